@@ -1,0 +1,76 @@
+"""The errors headscope raises: one base, a handful of kinds, each also the builtin a caller would expect.
+
+A message says what was wrong, the value, what is allowed and how to fix it. The command line turns any
+`HeadscopeError` into one line and a non-zero exit; nothing else is caught there.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "CheckpointError",
+    "HeadscopeError",
+    "InvalidInputError",
+    "MissingDependencyError",
+    "MissingTokenizerError",
+    "NotFiniteError",
+    "UnknownNameError",
+    "unknown_name",
+]
+
+
+class HeadscopeError(Exception):
+    """Base of every error headscope raises on purpose."""
+
+    def __str__(self) -> str:
+        # KeyError would print the repr of the message; people read these.
+        return str(self.args[0]) if self.args else type(self).__name__
+
+
+class UnknownNameError(HeadscopeError, KeyError):
+    """A model, hook point, option or column that does not exist."""
+
+
+class InvalidInputError(HeadscopeError, ValueError):
+    """A value of the right type that cannot be used: a shape, a range, an empty text, a bad option."""
+
+
+class MissingTokenizerError(HeadscopeError, RuntimeError):
+    """Text was given to a model that has no tokenizer."""
+
+
+class CheckpointError(HeadscopeError, ValueError):
+    """A checkpoint that is missing, corrupt, hostile or of an unsupported kind."""
+
+
+class NotFiniteError(HeadscopeError, ArithmeticError):
+    """NaN or infinite weights or activations where finite ones are needed."""
+
+
+class MissingDependencyError(HeadscopeError, ImportError):
+    """An optional package is needed for this call and is not installed."""
+
+
+def unknown_name(kind: str, name: str, allowed: Iterable[str], *, hint: str = "") -> UnknownNameError:
+    """Make an `UnknownNameError` that lists the nearest allowed names.
+
+    Args:
+        kind: What the name stands for, e.g. `"hook point"`.
+        name: The name that was not found.
+        allowed: All names that exist.
+        hint: One more sentence on how to fix it.
+
+    Example:
+        >>> print(unknown_name("model", "gtp2", ["gpt2", "distilgpt2"]))
+        Unknown model 'gtp2'. Did you mean 'gpt2' or 'distilgpt2'?
+    """
+    names = list(allowed)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    if near:
+        suggestion = f" Did you mean {' or '.join(repr(n) for n in near)}?"
+    elif names:
+        shown = ", ".join(repr(n) for n in names[:8])
+        suggestion = f" Allowed: {shown}{', ...' if len(names) > 8 else ''}."
+    else:
+        suggestion = ""
+    return UnknownNameError(f"Unknown {kind} {name!r}.{suggestion}{' ' + hint if hint else ''}")

@@ -1,0 +1,72 @@
+"""One transformer block, and the hook points on its residual stream."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from headscope.model.attention import Attention
+from headscope.model.components import MLP, make_norm
+from headscope.model.config import HookedTransformerConfig
+from headscope.model.hooks import HookPoint, is_listening
+
+__all__ = ["TransformerBlock"]
+
+
+class TransformerBlock(nn.Module):
+    """Attention, then an MLP (unless `attn_only`), each reading a norm of the residual stream and adding to it."""
+
+    def __init__(self, cfg: HookedTransformerConfig, block_index: int) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.ln1 = make_norm(cfg)
+        self.attn = Attention(cfg, block_index)
+        self.hook_attn_in = HookPoint()
+        self.hook_q_input = HookPoint()
+        self.hook_k_input = HookPoint()
+        self.hook_v_input = HookPoint()
+        self.hook_attn_out = HookPoint()
+        self.hook_resid_pre = HookPoint()
+        self.hook_resid_post = HookPoint()
+        if not cfg.attn_only:
+            self.ln2 = make_norm(cfg)
+            self.mlp = MLP(cfg)
+            self.hook_mlp_in = HookPoint()
+            self.hook_mlp_out = HookPoint()
+        if cfg.has_resid_mid:
+            self.hook_resid_mid = HookPoint()
+
+    def forward(
+        self, resid_pre: Float[Tensor, "batch pos d_model"], attention_mask: Tensor | None = None
+    ) -> Float[Tensor, "batch pos d_model"]:
+        resid_pre = self.hook_resid_pre(resid_pre)
+        queries, keys, values = self._attention_inputs(resid_pre)
+        attn_out = self.hook_attn_out(self.attn(queries, keys, values, attention_mask=attention_mask))
+        if self.cfg.attn_only:
+            return self.hook_resid_post(resid_pre + attn_out)
+        if self.cfg.parallel_attn_mlp:
+            return self.hook_resid_post(resid_pre + attn_out + self._mlp_out(resid_pre))
+        resid_mid = self.hook_resid_mid(resid_pre + attn_out)
+        return self.hook_resid_post(resid_mid + self._mlp_out(resid_mid))
+
+    def _mlp_out(self, resid: Tensor) -> Tensor:
+        if self.cfg.use_hook_mlp_in or is_listening(self.hook_mlp_in):
+            resid = self.hook_mlp_in(resid.clone())
+        return self.hook_mlp_out(self.mlp(self.ln2(resid)))
+
+    def _attention_inputs(self, resid_pre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Normalized inputs of q, k and v: one tensor for all, unless somebody wants them per head."""
+        if self.cfg.use_attn_in or is_listening(self.hook_attn_in):
+            shared = self.hook_attn_in(self._per_head(resid_pre))
+        else:
+            shared = resid_pre
+        points = (self.hook_q_input, self.hook_k_input, self.hook_v_input)
+        if not (self.cfg.use_split_qkv_input or any(map(is_listening, points))):
+            normalized = self.ln1(shared)
+            return normalized, normalized, normalized
+        per_head = shared if shared.ndim == 4 else self._per_head(shared)
+        q, k, v = (self.ln1(point(per_head.clone())) for point in points)
+        return q, k, v
+
+    def _per_head(self, resid: Tensor) -> Float[Tensor, "batch pos head d_model"]:
+        # A copy, not a broadcast view: a hook may write to one head's input in place.
+        return torch.repeat_interleave(resid.unsqueeze(-2), self.cfg.n_heads, dim=-2)

@@ -1,0 +1,32 @@
+"""Hugging Face architectures headscope can load: one short file per family, one line here.
+
+A family says how to read its config, and which of its tensors become which of ours. `CONTRIBUTING.md` shows how to
+add one.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from headscope.errors import CheckpointError
+from headscope.model.families.base import Family
+from headscope.model.families.gpt2 import GPT2
+
+__all__ = ["FAMILIES", "Family", "family_of"]
+
+FAMILIES: dict[str, Family] = {
+    "gpt2": GPT2,
+}
+
+
+def family_of(hf_config: Mapping[str, Any]) -> Family:
+    """The family of a Hugging Face config, by its `model_type`.
+
+    Raises:
+        CheckpointError: for a family that is not supported; the message lists those that are.
+    """
+    model_type = hf_config.get("model_type")
+    if model_type not in FAMILIES:
+        raise CheckpointError(
+            f"model_type {model_type!r} in config.json is not supported. Supported: {', '.join(sorted(FAMILIES))}."
+        )
+    return FAMILIES[model_type]

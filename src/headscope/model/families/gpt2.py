@@ -1,0 +1,73 @@
+"""GPT-2, DistilGPT-2 and everything saved as `model_type: gpt2`.
+
+GPT-2 keeps q, k and v side by side in one `Conv1D` of shape [d_model, 3 * d_model] (inputs first, unlike `Linear`).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from headscope.errors import CheckpointError
+from headscope.model.config import HookedTransformerConfig
+from headscope.model.families.base import Family, Tensors
+
+__all__ = ["GPT2"]
+
+
+class _GPT2(Family):
+    def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
+        if hf.get("add_cross_attention"):
+            raise CheckpointError("config.json asks for cross-attention; only decoder-only models are supported.")
+        d_model, n_heads = hf["n_embd"], hf["n_head"]
+        return {
+            "n_layers": hf["n_layer"],
+            "d_model": d_model,
+            "n_ctx": hf["n_positions"],
+            "n_heads": n_heads,
+            "d_head": d_model // n_heads,
+            "d_mlp": hf.get("n_inner") or 4 * d_model,
+            "d_vocab": hf["vocab_size"],
+            "act_fn": hf.get("activation_function", "gelu_new"),
+            "eps": hf.get("layer_norm_epsilon", 1e-5),
+            "normalization_type": "LN",
+            "use_attn_scale": hf.get("scale_attn_weights", True),
+            "scale_attn_by_inverse_layer_idx": hf.get("scale_attn_by_inverse_layer_idx", False),
+            "tie_word_embeddings": hf.get("tie_word_embeddings", True),
+        }
+
+    def convert(self, tensors: Mapping[str, Tensor], cfg: HookedTransformerConfig) -> dict[str, Tensor]:
+        # A tied checkpoint may carry a copy of its embedding as lm_head; transformers does not read it either.
+        buffers = (".attn.bias", ".attn.masked_bias")
+        tied = cfg.tie_word_embeddings
+        hf = Tensors(tensors, prefix="transformer.", ignore=(*buffers, "lm_head.weight") if tied else buffers)
+        heads, width, d_model = cfg.n_heads, cfg.d_head, cfg.d_model
+        state = {"embed.W_E": hf["wte.weight"], "pos_embed.W_pos": hf["wpe.weight"]}
+        for layer in range(cfg.n_layers):
+            theirs, ours = f"h.{layer}.", f"blocks.{layer}."
+            weights = hf[theirs + "attn.c_attn.weight"].split(heads * width, dim=-1)
+            biases = hf[theirs + "attn.c_attn.bias"].split(heads * width)
+            for name, weight, bias in zip("QKV", weights, biases, strict=True):
+                state[f"{ours}attn.W_{name}"] = weight.view(d_model, heads, width).permute(1, 0, 2)
+                state[f"{ours}attn.b_{name}"] = bias.view(heads, width)
+            state |= {
+                f"{ours}attn.W_O": hf[theirs + "attn.c_proj.weight"].view(heads, width, d_model),
+                f"{ours}attn.b_O": hf[theirs + "attn.c_proj.bias"],
+                f"{ours}ln1.w": hf[theirs + "ln_1.weight"],
+                f"{ours}ln1.b": hf[theirs + "ln_1.bias"],
+                f"{ours}ln2.w": hf[theirs + "ln_2.weight"],
+                f"{ours}ln2.b": hf[theirs + "ln_2.bias"],
+                f"{ours}mlp.W_in": hf[theirs + "mlp.c_fc.weight"],
+                f"{ours}mlp.b_in": hf[theirs + "mlp.c_fc.bias"],
+                f"{ours}mlp.W_out": hf[theirs + "mlp.c_proj.weight"],
+                f"{ours}mlp.b_out": hf[theirs + "mlp.c_proj.bias"],
+            }
+        state |= {"ln_final.w": hf["ln_f.weight"], "ln_final.b": hf["ln_f.bias"]}
+        unembedding = state["embed.W_E"] if tied else hf["lm_head.weight"]
+        state["unembed.W_U"] = unembedding.T
+        state["unembed.b_U"] = unembedding.new_zeros(cfg.d_vocab_out)
+        hf.check_all_read()
+        return state
+
+
+GPT2 = _GPT2()

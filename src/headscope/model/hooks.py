@@ -1,0 +1,343 @@
+"""Hook points, and the module that knows all of its own.
+
+A `HookPoint` is an identity whose output anybody may read or replace. Hooks live in torch's own registries, so a
+point with nobody on it costs one call, and `is_listening` tells a layer whether a tensor only a hook would need has
+to be computed at all. A point may be replaced by any module (a sparse autoencoder, say): that counts as listening.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from headscope.errors import InvalidInputError, unknown_name
+from headscope.ops.indexing import Slice, SliceInput
+
+__all__ = ["HookFunction", "HookPoint", "HookedRootModule", "NamesFilter", "is_listening"]
+
+HookFunction = Callable[..., Any]
+Direction = Literal["fwd", "bwd", "both"]
+NamesFilter = Callable[[str], bool] | Sequence[str] | str | None
+
+
+@dataclass(frozen=True)
+class LensHandle:
+    """One registered hook: its torch handle, and what removes it."""
+
+    hook: RemovableHandle
+    is_permanent: bool = False
+    context_level: int | None = None
+
+
+class HookPoint(nn.Module):
+    """An identity in the graph that hooks can read and replace.
+
+    Example:
+        >>> point = HookPoint()
+        >>> point.add_hook(lambda value, hook: 2 * value)
+        >>> point(torch.tensor(3.0))
+        tensor(6.)
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fwd_hooks: list[LensHandle] = []
+        self.bwd_hooks: list[LensHandle] = []
+        self.ctx: dict[Any, Any] = {}
+        self.name: str | None = None
+
+    def forward(self, x: Any) -> Any:
+        return x
+
+    def add_hook(
+        self,
+        hook: HookFunction,
+        dir: Literal["fwd", "bwd"] = "fwd",
+        is_permanent: bool = False,
+        level: int | None = None,
+        prepend: bool = False,
+    ) -> None:
+        """Run `hook(value, hook=self)` on each pass; what it returns, if anything, replaces the value.
+
+        Args:
+            hook: Gets the activation (`dir="fwd"`) or the gradient of it (`"bwd"`) and this point as `hook`.
+            dir: Forward or backward.
+            is_permanent: Survives `reset_hooks()` unless permanent ones are included.
+            level: The context level that removes it again.
+            prepend: Run before the hooks already there.
+        """
+        if dir not in ("fwd", "bwd"):
+            raise InvalidInputError(f"dir must be 'fwd' or 'bwd'; got {dir!r}.")
+
+        def forward_hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+            return hook(output, hook=self)
+
+        def backward_hook(_module: nn.Module, _grad_inputs: Any, grad_outputs: Any) -> Any:
+            replaced = hook(grad_outputs[0], hook=self)
+            return (replaced,) if isinstance(replaced, Tensor) else replaced
+
+        if dir == "fwd":
+            handle = self.register_forward_hook(forward_hook, prepend=prepend)
+        else:
+            handle = self.register_full_backward_hook(backward_hook, prepend=prepend)
+        handles = self.fwd_hooks if dir == "fwd" else self.bwd_hooks
+        handles.insert(0 if prepend else len(handles), LensHandle(handle, is_permanent, level))
+
+    def add_perma_hook(self, hook: HookFunction, dir: Literal["fwd", "bwd"] = "fwd") -> None:
+        """Add a hook that only `reset_hooks(including_permanent=True)` removes."""
+        self.add_hook(hook, dir=dir, is_permanent=True)
+
+    def remove_hooks(
+        self, dir: Direction = "fwd", including_permanent: bool = False, level: int | None = None
+    ) -> None:
+        """Remove hooks of a direction; with `level`, only those added at that context level."""
+        if dir not in ("fwd", "bwd", "both"):
+            raise InvalidInputError(f"dir must be 'fwd', 'bwd' or 'both'; got {dir!r}.")
+
+        def keep(handle: LensHandle) -> bool:
+            if including_permanent or (not handle.is_permanent and level in (None, handle.context_level)):
+                handle.hook.remove()
+                return False
+            return True
+
+        if dir in ("fwd", "both"):
+            self.fwd_hooks = [h for h in self.fwd_hooks if keep(h)]
+        if dir in ("bwd", "both"):
+            self.bwd_hooks = [h for h in self.bwd_hooks if keep(h)]
+
+    def clear_context(self) -> None:
+        """Empty `ctx`, the scratch space hooks share."""
+        self.ctx = {}
+
+    def layer(self) -> int:
+        """The layer in this point's name: 3 for `blocks.3.attn.hook_z`."""
+        for part in (self.name or "").split("."):
+            if part.isdigit():
+                return int(part)
+        raise InvalidInputError(f"hook point {self.name!r} belongs to no layer.")
+
+
+def is_listening(point: nn.Module) -> bool:
+    """Whether anybody would see or change what passes through `point`."""
+    return type(point) is not HookPoint or bool(
+        point._forward_hooks or point._backward_hooks or point._forward_pre_hooks or point._backward_pre_hooks
+    )
+
+
+class HookedRootModule(nn.Module):
+    """A module that finds its hook points, hooks them by name, and caches what passes through them.
+
+    A subclass calls `self.setup()` at the end of `__init__`; it may be called again at any time, and then finds hook
+    points that were added, replaced or nested since.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__()
+        self.is_caching = False
+        self.context_level = 0
+
+    def setup(self) -> None:
+        """Name every hook point after its place, and index modules and hook points by name."""
+        self.mod_dict: dict[str, nn.Module] = {}
+        self.hook_dict: dict[str, HookPoint] = {}
+        for name, module in self.named_modules():
+            if not name:
+                continue
+            self.mod_dict[name] = module
+            if isinstance(module, HookPoint):
+                module.name = name
+                self.hook_dict[name] = module
+
+    def hook_points(self) -> Iterable[HookPoint]:
+        """All hook points."""
+        return self.hook_dict.values()
+
+    def fires_by_default(self, name: str) -> bool:
+        """Whether a cache of everything takes this hook point without being asked for it by name."""
+        return True
+
+    def reset_hooks(
+        self,
+        clear_contexts: bool = True,
+        direction: Direction = "both",
+        including_permanent: bool = False,
+        level: int | None = None,
+    ) -> None:
+        """Remove hooks from every point, and empty their contexts."""
+        if clear_contexts:
+            self.clear_contexts()
+        self.remove_all_hook_fns(direction, including_permanent, level)
+        self.is_caching = False
+
+    def clear_contexts(self) -> None:
+        """Empty the `ctx` of every hook point."""
+        for point in self.hook_points():
+            point.clear_context()
+
+    def remove_all_hook_fns(
+        self, direction: Direction = "both", including_permanent: bool = False, level: int | None = None
+    ) -> None:
+        """Remove hooks from every point, leaving contexts as they are."""
+        for point in self.hook_points():
+            point.remove_hooks(direction, including_permanent=including_permanent, level=level)
+
+    def add_hook(
+        self,
+        name: str | Callable[[str], bool],
+        hook: HookFunction,
+        dir: Literal["fwd", "bwd"] = "fwd",
+        is_permanent: bool = False,
+        level: int | None = None,
+        prepend: bool = False,
+    ) -> None:
+        """Add a hook to the point called `name`, or to every point whose name satisfies a predicate.
+
+        Raises:
+            UnknownNameError: if there is no hook point of that name; the nearest names are given.
+        """
+        for point in self._matching(name):
+            point.add_hook(hook, dir=dir, is_permanent=is_permanent, level=level, prepend=prepend)
+
+    def add_perma_hook(
+        self, name: str | Callable[[str], bool], hook: HookFunction, dir: Literal["fwd", "bwd"] = "fwd"
+    ) -> None:
+        """Add a hook that only `reset_hooks(including_permanent=True)` removes."""
+        self.add_hook(name, hook, dir=dir, is_permanent=True)
+
+    def _matching(self, name: str | Callable[[str], bool]) -> list[HookPoint]:
+        if isinstance(name, str):
+            if name not in self.hook_dict:
+                raise unknown_name("hook point", name, self.hook_dict, hint="`model.hook_dict` lists them all.")
+            return [self.hook_dict[name]]
+        return [point for point_name, point in self.hook_dict.items() if name(point_name)]
+
+    @contextmanager
+    def hooks(
+        self,
+        fwd_hooks: Sequence[tuple[str | Callable[[str], bool], HookFunction]] = (),
+        bwd_hooks: Sequence[tuple[str | Callable[[str], bool], HookFunction]] = (),
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
+    ) -> Iterator["HookedRootModule"]:
+        """Hooks for the length of a `with` block, removed at its end whatever happens inside.
+
+        Args:
+            fwd_hooks: Pairs of a name (or a predicate on names) and a function.
+            bwd_hooks: The same, for gradients.
+            reset_hooks_end: `False` leaves the hooks in place.
+            clear_contexts: Also empty every point's `ctx` at the end.
+        """
+        self.context_level += 1
+        level = self.context_level
+        try:
+            for name, hook in fwd_hooks:
+                self.add_hook(name, hook, dir="fwd", level=level)
+            for name, hook in bwd_hooks:
+                self.add_hook(name, hook, dir="bwd", level=level)
+            yield self
+        finally:
+            if reset_hooks_end:
+                self.reset_hooks(clear_contexts, including_permanent=False, level=level)
+            self.context_level -= 1
+
+    def run_with_hooks(
+        self,
+        *model_args: Any,
+        fwd_hooks: Sequence[tuple[str | Callable[[str], bool], HookFunction]] = (),
+        bwd_hooks: Sequence[tuple[str | Callable[[str], bool], HookFunction]] = (),
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
+        **model_kwargs: Any,
+    ) -> Any:
+        """One forward pass with hooks on. Use `hooks` instead to keep backward hooks until `backward()` is called."""
+        with self.hooks(fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts):
+            return self(*model_args, **model_kwargs)
+
+    def get_caching_hooks(
+        self,
+        names_filter: NamesFilter = None,
+        incl_bwd: bool = False,
+        device: torch.device | str | None = None,
+        remove_batch_dim: bool = False,
+        cache: dict[str, Tensor] | None = None,
+        pos_slice: SliceInput | Slice = None,
+    ) -> tuple[
+        dict[str, Tensor], list[tuple[str, HookFunction]], list[tuple[str, HookFunction]]
+    ]:
+        """A dictionary, and the hooks that fill it (gradients under `name + "_grad"`)."""
+        store: dict[str, Tensor] = {} if cache is None else cache
+        chosen = self._filter_names(names_filter)
+        positions = Slice(pos_slice)
+
+        def save(value: Tensor, hook: HookPoint, suffix: str = "") -> None:
+            name = hook.name or ""
+            kept = value.detach().to(device) if device is not None else value.detach()
+            if remove_batch_dim:
+                kept = kept[0]
+            pos_dim = -3 if name.endswith(_PER_HEAD_POINTS) else -2
+            if pos_slice is not None and kept.ndim >= -pos_dim:
+                kept = positions.apply(kept, dim=pos_dim)
+            store[name + suffix] = kept
+
+        def save_gradient(value: Tensor, hook: HookPoint) -> None:
+            save(value, hook, "_grad")
+
+        forward: list[tuple[str, HookFunction]] = [(name, save) for name in chosen]
+        backward: list[tuple[str, HookFunction]] = [(name, save_gradient) for name in chosen] if incl_bwd else []
+        return store, forward, backward
+
+    def _filter_names(self, names_filter: NamesFilter) -> list[str]:
+        if names_filter is None:
+            return [name for name in self.hook_dict if self.fires_by_default(name)]
+        if callable(names_filter):
+            return [name for name in self.hook_dict if names_filter(name)]
+        names = [names_filter] if isinstance(names_filter, str) else list(names_filter)
+        for name in names:
+            self._matching(name)
+        return names
+
+    def run_with_cache(
+        self,
+        *model_args: Any,
+        names_filter: NamesFilter = None,
+        device: torch.device | str | None = None,
+        remove_batch_dim: bool = False,
+        incl_bwd: bool = False,
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
+        pos_slice: SliceInput | Slice = None,
+        **model_kwargs: Any,
+    ) -> tuple[Any, Any]:
+        """One forward pass that keeps activations.
+
+        Args:
+            names_filter: Which hook points: a name, several, or a predicate. `None` keeps everything that is
+                computed anyway; per-head `result` and split inputs are computed when they are asked for by name.
+            device: Where to keep them.
+            remove_batch_dim: Drop a batch axis of size 1.
+            incl_bwd: Run `backward()` on the output too and keep gradients under `name + "_grad"`.
+            reset_hooks_end: Remove the caching hooks afterwards.
+            clear_contexts: Also empty every point's `ctx`.
+            pos_slice: Keep only these positions.
+
+        Returns:
+            The model's output and the activations by hook name.
+        """
+        cache, forward, backward = self.get_caching_hooks(
+            names_filter, incl_bwd, device, remove_batch_dim=remove_batch_dim, pos_slice=pos_slice
+        )
+        with self.hooks(forward, backward, reset_hooks_end, clear_contexts):
+            output = self(*model_args, **model_kwargs)
+            if incl_bwd:
+                output.backward()
+        return output, cache
+
+
+_PER_HEAD_POINTS = (
+    "hook_q", "hook_k", "hook_v", "hook_z", "hook_result",
+    "hook_q_input", "hook_k_input", "hook_v_input", "hook_attn_in",
+)  # fmt: skip

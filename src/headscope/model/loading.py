@@ -1,0 +1,261 @@
+"""Loading a checkpoint: files -> our names -> processing -> a model, one tensor at a time.
+
+Safetensors are memory-mapped, so a tensor's bytes are read when it is converted and its pages can be dropped again;
+the new model's own parameters are replaced, never filled, so there is one copy of the weights. No Hugging Face model
+is built, and no code from a checkpoint is ever run.
+"""
+
+import json
+import pickle
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import safetensors
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from headscope.errors import CheckpointError, InvalidInputError, NotFiniteError
+from headscope.model.components import make_norm
+from headscope.model.config import HookedTransformerConfig, parse_dtype
+from headscope.model.families import family_of
+from headscope.model.hub import find_checkpoint
+from headscope.model.processing import WeightProcessing, process_weights
+
+if TYPE_CHECKING:
+    from headscope.model.transformer import HookedTransformer
+
+__all__ = ["fill", "load_pretrained", "load_tokenizer", "read_tensors"]
+
+Model = TypeVar("Model", bound="HookedTransformer")
+
+
+def load_pretrained(
+    cls: type[Model],
+    model_name: str | None,
+    *,
+    fold_ln: bool = True,
+    center_writing_weights: bool = True,
+    center_unembed: bool = True,
+    fold_value_biases: bool = True,
+    refactor_factored_attn_matrices: bool = False,
+    hf_model: Any = None,
+    tokenizer: Any = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | str = torch.float32,
+    default_padding_side: str = "right",
+    default_prepend_bos: bool = True,
+    first_n_layers: int | None = None,
+) -> Model:
+    """Make a model of class `cls` from a checkpoint.
+
+    Args:
+        cls: `HookedTransformer` or a subclass; called as `cls(cfg, tokenizer, ...)`.
+        model_name: `"headscope-demo"`, a short name, a hub id or a directory; may be `None` with `hf_model`.
+        fold_ln: Fold norms into what reads them.
+        center_writing_weights: Centre what writes to the residual stream (LayerNorm models).
+        center_unembed: Centre the unembedding over tokens.
+        fold_value_biases: Move value biases into the output bias.
+        refactor_factored_attn_matrices: Factor QK and OV by SVD.
+        hf_model: Take config and weights from this `transformers` model instead of files.
+        tokenizer: Use this tokenizer instead of the checkpoint's.
+        device: Where to put the model.
+        dtype: Floating-point type to convert the weights to.
+        default_padding_side: `"left"` or `"right"`.
+        default_prepend_bos: Whether text gets a BOS token by default.
+        first_n_layers: Keep only the first layers.
+
+    Raises:
+        UnknownNameError: for an unknown model name.
+        CheckpointError: for a checkpoint that is missing, incomplete, corrupt or not supported.
+        NotFiniteError: for weights that are NaN or infinite.
+    """
+    if model_name is None and hf_model is None:
+        raise InvalidInputError("give a model name, or a transformers model as hf_model.")
+    directory = None if hf_model is not None else find_checkpoint(str(model_name))
+    hf_config = read_config(directory) if directory is not None else hf_model.config.to_dict()
+    fields = config_fields(hf_config, str(directory or "hf_model"))
+    if first_n_layers is not None and not 1 <= first_n_layers <= fields["n_layers"]:
+        raise InvalidInputError(f"first_n_layers must be between 1 and {fields['n_layers']}; got {first_n_layers}.")
+    cfg = HookedTransformerConfig(
+        **fields,
+        model_name=_display_name(model_name, hf_config),
+        original_architecture=next(iter(hf_config.get("architectures") or []), None),
+        dtype=parse_dtype(dtype),
+        device=device,
+        default_prepend_bos=default_prepend_bos,
+        init_weights=False,
+    )
+    tensors = read_tensors(directory) if directory is not None else hf_model.state_dict()
+    checkpoint = converted(tensors, cfg, family_of(hf_config))
+    if first_n_layers is not None:
+        checkpoint = {name: t for name, t in checkpoint.items() if _layer_of(name) < first_n_layers}
+        cfg.n_layers = first_n_layers
+    processing = WeightProcessing(
+        fold_ln=fold_ln,
+        center_writing_weights=center_writing_weights,
+        center_unembed=center_unembed,
+        fold_value_biases=fold_value_biases,
+        refactor_factored_attn_matrices=refactor_factored_attn_matrices,
+    )
+    if tokenizer is None and directory is not None:
+        tokenizer = load_tokenizer(directory)
+        cfg.tokenizer_name = model_name if tokenizer is not None else None
+    model = cls(cfg, tokenizer, move_to_device=False, default_padding_side=default_padding_side)
+    fill(model, checkpoint, processing)
+    return model.to(cfg.device)
+
+
+def fill(model: "HookedTransformer", weights: Mapping[str, Tensor], processing: WeightProcessing) -> None:
+    """Process weights and make them the parameters of a model, with norms of the type they are for.
+
+    `weights` is not changed, and no parameter shares its memory: what processing left as it was is copied.
+
+    Raises:
+        CheckpointError: for missing or unused names, or a wrong shape, each by name.
+    """
+    state, norm, done = process_weights(weights, model.cfg, processing)
+    if norm != model.cfg.normalization_type:
+        model.cfg.normalization_type = norm
+        _replace_norms(model)
+    expected = {name: parameter.shape for name, parameter in model.named_parameters()}
+    missing, unused = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
+    if missing or unused:
+        raise CheckpointError(
+            "the weights do not fit the model."
+            + (f" Missing: {', '.join(missing[:5])}." if missing else "")
+            + (f" Unused: {', '.join(unused[:5])}." if unused else "")
+        )
+    for name, shape in expected.items():
+        if state[name].shape != shape:
+            raise CheckpointError(f"{name} must have shape {list(shape)}; got {list(state[name].shape)}.")
+    own = {
+        name: nn.Parameter(tensor.detach().clone() if tensor is weights.get(name) else tensor.detach())
+        for name, tensor in state.items()
+    }
+    model.load_state_dict(own, assign=True, strict=False)
+    model.weight_processing = tuple(dict.fromkeys((*model.weight_processing, *done)))
+    model.setup()
+
+
+def _replace_norms(model: "HookedTransformer") -> None:
+    for block in model.blocks:
+        block.ln1 = make_norm(model.cfg)
+        if not model.cfg.attn_only:
+            block.ln2 = make_norm(model.cfg)
+    model.ln_final = make_norm(model.cfg)
+
+
+def converted(tensors: Mapping[str, Tensor], cfg: HookedTransformerConfig, family: Any) -> dict[str, Tensor]:
+    """A checkpoint's tensors under our names, in the config's dtype, checked to be finite."""
+    state = {}
+    with torch.no_grad():
+        for name, tensor in family.convert(tensors, cfg).items():
+            low, high = tensor.float().aminmax() if tensor.numel() else (torch.zeros(()), torch.zeros(()))
+            if not bool(torch.isfinite(low) & torch.isfinite(high)):
+                raise NotFiniteError(
+                    f"weight {name} holds NaN or infinite values: the checkpoint is damaged or diverged in training."
+                )
+            state[name] = tensor.to(cfg.dtype)
+    return state
+
+
+def config_fields(hf_config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Fields of our config from a Hugging Face config, with a clear error for one that lacks an entry."""
+    if hf_config.get("auto_map"):
+        raise CheckpointError(f"{where} needs code of its own to run (auto_map in config.json); that is never run here.")
+    family = family_of(hf_config)
+    try:
+        return family.config(hf_config)
+    except KeyError as error:
+        raise CheckpointError(f"config.json of {where} lacks {error.args[0]!r}.") from None
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """The contents of a checkpoint's `config.json`."""
+    path = directory / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{directory} has no config.json. A model directory holds config.json and *.safetensors.")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}.") from None
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} must hold one JSON object; got {type(config).__name__}.")
+    return config
+
+
+class _SafetensorFiles(Mapping[str, Tensor]):
+    """The tensors of one or several safetensors files, mapped into memory and read when asked for."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self._files: dict[str, Any] = {}
+        for path in paths:
+            try:
+                file = safe_open(path, framework="pt")
+                self._files.update(dict.fromkeys(file.keys(), file))
+            except (SafetensorError, OSError) as error:
+                raise CheckpointError(f"{path} is not a readable safetensors file: {error}.") from None
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._files[name].get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
+def read_tensors(directory: Path) -> Mapping[str, Tensor]:
+    """The tensors of a checkpoint: from its safetensors files, else from `pytorch_model*.bin` without running code.
+
+    Raises:
+        CheckpointError: if there are none, a shard is missing, or a file is corrupt or holds more than tensors.
+    """
+    index = directory / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        absent = [name for name in names if not (directory / name).is_file()]
+        if absent:
+            raise CheckpointError(f"{directory} lacks {', '.join(absent)}, which {index.name} lists.")
+        return _SafetensorFiles([directory / name for name in names])
+    paths = sorted(directory.glob("*.safetensors"))
+    if paths:
+        return _SafetensorFiles(paths)
+    pickles = sorted(directory.glob("pytorch_model*.bin"))
+    if not pickles:
+        raise CheckpointError(f"{directory} has no weights: neither *.safetensors nor pytorch_model*.bin.")
+    tensors: dict[str, Tensor] = {}
+    for path in pickles:
+        try:
+            tensors |= torch.load(path, weights_only=True, mmap=True, map_location="cpu")
+        except (pickle.UnpicklingError, RuntimeError, EOFError, TypeError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise CheckpointError(f"{path} is corrupt, or holds more than tensors, which is not loaded: {reason}") from None
+    return tensors
+
+
+def load_tokenizer(directory: Path) -> Any:
+    """The tokenizer in a checkpoint directory; `None` if there is none."""
+    if not any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        return None
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"the tokenizer in {directory} cannot be loaded: {error}") from None
+
+
+def _layer_of(name: str) -> int:
+    parts = name.split(".")
+    return int(parts[1]) if parts[0] == "blocks" else -1
+
+
+def _display_name(model_name: str | None, hf_config: Mapping[str, Any]) -> str:
+    if model_name is None:
+        return hf_config.get("_name_or_path") or str(hf_config.get("model_type", "custom"))
+    path = Path(model_name).expanduser()
+    return path.resolve().name if path.is_dir() else model_name

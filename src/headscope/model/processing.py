@@ -1,0 +1,242 @@
+"""Weight processing: rewrites of a model that leave its log-probabilities unchanged and make it easier to read.
+
+Each function takes a state dict (under headscope's names) and the config and returns a new dictionary; the tensors
+it was given are never written to. Why each is exact is said in its docstring. `process_weights` runs those that are
+asked for, and says in the log which do not apply.
+"""
+
+import copy
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from headscope.errors import InvalidInputError
+from headscope.model.config import HookedTransformerConfig
+from headscope.ops.factored import FactoredMatrix
+
+__all__ = [
+    "WeightProcessing",
+    "center_unembed",
+    "center_writing_weights",
+    "fold_layer_norm",
+    "fold_value_biases",
+    "process_weights",
+    "refactor_factored_attn_matrices",
+]
+
+StateDict = dict[str, Tensor]
+logger = logging.getLogger("headscope")
+
+
+@dataclass(frozen=True)
+class WeightProcessing:
+    """Which rewrites to do; the defaults are the field's.
+
+    Attributes:
+        fold_ln: Fold the norms' weights and biases into what reads them.
+        center_writing_weights: Take the mean out of everything written to the residual stream (LayerNorm only).
+        center_unembed: Take the mean over tokens out of the unembedding.
+        fold_value_biases: Move value biases into the attention's output bias.
+        refactor_factored_attn_matrices: Make `W_Q`, `W_K` orthogonal and of equal norm, and `W_O` a rotation.
+    """
+
+    fold_ln: bool = True
+    center_writing_weights: bool = True
+    center_unembed: bool = True
+    fold_value_biases: bool = True
+    refactor_factored_attn_matrices: bool = False
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """The names of the rewrites, in the order they run."""
+        return [field.name for field in dataclasses.fields(cls)]
+
+
+def process_weights(
+    state_dict: Mapping[str, Tensor], cfg: HookedTransformerConfig, processing: WeightProcessing
+) -> tuple[StateDict, str | None, tuple[str, ...]]:
+    """Run the rewrites that are asked for and apply to this model.
+
+    Returns:
+        The new state dict, the norm type it is for, and the names of the rewrites done.
+    """
+    state, cfg, done = dict(state_dict), copy.copy(cfg), []
+    for name, apply in _STEPS.items():
+        if not getattr(processing, name):
+            continue
+        reason = _why_not(name, cfg)
+        if reason:
+            logger.warning("%s is left out: %s", name, reason)
+            continue
+        state = apply(state, cfg)
+        if name == "fold_ln":
+            cfg.normalization_type = folded_norm(cfg)
+        done.append(name)
+    return state, cfg.normalization_type, tuple(done)
+
+
+def folded_norm(cfg: HookedTransformerConfig) -> str | None:
+    """The norm type a model has once its norms' weights are folded."""
+    return {"LN": "LNPre", "RMS": "RMSPre"}.get(cfg.normalization_type or "", cfg.normalization_type)
+
+
+def _why_not(name: str, cfg: HookedTransformerConfig) -> str:
+    """Why a rewrite does not apply to this model; empty if it does."""
+    if name == "fold_ln" and cfg.normalization_type not in ("LN", "RMS"):
+        return f"norms of type {cfg.normalization_type} have no weights to fold."
+    if name == "center_writing_weights" and not cfg.centred_norm:
+        return f"only LayerNorm ignores the mean of the residual stream; this model's norm is {cfg.normalization_type}."
+    if name == "center_unembed" and cfg.output_logits_soft_cap > 0:
+        return "a soft cap on the logits makes them depend on their mean."
+    return ""
+
+
+def fold_layer_norm(state_dict: Mapping[str, Tensor], cfg: HookedTransformerConfig) -> StateDict:
+    """Fold each norm's weight and bias into the weights that read it.
+
+    `(n * w + b) W + c = n (w[:, None] * W) + (b W + c)` for the normalized `n`. A LayerNorm's `n` has mean zero, so
+    the mean over d_model of each column of `W` is taken away as well: it never contributes.
+
+    Args:
+        state_dict: Weights with norms of type `"LN"` or `"RMS"`.
+        cfg: The config they belong to.
+
+    Returns:
+        Weights for norms of type `"LNPre"` or `"RMSPre"`.
+    """
+    state = dict(state_dict)
+    for layer in range(cfg.n_layers):
+        block = f"blocks.{layer}."
+        _fold_into(state, block + "ln1", [(block + f"attn.W_{m}", block + f"attn.b_{m}") for m in "QKV"], cfg)
+        if not cfg.attn_only:
+            _fold_into(state, block + "ln2", [(block + "mlp.W_in", block + "mlp.b_in")], cfg)
+    _fold_into(state, "ln_final", [("unembed.W_U", "unembed.b_U")], cfg)
+    return state
+
+
+def _fold_into(
+    state: StateDict, norm: str, readers: list[tuple[str, str]], cfg: HookedTransformerConfig
+) -> None:
+    weight, bias = state.pop(f"{norm}.w"), state.pop(f"{norm}.b", None)
+    for matrix_name, bias_name in readers:
+        matrix = state[matrix_name]
+        if bias is not None:
+            state[bias_name] = state[bias_name] + bias @ matrix
+        folded = weight[:, None] * matrix
+        state[matrix_name] = folded - folded.mean(-2, keepdim=True) if cfg.centred_norm else folded
+
+
+def center_writing_weights(state_dict: Mapping[str, Tensor], cfg: HookedTransformerConfig) -> StateDict:
+    """Take the mean over d_model out of all that writes to the residual stream.
+
+    Every reader of the stream begins with a LayerNorm, which takes that mean away itself.
+
+    Raises:
+        InvalidInputError: if the model's norms do not centre.
+    """
+    if not cfg.centred_norm:
+        raise InvalidInputError(f"center_writing_weights: {_why_not('center_writing_weights', cfg)}")
+    state = dict(state_dict)
+    writers = ["embed.W_E", "pos_embed.W_pos"]
+    for layer in range(cfg.n_layers):
+        writers += [f"blocks.{layer}.{name}" for name in ("attn.W_O", "attn.b_O", "mlp.W_out", "mlp.b_out")]
+    for name in writers:
+        if name in state:
+            state[name] = state[name] - state[name].mean(-1, keepdim=True)
+    return state
+
+
+def center_unembed(state_dict: Mapping[str, Tensor], cfg: HookedTransformerConfig) -> StateDict:
+    """Take the mean over tokens out of `W_U` and `b_U`: the softmax does not see it.
+
+    Raises:
+        InvalidInputError: if the logits have a soft cap, which does see it.
+    """
+    reason = _why_not("center_unembed", cfg)
+    if reason:
+        raise InvalidInputError(f"center_unembed: {reason}")
+    state = dict(state_dict)
+    for name in ("unembed.W_U", "unembed.b_U"):
+        state[name] = state[name] - state[name].mean(-1, keepdim=True)
+    return state
+
+
+def fold_value_biases(state_dict: Mapping[str, Tensor], cfg: HookedTransformerConfig) -> StateDict:
+    """Move value biases into `b_O`: an attention pattern sums to one, so each head always adds `b_V W_O`."""
+    state = dict(state_dict)
+    for layer in range(cfg.n_layers):
+        attn = f"blocks.{layer}.attn."
+        b_V = state[attn + "b_V"]
+        state[attn + "b_O"] = state[attn + "b_O"] + torch.einsum("he,hed->d", b_V, state[attn + "W_O"])
+        state[attn + "b_V"] = torch.zeros_like(b_V)
+    return state
+
+
+def refactor_factored_attn_matrices(state_dict: Mapping[str, Tensor], cfg: HookedTransformerConfig) -> StateDict:
+    """Choose, by SVD, the factors of QK and OV that are easiest to read.
+
+    Only the products `W_Q W_K^T` and `W_V W_O` matter. With `W_Q W_K^T = U S V^T`, the new `W_Q = U sqrt(S)` and
+    `W_K = V sqrt(S)` have orthogonal columns of equal norm; with `W_V W_O = U S V^T`, `W_V = U S` and `W_O = V^T`, so
+    that `z` has the norm of what the head writes. Value biases are folded into `b_O` first.
+
+    Query and key biases follow the change of basis (`b_Q A` for `W_Q A`), which keeps every attention score as it
+    was. A head whose `W_Q` or `W_K` has not full rank has no such basis; there the biases are factored along with the
+    weights, as an extra row: scores are kept, and it is the columns with that row that are orthogonal.
+
+    Computed in float64.
+    """
+    state = fold_value_biases(state_dict, cfg)
+    for layer in range(cfg.n_layers):
+        attn = f"blocks.{layer}.attn."
+        wide = {name: state[attn + name].double() for name in ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K")}
+        u, s, v = FactoredMatrix(wide["W_V"], wide["W_O"]).svd()
+        new = {"W_V": u * s[:, None, :], "W_O": v.transpose(-2, -1)}
+        heads = [
+            _even_query_key(*(wide[name][head] for name in ("W_Q", "W_K", "b_Q", "b_K"))) for head in range(cfg.n_heads)
+        ]
+        for name, tensors in zip(("W_Q", "W_K", "b_Q", "b_K"), zip(*heads, strict=True), strict=True):
+            new[name] = torch.stack(tensors)
+        for name, tensor in new.items():
+            old = state[attn + name]
+            state[attn + name] = _padded(tensor, old.shape).to(old.dtype)
+    return state
+
+
+def _even_query_key(
+    W_Q: Float[Tensor, "d_model d_head"],
+    W_K: Float[Tensor, "d_model d_head"],
+    b_Q: Float[Tensor, " d_head"],
+    b_K: Float[Tensor, " d_head"],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    singular = torch.linalg.svdvals(W_Q), torch.linalg.svdvals(W_K)
+    full_rank = W_Q.shape[0] >= W_Q.shape[1] and all(bool(s[-1] > 1e-7 * s[0]) for s in singular)
+    if full_rank:
+        u, s, v = FactoredMatrix(W_Q, W_K.T).svd()
+        new_Q, new_K = u * s.sqrt(), v * s.sqrt()
+        return new_Q, new_K, b_Q @ torch.linalg.pinv(W_Q) @ new_Q, b_K @ torch.linalg.pinv(W_K) @ new_K
+    u, s, v = FactoredMatrix(torch.cat([W_Q, b_Q[None]]), torch.cat([W_K, b_K[None]]).T).svd()
+    with_bias_Q, with_bias_K = u * s.sqrt(), v * s.sqrt()
+    return with_bias_Q[:-1], with_bias_K[:-1], with_bias_Q[-1], with_bias_K[-1]
+
+
+def _padded(tensor: Tensor, shape: torch.Size) -> Tensor:
+    """Zeros on the head dimension, for heads wider than the residual stream."""
+    if tensor.shape == shape:
+        return tensor
+    out = tensor.new_zeros(shape)
+    out[tuple(slice(0, n) for n in tensor.shape)] = tensor
+    return out
+
+
+_STEPS: dict[str, Callable[[Mapping[str, Tensor], HookedTransformerConfig], StateDict]] = {
+    "fold_ln": fold_layer_norm,
+    "center_writing_weights": center_writing_weights,
+    "center_unembed": center_unembed,
+    "fold_value_biases": fold_value_biases,
+    "refactor_factored_attn_matrices": refactor_factored_attn_matrices,
+}

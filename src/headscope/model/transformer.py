@@ -1,0 +1,286 @@
+"""`HookedTransformer`: wires the blocks and runs them.
+
+Tokenizing, stacked weights, hooks, caching, loading and processing live in modules of their own; this class says what
+a model consists of and what a forward pass does.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Self
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from headscope.errors import InvalidInputError
+from headscope.model import loading
+from headscope.model.block import TransformerBlock
+from headscope.model.cache import ActivationCache
+from headscope.model.components import Embed, PosEmbed, Unembed, make_norm
+from headscope.model.config import HookedTransformerConfig
+from headscope.model.hooks import HookedRootModule, HookPoint, is_listening
+from headscope.model.initialize import initialize_weights
+from headscope.model.processing import WeightProcessing
+from headscope.model.tokens import PaddingSide, Tokenization
+from headscope.model.weights import StackedWeights
+from headscope.ops.losses import lm_cross_entropy_loss
+
+__all__ = ["HookedTransformer", "Output"]
+
+ReturnType = Literal["logits", "loss", "both"]
+_OPTIONAL_POINTS = {
+    "hook_result": "use_attn_result",
+    "hook_q_input": "use_split_qkv_input",
+    "hook_k_input": "use_split_qkv_input",
+    "hook_v_input": "use_split_qkv_input",
+    "hook_attn_in": "use_attn_in",
+    "hook_mlp_in": "use_hook_mlp_in",
+}
+
+
+class Output(NamedTuple):
+    """What `return_type="both"` gives."""
+
+    logits: Tensor
+    loss: Tensor
+
+
+class HookedTransformer(Tokenization, StackedWeights, HookedRootModule):
+    """A decoder-only transformer with a hook point on every activation.
+
+    Args:
+        cfg: Its shape, as a config or a dictionary of one's fields.
+        tokenizer: A Hugging Face tokenizer; without one the model takes tokens only.
+        move_to_device: Move the weights to `cfg.device`.
+        default_padding_side: Where batches of texts are padded, unless told otherwise.
+
+    Example:
+        >>> cfg = HookedTransformerConfig(n_layers=2, d_model=16, n_ctx=32, d_head=4, d_vocab=50, act_fn="gelu_new")
+        >>> model = HookedTransformer(cfg)
+        >>> logits, cache = model.run_with_cache(torch.arange(10)[None])
+        >>> logits.shape, cache["pattern", 0].shape
+        (torch.Size([1, 10, 50]), torch.Size([1, 4, 10, 10]))
+    """
+
+    def __init__(
+        self,
+        cfg: HookedTransformerConfig | dict[str, Any],
+        tokenizer: Any = None,
+        move_to_device: bool = True,
+        default_padding_side: PaddingSide = "right",
+    ) -> None:
+        super().__init__()
+        self.cfg = HookedTransformerConfig.unwrap(cfg)
+        self.default_padding_side = default_padding_side
+        self.weight_processing: tuple[str, ...] = ()
+        self.set_tokenizer(tokenizer)
+        if self.cfg.d_vocab < 1:
+            raise InvalidInputError(
+                f"d_vocab must be at least 1; got {self.cfg.d_vocab}. Set it in the config, or pass a tokenizer."
+            )
+        self.embed = Embed(self.cfg)
+        self.hook_embed = HookPoint()
+        if self.cfg.positional_embedding_type == "standard":
+            self.pos_embed = PosEmbed(self.cfg)
+            self.hook_pos_embed = HookPoint()
+        self.blocks = nn.ModuleList(TransformerBlock(self.cfg, layer) for layer in range(self.cfg.n_layers))
+        self.ln_final = make_norm(self.cfg)
+        self.unembed = Unembed(self.cfg)
+        if self.cfg.init_weights:
+            self.init_weights()
+        if move_to_device:
+            self.to(self.cfg.device)
+        self.setup()
+
+    # Making one
+
+    @classmethod
+    def from_pretrained(cls, model_name: str, **options: Any) -> Self:
+        """Load a model by short name, Hugging Face hub id or local checkpoint directory.
+
+        See `headscope.model.loading.load_pretrained` for every option (`fold_ln`, `center_unembed`,
+        `center_writing_weights`, `refactor_factored_attn_matrices`, `fold_value_biases`, `dtype`, `device`, ...).
+
+        Example:
+            >>> HookedTransformer.from_pretrained("headscope-demo").cfg.model_name
+            'headscope-demo'
+        """
+        return loading.load_pretrained(cls, model_name, **options)
+
+    @classmethod
+    def from_pretrained_no_processing(cls, model_name: str, **options: Any) -> Self:
+        """`from_pretrained` with the weights as they are in the checkpoint."""
+        raw = dict.fromkeys(WeightProcessing.names(), False)
+        return loading.load_pretrained(cls, model_name, **{**raw, **options})
+
+    @classmethod
+    def from_hf(cls, hf_model: Any, **options: Any) -> Self:
+        """Convert a `transformers` model that is in memory, exactly: no processing unless asked for."""
+        raw = dict.fromkeys(WeightProcessing.names(), False)
+        return loading.load_pretrained(cls, None, hf_model=hf_model, **{**raw, **options})
+
+    def load_and_process_state_dict(self, state_dict: Mapping[str, Tensor], **processing: bool) -> None:
+        """Fill the model with these weights after processing them; no second copy of them is made.
+
+        Args:
+            state_dict: Weights under this model's names; it is not changed.
+            processing: The flags of `headscope.model.processing.WeightProcessing`.
+
+        Raises:
+            CheckpointError: for missing or unused names, or a wrong shape, each by name.
+        """
+        loading.fill(self, state_dict, WeightProcessing(**processing))
+
+    def init_weights(self) -> None:
+        """Draw random weights: normal with `cfg.initializer_range`, biases zero."""
+        initialize_weights(self)
+
+    def set_tokenizer(self, tokenizer: Any, default_padding_side: PaddingSide | None = None) -> None:
+        """Use this tokenizer for text; a config without a vocabulary size takes it from here."""
+        self.tokenizer = tokenizer
+        if default_padding_side is not None:
+            self.default_padding_side = default_padding_side
+        if tokenizer is not None and self.cfg.d_vocab == -1:
+            self.cfg.d_vocab = len(tokenizer)
+            self.cfg.d_vocab_out = self.cfg.d_vocab if self.cfg.d_vocab_out == -1 else self.cfg.d_vocab_out
+
+    # Running it
+
+    def forward(
+        self,
+        input: str | Sequence[str] | Tensor,
+        return_type: ReturnType | None = "logits",
+        loss_per_token: bool = False,
+        prepend_bos: bool | None = None,
+        padding_side: PaddingSide | None = None,
+        start_at_layer: int | None = None,
+        tokens: Int[Tensor, "batch pos"] | None = None,
+        attention_mask: Tensor | None = None,
+        stop_at_layer: int | None = None,
+    ) -> Any:
+        """Run the model.
+
+        Args:
+            input: Text, texts, tokens `[batch, pos]` or `[pos]`; a residual stream `[batch, pos, d_model]` when
+                `start_at_layer` is given.
+            return_type: `"logits"`, `"loss"`, `"both"` (logits, loss) or `None`.
+            loss_per_token: Loss `[batch, pos - 1]` instead of its mean.
+            prepend_bos: For text: put BOS in front; default `cfg.default_prepend_bos`.
+            padding_side: Which end of a row is padded.
+            start_at_layer: Start from the residual stream that enters this layer (negative counts from the end).
+            tokens: With `start_at_layer`: the tokens, if a loss is wanted.
+            attention_mask: `[batch, pos]`, 1 for real tokens; default: found from the tokenizer's padding token.
+            stop_at_layer: Return the residual stream that enters this layer; `n_layers` gives that after the last.
+
+        Returns:
+            Logits `[batch, pos, d_vocab]`, the loss in nats, both, `None`, or a residual stream.
+
+        Raises:
+            MissingTokenizerError: for text without a tokenizer.
+            InvalidInputError: for a wrong shape, tokens out of range, too many tokens, or an unknown `return_type`.
+        """
+        if return_type not in ("logits", "loss", "both", None):
+            raise InvalidInputError(f"return_type must be 'logits', 'loss', 'both' or None; got {return_type!r}.")
+        if start_at_layer is None:
+            tokens = self._as_tokens(input, prepend_bos, padding_side)
+            if attention_mask is None:
+                attention_mask = self.attention_mask(tokens, padding_side, prepend_bos)
+            residual = self._embed(tokens, attention_mask)
+        else:
+            residual = self._as_residual(input)
+        for block in list(self.blocks)[start_at_layer:stop_at_layer]:
+            residual = block(residual, attention_mask=attention_mask)
+        if stop_at_layer is not None:
+            return residual
+        logits = self._soft_cap(self.unembed(self.ln_final(residual))) if return_type is not None else None
+        if logits is None or return_type == "logits":
+            return logits
+        if tokens is None:
+            raise InvalidInputError("a loss needs the tokens: pass tokens=[batch, pos] along with start_at_layer.")
+        loss = lm_cross_entropy_loss(logits, tokens, attention_mask, loss_per_token)
+        return loss if return_type == "loss" else Output(logits, loss)
+
+    def loss_fn(
+        self,
+        logits: Float[Tensor, "batch pos d_vocab"],
+        tokens: Int[Tensor, "batch pos"],
+        attention_mask: Tensor | None = None,
+        per_token: bool = False,
+    ) -> Tensor:
+        """Next-token cross-entropy in nats: the mean, or `[batch, pos - 1]` with `per_token`."""
+        mask = self.attention_mask(tokens) if attention_mask is None else attention_mask
+        return lm_cross_entropy_loss(logits, tokens.to(logits.device), mask, per_token)
+
+    def run_with_cache(
+        self, *model_args: Any, return_cache_object: bool = True, remove_batch_dim: bool = False, **kwargs: Any
+    ) -> tuple[Any, Any]:
+        """A forward pass and an `ActivationCache` of its activations.
+
+        Takes the arguments of `forward`, and those of `HookedRootModule.run_with_cache`: `names_filter` (a name, a
+        list or a predicate), `device`, `incl_bwd`, `pos_slice`, `reset_hooks_end`, `clear_contexts`. With
+        `return_cache_object=False` the activations come as a dictionary.
+
+        Raises:
+            UnknownNameError: if `names_filter` names a hook point that does not exist.
+        """
+        output, cache = super().run_with_cache(*model_args, remove_batch_dim=remove_batch_dim, **kwargs)
+        if not return_cache_object:
+            return output, cache
+        return output, ActivationCache(cache, self, has_batch_dim=not remove_batch_dim)
+
+    def fires_by_default(self, name: str) -> bool:
+        flag = _OPTIONAL_POINTS.get(name.rsplit(".", 1)[-1])
+        return flag is None or bool(getattr(self.cfg, flag))
+
+    def set_use_attn_result(self, use_attn_result: bool) -> None:
+        """Always compute each head's `hook_result`, so that a cache of everything has it."""
+        self.cfg.use_attn_result = use_attn_result
+
+    def set_use_split_qkv_input(self, use_split_qkv_input: bool) -> None:
+        """Always give q, k and v inputs of their own for each head."""
+        self.cfg.use_split_qkv_input = use_split_qkv_input
+
+    def set_use_attn_in(self, use_attn_in: bool) -> None:
+        """Always give each head an input of its own."""
+        self.cfg.use_attn_in = use_attn_in
+
+    def set_use_hook_mlp_in(self, use_hook_mlp_in: bool) -> None:
+        """Always run `hook_mlp_in`."""
+        self.cfg.use_hook_mlp_in = use_hook_mlp_in
+
+    def _as_tokens(self, input: Any, prepend_bos: bool | None, padding_side: PaddingSide | None) -> Tensor:
+        if isinstance(input, str) or (isinstance(input, (list, tuple)) and input and isinstance(input[0], str)):
+            return self.to_tokens(input, prepend_bos, padding_side)
+        if not isinstance(input, Tensor) or input.is_floating_point() or input.dtype == torch.bool:
+            kind = f"a {input.dtype} tensor" if isinstance(input, Tensor) else type(input).__name__
+            raise InvalidInputError(
+                f"input must be text or an integer tensor of tokens; got {kind}. "
+                "To start from a residual stream, pass start_at_layer."
+            )
+        tokens = input[None] if input.ndim == 1 else input
+        if tokens.ndim != 2 or tokens.numel() == 0:
+            raise InvalidInputError(
+                f"tokens must be [batch, pos] or [pos] with at least one; got shape {list(input.shape)}."
+            )
+        return tokens.to(self.W_E.device)
+
+    def _as_residual(self, input: Any) -> Tensor:
+        if not isinstance(input, Tensor) or input.ndim != 3 or input.shape[-1] != self.cfg.d_model:
+            shape = list(input.shape) if isinstance(input, Tensor) else type(input).__name__
+            raise InvalidInputError(
+                f"with start_at_layer the input is a residual stream [batch, pos, d_model = {self.cfg.d_model}]; "
+                f"got {shape}."
+            )
+        return input
+
+    def _embed(self, tokens: Tensor, attention_mask: Tensor | None) -> Tensor:
+        residual = self.hook_embed(self.embed(tokens))
+        if self.cfg.positional_embedding_type == "none":
+            return residual
+        positions = self.pos_embed(tokens, attention_mask)
+        if is_listening(self.hook_pos_embed):
+            positions = positions.clone()
+        return residual + self.hook_pos_embed(positions)
+
+    def _soft_cap(self, logits: Tensor) -> Tensor:
+        cap = self.cfg.output_logits_soft_cap
+        return cap * torch.tanh(logits / cap) if cap > 0 else logits
