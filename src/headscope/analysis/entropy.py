@@ -1,0 +1,433 @@
+"""`measure_entropy`: how each head and MLP moves the entropy of the prediction, seen through the logit lens.
+
+One forward pass gives every state and every component's output; `ops.lens_entropy` then reduces all the perturbed
+predictions over the vocabulary in tiles. GPT-2 small has 25 states and 156 components: about 4 GFLOP a token.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from headscope.analysis.batches import Block, check_repeatable, describe_data, iterate_blocks
+from headscope.analysis.lens import LensStates, lens_states
+from headscope.analysis.result import (
+    Ranking,
+    Result,
+    RunInfo,
+    check_option,
+    component_label,
+    masked_mean,
+    rank_components,
+)
+from headscope.errors import InvalidInputError
+from headscope.model.readout import Readout
+from headscope.ops.lens_entropy import Gains, LensProblem, lens_entropies
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from headscope.model.transformer import HookedTransformer
+
+__all__ = ["EntropyAccumulator", "EntropyOptions", "EntropyResult", "measure_entropy"]
+
+
+@dataclass(frozen=True)
+class EntropyResult(Result):
+    """Entropies in nats, as means over positions, or per position (`reduce="none"`, NaN where one does not count).
+
+    Attributes:
+        resid: Entropy of the prediction at each state, `[state]` or `[state, batch, pos]`.
+        diff: H(lens(state + component)) - H(lens(state)), `[layer, component]` or `[layer, component, batch, pos]`.
+            Positive: the component raises the entropy of what the stream says when it writes.
+        marginal: H(final logits) - H(final logits without the component), the same shape. Positive: it raises the
+            entropy of the final prediction.
+        state_labels: `0_pre`, `0_mid`, `1_pre`, ..., `final`.
+        component_labels: `0`, `1`, ..., and `MLP` last where there are MLPs.
+    """
+
+    kind: ClassVar[str] = "entropy"
+    resid: Float[Tensor, "state *batch_pos"]
+    diff: Float[Tensor, "layer component *batch_pos"]
+    marginal: Float[Tensor, "layer component *batch_pos"]
+    state_labels: tuple[str, ...]
+    component_labels: tuple[str, ...]
+
+    @property
+    def has_mlp(self) -> bool:
+        """Whether the last component of each layer is its MLP."""
+        return self.component_labels[-1] == "MLP"
+
+    @property
+    def n_heads(self) -> int:
+        """Heads per layer."""
+        return len(self.component_labels) - self.has_mlp
+
+    @property
+    def n_layers(self) -> int:
+        """Layers."""
+        return self.diff.shape[0]
+
+    def mean(self) -> "EntropyResult":
+        """The means over the positions that count; itself if it holds means already."""
+        if self.resid.ndim == 1:
+            return self
+        means = {name: masked_mean(getattr(self, name), (-2, -1)) for name in ("resid", "diff", "marginal")}
+        return EntropyResult(
+            info=self.info, **means, state_labels=self.state_labels, component_labels=self.component_labels
+        )
+
+    def to_frame(self) -> "pd.DataFrame":
+        """One row per component: layer, component, label, diff and marginal in nats."""
+        import pandas as pd
+
+        means = self.mean()
+        rows = [
+            {
+                "layer": layer,
+                "component": name,
+                "label": component_label(layer, None if name == "MLP" else int(name)),
+                "diff": float(means.diff[layer, column]),
+                "marginal": float(means.marginal[layer, column]),
+            }
+            for layer in range(self.n_layers)
+            for column, name in enumerate(self.component_labels)
+        ]
+        return pd.DataFrame(rows)
+
+    def resid_frame(self) -> "pd.DataFrame":
+        """One row per state of the residual stream: its label and entropy in nats."""
+        import pandas as pd
+
+        return pd.DataFrame({"state": self.state_labels, "entropy": self.mean().resid.tolist()})
+
+    def top(
+        self, k: int = 10, *, by: Literal["diff", "marginal"] = "diff", largest: bool = True, mlps: bool = False
+    ) -> Ranking:
+        """The components that raise entropy most (`largest=False`: that lower it most); `mlps` lets MLPs in."""
+        check_option("by", by, ("diff", "marginal"))
+        values = getattr(self.mean(), by)
+        return rank_components(
+            values, k, n_heads=self.n_heads, name=f"entropy {by}", unit="nats", largest=largest, mlps=mlps
+        )
+
+    def __str__(self) -> str:
+        means = self.mean()
+        lines = [
+            f"EntropyResult: {self.info}",
+            f"  entropy: {means.resid[0]:.3f} nats at the first state, {means.resid[-1]:.3f} at the end",
+            f"  heads that raise it most (diff): {_short(self.top(3))}",
+            f"  heads that lower it most (diff): {_short(self.top(3, largest=False))}",
+        ]
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def _short(ranking: Ranking) -> str:
+    return ", ".join(f"{score.label} {score.value:+.3f}" for score in ranking)
+
+
+@dataclass(frozen=True)
+class EntropyOptions:
+    """How entropy is measured; see `measure_entropy`."""
+
+    baseline: Literal["zero", "mean"] = "zero"
+    scale: Literal["final", "own"] = "final"
+    lens_bias: bool = True
+    reduce: Literal["mean", "none"] = "mean"
+    include_bos: bool = False
+
+    def __post_init__(self) -> None:
+        check_option("baseline", self.baseline, ("zero", "mean"))
+        check_option("scale", self.scale, ("final", "own"))
+        check_option("reduce", self.reduce, ("mean", "none"))
+
+
+def measure_entropy(
+    model: "HookedTransformer",
+    data: Any,
+    *,
+    baseline: Literal["zero", "mean"] = "zero",
+    scale: Literal["final", "own"] = "final",
+    lens_bias: bool = True,
+    reduce: Literal["mean", "none"] = "mean",
+    attention_mask: Tensor | None = None,
+    include_bos: bool = False,
+    describe: str | None = None,
+    progress: bool = True,
+) -> EntropyResult:
+    """How each head and each MLP moves the entropy of the next-token prediction.
+
+    The logit lens reads a state `x` as `norm_final(x) W_U + b_U`. A head's output is `z W_O` of the model as it
+    stands: under the default weight processing biases sit in `b_O`, which belongs to no head, so numbers against the
+    zero baseline depend on the processing, and the result names it.
+
+    Args:
+        model: The model; hooks on it stay in force.
+        data: Tokens `[batch, pos]`, or an iterable of such batches (or of mappings with `tokens` and
+            `attention_mask`). With `baseline="mean"` it is gone through twice.
+        baseline: `"zero"` takes a component whole; `"mean"` takes it minus its mean over the data.
+        scale: The final norm's scale: `"final"` freezes it to that of the real final state, `"own"` uses that of the
+            state being read. With `"own"`, a component is taken from the final state before its norm.
+        lens_bias: Use `b_U` for every state; `False` leaves it out for all but the final logits.
+        reduce: `"mean"` over positions, or `"none"` to keep batch and position.
+        attention_mask: 1 for real tokens, for a tensor of tokens; default: found from the padding token.
+        include_bos: Let BOS positions count.
+        describe: What the data is, for titles.
+        progress: Show a progress bar.
+
+    Raises:
+        InvalidInputError: for an unknown option, a wrong shape, tokens out of range, or no position that counts.
+        NotFiniteError: if the model's states are not finite.
+
+    Example:
+        >>> from headscope import HookedTransformer
+        >>> model = HookedTransformer.from_pretrained("headscope-demo")
+        >>> tokens = model.to_tokens("Mary and John went to the park. John gave a ball to Mary.")
+        >>> entropy = measure_entropy(model, tokens, progress=False)
+        >>> entropy.diff.shape[0] == model.cfg.n_layers, len(entropy.top(3))
+        (True, 3)
+    """
+    options = EntropyOptions(baseline, scale, lens_bias, reduce, include_bos)
+    means = None
+    if baseline == "mean":
+        check_repeatable(data)
+        blocks = iterate_blocks(
+            model, data, attention_mask=attention_mask, include_bos=include_bos, progress=progress, description="means"
+        )
+        means = component_means(model, blocks)
+    accumulator = EntropyAccumulator(model, options, means, describe or describe_data(data))
+    for block in iterate_blocks(
+        model, data, attention_mask=attention_mask, include_bos=include_bos, progress=progress, description="entropy"
+    ):
+        accumulator.update(block)
+    return accumulator.result()
+
+
+@dataclass(frozen=True)
+class ComponentMeans:
+    """Means over the data of what each component writes.
+
+    Attributes:
+        z: Of each head, before `W_O`.
+        mlp: Of each MLP's output; `None` without MLPs.
+    """
+
+    z: Float[Tensor, "layer head d_head"]
+    mlp: Float[Tensor, "layer d_model"] | None
+
+
+def component_means(model: "HookedTransformer", blocks: Any) -> ComponentMeans:
+    """Mean output of every component over the positions that count, in float64 sums."""
+    z_sum = mlp_sum = None
+    n = 0
+    for block in blocks:
+        states = lens_states(model, block)
+        n += states.n
+        z = states.z.double().sum(2)
+        z_sum = z if z_sum is None else z_sum + z
+        if states.mlp is not None:
+            mlp = states.mlp.double().sum(1)
+            mlp_sum = mlp if mlp_sum is None else mlp_sum + mlp
+    if z_sum is None or n == 0:
+        raise _nothing_counts()
+    kind = torch.promote_types(model.W_U.dtype, torch.float32)
+    return ComponentMeans((z_sum / n).to(kind), None if mlp_sum is None else (mlp_sum / n).to(kind))
+
+
+class EntropyAccumulator:
+    """Entropy over a stream of blocks.
+
+    Args:
+        model: The model.
+        options: How to measure.
+        means: Component means, for `baseline="mean"`.
+        data: What the data is, for titles.
+    """
+
+    def __init__(
+        self, model: "HookedTransformer", options: EntropyOptions, means: ComponentMeans | None, data: str
+    ) -> None:
+        self.model = model
+        self.options = options
+        self.means = means
+        self.data = data
+        self.n_sequences = 0
+        self.n_positions = 0
+        self._sums: tuple[Tensor, Tensor, Tensor] | None = None
+        self._kept: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    @torch.no_grad()
+    def update(self, block: Block) -> None:
+        """Measure a block and add it in."""
+        states = lens_states(self.model, block)
+        self.n_sequences += len(block.tokens)
+        self.n_positions += states.n
+        if states.n == 0:
+            found = self._empty(states)
+        else:
+            found = self._measure(states)
+        if self.options.reduce == "none":
+            self._kept.append(tuple(_spread(values, block.counted) for values in found))  # type: ignore[arg-type]
+        else:
+            sums = tuple(values.sum(-1) for values in found)
+            old = self._sums
+            self._sums = sums if old is None else tuple(a + b for a, b in zip(old, sums, strict=True))  # type: ignore[assignment]
+
+    def merge(self, other: Self) -> None:
+        """Add what another accumulator of the same run has seen, as if it came after."""
+        self.n_sequences += other.n_sequences
+        self.n_positions += other.n_positions
+        self._kept += other._kept
+        if other._sums is not None:
+            mine = self._sums
+            self._sums = (
+                other._sums if mine is None else tuple(a + b for a, b in zip(mine, other._sums, strict=True))  # type: ignore[assignment]
+            )
+
+    def state(self) -> dict[str, Any]:
+        """All that was accumulated, as tensors and numbers."""
+        return {
+            "n_sequences": self.n_sequences,
+            "n_positions": self.n_positions,
+            "sums": self._sums,
+            "kept": list(self._kept),
+        }
+
+    @classmethod
+    def from_state(
+        cls,
+        state: dict[str, Any],
+        model: "HookedTransformer",
+        options: EntropyOptions,
+        means: ComponentMeans | None,
+        data: str,
+    ) -> Self:
+        """Go on from a `state()`."""
+        accumulator = cls(model, options, means, data)
+        accumulator.n_sequences, accumulator.n_positions = state["n_sequences"], state["n_positions"]
+        accumulator._sums, accumulator._kept = state["sums"], list(state["kept"])
+        return accumulator
+
+    def result(self) -> EntropyResult:
+        """What was measured so far.
+
+        Raises:
+            InvalidInputError: if no position counted.
+        """
+        if self.n_positions == 0:
+            raise _nothing_counts()
+        cfg = self.model.cfg
+        if self.options.reduce == "none":
+            resid, diff, marginal = (_joined(parts) for parts in zip(*self._kept, strict=True))
+        else:
+            assert self._sums is not None
+            resid, diff, marginal = (sums / self.n_positions for sums in self._sums)
+        options = {
+            name: getattr(self.options, name) for name in ("baseline", "scale", "lens_bias", "include_bos")
+        }
+        return EntropyResult(
+            info=RunInfo(
+                cfg.model_name, self.model.weight_processing, self.data, self.n_sequences, self.n_positions, options
+            ),
+            resid=resid.float(),
+            diff=diff.float(),
+            marginal=marginal.float(),
+            state_labels=state_labels(self.model),
+            component_labels=(*map(str, range(cfg.n_heads)), *([] if cfg.attn_only else ["MLP"])),
+        )
+
+    def _measure(self, states: LensStates) -> tuple[Tensor, Tensor, Tensor]:
+        problem = _problem(self.model, states, self.options, self.means)
+        entropies = lens_entropies(problem)
+        base = [problem.head_base] + [problem.mlp_base] * (problem.mlps is not None)
+        n_heads = problem.heads.shape[1]
+        widths = [n_heads, 1]
+        before = torch.cat(
+            [entropies.states[list(at)][:, None].expand(-1, width, -1) for at, width in zip(base, widths, strict=False)],
+            dim=1,
+        )
+        return entropies.states, entropies.plus - before, entropies.states[-1] - entropies.minus
+
+    def _empty(self, states: LensStates) -> tuple[Tensor, Tensor, Tensor]:
+        layers, heads = states.z.shape[:2]
+        components = heads + (states.mlp is not None)
+        nothing = states.resid.new_zeros(0, dtype=torch.float64)
+        return (
+            nothing.expand(len(states.resid), 0),
+            nothing.expand(layers, components, 0),
+            nothing.expand(layers, components, 0),
+        )
+
+
+def state_labels(model: "HookedTransformer") -> tuple[str, ...]:
+    """Names of the states measured: `0_pre`, `0_mid`, ..., `final`."""
+    kinds = ("pre", "mid") if model.cfg.has_resid_mid else ("pre",)
+    return (*(f"{layer}_{kind}" for layer in range(model.cfg.n_layers) for kind in kinds), "final")
+
+
+def _problem(
+    model: "HookedTransformer", states: LensStates, options: EntropyOptions, means: ComponentMeans | None
+) -> LensProblem:
+    readout = Readout.of(model)
+    W_U, b_U = states.wide(readout.W_U), states.wide(readout.b_U)
+    norm_offset = torch.zeros_like(b_U) if readout.bias is None else states.wide(readout.bias) @ W_U
+    z = states.z if means is None else states.z - means.z[:, :, None]
+    mlp = states.mlp if states.mlp is None or means is None or means.mlp is None else states.mlp - means.mlp[:, None]
+    W_O = states.wide(torch.stack([block.attn.W_O for block in model.blocks]))
+    final_scale = readout.scale(states.resid[-1])
+    step = 2 if model.cfg.has_resid_mid else 1
+    frozen = options.scale == "final"
+    by = final_scale if frozen else torch.ones_like(final_scale)
+    return LensProblem(
+        states=readout.direction(states.resid) / by,
+        head_base=tuple(range(0, step * model.cfg.n_layers, step)),
+        mlp_base=() if mlp is None else tuple(range(step - 1, step * model.cfg.n_layers, step)),
+        heads=z / by,
+        W_O=states.wide(readout.direction(W_O)),
+        mlps=None if mlp is None else readout.direction(mlp) / by,
+        W_U=W_U,
+        offset=norm_offset + b_U if options.lens_bias else norm_offset,
+        final_offset=norm_offset + b_U,
+        soft_cap=readout.soft_cap,
+        gains=None if frozen else _own_gains(readout, states, z, mlp, W_O, step),
+    )
+
+
+def _own_gains(
+    readout: Readout, states: LensStates, z: Tensor, mlp: Tensor | None, W_O: Tensor, step: int
+) -> Gains:
+    """One over each perturbed state's own scale."""
+    plus, minus = [], []
+    for layer in range(len(z)):
+        written = torch.bmm(z[layer], W_O[layer])
+        added, taken = [readout.scale(states.resid[step * layer] + written)], [readout.scale(states.resid[-1] - written)]
+        if mlp is not None:
+            added.append(readout.scale(states.resid[step * layer + step - 1] + mlp[layer])[None])
+            taken.append(readout.scale(states.resid[-1] - mlp[layer])[None])
+        plus.append(torch.cat(added).squeeze(-1))
+        minus.append(torch.cat(taken).squeeze(-1))
+    return Gains(
+        states=1 / readout.scale(states.resid).squeeze(-1), plus=1 / torch.stack(plus), minus=1 / torch.stack(minus)
+    )
+
+
+def _spread(values: Float[Tensor, "*lead row"], counted: Tensor) -> Float[Tensor, "*lead batch pos"]:
+    out = values.new_full((*values.shape[:-1], *counted.shape), torch.nan, dtype=torch.float32)
+    out[..., counted] = values.float()
+    return out
+
+
+def _joined(parts: tuple[Tensor, ...]) -> Float[Tensor, "*lead batch pos"]:
+    longest = max(part.shape[-1] for part in parts)
+    filled = [torch.nn.functional.pad(part, (0, longest - part.shape[-1]), value=torch.nan) for part in parts]
+    return torch.cat(filled, dim=-2)
+
+
+def _nothing_counts() -> InvalidInputError:
+    return InvalidInputError(
+        "no position counts: every token is padding or BOS. Give longer rows, or include_bos=True."
+    )

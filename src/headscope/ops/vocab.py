@@ -1,0 +1,208 @@
+"""Reductions over the vocabulary, in tiles: the logits of a batch are never all held.
+
+A row is a state ready to be unembedded; its logits are `soft_cap(row @ W_U + b_U)`. A tile of rows times a tile of
+the vocabulary is made, reduced and dropped. Memory is bounded by the tiles whatever the batch; work is one product
+with `W_U`, `2 * rows * d_model * d_vocab` operations, and one exponential for each logit.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from headscope.errors import InvalidInputError
+
+__all__ = ["ROW_TILE", "VOCAB_TILE", "RunningMoments", "VocabSummary", "cap_logits", "cross_entropy", "summarize"]
+
+VOCAB_TILE = 1024
+ROW_TILE = 512
+
+
+def cap_logits(logits: Tensor, soft_cap: float) -> Tensor:
+    """`c * tanh(logits / c)`; 0 for no cap."""
+    return soft_cap * torch.tanh(logits / soft_cap) if soft_cap else logits
+
+
+class RunningMoments:
+    """Log-partition and entropy of rows whose logits come tile by tile.
+
+    Keeps, for each row, a shift `m`, `Z = sum exp(l - m)` and `S = sum (l - m) exp(l - m)` in float64; then
+    `log sum exp(l) = m + log Z` and `H = log Z - S / Z`, in nats.
+
+    Example:
+        >>> moments = RunningMoments((1,))
+        >>> moments.add_logits(torch.zeros(1, 3))
+        >>> moments.add_logits(torch.zeros(1, 5))
+        >>> round(float(moments.entropy().exp()), 6)
+        8.0
+    """
+
+    def __init__(self, shape: tuple[int, ...] | torch.Size, device: torch.device | None = None) -> None:
+        self.shift = torch.full(shape, -torch.inf, dtype=torch.float64, device=device)
+        self.z = torch.zeros(shape, dtype=torch.float64, device=device)
+        self.s = torch.zeros(shape, dtype=torch.float64, device=device)
+
+    def add(self, shift: Tensor, z: Tensor, s: Tensor, rows: slice = slice(None)) -> None:
+        """Merge a tile's own shift, Z and S into the rows `[..., rows]`."""
+        shift, z, s = shift.double(), z.double(), s.double()
+        old_shift, old_z, old_s = self.shift[..., rows], self.z[..., rows], self.s[..., rows]
+        new_shift = torch.maximum(old_shift, shift)
+        old_by, by = old_shift - new_shift, shift - new_shift
+        old_factor, factor = old_by.exp(), by.exp()
+        # Before the first tile the old shift is -inf, its factor 0; 0 * inf must not spoil S.
+        old_by = torch.where(old_by.isinf(), 0.0, old_by)
+        self.s[..., rows] = old_factor * (old_s + old_by * old_z) + factor * (s + by * z)
+        self.z[..., rows] = old_factor * old_z + factor * z
+        self.shift[..., rows] = new_shift
+
+    def add_logits(self, logits: Float[Tensor, "*rows tile"], rows: slice = slice(None)) -> None:
+        """Merge a tile of logits."""
+        self.add(*tile_moments(logits), rows)
+
+    def log_partition(self) -> Float[Tensor, "*rows"]:
+        """`log sum exp` of each row's logits."""
+        return self.shift + self.z.log()
+
+    def entropy(self) -> Float[Tensor, "*rows"]:
+        """Entropy of each row's softmax, in nats."""
+        return self.z.log() - self.s / self.z
+
+
+def tile_moments(logits: Float[Tensor, "*rows tile"]) -> tuple[Tensor, Tensor, Tensor]:
+    """Shift (the row maximum), Z and S of one tile."""
+    shift = logits.amax(-1)
+    shifted = logits - shift[..., None]
+    weights = shifted.exp()
+    return shift, weights.sum(-1), (shifted * weights).sum(-1)
+
+
+@dataclass(frozen=True)
+class VocabSummary:
+    """What is kept of each row's logits.
+
+    Attributes:
+        entropy: Of the softmax, in nats, `[row]`.
+        log_partition: `log sum exp`, `[row]`.
+        target_log_prob: Of the target token, in nats, `[row]`; `None` without targets.
+        target_rank: How many tokens are more likely than the target, `[row]`; `None` without targets.
+        top_tokens: The most likely tokens, `[row, k]`.
+        top_log_probs: Their log-probabilities, `[row, k]`.
+    """
+
+    entropy: Float[Tensor, " row"]
+    log_partition: Float[Tensor, " row"]
+    target_log_prob: Float[Tensor, " row"] | None
+    target_rank: Int[Tensor, " row"] | None
+    top_tokens: Int[Tensor, "row k"]
+    top_log_probs: Float[Tensor, "row k"]
+
+
+def summarize(
+    rows: Float[Tensor, "row d_model"],
+    W_U: Float[Tensor, "d_model d_vocab"],
+    b_U: Float[Tensor, " d_vocab"] | None = None,
+    *,
+    targets: Int[Tensor, " row"] | None = None,
+    k: int = 0,
+    soft_cap: float = 0.0,
+) -> VocabSummary:
+    """Entropy, target log-probability and rank, and top k of each row's logits, in one pass over the vocabulary.
+
+    Args:
+        rows: States ready to be unembedded (normalized).
+        W_U: Unembedding.
+        b_U: Unembedding bias.
+        targets: A token for each row.
+        k: How many of the most likely tokens to keep.
+        soft_cap: `c` of a soft cap on the logits; 0 for none.
+
+    Raises:
+        InvalidInputError: if `k` is out of range, or a target is.
+
+    Example:
+        >>> summary = summarize(torch.zeros(2, 3), torch.ones(3, 8), k=1)
+        >>> summary.entropy.exp().round()
+        tensor([8., 8.])
+    """
+    d_vocab = W_U.shape[1]
+    if not 0 <= k <= d_vocab:
+        raise InvalidInputError(f"k must be between 0 and d_vocab = {d_vocab}; got {k}.")
+    if targets is not None and targets.numel() and not bool(((targets >= 0) & (targets < d_vocab)).all()):
+        raise InvalidInputError(f"targets must be between 0 and d_vocab - 1 = {d_vocab - 1}.")
+    parts = [
+        _summarize_block(block, W_U, b_U, None if targets is None else targets[at : at + ROW_TILE], k, soft_cap)
+        for at, block in _blocks(rows)
+    ]
+    joined = {
+        name: None if getattr(parts[0], name) is None else torch.cat([getattr(part, name) for part in parts])
+        for name in VocabSummary.__dataclass_fields__
+    }
+    return VocabSummary(**joined)
+
+
+def cross_entropy(
+    rows: Float[Tensor, "row d_model"],
+    W_U: Float[Tensor, "d_model d_vocab"],
+    b_U: Float[Tensor, " d_vocab"] | None,
+    targets: Int[Tensor, " row"],
+    *,
+    soft_cap: float = 0.0,
+) -> Float[Tensor, " row"]:
+    """Cross-entropy of each row's target, in nats.
+
+    Example:
+        >>> cross_entropy(torch.zeros(1, 2), torch.ones(2, 4), None, torch.tensor([3]))
+        tensor([1.3863])
+    """
+    log_prob = summarize(rows, W_U, b_U, targets=targets, soft_cap=soft_cap).target_log_prob
+    assert log_prob is not None
+    return -log_prob
+
+
+def _blocks(rows: Tensor) -> Iterator[tuple[int, Tensor]]:
+    for at in range(0, max(len(rows), 1), ROW_TILE):
+        yield at, rows[at : at + ROW_TILE]
+
+
+def _summarize_block(
+    rows: Tensor, W_U: Tensor, b_U: Tensor | None, targets: Tensor | None, k: int, soft_cap: float
+) -> VocabSummary:
+    n, d_vocab = len(rows), W_U.shape[1]
+    moments = RunningMoments((n,), rows.device)
+    best = rows.new_full((n, 0), 0.0)
+    best_tokens = torch.empty(n, 0, dtype=torch.long, device=rows.device)
+    target_logit = rank = None
+    if targets is not None:
+        targets = targets.long()
+        own = (rows * W_U.T[targets]).sum(-1) + (0.0 if b_U is None else b_U[targets])
+        target_logit = cap_logits(own, soft_cap)
+        rank = torch.zeros(n, dtype=torch.long, device=rows.device)
+    for at in range(0, d_vocab, VOCAB_TILE):
+        tile = slice(at, min(at + VOCAB_TILE, d_vocab))
+        logits = rows @ W_U[:, tile]
+        if b_U is not None:
+            logits += b_U[tile]
+        logits = cap_logits(logits, soft_cap)
+        moments.add_logits(logits)
+        if k:
+            values, tokens = logits.topk(min(k, logits.shape[1]), dim=-1)
+            best, best_tokens = torch.cat([best, values], 1), torch.cat([best_tokens, tokens + at], 1)
+            best, order = best.topk(min(k, best.shape[1]), dim=-1)
+            best_tokens = best_tokens.gather(1, order)
+        if targets is not None and rank is not None and target_logit is not None:
+            # The target's own logit was made apart and may differ in its last bit: it must not outrank itself.
+            inside = (targets >= tile.start) & (targets < tile.stop)
+            logits[inside.nonzero()[:, 0], targets[inside] - at] = -torch.inf
+            rank += (logits > target_logit[:, None]).sum(-1)
+    log_z = moments.log_partition()
+    kind = rows.dtype
+    return VocabSummary(
+        entropy=moments.entropy().to(kind),
+        log_partition=log_z.to(kind),
+        target_log_prob=None if target_logit is None else (target_logit - log_z).to(kind),
+        target_rank=rank,
+        top_tokens=best_tokens,
+        top_log_probs=(best - log_z[:, None]).to(kind),
+    )
