@@ -62,7 +62,7 @@ def unknown_name(kind: str, name: str, allowed: Iterable[str], *, hint: str = ""
 
     Example:
         >>> print(unknown_name("model", "gtp2", ["gpt2", "distilgpt2"]))
-        Unknown model 'gtp2'. Did you mean 'gpt2' or 'distilgpt2'?
+        Unknown model 'gtp2'. Did you mean 'gpt2'?
     """
     names = list(allowed)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)

@@ -5,129 +5,24 @@ predictions over the vocabulary in tiles. GPT-2 small has 25 states and 156 comp
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from headscope.analysis.batches import Block, check_repeatable, describe_data, iterate_blocks
-from headscope.analysis.lens import LensStates, lens_states
-from headscope.analysis.result import (
-    Ranking,
-    Result,
-    RunInfo,
-    check_option,
-    component_label,
-    masked_mean,
-    rank_components,
-)
+from headscope.analysis.entropy_result import EntropyResult
+from headscope.analysis.result import RunInfo, check_option
+from headscope.analysis.states import LensStates, lens_states, state_labels
 from headscope.errors import InvalidInputError
 from headscope.model.readout import Readout
 from headscope.ops.lens_entropy import Gains, LensProblem, lens_entropies
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from headscope.model.transformer import HookedTransformer
 
 __all__ = ["EntropyAccumulator", "EntropyOptions", "EntropyResult", "measure_entropy"]
-
-
-@dataclass(frozen=True)
-class EntropyResult(Result):
-    """Entropies in nats, as means over positions, or per position (`reduce="none"`, NaN where one does not count).
-
-    Attributes:
-        resid: Entropy of the prediction at each state, `[state]` or `[state, batch, pos]`.
-        diff: H(lens(state + component)) - H(lens(state)), `[layer, component]` or `[layer, component, batch, pos]`.
-            Positive: the component raises the entropy of what the stream says when it writes.
-        marginal: H(final logits) - H(final logits without the component), the same shape. Positive: it raises the
-            entropy of the final prediction.
-        state_labels: `0_pre`, `0_mid`, `1_pre`, ..., `final`.
-        component_labels: `0`, `1`, ..., and `MLP` last where there are MLPs.
-    """
-
-    kind: ClassVar[str] = "entropy"
-    resid: Float[Tensor, "state *batch_pos"]
-    diff: Float[Tensor, "layer component *batch_pos"]
-    marginal: Float[Tensor, "layer component *batch_pos"]
-    state_labels: tuple[str, ...]
-    component_labels: tuple[str, ...]
-
-    @property
-    def has_mlp(self) -> bool:
-        """Whether the last component of each layer is its MLP."""
-        return self.component_labels[-1] == "MLP"
-
-    @property
-    def n_heads(self) -> int:
-        """Heads per layer."""
-        return len(self.component_labels) - self.has_mlp
-
-    @property
-    def n_layers(self) -> int:
-        """Layers."""
-        return self.diff.shape[0]
-
-    def mean(self) -> "EntropyResult":
-        """The means over the positions that count; itself if it holds means already."""
-        if self.resid.ndim == 1:
-            return self
-        means = {name: masked_mean(getattr(self, name), (-2, -1)) for name in ("resid", "diff", "marginal")}
-        return EntropyResult(
-            info=self.info, **means, state_labels=self.state_labels, component_labels=self.component_labels
-        )
-
-    def to_frame(self) -> "pd.DataFrame":
-        """One row per component: layer, component, label, diff and marginal in nats."""
-        import pandas as pd
-
-        means = self.mean()
-        rows = [
-            {
-                "layer": layer,
-                "component": name,
-                "label": component_label(layer, None if name == "MLP" else int(name)),
-                "diff": float(means.diff[layer, column]),
-                "marginal": float(means.marginal[layer, column]),
-            }
-            for layer in range(self.n_layers)
-            for column, name in enumerate(self.component_labels)
-        ]
-        return pd.DataFrame(rows)
-
-    def resid_frame(self) -> "pd.DataFrame":
-        """One row per state of the residual stream: its label and entropy in nats."""
-        import pandas as pd
-
-        return pd.DataFrame({"state": self.state_labels, "entropy": self.mean().resid.tolist()})
-
-    def top(
-        self, k: int = 10, *, by: Literal["diff", "marginal"] = "diff", largest: bool = True, mlps: bool = False
-    ) -> Ranking:
-        """The components that raise entropy most (`largest=False`: that lower it most); `mlps` lets MLPs in."""
-        check_option("by", by, ("diff", "marginal"))
-        values = getattr(self.mean(), by)
-        return rank_components(
-            values, k, n_heads=self.n_heads, name=f"entropy {by}", unit="nats", largest=largest, mlps=mlps
-        )
-
-    def __str__(self) -> str:
-        means = self.mean()
-        lines = [
-            f"EntropyResult: {self.info}",
-            f"  entropy: {means.resid[0]:.3f} nats at the first state, {means.resid[-1]:.3f} at the end",
-            f"  heads that raise it most (diff): {_short(self.top(3))}",
-            f"  heads that lower it most (diff): {_short(self.top(3, largest=False))}",
-        ]
-        return "\n".join(lines)
-
-    __repr__ = __str__
-
-
-def _short(ranking: Ranking) -> str:
-    return ", ".join(f"{score.label} {score.value:+.3f}" for score in ranking)
 
 
 @dataclass(frozen=True)
@@ -326,9 +221,7 @@ class EntropyAccumulator:
         else:
             assert self._sums is not None
             resid, diff, marginal = (sums / self.n_positions for sums in self._sums)
-        options = {
-            name: getattr(self.options, name) for name in ("baseline", "scale", "lens_bias", "include_bos")
-        }
+        options = {name: getattr(self.options, name) for name in ("baseline", "scale", "lens_bias", "include_bos")}
         return EntropyResult(
             info=RunInfo(
                 cfg.model_name, self.model.weight_processing, self.data, self.n_sequences, self.n_positions, options
@@ -347,7 +240,10 @@ class EntropyAccumulator:
         n_heads = problem.heads.shape[1]
         widths = [n_heads, 1]
         before = torch.cat(
-            [entropies.states[list(at)][:, None].expand(-1, width, -1) for at, width in zip(base, widths, strict=False)],
+            [
+                entropies.states[list(at)][:, None].expand(-1, width, -1)
+                for at, width in zip(base, widths, strict=False)
+            ],
             dim=1,
         )
         return entropies.states, entropies.plus - before, entropies.states[-1] - entropies.minus
@@ -363,12 +259,6 @@ class EntropyAccumulator:
         )
 
 
-def state_labels(model: "HookedTransformer") -> tuple[str, ...]:
-    """Names of the states measured: `0_pre`, `0_mid`, ..., `final`."""
-    kinds = ("pre", "mid") if model.cfg.has_resid_mid else ("pre",)
-    return (*(f"{layer}_{kind}" for layer in range(model.cfg.n_layers) for kind in kinds), "final")
-
-
 def _problem(
     model: "HookedTransformer", states: LensStates, options: EntropyOptions, means: ComponentMeans | None
 ) -> LensProblem:
@@ -377,7 +267,7 @@ def _problem(
     norm_offset = torch.zeros_like(b_U) if readout.bias is None else states.wide(readout.bias) @ W_U
     z = states.z if means is None else states.z - means.z[:, :, None]
     mlp = states.mlp if states.mlp is None or means is None or means.mlp is None else states.mlp - means.mlp[:, None]
-    W_O = states.wide(torch.stack([block.attn.W_O for block in model.blocks]))
+    W_O = states.wide(model.W_O)
     final_scale = readout.scale(states.resid[-1])
     step = 2 if model.cfg.has_resid_mid else 1
     frozen = options.scale == "final"
@@ -397,14 +287,15 @@ def _problem(
     )
 
 
-def _own_gains(
-    readout: Readout, states: LensStates, z: Tensor, mlp: Tensor | None, W_O: Tensor, step: int
-) -> Gains:
+def _own_gains(readout: Readout, states: LensStates, z: Tensor, mlp: Tensor | None, W_O: Tensor, step: int) -> Gains:
     """One over each perturbed state's own scale."""
     plus, minus = [], []
     for layer in range(len(z)):
         written = torch.bmm(z[layer], W_O[layer])
-        added, taken = [readout.scale(states.resid[step * layer] + written)], [readout.scale(states.resid[-1] - written)]
+        added, taken = (
+            [readout.scale(states.resid[step * layer] + written)],
+            [readout.scale(states.resid[-1] - written)],
+        )
         if mlp is not None:
             added.append(readout.scale(states.resid[step * layer + step - 1] + mlp[layer])[None])
             taken.append(readout.scale(states.resid[-1] - mlp[layer])[None])

@@ -135,7 +135,7 @@ class Result:
             if isinstance(value, Tensor):
                 tensors[each.name] = value.contiguous()
             else:
-                rest[each.name] = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+                rest[each.name] = dataclasses.asdict(value) if isinstance(value, RunInfo) else value
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".partial")
         try:
@@ -155,7 +155,7 @@ class Result:
         try:
             with safe_open(Path(path), framework="pt") as file:
                 metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{path} is not a readable result file: {error}.") from None
         if metadata.get("kind") != cls.kind:

@@ -42,16 +42,14 @@ class ActivationCache:
         True
     """
 
-    def __init__(
-        self, cache_dict: dict[str, Tensor], model: "HookedTransformer", has_batch_dim: bool = True
-    ) -> None:
+    def __init__(self, cache_dict: dict[str, Tensor], model: "HookedTransformer", has_batch_dim: bool = True) -> None:
         self.cache_dict = cache_dict
         self.has_batch_dim = has_batch_dim
         self.readout = Readout.of(model)
         self._cfg = model.cfg
         self._tokenizer = model.tokenizer
-        self._output_weights = [block.attn.W_O for block in model.blocks]
-        self._output_biases = [block.attn.b_O for block in model.blocks]
+        self._output_weights = model.per_layer("attn", "W_O")
+        self._output_biases = model.per_layer("attn", "b_O")
 
     # A dictionary of activations
 
@@ -107,9 +105,7 @@ class ActivationCache:
         if self.has_batch_dim:
             for name, tensor in self.cache_dict.items():
                 if tensor.shape[0] != 1:
-                    raise InvalidInputError(
-                        f"only a batch of 1 can be dropped; {name} has shape {list(tensor.shape)}."
-                    )
+                    raise InvalidInputError(f"only a batch of 1 can be dropped; {name} has shape {list(tensor.shape)}.")
             self.cache_dict = {name: tensor[0] for name, tensor in self.cache_dict.items()}
             self.has_batch_dim = False
         return self
@@ -152,7 +148,9 @@ class ActivationCache:
             if self._cfg.has_resid_mid and ((incl_mid and not last) or (mlp_input and last)):
                 names.append(("resid_mid", each))
                 labels.append(f"{each}_mid")
-        return self._stacked([self[name] for name in names], labels, layer, apply_ln, pos_slice, mlp_input, return_labels)
+        return self._stacked(
+            [self[name] for name in names], labels, layer, apply_ln, pos_slice, mlp_input, return_labels
+        )
 
     def decompose_resid(
         self,

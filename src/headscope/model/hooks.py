@@ -91,9 +91,7 @@ class HookPoint(nn.Module):
         """Add a hook that only `reset_hooks(including_permanent=True)` removes."""
         self.add_hook(hook, dir=dir, is_permanent=True)
 
-    def remove_hooks(
-        self, dir: Direction = "fwd", including_permanent: bool = False, level: int | None = None
-    ) -> None:
+    def remove_hooks(self, dir: Direction = "fwd", including_permanent: bool = False, level: int | None = None) -> None:
         """Remove hooks of a direction; with `level`, only those added at that context level."""
         if dir not in ("fwd", "bwd", "both"):
             raise InvalidInputError(f"dir must be 'fwd', 'bwd' or 'both'; got {dir!r}.")
@@ -265,9 +263,7 @@ class HookedRootModule(nn.Module):
         remove_batch_dim: bool = False,
         cache: dict[str, Tensor] | None = None,
         pos_slice: SliceInput | Slice = None,
-    ) -> tuple[
-        dict[str, Tensor], list[tuple[str, HookFunction]], list[tuple[str, HookFunction]]
-    ]:
+    ) -> tuple[dict[str, Tensor], list[tuple[str, HookFunction]], list[tuple[str, HookFunction]]]:
         """A dictionary, and the hooks that fill it (gradients under `name + "_grad"`)."""
         store: dict[str, Tensor] = {} if cache is None else cache
         chosen = self._filter_names(names_filter)

@@ -82,9 +82,7 @@ def _from_hub(repo: str) -> Path:
     )
 
     def fetch(wanted: list[str], offline: bool) -> Path:
-        return Path(
-            snapshot_download(repo, allow_patterns=wanted, ignore_patterns=["*/*"], local_files_only=offline)
-        )
+        return Path(snapshot_download(repo, allow_patterns=wanted, ignore_patterns=["*/*"], local_files_only=offline))
 
     try:
         cached = fetch(_WANTED, offline=True)

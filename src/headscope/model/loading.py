@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import safetensors
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -22,6 +21,7 @@ from headscope.model.config import HookedTransformerConfig, parse_dtype
 from headscope.model.families import family_of
 from headscope.model.hub import find_checkpoint
 from headscope.model.processing import WeightProcessing, process_weights
+from headscope.model.tokens import PaddingSide
 
 if TYPE_CHECKING:
     from headscope.model.transformer import HookedTransformer
@@ -44,7 +44,7 @@ def load_pretrained(
     tokenizer: Any = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | str = torch.float32,
-    default_padding_side: str = "right",
+    default_padding_side: PaddingSide = "right",
     default_prepend_bos: bool = True,
     first_n_layers: int | None = None,
 ) -> Model:
@@ -164,7 +164,9 @@ def converted(tensors: Mapping[str, Tensor], cfg: HookedTransformerConfig, famil
 def config_fields(hf_config: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Fields of our config from a Hugging Face config, with a clear error for one that lacks an entry."""
     if hf_config.get("auto_map"):
-        raise CheckpointError(f"{where} needs code of its own to run (auto_map in config.json); that is never run here.")
+        raise CheckpointError(
+            f"{where} needs code of its own to run (auto_map in config.json); that is never run here."
+        )
     family = family_of(hf_config)
     try:
         return family.config(hf_config)
@@ -233,7 +235,9 @@ def read_tensors(directory: Path) -> Mapping[str, Tensor]:
             tensors |= torch.load(path, weights_only=True, mmap=True, map_location="cpu")
         except (pickle.UnpicklingError, RuntimeError, EOFError, TypeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise CheckpointError(f"{path} is corrupt, or holds more than tensors, which is not loaded: {reason}") from None
+            raise CheckpointError(
+                f"{path} is corrupt, or holds more than tensors, which is not loaded: {reason}"
+            ) from None
     return tensors
 
 

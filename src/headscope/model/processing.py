@@ -119,9 +119,7 @@ def fold_layer_norm(state_dict: Mapping[str, Tensor], cfg: HookedTransformerConf
     return state
 
 
-def _fold_into(
-    state: StateDict, norm: str, readers: list[tuple[str, str]], cfg: HookedTransformerConfig
-) -> None:
+def _fold_into(state: StateDict, norm: str, readers: list[tuple[str, str]], cfg: HookedTransformerConfig) -> None:
     weight, bias = state.pop(f"{norm}.w"), state.pop(f"{norm}.b", None)
     for matrix_name, bias_name in readers:
         matrix = state[matrix_name]

@@ -15,7 +15,15 @@ from torch import Tensor
 from headscope.errors import InvalidInputError, MissingTokenizerError
 from headscope.model.config import HookedTransformerConfig
 
-__all__ = ["PaddingSide", "Tokenization", "bos_token_id", "pad_token_id", "padding_mask", "residual_directions", "single_token"]
+__all__ = [
+    "PaddingSide",
+    "Tokenization",
+    "bos_token_id",
+    "pad_token_id",
+    "padding_mask",
+    "residual_directions",
+    "single_token",
+]
 
 PaddingSide = Literal["left", "right"]
 
@@ -155,8 +163,8 @@ class Tokenization:
         input: str | Sequence[str] | Tensor,
         prepend_bos: bool | None = None,
         padding_side: PaddingSide | None = None,
-    ) -> list[str] | list[list[str]]:
-        """Each token as a string. A list of texts gives a list of lists, each of its own length."""
+    ) -> list[Any]:
+        """Each token as a string: a list for one text or sequence, a list of lists for a list of texts."""
         tokenizer = self._need_tokenizer()
         if isinstance(input, str):
             ids = [*self._bos_to_prepend(prepend_bos), *tokenizer.encode(input, add_special_tokens=False)]
@@ -168,7 +176,7 @@ class Tokenization:
                 )
             ids = squeezed.tolist()
         else:
-            return [self.to_str_tokens(text, prepend_bos, padding_side) for text in input]  # type: ignore[misc]
+            return [self.to_str_tokens(text, prepend_bos, padding_side) for text in input]
         return [tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in ids]
 
     def to_single_token(self, string: str) -> int:

@@ -1,7 +1,7 @@
 """`StackedWeights`: the weights of all layers under one name, read-only, as the field knows them.
 
-Each property stacks the layers' tensors anew (a copy of that weight over all layers); in a loop over layers, read
-`model.blocks[layer].attn.W_O` instead.
+Each property stacks the layers' tensors anew (a copy of that weight over all layers); for one layer at a
+time, `per_layer` copies nothing.
 """
 
 import torch
@@ -20,8 +20,12 @@ class StackedWeights:
     cfg: HookedTransformerConfig
     blocks: nn.ModuleList
 
+    def per_layer(self, part: str, name: str) -> list[Tensor]:
+        """A weight of every layer, unstacked and uncopied: `per_layer("attn", "W_O")`."""
+        return [getattr(getattr(block, part), name) for block in self.blocks]
+
     def _stack(self, part: str, name: str) -> Tensor:
-        return torch.stack([getattr(getattr(block, part), name) for block in self.blocks])
+        return torch.stack(self.per_layer(part, name))
 
     @property
     def W_E(self) -> Float[Tensor, "d_vocab d_model"]:

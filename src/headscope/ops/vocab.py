@@ -7,6 +7,7 @@ with `W_U`, `2 * rows * d_model * d_vocab` operations, and one exponential for e
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -135,7 +136,7 @@ def summarize(
         _summarize_block(block, W_U, b_U, None if targets is None else targets[at : at + ROW_TILE], k, soft_cap)
         for at, block in _blocks(rows)
     ]
-    joined = {
+    joined: dict[str, Any] = {
         name: None if getattr(parts[0], name) is None else torch.cat([getattr(part, name) for part in parts])
         for name in VocabSummary.__dataclass_fields__
     }

@@ -1,0 +1,67 @@
+# Everything here works on a machine that has only Python (3.11 or newer) and make.
+# The first run of a target makes a virtual environment and installs into it; later ones start at once.
+
+PYTHON ?= python3
+PIP_ARGS ?=
+VENV ?= .venv
+MODEL ?= headscope-demo
+OUT ?= report
+WORKERS ?= 2
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help report test lint bench clean distclean
+
+help:
+	@echo 'make report     one offline HTML page about the demo model (MODEL=name-or-path OUT=folder)'
+	@echo 'make test       the tests (PYTEST_ARGS="-k entropy", WORKERS=2)'
+	@echo 'make lint       ruff and mypy'
+	@echo 'make bench      the benchmarks'
+	@echo 'make clean      remove reports, caches and builds'
+	@echo 'make distclean  also remove the virtual environment'
+	@echo
+	@echo 'PYTHON=python3.12   the Python to start from (3.11 or newer)'
+	@echo 'PIP_ARGS="..."      more arguments for pip install. On Linux pip takes the CUDA build of PyTorch, some'
+	@echo '                    gigabytes; --extra-index-url with the address of the CPU wheels, which'
+	@echo '                    PyTorch'"'"'s own installation page gives, makes it a small download.'
+
+report: $(VENV)/.installed
+	$(BIN)/headscope report $(MODEL) --out $(OUT)
+	@echo 'Open in a browser:' $(abspath $(OUT))/*.html
+
+# One thread a worker: two workers with two threads each would fight over two cores.
+test: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed-dev
+	@set -e; for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+clean:
+	rm -rf report build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)
+
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "headscope needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=...")'
+	$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/.python
+	@echo 'Installing headscope into $(VENV) (a few minutes the first time)...'
+	$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/.python
+	@echo 'Installing headscope and its development tools into $(VENV) (a few minutes the first time)...'
+	$(INSTALL) -e '.[dev]'
+	@touch $@ $(VENV)/.installed

@@ -1,0 +1,22 @@
+"""Text and tasks into tokens.
+
+`read_texts` and `hf_dataset_texts` give documents, `tokenize_and_concatenate` packs them into batches;
+`documents`, `ioi_prompts` and `repeated_random_tokens` make data of their own.
+"""
+
+from headscope.data.packing import tokenize_and_concatenate
+from headscope.data.protocols import Tokenizer
+from headscope.data.random_tokens import repeated_random_tokens
+from headscope.data.small_english import IOIPrompt, documents, ioi_prompts
+from headscope.data.text import hf_dataset_texts, read_texts
+
+__all__ = [
+    "IOIPrompt",
+    "Tokenizer",
+    "documents",
+    "hf_dataset_texts",
+    "ioi_prompts",
+    "read_texts",
+    "repeated_random_tokens",
+    "tokenize_and_concatenate",
+]

@@ -1,0 +1,23 @@
+"""What the data part asks of a tokenizer: an `encode`, and the ids of two special tokens."""
+
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+__all__ = ["Tokenizer"]
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """Any tokenizer that can turn a text into ids; every Hugging Face tokenizer is one."""
+
+    if TYPE_CHECKING:
+        # Hugging Face tokenizers answer these through __getattr__, which isinstance() does not see from
+        # Python 3.12 on; at run time the protocol is therefore `encode` alone.
+        @property
+        def bos_token_id(self) -> int | None: ...
+
+        @property
+        def eos_token_id(self) -> int | None: ...
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Return the token ids of `text`, with no special token added when `add_special_tokens` is False."""
+        ...

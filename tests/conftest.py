@@ -1,0 +1,36 @@
+"""What every test runs under: no network, types and shapes checked, one thread, a fixed seed."""
+
+import os
+
+# Before anything imports the Hugging Face libraries, which read these once. `hub` tests: HF_HUB_OFFLINE=0.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", os.environ["HF_HUB_OFFLINE"])
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from jaxtyping import install_import_hook
+
+# Before anything imports headscope: checks every annotated argument, result and tensor shape.
+install_import_hook("headscope", "typechecking.checked")
+
+import random
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+
+# The models here are so small that a second thread only costs.
+torch.set_num_threads(1)
+
+# The same examples each time, on machines of any speed; `--hypothesis-profile=explore` looks further.
+hypothesis.settings.register_profile("default-offline", deadline=None, derandomize=True, max_examples=50)
+hypothesis.settings.register_profile("explore", deadline=None, max_examples=2000)
+hypothesis.settings.load_profile("default-offline")
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Start each test from the same global random state."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)

@@ -1,0 +1,218 @@
+"""Reading documents from files, iterables and datasets."""
+
+import itertools
+import json
+import sys
+import types
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from headscope.data import hf_dataset_texts, read_texts
+from headscope.errors import InvalidInputError, MissingDependencyError, UnknownNameError
+
+SENTENCES = [
+    "When Mary and John went to the store, John gave a book to Mary.",
+    "Zoë met Renée at the café — they drank tea.",
+]
+
+
+def write_jsonl(path: Path, rows: list[dict[str, object]]) -> Path:
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n", encoding="utf-8")
+    return path
+
+
+def write_parquet(path: Path, columns: dict[str, list[object]], **options: int) -> Path:
+    pyarrow.parquet.write_table(pyarrow.table(columns), path, **options)
+    return path
+
+
+def test_a_txt_file_is_one_document(tmp_path: Path) -> None:
+    path = tmp_path / "story.TXT"
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n\r\n".join(SENTENCES).encode() + b"\n")
+    (text,) = read_texts(path)
+    assert text == "\n\n".join(SENTENCES) + "\n"
+    assert list(read_texts(str(path))) == [text]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_txt_file_can_be_cut_at_blank_lines(tmp_path: Path, end: str) -> None:
+    path = tmp_path / "story.txt"
+    lines = ["", "one", "  two", " \t", "", "", "three", ""]
+    path.write_bytes(end.join(lines).encode())
+    assert list(read_texts(path, split_on_blank_lines=True)) == ["one\n  two", "three"]
+
+
+def test_jsonl_and_parquet_give_back_their_documents(tmp_path: Path) -> None:
+    texts = [f"{sentence} {i}" for i in range(50) for sentence in SENTENCES]
+    jsonl = write_jsonl(tmp_path / "a.jsonl", [{"id": i, "text": text} for i, text in enumerate(texts)])
+    parquet = write_parquet(
+        tmp_path / "a.parquet", {"id": list(range(100)), "text": texts}, row_group_size=16
+    )
+    assert list(read_texts(jsonl)) == texts
+    assert list(read_texts(parquet)) == texts
+    body = write_jsonl(tmp_path / "b.jsonl", [{"body": "x\u2028y"}, {"body": " "}, {"body": "z"}])
+    assert list(read_texts(body, column="body")) == ["x\u2028y", "z"]
+
+
+def test_parquet_string_types(tmp_path: Path) -> None:
+    plain = pyarrow.array(["one", "two", "one"])
+    kinds = {"large": plain.cast(pyarrow.large_string()), "dictionary": plain.dictionary_encode()}
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.table(kinds), path)
+    for kind in kinds:
+        assert list(read_texts(path, column=kind)) == ["one", "two", "one"]
+
+
+def test_files_are_read_as_they_are_needed(tmp_path: Path) -> None:
+    lines = '{"text": "good"}\n' * 3 + "broken\n"
+    path = tmp_path / "a.jsonl"
+    path.write_text(lines)
+    texts = read_texts(path)
+    assert list(itertools.islice(texts, 3)) == ["good"] * 3
+    with pytest.raises(InvalidInputError, match=r"a\.jsonl, line 4: not JSON"):
+        next(texts)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("absent.txt", r"No such file: .*absent\.txt.*Allowed: a file ending in \.txt, \.jsonl, \.parquet"),
+        ("notes.md", r"unknown suffix '\.md'.*Allowed"),
+        ("bare", r"unknown suffix ''"),
+        ("folder.txt", r"folder\.txt' is a directory"),
+        ("nul\0.txt", "Cannot open .*null"),
+        ("n" * 5000 + ".txt", "Cannot open 'n+|Cannot open .*too long"),
+        ("Mary had a book. " * 1000, "unknown suffix.*put it in a list"),
+    ],
+)
+def test_paths_that_cannot_be_read_are_refused_at_the_call(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "folder.txt").mkdir()
+    (tmp_path / "notes.md").write_text("x")
+    (tmp_path / "bare").write_text("x")
+    source = name if name.startswith("Mary") else f"{tmp_path}/{name}"
+    with pytest.raises(InvalidInputError, match=message) as caught:
+        read_texts(source)
+    assert len(str(caught.value)) < 6000
+
+
+def test_a_file_that_may_not_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path, *args: object, **options: object) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    (tmp_path / "a.txt").write_text("x")
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(InvalidInputError, match=r"Cannot open .*a\.txt.*Permission denied"):
+        read_texts(tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error", "message"),
+    [
+        ("a.txt", b"", InvalidInputError, r"a\.txt holds no text"),
+        ("a.txt", b"\xef\xbb\xbf \n\n\t", InvalidInputError, r"a\.txt holds no text"),
+        ("a.jsonl", b"", InvalidInputError, r"a\.jsonl holds no text"),
+        ("a.jsonl", b'\n{"text": ""}\n', InvalidInputError, r"a\.jsonl holds no text"),
+        ("a.txt", b"ab\ncd\xe9f", InvalidInputError, r"not UTF-8: byte 5 \(line 2\) is 0xe9"),
+        ("a.txt", b"\xef\xbb\xbfcd\xe9f", InvalidInputError, r"not UTF-8: byte 5 \(line 1\) is 0xe9"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n', InvalidInputError, r"byte 24 \(line 2\) is 0xff"),
+        ("a.jsonl", b'\xef\xbb\xbf{"text": "a"}\n\n"\xff"', InvalidInputError, r"byte 19 \(line 3\) is 0xff"),
+        ("a.jsonl", b'{"text": "a"}\n\n{"text": \n', InvalidInputError, "line 3: not JSON"),
+        ("a.jsonl", b"[" * 200_000, InvalidInputError, "line 1: not JSON"),
+        ("a.jsonl", b"9" * 5000, InvalidInputError, "line 1: not JSON"),
+        ("a.jsonl", b'["text"]', InvalidInputError, "line 1: a JSON list; each line must be an object"),
+        ("a.jsonl", b'{"txt": "a"}', UnknownNameError, r"'text'\. Did you mean 'txt'\?.* line 1: \['txt'\]"),
+        ("a.jsonl", b'{"text": null}', InvalidInputError, "line 1, column 'text': expected text .* NoneType"),
+        ("a.jsonl", b'{"text": ["a"]}', InvalidInputError, r"got list \['a'\]"),
+        ("a.jsonl", b'{"text": "a\\ud800"}', InvalidInputError, "line 1.*character 1 .*surrogate"),
+        ("a.parquet", b"PAR1 but not really", InvalidInputError, "cannot be read as parquet"),
+        ("a.parquet", b"", InvalidInputError, "cannot be read as parquet"),
+    ],
+)
+def test_bad_files_say_what_and_where(
+    tmp_path: Path, name: str, content: bytes, error: type[Exception], message: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(error, match=message):
+        list(read_texts(path))
+    if name == "a.txt" and "UTF-8" in message:
+        with pytest.raises(error, match=message):
+            list(read_texts(path, split_on_blank_lines=True))
+
+
+@pytest.mark.parametrize(
+    ("columns", "error", "message"),
+    [
+        (
+            {"txt": ["a"], "id": [1]},
+            UnknownNameError,
+            r"Unknown column 'text'.*'txt'.*a\.parquet: \['txt', 'id'\]",
+        ),
+        ({"text": ["a", None]}, InvalidInputError, "row 1, column 'text': expected text .* NoneType"),
+        ({"text": [1, 2]}, InvalidInputError, "row 0, column 'text': expected text .* int 1"),
+        ({"text": ["", " "]}, InvalidInputError, "holds no text"),
+    ],
+)
+def test_bad_parquet_columns_say_what_and_where(
+    tmp_path: Path, columns: dict[str, list[object]], error: type[Exception], message: str
+) -> None:
+    path = write_parquet(tmp_path / "a.parquet", columns)
+    with pytest.raises(error, match=message):
+        list(read_texts(path))
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        ([], "holds no text"),
+        (["a", 3], "item 1: expected text .* int 3"),
+        ([b"bytes"], "item 0: expected text .* bytes"),
+        (["ok", "x\udc80"], "item 1: character 1"),
+    ],
+)
+def test_bad_items_are_refused(items: list[object], message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        list(read_texts(iter(items)))
+
+
+# hf_dataset_texts: the package is optional, so a stand-in with its face takes its place here
+
+
+class StandInDataset(list[dict[str, object]]):
+    column_names = ["id", "text"]
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
+    calls: list[tuple[object, ...]] = []
+
+    def load_dataset(name: str, config: str | None, *, split: str, streaming: bool) -> StandInDataset:
+        calls.append((name, config, split, streaming))
+        if split == "nonsense":
+            raise ValueError('Unknown split "nonsense".')
+        return StandInDataset([{"id": 0, "text": "one"}, {"id": 1, "text": "two"}])
+
+    module = types.ModuleType("datasets")
+    module.load_dataset = load_dataset
+    monkeypatch.setitem(sys.modules, "datasets", module)
+    return calls
+
+
+def test_a_dataset_is_read_by_column(stand_in: list[tuple[object, ...]]) -> None:
+    assert list(hf_dataset_texts("who/what", "test[:2]", config="en", streaming=True)) == ["one", "two"]
+    assert stand_in == [("who/what", "en", "test[:2]", True)]
+    with pytest.raises(UnknownNameError, match=r"'txt'\. .*'who/what': \['id', 'text'\]"):
+        hf_dataset_texts("who/what", column="txt")
+    with pytest.raises(InvalidInputError, match="row 0, column 'id': expected text"):
+        list(hf_dataset_texts("who/what", column="id"))
+    with pytest.raises(InvalidInputError, match="'who/what' .*'nonsense'.* cannot be loaded: Unknown split"):
+        hf_dataset_texts("who/what", "nonsense")
+
+
+def test_without_the_datasets_package_the_command_to_run_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'headscope\[hf-datasets\]'"):
+        hf_dataset_texts("stas/openwebtext-10k")

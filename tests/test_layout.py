@@ -1,0 +1,398 @@
+"""The house rules that imports and syntax show: read from the source by AST, on the package and on bad trees.
+
+The rules are in `violations`; each is shown to fail on a small tree made up for it.
+"""
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+PACKAGE = "headscope"
+SOURCE = Path(__file__).parent.parent / "src" / PACKAGE
+MAX_LINES = 500
+
+# An import may go from a part to one with a smaller number, or within the part itself.
+LEVELS = {
+    "errors": 0,
+    "ops": 1,
+    "model": 2,
+    "data": 2,
+    "analysis": 3,
+    "training": 4,
+    "views": 4,
+    "scale": 4,
+    "report": 5,
+    "cli": 6,
+    "__main__": 7,
+    "utils": 8,  # a face: it may re-export anything, and nothing but the package itself reads it
+    "": 9,  # headscope/__init__.py
+}
+FORBIDDEN_DOWNWARD = {("views", "model")}  # a view never runs a model
+HEAVY = {
+    "datasets",
+    "huggingface_hub",
+    "jinja2",
+    "pandas",
+    "plotly",
+    "pyarrow",
+    "ray",
+    "tokenizers",
+    "transformers",
+    "triton",
+    "typer",
+}
+HEAVY_ALLOWED = {("cli", "typer")}
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported module or name, as written and where."""
+
+    target: str  # absolute: "headscope.ops.entropy", or "headscope.ops.entropy.kl" for a name in it
+    line: int
+    in_function: bool
+    type_checking: bool
+
+
+@dataclass
+class Module:
+    name: str  # dotted; a package's __init__ has the package's name
+    path: Path
+    tree: ast.Module
+    n_lines: int
+    imports: list[Import] = field(default_factory=list)
+
+    @property
+    def part(self) -> str:
+        """The first name under the package: "ops", "model", ..., "" for the package itself."""
+        return (self.name.split(".") + [""])[1]
+
+
+def read_package(root: Path) -> dict[str, Module]:
+    modules = {}
+    for path in sorted(root.rglob("*.py")):
+        parts = path.relative_to(root).with_suffix("").parts
+        is_package = parts[-1] == "__init__"
+        name = ".".join([PACKAGE, *(parts[:-1] if is_package else parts)])
+        text = path.read_text(encoding="utf-8")
+        module = Module(name, path, ast.parse(text, str(path)), len(text.splitlines()))
+        package = name if is_package else name.rpartition(".")[0]
+        module.imports = list(_imports(module.tree, package))
+        modules[name] = module
+    return modules
+
+
+def _imports(
+    node: ast.AST, package: str, in_function: bool = False, typing: bool = False
+) -> Iterator[Import]:
+    if isinstance(node, ast.Import):
+        for alias in node.names:
+            yield Import(alias.name, node.lineno, in_function, typing)
+    elif isinstance(node, ast.ImportFrom):
+        base = node.module or ""
+        if node.level:
+            above = package.split(".")[: len(package.split(".")) - node.level + 1]
+            base = ".".join([*above, base] if base else above)
+        for alias in node.names:
+            yield Import(f"{base}.{alias.name}", node.lineno, in_function, typing)
+    elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in (
+        "import_module",
+        "__import__",
+    ):
+        name = node.args[0] if node.args else None
+        if isinstance(name, ast.Constant) and isinstance(name.value, str):
+            target = name.value if not name.value.startswith(".") else package + name.value
+            yield Import(target, node.lineno, in_function, typing)
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+        in_function = True
+    if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+        for child in node.body:
+            yield from _imports(child, package, in_function, typing=True)
+        for child in node.orelse:
+            yield from _imports(child, package, in_function, typing)
+        return
+    for child in ast.iter_child_nodes(node):
+        yield from _imports(child, package, in_function, typing)
+
+
+def part_of(target: str) -> str:
+    """The first name under the package that `target` goes through; "" for a name of the package itself."""
+    part = (target.split(".") + [""])[1]
+    return part if part in LEVELS else ""
+
+
+def own_imports(module: Module, modules: dict[str, Module]) -> Iterator[tuple[Import, str]]:
+    """Yield the imports of this package with the module each comes from."""
+    for item in module.imports:
+        if item.target.split(".")[0] != PACKAGE:
+            continue
+        target = item.target
+        while target not in modules and "." in target:
+            target = target.rpartition(".")[0]
+        yield item, target
+
+
+def violations(root: Path) -> list[str]:
+    """Every breach of the rules in the package at `root`, one line each."""
+    modules = read_package(root)
+    checks = (_arrows, _function_imports, _heavy_imports, _length, _broad_excepts, _utils_names)
+    found = [
+        f"{module.path.relative_to(root)}:{line}: {message}"
+        for module in modules.values()
+        for check in checks
+        for line, message in check(module, modules)
+    ]
+    return found + _cycles(modules)
+
+
+def _arrows(module: Module, modules: dict[str, Module]) -> Iterator[tuple[int, str]]:
+    if module.part not in LEVELS:
+        yield 1, f"part {module.part!r} has no place in the order of imports; give it one in LEVELS"
+        return
+    for item, _ in own_imports(module, modules):
+        part = part_of(item.target)
+        if part == module.part:
+            continue
+        arrow = f"{module.part or PACKAGE} imports {part or PACKAGE} ({item.target})"
+        if LEVELS[part] > LEVELS[module.part]:
+            yield item.line, f"upward: {arrow}"
+        elif LEVELS[part] == LEVELS[module.part]:
+            yield item.line, f"sideways: {arrow}"
+        elif (module.part, part) in FORBIDDEN_DOWNWARD:
+            yield item.line, f"forbidden: {arrow}"
+
+
+def _function_imports(module: Module, modules: dict[str, Module]) -> Iterator[tuple[int, str]]:
+    for item, _ in own_imports(module, modules):
+        if item.in_function:
+            yield item.line, f"imports {item.target} inside a function"
+
+
+def _heavy_imports(module: Module, modules: dict[str, Module]) -> Iterator[tuple[int, str]]:
+    for item in module.imports:
+        package = item.target.split(".")[0]
+        lazy = item.in_function or item.type_checking
+        if package in HEAVY and not lazy and (module.part, package) not in HEAVY_ALLOWED:
+            yield item.line, f"imports {package} at module level; import it in the function that needs it"
+
+
+def _length(module: Module, modules: dict[str, Module]) -> Iterator[tuple[int, str]]:
+    if module.n_lines > MAX_LINES:
+        yield MAX_LINES + 1, f"{module.n_lines} lines; at most {MAX_LINES}"
+
+
+def _broad_excepts(module: Module, modules: dict[str, Module]) -> Iterator[tuple[int, str]]:
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.ExceptHandler):
+            caught = [None] if node.type is None else getattr(node.type, "elts", [node.type])
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "suppress":
+            caught = node.args
+        else:
+            continue
+        for kind in caught:
+            name = "everything" if kind is None else ast.unparse(kind).removeprefix("builtins.")
+            if name in ("everything", "Exception", "BaseException"):
+                yield node.lineno, f"broad except: catches {name}"
+
+
+def _utils_names(module: Module, modules: dict[str, Module]) -> Iterator[tuple[int, str]]:
+    if module.name != f"{PACKAGE}.utils":
+        return
+    for node in module.tree.body:
+        docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        names = isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == [
+            "__all__"
+        ]
+        if not (isinstance(node, (ast.Import, ast.ImportFrom)) or docstring or names):
+            yield node.lineno, f"utils only re-exports: `{ast.unparse(node).splitlines()[0]}`"
+
+
+def _cycles(modules: dict[str, Module]) -> list[str]:
+    """Find the modules that import each other, in however many steps; an import for types alone is none."""
+    graph = {
+        name: {
+            target
+            for item, target in own_imports(module, modules)
+            if target in modules and target != name and not item.type_checking
+        }
+        for name, module in modules.items()
+    }
+    # What imports nothing that is left, or is imported by nothing that is left, is in no cycle.
+    left = dict(graph)
+    while True:
+        imported = {target for targets in left.values() for target in targets}
+        keep = {name for name in left if name in imported and left[name] & left.keys()}
+        if keep == left.keys():
+            break
+        left = {name: left[name] & keep for name in keep}
+    return [f"cycle among: {', '.join(sorted(left))}"] if left else []
+
+
+def test_the_package_keeps_the_rules() -> None:
+    assert violations(SOURCE) == []
+
+
+def test_the_package_is_what_was_read() -> None:
+    modules = read_package(SOURCE)
+    assert {"headscope", "headscope.errors", "headscope.data", "headscope.data.packing"} <= modules.keys()
+    targets = [target for _, target in own_imports(modules["headscope.data.packing"], modules)]
+    assert sorted(set(targets)) == ["headscope.data.protocols", "headscope.data.text", "headscope.errors"]
+
+
+def write_tree(root: Path, files: dict[str, str]) -> Path:
+    for name, text in {"__init__.py": "", "errors.py": "", **files}.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return root
+
+
+GOOD = {
+    "__init__.py": "from headscope import utils\nfrom headscope.model.cache import Cache\n",
+    "utils.py": '"""A face."""\nfrom headscope.ops.rank import rank\n__all__ = ["rank"]\n',
+    "ops/__init__.py": "from headscope.ops.rank import rank\n",
+    "ops/rank.py": "import torch\nfrom headscope.errors import HeadscopeError\n",
+    "model/__init__.py": "",
+    "model/cache.py": "from ..ops import rank\nfrom . import names\n",
+    "model/names.py": (
+        "try:\n    import torch\nexcept (ImportError, OSError):\n    raise\n"
+        "if TYPE_CHECKING:\n    from headscope.model.cache import Cache\n"
+    ),
+    "views/page.py": (
+        "from typing import TYPE_CHECKING\nfrom headscope.ops.rank import rank\n"
+        "if TYPE_CHECKING:\n    import pandas\n"
+        "def show():\n    import plotly.express\n    from pyarrow import parquet\n"
+    ),
+    "cli.py": "import typer\nfrom headscope.views import page\n",
+}
+
+BAD = {
+    "upward": ({"ops/a.py": "from headscope.model.b import x"}, "ops/a.py:1: upward: ops imports model"),
+    "upward, plain import": ({"data/a.py": "\nimport headscope.analysis.b"}, "data/a.py:2: upward"),
+    "upward, relative": ({"ops/a.py": "from ..model import b"}, "ops/a.py:1: upward: ops imports model"),
+    "upward, for types": (
+        {"ops/a.py": "if TYPE_CHECKING:\n    from headscope.model import b"},
+        "ops/a.py:2: upward: ops imports model",
+    ),
+    "upward, to the face": (
+        {"model/a.py": "from headscope import utils"},
+        "model/a.py:1: upward: model imports utils",
+    ),
+    "upward, to the package": (
+        {"report.py": "from headscope import HookPoint"},
+        "report.py:1: upward: report imports headscope",
+    ),
+    "errors import ours": ({"errors.py": "from headscope.ops import a"}, "errors.py:1: upward"),
+    "sideways, model to data": ({"model/a.py": "from headscope.data import b"}, "model/a.py:1: sideways"),
+    "sideways, data to model": ({"data/a.py": "from headscope.model import b"}, "data/a.py:1: sideways"),
+    "sideways, scale to training": (
+        {"scale/a.py": "from headscope.training import b"},
+        "scale/a.py:1: sideways",
+    ),
+    "views import model": (
+        {"views/a.py": "from headscope.model import b"},
+        "views/a.py:1: forbidden: views imports model",
+    ),
+    "unplaced part": ({"misc.py": ""}, "misc.py:1: part 'misc' has no place"),
+    "in a function": (
+        {"model/a.py": "def f():\n    from headscope.errors import X"},
+        "model/a.py:2: imports headscope.errors.X inside a function",
+    ),
+    "in a method, relative": (
+        {"model/a.py": "class A:\n    def f(self):\n        from . import b", "model/b.py": ""},
+        "model/a.py:3: imports headscope.model.b inside a function",
+    ),
+    "in a function, by importlib": (
+        {"model/a.py": "def f():\n    return importlib.import_module('headscope.ops')"},
+        "model/a.py:2: imports headscope.ops inside a function",
+    ),
+    "cycle of two": (
+        {"ops/a.py": "from headscope.ops.b import x", "ops/b.py": "from headscope.ops.a import y"},
+        "cycle among: headscope.ops.a, headscope.ops.b",
+    ),
+    "cycle of three beside a tail": (
+        {
+            "model/a.py": "from headscope.model import b, tail",
+            "model/b.py": "from headscope.model import c",
+            "model/c.py": "from headscope.model import a",
+            "model/tail.py": "",
+            "model/head.py": "from headscope.model import a",
+        },
+        "cycle among: headscope.model.a, headscope.model.b, headscope.model.c",
+    ),
+    "cycle through a package's names": (
+        {"ops/__init__.py": "from headscope.ops.a import x", "ops/a.py": "from headscope.ops import y"},
+        "cycle among: headscope.ops, headscope.ops.a",
+    ),
+    "too long": ({"ops/a.py": "x = 1\n" * 501}, "ops/a.py:501: 501 lines; at most 500"),
+    "heavy": ({"views/a.py": "import plotly.express as px"}, "views/a.py:1: imports plotly at module level"),
+    "heavy, from": (
+        {"model/a.py": "from transformers import AutoConfig"},
+        "model/a.py:1: imports transformers at module level",
+    ),
+    "heavy, in a try": (
+        {"ops/a.py": "try:\n    import triton\nexcept ImportError:\n    pass"},
+        "ops/a.py:2: imports triton",
+    ),
+    "heavy, beside the types": (
+        {"ops/a.py": "if TYPE_CHECKING:\n    import pandas\nelse:\n    import pyarrow"},
+        "ops/a.py:4: imports pyarrow",
+    ),
+    "typer outside the cli": ({"report.py": "import typer"}, "report.py:1: imports typer"),
+    "bare except": (
+        {"ops/a.py": "try:\n    x\nexcept:\n    pass"},
+        "ops/a.py:3: broad except: catches everything",
+    ),
+    "except Exception": (
+        {"ops/a.py": "try:\n    x\nexcept Exception as e:\n    pass"},
+        "ops/a.py:3: broad except: catches Exception",
+    ),
+    "except among others": (
+        {"ops/a.py": "try:\n    x\nexcept (OSError, BaseException):\n    pass"},
+        "ops/a.py:3: broad except: catches BaseException",
+    ),
+    "suppress": (
+        {"ops/a.py": "with contextlib.suppress(Exception):\n    x"},
+        "ops/a.py:1: broad except: catches Exception",
+    ),
+    "utils defines a function": (
+        {"utils.py": "def f():\n    pass"},
+        "utils.py:1: utils only re-exports: `def f():`",
+    ),
+    "utils defines a constant": (
+        {"utils.py": "from headscope.errors import E\nF = E"},
+        "utils.py:2: utils only re-exports: `F = E`",
+    ),
+}
+
+
+def test_a_good_tree_passes(tmp_path: Path) -> None:
+    assert violations(write_tree(tmp_path, GOOD)) == []
+
+
+@pytest.mark.parametrize(("files", "message"), BAD.values(), ids=BAD.keys())
+def test_a_bad_tree_is_told(tmp_path: Path, files: dict[str, str], message: str) -> None:
+    found = violations(write_tree(tmp_path, files))
+    assert len(found) == 1
+    assert found[0].startswith(message)
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    # triton is left out: PyTorch's CUDA builds load it themselves.
+    heavy = sorted(HEAVY - {"triton"})
+    code = f"import sys, headscope; print([name for name in {heavy} if name in sys.modules])"
+    paths = [str(SOURCE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    loaded = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert loaded.stdout.strip() == "[]"
