@@ -1,6 +1,11 @@
 """Analyses: each a function of a model and tokens that returns a frozen result."""
 
-from headscope.analysis.entropy import EntropyAccumulator, EntropyOptions, EntropyResult, measure_entropy
+from headscope.analysis.entropy import EntropyAccumulator, EntropyOptions, measure_entropy
+from headscope.analysis.entropy_result import EntropyResult
+from headscope.analysis.head_scores import HeadScores, head_scores
+from headscope.analysis.lens import LogitLensResult, logit_lens
+from headscope.analysis.loss import NextTokens, next_token_loss
+from headscope.analysis.prompt import PromptTest, test_prompt
 from headscope.analysis.result import HeadScore, Ranking, RunInfo
 
 __all__ = [
@@ -8,7 +13,15 @@ __all__ = [
     "EntropyOptions",
     "EntropyResult",
     "HeadScore",
+    "HeadScores",
+    "LogitLensResult",
+    "PromptTest",
     "Ranking",
     "RunInfo",
+    "NextTokens",
+    "head_scores",
+    "logit_lens",
     "measure_entropy",
+    "next_token_loss",
+    "test_prompt",
 ]

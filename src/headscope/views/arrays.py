@@ -1,0 +1,65 @@
+"""What a caller hands a view (torch, NumPy, lists of either) as NumPy arrays and plain strings, checked."""
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from headscope.errors import InvalidInputError
+
+__all__ = ["checked_tokens", "to_array"]
+
+
+def to_array(values: Any, name: str = "values") -> np.ndarray:
+    """Numbers as a float64 array: a tensor on any device, an array, a number, or nested lists of these.
+
+    Raises:
+        InvalidInputError: If they are not numbers, or their rows differ in length.
+
+    Example:
+        >>> to_array([[1, 2], [3, 4]]).shape
+        (2, 2)
+    """
+    try:
+        return np.asarray(_without_tensors(values), dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(
+            f"{name} must be numbers: a tensor, an array, or lists with rows of one length; "
+            f"got {type(values).__name__} ({error})."
+        ) from None
+
+
+def _without_tensors(values: Any) -> Any:
+    if isinstance(values, Tensor):
+        return values.detach().double().cpu().numpy()
+    if isinstance(values, (list, tuple)):
+        return [_without_tensors(value) for value in values]
+    return values
+
+
+def checked_tokens(tokens: Any, n: int | None = None, *, of: str = "values") -> list[str]:
+    """The tokens as a list of strings, one for each of `n` positions.
+
+    Raises:
+        InvalidInputError: If there are none, they are not strings, or their number is not `n`.
+    """
+    if isinstance(tokens, str):
+        raise InvalidInputError(
+            f"tokens is one string, {tokens!r:.60}; give a list with one string per token, such as "
+            "model.to_str_tokens(text)."
+        )
+    if isinstance(tokens, Tensor):
+        raise InvalidInputError("tokens is a tensor; give the tokens as strings, such as model.to_str_tokens(tokens).")
+    strings = list(tokens)
+    wrong = [(i, t) for i, t in enumerate(strings) if not isinstance(t, str)]
+    if wrong:
+        index, token = wrong[0]
+        raise InvalidInputError(
+            f"tokens[{index}] is {type(token).__name__} {token!r:.60}; each token must be a string, such as "
+            "those of model.to_str_tokens(...)."
+        )
+    if not strings:
+        raise InvalidInputError("there are no tokens to show: the list is empty.")
+    if n is not None and len(strings) != n:
+        raise InvalidInputError(f"there are {len(strings)} tokens, and {of} for {n}; the numbers must be equal.")
+    return strings

@@ -1,0 +1,149 @@
+"""Attention patterns over their tokens: `attention_heads` for several heads, `attention_pattern` for one.
+
+Hover or tap a token to see where it attends, click to keep it, choose heads by their thumbnails. A pattern takes one
+byte per pair of positions (half that where nothing attends forwards), so 12 heads over 512 tokens make a page of 2 MB.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from headscope.errors import InvalidInputError
+from headscope.views.arrays import checked_tokens, to_array
+from headscope.views.html import HtmlView, quantised
+
+__all__ = ["attention_heads", "attention_pattern"]
+
+_ALLOWED = (
+    "[head, query_pos, key_pos], or the same with one leading axis of size 1, as in cache['pattern', layer] of one "
+    "sequence"
+)
+
+
+def attention_heads(
+    attention: Any,
+    tokens: Sequence[str],
+    *,
+    attention_head_names: Sequence[str] | None = None,
+    min_value: float | None = None,
+    max_value: float | None = None,
+    title: str = "",
+    focus: int | None = None,
+) -> HtmlView:
+    """Several heads' attention over one sequence of tokens.
+
+    Args:
+        attention: Weights `[head, query_pos, key_pos]` or `[1, head, query_pos, key_pos]`: a tensor, array or lists.
+            Any real numbers may be given (scores, differences of patterns): below zero is red, above it blue.
+        tokens: The tokens as strings.
+        attention_head_names: A name for each head; `0`, `1`, ... by default.
+        min_value: The value that gets the lowest colour; by default 0, or minus the highest if any is negative.
+        max_value: The value that gets the full colour; by default the largest there is.
+        title: A heading.
+        focus: A position to begin with, as if clicked.
+
+    Raises:
+        InvalidInputError: For another shape, tokens or names whose number does not fit, or an empty range.
+
+    Example:
+        >>> import torch
+        >>> view = attention_heads(torch.eye(3).expand(2, 3, 3), ["a", " b", " c"], attention_head_names=["0.1", "0.4"])
+        >>> view.kind
+        'attention'
+    """
+    weights = _checked(attention)
+    n_heads, n_queries, n_keys = weights.shape
+    if n_queries != n_keys:
+        raise InvalidInputError(
+            f"attention must have as many queries as keys to stand on one row of tokens; got shape "
+            f"{list(weights.shape)}. Allowed: {_ALLOWED}."
+        )
+    names = _checked_names(attention_head_names, n_heads)
+    strings = checked_tokens(tokens, n_queries, of="attention")
+    if focus is not None and not 0 <= focus < n_queries:
+        raise InvalidInputError(f"focus is {focus}; it must be a position from 0 to {n_queries - 1}.")
+    low, high = _range(weights, min_value, max_value)
+    causal = not np.triu(weights, 1).any()
+    kept = weights[:, *np.tril_indices(n_queries)] if causal else weights
+    return HtmlView(
+        "attention",
+        {
+            "tokens": strings,
+            "heads": names,
+            "low": low,
+            "high": high,
+            "causal": causal,
+            "weights": quantised(kept, low, high),
+            "focus": focus,
+        },
+        title,
+    )
+
+
+def attention_pattern(
+    attention: Any,
+    tokens: Sequence[str],
+    *,
+    min_value: float | None = None,
+    max_value: float | None = None,
+    title: str = "",
+    focus: int | None = None,
+) -> HtmlView:
+    """One head's attention `[query_pos, key_pos]` over its tokens; otherwise as `attention_heads`.
+
+    Example:
+        >>> attention_pattern([[1.0, 0.0], [0.3, 0.7]], ["a", " b"], title="10.7").title
+        '10.7'
+    """
+    weights = to_array(attention, "attention")
+    while weights.ndim > 2 and weights.shape[0] == 1:
+        weights = weights[0]
+    if weights.ndim != 2:
+        raise InvalidInputError(
+            f"attention must be one pattern [query_pos, key_pos]; got shape {list(weights.shape)}. For several heads "
+            "use attention_heads."
+        )
+    return attention_heads(
+        weights[None],
+        tokens,
+        attention_head_names=[""],
+        min_value=min_value,
+        max_value=max_value,
+        title=title,
+        focus=focus,
+    )
+
+
+def _checked(attention: Any) -> np.ndarray:
+    weights = to_array(attention, "attention")
+    if weights.ndim == 4 and weights.shape[0] == 1:
+        weights = weights[0]
+    if weights.ndim != 3:
+        raise InvalidInputError(f"attention has shape {list(weights.shape)}. Allowed: {_ALLOWED}.")
+    if weights.size == 0:
+        raise InvalidInputError(f"attention is empty: its shape is {list(weights.shape)}. Allowed: {_ALLOWED}.")
+    # Quantising has no place for infinities; scores masked with -inf are the usual ones, and mean "not at all".
+    return np.where(np.isinf(weights), np.nan, weights)
+
+
+def _checked_names(names: Sequence[str] | None, n_heads: int) -> list[str]:
+    if names is None:
+        return [str(head) for head in range(n_heads)]
+    if isinstance(names, str) or len(names) != n_heads:
+        raise InvalidInputError(f"attention_head_names must be {n_heads} names, one for each head; got {names!r:.80}.")
+    return [str(name) for name in names]
+
+
+def _range(weights: np.ndarray, low: float | None, high: float | None) -> tuple[float, float]:
+    finite = weights[~np.isnan(weights)]
+    least, most = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+    if high is None:
+        high = max(most, -least) if low is None else max(most, low + 1e-9)
+    if low is None:
+        low = -abs(high) if least < 0 else 0.0
+    if low == high == 0:
+        high = 1.0
+    if not low < high:
+        raise InvalidInputError(f"min_value must be below max_value; got {low:g} and {high:g}.")
+    return float(low), float(high)

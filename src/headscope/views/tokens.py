@@ -1,0 +1,90 @@
+"""`colored_tokens`: a text whose tokens are coloured by a signed value."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from headscope.errors import InvalidInputError
+from headscope.views.arrays import checked_tokens, to_array
+from headscope.views.html import HtmlView
+
+__all__ = ["colored_tokens"]
+
+
+def colored_tokens(
+    tokens: Sequence[str],
+    values: Any,
+    *,
+    min_value: float | None = None,
+    max_value: float | None = None,
+    name: str = "value",
+    unit: str = "",
+    notes: Sequence[str] | None = None,
+    marked: Sequence[int] = (),
+    first_position: int = 0,
+    legend: bool = True,
+    title: str = "",
+) -> HtmlView:
+    """Tokens coloured by a value each: blue above zero, red below, stronger further away.
+
+    Hovering a token (or reaching it by the arrow keys) shows it, its position and its value.
+
+    Args:
+        tokens: The tokens as strings.
+        values: One number per token, `[pos]` or `[1, pos]`: a tensor, array or list. NaN stays uncoloured.
+        min_value: The value with the full red; by default as far below zero as the full blue is above.
+        max_value: The value with the full blue; by default the largest magnitude there is.
+        name: What the numbers are.
+        unit: Their unit.
+        notes: One more line for each token's tooltip.
+        marked: Indices of tokens to frame.
+        first_position: The position of the first token, where this is a piece of a longer text.
+        legend: Show the colour scale.
+        title: A heading.
+
+    Raises:
+        InvalidInputError: If the numbers of tokens, values and notes differ, or an index is out of range.
+
+    Example:
+        >>> colored_tokens(["The", " cat"], [0.5, -0.25], name="entropy diff", unit="nats").kind
+        'tokens'
+    """
+    numbers = to_array(values)
+    if numbers.ndim == 2 and numbers.shape[0] == 1:
+        numbers = numbers[0]
+    if numbers.ndim != 1:
+        raise InvalidInputError(
+            f"values must be one number per token, [pos] or [1, pos]; got shape {list(numbers.shape)}."
+        )
+    strings = checked_tokens(tokens, len(numbers))
+    if notes is not None and (isinstance(notes, str) or len(notes) != len(strings)):
+        raise InvalidInputError(f"notes must be {len(strings)} strings, one for each token; got {len(notes)}.")
+    outside = [index for index in marked if not 0 <= index < len(strings)]
+    if outside:
+        raise InvalidInputError(f"marked holds {outside[0]}; it must be indices from 0 to {len(strings) - 1}.")
+    finite = numbers[np.isfinite(numbers)]
+    widest = float(np.abs(finite).max()) if finite.size else 0.0
+    high = float(max_value) if max_value is not None else widest or 1.0
+    low = float(min_value) if min_value is not None else -abs(high)
+    if not low <= 0 <= high or low == high:
+        raise InvalidInputError(
+            f"min_value must be at most 0 and max_value at least 0, and not both 0; got {low:g} and {high:g}."
+        )
+    return HtmlView(
+        "tokens",
+        {
+            "tokens": strings,
+            "values": [float(f"{number:.6g}") for number in numbers.tolist()],
+            "low": low,
+            "high": high,
+            "signed": bool((finite < 0).any()) or min_value is not None,
+            "name": name,
+            "unit": unit,
+            "notes": None if notes is None else [str(note) for note in notes],
+            "marked": [int(index) for index in marked],
+            "first": first_position,
+            "legend": legend,
+        },
+        title,
+    )

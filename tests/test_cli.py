@@ -1,0 +1,273 @@
+"""The command line: what it prints, and that every failure is one line and an exit code."""
+
+import inspect
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from small_models import STORY, save_checkpoint
+
+from headscope import HookedTransformer, cli
+from headscope.analysis.entropy import EntropyResult, measure_entropy
+from headscope.analysis.prompt import test_prompt as run_prompt
+from headscope.model.families import FAMILIES
+from headscope.model.hub import DEMO, HUB_MODELS
+from headscope.report import token_rows, write_report
+from headscope.training.demo import train_demo
+
+ROOT = Path(__file__).parent.parent
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "story.txt"
+    path.write_text(STORY * 3, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setenv("TERMINAL_WIDTH", "200")
+
+    def call(*args: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as caught:
+            cli.main([str(arg) for arg in args])
+        captured = capsys.readouterr()
+        return int(caught.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+def test_report_writes_the_page_and_says_where(run: Run, checkpoint: Path, story: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    code, printed, _ = run("report", checkpoint, "--text", story, "--out", out, "--max-tokens", 96, "--no-progress")
+    assert code == 0
+    assert str(out / "report.html") in printed
+    text = (out / "report.html").read_text(encoding="utf-8")
+    assert "on story.txt" in text and "2 of 48 tokens" in text
+
+
+def test_report_makes_a_text_where_none_is_given(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    code, _, _ = run("report", checkpoint, "--out", tmp_path, "--max-tokens", 96, "--no-progress")
+    assert code == 0
+    assert "generated small English" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_prompt_prints_the_test(run: Run, checkpoint: Path) -> None:
+    code, printed, _ = run("prompt", checkpoint, "Mary gave a drink to", "John", "--top-k", 3, "--no-bos")
+    model = HookedTransformer.from_pretrained(str(checkpoint))
+    expected = run_prompt("Mary gave a drink to", "John", model, print_details=False, prepend_bos=False, top_k=3)
+    assert (code, printed) == (0, f"{expected}\n")
+
+
+def test_entropy_prints_and_saves(run: Run, checkpoint: Path, story: Path, tmp_path: Path) -> None:
+    out = tmp_path / "entropy.safetensors"
+    code, printed, _ = run(
+        "entropy",
+        checkpoint,
+        "--text",
+        story,
+        "--out",
+        out,
+        "--top",
+        2,
+        "--no-lens-bias",
+        "--scale",
+        "own",
+        "--no-progress",
+    )
+    assert code == 0
+    model = HookedTransformer.from_pretrained(str(checkpoint))
+    tokens = token_rows(model, [STORY * 3])
+    expected = measure_entropy(model, tokens, lens_bias=False, scale="own", describe="story.txt", progress=False)
+    loaded = EntropyResult.load(out)
+    assert loaded.info == expected.info
+    torch.testing.assert_close(loaded.diff, expected.diff)
+    for ranking in (expected.top(2), expected.top(2, largest=False)):
+        for score in ranking:
+            assert f"{score.label:<8}{score.value:>+9.4f}" in printed
+    assert f"final  {expected.resid[-1]:7.3f}" in printed
+
+
+def test_models_are_all_listed(run: Run) -> None:
+    code, printed, _ = run("models")
+    assert code == 0
+    for name in (DEMO, *(hub.hub_id for hub in HUB_MODELS), *(hub.name for hub in HUB_MODELS), *FAMILIES):
+        assert name in printed
+
+
+def test_train_demo_writes_a_checkpoint(run: Run, tmp_path: Path) -> None:
+    code, printed, _ = run("train", "demo", "--out", tmp_path / "demo", "--steps", 6, "--no-progress")
+    assert code == 0
+    assert "of 6 steps" in printed
+    assert HookedTransformer.from_pretrained(str(tmp_path / "demo")).cfg.n_layers == 4
+
+
+def test_the_version_is_shown(run: Run) -> None:
+    code, printed, _ = run("--version")
+    assert code == 0 and printed.startswith("headscope ")
+
+
+@pytest.mark.parametrize("command", [[], ["report"], ["prompt"], ["entropy"], ["models"], ["train"], ["train", "demo"]])
+def test_help_explains(run: Run, command: list[str]) -> None:
+    code, printed, _ = run(*command, "--help")
+    assert code == 0
+    assert f"Usage: headscope{''.join(' ' + word for word in command)}" in printed
+    assert "headscope " + " ".join(command) in printed.split("Usage:", 1)[1]  # an example, or the first step
+
+
+@pytest.mark.parametrize(
+    ("command", "function", "renamed"),
+    [
+        (cli.report, write_report, {}),
+        (cli.prompt, run_prompt, {}),
+        (cli.entropy, measure_entropy, {}),
+        (cli.entropy, token_rows, {}),
+        (cli.demo, train_demo, {}),
+    ],
+)
+def test_defaults_are_the_functions(
+    command: Callable[..., object], function: Callable[..., object], renamed: dict[str, str]
+) -> None:
+    ours = inspect.signature(command).parameters
+    theirs = inspect.signature(function).parameters
+    shared = [name for name in ours if name in theirs and theirs[name].default is not inspect.Parameter.empty]
+    assert len(shared) >= 2
+    for name in shared:
+        default = theirs[name].default
+        assert ours[name].default == (Path(default) if name == "out" else default), name
+
+
+BAD = {
+    "unknown model": (["report", "gtp2"], "Unknown model 'gtp2'. Did you mean 'gpt2'"),
+    "no such checkpoint": (["report", "./missing"], "does not exist"),
+    "no such text": (["report", "CHECKPOINT", "--text", "missing.txt"], "No such file: 'missing.txt'"),
+    "empty text": (["report", "CHECKPOINT", "--text", "TMP/empty.txt"], "holds no text"),
+    "binary text": (["report", "CHECKPOINT", "--text", "TMP/binary.txt"], "is not UTF-8: byte 3"),
+    "text of no kind": (["report", "CHECKPOINT", "--text", "TMP/text.pdf"], "unknown suffix '.pdf'"),
+    "text is a folder": (["entropy", "CHECKPOINT", "--text", "TMP"], "is a directory"),
+    "one token": (
+        ["report", "CHECKPOINT", "--text", "TMP/one.txt", "--seq-len", "2", "--max-tokens", "0"],
+        "max_tokens",
+    ),
+    "out is a file": (["report", "CHECKPOINT", "--out", "TMP/text.pdf"], "is a file; the report needs a folder"),
+    "out below a file": (["report", "CHECKPOINT", "--out", "TMP/text.pdf/deep"], "cannot be written"),
+    "entropy out is a folder": (["entropy", "CHECKPOINT", "--out", "TMP"], "is a folder"),
+    "top": (["entropy", "CHECKPOINT", "--top", "0"], "top must be at least 1"),
+    "seq_len": (["report", "CHECKPOINT", "--seq-len", "1000"], "seq_len must be between 2"),
+    "empty answer": (["prompt", "CHECKPOINT", "Mary", ""], "the answer is empty"),
+    "long prompt": (["prompt", "CHECKPOINT", "Mary " * 60, "John"], "context is n_ctx = 48"),
+    "corrupt checkpoint": (["prompt", "TMP/corrupt", "Mary", "John"], "config.json"),
+    "steps": (["train", "demo", "--steps", "0", "--out", "TMP/demo"], "steps is 0"),
+}
+
+
+@pytest.mark.parametrize(("args", "message"), BAD.values(), ids=BAD.keys())
+def test_a_failure_is_one_line(run: Run, args: list[str], message: str, checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text(" \n")
+    (tmp_path / "one.txt").write_text("a")
+    (tmp_path / "text.pdf").write_text("not a folder")
+    (tmp_path / "binary.txt").write_bytes(b"abc\xff\xfe\x00")
+    (tmp_path / "corrupt").mkdir()
+    (tmp_path / "corrupt" / "config.json").write_text("{")
+    before = sorted(tmp_path.iterdir())
+    filled = [arg.replace("CHECKPOINT", str(checkpoint)).replace("TMP", str(tmp_path)) for arg in args]
+    code, _, error = run(*filled, *([] if args[0] == "prompt" else ["--no-progress"]))
+    assert code == 1
+    (line,) = error.splitlines()
+    assert line.startswith("Error: ") and message in line
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["bogus"],
+        ["report", "--max-tokens", "many"],
+        ["prompt", "gpt2"],
+        ["report", "--nope"],
+        ["entropy", "--baseline", "median"],
+    ],
+)
+def test_wrong_usage_is_code_2(run: Run, args: list[str]) -> None:
+    code, _, error = run(*args)
+    assert code == 2
+    assert "Usage: headscope" in error and "Traceback" not in error
+
+
+def test_the_disk_failing_is_one_line(
+    run: Run, monkeypatch: pytest.MonkeyPatch, checkpoint: Path, tmp_path: Path
+) -> None:
+    def full(*_: object) -> Path:
+        raise OSError(28, os.strerror(28), "somewhere")
+
+    monkeypatch.setattr(EntropyResult, "save", full)
+    code, _, error = run("entropy", checkpoint, "--max-tokens", 48, "--out", tmp_path / "x", "--no-progress")
+    assert (code, error) == (1, "Error: No space left on device: somewhere\n")
+
+
+def test_ctrl_c_is_one_line_and_130(
+    run: Run, monkeypatch: pytest.MonkeyPatch, checkpoint: Path, tmp_path: Path
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "write_report", stop)
+    assert run("report", checkpoint, "--out", tmp_path / "out", "--no-progress") == (130, "", "Stopped.\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def command(*args: object) -> list[str]:
+    return [sys.executable, "-c", "from headscope.cli import main; main()", *map(str, args)]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+
+
+def test_a_closed_pipe_is_no_traceback() -> None:
+    process = subprocess.Popen(command("models"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment())
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    error = process.stderr.read()
+    process.stderr.close()
+    process.wait()
+    assert error == b""
+
+
+@pytest.mark.slow
+def test_a_real_signal_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    args = ("report", checkpoint, "--out", tmp_path / "out", "--max-tokens", 10**7)
+    process = subprocess.Popen(command(*args), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment())
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.1)  # until it has begun
+    process.send_signal(signal.SIGINT)
+    printed, error = process.communicate(timeout=120)
+    assert (process.returncode, printed) == (130, b"")
+    assert error.decode().splitlines()[-1].endswith("Stopped.") and "Traceback" not in error.decode()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_entry_point_is_main() -> None:
+    done = subprocess.run(command("--version"), capture_output=True, text=True, env=environment(), check=True)
+    assert done.stdout.startswith("headscope ")
+
+
+def test_a_checkpoint_of_another_family_is_told(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bloom"}))
+    code, _, error = run("report", tmp_path, "--no-progress")
+    assert code == 1 and "model_type 'bloom'" in error

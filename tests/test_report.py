@@ -1,0 +1,292 @@
+"""The report: one page, its numbers beside it, together or not at all."""
+
+import html
+import math
+import os
+import re
+import stat
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from small_models import STORY, small_model
+
+from headscope import HookedTransformer
+from headscope.analysis.entropy import EntropyResult, measure_entropy
+from headscope.analysis.positions import top_positions
+from headscope.analysis.result import RunInfo
+from headscope.errors import HeadscopeError, InvalidInputError, MissingTokenizerError, NotFiniteError
+from headscope.report import Report, token_rows, write_report, writing
+from headscope.report.findings import notable_heads
+from headscope.report.page import visible
+from headscope.views.html import bundle
+
+TABLES = ["entropy.parquet", "entropy_states.parquet", "head_scores.parquet", "loss.parquet", "positions.parquet"]
+
+
+class Page(HTMLParser):
+    """A page's elements and the text a reader sees."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self._hidden = 0
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self._hidden += tag in ("script", "style")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._hidden -= tag in ("script", "style")
+
+    def handle_data(self, data: str) -> None:
+        self.text += "" if self._hidden else data
+
+
+@pytest.fixture(scope="module")
+def model() -> HookedTransformer:
+    return small_model()
+
+
+@pytest.fixture(scope="module")
+def report(model: HookedTransformer, tmp_path_factory: pytest.TempPathFactory) -> Report:
+    out = tmp_path_factory.mktemp("report") / "made" / "here"
+    return write_report(model, [STORY] * 8, out, describe="a story", max_tokens=200, n_heads=3, progress=False)
+
+
+@pytest.fixture(scope="module")
+def text(report: Report) -> str:
+    return report.page.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def page(text: str) -> Page:
+    return Page(text)
+
+
+def test_the_folder_holds_the_page_and_its_tables_and_nothing_else(report: Report) -> None:
+    assert sorted(path.name for path in report.directory.iterdir()) == sorted([*TABLES, "report.html"])
+    assert {path.name for path in report.tables} == set(TABLES)
+    assert [path.name for path in report.directory.parent.iterdir()] == ["here"]
+    assert report.page.stat().st_mode & stat.S_IRGRP  # as any other file, not as a temporary one
+
+
+def test_libraries_are_inlined_once_and_nothing_is_fetched(text: str, page: Page) -> None:
+    assert text.count(bundle()) == 1
+    assert len(re.findall(r"\* plotly\.js v", text)) == 1
+    assert not [attrs for tag, attrs in page.elements if "src" in attrs or tag in ("link", "iframe", "object")]
+    links = [attrs["href"] for tag, attrs in page.elements if tag == "a"]
+    assert {link for link in links if link and not link.startswith("#")} == set(TABLES)
+    assert [attrs for _, attrs in page.elements if (attrs.get("content") or "").startswith("default-src 'none'")]
+
+
+def test_every_link_leads_somewhere(page: Page) -> None:
+    ids = [attrs["id"] for _, attrs in page.elements if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    anchors = [attrs["href"] for tag, attrs in page.elements if tag == "a" and (attrs["href"] or "").startswith("#")]
+    heads = [attrs["id"] for tag, attrs in page.elements if tag == "article"]
+    assert len(anchors) == 8 + len(heads) and heads
+    assert {anchor[1:] for anchor in anchors if anchor} <= set(ids)
+
+
+def test_the_words_agree_with_the_numbers(model: HookedTransformer, report: Report, page: Page) -> None:
+    tokens = token_rows(model, [STORY] * 8, max_tokens=200)
+    assert tokens.shape == (4, 48)
+    loss = float(model(tokens, return_type="loss").detach())
+    assert report.loss == pytest.approx(loss, abs=1e-5)
+    words = " ".join(page.text.split())
+    assert f"mean loss of {loss:.3f} nats (perplexity {math.exp(loss):,.1f})" in words
+    assert f"a uniform guess would cost {math.log(model.cfg.d_vocab):.3f}" in words
+    entropy = measure_entropy(model, tokens, progress=False)
+    assert f"from {entropy.resid[0]:.3f} nats at the embedding to {entropy.resid[-1]:.3f} at the end" in words
+    top = entropy.top(1, by="diff")[0]
+    assert f"By diff, head {top.label}" in words
+    n_raising = int((entropy.diff[:, : entropy.n_heads] > 0).sum())
+    assert f"Of its 6 heads, {n_raising} raise" in words
+    assert "4 of 48 tokens" in words and f"{entropy.info.n_positions:,}" in words
+
+
+def test_the_page_has_every_part(page: Page, text: str) -> None:
+    for heading in ("Loss", "Entropy per layer", "Entropy per head", "Kinds of head", "Attention patterns"):
+        assert heading in page.text
+    assert len(re.findall(r'class="plotly-graph-div"', text)) == 6
+    for title in ("Entropy change by each head and MLP", "Entropy change by each head", "Heads that raise entropy"):
+        assert f'"text":"{title}"' in text
+    assert text.count('"text":"on a story"') == 5
+    assert text.count('data-kind="attention"') == 1
+    # The sample, and five positions for each head.
+    n_heads = len([tag for tag, _ in page.elements if tag == "article"])
+    assert 1 <= n_heads <= 3
+    assert text.count('data-kind="tokens"') == 1 + n_heads * 5
+
+
+def test_the_tables_hold_the_results(model: HookedTransformer, report: Report) -> None:
+    tables = {path.stem: pd.read_parquet(path) for path in report.tables}
+    pd.testing.assert_frame_equal(tables["entropy"], report.entropy.mean().to_frame(), check_dtype=False)
+    pd.testing.assert_frame_equal(tables["entropy_states"], report.entropy.resid_frame(), check_dtype=False)
+    assert len(tables["head_scores"]) == 6
+    loss = tables["loss"]
+    assert len(loss) == 4 * 47
+    tokens = token_rows(model, [STORY] * 8, max_tokens=200)
+    row = loss[(loss.sequence == 2) & (loss.position == 11)].iloc[0]
+    expected = -model(tokens).log_softmax(-1)[2, 11, tokens[2, 12]]
+    assert (row.token, row.next_token) == (int(tokens[2, 11]), int(tokens[2, 12]))
+    assert row.loss == pytest.approx(float(expected.detach()), abs=1e-4)
+    positions = tables["positions"]
+    layer, head = map(int, positions["head"].iloc[0].split("."))
+    best = top_positions(report.entropy.diff[layer, head], 1)[0]
+    first = positions.iloc[0]
+    assert (first.sequence, first.position) == (best.row, best.pos)
+    assert first["diff"] == pytest.approx(best.value)
+    assert first.token == model.to_single_str_token(int(tokens[best.row, best.pos]))
+
+
+def test_notable_heads_come_by_diff_and_marginal_in_turn() -> None:
+    diff = torch.tensor([[0.1, 0.4, 9.0], [-0.2, 0.3, 9.0]])
+    marginal = torch.tensor([[-0.1, 0.2, 9.0], [0.5, -0.3, 9.0]])
+
+    def result(diff: torch.Tensor, marginal: torch.Tensor) -> EntropyResult:
+        info = RunInfo("small", (), "a story", 1, 4)
+        return EntropyResult(info, torch.zeros(5), diff, marginal, tuple("abcde"), ("0", "1", "MLP"))
+
+    # By diff 0.1, 1.1, 0.0; by marginal 1.0, 0.1; what raises neither is never there.
+    for k, expected in (
+        (1, ["0.1"]),
+        (2, ["0.1", "1.0"]),
+        (3, ["0.1", "1.0", "1.1"]),
+        (9, ["0.1", "1.0", "1.1", "0.0"]),
+    ):
+        heads = notable_heads(result(diff, marginal), k)
+        assert [score.label for score in heads] == expected
+        assert [score.value for score in heads] == [float(diff[score.layer, score.head]) for score in heads]
+    lowering = notable_heads(result(diff - 10, marginal - 10), 2)
+    assert [score.label for score in lowering] == ["0.1", "1.1"]
+
+
+def test_a_second_report_replaces_the_first_and_leaves_other_files(model: HookedTransformer, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "report.html").write_text("old")
+    written = write_report(model, [STORY], tmp_path, describe="another story", max_tokens=48, progress=False)
+    assert "another story" in written.page.read_text(encoding="utf-8")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*TABLES, "report.html", "notes.txt"])
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_hostile_names_and_tokens_stay_text(tmp_path: Path) -> None:
+    model = small_model(model_name="<script>alert(1)</script>")
+    hostile = 'He said </script><!-- "quoted" & <b>bold</b>\n' * 8
+    describe = "<img src=x onerror=alert(1)> & \ud83d"
+    written = write_report(model, [hostile], tmp_path, describe=describe, progress=False)
+    text = written.page.read_text(encoding="utf-8")
+    names = {tag for tag, _ in Page(text).elements}
+    assert "img" not in names and "b" in names
+    assert "<script>alert(1)</script>" not in text
+    assert "<script>alert(1)</script>" in html.unescape(text)
+
+
+@pytest.mark.parametrize("fields", [{"attn_only": True}, {"normalization_type": None}, {"n_layers": 1, "n_heads": 1}])
+def test_other_shapes_of_model_have_a_report(fields: dict[str, object], tmp_path: Path) -> None:
+    written = write_report(small_model(**fields), [STORY], tmp_path, progress=False)
+    text = written.page.read_text(encoding="utf-8")
+    assert ("Entropy change by each head and MLP" in text) == (not fields.get("attn_only", False))
+
+
+def test_tokens_do_where_there_is_no_tokenizer(tmp_path: Path) -> None:
+    model = small_model(tokenizer=False, d_vocab=30)
+    tokens = torch.randint(0, 30, (3, 20))
+    written = write_report(model, tokens, tmp_path, progress=False)
+    assert written.entropy.info.n_sequences == 3
+    with pytest.raises(MissingTokenizerError, match="no tokenizer, so it takes no text"):
+        write_report(model, [STORY], tmp_path / "other", progress=False)
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_short_text_makes_one_short_row(model: HookedTransformer) -> None:
+    tokens = token_rows(model, ["the old dog"])
+    assert tokens.shape[0] == 1 and 2 < tokens.shape[1] < 48
+    assert model.to_string(tokens[0]) == "<|end|>the old dog"
+
+
+def test_no_more_documents_are_read_than_are_needed(model: HookedTransformer) -> None:
+    read = 0
+
+    def endless() -> object:
+        nonlocal read
+        while True:
+            read += 1
+            yield STORY
+
+    assert token_rows(model, endless(), max_tokens=100, seq_len=20).shape == (5, 20)  # type: ignore[arg-type]
+    assert read < 10
+
+
+@pytest.mark.parametrize(
+    ("texts", "options", "message"),
+    [
+        ([], {}, "hold 0 tokens in all|at most one token"),
+        (["  "], {"seq_len": 1}, "seq_len must be between 2 and the model's context n_ctx = 48; got 1"),
+        ([STORY], {"seq_len": 49}, "seq_len must be between 2"),
+        ([STORY], {"max_tokens": 0}, "max_tokens must be at least 1; got 0"),
+        ([STORY], {"n_heads": 0}, "n_heads must be at least 1; got 0"),
+        ([STORY], {"n_positions": -1}, "n_positions must be at least 1; got -1"),
+        (torch.zeros(2, 1, dtype=torch.int64), {}, r"with 2 positions or more; got \[2, 1\]"),
+        (torch.full((1, 5), 9999), {}, "tokens must be between 0"),
+    ],
+)
+def test_bad_input_is_told_and_leaves_nothing(
+    model: HookedTransformer, texts: object, options: dict[str, int], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(HeadscopeError, match=message):
+        write_report(model, texts, tmp_path / "report", progress=False, **options)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nan_weights_are_told_and_leave_nothing(tmp_path: Path) -> None:
+    model = small_model()
+    with torch.no_grad():
+        model.blocks[0].mlp.W_out[0, 0] = torch.nan
+    with pytest.raises(NotFiniteError):
+        write_report(model, [STORY], tmp_path / "report", progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), OSError(28, os.strerror(28))])
+def test_a_run_that_stops_leaves_nothing(
+    model: HookedTransformer, stop: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopping(*_: object) -> str:
+        raise stop
+
+    monkeypatch.setattr(writing, "render_page", stopping)
+    expected = InvalidInputError if isinstance(stop, OSError) else KeyboardInterrupt
+    with pytest.raises(expected) as caught:
+        write_report(model, [STORY], tmp_path / "deep" / "report", progress=False)
+    if isinstance(stop, OSError):
+        assert "No space left" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_in_the_way_is_told(model: HookedTransformer, tmp_path: Path) -> None:
+    (tmp_path / "report").write_text("mine")
+    with pytest.raises(InvalidInputError, match="is a file; the report needs a folder"):
+        write_report(model, [STORY], tmp_path / "report", progress=False)
+    with pytest.raises(InvalidInputError, match="cannot be written|is a file"):
+        write_report(model, [STORY], tmp_path / "report" / "below", progress=False)
+    assert (tmp_path / "report").read_text() == "mine"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written_is_told(model: HookedTransformer, tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(InvalidInputError, match="Permission denied"):
+        write_report(model, [STORY], tmp_path / "report", progress=False)
+
+
+def test_what_cannot_be_seen_is_spelt_out() -> None:
+    assert visible(" a\n\t\x00\u202e\ud83dé") == " a↵⇥\\x00\\u202e\\ud83dé"
+    assert visible("") == "∅"

@@ -1,0 +1,136 @@
+"""The plotly helpers: arguments as notebooks give them."""
+
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+import torch
+
+from headscope.errors import InvalidInputError, UnknownNameError
+from headscope.views.plots import hist, imshow, line, plot_text, plot_title, scatter
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    calls: list[dict[str, Any]] = []
+    monkeypatch.setattr(go.Figure, "show", lambda self, **options: calls.append(options))
+    return calls
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda **o: imshow(torch.randn(2, 3), **o),
+        lambda **o: line([1.0, 2.0], **o),
+        lambda **o: scatter([1.0], [2.0], **o),
+        lambda **o: hist([1.0, 2.0], **o),
+    ],
+)
+def test_a_figure_shows_at_once_or_is_returned(draw: Any, shown: list[dict[str, Any]]) -> None:
+    assert draw(static=True, renderer="png") is None
+    assert shown == [{"renderer": "png", "config": {"displaylogo": False, "staticPlot": True}}]
+    figure = draw(return_fig=True, title="10.7", width=600, height=300)
+    assert len(shown) == 1
+    assert (figure.layout.title.text, figure.layout.width, figure.layout.height) == ("10.7", 600, 300)
+
+
+def test_imshow_is_centred_on_zero_with_blue_above() -> None:
+    figure = imshow(torch.tensor([[1.0, -3.0]]), return_fig=True, labels={"x": "Head", "y": "Layer"}, border=True)
+    assert figure is not None
+    np.testing.assert_array_equal(figure.data[0].z, [[1.0, -3.0]])
+    assert figure.layout.coloraxis.cmid == 0.0
+    scale = figure.layout.coloraxis.colorscale
+    assert scale[0][1] == "rgb(103,0,31)" and scale[-1][1] == "rgb(5,48,97)"  # RdBu's ends: red, blue
+    assert (figure.layout.xaxis.title.text, figure.layout.yaxis.title.text) == ("Head", "Layer")
+    assert figure.layout.xaxis.mirror and figure.layout.yaxis.showline
+
+
+def test_imshow_takes_limits_and_other_scales() -> None:
+    figure = imshow(np.eye(2), zmin=-2.0, zmax=2.0, return_fig=True, color_continuous_scale="Blues", text_auto=True)
+    assert figure is not None
+    assert (figure.layout.coloraxis.cmin, figure.layout.coloraxis.cmax) == (-2.0, 2.0)
+    assert figure.layout.coloraxis.cmid is None
+    assert figure.data[0].texttemplate
+
+
+@pytest.mark.parametrize("facet_col", [0, 2, -1])
+def test_facets_are_labelled_in_order(facet_col: int) -> None:
+    values = torch.arange(2 * 2 * 2.0).view(2, 2, 2)
+    figure = imshow(values, facet_col=facet_col, facet_labels=["zero", "mean"], return_fig=True)
+    assert figure is not None
+    assert [note.text for note in figure.layout.annotations] == ["zero", "mean"]
+    for index, trace in enumerate(figure.data):
+        np.testing.assert_array_equal(trace.z, values.select(facet_col, index).numpy())
+
+
+def test_axis_names_may_come_as_strings() -> None:
+    figure = imshow(np.eye(2), xaxis="Head", yaxis="Layer", return_fig=True)
+    assert figure is not None
+    assert (figure.layout.xaxis.title.text, figure.layout.yaxis.title.text) == ("Head", "Layer")
+
+
+def test_lines_may_differ_in_length() -> None:
+    figure = line([torch.tensor([1.0, 2.0, 3.0]), [5.0]], names=["attn", "mlp"], return_fig=True)
+    assert figure is not None
+    assert [(trace.name, list(trace.y)) for trace in figure.data] == [("attn", [1.0, 2.0, 3.0]), ("mlp", [5.0])]
+
+
+def test_one_line_has_its_own_x() -> None:
+    figure = line(torch.tensor([3.0, 4.0]), x=["a", "b"], return_fig=True, labels={"y": "nats"})
+    assert figure is not None
+    (trace,) = figure.data
+    assert (list(trace.x), list(trace.y), figure.layout.yaxis.title.text) == (["a", "b"], [3.0, 4.0], "nats")
+
+
+@pytest.mark.parametrize(
+    ("text", "ends"), [("y=x", (1.0, 1.0, 4.0, 4.0)), ("y = 2", (0, 2.0, 1, 2.0)), ("x=-1.5", (-1.5, 0, -1.5, 1))]
+)
+def test_a_scatter_may_have_a_line(text: str, ends: tuple[float, ...]) -> None:
+    figure = scatter(torch.tensor([1.0, 2.0]), np.array([3.0, 4.0]), add_line=text, return_fig=True)
+    assert figure is not None
+    (shape,) = figure.layout.shapes
+    assert (shape.x0, shape.y0, shape.x1, shape.y1) == ends
+
+
+def test_a_histogram_leaves_out_nan_and_marks_means() -> None:
+    figure = hist([[1.0, float("nan"), 3.0], [5.0]], names=["a", "b"], add_mean_line=True, return_fig=True)
+    assert figure is not None
+    assert [list(trace.x) for trace in figure.data] == [[1.0, 3.0], [5.0]]
+    assert [shape.x0 for shape in figure.layout.shapes] == [2.0, 5.0]
+
+
+def test_options_of_the_layout_are_passed_on() -> None:
+    figure = line([1.0, 2.0], return_fig=True, showlegend=False, xaxis_tickangle=-45, hovermode="x unified", log_y=True)
+    assert figure is not None
+    assert (figure.layout.showlegend, figure.layout.xaxis.tickangle, figure.layout.yaxis.type) == (False, -45, "log")
+
+
+@pytest.mark.parametrize(
+    ("draw", "error", "message"),
+    [
+        (lambda: imshow(np.eye(2), zmox=1.0, return_fig=True), UnknownNameError, "Unknown option 'zmox'"),
+        (lambda: imshow(np.zeros(3)), InvalidInputError, r"shape \[3\]; imshow takes two axes"),
+        (lambda: imshow(np.zeros((2, 2, 2))), InvalidInputError, "three with facet_col"),
+        (lambda: imshow(np.zeros((2, 2, 2)), facet_col=0, facet_labels=["a"]), InvalidInputError, "must be 2 labels"),
+        (lambda: imshow(["a"]), InvalidInputError, "tensor must be numbers"),
+        (lambda: line([1.0, 2.0], x=[1]), InvalidInputError, "2 values, and x 1"),
+        (lambda: line([1.0, 2.0], names=["a", "b"]), InvalidInputError, "names must be 1"),
+        (lambda: scatter([1.0], [1.0, 2.0]), InvalidInputError, "x has 1 numbers, and y 2"),
+        (lambda: scatter([1.0], [1.0], add_line="z=3"), InvalidInputError, "add_line must be"),
+        (lambda: scatter([1.0], [1.0], add_line="y=up"), InvalidInputError, "add_line must be"),
+    ],
+)
+def test_what_does_not_fit_is_told(draw: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        draw()
+
+
+def test_a_long_name_of_the_data_is_cut() -> None:
+    assert plot_title("Loss", "x" * 80)["subtitle"]["text"] == "on " + "x" * 80
+    assert plot_title("Loss", "x" * 81)["subtitle"]["text"] == "on " + "x" * 79 + "…"
+    assert plot_title("Loss", "")["subtitle"]["text"] == ""
+
+
+def test_text_is_not_markup() -> None:
+    assert plot_text("<b>a & b</b>\n\ud83d") == "&lt;b&gt;a &amp; b&lt;/b&gt; ?"
