@@ -21,6 +21,7 @@ from headscope.model.families import FAMILIES
 from headscope.model.hub import DEMO, HUB_MODELS
 from headscope.report import token_rows, write_report
 from headscope.training.demo import train_demo
+from headscope.training.demo_figures import evaluate_demo
 
 ROOT = Path(__file__).parent.parent
 Run = Callable[..., tuple[int, str, str]]
@@ -116,12 +117,21 @@ def test_train_demo_writes_a_checkpoint(run: Run, tmp_path: Path) -> None:
     assert HookedTransformer.from_pretrained(str(tmp_path / "demo")).cfg.n_layers == 4
 
 
+def test_evaluate_prints_every_figure_of_the_card(run: Run) -> None:
+    code, printed, _ = run("evaluate", "--n-prompts", 20, "--no-progress")
+    assert code == 0
+    for figure in ("mean logit difference", "repeated half", "Previous-token heads", "Induction heads", "Name movers"):
+        assert figure in printed
+
+
 def test_the_version_is_shown(run: Run) -> None:
     code, printed, _ = run("--version")
     assert code == 0 and printed.startswith("headscope ")
 
 
-@pytest.mark.parametrize("command", [[], ["report"], ["prompt"], ["entropy"], ["models"], ["train"], ["train", "demo"]])
+@pytest.mark.parametrize(
+    "command", [[], ["report"], ["prompt"], ["entropy"], ["models"], ["evaluate"], ["train"], ["train", "demo"]]
+)
 def test_help_explains(run: Run, command: list[str]) -> None:
     code, printed, _ = run(*command, "--help")
     assert code == 0
@@ -137,6 +147,7 @@ def test_help_explains(run: Run, command: list[str]) -> None:
         (cli.entropy, measure_entropy, {}),
         (cli.entropy, token_rows, {}),
         (cli.demo, train_demo, {}),
+        (cli.evaluate, evaluate_demo, {}),
     ],
 )
 def test_defaults_are_the_functions(

@@ -88,9 +88,7 @@ def read_package(root: Path) -> dict[str, Module]:
     return modules
 
 
-def _imports(
-    node: ast.AST, package: str, in_function: bool = False, typing: bool = False
-) -> Iterator[Import]:
+def _imports(node: ast.AST, package: str, in_function: bool = False, typing: bool = False) -> Iterator[Import]:
     if isinstance(node, ast.Import):
         for alias in node.names:
             yield Import(alias.name, node.lineno, in_function, typing)
@@ -206,9 +204,7 @@ def _utils_names(module: Module, modules: dict[str, Module]) -> Iterator[tuple[i
         return
     for node in module.tree.body:
         docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-        names = isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == [
-            "__all__"
-        ]
+        names = isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["__all__"]
         if not (isinstance(node, (ast.Import, ast.ImportFrom)) or docstring or names):
             yield node.lineno, f"utils only re-exports: `{ast.unparse(node).splitlines()[0]}`"
 

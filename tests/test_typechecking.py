@@ -20,9 +20,7 @@ def test_the_package_is_checked() -> None:
 
 def test_shapes_and_types_are_checked() -> None:
     @jaxtyped(typechecker=checked)
-    def project(
-        x: Float[Tensor, "pos d_model"], w: Float[Tensor, "d_model d_out"], *, name: str = ""
-    ) -> Tensor:
+    def project(x: Float[Tensor, "pos d_model"], w: Float[Tensor, "d_model d_out"], *, name: str = "") -> Tensor:
         return x @ w
 
     assert project(torch.ones(2, 3), torch.ones(3, 4)).shape == (2, 4)

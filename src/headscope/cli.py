@@ -24,7 +24,7 @@ from headscope.model.hub import DEMO, HUB_MODELS
 from headscope.model.transformer import HookedTransformer
 from headscope.report import MAX_TOKENS, headscope_version, token_rows, write_report
 from headscope.training.demo import DEMO_STEPS, train_demo
-from headscope.training.demo_figures import evaluate_demo
+from headscope.training.demo_figures import EVALUATION_SEED, evaluate_demo
 
 __all__ = ["app", "main"]
 
@@ -224,20 +224,35 @@ def models() -> None:
 
 
 @_command(
+    app,
+    examples=("headscope evaluate", "headscope evaluate ./my-demo --seed 7"),
+)
+def evaluate(
+    model: ModelArgument = DEMO,
+    seed: Annotated[int, typer.Option(help="Seed of the data; not one that training used.")] = EVALUATION_SEED,
+    n_prompts: Annotated[int, typer.Option(help="How many prompts of indirect object identification.")] = 500,
+    progress: Annotated[bool, typer.Option(help="Show progress bars.")] = True,
+) -> None:
+    """Measure what the demo model (or another model of its small English) learned: every figure of its model card."""
+    loaded = HookedTransformer.from_pretrained(model)
+    typer.echo(str(evaluate_demo(loaded, seed=seed, n_prompts=n_prompts, progress=progress)))
+
+
+@_command(
     train, examples=("headscope train demo --out my-demo", "headscope train demo --out quick --steps 300 --seed 1")
 )
 def demo(
     out: Annotated[Path, typer.Option(help="The checkpoint's folder.")] = Path("headscope-demo"),
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = DEMO_STEPS,
     seed: Annotated[int, typer.Option(help="Seed of the text and of the first weights.")] = 0,
-    evaluate: Annotated[bool, typer.Option("--evaluate", help="Afterwards, measure what it learned.")] = False,
     progress: Annotated[bool, typer.Option(help="Show progress bars.")] = True,
 ) -> None:
     """Train the demo model by its recipe: a small GPT-2 on generated English, in minutes on a laptop."""
     history = train_demo(out, seed=seed, steps=steps, progress=progress)
-    typer.echo(f"{out}: loss {history.loss[-1]:.3f} nats in the last of {len(history.loss)} steps")
-    if evaluate:
-        typer.echo(str(evaluate_demo(HookedTransformer.from_pretrained(str(out)), progress=progress)))
+    typer.echo(
+        f"{out}: loss {history.loss[-1]:.3f} nats in the last of {len(history.loss)} steps, {history.seconds:.0f} s. "
+        f"What it learned: headscope evaluate {out}"
+    )
 
 
 def _show_version(wanted: bool) -> bool:

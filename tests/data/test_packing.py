@@ -145,9 +145,7 @@ def test_a_document_longer_than_the_context_is_no_warning(
         assert caplog.records == []
         talkative.deprecation_warnings.clear()
         talkative.encode(SENTENCES[0])
-        assert (
-            "longer than the specified maximum" in caplog.text
-        )  # what was silenced is not silenced for good
+        assert "longer than the specified maximum" in caplog.text  # what was silenced is not silenced for good
     finally:
         logger.removeHandler(caplog.handler)
 
@@ -221,9 +219,7 @@ def test_only_as_much_is_read_as_a_batch_and_the_shuffle_buffer_need(seed: int |
         ("abc", {"max_length": 8}, "texts is one string"),
     ],
 )
-def test_bad_options_are_refused_at_the_call(
-    texts: list[str] | str, options: dict[str, int], message: str
-) -> None:
+def test_bad_options_are_refused_at_the_call(texts: list[str] | str, options: dict[str, int], message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
         tokenize_and_concatenate(texts, Letters(), **options)
 

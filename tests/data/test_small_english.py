@@ -1,3 +1,4 @@
+import hashlib
 import random
 import re
 
@@ -14,17 +15,19 @@ def test_one_seed_gives_one_text_and_two_seeds_give_two():
 
 
 def test_the_text_of_a_seed_never_changes():
-    # The shipped weights, tokenizer and card were made from this very text.
-    assert next(documents(0)).startswith("Afterwards")
+    """The shipped weights, tokenizer and card were made from this very text."""
+    text = "\n".join(documents(0, n=100)) + "\n".join(p.prompt for p in ioi_prompts(100, 0))
+    assert text.startswith("The farm was full when Frank and Mark came in. Later Mark said hello to Frank.")
+    assert hashlib.sha256(text.encode()).hexdigest().startswith("adcf073b86fc8c68")
 
 
-def test_global_random_state_is_neither_read_nor_written():
-    random.seed(1)
-    before, torch_before = random.getstate(), torch.get_rng_state()
-    first = list(documents(0, n=5)), ioi_prompts(5, 0)
-    assert random.getstate() == before and torch.equal(torch.get_rng_state(), torch_before)
-    random.seed(2)
-    assert (list(documents(0, n=5)), ioi_prompts(5, 0)) == first
+def test_global_random_state_does_not_matter():
+    drawn = []
+    for seed in (1, 2):
+        random.seed(seed)
+        torch.manual_seed(seed)
+        drawn.append((list(documents(0, n=5)), ioi_prompts(5, 0)))
+    assert drawn[0] == drawn[1]
 
 
 def test_documents_leave_no_slot_open_and_use_known_words_only():

@@ -48,9 +48,7 @@ def test_a_txt_file_can_be_cut_at_blank_lines(tmp_path: Path, end: str) -> None:
 def test_jsonl_and_parquet_give_back_their_documents(tmp_path: Path) -> None:
     texts = [f"{sentence} {i}" for i in range(50) for sentence in SENTENCES]
     jsonl = write_jsonl(tmp_path / "a.jsonl", [{"id": i, "text": text} for i, text in enumerate(texts)])
-    parquet = write_parquet(
-        tmp_path / "a.parquet", {"id": list(range(100)), "text": texts}, row_group_size=16
-    )
+    parquet = write_parquet(tmp_path / "a.parquet", {"id": list(range(100)), "text": texts}, row_group_size=16)
     assert list(read_texts(jsonl)) == texts
     assert list(read_texts(parquet)) == texts
     body = write_jsonl(tmp_path / "b.jsonl", [{"body": "x\u2028y"}, {"body": " "}, {"body": "z"}])

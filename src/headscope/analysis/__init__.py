@@ -4,7 +4,8 @@ from headscope.analysis.entropy import EntropyAccumulator, EntropyOptions, measu
 from headscope.analysis.entropy_result import EntropyResult
 from headscope.analysis.head_scores import HeadScores, head_scores
 from headscope.analysis.lens import LogitLensResult, logit_lens
-from headscope.analysis.loss import NextTokens, next_token_loss
+from headscope.analysis.loss import NextTokens, next_token_loss, predict_next_tokens
+from headscope.analysis.positions import Position, TokenMean, token_means, top_positions
 from headscope.analysis.prompt import PromptTest, test_prompt
 from headscope.analysis.result import HeadScore, Ranking, RunInfo
 
@@ -15,13 +16,18 @@ __all__ = [
     "HeadScore",
     "HeadScores",
     "LogitLensResult",
+    "Position",
     "PromptTest",
     "Ranking",
     "RunInfo",
+    "TokenMean",
     "NextTokens",
     "head_scores",
     "logit_lens",
     "measure_entropy",
     "next_token_loss",
+    "predict_next_tokens",
     "test_prompt",
+    "token_means",
+    "top_positions",
 ]

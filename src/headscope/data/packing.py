@@ -89,8 +89,7 @@ def tokenize_and_concatenate(
     if add_bos_token:
         if tokenizer.bos_token_id is None:
             raise InvalidInputError(
-                "The tokenizer has no BOS token to begin a row with; pass add_bos_token=False, or set its "
-                "bos_token."
+                "The tokenizer has no BOS token to begin a row with; pass add_bos_token=False, or set its bos_token."
             )
         prefix = [tokenizer.bos_token_id]
 

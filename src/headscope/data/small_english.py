@@ -74,7 +74,7 @@ _ACTS = (
     "{s} told a story to",
 )
 _THANKS = (
-    "{io} was {feeling} and thanked {s}.",
+    "{io} was {feeling} and thanked {s}.",  # the only one that speaks of no gift
     "{io} thanked {s} for the {gift}.",
     "{io} put the {gift} on the table and {s} smiled.",
     "Now {io} had the {gift} and {s} was {feeling}.",
@@ -134,7 +134,8 @@ def _exchange(rng: Random) -> str:
     gift = rng.choice(GIFTS)
     text = f"{_gift_scene(rng, io, s, giver, gift=gift, abba=rng.random() < 0.5)} {io}."
     if rng.random() < 0.4:
-        text += " " + _fill(rng, rng.choice(_THANKS), io=io, s=giver, gift=gift)
+        thanks = _THANKS if f" {gift} to" in text else _THANKS[:1]
+        text += " " + _fill(rng, rng.choice(thanks), io=io, s=giver, gift=gift)
     return text
 
 
@@ -224,7 +225,8 @@ def vocabulary() -> tuple[str, ...]:
 def documents(seed: int, *, n: int | None = None) -> Iterator[str]:
     """Draw documents of the small English, without end unless `n` is given.
 
-    A document is one to three paragraphs with a blank line between: exchanges of gifts, a story, an echo or a repeated phrase.
+    A document is one to three paragraphs with a blank line between. A paragraph is a few exchanges of gifts, a story,
+    an echo or a repeated phrase.
 
     Args:
         seed: Two seeds give unrelated texts; one seed gives the same text on every machine.

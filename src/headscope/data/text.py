@@ -159,8 +159,7 @@ def _read_jsonl(path: Path, column: str) -> Iterator[str]:
             ) from error
         if not isinstance(row, dict):
             raise InvalidInputError(
-                f"{where}: a JSON {type(row).__name__}; each line must be an object like "
-                f'{{"{column}": "some text"}}.'
+                f'{where}: a JSON {type(row).__name__}; each line must be an object like {{"{column}": "some text"}}.'
             )
         yield _text_of(row, column, where)
 
@@ -204,8 +203,7 @@ def _decoded(data: bytes, path: Path, *, line: int | None = None, offset: int = 
         if line is None:
             line = data.count(b"\n", 0, error.start) + 1
         raise InvalidInputError(
-            f"{path} is not UTF-8: {place} (line {line}) is 0x{data[error.start]:02x}. Convert it to UTF-8 "
-            "first."
+            f"{path} is not UTF-8: {place} (line {line}) is 0x{data[error.start]:02x}. Convert it to UTF-8 first."
         ) from error
 
 
