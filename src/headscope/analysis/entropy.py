@@ -15,7 +15,7 @@ from headscope.analysis.batches import Block, check_repeatable, describe_data, i
 from headscope.analysis.entropy_result import EntropyResult
 from headscope.analysis.result import RunInfo, check_option
 from headscope.analysis.states import LensStates, lens_states, state_labels
-from headscope.errors import InvalidInputError
+from headscope.errors import InvalidInputError, NotFiniteError
 from headscope.model.readout import Readout
 from headscope.ops.lens_entropy import Gains, LensProblem, lens_entropies
 
@@ -76,7 +76,7 @@ def measure_entropy(
 
     Raises:
         InvalidInputError: for an unknown option, a wrong shape, tokens out of range, or no position that counts.
-        NotFiniteError: if the model's states are not finite.
+        NotFiniteError: if the model's states or logits are not finite.
 
     Example:
         >>> from headscope import HookedTransformer
@@ -236,6 +236,11 @@ class EntropyAccumulator:
     def _measure(self, states: LensStates) -> tuple[Tensor, Tensor, Tensor]:
         problem = _problem(self.model, states, self.options, self.means)
         entropies = lens_entropies(problem)
+        if not all(bool(found.isfinite().all()) for found in (entropies.states, entropies.plus, entropies.minus)):
+            raise NotFiniteError(
+                "the logits hold NaN or infinite values, though the residual stream is finite. Check the weights of "
+                "the final norm and the unembedding."
+            )
         base = [problem.head_base] + [problem.mlp_base] * (problem.mlps is not None)
         n_heads = problem.heads.shape[1]
         widths = [n_heads, 1]

@@ -106,10 +106,11 @@ class Attention(nn.Module):
         return F.linear(z.flatten(-2), self.W_O.flatten(0, 1).T, self.b_O)
 
     def _allowed(self, length: int, attention_mask: Tensor | None) -> Bool[Tensor, "#batch 1 query_pos key_pos"]:
-        if self._mask is not None or self.cfg.attention_dir != "causal":
-            by_position = self.mask[:length, :length]
+        if self._mask is not None:
+            by_position = self._mask[:length, :length]
         else:
-            by_position = torch.ones(length, length, dtype=torch.bool, device=self.W_Q.device).tril()
+            by_position = torch.ones(length, length, dtype=torch.bool, device=self.W_Q.device)
+            by_position = by_position.tril() if self.cfg.attention_dir == "causal" else by_position
         allowed = by_position[None, None]
         return allowed if attention_mask is None else allowed & attention_mask.bool()[:, None, None, :]
 
@@ -117,9 +118,10 @@ class Attention(nn.Module):
         allowed = self._allowed(q.shape[1], attention_mask)
         scores = torch.einsum("bqhe,bkhe->bhqk", q, k) / self.attn_scale
         scores = self.hook_attn_scores(scores.masked_fill(~allowed, -math.inf))
-        # A padded query may see no key at all: its softmax is NaN, its pattern is taken as zero.
+        # A padded query may see no key at all: its softmax is NaN, its pattern is taken as zero. The softmax keeps its
+        # output for the backward pass, so a hook that writes in place needs this copy in any case.
         pattern = scores.softmax(-1)
-        pattern = torch.where(pattern.isnan(), 0.0, pattern) if attention_mask is not None else pattern
+        pattern = torch.where(pattern.isnan(), 0.0, pattern)
         pattern = self.hook_pattern(pattern.to(v.dtype))
         return torch.einsum("bhqk,bkhe->bqhe", pattern, v)
 
@@ -134,10 +136,11 @@ class Attention(nn.Module):
             is_causal=plain and self.cfg.attention_dir == "causal",
             scale=1.0 / self.attn_scale,
         ).transpose(1, 2)
-        if attention_mask is None:
-            return z
-        # Backends differ on a query that sees no key; here its output is zero, as its pattern is.
-        return torch.where(mask.any(-1)[:, 0, :, None, None], z, 0.0) if mask is not None else z
+        if mask is not None:
+            # Backends differ on a query that sees no key; here its output is zero, as its pattern is.
+            return torch.where(mask.any(-1)[:, 0, :, None, None], z, 0.0)
+        # The kernel keeps its output for the backward pass; a hook may write to this one.
+        return z.clone() if z.requires_grad and is_listening(self.hook_z) else z
 
 
 def _project(x: Tensor, weight: Tensor, bias: Tensor) -> Float[Tensor, "batch pos head d_head"]:

@@ -267,7 +267,15 @@ class ActivationCache:
             if stop == self._cfg.n_layers
             else f"blocks.{stop}.ln{2 if mlp_input else 1}.hook_scale"
         )
-        scale = self._sliced(self[name], pos_slice)
+        scale = self[name]
+        if scale.ndim > 2 + self.has_batch_dim:
+            # Heads with inputs of their own have scales of their own: one, unless a hook changed an input.
+            if not bool((scale == scale[..., :1, :]).all()):
+                raise InvalidInputError(
+                    f"the heads of layer {stop} read different inputs, so there is no one scale to freeze."
+                )
+            scale = scale[..., 0, :]
+        scale = self._sliced(scale, pos_slice)
         return self.readout.centre(residual_stack) / scale
 
     def logit_attrs(

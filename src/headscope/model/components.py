@@ -1,6 +1,7 @@
 """The parts of a block: embeddings, norms, MLP, unembedding. Attention has a file of its own."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -17,8 +18,8 @@ _ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "leaky_relu": F.leaky_relu,
     "gelu": F.gelu,
-    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_new": partial(F.gelu, approximate="tanh"),
+    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
     "silu": F.silu,
 }
 
@@ -86,7 +87,6 @@ class _Norm(nn.Module):
     def __init__(self, cfg: HookedTransformerConfig, length: int | None = None) -> None:
         super().__init__()
         self.cfg = cfg
-        self.eps = cfg.eps
         width = cfg.d_model if length is None else length
         if self.affine:
             self.w = nn.Parameter(torch.ones(width, dtype=cfg.dtype))
@@ -100,13 +100,13 @@ class _Norm(nn.Module):
         bias = self.b if self.affine and self.centred else None
         if not (is_listening(self.hook_scale) or is_listening(self.hook_normalized)):
             if self.centred:
-                return F.layer_norm(x, x.shape[-1:], weight, bias, self.eps)
-            return F.rms_norm(x, x.shape[-1:], weight, self.eps)
+                return F.layer_norm(x, x.shape[-1:], weight, bias, self.cfg.eps)
+            return F.rms_norm(x, x.shape[-1:], weight, self.cfg.eps)
         dtype = x.dtype
         wide = x.to(torch.promote_types(dtype, torch.float32))
         if self.centred:
             wide = wide - wide.mean(-1, keepdim=True)
-        scale = self.hook_scale((wide.square().mean(-1, keepdim=True) + self.eps).sqrt())
+        scale = self.hook_scale((wide.square().mean(-1, keepdim=True) + self.cfg.eps).sqrt())
         normalized = self.hook_normalized((wide / scale).to(dtype))
         if weight is not None:
             normalized = normalized * weight

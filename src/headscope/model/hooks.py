@@ -8,6 +8,7 @@ to be computed at all. A point may be replaced by any module (a sparse autoencod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -73,17 +74,10 @@ class HookPoint(nn.Module):
         if dir not in ("fwd", "bwd"):
             raise InvalidInputError(f"dir must be 'fwd' or 'bwd'; got {dir!r}.")
 
-        def forward_hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-            return hook(output, hook=self)
-
-        def backward_hook(_module: nn.Module, _grad_inputs: Any, grad_outputs: Any) -> Any:
-            replaced = hook(grad_outputs[0], hook=self)
-            return (replaced,) if isinstance(replaced, Tensor) else replaced
-
         if dir == "fwd":
-            handle = self.register_forward_hook(forward_hook, prepend=prepend)
+            handle = self.register_forward_hook(partial(_call_on_output, hook, self), prepend=prepend)
         else:
-            handle = self.register_full_backward_hook(backward_hook, prepend=prepend)
+            handle = self.register_full_backward_hook(partial(_call_on_gradient, hook, self), prepend=prepend)
         handles = self.fwd_hooks if dir == "fwd" else self.bwd_hooks
         handles.insert(0 if prepend else len(handles), LensHandle(handle, is_permanent, level))
 
@@ -96,16 +90,11 @@ class HookPoint(nn.Module):
         if dir not in ("fwd", "bwd", "both"):
             raise InvalidInputError(f"dir must be 'fwd', 'bwd' or 'both'; got {dir!r}.")
 
-        def keep(handle: LensHandle) -> bool:
-            if including_permanent or (not handle.is_permanent and level in (None, handle.context_level)):
-                handle.hook.remove()
-                return False
-            return True
-
-        if dir in ("fwd", "both"):
-            self.fwd_hooks = [h for h in self.fwd_hooks if keep(h)]
-        if dir in ("bwd", "both"):
-            self.bwd_hooks = [h for h in self.bwd_hooks if keep(h)]
+        for handles in [self.fwd_hooks] * (dir != "bwd") + [self.bwd_hooks] * (dir != "fwd"):
+            for handle in list(handles):
+                if including_permanent or (not handle.is_permanent and level in (None, handle.context_level)):
+                    handle.hook.remove()
+                    handles.remove(handle)
 
     def clear_context(self) -> None:
         """Empty `ctx`, the scratch space hooks share."""
@@ -117,6 +106,17 @@ class HookPoint(nn.Module):
             if part.isdigit():
                 return int(part)
         raise InvalidInputError(f"hook point {self.name!r} belongs to no layer.")
+
+
+def _call_on_output(hook: HookFunction, point: HookPoint, _module: nn.Module, _inputs: Any, output: Any) -> Any:
+    return hook(output, hook=point)
+
+
+def _call_on_gradient(
+    hook: HookFunction, point: HookPoint, _module: nn.Module, _grad_inputs: Any, grad_outputs: Any
+) -> Any:
+    replaced = hook(grad_outputs[0], hook=point)
+    return (replaced,) if isinstance(replaced, Tensor) else replaced
 
 
 def is_listening(point: nn.Module) -> bool:
@@ -271,12 +271,18 @@ class HookedRootModule(nn.Module):
 
         def save(value: Tensor, hook: HookPoint, suffix: str = "") -> None:
             name = hook.name or ""
-            kept = value.detach().to(device) if device is not None else value.detach()
-            if remove_batch_dim:
-                kept = kept[0]
-            pos_dim = -3 if name.endswith(_PER_HEAD_POINTS) else -2
-            if pos_slice is not None and kept.ndim >= -pos_dim:
+            kept = value.detach()
+            pos_dim = 2 if name.endswith(("hook_attn_scores", "hook_pattern")) else 1
+            if pos_slice is not None and kept.ndim > pos_dim:
                 kept = positions.apply(kept, dim=pos_dim)
+            if remove_batch_dim:
+                if kept.shape[0] != 1:
+                    raise InvalidInputError(
+                        f"remove_batch_dim=True is for a batch of 1; {name} has a batch of {kept.shape[0]}."
+                    )
+                kept = kept[0]
+            if device is not None:
+                kept = kept.to(device)
             store[name + suffix] = kept
 
         def save_gradient(value: Tensor, hook: HookPoint) -> None:
@@ -331,9 +337,3 @@ class HookedRootModule(nn.Module):
             if incl_bwd:
                 output.backward()
         return output, cache
-
-
-_PER_HEAD_POINTS = (
-    "hook_q", "hook_k", "hook_v", "hook_z", "hook_result",
-    "hook_q_input", "hook_k_input", "hook_v_input", "hook_attn_in",
-)  # fmt: skip

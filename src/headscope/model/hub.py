@@ -3,12 +3,13 @@
 Files in the Hugging Face cache are used without the network; it is asked only for what is not there.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from headscope.errors import CheckpointError, unknown_name
 
-__all__ = ["DEMO", "HUB_MODELS", "HubModel", "find_checkpoint"]
+__all__ = ["DEMO", "HUB_MODELS", "TOKENIZER_FILES", "HubModel", "find_checkpoint"]
 
 DEMO = "headscope-demo"
 _DEMO_DIRECTORY = Path(__file__).parent.parent / "assets" / "demo"
@@ -36,6 +37,7 @@ _HUB_IDS = {alias: model.hub_id for model in HUB_MODELS for alias in (model.name
 _WANTED = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab*", "merges.txt",
            "special_tokens_map.json", "added_tokens.json", "*.model"]  # fmt: skip
 _WANTED_BIN = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def find_checkpoint(name: str) -> Path:
@@ -56,7 +58,7 @@ def find_checkpoint(name: str) -> Path:
     if name == DEMO:
         return _DEMO_DIRECTORY
     path = Path(name).expanduser()
-    if path.is_dir():
+    if name and path.is_dir():
         return path
     if name in _HUB_IDS:
         return _from_hub(_HUB_IDS[name])
@@ -84,30 +86,52 @@ def _from_hub(repo: str) -> Path:
     def fetch(wanted: list[str], offline: bool) -> Path:
         return Path(snapshot_download(repo, allow_patterns=wanted, ignore_patterns=["*/*"], local_files_only=offline))
 
+    cached: Path | None = None
+    found: Path | None
     try:
         cached = fetch(_WANTED, offline=True)
-        if (cached / "config.json").is_file() and has_weights(cached):
-            return cached
     except LocalEntryNotFoundError:
         pass
+    except HFValidationError as error:
+        raise CheckpointError(f"{repo!r} cannot be a Hugging Face hub id: {error}") from None
+    if cached is not None and _is_whole(cached) and any((cached / name).is_file() for name in TOKENIZER_FILES):
+        return cached
     try:
-        path = fetch(_WANTED, offline=False)
-        return path if has_weights(path) else fetch(_WANTED + _WANTED_BIN, offline=False)
+        found = fetch(_WANTED, offline=False)
+        found = found if has_weights(found) else fetch(_WANTED + _WANTED_BIN, offline=False)
+        why = "has not all of config.json and its *.safetensors or pytorch_model*.bin, nor has the hub"
     except GatedRepoError:
         raise CheckpointError(
             f"model {repo!r} is gated: accept its terms on its hub page, then log in with `hf auth login`."
         ) from None
-    except (RepositoryNotFoundError, HFValidationError):
+    except RepositoryNotFoundError:
         raise CheckpointError(
             f"the Hugging Face hub has no public model {repo!r}. Check the spelling; for a private one log in first."
         ) from None
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
-        raise CheckpointError(
-            f"model {repo!r} is not in the local cache, and the hub cannot be reached ({type(error).__name__}). "
-            f"Try again with a network, give a local checkpoint directory, or use {DEMO!r}, which needs none."
-        ) from None
+        found = cached
+        why = f"has not all of it, and the hub cannot be reached ({type(error).__name__})"
+    if found is not None and _is_whole(found):
+        return found
+    raise CheckpointError(
+        f"model {repo!r} is not in the local cache, which {why}. Try again with a network, give a local checkpoint "
+        f"directory, or use {DEMO!r}, which needs none."
+    )
 
 
 def has_weights(directory: Path) -> bool:
     """Whether a directory has weight files in it."""
     return any(directory.glob("*.safetensors")) or any(directory.glob("pytorch_model*.bin"))
+
+
+def _is_whole(directory: Path) -> bool:
+    """Whether a download came to its end: the config is there, and every file of the weights."""
+    files = {path.name for path in directory.iterdir() if path.is_file()}
+    shards = [re.fullmatch(r"(.*)-\d{5}-of-(\d{5})(\..*)", name) for name in files]
+    wanted = {
+        f"{found[1]}-{number:05d}-of-{found[2]}{found[3]}"
+        for found in shards
+        if found
+        for number in range(1, int(found[2]) + 1)
+    }
+    return "config.json" in files and has_weights(directory) and wanted <= files

@@ -7,6 +7,7 @@ is built, and no code from a checkpoint is ever run.
 
 import json
 import pickle
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,11 +16,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from headscope.errors import CheckpointError, InvalidInputError, NotFiniteError
+from headscope.errors import CheckpointError, HeadscopeError, InvalidInputError, NotFiniteError
 from headscope.model.components import make_norm
 from headscope.model.config import HookedTransformerConfig, parse_dtype
 from headscope.model.families import family_of
-from headscope.model.hub import find_checkpoint
+from headscope.model.hub import TOKENIZER_FILES, find_checkpoint
 from headscope.model.processing import WeightProcessing, process_weights
 from headscope.model.tokens import PaddingSide
 
@@ -33,7 +34,7 @@ Model = TypeVar("Model", bound="HookedTransformer")
 
 def load_pretrained(
     cls: type[Model],
-    model_name: str | None,
+    model_name: str | Path | None,
     *,
     fold_ln: bool = True,
     center_writing_weights: bool = True,
@@ -73,6 +74,7 @@ def load_pretrained(
     """
     if model_name is None and hf_model is None:
         raise InvalidInputError("give a model name, or a transformers model as hf_model.")
+    model_name = None if model_name is None else str(model_name)
     directory = None if hf_model is not None else find_checkpoint(str(model_name))
     hf_config = read_config(directory) if directory is not None else hf_model.config.to_dict()
     fields = config_fields(hf_config, str(directory or "hf_model"))
@@ -110,33 +112,40 @@ def load_pretrained(
 def fill(model: "HookedTransformer", weights: Mapping[str, Tensor], processing: WeightProcessing) -> None:
     """Process weights and make them the parameters of a model, with norms of the type they are for.
 
-    `weights` is not changed, and no parameter shares its memory: what processing left as it was is copied.
+    `weights` is not changed, and no parameter shares its memory: what processing left as it was is copied. The
+    parameters keep the model's dtype and device.
 
     Raises:
         CheckpointError: for missing or unused names, or a wrong shape, each by name.
     """
+    parameters = dict(model.named_parameters())
+    _check_fit(parameters, weights)
     state, norm, done = process_weights(weights, model.cfg, processing)
     if norm != model.cfg.normalization_type:
         model.cfg.normalization_type = norm
         _replace_norms(model)
-    expected = {name: parameter.shape for name, parameter in model.named_parameters()}
-    missing, unused = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
+    own = {}
+    for name, tensor in state.items():
+        like = parameters[name]
+        device = tensor.device if like.is_meta else like.device
+        untouched = tensor is weights.get(name)
+        own[name] = nn.Parameter(tensor.detach().to(device, like.dtype, copy=untouched))
+    model.load_state_dict(own, assign=True, strict=False)
+    model.weight_processing = tuple(dict.fromkeys((*model.weight_processing, *done)))
+    model.setup()
+
+
+def _check_fit(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+    missing, unused = sorted(set(parameters) - set(weights)), sorted(set(weights) - set(parameters))
     if missing or unused:
         raise CheckpointError(
             "the weights do not fit the model."
             + (f" Missing: {', '.join(missing[:5])}." if missing else "")
             + (f" Unused: {', '.join(unused[:5])}." if unused else "")
         )
-    for name, shape in expected.items():
-        if state[name].shape != shape:
-            raise CheckpointError(f"{name} must have shape {list(shape)}; got {list(state[name].shape)}.")
-    own = {
-        name: nn.Parameter(tensor.detach().clone() if tensor is weights.get(name) else tensor.detach())
-        for name, tensor in state.items()
-    }
-    model.load_state_dict(own, assign=True, strict=False)
-    model.weight_processing = tuple(dict.fromkeys((*model.weight_processing, *done)))
-    model.setup()
+    for name, parameter in parameters.items():
+        if weights[name].shape != parameter.shape:
+            raise CheckpointError(f"{name} must have shape {list(parameter.shape)}; got {list(weights[name].shape)}.")
 
 
 def _replace_norms(model: "HookedTransformer") -> None:
@@ -150,8 +159,16 @@ def _replace_norms(model: "HookedTransformer") -> None:
 def converted(tensors: Mapping[str, Tensor], cfg: HookedTransformerConfig, family: Any) -> dict[str, Tensor]:
     """A checkpoint's tensors under our names, in the config's dtype, checked to be finite."""
     state = {}
+    try:
+        renamed = family.convert(tensors, cfg)
+    except HeadscopeError:
+        raise
+    except (RuntimeError, ValueError) as error:
+        raise CheckpointError(
+            f"the checkpoint's tensors are not of the shapes its config.json says: {error}."
+        ) from None
     with torch.no_grad():
-        for name, tensor in family.convert(tensors, cfg).items():
+        for name, tensor in renamed.items():
             low, high = tensor.float().aminmax() if tensor.numel() else (torch.zeros(()), torch.zeros(()))
             if not bool(torch.isfinite(low) & torch.isfinite(high)):
                 raise NotFiniteError(
@@ -179,13 +196,22 @@ def read_config(directory: Path) -> dict[str, Any]:
     path = directory / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{directory} has no config.json. A model directory holds config.json and *.safetensors.")
+    return read_json(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        CheckpointError: if it holds none.
+    """
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}.") from None
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path} must hold one JSON object; got {type(config).__name__}.")
-    return config
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} must hold one JSON object; got {type(found).__name__}.")
+    return found
 
 
 class _SafetensorFiles(Mapping[str, Tensor]):
@@ -218,7 +244,7 @@ def read_tensors(directory: Path) -> Mapping[str, Tensor]:
     """
     index = directory / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = _shards(index)
         absent = [name for name in names if not (directory / name).is_file()]
         if absent:
             raise CheckpointError(f"{directory} lacks {', '.join(absent)}, which {index.name} lists.")
@@ -231,19 +257,35 @@ def read_tensors(directory: Path) -> Mapping[str, Tensor]:
         raise CheckpointError(f"{directory} has no weights: neither *.safetensors nor pytorch_model*.bin.")
     tensors: dict[str, Tensor] = {}
     for path in pickles:
-        try:
-            tensors |= torch.load(path, weights_only=True, mmap=True, map_location="cpu")
-        except (pickle.UnpicklingError, RuntimeError, EOFError, TypeError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise CheckpointError(
-                f"{path} is corrupt, or holds more than tensors, which is not loaded: {reason}"
-            ) from None
+        tensors |= _unpickled(path)
+    return tensors
+
+
+def _shards(index: Path) -> list[str]:
+    try:
+        names = sorted(set(read_json(index)["weight_map"].values()))
+    except (KeyError, AttributeError, TypeError):
+        names = []
+    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise CheckpointError(f"{index} does not say which file each tensor is in (weight_map).")
+    return names
+
+
+def _unpickled(path: Path) -> dict[str, Tensor]:
+    try:
+        # Files from before torch 1.6 are no zip archives, and cannot be mapped into memory.
+        tensors = torch.load(path, weights_only=True, mmap=zipfile.is_zipfile(path), map_location="cpu")
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, TypeError, ValueError, LookupError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path} is corrupt, or holds more than tensors, which is not loaded: {reason}") from None
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise CheckpointError(f"{path} must hold a dictionary of tensors by name, and does not.")
     return tensors
 
 
 def load_tokenizer(directory: Path) -> Any:
     """The tokenizer in a checkpoint directory; `None` if there is none."""
-    if not any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+    if not any((directory / name).is_file() for name in TOKENIZER_FILES):
         return None
     from transformers import AutoTokenizer
 

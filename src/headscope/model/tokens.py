@@ -138,9 +138,10 @@ class Tokenization:
         rows = [[*bos, *tokenizer.encode(text, add_special_tokens=False)] for text in texts]
         if truncate:
             rows = [row[: self.cfg.n_ctx] for row in rows]
+        if not all(rows):
+            empty = texts[rows.index([])]
+            raise InvalidInputError(f"the text {empty!r} has no tokens. Give some text, or prepend_bos=True.")
         length = max(map(len, rows))
-        if length == 0:
-            raise InvalidInputError(f"the text {texts[0]!r} has no tokens. Give some text, or prepend_bos=True.")
         pad = pad_token_id(tokenizer)
         if pad is None and min(map(len, rows)) < length:
             raise InvalidInputError("the texts differ in length, and the tokenizer has no padding or EOS token.")
@@ -160,7 +161,7 @@ class Tokenization:
 
     def to_str_tokens(
         self,
-        input: str | Sequence[str] | Tensor,
+        input: str | int | Sequence[Any] | Tensor,
         prepend_bos: bool | None = None,
         padding_side: PaddingSide | None = None,
     ) -> list[Any]:
@@ -168,6 +169,7 @@ class Tokenization:
         tokenizer = self._need_tokenizer()
         if isinstance(input, str):
             ids = [*self._bos_to_prepend(prepend_bos), *tokenizer.encode(input, add_special_tokens=False)]
+            ids = ids[: self.cfg.n_ctx]
         elif isinstance(input, (Tensor, int)) or (len(input) > 0 and isinstance(input[0], int)):
             squeezed = torch.atleast_1d(torch.as_tensor(input).squeeze())
             if squeezed.ndim != 1:
@@ -228,8 +230,9 @@ class Tokenization:
         pad = None if self.tokenizer is None else pad_token_id(self.tokenizer)
         if pad is None:
             return None
-        bos = self._bos_to_prepend(prepend_bos)
-        mask = padding_mask(tokens, pad, padding_side=self._side(padding_side), bos_id=bos[0] if bos else None)
+        expected = self.cfg.default_prepend_bos if prepend_bos is None else prepend_bos
+        bos = bos_token_id(self.tokenizer) if expected else None
+        mask = padding_mask(tokens, pad, padding_side=self._side(padding_side), bos_id=bos)
         return None if bool(mask.all()) else mask
 
     def _bos_to_prepend(self, prepend_bos: bool | None) -> list[int]:

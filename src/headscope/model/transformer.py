@@ -5,6 +5,7 @@ a model consists of and what a forward pass does.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
 import torch
@@ -94,7 +95,7 @@ class HookedTransformer(Tokenization, StackedWeights, HookedRootModule):
     # Making one
 
     @classmethod
-    def from_pretrained(cls, model_name: str, **options: Any) -> Self:
+    def from_pretrained(cls, model_name: str | Path, **options: Any) -> Self:
         """Load a model by short name, Hugging Face hub id or local checkpoint directory.
 
         See `headscope.model.loading.load_pretrained` for every option (`fold_ln`, `center_unembed`,
@@ -107,7 +108,7 @@ class HookedTransformer(Tokenization, StackedWeights, HookedRootModule):
         return loading.load_pretrained(cls, model_name, **options)
 
     @classmethod
-    def from_pretrained_no_processing(cls, model_name: str, **options: Any) -> Self:
+    def from_pretrained_no_processing(cls, model_name: str | Path, **options: Any) -> Self:
         """`from_pretrained` with the weights as they are in the checkpoint."""
         raw = dict.fromkeys(WeightProcessing.names(), False)
         return loading.load_pretrained(cls, model_name, **{**raw, **options})
@@ -167,7 +168,7 @@ class HookedTransformer(Tokenization, StackedWeights, HookedRootModule):
             prepend_bos: For text: put BOS in front; default `cfg.default_prepend_bos`.
             padding_side: Which end of a row is padded.
             start_at_layer: Start from the residual stream that enters this layer (negative counts from the end).
-            tokens: With `start_at_layer`: the tokens, if a loss is wanted.
+            tokens: With `start_at_layer`: the tokens, for a loss, and to tell padding.
             attention_mask: `[batch, pos]`, 1 for real tokens; default: found from the tokenizer's padding token.
             stop_at_layer: Return the residual stream that enters this layer; `n_layers` gives that after the last.
 
@@ -182,12 +183,14 @@ class HookedTransformer(Tokenization, StackedWeights, HookedRootModule):
             raise InvalidInputError(f"return_type must be 'logits', 'loss', 'both' or None; got {return_type!r}.")
         if start_at_layer is None:
             tokens = self._as_tokens(input, prepend_bos, padding_side)
-            if attention_mask is None:
-                attention_mask = self.attention_mask(tokens, padding_side, prepend_bos)
+            attention_mask = self._as_mask(attention_mask, tokens, padding_side, prepend_bos)
             residual = self._embed(tokens, attention_mask)
         else:
             residual = self._as_residual(input)
-        for block in list(self.blocks)[start_at_layer:stop_at_layer]:
+            tokens = None if tokens is None else self._as_tokens(tokens, prepend_bos, padding_side)
+            beside = residual if tokens is None else tokens
+            attention_mask = self._as_mask(attention_mask, beside, padding_side, prepend_bos)
+        for block in self._blocks_between(start_at_layer, stop_at_layer):
             residual = block(residual, attention_mask=attention_mask)
         if stop_at_layer is not None:
             return residual
@@ -256,12 +259,22 @@ class HookedTransformer(Tokenization, StackedWeights, HookedRootModule):
                 f"input must be text or an integer tensor of tokens; got {kind}. "
                 "To start from a residual stream, pass start_at_layer."
             )
-        tokens = input[None] if input.ndim == 1 else input
+        tokens = (input[None] if input.ndim == 1 else input).to(self.W_E.device)
         if tokens.ndim != 2 or tokens.numel() == 0:
             raise InvalidInputError(
                 f"tokens must be [batch, pos] or [pos] with at least one; got shape {list(input.shape)}."
             )
-        return tokens.to(self.W_E.device)
+        return tokens if tokens.dtype == torch.int32 else tokens.long()
+
+    def _blocks_between(self, start: int | None, stop: int | None) -> list[nn.Module]:
+        blocks = list(self.blocks)
+        for name, layer in (("start_at_layer", start), ("stop_at_layer", stop)):
+            if layer is not None and not -len(blocks) <= layer <= len(blocks):
+                raise InvalidInputError(
+                    f"{name} must be between 0 and n_layers = {len(blocks)}, or negative to count from the end; "
+                    f"got {layer}."
+                )
+        return blocks[start:stop]
 
     def _as_residual(self, input: Any) -> Tensor:
         if not isinstance(input, Tensor) or input.ndim != 3 or input.shape[-1] != self.cfg.d_model:
@@ -271,6 +284,19 @@ class HookedTransformer(Tokenization, StackedWeights, HookedRootModule):
                 f"got {shape}."
             )
         return input
+
+    def _as_mask(
+        self, given: Tensor | None, beside: Tensor, padding_side: PaddingSide | None, prepend_bos: bool | None
+    ) -> Tensor | None:
+        """The mask as `[batch, pos]`, or that of the padding in the tokens (not known beside a residual stream)."""
+        if given is None:
+            return None if beside.is_floating_point() else self.attention_mask(beside, padding_side, prepend_bos)
+        mask = torch.atleast_2d(given).to(beside.device)
+        if mask.shape != beside.shape[:2]:
+            raise InvalidInputError(
+                f"attention_mask must be [batch, pos] = {list(beside.shape[:2])}; got {list(given.shape)}."
+            )
+        return mask
 
     def _embed(self, tokens: Tensor, attention_mask: Tensor | None) -> Tensor:
         residual = self.hook_embed(self.embed(tokens))

@@ -153,7 +153,7 @@ class FactoredMatrix:
         if isinstance(other, FactoredMatrix):
             return (self @ other.A) @ other.B
         if other.ndim == 1:
-            return self.A @ (self.B @ other)
+            return (self.A @ (self.B @ other)[..., None])[..., 0]
         self._check_inner(self.rdim, other.shape[-2], self.shape, other.shape)
         if self.rdim > self.mdim:
             return FactoredMatrix(self.A, self.B @ other)
@@ -161,7 +161,7 @@ class FactoredMatrix:
 
     def __rmatmul__(self, other: Tensor) -> "FactoredMatrix | Tensor":
         if other.ndim == 1:
-            return (other @ self.A) @ self.B
+            return ((other @ self.A)[..., None, :] @ self.B)[..., 0, :]
         self._check_inner(other.shape[-1], self.ldim, other.shape, self.shape)
         if self.ldim > self.mdim:
             return FactoredMatrix(other @ self.A, self.B)

@@ -193,9 +193,11 @@ def _summarize_block(
             best, order = best.topk(min(k, best.shape[1]), dim=-1)
             best_tokens = best_tokens.gather(1, order)
         if targets is not None and rank is not None and target_logit is not None:
-            # The target's own logit was made apart and may differ in its last bit: it must not outrank itself.
+            # Made apart, the target's own logit may differ in its last bits: here it is the tile's, as log Z has it.
             inside = (targets >= tile.start) & (targets < tile.stop)
-            logits[inside.nonzero()[:, 0], targets[inside] - at] = -torch.inf
+            own_entry = inside.nonzero()[:, 0], targets[inside] - at
+            target_logit[inside] = logits[own_entry]
+            logits[own_entry] = -torch.inf
             rank += (logits > target_logit[:, None]).sum(-1)
     log_z = moments.log_partition()
     kind = rows.dtype

@@ -9,7 +9,7 @@ from torch import Tensor
 from headscope.errors import CheckpointError
 from headscope.model.config import HookedTransformerConfig
 
-__all__ = ["Family", "Tensors"]
+__all__ = ["Family", "Tensors", "sizes"]
 
 
 class Tensors(Mapping[str, Tensor]):
@@ -53,6 +53,20 @@ class Tensors(Mapping[str, Tensor]):
             raise CheckpointError(
                 f"the checkpoint has tensors this architecture does not use: {', '.join(names[:5])}{more}."
             )
+
+
+def sizes(hf: Mapping[str, Any], *names: str) -> tuple[int, ...]:
+    """Entries of a `config.json` that must be positive whole numbers.
+
+    Raises:
+        CheckpointError: for one that is missing or is not.
+    """
+    for name in names:
+        if name not in hf:
+            raise CheckpointError(f"config.json lacks {name!r}.")
+        if type(hf[name]) is not int or hf[name] < 1:
+            raise CheckpointError(f"{name} in config.json must be a positive whole number; got {hf[name]!r}.")
+    return tuple(hf[name] for name in names)
 
 
 class Family(ABC):

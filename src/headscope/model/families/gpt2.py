@@ -10,7 +10,7 @@ from torch import Tensor
 
 from headscope.errors import CheckpointError
 from headscope.model.config import HookedTransformerConfig
-from headscope.model.families.base import Family, Tensors
+from headscope.model.families.base import Family, Tensors, sizes
 
 __all__ = ["GPT2"]
 
@@ -19,15 +19,19 @@ class _GPT2(Family):
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
         if hf.get("add_cross_attention"):
             raise CheckpointError("config.json asks for cross-attention; only decoder-only models are supported.")
-        d_model, n_heads = hf["n_embd"], hf["n_head"]
+        n_layers, d_model, n_heads, n_ctx, d_vocab = sizes(
+            hf, "n_layer", "n_embd", "n_head", "n_positions", "vocab_size"
+        )
+        if d_model % n_heads:
+            raise CheckpointError(f"n_embd = {d_model} in config.json is not a multiple of n_head = {n_heads}.")
         return {
-            "n_layers": hf["n_layer"],
+            "n_layers": n_layers,
             "d_model": d_model,
-            "n_ctx": hf["n_positions"],
+            "n_ctx": n_ctx,
             "n_heads": n_heads,
             "d_head": d_model // n_heads,
             "d_mlp": hf.get("n_inner") or 4 * d_model,
-            "d_vocab": hf["vocab_size"],
+            "d_vocab": d_vocab,
             "act_fn": hf.get("activation_function", "gelu_new"),
             "eps": hf.get("layer_norm_epsilon", 1e-5),
             "normalization_type": "LN",
