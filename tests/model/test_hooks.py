@@ -41,7 +41,8 @@ def test_hooks_run_in_order_and_prepended_ones_first(model: HookedTransformer) -
     log: list[str] = []
     model.add_hook(Z, note(log, "first"))
     model.add_hook(Z, note(log, "second"))
-    model.add_hook(Z, note(log, "zeroth"), prepend=True)
+    model.add_hook(Z, note(log, "zeroth"), prepend=True, is_permanent=True)
+    assert [handle.is_permanent for handle in model.hook_dict[Z].fwd_hooks] == [True, False, False]
     model(TOKENS)
     assert log == ["zeroth", "first", "second"]
 

@@ -17,6 +17,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from headscope import HookedTransformer, HookedTransformerConfig
 from headscope.errors import CheckpointError, HeadscopeError, InvalidInputError, NotFiniteError
 from headscope.model import loading
+from headscope.model.hub import find_checkpoint
 
 TOKENS = tiny_tokens(3)
 
@@ -402,3 +403,17 @@ def test_no_hugging_face_model_is_built(saved: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(GPT2LMHeadModel, "__init__", refuse)
     raw(saved)
+
+
+def test_a_loaded_models_state_dict_can_be_saved_and_loaded(tmp_path: Path) -> None:
+    model = HookedTransformer.from_pretrained("headscope-demo")
+    save_file(model.state_dict(), tmp_path / "saved.safetensors")
+    back = load_file(tmp_path / "saved.safetensors")
+    assert all(torch.equal(back[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_files_beside_the_model_are_not_merged_into_it(tmp_path: Path) -> None:
+    shutil.copytree(find_checkpoint("headscope-demo"), tmp_path, dirs_exist_ok=True)
+    save_file({"h.0.ln_1.weight": torch.zeros(3)}, tmp_path / "adapter.safetensors")
+    model = HookedTransformer.from_pretrained(tmp_path)
+    assert torch.equal(model.W_E, HookedTransformer.from_pretrained("headscope-demo").W_E)

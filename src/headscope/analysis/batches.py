@@ -111,13 +111,17 @@ def _tokens_and_mask(
         mask = batch.get("attention_mask")
     else:
         tokens, mask = batch, attention_mask
-    if not isinstance(tokens, Tensor) or tokens.is_floating_point() or tokens.ndim not in (1, 2) or not tokens.numel():
+    if (
+        not isinstance(tokens, Tensor)
+        or (tokens.is_floating_point() or tokens.dtype == torch.bool)
+        or (tokens.ndim not in (1, 2) or not tokens.numel())
+    ):
         found = f"{tokens.dtype} {list(tokens.shape)}" if isinstance(tokens, Tensor) else type(tokens).__name__
         raise InvalidInputError(
             "a batch must be integer tokens [batch, pos] with at least one token, or a mapping with 'tokens' or "
             f"'input_ids'; got {found}."
         )
-    tokens = torch.atleast_2d(tokens).to(model.W_E.device)
+    tokens = torch.atleast_2d(tokens).to(model.W_E.device).long()
     low, high = int(tokens.min()), int(tokens.max())
     if low < 0 or high >= model.cfg.d_vocab:
         bad = low if low < 0 else high

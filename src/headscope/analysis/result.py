@@ -160,11 +160,14 @@ class Result:
             raise CheckpointError(f"{path} is not a readable result file: {error}.") from None
         if metadata.get("kind") != cls.kind:
             raise CheckpointError(f"{path} holds {metadata.get('kind')!r}, not {cls.kind!r}.")
-        rest = json.loads(metadata["fields"])
-        info = rest.pop("info")
-        info["processing"] = tuple(info["processing"])
-        labels = {name: tuple(value) if isinstance(value, list) else value for name, value in rest.items()}
-        return cls(info=RunInfo(**info), **labels, **tensors)
+        try:
+            rest = json.loads(metadata["fields"])
+            info = rest.pop("info")
+            info["processing"] = tuple(info["processing"])
+            labels = {name: tuple(value) if isinstance(value, list) else value for name, value in rest.items()}
+            return cls(info=RunInfo(**info), **labels, **tensors)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path} is not a whole {cls.kind!r} result: {error}.") from None
 
 
 def masked_mean(values: Tensor, dims: tuple[int, ...]) -> Tensor:

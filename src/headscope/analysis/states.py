@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headscope.analysis.batches import Block
-from headscope.errors import NotFiniteError
+from headscope.errors import InvalidInputError, NotFiniteError
 
 if TYPE_CHECKING:
     from headscope.model.transformer import HookedTransformer
@@ -45,13 +45,23 @@ def lens_states(model: "HookedTransformer", block: Block) -> LensStates:
     """Run a block through the model and keep its states at the positions that count.
 
     Raises:
+        InvalidInputError: if a module stands where a hook point is read.
         NotFiniteError: if a final state is not finite.
     """
     cfg = model.cfg
     kinds = ("hook_resid_pre", "hook_resid_mid", "attn.hook_z", "hook_mlp_out")
+    wanted = [f"blocks.{layer}.{kind}" for layer in range(cfg.n_layers) for kind in kinds]
+    names = [name for name in wanted if name in model.mod_dict]
+    replaced = [name for name in names if name not in model.hook_dict]
+    if replaced:
+        module = type(model.mod_dict[replaced[0]]).__name__
+        raise InvalidInputError(
+            f"{replaced[0]} holds a {module} instead of a hook point, so what passes there cannot be read. "
+            "Take it out for this analysis, or apply it with a hook."
+        )
     final, cache = model.run_with_cache(
         block.tokens,
-        names_filter=lambda name: name.endswith(kinds),
+        names_filter=names,
         attention_mask=block.attention_mask,
         stop_at_layer=cfg.n_layers,
         return_cache_object=False,

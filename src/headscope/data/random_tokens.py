@@ -71,6 +71,7 @@ def _allowed_ids(
     if allowed is not None:
         ids = torch.as_tensor(allowed, dtype=torch.long).flatten().cpu()
     else:
+        assert d_vocab is not None
         ids = torch.arange(d_vocab)
         if bos is not None:
             ids = ids[ids != bos]

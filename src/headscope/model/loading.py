@@ -129,7 +129,8 @@ def fill(model: "HookedTransformer", weights: Mapping[str, Tensor], processing: 
         like = parameters[name]
         device = tensor.device if like.is_meta else like.device
         untouched = tensor is weights.get(name)
-        own[name] = nn.Parameter(tensor.detach().to(device, like.dtype, copy=untouched))
+        # Contiguous, so that a state dict can be saved as it is.
+        own[name] = nn.Parameter(tensor.detach().to(device, like.dtype, copy=untouched).contiguous())
     model.load_state_dict(own, assign=True, strict=False)
     model.weight_processing = tuple(dict.fromkeys((*model.weight_processing, *done)))
     model.setup()
@@ -249,7 +250,8 @@ def read_tensors(directory: Path) -> Mapping[str, Tensor]:
         if absent:
             raise CheckpointError(f"{directory} lacks {', '.join(absent)}, which {index.name} lists.")
         return _SafetensorFiles([directory / name for name in names])
-    paths = sorted(directory.glob("*.safetensors"))
+    whole = directory / "model.safetensors"
+    paths = [whole] if whole.is_file() else sorted(directory.glob("*.safetensors"))
     if paths:
         return _SafetensorFiles(paths)
     pickles = sorted(directory.glob("pytorch_model*.bin"))
