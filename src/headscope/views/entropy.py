@@ -6,7 +6,8 @@ import numpy as np
 
 from headscope.analysis.entropy import EntropyResult
 from headscope.analysis.result import check_option
-from headscope.views.plots import DIVERGING, PALETTE, RISING, house_template, plot_title
+from headscope.views.component_maps import component_maps
+from headscope.views.plots import PALETTE, house_template, plot_title
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -97,52 +98,16 @@ def entropy_by_head(result: EntropyResult, which: Which = "all") -> "go.Figure":
     Raises:
         InvalidInputError: For another `which`.
     """
-    import plotly.graph_objects as go
-    from plotly.subplots import make_subplots
-
     check_option("which", which, tuple(_TITLES))
     means = result.mean()
-    columns = list(result.component_labels if which == "all" else result.component_labels[: result.n_heads])
-    panels = {"diff": means.diff, "marginal": means.marginal}
-    shown = {name: values[:, : len(columns)].double().cpu().numpy() for name, values in panels.items()}
+    maps = {"diff": means.diff, "marginal": means.marginal}
     if which == "increases":
-        shown = {name: np.where(values > 0, values, 0.0) for name, values in shown.items()}
-    layers = [str(layer) for layer in range(result.n_layers)]
-    # Gaps between cells help while cells are large.
-    gap = 1 if len(columns) <= 32 and len(layers) <= 32 else 0
-    figure = make_subplots(rows=1, cols=2, subplot_titles=tuple(shown), horizontal_spacing=0.08)
-    for column, (name, values) in enumerate(shown.items(), start=1):
-        names = [[_component(layer, label) for label in columns] for layer in layers]
-        heatmap = go.Heatmap(
-            z=values,
-            x=columns,
-            y=layers,
-            customdata=names,
-            coloraxis="coloraxis",
-            xgap=gap,
-            ygap=gap,
-            hovertemplate="%{customdata}: " + name + " %{z:+.4f} nats<extra></extra>",
-        )
-        figure.add_trace(heatmap, row=1, col=column)
-    widest = max(float(np.nanmax(np.abs(values), initial=0.0)) for values in shown.values()) or 1.0
-    axis = {"showgrid": False, "showline": True, "mirror": True, "linecolor": "rgb(128,128,128)", "type": "category"}
-    figure.update_xaxes(title_text="head", **axis)
-    figure.update_yaxes(autorange="reversed", **axis)
-    figure.update_yaxes(title_text="layer", col=1)
-    figure.update_layout(
-        template=house_template(),
-        title=plot_title(_TITLES[which], result.info.data),
-        coloraxis={
-            "colorscale": RISING if which == "increases" else DIVERGING,
-            "cmin": 0.0 if which == "increases" else -widest,
-            "cmax": widest,
-            "colorbar": {"title": {"text": "nats"}, "thickness": 14, "outlinewidth": 0},
-        },
-        height=max(320, min(900, 150 + 26 * len(layers))),
-        margin={"t": 96},
+        maps = {name: values.clamp(min=0.0) for name, values in maps.items()}
+    return component_maps(
+        maps,
+        columns=result.component_labels if which == "all" else result.component_labels[: result.n_heads],
+        title=_TITLES[which],
+        data=result.info.data,
+        unit="nats",
+        rising=which == "increases",
     )
-    return figure
-
-
-def _component(layer: str, label: str) -> str:
-    return f"MLP {layer}" if label == "MLP" else f"{layer}.{label}"
