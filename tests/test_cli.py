@@ -114,7 +114,7 @@ def test_train_demo_writes_a_checkpoint(run: Run, tmp_path: Path) -> None:
     code, printed, _ = run("train", "demo", "--out", tmp_path / "demo", "--steps", 6, "--no-progress")
     assert code == 0
     assert "of 6 steps" in printed
-    assert HookedTransformer.from_pretrained(str(tmp_path / "demo")).cfg.n_layers == 4
+    assert HookedTransformer.from_pretrained(str(tmp_path / "demo")).cfg.n_layers == 5
 
 
 def test_evaluate_prints_every_figure_of_the_card(run: Run) -> None:

@@ -1,0 +1,271 @@
+"""The demo model: its recipe, and the checkpoint it writes.
+
+`headscope-demo` is a GPT-2-style model of about a million parameters. Two things make its circuits form within
+minutes. It first sees mostly short rows of repeated random tokens, on which only looking back pays, so that
+induction comes first; then mostly the small English, in short rows and at last in rows of the whole context. And it
+starts where looking back is easy: large random token embeddings (nearly orthogonal codes, which a head can match);
+positions that are sinusoids, fast ones above all (so that "one before" is a rotation that tells neighbours apart);
+and small outputs (so that layers do not drown them).
+
+The checkpoint is laid out as a Hugging Face GPT-2, with float16 weights.
+"""
+
+import json
+import math
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from safetensors.torch import save_file
+from torch import Tensor
+
+from headscope.data.packing import tokenize_and_concatenate
+from headscope.data.random_tokens import repeated_random_tokens
+from headscope.data.small_english import documents, ioi_prompts
+from headscope.errors import InvalidInputError
+from headscope.model.config import HookedTransformerConfig
+from headscope.model.loading import load_tokenizer
+from headscope.model.transformer import HookedTransformer
+from headscope.training.tokenizer import train_tokenizer
+from headscope.training.trainer import TrainConfig, TrainHistory, train_language_model
+
+__all__ = ["DEMO_STEPS", "train_demo"]
+
+DEMO_STEPS = 2800
+_LR = 4e-3
+_N_LAYERS = 5
+_D_MODEL = 128
+_D_HEAD = 32
+_N_CTX = 256
+_OUTPUT_SCALE = 0.316
+_FASTEST = 3.0  # radians per position
+_SLOWEST = 1 / 20
+_VOCAB_SIZE = 1024
+_TOKENIZER_DOCUMENTS = 20_000
+_SAMPLE_SEED = 10_000
+_SAMPLE_TOKENS = 800
+_SAMPLE_PROMPTS = 24
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """A part of training: what its batches are made of.
+
+    Attributes:
+        share: Fraction of all steps.
+        length: Tokens per row, BOS included.
+        english: Rows of small English in a batch.
+        repeats: Rows of repeated random tokens in a batch.
+        shortest: Shortest block of random tokens; the longest is half a row, and log-lengths are uniform.
+    """
+
+    share: float
+    length: int
+    english: int
+    repeats: int
+    shortest: int
+
+
+_STAGES = (
+    _Stage(share=0.25, length=64, english=8, repeats=24, shortest=3),
+    _Stage(share=0.40, length=64, english=24, repeats=8, shortest=8),
+    _Stage(share=0.35, length=_N_CTX, english=5, repeats=3, shortest=8),
+)
+
+
+def train_demo(out: str | Path, *, seed: int = 0, steps: int = DEMO_STEPS, progress: bool = True) -> TrainHistory:
+    """Train the demo model and write its checkpoint, in the layout of a Hugging Face GPT-2.
+
+    The directory gets `config.json`, `model.safetensors` (float16), the tokenizer's files, `sample.txt` and
+    `ioi_prompts.jsonl`, all of them once training is over, so that nothing partial is left behind. The same seed,
+    steps, machine, torch and number of threads give the same weights.
+
+    Args:
+        out: Directory to write to; made if it is missing.
+        seed: Of the data and of the first weights.
+        steps: Optimizer steps in all. Far fewer than the default do not form the circuits.
+        progress: Show a progress bar.
+
+    Raises:
+        InvalidInputError: If `steps` is below 1, or `out` is a file.
+
+    Example:
+        >>> import tempfile
+        >>> from headscope import HookedTransformer
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     history = train_demo(directory, steps=2, progress=False)
+        ...     model = HookedTransformer.from_pretrained(directory)
+        >>> len(history.loss), model.cfg.n_layers
+        (2, 5)
+    """
+    out = Path(out)
+    if steps < 1:
+        raise InvalidInputError(f"steps is {steps}; training needs at least one step.")
+    if out.exists() and not out.is_dir():
+        raise InvalidInputError(f"{out} is a file; give a directory for the checkpoint.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as directory:
+        tokenizer = load_tokenizer(_write_tokenizer(Path(directory), seed))
+    model = HookedTransformer(_config(len(tokenizer), seed), tokenizer)
+    _initialize(model)
+    cfg = TrainConfig(steps=steps, lr=_LR, warmup=min(100, steps // 4))
+    history = train_language_model(model, _batches(tokenizer, seed, steps), cfg, progress=progress)
+    with tempfile.TemporaryDirectory(prefix=".train-demo-", dir=out.parent) as directory:
+        partial = _write_tokenizer(Path(directory), seed)
+        _write_checkpoint(model, partial)
+        _write_samples(tokenizer, partial)
+        out.mkdir(exist_ok=True)
+        for path in sorted(partial.iterdir()):
+            path.replace(out / path.name)
+    return history
+
+
+def _config(d_vocab: int, seed: int) -> HookedTransformerConfig:
+    return HookedTransformerConfig(
+        n_layers=_N_LAYERS,
+        d_model=_D_MODEL,
+        n_ctx=_N_CTX,
+        d_head=_D_HEAD,
+        n_heads=_D_MODEL // _D_HEAD,
+        d_mlp=2 * _D_MODEL,
+        act_fn="gelu_new",
+        d_vocab=d_vocab,
+        normalization_type="LN",
+        initializer_range=0.09,
+        seed=seed,
+        device="cpu",
+        model_name="headscope-demo",
+    )
+
+
+@torch.no_grad()
+def _initialize(model: HookedTransformer) -> None:
+    """Scale the first weights to where circuits form soon (see the module's docstring)."""
+    cfg = model.cfg
+    model.embed.W_E.mul_(0.5 / cfg.initializer_range)
+    model.unembed.W_U.mul_(0.02 / cfg.initializer_range)
+    for name, parameter in model.named_parameters():
+        if name.endswith(("attn.W_O", "mlp.W_out")):
+            parameter.mul_(_OUTPUT_SCALE)
+    speed = torch.logspace(math.log2(_FASTEST), math.log2(_SLOWEST), cfg.d_model // 2, base=2)
+    angle = torch.arange(cfg.n_ctx)[:, None] * speed
+    model.pos_embed.W_pos.copy_(0.7 * torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1))
+    # Left as they are: trained, the first positions would grow apart from the later ones while rows are short.
+    model.pos_embed.W_pos.requires_grad_(False)
+    # GPT-2 has no such bias, and the checkpoint is to be one.
+    model.unembed.b_U.requires_grad_(False)
+
+
+def _batches(tokenizer: Any, seed: int, steps: int) -> Iterator[Int[Tensor, "batch pos"]]:
+    """Rows of small English and rows of repeated random tokens, stage after stage."""
+    generator = torch.Generator().manual_seed(seed)
+    ends = [round(steps * sum(stage.share for stage in _STAGES[: i + 1])) for i in range(len(_STAGES))]
+    texts = documents(seed)
+    done = 0
+    for stage, end in zip(_STAGES, ends, strict=True):
+        rows = tokenize_and_concatenate(texts, tokenizer, max_length=stage.length, batch_size=stage.english)
+        for _ in range(done, end):
+            yield torch.cat([next(rows), _repeats(tokenizer, stage, generator)])
+        done = end
+
+
+def _repeats(tokenizer: Any, stage: _Stage, generator: torch.Generator) -> Int[Tensor, "batch pos"]:
+    """Rows that say a block of random tokens over and over, each row a block of another length."""
+    special = set(tokenizer.all_special_ids)
+    allowed = [token for token in range(len(tokenizer)) if token not in special]
+    longest = (stage.length - 1) // 2
+    rows = []
+    for _ in range(stage.repeats):
+        draw = float(torch.rand((), generator=generator))
+        length = round(stage.shortest * (longest / stage.shortest) ** draw)
+        block = repeated_random_tokens(
+            1,
+            length,
+            allowed=allowed,
+            bos=tokenizer.bos_token_id,
+            n_repeats=math.ceil(stage.length / length),
+            seed=int(torch.randint(2**40, (), generator=generator)),
+        )
+        rows.append(block[:, : stage.length])
+    return torch.cat(rows)
+
+
+def _write_tokenizer(directory: Path, seed: int) -> Path:
+    texts = documents(seed, n=_TOKENIZER_DOCUMENTS)
+    return train_tokenizer(texts, directory, vocab_size=_VOCAB_SIZE, n_ctx=_N_CTX)
+
+
+def _write_checkpoint(model: HookedTransformer, directory: Path) -> None:
+    cfg = model.cfg
+    tensors = _gpt2_tensors(model.state_dict(), cfg.n_layers)
+    halves = {name: tensor.half().contiguous() for name, tensor in tensors.items()}
+    save_file(halves, directory / "model.safetensors", metadata={"format": "pt"})
+    config = {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "activation_function": cfg.act_fn,
+        "attn_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "resid_pdrop": 0.0,
+        "bos_token_id": model.tokenizer.bos_token_id,
+        "eos_token_id": model.tokenizer.eos_token_id,
+        "pad_token_id": model.tokenizer.pad_token_id,
+        "layer_norm_epsilon": cfg.eps,
+        "n_ctx": cfg.n_ctx,
+        "n_embd": cfg.d_model,
+        "n_head": cfg.n_heads,
+        "n_inner": cfg.d_mlp,
+        "n_layer": cfg.n_layers,
+        "n_positions": cfg.n_ctx,
+        "tie_word_embeddings": False,
+        "torch_dtype": "float16",
+        "vocab_size": cfg.d_vocab,
+    }
+    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_samples(tokenizer: Any, directory: Path) -> None:
+    """A text and some prompts to play with, drawn with a seed of their own."""
+    texts: list[str] = []
+    n_tokens = 0
+    for text in documents(_SAMPLE_SEED):
+        texts.append(text)
+        n_tokens += len(tokenizer.encode(f"{text}\n\n"))
+        if n_tokens >= _SAMPLE_TOKENS:
+            break
+    (directory / "sample.txt").write_text("\n\n".join(texts) + "\n", encoding="utf-8")
+    lines = [json.dumps(asdict(prompt)) for prompt in ioi_prompts(_SAMPLE_PROMPTS, _SAMPLE_SEED)]
+    (directory / "ioi_prompts.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _gpt2_tensors(state: dict[str, Tensor], n_layers: int) -> dict[str, Tensor]:
+    """Our state dict in Hugging Face's names and shapes: `[d_in, d_out]`, with q, k and v side by side."""
+    ours = {
+        "transformer.wte.weight": state["embed.W_E"],
+        "transformer.wpe.weight": state["pos_embed.W_pos"],
+        "transformer.ln_f.weight": state["ln_final.w"],
+        "transformer.ln_f.bias": state["ln_final.b"],
+        "lm_head.weight": state["unembed.W_U"].T,
+    }
+    for layer in range(n_layers):
+        a, b = f"transformer.h.{layer}.", f"blocks.{layer}."
+        inward = [state[f"{b}attn.W_{name}"].permute(1, 0, 2).flatten(1) for name in "QKV"]
+        ours |= {
+            f"{a}ln_1.weight": state[f"{b}ln1.w"],
+            f"{a}ln_1.bias": state[f"{b}ln1.b"],
+            f"{a}attn.c_attn.weight": torch.cat(inward, dim=1),
+            f"{a}attn.c_attn.bias": torch.cat([state[f"{b}attn.b_{name}"].flatten() for name in "QKV"]),
+            f"{a}attn.c_proj.weight": state[f"{b}attn.W_O"].flatten(0, 1),
+            f"{a}attn.c_proj.bias": state[f"{b}attn.b_O"],
+            f"{a}ln_2.weight": state[f"{b}ln2.w"],
+            f"{a}ln_2.bias": state[f"{b}ln2.b"],
+            f"{a}mlp.c_fc.weight": state[f"{b}mlp.W_in"],
+            f"{a}mlp.c_fc.bias": state[f"{b}mlp.b_in"],
+            f"{a}mlp.c_proj.weight": state[f"{b}mlp.W_out"],
+            f"{a}mlp.c_proj.bias": state[f"{b}mlp.b_out"],
+        }
+    return ours

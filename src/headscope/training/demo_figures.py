@@ -1,0 +1,200 @@
+"""What the demo model learned, in figures: the ones its model card states.
+
+Everything is measured on data drawn with seeds that training does not use: `documents` and the repeated random tokens
+of the recipe are drawn with the recipe's seed, the ones here with another.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from headscope.analysis.head_scores import head_scores
+from headscope.analysis.result import Ranking, rank_components
+from headscope.data.packing import tokenize_and_concatenate
+from headscope.data.random_tokens import repeated_random_tokens
+from headscope.data.small_english import documents, ioi_prompts
+from headscope.errors import InvalidInputError, MissingTokenizerError
+from headscope.model.transformer import HookedTransformer
+
+__all__ = ["EVALUATION_SEED", "DemoFigures", "evaluate_demo"]
+
+EVALUATION_SEED = 20_000
+_BLOCK = 50
+_N_RANDOM = 64
+_N_TEXT_ROWS = 64
+
+
+@dataclass(frozen=True)
+class DemoFigures:
+    """Figures of the demo model. Losses are in nats per token; print it for a table.
+
+    Attributes:
+        seed: Seed of the data.
+        n_prompts: IOI prompts, half ABBA and half BABA.
+        ioi_accuracy: Fraction of prompts where the indirect object's logit is above the subject's.
+        ioi_top1: Fraction where the indirect object is the likeliest of all tokens.
+        ioi_logit_difference: Mean logit of the indirect object less that of the subject.
+        loss_first_half: On repeated random tokens, the first time each block is said.
+        loss_second_half: The second time.
+        loss_english: On the small English.
+        previous_token: Heads with the highest previous-token scores on the repeated random tokens.
+        duplicate_token: The same, for duplicate-token scores.
+        induction: The same, for induction scores.
+        name_movers: Heads that add most to the logit difference directly.
+        opposing: Heads that take most from it directly.
+    """
+
+    seed: int
+    n_prompts: int
+    ioi_accuracy: float
+    ioi_top1: float
+    ioi_logit_difference: float
+    loss_first_half: float
+    loss_second_half: float
+    loss_english: float
+    previous_token: Ranking
+    duplicate_token: Ranking
+    induction: Ranking
+    name_movers: Ranking
+    opposing: Ranking
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Each figure's description and value, as the card and the command line print them."""
+
+        def heads(ranking: Ranking) -> str:
+            return ", ".join(f"{score.label} ({score.value:.2f})" for score in ranking)
+
+        return [
+            (f"IOI: indirect object above subject, {self.n_prompts} prompts", f"{self.ioi_accuracy:.1%}"),
+            ("IOI: indirect object above every other token", f"{self.ioi_top1:.1%}"),
+            ("IOI: mean logit difference", f"{self.ioi_logit_difference:.2f}"),
+            ("Random tokens: loss on the first half, nats", f"{self.loss_first_half:.2f}"),
+            ("Random tokens: loss on the repeated half, nats", f"{self.loss_second_half:.2f}"),
+            ("Small English: loss, nats", f"{self.loss_english:.2f}"),
+            ("Previous-token heads (score)", heads(self.previous_token)),
+            ("Duplicate-token heads (score)", heads(self.duplicate_token)),
+            ("Induction heads (score)", heads(self.induction)),
+            ("Name movers (direct logit difference)", heads(self.name_movers)),
+            ("Opposing heads (direct logit difference)", heads(self.opposing)),
+        ]
+
+    def __str__(self) -> str:
+        rows = self.rows()
+        width = max(len(label) for label, _ in rows)
+        return "\n".join([f"On data of seed {self.seed}:", *(f"{label:<{width}}  {value}" for label, value in rows)])
+
+
+def evaluate_demo(
+    model: HookedTransformer, *, seed: int = EVALUATION_SEED, n_prompts: int = 500, progress: bool = True
+) -> DemoFigures:
+    """Measure the demo model, or any model of the small English, on data drawn with `seed`.
+
+    Args:
+        model: The model, with its tokenizer.
+        seed: Of the data; not one that training used.
+        n_prompts: How many IOI prompts.
+        progress: Show a progress bar.
+
+    Raises:
+        MissingTokenizerError: If the model has no tokenizer.
+        InvalidInputError: If `n_prompts` is below 1, or the context is too short for the prompts.
+
+    Example:
+        >>> from headscope import HookedTransformer
+        >>> model = HookedTransformer.from_pretrained("headscope-demo")
+        >>> figures = evaluate_demo(model, n_prompts=100, progress=False)
+        >>> figures.ioi_accuracy > 0.9 and figures.loss_second_half < figures.loss_first_half
+        True
+    """
+    if model.tokenizer is None:
+        raise MissingTokenizerError(
+            "evaluate_demo needs a tokenizer to make prompts; load the model with one: "
+            "HookedTransformer.from_pretrained(directory)."
+        )
+    if n_prompts < 1:
+        raise InvalidInputError(f"n_prompts is {n_prompts}; it must be 1 or more.")
+    with torch.no_grad():
+        correct, first, difference, direct = _ioi(model, n_prompts, seed)
+        random_tokens = _random_tokens(model, seed)
+        loss = model(random_tokens, return_type="loss", loss_per_token=True)
+        english = _english(model, seed)
+        loss_english = float(model(english, return_type="loss"))
+    scores = head_scores(model, random_tokens, progress=progress)
+    n_heads = model.cfg.n_heads
+    return DemoFigures(
+        seed=seed,
+        n_prompts=n_prompts,
+        ioi_accuracy=correct,
+        ioi_top1=first,
+        ioi_logit_difference=difference,
+        loss_first_half=float(loss[:, :_BLOCK].mean()),
+        # The first token of the second half cannot be told: nothing says that the block ends there.
+        loss_second_half=float(loss[:, _BLOCK + 1 :].mean()),
+        loss_english=loss_english,
+        previous_token=scores.top(3, by="previous_token"),
+        duplicate_token=scores.top(3, by="duplicate_token"),
+        induction=scores.top(3, by="induction"),
+        name_movers=rank_components(direct, 3, n_heads=n_heads, name="direct logit difference"),
+        opposing=rank_components(direct, 3, n_heads=n_heads, name="direct logit difference", largest=False),
+    )
+
+
+def _random_tokens(model: HookedTransformer, seed: int) -> Int[Tensor, "batch pos"]:
+    special = set(model.tokenizer.all_special_ids)
+    allowed = [token for token in range(model.cfg.d_vocab) if token not in special]
+    bos = model.tokenizer.bos_token_id
+    tokens = repeated_random_tokens(_N_RANDOM, _BLOCK, allowed=allowed, bos=bos, seed=seed)
+    return tokens.to(model.W_E.device)
+
+
+def _english(model: HookedTransformer, seed: int) -> Int[Tensor, "batch pos"]:
+    rows = tokenize_and_concatenate(
+        documents(seed), model.tokenizer, max_length=model.cfg.n_ctx, batch_size=_N_TEXT_ROWS
+    )
+    return next(rows).to(model.W_E.device)
+
+
+def _ioi(model: HookedTransformer, n: int, seed: int) -> tuple[float, float, float, Float[Tensor, "layer head"]]:
+    """Accuracy, top-1 accuracy, mean logit difference, and each head's direct part in it."""
+    correct = first = 0
+    difference = 0.0
+    direct = torch.zeros(model.cfg.n_layers * model.cfg.n_heads, dtype=torch.float64)
+    for tokens, answers, wrong in _prompts_by_length(model, n, seed):
+        logits, cache = model.run_with_cache(tokens, names_filter=_needed_for_attribution)
+        final = logits[:, -1]
+        right, other = final.gather(1, answers[:, None]), final.gather(1, wrong[:, None])
+        correct += int((right > other).sum())
+        first += int((final.argmax(-1) == answers).sum())
+        difference += float((right - other).sum())
+        heads = cache.stack_head_results(pos_slice=-1)
+        parts = cache.logit_attrs(heads, answers, incorrect_tokens=wrong, pos_slice=-1)
+        direct += parts.double().sum(1).cpu()
+    shape = (model.cfg.n_layers, model.cfg.n_heads)
+    return correct / n, first / n, difference / n, (direct / n).view(shape).float()
+
+
+def _needed_for_attribution(name: str) -> bool:
+    return name.endswith(("attn.hook_z", "hook_resid_post", "ln_final.hook_scale"))
+
+
+def _prompts_by_length(
+    model: HookedTransformer, n: int, seed: int
+) -> Iterator[tuple[Int[Tensor, "batch pos"], Int[Tensor, " batch"], Int[Tensor, " batch"]]]:
+    """Prompts of equal length together, so that nothing is padded."""
+    by_length = defaultdict(list)
+    for prompt in ioi_prompts(n, seed):
+        tokens = model.to_tokens(prompt.prompt)[0]
+        by_length[len(tokens)].append(
+            (tokens, model.to_single_token(prompt.answer), model.to_single_token(prompt.wrong))
+        )
+    for found in by_length.values():
+        stream = iter(found)
+        while batch := list(islice(stream, 128)):
+            rows = torch.stack([tokens for tokens, _, _ in batch])
+            answers = torch.tensor([[answer, wrong] for _, answer, wrong in batch], device=rows.device)
+            yield rows, answers[:, 0], answers[:, 1]

@@ -1,0 +1,167 @@
+"""A small language-model training loop: AdamW, warm-up and cosine, gradient clipping, one pass over batches.
+
+It asks little of the model: `model(tokens, return_type="loss")` gives the mean next-token loss in nats, and
+parameters are found by `named_parameters`. Batches come from any iterable, so data may be drawn on the fly.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from headscope.errors import InvalidInputError, NotFiniteError
+
+__all__ = ["TrainConfig", "TrainHistory", "train_language_model"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train.
+
+    Attributes:
+        steps: Optimizer steps, one batch each.
+        lr: Highest learning rate.
+        warmup: Steps over which the rate rises to `lr`, in a straight line.
+        final_lr: Fraction of `lr` at which the cosine ends.
+        weight_decay: AdamW's, on the matrices; biases and norm weights have none.
+        betas: AdamW's.
+        max_grad_norm: Gradients are scaled down to this norm.
+
+    Raises:
+        InvalidInputError: If a number is out of its range.
+    """
+
+    steps: int
+    lr: float = 1e-3
+    warmup: int = 100
+    final_lr: float = 0.05
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.98)
+    max_grad_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise InvalidInputError(f"steps is {self.steps}; training needs at least one step.")
+        if self.warmup < 0:
+            raise InvalidInputError(f"warmup is {self.warmup}; it must be 0 or more steps.")
+        if not self.lr > 0:
+            raise InvalidInputError(f"lr is {self.lr}; it must be above 0.")
+        if not self.max_grad_norm > 0:
+            raise InvalidInputError(f"max_grad_norm is {self.max_grad_norm}; it must be above 0.")
+        if not 0 <= self.final_lr <= 1:
+            raise InvalidInputError(f"final_lr is {self.final_lr}; it is a fraction of lr, between 0 and 1.")
+
+    def lr_at(self, step: int) -> float:
+        """Learning rate of a step, counted from 0.
+
+        Example:
+            >>> cfg = TrainConfig(steps=100, lr=1.0, warmup=10, final_lr=0.0)
+            >>> cfg.lr_at(4), cfg.lr_at(10), round(cfg.lr_at(55), 3)
+            (0.5, 1.0, 0.5)
+        """
+        rise = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+        progress = max(0, step - self.warmup) / max(1, self.steps - self.warmup)
+        cosine = 0.5 * (1 + math.cos(math.pi * progress))
+        return self.lr * rise * (self.final_lr + (1 - self.final_lr) * cosine)
+
+
+@dataclass(frozen=True)
+class TrainHistory:
+    """What training did.
+
+    Attributes:
+        loss: Mean next-token loss of each step's batch before the step, in nats.
+        lr: Learning rate of each step.
+        n_tokens: Tokens seen.
+        seconds: Wall time.
+    """
+
+    loss: Float[Tensor, " step"]
+    lr: Float[Tensor, " step"]
+    n_tokens: int
+    seconds: float
+
+
+def train_language_model(
+    model: nn.Module,
+    batches: Iterable[Int[Tensor, "batch pos"]],
+    cfg: TrainConfig,
+    *,
+    progress: bool = True,
+    on_step: Callable[[int], None] | None = None,
+) -> TrainHistory:
+    """Train `model` in place, one batch a step.
+
+    Args:
+        model: A `HookedTransformer`, or any module with its `return_type="loss"`.
+        batches: Token batches; at least `cfg.steps` of them.
+        cfg: How to train.
+        progress: Show a progress bar with the current loss.
+        on_step: Called after each step with its number, counted from 1.
+
+    Raises:
+        InvalidInputError: If the batches run out.
+        NotFiniteError: If the loss becomes NaN or infinite.
+    """
+    optimizer = _adamw(model, cfg)
+    losses, rates, n_tokens, start = [], [], 0, time.perf_counter()
+    device = next(model.parameters()).device
+    stream: Iterator[Int[Tensor, "batch pos"]] = iter(batches)
+    model.train()
+    try:
+        with tqdm(total=cfg.steps, desc="train", disable=not progress) as bar:
+            for step in range(cfg.steps):
+                tokens = next(stream, None)
+                if tokens is None:
+                    raise InvalidInputError(f"The batches ran out after {step} of {cfg.steps} steps.")
+                rates.append(cfg.lr_at(step))
+                losses.append(_step(model, optimizer, tokens.to(device), cfg, lr=rates[-1], step=step))
+                n_tokens += tokens.numel()
+                bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
+                bar.update()
+                if on_step is not None:
+                    on_step(step + 1)
+    finally:
+        model.eval()
+    return TrainHistory(torch.tensor(losses), torch.tensor(rates), n_tokens, time.perf_counter() - start)
+
+
+def _adamw(model: nn.Module, cfg: TrainConfig) -> torch.optim.AdamW:
+    # By name, for per-head biases are matrices too.
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            is_weight = name.rsplit(".", 1)[-1].startswith("W_")
+            (decayed if is_weight else plain).append(parameter)
+    groups = [{"params": decayed, "weight_decay": cfg.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=cfg.lr, betas=cfg.betas)
+
+
+def _step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    tokens: Int[Tensor, "batch pos"],
+    cfg: TrainConfig,
+    *,
+    lr: float,
+    step: int,
+) -> float:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.zero_grad(set_to_none=True)
+    loss = model(tokens, return_type="loss")
+    value = loss.item()
+    if not math.isfinite(value):
+        raise NotFiniteError(
+            f"The loss is {value} at step {step + 1}; lower lr ({cfg.lr}) or max_grad_norm ({cfg.max_grad_norm})."
+        )
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.max_grad_norm)
+    optimizer.step()
+    return value
