@@ -99,7 +99,7 @@ def _from_hub(repo: str) -> Path:
     try:
         found = fetch(_WANTED, offline=False)
         found = found if has_weights(found) else fetch(_WANTED + _WANTED_BIN, offline=False)
-        why = "has not all of config.json and its *.safetensors or pytorch_model*.bin, nor has the hub"
+        why = "the hub has no complete set of config.json and *.safetensors or pytorch_model*.bin for it"
     except GatedRepoError:
         raise CheckpointError(
             f"model {repo!r} is gated: accept its terms on its hub page, then log in with `hf auth login`."
@@ -110,12 +110,12 @@ def _from_hub(repo: str) -> Path:
         ) from None
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
         found = cached
-        why = f"has not all of it, and the hub cannot be reached ({type(error).__name__})"
+        why = f"the hub cannot be reached ({type(error).__name__})"
     if found is not None and _is_whole(found):
         return found
     raise CheckpointError(
-        f"model {repo!r} is not in the local cache, which {why}. Try again with a network, give a local checkpoint "
-        f"directory, or use {DEMO!r}, which needs none."
+        f"model {repo!r} is not in the local cache, or not all of it, and {why}. Try again with a network, give a "
+        f"local checkpoint directory, or use {DEMO!r}, which needs none."
     )
 
 
