@@ -168,9 +168,8 @@ class EntropyAccumulator:
         if self.options.reduce == "none":
             self._kept.append(tuple(_spread(values, block.counted) for values in found))  # type: ignore[arg-type]
         else:
-            sums = tuple(values.sum(-1) for values in found)
-            old = self._sums
-            self._sums = sums if old is None else tuple(a + b for a, b in zip(old, sums, strict=True))  # type: ignore[assignment]
+            resid, diff, marginal = (values.sum(-1) for values in found)
+            self._sums = _added(self._sums, (resid, diff, marginal))
 
     def merge(self, other: Self) -> None:
         """Add what another accumulator of the same run has seen, as if it came after."""
@@ -178,10 +177,7 @@ class EntropyAccumulator:
         self.n_positions += other.n_positions
         self._kept += other._kept
         if other._sums is not None:
-            mine = self._sums
-            self._sums = (
-                other._sums if mine is None else tuple(a + b for a, b in zip(mine, other._sums, strict=True))  # type: ignore[assignment]
-            )
+            self._sums = _added(self._sums, other._sums)
 
     def state(self) -> dict[str, Any]:
         """All that was accumulated, as tensors and numbers."""
@@ -309,6 +305,14 @@ def _own_gains(readout: Readout, states: LensStates, z: Tensor, mlp: Tensor | No
     return Gains(
         states=1 / readout.scale(states.resid).squeeze(-1), plus=1 / torch.stack(plus), minus=1 / torch.stack(minus)
     )
+
+
+def _added(
+    sums: tuple[Tensor, Tensor, Tensor] | None, more: tuple[Tensor, Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    if sums is None:
+        return more
+    return sums[0] + more[0], sums[1] + more[1], sums[2] + more[2]
 
 
 def _spread(values: Float[Tensor, "*lead row"], counted: Tensor) -> Float[Tensor, "*lead batch pos"]:

@@ -41,6 +41,7 @@ class DemoFigures:
         ioi_logit_difference: Mean logit of the indirect object less that of the subject.
         loss_first_half: On repeated random tokens, the first time each block is said.
         loss_second_half: The second time.
+        loss_long_repeat: On the repeat of a block that fills half the context, its first and its second half.
         loss_english: On the small English.
         previous_token: Heads with the highest previous-token scores on the repeated random tokens.
         duplicate_token: The same, for duplicate-token scores.
@@ -56,6 +57,7 @@ class DemoFigures:
     ioi_logit_difference: float
     loss_first_half: float
     loss_second_half: float
+    loss_long_repeat: tuple[float, float]
     loss_english: float
     previous_token: Ranking
     duplicate_token: Ranking
@@ -75,6 +77,10 @@ class DemoFigures:
             ("IOI: mean logit difference", f"{self.ioi_logit_difference:.2f}"),
             ("Random tokens: loss on the first half, nats", f"{self.loss_first_half:.2f}"),
             ("Random tokens: loss on the repeated half, nats", f"{self.loss_second_half:.2f}"),
+            (
+                "Blocks of half the context: loss on the repeat's halves, nats",
+                " and ".join(f"{loss:.2f}" for loss in self.loss_long_repeat),
+            ),
             ("Small English: loss, nats", f"{self.loss_english:.2f}"),
             ("Previous-token heads (score)", heads(self.previous_token)),
             ("Duplicate-token heads (score)", heads(self.duplicate_token)),
@@ -120,7 +126,9 @@ def evaluate_demo(
         raise InvalidInputError(f"n_prompts is {n_prompts}; it must be 1 or more.")
     with torch.no_grad():
         correct, first, difference, direct = _ioi(model, n_prompts, seed)
-        random_tokens = _random_tokens(model, seed)
+        random_tokens = _random_tokens(model, seed, _BLOCK)
+        half = (model.cfg.n_ctx - 1) // 2
+        long_repeat = model(_random_tokens(model, seed, half), return_type="loss", loss_per_token=True)[:, half + 1 :]
         loss = model(random_tokens, return_type="loss", loss_per_token=True)
         english = _english(model, seed)
         loss_english = float(model(english, return_type="loss"))
@@ -135,6 +143,7 @@ def evaluate_demo(
         loss_first_half=float(loss[:, :_BLOCK].mean()),
         # The first token of the second half cannot be told: nothing says that the block ends there.
         loss_second_half=float(loss[:, _BLOCK + 1 :].mean()),
+        loss_long_repeat=(float(long_repeat[:, : half // 2].mean()), float(long_repeat[:, half // 2 :].mean())),
         loss_english=loss_english,
         previous_token=scores.top(3, by="previous_token"),
         duplicate_token=scores.top(3, by="duplicate_token"),
@@ -144,11 +153,11 @@ def evaluate_demo(
     )
 
 
-def _random_tokens(model: HookedTransformer, seed: int) -> Int[Tensor, "batch pos"]:
+def _random_tokens(model: HookedTransformer, seed: int, block: int) -> Int[Tensor, "batch pos"]:
     special = set(model.tokenizer.all_special_ids)
     allowed = [token for token in range(model.cfg.d_vocab) if token not in special]
     bos = model.tokenizer.bos_token_id
-    tokens = repeated_random_tokens(_N_RANDOM, _BLOCK, allowed=allowed, bos=bos, seed=seed)
+    tokens = repeated_random_tokens(_N_RANDOM, block, allowed=allowed, bos=bos, seed=seed)
     return tokens.to(model.W_E.device)
 
 
