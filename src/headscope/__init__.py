@@ -3,6 +3,7 @@
 from headscope.model.cache import ActivationCache
 from headscope.model.config import HookedTransformerConfig
 from headscope.model.hooks import HookedRootModule, HookPoint
+from headscope.model.key_value_cache import HookedTransformerKeyValueCache, HookedTransformerKeyValueCacheEntry
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.factored import FactoredMatrix
 
@@ -14,4 +15,6 @@ __all__ = [
     "HookedRootModule",
     "HookedTransformer",
     "HookedTransformerConfig",
+    "HookedTransformerKeyValueCache",
+    "HookedTransformerKeyValueCacheEntry",
 ]

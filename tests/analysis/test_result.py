@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from headscope.analysis import result as result_module
 from headscope.analysis.result import (
     HeadScore,
     Ranking,
@@ -23,6 +22,7 @@ from headscope.analysis.result import (
     rank_components,
 )
 from headscope.errors import CheckpointError, InvalidInputError
+from headscope.model import tensor_file
 
 INFO = RunInfo("tiny", ("fold_ln",), "a story", 2, 1234, {"scale": "final", "lens_bias": True, "k": 3})
 
@@ -72,7 +72,7 @@ def test_a_failed_save_leaves_the_old_file(scores: Scores, tmp_path: Path, monke
         Path(file).write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(result_module, "save_file", fail)
+    monkeypatch.setattr(tensor_file, "save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         dataclasses.replace(scores, labels=("c",)).save(path)
     assert path.read_bytes() == old and len(list(tmp_path.iterdir())) == 1

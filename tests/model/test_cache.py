@@ -1,5 +1,6 @@
 """The cache: every form of key, and the residual stream taken apart and put together again."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ from tiny import tiny_model, tiny_tokenizer, tiny_tokens
 from torch import Tensor
 
 from headscope import ActivationCache, HookedTransformer
-from headscope.errors import InvalidInputError, UnknownNameError
+from headscope.errors import CheckpointError, InvalidInputError, UnknownNameError
+from headscope.model.tensor_file import write_tensors
 
 SHAPES: dict[str, dict[str, Any]] = {
     "LN": {},
@@ -134,14 +136,14 @@ def test_the_parts_sum_to_the_stream(model: HookedTransformer) -> None:
         written = [f"{each}_{kind}" for each in range(stop) for kind in ("attn_out", "mlp_out")[: 1 + mlps]]
         assert labels == [*embeds, *written]
         close(parts.sum(0), target)
-        full, names = cache.get_full_resid_decomposition(layer, return_labels=True)
+        full, names = cache.get_full_resid_decomposition(layer, expand_neurons=False, return_labels=True)
         heads = [f"L{each}H{head}" for each in range(stop) for head in range(3)]
         assert names == [*heads, *(f"{each}_mlp_out" for each in range(stop) if mlps), *embeds, "bias"]
         close(full.sum(0), target)
         for slice_ in (-1, (1, 4)):
             at = slice(1, 4) if slice_ != -1 else -1
             close(cache.decompose_resid(layer, pos_slice=slice_), parts[:, :, at])
-            close(cache.get_full_resid_decomposition(layer, pos_slice=slice_), full[:, :, at])
+            close(cache.get_full_resid_decomposition(layer, expand_neurons=False, pos_slice=slice_), full[:, :, at])
         if stop:
             stack, labels = cache.stack_head_results(layer, return_labels=True, incl_remainder=True)
             assert labels == [*heads, "remainder"]
@@ -307,3 +309,104 @@ def test_a_frozen_norm_equals_the_readouts() -> None:
     capped = tiny_model(output_logits_soft_cap=0.8)
     logits, cache = run(capped)
     close(cache.readout.logits(cache["resid_post", -1]), logits)
+
+
+@pytest.mark.parametrize("apply_ln", [False, True])
+@pytest.mark.parametrize("shape", ["LN", "LNPre", "RMS", "no norm", "no positions", "attn_only"])
+def test_neurons_sum_to_the_stream_and_project_as_their_results_do(shape: str, apply_ln: bool) -> None:
+    model = tiny_model(n_layers=3, **SHAPES[shape])
+    _, cache = run(model)
+    mlps = not model.cfg.attn_only
+    for layer, mlp_input in ((None, False), (2, False), (1, mlps and shape != "parallel")):
+        stop = 3 if layer is None else layer
+        full, labels = cache.get_full_resid_decomposition(
+            layer, mlp_input=mlp_input, apply_ln=apply_ln, return_labels=True
+        )
+        heads = [f"L{each}H{head}" for each in range(stop + mlp_input) for head in range(3)]
+        neurons = [f"L{each}N{neuron}" for each in range(stop) for neuron in range(14) if mlps]
+        assert labels[: len(heads) + len(neurons)] == heads + neurons and labels[-1] == "bias"
+        target = cache["resid_post", 2] if layer is None else cache["resid_mid" if mlp_input else "resid_pre", layer]
+        wanted = cache.apply_ln_to_stack(target[None], layer, mlp_input=mlp_input)[0] if apply_ln else target
+        close(full.sum(0), wanted)
+        if mlps:
+            alone, names = cache.stack_neuron_results(layer, apply_ln=apply_ln, return_labels=True)
+            assert names == neurons
+            if not mlp_input:
+                close(alone, full[len(heads) : len(heads) + len(neurons)])
+        for directions in (torch.linspace(-1, 1, 10).double(), torch.eye(10).double()[:, 3:5] + 0.1):
+            options: dict[str, Any] = {"mlp_input": mlp_input, "apply_ln": apply_ln, "project_output_onto": directions}
+            close(cache.get_full_resid_decomposition(layer, **options), full @ directions)
+            close(cache.get_full_resid_decomposition(layer, pos_slice=-1, **options), full[:, :, -1] @ directions)
+
+
+def test_some_neurons() -> None:
+    model = tiny_model(n_layers=3)
+    _, cache = run(model)
+    by_hand = cache["post", 1][..., None] * model.blocks[1].mlp.W_out
+    close(cache.get_neuron_results(1), by_hand)
+    close(cache.get_neuron_results(1, neuron_slice=(2, 5), pos_slice=3), by_hand[:, 3, 2:5])
+    stack, labels = cache.stack_neuron_results(2, neuron_slice=[1, 7], return_labels=True, incl_remainder=True)
+    assert labels == ["L0N1", "L0N7", "L1N1", "L1N7", "remainder"]
+    close(stack.sum(0), cache["resid_pre", 2])
+    close(stack[3], by_hand[:, :, 7])
+    one, labels = cache.stack_neuron_results(1, neuron_slice=4, return_labels=True)
+    assert labels == ["L0N4"] and one.shape == (1, 3, 7, 10)
+    with pytest.raises(InvalidInputError, match="no MLPs"):
+        run(tiny_model(attn_only=True))[1].get_neuron_results(0)
+
+
+def test_rows_of_the_batch() -> None:
+    model = tiny_model(n_layers=3)
+    _, cache = run(model)
+    some = cache.apply_slice_to_batch_dim((1, 3))
+    assert some["z", 0].shape[0] == 2 and cache["z", 0].shape[0] == 3
+    close(some["resid_post", 2], cache["resid_post", 2][1:3])
+    one = cache.apply_slice_to_batch_dim(1)
+    assert not one.has_batch_dim
+    close(one.stack_head_results(apply_ln=True), cache.stack_head_results(apply_ln=True)[:, 1])
+    with pytest.raises(InvalidInputError, match="no batch axis"):
+        one.apply_slice_to_batch_dim(0)
+    stack = cache.decompose_resid()
+    close(cache.apply_ln_to_stack(stack, batch_slice=[0, 2]), cache.apply_ln_to_stack(stack)[:, [0, 2]])
+    whole = cache.logit_attrs(stack, 3, 5)
+    close(cache.logit_attrs(stack, 3, 5, batch_slice=1), whole[:, 1])
+
+
+def test_norms_of_their_own_are_the_logit_lens_of_each_state() -> None:
+    model = tiny_model(n_layers=3)
+    _, cache = run(model)
+    states = cache.accumulated_resid()
+    lens = cache.apply_ln_to_stack(states, recompute_ln=True) @ model.W_U + model.b_U
+    wanted = torch.stack([model.unembed(model.ln_final(state)) for state in states])
+    close(lens, wanted)
+    assert not torch.allclose(cache.apply_ln_to_stack(states), cache.apply_ln_to_stack(states, recompute_ln=True))
+
+
+def test_one_activation_of_all_layers() -> None:
+    _, cache = run(tiny_model(n_layers=3))
+    close(cache.stack_activation("z"), torch.stack([cache["z", layer] for layer in range(3)]))
+    close(cache.stack_activation("scale", 2, "ln1"), torch.stack([cache["scale", layer, "ln1"] for layer in (0, 1)]))
+
+
+@pytest.mark.parametrize("batch_dim", [True, False])
+def test_a_cache_on_disk(batch_dim: bool, tmp_path: Path) -> None:
+    model = tiny_model(n_layers=3)
+    _, cache = model.run_with_cache(TOKENS[:1], remove_batch_dim=not batch_dim)
+    again = ActivationCache.load(cache.save(tmp_path / "some" / "cache.safetensors"), model)
+    assert again.keys() == cache.keys() and again.has_batch_dim is batch_dim
+    for name, tensor in cache.items():
+        assert torch.equal(again[name], tensor), name
+    close(again.get_full_resid_decomposition(apply_ln=True), cache.get_full_resid_decomposition(apply_ln=True))
+    assert [path.name for path in (tmp_path / "some").iterdir()] == ["cache.safetensors"]
+
+
+def test_what_is_no_cache_on_disk(tmp_path: Path) -> None:
+    model = tiny_model()
+    with pytest.raises(CheckpointError, match="not a readable safetensors file"):
+        ActivationCache.load(tmp_path / "absent.safetensors", model)
+    (tmp_path / "text").write_text("no tensors")
+    with pytest.raises(CheckpointError, match="not a readable safetensors file"):
+        ActivationCache.load(tmp_path / "text", model)
+    write_tensors(tmp_path / "other.safetensors", {"a": torch.zeros(2)}, {"kind": "entropy"})
+    with pytest.raises(CheckpointError, match="holds 'entropy', not 'activations'"):
+        ActivationCache.load(tmp_path / "other.safetensors", model)

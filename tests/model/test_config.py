@@ -35,7 +35,7 @@ def test_what_is_left_out_is_filled_in() -> None:
     ({"normalization_type": "ln"}, "normalization_type.*'LNPre'.*got 'ln'"),
     ({"positional_embedding_type": "rotary"}, "positional_embedding_type.*got 'rotary'"),
     ({"attention_dir": "sideways"}, "attention_dir.*got 'sideways'"),
-    ({"act_fn": "gelu_fast"}, "act_fn.*'gelu_new'.*got 'gelu_fast'"),
+    ({"act_fn": "gelu_quick"}, "act_fn.*'gelu_new'.*got 'gelu_quick'"),
     ({"act_fn": None}, "act_fn is needed.*attn_only=True"),
     ({"dtype": "int8"}, "dtype.*'int8'"),
     ({"dtype": torch.int64}, "dtype.*torch.int64"),

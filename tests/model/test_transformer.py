@@ -1,6 +1,12 @@
 """What `forward` takes and gives, from the middle of the model too, and what it refuses."""
 
+import gc
 import math
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -287,3 +293,61 @@ def test_a_heads_only_model_without_positions_equals_the_reference_beyond_pairs(
 def test_a_single_token_has_logits_and_no_losses(model: HookedTransformer) -> None:
     assert model(TOKENS[:, :1]).shape == (3, 1, 23)
     assert model(TOKENS[:, :1], return_type="loss", loss_per_token=True).shape == (3, 0)
+
+
+COMPILE = """
+import torch
+from tiny import tiny_model, tiny_tokens
+
+model, tokens = tiny_model(), tiny_tokens()
+wanted = model(tokens)
+model(tokens, return_type="loss").backward()
+gradient = model.blocks[0].attn.W_Q.grad.clone()
+model.zero_grad()
+torch._dynamo.config.skip_nnmodule_hook_guards = False  # hooks that come and go are seen
+compiled = torch.compile(model, backend=BACKEND, fullgraph=True)
+torch.testing.assert_close(compiled(tokens), wanted)
+compiled(tokens, return_type="loss").backward()
+torch.testing.assert_close(model.blocks[0].attn.W_Q.grad, gradient)
+for factor in (0.0, 2.0):
+    with model.hooks(fwd_hooks=[("blocks.0.attn.hook_pattern", lambda value, hook: factor * value)]):
+        torch.testing.assert_close(compiled(tokens), model(tokens))
+        assert not torch.allclose(compiled(tokens), wanted)
+torch.testing.assert_close(compiled(tokens), wanted)
+"""
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_a_compiled_model_gives_the_same_numbers_and_gradients(backend: str) -> None:
+    # In a process of its own: the compiler cannot read what checks types in this one.
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root / "src"), str(root / "tests" / "support")])}
+    script = COMPILE.replace("BACKEND", repr(backend))
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_ten_thousand_hooked_forwards_leave_nothing_behind() -> None:
+    model, tokens = tiny_model(), tiny_tokens()
+
+    def touch(value: torch.Tensor, hook: Any) -> torch.Tensor:
+        return value + 0.0
+
+    def use_it(times: int) -> None:
+        for _ in range(times):
+            model.run_with_hooks(tokens, fwd_hooks=[(lambda name: name.endswith("hook_z"), touch)])
+            model.run_with_cache(tokens, names_filter="blocks.1.attn.hook_pattern")
+
+    def resident() -> int:
+        gc.collect()
+        with open("/proc/self/statm") as memory:
+            return int(memory.read().split()[1]) * resource.getpagesize()
+
+    with torch.no_grad():
+        use_it(500)
+        before, objects = resident(), len(gc.get_objects())
+        use_it(5_000)
+    assert len(gc.get_objects()) - objects < 200
+    assert resident() - before < 4 * 2**20
+    assert not any(point._forward_hooks or point.fwd_hooks for point in model.hook_points())

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from headscope.errors import CheckpointError, InvalidInputError
+from headscope.model.tensor_file import TensorFiles, read_metadata, write_tensors
 
 __all__ = ["HeadScore", "Ranking", "Result", "RunInfo", "check_option", "component_label", "rank_components"]
 
@@ -133,16 +132,10 @@ class Result:
         for each in dataclasses.fields(self):
             value = getattr(self, each.name)
             if isinstance(value, Tensor):
-                tensors[each.name] = value.contiguous()
+                tensors[each.name] = value
             else:
                 rest[each.name] = dataclasses.asdict(value) if isinstance(value, RunInfo) else value
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        try:
-            save_file(tensors, partial, metadata={"kind": self.kind, "fields": json.dumps(rest)})
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_tensors(path, tensors, {"kind": self.kind, "fields": json.dumps(rest)})
         return path
 
     @classmethod
@@ -152,12 +145,8 @@ class Result:
         Raises:
             CheckpointError: if the file is missing, corrupt, or holds another kind of result.
         """
-        try:
-            with safe_open(Path(path), framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{path} is not a readable result file: {error}.") from None
+        metadata = read_metadata(Path(path))
+        tensors = {name: tensor.clone() for name, tensor in TensorFiles([Path(path)]).items()}
         if metadata.get("kind") != cls.kind:
             raise CheckpointError(f"{path} holds {metadata.get('kind')!r}, not {cls.kind!r}.")
         try:

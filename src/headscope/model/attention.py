@@ -15,9 +15,10 @@ from torch.nn import functional as F
 from headscope.model.components import empty_parameter, zero_parameter
 from headscope.model.config import HookedTransformerConfig
 from headscope.model.hooks import HookPoint, is_listening
+from headscope.model.key_value_cache import HookedTransformerKeyValueCacheEntry
 from headscope.ops.factored import FactoredMatrix
 
-__all__ = ["Attention"]
+__all__ = ["Attention", "GroupedQueryAttention", "make_attention"]
 
 
 class Attention(nn.Module):
@@ -33,13 +34,10 @@ class Attention(nn.Module):
         self.layer_id = layer_id
         heads, width, d_model = cfg.n_heads, cfg.d_head, cfg.d_model
         self.W_Q = empty_parameter(cfg, heads, d_model, width)
-        self.W_K = empty_parameter(cfg, heads, d_model, width)
-        self.W_V = empty_parameter(cfg, heads, d_model, width)
         self.W_O = empty_parameter(cfg, heads, width, d_model)
         self.b_Q = zero_parameter(cfg, heads, width)
-        self.b_K = zero_parameter(cfg, heads, width)
-        self.b_V = zero_parameter(cfg, heads, width)
         self.b_O = zero_parameter(cfg, d_model)
+        self._make_key_and_value_weights()
         self.hook_q = HookPoint()
         self.hook_k = HookPoint()
         self.hook_v = HookPoint()
@@ -48,6 +46,17 @@ class Attention(nn.Module):
         self.hook_pattern = HookPoint()
         self.hook_result = HookPoint()
         self._mask: Tensor | None = None
+
+    def _make_key_and_value_weights(self) -> None:
+        heads, width, d_model = self.cfg.n_heads, self.cfg.d_head, self.cfg.d_model
+        self.W_K = empty_parameter(self.cfg, heads, d_model, width)
+        self.W_V = empty_parameter(self.cfg, heads, d_model, width)
+        self.b_K = zero_parameter(self.cfg, heads, width)
+        self.b_V = zero_parameter(self.cfg, heads, width)
+
+    def _key_and_value_weights(self, n_heads: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """`W_K, b_K, W_V, b_V` for this many heads: all, or one of each group that shares them."""
+        return self.W_K, self.b_K, self.W_V, self.b_V
 
     @property
     def attn_scale(self) -> float:
@@ -80,21 +89,29 @@ class Attention(nn.Module):
     def forward(
         self,
         query_input: Float[Tensor, "batch pos *head d_model"],
-        key_input: Float[Tensor, "batch pos *head d_model"],
-        value_input: Float[Tensor, "batch pos *head d_model"],
+        key_input: Float[Tensor, "batch pos *key_head d_model"],
+        value_input: Float[Tensor, "batch pos *key_head d_model"],
+        past_kv_cache_entry: HookedTransformerKeyValueCacheEntry | None = None,
         attention_mask: Tensor | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
         """Attend.
 
         Args:
             query_input: Normalized residual stream, with a head axis if each head has an input of its own.
-            key_input: The same for keys.
+            key_input: The same for keys, of which a group of heads may share one.
             value_input: The same for values.
-            attention_mask: `[batch, pos]`, true for real tokens; `None` when all are.
+            past_kv_cache_entry: Keys and values in front of these; the new ones are added to it.
+            attention_mask: `[batch, key_pos]`, true for real tokens; `None` when all are.
         """
+        n_cached = key_input.shape[2] if key_input.ndim == 4 else self.cfg.n_cached_heads
+        W_K, b_K, W_V, b_V = self._key_and_value_weights(n_cached)
         q = self.hook_q(_project(query_input, self.W_Q, self.b_Q))
-        k = self.hook_k(_project(key_input, self.W_K, self.b_K))
-        v = self.hook_v(_project(value_input, self.W_V, self.b_V))
+        k = self.hook_k(_project(key_input, W_K, b_K))
+        v = self.hook_v(_project(value_input, W_V, b_V))
+        if past_kv_cache_entry is not None:
+            k, v = past_kv_cache_entry.append(k, v)
+        if k.shape[2] != q.shape[2]:
+            k, v = (shared.repeat_interleave(q.shape[2] // k.shape[2], dim=2) for shared in (k, v))
         if is_listening(self.hook_attn_scores) or is_listening(self.hook_pattern):
             z = self._attend_visibly(q, k, v, attention_mask)
         else:
@@ -105,47 +122,109 @@ class Attention(nn.Module):
             return result.sum(-2) + self.b_O
         return F.linear(z.flatten(-2), self.W_O.flatten(0, 1).T, self.b_O)
 
-    def _allowed(self, length: int, attention_mask: Tensor | None) -> Bool[Tensor, "#batch 1 query_pos key_pos"]:
+    def _allowed(
+        self, n_queries: int, n_keys: int, attention_mask: Tensor | None
+    ) -> Bool[Tensor, "#batch 1 query_pos key_pos"]:
+        """Which keys each query may see; the queries are the last of the positions."""
         if self._mask is not None:
-            by_position = self._mask[:length, :length]
+            by_position = self._mask[n_keys - n_queries : n_keys, :n_keys]
         else:
-            by_position = torch.ones(length, length, dtype=torch.bool, device=self.W_Q.device)
-            by_position = by_position.tril() if self.cfg.attention_dir == "causal" else by_position
+            by_position = torch.ones(n_queries, n_keys, dtype=torch.bool, device=self.W_Q.device)
+            if self.cfg.attention_dir == "causal":
+                by_position = by_position.tril(n_keys - n_queries)
         allowed = by_position[None, None]
         return allowed if attention_mask is None else allowed & attention_mask.bool()[:, None, None, :]
 
     def _attend_visibly(self, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None) -> Tensor:
-        allowed = self._allowed(q.shape[1], attention_mask)
-        scores = torch.einsum("bqhe,bkhe->bhqk", q, k) / self.attn_scale
-        scores = self.hook_attn_scores(scores.masked_fill(~allowed, -math.inf))
-        # A padded query may see no key at all: its softmax is NaN, its pattern is taken as zero. The softmax keeps its
-        # output for the backward pass, so a hook that writes in place needs this copy in any case.
+        allowed = self._allowed(q.shape[1], k.shape[1], attention_mask)
+        scores = torch.einsum("bqhe,bkhe->bhqk", q / self.attn_scale, k)
+        scores = self.hook_attn_scores(scores.masked_fill_(~allowed, -math.inf))
         pattern = scores.softmax(-1)
-        pattern = torch.where(pattern.isnan(), 0.0, pattern)
+        if attention_mask is not None or self._mask is not None or pattern.requires_grad:
+            # A padded query may see no key at all: its softmax is NaN, its pattern is taken as zero. With gradients,
+            # the softmax keeps its output for the backward pass, so a hook that writes in place needs a copy.
+            pattern = torch.where(pattern.isnan(), 0.0, pattern)
         pattern = self.hook_pattern(pattern.to(v.dtype))
         return torch.einsum("bhqk,bkhe->bqhe", pattern, v)
 
     def _attend_fused(self, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None) -> Tensor:
-        plain = attention_mask is None and self._mask is None
-        mask = None if plain else self._allowed(q.shape[1], attention_mask)
+        n_queries, n_keys = q.shape[1], k.shape[1]
+        causal = self.cfg.attention_dir == "causal" and n_queries > 1
+        plain = attention_mask is None and self._mask is None and (not causal or n_queries == n_keys)
+        mask = None if plain else self._allowed(n_queries, n_keys, attention_mask)
         z = F.scaled_dot_product_attention(
             q.transpose(1, 2),
             k.transpose(1, 2),
             v.transpose(1, 2),
             attn_mask=mask,
-            is_causal=plain and self.cfg.attention_dir == "causal",
+            is_causal=plain and causal,
             scale=1.0 / self.attn_scale,
         ).transpose(1, 2)
-        if mask is not None:
+        if attention_mask is not None or self._mask is not None:
             # Backends differ on a query that sees no key; here its output is zero, as its pattern is.
+            assert mask is not None
             return torch.where(mask.any(-1)[:, 0, :, None, None], z, 0.0)
         # The kernel keeps its output for the backward pass; a hook may write to this one.
         return z.clone() if z.requires_grad and is_listening(self.hook_z) else z
 
 
-def _project(x: Tensor, weight: Tensor, bias: Tensor) -> Float[Tensor, "batch pos head d_head"]:
-    if x.ndim == 4:
-        return torch.einsum("bphd,hde->bphe", x, weight) + bias
-    heads, _, width = weight.shape
-    stacked = weight.permute(0, 2, 1).reshape(heads * width, -1)
-    return F.linear(x, stacked, bias.flatten()).unflatten(-1, (heads, width))
+class GroupedQueryAttention(Attention):
+    """Attention whose keys and values are each shared by a group of heads.
+
+    The weights it has are `_W_K`, `_W_V [group, d_model, d_head]` and `_b_K`, `_b_V [group, d_head]`; `W_K`, `W_V`,
+    `b_K` and `b_V` show them once for each head. `hook_k` and `hook_v` show the groups, unless
+    `cfg.ungroup_grouped_query_attention` is set.
+    """
+
+    def _make_key_and_value_weights(self) -> None:
+        groups, width, d_model = self.cfg.n_key_value_heads, self.cfg.d_head, self.cfg.d_model
+        assert groups is not None
+        self._W_K = empty_parameter(self.cfg, groups, d_model, width)
+        self._W_V = empty_parameter(self.cfg, groups, d_model, width)
+        self._b_K = zero_parameter(self.cfg, groups, width)
+        self._b_V = zero_parameter(self.cfg, groups, width)
+
+    def _key_and_value_weights(self, n_heads: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        if n_heads == self._W_K.shape[0]:
+            return self._W_K, self._b_K, self._W_V, self._b_V
+        return self.W_K, self.b_K, self.W_V, self.b_V
+
+    def _for_each_head(self, shared: Tensor) -> Tensor:
+        return shared.repeat_interleave(self.cfg.n_heads // shared.shape[0], dim=0)
+
+    @property
+    def W_K(self) -> Float[Tensor, "head d_model d_head"]:  # type: ignore[override]
+        """Key weights of each head."""
+        return self._for_each_head(self._W_K)
+
+    @property
+    def W_V(self) -> Float[Tensor, "head d_model d_head"]:  # type: ignore[override]
+        """Value weights of each head."""
+        return self._for_each_head(self._W_V)
+
+    @property
+    def b_K(self) -> Float[Tensor, "head d_head"]:  # type: ignore[override]
+        """Key biases of each head."""
+        return self._for_each_head(self._b_K)
+
+    @property
+    def b_V(self) -> Float[Tensor, "head d_head"]:  # type: ignore[override]
+        """Value biases of each head."""
+        return self._for_each_head(self._b_V)
+
+
+def make_attention(cfg: HookedTransformerConfig, layer_id: int) -> Attention:
+    """The attention the config asks for."""
+    return (Attention if cfg.n_key_value_heads is None else GroupedQueryAttention)(cfg, layer_id)
+
+
+def _project(
+    x: Float[Tensor, "batch pos *head d_model"],
+    weight: Float[Tensor, "head d_model d_head"],
+    bias: Float[Tensor, "head d_head"],
+) -> Float[Tensor, "batch pos head d_head"]:
+    """`x W + b` for each head, by one batched product: no weight is copied into another layout."""
+    batch, length = x.shape[:2]
+    by_head = x.flatten(0, 1).transpose(0, 1) if x.ndim == 4 else x.flatten(0, 1).expand(weight.shape[0], -1, -1)
+    out = torch.baddbmm(bias[:, None], by_head, weight)
+    return out.unflatten(1, (batch, length)).permute(1, 2, 0, 3)

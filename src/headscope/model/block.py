@@ -4,10 +4,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from headscope.model.attention import Attention
+from headscope.model.attention import make_attention
 from headscope.model.components import MLP, make_norm
 from headscope.model.config import HookedTransformerConfig
 from headscope.model.hooks import HookPoint, is_listening
+from headscope.model.key_value_cache import HookedTransformerKeyValueCacheEntry
 
 __all__ = ["TransformerBlock"]
 
@@ -19,7 +20,7 @@ class TransformerBlock(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.ln1 = make_norm(cfg)
-        self.attn = Attention(cfg, block_index)
+        self.attn = make_attention(cfg, block_index)
         self.hook_attn_in = HookPoint()
         self.hook_q_input = HookPoint()
         self.hook_k_input = HookPoint()
@@ -36,11 +37,29 @@ class TransformerBlock(nn.Module):
             self.hook_resid_mid = HookPoint()
 
     def forward(
-        self, resid_pre: Float[Tensor, "batch pos d_model"], attention_mask: Tensor | None = None
+        self,
+        resid_pre: Float[Tensor, "batch pos d_model"],
+        shortformer_pos_embed: Float[Tensor, "batch pos d_model"] | None = None,
+        past_kv_cache_entry: HookedTransformerKeyValueCacheEntry | None = None,
+        attention_mask: Tensor | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
+        """The residual stream after this block.
+
+        Args:
+            resid_pre: The stream before it.
+            shortformer_pos_embed: Added to what queries and keys read (never to the stream).
+            past_kv_cache_entry: This layer's keys and values of the tokens in front of these.
+            attention_mask: `[batch, key_pos]`, true for real tokens; `None` when all are.
+        """
         resid_pre = self.hook_resid_pre(resid_pre)
         queries, keys, values = self._attention_inputs(resid_pre)
-        attn_out = self.hook_attn_out(self.attn(queries, keys, values, attention_mask=attention_mask))
+        if shortformer_pos_embed is not None:
+            positions = shortformer_pos_embed if queries.ndim == 3 else shortformer_pos_embed.unsqueeze(-2)
+            queries, keys = queries + positions, keys + positions
+        attn_out = self.attn(
+            queries, keys, values, past_kv_cache_entry=past_kv_cache_entry, attention_mask=attention_mask
+        )
+        attn_out = self.hook_attn_out(attn_out)
         if self.cfg.attn_only:
             return self.hook_resid_post(resid_pre + attn_out)
         if self.cfg.parallel_attn_mlp:
@@ -56,17 +75,20 @@ class TransformerBlock(nn.Module):
     def _attention_inputs(self, resid_pre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Normalized inputs of q, k and v: one tensor for all, unless somebody wants them per head."""
         if self.cfg.use_attn_in or is_listening(self.hook_attn_in):
-            shared = self.hook_attn_in(self._per_head(resid_pre))
+            shared = self.hook_attn_in(self._per_head(resid_pre, self.cfg.n_heads))
         else:
             shared = resid_pre
         points = (self.hook_q_input, self.hook_k_input, self.hook_v_input)
         if not (self.cfg.use_split_qkv_input or any(map(is_listening, points))):
             normalized = self.ln1(shared)
             return normalized, normalized, normalized
-        per_head = shared if shared.ndim == 4 else self._per_head(shared)
-        q, k, v = (self.ln1(point(per_head.clone())) for point in points)
+        copies = (self.cfg.n_heads, self.cfg.n_cached_heads, self.cfg.n_cached_heads)
+        q, k, v = (
+            self.ln1(point(shared.clone() if shared.ndim == 4 else self._per_head(shared, n)))
+            for point, n in zip(points, copies, strict=True)
+        )
         return q, k, v
 
-    def _per_head(self, resid: Tensor) -> Float[Tensor, "batch pos head d_model"]:
+    def _per_head(self, resid: Tensor, n_heads: int) -> Float[Tensor, "batch pos head d_model"]:
         # A copy, not a broadcast view: a hook may write to one head's input in place.
-        return torch.repeat_interleave(resid.unsqueeze(-2), self.cfg.n_heads, dim=-2)
+        return torch.repeat_interleave(resid.unsqueeze(-2), n_heads, dim=-2)

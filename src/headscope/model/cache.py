@@ -1,19 +1,22 @@
-"""`ActivationCache`: the activations of a run, and the residual stream taken apart.
+"""`ActivationCache`: the activations of a run, by name.
 
-The cache keeps activations and references to the weights needed to read them out; it never keeps the model.
+The cache keeps activations and references to the weights needed to read them out; it never keeps the model. What the
+activations mean, the residual stream taken apart, is in `decomposition.py`.
 """
 
+import copy
 from collections.abc import ItemsView, Iterator, KeysView, ValuesView
-from typing import TYPE_CHECKING, Any, Literal, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
-from headscope.errors import InvalidInputError, unknown_name
+from headscope.errors import CheckpointError, InvalidInputError, unknown_name
+from headscope.model.decomposition import ResidualDecomposition
 from headscope.model.names import get_act_name
 from headscope.model.readout import Readout
-from headscope.model.tokens import residual_directions
+from headscope.model.tensor_file import TensorFiles, read_metadata, write_tensors
 from headscope.ops.indexing import Slice, SliceInput
 
 if TYPE_CHECKING:
@@ -21,8 +24,10 @@ if TYPE_CHECKING:
 
 __all__ = ["ActivationCache"]
 
+_KIND = "activations"
 
-class ActivationCache:
+
+class ActivationCache(ResidualDecomposition):
     """Activations by hook name.
 
     `cache["blocks.2.attn.hook_z"]`, `cache["z", 2]` and, for the embedding and the final norm, `cache["embed"]` and
@@ -37,7 +42,7 @@ class ActivationCache:
         >>> from headscope import HookedTransformer
         >>> model = HookedTransformer.from_pretrained("headscope-demo")
         >>> _, cache = model.run_with_cache("Mary went to the park.")
-        >>> parts, labels = cache.get_full_resid_decomposition(return_labels=True)
+        >>> parts, labels = cache.get_full_resid_decomposition(expand_neurons=False, return_labels=True)
         >>> bool(torch.allclose(parts.sum(0), cache["resid_post", -1], atol=1e-3))
         True
     """
@@ -48,10 +53,8 @@ class ActivationCache:
         self.readout = Readout.of(model)
         self._cfg = model.cfg
         self._tokenizer = model.tokenizer
-        self._output_weights = model.per_layer("attn", "W_O")
-        self._output_biases = model.per_layer("attn", "b_O")
-
-    # A dictionary of activations
+        self._attention_outputs = list(zip(model.per_layer("attn", "W_O"), model.per_layer("attn", "b_O"), strict=True))
+        self._mlp_outputs = list(zip(model.per_mlp("W_out"), model.per_mlp("b_out"), strict=True))
 
     def full_name(self, key: str | tuple[Any, ...]) -> str:
         """The hook name that a key stands for."""
@@ -110,233 +113,56 @@ class ActivationCache:
             self.has_batch_dim = False
         return self
 
-    # The residual stream, taken apart
+    def apply_slice_to_batch_dim(self, batch_slice: SliceInput | Slice) -> Self:
+        """A cache of some rows of the batch (of one without its batch axis, for an integer).
 
-    def accumulated_resid(
-        self,
-        layer: int | None = None,
-        incl_mid: bool = False,
-        apply_ln: bool = False,
-        pos_slice: SliceInput | Slice = None,
-        mlp_input: bool = False,
-        return_labels: bool = False,
-    ) -> Any:
-        """The residual stream on its way: what enters each layer up to `layer`, and that layer's own input last.
-
-        Args:
-            layer: Stop at the input of this layer; `None` or `n_layers` (or -1) gives all, ending with the final state.
-            incl_mid: Also the states between attention and MLP.
-            apply_ln: Divide each by the scale of the norm that reads the last one.
-            pos_slice: Keep only these positions.
-            mlp_input: The last state is the input of that layer's MLP.
-            return_labels: Also return a name for each: `0_pre`, `0_mid`, ..., `final_post`.
-
-        Returns:
-            `[state, batch, pos, d_model]`, and the labels if asked for.
+        Raises:
+            InvalidInputError: if the batch axis is gone.
         """
-        stop = self._stop(layer)
-        names: list[tuple[str, int]] = []
-        labels: list[str] = []
-        for each in range(stop + 1):
-            last = each == stop
-            if each == self._cfg.n_layers:
-                names.append(("resid_post", each - 1))
-                labels.append("final_post")
-                continue
-            names.append(("resid_pre", each))
-            labels.append(f"{each}_pre")
-            if self._cfg.has_resid_mid and ((incl_mid and not last) or (mlp_input and last)):
-                names.append(("resid_mid", each))
-                labels.append(f"{each}_mid")
-        return self._stacked(
-            [self[name] for name in names], labels, layer, apply_ln, pos_slice, mlp_input, return_labels
-        )
+        if not self.has_batch_dim:
+            raise InvalidInputError("this cache has no batch axis to slice: it was removed.")
+        rows = Slice(batch_slice)
+        new = copy.copy(self)
+        new.cache_dict = {name: rows.apply(tensor) for name, tensor in self.cache_dict.items()}
+        new.has_batch_dim = rows.mode != "int"
+        return new
 
-    def decompose_resid(
-        self,
-        layer: int | None = None,
-        mlp_input: bool = False,
-        mode: Literal["all", "mlp", "attn"] = "all",
-        apply_ln: bool = False,
-        pos_slice: SliceInput | Slice = None,
-        incl_embeds: bool = True,
-        return_labels: bool = False,
-    ) -> Any:
-        """What was added to the residual stream before `layer`: embeddings, then each attention and MLP layer.
+    def stack_activation(
+        self, activation_name: str, layer: int | None = -1, sublayer_type: str | None = None
+    ) -> Tensor:
+        """One activation of all layers before `layer` (-1 or `None`: all), `[layer, ...]`."""
+        return torch.stack([self[activation_name, each, sublayer_type] for each in range(self._stop(layer))])
 
-        Returns:
-            `[component, batch, pos, d_model]`, which sums to the stream at that point (with `mode="all"`), and the
-            labels `embed`, `pos_embed`, `0_attn_out`, `0_mlp_out`, ... if asked for.
+    # On disk
+
+    def save(self, path: str | Path) -> Path:
+        """Write all activations to one safetensors file, atomically.
+
+        Example:
+            >>> import tempfile
+            >>> from headscope import HookedTransformer
+            >>> model = HookedTransformer.from_pretrained("headscope-demo")
+            >>> _, cache = model.run_with_cache("Mary went to the park.", names_filter="blocks.0.hook_resid_pre")
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     again = ActivationCache.load(cache.save(f"{folder}/cache.safetensors"), model)
+            ...     bool((again["resid_pre", 0] == cache["resid_pre", 0]).all())
+            True
         """
-        parts, labels = self._embeddings() if incl_embeds else ([], [])
-        stop = self._stop(layer)
-        for each in range(stop):
-            if mode in ("all", "attn"):
-                parts.append(self["attn_out", each])
-                labels.append(f"{each}_attn_out")
-            if mode in ("all", "mlp") and not self._cfg.attn_only:
-                parts.append(self["mlp_out", each])
-                labels.append(f"{each}_mlp_out")
-        if mlp_input and mode in ("all", "attn") and stop < self._cfg.n_layers:
-            parts.append(self["attn_out", stop])
-            labels.append(f"{stop}_attn_out")
-        return self._stacked(parts, labels, layer, apply_ln, pos_slice, mlp_input, return_labels)
+        path = Path(path)
+        write_tensors(path, self.cache_dict, {"kind": _KIND, "has_batch_dim": str(self.has_batch_dim)})
+        return path
 
-    def compute_head_results(self) -> None:
-        """Add every layer's `hook_result` to the cache, from its `hook_z`."""
-        for layer, weight in enumerate(self._output_weights):
-            name = get_act_name("result", layer)
-            if name not in self.cache_dict:
-                self.cache_dict[name] = torch.einsum("...he,hed->...hd", self["z", layer], weight.detach())
+    @classmethod
+    def load(cls, path: str | Path, model: "HookedTransformer") -> Self:
+        """Open what `save` wrote, for the model it came from.
 
-    def stack_head_results(
-        self,
-        layer: int | None = None,
-        return_labels: bool = False,
-        incl_remainder: bool = False,
-        pos_slice: SliceInput | Slice = None,
-        apply_ln: bool = False,
-    ) -> Any:
-        """What each head before `layer` adds to the residual stream, `[component, batch, pos, d_model]`.
+        The activations are mapped from the file: each is read when it is used, and may be larger than memory together.
 
-        `incl_remainder` appends everything else, so that the stack sums to the stream. Labels are `L0H0`, ...
+        Raises:
+            CheckpointError: if the file is missing, corrupt, or holds no activations.
         """
-        stop = self._stop(layer)
-        parts: list[Tensor] = []
-        labels: list[str] = []
-        for each in range(stop):
-            result = self._head_results(each)
-            parts.extend(result.unbind(-2))
-            labels.extend(f"L{each}H{head}" for head in range(result.shape[-2]))
-        if incl_remainder:
-            state = self["resid_post", stop - 1] if stop else self["resid_pre", 0]
-            parts.append(state - sum(parts, torch.zeros_like(state)))
-            labels.append("remainder")
-        return self._stacked(parts, labels, layer, apply_ln, pos_slice, False, return_labels)
-
-    def get_full_resid_decomposition(
-        self,
-        layer: int | None = None,
-        mlp_input: bool = False,
-        apply_ln: bool = False,
-        pos_slice: SliceInput | Slice = None,
-        return_labels: bool = False,
-    ) -> Any:
-        """Every head, every MLP, the embeddings and the attention biases, which together sum to the stream.
-
-        Returns:
-            `[component, batch, pos, d_model]`, and labels `L0H0`, ..., `0_mlp_out`, ..., `embed`, `pos_embed`, `bias`.
-        """
-        stop = self._stop(layer)
-        heads_until = stop + 1 if mlp_input and stop < self._cfg.n_layers else stop
-        parts: list[Tensor] = []
-        labels: list[str] = []
-        for each in range(heads_until):
-            parts.extend(self._head_results(each).unbind(-2))
-            labels.extend(f"L{each}H{head}" for head in range(self._cfg.n_heads))
-        if not self._cfg.attn_only:
-            parts.extend(self["mlp_out", each] for each in range(stop))
-            labels.extend(f"{each}_mlp_out" for each in range(stop))
-        embeddings, names = self._embeddings()
-        bias = sum((b.detach() for b in self._output_biases[:heads_until]), torch.zeros_like(embeddings[0]))
-        parts, labels = [*parts, *embeddings, bias], [*labels, *names, "bias"]
-        return self._stacked(parts, labels, layer, apply_ln, pos_slice, mlp_input, return_labels)
-
-    def apply_ln_to_stack(
-        self,
-        residual_stack: Float[Tensor, "component *batch_and_pos d_model"],
-        layer: int | None = None,
-        mlp_input: bool = False,
-        pos_slice: SliceInput | Slice = None,
-    ) -> Float[Tensor, "component *batch_and_pos d_model"]:
-        """Divide parts of the stream by the scale of the norm that read their sum, centring them if it centres.
-
-        With folded weights the result times what reads it sums to what was read.
-
-        Args:
-            residual_stack: Parts of the stream, at the positions of `pos_slice`.
-            layer: The layer whose norm it is; `None` or `n_layers` for the final norm.
-            mlp_input: That layer's second norm.
-            pos_slice: The positions the stack is at.
-        """
-        if not self.readout.normalized:
-            return residual_stack
-        stop = self._stop(layer)
-        name = (
-            "ln_final.hook_scale"
-            if stop == self._cfg.n_layers
-            else f"blocks.{stop}.ln{2 if mlp_input else 1}.hook_scale"
-        )
-        scale = self[name]
-        if scale.ndim > 2 + self.has_batch_dim:
-            # Heads with inputs of their own have scales of their own: one, unless a hook changed an input.
-            if not bool((scale == scale[..., :1, :]).all()):
-                raise InvalidInputError(
-                    f"the heads of layer {stop} read different inputs, so there is no one scale to freeze."
-                )
-            scale = scale[..., 0, :]
-        scale = self._sliced(scale, pos_slice)
-        return self.readout.centre(residual_stack) / scale
-
-    def logit_attrs(
-        self,
-        residual_stack: Float[Tensor, "component *batch_and_pos d_model"],
-        tokens: str | int | Int[Tensor, "*shape"],
-        incorrect_tokens: str | int | Int[Tensor, "*shape"] | None = None,
-        pos_slice: SliceInput | Slice = None,
-    ) -> Float[Tensor, "component *batch_and_pos"]:
-        """What each part of the stream adds to a token's logit (or to its difference from another's).
-
-        Args:
-            residual_stack: Parts of the final residual stream; the final norm's frozen scale is applied here.
-            tokens: The token, one for all or one per batch entry.
-            incorrect_tokens: Subtract this token's logit.
-            pos_slice: The positions the stack is at.
-        """
-        W_U = self.readout.W_U
-        directions = residual_directions(tokens, W_U, self._tokenizer)
-        if incorrect_tokens is not None:
-            directions = directions - residual_directions(incorrect_tokens, W_U, self._tokenizer)
-        if self.readout.weight is not None:
-            directions = directions * self.readout.weight
-        scaled = self.apply_ln_to_stack(residual_stack, pos_slice=pos_slice)
-        if directions.ndim == 2 and scaled.ndim == 4:
-            directions = directions[:, None]
-        return (scaled * directions.detach()).sum(-1)
-
-    def _embeddings(self) -> tuple[list[Tensor], list[str]]:
-        names = ["embed"] + (["pos_embed"] if self._cfg.positional_embedding_type == "standard" else [])
-        return [self[f"hook_{name}"] for name in names], names
-
-    def _head_results(self, layer: int) -> Tensor:
-        name = get_act_name("result", layer)
-        if name in self.cache_dict:
-            return self.cache_dict[name]
-        return torch.einsum("...he,hed->...hd", self["z", layer], self._output_weights[layer].detach())
-
-    def _stop(self, layer: int | None) -> int:
-        if layer is None or layer == -1:
-            return self._cfg.n_layers
-        if not 0 <= layer <= self._cfg.n_layers:
-            raise InvalidInputError(f"layer must be between 0 and n_layers = {self._cfg.n_layers}; got {layer}.")
-        return layer
-
-    def _sliced(self, tensor: Tensor, pos_slice: SliceInput | Slice) -> Tensor:
-        return tensor if pos_slice is None else Slice(pos_slice).apply(tensor, dim=-2)
-
-    def _stacked(
-        self,
-        parts: list[Tensor],
-        labels: list[str],
-        layer: int | None,
-        apply_ln: bool,
-        pos_slice: SliceInput | Slice,
-        mlp_input: bool,
-        return_labels: bool,
-    ) -> Any:
-        if not parts:
-            raise InvalidInputError("there are no components before layer 0 to stack.")
-        stack = torch.stack([self._sliced(part, pos_slice) for part in parts])
-        if apply_ln:
-            stack = self.apply_ln_to_stack(stack, layer, mlp_input=mlp_input, pos_slice=pos_slice)
-        return (stack, labels) if return_labels else stack
+        path = Path(path)
+        metadata = read_metadata(path)
+        if metadata.get("kind") != _KIND:
+            raise CheckpointError(f"{path} holds {metadata.get('kind')!r}, not {_KIND!r}.")
+        return cls(dict(TensorFiles([path])), model, has_batch_dim=metadata.get("has_batch_dim") != "False")

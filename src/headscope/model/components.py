@@ -1,7 +1,6 @@
 """The parts of a block: embeddings, norms, MLP, unembedding. Attention has a file of its own."""
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -11,6 +10,7 @@ from torch.nn import functional as F
 from headscope.errors import InvalidInputError
 from headscope.model.config import HookedTransformerConfig
 from headscope.model.hooks import HookPoint, is_listening
+from headscope.ops.activations import gelu_fast, gelu_new, gelu_pytorch_tanh, solu
 
 __all__ = ["MLP", "Embed", "LayerNorm", "LayerNormPre", "PosEmbed", "RMSNorm", "RMSNormPre", "Unembed", "make_norm"]
 
@@ -18,9 +18,11 @@ _ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "leaky_relu": F.leaky_relu,
     "gelu": F.gelu,
-    "gelu_new": partial(F.gelu, approximate="tanh"),
-    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
+    "gelu_new": gelu_new,
+    "gelu_fast": gelu_fast,
+    "gelu_pytorch_tanh": gelu_pytorch_tanh,
     "silu": F.silu,
+    "solu": solu,
 }
 
 
@@ -62,17 +64,28 @@ class PosEmbed(nn.Module):
         self.W_pos = empty_parameter(cfg, cfg.n_ctx, cfg.d_model)
 
     def forward(
-        self, tokens: Int[Tensor, "batch pos"], attention_mask: Tensor | None = None
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        past_kv_pos_offset: int = 0,
+        attention_mask: Tensor | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
+        """Embeddings of the positions of `tokens`, which come after `past_kv_pos_offset` others.
+
+        Args:
+            tokens: Only their shape counts.
+            past_kv_pos_offset: How many tokens are in front of these.
+            attention_mask: `[batch, offset + pos]`, true for real tokens; `None` when all are.
+        """
         batch, length = tokens.shape
-        if length > self.W_pos.shape[0]:
+        end = past_kv_pos_offset + length
+        if end > self.W_pos.shape[0]:
             raise InvalidInputError(
-                f"the input has {length} tokens, but this model's context is n_ctx = {self.W_pos.shape[0]}. "
+                f"the input has {end} tokens, but this model's context is n_ctx = {self.W_pos.shape[0]}. "
                 "Cut it, or split it into several sequences."
             )
         if attention_mask is None:
-            return self.W_pos[:length].expand(batch, -1, -1)
-        positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+            return self.W_pos[past_kv_pos_offset:end].expand(batch, -1, -1)
+        positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, past_kv_pos_offset:]
         return F.embedding(positions, self.W_pos)
 
 

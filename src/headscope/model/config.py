@@ -16,8 +16,37 @@ from headscope.errors import InvalidInputError, unknown_name
 __all__ = ["ACTIVATIONS", "NORMALIZATIONS", "POSITIONS", "HookedTransformerConfig", "parse_dtype"]
 
 NORMALIZATIONS = (None, "LN", "LNPre", "RMS", "RMSPre")
-POSITIONS = ("standard", "none")
-ACTIVATIONS = ("relu", "leaky_relu", "gelu", "gelu_new", "gelu_pytorch_tanh", "silu")
+POSITIONS = ("standard", "shortformer", "none")
+ACTIVATIONS = (
+    "relu", "leaky_relu", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "silu", "solu",
+)  # fmt: skip
+INIT_MODES = ("gpt2", "xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal")
+
+# Fields of the field's config that a model made here cannot have yet: only these values are accepted.
+_NOT_YET: dict[str, Any] = {
+    "gated_mlp": False,
+    "final_rms": False,
+    "num_experts": None,
+    "experts_per_token": None,
+    "use_qk_norm": False,
+    "use_local_attn": False,
+    "window_size": None,
+    "attn_types": None,
+    "rotary_dim": None,
+    "rotary_base_local": None,
+    "rotary_scaling_factor": 1.0,
+    "rotary_adjacent_pairs": False,
+    "use_NTK_by_parts_rope": False,
+    "use_yarn_rope": False,
+    "post_embedding_ln": False,
+    "use_normalization_before_and_after": False,
+    "attn_scores_soft_cap": -1.0,
+    "relative_attention_max_distance": None,
+    "relative_attention_num_buckets": None,
+    "load_in_4bit": False,
+    "trust_remote_code": False,
+    "n_devices": 1,
+}
 
 
 def parse_dtype(dtype: torch.dtype | str) -> torch.dtype:
@@ -48,6 +77,8 @@ class HookedTransformerConfig:
         n_ctx: Longest sequence of tokens.
         d_head: Width of one head.
         n_heads: Heads per layer; `-1` means `d_model // d_head`.
+        n_key_value_heads: Keys and values per layer, each shared by a group of heads; `None` means one per head.
+        ungroup_grouped_query_attention: Give hooks the keys and values of every head, not of every group.
         d_mlp: Hidden width of the MLP; default `4 * d_model`. Unused when `attn_only`.
         act_fn: MLP activation, one of `ACTIVATIONS`. Required unless `attn_only`.
         d_vocab: Number of input tokens; `-1` takes it from the tokenizer.
@@ -55,7 +86,8 @@ class HookedTransformerConfig:
         attn_only: No MLPs.
         parallel_attn_mlp: Attention and MLP both read the block's input.
         normalization_type: `None`, `"LN"`, `"RMS"`, or the `"...Pre"` forms whose weight and bias are folded away.
-        positional_embedding_type: `"standard"` (learned, added to the token embedding) or `"none"`.
+        positional_embedding_type: `"standard"` (learned, added to the token embedding), `"shortformer"` (learned,
+            added to what queries and keys read, in every layer) or `"none"`.
         eps: Added to the variance in a norm.
         use_attn_scale: Divide attention scores by `attn_scale`.
         attn_scale: Default (`-1`): `sqrt(d_head)`.
@@ -66,16 +98,24 @@ class HookedTransformerConfig:
         use_split_qkv_input: Always give q, k and v inputs of their own for each head.
         use_attn_in: Always give each head an input of its own.
         use_hook_mlp_in: Always run `hook_mlp_in`.
+        use_hook_tokens: Run the tokens through a hook point `hook_tokens`.
         default_prepend_bos: Whether text gets a BOS token unless told otherwise.
         tie_word_embeddings: Whether the checkpoint shares embedding and unembedding (information only).
         init_weights: Draw random weights on construction; `False` leaves them unset, to be loaded.
-        initializer_range: Standard deviation of random weights; `-1` means `0.8 / sqrt(d_model)`.
+        init_mode: How they are drawn: `"gpt2"` (normal), or `"xavier_..."`, `"kaiming_..."` with `"uniform"` or
+            `"normal"`, where `initializer_range` is the gain.
+        initializer_range: Standard deviation of random weights; `-1` means `0.8 / sqrt(d_model)` (a gain of 1 for the
+            other modes).
         seed: Seed for the random weights, without touching the global generator.
         dtype: Floating-point type of the weights, as a dtype or its name.
         device: Where the weights live; default: CUDA if there is one, else the CPU.
         model_name: Shown in results and titles.
         original_architecture: Architecture name in the checkpoint it came from.
         tokenizer_name: Where the tokenizer came from.
+        n_params: Weights in attention and MLPs, without biases, embeddings and unembedding; counted here.
+        uses_rms_norm: Whether `normalization_type` is RMSNorm; set here.
+
+    The other fields are those of the field's configs that no model here can use yet; they take their defaults only.
 
     Raises:
         InvalidInputError: for sizes that are not positive, or a choice that does not exist.
@@ -92,6 +132,7 @@ class HookedTransformerConfig:
     d_head: int
     model_name: str = "custom"
     n_heads: int = -1
+    n_key_value_heads: int | None = None
     d_mlp: int | None = None
     act_fn: str | None = None
     d_vocab: int = -1
@@ -110,16 +151,60 @@ class HookedTransformerConfig:
     use_split_qkv_input: bool = False
     use_attn_in: bool = False
     use_hook_mlp_in: bool = False
+    use_hook_tokens: bool = False
+    ungroup_grouped_query_attention: bool = False
     default_prepend_bos: bool = True
     tie_word_embeddings: bool = False
     init_weights: bool = True
+    init_mode: str = "gpt2"
     initializer_range: float = -1.0
     seed: int | None = None
     dtype: Any = torch.float32
     device: Any = None
     original_architecture: str | None = None
     tokenizer_name: str | None = None
+    tokenizer_prepends_bos: bool | None = None
+    from_checkpoint: bool = False
+    checkpoint_index: int | None = None
+    checkpoint_label_type: str | None = None
+    checkpoint_value: int | None = None
     n_params: int | None = None
+    uses_rms_norm: bool = False
+    layer_norm_folding: bool = False
+    n_devices: int = 1
+    trust_remote_code: bool = False
+    load_in_4bit: bool = False
+    gated_mlp: bool = False
+    final_rms: bool = False
+    num_experts: int | None = None
+    experts_per_token: int | None = None
+    norm_topk_prob: bool = False
+    use_qk_norm: bool = False
+    use_local_attn: bool = False
+    window_size: int | None = None
+    attn_types: list[str] | None = None
+    rotary_dim: int | None = None
+    rotary_base: float | int = 10000
+    rotary_base_local: float | int | None = None
+    rotary_scaling_factor: float = 1.0
+    rotary_adjacent_pairs: bool = False
+    use_NTK_by_parts_rope: bool = False
+    NTK_by_parts_low_freq_factor: float = 1.0
+    NTK_by_parts_high_freq_factor: float = 4.0
+    NTK_by_parts_factor: float = 8.0
+    NTK_original_ctx_len: int = 8192
+    use_yarn_rope: bool = False
+    yarn_factor: float = 1.0
+    yarn_attention_factor: float = 1.0
+    yarn_beta_fast: float = 32.0
+    yarn_beta_slow: float = 1.0
+    yarn_original_max_position_embeddings: int = 4096
+    post_embedding_ln: bool = False
+    use_normalization_before_and_after: bool = False
+    attn_scores_soft_cap: float = -1.0
+    relative_attention_max_distance: int | None = None
+    relative_attention_num_buckets: int | None = None
+    decoder_start_token_id: int | None = None
 
     def __post_init__(self) -> None:
         if self.n_heads == -1:
@@ -130,6 +215,17 @@ class HookedTransformerConfig:
         self._check_choice("normalization_type", NORMALIZATIONS)
         self._check_choice("positional_embedding_type", POSITIONS)
         self._check_choice("attention_dir", ("causal", "bidirectional"))
+        self._check_choice("init_mode", INIT_MODES)
+        for name, only in _NOT_YET.items():
+            if getattr(self, name) != only:
+                raise InvalidInputError(
+                    f"{name} = {getattr(self, name)!r} is not supported yet: it can only be {only!r}."
+                )
+        groups = self.n_heads if self.n_key_value_heads is None else self.n_key_value_heads
+        if groups < 1 or self.n_heads % groups:
+            raise InvalidInputError(
+                f"n_key_value_heads must divide n_heads = {self.n_heads}; got {self.n_key_value_heads}."
+            )
         if not self.attn_only:
             if self.act_fn is None:
                 raise InvalidInputError(
@@ -143,11 +239,12 @@ class HookedTransformerConfig:
         if self.attn_scale == -1.0:
             self.attn_scale = math.sqrt(self.d_head)
         if self.initializer_range < 0:
-            self.initializer_range = 0.8 / math.sqrt(self.d_model)
+            self.initializer_range = 0.8 / math.sqrt(self.d_model) if self.init_mode == "gpt2" else 1.0
         self.dtype = parse_dtype(self.dtype)
         if self.device is None:
             self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        attention = 4 * self.d_model * self.d_head * self.n_heads
+        self.uses_rms_norm = self.normalization_type in ("RMS", "RMSPre")
+        attention = 2 * self.d_model * self.d_head * (self.n_heads + groups)
         mlp = 0 if self.attn_only else 2 * self.d_model * (self.d_mlp or 0)
         self.n_params = self.n_layers * (attention + mlp)
 
@@ -158,6 +255,13 @@ class HookedTransformerConfig:
                 f"{field} must be one of {', '.join(repr(a) for a in allowed)}; got {value!r}. "
                 "Other choices of the field's configs are not supported yet."
             )
+
+    @property
+    def n_cached_heads(self) -> int:
+        """How many heads' keys and values a key-value cache holds: one per group of heads, where they are shared."""
+        if self.n_key_value_heads is None or self.ungroup_grouped_query_attention:
+            return self.n_heads
+        return self.n_key_value_heads
 
     @property
     def has_resid_mid(self) -> bool:

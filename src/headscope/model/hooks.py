@@ -96,6 +96,14 @@ class HookPoint(nn.Module):
                     handle.hook.remove()
                     handles.remove(handle)
 
+    def has_hooks(self, dir: Direction = "both", including_permanent: bool = True, level: int | None = None) -> bool:
+        """Whether any hook was added here; with `level`, at that context level."""
+        handles = (self.fwd_hooks if dir != "bwd" else []) + (self.bwd_hooks if dir != "fwd" else [])
+        return any(
+            (including_permanent or not handle.is_permanent) and level in (None, handle.context_level)
+            for handle in handles
+        )
+
     def clear_context(self) -> None:
         """Empty `ctx`, the scratch space hooks share."""
         self.ctx = {}
@@ -291,6 +299,23 @@ class HookedRootModule(nn.Module):
         forward: list[tuple[str, HookFunction]] = [(name, save) for name in chosen]
         backward: list[tuple[str, HookFunction]] = [(name, save_gradient) for name in chosen] if incl_bwd else []
         return store, forward, backward
+
+    def add_caching_hooks(
+        self,
+        names_filter: NamesFilter = None,
+        incl_bwd: bool = False,
+        device: torch.device | str | None = None,
+        remove_batch_dim: bool = False,
+        cache: dict[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Hooks that fill the dictionary returned at each pass from now on, until `reset_hooks`."""
+        store, forward, backward = self.get_caching_hooks(names_filter, incl_bwd, device, remove_batch_dim, cache)
+        for name, hook in forward:
+            self.add_hook(name, hook)
+        for name, hook in backward:
+            self.add_hook(name, hook, dir="bwd")
+        self.is_caching = True
+        return store
 
     def _filter_names(self, names_filter: NamesFilter) -> list[str]:
         if names_filter is None:

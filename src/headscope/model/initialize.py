@@ -1,27 +1,48 @@
 """Random weights for a model made from a config."""
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import torch
 from torch import nn
 
 from headscope.model.config import HookedTransformerConfig
+from headscope.ops.initialization import (
+    init_kaiming_normal_,
+    init_kaiming_uniform_,
+    init_xavier_normal_,
+    init_xavier_uniform_,
+)
 
 __all__ = ["initialize_weights"]
 
+_WITH_GAIN: dict[str, Callable[..., Any]] = {
+    "xavier_uniform": init_xavier_uniform_,
+    "xavier_normal": init_xavier_normal_,
+    "kaiming_uniform": init_kaiming_uniform_,
+    "kaiming_normal": init_kaiming_normal_,
+}
+
 
 def initialize_weights(model: nn.Module) -> None:
-    """Draw every weight matrix from a normal of `cfg.initializer_range`; biases are zero and norms one.
+    """Draw every weight matrix as `cfg.init_mode` says; biases are zero and norms one.
 
-    With `cfg.seed` the draw has a generator of its own, so the global one is left alone.
+    `"gpt2"` is a normal of standard deviation `cfg.initializer_range`, which is the gain in the other modes. With
+    `cfg.seed` the draw has a generator of its own, so the global one is left alone.
     """
     cfg = model.cfg
     assert isinstance(cfg, HookedTransformerConfig)
     generator = None if cfg.seed is None else torch.Generator().manual_seed(cfg.seed)
+    if cfg.init_mode == "gpt2":
+        draw = partial(nn.init.normal_, mean=0.0, std=cfg.initializer_range, generator=generator)
+    else:
+        draw = partial(_WITH_GAIN[cfg.init_mode], gain=cfg.initializer_range, generator=generator)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            kind = name.rsplit(".", 1)[-1]
+            kind = name.rsplit(".", 1)[-1].lstrip("_")  # one shared by a group of heads has an underscore in front
             if kind.startswith("W_"):
-                values = torch.empty(parameter.shape, dtype=torch.float32)
-                parameter.copy_(values.normal_(std=cfg.initializer_range, generator=generator))
+                parameter.copy_(draw(torch.empty(parameter.shape, dtype=torch.float32)))
             elif kind.startswith("b"):
                 parameter.zero_()
             else:

@@ -1,19 +1,18 @@
 """Loading a checkpoint: files -> our names -> processing -> a model, one tensor at a time.
 
-Safetensors are memory-mapped, so a tensor's bytes are read when it is converted and its pages can be dropped again;
-the new model's own parameters are replaced, never filled, so there is one copy of the weights. No Hugging Face model
-is built, and no code from a checkpoint is ever run.
+Safetensors are memory-mapped: a tensor's bytes are read when it is copied into its final layout, and its pages let go
+right after. Processing works in place on these copies, and they become the model's parameters, so that there is never
+a second copy of the weights. No Hugging Face model is built, and no code from a checkpoint is ever run.
 """
 
 import json
 import pickle
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from headscope.errors import CheckpointError, HeadscopeError, InvalidInputError, NotFiniteError
@@ -22,6 +21,7 @@ from headscope.model.config import HookedTransformerConfig, parse_dtype
 from headscope.model.families import family_of
 from headscope.model.hub import TOKENIZER_FILES, find_checkpoint
 from headscope.model.processing import WeightProcessing, process_weights
+from headscope.model.tensor_file import TensorFiles
 from headscope.model.tokens import PaddingSide
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def load_pretrained(
     cfg = HookedTransformerConfig(
         **fields,
         model_name=_display_name(model_name, hf_config),
-        original_architecture=next(iter(hf_config.get("architectures") or []), None),
+        original_architecture=next(iter(hf_config.get("architectures") or []), family_of(hf_config).architecture),
         dtype=parse_dtype(dtype),
         device=device,
         default_prepend_bos=default_prepend_bos,
@@ -105,32 +105,42 @@ def load_pretrained(
         tokenizer = load_tokenizer(directory)
         cfg.tokenizer_name = model_name if tokenizer is not None else None
     model = cls(cfg, tokenizer, move_to_device=False, default_padding_side=default_padding_side)
-    fill(model, checkpoint, processing)
+    fill(model, checkpoint, processing, in_place=True)
     return model.to(cfg.device)
 
 
-def fill(model: "HookedTransformer", weights: Mapping[str, Tensor], processing: WeightProcessing) -> None:
+def fill(
+    model: "HookedTransformer",
+    weights: Mapping[str, Tensor],
+    processing: WeightProcessing,
+    *,
+    in_place: bool = False,
+) -> None:
     """Process weights and make them the parameters of a model, with norms of the type they are for.
 
-    `weights` is not changed, and no parameter shares its memory: what processing left as it was is copied. The
-    parameters keep the model's dtype and device.
+    The parameters keep the model's dtype and device.
+
+    Args:
+        model: The model to fill.
+        weights: Under the model's names.
+        processing: Which rewrites to do first.
+        in_place: Use these tensors themselves, which nobody else may need; else they are copied and left as they are.
 
     Raises:
         CheckpointError: for missing or unused names, or a wrong shape, each by name.
     """
     parameters = dict(model.named_parameters())
     _check_fit(parameters, weights)
-    state, norm, done = process_weights(weights, model.cfg, processing)
+    state, norm, done = process_weights(weights, model.cfg, processing, in_place=in_place)
     if norm != model.cfg.normalization_type:
         model.cfg.normalization_type = norm
         _replace_norms(model)
     own = {}
-    for name, tensor in state.items():
-        like = parameters[name]
+    for name in list(state):
+        tensor, like = state.pop(name), parameters[name]
         device = tensor.device if like.is_meta else like.device
-        untouched = tensor is weights.get(name)
         # Contiguous, so that a state dict can be saved as it is.
-        own[name] = nn.Parameter(tensor.detach().to(device, like.dtype, copy=untouched).contiguous())
+        own[name] = nn.Parameter(tensor.to(device, like.dtype).contiguous(), requires_grad=like.requires_grad)
     model.load_state_dict(own, assign=True, strict=False)
     model.weight_processing = tuple(dict.fromkeys((*model.weight_processing, *done)))
     model.setup()
@@ -168,14 +178,17 @@ def converted(tensors: Mapping[str, Tensor], cfg: HookedTransformerConfig, famil
         raise CheckpointError(
             f"the checkpoint's tensors are not of the shapes its config.json says: {error}."
         ) from None
-    with torch.no_grad():
-        for name, tensor in renamed.items():
-            low, high = tensor.float().aminmax() if tensor.numel() else (torch.zeros(()), torch.zeros(()))
-            if not bool(torch.isfinite(low) & torch.isfinite(high)):
-                raise NotFiniteError(
-                    f"weight {name} holds NaN or infinite values: the checkpoint is damaged or diverged in training."
-                )
-            state[name] = tensor.to(cfg.dtype)
+    # What was cut from one piece of the file goes together, so that the piece can be let go before the next is read.
+    order = sorted(renamed, key=lambda name: renamed[name].untyped_storage().data_ptr())
+    for name in order:
+        tensor = renamed.pop(name).detach()
+        own = torch.empty(tensor.shape, dtype=cfg.dtype, device=tensor.device).copy_(tensor)
+        del tensor
+        if own.numel() and not bool(torch.stack(own.aminmax()).isfinite().all()):
+            raise NotFiniteError(
+                f"weight {name} holds NaN or infinite values: the checkpoint is damaged or diverged in training."
+            )
+        state[name] = own
     return state
 
 
@@ -215,28 +228,6 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-class _SafetensorFiles(Mapping[str, Tensor]):
-    """The tensors of one or several safetensors files, mapped into memory and read when asked for."""
-
-    def __init__(self, paths: list[Path]) -> None:
-        self._files: dict[str, Any] = {}
-        for path in paths:
-            try:
-                file = safe_open(path, framework="pt")
-                self._files.update(dict.fromkeys(file.keys(), file))
-            except (SafetensorError, OSError) as error:
-                raise CheckpointError(f"{path} is not a readable safetensors file: {error}.") from None
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._files[name].get_tensor(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._files)
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-
 def read_tensors(directory: Path) -> Mapping[str, Tensor]:
     """The tensors of a checkpoint: from its safetensors files, else from `pytorch_model*.bin` without running code.
 
@@ -249,11 +240,11 @@ def read_tensors(directory: Path) -> Mapping[str, Tensor]:
         absent = [name for name in names if not (directory / name).is_file()]
         if absent:
             raise CheckpointError(f"{directory} lacks {', '.join(absent)}, which {index.name} lists.")
-        return _SafetensorFiles([directory / name for name in names])
+        return TensorFiles([directory / name for name in names])
     whole = directory / "model.safetensors"
     paths = [whole] if whole.is_file() else sorted(directory.glob("*.safetensors"))
     if paths:
-        return _SafetensorFiles(paths)
+        return TensorFiles(paths)
     pickles = sorted(directory.glob("pytorch_model*.bin"))
     if not pickles:
         raise CheckpointError(f"{directory} has no weights: neither *.safetensors nor pytorch_model*.bin.")

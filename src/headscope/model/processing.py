@@ -1,8 +1,8 @@
 """Weight processing: rewrites of a model that leave its log-probabilities unchanged and make it easier to read.
 
-Each function takes a state dict (under headscope's names) and the config and returns a new dictionary; the tensors
-it was given are never written to. Why each is exact is said in its docstring. `process_weights` runs those that are
-asked for, and says in the log which do not apply.
+Each function takes a state dict (under headscope's names) and the config and returns a new one; the tensors it was
+given are never written to. Why each is exact is said in its docstring. `process_weights` runs those that are asked for,
+and says in the log which do not apply; for weights nobody else needs it can work in place, without a second copy.
 """
 
 import copy
@@ -58,26 +58,49 @@ class WeightProcessing:
 
 
 def process_weights(
-    state_dict: Mapping[str, Tensor], cfg: HookedTransformerConfig, processing: WeightProcessing
+    state_dict: Mapping[str, Tensor],
+    cfg: HookedTransformerConfig,
+    processing: WeightProcessing,
+    *,
+    in_place: bool = False,
 ) -> tuple[StateDict, str | None, tuple[str, ...]]:
     """Run the rewrites that are asked for and apply to this model.
+
+    Args:
+        state_dict: The weights.
+        cfg: The config they belong to; it is not changed.
+        processing: Which rewrites.
+        in_place: Change the tensors given instead of copies of them; none may share memory with another.
 
     Returns:
         The new state dict, the norm type it is for, and the names of the rewrites done.
     """
-    state, cfg, done = dict(state_dict), copy.copy(cfg), []
-    for name, apply in _STEPS.items():
+    state, cfg, done = dict(state_dict) if in_place else _copied(state_dict), copy.copy(cfg), []
+    for name, rewrite in _STEPS.items():
         if not getattr(processing, name):
             continue
         reason = _why_not(name, cfg)
         if reason:
             logger.warning("%s is left out: %s", name, reason)
             continue
-        state = apply(state, cfg)
+        with torch.no_grad():
+            rewrite(state, cfg)
         if name == "fold_ln":
             cfg.normalization_type = folded_norm(cfg)
         done.append(name)
     return state, cfg.normalization_type, tuple(done)
+
+
+def _copied(state_dict: Mapping[str, Tensor]) -> StateDict:
+    return {name: tensor.detach().clone() for name, tensor in state_dict.items()}
+
+
+def _rewritten(name: str, state_dict: Mapping[str, Tensor], cfg: HookedTransformerConfig) -> StateDict:
+    """One rewrite, on a copy."""
+    reason = _why_not(name, cfg)
+    if reason:
+        raise InvalidInputError(f"{name} does not apply: {reason}")
+    return process_weights(state_dict, cfg, WeightProcessing(**{n: n == name for n in WeightProcessing.names()}))[0]
 
 
 def folded_norm(cfg: HookedTransformerConfig) -> str | None:
@@ -89,6 +112,10 @@ def _why_not(name: str, cfg: HookedTransformerConfig) -> str:
     """Why a rewrite does not apply to this model; empty if it does."""
     if name == "fold_ln" and cfg.normalization_type not in ("LN", "RMS"):
         return f"norms of type {cfg.normalization_type} have no weights to fold."
+    if name == "fold_ln" and cfg.positional_embedding_type == "shortformer":
+        return "shortformer positions are added behind the norm, which its weight must not scale."
+    if name == "refactor_factored_attn_matrices" and cfg.n_key_value_heads not in (None, cfg.n_heads):
+        return "keys and values shared by several heads cannot be factored for each."
     if name == "center_writing_weights" and not cfg.centred_norm:
         return f"only LayerNorm ignores the mean of the residual stream; this model's norm is {cfg.normalization_type}."
     if name == "center_unembed" and cfg.output_logits_soft_cap > 0:
@@ -108,15 +135,27 @@ def fold_layer_norm(state_dict: Mapping[str, Tensor], cfg: HookedTransformerConf
 
     Returns:
         Weights for norms of type `"LNPre"` or `"RMSPre"`.
+
+    Raises:
+        InvalidInputError: if the model's norms have nothing to fold, or something is added behind them.
     """
-    state = dict(state_dict)
+    return _rewritten("fold_ln", state_dict, cfg)
+
+
+def _fold_layer_norm(state: StateDict, cfg: HookedTransformerConfig) -> None:
     for layer in range(cfg.n_layers):
         block = f"blocks.{layer}."
-        _fold_into(state, block + "ln1", [(block + f"attn.W_{m}", block + f"attn.b_{m}") for m in "QKV"], cfg)
+        readers = [(_attention(state, layer, f"W_{m}"), _attention(state, layer, f"b_{m}")) for m in "QKV"]
+        _fold_into(state, block + "ln1", readers, cfg)
         if not cfg.attn_only:
             _fold_into(state, block + "ln2", [(block + "mlp.W_in", block + "mlp.b_in")], cfg)
     _fold_into(state, "ln_final", [("unembed.W_U", "unembed.b_U")], cfg)
-    return state
+
+
+def _attention(state: StateDict, layer: int, name: str) -> str:
+    """The full name of an attention weight; one shared by a group of heads has an underscore in front."""
+    full = f"blocks.{layer}.attn.{name}"
+    return full if full in state else f"blocks.{layer}.attn._{name}"
 
 
 def _fold_into(state: StateDict, norm: str, readers: list[tuple[str, str]], cfg: HookedTransformerConfig) -> None:
@@ -124,9 +163,10 @@ def _fold_into(state: StateDict, norm: str, readers: list[tuple[str, str]], cfg:
     for matrix_name, bias_name in readers:
         matrix = state[matrix_name]
         if bias is not None:
-            state[bias_name] = state[bias_name] + bias @ matrix
-        folded = weight[:, None] * matrix
-        state[matrix_name] = folded - folded.mean(-2, keepdim=True) if cfg.centred_norm else folded
+            state[bias_name] += bias @ matrix
+        matrix *= weight[:, None]
+        if cfg.centred_norm:
+            matrix -= matrix.mean(-2, keepdim=True)
 
 
 def center_writing_weights(state_dict: Mapping[str, Tensor], cfg: HookedTransformerConfig) -> StateDict:
@@ -137,16 +177,16 @@ def center_writing_weights(state_dict: Mapping[str, Tensor], cfg: HookedTransfor
     Raises:
         InvalidInputError: if the model's norms do not centre.
     """
-    if not cfg.centred_norm:
-        raise InvalidInputError(f"center_writing_weights: {_why_not('center_writing_weights', cfg)}")
-    state = dict(state_dict)
-    writers = ["embed.W_E", "pos_embed.W_pos"]
+    return _rewritten("center_writing_weights", state_dict, cfg)
+
+
+def _center_writing_weights(state: StateDict, cfg: HookedTransformerConfig) -> None:
+    writers = ["embed.W_E"] + (["pos_embed.W_pos"] if cfg.positional_embedding_type == "standard" else [])
     for layer in range(cfg.n_layers):
         writers += [f"blocks.{layer}.{name}" for name in ("attn.W_O", "attn.b_O", "mlp.W_out", "mlp.b_out")]
     for name in writers:
         if name in state:
-            state[name] = state[name] - state[name].mean(-1, keepdim=True)
-    return state
+            state[name] -= state[name].mean(-1, keepdim=True)
 
 
 def center_unembed(state_dict: Mapping[str, Tensor], cfg: HookedTransformerConfig) -> StateDict:
@@ -155,24 +195,25 @@ def center_unembed(state_dict: Mapping[str, Tensor], cfg: HookedTransformerConfi
     Raises:
         InvalidInputError: if the logits have a soft cap, which does see it.
     """
-    reason = _why_not("center_unembed", cfg)
-    if reason:
-        raise InvalidInputError(f"center_unembed: {reason}")
-    state = dict(state_dict)
+    return _rewritten("center_unembed", state_dict, cfg)
+
+
+def _center_unembed(state: StateDict, cfg: HookedTransformerConfig) -> None:
     for name in ("unembed.W_U", "unembed.b_U"):
-        state[name] = state[name] - state[name].mean(-1, keepdim=True)
-    return state
+        state[name] -= state[name].mean(-1, keepdim=True)
 
 
 def fold_value_biases(state_dict: Mapping[str, Tensor], cfg: HookedTransformerConfig) -> StateDict:
     """Move value biases into `b_O`: an attention pattern sums to one, so each head always adds `b_V W_O`."""
-    state = dict(state_dict)
+    return _rewritten("fold_value_biases", state_dict, cfg)
+
+
+def _fold_value_biases(state: StateDict, cfg: HookedTransformerConfig) -> None:
     for layer in range(cfg.n_layers):
-        attn = f"blocks.{layer}.attn."
-        b_V = state[attn + "b_V"]
-        state[attn + "b_O"] = state[attn + "b_O"] + torch.einsum("he,hed->d", b_V, state[attn + "W_O"])
-        state[attn + "b_V"] = torch.zeros_like(b_V)
-    return state
+        b_V, W_O = state[_attention(state, layer, "b_V")], state[f"blocks.{layer}.attn.W_O"]
+        of_each_head = b_V.repeat_interleave(cfg.n_heads // b_V.shape[0], dim=0)
+        state[f"blocks.{layer}.attn.b_O"] += torch.einsum("he,hed->d", of_each_head, W_O)
+        b_V.zero_()
 
 
 def refactor_factored_attn_matrices(state_dict: Mapping[str, Tensor], cfg: HookedTransformerConfig) -> StateDict:
@@ -187,11 +228,18 @@ def refactor_factored_attn_matrices(state_dict: Mapping[str, Tensor], cfg: Hooke
     weights, as an extra row: scores are kept, and it is the columns with that row that are orthogonal.
 
     Computed in float64.
+
+    Raises:
+        InvalidInputError: if keys and values are shared by several heads.
     """
-    state = fold_value_biases(state_dict, cfg)
+    return _rewritten("refactor_factored_attn_matrices", state_dict, cfg)
+
+
+def _refactor_factored_attn_matrices(state: StateDict, cfg: HookedTransformerConfig) -> None:
+    _fold_value_biases(state, cfg)
     for layer in range(cfg.n_layers):
-        attn = f"blocks.{layer}.attn."
-        wide = {name: state[attn + name].double() for name in ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K")}
+        names = {name: _attention(state, layer, name) for name in ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K")}
+        wide = {name: state[full].double() for name, full in names.items()}
         u, s, v = FactoredMatrix(wide["W_V"], wide["W_O"]).svd()
         new = {"W_V": u * s[:, None, :], "W_O": v.transpose(-2, -1)}
         heads = [
@@ -200,9 +248,7 @@ def refactor_factored_attn_matrices(state_dict: Mapping[str, Tensor], cfg: Hooke
         for name, tensors in zip(("W_Q", "W_K", "b_Q", "b_K"), zip(*heads, strict=True), strict=True):
             new[name] = torch.stack(tensors)
         for name, tensor in new.items():
-            old = state[attn + name]
-            state[attn + name] = _padded(tensor, old.shape).to(old.dtype)
-    return state
+            state[names[name]].copy_(_padded(tensor, state[names[name]].shape))
 
 
 def _even_query_key(
@@ -231,10 +277,11 @@ def _padded(tensor: Tensor, shape: torch.Size) -> Tensor:
     return out
 
 
-_STEPS: dict[str, Callable[[Mapping[str, Tensor], HookedTransformerConfig], StateDict]] = {
-    "fold_ln": fold_layer_norm,
-    "center_writing_weights": center_writing_weights,
-    "center_unembed": center_unembed,
-    "fold_value_biases": fold_value_biases,
-    "refactor_factored_attn_matrices": refactor_factored_attn_matrices,
+# In the order they run. Each changes a state dict and its tensors in place.
+_STEPS: dict[str, Callable[[StateDict, HookedTransformerConfig], None]] = {
+    "fold_ln": _fold_layer_norm,
+    "center_writing_weights": _center_writing_weights,
+    "center_unembed": _center_unembed,
+    "fold_value_biases": _fold_value_biases,
+    "refactor_factored_attn_matrices": _refactor_factored_attn_matrices,
 }

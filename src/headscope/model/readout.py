@@ -76,8 +76,12 @@ class Readout:
         centred = self.centre(x)
         return centred if self.weight is None else centred * self.weight
 
+    def normalize(self, x: Float[Tensor, "*lead d_model"]) -> Float[Tensor, "*lead d_model"]:
+        """The final norm of states, each with a scale of its own."""
+        state = self.direction(x) / self.scale(x)
+        return state if self.bias is None else state + self.bias
+
     def logits(self, x: Float[Tensor, "*lead d_model"]) -> Float[Tensor, "*lead d_vocab"]:
         """Logits of final residual states, all at once; analyses read them in tiles instead."""
-        state = self.direction(x) / self.scale(x)
-        out = (state if self.bias is None else state + self.bias) @ self.W_U + self.b_U
+        out = self.normalize(x) @ self.W_U + self.b_U
         return self.soft_cap * torch.tanh(out / self.soft_cap) if self.soft_cap else out

@@ -5,6 +5,7 @@ a model consists of and what a forward pass does.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
@@ -12,14 +13,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from headscope.errors import InvalidInputError
-from headscope.model import loading
+from headscope.errors import InvalidInputError, unknown_name
+from headscope.model import exporting, loading
 from headscope.model.block import TransformerBlock
 from headscope.model.cache import ActivationCache
 from headscope.model.components import Embed, PosEmbed, Unembed, make_norm
 from headscope.model.config import HookedTransformerConfig
+from headscope.model.generation import Generation
 from headscope.model.hooks import HookedRootModule, HookPoint, is_listening
 from headscope.model.initialize import initialize_weights
+from headscope.model.inputs import checked_mask, checked_residual, checked_tokens, is_text, layer_range, with_past
+from headscope.model.key_value_cache import HookedTransformerKeyValueCache
 from headscope.model.processing import WeightProcessing
 from headscope.model.tokens import PaddingSide, Tokenization
 from headscope.model.weights import StackedWeights
@@ -45,7 +49,7 @@ class Output(NamedTuple):
     loss: Tensor
 
 
-class HookedTransformer(Tokenization, StackedWeights, HookedRootModule):
+class HookedTransformer(Tokenization, Generation, StackedWeights, HookedRootModule):
     """A decoder-only transformer with a hook point on every activation.
 
     Args:
@@ -80,7 +84,9 @@ class HookedTransformer(Tokenization, StackedWeights, HookedRootModule):
             )
         self.embed = Embed(self.cfg)
         self.hook_embed = HookPoint()
-        if self.cfg.positional_embedding_type == "standard":
+        if self.cfg.use_hook_tokens:
+            self.hook_tokens = HookPoint()
+        if self.cfg.positional_embedding_type != "none":
             self.pos_embed = PosEmbed(self.cfg)
             self.hook_pos_embed = HookPoint()
         self.blocks = nn.ModuleList(TransformerBlock(self.cfg, layer) for layer in range(self.cfg.n_layers))
@@ -131,9 +137,62 @@ class HookedTransformer(Tokenization, StackedWeights, HookedRootModule):
         """
         loading.fill(self, state_dict, WeightProcessing(**processing))
 
+    def process_weights_(self, **processing: bool) -> None:
+        """Process this model's own weights: `load_and_process_state_dict` on its state dict."""
+        self.load_and_process_state_dict(self.state_dict(), **processing)
+
+    def to_hf(self) -> Any:
+        """The same model in `transformers`, exactly.
+
+        Raises:
+            CheckpointError: for a model that its family's Hugging Face class cannot express.
+
+        Example:
+            >>> model = HookedTransformer.from_pretrained_no_processing("headscope-demo")
+            >>> type(model.to_hf()).__name__
+            'GPT2LMHeadModel'
+        """
+        return exporting.to_hf(self)
+
     def init_weights(self) -> None:
-        """Draw random weights: normal with `cfg.initializer_range`, biases zero."""
+        """Draw random weights in `cfg.init_mode`; biases zero."""
         initialize_weights(self)
+
+    def freeze(self, *parts: str) -> Self:
+        """No gradients for the parameters under these names (`"embed"`, `"blocks.0.attn"`), or for all."""
+        self._require_grad(parts, False)
+        return self
+
+    def unfreeze(self, *parts: str) -> Self:
+        """Gradients again for the parameters under these names, or for all."""
+        self._require_grad(parts, True)
+        return self
+
+    def _require_grad(self, parts: tuple[str, ...], wanted: bool) -> None:
+        names = [name for name, _ in self.named_parameters()]
+        for part in parts:
+            if not any(name == part or name.startswith(part + ".") for name in names):
+                raise unknown_name("module or parameter", part, [*self.mod_dict, *names])
+        for name, parameter in self.named_parameters():
+            if not parts or any(name == part or name.startswith(part + ".") for part in parts):
+                parameter.requires_grad_(wanted)
+
+    def to(self, *args: Any, print_details: bool = False, **kwargs: Any) -> Self:
+        """Move to a device or a dtype, in place; `cfg.device` and `cfg.dtype` follow."""
+        moved = super().to(*args, **kwargs)
+        if print_details:
+            print(f"Moved {self.cfg.model_name} to {self.cfg.device}, {self.cfg.dtype}.")
+        return moved
+
+    def mps(self) -> Self:
+        """Move to the GPU of an Apple machine."""
+        return self.to("mps")
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        # Every way to move or convert a module (to, cuda, cpu, half, double, ...) comes through here.
+        super()._apply(fn, recurse)
+        self.cfg.device, self.cfg.dtype = str(self.W_E.device), self.W_E.dtype
+        return self
 
     def set_tokenizer(self, tokenizer: Any, default_padding_side: PaddingSide | None = None) -> None:
         """Use this tokenizer for text; a config without a vocabulary size takes it from here."""
@@ -155,8 +214,10 @@ class HookedTransformer(Tokenization, StackedWeights, HookedRootModule):
         padding_side: PaddingSide | None = None,
         start_at_layer: int | None = None,
         tokens: Int[Tensor, "batch pos"] | None = None,
+        shortformer_pos_embed: Float[Tensor, "batch pos d_model"] | None = None,
         attention_mask: Tensor | None = None,
         stop_at_layer: int | None = None,
+        past_kv_cache: HookedTransformerKeyValueCache | None = None,
     ) -> Any:
         """Run the model.
 
@@ -169,8 +230,12 @@ class HookedTransformer(Tokenization, StackedWeights, HookedRootModule):
             padding_side: Which end of a row is padded.
             start_at_layer: Start from the residual stream that enters this layer (negative counts from the end).
             tokens: With `start_at_layer`: the tokens, for a loss, and to tell padding.
+            shortformer_pos_embed: With `start_at_layer`, for `"shortformer"` positions: what is added to the inputs of
+                queries and keys, if not the embeddings of positions 0, 1, ...
             attention_mask: `[batch, pos]`, 1 for real tokens; default: found from the tokenizer's padding token.
             stop_at_layer: Return the residual stream that enters this layer; `n_layers` gives that after the last.
+            past_kv_cache: Keys and values of the tokens in front of these; those of these are added to it, unless it is
+                frozen. A loss is that of the new tokens alone.
 
         Returns:
             Logits `[batch, pos, d_vocab]`, the loss in nats, both, `None`, or a residual stream.
@@ -182,25 +247,46 @@ class HookedTransformer(Tokenization, StackedWeights, HookedRootModule):
         if return_type not in ("logits", "loss", "both", None):
             raise InvalidInputError(f"return_type must be 'logits', 'loss', 'both' or None; got {return_type!r}.")
         if start_at_layer is None:
-            tokens = self._as_tokens(input, prepend_bos, padding_side)
-            attention_mask = self._as_mask(attention_mask, tokens, padding_side, prepend_bos)
-            residual = self._embed(tokens, attention_mask)
+            beside: Tensor = self._as_tokens(input, prepend_bos, padding_side)
+            tokens = beside
         else:
-            residual = self._as_residual(input)
+            beside = residual = checked_residual(input, self.cfg.d_model)
             tokens = None if tokens is None else self._as_tokens(tokens, prepend_bos, padding_side)
-            beside = residual if tokens is None else tokens
-            attention_mask = self._as_mask(attention_mask, beside, padding_side, prepend_bos)
-        for block in self._blocks_between(start_at_layer, stop_at_layer):
-            residual = block(residual, attention_mask=attention_mask)
+        n_past = 0 if past_kv_cache is None else past_kv_cache.n_past
+        if attention_mask is not None:
+            mask = checked_mask(attention_mask, beside, n_past)
+        else:
+            mask = None if tokens is None else self.attention_mask(tokens, padding_side, prepend_bos)
+        with nullcontext() if past_kv_cache is None else past_kv_cache.all_or_nothing():
+            seen = mask if past_kv_cache is None else with_past(mask, past_kv_cache, beside)
+            if start_at_layer is None:
+                residual, shortformer_pos_embed = self._with_positions(self._embed(beside), seen, n_past)
+            elif self.cfg.positional_embedding_type == "shortformer" and shortformer_pos_embed is None:
+                shortformer_pos_embed = self._positions(residual, seen, n_past)
+            for layer in layer_range(self.cfg.n_layers, start_at_layer, stop_at_layer):
+                residual = self.blocks[layer](
+                    residual,
+                    shortformer_pos_embed=shortformer_pos_embed,
+                    past_kv_cache_entry=None if past_kv_cache is None else past_kv_cache[layer],
+                    attention_mask=seen,
+                )
         if stop_at_layer is not None:
             return residual
-        logits = self._soft_cap(self.unembed(self.ln_final(residual))) if return_type is not None else None
-        if logits is None or return_type == "logits":
+        if return_type is None:
+            return None
+        logits = self.to_logits(residual)
+        if return_type == "logits":
             return logits
         if tokens is None:
             raise InvalidInputError("a loss needs the tokens: pass tokens=[batch, pos] along with start_at_layer.")
-        loss = lm_cross_entropy_loss(logits, tokens, attention_mask, loss_per_token)
+        loss = lm_cross_entropy_loss(logits, tokens, mask, loss_per_token)
         return loss if return_type == "loss" else Output(logits, loss)
+
+    def to_logits(self, residual: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
+        """The end of a forward pass: final norm, unembedding and the soft cap, if there is one."""
+        logits = self.unembed(self.ln_final(residual))
+        cap = self.cfg.output_logits_soft_cap
+        return cap * torch.tanh(logits / cap) if cap > 0 else logits
 
     def loss_fn(
         self,
@@ -250,63 +336,30 @@ class HookedTransformer(Tokenization, StackedWeights, HookedRootModule):
         """Always run `hook_mlp_in`."""
         self.cfg.use_hook_mlp_in = use_hook_mlp_in
 
+    def set_ungroup_grouped_query_attention(self, ungroup_grouped_query_attention: bool) -> None:
+        """Give hooks the keys and values of every head, in a model whose heads share them in groups."""
+        self.cfg.ungroup_grouped_query_attention = ungroup_grouped_query_attention
+
     def _as_tokens(self, input: Any, prepend_bos: bool | None, padding_side: PaddingSide | None) -> Tensor:
-        if isinstance(input, str) or (isinstance(input, (list, tuple)) and input and isinstance(input[0], str)):
+        if is_text(input):
             return self.to_tokens(input, prepend_bos, padding_side)
-        if not isinstance(input, Tensor) or input.is_floating_point() or input.dtype == torch.bool:
-            kind = f"a {input.dtype} tensor" if isinstance(input, Tensor) else type(input).__name__
-            raise InvalidInputError(
-                f"input must be text or an integer tensor of tokens; got {kind}. "
-                "To start from a residual stream, pass start_at_layer."
-            )
-        tokens = (input[None] if input.ndim == 1 else input).to(self.W_E.device)
-        if tokens.ndim != 2 or tokens.numel() == 0:
-            raise InvalidInputError(
-                f"tokens must be [batch, pos] or [pos] with at least one; got shape {list(input.shape)}."
-            )
-        return tokens if tokens.dtype == torch.int32 else tokens.long()
+        return checked_tokens(input, self.W_E.device)
 
-    def _blocks_between(self, start: int | None, stop: int | None) -> list[nn.Module]:
-        blocks = list(self.blocks)
-        for name, layer in (("start_at_layer", start), ("stop_at_layer", stop)):
-            if layer is not None and not -len(blocks) <= layer <= len(blocks):
-                raise InvalidInputError(
-                    f"{name} must be between 0 and n_layers = {len(blocks)}, or negative to count from the end; "
-                    f"got {layer}."
-                )
-        return blocks[start:stop]
+    def _embed(self, tokens: Tensor) -> Tensor:
+        if self.cfg.use_hook_tokens:
+            tokens = self.hook_tokens(tokens)
+        return self.hook_embed(self.embed(tokens))
 
-    def _as_residual(self, input: Any) -> Tensor:
-        if not isinstance(input, Tensor) or input.ndim != 3 or input.shape[-1] != self.cfg.d_model:
-            shape = list(input.shape) if isinstance(input, Tensor) else type(input).__name__
-            raise InvalidInputError(
-                f"with start_at_layer the input is a residual stream [batch, pos, d_model = {self.cfg.d_model}]; "
-                f"got {shape}."
-            )
-        return input
-
-    def _as_mask(
-        self, given: Tensor | None, beside: Tensor, padding_side: PaddingSide | None, prepend_bos: bool | None
-    ) -> Tensor | None:
-        """The mask as `[batch, pos]`, or that of the padding in the tokens (not known beside a residual stream)."""
-        if given is None:
-            return None if beside.is_floating_point() else self.attention_mask(beside, padding_side, prepend_bos)
-        mask = torch.atleast_2d(given).to(beside.device)
-        if mask.shape != beside.shape[:2]:
-            raise InvalidInputError(
-                f"attention_mask must be [batch, pos] = {list(beside.shape[:2])}; got {list(given.shape)}."
-            )
-        return mask
-
-    def _embed(self, tokens: Tensor, attention_mask: Tensor | None) -> Tensor:
-        residual = self.hook_embed(self.embed(tokens))
+    def _with_positions(self, embedding: Tensor, mask: Tensor | None, n_past: int) -> tuple[Tensor, Tensor | None]:
+        """The first residual stream, and what `"shortformer"` positions add to queries and keys instead."""
         if self.cfg.positional_embedding_type == "none":
-            return residual
-        positions = self.pos_embed(tokens, attention_mask)
-        if is_listening(self.hook_pos_embed):
-            positions = positions.clone()
-        return residual + self.hook_pos_embed(positions)
+            return embedding, None
+        positions = self._positions(embedding, mask, n_past)
+        shortformer = self.cfg.positional_embedding_type == "shortformer"
+        return (embedding, positions) if shortformer else (embedding + positions, None)
 
-    def _soft_cap(self, logits: Tensor) -> Tensor:
-        cap = self.cfg.output_logits_soft_cap
-        return cap * torch.tanh(logits / cap) if cap > 0 else logits
+    def _positions(self, stream: Tensor, mask: Tensor | None, n_past: int) -> Tensor:
+        tokens = torch.zeros(stream.shape[:2], dtype=torch.long, device=stream.device)  # their shape is all that counts
+        positions = self.pos_embed(tokens, n_past, mask)
+        # A broadcast view of the weights: a hook may write to it only when it is a copy.
+        return self.hook_pos_embed(positions.clone() if is_listening(self.hook_pos_embed) else positions)

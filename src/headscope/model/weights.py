@@ -1,14 +1,18 @@
-"""`StackedWeights`: the weights of all layers under one name, read-only, as the field knows them.
+"""`StackedWeights`: the weights of all layers under one name, read-only, as the field knows them, and what they make.
 
 Each property stacks the layers' tensors anew (a copy of that weight over all layers); for one layer at a
 time, `per_layer` copies nothing.
 """
 
+from typing import Literal
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from headscope.errors import InvalidInputError
 from headscope.model.config import HookedTransformerConfig
+from headscope.ops.composition import composition_scores
 from headscope.ops.factored import FactoredMatrix
 
 __all__ = ["StackedWeights"]
@@ -23,6 +27,11 @@ class StackedWeights:
     def per_layer(self, part: str, name: str) -> list[Tensor]:
         """A weight of every layer, unstacked and uncopied: `per_layer("attn", "W_O")`."""
         return [getattr(getattr(block, part), name) for block in self.blocks]
+
+    def per_mlp(self, name: str) -> list[Tensor | None]:
+        """A parameter of every layer's MLP, `None` where the MLP was replaced by a module without it."""
+        mlps = [] if self.cfg.attn_only else [block.get_submodule("mlp") for block in self.blocks]
+        return [dict(mlp.named_parameters(recurse=False)).get(name) for mlp in mlps]
 
     def _stack(self, part: str, name: str) -> Tensor:
         return torch.stack(self.per_layer(part, name))
@@ -125,3 +134,56 @@ class StackedWeights:
     def all_head_labels(self) -> list[str]:
         """`L0H0`, `L0H1`, ... in the order of `[layer, head]`."""
         return [f"L{layer}H{head}" for layer in range(self.cfg.n_layers) for head in range(self.cfg.n_heads)]
+
+    @property
+    def n_params_total(self) -> int:
+        """All parameters, with biases, norms, embeddings and unembedding (`cfg.n_params` leaves these out)."""
+        assert isinstance(self, nn.Module)
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def accumulated_bias(
+        self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True
+    ) -> Float[Tensor, " d_model"]:
+        """The sum of the output biases of all layers before `layer`: the part of the stream that no input changes.
+
+        Args:
+            layer: Layers before this one; `n_layers` for all.
+            mlp_input: Also that layer's attention bias.
+            include_mlp_biases: Also the biases of the MLPs.
+
+        Raises:
+            InvalidInputError: for a layer the model does not have.
+        """
+        last = self.cfg.n_layers - mlp_input
+        if not 0 <= layer <= last:
+            raise InvalidInputError(f"layer must be between 0 and {last}; got {layer}.")
+        biases = self.per_layer("attn", "b_O")[: layer + mlp_input]
+        if include_mlp_biases and not self.cfg.attn_only:
+            biases += self.per_layer("mlp", "b_out")[:layer]
+        return sum(biases, torch.zeros(self.cfg.d_model, dtype=self.W_U.dtype, device=self.W_U.device))
+
+    def all_composition_scores(
+        self, mode: Literal["Q", "K", "V"]
+    ) -> Float[Tensor, "layer head later_layer later_head"]:
+        """How much each head's queries, keys or values read what each earlier head writes.
+
+        `|W_OV1 W_QK2| / (|W_OV1| |W_QK2|)` in Frobenius norms, for V-composition with `W_OV2` ("A Mathematical
+        Framework for Transformer Circuits", Elhage et al. 2021). Near `1 / sqrt(d_model)` for unrelated heads; zero
+        where the second head is in the same layer or an earlier one.
+
+        Args:
+            mode: `"Q"`, `"K"` or `"V"`.
+
+        Example:
+            >>> from headscope import HookedTransformer
+            >>> model = HookedTransformer.from_pretrained("headscope-demo")
+            >>> model.all_composition_scores("K").shape
+            torch.Size([5, 4, 5, 4])
+        """
+        readers = {"Q": lambda: self.QK, "K": lambda: self.QK.T, "V": lambda: self.OV}
+        if mode not in readers:
+            raise InvalidInputError(f"mode must be 'Q', 'K' or 'V'; got {mode!r}.")
+        scores = composition_scores(self.OV, readers[mode](), broadcast_dims=True)
+        layers = torch.arange(self.cfg.n_layers, device=scores.device)
+        earlier = layers[:, None] < layers
+        return torch.where(earlier[:, None, :, None], scores, 0.0)

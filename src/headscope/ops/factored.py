@@ -4,41 +4,64 @@ A head's OV circuit `W_V @ W_O` is [d_model, d_model] of rank d_head: its SVD, e
 thin factors, at d_head^2 * d_model operations instead of d_model^3.
 """
 
+import operator
+from collections.abc import Iterator
+from numbers import Number
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Complex, Float
 from torch import Tensor
 
 from headscope.errors import InvalidInputError
 
-__all__ = ["FactoredMatrix"]
+__all__ = ["FactoredMatrix", "at_least_float32", "triangular_factor"]
+
+_SVD = tuple[Tensor, Tensor, Tensor]
 
 
 class FactoredMatrix:
     """The matrix `A @ B`, kept as its factors.
+
+    Products with matrices on either side (`@`), with a number (`*`) and indices (`[...]`) give a `FactoredMatrix`
+    again; products with a vector give a vector. Everything is differentiable.
 
     Args:
         A: Left factor, `[..., ldim, mdim]`.
         B: Right factor, `[..., mdim, rdim]`; leading axes broadcast against those of `A`.
 
     Raises:
-        InvalidInputError: if the inner dimensions differ.
+        InvalidInputError: If a factor is no matrix, the inner dimensions differ, or the leading axes do not broadcast.
 
     Example:
         >>> product = FactoredMatrix(torch.ones(5, 2), torch.ones(2, 7))
-        >>> product.shape, float(product.norm())
-        (torch.Size([5, 7]), 11.832159042358398)
+        >>> product.shape, round(float(product.norm()), 4)
+        (torch.Size([5, 7]), 11.8322)
+        >>> (product @ torch.ones(7)).tolist()
+        [14.0, 14.0, 14.0, 14.0, 14.0]
     """
 
+    # NumPy then leaves `numpy_number * product` to `__rmul__`.
+    __array_ufunc__ = None
+
     def __init__(self, A: Float[Tensor, "*leadA ldim mdim"], B: Float[Tensor, "*leadB mdim2 rdim"]) -> None:
-        if A.shape[-1] != B.shape[-2]:
+        if A.ndim < 2 or B.ndim < 2 or A.shape[-1] != B.shape[-2]:
             raise InvalidInputError(
-                f"the inner dimensions of A and B must agree; got A {list(A.shape)} and B {list(B.shape)}."
+                f"A must be [..., ldim, mdim] and B [..., mdim, rdim]; got A {list(A.shape)} and B {list(B.shape)}."
             )
-        lead = torch.broadcast_shapes(A.shape[:-2], B.shape[:-2])
+        try:
+            lead = torch.broadcast_shapes(A.shape[:-2], B.shape[:-2])
+        except RuntimeError:
+            raise InvalidInputError(
+                "the leading axes of A and B must be equal, or 1, or missing; "
+                f"got A {list(A.shape)} and B {list(B.shape)}."
+            ) from None
         self.A = A.expand(*lead, *A.shape[-2:])
         self.B = B.expand(*lead, *B.shape[-2:])
+        self._svd: tuple[tuple[int, ...], _SVD] | None = None
+
+    # What it looks like
 
     @property
     def ldim(self) -> int:
@@ -71,6 +94,16 @@ class FactoredMatrix:
         return self.A.ndim
 
     @property
+    def pair(self) -> tuple[Float[Tensor, "... ldim mdim"], Float[Tensor, "... mdim rdim"]]:
+        """Both factors."""
+        return self.A, self.B
+
+    def __repr__(self) -> str:
+        return f"FactoredMatrix(shape={list(self.shape)}, mdim={self.mdim})"
+
+    # Products and transpose
+
+    @property
     def AB(self) -> Float[Tensor, "... ldim rdim"]:
         """The product itself."""
         return self.A @ self.B
@@ -78,7 +111,8 @@ class FactoredMatrix:
     @property
     def BA(self) -> Float[Tensor, "... mdim mdim"]:
         """The product the other way round; it has the same non-zero eigenvalues. Needs `ldim == rdim`."""
-        self._check_square("BA")
+        if self.ldim != self.rdim:
+            raise InvalidInputError(f"BA and eigenvalues are for square products; this one is {list(self.shape)}.")
         return self.B @ self.A
 
     @property
@@ -86,14 +120,84 @@ class FactoredMatrix:
         """The transpose."""
         return FactoredMatrix(self.B.transpose(-2, -1), self.A.transpose(-2, -1))
 
-    @property
-    def pair(self) -> tuple[Tensor, Tensor]:
-        """Both factors."""
-        return self.A, self.B
+    def __matmul__(self, other: Any) -> "FactoredMatrix | Tensor":
+        if isinstance(other, FactoredMatrix):
+            return (self @ other.A) @ other.B
+        if not isinstance(other, Tensor):
+            return NotImplemented
+        _check_inner(self.shape, other.shape, self.rdim, other.shape[-2:][:1])
+        if other.ndim == 1:
+            return (self.A @ (self.B @ other)[..., None])[..., 0]
+        if self.rdim > self.mdim:
+            return FactoredMatrix(self.A, self.B @ other)
+        return FactoredMatrix(self.AB, other)
+
+    def __rmatmul__(self, other: Any) -> "FactoredMatrix | Tensor":
+        if not isinstance(other, Tensor):
+            return NotImplemented
+        _check_inner(other.shape, self.shape, self.ldim, other.shape[-1:])
+        if other.ndim == 1:
+            return ((other @ self.A)[..., None, :] @ self.B)[..., 0, :]
+        if self.ldim > self.mdim:
+            return FactoredMatrix(other @ self.A, self.B)
+        return FactoredMatrix(other, self.AB)
+
+    def __mul__(self, scalar: Any) -> "FactoredMatrix":
+        factor: Any = scalar
+        if isinstance(scalar, Tensor):
+            if scalar.numel() != 1:
+                raise InvalidInputError(
+                    f"a FactoredMatrix is scaled by one number; got shape {list(scalar.shape)}. "
+                    "For a product of matrices write @."
+                )
+            factor = scalar.reshape(())
+        elif not isinstance(scalar, Number):
+            return NotImplemented
+        return FactoredMatrix(self.A * factor, self.B)
+
+    __rmul__ = __mul__
+
+    # Spectrum
+
+    def svd(self) -> tuple[Float[Tensor, "... ldim rank"], Float[Tensor, "... rank"], Float[Tensor, "... rdim rank"]]:
+        """Singular value decomposition: `U`, `S`, `V` with `AB = U @ diag(S) @ V.T` and `S` from large to small.
+
+        `rank` is the smallest of `ldim`, `mdim` and `rdim`. Factors in half precision give float32.
+
+        Two thin QR factorisations leave an SVD of at most `[mdim, mdim]`. What was found is kept for the next call
+        while neither the factors nor the result are written to, unless gradients are tracked: then each call makes a
+        graph of its own.
+        """
+        tracked = torch.is_grad_enabled() and (self.A.requires_grad or self.B.requires_grad)
+        # Inference tensors do not count the writes to them.
+        if tracked or torch.is_inference_mode_enabled() or self.A.is_inference() or self.B.is_inference():
+            return self._decompose()
+        if self._svd is None or self._svd[0] != _writes(self.A, self.B, *self._svd[1]):
+            found = self._decompose()
+            self._svd = _writes(self.A, self.B, *found), found
+        return self._svd[1]
+
+    def _decompose(self) -> _SVD:
+        left, left_small = torch.linalg.qr(at_least_float32(self.A))
+        right, right_small = torch.linalg.qr(at_least_float32(self.B).transpose(-2, -1))
+        u, s, vh = torch.linalg.svd(left_small @ right_small.transpose(-2, -1), full_matrices=False)
+        return left @ u, s, right @ vh.transpose(-2, -1)
+
+    def turned_l(self) -> Float[Tensor, "... rank rdim"]:
+        """`Q.T @ AB` for a `Q` with orthonormal columns that span those of `A`.
+
+        Like `collapse_l` it has the norm of the product, and still has it after a product on the right, but it
+        takes one QR instead of two and an SVD.
+        """
+        return triangular_factor(self.A) @ at_least_float32(self.B)
+
+    def turned_r(self) -> Float[Tensor, "... ldim rank"]:
+        """`AB @ P` for a `P` with orthonormal columns that span the rows of `B`: see `turned_l`."""
+        return self.T.turned_l().transpose(-2, -1)
 
     @property
     def U(self) -> Float[Tensor, "... ldim rank"]:
-        """Left singular vectors."""
+        """Left singular vectors, as columns."""
         return self.svd()[0]
 
     @property
@@ -102,28 +206,23 @@ class FactoredMatrix:
         return self.svd()[1]
 
     @property
-    def Vh(self) -> Float[Tensor, "... rdim rank"]:
-        """Right singular vectors as columns (named as the field names it)."""
+    def V(self) -> Float[Tensor, "... rdim rank"]:
+        """Right singular vectors, as columns."""
         return self.svd()[2]
 
     @property
-    def eigenvalues(self) -> Tensor:
-        """Complex eigenvalues, `mdim` of them: the others are zero."""
-        return torch.linalg.eigvals(self.BA)
+    def Vh(self) -> Float[Tensor, "... rdim rank"]:
+        """The same as `V`: the field's older name for it, although it is not transposed."""
+        return self.svd()[2]
 
-    def svd(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Singular value decomposition: `U`, `S`, `V` with `AB = U @ diag(S) @ V.T`.
-
-        Two thin QR factorisations leave an SVD of at most `[mdim, mdim]`.
-        """
-        left, left_small = torch.linalg.qr(self.A)
-        right, right_small = torch.linalg.qr(self.B.transpose(-2, -1))
-        u, s, vh = torch.linalg.svd(left_small @ right_small.transpose(-2, -1), full_matrices=False)
-        return left @ u, s, right @ vh.transpose(-2, -1)
+    @property
+    def eigenvalues(self) -> Complex[Tensor, "... mdim"]:
+        """Eigenvalues, `mdim` of them: the others are zero. Factors in half precision give complex64."""
+        return torch.linalg.eigvals(at_least_float32(self.BA))
 
     def norm(self) -> Float[Tensor, "..."]:
-        """Frobenius norm, from the singular values."""
-        return self.S.square().sum(-1).sqrt()
+        """Frobenius norm: the root of the sum of squared singular values."""
+        return torch.linalg.matrix_norm(self.turned_l())
 
     def make_even(self) -> "FactoredMatrix":
         """The same product with orthogonal factors of equal norms, `U sqrt(S)` and `sqrt(S) V.T`."""
@@ -141,66 +240,102 @@ class FactoredMatrix:
         u, s, _ = self.svd()
         return u * s[..., None, :]
 
+    # Parts and axes
+
     def unsqueeze(self, k: int) -> "FactoredMatrix":
-        """A new leading axis at `k`."""
-        return FactoredMatrix(self.A.unsqueeze(k), self.B.unsqueeze(k))
+        """A new leading axis at `k`, which may count from the end of the result's axes."""
+        at = k + self.ndim + 1 if k < 0 else k
+        if not 0 <= at <= self.ndim - 2:
+            raise InvalidInputError(
+                f"a new axis must come before rows and columns: k between 0 and {self.ndim - 2}, "
+                f"or {-self.ndim - 1} and -3; got {k}."
+            )
+        return FactoredMatrix(self.A.unsqueeze(at), self.B.unsqueeze(at))
 
     def get_corner(self, k: int = 3) -> Tensor:
-        """The first `k` rows and columns of the product."""
-        return self.A[..., :k, :] @ self.B[..., :, :k]
-
-    def __matmul__(self, other: "FactoredMatrix | Tensor") -> "FactoredMatrix | Tensor":
-        if isinstance(other, FactoredMatrix):
-            return (self @ other.A) @ other.B
-        if other.ndim == 1:
-            return (self.A @ (self.B @ other)[..., None])[..., 0]
-        self._check_inner(self.rdim, other.shape[-2], self.shape, other.shape)
-        if self.rdim > self.mdim:
-            return FactoredMatrix(self.A, self.B @ other)
-        return FactoredMatrix(self.AB, other)
-
-    def __rmatmul__(self, other: Tensor) -> "FactoredMatrix | Tensor":
-        if other.ndim == 1:
-            return ((other @ self.A)[..., None, :] @ self.B)[..., 0, :]
-        self._check_inner(other.shape[-1], self.ldim, other.shape, self.shape)
-        if self.ldim > self.mdim:
-            return FactoredMatrix(other @ self.A, self.B)
-        return FactoredMatrix(other, self.AB)
-
-    def __mul__(self, scalar: int | float | Tensor) -> "FactoredMatrix":
-        if isinstance(scalar, Tensor) and scalar.numel() != 1:
-            raise InvalidInputError(f"a FactoredMatrix is scaled by one number; got shape {list(scalar.shape)}.")
-        return FactoredMatrix(self.A * scalar, self.B)
-
-    __rmul__ = __mul__
+        """The first `k` entries of the product along every axis."""
+        return self[tuple(slice(k) for _ in range(self.ndim))].AB
 
     def __getitem__(self, index: Any) -> "FactoredMatrix":
-        """Index leading axes, then rows (of `A`), then columns (of `B`); an integer keeps its axis as size 1."""
+        """Index leading axes as in a tensor, then rows (of `A`), then columns (of `B`).
+
+        An integer row or column stays as an axis of size 1, so that the result is a product of matrices again. Lists
+        of rows and of columns are each taken on their own: `product[[0, 2], [1, 3]]` is 2 by 2.
+        """
         key = index if isinstance(index, tuple) else (index,)
-        lead = self.ndim - 2
-        if Ellipsis in key:
-            at = key.index(Ellipsis)
-            key = (*key[:at], *[slice(None)] * (self.ndim - len(key) + 1), *key[at + 1 :])
-        if len(key) > self.ndim:
-            raise InvalidInputError(f"{len(key)} indices for a FactoredMatrix of {self.ndim} axes.")
-        key = (*key, *[slice(None)] * (self.ndim - len(key)))
-        rows, columns = (_keep_axis(k) for k in key[lead:])
-        return FactoredMatrix(self.A[key[:lead]][..., rows, :], self.B[key[:lead]][..., columns])
+        lead, rows, columns = self._split_index(tuple(map(_as_tensor, key)))
+        A, B = self.A[lead], self.B[lead]
+        return FactoredMatrix(A[..., _keep_axis(rows, self.ldim), :], B[..., _keep_axis(columns, self.rdim)])
 
-    def __repr__(self) -> str:
-        return f"FactoredMatrix(shape={list(self.shape)}, mdim={self.mdim})"
+    def __iter__(self) -> Iterator["FactoredMatrix"]:
+        return (self[i] for i in range(self.shape[0]))
 
-    def _check_square(self, what: str) -> None:
-        if self.ldim != self.rdim:
-            raise InvalidInputError(f"{what} needs a square product; this one is {list(self.shape)}.")
+    def _split_index(self, key: tuple[Any, ...]) -> tuple[tuple[Any, ...], Any, Any]:
+        """The parts of an index that are for the leading axes, the rows and the columns."""
+        used = sum(_n_axes(k) for k in key)
+        if used > self.ndim or sum(k is Ellipsis for k in key) > 1:
+            raise InvalidInputError(f"{len(key)} indices for a FactoredMatrix of {self.ndim} axes: {list(self.shape)}.")
+        at = next((i for i, k in enumerate(key) if k is Ellipsis), len(key))
+        key = (*key[:at], *[slice(None)] * (self.ndim - used), *key[at + 1 :])
+        n_lead, seen = 0, 0
+        while seen < self.ndim - 2 or (n_lead < len(key) and key[n_lead] is None):
+            seen += _n_axes(key[n_lead])
+            n_lead += 1
+        matrix = key[n_lead:]
+        if len(matrix) != 2 or any(k is None for k in matrix):
+            raise InvalidInputError(
+                "rows and columns take one index each, and no new axis stands between or after them; "
+                f"got {key} for the axes {list(self.shape)}."
+            )
+        return key[:n_lead], *matrix
 
-    @staticmethod
-    def _check_inner(left: int, right: int, left_shape: torch.Size, right_shape: torch.Size) -> None:
-        if left != right:
-            raise InvalidInputError(f"cannot multiply shapes {list(left_shape)} and {list(right_shape)}.")
+
+def _as_tensor(index: Any) -> Any:
+    if isinstance(index, list) and not index:
+        return torch.empty(0, dtype=torch.int64)
+    return torch.as_tensor(index) if isinstance(index, (list, np.ndarray)) else index
 
 
-def _keep_axis(index: Any) -> Any:
-    if isinstance(index, int):
-        return slice(index, index + 1 if index != -1 else None)
-    return index
+def _n_axes(index: Any) -> int:
+    """How many axes an index is for."""
+    if index is None or index is Ellipsis:
+        return 0
+    return index.ndim if isinstance(index, Tensor) and index.dtype == torch.bool else 1
+
+
+def _keep_axis(index: Any, size: int) -> Any:
+    """An integer as a slice of size 1."""
+    if isinstance(index, slice) or (isinstance(index, Tensor) and index.ndim == 1):
+        return index
+    at = operator.index(index)
+    if not -size <= at < size:
+        raise InvalidInputError(f"index {at} is out of range for an axis of size {size} of a FactoredMatrix.")
+    return slice(at % size, at % size + 1)
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Half precision as float32: there are no QR, SVD or eigenvalues in less."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def triangular_factor(matrix: Float[Tensor, "*lead rows columns"]) -> Float[Tensor, "*lead rank columns"]:
+    """`R` of a thin QR factorisation: `|R x| = |matrix x|` for every `x`.
+
+    Example:
+        >>> triangular_factor(torch.tensor([[3.0], [4.0]])).abs()
+        tensor([[5.]])
+    """
+    matrix = at_least_float32(matrix)
+    # R alone costs half as much, but has no gradient.
+    tracked = torch.is_grad_enabled() and matrix.requires_grad
+    return torch.linalg.qr(matrix, mode="reduced" if tracked else "r").R
+
+
+def _writes(*tensors: Tensor) -> tuple[int, ...]:
+    """How often each was written to in place."""
+    return tuple(tensor._version for tensor in tensors)
+
+
+def _check_inner(left: torch.Size, right: torch.Size, wanted: int, got: torch.Size) -> None:
+    if list(got) != [wanted]:
+        raise InvalidInputError(f"cannot multiply shapes {list(left)} and {list(right)}: inner dimensions differ.")

@@ -1,10 +1,11 @@
 """GPT-2 checkpoints: the logits of `transformers`' own model, on random tiny configs."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny import randomize, tiny_tokens
+from tiny import randomize, tiny_config, tiny_tokens
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -165,3 +166,34 @@ def test_tensors_know_which_of_them_nobody_read() -> None:
         tensors.check_all_read()
     assert tensors["y"].shape == (2,)
     tensors.check_all_read()
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_there_and_back_again(kind: str, tmp_path: Path) -> None:
+    hf = hf_model(**CONFIGS[kind])
+    tied = kind != "untied"
+    back = HookedTransformer.from_hf(hf).to_hf()
+    assert type(back) is GPT2LMHeadModel and not back.training
+    before, after = hf.state_dict(), back.state_dict()
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert torch.equal(after[name], tensor), name
+        assert after[name].data_ptr() != tensor.data_ptr()
+    shared = back.lm_head.weight.data_ptr() == back.transformer.wte.weight.data_ptr()
+    assert shared is tied is back.config.tie_word_embeddings
+    back.save_pretrained(tmp_path)
+    again = HookedTransformer.from_pretrained_no_processing(tmp_path)
+    for name, tensor in HookedTransformer.from_hf(hf).state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+
+
+def test_what_gpt2_has_no_place_for_is_not_converted() -> None:
+    folded = HookedTransformer.from_hf(hf_model(), fold_ln=True)
+    with pytest.raises(CheckpointError, match="b_U is not zero.*from_pretrained_no_processing"):
+        folded.to_hf()
+    toy = HookedTransformer(tiny_config(attn_only=True))
+    with pytest.raises(CheckpointError, match="original_architecture = None.*GPT2LMHeadModel"):
+        toy.to_hf()
+    toy.cfg.original_architecture = "GPT2LMHeadModel"
+    with pytest.raises(CheckpointError, match=r"needs n_heads \* d_head to be 10; this model has 12"):
+        toy.to_hf()

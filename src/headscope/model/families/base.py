@@ -11,6 +11,8 @@ from headscope.model.config import HookedTransformerConfig
 
 __all__ = ["Family", "Tensors", "sizes"]
 
+StateDict = dict[str, Tensor]
+
 
 class Tensors(Mapping[str, Tensor]):
     """A checkpoint's tensors, read one at a time, that knows which of them nobody read.
@@ -70,7 +72,13 @@ def sizes(hf: Mapping[str, Any], *names: str) -> tuple[int, ...]:
 
 
 class Family(ABC):
-    """One Hugging Face architecture."""
+    """One Hugging Face architecture.
+
+    Attributes:
+        architecture: The class in `transformers`, as `config.json` names it.
+    """
+
+    architecture: str
 
     @abstractmethod
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,3 +87,11 @@ class Family(ABC):
     @abstractmethod
     def convert(self, tensors: Mapping[str, Tensor], cfg: HookedTransformerConfig) -> dict[str, Tensor]:
         """Our state dict from the checkpoint's tensors."""
+
+    @abstractmethod
+    def export(self, cfg: HookedTransformerConfig, state: Mapping[str, Tensor]) -> tuple[dict[str, Any], StateDict]:
+        """The inverse of both: entries of a `config.json`, `model_type` among them, and the checkpoint's tensors.
+
+        Raises:
+            CheckpointError: for a model this architecture cannot express.
+        """

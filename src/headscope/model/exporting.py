@@ -1,0 +1,42 @@
+"""From our model back to `transformers`: the inverse of `from_hf`."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from headscope.errors import CheckpointError
+from headscope.model.families import FAMILIES
+
+if TYPE_CHECKING:
+    from headscope.model.transformer import HookedTransformer
+
+__all__ = ["to_hf"]
+
+
+def to_hf(model: "HookedTransformer") -> Any:
+    """The same model as a `transformers` one, in evaluation mode, with weights of its own.
+
+    Raises:
+        CheckpointError: if no Hugging Face class is that model: its family is unknown, or its weights are processed in
+            a way that class has no place for.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    by_class = {family.architecture: family for family in FAMILIES.values()}
+    architecture = model.cfg.original_architecture
+    if architecture not in by_class:
+        raise CheckpointError(
+            f"a model with original_architecture = {architecture!r} has no Hugging Face class to become. "
+            f"Supported: {', '.join(sorted(by_class))}; set it in the config if the model is one of these."
+        )
+    fields, tensors = by_class[architecture].export(model.cfg, model.state_dict())
+    if model.tokenizer is not None:
+        fields |= {"bos_token_id": model.tokenizer.bos_token_id, "eos_token_id": model.tokenizer.eos_token_id}
+    else:
+        fields |= {"bos_token_id": None, "eos_token_id": None}
+    with torch.device("meta"):
+        hf_model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields))
+    hf_model.to_empty(device=model.W_E.device).to(model.cfg.dtype)
+    hf_model.load_state_dict({name: tensor.detach().clone() for name, tensor in tensors.items()}, assign=True)
+    hf_model.tie_weights()
+    return hf_model.eval()

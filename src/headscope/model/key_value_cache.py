@@ -1,0 +1,210 @@
+"""Keys and values of tokens already read, so that a longer text costs only its new tokens.
+
+    past = HookedTransformerKeyValueCache.init_cache(model.cfg, model.cfg.device, batch_size=1)
+    model(prompt, past_kv_cache=past)
+    past.freeze()
+    model(continuation, past_kv_cache=past)  # as if the prompt stood in front of it
+
+Memory is `2 * layers * batch * positions * key_value_heads * d_head` numbers. Buffers grow by doubling, so that adding
+one token at a time copies each of them a constant number of times.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Self
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from headscope.errors import InvalidInputError
+from headscope.model.config import HookedTransformerConfig
+
+__all__ = ["HookedTransformerKeyValueCache", "HookedTransformerKeyValueCacheEntry"]
+
+
+class _Growing:
+    """A tensor `[batch, pos, ...]` that is added to along `pos`."""
+
+    def __init__(self, start: Tensor) -> None:
+        self._buffer = start
+        self._length = start.shape[1]
+
+    @property
+    def tensor(self) -> Tensor:
+        return self._buffer[:, : self._length]
+
+    def extend(self, new: Tensor) -> Tensor:
+        """Everything so far with `new` behind it, which is kept."""
+        end = self._length + new.shape[1]
+        if new.requires_grad or self._buffer.requires_grad:
+            # A buffer written in place could not be differentiated through.
+            self._buffer = torch.cat([self.tensor, new], dim=1)
+        else:
+            if end > self._buffer.shape[1] or self._buffer.is_inference() != new.is_inference():
+                room = max(end, 2 * self._buffer.shape[1])
+                grown = new.new_empty(new.shape[0], room, *new.shape[2:])
+                grown[:, : self._length] = self.tensor
+                self._buffer = grown
+            self._buffer[:, self._length : end] = new
+        self._length = end
+        return self.tensor
+
+    def cut(self, length: int) -> None:
+        """Forget what came after the first `length` positions."""
+        self._length = min(self._length, length)
+
+
+class HookedTransformerKeyValueCacheEntry:
+    """Keys and values of one layer, each `[batch, pos, head, d_head]`.
+
+    Args:
+        past_keys: Keys so far.
+        past_values: Values so far.
+        frozen: `append` gives the extended tensors and keeps the old.
+    """
+
+    def __init__(
+        self,
+        past_keys: Float[Tensor, "batch pos head d_head"],
+        past_values: Float[Tensor, "batch pos head d_head"],
+        frozen: bool = False,
+    ) -> None:
+        self._keys = _Growing(past_keys)
+        self._values = _Growing(past_values)
+        self.frozen = frozen
+
+    @classmethod
+    def init_cache_entry(
+        cls, cfg: HookedTransformerConfig, device: torch.device | str | None, batch_size: int = 1
+    ) -> Self:
+        """An empty entry for one layer of a model."""
+        keys, values = (
+            torch.empty(batch_size, 0, cfg.n_cached_heads, cfg.d_head, device=device, dtype=cfg.dtype) for _ in "kv"
+        )
+        return cls(keys, values)
+
+    @property
+    def past_keys(self) -> Float[Tensor, "batch pos head d_head"]:
+        """Keys so far."""
+        return self._keys.tensor
+
+    @property
+    def past_values(self) -> Float[Tensor, "batch pos head d_head"]:
+        """Values so far."""
+        return self._values.tensor
+
+    def append(
+        self,
+        new_keys: Float[Tensor, "batch new_pos head d_head"],
+        new_values: Float[Tensor, "batch new_pos head d_head"],
+    ) -> tuple[Tensor, Tensor]:
+        """Past and new keys and values together; kept, unless the entry is frozen.
+
+        Raises:
+            InvalidInputError: if the batch differs from that of the past.
+        """
+        past, new = self.past_keys, new_keys
+        if past.shape[0] != new.shape[0] or past.shape[2:] != new.shape[2:]:
+            raise InvalidInputError(
+                f"the cache holds keys [batch, pos, head, d_head] = {list(past.shape)}; the new ones are "
+                f"{list(new.shape)}. Batch and heads must agree: pass the batch size to init_cache."
+            )
+        if self.frozen:
+            return torch.cat([past, new], dim=1), torch.cat([self.past_values, new_values], dim=1)
+        return self._keys.extend(new), self._values.extend(new_values)
+
+    def cut(self, length: int) -> None:
+        """Forget what came after the first `length` positions."""
+        self._keys.cut(length)
+        self._values.cut(length)
+
+
+class HookedTransformerKeyValueCache:
+    """The entries of all layers, and which of the tokens so far were padding.
+
+    Args:
+        entries: One per layer.
+        previous_attention_mask: `[batch, pos]`, 1 for real tokens.
+        frozen: Nothing is added any more: many texts can be run after one prefix.
+
+    Example:
+        >>> import torch
+        >>> from headscope import HookedTransformer
+        >>> model = HookedTransformer.from_pretrained("headscope-demo")
+        >>> tokens = model.to_tokens("When Mary and John went to the store")
+        >>> past = HookedTransformerKeyValueCache.init_cache(model.cfg, model.cfg.device)
+        >>> _ = model(tokens[:, :5], past_kv_cache=past)
+        >>> at_once, in_two = model(tokens)[:, 5:], model(tokens[:, 5:], past_kv_cache=past)
+        >>> bool(torch.allclose(at_once, in_two, atol=1e-4))
+        True
+    """
+
+    def __init__(
+        self,
+        entries: list[HookedTransformerKeyValueCacheEntry],
+        previous_attention_mask: Int[Tensor, "batch pos"] | Bool[Tensor, "batch pos"],
+        frozen: bool = False,
+    ) -> None:
+        self.entries = entries
+        self.previous_attention_mask = previous_attention_mask
+        self.frozen = frozen
+
+    @classmethod
+    def init_cache(
+        cls, cfg: HookedTransformerConfig, device: torch.device | str | None = None, batch_size: int = 1
+    ) -> Self:
+        """An empty cache for a model."""
+        device = cfg.device if device is None else device
+        entry = HookedTransformerKeyValueCacheEntry.init_cache_entry
+        return cls(
+            [entry(cfg, device, batch_size) for _ in range(cfg.n_layers)],
+            torch.ones(batch_size, 0, dtype=torch.bool, device=device),
+        )
+
+    @property
+    def n_past(self) -> int:
+        """How many positions it holds."""
+        return self.previous_attention_mask.shape[1]
+
+    def freeze(self) -> None:
+        """Add nothing from now on."""
+        self._set_frozen(True)
+
+    def unfreeze(self) -> None:
+        """Add what is run from now on."""
+        self._set_frozen(False)
+
+    @contextmanager
+    def all_or_nothing(self) -> Iterator[None]:
+        """What an error interrupts within this block leaves the cache as it was."""
+        length, done = self.n_past, False
+        try:
+            yield
+            done = True
+        finally:
+            if not done:
+                self.previous_attention_mask = self.previous_attention_mask[:, :length]
+                for entry in self.entries:
+                    entry.cut(length)
+
+    def append_attention_mask(self, attention_mask: Tensor) -> Tensor:
+        """The mask of past and new tokens together; kept, unless the cache is frozen."""
+        mask = torch.cat([self.previous_attention_mask.bool(), attention_mask.bool()], dim=-1)
+        if not self.frozen:
+            self.previous_attention_mask = mask
+        return mask
+
+    def __getitem__(self, layer: int) -> HookedTransformerKeyValueCacheEntry:
+        return self.entries[layer]
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __repr__(self) -> str:
+        return f"HookedTransformerKeyValueCache({len(self)} layers, {self.n_past} positions, frozen={self.frozen})"
+
+    def _set_frozen(self, frozen: bool) -> None:
+        self.frozen = frozen
+        for entry in self.entries:
+            entry.frozen = frozen

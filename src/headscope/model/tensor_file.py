@@ -1,0 +1,75 @@
+"""Tensors in safetensors files: read from memory maps, written whole or not at all."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from headscope.errors import CheckpointError
+
+__all__ = ["TensorFiles", "read_metadata", "write_tensors"]
+
+
+class TensorFiles(Mapping[str, Tensor]):
+    """The tensors of one or several safetensors files, mapped into memory and read when asked for.
+
+    Each tensor has a mapping of its own, so that its pages are let go with it.
+
+    Raises:
+        CheckpointError: for a file that cannot be read as safetensors.
+    """
+
+    def __init__(self, paths: list[Path]) -> None:
+        self._files: dict[str, Path] = {}
+        for path in paths:
+            try:
+                with safe_open(path, framework="pt") as file:
+                    self._files.update(dict.fromkeys(file.keys(), path))
+            except (SafetensorError, OSError) as error:
+                raise CheckpointError(f"{path} is not a readable safetensors file: {error}.") from None
+
+    def __getitem__(self, name: str) -> Tensor:
+        with safe_open(self._files[name], framework="pt") as file:
+            return file.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The strings in the header of a safetensors file.
+
+    Raises:
+        CheckpointError: for a file that cannot be read as safetensors.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is not a readable safetensors file: {error}.") from None
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write one safetensors file, atomically: an old file stands until the new one is whole.
+
+    Tensors that share memory, or are views with gaps, are written each in full.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    seen: set[int] = set()
+    own = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().contiguous()
+        place = tensor.untyped_storage().data_ptr()
+        own[name] = tensor.clone() if place in seen else tensor
+        seen.add(place)
+    try:
+        save_file(own, partial, metadata=metadata)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
