@@ -37,6 +37,37 @@ def test_it_reads_the_softmax_after_the_true_tokens(model: HookedTransformer, an
     assert (found.rank, found.logit) == (found.answer[0].rank, found.answer[0].logit)
 
 
+@pytest.mark.parametrize("answers", [["Mary", "John said"], [" John", "Mary", "the", "Mary"]])
+def test_several_answers_are_compared_by_their_first_tokens(model: HookedTransformer, answers: list[str]) -> None:
+    tokenizer = small_tokenizer()
+    prompt_ids = [0, *tokenizer.encode(PROMPT, add_special_tokens=False)]
+    logits = model(torch.tensor([prompt_ids]))[0, -1].detach()
+    probs = logits.softmax(-1)
+    found = run_prompt(PROMPT, answers, model, print_details=False, top_k=4)
+    ids = [tokenizer.encode(f" {answer.strip()}", add_special_tokens=False)[0] for answer in answers]
+    assert found.alternatives and [token.token_id for token in found.answer] == ids
+    for token, token_id in zip(found.answer, ids, strict=True):
+        assert token.logit == pytest.approx(float(logits[token_id]), abs=1e-4)
+        assert token.prob == pytest.approx(float(probs[token_id]), rel=1e-4)
+        assert token.rank == int((probs > probs[token_id]).sum())
+        assert [c.token_id for c in token.top] == logits.topk(4).indices.tolist()
+    assert found.prob == pytest.approx(sum(float(probs[i]) for i in set(ids)), rel=1e-4)
+    assert found.rank == found.answer[0].rank
+    lines = str(found).splitlines()
+    assert sum(line.startswith("First token of an answer: ") for line in lines) == len(answers)
+    assert len([line for line in lines if line.startswith("   ")]) == 4
+
+
+def test_the_answers_among_the_likeliest_are_marked(model: HookedTransformer) -> None:
+    found = run_prompt(PROMPT, ["Mary", "John"], model, print_details=False, top_k=model.cfg.d_vocab)
+    marked = [line for line in str(found).splitlines() if line.endswith("<- an answer")]
+    assert len(marked) == 2 and "' Mary'" in "".join(marked) and "' John'" in "".join(marked)
+
+
+def test_a_list_of_one_answer_is_that_answer(model: HookedTransformer) -> None:
+    assert run_prompt(PROMPT, ["Mary said"], model) == run_prompt(PROMPT, "Mary said", model)
+
+
 @pytest.mark.parametrize(
     ("answer", "prepend", "token"), [("Mary", True, " Mary"), (" Mary", True, " Mary"), ("Mary", False, "Ma")]
 )
@@ -60,6 +91,8 @@ def test_it_prints_what_it_returns(model: HookedTransformer, capsys: pytest.Capt
     ("arguments", "options", "error", "message"),
     [
         ((PROMPT, ""), {}, InvalidInputError, "the answer is empty"),
+        ((PROMPT, []), {}, InvalidInputError, "the answer is empty"),
+        ((PROMPT, ["Mary", ""]), {}, InvalidInputError, "the answer is empty"),
         (("", "Mary"), {"prepend_bos": False}, InvalidInputError, "has no tokens"),
         (("Mary " * 200, "John"), {}, InvalidInputError, "context is n_ctx = 48"),
         ((PROMPT, "Mary"), {"top_k": -1}, InvalidInputError, "top_k must be between 0"),
@@ -68,7 +101,7 @@ def test_it_prints_what_it_returns(model: HookedTransformer, capsys: pytest.Capt
 )
 def test_bad_input_is_told(
     model: HookedTransformer,
-    arguments: tuple[str, str],
+    arguments: tuple[str, str | list[str]],
     options: dict[str, object],
     error: type[HeadscopeError],
     message: str,

@@ -4,6 +4,7 @@ import itertools
 import json
 import logging
 import random
+import sys
 import types
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets_stand_in import StandInDataset, StandInStream, datasets_module
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from headscope.data import packing, read_texts, tokenize_and_concatenate
-from headscope.errors import InvalidInputError
+from headscope.errors import InvalidInputError, UnknownNameError
 
 SENTENCES = [
     "When Mary and John went to the store, John gave a book to Mary.",
@@ -216,7 +218,7 @@ def test_only_as_much_is_read_as_a_batch_and_the_shuffle_buffer_need(seed: int |
         (["abc"], {"max_length": 0, "add_bos_token": False}, "max_length is 0; it must be at least 1"),
         (["abc"], {"max_length": 8, "batch_size": 0}, "batch_size is 0"),
         (["abc"], {"max_length": 8, "shuffle_buffer": 0}, "shuffle_buffer is 0"),
-        ("abc", {"max_length": 8}, "texts is one string"),
+        ("abc", {"max_length": 8}, "the documents are one string"),
     ],
 )
 def test_bad_options_are_refused_at_the_call(texts: list[str] | str, options: dict[str, int], message: str) -> None:
@@ -255,3 +257,69 @@ def test_documents_can_come_from_a_file(tmp_path: Path, tokenizer: PreTrainedTok
     from_list = list(tokenize_and_concatenate(SENTENCES, tokenizer, max_length=6))
     assert len(from_file) == len(from_list)
     assert all(torch.equal(a, b) for a, b in zip(from_file, from_list, strict=True))
+
+
+# Hugging Face datasets: the package is optional, so a stand-in with its face takes its place here
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", datasets_module())
+
+
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize("kind", [StandInDataset, StandInStream])
+@pytest.mark.parametrize("add_bos_token", [True, False])
+def test_a_dataset_gives_a_dataset(
+    tokenizer: PreTrainedTokenizerFast, kind: type[StandInDataset], add_bos_token: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "_DOCUMENTS", 4)
+    texts = [SENTENCES[i % 3] * (i % 4) for i in range(11)]  # some are empty
+    dataset = kind({"text": texts, "id": list(range(11))})
+    for some in (tokenizer, Letters()):
+        found = tokenize_and_concatenate(dataset, some, max_length=9, add_bos_token=add_bos_token)
+        assert isinstance(found, kind) and list(found.columns) == ["tokens"] and found.format == "torch"
+        wanted = []
+        for start in range(0, 11, 4):
+            batches = tokenize_and_concatenate(
+                texts[start : start + 4], some, max_length=9, add_bos_token=add_bos_token
+            )
+            wanted += [row for batch in batches for row in batch.tolist()]
+        rows = found.columns["tokens"]
+        assert [row.tolist() for row in rows] == wanted
+        assert all(row.dtype == np.int64 for row in rows)
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_the_fields_call(tokenizer: PreTrainedTokenizerFast) -> None:
+    dataset = StandInDataset({"story": SENTENCES})
+    by_position = tokenize_and_concatenate(dataset, tokenizer, False, 9, "story", True, 4, False)
+    by_name = tokenize_and_concatenate(
+        dataset, tokenizer, streaming=True, max_length=9, column_name="story", add_bos_token=True, num_proc=4
+    )
+    assert isinstance(by_position, StandInDataset) and isinstance(by_name, StandInDataset)
+    assert (by_position.format, by_name.format) == (None, "torch")
+    rows = [[row.tolist() for row in found.columns["tokens"]] for found in (by_position, by_name)]
+    (batch,) = tokenize_and_concatenate(SENTENCES, tokenizer, max_length=9, batch_size=100)
+    assert rows == [batch.tolist()] * 2
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_dataset_that_cannot_be_packed_is_told(tokenizer: PreTrainedTokenizerFast) -> None:
+    dataset = StandInDataset({"text": ["ab", "c"], "id": [0, 1]})
+    with pytest.raises(UnknownNameError, match="Unknown column 'txt'. Did you mean 'text'"):
+        tokenize_and_concatenate(dataset, tokenizer, column_name="txt")
+    with pytest.raises(InvalidInputError, match="do not fill one row of 1024 tokens.*smaller max_length"):
+        tokenize_and_concatenate(dataset, tokenizer)
+    with pytest.raises(InvalidInputError, match="item 0: expected text .* int 0"):
+        tokenize_and_concatenate(dataset, tokenizer, column_name="id")
+
+
+def test_a_real_dataset(tokenizer: PreTrainedTokenizerFast) -> None:
+    datasets = pytest.importorskip("datasets")
+    dataset = datasets.Dataset.from_dict({"text": SENTENCES * 5, "id": list(range(15))})
+    (wanted,) = tokenize_and_concatenate(SENTENCES * 5, tokenizer, max_length=9, batch_size=1000)
+    for some in (dataset, dataset.to_iterable_dataset()):
+        found = tokenize_and_concatenate(some, tokenizer, max_length=9)
+        assert isinstance(found, type(some))
+        assert torch.equal(torch.stack([row["tokens"] for row in found]), wanted)

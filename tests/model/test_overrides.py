@@ -55,7 +55,7 @@ def test_defaults_come_back_after_an_error() -> None:
     before = model.cfg.default_prepend_bos, model.default_padding_side
     override = LocallyOverridenDefaults(model, prepend_bos=not before[0], padding_side="left")
     for _ in range(2):
-        with pytest.raises(ZeroDivisionError), override:
+        with pytest.raises(ZeroDivisionError), override, override:
             assert model.cfg.default_prepend_bos is not before[0]
             raise ZeroDivisionError
         assert (model.cfg.default_prepend_bos, model.default_padding_side) == before

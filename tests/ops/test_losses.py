@@ -1,12 +1,15 @@
 """Next-token loss and accuracy, one pair of positions at a time."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headscope.errors import InvalidInputError
+from headscope.ops import losses
 from headscope.ops.losses import lm_accuracy, lm_cross_entropy_loss
 
 
@@ -40,9 +43,15 @@ def test_the_loss(batch: int, length: int, d_vocab: int, seed: int, as_bool: boo
         torch.testing.assert_close(
             per_token, torch.tensor([[loss or 0.0 for loss in row] for row in expected]).double()
         )
-    correct = lm_accuracy(logits, tokens, per_token=True)
-    assert torch.equal(correct, logits[:, :-1].argmax(-1) == tokens[:, 1:])
-    assert float(lm_accuracy(logits, tokens)) == pytest.approx(float(correct.double().mean()))
+        right = [
+            [loss is not None and max(range(d_vocab), key=logits[i, j].tolist().__getitem__) == tokens[i, j + 1]
+             for j, loss in enumerate(row)]
+            for i, row in enumerate(expected)
+        ]  # fmt: skip
+        correct = lm_accuracy(logits, tokens, per_token=True, attention_mask=given_mask)
+        assert correct.dtype == torch.bool and correct.tolist() == right
+        accuracy = float(lm_accuracy(logits, tokens, attention_mask=given_mask))
+        assert accuracy == pytest.approx(sum(map(sum, right)) / len(counted))
 
 
 def test_padding_with_wild_logits_adds_nothing() -> None:
@@ -53,3 +62,42 @@ def test_padding_with_wild_logits_adds_nothing() -> None:
     assert bool(loss.isfinite().all())
     whole = lm_cross_entropy_loss(logits, torch.zeros(1, 4).long(), mask, per_token=True)
     assert whole[0, 2] == 0 and float(whole[0, 0]) == pytest.approx(math.log(3))
+
+
+@pytest.mark.parametrize("tile", [1, 20, 2**26])
+@pytest.mark.parametrize("lead", [(), (3,), (2, 3)])
+def test_rows_some_at_a_time_are_all_of_them(tile: int, lead: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "_CPU_TILE", tile)
+    logits = torch.randn(*lead, 5, 7, dtype=torch.float64)
+    tokens = torch.randint(0, 7, (*lead, 5), dtype=torch.int32)
+    wanted = -logits.log_softmax(-1)[..., :-1, :].gather(-1, tokens[..., 1:, None].long())[..., 0]
+    torch.testing.assert_close(lm_cross_entropy_loss(logits, tokens, per_token=True), wanted)
+    torch.testing.assert_close(lm_cross_entropy_loss(logits, tokens), wanted.mean())
+    scattered = logits.transpose(-1, -2).contiguous().transpose(-1, -2)
+    torch.testing.assert_close(lm_cross_entropy_loss(scattered, tokens, per_token=True), wanted)
+
+
+def test_gradients() -> None:
+    tokens, mask = torch.tensor([[1, 2, 0, 3]]), torch.tensor([[1, 1, 1, 0]])
+    logits = torch.randn(1, 4, 5, dtype=torch.float64, requires_grad=True)
+    for given_mask in (None, mask):
+        assert torch.autograd.gradcheck(lambda x, m=given_mask: lm_cross_entropy_loss(x, tokens, m), logits)
+    (gradient,) = torch.autograd.grad(lm_cross_entropy_loss(logits, tokens, mask), logits)
+    assert bool((gradient[:, 2:] == 0).all()) and bool((gradient[:, :2] != 0).all())
+
+
+def test_no_pair_counts() -> None:
+    logits, tokens = torch.zeros(1, 2, 3), torch.zeros(1, 2).long()
+    mask = torch.tensor([[1, 0]])
+    assert bool(lm_cross_entropy_loss(logits, tokens, mask).isnan())
+    assert bool(lm_accuracy(logits, tokens, attention_mask=mask).isnan())
+    assert lm_cross_entropy_loss(logits[:, :1], tokens[:, :1], per_token=True).shape == (1, 0)
+
+
+@pytest.mark.parametrize("shapes", [((2, 3), (2, 4), (2, 4)), ((2, 4), (2, 4), (2, 3)), ((4,), (2, 4), None)])
+def test_shapes_that_do_not_fit_are_told(shapes: tuple[Any, ...]) -> None:
+    tokens_shape, logits_shape, mask_shape = shapes
+    mask = None if mask_shape is None else torch.ones(mask_shape).long()
+    for function in (lm_cross_entropy_loss, lm_accuracy):
+        with pytest.raises((InvalidInputError, TypeError), match="logits must be|Type-check error"):
+            function(torch.zeros(*logits_shape, 5), torch.zeros(tokens_shape).long(), attention_mask=mask)

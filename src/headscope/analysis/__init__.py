@@ -8,6 +8,7 @@ from headscope.analysis.loss import NextTokens, next_token_loss, predict_next_to
 from headscope.analysis.positions import Position, TokenMean, token_means, top_positions
 from headscope.analysis.prompt import PromptTest, test_prompt
 from headscope.analysis.result import HeadScore, Ranking, RunInfo
+from headscope.analysis.svd import SVDInterpreter
 
 __all__ = [
     "EntropyAccumulator",
@@ -20,6 +21,7 @@ __all__ = [
     "PromptTest",
     "Ranking",
     "RunInfo",
+    "SVDInterpreter",
     "TokenMean",
     "NextTokens",
     "head_scores",

@@ -4,6 +4,7 @@
 `documents`, `ioi_prompts` and `repeated_random_tokens` make data of their own.
 """
 
+from headscope.data.hub import download_file_from_hf, get_dataset, keep_single_column
 from headscope.data.packing import tokenize_and_concatenate
 from headscope.data.protocols import Tokenizer
 from headscope.data.random_tokens import repeated_random_tokens
@@ -14,8 +15,11 @@ __all__ = [
     "IOIPrompt",
     "Tokenizer",
     "documents",
+    "download_file_from_hf",
+    "get_dataset",
     "hf_dataset_texts",
     "ioi_prompts",
+    "keep_single_column",
     "read_texts",
     "repeated_random_tokens",
     "tokenize_and_concatenate",

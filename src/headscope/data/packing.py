@@ -6,57 +6,112 @@ was asked for.
 
 import logging
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
-from itertools import groupby
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby, islice
+from typing import Any, overload
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from headscope.data.hub import HFDataset, keep_single_column
 from headscope.data.protocols import Tokenizer
 from headscope.data.text import checked_strings
 from headscope.errors import InvalidInputError
 
 __all__ = ["tokenize_and_concatenate"]
 
+_DOCUMENTS = 1000  # of a dataset, packed together
 
+
+@overload
 def tokenize_and_concatenate(
-    texts: Iterable[str],
+    dataset: HFDataset,
     tokenizer: Tokenizer,
-    *,
-    max_length: int,
-    batch_size: int = 8,
+    streaming: bool = False,
+    max_length: int = 1024,
+    column_name: str = "text",
     add_bos_token: bool = True,
+    num_proc: int = 10,
+    set_format: bool = True,
+    *,
+    separator_id: int | None = None,
+) -> HFDataset: ...
+
+
+@overload
+def tokenize_and_concatenate(
+    dataset: Iterable[str],
+    tokenizer: Tokenizer,
+    streaming: bool = False,
+    max_length: int = 1024,
+    column_name: str = "text",
+    add_bos_token: bool = True,
+    num_proc: int = 10,
+    set_format: bool = True,
+    *,
+    batch_size: int = 8,
     separator_id: int | None = None,
     keep_last: bool = False,
     shuffle_seed: int | None = None,
     shuffle_buffer: int = 1024,
-) -> Iterator[Int[Tensor, "batch pos"]]:
-    """Pack documents into batches of rows of `max_length` tokens, with nothing wasted on padding.
+) -> Iterator[Int[Tensor, "batch pos"]]: ...
+
+
+def tokenize_and_concatenate(
+    dataset: HFDataset | Iterable[str],
+    tokenizer: Tokenizer,
+    streaming: bool = False,
+    max_length: int = 1024,
+    column_name: str = "text",
+    add_bos_token: bool = True,
+    num_proc: int = 10,
+    set_format: bool = True,
+    *,
+    batch_size: int = 8,
+    separator_id: int | None = None,
+    keep_last: bool = False,
+    shuffle_seed: int | None = None,
+    shuffle_buffer: int = 1024,
+) -> HFDataset | Iterator[Int[Tensor, "batch pos"]]:
+    """Pack documents into rows of `max_length` tokens, with nothing wasted on padding.
 
     Documents are tokenized whole, so no token is cut in half, and laid end to end with one separator between
     two of them; the stream is then cut into rows. A document may run over several rows, and a row may hold
     several documents. Documents without a token are left out.
 
+    A Hugging Face dataset gives a dataset of rows, and any other iterable of strings an iterator over batches.
+
     Args:
-        texts: The documents, e.g. from `read_texts`; a single string is refused.
+        dataset: The documents: strings, e.g. from `read_texts`, or a `datasets.Dataset` or
+            `datasets.IterableDataset`. A single string is refused.
         tokenizer: Any Hugging Face tokenizer, or what else has its `encode`, `bos_token_id`, `eos_token_id`.
+        streaming: Not needed: a streamed dataset is seen to be one. Kept so that calls stay as they are.
         max_length: Tokens per row, the BOS token included.
-        batch_size: Rows per batch; the last batch may have fewer.
+        column_name: For a dataset: the column that holds the text.
         add_bos_token: Begin each row with the BOS token, which takes one of its `max_length` positions.
+        num_proc: Not needed: a fast tokenizer uses all processors. Kept so that calls stay as they are.
+        set_format: For a dataset: let its rows come as tensors, not lists.
+        batch_size: Rows per batch; the last batch may have fewer.
         separator_id: The token between documents; the tokenizer's EOS token if None.
         keep_last: Keep the tokens left over after the last full row, as a last batch with one shorter row.
         shuffle_seed: Shuffle the rows under a generator of their own with this seed; None keeps their order.
         shuffle_buffer: Rows held while shuffling: more of them mix better and take more memory.
 
     Returns:
-        An iterator over int64 batches on the CPU. The same texts and options give the same batches; no global
-        random state is read or written.
+        For strings, an iterator over int64 batches on the CPU; the same texts and options give the same batches, and
+        no global random state is read or written. For a dataset, one of the same kind with the one column `tokens`;
+        it is packed a thousand documents at a time, and of each thousand the last tokens that fill no row are left
+        out.
 
     Raises:
         InvalidInputError: An option out of range, a tokenizer without the special token that is needed, an
-            item that is not text, or (while iterating) texts too short for even one row.
+            item that is not text, or (for strings while iterating) texts too short for even one row.
+        UnknownNameError: If a dataset has no column `column_name`.
 
     Example:
         >>> class Letters:
@@ -76,28 +131,56 @@ def tokenize_and_concatenate(
     ):
         if value < least:
             raise InvalidInputError(f"{option} is {value}; it must be at least {least}.")
-    if isinstance(texts, str):
+    if isinstance(dataset, str):
         raise InvalidInputError(
-            "texts is one string; give a list of documents: [text], or read_texts(path) for a file."
+            "the documents are one string; give a list of them: [text], or read_texts(path) for a file."
         )
+    packing = _Packing(tokenizer, max_length, *_special_tokens(tokenizer, add_bos_token, separator_id))
+    if isinstance(dataset, HFDataset):
+        return _pack_dataset(dataset, packing, column_name, set_format=set_format)
+    rows = packing.rows(checked_strings(dataset), keep_last=keep_last)
+    if shuffle_seed is not None:
+        rows = _shuffled(rows, max_length, seed=shuffle_seed, buffer_size=shuffle_buffer)
+    return _batched(rows, batch_size)
+
+
+@dataclass(frozen=True)
+class _Packing:
+    """How documents become rows: `prefix` begins each row, `separator` stands between two documents."""
+
+    tokenizer: Tokenizer
+    row_length: int
+    prefix: list[int]
+    separator: int
+
+    def rows(
+        self, texts: Iterable[str], *, at_once: int = 1, keep_last: bool = False, may_be_empty: bool = False
+    ) -> Iterator[Int[Tensor, " pos"]]:
+        """Rows of these texts, of which `at_once` are tokenized together."""
+        return _packed_rows(
+            _encode(self.tokenizer, texts, at_once),
+            self.row_length,
+            prefix=self.prefix,
+            separator=self.separator,
+            keep_last=keep_last,
+            may_be_empty=may_be_empty,
+        )
+
+
+def _special_tokens(tokenizer: Tokenizer, add_bos_token: bool, separator_id: int | None) -> tuple[list[int], int]:
+    """What begins each row, and what stands between documents."""
     separator = tokenizer.eos_token_id if separator_id is None else separator_id
     if separator is None:
         raise InvalidInputError(
             "The tokenizer has no EOS token to set between documents; pass separator_id, any token's id."
         )
-    prefix: list[int] = []
-    if add_bos_token:
-        if tokenizer.bos_token_id is None:
-            raise InvalidInputError(
-                "The tokenizer has no BOS token to begin a row with; pass add_bos_token=False, or set its bos_token."
-            )
-        prefix = [tokenizer.bos_token_id]
-
-    documents = (_encode(tokenizer, text) for text in checked_strings(texts))
-    rows = _packed_rows(documents, max_length, prefix=prefix, separator=separator, keep_last=keep_last)
-    if shuffle_seed is not None:
-        rows = _shuffled(rows, max_length, seed=shuffle_seed, buffer_size=shuffle_buffer)
-    return _batched(rows, batch_size)
+    if not add_bos_token:
+        return [], separator
+    if tokenizer.bos_token_id is None:
+        raise InvalidInputError(
+            "The tokenizer has no BOS token to begin a row with; pass add_bos_token=False, or set its bos_token."
+        )
+    return [tokenizer.bos_token_id], separator
 
 
 @contextmanager
@@ -115,13 +198,29 @@ def _no_length_warning() -> Iterator[None]:
         logger.removeFilter(keep)
 
 
-def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
-    with _no_length_warning():
-        return tokenizer.encode(text, add_special_tokens=False)
+def _encode(tokenizer: Tokenizer, texts: Iterable[str], at_once: int) -> Iterator[list[int]]:
+    """The tokens of each text. Hugging Face tokenizers can be called with many, and then use all processors."""
+    remaining = iter(texts)
+    if at_once == 1 or not callable(tokenizer):
+        for text in remaining:
+            with _no_length_warning():
+                tokens = tokenizer.encode(text, add_special_tokens=False)
+            yield tokens
+        return
+    while some := list(islice(remaining, at_once)):
+        with _no_length_warning():
+            encoded = tokenizer(some, add_special_tokens=False, return_attention_mask=False)
+        yield from encoded["input_ids"]
 
 
 def _packed_rows(
-    documents: Iterable[Sequence[int]], row_length: int, *, prefix: list[int], separator: int, keep_last: bool
+    documents: Iterable[Sequence[int]],
+    row_length: int,
+    *,
+    prefix: list[int],
+    separator: int,
+    keep_last: bool,
+    may_be_empty: bool,
 ) -> Iterator[Int[Tensor, " pos"]]:
     """Lay tokenized documents end to end, cut the stream into rows, put `prefix` before each."""
     body_length = row_length - len(prefix)
@@ -144,12 +243,36 @@ def _packed_rows(
                 yield torch.cat([start, body])
     if keep_last and pending:
         yield torch.tensor(prefix + pending, dtype=torch.int64)
-    elif n_rows == 0:
+    elif n_rows == 0 and not may_be_empty:
         wanted = f"{body_length} tokens besides BOS" if prefix else f"{body_length} tokens"
         raise InvalidInputError(
             f"The texts hold {len(pending)} tokens in all, and one row takes {wanted}. "
             + ("Give more text, a smaller max_length, or keep_last=True." if pending else "Give some text.")
         )
+
+
+def _pack_dataset(dataset: HFDataset, packing: _Packing, column_name: str, *, set_format: bool) -> HFDataset:
+    import datasets
+
+    rows = keep_single_column(dataset, column_name).map(
+        partial(_pack_some, packing=packing, column_name=column_name),
+        batched=True,
+        batch_size=_DOCUMENTS,
+        remove_columns=[column_name],
+        features=datasets.Features({"tokens": datasets.Sequence(datasets.Value("int64"))}),
+    )
+    # A streamed dataset has no length.
+    if isinstance(rows, Sized) and len(rows) == 0:
+        raise InvalidInputError(
+            f"The dataset's texts do not fill one row of {packing.row_length} tokens. "
+            "Give more text, or a smaller max_length."
+        )
+    return rows.with_format("torch") if set_format else rows
+
+
+def _pack_some(texts: Mapping[str, list[Any]], *, packing: _Packing, column_name: str) -> dict[str, list[np.ndarray]]:
+    rows = packing.rows(checked_strings(texts[column_name]), at_once=_DOCUMENTS, may_be_empty=True)
+    return {"tokens": [row.numpy() for row in rows]}
 
 
 def _shuffled(

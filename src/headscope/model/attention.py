@@ -33,11 +33,13 @@ class Attention(nn.Module):
         self.cfg = cfg
         self.layer_id = layer_id
         heads, width, d_model = cfg.n_heads, cfg.d_head, cfg.d_model
+        # In this order: a seed draws the weights one after another.
         self.W_Q = empty_parameter(cfg, heads, d_model, width)
+        self._add_key_and_value_weights()
         self.W_O = empty_parameter(cfg, heads, width, d_model)
         self.b_Q = zero_parameter(cfg, heads, width)
+        self._add_key_and_value_biases()
         self.b_O = zero_parameter(cfg, d_model)
-        self._make_key_and_value_weights()
         self.hook_q = HookPoint()
         self.hook_k = HookPoint()
         self.hook_v = HookPoint()
@@ -47,12 +49,14 @@ class Attention(nn.Module):
         self.hook_result = HookPoint()
         self._mask: Tensor | None = None
 
-    def _make_key_and_value_weights(self) -> None:
-        heads, width, d_model = self.cfg.n_heads, self.cfg.d_head, self.cfg.d_model
-        self.W_K = empty_parameter(self.cfg, heads, d_model, width)
-        self.W_V = empty_parameter(self.cfg, heads, d_model, width)
-        self.b_K = zero_parameter(self.cfg, heads, width)
-        self.b_V = zero_parameter(self.cfg, heads, width)
+    def _add_key_and_value_weights(self) -> None:
+        shape = (self.cfg.n_heads, self.cfg.d_model, self.cfg.d_head)
+        self.W_K = empty_parameter(self.cfg, *shape)
+        self.W_V = empty_parameter(self.cfg, *shape)
+
+    def _add_key_and_value_biases(self) -> None:
+        self.b_K = zero_parameter(self.cfg, self.cfg.n_heads, self.cfg.d_head)
+        self.b_V = zero_parameter(self.cfg, self.cfg.n_heads, self.cfg.d_head)
 
     def _key_and_value_weights(self, n_heads: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """`W_K, b_K, W_V, b_V` for this many heads: all, or one of each group that shares them."""
@@ -176,13 +180,16 @@ class GroupedQueryAttention(Attention):
     `cfg.ungroup_grouped_query_attention` is set.
     """
 
-    def _make_key_and_value_weights(self) -> None:
-        groups, width, d_model = self.cfg.n_key_value_heads, self.cfg.d_head, self.cfg.d_model
-        assert groups is not None
-        self._W_K = empty_parameter(self.cfg, groups, d_model, width)
-        self._W_V = empty_parameter(self.cfg, groups, d_model, width)
-        self._b_K = zero_parameter(self.cfg, groups, width)
-        self._b_V = zero_parameter(self.cfg, groups, width)
+    def _add_key_and_value_weights(self) -> None:
+        assert self.cfg.n_key_value_heads is not None
+        shape = (self.cfg.n_key_value_heads, self.cfg.d_model, self.cfg.d_head)
+        self._W_K = empty_parameter(self.cfg, *shape)
+        self._W_V = empty_parameter(self.cfg, *shape)
+
+    def _add_key_and_value_biases(self) -> None:
+        assert self.cfg.n_key_value_heads is not None
+        self._b_K = zero_parameter(self.cfg, self.cfg.n_key_value_heads, self.cfg.d_head)
+        self._b_V = zero_parameter(self.cfg, self.cfg.n_key_value_heads, self.cfg.d_head)
 
     def _key_and_value_weights(self, n_heads: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         if n_heads == self._W_K.shape[0]:

@@ -40,12 +40,14 @@ _WANTED_BIN = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
-def find_checkpoint(name: str) -> Path:
+def find_checkpoint(name: str, *, revision: str | None = None, weights: bool = True) -> Path:
     """The local directory that holds a model's files, downloaded first if need be.
 
     Args:
         name: `"headscope-demo"`, a short name (`"gpt2"`, `"gpt2-medium"`, ...), a hub id (`"owner/model"`), or the
             path of a directory with `config.json` and weights.
+        revision: Branch, tag or commit on the hub; default: its main branch.
+        weights: `False` fetches the config and the tokenizer alone.
 
     Raises:
         UnknownNameError: for a name that is none of these, with the nearest that are.
@@ -61,7 +63,7 @@ def find_checkpoint(name: str) -> Path:
     if name and path.is_dir():
         return path
     if name in _HUB_IDS:
-        return _from_hub(_HUB_IDS[name])
+        return _from_hub(_HUB_IDS[name], revision, weights)
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
         if path.exists() or "/" in name:
             what = "is a file" if path.exists() else "does not exist"
@@ -69,10 +71,10 @@ def find_checkpoint(name: str) -> Path:
                 f"{name!r} {what}. A local model is a directory with config.json and *.safetensors in it."
             )
         raise unknown_name("model", name, [DEMO, *_HUB_IDS], hint="A hub id has the form 'owner/model'.")
-    return _from_hub(name)
+    return _from_hub(name, revision, weights)
 
 
-def _from_hub(repo: str) -> Path:
+def _from_hub(repo: str, revision: str | None, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -84,22 +86,31 @@ def _from_hub(repo: str) -> Path:
     )
 
     def fetch(wanted: list[str], offline: bool) -> Path:
-        return Path(snapshot_download(repo, allow_patterns=wanted, ignore_patterns=["*/*"], local_files_only=offline))
+        where = snapshot_download(
+            repo, revision=revision, allow_patterns=wanted, ignore_patterns=["*/*"], local_files_only=offline
+        )
+        return Path(where)
 
+    def is_enough(directory: Path) -> bool:
+        return _is_whole(directory) if weights else _has_tokenizer(directory)
+
+    wanted = [pattern for pattern in _WANTED if weights or "safetensors" not in pattern]
     cached: Path | None = None
     found: Path | None
     try:
-        cached = fetch(_WANTED, offline=True)
+        cached = fetch(wanted, offline=True)
     except LocalEntryNotFoundError:
         pass
     except HFValidationError as error:
         raise CheckpointError(f"{repo!r} cannot be a Hugging Face hub id: {error}") from None
-    if cached is not None and _is_whole(cached) and any((cached / name).is_file() for name in TOKENIZER_FILES):
+    if cached is not None and is_enough(cached) and _has_tokenizer(cached):
         return cached
     try:
-        found = fetch(_WANTED, offline=False)
-        found = found if has_weights(found) else fetch(_WANTED + _WANTED_BIN, offline=False)
-        why = "the hub has no complete set of config.json and *.safetensors or pytorch_model*.bin for it"
+        found = fetch(wanted, offline=False)
+        if weights and not has_weights(found):
+            found = fetch(wanted + _WANTED_BIN, offline=False)
+        what = "config.json and *.safetensors or pytorch_model*.bin" if weights else "tokenizer files"
+        why = f"the hub has no complete set of {what} for it"
     except GatedRepoError:
         raise CheckpointError(
             f"model {repo!r} is gated: accept its terms on its hub page, then log in with `hf auth login`."
@@ -111,12 +122,16 @@ def _from_hub(repo: str) -> Path:
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
         found = cached
         why = f"the hub cannot be reached ({type(error).__name__})"
-    if found is not None and _is_whole(found):
+    if found is not None and is_enough(found):
         return found
     raise CheckpointError(
         f"model {repo!r} is not in the local cache, or not all of it, and {why}. Try again with a network, give a "
         f"local checkpoint directory, or use {DEMO!r}, which needs none."
     )
+
+
+def _has_tokenizer(directory: Path) -> bool:
+    return any((directory / name).is_file() for name in TOKENIZER_FILES)
 
 
 def has_weights(directory: Path) -> bool:

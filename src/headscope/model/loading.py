@@ -6,6 +6,7 @@ a second copy of the weights. No Hugging Face model is built, and no code from a
 """
 
 import json
+import logging
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from headscope.errors import CheckpointError, HeadscopeError, InvalidInputError, NotFiniteError
+from headscope.errors import CheckpointError, HeadscopeError, InvalidInputError, NotFiniteError, UnknownNameError
 from headscope.model.components import make_norm
 from headscope.model.config import HookedTransformerConfig, parse_dtype
 from headscope.model.families import family_of
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from headscope.model.transformer import HookedTransformer
 
 __all__ = ["fill", "load_pretrained", "load_tokenizer", "read_tensors"]
+
+logger = logging.getLogger("headscope")
 
 Model = TypeVar("Model", bound="HookedTransformer")
 
@@ -48,6 +51,11 @@ def load_pretrained(
     default_padding_side: PaddingSide = "right",
     default_prepend_bos: bool = True,
     first_n_layers: int | None = None,
+    move_to_device: bool = True,
+    n_devices: int = 1,
+    checkpoint_index: int | None = None,
+    checkpoint_value: int | None = None,
+    revision: str | None = None,
 ) -> Model:
     """Make a model of class `cls` from a checkpoint.
 
@@ -59,23 +67,36 @@ def load_pretrained(
         center_unembed: Centre the unembedding over tokens.
         fold_value_biases: Move value biases into the output bias.
         refactor_factored_attn_matrices: Factor QK and OV by SVD.
-        hf_model: Take config and weights from this `transformers` model instead of files.
+        hf_model: Take config and weights from this `transformers` model instead of files; of `model_name`, only the
+            tokenizer is then looked for.
         tokenizer: Use this tokenizer instead of the checkpoint's.
         device: Where to put the model.
         dtype: Floating-point type to convert the weights to.
         default_padding_side: `"left"` or `"right"`.
         default_prepend_bos: Whether text gets a BOS token by default.
         first_n_layers: Keep only the first layers.
+        move_to_device: `False` leaves the model on the CPU.
+        n_devices: Only 1 so far.
+        checkpoint_index: Which of the checkpoints kept during training, for families that have them (none so far).
+        checkpoint_value: The same, by training step.
+        revision: Branch, tag or commit on the hub.
 
     Raises:
         UnknownNameError: for an unknown model name.
+        InvalidInputError: for a checkpoint of training where there are none, or more devices than supported.
         CheckpointError: for a checkpoint that is missing, incomplete, corrupt or not supported.
         NotFiniteError: for weights that are NaN or infinite.
     """
     if model_name is None and hf_model is None:
         raise InvalidInputError("give a model name, or a transformers model as hf_model.")
+    if checkpoint_index is not None or checkpoint_value is not None:
+        raise InvalidInputError(
+            f"no checkpoints kept during training are known for {str(model_name)!r}. Give the hub's revision instead."
+        )
+    if n_devices != 1:
+        raise InvalidInputError(f"n_devices can only be 1 so far; got {n_devices}.")
     model_name = None if model_name is None else str(model_name)
-    directory = None if hf_model is not None else find_checkpoint(str(model_name))
+    directory = None if hf_model is not None else find_checkpoint(str(model_name), revision=revision)
     hf_config = read_config(directory) if directory is not None else hf_model.config.to_dict()
     fields = config_fields(hf_config, str(directory or "hf_model"))
     if first_n_layers is not None and not 1 <= first_n_layers <= fields["n_layers"]:
@@ -101,12 +122,12 @@ def load_pretrained(
         fold_value_biases=fold_value_biases,
         refactor_factored_attn_matrices=refactor_factored_attn_matrices,
     )
-    if tokenizer is None and directory is not None:
-        tokenizer = load_tokenizer(directory)
+    if tokenizer is None:
+        tokenizer = _tokenizer_of(model_name, directory, revision)
         cfg.tokenizer_name = model_name if tokenizer is not None else None
     model = cls(cfg, tokenizer, move_to_device=False, default_padding_side=default_padding_side)
     fill(model, checkpoint, processing, in_place=True)
-    return model.to(cfg.device)
+    return model.to(cfg.device) if move_to_device else model
 
 
 def fill(
@@ -274,6 +295,17 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise CheckpointError(f"{path} must hold a dictionary of tensors by name, and does not.")
     return tensors
+
+
+def _tokenizer_of(model_name: str | None, directory: Path | None, revision: str | None) -> Any:
+    """The tokenizer beside a checkpoint; for weights from elsewhere, that of the model of this name, if at hand."""
+    if directory is not None or model_name is None:
+        return None if directory is None else load_tokenizer(directory)
+    try:
+        return load_tokenizer(find_checkpoint(model_name, revision=revision, weights=False))
+    except (CheckpointError, UnknownNameError) as error:
+        logger.warning("the model has no tokenizer: none was found for %r. %s", model_name, error)
+        return None
 
 
 def load_tokenizer(directory: Path) -> Any:

@@ -25,6 +25,7 @@ from headscope.model.initialize import initialize_weights
 from headscope.model.inputs import checked_mask, checked_residual, checked_tokens, is_text, layer_range, with_past
 from headscope.model.key_value_cache import HookedTransformerKeyValueCache
 from headscope.model.processing import WeightProcessing
+from headscope.model.samples import TrainingText
 from headscope.model.tokens import PaddingSide, Tokenization
 from headscope.model.weights import StackedWeights
 from headscope.ops.losses import lm_cross_entropy_loss
@@ -49,7 +50,7 @@ class Output(NamedTuple):
     loss: Tensor
 
 
-class HookedTransformer(Tokenization, Generation, StackedWeights, HookedRootModule):
+class HookedTransformer(Tokenization, TrainingText, Generation, StackedWeights, HookedRootModule):
     """A decoder-only transformer with a hook point on every activation.
 
     Args:
@@ -246,9 +247,10 @@ class HookedTransformer(Tokenization, Generation, StackedWeights, HookedRootModu
         """
         if return_type not in ("logits", "loss", "both", None):
             raise InvalidInputError(f"return_type must be 'logits', 'loss', 'both' or None; got {return_type!r}.")
+        beside: Tensor
+        mask: Tensor | None
         if start_at_layer is None:
-            beside: Tensor = self._as_tokens(input, prepend_bos, padding_side)
-            tokens = beside
+            tokens = beside = self._as_tokens(input, prepend_bos, padding_side)
         else:
             beside = residual = checked_residual(input, self.cfg.d_model)
             tokens = None if tokens is None else self._as_tokens(tokens, prepend_bos, padding_side)
