@@ -23,6 +23,8 @@ SIGNATURES = {
     "gelu_new": "input",
     "gelu_pytorch_tanh": "input",
     "get_act_name": "name layer layer_type",
+    "get_attention_mask": "tokenizer tokens prepend_bos",
+    "get_tokens_with_bos_removed": "tokenizer tokens",
     "get_corner": "tensor n",
     "get_cumsum_along_dim": "tensor dim reverse",
     "get_dataset": "dataset_name",
@@ -83,7 +85,7 @@ def test_arguments(name: str) -> None:
 
 
 def test_the_face_is_complete_and_sorted() -> None:
-    assert set(utils.__all__) == {*SIGNATURES, "SliceInput", "rprint"}
+    assert set(utils.__all__) == {*SIGNATURES, "SliceInput", "USE_DEFAULT_VALUE", "rprint"}
     assert len(utils.__all__) == len(set(utils.__all__))
     assert headscope.FactoredMatrix.__module__ == "headscope.ops.factored"
 

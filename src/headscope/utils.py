@@ -12,6 +12,7 @@ from headscope.model.overrides import (
     override_or_use_default_value,
     set_nested_attr,
 )
+from headscope.model.tokens import USE_DEFAULT_VALUE, get_attention_mask, get_tokens_with_bos_removed
 from headscope.ops.activations import gelu_fast, gelu_new, gelu_pytorch_tanh, solu
 from headscope.ops.arrays import to_numpy
 from headscope.ops.composition import composition_scores
@@ -41,6 +42,7 @@ from headscope.ops.shapes import (
 from headscope.ops.state_dict import filter_dict_by_prefix
 
 __all__ = [
+    "USE_DEFAULT_VALUE",
     "LocallyOverridenDefaults",
     "Slice",
     "SliceInput",
@@ -52,6 +54,7 @@ __all__ = [
     "gelu_new",
     "gelu_pytorch_tanh",
     "get_act_name",
+    "get_attention_mask",
     "get_corner",
     "get_cumsum_along_dim",
     "get_dataset",
@@ -59,6 +62,7 @@ __all__ = [
     "get_matrix_corner",
     "get_nested_attr",
     "get_offset_position_ids",
+    "get_tokens_with_bos_removed",
     "init_kaiming_normal_",
     "init_kaiming_uniform_",
     "init_xavier_normal_",

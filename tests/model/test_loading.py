@@ -1,6 +1,7 @@
 """Checkpoints from disk: every layout, every way to be broken, and nothing of theirs ever run or shared."""
 
 import json
+import math
 import pickle
 import shutil
 from collections.abc import Callable
@@ -10,12 +11,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import randomize, tiny_tokenizer, tiny_tokens
+from small_models import save_checkpoint
+from tiny import randomize, tiny_config, tiny_tokenizer, tiny_tokens
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from headscope import HookedTransformer, HookedTransformerConfig
-from headscope.errors import CheckpointError, HeadscopeError, InvalidInputError, NotFiniteError
+from headscope.errors import CheckpointError, HeadscopeError, InvalidInputError, NotFiniteError, UnknownNameError
 from headscope.model import loading
 from headscope.model.hub import find_checkpoint
 
@@ -417,3 +419,56 @@ def test_files_beside_the_model_are_not_merged_into_it(tmp_path: Path) -> None:
     save_file({"h.0.ln_1.weight": torch.zeros(3)}, tmp_path / "adapter.safetensors")
     model = HookedTransformer.from_pretrained(tmp_path)
     assert torch.equal(model.W_E, HookedTransformer.from_pretrained("headscope-demo").W_E)
+
+
+def test_options_that_only_concern_the_hub_or_nothing(tmp_path: Path) -> None:
+    directory = save_checkpoint(tmp_path)
+    model = HookedTransformer.from_pretrained(
+        directory, torch_dtype="bfloat16", trust_remote_code=True, low_cpu_mem_usage=True, local_files_only=True,
+        revision="main", n_devices=1, move_to_device=False, default_prepend_bos=None, default_padding_side=None,
+    )  # fmt: skip
+    assert model.cfg.dtype is torch.bfloat16 and model.cfg.default_prepend_bos
+    assert model.default_padding_side == "right"
+    with pytest.raises(UnknownNameError, match="option of from_pretrained 'fold_nl'. Did you mean 'fold_ln'"):
+        HookedTransformer.from_pretrained(directory, fold_nl=False)
+    for option in ("checkpoint_index", "checkpoint_value", "checkpoint_label"):
+        with pytest.raises(InvalidInputError, match="no checkpoints kept during training"):
+            HookedTransformer.from_pretrained(directory, **{option: 3})
+    with pytest.raises(InvalidInputError, match="n_devices can only be 1"):
+        HookedTransformer.from_pretrained(directory, n_devices=2)
+
+
+def test_a_shorter_context(tmp_path: Path) -> None:
+    directory = save_checkpoint(tmp_path)
+    model = HookedTransformer.from_pretrained(directory, n_ctx=10)
+    tokens = torch.arange(10)[None]
+    torch.testing.assert_close(model(tokens), HookedTransformer.from_pretrained(directory)(tokens))
+    with pytest.raises(InvalidInputError, match="n_ctx = 10"):
+        model(torch.arange(11)[None])
+    with pytest.raises(InvalidInputError, match="between 1 and the checkpoint's 48; got 49"):
+        HookedTransformer.from_pretrained(directory, n_ctx=49)
+
+
+def test_the_tokenizer_of_a_named_model_whose_weights_are_in_memory(tmp_path: Path) -> None:
+    directory = save_checkpoint(tmp_path)
+    hf = GPT2LMHeadModel.from_pretrained(directory)
+    model = HookedTransformer.from_pretrained(directory, hf_model=hf)
+    assert model.to_string(model.to_tokens("When Mary", prepend_bos=False)) == ["When Mary"]
+    assert HookedTransformer.from_pretrained("no-such-model", hf_model=hf).tokenizer is None
+
+
+def test_a_name_is_no_config() -> None:
+    with pytest.raises(InvalidInputError, match=r"from_pretrained\('gpt2'\)"):
+        HookedTransformerConfig.unwrap("gpt2")  # what the model's constructor does
+
+
+@pytest.mark.parametrize("mode", ["xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal"])
+def test_other_ways_to_draw_weights(mode: str) -> None:
+    cfg = tiny_config(init_mode=mode, d_model=64, d_head=32, n_heads=2, seed=3, dtype=torch.float32)
+    model = HookedTransformer(cfg)
+    spread = float(model.blocks[0].attn.W_Q.detach().std())
+    # Fan-in 64, fan-out 32 for each of two heads.
+    wanted = math.sqrt(2 / (64 + 64)) if mode.startswith("xavier") else math.sqrt(2 / 64)
+    assert spread == pytest.approx(wanted, rel=0.05)
+    assert not bool(model.b_Q.any()) and bool((model.ln_final.w == 1).all())
+    assert torch.equal(HookedTransformer(cfg).W_E, model.W_E)

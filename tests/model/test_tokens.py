@@ -9,7 +9,7 @@ from torch import Tensor
 
 from headscope import HookedTransformer
 from headscope.errors import InvalidInputError, MissingTokenizerError
-from headscope.model.tokens import padding_mask
+from headscope.model.tokens import get_attention_mask, get_tokens_with_bos_removed, padding_mask
 
 BOTH = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
 TEXT = "Mary gave a book"
@@ -241,3 +241,20 @@ def test_without_a_tokenizer_only_text_is_refused() -> None:
     assert model.attention_mask(torch.tensor([[1, 2]])) is None
     assert torch.equal(model.tokens_to_residual_directions(3), model.W_U[:, 3])
     assert model.get_token_position(2, torch.tensor([1, 2])) == 1
+
+
+def test_masks_and_rows_without_bos_by_the_tokenizer_alone() -> None:
+    own = tiny_tokenizer(bos_token="<bos>", eos_token="<eos>", pad_token="<pad>")
+    one = tiny_tokenizer(bos_token="<eos>", eos_token="<eos>")
+    for tokenizer, bos, pad in ((own, 0, 2), (one, 1, 1)):
+        for side in ("right", "left"):
+            tokenizer.padding_side = side
+            rows = [[bos, 7, 8, 9], [bos, 7, pad, pad] if side == "right" else [pad, pad, bos, 7]]
+            tokens = torch.tensor(rows)
+            mask = get_attention_mask(tokenizer, tokens, prepend_bos=True)
+            assert mask.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0] if side == "right" else [0, 0, 1, 1]]
+            rest = [7, pad, pad] if side == "right" else [pad, pad, 7]
+            assert get_tokens_with_bos_removed(tokenizer, tokens).tolist() == [[7, 8, 9], rest]
+        tokenizer.padding_side = "right"
+        with pytest.raises(InvalidInputError, match="not every row has a BOS"):
+            get_tokens_with_bos_removed(tokenizer, torch.tensor([[bos, 7], [7, 8]]))

@@ -6,6 +6,7 @@ only when listened to (or `use_attn_result` is set); otherwise heads are summed 
 """
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -18,7 +19,9 @@ from headscope.model.hooks import HookPoint, is_listening
 from headscope.model.key_value_cache import HookedTransformerKeyValueCacheEntry
 from headscope.ops.factored import FactoredMatrix
 
-__all__ = ["Attention", "GroupedQueryAttention", "make_attention"]
+__all__ = ["FIELD_BUFFERS", "Attention", "GroupedQueryAttention", "make_attention"]
+
+FIELD_BUFFERS = ("mask", "IGNORE")
 
 
 class Attention(nn.Module):
@@ -27,6 +30,8 @@ class Attention(nn.Module):
     Weights: `W_Q W_K W_V [head, d_model, d_head]`, `W_O [head, d_head, d_model]`, `b_Q b_K b_V [head, d_head]`,
     `b_O [d_model]`.
     """
+
+    attn_type = "global"
 
     def __init__(self, cfg: HookedTransformerConfig, layer_id: int = 0) -> None:
         super().__init__()
@@ -47,7 +52,8 @@ class Attention(nn.Module):
         self.hook_attn_scores = HookPoint()
         self.hook_pattern = HookPoint()
         self.hook_result = HookPoint()
-        self._mask: Tensor | None = None
+        self._mask: Tensor | None
+        self.register_buffer("_mask", None, persistent=False)
 
     def _add_key_and_value_weights(self) -> None:
         shape = (self.cfg.n_heads, self.cfg.d_model, self.cfg.d_head)
@@ -81,14 +87,23 @@ class Attention(nn.Module):
     @property
     def mask(self) -> Bool[Tensor, "query_pos key_pos"]:
         """Which keys each query may see, by position alone. Assign a mask of your own to change it."""
-        if self._mask is not None:
-            return self._mask
-        allowed = torch.ones(self.cfg.n_ctx, self.cfg.n_ctx, dtype=torch.bool, device=self.W_Q.device)
-        return allowed.tril() if self.cfg.attention_dir == "causal" else allowed
+        return self._default_mask() if self._mask is None else self._mask
 
     @mask.setter
     def mask(self, mask: Tensor) -> None:
-        self._mask = mask.bool()
+        own = mask.to(self.W_Q.device).bool()
+        # One that says what is so anyway is not kept: attention without a mask of its own is faster.
+        self._mask = None if torch.equal(own, self._default_mask()) else own
+
+    def _default_mask(self) -> Tensor:
+        allowed = torch.ones(self.cfg.n_ctx, self.cfg.n_ctx, dtype=torch.bool, device=self.W_Q.device)
+        return allowed.tril() if self.cfg.attention_dir == "causal" else allowed
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # Checkpoints of the field keep these two buffers beside the weights.
+        for name in FIELD_BUFFERS:
+            state_dict.pop(prefix + name, None)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(
         self,

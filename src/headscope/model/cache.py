@@ -5,6 +5,7 @@ activations mean, the residual stream taken apart, is in `decomposition.py`.
 """
 
 import copy
+import weakref
 from collections.abc import ItemsView, Iterator, KeysView, ValuesView
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 __all__ = ["ActivationCache"]
 
 _KIND = "activations"
+
+
+def _no_model() -> None:
+    """What stands for a reference to a model that is not here."""
 
 
 class ActivationCache(ResidualDecomposition):
@@ -50,11 +55,44 @@ class ActivationCache(ResidualDecomposition):
     def __init__(self, cache_dict: dict[str, Tensor], model: "HookedTransformer", has_batch_dim: bool = True) -> None:
         self.cache_dict = cache_dict
         self.has_batch_dim = has_batch_dim
-        self.readout = Readout.of(model)
         self._cfg = model.cfg
         self._tokenizer = model.tokenizer
-        self._attention_outputs = list(zip(model.per_layer("attn", "W_O"), model.per_layer("attn", "b_O"), strict=True))
-        self._mlp_outputs = list(zip(model.per_mlp("W_out"), model.per_mlp("b_out"), strict=True))
+        self._model = weakref.ref(model)
+        self._readout = Readout.of(model) if Readout.is_shown_by(model) else None
+        self._outputs = {
+            name: model.per_layer_if_shown(*name.split("."))
+            for name in ("attn.W_O", "attn.b_O", "mlp.W_out", "mlp.b_out")
+        }
+
+    @property
+    def readout(self) -> Readout:
+        """The final norm and the unembedding.
+
+        Raises:
+            InvalidInputError: if one of them was replaced by a module that does not show its weights.
+        """
+        if self._readout is None:
+            raise InvalidInputError("the model's unembedding was replaced by a module without W_U and b_U.")
+        return self._readout
+
+    @property
+    def model(self) -> "HookedTransformer":
+        """The model the activations come from, while somebody else keeps it: the cache does not.
+
+        Raises:
+            InvalidInputError: if it is gone.
+        """
+        model = self._model()
+        if model is None:
+            raise InvalidInputError("the model this cache came from is gone: keep a reference to it.")
+        return model
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy in another process has no model.
+        return {**self.__dict__, "_model": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _model=_no_model)
 
     def full_name(self, key: str | tuple[Any, ...]) -> str:
         """The hook name that a key stands for."""

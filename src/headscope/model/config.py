@@ -217,7 +217,7 @@ class HookedTransformerConfig:
         self._check_choice("attention_dir", ("causal", "bidirectional"))
         self._check_choice("init_mode", INIT_MODES)
         for name, only in _NOT_YET.items():
-            if getattr(self, name) != only:
+            if getattr(self, name) != only and not (name == "attn_scores_soft_cap" and self.attn_scores_soft_cap <= 0):
                 raise InvalidInputError(
                     f"{name} = {getattr(self, name)!r} is not supported yet: it can only be {only!r}."
                 )
@@ -292,5 +292,14 @@ class HookedTransformerConfig:
 
     @classmethod
     def unwrap(cls, config: "HookedTransformerConfig | dict[str, Any]") -> "HookedTransformerConfig":
-        """Accept a config or a dictionary of its fields."""
+        """Accept a config or a dictionary of its fields.
+
+        Raises:
+            InvalidInputError: for a model's name, which is loaded in another way.
+        """
+        if isinstance(config, str):
+            raise InvalidInputError(
+                f"a model is made from a config; got {config!r}. To load one by its name: "
+                f"HookedTransformer.from_pretrained({config!r})."
+            )
         return cls.from_dict(config) if isinstance(config, dict) else config

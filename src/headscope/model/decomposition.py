@@ -28,13 +28,16 @@ class ResidualDecomposition:
 
     cache_dict: dict[str, Tensor]
     has_batch_dim: bool
-    readout: Readout
     _cfg: HookedTransformerConfig
     _tokenizer: Any
-    _attention_outputs: list[tuple[Tensor, Tensor]]
-    _mlp_outputs: list[tuple[Tensor | None, Tensor | None]]
+    _outputs: dict[str, list[Tensor | None]]
 
     def __getitem__(self, key: str | tuple[Any, ...]) -> Tensor:
+        raise NotImplementedError
+
+    @property
+    def readout(self) -> Readout:
+        """The final norm and the unembedding."""
         raise NotImplementedError
 
     def accumulated_resid(
@@ -154,11 +157,9 @@ class ResidualDecomposition:
         """
         if self._cfg.attn_only:
             raise InvalidInputError("the model has no MLPs (attn_only), so it has no neurons.")
-        W_out = self._mlp_outputs[layer][0]
-        if W_out is None:
-            raise InvalidInputError(f"the MLP of layer {layer} was replaced by a module without W_out.")
+        W_out = self._output_weight("mlp.W_out", layer)
         neurons = Slice([neuron_slice] if isinstance(neuron_slice, int) else neuron_slice)
-        weight = neurons.apply(W_out.detach(), dim=0)
+        weight = neurons.apply(W_out, dim=0)
         activations = neurons.apply(self._sliced(self["post", layer], pos_slice), dim=-1)
         if project_output_onto is None:
             return activations[..., None] * weight
@@ -247,12 +248,10 @@ class ResidualDecomposition:
             labels.extend(f"{each}_mlp_out" for each in range(stop))
         embeddings, names = self._embeddings()
         bias = torch.zeros_like(embeddings[0])
-        for _, attention_bias in self._attention_outputs[:heads_until]:
-            bias = bias + attention_bias.detach()
-        if expand_neurons:
-            for _, mlp_bias in self._mlp_outputs[:stop]:
-                assert mlp_bias is not None  # the neurons were there
-                bias = bias + mlp_bias.detach()
+        for each in range(heads_until):
+            bias = bias + self._output_weight("attn.b_O", each)
+        for each in range(stop if expand_neurons and not self._cfg.attn_only else 0):
+            bias = bias + self._output_weight("mlp.b_out", each)
         parts += [read(part) for part in (*embeddings, bias)]
         stack = self._read(parts, layer, mlp_input, apply_ln, pos_slice, directions)
         return (stack, [*labels, *names, "bias"]) if return_labels else stack
@@ -340,7 +339,14 @@ class ResidualDecomposition:
         name = get_act_name("result", layer)
         if name in self.cache_dict:
             return self.cache_dict[name]
-        return torch.einsum("...he,hed->...hd", self["z", layer], self._attention_outputs[layer][0].detach())
+        return torch.einsum("...he,hed->...hd", self["z", layer], self._output_weight("attn.W_O", layer))
+
+    def _output_weight(self, name: str, layer: int) -> Tensor:
+        weight = self._outputs[name][layer]
+        if weight is None:
+            part, parameter = name.split(".")
+            raise InvalidInputError(f"blocks.{layer}.{part} was replaced by a module without {parameter}.")
+        return weight.detach()
 
     def _neurons(
         self, stop: int, neuron_slice: SliceInput | Slice, pos_slice: SliceInput | Slice, directions: Tensor | None

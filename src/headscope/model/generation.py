@@ -13,8 +13,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from headscope.errors import InvalidInputError
+from headscope.model.components import Unembed
 from headscope.model.config import HookedTransformerConfig
-from headscope.model.inputs import checked_mask, checked_residual, checked_tokens, is_text
+from headscope.model.hooks import HookPoint, is_listening, is_plain
+from headscope.model.inputs import checked_mask, checked_residual, checked_tokens, is_text, new_mask
 from headscope.model.key_value_cache import HookedTransformerKeyValueCache
 from headscope.model.tokens import PaddingSide
 from headscope.ops.sampling import sample_logits
@@ -188,7 +190,7 @@ class Generation:
         self, input: Any, attention_mask: Tensor | None, prepend_bos: bool | None, max_new_tokens: int
     ) -> tuple[Tensor, Bool[Tensor, "batch pos"]]:
         """Tokens or embeddings to begin with, and which of them are real."""
-        device = self.W_E.device  # type: ignore[attr-defined]
+        device = self.input_device  # type: ignore[attr-defined]
         mask: Tensor | None = None
         if is_text(input):
             prompt = self.to_tokens(input, prepend_bos, "left", truncate=False)  # type: ignore[attr-defined]
@@ -206,11 +208,11 @@ class Generation:
             )
         if attention_mask is not None:
             mask = checked_mask(attention_mask, prompt)
-            if not bool(mask[:, -1].all()):
+            if mask is not None and not bool(mask[:, -1].all()):
                 raise InvalidInputError(
                     "a prompt that is continued must be padded on the left; attention_mask is 0 at its last position."
                 )
-        return prompt, torch.ones(prompt.shape[:2], dtype=torch.bool, device=device) if mask is None else mask
+        return prompt, new_mask(mask, prompt)
 
     def _end_tokens(self, eos_token_id: int | Sequence[int] | None) -> list[int]:
         if eos_token_id is None:
@@ -256,20 +258,21 @@ class Generation:
         self, unread: Tensor, mask: Tensor, past: HookedTransformerKeyValueCache | None
     ) -> Float[Tensor, "batch d_vocab"]:
         run: Any = self
-        stop = self.cfg.n_layers
-        if unread.ndim == 2:
-            residual = run(unread, stop_at_layer=stop, attention_mask=mask, past_kv_cache=past)
-        else:
-            stream, positions = run._with_positions(unread, mask, 0 if past is None else past.n_past)
-            residual = run(
-                stream,
-                start_at_layer=0,
-                stop_at_layer=stop,
-                shortformer_pos_embed=positions,
-                attention_mask=mask,
-                past_kv_cache=past,
-            )
+        options: dict[str, Any] = {"attention_mask": mask, "past_kv_cache": past}
+        if unread.ndim == 3:
+            unread, positions = run._with_positions(unread, mask, 0 if past is None else past.n_past)
+            options |= {"start_at_layer": 0, "shortformer_pos_embed": positions}
+        if self._end_is_watched():
+            return run(unread, **options)[:, -1]
+        residual = run(unread, stop_at_layer=len(run.blocks), **options)
         return run.to_logits(residual[:, -1:])[:, 0]
+
+    def _end_is_watched(self) -> bool:
+        """Whether anybody would notice that the final norm and the unembedding saw the last position only."""
+        run: Any = self
+        parts = [*run.ln_final.modules(), *run.unembed.modules()]
+        points = [part for part in parts if isinstance(part, HookPoint)]
+        return any(map(is_listening, points)) or not is_plain(run.unembed, Unembed)
 
 
 def _sampling_options(do_sample: bool, **options: Any) -> dict[str, Any]:

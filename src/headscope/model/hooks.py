@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from headscope.errors import InvalidInputError, unknown_name
 from headscope.ops.indexing import Slice, SliceInput
 
-__all__ = ["HookFunction", "HookPoint", "HookedRootModule", "NamesFilter", "is_listening"]
+__all__ = ["HookFunction", "HookPoint", "HookedRootModule", "NamesFilter", "is_listening", "is_plain"]
 
 HookFunction = Callable[..., Any]
 Direction = Literal["fwd", "bwd", "both"]
@@ -127,11 +127,16 @@ def _call_on_gradient(
     return (replaced,) if isinstance(replaced, Tensor) else replaced
 
 
+def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a module is exactly of its kind, and nobody hooked it: what it does may then be done another way."""
+    return type(module) is kind and not (
+        module._forward_hooks or module._backward_hooks or module._forward_pre_hooks or module._backward_pre_hooks
+    )
+
+
 def is_listening(point: nn.Module) -> bool:
     """Whether anybody would see or change what passes through `point`."""
-    return type(point) is not HookPoint or bool(
-        point._forward_hooks or point._backward_hooks or point._forward_pre_hooks or point._backward_pre_hooks
-    )
+    return not is_plain(point, HookPoint)
 
 
 class HookedRootModule(nn.Module):
@@ -145,11 +150,12 @@ class HookedRootModule(nn.Module):
         super().__init__()
         self.is_caching = False
         self.context_level = 0
+        self.mod_dict: dict[str, nn.Module] = {}
+        self.hook_dict: dict[str, HookPoint] = {}
 
     def setup(self) -> None:
         """Name every hook point after its place, and index modules and hook points by name."""
-        self.mod_dict: dict[str, nn.Module] = {}
-        self.hook_dict: dict[str, HookPoint] = {}
+        self.mod_dict, self.hook_dict = {}, {}
         for name, module in self.named_modules():
             if not name:
                 continue

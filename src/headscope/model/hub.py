@@ -6,6 +6,7 @@ Files in the Hugging Face cache are used without the network; it is asked only f
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from headscope.errors import CheckpointError, unknown_name
 
@@ -40,14 +41,14 @@ _WANTED_BIN = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
-def find_checkpoint(name: str, *, revision: str | None = None, weights: bool = True) -> Path:
+def find_checkpoint(name: str, *, weights: bool = True, **hub: Any) -> Path:
     """The local directory that holds a model's files, downloaded first if need be.
 
     Args:
         name: `"headscope-demo"`, a short name (`"gpt2"`, `"gpt2-medium"`, ...), a hub id (`"owner/model"`), or the
             path of a directory with `config.json` and weights.
-        revision: Branch, tag or commit on the hub; default: its main branch.
         weights: `False` fetches the config and the tokenizer alone.
+        hub: For `huggingface_hub.snapshot_download`: `revision`, `cache_dir`, `token`, `local_files_only`.
 
     Raises:
         UnknownNameError: for a name that is none of these, with the nearest that are.
@@ -63,7 +64,7 @@ def find_checkpoint(name: str, *, revision: str | None = None, weights: bool = T
     if name and path.is_dir():
         return path
     if name in _HUB_IDS:
-        return _from_hub(_HUB_IDS[name], revision, weights)
+        return _from_hub(_HUB_IDS[name], weights, hub)
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
         if path.exists() or "/" in name:
             what = "is a file" if path.exists() else "does not exist"
@@ -71,10 +72,10 @@ def find_checkpoint(name: str, *, revision: str | None = None, weights: bool = T
                 f"{name!r} {what}. A local model is a directory with config.json and *.safetensors in it."
             )
         raise unknown_name("model", name, [DEMO, *_HUB_IDS], hint="A hub id has the form 'owner/model'.")
-    return _from_hub(name, revision, weights)
+    return _from_hub(name, weights, hub)
 
 
-def _from_hub(repo: str, revision: str | None, weights: bool) -> Path:
+def _from_hub(repo: str, weights: bool, hub: dict[str, Any]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -86,10 +87,8 @@ def _from_hub(repo: str, revision: str | None, weights: bool) -> Path:
     )
 
     def fetch(wanted: list[str], offline: bool) -> Path:
-        where = snapshot_download(
-            repo, revision=revision, allow_patterns=wanted, ignore_patterns=["*/*"], local_files_only=offline
-        )
-        return Path(where)
+        options = {**hub, "local_files_only": offline or hub.get("local_files_only", False)}
+        return Path(snapshot_download(repo, allow_patterns=wanted, ignore_patterns=["*/*"], **options))
 
     def is_enough(directory: Path) -> bool:
         return _is_whole(directory) if weights else _has_tokenizer(directory)

@@ -3,6 +3,7 @@
 Nothing here runs a model. A wrong input is refused with what it was, what is allowed and how to mend it.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +12,16 @@ from torch import Tensor
 from headscope.errors import InvalidInputError
 from headscope.model.key_value_cache import HookedTransformerKeyValueCache
 
-__all__ = ["checked_mask", "checked_residual", "checked_tokens", "is_text", "layer_range", "with_past"]
+__all__ = [
+    "Masks",
+    "checked_mask",
+    "checked_residual",
+    "checked_tokens",
+    "is_text",
+    "layer_range",
+    "new_mask",
+    "with_past",
+]
 
 
 def is_text(input: Any) -> bool:
@@ -53,8 +63,8 @@ def checked_residual(input: Any, d_model: int) -> Tensor:
     return input
 
 
-def checked_mask(given: Tensor, beside: Tensor, n_past: int = 0) -> Tensor:
-    """A given attention mask for the tokens or stream beside it, as booleans `[batch, pos]`.
+def checked_mask(given: Tensor, beside: Tensor, n_past: int = 0) -> Tensor | None:
+    """A given attention mask for the tokens or stream beside it, as booleans `[batch, pos]`; `None` if all are true.
 
     With `n_past` tokens in a key-value cache the mask may cover these too; only its end is kept.
 
@@ -70,24 +80,46 @@ def checked_mask(given: Tensor, beside: Tensor, n_past: int = 0) -> Tensor:
         raise InvalidInputError(
             f"attention_mask must be [batch, pos] = {[batch, length]}{longer}; got {list(given.shape)}."
         )
-    return mask.bool()
+    return _unless_all(mask.bool())
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Which tokens are padding, for those who need to know.
+
+    Attributes:
+        counted: `[batch, pos]`, true for the tokens a loss counts; `None` when all are.
+        seen: `[batch, past + pos]`, true for the keys a query may see and a position counts; `None` when all are, or
+            when it makes no difference.
+        n_past: How many positions come from a key-value cache.
+    """
+
+    counted: Tensor | None
+    seen: Tensor | None
+    n_past: int
 
 
 def with_past(mask: Tensor | None, past: HookedTransformerKeyValueCache, beside: Tensor) -> Tensor | None:
-    """The mask of the cached tokens and the new ones together, which the cache notes; `None` if all are real.
+    """The mask of the cached tokens and the new ones together; `None` if all are real.
 
     Raises:
         InvalidInputError: if the cache is for another batch size.
     """
-    batch, length = beside.shape[:2]
-    if past.previous_attention_mask.shape[0] != batch:
+    before = past.previous_attention_mask
+    if before.shape[0] != beside.shape[0]:
         raise InvalidInputError(
-            f"past_kv_cache is for a batch of {past.previous_attention_mask.shape[0]}; the input has {batch} rows."
+            f"past_kv_cache is for a batch of {before.shape[0]}; the input has {beside.shape[0]} rows."
         )
-    if mask is None:
-        mask = torch.ones(batch, length, dtype=torch.bool, device=beside.device)
-    whole = past.append_attention_mask(mask)
-    return None if bool(whole.all()) else whole
+    return _unless_all(torch.cat([before.bool(), new_mask(mask, beside)], dim=-1))
+
+
+def new_mask(mask: Tensor | None, beside: Tensor) -> Tensor:
+    """The mask of new tokens, written out: all true for `None`."""
+    return torch.ones(beside.shape[:2], dtype=torch.bool, device=beside.device) if mask is None else mask
+
+
+def _unless_all(mask: Tensor) -> Tensor | None:
+    return None if bool(mask.all()) else mask
 
 
 def layer_range(n_layers: int, start: int | None, stop: int | None) -> range:

@@ -5,6 +5,7 @@ right after. Processing works in place on these copies, and they become the mode
 a second copy of the weights. No Hugging Face model is built, and no code from a checkpoint is ever run.
 """
 
+import inspect
 import json
 import logging
 import pickle
@@ -16,7 +17,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from headscope.errors import CheckpointError, HeadscopeError, InvalidInputError, NotFiniteError, UnknownNameError
+from headscope.errors import (
+    CheckpointError,
+    HeadscopeError,
+    InvalidInputError,
+    NotFiniteError,
+    UnknownNameError,
+    unknown_name,
+)
+from headscope.model.attention import FIELD_BUFFERS
 from headscope.model.components import make_norm
 from headscope.model.config import HookedTransformerConfig, parse_dtype
 from headscope.model.families import family_of
@@ -31,6 +40,10 @@ if TYPE_CHECKING:
 __all__ = ["fill", "load_pretrained", "load_tokenizer", "read_tensors"]
 
 logger = logging.getLogger("headscope")
+
+_HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only")
+_WITHOUT_EFFECT = ("trust_remote_code", "low_cpu_mem_usage")
+_PARTS = ("embed", "pos_embed", "blocks", "ln_final", "unembed")
 
 Model = TypeVar("Model", bound="HookedTransformer")
 
@@ -48,14 +61,17 @@ def load_pretrained(
     tokenizer: Any = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | str = torch.float32,
-    default_padding_side: PaddingSide = "right",
-    default_prepend_bos: bool = True,
+    torch_dtype: torch.dtype | str | None = None,
+    default_padding_side: PaddingSide | None = None,
+    default_prepend_bos: bool | None = None,
     first_n_layers: int | None = None,
+    n_ctx: int | None = None,
     move_to_device: bool = True,
     n_devices: int = 1,
     checkpoint_index: int | None = None,
     checkpoint_value: int | None = None,
-    revision: str | None = None,
+    checkpoint_label: int | str | None = None,
+    **hub_options: Any,
 ) -> Model:
     """Make a model of class `cls` from a checkpoint.
 
@@ -72,31 +88,41 @@ def load_pretrained(
         tokenizer: Use this tokenizer instead of the checkpoint's.
         device: Where to put the model.
         dtype: Floating-point type to convert the weights to.
-        default_padding_side: `"left"` or `"right"`.
-        default_prepend_bos: Whether text gets a BOS token by default.
+        torch_dtype: The same, as `transformers` calls it.
+        default_padding_side: `"left"` or `"right"` (the default).
+        default_prepend_bos: Whether text gets a BOS token by default; it does unless this is `False`.
         first_n_layers: Keep only the first layers.
+        n_ctx: A shorter context than the checkpoint's.
         move_to_device: `False` leaves the model on the CPU.
         n_devices: Only 1 so far.
         checkpoint_index: Which of the checkpoints kept during training, for families that have them (none so far).
         checkpoint_value: The same, by training step.
-        revision: Branch, tag or commit on the hub.
+        checkpoint_label: The same, by name.
+        hub_options: `revision`, `cache_dir`, `token` and `local_files_only`, for files on the hub. `trust_remote_code`
+            and `low_cpu_mem_usage` may be given and change nothing: no code of a checkpoint is ever run, and the
+            weights are never in memory twice.
 
     Raises:
-        UnknownNameError: for an unknown model name.
-        InvalidInputError: for a checkpoint of training where there are none, or more devices than supported.
+        UnknownNameError: for an unknown model name or option.
+        InvalidInputError: for a checkpoint of training where there are none, more devices than supported, or a longer
+            context than the checkpoint has positions for.
         CheckpointError: for a checkpoint that is missing, incomplete, corrupt or not supported.
         NotFiniteError: for weights that are NaN or infinite.
     """
     if model_name is None and hf_model is None:
         raise InvalidInputError("give a model name, or a transformers model as hf_model.")
-    if checkpoint_index is not None or checkpoint_value is not None:
+    if not all(each is None for each in (checkpoint_index, checkpoint_value, checkpoint_label)):
         raise InvalidInputError(
             f"no checkpoints kept during training are known for {str(model_name)!r}. Give the hub's revision instead."
         )
     if n_devices != 1:
         raise InvalidInputError(f"n_devices can only be 1 so far; got {n_devices}.")
+    for name in hub_options:
+        if name not in (*_HUB_OPTIONS, *_WITHOUT_EFFECT):
+            raise unknown_name("option of from_pretrained", name, [*_OPTIONS, *_HUB_OPTIONS])
+    hub = {name: value for name, value in hub_options.items() if name in _HUB_OPTIONS}
     model_name = None if model_name is None else str(model_name)
-    directory = None if hf_model is not None else find_checkpoint(str(model_name), revision=revision)
+    directory = None if hf_model is not None else find_checkpoint(str(model_name), **hub)
     hf_config = read_config(directory) if directory is not None else hf_model.config.to_dict()
     fields = config_fields(hf_config, str(directory or "hf_model"))
     if first_n_layers is not None and not 1 <= first_n_layers <= fields["n_layers"]:
@@ -105,9 +131,9 @@ def load_pretrained(
         **fields,
         model_name=_display_name(model_name, hf_config),
         original_architecture=next(iter(hf_config.get("architectures") or []), family_of(hf_config).architecture),
-        dtype=parse_dtype(dtype),
+        dtype=parse_dtype(dtype if torch_dtype is None else torch_dtype),
         device=device,
-        default_prepend_bos=default_prepend_bos,
+        default_prepend_bos=default_prepend_bos is not False,
         init_weights=False,
     )
     tensors = read_tensors(directory) if directory is not None else hf_model.state_dict()
@@ -115,6 +141,11 @@ def load_pretrained(
     if first_n_layers is not None:
         checkpoint = {name: t for name, t in checkpoint.items() if _layer_of(name) < first_n_layers}
         cfg.n_layers = first_n_layers
+    if n_ctx is not None:
+        if not 1 <= n_ctx <= cfg.n_ctx:
+            raise InvalidInputError(f"n_ctx must be between 1 and the checkpoint's {cfg.n_ctx}; got {n_ctx}.")
+        checkpoint["pos_embed.W_pos"] = checkpoint["pos_embed.W_pos"][:n_ctx].clone()
+        cfg.n_ctx = n_ctx
     processing = WeightProcessing(
         fold_ln=fold_ln,
         center_writing_weights=center_writing_weights,
@@ -123,11 +154,14 @@ def load_pretrained(
         refactor_factored_attn_matrices=refactor_factored_attn_matrices,
     )
     if tokenizer is None:
-        tokenizer = _tokenizer_of(model_name, directory, revision)
+        tokenizer = _tokenizer_of(model_name, directory, hub)
         cfg.tokenizer_name = model_name if tokenizer is not None else None
-    model = cls(cfg, tokenizer, move_to_device=False, default_padding_side=default_padding_side)
+    model = cls(cfg, tokenizer, move_to_device=False, default_padding_side=default_padding_side or "right")
     fill(model, checkpoint, processing, in_place=True)
     return model.to(cfg.device) if move_to_device else model
+
+
+_OPTIONS = tuple(inspect.signature(load_pretrained).parameters)[2:-1]
 
 
 def fill(
@@ -150,7 +184,14 @@ def fill(
     Raises:
         CheckpointError: for missing or unused names, or a wrong shape, each by name.
     """
-    parameters = dict(model.named_parameters())
+    parameters = {name: p for name, p in model.named_parameters() if name.split(".")[0] in _PARTS}
+    # What a subclass added is not in any checkpoint; the buffers some checkpoints have are not ours.
+    others = model.state_dict().keys() - parameters.keys()
+    weights = {
+        name: weight
+        for name, weight in weights.items()
+        if name not in others and not name.endswith(tuple(f".attn.{buffer}" for buffer in FIELD_BUFFERS))
+    }
     _check_fit(parameters, weights)
     state, norm, done = process_weights(weights, model.cfg, processing, in_place=in_place)
     if norm != model.cfg.normalization_type:
@@ -297,12 +338,12 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _tokenizer_of(model_name: str | None, directory: Path | None, revision: str | None) -> Any:
+def _tokenizer_of(model_name: str | None, directory: Path | None, hub: dict[str, Any]) -> Any:
     """The tokenizer beside a checkpoint; for weights from elsewhere, that of the model of this name, if at hand."""
     if directory is not None or model_name is None:
         return None if directory is None else load_tokenizer(directory)
     try:
-        return load_tokenizer(find_checkpoint(model_name, revision=revision, weights=False))
+        return load_tokenizer(find_checkpoint(model_name, weights=False, **hub))
     except (CheckpointError, UnknownNameError) as error:
         logger.warning("the model has no tokenizer: none was found for %r. %s", model_name, error)
         return None
@@ -315,9 +356,13 @@ def load_tokenizer(directory: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"the tokenizer in {directory} cannot be loaded: {error}") from None
+    if tokenizer.pad_token is None:
+        # Ours alone so far: so that it can pad when it is called directly, as we do.
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def _layer_of(name: str) -> int:

@@ -42,6 +42,11 @@ class Readout:
     b_U: Tensor
     soft_cap: float
 
+    @staticmethod
+    def is_shown_by(model: "HookedTransformer") -> bool:
+        """Whether the model's unembedding shows its weights; a module in its place may not."""
+        return {"W_U", "b_U"} <= dict(model.unembed.named_parameters(recurse=False)).keys()
+
     @classmethod
     def of(cls, model: "HookedTransformer") -> Self:
         """The readout of a model, sharing its weights."""

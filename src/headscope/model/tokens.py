@@ -16,9 +16,12 @@ from headscope.errors import InvalidInputError, MissingTokenizerError
 from headscope.model.config import HookedTransformerConfig
 
 __all__ = [
+    "USE_DEFAULT_VALUE",
     "PaddingSide",
     "Tokenization",
     "bos_token_id",
+    "get_attention_mask",
+    "get_tokens_with_bos_removed",
     "pad_token_id",
     "padding_mask",
     "residual_directions",
@@ -26,6 +29,7 @@ __all__ = [
 ]
 
 PaddingSide = Literal["left", "right"]
+USE_DEFAULT_VALUE = None  # what older notebooks pass to say "as the model is set"
 
 
 def bos_token_id(tokenizer: Any) -> int | None:
@@ -87,6 +91,49 @@ def residual_directions(
     return W_U.T[ids.squeeze() if ids.numel() == 1 else ids]
 
 
+def get_attention_mask(tokenizer: Any, tokens: Int[Tensor, "batch pos"], prepend_bos: bool) -> Int[Tensor, "batch pos"]:
+    """1 for real tokens, 0 for padding, judged by the tokenizer's padding token and side.
+
+    Example:
+        >>> from headscope import HookedTransformer
+        >>> tokenizer = HookedTransformer.from_pretrained("headscope-demo").tokenizer
+        >>> get_attention_mask(tokenizer, torch.tensor([[0, 5, 6, 0]]), prepend_bos=True)  # 0: BOS, EOS and padding
+        tensor([[1, 1, 1, 0]])
+
+    Raises:
+        InvalidInputError: if the tokenizer has neither a padding nor an EOS token.
+    """
+    pad = pad_token_id(tokenizer)
+    if pad is None:
+        raise InvalidInputError("the tokenizer has no padding or EOS token to tell padding by.")
+    bos = bos_token_id(tokenizer) if prepend_bos else None
+    return padding_mask(tokens, pad, padding_side=tokenizer.padding_side, bos_id=bos).long()
+
+
+def get_tokens_with_bos_removed(tokenizer: Any, tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos-1"]:
+    """Rows without their BOS: the first token, or the last of the leading run of padding and BOS.
+
+    Example:
+        >>> from headscope import HookedTransformer
+        >>> tokenizer = HookedTransformer.from_pretrained("headscope-demo").tokenizer
+        >>> get_tokens_with_bos_removed(tokenizer, torch.tensor([[0, 5, 6]]))
+        tensor([[5, 6]])
+
+    Raises:
+        InvalidInputError: if some row has no BOS there.
+    """
+    bos, pad = bos_token_id(tokenizer), pad_token_id(tokenizer)
+    wanted = torch.tensor([-1 if token is None else token for token in (bos, pad)], device=tokens.device)
+    leading = torch.isin(tokens, wanted).cumprod(-1).bool()
+    at = leading.sum(-1) - 1 if tokenizer.padding_side == "left" else torch.zeros_like(tokens[:, 0])
+    rows = torch.arange(len(tokens), device=tokens.device)
+    if bool((at < 0).any()) or not torch.equal(tokens[rows, at], wanted[:1].expand(len(tokens))):
+        raise InvalidInputError(f"not every row has a BOS token ({bos}) where it would begin.")
+    keep = torch.ones_like(tokens, dtype=torch.bool)
+    keep[rows, at] = False
+    return tokens[keep].view(len(tokens), -1)
+
+
 class Tokenization:
     """A field-less mixin: the tokenizing methods of a model that has `cfg`, `tokenizer` and `W_U`."""
 
@@ -94,6 +141,7 @@ class Tokenization:
     tokenizer: Any
     default_padding_side: PaddingSide
     W_U: Tensor
+    _tokenizer_side: PaddingSide | None
 
     def _need_tokenizer(self) -> Any:
         if self.tokenizer is None:
@@ -135,7 +183,7 @@ class Tokenization:
         if not texts:
             raise InvalidInputError("there is no text to tokenize: the list is empty.")
         bos = self._bos_to_prepend(prepend_bos)
-        rows = [[*bos, *tokenizer.encode(text, add_special_tokens=False)] for text in texts]
+        rows = [[*bos, *tokenizer.encode(text, add_special_tokens=False, verbose=False)] for text in texts]
         if truncate:
             rows = [row[: self.cfg.n_ctx] for row in rows]
         if not all(rows):
@@ -145,7 +193,7 @@ class Tokenization:
         pad = pad_token_id(tokenizer)
         if pad is None and min(map(len, rows)) < length:
             raise InvalidInputError("the texts differ in length, and the tokenizer has no padding or EOS token.")
-        side = self._side(padding_side)
+        side = self.padding_side_or_default(padding_side)
         filled = [_fill(row, length, pad, side) for row in rows]
         return torch.tensor(filled, device=self.cfg.device if move_to_device else None)
 
@@ -168,7 +216,10 @@ class Tokenization:
         """Each token as a string: a list for one text or sequence, a list of lists for a list of texts."""
         tokenizer = self._need_tokenizer()
         if isinstance(input, str):
-            ids = [*self._bos_to_prepend(prepend_bos), *tokenizer.encode(input, add_special_tokens=False)]
+            ids = [
+                *self._bos_to_prepend(prepend_bos),
+                *tokenizer.encode(input, add_special_tokens=False, verbose=False),
+            ]
             ids = ids[: self.cfg.n_ctx]
         elif isinstance(input, (Tensor, int)) or (len(input) > 0 and isinstance(input[0], int)):
             squeezed = torch.atleast_1d(torch.as_tensor(input).squeeze())
@@ -232,7 +283,7 @@ class Tokenization:
             return None
         expected = self.cfg.default_prepend_bos if prepend_bos is None else prepend_bos
         bos = bos_token_id(self.tokenizer) if expected else None
-        mask = padding_mask(tokens, pad, padding_side=self._side(padding_side), bos_id=bos)
+        mask = padding_mask(tokens, pad, padding_side=self.padding_side_or_default(padding_side), bos_id=bos)
         return None if bool(mask.all()) else mask
 
     def _bos_to_prepend(self, prepend_bos: bool | None) -> list[int]:
@@ -243,8 +294,11 @@ class Tokenization:
             raise InvalidInputError("the tokenizer has no BOS or EOS token to prepend. Pass prepend_bos=False.")
         return [bos]
 
-    def _side(self, padding_side: PaddingSide | None) -> PaddingSide:
+    def padding_side_or_default(self, padding_side: PaddingSide | None) -> PaddingSide:
+        """The side asked for; else the tokenizer's, if that was changed since it was set here; else the default."""
         side = self.default_padding_side if padding_side is None else padding_side
+        if padding_side is None and self.tokenizer is not None and self.tokenizer.padding_side != self._tokenizer_side:
+            side = self.tokenizer.padding_side
         if side not in ("left", "right"):
             raise InvalidInputError(f"padding_side must be 'left' or 'right'; got {side!r}.")
         return side

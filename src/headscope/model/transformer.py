@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from headscope.errors import InvalidInputError, unknown_name
+from headscope.errors import InvalidInputError
 from headscope.model import exporting, loading
 from headscope.model.block import TransformerBlock
 from headscope.model.cache import ActivationCache
@@ -22,15 +22,25 @@ from headscope.model.config import HookedTransformerConfig
 from headscope.model.generation import Generation
 from headscope.model.hooks import HookedRootModule, HookPoint, is_listening
 from headscope.model.initialize import initialize_weights
-from headscope.model.inputs import checked_mask, checked_residual, checked_tokens, is_text, layer_range, with_past
+from headscope.model.inputs import (
+    Masks,
+    checked_mask,
+    checked_residual,
+    checked_tokens,
+    is_text,
+    layer_range,
+    new_mask,
+    with_past,
+)
 from headscope.model.key_value_cache import HookedTransformerKeyValueCache
+from headscope.model.placement import Placement
 from headscope.model.processing import WeightProcessing
 from headscope.model.samples import TrainingText
 from headscope.model.tokens import PaddingSide, Tokenization
 from headscope.model.weights import StackedWeights
 from headscope.ops.losses import lm_cross_entropy_loss
 
-__all__ = ["HookedTransformer", "Output"]
+__all__ = ["HookedTransformer", "Loss", "Output"]
 
 ReturnType = Literal["logits", "loss", "both"]
 _OPTIONAL_POINTS = {
@@ -43,6 +53,9 @@ _OPTIONAL_POINTS = {
 }
 
 
+Loss = Float[Tensor, ""] | Float[Tensor, "batch pos"]
+
+
 class Output(NamedTuple):
     """What `return_type="both"` gives."""
 
@@ -50,7 +63,7 @@ class Output(NamedTuple):
     loss: Tensor
 
 
-class HookedTransformer(Tokenization, TrainingText, Generation, StackedWeights, HookedRootModule):
+class HookedTransformer(Tokenization, TrainingText, Generation, StackedWeights, Placement, HookedRootModule):
     """A decoder-only transformer with a hook point on every activation.
 
     Args:
@@ -159,45 +172,10 @@ class HookedTransformer(Tokenization, TrainingText, Generation, StackedWeights, 
         """Draw random weights in `cfg.init_mode`; biases zero."""
         initialize_weights(self)
 
-    def freeze(self, *parts: str) -> Self:
-        """No gradients for the parameters under these names (`"embed"`, `"blocks.0.attn"`), or for all."""
-        self._require_grad(parts, False)
-        return self
-
-    def unfreeze(self, *parts: str) -> Self:
-        """Gradients again for the parameters under these names, or for all."""
-        self._require_grad(parts, True)
-        return self
-
-    def _require_grad(self, parts: tuple[str, ...], wanted: bool) -> None:
-        names = [name for name, _ in self.named_parameters()]
-        for part in parts:
-            if not any(name == part or name.startswith(part + ".") for name in names):
-                raise unknown_name("module or parameter", part, [*self.mod_dict, *names])
-        for name, parameter in self.named_parameters():
-            if not parts or any(name == part or name.startswith(part + ".") for part in parts):
-                parameter.requires_grad_(wanted)
-
-    def to(self, *args: Any, print_details: bool = False, **kwargs: Any) -> Self:
-        """Move to a device or a dtype, in place; `cfg.device` and `cfg.dtype` follow."""
-        moved = super().to(*args, **kwargs)
-        if print_details:
-            print(f"Moved {self.cfg.model_name} to {self.cfg.device}, {self.cfg.dtype}.")
-        return moved
-
-    def mps(self) -> Self:
-        """Move to the GPU of an Apple machine."""
-        return self.to("mps")
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        # Every way to move or convert a module (to, cuda, cpu, half, double, ...) comes through here.
-        super()._apply(fn, recurse)
-        self.cfg.device, self.cfg.dtype = str(self.W_E.device), self.W_E.dtype
-        return self
-
     def set_tokenizer(self, tokenizer: Any, default_padding_side: PaddingSide | None = None) -> None:
         """Use this tokenizer for text; a config without a vocabulary size takes it from here."""
         self.tokenizer = tokenizer
+        self._tokenizer_side = None if tokenizer is None else tokenizer.padding_side
         if default_padding_side is not None:
             self.default_padding_side = default_padding_side
         if tokenizer is not None and self.cfg.d_vocab == -1:
@@ -247,42 +225,58 @@ class HookedTransformer(Tokenization, TrainingText, Generation, StackedWeights, 
         """
         if return_type not in ("logits", "loss", "both", None):
             raise InvalidInputError(f"return_type must be 'logits', 'loss', 'both' or None; got {return_type!r}.")
-        beside: Tensor
-        mask: Tensor | None
-        if start_at_layer is None:
-            tokens = beside = self._as_tokens(input, prepend_bos, padding_side)
-        else:
-            beside = residual = checked_residual(input, self.cfg.d_model)
-            tokens = None if tokens is None else self._as_tokens(tokens, prepend_bos, padding_side)
-        n_past = 0 if past_kv_cache is None else past_kv_cache.n_past
-        if attention_mask is not None:
-            mask = checked_mask(attention_mask, beside, n_past)
-        else:
-            mask = None if tokens is None else self.attention_mask(tokens, padding_side, prepend_bos)
         with nullcontext() if past_kv_cache is None else past_kv_cache.all_or_nothing():
-            seen = mask if past_kv_cache is None else with_past(mask, past_kv_cache, beside)
             if start_at_layer is None:
-                residual, shortformer_pos_embed = self._with_positions(self._embed(beside), seen, n_past)
-            elif self.cfg.positional_embedding_type == "shortformer" and shortformer_pos_embed is None:
-                shortformer_pos_embed = self._positions(residual, seen, n_past)
-            for layer in layer_range(self.cfg.n_layers, start_at_layer, stop_at_layer):
+                residual, tokens, shortformer_pos_embed, masks = self._enter(
+                    input, prepend_bos, padding_side, attention_mask, past_kv_cache
+                )
+            else:
+                residual = checked_residual(input, self.cfg.d_model)
+                tokens = None if tokens is None else self._as_tokens(tokens, prepend_bos, padding_side)
+                beside = residual if tokens is None else tokens
+                masks = self._masks(beside, prepend_bos, padding_side, attention_mask, past_kv_cache)
+                if self.cfg.positional_embedding_type == "shortformer" and shortformer_pos_embed is None:
+                    shortformer_pos_embed = self._positions(residual, masks.seen, masks.n_past)
+            if past_kv_cache is not None:
+                past_kv_cache.append_attention_mask(new_mask(masks.counted, residual))
+            for layer in layer_range(len(self.blocks), start_at_layer, stop_at_layer):
                 residual = self.blocks[layer](
                     residual,
                     shortformer_pos_embed=shortformer_pos_embed,
                     past_kv_cache_entry=None if past_kv_cache is None else past_kv_cache[layer],
-                    attention_mask=seen,
+                    attention_mask=masks.seen,
                 )
         if stop_at_layer is not None:
             return residual
         if return_type is None:
+            self.ln_final(residual)  # a cache of activations reads its scale
             return None
         logits = self.to_logits(residual)
         if return_type == "logits":
             return logits
         if tokens is None:
             raise InvalidInputError("a loss needs the tokens: pass tokens=[batch, pos] along with start_at_layer.")
-        loss = lm_cross_entropy_loss(logits, tokens, mask, loss_per_token)
+        loss = lm_cross_entropy_loss(logits, tokens, masks.counted, loss_per_token)
         return loss if return_type == "loss" else Output(logits, loss)
+
+    def input_to_embed(
+        self,
+        input: str | Sequence[str] | Tensor,
+        prepend_bos: bool | None = None,
+        padding_side: PaddingSide | None = None,
+        attention_mask: Tensor | None = None,
+        past_kv_cache: HookedTransformerKeyValueCache | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """The way in alone: what `forward(..., start_at_layer=0)` goes on from.
+
+        Returns:
+            The first residual stream `[batch, pos, d_model]`, the tokens, `shortformer_pos_embed` (`None` for other
+            positions) and the attention mask (`None` if there is nothing to mask), as `forward` takes them.
+        """
+        residual, tokens, positions, masks = self._enter(
+            input, prepend_bos, padding_side, attention_mask, past_kv_cache
+        )
+        return residual, tokens, positions, masks.seen
 
     def to_logits(self, residual: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
         """The end of a forward pass: final norm, unembedding and the soft cap, if there is one."""
@@ -345,7 +339,39 @@ class HookedTransformer(Tokenization, TrainingText, Generation, StackedWeights, 
     def _as_tokens(self, input: Any, prepend_bos: bool | None, padding_side: PaddingSide | None) -> Tensor:
         if is_text(input):
             return self.to_tokens(input, prepend_bos, padding_side)
-        return checked_tokens(input, self.W_E.device)
+        return checked_tokens(input, self.input_device)
+
+    def _masks(
+        self,
+        beside: Tensor,
+        prepend_bos: bool | None,
+        padding_side: PaddingSide | None,
+        given: Tensor | None,
+        past: HookedTransformerKeyValueCache | None,
+    ) -> Masks:
+        n_past = 0 if past is None else past.n_past
+        if given is not None:
+            counted = seen = checked_mask(given, beside, n_past)
+        else:
+            counted = None if beside.is_floating_point() else self.attention_mask(beside, padding_side, prepend_bos)
+            # No real token looks at the padding behind it: without a mask it gets the same, and faster.
+            behind = self.cfg.attention_dir == "causal" and self.padding_side_or_default(padding_side) == "right"
+            seen = None if behind else counted
+        return Masks(counted, seen if past is None else with_past(counted, past, beside), n_past)
+
+    def _enter(
+        self,
+        input: Any,
+        prepend_bos: bool | None,
+        padding_side: PaddingSide | None,
+        attention_mask: Tensor | None,
+        past: HookedTransformerKeyValueCache | None,
+    ) -> tuple[Tensor, Tensor, Tensor | None, Masks]:
+        """The first residual stream, the tokens, what shortformer positions add, and the masks."""
+        tokens = self._as_tokens(input, prepend_bos, padding_side)
+        masks = self._masks(tokens, prepend_bos, padding_side, attention_mask, past)
+        residual, positions = self._with_positions(self._embed(tokens), masks.seen, masks.n_past)
+        return residual, tokens, positions, masks
 
     def _embed(self, tokens: Tensor) -> Tensor:
         if self.cfg.use_hook_tokens:

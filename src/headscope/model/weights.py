@@ -28,10 +28,10 @@ class StackedWeights:
         """A weight of every layer, unstacked and uncopied: `per_layer("attn", "W_O")`."""
         return [getattr(getattr(block, part), name) for block in self.blocks]
 
-    def per_mlp(self, name: str) -> list[Tensor | None]:
-        """A parameter of every layer's MLP, `None` where the MLP was replaced by a module without it."""
-        mlps = [] if self.cfg.attn_only else [block.get_submodule("mlp") for block in self.blocks]
-        return [dict(mlp.named_parameters(recurse=False)).get(name) for mlp in mlps]
+    def per_layer_if_shown(self, part: str, name: str) -> list[Tensor | None]:
+        """`per_layer`, with `None` where that part was replaced by a module that does not show such a parameter."""
+        parts = [block.get_submodule(part) if part in dict(block.named_children()) else None for block in self.blocks]
+        return [None if each is None else dict(each.named_parameters(recurse=False)).get(name) for each in parts]
 
     def _stack(self, part: str, name: str) -> Tensor:
         return torch.stack(self.per_layer(part, name))
