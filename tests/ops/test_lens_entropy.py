@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from headscope.ops import lens_entropy
-from headscope.ops.lens_entropy import SAFE_RANGE, Gains, LensEntropies, LensProblem, lens_entropies
+from headscope.ops.lens_entropy import SAFE_RANGE, Chain, Gains, LensEntropies, LensProblem, lens_entropies
 
 
 def make_problem(
@@ -26,10 +26,11 @@ def make_problem(
     change: float = 1.0,
     scale: float = 1.0,
     mean: float = 0.0,
+    chained: bool = False,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> LensProblem:
-    """Random rows and weights; `change` scales what components write, `scale` the states."""
+    """Random rows and weights; `change` scales what components write, `scale` the states (`chained`: the first)."""
     generator = torch.Generator().manual_seed(seed)
 
     def random(*shape: int) -> Tensor:
@@ -41,7 +42,7 @@ def make_problem(
     def gain(*shape: int) -> Tensor:
         return 0.5 + torch.rand(*shape, generator=generator).to(dtype)
 
-    return LensProblem(
+    problem = LensProblem(
         states=scale * random(step * layers + 1, rows, d_model),
         head_base=tuple(range(0, step * layers, step)),
         mlp_base=tuple(range(step - 1, step * layers, step)) if mlps else (),
@@ -56,6 +57,17 @@ def make_problem(
         if gains
         else None,
     )
+    if not chained:
+        return problem
+    assert problem.mlps is not None
+    rests = Chain(random(layers, d_model), random(layers, d_model), gain(rows))
+    states = [problem.states[0]]
+    for layer in range(layers):
+        heads_write = torch.einsum("hre,hed->rd", problem.heads[layer], problem.W_O[layer])
+        middle = states[-1] + heads_write + rests.by[:, None] * rests.attn_rest[layer]
+        end = middle + problem.mlps[layer] + rests.by[:, None] * rests.mlp_rest[layer]
+        states += [middle, end] if mid else [end]
+    return dataclasses.replace(problem, states=torch.stack(states), chain=rests)
 
 
 def naive(problem: LensProblem) -> LensEntropies:
@@ -69,7 +81,7 @@ def naive(problem: LensProblem) -> LensEntropies:
         if problem.soft_cap:
             logits = problem.soft_cap * torch.tanh(logits / problem.soft_cap)
         log_probs = logits.log_softmax(-1)
-        return -(log_probs.exp() * log_probs).sum(-1)
+        return -torch.nan_to_num(log_probs.exp() * log_probs, neginf=0.0, nan=0.0).sum(-1)
 
     states = [state.double() @ W_U for state in problem.states]
     last = len(states) - 1
@@ -113,6 +125,8 @@ def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     {}, {"mlps": False, "mid": False}, {"mid": False}, {"gains": True}, {"gains": True, "mlps": False, "mid": False},
     {"gains": True, "mid": False}, {"soft_cap": 3.0}, {"soft_cap": 0.5, "gains": True}, {"mean": 5.0},
     {"layers": 1, "heads": 1, "rows": 1}, {"d_vocab": 1}, {"d_vocab": 2}, {"mean": 5.0, "soft_cap": 2.0},
+    {"chained": True}, {"chained": True, "mid": False}, {"chained": True, "gains": True, "layers": 3},
+    {"chained": True, "soft_cap": 3.0}, {"chained": True, "mean": 5.0, "layers": 1},
 ], ids=str)  # fmt: skip
 def test_entropies_equal_the_plain_ones(kind: dict[str, Any], tiles: None) -> None:
     compare(make_problem(**kind, dtype=torch.float64), 1e-10)
@@ -141,13 +155,13 @@ def test_on_either_side_of_the_safe_range(above: float, tiles: None, monkeypatch
         problem, heads=problem.heads * by / logits.abs().max(), mlps=problem.mlps * by / mlps.abs().max()
     )
     plainly: list[int] = []
-    original = lens_entropy._Tiles._changed_plainly
+    original = lens_entropy._Tile._change_plainly
 
     def spy(self: Any, *arguments: Any) -> Tensor:
         plainly.append(1)
         return original(self, *arguments)
 
-    monkeypatch.setattr(lens_entropy._Tiles, "_changed_plainly", spy)
+    monkeypatch.setattr(lens_entropy._Tile, "_change_plainly", spy)
     compare(problem, 1e-4)
     assert bool(plainly) == (above > 1)
 
@@ -173,9 +187,59 @@ def test_the_worst_that_the_safe_range_allows(monkeypatch: pytest.MonkeyPatch) -
             compare(problem, 1e-4)
 
 
+@pytest.mark.parametrize("chained", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_adversarial_logits(chained: bool, dtype: torch.dtype, tiles: None) -> None:
+    """Ties, a token sure beyond doubt, a masked part of the vocabulary, a head that spans 200 nats: all at once."""
+    problem = make_problem(chained=chained, dtype=dtype, layers=3, rows=7, seed=3)
+    problem.W_U[:, 5:9] = problem.W_U[:, 5:6]  # ties
+    offset, final_offset = problem.offset.clone(), problem.final_offset.clone()
+    offset[5:9] = offset[5]
+    offset[10:14], final_offset[10:20] = -torch.inf, -torch.inf  # more than a tile, where tiles are small
+    final_offset[2] = 500.0
+    problem.heads[1, 0] *= 200 / (problem.heads[1, 0] @ problem.W_O[1, 0] @ problem.W_U).abs().max()
+    if chained:
+        states = list(problem.states[:1])
+        assert problem.chain is not None and problem.mlps is not None
+        for layer in range(3):
+            written = torch.einsum("hre,hed->rd", problem.heads[layer], problem.W_O[layer])
+            by = problem.chain.by[:, None]
+            states.append(states[-1] + written + by * problem.chain.attn_rest[layer])
+            states.append(states[-1] + problem.mlps[layer] + by * problem.chain.mlp_rest[layer])
+        problem = dataclasses.replace(problem, states=torch.stack(states))
+    problem = dataclasses.replace(problem, offset=offset, final_offset=final_offset)
+    compare(problem, 1e-4 if dtype == torch.float32 else 1e-9)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_threads_change_nothing_and_are_left_as_they_were(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lens_entropy, "_ROWS", 8)
+    problem = make_problem(rows=50, d_vocab=300, chained=True)
+    wanted = lens_entropies(problem)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = lens_entropies(problem)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(getattr(found, name), getattr(wanted, name)) for name in ("states", "plus", "minus"))
+
+
+def test_rounded_heads_stay_near() -> None:
+    """bfloat16 has 8 bits: a logit of 4 is rounded by 0.008 at most, and the rounding of many tokens evens out."""
+    problem = make_problem(rows=200, d_vocab=3000, chained=True, change=0.3)
+    found, wanted = lens_entropies(problem, precision="bfloat16"), naive(problem)
+    compare(problem, 2e-5)
+    for name in ("states", "plus", "minus"):
+        difference = getattr(found, name) - getattr(wanted, name)
+        assert float(difference.mean(-1).abs().max()) < 2e-3, name
+        assert (0.0 if name == "states" else 1e-6) < float(difference.abs().max()) < 5e-2, name
+
+
 @given(
     st.integers(1, 3), st.integers(1, 4), st.integers(1, 6), st.integers(1, 40), st.booleans(), st.booleans(),
-    st.booleans(), st.sampled_from([0.0, 2.0]), st.floats(0.01, 20.0), st.integers(0, 10**6),
+    st.booleans(), st.booleans(), st.sampled_from([0.0, 2.0]), st.floats(0.01, 20.0), st.integers(0, 10**6),
 )  # fmt: skip
 @settings(max_examples=25)
 def test_any_shape(
@@ -186,6 +250,7 @@ def test_any_shape(
     mlps: bool,
     mid: bool,
     gains: bool,
+    chained: bool,
     soft_cap: float,
     change: float,
     seed: int,
@@ -193,7 +258,7 @@ def test_any_shape(
     compare(
         make_problem(
             layers=layers, heads=heads, rows=rows, d_vocab=d_vocab, mlps=mlps, mid=mid and mlps, gains=gains,
-            soft_cap=soft_cap, change=change, dtype=torch.float64, seed=seed,
+            soft_cap=soft_cap, change=change, chained=chained and mlps, dtype=torch.float64, seed=seed,
         ),
         1e-9,
     )  # fmt: skip

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from headscope.errors import InvalidInputError
 from headscope.ops import vocab
-from headscope.ops.vocab import RunningMoments, cross_entropy, summarize
+from headscope.ops.vocab import RunningMoments, cross_entropy, kl_divergence, summarize
 
 
 @pytest.fixture(autouse=True, params=[(4, 3), (1024, 512)], ids=["small tiles", "one tile"])
@@ -156,3 +156,30 @@ def test_moments_of_some_rows() -> None:
     moments.add_logits(left[..., :3], slice(2, 4))
     torch.testing.assert_close(moments.entropy()[:, :2], naive_entropy(left))
     torch.testing.assert_close(moments.entropy()[:, 2:], naive_entropy(torch.cat([right, left[..., :3]], -1)))
+
+
+@given(
+    st.integers(0, 5), st.integers(1, 20), st.sampled_from([0.0, 2.0]), st.sampled_from([1e-3, 1.0, 30.0, 300.0]),
+    st.booleans(), st.integers(0, 10**6),
+)  # fmt: skip
+def test_divergence_of_two_predictions(
+    n: int, d_vocab: int, soft_cap: float, scale: float, masked: bool, seed: int
+) -> None:
+    rows, others = random(n, 6, seed=seed, scale=scale).double(), random(n, 6, seed=seed + 1, scale=scale).double()
+    W_U, b_U = random(6, d_vocab, seed=seed + 2).double(), random(d_vocab, seed=seed + 3).double()
+    if masked and not soft_cap:
+        b_U[: d_vocab - 1] = -torch.inf  # whole tiles, where tiles are small
+    p, q = (naive_logits(each, W_U, b_U, soft_cap).log_softmax(-1) for each in (rows, others))
+    wanted = torch.where(p.exp() > 0, p.exp() * (p - q), 0.0).sum(-1)
+    found = kl_divergence(rows, others, W_U, b_U, soft_cap=soft_cap)
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(kl_divergence(rows, rows, W_U, b_U, soft_cap=soft_cap), torch.zeros(n).double())
+
+
+def test_masked_tokens_in_a_summary() -> None:
+    b_U = torch.zeros(10)
+    b_U[:6] = -torch.inf  # the first tile and half of the second, where tiles are small
+    summary = summarize(random(3, 6), torch.zeros(6, 10), b_U, targets=torch.tensor([7, 8, 9]), k=2)
+    torch.testing.assert_close(summary.entropy, torch.full((3,), 4.0).log())
+    torch.testing.assert_close(summary.target_log_prob, torch.full((3,), 0.25).log())
+    assert bool((summary.top_tokens >= 6).all())

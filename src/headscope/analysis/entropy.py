@@ -13,11 +13,11 @@ from torch import Tensor
 
 from headscope.analysis.batches import Block, check_repeatable, describe_data, iterate_blocks
 from headscope.analysis.entropy_result import EntropyResult
+from headscope.analysis.lens_problem import ComponentMeans, lens_problem
 from headscope.analysis.result import RunInfo, check_option
 from headscope.analysis.states import LensStates, lens_states, state_labels
 from headscope.errors import InvalidInputError, NotFiniteError
-from headscope.model.readout import Readout
-from headscope.ops.lens_entropy import Gains, LensProblem, lens_entropies
+from headscope.ops.lens_entropy import lens_entropies
 
 if TYPE_CHECKING:
     from headscope.model.transformer import HookedTransformer
@@ -34,8 +34,10 @@ class EntropyOptions:
     lens_bias: bool = True
     reduce: Literal["mean", "none"] = "mean"
     include_bos: bool = False
+    precision: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
+        check_option("precision", self.precision, ("float32", "bfloat16"))
         check_option("baseline", self.baseline, ("zero", "mean"))
         check_option("scale", self.scale, ("final", "own"))
         check_option("reduce", self.reduce, ("mean", "none"))
@@ -51,6 +53,7 @@ def measure_entropy(
     reduce: Literal["mean", "none"] = "mean",
     attention_mask: Tensor | None = None,
     include_bos: bool = False,
+    precision: Literal["float32", "bfloat16"] = "float32",
     describe: str | None = None,
     progress: bool = True,
 ) -> EntropyResult:
@@ -71,6 +74,8 @@ def measure_entropy(
         reduce: `"mean"` over positions, or `"none"` to keep batch and position.
         attention_mask: 1 for real tokens, for a tensor of tokens; default: found from the padding token.
         include_bos: Let BOS positions count.
+        precision: `"bfloat16"` rounds the heads' logits to 8 bits, which is faster on CPUs with bfloat16 arithmetic.
+            Everything else stays in float32 (or the model's own type, if that is wider).
         describe: What the data is, for titles.
         progress: Show a progress bar.
 
@@ -86,7 +91,7 @@ def measure_entropy(
         >>> entropy.diff.shape[0] == model.cfg.n_layers, len(entropy.top(3))
         (True, 3)
     """
-    options = EntropyOptions(baseline, scale, lens_bias, reduce, include_bos)
+    options = EntropyOptions(baseline, scale, lens_bias, reduce, include_bos, precision)
     means = None
     if baseline == "mean":
         check_repeatable(data)
@@ -100,19 +105,6 @@ def measure_entropy(
     ):
         accumulator.update(block)
     return accumulator.result()
-
-
-@dataclass(frozen=True)
-class ComponentMeans:
-    """Means over the data of what each component writes.
-
-    Attributes:
-        z: Of each head, before `W_O`.
-        mlp: Of each MLP's output; `None` without MLPs.
-    """
-
-    z: Float[Tensor, "layer head d_head"]
-    mlp: Float[Tensor, "layer d_model"] | None
 
 
 def component_means(model: "HookedTransformer", blocks: Any) -> ComponentMeans:
@@ -217,7 +209,9 @@ class EntropyAccumulator:
         else:
             assert self._sums is not None
             resid, diff, marginal = (sums / self.n_positions for sums in self._sums)
-        options = {name: getattr(self.options, name) for name in ("baseline", "scale", "lens_bias", "include_bos")}
+        options = {
+            name: getattr(self.options, name) for name in ("baseline", "scale", "lens_bias", "include_bos", "precision")
+        }
         return EntropyResult(
             info=RunInfo(
                 cfg.model_name, self.model.weight_processing, self.data, self.n_sequences, self.n_positions, options
@@ -230,8 +224,10 @@ class EntropyAccumulator:
         )
 
     def _measure(self, states: LensStates) -> tuple[Tensor, Tensor, Tensor]:
-        problem = _problem(self.model, states, self.options, self.means)
-        entropies = lens_entropies(problem)
+        problem = lens_problem(
+            self.model, states, self.means, scale=self.options.scale, lens_bias=self.options.lens_bias
+        )
+        entropies = lens_entropies(problem, precision=self.options.precision)
         if not all(bool(found.isfinite().all()) for found in (entropies.states, entropies.plus, entropies.minus)):
             raise NotFiniteError(
                 "the logits hold NaN or infinite values, though the residual stream is finite. Check the weights of "
@@ -258,53 +254,6 @@ class EntropyAccumulator:
             nothing.expand(layers, components, 0),
             nothing.expand(layers, components, 0),
         )
-
-
-def _problem(
-    model: "HookedTransformer", states: LensStates, options: EntropyOptions, means: ComponentMeans | None
-) -> LensProblem:
-    readout = Readout.of(model)
-    W_U, b_U = states.wide(readout.W_U), states.wide(readout.b_U)
-    norm_offset = torch.zeros_like(b_U) if readout.bias is None else states.wide(readout.bias) @ W_U
-    z = states.z if means is None else states.z - means.z[:, :, None]
-    mlp = states.mlp if states.mlp is None or means is None or means.mlp is None else states.mlp - means.mlp[:, None]
-    W_O = states.wide(model.W_O)
-    final_scale = readout.scale(states.resid[-1])
-    step = 2 if model.cfg.has_resid_mid else 1
-    frozen = options.scale == "final"
-    by = final_scale if frozen else torch.ones_like(final_scale)
-    return LensProblem(
-        states=readout.direction(states.resid) / by,
-        head_base=tuple(range(0, step * model.cfg.n_layers, step)),
-        mlp_base=() if mlp is None else tuple(range(step - 1, step * model.cfg.n_layers, step)),
-        heads=z / by,
-        W_O=states.wide(readout.direction(W_O)),
-        mlps=None if mlp is None else readout.direction(mlp) / by,
-        W_U=W_U,
-        offset=norm_offset + b_U if options.lens_bias else norm_offset,
-        final_offset=norm_offset + b_U,
-        soft_cap=readout.soft_cap,
-        gains=None if frozen else _own_gains(readout, states, z, mlp, W_O, step),
-    )
-
-
-def _own_gains(readout: Readout, states: LensStates, z: Tensor, mlp: Tensor | None, W_O: Tensor, step: int) -> Gains:
-    """One over each perturbed state's own scale."""
-    plus, minus = [], []
-    for layer in range(len(z)):
-        written = torch.bmm(z[layer], W_O[layer])
-        added, taken = (
-            [readout.scale(states.resid[step * layer] + written)],
-            [readout.scale(states.resid[-1] - written)],
-        )
-        if mlp is not None:
-            added.append(readout.scale(states.resid[step * layer + step - 1] + mlp[layer])[None])
-            taken.append(readout.scale(states.resid[-1] - mlp[layer])[None])
-        plus.append(torch.cat(added).squeeze(-1))
-        minus.append(torch.cat(taken).squeeze(-1))
-    return Gains(
-        states=1 / readout.scale(states.resid).squeeze(-1), plus=1 / torch.stack(plus), minus=1 / torch.stack(minus)
-    )
 
 
 def _added(

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from headscope.analysis.batches import Block
 from headscope.errors import InvalidInputError, NotFiniteError
+from headscope.model.hooks import HookPoint
 
 if TYPE_CHECKING:
     from headscope.model.transformer import HookedTransformer
@@ -24,11 +25,13 @@ class LensStates:
         resid: Each `resid_pre` and `resid_mid` (where blocks have one), then the final state.
         z: Each head's output before `W_O`.
         mlp: Each MLP's output; `None` without MLPs.
+        rounding: Relative rounding of the type the model ran in.
     """
 
     resid: Float[Tensor, "state row d_model"]
     z: Float[Tensor, "layer head row d_head"]
     mlp: Float[Tensor, "layer row d_model"] | None
+    rounding: float
 
     @property
     def n(self) -> int:
@@ -59,33 +62,39 @@ def lens_states(model: "HookedTransformer", block: Block) -> LensStates:
             f"{replaced[0]} holds a {module} instead of a hook point, so what passes there cannot be read. "
             "Take it out for this analysis, or apply it with a hook."
         )
-    final, cache = model.run_with_cache(
+    kind = torch.promote_types(model.cfg.dtype, torch.float32)
+    n, step = int(block.counted.sum()), 2 if cfg.has_resid_mid else 1
+
+    def room(*shape: int) -> Tensor:
+        return torch.empty(*shape, dtype=kind, device=block.tokens.device)
+
+    # Each activation is written where it stays, once: a cache of them beside would be as much again.
+    resid = room(step * cfg.n_layers + 1, n, cfg.d_model)
+    z = room(cfg.n_layers, cfg.n_heads, n, cfg.d_head)
+    mlp = None if cfg.attn_only else room(cfg.n_layers, n, cfg.d_model)
+    places: dict[str, Tensor] = {}
+    for layer in range(cfg.n_layers):
+        places[f"blocks.{layer}.hook_resid_pre"] = resid[step * layer]
+        places[f"blocks.{layer}.hook_resid_mid"] = resid[step * layer + step - 1]
+        places[f"blocks.{layer}.attn.hook_z"] = z[layer].transpose(0, 1)
+        if mlp is not None:
+            places[f"blocks.{layer}.hook_mlp_out"] = mlp[layer]
+
+    def keep(activation: Tensor, hook: HookPoint) -> None:
+        places[hook.name or ""].copy_(activation[block.counted])
+
+    final = model.run_with_hooks(
         block.tokens,
-        names_filter=names,
+        fwd_hooks=[(name, keep) for name in names],
         attention_mask=block.attention_mask,
         stop_at_layer=cfg.n_layers,
-        return_cache_object=False,
     )
-    kind = torch.promote_types(final.dtype, torch.float32)
-
-    def kept(activation: Tensor) -> Tensor:
-        return activation[block.counted].to(kind)
-
-    resid = []
-    for layer in range(cfg.n_layers):
-        resid.append(kept(cache[f"blocks.{layer}.hook_resid_pre"]))
-        if cfg.has_resid_mid:
-            resid.append(kept(cache[f"blocks.{layer}.hook_resid_mid"]))
-    resid.append(kept(final))
+    resid[-1] = final[block.counted]
     if not bool(resid[-1].isfinite().all()):
         raise NotFiniteError(
             "the model's final residual stream holds NaN or infinite values. Check its weights, and any hooks on it."
         )
-    z = torch.stack([kept(cache[f"blocks.{layer}.attn.hook_z"]) for layer in range(cfg.n_layers)])
-    mlp = None
-    if not cfg.attn_only:
-        mlp = torch.stack([kept(cache[f"blocks.{layer}.hook_mlp_out"]) for layer in range(cfg.n_layers)])
-    return LensStates(torch.stack(resid), z.permute(0, 2, 1, 3).contiguous(), mlp)
+    return LensStates(resid, z, mlp, torch.finfo(final.dtype).eps)
 
 
 def state_labels(model: "HookedTransformer") -> tuple[str, ...]:

@@ -4,9 +4,13 @@ For every state `r` with logits `a`, the final logits `f`, and every component w
 `softmax(a)`, `softmax(a + d)` and `softmax(f - d)` are reduced over the vocabulary tile by tile. What makes it quick:
 
 - a head's logits have rank d_head: `z (W_O W_U)`, with `W_O W_U` of a vocabulary tile made once for all rows;
+- in a plain residual stream only the states before each layer need a product with `W_U`: those between attention and
+  MLP are these plus the heads' logits, and an MLP's logits are a difference of two states (`Chain`);
 - `exp(a)` and `exp(f)` are made once per state, and `exp(d)` and its reciprocal then serve both sums,
-  `Z = sum exp(a) exp(d)` and `sum exp(f) / exp(d)`, with S = sum l exp(l) from the same factors;
-- a tile of rows by a tile of the vocabulary stays in cache.
+  `Z = sum exp(a) exp(d)` and `sum exp(f) / exp(d)`, with S = sum l exp(l) from the same factors, and the sums along the
+  vocabulary are batched products;
+- a tile of rows by a tile of the vocabulary stays in a core's cache, in buffers that are used again, and each thread
+  takes tiles of its own.
 
 That product form is used where every `|d|` in the tile is at most `SAFE_RANGE`: then a term lost to underflow,
 `exp(a - max a) < e^-87`, is at most `e^(-87 + 30)` beside a sum of at least `e^-30`, so all d_vocab of them together
@@ -15,16 +19,20 @@ formed and reduced one component at a time.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from headscope.ops.parallel import RowBlocks
 from headscope.ops.vocab import VOCAB_TILE, RunningMoments, cap_logits, tile_moments
 
-__all__ = ["SAFE_RANGE", "Gains", "LensEntropies", "LensProblem", "lens_entropies"]
+__all__ = ["SAFE_RANGE", "Chain", "Gains", "LensEntropies", "LensProblem", "lens_entropies"]
 
 SAFE_RANGE = 30.0
+# Logits beyond this are not added up or subtracted: in float32 the rounding of 300 is 2e-5.
+_CHAIN_RANGE = 300.0
 _ROWS = 64
 
 
@@ -44,6 +52,24 @@ class Gains:
 
 
 @dataclass(frozen=True)
+class Chain:
+    """That each layer adds to the stream its heads, its MLP, and besides them only multiples of one vector each.
+
+    The state that enters the MLP is the state before the layer + all its heads + `by * attn_rest`; the state before
+    the next layer is that + the MLP + `by * mlp_rest`. (For parallel blocks only the whole sum is a state.)
+
+    Attributes:
+        attn_rest: Output bias, and the means of the heads where these are measured against them.
+        mlp_rest: The mean of the MLP where it is measured against it.
+        by: What the rests are multiplied with: one over the frozen scale.
+    """
+
+    attn_rest: Float[Tensor, "layer d_model"]
+    mlp_rest: Float[Tensor, "layer d_model"]
+    by: Float[Tensor, " row"]
+
+
+@dataclass(frozen=True)
 class LensProblem:
     """Rows and weights of one block of positions.
 
@@ -59,6 +85,7 @@ class LensProblem:
         final_offset: Added to the final logits, with and without a component.
         soft_cap: `c` of a soft cap on all logits; 0 for none.
         gains: `None` when rows carry their (frozen) scale already.
+        chain: How the states follow from one another, where they do; `None` makes each one's logits by itself.
     """
 
     states: Float[Tensor, "state row d_model"]
@@ -72,6 +99,12 @@ class LensProblem:
     final_offset: Float[Tensor, " d_vocab"]
     soft_cap: float = 0.0
     gains: Gains | None = None
+    chain: Chain | None = None
+
+    @property
+    def n_components(self) -> int:
+        """Heads of a layer, and its MLP."""
+        return self.heads.shape[1] + (self.mlps is not None)
 
 
 @dataclass(frozen=True)
@@ -89,119 +122,239 @@ class LensEntropies:
     minus: Float[Tensor, "layer component row"]
 
 
-def lens_entropies(problem: LensProblem) -> LensEntropies:
+def lens_entropies(problem: LensProblem, *, precision: Literal["float32", "bfloat16"] = "float32") -> LensEntropies:
     """Solve a `LensProblem`.
 
-    Cost: `2 * d_vocab * (states + layers) * d_model + 2 * d_vocab * layers * heads * d_head` operations and one
-    exponential per component, row and token, plus `W_O W_U` once. Memory: `layers * heads * d_head` times a vocabulary
-    tile, and a few tiles of rows.
+    Cost: with a chain `2 * d_vocab * (layers + 1) * d_model` operations a row for the states (without, for all states
+    and MLPs), `2 * d_vocab * layers * heads * d_head` for the heads, one exponential for each state and component and
+    token, and `2 * d_vocab * layers * heads * d_head * d_model` once for `W_O W_U`. Memory: `W_O W_U` of a vocabulary
+    tile, and a few tiles of rows for each thread.
+
+    Args:
+        problem: What to measure.
+        precision: `"bfloat16"` makes the heads' products in bfloat16. Their logits are then rounded to 8 bits, one of 4
+            by up to 0.008: entropies of single rows are off by about a hundredth of a nat, means over rows by less.
     """
-    layers, heads, rows, _ = problem.heads.shape
-    components = heads + (problem.mlps is not None)
+    n_states, rows = problem.states.shape[:2]
+    layers = problem.heads.shape[0]
     device = problem.states.device
-    states = RunningMoments((problem.states.shape[0], rows), device)
+    states = RunningMoments((n_states, rows), device)
     # [plus or minus, layer, component, row]
-    changed = RunningMoments((2, layers, components, rows), device)
+    changed = RunningMoments((2, layers, problem.n_components, rows), device)
     # The softmax does not see the mean over tokens; without it the components' logits span less.
     mean = problem.W_U.mean(-1, keepdim=True) if not problem.soft_cap else torch.zeros_like(problem.W_U[:, :1])
-    for at in range(0, problem.W_U.shape[1], VOCAB_TILE):
-        tile = slice(at, at + VOCAB_TILE)
-        W_U = problem.W_U[:, tile] - mean
-        W_OU = torch.matmul(problem.W_O, W_U)
-        for start in range(0, rows, _ROWS):
-            block = slice(start, min(start + _ROWS, rows))
-            tiles = _Tiles(problem, W_U, W_OU, tile, block)
-            states.add(*tiles.state_moments(), block)
-            changed.add(*tiles.component_moments(), block)
+    d_vocab = problem.W_U.shape[1]
+    n_tiles = -(-d_vocab // VOCAB_TILE)
+    heads = _HeadProducts(problem, precision)
+    with RowBlocks(rows, _ROWS, _Buffers, device) as blocks:
+        for number in range(n_tiles):
+            # Tiles of equal width, or buffers made for one would not fit the last.
+            tile = slice(number * d_vocab // n_tiles, (number + 1) * d_vocab // n_tiles)
+            weights = _TileWeights(problem, heads, problem.W_U[:, tile] - mean, tile)
+
+            def reduce(block: slice, buffers: _Buffers, weights: _TileWeights = weights) -> None:
+                found = _Tile(problem, weights, block, buffers)
+                found.run()
+                states.add(*found.states, block)
+                changed.add(*found.changed, block)
+
+            blocks.run(reduce)
     plus, minus = changed.entropy()
     return LensEntropies(states.entropy(), plus, minus)
 
 
-class _Tiles:
-    """One tile of rows by one tile of the vocabulary."""
+class _HeadProducts:
+    """How the heads' logits are made: through `W_O W_U` for many rows, from `z W_O` for few."""
 
-    def __init__(self, problem: LensProblem, W_U: Tensor, W_OU: Tensor, tile: slice, block: slice) -> None:
+    def __init__(self, problem: LensProblem, precision: str) -> None:
+        layers, heads, rows, d_head = problem.heads.shape
+        self.kind = torch.bfloat16 if precision == "bfloat16" else problem.heads.dtype
+        # Making W_O W_U costs as much as d_head rows through d_model.
+        self.through_d_model = rows < d_head
+        left = torch.matmul(problem.heads, problem.W_O) if self.through_d_model else problem.heads
+        self.left = left.to(self.kind)
         self.problem = problem
-        self.block = block
+
+    def right(self, W_U: Float[Tensor, "d_model tile"]) -> Float[Tensor, "layer #head inner tile"]:
+        """What the rows are multiplied with, for one tile."""
+        if self.through_d_model:
+            return W_U.to(self.kind).expand(*self.left.shape[:2], -1, -1)
+        return torch.matmul(self.problem.W_O, W_U).to(self.kind)
+
+
+class _TileWeights:
+    """What all rows share, of one tile of the vocabulary."""
+
+    def __init__(self, problem: LensProblem, heads: _HeadProducts, W_U: Tensor, tile: slice) -> None:
         self.W_U = W_U
-        self.W_OU = W_OU
+        self.heads = heads
+        self.right = heads.right(W_U)
         self.offsets = problem.offset[tile], problem.final_offset[tile]
-        states = problem.states[:, block]
-        self.linear = (states.flatten(0, 1) @ W_U).unflatten(0, states.shape[:2])
-        self._pairs: dict[tuple[int, bool], tuple[Tensor, Tensor]] = {}
+        chain = problem.chain
+        self.rests = None if chain is None else (chain.attn_rest @ W_U, chain.mlp_rest @ W_U)
 
-    def state_moments(self) -> tuple[Tensor, Tensor, Tensor]:
-        last = len(self.linear) - 1
-        shifts, pairs = zip(*(self._factors(index, final=index == last) for index in range(last + 1)), strict=True)
-        z, s = torch.stack([pair.sum(-1) for pair in pairs]).unbind(-1)
-        return torch.stack(shifts), z, s
 
-    def component_moments(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Shift, Z and S, each `[plus or minus, layer, component, row]`."""
+class _Buffers:
+    """Memory that a thread uses again for every tile."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Tensor] = {}
+
+    def get(self, name: str, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """A tensor of this shape with anything in it."""
+        dtype = like.dtype if dtype is None else dtype
+        size = 1
+        for length in shape:
+            size *= length
+        kept = self._kept.get(name)
+        if kept is None or kept.numel() < size or kept.dtype != dtype or kept.device != like.device:
+            kept = self._kept[name] = torch.empty(size, dtype=dtype, device=like.device)
+        return kept[:size].view(shape)
+
+
+@dataclass(frozen=True)
+class _State:
+    """A state's logits in a tile, ready to be multiplied into.
+
+    Attributes:
+        shift: Row maximum of the logits.
+        pair: `e = exp(l - shift)` and `(l - shift) e`.
+    """
+
+    shift: Float[Tensor, " row"]
+    pair: Float[Tensor, "row 2 tile"]
+
+
+class _Tile:
+    """One tile of rows by one tile of the vocabulary: Shift, Z and S of everything in it."""
+
+    def __init__(self, problem: LensProblem, weights: _TileWeights, block: slice, buffers: _Buffers) -> None:
+        self.problem = problem
+        self.weights = weights
+        self.block = block
+        self.buffers = buffers
+        n_states, n_rows = len(problem.states), block.stop - block.start
+        self.shape = n_rows, weights.W_U.shape[1]
+        like = problem.states
+        self.states = like.new_empty(3, n_states, n_rows)
+        self.changed = like.new_empty(3, 2, len(problem.heads), problem.n_components, n_rows)
+
+    def run(self) -> None:
         problem = self.problem
-        layers, heads, _, _ = problem.heads.shape
-        components = heads + (problem.mlps is not None)
-        out = self.linear.new_empty(3, 2, layers, components, self.linear.shape[1])
+        layers, n_heads = problem.heads.shape[:2]
+        last = len(problem.states) - 1
+        final_linear = self._product(last, "final")
+        final = self._state(last, final_linear, "final", final=True)
+        before = self._product(0, "linear0") if last > 0 else final_linear
         for layer in range(layers):
-            logits = torch.bmm(problem.heads[layer, :, self.block], self.W_OU[layer])
-            base = problem.head_base[layer]
-            out[:, :, layer, :heads] = self._changed(logits, base, layer, slice(0, heads))
+            heads = self._heads(layer)
+            base = self._state(problem.head_base[layer], before, "base")
+            self._change(heads, before, base, final_linear, final, layer, slice(0, n_heads))
+            end = problem.head_base[layer + 1] if layer + 1 < layers else last
+            after = final_linear if end == last else self._product(end, f"linear{(layer + 1) % 2}")
             if problem.mlps is not None:
-                logits = (problem.mlps[layer, self.block] @ self.W_U)[None]
-                base = problem.mlp_base[layer]
-                out[:, :, layer, heads:] = self._changed(logits, base, layer, slice(heads, heads + 1))
-        return out[0], out[1], out[2]
+                middle, mlp = self._mlp(layer, heads, before, after)
+                if problem.mlp_base[layer] != problem.head_base[layer]:
+                    base = self._state(problem.mlp_base[layer], middle, "base")
+                self._change(mlp, middle, base, final_linear, final, layer, slice(n_heads, n_heads + 1))
+            before = after
+
+    def _product(self, state: int, name: str) -> Float[Tensor, "row tile"]:
+        """The linear part of a state's logits."""
+        out = self.buffers.get(name, self.shape, self.problem.states)
+        return torch.mm(self.problem.states[state, self.block], self.weights.W_U, out=out)
+
+    def _heads(self, layer: int) -> Float[Tensor, "head row tile"]:
+        """What each head of a layer adds to the linear part."""
+        products = self.weights.heads
+        left, right = products.left[layer, :, self.block], self.weights.right[layer]
+        shape = (len(left), *self.shape)
+        out = self.buffers.get("heads", shape, self.problem.states)
+        if products.kind == out.dtype:
+            return torch.bmm(left, right, out=out)
+        rounded = self.buffers.get("rounded", shape, out, products.kind)
+        return out.copy_(torch.bmm(left, right, out=rounded))
+
+    def _mlp(
+        self, layer: int, heads: Tensor, before: Tensor, after: Tensor
+    ) -> tuple[Float[Tensor, "row tile"], Float[Tensor, "1 row tile"]]:
+        """The linear part of the state an MLP reads, and what the MLP adds to it."""
+        problem = self.problem
+        assert problem.mlps is not None
+        sequential = problem.mlp_base[layer] != problem.head_base[layer]
+        chained = problem.chain is not None and all(
+            float(bound.abs()) <= _CHAIN_RANGE for state in (before, after) for bound in torch.aminmax(state)
+        )
+        if not chained:
+            middle = self._product(problem.mlp_base[layer], "middle") if sequential else before
+            out = self.buffers.get("mlp", self.shape, before)
+            return middle, torch.mm(problem.mlps[layer, self.block], self.weights.W_U, out=out)[None]
+        assert problem.chain is not None and self.weights.rests is not None
+        by = problem.chain.by[self.block, None]
+        attn_rest, mlp_rest = (rest[layer] for rest in self.weights.rests)
+        summed = torch.sum(heads, dim=0, out=self.buffers.get("middle", self.shape, before)).add_(before)
+        summed.addcmul_(by, attn_rest)
+        mlp = torch.sub(after, summed, out=self.buffers.get("mlp", self.shape, before)).addcmul_(by, mlp_rest, value=-1)
+        return (summed if sequential else before), mlp[None]
 
     def _logits(self, linear: Tensor, gain: Tensor | None, *, final: bool) -> Tensor:
         scaled = linear if gain is None else linear * gain[..., None]
-        return cap_logits(scaled + self.offsets[final], self.problem.soft_cap)
+        return cap_logits(scaled + self.weights.offsets[final], self.problem.soft_cap)
 
-    def _factors(self, state: int, *, final: bool) -> tuple[Tensor, Tensor]:
-        """Row maximum `[row]` of a state's logits, and `e = exp(l - max)` with `(l - max) e`, `[row, 2, tile]`."""
-        key = state, final
-        if key not in self._pairs:
-            gains = self.problem.gains
-            gain = None if gains is None else gains.states[state, self.block]
-            logits = self._logits(self.linear[state], gain, final=final)
-            shift = logits.amax(-1)
-            shifted = logits - shift[:, None]
-            weights = shifted.exp()
-            self._pairs[key] = shift, torch.stack([weights, shifted.mul_(weights)], dim=1)
-        return self._pairs[key]
+    def _state(self, index: int, linear: Tensor, name: str, *, final: bool = False) -> _State:
+        """A state's factors; its own moments are noted on the way."""
+        gains = self.problem.gains
+        logits = self._logits(linear, None if gains is None else gains.states[index, self.block], final=final)
+        # A tile may be masked altogether; a masked token's exp is 0, and 0 * inf must not spoil S.
+        shift = logits.amax(-1).clamp_(min=torch.finfo(logits.dtype).min)
+        shifted = logits.sub_(shift[:, None]).clamp_(min=-1e4)
+        pair = self.buffers.get(f"{name} pair", (self.shape[0], 2, self.shape[1]), linear)
+        torch.exp(shifted, out=pair[:, 0])
+        torch.mul(shifted, pair[:, 0], out=pair[:, 1])
+        self.states[0, index] = shift
+        self.states[1:, index] = pair.sum(-1).T
+        return _State(shift, pair)
 
-    def _changed(self, logits: Tensor, base: int, layer: int, which: slice) -> Tensor:
-        """Shift, Z and S of `a + d` and `f - d`, `[3, plus or minus, component, row]`, for `d = logits`."""
+    def _change(
+        self,
+        added: Float[Tensor, "component row tile"],
+        linear: Float[Tensor, "row tile"],
+        base: _State,
+        final_linear: Float[Tensor, "row tile"],
+        final: _State,
+        layer: int,
+        which: slice,
+    ) -> None:
+        """Note Shift, Z and S of `a + d` and `f - d`, for the logits `d` of some components."""
+        out = self.changed[:, :, layer, which]
+        low, high = torch.aminmax(added)
         plain = self.problem.gains is not None or self.problem.soft_cap > 0
-        if plain or float(torch.maximum(logits.amax(), -logits.amin())) > SAFE_RANGE:
-            return self._changed_plainly(logits, base, layer, which)
-        shift, pair = self._factors(base, final=False)
-        final_shift, final_pair = self._factors(len(self.linear) - 1, final=True)
-        grown = logits.exp()
-        shrunk = grown.reciprocal()
-        shifts = torch.stack([shift.expand(len(logits), -1), final_shift.expand(len(logits), -1)])
-        plus = _product_moments(grown, logits, pair)
-        minus = _product_moments(shrunk, logits.neg_(), final_pair)
-        return torch.stack([shifts, *torch.stack([plus, minus]).unbind(1)])
+        if plain or not max(-float(low), float(high)) <= SAFE_RANGE:
+            self._change_plainly(out, added, linear, final_linear, layer, which)
+            return
+        factor = torch.exp(added, out=self.buffers.get("factor", tuple(added.shape), added))
+        product = self.buffers.get("product", tuple(added.shape), added)
+        for sign, state in enumerate((base, final)):
+            if sign:
+                factor = factor.reciprocal_()
+            # Products with two columns run at the speed of matrix products, where single dot products do not.
+            moments = torch.bmm(state.pair, factor.permute(1, 2, 0))
+            rest = torch.bmm(state.pair[:, :1], torch.mul(factor, added, out=product).permute(1, 2, 0))[:, 0]
+            out[0, sign] = state.shift
+            out[1, sign] = moments[:, 0].T
+            out[2, sign] = (moments[:, 1] - rest if sign else moments[:, 1] + rest).T
 
-    def _changed_plainly(self, logits: Tensor, base: int, layer: int, which: slice) -> Tensor:
+    def _change_plainly(
+        self, out: Tensor, added: Tensor, linear: Tensor, final_linear: Tensor, layer: int, which: slice
+    ) -> None:
         gains = self.problem.gains
         plus_gain = None if gains is None else gains.plus[layer, which, self.block]
         minus_gain = None if gains is None else gains.minus[layer, which, self.block]
-        plus = tile_moments(self._logits(self.linear[base] + logits, plus_gain, final=False))
-        minus = tile_moments(self._logits(self.linear[-1] - logits, minus_gain, final=True))
-        return torch.stack([torch.stack(pair) for pair in zip(plus, minus, strict=True)])
-
-
-def _product_moments(
-    factor: Float[Tensor, "component row tile"],
-    change: Float[Tensor, "component row tile"],
-    pair: Float[Tensor, "row 2 tile"],
-) -> Float[Tensor, "2 component row"]:
-    """Z and S of logits `l + change`, from `factor = exp(change)` and the pair `exp(l)`, `l exp(l)`.
-
-    `factor` is overwritten. The sums along the vocabulary are batched products over rows: with two columns at once
-    they run at the speed of a matrix product, where single dot products do not.
-    """
-    moments = torch.bmm(pair, factor.permute(1, 2, 0))
-    moments[:, 1] += torch.bmm(pair, factor.mul_(change).permute(1, 2, 0))[:, 0]
-    return moments.permute(1, 2, 0)
+        for number, component in enumerate(added):
+            plus = None if plus_gain is None else plus_gain[number]
+            minus = None if minus_gain is None else minus_gain[number]
+            moments = (
+                tile_moments(self._logits(linear + component, plus, final=False)),
+                tile_moments(self._logits(final_linear - component, minus, final=True)),
+            )
+            out[:, :, number] = torch.stack([torch.stack(each) for each in zip(*moments, strict=True)])

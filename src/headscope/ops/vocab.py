@@ -15,7 +15,16 @@ from torch import Tensor
 
 from headscope.errors import InvalidInputError
 
-__all__ = ["ROW_TILE", "VOCAB_TILE", "RunningMoments", "VocabSummary", "cap_logits", "cross_entropy", "summarize"]
+__all__ = [
+    "ROW_TILE",
+    "VOCAB_TILE",
+    "RunningMoments",
+    "VocabSummary",
+    "cap_logits",
+    "cross_entropy",
+    "kl_divergence",
+    "summarize",
+]
 
 VOCAB_TILE = 1024
 ROW_TILE = 512
@@ -72,9 +81,10 @@ class RunningMoments:
 
 
 def tile_moments(logits: Float[Tensor, "*rows tile"]) -> tuple[Tensor, Tensor, Tensor]:
-    """Shift (the row maximum), Z and S of one tile."""
-    shift = logits.amax(-1)
-    shifted = logits - shift[..., None]
+    """Shift (the row maximum), Z and S of one tile, any of whose logits may be minus infinity."""
+    shift = logits.amax(-1).clamp(min=torch.finfo(logits.dtype).min)
+    # Far below the point where exp is 0: there 0 * inf must not spoil S.
+    shifted = (logits - shift[..., None]).clamp_(min=-1e4)
     weights = shifted.exp()
     return shift, weights.sum(-1), (shifted * weights).sum(-1)
 
@@ -162,6 +172,51 @@ def cross_entropy(
     return -log_prob
 
 
+def kl_divergence(
+    rows: Float[Tensor, "row d_model"],
+    other_rows: Float[Tensor, "row d_model"],
+    W_U: Float[Tensor, "d_model d_vocab"],
+    b_U: Float[Tensor, " d_vocab"] | None = None,
+    *,
+    soft_cap: float = 0.0,
+) -> Float[Tensor, " row"]:
+    """`KL(p || q)` in nats, row by row: p predicted from `rows`, q from `other_rows`.
+
+    Tokens that p masks (logits of minus infinity) do not count; it is infinite where only q masks a token.
+
+    Example:
+        >>> kl_divergence(torch.tensor([[1.0]]), torch.tensor([[0.0]]), torch.tensor([[0.0, 100.0]]))
+        tensor([0.6931])
+    """
+    parts = []
+    for at, block in _blocks(rows):
+        others = other_rows[at : at + ROW_TILE]
+        log_z_q = RunningMoments((len(block),), rows.device)
+        shift = torch.full((len(block),), -torch.inf, dtype=torch.float64, device=rows.device)
+        z, gap = torch.zeros_like(shift), torch.zeros_like(shift)
+        for start in range(0, W_U.shape[1], VOCAB_TILE):
+            tile = slice(start, start + VOCAB_TILE)
+            logits, other = (_tile_logits(each, W_U, b_U, tile, soft_cap) for each in (block, others))
+            log_z_q.add_logits(other)
+            tile_shift = logits.amax(-1).clamp(min=torch.finfo(logits.dtype).min)
+            weights = (logits - tile_shift[:, None]).exp()
+            difference = torch.where(weights > 0, weights * (logits - other), 0.0)
+            new_shift = torch.maximum(shift, tile_shift.double())
+            old, new = (shift - new_shift).exp(), (tile_shift.double() - new_shift).exp()
+            z = old * z + new * weights.sum(-1)
+            gap = old * gap + new * difference.sum(-1)
+            shift = new_shift
+        parts.append(gap / z - (shift + z.log()) + log_z_q.log_partition())
+    return torch.cat(parts).to(rows.dtype)
+
+
+def _tile_logits(rows: Tensor, W_U: Tensor, b_U: Tensor | None, tile: slice, soft_cap: float) -> Tensor:
+    logits = rows @ W_U[:, tile]
+    if b_U is not None:
+        logits += b_U[tile]
+    return cap_logits(logits, soft_cap)
+
+
 def _blocks(rows: Tensor) -> Iterator[tuple[int, Tensor]]:
     for at in range(0, max(len(rows), 1), ROW_TILE):
         yield at, rows[at : at + ROW_TILE]
@@ -182,10 +237,7 @@ def _summarize_block(
         rank = torch.zeros(n, dtype=torch.long, device=rows.device)
     for at in range(0, d_vocab, VOCAB_TILE):
         tile = slice(at, min(at + VOCAB_TILE, d_vocab))
-        logits = rows @ W_U[:, tile]
-        if b_U is not None:
-            logits += b_U[tile]
-        logits = cap_logits(logits, soft_cap)
+        logits = _tile_logits(rows, W_U, b_U, tile, soft_cap)
         moments.add_logits(logits)
         if k:
             values, tokens = logits.topk(min(k, logits.shape[1]), dim=-1)
