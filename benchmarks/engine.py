@@ -25,19 +25,19 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
 import torch
+from workers.protocol import Side, Worker, process_options, workers
 
 import headscope
 
-WORKER = Path(__file__).parent / "workers" / "engine.py"
+SCRIPT = Path(__file__).parent / "workers" / "engine.py"
 TOLERANCE = 1e-3  # more is not float32's rounding
 
 TASKS = {
@@ -85,14 +85,6 @@ print(time.perf_counter() - start, file=answers)
 
 
 @dataclass(frozen=True)
-class Side:
-    """A library, and the Python that has it."""
-
-    library: str
-    python: str
-
-
-@dataclass(frozen=True)
 class Setup:
     """What all measurements share; `folder` holds the checkpoint `gpt2`."""
 
@@ -109,13 +101,11 @@ class Setup:
 
     def process(self, side: Side) -> dict[str, Any]:
         """How to start a process of one side."""
-        variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        if side.python == sys.executable and "PYTHONPATH" in os.environ:
-            # It may lead to headscope's sources, which are for this environment only.
-            paths = os.environ["PYTHONPATH"].split(os.pathsep)
-            variables["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, paths))
-        variables |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(self.threads)) | {"HF_HUB_OFFLINE": "1"}
-        return {"env": variables, "cwd": self.folder, "text": True, "stdout": subprocess.PIPE}
+        return process_options(side.python, self.folder, self.threads)
+
+    def workers(self, *sides: Side) -> AbstractContextManager[list[Worker]]:
+        """Processes that have imported their libraries."""
+        return workers(SCRIPT, list(sides), self.folder, self.threads)
 
 
 @dataclass
@@ -162,73 +152,16 @@ def digits(unit: str) -> int:
     return 2 if unit == "x weights" else 0
 
 
-class Worker:
-    """A library's process, alive until the benchmark is done with it."""
-
-    def __init__(self, side: Side, setup: Setup) -> None:
-        self._library = side.library
-        self._log = tempfile.TemporaryFile("w+")
-        command = [side.python, str(WORKER), side.library]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=self._log, **setup.process(side))
-        self._answer()
-
-    def milliseconds(self, task: str, shape: tuple[int, int], save: Path | None = None) -> float:
-        """The time of one call; what it returned goes to the file `save`."""
-        return float(self._ask(task=task, shape=shape, save=save and str(save))["seconds"]) * 1e3
-
-    def load(self) -> dict[str, float]:
-        """Load the model; the time, the weights' bytes, and the most memory that took beyond what there was."""
-        before, peaks, done = self._memory(), self._memory(), threading.Event()
-
-        def watch() -> None:
-            while not done.wait(0.002):
-                for name, value in self._memory().items():
-                    peaks[name] = max(peaks[name], value)
-
-        watching = threading.Thread(target=watch)
-        watching.start()
-        try:
-            answer = self._ask(task="load")
-        finally:
-            done.set()
-            watching.join()
-        return answer | {name: peak - before[name] for name, peak in peaks.items()}
-
-    def close(self) -> None:
-        self._process.communicate()
-        self._log.close()
-
-    def _memory(self) -> dict[str, int]:
-        with open(f"/proc/{self._process.pid}/status") as status:
-            fields = dict(line.split(":", 1) for line in status)
-        return {name: int(fields[name].split()[0]) * 1024 for name in ("VmRSS", "RssAnon")}
-
-    def _ask(self, **question: Any) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        print(json.dumps(question), file=self._process.stdin, flush=True)
-        return self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            self._log.seek(0)
-            raise SystemExit(f"the process of {self._library} failed:\n{self._log.read()[-4000:]}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+def milliseconds(worker: Worker, task: str, shape: tuple[int, int], save: Path | None = None) -> float:
+    """The time of one call; what it returned goes to the file `save`."""
+    return float(worker.ask(task=task, shape=shape, save=save and str(save))["seconds"]) * 1e3
 
 
-@contextmanager
-def workers(setup: Setup, *sides: Side) -> Iterator[list[Worker]]:
-    """Processes that have imported their libraries."""
-    started: list[Worker] = []
-    try:
-        for side in sides:
-            started.append(Worker(side, setup))
-        yield started
-    finally:
-        for worker in started:
-            worker.close()
+def load(worker: Worker) -> dict[str, float]:
+    """Load the model; the time, the weights' bytes, and the most memory that took beyond what there was."""
+    before = worker.memory()
+    answer, peaks = worker.ask_watching(0.002, task="load")
+    return answer | {name: peak - before[name] for name, peak in peaks.items()}
 
 
 def measure_fresh(setup: Setup, name: str, sides: Iterable[Side], statements: list[str]) -> Row:
@@ -252,8 +185,8 @@ def measure_load(setup: Setup, sides: Iterable[Side]) -> list[Row]:
     }
     for _ in range(setup.repeats):
         for index, side in enumerate(sides):
-            with workers(setup, side) as [worker]:
-                found = worker.load()
+            with setup.workers(side) as [worker]:
+                found = load(worker)
             sizes = {name: found[name] / found["weights"] for name in ("RssAnon", "VmRSS")}
             values = {"ms": found["seconds"] * 1e3, "weights": found["weights"] / 2**20, **sizes}
             for name, row in rows.items():
@@ -266,15 +199,15 @@ def measure_task(setup: Setup, name: str, pair: list[Worker]) -> Row:
     (task, shape), row = TASKS[name], Row(name)
     files = [setup.folder / f"{index}.pt" for index in range(len(pair))]
     for worker, file in zip(pair, files, strict=True):
-        worker.milliseconds(task, shape, file)
+        milliseconds(worker, task, shape, file)
     if len(pair) == 2:
         row.difference, row.note = compare(*files)
     columns = [(row.ours, row.our_forwards), (row.theirs, row.their_forwards)]
     for _ in range(setup.repeats):
         for worker, (times, forwards) in zip(pair, columns, strict=False):
             if task in NEED_HOOKS:
-                forwards.append(worker.milliseconds("forward", shape))
-            times.append(worker.milliseconds(task, shape))
+                forwards.append(milliseconds(worker, "forward", shape))
+            times.append(milliseconds(worker, task, shape))
     return row
 
 
@@ -318,9 +251,9 @@ def measure_pair(setup: Setup, ours: Side, theirs: Side, wanted: list[str]) -> l
         show(*measure_load(setup, sides))
     names = [name for name, (task, _) in TASKS.items() if task in wanted]
     if names:
-        with workers(setup, *sides) as pair:
+        with setup.workers(*sides) as pair:
             for worker in pair:
-                worker.load()
+                load(worker)
             for name in names:
                 alone = TASKS[name][0] in NEED_HOOKS and theirs.library == "transformers"
                 show(measure_task(setup, name, pair[:1] if alone else pair))

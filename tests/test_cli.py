@@ -15,8 +15,10 @@ import torch
 from small_models import STORY, save_checkpoint
 
 from headscope import HookedTransformer, cli
-from headscope.analysis.entropy import EntropyResult, measure_entropy
+from headscope.analysis import batches
+from headscope.analysis.entropy import EntropyAccumulator, EntropyResult, measure_entropy
 from headscope.analysis.prompt import test_prompt as run_prompt
+from headscope.model import tensor_file
 from headscope.model.families import FAMILIES
 from headscope.model.hub import DEMO, HUB_MODELS
 from headscope.report import token_rows, write_report
@@ -75,7 +77,7 @@ def test_prompt_prints_the_test(run: Run, checkpoint: Path) -> None:
 
 
 def test_entropy_prints_and_saves(run: Run, checkpoint: Path, story: Path, tmp_path: Path) -> None:
-    out = tmp_path / "entropy.safetensors"
+    out = tmp_path / "run"
     code, printed, _ = run(
         "entropy",
         checkpoint,
@@ -94,13 +96,47 @@ def test_entropy_prints_and_saves(run: Run, checkpoint: Path, story: Path, tmp_p
     model = HookedTransformer.from_pretrained(str(checkpoint))
     tokens = token_rows(model, [STORY * 3])
     expected = measure_entropy(model, tokens, lens_bias=False, scale="own", describe="story.txt", progress=False)
-    loaded = EntropyResult.load(out)
+    loaded = EntropyResult.load(out / "result.safetensors")
     assert loaded.info == expected.info
     torch.testing.assert_close(loaded.diff, expected.diff)
     for ranking in (expected.top(2), expected.top(2, largest=False)):
         for score in ranking:
             assert f"{score.label:<8}{score.value:>+9.4f}" in printed
     assert f"final  {expected.resid[-1]:7.3f}" in printed
+    assert printed.endswith(f"Saved to {out / 'result.safetensors'}\n")
+
+
+def test_entropy_goes_on_after_ctrl_c(
+    run: Run, checkpoint: Path, story: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["entropy", checkpoint, "--text", story, "--seq-len", 8, "--baseline", "mean", "--no-progress"]
+    code, wanted, _ = run(*command)
+    assert code == 0
+    out = tmp_path / "run"
+    update, n_updates = EntropyAccumulator.update, 0
+
+    def stopping(self: EntropyAccumulator, block: batches.Block) -> None:
+        nonlocal n_updates
+        n_updates += 1
+        if n_updates == 3:
+            raise KeyboardInterrupt
+        update(self, block)
+
+    monkeypatch.setattr(batches, "BLOCK_TOKENS", 32)
+    monkeypatch.setattr(EntropyAccumulator, "update", stopping)
+    code, printed, error = run(*command, "--out", out)
+    assert (code, printed) == (130, "")
+    (line,) = error.splitlines()
+    assert line == f"Stopped. What was measured is kept in {out}: the same command with --resume goes on."
+    code, _, error = run(*command, "--out", out)
+    assert code == 1 and "holds a run already" in error and "--resume" in error
+    code, _, error = run(*command, "--out", out, "--resume", "--scale", "own")
+    assert code == 1 and "options.scale is 'final' there and 'own' here" in error
+    n_before = n_updates
+    code, printed, _ = run(*command, "--out", out, "--resume")
+    assert (code, printed) == (0, f"{wanted}\nSaved to {out / 'result.safetensors'}\n")
+    n_after = n_updates
+    assert run(*command, "--out", out, "--resume") == (0, printed, "") and n_updates == n_after > n_before
 
 
 def test_models_are_all_listed(run: Run) -> None:
@@ -159,7 +195,7 @@ def test_defaults_are_the_functions(
     assert len(shared) >= 2
     for name in shared:
         default = theirs[name].default
-        assert ours[name].default == (Path(default) if name == "out" else default), name
+        assert ours[name].default == (Path(default) if name == "out" and default is not None else default), name
 
 
 BAD = {
@@ -169,14 +205,15 @@ BAD = {
     "empty text": (["report", "CHECKPOINT", "--text", "TMP/empty.txt"], "holds no text"),
     "binary text": (["report", "CHECKPOINT", "--text", "TMP/binary.txt"], "is not UTF-8: byte 3"),
     "text of no kind": (["report", "CHECKPOINT", "--text", "TMP/text.pdf"], "unknown suffix '.pdf'"),
-    "text is a folder": (["entropy", "CHECKPOINT", "--text", "TMP"], "is a directory"),
     "one token": (
         ["report", "CHECKPOINT", "--text", "TMP/one.txt", "--seq-len", "2", "--max-tokens", "0"],
         "max_tokens",
     ),
     "out is a file": (["report", "CHECKPOINT", "--out", "TMP/text.pdf"], "is a file; the report needs a folder"),
     "out below a file": (["report", "CHECKPOINT", "--out", "TMP/text.pdf/deep"], "cannot be written"),
-    "entropy out is a folder": (["entropy", "CHECKPOINT", "--out", "TMP"], "is a folder"),
+    "entropy out is a file": (["entropy", "CHECKPOINT", "--out", "TMP/text.pdf"], "is a file; a run is kept in"),
+    "entropy out is no run": (["entropy", "CHECKPOINT", "--out", "TMP"], "it has no manifest.json, and holds"),
+    "resume without out": (["entropy", "CHECKPOINT", "--resume"], "say which by --out"),
     "top": (["entropy", "CHECKPOINT", "--top", "0"], "top must be at least 1"),
     "seq_len": (["report", "CHECKPOINT", "--seq-len", "1000"], "seq_len must be between 2"),
     "empty answer": (["prompt", "CHECKPOINT", "Mary", ""], "the answer is empty"),
@@ -222,11 +259,26 @@ def test_wrong_usage_is_code_2(run: Run, args: list[str]) -> None:
 def test_the_disk_failing_is_one_line(
     run: Run, monkeypatch: pytest.MonkeyPatch, checkpoint: Path, tmp_path: Path
 ) -> None:
-    def full(*_: object) -> Path:
+    def full(*_: object, **__: object) -> None:
         raise OSError(28, os.strerror(28), "somewhere")
 
-    monkeypatch.setattr(EntropyResult, "save", full)
-    code, _, error = run("entropy", checkpoint, "--max-tokens", 48, "--out", tmp_path / "x", "--no-progress")
+    monkeypatch.setattr(tensor_file, "save_file", full)
+    command = ["entropy", checkpoint, "--max-tokens", 48, "--out", tmp_path / "x", "--no-progress"]
+    code, _, error = run(*command)
+    (line,) = error.splitlines()
+    assert code == 1 and line.startswith(f"Error: {tmp_path / 'x' / 'entropy.safetensors'} could not be written: No sp")
+    monkeypatch.undo()
+    assert run(*command, "--resume")[0] == 0
+
+
+def test_a_file_that_cannot_be_written_is_one_line(
+    run: Run, monkeypatch: pytest.MonkeyPatch, checkpoint: Path, tmp_path: Path
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, os.strerror(28), "somewhere")
+
+    monkeypatch.setattr(cli, "write_report", full)
+    code, _, error = run("report", checkpoint, "--out", tmp_path / "x", "--no-progress")
     assert (code, error) == (1, "Error: No space left on device: somewhere\n")
 
 

@@ -244,6 +244,7 @@ def test_the_package_is_what_was_read() -> None:
     assert {"headscope", "headscope.errors", "headscope.data", "headscope.data.packing"} <= modules.keys()
     targets = [target for _, target in own_imports(modules["headscope.data.packing"], modules)]
     assert sorted(set(targets)) == [
+        "headscope.data.cutting",
         "headscope.data.hub",
         "headscope.data.protocols",
         "headscope.data.text",

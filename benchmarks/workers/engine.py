@@ -9,13 +9,12 @@ no other library than the one it is for (and `transformers`, for the tokenizer).
 import gc
 import importlib
 import importlib.metadata
-import json
-import os
-import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from protocol import serve
 from torch import Tensor
 
 CHECKPOINT = "gpt2"
@@ -139,19 +138,17 @@ def run(library: Any, task: str, shape: list[int], save: str | None) -> dict[str
     return {"seconds": seconds}
 
 
-def main() -> None:
-    """Answer until there are no more questions."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints must not get between the answers
+def prepare(name: str) -> Callable[..., dict[str, float]]:
+    """What answers questions about the library of that name."""
     torch.set_grad_enabled(False)
-    library = make(sys.argv[1])
+    library = make(name)
     importlib.import_module("transformers").AutoTokenizer.from_pretrained(CHECKPOINT)
-    print(json.dumps({"threads": torch.get_num_threads()}), file=answers, flush=True)
-    for line in sys.stdin:
-        question = json.loads(line)
-        answer = load(library) if question["task"] == "load" else run(library, **question)
-        print(json.dumps(answer), file=answers, flush=True)
+
+    def answer(task: str, **question: Any) -> dict[str, float]:
+        return load(library) if task == "load" else run(library, task, **question)
+
+    return answer
 
 
 if __name__ == "__main__":
-    main()
+    serve(prepare)

@@ -16,13 +16,15 @@ import typer
 
 from headscope.analysis.entropy import EntropyResult, measure_entropy
 from headscope.analysis.prompt import test_prompt
+from headscope.analysis.run_manifest import headscope_version
+from headscope.data.cutting import Chunk
 from headscope.data.small_english import documents
-from headscope.data.text import read_texts
+from headscope.data.text import read_chunks
 from headscope.errors import HeadscopeError, InvalidInputError
 from headscope.model.families import FAMILIES
 from headscope.model.hub import DEMO, HUB_MODELS
 from headscope.model.transformer import HookedTransformer
-from headscope.report import MAX_TOKENS, headscope_version, token_rows, write_report
+from headscope.report import MAX_TOKENS, token_rows, write_report
 from headscope.training.demo import DEMO_STEPS, train_demo
 from headscope.training.demo_figures import EVALUATION_SEED, evaluate_demo
 
@@ -169,15 +171,22 @@ def prompt(
     app,
     examples=(
         "headscope entropy",
-        "headscope entropy gpt2 --text story.txt --out story-entropy.safetensors",
+        "headscope entropy gpt2 --text story.txt --out story-entropy",
+        "headscope entropy gpt2 --text story.txt --out story-entropy --resume",
     ),
 )
 def entropy(
     model: ModelArgument = DEMO,
     text: TextOption = None,
     out: Annotated[
-        Path | None, typer.Option(help="Save the result here; EntropyResult.load reads it.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="A folder to keep the run in: its result.safetensors (EntropyResult.load reads it), and what --resume "
+            "needs.",
+            show_default=False,
+        ),
     ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that --out holds, if any.")] = False,
     baseline: Annotated[
         Baseline, typer.Option(help="zero: take components whole; mean: minus their mean over the text.")
     ] = Baseline.ZERO,
@@ -192,23 +201,34 @@ def entropy(
     progress: Annotated[bool, typer.Option(help="Show progress bars.")] = True,
 ) -> None:
     """Measure what each head and MLP does to the entropy of the prediction, and print the strongest."""
-    if out is not None and out.is_dir():
-        raise InvalidInputError(f"{str(out)!r} is a folder; give the file to save the result to (--out).")
+    if resume and out is None:
+        raise InvalidInputError("--resume goes on with the run in a folder; say which by --out.")
+    if out is not None and out.exists() and not out.is_dir():
+        raise InvalidInputError(f"{str(out)!r} is a file; a run is kept in a folder (--out).")
     texts, described = _texts(text)
     loaded = HookedTransformer.from_pretrained(model)
-    result = measure_entropy(
-        loaded,
-        token_rows(loaded, texts, max_tokens=max_tokens, seq_len=seq_len),
-        baseline=baseline.value,
-        scale=scale.value,
-        lens_bias=lens_bias,
-        include_bos=include_bos,
-        describe=described,
-        progress=progress,
-    )
+    tokens = token_rows(loaded, texts, max_tokens=max_tokens, seq_len=seq_len)
+    try:
+        result = measure_entropy(
+            loaded,
+            tokens,
+            baseline=baseline.value,
+            scale=scale.value,
+            lens_bias=lens_bias,
+            include_bos=include_bos,
+            describe=described,
+            progress=progress,
+            out=out,
+            resume=resume,
+        )
+    except KeyboardInterrupt:
+        if out is None:
+            raise
+        _say(f"Stopped. What was measured is kept in {out}: the same command with --resume goes on.")
+        raise typer.Exit(130) from None
     typer.echo(_entropy_table(result, top))
     if out is not None:
-        typer.echo(f"\nSaved to {result.save(out)}")
+        typer.echo(f"\nSaved to {out / 'result.safetensors'}")
 
 
 @_command(app, examples=("headscope models",))
@@ -298,11 +318,11 @@ def _say(message: str) -> None:
     typer.echo(message, err=True)
 
 
-def _texts(path: Path | None) -> tuple[Iterable[str], str]:
+def _texts(path: Path | None) -> tuple[Iterable[str] | Iterable[Chunk], str]:
     """Documents, and what to call them."""
     if path is None:
         return documents(_SAMPLE_SEED), _SAMPLE
-    return read_texts(path), path.name
+    return read_chunks(path), path.name
 
 
 def _entropy_table(result: EntropyResult, top: int) -> str:

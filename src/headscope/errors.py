@@ -14,6 +14,7 @@ __all__ = [
     "MissingDependencyError",
     "MissingTokenizerError",
     "NotFiniteError",
+    "StorageError",
     "UnknownNameError",
     "unknown_name",
 ]
@@ -45,6 +46,10 @@ class CheckpointError(HeadscopeError, ValueError):
 
 class NotFiniteError(HeadscopeError, ArithmeticError):
     """NaN or infinite weights or activations where finite ones are needed."""
+
+
+class StorageError(HeadscopeError, OSError):
+    """A file that could not be written: a full disk, a folder that is not ours."""
 
 
 class MissingDependencyError(HeadscopeError, ImportError):

@@ -143,3 +143,58 @@ def test_progress_counts_tokens(model: HookedTransformer, capfd: pytest.CaptureF
     assert "reading" in shown and "/20" in shown
     blocks(model, TOKENS)
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("data, total", [
+    (TOKENS, 20),
+    ([TOKENS, TOKENS[:2]], 28),
+    ({"input_ids": TOKENS}, 20),
+    ([{"tokens": TOKENS}, TOKENS], 40),
+    (torch.utils.data.DataLoader(TOKENS, batch_size=2), 24),  # from the first batch: three of eight
+    ((row for row in TOKENS), None),
+], ids=["tensor", "list", "mapping", "mixed", "loader", "generator"])  # fmt: skip
+def test_the_bar_knows_how_long_it_takes(
+    model: HookedTransformer, data: Any, total: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bars: list[Any] = []
+
+    class Bar(batches.tqdm):  # type: ignore[name-defined,misc]
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            bars.append(self)
+
+    monkeypatch.setattr(batches, "tqdm", Bar)
+    found = iterate_blocks(model, data)
+    next(found)
+    assert (bars[0].total, bars[0].unit) == (total, "tok")
+    found.close()
+
+
+@pytest.mark.parametrize("done", [0, 4, 8, 20])
+def test_the_bar_counts_from_what_was_done(
+    model: HookedTransformer, done: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bars: list[Any] = []
+
+    class Bar(batches.tqdm):  # type: ignore[name-defined,misc]
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            bars.append(self)
+
+        def update(self, n: float | None = 1) -> None:
+            super().update(n)
+            steps.append(n)
+
+    steps: list[Any] = []
+    monkeypatch.setattr(batches, "tqdm", Bar)
+    monkeypatch.setattr(batches, "BLOCK_TOKENS", 4)
+    assert len(list(iterate_blocks(model, TOKENS, done=done))) == 5
+    assert (bars[0].n, bars[0].initial, bars[0].total, steps) == (20, done, 20, [4] * (5 - done // 4))
+
+
+def test_a_loader_of_a_stream_has_no_length(model: HookedTransformer) -> None:
+    class Stream(torch.utils.data.IterableDataset[Any]):
+        def __iter__(self) -> Any:
+            return iter(TOKENS)
+
+    assert len(list(iterate_blocks(model, torch.utils.data.DataLoader(Stream(), batch_size=2)))) == 3

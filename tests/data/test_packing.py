@@ -19,6 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from headscope.data import packing, read_texts, tokenize_and_concatenate
+from headscope.data.text import read_chunks
 from headscope.errors import InvalidInputError, UnknownNameError
 
 SENTENCES = [
@@ -257,6 +258,35 @@ def test_documents_can_come_from_a_file(tmp_path: Path, tokenizer: PreTrainedTok
     from_list = list(tokenize_and_concatenate(SENTENCES, tokenizer, max_length=6))
     assert len(from_file) == len(from_list)
     assert all(torch.equal(a, b) for a, b in zip(from_file, from_list, strict=True))
+
+
+def test_documents_can_come_in_parts(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("\n\n".join(SENTENCES) * 400, encoding="utf-8")
+    parts = list(read_chunks(path))
+    assert len(parts) > 1
+    from_parts = tokenize_and_concatenate(parts, tokenizer, max_length=64, batch_size=10_000, keep_last=True)
+    whole = tokenizer.encode(path.read_text(encoding="utf-8"), add_special_tokens=False)
+    rows = [row[1:] for batch in from_parts for row in batch.tolist()]
+    assert [token for row in rows for token in row] == whole
+
+
+def test_a_long_string_is_tokenized_in_pieces(tokenizer: PreTrainedTokenizerFast) -> None:
+    longest = [0]
+
+    class Watched:
+        bos_token_id, eos_token_id = 0, 1
+
+        def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+            longest[0] = max(longest[0], len(text))
+            return tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+    texts = [SENTENCES[0] * 2, " ".join(SENTENCES) * 500, "", SENTENCES[2]]
+    batches = tokenize_and_concatenate(texts, Watched(), max_length=50, batch_size=10_000, keep_last=True)
+    tokens = [token for batch in batches for row in batch.tolist() for token in row[1:]]
+    separate = [tokenizer.encode(text, add_special_tokens=False) for text in texts if text]
+    assert tokens == [*separate[0], 1, *separate[1], 1, *separate[2]]
+    assert len(texts[1]) > 50_000 and longest[0] < 20_000
 
 
 # Hugging Face datasets: the package is optional, so a stand-in with its face takes its place here

@@ -1,7 +1,9 @@
 """Reading documents from files, iterables and datasets."""
 
+import codecs
 import itertools
 import json
+import re
 import sys
 import types
 from pathlib import Path
@@ -9,8 +11,11 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from headscope.data import hf_dataset_texts, read_texts
+from headscope.data.text import read_chunks
 from headscope.errors import InvalidInputError, MissingDependencyError, UnknownNameError
 
 SENTENCES = [
@@ -80,7 +85,8 @@ def test_files_are_read_as_they_are_needed(tmp_path: Path) -> None:
         ("absent.txt", r"No such file: .*absent\.txt.*Allowed: a file ending in \.txt, \.jsonl, \.parquet"),
         ("notes.md", r"unknown suffix '\.md'.*Allowed"),
         ("bare", r"unknown suffix ''"),
-        ("folder.txt", r"folder\.txt' is a directory"),
+        ("folder.txt", r"folder\.txt' is a directory without a file ending in \.txt"),
+        ("*.jsonl", r"No file matches .*\*\.jsonl.*Allowed"),
         ("nul\0.txt", "Cannot open .*null"),
         ("n" * 5000 + ".txt", "Cannot open 'n+|Cannot open .*too long"),
         ("Mary had a book. " * 1000, "unknown suffix.*put it in a list"),
@@ -139,6 +145,84 @@ def test_bad_files_say_what_and_where(
     if name == "a.txt" and "UTF-8" in message:
         with pytest.raises(error, match=message):
             list(read_texts(path, split_on_blank_lines=True))
+
+
+@given(
+    parts=st.lists(st.sampled_from(["a", "Zoë", "\r", "\n", "\r\n", "今", "🙂", "\ufeff", " "]), max_size=40),
+    bad_at=st.none() | st.integers(0, 60),
+    read_bytes=st.integers(1, 9),
+    mark=st.booleans(),
+)
+def test_reading_in_parts_is_reading_at_once(
+    parts: list[str], bad_at: int | None, read_bytes: int, mark: bool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    data = "".join(parts).encode()
+    if bad_at is not None and bad_at < len(data):
+        data = data[:bad_at] + b"\xff" + data[bad_at:]
+    data = codecs.BOM_UTF8 * mark + data
+    path = tmp_path_factory.mktemp("parts") / "a.txt"
+    path.write_bytes(data)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("headscope.data.text._READ_BYTES", read_bytes)
+        try:
+            whole = data.decode("utf-8-sig").replace("\r\n", "\n")
+        except UnicodeDecodeError as error:
+            at = error.start + 3 * data.startswith(codecs.BOM_UTF8)
+            place = re.escape(f"byte {at} (line {data.count(bytes([10]), 0, at) + 1}) is 0x{data[at]:02x}")
+            with pytest.raises(InvalidInputError, match=place):
+                list(read_chunks(path))
+            return
+        if not whole.strip():
+            with pytest.raises(InvalidInputError, match="holds no text"):
+                list(read_chunks(path))
+            return
+        chunks = list(read_chunks(path))
+        assert list(read_texts(path)) == [whole]
+    assert "".join(chunk.text for chunk in chunks) == whole
+    assert [chunk.ends for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
+    if not whole[:3].isspace():
+        assert (
+            max(len(chunk.text) for chunk in chunks) <= len(whole[: len(whole) - len(whole.lstrip())]) + read_bytes + 4
+        )
+
+
+def test_paragraphs_come_in_parts(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("one\ntwo\n\n\nthree\n")
+    chunks = [(chunk.text, chunk.ends) for chunk in read_chunks(path, split_on_blank_lines=True)]
+    assert chunks == [("one", False), ("\ntwo", False), ("", True), ("three", False), ("", True)]
+
+
+def test_what_would_have_to_be_held_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headscope.data.text._LONGEST_LINE", 20)
+    monkeypatch.setattr("headscope.data.text._LONGEST_BLANK", 20)
+    monkeypatch.setattr("headscope.data.text._READ_BYTES", 4)
+    lines = tmp_path / "a.jsonl"
+    lines.write_text('{"text": "short!!"}\n{"text": "too long for it"}\n')
+    with pytest.raises(InvalidInputError, match=r"a\.jsonl, line 2 has more than 20 bytes.*several lines"):
+        list(read_texts(lines))
+    lines.write_text('{"text": "short!!"}\n' * 3)
+    assert list(read_texts(lines)) == ["short!!"] * 3
+    blank = tmp_path / "a.txt"
+    blank.write_text(" " * 30 + "x")
+    with pytest.raises(InvalidInputError, match=r"a\.txt has a document that begins with more than 20 whitespace"):
+        list(read_texts(blank))
+
+
+def test_long_parquet_cells_are_decoded_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    decode = pyarrow.parquet.ParquetFile.iter_batches
+
+    def spy(self: object, **options: object) -> object:
+        sizes.append(options["batch_size"])
+        return decode(self, **options)
+
+    monkeypatch.setattr(pyarrow.parquet.ParquetFile, "iter_batches", spy)
+    long = [f"{i} " * 200_000 for i in range(3)]
+    assert list(read_texts(write_parquet(tmp_path / "long.parquet", {"text": long}))) == long
+    short = [f"document {i}" for i in range(5000)]
+    assert list(read_texts(write_parquet(tmp_path / "short.parquet", {"text": short}))) == short
+    assert 1 <= sizes[0] <= 5 and sizes[1] == 1024
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,11 @@
 """Analyses: each a function of a model and tokens that returns a frozen result."""
 
+from headscope.analysis.calibration import (
+    CalibrationAccumulator,
+    CalibrationOptions,
+    CalibrationResult,
+    measure_calibration,
+)
 from headscope.analysis.entropy import EntropyAccumulator, EntropyOptions, measure_entropy
 from headscope.analysis.entropy_result import EntropyResult
 from headscope.analysis.head_scores import HeadScores, head_scores
@@ -11,6 +17,9 @@ from headscope.analysis.result import HeadScore, Ranking, RunInfo
 from headscope.analysis.svd import SVDInterpreter
 
 __all__ = [
+    "CalibrationAccumulator",
+    "CalibrationOptions",
+    "CalibrationResult",
     "EntropyAccumulator",
     "EntropyOptions",
     "EntropyResult",
@@ -26,6 +35,7 @@ __all__ = [
     "NextTokens",
     "head_scores",
     "logit_lens",
+    "measure_calibration",
     "measure_entropy",
     "next_token_loss",
     "predict_next_tokens",

@@ -3,7 +3,7 @@
 Every analysis takes the same kinds of data, splits them the same way, and agrees on which positions count.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,7 @@ def iterate_blocks(
     include_bos: bool = False,
     progress: bool = True,
     description: str = "",
+    done: int = 0,
 ) -> Iterator[Block]:
     """Go through data in blocks of at most `BLOCK_TOKENS` tokens (or one row, if a row is longer).
 
@@ -55,8 +56,9 @@ def iterate_blocks(
             `input_ids`, and optionally `attention_mask`.
         attention_mask: For a tensor of tokens: 1 for real tokens. Default: found from the padding token.
         include_bos: Let the BOS position at the start of a row count.
-        progress: Show a progress bar.
+        progress: Show a progress bar: tokens per second, and the time left where the data says how long it is.
         description: Shown beside it.
+        done: Tokens that an earlier process did: the bar starts there, and times only what comes after.
 
     Raises:
         InvalidInputError: for data of another kind, a wrong shape, a token out of range, or rows longer than the
@@ -66,16 +68,26 @@ def iterate_blocks(
         raise InvalidInputError(
             "attention_mask goes with one tensor of tokens; give an iterable's masks in its batches."
         )
-    total = data.numel() if isinstance(data, Tensor) else None
-    with tqdm(total=total, desc=description, unit="tok", disable=not progress, leave=False) as bar:
-        for batch in [data] if isinstance(data, Tensor) else _checked_iterable(data):
+    total = _n_tokens(data)
+    n_batches = _n_batches(data) if total is None else None
+    seen = 0
+    with tqdm(
+        total=total, initial=done, desc=description, unit="tok", disable=not progress, leave=False, dynamic_ncols=True
+    ) as bar:
+        for number, batch in enumerate([data] if isinstance(data, Tensor) else _checked_iterable(data), 1):
             tokens, mask = _tokens_and_mask(model, batch, attention_mask)
             counted = _counted(model, tokens, mask, include_bos)
+            if n_batches is not None:
+                bar.total = round((seen + tokens.numel()) / number * max(n_batches, number))
             rows = max(1, BLOCK_TOKENS // tokens.shape[1])
             for at in range(0, len(tokens), rows):
                 part = slice(at, at + rows)
                 yield Block(tokens[part], None if mask is None else mask[part], counted[part])
-                bar.update(tokens[part].numel())
+                before, seen = seen, seen + tokens[part].numel()
+                if seen > done:
+                    bar.update(seen - max(before, done))
+                elif seen == done:
+                    bar.unpause()
 
 
 def check_repeatable(data: Any) -> None:
@@ -90,6 +102,22 @@ def check_repeatable(data: Any) -> None:
 def describe_data(data: Any) -> str:
     """A short description of data nobody described."""
     return f"tokens {list(data.shape)}" if isinstance(data, Tensor) else f"batches from a {type(data).__name__}"
+
+
+def _n_tokens(data: Any) -> int | None:
+    """How many tokens there are, where they can be counted without going through the data."""
+    if isinstance(data, (list, tuple)):
+        sizes = [_n_tokens(batch) if isinstance(batch, (Tensor, Mapping)) else None for batch in data]
+        return None if None in sizes else sum(size for size in sizes if size is not None)
+    tokens = data.get("tokens", data.get("input_ids")) if isinstance(data, Mapping) else data
+    return tokens.numel() if isinstance(tokens, Tensor) else None
+
+
+def _n_batches(data: Any) -> int | None:
+    try:
+        return len(data) if isinstance(data, Sized) else None
+    except TypeError:  # a DataLoader over a stream
+        return None
 
 
 def _checked_iterable(data: Any) -> Iterable[Any]:

@@ -4,8 +4,10 @@ One forward pass gives every state and every component's output; `ops.lens_entro
 predictions over the vocabulary in tiles. GPT-2 small has 25 states and 156 components: about 4 GFLOP a token.
 """
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -14,6 +16,7 @@ from torch import Tensor
 from headscope.analysis.batches import Block, check_repeatable, describe_data, iterate_blocks
 from headscope.analysis.entropy_result import EntropyResult
 from headscope.analysis.lens_problem import ComponentMeans, lens_problem
+from headscope.analysis.long_run import Accumulator, LongRun, Stage, accumulate, join_rows
 from headscope.analysis.result import RunInfo, check_option
 from headscope.analysis.states import LensStates, lens_states, state_labels
 from headscope.errors import InvalidInputError, NotFiniteError
@@ -23,6 +26,9 @@ if TYPE_CHECKING:
     from headscope.model.transformer import HookedTransformer
 
 __all__ = ["EntropyAccumulator", "EntropyOptions", "EntropyResult", "measure_entropy"]
+
+A = TypeVar("A", bound=Accumulator)
+_VALUES = ("resid", "diff", "marginal")
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,9 @@ def measure_entropy(
     precision: Literal["float32", "bfloat16"] = "float32",
     describe: str | None = None,
     progress: bool = True,
+    out: str | Path | None = None,
+    resume: bool = False,
+    flush_every: int = 20,
 ) -> EntropyResult:
     """How each head and each MLP moves the entropy of the next-token prediction.
 
@@ -78,10 +87,21 @@ def measure_entropy(
             Everything else stays in float32 (or the model's own type, if that is wider).
         describe: What the data is, for titles.
         progress: Show a progress bar.
+        out: A folder to keep the run in, so that it can be stopped at any moment and resumed; the result is written
+            there as `result.safetensors`. With `reduce="none"` what is measured goes to the disk as it comes, and is
+            read into memory once, at the end: 4 bytes for each state and twice for each component (1.3 kB for
+            GPT-2 small) a token.
+        resume: Go on with the run in `out`; if there is none, or nothing of it yet, start one. It must be the same
+            model, data, batches and options (hooks on the model are not compared). The result is the uninterrupted
+            run's to the last bit. The data is gone through from its start, and what was measured is skipped.
+        flush_every: Blocks (of about 2,000 tokens) between two writes to `out`.
 
     Raises:
-        InvalidInputError: for an unknown option, a wrong shape, tokens out of range, or no position that counts.
+        InvalidInputError: for an unknown option, a wrong shape, tokens out of range, no position that counts, or an
+            `out` that holds another run.
         NotFiniteError: if the model's states or logits are not finite.
+        StorageError: if `out` cannot be written, as on a full disk. What was written before stands.
+        CheckpointError: if what `out` holds is damaged.
 
     Example:
         >>> from headscope import HookedTransformer
@@ -92,37 +112,118 @@ def measure_entropy(
         (True, 3)
     """
     options = EntropyOptions(baseline, scale, lens_bias, reduce, include_bos, precision)
-    means = None
     if baseline == "mean":
         check_repeatable(data)
-        blocks = iterate_blocks(
-            model, data, attention_mask=attention_mask, include_bos=include_bos, progress=progress, description="means"
+    if flush_every < 1:
+        raise InvalidInputError(f"flush_every must be at least 1; got {flush_every}.")
+    described = describe or describe_data(data)
+    run = None
+    if out is not None:
+        run = LongRun(
+            out,
+            "entropy",
+            model=model,
+            data=data,
+            attention_mask=attention_mask,
+            description=described,
+            options=asdict(options),
+            resume=resume,
         )
-        means = component_means(model, blocks)
-    accumulator = EntropyAccumulator(model, options, means, describe or describe_data(data))
-    for block in iterate_blocks(
-        model, data, attention_mask=attention_mask, include_bos=include_bos, progress=progress, description="entropy"
-    ):
-        accumulator.update(block)
-    return accumulator.result()
+        finished = run.result(EntropyResult)
+        if finished is not None:
+            return finished
+    elif resume:
+        raise InvalidInputError("resume=True goes on with the run in a folder; say which by out.")
+
+    def gather(
+        name: str, begin: Callable[[dict[str, Any] | None], A], after: Stage | None = None
+    ) -> tuple[A, Stage | None]:
+        stage = None if run is None else run.stage(name, after=after)
+        blocks = iterate_blocks(
+            model,
+            data,
+            attention_mask=attention_mask,
+            include_bos=include_bos,
+            progress=progress,
+            description=name,
+            done=0 if stage is None else stage.done.n_tokens,
+        )
+        return accumulate(blocks, begin, stage=stage, flush_every=flush_every), stage
+
+    means, means_stage = None, None
+    if baseline == "mean":
+        sums, means_stage = gather("means", lambda state: MeansAccumulator.from_state(state or {}, model))
+        means = sums.result()
+    accumulator, stage = gather(
+        "entropy",
+        lambda state: EntropyAccumulator.from_state(state or {}, model, options, means, described),
+        means_stage,
+    )
+    if run is None or stage is None:
+        return accumulator.result()
+    result = accumulator.result(stage.rows())
+    run.keep(result)
+    return result
 
 
-def component_means(model: "HookedTransformer", blocks: Any) -> ComponentMeans:
+def component_means(model: "HookedTransformer", blocks: Iterable[Block]) -> ComponentMeans:
     """Mean output of every component over the positions that count, in float64 sums."""
-    z_sum = mlp_sum = None
-    n = 0
-    for block in blocks:
-        states = lens_states(model, block)
-        n += states.n
-        z = states.z.double().sum(2)
-        z_sum = z if z_sum is None else z_sum + z
+    return accumulate(blocks, lambda _: MeansAccumulator(model)).result()
+
+
+class MeansAccumulator:
+    """Mean output of every component over a stream of blocks, in float64 sums.
+
+    Args:
+        model: The model.
+    """
+
+    def __init__(self, model: "HookedTransformer") -> None:
+        self.model = model
+        self.n_positions = 0
+        self._sums: dict[str, Tensor] = {}
+
+    def update(self, block: Block) -> None:
+        """Add a block in."""
+        states = lens_states(self.model, block)
+        more = {"z": states.z.double().sum(2)}
         if states.mlp is not None:
-            mlp = states.mlp.double().sum(1)
-            mlp_sum = mlp if mlp_sum is None else mlp_sum + mlp
-    if z_sum is None or n == 0:
-        raise _nothing_counts()
-    kind = torch.promote_types(model.W_U.dtype, torch.float32)
-    return ComponentMeans((z_sum / n).to(kind), None if mlp_sum is None else (mlp_sum / n).to(kind))
+            more["mlp"] = states.mlp.double().sum(1)
+        self._sums = _added(self._sums, more)
+        self.n_positions += states.n
+
+    def merge(self, other: Self) -> None:
+        """Add what another accumulator has seen, as if it came after."""
+        self._sums = _added(self._sums, other._sums)
+        self.n_positions += other.n_positions
+
+    def state(self) -> dict[str, Any]:
+        """All that was accumulated, as tensors and numbers."""
+        return {"n_positions": self.n_positions, **self._sums}
+
+    def take_rows(self) -> dict[str, Tensor]:
+        """Nothing is kept per position."""
+        return {}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any], model: "HookedTransformer") -> Self:
+        """Go on from a `state()`; from an empty one, start."""
+        accumulator = cls(model)
+        accumulator.n_positions = state.get("n_positions", 0)
+        accumulator._sums = {name: state[name].to(model.W_U.device) for name in ("z", "mlp") if name in state}
+        return accumulator
+
+    def result(self) -> ComponentMeans:
+        """The means.
+
+        Raises:
+            InvalidInputError: if no position counted.
+        """
+        if self.n_positions == 0:
+            raise _nothing_counts()
+        kind = torch.promote_types(self.model.W_U.dtype, torch.float32)
+        means = {name: (total / self.n_positions).to(kind) for name, total in self._sums.items()}
+        return ComponentMeans(means["z"], means.get("mlp"))
 
 
 class EntropyAccumulator:
@@ -144,41 +245,37 @@ class EntropyAccumulator:
         self.data = data
         self.n_sequences = 0
         self.n_positions = 0
-        self._sums: tuple[Tensor, Tensor, Tensor] | None = None
-        self._kept: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._sums: dict[str, Tensor] = {}
+        self._kept: list[dict[str, Tensor]] = []
 
     @torch.no_grad()
     def update(self, block: Block) -> None:
         """Measure a block and add it in."""
         states = lens_states(self.model, block)
-        self.n_sequences += len(block.tokens)
-        self.n_positions += states.n
-        if states.n == 0:
-            found = self._empty(states)
-        else:
-            found = self._measure(states)
+        found = dict(zip(_VALUES, self._empty(states) if states.n == 0 else self._measure(states), strict=True))
         if self.options.reduce == "none":
-            self._kept.append(tuple(_spread(values, block.counted) for values in found))  # type: ignore[arg-type]
+            self._kept.append({name: _spread(values, block.counted) for name, values in found.items()})
         else:
-            resid, diff, marginal = (values.sum(-1) for values in found)
-            self._sums = _added(self._sums, (resid, diff, marginal))
+            self._sums = _added(self._sums, {name: values.sum(-1) for name, values in found.items()})
+        self.n_sequences += len(block.tokens)
+        self.n_positions += int(block.counted.sum())
 
     def merge(self, other: Self) -> None:
         """Add what another accumulator of the same run has seen, as if it came after."""
         self.n_sequences += other.n_sequences
         self.n_positions += other.n_positions
         self._kept += other._kept
-        if other._sums is not None:
-            self._sums = _added(self._sums, other._sums)
+        self._sums = _added(self._sums, other._sums)
 
     def state(self) -> dict[str, Any]:
-        """All that was accumulated, as tensors and numbers."""
-        return {
-            "n_sequences": self.n_sequences,
-            "n_positions": self.n_positions,
-            "sums": self._sums,
-            "kept": list(self._kept),
-        }
+        """All that was accumulated and not taken, flat: tensors, and numbers that JSON keeps."""
+        rows = {f"rows.{name}": values for name, values in join_rows(self._kept).items()}
+        return {"n_sequences": self.n_sequences, "n_positions": self.n_positions, **self._sums, **rows}
+
+    def take_rows(self) -> dict[str, Float[Tensor, "*lead batch pos"]]:
+        """Hand over the entropies per position (`reduce="none"`) since the last time, and forget them."""
+        rows, self._kept = join_rows(self._kept), []
+        return rows
 
     @classmethod
     def from_state(
@@ -189,14 +286,20 @@ class EntropyAccumulator:
         means: ComponentMeans | None,
         data: str,
     ) -> Self:
-        """Go on from a `state()`."""
+        """Go on from a `state()`; from an empty one, start."""
         accumulator = cls(model, options, means, data)
-        accumulator.n_sequences, accumulator.n_positions = state["n_sequences"], state["n_positions"]
-        accumulator._sums, accumulator._kept = state["sums"], list(state["kept"])
+        accumulator.n_sequences, accumulator.n_positions = state.get("n_sequences", 0), state.get("n_positions", 0)
+        found = {name: values.to(model.W_U.device) for name, values in state.items() if isinstance(values, Tensor)}
+        accumulator._sums = {name: found[name] for name in _VALUES if name in found}
+        rows = {name: found[f"rows.{name}"] for name in _VALUES if f"rows.{name}" in found}
+        accumulator._kept = [rows] if rows else []
         return accumulator
 
-    def result(self) -> EntropyResult:
+    def result(self, rows: dict[str, Float[Tensor, "*lead batch pos"]] | None = None) -> EntropyResult:
         """What was measured so far.
+
+        Args:
+            rows: What `take_rows` gave out before, joined.
 
         Raises:
             InvalidInputError: if no position counted.
@@ -205,10 +308,9 @@ class EntropyAccumulator:
             raise _nothing_counts()
         cfg = self.model.cfg
         if self.options.reduce == "none":
-            resid, diff, marginal = (_joined(parts) for parts in zip(*self._kept, strict=True))
+            found = join_rows([rows, *self._kept] if rows else self._kept)
         else:
-            assert self._sums is not None
-            resid, diff, marginal = (sums / self.n_positions for sums in self._sums)
+            found = {name: sums / self.n_positions for name, sums in self._sums.items()}
         options = {
             name: getattr(self.options, name) for name in ("baseline", "scale", "lens_bias", "include_bos", "precision")
         }
@@ -216,9 +318,7 @@ class EntropyAccumulator:
             info=RunInfo(
                 cfg.model_name, self.model.weight_processing, self.data, self.n_sequences, self.n_positions, options
             ),
-            resid=resid.float(),
-            diff=diff.float(),
-            marginal=marginal.float(),
+            **{name: values.float() for name, values in found.items()},
             state_labels=state_labels(self.model),
             component_labels=(*map(str, range(cfg.n_heads)), *([] if cfg.attn_only else ["MLP"])),
         )
@@ -256,24 +356,17 @@ class EntropyAccumulator:
         )
 
 
-def _added(
-    sums: tuple[Tensor, Tensor, Tensor] | None, more: tuple[Tensor, Tensor, Tensor]
-) -> tuple[Tensor, Tensor, Tensor]:
-    if sums is None:
-        return more
-    return sums[0] + more[0], sums[1] + more[1], sums[2] + more[2]
+def _added(sums: dict[str, Tensor], more: dict[str, Tensor]) -> dict[str, Tensor]:
+    """New sums; those given stay as they are, for whoever holds a `state()`."""
+    if not sums or not more:
+        return {**sums, **more}
+    return {name: sums[name] + values for name, values in more.items()}
 
 
 def _spread(values: Float[Tensor, "*lead row"], counted: Tensor) -> Float[Tensor, "*lead batch pos"]:
     out = values.new_full((*values.shape[:-1], *counted.shape), torch.nan, dtype=torch.float32)
     out[..., counted] = values.float()
     return out
-
-
-def _joined(parts: tuple[Tensor, ...]) -> Float[Tensor, "*lead batch pos"]:
-    longest = max(part.shape[-1] for part in parts)
-    filled = [torch.nn.functional.pad(part, (0, longest - part.shape[-1]), value=torch.nan) for part in parts]
-    return torch.cat(filled, dim=-2)
 
 
 def _nothing_counts() -> InvalidInputError:

@@ -93,8 +93,9 @@ def _chain(readout: Readout, states: LensStates, W_O: Tensor, by: Tensor, step: 
         start, end = states.resid[step * layer], states.resid[step * (layer + 1)]
         heads = torch.einsum("hre,hed->rd", states.z[layer], W_O[layer])
         mlp = states.mlp[layer]
+        rest: Tensor | None = torch.zeros_like(W_O[0, 0, 0])
         if step == 1:
-            attn, rest = _constant_rest(start, (heads, mlp), end, states.rounding), torch.zeros_like(W_O[0, 0, 0])
+            attn = _constant_rest(start, (heads, mlp), end, states.rounding)
         else:
             middle = states.resid[step * layer + 1]
             attn = _constant_rest(start, (heads,), middle, states.rounding)

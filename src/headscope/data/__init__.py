@@ -1,17 +1,19 @@
 """Text and tasks into tokens.
 
-`read_texts` and `hf_dataset_texts` give documents, `tokenize_and_concatenate` packs them into batches;
-`documents`, `ioi_prompts` and `repeated_random_tokens` make data of their own.
+`read_texts` and `hf_dataset_texts` give documents, `tokenize_and_concatenate` packs them into batches, and `Corpus`
+does both for text that is larger than memory, as often as it is gone through; `documents`, `ioi_prompts` and `repeated_random_tokens` make data of their own.
 """
 
+from headscope.data.corpus import Corpus
 from headscope.data.hub import download_file_from_hf, get_dataset, keep_single_column
 from headscope.data.packing import tokenize_and_concatenate
 from headscope.data.protocols import Tokenizer
 from headscope.data.random_tokens import repeated_random_tokens
 from headscope.data.small_english import IOIPrompt, documents, ioi_prompts
-from headscope.data.text import hf_dataset_texts, read_texts
+from headscope.data.text import hf_dataset_texts, read_chunks, read_texts
 
 __all__ = [
+    "Corpus",
     "IOIPrompt",
     "Tokenizer",
     "documents",
@@ -20,6 +22,7 @@ __all__ = [
     "hf_dataset_texts",
     "ioi_prompts",
     "keep_single_column",
+    "read_chunks",
     "read_texts",
     "repeated_random_tokens",
     "tokenize_and_concatenate",

@@ -1,7 +1,7 @@
 """Documents to packed batches of tokens.
 
-Lazy: what is held at a time is one document, less than one batch of rows, and the shuffle buffer where one
-was asked for.
+Lazy: what is held at a time is one document (of `read_chunks`, one piece of one), less than one batch of rows, and the
+shuffle buffer where one was asked for. A long document is tokenized in pieces, cut where no token can span the cut.
 """
 
 import logging
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby, islice
+from itertools import groupby
 from typing import Any, overload
 
 import numpy as np
@@ -18,14 +18,16 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from headscope.data.cutting import PIECE_CHARS, Chunk, Cutter
 from headscope.data.hub import HFDataset, keep_single_column
 from headscope.data.protocols import Tokenizer
-from headscope.data.text import checked_strings
+from headscope.data.text import checked_text
 from headscope.errors import InvalidInputError
 
-__all__ = ["tokenize_and_concatenate"]
+__all__ = ["Packing", "batched", "shuffled", "special_tokens", "tokenize_and_concatenate"]
 
 _DOCUMENTS = 1000  # of a dataset, packed together
+_AT_ONCE = 1 << 20  # characters of a dataset, tokenized together
 
 
 @overload
@@ -45,7 +47,7 @@ def tokenize_and_concatenate(
 
 @overload
 def tokenize_and_concatenate(
-    dataset: Iterable[str],
+    dataset: Iterable[str] | Iterable[Chunk],
     tokenizer: Tokenizer,
     streaming: bool = False,
     max_length: int = 1024,
@@ -63,7 +65,7 @@ def tokenize_and_concatenate(
 
 
 def tokenize_and_concatenate(
-    dataset: HFDataset | Iterable[str],
+    dataset: HFDataset | Iterable[str] | Iterable[Chunk],
     tokenizer: Tokenizer,
     streaming: bool = False,
     max_length: int = 1024,
@@ -80,15 +82,15 @@ def tokenize_and_concatenate(
 ) -> HFDataset | Iterator[Int[Tensor, "batch pos"]]:
     """Pack documents into rows of `max_length` tokens, with nothing wasted on padding.
 
-    Documents are tokenized whole, so no token is cut in half, and laid end to end with one separator between
-    two of them; the stream is then cut into rows. A document may run over several rows, and a row may hold
-    several documents. Documents without a token are left out.
+    Documents are laid end to end with one separator between two of them, and the stream is cut into rows. A document
+    may run over several rows, and a row may hold several documents. Documents without a token are left out. No token
+    is cut in half: a long document is tokenized in pieces, but the tokens are those of the whole (see `Cutter`).
 
     A Hugging Face dataset gives a dataset of rows, and any other iterable of strings an iterator over batches.
 
     Args:
-        dataset: The documents: strings, e.g. from `read_texts`, or a `datasets.Dataset` or
-            `datasets.IterableDataset`. A single string is refused.
+        dataset: The documents: strings, e.g. from `read_texts`; parts of them, from `read_chunks`, when one may not
+            fit in memory; or a `datasets.Dataset` or `datasets.IterableDataset`. A single string is refused.
         tokenizer: Any Hugging Face tokenizer, or what else has its `encode`, `bos_token_id`, `eos_token_id`.
         streaming: Not needed: a streamed dataset is seen to be one. Kept so that calls stay as they are.
         max_length: Tokens per row, the BOS token included.
@@ -100,7 +102,10 @@ def tokenize_and_concatenate(
         separator_id: The token between documents; the tokenizer's EOS token if None.
         keep_last: Keep the tokens left over after the last full row, as a last batch with one shorter row.
         shuffle_seed: Shuffle the rows under a generator of their own with this seed; None keeps their order.
-        shuffle_buffer: Rows held while shuffling: more of them mix better and take more memory.
+        shuffle_buffer: Rows held while shuffling. The shuffle is a local one: the next row out is drawn evenly from the
+            rows held, and the next row of the stream takes its place, so a row comes at most `shuffle_buffer` places
+            early, but may come any number late (`shuffle_buffer` on average). It is a full, even shuffle if all
+            rows fit in the buffer; for documents in an order that matters, shuffle the file first.
 
     Returns:
         For strings, an iterator over int64 batches on the CPU; the same texts and options give the same batches, and
@@ -135,30 +140,38 @@ def tokenize_and_concatenate(
         raise InvalidInputError(
             "the documents are one string; give a list of them: [text], or read_texts(path) for a file."
         )
-    packing = _Packing(tokenizer, max_length, *_special_tokens(tokenizer, add_bos_token, separator_id))
+    packing = Packing(tokenizer, max_length, *special_tokens(tokenizer, add_bos_token, separator_id))
     if isinstance(dataset, HFDataset):
         return _pack_dataset(dataset, packing, column_name, set_format=set_format)
-    rows = packing.rows(checked_strings(dataset), keep_last=keep_last)
+    rows = packing.rows(_chunks(dataset), keep_last=keep_last)
     if shuffle_seed is not None:
-        rows = _shuffled(rows, max_length, seed=shuffle_seed, buffer_size=shuffle_buffer)
-    return _batched(rows, batch_size)
+        rows = shuffled(rows, max_length, seed=shuffle_seed, buffer_size=shuffle_buffer)
+    return batched(rows, batch_size)
 
 
 @dataclass(frozen=True)
-class _Packing:
+class Packing:
     """How documents become rows: `prefix` begins each row, `separator` stands between two documents."""
 
     tokenizer: Tokenizer
     row_length: int
     prefix: list[int]
     separator: int
+    piece_chars: int = PIECE_CHARS
+    longest_piece: int | None = None
 
     def rows(
-        self, texts: Iterable[str], *, at_once: int = 1, keep_last: bool = False, may_be_empty: bool = False
+        self,
+        chunks: Iterable[Chunk],
+        *,
+        at_once: int = 0,
+        keep_last: bool = False,
+        may_be_empty: bool = False,
     ) -> Iterator[Int[Tensor, " pos"]]:
-        """Rows of these texts, of which `at_once` are tokenized together."""
+        """Rows of these documents, of which `at_once` characters, about, are tokenized together."""
+        cutter = Cutter(self.tokenizer, piece_chars=self.piece_chars, longest=self.longest_piece)
         return _packed_rows(
-            _encode(self.tokenizer, texts, at_once),
+            _encode(self.tokenizer, cutter.pieces(chunks), at_once),
             self.row_length,
             prefix=self.prefix,
             separator=self.separator,
@@ -167,8 +180,12 @@ class _Packing:
         )
 
 
-def _special_tokens(tokenizer: Tokenizer, add_bos_token: bool, separator_id: int | None) -> tuple[list[int], int]:
-    """What begins each row, and what stands between documents."""
+def special_tokens(tokenizer: Tokenizer, add_bos_token: bool, separator_id: int | None) -> tuple[list[int], int]:
+    """What begins each row, and what stands between documents.
+
+    Raises:
+        InvalidInputError: If the tokenizer lacks a special token that is needed.
+    """
     separator = tokenizer.eos_token_id if separator_id is None else separator_id
     if separator is None:
         raise InvalidInputError(
@@ -181,6 +198,11 @@ def _special_tokens(tokenizer: Tokenizer, add_bos_token: bool, separator_id: int
             "The tokenizer has no BOS token to begin a row with; pass add_bos_token=False, or set its bos_token."
         )
     return [tokenizer.bos_token_id], separator
+
+
+def _chunks(documents: Iterable[Any]) -> Iterator[Chunk]:
+    for index, item in enumerate(documents):
+        yield item if isinstance(item, Chunk) else Chunk(checked_text(item, f"item {index}"), ends=True)
 
 
 @contextmanager
@@ -198,23 +220,39 @@ def _no_length_warning() -> Iterator[None]:
         logger.removeFilter(keep)
 
 
-def _encode(tokenizer: Tokenizer, texts: Iterable[str], at_once: int) -> Iterator[list[int]]:
-    """The tokens of each text. Hugging Face tokenizers can be called with many, and then use all processors."""
-    remaining = iter(texts)
-    if at_once == 1 or not callable(tokenizer):
-        for text in remaining:
+def _encode(tokenizer: Tokenizer, pieces: Iterable[Chunk], at_once: int) -> Iterator[tuple[list[int], bool]]:
+    """The tokens of each piece, and whether it ends its document.
+
+    Hugging Face tokenizers can be called with many texts, and then use all processors.
+    """
+    if not at_once or not callable(tokenizer):
+        for piece in pieces:
             with _no_length_warning():
-                tokens = tokenizer.encode(text, add_special_tokens=False)
-            yield tokens
+                tokens = tokenizer.encode(piece.text, add_special_tokens=False)
+            yield tokens, piece.ends
         return
-    while some := list(islice(remaining, at_once)):
+    for some in _grouped(pieces, at_once):
         with _no_length_warning():
-            encoded = tokenizer(some, add_special_tokens=False, return_attention_mask=False)
-        yield from encoded["input_ids"]
+            encoded = tokenizer([piece.text for piece in some], add_special_tokens=False, return_attention_mask=False)
+        yield from zip(encoded["input_ids"], [piece.ends for piece in some], strict=True)
+
+
+def _grouped(pieces: Iterable[Chunk], n_chars: int) -> Iterator[list[Chunk]]:
+    """Pieces, as many at a time as make up so many characters."""
+    group: list[Chunk] = []
+    held = 0
+    for piece in pieces:
+        group.append(piece)
+        held += len(piece.text) + 1  # one more, for a piece may be empty
+        if held >= n_chars:
+            yield group
+            group, held = [], 0
+    if group:
+        yield group
 
 
 def _packed_rows(
-    documents: Iterable[Sequence[int]],
+    pieces: Iterable[tuple[Sequence[int], bool]],
     row_length: int,
     *,
     prefix: list[int],
@@ -226,21 +264,21 @@ def _packed_rows(
     body_length = row_length - len(prefix)
     start = torch.tensor(prefix, dtype=torch.int64)
     pending: list[int] = []
-    n_rows, seen_any = 0, False
-    for document in documents:
-        if not document:
-            continue
-        if seen_any:
-            pending.append(separator)
-        seen_any = True
-        pending.extend(document)
-        n_full = len(pending) // body_length
-        if n_full:
-            full = torch.tensor(pending[: n_full * body_length], dtype=torch.int64)
-            pending = pending[n_full * body_length :]
-            n_rows += n_full
-            for body in full.split(body_length):
-                yield torch.cat([start, body])
+    n_rows, seen_any, inside = 0, False, False
+    for tokens, ends in pieces:
+        if tokens:
+            if seen_any and not inside:
+                pending.append(separator)
+            seen_any = inside = True
+            pending.extend(tokens)
+            n_full = len(pending) // body_length
+            if n_full:
+                full = torch.tensor(pending[: n_full * body_length], dtype=torch.int64)
+                pending = pending[n_full * body_length :]
+                n_rows += n_full
+                for body in full.split(body_length):
+                    yield torch.cat([start, body])
+        inside = inside and not ends
     if keep_last and pending:
         yield torch.tensor(prefix + pending, dtype=torch.int64)
     elif n_rows == 0 and not may_be_empty:
@@ -251,7 +289,7 @@ def _packed_rows(
         )
 
 
-def _pack_dataset(dataset: HFDataset, packing: _Packing, column_name: str, *, set_format: bool) -> HFDataset:
+def _pack_dataset(dataset: HFDataset, packing: Packing, column_name: str, *, set_format: bool) -> HFDataset:
     import datasets
 
     rows = keep_single_column(dataset, column_name).map(
@@ -270,15 +308,15 @@ def _pack_dataset(dataset: HFDataset, packing: _Packing, column_name: str, *, se
     return rows.with_format("torch") if set_format else rows
 
 
-def _pack_some(texts: Mapping[str, list[Any]], *, packing: _Packing, column_name: str) -> dict[str, list[np.ndarray]]:
-    rows = packing.rows(checked_strings(texts[column_name]), at_once=_DOCUMENTS, may_be_empty=True)
+def _pack_some(texts: Mapping[str, list[Any]], *, packing: Packing, column_name: str) -> dict[str, list[np.ndarray]]:
+    rows = packing.rows(_chunks(texts[column_name]), at_once=_AT_ONCE, may_be_empty=True)
     return {"tokens": [row.numpy() for row in rows]}
 
 
-def _shuffled(
+def shuffled(
     rows: Iterable[Int[Tensor, " pos"]], row_length: int, *, seed: int, buffer_size: int
 ) -> Iterator[Int[Tensor, " pos"]]:
-    """Shuffle full rows through a buffer; a shorter last row stays last."""
+    """Shuffle full rows through a buffer (see `tokenize_and_concatenate`); a shorter last row stays last."""
     generator = random.Random(seed)
     buffer: list[Tensor] = []
     last: list[Tensor] = []
@@ -296,7 +334,7 @@ def _shuffled(
     yield from last
 
 
-def _batched(rows: Iterable[Int[Tensor, " pos"]], batch_size: int) -> Iterator[Int[Tensor, "batch pos"]]:
+def batched(rows: Iterable[Int[Tensor, " pos"]], batch_size: int) -> Iterator[Int[Tensor, "batch pos"]]:
     """Stack rows of one length, `batch_size` at a time."""
     for _, same_length in groupby(rows, key=len):
         batch: list[Tensor] = []

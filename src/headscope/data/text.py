@@ -1,65 +1,134 @@
 """Documents from files, iterables of strings and Hugging Face datasets.
 
-Lazy: one document is held at a time (of a parquet file, one row group).
+Lazy: `read_texts` holds one document at a time, and `read_chunks` less: of a `.txt` file a small part, of a `.jsonl`
+file a line, of a `.parquet` file as many rows as are about a megabyte, one at least.
 """
 
 import codecs
+import glob
 import json
 import os
-from collections.abc import Iterable, Iterator
-from itertools import groupby
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
+from headscope.data.cutting import Chunk
 from headscope.errors import InvalidInputError, MissingDependencyError, UnknownNameError, unknown_name
 
-__all__ = ["checked_strings", "hf_dataset_texts", "read_texts"]
+__all__ = ["checked_strings", "checked_text", "hf_dataset_texts", "read_chunks", "read_texts", "text_files"]
 
 _SUFFIXES = (".txt", ".jsonl", ".parquet")
-_PARQUET_ROWS = 1024  # rows turned into Python strings at a time
+_READ_BYTES = 1 << 16
+_PARQUET_BYTES = 1 << 20  # of one column, decoded at a time
+_LONGEST_LINE = 1 << 28  # bytes of a .jsonl line, which is read whole
+_LONGEST_PATTERN = 4096
+_ALLOWED = f"Allowed: a file ending in {', '.join(_SUFFIXES)}, a folder of them, or an iterable of strings."
+_LONGEST_BLANK = 1 << 24  # whitespace characters at the start of a document
 
 
 def read_texts(
-    source: str | os.PathLike[str] | Iterable[str],
+    source: str | os.PathLike[str] | Iterable[str] | Iterable[os.PathLike[str]],
     *,
     column: str = "text",
     split_on_blank_lines: bool = False,
 ) -> Iterator[str]:
-    """Stream the documents of a file, or of an iterable of strings.
+    """Stream the documents of files, or of an iterable of strings.
 
     Args:
-        source: A path (a plain string is one too) to a `.txt`, `.jsonl` or `.parquet` file in UTF-8, or an
-            iterable of strings, one document each.
+        source: A path (a plain string is one too) to a `.txt`, `.jsonl` or `.parquet` file in UTF-8, to a folder of
+            them, or a pattern (`"books/**/*.txt"`); a list of paths (`pathlib.Path`); or an iterable of strings, one
+            document each.
         column: Where the text is in each `.jsonl` object or `.parquet` row.
-        split_on_blank_lines: Cut a `.txt` file at its blank lines, and stream it; by default the whole file
-            is one document.
+        split_on_blank_lines: Cut a `.txt` file at its blank lines; by default the whole file is one document.
 
     Returns:
         An iterator over documents. Documents of whitespace only are left out.
 
     Raises:
-        InvalidInputError: No such file, a directory, another suffix, an empty file, a broken line (with its
-            number), bytes that are not UTF-8 (with their position), or an item that is not text. What can be
-            told without reading the file is told at the call, the rest while iterating.
+        InvalidInputError: No such file, another suffix, an empty file, a broken line (with its number), bytes that
+            are not UTF-8 (with their position), or an item that is not text. What can be told without reading the
+            file is told at the call, the rest while iterating.
         UnknownNameError: No such column (with those there are).
 
     Example:
         >>> list(read_texts(["Mary gave a book to John.", "  ", "Then John left."]))
         ['Mary gave a book to John.', 'Then John left.']
     """
-    if not isinstance(source, (str, os.PathLike)):
-        return _non_empty(checked_strings(source), "the iterable of texts")
-    path = Path(source)
-    _check_readable(path)
-    suffix = path.suffix.lower()
-    if suffix == ".parquet":
-        documents = _read_parquet(path, column)
-    elif suffix == ".jsonl":
-        documents = _read_jsonl(path, column)
-    elif split_on_blank_lines:
-        documents = _read_paragraphs(path)
+    return _joined(read_chunks(source, column=column, split_on_blank_lines=split_on_blank_lines))
+
+
+def read_chunks(
+    source: str | os.PathLike[str] | Iterable[str] | Iterable[os.PathLike[str]],
+    *,
+    column: str = "text",
+    split_on_blank_lines: bool = False,
+) -> Iterator[Chunk]:
+    """Stream documents as `read_texts` does, in parts, so that a long one is never held.
+
+    `tokenize_and_concatenate` takes these in the place of documents.
+
+    Args:
+        source: As for `read_texts`.
+        column: As for `read_texts`.
+        split_on_blank_lines: As for `read_texts`.
+
+    Returns:
+        An iterator over the parts of all documents in order; the last part of each says that it ends it.
+
+    Raises:
+        InvalidInputError: As for `read_texts`; and for a `.jsonl` line of more than 256 MiB.
+        UnknownNameError: As for `read_texts`.
+
+    Example:
+        >>> list(read_chunks(["one", " ", "two"]))
+        [Chunk(text='one', ends=True), Chunk(text='two', ends=True)]
+    """
+    if isinstance(source, (str, os.PathLike)):
+        files: Sequence[Path] = text_files(source)
     else:
-        documents = _read_whole(path)
-    return _non_empty(documents, str(path))
+        items: Iterator[Any] = iter(source)
+        first = next(items, "")
+        if not isinstance(first, os.PathLike):
+            texts = checked_strings(chain([first], items))
+            return _non_empty((Chunk(text, ends=True) for text in texts), "the iterable of texts")
+        files = [file for path in chain([first], items) for file in text_files(path)]
+    name = str(files[0]) if len(files) == 1 else f"{len(files)} files, {files[0]} to {files[-1]},"
+    chunks = (chunk for file in files for chunk in _read_file(file, column, split_on_blank_lines))
+    return _non_empty(chunks, name)
+
+
+def text_files(source: str | os.PathLike[str]) -> list[Path]:
+    """The files that a path stands for: itself, those in a folder, or those a pattern matches, in order of name.
+
+    Args:
+        source: A file, a folder (of its files those that can be read, not those of folders in it), or a pattern with
+            `*`, `?`, `[...]`, `**`.
+
+    Raises:
+        InvalidInputError: If there is none, or one cannot be opened or has another suffix.
+
+    Example:
+        >>> text_files("stories")  # doctest: +SKIP
+        [PosixPath('stories/a.txt'), PosixPath('stories/b.jsonl')]
+    """
+    path = Path(source)
+    pattern = os.fspath(path)
+    if os.path.isdir(path):  # unlike Path.is_dir, quiet about a name that can be no path
+        found = [file for file in path.iterdir() if file.suffix.lower() in _SUFFIXES and not os.path.isdir(file)]
+        if not found:
+            raise InvalidInputError(f"{_shown(path)} is a directory without a file ending in {', '.join(_SUFFIXES)}.")
+    elif (
+        "\0" not in pattern and len(pattern) < _LONGEST_PATTERN and glob.has_magic(pattern) and not os.path.exists(path)
+    ):
+        found = [Path(match) for match in glob.glob(pattern, recursive=True) if not os.path.isdir(match)]
+        if not found and path.suffix.lower() in _SUFFIXES:
+            raise InvalidInputError(f"No file matches {_shown(path)}. {_ALLOWED}")
+    else:
+        found = []
+    for file in found or [path]:
+        _check_readable(file)
+    return sorted(found) or [path]
 
 
 def hf_dataset_texts(
@@ -104,27 +173,25 @@ def hf_dataset_texts(
     if dataset.column_names is not None and column not in dataset.column_names:
         raise _unknown_column(column, dataset.column_names, f"the dataset {name!r}")
     texts = (_text_of(row, column, f"dataset {name!r}, row {i}") for i, row in enumerate(dataset))
-    return _non_empty(texts, f"dataset {name!r}, split {split!r}")
+    chunks = (Chunk(text, ends=True) for text in texts)
+    return _joined(_non_empty(chunks, f"dataset {name!r}, split {split!r}"))
 
 
 # Reading
 
 
 def _check_readable(path: Path) -> None:
-    allowed = f"Allowed: a file ending in {', '.join(_SUFFIXES)}, or an iterable of strings."
-    if os.path.isdir(path):  # unlike Path.is_dir, quiet about a name that can be no path
-        raise InvalidInputError(f"{_shown(path)} is a directory. {allowed}")
     if path.suffix.lower() not in _SUFFIXES:
         raise InvalidInputError(
-            f"Cannot read texts from {_shown(path)}: unknown suffix {path.suffix!r:.20}. {allowed} "
+            f"Cannot read texts from {_shown(path)}: unknown suffix {path.suffix!r:.20}. {_ALLOWED} "
             "To use a string itself as the text, put it in a list."
         )
     try:
         path.open("rb").close()
     except FileNotFoundError as error:
-        raise InvalidInputError(f"No such file: {_shown(path)}. {allowed}") from error
+        raise InvalidInputError(f"No such file: {_shown(path)}. {_ALLOWED}") from error
     except (OSError, ValueError) as error:
-        raise InvalidInputError(f"Cannot open {_shown(path)}: {error}. {allowed}") from error
+        raise InvalidInputError(f"Cannot open {_shown(path)}: {error}. {_ALLOWED}") from error
 
 
 def _shown(path: Path) -> str:
@@ -133,17 +200,52 @@ def _shown(path: Path) -> str:
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
-def _read_whole(path: Path) -> Iterator[str]:
-    data = path.read_bytes()
-    text = data.removeprefix(codecs.BOM_UTF8)
-    yield _decoded(text, path, offset=len(data) - len(text)).replace("\r\n", "\n")
+def _read_file(path: Path, column: str, split_on_blank_lines: bool) -> Iterator[Chunk]:
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        return (Chunk(text, ends=True) for text in _read_parquet(path, column))
+    if suffix == ".jsonl":
+        return (Chunk(text, ends=True) for text in _read_jsonl(path, column))
+    return _read_paragraphs(path) if split_on_blank_lines else _read_whole(path)
 
 
-def _read_paragraphs(path: Path) -> Iterator[str]:
-    lines = (line for _, line in _lines(path))
-    for is_blank, group in groupby(lines, key=lambda line: not line.strip()):
-        if not is_blank:
-            yield "\n".join(group)
+def _read_whole(path: Path) -> Iterator[Chunk]:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    offset, line = 0, 1  # where `data` begins
+    pending = b""  # the first bytes of a character, or of a line end, cut by the last read
+    with path.open("rb") as file:
+        if not file.peek(3).startswith(codecs.BOM_UTF8):
+            file.seek(0)
+        else:
+            offset = file.seek(len(codecs.BOM_UTF8))
+        while block := file.read(_READ_BYTES):
+            data = pending + block
+            decoder.reset()
+            try:
+                text = decoder.decode(data)
+            except UnicodeDecodeError as error:
+                raise _not_utf8(path, data, error, offset=offset, line=line) from error
+            pending = decoder.getstate()[0]
+            if text.endswith("\r"):  # perhaps half of a line end
+                text, pending = text[:-1], b"\r" + pending
+            used = len(data) - len(pending)
+            offset, line = offset + used, line + data.count(b"\n", 0, used)
+            if text:
+                yield Chunk(text.replace("\r\n", "\n"), ends=False)
+    yield Chunk(_decoded(pending, path, line=line, offset=offset), ends=True)
+
+
+def _read_paragraphs(path: Path) -> Iterator[Chunk]:
+    inside = False
+    for _, line in _lines(path):
+        if line.strip():
+            yield Chunk("\n" + line if inside else line, ends=False)
+            inside = True
+        elif inside:
+            yield Chunk("", ends=True)
+            inside = False
+    if inside:
+        yield Chunk("", ends=True)
 
 
 def _read_jsonl(path: Path, column: str) -> Iterator[str]:
@@ -169,14 +271,15 @@ def _read_parquet(path: Path, column: str) -> Iterator[str]:
     import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        # With a buffer a column is read page by page, and not a row group's whole column at once.
+        with pyarrow.parquet.ParquetFile(path, buffer_size=_PARQUET_BYTES) as file:
             names = file.schema_arrow.names
             if column not in names:
                 raise _unknown_column(column, names, str(path))
             index = 0
-            for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=[column]):
-                for text in batch.column(column).to_pylist():
-                    yield _checked_text(text, f"{path}, row {index}, column {column!r}")
+            for batch in file.iter_batches(batch_size=_parquet_rows(file), columns=[column], use_threads=False):
+                for cell in batch.column(column):
+                    yield checked_text(cell.as_py(), f"{path}, row {index}, column {column!r}")
                     index += 1
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InvalidInputError(
@@ -184,27 +287,44 @@ def _read_parquet(path: Path, column: str) -> Iterator[str]:
         ) from error
 
 
+def _parquet_rows(file: Any) -> int:
+    """How many rows are about as many bytes as are decoded at a time, were all row groups like the largest."""
+    groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+    widest = max((group.total_byte_size / max(1, group.num_rows) for group in groups), default=1.0)
+    return max(1, min(1024, int(_PARQUET_BYTES / max(1.0, widest))))
+
+
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yield the lines of a UTF-8 file with their numbers from 1, without line ends."""
-    offset = 0
+    offset, number = 0, 0
     with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
+        while raw := file.readline(_LONGEST_LINE + 1):
+            number += 1
+            if len(raw) > _LONGEST_LINE:
+                raise InvalidInputError(
+                    f"{path}, line {number} has more than {_LONGEST_LINE} bytes, and lines are read whole; "
+                    "split the document into several lines."
+                )
             data = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
             offset += len(raw) - len(data)
             yield number, _decoded(data, path, line=number, offset=offset).rstrip("\r\n")
             offset += len(data)
 
 
-def _decoded(data: bytes, path: Path, *, line: int | None = None, offset: int = 0) -> str:
+def _decoded(data: bytes, path: Path, *, line: int, offset: int) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        place = f"byte {offset + error.start}"
-        if line is None:
-            line = data.count(b"\n", 0, error.start) + 1
-        raise InvalidInputError(
-            f"{path} is not UTF-8: {place} (line {line}) is 0x{data[error.start]:02x}. Convert it to UTF-8 first."
-        ) from error
+        raise _not_utf8(path, data, error, offset=offset, line=line) from error
+
+
+def _not_utf8(path: Path, data: bytes, error: UnicodeDecodeError, *, offset: int, line: int) -> InvalidInputError:
+    """Say where, for data that begins at this byte and line of the file."""
+    line += data.count(b"\n", 0, error.start)
+    return InvalidInputError(
+        f"{path} is not UTF-8: byte {offset + error.start} (line {line}) is 0x{data[error.start]:02x}. "
+        "Convert it to UTF-8 first."
+    )
 
 
 # Checking
@@ -213,7 +333,7 @@ def _decoded(data: bytes, path: Path, *, line: int | None = None, offset: int = 
 def _text_of(row: dict[str, object], column: str, where: str) -> str:
     if column not in row:
         raise _unknown_column(column, row, where)
-    return _checked_text(row[column], f"{where}, column {column!r}")
+    return checked_text(row[column], f"{where}, column {column!r}")
 
 
 def _unknown_column(column: str, names: Iterable[str], where: str) -> UnknownNameError:
@@ -232,11 +352,15 @@ def checked_strings(texts: Iterable[object]) -> Iterator[str]:
         ['one', 'two']
     """
     for index, text in enumerate(texts):
-        yield _checked_text(text, f"item {index}")
+        yield checked_text(text, f"item {index}")
 
 
-def _checked_text(text: object, where: str) -> str:
-    """Refuse what is not a string, and the lone surrogates that no tokenizer can read."""
+def checked_text(text: object, where: str) -> str:
+    """Refuse what is not a string, and the lone surrogates that no tokenizer can read.
+
+    Raises:
+        InvalidInputError: For either, saying `where` it was.
+    """
     if not isinstance(text, str):
         raise InvalidInputError(f"{where}: expected text (a str), got {type(text).__name__} {text!r:.80}.")
     if not text.isascii():
@@ -250,12 +374,40 @@ def _checked_text(text: object, where: str) -> str:
     return text
 
 
-def _non_empty(documents: Iterator[str], name: str) -> Iterator[str]:
+def _non_empty(chunks: Iterable[Chunk], name: str) -> Iterator[Chunk]:
     """Leave out documents of whitespace only, and refuse a source with nothing else."""
-    found = False
-    for text in documents:
-        if text.strip():
+    found, inside = False, False
+    blank: list[str] = []  # what a document begins with, until something else comes
+    n_blank = 0
+    for chunk in chunks:
+        if inside:
+            yield chunk
+        elif chunk.text and not chunk.text.isspace():
             found = True
-            yield text
+            yield Chunk("".join([*blank, chunk.text]), chunk.ends) if blank else chunk
+        elif not chunk.ends:
+            blank.append(chunk.text)
+            n_blank += len(chunk.text)
+            if n_blank > _LONGEST_BLANK:
+                raise InvalidInputError(
+                    f"{name} has a document that begins with more than {_LONGEST_BLANK} whitespace characters; "
+                    "take them away, or split the file."
+                )
+            continue
+        inside = not chunk.ends
+        blank, n_blank = [], 0
     if not found:
         raise InvalidInputError(f"{name} holds no text; give at least one document with some.")
+
+
+def _joined(chunks: Iterable[Chunk]) -> Iterator[str]:
+    """Whole documents."""
+    parts: list[str] = []
+    for chunk in chunks:
+        if chunk.ends and not parts:
+            yield chunk.text
+            continue
+        parts.append(chunk.text)
+        if chunk.ends:
+            yield "".join(parts)
+            parts = []

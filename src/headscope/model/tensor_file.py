@@ -1,5 +1,8 @@
 """Tensors in safetensors files: read from memory maps, written whole or not at all."""
 
+import errno
+import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -9,7 +12,7 @@ from torch import Tensor
 
 from headscope.errors import CheckpointError
 
-__all__ = ["TensorFiles", "read_metadata", "write_tensors"]
+__all__ = ["TensorFiles", "read_metadata", "write_bytes", "write_tensors"]
 
 
 class TensorFiles(Mapping[str, Tensor]):
@@ -55,12 +58,15 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write one safetensors file, atomically: an old file stands until the new one is whole.
+    """Write one safetensors file, atomically: an old file stands until the new one is whole and on the disk.
 
     Tensors that share memory, or are views with gaps, are written each in full.
+
+    Raises:
+        OSError: if it cannot be written, as on a full disk. What was there before still stands.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    partial = _partial(path)
     seen: set[int] = set()
     own = {}
     for name, tensor in tensors.items():
@@ -70,6 +76,42 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
         seen.add(place)
     try:
         save_file(own, partial, metadata=metadata)
-        partial.replace(path)
+        _put_in_place(partial, path)
+    except SafetensorError as error:
+        found = re.search(r"os error (\d+)", str(error))
+        number = int(found[1]) if found else errno.EIO
+        raise OSError(number, os.strerror(number), str(path)) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file as `write_tensors` does: whole and on the disk, or the old one stands.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = _partial(path)
+    try:
+        partial.write_bytes(content)
+        _put_in_place(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")
+
+
+def _put_in_place(partial: Path, path: Path) -> None:
+    """Rename, in an order that a loss of power cannot turn round: the content first, then the name."""
+    with partial.open("r+b") as file:
+        os.fsync(file.fileno())
+    partial.replace(path)
+    if os.name == "posix":  # elsewhere folders cannot be opened, and need not be
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

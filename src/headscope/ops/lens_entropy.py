@@ -26,13 +26,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headscope.ops.parallel import RowBlocks
-from headscope.ops.vocab import VOCAB_TILE, RunningMoments, cap_logits, tile_moments
+from headscope.ops.vocab import RunningMoments, cap_logits, tile_moments
 
 __all__ = ["SAFE_RANGE", "Chain", "Gains", "LensEntropies", "LensProblem", "lens_entropies"]
 
 SAFE_RANGE = 30.0
 # Logits beyond this are not added up or subtracted: in float32 the rounding of 300 is 2e-5.
 _CHAIN_RANGE = 300.0
+# A tile's arrays, `heads * _ROWS * VOCAB_TILE` numbers each, are to stay near a core's cache.
+VOCAB_TILE = 512
 _ROWS = 64
 
 
@@ -148,15 +150,14 @@ def lens_entropies(problem: LensProblem, *, precision: Literal["float32", "bfloa
     heads = _HeadProducts(problem, precision)
     with RowBlocks(rows, _ROWS, _Buffers, device) as blocks:
         for number in range(n_tiles):
-            # Tiles of equal width, or buffers made for one would not fit the last.
-            tile = slice(number * d_vocab // n_tiles, (number + 1) * d_vocab // n_tiles)
+            tile = slice(number * VOCAB_TILE, min((number + 1) * VOCAB_TILE, d_vocab))
             weights = _TileWeights(problem, heads, problem.W_U[:, tile] - mean, tile)
 
             def reduce(block: slice, buffers: _Buffers, weights: _TileWeights = weights) -> None:
                 found = _Tile(problem, weights, block, buffers)
                 found.run()
-                states.add(*found.states, block)
-                changed.add(*found.changed, block)
+                for moments, (shift, z, s) in ((states, found.states), (changed, found.changed)):
+                    moments.add(shift, z, s, block)
 
             blocks.run(reduce)
     plus, minus = changed.entropy()
@@ -173,13 +174,13 @@ class _HeadProducts:
         self.through_d_model = rows < d_head
         left = torch.matmul(problem.heads, problem.W_O) if self.through_d_model else problem.heads
         self.left = left.to(self.kind)
-        self.problem = problem
+        self.W_O = problem.W_O.to(self.kind)
 
     def right(self, W_U: Float[Tensor, "d_model tile"]) -> Float[Tensor, "layer #head inner tile"]:
         """What the rows are multiplied with, for one tile."""
         if self.through_d_model:
             return W_U.to(self.kind).expand(*self.left.shape[:2], -1, -1)
-        return torch.matmul(self.problem.W_O, W_U).to(self.kind)
+        return torch.matmul(self.W_O, W_U.to(self.kind))
 
 
 class _TileWeights:

@@ -4,7 +4,6 @@ import itertools
 import math
 import re
 from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from headscope.analysis.entropy import EntropyResult
 from headscope.analysis.head_scores import HeadScores
 from headscope.analysis.positions import Position, TokenMean, token_means
 from headscope.analysis.result import HeadScore
+from headscope.analysis.run_manifest import headscope_version
 from headscope.report.findings import Findings, positions_of, token_string
 from headscope.views.attention import attention_heads
 from headscope.views.entropy import entropy_by_head, entropy_by_layer
@@ -26,7 +26,7 @@ from headscope.views.tokens import colored_tokens
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-__all__ = ["headscope_version", "render_page", "visible"]
+__all__ = ["render_page", "visible"]
 
 _TEMPLATES = Path(__file__).parent.parent / "templates"
 _CONTEXT = 20
@@ -68,14 +68,6 @@ def render_page(found: Findings, heads: tuple[HeadScore, ...], n_positions: int,
         version=headscope_version(),
         date=datetime.now().strftime("%d %B %Y, %H:%M"),
     )
-
-
-def headscope_version() -> str:
-    """The version that is installed."""
-    try:
-        return version("headscope")
-    except PackageNotFoundError:
-        return "(not installed)"
 
 
 def _figures(found: Findings) -> "dict[str, go.Figure]":

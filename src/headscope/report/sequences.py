@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from headscope.data.cutting import Chunk
 from headscope.data.packing import tokenize_and_concatenate
 from headscope.errors import InvalidInputError, MissingTokenizerError
 from headscope.model.transformer import HookedTransformer
@@ -19,7 +20,7 @@ _SEQ_LEN = 256
 
 def token_rows(
     model: HookedTransformer,
-    texts: Iterable[str] | Tensor,
+    texts: Iterable[str] | Iterable[Chunk] | Tensor,
     *,
     max_tokens: int = MAX_TOKENS,
     seq_len: int | None = None,

@@ -18,6 +18,7 @@ from headscope.analysis.entropy import EntropyResult, measure_entropy
 from headscope.analysis.head_scores import head_scores
 from headscope.analysis.loss import predict_next_tokens
 from headscope.analysis.result import HeadScore
+from headscope.data.cutting import Chunk
 from headscope.errors import InvalidInputError
 from headscope.model.transformer import HookedTransformer
 from headscope.report.findings import Findings, notable_heads, positions_of, token_string
@@ -48,7 +49,7 @@ class Report:
 
 def write_report(
     model: HookedTransformer,
-    texts: Iterable[str] | Tensor,
+    texts: Iterable[str] | Iterable[Chunk] | Tensor,
     out: str | Path = "report",
     *,
     describe: str | None = None,

@@ -4,8 +4,9 @@
 `views.attention.attention_heads(attention, tokens)`, `views.tokens.colored_tokens(tokens, values)`.
 """
 
-from headscope.views import attention, entropy, html, plots, tokens
+from headscope.views import attention, calibration, entropy, html, plots, tokens
 from headscope.views.attention import attention_heads, attention_pattern
+from headscope.views.calibration import calibration_curve, overconfidence_by_head
 from headscope.views.entropy import entropy_by_head, entropy_by_layer
 from headscope.views.html import HtmlView
 from headscope.views.plots import hist, imshow, line, scatter
@@ -16,6 +17,8 @@ __all__ = [
     "attention",
     "attention_heads",
     "attention_pattern",
+    "calibration",
+    "calibration_curve",
     "colored_tokens",
     "entropy",
     "entropy_by_head",
@@ -24,6 +27,7 @@ __all__ = [
     "html",
     "imshow",
     "line",
+    "overconfidence_by_head",
     "plots",
     "scatter",
     "tokens",

@@ -1,0 +1,257 @@
+"""A text that does not fit in memory, as batches that can be gone through again and again."""
+
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from jaxtyping import Int
+from torch import Tensor
+
+from headscope.data.cutting import LONGEST_PIECE, PIECE_CHARS, Chunk
+from headscope.data.hub import HFDataset
+from headscope.data.packing import Packing, batched, shuffled, special_tokens
+from headscope.data.protocols import Tokenizer
+from headscope.data.text import read_chunks, text_files
+from headscope.errors import InvalidInputError, unknown_name
+
+__all__ = ["Corpus", "CorpusSource"]
+
+CorpusSource = (
+    str | os.PathLike[str] | Iterable[str] | Iterable[os.PathLike[str]] | HFDataset | Callable[[], Iterable[str]]
+)
+
+_PIECES_AT_ONCE = 16  # tokenized together
+_PROBE = "When Mary and John went to the store, John gave 17 drinks to Zoë.\n\n\tThen they'd left — 🙂"
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What, beside the text and the tokenizer, the batches depend on."""
+
+    row_length: int
+    batch_size: int
+    add_bos_token: bool
+    separator_id: int | None
+    column: str
+    split_on_blank_lines: bool
+    keep_last: bool
+    seed: int | None
+    shuffle_buffer: int
+    max_tokens: int | None
+
+
+class Corpus:
+    """Batches of packed tokens, read from the text anew each time they are gone through.
+
+    Memory stays the same however long the text and its documents are: a few pieces of text, their tokens, one batch
+    and the shuffle buffer are held. Each pass gives the same batches, so analyses that need two passes
+    (`measure_entropy` with `baseline="mean"`) or continue where they stopped can take a corpus.
+
+    Args:
+        source: A `.txt`, `.jsonl` or `.parquet` file, a folder of them or a pattern (`"books/*.txt"`); a list of
+            `pathlib.Path`; a list of strings, one document each; a `datasets.Dataset` or `datasets.IterableDataset`; or
+            a function that gives the documents anew at each call, such as
+            `lambda: hf_dataset_texts("wikitext", config="wikitext-2-v1", streaming=True)`.
+        tokenizer: Any Hugging Face tokenizer, or what else has its `encode`, `bos_token_id`, `eos_token_id`.
+        row_length: Tokens per row, the BOS token included.
+        batch_size: Rows per batch; the last batch may have fewer.
+        seed: Shuffle the rows under a generator of their own with this seed; None keeps their order.
+        max_tokens: Stop after as many whole rows as have at most this many tokens.
+        add_bos_token: Begin each row with the BOS token.
+        separator_id: The token between documents; the tokenizer's EOS token if None.
+        column: Where the text is in each `.jsonl` object, `.parquet` row or row of a dataset.
+        split_on_blank_lines: Cut a `.txt` file at its blank lines; by default the whole file is one document.
+        keep_last: Keep the tokens left over after the last full row, as a last batch with one shorter row.
+        shuffle_buffer: Rows held while shuffling; what kind of shuffle this is, `tokenize_and_concatenate` tells.
+        piece_chars: Characters that are tokenized at a time; the tokens do not depend on it.
+        longest_piece: Characters that may be without a place to cut before a document is refused. Of a tokenizer that
+            does not split at spaces this is the length of the longest document.
+
+    Raises:
+        InvalidInputError: For an option out of range, a tokenizer without the special token that is needed, an
+            iterator (it can be gone through only once), or no such file; while iterating, for what `read_chunks` and
+            `Cutter` refuse, texts too short for one row, or files that are not what they were at first.
+        UnknownNameError: For no such column.
+
+    Example:
+        >>> class Letters:
+        ...     bos_token_id, eos_token_id = 0, 1
+        ...     def encode(self, text, *, add_special_tokens=True):
+        ...         return [ord(letter) for letter in text]
+        >>> corpus = Corpus(["AB", "CDE"], Letters(), row_length=4)
+        >>> list(corpus)
+        [tensor([[ 0, 65, 66,  1],
+                [ 0, 67, 68, 69]])]
+        >>> len(list(corpus)), len(corpus.fingerprint())
+        (1, 64)
+    """
+
+    def __init__(
+        self,
+        source: CorpusSource,
+        tokenizer: Tokenizer,
+        *,
+        row_length: int,
+        batch_size: int = 8,
+        seed: int | None = None,
+        max_tokens: int | None = None,
+        add_bos_token: bool = True,
+        separator_id: int | None = None,
+        column: str = "text",
+        split_on_blank_lines: bool = False,
+        keep_last: bool = False,
+        shuffle_buffer: int = 1024,
+        piece_chars: int = PIECE_CHARS,
+        longest_piece: int = LONGEST_PIECE,
+    ) -> None:
+        for option, value, least in (
+            ("row_length", row_length, 2 if add_bos_token else 1),
+            ("batch_size", batch_size, 1),
+            ("shuffle_buffer", shuffle_buffer, 1),
+            ("piece_chars", piece_chars, 1),
+            ("longest_piece", longest_piece, piece_chars),
+        ):
+            if value < least:
+                raise InvalidInputError(f"{option} is {value}; it must be at least {least}.")
+        if max_tokens is not None and max_tokens < row_length:
+            raise InvalidInputError(
+                f"max_tokens is {max_tokens}, less than one row of row_length = {row_length} tokens."
+            )
+        if isinstance(source, Iterator):
+            raise InvalidInputError(
+                "a corpus is gone through more than once, and an iterator is used up after the first time. Give a "
+                "path, a list, or a function that makes the iterator: Corpus(lambda: read_texts(path), ...)."
+            )
+        prefix, separator = special_tokens(tokenizer, add_bos_token, separator_id)
+        self._packing = Packing(tokenizer, row_length, prefix, separator, piece_chars, longest_piece)
+        self._options = _Options(
+            row_length,
+            batch_size,
+            add_bos_token,
+            separator_id,
+            column,
+            split_on_blank_lines,
+            keep_last,
+            seed,
+            shuffle_buffer,
+            max_tokens,
+        )
+        self._source, self._files = _resolved(source)
+        if isinstance(self._source, HFDataset):
+            _check_column(self._source, column)
+        self._stamps = _stamps(self._files)
+
+    def __iter__(self) -> Iterator[Int[Tensor, "batch pos"]]:
+        options = self._options
+        self._check_unchanged()
+        rows = self._packing.rows(
+            self._chunks(), at_once=_PIECES_AT_ONCE * self._packing.piece_chars, keep_last=options.keep_last
+        )
+        if options.max_tokens is not None:
+            # Before the shuffle, so that a sample is of the same rows whatever its order.
+            rows = itertools.islice(rows, options.max_tokens // options.row_length)
+        if options.seed is not None:
+            rows = shuffled(rows, options.row_length, seed=options.seed, buffer_size=options.shuffle_buffer)
+        return batched(rows, options.batch_size)
+
+    def __repr__(self) -> str:
+        return f"Corpus({self.name}, row_length={self._options.row_length})"
+
+    @property
+    def name(self) -> str:
+        """What to call it in a title: the file's name, or what the source is."""
+        if self._files:
+            more = f" and {len(self._files) - 1} more files" if len(self._files) > 1 else ""
+            return self._files[0].name + more
+        if isinstance(self._source, list):
+            return f"{len(self._source)} documents"
+        return f"documents of a {type(self._source).__name__}"
+
+    def describe(self) -> dict[str, Any]:
+        """What the batches depend on, as plain values that JSON can hold; the text is not read for it.
+
+        Files are described by path, size and time of change when the corpus was made; strings by their number and a
+        digest; a dataset by what it prints; a function by nothing but its name. A tokenizer is described by what it
+        makes of a sentence.
+        """
+        packing = self._packing
+        source: dict[str, Any]
+        if self._files:
+            source = {"files": [list(stamp) for stamp in self._stamps]}
+        elif isinstance(self._source, list):
+            digest = hashlib.sha256()
+            for text in self._source:
+                data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else repr(text).encode()
+                digest.update(len(data).to_bytes(8, "little") + data)
+            source = {"documents": len(self._source), "sha256": digest.hexdigest()}
+        elif isinstance(self._source, HFDataset):
+            source = {"dataset": repr(self._source)}
+        else:
+            source = {"function": getattr(self._source, "__qualname__", type(self._source).__name__)}
+        probe = list(packing.tokenizer.encode(_PROBE, add_special_tokens=False))
+        tokens = {"prefix": packing.prefix, "separator": packing.separator, "probe": probe}
+        return {"source": source, "tokenizer": tokens, "options": vars(self._options).copy()}
+
+    def fingerprint(self) -> str:
+        """The SHA-256 digest of `describe()`: another one means other batches, or files that were touched."""
+        return hashlib.sha256(json.dumps(self.describe(), sort_keys=True).encode()).hexdigest()
+
+    def _chunks(self) -> Iterator[Chunk]:
+        source, options = self._source, self._options
+        texts: Any
+        if isinstance(source, HFDataset):
+            texts = (_cell(row, options.column, i) for i, row in enumerate(cast(Iterable[Any], source)))
+        elif callable(source):
+            texts = source()
+        else:
+            texts = self._files or source
+        return read_chunks(texts, column=options.column, split_on_blank_lines=options.split_on_blank_lines)
+
+    def _check_unchanged(self) -> None:
+        for before, now in zip(self._stamps, _stamps(self._files), strict=True):
+            if before != now:
+                raise InvalidInputError(
+                    f"{before[0]} has changed since this corpus was made ({before[1]} bytes then, {now[1]} now), so "
+                    "its batches would not be the same again. Make a new Corpus."
+                )
+
+
+def _resolved(source: CorpusSource) -> tuple[Any, list[Path]]:
+    """What to read from anew each time, and the files it is, if any."""
+    if isinstance(source, (str, os.PathLike)):
+        return None, text_files(source)
+    if isinstance(source, HFDataset) or callable(source):
+        return source, []
+    items: list[Any] = list(source)
+    if items and isinstance(items[0], os.PathLike):
+        return None, [file for path in items for file in text_files(path)]
+    return items, []
+
+
+def _stamps(files: list[Path]) -> list[tuple[str, int, int]]:
+    """Path, bytes and time of change (ns) of each file."""
+    stamps = []
+    for file in files:
+        try:
+            status = file.stat()
+        except OSError as error:
+            raise InvalidInputError(f"Cannot open {str(file)!r}: {error}.") from error
+        stamps.append((str(file.absolute()), status.st_size, status.st_mtime_ns))
+    return stamps
+
+
+def _check_column(dataset: HFDataset, column: str) -> None:
+    # A streamed dataset need not know its columns before its first row.
+    if dataset.column_names is not None and column not in dataset.column_names:
+        raise unknown_name("column", column, dataset.column_names)
+
+
+def _cell(row: Any, column: str, index: int) -> str:
+    if column not in row:
+        raise unknown_name("column", column, row, hint=f"The columns of row {index}: {list(row)}.")
+    return cast(str, row[column])

@@ -1,0 +1,197 @@
+"""The likeliest tokens of many perturbed predictions at once: the final one, and it without each head.
+
+For the final logits `f` and the logits `d` that each head adds to them, the log-partition and the `k` largest of
+`softmax(f)` and of every `softmax(f - d)` are reduced over the vocabulary tile by tile, and where the token that came
+next stands among them. Which tokens the others are is never asked, so that values are enough: a tile costs a product, a
+maximum, an exponential and a sum, and only rows in which it holds a value among the `k` largest so far are sorted.
+Ties go to the token with the lower number.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from headscope.errors import InvalidInputError
+from headscope.ops.parallel import RowBlocks
+from headscope.ops.vocab import VOCAB_TILE, cap_logits
+
+__all__ = ["LensTop", "TopProblem", "lens_top"]
+
+_ROWS = 64
+
+
+@dataclass(frozen=True)
+class TopProblem:
+    """Rows and weights of one block of positions.
+
+    Attributes:
+        final: Final states, normalized; `logits = final @ W_U + offset`.
+        heads: What each head gave there before `W_O`, divided by the frozen scale; `None` for the final logits alone.
+        W_O: What turns it into rows.
+        W_U: Unembedding.
+        offset: Added to all logits; minus infinity masks a token.
+        targets: The token that came next.
+        soft_cap: `c` of a soft cap on all logits; 0 for none.
+    """
+
+    final: Float[Tensor, "row d_model"]
+    heads: Float[Tensor, "layer head row d_head"] | None
+    W_O: Float[Tensor, "layer head d_head d_model"]
+    W_U: Float[Tensor, "d_model d_vocab"]
+    offset: Float[Tensor, " d_vocab"]
+    targets: Int[Tensor, " row"]
+    soft_cap: float = 0.0
+
+
+@dataclass(frozen=True)
+class LensTop:
+    """The first prediction is the final one, then come those without each head, layer by layer.
+
+    Attributes:
+        log_probs: Of the `k` likeliest tokens, falling, in nats, float64.
+        place: Which of them came next: 0 for the likeliest, `k` if none did. A masked token is never in place.
+    """
+
+    log_probs: Float[Tensor, "prediction row k"]
+    place: Int[Tensor, "prediction row"]
+
+
+def lens_top(problem: TopProblem, *, k: int = 1) -> LensTop:
+    """Solve a `TopProblem`.
+
+    Cost: `2 * d_vocab * d_model` operations a row for the final logits, `2 * d_vocab * layers * heads * d_head` for the
+    heads with one exponential each, and `2 * d_vocab * layers * heads * d_head * d_model` once for `W_O W_U` (for fewer
+    rows than d_head, the heads go through d_model instead). Memory: `W_O W_U` of a vocabulary tile, and a tile of a
+    layer's heads for each thread.
+
+    Raises:
+        InvalidInputError: if `k` or a target is out of range.
+
+    Example:
+        >>> W_U = torch.tensor([[1.0, 3.0, 2.0]])
+        >>> problem = TopProblem(
+        ...     torch.ones(1, 1), None, torch.zeros(0, 0, 1, 1), W_U, torch.zeros(3), torch.tensor([2])
+        ... )
+        >>> top = lens_top(problem, k=2)
+        >>> top.log_probs.exp(), top.place
+        (tensor([[[0.6652, 0.2447]]], dtype=torch.float64), tensor([[1]]))
+    """
+    d_vocab = problem.W_U.shape[1]
+    if not 1 <= k <= d_vocab:
+        raise InvalidInputError(f"k must be between 1 and d_vocab = {d_vocab}; got {k}.")
+    targets = problem.targets
+    if targets.numel() and not bool(((targets >= 0) & (targets < d_vocab)).all()):
+        raise InvalidInputError(f"targets must be between 0 and d_vocab - 1 = {d_vocab - 1}.")
+    rows, device = len(problem.final), problem.final.device
+    products = None if problem.heads is None else _HeadProducts(problem.heads, problem.W_O)
+    n_heads = 0 if products is None else products.n_heads
+    n_predictions = 1 + (0 if products is None else products.n_layers * n_heads)
+    running = _Running(problem, n_predictions, k)
+    # The softmax does not see the mean over tokens; without it the logits span less.
+    mean = problem.W_U.mean(-1, keepdim=True) if not problem.soft_cap else torch.zeros_like(problem.W_U[:, :1])
+    n_tiles = -(-d_vocab // VOCAB_TILE)
+    size = max(n_heads, 1) * min(_ROWS, rows) * (-(-d_vocab // n_tiles))
+
+    def make_space() -> Tensor:
+        return problem.final.new_empty(size)
+
+    with RowBlocks(rows, _ROWS, make_space, device) as blocks:
+        for number in range(n_tiles):
+            tile = slice(number * d_vocab // n_tiles, (number + 1) * d_vocab // n_tiles)
+            W_U = problem.W_U[:, tile] - mean
+            right = None if products is None else products.right(W_U)
+
+            def reduce(
+                block: slice, space: Tensor, tile: slice = tile, W_U: Tensor = W_U, right: Tensor | None = right
+            ) -> None:
+                final = (problem.final[block] @ W_U).add_(problem.offset[tile])
+                if products is not None and right is not None:
+                    for layer in range(products.n_layers):
+                        left = products.left[layer, :, block]
+                        out = space[: n_heads * final.numel()].view(n_heads, *final.shape)
+                        torch.bmm(left, right[layer], out=out)
+                        torch.sub(final, out, out=out)
+                        which = slice(1 + layer * n_heads, 1 + (layer + 1) * n_heads)
+                        running.add(out, which, block, tile)
+                running.add(final[None], slice(0, 1), block, tile)
+
+            blocks.run(reduce)
+    return running.result()
+
+
+class _HeadProducts:
+    """How the heads' logits are made: through `W_O W_U` for many rows, from `z W_O` for few."""
+
+    def __init__(self, heads: Float[Tensor, "layer head row d_head"], W_O: Tensor) -> None:
+        self.n_layers, self.n_heads, rows, d_head = heads.shape
+        # Making W_O W_U costs as much as d_head rows through d_model.
+        self.W_O = None if rows < d_head else W_O
+        self.left = torch.matmul(heads, W_O) if self.W_O is None else heads
+
+    def right(self, W_U: Float[Tensor, "d_model tile"]) -> Float[Tensor, "layer head inner tile"]:
+        """What the rows are multiplied with, for one tile."""
+        if self.W_O is None:
+            return W_U.expand(self.n_layers, self.n_heads, -1, -1)
+        return torch.matmul(self.W_O, W_U)
+
+
+class _Running:
+    """What is known of each prediction from the tiles so far; threads hold rows of their own."""
+
+    def __init__(self, problem: TopProblem, n_predictions: int, k: int) -> None:
+        self.soft_cap = problem.soft_cap
+        self.targets = problem.targets.long()
+        final = problem.final
+        shape = n_predictions, len(final)
+        self.best = final.new_full((*shape, k), -torch.inf)
+        self.shift = final.new_full(shape, torch.finfo(final.dtype).min, dtype=torch.float64)
+        self.z = torch.zeros_like(self.shift)
+        self.target = final.new_full(shape, -torch.inf)
+        self.ties = torch.zeros(shape, dtype=torch.long, device=final.device)
+
+    def add(self, logits: Float[Tensor, "prediction row tile"], which: slice, block: slice, tile: slice) -> None:
+        """Merge a tile of logits before their cap, which are used up."""
+        if self.soft_cap:
+            logits = cap_logits(logits, self.soft_cap)
+        best = self.best[which, block]
+        self._note_targets(logits, best, which, block, tile)
+        highest = logits.amax(-1)
+        k = best.shape[-1]
+        if k == 1:
+            torch.maximum(best, highest[..., None], out=best)
+        else:
+            enters = highest > best[..., -1]
+            found = logits[enters].topk(min(k, logits.shape[-1]), dim=-1).values
+            best[enters] = torch.cat([best[enters], found], dim=-1).topk(k, dim=-1).values
+        # A tile may be masked altogether.
+        highest = highest.clamp_(min=torch.finfo(logits.dtype).min)
+        z = logits.sub_(highest[..., None]).exp_().sum(-1)
+        shift, old = highest.double(), self.shift[which, block]
+        new = torch.maximum(old, shift)
+        self.z[which, block] = self.z[which, block] * (old - new).exp() + z * (shift - new).exp()
+        self.shift[which, block] = new
+
+    def _note_targets(self, logits: Tensor, best: Tensor, which: slice, block: slice, tile: slice) -> None:
+        """Of rows whose target is in this tile: its logit, and how many tokens before it have the same."""
+        targets = self.targets[block] - tile.start
+        rows = ((targets >= 0) & (targets < logits.shape[-1])).nonzero()[:, 0]
+        if not len(rows):
+            return
+        own = targets[rows]
+        theirs = logits[:, rows]
+        value = theirs.gather(-1, own.expand(len(theirs), -1)[..., None])
+        before = torch.arange(logits.shape[-1], device=own.device) < own[:, None]
+        ties = ((theirs == value) & before).sum(-1) + (best[:, rows] == value).sum(-1)
+        at = rows + block.start
+        self.target[which, at] = value[..., 0]
+        self.ties[which, at] = ties
+
+    def result(self) -> LensTop:
+        # `best` holds every value above the target's, or k of them: then the target has no place anyway. A masked
+        # target ties with each of the k that was minus infinity, and so has none either.
+        place = (self.best > self.target[..., None]).sum(-1) + self.ties
+        place = place.clamp(max=self.best.shape[-1])
+        log_z = self.shift + self.z.log()
+        return LensTop(self.best.double() - log_z[..., None], place)

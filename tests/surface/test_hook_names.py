@@ -1,0 +1,111 @@
+"""The vocabulary of hook points: each exists where it has a meaning, and fires when asked for by name.
+
+Compared with the reference, in float64, within 1e-9.
+"""
+
+from typing import Any
+
+import pytest
+from reference import Reference
+from surface import same
+from tiny import tiny_model, tiny_tokens
+from torch import Tensor
+
+from headscope import HookPoint
+from headscope.errors import InvalidInputError
+
+TOKENS = tiny_tokens(2, 5)
+BATCH, POS, HEADS, D_MODEL, D_HEAD, D_MLP = 2, 5, 3, 10, 4, 14
+STREAM, PER_HEAD, SCALE = (BATCH, POS, D_MODEL), (BATCH, POS, HEADS, D_HEAD), (BATCH, POS, 1)
+INPUTS, SCORES, NEURONS = (BATCH, POS, HEADS, D_MODEL), (BATCH, HEADS, POS, POS), (BATCH, POS, D_MLP)
+
+OUTSIDE = {
+    "hook_embed": STREAM, "hook_pos_embed": STREAM, "ln_final.hook_scale": SCALE, "ln_final.hook_normalized": STREAM,
+}  # fmt: skip
+ATTENTION = {
+    "hook_resid_pre": STREAM, "hook_resid_post": STREAM, "hook_attn_out": STREAM,
+    "hook_attn_in": INPUTS, "hook_q_input": INPUTS, "hook_k_input": INPUTS, "hook_v_input": INPUTS,
+    "ln1.hook_scale": SCALE, "ln1.hook_normalized": STREAM,
+    "attn.hook_q": PER_HEAD, "attn.hook_k": PER_HEAD, "attn.hook_v": PER_HEAD, "attn.hook_z": PER_HEAD,
+    "attn.hook_attn_scores": SCORES, "attn.hook_pattern": SCORES, "attn.hook_result": INPUTS,
+}  # fmt: skip
+MLP = {
+    "hook_mlp_in": STREAM, "hook_mlp_out": STREAM, "mlp.hook_pre": NEURONS, "mlp.hook_post": NEURONS,
+    "ln2.hook_scale": SCALE, "ln2.hook_normalized": STREAM,
+}  # fmt: skip
+BETWEEN = {"hook_resid_mid": STREAM}
+
+KINDS: dict[str, tuple[dict[str, Any], dict[str, tuple[int, ...]]]] = {
+    "standard": ({}, {**ATTENTION, **MLP, **BETWEEN}),
+    "attention only": ({"attn_only": True}, ATTENTION),
+    "parallel": ({"parallel_attn_mlp": True}, {**ATTENTION, **MLP}),
+}
+# Names of models that are not there yet, with the config that would have them.
+NOT_YET = {
+    "attn.hook_rot_q": {"positional_embedding_type": "rotary", "rotary_dim": 4},
+    "attn.hook_rot_k": {"positional_embedding_type": "rotary", "rotary_dim": 4},
+    "mlp.hook_pre_linear": {"gated_mlp": True},
+}
+
+
+def shapes(kind: str) -> dict[str, tuple[int, ...]]:
+    of_block = KINDS[kind][1]
+    return OUTSIDE | {f"blocks.{layer}.{name}": shape for layer in range(2) for name, shape in of_block.items()}
+
+
+def option_of(name: str) -> tuple[str, ...]:
+    """What the reference has to make for a name."""
+    last = name.rsplit("hook_", 1)[-1]
+    last = {"k_input": "q_input", "v_input": "q_input"}.get(last, last)
+    return (last,) if last in ("attn_in", "q_input", "mlp_in", "result") else ()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_these_are_all(kind: str) -> None:
+    model = tiny_model(**KINDS[kind][0])
+    assert set(model.hook_dict) == set(shapes(kind))
+    assert all(point.name == name for name, point in model.hook_dict.items())
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in KINDS for name in shapes(kind)])
+def test_a_name_fires_when_asked_for(kind: str, name: str) -> None:
+    """Once; it shows the reference's value, and what it returns is used from there on."""
+    model = tiny_model(**KINDS[kind][0])
+    wanted = Reference(model.state_dict(), model.cfg, optional=option_of(name)).run(TOKENS)
+    seen: list[Tensor] = []
+
+    def look(value: Tensor, hook: HookPoint) -> None:
+        assert hook is model.hook_dict[name]
+        seen.append(value.detach().clone())
+
+    same(model.run_with_hooks(TOKENS, fwd_hooks=[(name, look)]), wanted.logits)
+    assert len(seen) == 1 and seen[0].shape == shapes(kind)[name]
+    same(seen[0], wanted.acts[name])
+    _, cache = model.run_with_cache(TOKENS, names_filter=name)
+    assert list(cache) == [name]
+    same(cache[name], wanted.acts[name])
+
+    def edit(at: str, value: Tensor) -> Tensor:
+        return change(value) if at == name else value
+
+    def change(value: Tensor) -> Tensor:
+        return 0.5 * value + 0.1 * value.roll(1, -1).nan_to_num(neginf=0.0)
+
+    edited = Reference(model.state_dict(), model.cfg, optional=option_of(name), edit=edit).run(TOKENS).logits
+    found = model.run_with_hooks(TOKENS, fwd_hooks=[(name, lambda value, hook: change(value))])
+    same(found, edited)
+    assert float((edited - wanted.logits).abs().max()) > 1e-6
+
+
+@pytest.mark.parametrize("name", NOT_YET)
+def test_names_of_models_that_are_not_there_yet(name: str) -> None:
+    with pytest.raises(KeyError, match="Unknown hook point"):
+        tiny_model().add_hook(f"blocks.0.{name}", lambda value, hook: None)
+    with pytest.raises(InvalidInputError, match=next(iter(NOT_YET[name]))):
+        tiny_model(**NOT_YET[name])
+
+
+def test_the_tokens_have_a_point_when_asked_for() -> None:
+    model = tiny_model(use_hook_tokens=True)
+    found = model.run_with_hooks(TOKENS, fwd_hooks=[("hook_tokens", lambda value, hook: value.flip(0))])
+    same(found, Reference(model.state_dict(), model.cfg).run(TOKENS.flip(0)).logits)
