@@ -1,7 +1,8 @@
 """Text and tasks into tokens.
 
 `read_texts` and `hf_dataset_texts` give documents, `tokenize_and_concatenate` packs them into batches, and `Corpus`
-does both for text that is larger than memory, as often as it is gone through; `documents`, `ioi_prompts` and `repeated_random_tokens` make data of their own.
+does both for text that is larger than memory, as often as it is gone through; `documents`, `ioi_prompts` and
+`repeated_random_tokens` make data of their own.
 """
 
 from headscope.data.corpus import Corpus
