@@ -186,6 +186,8 @@ def test_decompose_resid(layer: int | None, cache: ActivationCache, acts: dict[s
         same(cache.decompose_resid(layer, mlp_input=True).sum(0), acts[f"blocks.{stop}.hook_resid_mid"])
         parts, labels = cache.decompose_resid(layer, mlp_input=True, apply_ln=True, return_labels=True)
         assert labels[-1] == f"{stop}_attn_out"
+        for mode, count in (("attn", stop + 1), ("mlp", stop)):
+            assert len(cache.decompose_resid(layer, mlp_input=True, mode=mode)) == 2 + count
         same(parts.sum(0), acts[f"blocks.{stop}.ln2.hook_normalized"])
 
 

@@ -3,15 +3,16 @@
 Compared with the reference, in float64, within 1e-9.
 """
 
+from functools import cache
 from typing import Any
 
 import pytest
-from reference import Reference
+from reference import Edit, Reference, Run, keep
 from surface import same
 from tiny import tiny_model, tiny_tokens
 from torch import Tensor
 
-from headscope import HookPoint
+from headscope import HookedTransformer, HookPoint
 from headscope.errors import InvalidInputError
 
 TOKENS = tiny_tokens(2, 5)
@@ -53,16 +54,24 @@ def shapes(kind: str) -> dict[str, tuple[int, ...]]:
     return OUTSIDE | {f"blocks.{layer}.{name}": shape for layer in range(2) for name, shape in of_block.items()}
 
 
-def option_of(name: str) -> tuple[str, ...]:
-    """What the reference has to make for a name."""
-    last = name.rsplit("hook_", 1)[-1]
-    last = {"k_input": "q_input", "v_input": "q_input"}.get(last, last)
-    return (last,) if last in ("attn_in", "q_input", "mlp_in", "result") else ()
+@cache
+def model_of(kind: str) -> HookedTransformer:
+    return tiny_model(**KINDS[kind][0])
+
+
+OPTIONAL = ("attn_in", "q_input", "k_input", "v_input", "mlp_in", "result")
+
+
+def by_hand(kind: str, name: str, edit: Edit = keep) -> Run:
+    """The reference, with what is made only for hooks when the name is one of these."""
+    model = model_of(kind)
+    optional = OPTIONAL if name.endswith(OPTIONAL) else ()
+    return Reference(model.state_dict(), model.cfg, edit=edit, optional=optional).run(TOKENS)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_these_are_all(kind: str) -> None:
-    model = tiny_model(**KINDS[kind][0])
+    model = model_of(kind)
     assert set(model.hook_dict) == set(shapes(kind))
     assert all(point.name == name for name, point in model.hook_dict.items())
 
@@ -70,8 +79,7 @@ def test_these_are_all(kind: str) -> None:
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in KINDS for name in shapes(kind)])
 def test_a_name_fires_when_asked_for(kind: str, name: str) -> None:
     """Once; it shows the reference's value, and what it returns is used from there on."""
-    model = tiny_model(**KINDS[kind][0])
-    wanted = Reference(model.state_dict(), model.cfg, optional=option_of(name)).run(TOKENS)
+    model, wanted = model_of(kind), by_hand(kind, name)
     seen: list[Tensor] = []
 
     def look(value: Tensor, hook: HookPoint) -> None:
@@ -91,7 +99,7 @@ def test_a_name_fires_when_asked_for(kind: str, name: str) -> None:
     def change(value: Tensor) -> Tensor:
         return 0.5 * value + 0.1 * value.roll(1, -1).nan_to_num(neginf=0.0)
 
-    edited = Reference(model.state_dict(), model.cfg, optional=option_of(name), edit=edit).run(TOKENS).logits
+    edited = by_hand(kind, name, edit).logits
     found = model.run_with_hooks(TOKENS, fwd_hooks=[(name, lambda value, hook: change(value))])
     same(found, edited)
     assert float((edited - wanted.logits).abs().max()) > 1e-6

@@ -54,7 +54,7 @@ def hf_logits(hf: GPT2LMHeadModel, tokens: Tensor = TOKENS) -> Tensor:
 
 @MAKING.shows("from_pretrained_no_processing")
 def test_from_pretrained_no_processing(checkpoint: Path, hf: GPT2LMHeadModel) -> None:
-    model = HookedTransformer.from_pretrained_no_processing(str(checkpoint), dtype=torch.float64)
+    model = HookedTransformer.from_pretrained_no_processing(str(checkpoint), dtype=torch.float64, device="cpu")
     same(model(TOKENS), hf_logits(hf))
     block = hf.transformer.h[1]
     same(model.W_in[1], block.mlp.c_fc.weight)
@@ -67,7 +67,7 @@ def test_from_pretrained_no_processing(checkpoint: Path, hf: GPT2LMHeadModel) ->
 
 @MAKING.shows("from_pretrained")
 def test_from_pretrained(checkpoint: Path, hf: GPT2LMHeadModel) -> None:
-    model = HookedTransformer.from_pretrained(str(checkpoint), dtype=torch.float64)
+    model = HookedTransformer.from_pretrained(str(checkpoint), dtype=torch.float64, device="cpu")
     wanted = hf_logits(hf)
     same(model(TOKENS).log_softmax(-1), wanted.log_softmax(-1))
     same(model(TOKENS), wanted - wanted.mean(-1, keepdim=True))  # a centred unembedding
@@ -83,7 +83,7 @@ def test_from_pretrained(checkpoint: Path, hf: GPT2LMHeadModel) -> None:
 
 
 OPTIONS: dict[str, Any] = {
-    "checkpoint_index": None, "checkpoint_value": None, "checkpoint_label": None, "hf_model": None, "device": None,
+    "checkpoint_index": None, "checkpoint_value": None, "checkpoint_label": None, "hf_model": None, "device": "cpu",
     "n_devices": 1, "tokenizer": None, "move_to_device": True, "default_prepend_bos": None,
     "default_padding_side": None, "dtype": "float64", "first_n_layers": None, "n_ctx": None,
     **NO_PROCESSING,
@@ -127,6 +127,8 @@ def test_processing(name: str, rewrite: str, plain: HookedTransformer) -> None:
     zero = torch.zeros((), dtype=torch.float64)
     if rewrite == "fold_ln":
         assert model.cfg.normalization_type == "LNPre" and "ln_final.w" not in model.state_dict()
+        for weight in (model.W_Q, model.W_K, model.W_V, model.W_in, model.W_U):
+            same(weight.mean(-2), zero.expand(weight.mean(-2).shape))
     elif rewrite == "center_writing_weights":
         for weight in (model.W_E, model.W_pos, model.W_O, model.b_O, model.W_out, model.b_out):
             same(weight.mean(-1), zero.expand(weight.shape[:-1]))

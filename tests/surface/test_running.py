@@ -116,6 +116,9 @@ def test_forward_takes_text() -> None:
     same(left[1, len(gap) :], by_hand(model, rows, mask).logits[1, len(gap) :])
     right = model(["When Mary and John went", "the old dog"], padding_side="right")
     same(right[1, : len(short) + 1], left[1, len(gap) :])
+    model.cfg.attention_dir = "bidirectional"
+    right = model(["When Mary and John went", "the old dog"], padding_side="right")
+    same(right[1, : len(short) + 1], by_hand(model, torch.tensor([[bos, *short]])).logits[0])
 
 
 def test_forward_adds_shortformer_positions_to_queries_and_keys() -> None:
@@ -139,7 +142,7 @@ def test_forward_adds_shortformer_positions_to_queries_and_keys() -> None:
 def test_input_to_embed(model: HookedTransformer) -> None:
     residual, tokens, shortformer, mask = model.input_to_embed(TOKENS, attention_mask=MASK)
     same(residual, by_hand(model, mask=MASK).acts["blocks.0.hook_resid_pre"])
-    assert torch.equal(tokens, TOKENS) and shortformer is None and torch.equal(mask, MASK.bool())
+    assert torch.equal(tokens, TOKENS) and shortformer is None and torch.equal(mask.bool(), MASK.bool())
     resumed = model(residual, start_at_layer=0, tokens=tokens, attention_mask=mask)
     same(resumed[1, 3:], by_hand(model, mask=MASK).logits[1, 3:])
     reader = small_model(dtype=torch.float64)
