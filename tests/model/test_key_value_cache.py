@@ -69,6 +69,9 @@ def test_a_frozen_cache_serves_many_texts() -> None:
         wanted = model(torch.cat([TOKENS[:, :4], rest], dim=1))[:, 4:]
         torch.testing.assert_close(model(rest, past_kv_cache=past), wanted, rtol=1e-10, atol=1e-10)
         assert past.n_past == 4 and past.previous_attention_mask.shape == (3, 4)
+    made_frozen = HookedTransformerKeyValueCache(past.entries, past.previous_attention_mask, frozen=True)
+    assert torch.equal(model(others, past_kv_cache=made_frozen), model(others, past_kv_cache=made_frozen))
+    assert made_frozen[0].past_keys.shape[1] == 4
     past.unfreeze()
     model(others, past_kv_cache=past)
     assert past.n_past == 9 and "9 positions" in repr(past) and len(past) == 2

@@ -258,3 +258,10 @@ def test_masks_and_rows_without_bos_by_the_tokenizer_alone() -> None:
         tokenizer.padding_side = "right"
         with pytest.raises(InvalidInputError, match="not every row has a BOS"):
             get_tokens_with_bos_removed(tokenizer, torch.tensor([[bos, 7], [7, 8]]))
+
+
+def test_tokens_in_arrays() -> None:
+    model = tiny_model(tiny_tokenizer(bos_token="<bos>", eos_token="<eos>", pad_token="<pad>"), d_vocab=-1)
+    tokens = model.to_tokens("Mary and John", prepend_bos=False)
+    assert model.to_str_tokens(tokens[0].numpy()) == model.to_str_tokens("Mary and John", prepend_bos=False)
+    assert model.to_string(tokens[0].numpy()) == "Mary and John" == model.to_string(tokens.numpy())[0]

@@ -149,6 +149,8 @@ class HookedTransformerKeyValueCache:
         self.entries = entries
         self.previous_attention_mask = previous_attention_mask
         self.frozen = frozen
+        if frozen:
+            self.freeze()
 
     @classmethod
     def init_cache(

@@ -8,6 +8,7 @@ settings are neither needed nor changed.
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -197,7 +198,7 @@ class Tokenization:
         filled = [_fill(row, length, pad, side) for row in rows]
         return torch.tensor(filled, device=self.cfg.device if move_to_device else None)
 
-    def to_string(self, tokens: int | Sequence[Any] | Tensor) -> str | list[str]:
+    def to_string(self, tokens: int | Sequence[Any] | Tensor | np.ndarray) -> str | list[str]:
         """Text of tokens: a string for one sequence, a list of strings for a batch."""
         tokenizer = self._need_tokenizer()
         ids = torch.as_tensor(tokens)
@@ -209,7 +210,7 @@ class Tokenization:
 
     def to_str_tokens(
         self,
-        input: str | int | Sequence[Any] | Tensor,
+        input: str | int | Sequence[Any] | Tensor | np.ndarray,
         prepend_bos: bool | None = None,
         padding_side: PaddingSide | None = None,
     ) -> list[Any]:
@@ -221,7 +222,7 @@ class Tokenization:
                 *tokenizer.encode(input, add_special_tokens=False, verbose=False),
             ]
             ids = ids[: self.cfg.n_ctx]
-        elif isinstance(input, (Tensor, int)) or (len(input) > 0 and isinstance(input[0], int)):
+        elif isinstance(input, (Tensor, int, np.ndarray)) or (len(input) > 0 and isinstance(input[0], int)):
             squeezed = torch.atleast_1d(torch.as_tensor(input).squeeze())
             if squeezed.ndim != 1:
                 raise InvalidInputError(
