@@ -193,12 +193,15 @@ def test_ablate_prints_the_ends_and_places(run: Run, checkpoint: Path, story: Pa
     assert str(result.top_positions(2, component=best)) in printed
 
 
-def test_copy_suppression_prints_every_head_asked_for(run: Run) -> None:
-    code, printed, _ = run(
+def test_copy_suppression_prints_every_head_asked_for(run: Run, tmp_path: Path) -> None:
+    command = (
         "copy-suppression", "headscope-demo", "--heads", "3.2, 1.3", "--max-tokens", 128, "--seq-len", 128,
-        "--no-progress",
+        "--no-progress", "--out", tmp_path / "run",
     )  # fmt: skip
-    assert code == 0
+    code, printed, _ = run(*command)
+    assert code == 0 and f"Saved to {tmp_path / 'run' / 'result.safetensors'}" in printed
+    assert run(*command)[0] == 1 and run(*command, "--resume")[1] == printed
+    printed = printed.partition("\n\nSaved to")[0]
     lines = printed.splitlines()
     assert lines[2].split() == "head explained KL mean KL CSPA anti-ind. IOI OV bottom 10 QK top 10".split()
     rows = {line.split()[0]: line.split()[1:] for line in lines[3:]}

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from means import component_means
 from small_models import save_checkpoint, small_model, small_tokenizer
 from tiny import tiny_model, tiny_tokens
 from torch import Tensor
@@ -18,7 +19,6 @@ from headscope.analysis import ablation_runs, batches, clean_run
 from headscope.analysis.ablation import AblationAccumulator, AblationOptions, ablate_heads
 from headscope.analysis.ablation_result import AblationResult
 from headscope.analysis.batches import Block, iterate_blocks
-from headscope.analysis.component_means import component_means
 from headscope.analysis.components import component_sets, components
 from headscope.analysis.replacements import Replacements
 from headscope.errors import InvalidInputError, NotFiniteError

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from means import component_means
 from reference import Reference
 from tiny import tiny_model, tiny_tokenizer, tiny_tokens
 from torch import Tensor
@@ -24,7 +25,6 @@ from headscope.analysis import (
 from headscope.analysis import batches as batches_module
 from headscope.analysis import calibration as calibration_module
 from headscope.analysis.batches import iterate_blocks
-from headscope.analysis.component_means import component_means
 from headscope.errors import CheckpointError, InvalidInputError, NotFiniteError
 
 MODELS: dict[str, dict[str, Any]] = {

@@ -9,12 +9,12 @@ from tiny import tiny_model
 from headscope import HookedTransformer
 from headscope.analysis import circuit_ranks
 from headscope.analysis.circuit_ranks import (
-    CircuitRanks,
     circuit_ranks_cost,
     effective_embedding,
     own_token_excess,
     weights_circuit_ranks,
 )
+from headscope.analysis.circuit_ranks_result import CircuitRanks
 from headscope.errors import InvalidInputError, NotFiniteError
 
 PROCESSED = {"fold_ln": True, "center_writing_weights": True, "center_unembed": True, "fold_value_biases": True}

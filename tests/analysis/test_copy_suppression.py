@@ -4,13 +4,17 @@ import os
 
 import pytest
 import torch
+from means import component_means
 from small_models import small_model
 from suppressing_model import BLIND, COPIER, SUPPRESSOR, repeated_rows, suppressing_model
 from tiny import tiny_model, tiny_tokens
 
 from headscope import HookedTransformer
-from headscope.analysis import batches
-from headscope.analysis.copy_suppression import CopySuppression, copy_suppression_preserving_ablation
+from headscope.analysis import batches, copy_suppression_runs
+from headscope.analysis.components import Component
+from headscope.analysis.copy_suppression import SuppressionAccumulator, copy_suppression_preserving_ablation
+from headscope.analysis.copy_suppression_result import CopySuppression
+from headscope.analysis.copy_suppression_runs import SuppressionOptions
 from headscope.data.hub import get_dataset
 from headscope.errors import InvalidInputError, NotFiniteError
 
@@ -222,7 +226,7 @@ def test_processing_does_not_change_what_is_found():
 
 @pytest.mark.parametrize("effect", ["direct", "patched"])
 def test_several_heads_in_one_call_equal_calls_of_one(effect, monkeypatch):
-    monkeypatch.setattr("headscope.analysis.copy_suppression._HEADS_TOGETHER", 2)
+    monkeypatch.setattr("headscope.analysis.copy_suppression_runs._HEADS_TOGETHER", 2)
     model, tokens = tiny_model(), repeating_tokens()
     everything = measure(model, tokens, None, effect=effect, top=0.3)
     assert everything.labels == ("0.0", "0.1", "0.2", "1.0", "1.1", "1.2")
@@ -425,3 +429,54 @@ def test_published_share_of_gpt2_small():
     share = dict(zip(found.labels, found.share().tolist(), strict=True))
     assert share["10.7"] == pytest.approx(0.769, abs=0.08)
     assert max(share["10.0"], share["10.6"]) < 0.4
+
+
+def test_a_run_in_a_folder_goes_on_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr(batches, "BLOCK_TOKENS", 7)
+    model, tokens = tiny_model(), repeating_tokens(4)
+    wanted = measure(model, tokens, top=0.3)
+    calls = 0
+    measured = copy_suppression_runs.SuppressionBlock.measure
+
+    def failing(self, progress):
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return measured(self, progress)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(copy_suppression_runs.SuppressionBlock, "measure", failing)
+        with pytest.raises(KeyboardInterrupt):
+            measure(model, tokens, top=0.3, out=tmp_path / "run")
+    with pytest.raises(InvalidInputError, match="related"):
+        measure(model, tokens, top=0.3, related={1: [2]}, out=tmp_path / "run", resume=True)
+    calls = 0
+    with monkeypatch.context() as patched:
+        patched.setattr(copy_suppression_runs.SuppressionBlock, "measure", lambda *given: counted(measured, *given))
+
+        def counted(function, *given):
+            nonlocal calls
+            calls += 1
+            return function(*given)
+
+        found = measure(model, tokens, top=0.3, out=tmp_path / "run", resume=True)
+    assert calls == 2, "two of four blocks were measured before"
+    for name in ("loss", "loss_cspa", "loss_mean", "kl_cspa", "kl_mean"):
+        assert torch.equal(getattr(found, name).nan_to_num(9.0), getattr(wanted, name).nan_to_num(9.0))
+    assert found.info == wanted.info
+
+
+def test_accumulators_merge_and_go_through_a_state():
+    model, tokens = tiny_model(), repeating_tokens(4)
+    wanted = measure(model, tokens, describe="noise")
+    blocks = list(batches.iterate_blocks(model, [tokens[:2], tokens[2:]], progress=False))
+    options = SuppressionOptions(tuple(Component(*head) for head in HEADS))
+    means = component_means(model, blocks)
+    parts = [SuppressionAccumulator(model, options, means, "noise") for _ in blocks]
+    for part, block in zip(parts, blocks, strict=True):
+        part.update(block)
+    parts[0].merge(SuppressionAccumulator.from_state(parts[1].state(), model, options, means, "noise"))
+    found = parts[0].result()
+    torch.testing.assert_close(found.kl_cspa, wanted.kl_cspa, equal_nan=True)
+    assert found.info == wanted.info

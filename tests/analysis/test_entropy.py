@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from means import component_means
 from reference import NaiveEntropy, naive_entropy
 from tiny import tiny_model, tiny_tokenizer, tiny_tokens
 from torch import Tensor
@@ -19,7 +20,6 @@ from headscope import HookedTransformer
 from headscope.analysis import EntropyAccumulator, EntropyOptions, EntropyResult, measure_entropy
 from headscope.analysis import batches as batches_module
 from headscope.analysis.batches import iterate_blocks
-from headscope.analysis.component_means import component_means
 from headscope.data.hub import get_webtext
 from headscope.errors import CheckpointError, InvalidInputError, NotFiniteError
 from headscope.ops import lens_entropy

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from headscope.analysis.calibration import CalibrationResult
+from headscope.analysis.calibration_result import CalibrationResult
 from headscope.analysis.result import RunInfo
 from headscope.errors import InvalidInputError
 from headscope.views import calibration_curve, overconfidence_by_head

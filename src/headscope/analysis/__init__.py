@@ -4,20 +4,13 @@ from headscope.analysis.ablation import AblationAccumulator, AblationOptions, ab
 from headscope.analysis.ablation_result import AblationResult
 from headscope.analysis.attribution import attribute
 from headscope.analysis.attribution_result import Attribution, NeuronScore
-from headscope.analysis.calibration import (
-    CalibrationAccumulator,
-    CalibrationOptions,
-    CalibrationResult,
-    measure_calibration,
-)
-from headscope.analysis.circuit_ranks import (
-    CircuitRanks,
-    RanksCost,
-    circuit_ranks_cost,
-    effective_embedding,
-    weights_circuit_ranks,
-)
-from headscope.analysis.copy_suppression import CopySuppression, copy_suppression_preserving_ablation
+from headscope.analysis.calibration import CalibrationAccumulator, CalibrationOptions, measure_calibration
+from headscope.analysis.calibration_result import CalibrationResult
+from headscope.analysis.circuit_ranks import RanksCost, circuit_ranks_cost, effective_embedding, weights_circuit_ranks
+from headscope.analysis.circuit_ranks_result import CircuitRanks
+from headscope.analysis.copy_suppression import SuppressionAccumulator, copy_suppression_preserving_ablation
+from headscope.analysis.copy_suppression_result import CopySuppression
+from headscope.analysis.copy_suppression_runs import SuppressionOptions
 from headscope.analysis.dynamic_ov import DynamicOV, dynamic_ov
 from headscope.analysis.entropy import EntropyAccumulator, EntropyOptions, measure_entropy
 from headscope.analysis.entropy_result import EntropyResult
@@ -63,6 +56,8 @@ __all__ = [
     "RunInfo",
     "RanksCost",
     "SVDInterpreter",
+    "SuppressionAccumulator",
+    "SuppressionOptions",
     "SuppressionScores",
     "Task",
     "TokenMean",

@@ -23,10 +23,9 @@ from headscope.analysis.ablation_result import AblationResult, standard_error
 from headscope.analysis.ablation_runs import AblatedBlock, Plan, measure_block
 from headscope.analysis.batches import Block, check_repeatable, nothing_predicted
 from headscope.analysis.clean_run import CleanRuns
-from headscope.analysis.component_means import added_sums
+from headscope.analysis.component_means import MeansAccumulator, added_sums
 from headscope.analysis.components import all_heads, component_sets, components, set_label
 from headscope.analysis.long_run import join_rows
-from headscope.analysis.part_means import PartMeansAccumulator
 from headscope.analysis.passes import Passes
 from headscope.analysis.replacements import Replacements
 from headscope.analysis.result import RunInfo, check_option
@@ -192,7 +191,7 @@ def ablate_heads(
         first = runs if reference is None else CleanRuns(model, plan.parts, room=0)
         sums, stage = passes.gather(
             "means",
-            lambda state: PartMeansAccumulator.from_state(state, first, by_position=by_position),
+            lambda state: MeansAccumulator.from_state(state, first, by_position=by_position),
             of_reference=True,
             include_bos=include_bos or by_position,
         )

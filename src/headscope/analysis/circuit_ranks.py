@@ -13,35 +13,30 @@ Both have rank d_head, and only the rank of each diagonal entry in its row is ke
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
+from headscope.analysis.circuit_ranks_result import CircuitRanks
 from headscope.analysis.head_lists import (
     chosen_heads,
-    head_columns,
-    head_labels,
     heads_tensor,
     one_vocabulary,
-    rank_heads,
 )
-from headscope.analysis.result import Ranking, Result, RunInfo, check_option
+from headscope.analysis.result import RunInfo, check_option
+from headscope.analysis.token_directions import TokenDirections
 from headscope.errors import InvalidInputError, NotFiniteError
 from headscope.model.readout import Readout
 from headscope.ops.parallel import RowBlocks
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from headscope.model.transformer import HookedTransformer
 
 __all__ = [
-    "CircuitRanks",
     "RanksCost",
-    "TokenDirections",
     "circuit_ranks_cost",
     "effective_embedding",
     "own_token_excess",
@@ -51,91 +46,6 @@ __all__ = [
 _EMBEDDING_ROWS = 1024
 _ROWS = 512
 _VOCAB_TILE = 1024
-_SHARES = ("ov_bottom", "ov_lowest", "qk_top", "qk_highest")
-
-
-@dataclass(frozen=True)
-class CircuitRanks(Result):
-    """Where each token's own logit and own key stand among all tokens'.
-
-    Ties count half, rounded down: a head that writes nothing ranks every token in the middle.
-
-    Attributes:
-        heads: Layer and head of each row below.
-        tokens: The tokens that were ranked.
-        ov: Rank of the token's own logit in what the head writes for it, from the bottom: 0 is the lowest.
-        qk: Rank of the token's own key for its unembedding as query, from the top: 0 is the highest.
-        k: How many count as the bottom and the top.
-        d_vocab: Ranks are below this.
-        info: What was run on what; `n_positions` is the number of tokens ranked.
-    """
-
-    kind: ClassVar[str] = "circuit_ranks"
-    heads: Int[Tensor, "head 2"]
-    tokens: Int[Tensor, " token"]
-    ov: Int[Tensor, "head token"]
-    qk: Int[Tensor, "head token"]
-    k: int
-    d_vocab: int
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """`10.7`, ... for each head."""
-        return head_labels(self.heads)
-
-    @property
-    def ov_bottom(self) -> Float[Tensor, " head"]:
-        """Share of tokens whose own logit is among the `k` lowest."""
-        return _share(self.ov < self.k)
-
-    @property
-    def ov_lowest(self) -> Float[Tensor, " head"]:
-        """Share of tokens whose own logit is the lowest of all."""
-        return _share(self.ov == 0)
-
-    @property
-    def qk_top(self) -> Float[Tensor, " head"]:
-        """Share of tokens whose own key is among the `k` highest."""
-        return _share(self.qk < self.k)
-
-    @property
-    def qk_highest(self) -> Float[Tensor, " head"]:
-        """Share of tokens whose own key is the highest of all."""
-        return _share(self.qk == 0)
-
-    def top(self, k: int = 10, *, by: str = "ov_bottom", largest: bool = True) -> Ranking:
-        """The `k` heads with the largest (or smallest) share, by `ov_bottom`, `ov_lowest`, `qk_top` or `qk_highest`.
-
-        Raises:
-            InvalidInputError: if there is no such share, or `k` is below 1.
-        """
-        check_option("by", by, _SHARES)
-        return rank_heads(self.heads, getattr(self, by), k, name=by, largest=largest)
-
-    def to_frame(self) -> "pd.DataFrame":
-        """One row per head: layer, head, label, the four shares, and the median ranks."""
-        import pandas as pd
-
-        columns: dict[str, Any] = head_columns(self.heads)
-        columns |= {name: getattr(self, name).tolist() for name in _SHARES}
-        columns |= {f"{name}_median": getattr(self, name).median(-1).values.tolist() for name in ("ov", "qk")}
-        return pd.DataFrame(columns)
-
-    def __str__(self) -> str:
-        processing = ", ".join(self.info.processing) or "none"
-        lines = [
-            f"CircuitRanks: {self.info.model} (weight processing: {processing}), {len(self.heads)} heads, "
-            f"{len(self.tokens):,} of {self.d_vocab:,} tokens",
-            f"  {'head':<8}  {f'OV bottom {self.k}':>13}  {'lowest':>8}  {f'QK top {self.k}':>13}  {'highest':>8}",
-        ]
-        for row in self.ov_bottom.argsort(descending=True, stable=True)[:5].tolist():
-            shares = [float(getattr(self, name)[row]) for name in _SHARES]
-            lines.append(
-                f"  {self.labels[row]:<8}  {shares[0]:>13.2%}  {shares[1]:>8.2%}  {shares[2]:>13.2%}  {shares[3]:>8.2%}"
-            )
-        return "\n".join(lines)
-
-    __repr__ = __str__
 
 
 @dataclass(frozen=True)
@@ -152,30 +62,6 @@ class RanksCost:
 
     def __str__(self) -> str:
         return f"{self.operations:.2g} operations, about {self.seconds:,.2g} s"
-
-
-class TokenDirections:
-    """The direction of the residual stream that raises each token's logit above the mean over all tokens.
-
-    Final norm and unembedding read a state through it. The mean over tokens is taken away because the softmax does not
-    see it (under a soft cap it does, and stays): so processed and unprocessed weights give the same directions.
-
-    Args:
-        readout: The model's readout.
-        kind: Type to work in; default that of the weights.
-    """
-
-    def __init__(self, readout: Readout, kind: torch.dtype | None = None) -> None:
-        self.readout = readout
-        self.W_U = readout.W_U.detach().to(kind or readout.W_U.dtype)
-        mean = self.W_U.mean(-1)
-        self._mean = torch.zeros_like(mean) if readout.soft_cap else mean
-
-    def of(self, tokens: Int[Tensor, "*lead"]) -> Float[Tensor, "*lead d_model"]:
-        """The directions of some tokens, not normalized."""
-        rows = self.W_U.T[tokens] - self._mean
-        weight = self.readout.weight
-        return self.readout.centre(rows if weight is None else rows * weight.detach().to(rows.dtype))
 
 
 @torch.no_grad()
@@ -432,10 +318,6 @@ def circuit_ranks_cost(
         times.append(time.perf_counter() - start)
     rate = 2 * cfg.d_head * rows * columns / min(times)
     return RanksCost(in_tiles + making, (in_tiles + making) / rate)
-
-
-def _share(found: Tensor) -> Tensor:
-    return found.double().mean(-1).float()
 
 
 def _checked_tokens(tokens: Tensor | None, d_vocab: int) -> Int[Tensor, " token"]:

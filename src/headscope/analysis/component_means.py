@@ -1,6 +1,6 @@
-"""The mean output of every head and MLP over the data, which analyses measure components against."""
+"""The mean outputs of heads and MLPs over the data, or at each position of it: what components are measured against."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -9,87 +9,122 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headscope.analysis.batches import Block
-from headscope.analysis.long_run import accumulate
-from headscope.analysis.states import lens_states
+from headscope.analysis.clean_run import CleanRuns
+from headscope.analysis.components import Component, all_heads, all_mlps
 from headscope.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from headscope.model.transformer import HookedTransformer
 
-__all__ = ["ComponentMeans", "MeansAccumulator", "added_sums", "component_means", "nothing_counts"]
+__all__ = ["ComponentMeans", "MeansAccumulator", "added_sums", "nothing_counts"]
 
 
 @dataclass(frozen=True)
 class ComponentMeans:
-    """Means over the data of what each component writes.
+    """Means of outputs: heads' before `W_O`, MLPs' as they are.
 
     Attributes:
-        z: Of each head, before `W_O`.
-        mlp: Of each MLP's output; `None` without MLPs.
+        over_data: Over all positions that count.
+        at: At each position, where these were asked for; where no row is as long, over the data.
     """
 
-    z: Float[Tensor, "layer head d_head"]
-    mlp: Float[Tensor, "layer d_model"] | None
+    over_data: Mapping[Component, Float[Tensor, " width"]]
+    at: Mapping[Component, Float[Tensor, "pos width"]] | None = None
 
+    def of(self, component: Component, length: int) -> Float[Tensor, "*pos width"]:
+        """A component's mean: one vector, or one for each of `length` positions."""
+        return self.over_data[component] if self.at is None else self.at[component][:length]
 
-def component_means(model: "HookedTransformer", blocks: Iterable[Block]) -> ComponentMeans:
-    """Mean output of every component over the positions that count, in float64 sums."""
-    return accumulate(blocks, lambda _: MeansAccumulator(model)).result()
+    @property
+    def z(self) -> Float[Tensor, "layer head d_head"]:
+        """Those of heads, over the data; they must be all of the model's."""
+        heads = sorted(part for part in self.over_data if part.head is not None)
+        n_layers = 1 + max(part.layer for part in heads)
+        return torch.stack([self.over_data[head] for head in heads]).unflatten(0, (n_layers, -1))
+
+    @property
+    def mlp(self) -> Float[Tensor, "layer d_model"] | None:
+        """Those of MLPs, over the data; `None` where there are none."""
+        mlps = sorted((part for part in self.over_data if part.head is None), key=lambda part: part.layer)
+        return torch.stack([self.over_data[part] for part in mlps]) if mlps else None
 
 
 class MeansAccumulator:
-    """Mean output of every component over a stream of blocks, in float64 sums.
+    """Means over a stream of blocks, in float64 sums.
 
     Args:
-        model: The model.
+        runs: What runs the blocks, and which components' outputs they show.
+        by_position: Also at each position.
     """
 
-    def __init__(self, model: "HookedTransformer") -> None:
-        self.model = model
-        self.n_positions = 0
+    def __init__(self, runs: CleanRuns, *, by_position: bool = False) -> None:
+        self.runs, self.by_position = runs, by_position
+        self.n_sequences = 0
         self._sums: dict[str, Tensor] = {}
+
+    @classmethod
+    def of_all(cls, state: dict[str, Any], model: "HookedTransformer") -> Self:
+        """For every head and MLP of a model, from a `state()`, which is empty at the start."""
+        parts = (*all_heads(model.cfg), *all_mlps(model.cfg))
+        return cls.from_state(state, CleanRuns(model, parts, room=0))
 
     def update(self, block: Block) -> None:
         """Add a block in."""
-        states = lens_states(self.model, block)
-        more = {"z": states.z.double().sum(2)}
-        if states.mlp is not None:
-            more["mlp"] = states.mlp.double().sum(1)
+        run = self.runs.first(block, self.n_sequences)
+        self.n_sequences += len(block.tokens)
+        pos = block.counted.nonzero()[:, 1]
+        n_ctx = self.runs.model.cfg.n_ctx
+        more = {"n": block.counted.sum().double()}
+        if self.by_position:
+            more["n at"] = torch.bincount(pos, minlength=n_ctx).double()
+        for part in self.runs.parts:
+            output = run.output(part)[block.counted].double()
+            more[part.label] = output.sum(0)
+            if self.by_position:
+                more[f"{part.label} at"] = output.new_zeros(n_ctx, output.shape[1]).index_add_(0, pos, output)
         self._sums = added_sums(self._sums, more)
-        self.n_positions += states.n
 
     def merge(self, other: Self) -> None:
         """Add what another accumulator has seen, as if it came after."""
+        self.n_sequences += other.n_sequences
         self._sums = added_sums(self._sums, other._sums)
-        self.n_positions += other.n_positions
 
     def state(self) -> dict[str, Any]:
         """All that was accumulated, as tensors and numbers."""
-        return {"n_positions": self.n_positions, **self._sums}
+        return {"n_sequences": self.n_sequences, **self._sums}
 
     def take_rows(self) -> dict[str, Tensor]:
         """Nothing is kept per position."""
         return {}
 
     @classmethod
-    def from_state(cls, state: dict[str, Any], model: "HookedTransformer") -> Self:
+    def from_state(cls, state: dict[str, Any], runs: CleanRuns, *, by_position: bool = False) -> Self:
         """Go on from a `state()`; from an empty one, start."""
-        accumulator = cls(model)
-        accumulator.n_positions = state.get("n_positions", 0)
-        accumulator._sums = {name: state[name].to(model.W_U.device) for name in ("z", "mlp") if name in state}
+        accumulator = cls(runs, by_position=by_position)
+        accumulator.n_sequences = state.get("n_sequences", 0)
+        device = runs.model.W_E.device
+        accumulator._sums = {name: values.to(device) for name, values in state.items() if isinstance(values, Tensor)}
         return accumulator
 
     def result(self) -> ComponentMeans:
-        """The means.
+        """The means, in float32 at least.
 
         Raises:
             InvalidInputError: if no position counted.
         """
-        if self.n_positions == 0:
+        sums = self._sums
+        if not sums or float(sums["n"]) == 0:
             raise nothing_counts()
-        kind = torch.promote_types(self.model.W_U.dtype, torch.float32)
-        means = {name: (total / self.n_positions).to(kind) for name, total in self._sums.items()}
-        return ComponentMeans(means["z"], means.get("mlp"))
+        kind = torch.promote_types(self.runs.model.W_U.dtype, torch.float32)
+        over_data = {part: sums[part.label] / sums["n"] for part in self.runs.parts}
+        at = None
+        if self.by_position:
+            n = sums["n at"][:, None]
+            at = {
+                part: torch.where(n > 0, sums[f"{part.label} at"] / n, mean).to(kind)
+                for part, mean in over_data.items()
+            }
+        return ComponentMeans({part: mean.to(kind) for part, mean in over_data.items()}, at)
 
 
 def added_sums(sums: dict[str, Tensor], more: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -15,120 +15,31 @@ The pattern is never negative, so the sign is the source's alone: this is one pr
 Ablating the head to its mean keeps nothing. The share explained is `1 - KL(clean || CSPA) / KL(clean || mean)`.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional as F
-from tqdm import tqdm
 
-from headscope.analysis.batches import Block, check_repeatable, describe_data, iterate_blocks, nothing_predicted
-from headscope.analysis.circuit_ranks import TokenDirections
-from headscope.analysis.clean_run import clean_prediction
-from headscope.analysis.component_means import ComponentMeans, component_means
-from headscope.analysis.components import Component
-from headscope.analysis.head_lists import (
-    chosen_heads,
-    head_columns,
-    head_labels,
-    heads_tensor,
-    one_vocabulary,
-    rank_heads,
-)
-from headscope.analysis.layer_reads import LayerRead, entering, read_layer, run_changed, sources
-from headscope.analysis.result import Ranking, Result, RunInfo, check_option
-from headscope.analysis.states import check_final
+from headscope.analysis.batches import Block, check_repeatable, nothing_predicted
+from headscope.analysis.clean_run import CleanRuns
+from headscope.analysis.component_means import ComponentMeans, MeansAccumulator
+from headscope.analysis.copy_suppression_result import CopySuppression
+from headscope.analysis.copy_suppression_runs import SuppressionBlock, SuppressionOptions
+from headscope.analysis.head_lists import chosen_heads, heads_tensor, one_vocabulary
+from headscope.analysis.long_run import join_rows
+from headscope.analysis.passes import Passes
+from headscope.analysis.result import RunInfo
+from headscope.analysis.run_manifest import fingerprint
 from headscope.errors import InvalidInputError
-from headscope.model.readout import Readout
-from headscope.ops.changed_predictions import Prediction, compare_rows
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from headscope.model.transformer import HookedTransformer
 
-__all__ = ["CopySuppression", "copy_suppression_preserving_ablation"]
-
-# Heads whose changed states are held until they are unembedded together.
-_HEADS_TOGETHER = 6
-_NOTHING = 1e-8
-
-
-@dataclass(frozen=True)
-class CopySuppression(Result):
-    """What ablating heads does to the predictions, with copy suppression kept and without; NaN where nothing counts.
-
-    Positions count that are neither padding nor (unless asked for) BOS, and have a next token.
-
-    Attributes:
-        heads: Layer and head of each row below.
-        loss: Of the model as it is, in nats.
-        loss_cspa: With all but the head's copy suppression ablated.
-        loss_mean: With the head ablated to its mean.
-        kl_cspa: `KL(clean || CSPA)` in nats.
-        kl_mean: `KL(clean || mean-ablated)` in nats.
-    """
-
-    kind: ClassVar[str] = "copy_suppression"
-    heads: Int[Tensor, "head 2"]
-    loss: Float[Tensor, "batch pos"]
-    loss_cspa: Float[Tensor, "head batch pos"]
-    loss_mean: Float[Tensor, "head batch pos"]
-    kl_cspa: Float[Tensor, "head batch pos"]
-    kl_mean: Float[Tensor, "head batch pos"]
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """`10.7`, ... for each head."""
-        return head_labels(self.heads)
-
-    def share(self) -> Float[Tensor, " head"]:
-        """The share of the mean ablation's KL that copy suppression explains, at most 1.
-
-        0: keeping the head's copy suppression is worth nothing; below 0: it does harm. NaN for a head whose ablation
-        changes nothing (a KL below 1e-8 nats).
-        """
-        kept, all_of_it = (_mean(values) for values in (self.kl_cspa, self.kl_mean))
-        return torch.where(all_of_it > _NOTHING, 1 - kept / all_of_it, torch.nan).float()
-
-    def top(self, k: int = 10, *, largest: bool = True) -> Ranking:
-        """The `k` heads of which copy suppression explains most (or least).
-
-        Raises:
-            InvalidInputError: if `k` is below 1.
-        """
-        return rank_heads(self.heads, self.share(), k, name="share explained by copy suppression", largest=largest)
-
-    def to_frame(self) -> "pd.DataFrame":
-        """One row per head: layer, head, label, share, and the means of kl_cspa, kl_mean and the three losses."""
-        import pandas as pd
-
-        columns: dict[str, Any] = head_columns(self.heads)
-        columns["share"] = self.share().tolist()
-        columns |= {name: _mean(getattr(self, name)).tolist() for name in ("kl_cspa", "kl_mean")}
-        columns["loss"] = float(_mean(self.loss))
-        columns |= {name: _mean(getattr(self, name)).tolist() for name in ("loss_cspa", "loss_mean")}
-        return pd.DataFrame(columns)
-
-    def __str__(self) -> str:
-        lines = [
-            f"CopySuppression: {self.info}",
-            f"  loss: {float(_mean(self.loss)):.4f} nats",
-            f"  {'head':<8}  {'explained':>9}  {'KL CSPA':>9}  {'KL mean':>9}  {'loss CSPA':>9}  {'loss mean':>9}",
-        ]
-        share, kl_cspa, kl_mean = self.share(), _mean(self.kl_cspa), _mean(self.kl_mean)
-        loss_cspa, loss_mean = _mean(self.loss_cspa), _mean(self.loss_mean)
-        for row in share.nan_to_num(nan=-torch.inf).argsort(descending=True, stable=True)[:5].tolist():
-            lines.append(
-                f"  {self.labels[row]:<8}  {float(share[row]):>9.1%}  {float(kl_cspa[row]):>9.5f}  "
-                f"{float(kl_mean[row]):>9.5f}  {float(loss_cspa[row]):>9.4f}  {float(loss_mean[row]):>9.4f}"
-            )
-        return "\n".join(lines)
-
-    __repr__ = __str__
+__all__ = ["SuppressionAccumulator", "SuppressionOptions", "copy_suppression_preserving_ablation"]
 
 
 @torch.no_grad()
@@ -144,6 +55,9 @@ def copy_suppression_preserving_ablation(
     include_bos: bool = False,
     describe: str | None = None,
     progress: bool = True,
+    out: str | Path | None = None,
+    resume: bool = False,
+    flush_every: int = 1,
 ) -> CopySuppression:
     """How much of heads' effect on the predictions is copy suppression; see the top of this module for what is kept.
 
@@ -167,11 +81,17 @@ def copy_suppression_preserving_ablation(
         include_bos: Let BOS positions be destinations and sources, and count in the means.
         describe: What the data is, for titles.
         progress: Show a progress bar.
+        out: A folder to keep the run in, so that it can be stopped at any moment; see `measure_entropy`.
+        resume: Go on with the run that `out` holds.
+        flush_every: How many blocks are measured between two writes.
 
     Raises:
         InvalidInputError: for a head that does not exist, an option out of range, tokens that do not fit the model, an
-            iterator, no position that counts; or where the head's output is not its pattern times its values.
+            iterator, no position that counts, an `out` that holds another run; or where the head's output is not its
+            pattern times its values.
         NotFiniteError: if the model's states are not finite.
+        StorageError: if `out` cannot be written. What was written before stands.
+        CheckpointError: if what `out` holds is damaged.
 
     Example:
         >>> from headscope import HookedTransformer
@@ -181,171 +101,133 @@ def copy_suppression_preserving_ablation(
         >>> found.kl_mean.shape == (1, *tokens.shape), bool(found.share() <= 1)
         (True, True)
     """
-    check_option("effect", effect, ("direct", "patched"))
-    if not 0 < top <= 1:
-        raise InvalidInputError(f"top is the share of sources that are kept, above 0 and at most 1; got {top}.")
     _check_causal(model)
-    d_vocab = one_vocabulary(model)
-    chosen = chosen_heads(model, heads)
-    table = _related_table(related, d_vocab)
+    options = SuppressionOptions(chosen_heads(model, heads), top, effect, include_bos)
+    table = _related_table(related, one_vocabulary(model))
     check_repeatable(data, "copy-suppression-preserving ablation")
-
-    def blocks(description: str) -> Iterator[Block]:
-        return iterate_blocks(
-            model,
-            data,
-            attention_mask=attention_mask,
-            include_bos=include_bos,
-            progress=progress,
-            description=description,
-        )
-
-    means = component_means(model, blocks("means"))
-    parts = [
-        _SuppressionBlock(model, block, chosen, means, top, effect, table).measure(progress)
-        for block in blocks("copy suppression")
-    ]
-    width = max(part.shape[-1] for part in parts)
-    # [number, batch, pos]: the clean loss, then loss and KL of CSPA and of the mean ablation, for each head.
-    found = torch.cat([F.pad(part, (0, width - part.shape[-1]), value=torch.nan) for part in parts], dim=1)
-    n_positions = int((~found[0].isnan()).sum())
-    if not n_positions:
-        raise nothing_predicted()
-    info = RunInfo(
-        model=model.cfg.model_name,
-        processing=model.weight_processing,
-        data=describe or describe_data(data),
-        n_sequences=found.shape[1],
-        n_positions=n_positions,
-        options={"top": top, "effect": effect, "related": related is not None, "include_bos": include_bos},
+    passes = Passes(
+        "copy-suppression",
+        model,
+        data,
+        attention_mask=attention_mask,
+        include_bos=include_bos,
+        progress=progress,
+        describe=describe,
+        options={**asdict(options), "related": None if table is None else fingerprint({"related": table})},
+        out=out,
+        resume=resume,
+        flush_every=flush_every,
     )
-    by_head = found[1:].unflatten(0, (len(chosen), 4)).transpose(0, 1).contiguous()
-    return CopySuppression(info, heads_tensor(chosen), found[0].clone(), *by_head)
+    finished = passes.finished(CopySuppression)
+    if finished is not None:
+        return finished
+    first = CleanRuns(model, options.heads, room=0)
+    sums, before = passes.gather("means", lambda state: MeansAccumulator.from_state(state, first))
+    means = sums.result()
+    accumulator, stage = passes.gather(
+        "suppression",
+        lambda state: SuppressionAccumulator.from_state(
+            state, model, options, means, passes.described, related=table, progress=progress
+        ),
+        before,
+    )
+    return passes.keep(accumulator.result(None if stage is None else stage.rows()))
 
 
-class _SuppressionBlock:
-    """One block, and what ablating each head does to its predictions."""
+class SuppressionAccumulator:
+    """CSPA and mean ablation of some heads over a stream of blocks.
+
+    Args:
+        model: The model.
+        options: What to measure.
+        means: The heads' means over the data.
+        data: What the data is, for titles.
+        related: Tokens related to each, -1 for none.
+        progress: Show a progress bar of each block's heads.
+    """
 
     def __init__(
         self,
         model: "HookedTransformer",
-        block: Block,
-        heads: tuple[Component, ...],
+        options: SuppressionOptions,
         means: ComponentMeans,
-        top: float,
-        effect: str,
-        related: Int[Tensor, "d_vocab n"] | None,
+        data: str,
+        *,
+        related: Int[Tensor, "d_vocab n"] | None = None,
+        progress: bool = False,
     ) -> None:
-        self.model, self.block, self.heads, self.means = model, block, heads, means
-        self.top, self.effect = top, effect
-        self.where = block.predicting()
-        self.kind = torch.promote_types(model.cfg.dtype, torch.float32)
-        self.readout = Readout.of(model)
-        # The block's different tokens, and which of them stands where.
-        self.ids, self.at = block.tokens.unique(return_inverse=True)
-        self.bases = _bases(TokenDirections(self.readout, self.kind), self.ids, related)
+        self.model, self.options, self.means, self.data = model, options, means, data
+        self.related, self.progress = related, progress
+        self.n_positions = 0
+        # [number, batch, pos]: the clean loss, then of each head loss and KL of CSPA, and of the mean ablation.
+        self._kept: list[dict[str, Float[Tensor, "number batch pos"]]] = []
 
-    def measure(self, progress: bool) -> Float[Tensor, "number row pos"]:
-        """The clean loss, then of each head the losses and KLs of CSPA and mean ablation."""
-        shape = (1 + 4 * len(self.heads), *self.block.tokens.shape)
-        found = torch.full(shape, torch.nan)
-        where = self.where.cpu()
-        if not bool(where.any()):
-            return found
-        layers = {head.layer for head in self.heads}
-        streams = entering(self.model, self.block, layers | {self.model.cfg.n_layers})
-        final = streams.pop(self.model.cfg.n_layers)[self.where].to(self.kind)
-        check_final(final)
-        clean = clean_prediction(self.readout, self.block, self.where, final)
-        scale = self.readout.scale(final)
-        bar = tqdm(total=len(self.heads), desc="heads", unit="head", leave=False, disable=not progress)
-        for layer, resid in streams.items():
-            rows = [row for row, head in enumerate(self.heads) if head.layer == layer]
-            read = read_layer(self.model, self.block, layer, resid, [self.heads[row] for row in rows])
-            kept = self._kept_sources(read.resid)
-            for at in range(0, len(rows), _HEADS_TOGETHER):
-                some = rows[at : at + _HEADS_TOGETHER]
-                changed = torch.cat([self._changed(self.heads[row], read, kept, resid, clean, scale) for row in some])
-                predictions = compare_rows(clean, changed)
-                found[0, where] = predictions.loss.cpu().float()
-                losses, kls = (values.cpu().float() for values in (predictions.changed_loss, predictions.kl))
-                for number, row in enumerate(some):
-                    two = slice(2 * number, 2 * number + 2)
-                    found[1 + 4 * row : 5 + 4 * row, where] = torch.cat([losses[two], kls[two]])
-                bar.update(len(some))
-        bar.close()
-        return found
+    def update(self, block: Block) -> None:
+        """Measure a block and add it in."""
+        measured = SuppressionBlock(self.model, block, self.options, self.means, self.related)
+        self._kept.append({"numbers": measured.measure(self.progress)})
+        self.n_positions += int(measured.where.sum())
 
-    def _kept_sources(self, resid: Float[Tensor, "row pos d_model"]) -> Bool[Tensor, "row query_pos key_pos"]:
-        """The sources most predicted at each destination by the logit lens of what enters the layer."""
-        W_U, b_U = (each.detach().to(self.kind) for each in (self.readout.W_U, self.readout.b_U))
-        # Unembedded once for each different token: sources with one token are then predicted exactly alike.
-        logits = self.readout.normalize(resid) @ W_U[:, self.ids] + b_U[self.ids]
-        n_pos = resid.shape[1]
-        predicted = logits.gather(2, self.at[:, None].expand(-1, n_pos, -1))
-        return _most_predicted(predicted, sources(self.block), self.top)
+    def merge(self, other: Self) -> None:
+        """Add what another accumulator of the same run has seen, as if it came after."""
+        self.n_positions += other.n_positions
+        self._kept += other._kept
 
-    def _changed(
-        self, head: Component, read: LayerRead, kept: Tensor, resid: Tensor, clean: Prediction, scale: Tensor
-    ) -> Float[Tensor, "2 n d_model"]:
-        """Final states, normalized, with the head's output replaced by its CSPA and by its mean."""
-        assert head.head is not None
-        W_O = self.model.blocks[head.layer].attn.W_O[head.head].detach().to(self.kind)  # type: ignore[union-attr, index]
-        mean = self.means.z[head.layer, head.head].to(self.kind) @ W_O
-        written = read.values[head.head] @ W_O - mean
-        against = _negative_part(written, self.bases[self.at])
-        taken = mean - read.z[head.head] @ W_O
-        changes = torch.stack([taken + (read.pattern[head.head] * kept) @ against, taken])
-        if self.effect == "direct":
-            return clean.rows + self.readout.direction(changes[:, self.where]) / scale
-        changes = torch.where(self.block.counted[..., None], changes, 0.0).to(resid.dtype)
-        finals = [run_changed(self.model, self.block, head, resid, change) for change in changes]
-        return self.readout.normalize(torch.stack([final[self.where].to(self.kind) for final in finals]))
+    def state(self) -> dict[str, Any]:
+        """All that was accumulated and not taken, flat."""
+        return {"n_positions": self.n_positions, **join_rows(self._kept)}
 
+    def take_rows(self) -> dict[str, Tensor]:
+        """Hand over the numbers per position since the last time, and forget them."""
+        rows, self._kept = join_rows(self._kept), []
+        return rows
 
-def _negative_part(
-    written: Float[Tensor, "row pos d_model"], bases: Float[Tensor, "row pos basis d_model"]
-) -> Float[Tensor, "row pos d_model"]:
-    """What each source writes against its basis: the negative ones of its coefficients."""
-    coefficients = torch.einsum("rpd,rpnd->rpn", written, bases).clamp(max=0)
-    return torch.einsum("rpn,rpnd->rpd", coefficients, bases)
+    @classmethod
+    def from_state(
+        cls,
+        state: dict[str, Any],
+        model: "HookedTransformer",
+        options: SuppressionOptions,
+        means: ComponentMeans,
+        data: str,
+        *,
+        related: Int[Tensor, "d_vocab n"] | None = None,
+        progress: bool = False,
+    ) -> Self:
+        """Go on from a `state()`; from an empty one, start."""
+        accumulator = cls(model, options, means, data, related=related, progress=progress)
+        accumulator.n_positions = state.get("n_positions", 0)
+        accumulator._kept = [{"numbers": state["numbers"]}] if "numbers" in state else []
+        return accumulator
 
+    def result(self, rows: dict[str, Tensor] | None = None) -> CopySuppression:
+        """What was measured so far.
 
-def _most_predicted(
-    predicted: Float[Tensor, "row query_pos key_pos"], sources: Bool[Tensor, "row query_pos key_pos"], top: float
-) -> Bool[Tensor, "row query_pos key_pos"]:
-    """The given share of each query's sources, rounded up, highest first, then earliest first."""
-    # Less a hair: 0.07 * 100 is above 7 in floating point.
-    n_kept = (top * sources.sum(-1, keepdim=True).double() - 1e-9).ceil()
-    order = predicted.masked_fill(~sources, -torch.inf).argsort(dim=-1, descending=True, stable=True)
-    first = torch.arange(order.shape[-1], device=order.device) < n_kept
-    return torch.zeros_like(sources).scatter(-1, order, first) & sources
+        Args:
+            rows: What `take_rows` gave out before, joined.
 
-
-def _bases(
-    directions: TokenDirections, ids: Int[Tensor, " id"], related: Int[Tensor, "d_vocab n"] | None
-) -> Float[Tensor, "id basis d_model"]:
-    """For each token an orthonormal basis of its own and its related tokens' directions, each pointing as they do.
-
-    A vector that adds nothing to those before it (or stands for no token) is zero.
-    """
-    own = directions.of(ids)[:, None]
-    if related is None:
-        return F.normalize(own, dim=-1, eps=torch.finfo(own.dtype).tiny)
-    others = related.to(ids.device)[ids]
-    wanted = torch.cat([own, directions.of(others.clamp(min=0)) * (others >= 0)[..., None]], dim=1)
-    basis: list[Tensor] = []
-    lengths = wanted.norm(dim=-1, keepdim=True)
-    for vector, length in zip(wanted.unbind(1), lengths.unbind(1), strict=True):
-        rest = vector
-        # Twice: once leaves rounding of the size of what was taken.
-        for _ in range(2):
-            for other in basis:
-                rest = rest - (rest * other).sum(-1, keepdim=True) * other
-        size = rest.norm(dim=-1, keepdim=True)
-        adds = size > 1e-4 * length
-        basis.append(torch.where(adds, rest / size.clamp(min=torch.finfo(size.dtype).tiny), 0.0))
-    return torch.stack(basis, dim=1)
+        Raises:
+            InvalidInputError: if no position counted.
+        """
+        if not self.n_positions:
+            raise nothing_predicted()
+        numbers = join_rows([rows, *self._kept] if rows else self._kept)["numbers"]
+        options = self.options
+        info = RunInfo(
+            model=self.model.cfg.model_name,
+            processing=self.model.weight_processing,
+            data=self.data,
+            n_sequences=numbers.shape[1],
+            n_positions=self.n_positions,
+            options={
+                "top": options.top,
+                "effect": options.effect,
+                "related": self.related is not None,
+                "include_bos": options.include_bos,
+            },
+        )
+        loss, by_head = numbers[0].clone(), numbers[1:].unflatten(0, (len(options.heads), 4))
+        return CopySuppression(info, heads_tensor(options.heads), loss, *by_head.transpose(0, 1).contiguous())
 
 
 def _related_table(
@@ -381,8 +263,3 @@ def _check_causal(model: "HookedTransformer") -> None:
             f"{model.cfg.model_name!r} attends in both directions; copy suppression is measured in models that predict "
             "what comes next."
         )
-
-
-def _mean(values: Tensor) -> Tensor:
-    """Over the positions that count."""
-    return values.double().nanmean((-2, -1))

@@ -132,7 +132,7 @@ def measure_entropy(
         return finished
     means, means_stage = None, None
     if baseline == "mean":
-        sums, means_stage = passes.gather("means", lambda state: MeansAccumulator.from_state(state, model))
+        sums, means_stage = passes.gather("means", lambda state: MeansAccumulator.of_all(state, model))
         means = sums.result()
     accumulator, stage = passes.gather(
         "entropy",

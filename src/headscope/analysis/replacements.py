@@ -9,8 +9,8 @@ from torch import Tensor
 
 from headscope.analysis.batches import Block
 from headscope.analysis.clean_run import CleanRun, clean_run
+from headscope.analysis.component_means import ComponentMeans
 from headscope.analysis.components import Component
-from headscope.analysis.part_means import PartMeans
 from headscope.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Replacements:
 
     parts: frozenset[Component]
     values: tuple[str, ...]
-    means: PartMeans | None = None
+    means: ComponentMeans | None = None
     reference: Int[Tensor, "row pos"] | None = None
     seed: int = 0
 

@@ -18,11 +18,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from headscope.analysis.batches import Block, iterate_blocks
-from headscope.analysis.circuit_ranks import TokenDirections
 from headscope.analysis.head_lists import one_vocabulary
 from headscope.analysis.ioi_eval import IOIDataset
 from headscope.analysis.result import Ranking, Result, RunInfo, check_option, component_label, rank_components
 from headscope.analysis.states import lens_states
+from headscope.analysis.token_directions import TokenDirections
 from headscope.data.random_tokens import repeated_random_tokens
 from headscope.errors import InvalidInputError
 from headscope.model.readout import Readout

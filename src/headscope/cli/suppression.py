@@ -5,17 +5,22 @@ from typing import Annotated
 
 import typer
 
-from headscope.analysis.circuit_ranks import CircuitRanks, circuit_ranks_cost, weights_circuit_ranks
-from headscope.analysis.copy_suppression import CopySuppression, copy_suppression_preserving_ablation
+from headscope.analysis.circuit_ranks import circuit_ranks_cost, weights_circuit_ranks
+from headscope.analysis.circuit_ranks_result import CircuitRanks
+from headscope.analysis.copy_suppression import copy_suppression_preserving_ablation
+from headscope.analysis.copy_suppression_result import CopySuppression
 from headscope.analysis.suppression_scores import SuppressionScores, suppression_scores
 from headscope.cli.shared import (
     MaxTokensOption,
     ModelArgument,
+    OutOption,
     ProgressOption,
+    ResumeOption,
     SeqLenOption,
     TextOption,
     app,
     command,
+    kept_run,
     say,
     texts_of,
 )
@@ -62,25 +67,30 @@ def copy_suppression(
     max_tokens: MaxTokensOption = ABLATION_TOKENS,
     seq_len: SeqLenOption = None,
     rows: Annotated[int, typer.Option(help="How many heads to print, those it explains most of first.")] = 20,
+    out: OutOption = None,
+    resume: ResumeOption = False,
     progress: ProgressOption = True,
 ) -> None:
     """Measure how much of what each head does is copy suppression: holding back tokens that are predicted already."""
     if rows < 1:
         raise InvalidInputError(f"rows must be at least 1; got {rows}.")
-    texts, described = texts_of(text)
-    loaded = HookedTransformer.from_pretrained(model)
     chosen = None if heads is None else [part for part in heads.split(",") if part.strip()]
-    tokens = token_rows(loaded, texts, max_tokens=max_tokens, seq_len=seq_len)
-    found = copy_suppression_preserving_ablation(
-        loaded,
-        tokens,
-        chosen,
-        top=top,
-        effect=effect.value,
-        include_bos=include_bos,
-        describe=described,
-        progress=progress,
-    )
+    with kept_run(out, resume):
+        texts, described = texts_of(text)
+        loaded = HookedTransformer.from_pretrained(model)
+        tokens = token_rows(loaded, texts, max_tokens=max_tokens, seq_len=seq_len)
+        found = copy_suppression_preserving_ablation(
+            loaded,
+            tokens,
+            chosen,
+            top=top,
+            effect=effect.value,
+            include_bos=include_bos,
+            describe=described,
+            progress=progress,
+            out=out,
+            resume=resume,
+        )
     scores = suppression_scores(loaded, progress=progress)
     ranked = None
     if ranks:
@@ -88,6 +98,8 @@ def copy_suppression(
             say(f"Ranking tokens in {len(found.labels)} heads' circuits: {circuit_ranks_cost(loaded, found.labels)}.")
         ranked = weights_circuit_ranks(loaded, found.labels, progress=progress)
     typer.echo(_table(found, scores, ranked, rows))
+    if out is not None:
+        typer.echo(f"\nSaved to {out / 'result.safetensors'}")
 
 
 def _table(found: CopySuppression, scores: SuppressionScores, ranks: CircuitRanks | None, rows: int) -> str:

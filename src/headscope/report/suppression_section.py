@@ -5,8 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
-from headscope.analysis.circuit_ranks import CircuitRanks, weights_circuit_ranks
-from headscope.analysis.copy_suppression import CopySuppression, copy_suppression_preserving_ablation
+from headscope.analysis.circuit_ranks import weights_circuit_ranks
+from headscope.analysis.circuit_ranks_result import CircuitRanks
+from headscope.analysis.copy_suppression import copy_suppression_preserving_ablation
+from headscope.analysis.copy_suppression_result import CopySuppression
 from headscope.analysis.suppression_scores import SuppressionScores, suppression_scores
 from headscope.model.transformer import HookedTransformer
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headscope.analysis.calibration import CalibrationResult
+from headscope.analysis.calibration_result import CalibrationResult
 from headscope.analysis.result import component_label
 from headscope.errors import InvalidInputError
 from headscope.views.component_maps import component_maps

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headscope.analysis.circuit_ranks import CircuitRanks
-from headscope.analysis.copy_suppression import CopySuppression
+from headscope.analysis.circuit_ranks_result import CircuitRanks
+from headscope.analysis.copy_suppression_result import CopySuppression
 from headscope.analysis.result import component_label
 from headscope.analysis.suppression_scores import SuppressionScores
 from headscope.errors import InvalidInputError
