@@ -1,0 +1,230 @@
+"""The passes of path patching over some prompts: what receivers read when senders change, and what follows.
+
+What senders change lives on rows: the positions at which they are patched, of one prompt after the other. Attention
+being frozen, a change never leaves its row on the way to the receivers.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from headscope.analysis.batches import BLOCK_TOKENS
+from headscope.analysis.clean_run import hook_name
+from headscope.analysis.components import Component
+from headscope.analysis.paths import Receiver, Sender, mlp_stage
+from headscope.analysis.states import check_final
+from headscope.analysis.task_runs import TaskRuns
+from headscope.model.hooks import HookPoint
+
+if TYPE_CHECKING:
+    from headscope.model.transformer import HookedTransformer
+
+__all__ = ["Cell", "PathBlock"]
+
+# Senders that are patched together.
+Cell = tuple[Sender, ...]
+
+
+class PathBlock:
+    """Some prompts: what both runs gave on them, and patched runs from there.
+
+    Args:
+        model: The model, without hooks.
+        runs: The task's two runs.
+        rows: Which of its prompts.
+        senders: All that will be patched.
+        receivers: What reads the changes.
+        freeze_mlps: Whether MLPs in between keep what they gave.
+
+    Attributes:
+        base: The base run's final states where the answers are predicted, `[prompt, d_model]`.
+        other: Those of the other run.
+        together: How many cells are patched side by side.
+    """
+
+    def __init__(
+        self,
+        model: "HookedTransformer",
+        runs: TaskRuns,
+        rows: slice,
+        senders: Iterable[Sender],
+        receivers: tuple[Receiver, ...],
+        freeze_mlps: bool,
+    ) -> None:
+        self.model, self.cfg, self.runs, self.rows, self.receivers = model, model.cfg, runs, rows, receivers
+        senders = list(senders)
+        self.into_final = receivers[0].component is None
+        self.first = min((sender.stage for sender in senders), default=0)
+        self.last = max(receiver.stage for receiver in receivers)
+        self.start = min(receiver.stage for receiver in receivers) // 2
+        self.mlps = () if freeze_mlps or self.cfg.attn_only else tuple(self._mlps_between())
+        self.tokens = runs.base[rows]
+        self.prompts = torch.arange(len(self.tokens), device=self.tokens.device)
+        self.answers = runs.task.positions[rows]
+        self.where = runs.where[rows]
+        if self.into_final:
+            # What other positions hold in the end reaches no answer.
+            self.where = self.where & (
+                torch.arange(self.where.shape[1], device=self.where.device) == self.answers[:, None]
+            )
+        n_passed = int(self.where.sum()) if self.into_final else self.tokens.numel()
+        self.together = max(1, BLOCK_TOKENS // max(1, n_passed))
+        self._run_both(senders)
+
+    def _mlps_between(self) -> Iterator[int]:
+        for layer in range(self.cfg.n_layers):
+            if mlp_stage(self.cfg, layer) >= self.first and 2 * layer + 2 <= self.last:
+                yield layer
+
+    def _run_both(self, senders: Sequence[Sender]) -> None:
+        written = {_output(sender) for sender in senders}
+        read = {r.stage for r in self.receivers} | {mlp_stage(self.cfg, layer) for layer in self.mlps}
+        streams = {stage: _stream(stage) for stage in read if stage < 2 * self.cfg.n_layers}
+        kept = {_input(receiver) for receiver in self.receivers if receiver.component}
+        kept |= {_mlp_out(layer) for layer in self.mlps}
+        kept |= set() if self.into_final else {_stream(2 * self.start)}
+        base, self.base = self._run(self.runs.base, written | kept | set(streams.values()))
+        other, self.other = self._run(self.runs.other, written)
+        self.kept = {name: base[name] for name in kept}
+        self.streams = {stage: base[name][self.where] for stage, name in streams.items()}
+        self.streams[2 * self.cfg.n_layers] = self.base[self.where.nonzero()[:, 0]] if self.into_final else None
+        self.changed = {name: other[name][self.where] - base[name][self.where] for name in written}
+
+    def _run(self, tokens: Tensor, names: Iterable[str]) -> tuple[dict[str, Tensor], Tensor]:
+        with self._heads_apart():
+            final, cache = self.model.run_with_cache(
+                tokens[self.rows],
+                names_filter=sorted(names),
+                return_cache_object=False,
+                stop_at_layer=self.cfg.n_layers,
+                **self.runs.options(self.rows),
+            )
+        final = final[self.prompts, self.answers]
+        check_final(final)
+        return cache, final
+
+    @contextmanager
+    def _heads_apart(self) -> Iterator[None]:
+        """Let hooks see each head's keys and values, where a group shares them and one head's are to change."""
+        before = self.cfg.ungroup_grouped_query_attention
+        try:
+            if any(receiver.input in ("k", "v") for receiver in self.receivers):
+                self.cfg.ungroup_grouped_query_attention = True
+            yield
+        finally:
+            self.cfg.ungroup_grouped_query_attention = before
+
+    def finals(self, cells: Sequence[Cell]) -> Float[Tensor, "cell prompt d_model"]:
+        """Final states where the answers are predicted, each cell's senders patched into the receivers."""
+        changes = self._changes(cells)
+        if self.into_final:
+            found = self.base.repeat(len(cells), 1, 1)
+            found[:, self.where.nonzero()[:, 0]] += changes[self.last]
+            return found
+        edits: dict[str, list[tuple[int | None, Tensor]]] = {}
+        for receiver in self.receivers:
+            assert receiver.component is not None
+            value = self._received(receiver, changes[receiver.stage])
+            edits.setdefault(_input(receiver), []).append((receiver.component.head, value.flatten(0, 1)))
+
+        def edit(activation: Tensor, hook: HookPoint) -> Tensor:
+            activation = activation.clone()
+            for head, value in edits[hook.name or ""]:
+                (activation if head is None else activation[:, :, head]).copy_(value)
+            return activation
+
+        with self._heads_apart():
+            final = self.model.run_with_hooks(
+                self.kept[_stream(2 * self.start)].repeat(len(cells), 1, 1),
+                fwd_hooks=[(name, edit) for name in edits],
+                start_at_layer=self.start,
+                stop_at_layer=self.cfg.n_layers,
+                tokens=self.tokens.repeat(len(cells), 1),
+                **self.runs.options(self.rows, len(cells)),
+            )
+        return final.unflatten(0, (len(cells), -1))[:, self.prompts, self.answers]
+
+    # The second pass
+
+    def _changes(self, cells: Sequence[Cell]) -> dict[int, Float[Tensor, "cell row d_model"]]:
+        """How the stream differs from the base run's, at each stage where a receiver reads."""
+        wanted = {receiver.stage for receiver in self.receivers}
+        reads = {mlp_stage(self.cfg, layer): layer for layer in self.mlps}
+        arriving: dict[int, Tensor] = {}
+        found = {}
+        change = self.base.new_zeros(len(cells), int(self.where.sum()), self.cfg.d_model)
+        moved = False
+        for stage in range(self.last + 1):
+            if stage in arriving:
+                change += arriving.pop(stage)
+            for number, cell in enumerate(cells):
+                for sender in cell:
+                    if sender.stage == stage:
+                        change[number] += self._written(sender)
+                        moved = True
+            if stage in wanted:
+                found[stage] = change.clone()
+            if stage in reads and moved:
+                layer = reads[stage]
+                more = self._mlp(layer, self.streams[stage] + change) - self.kept[_mlp_out(layer)][self.where]
+                for number, cell in enumerate(cells):
+                    if any(sender.component == Component(layer, None) for sender in cell):
+                        more[number] = 0  # it gives what it gave in the other run
+                arriving[2 * layer + 2] = more
+        return found
+
+    def _written(self, sender: Sender) -> Float[Tensor, "row d_model"]:
+        """What a sender adds to the stream in the other run less what it adds in the base run."""
+        change = self.changed[_output(sender)]
+        if sender.component is None or sender.component.head is None:
+            return change
+        return change[:, sender.component.head] @ self._attention(sender.component).W_O[sender.component.head]
+
+    def _received(
+        self, receiver: Receiver, change: Float[Tensor, "cell row d_model"]
+    ) -> Float[Tensor, "cell prompt pos width"]:
+        """What a receiver makes of what it reads: a head's queries, keys or values, or an MLP's output."""
+        component, before = receiver.component, self.streams[receiver.stage]
+        assert component is not None
+        made = self.kept[_input(receiver)]
+        if component.head is None:
+            made = made.repeat(len(change), 1, 1, 1)
+            made[:, self.where] = self._mlp(component.layer, before + change)
+            return made
+        # Queries, keys and values are linear in the normalized stream; biases and positions stay.
+        norm = self.model.blocks[component.layer].ln1
+        weight = getattr(self._attention(component), f"W_{receiver.input.upper()}")[component.head]
+        made = made[:, :, component.head].repeat(len(change), 1, 1, 1)
+        made[:, self.where] += (norm(before + change) - norm(before)) @ weight
+        return made
+
+    def _mlp(self, layer: int, stream: Float[Tensor, "cell row d_model"]) -> Float[Tensor, "cell row d_model"]:
+        block: Any = self.model.blocks[layer]
+        return block.mlp(block.ln2(stream))
+
+    def _attention(self, component: Component) -> Any:
+        return self.model.blocks[component.layer].attn
+
+
+def _stream(stage: int) -> str:
+    return f"blocks.{stage // 2}.hook_resid_" + ("mid" if stage % 2 else "pre")
+
+
+def _mlp_out(layer: int) -> str:
+    return hook_name(Component(layer, None))
+
+
+def _output(sender: Sender) -> str:
+    """Where what a sender writes passes; the embedding is all that enters the first layer."""
+    return _stream(0) if sender.component is None else hook_name(sender.component)
+
+
+def _input(receiver: Receiver) -> str:
+    """Where what a receiver makes of its input passes."""
+    assert receiver.component is not None
+    layer = receiver.component.layer
+    return _mlp_out(layer) if receiver.component.head is None else f"blocks.{layer}.attn.hook_{receiver.input}"

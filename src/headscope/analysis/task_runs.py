@@ -1,0 +1,177 @@
+"""A task's two runs as patching uses them: which is patched, at which positions, and how a patched run is scored."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from headscope.analysis.batches import BLOCK_TOKENS
+from headscope.analysis.result import check_option
+from headscope.analysis.task import Task
+from headscope.errors import InvalidInputError, unknown_name
+from headscope.model.hooks import is_listening
+from headscope.model.readout import Readout
+
+if TYPE_CHECKING:
+    from headscope.model.transformer import HookedTransformer
+
+__all__ = ["Direction", "Metric", "Scores", "TaskRuns", "check_unhooked", "in_words", "scored"]
+
+Direction = Literal["noising", "denoising"]
+Metric = Callable[[Float[Tensor, "prompt d_vocab"]], Tensor | float]
+
+
+class TaskRuns:
+    """The run that is patched (`base`) and the one that gives the values (`other`).
+
+    Noising puts the corrupted run's values into the clean one, denoising the clean run's into the corrupted one.
+
+    Attributes:
+        task: The task, on the model's device.
+        base: Tokens of the run that is patched.
+        other: Tokens of the run that the values are from.
+        where: The positions at which values are put in.
+    """
+
+    def __init__(self, model: "HookedTransformer", task: Task, direction: Direction, positions: Any = None) -> None:
+        check_option("direction", direction, ("noising", "denoising"))
+        if task.corrupted_tokens is None:
+            raise InvalidInputError(
+                f"patching needs corrupted prompts, and {task!r} has none. Make it with corrupted=..., from templates, "
+                "or by Task.from_ioi."
+            )
+        self.task = task = task.to(model.W_E.device)
+        assert task.corrupted_tokens is not None
+        runs = (task.clean_tokens, task.corrupted_tokens)
+        self.base, self.other = runs if direction == "noising" else runs[::-1]
+        self.where = _where(task, positions)
+        # No real token looks at the padding behind it: without a mask it gets the same, and faster.
+        mask = task.attention_mask
+        behind = model.cfg.attention_dir == "causal" and bool((mask[:, 1:] <= mask[:, :-1]).all())
+        self._mask = None if behind else mask
+
+    def blocks(self) -> Iterator[slice]:
+        """The prompts, some at a time."""
+        n, width = self.base.shape
+        step = max(1, BLOCK_TOKENS // width)
+        for start in range(0, n, step):
+            yield slice(start, min(start + step, n))
+
+    def options(self, rows: slice, times: int = 1) -> dict[str, Any]:
+        """What the forward pass of some prompts, so many times over, is told of padding."""
+        mask = None if self._mask is None else self._mask[rows].repeat(times, 1)
+        return {"attention_mask": mask, "padding_side": "right"}
+
+
+def in_words(positions: Any) -> str:
+    """Positions as a result names them."""
+    if positions is None:
+        return "all"
+    if isinstance(positions, Tensor):
+        return str(int(positions)) if positions.ndim == 0 else "one of each prompt"
+    return str(positions) if isinstance(positions, (str, int)) else ", ".join(map(in_words, positions))
+
+
+def _where(task: Task, positions: Any) -> Bool[Tensor, "prompt pos"]:
+    """The positions that are asked for, of real tokens."""
+    if positions is None:
+        return task.attention_mask
+    listed = [positions] if isinstance(positions, (str, int, Tensor)) else positions
+    if not isinstance(listed, Iterable):
+        raise InvalidInputError(f"positions must be names, numbers or a tensor of them; got {positions!r}.")
+    chosen = torch.zeros_like(task.attention_mask)
+    length = chosen.shape[1]
+    rows = torch.arange(len(task), device=chosen.device)
+    for each in listed:
+        at = _position(task, each).to(chosen.device)
+        if bool(((at < 0) | (at >= length)).any()) or not bool(task.attention_mask[rows, at].all()):
+            shortest = int(task.attention_mask.sum(1).min())
+            raise InvalidInputError(
+                f"position {each!r} is not a real token of every prompt; the shortest has {shortest} of them."
+            )
+        chosen[rows, at] = True
+    return chosen
+
+
+def _position(task: Task, named: Any) -> Int[Tensor, " prompt"]:
+    if isinstance(named, str):
+        known = {"end": task.positions, **task.word_idx}
+        if named not in known:
+            raise unknown_name("position", named, known, hint="Or give a number from 0.")
+        return known[named]
+    if isinstance(named, Tensor) and named.ndim == 1 and len(named) != len(task):
+        raise InvalidInputError(f"there are {len(task)} prompts, and positions of {len(named)}; give one for each.")
+    return torch.as_tensor(named).expand(len(task))
+
+
+class Scores:
+    """What a metric gives for each of several runs, of their final states where the answers are predicted.
+
+    For the task's logit difference (`metric=None`) only the answers' logits are made, a block of prompts at a time. For
+    a metric of one's own the states are kept until all prompts are there.
+    """
+
+    def __init__(self, model: "HookedTransformer", task: Task, metric: Metric | None = None) -> None:
+        self.model, self.task, self.metric = model, task, metric
+        self._answers = torch.cat([task.correct, task.incorrect], 1)
+        self._readout = Readout.of(model) if Readout.is_shown_by(model) else None
+        self._found: dict[int, list[Tensor]] = {}
+
+    def add(self, rows: slice, final: Float[Tensor, "run prompt d_model"]) -> None:
+        """Add the next runs of some prompts; the runs of each block of prompts come in the same order."""
+        kept = self.differences(rows, final) if self.metric is None else final
+        self._found.setdefault(rows.start, []).append(kept)
+
+    def result(self) -> Float[Tensor, "run *prompt"]:
+        """The metric of each run: of each prompt, or one number for all."""
+        every = torch.cat([torch.cat(parts) for parts in self._found.values()], dim=1)
+        if self.metric is None:
+            return every
+        return torch.stack([scored(self.metric, self._logits(final)) for final in every])
+
+    def differences(self, rows: slice, final: Float[Tensor, "run prompt d_model"]) -> Float[Tensor, "run prompt"]:
+        """Each prompt's logit difference."""
+        task, readout = self.task[rows], self._readout
+        if readout is None:
+            return torch.stack([task.logit_difference(self._logits(each), per_prompt=True) for each in final])
+        state = readout.normalize(final.to(torch.promote_types(final.dtype, torch.float32)))
+        columns = readout.W_U.T[self._answers[rows]].to(state.dtype)
+        logits = torch.einsum("rpd,pad->rpa", state, columns) + readout.b_U[self._answers[rows]].to(state.dtype)
+        if readout.soft_cap:
+            logits = readout.soft_cap * torch.tanh(logits / readout.soft_cap)
+        n = task.correct.shape[1]
+        return logits[..., :n].mean(-1) - logits[..., n:].mean(-1)
+
+    def _logits(self, final: Float[Tensor, "prompt d_model"]) -> Float[Tensor, "prompt d_vocab"]:
+        return self.model.to_logits(final[:, None])[:, 0]
+
+
+def scored(metric: Metric, logits: Float[Tensor, "prompt d_vocab"]) -> Float[Tensor, "*prompt"]:
+    """A metric's value for one run: one number, or one for each prompt.
+
+    Raises:
+        InvalidInputError: If it is anything else.
+    """
+    found = torch.as_tensor(metric(logits))
+    if found.shape not in ((), (len(logits),)):
+        raise InvalidInputError(
+            "metric must give one number, or one for each prompt, for logits [prompt, d_vocab] where the answers are "
+            f"predicted; it gave shape {list(found.shape)} for {len(logits)} prompts."
+        )
+    return found
+
+
+def check_unhooked(model: "HookedTransformer", what: str) -> None:
+    """Refuse a model with hooks on it, or something else in the place of a hook point.
+
+    Raises:
+        InvalidInputError: Naming the first.
+    """
+    for name, module in model.mod_dict.items():
+        if name.rsplit(".", 1)[-1].startswith("hook_") and is_listening(module):
+            raise InvalidInputError(
+                f"{what} needs the model without hooks, and there is one at {name}. Take it off: model.reset_hooks() "
+                "(including_permanent=True for permanent ones)."
+            )
