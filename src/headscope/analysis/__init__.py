@@ -24,6 +24,8 @@ from headscope.analysis.ioi import (
 )
 from headscope.analysis.lens import LogitLensResult, logit_lens
 from headscope.analysis.loss import NextTokens, next_token_loss, predict_next_tokens
+from headscope.analysis.path_patching import path_patch, path_patch_sweep
+from headscope.analysis.path_patching_result import PathPatchingResult
 from headscope.analysis.positions import Position, TokenMean, token_means, top_positions
 from headscope.analysis.prompt import PromptTest, test_prompt
 from headscope.analysis.result import HeadScore, Ranking, RunInfo
@@ -50,6 +52,7 @@ __all__ = [
     "IOIMetric",
     "LogitLensResult",
     "NeuronScore",
+    "PathPatchingResult",
     "Position",
     "PromptTest",
     "Ranking",
@@ -78,6 +81,8 @@ __all__ = [
     "measure_calibration",
     "measure_entropy",
     "next_token_loss",
+    "path_patch",
+    "path_patch_sweep",
     "predict_next_tokens",
     "suppression_scores",
     "test_prompt",
