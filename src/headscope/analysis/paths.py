@@ -116,7 +116,8 @@ def check_fed(senders: Sequence[Sender], receivers: Sequence[Receiver]) -> None:
     last = max(receivers, key=lambda receiver: receiver.stage)
     for sender in senders:
         if sender.stage > last.stage:
-            reason = "reads what attention reads" if _is_beside(sender, last) else "reads the stream before it writes"
+            beside = _is_beside(sender, last)
+            reason = "reads what attention reads" if beside else f"reads the stream before {sender.label} writes"
             raise InvalidInputError(
                 f"no path leads from {sender.label} to {', '.join(each.label for each in receivers)}: "
                 f"{last.label} {reason}. Name senders of earlier layers."
