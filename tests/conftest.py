@@ -13,11 +13,17 @@ from jaxtyping import install_import_hook
 install_import_hook("headscope", "typechecking.checked")
 
 import random
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import hypothesis
 import numpy as np
 import pytest
 import torch
+from browser import headless
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 # The models here are so small that a second thread only costs.
 torch.set_num_threads(1)
@@ -34,3 +40,10 @@ def _seeded() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator["Browser"]:
+    """One headless browser for the tests of a file."""
+    with headless() as browser:
+        yield browser

@@ -13,12 +13,12 @@
   const hex = (code, width) => code.toString(16).padStart(width, "0");
 
   // Spaces stay spaces; what cannot be seen, or would disturb the line, is spelt out.
-  const invisible = /[\u0000-\u001f\u007f-\u009f\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]/u;
+  const invisible = /[\p{C}\p{Zl}\p{Zp}\u00a0\u034f\u115f\u1160\u1680\u17b4\u17b5\u180b-\u180f\u2000-\u200a\u202f\u205f\u2800\u3164\uffa0]/u;
   const spelt = (char) => {
     const code = char.codePointAt(0);
     if (char === "\n") return "↵";
     if (char === "\t") return "⇥";
-    return code < 0x100 ? "\\x" + hex(code, 2) : "\\u" + hex(code, 4);
+    return code < 0x100 ? "\\x" + hex(code, 2) : code < 0x10000 ? "\\u" + hex(code, 4) : `\\u{${hex(code, 1)}}`;
   };
   const plain = (text) => (text === "" ? "∅" : Array.from(text, (c) => (invisible.test(c) ? spelt(c) : c)).join(""));
   const fill = (node, text) => {
@@ -576,6 +576,7 @@
     const big = el("canvas");
     const line = el("i"), crossing = el("i");
     const matrix = el("div", { className: "hs-matrix" }, big, line, crossing);
+    matrix.setAttribute("role", "img");
     const status = el("p", { className: "hs-status" });
     status.setAttribute("aria-live", "polite");
     const lock = (i) => { state.locked = i === state.locked ? null : i; state.at = i; show(); };
@@ -600,6 +601,7 @@
 
     const show = (pair = null) => {
       const i = state.locked ?? state.at;
+      matrix.setAttribute("aria-label", `Attention of ${several ? "head " + plain(data.heads[state.head]) : "the head"} from each of ${n} tokens to each`);
       const values = Array.from({ length: n }, (_, j) => {
         if (i === null) {
           let sum = 0, count = 0;
