@@ -9,17 +9,22 @@ OUT ?= report
 WORKERS ?= 2
 PYTEST_ARGS ?=
 
+# With a Chromium on the PATH (Debian: apt-get install chromium) the browser tests run too.
+CHROMIUM := $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
+NOT_RUN := $(if $(CHROMIUM),not slow and not gpu and not hub,not slow and not gpu and not hub and not browser)
+
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help report test lint bench clean distclean
+.PHONY: help report test lint bench screenshots clean distclean
 
 help:
 	@echo 'make report     one offline HTML page about the demo model (MODEL=name-or-path OUT=folder)'
 	@echo 'make test       the tests (PYTEST_ARGS="-k entropy", WORKERS=2)'
 	@echo 'make lint       ruff and mypy'
 	@echo 'make bench      the benchmarks'
+	@echo 'make screenshots  the pictures of the views and the report in docs/images/views (needs Chromium)'
 	@echo 'make clean      remove reports, caches and builds'
 	@echo 'make distclean  also remove the virtual environment'
 	@echo
@@ -34,7 +39,8 @@ report: $(VENV)/.installed
 
 # One thread a worker: two workers with two threads each would fight over two cores.
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m '$(NOT_RUN)' $(PYTEST_ARGS)
+	@$(if $(CHROMIUM),:,echo 'The browser tests were SKIPPED: there is no chromium on the PATH (Debian: apt-get install chromium).')
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -43,6 +49,9 @@ lint: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+screenshots: $(VENV)/.installed-dev
+	$(BIN)/python docs/screenshots.py
 
 clean:
 	rm -rf report build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
