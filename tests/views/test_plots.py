@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from headscope.errors import InvalidInputError, UnknownNameError
-from headscope.views.plots import hist, imshow, line, plot_text, plot_title, scatter
+from headscope.views.plots import bar, hist, imshow, line, plot_text, plot_title, scatter
 
 
 @pytest.fixture
@@ -23,6 +23,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     [
         lambda **o: imshow(torch.randn(2, 3), **o),
         lambda **o: line([1.0, 2.0], **o),
+        lambda **o: bar([1.0, 2.0], **o),
         lambda **o: scatter([1.0], [2.0], **o),
         lambda **o: hist([1.0, 2.0], **o),
     ],
@@ -32,6 +33,8 @@ def test_a_figure_shows_at_once_or_is_returned(draw: Any, shown: list[dict[str, 
     assert shown == [{"renderer": "png", "config": {"displaylogo": False, "staticPlot": True}}]
     figure = draw(return_fig=True, title="10.7", width=600, height=300)
     assert len(shown) == 1
+    assert draw(draw=False) is not None and len(shown) == 1
+    assert draw(draw=True, return_fig=True) is not None and len(shown) == 2
     assert (figure.layout.title.text, figure.layout.width, figure.layout.height) == ("10.7", 600, 300)
 
 
@@ -64,6 +67,95 @@ def test_facets_are_labelled_in_order(facet_col: int) -> None:
         np.testing.assert_array_equal(trace.z, values.select(facet_col, index).numpy())
 
 
+def test_facets_that_wrap_keep_their_labels() -> None:
+    values = torch.arange(5 * 4.0).view(5, 2, 2)
+    figure = imshow(values, facet_col=0, facet_col_wrap=2, facet_labels=list("abcde"), return_fig=True)
+    assert figure is not None
+    # Where a title stands is where the map is that it names: the trace on the axes with that place across and up.
+    for note in figure.layout.annotations:
+        trace = figure.data["abcde".index(note.text)]
+        axis = figure.layout[trace.xaxis.replace("x", "xaxis")].domain
+        up = figure.layout[trace.yaxis.replace("y", "yaxis")].domain
+        assert axis[0] <= note.x <= axis[1] and note.y == pytest.approx(up[1])
+        np.testing.assert_array_equal(trace.z, values["abcde".index(note.text)])
+
+
+def test_a_slider_moves_along_an_axis_with_labels() -> None:
+    values = torch.randn(2, 3, 4, 5)
+    figure = imshow(
+        values,
+        facet_col=0,
+        facet_labels=["clean", "ablated"],
+        animation_frame=1,
+        animation_labels=["layer 0", "layer 1", "layer 2"],
+        labels={"animation_frame": "up to"},
+        return_fig=True,
+    )
+    assert figure is not None
+    (slider,) = figure.layout.sliders
+    assert [step.label for step in slider.steps] == ["layer 0", "layer 1", "layer 2"]
+    assert slider.currentvalue.prefix == "up to: "
+    assert [note.text for note in figure.layout.annotations] == ["clean", "ablated"]
+    for at, frame in enumerate(figure.frames):
+        assert slider.steps[at].args[0] == (frame.name,)
+        for facet, trace in enumerate(frame.data):
+            np.testing.assert_allclose(trace.z, values[facet, at])
+
+
+def test_cells_may_hold_text() -> None:
+    written = [["a", "b"], ["c", "d"]]
+    figure = imshow(torch.eye(2), text=written, return_fig=True)
+    assert figure is not None
+    np.testing.assert_array_equal(figure.data[0].text, written)
+    figure = imshow(torch.eye(2).expand(2, 2, 2), facet_col=2, text=[written, written], return_fig=True)
+    assert figure is not None
+    np.testing.assert_array_equal(figure.data[1].text, [["b", "d"], ["b", "d"]])
+
+
+def test_options_of_an_axis_are_for_every_facet() -> None:
+    figure = imshow(torch.rand(2, 2, 2), facet_col=0, xaxis_tickangle=45, margin=5, return_fig=True)
+    assert figure is not None
+    assert figure.layout.xaxis.tickangle == figure.layout.xaxis2.tickangle == 45
+    assert figure.layout.margin.t == figure.layout.margin.l == 5
+
+
+def test_two_lines_may_have_two_axes() -> None:
+    figure = line(
+        [[1.0, 2.0], [100.0, 50.0]],
+        names=["loss", "accuracy"],
+        use_secondary_yaxis=True,
+        labels={"x": "epoch", "y1": "nats", "y2": "percent"},
+        return_fig=True,
+    )
+    assert figure is not None
+    assert [(trace.name, trace.yaxis) for trace in figure.data] == [("loss", "y"), ("accuracy", "y2")]
+    assert (figure.layout.yaxis.title.text, figure.layout.yaxis2.title.text) == ("nats", "percent")
+    assert figure.layout.yaxis2.side == "right" and figure.layout.yaxis2.overlaying == "y"
+
+
+def test_bars_of_several_kinds_stand_side_by_side() -> None:
+    x = ["10.7", "11.10"]
+    figure = bar(torch.tensor([[1.0, -2.0], [0.5, 0.0]]), x=x, names=["zero", "mean"], return_fig=True)
+    assert figure is not None
+    assert [(trace.name, list(trace.y)) for trace in figure.data] == [("zero", [1.0, -2.0]), ("mean", [0.5, 0.0])]
+    assert list(figure.data[0].x) == x and figure.layout.barmode == "group"
+
+
+@pytest.mark.parametrize("draw", [line, bar])
+def test_labels_may_be_called_as_in_data_frames(draw: Any) -> None:
+    labels = {"index": "layer", "value": "nats", "variable": "head"}
+    figure = draw(torch.rand(2, 3), x=torch.arange(3), labels=labels, return_fig=True)
+    layout = figure.layout
+    assert (layout.xaxis.title.text, layout.yaxis.title.text, layout.legend.title.text) == ("layer", "nats", "head")
+    assert list(figure.data[0].x) == [0, 1, 2]
+
+
+def test_the_colour_of_points_is_named() -> None:
+    figure = scatter([1, 2], [3, 4], color=torch.tensor([0.1, 0.2]), caxis="layer", xaxis="a", return_fig=True)
+    assert figure is not None
+    assert figure.layout.coloraxis.colorbar.title.text == "layer"
+
+
 def test_axis_names_may_come_as_strings() -> None:
     figure = imshow(np.eye(2), xaxis="Head", yaxis="Layer", return_fig=True)
     assert figure is not None
@@ -84,7 +176,13 @@ def test_one_line_has_its_own_x() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "ends"), [("y=x", (1.0, 1.0, 4.0, 4.0)), ("y = 2", (0, 2.0, 1, 2.0)), ("x=-1.5", (-1.5, 0, -1.5, 1))]
+    ("text", "ends"),
+    [
+        ("y=x", (1.0, 1.0, 4.0, 4.0)),
+        ("x=y", (1.0, 1.0, 4.0, 4.0)),
+        ("y = 2", (0, 2.0, 1, 2.0)),
+        ("x=-1.5", (-1.5, 0, -1.5, 1)),
+    ],
 )
 def test_a_scatter_may_have_a_line(text: str, ends: tuple[float, ...]) -> None:
     figure = scatter(torch.tensor([1.0, 2.0]), np.array([3.0, 4.0]), add_line=text, return_fig=True)
@@ -113,6 +211,16 @@ def test_options_of_the_layout_are_passed_on() -> None:
         (lambda: imshow(np.zeros(3)), InvalidInputError, r"shape \[3\]; imshow takes two axes"),
         (lambda: imshow(np.zeros((2, 2, 2))), InvalidInputError, "three with facet_col"),
         (lambda: imshow(np.zeros((2, 2, 2)), facet_col=0, facet_labels=["a"]), InvalidInputError, "must be 2 labels"),
+        (lambda: imshow(np.zeros((2, 2, 2)), facet_col=3), InvalidInputError, "facet_col is 3"),
+        (lambda: imshow(np.zeros((2, 2, 2)), facet_col=0, animation_frame=0), InvalidInputError, "four with both"),
+        (lambda: imshow(np.eye(2), text=["a"]), InvalidInputError, "text must be strings nested"),
+        (
+            lambda: imshow(np.zeros((2, 2, 2)), animation_frame=0, animation_labels=["a"]),
+            InvalidInputError,
+            "animation_labels must be 2",
+        ),
+        (lambda: line([1.0, 2.0], use_secondary_yaxis=True), InvalidInputError, "takes two lines"),
+        (lambda: bar([1.0, 2.0], names=["a", "b"]), InvalidInputError, "names must be 1"),
         (lambda: imshow(["a"]), InvalidInputError, "tensor must be numbers"),
         (lambda: line([1.0, 2.0], x=[1]), InvalidInputError, "2 values, and x 1"),
         (lambda: line([1.0, 2.0], names=["a", "b"]), InvalidInputError, "names must be 1"),

@@ -34,7 +34,8 @@ from headscope.views.copy_suppression import circuit_rank_maps, copy_suppression
 from headscope.views.entropy import entropy_by_head, entropy_by_layer
 from headscope.views.html import HtmlView
 from headscope.views.logits import token_log_probs
-from headscope.views.plots import hist, imshow, line, scatter
+from headscope.views.plots import bar, hist, imshow, line, scatter
+from headscope.views.saving import figure_page, save_figure
 from headscope.views.tokens import colored_tokens, colored_tokens_multi
 from headscope.views.training import token_maps, token_maps_along_training, training_metrics
 
@@ -54,6 +55,7 @@ __all__ = [
     "attribution_by_head",
     "attribution_by_layer",
     "attribution_by_source",
+    "bar",
     "calibration",
     "calibration_curve",
     "circuit_rank_maps",
@@ -63,6 +65,7 @@ __all__ = [
     "entropy",
     "entropy_by_head",
     "entropy_by_layer",
+    "figure_page",
     "hist",
     "html",
     "imshow",
@@ -70,6 +73,7 @@ __all__ = [
     "logits",
     "overconfidence_by_head",
     "plots",
+    "save_figure",
     "scatter",
     "suppression_scatter",
     "text_neuron_activations",

@@ -1,17 +1,30 @@
-"""Plotly helpers with the keyword arguments notebooks of the field use: `imshow`, `line`, `scatter`, `hist`.
+"""Plotly helpers with the keyword arguments notebooks of the field use: `imshow`, `line`, `bar`, `scatter`, `hist`.
 
-Each takes tensors, arrays or lists, shows the figure at once, and returns it instead with `return_fig=True`. Heat maps
-are centred on zero: blue above, red below. Any argument of the plotly.express function, or of a figure's layout, may
-be given too.
+Each takes tensors, arrays or lists, shows the figure at once, and returns it instead with `return_fig=True` (or with
+`draw=False`; with both `draw=True` and `return_fig=True` it does both). `static=True` shows it without interaction.
+Heat maps are centred on zero: blue above, red below. Any argument of the plotly.express function, or of a figure's
+layout, may be given too.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch import Tensor
 
-from headscope.errors import InvalidInputError, unknown_name
+from headscope.errors import InvalidInputError
 from headscope.views.arrays import to_array
+from headscope.views.plot_options import (
+    axis_labels,
+    draw_line,
+    label_facets,
+    label_steps,
+    places,
+    rows_of,
+    series_names,
+    split_options,
+    style_axes,
+)
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -20,6 +33,7 @@ __all__ = [
     "DIVERGING",
     "PALETTE",
     "RISING",
+    "bar",
     "hist",
     "house_template",
     "imshow",
@@ -90,41 +104,49 @@ def imshow(
     *,
     title: str | None = None,
     labels: Mapping[str, str] | None = None,
-    x: Sequence[Any] | None = None,
-    y: Sequence[Any] | None = None,
+    x: Any = None,
+    y: Any = None,
     zmin: float | None = None,
     zmax: float | None = None,
     facet_col: int | None = None,
-    facet_labels: Sequence[str] | None = None,
+    facet_labels: Sequence[Any] | None = None,
+    animation_frame: int | None = None,
+    animation_labels: Sequence[Any] | None = None,
+    text: Any = None,
     border: bool = False,
     width: int | None = None,
     height: int | None = None,
     return_fig: bool = False,
+    draw: bool | None = None,
     static: bool = False,
     **options: Any,
 ) -> "go.Figure | None":
     """A heat map, centred on zero: blue above, red below.
 
     Args:
-        tensor: `[y, x]`, or three axes with `facet_col` one of them.
+        tensor: `[y, x]`, and one more axis each for `facet_col` and `animation_frame`.
         renderer: Where to show it (plotly's names).
         title: A title.
-        labels: Names of `x`, `y` and `color`.
+        labels: Names of `x`, `y`, `color` and, over the slider, `animation_frame`.
         x: Labels of the columns.
         y: Labels of the rows.
         zmin: The value with the lowest colour; default: as far below zero as the largest magnitude.
         zmax: The value with the highest colour.
         facet_col: The axis to lay out side by side.
         facet_labels: A title for each.
+        animation_frame: The axis a slider moves along.
+        animation_labels: A label for each of its steps.
+        text: What to write into the cells: strings nested as the tensor is (not with an animation).
         border: Draw a frame around each map.
         width: In pixels.
         height: In pixels.
-        return_fig: Return the figure and do not show it.
+        return_fig: Return the figure; it is then shown only with `draw=True`.
+        draw: Whether to show it; by default unless it is returned.
         static: Show it without interaction.
         options: Of `plotly.express.imshow`, or of the layout.
 
     Raises:
-        InvalidInputError: For a shape that cannot be drawn, or facet labels that do not fit.
+        InvalidInputError: For a shape that cannot be drawn, or labels or text that do not fit.
         UnknownNameError: For an option neither knows.
 
     Example:
@@ -135,50 +157,57 @@ def imshow(
     import plotly.express as px
 
     values = to_array(tensor, "tensor")
-    if values.ndim != (2 if facet_col is None else 3):
+    more = {"facet_col": facet_col, "animation_frame": animation_frame}
+    taken = {name: _axis(name, axis, values) for name, axis in more.items() if axis is not None}
+    if values.ndim != 2 + len(set(taken.values())) or len(set(taken.values())) != len(taken):
         raise InvalidInputError(
-            f"tensor has shape {list(values.shape)}; imshow takes two axes [y, x], or three with facet_col=0, 1 or 2."
+            f"tensor has shape {list(values.shape)}; imshow takes two axes [y, x], or three with facet_col=0, 1 or 2 "
+            "(or animation_frame), or four with both."
         )
-    drawn, layout = _split(options, px.imshow)
+    drawn, layout = split_options(options, px.imshow)
     if "color_continuous_scale" not in drawn:
         drawn["color_continuous_scale"] = DIVERGING
         if zmin is None and zmax is None:
             drawn.setdefault("color_continuous_midpoint", 0.0)
+    names = axis_labels(labels, layout)
+    slider = names.pop("animation_frame", "")
     figure = px.imshow(
         values,
-        labels=_labels(labels, layout),
-        x=x,
-        y=y,
+        labels=names,
+        x=_ticks(x),
+        y=_ticks(y),
         zmin=zmin,
         zmax=zmax,
-        facet_col=facet_col,
         aspect="auto",
+        **taken,
         **drawn,
     )
-    if facet_col is not None:
-        axis = facet_col if facet_col >= 0 else facet_col + 3
-        n_facets = values.shape[axis]
-        if facet_labels is not None and len(facet_labels) != n_facets:
-            raise InvalidInputError(f"facet_labels must be {n_facets} labels; got {len(facet_labels)}.")
-        for index, note in enumerate(figure.layout.annotations):
-            note.text = str(facet_labels[index]) if facet_labels is not None else str(index)
+    if "facet_col" in taken:
+        label_facets(figure, facet_labels, values.shape[taken["facet_col"]])
+    if "animation_frame" in taken:
+        label_steps(figure, animation_labels, values.shape[taken["animation_frame"]], slider)
+    if text is not None:
+        _write_cells(figure, text, values, taken)
     if border:
         figure.update_xaxes(showline=True, linewidth=1, linecolor="rgb(120,120,120)", mirror=True)
         figure.update_yaxes(showline=True, linewidth=1, linecolor="rgb(120,120,120)", mirror=True)
-    return _finish(figure, title, width, height, layout, renderer, return_fig, static)
+    style_axes(figure, layout)
+    return _finish(figure, title, width, height, layout, renderer, return_fig, draw, static)
 
 
 def line(
     tensor: Any,
     renderer: str | None = None,
     *,
-    x: Sequence[Any] | None = None,
-    names: Sequence[str] | None = None,
+    x: Any = None,
+    names: Sequence[Any] | None = None,
+    use_secondary_yaxis: bool = False,
     title: str | None = None,
     labels: Mapping[str, str] | None = None,
     width: int | None = None,
     height: int | None = None,
     return_fig: bool = False,
+    draw: bool | None = None,
     static: bool = False,
     **options: Any,
 ) -> "go.Figure | None":
@@ -189,16 +218,19 @@ def line(
         renderer: Where to show it (plotly's names).
         x: Where they stand.
         names: A name for each line.
+        use_secondary_yaxis: Measure the second of two lines on an axis of its own, at the right.
         title: A title.
-        labels: Names of `x` and `y` (and `color`, over the legend).
+        labels: Names of `x` and `y` (`y1` and `y2` of two axes), and `color`, over the legend.
         width: In pixels.
         height: In pixels.
-        return_fig: Return the figure and do not show it.
+        return_fig: Return the figure; it is then shown only with `draw=True`.
+        draw: Whether to show it; by default unless it is returned.
         static: Show it without interaction.
         options: Of `plotly.express.line`, or of the layout.
 
     Raises:
-        InvalidInputError: For names, or places on the x axis, whose number does not fit.
+        InvalidInputError: For names, or places on the x axis, whose number does not fit, or a second axis for other
+            than two lines.
         UnknownNameError: For an option neither knows.
 
     Example:
@@ -207,22 +239,70 @@ def line(
     """
     import plotly.express as px
 
-    rows = _rows(tensor)
-    names = _names(names, len(rows))
-    places = [list(range(len(row))) if x is None else list(x) for row in rows]
-    for row, place in zip(rows, places, strict=True):
-        if len(row) != len(place):
-            raise InvalidInputError(f"a line has {len(row)} values, and x {len(place)}; the numbers must be equal.")
-    drawn, layout = _split(options, px.line)
-    columns = {
-        "x": [p for place in places for p in place],
-        "y": [float(v) for row in rows for v in row],
-        "line": [name for name, row in zip(names, rows, strict=True) for _ in row],
-    }
-    color = "line" if len(rows) > 1 else None
-    text = {"line": "", "x": "", "y": "", **_labels(labels, layout)}
-    figure = px.line(columns, x="x", y="y", color=color, labels=text, **drawn)
-    return _finish(figure, title, width, height, layout, renderer, return_fig, static)
+    rows = rows_of(tensor)
+    if use_secondary_yaxis and len(rows) != 2:
+        raise InvalidInputError(f"use_secondary_yaxis takes two lines, one for each axis; got {len(rows)}.")
+    drawn, layout = split_options(options, px.line)
+    text = axis_labels(labels, layout)
+    columns = _table(rows, places(x, rows), series_names(names, len(rows)))
+    figure = px.line(columns, **_series(rows, text), **drawn)
+    if use_secondary_yaxis:
+        first, second = figure.data
+        second.yaxis = "y2"
+        figure.update_layout(
+            yaxis_title=text.get("y1", first.name),
+            yaxis2={"title": text.get("y2", second.name), "overlaying": "y", "side": "right", "showgrid": False},
+            legend={"x": 1.12},
+        )
+    return _finish(figure, title, width, height, layout, renderer, return_fig, draw, static)
+
+
+def bar(
+    tensor: Any,
+    renderer: str | None = None,
+    *,
+    x: Any = None,
+    names: Sequence[Any] | None = None,
+    title: str | None = None,
+    labels: Mapping[str, str] | None = None,
+    width: int | None = None,
+    height: int | None = None,
+    return_fig: bool = False,
+    draw: bool | None = None,
+    static: bool = False,
+    **options: Any,
+) -> "go.Figure | None":
+    """Bars, of one kind or several side by side: `[x]`, `[kind, x]`, or a list of lists.
+
+    Args:
+        tensor: The heights.
+        renderer: Where to show it (plotly's names).
+        x: Where they stand, or what each is of.
+        names: A name for each kind.
+        title: A title.
+        labels: Names of `x` and `y`, and `color`, over the legend.
+        width: In pixels.
+        height: In pixels.
+        return_fig: Return the figure; it is then shown only with `draw=True`.
+        draw: Whether to show it; by default unless it is returned.
+        static: Show it without interaction.
+        options: Of `plotly.express.bar` (`barmode="relative"` stacks them), or of the layout.
+
+    Raises:
+        InvalidInputError: For names, or places on the x axis, whose number does not fit.
+        UnknownNameError: For an option neither knows.
+
+    Example:
+        >>> list(bar([3.0, -1.0], x=["10.7", "11.10"], return_fig=True).data[0].x)
+        ['10.7', '11.10']
+    """
+    import plotly.express as px
+
+    rows = rows_of(tensor)
+    drawn, layout = split_options(options, px.bar)
+    columns = _table(rows, places(x, rows), series_names(names, len(rows)))
+    figure = px.bar(columns, **_series(rows, axis_labels(labels, layout)), **{"barmode": "group", **drawn})
+    return _finish(figure, title, width, height, layout, renderer, return_fig, draw, static)
 
 
 def scatter(
@@ -236,6 +316,7 @@ def scatter(
     width: int | None = None,
     height: int | None = None,
     return_fig: bool = False,
+    draw: bool | None = None,
     static: bool = False,
     **options: Any,
 ) -> "go.Figure | None":
@@ -246,11 +327,12 @@ def scatter(
         y: Their heights, as many.
         renderer: Where to show it (plotly's names).
         title: A title.
-        labels: Names of `x` and `y`.
+        labels: Names of `x`, `y` and `color`.
         add_line: A line to draw as well: `"y=x"`, `"y=<number>"` or `"x=<number>"`.
         width: In pixels.
         height: In pixels.
-        return_fig: Return the figure and do not show it.
+        return_fig: Return the figure; it is then shown only with `draw=True`.
+        draw: Whether to show it; by default unless it is returned.
         static: Show it without interaction.
         options: Of `plotly.express.scatter`, or of the layout; `color` and `hover_name` are lists.
 
@@ -267,27 +349,28 @@ def scatter(
     across, up = to_array(x, "x").ravel(), to_array(y, "y").ravel()
     if len(across) != len(up):
         raise InvalidInputError(f"x has {len(across)} numbers, and y {len(up)}; they must be as many.")
-    drawn, layout = _split(options, px.scatter)
+    drawn, layout = split_options(options, px.scatter)
     for name in ("color", "size", "text", "hover_name"):
         if name in drawn and not isinstance(drawn[name], (str, list, tuple)):
             drawn[name] = to_array(drawn[name], name).ravel()
-    figure = px.scatter(x=across, y=up, labels={"x": "", "y": "", **_labels(labels, layout)}, **drawn)
+    figure = px.scatter(x=across, y=up, labels={"x": "", "y": "", **axis_labels(labels, layout)}, **drawn)
     if add_line is not None:
-        _add_line(figure, add_line, across, up)
-    return _finish(figure, title, width, height, layout, renderer, return_fig, static)
+        draw_line(figure, add_line, across, up)
+    return _finish(figure, title, width, height, layout, renderer, return_fig, draw, static)
 
 
 def hist(
     tensor: Any,
     renderer: str | None = None,
     *,
-    names: Sequence[str] | None = None,
+    names: Sequence[Any] | None = None,
     title: str | None = None,
     labels: Mapping[str, str] | None = None,
     add_mean_line: bool = False,
     width: int | None = None,
     height: int | None = None,
     return_fig: bool = False,
+    draw: bool | None = None,
     static: bool = False,
     **options: Any,
 ) -> "go.Figure | None":
@@ -298,11 +381,12 @@ def hist(
         renderer: Where to show it (plotly's names).
         names: A name for each set.
         title: A title.
-        labels: The name of `x`.
+        labels: The name of `x`, and `color`, over the legend.
         add_mean_line: Mark each set's mean.
         width: In pixels.
         height: In pixels.
-        return_fig: Return the figure and do not show it.
+        return_fig: Return the figure; it is then shown only with `draw=True`.
+        draw: Whether to show it; by default unless it is returned.
         static: Show it without interaction.
         options: Of `plotly.express.histogram`, or of the layout.
 
@@ -316,20 +400,21 @@ def hist(
     """
     import plotly.express as px
 
-    rows = [row[~np.isnan(row)] for row in _rows(tensor, keep=2 if isinstance(tensor, (list, tuple)) else 1)]
-    names = _names(names, len(rows))
-    drawn, layout = _split(options, px.histogram)
+    rows = [row[~np.isnan(row)] for row in rows_of(tensor, keep=2 if isinstance(tensor, (list, tuple)) else 1)]
+    drawn, layout = split_options(options, px.histogram)
+    text = {"series": "", "x": "", **axis_labels(labels, layout)}
     columns = {
         "x": [float(v) for row in rows for v in row],
-        "set": [name for name, row in zip(names, rows, strict=True) for _ in row],
+        "series": [name for name, row in zip(series_names(names, len(rows)), rows, strict=True) for _ in row],
     }
     if len(rows) > 1:
-        drawn = {"color": "set", "barmode": "overlay", "opacity": 0.65, **drawn}
-    figure = px.histogram(columns, x="x", labels={"set": "", "x": "", **_labels(labels, layout)}, **drawn)
+        text["series"] = text.pop("color", "")
+        drawn = {"color": "series", "barmode": "overlay", "opacity": 0.65, **drawn}
+    figure = px.histogram(columns, x="x", labels=text, **drawn)
     if add_mean_line:
         for index, row in enumerate(rows):
             figure.add_vline(float(row.mean()), line={"dash": "dash", "color": PALETTE[index % len(PALETTE)]})
-    return _finish(figure, title, width, height, layout, renderer, return_fig, static)
+    return _finish(figure, title, width, height, layout, renderer, return_fig, draw, static)
 
 
 def _finish(
@@ -340,65 +425,50 @@ def _finish(
     layout: dict[str, Any],
     renderer: str | None,
     return_fig: bool,
+    draw: bool | None,
     static: bool,
 ) -> "go.Figure | None":
     figure.update_layout(template=house_template(), title=title, width=width, height=height)
     figure.update_layout(**layout)
-    if return_fig:
-        return figure
-    figure.show(renderer=renderer, config={"displaylogo": False, "staticPlot": static})
-    return None
+    if draw or (draw is None and not return_fig):
+        figure.show(renderer=renderer, config={"displaylogo": False, "staticPlot": static})
+    return figure if return_fig or draw is False else None
 
 
-def _split(options: dict[str, Any], draw: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Options of the plotly.express function, and those of the layout."""
-    import inspect
-
-    import plotly.graph_objects as go
-
-    known = set(inspect.signature(draw).parameters)
-    properties = set(go.Layout()._valid_props)
-    drawn = {name: value for name, value in options.items() if name in known}
-    layout = {name: value for name, value in options.items() if name not in known}
-    for name in layout:
-        if name.split("_")[0] not in properties and name not in properties:
-            raise unknown_name("option", name, sorted(known | properties))
-    return drawn, layout
+def _axis(name: str, axis: int, values: np.ndarray) -> int:
+    if not -values.ndim <= axis < values.ndim:
+        raise InvalidInputError(
+            f"{name} is {axis}, and tensor has shape {list(values.shape)}; it must be one of its axes."
+        )
+    return axis % values.ndim
 
 
-def _labels(labels: Mapping[str, str] | None, layout: dict[str, Any]) -> dict[str, str]:
-    """Axis names from `labels`; older helpers took them as strings `xaxis` and `yaxis`."""
-    short = {
-        axis: layout.pop(name) for axis, name in (("x", "xaxis"), ("y", "yaxis")) if isinstance(layout.get(name), str)
+def _ticks(labels: Any) -> Any:
+    return labels.tolist() if isinstance(labels, (Tensor, np.ndarray)) else labels
+
+
+def _table(rows: Sequence[np.ndarray], x: Sequence[Sequence[Any]], names: Sequence[str]) -> dict[str, list[Any]]:
+    """A row for each value: where it stands, what it is, and of which series."""
+    return {
+        "x": [place for one in x for place in one],
+        "y": [float(value) for row in rows for value in row],
+        "series": [name for name, row in zip(names, rows, strict=True) for _ in row],
     }
-    return {**short, **(labels or {})}
 
 
-def _rows(values: Any, keep: int = 2) -> list[np.ndarray]:
-    """One array for each line: of a list of lists they may differ in length."""
-    if isinstance(values, (list, tuple)) and values and np.ndim(values[0]):
-        return [to_array(row).ravel() for row in values]
-    array = to_array(values)
-    return list(array) if array.ndim == keep == 2 else [array.ravel()]
+def _series(rows: Sequence[np.ndarray], labels: Mapping[str, str]) -> dict[str, Any]:
+    """How plotly is to read the table."""
+    text = {"x": "", "y": "", **labels, "series": labels.get("color", "")}
+    return {"x": "x", "y": "y", "color": "series" if len(rows) > 1 else None, "labels": text}
 
 
-def _names(names: Sequence[str] | None, n: int) -> list[str]:
-    if names is not None and len(names) != n:
-        raise InvalidInputError(f"names must be {n}, one for each line; got {len(names)}.")
-    return [str(name) for name in (names if names is not None else range(n))]
-
-
-def _add_line(figure: "go.Figure", text: str, x: np.ndarray, y: np.ndarray) -> None:
-    style = {"dash": "dash", "color": "rgb(128,128,128)"}
-    name, _, place = text.replace(" ", "").partition("=")
-    if (name, place) == ("y", "x"):
-        low, high = float(min(np.nanmin(x), np.nanmin(y))), float(max(np.nanmax(x), np.nanmax(y)))
-        figure.add_shape(type="line", x0=low, y0=low, x1=high, y1=high, line=style)
-        return
-    try:
-        where = float(place)
-    except ValueError:
-        where = None
-    if where is None or name not in ("x", "y"):
-        raise InvalidInputError(f"add_line must be 'y=x', 'y=<number>' or 'x=<number>'; got {text!r}.")
-    (figure.add_hline if name == "y" else figure.add_vline)(where, line=style)
+def _write_cells(figure: "go.Figure", text: Any, values: np.ndarray, taken: Mapping[str, int]) -> None:
+    written = np.asarray(text, dtype=object)
+    if written.shape != values.shape or "animation_frame" in taken:
+        raise InvalidInputError(
+            f"text must be strings nested as the tensor is, {list(values.shape)}, without animation_frame; got shape "
+            f"{list(written.shape)}."
+        )
+    facets = np.moveaxis(written, taken["facet_col"], 0) if "facet_col" in taken else written[None]
+    for trace, cells in zip(figure.data, facets, strict=True):
+        trace.update(text=cells, texttemplate="%{text}")

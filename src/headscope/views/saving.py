@@ -1,0 +1,103 @@
+"""Plotly figures as files: offline HTML pages, and pictures (PNG, SVG, PDF) through the optional kaleido."""
+
+import html
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from headscope.errors import InvalidInputError, MissingDependencyError
+from headscope.views.html import CONTENT_POLICY
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+__all__ = ["figure_page", "save_figure"]
+
+_PICTURES = ("png", "svg", "pdf", "jpg", "jpeg", "webp")
+
+
+def figure_page(*figures: "go.Figure", title: str = "headscope") -> str:
+    """One offline HTML page with these figures, one under the other, and plotly's script in it once.
+
+    Its content security policy forbids every request, so it looks and works the same anywhere.
+
+    Raises:
+        InvalidInputError: If there is no figure.
+
+    Example:
+        >>> import plotly.graph_objects as go
+        >>> "https://" in figure_page(go.Figure()).partition("<script")[0]
+        False
+    """
+    if not figures:
+        raise InvalidInputError("there is no figure to put on the page; give at least one.")
+    parts = [
+        figure.to_html(full_html=False, include_plotlyjs=at == 0, config={"displaylogo": False})
+        for at, figure in enumerate(figures)
+    ]
+    heading = html.escape(title.encode("utf-8", "replace").decode("utf-8"))
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{CONTENT_POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{heading}</title>\n</head>\n<body>\n" + "\n".join(parts) + "\n</body>\n</html>\n"
+    )
+
+
+def save_figure(
+    figure: "go.Figure",
+    path: str | Path,
+    *,
+    width: int | None = None,
+    height: int | None = None,
+    scale: float = 2.0,
+) -> Path:
+    """Write a figure to a file of the kind its suffix says: `.html`, or a picture: `.png`, `.svg`, `.pdf`, ...
+
+    Pictures need `pip install 'headscope[static]'` and, as kaleido draws them in a browser, Chrome or Chromium.
+
+    Args:
+        figure: What any of the plotly views returns.
+        path: Where to write it.
+        width: Of a picture, in pixels; by default the figure's own, or 700.
+        height: Of a picture, in pixels; by default the figure's own, or 500.
+        scale: Pixels of the file for each pixel of the figure; 2 is sharp in print.
+
+    Raises:
+        InvalidInputError: For another suffix, or a place that cannot be written.
+        MissingDependencyError: For a picture, where kaleido or its browser is missing.
+
+    Example:
+        >>> save_figure(figure, "heads.pdf")  # doctest: +SKIP
+    """
+    path = Path(path)
+    kind = path.suffix.lower().removeprefix(".")
+    if kind in ("html", "htm"):
+        content = figure_page(figure, title=path.stem).encode("utf-8")
+    elif kind in _PICTURES:
+        content = _picture(figure, kind, width, height, scale)
+    else:
+        raise InvalidInputError(
+            f"{path.name} says no kind of file headscope can write a figure to; its suffix must be .html, "
+            f".{', .'.join(_PICTURES)}."
+        )
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise InvalidInputError(f"Cannot write the figure to {path}: {error.strerror or error}.") from None
+    return path
+
+
+def _picture(figure: "go.Figure", kind: str, width: int | None, height: int | None, scale: float) -> bytes:
+    if importlib.util.find_spec("kaleido") is None:
+        raise MissingDependencyError(
+            f"A {kind.upper()} of a figure is drawn by kaleido, which is not installed: pip install "
+            "'headscope[static]'. It also needs Chrome or Chromium. (A .html file needs neither.)"
+        )
+    try:
+        return bytes(figure.to_image(format=kind, width=width, height=height, scale=scale))
+    except RuntimeError as error:  # plotly's word for kaleido without a browser
+        raise MissingDependencyError(
+            f"kaleido could not draw the {kind.upper()}; it needs Chrome or Chromium: install one (Debian: apt-get "
+            f"install chromium; anywhere: plotly_get_chrome), or save a .html file. It said: {error}"
+        ) from None
