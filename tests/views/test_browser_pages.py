@@ -188,6 +188,39 @@ def test_a_dark_page_is_dark(kind: str, chromium: "Browser", tmp_path: Path) -> 
     assert inks[0] < 60 and inks[1] > 200
 
 
+def test_a_page_follows_its_theme_and_the_notebook_around_it(chromium: "Browser", tmp_path: Path) -> None:
+    view = attention_heads(torch.rand(2, 3, 3).tril(), ["a", " b", " c"])
+    path = saved([view], tmp_path)
+    dark = "document.documentElement.classList.contains('hs-dark')"
+    blue = """(() => {
+      const copy = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+      copy.drawImage(document.querySelector(".hs-matrix canvas"), 0, 0);
+      return copy.getImageData(0, 0, 1, 1).data[2];
+    })()"""
+    with visit(chromium, path, theme="dark") as opened:
+        assert opened.evaluate(dark)
+        opened.evaluate("document.documentElement.dataset.theme = 'light'")
+        opened.wait_for_function(f"!{dark}")
+        light = opened.evaluate(blue)
+        opened.evaluate("document.documentElement.dataset.theme = 'dark'")
+        opened.wait_for_function(dark)
+        assert opened.evaluate(blue) > light  # the pictures were painted again
+        opened.emulate_media(media="print")
+        opened.evaluate("dispatchEvent(new Event('beforeprint'))")
+        assert not opened.evaluate(dark)
+    outer = tmp_path / "outer.html"
+    for attribute, is_dark in (
+        ("data-jp-theme-light='false'", True),
+        ("data-jp-theme-light='true'", False),
+        ("data-vscode-theme-kind='vscode-dark'", True),
+        ("data-vscode-theme-kind='vscode-light'", False),
+    ):
+        outer.write_text(f"<!doctype html><body {attribute}>{view._repr_html_()}", encoding="utf-8")
+        with visit(chromium, outer, theme="light" if is_dark else "dark") as opened:
+            frame = opened.frame_locator("iframe").locator("[data-drawn]")
+            assert frame.evaluate(dark) is is_dark, attribute
+
+
 def brightness(color: str) -> float:
     red, green, blue = map(int, re.findall(r"\d+", color)[:3])
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue

@@ -32,12 +32,12 @@ def color(text: str) -> np.ndarray:
 
 def theme(name: str) -> dict[str, str]:
     """A theme's colours by what they are for."""
-    light, dark = STYLE.split("@media (prefers-color-scheme: dark)")
+    light, dark = STYLE.split(".hs-dark { color-scheme: dark; }")
     style = light if name == "light" else dark
     found = dict(re.findall(r"--hs-(\w+): ([^;]+);", style))
     background, mid = (
         re.search(r"\.hs-page \{[^}]*background: (#\w+)", style),
-        re.search(r"\.mid q \{ color: (#\w+)", style),
+        re.search(r"\.mid q\)? \{ color: (#\w+)", style),
     )
     strong = re.search(r"\.hs-token\.strong \{ color: (#\w+)", light)
     assert background and mid and strong

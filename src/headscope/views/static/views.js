@@ -3,7 +3,36 @@
   "use strict";
   if (window.headscopeViews) return;
   const NOT_A_NUMBER = 255, LEVELS = 254;
-  const dark = window.matchMedia("(prefers-color-scheme: dark)");
+  // Light or dark: as the page says (data-theme on its root element), else as the notebook around its frame is, else
+  // as the system is. Paper is white.
+  const system = window.matchMedia("(prefers-color-scheme: dark)");
+  const page = document.documentElement, repaints = [];
+  let around = null;
+  try {
+    around = window.frameElement && window.frameElement.ownerDocument;
+  } catch (error) {
+    if (error.name !== "SecurityError") throw error;
+  }
+  const said = (root) => root.dataset.theme || root.getAttribute("theme") || "";
+  const host = () => {
+    if (!around || !around.body) return "";
+    const { jpThemeLight, vscodeThemeKind } = around.body.dataset;
+    return said(around.documentElement) || (jpThemeLight ? (jpThemeLight === "false" ? "dark" : "light") : vscodeThemeKind || "");
+  };
+  const theme = (paper = false) => {
+    const word = said(page) || host() || (system.matches ? "dark" : "light");
+    page.classList.toggle("hs-dark", !paper && /dark|high-contrast$/.test(word));
+    repaints.forEach((repaint) => repaint());
+  };
+  const watched = new MutationObserver(() => theme());
+  watched.observe(page, { attributeFilter: ["data-theme", "theme"] });
+  for (const node of around ? [around.documentElement, around.body] : []) {
+    if (node) watched.observe(node, { attributeFilter: ["data-theme", "theme", "data-jp-theme-light", "data-vscode-theme-kind"] });
+  }
+  system.addEventListener("change", () => theme());
+  window.addEventListener("beforeprint", () => theme(true));
+  window.addEventListener("afterprint", () => theme());
+  theme();
 
   const el = (tag, props = {}, ...children) => {
     const node = Object.assign(document.createElement(tag), props);
@@ -646,7 +675,7 @@
         legend(data.low, data.high, "attention", "", `shown to within ${number((data.high - data.low) / LEVELS / 2)}`)),
       el("div", {}, modeBar, text.box, status)));
     const repaint = () => { thumbs.forEach((canvas, head) => paint(canvas, head, 64)); paint(big, state.head, 320); };
-    dark.addEventListener("change", repaint);
+    repaints.push(repaint);
     repaint();
     show();
     if (data.focus !== null) text.box.scrollTop = text.spans[data.focus].offsetTop - text.box.offsetTop - 60;
@@ -665,16 +694,10 @@
     }
   };
   // In a notebook the page stands in a frame, which takes the height of what is in it.
-  const fit = () => {
-    try {
-      if (window.frameElement) window.frameElement.style.height = document.documentElement.scrollHeight + 4 + "px";
-    } catch (error) {
-      if (error.name !== "SecurityError") throw error;
-    }
-  };
+  const fit = () => { if (around) window.frameElement.style.height = page.scrollHeight + 4 + "px"; };
   const start = () => {
     draw();
-    if (window.frameElement !== null && document.body.classList.contains("hs-page")) new ResizeObserver(() => requestAnimationFrame(fit)).observe(document.body);
+    if (around && document.body.classList.contains("hs-page")) new ResizeObserver(() => requestAnimationFrame(fit)).observe(document.body);
   };
   window.headscopeViews = { draw };
   if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", start);
