@@ -6,6 +6,7 @@ from headscope.training.demo_figures import DemoFigures, evaluate_demo
 from headscope.training.tokenizer import train_tokenizer
 from headscope.training.toy import TrainConfig, evaluate_task, log_spaced_steps, train
 from headscope.training.toy_checkpoint import load_toy_model, snapshot_steps
+from headscope.training.toy_dynamics import TrainingDynamics, training_dynamics
 from headscope.training.toy_result import MetricCurve, TrainingResult
 from headscope.training.toy_study import fourier_power, head_logits, operand_study, token_circuits
 from headscope.training.toy_tasks import ToyTask, toy_task
@@ -19,6 +20,7 @@ __all__ = [
     "ToyTask",
     "TrainConfig",
     "TrainHistory",
+    "TrainingDynamics",
     "TrainingResult",
     "evaluate_demo",
     "evaluate_task",
@@ -35,4 +37,5 @@ __all__ = [
     "train_demo",
     "train_language_model",
     "train_tokenizer",
+    "training_dynamics",
 ]

@@ -1,0 +1,223 @@
+"""How a toy model changes along training: entropy, head scores and per-head logits, checkpoint by checkpoint.
+
+`train(..., out=folder, snapshots=log_spaced_steps(...))` keeps weights along the way; `training_dynamics` measures
+each of them in turn, and holds one model at a time.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from headscope.analysis.entropy import measure_entropy
+from headscope.analysis.head_scores import head_scores
+from headscope.analysis.result import Result, RunInfo, check_option
+from headscope.data.tasks.base import TaskDataset
+from headscope.errors import InvalidInputError
+from headscope.model.readout import Readout
+from headscope.model.transformer import HookedTransformer
+from headscope.training.toy import evaluate_task
+from headscope.training.toy_checkpoint import load_toy_model, snapshot_steps
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["MEASURES", "Measure", "TrainingDynamics", "training_dynamics"]
+
+Measure = Literal["entropy", "head_scores", "head_logits"]
+MEASURES: tuple[Measure, ...] = ("entropy", "head_scores", "head_logits")
+_SCORES = ("previous_token", "duplicate_token", "induction")
+
+
+@dataclass(frozen=True)
+class TrainingDynamics(Result):
+    """A model along its training; `None` for what was not asked for.
+
+    Attributes:
+        steps: How many optimizer steps had been taken, `[step]`.
+        loss: Mean loss of the answers that their prompt settles, in nats, `[step]`.
+        accuracy: Share of these that are right, `[step]`.
+        tokens: The prompts that `head_logits` is about, `[prompt, pos]`.
+        labels: Their answers, `[prompt]`.
+        resid: Mean entropy, over positions that answer, of the prediction at each state, in nats, `[step, state]`.
+        diff: By how much a component moves the entropy of the state it writes to, `[step, layer, component]`.
+        marginal: By how much it moves that of the final prediction, `[step, layer, component]`.
+        previous_token: Mean attention to the token before, `[step, layer, head]`.
+        duplicate_token: To earlier copies of the token; NaN if none repeats.
+        induction: To what followed these.
+        head_logits: What each head adds to the logits of a prompt's last answer, the final norm's scale frozen,
+            biases left out, `[step, layer, head, prompt, d_vocab]`.
+        state_labels: `0_pre`, `0_mid`, ..., `final`.
+        component_labels: `0`, `1`, ..., and `MLP` last where there are MLPs.
+    """
+
+    kind: ClassVar[str] = "training_dynamics"
+    steps: Int[Tensor, " step"]
+    loss: Float[Tensor, " step"]
+    accuracy: Float[Tensor, " step"]
+    tokens: Int[Tensor, "prompt pos"]
+    labels: Int[Tensor, " prompt"]
+    resid: Float[Tensor, "step state"] | None = None
+    diff: Float[Tensor, "step layer component"] | None = None
+    marginal: Float[Tensor, "step layer component"] | None = None
+    previous_token: Float[Tensor, "step layer head"] | None = None
+    duplicate_token: Float[Tensor, "step layer head"] | None = None
+    induction: Float[Tensor, "step layer head"] | None = None
+    head_logits: Float[Tensor, "step layer head prompt d_vocab"] | None = None
+    state_labels: tuple[str, ...] = ()
+    component_labels: tuple[str, ...] = ()
+
+    @property
+    def answer_logits(self) -> Float[Tensor, "step layer head"] | None:
+        """What each head adds to the right answer's logit over its mean on the vocabulary; mean over the prompts."""
+        if self.head_logits is None:
+            return None
+        index = self.labels.expand(*self.head_logits.shape[:-1])[..., None]
+        right = self.head_logits.gather(-1, index)[..., 0]
+        return (right - self.head_logits.mean(-1)).mean(-1)
+
+    def to_frame(self) -> "pd.DataFrame":
+        """One row a step: loss, accuracy, the entropy of each state, and each head's numbers."""
+        import pandas as pd
+
+        columns = {"step": self.steps, "loss": self.loss, "accuracy": self.accuracy}
+        if self.resid is not None:
+            columns |= {f"entropy {name}": self.resid[:, i] for i, name in enumerate(self.state_labels)}
+        for name in ("diff", "marginal", *_SCORES, "answer_logits"):
+            values = getattr(self, name)
+            if values is not None:
+                for layer, row in enumerate(values.unbind(1)):
+                    for index, column in enumerate(row.unbind(1)):
+                        part = self.component_labels[index] if name in ("diff", "marginal") else str(index)
+                        label = f"MLP {layer}" if part == "MLP" else f"{layer}.{part}"
+                        columns[f"{name} {label}"] = column
+        return pd.DataFrame({name: values.numpy() for name, values in columns.items()})
+
+    def __str__(self) -> str:
+        lines = [
+            f"TrainingDynamics: {self.info}",
+            f"  {len(self.steps)} checkpoints, steps {int(self.steps[0]):,} to {int(self.steps[-1]):,}; "
+            f"loss {float(self.loss[0]):.3f} → {float(self.loss[-1]):.3f} nats, accuracy "
+            f"{float(self.accuracy[0]):.1%} → {float(self.accuracy[-1]):.1%}",
+        ]
+        if self.resid is not None:
+            lines.append(f"  final entropy: {float(self.resid[0, -1]):.3f} → {float(self.resid[-1, -1]):.3f} nats")
+        for name in _SCORES:
+            values = getattr(self, name)
+            if values is not None and not bool(values.isnan().all()):
+                best = int(values[-1].argmax())
+                layer, head = divmod(best, values.shape[2])
+                first, last = float(values[0, layer, head]), float(values[-1, layer, head])
+                lines.append(f"  {name}: head {layer}.{head} {first:.2f} → {last:.2f}")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+@torch.no_grad()
+def training_dynamics(
+    folder: str | Path,
+    data: TaskDataset,
+    *,
+    measures: Sequence[Measure] = MEASURES,
+    steps: Sequence[int] | None = None,
+    n_rows: int = 256,
+    n_prompts: int = 8,
+    device: str | None = None,
+    progress: bool = True,
+) -> TrainingDynamics:
+    """Measure a run's snapshots, one after the other.
+
+    Args:
+        folder: The folder that was given to `train` as `out`, with snapshots in it.
+        data: What to measure on; the validation data, as a rule.
+        measures: Of `"entropy"` (`measure_entropy` at the positions that answer), `"head_scores"` (on the data's own
+            rows) and `"head_logits"`.
+        steps: The snapshots to take; default: all.
+        n_rows: Rows of `data` to measure on, at most: the first.
+        n_prompts: Prompts for `"head_logits"`, at most: the first rows whose last answer is settled by the prompt.
+        device: Where to run; default: CUDA if there is one, else the CPU.
+        progress: Show a progress bar over the snapshots.
+
+    Raises:
+        InvalidInputError: If there is no snapshot, a measure is unknown, or no row has an answer to measure.
+        CheckpointError: If a snapshot is missing or damaged.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from headscope.training import TrainConfig, toy_task, train
+        >>> task = toy_task("skip-trigram", size=500)
+        >>> with TemporaryDirectory() as folder:
+        ...     cfg = TrainConfig(steps=10, lr=0.03)
+        ...     _ = train(task.model, task.data, cfg, out=folder, snapshots=[0, 3, 10], progress=False)
+        ...     along = training_dynamics(folder, task.validation, progress=False)
+        >>> along.steps.tolist(), along.diff.shape
+        ([0, 3, 10], torch.Size([3, 1, 3]))
+    """
+    for name in measures:
+        check_option("measures", name, MEASURES)
+    for option, value in (("n_rows", n_rows), ("n_prompts", n_prompts)):
+        if value < 1:
+            raise InvalidInputError(f"{option} is {value}; it must be 1 or more.")
+    steps = snapshot_steps(folder) if steps is None else list(steps)
+    if not steps:
+        raise InvalidInputError(
+            f"{str(folder)!r} has no snapshots; they are kept by train(..., out=folder, "
+            "snapshots=log_spaced_steps(cfg.n_steps(len(data))))."
+        )
+    settled = data.signal[:, -1].nonzero()[:n_prompts, 0]
+    if not len(settled):
+        raise InvalidInputError("no row of data has a last answer that its prompt settles; give more rows.")
+    prompts = data.tokens[settled]
+    found: list[dict[str, Tensor]] = []
+    labels: dict[str, tuple[str, ...]] = {}
+    for step in tqdm(steps, desc="training dynamics", disable=not progress):
+        model = load_toy_model(folder, step=step, device=device)
+        tensors, labels = _measure(model, data, prompts, measures, n_rows)
+        found.append(tensors)
+    return TrainingDynamics(
+        info=RunInfo(
+            model=model.cfg.model_name,
+            processing=model.weight_processing,
+            data=repr(data),
+            n_sequences=min(n_rows, len(data)),
+            n_positions=int(data.signal[:n_rows].numel()),
+            options={"measures": list(measures), "n_prompts": len(prompts)},
+        ),
+        steps=torch.tensor(steps),
+        tokens=prompts,
+        labels=data.labels[settled, -1],
+        **{name: torch.stack([each[name] for each in found]) for name in found[0]},
+        **labels,
+    )
+
+
+def _measure(
+    model: HookedTransformer, data: TaskDataset, prompts: Tensor, measures: Sequence[Measure], n_rows: int
+) -> tuple[dict[str, Tensor], dict[str, tuple[str, ...]]]:
+    """All of one snapshot, and names of states and components."""
+    metrics = evaluate_task(model, data)
+    rows, answers = data.tokens[:n_rows], data.answer_positions
+    found = {"loss": torch.tensor(metrics.signal_loss), "accuracy": torch.tensor(metrics.signal_accuracy)}
+    labels: dict[str, tuple[str, ...]] = {}
+    if "entropy" in measures:
+        entropy = measure_entropy(model, rows, reduce="none", include_bos=True, progress=False)
+        for name in ("resid", "diff", "marginal"):
+            each = getattr(entropy, name)[..., answers.start : answers.stop]
+            found[name] = each.double().mean((-2, -1)).float().cpu()
+        labels = {"state_labels": entropy.state_labels, "component_labels": entropy.component_labels}
+    if "head_scores" in measures:
+        scores = head_scores(model, rows, include_bos=True, progress=False)
+        found |= {name: getattr(scores, name).cpu() for name in _SCORES}
+    if "head_logits" in measures:
+        _, cache = model.run_with_cache(prompts)
+        readout, last = Readout.of(model), answers.stop - 1
+        written = readout.direction(cache.stack_head_results(pos_slice=last))
+        parts = written / readout.scale(cache["resid_post", -1][:, last]) @ model.W_U
+        found["head_logits"] = parts.unflatten(0, (model.cfg.n_layers, model.cfg.n_heads)).float().cpu()
+    return found, labels
