@@ -8,7 +8,7 @@ from headscope.analysis import head_scores
 from headscope.errors import InvalidInputError, UnknownNameError
 from headscope.training import toy_configs
 from headscope.training.toy import train
-from headscope.training.toy_study import fourier_power
+from headscope.training.toy_fourier import fourier_power
 from headscope.training.toy_tasks import (
     induction_task,
     modular_addition_task,

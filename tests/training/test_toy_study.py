@@ -9,7 +9,7 @@ from headscope import HookedTransformer
 from headscope.data.tasks import SkipTrigramDataset
 from headscope.errors import InvalidInputError
 from headscope.training import toy_configs
-from headscope.training.toy_study import fourier_power, head_logits, operand_study, token_circuits
+from headscope.training.toy_study import head_logits, operand_study, token_circuits
 
 PAIRS = SkipTrigramDataset.ANSWERS
 
@@ -157,20 +157,3 @@ def test_what_is_not_there_is_refused() -> None:
         token_circuits(model, layer=1)
     with pytest.raises(InvalidInputError, match="position is 4"):
         head_logits(model, torch.tensor([[1, 5, 2, 0]]), position=4)
-
-
-@pytest.mark.parametrize("p", [7, 8])
-def test_fourier_power_is_the_variance_that_waves_explain(p: int) -> None:
-    values = torch.randn(p, 3, dtype=torch.float64)
-    power = fourier_power(values)
-    assert power.shape == (p // 2,) and float(power.sum()) == pytest.approx(1.0)
-    centred = values - values.mean(0)
-    for frequency, share in enumerate(power.tolist(), start=1):
-        angle = 2 * torch.pi * frequency * torch.arange(p, dtype=torch.float64)[:, None] / p
-        waves = torch.cat([angle.cos(), angle.sin()], dim=1)
-        fitted = waves @ torch.linalg.lstsq(waves, centred, driver="gelsd").solution
-        assert share == pytest.approx(float(fitted.square().sum() / centred.square().sum()), abs=1e-9)
-    with pytest.raises(InvalidInputError, match="2 rows"):
-        fourier_power(values[:2])
-    with pytest.raises(InvalidInputError, match="are alike"):
-        fourier_power(torch.ones(5, 2))

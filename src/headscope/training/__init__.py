@@ -7,8 +7,9 @@ from headscope.training.tokenizer import train_tokenizer
 from headscope.training.toy import TrainConfig, evaluate_task, log_spaced_steps, train
 from headscope.training.toy_checkpoint import load_toy_model, snapshot_steps
 from headscope.training.toy_dynamics import TrainingDynamics, training_dynamics
+from headscope.training.toy_fourier import fourier_basis, fourier_coefficients, fourier_power
 from headscope.training.toy_result import MetricCurve, TrainingResult
-from headscope.training.toy_study import fourier_power, head_logits, operand_study, token_circuits
+from headscope.training.toy_study import head_logits, operand_study, token_circuits
 from headscope.training.toy_tasks import ToyTask, toy_task
 from headscope.training.trainer import LanguageTrainConfig, OptimizerConfig, TrainHistory, train_language_model
 
@@ -24,6 +25,8 @@ __all__ = [
     "TrainingResult",
     "evaluate_demo",
     "evaluate_task",
+    "fourier_basis",
+    "fourier_coefficients",
     "fourier_power",
     "head_logits",
     "load_toy_model",

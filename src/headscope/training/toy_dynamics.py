@@ -42,7 +42,7 @@ class TrainingDynamics(Result):
         steps: How many optimizer steps had been taken, `[step]`.
         loss: Mean loss of the answers that their prompt settles, in nats, `[step]`.
         accuracy: Share of these that are right, `[step]`.
-        tokens: The prompts that `head_logits` is about, `[prompt, pos]`.
+        tokens: The prompts that `head_logits` is about, up to the position that answers, `[prompt, pos]`.
         labels: Their answers, `[prompt]`.
         resid: Mean entropy, over positions that answer, of the prediction at each state, in nats, `[step, state]`.
         diff: By how much a component moves the entropy of the state it writes to, `[step, layer, component]`.
@@ -173,7 +173,7 @@ def training_dynamics(
     settled = data.signal[:, -1].nonzero()[:n_prompts, 0]
     if not len(settled):
         raise InvalidInputError("no row of data has a last answer that its prompt settles; give more rows.")
-    prompts = data.tokens[settled]
+    prompts = data.tokens[settled, : data.answer_positions.stop]
     found: list[dict[str, Tensor]] = []
     labels: dict[str, tuple[str, ...]] = {}
     for step in tqdm(steps, desc="training dynamics", disable=not progress):
@@ -216,8 +216,8 @@ def _measure(
         found |= {name: getattr(scores, name).cpu() for name in _SCORES}
     if "head_logits" in measures:
         _, cache = model.run_with_cache(prompts)
-        readout, last = Readout.of(model), answers.stop - 1
-        written = readout.direction(cache.stack_head_results(pos_slice=last))
-        parts = written / readout.scale(cache["resid_post", -1][:, last]) @ model.W_U
+        readout = Readout.of(model)
+        written = readout.direction(cache.stack_head_results(pos_slice=-1))
+        parts = written / readout.scale(cache["resid_post", -1][:, -1]) @ model.W_U
         found["head_logits"] = parts.unflatten(0, (model.cfg.n_layers, model.cfg.n_heads)).float().cpu()
     return found, labels

@@ -45,6 +45,11 @@ class MetricCurve:
         """The numbers of one point; −1 is the last."""
         return TaskMetrics(*(float(values[point]) for values in list(vars(self).values())[1:]))
 
+    def reached(self, accuracy: float = 0.99) -> int | None:
+        """The first step measured at which so much of the signal was right; `None` if there is none."""
+        there = (self.signal_accuracy >= accuracy).nonzero()
+        return int(self.step[there[0, 0]]) if len(there) else None
+
     def to_frame(self) -> "pd.DataFrame":
         """One row a point."""
         import pandas as pd

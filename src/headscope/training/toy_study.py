@@ -20,7 +20,6 @@ __all__ = [
     "OperandGroup",
     "OperandStudy",
     "TokenCircuits",
-    "fourier_power",
     "head_logits",
     "operand_study",
     "token_circuits",
@@ -250,39 +249,6 @@ def operand_study(model: HookedTransformer, prompt_length: int = 4) -> OperandSt
         accuracy=_by_pair((margin > 0).float()),
         margin_without=_by_pair(torch.stack(without).view(*changing.shape[1:3], -1)),
     )
-
-
-@torch.no_grad()
-def fourier_power(values: Float[Tensor, "number feature"]) -> Float[Tensor, " frequency"]:
-    """How much of what differs between numbers is a wave of each frequency, as shares that sum to 1.
-
-    A network that adds modulo `p` by turning circles has the few frequencies it turns by in its embedding; one that
-    knows its table by heart has them all alike (Nanda et al. 2023, "Progress measures for grokking via mechanistic
-    interpretability").
-
-    Args:
-        values: A row for each of the numbers 0 to `p - 1`, such as `model.W_E[:p]`.
-
-    Returns:
-        The share of frequency `k + 1` at index `k`, up to half of `p`: `k + 1` turns over all numbers.
-
-    Raises:
-        InvalidInputError: If there are fewer than three numbers, or all rows are alike.
-
-    Example:
-        >>> turns = 2 * torch.pi * 3 * torch.arange(11)[:, None] / 11
-        >>> fourier_power(torch.cat([turns.cos(), turns.sin()], dim=1)).argmax().item() + 1
-        3
-    """
-    p = values.shape[0]
-    if p < 3:
-        raise InvalidInputError(f"values have {p} rows; frequencies are told from three numbers on.")
-    if torch.equal(values, values[:1].expand_as(values)):
-        raise InvalidInputError("all rows of values are alike; there is no wave in them.")
-    power = torch.fft.rfft(values.double(), dim=0).abs().square().sum(1)[1:]
-    if p % 2 == 0:
-        power[-1] /= 2  # the other frequencies stand for two waves, forwards and backwards
-    return power / power.sum()
 
 
 def _attention(model: HookedTransformer, tokens: Tensor) -> Float[Tensor, "layer head target first second"]:
