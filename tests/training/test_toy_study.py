@@ -6,10 +6,10 @@ from tiny import randomize
 from torch.nn import functional as F
 
 from headscope import HookedTransformer
-from headscope.data.tasks import SkipTrigramDataset
+from headscope.data.tasks import PalindromeDataset, SkipTrigramDataset
 from headscope.errors import InvalidInputError
 from headscope.training import toy_configs
-from headscope.training.toy_study import head_logits, operand_study, token_circuits
+from headscope.training.toy_study import head_logits, heads_needed, operand_study, token_circuits
 
 PAIRS = SkipTrigramDataset.ANSWERS
 
@@ -157,3 +157,31 @@ def test_what_is_not_there_is_refused() -> None:
         token_circuits(model, layer=1)
     with pytest.raises(InvalidInputError, match="position is 4"):
         head_logits(model, torch.tensor([[1, 5, 2, 0]]), position=4)
+
+
+@torch.no_grad()
+def test_a_head_that_adds_its_mean_is_missed_by_what_it_did() -> None:
+    model = HookedTransformer(
+        toy_configs.palindrome(3, 2, d_model=8, n_heads=2, d_head=4, d_mlp=8, device="cpu", dtype=torch.float64)
+    )
+    randomize(model, spread=0.5)
+    data = PalindromeDataset(40, half=2, n_symbols=3, seed=1)
+    found = heads_needed(model, data)
+    for layer, head in ((0, 1), (1, 0)):
+        name = f"blocks.{layer}.attn.hook_result"
+        model.cfg.use_attn_result = True
+        _, cache = model.run_with_cache(data.tokens)
+        mean = cache[name][:, :, head].mean(0)
+
+        def put(result, hook, head=head, mean=mean):
+            return torch.cat(
+                [result[:, :, :head], mean.expand_as(result[:, :, head])[:, :, None], result[:, :, head + 1 :]], 2
+            )
+
+        logits = model.run_with_hooks(data.tokens, fwd_hooks=[(name, put)])[:, -1]
+        loss = F.cross_entropy(logits, data.labels[:, 0])
+        assert float(found.loss_without[layer, head]) == pytest.approx(float(loss), abs=1e-6)
+        right = (logits.argmax(-1) == data.labels[:, 0]).double().mean()
+        assert float(found.accuracy_without[layer, head]) == pytest.approx(float(right), abs=1e-6)
+    plain = F.cross_entropy(model(data.tokens)[:, -1], data.labels[:, 0])
+    assert found.loss == pytest.approx(float(plain), abs=1e-6), "no hook is left on the model"

@@ -9,7 +9,7 @@ from headscope.training.toy_checkpoint import load_toy_model, snapshot_steps
 from headscope.training.toy_dynamics import TrainingDynamics, training_dynamics
 from headscope.training.toy_fourier import fourier_basis, fourier_coefficients, fourier_power
 from headscope.training.toy_result import MetricCurve, TrainingResult
-from headscope.training.toy_study import head_logits, operand_study, token_circuits
+from headscope.training.toy_study import head_logits, heads_needed, operand_study, token_circuits
 from headscope.training.toy_tasks import ToyTask, toy_task
 from headscope.training.trainer import LanguageTrainConfig, OptimizerConfig, TrainHistory, train_language_model
 
@@ -29,6 +29,7 @@ __all__ = [
     "fourier_coefficients",
     "fourier_power",
     "head_logits",
+    "heads_needed",
     "load_toy_model",
     "log_spaced_steps",
     "operand_study",

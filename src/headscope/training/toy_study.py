@@ -10,17 +10,22 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from headscope.data.tasks.base import TaskDataset
 from headscope.data.tasks.skip_trigram import SkipTrigramDataset
 from headscope.errors import InvalidInputError
 from headscope.model.attention import Attention
+from headscope.model.names import get_act_name
 from headscope.model.transformer import HookedTransformer
+from headscope.training.toy import evaluate_task
 
 __all__ = [
     "HeadLogits",
+    "HeadsNeeded",
     "OperandGroup",
     "OperandStudy",
     "TokenCircuits",
     "head_logits",
+    "heads_needed",
     "operand_study",
     "token_circuits",
 ]
@@ -213,6 +218,61 @@ class OperandStudy:
             margin=float(self.margin[pairs].mean()),
             smallest_margin=float(self.smallest_margin[pairs].min()),
         )
+
+
+@dataclass(frozen=True)
+class HeadsNeeded:
+    """What a task's settled answers become when one head at a time adds its mean over the data.
+
+    Attributes:
+        loss: Mean loss with all heads, in nats.
+        accuracy: Share that is right.
+        loss_without: The same without each head, `[layer, head]`.
+        accuracy_without: The same, `[layer, head]`.
+    """
+
+    loss: float
+    accuracy: float
+    loss_without: Float[Tensor, "layer head"]
+    accuracy_without: Float[Tensor, "layer head"]
+
+
+@torch.no_grad()
+def heads_needed(model: HookedTransformer, data: TaskDataset) -> HeadsNeeded:
+    """Put each head's mean in its place, one head at a time, and measure the answers again.
+
+    The mean is that of `z` over the data's rows, at each position; everything after the head is computed again.
+
+    Args:
+        model: The model, with norms and MLPs or without.
+        data: The task; it fits into memory whole, and so do its `z`.
+
+    Raises:
+        InvalidInputError: If the data does not fit the model.
+
+    Example:
+        >>> from headscope.training import toy_configs
+        >>> model = HookedTransformer(toy_configs.skip_trigram())
+        >>> heads_needed(model, SkipTrigramDataset(50)).loss_without.shape
+        torch.Size([1, 3])
+    """
+    whole = evaluate_task(model, data)
+    names = [get_act_name("z", layer) for layer in range(model.cfg.n_layers)]
+    _, cache = model.run_with_cache(data.tokens.to(model.input_device), names_filter=names, return_type=None)
+    found = torch.zeros(2, model.cfg.n_layers, model.cfg.n_heads)
+    for layer, name in enumerate(names):
+        means = cache[name].mean(0)
+        for head in range(model.cfg.n_heads):
+
+            def put_mean(z: Tensor, hook: object, head: int = head, means: Tensor = means) -> Tensor:
+                z = z.clone()
+                z[:, :, head] = means[:, head]
+                return z
+
+            with model.hooks(fwd_hooks=[(name, put_mean)]):
+                metrics = evaluate_task(model, data)
+            found[:, layer, head] = torch.tensor([metrics.signal_loss, metrics.signal_accuracy])
+    return HeadsNeeded(whole.signal_loss, whole.signal_accuracy, found[0], found[1])
 
 
 @torch.no_grad()
