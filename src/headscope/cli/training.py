@@ -1,6 +1,7 @@
 """`headscope train`: the models headscope has recipes for."""
 
 import json
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -10,15 +11,12 @@ import typer
 
 from headscope.cli.shared import ProgressOption, command, train
 from headscope.errors import InvalidInputError
-from headscope.report import write_report
+from headscope.report import write_toy_report
 from headscope.training import toy
 from headscope.training.demo import DEMO_STEPS, train_demo
 from headscope.training.toy_tasks import ToyTask, toy_task
-from headscope.views.training import training_metrics
 
 __all__ = ["demo", "induction", "modular_addition", "skip_trigram"]
-
-_REPORT_TOKENS = 2048
 
 
 @command(
@@ -53,7 +51,7 @@ def _toy_command(name: str, explained: str) -> Callable[..., None]:
         out: Annotated[
             Path | None,
             typer.Option(
-                help="A folder for checkpoints, weights along the way, the metrics figure and a report.",
+                help="A folder for checkpoints, weights along the way and the page; default: the page, in report.",
                 show_default=False,
             ),
         ] = None,
@@ -84,28 +82,24 @@ def _train_toy(name: str, config: Path | None, seed: int, out: Path | None, resu
         raise InvalidInputError("--resume goes on with the run in a folder; say which by --out.")
     changes = {} if config is None else _read_changes(config)
     task, cfg = _recipe(name, seed, changes)
-    steps = toy.log_spaced_steps(cfg.n_steps(len(task.data))) if out is not None else []
-    result = toy.train(
-        task.model,
-        task.data,
-        cfg,
-        validation=task.validation,
-        out=out,
-        resume=resume,
-        snapshots=steps,
-        progress=progress,
-    )
-    typer.echo(str(result))
-    if out is None:
-        return
-    figure = out / "training.html"
-    figure.write_text(training_metrics(result).to_html(include_plotlyjs=True), encoding="utf-8")
-    described = f"the {name} task"
-    rows = task.validation.tokens
-    written = write_report(
-        task.model, rows, out / "report", describe=described, max_tokens=_REPORT_TOKENS, progress=progress
-    )
-    typer.echo(f"{out}: checkpoint, snapshots, {figure.name}, and {written.page}")
+    with tempfile.TemporaryDirectory(prefix="headscope-") as temporary:
+        # Without a folder of its own the run is kept for as long as its page is made.
+        folder = Path(temporary) if out is None else out
+        result = toy.train(
+            task.model,
+            task.data,
+            cfg,
+            validation=task.validation,
+            out=folder,
+            resume=resume,
+            snapshots=toy.log_spaced_steps(cfg.n_steps(len(task.data))),
+            progress=progress,
+        )
+        typer.echo(str(result))
+        page = Path("report") if out is None else out / "report"
+        written = write_toy_report(task.model, task.validation, result, page, run=folder, progress=progress)
+    kept = "" if out is None else f"{out}: checkpoint, snapshots; "
+    typer.echo(f"{kept}the page: {written.page}")
 
 
 def _recipe(name: str, seed: int, changes: dict[str, Any]) -> tuple[ToyTask, toy.TrainConfig]:

@@ -75,7 +75,15 @@ def skip_trigram_task(
     data = SkipTrigramDataset(size, prob=prob, prompt_length=prompt_length, seed=seed)
     cfg = toy_configs.skip_trigram(**{"seed": seed, "n_ctx": prompt_length, **fields})
     training = TrainConfig(
-        epochs=4, batch_size=500, lr=0.03, warmup=50, final_lr=0.0, weight_decay=0.0, seed=seed, threads=1
+        epochs=4,
+        batch_size=500,
+        evaluate_every=50,
+        lr=0.03,
+        warmup=50,
+        final_lr=0.0,
+        weight_decay=0.0,
+        seed=seed,
+        threads=1,
     )
     return ToyTask(toy_configs.one_hot(HookedTransformer(cfg)), data, data.held_out(10_000), training)
 
