@@ -4,8 +4,11 @@ For each cell of a sweep (a layer and a position, say) the model runs on the cor
 what it was on the clean ones, and a metric of the logits tells how far that brings the answer back (Meng et al. 2022,
 "Locating and Editing Factual Associations in GPT"; Wang et al. 2022, "Interpretability in the Wild").
 
-What a patch cannot change is not computed again: the residual stream of the corrupted run is held where it enters the
-patched layer, and a cell costs the layers from there on. No gradients are kept, since a cell is a plain number.
+What a patch cannot change is not computed again: a cell costs the layers from the patched one on, at the positions
+from the patched one on, and cells go through them side by side (see `patch_runs`). A metric that says what it reads
+(`last_position`, `reads`, an `AnswerMetric`) spares all other logits. On a model with hooks on it, a cell is a run of
+the layers from the patched one on, so that every hook sees what it always sees. No gradients are kept, since a cell is
+a plain number.
 
     >>> import torch
     >>> from headscope import HookedTransformer
@@ -16,7 +19,8 @@ patched layer, and a cell costs the layers from there on. No gradients are kept,
     >>> def metric(logits):
     ...     return (logits[:, -1, mary] - logits[:, -1, john]).mean()
     >>> _, cache = model.run_with_cache(clean)
-    >>> recovered = get_act_patch_attn_head_out_all_pos(model, corrupted, cache, metric, progress=False)
+    >>> sweep = get_act_patch_attn_head_out_all_pos
+    >>> recovered = sweep(model, corrupted, cache, last_position(metric), progress=False)
     >>> recovered.shape == (model.cfg.n_layers, model.cfg.n_heads)
     True
 """
@@ -30,8 +34,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
+from headscope.analysis.patch_metrics import Metric, last_position, reads
+from headscope.analysis.patch_runs import Patch, measure_patches
 from headscope.analysis.patch_setters import (
     CorruptedActivation,
     PatchedActivation,
@@ -49,7 +54,6 @@ from headscope.model.names import get_act_name
 if TYPE_CHECKING:
     import pandas as pd
 
-    from headscope.model.hooks import HookPoint
     from headscope.model.transformer import HookedTransformer
 
 __all__ = [
@@ -83,14 +87,15 @@ __all__ = [
     "layer_head_vector_patch_setter",
     "layer_pos_head_vector_patch_setter",
     "layer_pos_patch_setter",
+    "last_position",
     "make_df_from_ranges",
+    "reads",
 ]
 
 Logits = Tensor
 AxisNames = Literal["layer", "pos", "head_index", "head", "src_pos", "dest_pos"]
 CleanCache = ActivationCache | Mapping[str, Tensor]
 PatchSetter = Callable[[CorruptedActivation, Sequence[int], Tensor], PatchedActivation | None]
-Metric = Callable[[Float[Tensor, "batch pos d_vocab"]], Tensor | float]
 
 
 def make_df_from_ranges(column_max_ranges: Sequence[int], column_names: Sequence[str]) -> "pd.DataFrame":
@@ -128,13 +133,15 @@ def generic_activation_patch(
 
     An index is a list of numbers such as `[layer, pos]`; its first says which layer is patched, unless
     `activation_name` is the name of one hook point. Hooks that are on the model stay on; those below the patched layer
-    run once for a whole sweep of that layer. Gradients are off throughout, in the setter and the metric too.
+    run once for a whole sweep of that layer. Gradients are off throughout, in the setter and the metric too. The setter
+    is called once for each index, lower layers first; the metric in no order.
 
     Args:
         model: The model.
         corrupted_tokens: What it runs on.
         clean_cache: Activations of the clean run, with their batch axis.
-        patching_metric: Takes the patched run's logits and gives one number.
+        patching_metric: Takes the patched run's logits and gives one number. `last_position(metric)` and
+            `reads(metric, positions)` say what it reads, which is faster.
         patch_setter: Called as `patch_setter(corrupted_activation, index, clean_activation)`, where both activations
             are those of the patched hook point. It may write into the first; what it returns replaces it.
         activation_name: A short name (`"resid_pre"`, `"z"`, `"pattern"`, ...) to which the layer is added, or the name
@@ -182,16 +189,22 @@ def generic_activation_patch(
     else:
         indices = [list(row) for row in index_df.itertuples(index=False, name=None)]
         shape = [len(indices)]
-    sites = [_hook_name(model, activation_name, index) for index in indices]
-    run = _CorruptedRun(model, corrupted_tokens, attention_mask)
-    values = torch.zeros(len(indices), device=model.W_E.device)
-    # Layer by layer, so that the stream is carried upwards once.
-    order = sorted(range(len(indices)), key=lambda cell: run.layer_of(sites[cell]))
-    for cell in tqdm(order, desc=f"patching {activation_name}", disable=not progress, leave=False):
-        clean = _clean_activation(clean_cache, sites[cell])
-        patch = partial(_patch, patch_setter=patch_setter, index=indices[cell], clean=clean)
-        values[cell] = _as_number(patching_metric(run.patched_logits(sites[cell], patch)))
-    patched = values.view(shape)
+    names = [_hook_name(model, activation_name, index) for index in indices]
+    patches = []
+    for name, index in zip(names, indices, strict=True):
+        clean = _clean_activation(clean_cache, name)
+        patches.append(Patch(name, partial(_set, patch_setter, index, clean)))
+    values = measure_patches(
+        model,
+        corrupted_tokens,
+        patching_metric,
+        patches,
+        attention_mask=attention_mask,
+        watched=clean_cache,
+        progress=progress,
+        description=f"patching {activation_name}",
+    )
+    patched = torch.tensor(values, device=model.W_E.device).view(shape)
     if not return_index_df:
         return patched
     if index_df is None:
@@ -236,65 +249,8 @@ def _clean_activation(clean_cache: CleanCache, name: str) -> Tensor:
     return clean_cache[name]
 
 
-def _patch(
-    corrupted: Tensor, hook: "HookPoint", *, patch_setter: PatchSetter, index: list[int], clean: Tensor
-) -> Tensor:
-    patched = patch_setter(corrupted, index, clean)
-    return corrupted if patched is None else patched
-
-
-def _as_number(value: Tensor | float) -> float:
-    if isinstance(value, Tensor) and value.numel() != 1:
-        raise InvalidInputError(
-            f"patching_metric must give one number for the logits it gets; it gave shape {list(value.shape)}. "
-            "Take a mean over the batch."
-        )
-    return float(value)
-
-
-class _CorruptedRun:
-    """The corrupted run, resumed at a layer as often as one likes.
-
-    It holds the residual stream that enters one layer, and carries it upwards when a higher one is asked for. There is
-    no way back down.
-    """
-
-    def __init__(self, model: "HookedTransformer", tokens: Tensor, attention_mask: Tensor | None) -> None:
-        self.model = model
-        self.given: dict[str, Any] = {"attention_mask": attention_mask}
-        self.tokens = tokens
-        self._layer = 0
-        self._residual: Tensor | None = None
-
-    def layer_of(self, hook_name: str) -> int:
-        """The layer to resume at for a patch there; -1 to begin with the tokens, `n_layers` after all blocks."""
-        part, _, rest = hook_name.partition(".")
-        if part == "blocks":
-            return int(rest.partition(".")[0])
-        return self.model.cfg.n_layers if part in ("ln_final", "unembed") else -1
-
-    def patched_logits(self, hook_name: str, patch: Callable[..., Tensor]) -> Float[Tensor, "batch pos d_vocab"]:
-        """Logits of the run with one hook on it."""
-        hooks = [(hook_name, patch)]
-        layer = self.layer_of(hook_name)
-        if layer < 0:
-            return self.model.run_with_hooks(self.tokens, fwd_hooks=hooks, **self.given)
-        # A copy, since hooks may write to what they are shown, and the next cell begins from here too.
-        residual = self._entering(layer).clone()
-        return self.model.run_with_hooks(
-            residual, start_at_layer=layer, tokens=self.tokens, fwd_hooks=hooks, **self.given
-        )
-
-    def _entering(self, layer: int) -> Float[Tensor, "batch pos d_model"]:
-        assert layer >= self._layer
-        if self._residual is None:
-            self._residual = self.model(self.tokens, stop_at_layer=layer, **self.given)
-        elif layer > self._layer:
-            self._residual = self.model(
-                self._residual, start_at_layer=self._layer, stop_at_layer=layer, tokens=self.tokens, **self.given
-            )
-        self._layer = layer
-        return self._residual
+def _set(patch_setter: PatchSetter, index: list[int], clean: Tensor, corrupted: Tensor) -> Tensor | None:
+    return patch_setter(corrupted, index, clean)
 
 
 # The sweeps people run
