@@ -33,7 +33,7 @@ def test_what_is_left_out_is_filled_in() -> None:
     ({"n_heads": 0}, "n_heads must be at least 1"),
     ({"d_head": 9}, "n_heads must be at least 1; got 0"),
     ({"normalization_type": "ln"}, "normalization_type.*'LNPre'.*got 'ln'"),
-    ({"positional_embedding_type": "rotary"}, "positional_embedding_type.*got 'rotary'"),
+    ({"positional_embedding_type": "rotari"}, "positional_embedding_type.*got 'rotari'"),
     ({"attention_dir": "sideways"}, "attention_dir.*got 'sideways'"),
     ({"act_fn": "gelu_quick"}, "act_fn.*'gelu_new'.*got 'gelu_quick'"),
     ({"act_fn": None}, "act_fn is needed.*attn_only=True"),

@@ -27,6 +27,20 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": lambda x: x / (1 + torch.exp(-x)),
 }
 ACTIVATIONS["gelu_pytorch_tanh"] = ACTIVATIONS["gelu_new"]
+ACTIVATIONS["solu_ln"] = lambda x: x * torch.exp(x) / torch.exp(x).sum(-1, keepdim=True)
+
+
+def turned(x: Tensor, cfg: Any, positions: Tensor) -> Tensor:
+    """Heads `[batch, pos, head, d_head]` turned as complex numbers, pair by pair."""
+    width = cfg.rotary_dim
+    pairs = [(2 * i, 2 * i + 1) if cfg.rotary_adjacent_pairs else (i, i + width // 2) for i in range(width // 2)]
+    out = x.clone()
+    for number, (first, second) in enumerate(pairs):
+        angle = positions.double() * cfg.rotary_base ** (-2 * number / width) / cfg.rotary_scaling_factor
+        number_there = torch.complex(x[..., first], x[..., second])
+        there = number_there * torch.exp(1j * angle)[:, :, None]
+        out[..., first], out[..., second] = there.real, there.imag
+    return out
 
 
 @dataclass
@@ -61,8 +75,8 @@ class Reference:
         self.acts[name] = value
         return value
 
-    def norm(self, name: str, x: Tensor) -> Tensor:
-        kind = self.cfg.normalization_type
+    def norm(self, name: str, x: Tensor, kind: str | None = "") -> Tensor:
+        kind = self.cfg.normalization_type if kind == "" else kind
         if kind is None:
             return x
         if kind in ("LN", "LNPre"):
@@ -78,7 +92,8 @@ class Reference:
     def run(self, tokens: Tensor, mask: Tensor | None = None) -> Run:
         batch, length = tokens.shape
         real = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask.bool()
-        x = self.at("hook_embed", self.state["embed.W_E"][tokens])
+        x = self.state["embed.W_E"][tokens]
+        x = self.at("hook_embed", self.norm("embed.ln", x, "LN") if self.cfg.post_embedding_ln else x)
         if self.cfg.positional_embedding_type == "standard":
             rows = []
             for row in range(batch):
@@ -93,7 +108,7 @@ class Reference:
     def run_blocks(self, x: Tensor, real: Tensor, start: int) -> Run:
         for layer in range(start, self.cfg.n_layers):
             x = self.block(layer, x, real)
-        normed = self.norm("ln_final", x)
+        normed = self.norm("ln_final", x, "RMS" if self.cfg.final_rms else "")
         logits = normed @ self.state["unembed.W_U"] + self.state["unembed.b_U"]
         cap = self.cfg.output_logits_soft_cap
         if cap > 0:
@@ -103,7 +118,7 @@ class Reference:
     def block(self, layer: int, x: Tensor, real: Tensor) -> Tensor:
         name = f"blocks.{layer}."
         x = self.at(name + "hook_resid_pre", x)
-        attn_out = self.at(name + "hook_attn_out", self.attention(name, layer, x, real))
+        attn_out = self.at(name + "hook_attn_out", self.behind(name + "ln1_post", self.attention(name, layer, x, real)))
         if self.cfg.attn_only:
             return self.at(name + "hook_resid_post", x + attn_out)
         if self.cfg.parallel_attn_mlp:
@@ -115,11 +130,44 @@ class Reference:
         if "mlp_in" in self.optional:
             x = self.at(name + "hook_mlp_in", x)
         state = self.state
-        pre = self.at(
-            name + "mlp.hook_pre", self.norm(name + "ln2", x) @ state[name + "mlp.W_in"] + state[name + "mlp.b_in"]
-        )
-        post = self.at(name + "mlp.hook_post", ACTIVATIONS[self.cfg.act_fn](pre))
-        return self.at(name + "hook_mlp_out", post @ state[name + "mlp.W_out"] + state[name + "mlp.b_out"])
+        x = self.in_front(name + "ln2", x)
+        linear = x @ state[name + "mlp.W_in"] + state[name + "mlp.b_in"]
+        if self.cfg.gated_mlp:
+            gate = self.at(name + "mlp.hook_pre", x @ state[name + "mlp.W_gate"] + state[name + "mlp.b_gate"])
+            linear = self.at(name + "mlp.hook_pre_linear", linear)
+            post = ACTIVATIONS[self.cfg.act_fn](gate) * linear
+        else:
+            post = ACTIVATIONS[self.cfg.act_fn](self.at(name + "mlp.hook_pre", linear))
+        if self.cfg.act_fn == "solu_ln":
+            post = self.norm(name + "mlp.ln", self.at(name + "mlp.hook_mid", post), "LN")
+        out = self.at(name + "mlp.hook_post", post) @ state[name + "mlp.W_out"] + state[name + "mlp.b_out"]
+        return self.at(name + "hook_mlp_out", self.behind(name + "ln2_post", out))
+
+    def in_front(self, name: str, x: Tensor) -> Tensor:
+        return x if self.cfg.use_normalization_after_only else self.norm(name, x)
+
+    def behind(self, name: str, x: Tensor) -> Tensor:
+        both, after = self.cfg.use_normalization_before_and_after, self.cfg.use_normalization_after_only
+        kind = {"LN": "LN", "LNPre": "LN", "RMS": "RMS", "RMSPre": "RMS"}[self.cfg.normalization_type or "LN"]
+        return self.norm(name, x, kind) if both or after else x
+
+    def positioned(self, name: str, q: Tensor, k: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+        if self.cfg.use_qk_norm:
+            q, k = (self.norm(f"{name}attn.{which}_norm", each, "RMS") for which, each in (("q", q), ("k", k)))
+        if self.cfg.positional_embedding_type != "rotary":
+            return q, k
+        positions = (real.long().cumsum(-1) - 1).clamp(min=0)
+        q = self.at(f"{name}attn.hook_rot_q", turned(q, self.cfg, positions))
+        return q, self.at(f"{name}attn.hook_rot_k", turned(k, self.cfg, positions))
+
+    def alibi(self, length: int) -> Tensor:
+        power = 1
+        while 2 * power <= self.cfg.n_heads:
+            power *= 2
+        of_twice = [2.0 ** (-8 * (head + 1) / (2 * power)) for head in range(2 * power)]
+        slopes = torch.tensor((of_twice[1::2] + of_twice[::2])[: self.cfg.n_heads])
+        places = torch.arange(length)
+        return slopes.double()[:, None, None] * (places[None, :] - places[:, None])
 
     def attention(self, name: str, layer: int, x: Tensor, real: Tensor) -> Tensor:
         heads = self.cfg.n_heads
@@ -129,7 +177,8 @@ class Reference:
             weight, bias = self.state[f"{name}attn.W_{kind.upper()}"], self.state[f"{name}attn.b_{kind.upper()}"]
             parts = [each[..., h, :] @ weight[h] + bias[h] for h in range(heads)]
             vectors[kind] = self.at(f"{name}attn.hook_{kind}", torch.stack(parts, dim=2))
-        q, k, v = vectors["q"], vectors["k"], vectors["v"]
+        q, k = self.positioned(name, vectors["q"], vectors["k"], real)
+        v = vectors["v"]
         scale = self.cfg.attn_scale if self.cfg.use_attn_scale else 1.0
         if self.cfg.scale_attn_by_inverse_layer_idx:
             scale = scale * (layer + 1)
@@ -138,7 +187,14 @@ class Reference:
         if self.cfg.attention_dir == "causal":
             earlier = torch.arange(length)[:, None] >= torch.arange(length)[None, :]
             allowed = allowed & earlier
+        if self.cfg.use_local_attn and self.cfg.attn_types[layer] == "local":
+            distance = torch.arange(length)[:, None] - torch.arange(length)[None, :]
+            allowed = allowed & (distance < self.cfg.window_size)
         scores = torch.stack([q[:, :, h] @ k[:, :, h].transpose(1, 2) / scale for h in range(heads)], dim=1)
+        cap = self.cfg.attn_scores_soft_cap
+        scores = cap * torch.tanh(scores / cap) if cap > 0 else scores
+        if self.cfg.positional_embedding_type == "alibi":
+            scores = scores + self.alibi(length)
         scores = self.at(name + "attn.hook_attn_scores", torch.where(allowed, scores, -math.inf))
         highest = scores.amax(-1, keepdim=True)
         weights = torch.exp(scores - torch.where(highest.isinf(), 0.0, highest))
@@ -156,12 +212,12 @@ class Reference:
         if "attn_in" in self.optional:
             per_head = self.at(name + "hook_attn_in", per_head)
         if "q_input" in self.optional:
-            q, k, v = (self.norm(name + "ln1", self.at(f"{name}hook_{kind}_input", per_head)) for kind in "qkv")
+            q, k, v = (self.in_front(name + "ln1", self.at(f"{name}hook_{kind}_input", per_head)) for kind in "qkv")
             return q, k, v
         if "attn_in" in self.optional:
-            normed = self.norm(name + "ln1", per_head)
+            normed = self.in_front(name + "ln1", per_head)
         else:
-            normed = torch.stack([self.norm(name + "ln1", x)] * self.cfg.n_heads, dim=2)
+            normed = torch.stack([self.in_front(name + "ln1", x)] * self.cfg.n_heads, dim=2)
         return normed, normed, normed
 
 

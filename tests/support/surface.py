@@ -66,7 +66,7 @@ RUNNING = Area("HookedTransformer", {
 WEIGHTS = Area("HookedTransformer", {
     "W_E": None, "W_pos": None, "W_E_pos": None, "W_U": None, "b_U": None,
     "W_Q": None, "W_K": None, "W_V": None, "W_O": None, "b_Q": None, "b_K": None, "b_V": None, "b_O": None,
-    "W_in": None, "W_out": None, "b_in": None, "b_out": None,
+    "W_in": None, "W_gate": None, "W_out": None, "b_in": None, "b_out": None,
     "OV": None, "QK": None, "n_params_total": None,
     "accumulated_bias": "layer, mlp_input=False, include_mlp_biases=True",
     "all_composition_scores": "mode",
@@ -265,7 +265,7 @@ AREAS = {
 # What headscope adds of its own.
 OWN = {
     "HookedTransformer": {
-        "attention_mask", "fires_by_default", "freeze", "from_hf", "input_device", "padding_side_or_default",
+        "attention_mask", "b_gate", "fires_by_default", "freeze", "from_hf", "input_device", "padding_side_or_default",
         "per_layer", "per_layer_if_shown", "to_hf", "to_logits", "training_dataset", "unfreeze", "weight_processing",
     },
     "HookedRootModule": {"fires_by_default"},
@@ -275,7 +275,9 @@ OWN = {
     "HookedTransformerKeyValueCache": {"all_or_nothing", "n_past"},
     "HookedTransformerKeyValueCacheEntry": {"cut"},
     "SVDInterpreter": set(),
-    "HookedTransformerConfig": {"centred_norm", "has_resid_mid", "n_cached_heads"},
+    "HookedTransformerConfig": {
+        "centred_norm", "final_norm", "has_post_norms", "has_pre_norms", "has_resid_mid", "n_cached_heads",
+    },
     "evals": set(),
     "head_detector": {"ErrorMeasure", "HeadName", "LayerHeadTuple", "LayerToHead"},
     "patching": {"AxisNames", "CorruptedActivation", "Logits", "PatchedActivation", "get_act_patch_resid_post"},
@@ -286,7 +288,6 @@ _HOOK_INTERNALS = "an internal step: add_hook and add_caching_hooks take names a
 _INTERNALS = "an internal step of a forward pass: input_to_embed gives its result"
 LEFT_OUT = {
     "HookedTransformer": {
-        "W_gate": "gated MLPs are not there yet",
         "fold_layer_norm": _PROCESSING,
         "center_writing_weights": _PROCESSING,
         "center_unembed": _PROCESSING,
@@ -318,7 +319,6 @@ LEFT_OUT = {
     "SVDInterpreter": {"params": "the model has its own: named_parameters"},
     "HookedTransformerConfig": {
         "set_seed_everywhere": "the global seed is nobody's: cfg.seed has a generator of its own",
-        "is_layer_norm_activation": "MLPs with a norm inside are not there",
     },
     "evals": {
         "mmlu_eval": "questions with four answers, not a loss on text",

@@ -15,7 +15,7 @@ from headscope import HookedTransformerConfig
 # Each field of TransformerLens 3.5.1's config, with a value other than its default that a model here can have.
 TAKEN: dict[str, Any] = {
     "d_model": 16, "d_head": 2, "n_layers": 3, "n_ctx": 9, "n_heads": 5, "d_mlp": 7, "d_vocab": 31, "d_vocab_out": 5,
-    "n_key_value_heads": 1, "attn_only": True, "parallel_attn_mlp": True, "act_fn": "solu",
+    "n_key_value_heads": 1, "attn_only": True, "parallel_attn_mlp": True, "gated_mlp": True, "act_fn": "solu",
     "normalization_type": "RMS", "eps": 1e-3, "uses_rms_norm": False, "layer_norm_folding": True,
     "positional_embedding_type": "shortformer", "attention_dir": "bidirectional",
     "use_attn_scale": False, "attn_scale": 3.0, "scale_attn_by_inverse_layer_idx": True,
@@ -26,25 +26,29 @@ TAKEN: dict[str, Any] = {
     "checkpoint_label_type": "step", "checkpoint_value": 512, "tie_word_embeddings": True,
     "init_mode": "xavier_uniform", "initializer_range": 0.1, "init_weights": False, "seed": 7,
     "device": "meta", "dtype": torch.bfloat16, "n_params": None,
-    # What only other values of refused fields would read.
+    "final_rms": True, "use_qk_norm": True, "attn_types": ["global", "local"], "window_size": 256,
+    "rotary_dim": 4, "rotary_base_local": 20_000, "rotary_scaling_factor": 8.0, "rotary_adjacent_pairs": True,
+    "use_NTK_by_parts_rope": True, "use_yarn_rope": True, "post_embedding_ln": True,
+    "use_normalization_before_and_after": True, "attn_scores_soft_cap": 50.0,
     "rotary_base": 500_000, "norm_topk_prob": True, "decoder_start_token_id": 1,
     "NTK_by_parts_low_freq_factor": 2.0, "NTK_by_parts_high_freq_factor": 3.0, "NTK_by_parts_factor": 4.0,
     "NTK_original_ctx_len": 5, "yarn_factor": 2.0, "yarn_attention_factor": 2.0, "yarn_beta_fast": 2.0,
     "yarn_beta_slow": 2.0, "yarn_original_max_position_embeddings": 5,
+    # What only other values of refused fields would read.
 }  # fmt: skip
 # ... and those of which a model here can only have the default, with values that are refused.
 REFUSED: dict[str, list[Any]] = {
-    "gated_mlp": [True], "final_rms": [True], "num_experts": [8], "experts_per_token": [2], "use_qk_norm": [True],
-    "use_local_attn": [True], "window_size": [256], "attn_types": [["global", "local"]], "rotary_dim": [4],
-    "rotary_base_local": [10_000], "rotary_scaling_factor": [8.0], "rotary_adjacent_pairs": [True],
-    "use_NTK_by_parts_rope": [True], "use_yarn_rope": [True], "post_embedding_ln": [True],
-    "use_normalization_before_and_after": [True], "attn_scores_soft_cap": [50.0],
-    "relative_attention_max_distance": [128], "relative_attention_num_buckets": [32], "load_in_4bit": [True],
-    "trust_remote_code": [True], "n_devices": [2],
+    "num_experts": [8], "experts_per_token": [2], "use_local_attn": [True], "relative_attention_max_distance": [128],
+    "relative_attention_num_buckets": [32], "load_in_4bit": [True], "trust_remote_code": [True], "n_devices": [2],
+}  # fmt: skip
+# Our own, of families the field's config has no fields for.
+OWN: dict[str, Any] = {
+    "use_normalization_after_only": True, "qk_norm_all_heads": True, "longrope_short_factors": [1.0, 2.0],
+    "longrope_long_factors": [1.0, 2.0], "longrope_original_ctx_len": 5, "longrope_attention_factor": 2.0,
 }  # fmt: skip
 CHOICES: dict[str, list[Any]] = {
-    "positional_embedding_type": ["rotary", "alibi", "relative_positional_bias"], "normalization_type": ["ln", "DyT"],
-    "act_fn": ["solu_ln", "swish"], "attention_dir": ["causal_only"], "init_mode": ["muP"],
+    "positional_embedding_type": ["rotari", "relative_positional_bias"], "normalization_type": ["ln", "DyT"],
+    "act_fn": ["swish"], "attention_dir": ["causal_only"], "init_mode": ["muP"],
     "n_layers": [0], "d_model": [0], "n_ctx": [0], "d_head": [0], "n_heads": [0], "n_key_value_heads": [2],
     "dtype": [torch.int8],
 }  # fmt: skip
@@ -53,17 +57,20 @@ COMPUTED = {"uses_rms_norm", "n_params"}
 
 def test_every_field_is_in_the_tables() -> None:
     fields = {field.name for field in dataclasses.fields(HookedTransformerConfig)}
-    assert fields == {*TAKEN, *REFUSED} and len(TAKEN) + len(REFUSED) == len(fields) == 79
+    assert fields == {*TAKEN, *REFUSED, *OWN} and len(TAKEN) + len(REFUSED) == len(fields) - len(OWN) == 79
     public = {name for name in dir(tiny_config()) if not name.startswith("_")} - fields
-    assert public == {"to_dict", "from_dict", "unwrap"} | surface.OWN["HookedTransformerConfig"]
+    assert (
+        public
+        == {"to_dict", "from_dict", "unwrap", "is_layer_norm_activation"} | surface.OWN["HookedTransformerConfig"]
+    )
 
 
-@pytest.mark.parametrize("name", [*TAKEN, *REFUSED])
+@pytest.mark.parametrize("name", [*TAKEN, *REFUSED, *OWN])
 def test_a_field_goes_through_a_dictionary(name: str) -> None:
-    default = getattr(tiny_config(), name)
-    cfg = tiny_config(**{name: TAKEN.get(name, default)})
-    if name in TAKEN and name not in COMPUTED:
-        assert getattr(cfg, name) == TAKEN[name] != default
+    default, given = getattr(tiny_config(), name), {**TAKEN, **OWN}
+    cfg = tiny_config(**{name: given.get(name, default)})
+    if name in given and name not in COMPUTED:
+        assert getattr(cfg, name) == given[name] != default
     fields = cfg.to_dict()
     assert fields[name] == getattr(cfg, name)
     again = HookedTransformerConfig.from_dict(fields)

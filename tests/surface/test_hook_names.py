@@ -13,7 +13,6 @@ from tiny import tiny_model, tiny_tokens
 from torch import Tensor
 
 from headscope import HookedTransformer, HookPoint
-from headscope.errors import InvalidInputError
 
 TOKENS = tiny_tokens(2, 5)
 BATCH, POS, HEADS, D_MODEL, D_HEAD, D_MLP = 2, 5, 3, 10, 4, 14
@@ -36,22 +35,51 @@ MLP = {
 }  # fmt: skip
 BETWEEN = {"hook_resid_mid": STREAM}
 
+ROTATED = {"attn.hook_rot_q": PER_HEAD, "attn.hook_rot_k": PER_HEAD}
+GATED = {"mlp.hook_pre_linear": NEURONS}
+BEHIND = {f"ln{number}_post.hook_{kind}": shape
+          for number in (1, 2) for kind, shape in (("scale", SCALE), ("normalized", STREAM))}  # fmt: skip
+OF_HEADS = {f"attn.{which}_norm.hook_{kind}": shape for which in "qk"
+            for kind, shape in (("scale", (BATCH, POS, HEADS, 1)), ("normalized", PER_HEAD))}  # fmt: skip
+INSIDE = {"mlp.hook_mid": NEURONS, "mlp.ln.hook_scale": SCALE, "mlp.ln.hook_normalized": NEURONS}
+IN_FRONT = {name for name in {**ATTENTION, **MLP} if name.startswith(("ln1.", "ln2."))}
+LOCAL = {"use_local_attn": True, "attn_types": ["local", "global"], "window_size": 3}
+
 KINDS: dict[str, tuple[dict[str, Any], dict[str, tuple[int, ...]]]] = {
     "standard": ({}, {**ATTENTION, **MLP, **BETWEEN}),
     "attention only": ({"attn_only": True}, ATTENTION),
     "parallel": ({"parallel_attn_mlp": True}, {**ATTENTION, **MLP}),
-}
-# Names of models that are not there yet, with the config that would have them.
-NOT_YET = {
-    "attn.hook_rot_q": {"positional_embedding_type": "rotary", "rotary_dim": 4},
-    "attn.hook_rot_k": {"positional_embedding_type": "rotary", "rotary_dim": 4},
-    "mlp.hook_pre_linear": {"gated_mlp": True},
-}
+    "rotary, parallel": (
+        {"positional_embedding_type": "rotary", "rotary_dim": 2, "rotary_scaling_factor": 2.0,
+         "parallel_attn_mlp": True},
+        {**ATTENTION, **MLP, **ROTATED},
+    ),
+    "rotary, gated, norms on both sides, a window and caps": (
+        {"positional_embedding_type": "rotary", "rotary_base": 50, "rotary_adjacent_pairs": True, "gated_mlp": True,
+         "act_fn": "silu", "normalization_type": "RMS", "use_normalization_before_and_after": True,
+         "use_qk_norm": True, "attn_scores_soft_cap": 1.5, "output_logits_soft_cap": 2.0, **LOCAL},
+        {**ATTENTION, **MLP, **BETWEEN, **ROTATED, **GATED, **BEHIND, **OF_HEADS},
+    ),
+    "norms behind only": (
+        {"use_normalization_after_only": True, **LOCAL},
+        {**{name: shape for name, shape in {**ATTENTION, **MLP}.items() if name not in IN_FRONT}, **BETWEEN, **BEHIND},
+    ),
+    "alibi, a norm behind the embedding": (
+        {"positional_embedding_type": "alibi", "post_embedding_ln": True},
+        {**ATTENTION, **MLP, **BETWEEN},
+    ),
+    "solu_ln": ({"act_fn": "solu_ln", "final_rms": True}, {**ATTENTION, **MLP, **BETWEEN, **INSIDE}),
+}  # fmt: skip
 
 
 def shapes(kind: str) -> dict[str, tuple[int, ...]]:
-    of_block = KINDS[kind][1]
-    return OUTSIDE | {f"blocks.{layer}.{name}": shape for layer in range(2) for name, shape in of_block.items()}
+    fields, of_block = KINDS[kind]
+    outside = dict(OUTSIDE)
+    if fields.get("positional_embedding_type", "standard") != "standard":
+        del outside["hook_pos_embed"]
+    if "post_embedding_ln" in fields:
+        outside |= {"embed.ln.hook_scale": SCALE, "embed.ln.hook_normalized": STREAM}
+    return outside | {f"blocks.{layer}.{name}": shape for layer in range(2) for name, shape in of_block.items()}
 
 
 @cache
@@ -103,14 +131,6 @@ def test_a_name_fires_when_asked_for(kind: str, name: str) -> None:
     found = model.run_with_hooks(TOKENS, fwd_hooks=[(name, lambda value, hook: change(value))])
     same(found, edited)
     assert float((edited - wanted.logits).abs().max()) > 1e-6
-
-
-@pytest.mark.parametrize("name", NOT_YET)
-def test_names_of_models_that_are_not_there_yet(name: str) -> None:
-    with pytest.raises(KeyError, match="Unknown hook point"):
-        tiny_model().add_hook(f"blocks.0.{name}", lambda value, hook: None)
-    with pytest.raises(InvalidInputError, match=next(iter(NOT_YET[name]))):
-        tiny_model(**NOT_YET[name])
 
 
 def test_the_tokens_have_a_point_when_asked_for() -> None:

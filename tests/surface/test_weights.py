@@ -51,6 +51,14 @@ def test_weights_of_all_layers(name: str, model: HookedTransformer) -> None:
     same(found[1], getattr(getattr(model.blocks[1], part), name))
 
 
+@WEIGHTS.shows("W_gate")
+def test_the_gates_of_all_layers() -> None:
+    model = tiny_model(n_layers=3, gated_mlp=True)
+    same(model.W_gate, stacked(model, "mlp.W_gate"))
+    same(model.b_gate, stacked(model, "mlp.b_gate"))
+    assert model.W_gate.shape == (3, 10, 14) and model.b_gate.shape == (3, 14)
+
+
 @WEIGHTS.shows("OV", "QK")
 def test_circuits(name: str, model: HookedTransformer) -> None:
     state = model.state_dict()

@@ -13,25 +13,28 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from headscope.model.components import empty_parameter, zero_parameter
+from headscope.errors import InvalidInputError
+from headscope.model.components import HeadNorm, empty_parameter, zero_parameter
 from headscope.model.config import HookedTransformerConfig
 from headscope.model.hooks import HookPoint, is_listening
 from headscope.model.key_value_cache import HookedTransformerKeyValueCacheEntry
+from headscope.model.positions import alibi_penalties, allowed_by_position, token_positions
+from headscope.model.rotary import RotaryTable, rotary_table, rotate
 from headscope.ops.factored import FactoredMatrix
 
 __all__ = ["FIELD_BUFFERS", "Attention", "GroupedQueryAttention", "make_attention"]
 
-FIELD_BUFFERS = ("mask", "IGNORE")
+FIELD_BUFFERS = ("mask", "IGNORE", "rotary_sin", "rotary_cos")
+_SHOWN_ROWS = 2048
 
 
 class Attention(nn.Module):
     """The heads of one layer.
 
     Weights: `W_Q W_K W_V [head, d_model, d_head]`, `W_O [head, d_head, d_model]`, `b_Q b_K b_V [head, d_head]`,
-    `b_O [d_model]`.
+    `b_O [d_model]`. Rotary and ALiBi positions, windows, soft caps and norms of queries and keys are read from the
+    config at each pass.
     """
-
-    attn_type = "global"
 
     def __init__(self, cfg: HookedTransformerConfig, layer_id: int = 0) -> None:
         super().__init__()
@@ -52,8 +55,18 @@ class Attention(nn.Module):
         self.hook_attn_scores = HookPoint()
         self.hook_pattern = HookPoint()
         self.hook_result = HookPoint()
+        if cfg.positional_embedding_type == "rotary":
+            self.hook_rot_q = HookPoint()
+            self.hook_rot_k = HookPoint()
+        if cfg.use_qk_norm:
+            self.q_norm = HeadNorm(cfg, heads)
+            self.k_norm = HeadNorm(cfg, cfg.n_key_value_heads or heads)
+        self._table: RotaryTable | None = None
         self._mask: Tensor | None
-        self.register_buffer("_mask", None, persistent=False)
+        self._own_sin: Tensor | None
+        self._own_cos: Tensor | None
+        for name in ("_mask", "_own_sin", "_own_cos"):
+            self.register_buffer(name, None, persistent=False)
 
     def _add_key_and_value_weights(self) -> None:
         shape = (self.cfg.n_heads, self.cfg.d_model, self.cfg.d_head)
@@ -96,8 +109,66 @@ class Attention(nn.Module):
         self._mask = None if torch.equal(own, self._default_mask()) else own
 
     def _default_mask(self) -> Tensor:
-        allowed = torch.ones(self.cfg.n_ctx, self.cfg.n_ctx, dtype=torch.bool, device=self.W_Q.device)
-        return allowed.tril() if self.cfg.attention_dir == "causal" else allowed
+        return self._by_position(self.cfg.n_ctx, self.cfg.n_ctx)
+
+    def _by_position(self, n_queries: int, n_keys: int) -> Tensor:
+        causal, window = self.cfg.attention_dir == "causal", self._window(n_keys)
+        return allowed_by_position(n_queries, n_keys, causal=causal, window=window, device=self.W_Q.device)
+
+    @property
+    def attn_type(self) -> str:
+        """`"local"` if a query sees the last `cfg.window_size` keys only, else `"global"`."""
+        return self.cfg.attn_types[self.layer_id] if self.cfg.use_local_attn and self.cfg.attn_types else "global"
+
+    def _window(self, n_keys: int) -> int | None:
+        """How many keys a query sees; `None` if it sees them all."""
+        window = self.cfg.window_size if self.attn_type == "local" else None
+        return None if window is None or window >= n_keys else window
+
+    @property
+    def rotary_sin(self) -> Float[Tensor, "pos rotary_dim"]:
+        """Sines of the angles queries and keys are turned by by position. Assign others to change them."""
+        return self._rotary_rows(min(self.cfg.n_ctx, _SHOWN_ROWS))[0].clone()
+
+    @rotary_sin.setter
+    def rotary_sin(self, sin: Tensor) -> None:
+        self._own_sin = sin.to(self.W_Q.device)
+
+    @property
+    def rotary_cos(self) -> Float[Tensor, "pos rotary_dim"]:
+        """Cosines of the angles queries and keys are turned by, as `rotary_sin`."""
+        return self._rotary_rows(min(self.cfg.n_ctx, _SHOWN_ROWS))[1].clone()
+
+    @rotary_cos.setter
+    def rotary_cos(self, cos: Tensor) -> None:
+        self._own_cos = cos.to(self.W_Q.device)
+
+    def _rotary_rows(self, length: int) -> tuple[Tensor, Tensor]:
+        """Sines and cosines of the first positions."""
+        local, device = self.attn_type == "local", self.W_Q.device
+        self._table = rotary_table(self.cfg, local=local, length=length, device=device)
+        sin, cos = self._table.rows(length)
+        sin, cos = sin if self._own_sin is None else self._own_sin, cos if self._own_cos is None else self._own_cos
+        return sin[:length], cos[:length]
+
+    def _turned(self, q: Tensor, k: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Queries and keys turned by their positions; the queries are the last of the keys."""
+        n_queries, n_keys = q.shape[1], k.shape[1]
+        if n_keys > self.cfg.n_ctx:
+            raise InvalidInputError(
+                f"the input has {n_keys} tokens, but this model's context is n_ctx = {self.cfg.n_ctx}. Cut it, split "
+                "it into several sequences, or set cfg.n_ctx: rotary positions go on, though the model saw none there."
+            )
+        sin, cos = self._rotary_rows(n_keys)
+        if attention_mask is None:
+            sin, cos = sin[None], cos[None]
+        else:
+            positions = token_positions(attention_mask)
+            sin, cos = sin[positions], cos[positions]
+        first = n_keys - n_queries
+        adjacent = self.cfg.rotary_adjacent_pairs
+        q = self.hook_rot_q(rotate(q, sin[:, first:], cos[:, first:], adjacent=adjacent))
+        return q, self.hook_rot_k(rotate(k, sin, cos, adjacent=adjacent))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # Checkpoints of the field keep these two buffers beside the weights.
@@ -127,11 +198,16 @@ class Attention(nn.Module):
         q = self.hook_q(_project(query_input, self.W_Q, self.b_Q))
         k = self.hook_k(_project(key_input, W_K, b_K))
         v = self.hook_v(_project(value_input, W_V, b_V))
+        if self.cfg.use_qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
         if past_kv_cache_entry is not None:
             k, v = past_kv_cache_entry.append(k, v)
+        if self.cfg.positional_embedding_type == "rotary":
+            q, k = self._turned(q, k, attention_mask)
         if k.shape[2] != q.shape[2]:
             k, v = (shared.repeat_interleave(q.shape[2] // k.shape[2], dim=2) for shared in (k, v))
-        if is_listening(self.hook_attn_scores) or is_listening(self.hook_pattern):
+        seen = is_listening(self.hook_attn_scores) or is_listening(self.hook_pattern)
+        if seen or self.cfg.attn_scores_soft_cap > 0:  # the fused kernel has no cap
             z = self._attend_visibly(q, k, v, attention_mask)
         else:
             z = self._attend_fused(q, k, v, attention_mask)
@@ -148,15 +224,18 @@ class Attention(nn.Module):
         if self._mask is not None:
             by_position = self._mask[n_keys - n_queries : n_keys, :n_keys]
         else:
-            by_position = torch.ones(n_queries, n_keys, dtype=torch.bool, device=self.W_Q.device)
-            if self.cfg.attention_dir == "causal":
-                by_position = by_position.tril(n_keys - n_queries)
+            by_position = self._by_position(n_queries, n_keys)
         allowed = by_position[None, None]
         return allowed if attention_mask is None else allowed & attention_mask.bool()[:, None, None, :]
 
     def _attend_visibly(self, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None) -> Tensor:
         allowed = self._allowed(q.shape[1], k.shape[1], attention_mask)
         scores = torch.einsum("bqhe,bkhe->bhqk", q / self.attn_scale, k)
+        cap = self.cfg.attn_scores_soft_cap
+        if cap > 0:
+            scores = cap * torch.tanh(scores / cap)
+        if self.cfg.positional_embedding_type == "alibi":
+            scores = scores + alibi_penalties(self.cfg, q.shape[1], k.shape[1], attention_mask, scores)
         scores = self.hook_attn_scores(scores.masked_fill_(~allowed, -math.inf))
         pattern = scores.softmax(-1)
         if attention_mask is not None or self._mask is not None or pattern.requires_grad:
@@ -169,8 +248,14 @@ class Attention(nn.Module):
     def _attend_fused(self, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None) -> Tensor:
         n_queries, n_keys = q.shape[1], k.shape[1]
         causal = self.cfg.attention_dir == "causal" and n_queries > 1
-        plain = attention_mask is None and self._mask is None and (not causal or n_queries == n_keys)
-        mask = None if plain else self._allowed(n_queries, n_keys, attention_mask)
+        unmasked = attention_mask is None and self._mask is None and self._window(n_keys) is None
+        alibi = self.cfg.positional_embedding_type == "alibi"
+        plain = unmasked and not alibi and (not causal or n_queries == n_keys)
+        allowed = mask = None if plain else self._allowed(n_queries, n_keys, attention_mask)
+        if alibi:
+            assert allowed is not None
+            penalties = alibi_penalties(self.cfg, n_queries, n_keys, attention_mask, q)
+            mask = penalties.masked_fill(~allowed, -math.inf)
         z = F.scaled_dot_product_attention(
             q.transpose(1, 2),
             k.transpose(1, 2),
@@ -181,8 +266,8 @@ class Attention(nn.Module):
         ).transpose(1, 2)
         if attention_mask is not None or self._mask is not None:
             # Backends differ on a query that sees no key; here its output is zero, as its pattern is.
-            assert mask is not None
-            return torch.where(mask.any(-1)[:, 0, :, None, None], z, 0.0)
+            assert allowed is not None
+            return torch.where(allowed.any(-1)[:, 0, :, None, None], z, 0.0)
         # The kernel keeps its output for the backward pass; a hook may write to this one.
         return z.clone() if z.requires_grad and is_listening(self.hook_z) else z
 

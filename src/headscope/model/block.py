@@ -1,11 +1,13 @@
 """One transformer block, and the hook points on its residual stream."""
 
+from typing import Literal
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from headscope.model.attention import make_attention
-from headscope.model.components import MLP, make_norm
+from headscope.model.components import LayerNorm, RMSNorm, make_mlp, make_post_norm, make_pre_norm
 from headscope.model.config import HookedTransformerConfig
 from headscope.model.hooks import HookPoint, is_listening
 from headscope.model.key_value_cache import HookedTransformerKeyValueCacheEntry
@@ -14,12 +16,16 @@ __all__ = ["TransformerBlock"]
 
 
 class TransformerBlock(nn.Module):
-    """Attention, then an MLP (unless `attn_only`), each reading a norm of the residual stream and adding to it."""
+    """Attention, then an MLP (unless `attn_only`), each reading a norm of the residual stream and adding to it.
+
+    What they make may go through a norm as well, `ln1_post` and `ln2_post`: `hook_attn_out` and `hook_mlp_out` are what
+    is added to the stream, behind it.
+    """
 
     def __init__(self, cfg: HookedTransformerConfig, block_index: int) -> None:
         super().__init__()
         self.cfg = cfg
-        self.ln1 = make_norm(cfg)
+        self.ln1 = make_pre_norm(cfg)
         self.attn = make_attention(cfg, block_index)
         self.hook_attn_in = HookPoint()
         self.hook_q_input = HookPoint()
@@ -29,10 +35,12 @@ class TransformerBlock(nn.Module):
         self.hook_resid_pre = HookPoint()
         self.hook_resid_post = HookPoint()
         if not cfg.attn_only:
-            self.ln2 = make_norm(cfg)
-            self.mlp = MLP(cfg)
+            self.ln2 = make_pre_norm(cfg)
+            self.mlp = make_mlp(cfg)
             self.hook_mlp_in = HookPoint()
             self.hook_mlp_out = HookPoint()
+        self.ln1_post = make_post_norm(cfg)
+        self.ln2_post = None if cfg.attn_only else make_post_norm(cfg)
         if cfg.has_resid_mid:
             self.hook_resid_mid = HookPoint()
 
@@ -59,7 +67,7 @@ class TransformerBlock(nn.Module):
         attn_out = self.attn(
             queries, keys, values, past_kv_cache_entry=past_kv_cache_entry, attention_mask=attention_mask
         )
-        attn_out = self.hook_attn_out(attn_out)
+        attn_out = self.hook_attn_out(attn_out if self.ln1_post is None else self.ln1_post(attn_out))
         if self.cfg.attn_only:
             return self.hook_resid_post(resid_pre + attn_out)
         if self.cfg.parallel_attn_mlp:
@@ -67,10 +75,31 @@ class TransformerBlock(nn.Module):
         resid_mid = self.hook_resid_mid(resid_pre + attn_out)
         return self.hook_resid_post(resid_mid + self._mlp_out(resid_mid))
 
+    def onto_stream(
+        self,
+        part: Float[Tensor, "*lead d_model"],
+        scale: Float[Tensor, "*#lead 1"],
+        *,
+        of: Literal["attn", "mlp"] = "attn",
+    ) -> Float[Tensor, "*lead d_model"]:
+        """What a part of the attention's or MLP's output adds to the stream: itself, unless a norm is behind it.
+
+        That norm's scale is frozen, so the map is linear, and the parts of an output, its bias among them, sum to
+        `hook_attn_out` or `hook_mlp_out` (but for that norm's own bias, if it has one).
+
+        Args:
+            part: For example `z W_O` of one head, or `b_O`.
+            scale: What the norm divided by: `ln1_post.hook_scale` for attention, `ln2_post.hook_scale` for the MLP.
+            of: Which of the two it is a part of.
+        """
+        norm = self.ln1_post if of == "attn" else self.ln2_post
+        return norm.direction(part) / scale if isinstance(norm, (LayerNorm, RMSNorm)) else part
+
     def _mlp_out(self, resid: Tensor) -> Tensor:
         if self.cfg.use_hook_mlp_in or is_listening(self.hook_mlp_in):
             resid = self.hook_mlp_in(resid.clone())
-        return self.hook_mlp_out(self.mlp(self.ln2(resid)))
+        out = self.mlp(self.ln2(resid))
+        return self.hook_mlp_out(out if self.ln2_post is None else self.ln2_post(out))
 
     def _attention_inputs(self, resid_pre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Normalized inputs of q, k and v: one tensor for all, unless somebody wants them per head."""

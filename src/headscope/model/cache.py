@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["ActivationCache"]
 
 _KIND = "activations"
+_POST_NORM = ("ln1_post.w", "ln1_post.b", "ln2_post.w", "ln2_post.b")
 
 
 def _no_model() -> None:
@@ -61,7 +62,7 @@ class ActivationCache(ResidualDecomposition):
         self._readout = Readout.of(model) if Readout.is_shown_by(model) else None
         self._outputs = {
             name: model.per_layer_if_shown(*name.split("."))
-            for name in ("attn.W_O", "attn.b_O", "mlp.W_out", "mlp.b_out")
+            for name in ("attn.W_O", "attn.b_O", "mlp.W_out", "mlp.b_out", *_POST_NORM)
         }
 
     @property

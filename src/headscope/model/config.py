@@ -16,31 +16,17 @@ from headscope.errors import InvalidInputError, unknown_name
 __all__ = ["ACTIVATIONS", "NORMALIZATIONS", "POSITIONS", "HookedTransformerConfig", "parse_dtype"]
 
 NORMALIZATIONS = (None, "LN", "LNPre", "RMS", "RMSPre")
-POSITIONS = ("standard", "shortformer", "none")
+POSITIONS = ("standard", "rotary", "alibi", "shortformer", "none")
 ACTIVATIONS = (
-    "relu", "leaky_relu", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "silu", "solu",
+    "relu", "relu2", "leaky_relu", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "quick_gelu", "silu", "solu",
+    "solu_ln",
 )  # fmt: skip
 INIT_MODES = ("gpt2", "xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal")
 
 # Fields of the field's config that a model made here cannot have yet: only these values are accepted.
 _NOT_YET: dict[str, Any] = {
-    "gated_mlp": False,
-    "final_rms": False,
     "num_experts": None,
     "experts_per_token": None,
-    "use_qk_norm": False,
-    "use_local_attn": False,
-    "window_size": None,
-    "attn_types": None,
-    "rotary_dim": None,
-    "rotary_base_local": None,
-    "rotary_scaling_factor": 1.0,
-    "rotary_adjacent_pairs": False,
-    "use_NTK_by_parts_rope": False,
-    "use_yarn_rope": False,
-    "post_embedding_ln": False,
-    "use_normalization_before_and_after": False,
-    "attn_scores_soft_cap": -1.0,
     "relative_attention_max_distance": None,
     "relative_attention_num_buckets": None,
     "load_in_4bit": False,
@@ -80,14 +66,40 @@ class HookedTransformerConfig:
         n_key_value_heads: Keys and values per layer, each shared by a group of heads; `None` means one per head.
         ungroup_grouped_query_attention: Give hooks the keys and values of every head, not of every group.
         d_mlp: Hidden width of the MLP; default `4 * d_model`. Unused when `attn_only`.
-        act_fn: MLP activation, one of `ACTIVATIONS`. Required unless `attn_only`.
+        act_fn: MLP activation, one of `ACTIVATIONS` (`"solu_ln"`: with a LayerNorm behind it). Required unless
+            `attn_only`.
+        gated_mlp: The MLP is `(act(x W_gate + b_gate) * (x W_in + b_in)) W_out + b_out`.
         d_vocab: Number of input tokens; `-1` takes it from the tokenizer.
         d_vocab_out: Number of output tokens; `-1` means `d_vocab`.
         attn_only: No MLPs.
         parallel_attn_mlp: Attention and MLP both read the block's input.
         normalization_type: `None`, `"LN"`, `"RMS"`, or the `"...Pre"` forms whose weight and bias are folded away.
-        positional_embedding_type: `"standard"` (learned, added to the token embedding), `"shortformer"` (learned,
-            added to what queries and keys read, in every layer) or `"none"`.
+        use_normalization_before_and_after: Attention and MLP have a norm behind them as well, `ln1_post` and
+            `ln2_post`, before what they make is added to the stream.
+        use_normalization_after_only: They have these norms, and none in front.
+        final_rms: The last norm is an RMSNorm, whatever the others are.
+        post_embedding_ln: A LayerNorm behind the token embedding, before anything is added.
+        positional_embedding_type: `"standard"` (learned, added to the token embedding), `"rotary"` (queries and keys
+            are turned by their position), `"alibi"` (scores fall with distance), `"shortformer"` (learned, added to
+            what queries and keys read, in every layer) or `"none"`.
+        rotary_dim: How many of a head's dimensions are turned, from the first; default all.
+        rotary_base: The base of the angles' geometric sequence.
+        rotary_base_local: Another base for local layers, which are then not scaled.
+        rotary_adjacent_pairs: Turn dimensions 0 and 1, 2 and 3, ... together, not each with the one half further.
+        rotary_scaling_factor: Divides every angle (linear position interpolation).
+        use_NTK_by_parts_rope: Divide slow angles by `NTK_by_parts_factor`, and not fast ones (Llama 3.1); the other
+            `NTK_...` fields say which are slow.
+        use_yarn_rope: YaRN (Peng et al. 2023), with the `yarn_...` fields.
+        longrope_short_factors: LongRoPE (Ding et al. 2024): what divides each angle, one for each pair of dimensions.
+        longrope_long_factors: The same for inputs longer than `longrope_original_ctx_len`.
+        longrope_original_ctx_len: Up to which length the short factors hold.
+        longrope_attention_factor: Multiplies sines and cosines.
+        use_qk_norm: An RMSNorm on each head's queries and keys, with one weight for all heads of a layer.
+        qk_norm_all_heads: It goes over the heads of a layer together, as if they were one vector.
+        use_local_attn: Layers may be local, as `attn_types` says.
+        attn_types: `"global"` or `"local"` for each layer.
+        window_size: How many keys a query of a local layer sees, itself among them.
+        attn_scores_soft_cap: `c > 0` makes the attention scores `c * tanh(scores / c)`.
         eps: Added to the variance in a norm.
         use_attn_scale: Divide attention scores by `attn_scale`.
         attn_scale: Default (`-1`): `sqrt(d_head)`.
@@ -201,6 +213,12 @@ class HookedTransformerConfig:
     yarn_original_max_position_embeddings: int = 4096
     post_embedding_ln: bool = False
     use_normalization_before_and_after: bool = False
+    use_normalization_after_only: bool = False
+    qk_norm_all_heads: bool = False
+    longrope_short_factors: list[float] | None = None
+    longrope_long_factors: list[float] | None = None
+    longrope_original_ctx_len: int = 4096
+    longrope_attention_factor: float = 1.0
     attn_scores_soft_cap: float = -1.0
     relative_attention_max_distance: int | None = None
     relative_attention_num_buckets: int | None = None
@@ -223,6 +241,12 @@ class HookedTransformerConfig:
                 raise InvalidInputError(
                     f"{name} = {getattr(self, name)!r} is not supported yet: it can only be {only!r}."
                 )
+        self._check_positions()
+        self._check_windows()
+        if self.use_normalization_before_and_after and self.use_normalization_after_only:
+            raise InvalidInputError(
+                "use_normalization_before_and_after and use_normalization_after_only cannot both be set."
+            )
         groups = self.n_heads if self.n_key_value_heads is None else self.n_key_value_heads
         if groups < 1 or self.n_heads % groups:
             raise InvalidInputError(
@@ -234,6 +258,8 @@ class HookedTransformerConfig:
                     f"act_fn is needed for a model with MLPs: one of {', '.join(ACTIVATIONS)}; or set attn_only=True."
                 )
             self._check_choice("act_fn", ACTIVATIONS)
+            if self.gated_mlp and self.act_fn == "solu_ln":
+                raise InvalidInputError("act_fn = 'solu_ln' has no gated form: set gated_mlp = False.")
             if self.d_mlp is None:
                 self.d_mlp = 4 * self.d_model
         if self.d_vocab_out == -1:
@@ -247,7 +273,7 @@ class HookedTransformerConfig:
             self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.uses_rms_norm = self.normalization_type in ("RMS", "RMSPre")
         attention = 2 * self.d_model * self.d_head * (self.n_heads + groups)
-        mlp = 0 if self.attn_only else 2 * self.d_model * (self.d_mlp or 0)
+        mlp = 0 if self.attn_only else (2 + self.gated_mlp) * self.d_model * (self.d_mlp or 0)
         self.n_params = self.n_layers * (attention + mlp)
 
     def _check_choice(self, field: str, allowed: tuple[str | None, ...]) -> None:
@@ -256,6 +282,38 @@ class HookedTransformerConfig:
             raise InvalidInputError(
                 f"{field} must be one of {', '.join(repr(a) for a in allowed)}; got {value!r}. "
                 "Other choices of the field's configs are not supported yet."
+            )
+
+    def _check_positions(self) -> None:
+        if self.positional_embedding_type != "rotary":
+            return
+        if self.rotary_dim is None:
+            self.rotary_dim = self.d_head
+        if not 0 < self.rotary_dim <= self.d_head or self.rotary_dim % 2:
+            raise InvalidInputError(
+                f"rotary_dim must be even and at most d_head = {self.d_head}; got {self.rotary_dim}."
+            )
+        for name in ("longrope_short_factors", "longrope_long_factors"):
+            factors = getattr(self, name)
+            if (factors is None) != (self.longrope_short_factors is None) or len(factors or []) not in (
+                0,
+                self.rotary_dim // 2,
+            ):
+                raise InvalidInputError(
+                    f"{name} must have rotary_dim / 2 = {self.rotary_dim // 2} numbers, and the other as well; "
+                    f"got {factors!r}."
+                )
+
+    def _check_windows(self) -> None:
+        if not self.use_local_attn:
+            return
+        if self.window_size is None or self.window_size < 1:
+            raise InvalidInputError(f"use_local_attn needs a window_size of at least 1; got {self.window_size}.")
+        types = self.attn_types
+        if types is None or len(types) < self.n_layers or not set(types) <= {"global", "local"}:
+            raise InvalidInputError(
+                f"use_local_attn needs attn_types, 'global' or 'local' for each of {self.n_layers} layers; "
+                f"got {types!r}."
             )
 
     @property
@@ -269,6 +327,29 @@ class HookedTransformerConfig:
     def has_resid_mid(self) -> bool:
         """Whether blocks have a state between attention and MLP."""
         return not (self.attn_only or self.parallel_attn_mlp)
+
+    def is_layer_norm_activation(self) -> bool:
+        """Whether a LayerNorm comes behind the MLP's activation."""
+        return self.act_fn is not None and self.act_fn.endswith("_ln")
+
+    @property
+    def has_pre_norms(self) -> bool:
+        """Whether attention and MLP read the stream through a norm."""
+        return self.normalization_type is not None and not self.use_normalization_after_only
+
+    @property
+    def has_post_norms(self) -> bool:
+        """Whether what attention and MLP make goes through a norm before it is added to the stream."""
+        return self.normalization_type is not None and (
+            self.use_normalization_before_and_after or self.use_normalization_after_only
+        )
+
+    @property
+    def final_norm(self) -> str | None:
+        """The type of the last norm, as `normalization_type` has it."""
+        if self.final_rms and self.centred_norm:
+            return {"LN": "RMS", "LNPre": "RMSPre"}[str(self.normalization_type)]
+        return self.normalization_type
 
     @property
     def centred_norm(self) -> bool:

@@ -5,6 +5,9 @@ stack of parts `[component, batch, pos, d_model]` that sums to a state of the st
 norm that reads that state, with its scale frozen (`apply_ln`), and along directions of one's own
 (`project_output_onto`): both are linear, so the parts still sum to what was read, and a projected stack of neurons
 never has a d_model axis.
+
+Where a norm comes behind attention or MLP (`ln1_post`, `ln2_post`), a head's or neuron's part is what it adds to the
+stream with that norm's scale frozen, which needs its `hook_scale` in the cache.
 """
 
 from typing import Any, Literal
@@ -125,13 +128,14 @@ class ResidualDecomposition:
     ) -> Any:
         """What each head before `layer` adds to the residual stream, `[component, batch, pos, d_model]`.
 
-        `incl_remainder` appends everything else, so that the stack sums to the stream. Labels are `L0H0`, ...
+        That is `hook_result`, unless a norm comes behind the attention. `incl_remainder` appends everything else, so
+        that the stack sums to the stream. Labels are `L0H0`, ...
         """
         stop = self._stop(layer)
         parts: list[Tensor] = []
         labels: list[str] = []
         for each in range(stop):
-            parts.extend(self._head_results(each).unbind(-2))
+            parts.extend(self._heads_added(each).unbind(-2))
             labels.extend(f"L{each}H{head}" for head in range(self._cfg.n_heads))
         if incl_remainder:
             state = self["resid_post", stop - 1] if stop else self["resid_pre", 0]
@@ -157,10 +161,12 @@ class ResidualDecomposition:
         """
         if self._cfg.attn_only:
             raise InvalidInputError("the model has no MLPs (attn_only), so it has no neurons.")
-        W_out = self._output_weight("mlp.W_out", layer)
+        W_out = self._through_post_norm(self._output_weight("mlp.W_out", layer), "ln2_post", layer)
         neurons = Slice([neuron_slice] if isinstance(neuron_slice, int) else neuron_slice)
         weight = neurons.apply(W_out, dim=0)
         activations = neurons.apply(self._sliced(self["post", layer], pos_slice), dim=-1)
+        if self._cfg.has_post_norms:
+            activations = activations / self._sliced(self._post_scale("ln2_post", layer), pos_slice)
         if project_output_onto is None:
             return activations[..., None] * weight
         if project_output_onto.ndim == 1:
@@ -193,7 +199,7 @@ class ResidualDecomposition:
         wanted = torch.arange(self._cfg.d_mlp or 0)
         numbers = torch.atleast_1d(Slice(neuron_slice).apply(wanted)).tolist()
         labels = [f"L{each}N{neuron}" for each in range(stop) for neuron in numbers]
-        directions = self._directions(project_output_onto, apply_ln)
+        directions = self._directions(project_output_onto, layer, apply_ln)
         parts = self._neurons(stop, neuron_slice, pos_slice, directions)
         if incl_remainder:
             state = self["resid_post", stop - 1] if stop else self["resid_pre", 0]
@@ -230,7 +236,7 @@ class ResidualDecomposition:
         """
         stop = self._stop(layer)
         heads_until = stop + 1 if mlp_input and stop < self._cfg.n_layers else stop
-        directions = self._directions(project_output_onto, apply_ln)
+        directions = self._directions(project_output_onto, layer, apply_ln)
 
         def read(part: Tensor) -> Tensor:
             return _along(self._sliced(part, pos_slice), directions)[None]
@@ -238,7 +244,7 @@ class ResidualDecomposition:
         parts: list[Tensor] = []
         labels: list[str] = []
         for each in range(heads_until):
-            parts.extend(read(result) for result in self._head_results(each).unbind(-2))
+            parts.extend(read(result) for result in self._heads_added(each).unbind(-2))
             labels.extend(f"L{each}H{head}" for head in range(self._cfg.n_heads))
         if not self._cfg.attn_only and expand_neurons:
             parts.extend(self._neurons(stop, None, pos_slice, directions))
@@ -249,9 +255,9 @@ class ResidualDecomposition:
         embeddings, names = self._embeddings()
         bias = torch.zeros_like(embeddings[0])
         for each in range(heads_until):
-            bias = bias + self._output_weight("attn.b_O", each)
+            bias = bias + self._bias_added("attn.b_O", "ln1_post", each)
         for each in range(stop if expand_neurons and not self._cfg.attn_only else 0):
-            bias = bias + self._output_weight("mlp.b_out", each)
+            bias = bias + self._bias_added("mlp.b_out", "ln2_post", each)
         parts += [read(part) for part in (*embeddings, bias)]
         stack = self._read(parts, layer, mlp_input, apply_ln, pos_slice, directions)
         return (stack, [*labels, *names, "bias"]) if return_labels else stack
@@ -282,12 +288,12 @@ class ResidualDecomposition:
         """
         if has_batch_dim and batch_slice is not None:
             residual_stack = Slice(batch_slice).apply(residual_stack, dim=1)
-        if not self.readout.normalized:
+        if not self._is_normalized(layer):
             return residual_stack
         if recompute_ln and self._stop(layer) == self._cfg.n_layers:
             return self.readout.normalize(residual_stack)
         scale = self._frozen_scale(layer, mlp_input, pos_slice, batch_slice)
-        return self.readout.centre(residual_stack) / scale
+        return self._centred(residual_stack, layer) / scale
 
     def logit_attrs(
         self,
@@ -341,6 +347,31 @@ class ResidualDecomposition:
             return self.cache_dict[name]
         return torch.einsum("...he,hed->...hd", self["z", layer], self._output_weight("attn.W_O", layer))
 
+    def _heads_added(self, layer: int) -> Tensor:
+        """What each head adds to the stream, `[batch, pos, head, d_model]`."""
+        results = self._head_results(layer)
+        if not self._cfg.has_post_norms:
+            return results
+        return self._through_post_norm(results, "ln1_post", layer) / self._post_scale("ln1_post", layer)[..., None, :]
+
+    def _bias_added(self, name: str, norm: str, layer: int) -> Tensor:
+        """What an output bias adds to the stream, with the bias of the norm behind it if there is one."""
+        bias = self._output_weight(name, layer)
+        if not self._cfg.has_post_norms:
+            return bias
+        added = self._through_post_norm(bias, norm, layer) / self._post_scale(norm, layer)
+        return added + self._output_weight(f"{norm}.b", layer) if self._cfg.centred_norm else added
+
+    def _through_post_norm(self, part: Tensor, norm: str, layer: int) -> Tensor:
+        """The norm behind attention or MLP, but for its scale and bias: linear. The part itself if there is none."""
+        if not self._cfg.has_post_norms:
+            return part
+        centred = part - part.mean(-1, keepdim=True) if self._cfg.centred_norm else part
+        return centred * self._output_weight(f"{norm}.w", layer)
+
+    def _post_scale(self, norm: str, layer: int) -> Float[Tensor, "*batch_and_pos 1"]:
+        return self[f"blocks.{layer}.{norm}.hook_scale"]
+
     def _output_weight(self, name: str, layer: int) -> Tensor:
         weight = self._outputs[name][layer]
         if weight is None:
@@ -386,11 +417,24 @@ class ResidualDecomposition:
             scale = Slice(batch_slice).apply(scale, dim=0)
         return self._sliced(scale, pos_slice)
 
-    def _directions(self, project_output_onto: Tensor | None, apply_ln: bool) -> Tensor | None:
+    def _is_normalized(self, layer: int | None) -> bool:
+        """Whether a layer, or the unembedding, reads the stream through a norm."""
+        final = self._stop(layer) == self._cfg.n_layers
+        return self.readout.normalized if final else self._cfg.has_pre_norms
+
+    def _centred(self, x: Tensor, layer: int | None) -> Tensor:
+        """`x` as the norm in front of a layer centres it."""
+        if self._stop(layer) == self._cfg.n_layers:
+            return self.readout.centre(x)
+        return x - x.mean(-1, keepdim=True) if self._cfg.centred_norm else x
+
+    def _directions(
+        self, project_output_onto: Tensor | None, layer: int | None, apply_ln: bool
+    ) -> Float[Tensor, "d_model *directions"] | None:
         """Directions that give a part's components as they will be read: centring is linear, so it moves onto them."""
-        if project_output_onto is None or not apply_ln:
+        if project_output_onto is None or not apply_ln or not self._is_normalized(layer):
             return project_output_onto
-        return self.readout.centre(project_output_onto.transpose(0, -1)).transpose(0, -1)
+        return self._centred(project_output_onto.transpose(0, -1), layer).transpose(0, -1)
 
     def _stacked(
         self, parts: list[Tensor], layer: int | None, mlp_input: bool, apply_ln: bool, pos_slice: SliceInput | Slice
@@ -411,7 +455,7 @@ class ResidualDecomposition:
         if not parts:
             raise InvalidInputError("there are no components before layer 0 to stack.")
         stack = torch.cat(parts)
-        if not apply_ln or not self.readout.normalized:
+        if not apply_ln or not self._is_normalized(layer):
             return stack
         if directions is None:
             return self.apply_ln_to_stack(stack, layer, mlp_input=mlp_input, pos_slice=pos_slice)

@@ -20,7 +20,8 @@ def to_hf(model: "HookedTransformer") -> Any:
         CheckpointError: if no Hugging Face class is that model: its family is unknown, or its weights are processed in
             a way that class has no place for.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    import transformers
+    from transformers import AutoConfig
 
     by_class = {family.architecture: family for family in FAMILIES.values()}
     architecture = model.cfg.original_architecture
@@ -34,9 +35,16 @@ def to_hf(model: "HookedTransformer") -> Any:
         fields |= {"bos_token_id": model.tokenizer.bos_token_id, "eos_token_id": model.tokenizer.eos_token_id}
     else:
         fields |= {"bos_token_id": None, "eos_token_id": None}
-    with torch.device("meta"):
-        hf_model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields))
-    hf_model.to_empty(device=model.W_E.device).to(model.cfg.dtype)
-    hf_model.load_state_dict({name: tensor.detach().clone() for name, tensor in tensors.items()}, assign=True)
-    hf_model.tie_weights()
-    return hf_model.eval()
+    config = AutoConfig.for_model(**fields)
+    own = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    hf_model, told = getattr(transformers, architecture).from_pretrained(
+        None,
+        config=config,
+        state_dict=own,
+        dtype=model.cfg.dtype,
+        output_loading_info=True,
+    )
+    wrong = [name for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in told[kind]]
+    if wrong:
+        raise CheckpointError(f"{architecture} in transformers has other tensors: {', '.join(map(str, wrong[:5]))}.")
+    return hf_model.to(model.W_E.device).eval()

@@ -19,14 +19,13 @@ from torch import Tensor, nn
 
 from headscope.errors import (
     CheckpointError,
-    HeadscopeError,
     InvalidInputError,
     NotFiniteError,
     UnknownNameError,
     unknown_name,
 )
 from headscope.model.attention import FIELD_BUFFERS
-from headscope.model.components import make_norm
+from headscope.model.components import MLP, make_norm, make_pre_norm
 from headscope.model.config import HookedTransformerConfig, parse_dtype
 from headscope.model.families import family_of
 from headscope.model.hub import TOKENIZER_FILES, find_checkpoint
@@ -137,14 +136,13 @@ def load_pretrained(
         init_weights=False,
     )
     tensors = read_tensors(directory) if directory is not None else hf_model.state_dict()
-    checkpoint = converted(tensors, cfg, family_of(hf_config))
-    if first_n_layers is not None:
-        checkpoint = {name: t for name, t in checkpoint.items() if _layer_of(name) < first_n_layers}
-        cfg.n_layers = first_n_layers
+    checkpoint = converted(tensors, cfg, hf_config, first_n_layers=first_n_layers)
+    cfg.n_layers = first_n_layers or cfg.n_layers
     if n_ctx is not None:
         if not 1 <= n_ctx <= cfg.n_ctx:
             raise InvalidInputError(f"n_ctx must be between 1 and the checkpoint's {cfg.n_ctx}; got {n_ctx}.")
-        checkpoint["pos_embed.W_pos"] = checkpoint["pos_embed.W_pos"][:n_ctx].clone()
+        if "pos_embed.W_pos" in checkpoint:
+            checkpoint["pos_embed.W_pos"] = checkpoint["pos_embed.W_pos"][:n_ctx].clone()
         cfg.n_ctx = n_ctx
     processing = WeightProcessing(
         fold_ln=fold_ln,
@@ -223,29 +221,30 @@ def _check_fit(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor]) 
 
 def _replace_norms(model: "HookedTransformer") -> None:
     for block in model.blocks:
-        block.ln1 = make_norm(model.cfg)
+        block.ln1 = make_pre_norm(model.cfg)
         if not model.cfg.attn_only:
-            block.ln2 = make_norm(model.cfg)
-    model.ln_final = make_norm(model.cfg)
+            block.ln2 = make_pre_norm(model.cfg)
+        for part in block.modules():
+            if isinstance(part, MLP):
+                part.reset_norm()
+    model.ln_final = make_norm(model.cfg, model.cfg.final_norm)
 
 
-def converted(tensors: Mapping[str, Tensor], cfg: HookedTransformerConfig, family: Any) -> dict[str, Tensor]:
+def converted(
+    tensors: Mapping[str, Tensor],
+    cfg: HookedTransformerConfig,
+    hf_config: Mapping[str, Any],
+    *,
+    first_n_layers: int | None = None,
+) -> dict[str, Tensor]:
     """A checkpoint's tensors under our names, in the config's dtype, checked to be finite."""
     state = {}
-    try:
-        renamed = family.convert(tensors, cfg)
-    except HeadscopeError:
-        raise
-    except (RuntimeError, ValueError) as error:
-        raise CheckpointError(
-            f"the checkpoint's tensors are not of the shapes its config.json says: {error}."
-        ) from None
-    # What was cut from one piece of the file goes together, so that the piece can be let go before the next is read.
-    order = sorted(renamed, key=lambda name: renamed[name].untyped_storage().data_ptr())
-    for name in order:
-        tensor = renamed.pop(name).detach()
+    for name, theirs in family_of(hf_config).convert(tensors, cfg, hf_config):
+        if first_n_layers is not None and _layer_of(name) >= first_n_layers:
+            continue
+        tensor = theirs.detach()
         own = torch.empty(tensor.shape, dtype=cfg.dtype, device=tensor.device).copy_(tensor)
-        del tensor
+        del theirs, tensor
         if own.numel() and not bool(torch.stack(own.aminmax()).isfinite().all()):
             raise NotFiniteError(
                 f"weight {name} holds NaN or infinite values: the checkpoint is damaged or diverged in training."

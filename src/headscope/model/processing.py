@@ -110,14 +110,24 @@ def folded_norm(cfg: HookedTransformerConfig) -> str | None:
 
 def _why_not(name: str, cfg: HookedTransformerConfig) -> str:
     """Why a rewrite does not apply to this model; empty if it does."""
+    shared = cfg.n_key_value_heads not in (None, cfg.n_heads)
     if name == "fold_ln" and cfg.normalization_type not in ("LN", "RMS"):
         return f"norms of type {cfg.normalization_type} have no weights to fold."
     if name == "fold_ln" and cfg.positional_embedding_type == "shortformer":
         return "shortformer positions are added behind the norm, which its weight must not scale."
-    if name == "refactor_factored_attn_matrices" and cfg.n_key_value_heads not in (None, cfg.n_heads):
-        return "keys and values shared by several heads cannot be factored for each."
-    if name == "center_writing_weights" and not cfg.centred_norm:
-        return f"only LayerNorm ignores the mean of the residual stream; this model's norm is {cfg.normalization_type}."
+    if name == "refactor_factored_attn_matrices":
+        if shared:
+            return "keys and values shared by several heads cannot be factored for each."
+        if cfg.positional_embedding_type == "rotary":
+            return "rotary positions turn queries and keys, so W_Q W_K^T does not make the scores alone."
+        if cfg.use_qk_norm:
+            return "queries and keys go through a norm, so W_Q W_K^T does not make the scores alone."
+    if name == "center_writing_weights":
+        if not cfg.centred_norm or cfg.final_norm in ("RMS", "RMSPre"):
+            kind = cfg.final_norm if cfg.centred_norm else cfg.normalization_type
+            return f"only LayerNorm ignores the mean of the residual stream; this model's norm is {kind}."
+        if cfg.has_post_norms:
+            return "what attention and MLP make goes through a norm before it is added to the stream."
     if name == "center_unembed" and cfg.output_logits_soft_cap > 0:
         return "a soft cap on the logits makes them depend on their mean."
     return ""
@@ -128,6 +138,9 @@ def fold_layer_norm(state_dict: Mapping[str, Tensor], cfg: HookedTransformerConf
 
     `(n * w + b) W + c = n (w[:, None] * W) + (b W + c)` for the normalized `n`. A LayerNorm's `n` has mean zero, so
     the mean over d_model of each column of `W` is taken away as well: it never contributes.
+
+    A norm behind attention or MLP, before what they make is added to the stream, keeps its weight: nothing else reads
+    it. Nor does that of queries and keys, which rotary positions separate from what reads it.
 
     Args:
         state_dict: Weights with norms of type `"LN"` or `"RMS"`.
@@ -146,10 +159,17 @@ def _fold_layer_norm(state: StateDict, cfg: HookedTransformerConfig) -> None:
     for layer in range(cfg.n_layers):
         block = f"blocks.{layer}."
         readers = [(_attention(state, layer, f"W_{m}"), _attention(state, layer, f"b_{m}")) for m in "QKV"]
-        _fold_into(state, block + "ln1", readers, cfg)
-        if not cfg.attn_only:
-            _fold_into(state, block + "ln2", [(block + "mlp.W_in", block + "mlp.b_in")], cfg)
-    _fold_into(state, "ln_final", [("unembed.W_U", "unembed.b_U")], cfg)
+        if cfg.has_pre_norms:
+            _fold_into(state, block + "ln1", readers, centred=cfg.centred_norm)
+        if cfg.attn_only:
+            continue
+        if cfg.has_pre_norms:
+            inputs = ("in", "gate") if cfg.gated_mlp else ("in",)
+            readers = [(f"{block}mlp.W_{each}", f"{block}mlp.b_{each}") for each in inputs]
+            _fold_into(state, block + "ln2", readers, centred=cfg.centred_norm)
+        if cfg.is_layer_norm_activation():
+            _fold_into(state, block + "mlp.ln", [(block + "mlp.W_out", block + "mlp.b_out")], centred=True)
+    _fold_into(state, "ln_final", [("unembed.W_U", "unembed.b_U")], centred=cfg.final_norm == "LN")
 
 
 def _attention(state: StateDict, layer: int, name: str) -> str:
@@ -158,21 +178,22 @@ def _attention(state: StateDict, layer: int, name: str) -> str:
     return full if full in state else f"blocks.{layer}.attn._{name}"
 
 
-def _fold_into(state: StateDict, norm: str, readers: list[tuple[str, str]], cfg: HookedTransformerConfig) -> None:
+def _fold_into(state: StateDict, norm: str, readers: list[tuple[str, str]], *, centred: bool) -> None:
     weight, bias = state.pop(f"{norm}.w"), state.pop(f"{norm}.b", None)
     for matrix_name, bias_name in readers:
         matrix = state[matrix_name]
         if bias is not None:
             state[bias_name] += bias @ matrix
         matrix *= weight[:, None]
-        if cfg.centred_norm:
+        if centred:
             matrix -= matrix.mean(-2, keepdim=True)
 
 
 def center_writing_weights(state_dict: Mapping[str, Tensor], cfg: HookedTransformerConfig) -> StateDict:
     """Take the mean over d_model out of all that writes to the residual stream.
 
-    Every reader of the stream begins with a LayerNorm, which takes that mean away itself.
+    Every reader of the stream begins with a LayerNorm, which takes that mean away itself. With a LayerNorm behind the
+    embedding, that one takes the mean of `W_E` away, and adds one of its own by its weight, which stays.
 
     Raises:
         InvalidInputError: if the model's norms do not centre.
@@ -181,7 +202,7 @@ def center_writing_weights(state_dict: Mapping[str, Tensor], cfg: HookedTransfor
 
 
 def _center_writing_weights(state: StateDict, cfg: HookedTransformerConfig) -> None:
-    writers = ["embed.W_E"] + (["pos_embed.W_pos"] if cfg.positional_embedding_type == "standard" else [])
+    writers = ["embed.W_E", "embed.ln.b"] + (["pos_embed.W_pos"] if cfg.positional_embedding_type == "standard" else [])
     for layer in range(cfg.n_layers):
         writers += [f"blocks.{layer}.{name}" for name in ("attn.W_O", "attn.b_O", "mlp.W_out", "mlp.b_out")]
     for name in writers:
@@ -230,7 +251,8 @@ def refactor_factored_attn_matrices(state_dict: Mapping[str, Tensor], cfg: Hooke
     Computed in float64.
 
     Raises:
-        InvalidInputError: if keys and values are shared by several heads.
+        InvalidInputError: if keys and values are shared by several heads, or something comes between queries and keys
+            and their product: rotary positions, or a norm.
     """
     return _rewritten("refactor_factored_attn_matrices", state_dict, cfg)
 

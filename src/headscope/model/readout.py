@@ -54,7 +54,7 @@ class Readout:
         cap = model.cfg.output_logits_soft_cap
         return cls(
             normalized=model.cfg.normalization_type is not None,
-            centred=model.cfg.centred_norm,
+            centred=model.cfg.final_norm in ("LN", "LNPre"),
             eps=model.cfg.eps,
             weight=norm.get("w"),
             bias=norm.get("b"),

@@ -100,11 +100,11 @@ class HookedTransformer(Tokenization, TrainingText, Generation, StackedWeights, 
         self.hook_embed = HookPoint()
         if self.cfg.use_hook_tokens:
             self.hook_tokens = HookPoint()
-        if self.cfg.positional_embedding_type != "none":
+        if self.cfg.positional_embedding_type in ("standard", "shortformer"):
             self.pos_embed = PosEmbed(self.cfg)
             self.hook_pos_embed = HookPoint()
         self.blocks = nn.ModuleList(TransformerBlock(self.cfg, layer) for layer in range(self.cfg.n_layers))
-        self.ln_final = make_norm(self.cfg)
+        self.ln_final = make_norm(self.cfg, self.cfg.final_norm)
         self.unembed = Unembed(self.cfg)
         if self.cfg.init_weights:
             self.init_weights()
@@ -380,7 +380,7 @@ class HookedTransformer(Tokenization, TrainingText, Generation, StackedWeights, 
 
     def _with_positions(self, embedding: Tensor, mask: Tensor | None, n_past: int) -> tuple[Tensor, Tensor | None]:
         """The first residual stream, and what `"shortformer"` positions add to queries and keys instead."""
-        if self.cfg.positional_embedding_type == "none":
+        if self.cfg.positional_embedding_type not in ("standard", "shortformer"):
             return embedding, None
         positions = self._positions(embedding, mask, n_past)
         shortformer = self.cfg.positional_embedding_type == "shortformer"

@@ -112,6 +112,16 @@ class StackedWeights:
         return self._stack("mlp", "b_in")
 
     @property
+    def W_gate(self) -> Float[Tensor, "layer d_model d_mlp"] | None:
+        """Gate weights of gated MLPs; `None` where MLPs have no gates."""
+        return self._stack("mlp", "W_gate") if self.cfg.gated_mlp else None
+
+    @property
+    def b_gate(self) -> Float[Tensor, "layer d_mlp"] | None:
+        """Gate biases of gated MLPs; `None` where MLPs have no gates."""
+        return self._stack("mlp", "b_gate") if self.cfg.gated_mlp else None
+
+    @property
     def W_out(self) -> Float[Tensor, "layer d_mlp d_model"]:
         """MLP output weights."""
         return self._stack("mlp", "W_out")

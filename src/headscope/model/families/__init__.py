@@ -9,12 +9,17 @@ from typing import Any
 
 from headscope.errors import CheckpointError
 from headscope.model.families.base import Family
+from headscope.model.families.gemma import GEMMA, GEMMA2, GEMMA3
 from headscope.model.families.gpt2 import GPT2
+from headscope.model.families.llama import LLAMA
+from headscope.model.families.mistral import MISTRAL
+from headscope.model.families.neox import NEOX
+from headscope.model.families.qwen import QWEN2, QWEN3
 
 __all__ = ["FAMILIES", "Family", "family_of"]
 
 FAMILIES: dict[str, Family] = {
-    "gpt2": GPT2,
+    family.model_type: family for family in (GEMMA, GEMMA2, GEMMA3, GPT2, LLAMA, MISTRAL, NEOX, QWEN2, QWEN3)
 }
 
 

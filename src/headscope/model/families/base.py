@@ -1,17 +1,126 @@
-"""What a family of checkpoints has to say: its config, and where each tensor goes."""
+"""What a family of checkpoints has to say: its config, and which of its tensors are which of ours.
 
+Both are said once and read in both directions. A table of rows goes from our names to theirs, with an einops pattern
+for the layout; loading reads it from theirs to ours, exporting backwards. A model is expressible in an architecture if
+the entries written for it read back as the same config, and no tensor is left without a place.
+"""
+
+import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
+import torch
+from einops import EinopsError, rearrange
 from torch import Tensor
 
 from headscope.errors import CheckpointError
 from headscope.model.config import HookedTransformerConfig
 
-__all__ = ["Family", "Tensors", "sizes"]
+__all__ = [
+    "BIAS",
+    "KEY",
+    "KEY_BIAS",
+    "LINEAR",
+    "OUT",
+    "QUERY",
+    "Family",
+    "Row",
+    "Table",
+    "Tensors",
+    "head_width",
+    "sizes",
+]
 
 StateDict = dict[str, Tensor]
+
+# Layouts of torch's `Linear`, outputs first: h heads or g groups of width e.
+LINEAR = "o i -> i o"
+QUERY, KEY = "(h e) d -> h d e", "(g e) d -> g d e"
+BIAS, KEY_BIAS = "(h e) -> h e", "(g e) -> g e"
+OUT = "d (h e) -> h e d"
+
+# Fields of a config that do not change what a model computes.
+_INFORMATION = {
+    "model_name", "original_architecture", "tokenizer_name", "tokenizer_prepends_bos", "default_prepend_bos",
+    "from_checkpoint", "checkpoint_index", "checkpoint_label_type", "checkpoint_value", "dtype", "device", "seed",
+    "init_weights", "init_mode", "initializer_range", "use_attn_result", "use_split_qkv_input", "use_attn_in",
+    "use_hook_mlp_in", "use_hook_tokens", "ungroup_grouped_query_attention", "layer_norm_folding", "n_params",
+    "tie_word_embeddings", "uses_rms_norm", "decoder_start_token_id",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tensor of a checkpoint.
+
+    Attributes:
+        theirs: Its name there.
+        pattern: How einops turns it into ours; axes `h` (heads), `g` (heads that have keys), `e` (`d_head`) have their
+            sizes from the config. When it is several of ours, one pattern stacks them along a first axis `n`, and a
+            tuple of patterns takes them from pieces one after another along the tensor's first axis, each as long as
+            its pattern says.
+        scale: Ours is theirs times this,
+        shift: plus this.
+        also: Other names it goes under.
+    """
+
+    theirs: str
+    pattern: str | tuple[str, ...] = ""
+    scale: float = 1.0
+    shift: float = 0.0
+    also: tuple[str, ...] = ()
+
+    def read(self, tensor: Tensor, cfg: HookedTransformerConfig, n: int) -> list[Tensor]:
+        """Ours, `n` of them, from theirs."""
+        if self.scale != 1.0 or self.shift:
+            # In bfloat16 one plus a small weight is one.
+            tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32)) * self.scale + self.shift
+        if isinstance(self.pattern, tuple):
+            pieces = tensor.split([_first_axis(pattern, cfg) for pattern in self.pattern])
+            return [_arranged(piece, pattern, cfg) for piece, pattern in zip(pieces, self.pattern, strict=True)]
+        found = _arranged(tensor, self.pattern, cfg, n=n)
+        return [found] if n == 1 else list(found.unbind())
+
+    def write(self, ours: list[Tensor], cfg: HookedTransformerConfig) -> Tensor:
+        """Theirs from ours."""
+        if isinstance(self.pattern, tuple):
+            pieces = [_arranged(each, _back(p), cfg) for each, p in zip(ours, self.pattern, strict=True)]
+            tensor = torch.cat(pieces)
+        else:
+            tensor = _arranged(ours[0] if len(ours) == 1 else torch.stack(ours), _back(self.pattern), cfg, n=len(ours))
+        if self.scale == 1.0 and not self.shift:
+            return tensor
+        return ((tensor.double() - self.shift) / self.scale).to(tensor.dtype)
+
+
+Table = Mapping[str, Row]
+
+
+def _sizes_of(cfg: HookedTransformerConfig) -> dict[str, int]:
+    return {"h": cfg.n_heads, "g": cfg.n_key_value_heads or cfg.n_heads, "e": cfg.d_head, "m": cfg.d_mlp or 0}
+
+
+def _arranged(tensor: Tensor, pattern: str, cfg: HookedTransformerConfig, **more: int) -> Tensor:
+    if not pattern:
+        return tensor
+    axes = pattern.replace("(", " ").replace(")", " ").split()
+    return rearrange(tensor, pattern, **{k: v for k, v in {**_sizes_of(cfg), **more}.items() if k in axes})
+
+
+def _back(pattern: str) -> str:
+    left, _, right = pattern.partition("->")
+    return f"{right.strip()} -> {left.strip()}" if pattern else ""
+
+
+def _first_axis(pattern: str, cfg: HookedTransformerConfig) -> int:
+    """How long the first axis of a pattern's left side is."""
+    first = pattern[1 : pattern.index(")")] if pattern.startswith("(") else pattern.split()[0]
+    size = 1
+    for axis in first.split():
+        size *= _sizes_of(cfg)[axis]
+    return size
 
 
 class Tensors(Mapping[str, Tensor]):
@@ -71,27 +180,175 @@ def sizes(hf: Mapping[str, Any], *names: str) -> tuple[int, ...]:
     return tuple(hf[name] for name in names)
 
 
+def head_width(hf: Mapping[str, Any], d_model: str, n_heads: str) -> int:
+    """The width of a head that has no entry of its own: the residual stream's, over the number of heads.
+
+    Raises:
+        CheckpointError: if that is not a whole number.
+    """
+    width, heads = sizes(hf, d_model, n_heads)
+    if width % heads:
+        raise CheckpointError(f"{d_model} = {width} in config.json is not a multiple of {n_heads} = {heads}.")
+    return width // heads
+
+
 class Family(ABC):
     """One Hugging Face architecture.
 
     Attributes:
+        model_type: What `config.json` calls the family.
         architecture: The class in `transformers`, as `config.json` names it.
+        examples: Models of the family, by their hub ids.
+        prefix: What their names begin with, except that of the unembedding.
+        layer_prefix: What a layer's names begin with after that; `{}` is its number.
+        ignore: Endings of names that carry no weights.
     """
 
-    architecture: str
+    model_type: ClassVar[str]
+    architecture: ClassVar[str]
+    examples: ClassVar[tuple[str, ...]] = ()
+    prefix: ClassVar[str] = "model."
+    layer_prefix: ClassVar[str] = "layers.{}."
+    ignore: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
         """Fields of `HookedTransformerConfig` from the contents of a `config.json`."""
 
     @abstractmethod
-    def convert(self, tensors: Mapping[str, Tensor], cfg: HookedTransformerConfig) -> dict[str, Tensor]:
-        """Our state dict from the checkpoint's tensors."""
+    def entries(self, cfg: HookedTransformerConfig, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The inverse of `config`: entries of a `config.json`.
+
+        What the class has a choice about and our config has not, such as whether there are biases, follows from the
+        weights.
+        """
 
     @abstractmethod
+    def outside(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
+        """The rows outside the layers: our name to theirs."""
+
+    @abstractmethod
+    def layer(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
+        """The rows of one layer. Several of ours that are one of theirs have a space between their names."""
+
+    def rows(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Iterator[tuple[list[str], Row]]:
+        """Every row, with full names; a tied unembedding is the embedding once more."""
+        outside = self.outside(cfg, hf)
+        for names, row in outside.items():
+            if names == "unembed.W_U" and cfg.tie_word_embeddings:
+                row = dataclasses.replace(row, theirs=outside["embed.W_E"].theirs, also=outside["embed.W_E"].also)
+            yield names.split(), row
+        for layer in range(cfg.n_layers):
+            ours, theirs = f"blocks.{layer}.", self.layer_prefix.format(layer)
+            for names, row in self.layer(cfg, hf).items():
+                full = [ours + _own_name(name, cfg) for name in names.split()]
+                yield full, dataclasses.replace(row, theirs=theirs + row.theirs)
+
+    def convert(
+        self, tensors: Mapping[str, Tensor], cfg: HookedTransformerConfig, hf: Mapping[str, Any]
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Our names and tensors from the checkpoint's, one at a time; biases it has not are zero.
+
+        Raises:
+            CheckpointError: for tensors that are missing, not used, or of a shape the config does not say.
+        """
+        head = self.outside(cfg, hf)["unembed.W_U"]
+        unused = (head.theirs, *head.also) if cfg.tie_word_embeddings else ()
+        given = Tensors(tensors, prefix=self.prefix, ignore=(*self.ignore, *unused))
+        seen = set()
+        for names, row in self.rows(cfg, hf):
+            name = next((each for each in (row.theirs, *row.also) if each in given), row.theirs)
+            tensor = given[name]
+            try:
+                parts = row.read(tensor, cfg, len(names))
+            except (EinopsError, RuntimeError, ValueError) as error:
+                raise CheckpointError(
+                    f"the checkpoint's tensors are not of the shapes its config.json says: {name} is "
+                    f"{list(tensor.shape)}. {error}"
+                ) from None
+            seen.update(names)
+            yield from zip(names, parts, strict=True)
+        given.check_all_read()
+        for name, shape in _bias_shapes(cfg).items():
+            if name not in seen:
+                yield name, torch.zeros(shape)
+
     def export(self, cfg: HookedTransformerConfig, state: Mapping[str, Tensor]) -> tuple[dict[str, Any], StateDict]:
-        """The inverse of both: entries of a `config.json`, `model_type` among them, and the checkpoint's tensors.
+        """The inverse: entries of a `config.json`, `model_type` among them, and the checkpoint's tensors.
 
         Raises:
             CheckpointError: for a model this architecture cannot express.
         """
+        entries = {
+            **self.entries(cfg, state),
+            "model_type": self.model_type,
+            "architectures": [self.architecture],
+            "tie_word_embeddings": False,
+        }
+        self._check_expressible(cfg, entries)
+        left = dict(state)
+        tensors = {}
+        untied = dataclasses.replace(cfg, tie_word_embeddings=False)
+        for names, row in self.rows(untied, entries):
+            ours = [left.pop(name) if name in left else _folded(name, cfg) for name in names]
+            name = row.theirs if names[0].startswith("unembed.") else self.prefix + row.theirs
+            tensors[name] = row.write(ours, cfg)
+        for name, tensor in left.items():
+            if bool(tensor.any()):
+                raise CheckpointError(
+                    f"{self.architecture} in transformers has no place for {name}, which is not zero. If processing "
+                    "put it there, as folding a norm does, load the model with from_pretrained_no_processing."
+                )
+        outside = self.outside(cfg, entries)
+        head, embedding = tensors[outside["unembed.W_U"].theirs], outside["embed.W_E"]
+        if torch.equal(embedding.read(head, cfg, 1)[0].to(head.dtype), state["embed.W_E"]):
+            entries["tie_word_embeddings"] = True
+            tensors[self.prefix + embedding.theirs] = head
+        return entries, tensors
+
+    def _check_expressible(self, cfg: HookedTransformerConfig, entries: Mapping[str, Any]) -> None:
+        """Refuse what the class has no place for, by name: the entries must read back as this config."""
+        back = HookedTransformerConfig(**self.config(entries), device="cpu")
+        for field in dataclasses.fields(cfg):
+            found, expected = getattr(cfg, field.name), getattr(back, field.name)
+            if field.name == "normalization_type" and found in ("LNPre", "RMSPre"):
+                found = found.removesuffix("Pre")  # folded norms have weights of one
+                expected = None if expected is None else expected.removesuffix("Pre")
+            if field.name not in _INFORMATION and found != expected:
+                raise CheckpointError(
+                    f"{self.architecture} in transformers needs {field.name} to be {expected!r}; this model has "
+                    f"{found!r}."
+                )
+
+
+def _own_name(name: str, cfg: HookedTransformerConfig) -> str:
+    """The name of an attention weight; one shared by a group of heads has an underscore in front."""
+    part, _, weight = name.partition(".")
+    shared = part == "attn" and weight in ("W_K", "W_V", "b_K", "b_V") and cfg.n_key_value_heads is not None
+    return f"{part}._{weight}" if shared else name
+
+
+def _bias_shapes(cfg: HookedTransformerConfig) -> dict[str, tuple[int, ...]]:
+    """Every bias of a model of this config, but those of norms."""
+    keys = (cfg.n_key_value_heads or cfg.n_heads, cfg.d_head)
+    of_layer: dict[str, tuple[int, ...]] = {
+        "attn.b_Q": (cfg.n_heads, cfg.d_head), "attn.b_K": keys, "attn.b_V": keys, "attn.b_O": (cfg.d_model,),
+    }  # fmt: skip
+    if not cfg.attn_only:
+        assert cfg.d_mlp is not None
+        of_layer |= {"mlp.b_in": (cfg.d_mlp,), "mlp.b_out": (cfg.d_model,)}
+        of_layer |= {"mlp.b_gate": (cfg.d_mlp,)} if cfg.gated_mlp else {}
+    layers = {
+        f"blocks.{layer}.{_own_name(name, cfg)}": shape
+        for layer in range(cfg.n_layers)
+        for name, shape in of_layer.items()
+    }
+    return {**layers, "unembed.b_U": (cfg.d_vocab_out,)}
+
+
+def _folded(name: str, cfg: HookedTransformerConfig) -> Tensor:
+    """The weight or bias of a norm that was folded away."""
+    part, _, kind = name.rpartition(".")
+    if not part.endswith(("ln1", "ln2", "ln_final")):
+        raise CheckpointError(f"the model has no {name}.")
+    return torch.ones(cfg.d_model) if kind == "w" else torch.zeros(cfg.d_model)

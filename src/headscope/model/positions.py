@@ -1,0 +1,65 @@
+"""What positions decide in attention: which keys a query may see, where each token is, and ALiBi's penalties."""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from headscope.model.config import HookedTransformerConfig
+
+__all__ = ["alibi_penalties", "alibi_slopes", "allowed_by_position", "token_positions"]
+
+
+def allowed_by_position(
+    n_queries: int, n_keys: int, *, causal: bool, window: int | None, device: torch.device
+) -> Bool[Tensor, "query_pos key_pos"]:
+    """Which keys each query may see; the queries are the last of the positions.
+
+    Args:
+        n_queries: How many queries.
+        n_keys: How many keys.
+        causal: No key behind the query.
+        window: Only the last so many keys, the query's own among them; `None` for all.
+        device: Where the mask is.
+    """
+    allowed = torch.ones(n_queries, n_keys, dtype=torch.bool, device=device)
+    if causal:
+        allowed = allowed.tril(n_keys - n_queries)
+    return allowed if window is None else allowed.triu(n_keys - n_queries - window + 1)
+
+
+def token_positions(
+    attention_mask: Int[Tensor, "batch pos"] | Bool[Tensor, "batch pos"],
+) -> Int[Tensor, "batch pos"]:
+    """Where each token is, padding not counted: 0 for the first real one, and for padding in front of it."""
+    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def alibi_slopes(n_heads: int) -> Float[Tensor, " head"]:
+    """How steeply the scores of each head fall with distance (Press et al. 2022, arXiv 2108.12409).
+
+    `2 ** (-8 i / n)` for head `i` of `n`, counted from one, when `n` is a power of two. Else so for the largest power
+    of two below, and the other heads take every second slope of twice as many.
+
+    Example:
+        >>> alibi_slopes(3).tolist()
+        [0.0625, 0.00390625, 0.25]
+    """
+    power = 2 ** math.floor(math.log2(n_heads))
+    exponents = [8 * (i + 1) / power for i in range(power)]
+    exponents += [4 * (2 * i + 1) / power for i in range(n_heads - power)]
+    return torch.tensor([2**-exponent for exponent in exponents], dtype=torch.float64)
+
+
+def alibi_penalties(
+    cfg: HookedTransformerConfig, n_queries: int, n_keys: int, attention_mask: Tensor | None, like: Tensor
+) -> Float[Tensor, "#batch head query_pos key_pos"]:
+    """What ALiBi adds to the scores: the slope times minus the distance, between tokens that are not padding."""
+    if attention_mask is None:
+        positions = torch.arange(n_keys, device=like.device)[None]
+    else:
+        positions = token_positions(attention_mask)
+    distance = positions[:, None, :] - positions[:, n_keys - n_queries :, None]
+    slopes = alibi_slopes(cfg.n_heads).to(like.device, torch.promote_types(like.dtype, torch.float32))
+    return (slopes[:, None, None] * distance[:, None]).to(like.dtype)

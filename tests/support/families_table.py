@@ -1,0 +1,69 @@
+"""Random tiny models of `transformers`, a row for each family and each of its choices: awkward on purpose.
+
+More than one query head to a key head, heads that do not fill the residual stream, tied and untied unembeddings,
+windows shorter than the text, part of a head turned, an odd vocabulary.
+"""
+
+from functools import cache
+from typing import Any
+
+import transformers
+from tiny import randomize
+
+LENGTH, VOCABULARY = 11, 29
+_COMMON = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
+_LLAMA = {
+    "vocab_size": VOCABULARY, "hidden_size": 12, "intermediate_size": 14, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6, "max_position_embeddings": 32, **_COMMON,
+}  # fmt: skip
+_SQUARE = {**{name: value for name, value in _LLAMA.items() if name != "head_dim"}, "hidden_size": 16}
+_ROPE = {
+    "linear": {"rope_type": "linear", "factor": 2.5},
+    "llama3": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+               "original_max_position_embeddings": 16},
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8},
+}  # fmt: skip
+_NEOX = {
+    "vocab_size": VOCABULARY, "hidden_size": 24, "intermediate_size": 20, "num_hidden_layers": 2,
+    "num_attention_heads": 3, "max_position_embeddings": 32, **_COMMON,
+}  # fmt: skip
+_GEMMA = {**_LLAMA, "query_pre_attn_scalar": 5, "sliding_window": 4, "num_hidden_layers": 3}
+_HALF = {"layer_types": ["full_attention", "sliding_attention"]}
+
+# family, what is odd about it: the classes' stem in transformers, and the config.
+ROWS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2": ("GPT2", {"n_layer": 2, "n_embd": 12, "n_head": 3, "n_positions": 32, "vocab_size": VOCABULARY, **_COMMON}),
+    "llama": ("Llama", _LLAMA),
+    "llama tied, biases": ("Llama", {**_LLAMA, "tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
+    "llama, a key for each head": ("Llama", {**_SQUARE, "num_key_value_heads": 4}),
+    **{f"llama {kind}": ("Llama", {**_LLAMA, "rope_scaling": {**rope, "rope_theta": 500.0}})
+       for kind, rope in _ROPE.items()},
+    "mistral": ("Mistral", {**_LLAMA, "sliding_window": 4}),
+    "mistral without a window": ("Mistral", {**_LLAMA, "sliding_window": None}),
+    "qwen2": ("Qwen2", {**_SQUARE, "tie_word_embeddings": True}),
+    "qwen2 half local": ("Qwen2", {**_SQUARE, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}),
+    "qwen3": ("Qwen3", _LLAMA),
+    "qwen3 half local": ("Qwen3", {**_LLAMA, "use_sliding_window": True, "sliding_window": 4, **_HALF}),
+    "gemma": ("Gemma", {**_LLAMA, "hidden_act": "gelu_pytorch_tanh"}),
+    "gemma2": ("Gemma2", {**_GEMMA, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}),
+    "gemma2 without caps": ("Gemma2", {**_GEMMA, "attn_logit_softcapping": None, "final_logit_softcapping": None}),
+    "gemma3_text": ("Gemma3Text", {**_GEMMA, "layer_types": ["sliding_attention", "full_attention"] + [
+        "sliding_attention"]}),
+    "gemma3_text scaled": ("Gemma3Text", {**_GEMMA, "layer_types": ["full_attention", "sliding_attention"] + [
+        "full_attention"], "rope_scaling": {"rope_type": "linear", "factor": 8.0}}),
+    "gpt_neox": ("GPTNeoX", _NEOX),
+    "gpt_neox one after another, tied": ("GPTNeoX", {**_NEOX, "use_parallel_residual": False, "rotary_pct": 0.5,
+                                                     "tie_word_embeddings": True}),
+}  # fmt: skip
+
+
+@cache
+def hf_model(row: str) -> Any:
+    """A `transformers` model whose every weight is random; norms' weights are near what they are in that family."""
+    stem, fields = ROWS[row]
+    config = getattr(transformers, f"{stem}Config")(**fields)
+    config._attn_implementation = "eager"
+    name = f"{stem.removesuffix('Text')}{'LMHeadModel' if stem == 'GPT2' else 'ForCausalLM'}"
+    model = getattr(transformers, name)(config).eval()
+    randomize(model, spread=0.4)
+    return model
