@@ -10,7 +10,7 @@ from tiny import tiny_model, tiny_tokens
 from torch import Tensor, nn
 
 from headscope import HookedTransformer
-from headscope.analysis import path_patching, path_runs, task_runs
+from headscope.analysis import path_patching, path_runs
 from headscope.analysis.path_patching import path_patch, path_patch_sweep
 from headscope.analysis.path_patching_result import PathPatchingResult
 from headscope.analysis.task import Task
@@ -168,7 +168,7 @@ def test_paths_are_those_of_three_passes(shape: str, noising: bool, freeze_mlps:
 @pytest.mark.parametrize("pad_left", [False, True])
 def test_a_sweep_is_one_path_after_another(monkeypatch: pytest.MonkeyPatch, pad_left: bool) -> None:
     # A few prompts at a time, and a few senders beside each other.
-    for module in (task_runs, path_runs):
+    for module in (path_patching, path_runs):
         monkeypatch.setattr(module, "BLOCK_TOKENS", 30)
     model, task = three_layers(), random_task((6, 4, 5, 6, 3, 6, 6), pad_left=pad_left)
     reference = ThreePasses(model, task)
@@ -362,4 +362,4 @@ def test_a_name_mover_of_the_demo_writes_the_name() -> None:
     found = path_patch_sweep(model, task, receivers="final", positions="end", progress=False)
     strongest = found.top(1, largest=False)[0]
     assert strongest.normalized < -0.2
-    assert path_patching.path_patch(model, task, senders=strongest.label, receivers="final").values < -1
+    assert path_patch(model, task, senders=strongest.label, receivers="final").values < -1

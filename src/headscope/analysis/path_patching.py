@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
+from headscope.analysis.batches import BLOCK_TOKENS
 from headscope.analysis.components import all_heads, all_mlps
 from headscope.analysis.path_patching_result import PathPatchingResult
 from headscope.analysis.path_runs import Cell, PathBlock
@@ -185,7 +186,7 @@ def _measured(
     fed.sort(key=lambda at: cells[at][0].stage)
     scores = Scores(model, runs.task, metric)
     with tqdm(total=len(fed) * len(task), desc="path patching", unit="run", disable=not progress, leave=False) as bar:
-        for rows in runs.blocks():
+        for rows in runs.blocks(BLOCK_TOKENS):
             block = PathBlock(model, runs, rows, {sender for at in fed for sender in cells[at]}, receivers, freeze_mlps)
             scores.add(rows, torch.stack([block.base, block.other]))
             for start in range(0, len(fed), block.together):

@@ -7,7 +7,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from headscope.analysis.batches import BLOCK_TOKENS
 from headscope.analysis.result import check_option
 from headscope.analysis.task import Task
 from headscope.errors import InvalidInputError, unknown_name
@@ -52,10 +51,10 @@ class TaskRuns:
         behind = model.cfg.attention_dir == "causal" and bool((mask[:, 1:] <= mask[:, :-1]).all())
         self._mask = None if behind else mask
 
-    def blocks(self) -> Iterator[slice]:
-        """The prompts, some at a time."""
+    def blocks(self, n_tokens: int) -> Iterator[slice]:
+        """The prompts, some at a time: of so many tokens at most, or one."""
         n, width = self.base.shape
-        step = max(1, BLOCK_TOKENS // width)
+        step = max(1, n_tokens // width)
         for start in range(0, n, step):
             yield slice(start, min(start + step, n))
 

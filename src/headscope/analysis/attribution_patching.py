@@ -1,0 +1,189 @@
+"""`attribution_patch`: all patches at once, estimated from gradients.
+
+Putting what an activation was in another run in its place changes the metric, to first order, by the difference times
+the gradient: `(other - base) . d metric / d activation`. One backward pass gives that for every position, head and
+component (Nanda 2023, "Attribution Patching"; Syed et al. 2023, arXiv 2310.10348). It errs where the metric bends on
+the way. With `steps > 1` the gradient is a mean over runs whose first residual stream lies on the straight line from
+the base run's to the other's (integrated gradients of the inputs, as in Hanna et al. 2024, arXiv 2403.17806; here at
+the midpoints of equal pieces): the embeddings are interpolated, and no other activation.
+
+It costs two forward passes and, for each step, a forward and a backward pass, whatever the number of cells; memory is
+that of the backward pass of a block of prompts. `"pattern"` is `[prompt, layer, head, pos, pos]` while it lasts.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from headscope.analysis.attribution_patching_result import AXES, AttributionPatchingResult
+from headscope.analysis.result import RunInfo
+from headscope.analysis.states import check_final, readable_hooks
+from headscope.analysis.task import Task
+from headscope.analysis.task_runs import Direction, Metric, Scores, TaskRuns
+from headscope.errors import InvalidInputError, unknown_name
+from headscope.model.hooks import HookPoint
+from headscope.model.names import get_act_name
+
+if TYPE_CHECKING:
+    from headscope.model.transformer import HookedTransformer
+
+__all__ = ["attribution_patch"]
+
+# Tokens whose activations are kept for one backward pass.
+_BACKWARD_TOKENS = 512
+
+
+@torch.no_grad()
+def attribution_patch(
+    model: "HookedTransformer",
+    task: Task,
+    *,
+    sites: Sequence[str] = ("resid_pre", "attn_out", "mlp_out", "z"),
+    direction: Direction = "noising",
+    steps: int = 1,
+    metric: Metric | None = None,
+    progress: bool = True,
+) -> AttributionPatchingResult:
+    """What each patch of an activation would change, to first order: of every layer, position and head.
+
+    Args:
+        model: The model; hooks on it stay in force.
+        task: Prompts with corrupted ones.
+        sites: `resid_pre`, `resid_mid`, `resid_post`, `attn_out`, `mlp_out`, `z`, `q`, `k`, `v` or `pattern`.
+        direction: `"noising"` puts the corrupted run's values into the clean run, `"denoising"` the clean run's into
+            the corrupted one.
+        steps: 1 takes gradients in the run that is patched; more take their mean over so many runs on the way from its
+            embeddings to the other's.
+        metric: A differentiable function of logits `[prompt, d_vocab]` where the answers are predicted, giving one
+            number, or one for each prompt; all prompts go through one backward pass then. Default: the task's logit
+            difference.
+        progress: Show a progress bar.
+
+    Raises:
+        InvalidInputError: For a task without corrupted prompts, `steps` below 1, a site that the model does not have,
+            or a metric that has no gradient.
+        UnknownNameError: For a site of another name.
+        NotFiniteError: If a final state is not finite.
+
+    Example:
+        >>> from headscope import HookedTransformer
+        >>> from headscope.data.ioi import IOIDataset
+        >>> model = HookedTransformer.from_pretrained("headscope-demo")
+        >>> task = Task.from_ioi(IOIDataset(N=20, tokenizer=model.tokenizer, prepend_bos=True))
+        >>> found = attribution_patch(model, task, sites=("z", "resid_pre"), progress=False)
+        >>> found["z"].shape == (model.cfg.n_layers, task.clean_tokens.shape[1], model.cfg.n_heads)
+        True
+    """
+    if steps < 1:
+        raise InvalidInputError(f"steps must be at least 1; got {steps}.")
+    names = _hook_names(model, sites)
+    runs = TaskRuns(model, task, direction)
+    blocks = list(runs.blocks(_BACKWARD_TOKENS) if metric is None else [slice(0, len(task))])
+    totals: dict[str, Tensor] = {}
+    ends = Scores(model, runs.task, metric)
+    with tqdm(total=len(blocks) * steps, desc="attribution patching", disable=not progress, leave=False) as bar:
+        for rows in blocks:
+            block = _LinearBlock(model, runs, rows, names)
+            ends.add(rows, torch.stack([block.base_final, block.other_final]))
+            for step in range(steps):
+                gradients = block.gradients(0.0 if steps == 1 else (step + 0.5) / steps, metric)
+                for name, gradient in gradients.items():
+                    share = block.summed(name, gradient) / steps
+                    totals[name] = totals[name] + share if name in totals else share
+                bar.update()
+    base, other = (each.mean() for each in ends.result())
+    clean, corrupted = (base, other) if direction == "noising" else (other, base)
+    by_site = [torch.stack([totals[name] for name in names[site]]).to(base.dtype) for site in sites]
+    return AttributionPatchingResult(
+        info=RunInfo(
+            model=model.cfg.model_name,
+            processing=model.weight_processing,
+            data=task.description,
+            n_sequences=len(task),
+            n_positions=int(runs.where.sum()),
+        ),
+        values=torch.cat([each.flatten() for each in by_site]),
+        clean=clean,
+        corrupted=corrupted,
+        sites=tuple(sites),
+        shapes=tuple(tuple(each.shape) for each in by_site),
+        direction=direction,
+        steps=steps,
+    )
+
+
+def _hook_names(model: "HookedTransformer", sites: Sequence[str]) -> dict[str, list[str]]:
+    """For each site its hook points, one for each layer."""
+    if not sites or isinstance(sites, str) or len(set(sites)) < len(sites):
+        raise InvalidInputError(f"sites must be different ones of {', '.join(AXES)}; got {sites!r}.")
+    found = {}
+    for site in sites:
+        if site not in AXES:
+            raise unknown_name("site", site, AXES)
+        names = [get_act_name(site, layer) for layer in range(model.cfg.n_layers)]
+        found[site] = readable_hooks(model, names)
+        if len(found[site]) < len(names):
+            raise InvalidInputError(f"{model.cfg.model_name!r} has no {site!r}: its blocks are of another kind.")
+    return found
+
+
+class _LinearBlock:
+    """Some prompts, and the gradients of their metric at every site."""
+
+    def __init__(self, model: "HookedTransformer", runs: TaskRuns, rows: slice, names: dict[str, list[str]]) -> None:
+        self.model, self.runs, self.rows = model, runs, rows
+        self.names = [name for some in names.values() for name in some]
+        self.prompts = torch.arange(len(runs.base[rows]), device=runs.base.device)
+        self.answers = runs.task.positions[rows]
+        self.start, base, self.base_final = self._ends(runs.base)
+        other_start, other, self.other_final = self._ends(runs.other)
+        self.way = other_start - self.start
+        self.difference = {name: other[name] - base[name] for name in self.names}
+
+    def _ends(self, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        tokens, options = tokens[self.rows], self.runs.options(self.rows)
+        start = self.model.input_to_embed(tokens, **options)[0]
+        kept, final = self._run(start.clone())
+        check_final(final)
+        return start, kept, final
+
+    def _run(self, start: Tensor) -> tuple[dict[str, Tensor], Float[Tensor, "prompt d_model"]]:
+        kept: dict[str, Tensor] = {}
+
+        def keep(activation: Tensor, hook: HookPoint) -> None:
+            kept[hook.name or ""] = activation
+
+        final = self.model.run_with_hooks(
+            start,
+            fwd_hooks=[(name, keep) for name in self.names],
+            start_at_layer=0,
+            stop_at_layer=self.model.cfg.n_layers,
+            tokens=self.runs.base[self.rows],
+            **self.runs.options(self.rows),
+        )
+        return kept, final[self.prompts, self.answers]
+
+    def gradients(self, at: float, metric: Metric | None) -> dict[str, Tensor]:
+        """Of the metric, its mean over all prompts, at each site, so far on the way from the base run to the other."""
+        with torch.enable_grad():
+            start = (self.start + at * self.way).detach().requires_grad_()
+            kept, final = self._run(start)
+            scores = Scores(self.model, self.runs.task, metric)
+            scores.add(self.rows, final[None])
+            found = scores.result()
+            value = found.sum() / len(self.runs.task) if metric is None else found.mean()
+            if not value.requires_grad:
+                raise InvalidInputError(
+                    "metric has no gradient: it must be made of its logits by torch functions alone."
+                )
+            gradients = torch.autograd.grad(value, list(kept.values()), allow_unused=True, materialize_grads=True)
+        return dict(zip(kept, gradients, strict=True))
+
+    def summed(self, name: str, gradient: Tensor) -> Float[Tensor, "*cell"]:
+        """The difference along the gradient: of each cell, summed over prompts and over what a cell consists of."""
+        product = self.difference[name] * gradient
+        return (product if name.endswith("pattern") else product.sum(-1)).sum(0).double()
