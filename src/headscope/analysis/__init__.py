@@ -3,6 +3,8 @@
 from headscope.analysis.ablation import AblationAccumulator, AblationOptions, ablate_heads
 from headscope.analysis.ablation_result import AblationResult
 from headscope.analysis.attribution import attribute
+from headscope.analysis.attribution_patching import attribution_patch
+from headscope.analysis.attribution_patching_result import AttributionPatchingResult
 from headscope.analysis.attribution_result import Attribution, NeuronScore
 from headscope.analysis.calibration import CalibrationAccumulator, CalibrationOptions, measure_calibration
 from headscope.analysis.calibration_result import CalibrationResult
@@ -38,6 +40,7 @@ __all__ = [
     "AblationOptions",
     "AblationResult",
     "Attribution",
+    "AttributionPatchingResult",
     "CalibrationAccumulator",
     "CalibrationOptions",
     "CalibrationResult",
@@ -67,6 +70,7 @@ __all__ = [
     "NextTokens",
     "ablate_heads",
     "attribute",
+    "attribution_patch",
     "circuit_ranks_cost",
     "copy_suppression_preserving_ablation",
     "dynamic_ov",
