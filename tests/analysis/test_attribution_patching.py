@@ -14,6 +14,7 @@ from headscope import HookedTransformer
 from headscope.analysis import attribution_patching
 from headscope.analysis.attribution_patching import attribution_patch
 from headscope.analysis.attribution_patching_result import AXES, AttributionPatchingResult, PatchingComparison
+from headscope.analysis.patch_metrics import AnswerMetric
 from headscope.analysis.task import Task
 from headscope.errors import InvalidInputError, NotFiniteError, UnknownNameError
 from headscope.model.names import get_act_name
@@ -138,7 +139,7 @@ def test_blocks_of_prompts_and_a_metric_of_ones_own(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(attribution_patching, "_BACKWARD_TOKENS", 10)
     cut = attribution_patch(model, task, progress=False)
     torch.testing.assert_close(cut.values, whole.values)
-    for metric in (task.logit_difference, lambda logits: task.logit_difference(logits, per_prompt=True)):
+    for metric in (task.logit_difference, AnswerMetric.of(task)):
         own = attribution_patch(model, task, metric=metric, progress=False)
         torch.testing.assert_close(own.values, whole.values)
         torch.testing.assert_close((own.clean, own.corrupted), (whole.clean, whole.corrupted))

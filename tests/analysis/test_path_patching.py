@@ -1,6 +1,5 @@
 """Path patching against three full forward passes with hooks."""
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from headscope import HookedTransformer
 from headscope.analysis import path_patching, path_runs
+from headscope.analysis.patch_metrics import AnswerMetric, reads
 from headscope.analysis.path_patching import path_patch, path_patch_sweep
 from headscope.analysis.path_patching_result import PathPatchingResult
 from headscope.analysis.task import Task
@@ -236,14 +236,26 @@ def test_senders_that_go_together_and_a_metric_of_ones_own() -> None:
     for at, named in enumerate((["0.1"], ["0.0", "1.2"], ["mlp0", "1.1"], ["1.0"])):
         one = path_patch(model, task, senders=named, receivers=["2.0.q", (2, 1, "v")])
         assert float(one) == pytest.approx(float(usual.values[at]), abs=1e-12)
-    for per_prompt in (True, False):
-        metric = partial(task.logit_difference, per_prompt=per_prompt)
-        own = path_patch_sweep(model, task, senders=pairs, metric=metric, **options)
-        torch.testing.assert_close(own.values, usual.values, atol=1e-12, rtol=0)
-        assert (own.per_prompt is not None) == per_prompt
-        torch.testing.assert_close(own.clean, usual.clean)
-    with pytest.raises(InvalidInputError, match=r"metric must give one number.*shape \[3, 23\] for 3 prompts"):
+    answers = AnswerMetric.of(task)
+    pairs.append("embed")
+    for receivers in ("2.0.q, 2.1.v", "final"):
+        options["receivers"] = receivers
+        usual = path_patch_sweep(model, task, senders=pairs, **options)
+        for metric in (task.logit_difference, answers, reads(at_answers(task), task.positions)):
+            own = path_patch_sweep(model, task, senders=pairs, metric=metric, **options)
+            torch.testing.assert_close(own.values, usual.values, atol=1e-12, rtol=0)
+            torch.testing.assert_close((own.clean, own.corrupted), (usual.clean, usual.corrupted))
+            assert own.per_prompt is None
+    everywhere = path_patch(model, task, senders="0.0", receivers="final", metric=lambda logits: logits[:, 1, 3].sum())
+    assert float(everywhere) != 0
+    last = path_patch(model, task, senders="0.0", receivers="final", positions=0, metric=answers)
+    assert float(last) == 0
+    with pytest.raises(InvalidInputError, match=r"patching_metric must give one number.*shape \[3, 6, 23\]"):
         path_patch(model, task, senders="0.0", receivers="final", metric=lambda logits: logits)
+
+
+def at_answers(task: Task) -> Any:
+    return lambda logits: task.logit_difference(logits[:, 0])
 
 
 def test_an_unembedding_of_ones_own() -> None:

@@ -20,10 +20,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from headscope.analysis.attribution_patching_result import AXES, AttributionPatchingResult
+from headscope.analysis.patch_metrics import Metric
 from headscope.analysis.result import RunInfo
 from headscope.analysis.states import check_final, readable_hooks
 from headscope.analysis.task import Task
-from headscope.analysis.task_runs import Direction, Metric, Scores, TaskRuns
+from headscope.analysis.task_runs import Direction, Scorer, TaskRuns
 from headscope.errors import InvalidInputError, unknown_name
 from headscope.model.hooks import HookPoint
 from headscope.model.names import get_act_name
@@ -58,9 +59,8 @@ def attribution_patch(
             the corrupted one.
         steps: 1 takes gradients in the run that is patched; more take their mean over so many runs on the way from its
             embeddings to the other's.
-        metric: A differentiable function of logits `[prompt, d_vocab]` where the answers are predicted, giving one
-            number, or one for each prompt; all prompts go through one backward pass then. Default: the task's logit
-            difference.
+        metric: A differentiable function of the logits `[prompt, pos, d_vocab]` of all prompts, giving one number; all
+            prompts go through one backward pass then. Default: the task's logit difference.
         progress: Show a progress bar.
 
     Raises:
@@ -82,20 +82,21 @@ def attribution_patch(
         raise InvalidInputError(f"steps must be at least 1; got {steps}.")
     names = _hook_names(model, sites)
     runs = TaskRuns(model, task, direction)
-    blocks = list(runs.blocks(_BACKWARD_TOKENS) if metric is None else [slice(0, len(task))])
+    scorer = Scorer(model, runs.task, metric)
+    blocks = list(scorer.blocks(_BACKWARD_TOKENS))
     totals: dict[str, Tensor] = {}
-    ends = Scores(model, runs.task, metric)
+    ends = []
     with tqdm(total=len(blocks) * steps, desc="attribution patching", disable=not progress, leave=False) as bar:
         for rows in blocks:
-            block = _LinearBlock(model, runs, rows, names)
-            ends.add(rows, torch.stack([block.base_final, block.other_final]))
+            block = _LinearBlock(model, runs, scorer, rows, names)
+            ends.append(scorer.values(rows, torch.stack([block.base_final, block.other_final])).view(2, -1))
             for step in range(steps):
-                gradients = block.gradients(0.0 if steps == 1 else (step + 0.5) / steps, metric)
+                gradients = block.gradients(0.0 if steps == 1 else (step + 0.5) / steps)
                 for name, gradient in gradients.items():
                     share = block.summed(name, gradient) / steps
                     totals[name] = totals[name] + share if name in totals else share
                 bar.update()
-    base, other = (each.mean() for each in ends.result())
+    base, other = torch.cat(ends, dim=1).mean(1)
     clean, corrupted = (base, other) if direction == "noising" else (other, base)
     by_site = [torch.stack([totals[name] for name in names[site]]).to(base.dtype) for site in sites]
     return AttributionPatchingResult(
@@ -134,11 +135,11 @@ def _hook_names(model: "HookedTransformer", sites: Sequence[str]) -> dict[str, l
 class _LinearBlock:
     """Some prompts, and the gradients of their metric at every site."""
 
-    def __init__(self, model: "HookedTransformer", runs: TaskRuns, rows: slice, names: dict[str, list[str]]) -> None:
-        self.model, self.runs, self.rows = model, runs, rows
+    def __init__(
+        self, model: "HookedTransformer", runs: TaskRuns, scorer: Scorer, rows: slice, names: dict[str, list[str]]
+    ) -> None:
+        self.model, self.runs, self.scorer, self.rows = model, runs, scorer, rows
         self.names = [name for some in names.values() for name in some]
-        self.prompts = torch.arange(len(runs.base[rows]), device=runs.base.device)
-        self.answers = runs.task.positions[rows]
         self.start, base, self.base_final = self._ends(runs.base)
         other_start, other, self.other_final = self._ends(runs.other)
         self.way = other_start - self.start
@@ -151,7 +152,7 @@ class _LinearBlock:
         check_final(final)
         return start, kept, final
 
-    def _run(self, start: Tensor) -> tuple[dict[str, Tensor], Float[Tensor, "prompt d_model"]]:
+    def _run(self, start: Tensor) -> tuple[dict[str, Tensor], Float[Tensor, "prompt read d_model"]]:
         kept: dict[str, Tensor] = {}
 
         def keep(activation: Tensor, hook: HookPoint) -> None:
@@ -165,17 +166,16 @@ class _LinearBlock:
             tokens=self.runs.base[self.rows],
             **self.runs.options(self.rows),
         )
-        return kept, final[self.prompts, self.answers]
+        return kept, self.scorer.read(self.rows, final)
 
-    def gradients(self, at: float, metric: Metric | None) -> dict[str, Tensor]:
+    def gradients(self, at: float) -> dict[str, Tensor]:
         """Of the metric, its mean over all prompts, at each site, so far on the way from the base run to the other."""
         with torch.enable_grad():
             start = (self.start + at * self.way).detach().requires_grad_()
             kept, final = self._run(start)
-            scores = Scores(self.model, self.runs.task, metric)
-            scores.add(self.rows, final[None])
-            found = scores.result()
-            value = found.sum() / len(self.runs.task) if metric is None else found.mean()
+            # A sum of shares of the mean over prompts, or one number for all.
+            found = self.scorer.values(self.rows, final[None])
+            value = found.sum() / (1 if found.ndim == 1 else len(self.runs.task))
             if not value.requires_grad:
                 raise InvalidInputError(
                     "metric has no gradient: it must be made of its logits by torch functions alone."

@@ -93,7 +93,7 @@ class AttributionPatchingResult(Result):
             (self.over_positions(site), tuple(axis for axis in self.axes(site) if not axis.endswith("pos"))),
         ):
             if estimate.shape == true.shape:
-                return PatchingComparison(site, axes, estimate, true.to(estimate))
+                return PatchingComparison(site, axes, estimate, true.to(estimate), self.info.data)
         raise InvalidInputError(
             f"patches of {site!r} have shape {list(true.shape)}; the estimates have {list(self[site].shape)}, or "
             f"{list(self.over_positions(site).shape)} for all positions together."
@@ -124,12 +124,14 @@ class PatchingComparison:
         axes: Of both.
         estimated: The metric's change to first order.
         true: Its change.
+        data: On which prompts.
     """
 
     site: str
     axes: tuple[str, ...]
     estimated: Float[Tensor, "*cell"]
     true: Float[Tensor, "*cell"]
+    data: str = ""
 
     def __post_init__(self) -> None:
         if int(self._both()[0].numel()) < 2:
@@ -144,6 +146,11 @@ class PatchingComparison:
     def spearman(self) -> float:
         """Correlation of ranks; equal values share their mean rank."""
         return _correlation(*map(_ranks, self._both()))
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """`10.7`, `10.7 at 14` or `layer 3 at 14`, in the order of `true.flatten()`."""
+        return tuple(_cell(self.axes, cell) for cell in product(*map(range, self.true.shape)))
 
     def to_frame(self) -> "pd.DataFrame":
         """One row per cell: where it is, and both numbers."""
@@ -160,14 +167,10 @@ class PatchingComparison:
         return self.estimated[known].double(), self.true[known].double()
 
     def __repr__(self) -> str:
-        cells = list(product(*map(range, self.true.shape)))
-        order = self.true.nan_to_num().flatten().abs().argsort(descending=True, stable=True)[:8].tolist()
-        names = [_cell(self.axes, cells[at]) for at in order]
-        width = max(len(self.site), *map(len, names))
-        rows = [
-            f"{name:<{width}}  {self.estimated[cells[at]]:+9.4f}  {self.true[cells[at]]:+9.4f}"
-            for name, at in zip(names, order, strict=True)
-        ]
+        labels, estimated, true = self.labels, self.estimated.flatten(), self.true.flatten()
+        order = true.nan_to_num().abs().argsort(descending=True, stable=True)[:8].tolist()
+        width = max(len(self.site), *(len(labels[at]) for at in order))
+        rows = [f"{labels[at]:<{width}}  {float(estimated[at]):+9.4f}  {float(true[at]):+9.4f}" for at in order]
         return "\n".join(
             [
                 f"Attribution patching of {self.site} beside true patches, {self._both()[0].numel()} cells: Pearson "

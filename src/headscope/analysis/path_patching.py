@@ -20,12 +20,13 @@ from tqdm import tqdm
 
 from headscope.analysis.batches import BLOCK_TOKENS
 from headscope.analysis.components import all_heads, all_mlps
+from headscope.analysis.patch_metrics import Metric
 from headscope.analysis.path_patching_result import PathPatchingResult
 from headscope.analysis.path_runs import Cell, PathBlock
 from headscope.analysis.paths import Receiver, as_receivers, as_senders, check_fed, sender_of
 from headscope.analysis.result import RunInfo
 from headscope.analysis.task import Task
-from headscope.analysis.task_runs import Direction, Metric, Scores, TaskRuns, check_unhooked, in_words
+from headscope.analysis.task_runs import Direction, Scorer, TaskRuns, check_unhooked, in_words
 from headscope.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -59,8 +60,8 @@ def path_patch(
         freeze_mlps: Only direct paths through the residual stream. `False` also takes those through the MLPs between.
         positions: Where the senders change, and so (attention being frozen) where receivers read a change: names such
             as `"end"` or `"S2"` (`task.word_idx`), numbers, a tensor `[prompt]`, or a list. Default: everywhere.
-        metric: A function of logits `[prompt, d_vocab]` where the answers are predicted, giving one number, or one for
-            each prompt. Default: the task's logit difference.
+        metric: A function of the logits `[prompt, pos, d_vocab]` of all prompts, giving one number; those that say what
+            they read (`reads`, `last_position`) are faster. Default: the task's logit difference.
 
     Returns:
         A result with a single value, which `float` gives: the metric's change.
@@ -184,19 +185,21 @@ def _measured(
     last = max(receiver.stage for receiver in receivers)
     fed = [at for at, cell in enumerate(cells) if cell[0].stage <= last]
     fed.sort(key=lambda at: cells[at][0].stage)
-    scores = Scores(model, runs.task, metric)
+    scorer = Scorer(model, runs.task, metric)
+    parts = []
     with tqdm(total=len(fed) * len(task), desc="path patching", unit="run", disable=not progress, leave=False) as bar:
-        for rows in runs.blocks(BLOCK_TOKENS):
-            block = PathBlock(model, runs, rows, {sender for at in fed for sender in cells[at]}, receivers, freeze_mlps)
-            scores.add(rows, torch.stack([block.base, block.other]))
+        for rows in scorer.blocks(BLOCK_TOKENS):
+            senders = {sender for at in fed for sender in cells[at]}
+            block = PathBlock(model, runs, scorer, rows, senders, receivers, freeze_mlps)
+            found = [scorer.values(rows, torch.stack([block.base, block.other]))]
             for start in range(0, len(fed), block.together):
                 some = [cells[at] for at in fed[start : start + block.together]]
-                scores.add(rows, block.finals(some))
+                found.append(scorer.values(rows, block.finals(some)))
                 bar.update(len(some) * (rows.stop - rows.start))
-    found = scores.result()
-    base, other = found[:2]
+            parts.append(torch.cat(found))
+    base, other, *patched = torch.cat(parts, dim=-1) if parts[0].ndim > 1 else parts[0]
     change = base.new_zeros(len(cells), *base.shape)
-    change[fed] = found[2:] - base
+    change[fed] = torch.stack(patched) - base if patched else base.new_zeros(0, *base.shape)
     clean, corrupted = (base, other) if direction == "noising" else (other, base)
     return PathPatchingResult(
         info=RunInfo(

@@ -52,7 +52,7 @@ class PathPatchingResult(Result):
         values: The metric of the patched run less that of the run before it was patched, the mean over prompts (for the
             default metric: in logits). `[layer, head]` for all heads; `[layer, component]`, the MLP last, for all
             components; `[sender]` for a list; no axis for `path_patch`. Zero where no path leads to the receivers.
-        per_prompt: The same for each prompt, along a last axis; `None` if the metric gives one number for all.
+        per_prompt: The same for each prompt, along a last axis; `None` for a metric of your own.
         clean: The metric of the clean run.
         corrupted: That of the corrupted run.
         sender_labels: The senders, in the order of `values.flatten()`.

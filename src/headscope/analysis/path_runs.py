@@ -17,7 +17,7 @@ from headscope.analysis.clean_run import hook_name
 from headscope.analysis.components import Component
 from headscope.analysis.paths import Receiver, Sender, mlp_stage
 from headscope.analysis.states import check_final
-from headscope.analysis.task_runs import TaskRuns
+from headscope.analysis.task_runs import Scorer, TaskRuns
 from headscope.model.hooks import HookPoint
 
 if TYPE_CHECKING:
@@ -35,13 +35,14 @@ class PathBlock:
     Args:
         model: The model, without hooks.
         runs: The task's two runs.
+        scorer: What reads final states.
         rows: Which of its prompts.
         senders: All that will be patched.
         receivers: What reads the changes.
         freeze_mlps: Whether MLPs in between keep what they gave.
 
     Attributes:
-        base: The base run's final states where the answers are predicted, `[prompt, d_model]`.
+        base: The base run's final states where they are read, `[prompt, read, d_model]`.
         other: Those of the other run.
         together: How many cells are patched side by side.
     """
@@ -50,12 +51,14 @@ class PathBlock:
         self,
         model: "HookedTransformer",
         runs: TaskRuns,
+        scorer: Scorer,
         rows: slice,
         senders: Iterable[Sender],
         receivers: tuple[Receiver, ...],
         freeze_mlps: bool,
     ) -> None:
         self.model, self.cfg, self.runs, self.rows, self.receivers = model, model.cfg, runs, rows, receivers
+        self.scorer = scorer
         senders = list(senders)
         self.into_final = receivers[0].component is None
         self.first = min((sender.stage for sender in senders), default=0)
@@ -63,16 +66,12 @@ class PathBlock:
         self.start = min(receiver.stage for receiver in receivers) // 2
         self.mlps = () if freeze_mlps or self.cfg.attn_only else tuple(self._mlps_between())
         self.tokens = runs.base[rows]
-        self.prompts = torch.arange(len(self.tokens), device=self.tokens.device)
-        self.answers = runs.task.positions[rows]
         self.where = runs.where[rows]
         if self.into_final:
-            # What other positions hold in the end reaches no answer.
-            self.where = self.where & (
-                torch.arange(self.where.shape[1], device=self.where.device) == self.answers[:, None]
-            )
-        n_passed = int(self.where.sum()) if self.into_final else self.tokens.numel()
-        self.together = max(1, BLOCK_TOKENS // max(1, n_passed))
+            # What is not read of the final state need not be changed.
+            self.where = torch.zeros_like(self.where).scatter(1, scorer.places[rows], True) & self.where
+        n_passed = scorer.places[rows].numel() if self.into_final else self.tokens.numel()
+        self.together = max(1, BLOCK_TOKENS // n_passed)
         self._run_both(senders)
 
     def _mlps_between(self) -> Iterator[int]:
@@ -91,7 +90,6 @@ class PathBlock:
         other, self.other = self._run(self.runs.other, written)
         self.kept = {name: base[name] for name in kept}
         self.streams = {stage: base[name][self.where] for stage, name in streams.items()}
-        self.streams[2 * self.cfg.n_layers] = self.base[self.where.nonzero()[:, 0]] if self.into_final else None
         self.changed = {name: other[name][self.where] - base[name][self.where] for name in written}
 
     def _run(self, tokens: Tensor, names: Iterable[str]) -> tuple[dict[str, Tensor], Tensor]:
@@ -103,7 +101,7 @@ class PathBlock:
                 stop_at_layer=self.cfg.n_layers,
                 **self.runs.options(self.rows),
             )
-        final = final[self.prompts, self.answers]
+        final = self.scorer.read(self.rows, final)
         check_final(final)
         return cache, final
 
@@ -118,13 +116,13 @@ class PathBlock:
         finally:
             self.cfg.ungroup_grouped_query_attention = before
 
-    def finals(self, cells: Sequence[Cell]) -> Float[Tensor, "cell prompt d_model"]:
-        """Final states where the answers are predicted, each cell's senders patched into the receivers."""
+    def finals(self, cells: Sequence[Cell]) -> Float[Tensor, "cell prompt read d_model"]:
+        """Final states where they are read, each cell's senders patched into the receivers."""
         changes = self._changes(cells)
         if self.into_final:
-            found = self.base.repeat(len(cells), 1, 1)
-            found[:, self.where.nonzero()[:, 0]] += changes[self.last]
-            return found
+            change = self.base.new_zeros(len(cells), *self.where.shape, self.cfg.d_model)
+            change[:, self.where] = changes[self.last]
+            return self.base + torch.stack([self.scorer.read(self.rows, each) for each in change])
         edits: dict[str, list[tuple[int | None, Tensor]]] = {}
         for receiver in self.receivers:
             assert receiver.component is not None
@@ -146,7 +144,7 @@ class PathBlock:
                 tokens=self.tokens.repeat(len(cells), 1),
                 **self.runs.options(self.rows, len(cells)),
             )
-        return final.unflatten(0, (len(cells), -1))[:, self.prompts, self.answers]
+        return torch.stack([self.scorer.read(self.rows, each) for each in final.chunk(len(cells))])
 
     # The second pass
 

@@ -1,12 +1,13 @@
 """A task's two runs as patching uses them: which is patched, at which positions, and how a patched run is scored."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from headscope.analysis.patch_metrics import AnswerMetric, Metric, PositionMetric, as_number, understood
 from headscope.analysis.result import check_option
 from headscope.analysis.task import Task
 from headscope.errors import InvalidInputError, unknown_name
@@ -16,10 +17,9 @@ from headscope.model.readout import Readout
 if TYPE_CHECKING:
     from headscope.model.transformer import HookedTransformer
 
-__all__ = ["Direction", "Metric", "Scores", "TaskRuns", "check_unhooked", "in_words", "scored"]
+__all__ = ["Direction", "Scorer", "TaskRuns", "check_unhooked", "in_words"]
 
 Direction = Literal["noising", "denoising"]
-Metric = Callable[[Float[Tensor, "prompt d_vocab"]], Tensor | float]
 
 
 class TaskRuns:
@@ -50,13 +50,6 @@ class TaskRuns:
         mask = task.attention_mask
         behind = model.cfg.attention_dir == "causal" and bool((mask[:, 1:] <= mask[:, :-1]).all())
         self._mask = None if behind else mask
-
-    def blocks(self, n_tokens: int) -> Iterator[slice]:
-        """The prompts, some at a time: of so many tokens at most, or one."""
-        n, width = self.base.shape
-        step = max(1, n_tokens // width)
-        for start in range(0, n, step):
-            yield slice(start, min(start + step, n))
 
     def options(self, rows: slice, times: int = 1) -> dict[str, Any]:
         """What the forward pass of some prompts, so many times over, is told of padding."""
@@ -105,36 +98,59 @@ def _position(task: Task, named: Any) -> Int[Tensor, " prompt"]:
     return torch.as_tensor(named).expand(len(task))
 
 
-class Scores:
-    """What a metric gives for each of several runs, of their final states where the answers are predicted.
+class Scorer:
+    """A metric of final states, which are read only where it looks.
 
-    For the task's logit difference (`metric=None`) only the answers' logits are made, a block of prompts at a time. For
-    a metric of one's own the states are kept until all prompts are there.
+    The task's logit difference (`metric=None`) looks at a few logits where each answer is predicted. One of your own
+    says where (`last_position`, `reads`, an `AnswerMetric`), or is given all logits of all prompts.
+
+    Attributes:
+        places: The positions whose final states it takes.
     """
 
     def __init__(self, model: "HookedTransformer", task: Task, metric: Metric | None = None) -> None:
-        self.model, self.task, self.metric = model, task, metric
+        self.model, self.task = model, task
+        self.metric = None if metric is None else understood(metric)
         self._answers = torch.cat([task.correct, task.incorrect], 1)
         self._readout = Readout.of(model) if Readout.is_shown_by(model) else None
-        self._found: dict[int, list[Tensor]] = {}
+        n, length = task.clean_tokens.shape
+        everywhere = torch.arange(length).expand(n, -1)
+        places = task.positions[:, None] if metric is None else everywhere
+        if isinstance(self.metric, (AnswerMetric, PositionMetric)):
+            places = self.metric.places(n, length)
+        self.places: Int[Tensor, "prompt read"] = places.to(task.clean_tokens.device)
 
-    def add(self, rows: slice, final: Float[Tensor, "run prompt d_model"]) -> None:
-        """Add the next runs of some prompts; the runs of each block of prompts come in the same order."""
-        kept = self.differences(rows, final) if self.metric is None else final
-        self._found.setdefault(rows.start, []).append(kept)
+    def blocks(self, n_tokens: int) -> Iterator[slice]:
+        """The prompts in parts of so many tokens at most (or one prompt); all together for a metric of your own."""
+        n, width = self.task.clean_tokens.shape
+        step = max(1, n_tokens // width) if self.metric is None else n
+        for start in range(0, n, step):
+            yield slice(start, min(start + step, n))
 
-    def result(self) -> Float[Tensor, "run *prompt"]:
-        """The metric of each run: of each prompt, or one number for all."""
-        every = torch.cat([torch.cat(parts) for parts in self._found.values()], dim=1)
-        if self.metric is None:
-            return every
-        return torch.stack([scored(self.metric, self._logits(final)) for final in every])
+    def read(self, rows: slice, final: Float[Tensor, "prompt pos d_model"]) -> Float[Tensor, "prompt read d_model"]:
+        """The final states that are looked at."""
+        at = self.places[rows]
+        return final[torch.arange(len(final), device=final.device)[:, None], at]
 
-    def differences(self, rows: slice, final: Float[Tensor, "run prompt d_model"]) -> Float[Tensor, "run prompt"]:
-        """Each prompt's logit difference."""
+    def values(self, rows: slice, final: Float[Tensor, "run prompt read d_model"]) -> Float[Tensor, "run *prompt"]:
+        """The metric of each run: of each prompt for the logit difference, else one number.
+
+        Raises:
+            InvalidInputError: If a metric of your own is not one number.
+        """
+        metric = self.metric
+        if metric is None:
+            return self._differences(rows, final[:, :, 0])
+        if isinstance(metric, AnswerMetric):
+            return metric.of_states(self.model, final[:, :, 0])
+        of_logits = metric.metric if isinstance(metric, PositionMetric) else metric
+        return torch.stack([_one_number(of_logits(self.model.to_logits(each))) for each in final])
+
+    def _differences(self, rows: slice, final: Float[Tensor, "run prompt d_model"]) -> Float[Tensor, "run prompt"]:
         task, readout = self.task[rows], self._readout
         if readout is None:
-            return torch.stack([task.logit_difference(self._logits(each), per_prompt=True) for each in final])
+            logits = (self.model.to_logits(each[:, None])[:, 0] for each in final)
+            return torch.stack([task.logit_difference(each, per_prompt=True) for each in logits])
         state = readout.normalize(final.to(torch.promote_types(final.dtype, torch.float32)))
         columns = readout.W_U.T[self._answers[rows]].to(state.dtype)
         logits = torch.einsum("rpd,pad->rpa", state, columns) + readout.b_U[self._answers[rows]].to(state.dtype)
@@ -143,23 +159,10 @@ class Scores:
         n = task.correct.shape[1]
         return logits[..., :n].mean(-1) - logits[..., n:].mean(-1)
 
-    def _logits(self, final: Float[Tensor, "prompt d_model"]) -> Float[Tensor, "prompt d_vocab"]:
-        return self.model.to_logits(final[:, None])[:, 0]
 
-
-def scored(metric: Metric, logits: Float[Tensor, "prompt d_vocab"]) -> Float[Tensor, "*prompt"]:
-    """A metric's value for one run: one number, or one for each prompt.
-
-    Raises:
-        InvalidInputError: If it is anything else.
-    """
-    found = torch.as_tensor(metric(logits))
-    if found.shape not in ((), (len(logits),)):
-        raise InvalidInputError(
-            "metric must give one number, or one for each prompt, for logits [prompt, d_vocab] where the answers are "
-            f"predicted; it gave shape {list(found.shape)} for {len(logits)} prompts."
-        )
-    return found
+def _one_number(value: Tensor | float) -> Float[Tensor, ""]:
+    as_number(value.detach() if isinstance(value, Tensor) else value)
+    return torch.as_tensor(value).reshape(())
 
 
 def check_unhooked(model: "HookedTransformer", what: str) -> None:
