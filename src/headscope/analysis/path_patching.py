@@ -140,6 +140,8 @@ def path_patch_sweep(
     """
     cfg = model.cfg
     into = as_receivers(cfg, receivers)
+    cells: list[Cell]
+    shape: tuple[int, ...]
     if isinstance(senders, str) and senders in ("heads", "components"):
         mlps = all_mlps(cfg) if senders == "components" else ()
         ordered = sorted((*all_heads(cfg), *mlps), key=lambda part: (part.layer, part.head is None))

@@ -194,7 +194,7 @@ class PathBlock:
             made[:, self.where] = self._mlp(component.layer, before + change)
             return made
         # Queries, keys and values are linear in the normalized stream; biases and positions stay.
-        norm = self.model.blocks[component.layer].ln1
+        norm: Any = self.model.blocks[component.layer].ln1
         weight = getattr(self._attention(component), f"W_{receiver.input.upper()}")[component.head]
         made = made[:, :, component.head].repeat(len(change), 1, 1, 1)
         made[:, self.where] += (norm(before + change) - norm(before)) @ weight

@@ -152,7 +152,8 @@ def _sender(cfg: "HookedTransformerConfig", name: object) -> Sender:
 
 
 def _receiver(cfg: "HookedTransformerConfig", name: object) -> list[Receiver]:
-    part, wanted = name, _INPUTS
+    part: object = name
+    wanted: tuple[str, ...] = _INPUTS
     if isinstance(name, tuple) and len(name) > 1 and name[-1] in _INPUTS:
         part, wanted = name[:-1] if len(name) > 2 else name[0], (str(name[-1]),)
     elif isinstance(name, str):

@@ -149,8 +149,8 @@ class Scorer:
     def _differences(self, rows: slice, final: Float[Tensor, "run prompt d_model"]) -> Float[Tensor, "run prompt"]:
         task, readout = self.task[rows], self._readout
         if readout is None:
-            logits = (self.model.to_logits(each[:, None])[:, 0] for each in final)
-            return torch.stack([task.logit_difference(each, per_prompt=True) for each in logits])
+            every = [self.model.to_logits(each[:, None])[:, 0] for each in final]
+            return torch.stack([task.logit_difference(each, per_prompt=True) for each in every])
         state = readout.normalize(final.to(torch.promote_types(final.dtype, torch.float32)))
         columns = readout.W_U.T[self._answers[rows]].to(state.dtype)
         logits = torch.einsum("rpd,pad->rpa", state, columns) + readout.b_U[self._answers[rows]].to(state.dtype)
