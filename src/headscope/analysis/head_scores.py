@@ -32,10 +32,10 @@ if TYPE_CHECKING:
     from headscope.model.hooks import HookPoint
     from headscope.model.transformer import HookedTransformer
 
-__all__ = ["HeadScores", "head_scores"]
+__all__ = ["SCORES", "HeadScores", "defining_keys", "head_scores", "scored_tokens"]
 
 
-_SCORES = ("previous_token", "duplicate_token", "induction")
+SCORES = ("previous_token", "duplicate_token", "induction")
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class HeadScores(Result):
         Raises:
             InvalidInputError: If there is no such score, `k` is below 1, or no position counted for it.
         """
-        check_option("by", by, _SCORES)
+        check_option("by", by, SCORES)
         values: Tensor = getattr(self, by)
         if bool(values.isnan().any()):
             raise InvalidInputError(
@@ -79,7 +79,7 @@ class HeadScores(Result):
             "head": [head for _, head in heads],
             "label": [f"{layer}.{head}" for layer, head in heads],
         }
-        return pd.DataFrame(columns | {name: getattr(self, name).flatten().tolist() for name in _SCORES})
+        return pd.DataFrame(columns | {name: getattr(self, name).flatten().tolist() for name in SCORES})
 
 
 def head_scores(
@@ -119,11 +119,11 @@ def head_scores(
         (torch.Size([2, 4]), 3)
     """
     if data is None:
-        data = _random_tokens(model, n_sequences, length, seed)
+        data = scored_tokens(model, n_sequences, length, seed)
         describe = describe or f"repeated random tokens (seed {seed})"
     describe = describe or describe_data(data)
-    sums = torch.zeros(len(_SCORES), model.cfg.n_layers, model.cfg.n_heads, dtype=torch.float64)
-    counts = torch.zeros(len(_SCORES), dtype=torch.float64)
+    sums = torch.zeros(len(SCORES), model.cfg.n_layers, model.cfg.n_heads, dtype=torch.float64)
+    counts = torch.zeros(len(SCORES), dtype=torch.float64)
     n_rows = n_positions = 0
     blocks = iterate_blocks(
         model,
@@ -135,7 +135,7 @@ def head_scores(
     )
     with torch.no_grad():
         for block in blocks:
-            keys = _keys(block)
+            keys = defining_keys(block)
             sums += _attention_paid(model, block, keys)
             counts += keys.any(-1).sum((1, 2)).double().cpu()
             n_rows += len(block.tokens)
@@ -154,7 +154,8 @@ def head_scores(
     return HeadScores(info, *means.unbind())
 
 
-def _random_tokens(model: "HookedTransformer", n_sequences: int, length: int | None, seed: int) -> Tensor:
+def scored_tokens(model: "HookedTransformer", n_sequences: int, length: int | None, seed: int) -> Tensor:
+    """Rows of repeated random tokens, as long as fits; without special tokens, and after BOS where there is one."""
     special: list[int] = [] if model.tokenizer is None else list(model.tokenizer.all_special_ids)
     bos = None if model.tokenizer is None else bos_token_id(model.tokenizer)
     if length is None:
@@ -163,7 +164,7 @@ def _random_tokens(model: "HookedTransformer", n_sequences: int, length: int | N
     return repeated_random_tokens(n_sequences, length, allowed=allowed, bos=bos, seed=seed)
 
 
-def _keys(block: Block) -> Tensor:
+def defining_keys(block: Block) -> Tensor:
     """The keys that define each kind, `[kind, row, query_pos, key_pos]`; nothing for queries that do not count."""
     tokens, counted = block.tokens, block.counted
     n_pos = tokens.shape[1]

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from headscope.model.transformer import HookedTransformer
 
-__all__ = ["SuppressionScores", "suppression_scores"]
+__all__ = ["SuppressionScores", "direct_effects", "suppression_scores", "token_directions"]
 
 _LONGEST = 50
 
@@ -171,13 +171,13 @@ def _anti_induction(
     where = torch.zeros_like(tokens, dtype=torch.bool)
     where[:, -length:-1] = True
     total, n = torch.zeros(model.cfg.n_layers, model.cfg.n_heads, dtype=torch.float64), 0
-    directions = _directions(model)
+    directions = token_directions(model)
     at = 0
     for block in iterate_blocks(model, tokens, progress=False):
         chosen = where[at : at + len(block.tokens)].to(block.tokens.device)
         at += len(block.tokens)
         expected = directions.of(block.tokens.roll(-1, dims=1)[chosen])
-        effects = _direct_effects(model, Block(block.tokens, block.attention_mask, chosen), expected)
+        effects = direct_effects(model, Block(block.tokens, block.attention_mask, chosen), expected)
         total += effects.double().sum(-1).cpu()
         n += effects.shape[-1]
     return (-total / n).float(), n
@@ -199,7 +199,7 @@ def _ioi(
             f"{int(answers.max())}."
         )
     total = torch.zeros(model.cfg.n_layers, model.cfg.n_heads, dtype=torch.float64)
-    directions = _directions(model)
+    directions = token_directions(model)
     at = 0
     blocks = iterate_blocks(model, prompts, attention_mask=attention_mask, include_bos=True, progress=False)
     for block in blocks:
@@ -207,11 +207,11 @@ def _ioi(
         at += len(block.tokens)
         towards = directions.of(names[:, 0]) - directions.of(names[:, 1])
         last = Block(block.tokens, block.attention_mask, _last(block.counted))
-        total += _direct_effects(model, last, towards).double().sum(-1).cpu()
+        total += direct_effects(model, last, towards).double().sum(-1).cpu()
     return (-total / len(prompts)).float()
 
 
-def _direct_effects(
+def direct_effects(
     model: "HookedTransformer", block: Block, directions: Float[Tensor, "n d_model"]
 ) -> Float[Tensor, "layer head n"]:
     """What each head adds along a direction of the stream for each position that counts, at the final norm's scale."""
@@ -225,7 +225,8 @@ def _direct_effects(
     return torch.stack(found)
 
 
-def _directions(model: "HookedTransformer") -> TokenDirections:
+def token_directions(model: "HookedTransformer") -> TokenDirections:
+    """The directions of tokens, in float32 at least."""
     return TokenDirections(Readout.of(model), torch.promote_types(model.W_U.dtype, torch.float32))
 
 
