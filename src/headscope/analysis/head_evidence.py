@@ -249,7 +249,7 @@ def _repeats(block: Block) -> Bool[Tensor, "row pos"]:
 
 @torch.no_grad()
 def copying_scores(model: "HookedTransformer") -> Float[Tensor, "layer head"]:
-    """How far each head's OV circuit copies tokens: 1 for raising the logit of whatever is attended to, -1 for lowering.
+    """How far each head's OV circuit copies: 1 for raising the logit of whatever is attended to, -1 for lowering it.
 
     The sum of the eigenvalues of the full OV circuit `W_E W_V W_O W_U` over the sum of their magnitudes (Elhage et al.
     2021, "Summarizing OV/QK matrices"). Random heads are near 0. Tokens are embedded by `effective_embedding`, those

@@ -17,10 +17,10 @@ The control is the same number for the answers of other prompts.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from headscope.analysis.attribution import attribute
@@ -35,7 +35,15 @@ if TYPE_CHECKING:
     from headscope.model.hooks import HookPoint
     from headscope.model.transformer import HookedTransformer
 
-__all__ = ["ORDERS", "TASK_KINDS", "TaskEvidence", "name_places", "orders_of", "task_evidence"]
+__all__ = [
+    "ORDERS",
+    "TASK_KINDS",
+    "TaskEvidence",
+    "changes_when_patched",
+    "name_places",
+    "orders_of",
+    "task_evidence",
+]
 
 TASK_KINDS = (
     "name_mover",
@@ -294,27 +302,64 @@ def _inhibition(
 
 def _without(model: "HookedTransformer", task: Task, heads: list[tuple[int, int]]) -> Attribution:
     """The attribution when some heads give, where the answer is predicted, what they gave in the corrupted prompts."""
-    names = {f"blocks.{layer}.attn.hook_z" for layer, _ in heads}
-    _, cache = model.run_with_cache(
-        task.corrupted_tokens,
-        attention_mask=task.attention_mask,
-        names_filter=lambda name: name in names,
-        return_type=None,
-    )
-    rows = torch.arange(len(task), device=task.positions.device)
-    taken = {(layer, head): cache["z", layer][rows, task.positions, head] for layer, head in heads}
-    seen: dict[int, int] = {}
+    at_end = torch.zeros_like(task.attention_mask)
+    at_end[torch.arange(len(task), device=at_end.device), task.positions] = True
+    with _Replaced(model, task, heads, at_end):
+        return attribute(model, task, neurons=False, progress=False)
 
-    def put(z: Tensor, hook: "HookPoint") -> Tensor:
+
+def changes_when_patched(
+    model: "HookedTransformer", task: Task, heads: list[tuple[int, int]]
+) -> Float[Tensor, "layer head"]:
+    """What the mean logit difference changes by when a head gives what it gave in the corrupted prompts.
+
+    One forward pass for each head; NaN for the others.
+    """
+    task = task.to(model.W_E.device)
+    found = torch.full((model.cfg.n_layers, model.cfg.n_heads), math.nan)
+
+    def differences() -> Tensor:
+        return attribute(model, task, sources=False, neurons=False, progress=False).logit_difference.double()
+
+    clean = differences()
+    for head in heads:
+        with _Replaced(model, task, [head], task.attention_mask):
+            found[head] = float((differences() - clean).mean())
+    return found
+
+
+class _Replaced:
+    """While it is entered, some heads give, at some positions, what they gave in the corrupted prompts of a task.
+
+    For analyses that go through the task's prompts in order, once.
+    """
+
+    def __init__(
+        self, model: "HookedTransformer", task: Task, heads: list[tuple[int, int]], where: Bool[Tensor, "prompt pos"]
+    ) -> None:
+        self._where = where
+        self._heads = {layer: [head for at, head in heads if at == layer] for layer, _ in heads}
+        names = [f"blocks.{layer}.attn.hook_z" for layer in self._heads]
+        _, self._cache = model.run_with_cache(
+            task.corrupted_tokens,
+            attention_mask=task.attention_mask,
+            names_filter=lambda name: name in names,
+            return_type=None,
+        )
+        self._seen = dict.fromkeys(self._heads, 0)
+        self._hooks = model.hooks(fwd_hooks=[(name, self._put) for name in names])
+
+    def _put(self, z: Float[Tensor, "row pos head d_head"], hook: "HookPoint") -> Tensor:
         layer = hook.layer()
-        start = seen.get(layer, 0)
-        seen[layer] = start + len(z)
-        some = slice(start, seen[layer])
-        at = task.positions[some]
-        for (where, head), values in taken.items():
-            if where == layer:
-                z[rows[: len(z)], at, head] = values[some]
+        rows = slice(self._seen[layer], self._seen[layer] + len(z))
+        self._seen[layer] = rows.stop
+        for head in self._heads[layer]:
+            other = self._cache["z", layer][rows, :, head]
+            z[:, :, head] = torch.where(self._where[rows, :, None], other, z[:, :, head])
         return z
 
-    with model.hooks(fwd_hooks=[(name, put) for name in sorted(names)]):
-        return attribute(model, task, neurons=False, progress=False)
+    def __enter__(self) -> None:
+        self._hooks.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._hooks.__exit__(*error)
