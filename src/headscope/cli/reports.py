@@ -15,10 +15,11 @@ from headscope.cli.shared import (
     command,
     texts_of,
 )
+from headscope.errors import InvalidInputError
 from headscope.model.families import FAMILIES
 from headscope.model.hub import DEMO, HUB_MODELS
 from headscope.model.transformer import HookedTransformer
-from headscope.report import ABLATION_TOKENS, MAX_TOKENS, write_report
+from headscope.report import ABLATION_TOKENS, MAX_TOKENS, write_comparison, write_report
 from headscope.training.demo_figures import EVALUATION_SEED, evaluate_demo
 
 __all__ = ["evaluate", "models", "report"]
@@ -30,6 +31,7 @@ __all__ = ["evaluate", "models", "report"]
         "headscope report",
         "headscope report gpt2 --text story.txt --out gpt2-report",
         "headscope report ./my-checkpoint --max-tokens 20000",
+        "headscope report --compare ./checkpoint-1000 ./checkpoint-9000 --text story.txt",
     ),
 )
 def report(
@@ -43,10 +45,36 @@ def report(
     ablation_tokens: Annotated[
         int, typer.Option(help="Tokens to ablate every head on, at most; 0 leaves it out.")
     ] = ABLATION_TOKENS,
+    compare: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            metavar="A B",
+            help="Two models (names, hub ids or checkpoint folders) to set side by side instead, on the same text.",
+            show_default=False,
+        ),
+    ] = None,
     progress: ProgressOption = True,
 ) -> None:
     """Write one offline HTML page about a model on a text, and its numbers as parquet beside it."""
     texts, described = texts_of(text)
+    if compare is not None:
+        if model != DEMO:
+            raise InvalidInputError(f"--compare takes both models itself; {model!r} is a third one. Leave it out.")
+        first, second = (HookedTransformer.from_pretrained(name) for name in compare)
+        compared = write_comparison(
+            first,
+            second,
+            texts,
+            out,
+            names=(_called(compare[0]), _called(compare[1])),
+            describe=described,
+            max_tokens=max_tokens,
+            seq_len=seq_len,
+            ablation_tokens=ablation_tokens,
+            progress=progress,
+        )
+        typer.echo(f"{compared.page} (and {len(compared.tables)} tables beside it)")
+        return
     loaded = HookedTransformer.from_pretrained(model)
     written = write_report(
         loaded,
@@ -61,6 +89,12 @@ def report(
         progress=progress,
     )
     typer.echo(f"{written.page} (and {len(written.tables)} tables beside it)")
+
+
+def _called(name: str) -> str:
+    """What to call a model: of a checkpoint folder, its last two parts, which tell checkpoints of one run apart."""
+    folder = Path(name)
+    return "/".join(folder.absolute().parts[-2:]) if folder.is_dir() else name
 
 
 @command(app, examples=("headscope models",))

@@ -4,34 +4,50 @@ The analyses run once each, everything on the page is made from their results, a
 end or not at all.
 """
 
-import os
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
-from headscope.analysis.ablation import ablate_heads
-from headscope.analysis.ablation_result import AblationResult
-from headscope.analysis.batches import iterate_blocks
-from headscope.analysis.entropy import EntropyResult, measure_entropy
-from headscope.analysis.head_scores import head_scores
-from headscope.analysis.loss import predict_next_tokens
+from headscope.analysis.entropy import EntropyResult
 from headscope.analysis.result import HeadScore
 from headscope.data.cutting import Chunk
-from headscope.errors import InvalidInputError
 from headscope.model.transformer import HookedTransformer
-from headscope.report.findings import Findings, notable_heads, positions_of, token_string
+from headscope.report.ablation_section import ablation_section
+from headscope.report.entropy_section import entropy_head_section, entropy_layer_section
+from headscope.report.findings import Findings, notable_heads, positions_of
+from headscope.report.heads_section import heads_section
+from headscope.report.kinds_section import attention_section, kinds_section
+from headscope.report.loss_section import loss_section
+from headscope.report.measuring import check_at_least, measure
+from headscope.report.model_section import model_section
+from headscope.report.numbers_section import numbers_section
 from headscope.report.page import render_page
+from headscope.report.section import Page
 from headscope.report.sequences import MAX_TOKENS, token_rows
-from headscope.report.suppression_section import measure_suppression
+from headscope.report.staging import staged, write_files
+from headscope.report.suppression_section import suppression_section
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["ABLATION_TOKENS", "Report", "write_report"]
 
 ABLATION_TOKENS = 1024
+
+_TABLES = {
+    "entropy": "diff and marginal of every head and MLP",
+    "entropy_states": "entropy at each state of the residual stream",
+    "loss": "loss and rank of every next token",
+    "positions": "the positions shown above",
+    "ablation": "loss difference without each head",
+    "suppression_scores": "anti-induction and IOI scores of every head",
+    "copy_suppression": "what copy suppression explains",
+    "circuit_ranks": "ranks of tokens in OV and QK circuits",
+    "head_scores": "the scores behind the kinds of head",
+}
 
 
 @dataclass(frozen=True)
@@ -87,6 +103,7 @@ def write_report(
         NotFiniteError: If the model's activations are not finite.
 
     Example:
+        >>> import torch
         >>> from tempfile import TemporaryDirectory
         >>> from headscope import HookedTransformer, HookedTransformerConfig
         >>> model = HookedTransformer(HookedTransformerConfig(1, 8, 32, 4, d_vocab=20, attn_only=True))
@@ -95,90 +112,58 @@ def write_report(
         ...     report.page.name, len(report.tables)
         ('report.html', 9)
     """
-    for name, value in (("n_heads", n_heads), ("n_positions", n_positions)):
-        if value < 1:
-            raise InvalidInputError(f"{name} must be at least 1; got {value}.")
-    if ablation_tokens < 0:
-        raise InvalidInputError(f"ablation_tokens must be at least 0; got {ablation_tokens}.")
+    check_at_least(1, n_heads=n_heads, n_positions=n_positions)
+    check_at_least(0, ablation_tokens=ablation_tokens)
     tokens = token_rows(model, texts, max_tokens=max_tokens, seq_len=seq_len)
-    describe = describe or "a text"
-    with _staged(Path(out)) as (stage, place):
-        entropy = measure_entropy(model, tokens, reduce="none", describe=describe, progress=progress)
-        ablated = tokens[: max(1, ablation_tokens // tokens.shape[1])]
-        ablation = _ablated(model, ablated, describe, progress) if ablation_tokens else None
-        found = Findings(
-            model=model,
-            tokens=tokens.cpu(),
-            strings=[[token_string(model, token) for token in row] for row in tokens.tolist()],
-            entropy=entropy,
-            predictions=predict_next_tokens(model, tokens, k=3, progress=progress),
-            # Two copies of at least two tokens and a BOS, or there is nothing to look back at.
-            scores=head_scores(model, progress=progress) if model.cfg.n_ctx >= 5 and model.cfg.d_vocab > 4 else None,
-            ablation=ablation,
-            suppression=None if ablation is None else measure_suppression(model, ablated, describe, progress),
+    with staged(Path(out)) as (stage, place):
+        found = measure(
+            model,
+            tokens,
+            describe=describe or "a text",
+            ablation_tokens=ablation_tokens,
+            suppression=True,
+            progress=progress,
         )
         heads = notable_heads(found.means, n_heads)
-        names = _write_tables(found, heads, n_positions, stage)
-        (stage / "report.html").write_bytes(render_page(found, heads, n_positions, names).encode("utf-8", "replace"))
+        tables = _tables(found, heads, n_positions)
+        page = render_page(_page(found, heads, n_positions, tables))
+        names = [f"{name}.parquet" for name in tables]
+        write_files(stage, "report.html", page, {f"{name}.parquet": table for name, table in tables.items()})
         directory = place()
     paths = tuple(directory / name for name in names)
     loss = float(found.predictions.loss.nanmean())
-    return Report(directory, directory / "report.html", paths, entropy, loss)
+    return Report(directory, directory / "report.html", paths, found.entropy, loss)
 
 
-def _ablated(model: HookedTransformer, tokens: Tensor, describe: str, progress: bool) -> AblationResult | None:
-    """Every head ablated; `None` where nothing is predicted."""
-    if not any(bool(block.predicting().any()) for block in iterate_blocks(model, tokens, progress=False)):
-        return None
-    return ablate_heads(model, tokens, values=["mean", "zero"], describe=describe, progress=progress)
+def _page(found: Findings, heads: tuple[HeadScore, ...], n_positions: int, tables: Iterable[str]) -> Page:
+    """The sections, in the order of the page."""
+    info = found.means.info
+    sections = (
+        model_section(found),
+        loss_section(found),
+        entropy_layer_section(found),
+        entropy_head_section(found),
+        heads_section(found, heads, n_positions),
+        ablation_section(found),
+        suppression_section(found),
+        kinds_section(found),
+        attention_section(found, heads),
+        numbers_section({f"{name}.parquet": _TABLES[name] for name in tables}, info),
+    )
+    return Page(
+        title=info.model,
+        subtitle=f"What its attention heads do to the certainty of its predictions, on {info.data}",
+        sections=tuple(section for section in sections if section is not None),
+    )
 
 
-# Files
-
-
-@contextmanager
-def _staged(out: Path) -> Iterator[tuple[Path, Callable[[], Path]]]:
-    """A folder to write in, and a function that puts its files in place; what is not put in place is removed."""
-    if out.exists() and not out.is_dir():
-        raise InvalidInputError(f"{str(out)!r} is a file; the report needs a folder to write to (--out).")
-    parent = next(folder for folder in (out, *out.absolute().parents) if folder.is_dir())
-    try:
-        with tempfile.TemporaryDirectory(prefix=".headscope-", dir=parent) as temporary:
-            stage = Path(temporary) / "report"
-            stage.mkdir()
-
-            def place() -> Path:
-                out.mkdir(parents=True, exist_ok=True)
-                for file in sorted(stage.iterdir()):
-                    os.replace(file, out / file.name)
-                return out
-
-            yield stage, place
-    except OSError as error:
-        raise InvalidInputError(
-            f"the report cannot be written to {str(out)!r}: {error.strerror or error}. Choose another folder, or make "
-            "room there."
-        ) from None
-
-
-def _write_tables(found: Findings, heads: tuple[HeadScore, ...], n_positions: int, stage: Path) -> tuple[str, ...]:
+def _tables(found: Findings, heads: tuple[HeadScore, ...], n_positions: int) -> "dict[str, pd.DataFrame]":
     import pandas as pd
 
-    n_rows, width = found.predictions.loss.shape
-    where = torch.cartesian_prod(torch.arange(n_rows), torch.arange(width))
     tables = {
         "entropy": found.means.to_frame(),
         "entropy_states": found.means.resid_frame(),
-        "loss": pd.DataFrame(
-            {
-                "sequence": where[:, 0].numpy(),
-                "position": where[:, 1].numpy(),
-                "token": found.tokens[:, :-1].flatten().numpy(),
-                "next_token": found.tokens[:, 1:].flatten().numpy(),
-                "loss": found.predictions.loss.flatten().numpy(),
-                "rank": found.predictions.rank.flatten().numpy(),
-            }
-        ),
+        "loss": found.loss_frame(),
         "positions": pd.DataFrame(
             [
                 {
@@ -202,6 +187,4 @@ def _write_tables(found: Findings, heads: tuple[HeadScore, ...], n_positions: in
         tables["circuit_ranks"] = found.suppression.ranks.to_frame()
     if found.scores is not None:
         tables["head_scores"] = found.scores.to_frame()
-    for name, table in tables.items():
-        table.to_parquet(stage / f"{name}.parquet", index=False)
-    return tuple(f"{name}.parquet" for name in tables)
+    return tables

@@ -5,12 +5,12 @@ import math
 import os
 import re
 import stat
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from report_pages import Page
 from small_models import STORY, small_model
 
 from headscope import HookedTransformer
@@ -23,7 +23,7 @@ from headscope.analysis.suppression_scores import suppression_scores
 from headscope.errors import HeadscopeError, InvalidInputError, MissingTokenizerError, NotFiniteError
 from headscope.report import Report, token_rows, write_report, writing
 from headscope.report.findings import notable_heads
-from headscope.report.page import visible
+from headscope.report.words import visible
 from headscope.views.html import bundle
 
 TABLES = [
@@ -37,28 +37,6 @@ TABLES = [
     "positions.parquet",
     "suppression_scores.parquet",
 ]
-
-
-class Page(HTMLParser):
-    """A page's elements and the text a reader sees."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self._hidden = 0
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        self._hidden += tag in ("script", "style")
-
-    def handle_endtag(self, tag: str) -> None:
-        self._hidden -= tag in ("script", "style")
-
-    def handle_data(self, data: str) -> None:
-        self.text += "" if self._hidden else data
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +87,10 @@ def test_every_link_leads_somewhere(page: Page) -> None:
     assert len(ids) == len(set(ids))
     anchors = [attrs["href"] for tag, attrs in page.elements if tag == "a" and (attrs["href"] or "").startswith("#")]
     heads = articles(page, "head-")
-    assert len(anchors) == 10 + len(heads) + len(articles(page, "ablated-")) and heads
+    # The sections and the summary in the contents, one for each sentence of the summary, and the tables' heads.
+    sentences = page.classes.count("to")
+    assert sentences >= 4 and heads
+    assert len(anchors) == 2 + 10 + sentences + len(heads) + len(articles(page, "ablated-"))
     assert {anchor[1:] for anchor in anchors if anchor} <= set(ids)
 
 
@@ -119,21 +100,55 @@ def test_the_words_agree_with_the_numbers(model: HookedTransformer, report: Repo
     loss = float(model(tokens, return_type="loss").detach())
     assert report.loss == pytest.approx(loss, abs=1e-5)
     words = " ".join(page.text.split())
-    assert f"mean loss of {loss:.3f} nats (perplexity {math.exp(loss):,.1f})" in words
-    assert f"a uniform guess would cost {math.log(model.cfg.d_vocab):.3f}" in words
+    losses = -model(tokens).detach().log_softmax(-1)[:, :-1].gather(-1, tokens[:, 1:, None])[..., 0].double()
+    n, by_row = losses.numel(), (losses - losses.mean()).sum(1)
+    error = max(float(losses.std()) / math.sqrt(n), float(by_row.square().sum() * 4 / 3) ** 0.5 / n)
+    assert f"mean loss of {loss:.3f} ± {error:.3f} nats (perplexity {math.exp(loss):,.1f}, over 188 pred" in words
+    assert f"is worse than a uniform guess ({math.log(model.cfg.d_vocab):.3f})" in words
     entropy = measure_entropy(model, tokens, progress=False)
-    assert f"from {entropy.resid[0]:.3f} nats at the embedding to {entropy.resid[-1]:.3f} at the end" in words
-    top = entropy.top(1, by="diff")[0]
-    assert f"By diff, head {top.label}" in words
-    n_raising = int((entropy.diff[:, : entropy.n_heads] > 0).sum())
-    assert f"Of its 6 heads, {n_raising} raise" in words
+    ends = [f"{float(entropy.resid[at]):.3f} ± " for at in (0, -1)]
+    assert f"from {ends[0]}" in words and f"nats at the embedding to {ends[1]}" in words
+    # Head 1.2 has a marginal above zero, but not by more than chance would give the largest of six on four rows.
+    assert entropy.top(1, by="marginal")[0].label == "1.2" and entropy.top(1, by="marginal")[0].value > 0
+    assert "None of its 6 heads clearly raises entropy on average over 188 positions." in words
     assert "4 of 48 tokens" in words and f"{entropy.info.n_positions:,}" in words
+
+
+def test_what_is_clear_is_said(tmp_path: Path) -> None:
+    model = small_model()
+    with torch.no_grad():
+        model.blocks[0].attn.W_O[1] *= 8.0  # a head loud enough to be heard
+        model.unembed.W_U *= 4.0
+    texts = [STORY[at:] for at in range(60)]
+    written = write_report(model, texts, tmp_path, max_tokens=1440, ablation_tokens=960, progress=False)
+    words = Page(written.page.read_text(encoding="utf-8")).words
+    tokens = token_rows(model, texts, max_tokens=1440)
+    effect = ablate_heads(model, tokens[:20], values=["mean", "zero"], progress=False)
+    best = effect.top(1)[0]
+    worst = effect.top(1, largest=False)[0]
+    assert "0.1" in (best.label, worst.label)
+    said = [f"head {score.label} (loss {score.loss_diff:+.3f} ± " in words for score in (best, worst)]
+    assert any(said) and "Of 6 heads, " in words
+    entropy = measure_entropy(model, tokens, progress=False)
+    for by in ("diff", "marginal"):
+        top = entropy.top(1, by=by)[0]
+        claimed = f"by {by}, head {top.label} ({top.value:+.3f} ± " in words
+        assert claimed or top.value < 0.05
 
 
 def test_the_page_has_every_part(page: Page, text: str) -> None:
     for heading in ("Loss", "Entropy per layer", "Entropy per head", "Kinds of head", "Attention patterns"):
         assert heading in page.text
-    assert len(re.findall(r'class="plotly-graph-div"', text)) == 7
+    assert page.classes.count("plot") == 7
+    # Each figure says what it shows, how it was made and what colour means.
+    tags = [tag for tag, _ in page.elements]
+    assert (
+        tags.count("figure")
+        == tags.count("figcaption")
+        == 10
+        == text.count("<dt>How</dt><dd>")
+        == text.count("<dt>Colour</dt><dd>")
+    )
     for title in ("Entropy change by each head and MLP", "Entropy change by each head", "Heads that raise entropy"):
         assert f'"text":"{title}"' in text
     assert text.count('"text":"on a story"') == 6
@@ -150,11 +165,11 @@ def test_what_breaks_without_each_head(model: HookedTransformer, report: Report,
     effect = ablate_heads(model, tokens, values=["mean", "zero"], progress=False)
     table = pd.read_parquet(report.directory / "ablation.parquet")
     pd.testing.assert_frame_equal(table, effect.to_frame(), check_dtype=False)
-    words = " ".join(page.text.split())
-    best = effect.top(1)[0]
-    assert f"head {best.label} is missed most: the loss rises by {best.loss_diff:+.3f} ± {best.error:.3f} nats" in words
-    surely = [score for score in effect.top(6) if abs(score.loss_diff) > 2 * score.error]
-    assert f"Of 6 heads, {sum(score.loss_diff > 0 for score in surely)} surely help" in words
+    words = page.words
+    # No head's effect is far enough from zero, beside its error, to be told from chance among six.
+    assert all(abs(score.loss_diff) < 2.6 * score.error for score in effect.top(6))
+    assert "the loss changes clearly for none of 6 heads (on 184 predictions)" in words
+    assert all(f"{score.label}{score.loss_diff:+.3f} ± " in words for score in effect.top(6))
     first = effect.top(1, effect="direct")[0]
     assert f"Head {first.label}: its direct effect helps most" in words
     place = effect.top_positions(1, component=first.label, effect="direct")[0]
@@ -346,8 +361,3 @@ def test_a_folder_that_cannot_be_written_is_told(model: HookedTransformer, tmp_p
     tmp_path.chmod(0o500)
     with pytest.raises(InvalidInputError, match="Permission denied"):
         write_report(model, [STORY], tmp_path / "report", progress=False)
-
-
-def test_what_cannot_be_seen_is_spelt_out() -> None:
-    assert visible(" a\n\t\x00\u202e\ud83dé") == " a↵⇥\\x00\\u202e\\ud83dé"
-    assert visible("") == "∅"
