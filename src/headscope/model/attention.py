@@ -179,15 +179,16 @@ class Attention(nn.Module):
     def forward(
         self,
         query_input: Float[Tensor, "batch pos *head d_model"],
-        key_input: Float[Tensor, "batch pos *key_head d_model"],
-        value_input: Float[Tensor, "batch pos *key_head d_model"],
+        key_input: Float[Tensor, "batch key_pos *key_head d_model"],
+        value_input: Float[Tensor, "batch key_pos *key_head d_model"],
         past_kv_cache_entry: HookedTransformerKeyValueCacheEntry | None = None,
         attention_mask: Tensor | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
         """Attend.
 
         Args:
-            query_input: Normalized residual stream, with a head axis if each head has an input of its own.
+            query_input: Normalized residual stream, with a head axis if each head has an input of its own; of all
+                positions, or of the last of them.
             key_input: The same for keys, of which a group of heads may share one.
             value_input: The same for values.
             past_kv_cache_entry: Keys and values in front of these; the new ones are added to it.
