@@ -3,6 +3,7 @@
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -106,7 +107,8 @@ class BaseRun:
         self.model = model
         first, _, self.positions, self.mask = model.input_to_embed(tokens, attention_mask=attention_mask)
         self.batch, self.length = first.shape[:2]
-        self.allowed = [block.attn.mask[: self.length, : self.length].clone() for block in model.blocks]
+        self.blocks = [cast(TransformerBlock, block) for block in model.blocks]
+        self.allowed = [block.attn.mask[: self.length, : self.length].clone() for block in self.blocks]
         self.is_causal = not any(bool(allowed.triu(1).any()) for allowed in self.allowed)
         wanted = {f"blocks.{layer}.attn.hook_{each}" for layer in range(model.cfg.n_layers) for each in "kv"}
         wanted |= {name for site in sites for name in site.needs}
@@ -164,7 +166,7 @@ class BaseRun:
 
     def _attn_out(self, site: Site, patched: Tensor, here: slice) -> Float[Tensor, "batch suffix d_model"]:
         """What a layer's attention writes with something inside its heads replaced: their other outputs stay."""
-        attn = self.model.blocks[site.layer].attn
+        attn = self.blocks[site.layer].attn
         change = self._change_of_z(site, patched, attn)[:, here]
         heads = change.any(dim=-1).any(dim=0).any(dim=0).nonzero().flatten()
         attn_out = self.kept[f"blocks.{site.layer}.hook_attn_out"][:, here]

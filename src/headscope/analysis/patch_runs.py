@@ -217,12 +217,12 @@ class _PatchRuns:
 
     def _through(self, layer: int, start: int, stream: Tensor) -> Float[Tensor, "row position d_model"]:
         """Streams of several cells through a layer, and read behind the last."""
-        attention, n = self.model.blocks[layer], len(stream) // self.base.batch
+        block, n = self.base.blocks[layer], len(stream) // self.base.batch
         is_last = layer == self.model.cfg.n_layers - 1
         if is_last and self._reads_one:
             return self._through_last(start, stream)
         mask, positions = self.base.mask, self.base.positions
-        found = attention(
+        found = block(
             stream,
             shortformer_pos_embed=None if positions is None else positions[:, start : self.stop].repeat(n, 1, 1),
             past_kv_cache_entry=self._past(layer, start, n),
@@ -234,7 +234,7 @@ class _PatchRuns:
         """The same from between attention and MLP."""
         is_last = layer == self.model.cfg.n_layers - 1
         stream = self._taken(start, stream) if is_last else stream
-        block = self.model.blocks[layer]
+        block = self.base.blocks[layer]
         found = stream + block.mlp(block.ln2(stream))
         return self._unless_before(start, found) if is_last else found
 
@@ -242,7 +242,7 @@ class _PatchRuns:
         """Through the last layer for one position of each row: of the others only keys and values are needed."""
         assert self.places is not None
         layer, n = self.model.cfg.n_layers - 1, len(stream) // self.base.batch
-        block = self.model.blocks[layer]
+        block = self.base.blocks[layer]
         keys = values = block.ln1(stream)
         if self.base.positions is not None:
             keys = keys + self.base.positions[:, start : self.stop].repeat(n, 1, 1)

@@ -1,0 +1,78 @@
+"""`headscope patch`: what it prints and writes, and how it fails."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from headscope import HookedTransformer, cli
+from headscope.analysis.activation_patching import activation_patch
+from headscope.analysis.patching_result import PatchingResult
+from headscope.analysis.task import Task
+from headscope.data.ioi import IOIDataset
+
+Run = Callable[..., tuple[int, str, str]]
+TABLE = (
+    "prompt,correct,incorrect,corrupted\n"
+    "When Mary and John went to the park John gave a ball to,Mary,John,"
+    "When Mary and John went to the park Mary gave a ball to\n"
+)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setenv("TERMINAL_WIDTH", "200")
+
+    def call(*args: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as caught:
+            cli.main(["patch", *(str(arg) for arg in args), "--no-progress"])
+        captured = capsys.readouterr()
+        return int(caught.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+def test_drawn_prompts_are_patched_at_words(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    flags = ("--prompts", 4, "--sites", "attn_out, z", "--by-position", "--positions", "S2,end,-1", "--top", 3)
+    code, printed, _ = run(*flags, "--direction", "noising", "--out", out)
+    assert code == 0
+    model = HookedTransformer.from_pretrained("headscope-demo")
+    task = Task.from_ioi(IOIDataset("mixed", 4, model.tokenizer, prepend_bos=True, seed=0))
+    options = {"direction": "noising", "by_position": True, "positions": ["S2", "end", -1], "progress": False}
+    wanted = activation_patch(model, task, ["attn_out", "z"], **options)
+    assert str(wanted) in printed and str(wanted.top(3)) in printed
+    found = PatchingResult.load(out / "result.safetensors")
+    assert torch.equal(found.values, wanted.values) and found.positions == ("S2", "end", -1)
+    frame = pd.read_parquet(out / "patches.parquet")
+    assert len(frame) == found.values.numel() and set(frame.position) == {"S2", "end", "-1"}
+    page = (out / "patching.html").read_text(encoding="utf-8")
+    assert page.count('class="plotly-graph-div"') == 2
+
+
+def test_ones_own_prompts_are_patched(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "my.csv"
+    path.write_text(TABLE)
+    code, printed, _ = run("--task", path, "--sites", "resid_pre,z", "--out", tmp_path / "out")
+    assert code == 0 and "Activation patching (denoising)" in printed and "resid_pre 0 at " in printed
+    page = (tmp_path / "out" / "patching.html").read_text(encoding="utf-8")
+    assert page.count('class="plotly-graph-div"') == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--sites", "resid_mdi"), "Unknown site 'resid_mdi'. Did you mean 'resid_mid'"),
+        (("--prompts", 4, "--positions", "S3"), "Unknown word 'S3'. Did you mean"),
+        (("--top", 0), "top must be at least 1"),
+        (("--out", "FILE"), "is a file; give a folder"),
+        (("--task", "FILE"), "no corrupted prompts"),
+    ],
+)
+def test_failures_are_one_line(flags: tuple[object, ...], message: str, run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "my.csv"
+    path.write_text("prompt,correct,incorrect\nMary gave a book to,John,Mary\n")
+    code, _, error = run(*(path if flag == "FILE" else flag for flag in flags))
+    assert code == 1 and message in error and error.count("\n") == 1
