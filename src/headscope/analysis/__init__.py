@@ -2,6 +2,7 @@
 
 from headscope.analysis.ablation import AblationAccumulator, AblationOptions, ablate_heads
 from headscope.analysis.ablation_result import AblationResult
+from headscope.analysis.activation_patching import activation_patch
 from headscope.analysis.attribution import attribute
 from headscope.analysis.attribution_patching import attribution_patch
 from headscope.analysis.attribution_patching_result import AttributionPatchingResult
@@ -28,6 +29,8 @@ from headscope.analysis.lens import LogitLensResult, logit_lens
 from headscope.analysis.loss import NextTokens, next_token_loss, predict_next_tokens
 from headscope.analysis.path_patching import path_patch, path_patch_sweep
 from headscope.analysis.path_patching_result import PathPatchingResult
+from headscope.analysis.patch_metrics import AnswerMetric, last_position, reads
+from headscope.analysis.patching_result import PatchingResult
 from headscope.analysis.positions import Position, TokenMean, token_means, top_positions
 from headscope.analysis.prompt import PromptTest, test_prompt
 from headscope.analysis.result import HeadScore, Ranking, RunInfo
@@ -39,6 +42,7 @@ __all__ = [
     "AblationAccumulator",
     "AblationOptions",
     "AblationResult",
+    "AnswerMetric",
     "Attribution",
     "AttributionPatchingResult",
     "CalibrationAccumulator",
@@ -56,6 +60,7 @@ __all__ = [
     "LogitLensResult",
     "NeuronScore",
     "PathPatchingResult",
+    "PatchingResult",
     "Position",
     "PromptTest",
     "Ranking",
@@ -69,6 +74,7 @@ __all__ = [
     "TokenMean",
     "NextTokens",
     "ablate_heads",
+    "activation_patch",
     "attribute",
     "attribution_patch",
     "circuit_ranks_cost",
@@ -80,6 +86,7 @@ __all__ = [
     "ioi_logit_difference",
     "ioi_metric_denoising",
     "ioi_metric_noising",
+    "last_position",
     "logit_difference",
     "logit_lens",
     "measure_calibration",
@@ -88,6 +95,7 @@ __all__ = [
     "path_patch",
     "path_patch_sweep",
     "predict_next_tokens",
+    "reads",
     "suppression_scores",
     "test_prompt",
     "token_means",

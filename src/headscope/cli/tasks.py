@@ -23,7 +23,7 @@ from headscope.views.attribution import (
     attribution_by_source,
 )
 
-__all__ = ["attribute", "ioi"]
+__all__ = ["PromptTypeOption", "PromptsOption", "SeedOption", "TaskOption", "attribute", "ioi", "task_of"]
 
 _PROMPTS = 500
 
@@ -62,7 +62,7 @@ def ioi(
     if rows < 0:
         raise InvalidInputError(f"rows must be at least 0; got {rows}.")
     loaded = HookedTransformer.from_pretrained(model)
-    found = _task(loaded, task, prompts, prompt_type, seed)
+    found = task_of(loaded, task, prompts, prompt_type, seed)
     clean = _differences(loaded, found, progress)
     if rows:
         shown = found[:rows]
@@ -108,14 +108,15 @@ def attribute(
     if out is not None and out.exists() and not out.is_dir():
         raise InvalidInputError(f"{str(out)!r} is a file; give a folder (--out).")
     loaded = HookedTransformer.from_pretrained(model)
-    found = attribute_answers(loaded, _task(loaded, task, prompts, prompt_type, seed), progress=progress)
+    found = attribute_answers(loaded, task_of(loaded, task, prompts, prompt_type, seed), progress=progress)
     typer.echo(_attribution_text(found, top))
     if out is not None:
         _write(found, out)
         typer.echo(f"\nWritten to {out}: attribution.html, components.parquet, states.parquet, result.safetensors")
 
 
-def _task(model: HookedTransformer, path: Path | None, prompts: int, prompt_type: str, seed: int) -> Task:
+def task_of(model: HookedTransformer, path: Path | None, prompts: int, prompt_type: str, seed: int) -> Task:
+    """The prompts in a file, or drawn ones."""
     if path is not None:
         return Task.read(path, model.tokenizer, prepend_bos=model.cfg.default_prepend_bos)
     dataset = IOIDataset(prompt_type, prompts, model.tokenizer, prepend_bos=model.cfg.default_prepend_bos, seed=seed)
