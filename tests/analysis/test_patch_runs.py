@@ -225,6 +225,8 @@ def test_only_layers_and_positions_behind_a_patch_are_run(work: Counter[str]) ->
     found = run("attn_head_out_all_pos", metric)
     assert found["MLP"] == 3 * (1 + 2 + 3) * whole
     assert found["Attention"] == layers * whole + 3 * (1 + 2) * whole
+    found = run("attn_head_pattern_by_pos", metric)  # the first position looks at itself in both runs
+    assert found["MLP"] == 3 * (1 + 2 + 3) * (suffixes - whole)
     # Behind the last position that is read, nothing is.
     found = run("resid_pre", reads(at_last, 1))
     assert found["MLP"] == (1 + 2) * BATCH * (2 + 1) + layers * 2 * BATCH
