@@ -135,13 +135,13 @@ def test_log_probs_are_ranked_listed_and_kept(act: Act) -> None:
     )
     own = [math.log(0.15), math.log(0.4)]
     assert found["begin"] == pytest.approx([0, *(opacity(value / -own[0]) for value in own)], abs=0.002)
-    assert found["hover"][0] == " c (1): log prob −1.897 nats, probability 15.0 %, rank 3 of 4."
-    assert found["hover"][1] == ["1a50.0 %−0.693", "2 b30.0 %−1.204", "3 c came15.0 %−1.897"]
+    assert found["hover"][0] == " c (1): log prob −1.897 nats, probability 15.0\xa0%, rank 3 of 4."
+    assert found["hover"][1] == ["1a50.0\xa0%−0.693", "2 b30.0\xa0%−1.204", "3 c came15.0\xa0%−1.897"]
     assert found["hover"][2] == 1
-    assert found["kept"][0].startswith(" d (2): log prob −0.916 nats, probability 40.0 %, rank 1 of 4. Kept")
-    assert found["kept"][1] == ["1 d came40.0 %−0.916", "2 c30.0 %−1.204", "3 b20.0 %−1.609"]
+    assert found["kept"][0].startswith(" d (2): log prob −0.916 nats, probability 40.0\xa0%, rank 1 of 4. Kept")
+    assert found["kept"][1] == ["1 d came40.0\xa0%−0.916", "2 c30.0\xa0%−1.204", "3 b20.0\xa0%−1.609"]
     assert found["still"] == found["kept"][0]
-    assert found["after"] == ["most likely next, after  d (2)", ["1 c40.0 %−0.916", *found["after"][1][1:]]]
+    assert found["after"] == ["most likely next, after  d (2)", ["1 c40.0\xa0%−0.916", *found["after"][1][1:]]]
     assert found["chances"] == pytest.approx([0, opacity(0.15), opacity(0.4)], abs=0.002)
     assert found["free"].startswith("Point at a token")
     assert found["keyed"].startswith("a (0): nothing stands before it") and found["first"][1] == []

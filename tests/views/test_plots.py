@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from headscope.errors import InvalidInputError, UnknownNameError
-from headscope.views.plots import bar, hist, imshow, line, plot_text, plot_title, scatter
+from headscope.views.plots import PALETTE, bar, hist, imshow, line, plot_text, plot_title, scatter
 
 
 @pytest.fixture
@@ -148,6 +148,31 @@ def test_labels_may_be_called_as_in_data_frames(draw: Any) -> None:
     layout = figure.layout
     assert (layout.xaxis.title.text, layout.yaxis.title.text, layout.legend.title.text) == ("layer", "nats", "head")
     assert list(figure.data[0].x) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("draw", [line, bar])
+def test_words_are_places_of_their_own(draw: Any) -> None:
+    words = ["10.7", " the", "2019", " the", " the"]
+    figure = draw([1.0, 2.0, 3.0, 4.0, 5.0], x=words, return_fig=True)
+    assert [place.rstrip("\u200b") for place in figure.data[0].x] == words
+    assert len(set(figure.data[0].x)) == 5 and figure.layout.xaxis.type == "category"
+
+
+def test_tokens_that_come_again_keep_their_rows_and_columns() -> None:
+    figure = imshow(torch.rand(2, 3, 3), facet_col=0, x=["2", "5", "2"], y=["2", "5", "2"], return_fig=True)
+    assert figure is not None
+    assert len(set(figure.data[1].x)) == len(set(figure.data[1].y)) == 3
+    assert figure.layout.xaxis2.type == figure.layout.yaxis.type == "category"
+    numbered = imshow(torch.eye(3), y=[0, 1, 2], return_fig=True)
+    assert numbered is not None and numbered.layout.yaxis.type is None
+
+
+@pytest.mark.parametrize("draw", [line, bar, hist])
+def test_series_have_the_houses_colours(draw: Any) -> None:
+    figure = draw([[1.0, 2.0], [2.0, 3.0]], return_fig=True)
+    used = [trace.line.color if trace.type == "scatter" else trace.marker.color for trace in figure.data]
+    assert tuple(used) == PALETTE[:2]
+    assert figure.layout.template.layout.paper_bgcolor == "white"
 
 
 def test_the_colour_of_points_is_named() -> None:

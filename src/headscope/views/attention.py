@@ -25,8 +25,8 @@ _ALLOWED = (
 def attention_heads(
     attention: Any,
     tokens: Sequence[str],
-    *,
     attention_head_names: Sequence[str] | None = None,
+    *,
     min_value: float | None = None,
     max_value: float | None = None,
     mask_upper_tri: bool | None = None,
@@ -127,8 +127,8 @@ def attention_pattern(
 def attention_patterns(
     attention: Any,
     tokens: Any,
-    *,
     attention_head_names: Sequence[str] | None = None,
+    *,
     min_value: float | None = None,
     max_value: float | None = None,
     mask_upper_tri: bool | None = None,

@@ -29,8 +29,8 @@ class Tokenizer(Protocol):
 def token_log_probs(
     token_indices: Any,
     log_probs: Any,
-    *,
     to_string: Callable[[int], str] | Tokenizer | Sequence[str],
+    *,
     top_k: int = 10,
     negative: bool = False,
     name: str = _LOG_PROB,

@@ -22,6 +22,7 @@ __all__ = [
     "series_names",
     "split_options",
     "style_axes",
+    "ticks",
 ]
 
 # What helpers written for data frames call the same things.
@@ -79,14 +80,32 @@ def series_names(names: Sequence[Any] | None, n: int) -> list[str]:
     return [str(name) for name in (names if names is not None else range(n))]
 
 
+def ticks(labels: Any) -> Any:
+    r"""Labels of an axis; words that come again (tokens do) get an unseen mark, for plotly would put them together.
+
+    Example:
+        >>> ticks(["to", "be", "to"]) == ["to", "be", "to\u200b"]
+        True
+    """
+    if isinstance(labels, (Tensor, np.ndarray)):
+        labels = labels.tolist()
+    if labels is None or not any(isinstance(label, str) for label in labels):
+        return labels
+    before: dict[str, int] = {}
+    unique = []
+    for label in map(str, labels):
+        unique.append(label + "\u200b" * before.get(label, 0))
+        before[label] = before.get(label, 0) + 1
+    return unique
+
+
 def places(x: Any, rows: Sequence[np.ndarray]) -> list[list[Any]]:
     """Where the values of each line stand: 0, 1, ... or `x`, which may be a tensor, an array or a list.
 
     Raises:
         InvalidInputError: If there are not as many as values.
     """
-    if isinstance(x, (Tensor, np.ndarray)):
-        x = x.tolist()
+    x = ticks(x)
     found = [list(range(len(row))) if x is None else list(x) for row in rows]
     for row, place in zip(rows, found, strict=True):
         if len(row) != len(place):

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
 
 from headscope.errors import InvalidInputError
 from headscope.views.arrays import to_array
@@ -24,6 +23,7 @@ from headscope.views.plot_options import (
     series_names,
     split_options,
     style_axes,
+    ticks,
 )
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ def imshow(
             f"tensor has shape {list(values.shape)}; imshow takes two axes [y, x], or three with facet_col=0, 1 or 2 "
             "(or animation_frame), or four with both."
         )
-    drawn, layout = split_options(options, px.imshow)
+    drawn, layout = split_options({"template": house_template(), **options}, px.imshow)
     if "color_continuous_scale" not in drawn:
         drawn["color_continuous_scale"] = DIVERGING
         if zmin is None and zmax is None:
@@ -174,8 +174,8 @@ def imshow(
     figure = px.imshow(
         values,
         labels=names,
-        x=_ticks(x),
-        y=_ticks(y),
+        x=ticks(x),
+        y=ticks(y),
         zmin=zmin,
         zmax=zmax,
         aspect="auto",
@@ -242,7 +242,7 @@ def line(
     rows = rows_of(tensor)
     if use_secondary_yaxis and len(rows) != 2:
         raise InvalidInputError(f"use_secondary_yaxis takes two lines, one for each axis; got {len(rows)}.")
-    drawn, layout = split_options(options, px.line)
+    drawn, layout = split_options({"template": house_template(), **options}, px.line)
     text = axis_labels(labels, layout)
     columns = _table(rows, places(x, rows), series_names(names, len(rows)))
     figure = px.line(columns, **_series(rows, text), **drawn)
@@ -299,7 +299,7 @@ def bar(
     import plotly.express as px
 
     rows = rows_of(tensor)
-    drawn, layout = split_options(options, px.bar)
+    drawn, layout = split_options({"template": house_template(), **options}, px.bar)
     columns = _table(rows, places(x, rows), series_names(names, len(rows)))
     figure = px.bar(columns, **_series(rows, axis_labels(labels, layout)), **{"barmode": "group", **drawn})
     return _finish(figure, title, width, height, layout, renderer, return_fig, draw, static)
@@ -349,7 +349,7 @@ def scatter(
     across, up = to_array(x, "x").ravel(), to_array(y, "y").ravel()
     if len(across) != len(up):
         raise InvalidInputError(f"x has {len(across)} numbers, and y {len(up)}; they must be as many.")
-    drawn, layout = split_options(options, px.scatter)
+    drawn, layout = split_options({"template": house_template(), **options}, px.scatter)
     for name in ("color", "size", "text", "hover_name"):
         if name in drawn and not isinstance(drawn[name], (str, list, tuple)):
             drawn[name] = to_array(drawn[name], name).ravel()
@@ -401,7 +401,7 @@ def hist(
     import plotly.express as px
 
     rows = [row[~np.isnan(row)] for row in rows_of(tensor, keep=2 if isinstance(tensor, (list, tuple)) else 1)]
-    drawn, layout = split_options(options, px.histogram)
+    drawn, layout = split_options({"template": house_template(), **options}, px.histogram)
     text = {"series": "", "x": "", **axis_labels(labels, layout)}
     columns = {
         "x": [float(v) for row in rows for v in row],
@@ -428,11 +428,19 @@ def _finish(
     draw: bool | None,
     static: bool,
 ) -> "go.Figure | None":
-    figure.update_layout(template=house_template(), title=title, width=width, height=height)
+    figure.update_layout(title=title, width=width, height=height)
+    if figure.data and _is_text(figure.data[0].x):
+        figure.update_xaxes(type="category")  # "10.7" is a head here, not a number
+    if figure.data and figure.data[0].type == "heatmap" and _is_text(figure.data[0].y):
+        figure.update_yaxes(type="category")
     figure.update_layout(**layout)
     if draw or (draw is None and not return_fig):
         figure.show(renderer=renderer, config={"displaylogo": False, "staticPlot": static})
     return figure if return_fig or draw is False else None
+
+
+def _is_text(values: Any) -> bool:
+    return values is not None and any(isinstance(value, str) for value in values)
 
 
 def _axis(name: str, axis: int, values: np.ndarray) -> int:
@@ -441,10 +449,6 @@ def _axis(name: str, axis: int, values: np.ndarray) -> int:
             f"{name} is {axis}, and tensor has shape {list(values.shape)}; it must be one of its axes."
         )
     return axis % values.ndim
-
-
-def _ticks(labels: Any) -> Any:
-    return labels.tolist() if isinstance(labels, (Tensor, np.ndarray)) else labels
 
 
 def _table(rows: Sequence[np.ndarray], x: Sequence[Sequence[Any]], names: Sequence[str]) -> dict[str, list[Any]]:

@@ -13,6 +13,20 @@ if TYPE_CHECKING:
 
 __all__ = ["figure_page", "save_figure"]
 
+# A figure's ground is the page's, and its words are light on a dark one; its marks and what it writes on them stay.
+_STYLE = """<style>
+:root { color-scheme: light dark; }
+body { margin: 1rem; background: #ffffff; }
+.js-plotly-plot { max-width: 100%; overflow-x: auto; }
+.js-plotly-plot :is(.main-svg, .svg-container) { background: transparent !important; }
+.js-plotly-plot .main-svg :is(.bg, .plotbg) { fill: transparent !important; }
+@media (prefers-color-scheme: dark) {
+  body { background: #14181e; }
+  .js-plotly-plot :is([class*="tick"], [class*="title"], .legend, .annotation, .slider-group) text,
+  .js-plotly-plot text:is([class*="title"], .slider-label),
+  .js-plotly-plot :is(.gtitle, .gtitle-subtitle) tspan { fill: #e4e8ee !important; }
+}
+</style>"""
 _PICTURES = ("png", "svg", "pdf", "jpg", "jpeg", "webp")
 
 
@@ -40,7 +54,7 @@ def figure_page(*figures: "go.Figure", title: str = "headscope") -> str:
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{CONTENT_POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{heading}</title>\n</head>\n<body>\n" + "\n".join(parts) + "\n</body>\n</html>\n"
+        f"<title>{heading}</title>\n{_STYLE}\n</head>\n<body>\n" + "\n".join(parts) + "\n</body>\n</html>\n"
     )
 
 

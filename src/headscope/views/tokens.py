@@ -94,8 +94,8 @@ def colored_tokens(
 def colored_tokens_multi(
     tokens: Sequence[str],
     values: Any,
-    *,
     labels: Sequence[Any] | None = None,
+    *,
     shared_scale: bool = False,
     max_value: float | None = None,
     clip: float | None = None,

@@ -78,7 +78,7 @@
     return (signed && value > 0 ? "+" : "") + text.replaceAll("-", "−") + (unit ? " " + unit : "");
   };
 
-  const percent = (share) => (share >= 0.0001 ? (100 * share).toFixed(share < 0.01 ? 2 : 1) : share > 0 ? "<0.01" : "0") + " %";
+  const percent = (share) => (share >= 0.0001 ? (100 * share).toFixed(share < 0.01 ? 2 : 1) : share > 0 ? "<0.01" : "0") + "\u00a0%";
 
   // Numbers that came as base64: of bytes, of 32-bit integers, and of halves (float16) times a scale.
   const bytes = (text) => {
@@ -665,7 +665,7 @@
         status.replaceChildren(name, quote(data.tokens[i]), ` (${i}) ${state.rows ? "attends to" : "is attended from"} `,
           ...(parts.length ? parts : ["nothing"]), state.locked !== null ? ". Kept; click it again or press Escape to let go." : "");
       } else {
-        status.replaceChildren(name + "each token is shaded by the mean attention it gets. Point at a token, or at the square; click to keep it.");
+        status.replaceChildren((name ? name + "each" : "Each") + " token is shaded by the mean attention it gets. Point at a token, or at the square; click to keep it.");
       }
     };
 
