@@ -1,0 +1,196 @@
+"""One example of every view, of the demo model: what the pictures in the documentation show and the browser tests open.
+
+from gallery import token_views, figures
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from headscope import HookedTransformer, views
+from headscope.analysis import (
+    ablate_heads,
+    attribute,
+    copy_suppression_preserving_ablation,
+    head_scores,
+    measure_calibration,
+    measure_entropy,
+    next_token_loss,
+    suppression_scores,
+    weights_circuit_ranks,
+)
+from headscope.analysis.task import Task
+from headscope.data.ioi import IOIDataset
+from headscope.training import token_circuits, toy_task, train
+from headscope.views.head_scores import head_score_maps
+from headscope.views.html import HtmlView
+from headscope.views.loss import loss_by_position
+from headscope.views.training import token_maps_along_training
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+TEXTS = [
+    "When Mary and John went to the park, John gave a ball to Mary. Then Tom and Anna walked to the garden, and Anna "
+    "gave a book to Tom.",
+    "Then Lucy and Paul walked to the river, and Paul gave a ring to Lucy. When Tom and Mary went to the school, Tom "
+    "gave a cake to Mary.",
+]
+HEADS = ["1.3", "3.2", "4.0"]
+QUIET: dict[str, Any] = {"progress": False, "describe": "two texts about gifts"}
+
+
+@torch.no_grad()
+def token_views() -> dict[str, HtmlView]:
+    """Views of tokens, by name."""
+    model = HookedTransformer.from_pretrained("headscope-demo")
+    rows = model.to_tokens(TEXTS[0])
+    logits, cache = model.run_with_cache(rows)
+    tokens, log_probs = model.to_str_tokens(TEXTS[0]), logits[0].log_softmax(-1)
+    loss = -log_probs[:-1].gather(-1, rows[0, 1:, None])[:, 0]
+    loss = torch.cat([torch.tensor([torch.nan]), loss])  # of the token itself; the first has none
+    effect = cache["z", 3][0, :, 2] @ model.W_O[3, 2] @ model.W_U
+    entropy = -(log_probs.exp() * log_probs).sum(-1)
+    texts = [model.to_str_tokens(text) for text in TEXTS]
+    neurons = [model.run_with_cache(text)[1].stack_activation("post")[:, 0] for text in TEXTS]
+    losses = [ablate_heads(model, model.to_tokens(text), heads=HEADS, **QUIET).loss_diff[:, :, :, 0] for text in TEXTS]
+    # [value, effect, head, pos] to [pos, way, head], and nothing is known of the token after the last.
+    losses = [torch.nn.functional.pad(one.flatten(0, 1).permute(2, 0, 1), (0, 0, 0, 0, 1, 0)) for one in losses]
+    parts = [text[start : start + 12] for text in texts for start in (1, 13)]
+    active = [[[one[0, start : start + 12, n] for one in neurons for start in (1, 13)] for n in range(3)]]
+    return {
+        "attention_heads": views.attention.attention_heads(
+            cache["pattern", 1][0],
+            tokens,
+            attention_head_names=[f"1.{head}" for head in range(model.cfg.n_heads)],
+            title="Attention of layer 1",
+            focus=tokens.index(" gave"),
+        ),
+        "attention_pattern": views.attention.attention_pattern(
+            cache["pattern", 3][0, 2], tokens, title="Attention of head 3.2"
+        ),
+        "text_neuron_activations": views.activations.text_neuron_activations(
+            texts,
+            losses,
+            first_dimension_name="ablation",
+            first_dimension_labels=["zero, patched", "zero, direct", "mean, patched", "mean, direct"],
+            second_dimension_name="head",
+            second_dimension_labels=HEADS,
+            name="loss increase",
+            unit="nats",
+            title="What each token's loss gains without a head",
+        ),
+        "token_log_probs": views.logits.token_log_probs(
+            rows[0], log_probs, to_string=model.to_string, title="What the demo model expected"
+        ),
+        "direct_effects": views.logits.token_log_probs(
+            rows[0],
+            effect,
+            to_string=model.to_string,
+            negative=True,
+            name="direct effect",
+            unit="logits",
+            title="What head 3.2 holds back",
+        ),
+        "colored_tokens": views.tokens.colored_tokens(
+            tokens, loss, name="loss", unit="nats", title="Loss of each token"
+        ),
+        "colored_tokens_multi": views.tokens.colored_tokens_multi(
+            tokens,
+            torch.stack([loss, entropy, log_probs.max(-1).values.exp()], -1),
+            labels=["loss", "entropy", "confidence"],
+            title="Three numbers for each token",
+        ),
+        "topk_tokens": views.topk_tokens.topk_tokens(texts, neurons, title="What MLP neurons fire on"),
+        "topk_samples": views.topk_samples.topk_samples([[parts] * 3], active, title="Passages a neuron fires most on"),
+    }
+
+
+@torch.no_grad()
+def figures() -> "dict[str, go.Figure]":
+    """Plotly figures, by name: the helpers first, then those of results."""
+    model = HookedTransformer.from_pretrained("headscope-demo")
+    tokens = model.to_tokens(TEXTS)
+    entropy = measure_entropy(model, tokens, **QUIET)
+    ablation = ablate_heads(model, tokens, **QUIET)
+    calibration = measure_calibration(model, tokens, **QUIET)
+    task = Task.from_ioi(IOIDataset(N=40, tokenizer=model.tokenizer, prepend_bos=True))
+    attribution = attribute(model, task, progress=False, describe="40 IOI prompts")
+    suppression = copy_suppression_preserving_ablation(model, tokens, HEADS, **QUIET)
+    ranks = weights_circuit_ranks(model, HEADS, progress=False)
+    scores = suppression_scores(model, n_sequences=8, length=40, n_prompts=20, progress=False)
+    drawn: dict[str, Any] = {
+        "imshow": views.imshow(
+            ablation.mean().loss_diff[:, 0].reshape(2, model.cfg.n_layers, -1),
+            facet_col=0,
+            facet_labels=["zero", "mean"],
+            border=True,
+            labels={"x": "Head", "y": "Layer", "color": "nats"},
+            title="Loss increase without a head",
+            return_fig=True,
+        ),
+        "line": views.line(
+            [entropy.resid, entropy.resid.flip(0)],
+            names=["as it is", "the other way round"],
+            labels={"x": "State", "y": "Entropy (nats)"},
+            title="Entropy along the residual stream",
+            return_fig=True,
+        ),
+        "bar": views.bar(
+            ablation.mean().loss_diff[:, 0, :6],
+            x=[f"0.{head}" for head in range(6)],
+            names=["zero", "mean"],
+            labels={"x": "Head", "y": "Loss increase (nats)"},
+            title="Six heads, ablated two ways",
+            return_fig=True,
+        ),
+        "scatter": views.scatter(
+            ablation.mean().loss_diff[0, 0],
+            ablation.mean().loss_diff[0, 1],
+            add_line="y=x",
+            labels={"x": "patched (nats)", "y": "direct (nats)"},
+            title="A head's direct effect beside its whole",
+            return_fig=True,
+        ),
+        "hist": views.hist(
+            list(ablation.loss_diff[:, 0, 4].flatten(1)),
+            names=["zero", "mean"],
+            add_mean_line=True,
+            labels={"x": "Loss increase (nats)"},
+            title="Loss increase at each token",
+            return_fig=True,
+        ),
+        "entropy_by_layer": views.entropy_by_layer(entropy),
+        "entropy_by_head": views.entropy_by_head(entropy),
+        "ablation_by_head": views.ablation_by_head(ablation),
+        "ablation_bars": views.ablation_bars(ablation),
+        "attribution_by_layer": views.attribution_by_layer(attribution),
+        "attribution_by_component": views.attribution_by_component(attribution),
+        "attribution_by_head": views.attribution_by_head(attribution),
+        "attribution_by_source": views.attribution_by_source(attribution, prompt=0),
+        "calibration_curve": views.calibration_curve(calibration),
+        "overconfidence_by_head": views.overconfidence_by_head(calibration),
+        "copy_suppression_by_head": views.copy_suppression_by_head(suppression),
+        "circuit_rank_maps": views.circuit_rank_maps(ranks),
+        "suppression_scatter": views.suppression_scatter(scores),
+        "head_score_maps": head_score_maps(head_scores(model, n_sequences=8, progress=False)),
+        "loss_by_position": loss_by_position(next_token_loss(model, tokens), data="two texts about gifts"),
+    }
+    return drawn | _training()
+
+
+def _training() -> "dict[str, go.Figure]":
+    """Figures of a toy model that trains in seconds."""
+    toy = toy_task("skip-trigram", seed=0, size=5_000)
+    before = token_circuits(toy.model).ov
+    with torch.enable_grad():
+        result = train(toy.model, toy.data, toy.training, validation=toy.validation, progress=False)
+    after = token_circuits(toy.model).ov
+    titles: dict[str, str] = {"x_title": "logit", "y_title": "attended token"}
+    return {
+        "training_metrics": views.training_metrics(result),
+        "token_maps": views.token_maps(after, title="OV circuits", **titles),
+        "token_maps_along_training": token_maps_along_training(
+            torch.stack([before, after]), [0, int(result.train.step[-1])], title="OV circuits in training", **titles
+        ),
+    }

@@ -1,0 +1,109 @@
+"""Pictures of every view and of the report, taken by headless Chromium: light, dark, and as wide as a phone.
+
+    python docs/screenshots.py [--out docs/images/views] [--only NAME ...] [--no-report]
+
+The examples are those of `gallery.py`; the report is that of `headscope report headscope-demo`. Pictures have few
+colours, so that each is small.
+"""
+
+import argparse
+import io
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from gallery import figures, token_views
+from PIL import Image
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from headscope import HookedTransformer, views
+from headscope.report import write_report
+
+MODES = {
+    "light": {"viewport": {"width": 1000, "height": 300}, "color_scheme": "light"},
+    "dark": {"viewport": {"width": 1000, "height": 300}, "color_scheme": "dark"},
+    "phone": {"viewport": {"width": 390, "height": 300}, "color_scheme": "light", "is_mobile": True, "has_touch": True},
+}
+# What a visitor does before the picture is taken: points at a token, or clicks it.
+HOVER = {
+    "text_neuron_activations": 8,
+    "colored_tokens": 8,
+    "colored_tokens_multi": 8,
+    "topk_tokens": 9,
+    "topk_samples": 5,
+}
+CLICK = {"token_log_probs": 13, "direct_effects": 12}
+REPORT_HEIGHT = 2400  # of the report, its top
+
+
+def pages(folder: Path, only: list[str], report: bool) -> Iterator[tuple[str, Path]]:
+    """The name and the file of each page to take pictures of."""
+    drawn = {name: str(view) for name, view in token_views().items()}
+    if not only or set(only) - drawn.keys() - {"report"}:
+        drawn |= {name: views.figure_page(figure, title=name) for name, figure in figures().items()}
+    for name, text in drawn.items():
+        if not only or name in only:
+            path = folder / f"{name}.html"
+            path.write_text(text, encoding="utf-8")
+            yield name, path
+    if report and (not only or "report" in only):
+        model = HookedTransformer.from_pretrained("headscope-demo")
+        yield "report", write_report(model, out=folder / "report", progress=False).page
+
+
+def act(page: Page, name: str) -> None:
+    """Do what a visitor would."""
+    pointed = page.locator(".hs-token, .hs-cell")
+    if name in HOVER:
+        pointed.nth(HOVER[name]).dispatch_event("pointerover")
+    if name in CLICK:
+        pointed.nth(CLICK[name]).dispatch_event("click")
+
+
+def take(browser: Browser, name: str, path: Path, mode: str) -> bytes:
+    """One picture, as PNG of few colours."""
+    context = browser.new_context(**MODES[mode])
+    try:
+        page = context.new_page()
+        page.goto(path.as_uri())
+        act(page, name)
+        page.wait_for_timeout(400)
+        height = page.evaluate("document.documentElement.scrollHeight")
+        if name == "report":
+            height = min(height, REPORT_HEIGHT)
+        page.set_viewport_size({"width": MODES[mode]["viewport"]["width"], "height": height})
+        page.wait_for_timeout(200)
+        taken = page.screenshot()
+    finally:
+        context.close()
+    whole = Image.open(io.BytesIO(taken)).convert("RGB")
+    small = whole.quantize(128, method=Image.Quantize.MEDIANCUT, kmeans=2, dither=Image.Dither.NONE)
+    packed = io.BytesIO()
+    small.save(packed, "PNG", optimize=True)
+    return packed.getvalue()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "images" / "views")
+    parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="these views alone")
+    parser.add_argument("--no-report", action="store_true", help="leave out the report")
+    options = parser.parse_args()
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        sys.exit("Pictures are taken by Chromium, and there is none on the PATH. Debian: apt-get install chromium.")
+    options.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        for name, path in pages(Path(folder), options.only, not options.no_report):
+            for mode in MODES:
+                picture = options.out / f"{name}-{mode}.png"
+                picture.write_bytes(take(browser, name, path, mode))
+                print(f"{picture} {picture.stat().st_size / 1024:.0f} KB", flush=True)
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()
