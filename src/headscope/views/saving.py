@@ -17,7 +17,9 @@ __all__ = ["figure_page", "save_figure"]
 _STYLE = """<style>
 :root { color-scheme: light dark; }
 body { margin: 1rem; background: #ffffff; }
-.js-plotly-plot { max-width: 100%; overflow-x: auto; }
+.figure { overflow-x: auto; }  /* on a phone it is pushed along, rather than pressed together */
+.figure .plotly-graph-div { min-width: 620px; }
+@media (max-width: 640px) { .figure .modebar { display: none; } }
 .js-plotly-plot :is(.main-svg, .svg-container) { background: transparent !important; }
 .js-plotly-plot .main-svg :is(.bg, .plotbg) { fill: transparent !important; }
 @media (prefers-color-scheme: dark) {
@@ -54,7 +56,9 @@ def figure_page(*figures: "go.Figure", title: str = "headscope") -> str:
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{CONTENT_POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{heading}</title>\n{_STYLE}\n</head>\n<body>\n" + "\n".join(parts) + "\n</body>\n</html>\n"
+        f"<title>{heading}</title>\n{_STYLE}\n</head>\n<body>\n"
+        + "\n".join(f'<div class="figure">{part}</div>' for part in parts)
+        + "\n</body>\n</html>\n"
     )
 
 

@@ -1,0 +1,144 @@
+"""Plotly figures in a real browser: what is drawn is what the figures hold, for the helpers and for every result."""
+
+import importlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from browser import NEEDS_CHROMIUM, visit
+
+from headscope.views import bar, figure_page, hist, imshow, line, scatter
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+    from playwright.sync_api import Browser, Page
+
+pytestmark = NEEDS_CHROMIUM
+DOCS = Path(__file__).parent.parent.parent / "docs"
+
+
+def saved(figure: Any, folder: Path) -> Path:
+    path = folder / "figure.html"
+    path.write_text(figure_page(figure), encoding="utf-8")
+    return path
+
+
+def finite(values: Any) -> int:
+    return sum(value is not None and value == value for value in np.ravel(np.asarray(values, dtype=object)))
+
+
+def wait(opened: "Page") -> None:
+    opened.locator(".js-plotly-plot .main-svg").first.wait_for(state="attached")
+    opened.wait_for_function("document.querySelector('.js-plotly-plot')._fullData !== undefined")
+
+
+def check_marks(figure: "go.Figure", opened: "Page") -> None:
+    """As many marks as there are numbers: lines, points, bars, pictures of heat maps."""
+    of = {kind: [trace for trace in figure.data if trace.type == kind] for kind in ("scatter", "bar", "heatmap")}
+    lines = [trace for trace in of["scatter"] if "lines" in (trace.mode or "lines")]
+    points = [trace for trace in of["scatter"] if "markers" in (trace.mode or "")]
+    count = opened.locator
+    assert count(".scatterlayer .js-line").count() >= sum(finite(trace.y) > 1 for trace in lines)
+    assert count(".scatterlayer .points .point").count() == sum(finite(trace.y) for trace in points)
+    assert count(".barlayer .point").count() == sum(finite(trace.y) for trace in of["bar"])
+    assert count(".heatmaplayer image").count() == len(of["heatmap"])
+    words = " ".join(count(".js-plotly-plot text").all_text_contents())
+    for note in figure.layout.annotations:
+        if note.text:
+            assert note.text.partition("<")[0].split("&")[0] in words
+
+
+def test_bars_are_as_high_as_their_numbers_and_a_click_hides_them(chromium: "Browser", tmp_path: Path) -> None:
+    figure = bar([[1.0, -0.5], [0.25, 2.0]], x=["10.7", "10.7"], names=["zero", "mean"], return_fig=True)
+    assert figure is not None
+    with visit(chromium, saved(figure, tmp_path)) as opened:
+        wait(opened)
+        check_marks(figure, opened)
+        boxes = [box.bounding_box() for box in opened.locator(".barlayer .point path").all()]
+        heights = [box["height"] for box in boxes if box]
+        assert np.array(heights) / heights[0] == pytest.approx([1.0, 0.5, 0.25, 2.0], rel=0.05)
+        assert opened.locator(".xtick text").all_text_contents() == ["10.7", "10.7\u200b"]
+        opened.locator(".legendtoggle").nth(1).click()
+        opened.wait_for_function("document.querySelectorAll('.barlayer .point').length === 2")
+
+
+def test_a_heat_map_is_blue_above_and_red_below(chromium: "Browser", tmp_path: Path) -> None:
+    figure = imshow([[1.0, -1.0], [0.0, 0.5]], x=["a", "a"], return_fig=True)
+    assert figure is not None
+    with visit(chromium, saved(figure, tmp_path)) as opened:
+        wait(opened)
+        pixels = opened.evaluate("""async () => {
+          const image = document.querySelector(".heatmaplayer image"), copy = new Image();
+          copy.src = image.getAttribute("href") || image.getAttribute("xlink:href");
+          await copy.decode();
+          const canvas = document.createElement("canvas");
+          [canvas.width, canvas.height] = [copy.width, copy.height];
+          const context = canvas.getContext("2d", { willReadFrequently: true });
+          context.drawImage(copy, 0, 0);
+          return [[.25, .25], [.75, .25], [.25, .75], [.75, .75]].map(([x, y]) =>
+            [...context.getImageData(Math.floor(x * copy.width), Math.floor(y * copy.height), 1, 1).data].slice(0, 3));
+        }""")
+        # RdBu, as plotly has it: its ends, its middle, and between middle and blue.
+        for pixel, wanted in zip(pixels, [(5, 48, 97), (103, 0, 31), (247, 247, 247), (67, 147, 195)], strict=True):
+            assert pixel == pytest.approx(wanted, abs=30)
+        box = opened.locator(".heatmaplayer image").bounding_box()
+        assert box is not None
+        opened.mouse.move(box["x"] + 0.75 * box["width"], box["y"] + 0.25 * box["height"])
+        opened.locator(".hoverlayer .hovertext").wait_for()
+        assert "−1" in opened.locator(".hoverlayer").inner_text()
+
+
+def test_a_slider_draws_its_step(chromium: "Browser", tmp_path: Path) -> None:
+    figure = imshow(torch.eye(2).expand(3, 2, 2), animation_frame=0, animation_labels=["a", "b", "c"], return_fig=True)
+    assert figure is not None
+    with visit(chromium, saved(figure, tmp_path)) as opened:
+        wait(opened)
+        assert set("abc") <= set(opened.locator(".slider-group .slider-label").all_text_contents())
+        opened.locator(".slider-rail-touch-rect").last.click()
+        opened.wait_for_function("document.querySelector('.slider-label').textContent === 'b'")
+
+
+@pytest.mark.parametrize(
+    "figure",
+    [
+        lambda: line([[1.0, 2.0], [20.0, 10.0]], use_secondary_yaxis=True, return_fig=True),
+        lambda: scatter([1.0, 2.0, 3.0], [3.0, 1.0, 2.0], add_line="y=x", return_fig=True),
+        lambda: hist([[1.0, 2.0, 2.0], [3.0]], add_mean_line=True, return_fig=True),
+    ],
+    ids=["line", "scatter", "hist"],
+)
+def test_helpers_are_drawn(figure: Any, chromium: "Browser", tmp_path: Path) -> None:
+    drawn = figure()
+    with visit(chromium, saved(drawn, tmp_path)) as opened:
+        wait(opened)
+        check_marks(drawn, opened)
+        assert opened.locator(".shapelayer path").count() == len(drawn.layout.shapes)
+
+
+def test_every_figure_of_the_gallery_is_drawn(
+    chromium: "Browser", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(DOCS)
+    gallery = importlib.import_module("gallery")
+    figures = gallery.figures()
+    assert len(figures) >= 20
+    for name, figure in figures.items():
+        with visit(chromium, saved(figure, tmp_path)) as opened:
+            wait(opened)
+            try:
+                check_marks(figure, opened)
+            except AssertionError as error:
+                raise AssertionError(f"{name}: {error}") from None
+    sys.modules.pop("gallery")
+
+
+def test_hostile_text_in_a_figure_is_text(chromium: "Browser", tmp_path: Path) -> None:
+    hostile = ["</script><script>document.title='hacked'</script>", "<img src=x onerror=alert(1)>", "\ud83d", "\u2028"]
+    figure = bar([1.0, 2.0, 3.0, 4.0], x=hostile, title=hostile[0], names=[hostile[1]], return_fig=True)
+    with visit(chromium, saved(figure, tmp_path)) as opened:
+        wait(opened)
+        assert opened.title() == "headscope"
+        assert opened.locator(".js-plotly-plot :is(img, script)").count() == 0
