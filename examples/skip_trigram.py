@@ -26,6 +26,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -39,6 +40,9 @@ from headscope.training.toy_result import TrainingResult
 from headscope.training.toy_study import OperandStudy, head_logits, operand_study, token_circuits
 from headscope.training.toy_tasks import skip_trigram_task
 from headscope.views.training import token_maps, token_maps_along_training, training_metrics
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 PROMPT = (2, 5, 3, 0)
 TOKENS = [str(token) for token in range(11)]
@@ -62,18 +66,18 @@ def solve(seed: int, steps: int, out: Path) -> tuple[HookedTransformer, Training
     return task.model, result
 
 
-def draw_circuits(model: HookedTransformer, out: Path) -> None:
-    """Attention and logits of each head on one prompt, its circuits over tokens, and these along training."""
+def circuit_figures(model: HookedTransformer) -> "dict[str, go.Figure]":
+    """Attention and logits of each head on one prompt, and its circuits over tokens."""
     tokens = torch.tensor([PROMPT])
     shown = [str(token) for token in PROMPT]
     prompt = " ".join(shown)
     _, cache = model.run_with_cache(tokens)
     parts = head_logits(model, tokens)
-    rows = [f"head {head}" for head in range(model.cfg.n_heads)] + ["biases", "embedding", "logits"]
+    rows = [f"head {head}" for head in range(model.cfg.n_heads)] + ["b_O", "embedding", "logits"]
     stack = torch.cat([parts.heads[0, 0], parts.bias, parts.direct, parts.total])
     circuits = token_circuits(model)
     logits = {"x": TOKENS, "x_title": "logit of"}
-    figures = {
+    return {
         "attention": token_maps(
             cache["pattern", 0][0], title=f"Attention in {prompt}", x=shown, y=shown, x_title="key", y_title="query",
             unit="attention",
@@ -86,10 +90,21 @@ def draw_circuits(model: HookedTransformer, out: Path) -> None:
             circuits.qk, title="QK circuits", x=TOKENS, y=TOKENS, x_title="key", y_title="query", unit="score"
         ),
     }  # fmt: skip
+
+
+def draw_circuits(model: HookedTransformer, out: Path) -> None:
+    """The figures as pages, and the OV circuits along training."""
+    figures = circuit_figures(model)
     steps = snapshot_steps(out / "run")
     along = torch.stack([token_circuits(load_toy_model(out / "run", step=step, device="cpu")).ov for step in steps])
     figures["ov-along-training"] = token_maps_along_training(
-        along, steps, title="OV circuits along training", y=TOKENS, y_title="attended token", **logits
+        along,
+        steps,
+        title="OV circuits along training",
+        x=TOKENS,
+        y=TOKENS,
+        x_title="logit of",
+        y_title="attended token",
     )
     for name, figure in figures.items():
         figure.write_html(out / f"{name}.html", include_plotlyjs=True, auto_play=False)

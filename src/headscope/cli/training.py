@@ -73,7 +73,7 @@ induction = _toy_command(
     "induction", "Train two layers of attention to go on with a repeated block of tokens; about a minute."
 )
 modular_addition = _toy_command(
-    "modular-addition", "Train a small layer on half an addition table until it can add; about a minute."
+    "modular-addition", "Train a small layer on 30 % of an addition table until it can add; a minute or two."
 )
 
 

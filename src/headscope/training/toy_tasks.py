@@ -110,8 +110,12 @@ def induction_task(seed: int = 0, *, size: int = 57_600, length: int = 32, d_voc
     return ToyTask(toy_configs.easy_positions(HookedTransformer(cfg)), data, data.held_out(1000), training)
 
 
-def modular_addition_task(seed: int = 0, *, p: int = 47, fraction: float = 0.5, **fields: Any) -> ToyTask:
-    """One small layer that learns half an addition table by heart, and after that how to add.
+def modular_addition_task(seed: int = 0, *, p: int = 113, fraction: float = 0.3, **fields: Any) -> ToyTask:
+    """One small layer that learns 30 % of an addition table by heart, and after that how to add.
+
+    The model is half as wide as that of Nanda et al. 2023, trained at five times the rate with three times the weight
+    decay, so that it takes hundreds of steps instead of ten thousand. With less decay some seeds stay at the table that
+    they know by heart. Of a smaller table more must be seen: half of it with `p=47`.
 
     Args:
         seed: Of the first weights and of the split.
@@ -124,15 +128,15 @@ def modular_addition_task(seed: int = 0, *, p: int = 47, fraction: float = 0.5, 
         True
     """
     data = ModularAdditionDataset(p, fraction=fraction, seed=seed)
-    cfg = toy_configs.modular_addition(p, **{"seed": seed, "d_model": 48, "d_head": 12, "d_mlp": 128, **fields})
+    cfg = toy_configs.modular_addition(p, **{"seed": seed, "d_model": 64, "d_head": 16, "d_mlp": 256, **fields})
     training = TrainConfig(
-        steps=1500,
+        steps=700,
         batch_size=len(data),
-        evaluate_every=50,
+        evaluate_every=20,
         lr=5e-3,
         warmup=10,
         final_lr=0.1,
-        weight_decay=1.0,
+        weight_decay=3.0,
         max_grad_norm=None,
         seed=seed,
     )
