@@ -27,10 +27,10 @@ from headscope.analysis.ioi import (
 )
 from headscope.analysis.lens import LogitLensResult, logit_lens
 from headscope.analysis.loss import NextTokens, next_token_loss, predict_next_tokens
-from headscope.analysis.path_patching import path_patch, path_patch_sweep
-from headscope.analysis.path_patching_result import PathPatchingResult
 from headscope.analysis.patch_metrics import AnswerMetric, last_position, reads
 from headscope.analysis.patching_result import PatchingResult
+from headscope.analysis.path_patching import path_patch, path_patch_sweep
+from headscope.analysis.path_patching_result import PathPatchingResult
 from headscope.analysis.positions import Position, TokenMean, token_means, top_positions
 from headscope.analysis.prompt import PromptTest, test_prompt
 from headscope.analysis.result import HeadScore, Ranking, RunInfo
