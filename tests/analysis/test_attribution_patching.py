@@ -39,6 +39,7 @@ def random_task(lengths: tuple[int, ...] = (5, 4, 5), *, pad_left: bool = False)
         str_tokens=tuple(tuple(map(str, row[seen].tolist())) for row, seen in zip(clean, mask, strict=True)),
         answers=(("right", "wrong"),) * n,
         labels=("",) * n,
+        word_idx={"S2": ends - 2},
     )
 
 
@@ -143,6 +144,28 @@ def test_blocks_of_prompts_and_a_metric_of_ones_own(monkeypatch: pytest.MonkeyPa
         own = attribution_patch(model, task, metric=metric, progress=False)
         torch.testing.assert_close(own.values, whole.values)
         torch.testing.assert_close((own.clean, own.corrupted), (whole.clean, whole.corrupted))
+
+
+def test_positions_by_name() -> None:
+    model, task = tiny_model(), random_task((5, 3, 4))
+    sites = ("resid_pre", "z", "pattern")
+    alone = [attribution_patch(model, task[[at]], sites=sites, progress=False) for at in range(3)]
+    found = attribution_patch(model, task, sites=sites, positions=["S2", "end", 1], progress=False)
+    for number, at in enumerate(([3, 1, 2], [4, 2, 3], [1, 1, 1])):
+        for site in ("resid_pre", "z"):
+            expected = torch.stack([one[site][:, p] for one, p in zip(alone, at, strict=True)]).mean(0)
+            torch.testing.assert_close(found[site][:, number], expected)
+        expected = torch.stack([one["pattern"][:, :, p] for one, p in zip(alone, at, strict=True)]).mean(0)
+        torch.testing.assert_close(found["pattern"][:, :, number], expected)
+    assert " at S2" in str(found) and " at end" in str(found)
+    both = found.compare(torch.ones(2, 3, 3), site="pattern")
+    assert both.axes == ("layer", "head", "dest_pos") and both.labels[:2] == ("0.0 at S2", "0.0 at end")
+    torch.testing.assert_close(both.estimated, found["pattern"].sum(-1))
+    assert both.to_frame().dest_pos.tolist()[:3] == ["S2", "end", 1]
+    with pytest.raises(UnknownNameError, match="Unknown position 'S1'. Did you mean 'S2'"):
+        attribution_patch(model, task, positions=["S1"])
+    with pytest.raises(InvalidInputError, match="position 3 is not a real token of every prompt; the shortest has 3"):
+        attribution_patch(model, task, positions=[3])
 
 
 def test_hooks_stay_in_force_and_the_model_is_as_before() -> None:

@@ -49,7 +49,7 @@ def test_what_is_no_map_is_told(model: HookedTransformer, task: Task) -> None:
 
 def test_points_stand_where_both_numbers_say() -> None:
     estimated, true = torch.tensor([[1.0, 2.0], [-1.0, 0.5]]), torch.tensor([[0.5, 2.5], [-2.0, 1.0]])
-    both = PatchingComparison("z", ("layer", "head"), estimated, true, "a text")
+    both = PatchingComparison("z", ("layer", "head"), estimated, true, data="a text")
     figure = attribution_scatter(both)
     line, points = figure.data
     assert list(points.x) == true.flatten().tolist() and list(points.y) == estimated.flatten().tolist()

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
@@ -24,7 +24,7 @@ from headscope.analysis.patch_metrics import Metric
 from headscope.analysis.result import RunInfo
 from headscope.analysis.states import check_final, readable_hooks
 from headscope.analysis.task import Task
-from headscope.analysis.task_runs import Direction, Scorer, TaskRuns
+from headscope.analysis.task_runs import Direction, Scorer, TaskRuns, position_of
 from headscope.errors import InvalidInputError, unknown_name
 from headscope.model.hooks import HookPoint
 from headscope.model.names import get_act_name
@@ -46,6 +46,7 @@ def attribution_patch(
     sites: Sequence[str] = ("resid_pre", "attn_out", "mlp_out", "z"),
     direction: Direction = "noising",
     steps: int = 1,
+    positions: Sequence[int | str] | None = None,
     metric: Metric | None = None,
     progress: bool = True,
 ) -> AttributionPatchingResult:
@@ -59,14 +60,16 @@ def attribution_patch(
             the corrupted one.
         steps: 1 takes gradients in the run that is patched; more take their mean over so many runs on the way from its
             embeddings to the other's.
+        positions: Which positions (of a pattern: of the query): numbers, or names such as `"end"` or `"S2"`
+            (`task.word_idx`); default: all.
         metric: A differentiable function of the logits `[prompt, pos, d_vocab]` of all prompts, giving one number; all
             prompts go through one backward pass then. Default: the task's logit difference.
         progress: Show a progress bar.
 
     Raises:
         InvalidInputError: For a task without corrupted prompts, `steps` below 1, a site that the model does not have,
-            or a metric that has no gradient.
-        UnknownNameError: For a site of another name.
+            a position that is not in every prompt, or a metric that has no gradient.
+        UnknownNameError: For a site or a position of another name.
         NotFiniteError: If a final state is not finite.
 
     Example:
@@ -82,6 +85,7 @@ def attribution_patch(
         raise InvalidInputError(f"steps must be at least 1; got {steps}.")
     names = _hook_names(model, sites)
     runs = TaskRuns(model, task, direction)
+    at = None if positions is None else torch.stack([position_of(runs.task, each) for each in positions], 1)
     scorer = Scorer(model, runs.task, metric)
     blocks = list(scorer.blocks(_BACKWARD_TOKENS))
     totals: dict[str, Tensor] = {}
@@ -93,7 +97,7 @@ def attribution_patch(
             for step in range(steps):
                 gradients = block.gradients(0.0 if steps == 1 else (step + 0.5) / steps)
                 for name, gradient in gradients.items():
-                    share = block.summed(name, gradient) / steps
+                    share = block.summed(name, gradient, at) / steps
                     totals[name] = totals[name] + share if name in totals else share
                 bar.update()
     base, other = torch.cat(ends, dim=1).mean(1)
@@ -105,13 +109,14 @@ def attribution_patch(
             processing=model.weight_processing,
             data=task.description,
             n_sequences=len(task),
-            n_positions=int(runs.where.sum()),
+            n_positions=int(runs.where.sum() if at is None else at.numel()),
         ),
         values=torch.cat([each.flatten() for each in by_site]),
         clean=clean,
         corrupted=corrupted,
         sites=tuple(sites),
         shapes=tuple(tuple(each.shape) for each in by_site),
+        positions=tuple(range(runs.base.shape[1]) if positions is None else positions),
         direction=direction,
         steps=steps,
     )
@@ -183,7 +188,17 @@ class _LinearBlock:
             gradients = torch.autograd.grad(value, list(kept.values()), allow_unused=True, materialize_grads=True)
         return dict(zip(kept, gradients, strict=True))
 
-    def summed(self, name: str, gradient: Tensor) -> Float[Tensor, "*cell"]:
+    def summed(
+        self, name: str, gradient: Tensor, positions: Int[Tensor, "prompt position"] | None
+    ) -> Float[Tensor, "*cell"]:
         """The difference along the gradient: of each cell, summed over prompts and over what a cell consists of."""
         product = self.difference[name] * gradient
-        return (product if name.endswith("pattern") else product.sum(-1)).sum(0).double()
+        if not name.endswith("pattern"):
+            product = product.sum(-1)
+        elif positions is not None:
+            product = product.transpose(1, 2)
+        if positions is not None:
+            prompts = torch.arange(len(product), device=product.device)[:, None]
+            product = product[prompts, positions[self.rows]]
+            product = product.transpose(1, 2) if name.endswith("pattern") else product
+        return product.sum(0).double()

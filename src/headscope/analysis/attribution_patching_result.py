@@ -1,7 +1,7 @@
 """`AttributionPatchingResult`: what `attribution_patch` returns, and how it compares with true patches."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -36,6 +36,7 @@ class AttributionPatchingResult(Result):
         corrupted: That of the corrupted run.
         sites: What is patched: `resid_pre`, ..., `z`, `pattern`.
         shapes: The axes' lengths of each site.
+        positions: The positions: numbers, or names of words.
         direction: `"noising"` or `"denoising"`.
         steps: In how many runs gradients were taken.
     """
@@ -46,6 +47,7 @@ class AttributionPatchingResult(Result):
     corrupted: Float[Tensor, ""]
     sites: tuple[str, ...]
     shapes: tuple[Any, ...]
+    positions: tuple[int | str, ...]
     direction: str
     steps: int
 
@@ -75,8 +77,9 @@ class AttributionPatchingResult(Result):
         """How well true patches are foretold.
 
         Args:
-            patched: What patching changed, by cell: a tensor of the shape of `self[site]` or of `over_positions(site)`,
-                or anything that gives one for `patched[site]`. NaN is left out.
+            patched: What patching changed, by cell: a tensor of the shape of `self[site]` or of `over_positions(site)`
+                (for a pattern also summed over what is attended to), or anything that gives one for `patched[site]`,
+                such as what `activation_patch` gives. Its unit does not matter to correlations. NaN is left out.
             site: Which; default: the only one.
 
         Raises:
@@ -88,12 +91,14 @@ class AttributionPatchingResult(Result):
                 raise InvalidInputError(f"say which site to compare: one of {', '.join(self.sites)}.")
             site = self.sites[0]
         true = torch.as_tensor(patched if isinstance(patched, Tensor) else patched[site]).detach()
-        for estimate, axes in (
-            (self[site], self.axes(site)),
-            (self.over_positions(site), tuple(axis for axis in self.axes(site) if not axis.endswith("pos"))),
-        ):
+        every = self.axes(site)
+        for left_out in ((), ("src_pos",), ("pos", "dest_pos", "src_pos")):
+            estimate = (
+                self[site].sum([at for at, axis in enumerate(every) if axis in left_out]) if left_out else self[site]
+            )
             if estimate.shape == true.shape:
-                return PatchingComparison(site, axes, estimate, true.to(estimate), self.info.data)
+                axes = tuple(axis for axis in every if axis not in left_out)
+                return PatchingComparison(site, axes, estimate, true.to(estimate), self.positions, self.info.data)
         raise InvalidInputError(
             f"patches of {site!r} have shape {list(true.shape)}; the estimates have {list(self[site].shape)}, or "
             f"{list(self.over_positions(site).shape)} for all positions together."
@@ -107,10 +112,14 @@ class AttributionPatchingResult(Result):
             f"  metric: {float(self.clean):+.4f} clean, {float(self.corrupted):+.4f} corrupted",
         ]
         for site in self.sites:
-            found = self[site]
-            cells = list(product(*map(range, found.shape)))
-            largest = found.flatten().abs().argsort(descending=True, stable=True)[:3].tolist()
-            shown = ", ".join(f"{_cell(self.axes(site), cells[at])} {found[cells[at]]:+.3f}" for at in largest)
+            found, axes = self[site].flatten(), self.axes(site)
+            shape = self.shapes[self.sites.index(site)]
+            largest = found.abs().argsort(descending=True, stable=True)[:3]
+            cells = torch.stack(torch.unravel_index(largest, tuple(shape)), 1).tolist()
+            shown = ", ".join(
+                f"{_cell(axes, cell, self.positions)} {float(found[at]):+.3f}"
+                for cell, at in zip(cells, largest.tolist(), strict=True)
+            )
             lines.append(f"  {site} [{', '.join(self.axes(site))}]: {shown}")
         return "\n".join(lines)
 
@@ -124,6 +133,7 @@ class PatchingComparison:
         axes: Of both.
         estimated: The metric's change to first order.
         true: Its change.
+        positions: What positions there are: numbers, or names of words.
         data: On which prompts.
     """
 
@@ -131,6 +141,7 @@ class PatchingComparison:
     axes: tuple[str, ...]
     estimated: Float[Tensor, "*cell"]
     true: Float[Tensor, "*cell"]
+    positions: tuple[int | str, ...] | None = None
     data: str = ""
 
     def __post_init__(self) -> None:
@@ -150,7 +161,7 @@ class PatchingComparison:
     @property
     def labels(self) -> tuple[str, ...]:
         """`10.7`, `10.7 at 14` or `layer 3 at 14`, in the order of `true.flatten()`."""
-        return tuple(_cell(self.axes, cell) for cell in product(*map(range, self.true.shape)))
+        return tuple(_cell(self.axes, cell, self.positions) for cell in product(*map(range, self.true.shape)))
 
     def to_frame(self) -> "pd.DataFrame":
         """One row per cell: where it is, and both numbers."""
@@ -158,6 +169,8 @@ class PatchingComparison:
 
         cells = list(product(*map(range, self.true.shape)))
         columns: dict[str, Any] = {axis: [cell[at] for cell in cells] for at, axis in enumerate(self.axes)}
+        for axis in {"pos", "dest_pos"} & set(columns) if self.positions else ():
+            columns[axis] = [self.positions[at] for at in columns[axis]]
         return pd.DataFrame(
             {**columns, "estimated": self.estimated.flatten().tolist(), "true": self.true.flatten().tolist()}
         )
@@ -181,12 +194,11 @@ class PatchingComparison:
         )
 
 
-def _cell(axes: tuple[str, ...], cell: tuple[int, ...]) -> str:
-    """`10.7` for a head, with its positions: `10.7 at 14`; `layer 3 at 14` without a head."""
+def _cell(axes: tuple[str, ...], cell: Sequence[int], positions: Sequence[int | str] | None) -> str:
+    """`10.7` for a head, with its positions: `10.7 at 14`; `layer 3 at S2` without a head."""
     named = dict(zip(axes, cell, strict=True))
-    head = named.pop("head", None)
-    layer = named.pop("layer")
-    places = [str(at) for at in named.values()]
+    head, layer = named.pop("head", None), named.pop("layer")
+    places = [str(at if positions is None or axis == "src_pos" else positions[at]) for axis, at in named.items()]
     return (f"layer {layer}" if head is None else f"{layer}.{head}") + (f" at {', '.join(places)}" if places else "")
 
 

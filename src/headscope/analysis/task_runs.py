@@ -17,7 +17,7 @@ from headscope.model.readout import Readout
 if TYPE_CHECKING:
     from headscope.model.transformer import HookedTransformer
 
-__all__ = ["Direction", "Scorer", "TaskRuns", "check_unhooked", "in_words"]
+__all__ = ["Direction", "Scorer", "TaskRuns", "check_unhooked", "in_words", "position_of"]
 
 Direction = Literal["noising", "denoising"]
 
@@ -74,28 +74,35 @@ def _where(task: Task, positions: Any) -> Bool[Tensor, "prompt pos"]:
     if not isinstance(listed, Iterable):
         raise InvalidInputError(f"positions must be names, numbers or a tensor of them; got {positions!r}.")
     chosen = torch.zeros_like(task.attention_mask)
-    length = chosen.shape[1]
-    rows = torch.arange(len(task), device=chosen.device)
     for each in listed:
-        at = _position(task, each).to(chosen.device)
-        if bool(((at < 0) | (at >= length)).any()) or not bool(task.attention_mask[rows, at].all()):
-            shortest = int(task.attention_mask.sum(1).min())
-            raise InvalidInputError(
-                f"position {each!r} is not a real token of every prompt; the shortest has {shortest} of them."
-            )
-        chosen[rows, at] = True
+        chosen.scatter_(1, position_of(task, each)[:, None], True)
     return chosen
 
 
-def _position(task: Task, named: Any) -> Int[Tensor, " prompt"]:
+def position_of(task: Task, named: Any) -> Int[Tensor, " prompt"]:
+    """Where a position is in each prompt: a number, or a name such as `"end"` and those in `task.word_idx`.
+
+    Raises:
+        InvalidInputError: If it is not a real token of every prompt.
+        UnknownNameError: For a name that the task does not have.
+    """
+    device = task.attention_mask.device
     if isinstance(named, str):
         known = {"end": task.positions, **task.word_idx}
         if named not in known:
             raise unknown_name("position", named, known, hint="Or give a number from 0.")
-        return known[named]
-    if isinstance(named, Tensor) and named.ndim == 1 and len(named) != len(task):
+        at = known[named].to(device)
+    elif isinstance(named, Tensor) and named.ndim == 1 and len(named) != len(task):
         raise InvalidInputError(f"there are {len(task)} prompts, and positions of {len(named)}; give one for each.")
-    return torch.as_tensor(named).expand(len(task))
+    else:
+        at = torch.as_tensor(named, device=device).expand(len(task))
+    inside = (at >= 0) & (at < task.attention_mask.shape[1])
+    if not bool(inside.all()) or not bool(task.attention_mask.gather(1, at[:, None]).all()):
+        shortest = int(task.attention_mask.sum(1).min())
+        raise InvalidInputError(
+            f"position {named!r} is not a real token of every prompt; the shortest has {shortest} of them."
+        )
+    return at
 
 
 class Scorer:
