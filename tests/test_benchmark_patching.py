@@ -24,8 +24,8 @@ def load(path: Path) -> ModuleType:
 def scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[ModuleType, ModuleType]]:
     """The benchmark and its worker, imported as if each were run; `serve` and the command line are not reached."""
     with monkeypatch.context() as patched:
-        patched.syspath_prepend(BENCHMARKS)
         patched.syspath_prepend(BENCHMARKS / "workers")
+        patched.syspath_prepend(BENCHMARKS)  # in front: both have a module `entropy`
         yield load(BENCHMARKS / "patching.py"), load(BENCHMARKS / "workers" / "patching.py")
 
 
