@@ -280,7 +280,10 @@ OWN = {
     },
     "evals": set(),
     "head_detector": {"ErrorMeasure", "HeadName", "LayerHeadTuple", "LayerToHead"},
-    "patching": {"AxisNames", "CorruptedActivation", "Logits", "PatchedActivation", "get_act_patch_resid_post"},
+    "patching": {
+        "AxisNames", "CorruptedActivation", "Logits", "PatchedActivation", "get_act_patch_resid_post", "last_position",
+        "reads",
+    },
 }  # fmt: skip
 
 _PROCESSING = "a function of headscope.model.processing"
