@@ -29,7 +29,7 @@ from headscope.training import fourier_power, operand_study, token_circuits, toy
 from headscope.training.toy import log_spaced_steps
 from headscope.training.toy_result import TrainingResult
 from headscope.training.toy_tasks import ToyTask
-from headscope.views.plots import house_template, plot_title
+from headscope.views.plots import PALETTE, house_template, plot_title
 from headscope.views.toy import fourier_bars, grokking_curve
 from headscope.views.toy_dynamics import dynamics_along_training
 from headscope.views.training import token_maps, training_metrics
