@@ -7,7 +7,7 @@ each of them in turn, and holds one model at a time.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -175,11 +175,12 @@ def training_dynamics(
         raise InvalidInputError("no row of data has a last answer that its prompt settles; give more rows.")
     prompts = data.tokens[settled, : data.answer_positions.stop]
     found: list[dict[str, Tensor]] = []
-    labels: dict[str, tuple[str, ...]] = {}
+    labels: dict[str, Any] = {}
     for step in tqdm(steps, desc="training dynamics", disable=not progress):
         model = load_toy_model(folder, step=step, device=device)
         tensors, labels = _measure(model, data, prompts, measures, n_rows)
         found.append(tensors)
+    series: dict[str, Any] = {name: torch.stack([each[name] for each in found]) for name in found[0]}
     return TrainingDynamics(
         info=RunInfo(
             model=model.cfg.model_name,
@@ -192,19 +193,19 @@ def training_dynamics(
         steps=torch.tensor(steps),
         tokens=prompts,
         labels=data.labels[settled, -1],
-        **{name: torch.stack([each[name] for each in found]) for name in found[0]},
+        **series,
         **labels,
     )
 
 
 def _measure(
     model: HookedTransformer, data: TaskDataset, prompts: Tensor, measures: Sequence[Measure], n_rows: int
-) -> tuple[dict[str, Tensor], dict[str, tuple[str, ...]]]:
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """All of one snapshot, and names of states and components."""
     metrics = evaluate_task(model, data)
     rows, answers = data.tokens[:n_rows], data.answer_positions
     found = {"loss": torch.tensor(metrics.signal_loss), "accuracy": torch.tensor(metrics.signal_accuracy)}
-    labels: dict[str, tuple[str, ...]] = {}
+    labels: dict[str, Any] = {}
     if "entropy" in measures:
         entropy = measure_entropy(model, rows, reduce="none", include_bos=True, progress=False)
         for name in ("resid", "diff", "marginal"):
