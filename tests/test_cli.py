@@ -30,7 +30,7 @@ from headscope.data.ioi import IOIDataset
 from headscope.model import tensor_file
 from headscope.model.families import FAMILIES
 from headscope.model.hub import DEMO, HUB_MODELS
-from headscope.report import token_rows, write_report
+from headscope.report import token_rows, write_comparison, write_report
 from headscope.training.demo import train_demo
 from headscope.training.demo_figures import evaluate_demo
 
@@ -70,6 +70,19 @@ def test_report_writes_the_page_and_says_where(run: Run, checkpoint: Path, story
     assert str(out / "report.html") in printed
     text = (out / "report.html").read_text(encoding="utf-8")
     assert "on story.txt" in text and "2 of 48 tokens" in text
+
+
+def test_report_compares_two(run: Run, checkpoint: Path, story: Path, tmp_path: Path) -> None:
+    out, both = tmp_path / "out", ("--compare", checkpoint, checkpoint)
+    options = ("--max-tokens", 96, "--ablation-tokens", 0, "--no-progress")
+    code, printed, _ = run("report", *both, "--text", story, "--out", out, *options)
+    assert code == 0
+    assert f"{out / 'comparison.html'} (and 4 tables beside it)" in printed
+    text = (out / "comparison.html").read_text(encoding="utf-8")
+    name = "/".join(checkpoint.parts[-2:])
+    assert f"{name} (first)" in text and f"{name} (second)" in text and "on story.txt" in text
+    code, _, error = run("report", "gpt2", *both)
+    assert code == 1 and error == "Error: --compare takes both models itself; 'gpt2' is a third one. Leave it out.\n"
 
 
 def test_report_makes_a_text_where_none_is_given(run: Run, checkpoint: Path, tmp_path: Path) -> None:
@@ -283,6 +296,7 @@ def test_help_explains(run: Run, command: list[str]) -> None:
     ("command", "function", "renamed"),
     [
         (reports.report, write_report, {}),
+        (reports.report, write_comparison, {}),
         (analyses.prompt, run_prompt, {}),
         (analyses.entropy, measure_entropy, {}),
         (analyses.entropy, token_rows, {}),

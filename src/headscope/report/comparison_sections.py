@@ -17,6 +17,7 @@ from headscope.report.model_section import glossary, model_facts
 from headscope.report.section import (
     Block,
     Caption,
+    Card,
     Cell,
     Column,
     FactList,
@@ -44,6 +45,7 @@ __all__ = [
 _PLACES = 4
 _CONTEXT = 20
 _LISTED = 10
+_WINDOW = 9
 
 
 def compared_models_section(both: Compared) -> Section:
@@ -69,8 +71,7 @@ def compared_loss_section(both: Compared) -> Section:
     """Which predicts the text better, where in a sequence, and at which tokens."""
     losses = [side.predictions.loss for side in both.sides]
     curves = {
-        name: (list(range(1, loss.shape[1] + 1)), loss.double().nanmean(0).tolist())
-        for name, loss in zip(both.names, losses, strict=True)
+        name: (list(range(1, loss.shape[1] + 1)), _smooth(loss)) for name, loss in zip(both.names, losses, strict=True)
     }
     figure = Figure(
         compared_lines(
@@ -82,7 +83,11 @@ def compared_loss_section(both: Compared) -> Section:
         ),
         Caption(
             say("The mean loss at each position of a sequence, for both models; lower is better."),
-            say("Loss is minus the log-probability of the token that came, averaged over the sequences."),
+            say(
+                "Loss is minus the log-probability of the token that came, averaged over the sequences and over {n} "
+                "neighbouring positions.",
+                n=_WINDOW,
+            ),
             say("Blue and solid is the first model, orange and dashed the second."),
         ),
     )
@@ -124,15 +129,22 @@ def _loss_summary(both: Compared) -> Markup:
         sentence = "Neither model clearly predicts this text better: the loss differs by {gap} {unit}, {how}."
         return say(sentence, gap=spread(gap), unit=unit, how=how)
     better, worse = both.names if gap.value > 0 else reversed(both.names)
-    better_by = dataclasses.replace(gap, value=-abs(gap.value))
+    better_by = dataclasses.replace(gap, value=abs(gap.value))
     return say(
-        "<b>{better}</b> predicts this text better than {worse}: its loss differs by <b>{gap}</b> {unit}, {how}.",
+        "<b>{better}</b> predicts this text better than {worse}: its loss is lower by <b>{gap}</b> {unit}, {how}.",
         better=better,
         worse=worse,
-        gap=spread(better_by),
+        gap=spread(better_by, sign=False),
         unit=unit,
         how=how,
     )
+
+
+def _smooth(loss: Tensor) -> list[float]:
+    """The mean at each position over the sequences and the neighbouring positions."""
+    reach = _WINDOW // 2
+    width = loss.shape[1]
+    return [float(loss[:, max(0, at - reach) : at + reach + 1].double().nanmean()) for at in range(width)]
 
 
 def _first_choice(side: Findings) -> float:
@@ -163,15 +175,18 @@ def _places(both: Compared) -> list[Block]:
         found = [place for place in places if place.value and (place.value > 0) == largest]
         if not found:
             continue
-        blocks.append(Prose(say("Where <b>{name}</b> is better most, at the token after the framed one:", name=name)))
         widest = max(abs(place.value) for place in found)
-        for place in found:
-            blocks += _place(both, gap, place, widest)
+        inside = tuple(block for place in found for block in _place(both, gap, place, widest))
+        number = both.names.index(name)
+        blocks.append(Card(f"better-{number}", f"Where {name} is better most", (), inside))
+    if not blocks:
+        return []
     note = (
-        "Colour is the loss of the next token under the second model less that under the first: blue where the first "
-        "predicts it better, red where the second does."
+        "Each text below ends at the framed token, from which the next one is predicted. Colour is the loss of the "
+        "next token under the second model less that under the first: blue where {first} predicts it better, red where "
+        "{second} does."
     )
-    return [*blocks, Prose(say(note), soft=True)] if blocks else []
+    return [Prose(say(note, first=both.names[0], second=both.names[1])), *blocks]
 
 
 def _place(both: Compared, gap: Tensor, place: Position, widest: float) -> list[Block]:
@@ -189,7 +204,9 @@ def _place(both: Compared, gap: Tensor, place: Position, widest: float) -> list[
     )
     first, second = (math.exp(-float(side.predictions.loss[place.row, place.pos])) for side in both.sides)
     words = say(
-        '{token}: {first} under {a}, {second} under {b} <span class="soft">sequence {row}, position {pos}</span>',
+        "<b>{gap} nats</b> for {token}: {first} under {a}, {second} under {b} "
+        '<span class="soft">sequence {row}, position {pos}</span>',
+        gap=signed(place.value),
         token=token(strings[place.pos + 1]),
         first=percent(first),
         second=percent(second),

@@ -121,7 +121,7 @@ def estimates(values: Float[Tensor, "*thing batch pos"]) -> Estimates:
     errors = torch.where(wider, by_row, by_position)
     freedom = torch.where(wider, rows, counts) - 1
     n = int(counts.flatten()[0]) if counts.numel() else 0
-    return Estimates(means, torch.where(counts > 1, errors, torch.nan), freedom, exact, n)
+    return Estimates(means, torch.where(counts > 1, errors, torch.nan), freedom, values.detach().cpu(), n)
 
 
 def difference(first: Estimate, second: Estimate) -> Estimate:
