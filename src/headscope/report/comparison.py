@@ -1,7 +1,7 @@
 """`write_comparison`: two models on the same text, side by side on one offline HTML page."""
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -167,7 +167,7 @@ def _page(both: Compared, tables: Iterable[str]) -> Page:
     )
 
 
-def _tables(both: Compared) -> "Mapping[str, pd.DataFrame]":
+def _tables(both: Compared) -> "dict[str, pd.DataFrame]":
     """By file name; the column `model` says which model a row is of."""
     import pandas as pd
 

@@ -398,7 +398,8 @@ def compared_kinds_section(both: Compared) -> Section | None:
     if first is None or second is None:
         return None
     blocks: list[Block] = []
-    sentences, rows = [], []
+    sentences: list[Markup] = []
+    rows: list[tuple[Cell, ...]] = []
     for kind, name in KINDS.items():
         if any(name not in each for each in kinds):
             continue
