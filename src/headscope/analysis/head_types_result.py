@@ -146,15 +146,20 @@ class HeadTypes(Result):
                     )
         return pd.DataFrame(rows)
 
-    def table(self) -> "Table":
-        """The labelled heads as a table for `rich.print`, with what the labels rest on."""
+    def table(self, *, evidence: bool = True) -> "Table":
+        """The labelled heads as a table for `rich.print`.
+
+        Args:
+            evidence: With a column of what else is known of each; it needs some 120 characters.
+        """
         from rich.table import Table
 
         table = Table(title="Kinds of heads", caption=str(self.info), caption_justify="left")
         table.add_column("Kind")
         for name in ("Head", "Score", "Control", "Error", "Threshold"):
             table.add_column(name, justify="right")
-        table.add_column("Evidence")
+        if evidence:
+            table.add_column("Evidence", min_width=40)
         for at, name in enumerate(self.kinds):
             for number, score in enumerate(self.heads(name)):
                 place = (at, score.layer, score.head)
@@ -165,7 +170,7 @@ class HeadTypes(Result):
                     f"{float(self.controls[place]):.3f}",
                     f"{float(self.errors[place]):.3f}",
                     f"{float(self.thresholds[at]):.3f} {self.unit(name)}" if number == 0 else "",
-                    self.reasons(score.layer, int(score.head or 0), name),
+                    *([self.reasons(score.layer, int(score.head or 0), name)] if evidence else []),
                 )
         return table
 
