@@ -9,6 +9,7 @@ colours, so that each is small.
 import argparse
 import io
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -18,8 +19,7 @@ from gallery import figures, token_views
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from headscope import HookedTransformer, views
-from headscope.report import write_report
+from headscope import views
 
 MODES = {
     "light": {"viewport": {"width": 1000, "height": 300}, "color_scheme": "light"},
@@ -49,8 +49,11 @@ def pages(folder: Path, only: list[str], report: bool) -> Iterator[tuple[str, Pa
             path.write_text(text, encoding="utf-8")
             yield name, path
     if report and (not only or "report" in only):
-        model = HookedTransformer.from_pretrained("headscope-demo")
-        yield "report", write_report(model, out=folder / "report", progress=False).page
+        command = "from headscope.cli import main; main()"
+        arguments = ["report", "headscope-demo", "--out", str(folder / "report")]
+        subprocess.run([sys.executable, "-c", command, *arguments], check=True, stdout=subprocess.DEVNULL)
+        (path,) = (folder / "report").glob("*.html")
+        yield "report", path
 
 
 def act(page: Page, name: str) -> None:

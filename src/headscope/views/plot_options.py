@@ -18,6 +18,7 @@ __all__ = [
     "label_facets",
     "label_steps",
     "places",
+    "plot_text",
     "rows_of",
     "series_names",
     "split_options",
@@ -27,6 +28,12 @@ __all__ = [
 
 # What helpers written for data frames call the same things.
 _ALIASES = {"index": "x", "value": "y", "variable": "color"}
+
+
+def plot_text(text: str) -> str:
+    """Text for a plotly title or label, which would read `<` as markup; a half surrogate pair is replaced."""
+    text = text.encode("utf-8", "replace").decode("utf-8")
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("\n", " ")
 
 
 def split_options(options: Mapping[str, Any], draw: Callable[..., Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -77,7 +84,7 @@ def series_names(names: Sequence[Any] | None, n: int) -> list[str]:
     """
     if names is not None and len(names) != n:
         raise InvalidInputError(f"names must be {n}, one for each line; got {len(names)}.")
-    return [str(name) for name in (names if names is not None else range(n))]
+    return [plot_text(str(name)) for name in (names if names is not None else range(n))]
 
 
 def ticks(labels: Any) -> Any:
@@ -93,7 +100,7 @@ def ticks(labels: Any) -> Any:
         return labels
     before: dict[str, int] = {}
     unique = []
-    for label in map(str, labels):
+    for label in (plot_text(str(label)) for label in labels):
         unique.append(label + "\u200b" * before.get(label, 0))
         before[label] = before.get(label, 0) + 1
     return unique
@@ -123,7 +130,7 @@ def label_facets(figure: "go.Figure", labels: Sequence[Any] | None, n: int) -> N
         raise InvalidInputError(f"facet_labels must be {n} labels; got {len(labels)}.")
     for note in figure.layout.annotations:
         index = note.text.rpartition("=")[2]
-        note.text = str(labels[int(index)]) if labels is not None else index
+        note.text = plot_text(str(labels[int(index)])) if labels is not None else index
 
 
 def label_steps(figure: "go.Figure", labels: Sequence[Any] | None, n: int, name: str) -> None:

@@ -19,6 +19,7 @@ from headscope.views.plot_options import (
     label_facets,
     label_steps,
     places,
+    plot_text,
     rows_of,
     series_names,
     split_options,
@@ -90,12 +91,6 @@ def plot_title(title: str, data: str) -> dict[str, Any]:
     data = data if len(data) <= 80 else data[:79].rstrip() + "…"
     subtitle = {"text": f"on {plot_text(data)}" if data else "", "font": {"size": 13}}
     return {"text": title, "subtitle": subtitle}
-
-
-def plot_text(text: str) -> str:
-    """Text for a plotly title or label, which would read `<` as markup; a half surrogate pair is replaced."""
-    text = text.encode("utf-8", "replace").decode("utf-8")
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("\n", " ")
 
 
 def imshow(
