@@ -54,6 +54,25 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_neox": ("GPTNeoX", _NEOX),
     "gpt_neox one after another, tied": ("GPTNeoX", {**_NEOX, "use_parallel_residual": False, "rotary_pct": 0.5,
                                                      "tie_word_embeddings": True}),
+    "gemma2 untied": ("Gemma2", {**_GEMMA, "tie_word_embeddings": False}),
+    "gpt_neo": ("GPTNeo", {"vocab_size": VOCABULARY, "hidden_size": 12, "num_layers": 2, "num_heads": 3,
+                           "max_position_embeddings": 32, "attention_types": [[["local", "global"], 1]],
+                           "window_size": 4, "intermediate_size": 20, **_COMMON}),
+    "gptj": ("GPTJ", {"vocab_size": VOCABULARY, "n_embd": 18, "n_layer": 2, "n_head": 3, "n_positions": 32,
+                      "rotary_dim": 4, "n_inner": 20, **_COMMON}),
+    "opt": ("OPT", {"vocab_size": VOCABULARY, "hidden_size": 12, "word_embed_proj_dim": 12, "ffn_dim": 20,
+                    "num_hidden_layers": 2, "num_attention_heads": 3, "max_position_embeddings": 32, **_COMMON}),
+    "bloom": ("Bloom", {"vocab_size": VOCABULARY, "hidden_size": 12, "n_layer": 2, "n_head": 3, **_COMMON}),
+    "phi": ("Phi", {**_SQUARE, "partial_rotary_factor": 0.5}),
+    "phi3": ("Phi3", {**_SQUARE, "sliding_window": 4}),
+    "phi3 longrope": ("Phi3", {**_SQUARE, "original_max_position_embeddings": 8, "rope_scaling": {
+        "rope_type": "longrope", "rope_theta": 100.0, "short_factor": [1.0, 1.5], "long_factor": [2.0, 3.5]}}),
+    "olmo": ("Olmo", _SQUARE),
+    "olmo2": ("Olmo2", _SQUARE),
+    "granite": ("Granite", {**_SQUARE, "embedding_multiplier": 3.0, "residual_multiplier": 0.4, "logits_scaling": 0.7,
+                            "attention_multiplier": 0.3, "attention_bias": True, "mlp_bias": True}),
+    "stablelm": ("StableLm", {**_SQUARE, "use_qkv_bias": True, "partial_rotary_factor": 0.5}),
+    "stablelm side by side": ("StableLm", {**_SQUARE, "use_parallel_residual": True, "partial_rotary_factor": 0.5}),
 }  # fmt: skip
 
 

@@ -77,18 +77,18 @@ class TransformerBlock(nn.Module):
 
     def onto_stream(
         self,
-        part: Float[Tensor, "*lead d_model"],
-        scale: Float[Tensor, "*#lead 1"],
+        part: Float[Tensor, "*part d_model"],
+        scale: Float[Tensor, "*batch_and_pos 1"],
         *,
         of: Literal["attn", "mlp"] = "attn",
-    ) -> Float[Tensor, "*lead d_model"]:
+    ) -> Float[Tensor, "*both d_model"]:
         """What a part of the attention's or MLP's output adds to the stream: itself, unless a norm is behind it.
 
         That norm's scale is frozen, so the map is linear, and the parts of an output, its bias among them, sum to
         `hook_attn_out` or `hook_mlp_out` (but for that norm's own bias, if it has one).
 
         Args:
-            part: For example `z W_O` of one head, or `b_O`.
+            part: For example `z W_O` of one head, or `b_O`; its other axes are broadcast with those of `scale`.
             scale: What the norm divided by: `ln1_post.hook_scale` for attention, `ln2_post.hook_scale` for the MLP.
             of: Which of the two it is a part of.
         """

@@ -31,10 +31,8 @@ def to_hf(model: "HookedTransformer") -> Any:
             f"Supported: {', '.join(sorted(by_class))}; set it in the config if the model is one of these."
         )
     fields, tensors = by_class[architecture].export(model.cfg, model.state_dict())
-    if model.tokenizer is not None:
-        fields |= {"bos_token_id": model.tokenizer.bos_token_id, "eos_token_id": model.tokenizer.eos_token_id}
-    else:
-        fields |= {"bos_token_id": None, "eos_token_id": None}
+    special = ("bos_token_id", "eos_token_id", "pad_token_id")
+    fields |= {name: None if model.tokenizer is None else getattr(model.tokenizer, name) for name in special}
     config = AutoConfig.for_model(**fields)
     own = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
     hf_model, told = getattr(transformers, architecture).from_pretrained(

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from headscope.errors import CheckpointError, unknown_name
+from headscope.errors import CheckpointError, InvalidInputError, unknown_name
 
-__all__ = ["DEMO", "HUB_MODELS", "TOKENIZER_FILES", "HubModel", "find_checkpoint"]
+__all__ = ["DEMO", "HUB_MODELS", "TOKENIZER_FILES", "HubModel", "checkpoint_revision", "find_checkpoint"]
 
 DEMO = "headscope-demo"
 _DEMO_DIRECTORY = Path(__file__).parent.parent / "assets" / "demo"
@@ -32,7 +32,15 @@ HUB_MODELS = (
     HubModel("gpt2-large", "openai-community/gpt2-large", "774M"),
     HubModel("gpt2-xl", "openai-community/gpt2-xl", "1.56B"),
     HubModel("distilgpt2", "distilbert/distilgpt2", "82M", ("distillgpt2",)),
+    *(
+        HubModel(f"pythia-{size}{kind}", f"EleutherAI/pythia-{size}{kind}", size.upper())
+        for size in ("14m", "31m", "70m", "160m", "410m", "1b", "1.4b", "2.8b", "6.9b", "12b")
+        for kind in ("", "-deduped")
+        if size not in ("14m", "31m") or not kind
+    ),
 )
+# When Pythia was saved (Biderman et al. 2023): at each power of two up to 512 steps, then every 1,000.
+_PYTHIA_STEPS = (0, *(2**power for power in range(10)), *range(1000, 144_000, 1000))
 _HUB_IDS = {alias: model.hub_id for model in HUB_MODELS for alias in (model.name, *model.aliases)}
 
 _WANTED = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab*", "merges.txt",
@@ -73,6 +81,44 @@ def find_checkpoint(name: str, *, weights: bool = True, **hub: Any) -> Path:
             )
         raise unknown_name("model", name, [DEMO, *_HUB_IDS], hint="A hub id has the form 'owner/model'.")
     return _from_hub(name, weights, hub)
+
+
+def checkpoint_revision(name: str, *, index: int | None = None, step: int | str | None = None) -> tuple[int, int, str]:
+    """Which of the checkpoints kept during training is meant, for the models that have them: Pythia.
+
+    Args:
+        name: A short name or a hub id.
+        index: Its number among all of them, in the order of steps; negative counts from the end.
+        step: Its training step.
+
+    Returns:
+        Its number, its step, and the hub's revision that holds it.
+
+    Raises:
+        InvalidInputError: if the model has none, or not this one.
+
+    Example:
+        >>> checkpoint_revision("pythia-70m", index=-1)
+        (153, 143000, 'step143000')
+    """
+    steps = _PYTHIA_STEPS if _HUB_IDS.get(name, name).startswith("EleutherAI/pythia-") else ()
+    if not steps:
+        raise InvalidInputError(
+            f"no checkpoints kept during training are known for {name!r}. Give the hub's revision instead."
+        )
+    if (index is None) == (step is None):
+        raise InvalidInputError("give either checkpoint_index or checkpoint_value, not both.")
+    if step is not None:
+        number = int(str(step).removeprefix("step")) if str(step).removeprefix("step").isdecimal() else -1
+        if number not in steps:
+            near = ", ".join(map(str, sorted(steps, key=lambda each: abs(each - number))[:3]))
+            raise InvalidInputError(f"{name} has no checkpoint of step {step!r}. The nearest: {near}.")
+        index = steps.index(number)
+    assert index is not None
+    if not -len(steps) <= index < len(steps):
+        raise InvalidInputError(f"checkpoint_index must be between 0 and {len(steps) - 1} for {name}; got {index}.")
+    index %= len(steps)
+    return index, steps[index], f"step{steps[index]}"
 
 
 def _from_hub(repo: str, weights: bool, hub: dict[str, Any]) -> Path:

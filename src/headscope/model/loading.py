@@ -28,7 +28,7 @@ from headscope.model.attention import FIELD_BUFFERS
 from headscope.model.components import MLP, make_norm, make_pre_norm
 from headscope.model.config import HookedTransformerConfig, parse_dtype
 from headscope.model.families import family_of
-from headscope.model.hub import TOKENIZER_FILES, find_checkpoint
+from headscope.model.hub import TOKENIZER_FILES, checkpoint_revision, find_checkpoint
 from headscope.model.processing import WeightProcessing, process_weights
 from headscope.model.tensor_file import TensorFiles
 from headscope.model.tokens import PaddingSide
@@ -94,9 +94,9 @@ def load_pretrained(
         n_ctx: A shorter context than the checkpoint's.
         move_to_device: `False` leaves the model on the CPU.
         n_devices: Only 1 so far.
-        checkpoint_index: Which of the checkpoints kept during training, for families that have them (none so far).
+        checkpoint_index: Which of the checkpoints kept during training, by number, for models that have them (Pythia).
         checkpoint_value: The same, by training step.
-        checkpoint_label: The same, by name.
+        checkpoint_label: The same, by training step or by the name of its revision (`"step1000"`).
         hub_options: `revision`, `cache_dir`, `token` and `local_files_only`, for files on the hub. `trust_remote_code`
             and `low_cpu_mem_usage` may be given and change nothing: no code of a checkpoint is ever run, and the
             weights are never in memory twice.
@@ -110,10 +110,6 @@ def load_pretrained(
     """
     if model_name is None and hf_model is None:
         raise InvalidInputError("give a model name, or a transformers model as hf_model.")
-    if not all(each is None for each in (checkpoint_index, checkpoint_value, checkpoint_label)):
-        raise InvalidInputError(
-            f"no checkpoints kept during training are known for {str(model_name)!r}. Give the hub's revision instead."
-        )
     if n_devices != 1:
         raise InvalidInputError(f"n_devices can only be 1 so far; got {n_devices}.")
     for name in hub_options:
@@ -121,6 +117,11 @@ def load_pretrained(
             raise unknown_name("option of from_pretrained", name, [*_OPTIONS, *_HUB_OPTIONS])
     hub = {name: value for name, value in hub_options.items() if name in _HUB_OPTIONS}
     model_name = None if model_name is None else str(model_name)
+    of_training: dict[str, Any] = {}
+    wanted = checkpoint_value if checkpoint_label is None else checkpoint_label
+    if checkpoint_index is not None or wanted is not None:
+        index, step, hub["revision"] = checkpoint_revision(str(model_name), index=checkpoint_index, step=wanted)
+        of_training = {"from_checkpoint": True, "checkpoint_index": index, "checkpoint_value": step}
     directory = None if hf_model is not None else find_checkpoint(str(model_name), **hub)
     hf_config = read_config(directory) if directory is not None else hf_model.config.to_dict()
     fields = config_fields(hf_config, str(directory or "hf_model"))
@@ -134,6 +135,8 @@ def load_pretrained(
         device=device,
         default_prepend_bos=default_prepend_bos is not False,
         init_weights=False,
+        **of_training,
+        checkpoint_label_type="step" if of_training else None,
     )
     tensors = read_tensors(directory) if directory is not None else hf_model.state_dict()
     checkpoint = converted(tensors, cfg, hf_config, first_n_layers=first_n_layers)

@@ -25,6 +25,7 @@ __all__ = [
     "center_writing_weights",
     "fold_layer_norm",
     "fold_value_biases",
+    "inapplicable_processing",
     "process_weights",
     "refactor_factored_attn_matrices",
 ]
@@ -106,6 +107,11 @@ def _rewritten(name: str, state_dict: Mapping[str, Tensor], cfg: HookedTransform
 def folded_norm(cfg: HookedTransformerConfig) -> str | None:
     """The norm type a model has once its norms' weights are folded."""
     return {"LN": "LNPre", "RMS": "RMSPre"}.get(cfg.normalization_type or "", cfg.normalization_type)
+
+
+def inapplicable_processing(cfg: HookedTransformerConfig) -> dict[str, str]:
+    """For each rewrite, why it does not apply to a model; empty where it does."""
+    return {name: _why_not(name, cfg) for name in WeightProcessing.names()}
 
 
 def _why_not(name: str, cfg: HookedTransformerConfig) -> str:

@@ -9,18 +9,30 @@ from typing import Any
 
 from headscope.errors import CheckpointError
 from headscope.model.families.base import Family
+from headscope.model.families.bloom import BLOOM
 from headscope.model.families.gemma import GEMMA, GEMMA2, GEMMA3
 from headscope.model.families.gpt2 import GPT2
+from headscope.model.families.gpt_neo import GPT_NEO
+from headscope.model.families.gptj import GPTJ
+from headscope.model.families.granite import GRANITE
 from headscope.model.families.llama import LLAMA
 from headscope.model.families.mistral import MISTRAL
 from headscope.model.families.neox import NEOX
+from headscope.model.families.olmo import OLMO, OLMO2
+from headscope.model.families.opt import OPT
+from headscope.model.families.phi import PHI, PHI3
 from headscope.model.families.qwen import QWEN2, QWEN3
+from headscope.model.families.stablelm import STABLELM
 
 __all__ = ["FAMILIES", "Family", "family_of"]
 
 FAMILIES: dict[str, Family] = {
-    family.model_type: family for family in (GEMMA, GEMMA2, GEMMA3, GPT2, LLAMA, MISTRAL, NEOX, QWEN2, QWEN3)
-}
+    family.model_type: family
+    for family in (
+        BLOOM, GEMMA, GEMMA2, GEMMA3, GPT2, GPTJ, GPT_NEO, GRANITE, LLAMA, MISTRAL, NEOX, OLMO, OLMO2, OPT, PHI, PHI3,
+        QWEN2, QWEN3, STABLELM,
+    )
+}  # fmt: skip
 
 
 def family_of(hf_config: Mapping[str, Any]) -> Family:

@@ -63,6 +63,8 @@ class Row:
             its pattern says.
         scale: Ours is theirs times this,
         shift: plus this.
+        skip: So many rows at the front are not ours; they are written as zeros.
+        shared: Several of ours are this one tensor, and must be equal to be written.
         also: Other names it goes under.
     """
 
@@ -70,10 +72,15 @@ class Row:
     pattern: str | tuple[str, ...] = ""
     scale: float = 1.0
     shift: float = 0.0
+    skip: int = 0
+    shared: bool = False
     also: tuple[str, ...] = ()
 
     def read(self, tensor: Tensor, cfg: HookedTransformerConfig, n: int) -> list[Tensor]:
         """Ours, `n` of them, from theirs."""
+        if self.shared:
+            return [tensor] * n
+        tensor = tensor[self.skip :]
         if self.scale != 1.0 or self.shift:
             # In bfloat16 one plus a small weight is one.
             tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32)) * self.scale + self.shift
@@ -85,11 +92,19 @@ class Row:
 
     def write(self, ours: list[Tensor], cfg: HookedTransformerConfig) -> Tensor:
         """Theirs from ours."""
+        if self.shared and not all(torch.equal(ours[0], each) for each in ours[1:]):
+            raise CheckpointError(
+                f"{self.theirs} is one tensor in transformers, and stands for several that differ here."
+            )
+        if self.shared:
+            return ours[0]
         if isinstance(self.pattern, tuple):
             pieces = [_arranged(each, _back(p), cfg) for each, p in zip(ours, self.pattern, strict=True)]
             tensor = torch.cat(pieces)
         else:
             tensor = _arranged(ours[0] if len(ours) == 1 else torch.stack(ours), _back(self.pattern), cfg, n=len(ours))
+        if self.skip:
+            tensor = torch.cat([tensor.new_zeros(self.skip, *tensor.shape[1:]), tensor])
         if self.scale == 1.0 and not self.shift:
             return tensor
         return ((tensor.double() - self.shift) / self.scale).to(tensor.dtype)
