@@ -38,7 +38,6 @@ from headscope.views.logits import token_log_probs
 from headscope.views.patching import patching_by_head, patching_by_head_and_position, patching_by_position
 from headscope.views.plots import bar, hist, imshow, line, scatter
 from headscope.views.saving import figure_page, save_figure
-from headscope.views.plots import hist, imshow, line, scatter
 from headscope.views.tokens import colored_tokens, colored_tokens_multi
 from headscope.views.training import token_maps, token_maps_along_training, training_metrics
 
