@@ -9,6 +9,7 @@ from headscope.analysis.attribution_patching_result import AttributionPatchingRe
 from headscope.analysis.attribution_result import Attribution, NeuronScore
 from headscope.analysis.calibration import CalibrationAccumulator, CalibrationOptions, measure_calibration
 from headscope.analysis.calibration_result import CalibrationResult
+from headscope.analysis.circuit import Circuit, find_circuit
 from headscope.analysis.circuit_ranks import RanksCost, circuit_ranks_cost, effective_embedding, weights_circuit_ranks
 from headscope.analysis.circuit_ranks_result import CircuitRanks
 from headscope.analysis.copy_suppression import SuppressionAccumulator, copy_suppression_preserving_ablation
@@ -17,7 +18,10 @@ from headscope.analysis.copy_suppression_runs import SuppressionOptions
 from headscope.analysis.dynamic_ov import DynamicOV, dynamic_ov
 from headscope.analysis.entropy import EntropyAccumulator, EntropyOptions, measure_entropy
 from headscope.analysis.entropy_result import EntropyResult
+from headscope.analysis.head_evidence import copying_scores
 from headscope.analysis.head_scores import HeadScores, head_scores
+from headscope.analysis.head_types import detect_heads
+from headscope.analysis.head_types_result import HeadTypes
 from headscope.analysis.ioi import (
     IOIMetric,
     generate_data_and_caches,
@@ -101,4 +105,9 @@ __all__ = [
     "token_means",
     "top_positions",
     "weights_circuit_ranks",
+    "detect_heads",
+    "HeadTypes",
+    "find_circuit",
+    "Circuit",
+    "copying_scores",
 ]

@@ -31,14 +31,20 @@ from headscope.views.attribution import (
     attribution_by_source,
 )
 from headscope.views.calibration import calibration_curve, overconfidence_by_head
+from headscope.views.circuit import circuit_picture
+from headscope.views.comparison import compared_lines, compared_maps
 from headscope.views.copy_suppression import circuit_rank_maps, copy_suppression_by_head, suppression_scatter
 from headscope.views.entropy import entropy_by_head, entropy_by_layer
+from headscope.views.head_types import head_type_maps, k_composition_maps
 from headscope.views.html import HtmlView
 from headscope.views.logits import token_log_probs
 from headscope.views.patching import patching_by_head, patching_by_head_and_position, patching_by_position
+from headscope.views.path_patching import attribution_scatter, path_patching_by_head
 from headscope.views.plots import bar, hist, imshow, line, scatter
 from headscope.views.saving import figure_page, save_figure
 from headscope.views.tokens import colored_tokens, colored_tokens_multi
+from headscope.views.toy import fourier_bars, grokking_curve
+from headscope.views.toy_dynamics import dynamics_along_training
 from headscope.views.training import token_maps, token_maps_along_training, training_metrics
 
 __all__ = [
@@ -90,4 +96,14 @@ __all__ = [
     "topk_samples",
     "topk_tokens",
     "training_metrics",
+    "head_type_maps",
+    "k_composition_maps",
+    "circuit_picture",
+    "attribution_scatter",
+    "path_patching_by_head",
+    "dynamics_along_training",
+    "fourier_bars",
+    "grokking_curve",
+    "compared_lines",
+    "compared_maps",
 ]
