@@ -33,13 +33,13 @@ TAKEN: dict[str, Any] = {
     "rotary_base": 500_000, "norm_topk_prob": True, "decoder_start_token_id": 1,
     "NTK_by_parts_low_freq_factor": 2.0, "NTK_by_parts_high_freq_factor": 3.0, "NTK_by_parts_factor": 4.0,
     "NTK_original_ctx_len": 5, "yarn_factor": 2.0, "yarn_attention_factor": 2.0, "yarn_beta_fast": 2.0,
-    "yarn_beta_slow": 2.0, "yarn_original_max_position_embeddings": 5,
+    "yarn_beta_slow": 2.0, "yarn_original_max_position_embeddings": 5, "n_devices": 2,
     # What only other values of refused fields would read.
 }  # fmt: skip
 # ... and those of which a model here can only have the default, with values that are refused.
 REFUSED: dict[str, list[Any]] = {
     "num_experts": [8], "experts_per_token": [2], "use_local_attn": [True], "relative_attention_max_distance": [128],
-    "relative_attention_num_buckets": [32], "load_in_4bit": [True], "trust_remote_code": [True], "n_devices": [2],
+    "relative_attention_num_buckets": [32], "load_in_4bit": [True], "trust_remote_code": [True],
 }  # fmt: skip
 # Our own, of families the field's config has no fields for.
 OWN: dict[str, Any] = {

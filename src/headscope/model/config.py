@@ -31,7 +31,6 @@ _NOT_YET: dict[str, Any] = {
     "relative_attention_num_buckets": None,
     "load_in_4bit": False,
     "trust_remote_code": False,
-    "n_devices": 1,
 }
 
 
@@ -118,6 +117,7 @@ class HookedTransformerConfig:
             `"normal"`, where `initializer_range` is the gain.
         initializer_range: Standard deviation of random weights; `-1` means `0.8 / sqrt(d_model)` (a gain of 1 for the
             other modes).
+        n_devices: How many devices the parts of the model are on; `place` and `to` set it.
         seed: Seed for the random weights, without touching the global generator.
         dtype: Floating-point type of the weights, as a dtype or its name.
         device: Where the weights live; default: CUDA if there is one, else the CPU.

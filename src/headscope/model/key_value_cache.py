@@ -104,6 +104,10 @@ class HookedTransformerKeyValueCacheEntry:
         Raises:
             InvalidInputError: if the batch differs from that of the past.
         """
+        if self.past_keys.device != new_keys.device:  # the layer is elsewhere than the model's first
+            self._keys, self._values = (
+                _Growing(past.to(new_keys.device)) for past in (self.past_keys, self.past_values)
+            )
         past, new = self.past_keys, new_keys
         if past.shape[0] != new.shape[0] or past.shape[2:] != new.shape[2:]:
             raise InvalidInputError(

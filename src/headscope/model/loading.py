@@ -12,7 +12,7 @@ import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from headscope.model.components import MLP, make_norm, make_pre_norm
 from headscope.model.config import HookedTransformerConfig, parse_dtype
 from headscope.model.families import family_of
 from headscope.model.hub import TOKENIZER_FILES, checkpoint_revision, find_checkpoint
+from headscope.model.placement import DeviceMap, balanced_device_map, gpus
 from headscope.model.processing import WeightProcessing, process_weights
 from headscope.model.tensor_file import TensorFiles
 from headscope.model.tokens import PaddingSide
@@ -67,6 +68,7 @@ def load_pretrained(
     n_ctx: int | None = None,
     move_to_device: bool = True,
     n_devices: int = 1,
+    device_map: DeviceMap | Literal["auto"] | None = None,
     checkpoint_index: int | None = None,
     checkpoint_value: int | None = None,
     checkpoint_label: int | str | None = None,
@@ -93,7 +95,8 @@ def load_pretrained(
         first_n_layers: Keep only the first layers.
         n_ctx: A shorter context than the checkpoint's.
         move_to_device: `False` leaves the model on the CPU.
-        n_devices: Only 1 so far.
+        n_devices: Spread the layers over that many GPUs, about as many bytes on each.
+        device_map: Where each part goes (see `Placement.place`), or `"auto"`: spread over all GPUs there are.
         checkpoint_index: Which of the checkpoints kept during training, by number, for models that have them (Pythia).
         checkpoint_value: The same, by training step.
         checkpoint_label: The same, by training step or by the name of its revision (`"step1000"`).
@@ -103,15 +106,14 @@ def load_pretrained(
 
     Raises:
         UnknownNameError: for an unknown model name or option.
-        InvalidInputError: for a checkpoint of training where there are none, more devices than supported, or a longer
+        InvalidInputError: for a checkpoint of training where there are none, more devices than there are, or a longer
             context than the checkpoint has positions for.
         CheckpointError: for a checkpoint that is missing, incomplete, corrupt or not supported.
         NotFiniteError: for weights that are NaN or infinite.
     """
     if model_name is None and hf_model is None:
         raise InvalidInputError("give a model name, or a transformers model as hf_model.")
-    if n_devices != 1:
-        raise InvalidInputError(f"n_devices can only be 1 so far; got {n_devices}.")
+    spread = gpus() if device_map == "auto" else gpus(n_devices) if n_devices != 1 else None
     for name in hub_options:
         if name not in (*_HUB_OPTIONS, *_WITHOUT_EFFECT):
             raise unknown_name("option of from_pretrained", name, [*_OPTIONS, *_HUB_OPTIONS])
@@ -159,6 +161,10 @@ def load_pretrained(
         cfg.tokenizer_name = model_name if tokenizer is not None else None
     model = cls(cfg, tokenizer, move_to_device=False, default_padding_side=default_padding_side or "right")
     fill(model, checkpoint, processing, in_place=True)
+    if device_map is not None and not isinstance(device_map, str):
+        return model.place(device_map)
+    if spread is not None:
+        return model.place(balanced_device_map(model, spread))
     return model.to(cfg.device) if move_to_device else model
 
 

@@ -1,14 +1,70 @@
 """Where a model's parameters live, in which dtype, and which of them are trained."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from headscope.errors import unknown_name
+from headscope.errors import InvalidInputError, unknown_name
 from headscope.model.config import HookedTransformerConfig
 
-__all__ = ["Placement"]
+__all__ = ["DeviceMap", "Placement", "balanced_device_map", "near", "gpus"]
+
+DeviceMap = Mapping[str, torch.device | str | int]
+_ENDS = ("embed", "pos_embed", "ln_final", "unembed")
+
+
+def gpus(n_devices: int | None = None) -> list[str]:
+    """The first GPUs, all of them by default; the CPU where there is none and no number is asked for.
+
+    Raises:
+        InvalidInputError: if there are fewer.
+    """
+    found = torch.cuda.device_count()
+    if n_devices is None:
+        return [f"cuda:{number}" for number in range(found)] or ["cpu"]
+    if not 1 <= n_devices <= found:
+        raise InvalidInputError(
+            f"n_devices = {n_devices}, and this machine has {found} GPUs. Give fewer, or say by device_map which "
+            "layers go where."
+        )
+    return [f"cuda:{number}" for number in range(n_devices)]
+
+
+def balanced_device_map(model: nn.Module, devices: Sequence[torch.device | str]) -> dict[str, torch.device | str]:
+    """Blocks over devices in order, so that each holds about as many bytes; the ends go with the first and last.
+
+    Example:
+        >>> from headscope import HookedTransformer
+        >>> model = HookedTransformer.from_pretrained("headscope-demo")
+        >>> placed = balanced_device_map(model, ["cpu", "meta"])
+        >>> placed["embed"], placed["blocks.0"], placed["blocks.4"], placed["unembed"]
+        ('cpu', 'cpu', 'meta', 'meta')
+    """
+
+    def size(name: str) -> int:
+        return sum(each.nbytes for each in model.get_submodule(name).parameters())
+
+    children = dict(model.named_children())
+    blocks = [f"blocks.{number}" for number, _ in enumerate(model.get_submodule("blocks").children())]
+    order = [name for name in (*_ENDS[:2], *blocks, *_ENDS[2:]) if name.partition(".")[0] in children]
+    total, before = sum(map(size, order)), 0
+    placed = {}
+    for name in order:
+        # Where its middle falls.
+        share = (before + size(name) / 2) / max(total, 1)
+        placed[name] = devices[min(int(share * len(devices)), len(devices) - 1)]
+        before += size(name)
+    return placed
+
+
+def near(module: nn.Module, *tensors: Tensor | None) -> tuple[Any, ...]:
+    """Tensors on the device of a module's parameters; those that are there already, and `None`, as they are."""
+    parameter = next(module.parameters(), None)
+    if parameter is None:
+        return tensors
+    return tuple(None if tensor is None else tensor.to(parameter.device) for tensor in tensors)
 
 
 class Placement(nn.Module):
@@ -29,6 +85,40 @@ class Placement(nn.Module):
             print(f"Moved {self.cfg.model_name} to {self.cfg.device}, {self.cfg.dtype}.")
         return moved
 
+    def place(self, device_map: DeviceMap) -> Self:
+        """Put parts of the model on devices of their own; a forward pass carries the stream from one to the next.
+
+        Args:
+            device_map: A device for each part: `"embed"`, `"blocks.3"`, `"unembed"`, ..., or `""` for the rest. The
+                longest name that a part begins with counts.
+
+        Raises:
+            UnknownNameError: for a part that does not exist.
+            InvalidInputError: if a part is given no device.
+
+        Example:
+            >>> from headscope import HookedTransformer
+            >>> model = HookedTransformer.from_pretrained("headscope-demo")
+            >>> _ = model.place({"": "cpu", "blocks.4": "meta", "ln_final": "meta", "unembed": "meta"})
+            >>> model("Mary").device.type, model.cfg.n_devices
+            ('meta', 2)
+        """
+        blocks = [f"blocks.{number}" for number in range(self.cfg.n_layers)]
+        parts = [*(name for name in _ENDS if name in dict(self.named_children())), *blocks]
+        for name in device_map:
+            if name not in ("", "blocks", *parts):
+                raise unknown_name("part of the model", name, ["blocks", *parts])
+        devices = {}
+        for part in parts:
+            named = [name for name in device_map if name == "" or part == name or part.startswith(f"{name}.")]
+            if not named:
+                raise InvalidInputError(f"device_map has no device for {part!r}. Name it, or give '' for the rest.")
+            devices[part] = device_map[max(named, key=len)]
+        for part, device in devices.items():
+            self.get_submodule(part).to(device)
+        self._note_devices()
+        return self
+
     def mps(self) -> Self:
         """Move to the GPU of an Apple machine."""
         return self.to("mps")
@@ -36,9 +126,13 @@ class Placement(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         # Every way to move or convert a module (to, cuda, cpu, half, double, ...) comes through here.
         super()._apply(fn, recurse)
+        self._note_devices()
+        return self
+
+    def _note_devices(self) -> None:
         first = next(self.get_submodule("embed").parameters())
         self.cfg.device, self.cfg.dtype = str(first.device), first.dtype
-        return self
+        self.cfg.n_devices = len({parameter.device for parameter in self.parameters()})
 
     def freeze(self, *parts: str) -> Self:
         """No gradients for the parameters under these names (`"embed"`, `"blocks.0.attn"`), or for all.

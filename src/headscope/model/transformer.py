@@ -33,7 +33,7 @@ from headscope.model.inputs import (
     with_past,
 )
 from headscope.model.key_value_cache import HookedTransformerKeyValueCache
-from headscope.model.placement import Placement
+from headscope.model.placement import Placement, near
 from headscope.model.processing import WeightProcessing
 from headscope.model.samples import TrainingText
 from headscope.model.tokens import PaddingSide, Tokenization
@@ -239,17 +239,21 @@ class HookedTransformer(Tokenization, TrainingText, Generation, StackedWeights, 
                     shortformer_pos_embed = self._positions(residual, masks.seen, masks.n_past)
             if past_kv_cache is not None:
                 past_kv_cache.append_attention_mask(new_mask(masks.counted, residual))
+            seen = masks.seen
             for layer in layer_range(len(self.blocks), start_at_layer, stop_at_layer):
-                residual = self.blocks[layer](
+                block = self.blocks[layer]
+                if self.cfg.n_devices > 1:
+                    residual, shortformer_pos_embed, seen = near(block, residual, shortformer_pos_embed, seen)
+                residual = block(
                     residual,
                     shortformer_pos_embed=shortformer_pos_embed,
                     past_kv_cache_entry=None if past_kv_cache is None else past_kv_cache[layer],
-                    attention_mask=masks.seen,
+                    attention_mask=seen,
                 )
         if stop_at_layer is not None:
             return residual
         if return_type is None:
-            self.ln_final(residual)  # a cache of activations reads its scale
+            self.ln_final(*near(self.ln_final, residual))  # a cache of activations reads its scale
             return None
         logits = self.to_logits(residual)
         if return_type == "logits":
@@ -280,6 +284,8 @@ class HookedTransformer(Tokenization, TrainingText, Generation, StackedWeights, 
 
     def to_logits(self, residual: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
         """The end of a forward pass: final norm, unembedding and the soft cap, if there is one."""
+        if self.cfg.n_devices > 1:
+            (residual,) = near(self.unembed, residual)
         logits = self.unembed(self.ln_final(residual))
         cap = self.cfg.output_logits_soft_cap
         return cap * torch.tanh(logits / cap) if cap > 0 else logits

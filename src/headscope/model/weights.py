@@ -34,7 +34,8 @@ class StackedWeights:
         return [None if each is None else dict(each.named_parameters(recurse=False)).get(name) for each in parts]
 
     def _stack(self, part: str, name: str) -> Tensor:
-        return torch.stack(self.per_layer(part, name))
+        layers = self.per_layer(part, name)
+        return torch.stack([each.to(layers[0].device) for each in layers])
 
     @property
     def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
