@@ -12,7 +12,7 @@ __all__ = ["KnownFamily", "known_families"]
 # A small model in the words of every family at once; what decides about processing is the same at every size.
 _SMALL: dict[str, Any] = {
     **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers"), 2),
-    **dict.fromkeys(("hidden_size", "n_embd"), 16),
+    **dict.fromkeys(("hidden_size", "n_embd"), 32),
     **dict.fromkeys(("num_attention_heads", "n_head", "num_heads"), 4),
     **dict.fromkeys(("intermediate_size", "ffn_dim", "n_inner"), 16),
     **dict.fromkeys(("max_position_embeddings", "n_positions", "vocab_size"), 16),

@@ -1,7 +1,7 @@
 """Qwen 2 and 2.5 (Llama with biases on queries, keys and values) and Qwen 3 (norms on queries and keys instead)."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from headscope.model.families.base import Table
 from headscope.model.families.llama import QKV_BIASES, LlamaLike
@@ -12,7 +12,7 @@ __all__ = ["QWEN2", "QWEN3"]
 class _Qwen2(LlamaLike):
     model_type = "qwen2"
     architecture = "Qwen2ForCausalLM"
-    examples = ("Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-7B", "Qwen/Qwen2-1.5B")
+    examples: ClassVar[tuple[str, ...]] = ("Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-7B", "Qwen/Qwen2-1.5B")
 
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
         return super().config(

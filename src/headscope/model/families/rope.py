@@ -32,7 +32,8 @@ def rope_fields(
         "rotary_base": rope.get("rope_theta", hf.get("rope_theta", base)),
     }
     kind = rope.get("rope_type", rope.get("type", "default"))
-    n_ctx, original = hf.get("max_position_embeddings"), rope.get("original_max_position_embeddings")
+    n_ctx: Any = hf.get("max_position_embeddings")
+    original: Any = rope.get("original_max_position_embeddings")
     original = original or hf.get("original_max_position_embeddings") or n_ctx
     if kind == "default":
         return fields
