@@ -481,6 +481,6 @@ def test_the_entry_point_is_main() -> None:
 
 
 def test_a_checkpoint_of_another_family_is_told(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bloom"}))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5"}))
     code, _, error = run("report", tmp_path, "--no-progress")
-    assert code == 1 and "model_type 'bloom'" in error
+    assert code == 1 and "model_type 't5'" in error

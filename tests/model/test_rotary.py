@@ -101,26 +101,3 @@ def test_windows_and_slopes() -> None:
     assert torch.equal(allowed_by_position(2, 2, causal=False, window=None, device=cpu), torch.ones(2, 2).bool())
     assert alibi_slopes(4).tolist() == [2**-2, 2**-4, 2**-6, 2**-8]
     assert alibi_slopes(6).tolist() == [2**-2, 2**-4, 2**-6, 2**-8, 2**-1, 2**-3]
-
-
-@pytest.mark.parametrize("fields", [
-    {"normalization_type": "RMS", "use_normalization_before_and_after": True}, {"use_normalization_after_only": True},
-    {},
-])  # fmt: skip
-def test_what_a_head_adds_to_the_stream(fields: dict[str, Any]) -> None:
-    """With the scale of the norm behind it frozen, the heads' parts and that of `b_O` sum to what is added."""
-    model = tiny_model(**fields)
-    _, acts = model.run_with_cache(TOKENS)
-    block = model.blocks[1]
-    scale = acts["blocks.1.ln1_post.hook_scale"] if fields else torch.ones(2, 7, 1)
-    parts = torch.einsum("bphe,hed->hbpd", acts["z", 1], block.attn.W_O)
-    total = sum(block.onto_stream(part, scale) for part in (*parts, block.attn.b_O))
-    if fields.get("use_normalization_after_only"):
-        total = total + block.ln1_post.b
-    torch.testing.assert_close(total, acts["attn_out", 1], rtol=1e-9, atol=1e-9)
-    scale = acts["blocks.1.ln2_post.hook_scale"] if fields else scale
-    whole = acts["post", 1] @ block.mlp.W_out + block.mlp.b_out
-    bias = block.ln2_post.b if fields.get("use_normalization_after_only") else 0.0
-    torch.testing.assert_close(
-        block.onto_stream(whole, scale, of="mlp") + bias, acts["mlp_out", 1], rtol=1e-9, atol=1e-9
-    )

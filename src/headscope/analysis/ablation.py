@@ -117,7 +117,9 @@ def ablate_heads(
         values: What takes the output's place at every position: `"zero"`; its `"mean"`; or `"resample"`, what it gives
             at the same position of another row.
         effects: `"patched"`: everything after it is computed again. `"direct"`: only the final residual stream changes.
-            `"indirect"`: everything after it is computed again, and its own direct contribution put back.
+            `"indirect"`: everything after it is computed again, and its own direct contribution put back. Where a norm
+            comes behind attention (Gemma 2, OLMo 2), a head's contribution is taken with that norm's scale as in the
+            clean run; what patching changes of that scale is part of the indirect effect.
         mean_over: The mean over all positions that count, or at each `"position"` over rows (BOS included).
         reference: Data for the means, and tokens `[batch, pos]` to resample from. Default: the data itself (for
             resampling, the other rows in the same block).

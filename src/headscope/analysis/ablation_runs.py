@@ -17,6 +17,7 @@ from tqdm import tqdm
 from headscope.analysis.batches import BLOCK_TOKENS, Block
 from headscope.analysis.clean_run import CleanRun, clean_prediction, hook_name
 from headscope.analysis.components import Component
+from headscope.analysis.onto_stream import output_weights
 from headscope.errors import NotFiniteError
 from headscope.model.hooks import HookPoint, is_listening
 from headscope.model.readout import Readout
@@ -40,7 +41,8 @@ class Plan:
         values: What is put in their place.
         effects: Along which paths.
         excluded: Heads that keep their clean output in indirect effects.
-        frozen: Whether direct and indirect effects keep the clean final norm's scale.
+        frozen: Whether direct and indirect effects keep the clean final norm's scale. That of a norm behind attention
+            they always keep.
     """
 
     sets: tuple[tuple[Component, ...], ...]
@@ -129,7 +131,7 @@ class _BlockAblation:
         self.model, self.block, self.plan, self.run, self.instead = model, block, plan, run, instead
         self.where = block.predicting()
         self.readout = Readout.of(model)
-        self.weights = model.W_O.detach()
+        self.weights = output_weights(model)
         self.kind = torch.promote_types(run.final.dtype, torch.float32)
         self.final = run.final[self.where].to(self.kind)
         self.scale = self.readout.scale(self.final)
@@ -190,8 +192,8 @@ class _BlockAblation:
 
     def _taken(self, component: Component, value: str) -> Float[Tensor, "n width"]:
         """What leaves a component's output where it is ablated, at the positions that predict."""
-        output = self.run.output(component)
-        return (output - self.instead[value][component])[self.where].to(self.kind)
+        left = self.run.output(component) - self.instead[value][component]
+        return self.run.onto_stream(component, left)[self.where].to(self.kind)
 
     def _contribution(self, together: Iterable[Component], value: str) -> Float[Tensor, "n d_model"]:
         """What leaves the stream."""

@@ -3,7 +3,9 @@
 With the final norm's scale frozen to that of the real final state, logits are linear in the residual stream: for a
 prompt with scale `s`, norm weight `w` and answers whose unembeddings differ by `u`, anything written to the stream adds
 its product with `centre(w * u) / s`. That vector is made once per prompt, and everything is read along it: a head as
-`z . (W_O v)`, a head's source as `pattern * (value . (W_O v))`, a neuron as `activation * (W_out v)`.
+`z . (W_O v)`, a head's source as `pattern * (value . (W_O v))`, a neuron as `activation * (W_out v)`. Norms behind
+attention and MLP (Gemma 2, OLMo 2) have their scales frozen too, at the position that is read: so are these shares of
+one sum, and all parts together still give the logit difference (before a soft cap, if there is one).
 """
 
 from collections.abc import Callable
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from headscope.analysis.attribution_result import Attribution, component_labels
 from headscope.analysis.batches import Block, describe_data, iterate_blocks
+from headscope.analysis.onto_stream import Part, output_weight, scale_name, scale_names
 from headscope.analysis.result import RunInfo
 from headscope.analysis.states import check_final, readable_hooks, state_labels
 from headscope.analysis.task import Task
@@ -231,26 +234,20 @@ class _Reader:
         self.sources, self.neurons = sources, neurons
         self.readout = Readout.of(model)
         self.kind = torch.promote_types(self.cfg.dtype, torch.float32)
-        self.W_O = self._weights("attn", "W_O")
-        self.W_out = self._weights("mlp", "W_out") if neurons else []
+        layers = range(self.cfg.n_layers)
+        self.W_O = [output_weight(model, layer) for layer in layers]
+        self.W_out = [output_weight(model, layer, "mlp") for layer in layers] if neurons else []
         wanted = ["hook_embed", *(["hook_pos_embed"] if self._has_pos_embed else [])]
         kinds = ["hook_resid_pre", "hook_resid_mid", "hook_attn_out", "hook_mlp_out", "attn.hook_z"]
         kinds += ["attn.hook_pattern", "attn.hook_v"] if sources else []
         kinds += ["mlp.hook_post"] if neurons else []
-        wanted += [f"blocks.{layer}.{kind}" for layer in range(self.cfg.n_layers) for kind in kinds]
+        wanted += [f"blocks.{layer}.{kind}" for layer in layers for kind in kinds]
+        wanted += scale_names(model, layers) + (scale_names(model, layers, "mlp") if neurons else [])
         self.names = readable_hooks(model, wanted)
 
     @property
     def _has_pos_embed(self) -> bool:
         return self.cfg.positional_embedding_type == "standard"
-
-    def _weights(self, part: str, name: str) -> list[Tensor]:
-        shown = self.model.per_layer_if_shown(part, name)
-        found = [weight for weight in shown if weight is not None]
-        if len(found) < len(shown):
-            where = [weight is None for weight in shown].index(True)
-            raise InvalidInputError(f"blocks.{where}.{part} was replaced by a module without {name}.")
-        return [weight.detach() for weight in found]
 
     def read(self, block: Block, correct: Tensor, incorrect: Tensor, positions: Tensor) -> _Read:
         """Run a block of prompts."""
@@ -277,15 +274,19 @@ class _Reader:
         def along(state: Float[Tensor, "prompt d_model"]) -> Float[Tensor, " prompt"]:
             return (state * toward).sum(-1)
 
+        def behind(layer: int, of: Part) -> Float[Tensor, "prompt d_model"]:
+            scale = acts.get(scale_name(layer, of))
+            return toward if scale is None else toward / scale
+
         by_head, by_source, by_neuron = [], [], []
         for layer in range(self.cfg.n_layers):
             name = f"blocks.{layer}."
-            onto = torch.einsum("hed,pd->phe", self.W_O[layer].to(self.kind), toward)
+            onto = torch.einsum("hed,pd->phe", self.W_O[layer].to(self.kind), behind(layer, "attn"))
             by_head.append((acts[name + "attn.hook_z"] * onto).sum(-1))
             if self.sources:
                 by_source.append(acts[name + "attn.hook_pattern"] * _values_along(acts[name + "attn.hook_v"], onto))
             if self.neurons:
-                onto_neurons = toward @ self.W_out[layer].to(self.kind).T
+                onto_neurons = behind(layer, "mlp") @ self.W_out[layer].to(self.kind).T
                 by_neuron.append((acts[name + "mlp.hook_post"] * onto_neurons).double().sum(0))
         states = torch.stack([along(state) + constant for state in (*self._states(acts), final)], 1)
         return _Read(

@@ -169,8 +169,9 @@ class PatchingComparison:
 
         cells = list(product(*map(range, self.true.shape)))
         columns: dict[str, Any] = {axis: [cell[at] for cell in cells] for at, axis in enumerate(self.axes)}
-        for axis in {"pos", "dest_pos"} & set(columns) if self.positions else ():
-            columns[axis] = [self.positions[at] for at in columns[axis]]
+        if self.positions:
+            named = self.positions
+            columns |= {axis: [named[at] for at in columns[axis]] for axis in {"pos", "dest_pos"} & set(columns)}
         return pd.DataFrame(
             {**columns, "estimated": self.estimated.flatten().tolist(), "true": self.true.flatten().tolist()}
         )

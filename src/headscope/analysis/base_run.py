@@ -32,7 +32,11 @@ def can_be_resumed(model: HookedTransformer) -> bool:
     """Whether the model is made of the parts that are known here, and nobody looks at any of them.
 
     A hook may count on the batch and the positions it was made for; a module of somebody else's may mix positions.
+    Rotary positions, gated MLPs and norms of queries and keys are not among these parts yet.
     """
+    cfg = model.cfg
+    if cfg.has_post_norms or cfg.positional_embedding_type == "alibi" or cfg.attn_scores_soft_cap > 0:
+        return False
     return all(
         type(module) in _KINDS
         and is_plain(module, type(module))

@@ -16,6 +16,7 @@ from torch import Tensor
 from headscope.analysis.batches import Block, check_repeatable, nothing_predicted
 from headscope.analysis.calibration_result import CalibrationResult
 from headscope.analysis.component_means import ComponentMeans, MeansAccumulator
+from headscope.analysis.onto_stream import output_weights
 from headscope.analysis.passes import Passes
 from headscope.analysis.result import RunInfo
 from headscope.analysis.states import LensStates, lens_states
@@ -63,8 +64,8 @@ def measure_calibration(
 
     At every position that counts and has a next token, the probabilities of the `k` likeliest tokens are binned; where
     two are as likely, the one with the lower number goes first. Without a head means: its output minus its mean over
-    the data is taken from the final residual stream, the final norm's scale frozen (as in `measure_entropy`'s
-    `marginal` against the mean).
+    the data is taken from the final residual stream, the final norm's scale frozen, and that of a norm behind attention
+    (as in `measure_entropy`'s `marginal` against the mean).
 
     Args:
         model: The model; hooks on it stay in force.
@@ -279,8 +280,8 @@ def _problem(
     scale = readout.scale(states.resid[-1])
     return TopProblem(
         final=readout.direction(states.resid[-1]) / scale,
-        heads=None if means is None else (states.z - means.z[:, :, None]) / scale,
-        W_O=readout.direction(states.wide(model.W_O)),
+        heads=None if means is None else states.take_heads(means.z).div_(scale),
+        W_O=readout.direction(states.wide(output_weights(model))),
         W_U=W_U,
         offset=b_U if readout.bias is None else states.wide(readout.bias) @ W_U + b_U,
         targets=targets,

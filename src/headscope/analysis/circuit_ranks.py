@@ -26,6 +26,7 @@ from headscope.analysis.head_lists import (
     heads_tensor,
     one_vocabulary,
 )
+from headscope.analysis.onto_stream import output_weight
 from headscope.analysis.result import RunInfo, check_option
 from headscope.analysis.token_directions import TokenDirections
 from headscope.errors import InvalidInputError, NotFiniteError
@@ -39,6 +40,7 @@ __all__ = [
     "RanksCost",
     "circuit_ranks_cost",
     "effective_embedding",
+    "token_embedding",
     "own_token_excess",
     "weights_circuit_ranks",
 ]
@@ -71,7 +73,7 @@ def effective_embedding(
     """What later layers find of each token: its embedding after the MLP of the first block.
 
     `W_E + MLP(ln2(W_E))`, without positions, by the model's own modules (hooks on them stay in force). Models with
-    attention only have no such MLP: theirs is `W_E`.
+    attention only have no such MLP: theirs is `W_E`. A norm behind the embedding, attention or MLP takes its part.
 
     Args:
         model: The model.
@@ -90,15 +92,21 @@ def effective_embedding(
     check_option("attention", attention, ("none", "self"))
     if only_mlp and model.cfg.attn_only:
         raise InvalidInputError(f"only_mlp=True asks for an MLP's output, and {model.cfg.model_name!r} has no MLPs.")
-    W_E = model.W_E.detach()
+    embedded = token_embedding(model)
     if model.cfg.attn_only and attention == "none":
-        return W_E
-    out = torch.empty_like(W_E)
-    for at in range(0, len(W_E), _EMBEDDING_ROWS):
+        return embedded
+    out = torch.empty_like(embedded)
+    for at in range(0, len(embedded), _EMBEDDING_ROWS):
         # Each token is a row of its own, one position long.
-        rows = W_E[at : at + _EMBEDDING_ROWS, None]
+        rows = embedded[at : at + _EMBEDDING_ROWS, None]
         out[at : at + _EMBEDDING_ROWS] = _after_first_block(model, rows, attention == "self", only_mlp)[:, 0]
     return out
+
+
+def token_embedding(model: "HookedTransformer") -> Float[Tensor, "d_vocab d_model"]:
+    """`W_E`, behind the norm of the embedding if there is one."""
+    W_E, norm = model.W_E.detach(), model.embed.ln
+    return W_E if norm is None else norm(W_E[:, None])[:, 0].detach()
 
 
 def _after_first_block(
@@ -108,10 +116,11 @@ def _after_first_block(
     after = rows
     if attends:
         normalized = block.ln1(rows)
-        after = rows + block.attn(normalized, normalized, normalized)
+        attn_out = block.attn(normalized, normalized, normalized)
+        after = rows + (attn_out if block.ln1_post is None else block.ln1_post(attn_out))
     if model.cfg.attn_only:
         return after
-    written = block.mlp(block.ln2(rows if model.cfg.parallel_attn_mlp else after))
+    written = block.mlp_out(rows if model.cfg.parallel_attn_mlp else after)
     return written if only_mlp else after + written
 
 
@@ -167,7 +176,7 @@ def weights_circuit_ranks(
     kind = torch.promote_types(model.W_U.dtype, torch.float32)
     readout = Readout.of(model)
     predicted = TokenDirections(readout, kind).of(tokens)
-    first = model.W_E.detach().to(kind)
+    first = token_embedding(model).to(kind)
     later = effective_embedding(model, attention=attention, only_mlp=only_mlp).to(kind)
     ov, qk = (torch.empty(len(chosen), len(tokens), dtype=torch.int32) for _ in range(2))
     bar = tqdm(chosen, desc="circuit ranks", unit="head", disable=not progress, leave=False)
@@ -205,13 +214,14 @@ class _LayerCircuits:
         block: Any = model.blocks[layer]
         self.layer, self.cfg, self.attn, self.kind = layer, model.cfg, block.attn, embedding.dtype
         self.qk_biases = qk_biases
+        self.written = output_weight(model, layer)
         norm: dict[str, Tensor] = dict(block.ln1.named_parameters(recurse=False))
         self.norm = {name: value.detach().to(self.kind) for name, value in norm.items()}
         self.read, self.asked = self._normalized(embedding), self._normalized(predicted)
 
     def _normalized(self, x: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
         """As the layer's norm does, its bias left out."""
-        if self.cfg.normalization_type is None:
+        if not self.cfg.has_pre_norms:
             return x
         x = x - x.mean(-1, keepdim=True) if self.cfg.centred_norm else x
         x = x / (x.square().mean(-1, keepdim=True) + self.cfg.eps).sqrt()
@@ -233,7 +243,7 @@ class _LayerCircuits:
 
     def logits(self, head: int, readout: Readout) -> Float[Tensor, "d_head d_vocab"]:
         """What turns values into what they add to the logits, but for the final norm's scale."""
-        return readout.direction(self._weight("W_O", head)) @ readout.W_U.detach().to(self.kind)
+        return readout.direction(self.written[head].to(self.kind)) @ readout.W_U.detach().to(self.kind)
 
     def queries(self, head: int) -> Float[Tensor, "token d_head"]:
         """Of a stream that predicts each token."""

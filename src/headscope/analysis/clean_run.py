@@ -10,6 +10,7 @@ from torch import Tensor
 
 from headscope.analysis.batches import Block
 from headscope.analysis.components import Component
+from headscope.analysis.onto_stream import scale_name, scale_names
 from headscope.analysis.states import check_final, readable_hooks
 from headscope.model.hooks import HookPoint
 from headscope.model.readout import Readout
@@ -31,7 +32,7 @@ class CleanRun:
     Attributes:
         resid: What enters each layer at which a patched run resumes.
         written: What each layer's heads (`[row, pos, head, d_head]`, before `W_O`) and MLPs (`[row, pos, d_model]`)
-            gave, by hook name.
+            gave, and what norms behind attention divided by, by hook name.
         final: The final state.
     """
 
@@ -43,6 +44,14 @@ class CleanRun:
         """What a component gave: a head's `z`, an MLP's output."""
         written = self.written[hook_name(component)]
         return written if component.head is None else written[:, :, component.head]
+
+    def onto_stream(self, component: Component, part: Float[Tensor, "row pos width"]) -> Float[Tensor, "row pos width"]:
+        """A part of a component's output over this run's scale of the norm behind it, if there is one.
+
+        A head's comes to the stream through `output_weights` then; an MLP's output is behind its norm already.
+        """
+        scale = None if component.head is None else self.written.get(scale_name(component.layer))
+        return part if scale is None else part / scale
 
 
 def hook_name(component: Component) -> str:
@@ -61,7 +70,9 @@ def clean_run(
         NotFiniteError: if a final state is not finite.
     """
     resid = {f"blocks.{layer}.hook_resid_pre": layer for layer in resume_at}
+    parts = list(parts)
     names = readable_hooks(model, sorted({*resid, *map(hook_name, parts)}))
+    names += readable_hooks(model, scale_names(model, sorted({part.layer for part in parts if part.head is not None})))
     kept: dict[str, Tensor] = {}
 
     def keep(activation: Tensor, hook: HookPoint) -> None:

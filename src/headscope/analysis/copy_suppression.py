@@ -12,7 +12,9 @@ vector u_k that raises the logit of the token at k, what is written against that
     cspa[q] = m + sum_kept A[q, k] min(0, (v_k W_O - m) . u_k) u_k.
 
 The pattern is never negative, so the sign is the source's alone: this is one product [pos, pos] by [pos, d_model].
-Ablating the head to its mean keeps nothing. The share explained is `1 - KL(clean || CSPA) / KL(clean || mean)`.
+Where a norm comes behind attention (Gemma 2, OLMo 2), `W_O` is that through the norm, and the scale it has at q in the
+real run divides all of `out[q]`; its positive sign leaves what is kept as it is. Ablating the head to its mean keeps
+nothing. The share explained is `1 - KL(clean || CSPA) / KL(clean || mean)`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -73,7 +75,8 @@ def copy_suppression_preserving_ablation(
         top: Share of the sources in sight (rounded up) that are kept at each destination: those whose tokens the
             logit lens of the stream that enters the layer predicts most. Of several with one token, the first.
         effect: `"direct"`: the head's output changes in the final state only, whose norm keeps its scale;
-            `"patched"`: where it is written, and all that follows is computed anew.
+            `"patched"`: where it is written (behind the norm behind attention, if there is one, which keeps its scale),
+            and all that follows is computed anew.
         related: For each token, tokens whose unembeddings are kept as well: a mapping, or ids `[d_vocab, n]` (-1 for
             none). What a source writes is projected on an orthonormal basis, its own token first, then each related
             one less what the ones before span; each coefficient is kept where it is negative.

@@ -14,6 +14,7 @@ from headscope.analysis.clean_run import clean_prediction
 from headscope.analysis.component_means import ComponentMeans
 from headscope.analysis.components import Component
 from headscope.analysis.layer_reads import LayerRead, entering, read_layer, run_changed, sources
+from headscope.analysis.onto_stream import output_weight
 from headscope.analysis.result import check_option
 from headscope.analysis.states import check_final
 from headscope.analysis.token_directions import TokenDirections
@@ -84,7 +85,7 @@ class SuppressionBlock:
         for layer, resid in streams.items():
             rows = [row for row, head in enumerate(self.heads) if head.layer == layer]
             read = read_layer(self.model, self.block, layer, resid, [self.heads[row] for row in rows])
-            kept = self._kept_sources(read.resid)
+            kept = self._kept_sources(layer, read.resid)
             for at in range(0, len(rows), _HEADS_TOGETHER):
                 some = rows[at : at + _HEADS_TOGETHER]
                 changed = torch.cat([self._changed(self.heads[row], read, kept, resid, clean, scale) for row in some])
@@ -98,26 +99,30 @@ class SuppressionBlock:
         bar.close()
         return found
 
-    def _kept_sources(self, resid: Float[Tensor, "row pos d_model"]) -> Bool[Tensor, "row query_pos key_pos"]:
+    def _kept_sources(
+        self, layer: int, resid: Float[Tensor, "row pos d_model"]
+    ) -> Bool[Tensor, "row query_pos key_pos"]:
         """The sources most predicted at each destination by the logit lens of what enters the layer."""
         W_U, b_U = (each.detach().to(self.kind) for each in (self.readout.W_U, self.readout.b_U))
         # Unembedded once for each different token: sources with one token are then predicted exactly alike.
         logits = self.readout.normalize(resid) @ W_U[:, self.ids] + b_U[self.ids]
         n_pos = resid.shape[1]
         predicted = logits.gather(2, self.at[:, None].expand(-1, n_pos, -1))
-        return _most_predicted(predicted, sources(self.block), self.top)
+        return _most_predicted(predicted, sources(self.model, self.block, layer), self.top)
 
     def _changed(
         self, head: Component, read: LayerRead, kept: Tensor, resid: Tensor, clean: Prediction, scale: Tensor
     ) -> Float[Tensor, "2 n d_model"]:
         """Final states, normalized, with the head's output replaced by its CSPA and by its mean."""
         assert head.head is not None
-        W_O = self.model.blocks[head.layer].attn.W_O[head.head].detach().to(self.kind)  # type: ignore[union-attr, index]
+        W_O = output_weight(self.model, head.layer)[head.head].to(self.kind)
         mean = self.means.over_data[head].to(self.kind) @ W_O
         written = read.values[head.head] @ W_O - mean
         against = _negative_part(written, self.bases[self.at])
         taken = mean - read.z[head.head] @ W_O
         changes = torch.stack([taken + (read.pattern[head.head] * kept) @ against, taken])
+        if read.post_scale is not None:
+            changes /= read.post_scale
         if self.effect == "direct":
             return clean.rows + self.readout.direction(changes[:, self.where]) / scale
         changes = torch.where(self.block.counted[..., None], changes, 0.0).to(resid.dtype)

@@ -25,6 +25,7 @@ from headscope.analysis.head_lists import (
     rank_heads,
 )
 from headscope.analysis.layer_reads import LayerRead, entering, read_layer, sources
+from headscope.analysis.onto_stream import output_weight
 from headscope.analysis.result import Ranking, Result, RunInfo, check_option
 from headscope.errors import InvalidInputError
 from headscope.model.readout import Readout
@@ -115,7 +116,8 @@ def dynamic_ov(
     """What heads write against the tokens they attend to, as it happens on text: the OV circuit without its embedding.
 
     For each pair of a query and a source with more attention than `threshold`, where does the source token's own logit
-    stand in `v W_O W_U`, among all tokens? Only such sources are unembedded, in tiles.
+    stand in `v W_O W_U`, among all tokens? Only such sources are unembedded, in tiles. Scales of norms behind,
+    and a soft cap, change neither sign nor rank.
 
     Cost: one forward pass, one more of each layer with such heads, and `2 * d_head * d_vocab` operations per source.
 
@@ -186,7 +188,7 @@ def _own_logit_counts(
 ) -> Int[Tensor, "4"]:
     """Pairs with enough attention, and those whose source token's own logit is lowered, at the bottom, the lowest."""
     assert head.head is not None
-    pairs = (((read.pattern[head.head] > threshold) & sources(block)).sum(1)).cpu()
+    pairs = (((read.pattern[head.head] > threshold) & sources(model, block, head.layer)).sum(1)).cpu()
     chosen = pairs > 0
     if not bool(chosen.any()):
         return torch.zeros(4, dtype=torch.long)
@@ -194,7 +196,7 @@ def _own_logit_counts(
     tokens, values, n_pairs = block.tokens[attended], read.values[head.head][attended], pairs[chosen]
     readout = Readout.of(model)
     W_U = readout.W_U.detach().to(values.dtype)
-    W_O = readout.direction(model.blocks[head.layer].attn.W_O[head.head].detach().to(values.dtype))  # type: ignore[union-attr, index]
+    W_O = readout.direction(output_weight(model, head.layer)[head.head].to(values.dtype))
     d_head, d_model = W_O.shape
     n = len(values)
     left, right = (values @ W_O, W_U) if n * d_model < d_head * (d_model + n) else (values, W_O @ W_U)

@@ -14,8 +14,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from headscope.analysis.batches import Block, iterate_blocks
-from headscope.analysis.circuit_ranks import effective_embedding
+from headscope.analysis.circuit_ranks import effective_embedding, token_embedding
 from headscope.analysis.head_scores import SCORES, defining_keys
+from headscope.analysis.onto_stream import output_weight, output_weights
 from headscope.analysis.states import lens_states
 from headscope.analysis.suppression_scores import direct_effects, token_directions
 from headscope.errors import InvalidInputError
@@ -273,11 +274,11 @@ def copying_scores(model: "HookedTransformer") -> Float[Tensor, "layer head"]:
     for layer in range(cfg.n_layers):
         block: Any = model.blocks[layer]
         if layer < 2:
-            read = (model.W_E if layer == 0 else effective_embedding(model)).detach().to(kind)
+            read = (token_embedding(model) if layer == 0 else effective_embedding(model)).to(kind)
             onto = W_U @ _normalized(model, read)
         assert onto is not None
         weight = dict(block.ln1.named_parameters(recurse=False)).get("w")
-        W_V, W_O = (getattr(block.attn, name).detach().to(kind) for name in ("W_V", "W_O"))
+        W_V, W_O = (each.detach().to(kind) for each in (block.attn.W_V, output_weight(model, layer)))
         W_V = W_V if weight is None else W_V * weight.detach().to(kind)[:, None]
         # The eigenvalues of a product are those of its factors in turn, up to zeros.
         values = torch.linalg.eigvals(readout.direction(W_O) @ onto @ W_V)
@@ -287,7 +288,7 @@ def copying_scores(model: "HookedTransformer") -> Float[Tensor, "layer head"]:
 
 def _normalized(model: "HookedTransformer", x: Float[Tensor, "d_vocab d_model"]) -> Float[Tensor, "d_vocab d_model"]:
     cfg = model.cfg
-    if cfg.normalization_type is None:
+    if not cfg.has_pre_norms:
         return x
     x = x - x.mean(-1, keepdim=True) if cfg.centred_norm else x
     return x / (x.square().mean(-1, keepdim=True) + cfg.eps).sqrt()
@@ -300,11 +301,11 @@ def k_composition(model: "HookedTransformer", heads: list[tuple[int, int]]) -> F
     `|W_OV1 W_QK2^T| / (|W_OV1| |W_QK2|)`, K-composition in Elhage et al. 2021; near `1 / sqrt(d_model)` for unrelated
     heads. An induction head reads what a previous-token head writes.
     """
-    cfg, OV = model.cfg, model.OV
+    cfg = model.cfg
     if not heads:
         return torch.empty(0, cfg.n_layers, cfg.n_heads)
     layers, numbers = (torch.tensor(each) for each in zip(*heads, strict=True))
-    writes = FactoredMatrix(OV.A.detach().float(), OV.B.detach().float())
+    writes = FactoredMatrix(model.W_V.detach().float(), output_weights(model).float())
     W_Q, W_K = (weight.detach().float()[layers, numbers] for weight in (model.W_Q, model.W_K))
     scores = composition_scores(writes, FactoredMatrix(W_K, W_Q.transpose(-2, -1))).permute(2, 0, 1).cpu()
     earlier = torch.arange(cfg.n_layers) < layers[:, None]

@@ -15,9 +15,11 @@ from torch import Tensor
 
 from headscope.analysis.batches import Block
 from headscope.analysis.components import Component
+from headscope.analysis.onto_stream import scale_names
 from headscope.analysis.states import readable_hooks
 from headscope.errors import InvalidInputError
 from headscope.model.hooks import HookFunction, HookPoint, is_listening
+from headscope.model.positions import allowed_by_position
 
 if TYPE_CHECKING:
     from headscope.model.transformer import HookedTransformer
@@ -34,12 +36,14 @@ class LayerRead:
         pattern: By head, `[row, query_pos, key_pos]`.
         values: By head, `[row, pos, d_head]`.
         z: The heads' outputs before `W_O`, `[row, pos, d_head]`.
+        post_scale: What the norm behind attention divided by; `None` without one.
     """
 
     resid: Float[Tensor, "row pos d_model"]
     pattern: dict[int, Tensor]
     values: dict[int, Tensor]
     z: dict[int, Tensor]
+    post_scale: Float[Tensor, "row pos 1"] | None
 
 
 def entering(
@@ -71,11 +75,14 @@ def read_layer(
     kind = torch.promote_types(model.cfg.dtype, torch.float32)
     kept: dict[str, dict[int, Tensor]] = {}
     streams: list[Tensor] = []
+    scales: list[Tensor] = []
 
     def keep(activation: Tensor, hook: HookPoint) -> None:
         name = (hook.name or "").rsplit(".", 1)[-1]
         if name == "hook_resid_pre":
             streams.append(activation.to(kind, copy=True))
+        elif name == "hook_scale":
+            scales.append(activation.to(kind, copy=True))
         elif name == "hook_pattern":
             kept[name] = {head: activation[:, head].to(kind, copy=True) for head in wanted}
         else:
@@ -84,9 +91,10 @@ def read_layer(
             kept[name] = {head: activation[:, :, head // group].to(kind, copy=True) for head in wanted}
 
     kinds = ("hook_resid_pre", "attn.hook_pattern", "attn.hook_v", "attn.hook_z")
-    names = readable_hooks(model, [f"blocks.{layer}.{each}" for each in kinds])
+    names = readable_hooks(model, [*(f"blocks.{layer}.{each}" for each in kinds), *scale_names(model, [layer])])
     _run_from(model, block, layer, resid, layer + 1, [(name, keep) for name in names])
-    read = LayerRead(streams[0], kept["hook_pattern"], kept["hook_v"], kept["hook_z"])
+    post_scale = scales[0] if scales else None
+    read = LayerRead(streams[0], kept["hook_pattern"], kept["hook_v"], kept["hook_z"], post_scale)
     tolerance = 64 * torch.finfo(model.cfg.dtype).eps
     for head in wanted:
         if not _is_whole(read, head, block.counted, tolerance):
@@ -104,10 +112,12 @@ def _is_whole(read: LayerRead, head: int, counted: Tensor, tolerance: float) -> 
     return bool(apart[counted].all() and sums[counted].all())
 
 
-def sources(block: Block) -> Bool[Tensor, "row query_pos key_pos"]:
-    """What each destination may see: positions that count, up to its own."""
+def sources(model: "HookedTransformer", block: Block, layer: int) -> Bool[Tensor, "row query_pos key_pos"]:
+    """What each destination may see in a layer: positions that count up to its own, within its window."""
     n_pos = block.tokens.shape[1]
-    earlier = torch.ones(n_pos, n_pos, dtype=torch.bool, device=block.tokens.device).tril()
+    attn: Any = model.blocks[layer].attn
+    window = model.cfg.window_size if attn.attn_type == "local" else None
+    earlier = allowed_by_position(n_pos, n_pos, causal=True, window=window, device=block.tokens.device)
     return block.counted[:, None, :] & block.counted[:, :, None] & earlier
 
 
@@ -133,9 +143,12 @@ def _run_from(
 def run_changed(
     model: "HookedTransformer", block: Block, head: Component, resid: Tensor, change: Float[Tensor, "row pos d_model"]
 ) -> Tensor:
-    """The final state with something added to what a head writes, in front of all hooks there."""
+    """The final state with something added to what a head writes, in front of all hooks there.
+
+    Where a norm comes behind attention, it is added behind that norm.
+    """
     attn: Any = model.blocks[head.layer].attn
-    by_head = model.cfg.use_attn_result or is_listening(attn.hook_result)
+    by_head = not model.cfg.has_post_norms and (model.cfg.use_attn_result or is_listening(attn.hook_result))
     (name,) = readable_hooks(model, [f"blocks.{head.layer}." + ("attn.hook_result" if by_head else "hook_attn_out")])
 
     def add(activation: Tensor, hook: HookPoint) -> Tensor:

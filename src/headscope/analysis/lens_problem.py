@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headscope.analysis.component_means import ComponentMeans
+from headscope.analysis.onto_stream import output_weights
 from headscope.analysis.states import LensStates
 from headscope.model.readout import Readout
 from headscope.ops.lens_entropy import Chain, Gains, LensProblem
@@ -41,12 +42,10 @@ def lens_problem(
     readout = Readout.of(model)
     W_U, b_U = states.wide(readout.W_U), states.wide(readout.b_U)
     norm_offset = torch.zeros_like(b_U) if readout.bias is None else states.wide(readout.bias) @ W_U
-    z, mlp = states.z, states.mlp
-    if means is not None:
-        z -= means.z[:, :, None]
-        if mlp is not None and means.mlp is not None:
-            mlp -= means.mlp[:, None]
-    W_O = states.wide(model.W_O)
+    z, mlp = states.take_heads(None if means is None else means.z), states.mlp
+    if means is not None and mlp is not None and means.mlp is not None:
+        mlp -= means.mlp[:, None]
+    W_O = states.wide(output_weights(model))
     n_layers, step = model.cfg.n_layers, 2 if model.cfg.has_resid_mid else 1
     frozen = scale == "final"
     by = readout.scale(states.resid[-1]) if frozen else torch.ones_like(states.resid[-1][:, :1])

@@ -8,7 +8,8 @@ reading that, and all that comes after them computed again.
 With attention frozen nothing moves from one position to another, and with MLPs frozen too, what senders change goes
 into the stream as it is: a receiver reads `norm(stream + sum of changes)`, so the second pass needs no forward pass. It
 costs a `d_head x d_model` product for each sender and token, and with recomputed MLPs these, at the patched positions.
-The norm is that of the changed stream, never a frozen scale. The third pass resumes at the first receiver's layer; into
+Norms are those of the changed stream, never with a frozen scale; one behind attention gets the senders of its layer
+together. The third pass resumes at the first receiver's layer; into
 `"final"` there is none. GPT-2 small, 8 prompts of 16 tokens, all heads into queries of layer 9: 144 runs of 3 layers.
 """
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from headscope.analysis.batches import BLOCK_TOKENS
 from headscope.analysis.clean_run import hook_name
 from headscope.analysis.components import Component
+from headscope.analysis.onto_stream import scale_name
 from headscope.analysis.paths import Receiver, Sender, mlp_stage
 from headscope.analysis.states import check_final
 from headscope.analysis.task_runs import Scorer, TaskRuns
@@ -86,11 +87,21 @@ class PathBlock:
         kept = {_input(receiver) for receiver in self.receivers if receiver.component}
         kept |= {_mlp_out(layer) for layer in self.mlps}
         kept |= set() if self.into_final else {_stream(2 * self.start)}
-        base, self.base = self._run(self.runs.base, written | kept | set(streams.values()))
+        behind = {}
+        if self.cfg.has_post_norms:
+            heads = {s.component.layer for s in senders if s.component is not None and s.component.head is not None}
+            behind = {layer: scale_name(layer).replace("hook_scale", "hook_normalized") for layer in heads}
+        shown = {*behind.values(), *map(scale_name, behind)}
+        base, self.base = self._run(self.runs.base, written | kept | shown | set(streams.values()))
         other, self.other = self._run(self.runs.other, written)
         self.kept = {name: base[name] for name in kept}
         self.streams = {stage: base[name][self.where] for stage, name in streams.items()}
         self.changed = {name: other[name][self.where] - base[name][self.where] for name in written}
+        # What norms behind attention were given, but for a mean that they take away: enough to go through them again.
+        self.behind = {
+            layer: (base[name] * base[scale_name(layer)]).to(base[name].dtype)[self.where]
+            for layer, name in behind.items()
+        }
 
     def _run(self, tokens: Tensor, names: Iterable[str]) -> tuple[dict[str, Tensor], Tensor]:
         with self._heads_apart():
@@ -160,10 +171,10 @@ class PathBlock:
             if stage in arriving:
                 change += arriving.pop(stage)
             for number, cell in enumerate(cells):
-                for sender in cell:
-                    if sender.stage == stage:
-                        change[number] += self._written(sender)
-                        moved = True
+                here = [sender for sender in cell if sender.stage == stage]
+                if here:
+                    change[number] += self._written(here)
+                    moved = True
             if stage in wanted:
                 found[stage] = change.clone()
             if stage in reads and moved:
@@ -175,8 +186,19 @@ class PathBlock:
                 arriving[2 * layer + 2] = more
         return found
 
-    def _written(self, sender: Sender) -> Float[Tensor, "row d_model"]:
-        """What a sender adds to the stream in the other run less what it adds in the base run."""
+    def _written(self, senders: Sequence[Sender]) -> Float[Tensor, "row d_model"]:
+        """What senders of one stage add to the stream in the other run less what they add in the base run."""
+        change = sum(self._given(sender) for sender in senders)
+        assert isinstance(change, Tensor)
+        part = senders[0].component
+        if part is None or part.head is None or part.layer not in self.behind:
+            return change
+        # The norm behind attention gets all heads together, and its scale changes with them.
+        norm: Any = self.model.blocks[part.layer].ln1_post
+        before = self.behind[part.layer]
+        return norm(before + change) - norm(before)
+
+    def _given(self, sender: Sender) -> Float[Tensor, "row d_model"]:
         change = self.changed[_output(sender)]
         if sender.component is None or sender.component.head is None:
             return change
@@ -202,7 +224,7 @@ class PathBlock:
 
     def _mlp(self, layer: int, stream: Float[Tensor, "cell row d_model"]) -> Float[Tensor, "cell row d_model"]:
         block: Any = self.model.blocks[layer]
-        return block.mlp(block.ln2(stream))
+        return block.mlp_out(stream)
 
     def _attention(self, component: Component) -> Any:
         return self.model.blocks[component.layer].attn

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headscope.analysis.batches import Block
+from headscope.analysis.onto_stream import scale_name, scale_names
 from headscope.errors import InvalidInputError, NotFiniteError
 from headscope.model.hooks import HookPoint
 
@@ -25,6 +26,7 @@ class LensStates:
     Attributes:
         resid: Each `resid_pre` and `resid_mid` (where blocks have one), then the final state.
         z: Each head's output before `W_O`.
+        post_scale: What the norm behind each attention layer divided by; `None` without such norms.
         mlp: Each MLP's output; `None` without MLPs.
         rounding: Relative rounding of the type the model ran in.
     """
@@ -33,11 +35,27 @@ class LensStates:
     z: Float[Tensor, "layer head row d_head"]
     mlp: Float[Tensor, "layer row d_model"] | None
     rounding: float
+    post_scale: Float[Tensor, "layer row 1"] | None = None
 
     @property
     def n(self) -> int:
         """Positions that count."""
         return self.resid.shape[1]
+
+    def take_heads(
+        self, means: Float[Tensor, "layer head d_head"] | None = None
+    ) -> Float[Tensor, "layer head row d_head"]:
+        """What `output_weights` turn into what each head added to the stream; worked on in place, so `z` is used up.
+
+        Args:
+            means: Taken from each head's output first.
+        """
+        z = self.z
+        if means is not None:
+            z -= means[:, :, None]
+        if self.post_scale is not None:
+            z /= self.post_scale[:, None]
+        return z
 
     def wide(self, tensor: Tensor) -> Tensor:
         """A weight in the type these states are computed in."""
@@ -54,7 +72,10 @@ def lens_states(model: "HookedTransformer", block: Block) -> LensStates:
     """
     cfg = model.cfg
     kinds = ("hook_resid_pre", "hook_resid_mid", "attn.hook_z", "hook_mlp_out")
-    names = readable_hooks(model, [f"blocks.{layer}.{kind}" for layer in range(cfg.n_layers) for kind in kinds])
+    layers = range(cfg.n_layers)
+    scales = scale_names(model, layers)
+    names = readable_hooks(model, [f"blocks.{layer}.{kind}" for layer in layers for kind in kinds])
+    names += readable_hooks(model, scales)
     kind = torch.promote_types(model.cfg.dtype, torch.float32)
     n, step = int(block.counted.sum()), 2 if cfg.has_resid_mid else 1
 
@@ -65,13 +86,16 @@ def lens_states(model: "HookedTransformer", block: Block) -> LensStates:
     resid = room(step * cfg.n_layers + 1, n, cfg.d_model)
     z = room(cfg.n_layers, cfg.n_heads, n, cfg.d_head)
     mlp = None if cfg.attn_only else room(cfg.n_layers, n, cfg.d_model)
+    post_scale = room(cfg.n_layers, n, 1) if scales else None
     places: dict[str, Tensor] = {}
-    for layer in range(cfg.n_layers):
+    for layer in layers:
         places[f"blocks.{layer}.hook_resid_pre"] = resid[step * layer]
         places[f"blocks.{layer}.hook_resid_mid"] = resid[step * layer + step - 1]
         places[f"blocks.{layer}.attn.hook_z"] = z[layer].transpose(0, 1)
         if mlp is not None:
             places[f"blocks.{layer}.hook_mlp_out"] = mlp[layer]
+        if post_scale is not None:
+            places[scale_name(layer)] = post_scale[layer]
 
     def keep(activation: Tensor, hook: HookPoint) -> None:
         places[hook.name or ""].copy_(activation[block.counted])
@@ -84,7 +108,7 @@ def lens_states(model: "HookedTransformer", block: Block) -> LensStates:
     )
     resid[-1] = final[block.counted]
     check_final(resid[-1])
-    return LensStates(resid, z, mlp, torch.finfo(final.dtype).eps)
+    return LensStates(resid, z, mlp, torch.finfo(final.dtype).eps, post_scale)
 
 
 def check_final(final: Float[Tensor, "*lead d_model"]) -> None:

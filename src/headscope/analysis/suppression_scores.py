@@ -20,6 +20,7 @@ from tqdm import tqdm
 from headscope.analysis.batches import Block, iterate_blocks
 from headscope.analysis.head_lists import one_vocabulary
 from headscope.analysis.ioi_eval import IOIDataset
+from headscope.analysis.onto_stream import output_weight
 from headscope.analysis.result import Ranking, Result, RunInfo, check_option, component_label, rank_components
 from headscope.analysis.states import lens_states
 from headscope.analysis.token_directions import TokenDirections
@@ -214,12 +215,15 @@ def _ioi(
 def direct_effects(
     model: "HookedTransformer", block: Block, directions: Float[Tensor, "n d_model"]
 ) -> Float[Tensor, "layer head n"]:
-    """What each head adds along a direction of the stream for each position that counts, at the final norm's scale."""
+    """What each head adds along a direction of the stream for each position that counts, at the final norm's scale.
+
+    The scale of a norm behind attention is that of the run.
+    """
     states = lens_states(model, block)
     towards = directions.to(states.resid.dtype) / Readout.of(model).scale(states.resid[-1])
     found = []
-    for layer, z in enumerate(states.z):
-        W_O = states.wide(model.blocks[layer].attn.W_O)  # type: ignore[union-attr, arg-type]
+    for layer, z in enumerate(states.take_heads()):
+        W_O = states.wide(output_weight(model, layer))
         # The directions come down to the heads' width; no head's output is brought up to d_model.
         found.append(torch.einsum("hne,hne->hn", z, torch.einsum("nd,hed->hne", towards, W_O)))
     return torch.stack(found)

@@ -1,13 +1,11 @@
 """One transformer block, and the hook points on its residual stream."""
 
-from typing import Literal
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from headscope.model.attention import make_attention
-from headscope.model.components import LayerNorm, RMSNorm, make_mlp, make_post_norm, make_pre_norm
+from headscope.model.components import make_mlp, make_post_norm, make_pre_norm
 from headscope.model.config import HookedTransformerConfig
 from headscope.model.hooks import HookPoint, is_listening
 from headscope.model.key_value_cache import HookedTransformerKeyValueCacheEntry
@@ -75,31 +73,15 @@ class TransformerBlock(nn.Module):
         resid_mid = self.hook_resid_mid(resid_pre + attn_out)
         return self.hook_resid_post(resid_mid + self._mlp_out(resid_mid))
 
-    def onto_stream(
-        self,
-        part: Float[Tensor, "*part d_model"],
-        scale: Float[Tensor, "*batch_and_pos 1"],
-        *,
-        of: Literal["attn", "mlp"] = "attn",
-    ) -> Float[Tensor, "*both d_model"]:
-        """What a part of the attention's or MLP's output adds to the stream: itself, unless a norm is behind it.
-
-        That norm's scale is frozen, so the map is linear, and the parts of an output, its bias among them, sum to
-        `hook_attn_out` or `hook_mlp_out` (but for that norm's own bias, if it has one).
-
-        Args:
-            part: For example `z W_O` of one head, or `b_O`; its other axes are broadcast with those of `scale`.
-            scale: What the norm divided by: `ln1_post.hook_scale` for attention, `ln2_post.hook_scale` for the MLP.
-            of: Which of the two it is a part of.
-        """
-        norm = self.ln1_post if of == "attn" else self.ln2_post
-        return norm.direction(part) / scale if isinstance(norm, (LayerNorm, RMSNorm)) else part
+    def mlp_out(self, resid: Float[Tensor, "*lead d_model"]) -> Float[Tensor, "*lead d_model"]:
+        """What the MLP adds to the stream it reads, by way of its norms."""
+        out = self.mlp(self.ln2(resid))
+        return out if self.ln2_post is None else self.ln2_post(out)
 
     def _mlp_out(self, resid: Tensor) -> Tensor:
         if self.cfg.use_hook_mlp_in or is_listening(self.hook_mlp_in):
             resid = self.hook_mlp_in(resid.clone())
-        out = self.mlp(self.ln2(resid))
-        return self.hook_mlp_out(out if self.ln2_post is None else self.ln2_post(out))
+        return self.hook_mlp_out(self.mlp_out(resid))
 
     def _attention_inputs(self, resid_pre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Normalized inputs of q, k and v: one tensor for all, unless somebody wants them per head."""
