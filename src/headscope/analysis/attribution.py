@@ -58,7 +58,7 @@ def attribute(
         positions: For tokens: where each answer is predicted; default: at the last real token.
         attention_mask: For tokens: 1 for real ones; default: found from the padding token.
         sources: Also by the position that each head attends to.
-        neurons: Also by MLP neuron.
+        neurons: Also by MLP neuron; not where MLPs are experts, as each token has other neurons then.
         progress: Show a progress bar.
         describe: What the data is; described by its shape otherwise.
 
@@ -79,7 +79,8 @@ def attribute(
     if not Readout.is_shown_by(model):
         raise InvalidInputError("the model's unembedding was replaced by a module without W_U and b_U.")
     asked = _asked(model, data, answer_tokens, positions, attention_mask)
-    reader = _Reader(model, sources=sources, neurons=neurons and not model.cfg.attn_only)
+    has_none = model.cfg.attn_only or model.cfg.num_experts is not None
+    reader = _Reader(model, sources=sources, neurons=neurons and not has_none)
     blocks = iterate_blocks(model, asked.batch, include_bos=True, progress=progress, description="attribution")
     read: list[_Read] = []
     seen = 0

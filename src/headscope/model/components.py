@@ -24,7 +24,6 @@ __all__ = [
     "RMSNorm",
     "RMSNormPre",
     "Unembed",
-    "make_mlp",
     "make_norm",
     "make_post_norm",
     "make_pre_norm",
@@ -43,6 +42,12 @@ _ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "solu": solu,
     "solu_ln": solu,
 }
+
+
+def activation_of(cfg: HookedTransformerConfig) -> Callable[[Tensor], Tensor]:
+    """The function `cfg.act_fn` names."""
+    assert cfg.act_fn is not None
+    return _ACTIVATION_FUNCTIONS[cfg.act_fn]
 
 
 def empty_parameter(cfg: HookedTransformerConfig, *shape: int) -> nn.Parameter:
@@ -221,12 +226,12 @@ class MLP(nn.Module):
 
     def __init__(self, cfg: HookedTransformerConfig) -> None:
         super().__init__()
-        assert cfg.d_mlp is not None and cfg.act_fn is not None
+        assert cfg.d_mlp is not None
         self.cfg = cfg
         self._add_input_weights()
         self.W_out = empty_parameter(cfg, cfg.d_mlp, cfg.d_model)
         self.b_out = zero_parameter(cfg, cfg.d_model)
-        self.act_fn = _ACTIVATION_FUNCTIONS[cfg.act_fn]
+        self.act_fn = activation_of(cfg)
         self.hook_pre = HookPoint()
         self.hook_post = HookPoint()
         self.ln: nn.Module | None = None
@@ -272,11 +277,6 @@ class GatedMLP(MLP):
         gate = self.act_fn(self.hook_pre(F.linear(x, self.W_gate.T, self.b_gate)))
         linear = self.hook_pre_linear(F.linear(x, self.W_in.T, self.b_in))
         return F.linear(self.hook_post(gate * linear), self.W_out.T, self.b_out)
-
-
-def make_mlp(cfg: HookedTransformerConfig) -> nn.Module:
-    """The MLP the config asks for."""
-    return (GatedMLP if cfg.gated_mlp else MLP)(cfg)
 
 
 class Unembed(nn.Module):

@@ -25,8 +25,6 @@ INIT_MODES = ("gpt2", "xavier_uniform", "xavier_normal", "kaiming_uniform", "kai
 
 # Fields of the field's config that a model made here cannot have yet: only these values are accepted.
 _NOT_YET: dict[str, Any] = {
-    "num_experts": None,
-    "experts_per_token": None,
     "relative_attention_max_distance": None,
     "relative_attention_num_buckets": None,
     "load_in_4bit": False,
@@ -68,6 +66,9 @@ class HookedTransformerConfig:
         act_fn: MLP activation, one of `ACTIVATIONS` (`"solu_ln"`: with a LayerNorm behind it). Required unless
             `attn_only`.
         gated_mlp: The MLP is `(act(x W_gate + b_gate) * (x W_in + b_in)) W_out + b_out`.
+        num_experts: The MLP is so many experts, `d_mlp` wide each, of which a token uses a few; `None` for one MLP.
+        experts_per_token: How many a token uses.
+        norm_topk_prob: The probabilities of a token's experts are made to sum to one.
         d_vocab: Number of input tokens; `-1` takes it from the tokenizer.
         d_vocab_out: Number of output tokens; `-1` means `d_vocab`.
         attn_only: No MLPs.
@@ -262,6 +263,7 @@ class HookedTransformerConfig:
                 raise InvalidInputError("act_fn = 'solu_ln' has no gated form: set gated_mlp = False.")
             if self.d_mlp is None:
                 self.d_mlp = 4 * self.d_model
+            self._check_experts()
         if self.d_vocab_out == -1:
             self.d_vocab_out = self.d_vocab
         if self.attn_scale == -1.0:
@@ -274,6 +276,8 @@ class HookedTransformerConfig:
         self.uses_rms_norm = self.normalization_type in ("RMS", "RMSPre")
         attention = 2 * self.d_model * self.d_head * (self.n_heads + groups)
         mlp = 0 if self.attn_only else (2 + self.gated_mlp) * self.d_model * (self.d_mlp or 0)
+        if self.num_experts is not None:
+            mlp = self.num_experts * (mlp + self.d_model)
         self.n_params = self.n_layers * (attention + mlp)
 
     def _check_choice(self, field: str, allowed: tuple[str | None, ...]) -> None:
@@ -283,6 +287,19 @@ class HookedTransformerConfig:
                 f"{field} must be one of {', '.join(repr(a) for a in allowed)}; got {value!r}. "
                 "Other choices of the field's configs are not supported yet."
             )
+
+    def _check_experts(self) -> None:
+        if self.num_experts is None:
+            if self.experts_per_token is not None:
+                raise InvalidInputError(f"experts_per_token = {self.experts_per_token} needs num_experts.")
+            return
+        if not 1 <= (self.experts_per_token or 0) <= self.num_experts:
+            raise InvalidInputError(
+                f"experts_per_token must be between 1 and num_experts = {self.num_experts}; "
+                f"got {self.experts_per_token!r}."
+            )
+        if self.is_layer_norm_activation():
+            raise InvalidInputError(f"act_fn = {self.act_fn!r} has no form with experts: set num_experts = None.")
 
     def _check_positions(self) -> None:
         if self.positional_embedding_type != "rotary":

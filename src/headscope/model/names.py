@@ -5,7 +5,7 @@ import re
 __all__ = ["get_act_name"]
 
 _IN_ATTENTION = ("q", "k", "v", "z", "rot_q", "rot_k", "result", "pattern", "attn_scores")
-_IN_MLP = ("pre", "post", "mid", "pre_linear")
+_IN_MLP = ("pre", "post", "mid", "pre_linear", "expert_weights", "expert_indices")
 _SYNONYMS = {
     "attn": "pattern",
     "attn_logits": "attn_scores",

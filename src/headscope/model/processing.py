@@ -170,7 +170,7 @@ def _fold_layer_norm(state: StateDict, cfg: HookedTransformerConfig) -> None:
         if cfg.attn_only:
             continue
         if cfg.has_pre_norms:
-            inputs = ("in", "gate") if cfg.gated_mlp else ("in",)
+            inputs = ["in"] + ["gate"] * cfg.gated_mlp + ["router"] * (cfg.num_experts is not None)
             readers = [(f"{block}mlp.W_{each}", f"{block}mlp.b_{each}") for each in inputs]
             _fold_into(state, block + "ln2", readers, centred=cfg.centred_norm)
         if cfg.is_layer_norm_activation():

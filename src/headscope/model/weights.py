@@ -103,27 +103,27 @@ class StackedWeights:
         return self._stack("attn", "b_O")
 
     @property
-    def W_in(self) -> Float[Tensor, "layer d_model d_mlp"]:
+    def W_in(self) -> Float[Tensor, "layer *expert d_model d_mlp"]:
         """MLP input weights."""
         return self._stack("mlp", "W_in")
 
     @property
-    def b_in(self) -> Float[Tensor, "layer d_mlp"]:
+    def b_in(self) -> Float[Tensor, "layer *expert d_mlp"]:
         """MLP input biases."""
         return self._stack("mlp", "b_in")
 
     @property
-    def W_gate(self) -> Float[Tensor, "layer d_model d_mlp"] | None:
+    def W_gate(self) -> Float[Tensor, "layer *expert d_model d_mlp"] | None:
         """Gate weights of gated MLPs; `None` where MLPs have no gates."""
         return self._stack("mlp", "W_gate") if self.cfg.gated_mlp else None
 
     @property
-    def b_gate(self) -> Float[Tensor, "layer d_mlp"] | None:
+    def b_gate(self) -> Float[Tensor, "layer *expert d_mlp"] | None:
         """Gate biases of gated MLPs; `None` where MLPs have no gates."""
         return self._stack("mlp", "b_gate") if self.cfg.gated_mlp else None
 
     @property
-    def W_out(self) -> Float[Tensor, "layer d_mlp d_model"]:
+    def W_out(self) -> Float[Tensor, "layer *expert d_mlp d_model"]:
         """MLP output weights."""
         return self._stack("mlp", "W_out")
 
