@@ -121,6 +121,9 @@ def test_gradients_and_patches_go_through() -> None:
             less = own(tokens, return_type="loss")
             weight[place] += step
         torch.testing.assert_close((more - less) / (2 * step), weight.grad[place], rtol=1e-5, atol=1e-9)
+    _, acts = own.run_with_cache(tokens, return_type="loss", incl_bwd=True)
+    assert acts["blocks.0.mlp.hook_post_grad"].shape == acts["post", 0].shape
+    assert "blocks.0.mlp.hook_expert_weights_grad" in acts and "blocks.0.mlp.hook_expert_indices_grad" not in acts
     name = get_act_name("post", 0)
     changed = own.run_with_hooks(tokens, fwd_hooks=[(name, lambda value, hook: value * 0)])
     bias = own.run_with_hooks(tokens, fwd_hooks=[(get_act_name("mlp_out", 0), lambda value, hook: value * 0)])

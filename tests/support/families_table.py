@@ -17,6 +17,7 @@ _LLAMA = {
     "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6, "max_position_embeddings": 32, **_COMMON,
 }  # fmt: skip
 _SQUARE = {**{name: value for name, value in _LLAMA.items() if name != "head_dim"}, "hidden_size": 16}
+_EXPERTS = {**_LLAMA, "intermediate_size": 20}  # transformers' kernel wants all widths in fours
 _ROPE = {
     "linear": {"rope_type": "linear", "factor": 2.5},
     "llama3": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -26,6 +27,10 @@ _ROPE = {
 _NEOX = {
     "vocab_size": VOCABULARY, "hidden_size": 24, "intermediate_size": 20, "num_hidden_layers": 2,
     "num_attention_heads": 3, "max_position_embeddings": 32, **_COMMON,
+}  # fmt: skip
+_FALCON = {
+    "vocab_size": VOCABULARY, "hidden_size": 24, "ffn_hidden_size": 20, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "max_position_embeddings": 32, **_COMMON,
 }  # fmt: skip
 _GEMMA = {**_LLAMA, "query_pre_attn_scalar": 5, "sliding_window": 4, "num_hidden_layers": 3}
 _HALF = {"layer_types": ["full_attention", "sliding_attention"]}
@@ -73,6 +78,21 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
                             "attention_multiplier": 0.3, "attention_bias": True, "mlp_bias": True}),
     "stablelm": ("StableLm", {**_SQUARE, "use_qkv_bias": True, "partial_rotary_factor": 0.5}),
     "stablelm side by side": ("StableLm", {**_SQUARE, "use_parallel_residual": True, "partial_rotary_factor": 0.5}),
+    "falcon": ("Falcon", {**_FALCON, "alibi": False}),
+    "falcon untied, one after another": ("Falcon", {**_FALCON, "multi_query": False, "parallel_attn": False,
+                                                    "tie_word_embeddings": False, "bias": True}),
+    "falcon new decoder": ("Falcon", {**_FALCON, "new_decoder_architecture": True, "num_kv_heads": 2, "bias": True}),
+    "falcon new decoder, one norm": ("Falcon", {**_FALCON, "new_decoder_architecture": True, "num_kv_heads": 2,
+                                                "num_ln_in_parallel_attn": 1}),
+    "mixtral": ("Mixtral", {**_EXPERTS, "num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 4}),
+    "mixtral tied, without a window": ("Mixtral", {**_EXPERTS, "num_local_experts": 3, "num_experts_per_tok": 3,
+                                                   "tie_word_embeddings": True}),
+    "olmoe": ("Olmoe", {**_SQUARE, "intermediate_size": 20, "num_experts": 5, "num_experts_per_tok": 2}),
+    "olmoe made to sum to one": ("Olmoe", {**_SQUARE, "intermediate_size": 20, "num_experts": 4, "num_experts_per_tok": 3,
+                                           "norm_topk_prob": True, "attention_bias": True}),
+    "qwen3_moe": ("Qwen3Moe", {**_EXPERTS, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 8}),
+    "qwen3_moe local": ("Qwen3Moe", {**_EXPERTS, "num_experts": 4, "num_experts_per_tok": 1, "moe_intermediate_size": 8,
+                                     "norm_topk_prob": True, "use_sliding_window": True, "sliding_window": 4}),
 }  # fmt: skip
 
 

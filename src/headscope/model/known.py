@@ -16,7 +16,8 @@ _SMALL: dict[str, Any] = {
     **dict.fromkeys(("num_attention_heads", "n_head", "num_heads"), 4),
     **dict.fromkeys(("intermediate_size", "ffn_dim", "n_inner"), 16),
     **dict.fromkeys(("max_position_embeddings", "n_positions", "vocab_size"), 16),
-    "num_key_value_heads": 2,
+    **dict.fromkeys(("num_experts", "num_local_experts", "num_experts_per_tok", "num_key_value_heads"), 2),
+    "moe_intermediate_size": 16,
     "attention_types": [[["global", "local"], 1]],
     "final_logit_softcapping": 30.0,
 }

@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from families_table import LENGTH, ROWS, VOCABULARY, hf_model
+from safetensors.torch import save_file
 from tiny import tiny_tokens
 from torch import Tensor
 
 from headscope import HookedTransformer, HookedTransformerKeyValueCache
 from headscope.errors import CheckpointError, InvalidInputError
 from headscope.model.families import FAMILIES
+from headscope.model.loading import read_tensors
 from headscope.model.processing import WeightProcessing
 
 TOKENS = tiny_tokens(3, LENGTH, d_vocab=VOCABULARY)
@@ -51,7 +53,7 @@ def test_logits(row: str) -> None:
     assert float(wanted.std()) > 0.3
     parts = acts.decompose_resid().sum(0)
     torch.testing.assert_close(parts, acts["resid_post", -1], rtol=1e-4, atol=1e-4)
-    heads = acts.get_full_resid_decomposition(expand_neurons=True).sum(0)
+    heads = acts.get_full_resid_decomposition(expand_neurons=not ours(row).cfg.num_experts).sum(0)
     torch.testing.assert_close(heads, acts["resid_post", -1], rtol=1e-4, atol=1e-4)
 
 
@@ -140,3 +142,31 @@ def test_missing_and_unused_tensors_are_named(row: str) -> None:
         HookedTransformer.from_hf(Changed({**tensors, "extra.weight": torch.ones(2)}))
     with pytest.raises((CheckpointError, InvalidInputError), match="shape"):
         HookedTransformer.from_hf(Changed({**tensors, gone: torch.ones(3)}))
+
+
+@pytest.mark.parametrize("row", ["mixtral", "olmoe", "qwen3_moe"])
+def test_experts_one_by_one(row: str, tmp_path: Path) -> None:
+    """On the hub each expert has tensors of its own; `transformers` writes them so, and holds them joined."""
+    hf_model(row).save_pretrained(tmp_path)
+    # Copies: the file they are mapped from is written over.
+    tensors = {name: tensor.clone() for name, tensor in read_tensors(tmp_path).items()}
+    assert any(".experts.0." in name for name in tensors) and not any("gate_up" in name for name in tensors)
+    found = HookedTransformer.from_pretrained_no_processing(tmp_path)
+    for name, tensor in ours(row).state_dict().items():
+        assert torch.equal(found.state_dict()[name], tensor), name
+    gone = next(name for name in tensors if ".1." in name and ".experts.1." in name)
+    save_file({name: tensor for name, tensor in tensors.items() if name != gone}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=gone.removeprefix("model.").replace(".", r"\.")):
+        HookedTransformer.from_pretrained(tmp_path)
+    save_file({**tensors, gone: torch.ones(2)}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="not of equal shapes"):
+        HookedTransformer.from_pretrained(tmp_path)
+
+
+def test_families_that_are_refused() -> None:
+    for model_type, entry, value in [
+        ("falcon", "alibi", True), ("olmoe", "clip_qkv", 8.0), ("qwen3_moe", "mlp_only_layers", [0]),
+    ]:  # fmt: skip
+        config = {**hf_model(model_type).config.to_dict(), entry: value}
+        with pytest.raises(CheckpointError, match=f"{entry}.* not supported"):
+            FAMILIES[model_type].config(config)

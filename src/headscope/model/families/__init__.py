@@ -10,6 +10,7 @@ from typing import Any
 from headscope.errors import CheckpointError
 from headscope.model.families.base import Family
 from headscope.model.families.bloom import BLOOM
+from headscope.model.families.falcon import FALCON
 from headscope.model.families.gemma import GEMMA, GEMMA2, GEMMA3
 from headscope.model.families.gpt2 import GPT2
 from headscope.model.families.gpt_neo import GPT_NEO
@@ -17,6 +18,7 @@ from headscope.model.families.gptj import GPTJ
 from headscope.model.families.granite import GRANITE
 from headscope.model.families.llama import LLAMA
 from headscope.model.families.mistral import MISTRAL
+from headscope.model.families.moe import MIXTRAL, OLMOE, QWEN3_MOE
 from headscope.model.families.neox import NEOX
 from headscope.model.families.olmo import OLMO, OLMO2
 from headscope.model.families.opt import OPT
@@ -29,8 +31,8 @@ __all__ = ["FAMILIES", "Family", "family_of"]
 FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
-        BLOOM, GEMMA, GEMMA2, GEMMA3, GPT2, GPTJ, GPT_NEO, GRANITE, LLAMA, MISTRAL, NEOX, OLMO, OLMO2, OPT, PHI, PHI3,
-        QWEN2, QWEN3, STABLELM,
+        BLOOM, FALCON, GEMMA, GEMMA2, GEMMA3, GPT2, GPTJ, GPT_NEO, GRANITE, LLAMA, MISTRAL, MIXTRAL, NEOX, OLMO, OLMO2,
+        OLMOE, OPT, PHI, PHI3, QWEN2, QWEN3, QWEN3_MOE, STABLELM,
     )
 }  # fmt: skip
 

@@ -7,7 +7,7 @@ the entries written for it read back as the same config, and no tensor is left w
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -57,15 +57,19 @@ class Row:
 
     Attributes:
         theirs: Its name there.
-        pattern: How einops turns it into ours; axes `h` (heads), `g` (heads that have keys), `e` (`d_head`) have their
-            sizes from the config. When it is several of ours, one pattern stacks them along a first axis `n`, and a
-            tuple of patterns takes them from pieces one after another along the tensor's first axis, each as long as
-            its pattern says.
+        pattern: How einops turns it into ours; axes `h` (heads), `g` (heads that have keys), `r` (heads to each of
+            these), `e` (`d_head`), `m` (`d_mlp`) and `x` (experts) have their sizes from the config. When it is several
+            of ours, one pattern stacks them along a first axis `n`, and a tuple of patterns takes them from pieces one
+            after another along the tensor's first axis, each as long as its pattern says.
         scale: Ours is theirs times this,
         shift: plus this.
         skip: So many rows at the front are not ours; they are written as zeros.
         shared: Several of ours are this one tensor, and must be equal to be written.
         also: Other names it goes under.
+        first: How einops rearranges it before `pattern`: for pieces that do not follow one another as they are.
+        optional: A bias that may be missing, and is zero then.
+        experts: The names of one expert's tensors (`{}` is its number), where a checkpoint has them one by one: these
+            after one another along their first axis, stacked, are the tensor.
     """
 
     theirs: str
@@ -75,6 +79,9 @@ class Row:
     skip: int = 0
     shared: bool = False
     also: tuple[str, ...] = ()
+    first: str = ""
+    optional: bool = False
+    experts: tuple[str, ...] = ()
 
     def read(self, tensor: Tensor, cfg: HookedTransformerConfig, n: int) -> list[Tensor]:
         """Ours, `n` of them, from theirs."""
@@ -84,6 +91,7 @@ class Row:
         if self.scale != 1.0 or self.shift:
             # In bfloat16 one plus a small weight is one.
             tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32)) * self.scale + self.shift
+        tensor = _arranged(tensor, self.first, cfg)
         if isinstance(self.pattern, tuple):
             pieces = tensor.split([_first_axis(pattern, cfg) for pattern in self.pattern])
             return [_arranged(piece, pattern, cfg) for piece, pattern in zip(pieces, self.pattern, strict=True)]
@@ -103,6 +111,7 @@ class Row:
             tensor = torch.cat(pieces)
         else:
             tensor = _arranged(ours[0] if len(ours) == 1 else torch.stack(ours), _back(self.pattern), cfg, n=len(ours))
+        tensor = _arranged(tensor, _back(self.first), cfg)
         if self.skip:
             tensor = torch.cat([tensor.new_zeros(self.skip, *tensor.shape[1:]), tensor])
         if self.scale == 1.0 and not self.shift:
@@ -114,7 +123,9 @@ Table = Mapping[str, Row]
 
 
 def _sizes_of(cfg: HookedTransformerConfig) -> dict[str, int]:
-    return {"h": cfg.n_heads, "g": cfg.n_key_value_heads or cfg.n_heads, "e": cfg.d_head, "m": cfg.d_mlp or 0}
+    groups = cfg.n_key_value_heads or cfg.n_heads
+    own = {"h": cfg.n_heads, "g": groups, "r": cfg.n_heads // groups, "e": cfg.d_head}
+    return {**own, "m": cfg.d_mlp or 0, "x": cfg.num_experts or 0}
 
 
 def _arranged(tensor: Tensor, pattern: str, cfg: HookedTransformerConfig, **more: int) -> Tensor:
@@ -170,6 +181,16 @@ class Tensors(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+    def stacked(self, parts: Sequence[str], n: int) -> Tensor:
+        """For each of `n` experts its tensors of these names, after one another; all stacked."""
+        found = [[self[part.format(each)] for part in parts] for each in range(n)]
+        try:
+            return torch.stack([torch.cat(of_one) for of_one in found])
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"the experts' tensors ({', '.join(parts)}) are not of equal shapes: {error}"
+            ) from None
 
     def check_all_read(self) -> None:
         """Refuse tensors that no one read: they would be silently lost."""
@@ -257,7 +278,8 @@ class Family(ABC):
             ours, theirs = f"blocks.{layer}.", self.layer_prefix.format(layer)
             for names, row in self.layer(cfg, hf).items():
                 full = [ours + _own_name(name, cfg) for name in names.split()]
-                yield full, dataclasses.replace(row, theirs=theirs + row.theirs)
+                also, experts = (tuple(theirs + each for each in names) for names in (row.also, row.experts))
+                yield full, dataclasses.replace(row, theirs=theirs + row.theirs, also=also, experts=experts)
 
     def convert(
         self, tensors: Mapping[str, Tensor], cfg: HookedTransformerConfig, hf: Mapping[str, Any]
@@ -273,7 +295,10 @@ class Family(ABC):
         seen = set()
         for names, row in self.rows(cfg, hf):
             name = next((each for each in (row.theirs, *row.also) if each in given), row.theirs)
-            tensor = given[name]
+            if row.optional and name not in given:
+                continue
+            single = bool(row.experts) and name not in given and row.experts[0].format(0) in given
+            tensor = given.stacked(row.experts, cfg.num_experts or 0) if single else given[name]
             try:
                 parts = row.read(tensor, cfg, len(names))
             except (EinopsError, RuntimeError, ValueError) as error:
@@ -351,8 +376,10 @@ def _bias_shapes(cfg: HookedTransformerConfig) -> dict[str, tuple[int, ...]]:
     }  # fmt: skip
     if not cfg.attn_only:
         assert cfg.d_mlp is not None
-        of_layer |= {"mlp.b_in": (cfg.d_mlp,), "mlp.b_out": (cfg.d_model,)}
-        of_layer |= {"mlp.b_gate": (cfg.d_mlp,)} if cfg.gated_mlp else {}
+        hidden = (cfg.d_mlp,) if cfg.num_experts is None else (cfg.num_experts, cfg.d_mlp)
+        of_layer |= {"mlp.b_in": hidden, "mlp.b_out": (cfg.d_model,)}
+        of_layer |= {"mlp.b_gate": hidden} if cfg.gated_mlp else {}
+        of_layer |= {} if cfg.num_experts is None else {"mlp.b_router": (cfg.num_experts,)}
     layers = {
         f"blocks.{layer}.{_own_name(name, cfg)}": shape
         for layer in range(cfg.n_layers)
