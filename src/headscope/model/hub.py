@@ -10,7 +10,15 @@ from typing import Any
 
 from headscope.errors import CheckpointError, InvalidInputError, unknown_name
 
-__all__ = ["DEMO", "HUB_MODELS", "TOKENIZER_FILES", "HubModel", "checkpoint_revision", "find_checkpoint"]
+__all__ = [
+    "DEMO",
+    "FIELD_WEIGHTS",
+    "HUB_MODELS",
+    "TOKENIZER_FILES",
+    "HubModel",
+    "checkpoint_revision",
+    "find_checkpoint",
+]
 
 DEMO = "headscope-demo"
 _DEMO_DIRECTORY = Path(__file__).parent.parent / "assets" / "demo"
@@ -38,6 +46,73 @@ HUB_MODELS = (
         for kind in ("", "-deduped")
         if size not in ("14m", "31m") or not kind
     ),
+    HubModel("gpt-neox-20b", "EleutherAI/gpt-neox-20b", "20B", ("gpt-neox", "neox")),
+    HubModel("gpt-neo-125M", "EleutherAI/gpt-neo-125M", "125M", ("gpt-neo-small", "neo-small", "neo")),
+    HubModel("gpt-neo-1.3B", "EleutherAI/gpt-neo-1.3B", "1.3B", ("gpt-neo-medium", "neo-medium")),
+    HubModel("gpt-neo-2.7B", "EleutherAI/gpt-neo-2.7B", "2.7B", ("gpt-neo-large", "neo-large")),
+    HubModel("gpt-j-6B", "EleutherAI/gpt-j-6B", "6B", ("gpt-j", "gptj")),
+    HubModel("opt-125m", "facebook/opt-125m", "125M", ("opt-small", "opt")),
+    HubModel("opt-1.3b", "facebook/opt-1.3b", "1.3B", ("opt-medium",)),
+    HubModel("opt-2.7b", "facebook/opt-2.7b", "2.7B", ("opt-large",)),
+    HubModel("opt-6.7b", "facebook/opt-6.7b", "6.7B", ("opt-xl",)),
+    HubModel("opt-13b", "facebook/opt-13b", "13B", ("opt-xxl",)),
+    HubModel("opt-30b", "facebook/opt-30b", "30B", ("opt-xxxl",)),
+    HubModel("opt-66b", "facebook/opt-66b", "66B", ("opt-xxxxl",)),
+    *(
+        HubModel(f"bloom-{size}", f"bigscience/bloom-{size}", size.upper())
+        for size in ("560m", "1b1", "1b7", "3b", "7b1")
+    ),
+    HubModel("olmo-1b", "allenai/OLMo-1B-hf", "1B"),
+    HubModel("olmo-7b", "allenai/OLMo-7B-hf", "7B"),
+    HubModel("olmo-2-1b", "allenai/OLMo-2-0425-1B", "1B"),
+    HubModel("olmo-2-7b", "allenai/OLMo-2-1124-7B", "7B"),
+    HubModel("olmoe", "allenai/OLMoE-1B-7B-0924", "7B"),
+    HubModel("phi-1", "microsoft/phi-1", "1.3B"),
+    HubModel("phi-1_5", "microsoft/phi-1_5", "1.3B"),
+    HubModel("phi-2", "microsoft/phi-2", "2.7B"),
+    HubModel("phi-3", "microsoft/Phi-3-mini-4k-instruct", "3.8B"),
+    HubModel("phi-4", "microsoft/phi-4", "14B"),
+    HubModel("mixtral", "mistralai/Mixtral-8x7B-v0.1", "47B", ("mixtral-8x7b",)),
+    HubModel("mixtral-instruct", "mistralai/Mixtral-8x7B-Instruct-v0.1", "47B", ("mixtral-8x7b-instruct",)),
+    HubModel("qwen3-30b-a3b", "Qwen/Qwen3-30B-A3B", "30B"),
+    HubModel("falcon-7b", "tiiuae/falcon-7b", "7B"),
+    HubModel("falcon-40b", "tiiuae/falcon-40b", "40B"),
+    HubModel("stablelm-2-1.6b", "stabilityai/stablelm-2-1_6b", "1.6B"),
+    HubModel("granite-3.1-2b", "ibm-granite/granite-3.1-2b-base", "2.5B"),
+    *(
+        HubModel(f"attn-only-{n}l", f"NeelNanda/Attn_Only_{n}L512W_C4_Code", size)
+        for n, size in ((1, "1.0M"), (2, "2.1M"), (3, "3.1M"), (4, "4.2M"))
+    ),
+    HubModel("attn-only-2l-demo", "NeelNanda/Attn-Only-2L512W-Shortformer-6B-big-lr", "2.1M", ("attn-only-demo",)),
+    *(
+        HubModel(f"gelu-{n}l", f"NeelNanda/GELU_{n}L512W_C4_Code", size)
+        for n, size in ((1, "3.1M"), (2, "6.3M"), (3, "9.4M"), (4, "12.6M"))
+    ),
+    *(
+        HubModel(f"solu-{n}l", f"NeelNanda/SoLU_{n}L{width}W_C4_Code", size)
+        for n, width, size in (
+            (1, 512, "3.1M"),
+            (2, 512, "6.3M"),
+            (3, 512, "9.4M"),
+            (4, 512, "12.6M"),
+            (6, 768, "42M"),
+            (8, 1024, "101M"),
+            (10, 1280, "197M"),
+            (12, 1536, "340M"),
+        )
+    ),
+    *(
+        HubModel(f"solu-{n}l-pile", f"NeelNanda/SoLU_{n}L_v{version}_old", size, (f"solu-{n}l-old",))
+        for n, version, size in (
+            (1, 9, "13M"),
+            (2, 10, "13M"),
+            (4, 11, "13M"),
+            (6, 13, "42M"),
+            (8, 21, "101M"),
+            (10, 22, "197M"),
+            (12, 23, "340M"),
+        )
+    ),
 )
 # When Pythia was saved (Biderman et al. 2023): at each power of two up to 512 steps, then every 1,000.
 _PYTHIA_STEPS = (0, *(2**power for power in range(10)), *range(1000, 144_000, 1000))
@@ -45,7 +120,8 @@ _HUB_IDS = {alias: model.hub_id for model in HUB_MODELS for alias in (model.name
 
 _WANTED = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab*", "merges.txt",
            "special_tokens_map.json", "added_tokens.json", "*.model"]  # fmt: skip
-_WANTED_BIN = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
+FIELD_WEIGHTS = "*final.pth"  # of the field's own small models
+_WANTED_BIN = ["pytorch_model*.bin", "pytorch_model.bin.index.json", FIELD_WEIGHTS]
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
@@ -181,7 +257,7 @@ def _has_tokenizer(directory: Path) -> bool:
 
 def has_weights(directory: Path) -> bool:
     """Whether a directory has weight files in it."""
-    return any(directory.glob("*.safetensors")) or any(directory.glob("pytorch_model*.bin"))
+    return any(any(directory.glob(kind)) for kind in ("*.safetensors", "pytorch_model*.bin", FIELD_WEIGHTS))
 
 
 def _is_whole(directory: Path) -> bool:

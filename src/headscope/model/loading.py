@@ -28,7 +28,7 @@ from headscope.model.attention import FIELD_BUFFERS
 from headscope.model.components import MLP, make_norm, make_pre_norm
 from headscope.model.config import HookedTransformerConfig, parse_dtype
 from headscope.model.families import family_of
-from headscope.model.hub import TOKENIZER_FILES, checkpoint_revision, find_checkpoint
+from headscope.model.hub import FIELD_WEIGHTS, TOKENIZER_FILES, checkpoint_revision, find_checkpoint
 from headscope.model.placement import DeviceMap, balanced_device_map, gpus
 from headscope.model.processing import WeightProcessing, process_weights
 from headscope.model.tensor_file import TensorFiles
@@ -125,14 +125,17 @@ def load_pretrained(
         index, step, hub["revision"] = checkpoint_revision(str(model_name), index=checkpoint_index, step=wanted)
         of_training = {"from_checkpoint": True, "checkpoint_index": index, "checkpoint_value": step}
     directory = None if hf_model is not None else find_checkpoint(str(model_name), **hub)
-    hf_config = read_config(directory) if directory is not None else hf_model.config.to_dict()
+    if directory is not None:
+        hf_config = {"_name_or_path": str(directory), **read_config(directory)}
+    else:
+        hf_config = hf_model.config.to_dict()
     fields = config_fields(hf_config, str(directory or "hf_model"))
     if first_n_layers is not None and not 1 <= first_n_layers <= fields["n_layers"]:
         raise InvalidInputError(f"first_n_layers must be between 1 and {fields['n_layers']}; got {first_n_layers}.")
+    architecture = next(iter(hf_config.get("architectures") or []), family_of(hf_config).architecture)
     cfg = HookedTransformerConfig(
-        **fields,
+        **{"original_architecture": architecture, **fields},
         model_name=_display_name(model_name, hf_config),
-        original_architecture=next(iter(hf_config.get("architectures") or []), family_of(hf_config).architecture),
         dtype=parse_dtype(dtype if torch_dtype is None else torch_dtype),
         device=device,
         default_prepend_bos=default_prepend_bos is not False,
@@ -157,8 +160,7 @@ def load_pretrained(
         refactor_factored_attn_matrices=refactor_factored_attn_matrices,
     )
     if tokenizer is None:
-        tokenizer = _tokenizer_of(model_name, directory, hub)
-        cfg.tokenizer_name = model_name if tokenizer is not None else None
+        tokenizer, cfg.tokenizer_name = _tokenizer_of(model_name, directory, hub, cfg.tokenizer_name)
     model = cls(cfg, tokenizer, move_to_device=False, default_padding_side=default_padding_side or "right")
     fill(model, checkpoint, processing, in_place=True)
     if device_map is not None and not isinstance(device_map, str):
@@ -299,7 +301,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_tensors(directory: Path) -> Mapping[str, Tensor]:
-    """The tensors of a checkpoint: from its safetensors files, else from `pytorch_model*.bin` without running code.
+    """The tensors of a checkpoint: from its safetensors files, else from pickles, without running code.
+
+    Pickles are `pytorch_model*.bin`, or `*final.pth`, as the field's own small models are saved.
 
     Raises:
         CheckpointError: if there are none, a shard is missing, or a file is corrupt or holds more than tensors.
@@ -315,9 +319,11 @@ def read_tensors(directory: Path) -> Mapping[str, Tensor]:
     paths = [whole] if whole.is_file() else sorted(directory.glob("*.safetensors"))
     if paths:
         return TensorFiles(paths)
-    pickles = sorted(directory.glob("pytorch_model*.bin"))
+    pickles = sorted(directory.glob("pytorch_model*.bin")) or sorted(directory.glob(FIELD_WEIGHTS))
     if not pickles:
-        raise CheckpointError(f"{directory} has no weights: neither *.safetensors nor pytorch_model*.bin.")
+        raise CheckpointError(
+            f"{directory} has no weights: neither *.safetensors nor pytorch_model*.bin nor {FIELD_WEIGHTS}."
+        )
     tensors: dict[str, Tensor] = {}
     for path in pickles:
         tensors |= _unpickled(path)
@@ -346,15 +352,24 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _tokenizer_of(model_name: str | None, directory: Path | None, hub: dict[str, Any]) -> Any:
-    """The tokenizer beside a checkpoint; for weights from elsewhere, that of the model of this name, if at hand."""
-    if directory is not None or model_name is None:
-        return None if directory is None else load_tokenizer(directory)
-    try:
-        return load_tokenizer(find_checkpoint(model_name, weights=False, **hub))
-    except (CheckpointError, UnknownNameError) as error:
-        logger.warning("the model has no tokenizer: none was found for %r. %s", model_name, error)
-        return None
+def _tokenizer_of(
+    model_name: str | None, directory: Path | None, hub: dict[str, Any], named: str | None
+) -> tuple[Any, str | None]:
+    """The tokenizer beside a checkpoint, and where it came from.
+
+    If there is none, it is that of the model the checkpoint's config names; for weights from elsewhere, that of the
+    model of this name, if at hand.
+    """
+    found = None if directory is None else load_tokenizer(directory)
+    name = model_name if directory is None or found is not None else named
+    if found is None and name is not None:
+        # A revision is the checkpoint's, not that of another repository.
+        options = hub if directory is None else {key: value for key, value in hub.items() if key != "revision"}
+        try:
+            found = load_tokenizer(find_checkpoint(name, weights=False, **options))
+        except (CheckpointError, UnknownNameError) as error:
+            logger.warning("the model has no tokenizer: none was found for %r. %s", name, error)
+    return found, None if found is None else name
 
 
 def load_tokenizer(directory: Path) -> Any:

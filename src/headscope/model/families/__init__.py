@@ -11,6 +11,7 @@ from headscope.errors import CheckpointError
 from headscope.model.families.base import Family
 from headscope.model.families.bloom import BLOOM
 from headscope.model.families.falcon import FALCON
+from headscope.model.families.field import FIELD
 from headscope.model.families.gemma import GEMMA, GEMMA2, GEMMA3
 from headscope.model.families.gpt2 import GPT2
 from headscope.model.families.gpt_neo import GPT_NEO
@@ -38,11 +39,13 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_of(hf_config: Mapping[str, Any]) -> Family:
-    """The family of a Hugging Face config, by its `model_type`.
+    """The family of a Hugging Face config, by its `model_type`; without one, it may be one of the field's own models.
 
     Raises:
         CheckpointError: for a family that is not supported; the message lists those that are.
     """
+    if FIELD.is_of(hf_config):
+        return FIELD
     model_type = hf_config.get("model_type")
     if model_type not in FAMILIES:
         raise CheckpointError(
