@@ -142,6 +142,10 @@ def weights_circuit_ranks(
     and normalized as the head's layer does. Constants that belong to no token (the biases of norm and values) are left
     out of OV. A query is the direction of the stream that predicts a token (`TokenDirections`), normalized likewise.
 
+    Of a norm behind attention only the weight takes part: its scale is one for all sources of a destination. Scores are
+    those of content at no distance: rotary positions and ALiBi are left out, and so are norms of queries and keys, with
+    which the order of keys is approximate.
+
     Cost: about `4 * n_tokens * d_vocab * d_head` operations for each head: for GPT-2 small ten seconds of one core, or
     half an hour for all 144 heads, shared among the cores there are. `circuit_ranks_cost` tells it in advance. Memory:
     tiles, and a few matrices of the size of the embedding.

@@ -54,12 +54,13 @@ def output_weight(
         >>> bool((output_weight(model, 0) == model.blocks[0].attn.W_O).all())
         True
     """
-    weight = model.per_layer_if_shown(of, _WEIGHTS[of])[layer]
-    if weight is None:
-        raise InvalidInputError(f"blocks.{layer}.{of} was replaced by a module without {_WEIGHTS[of]}.")
     block: Any = model.blocks[layer]
-    norm = getattr(block, _NORMS[of])
-    if norm is None:
+    try:
+        weight: Tensor = getattr(getattr(block, of), _WEIGHTS[of])
+    except AttributeError:
+        raise InvalidInputError(f"blocks.{layer}.{of} was replaced by a module without {_WEIGHTS[of]}.") from None
+    norm = dict(block.named_children()).get(_NORMS[of])
+    if norm is None and not model.cfg.has_post_norms:
         return weight.detach()
     if not isinstance(norm, (LayerNorm, RMSNorm)):
         raise InvalidInputError(
@@ -77,4 +78,5 @@ def output_weights(model: "HookedTransformer") -> Float[Tensor, "layer head d_he
     Raises:
         InvalidInputError: As there.
     """
-    return torch.stack([output_weight(model, layer) for layer in range(model.cfg.n_layers)])
+    layers = [output_weight(model, layer) for layer in range(model.cfg.n_layers)]
+    return torch.stack([each.to(layers[0].device) for each in layers])

@@ -26,9 +26,9 @@ class LensStates:
     Attributes:
         resid: Each `resid_pre` and `resid_mid` (where blocks have one), then the final state.
         z: Each head's output before `W_O`.
-        post_scale: What the norm behind each attention layer divided by; `None` without such norms.
         mlp: Each MLP's output; `None` without MLPs.
         rounding: Relative rounding of the type the model ran in.
+        post_scale: What the norm behind each attention layer divided by; `None` without such norms.
     """
 
     resid: Float[Tensor, "state row d_model"]
