@@ -168,6 +168,15 @@ def test_models_are_all_listed(run: Run) -> None:
         assert name in printed
 
 
+def test_one_family_says_which_processing_applies(run: Run) -> None:
+    code, printed, _ = run("models", "--family", "gemma2")
+    assert code == 0 and "Gemma2ForCausalLM" in printed and "google/gemma-2-2b" in printed
+    assert "applies: fold_ln, fold_value_biases" in printed
+    assert "not center_unembed: a soft cap on the logits" in printed
+    code, _, error = run("models", "--family", "gemma9")
+    assert code == 1 and "Unknown family 'gemma9'" in error and "gemma2" in error
+
+
 def test_train_demo_writes_a_checkpoint(run: Run, tmp_path: Path) -> None:
     code, printed, _ = run("train", "demo", "--out", tmp_path / "demo", "--steps", 6, "--no-progress")
     assert code == 0

@@ -15,9 +15,9 @@ from headscope.cli.shared import (
     command,
     texts_of,
 )
-from headscope.errors import InvalidInputError
-from headscope.model.families import FAMILIES
+from headscope.errors import InvalidInputError, unknown_name
 from headscope.model.hub import DEMO, HUB_MODELS
+from headscope.model.known import KnownFamily, known_families
 from headscope.model.transformer import HookedTransformer
 from headscope.report import ABLATION_TOKENS, MAX_TOKENS, write_comparison, write_report
 from headscope.training.demo_figures import EVALUATION_SEED, evaluate_demo
@@ -97,16 +97,37 @@ def _called(name: str) -> str:
     return "/".join(folder.absolute().parts[-2:]) if folder.is_dir() else name
 
 
-@command(app, examples=("headscope models",))
-def models() -> None:
-    """List the models with short names, and the kinds of checkpoint that can be loaded."""
+@command(app, examples=("headscope models", "headscope models --family gemma2"))
+def models(
+    family: Annotated[
+        str | None, typer.Option(help="Say all there is to say of one family.", show_default=False)
+    ] = None,
+) -> None:
+    """List the models with short names, and the families of checkpoints that can be loaded."""
+    known = {each.model_type: each for each in known_families()}
+    if family is not None:
+        if family not in known:
+            raise unknown_name("family", family, list(known))
+        typer.echo(_described(known[family]))
+        return
     rows = [(DEMO, "about 1M", "inside the package; works offline")]
     rows += [(", ".join((hub.name, *hub.aliases)), hub.n_params, hub.hub_id) for hub in HUB_MODELS]
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     for name, size, where in rows:
         typer.echo(f"{name:<{widths[0]}}  {size:>{widths[1]}}  {where}")
-    families = ", ".join(sorted(FAMILIES))
-    typer.echo(f"\nAlso any hub id (owner/model) or local folder with a config.json of model_type: {families}.")
+    typer.echo("\nAlso any hub id (owner/model) or local folder with a config.json of these families, such as:")
+    width = max(map(len, known))
+    for name, each in known.items():
+        typer.echo(f"{name:<{width}}  {', '.join(each.examples[:3])}")
+    typer.echo("\nWhich weight processing applies to a family: headscope models --family NAME")
+
+
+def _described(family: KnownFamily) -> str:
+    lines = [f"{family.model_type} ({family.architecture} in transformers)", "  models:"]
+    lines += [f"    {example}" for example in family.examples]
+    lines.append(f"  weight processing that applies: {', '.join(family.processing)}")
+    lines += [f"  not {name}: {reason}" for name, reason in family.left_out.items()]
+    return "\n".join(lines)
 
 
 @command(
