@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import tiny_model, tiny_tokens
+from three_passes import ThreePasses, random_task
+from tiny import tiny_model
 from torch import Tensor, nn
 
 from headscope import HookedTransformer
@@ -24,111 +25,13 @@ SHAPES: dict[str, dict[str, Any]] = {
     "attn_only": {"attn_only": True},
     "shortformer": {"positional_embedding_type": "shortformer", "normalization_type": "LNPre"},
     "bidirectional": {"attention_dir": "bidirectional", "output_logits_soft_cap": 2.0, "normalization_type": None},
+    "norms on both sides": {"use_normalization_before_and_after": True, "positional_embedding_type": "rotary"},
+    "norms behind": {"use_normalization_after_only": True, "normalization_type": "RMS", "use_qk_norm": True},
 }
 
 
 def three_layers(shape: str = "mlps", **fields: Any) -> HookedTransformer:
     return tiny_model(n_layers=3, **SHAPES[shape], **fields)
-
-
-def random_task(lengths: tuple[int, ...] = (6, 4, 5), *, seed: int = 1, pad_left: bool = False) -> Task:
-    """Random prompts of several lengths, with two right answers and three wrong ones."""
-    n, width = len(lengths), max(lengths)
-    clean, corrupted = tiny_tokens(n, width, seed=seed), tiny_tokens(n, width, seed=seed + 1)
-    ends = torch.tensor(lengths)
-    mask = torch.arange(width) < ends[:, None]
-    answers = torch.stack([torch.randperm(23, generator=torch.Generator().manual_seed(at))[:5] for at in range(n)])
-    if pad_left:
-        mask, ends = mask.flip(1), torch.full_like(ends, width)
-    return Task(
-        clean_tokens=clean,
-        correct=answers[:, :2],
-        incorrect=answers[:, 2:],
-        attention_mask=mask,
-        positions=ends - 1,
-        corrupted_tokens=corrupted,
-        prompts=tuple(f"prompt {at}" for at in range(n)),
-        str_tokens=tuple(tuple(map(str, row[seen].tolist())) for row, seen in zip(clean, mask, strict=True)),
-        answers=(("right", "wrong"),) * n,
-        labels=("",) * n,
-        word_idx={"S2": ends - 2},
-    )
-
-
-class ThreePasses:
-    """Each pass a full one, through hooks on what every head reads for itself.
-
-    Heads that share keys and values have copies of them here, of which each is patched alone.
-    """
-
-    def __init__(self, model: HookedTransformer, task: Task, *, noising: bool = True) -> None:
-        self.model, self.task = model, task
-        model.cfg.ungroup_grouped_query_attention = True
-        runs = (task.clean_tokens, task.corrupted_tokens)
-        self.tokens, other = runs if noising else runs[::-1]
-        self.given = {"attention_mask": task.attention_mask}
-        logits, self.base = model.run_with_cache(self.tokens, **self.given)
-        _, self.other = model.run_with_cache(other, **self.given)
-        self.before = self.scored(logits)
-        model.cfg.ungroup_grouped_query_attention = False
-
-    def scored(self, logits: Tensor) -> Tensor:
-        return self.task.logit_difference(logits, per_prompt=True).detach()
-
-    def change(
-        self, senders: list[str], receivers: list[str], *, freeze_mlps: bool = True, where: Tensor | None = None
-    ) -> Tensor:
-        """What the patch does to each prompt's logit difference."""
-        at = torch.ones_like(self.task.attention_mask) if where is None else where
-        points: dict[str, list[int | slice]] = {}
-        for receiver in receivers:
-            if receiver == "final":
-                points[f"blocks.{self.model.cfg.n_layers - 1}.hook_resid_post"] = [slice(None)]
-            elif receiver.startswith("mlp"):
-                points[f"blocks.{receiver[3:]}.hook_mlp_in"] = [slice(None)]
-            else:
-                layer, head, kind = receiver.split(".")
-                points.setdefault(f"blocks.{layer}.hook_{kind}_input", []).append(int(head))
-        recorded: dict[str, Tensor] = {}
-
-        def record(value: Tensor, hook: Any) -> None:
-            recorded[hook.name] = value.clone()
-
-        def put(value: Tensor, hook: Any) -> Tensor:
-            value = value.clone()
-            for part in points[hook.name]:
-                value[:, :, part] = recorded[hook.name][:, :, part]
-            return value
-
-        self.model.cfg.ungroup_grouped_query_attention = True
-        hooks = self.frozen(senders, freeze_mlps, at) + [(name, record) for name in points]
-        self.model.run_with_hooks(self.tokens, fwd_hooks=hooks, **self.given)
-        logits = self.model.run_with_hooks(self.tokens, fwd_hooks=[(name, put) for name in points], **self.given)
-        self.model.cfg.ungroup_grouped_query_attention = False
-        return self.scored(logits) - self.before
-
-    def frozen(self, senders: list[str], freeze_mlps: bool, at: Tensor) -> list[tuple[str, Any]]:
-        def heads(z: Tensor, hook: Any) -> Tensor:
-            z = self.base[hook.name].clone()
-            for head in range(z.shape[2]):
-                if f"{hook.layer()}.{head}" in senders:
-                    z[:, :, head][at] = self.other[hook.name][:, :, head][at]
-            return z
-
-        def mlp(out: Tensor, hook: Any) -> Tensor:
-            sends = f"mlp{hook.layer()}" in senders
-            out = self.base[hook.name].clone() if freeze_mlps or sends else out.clone()
-            if sends:
-                out[at] = self.other[hook.name][at]
-            return out
-
-        def embed(value: Tensor, hook: Any) -> Tensor:
-            return torch.where(at[..., None], self.other[hook.name], self.base[hook.name])
-
-        hooks = [(f"blocks.{layer}.attn.hook_z", heads) for layer in range(self.model.cfg.n_layers)]
-        if not self.model.cfg.attn_only:
-            hooks += [(f"blocks.{layer}.hook_mlp_out", mlp) for layer in range(self.model.cfg.n_layers)]
-        return [*hooks, ("hook_embed", embed)] if "embed" in senders else hooks
 
 
 CASES = (

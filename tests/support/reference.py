@@ -247,10 +247,53 @@ def naive_entropy(
     *,
     counted: Tensor,
     mask: Tensor | None = None,
+    edit: Edit = keep,
+    **options: Any,
+) -> NaiveEntropy:
+    """`naive_entropy_of` what the reference gives on some tokens."""
+    reference = Reference(state, cfg, edit=edit)
+    acts = reference.run(tokens, mask).acts
+    return naive_entropy_of(acts, reference.state, cfg, counted=counted, **options)
+
+
+def scale_of(x: Tensor, kind: str | None, eps: float) -> Tensor:
+    """What a norm of this kind divides by."""
+    if kind is None:
+        return torch.ones_like(x[..., :1])
+    x = x - x.mean(-1, keepdim=True) if kind.startswith("LN") else x
+    return torch.sqrt((x**2).mean(-1, keepdim=True) + eps)
+
+
+def heads_written(
+    acts: Mapping[str, Tensor], weights: Mapping[str, Tensor], cfg: Any, layer: int, means: Tensor | None = None
+) -> list[Tensor]:
+    """What each head adds to the stream (less what its mean output would): one row for each head.
+
+    A norm behind attention is the linear map it is with the scale that it has in this run.
+    """
+    name = f"blocks.{layer}."
+    z, W_O = acts[name + "attn.hook_z"], weights[name + "attn.W_O"]
+    heads = range(cfg.n_heads)
+    out = sum(z[:, :, h] @ W_O[h] for h in heads) + weights[name + "attn.b_O"]
+    z = z if means is None else z - means
+    rows = [z[:, :, h] @ W_O[h] for h in heads]
+    if f"{name}ln1_post.w" not in weights:
+        return rows
+    kind = "LN" if f"{name}ln1_post.b" in weights else "RMS"
+    scale, weight = scale_of(out, kind, cfg.eps), weights[f"{name}ln1_post.w"]
+    rows = [row - row.mean(-1, keepdim=True) if kind == "LN" else row for row in rows]
+    return [row * weight / scale for row in rows]
+
+
+def naive_entropy_of(
+    acts: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+    cfg: Any,
+    *,
+    counted: Tensor,
     baseline: str = "zero",
     scale: str = "final",
     lens_bias: bool = True,
-    edit: Edit = keep,
 ) -> NaiveEntropy:
     """Entropy through the logit lens, one component and all logits at a time.
 
@@ -258,20 +301,13 @@ def naive_entropy(
     `c` is added to the state it read (`resid_pre` for a head, the state before the MLP for an MLP), and taken from the
     final one. A soft cap comes last.
     """
-    reference = Reference(state, cfg, edit=edit)
-    acts = reference.run(tokens, mask).acts
-    weights = reference.state
     kind = cfg.normalization_type
+    if cfg.final_rms and kind is not None:
+        kind = "RMS" if "ln_final.w" in weights else "RMSPre"
     final = acts[f"blocks.{cfg.n_layers - 1}.hook_resid_post"]
 
-    def scale_of(x: Tensor) -> Tensor:
-        if kind is None:
-            return torch.ones_like(x[..., :1])
-        x = x - x.mean(-1, keepdim=True) if kind.startswith("LN") else x
-        return torch.sqrt((x**2).mean(-1, keepdim=True) + cfg.eps)
-
     def lens(x: Tensor, *, at_the_end: bool) -> Tensor:
-        by = scale_of(final if scale == "final" else x)
+        by = scale_of(final if scale == "final" else x, kind, cfg.eps)
         x = (x - x.mean(-1, keepdim=True) if kind is not None and kind.startswith("LN") else x) / by
         x = x * weights["ln_final.w"] if kind in ("LN", "RMS") else x
         x = x + weights["ln_final.b"] if kind == "LN" else x
@@ -291,16 +327,16 @@ def naive_entropy(
         name = f"blocks.{layer}."
         pre = acts[name + "hook_resid_pre"]
         states.append(pre)
-        components = [(pre, acts[name + "attn.hook_z"][:, :, h] @ weights[name + "attn.W_O"][h])
-                      for h in range(cfg.n_heads)]  # fmt: skip
+        means = acts[name + "attn.hook_z"][counted].mean(0) if baseline == "mean" else None
+        components = [(pre, written) for written in heads_written(acts, weights, cfg, layer, means)]
         if sequential:
             states.append(acts[name + "hook_resid_mid"])
         if not cfg.attn_only:
-            components.append((states[-1], acts[name + "hook_mlp_out"]))
+            written = acts[name + "hook_mlp_out"]
+            components.append((states[-1], written - written[counted].mean(0) if baseline == "mean" else written))
         diff.append([])
         marginal.append([])
-        for before, written in components:
-            change = written - written[counted].mean(0) if baseline == "mean" else written
+        for before, change in components:
             added = entropy_of(lens(before + change, at_the_end=False))
             diff[-1].append(spread(added - entropy_of(lens(before, at_the_end=False))))
             marginal[-1].append(spread(end - entropy_of(lens(final - change, at_the_end=True))))
