@@ -253,6 +253,21 @@ def test_the_model_goes_where_the_config_says() -> None:
     assert model.W_E.dtype == torch.float64 and torch.get_num_threads() == threads
 
 
+def test_a_float64_model_is_measured_in_float64() -> None:
+    data = SkipTrigramDataset(80, seed=1)
+    cfg = replace(PLAIN, epochs=2, batch_size=30, dtype="float64")
+    model, other = new_model(), new_model().double()
+    expected = plain_loop(other, data, cfg)
+    result = train(model, data, cfg, validation=data.held_out(50), progress=False)
+    for point, means in enumerate(expected):
+        found = result.train_epochs.at(point)
+        # float32's rounding is 1e-7 of a loss of 2; Adam's is the same on both sides.
+        assert (found.signal_loss, found.noise_loss) == pytest.approx((means["signal"][0], means["noise"][0]), abs=1e-12)
+    held_out = data.held_out(50)
+    loss = F.cross_entropy(model(held_out.tokens)[:, -1].detach(), held_out.labels[:, 0])
+    assert result.final.loss == pytest.approx(float(loss), abs=1e-13)
+
+
 def test_weights_of_a_nan_stop_training() -> None:
     model = new_model()
     with torch.no_grad():

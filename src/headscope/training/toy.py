@@ -223,9 +223,12 @@ def sample_order(n_samples: int, epoch: int, seed: int) -> Int[Tensor, " sample"
 def _losses(
     logits: Float[Tensor, "batch answer d_vocab"], labels: Int[Tensor, "batch answer"]
 ) -> tuple[Float[Tensor, " answers"], Float[Tensor, " answers"]]:
-    """Cross-entropy in nats of every answer, and 1 where it has the highest logit."""
-    answers, flat = logits.flatten(0, 1).float(), labels.flatten()
-    return F.cross_entropy(answers, flat, reduction="none"), (answers.detach().argmax(-1) == flat).float()
+    """Cross-entropy in nats of every answer, and 1 where it has the highest logit; of 16-bit logits in float32."""
+    answers, flat = logits.flatten(0, 1), labels.flatten()
+    if answers.dtype.itemsize < torch.float32.itemsize:
+        answers = answers.float()
+    losses = F.cross_entropy(answers, flat, reduction="none")
+    return losses, (answers.detach().argmax(-1) == flat).to(losses.dtype)
 
 
 def _check_fits(model: HookedTransformer, data: TaskDataset) -> None:
@@ -254,7 +257,7 @@ class _Run:
     """A run in memory.
 
     Attributes:
-        sums: For each step, what `MetricCurve.of_sums` takes.
+        sums: For each step, what `MetricCurve.of_sums` takes; in float64 for a model of that type.
         points: Steps at which validation data was measured, and what was found.
         shown: When the progress bar was last written to, and at which step.
     """
@@ -273,7 +276,8 @@ class _Run:
         self.steps_per_epoch = ceil(len(self.data) / self.cfg.batch_size)
         self.evaluate_every = self.cfg.evaluate_every or self.steps_per_epoch
         device = self.model.input_device
-        self.sums = torch.zeros(self.steps, 6, device=device)
+        dtype = torch.float64 if self.model.cfg.dtype == torch.float64 else torch.float32
+        self.sums = torch.zeros(self.steps, 6, dtype=dtype, device=device)
         self.optimizer = make_optimizer(self.model, self.cfg, fused=device.type in ("cpu", "cuda"))
         self.forward: Callable[[Tensor], Tensor] = torch.compile(self.model) if self.cfg.compile else self.model
         self.epoch: _Epoch | None = None
@@ -372,7 +376,8 @@ class _Run:
             losses, correct = _losses(logits, epoch.labels[part])
             detached = losses.detach()
             measured = torch.stack([detached, correct, torch.ones_like(detached)])
-            self.sums[self.step] = (measured @ epoch.kinds[part].flatten(0, 1)).T.flatten()
+            kinds = epoch.kinds[part].flatten(0, 1).to(measured.dtype)
+            self.sums[self.step] = (measured @ kinds).T.flatten()
             return losses.mean()
 
         rate = self.cfg.rate(self.step, self.steps)
