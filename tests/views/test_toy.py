@@ -64,8 +64,10 @@ def test_a_slider_moves_each_map_and_the_lines_show_all_of_training() -> None:
         np.testing.assert_allclose(entropy.z, along.diff[index])
         np.testing.assert_allclose(scores.z[2], along.induction[index].flatten())
         np.testing.assert_allclose(logits.z, along.head_logits[index, :, :, 1].flatten(0, 1))
-    assert maps[0].zmax == -maps[0].zmin == pytest.approx(float(along.diff.abs().max()))
-    assert (maps[1].zmin, maps[1].zmax) == (0.0, 1.0)
+    assert [each.coloraxis for each in maps] == ["coloraxis", "coloraxis2", "coloraxis3"]
+    axis = figure.layout.coloraxis
+    assert axis.cmax == -axis.cmin == pytest.approx(float(along.diff.abs().max()))
+    assert (figure.layout.coloraxis2.cmin, figure.layout.coloraxis2.cmax) == (0.0, 1.0)
     titles = [note.text for note in figure.layout.annotations]
     assert "0 4 2 → 1 (logits)" in titles and "toy &lt;x&gt;" in figure.layout.title.text
     slider = figure.layout.sliders[0]

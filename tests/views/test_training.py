@@ -68,14 +68,14 @@ def test_maps_have_labels_and_one_scale_centred_on_zero() -> None:
     figure = token_maps(values, title="OV", x=["a", "<b>", "c"], y=["p", "q"], x_title="logit", y_title="source")
     first, second = figure.data
     np.testing.assert_allclose(second.z, values[1])
-    assert all((trace.zmin, trace.zmax) == (-8.0, 8.0) for trace in figure.data)
-    assert [trace.showscale for trace in figure.data] == [False, True]
+    axis = figure.layout.coloraxis
+    assert (axis.cmin, axis.cmax) == (-8.0, 8.0) and all(trace.coloraxis == "coloraxis" for trace in figure.data)
     assert figure.layout.xaxis2.ticktext == ("a", "&lt;b&gt;", "c") and figure.layout.yaxis.ticktext == ("p", "q")
     assert (figure.layout.xaxis.title.text, figure.layout.yaxis.title.text) == ("logit", "source")
     assert tuple(first.customdata[1][2]) == ("q", "c")
     assert [note.text for note in figure.layout.annotations] == ["head 0", "head 1"]
-    assert token_maps(values, title="OV", limit=3.0).data[0].zmax == 3.0
-    assert token_maps(torch.zeros(1, 2, 2), title="OV").data[0].zmax == 1.0
+    assert token_maps(values, title="OV", limit=3.0).layout.coloraxis.cmax == 3.0
+    assert token_maps(torch.zeros(1, 2, 2), title="OV").layout.coloraxis.cmax == 1.0
 
 
 def test_a_slider_goes_through_training() -> None:
@@ -89,7 +89,7 @@ def test_a_slider_goes_through_training() -> None:
     np.testing.assert_allclose(figure.data[0].z, values[-1, 0])
     (slider,) = figure.layout.sliders
     assert slider.active == 2 and [step.args[0][0] for step in slider.steps] == ["0", "5", "50"]
-    assert figure.data[0].zmax == pytest.approx(float(values.abs().max()))
+    assert figure.layout.coloraxis.cmax == pytest.approx(float(values.abs().max()))
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,6 @@ def grokking_curve(result: TrainingRecord, *, threshold: float = 0.99) -> "go.Fi
                     "text": f"{event}: step {step:,}",
                     "font": {"color": color},
                     "yshift": -18 * number,
-                    "bgcolor": "rgba(255,255,255,0.8)",
                 },
             )
     figure.update_layout(

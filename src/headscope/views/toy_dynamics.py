@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 __all__ = ["DynamicsRecord", "dynamics_along_training"]
 
 _SCORES = {"previous_token": "previous", "duplicate_token": "duplicate", "induction": "induction"}
-_ROW = 300  # pixels
+_ROW = 300  # pixels, as what follows
+_GAP = 80
+_MARGIN = 104
+_CONTROLS = 150
 _FRAME_MS = 350
 _MAX_CELLS_LABELLED = 16
 _APART = 0.07  # of a panel's height: names at the ends of lines nearer than this would overlap
@@ -57,7 +60,7 @@ class DynamicsRecord(Protocol):
 
 
 class _Map:
-    """A heat map that changes along training, and the lines over steps that stand above it."""
+    """A heat map that changes along training, and the lines over steps that stand beside it."""
 
     def __init__(
         self,
@@ -80,9 +83,9 @@ class _Map:
 def dynamics_along_training(
     dynamics: DynamicsRecord, *, prompt: int = 0, vocabulary: Sequence[str] | None = None
 ) -> "go.Figure":
-    """What changes while a model learns: lines over all of training above, below them maps at the slider's step.
+    """What changes while a model learns: lines over all of training, beside them maps at the slider's step.
 
-    One column for each measure that was taken: entropy along the residual stream over by how much each component moves
+    One row for each measure that was taken: entropy along the residual stream over by how much each component moves
     it; the strongest head of each kind over the scores of all; what each head adds to the right answer's logit (over
     its mean on the vocabulary, averaged over prompts) over what it adds to each logit of one prompt.
 
@@ -115,9 +118,9 @@ def dynamics_along_training(
     figure.update_layout(
         template=house_template(),
         title=plot_title(f"{plot_text(dynamics.info.model)} along its training", dynamics.info.data),
-        width=max(720, 470 * len(maps)),
-        height=2 * _ROW + 230,
-        margin={"t": 104, "r": 110},
+        width=960,
+        height=_ROW * len(maps) + _MARGIN + _CONTROLS,
+        margin={"t": _MARGIN, "b": _CONTROLS, "r": 90},
         showlegend=False,
     )
     return figure
@@ -179,20 +182,20 @@ def _heads(shape: tuple[int, ...]) -> list[str]:
 
 
 def _panels(maps: list[_Map], steps: np.ndarray) -> tuple["go.Figure", list[int]]:
-    """All panels as they are at the last step, and the traces that a frame changes: two for each column."""
+    """All panels as they are at the last step, and the traces that a frame changes: two for each row."""
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
     figure = make_subplots(
-        rows=2,
-        cols=len(maps),
-        subplot_titles=[each.lines_title for each in maps] + [f"{each.title} ({each.unit})" for each in maps],
-        horizontal_spacing=0.13 if len(maps) > 1 else 0.0,
-        vertical_spacing=0.17,
+        rows=len(maps),
+        cols=2,
+        subplot_titles=[title for each in maps for title in (each.lines_title, f"{each.title} ({each.unit})")],
+        horizontal_spacing=0.2,
+        vertical_spacing=_GAP / (_ROW * len(maps)) if len(maps) > 1 else 0.0,
     )
     moving = []
     at = np.arange(len(steps))
-    for column, each in enumerate(maps, start=1):
+    for row, each in enumerate(maps, start=1):
         named = _named(each)
         for number, (name, values) in enumerate(each.lines):
             figure.add_scatter(
@@ -201,34 +204,35 @@ def _panels(maps: list[_Map], steps: np.ndarray) -> tuple["go.Figure", list[int]
                 textposition="middle right", textfont={"color": PALETTE[number % len(PALETTE)]}, cliponaxis=False,
                 line={"color": PALETTE[number % len(PALETTE)], "width": 2}, customdata=steps,
                 hovertemplate=f"{plot_text(name)}, step %{{customdata:,}}<br>%{{y:.3f}}<extra></extra>",
-                row=1, col=column,
+                row=row, col=1,
             )  # fmt: skip
         cursor = {"color": "rgba(90,100,115,0.8)", "width": 1, "dash": "dot"}
-        figure.add_scatter(
-            x=[at[-1]] * 2, y=_span(each), mode="lines", hoverinfo="skip", line=cursor, row=1, col=column
-        )
-        rows, columns = each.axes
+        figure.add_scatter(x=[at[-1]] * 2, y=_span(each), mode="lines", hoverinfo="skip", line=cursor, row=row, col=1)
+        labels, columns = each.axes
+        axis = "coloraxis" if row == 1 else f"coloraxis{row}"
         heat = go.Heatmap(
-            z=each.values[-1], zmin=each.limits[0], zmax=each.limits[1], colorscale=each.scale, xgap=1, ygap=1,
-            colorbar={"thickness": 9, "len": 0.42, "y": 0.2, "nticks": 5},
+            z=each.values[-1], coloraxis=axis, xgap=1, ygap=1,
             hovertemplate=f"%{{customdata[0]}}, %{{customdata[1]}}<br>%{{z:.3f}} {each.unit}<extra></extra>",
-            customdata=[[(row, name) for name in columns] for row in rows],
+            customdata=[[(label, name) for name in columns] for label in labels],
         )  # fmt: skip
-        figure.add_trace(heat, row=2, col=column)
-        domain = figure.get_subplot(2, column).xaxis.domain
-        figure.data[-1].colorbar.x = domain[1] + 0.002
+        figure.add_trace(heat, row=row, col=2)
+        low, high = figure.get_subplot(row, 2).yaxis.domain
+        bar = {"thickness": 9, "len": high - low, "y": (low + high) / 2, "x": 1.01, "nticks": 5}
+        scale = {"cmin": each.limits[0], "cmax": each.limits[1], "colorscale": each.scale, "colorbar": bar}
+        figure.update_layout({axis: scale})
         moving += [len(figure.data) - 2, len(figure.data) - 1]
         every = max(1, -(-len(columns) // _MAX_CELLS_LABELLED))
         figure.update_xaxes(
             tickvals=list(range(0, len(columns), every)), ticktext=list(columns)[::every], showgrid=False,
-            zeroline=False, row=2, col=column,
+            zeroline=False, row=row, col=2,
         )  # fmt: skip
         figure.update_yaxes(
-            autorange="reversed", tickvals=list(range(len(rows))), ticktext=list(rows), showgrid=False, zeroline=False,
-            row=2, col=column,
+            autorange="reversed", tickvals=list(range(len(labels))), ticktext=list(labels), showgrid=False,
+            zeroline=False, row=row, col=2,
         )  # fmt: skip
     few = sorted({round(value) for value in np.linspace(0, len(steps) - 1, min(6, len(steps)))})
-    figure.update_xaxes(title_text="step", tickvals=few, ticktext=[f"{steps[i]:,}" for i in few], row=1)
+    figure.update_xaxes(tickvals=few, ticktext=[f"{steps[i]:,}" for i in few], col=1)
+    figure.update_xaxes(title_text="step", row=len(maps), col=1)
     return figure, moving
 
 

@@ -131,7 +131,7 @@ def token_maps(
 
     Example:
         >>> figure = token_maps([[[0.0, 1.0], [2.0, -3.0]]], title="OV circuit", x_title="logit", y_title="source")
-        >>> figure.layout.annotations[0].text, figure.data[0].zmax
+        >>> figure.layout.annotations[0].text, figure.layout.coloraxis.cmax
         ('head 0', 3.0)
     """
     maps = _maps(values)
@@ -242,11 +242,7 @@ def _draw_maps(
     for number, one in enumerate(maps):
         trace = go.Heatmap(
             z=one,
-            zmin=-limit,
-            zmax=limit,
-            colorscale=DIVERGING,
-            showscale=number == len(maps) - 1,
-            colorbar={"title": {"text": unit}},
+            coloraxis="coloraxis",
             xgap=1,
             ygap=1,
             hovertemplate=f"{names[number]}<br>{axes[1]} %{{customdata[0]}}, {axes[0]} %{{customdata[1]}}"
@@ -264,6 +260,7 @@ def _draw_maps(
     figure.update_layout(
         template=house_template(),
         title=plot_title(title, ""),
+        coloraxis={"cmin": -limit, "cmax": limit, "colorscale": DIVERGING, "colorbar": {"title": {"text": unit}}},
         width=max(640, 150 + len(maps) * (_MAP_MARGIN // 2 + _CELL * len(columns))),
         height=110 + _MAP_MARGIN + _CELL * len(rows),
         margin={"t": 84},
