@@ -1,6 +1,6 @@
 """The pictures of docs/toy-lab.md, and the numbers it says: every model is trained here, from seed 0.
 
-    python examples/toy_lab_images.py --out docs/images/toy    # two minutes; needs Chromium
+    python examples/toy_lab_images.py --out docs/images/toy    # three minutes; needs Chromium
 
 Figures of headscope are drawn by Chromium without a window, which turns each into an SVG.
 """
@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from html import unescape
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,12 +22,21 @@ from skip_trigram import OPERANDS, SOLVED, circuit_figures
 from torch import Tensor
 
 from headscope import HookedTransformer
-from headscope.analysis import head_scores
+from headscope.analysis import detect_heads
 from headscope.data.tasks import SkipTrigramDataset
-from headscope.training import fourier_power, operand_study, token_circuits, toy_task, train, training_dynamics
+from headscope.training import (
+    fourier_power,
+    heads_needed,
+    operand_study,
+    token_circuits,
+    toy_task,
+    train,
+    training_dynamics,
+)
 from headscope.training.toy import log_spaced_steps
 from headscope.training.toy_result import TrainingResult
 from headscope.training.toy_tasks import ToyTask
+from headscope.views.head_types import k_composition_maps
 from headscope.views.plots import PALETTE, house_template, plot_title
 from headscope.views.toy import fourier_bars, grokking_curve
 from headscope.views.toy_dynamics import dynamics_along_training
@@ -84,12 +92,11 @@ def save_svgs(figures: "dict[str, go.Figure]", out: Path) -> None:
         (out / f"{name}.svg").write_text(svg + "\n", encoding="utf-8")
 
 
-def learn(name: str, folder: Path, **fields: int) -> tuple[ToyTask, TrainingResult]:
-    """Train by the recipe, with snapshots; `fields` change the training."""
+def learn(name: str, folder: Path) -> tuple[ToyTask, TrainingResult]:
+    """Train by the recipe, with snapshots."""
     task = toy_task(name, seed=0, device="cpu")
-    cfg = replace(task.training, **fields)
-    steps = log_spaced_steps(cfg.n_steps(len(task.data)))
-    result = train(task.model, task.data, cfg, validation=task.validation, out=folder, snapshots=steps)
+    steps = log_spaced_steps(task.training.n_steps(len(task.data)))
+    result = train(task.model, task.data, task.training, validation=task.validation, out=folder, snapshots=steps)
     print(result)
     return task, result
 
@@ -163,32 +170,32 @@ def draw_few_heads() -> "go.Figure":
 def draw_induction(folder: Path) -> "dict[str, go.Figure]":
     """Two heads in a row."""
     task, _ = learn("induction", folder)
-    scores = head_scores(task.model, n_sequences=50, progress=False)
-    print(scores.top(2), scores.top(2, by="previous_token"), sep="\n")
-    composed = torch.stack([task.model.all_composition_scores(kind)[0, :, 1] for kind in "QKV"]).detach()
-    print(
-        "composition, mean over pairs of heads of layers 0 and 1:",
-        dict(zip("QKV", composed.mean((1, 2)).tolist(), strict=True)),
-    )
-    first, second = ([f"{layer}.{head}" for head in range(task.model.cfg.n_heads)] for layer in (0, 1))
+    found = detect_heads(task.model, progress=False)
+    print(found)
+    needed = heads_needed(task.model, task.validation)
+    readers = [f"{layer}.{head}" for layer, head in found.composition_heads.tolist()]
+    for reader, scores in zip(readers, found.composition[:, 0].tolist(), strict=True):
+        print(f"keys of {reader} read", ", ".join(f"0.{head}: {score:.3f}" for head, score in enumerate(scores)))
+    print(f"unrelated heads: {task.model.cfg.d_model**-0.5:.3f}")
+    for layer, row in enumerate(needed.accuracy_without.tolist()):
+        print("right without", ", ".join(f"{layer}.{head}: {share:.2%}" for head, share in enumerate(row)))
     return {
         "induction-along": dynamics_along_training(training_dynamics(folder, task.validation, device="cpu")),
-        "induction-composition": token_maps(
-            composed, title="Composition of layer 0 with layer 1", x=second, y=first, x_title="reads", y_title="writes",
-            names=["as query", "as key", "as value"], unit="score",
-        ),
-    }  # fmt: skip
+        "induction-composition": k_composition_maps(found).update_layout(width=960),
+    }
 
 
 def draw_modular_addition(folder: Path) -> "dict[str, go.Figure]":
     """A table by heart, and then the rule."""
-    task, result = learn("modular-addition", folder, evaluate_every=5)
+    task, result = learn("modular-addition", folder)
     assert result.validation is not None
     print(f"learned by heart at step {result.train.reached()}, grokked at step {result.validation.reached()}")
     p = task.data.options["p"]
     untrained = toy_task("modular-addition", seed=0, device="cpu").model
     power = {"before training": fourier_power(untrained.W_E[:p]), "after": fourier_power(task.model.W_E[:p])}
     strongest = power["after"].topk(5)
+    ranked = power["after"].sort(descending=True).values.cumsum(0)
+    print(f"{int((ranked < 0.95).sum()) + 1} of {len(ranked)} frequencies hold 95 % of the power")
     print(
         "strongest frequencies:", (strongest.indices + 1).tolist(), f"{float(strongest.values.sum()):.1%} of the power"
     )

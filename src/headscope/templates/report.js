@@ -22,17 +22,18 @@
   const config = { displaylogo: false, responsive: true, modeBarButtons: [["toImage", "resetScale2d"]] };
   const plots = all(".plot").map((plot) => {
     const here = plot.querySelector(".plot-here");
-    const { data, layout } = JSON.parse(plot.querySelector("script").textContent);
+    const { data, layout, frames } = JSON.parse(plot.querySelector("script").textContent);
     delete layout.width;
     here.style.minHeight = `${layout.height || 450}px`;
-    return { here, data, layout, drawn: false };
+    return { here, data, layout, frames, drawn: false };
   });
   const theme = () => (dark.matches ? night : light);
   const draw = (plot) => {
     if (plot.drawn) return;
     plot.drawn = true;
     const clear = "rgba(0,0,0,0)";
-    window.Plotly.newPlot(plot.here, plot.data, { ...plot.layout, paper_bgcolor: clear, plot_bgcolor: clear }, config);
+    const layout = { ...plot.layout, paper_bgcolor: clear, plot_bgcolor: clear };
+    window.Plotly.newPlot(plot.here, { data: plot.data, layout, config, frames: plot.frames });
     window.Plotly.relayout(plot.here, themed(plot.here.layout, theme()));
     plot.here.dataset.plotted = "yes";
   };
