@@ -15,7 +15,7 @@ The control is the same number for the answers of other prompts.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,7 @@ __all__ = [
     "ORDERS",
     "TASK_KINDS",
     "TaskEvidence",
+    "attention_between",
     "changes_when_patched",
     "name_places",
     "orders_of",
@@ -139,7 +140,8 @@ def task_evidence(model: "HookedTransformer", task: Task, *, min_effect: float, 
         "name_copier": names.copied(control),
         "subject_suppressor": names.lowest("S", 1.0, control),
     }
-    evidence = _attention(model, task, places)
+    looks = attention_between(model, replace(task, word_idx={**task.word_idx, **places}), _ATTENTION)
+    evidence = {f"attention {query} to {key}": values for (query, key), values in looks.items()}
     evidence |= {f"direct effect ({name})": found.heads[rows].mean(0).cpu() for name, rows in orders.items()}
     for who in ("IO", "S"):
         evidence |= {f"from {who} ({name})": values.mean(0) for name, values in names.of[who].items()}
@@ -254,13 +256,13 @@ def _other_answers(task: Task, orders: Mapping[str, Int[Tensor, " some"]]) -> Ta
     return replace(task, correct=correct, incorrect=incorrect)
 
 
-def _attention(
-    model: "HookedTransformer", task: Task, places: Mapping[str, Tensor]
-) -> dict[str, Float[Tensor, "layer head"]]:
-    """Mean attention of every head from one named place to another."""
-    known = {**task.word_idx, **places}
-    pairs = [(query, key) for query, key in _ATTENTION if query in known and key in known]
-    found = {f"attention {q} to {k}": torch.zeros(model.cfg.n_layers, model.cfg.n_heads).double() for q, k in pairs}
+def attention_between(
+    model: "HookedTransformer", task: Task, pairs: Iterable[tuple[str, str]]
+) -> dict[tuple[str, str], Float[Tensor, "layer head"]]:
+    """Mean attention of every head from one named place to another, for those pairs whose names the task has."""
+    known = {**task.word_idx, "end": task.positions}
+    taken = [(query, key) for query, key in pairs if query in known and key in known]
+    found = {pair: torch.zeros(model.cfg.n_layers, model.cfg.n_heads).double() for pair in taken}
     seen = 0
     batch = {"tokens": task.clean_tokens, "attention_mask": task.attention_mask}
     for block in iterate_blocks(model, batch, include_bos=True, progress=False):
@@ -274,9 +276,9 @@ def _attention(
             rows: Tensor = rows,
             here: Mapping[str, Tensor] = here,
         ) -> None:
-            for query, key in pairs:
+            for query, key in found:
                 paid = pattern[rows, :, here[query], here[key]].double().sum(0).cpu()
-                found[f"attention {query} to {key}"][hook.layer()] += paid
+                found[query, key][hook.layer()] += paid
 
         model.run_with_hooks(
             block.tokens,

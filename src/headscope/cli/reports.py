@@ -1,10 +1,12 @@
 """`headscope report`, `models`, `evaluate`."""
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
+from headscope.analysis.task import Task
 from headscope.cli.shared import (
     MaxTokensOption,
     ModelArgument,
@@ -15,6 +17,9 @@ from headscope.cli.shared import (
     command,
     texts_of,
 )
+from headscope.cli.tasks import task_of
+from headscope.data.cutting import Chunk
+from headscope.data.hub import DATASETS, get_dataset
 from headscope.errors import InvalidInputError, unknown_name
 from headscope.model.hub import DEMO, HUB_MODELS
 from headscope.model.known import KnownFamily, known_families
@@ -24,6 +29,8 @@ from headscope.training.demo_figures import EVALUATION_SEED, evaluate_demo
 
 __all__ = ["evaluate", "models", "report"]
 
+_N_HEADS, _N_POSITIONS = 4, 5
+
 
 @command(
     app,
@@ -31,17 +38,38 @@ __all__ = ["evaluate", "models", "report"]
         "headscope report",
         "headscope report gpt2 --text story.txt --out gpt2-report",
         "headscope report ./my-checkpoint --max-tokens 20000",
+        "headscope report gpt2 --dataset owt --task my-prompts.csv",
         "headscope report --compare ./checkpoint-1000 ./checkpoint-9000 --text story.txt",
     ),
 )
 def report(
     model: ModelArgument = DEMO,
     text: TextOption = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            help=f"A dataset of the Hugging Face hub to run on instead of a file: {', '.join(DATASETS)}. Needs the "
+            "extra headscope[hf-datasets], and a network or its cache.",
+            show_default=False,
+        ),
+    ] = None,
+    task: Annotated[
+        str,
+        typer.Option(
+            metavar="ioi|FILE",
+            help="Prompts of two names to look at who tells them apart: ioi draws those of indirect object "
+            "identification, FILE is a .csv or .jsonl of your own (prompt, correct, incorrect, corrupted); auto "
+            "draws too, unless the model cannot read them.",
+        ),
+    ] = "auto",
+    no_task: Annotated[bool, typer.Option("--no-task", help="Leave the prompts of two names out.")] = False,
     out: Annotated[Path, typer.Option(help="The folder to write to.")] = Path("report"),
     max_tokens: MaxTokensOption = MAX_TOKENS,
     seq_len: SeqLenOption = None,
-    n_heads: Annotated[int, typer.Option(help="How many of the heads that raise entropy to look at closely.")] = 4,
-    n_positions: Annotated[int, typer.Option(help="How many positions to show for each of them.")] = 5,
+    n_heads: Annotated[
+        int, typer.Option(help="How many of the heads that raise entropy to look at closely.")
+    ] = _N_HEADS,
+    n_positions: Annotated[int, typer.Option(help="How many positions to show for each of them.")] = _N_POSITIONS,
     ablation_tokens: Annotated[
         int, typer.Option(help="Tokens to ablate every head on, at most; 0 leaves it out.")
     ] = ABLATION_TOKENS,
@@ -56,10 +84,23 @@ def report(
     progress: ProgressOption = True,
 ) -> None:
     """Write one offline HTML page about a model on a text, and its numbers as parquet beside it."""
-    texts, described = texts_of(text)
+    texts, described = _documents(text, dataset)
+    if no_task and task != "auto":
+        raise InvalidInputError(f"--no-task leaves out what --task {task} asks for: give one of them.")
     if compare is not None:
-        if model != DEMO:
-            raise InvalidInputError(f"--compare takes both models itself; {model!r} is a third one. Leave it out.")
+        own = {
+            "MODEL": model != DEMO,
+            "--n-heads": n_heads != _N_HEADS,
+            "--n-positions": n_positions != _N_POSITIONS,
+            "--task": task != "auto",
+            "--no-task": no_task,
+        }
+        for name in (name for name, given in own.items() if given):
+            raise InvalidInputError(
+                f"--compare takes both models itself; {model!r} is a third one. Leave it out."
+                if name == "MODEL"
+                else f"{name} is for the page about one model, and has no part in --compare. Leave it out."
+            )
         first, second = (HookedTransformer.from_pretrained(name) for name in compare)
         compared = write_comparison(
             first,
@@ -86,9 +127,26 @@ def report(
         n_heads=n_heads,
         n_positions=n_positions,
         ablation_tokens=ablation_tokens,
+        task=None if no_task else _prompts(loaded, task),
         progress=progress,
     )
     typer.echo(f"{written.page} (and {len(written.tables)} tables beside it)")
+
+
+def _documents(text: Path | None, dataset: str | None) -> tuple[Iterable[str] | Iterable[Chunk], str]:
+    """What to run on, and what to call it."""
+    if dataset is None:
+        return texts_of(text)
+    if text is not None:
+        raise InvalidInputError("--text and --dataset are two texts: give one of them.")
+    return (row["text"] for row in get_dataset(dataset)), f"the dataset {dataset}"
+
+
+def _prompts(model: HookedTransformer, task: str) -> Task | Literal["auto", "ioi"]:
+    """The prompts in a file, or the word for those to be drawn."""
+    if task == "auto" or task == "ioi":
+        return task
+    return task_of(model, Path(task), 0, "mixed", 0)
 
 
 def _called(name: str) -> str:

@@ -14,6 +14,7 @@ from headscope.model.transformer import HookedTransformer
 __all__ = ["Suppression", "measure_suppression"]
 
 _EACH = 3
+_SUPPRESSED = 10  # a token is suppressed if it is among so many
 _PROMPTS = 100
 _PROMPT_CONTEXT = 64  # IOI prompts fit into it
 
@@ -37,4 +38,5 @@ def measure_suppression(model: HookedTransformer, tokens: Tensor, describe: str,
     by = ("anti_induction",) if scores.ioi is None else ("anti_induction", "ioi")
     heads = list(dict.fromkeys(score.label for name in by for score in scores.top(_EACH, by=name)))
     explained = copy_suppression_preserving_ablation(model, tokens, heads, describe=describe, progress=progress)
-    return Suppression(scores, explained, weights_circuit_ranks(model, heads, progress=progress))
+    ranks = weights_circuit_ranks(model, heads, k=min(_SUPPRESSED, cfg.d_vocab), progress=progress)
+    return Suppression(scores, explained, ranks)

@@ -1,20 +1,25 @@
 """The section on indirect objects: who tells them from the subject, told from the numbers on the page."""
 
 from markupsafe import Markup
-from torch import Tensor
 
 from headscope.analysis.circuit import FINAL, Circuit
-from headscope.analysis.patching_result import PatchingResult
 from headscope.analysis.result import HeadScore
-from headscope.report.section import Block, Caption, Cell, Column, Figure, Fold, Heading, Prose, Section, Table
+from headscope.report.section import Block, Cell, Column, Fold, Heading, Prose, Section, Table
+from headscope.report.task_figures import (
+    attention_figure,
+    circuit_figure,
+    direct_figure,
+    kinds_figure,
+    least_path,
+    patched_heads_figure,
+    stream_figure,
+)
 from headscope.report.task_story import TaskStory
 from headscope.report.words import count, head_cell, listed, number_cell, percent, say, signed, spread
-from headscope.views.circuit import circuit_picture
-from headscope.views.component_maps import component_maps
-from headscope.views.head_types import head_type_maps
 
-__all__ = ["task_section"]
+__all__ = ["task_section", "unmeasured_task_section"]
 
+_TITLE = "Indirect objects"
 _LOOKS = 0.3  # of its attention, from which a head is said to look somewhere
 _MATTERS = 0.05  # of what swapping the subject changes
 _LISTED = 6
@@ -29,21 +34,26 @@ _IN_WORDS = {
 }
 
 
-def task_section(story: TaskStory | None) -> Section | None:
-    """Words, tables and figures; `None` if no task was measured."""
-    if story is None:
-        return None
+def unmeasured_task_section(why: str) -> Section:
+    """A sentence on why there is nothing else."""
+    sentence = "Indirect object identification was not measured: {why}"
+    return Section("task", _TITLE, (), (Prose(say(sentence, why=why), soft=True),))
+
+
+def task_section(story: TaskStory) -> Section:
+    """Words, tables and figures."""
     verdict, summary = _verdict(story)
     blocks: list[Block] = [Prose(verdict), _orders_table(story)]
     if story.can:
-        blocks += [Heading("Which heads move the names"), *_moving(story)]
+        blocks += [Heading("Which heads move the names"), *_moving(story), direct_figure(story)]
+        blocks += [Prose(_looking_words(story)), attention_figure(story)]
         blocks += [Heading("Which heads know who is named twice"), *_duplicates(story)]
-        if story.patched is not None:
-            blocks.append(_stream_figure(story))
+        if story.heads is not None:
+            blocks += [patched_heads_figure(story), stream_figure(story)]
         blocks += _circuit_blocks(story)
-        blocks.append(_heads_table(story))
-        blocks.append(Fold("Every head, for every kind of head in this task", (_maps(story),)))
-    return Section("task", "Indirect objects", summary, tuple(blocks))
+        blocks += [Heading("The heads that matter, in numbers"), _heads_table(story)]
+        blocks.append(Fold("Every head, for every kind of head in this task", (kinds_figure(story),)))
+    return Section("task", _TITLE, summary, tuple(blocks))
 
 
 def _verdict(story: TaskStory) -> tuple[Markup, tuple[Markup, ...]]:
@@ -160,36 +170,43 @@ def _moving(story: TaskStory) -> list[Block]:
                     heads=listed(
                         say("<b>{label}</b> {value}", label=label, value=signed(value)) for label, value in patched
                     ),
-                    gap=signed(_gap(story)),
+                    gap=signed(story.gap),
                 )
             )
         )
     return found
 
 
-def _gap(story: TaskStory) -> float:
-    """What swapping the subject changes, in logits: below zero if it turns the model round."""
-    return 0.0 if story.patched is None else story.patched.corrupted - story.patched.clean
-
-
-def _changes(patched: PatchingResult, site: str) -> Tensor:
-    """What noising changes, in logits; the result has it as shares, where -1 is all of it."""
-    return patched[site] * (patched.clean - patched.corrupted)
-
-
 def _strongest_patched(story: TaskStory, word: str = "end") -> list[tuple[str, float]]:
     """Heads whose output at a word matters, in logits, the strongest first."""
-    if story.patched is None:
+    if story.heads is None:
         return []
-    at = story.patched.position_labels.index(word)
-    values = _changes(story.patched, "z")[:, at]
+    values = story.head_changes(word)
     order = values.abs().flatten().argsort(descending=True).tolist()
     places = [divmod(index, values.shape[1]) for index in order[:_LISTED]]
     return [
         (f"{layer}.{head}", float(values[layer, head]))
         for layer, head in places
-        if abs(float(values[layer, head])) >= _MATTERS * abs(_gap(story))
+        if abs(float(values[layer, head])) >= _MATTERS * abs(story.gap)
     ]
+
+
+def _looking_words(story: TaskStory) -> Markup:
+    """Which heads look most at which name, in each order."""
+    parts = []
+    for word, called in (("IO", "the right name"), ("S1", "the subject's first mention"), ("S2", "its second")):
+        means = story.attention_to(word)
+        layer, head = divmod(int(means.mean(0).argmax()), means.shape[2])
+        shares = listed(
+            say("{share} in {order}", share=percent(float(mean[layer, head])), order=order.name)
+            for mean, order in zip(means, story.orders, strict=True)
+        )
+        parts.append(
+            say("at {called}, <b>{layer}.{head}</b> ({shares})", called=called, layer=layer, head=head, shares=shares)
+        )
+    return say(
+        "From the end of the prompt, the heads that look most are these: {parts}.", parts=Markup("; ").join(parts)
+    )
 
 
 def _duplicates(story: TaskStory) -> list[Block]:
@@ -225,7 +242,7 @@ def _duplicates(story: TaskStory) -> list[Block]:
                 )
             )
         )
-    if story.patched is not None:
+    if story.heads is not None:
         found.append(Prose(_whether_they_matter(story, {(layer, head) for layer, head, *_ in looking})))
     inhibiting = types.heads("s_inhibition")
     if inhibiting:
@@ -245,10 +262,8 @@ def _duplicates(story: TaskStory) -> list[Block]:
 
 
 def _whether_they_matter(story: TaskStory, looking: set[tuple[int, int]]) -> Markup:
-    assert story.patched is not None
-    at = story.patched.position_labels.index("S2")
-    values = _changes(story.patched, "z")[:, at]
-    least = _MATTERS * abs(_gap(story))
+    values = story.head_changes("S2")
+    least = _MATTERS * abs(story.gap)
     matter = _strongest_patched(story, "S2")
     carried = [(layer, head) for layer, head in looking if abs(float(values[layer, head])) >= least]
     if looking and carried:
@@ -279,44 +294,15 @@ def _whether_they_matter(story: TaskStory, looking: set[tuple[int, int]]) -> Mar
     )
 
 
-def _stream_figure(story: TaskStory) -> Figure:
-    assert story.patched is not None
-    words = list(story.patched.position_labels)
-    values = _changes(story.patched, "resid_pre").double()
-    figure = component_maps(
-        {"change of the logit difference": values},
-        columns=[str(at) for at in range(len(words))],
-        title="Where it is known who the subject is",
-        data=story.task.description,
-        unit="logits",
-    )
-    figure.update_xaxes(tickvals=[str(at) for at in range(len(words))], ticktext=words, title_text="word")
-    trace = figure.data[0]
-    trace.customdata = [[f"layer {layer}, {word}" for word in words] for layer in range(len(values))]
-    return Figure(
-        figure,
-        Caption(
-            say(
-                "Which word's place in the residual stream says who the subject is, as it enters each layer. S1 and S2 "
-                "are the subject's mentions, IO the other name, end the last word before the answer."
-            ),
-            say(
-                "Activation patching: the stream at that word gives way to that of the prompts with the other one as "
-                "subject. Mean over prompts; the whole swap changes {gap} logits.",
-                gap=signed(_gap(story)),
-            ),
-            say("Red: the logit difference falls; blue: it rises; the ends of the scale are the largest change."),
-        ),
-    )
-
-
 def _circuit_blocks(story: TaskStory) -> list[Block]:
     circuit = story.circuit
     if circuit is None:
         text = "The paths between heads were not measured: for a model of this size that takes minutes."
         return [Prose(say(text), soft=True)]
     if not circuit.inputs:
-        return [Prose(say("No single path between two parts carries {share} of it.", share=_least(circuit)), soft=True)]
+        return [
+            Prose(say("No single path between two parts carries {share} of it.", share=least_path(circuit)), soft=True)
+        ]
     into_answer = circuit.into(FINAL)[:4]
     paths = listed(
         say(
@@ -329,28 +315,9 @@ def _circuit_blocks(story: TaskStory) -> list[Block]:
     return [
         Heading("Along which paths"),
         Prose(say("What sets the answer directly is sent most by {paths}, in logits.", paths=paths)),
-        Figure(
-            circuit_picture(circuit),
-            Caption(
-                say(
-                    "Heads (circles) and MLPs (squares), from the first layer below to the answer above, and the paths "
-                    "by which they pass on who the subject is. Nodes are coloured by the kind of head."
-                ),
-                say(
-                    "Path patching: one part's output is swapped as one other part reads it, all else kept (queries, "
-                    "keys and values of heads each by themselves; keys dashed). Paths of at least {share} of what "
-                    "swapping the subject changes, and surely above zero, are drawn, as wide as their effect.",
-                    share=_least(circuit),
-                ),
-                say("Blue paths work for the right answer, red ones against it."),
-            ),
-        ),
+        circuit_figure(circuit),
         Fold("The paths as a table", (_paths_table(circuit),)),
     ]
-
-
-def _least(circuit: Circuit) -> Markup:
-    return percent(float(circuit.info.options["min_effect"]))
 
 
 def _paths_table(circuit: Circuit) -> Table:
@@ -410,21 +377,5 @@ def _heads_table(story: TaskStory) -> Table:
             "The heads with the largest direct effects on the logit difference, in logits for each order of the names; "
             "how much of their attention goes from the end to each name; and, for heads of a kind of this task, the "
             "change when the head gives what it gave with the other one as subject."
-        ),
-    )
-
-
-def _maps(story: TaskStory) -> Figure:
-    return Figure(
-        head_type_maps(story.types, unit="logits"),
-        Caption(
-            say("The score of every head for each kind of head; those that are called by it are framed."),
-            say(
-                "The direct effect on the logit difference that comes from the names' places, in the order of the "
-                "names where it is lowest. A head is called by a kind if its score is at least {share} of the logit "
-                "difference, is above the same number for the answers of other prompts, and surely so.",
-                share=percent(float(story.types.info.options["min_effect"])),
-            ),
-            say("Blue above zero, red below; each panel has its own scale."),
         ),
     )

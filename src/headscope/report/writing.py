@@ -7,13 +7,15 @@ end or not at all.
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
 from headscope.analysis.entropy import EntropyResult
 from headscope.analysis.result import HeadScore
+from headscope.analysis.task import Task
 from headscope.data.cutting import Chunk
+from headscope.errors import InvalidInputError, MissingTokenizerError
 from headscope.model.transformer import HookedTransformer
 from headscope.report.ablation_section import ablation_section
 from headscope.report.entropy_section import entropy_head_section, entropy_layer_section
@@ -25,10 +27,12 @@ from headscope.report.measuring import check_at_least, measure
 from headscope.report.model_section import model_section
 from headscope.report.numbers_section import numbers_section
 from headscope.report.page import render_page
-from headscope.report.section import Page
+from headscope.report.section import Page, Section
 from headscope.report.sequences import MAX_TOKENS, token_rows
 from headscope.report.staging import staged, write_files
 from headscope.report.suppression_section import suppression_section
+from headscope.report.task_section import task_section, unmeasured_task_section
+from headscope.report.task_story import TaskStory, measure_task, task_prompts, task_tables
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,6 +51,10 @@ _TABLES = {
     "copy_suppression": "what copy suppression explains",
     "circuit_ranks": "ranks of tokens in OV and QK circuits",
     "head_scores": "the scores behind the kinds of head",
+    "task_prompts": "the prompts of two names, and the logit difference of each",
+    "task_heads": "every head's scores in them, for each kind of head, with the evidence",
+    "task_patching": "what each patch of them changes, as a share of the whole swap",
+    "task_paths": "the paths of the circuit",
 }
 
 
@@ -80,6 +88,7 @@ def write_report(
     n_heads: int = 4,
     n_positions: int = 5,
     ablation_tokens: int = ABLATION_TOKENS,
+    task: Task | Literal["auto", "ioi"] | None = "auto",
     progress: bool = True,
 ) -> Report:
     """Analyse a model on some text and write a page about it.
@@ -95,11 +104,15 @@ def write_report(
         n_positions: How many positions to show for each of them.
         ablation_tokens: Of the tokens, how many to ablate every head on, at most (at least one sequence), which costs
             half a forward pass or so for each head and way; 0 leaves out this and copy suppression.
+        task: Prompts of two names to look at who tells them apart: `"ioi"` draws those of indirect object
+            identification, `"auto"` too, and says on the page why it did not where the model cannot read them; `None`
+            leaves it out. It takes COST.
         progress: Show progress bars.
 
     Raises:
-        InvalidInputError: If `out` cannot be written, an option is out of range, or the text is empty.
-        MissingTokenizerError: For text and a model without a tokenizer.
+        InvalidInputError: If `out` cannot be written, an option is out of range, the text is empty, or the model cannot
+            read the prompts of a task that was asked for.
+        MissingTokenizerError: For text (or `task="ioi"`) and a model without a tokenizer.
         NotFiniteError: If the model's activations are not finite.
 
     Example:
@@ -124,9 +137,12 @@ def write_report(
             suppression=True,
             progress=progress,
         )
+        story = _measured_task(model, task, progress)
         heads = notable_heads(found.means, n_heads)
         tables = _tables(found, heads, n_positions)
-        page = render_page(_page(found, heads, n_positions, tables))
+        if isinstance(story, TaskStory):
+            tables |= task_tables(story)
+        page = render_page(_page(found, story, heads, n_positions, tables))
         names = [f"{name}.parquet" for name in tables]
         write_files(stage, "report.html", page, {f"{name}.parquet": table for name, table in tables.items()})
         directory = place()
@@ -135,7 +151,28 @@ def write_report(
     return Report(directory, directory / "report.html", paths, found.entropy, loss)
 
 
-def _page(found: Findings, heads: tuple[HeadScore, ...], n_positions: int, tables: Iterable[str]) -> Page:
+def _measured_task(
+    model: HookedTransformer, task: Task | Literal["auto", "ioi"] | None, progress: bool
+) -> TaskStory | str | None:
+    """What was measured, or why nothing was."""
+    if task is None:
+        return None
+    try:
+        prompts = task_prompts(model) if isinstance(task, str) else task
+    except (InvalidInputError, MissingTokenizerError) as error:
+        if task == "auto":
+            return str(error)
+        raise
+    return measure_task(model, prompts, progress=progress)
+
+
+def _page(
+    found: Findings,
+    story: TaskStory | str | None,
+    heads: tuple[HeadScore, ...],
+    n_positions: int,
+    tables: Iterable[str],
+) -> Page:
     """The sections, in the order of the page."""
     info = found.means.info
     sections = (
@@ -145,6 +182,7 @@ def _page(found: Findings, heads: tuple[HeadScore, ...], n_positions: int, table
         entropy_head_section(found),
         heads_section(found, heads, n_positions),
         ablation_section(found),
+        _task_part(story),
         suppression_section(found),
         kinds_section(found),
         attention_section(found, heads),
@@ -155,6 +193,12 @@ def _page(found: Findings, heads: tuple[HeadScore, ...], n_positions: int, table
         subtitle=f"What its attention heads do to the certainty of its predictions, on {info.data}",
         sections=tuple(section for section in sections if section is not None),
     )
+
+
+def _task_part(story: TaskStory | str | None) -> Section | None:
+    if story is None:
+        return None
+    return unmeasured_task_section(story) if isinstance(story, str) else task_section(story)
 
 
 def _tables(found: Findings, heads: tuple[HeadScore, ...], n_positions: int) -> "dict[str, pd.DataFrame]":

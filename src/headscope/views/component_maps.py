@@ -26,6 +26,7 @@ def component_maps(
     rising: bool = False,
     limit: float | None = None,
     own_scales: bool = False,
+    across: int | None = None,
 ) -> "go.Figure":
     """Draw one map for each entry of `maps`.
 
@@ -39,6 +40,7 @@ def component_maps(
             blue above and red below.
         limit: Where the colour ends; default: the largest magnitude.
         own_scales: Give each map a colour scale of its own, for values of different size.
+        across: How many maps stand in a row; default: all, or two where more than three have scales of their own.
 
     Example:
         >>> import torch
@@ -60,7 +62,7 @@ def component_maps(
     # Gaps between cells help while cells are large.
     gap = 1 if len(columns) <= 32 and n_layers <= 32 else 0
     # Maps with a bar beside each, more than three of them, go in rows of two.
-    across = 2 if own_scales and len(shown) > 3 else len(shown)
+    across = across or (2 if own_scales and len(shown) > 3 else len(shown))
     down = -(-len(shown) // across)
     figure = make_subplots(
         rows=down,
@@ -96,7 +98,7 @@ def component_maps(
     every = list(shown.values())
     for number, measured in enumerate([[values] for values in every] if own_scales else [every]):
         widest = limit or max(float(np.nanmax(np.abs(values), initial=0.0)) for values in measured) or 1.0
-        bar: dict[str, Any] = {"title": {"text": unit}, "thickness": 14, "outlinewidth": 0}
+        bar: dict[str, Any] = {"title": {"text": unit}, "thickness": 14, "outlinewidth": 0, "exponentformat": "e"}
         if own_scales:
             (_, right), (low, high) = (figure.layout[_numbered(f"{each}axis", number)].domain for each in "xy")
             bar |= {"x": right + 0.01, "y": (low + high) / 2, "len": min(1.0, 1.15 * (high - low))}
