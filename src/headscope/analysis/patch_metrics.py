@@ -21,6 +21,7 @@ from torch import Tensor
 from headscope.analysis.ioi import IOIMetric
 from headscope.analysis.task import Task, answer_difference
 from headscope.errors import InvalidInputError
+from headscope.model.readout import Readout
 
 if TYPE_CHECKING:
     from headscope.model.transformer import HookedTransformer
@@ -129,20 +130,43 @@ class AnswerMetric:
     def of_states(
         self, model: "HookedTransformer", states: Float[Tensor, "cell prompt d_model"]
     ) -> Float[Tensor, " cell"]:
-        """The metric of final states where the answers are predicted: only the answers' own logits are made."""
-        answers = torch.cat([self.correct, self.incorrect], dim=1).to(states.device)
+        """The metric of final states where the answers are predicted."""
+        return (self.differences(model, states).mean(-1) - self.zero) / self.unit
+
+    def differences(
+        self, model: "HookedTransformer", states: Float[Tensor, "cell prompt d_model"], rows: slice = slice(None)
+    ) -> Float[Tensor, "cell prompt"]:
+        """Each prompt's right minus wrong answers' logits, from final states where they are predicted.
+
+        Only the answers' own logits are made, in float32 at least, unless a module in the unembedding's place hides
+        its weights.
+
+        Args:
+            model: Whose states they are.
+            states: Of the residual stream, before the final norm.
+            rows: Which prompts they are of.
+
+        Raises:
+            InvalidInputError: For an answer that the model has no logit for.
+        """
+        correct, incorrect = self.correct[rows], self.incorrect[rows]
+        answers = torch.cat([correct, incorrect], dim=1).to(states.device)
         low, high = int(answers.min()), int(answers.max())
         if low < 0 or high >= model.cfg.d_vocab_out:
             raise InvalidInputError(
                 f"answers must be tokens from 0 to {model.cfg.d_vocab_out - 1}; they go from {low} to {high}."
             )
-        logits = torch.einsum("cpd,pad->cpa", model.ln_final(states), model.W_U.T[answers]) + model.b_U[answers]
-        cap = model.cfg.output_logits_soft_cap
-        if cap > 0:
-            logits = cap * torch.tanh(logits / cap)
-        right = self.correct.shape[1]
-        difference = (logits[..., :right].mean(-1) - logits[..., right:].mean(-1)).mean(-1)
-        return (difference - self.zero) / self.unit
+        if Readout.is_shown_by(model):
+            readout = Readout.of(model)
+            state = readout.normalize(states.to(torch.promote_types(states.dtype, torch.float32)))
+            columns = readout.W_U.T[answers].to(state.dtype)
+            logits = torch.einsum("cpd,pad->cpa", state, columns) + readout.b_U[answers].to(state.dtype)
+            if readout.soft_cap:
+                logits = readout.soft_cap * torch.tanh(logits / readout.soft_cap)
+        else:
+            logits = torch.stack([model.to_logits(cell[:, None])[:, 0].gather(-1, answers) for cell in states])
+        right = correct.shape[1]
+        return logits[..., :right].mean(-1) - logits[..., right:].mean(-1)
 
 
 def understood(metric: Any) -> Metric | PositionMetric | AnswerMetric:

@@ -12,7 +12,6 @@ from headscope.analysis.result import check_option
 from headscope.analysis.task import Task
 from headscope.errors import InvalidInputError, unknown_name
 from headscope.model.hooks import is_listening
-from headscope.model.readout import Readout
 
 if TYPE_CHECKING:
     from headscope.model.transformer import HookedTransformer
@@ -118,8 +117,7 @@ class Scorer:
     def __init__(self, model: "HookedTransformer", task: Task, metric: Metric | None = None) -> None:
         self.model, self.task = model, task
         self.metric = None if metric is None else understood(metric)
-        self._answers = torch.cat([task.correct, task.incorrect], 1)
-        self._readout = Readout.of(model) if Readout.is_shown_by(model) else None
+        self._answers = AnswerMetric.of(task)
         n, length = task.clean_tokens.shape
         everywhere = torch.arange(length).expand(n, -1)
         places = task.positions[:, None] if metric is None else everywhere
@@ -147,24 +145,11 @@ class Scorer:
         """
         metric = self.metric
         if metric is None:
-            return self._differences(rows, final[:, :, 0])
+            return self._answers.differences(self.model, final[:, :, 0], rows)
         if isinstance(metric, AnswerMetric):
             return metric.of_states(self.model, final[:, :, 0])
         of_logits = metric.metric if isinstance(metric, PositionMetric) else metric
         return torch.stack([_one_number(of_logits(self.model.to_logits(each))) for each in final])
-
-    def _differences(self, rows: slice, final: Float[Tensor, "run prompt d_model"]) -> Float[Tensor, "run prompt"]:
-        task, readout = self.task[rows], self._readout
-        if readout is None:
-            every = [self.model.to_logits(each[:, None])[:, 0] for each in final]
-            return torch.stack([task.logit_difference(each, per_prompt=True) for each in every])
-        state = readout.normalize(final.to(torch.promote_types(final.dtype, torch.float32)))
-        columns = readout.W_U.T[self._answers[rows]].to(state.dtype)
-        logits = torch.einsum("rpd,pad->rpa", state, columns) + readout.b_U[self._answers[rows]].to(state.dtype)
-        if readout.soft_cap:
-            logits = readout.soft_cap * torch.tanh(logits / readout.soft_cap)
-        n = task.correct.shape[1]
-        return logits[..., :n].mean(-1) - logits[..., n:].mean(-1)
 
 
 def _one_number(value: Tensor | float) -> Float[Tensor, ""]:

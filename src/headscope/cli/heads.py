@@ -17,6 +17,7 @@ from headscope.model.hub import DEMO
 from headscope.model.transformer import HookedTransformer
 from headscope.views.circuit import circuit_picture
 from headscope.views.head_types import head_type_maps, k_composition_maps
+from headscope.views.saving import figure_page
 
 __all__ = ["heads"]
 
@@ -99,9 +100,7 @@ def _write(found: HeadTypes, circuit: Circuit | None, out: Path) -> list[str]:
     figures += [head_type_maps(found, unit="logits")] if "copy_suppression" in found.kinds else []
     figures += [k_composition_maps(found)] if found.heads("induction") else []
     figures += [circuit_picture(circuit)] if circuit is not None and circuit.inputs else []
-    parts = [figure.to_html(full_html=False, include_plotlyjs=at == 0) for at, figure in enumerate(figures)]
-    page = f'<!doctype html><meta charset="utf-8"><title>Kinds of heads</title>{"".join(parts)}'
-    (out / "heads.html").write_text(page, encoding="utf-8")
+    (out / "heads.html").write_text(figure_page(*figures, title="Kinds of heads"), encoding="utf-8")
     found.to_frame().to_parquet(out / "heads.parquet", index=False)
     found.save(out / "result.safetensors")
     names = ["heads.html", "heads.parquet", "result.safetensors"]

@@ -14,6 +14,7 @@ from headscope.errors import InvalidInputError
 from headscope.model.hub import DEMO
 from headscope.model.transformer import HookedTransformer
 from headscope.views.patching import patching_by_head, patching_by_head_and_position, patching_by_position
+from headscope.views.saving import figure_page
 
 __all__ = ["patch"]
 
@@ -112,8 +113,6 @@ def _write(found: PatchingResult, out: Path) -> None:
     if ("layer", "head") in axes.values():
         figures.append(patching_by_head(found))
     figures += [patching_by_head_and_position(found, site) for site in found.sites if len(axes[site]) == 3]
-    parts = [figure.to_html(full_html=False, include_plotlyjs=at == 0) for at, figure in enumerate(figures)]
-    page = f'<!doctype html><meta charset="utf-8"><title>Activation patching</title>{"".join(parts)}'
-    (out / "patching.html").write_text(page, encoding="utf-8")
+    (out / "patching.html").write_text(figure_page(*figures, title="Activation patching"), encoding="utf-8")
     found.to_frame().to_parquet(out / "patches.parquet", index=False)
     found.save(out / "result.safetensors")

@@ -22,6 +22,7 @@ from headscope.views.attribution import (
     attribution_by_layer,
     attribution_by_source,
 )
+from headscope.views.saving import figure_page
 
 __all__ = ["PromptTypeOption", "PromptsOption", "SeedOption", "TaskOption", "attribute", "ioi", "task_of"]
 
@@ -142,9 +143,7 @@ def _write(found: Attribution, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     figures = [attribution_by_layer(found), attribution_by_component(found), attribution_by_head(found)]
     figures.append(attribution_by_source(found))
-    parts = [figure.to_html(full_html=False, include_plotlyjs=at == 0) for at, figure in enumerate(figures)]
-    page = f'<!doctype html><meta charset="utf-8"><title>Attribution</title>{"".join(parts)}'
-    (out / "attribution.html").write_text(page, encoding="utf-8")
+    (out / "attribution.html").write_text(figure_page(*figures, title="Attribution"), encoding="utf-8")
     found.to_frame().to_parquet(out / "components.parquet", index=False)
     found.states_frame().to_parquet(out / "states.parquet", index=False)
     found.save(out / "result.safetensors")
