@@ -37,7 +37,7 @@ from headscope.training.toy import log_spaced_steps
 from headscope.training.toy_result import TrainingResult
 from headscope.training.toy_tasks import ToyTask
 from headscope.views.head_types import k_composition_maps
-from headscope.views.plots import PALETTE, house_template, plot_title
+from headscope.views.house import PALETTE, house_template, plot_title
 from headscope.views.toy import fourier_bars, grokking_curve
 from headscope.views.toy_dynamics import dynamics_along_training
 from headscope.views.training import token_maps, training_metrics

@@ -30,8 +30,8 @@ from headscope.report.section import (
     View,
 )
 from headscope.report.words import listed, say, token, visible
+from headscope.views.house import plot_title
 from headscope.views.html import HtmlView
-from headscope.views.plots import plot_title
 from headscope.views.tokens import colored_tokens
 
 HOSTILE = [

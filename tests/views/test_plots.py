@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from headscope.errors import InvalidInputError, UnknownNameError
-from headscope.views.plots import PALETTE, bar, hist, imshow, line, plot_text, plot_title, scatter
+from headscope.views.house import PALETTE, plot_text, plot_title
+from headscope.views.plots import bar, hist, imshow, line, scatter
 
 
 @pytest.fixture

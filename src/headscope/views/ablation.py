@@ -8,8 +8,8 @@ from headscope.analysis.ablation_result import AblationResult
 from headscope.errors import InvalidInputError
 from headscope.views.activations import text_neuron_activations
 from headscope.views.component_maps import component_maps
+from headscope.views.house import PALETTE, house_template, plot_title
 from headscope.views.html import HtmlView
-from headscope.views.plots import PALETTE, house_template, plot_title
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

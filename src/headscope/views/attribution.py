@@ -10,7 +10,7 @@ from headscope.analysis.attribution_result import Attribution
 from headscope.analysis.result import component_label
 from headscope.errors import InvalidInputError
 from headscope.views.component_maps import component_maps
-from headscope.views.plots import DIVERGING, PALETTE, house_template, plot_text, plot_title
+from headscope.views.house import DIVERGING, PALETTE, house_template, plot_text, plot_title
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

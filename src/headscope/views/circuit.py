@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from headscope.analysis.circuit import FINAL, Circuit
 from headscope.errors import InvalidInputError
-from headscope.views.plots import PALETTE, house_template, plot_title
+from headscope.views.house import PALETTE, house_template, plot_title
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headscope.views.component_maps import component_maps
-from headscope.views.plots import PALETTE, house_template, plot_text, plot_title
+from headscope.views.house import PALETTE, house_template, plot_text, plot_title
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

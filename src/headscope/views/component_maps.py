@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headscope.analysis.result import component_label
-from headscope.views.plots import DIVERGING, RISING, house_template, plot_title
+from headscope.views.house import DIVERGING, RISING, house_template, plot_title
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -12,7 +12,7 @@ from headscope.analysis.result import component_label
 from headscope.analysis.suppression_scores import SuppressionScores
 from headscope.errors import InvalidInputError
 from headscope.views.component_maps import component_maps
-from headscope.views.plots import PALETTE, house_template, plot_title
+from headscope.views.house import PALETTE, house_template, plot_title
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

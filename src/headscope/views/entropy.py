@@ -7,7 +7,7 @@ import numpy as np
 from headscope.analysis.entropy import EntropyResult
 from headscope.analysis.result import check_option
 from headscope.views.component_maps import component_maps
-from headscope.views.plots import PALETTE, house_template, plot_title
+from headscope.views.house import PALETTE, house_template, plot_title
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -11,7 +11,7 @@ from headscope.analysis.patching_result import PatchingResult
 from headscope.analysis.result import component_label
 from headscope.errors import InvalidInputError
 from headscope.views.component_maps import component_maps
-from headscope.views.plots import DIVERGING, house_template, plot_text, plot_title
+from headscope.views.house import DIVERGING, house_template, plot_text, plot_title
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -6,7 +6,7 @@ from headscope.analysis.attribution_patching_result import PatchingComparison
 from headscope.analysis.path_patching_result import PathPatchingResult
 from headscope.errors import InvalidInputError
 from headscope.views.component_maps import component_maps
-from headscope.views.plots import PALETTE, house_template, plot_title
+from headscope.views.house import PALETTE, house_template, plot_title
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

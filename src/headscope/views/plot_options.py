@@ -8,6 +8,7 @@ from torch import Tensor
 
 from headscope.errors import InvalidInputError, unknown_name
 from headscope.views.arrays import to_array
+from headscope.views.house import plot_text
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -18,7 +19,6 @@ __all__ = [
     "label_facets",
     "label_steps",
     "places",
-    "plot_text",
     "rows_of",
     "series_names",
     "split_options",
@@ -28,12 +28,6 @@ __all__ = [
 
 # What helpers written for data frames call the same things.
 _ALIASES = {"index": "x", "value": "y", "variable": "color"}
-
-
-def plot_text(text: str) -> str:
-    """Text for a plotly title or label, which would read `<` as markup; a half surrogate pair is replaced."""
-    text = text.encode("utf-8", "replace").decode("utf-8")
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("\n", " ")
 
 
 def split_options(options: Mapping[str, Any], draw: Callable[..., Any]) -> tuple[dict[str, Any], dict[str, Any]]:

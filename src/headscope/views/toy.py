@@ -7,7 +7,7 @@ import numpy as np
 
 from headscope.errors import InvalidInputError
 from headscope.views.arrays import to_array
-from headscope.views.plots import PALETTE, house_template, plot_text, plot_title
+from headscope.views.house import PALETTE, house_template, plot_text, plot_title
 from headscope.views.training import TrainingRecord
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import numpy as np
 
 from headscope.errors import InvalidInputError
 from headscope.views.arrays import to_array
-from headscope.views.plots import DIVERGING, PALETTE, RISING, house_template, plot_text, plot_title
+from headscope.views.house import DIVERGING, PALETTE, RISING, house_template, plot_text, plot_title
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

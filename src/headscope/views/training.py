@@ -8,7 +8,7 @@ import numpy as np
 from headscope.data.tasks.base import TaskMetrics
 from headscope.errors import InvalidInputError
 from headscope.views.arrays import to_array
-from headscope.views.plots import DIVERGING, PALETTE, house_template, plot_text, plot_title
+from headscope.views.house import DIVERGING, PALETTE, house_template, plot_text, plot_title
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
