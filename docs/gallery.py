@@ -3,6 +3,9 @@
 from gallery import token_views, figures
 """
 
+import dataclasses
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,18 +13,24 @@ import torch
 from headscope import HookedTransformer, views
 from headscope.analysis import (
     ablate_heads,
+    activation_patch,
     attribute,
+    attribution_patch,
     copy_suppression_preserving_ablation,
+    detect_heads,
+    find_circuit,
     head_scores,
     measure_calibration,
     measure_entropy,
     next_token_loss,
+    path_patch_sweep,
     suppression_scores,
     weights_circuit_ranks,
 )
 from headscope.analysis.task import Task
 from headscope.data.ioi import IOIDataset
-from headscope.training import token_circuits, toy_task, train
+from headscope.training import token_circuits, toy_task, train, training_dynamics
+from headscope.training.toy_fourier import fourier_power
 from headscope.views.head_scores import head_score_maps
 from headscope.views.html import HtmlView
 from headscope.views.loss import loss_by_position
@@ -176,15 +185,72 @@ def figures() -> "dict[str, go.Figure]":
         "head_score_maps": head_score_maps(head_scores(model, n_sequences=8, progress=False)),
         "loss_by_position": loss_by_position(next_token_loss(model, tokens), data="two texts about gifts"),
     }
-    return drawn | _training()
+    return drawn | _tasks(model) | _comparison(model) | _training()
+
+
+def _tasks(model: HookedTransformer) -> "dict[str, go.Figure]":
+    """Figures of how indirect objects are found: patches, paths, kinds of heads."""
+    swapped = IOIDataset("ABBA", 24, model.tokenizer, prepend_bos=True)
+    task = Task.from_ioi(swapped, "ABB->ABA, BAB->BAA")
+    by_layer = activation_patch(model, task, ["resid_pre", "attn_out"], progress=False)
+    by_head = activation_patch(model, task, ["z", "q", "v"], direction="noising", by_position=False, progress=False)
+    by_both = activation_patch(model, task, "z", by_position=True, progress=False)
+    estimated = attribution_patch(model, task, sites=("z",), progress=False)
+    final = path_patch_sweep(model, task, receivers="final", senders="components", progress=False)
+    mixed = Task.from_ioi(IOIDataset("mixed", 48, model.tokenizer, prepend_bos=True), "ABB->ABA, BAB->BAA")
+    types = detect_heads(model, task=mixed, n_sequences=8, progress=False)
+    return {
+        "patching_by_position": views.patching_by_position(by_layer),
+        "patching_by_head": views.patching_by_head(by_head),
+        "patching_by_head_and_position": views.patching_by_head_and_position(by_both, "z", k=8),
+        "path_patching_by_head": views.path_patching_by_head(final),
+        "attribution_scatter": views.attribution_scatter(estimated.compare(by_head, site="z")),
+        "head_type_maps": views.head_type_maps(types),
+        "head_type_maps_in_logits": views.head_type_maps(types, unit="logits"),
+        "k_composition_maps": views.k_composition_maps(types),
+        "circuit_picture": views.circuit_picture(
+            find_circuit(model, mixed[:24], types, max_receivers=4, progress=False), k=24
+        ),
+    }
+
+
+def _comparison(model: HookedTransformer) -> "dict[str, go.Figure]":
+    """Figures of two models: the demo, and the demo without its previous-token head."""
+    other = HookedTransformer.from_pretrained("headscope-demo")
+    other.blocks[0].attn.W_O.data[3] = 0.0
+    models = {"headscope-demo": model, "without head 0.3": other}
+    tokens = model.to_tokens([text * 3 for text in TEXTS], prepend_bos=True)
+    losses = {name: next_token_loss(one, tokens).mean(0).tolist() for name, one in models.items()}
+    scores = {name: head_scores(one, n_sequences=8, progress=False).induction for name, one in models.items()}
+    return {
+        "compared_lines": views.compared_lines(
+            {name: (list(range(1, len(loss) + 1)), loss) for name, loss in losses.items()},
+            title="Loss by position",
+            data="two texts about gifts, each three times over",
+            x="position of the predicted token",
+            y="loss (nats)",
+        ),
+        "compared_maps": views.compared_maps(
+            scores, title="Induction score", data="repeated random tokens", unit="score", limit=1.0
+        ),
+    }
 
 
 def _training() -> "dict[str, go.Figure]":
-    """Figures of a toy model that trains in seconds."""
+    """Figures of toy models that train in seconds."""
     toy = toy_task("skip-trigram", seed=0, size=5_000)
     before = token_circuits(toy.model).ov
-    with torch.enable_grad():
-        result = train(toy.model, toy.data, toy.training, validation=toy.validation, progress=False)
+    with torch.enable_grad(), tempfile.TemporaryDirectory() as folder:
+        result = train(
+            toy.model,
+            toy.data,
+            toy.training,
+            validation=toy.validation,
+            out=Path(folder),
+            snapshots=(0, 2, 5, 10, 20, 40, 80),
+            progress=False,
+        )
+        dynamics = training_dynamics(folder, toy.validation, device="cpu", progress=False)
     after = token_circuits(toy.model).ov
     titles: dict[str, str] = {"x_title": "logit", "y_title": "attended token"}
     return {
@@ -193,4 +259,21 @@ def _training() -> "dict[str, go.Figure]":
         "token_maps_along_training": token_maps_along_training(
             torch.stack([before, after]), [0, int(result.train.step[-1])], title="OV circuits in training", **titles
         ),
+        "dynamics_along_training": views.dynamics_along_training(dynamics),
+        **_addition(),
+    }
+
+
+def _addition() -> "dict[str, go.Figure]":
+    """Figures of a network that has begun to learn addition modulo 23."""
+    toy = toy_task("modular-addition", seed=0, p=23, fraction=0.7)
+    before = fourier_power(toy.model.W_E[:23])
+    short = dataclasses.replace(toy.training, epochs=None, steps=400, evaluate_every=10)
+    with torch.enable_grad():
+        result = train(toy.model, toy.data, short, validation=toy.validation, progress=False)
+    return {
+        "fourier_bars": views.fourier_bars(
+            {"before training": before, "after": fourier_power(toy.model.W_E[:23])}, data="the rows of W_E"
+        ),
+        "grokking_curve": views.grokking_curve(result),
     }

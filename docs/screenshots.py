@@ -40,11 +40,14 @@ REPORT_HEIGHT = 2400  # of the report, its top
 
 def pages(folder: Path, only: list[str], report: bool) -> Iterator[tuple[str, Path]]:
     """The name and the file of each page to take pictures of."""
-    drawn = {name: str(view) for name, view in token_views().items()}
-    if not only or set(only) - drawn.keys() - {"report"}:
+    asked = set(only) - {"report"}
+    drawn = {}
+    if asked or not only:
+        drawn = {name: str(view) for name, view in token_views().items()}
+    if asked - drawn.keys() or not only:
         drawn |= {name: views.figure_page(figure, title=name) for name, figure in figures().items()}
     for name, text in drawn.items():
-        if not only or name in only:
+        if not only or name in asked:
             path = folder / f"{name}.html"
             path.write_text(text, encoding="utf-8")
             yield name, path
