@@ -88,7 +88,7 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral tied, without a window": ("Mixtral", {**_EXPERTS, "num_local_experts": 3, "num_experts_per_tok": 3,
                                                    "tie_word_embeddings": True}),
     "olmoe": ("Olmoe", {**_SQUARE, "intermediate_size": 20, "num_experts": 5, "num_experts_per_tok": 2}),
-    "olmoe made to sum to one": ("Olmoe", {**_SQUARE, "intermediate_size": 20, "num_experts": 4, "num_experts_per_tok": 3,
+    "olmoe summing to one": ("Olmoe", {**_SQUARE, "intermediate_size": 20, "num_experts": 4, "num_experts_per_tok": 3,
                                            "norm_topk_prob": True, "attention_bias": True}),
     "qwen3_moe": ("Qwen3Moe", {**_EXPERTS, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 8}),
     "qwen3_moe local": ("Qwen3Moe", {**_EXPERTS, "num_experts": 4, "num_experts_per_tok": 1, "moe_intermediate_size": 8,
