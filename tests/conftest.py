@@ -14,6 +14,7 @@ install_import_hook("headscope", "typechecking.checked")
 
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hypothesis
@@ -21,6 +22,7 @@ import numpy as np
 import pytest
 import torch
 from browser import headless
+from families_report import FamiliesTable
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -32,6 +34,21 @@ torch.set_num_threads(1)
 hypothesis.settings.register_profile("default-offline", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.register_profile("explore", deadline=None, max_examples=2000)
 hypothesis.settings.load_profile("default-offline")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--families-table", type=Path, metavar="PAGE", help="write which checks passed on which family into this page"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    page = config.getoption("--families-table", None)
+    if page is not None and "PYTEST_XDIST_WORKER" not in os.environ:
+        from headscope.model.families import FAMILIES
+
+        examples = {name: family.examples for name, family in FAMILIES.items()}
+        config.pluginmanager.register(FamiliesTable(page, examples))
 
 
 @pytest.fixture(autouse=True)

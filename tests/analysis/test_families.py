@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from families_report import listed_families
+from families_report import FamiliesTable, listed_families
 from families_table import LENGTH, ROWS, VOCABULARY, hf_model
 from reference import heads_written, naive_entropy_of, scale_of
 from small_models import STORY, small_tokenizer
@@ -49,6 +49,8 @@ SHAPES: dict[str, dict[str, Any]] = {
 EVERY = [*ROWS, *SHAPES]
 # What costs more is measured on the first row of each family.
 SOME = [*{row.split()[0].rstrip(","): row for row in reversed(ROWS)}.values(), *SHAPES]
+# Every row as converted or processed, turn and turn about; those that stand for a family both ways.
+BOTH = [(row, flag) for at, row in enumerate(EVERY) for flag in (False, True) if row in SOME or flag == bool(at % 2)]
 TOKENS = tiny_tokens(3, LENGTH, d_vocab=VOCABULARY)
 MASK = torch.arange(LENGTH) < torch.tensor([[LENGTH - 4], [LENGTH], [LENGTH - 1]])
 CLOSE = {"rtol": 0, "atol": 2e-6}  # results are float32
@@ -86,8 +88,7 @@ def difference(logits: Tensor) -> Tensor:
     return (logits[..., 3] - logits[..., 5])[torch.arange(len(ends)), ends]
 
 
-@pytest.mark.parametrize("processed", [False, True], ids=["as converted", "processed"])
-@pytest.mark.parametrize("row", EVERY)
+@pytest.mark.parametrize(("row", "processed"), BOTH)
 def test_decomposition_and_patterns(row: str, processed: bool) -> None:
     model = model_of(row, processed=processed)
     _, cache = model.run_with_cache(TOKENS, attention_mask=MASK)
@@ -165,7 +166,7 @@ def test_ablation(row: str) -> None:
     model, acts = model_of(row), acts_of(row)
     last = model.cfg.n_layers - 1
     chosen: list[Any] = [(0, 1), (last, 0), "MLP 0"]
-    found = ablate_heads(model, TOKENS, chosen, attention_mask=MASK, include_bos=True, progress=False)
+    found = ablate_heads(model, TOKENS, heads=chosen, attention_mask=MASK, include_bos=True, progress=False)
     final = acts[f"blocks.{last}.hook_resid_post"]
     clean = losses(model, final)
     told = MASK[:, :-1] & MASK[:, 1:]
@@ -182,19 +183,18 @@ def test_ablation(row: str) -> None:
             direct = losses(model, final - written, final) - clean
             for effect, wanted in enumerate((patched, direct)):
                 assert float(wanted[told].abs().max()) > 1e-3, "too little happens to tell"
-                values = found.loss_diff[number, effect, at][:, :-1].double()
+                values = found.loss_diff[number, effect, at].double()
                 torch.testing.assert_close(values[told], wanted[told], **CLOSE, msg=f"{chosen[at]} {value} {effect}")
     # Copy suppression's direct mean ablation is the same thing by another way.
     kept = copy_suppression_preserving_ablation(
         model, TOKENS, [(0, 1), (last, 0)], attention_mask=MASK, include_bos=True, progress=False
     )
     by_mean = (kept.loss_mean - kept.loss)[:, :, :-1]
-    torch.testing.assert_close(by_mean[:, told], found.loss_diff[1, 1, :2][:, :, :-1][:, told], rtol=0, atol=5e-6)
+    torch.testing.assert_close(by_mean[:, told], found.loss_diff[1, 1, :2][:, told], rtol=0, atol=5e-6)
     assert bool(kept.kl_cspa[:, :, :-1][:, told].isfinite().all())
 
 
-@pytest.mark.parametrize("processed", [False, True], ids=["as converted", "processed"])
-@pytest.mark.parametrize("row", EVERY)
+@pytest.mark.parametrize(("row", "processed"), BOTH)
 def test_attribution(row: str, processed: bool) -> None:
     model = model_of(row, processed=processed)
     answers = torch.tensor([[3, 5]] * len(TOKENS))
@@ -222,7 +222,7 @@ def test_attribution(row: str, processed: bool) -> None:
         torch.testing.assert_close(found.neurons[:, 0], neurons, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("row", EVERY)
+@pytest.mark.parametrize("row", SOME)
 def test_activation_patching(row: str) -> None:
     model, task = model_of(row), random_task((9, 6), d_vocab=VOCABULARY)
     mask = task.attention_mask
@@ -314,12 +314,36 @@ def test_attribution_patching(row: str) -> None:
     assert abs(slope) > 1e-5
 
 
-def test_the_docs_list_every_family() -> None:
+def test_the_docs_list_every_family(request: pytest.FixtureRequest) -> None:
+    if request.config.getoption("--families-table") is not None:
+        pytest.skip("the page is being written")
     text = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
     assert listed_families(text) == set(FAMILIES), (
         "write docs/models.md anew: make test WORKERS=0 "
         "PYTEST_ARGS='--families-table docs/models.md tests/model/families tests/analysis/test_families.py'"
     )
+
+
+def test_the_table_says_what_passed_on_every_variant(tmp_path: Path) -> None:
+    page = tmp_path / "models.md"
+    page.write_text((Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8"), encoding="utf-8")
+    table = FamiliesTable(page, {"llama": ("one/model",), "olmo": ("other/model", "more")})
+
+    def report(row: str, *columns: str, outcome: Any = "passed", when: Any = "call") -> None:
+        found = pytest.TestReport("", ("", 0, ""), {}, outcome, None, when)
+        found.user_properties = [("families table", (row, list(columns)))]
+        table.pytest_runtest_logreport(found)
+
+    report("llama", "logits", "bf16")
+    report("llama, tied", "logits")
+    report("olmo", "logits", outcome="failed")
+    report("olmo", "bf16", when="setup")
+    table.write()
+    text = page.read_text(encoding="utf-8")
+    assert listed_families(text) == {"llama", "olmo"} and text.startswith("# Models") and "frozen" in text
+    first, second = (line.split("|")[2:] for line in text.splitlines() if line.startswith("| `"))
+    assert [cell.strip() for cell in first[:6]] == ["one/model", "2", "✓", "", "", ""] and first.count(" ✓ ") == 2
+    assert [cell.strip() for cell in second[:3]] == ["other/model", "1", ""] and " ✓ " not in second
 
 
 @pytest.mark.slow
