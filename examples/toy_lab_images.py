@@ -22,7 +22,7 @@ from skip_trigram import OPERANDS, SOLVED, circuit_figures
 from torch import Tensor
 
 from headscope import HookedTransformer
-from headscope.analysis import detect_heads
+from headscope.analysis.head_types import detect_heads
 from headscope.data.tasks import SkipTrigramDataset
 from headscope.training import (
     fourier_power,

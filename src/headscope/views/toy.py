@@ -1,4 +1,4 @@
-"""Figures of single toy tasks: waves in an embedding, and a table known by heart long before its rule."""
+"""Figures of single toy tasks: waves in an embedding, and a table known by heart before its rule."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
