@@ -10,8 +10,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
+from datasets_stand_in import StandInDataset, datasets_module
 from small_models import STORY, save_checkpoint
 
 from headscope import HookedTransformer, cli
@@ -83,6 +85,65 @@ def test_report_compares_two(run: Run, checkpoint: Path, story: Path, tmp_path: 
     assert f"{name} (first)" in text and f"{name} (second)" in text and "on story.txt" in text
     code, _, error = run("report", "gpt2", *both)
     assert code == 1 and error == "Error: --compare takes both models itself; 'gpt2' is a third one. Leave it out.\n"
+
+
+@pytest.mark.parametrize(
+    "option", [("--n-heads", 2), ("--n-positions", 3), ("--task", "ioi"), ("--no-task",)], ids=lambda option: option[0]
+)
+def test_what_a_comparison_does_not_take_is_refused(run: Run, checkpoint: Path, option: tuple[object, ...]) -> None:
+    code, _, error = run("report", "--compare", checkpoint, checkpoint, *option)
+    assert code == 1
+    assert error == f"Error: {option[0]} is for the page about one model, and has no part in --compare. Leave it out.\n"
+
+
+def test_report_takes_a_dataset(run: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def load_dataset(repo: str, **_: object) -> StandInDataset:
+        asked.append(repo)
+        return StandInDataset({"text": [STORY] * 4})
+
+    monkeypatch.setitem(sys.modules, "datasets", datasets_module(load_dataset=load_dataset))
+    options = ("--max-tokens", 96, "--ablation-tokens", 0, "--no-progress")
+    code, _, _ = run("report", checkpoint, "--dataset", "owt", "--out", tmp_path, *options)
+    assert code == 0 and asked == ["stas/openwebtext-10k"]
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "on the dataset owt" in text and "2 of 48 tokens" in text
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    code, _, error = run("report", checkpoint, "--dataset", "owt", "--out", tmp_path, *options)
+    assert code == 1 and "pip install 'headscope[hf-datasets]'" in error and len(error.splitlines()) == 1
+    code, _, error = run("report", checkpoint, "--dataset", "owd", *options)
+    assert code == 1 and "owd" in error and "owt" in error
+    code, _, error = run("report", checkpoint, "--dataset", "owt", "--text", "a.txt")
+    assert (code, error) == (1, "Error: --text and --dataset are two texts: give one of them.\n")
+
+
+def test_report_takes_a_task(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    names = (("Mary", "John"), ("John", "Mary"))
+    rows = [
+        {
+            "prompt": f"When {one} and {two} went to the store, {wrong} gave a drink to",
+            "correct": right,
+            "incorrect": wrong,
+        }
+        for one, two in names
+        for right, wrong in names
+    ]
+    prompts.write_text("\n".join(json.dumps(row) for row in rows * 4), encoding="utf-8")
+    options = ("--max-tokens", 48, "--ablation-tokens", 0, "--out", tmp_path / "out", "--no-progress")
+    code, printed, error = run("report", checkpoint, "--task", prompts, *options)
+    assert code == 0, error
+    text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert 'id="task"' in text and len(pd.read_parquet(tmp_path / "out" / "task_prompts.parquet")) == 16
+    assert run("report", checkpoint, "--no-task", *options)[0] == 0
+    assert 'id="task"' not in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    code, _, error = run("report", checkpoint, "--task", "ioi", *options)
+    assert code == 1 and "names" in error and len(error.splitlines()) == 1
+    code, _, error = run("report", checkpoint, "--task", tmp_path / "missing.csv", *options)
+    assert code == 1 and "missing.csv" in error
+    code, _, error = run("report", checkpoint, "--task", "ioi", "--no-task", *options)
+    assert code == 1 and "give one of them" in error
 
 
 def test_report_makes_a_text_where_none_is_given(run: Run, checkpoint: Path, tmp_path: Path) -> None:

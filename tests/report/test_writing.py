@@ -23,7 +23,9 @@ from headscope.analysis.suppression_scores import suppression_scores
 from headscope.errors import HeadscopeError, InvalidInputError, MissingTokenizerError, NotFiniteError
 from headscope.report import Report, token_rows, write_report, writing
 from headscope.report.findings import notable_heads
+from headscope.report.task_story import ioi_task
 from headscope.report.words import visible
+from headscope.training.toy_configs import palindrome
 from headscope.views.html import bundle
 
 TABLES = [
@@ -90,7 +92,7 @@ def test_every_link_leads_somewhere(page: Page) -> None:
     # The sections and the summary in the contents, one for each sentence of the summary, and the tables' heads.
     sentences = page.classes.count("to")
     assert sentences >= 4 and heads
-    assert len(anchors) == 2 + 10 + sentences + len(heads) + len(articles(page, "ablated-"))
+    assert len(anchors) == 2 + 11 + sentences + len(heads) + len(articles(page, "ablated-"))
     assert {anchor[1:] for anchor in anchors if anchor} <= set(ids)
 
 
@@ -242,6 +244,57 @@ def test_notable_heads_come_by_diff_and_marginal_in_turn() -> None:
         assert [score.value for score in heads] == [float(diff[score.layer, score.head]) for score in heads]
     lowering = notable_heads(result(diff - 10, marginal - 10), 2)
     assert [score.label for score in lowering] == ["0.1", "1.1"]
+
+
+def test_a_model_that_cannot_read_the_prompts_is_told_so(model: HookedTransformer, page: Page, tmp_path: Path) -> None:
+    assert "Indirect objects" in page.words and "Indirect object identification was not measured: " in page.words
+    asked = {"max_tokens": 48, "ablation_tokens": 0, "progress": False}
+    with pytest.raises(InvalidInputError, match="names|words"):
+        write_report(model, [STORY], tmp_path / "asked", task="ioi", **asked)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+    text = write_report(model, [STORY], tmp_path, task=None, **asked).page.read_text(encoding="utf-8")  # type: ignore[arg-type]
+    assert 'id="task"' not in text and "Indirect objects" not in text
+    bare = small_model(tokenizer=False, d_vocab=30)
+    tokens = torch.randint(0, 30, (3, 20), generator=torch.Generator().manual_seed(0))
+    page = Page(write_report(bare, tokens, tmp_path, **asked).page.read_text(encoding="utf-8"))  # type: ignore[arg-type]
+    assert "was not measured: the model has no tokenizer to write the prompts with." in page.words
+
+
+def test_a_task_is_part_of_the_page(tmp_path: Path) -> None:
+    model = HookedTransformer.from_pretrained("headscope-demo")
+    task = ioi_task(model, 16)
+    written = write_report(
+        model, ["Anna met Tom."], tmp_path, max_tokens=16, ablation_tokens=0, task=task, progress=False
+    )
+    page = Page(written.page.read_text(encoding="utf-8"))
+    assert "It tells the indirect object by" in page.words
+    tables = {path.stem: pd.read_parquet(path) for path in written.tables if path.stem.startswith("task_")}
+    assert set(tables) == {"task_prompts", "task_heads", "task_patching", "task_paths"}
+    assert len(tables["task_prompts"]) == 16
+    right, wrong = (model.to_tokens(tables["task_prompts"][name].tolist(), prepend_bos=False)[:, 0]
+                    for name in ("correct", "incorrect"))  # fmt: skip
+    rows = torch.arange(16)
+    logits = model(task.clean_tokens, attention_mask=task.attention_mask)[rows, task.positions].detach()
+    expected = logits[rows, right] - logits[rows, wrong]
+    torch.testing.assert_close(
+        torch.tensor(tables["task_prompts"]["logit_difference"].to_numpy()), expected.double(), atol=1e-3, rtol=1e-4
+    )
+    mean, error = float(expected.mean()), float(expected.double().std()) / 4
+    assert f"by {mean:+.3f} ± {error:.3f} logits on average" in page.words
+    cfg = model.cfg
+    assert len(tables["task_patching"]) == cfg.n_layers * (5 + 2 * cfg.n_heads)
+    # Figures that carry it: direct effects, attention, patched heads, the stream, the circuit, all kinds of head.
+    for title in ("Direct effect of each head", "Where heads look from the end", "What patching each head changes"):
+        assert title in written.page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("d_vocab", [3, 5, 9])
+def test_a_vocabulary_of_a_few_tokens_has_a_report(d_vocab: int, tmp_path: Path) -> None:
+    model = HookedTransformer(palindrome(n_symbols=d_vocab - 1, half=4))
+    assert model.cfg.d_vocab == d_vocab
+    tokens = torch.randint(0, d_vocab, (8, 9), generator=torch.Generator().manual_seed(0))
+    written = write_report(model, tokens, tmp_path, progress=False)
+    assert ("circuit_ranks.parquet" in {path.name for path in written.tables}) == (d_vocab > 4)
 
 
 def test_a_second_report_replaces_the_first_and_leaves_other_files(model: HookedTransformer, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -113,7 +113,7 @@ def write_comparison(
     if seq_len is None:
         # The same length for both, so that models with one tokenizer read the same rows.
         seq_len = min(256, *(model.cfg.n_ctx for model in models))
-    copies = (texts, texts) if isinstance(texts, Tensor) else itertools.tee(texts)
+    copies: Iterable[Any] = (texts, texts) if isinstance(texts, Tensor) else itertools.tee(texts)
     rows = [
         token_rows(model, copy, max_tokens=max_tokens, seq_len=seq_len)
         for model, copy in zip(models, copies, strict=True)

@@ -165,8 +165,8 @@ def _moving(story: TaskStory) -> list[Block]:
         found.append(
             Prose(
                 say(
-                    "Patched with what they give when the other one is the subject, heads change the logit difference "
-                    "most so: {heads} (of {gap} that swapping the subject changes).",
+                    "Patched at the end with what they give when the other one is the subject, heads change the logit "
+                    "difference most so: {heads} (of {gap} that swapping the subject changes).",
                     heads=listed(
                         say("<b>{label}</b> {value}", label=label, value=signed(value)) for label, value in patched
                     ),
@@ -297,7 +297,11 @@ def _whether_they_matter(story: TaskStory, looking: set[tuple[int, int]]) -> Mar
 def _circuit_blocks(story: TaskStory) -> list[Block]:
     circuit = story.circuit
     if circuit is None:
-        text = "The paths between heads were not measured: for a model of this size that takes minutes."
+        text = (
+            "The prompts have no corrupted ones beside them, so nothing was patched."
+            if story.heads is None
+            else "The paths between heads were not measured: for a model of this size that takes minutes."
+        )
         return [Prose(say(text), soft=True)]
     if not circuit.inputs:
         return [

@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 SWAPPED = "ABB->ABA, BAB->BAA"
-_MOST_PROMPTS, _FEWEST_PROMPTS = 100, 24
+_MOST_PROMPTS, _FEWEST_PROMPTS = 100, 16
 _WORDS = ("IO", "S1", "S1+1", "S2", "end")
 # Where heads look from the end, and where their outputs are patched.
 LOOKED_AT = ("IO", "S1", "S2")
