@@ -1,6 +1,7 @@
 """Plotly figures in a real browser: what is drawn is what the figures hold, for the helpers and for every result."""
 
 import importlib
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,29 @@ def check_marks(figure: "go.Figure", opened: "Page") -> None:
     for note in figure.layout.annotations:
         if note.text:
             assert note.text.partition("<")[0].split("&")[0] in words
+
+
+def check_slider(figure: "go.Figure", opened: "Page") -> None:
+    """It stands where the figure says until it is moved, and then every mark is still there."""
+    (slider,) = figure.layout.sliders
+    at = "document.querySelector('.js-plotly-plot')._fullLayout.sliders[0].active"
+    assert opened.evaluate(at) == (slider.active or 0)
+    rail = opened.locator(".slider-rail-touch-rect").first
+    box = rail.bounding_box()
+    assert box is not None
+    rail.click(position={"x": 3, "y": box["height"] / 2})
+    opened.wait_for_function(f"{at} === 0")
+    opened.locator(".heatmaplayer image").last.wait_for(state="attached")
+    assert opened.locator(".heatmaplayer image").count() == sum(trace.type == "heatmap" for trace in figure.data)
+    names = [text for trace in figure.data for text in (trace.text if trace.mode == "lines+text" else ()) if text]
+    drawn = opened.locator(".textpoint").all_text_contents()
+    assert {name.strip() for name in names} <= {text.strip() for text in drawn}
+    right = "(n) => n.getBoundingClientRect().x"
+    for each in opened.locator(".scatterlayer .trace").all():
+        text = each.locator(".textpoint").filter(has_text=re.compile(r"\S"))
+        if text.count():  # where its line ends
+            line = each.locator(".js-line").bounding_box()
+            assert line is not None and text.first.evaluate(right) >= line["x"] + line["width"] - 2
 
 
 def test_bars_are_as_high_as_their_numbers_and_a_click_hides_them(chromium: "Browser", tmp_path: Path) -> None:
@@ -127,12 +151,14 @@ def test_every_figure_of_the_gallery_is_drawn(
     monkeypatch.syspath_prepend(DOCS)
     gallery = importlib.import_module("gallery")
     figures = gallery.figures()
-    assert len(figures) >= 20
+    assert len(figures) >= 35
     for name, figure in figures.items():
         with visit(chromium, saved(figure, tmp_path)) as opened:
             wait(opened)
             try:
                 check_marks(figure, opened)
+                if figure.frames:
+                    check_slider(figure, opened)
             except AssertionError as error:
                 raise AssertionError(f"{name}: {error}") from None
     sys.modules.pop("gallery")

@@ -38,8 +38,8 @@ def test_paths_are_as_wide_as_their_effects_and_coloured_by_sign():
     widths = [trace.line.width for trace in drawn]
     assert widths == sorted(widths, reverse=True)
     assert widths[1] / widths[0] == pytest.approx(3 / 4) and widths[2] / widths[0] == pytest.approx(2 / 4)
-    assert [trace.line.color for trace in drawn] == ["rgb(33,102,172)"] * 2 + ["rgb(178,24,43)"] * 2 + [
-        "rgb(33,102,172)"
+    assert [trace.line.color for trace in drawn] == ["rgb(67,147,195)"] * 2 + ["rgb(214,96,77)"] * 2 + [
+        "rgb(67,147,195)"
     ]
     assert [trace.line.dash for trace in drawn] == ["solid", "solid", "solid", "solid", "dash"]
 

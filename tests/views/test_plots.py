@@ -81,6 +81,11 @@ def test_facets_that_wrap_keep_their_labels() -> None:
         np.testing.assert_array_equal(trace.z, values["abcde".index(note.text)])
 
 
+def test_a_single_step_needs_no_slider() -> None:
+    figure = imshow(torch.randn(1, 2, 2), animation_frame=0, animation_labels=["only"], return_fig=True)
+    assert figure is not None and not figure.layout.sliders
+
+
 def test_a_slider_moves_along_an_axis_with_labels() -> None:
     values = torch.randn(2, 3, 4, 5)
     figure = imshow(

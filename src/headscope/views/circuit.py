@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["circuit_picture"]
 
-_HELPS, _HARMS = "rgb(33,102,172)", "rgb(178,24,43)"
+_HELPS, _HARMS = "rgb(67,147,195)", "rgb(214,96,77)"
 _WIDEST = 9.0
 _BENDS = {"q": -0.3, "k": 0.3, "v": 0.1, "": 0.1}
 _DASHES = {"q": "solid", "k": "dash", "v": "solid", "": "solid"}

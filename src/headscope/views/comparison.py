@@ -48,7 +48,7 @@ def compared_lines(
                 y=list(values),
                 mode="lines+markers" if len(values) <= 64 else "lines",
                 line={"color": PALETTE[at % len(PALETTE)], "dash": "solid" if at % 2 == 0 else "dash"},
-                name=_text(name),
+                name=plot_text(name),
                 showlegend=True,
                 hovertemplate="%{x}: %{y:.4f}",
             )
@@ -87,16 +87,11 @@ def compared_maps(
     layers, heads = (max(values.shape[axis] for values in maps.values()) for axis in (0, 1))
     shown = {}
     for name, values in maps.items():
-        shown[_text(name)] = torch.full((layers, heads), torch.nan, dtype=torch.float64)
-        shown[_text(name)][: values.shape[0], : values.shape[1]] = values.double().cpu()
+        shown[plot_text(name)] = torch.full((layers, heads), torch.nan, dtype=torch.float64)
+        shown[plot_text(name)][: values.shape[0], : values.shape[1]] = values.double().cpu()
     first, second = maps.values()
     if first.shape == second.shape:
         shown["second − first"] = (second.double() - first.double()).cpu()
     return component_maps(
         shown, columns=[str(head) for head in range(heads)], title=title, data=data, unit=unit, limit=limit
     )
-
-
-def _text(name: str) -> str:
-    """A name over a map, which is not to be read as markup nor as one of plotly's placeholders."""
-    return plot_text(name.replace("%{", "% {"))

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-__all__ = ["DIVERGING", "PALETTE", "RISING", "house_template", "plot_text", "plot_title"]
+__all__ = ["DIVERGING", "PALETTE", "RISING", "house_template", "plot_text", "plot_title", "whole"]
 
 DIVERGING = "RdBu"
 # The blue half of RdBu, for what cannot be negative: blue means "more" everywhere.
@@ -50,9 +50,17 @@ def house_template() -> "go.layout.Template":
 
 
 def plot_text(text: str) -> str:
-    """Text for a plotly title or label, which would read `<` as markup; a half surrogate pair is replaced."""
-    text = text.encode("utf-8", "replace").decode("utf-8")
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("\n", " ")
+    """Text for a plotly title or label, which would read `<` as markup and `%{` as a gap to fill.
+
+    A half surrogate pair is replaced. What is read by eye stays as it was.
+    """
+    text = whole(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("\n", " ")
+    return text.replace("%{", "%\u200b{")
+
+
+def whole(text: str) -> str:
+    """Text without half surrogate pairs, which no file can hold; for what may have markup of its own."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def plot_title(title: str, data: str) -> dict[str, Any]:

@@ -56,7 +56,8 @@ def attribution_scatter(comparison: PatchingComparison) -> "go.Figure":
     """Each cell's estimate beside what patching it did; on the dashed line they are equal.
 
     Args:
-        comparison: What `AttributionPatchingResult.compare` gave.
+        comparison: What `AttributionPatchingResult.compare` gave, of patches in the estimates' unit; of shares the line
+            says nothing, and the correlations the same.
     """
     import plotly.graph_objects as go
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from headscope.errors import InvalidInputError, unknown_name
 from headscope.views.arrays import to_array
-from headscope.views.house import plot_text
+from headscope.views.house import plot_text, whole
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -23,6 +23,7 @@ __all__ = [
     "series_names",
     "split_options",
     "style_axes",
+    "texts",
     "ticks",
 ]
 
@@ -59,7 +60,8 @@ def axis_labels(labels: Mapping[str, str] | None, layout: dict[str, Any]) -> dic
         for axis, name in (("x", "xaxis"), ("y", "yaxis"), ("color", "caxis"))
         if isinstance(layout.get(name), str)
     }
-    return {**short, **{_ALIASES.get(name, name): text for name, text in (labels or {}).items()}}
+    named = {**short, **{_ALIASES.get(name, name): text for name, text in (labels or {}).items()}}
+    return {name: whole(str(text)) for name, text in named.items()}
 
 
 def rows_of(values: Any, keep: int = 2) -> list[np.ndarray]:
@@ -100,6 +102,15 @@ def ticks(labels: Any) -> Any:
     return unique
 
 
+def texts(values: Any) -> Any:
+    """The same values, nested as they are, with each string as plain text."""
+    if isinstance(values, str):
+        return plot_text(values)
+    if isinstance(values, (list, tuple)) or (isinstance(values, np.ndarray) and values.dtype == object):
+        return [texts(value) for value in values]
+    return values
+
+
 def places(x: Any, rows: Sequence[np.ndarray]) -> list[list[Any]]:
     """Where the values of each line stand: 0, 1, ... or `x`, which may be a tensor, an array or a list.
 
@@ -135,10 +146,12 @@ def label_steps(figure: "go.Figure", labels: Sequence[Any] | None, n: int, name:
     """
     if labels is not None and len(labels) != n:
         raise InvalidInputError(f"animation_labels must be {n} labels; got {len(labels)}.")
+    if not figure.layout.sliders:  # plotly draws none for a single step
+        return
     (slider,) = figure.layout.sliders
     slider.currentvalue.prefix = f"{name}: " if name else ""
     for step, label in zip(slider.steps, labels if labels is not None else range(n), strict=True):
-        step.label = str(label)
+        step.label = plot_text(str(label))
 
 
 def style_axes(figure: "go.Figure", layout: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from headscope.errors import InvalidInputError
 from headscope.views.arrays import to_array
-from headscope.views.house import DIVERGING, PALETTE, house_template
+from headscope.views.house import DIVERGING, PALETTE, house_template, whole
 from headscope.views.plot_options import (
     axis_labels,
     draw_line,
@@ -24,6 +24,7 @@ from headscope.views.plot_options import (
     series_names,
     split_options,
     style_axes,
+    texts,
     ticks,
 )
 
@@ -61,7 +62,7 @@ def imshow(
     Args:
         tensor: `[y, x]`, and one more axis each for `facet_col` and `animation_frame`.
         renderer: Where to show it (plotly's names).
-        title: A title.
+        title: A title; it may have plotly's markup, `<br>` and the like.
         labels: Names of `x`, `y`, `color` and, over the slider, `animation_frame`.
         x: Labels of the columns.
         y: Labels of the rows.
@@ -288,6 +289,8 @@ def scatter(
     for name in ("color", "size", "text", "hover_name"):
         if name in drawn and not isinstance(drawn[name], (str, list, tuple)):
             drawn[name] = to_array(drawn[name], name).ravel()
+        elif name in drawn:
+            drawn[name] = texts(drawn[name])
     figure = px.scatter(x=across, y=up, labels={"x": "", "y": "", **axis_labels(labels, layout)}, **drawn)
     if add_line is not None:
         draw_line(figure, add_line, across, up)
@@ -363,7 +366,7 @@ def _finish(
     draw: bool | None,
     static: bool,
 ) -> "go.Figure | None":
-    figure.update_layout(title=title, width=width, height=height)
+    figure.update_layout(title=whole(title) if isinstance(title, str) else title, width=width, height=height)
     if figure.data and _is_text(figure.data[0].x):
         figure.update_xaxes(type="category")  # "10.7" is a head here, not a number
     if figure.data and figure.data[0].type == "heatmap" and _is_text(figure.data[0].y):
@@ -410,4 +413,4 @@ def _write_cells(figure: "go.Figure", text: Any, values: np.ndarray, taken: Mapp
         )
     facets = np.moveaxis(written, taken["facet_col"], 0) if "facet_col" in taken else written[None]
     for trace, cells in zip(figure.data, facets, strict=True):
-        trace.update(text=cells, texttemplate="%{text}")
+        trace.update(text=texts(cells), texttemplate="%{text}")

@@ -35,7 +35,8 @@ _PICTURES = ("png", "svg", "pdf", "jpg", "jpeg", "webp")
 def figure_page(*figures: "go.Figure", title: str = "headscope") -> str:
     """One offline HTML page with these figures, one under the other, and plotly's script in it once.
 
-    Its content security policy forbids every request, so it looks and works the same anywhere.
+    Its content security policy forbids every request, so it looks and works the same anywhere; what has a slider waits
+    for its reader.
 
     Raises:
         InvalidInputError: If there is no figure.
@@ -48,7 +49,7 @@ def figure_page(*figures: "go.Figure", title: str = "headscope") -> str:
     if not figures:
         raise InvalidInputError("there is no figure to put on the page; give at least one.")
     parts = [
-        figure.to_html(full_html=False, include_plotlyjs=at == 0, config={"displaylogo": False})
+        figure.to_html(full_html=False, include_plotlyjs=at == 0, config={"displaylogo": False}, auto_play=False)
         for at, figure in enumerate(figures)
     ]
     heading = html.escape(title.encode("utf-8", "replace").decode("utf-8"))
