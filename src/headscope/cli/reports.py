@@ -144,8 +144,10 @@ def _documents(text: Path | None, dataset: str | None) -> tuple[Iterable[str] | 
 
 def _prompts(model: HookedTransformer, task: str) -> Task | Literal["auto", "ioi"]:
     """The prompts in a file, or the word for those to be drawn."""
-    if task == "auto" or task == "ioi":
-        return task
+    if task == "auto":
+        return "auto"
+    if task == "ioi":
+        return "ioi"
     return task_of(model, Path(task), 0, "mixed", 0)
 
 
