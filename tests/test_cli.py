@@ -139,7 +139,7 @@ def test_report_takes_a_task(run: Run, checkpoint: Path, tmp_path: Path) -> None
     assert run("report", checkpoint, "--no-task", *options)[0] == 0
     assert 'id="task"' not in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     code, _, error = run("report", checkpoint, "--task", "ioi", *options)
-    assert code == 1 and "names" in error and len(error.splitlines()) == 1
+    assert code == 1 and "the model reads 48" in error and len(error.splitlines()) == 1
     code, _, error = run("report", checkpoint, "--task", tmp_path / "missing.csv", *options)
     assert code == 1 and "missing.csv" in error
     code, _, error = run("report", checkpoint, "--task", "ioi", "--no-task", *options)

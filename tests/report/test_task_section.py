@@ -103,7 +103,7 @@ def test_a_model_that_cannot_do_it_is_told_so() -> None:
     ("model", "why"),
     [
         (small_model(tokenizer=False), "has no tokenizer"),
-        (small_model(), "names|words"),
+        (small_model(), "up to 50 tokens, and the model reads 48"),
     ],
 )
 def test_models_that_cannot_read_the_prompts_are_told_why(model: HookedTransformer, why: str) -> None:
@@ -127,12 +127,13 @@ def test_attention_is_that_of_each_order(demo_story: TaskStory) -> None:
 
 
 def test_a_task_of_ones_own_has_its_words_found(demo_story: TaskStory) -> None:
-    """Without the places of the names, they are found from the answers, and the story is the same."""
+    """Without the places of the names, they are found from the answers."""
     model = HookedTransformer.from_pretrained("headscope-demo")
-    plain = dataclasses.replace(demo_story.task, word_idx={})
-    story = measure_task(model, plain, progress=False)
-    assert story.stream is not None and demo_story.stream is not None
-    torch.testing.assert_close(story.stream.values, demo_story.stream.values, atol=1e-5, rtol=1e-4)
+    task = demo_story.task[:16]
+    story = measure_task(model, dataclasses.replace(task, word_idx={}), progress=False)
+    for word in ("IO", "S1", "S1+1", "S2", "end"):
+        assert torch.equal(story.task.word_idx[word], task.word_idx[word]), word
+    assert story.heads is not None and story.stream is not None
 
 
 def test_prompts_swap_the_subject_and_nothing_else() -> None:
