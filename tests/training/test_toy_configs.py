@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from headscope import HookedTransformer, HookedTransformerConfig
-from headscope.analysis import head_scores
+from headscope.analysis.head_types import detect_heads
 from headscope.errors import InvalidInputError, UnknownNameError
 from headscope.training import toy_configs
 from headscope.training.toy import train
@@ -70,14 +70,19 @@ def test_the_induction_recipe_makes_an_induction_head() -> None:
     task = induction_task(device="cpu")
     result = train(task.model, task.data, task.training, validation=task.validation, progress=False)
     assert result.final.signal_accuracy > 0.99
-    scores = head_scores(task.model, n_sequences=50, progress=False)
-    assert float(scores.induction.max()) >= 0.9
-    assert int(scores.induction.argmax()) // 4 == 1, "the head that induces is in the second layer"
-    # The best heads at looking one back are in the first, and it is they that the second layer's keys are made of.
-    before = scores.previous_token
-    assert float(before[0].max()) > 4 * float(before[1].max())
-    composed = task.model.all_composition_scores("K")[0, :, 1].mean(1)
-    assert int(composed.argmin()) == int(before[0].argmin())
+    found = detect_heads(task.model, progress=False)
+    previous, induction = found.heads("previous_token"), found.heads("induction")
+    assert induction[0].value >= 0.9 and {head.layer for head in induction} == {1}
+    assert previous and {head.layer for head in previous} == {0}
+    # What the keys of the strong induction heads read is what previous-token heads wrote, above all else.
+    named = torch.zeros(task.model.cfg.n_heads, dtype=torch.bool)
+    named[[head.head for head in previous]] = True
+    unrelated = task.model.cfg.d_model**-0.5
+    for head in induction:
+        if head.value >= 0.9:
+            read = found.composition[found.composition_heads.tolist().index([head.layer, head.head]), 0]
+            assert float(read[named].mean()) > float(read[~named].max())
+            assert float(read[named].mean()) > 1.3 * unrelated
 
 
 @pytest.mark.slow

@@ -367,7 +367,11 @@ def _kinds(found: ToyFindings) -> Section | None:
     if rows:
         names = (Column("kind", words=True), Column("head"), Column("of its attention"), Column("control"))
         blocks.append(
-            Table(names, rows, say("The outlined heads. The control is the same number with the repeats taken out."))
+            Table(
+                names,
+                rows,
+                say("The outlined heads. The control is the same number with what defines the kind taken out."),
+            )
         )
     else:
         blocks.append(Prose(say("No head is surely of one of these kinds.")))
