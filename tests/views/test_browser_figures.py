@@ -64,7 +64,8 @@ def check_slider(figure: "go.Figure", opened: "Page") -> None:
     opened.wait_for_function(f"{at} === 0")
     opened.locator(".heatmaplayer image").last.wait_for(state="attached")
     assert opened.locator(".heatmaplayer image").count() == sum(trace.type == "heatmap" for trace in figure.data)
-    names = [text for trace in figure.data for text in (trace.text if trace.mode == "lines+text" else ()) if text]
+    lines = [trace for trace in figure.data if trace.type == "scatter" and trace.mode == "lines+text"]
+    names = [text for trace in lines for text in trace.text if text]
     drawn = opened.locator(".textpoint").all_text_contents()
     assert {name.strip() for name in names} <= {text.strip() for text in drawn}
     right = "(n) => n.getBoundingClientRect().x"
