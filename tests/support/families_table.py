@@ -73,6 +73,7 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3 longrope": ("Phi3", {**_SQUARE, "original_max_position_embeddings": 8, "rope_scaling": {
         "rope_type": "longrope", "rope_theta": 100.0, "short_factor": [1.0, 1.5], "long_factor": [2.0, 3.5]}}),
     "olmo": ("Olmo", _SQUARE),
+    "olmo clipped": ("Olmo", {**_SQUARE, "clip_qkv": 0.3}),
     "olmo2": ("Olmo2", _SQUARE),
     "granite": ("Granite", {**_SQUARE, "embedding_multiplier": 3.0, "residual_multiplier": 0.4, "logits_scaling": 0.7,
                             "attention_multiplier": 0.3, "attention_bias": True, "mlp_bias": True}),
@@ -89,7 +90,7 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
                                                    "tie_word_embeddings": True}),
     "olmoe": ("Olmoe", {**_SQUARE, "intermediate_size": 20, "num_experts": 5, "num_experts_per_tok": 2}),
     "olmoe summing to one": ("Olmoe", {**_SQUARE, "intermediate_size": 20, "num_experts": 4, "num_experts_per_tok": 3,
-                                           "norm_topk_prob": True, "attention_bias": True}),
+                                           "norm_topk_prob": True, "attention_bias": True, "clip_qkv": 0.7}),
     "qwen3_moe": ("Qwen3Moe", {**_EXPERTS, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 8}),
     "qwen3_moe local": ("Qwen3Moe", {**_EXPERTS, "num_experts": 4, "num_experts_per_tok": 1, "moe_intermediate_size": 8,
                                      "norm_topk_prob": True, "use_sliding_window": True, "sliding_window": 4}),

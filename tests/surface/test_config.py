@@ -43,7 +43,8 @@ REFUSED: dict[str, list[Any]] = {
 }  # fmt: skip
 # Our own, of families the field's config has no fields for.
 OWN: dict[str, Any] = {
-    "use_normalization_after_only": True, "qk_norm_all_heads": True, "longrope_short_factors": [1.0, 2.0],
+    "clip_qkv": 8.0, "use_normalization_after_only": True, "qk_norm_all_heads": True,
+    "longrope_short_factors": [1.0, 2.0],
     "longrope_long_factors": [1.0, 2.0], "longrope_original_ctx_len": 5, "longrope_attention_factor": 2.0,
 }  # fmt: skip
 CHOICES: dict[str, list[Any]] = {

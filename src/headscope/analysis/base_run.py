@@ -35,7 +35,12 @@ def can_be_resumed(model: HookedTransformer) -> bool:
     Rotary positions, gated MLPs and norms of queries and keys are not among these parts yet.
     """
     cfg = model.cfg
-    if cfg.has_post_norms or cfg.positional_embedding_type == "alibi" or cfg.attn_scores_soft_cap > 0:
+    if (
+        cfg.has_post_norms
+        or cfg.clip_qkv is not None
+        or cfg.positional_embedding_type == "alibi"
+        or cfg.attn_scores_soft_cap > 0
+    ):
         return False
     return all(
         type(module) in _KINDS

@@ -198,9 +198,12 @@ class Attention(nn.Module):
         W_K, b_K, W_V, b_V = self._key_and_value_weights(n_cached)
         q = self.hook_q(_project(query_input, self.W_Q, self.b_Q))
         k = self.hook_k(_project(key_input, W_K, b_K))
-        v = self.hook_v(_project(value_input, W_V, b_V))
+        limit, v = self.cfg.clip_qkv, _project(value_input, W_V, b_V)
+        v = self.hook_v(v if limit is None else v.clamp(-limit, limit))
         if self.cfg.use_qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
+        if limit is not None:
+            q, k = q.clamp(-limit, limit), k.clamp(-limit, limit)
         if past_kv_cache_entry is not None:
             k, v = past_kv_cache_entry.append(k, v)
         if self.cfg.positional_embedding_type == "rotary":

@@ -96,6 +96,7 @@ class HookedTransformerConfig:
         longrope_attention_factor: Multiplies sines and cosines.
         use_qk_norm: An RMSNorm on each head's queries and keys, with one weight for all heads of a layer.
         qk_norm_all_heads: It goes over the heads of a layer together, as if they were one vector.
+        clip_qkv: `c` keeps queries, keys and values between `-c` and `c` (behind the norms of queries and keys).
         use_local_attn: Layers may be local, as `attn_types` says.
         attn_types: `"global"` or `"local"` for each layer.
         window_size: How many keys a query of a local layer sees, itself among them.
@@ -216,6 +217,7 @@ class HookedTransformerConfig:
     use_normalization_before_and_after: bool = False
     use_normalization_after_only: bool = False
     qk_norm_all_heads: bool = False
+    clip_qkv: float | None = None
     longrope_short_factors: list[float] | None = None
     longrope_long_factors: list[float] | None = None
     longrope_original_ctx_len: int = 4096

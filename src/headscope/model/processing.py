@@ -128,6 +128,10 @@ def _why_not(name: str, cfg: HookedTransformerConfig) -> str:
             return "rotary positions turn queries and keys, so W_Q W_K^T does not make the scores alone."
         if cfg.use_qk_norm:
             return "queries and keys go through a norm, so W_Q W_K^T does not make the scores alone."
+        if cfg.clip_qkv is not None:
+            return "queries and keys are clipped, so W_Q W_K^T does not make the scores alone."
+    if name == "fold_value_biases" and cfg.clip_qkv is not None:
+        return "values are clipped, biases among them, so the biases cannot be added afterwards."
     if name == "center_writing_weights":
         if not cfg.centred_norm or cfg.final_norm in ("RMS", "RMSPre"):
             kind = cfg.final_norm if cfg.centred_norm else cfg.normalization_type

@@ -76,8 +76,6 @@ class _Olmoe(_WithExperts):
     examples = ("allenai/OLMoE-1B-7B-0924",)
 
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
-        if hf.get("clip_qkv") is not None:
-            raise CheckpointError(f"OLMoE with clip_qkv = {hf['clip_qkv']} is not supported.")
         return {**super().config(hf), "eps": hf.get("rms_norm_eps", 1e-5), "use_qk_norm": True,
                 "qk_norm_all_heads": True}  # fmt: skip
 

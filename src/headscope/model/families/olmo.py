@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from headscope.errors import CheckpointError
 from headscope.model.config import HookedTransformerConfig
 from headscope.model.families.base import Row, Table
 from headscope.model.families.llama import LlamaLike
@@ -17,8 +16,6 @@ class _Olmo(LlamaLike):
     examples = ("allenai/OLMo-1B-hf", "allenai/OLMo-7B-hf")
 
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
-        if hf.get("clip_qkv") is not None:
-            raise CheckpointError(f"OLMo with clip_qkv = {hf['clip_qkv']} is not supported.")
         return {**super().config(hf), "normalization_type": "LNPre", "eps": 1e-5}
 
     def outside(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
