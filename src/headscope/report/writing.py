@@ -106,8 +106,8 @@ def write_report(
             half a forward pass or so for each head and way; 0 leaves out this and copy suppression.
         task: Prompts of two names to look at who tells them apart: `"ioi"` draws those of indirect object
             identification, `"auto"` too, and says on the page why it did not where the model cannot read them; `None`
-            leaves it out. It takes some seconds for a small model, and one to two minutes for GPT-2 small, of which it
-            measures 16 prompts and not the circuit.
+            leaves it out. It takes some seconds for a small model, and minutes for GPT-2 small, of which it measures 16
+            prompts and not the circuit.
         progress: Show progress bars.
 
     Raises:

@@ -12,20 +12,17 @@ from headscope.errors import CheckpointError
 from headscope.model.config import HookedTransformerConfig
 from headscope.model.families.base import LINEAR, Family, Row, Table, head_width, sizes
 
-__all__ = ["GPT2"]
+__all__ = ["GPT2", "GPT2Like"]
 
 
-class _GPT2(Family):
-    model_type = "gpt2"
-    architecture = "GPT2LMHeadModel"
-    examples = ("openai-community/gpt2", "openai-community/gpt2-medium", "distilbert/distilgpt2")
+class GPT2Like(Family):
+    """What GPT-2 has, and its relatives say differently."""
+
     prefix = "transformer."
     layer_prefix = "h.{}."
     ignore = (".attn.bias", ".attn.masked_bias")
 
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
-        if hf.get("add_cross_attention"):
-            raise CheckpointError("config.json asks for cross-attention; only decoder-only models are supported.")
         n_layers, d_model, n_heads, n_ctx, d_vocab = sizes(
             hf, "n_layer", "n_embd", "n_head", "n_positions", "vocab_size"
         )
@@ -40,8 +37,6 @@ class _GPT2(Family):
             "act_fn": hf.get("activation_function", "gelu_new"),
             "eps": hf.get("layer_norm_epsilon", 1e-5),
             "normalization_type": "LN",
-            "use_attn_scale": hf.get("scale_attn_weights", True),
-            "scale_attn_by_inverse_layer_idx": hf.get("scale_attn_by_inverse_layer_idx", False),
             "tie_word_embeddings": hf.get("tie_word_embeddings", True),
         }
 
@@ -55,11 +50,6 @@ class _GPT2(Family):
             "vocab_size": cfg.d_vocab,
             "activation_function": cfg.act_fn,
             "layer_norm_epsilon": cfg.eps,
-            "scale_attn_weights": cfg.use_attn_scale,
-            "scale_attn_by_inverse_layer_idx": cfg.scale_attn_by_inverse_layer_idx,
-            "resid_pdrop": 0.0,
-            "embd_pdrop": 0.0,
-            "attn_pdrop": 0.0,
         }
 
     def outside(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
@@ -69,6 +59,31 @@ class _GPT2(Family):
             "ln_final.w": Row("ln_f.weight"),
             "ln_final.b": Row("ln_f.bias"),
             "unembed.W_U": Row("lm_head.weight", LINEAR),
+        }
+
+
+class _GPT2(GPT2Like):
+    model_type = "gpt2"
+    architecture = "GPT2LMHeadModel"
+    examples = ("openai-community/gpt2", "openai-community/gpt2-medium", "distilbert/distilgpt2")
+
+    def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
+        if hf.get("add_cross_attention"):
+            raise CheckpointError("config.json asks for cross-attention; only decoder-only models are supported.")
+        return {
+            **super().config(hf),
+            "use_attn_scale": hf.get("scale_attn_weights", True),
+            "scale_attn_by_inverse_layer_idx": hf.get("scale_attn_by_inverse_layer_idx", False),
+        }
+
+    def entries(self, cfg: HookedTransformerConfig, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        return {
+            **super().entries(cfg, state),
+            "scale_attn_weights": cfg.use_attn_scale,
+            "scale_attn_by_inverse_layer_idx": cfg.scale_attn_by_inverse_layer_idx,
+            "resid_pdrop": 0.0,
+            "embd_pdrop": 0.0,
+            "attn_pdrop": 0.0,
         }
 
     def layer(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:

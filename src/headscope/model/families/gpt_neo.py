@@ -6,18 +6,17 @@ from typing import Any
 from torch import Tensor
 
 from headscope.model.config import HookedTransformerConfig
-from headscope.model.families.base import LINEAR, OUT, QUERY, Family, Row, Table, head_width, sizes
+from headscope.model.families.base import LINEAR, OUT, QUERY, Row, Table, head_width, sizes
+from headscope.model.families.gpt2 import GPT2Like
 from headscope.model.families.rope import window_fields
 
 __all__ = ["GPT_NEO"]
 
 
-class _GPTNeo(Family):
+class _GPTNeo(GPT2Like):
     model_type = "gpt_neo"
     architecture = "GPTNeoForCausalLM"
     examples = ("EleutherAI/gpt-neo-125m", "EleutherAI/gpt-neo-1.3B", "roneneldan/TinyStories-33M")
-    prefix = "transformer."
-    layer_prefix = "h.{}."
     ignore = (".attn.attention.bias", ".attn.attention.masked_bias")
 
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,15 +53,6 @@ class _GPTNeo(Family):
             "layer_norm_epsilon": cfg.eps,
             "window_size": cfg.window_size or 256,
             "attention_types": [[kinds[: cfg.n_layers], 1]],
-        }
-
-    def outside(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
-        return {
-            "embed.W_E": Row("wte.weight"),
-            "pos_embed.W_pos": Row("wpe.weight"),
-            "ln_final.w": Row("ln_f.weight"),
-            "ln_final.b": Row("ln_f.bias"),
-            "unembed.W_U": Row("lm_head.weight", LINEAR),
         }
 
     def layer(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:

@@ -9,63 +9,34 @@ from typing import Any
 from torch import Tensor
 
 from headscope.model.config import HookedTransformerConfig
-from headscope.model.families.base import LINEAR, OUT, QUERY, Family, Row, Table, head_width, sizes
+from headscope.model.families.base import LINEAR, OUT, QUERY, Row, Table
+from headscope.model.families.gpt2 import GPT2Like
 
 __all__ = ["GPTJ"]
 
 
-class _GPTJ(Family):
+class _GPTJ(GPT2Like):
     model_type = "gptj"
     architecture = "GPTJForCausalLM"
     examples = ("EleutherAI/gpt-j-6b",)
-    prefix = "transformer."
-    layer_prefix = "h.{}."
-    ignore = (".attn.bias", ".attn.masked_bias")
 
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
-        n_layers, d_model, n_heads, n_ctx, d_vocab = sizes(
-            hf, "n_layer", "n_embd", "n_head", "n_positions", "vocab_size"
-        )
-        d_head = head_width(hf, "n_embd", "n_head")
+        fields = super().config(hf)
         return {
-            "n_layers": n_layers,
-            "d_model": d_model,
-            "n_ctx": n_ctx,
-            "n_heads": n_heads,
-            "d_head": d_head,
-            "d_mlp": hf.get("n_inner") or 4 * d_model,
-            "d_vocab": d_vocab,
-            "act_fn": hf.get("activation_function", "gelu_new"),
-            "eps": hf.get("layer_norm_epsilon", 1e-5),
-            "normalization_type": "LN",
+            **fields,
             "parallel_attn_mlp": True,
             "positional_embedding_type": "rotary",
-            "rotary_dim": hf.get("rotary_dim") or d_head,
+            "rotary_dim": hf.get("rotary_dim") or fields["d_head"],
             "rotary_adjacent_pairs": True,
             "tie_word_embeddings": hf.get("tie_word_embeddings", False),
         }
 
     def entries(self, cfg: HookedTransformerConfig, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        return {
-            "n_layer": cfg.n_layers,
-            "n_embd": cfg.d_model,
-            "n_head": cfg.n_heads,
-            "n_positions": cfg.n_ctx,
-            "n_inner": cfg.d_mlp,
-            "vocab_size": cfg.d_vocab,
-            "activation_function": cfg.act_fn,
-            "layer_norm_epsilon": cfg.eps,
-            "rotary_dim": cfg.rotary_dim,
-        }
+        return {**super().entries(cfg, state), "rotary_dim": cfg.rotary_dim}
 
     def outside(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
-        return {
-            "embed.W_E": Row("wte.weight"),
-            "ln_final.w": Row("ln_f.weight"),
-            "ln_final.b": Row("ln_f.bias"),
-            "unembed.W_U": Row("lm_head.weight", LINEAR),
-            "unembed.b_U": Row("lm_head.bias"),
-        }
+        table = {name: row for name, row in super().outside(cfg, hf).items() if name != "pos_embed.W_pos"}
+        return {**table, "unembed.b_U": Row("lm_head.bias")}
 
     def layer(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
         return {
