@@ -27,14 +27,14 @@ from headscope.analysis import (
     suppression_scores,
     weights_circuit_ranks,
 )
-from headscope.analysis.task import Task
+from headscope.analysis.prompts.task import Task
 from headscope.data.ioi import IOIDataset
 from headscope.training import token_circuits, toy_task, train, training_dynamics
 from headscope.training.toy_fourier import fourier_power
-from headscope.views.head_scores import head_score_maps
+from headscope.views.figures.head_scores import head_score_maps
+from headscope.views.figures.loss import loss_by_position
+from headscope.views.figures.training import token_maps_along_training
 from headscope.views.html import HtmlView
-from headscope.views.loss import loss_by_position
-from headscope.views.training import token_maps_along_training
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -39,7 +39,7 @@ from headscope.training.toy_checkpoint import load_toy_model, snapshot_steps
 from headscope.training.toy_result import TrainingResult
 from headscope.training.toy_study import OperandStudy, head_logits, operand_study, token_circuits
 from headscope.training.toy_tasks import skip_trigram_task
-from headscope.views.training import token_maps, token_maps_along_training, training_metrics
+from headscope.views.figures.training import token_maps, token_maps_along_training, training_metrics
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

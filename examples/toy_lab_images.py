@@ -22,7 +22,7 @@ from skip_trigram import OPERANDS, SOLVED, circuit_figures
 from torch import Tensor
 
 from headscope import HookedTransformer
-from headscope.analysis.head_types import detect_heads
+from headscope.analysis.heads.types import detect_heads
 from headscope.data.tasks import SkipTrigramDataset
 from headscope.training import (
     fourier_power,
@@ -36,11 +36,11 @@ from headscope.training import (
 from headscope.training.toy import log_spaced_steps
 from headscope.training.toy_result import TrainingResult
 from headscope.training.toy_tasks import ToyTask
-from headscope.views.head_types import k_composition_maps
-from headscope.views.house import PALETTE, house_template, plot_title
-from headscope.views.toy import fourier_bars, grokking_curve
-from headscope.views.toy_dynamics import dynamics_along_training
-from headscope.views.training import token_maps, training_metrics
+from headscope.views.drawing.theme import PALETTE, house_template, plot_title
+from headscope.views.figures.head_types import k_composition_maps
+from headscope.views.figures.toy import fourier_bars, grokking_curve
+from headscope.views.figures.toy_dynamics import dynamics_along_training
+from headscope.views.figures.training import token_maps, training_metrics
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -45,7 +45,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     page = config.getoption("--families-table", None)
     if page is not None and "PYTEST_XDIST_WORKER" not in os.environ:
-        from headscope.model.families import FAMILIES
+        from headscope.model.checkpoints.families import FAMILIES
 
         examples = {name: family.examples for name, family in FAMILIES.items()}
         config.pluginmanager.register(FamiliesTable(page, examples))

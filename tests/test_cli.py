@@ -17,21 +17,21 @@ from datasets_stand_in import StandInDataset, datasets_module
 from small_models import STORY, save_checkpoint
 
 from headscope import HookedTransformer, cli
-from headscope.analysis import batches
-from headscope.analysis.ablation import ablate_heads
-from headscope.analysis.ablation_result import AblationResult
-from headscope.analysis.attribution import attribute
-from headscope.analysis.attribution_result import Attribution
-from headscope.analysis.circuit_ranks import weights_circuit_ranks
-from headscope.analysis.copy_suppression import copy_suppression_preserving_ablation
-from headscope.analysis.entropy import EntropyAccumulator, EntropyResult, measure_entropy
-from headscope.analysis.prompt import test_prompt as run_prompt
-from headscope.analysis.task import Task
+from headscope.analysis.ablation.ablate import ablate_heads
+from headscope.analysis.ablation.result import AblationResult
+from headscope.analysis.core import batches
+from headscope.analysis.lens.entropy import EntropyAccumulator, EntropyResult, measure_entropy
+from headscope.analysis.prompts.attribution import attribute
+from headscope.analysis.prompts.attribution_result import Attribution
+from headscope.analysis.prompts.task import Task
+from headscope.analysis.suppression.circuit_ranks import weights_circuit_ranks
+from headscope.analysis.suppression.cspa import copy_suppression_preserving_ablation
 from headscope.cli import analyses, reports, suppression, tasks, training
+from headscope.compat.prompt import test_prompt as run_prompt
 from headscope.data.ioi import IOIDataset
-from headscope.model import tensor_file
-from headscope.model.families import FAMILIES
-from headscope.model.hub import DEMO, HUB_MODELS
+from headscope.model.checkpoints import files as tensor_file
+from headscope.model.checkpoints.families import FAMILIES
+from headscope.model.checkpoints.hub import DEMO, HUB_MODELS
 from headscope.report import token_rows, write_comparison, write_report
 from headscope.training.demo import train_demo
 from headscope.training.demo_figures import evaluate_demo

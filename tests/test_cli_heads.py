@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from headscope import HookedTransformer, cli
-from headscope.analysis.circuit import Circuit
-from headscope.analysis.head_types_result import HeadTypes
+from headscope.analysis.circuits.circuit import Circuit
+from headscope.analysis.heads.types_result import HeadTypes
 from headscope.data.ioi import IOIDataset
 
 Run = Callable[..., tuple[int, str, str]]

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from headscope import HookedTransformer, cli
-from headscope.analysis.activation_patching import activation_patch
-from headscope.analysis.patching_result import PatchingResult
-from headscope.analysis.task import Task
+from headscope.analysis.patching.activation import activation_patch
+from headscope.analysis.patching.result import PatchingResult
+from headscope.analysis.prompts.task import Task
 from headscope.data.ioi import IOIDataset
 
 Run = Callable[..., tuple[int, str, str]]

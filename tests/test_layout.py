@@ -27,7 +27,9 @@ LEVELS = {
     "training": 4,
     "views": 4,
     "scale": 4,
+    "compat": 4,
     "report": 5,
+    "explorer": 5,
     "cli": 6,
     "__main__": 7,
     # Faces, under the names notebooks import: they may re-export anything, and only the package itself reads them.
@@ -38,6 +40,25 @@ LEVELS = {
     "": 9,  # headscope/__init__.py
 }
 FACES = {part for part, level in LEVELS.items() if level == LEVELS["utils"]}
+# The public names of `analysis`, some of which notebooks know from modules that now stand above it, in `compat`.
+PUBLIC_NAMES = f"{PACKAGE}.analysis"
+
+# The same within `analysis`, room by room: down only, and never from a room to one beside it.
+ROOMS = {
+    "core": 0,
+    "storage": 1,
+    "recording": 1,
+    "lens": 2,
+    "ablation": 2,
+    "prompts": 2,
+    "suppression": 2,
+    "attention": 2,
+    "patching": 3,
+    "heads": 4,
+    "circuits": 4,
+}
+MAX_MODULES = 16
+CATALOGS = {"model/checkpoints/families", "views/figures"}  # of like things, one file for each
 FORBIDDEN_DOWNWARD = {("views", "model")}  # a view never runs a model
 HEAVY = {
     "datasets",
@@ -72,6 +93,10 @@ class Module:
     tree: ast.Module
     n_lines: int
     imports: list[Import] = field(default_factory=list)
+
+    @property
+    def is_public_names(self) -> bool:
+        return self.name == PUBLIC_NAMES and self.path.name == "__init__.py"
 
     @property
     def part(self) -> str:
@@ -144,14 +169,14 @@ def own_imports(module: Module, modules: dict[str, Module]) -> Iterator[tuple[Im
 def violations(root: Path) -> list[str]:
     """Every breach of the rules in the package at `root`, one line each."""
     modules = read_package(root)
-    checks = (_arrows, _function_imports, _heavy_imports, _length, _broad_excepts, _faces)
+    checks = (_arrows, _rooms, _function_imports, _heavy_imports, _length, _broad_excepts, _faces)
     found = [
         f"{module.path.relative_to(root)}:{line}: {message}"
         for module in modules.values()
         for check in checks
         for line, message in check(module, modules)
     ]
-    return found + _cycles(modules)
+    return found + _cycles(modules) + _crowded(root)
 
 
 def _arrows(module: Module, modules: dict[str, Module]) -> Iterator[tuple[int, str]]:
@@ -160,7 +185,7 @@ def _arrows(module: Module, modules: dict[str, Module]) -> Iterator[tuple[int, s
         return
     for item, _ in own_imports(module, modules):
         part = part_of(item.target)
-        if part == module.part:
+        if part == module.part or (module.is_public_names and part == "compat"):
             continue
         arrow = f"{module.part or PACKAGE} imports {part or PACKAGE} ({item.target})"
         if LEVELS[part] > LEVELS[module.part]:
@@ -169,6 +194,42 @@ def _arrows(module: Module, modules: dict[str, Module]) -> Iterator[tuple[int, s
             yield item.line, f"sideways: {arrow}"
         elif (module.part, part) in FORBIDDEN_DOWNWARD:
             yield item.line, f"forbidden: {arrow}"
+
+
+def _rooms(module: Module, modules: dict[str, Module]) -> Iterator[tuple[int, str]]:
+    if module.part != "analysis" or module.is_public_names:
+        return
+    room = room_of(module.name)
+    if room not in ROOMS:
+        yield 1, f"room {room!r} of analysis has no place in the order of imports; give it one in ROOMS"
+        return
+    for item, _ in own_imports(module, modules):
+        other = room_of(item.target)
+        if part_of(item.target) != "analysis" or other == room:
+            continue
+        arrow = f"analysis.{room} imports {item.target}"
+        if other not in ROOMS:
+            yield item.line, f"upward: {arrow}, where public names are gathered"
+        elif ROOMS[other] > ROOMS[room]:
+            yield item.line, f"upward: {arrow}"
+        elif ROOMS[other] == ROOMS[room]:
+            yield item.line, f"sideways: {arrow}"
+
+
+def room_of(name: str) -> str:
+    """The second name under the package: "core" for `headscope.analysis.core.result`; "" where there is none."""
+    return (name.split(".") + ["", ""])[2]
+
+
+def _crowded(root: Path) -> list[str]:
+    """Find the folders that hold more modules than a reader takes in at a glance."""
+    found = []
+    for folder in sorted({path.parent for path in root.rglob("*.py")}):
+        name = folder.relative_to(root).as_posix()
+        n = len([path for path in folder.glob("*.py") if path.name != "__init__.py"])
+        if n > MAX_MODULES and name not in CATALOGS:
+            found.append(f"{name}: holds {n} modules; at most {MAX_MODULES}. Give some of them a room of their own")
+    return found
 
 
 def _function_imports(module: Module, modules: dict[str, Module]) -> Iterator[tuple[int, str]]:
@@ -205,7 +266,7 @@ def _broad_excepts(module: Module, modules: dict[str, Module]) -> Iterator[tuple
 
 
 def _faces(module: Module, modules: dict[str, Module]) -> Iterator[tuple[int, str]]:
-    if module.part not in FACES:
+    if module.part not in FACES and not module.is_public_names:
         return
     for node in module.tree.body:
         docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
@@ -276,6 +337,11 @@ GOOD = {
         "if TYPE_CHECKING:\n    import pandas\n"
         "def show():\n    import plotly.express\n    from pyarrow import parquet\n"
     ),
+    "analysis/__init__.py": "from headscope.compat.svd import SVD\nfrom headscope.analysis.lens.entropy import x\n",
+    "analysis/lens/entropy.py": "from headscope.analysis.core.result import R\nfrom headscope.model import names\n",
+    "analysis/core/result.py": "from headscope.errors import HeadscopeError\n",
+    "analysis/patching/path.py": "from headscope.analysis.lens.entropy import x\n",
+    "compat/svd.py": "from headscope.analysis.core.result import Result\n",
     "cli.py": "import typer\nfrom headscope.views import page\n",
 }
 
@@ -305,6 +371,42 @@ BAD = {
     "views import model": (
         {"views/a.py": "from headscope.model import b"},
         "views/a.py:1: forbidden: views imports model",
+    ),
+    "upward between rooms": (
+        {"analysis/core/a.py": "from headscope.analysis.lens.b import x"},
+        "analysis/core/a.py:1: upward: analysis.core imports headscope.analysis.lens.b.x",
+    ),
+    "upward between rooms, relative": (
+        {"analysis/prompts/a.py": "from ..patching import b"},
+        "analysis/prompts/a.py:1: upward: analysis.prompts imports headscope.analysis.patching.b",
+    ),
+    "upward between rooms, for types": (
+        {"analysis/recording/a.py": "if TYPE_CHECKING:\n    from headscope.analysis.heads.b import x"},
+        "analysis/recording/a.py:2: upward: analysis.recording imports headscope.analysis.heads.b.x",
+    ),
+    "sideways between rooms": (
+        {"analysis/lens/a.py": "from headscope.analysis.ablation.b import x"},
+        "analysis/lens/a.py:1: sideways: analysis.lens imports headscope.analysis.ablation.b.x",
+    ),
+    "upward to the public names": (
+        {"analysis/heads/a.py": "from headscope.analysis import x", "analysis/__init__.py": ""},
+        "analysis/heads/a.py:1: upward: analysis.heads imports headscope.analysis.x, where public names",
+    ),
+    "unplaced room": (
+        {"analysis/misc/a.py": ""},
+        "analysis/misc/a.py:1: room 'misc' of analysis has no place",
+    ),
+    "a room reads what notebooks import": (
+        {"analysis/lens/a.py": "from headscope.compat.svd import x"},
+        "analysis/lens/a.py:1: upward: analysis imports compat",
+    ),
+    "public names define a function": (
+        {"analysis/__init__.py": "def f():\n    pass"},
+        "analysis/__init__.py:1: analysis only re-exports: `def f():`",
+    ),
+    "crowded": (
+        {f"ops/a{number}.py": "" for number in range(17)},
+        "ops: holds 17 modules; at most 16",
     ),
     "unplaced part": ({"misc.py": ""}, "misc.py:1: part 'misc' has no place"),
     "in a function": (

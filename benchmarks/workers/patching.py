@@ -46,7 +46,7 @@ def metric_of(kind: str, wanted: Tensor, length: int) -> Callable[[Tensor], Any]
 
     if kind == "opaque":
         return opaque
-    metrics = importlib.import_module("headscope.analysis.patch_metrics")
+    metrics = importlib.import_module("headscope.analysis.prompts.metrics")
     if kind == "last position":
         return metrics.last_position(opaque)
     last = torch.full((len(wanted),), length - 1)

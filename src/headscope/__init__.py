@@ -1,12 +1,12 @@
 """headscope: mechanistic interpretability of transformer language models, attention heads first."""
 
 from headscope import evals, head_detector, patching, utils
-from headscope.analysis.svd import SVDInterpreter
+from headscope.compat.svd import SVDInterpreter
 from headscope.data.sample import training_dataset
-from headscope.model.cache import ActivationCache
+from headscope.model.activations.cache import ActivationCache
 from headscope.model.config import HookedTransformerConfig
 from headscope.model.hooks import HookedRootModule, HookPoint
-from headscope.model.key_value_cache import HookedTransformerKeyValueCache, HookedTransformerKeyValueCacheEntry
+from headscope.model.parts.key_value_cache import HookedTransformerKeyValueCache, HookedTransformerKeyValueCacheEntry
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.factored import FactoredMatrix
 

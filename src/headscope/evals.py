@@ -1,4 +1,4 @@
-"""Rough evaluations, where notebooks look for them; see `headscope.analysis.evals`."""
+"""Rough evaluations, where notebooks look for them; see `headscope.compat.evals`."""
 
-from headscope.analysis.evals import *  # noqa: F403
-from headscope.analysis.evals import __all__ as __all__
+from headscope.compat.evals import *  # noqa: F403
+from headscope.compat.evals import __all__ as __all__

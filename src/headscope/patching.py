@@ -1,4 +1,4 @@
-"""Activation patching, where notebooks look for it; see `headscope.analysis.patching`."""
+"""Activation patching, where notebooks look for it; see `headscope.compat.patching`."""
 
-from headscope.analysis.patching import *  # noqa: F403
-from headscope.analysis.patching import __all__ as __all__
+from headscope.compat.patching import *  # noqa: F403
+from headscope.compat.patching import __all__ as __all__

@@ -37,8 +37,8 @@ from headscope.analysis import (
     suppression_scores,
     weights_circuit_ranks,
 )
-from headscope.model.families import FAMILIES
-from headscope.model.processing import WeightProcessing
+from headscope.model.checkpoints.families import FAMILIES
+from headscope.model.weights.processing import WeightProcessing
 from headscope.report import write_report
 
 # Not in the table: LayerNorms behind, which centre and have a bias, and norms behind only, as in OLMo 2.
@@ -320,7 +320,7 @@ def test_the_docs_list_every_family(request: pytest.FixtureRequest) -> None:
     text = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
     assert listed_families(text) == set(FAMILIES), (
         "write docs/models.md anew: make test WORKERS=0 "
-        "PYTEST_ARGS='--families-table docs/models.md tests/model/families tests/analysis/test_families.py'"
+        "PYTEST_ARGS='--families-table docs/models.md tests/model/checkpoints/families tests/analysis/test_families.py'"
     )
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from headscope import HookedTransformer
-from headscope.analysis.attribution import attribute
-from headscope.analysis.head_types import detect_heads
-from headscope.analysis.task import Task, logit_difference
+from headscope.analysis.heads.types import detect_heads
+from headscope.analysis.prompts.attribution import attribute
+from headscope.analysis.prompts.task import Task, logit_difference
 from headscope.data.ioi import IOIDataset
 from headscope.utils import test_prompt as run_prompt
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 import headscope
-from headscope.analysis.batches import check_repeatable
+from headscope.analysis.core.batches import check_repeatable
 from headscope.data import documents, read_texts
 from headscope.data.corpus import Corpus
 from headscope.errors import InvalidInputError, UnknownNameError

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from markupsafe import Markup
 from report_pages import Page as Seen
 
-from headscope.report.page import render_page
-from headscope.report.section import (
+from headscope.report.blocks import (
     Block,
     Caption,
     Card,
@@ -29,8 +28,9 @@ from headscope.report.section import (
     Table,
     View,
 )
+from headscope.report.page import render_page
 from headscope.report.words import listed, say, token, visible
-from headscope.views.house import plot_title
+from headscope.views.drawing.theme import plot_title
 from headscope.views.html import HtmlView
 from headscope.views.tokens import colored_tokens
 

@@ -1,5 +1,5 @@
-from headscope.analysis.component_means import ComponentMeans, MeansAccumulator
-from headscope.analysis.long_run import accumulate
+from headscope.analysis.recording.component_means import ComponentMeans, MeansAccumulator
+from headscope.analysis.storage.run_folder import accumulate
 
 
 def component_means(model, blocks) -> ComponentMeans:

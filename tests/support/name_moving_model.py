@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from headscope import HookedTransformer, HookedTransformerConfig
-from headscope.analysis.task import Task
+from headscope.analysis.prompts.task import Task
 
 N_NAMES = 12
 FIRST_NAME = 6

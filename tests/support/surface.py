@@ -287,7 +287,7 @@ OWN = {
     },
 }  # fmt: skip
 
-_PROCESSING = "a function of headscope.model.processing"
+_PROCESSING = "a function of headscope.model.weights.processing"
 _HOOK_INTERNALS = "an internal step: add_hook and add_caching_hooks take names and predicates"
 _INTERNALS = "an internal step of a forward pass: input_to_embed gives its result"
 LEFT_OUT = {

@@ -7,7 +7,7 @@ from tiny import tiny_tokens
 from torch import Tensor
 
 from headscope import HookedTransformer
-from headscope.analysis.task import Task
+from headscope.analysis.prompts.task import Task
 
 
 def random_task(

@@ -2,7 +2,7 @@ import pytest
 
 from headscope.data.small_english import documents, vocabulary
 from headscope.errors import InvalidInputError
-from headscope.model.loading import load_tokenizer
+from headscope.model.checkpoints.pipeline import load_tokenizer
 from headscope.training.tokenizer import END_OF_TEXT, train_tokenizer
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from headscope import HookedTransformer, HookedTransformerConfig
-from headscope.analysis.head_types import detect_heads
+from headscope.analysis.heads.types import detect_heads
 from headscope.errors import InvalidInputError, UnknownNameError
 from headscope.training import toy_configs
 from headscope.training.toy import train

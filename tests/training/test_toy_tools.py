@@ -22,18 +22,18 @@ from headscope.analysis import (
     path_patch_sweep,
     weights_circuit_ranks,
 )
-from headscope.analysis.head_types import detect_heads
-from headscope.analysis.task import Task
+from headscope.analysis.heads.types import detect_heads
+from headscope.analysis.prompts.task import Task
 from headscope.training.toy import TrainConfig, train
 from headscope.training.toy_tasks import ToyTask, toy_task
-from headscope.views.ablation import ablation_by_head
 from headscope.views.attention import attention_heads
-from headscope.views.attribution import attribution_by_component
-from headscope.views.calibration import calibration_curve
-from headscope.views.entropy import entropy_by_head, entropy_by_layer
-from headscope.views.head_scores import head_score_maps
-from headscope.views.head_types import head_type_maps
-from headscope.views.patching import patching_by_head, patching_by_position
+from headscope.views.figures.ablation import ablation_by_head
+from headscope.views.figures.attribution import attribution_by_component
+from headscope.views.figures.calibration import calibration_curve
+from headscope.views.figures.entropy import entropy_by_head, entropy_by_layer
+from headscope.views.figures.head_scores import head_score_maps
+from headscope.views.figures.head_types import head_type_maps
+from headscope.views.figures.patching import patching_by_head, patching_by_position
 
 TASKS = {
     "skip-trigram": {"size": 200},

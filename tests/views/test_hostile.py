@@ -14,9 +14,9 @@ from hostile import HOSTILE, views_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from headscope.views.drawing.saving import figure_page
 from headscope.views.html import HtmlView
 from headscope.views.plots import bar, hist, imshow, line, scatter
-from headscope.views.saving import figure_page
 
 # Any characters, half surrogate pairs among them, around what has broken pages before.
 PIECES = st.one_of(st.sampled_from(HOSTILE[:-1]), st.text(st.characters(), max_size=8))

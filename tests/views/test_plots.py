@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from headscope.errors import InvalidInputError, UnknownNameError
-from headscope.views.house import PALETTE, plot_text, plot_title
+from headscope.views.drawing.theme import PALETTE, plot_text, plot_title
 from headscope.views.plots import bar, hist, imshow, line, scatter
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from headscope.analysis.run_manifest import headscope_version
+from headscope.analysis.storage.manifest import headscope_version
 from headscope.cli import analyses, heads, patching, reports, suppression, tasks, training
 from headscope.cli.shared import app, fail, say
 from headscope.errors import HeadscopeError

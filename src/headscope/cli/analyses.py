@@ -5,10 +5,9 @@ from typing import Annotated
 
 import typer
 
-from headscope.analysis.ablation import ablate_heads
-from headscope.analysis.ablation_result import AblationResult
-from headscope.analysis.entropy import EntropyResult, measure_entropy
-from headscope.analysis.prompt import test_prompt
+from headscope.analysis.ablation.ablate import ablate_heads
+from headscope.analysis.ablation.result import AblationResult
+from headscope.analysis.lens.entropy import EntropyResult, measure_entropy
 from headscope.cli.shared import (
     MaxTokensOption,
     ModelArgument,
@@ -22,8 +21,9 @@ from headscope.cli.shared import (
     kept_run,
     texts_of,
 )
+from headscope.compat.prompt import test_prompt
 from headscope.errors import InvalidInputError
-from headscope.model.hub import DEMO
+from headscope.model.checkpoints.hub import DEMO
 from headscope.model.transformer import HookedTransformer
 from headscope.report import ABLATION_TOKENS, MAX_TOKENS, token_rows
 

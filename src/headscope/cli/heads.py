@@ -6,18 +6,18 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from headscope.analysis.circuit import Circuit, find_circuit
-from headscope.analysis.head_types import detect_heads
-from headscope.analysis.head_types_result import HeadTypes
-from headscope.analysis.task import Task
+from headscope.analysis.circuits.circuit import Circuit, find_circuit
+from headscope.analysis.heads.types import detect_heads
+from headscope.analysis.heads.types_result import HeadTypes
+from headscope.analysis.prompts.task import Task
 from headscope.cli.shared import ModelArgument, ProgressOption, app, command
 from headscope.data.ioi import IOIDataset
 from headscope.errors import InvalidInputError
-from headscope.model.hub import DEMO
+from headscope.model.checkpoints.hub import DEMO
 from headscope.model.transformer import HookedTransformer
-from headscope.views.circuit import circuit_picture
-from headscope.views.head_types import head_type_maps, k_composition_maps
-from headscope.views.saving import figure_page
+from headscope.views.drawing.saving import figure_page
+from headscope.views.figures.circuit import circuit_picture
+from headscope.views.figures.head_types import head_type_maps, k_composition_maps
 
 __all__ = ["heads"]
 

@@ -6,15 +6,15 @@ from typing import Annotated
 
 import typer
 
-from headscope.analysis.activation_patching import activation_patch
-from headscope.analysis.patching_result import PatchingResult
+from headscope.analysis.patching.activation import activation_patch
+from headscope.analysis.patching.result import PatchingResult
 from headscope.cli.shared import ModelArgument, ProgressOption, app, command
 from headscope.cli.tasks import PromptsOption, PromptTypeOption, SeedOption, TaskOption, task_of
 from headscope.errors import InvalidInputError
-from headscope.model.hub import DEMO
+from headscope.model.checkpoints.hub import DEMO
 from headscope.model.transformer import HookedTransformer
-from headscope.views.patching import patching_by_head, patching_by_head_and_position, patching_by_position
-from headscope.views.saving import figure_page
+from headscope.views.drawing.saving import figure_page
+from headscope.views.figures.patching import patching_by_head, patching_by_head_and_position, patching_by_position
 
 __all__ = ["patch"]
 

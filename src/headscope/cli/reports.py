@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from headscope.analysis.task import Task
+from headscope.analysis.prompts.task import Task
 from headscope.cli.shared import (
     MaxTokensOption,
     ModelArgument,
@@ -21,8 +21,8 @@ from headscope.cli.tasks import task_of
 from headscope.data.cutting import Chunk
 from headscope.data.hub import DATASETS, get_dataset
 from headscope.errors import InvalidInputError, unknown_name
-from headscope.model.hub import DEMO, HUB_MODELS
-from headscope.model.known import KnownFamily, known_families
+from headscope.model.checkpoints.catalog import KnownFamily, known_families
+from headscope.model.checkpoints.hub import DEMO, HUB_MODELS
 from headscope.model.transformer import HookedTransformer
 from headscope.report import ABLATION_TOKENS, MAX_TOKENS, write_comparison, write_report
 from headscope.training.demo_figures import EVALUATION_SEED, evaluate_demo

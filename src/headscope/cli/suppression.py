@@ -5,11 +5,11 @@ from typing import Annotated
 
 import typer
 
-from headscope.analysis.circuit_ranks import circuit_ranks_cost, weights_circuit_ranks
-from headscope.analysis.circuit_ranks_result import CircuitRanks
-from headscope.analysis.copy_suppression import copy_suppression_preserving_ablation
-from headscope.analysis.copy_suppression_result import CopySuppression
-from headscope.analysis.suppression_scores import SuppressionScores, suppression_scores
+from headscope.analysis.suppression.circuit_ranks import circuit_ranks_cost, weights_circuit_ranks
+from headscope.analysis.suppression.circuit_ranks_result import CircuitRanks
+from headscope.analysis.suppression.cspa import copy_suppression_preserving_ablation
+from headscope.analysis.suppression.cspa_result import CopySuppression
+from headscope.analysis.suppression.scores import SuppressionScores, suppression_scores
 from headscope.cli.shared import (
     MaxTokensOption,
     ModelArgument,
@@ -25,7 +25,7 @@ from headscope.cli.shared import (
     texts_of,
 )
 from headscope.errors import InvalidInputError
-from headscope.model.hub import DEMO
+from headscope.model.checkpoints.hub import DEMO
 from headscope.model.transformer import HookedTransformer
 from headscope.report import ABLATION_TOKENS, token_rows
 

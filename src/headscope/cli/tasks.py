@@ -8,21 +8,21 @@ import typer
 from rich.console import Console
 from torch import Tensor
 
-from headscope.analysis.attribution import attribute as attribute_answers
-from headscope.analysis.attribution_result import Attribution
-from headscope.analysis.task import Task
+from headscope.analysis.prompts.attribution import attribute as attribute_answers
+from headscope.analysis.prompts.attribution_result import Attribution
+from headscope.analysis.prompts.task import Task
 from headscope.cli.shared import ModelArgument, ProgressOption, app, command
 from headscope.data.ioi import IOIDataset
 from headscope.errors import InvalidInputError
-from headscope.model.hub import DEMO
+from headscope.model.checkpoints.hub import DEMO
 from headscope.model.transformer import HookedTransformer
-from headscope.views.attribution import (
+from headscope.views.drawing.saving import figure_page
+from headscope.views.figures.attribution import (
     attribution_by_component,
     attribution_by_head,
     attribution_by_layer,
     attribution_by_source,
 )
-from headscope.views.saving import figure_page
 
 __all__ = ["PromptTypeOption", "PromptsOption", "SeedOption", "TaskOption", "attribute", "ioi", "task_of"]
 

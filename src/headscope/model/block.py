@@ -4,12 +4,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from headscope.model.attention import make_attention
-from headscope.model.components import make_post_norm, make_pre_norm
 from headscope.model.config import HookedTransformerConfig
-from headscope.model.experts import make_mlp
 from headscope.model.hooks import HookPoint, is_listening
-from headscope.model.key_value_cache import HookedTransformerKeyValueCacheEntry
+from headscope.model.parts.attention import make_attention
+from headscope.model.parts.experts import make_mlp
+from headscope.model.parts.key_value_cache import HookedTransformerKeyValueCacheEntry
+from headscope.model.parts.layers import make_post_norm, make_pre_norm
 
 __all__ = ["TransformerBlock"]
 

@@ -14,15 +14,16 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from headscope.errors import InvalidInputError
-from headscope.model import exporting, loading
+from headscope.model.activations.cache import ActivationCache
 from headscope.model.block import TransformerBlock
-from headscope.model.cache import ActivationCache
-from headscope.model.components import Embed, PosEmbed, Unembed, make_norm
+from headscope.model.checkpoints import exporting
+from headscope.model.checkpoints import pipeline as loading
 from headscope.model.config import HookedTransformerConfig
-from headscope.model.generation import Generation
 from headscope.model.hooks import HookedRootModule, HookPoint, is_listening
-from headscope.model.initialize import initialize_weights
-from headscope.model.inputs import (
+from headscope.model.parts.key_value_cache import HookedTransformerKeyValueCache
+from headscope.model.parts.layers import Embed, PosEmbed, Unembed, make_norm
+from headscope.model.text.generation import Generation
+from headscope.model.text.inputs import (
     Masks,
     checked_mask,
     checked_residual,
@@ -32,12 +33,12 @@ from headscope.model.inputs import (
     new_mask,
     with_past,
 )
-from headscope.model.key_value_cache import HookedTransformerKeyValueCache
-from headscope.model.placement import Placement, near
-from headscope.model.processing import WeightProcessing
-from headscope.model.samples import TrainingText
-from headscope.model.tokens import PaddingSide, Tokenization
-from headscope.model.weights import StackedWeights
+from headscope.model.text.samples import TrainingText
+from headscope.model.text.tokens import PaddingSide, Tokenization
+from headscope.model.weights.initialize import initialize_weights
+from headscope.model.weights.placement import Placement, near
+from headscope.model.weights.processing import WeightProcessing
+from headscope.model.weights.stacked import StackedWeights
 from headscope.ops.losses import lm_cross_entropy_loss
 
 __all__ = ["HookedTransformer", "Loss", "Output"]
@@ -118,7 +119,7 @@ class HookedTransformer(Tokenization, TrainingText, Generation, StackedWeights, 
     def from_pretrained(cls, model_name: str | Path, **options: Any) -> Self:
         """Load a model by short name, Hugging Face hub id or local checkpoint directory.
 
-        See `headscope.model.loading.load_pretrained` for every option (`fold_ln`, `center_unembed`,
+        See `headscope.model.checkpoints.pipeline.load_pretrained` for every option (`fold_ln`, `center_unembed`,
         `center_writing_weights`, `refactor_factored_attn_matrices`, `fold_value_biases`, `dtype`, `device`, ...).
 
         Example:
@@ -144,7 +145,7 @@ class HookedTransformer(Tokenization, TrainingText, Generation, StackedWeights, 
 
         Args:
             state_dict: Weights under this model's names; it is not changed.
-            processing: The flags of `headscope.model.processing.WeightProcessing`.
+            processing: The flags of `headscope.model.weights.processing.WeightProcessing`.
 
         Raises:
             CheckpointError: for missing or unused names, or a wrong shape, each by name.

@@ -1,9 +1,9 @@
 """`write_report` and `write_comparison`: analyses and views, put together on one page."""
 
-from headscope.report.comparison import Comparison, write_comparison
-from headscope.report.sequences import MAX_TOKENS, token_rows
-from headscope.report.toy_page import ToyReport, write_toy_report
-from headscope.report.writing import ABLATION_TOKENS, Report, write_report
+from headscope.report.comparison.writing import Comparison, write_comparison
+from headscope.report.model.writing import ABLATION_TOKENS, Report, write_report
+from headscope.report.tokens import MAX_TOKENS, token_rows
+from headscope.report.toy.writing import ToyReport, write_toy_report
 
 __all__ = [
     "ABLATION_TOKENS",

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from headscope.analysis.result import RunInfo
-from headscope.report.section import FactList, Prose, Section
+from headscope.analysis.core.result import RunInfo
+from headscope.report.blocks import FactList, Prose, Section
 from headscope.report.words import listed, say
 
 __all__ = ["numbers_section"]

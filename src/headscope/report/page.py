@@ -5,8 +5,8 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from headscope.analysis.run_manifest import headscope_version
-from headscope.report.section import Page, Plot
+from headscope.analysis.storage.manifest import headscope_version
+from headscope.report.blocks import Page, Plot
 from headscope.views.html import CONTENT_POLICY, HtmlView, bundle
 
 __all__ = ["render_page"]

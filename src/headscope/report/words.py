@@ -6,8 +6,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from headscope.report.section import Cell
-from headscope.report.uncertainty import Estimate
+from headscope.analysis.core.stats import Estimate
+from headscope.report.blocks import Cell
 
 __all__ = [
     "count",

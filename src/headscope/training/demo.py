@@ -27,8 +27,8 @@ from headscope.data.packing import tokenize_and_concatenate
 from headscope.data.random_tokens import repeated_random_tokens
 from headscope.data.small_english import documents, ioi_prompts
 from headscope.errors import InvalidInputError
+from headscope.model.checkpoints.pipeline import load_tokenizer
 from headscope.model.config import HookedTransformerConfig
-from headscope.model.loading import load_tokenizer
 from headscope.model.transformer import HookedTransformer
 from headscope.training.tokenizer import train_tokenizer
 from headscope.training.trainer import LanguageTrainConfig, TrainHistory, train_language_model

@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headscope.analysis.copy_suppression import copy_suppression_preserving_ablation
-from headscope.analysis.head_scores import head_scores
-from headscope.analysis.result import Ranking, rank_components
+from headscope.analysis.core.result import Ranking, rank_components
+from headscope.analysis.heads.scores import head_scores
+from headscope.analysis.suppression.cspa import copy_suppression_preserving_ablation
 from headscope.data.packing import tokenize_and_concatenate
 from headscope.data.random_tokens import repeated_random_tokens
 from headscope.data.small_english import documents, ioi_prompts

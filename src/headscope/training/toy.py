@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from headscope.analysis.run_manifest import fingerprint, headscope_version
+from headscope.analysis.storage.manifest import fingerprint, headscope_version
 from headscope.data.tasks.base import TaskDataset, TaskMetrics
 from headscope.errors import InvalidInputError, unknown_name
 from headscope.model.config import parse_dtype

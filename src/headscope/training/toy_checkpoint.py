@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from headscope.errors import CheckpointError, InvalidInputError, StorageError
+from headscope.model.checkpoints.files import TensorFiles, read_metadata, write_bytes, write_tensors
 from headscope.model.config import HookedTransformerConfig
-from headscope.model.tensor_file import TensorFiles, read_metadata, write_bytes, write_tensors
 from headscope.model.transformer import HookedTransformer
 
 __all__ = ["RunFolder", "RunState", "load_toy_model", "snapshot_steps"]

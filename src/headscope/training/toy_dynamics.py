@@ -14,12 +14,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from headscope.analysis.entropy import measure_entropy
-from headscope.analysis.head_scores import head_scores
-from headscope.analysis.result import Result, RunInfo, check_option
+from headscope.analysis.core.result import Result, RunInfo, check_option
+from headscope.analysis.heads.scores import head_scores
+from headscope.analysis.lens.entropy import measure_entropy
 from headscope.data.tasks.base import TaskDataset
 from headscope.errors import InvalidInputError
-from headscope.model.readout import Readout
+from headscope.model.activations.readout import Readout
 from headscope.model.transformer import HookedTransformer
 from headscope.training.toy import evaluate_task
 from headscope.training.toy_checkpoint import load_toy_model, snapshot_steps

@@ -13,8 +13,8 @@ from torch import Tensor
 from headscope.data.tasks.base import TaskDataset
 from headscope.data.tasks.skip_trigram import SkipTrigramDataset
 from headscope.errors import InvalidInputError
-from headscope.model.attention import Attention
 from headscope.model.names import get_act_name
+from headscope.model.parts.attention import Attention
 from headscope.model.transformer import HookedTransformer
 from headscope.training.toy import evaluate_task
 

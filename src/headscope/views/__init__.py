@@ -6,46 +6,33 @@
 `views.topk_samples` are modules, each with the function of its name.
 """
 
-from headscope.views import (
-    ablation,
-    activations,
-    attention,
-    attribution,
-    calibration,
-    entropy,
-    html,
-    logits,
-    patching,
-    plots,
-    tokens,
-    topk_samples,
-    topk_tokens,
-)
-from headscope.views.ablation import ablation_bars, ablation_by_head, ablation_on_text
+from headscope.views import activations, attention, html, logits, plots, tokens, topk_samples, topk_tokens
 from headscope.views.activations import text_neuron_activations
 from headscope.views.attention import attention_heads, attention_pattern, attention_patterns
-from headscope.views.attribution import (
+from headscope.views.drawing.saving import figure_page, save_figure
+from headscope.views.figures import ablation, attribution, calibration, entropy, patching
+from headscope.views.figures.ablation import ablation_bars, ablation_by_head, ablation_on_text
+from headscope.views.figures.attribution import (
     attribution_by_component,
     attribution_by_head,
     attribution_by_layer,
     attribution_by_source,
 )
-from headscope.views.calibration import calibration_curve, overconfidence_by_head
-from headscope.views.circuit import circuit_picture
-from headscope.views.comparison import compared_lines, compared_maps
-from headscope.views.copy_suppression import circuit_rank_maps, copy_suppression_by_head, suppression_scatter
-from headscope.views.entropy import entropy_by_head, entropy_by_layer
-from headscope.views.head_types import head_type_maps, k_composition_maps
+from headscope.views.figures.calibration import calibration_curve, overconfidence_by_head
+from headscope.views.figures.circuit import circuit_picture
+from headscope.views.figures.comparison import compared_lines, compared_maps
+from headscope.views.figures.copy_suppression import circuit_rank_maps, copy_suppression_by_head, suppression_scatter
+from headscope.views.figures.entropy import entropy_by_head, entropy_by_layer
+from headscope.views.figures.head_types import head_type_maps, k_composition_maps
+from headscope.views.figures.patching import patching_by_head, patching_by_head_and_position, patching_by_position
+from headscope.views.figures.path_patching import attribution_scatter, path_patching_by_head
+from headscope.views.figures.toy import fourier_bars, grokking_curve
+from headscope.views.figures.toy_dynamics import dynamics_along_training
+from headscope.views.figures.training import token_maps, token_maps_along_training, training_metrics
 from headscope.views.html import HtmlView
 from headscope.views.logits import token_log_probs
-from headscope.views.patching import patching_by_head, patching_by_head_and_position, patching_by_position
-from headscope.views.path_patching import attribution_scatter, path_patching_by_head
 from headscope.views.plots import bar, hist, imshow, line, scatter
-from headscope.views.saving import figure_page, save_figure
 from headscope.views.tokens import colored_tokens, colored_tokens_multi
-from headscope.views.toy import fourier_bars, grokking_curve
-from headscope.views.toy_dynamics import dynamics_along_training
-from headscope.views.training import token_maps, token_maps_along_training, training_metrics
 
 __all__ = [
     "HtmlView",

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from headscope.views.drawing.packing import checked_labels, checked_texts, color_limit, packed
 from headscope.views.html import HtmlView
-from headscope.views.samples import checked_labels, checked_texts, color_limit, packed
 
 __all__ = ["text_neuron_activations"]
 

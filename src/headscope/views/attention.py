@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from headscope.errors import InvalidInputError
-from headscope.views.arrays import checked_tokens, to_array
+from headscope.views.drawing.arrays import checked_tokens, to_array
 from headscope.views.html import HtmlView, quantised
 
 __all__ = ["attention_heads", "attention_pattern", "attention_patterns"]

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from headscope.errors import InvalidInputError
-from headscope.views.arrays import to_array
+from headscope.views.drawing.arrays import to_array
+from headscope.views.drawing.packing import color_limit
 from headscope.views.html import HtmlView
-from headscope.views.samples import color_limit
 
 __all__ = ["token_log_probs"]
 

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from headscope.errors import InvalidInputError
-from headscope.views.arrays import to_array
-from headscope.views.house import DIVERGING, PALETTE, house_template, whole
-from headscope.views.plot_options import (
+from headscope.views.drawing.arrays import to_array
+from headscope.views.drawing.options import (
     axis_labels,
     draw_line,
     label_facets,
@@ -27,6 +26,7 @@ from headscope.views.plot_options import (
     texts,
     ticks,
 )
+from headscope.views.drawing.theme import DIVERGING, PALETTE, house_template, whole
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

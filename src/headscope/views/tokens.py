@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from headscope.errors import InvalidInputError
-from headscope.views.arrays import checked_tokens, to_array
+from headscope.views.drawing.arrays import checked_tokens, to_array
+from headscope.views.drawing.packing import checked_labels, color_limit, packed
 from headscope.views.html import HtmlView
-from headscope.views.samples import checked_labels, color_limit, packed
 
 __all__ = ["colored_tokens", "colored_tokens_multi"]
 

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from headscope.errors import InvalidInputError
-from headscope.views.arrays import checked_tokens, to_array
+from headscope.views.drawing.arrays import checked_tokens, to_array
+from headscope.views.drawing.packing import checked_labels, is_list, packed, string_table
 from headscope.views.html import HtmlView
-from headscope.views.samples import checked_labels, is_list, packed, string_table
 
 __all__ = ["topk_samples"]
 

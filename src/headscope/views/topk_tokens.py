@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from headscope.errors import InvalidInputError
+from headscope.views.drawing.packing import checked_labels, checked_texts, color_limit, packed, string_table
 from headscope.views.html import HtmlView
-from headscope.views.samples import checked_labels, checked_texts, color_limit, packed, string_table
 
 __all__ = ["topk_tokens"]
 

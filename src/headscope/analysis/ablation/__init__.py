@@ -1,0 +1,1 @@
+"""Ablation of heads, MLPs and sets of them."""

@@ -1,0 +1,376 @@
+"""`ablate_heads`: what breaks, and on which tokens, when a head's output is replaced.
+
+The output of a head (or an MLP, or several together) gives way to nothing, to its mean, or to what another text gives,
+and the loss of every next token is measured again. Along which paths the change goes is the effect: `patched` lets all
+that comes after see it; `direct` lets only the final norm and unembedding see it; `indirect` lets all but these see it
+(McDougall et al. 2023, "Copy Suppression", section 3.2).
+
+GPT-2 small, all heads, zero and mean: a patched run costs on average half a forward pass and an unembedding, about 0.17
+GFLOP a token for each value and head; direct effects of all heads together about 2 GFLOP a token. Memory: activations
+of one block of 2,048 tokens, whatever the data.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from headscope.analysis.ablation.block import AblatedBlock, Plan, measure_block
+from headscope.analysis.ablation.replacements import Replacements
+from headscope.analysis.ablation.result import AblationResult, standard_error
+from headscope.analysis.core.batches import Block, check_repeatable, nothing_predicted
+from headscope.analysis.core.components import all_heads, component_sets, components, set_label
+from headscope.analysis.core.result import RunInfo, check_option
+from headscope.analysis.recording.component_means import MeansAccumulator, added_sums
+from headscope.analysis.recording.record import CleanRuns
+from headscope.analysis.storage.passes import Passes
+from headscope.analysis.storage.run_folder import join_rows
+from headscope.errors import InvalidInputError
+from headscope.model.config import HookedTransformerConfig
+from headscope.model.transformer import HookedTransformer
+
+__all__ = ["AblationAccumulator", "AblationOptions", "ablate_heads"]
+
+Value = Literal["zero", "mean", "resample"]
+Effect = Literal["patched", "direct", "indirect"]
+_VALUES, _EFFECTS = ("zero", "mean", "resample"), ("patched", "direct", "indirect")
+
+
+@dataclass(frozen=True)
+class AblationOptions:
+    """How components are ablated; see `ablate_heads`. Components are labels: `10.7`, `MLP 3`, `10.7+11.10`."""
+
+    components: tuple[str, ...]
+    values: tuple[Value, ...] = ("zero", "mean")
+    effects: tuple[Effect, ...] = ("patched", "direct")
+    mean_over: Literal["data", "position"] = "data"
+    excluding: tuple[str, ...] = ()
+    scale: Literal["final", "own"] = "final"
+    kl: bool = False
+    reduce: Literal["mean", "none"] = "none"
+    include_bos: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_option("mean_over", self.mean_over, ("data", "position"))
+        check_option("scale", self.scale, ("final", "own"))
+        check_option("reduce", self.reduce, ("mean", "none"))
+        for name, found, allowed in (("values", self.values, _VALUES), ("effects", self.effects, _EFFECTS)):
+            if not found or len(set(found)) < len(found):
+                raise InvalidInputError(f"{name} must be different ones of {', '.join(allowed)}; got {list(found)}.")
+            for each in found:
+                check_option(name, each, allowed)
+        if self.excluding and "indirect" not in self.effects:
+            raise InvalidInputError(
+                f"excluding={list(self.excluding)} keeps these heads clean in indirect effects; add 'indirect' to "
+                f"effects, which are {list(self.effects)}."
+            )
+
+    def plan(self, cfg: HookedTransformerConfig) -> Plan:
+        """What is measured, for a model."""
+        excluded = components(cfg, self.excluding)
+        if any(component.head is None for component in excluded):
+            raise InvalidInputError(f"excluding names heads, not MLPs; got {list(self.excluding)}.")
+        sets = component_sets(cfg, self.components)
+        return Plan(sets, self.values, self.effects, excluded, self.scale == "final")
+
+
+def ablate_heads(
+    model: HookedTransformer,
+    data: Any,
+    *,
+    heads: Iterable[Any] | None = None,
+    values: Sequence[Value] = ("zero", "mean"),
+    effects: Sequence[Effect] = ("patched", "direct"),
+    mean_over: Literal["data", "position"] = "data",
+    reference: Any = None,
+    excluding: Iterable[Any] = (),
+    scale: Literal["final", "own"] = "final",
+    kl: bool = False,
+    reduce: Literal["mean", "none"] = "none",
+    attention_mask: Tensor | None = None,
+    include_bos: bool = False,
+    seed: int = 0,
+    describe: str | None = None,
+    progress: bool = True,
+    out: str | Path | None = None,
+    resume: bool = False,
+    flush_every: int = 1,
+) -> AblationResult:
+    """Loss of every next token without each of some heads, along each of some paths, less the loss with them.
+
+    Each entry of `heads` is ablated by itself, all else as it is. Positions that predict padding, and predictions made
+    from BOS, are NaN and count in no mean.
+
+    Args:
+        model: The model; hooks on it stay in force.
+        data: Tokens `[batch, pos]`, or an iterable of such batches (or of mappings with `tokens` and
+            `attention_mask`). With `"mean"` and no `reference` it is gone through twice.
+        heads: What to ablate: `(10, 7)`, `"10.7"`, `"MLP 3"`, or a list of these that is ablated together. Default:
+            every head.
+        values: What takes the output's place at every position: `"zero"`; its `"mean"`; or `"resample"`, what it gives
+            at the same position of another row.
+        effects: `"patched"`: everything after it is computed again. `"direct"`: only the final residual stream changes.
+            `"indirect"`: everything after it is computed again, and its own direct contribution put back. Where a norm
+            comes behind attention (Gemma 2, OLMo 2), a head's contribution is taken with that norm's scale as in the
+            clean run; what patching changes of that scale is part of the indirect effect.
+        mean_over: The mean over all positions that count, or at each `"position"` over rows (BOS included).
+        reference: Data for the means, and tokens `[batch, pos]` to resample from. Default: the data itself (for
+            resampling, the other rows in the same block).
+        excluding: Heads that keep what they gave in the clean run, in indirect effects: paths through them are closed.
+        scale: For direct and indirect effects: the final norm's scale stays that of the clean run (`"final"`), or is
+            that of the changed state (`"own"`). In patched runs it is always computed again.
+        kl: Also measure the KL divergence from the clean prediction to the ablated one.
+        reduce: `"none"` keeps every position; `"mean"` only means and their errors.
+        attention_mask: 1 for real tokens, for a tensor of tokens; default: found from the padding token.
+        include_bos: Let BOS positions count, in means too.
+        seed: Of the rows drawn for `"resample"`.
+        describe: What the data is, for titles.
+        progress: Show progress bars.
+        out: A folder to keep the run in, so that it can be stopped at any moment; see `measure_entropy`.
+        resume: Go on with the run that `out` holds.
+        flush_every: How many blocks are measured between two writes.
+
+    Raises:
+        InvalidInputError: for an option or component that does not exist, a wrong shape, tokens out of range, no
+            position that counts, an iterator where two passes are needed, or an `out` that holds another run.
+        NotFiniteError: if a prediction is not finite.
+        StorageError: if `out` cannot be written. What was written before stands.
+        CheckpointError: if what `out` holds is damaged.
+
+    Example:
+        >>> from headscope import HookedTransformer
+        >>> model = HookedTransformer.from_pretrained("headscope-demo")
+        >>> tokens = model.to_tokens("Mary and John went to the park. John gave a ball to Mary.")
+        >>> effect = ablate_heads(model, tokens, heads=[(2, 3), "1.3"], values=["mean"], progress=False)
+        >>> effect.loss_diff.shape == (1, 2, 2, 1, tokens.shape[1] - 1)
+        True
+    """
+    named = all_heads(model.cfg) if heads is None else heads
+    options = AblationOptions(
+        tuple(map(set_label, component_sets(model.cfg, named))),
+        tuple(values),
+        tuple(effects),
+        mean_over,
+        tuple(component.label for component in components(model.cfg, excluding)),
+        scale,
+        kl,
+        reduce,
+        include_bos,
+        seed,
+    )
+    plan = options.plan(model.cfg)
+    resample_from = _resampled(reference) if "resample" in values else None
+    if "mean" in values:
+        check_repeatable(data if reference is None else reference, "values=['mean']")
+    passes = Passes(
+        "ablation",
+        model,
+        data,
+        attention_mask=attention_mask,
+        include_bos=include_bos,
+        progress=progress,
+        describe=describe,
+        options=asdict(options),
+        out=out,
+        resume=resume,
+        flush_every=flush_every,
+        reference=reference,
+    )
+    finished = passes.finished(AblationResult)
+    if finished is not None:
+        return finished
+    runs = CleanRuns(model, plan.reads, plan.resumes)
+    means, before = None, None
+    if "mean" in values:
+        by_position = mean_over == "position"
+        first = runs if reference is None else CleanRuns(model, plan.parts, room=0)
+        sums, stage = passes.gather(
+            "means",
+            lambda state: MeansAccumulator.from_state(state, first, by_position=by_position),
+            of_reference=True,
+            include_bos=include_bos or by_position,
+        )
+        means = sums.result()
+        # Passes over the same data, with the same positions counting, are held against each other.
+        before = stage if reference is None and not by_position else None
+    replacements = Replacements(plan.parts, options.values, means, resample_from, seed)
+    accumulator, stage = passes.gather(
+        "ablation",
+        lambda state: AblationAccumulator.from_state(
+            state, model, options, replacements, passes.described, runs=runs, progress=progress
+        ),
+        before,
+    )
+    return passes.keep(accumulator.result(None if stage is None else stage.rows()))
+
+
+def _resampled(reference: Any) -> Int[Tensor, "row pos"] | None:
+    if reference is not None and not (isinstance(reference, Tensor) and reference.ndim == 2 and len(reference)):
+        found = list(reference.shape) if isinstance(reference, Tensor) else type(reference).__name__
+        raise InvalidInputError(f"values=['resample'] draws rows of a reference of tokens [batch, pos]; got {found}.")
+    return reference
+
+
+class AblationAccumulator:
+    """Ablations over a stream of blocks.
+
+    Args:
+        model: The model.
+        options: What to measure.
+        replacements: What takes the components' places.
+        data: What the data is, for titles.
+        runs: Clean runs, some of which an earlier pass may have kept.
+        progress: Show a progress bar of each block's patched runs.
+    """
+
+    def __init__(
+        self,
+        model: HookedTransformer,
+        options: AblationOptions,
+        replacements: Replacements,
+        data: str,
+        *,
+        runs: CleanRuns | None = None,
+        progress: bool = False,
+    ) -> None:
+        self.model = model
+        self.options = options
+        self.replacements = replacements
+        self.data = data
+        self.progress = progress
+        self.n_sequences = 0
+        self.n_positions = 0
+        self._plan = options.plan(model.cfg)
+        self._runs = CleanRuns(model, self._plan.reads, self._plan.resumes) if runs is None else runs
+        self._sums: dict[str, Tensor] = {}
+        self._kept: list[dict[str, Tensor]] = []
+
+    def update(self, block: Block) -> None:
+        """Measure a block and add it in."""
+        where = block.predicting()
+        n = int(where.sum())
+        if n:
+            run = self._runs.second(block, self.n_sequences)
+            instead = self.replacements.for_block(self.model, block, run, self.n_sequences)
+            found = measure_block(self.model, block, self._plan, run, instead, progress=self.progress)
+        else:
+            found = self._nothing()
+        self._sums = added_sums(
+            self._sums,
+            {
+                "loss": found.loss.sum(),
+                "loss_diff": found.loss_diff.sum(-1),
+                "squares": found.loss_diff.square().sum(-1),
+                "kl": found.kl.sum(-1),
+            },
+        )
+        if self.options.reduce == "none" and block.tokens.shape[1] > 1:
+            self._kept.append(self._rows(block, where[:, :-1], found))
+        self.n_sequences += len(block.tokens)
+        self.n_positions += n
+
+    def merge(self, other: Self) -> None:
+        """Add what another accumulator of the same run has seen, as if it came after."""
+        self.n_sequences += other.n_sequences
+        self.n_positions += other.n_positions
+        self._kept += other._kept
+        self._sums = added_sums(self._sums, other._sums)
+
+    def state(self) -> dict[str, Any]:
+        """All that was accumulated and not taken, flat: tensors, and numbers that JSON keeps."""
+        rows = {f"rows.{name}": values for name, values in join_rows(self._kept).items()}
+        return {"n_sequences": self.n_sequences, "n_positions": self.n_positions, **self._sums, **rows}
+
+    def take_rows(self) -> dict[str, Tensor]:
+        """Hand over the numbers per position (`reduce="none"`) since the last time, and forget them."""
+        rows, self._kept = join_rows(self._kept), []
+        return rows
+
+    @classmethod
+    def from_state(
+        cls,
+        state: dict[str, Any],
+        model: HookedTransformer,
+        options: AblationOptions,
+        replacements: Replacements,
+        data: str,
+        *,
+        runs: CleanRuns | None = None,
+        progress: bool = False,
+    ) -> Self:
+        """Go on from a `state()`; from an empty one, start."""
+        accumulator = cls(model, options, replacements, data, runs=runs, progress=progress)
+        accumulator.n_sequences, accumulator.n_positions = state.get("n_sequences", 0), state.get("n_positions", 0)
+        tensors = {name: values for name, values in state.items() if isinstance(values, Tensor)}
+        accumulator._sums = {
+            name: values.to(model.W_U.device) for name, values in tensors.items() if not name.startswith("rows.")
+        }
+        rows = {name.removeprefix("rows."): values for name, values in tensors.items() if name.startswith("rows.")}
+        accumulator._kept = [rows] if rows else []
+        return accumulator
+
+    def result(self, rows: dict[str, Tensor] | None = None) -> AblationResult:
+        """What was measured so far.
+
+        Args:
+            rows: What `take_rows` gave out before, joined.
+
+        Raises:
+            InvalidInputError: if no position counted.
+        """
+        n, options = self.n_positions, self.options
+        if n == 0:
+            raise nothing_predicted()
+        means = {name: (total / n).float() for name, total in self._sums.items()}
+        found = {name: means[name] for name in ("loss", "loss_diff", "kl")}
+        ids, tokens = None, None
+        if options.reduce == "none":
+            joined = join_rows([rows, *self._kept] if rows else self._kept)
+            tokens = joined.pop("tokens")
+            ids = tokens[tokens >= 0].unique()
+            found |= joined
+        shown = {name: value for name, value in asdict(options).items() if name not in ("components", "reduce", "kl")}
+        cfg = self.model.cfg
+        return AblationResult(
+            info=RunInfo(cfg.model_name, self.model.weight_processing, self.data, self.n_sequences, n, _as_json(shown)),
+            loss=found["loss"],
+            loss_diff=found["loss_diff"],
+            kl=found["kl"] if options.kl else None,
+            loss_diff_error=standard_error(self._sums["loss_diff"], self._sums["squares"], n).float(),
+            tokens=tokens,
+            values=options.values,
+            effects=options.effects,
+            component_labels=options.components,
+            token_ids=ids,
+            token_strings=() if ids is None else self._strings(ids),
+        )
+
+    def _strings(self, ids: Tensor) -> tuple[str, ...]:
+        tokenizer = self.model.tokenizer
+        return tuple(str(each) if tokenizer is None else tokenizer.decode([each]) for each in ids.tolist())
+
+    def _rows(
+        self, block: Block, where: Tensor, found: AblatedBlock
+    ) -> dict[str, Float[Tensor, "*lead batch pos"] | Int[Tensor, "batch length"]]:
+        values = {"loss": found.loss, "loss_diff": found.loss_diff, **({"kl": found.kl} if self.options.kl else {})}
+        rows = {}
+        for name, numbers in values.items():
+            rows[name] = torch.full((*numbers.shape[:-1], *where.shape), torch.nan)
+            rows[name][..., where.cpu()] = numbers.float().cpu()
+        tokens = block.tokens.cpu()
+        rows["tokens"] = tokens if block.attention_mask is None else tokens.masked_fill(~block.attention_mask.cpu(), -1)
+        return rows
+
+    def _nothing(self) -> AblatedBlock:
+        shape = len(self._plan.values), len(self._plan.effects), len(self._plan.sets), 0
+        nothing = torch.zeros(shape, dtype=torch.float64, device=self.model.W_U.device)
+        return AblatedBlock(nothing[0, 0, 0], nothing, nothing)
+
+
+def _as_json(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}

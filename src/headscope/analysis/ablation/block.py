@@ -1,0 +1,296 @@
+"""What ablating components does to the predictions of one block: the work behind `ablate_heads`.
+
+One clean run keeps what enters each layer and what each component writes. A direct effect changes the final state
+only. A patched run resumes at the first layer it changes, several runs side by side, and all of a block's changed
+predictions are reduced over the vocabulary beside the clean one, which is made once for them.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from headscope.analysis.core.batches import BLOCK_TOKENS, Block
+from headscope.analysis.core.components import Component
+from headscope.analysis.recording.post_norms import output_weights
+from headscope.analysis.recording.record import CleanRun, clean_prediction, hook_name
+from headscope.errors import NotFiniteError
+from headscope.model.activations.readout import Readout
+from headscope.model.hooks import HookPoint, is_listening
+from headscope.model.transformer import HookedTransformer
+from headscope.ops.changed_predictions import ChangedPredictions, HeadChanges, RowChanges, compare
+
+__all__ = ["AblatedBlock", "Plan", "measure_block"]
+
+# Changed final states held until they are unembedded together, in rows.
+_HELD_ROWS = 16 * BLOCK_TOKENS
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured.
+
+    Attributes:
+        sets: Components that are ablated together.
+        values: What is put in their place.
+        effects: Along which paths.
+        excluded: Heads that keep their clean output in indirect effects.
+        frozen: Whether direct and indirect effects keep the clean final norm's scale. That of a norm behind attention
+            they always keep.
+    """
+
+    sets: tuple[tuple[Component, ...], ...]
+    values: tuple[str, ...]
+    effects: tuple[str, ...]
+    excluded: tuple[Component, ...]
+    frozen: bool
+
+    @property
+    def parts(self) -> frozenset[Component]:
+        """All components that are ablated."""
+        return frozenset(component for together in self.sets for component in together)
+
+    @property
+    def reads(self) -> frozenset[Component]:
+        """All components whose clean output is needed."""
+        return self.parts | (frozenset(self.excluded) if "indirect" in self.effects else frozenset())
+
+    @property
+    def resumes(self) -> tuple[int, ...]:
+        """Layers at which patched runs resume."""
+        return () if self.effects == ("direct",) else tuple(sorted({min(each).layer for each in self.sets}))
+
+
+@dataclass(frozen=True)
+class AblatedBlock:
+    """Losses at the positions that predict, in nats.
+
+    Attributes:
+        loss: Of the model as it is.
+        loss_diff: Ablated minus original.
+        kl: From the clean prediction to the ablated one.
+    """
+
+    loss: Float[Tensor, " n"]
+    loss_diff: Float[Tensor, "value effect set n"]
+    kl: Float[Tensor, "value effect set n"]
+
+
+@torch.no_grad()
+def measure_block(
+    model: HookedTransformer,
+    block: Block,
+    plan: Plan,
+    run: CleanRun,
+    instead: Mapping[str, Mapping[Component, Tensor]],
+    *,
+    progress: bool = False,
+) -> AblatedBlock:
+    """Measure every value, effect and set of a plan on one block.
+
+    Args:
+        model: The model.
+        block: The block.
+        plan: What to measure.
+        run: What the block gave, of all that the plan's `reads` and `resumes` name.
+        instead: What takes the place of each component's output, for each value.
+        progress: Show a progress bar of the patched runs.
+    """
+    return _BlockAblation(model, block, plan, run, instead).measure(progress)
+
+
+# Value, effect and set, by number.
+Cell = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class _DirectHeads:
+    """Changes of single heads, and the cells of the result they belong to."""
+
+    cells: list[Cell]
+    changes: HeadChanges
+
+
+class _BlockAblation:
+    """One block, and everything that is done to it."""
+
+    def __init__(
+        self,
+        model: HookedTransformer,
+        block: Block,
+        plan: Plan,
+        run: CleanRun,
+        instead: Mapping[str, Mapping[Component, Tensor]],
+    ) -> None:
+        self.model, self.block, self.plan, self.run, self.instead = model, block, plan, run, instead
+        self.where = block.predicting()
+        self.readout = Readout.of(model)
+        self.weights = output_weights(model)
+        self.kind = torch.promote_types(run.final.dtype, torch.float32)
+        self.final = run.final[self.where].to(self.kind)
+        self.scale = self.readout.scale(self.final)
+        self.clean = clean_prediction(self.readout, block, self.where, self.final)
+        shape = len(plan.values), len(plan.effects), len(plan.sets), len(self.final)
+        self.loss = torch.zeros(shape[-1], dtype=torch.float64, device=self.final.device)
+        self.changed_loss = torch.zeros(shape, dtype=torch.float64, device=self.final.device)
+        self.kl = torch.zeros_like(self.changed_loss)
+
+    def measure(self, progress: bool) -> AblatedBlock:
+        heads = self._direct_heads()
+        for held in self._held(self._changed_rows(progress)):
+            rows = RowChanges(self.clean.rows, torch.stack([rows for _, rows in held]))
+            # With few heads, their direct effects go through the vocabulary beside the first rows.
+            first = heads.pop() if len(heads) == 1 else None
+            found = compare(self.clean, rows, *([first.changes] if first else []))
+            self._note([cell for cell, _ in held], found[0])
+            if first:
+                self._note(first.cells, found[1])
+        for each in heads:
+            self._note(each.cells, compare(self.clean, each.changes)[0])
+        if not bool(self.changed_loss.isfinite().all()):
+            raise NotFiniteError(
+                "an ablated prediction is not finite, though the clean final state is. Check the weights after the "
+                "ablated components, the final norm and the unembedding."
+            )
+        return AblatedBlock(self.loss, self.changed_loss - self.loss, self.kl)
+
+    def _changed_rows(self, progress: bool) -> Iterator[tuple[Cell, Tensor]]:
+        """Final states that are changed as a whole, normalized, each with the cell of the result it belongs to."""
+        effects = self.plan.effects
+        if effects != ("direct",):
+            yield from self._patched_rows(progress)
+        if "direct" in effects:
+            effect, sets, values = effects.index("direct"), self.plan.sets, self.plan.values
+            for at, together in enumerate(sets):
+                if not self._is_low_rank(together):
+                    for value, name in enumerate(values):
+                        yield (value, effect, at), self._normalized(self.final - self._contribution(together, name))
+
+    def _note(self, cells: Sequence[Cell], found: ChangedPredictions) -> None:
+        self.loss = found.loss
+        for number, cell in enumerate(cells):
+            self.changed_loss[cell] = found.changed_loss[number]
+            self.kl[cell] = found.kl[number]
+
+    def _held(self, cells: Iterable[tuple[Cell, Tensor]]) -> Iterator[list[tuple[Cell, Tensor]]]:
+        held: list[tuple[Cell, Tensor]] = []
+        for cell in cells:
+            held.append(cell)
+            if len(held) * len(self.final) >= _HELD_ROWS:
+                yield held
+                held = []
+        if held:
+            yield held
+
+    # Direct effects
+
+    def _taken(self, component: Component, value: str) -> Float[Tensor, "n width"]:
+        """What leaves a component's output where it is ablated, at the positions that predict."""
+        left = self.run.output(component) - self.instead[value][component]
+        return self.run.onto_stream(component, left)[self.where].to(self.kind)
+
+    def _contribution(self, together: Iterable[Component], value: str) -> Float[Tensor, "n d_model"]:
+        """What leaves the stream."""
+        total = torch.zeros_like(self.final)
+        for component in together:
+            taken = self._taken(component, value)
+            total += taken if component.head is None else taken @ self._W_O(component)
+        return total
+
+    def _W_O(self, component: Component) -> Float[Tensor, "d_head d_model"]:
+        assert component.head is not None
+        return self.weights[component.layer, component.head].to(self.kind)
+
+    def _normalized(self, state: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:
+        """A changed final state as the unembedding reads it."""
+        if not self.plan.frozen:
+            return self.readout.normalize(state)
+        return self.clean.rows + self.readout.direction(state - self.final) / self.scale
+
+    def _is_low_rank(self, together: tuple[Component, ...]) -> bool:
+        return len(together) == 1 and together[0].head is not None and self.plan.frozen
+
+    def _direct_heads(self) -> list[_DirectHeads]:
+        """Direct effects of single heads, in as many parts as are needed to hold what is taken from them."""
+        if "direct" not in self.plan.effects:
+            return []
+        sets, values, effect = self.plan.sets, self.plan.values, self.plan.effects.index("direct")
+        low_rank = [at for at, together in enumerate(sets) if self._is_low_rank(together)]
+        step = max(1, _HELD_ROWS * 12 // max(1, len(values) * len(self.final)))
+        return [self._some_heads(low_rank[start : start + step], effect) for start in range(0, len(low_rank), step)]
+
+    def _some_heads(self, some: list[int], effect: int) -> _DirectHeads:
+        heads, values = [self.plan.sets[at][0] for at in some], self.plan.values
+        taken = torch.stack([torch.stack([self._taken(head, value) for head in heads]) for value in values])
+        W_O = torch.stack([self.readout.direction(self._W_O(head)) for head in heads])
+        cells = [(value, effect, at) for value in range(len(values)) for at in some]
+        return _DirectHeads(cells, HeadChanges(taken.div_(self.scale), W_O))
+
+    # Patched runs
+
+    def _patched_rows(self, progress: bool) -> Iterator[tuple[Cell, Tensor]]:
+        """Final states of patched runs, normalized."""
+        plan = self.plan
+        apart = bool(plan.excluded) and "indirect" in plan.effects
+        runs = [
+            (at, value, excluding)
+            for at in sorted(range(len(plan.sets)), key=lambda at: min(plan.sets[at]).layer)
+            for value in range(len(plan.values))
+            for excluding in ((False,) if "patched" in plan.effects or not apart else ()) + ((True,) if apart else ())
+        ]
+        n_tokens = self.block.tokens.numel()
+        listeners = any(is_listening(point) for point in self.model.hook_points())
+        # A hook of the user's may count on the batch it was made for.
+        together = 1 if listeners else max(1, BLOCK_TOKENS // n_tokens)
+        with tqdm(total=len(runs), desc="patched runs", leave=False, disable=not progress, dynamic_ncols=True) as bar:
+            at = 0
+            while at < len(runs):
+                start = min(plan.sets[runs[at][0]]).layer
+                group = [run for run in runs[at : at + together] if min(plan.sets[run[0]]).layer == start]
+                for run, final in zip(group, self._patched_finals(start, group), strict=True):
+                    yield from self._cells(run, final[self.where].to(self.kind), apart)
+                at += len(group)
+                bar.update(len(group))
+
+    def _cells(self, run: tuple[int, int, bool], final: Tensor, apart: bool) -> Iterator[tuple[Cell, Tensor]]:
+        at, value, excluding = run
+        effects = self.plan.effects
+        if "patched" in effects and not excluding:
+            yield (value, effects.index("patched"), at), self.readout.normalize(final)
+        if "indirect" in effects and excluding == apart:
+            restored = final + self._contribution(self.plan.sets[at], self.plan.values[value])
+            yield (value, effects.index("indirect"), at), self._normalized(restored)
+
+    def _patched_finals(
+        self, start: int, group: list[tuple[int, int, bool]]
+    ) -> Iterator[Float[Tensor, "row pos d_model"]]:
+        """Final states of runs that resume at the same layer, made side by side."""
+        n_rows = len(self.block.tokens)
+        edits: dict[str, list[tuple[slice, Component, Tensor]]] = {}
+        for number, (at, value, excluding) in enumerate(group):
+            rows = slice(number * n_rows, (number + 1) * n_rows)
+            chosen = {component: self.instead[self.plan.values[value]][component] for component in self.plan.sets[at]}
+            kept = {head: self.run.output(head) for head in self.plan.excluded if excluding and head.layer >= start}
+            for component, instead in {**kept, **chosen}.items():
+                edits.setdefault(hook_name(component), []).append((rows, component, instead))
+
+        def edit(activation: Tensor, hook: HookPoint) -> Tensor:
+            changed = activation.clone()
+            for rows, component, instead in edits[hook.name or ""]:
+                target = changed[rows] if component.head is None else changed[rows, :, component.head]
+                target.copy_(instead.expand_as(target))
+            return changed
+
+        mask = self.block.attention_mask
+        final = self.model.run_with_hooks(
+            self.run.resid[start].repeat(len(group), 1, 1),
+            fwd_hooks=[(name, edit) for name in edits],
+            start_at_layer=start,
+            stop_at_layer=self.model.cfg.n_layers,
+            tokens=self.block.tokens.repeat(len(group), 1),
+            attention_mask=None if mask is None else mask.repeat(len(group), 1),
+        )
+        yield from final.split(n_rows)

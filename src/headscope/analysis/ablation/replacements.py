@@ -1,0 +1,87 @@
+"""What is put in the place of an ablated component's output: nothing, its mean, or what another text gives."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from headscope.analysis.core.batches import Block
+from headscope.analysis.core.components import Component
+from headscope.analysis.recording.component_means import ComponentMeans
+from headscope.analysis.recording.record import CleanRun, clean_run
+from headscope.errors import InvalidInputError
+from headscope.model.transformer import HookedTransformer
+
+__all__ = ["Replacements"]
+
+
+@dataclass(frozen=True)
+class Replacements:
+    """Where the values come from.
+
+    Attributes:
+        parts: The components that are ablated.
+        values: Some of `"zero"`, `"mean"`, `"resample"`.
+        means: For `"mean"`: over the data, or per position.
+        reference: Rows of another text, for `"resample"`; `None` takes the other rows of the same block.
+        seed: Of the draw of rows.
+    """
+
+    parts: frozenset[Component]
+    values: tuple[str, ...]
+    means: ComponentMeans | None = None
+    reference: Int[Tensor, "row pos"] | None = None
+    seed: int = 0
+
+    def for_block(
+        self, model: HookedTransformer, block: Block, run: CleanRun, n_before: int
+    ) -> dict[str, dict[Component, Tensor]]:
+        """For each value and component, what replaces its output; it can be broadcast to `[row, pos, width]`.
+
+        Args:
+            model: The model.
+            block: The block.
+            run: What it gave.
+            n_before: How many rows of the data came before it, so that a resumed run draws the same.
+
+        Raises:
+            InvalidInputError: if there are no rows to draw from, or they do not fit.
+        """
+        instead: dict[str, dict[Component, Tensor]] = {}
+        for value in self.values:
+            if value == "zero":
+                instead[value] = {part: run.final.new_zeros(1) for part in self.parts}
+            elif value == "mean":
+                assert self.means is not None
+                length = block.tokens.shape[1]
+                instead[value] = {part: self.means.of(part, length) for part in self.parts}
+            else:
+                instead[value] = self._drawn(model, block, run, n_before)
+        return instead
+
+    def _drawn(self, model: HookedTransformer, block: Block, run: CleanRun, n_before: int) -> dict[Component, Tensor]:
+        if block.attention_mask is not None and not bool(block.attention_mask.all()):
+            raise InvalidInputError(
+                "values=['resample'] puts what another row gives at the same position, and these rows hold padding. "
+                "Give rows of equal length, or use 'mean'."
+            )
+        n_rows, length = block.tokens.shape
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + n_before)
+        if self.reference is None:
+            if n_rows < 2:
+                raise InvalidInputError(
+                    "values=['resample'] puts in what other rows give, and here a row is alone in its block. Give "
+                    "more or shorter rows, or other texts' tokens as reference."
+                )
+            by = int(torch.randint(1, n_rows, (1,), generator=generator))
+            return {part: run.output(part).roll(by, dims=0) for part in self.parts}
+        if self.reference.shape[1] < length:
+            raise InvalidInputError(
+                f"the reference has rows of {self.reference.shape[1]} tokens, and the data of {length}: rows to "
+                "resample from must be at least as long."
+            )
+        rows = torch.randint(len(self.reference), (n_rows,), generator=generator)
+        tokens = self.reference[rows, :length].to(block.tokens.device)
+        drawn = clean_run(model, Block(tokens, None, torch.ones_like(tokens, dtype=torch.bool)), self.parts)
+        return {part: drawn.output(part) for part in self.parts}

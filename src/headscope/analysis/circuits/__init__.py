@@ -1,0 +1,1 @@
+"""Circuits of heads, found by path patching."""

@@ -1,0 +1,296 @@
+"""`find_circuit`: the heads and MLPs a task goes through, and the paths between them, by path patching.
+
+From the final residual stream back: what sends to it, then what sends to the queries, keys and values of those heads
+and into those MLPs, and so on (Wang et al. 2022, arXiv 2211.00593, section 3). A path is kept if corrupting it alone
+changes the logit difference by a stated share, and surely so.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm import tqdm
+
+from headscope.analysis.core.result import Result, RunInfo
+from headscope.analysis.core.stats import sure_bound
+from headscope.analysis.patching.path import path_patch_sweep
+from headscope.analysis.prompts.task import Task
+from headscope.errors import InvalidInputError
+from headscope.model.transformer import HookedTransformer
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.table import Table
+
+
+__all__ = ["FINAL", "Circuit", "find_circuit"]
+
+FINAL = "final"
+_INPUTS = ("q", "k", "v")
+_SHOWN = 12
+
+
+@runtime_checkable
+class KindsOfHeads(Protocol):
+    """What groups a circuit's heads by kind; `HeadTypes` is one."""
+
+    def main_kind(self, layer: int, head: int) -> str | None:
+        """The kind that says most about a head's part in the task; `None` for an unlabelled head."""
+
+
+@dataclass(frozen=True, repr=False)
+class Circuit(Result):
+    """Parts of a model, and how much of a logit difference goes along the paths between them.
+
+    Attributes:
+        edges: Sender and receiver of each path, as numbers of nodes; the strongest first.
+        effects: What the logit difference loses when the path, and it alone, carries what it carried in the corrupted
+            prompts, mean over prompts: above zero, the path works for the right answer.
+        errors: Standard error of each, over prompts.
+        layers: The layer of each node; that of `final` is the number of layers.
+        nodes: `3.2`, `MLP 3`, and `final`, the stream that the answer is read from.
+        groups: The kind of each node: that of a head (`name_mover`, ...), `head`, `MLP`, `final`.
+        inputs: What of the receiver reads the path: `q`, `k`, `v`, or nothing for MLPs and `final`.
+        threshold: The least effect of a path that was kept, in logits.
+        clean: The logit difference.
+        corrupted: That on the corrupted prompts.
+        left_out: Nodes into which no paths were looked for, since there were too many.
+        info: What was run on what.
+    """
+
+    kind: ClassVar[str] = "circuit"
+    edges: Int[Tensor, "edge 2"]
+    effects: Float[Tensor, " edge"]
+    errors: Float[Tensor, " edge"]
+    layers: Int[Tensor, " node"]
+    nodes: tuple[str, ...]
+    groups: tuple[str, ...]
+    inputs: tuple[str, ...]
+    threshold: float
+    clean: float
+    corrupted: float
+    left_out: tuple[str, ...]
+
+    def into(self, node: str) -> tuple[int, ...]:
+        """The numbers of the paths into a node, the strongest first.
+
+        Raises:
+            InvalidInputError: If the node is not in the circuit.
+        """
+        if node not in self.nodes:
+            raise InvalidInputError(f"{node!r} is not in the circuit, whose nodes are {', '.join(self.nodes)}.")
+        at = self.nodes.index(node)
+        return tuple(number for number, (_, receiver) in enumerate(self.edges.tolist()) if receiver == at)
+
+    def to_frame(self) -> "pd.DataFrame":
+        """One row per path: sender, receiver, input, their groups, effect, error, and the effect as a share."""
+        import pandas as pd
+
+        senders, receivers = self.edges[:, 0].tolist(), self.edges[:, 1].tolist()
+        return pd.DataFrame(
+            {
+                "sender": [self.nodes[at] for at in senders],
+                "receiver": [self.nodes[at] for at in receivers],
+                "input": self.inputs,
+                "sender_group": [self.groups[at] for at in senders],
+                "receiver_group": [self.groups[at] for at in receivers],
+                "effect": self.effects.tolist(),
+                "error": self.errors.tolist(),
+                "share": (self.effects / (self.clean - self.corrupted)).tolist(),
+            }
+        )
+
+    def table(self) -> "Table":
+        """The paths as a table for `rich.print`."""
+        from rich.table import Table
+
+        table = Table(title="Paths of the circuit", caption=str(self.info), caption_justify="left")
+        for name in ("Sender", "Receiver"):
+            table.add_column(name)
+        for name in ("Effect (logits)", "Error", "Share"):
+            table.add_column(name, justify="right")
+        for row in self.to_frame().itertuples(index=False):
+            to = f"{row.receiver}.{row.input}" if row.input else row.receiver
+            table.add_row(row.sender, to, f"{row.effect:+.3f}", f"{row.error:.3f}", f"{row.share:+.1%}")
+        return table
+
+    def __str__(self) -> str:
+        lines = [
+            f"Circuit: {self.info}",
+            f"  logit difference {self.clean:+.3f}, corrupted {self.corrupted:+.3f}; {len(self.nodes)} nodes, "
+            f"{len(self.inputs)} paths of at least {self.threshold:.3f}",
+        ]
+        for (sender, receiver), read, effect in zip(
+            self.edges.tolist()[:_SHOWN], self.inputs, self.effects.tolist(), strict=False
+        ):
+            to = self.nodes[receiver] + (f".{read}" if read else "")
+            lines.append(f"  {self.nodes[sender]:<8} -> {to:<10} {effect:+.3f}")
+        if len(self.inputs) > _SHOWN:
+            lines.append(f"  ... and {len(self.inputs) - _SHOWN} more")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def find_circuit(
+    model: HookedTransformer,
+    task: Task,
+    head_types: KindsOfHeads | None = None,
+    *,
+    min_effect: float = 0.03,
+    max_receivers: int = 12,
+    mlps: bool = True,
+    progress: bool = True,
+) -> Circuit:
+    """Find the paths that carry a task, from the final residual stream back.
+
+    Cost: for each receiver, and each of a head's three inputs, one path-patching sweep over all that comes before: as
+    many runs of the layers behind the receiver as there are senders. The sweep into the final stream costs no run.
+
+    Args:
+        model: The model, without hooks.
+        task: Prompts with corrupted ones.
+        head_types: What `detect_heads` found, to group the heads by.
+        min_effect: The least effect of a path, as a share of what corrupting the prompts changes.
+        max_receivers: Into how many heads and MLPs, the ones with the strongest paths first, further paths are sought.
+        mlps: Let MLPs be senders and receivers. Without, paths through MLPs are left out (they stay as they are).
+        progress: Show a progress bar.
+
+    Raises:
+        InvalidInputError: For a task without corrupted prompts or of fewer than two prompts, one on which both runs are
+            alike, an option out of range, or hooks on the model.
+
+    Example:
+        >>> from headscope import HookedTransformer
+        >>> from headscope.data.ioi import IOIDataset
+        >>> model = HookedTransformer.from_pretrained("headscope-demo")
+        >>> dataset = IOIDataset(N=20, tokenizer=model.tokenizer, prepend_bos=True)
+        >>> task = Task.from_ioi(dataset, "ABB->ABA, BAB->BAA")
+        >>> circuit = find_circuit(model, task, max_receivers=2, progress=False)
+        >>> "3.2" in circuit.nodes, circuit.nodes[-1]
+        (True, 'final')
+    """
+    if not 0 < min_effect < 1:
+        raise InvalidInputError(f"min_effect is a share, between 0 and 1; got {min_effect}.")
+    if max_receivers < 0:
+        raise InvalidInputError(f"max_receivers must be at least 0; got {max_receivers}.")
+    if len(task) < 2:
+        raise InvalidInputError("a circuit is found from two prompts or more, so that errors are known.")
+    search = _Search(model, task, min_effect, "components" if mlps else "heads")
+    waiting: dict[str, float] = search.add(FINAL, (FINAL,))
+    done: set[str] = set()
+    with tqdm(total=max_receivers, desc="circuit", disable=not progress, leave=False) as bar:
+        while waiting and len(done) < max_receivers:
+            node = max(waiting, key=lambda each: waiting[each])
+            del waiting[node]
+            done.add(node)
+            inputs = (node,) if node.startswith("MLP") else tuple(f"{node}.{each}" for each in _INPUTS)
+            for sender, effect in search.add(node, inputs).items():
+                if sender not in done:
+                    waiting[sender] = max(effect, waiting.get(sender, 0.0))
+            bar.update()
+    return search.result(head_types, tuple(sorted(waiting)), max_receivers)
+
+
+@dataclass(frozen=True)
+class _Path:
+    sender: str
+    receiver: str
+    read: str
+    effect: float
+    error: float
+
+
+class _Search:
+    """The paths found so far."""
+
+    def __init__(self, model: HookedTransformer, task: Task, min_effect: float, senders: str) -> None:
+        self.model, self.task, self.senders = model, task, senders
+        self.min_effect, self.threshold = min_effect, 0.0
+        self.clean = self.corrupted = 0.0
+        self.paths: list[_Path] = []
+
+    def add(self, node: str, receivers: tuple[str, ...]) -> dict[str, float]:
+        """Look for paths into each input of a node; returns the senders, with their strongest effect."""
+        found: dict[str, float] = {}
+        for receiver in receivers:
+            first = node != FINAL and node.split(".")[0] == "0" and not node.startswith("MLP")
+            if first:
+                continue  # nothing but the embedding comes before
+            for path in self._sweep(node, receiver):
+                self.paths.append(path)
+                found[path.sender] = max(abs(path.effect), found.get(path.sender, 0.0))
+        return found
+
+    def _sweep(self, node: str, receiver: str) -> list[_Path]:
+        swept = path_patch_sweep(
+            self.model, self.task, receivers=receiver.replace("MLP ", "mlp"), senders=self.senders, progress=False
+        )
+        assert swept.per_prompt is not None
+        if node == FINAL:
+            self.clean, self.corrupted = float(swept.clean), float(swept.corrupted)
+            if abs(self.clean - self.corrupted) < 1e-6:
+                raise InvalidInputError(
+                    f"the clean and the corrupted logit difference are both {self.clean:.4f}: no path can carry what "
+                    "tells them apart. Does the model do the task, and are the corrupted prompts others?"
+                )
+            self.threshold = self.min_effect * abs(self.clean - self.corrupted)
+        lost = -swept.per_prompt.double().flatten(0, -2)
+        means, errors = lost.mean(-1), lost.std(-1) / lost.shape[-1] ** 0.5
+        kept = (means.abs() >= self.threshold) & (means.abs() >= sure_bound(len(means)) * errors)
+        read = "" if receiver == node else receiver.rsplit(".", 1)[1]
+        return [
+            _Path(swept.sender_labels[at], node, read, float(means[at]), float(errors[at]))
+            for at in kept.nonzero()[:, 0].tolist()
+        ]
+
+    def result(self, head_types: KindsOfHeads | None, left_out: tuple[str, ...], max_receivers: int) -> Circuit:
+        """Nodes in order of layers, paths in order of strength."""
+        names = {end for path in self.paths for end in (path.sender, path.receiver)} | {FINAL}
+        nodes = sorted(names, key=lambda name: _place(name, self.model.cfg.n_layers))
+        paths = sorted(self.paths, key=lambda path: -abs(path.effect))
+        pairs = [(nodes.index(path.sender), nodes.index(path.receiver)) for path in paths]
+        info = RunInfo(
+            model=self.model.cfg.model_name,
+            processing=self.model.weight_processing,
+            data=self.task.description,
+            n_sequences=len(self.task),
+            n_positions=int(self.task.attention_mask.sum()),
+            options={"min_effect": self.min_effect, "max_receivers": max_receivers, "mlps": self.senders != "heads"},
+        )
+        return Circuit(
+            info=info,
+            edges=torch.tensor(pairs, dtype=torch.long).reshape(-1, 2),
+            effects=torch.tensor([path.effect for path in paths]),
+            errors=torch.tensor([path.error for path in paths]),
+            layers=torch.tensor([_place(name, self.model.cfg.n_layers)[0] for name in nodes]),
+            nodes=tuple(nodes),
+            groups=tuple(_group(name, head_types) for name in nodes),
+            inputs=tuple(path.read for path in paths),
+            threshold=self.threshold,
+            clean=self.clean,
+            corrupted=self.corrupted,
+            left_out=left_out,
+        )
+
+
+def _place(name: str, n_layers: int) -> tuple[int, int, int]:
+    """Layer, heads before MLPs, number."""
+    if name == FINAL:
+        return n_layers, 0, 0
+    if name.startswith("MLP "):
+        return int(name.removeprefix("MLP ")), 1, 0
+    layer, head = name.split(".")
+    return int(layer), 0, int(head)
+
+
+def _group(name: str, head_types: KindsOfHeads | None) -> str:
+    """The kind of a node."""
+    if name == FINAL or name.startswith("MLP "):
+        return name.split(" ")[0]
+    if head_types is None:
+        return "head"
+    layer, head = map(int, name.split("."))
+    return head_types.main_kind(layer, head) or "head"

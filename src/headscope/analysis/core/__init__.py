@@ -1,0 +1,1 @@
+"""Ground that every analysis stands on: batches, components, results, statistics."""

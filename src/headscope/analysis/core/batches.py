@@ -1,0 +1,191 @@
+"""What analyses run on: tokens or an iterable of batches in, bounded blocks of rows out.
+
+Every analysis takes the same kinds of data, splits them the same way, and agrees on which positions count.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from tqdm import tqdm
+
+from headscope.errors import InvalidInputError
+from headscope.model.text.tokens import bos_token_id
+from headscope.model.transformer import HookedTransformer
+
+__all__ = ["BLOCK_TOKENS", "Block", "check_repeatable", "describe_data", "iterate_blocks", "nothing_predicted"]
+
+BLOCK_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some rows of a batch.
+
+    Attributes:
+        tokens: `[row, pos]`.
+        attention_mask: True for real tokens; `None` when all are.
+        counted: Positions that count in means: real, and not BOS unless asked for.
+    """
+
+    tokens: Int[Tensor, "row pos"]
+    attention_mask: Bool[Tensor, "row pos"] | None
+    counted: Bool[Tensor, "row pos"]
+
+    def predicting(self) -> Bool[Tensor, "row pos"]:
+        """Positions that count and whose next token is real."""
+        found = self.counted.clone()
+        found[:, -1] = False
+        if self.attention_mask is not None:
+            found[:, :-1] &= self.attention_mask[:, 1:]
+        return found
+
+
+def nothing_predicted() -> InvalidInputError:
+    """The error for data in which no position that counts has a next token."""
+    return InvalidInputError(
+        "no position counts: each is padding, BOS, or the last of its row. Give longer rows, or include_bos=True."
+    )
+
+
+def iterate_blocks(
+    model: HookedTransformer,
+    data: Any,
+    *,
+    attention_mask: Tensor | None = None,
+    include_bos: bool = False,
+    progress: bool = True,
+    description: str = "",
+    done: int = 0,
+) -> Iterator[Block]:
+    """Go through data in blocks of at most `BLOCK_TOKENS` tokens (or one row, if a row is longer).
+
+    Args:
+        model: Whose tokens they are; its tokenizer tells padding and BOS.
+        data: Tokens `[batch, pos]` or `[pos]`, or an iterable of batches: such tensors, or mappings with `tokens` or
+            `input_ids`, and optionally `attention_mask`.
+        attention_mask: For a tensor of tokens: 1 for real tokens. Default: found from the padding token.
+        include_bos: Let the BOS position at the start of a row count.
+        progress: Show a progress bar: tokens per second, and the time left where the data says how long it is.
+        description: Shown beside it.
+        done: Tokens that an earlier process did: the bar starts there, and times only what comes after.
+
+    Raises:
+        InvalidInputError: for data of another kind, a wrong shape, a token out of range, or rows longer than the
+            model's context.
+    """
+    if attention_mask is not None and not isinstance(data, Tensor):
+        raise InvalidInputError(
+            "attention_mask goes with one tensor of tokens; give an iterable's masks in its batches."
+        )
+    total = _n_tokens(data)
+    n_batches = _n_batches(data) if total is None else None
+    seen = 0
+    with tqdm(
+        total=total, initial=done, desc=description, unit="tok", disable=not progress, leave=False, dynamic_ncols=True
+    ) as bar:
+        for number, batch in enumerate([data] if isinstance(data, Tensor) else _checked_iterable(data), 1):
+            tokens, mask = _tokens_and_mask(model, batch, attention_mask)
+            counted = _counted(model, tokens, mask, include_bos)
+            if n_batches is not None:
+                bar.total = round((seen + tokens.numel()) / number * max(n_batches, number))
+            rows = max(1, BLOCK_TOKENS // tokens.shape[1])
+            for at in range(0, len(tokens), rows):
+                part = slice(at, at + rows)
+                yield Block(tokens[part], None if mask is None else mask[part], counted[part])
+                before, seen = seen, seen + tokens[part].numel()
+                if seen > done:
+                    bar.update(seen - max(before, done))
+                elif seen == done:
+                    bar.unpause()
+
+
+def check_repeatable(data: Any, why: str) -> None:
+    """Refuse data that can be gone through only once, for what needs two passes (`why`, as an option is written)."""
+    if not isinstance(data, (Tensor, Mapping)) and isinstance(data, Iterator):
+        raise InvalidInputError(
+            f"{why} goes through the data twice, and an iterator is used up after the first time. "
+            "Give tokens, a list, a DataLoader or a Corpus."
+        )
+
+
+def describe_data(data: Any) -> str:
+    """A short description of data nobody described."""
+    return f"tokens {list(data.shape)}" if isinstance(data, Tensor) else f"batches from a {type(data).__name__}"
+
+
+def _n_tokens(data: Any) -> int | None:
+    """How many tokens there are, where they can be counted without going through the data."""
+    if isinstance(data, (list, tuple)):
+        sizes = [_n_tokens(batch) if isinstance(batch, (Tensor, Mapping)) else None for batch in data]
+        return None if None in sizes else sum(size for size in sizes if size is not None)
+    tokens = data.get("tokens", data.get("input_ids")) if isinstance(data, Mapping) else data
+    return tokens.numel() if isinstance(tokens, Tensor) else None
+
+
+def _n_batches(data: Any) -> int | None:
+    try:
+        return len(data) if isinstance(data, Sized) else None
+    except TypeError:  # a DataLoader over a stream
+        return None
+
+
+def _checked_iterable(data: Any) -> Iterable[Any]:
+    if isinstance(data, Mapping):
+        return [data]
+    if isinstance(data, str) or not isinstance(data, Iterable):
+        hint = " Make tokens of text first: model.to_tokens(text)." if isinstance(data, str) else ""
+        raise InvalidInputError(
+            f"data must be tokens [batch, pos] or an iterable of batches; got {type(data).__name__}.{hint}"
+        )
+    return data
+
+
+def _tokens_and_mask(
+    model: HookedTransformer, batch: Any, attention_mask: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    if isinstance(batch, Mapping):
+        tokens = batch["tokens"] if "tokens" in batch else batch.get("input_ids")
+        mask = batch.get("attention_mask")
+    else:
+        tokens, mask = batch, attention_mask
+    if (
+        not isinstance(tokens, Tensor)
+        or (tokens.is_floating_point() or tokens.dtype == torch.bool)
+        or (tokens.ndim not in (1, 2) or not tokens.numel())
+    ):
+        found = f"{tokens.dtype} {list(tokens.shape)}" if isinstance(tokens, Tensor) else type(tokens).__name__
+        raise InvalidInputError(
+            "a batch must be integer tokens [batch, pos] with at least one token, or a mapping with 'tokens' or "
+            f"'input_ids'; got {found}."
+        )
+    tokens = torch.atleast_2d(tokens).to(model.W_E.device).long()
+    low, high = int(tokens.min()), int(tokens.max())
+    if low < 0 or high >= model.cfg.d_vocab:
+        bad = low if low < 0 else high
+        raise InvalidInputError(f"tokens must be between 0 and d_vocab - 1 = {model.cfg.d_vocab - 1}; got {bad}.")
+    if tokens.shape[1] > model.cfg.n_ctx:
+        raise InvalidInputError(
+            f"rows have {tokens.shape[1]} tokens, but this model's context is n_ctx = {model.cfg.n_ctx}. "
+            "Cut them, or split them into more rows."
+        )
+    if mask is None:
+        return tokens, model.attention_mask(tokens)
+    mask = torch.atleast_2d(torch.as_tensor(mask)).to(tokens.device).bool()
+    if mask.shape != tokens.shape:
+        raise InvalidInputError(
+            f"attention_mask must have the tokens' shape {list(tokens.shape)}; got {list(mask.shape)}."
+        )
+    return tokens, mask
+
+
+def _counted(model: HookedTransformer, tokens: Tensor, mask: Tensor | None, include_bos: bool) -> Tensor:
+    counted = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask.clone()
+    bos = None if model.tokenizer is None else bos_token_id(model.tokenizer)
+    if include_bos or bos is None:
+        return counted
+    first = counted & (counted.long().cumsum(-1) == 1)
+    return counted & ~(first & (tokens == bos))

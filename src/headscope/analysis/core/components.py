@@ -1,0 +1,122 @@
+"""Heads and MLPs as people name them: `(10, 7)`, `"10.7"`, `"MLP 3"`, and sets of these."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from headscope.analysis.core.result import component_label
+from headscope.errors import InvalidInputError
+from headscope.model.config import HookedTransformerConfig
+
+__all__ = ["Component", "all_heads", "all_mlps", "component_sets", "components", "set_label"]
+
+
+@dataclass(frozen=True, order=True)
+class Component:
+    """A head, or an MLP (`head` is `None`)."""
+
+    layer: int
+    head: int | None
+
+    @property
+    def label(self) -> str:
+        """`10.7` for a head, `MLP 10` for an MLP."""
+        return component_label(self.layer, self.head)
+
+
+def all_heads(cfg: HookedTransformerConfig) -> tuple[Component, ...]:
+    """Every head of a model."""
+    return tuple(Component(layer, head) for layer in range(cfg.n_layers) for head in range(cfg.n_heads))
+
+
+def all_mlps(cfg: HookedTransformerConfig) -> tuple[Component, ...]:
+    """Every MLP of a model."""
+    return () if cfg.attn_only else tuple(Component(layer, None) for layer in range(cfg.n_layers))
+
+
+def components(cfg: HookedTransformerConfig, named: Iterable[object]) -> tuple[Component, ...]:
+    """Components by name, each checked against the model.
+
+    Raises:
+        InvalidInputError: for a name of another form, or a component the model does not have.
+
+    Example:
+        >>> from headscope import HookedTransformerConfig
+        >>> cfg = HookedTransformerConfig(n_layers=2, d_model=8, n_ctx=8, d_head=4, d_vocab=9, act_fn="relu")
+        >>> [component.label for component in components(cfg, [(1, 0), "0.1", "MLP 1"])]
+        ['1.0', '0.1', 'MLP 1']
+    """
+    if isinstance(named, str):
+        named = [part for part in re.split(r"\s*[,+]\s*", named) if part]
+    return tuple(_checked(cfg, _parsed(name)) for name in named)
+
+
+def component_sets(cfg: HookedTransformerConfig, named: Iterable[object]) -> tuple[tuple[Component, ...], ...]:
+    """Sets of components: each entry is one component, or a list of components that go together.
+
+    Raises:
+        InvalidInputError: for a name of another form, a component the model does not have, or none at all.
+
+    Example:
+        >>> from headscope import HookedTransformerConfig
+        >>> cfg = HookedTransformerConfig(n_layers=2, d_model=8, n_ctx=8, d_head=4, d_vocab=9, attn_only=True)
+        >>> [set_label(each) for each in component_sets(cfg, [(1, 0), ["0.1", (1, 1)], "0.0+0.1"])]
+        ['1.0', '0.1+1.1', '0.0+0.1']
+    """
+    found = []
+    for each in named:
+        together = each.split("+") if isinstance(each, str) else each
+        is_set = isinstance(together, Sequence | set | frozenset) and not _is_pair(together)
+        parts = components(cfg, together if is_set else [each])  # type: ignore[arg-type]
+        if not parts:
+            raise InvalidInputError("a set of components is empty; name at least one head or MLP in it.")
+        found.append(tuple(sorted(set(parts), key=lambda part: (part.layer, part.head is None, part.head))))
+    if not found:
+        raise InvalidInputError("no components are named; give at least one, such as (0, 0), or None for all heads.")
+    labels = [set_label(each) for each in found]
+    twice = {label for label in labels if labels.count(label) > 1}
+    if twice:
+        raise InvalidInputError(f"{sorted(twice)[0]} is named twice; name each component or set once.")
+    return tuple(found)
+
+
+def set_label(together: Iterable[Component]) -> str:
+    """`10.7` for one head, `10.7+11.10` for two that go together."""
+    return "+".join(component.label for component in together)
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, Sequence) and len(value) == 2 and all(isinstance(each, int) for each in value)
+
+
+def _parsed(name: object) -> Component:
+    if isinstance(name, Component):
+        return name
+    if isinstance(name, Sequence) and _is_pair(name):
+        return Component(int(name[0]), int(name[1]))
+    if isinstance(name, str):
+        head = re.fullmatch(r"\s*(\d+)\.(\d+)\s*", name)
+        if head:
+            return Component(int(head[1]), int(head[2]))
+        mlp = re.fullmatch(r"\s*mlp[ .]?(\d+)\s*", name, re.IGNORECASE)
+        if mlp:
+            return Component(int(mlp[1]), None)
+    raise InvalidInputError(
+        f"{name!r} names no component. A head is (layer, head) or 'layer.head', such as (10, 7) or '10.7'; "
+        "an MLP is 'MLP layer', such as 'MLP 3'."
+    )
+
+
+def _checked(cfg: HookedTransformerConfig, component: Component) -> Component:
+    layer, head = component.layer, component.head
+    if not 0 <= layer < cfg.n_layers:
+        raise InvalidInputError(
+            f"{component.label} does not exist: layers of {cfg.model_name!r} are 0 to {cfg.n_layers - 1}."
+        )
+    if head is None and cfg.attn_only:
+        raise InvalidInputError(f"{component.label} does not exist: {cfg.model_name!r} has attention only.")
+    if head is not None and not 0 <= head < cfg.n_heads:
+        raise InvalidInputError(
+            f"{component.label} does not exist: heads of {cfg.model_name!r} are 0 to {cfg.n_heads - 1}."
+        )
+    return component

@@ -1,0 +1,1 @@
+"""Scores and kinds of heads, with the evidence for each."""

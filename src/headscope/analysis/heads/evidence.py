@@ -1,0 +1,307 @@
+"""What head types rest on that no task tells: attention to telling keys beside its control, copying, composition.
+
+A *control* is the same number for the same head where what defines the kind is taken out. With it, a label says more
+than "this head pays some attention there": a head that looks a fixed distance back, or at everything alike, has a
+control as high as its score.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from headscope.analysis.core.batches import Block, iterate_blocks
+from headscope.analysis.heads.scores import SCORES, defining_keys
+from headscope.analysis.recording.embedding import (
+    direct_effects,
+    effective_embedding,
+    token_directions,
+    token_embedding,
+)
+from headscope.analysis.recording.lens_states import lens_states
+from headscope.analysis.recording.post_norms import output_weight, output_weights
+from headscope.errors import InvalidInputError
+from headscope.model.activations.readout import Readout
+from headscope.model.hooks import HookPoint
+from headscope.model.transformer import HookedTransformer
+from headscope.ops.composition import composition_scores
+from headscope.ops.factored import FactoredMatrix
+
+__all__ = [
+    "Measured",
+    "RatioMeans",
+    "attention_evidence",
+    "copying_scores",
+    "k_composition",
+    "repeat_evidence",
+]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A number of every head, for some kinds, with its control; NaN where nothing was measured.
+
+    Attributes:
+        scores: The numbers.
+        controls: The same where what defines the kind is taken out.
+        errors: Standard error of their difference, over rows.
+    """
+
+    scores: Float[Tensor, "kind layer head"]
+    controls: Float[Tensor, "kind layer head"]
+    errors: Float[Tensor, "kind layer head"]
+
+    @property
+    def excess(self) -> Float[Tensor, "kind layer head"]:
+        """Scores less controls."""
+        return self.scores - self.controls
+
+
+class RatioMeans:
+    """Means of numbers over positions, and their standard error over rows, which are what was drawn independently."""
+
+    def __init__(self) -> None:
+        self._sums: list[Tensor] = []
+        self._counts: list[Tensor] = []
+
+    def add(self, sums: Float[Tensor, "row *any"], counts: Float[Tensor, "row *any"]) -> None:
+        """For each row, a sum over its positions, and how many these are."""
+        self._sums.append(sums.double().cpu())
+        self._counts.append(counts.double().cpu())
+
+    def means(self) -> Float[Tensor, "*any"]:
+        """Sums over counts; NaN where nothing was counted."""
+        return torch.cat(self._sums).sum(0) / torch.cat(self._counts).sum(0)
+
+    def errors(self) -> Float[Tensor, "*any"]:
+        """Of a ratio of two sums over rows; infinite with fewer than two rows that count."""
+        sums, counts = torch.cat(self._sums), torch.cat(self._counts)
+        total = counts.sum(0)
+        n = (counts > 0).sum(0)
+        left = sums - counts * (sums.sum(0) / total)
+        spread = (left.square().sum(0) * n / (n - 1).clamp(min=1)).sqrt() / total
+        return torch.where(n < 2, math.inf, spread)
+
+
+def attention_evidence(
+    model: HookedTransformer,
+    data: Any,
+    *,
+    attention_mask: Tensor | None,
+    include_bos: bool,
+    seed: int,
+    progress: bool,
+) -> tuple[Measured, int, int]:
+    """Attention to the keys that define each of `SCORES`, and its controls.
+
+    The control is the larger of two: what these keys would get if the rest of the attention were spread evenly over all
+    other keys in sight, and, for the kinds that match tokens, what the same positions get when the tokens of the row
+    are shuffled.
+
+    Returns:
+        The evidence, and how many rows and positions were looked at.
+    """
+    paid, even, shuffled, margins = (RatioMeans() for _ in range(4))
+    generator = torch.Generator().manual_seed(seed)
+    n_rows = n_positions = 0
+    blocks = iterate_blocks(
+        model,
+        data,
+        attention_mask=attention_mask,
+        include_bos=include_bos,
+        progress=progress,
+        description="attention of heads",
+    )
+    for block in blocks:
+        keys = defining_keys(block)
+        n_rows += len(block.tokens)
+        n_positions += int(block.counted.sum())
+        n_keys, n_others = keys.sum(-1), _in_sight(block)[None] - keys.sum(-1)
+        # A query with nothing else to look at tells nothing.
+        keys = keys & (n_others > 0)[..., None]
+        share = n_keys / n_others.clamp(min=1)
+        found = _attention_to(model, block, [keys.double(), keys * share[..., None]])
+        other = Block(_shuffled(block, generator), block.attention_mask, block.counted)
+        by_place = _attention_to(model, other, [keys.double()])[0]
+        counts = keys.any(-1).sum(-1).double().cpu().T[:, :, None, None]
+        # With attention p on the keys, others get (1 - p) / n_others each.
+        spread = (keys.any(-1) * share).sum(-1).double().cpu().T[:, :, None, None] - found[1]
+        for means, sums in ((paid, found[0]), (even, spread), (shuffled, by_place)):
+            means.add(sums, counts.expand_as(sums))
+        margins.add(
+            torch.stack([found[0] - spread, found[0] - by_place]).transpose(0, 1),
+            counts[:, None].expand(-1, 2, *found[0].shape[1:]),
+        )
+    if n_positions == 0:
+        raise InvalidInputError("No position of the data counts: it is empty, all padding, or nothing but BOS.")
+    matches = torch.tensor([name != "previous_token" for name in SCORES])[:, None, None]
+    by_place = shuffled.means()
+    use_place = matches & (by_place > even.means())
+    control = torch.where(use_place, by_place, even.means())
+    error = torch.where(use_place, margins.errors()[1], margins.errors()[0])
+    return Measured(paid.means().float(), control.float(), error.float()), n_rows, n_positions
+
+
+def _in_sight(block: Block) -> Int[Tensor, "row query_pos"]:
+    """How many keys each query may attend to."""
+    if block.attention_mask is None:
+        return torch.arange(1, block.tokens.shape[1] + 1, device=block.tokens.device).expand_as(block.tokens)
+    return block.attention_mask.long().cumsum(-1)
+
+
+def _shuffled(block: Block, generator: torch.Generator) -> Int[Tensor, "row pos"]:
+    """The tokens that count in another order, row by row."""
+    tokens = block.tokens.clone()
+    for row, counted in enumerate(block.counted):
+        places = counted.nonzero()[:, 0]
+        order = torch.randperm(len(places), generator=generator).to(places.device)
+        tokens[row, places] = block.tokens[row, places[order]]
+    return tokens
+
+
+def _attention_to(
+    model: HookedTransformer, block: Block, weights: list[Tensor]
+) -> list[Float[Tensor, "row kind layer head"]]:
+    """The attention of each row's queries to keys, weighted by `[kind, row, query_pos, key_pos]`, summed."""
+    cfg = model.cfg
+    stacked = torch.stack(weights).float()
+    shape = (len(weights), len(block.tokens), stacked.shape[1], cfg.n_layers, cfg.n_heads)
+    found = torch.zeros(shape, dtype=torch.float64)
+
+    def add(pattern: Float[Tensor, "row head query_pos key_pos"], hook: HookPoint) -> None:
+        found[..., hook.layer(), :] = torch.einsum("rhqk,wsrqk->wrsh", pattern.float(), stacked).double().cpu()
+
+    model.run_with_hooks(
+        block.tokens,
+        return_type=None,
+        attention_mask=block.attention_mask,
+        fwd_hooks=[(lambda name: name.endswith("hook_pattern"), add)],
+    )
+    return list(found.unbind())
+
+
+def repeat_evidence(
+    model: HookedTransformer, data: Any, *, attention_mask: Tensor | None, include_bos: bool
+) -> tuple[Measured, float, float]:
+    """What each head writes, directly, against the token that induction expects where that token does come next.
+
+    Score: minus the head's direct effect on that token's logit, above the mean over tokens. Control: the same for
+    another token of the row, the one after it. In logits.
+
+    Returns:
+        The evidence, and what the whole model gives the expected token above the other, with its standard error; NaN if
+        nothing of the data repeats.
+    """
+    expected, other, margin, whole = (RatioMeans() for _ in range(4))
+    directions, readout = token_directions(model), Readout.of(model)
+    for block in iterate_blocks(model, data, attention_mask=attention_mask, include_bos=include_bos, progress=False):
+        where = _repeats(block)
+        rows = where.nonzero()[:, 0]
+        if not len(rows):
+            continue
+        read = Block(block.tokens, block.attention_mask, where)
+        toward = [directions.of(block.tokens.roll(-ahead, dims=1)[where]) for ahead in (1, 2)]
+        against = [-direct_effects(model, read, each).permute(2, 0, 1) for each in toward]
+        final = lens_states(model, read).resid[-1]
+        logits = ((final / readout.scale(final)) * (toward[0] - toward[1]).to(final.dtype)).sum(-1)
+        n_rows = len(block.tokens)
+
+        def by_row(values: Tensor, n_rows: int = n_rows, rows: Tensor = rows) -> Tensor:
+            return torch.zeros(n_rows, *values.shape[1:], dtype=torch.float64, device=values.device).index_add_(
+                0, rows, values.double()
+            )
+
+        counts = where.sum(-1).double()
+        for means, values in (
+            (expected, against[0]),
+            (other, against[1]),
+            (margin, against[0] - against[1]),
+            (whole, logits),
+        ):
+            sums = by_row(values)
+            means.add(sums, counts.view(-1, *(1,) * (sums.ndim - 1)).expand_as(sums))
+    if not expected._sums:
+        nothing = torch.full((1, model.cfg.n_layers, model.cfg.n_heads), math.nan)
+        return Measured(nothing, nothing, nothing), math.nan, math.nan
+    scores, controls, errors = (each[None].float() for each in (expected.means(), other.means(), margin.errors()))
+    return Measured(scores, controls, errors), float(whole.means()), float(whole.errors())
+
+
+def _repeats(block: Block) -> Bool[Tensor, "row pos"]:
+    """Queries whose next token followed an earlier copy of theirs, and whose next but one is real too."""
+    followers = defining_keys(block)[SCORES.index("induction")]
+    after = block.tokens.roll(-1, dims=1)
+    told = (followers & (block.tokens[:, None, :] == after[:, :, None])).any(-1)
+    real = torch.ones_like(told) if block.attention_mask is None else block.attention_mask.bool()
+    for ahead in (1, 2):
+        told = told & real.roll(-ahead, dims=1)
+        told[:, -ahead:] = False
+    return told & (after != block.tokens.roll(-2, dims=1))
+
+
+@torch.no_grad()
+def copying_scores(model: HookedTransformer) -> Float[Tensor, "layer head"]:
+    """How far each head's OV circuit copies: 1 for raising the logit of whatever is attended to, -1 for lowering it.
+
+    The sum of the eigenvalues of the full OV circuit `W_E W_V W_O W_U` over the sum of their magnitudes (Elhage et al.
+    2021, "Summarizing OV/QK matrices"). Random heads are near 0. Tokens are embedded by `effective_embedding`, those
+    of the first layer by `W_E`, and normalized; nothing of size `d_vocab` by `d_vocab` is made. Of a norm behind
+    attention only the weight takes part.
+
+    Raises:
+        InvalidInputError: If the model does not read and predict the same vocabulary.
+
+    Example:
+        >>> from headscope import HookedTransformer
+        >>> model = HookedTransformer.from_pretrained("headscope-demo")
+        >>> bool(copying_scores(model)[1].max() > 0.5)
+        True
+    """
+    readout, cfg = Readout.of(model), model.cfg
+    kind = torch.promote_types(model.W_U.dtype, torch.float32)
+    W_U = readout.W_U.detach().to(kind)
+    W_U = W_U - W_U.mean(-1, keepdim=True)
+    found = torch.empty(cfg.n_layers, cfg.n_heads)
+    onto: Tensor | None = None
+    for layer in range(cfg.n_layers):
+        block: Any = model.blocks[layer]
+        if layer < 2:
+            read = (token_embedding(model) if layer == 0 else effective_embedding(model)).to(kind)
+            onto = W_U @ _normalized(model, read)
+        assert onto is not None
+        weight = dict(block.ln1.named_parameters(recurse=False)).get("w")
+        W_V, W_O = (each.detach().to(kind) for each in (block.attn.W_V, output_weight(model, layer)))
+        W_V = W_V if weight is None else W_V * weight.detach().to(kind)[:, None]
+        # The eigenvalues of a product are those of its factors in turn, up to zeros.
+        values = torch.linalg.eigvals(readout.direction(W_O) @ onto @ W_V)
+        found[layer] = (values.real.sum(-1) / values.abs().sum(-1)).float().cpu()
+    return found
+
+
+def _normalized(model: HookedTransformer, x: Float[Tensor, "d_vocab d_model"]) -> Float[Tensor, "d_vocab d_model"]:
+    cfg = model.cfg
+    if not cfg.has_pre_norms:
+        return x
+    x = x - x.mean(-1, keepdim=True) if cfg.centred_norm else x
+    return x / (x.square().mean(-1, keepdim=True) + cfg.eps).sqrt()
+
+
+@torch.no_grad()
+def k_composition(model: HookedTransformer, heads: list[tuple[int, int]]) -> Float[Tensor, "reader layer head"]:
+    """How much the keys of some heads read what each earlier head writes; NaN where it is not earlier.
+
+    `|W_OV1 W_QK2^T| / (|W_OV1| |W_QK2|)`, K-composition in Elhage et al. 2021; near `1 / sqrt(d_model)` for unrelated
+    heads. An induction head reads what a previous-token head writes.
+    """
+    cfg = model.cfg
+    if not heads:
+        return torch.empty(0, cfg.n_layers, cfg.n_heads)
+    layers, numbers = (torch.tensor(each) for each in zip(*heads, strict=True))
+    writes = FactoredMatrix(model.W_V.detach().float(), output_weights(model).float())
+    W_Q, W_K = (weight.detach().float()[layers, numbers] for weight in (model.W_Q, model.W_K))
+    scores = composition_scores(writes, FactoredMatrix(W_K, W_Q.transpose(-2, -1))).permute(2, 0, 1).cpu()
+    earlier = torch.arange(cfg.n_layers) < layers[:, None]
+    return torch.where(earlier[:, :, None], scores, math.nan)

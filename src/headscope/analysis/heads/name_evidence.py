@@ -1,0 +1,366 @@
+"""What heads do in a task of two names: what they add from the names' places, what they look at, what breaks without.
+
+A head's direct effect on the logit difference (right name, `IO`, less wrong name, `S`) is taken apart by the places it
+comes from: those of `IO`, and those of `S`, each with the position after it, where previous-token heads leave the same
+name. So who raises a name and who lowers it is told from numbers of one unit, logits:
+
+| from   | above zero      | below zero      |
+|--------|-----------------|-----------------|
+| `IO`   | raises `IO`     | lowers `IO`     |
+| `S`    | lowers `S`      | raises `S`      |
+
+Prompts that name `IO` first (ABBA) and those that name `S` first (BABA) are measured apart, and a score is that of the
+order in which it is lowest: a head that copies the first name, whoever it is, helps in one and harms in the other.
+The control is the same number for the answers of other prompts.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from headscope.analysis.core.batches import iterate_blocks
+from headscope.analysis.core.stats import sure_bound
+from headscope.analysis.heads.evidence import Measured
+from headscope.analysis.patching.path import path_patch_sweep
+from headscope.analysis.prompts.attribution import attribute
+from headscope.analysis.prompts.attribution_result import Attribution
+from headscope.analysis.prompts.task import Task
+from headscope.errors import InvalidInputError
+from headscope.model.hooks import HookPoint
+from headscope.model.transformer import HookedTransformer
+
+__all__ = [
+    "ORDERS",
+    "TASK_KINDS",
+    "TaskEvidence",
+    "attention_between",
+    "changes_when_patched",
+    "name_places",
+    "orders_of",
+    "task_evidence",
+]
+
+TASK_KINDS = (
+    "name_mover",
+    "negative_name_mover",
+    "name_copier",
+    "subject_suppressor",
+    "s_inhibition",
+    "backup_name_mover",
+)
+ORDERS = ("ABBA", "BABA")
+_ATTENTION = (("end", "IO"), ("end", "S1"), ("end", "S2"), ("S2", "S1"), ("S2", "S1+1"))
+_MOST_RECEIVERS = 4
+
+
+@dataclass(frozen=True)
+class TaskEvidence:
+    """The numbers of every head for `TASK_KINDS`, and what else was measured on the way.
+
+    Attributes:
+        measured: Scores, controls and errors, in logits.
+        thresholds: For each kind.
+        evidence: Further numbers by name, `[layer, head]`.
+        notes: What could not be told, and why.
+    """
+
+    measured: Measured
+    thresholds: list[float]
+    evidence: dict[str, Float[Tensor, "layer head"]]
+    notes: list[str]
+
+
+def name_places(task: Task) -> dict[str, Int[Tensor, " prompt"]]:
+    """Where `IO`, `S1`, `S2` and `end` are in each prompt: as the task says, or else found from its answers.
+
+    Raises:
+        InvalidInputError: If an answer is not in its prompt, or the wrong one not twice; it says which prompt.
+    """
+    if {"IO", "S1", "S2"} <= set(task.word_idx):
+        return {**{name: task.word_idx[name] for name in ("IO", "S1", "S2")}, "end": task.positions}
+    found: dict[str, list[int]] = {"IO": [], "S1": [], "S2": []}
+    for row in range(len(task)):
+        tokens = task.clean_tokens[row, : int(task.positions[row]) + 1].tolist()
+        right, wrong = (
+            [at for at, token in enumerate(tokens) if token == int(answers[row, 0])]
+            for answers in (task.correct, task.incorrect)
+        )
+        if not right or len(wrong) < 2:
+            raise InvalidInputError(
+                f"prompt {row} ({task.prompts[row]!r}) has its right answer {len(right)} times and its wrong one "
+                f"{len(wrong)} times; heads that move names are told where the right one is named, and the wrong one "
+                "twice. Detect heads without task=, or give other prompts."
+            )
+        for name, at in (("IO", right[0]), ("S1", wrong[0]), ("S2", wrong[-1])):
+            found[name].append(at)
+    places = {name: torch.tensor(at, device=task.positions.device) for name, at in found.items()}
+    return {**places, "end": task.positions}
+
+
+def orders_of(places: Mapping[str, Int[Tensor, " prompt"]]) -> dict[str, Int[Tensor, " some"]]:
+    """The prompts of each order of the names, in which there are any."""
+    first = (places["IO"] < places["S1"]).cpu()
+    found = {name: which.nonzero()[:, 0] for name, which in zip(ORDERS, (first, ~first), strict=True)}
+    return {name: rows for name, rows in found.items() if len(rows)}
+
+
+def task_evidence(model: HookedTransformer, task: Task, *, min_effect: float, progress: bool) -> TaskEvidence:
+    """Measure every head on a task of two names.
+
+    Raises:
+        InvalidInputError: If the names cannot be found, or there are fewer than four prompts of an order.
+    """
+    task = task.to(model.W_E.device)
+    places = name_places(task)
+    orders = orders_of(places)
+    few = [f"{len(rows)} of {name}" for name, rows in orders.items() if len(rows) < 4]
+    if few:
+        raise InvalidInputError(f"errors need at least 4 prompts of each order of the names; there are {few[0]}.")
+    found = attribute(model, task, neurons=False, progress=progress)
+    others = attribute(model, _other_answers(task, orders), neurons=False, progress=False)
+    names = _FromNames(found, places, orders)
+    control = _FromNames(others, places, orders)
+    difference = found.logit_difference.double()
+    mean = float(difference.mean())
+    error = float(difference.std() / len(difference) ** 0.5)
+    notes: list[str] = []
+    threshold = min_effect * mean
+    if mean <= sure_bound(1) * error:
+        notes.append(f"the model does not surely do the task: logit difference {mean:+.3f} ± {error:.3f}.")
+        threshold = math.inf
+    kinds = {
+        "name_mover": names.lowest("IO", 1.0, control),
+        "negative_name_mover": names.lowest("IO", -1.0, control),
+        "name_copier": names.copied(control),
+        "subject_suppressor": names.lowest("S", 1.0, control),
+    }
+    looks = attention_between(model, replace(task, word_idx={**task.word_idx, **places}), _ATTENTION)
+    evidence = {f"attention {query} to {key}": values for (query, key), values in looks.items()}
+    evidence |= {f"direct effect ({name})": found.heads[rows].mean(0).cpu() for name, rows in orders.items()}
+    for who in ("IO", "S"):
+        evidence |= {f"from {who} ({name})": values.mean(0) for name, values in names.of[who].items()}
+    if len(orders) == 1:
+        notes.append(f"all prompts are {next(iter(orders))}: a head that copies by place looks like a name mover.")
+    movers = _sure(kinds["name_mover"], threshold)
+    nothing = Measured(*(torch.full((1, *found.heads.shape[1:]), math.nan) for _ in range(3)))
+    kinds["s_inhibition"] = kinds["backup_name_mover"] = nothing
+    if not movers:
+        notes.append("no head is a name mover, so S-inhibition heads and backup name movers were not looked for.")
+    elif task.corrupted_tokens is None:
+        notes.append("the task has no corrupted prompts, so S-inhibition heads and backups were not looked for.")
+    else:
+        kinds["s_inhibition"], evidence["path to name movers' queries"] = _inhibition(model, task, movers, progress)
+        with_backups = _without(model, task, movers)
+        after = _FromNames(with_backups, places, orders)
+        kinds["backup_name_mover"] = after.lowest("IO", 1.0, names, pairwise=True)
+        for layer, head in movers:
+            kinds["backup_name_mover"].scores[0, layer, head] = math.nan
+    parts = [kinds[name] for name in TASK_KINDS]
+    measured = Measured(*(torch.cat([getattr(part, e) for part in parts]) for e in ("scores", "controls", "errors")))
+    return TaskEvidence(measured, [threshold] * len(TASK_KINDS), evidence, notes)
+
+
+class _FromNames:
+    """Direct effects of heads that come from the names' places, for each order: `[prompt, layer, head]`."""
+
+    def __init__(
+        self, found: Attribution, places: Mapping[str, Tensor], orders: Mapping[str, Int[Tensor, " some"]]
+    ) -> None:
+        assert found.sources is not None
+        near = {"IO": _and_after(places, "IO"), "S": _and_after(places, "S1") | _and_after(places, "S2")}
+        # A place that is near both belongs to whom it names.
+        near["S"] = near["S"] & ~_at(places, "IO", near["S"])
+        near["IO"] = near["IO"] & ~near["S"]
+        self.of: dict[str, dict[str, Tensor]] = {}
+        for name, where in near.items():
+            taken = torch.einsum("plhk,pk->plh", found.sources.double(), where.double().to(found.sources.device)).cpu()
+            self.of[name] = {order: taken[rows] for order, rows in orders.items()}
+
+    def lowest(self, who: str, sign: float, control: "_FromNames", *, pairwise: bool = False) -> Measured:
+        """The mean effect times a sign, in the order where it is lowest."""
+        rows = []
+        for order, values in self.of[who].items():
+            rows.append(_mean_and_error(sign * values, sign * control.of[who][order]))
+        return _lowest(rows)
+
+    def copied(self, control: "_FromNames") -> Measured:
+        """How surely a head raises `IO` from its place in one order and `S` from its own in the other."""
+        if len(self.of["IO"]) < 2:
+            shape = next(iter(self.of["IO"].values())).shape[1:]
+            return Measured(*(torch.full((1, *shape), math.nan) for _ in range(3)))
+        one, other = self.of["IO"]
+        ways = []
+        for right, wrong in ((one, other), (other, one)):
+            raises = _mean_and_error(self.of["IO"][right], control.of["IO"][right])
+            harms = _mean_and_error(-self.of["S"][wrong], -control.of["S"][wrong])
+            ways.append(_lowest([raises, harms]))
+        first = ways[0].scores >= ways[1].scores
+        return Measured(
+            *(torch.where(first, getattr(ways[0], e), getattr(ways[1], e)) for e in ("scores", "controls", "errors"))
+        )
+
+
+def _and_after(places: Mapping[str, Tensor], name: str) -> Tensor:
+    """The place of a name and the one after it, if that is before the end, as a mask."""
+    length = int(places["end"].max()) + 1
+    at = torch.arange(length, device=places[name].device)
+    here = places[name][:, None]
+    return (at == here) | ((at == here + 1) & (at < places["end"][:, None]))
+
+
+def _at(places: Mapping[str, Tensor], name: str, like: Tensor) -> Tensor:
+    return torch.arange(like.shape[1], device=like.device) == places[name][:, None]
+
+
+def _mean_and_error(values: Float[Tensor, "prompt *any"], control: Float[Tensor, "prompt *any"]) -> tuple[Tensor, ...]:
+    margin = values - control
+    return values.mean(0), control.mean(0), margin.std(0) / len(margin) ** 0.5
+
+
+def _lowest(rows: list[tuple[Tensor, ...]]) -> Measured:
+    """Of several means with their controls and errors, the lowest mean's."""
+    means, controls, errors = (torch.stack(each) for each in zip(*rows, strict=True))
+    at = means.argmin(0, keepdim=True)
+    return Measured(*(each.gather(0, at).float() for each in (means, controls, errors)))
+
+
+def _sure(measured: Measured, threshold: float) -> list[tuple[int, int]]:
+    """The heads above a threshold, and surely so, the strongest first."""
+    n_kinds = len(TASK_KINDS)
+    high = (measured.scores[0] >= threshold) & (measured.excess[0] >= threshold)
+    high &= measured.excess[0] >= sure_bound(n_kinds * high.numel()) * measured.errors[0]
+    found = [(layer, head) for layer, head in high.nonzero().tolist()]
+    return sorted(found, key=lambda place: -float(measured.scores[0][place]))
+
+
+def _other_answers(task: Task, orders: Mapping[str, Int[Tensor, " some"]]) -> Task:
+    """The same prompts with the answers of the next prompt of their order that has others."""
+    correct, incorrect = task.correct.clone(), task.incorrect.clone()
+    for rows in orders.values():
+        numbers = rows.tolist()
+        for at, row in enumerate(numbers):
+            own = {*task.correct[row].tolist(), *task.incorrect[row].tolist()}
+            following = numbers[at + 1 :] + numbers[:at]
+            strange = (
+                other for other in following
+                if not own & {*task.correct[other].tolist(), *task.incorrect[other].tolist()}
+            )  # fmt: skip
+            other = next(strange, following[0])
+            correct[row], incorrect[row] = task.correct[other], task.incorrect[other]
+    return replace(task, correct=correct, incorrect=incorrect)
+
+
+def attention_between(
+    model: HookedTransformer, task: Task, pairs: Iterable[tuple[str, str]]
+) -> dict[tuple[str, str], Float[Tensor, "layer head"]]:
+    """Mean attention of every head from one named place to another, for those pairs whose names the task has."""
+    known = {**task.word_idx, "end": task.positions}
+    taken = [(query, key) for query, key in pairs if query in known and key in known]
+    found = {pair: torch.zeros(model.cfg.n_layers, model.cfg.n_heads).double() for pair in taken}
+    seen = 0
+    batch = {"tokens": task.clean_tokens, "attention_mask": task.attention_mask}
+    for block in iterate_blocks(model, batch, include_bos=True, progress=False):
+        rows = torch.arange(len(block.tokens), device=block.tokens.device)
+        here = {name: at[seen : seen + len(rows)] for name, at in known.items()}
+        seen += len(rows)
+
+        def add(
+            pattern: Tensor,
+            hook: HookPoint,
+            rows: Tensor = rows,
+            here: Mapping[str, Tensor] = here,
+        ) -> None:
+            for query, key in found:
+                paid = pattern[rows, :, here[query], here[key]].double().sum(0).cpu()
+                found[query, key][hook.layer()] += paid
+
+        model.run_with_hooks(
+            block.tokens,
+            return_type=None,
+            attention_mask=block.attention_mask,
+            fwd_hooks=[(lambda name: name.endswith("hook_pattern"), add)],
+        )
+    return {name: (values / len(task)).float() for name, values in found.items()}
+
+
+def _inhibition(
+    model: HookedTransformer, task: Task, movers: list[tuple[int, int]], progress: bool
+) -> tuple[Measured, Float[Tensor, "layer head"]]:
+    """What the logit difference loses when a head changes as the name movers' queries see it."""
+    receivers = [f"{layer}.{head}.q" for layer, head in movers[:_MOST_RECEIVERS]]
+    found = path_patch_sweep(model, task, receivers=receivers, positions="end", progress=progress)
+    assert found.per_prompt is not None
+    lost = -found.per_prompt.double().cpu()
+    errors = lost.std(-1) / lost.shape[-1] ** 0.5
+    scores = lost.mean(-1)[None].float()
+    return Measured(scores, torch.zeros_like(scores), errors[None].float()), -scores[0]
+
+
+def _without(model: HookedTransformer, task: Task, heads: list[tuple[int, int]]) -> Attribution:
+    """The attribution when some heads give, where the answer is predicted, what they gave in the corrupted prompts."""
+    at_end = torch.zeros_like(task.attention_mask)
+    at_end[torch.arange(len(task), device=at_end.device), task.positions] = True
+    with _Replaced(model, task, heads, at_end):
+        return attribute(model, task, neurons=False, progress=False)
+
+
+def changes_when_patched(
+    model: HookedTransformer, task: Task, heads: list[tuple[int, int]]
+) -> Float[Tensor, "layer head"]:
+    """What the mean logit difference changes by when a head gives what it gave in the corrupted prompts.
+
+    One forward pass for each head; NaN for the others.
+    """
+    task = task.to(model.W_E.device)
+    found = torch.full((model.cfg.n_layers, model.cfg.n_heads), math.nan)
+
+    def differences() -> Tensor:
+        return attribute(model, task, sources=False, neurons=False, progress=False).logit_difference.double()
+
+    clean = differences()
+    for head in heads:
+        with _Replaced(model, task, [head], task.attention_mask):
+            found[head] = float((differences() - clean).mean())
+    return found
+
+
+class _Replaced:
+    """While it is entered, some heads give, at some positions, what they gave in the corrupted prompts of a task.
+
+    For analyses that go through the task's prompts in order, once.
+    """
+
+    def __init__(
+        self, model: HookedTransformer, task: Task, heads: list[tuple[int, int]], where: Bool[Tensor, "prompt pos"]
+    ) -> None:
+        self._where = where
+        self._heads = {layer: [head for at, head in heads if at == layer] for layer, _ in heads}
+        names = [f"blocks.{layer}.attn.hook_z" for layer in self._heads]
+        _, self._cache = model.run_with_cache(
+            task.corrupted_tokens,
+            attention_mask=task.attention_mask,
+            names_filter=lambda name: name in names,
+            return_type=None,
+        )
+        self._seen = dict.fromkeys(self._heads, 0)
+        self._hooks = model.hooks(fwd_hooks=[(name, self._put) for name in names])
+
+    def _put(self, z: Float[Tensor, "row pos head d_head"], hook: HookPoint) -> Tensor:
+        layer = hook.layer()
+        rows = slice(self._seen[layer], self._seen[layer] + len(z))
+        self._seen[layer] = rows.stop
+        for head in self._heads[layer]:
+            other = self._cache["z", layer][rows, :, head]
+            z[:, :, head] = torch.where(self._where[rows, :, None], other, z[:, :, head])
+        return z
+
+    def __enter__(self) -> None:
+        self._hooks.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._hooks.__exit__(*error)

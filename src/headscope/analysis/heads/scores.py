@@ -1,0 +1,195 @@
+"""What kind of head is it: previous-token, duplicate-token and induction scores, read off attention patterns.
+
+A score is the attention a head pays, on average, to the keys that define the kind:
+
+| kind             | a query attends to                                              | positions that count            |
+|------------------|-----------------------------------------------------------------|---------------------------------|
+| `previous_token` | the token before it                                             | all but the first               |
+| `duplicate_token`| earlier copies of its own token                                 | those with an earlier copy      |
+| `induction`      | tokens that came right after earlier copies (not itself)        | those with such a token         |
+
+On repeated random tokens `[BOS, r, r]` the last two are the stripes one and one-less block length below the
+diagonal (plus the few chance repeats within `r`), as in Elhage et al. 2021 and Olsson et al. 2022, "In-context
+Learning and Induction Heads". A pattern is reduced as soon as a layer has made it; none is kept.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from headscope.analysis.core.batches import Block, describe_data, iterate_blocks
+from headscope.analysis.core.result import Ranking, Result, RunInfo, check_option, rank_components
+from headscope.data.random_tokens import repeated_random_tokens
+from headscope.errors import InvalidInputError
+from headscope.model.hooks import HookPoint
+from headscope.model.text.tokens import bos_token_id
+from headscope.model.transformer import HookedTransformer
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+__all__ = ["SCORES", "HeadScores", "defining_keys", "head_scores", "scored_tokens"]
+
+
+SCORES = ("previous_token", "duplicate_token", "induction")
+
+
+@dataclass(frozen=True)
+class HeadScores(Result):
+    """Scores of every head, each between 0 and 1; NaN where no position counted.
+
+    Attributes:
+        previous_token: Mean attention to the token before.
+        duplicate_token: Mean attention to earlier copies of the token.
+        induction: Mean attention to what followed earlier copies of the token.
+        info: What was run on what; `n_positions` is the number of query positions looked at.
+    """
+
+    kind: ClassVar[str] = "head_scores"
+    previous_token: Float[Tensor, "layer head"]
+    duplicate_token: Float[Tensor, "layer head"]
+    induction: Float[Tensor, "layer head"]
+
+    def top(self, k: int = 10, *, by: str = "induction", largest: bool = True) -> Ranking:
+        """The `k` heads with the largest (or smallest) score.
+
+        Raises:
+            InvalidInputError: If there is no such score, `k` is below 1, or no position counted for it.
+        """
+        check_option("by", by, SCORES)
+        values: Tensor = getattr(self, by)
+        if bool(values.isnan().any()):
+            raise InvalidInputError(
+                f"no position of the data counts for the {by} score (nothing repeats), so there is nothing to rank."
+            )
+        return rank_components(values, k, n_heads=values.shape[1], name=by, largest=largest)
+
+    def to_frame(self) -> "pd.DataFrame":
+        """One row per head: layer, head, label and the three scores."""
+        import pandas as pd
+
+        n_layers, n_heads = self.induction.shape
+        heads = [(layer, head) for layer in range(n_layers) for head in range(n_heads)]
+        columns: dict[str, Any] = {
+            "layer": [layer for layer, _ in heads],
+            "head": [head for _, head in heads],
+            "label": [f"{layer}.{head}" for layer, head in heads],
+        }
+        return pd.DataFrame(columns | {name: getattr(self, name).flatten().tolist() for name in SCORES})
+
+
+def head_scores(
+    model: HookedTransformer,
+    data: Any = None,
+    *,
+    attention_mask: Tensor | None = None,
+    include_bos: bool = False,
+    n_sequences: int = 32,
+    length: int | None = None,
+    seed: int = 0,
+    describe: str | None = None,
+    progress: bool = True,
+) -> HeadScores:
+    """Score every head of `model` as a previous-token, duplicate-token and induction head.
+
+    Args:
+        model: The model.
+        data: Tokens `[batch, pos]`, or an iterable of batches. Default: `n_sequences` rows of repeated random tokens
+            `[BOS, r, r]`, drawn uniformly from the vocabulary without the tokenizer's special tokens.
+        attention_mask: For one tensor of tokens: 1 for real tokens. Default: found from the padding token.
+        include_bos: Count the BOS position at the start of a row, as a query and as the token before.
+        n_sequences: Rows of random tokens; unused with `data`.
+        length: Length of `r`, unused with `data`; default 50, or what fits in the context.
+        seed: Seed of the random tokens; unused with `data`.
+        describe: What the data is, for the result's `info`.
+        progress: Show a progress bar.
+
+    Raises:
+        InvalidInputError: For tokens that do not fit the model, or if no position counts.
+
+    Example:
+        >>> from headscope import HookedTransformer, HookedTransformerConfig
+        >>> cfg = HookedTransformerConfig(n_layers=2, d_model=16, n_ctx=64, d_head=4, d_vocab=50, attn_only=True)
+        >>> scores = head_scores(HookedTransformer(cfg), n_sequences=2, length=20, progress=False)
+        >>> scores.induction.shape, len(scores.top(3, by="previous_token"))
+        (torch.Size([2, 4]), 3)
+    """
+    if data is None:
+        data = scored_tokens(model, n_sequences, length, seed)
+        describe = describe or f"repeated random tokens (seed {seed})"
+    describe = describe or describe_data(data)
+    sums = torch.zeros(len(SCORES), model.cfg.n_layers, model.cfg.n_heads, dtype=torch.float64)
+    counts = torch.zeros(len(SCORES), dtype=torch.float64)
+    n_rows = n_positions = 0
+    blocks = iterate_blocks(
+        model,
+        data,
+        attention_mask=attention_mask,
+        include_bos=include_bos,
+        progress=progress,
+        description="head scores",
+    )
+    with torch.no_grad():
+        for block in blocks:
+            keys = defining_keys(block)
+            sums += _attention_paid(model, block, keys)
+            counts += keys.any(-1).sum((1, 2)).double().cpu()
+            n_rows += len(block.tokens)
+            n_positions += int(block.counted.sum())
+    if n_positions == 0:
+        raise InvalidInputError("No position of the data counts: it is empty, all padding, or nothing but BOS.")
+    means = (sums / counts[:, None, None]).float()
+    info = RunInfo(
+        model=model.cfg.model_name,
+        processing=model.weight_processing,
+        data=describe,
+        n_sequences=n_rows,
+        n_positions=n_positions,
+        options={"include_bos": include_bos},
+    )
+    return HeadScores(info, *means.unbind())
+
+
+def scored_tokens(model: HookedTransformer, n_sequences: int, length: int | None, seed: int) -> Tensor:
+    """Rows of repeated random tokens, as long as fits; without special tokens, and after BOS where there is one."""
+    special: list[int] = [] if model.tokenizer is None else list(model.tokenizer.all_special_ids)
+    bos = None if model.tokenizer is None else bos_token_id(model.tokenizer)
+    if length is None:
+        length = min(50, (model.cfg.n_ctx - 1) // 2)
+    allowed = [token for token in range(model.cfg.d_vocab) if token not in set(special)]
+    return repeated_random_tokens(n_sequences, length, allowed=allowed, bos=bos, seed=seed)
+
+
+def defining_keys(block: Block) -> Tensor:
+    """The keys that define each kind, `[kind, row, query_pos, key_pos]`; nothing for queries that do not count."""
+    tokens, counted = block.tokens, block.counted
+    n_pos = tokens.shape[1]
+    real = counted if block.attention_mask is None else block.attention_mask
+    ones = torch.ones(n_pos, n_pos, dtype=torch.bool, device=tokens.device)
+    earlier, before = ones.tril(-1), ones.tril(-1).triu(-1)
+    # Only where both query and key count: padding and BOS are neither.
+    pairs = (counted[:, :, None] & counted[:, None, :]) & (real[:, :, None] & real[:, None, :])
+    copies = (tokens[:, :, None] == tokens[:, None, :]) & earlier & pairs
+    followers = torch.zeros_like(copies)
+    followers[:, :, 1:] = copies[:, :, :-1]
+    return torch.stack([before & pairs, copies, followers & earlier & pairs])
+
+
+def _attention_paid(model: HookedTransformer, block: Block, keys: Tensor) -> Float[Tensor, "kind layer head"]:
+    weights = keys.float()
+    paid = torch.zeros(len(keys), model.cfg.n_layers, model.cfg.n_heads, dtype=torch.float64)
+
+    def add(pattern: Float[Tensor, "row head query_pos key_pos"], hook: HookPoint) -> None:
+        paid[:, hook.layer()] = torch.einsum("rhqk,srqk->sh", pattern.float(), weights).double().cpu()
+
+    model.run_with_hooks(
+        block.tokens,
+        return_type=None,
+        attention_mask=block.attention_mask,
+        fwd_hooks=[(lambda name: name.endswith("hook_pattern"), add)],
+    )
+    return paid

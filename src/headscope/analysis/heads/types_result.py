@@ -1,0 +1,230 @@
+"""`HeadTypes`: what `detect_heads` returns."""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from headscope.analysis.core.result import HeadScore, Ranking, Result, component_label
+from headscope.analysis.heads.name_evidence import TASK_KINDS
+from headscope.analysis.heads.scores import SCORES
+from headscope.errors import InvalidInputError, unknown_name
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.table import Table
+
+__all__ = ["HeadTypes"]
+
+_IN_LINE = 8
+
+
+@dataclass(frozen=True, repr=False)
+class HeadTypes(Result):
+    """Kinds of heads, and the numbers that say so. NaN where a number was not measured.
+
+    Attributes:
+        scores: How much each head is of each kind.
+        controls: The same number with what defines the kind taken out.
+        errors: Standard error of scores less controls, over rows or prompts.
+        thresholds: What a score, and its excess over the control, must reach.
+        labelled: Which heads are of which kind.
+        evidence: Further numbers of every head; `evidence_names` names them.
+        composition: For each induction head, how much its keys read what each earlier head writes (K-composition).
+        composition_heads: Layer and head of these induction heads.
+        kinds: What was looked for.
+        evidence_names: Such as `copying`, `attention end to IO`.
+        bound: Standard errors that an excess must be above zero.
+        notes: What could not be told, and why.
+        info: What was run on what.
+    """
+
+    kind: ClassVar[str] = "head_types"
+    scores: Float[Tensor, "kind layer head"]
+    controls: Float[Tensor, "kind layer head"]
+    errors: Float[Tensor, "kind layer head"]
+    thresholds: Float[Tensor, " kind"]
+    labelled: Bool[Tensor, "kind layer head"]
+    evidence: Float[Tensor, "evidence layer head"]
+    composition: Float[Tensor, "reader layer head"]
+    composition_heads: Int[Tensor, "reader 2"]
+    kinds: tuple[str, ...]
+    evidence_names: tuple[str, ...]
+    bound: float
+    notes: tuple[str, ...]
+
+    def heads(self, kind: str) -> Ranking:
+        """The heads of a kind, those with the highest score first.
+
+        Raises:
+            UnknownNameError: If the kind was not looked for.
+        """
+        return self._ranked(kind, self.labelled[self._at(kind)])
+
+    def top(self, k: int = 10, *, by: str = "induction") -> Ranking:
+        """The `k` heads with the highest score of a kind, labelled or not.
+
+        Raises:
+            UnknownNameError: If the kind was not looked for.
+            InvalidInputError: If `k` is below 1.
+        """
+        if k < 1:
+            raise InvalidInputError(f"k must be at least 1; got {k}.")
+        ranked = self._ranked(by, ~self.scores[self._at(by)].isnan())
+        return Ranking(ranked[:k], name=ranked.name, unit=ranked.unit)
+
+    def kinds_of(self, layer: int, head: int) -> tuple[str, ...]:
+        """The labels of a head.
+
+        Raises:
+            InvalidInputError: If there is no such head.
+        """
+        n_layers, n_heads = self.scores.shape[1:]
+        if not (0 <= layer < n_layers and 0 <= head < n_heads):
+            raise InvalidInputError(
+                f"head {component_label(layer, head)} does not exist: layers are 0 to {n_layers - 1}, heads 0 to "
+                f"{n_heads - 1}."
+            )
+        return tuple(name for name, has in zip(self.kinds, self.labelled[:, layer, head].tolist(), strict=True) if has)
+
+    def main_kind(self, layer: int, head: int) -> str | None:
+        """The label that says most about a head's part in the task: one of the task's kinds before any other."""
+        kinds = self.kinds_of(layer, head)
+        return next((kind for kind in kinds if kind not in SCORES), kinds[0] if kinds else None)
+
+    def evidence_of(self, name: str) -> Float[Tensor, "layer head"]:
+        """One kind of evidence, for every head.
+
+        Raises:
+            UnknownNameError: If there is no evidence of that name.
+        """
+        if name not in self.evidence_names:
+            raise unknown_name("evidence", name, self.evidence_names)
+        return self.evidence[self.evidence_names.index(name)]
+
+    def unit(self, kind: str) -> str:
+        """`attention` or `logits`."""
+        return "attention" if kind in SCORES else "logits"
+
+    def _at(self, kind: str) -> int:
+        if kind not in self.kinds:
+            hint = "It takes a task: detect_heads(model, task=...)." if kind in TASK_KINDS else ""
+            raise unknown_name("kind of head", kind, self.kinds, hint=hint)
+        return self.kinds.index(kind)
+
+    def _ranked(self, kind: str, which: Bool[Tensor, "layer head"]) -> Ranking:
+        values = self.scores[self._at(kind)]
+        found = [HeadScore(layer, head, float(values[layer, head])) for layer, head in which.nonzero().tolist()]
+        found.sort(key=lambda score: -score.value)
+        return Ranking(found, name=kind, unit=self.unit(kind))
+
+    def to_frame(self) -> "pd.DataFrame":
+        """One row per head and kind: its score, control, error, threshold and label, and the head's evidence."""
+        import pandas as pd
+
+        n_layers, n_heads = self.scores.shape[1:]
+        rows = []
+        for at, name in enumerate(self.kinds):
+            for layer in range(n_layers):
+                for head in range(n_heads):
+                    numbers = {
+                        each: float(getattr(self, f"{each}s")[at, layer, head])
+                        for each in ("score", "control", "error")
+                    }
+                    evidence = {
+                        each: float(self.evidence[number, layer, head])
+                        for number, each in enumerate(self.evidence_names)
+                    }
+                    rows.append(
+                        {
+                            "layer": layer,
+                            "head": head,
+                            "label": component_label(layer, head),
+                            "kind": name,
+                            "labelled": bool(self.labelled[at, layer, head]),
+                            **numbers,
+                            "threshold": float(self.thresholds[at]),
+                            **evidence,
+                        }
+                    )
+        return pd.DataFrame(rows)
+
+    def table(self, *, evidence: bool = True) -> "Table":
+        """The labelled heads as a table for `rich.print`.
+
+        Args:
+            evidence: With a column of what else is known of each; it needs some 120 characters.
+        """
+        from rich.table import Table
+
+        table = Table(title="Kinds of heads", caption=str(self.info), caption_justify="left")
+        table.add_column("Kind")
+        for name in ("Head", "Score", "Control", "Error", "Threshold"):
+            table.add_column(name, justify="right")
+        if evidence:
+            table.add_column("Evidence", min_width=40)
+        for at, name in enumerate(self.kinds):
+            for number, score in enumerate(self.heads(name)):
+                place = (at, score.layer, score.head)
+                table.add_row(
+                    name.replace("_", " ") if number == 0 else "",
+                    score.label,
+                    f"{score.value:.3f}",
+                    f"{float(self.controls[place]):.3f}",
+                    f"{float(self.errors[place]):.3f}",
+                    f"{float(self.thresholds[at]):.3f} {self.unit(name)}" if number == 0 else "",
+                    *([self.reasons(score.layer, int(score.head or 0), name)] if evidence else []),
+                )
+        return table
+
+    def reasons(self, layer: int, head: int, kind: str) -> str:
+        """In a few words, the evidence that goes with a kind of a head."""
+        self._at(kind)
+        shown = []
+        for name in _EVIDENCE_OF.get(kind, ()):
+            for each in self.evidence_names:
+                if each == name or each.startswith(f"{name} ("):
+                    value = float(self.evidence_of(each)[layer, head])
+                    shown += [] if math.isnan(value) else [f"{each} {value:+.2f}"]
+        if kind == "induction":
+            shown += self._composition_words(layer, head)
+        return ", ".join(shown)
+
+    def _composition_words(self, layer: int, head: int) -> list[str]:
+        pairs = self.composition_heads.tolist()
+        if [layer, head] not in pairs or "previous_token" not in self.kinds:
+            return []
+        scores = self.composition[pairs.index([layer, head])]
+        known = scores[~scores.isnan()]
+        best = [score for score in self.heads("previous_token") if score.layer < layer]
+        if not best:
+            return []
+        value = float(scores[best[0].layer, int(best[0].head or 0)])
+        return [f"K-composition with {best[0].label} {value:.2f} (mean of earlier heads {float(known.mean()):.2f})"]
+
+    def __str__(self) -> str:
+        lines = [f"HeadTypes: {self.info}"]
+        width = max(map(len, self.kinds))
+        for name in self.kinds:
+            found = self.heads(name)
+            shown = ", ".join(f"{score.label} ({score.value:.2f})" for score in found[:_IN_LINE])
+            more = f" and {len(found) - _IN_LINE} more" if len(found) > _IN_LINE else ""
+            lines.append(f"  {name:<{width}}  {shown + more or 'none'}")
+        return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
+
+    __repr__ = __str__
+
+
+_EVIDENCE_OF = {
+    "induction": ("copying", "adds to the repeated token"),
+    "copy_suppression": ("copying", "adds to the repeated token"),
+    "duplicate_token": ("attention S2 to S1",),
+    "name_mover": ("attention end to IO", "direct effect", "copying", "change when patched"),
+    "negative_name_mover": ("attention end to IO", "direct effect", "copying", "change when patched"),
+    "name_copier": ("attention end to IO", "direct effect", "copying", "change when patched"),
+    "subject_suppressor": ("attention end to S2", "direct effect", "copying", "change when patched"),
+    "s_inhibition": ("attention end to S2", "direct effect", "change when patched"),
+    "backup_name_mover": ("attention end to IO", "direct effect", "copying"),
+}

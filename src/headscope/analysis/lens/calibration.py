@@ -1,0 +1,312 @@
+"""`measure_calibration`: whether tokens held likely with probability p come next with frequency p, and which heads
+make a model surer than it should be.
+
+One forward pass gives the final state and every head's output; `ops.lens_top` then reduces the prediction, and the one
+without each head's direct effect, over the vocabulary in tiles.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from headscope.analysis.core.batches import Block, check_repeatable, nothing_predicted
+from headscope.analysis.core.result import RunInfo
+from headscope.analysis.lens.calibration_result import CalibrationResult
+from headscope.analysis.recording.component_means import ComponentMeans, MeansAccumulator
+from headscope.analysis.recording.lens_states import LensStates, lens_states
+from headscope.analysis.recording.post_norms import output_weights
+from headscope.analysis.storage.passes import Passes
+from headscope.errors import InvalidInputError, NotFiniteError
+from headscope.model.activations.readout import Readout
+from headscope.model.transformer import HookedTransformer
+from headscope.ops.lens_top import LensTop, TopProblem, lens_top
+
+__all__ = ["CalibrationAccumulator", "CalibrationOptions", "measure_calibration"]
+
+
+@dataclass(frozen=True)
+class CalibrationOptions:
+    """How calibration is measured; see `measure_calibration`."""
+
+    k: int = 1
+    n_bins: int = 10
+    heads: bool = True
+    include_bos: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("k", "n_bins"):
+            if getattr(self, name) < 1:
+                raise InvalidInputError(f"{name} must be at least 1; got {getattr(self, name)}.")
+
+
+def measure_calibration(
+    model: HookedTransformer,
+    data: Any,
+    *,
+    k: int = 1,
+    n_bins: int = 10,
+    heads: bool = True,
+    attention_mask: Tensor | None = None,
+    include_bos: bool = False,
+    describe: str | None = None,
+    progress: bool = True,
+    out: str | Path | None = None,
+    resume: bool = False,
+    flush_every: int = 20,
+) -> CalibrationResult:
+    """How well the model's probabilities fit what comes next, with all heads and without each one's direct effect.
+
+    At every position that counts and has a next token, the probabilities of the `k` likeliest tokens are binned; where
+    two are as likely, the one with the lower number goes first. Without a head means: its output minus its mean over
+    the data is taken from the final residual stream, the final norm's scale frozen, and that of a norm behind attention
+    (as in `measure_entropy`'s `marginal` against the mean).
+
+    Args:
+        model: The model; hooks on it stay in force.
+        data: Tokens `[batch, pos]`, or an iterable of such batches (or of mappings with `tokens` and
+            `attention_mask`). With `heads` it is gone through twice.
+        k: How many of the likeliest tokens to look at.
+        n_bins: How many bins of equal width between probabilities 0 and 1.
+        heads: Measure without each head too; `False` measures the model alone, in one pass.
+        attention_mask: 1 for real tokens, for a tensor of tokens; default: found from the padding token.
+        include_bos: Let predictions at BOS positions count.
+        describe: What the data is, for titles.
+        progress: Show a progress bar.
+        out: A folder to keep the run in, so that it can be stopped at any moment; see `measure_entropy`.
+        resume: Go on with the run that `out` holds.
+        flush_every: How many blocks are measured between two writes.
+
+    Raises:
+        InvalidInputError: for an option out of range, a wrong shape, tokens out of range, an iterator where two passes
+            are needed, no position that counts, or an `out` that holds another run.
+        NotFiniteError: if the model's states or logits are not finite.
+        StorageError: if `out` cannot be written. What was written before stands.
+        CheckpointError: if what `out` holds is damaged.
+
+    Example:
+        >>> from headscope import HookedTransformer
+        >>> model = HookedTransformer.from_pretrained("headscope-demo")
+        >>> tokens = model.to_tokens("Mary and John went to the park. John gave a ball to Mary.")
+        >>> calibration = measure_calibration(model, tokens, n_bins=5, progress=False)
+        >>> int(calibration.count.sum()) == tokens.numel() - 2, -1 <= calibration.overconfidence <= 1
+        (True, True)
+    """
+    options = CalibrationOptions(k, n_bins, heads, include_bos)
+    if heads:
+        check_repeatable(data, "heads=True")
+    passes = Passes(
+        "calibration",
+        model,
+        data,
+        attention_mask=attention_mask,
+        include_bos=include_bos,
+        progress=progress,
+        describe=describe,
+        options=asdict(options),
+        out=out,
+        resume=resume,
+        flush_every=flush_every,
+    )
+    finished = passes.finished(CalibrationResult)
+    if finished is not None:
+        return finished
+    means, means_stage = None, None
+    if heads:
+        sums, means_stage = passes.gather("means", lambda state: MeansAccumulator.of_all(state, model))
+        means = sums.result()
+    accumulator, _ = passes.gather(
+        "calibration",
+        lambda state: CalibrationAccumulator.from_state(state, model, options, means, passes.described),
+        means_stage,
+    )
+    return passes.keep(accumulator.result())
+
+
+class CalibrationAccumulator:
+    """Calibration over a stream of blocks.
+
+    Args:
+        model: The model.
+        options: How to measure.
+        means: Component means over the data, needed to measure heads.
+        data: What the data is, for titles.
+
+    Raises:
+        InvalidInputError: if heads are to be measured without means, or `k` is above d_vocab.
+    """
+
+    def __init__(
+        self, model: HookedTransformer, options: CalibrationOptions, means: ComponentMeans | None, data: str
+    ) -> None:
+        if options.heads and means is None:
+            raise InvalidInputError("measuring heads takes their means over the data. Give means, or heads=False.")
+        if options.k > model.cfg.d_vocab:
+            raise InvalidInputError(f"k must be between 1 and d_vocab = {model.cfg.d_vocab}; got {options.k}.")
+        self.model = model
+        self.options = options
+        self.means = means
+        self.data = data
+        self.n_sequences = 0
+        self.n_positions = 0
+        cfg = model.cfg
+        n_predictions = 1 + cfg.n_layers * cfg.n_heads if options.heads else 1
+        # The model first, then without each head. Of each bin: count, sum of p, how many came next.
+        self._bins = torch.zeros(3, n_predictions, options.n_bins, dtype=torch.float64)
+        # With u = (1, sum of p, how many came next) at a position: the sums of u u^T, and of u with the model's u.
+        self._moments = torch.zeros(n_predictions, 3, 3, dtype=torch.float64)
+        self._cross = torch.zeros_like(self._moments)
+
+    @torch.no_grad()
+    def update(self, block: Block) -> None:
+        """Measure a block and add it in."""
+        self.n_sequences += len(block.tokens)
+        block = Block(block.tokens, block.attention_mask, block.predicting())
+        if not bool(block.counted.any()):
+            return
+        states = lens_states(self.model, block)
+        self.n_positions += states.n
+        targets = block.tokens.roll(-1, dims=1)[block.counted]
+        found = lens_top(_problem(self.model, states, targets, self.means), k=self.options.k)
+        if bool(found.log_probs.isnan().any()):
+            raise NotFiniteError(
+                "the logits hold NaN or infinite values, though the residual stream is finite. Check the weights of "
+                "the final norm and the unembedding."
+            )
+        self._add(found)
+
+    def merge(self, other: Self) -> None:
+        """Add what another accumulator of the same run has seen, as if it came after."""
+        self.n_sequences += other.n_sequences
+        self.n_positions += other.n_positions
+        self._bins = self._bins + other._bins
+        self._moments = self._moments + other._moments
+        self._cross = self._cross + other._cross
+
+    def take_rows(self) -> dict[str, Tensor]:
+        """Nothing is kept per position."""
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        """All that was accumulated, as tensors and numbers."""
+        return {
+            "n_sequences": self.n_sequences,
+            "n_positions": self.n_positions,
+            "bins": self._bins,
+            "moments": self._moments,
+            "cross": self._cross,
+        }
+
+    @classmethod
+    def from_state(
+        cls,
+        state: dict[str, Any],
+        model: HookedTransformer,
+        options: CalibrationOptions,
+        means: ComponentMeans | None,
+        data: str,
+    ) -> Self:
+        """Go on from a `state()`; from an empty one, start."""
+        accumulator = cls(model, options, means, data)
+        if not state:
+            return accumulator
+        accumulator.n_sequences, accumulator.n_positions = state["n_sequences"], state["n_positions"]
+        accumulator._bins, accumulator._moments, accumulator._cross = state["bins"], state["moments"], state["cross"]
+        return accumulator
+
+    def result(self) -> CalibrationResult:
+        """What was measured so far.
+
+        Raises:
+            InvalidInputError: if no position counted.
+        """
+        if self.n_positions == 0:
+            raise nothing_predicted()
+        cfg, k = self.model.cfg, self.options.k
+        count, predicted, correct = self._bins
+        predicted, correct = predicted / count, correct / count
+        value, weights = _overconfidence(self._moments, k)
+        error = _errors(self._moments, weights)
+        change_error = _change_errors(self._moments, self._cross, weights)
+
+        def of_heads(values: Tensor) -> Tensor | None:
+            if not self.options.heads:
+                return None
+            return values[1:].reshape(cfg.n_layers, cfg.n_heads, *values.shape[1:])
+
+        options = {name: getattr(self.options, name) for name in ("k", "n_bins", "heads", "include_bos")}
+        return CalibrationResult(
+            info=RunInfo(
+                cfg.model_name, self.model.weight_processing, self.data, self.n_sequences, self.n_positions, options
+            ),
+            count=count[0].long(),
+            predicted=predicted[0].float(),
+            correct=correct[0].float(),
+            overconfidence=float(value[0]),
+            overconfidence_error=float(error[0]),
+            head_overconfidence=of_heads(value.float()),
+            head_change=of_heads((value - value[0]).float()),
+            head_change_error=of_heads(change_error.float()),
+            head_count=of_heads(count.long()),
+            head_predicted=of_heads(predicted.float()),
+            head_correct=of_heads(correct.float()),
+        )
+
+    def _add(self, found: LensTop) -> None:
+        probs = found.log_probs.exp().clamp_(max=1.0)
+        n_predictions, _, k = probs.shape
+        n_bins = self.options.n_bins
+        came_next = (found.place[..., None] == torch.arange(k, device=probs.device)).double()
+        which = (probs * n_bins).long().clamp_(max=n_bins - 1)
+        which += n_bins * torch.arange(n_predictions, device=probs.device)[:, None, None]
+        each = (torch.ones_like(probs), probs, came_next)
+        sums = [torch.bincount(which.flatten(), one.flatten(), n_predictions * n_bins) for one in each]
+        self._bins = self._bins + torch.stack(sums).view(3, n_predictions, n_bins).cpu()
+        u = torch.stack([torch.ones_like(probs[..., 0]), probs.sum(-1), came_next.sum(-1)], dim=-1)
+        self._moments = self._moments + torch.einsum("prx,pry->pxy", u, u).cpu()
+        self._cross = self._cross + torch.einsum("prx,ry->pxy", u, u[0]).cpu()
+
+
+def _problem(model: HookedTransformer, states: LensStates, targets: Tensor, means: ComponentMeans | None) -> TopProblem:
+    readout = Readout.of(model)
+    W_U, b_U = states.wide(readout.W_U), states.wide(readout.b_U)
+    scale = readout.scale(states.resid[-1])
+    return TopProblem(
+        final=readout.direction(states.resid[-1]) / scale,
+        heads=None if means is None else states.take_heads(means.z).div_(scale),
+        W_O=readout.direction(states.wide(output_weights(model))),
+        W_U=W_U,
+        offset=b_U if readout.bias is None else states.wide(readout.bias) @ W_U + b_U,
+        targets=targets,
+        soft_cap=readout.soft_cap,
+    )
+
+
+def _overconfidence(moments: Float[Tensor, "prediction 3 3"], k: int) -> tuple[Tensor, Tensor]:
+    """Overconfidence, and the weights w with which a position's `w . u` adds to its deviation from it.
+
+    It is a ratio of sums D / Q; to first order it deviates by the sum of `(d - ratio * q) / Q` over positions.
+    """
+    n, p, correct = moments[:, 0].unbind(-1)
+    excess = p - correct
+    over = excess > 0
+    total = torch.where(over, p, k * n - p)
+    ratio = torch.where(total > 0, excess / total, 0.0)
+    # d = p - correct; q = p when over, else k - p.
+    linear = torch.stack([torch.where(over, 0.0, -k * ratio), torch.where(over, 1 - ratio, 1 + ratio)], dim=-1)
+    weights = torch.cat([linear, -torch.ones_like(linear[:, :1])], dim=-1)
+    return ratio, torch.where(total > 0, 1 / total, 0.0)[:, None] * weights
+
+
+def _errors(moments: Tensor, weights: Tensor) -> Float[Tensor, " prediction"]:
+    return torch.einsum("px,pxy,py->p", weights, moments, weights).clamp(min=0).sqrt()
+
+
+def _change_errors(moments: Tensor, cross: Tensor, weights: Tensor) -> Float[Tensor, " prediction"]:
+    """Of each prediction's overconfidence minus the first one's, on the same positions."""
+    own = torch.einsum("px,pxy,py->p", weights, moments, weights)
+    both = torch.einsum("px,pxy,y->p", weights, cross, weights[0])
+    return (own - 2 * both + own[0]).clamp(min=0).sqrt()

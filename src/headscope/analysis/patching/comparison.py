@@ -1,0 +1,213 @@
+"""`AttributionPatchingResult`: what `attribution_patch` returns, and how it compares with true patches."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from headscope.analysis.core.result import Result
+from headscope.errors import InvalidInputError, unknown_name
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["AXES", "AttributionPatchingResult", "PatchingComparison"]
+
+_STREAM, _HEADS = ("layer", "pos"), ("layer", "pos", "head")
+AXES: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"), _STREAM),
+    **dict.fromkeys(("z", "q", "k", "v"), _HEADS),
+    "pattern": ("layer", "head", "dest_pos", "src_pos"),
+}
+
+
+@dataclass(frozen=True, repr=False)
+class AttributionPatchingResult(Result):
+    """What each patch would change, to first order: `result["z"]` is `[layer, pos, head]`, and so on.
+
+    Attributes:
+        values: The metric's estimated change for each cell of each site, one site after the other.
+        clean: The metric of the clean run.
+        corrupted: That of the corrupted run.
+        sites: What is patched: `resid_pre`, ..., `z`, `pattern`.
+        shapes: The axes' lengths of each site.
+        positions: The positions: numbers, or names of words.
+        direction: `"noising"` or `"denoising"`.
+        steps: In how many runs gradients were taken.
+    """
+
+    kind: ClassVar[str] = "attribution patching"
+    values: Float[Tensor, " cell"]
+    clean: Float[Tensor, ""]
+    corrupted: Float[Tensor, ""]
+    sites: tuple[str, ...]
+    shapes: tuple[Any, ...]
+    positions: tuple[int | str, ...]
+    direction: str
+    steps: int
+
+    def __getitem__(self, site: str) -> Float[Tensor, "layer *axes"]:
+        """The estimates of a site, along `axes(site)`.
+
+        Raises:
+            UnknownNameError: If it was not measured.
+        """
+        if site not in self.sites:
+            raise unknown_name("site", site, self.sites, hint="Name it in attribution_patch(sites=...).")
+        sizes = [math.prod(shape) for shape in self.shapes]
+        at = self.sites.index(site)
+        return self.values[sum(sizes[:at]) : sum(sizes[: at + 1])].view(*self.shapes[at])
+
+    def axes(self, site: str) -> tuple[str, ...]:
+        """What the axes of a site are: `("layer", "pos")`, `("layer", "pos", "head")`, ..."""
+        self[site]
+        return AXES[site]
+
+    def over_positions(self, site: str) -> Float[Tensor, "layer *head"]:
+        """The estimates for patches of all positions together."""
+        at = [number for number, axis in enumerate(self.axes(site)) if axis.endswith("pos")]
+        return self[site].sum(at)
+
+    def compare(self, patched: Any, *, site: str | None = None) -> "PatchingComparison":
+        """How well true patches are foretold.
+
+        Args:
+            patched: What patching changed, by cell: a tensor of the shape of `self[site]` or of `over_positions(site)`
+                (for a pattern also summed over what is attended to), or anything that gives one for `patched[site]`,
+                such as what `activation_patch` gives. Its unit does not matter to correlations. NaN is left out.
+            site: Which; default: the only one.
+
+        Raises:
+            InvalidInputError: If the shapes differ, or fewer than two cells are left.
+            UnknownNameError: For a site that was not measured.
+        """
+        if site is None:
+            if len(self.sites) > 1:
+                raise InvalidInputError(f"say which site to compare: one of {', '.join(self.sites)}.")
+            site = self.sites[0]
+        true = torch.as_tensor(patched if isinstance(patched, Tensor) else patched[site]).detach()
+        every = self.axes(site)
+        for left_out in ((), ("src_pos",), ("pos", "dest_pos", "src_pos")):
+            estimate = (
+                self[site].sum([at for at, axis in enumerate(every) if axis in left_out]) if left_out else self[site]
+            )
+            if estimate.shape == true.shape:
+                axes = tuple(axis for axis in every if axis not in left_out)
+                return PatchingComparison(site, axes, estimate, true.to(estimate), self.positions, self.info.data)
+        raise InvalidInputError(
+            f"patches of {site!r} have shape {list(true.shape)}; the estimates have {list(self[site].shape)}, or "
+            f"{list(self.over_positions(site).shape)} for all positions together."
+        )
+
+    def __repr__(self) -> str:
+        how = "gradients of the patched run" if self.steps == 1 else f"gradients of {self.steps} runs on the way"
+        lines = [
+            f"AttributionPatchingResult: {self.direction}, {how}",
+            f"  on {self.info.data}",
+            f"  metric: {float(self.clean):+.4f} clean, {float(self.corrupted):+.4f} corrupted",
+        ]
+        for site in self.sites:
+            found, axes = self[site].flatten(), self.axes(site)
+            shape = self.shapes[self.sites.index(site)]
+            largest = found.abs().argsort(descending=True, stable=True)[:3]
+            cells = torch.stack(torch.unravel_index(largest, tuple(shape)), 1).tolist()
+            shown = ", ".join(
+                f"{_cell(axes, cell, self.positions)} {float(found[at]):+.3f}"
+                for cell, at in zip(cells, largest.tolist(), strict=True)
+            )
+            lines.append(f"  {site} [{', '.join(self.axes(site))}]: {shown}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class PatchingComparison:
+    """Attribution patching beside true patching.
+
+    Attributes:
+        site: What was patched.
+        axes: Of both.
+        estimated: The metric's change to first order.
+        true: Its change.
+        positions: What positions there are: numbers, or names of words.
+        data: On which prompts.
+    """
+
+    site: str
+    axes: tuple[str, ...]
+    estimated: Float[Tensor, "*cell"]
+    true: Float[Tensor, "*cell"]
+    positions: tuple[int | str, ...] | None = None
+    data: str = ""
+
+    def __post_init__(self) -> None:
+        if int(self._both()[0].numel()) < 2:
+            raise InvalidInputError("a correlation needs at least two cells that are numbers in both.")
+
+    @property
+    def pearson(self) -> float:
+        """Correlation; NaN where one of the two is the same everywhere."""
+        return _correlation(*self._both())
+
+    @property
+    def spearman(self) -> float:
+        """Correlation of ranks; equal values share their mean rank."""
+        return _correlation(*map(_ranks, self._both()))
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """`10.7`, `10.7 at 14` or `layer 3 at 14`, in the order of `true.flatten()`."""
+        return tuple(_cell(self.axes, cell, self.positions) for cell in product(*map(range, self.true.shape)))
+
+    def to_frame(self) -> "pd.DataFrame":
+        """One row per cell: where it is, and both numbers."""
+        import pandas as pd
+
+        cells = list(product(*map(range, self.true.shape)))
+        columns: dict[str, Any] = {axis: [cell[at] for cell in cells] for at, axis in enumerate(self.axes)}
+        if self.positions:
+            named = self.positions
+            columns |= {axis: [named[at] for at in columns[axis]] for axis in {"pos", "dest_pos"} & set(columns)}
+        return pd.DataFrame(
+            {**columns, "estimated": self.estimated.flatten().tolist(), "true": self.true.flatten().tolist()}
+        )
+
+    def _both(self) -> tuple[Tensor, Tensor]:
+        known = self.estimated.isfinite() & self.true.isfinite()
+        return self.estimated[known].double(), self.true[known].double()
+
+    def __repr__(self) -> str:
+        labels, estimated, true = self.labels, self.estimated.flatten(), self.true.flatten()
+        order = true.nan_to_num().abs().argsort(descending=True, stable=True)[:8].tolist()
+        width = max(len(self.site), *(len(labels[at]) for at in order))
+        rows = [f"{labels[at]:<{width}}  {float(estimated[at]):+9.4f}  {float(true[at]):+9.4f}" for at in order]
+        return "\n".join(
+            [
+                f"Attribution patching of {self.site} beside true patches, {self._both()[0].numel()} cells: Pearson "
+                f"{self.pearson:.3f}, Spearman {self.spearman:.3f}",
+                f"{self.site:<{width}}  estimated       true",
+                *rows,
+            ]
+        )
+
+
+def _cell(axes: tuple[str, ...], cell: Sequence[int], positions: Sequence[int | str] | None) -> str:
+    """`10.7` for a head, with its positions: `10.7 at 14`; `layer 3 at S2` without a head."""
+    named = dict(zip(axes, cell, strict=True))
+    head, layer = named.pop("head", None), named.pop("layer")
+    places = [str(at if positions is None or axis == "src_pos" else positions[at]) for axis, at in named.items()]
+    return (f"layer {layer}" if head is None else f"{layer}.{head}") + (f" at {', '.join(places)}" if places else "")
+
+
+def _correlation(a: Tensor, b: Tensor) -> float:
+    a, b = a - a.mean(), b - b.mean()
+    return float((a * b).sum() / (a.square().sum() * b.square().sum()).sqrt())
+
+
+def _ranks(values: Tensor) -> Tensor:
+    _, which, counts = values.unique(return_inverse=True, return_counts=True)
+    return (counts.cumsum(0) - (counts.double() - 1) / 2)[which]

@@ -1,0 +1,335 @@
+"""Many patched runs of one batch, each computing what its patch can change and no more.
+
+For a patch (a cell of a sweep) the unpatched run gives everything below its layer and, where attention is causal, all
+that lies before the first position it changes: of those positions only keys and values are needed. A cell whose patch
+changes nothing is not run at all. Cells that begin at the same position join as they come up through the layers, and
+go on as one batch. In the last layer, and behind it, only the positions count that the metric says it reads.
+
+Operations for each cell, against a whole run: with the patched layer `l` of `L` and the position `p` of `P`,
+`(L - l) (P - p)` layers and positions of `L P`, less the last layer's queries and MLP, and no unembedding but where the
+metric reads. Cells are held in windows of bounded memory.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from headscope.analysis.core.batches import BLOCK_TOKENS
+from headscope.analysis.patching.base_run import BaseRun, Entry, Site, can_be_resumed, site_of
+from headscope.analysis.patching.whole_runs import PlainPatches, layer_of
+from headscope.analysis.prompts.metrics import AnswerMetric, Metric, PositionMetric, as_number
+from headscope.model.hooks import HookPoint
+from headscope.model.parts.key_value_cache import HookedTransformerKeyValueCacheEntry
+from headscope.model.transformer import HookedTransformer
+
+__all__ = ["Patch", "measure_patches"]
+
+# Patched streams that are held at a time, and logits that are made at a time.
+_HELD_BYTES = 2**27
+_LOGIT_BYTES = 2**27
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One cell: a hook point, and what takes the place of its activation.
+
+    Attributes:
+        name: The hook point.
+        apply: Gets the activation, may write to it, and returns what replaces it (`None`: what it wrote to).
+    """
+
+    name: str
+    apply: Callable[[Tensor], Tensor | None]
+
+    def replaced(self, activation: Tensor) -> Tensor:
+        """The activation after the patch."""
+        patched = self.apply(activation)
+        return activation if patched is None else patched
+
+    def hook(self, activation: Tensor, hook: HookPoint) -> Tensor:
+        """The patch as a hook."""
+        return self.replaced(activation)
+
+
+@torch.no_grad()
+def measure_patches(
+    model: HookedTransformer,
+    tokens: Tensor,
+    metric: Metric,
+    patches: Sequence[Patch],
+    *,
+    attention_mask: Tensor | None = None,
+    watched: Iterable[str] = (),
+    progress: bool = True,
+    description: str = "patching",
+) -> list[float]:
+    """The metric of each patched run.
+
+    A model with hooks on it, or with parts that are not known here, is run in the plain way: layers from the patched
+    one on, one cell at a time.
+
+    Args:
+        model: The model.
+        tokens: What it runs on.
+        metric: What is measured of each run's logits; see `patch_metrics` for those that need fewer.
+        patches: The cells.
+        attention_mask: See `HookedTransformer.forward`.
+        watched: Hook points that were watched in the run patches come from; see `BaseRun`.
+        progress: Show a progress bar.
+        description: Beside it.
+    """
+    values = [0.0] * len(patches)
+    # Layer by layer, so that an unpatched stream is carried upwards once.
+    order = sorted(range(len(patches)), key=lambda cell: layer_of(patches[cell].name, model.cfg.n_layers))
+    sites = {patch.name: site_of(patch.name) for patch in patches} if can_be_resumed(model) else {}
+    known = [site for site in sites.values() if site is not None]
+    plain = PlainPatches(model, tokens, attention_mask)
+    runs = None
+    if known:
+        base = BaseRun(model, torch.atleast_2d(tokens), attention_mask, sites=known, watched=watched)
+        runs = _PatchRuns(base, metric)
+    with tqdm(total=len(patches), desc=description, disable=not progress, leave=False, dynamic_ncols=True) as bar:
+        for cell in order:
+            patch, site = patches[cell], sites.get(patches[cell].name)
+            if runs is not None and site is not None:
+                activation = runs.base.kept[site.name]
+                patched = patch.replaced(activation.clone())
+                if patched.shape == activation.shape and patched.dtype == activation.dtype:
+                    runs.add(cell, site, patched)
+                    if runs.is_full:
+                        _take(runs.measured(bar.update), values)
+                    continue
+                patch = Patch(patch.name, partial(_instead, patched))  # made already; the model says if it fits
+            values[cell] = as_number(metric(plain.logits(patch.name, patch.hook)))
+            bar.update()
+        if runs is not None:
+            _take(runs.measured(bar.update), values)
+    return values
+
+
+def _instead(patched: Tensor, _: Tensor) -> Tensor:
+    return patched
+
+
+def _take(measured: Iterable[tuple[int, float]], values: list[float]) -> None:
+    for cell, value in measured:
+        values[cell] = value
+
+
+@dataclass
+class _Group:
+    """Cells whose patched streams begin at one position, one behind the other."""
+
+    cells: list[int] = field(default_factory=list)
+    streams: list[Tensor] = field(default_factory=list)
+
+    def add(self, cells: list[int], *streams: Tensor) -> None:
+        self.cells = self.cells + cells
+        self.streams.extend(streams)
+
+    def joined(self) -> Tensor:
+        return self.streams[0] if len(self.streams) == 1 else torch.cat(self.streams)
+
+
+class _PatchRuns:
+    """A window of cells: taken in until it is full, then run together."""
+
+    def __init__(self, base: BaseRun, metric: Metric | PositionMetric | AnswerMetric) -> None:
+        self.base, self.model, self.metric = base, base.model, metric
+        self.places: Tensor | None = None
+        if isinstance(metric, PositionMetric | AnswerMetric):
+            self.places = metric.places(base.batch, base.length).to(base.final.device)
+        # Behind the last position that is read nothing counts, if no position sees what is behind it.
+        reads_to = base.length if self.places is None else int(self.places.max()) + 1
+        self.stop = reads_to if base.is_causal else base.length
+        self._entries: dict[int, Entry] = {}
+        self._held = 0
+        self._unpatched_logits: Tensor | None = None
+        self._unpatched: float | None = None
+
+    @property
+    def is_full(self) -> bool:
+        return self._held >= _HELD_BYTES
+
+    def add(self, cell: int, site: Site, patched: Tensor) -> None:
+        """Take in a cell, with the activation as it is after its patch."""
+        entry = self.base.enter(site, patched, self.stop)
+        self._entries[cell] = entry
+        self._held += entry.stream.nbytes
+
+    def measured(self, advance: Callable[[int], object]) -> Iterator[tuple[int, float]]:
+        """Each cell that was taken in with its metric; `advance` is told how many are done."""
+        entries, self._entries, self._held = self._entries, {}, 0
+        changed = {cell: entry for cell, entry in entries.items() if entry.start < self.stop}
+        for cell in entries.keys() - changed.keys():
+            yield cell, self._value_unpatched()
+        advance(len(entries) - len(changed))
+        if changed:
+            yield from self._values(changed, self._finals(changed, advance))
+
+    # From the patched layers to the end
+
+    def _finals(self, entries: dict[int, Entry], advance: Callable[[int], object]) -> dict[int, Tensor]:
+        """Final states of each cell, from its start on; or `[batch, read, d_model]`, if it is known what is read."""
+        n_layers = self.model.cfg.n_layers
+        entering: dict[tuple[int, bool], list[int]] = {}
+        for cell, entry in entries.items():
+            entering.setdefault((entry.layer, entry.is_mid), []).append(cell)
+        total = sum((n_layers - entry.layer) * (self.stop - entry.start) for entry in entries.values())
+        done, told = 0, 0
+        groups: dict[int, _Group] = {}
+
+        def admit(cells: Iterable[int], to: dict[int, _Group], layer: int) -> None:
+            for cell in cells:
+                start, stream = entries[cell].start, entries[cell].stream
+                to.setdefault(start, _Group()).add([cell], self._read(start, stream) if layer == n_layers else stream)
+
+        for layer in range(min(entry.layer for entry in entries.values()), n_layers):
+            admit(entering.get((layer, False), ()), groups, layer)
+            middle: dict[int, _Group] = {}
+            admit(entering.get((layer, True), ()), middle, layer)
+            after: dict[int, _Group] = {}
+            for those, run in ((groups, self._through), (middle, self._through_mlp)):
+                for start, group in those.items():
+                    rows = self.base.batch * max(1, BLOCK_TOKENS // (self.base.batch * (self.stop - start)))
+                    parts = [run(layer, start, part) for part in group.joined().split(rows)]
+                    after.setdefault(start, _Group()).add(group.cells, *parts)
+                    done += len(group.cells) * (self.stop - start)
+            groups = after
+            advance(done * len(entries) // total - told)
+            told = done * len(entries) // total
+        admit(entering.get((n_layers, False), ()), groups, n_layers)
+        advance(len(entries) - told)
+        return {
+            cell: final
+            for group in groups.values()
+            for cell, final in zip(group.cells, group.joined().split(self.base.batch), strict=True)
+        }
+
+    def _through(self, layer: int, start: int, stream: Tensor) -> Float[Tensor, "row position d_model"]:
+        """Streams of several cells through a layer, and read behind the last."""
+        block, n = self.base.blocks[layer], len(stream) // self.base.batch
+        is_last = layer == self.model.cfg.n_layers - 1
+        if is_last and self._reads_one:
+            return self._through_last(start, stream)
+        mask, positions = self.base.mask, self.base.positions
+        found = block(
+            stream,
+            shortformer_pos_embed=None if positions is None else positions[:, start : self.stop].repeat(n, 1, 1),
+            past_kv_cache_entry=self._past(layer, start, n),
+            attention_mask=None if mask is None else mask[:, : self.stop].repeat(n, 1),
+        )
+        return self._read(start, found) if is_last else found
+
+    def _through_mlp(self, layer: int, start: int, stream: Tensor) -> Float[Tensor, "row position d_model"]:
+        """The same from between attention and MLP."""
+        is_last = layer == self.model.cfg.n_layers - 1
+        stream = self._taken(start, stream) if is_last else stream
+        block = self.base.blocks[layer]
+        found = stream + block.mlp(block.ln2(stream))
+        return self._unless_before(start, found) if is_last else found
+
+    def _through_last(self, start: int, stream: Tensor) -> Float[Tensor, "row 1 d_model"]:
+        """Through the last layer for one position of each row: of the others only keys and values are needed."""
+        assert self.places is not None
+        layer, n = self.model.cfg.n_layers - 1, len(stream) // self.base.batch
+        block = self.base.blocks[layer]
+        keys = values = block.ln1(stream)
+        if self.base.positions is not None:
+            keys = keys + self.base.positions[:, start : self.stop].repeat(n, 1, 1)
+        # The attention takes its one query for the last position; what that may not see is masked.
+        seen = self.base.allowed[layer][self.places[:, 0], : self.stop]
+        if self.base.mask is not None:
+            seen = seen & self.base.mask[:, : self.stop].bool()
+        attn_out = block.attn(
+            self._taken(start, keys),
+            keys,
+            values,
+            past_kv_cache_entry=self._past(layer, start, n),
+            attention_mask=None if bool(seen.all()) else seen.repeat(n, 1),
+        )
+        resid = self._taken(start, stream)
+        found = resid + attn_out
+        if not self.model.cfg.attn_only:
+            found = found + block.mlp(block.ln2(found if self.model.cfg.has_resid_mid else resid))
+        return self._unless_before(start, found)
+
+    @property
+    def _reads_one(self) -> bool:
+        """Whether the last layer's other queries can be left out."""
+        cfg = self.model.cfg
+        return (
+            self.places is not None
+            and self.places.shape[1] == 1
+            and not (cfg.use_split_qkv_input or cfg.use_attn_in)
+            and bool(self.base.allowed[-1][self.stop - 1, : self.stop].all())
+        )
+
+    def _past(self, layer: int, start: int, n: int) -> HookedTransformerKeyValueCacheEntry | None:
+        if start == 0:
+            return None
+        keys, values = (each.repeat(n, 1, 1, 1) for each in self.base.past(layer, start))
+        return HookedTransformerKeyValueCacheEntry(keys, values, frozen=True)
+
+    # What is read
+
+    def _read(self, start: int, stream: Tensor) -> Float[Tensor, "row position d_model"]:
+        """Final states at the positions that are read; all of them, if nobody says which these are."""
+        return stream if self.places is None else self._unless_before(start, self._taken(start, stream))
+
+    def _taken(self, start: int, stream: Tensor) -> Float[Tensor, "row position d_model"]:
+        """The positions that are read of streams that begin at `start`; the first for those before it."""
+        if self.places is None:
+            return stream
+        at = (self.places - start).clamp(min=0).repeat(len(stream) // self.base.batch, 1)
+        return stream.gather(1, at[..., None].expand(-1, -1, stream.shape[-1]))
+
+    def _unless_before(self, start: int, states: Tensor) -> Float[Tensor, "row position d_model"]:
+        """Final states that were read, those before `start` from the unpatched run."""
+        if self.places is None or bool((self.places >= start).all()):
+            return states
+        n = len(states) // self.base.batch
+        unpatched = self._unpatched_states().repeat(n, 1, 1)
+        return torch.where((self.places < start).repeat(n, 1)[..., None], unpatched, states)
+
+    def _unpatched_states(self) -> Float[Tensor, "batch read d_model"]:
+        assert self.places is not None
+        return self.base.final.gather(1, self.places[..., None].expand(-1, -1, self.base.final.shape[-1]))
+
+    def _value_unpatched(self) -> float:
+        if self._unpatched is None:
+            states = self.base.final if self.places is None else self._unpatched_states()
+            entry = Entry(self.model.cfg.n_layers, False, 0, states)
+            [(_, self._unpatched)] = self._values({0: entry}, {0: states})
+        return self._unpatched
+
+    def _values(self, entries: dict[int, Entry], finals: dict[int, Tensor]) -> Iterator[tuple[int, float]]:
+        """The metric of final states, in the order in which cells were taken in."""
+        cells = list(entries)
+        if isinstance(self.metric, AnswerMetric):
+            states = torch.stack([finals[cell][:, 0] for cell in cells])
+            yield from zip(cells, self.metric.of_states(self.model, states).tolist(), strict=True)
+            return
+        metric = self.metric.metric if isinstance(self.metric, PositionMetric) else self.metric
+        widest = max(final.shape[1] for final in finals.values()) * self.base.batch * self.model.cfg.d_vocab_out
+        step = max(1, _LOGIT_BYTES // (widest * self.base.final.element_size()))
+        for first in range(0, len(cells), step):
+            some = cells[first : first + step]
+            # Rows of all of them in one product, whatever their lengths.
+            flat = self.model.to_logits(torch.cat([finals[cell].flatten(0, 1) for cell in some])[None])[0]
+            sizes = [finals[cell].shape[:2] for cell in some]
+            for cell, logits, size in zip(some, flat.split([b * p for b, p in sizes]), sizes, strict=True):
+                logits = logits.unflatten(0, size)
+                if self.places is None and entries[cell].start:
+                    logits = torch.cat([self._logits_before(entries[cell].start), logits], dim=1)
+                yield cell, as_number(metric(logits))
+
+    def _logits_before(self, start: int) -> Float[Tensor, "batch before d_vocab"]:
+        if self._unpatched_logits is None:
+            self._unpatched_logits = self.model.to_logits(self.base.final)
+        return self._unpatched_logits[:, :start]

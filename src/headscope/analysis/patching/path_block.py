@@ -1,0 +1,248 @@
+"""The passes of path patching over some prompts: what receivers read when senders change, and what follows.
+
+What senders change lives on rows: the positions at which they are patched, of one prompt after the other. Attention
+being frozen, a change never leaves its row on the way to the receivers.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from headscope.analysis.core.batches import BLOCK_TOKENS
+from headscope.analysis.core.components import Component
+from headscope.analysis.patching.path_ends import Receiver, Sender, mlp_stage
+from headscope.analysis.prompts.two_runs import Scorer, TaskRuns
+from headscope.analysis.recording.lens_states import check_final
+from headscope.analysis.recording.post_norms import scale_name
+from headscope.analysis.recording.record import hook_name
+from headscope.model.hooks import HookPoint
+from headscope.model.transformer import HookedTransformer
+
+__all__ = ["Cell", "PathBlock"]
+
+# Senders that are patched together.
+Cell = tuple[Sender, ...]
+
+
+class PathBlock:
+    """Some prompts: what both runs gave on them, and patched runs from there.
+
+    Args:
+        model: The model, without hooks.
+        runs: The task's two runs.
+        scorer: What reads final states.
+        rows: Which of its prompts.
+        senders: All that will be patched.
+        receivers: What reads the changes.
+        freeze_mlps: Whether MLPs in between keep what they gave.
+
+    Attributes:
+        base: The base run's final states where they are read, `[prompt, read, d_model]`.
+        other: Those of the other run.
+        together: How many cells are patched side by side.
+    """
+
+    def __init__(
+        self,
+        model: HookedTransformer,
+        runs: TaskRuns,
+        scorer: Scorer,
+        rows: slice,
+        senders: Iterable[Sender],
+        receivers: tuple[Receiver, ...],
+        freeze_mlps: bool,
+    ) -> None:
+        self.model, self.cfg, self.runs, self.rows, self.receivers = model, model.cfg, runs, rows, receivers
+        self.scorer = scorer
+        senders = list(senders)
+        self.into_final = receivers[0].component is None
+        self.first = min((sender.stage for sender in senders), default=0)
+        self.last = max(receiver.stage for receiver in receivers)
+        self.start = min(receiver.stage for receiver in receivers) // 2
+        self.mlps = () if freeze_mlps or self.cfg.attn_only else tuple(self._mlps_between())
+        self.tokens = runs.base[rows]
+        self.where = runs.where[rows]
+        if self.into_final:
+            # What is not read of the final state need not be changed.
+            self.where = torch.zeros_like(self.where).scatter(1, scorer.places[rows], True) & self.where
+        n_passed = scorer.places[rows].numel() if self.into_final else self.tokens.numel()
+        self.together = max(1, BLOCK_TOKENS // n_passed)
+        self._run_both(senders)
+
+    def _mlps_between(self) -> Iterator[int]:
+        for layer in range(self.cfg.n_layers):
+            if mlp_stage(self.cfg, layer) >= self.first and 2 * layer + 2 <= self.last:
+                yield layer
+
+    def _run_both(self, senders: Sequence[Sender]) -> None:
+        written = {_output(sender) for sender in senders}
+        read = {r.stage for r in self.receivers} | {mlp_stage(self.cfg, layer) for layer in self.mlps}
+        streams = {stage: _stream(stage) for stage in read if stage < 2 * self.cfg.n_layers}
+        kept = {_input(receiver) for receiver in self.receivers if receiver.component}
+        kept |= {_mlp_out(layer) for layer in self.mlps}
+        kept |= set() if self.into_final else {_stream(2 * self.start)}
+        behind = {}
+        if self.cfg.has_post_norms:
+            heads = {s.component.layer for s in senders if s.component is not None and s.component.head is not None}
+            behind = {layer: scale_name(layer).replace("hook_scale", "hook_normalized") for layer in heads}
+        shown = {*behind.values(), *map(scale_name, behind)}
+        base, self.base = self._run(self.runs.base, written | kept | shown | set(streams.values()))
+        other, self.other = self._run(self.runs.other, written)
+        self.kept = {name: base[name] for name in kept}
+        self.streams = {stage: base[name][self.where] for stage, name in streams.items()}
+        self.changed = {name: other[name][self.where] - base[name][self.where] for name in written}
+        # What norms behind attention were given, but for a mean that they take away: enough to go through them again.
+        self.behind = {
+            layer: (base[name] * base[scale_name(layer)]).to(base[name].dtype)[self.where]
+            for layer, name in behind.items()
+        }
+
+    def _run(self, tokens: Tensor, names: Iterable[str]) -> tuple[dict[str, Tensor], Tensor]:
+        with self._heads_apart():
+            final, cache = self.model.run_with_cache(
+                tokens[self.rows],
+                names_filter=sorted(names),
+                return_cache_object=False,
+                stop_at_layer=self.cfg.n_layers,
+                **self.runs.options(self.rows),
+            )
+        final = self.scorer.read(self.rows, final)
+        check_final(final)
+        return cache, final
+
+    @contextmanager
+    def _heads_apart(self) -> Iterator[None]:
+        """Let hooks see each head's keys and values, where a group shares them and one head's are to change."""
+        before = self.cfg.ungroup_grouped_query_attention
+        try:
+            if any(receiver.input in ("k", "v") for receiver in self.receivers):
+                self.cfg.ungroup_grouped_query_attention = True
+            yield
+        finally:
+            self.cfg.ungroup_grouped_query_attention = before
+
+    def finals(self, cells: Sequence[Cell]) -> Float[Tensor, "cell prompt read d_model"]:
+        """Final states where they are read, each cell's senders patched into the receivers."""
+        changes = self._changes(cells)
+        if self.into_final:
+            change = self.base.new_zeros(len(cells), *self.where.shape, self.cfg.d_model)
+            change[:, self.where] = changes[self.last]
+            return self.base + torch.stack([self.scorer.read(self.rows, each) for each in change])
+        edits: dict[str, list[tuple[int | None, Tensor]]] = {}
+        for receiver in self.receivers:
+            assert receiver.component is not None
+            value = self._received(receiver, changes[receiver.stage])
+            edits.setdefault(_input(receiver), []).append((receiver.component.head, value.flatten(0, 1)))
+
+        def edit(activation: Tensor, hook: HookPoint) -> Tensor:
+            activation = activation.clone()
+            for head, value in edits[hook.name or ""]:
+                (activation if head is None else activation[:, :, head]).copy_(value)
+            return activation
+
+        with self._heads_apart():
+            final = self.model.run_with_hooks(
+                self.kept[_stream(2 * self.start)].repeat(len(cells), 1, 1),
+                fwd_hooks=[(name, edit) for name in edits],
+                start_at_layer=self.start,
+                stop_at_layer=self.cfg.n_layers,
+                tokens=self.tokens.repeat(len(cells), 1),
+                **self.runs.options(self.rows, len(cells)),
+            )
+        return torch.stack([self.scorer.read(self.rows, each) for each in final.chunk(len(cells))])
+
+    # The second pass
+
+    def _changes(self, cells: Sequence[Cell]) -> dict[int, Float[Tensor, "cell row d_model"]]:
+        """How the stream differs from the base run's, at each stage where a receiver reads."""
+        wanted = {receiver.stage for receiver in self.receivers}
+        reads = {mlp_stage(self.cfg, layer): layer for layer in self.mlps}
+        arriving: dict[int, Tensor] = {}
+        found = {}
+        change = self.base.new_zeros(len(cells), int(self.where.sum()), self.cfg.d_model)
+        moved = False
+        for stage in range(self.last + 1):
+            if stage in arriving:
+                change += arriving.pop(stage)
+            for number, cell in enumerate(cells):
+                here = [sender for sender in cell if sender.stage == stage]
+                if here:
+                    change[number] += self._written(here)
+                    moved = True
+            if stage in wanted:
+                found[stage] = change.clone()
+            if stage in reads and moved:
+                layer = reads[stage]
+                more = self._mlp(layer, self.streams[stage] + change) - self.kept[_mlp_out(layer)][self.where]
+                for number, cell in enumerate(cells):
+                    if any(sender.component == Component(layer, None) for sender in cell):
+                        more[number] = 0  # it gives what it gave in the other run
+                arriving[2 * layer + 2] = more
+        return found
+
+    def _written(self, senders: Sequence[Sender]) -> Float[Tensor, "row d_model"]:
+        """What senders of one stage add to the stream in the other run less what they add in the base run."""
+        change = sum(self._given(sender) for sender in senders)
+        assert isinstance(change, Tensor)
+        part = senders[0].component
+        if part is None or part.head is None or part.layer not in self.behind:
+            return change
+        # The norm behind attention gets all heads together, and its scale changes with them.
+        norm: Any = self.model.blocks[part.layer].ln1_post
+        before = self.behind[part.layer]
+        return norm(before + change) - norm(before)
+
+    def _given(self, sender: Sender) -> Float[Tensor, "row d_model"]:
+        change = self.changed[_output(sender)]
+        if sender.component is None or sender.component.head is None:
+            return change
+        return change[:, sender.component.head] @ self._attention(sender.component).W_O[sender.component.head]
+
+    def _received(
+        self, receiver: Receiver, change: Float[Tensor, "cell row d_model"]
+    ) -> Float[Tensor, "cell prompt pos width"]:
+        """What a receiver makes of what it reads: a head's queries, keys or values, or an MLP's output."""
+        component, before = receiver.component, self.streams[receiver.stage]
+        assert component is not None
+        made = self.kept[_input(receiver)]
+        if component.head is None:
+            made = made.repeat(len(change), 1, 1, 1)
+            made[:, self.where] = self._mlp(component.layer, before + change)
+            return made
+        # Queries, keys and values are linear in the normalized stream; biases and positions stay.
+        norm: Any = self.model.blocks[component.layer].ln1
+        weight = getattr(self._attention(component), f"W_{receiver.input.upper()}")[component.head]
+        made = made[:, :, component.head].repeat(len(change), 1, 1, 1)
+        made[:, self.where] += (norm(before + change) - norm(before)) @ weight
+        return made
+
+    def _mlp(self, layer: int, stream: Float[Tensor, "cell row d_model"]) -> Float[Tensor, "cell row d_model"]:
+        block: Any = self.model.blocks[layer]
+        return block.mlp_out(stream)
+
+    def _attention(self, component: Component) -> Any:
+        return self.model.blocks[component.layer].attn
+
+
+def _stream(stage: int) -> str:
+    return f"blocks.{stage // 2}.hook_resid_" + ("mid" if stage % 2 else "pre")
+
+
+def _mlp_out(layer: int) -> str:
+    return hook_name(Component(layer, None))
+
+
+def _output(sender: Sender) -> str:
+    """Where what a sender writes passes; the embedding is all that enters the first layer."""
+    return _stream(0) if sender.component is None else hook_name(sender.component)
+
+
+def _input(receiver: Receiver) -> str:
+    """Where what a receiver makes of its input passes."""
+    assert receiver.component is not None
+    layer = receiver.component.layer
+    return _mlp_out(layer) if receiver.component.head is None else f"blocks.{layer}.attn.hook_{receiver.input}"

@@ -1,0 +1,287 @@
+"""`Attribution`: what `attribute` returns."""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from headscope.analysis.core.result import Ranking, Result, component_label, rank_components
+from headscope.errors import InvalidInputError, unknown_name
+from headscope.model.config import HookedTransformerConfig
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+__all__ = ["Attribution", "NeuronScore", "component_labels"]
+
+_EMBEDDINGS = ("embed", "pos_embed")
+_BIAS = "final bias"
+
+
+@dataclass(frozen=True)
+class NeuronScore:
+    """One MLP neuron and its number."""
+
+    layer: int
+    neuron: int
+    value: float
+
+    @property
+    def label(self) -> str:
+        """`L3N12`."""
+        return f"L{self.layer}N{self.neuron}"
+
+
+def component_labels(cfg: HookedTransformerConfig) -> tuple[str, ...]:
+    """All that adds to the logits, in order: embeddings, each layer's heads, its `b_O` and its MLP, the final bias.
+
+    Example:
+        >>> from headscope import HookedTransformerConfig
+        >>> cfg = HookedTransformerConfig(n_layers=1, d_model=8, n_ctx=8, d_head=4, d_vocab=9, act_fn="relu")
+        >>> component_labels(cfg)
+        ('embed', 'pos_embed', '0.0', '0.1', 'b_O 0', 'MLP 0', 'final bias')
+    """
+    embeddings = _EMBEDDINGS if cfg.positional_embedding_type == "standard" else _EMBEDDINGS[:1]
+    layers: list[str] = []
+    for layer in range(cfg.n_layers):
+        layers += [component_label(layer, head) for head in range(cfg.n_heads)]
+        layers.append(f"b_O {layer}")
+        layers += [] if cfg.attn_only else [component_label(layer, None)]
+    return (*embeddings, *layers, _BIAS)
+
+
+@dataclass(frozen=True, repr=False)
+class Attribution(Result):
+    """How each part of the model moves the logit difference of right and wrong answers, directly: in logits.
+
+    Positive: towards the right answer. The final norm's scale is the one the prompt's final state had, so that the
+    components of a prompt sum to its logit difference.
+
+    Attributes:
+        logit_difference: The model's, for each prompt (before a soft cap, if the model has one).
+        accumulated: The difference if the model stopped at each state of the residual stream.
+        components: What each component adds; `component_labels` names them.
+        sources: What each head adds from each position it attends to, whose sum is what the head adds; `None` where it
+            was not asked for.
+        neurons: What each MLP neuron adds, the mean over prompts; `None` where there are none, or not asked for. An
+            MLP's own bias belongs to no neuron.
+        tokens: The prompts.
+        attention_mask: True for real tokens.
+        positions: Where each answer is predicted.
+        word_positions: Positions that have a name, one row for each of `word_names`.
+        state_labels: `0_pre`, `0_mid`, ..., `final`.
+        component_labels: `embed`, `pos_embed`, then for each layer its heads (`0.0`, ...), `b_O 0` and `MLP 0`, and
+            last `final bias`: what the final norm's bias and `b_U` add.
+        token_strings: The text of all real tokens, one prompt after the other.
+        labels: Which kind of prompt each is.
+        word_names: Such as `IO`, `S1`, `S2`.
+        n_heads: Heads per layer.
+        info: What was run on what; `n_positions` is the number of prompts.
+    """
+
+    kind: ClassVar[str] = "attribution"
+    logit_difference: Float[Tensor, " prompt"]
+    accumulated: Float[Tensor, "prompt state"]
+    components: Float[Tensor, "prompt component"]
+    sources: Float[Tensor, "prompt layer head key_pos"] | None
+    neurons: Float[Tensor, "layer neuron"] | None
+    tokens: Int[Tensor, "prompt key_pos"]
+    attention_mask: Bool[Tensor, "prompt key_pos"]
+    positions: Int[Tensor, " prompt"]
+    word_positions: Int[Tensor, "word prompt"]
+    state_labels: tuple[str, ...]
+    component_labels: tuple[str, ...]
+    token_strings: tuple[str, ...]
+    labels: tuple[str, ...]
+    word_names: tuple[str, ...]
+    n_heads: int
+
+    # The components, by what they are
+
+    @property
+    def has_mlp(self) -> bool:
+        """Whether the layers have MLPs."""
+        return component_label(0, None) in self.component_labels
+
+    @property
+    def n_layers(self) -> int:
+        """Layers."""
+        return sum(label.startswith("b_O ") for label in self.component_labels)
+
+    def _layers(self) -> Float[Tensor, "prompt layer part"]:
+        first = self.component_labels.index(component_label(0, 0))
+        return self.components[:, first:-1].unflatten(1, (self.n_layers, -1))
+
+    @property
+    def heads(self) -> Float[Tensor, "prompt layer head"]:
+        """What each head adds."""
+        return self._layers()[:, :, : self.n_heads]
+
+    @property
+    def mlps(self) -> Float[Tensor, "prompt layer"] | None:
+        """What each MLP adds; `None` without MLPs."""
+        return self._layers()[:, :, -1] if self.has_mlp else None
+
+    @property
+    def heads_and_mlps(self) -> Float[Tensor, "prompt layer part"]:
+        """What each head adds, and in the last column of each layer its MLP, if there is one."""
+        parts = self._layers()
+        kept = [*range(self.n_heads), *([self.n_heads + 1] if self.has_mlp else [])]
+        return parts[:, :, kept]
+
+    @property
+    def unexplained(self) -> Float[Tensor, " prompt"]:
+        """The logit difference less all components: rounding, or what hooks put into the stream between them."""
+        return (self.logit_difference.double() - self.components.double().sum(1)).to(self.components.dtype)
+
+    @property
+    def str_tokens(self) -> tuple[tuple[str, ...], ...]:
+        """The text of each prompt's real tokens."""
+        ends = self.attention_mask.sum(1).cumsum(0).tolist()
+        return tuple(self.token_strings[start:end] for start, end in zip([0, *ends], ends, strict=False))
+
+    def sources_of(self, prompt: int) -> Float[Tensor, "layer head key_pos"]:
+        """What each head adds from each real position of one prompt: as many as `str_tokens[prompt]`.
+
+        Raises:
+            InvalidInputError: If the attribution was made without sources, or there is no such prompt.
+        """
+        sources = self._need_sources()
+        if not -len(sources) <= prompt < len(sources):
+            raise InvalidInputError(f"prompt must be from 0 to {len(sources) - 1}; got {prompt}.")
+        return sources[prompt][..., self.attention_mask[prompt]]
+
+    def sources_at(self, word: str) -> Float[Tensor, "prompt layer head"]:
+        """What each head adds from the position with a name, such as `IO`.
+
+        Raises:
+            InvalidInputError: If the attribution was made without sources.
+            UnknownNameError: If no position has that name.
+        """
+        sources = self._need_sources()
+        if word not in self.word_names:
+            raise unknown_name("position", word, self.word_names, hint="Names of positions come with a Task.")
+        at = self.word_positions[self.word_names.index(word)]
+        return sources[torch.arange(len(sources), device=at.device), :, :, at]
+
+    def _need_sources(self) -> Tensor:
+        if self.sources is None:
+            raise InvalidInputError("nothing is known about positions: this was made with sources=False.")
+        return self.sources
+
+    def only(self, label: str) -> Self:
+        """The prompts of one kind, such as those whose names come in one order; without neurons, known on average only.
+
+        A head that moves whoever is named first shows only so: over both orders it adds nothing.
+
+        Raises:
+            UnknownNameError: If no prompt has that label.
+        """
+        if label not in self.labels:
+            raise unknown_name("label", label, dict.fromkeys(self.labels))
+        keep = [number for number, each in enumerate(self.labels) if each == label]
+        strings = self.str_tokens
+        names = ("logit_difference", "accumulated", "components", "tokens", "attention_mask", "positions")
+        taken: dict[str, Any] = {name: getattr(self, name)[keep] for name in names}
+        info = replace(self.info, n_sequences=len(keep), n_positions=len(keep), data=f"{self.info.data} ({label})")
+        return replace(
+            self,
+            **taken,
+            info=info,
+            sources=None if self.sources is None else self.sources[keep],
+            neurons=None,
+            word_positions=self.word_positions[:, keep],
+            token_strings=tuple(string for number in keep for string in strings[number]),
+            labels=(label,) * len(keep),
+        )
+
+    # What stands out
+
+    def top(self, k: int = 10, *, largest: bool = True, mlps: bool = False) -> Ranking:
+        """The heads that add most (`largest=False`: that take most away) on average; `mlps` lets MLPs in."""
+        means = self.heads_and_mlps.mean(0)
+        return rank_components(
+            means, k, n_heads=self.n_heads, name="logit difference", unit="logits", largest=largest, mlps=mlps
+        )
+
+    def top_neurons(self, k: int = 10, *, largest: bool = True) -> tuple[NeuronScore, ...]:
+        """The neurons that add most (`largest=False`: that take most away) on average.
+
+        Raises:
+            InvalidInputError: If nothing is known of neurons, or `k` is below 1.
+        """
+        if self.neurons is None:
+            raise InvalidInputError(
+                "nothing is known about neurons: there are none, or this was made with neurons=False."
+            )
+        if k < 1:
+            raise InvalidInputError(f"k must be at least 1; got {k}.")
+        order = self.neurons.flatten().argsort(descending=largest, stable=True)[:k].tolist()
+        places = [divmod(index, self.neurons.shape[1]) for index in order]
+        return tuple(NeuronScore(layer, neuron, float(self.neurons[layer, neuron])) for layer, neuron in places)
+
+    def to_frame(self, *, per_prompt: bool = False) -> "pd.DataFrame":
+        """One row per component: its label, kind, layer and head, and the mean and standard deviation over prompts.
+
+        Args:
+            per_prompt: One row per component and prompt, with the `attribution`, instead.
+        """
+        import pandas as pd
+
+        rows = [{"component": label, **_described(label)} for label in self.component_labels]
+        frame = pd.DataFrame(rows).astype({"layer": "Int64", "head": "Int64"})
+        if not per_prompt:
+            values = self.components.double()
+            return frame.assign(mean=values.mean(0).tolist(), std=values.std(0, correction=0).tolist())
+        parts = [
+            frame.assign(prompt=number, label=label, attribution=values)
+            for number, (label, values) in enumerate(zip(self.labels, self.components.tolist(), strict=True))
+        ]
+        return pd.concat(parts, ignore_index=True)
+
+    def states_frame(self) -> "pd.DataFrame":
+        """One row per state of the residual stream: the mean logit difference there, and its standard deviation."""
+        import pandas as pd
+
+        values = self.accumulated.double()
+        return pd.DataFrame(
+            {
+                "state": self.state_labels,
+                "mean": values.mean(0).tolist(),
+                "std": values.std(0, correction=0).tolist(),
+            }
+        )
+
+    def __str__(self) -> str:
+        right = int((self.logit_difference > 0).sum())
+        lines = [
+            f"Attribution: {self.info}",
+            f"  logit difference: {self.logit_difference.mean():+.3f} on average, above zero for {right} of "
+            f"{len(self.logit_difference)} prompts",
+            f"  heads that add most: {_short(self.top(3))}",
+            f"  heads that take most away: {_short(self.top(3, largest=False))}",
+        ]
+        left = float(self.unexplained.abs().mean())
+        if left > 1e-3 * (1 + float(self.components.abs().sum(1).mean())):
+            lines.append(f"  {left:.3f} of it is in no component: a hook changes the stream between them")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def _described(label: str) -> dict[str, object]:
+    """Kind, layer and head of a component, from its label."""
+    if label in (*_EMBEDDINGS, _BIAS):
+        return {"kind": label, "layer": None, "head": None}
+    if " " in label:
+        kind, layer = label.split(" ")
+        return {"kind": kind, "layer": int(layer), "head": None}
+    layer, head = label.split(".")
+    return {"kind": "head", "layer": int(layer), "head": int(head)}
+
+
+def _short(ranking: Ranking) -> str:
+    return ", ".join(f"{score.label} {score.value:+.3f}" for score in ranking)

@@ -1,0 +1,204 @@
+"""Prompts and answers as people write them, into tokens; what is wrong with one is said with its name."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from headscope.data.ioi.words import token_after_a_word
+from headscope.errors import InvalidInputError, unknown_name
+from headscope.model.text.tokens import begin_token, pad_token_id, single_token
+
+__all__ = ["RowMaker", "TaskRow", "TokenStrings", "check_alike", "read_rows"]
+
+_COLUMNS = ("prompt", "correct", "incorrect", "corrupted", "label")
+_REQUIRED = _COLUMNS[:3]
+
+
+@dataclass(frozen=True)
+class TaskRow:
+    """One prompt in tokens; `corrupted` is empty where there is none."""
+
+    clean: list[int]
+    correct: list[int]
+    incorrect: list[int]
+    corrupted: list[int]
+
+
+class TokenStrings(dict[int, str]):
+    """The text of each token that was asked for."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+
+    def __missing__(self, token: int) -> str:
+        self[token] = self.tokenizer.decode([token], clean_up_tokenization_spaces=False)
+        return self[token]
+
+    def rows(self, tokens: Int[Tensor, "prompt pos"], mask: Bool[Tensor, "prompt pos"]) -> tuple[tuple[str, ...], ...]:
+        """The text of every real token."""
+        return tuple(tuple(self[token] for token in row[real].tolist()) for row, real in zip(tokens, mask, strict=True))
+
+
+class RowMaker:
+    """Rows in tokens.
+
+    Args:
+        tokenizer: A Hugging Face tokenizer.
+        prepend_bos: Begin each row with BOS.
+        prepend_space_to_answer: Put a space before each answer unless it starts with one.
+    """
+
+    def __init__(self, tokenizer: Any, prepend_bos: bool, prepend_space_to_answer: bool) -> None:
+        self.tokenizer = tokenizer
+        self.strings = TokenStrings(tokenizer)
+        self._bos = [begin_token(tokenizer)] if prepend_bos else []
+        self._space = prepend_space_to_answer
+
+    def row(self, row: Mapping[str, Any], name: str) -> TaskRow:
+        """One row; `name` is what errors call it.
+
+        Raises:
+            InvalidInputError: For whatever is wrong with it.
+        """
+        for key in _COLUMNS:
+            value = row.get(key)
+            several = key in ("correct", "incorrect") and isinstance(value, (list, tuple)) and value
+            each: Sequence[Any] = value if isinstance(value, (list, tuple)) and several else [value]
+            if not all(isinstance(text, str) and (text or key == "label") for text in each):
+                if value in (None, "") and key not in _REQUIRED:
+                    continue
+                kind = "is missing or empty" if value in (None, "", [], ()) else f"must be text; got {value!r}"
+                raise InvalidInputError(f"{name}: {key!r} {kind}.")
+        clean = self._prompt(row["prompt"], name, "prompt")
+        correct, incorrect = (self._answers(row[key], name, key) for key in ("correct", "incorrect"))
+        both = sorted(set(correct) & set(incorrect))
+        if both:
+            raise InvalidInputError(f"{name}: {self.strings[both[0]]!r} is both a correct and an incorrect answer.")
+        corrupted = self._prompt(row["corrupted"], name, "corrupted prompt") if row.get("corrupted") else []
+        if corrupted and len(corrupted) != len(clean):
+            shown = [[self.strings[token] for token in tokens] for tokens in (clean, corrupted)]
+            raise InvalidInputError(
+                f"{name}: the corrupted prompt has {len(corrupted)} tokens and the prompt {len(clean)}, so they are "
+                f"not aligned: {shown[1]} and {shown[0]}. Change words for others with as many tokens."
+            )
+        if corrupted == clean:
+            raise InvalidInputError(f"{name}: the corrupted prompt is the prompt itself, so nothing is corrupted.")
+        return TaskRow(clean, correct, incorrect, corrupted)
+
+    def padded(self, rows: Sequence[Sequence[int]]) -> Int[Tensor, "prompt pos"]:
+        """Rows of one length, filled on the right."""
+        length = max(map(len, rows))
+        pad = pad_token_id(self.tokenizer)
+        if pad is None and min(map(len, rows)) < length:
+            raise InvalidInputError("the prompts differ in length, and the tokenizer has no padding or EOS token.")
+        return torch.tensor([[*row, *[pad or 0] * (length - len(row))] for row in rows])
+
+    def _prompt(self, text: str, name: str, what: str) -> list[int]:
+        if self._space and text != text.rstrip():
+            raise InvalidInputError(
+                f"{name}: the {what} {text!r} ends with a space, which the answer brings along. Take it away."
+            )
+        return [*self._bos, *self.tokenizer.encode(text, add_special_tokens=False)]
+
+    def _answers(self, given: str | Sequence[str], name: str, key: str) -> list[int]:
+        return [self._answer(text, name, key) for text in ([given] if isinstance(given, str) else given)]
+
+    def _answer(self, text: str, name: str, key: str) -> int:
+        if self._space and not text.startswith(" "):
+            text = f" {text}"
+        found = token_after_a_word(self.tokenizer, text[1:]) if text.startswith(" ") and len(text) > 1 else None
+        if found is not None:
+            return found
+        try:
+            return single_token(text, self.tokenizer)
+        except InvalidInputError as error:
+            raise InvalidInputError(f"{name}: the {key} answer {error} Give an answer of one token.") from None
+
+
+def check_alike(rows: Sequence[TaskRow], names: Sequence[str]) -> None:
+    """Refuse rows with other numbers of answers than the first, or of which only some have a corrupted prompt.
+
+    Raises:
+        InvalidInputError: Naming the row.
+    """
+    for row, name in zip(rows, names, strict=True):
+        for key in ("correct", "incorrect"):
+            n, first = len(getattr(row, key)), len(getattr(rows[0], key))
+            if n != first:
+                raise InvalidInputError(f"{name} has {n} {key} answers, and {names[0]} {first}; give as many for each.")
+        if bool(row.corrupted) != bool(rows[0].corrupted):
+            without, other = (names[0], name) if row.corrupted else (name, names[0])
+            raise InvalidInputError(f"{without} has no corrupted prompt, and {other} one; give it for all or none.")
+
+
+def read_rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """The rows of a `.csv` or `.jsonl` file, and what to call each.
+
+    Raises:
+        InvalidInputError: If it cannot be read, or a row is not one.
+        UnknownNameError: For a column that means nothing here.
+    """
+    if path.suffix not in (".csv", ".jsonl"):
+        raise InvalidInputError(f"{path} is neither a .csv nor a .jsonl file.")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(f"{path} is not UTF-8: {error}.") from None
+    except OSError as error:
+        raise InvalidInputError(f"{path} cannot be read: {error.strerror}.") from None
+    numbered = _csv_rows(text, path) if path.suffix == ".csv" else _jsonl_rows(text, path)
+    if not numbered:
+        raise InvalidInputError(f"{path} has no rows. Columns: {', '.join(_COLUMNS)}.")
+    for _, row in numbered:
+        for column in row:
+            if column not in _COLUMNS:
+                raise unknown_name("column", str(column), _COLUMNS, hint=f"{path} may have {', '.join(_COLUMNS)}.")
+    return [row for _, row in numbered], [f"{path.name}, line {line}" for line, _ in numbered]
+
+
+def _csv_rows(text: str, path: Path) -> list[tuple[int, dict[str, Any]]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    missing = [column for column in _REQUIRED if column not in (reader.fieldnames or ())]
+    if missing:
+        found = ", ".join(map(repr, reader.fieldnames or ())) or "nothing"
+        raise InvalidInputError(f"{path} has no column {missing[0]!r}; its first line names {found}.")
+    rows: list[tuple[int, dict[str, Any]]] = []
+    try:
+        for row in reader:
+            if row.get(None) is not None:
+                raise InvalidInputError(
+                    f"{path.name}, line {reader.line_num}: there are more fields than columns. Put text with commas in "
+                    "double quotes."
+                )
+            split: dict[str, Any] = dict(row)
+            for key in ("correct", "incorrect"):
+                if split[key] and "|" in split[key]:
+                    split[key] = split[key].split("|")
+            rows.append((reader.line_num, split))
+    except csv.Error as error:
+        raise InvalidInputError(f"{path.name}, line {reader.reader.line_num}: {error}.") from None
+    return rows
+
+
+def _jsonl_rows(text: str, path: Path) -> list[tuple[int, dict[str, Any]]]:
+    rows = []
+    for line, content in enumerate(text.split("\n"), start=1):
+        if not content.strip():
+            continue
+        try:
+            row = json.loads(content)
+        except json.JSONDecodeError as error:
+            raise InvalidInputError(f"{path.name}, line {line} is not JSON: {error}.") from None
+        if not isinstance(row, dict):
+            raise InvalidInputError(f"{path.name}, line {line} must be an object with {', '.join(_REQUIRED)}.")
+        rows.append((line, row))
+    return rows

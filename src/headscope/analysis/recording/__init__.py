@@ -1,0 +1,1 @@
+"""Forward passes and what is kept of them: states, layers, means, output weights."""

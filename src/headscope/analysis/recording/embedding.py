@@ -1,0 +1,123 @@
+"""Tokens as directions of the residual stream: what embeds them, what raises their logits, what heads add along it."""
+
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from headscope.analysis.core.batches import Block
+from headscope.analysis.core.result import check_option
+from headscope.analysis.recording.lens_states import lens_states
+from headscope.analysis.recording.post_norms import output_weight
+from headscope.errors import InvalidInputError
+from headscope.model.activations.readout import Readout
+from headscope.model.transformer import HookedTransformer
+
+__all__ = ["TokenDirections", "direct_effects", "effective_embedding", "token_directions", "token_embedding"]
+
+_EMBEDDING_ROWS = 1024
+
+
+class TokenDirections:
+    """The direction of the residual stream that raises each token's logit above the mean over all tokens.
+
+    Final norm and unembedding read a state through it. The mean over tokens is taken away because the softmax does not
+    see it (under a soft cap it does, and stays): so processed and unprocessed weights give the same directions.
+
+    Args:
+        readout: The model's readout.
+        kind: Type to work in; default that of the weights.
+    """
+
+    def __init__(self, readout: Readout, kind: torch.dtype | None = None) -> None:
+        self.readout = readout
+        self.W_U = readout.W_U.detach().to(kind or readout.W_U.dtype)
+        mean = self.W_U.mean(-1)
+        self._mean = torch.zeros_like(mean) if readout.soft_cap else mean
+
+    def of(self, tokens: Int[Tensor, "*lead"]) -> Float[Tensor, "*lead d_model"]:
+        """The directions of some tokens, not normalized."""
+        rows = self.W_U.T[tokens] - self._mean
+        weight = self.readout.weight
+        return self.readout.centre(rows if weight is None else rows * weight.detach().to(rows.dtype))
+
+
+def direct_effects(
+    model: HookedTransformer, block: Block, directions: Float[Tensor, "n d_model"]
+) -> Float[Tensor, "layer head n"]:
+    """What each head adds along a direction of the stream for each position that counts, at the final norm's scale.
+
+    The scale of a norm behind attention is that of the run.
+    """
+    states = lens_states(model, block)
+    towards = directions.to(states.resid.dtype) / Readout.of(model).scale(states.resid[-1])
+    found = []
+    for layer, z in enumerate(states.take_heads()):
+        W_O = states.wide(output_weight(model, layer))
+        # The directions come down to the heads' width; no head's output is brought up to d_model.
+        found.append(torch.einsum("hne,hne->hn", z, torch.einsum("nd,hed->hne", towards, W_O)))
+    return torch.stack(found)
+
+
+def token_directions(model: HookedTransformer) -> TokenDirections:
+    """The directions of tokens, in float32 at least."""
+    return TokenDirections(Readout.of(model), torch.promote_types(model.W_U.dtype, torch.float32))
+
+
+@torch.no_grad()
+def effective_embedding(
+    model: HookedTransformer, *, attention: Literal["none", "self"] = "none", only_mlp: bool = False
+) -> Float[Tensor, "d_vocab d_model"]:
+    """What later layers find of each token: its embedding after the MLP of the first block.
+
+    `W_E + MLP(ln2(W_E))`, without positions, by the model's own modules (hooks on them stay in force). Models with
+    attention only have no such MLP: theirs is `W_E`. A norm behind the embedding, attention or MLP takes its part.
+
+    Args:
+        model: The model.
+        attention: `"self"`: the first block's attention comes before the MLP, each token attending to itself alone.
+        only_mlp: Leave out all but the MLP's output.
+
+    Raises:
+        InvalidInputError: for an unknown `attention`, or `only_mlp` without MLPs.
+
+    Example:
+        >>> from headscope import HookedTransformer
+        >>> model = HookedTransformer.from_pretrained("headscope-demo")
+        >>> effective_embedding(model).shape == model.W_E.shape
+        True
+    """
+    check_option("attention", attention, ("none", "self"))
+    if only_mlp and model.cfg.attn_only:
+        raise InvalidInputError(f"only_mlp=True asks for an MLP's output, and {model.cfg.model_name!r} has no MLPs.")
+    embedded = token_embedding(model)
+    if model.cfg.attn_only and attention == "none":
+        return embedded
+    out = torch.empty_like(embedded)
+    for at in range(0, len(embedded), _EMBEDDING_ROWS):
+        # Each token is a row of its own, one position long.
+        rows = embedded[at : at + _EMBEDDING_ROWS, None]
+        out[at : at + _EMBEDDING_ROWS] = _after_first_block(model, rows, attention == "self", only_mlp)[:, 0]
+    return out
+
+
+def token_embedding(model: HookedTransformer) -> Float[Tensor, "d_vocab d_model"]:
+    """`W_E`, behind the norm of the embedding if there is one."""
+    W_E, norm = model.W_E.detach(), model.embed.ln
+    return W_E if norm is None else norm(W_E[:, None])[:, 0].detach()
+
+
+def _after_first_block(
+    model: HookedTransformer, rows: Float[Tensor, "token 1 d_model"], attends: bool, only_mlp: bool
+) -> Float[Tensor, "token 1 d_model"]:
+    block: Any = model.blocks[0]
+    after = rows
+    if attends:
+        normalized = block.ln1(rows)
+        attn_out = block.attn(normalized, normalized, normalized)
+        after = rows + (attn_out if block.ln1_post is None else block.ln1_post(attn_out))
+    if model.cfg.attn_only:
+        return after
+    written = block.mlp_out(rows if model.cfg.parallel_attn_mlp else after)
+    return written if only_mlp else after + written

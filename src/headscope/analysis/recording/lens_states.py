@@ -1,0 +1,143 @@
+"""The states of the residual stream and what each component wrote, at the positions that count."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from headscope.analysis.core.batches import Block
+from headscope.analysis.recording.post_norms import scale_name, scale_names
+from headscope.errors import InvalidInputError, NotFiniteError
+from headscope.model.hooks import HookPoint
+from headscope.model.transformer import HookedTransformer
+
+__all__ = ["LensStates", "check_final", "lens_states", "readable_hooks", "state_labels"]
+
+
+@dataclass(frozen=True)
+class LensStates:
+    """What one forward pass wrote, at the positions that count, in float32 at least.
+
+    Attributes:
+        resid: Each `resid_pre` and `resid_mid` (where blocks have one), then the final state.
+        z: Each head's output before `W_O`.
+        mlp: Each MLP's output; `None` without MLPs.
+        rounding: Relative rounding of the type the model ran in.
+        post_scale: What the norm behind each attention layer divided by; `None` without such norms.
+    """
+
+    resid: Float[Tensor, "state row d_model"]
+    z: Float[Tensor, "layer head row d_head"]
+    mlp: Float[Tensor, "layer row d_model"] | None
+    rounding: float
+    post_scale: Float[Tensor, "layer row 1"] | None = None
+
+    @property
+    def n(self) -> int:
+        """Positions that count."""
+        return self.resid.shape[1]
+
+    def take_heads(
+        self, means: Float[Tensor, "layer head d_head"] | None = None
+    ) -> Float[Tensor, "layer head row d_head"]:
+        """What `output_weights` turn into what each head added to the stream; worked on in place, so `z` is used up.
+
+        Args:
+            means: Taken from each head's output first.
+        """
+        z = self.z
+        if means is not None:
+            z -= means[:, :, None]
+        if self.post_scale is not None:
+            z /= self.post_scale[:, None]
+        return z
+
+    def wide(self, tensor: Tensor) -> Tensor:
+        """A weight in the type these states are computed in."""
+        return tensor.detach().to(self.resid.dtype)
+
+
+@torch.no_grad()
+def lens_states(model: HookedTransformer, block: Block) -> LensStates:
+    """Run a block through the model and keep its states at the positions that count.
+
+    Raises:
+        InvalidInputError: if a module stands where a hook point is read.
+        NotFiniteError: if a final state is not finite.
+    """
+    cfg = model.cfg
+    kinds = ("hook_resid_pre", "hook_resid_mid", "attn.hook_z", "hook_mlp_out")
+    layers = range(cfg.n_layers)
+    scales = scale_names(model, layers)
+    names = readable_hooks(model, [f"blocks.{layer}.{kind}" for layer in layers for kind in kinds])
+    names += readable_hooks(model, scales)
+    kind = torch.promote_types(model.cfg.dtype, torch.float32)
+    n, step = int(block.counted.sum()), 2 if cfg.has_resid_mid else 1
+
+    def room(*shape: int) -> Tensor:
+        return torch.empty(*shape, dtype=kind, device=block.tokens.device)
+
+    # Each activation is written where it stays, once: a cache of them beside would be as much again.
+    resid = room(step * cfg.n_layers + 1, n, cfg.d_model)
+    z = room(cfg.n_layers, cfg.n_heads, n, cfg.d_head)
+    mlp = None if cfg.attn_only else room(cfg.n_layers, n, cfg.d_model)
+    post_scale = room(cfg.n_layers, n, 1) if scales else None
+    places: dict[str, Tensor] = {}
+    for layer in layers:
+        places[f"blocks.{layer}.hook_resid_pre"] = resid[step * layer]
+        places[f"blocks.{layer}.hook_resid_mid"] = resid[step * layer + step - 1]
+        places[f"blocks.{layer}.attn.hook_z"] = z[layer].transpose(0, 1)
+        if mlp is not None:
+            places[f"blocks.{layer}.hook_mlp_out"] = mlp[layer]
+        if post_scale is not None:
+            places[scale_name(layer)] = post_scale[layer]
+
+    def keep(activation: Tensor, hook: HookPoint) -> None:
+        places[hook.name or ""].copy_(activation[block.counted])
+
+    final = model.run_with_hooks(
+        block.tokens,
+        fwd_hooks=[(name, keep) for name in names],
+        attention_mask=block.attention_mask,
+        stop_at_layer=cfg.n_layers,
+    )
+    resid[-1] = final[block.counted]
+    check_final(resid[-1])
+    return LensStates(resid, z, mlp, torch.finfo(final.dtype).eps, post_scale)
+
+
+def check_final(final: Float[Tensor, "*lead d_model"]) -> None:
+    """Refuse final states that are not finite.
+
+    Raises:
+        NotFiniteError: saying so.
+    """
+    if not bool(final.isfinite().all()):
+        raise NotFiniteError(
+            "the model's final residual stream holds NaN or infinite values. Check its weights, and any hooks on it."
+        )
+
+
+def readable_hooks(model: HookedTransformer, wanted: Iterable[str]) -> list[str]:
+    """The hook points among `wanted` that the model has.
+
+    Raises:
+        InvalidInputError: if a module stands where one of them is.
+    """
+    names = [name for name in wanted if name in model.mod_dict]
+    replaced = [name for name in names if name not in model.hook_dict]
+    if replaced:
+        module = type(model.mod_dict[replaced[0]]).__name__
+        raise InvalidInputError(
+            f"{replaced[0]} holds a {module} instead of a hook point, so what passes there cannot be read. "
+            "Take it out for this analysis, or apply it with a hook."
+        )
+    return names
+
+
+def state_labels(model: HookedTransformer) -> tuple[str, ...]:
+    """Names of the states measured: `0_pre`, `0_mid`, ..., `final`."""
+    kinds = ("pre", "mid") if model.cfg.has_resid_mid else ("pre",)
+    return (*(f"{layer}_{kind}" for layer in range(model.cfg.n_layers) for kind in kinds), "final")

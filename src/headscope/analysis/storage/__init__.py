@@ -1,0 +1,1 @@
+"""Accumulators, run folders and passes over the data: what lets a run stop and resume."""

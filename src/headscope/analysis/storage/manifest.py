@@ -1,0 +1,153 @@
+"""What a run is a run of: fingerprints of the model, the data and the options, and how two of them differ."""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from headscope.analysis.core.batches import BLOCK_TOKENS
+from headscope.errors import CheckpointError, InvalidInputError
+from headscope.model.transformer import HookedTransformer
+
+__all__ = [
+    "FORMAT",
+    "START_ANEW",
+    "compare_manifests",
+    "fingerprint",
+    "headscope_version",
+    "make_manifest",
+    "read_manifest",
+]
+
+FORMAT = 1
+START_ANEW = "It cannot be continued: delete the folder and start again, or give another one."
+_COMPARED = ("analysis", "model", "data", "reference", "options")
+
+
+def make_manifest(
+    analysis: str,
+    *,
+    model: HookedTransformer,
+    data: Any,
+    reference: Any,
+    attention_mask: Tensor | None,
+    description: str,
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What is run on what, as JSON keeps it; the arguments are `LongRun`'s."""
+    manifest = {
+        "format": FORMAT,
+        "analysis": analysis,
+        "model": _describe_model(model),
+        "data": {"description": description, **_describe_data(data, attention_mask)},
+        "reference": {} if reference is None else _describe_data(reference, None),
+        "options": {**options, "block_tokens": BLOCK_TOKENS},
+        "software": {"headscope": headscope_version(), "torch": torch.__version__},
+    }
+    return json.loads(json.dumps(manifest, default=str))
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """A manifest from its file.
+
+    Raises:
+        CheckpointError: if it is damaged.
+    """
+    try:
+        manifest = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: {error}. {START_ANEW}") from None
+    if not isinstance(manifest, dict):
+        raise CheckpointError(f"{path} is damaged: it holds no JSON object. {START_ANEW}")
+    return manifest
+
+
+def compare_manifests(folder: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
+    """Refuse to go on in a folder that holds another run; warn if other software began it.
+
+    Raises:
+        InvalidInputError: naming what differs, and both values.
+    """
+    if there.get("format") != FORMAT:
+        raise InvalidInputError(
+            f"the run in {str(folder)!r} is in format {there.get('format')!r}, and this headscope reads and writes "
+            f"format {FORMAT}. Go on with it with headscope {there.get('software', {}).get('headscope')}, or give "
+            "another folder."
+        )
+    differing = _differences({name: there.get(name) for name in _COMPARED}, {name: here[name] for name in _COMPARED})
+    if differing:
+        more = f"; and {len(differing) - 5} more" if len(differing) > 5 else ""
+        raise InvalidInputError(
+            f"{str(folder)!r} holds another run: {'; '.join(differing[:5])}{more}. "
+            "Resume it with what it was begun with, or give another folder."
+        )
+    software = _differences(there.get("software"), here["software"], "software")
+    if software:
+        warnings.warn(
+            f"the run in {str(folder)!r} was begun with other software ({'; '.join(software)}): its last digits may "
+            "differ from those of an uninterrupted run.",
+            stacklevel=5,
+        )
+
+
+def fingerprint(tensors: Mapping[str, Tensor], *texts: str) -> str:
+    """SHA-256 of some texts and of tensors with their names, types and shapes, as 64 hexadecimal digits.
+
+    Example:
+        >>> fingerprint({"a": torch.arange(3)}) == fingerprint({"a": torch.arange(3)})
+        True
+    """
+    digest = hashlib.sha256("".join(f"{len(text)} {text}\n" for text in texts).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _differences(there: Any, here: Any, name: str = "") -> list[str]:
+    """What differs between two trees of JSON, one line each."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        return [
+            line
+            for key in sorted({*there, *here})
+            for line in _differences(there.get(key), here.get(key), f"{name}.{key}" if name else key)
+        ]
+    return [] if there == here else [f"{name} is {_short(there)} there and {_short(here)} here"]
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:20]}...{text[-8:]}"
+
+
+def _describe_model(model: HookedTransformer) -> dict[str, Any]:
+    config = {name: value for name, value in model.cfg.to_dict().items() if name not in ("device", "seed")}
+    return {
+        "name": model.cfg.model_name,
+        "weights": fingerprint(model.state_dict()),
+        "weight_processing": model.weight_processing,
+        "config": config,
+    }
+
+
+def _describe_data(data: Any, attention_mask: Tensor | None) -> dict[str, Any]:
+    """What can be said of data without going through it."""
+    if not isinstance(data, Tensor):
+        return {}
+    masks = {} if attention_mask is None else {"attention_mask": attention_mask}
+    return {"shape": list(data.shape), "tokens": fingerprint({"tokens": data, **masks})}
+
+
+def headscope_version() -> str:
+    """The version that is installed."""
+    try:
+        return version("headscope")
+    except PackageNotFoundError:
+        return "(not installed)"

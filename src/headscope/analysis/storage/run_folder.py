@@ -1,0 +1,386 @@
+"""Runs that outlive their process: an accumulator's state on disk, and the way back to it.
+
+A `LongRun` is a folder that holds one run of one analysis:
+
+- `manifest.json`: what is run on what. Nothing else is ever continued in this folder.
+- `<stage>.safetensors`: for each pass over the data, the accumulator's state after the last flush, how many blocks it
+  counts, and a chained hash of their tokens.
+- `<stage>-rows-000000.safetensors`, ...: results per position, one file for each flush, until the result is whole.
+- `result.safetensors`: the result.
+
+Every file is written beside its place, forced to the disk and renamed, and a state is written after the rows it
+counts: a process may die at any moment, and what it leaves is the run as it was at a flush. To resume, the data is
+gone through again from its start; what was counted is hashed and compared instead of measured.
+
+The analysis brings an `Accumulator`; `accumulate` drives it, with a folder or without.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from headscope.analysis.core.batches import Block
+from headscope.analysis.core.result import Result
+from headscope.analysis.storage.manifest import START_ANEW, compare_manifests, fingerprint, make_manifest, read_manifest
+from headscope.errors import CheckpointError, InvalidInputError, StorageError
+from headscope.model.checkpoints.files import TensorFiles, read_metadata, write_bytes, write_tensors
+from headscope.model.transformer import HookedTransformer
+
+__all__ = ["Accumulator", "LongRun", "Stage", "accumulate", "join_rows"]
+
+
+@runtime_checkable
+class Accumulator(Protocol):
+    """What an analysis over a stream of blocks is made of."""
+
+    def update(self, block: Block) -> None:
+        """Measure a block and add it in."""
+
+    def state(self) -> dict[str, Any]:
+        """All that was accumulated, flat: tensors, and numbers and strings that JSON keeps.
+
+        A tensor handed out is not changed by a later `update`.
+        """
+
+    def take_rows(self) -> dict[str, Tensor]:
+        """Hand over results per position, `[..., batch, pos]` each, and forget them; empty where there are none."""
+
+
+A = TypeVar("A", bound=Accumulator)
+R = TypeVar("R", bound=Result)
+
+
+def accumulate(
+    blocks: Iterable[Block],
+    begin: Callable[[dict[str, Any] | None], A],
+    *,
+    stage: "Stage | None" = None,
+    flush_every: int = 20,
+) -> A:
+    """Go through blocks with an accumulator, keeping its state on disk where there is a `stage`.
+
+    Args:
+        blocks: The data, from its start. Untouched if the stage is finished.
+        begin: Makes the accumulator: a fresh one of `None`, or one that goes on from a `state()`.
+        stage: Where the state is kept; its rows are then found there too, not in the accumulator.
+        flush_every: How many blocks are measured between two writes.
+
+    Raises:
+        InvalidInputError: if the data is not that of the run that is resumed.
+        StorageError: if the state cannot be written. The one before stands.
+    """
+    if stage is None:
+        accumulator = begin(None)
+        for block in blocks:
+            accumulator.update(block)
+        return accumulator
+    accumulator = begin(stage.state)
+    if stage.done.finished:
+        return accumulator
+    trail, n_done = _Trail(), stage.done.n_blocks
+    held: _Held | None = None
+    try:
+        for block in blocks:
+            trail.add(block)
+            stage.check(trail)
+            if trail.n_blocks <= n_done:
+                continue
+            accumulator.update(block)
+            rows = accumulator.take_rows()
+            # In one assignment, so that an interrupt finds all of a block or nothing of it.
+            held = _Held(trail.noted(), accumulator.state(), (*(held.rows if held else ()), *([rows] if rows else [])))
+            if trail.n_blocks - stage.done.n_blocks >= flush_every:
+                stage.flush(held)
+                held = None
+    except KeyboardInterrupt:
+        if held is not None:
+            stage.flush(held)
+        raise
+    stage.check_end(trail)
+    stage.flush(_Held(trail.noted(finished=True), accumulator.state(), held.rows if held else ()))
+    return accumulator
+
+
+@dataclass(frozen=True)
+class _Done:
+    """How far a pass over the data has come.
+
+    Attributes:
+        marks: The hash of all tokens after some numbers of blocks: the powers of two, and the last.
+    """
+
+    n_blocks: int = 0
+    n_tokens: int = 0
+    n_shards: int = 0
+    marks: Mapping[int, str] = field(default_factory=dict)
+    finished: bool = False
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What a flush writes."""
+
+    done: _Done
+    state: dict[str, Any]
+    rows: tuple[Mapping[str, Tensor], ...]
+
+
+class _Trail:
+    """A hash that chains the blocks gone through."""
+
+    def __init__(self) -> None:
+        self.n_blocks = self.n_tokens = 0
+        self.digest = ""
+        self._marks: dict[int, str] = {}
+
+    def add(self, block: Block) -> None:
+        tensors = {"tokens": block.tokens, "counted": block.counted}
+        if block.attention_mask is not None:
+            tensors["attention_mask"] = block.attention_mask
+        self.digest = fingerprint(tensors, self.digest)
+        self.n_blocks += 1
+        self.n_tokens += block.tokens.numel()
+        if self.n_blocks & (self.n_blocks - 1) == 0:
+            self._marks[self.n_blocks] = self.digest
+
+    def noted(self, *, finished: bool = False) -> _Done:
+        marks = {**self._marks, **({self.n_blocks: self.digest} if self.n_blocks else {})}
+        return _Done(self.n_blocks, self.n_tokens, 0, marks, finished)
+
+
+class Stage:
+    """One pass over the data, as it is on disk.
+
+    Args:
+        folder: The run's folder.
+        name: Of the pass; its files begin with it.
+        after: An earlier pass over the same data.
+
+    Attributes:
+        done: How far it has come.
+        state: The accumulator's state at that point; `None` if nothing was flushed yet.
+
+    Raises:
+        CheckpointError: if the state on disk is damaged.
+    """
+
+    def __init__(self, folder: Path, name: str, *, after: "Stage | None" = None) -> None:
+        self.folder = folder
+        self.name = name
+        self.path = folder / f"{name}.safetensors"
+        self.done = _Done()
+        self.state: dict[str, Any] | None = None
+        if self.path.exists():
+            self.done, self.state = _read_state(self.path)
+        self._length = after.done.n_blocks if after is not None else None
+        self._expected = {**(after.done.marks if after is not None else {}), **self.done.marks}
+
+    def check(self, trail: _Trail) -> None:
+        """Refuse data that is not what an earlier pass, or process, went through."""
+        if self._expected.get(trail.n_blocks, trail.digest) != trail.digest:
+            raise InvalidInputError(
+                f"the data is not that of the run in {str(self.folder)!r}: the first {trail.n_blocks} blocks hash to "
+                f"{trail.digest[:12]} now and to {self._expected[trail.n_blocks][:12]} there. Give the same data in "
+                "the same order and batches (no shuffling), or another folder."
+            )
+
+    def check_end(self, trail: _Trail) -> None:
+        """Refuse data that is shorter than what was gone through before, or not as long as in an earlier pass."""
+        wanted = self.done.n_blocks if self._length is None else self._length
+        if trail.n_blocks < wanted or (self._length is not None and trail.n_blocks != wanted):
+            raise InvalidInputError(
+                f"the data is not that of the run in {str(self.folder)!r}: it ends after {trail.n_blocks} blocks, and "
+                f"{wanted} were gone through there. Give the same data, or another folder."
+            )
+
+    def flush(self, held: _Held) -> None:
+        """Write rows, then the state that counts them."""
+        number = self.done.n_shards
+        if (held.done.n_blocks, held.done.finished) == (self.done.n_blocks, self.done.finished):
+            return
+        if held.rows:
+            _write(self._shard(number), join_rows(held.rows), {"kind": "rows", "stage": self.name})
+            number += 1
+        done = _Done(held.done.n_blocks, held.done.n_tokens, number, held.done.marks, held.done.finished)
+        tensors = {name: value for name, value in held.state.items() if isinstance(value, Tensor)}
+        numbers = {name: value for name, value in held.state.items() if not isinstance(value, Tensor)}
+        header = json.dumps({"done": asdict(done), "numbers": numbers})
+        _write(self.path, tensors, {"kind": "state", "header": header, "checksum": fingerprint(tensors, header)})
+        self.done = done
+
+    def rows(self) -> dict[str, Tensor]:
+        """Results per position of all flushes, joined in memory; empty if there are none.
+
+        Raises:
+            CheckpointError: if a file of them is damaged or gone.
+        """
+        shards = [self._shard(number) for number in range(self.done.n_shards)]
+        try:
+            return join_rows([TensorFiles([shard]) for shard in shards])
+        except CheckpointError as error:
+            raise CheckpointError(f"{error} {START_ANEW}") from None
+
+    def _shard(self, number: int) -> Path:
+        return self.folder / f"{self.name}-rows-{number:06d}.safetensors"
+
+
+class LongRun:
+    """A folder that one run is kept in.
+
+    Args:
+        folder: The folder; made if need be.
+        analysis: Which analysis it is.
+        model: The model.
+        data: What it runs on; see `iterate_blocks`.
+        attention_mask: As there.
+        description: What the data is, in words.
+        options: The options that the result depends on.
+        resume: Go on with the run in the folder, if there is one.
+        reference: Other data that it depends on.
+
+    Raises:
+        InvalidInputError: if the folder holds a run and `resume` is false, holds another run, or holds other files.
+        CheckpointError: if its manifest is damaged.
+        StorageError: if it cannot be written.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        analysis: str,
+        *,
+        model: HookedTransformer,
+        data: Any,
+        attention_mask: Tensor | None,
+        description: str,
+        options: Mapping[str, Any],
+        resume: bool,
+        reference: Any = None,
+    ) -> None:
+        self.folder = Path(folder)
+        path = self.folder / "manifest.json"
+        self._check_folder(path, resume)
+        manifest = make_manifest(
+            analysis,
+            model=model,
+            data=data,
+            reference=reference,
+            attention_mask=attention_mask,
+            description=description,
+            options=options,
+        )
+        if resume and path.exists():
+            compare_manifests(self.folder, read_manifest(path), manifest)
+            return
+        try:
+            write_bytes(path, json.dumps(manifest, indent=2).encode())
+        except OSError as error:
+            raise _not_written(path, error) from error
+
+    def stage(self, name: str, *, after: Stage | None = None) -> Stage:
+        """One pass over the data."""
+        return Stage(self.folder, name, after=after)
+
+    def result(self, kind: type[R]) -> R | None:
+        """The result of a finished run; `None` if it is not finished."""
+        path = self.folder / "result.safetensors"
+        if not path.exists():
+            return None
+        try:
+            result = kind.load(path)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error} Delete that file, and resume=True makes it again from the rest.") from None
+        self._remove_rows()
+        return result
+
+    def keep(self, result: Result) -> None:
+        """Write the result, and remove the rows it was put together from."""
+        path = self.folder / "result.safetensors"
+        try:
+            result.save(path)
+        except OSError as error:
+            raise _not_written(path, error) from error
+        self._remove_rows()
+
+    def _remove_rows(self) -> None:
+        for shard in self.folder.glob("*-rows-*.safetensors*"):
+            shard.unlink(missing_ok=True)
+
+    def _check_folder(self, manifest: Path, resume: bool) -> None:
+        folder = self.folder
+        if folder.exists() and not folder.is_dir():
+            raise InvalidInputError(f"{str(folder)!r} is a file; a run is kept in a folder.")
+        names = sorted(entry.name for entry in folder.iterdir()) if folder.exists() else []
+        names = [name for name in names if not name.endswith(".partial")]
+        if names and not manifest.exists():
+            raise InvalidInputError(
+                f"{str(folder)!r} is no run's folder: it has no manifest.json, and holds {names[0]!r}. "
+                "Give an empty folder, or one that does not exist yet."
+            )
+        # A manifest alone is a run that had not come to its first flush: nothing is lost by starting again.
+        if not resume and any(name != manifest.name for name in names):
+            raise InvalidInputError(
+                f"{str(folder)!r} holds a run already. Go on with it by resume=True (--resume), or give another folder."
+            )
+
+
+def join_rows(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Results per position one after another: tensors `[..., batch, pos]`, shorter ones filled up with NaN.
+
+    Whole numbers, such as tokens, are filled up with -1.
+
+    Example:
+        >>> join_rows([{"a": torch.zeros(1, 2)}, {"a": torch.ones(2, 3)}])["a"]
+        tensor([[0., 0., nan],
+                [1., 1., 1.],
+                [1., 1., 1.]])
+    """
+    if len(parts) < 2:
+        return {name: tensor for part in parts for name, tensor in part.items()}
+    joined = {}
+    for name in parts[0]:
+        tensors = [part[name] for part in parts]
+        longest = max(tensor.shape[-1] for tensor in tensors)
+        n_rows = sum(tensor.shape[-2] for tensor in tensors)
+        fill = torch.nan if tensors[0].is_floating_point() else -1
+        joined[name] = tensors[0].new_full((*tensors[0].shape[:-2], n_rows, longest), fill)
+        at = 0
+        for tensor in tensors:
+            joined[name][..., at : at + tensor.shape[-2], : tensor.shape[-1]] = tensor
+            at += tensor.shape[-2]
+    return joined
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    try:
+        write_tensors(path, tensors, metadata)
+    except OSError as error:
+        raise _not_written(path, error) from error
+
+
+def _not_written(path: Path, error: OSError) -> StorageError:
+    return StorageError(
+        f"{path} could not be written: {error.strerror or error}. What was there before stands: make room, or mend "
+        "what is in the way, and go on with resume=True (--resume)."
+    )
+
+
+def _read_state(path: Path) -> tuple[_Done, dict[str, Any]]:
+    try:
+        metadata = read_metadata(path)
+        tensors = {name: tensor.clone() for name, tensor in TensorFiles([path]).items()}
+        if metadata["checksum"] != fingerprint(tensors, metadata["header"]):
+            raise CheckpointError(f"{path} is damaged: its content does not match its checksum.")
+        header = json.loads(metadata["header"])
+        done = header["done"]
+        done["marks"] = {int(number): mark for number, mark in done["marks"].items()}
+        return _Done(**done), {**header["numbers"], **tensors}
+    except CheckpointError as error:
+        raise CheckpointError(f"{error} {START_ANEW}") from None
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} holds no state of a run: {error!r}. {START_ANEW}") from None

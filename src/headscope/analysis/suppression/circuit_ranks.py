@@ -1,0 +1,282 @@
+"""Whether a head's weights alone suppress (or copy) the tokens it reads, and look for the tokens that are predicted.
+
+After McDougall et al. 2023 (arXiv 2310.04625). Two matrices [d_vocab, d_vocab] say what a head does with tokens:
+
+- OV, `W_EE W_V W_O W_U`: row t holds the logits a head adds where it attends to token t. A head that suppresses copying
+  puts the token's own logit near the bottom of its row.
+- QK, `W_U^T W_Q W_K^T W_EE^T`: row t holds the scores that a stream which predicts token t gives each token as a key. A
+  head that suppresses copying looks for the predicted token: the token's own score is near the top of its row.
+
+Both have rank d_head, and only the rank of each diagonal entry in its row is kept: they are made and reduced in tiles.
+"""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm import tqdm
+
+from headscope.analysis.core.head_lists import (
+    chosen_heads,
+    heads_tensor,
+    one_vocabulary,
+)
+from headscope.analysis.core.result import RunInfo
+from headscope.analysis.recording.embedding import TokenDirections, effective_embedding, token_embedding
+from headscope.analysis.recording.post_norms import output_weight
+from headscope.analysis.suppression.circuit_ranks_result import CircuitRanks
+from headscope.errors import InvalidInputError, NotFiniteError
+from headscope.model.activations.readout import Readout
+from headscope.model.transformer import HookedTransformer
+from headscope.ops.parallel import RowBlocks
+
+__all__ = [
+    "RanksCost",
+    "circuit_ranks_cost",
+    "own_token_excess",
+    "weights_circuit_ranks",
+]
+
+_ROWS = 512
+_VOCAB_TILE = 1024
+
+
+@dataclass(frozen=True)
+class RanksCost:
+    """What ranking will take.
+
+    Attributes:
+        operations: Additions and multiplications.
+        seconds: Estimated from a few tiles timed on this machine.
+    """
+
+    operations: int
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"{self.operations:.2g} operations, about {self.seconds:,.2g} s"
+
+
+@torch.no_grad()
+def weights_circuit_ranks(
+    model: HookedTransformer,
+    heads: Iterable[object] | None = None,
+    *,
+    k: int = 10,
+    tokens: Int[Tensor, " token"] | None = None,
+    attention: Literal["none", "self"] = "none",
+    only_mlp: bool = False,
+    qk_biases: bool = False,
+    progress: bool = True,
+) -> CircuitRanks:
+    """Rank each token's own entry in its rows of heads' OV and QK circuits.
+
+    Tokens are embedded by `effective_embedding` (by `W_E` itself for heads of the first layer, which read nothing else)
+    and normalized as the head's layer does. Constants that belong to no token (the biases of norm and values) are left
+    out of OV. A query is the direction of the stream that predicts a token (`TokenDirections`), normalized likewise.
+
+    Of a norm behind attention only the weight takes part: its scale is one for all sources of a destination. Scores are
+    those of content at no distance: rotary positions and ALiBi are left out, and so are norms of queries and keys, with
+    which the order of keys is approximate.
+
+    Cost: about `4 * n_tokens * d_vocab * d_head` operations for each head: for GPT-2 small ten seconds of one core, or
+    half an hour for all 144 heads, shared among the cores there are. `circuit_ranks_cost` tells it in advance. Memory:
+    tiles, and a few matrices of the size of the embedding.
+
+    Args:
+        model: The model.
+        heads: `(layer, head)` or `"layer.head"` each; default all.
+        k: How many count as the bottom and the top.
+        tokens: Rank these tokens only, still among all; default all.
+        attention: See `effective_embedding`.
+        only_mlp: See `effective_embedding`.
+        qk_biases: Let queries and keys have their biases.
+        progress: Show a progress bar.
+
+    Raises:
+        InvalidInputError: for a head that does not exist, an option or a token out of range, or a model that does not
+            read and write the same vocabulary.
+        NotFiniteError: if weights are not finite.
+
+    Example:
+        >>> from headscope import HookedTransformer
+        >>> model = HookedTransformer.from_pretrained("headscope-demo")
+        >>> ranks = weights_circuit_ranks(model, ["4.0", (4, 1)], tokens=torch.arange(100), progress=False)
+        >>> ranks.labels, ranks.ov.shape
+        (('4.0', '4.1'), torch.Size([2, 100]))
+    """
+    chosen = chosen_heads(model, heads)
+    d_vocab = one_vocabulary(model)
+    tokens = _checked_tokens(tokens, d_vocab).to(model.W_U.device)
+    if not 1 <= k <= d_vocab:
+        raise InvalidInputError(f"k must be between 1 and d_vocab = {d_vocab}; got {k}.")
+    kind = torch.promote_types(model.W_U.dtype, torch.float32)
+    readout = Readout.of(model)
+    predicted = TokenDirections(readout, kind).of(tokens)
+    first = token_embedding(model).to(kind)
+    later = effective_embedding(model, attention=attention, only_mlp=only_mlp).to(kind)
+    ov, qk = (torch.empty(len(chosen), len(tokens), dtype=torch.int32) for _ in range(2))
+    bar = tqdm(chosen, desc="circuit ranks", unit="head", disable=not progress, leave=False)
+    layer: _LayerCircuits | None = None
+    for row, head in enumerate(bar):
+        if layer is None or layer.layer != head.layer:
+            layer = _LayerCircuits(model, head.layer, first if head.layer == 0 else later, predicted, qk_biases)
+        assert head.head is not None
+        ov_excess = own_token_excess(layer.values(head.head)[tokens], layer.logits(head.head, readout), tokens)
+        qk_excess = own_token_excess(layer.queries(head.head), layer.keys(head.head).T, tokens)
+        ov[row] = (d_vocab - 1 - ov_excess) // 2
+        qk[row] = (d_vocab - 1 + qk_excess) // 2
+    info = RunInfo(
+        model=model.cfg.model_name,
+        processing=model.weight_processing,
+        data="weights",
+        n_sequences=0,
+        n_positions=len(tokens),
+        options={"k": k, "attention": attention, "only_mlp": only_mlp, "qk_biases": qk_biases},
+    )
+    return CircuitRanks(info, heads_tensor(chosen), tokens.cpu(), ov, qk, k, d_vocab)
+
+
+class _LayerCircuits:
+    """The factors of one layer's heads; what they read, normalized as the layer does, is made once for all."""
+
+    def __init__(
+        self,
+        model: HookedTransformer,
+        layer: int,
+        embedding: Float[Tensor, "d_vocab d_model"],
+        predicted: Float[Tensor, "token d_model"],
+        qk_biases: bool,
+    ) -> None:
+        block: Any = model.blocks[layer]
+        self.layer, self.cfg, self.attn, self.kind = layer, model.cfg, block.attn, embedding.dtype
+        self.qk_biases = qk_biases
+        self.written = output_weight(model, layer)
+        norm: dict[str, Tensor] = dict(block.ln1.named_parameters(recurse=False))
+        self.norm = {name: value.detach().to(self.kind) for name, value in norm.items()}
+        self.read, self.asked = self._normalized(embedding), self._normalized(predicted)
+
+    def _normalized(self, x: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
+        """As the layer's norm does, its bias left out."""
+        if not self.cfg.has_pre_norms:
+            return x
+        x = x - x.mean(-1, keepdim=True) if self.cfg.centred_norm else x
+        x = x / (x.square().mean(-1, keepdim=True) + self.cfg.eps).sqrt()
+        return x * self.norm["w"] if "w" in self.norm else x
+
+    def _weight(self, name: str, head: int) -> Tensor:
+        return getattr(self.attn, name)[head].detach().to(self.kind)
+
+    def _projected(self, read: Tensor, name: str, head: int) -> Float[Tensor, "token d_head"]:
+        projected = read @ self._weight(f"W_{name}", head)
+        if not self.qk_biases:
+            return projected
+        bias = self._weight(f"b_{name}", head)
+        return projected + (bias + self.norm["b"] @ self._weight(f"W_{name}", head) if "b" in self.norm else bias)
+
+    def values(self, head: int) -> Float[Tensor, "d_vocab d_head"]:
+        """Of each token."""
+        return self.read @ self._weight("W_V", head)
+
+    def logits(self, head: int, readout: Readout) -> Float[Tensor, "d_head d_vocab"]:
+        """What turns values into what they add to the logits, but for the final norm's scale."""
+        return readout.direction(self.written[head].to(self.kind)) @ readout.W_U.detach().to(self.kind)
+
+    def queries(self, head: int) -> Float[Tensor, "token d_head"]:
+        """Of a stream that predicts each token."""
+        return self._projected(self.asked, "Q", head)
+
+    def keys(self, head: int) -> Float[Tensor, "d_vocab d_head"]:
+        """Of each token."""
+        return self._projected(self.read, "K", head)
+
+
+def own_token_excess(
+    left: Float[Tensor, "row inner"], right: Float[Tensor, "inner d_vocab"], tokens: Int[Tensor, " row"]
+) -> Int[Tensor, " row"]:
+    """In each row of `left @ right`: how many entries are above that of the row's token, less how many are below.
+
+    With e this number, `(d_vocab - 1 + e) / 2` is the token's rank from the top, and `(d_vocab - 1 - e) / 2` that from
+    the bottom, ties counting half. The product is made in tiles, several rows of tiles at once.
+
+    Raises:
+        NotFiniteError: if a factor is not finite.
+    """
+    if not bool(left.isfinite().all() and right.isfinite().all()):
+        raise NotFiniteError("a head's circuit holds NaN or infinite values. Check the model's weights.")
+    d_vocab = right.shape[1]
+    own = (left * right.T[tokens]).sum(-1, keepdim=True)
+    excess = torch.zeros(len(left), dtype=torch.int64, device=left.device)
+
+    def make_space() -> Tensor:
+        return left.new_empty(_ROWS * min(_VOCAB_TILE, d_vocab))
+
+    def count(rows: slice, space: Tensor) -> None:
+        n = rows.stop - rows.start
+        for start in range(0, d_vocab, _VOCAB_TILE):
+            width = min(_VOCAB_TILE, d_vocab - start)
+            tile = space[: n * width].view(n, width)
+            torch.mm(left[rows], right[:, start : start + width], out=tile)
+            tile.sub_(own[rows])
+            places = tokens[rows] - start
+            here = ((places >= 0) & (places < width)).nonzero()[:, 0]
+            # Made apart, the own entry may differ in its last bits from what it is compared with.
+            tile[here, places[here]] = 0.0
+            excess[rows] += tile.sign_().sum(-1).long()
+
+    with RowBlocks(len(left), _ROWS, make_space, left.device) as blocks:
+        blocks.run(count)
+    return excess.cpu()
+
+
+def circuit_ranks_cost(
+    model: HookedTransformer, heads: Iterable[object] | None = None, *, n_tokens: int | None = None
+) -> RanksCost:
+    """What `weights_circuit_ranks` will take: operations, and seconds by timing a few tiles (some milliseconds).
+
+    Args:
+        model: The model.
+        heads: As there.
+        n_tokens: How many tokens are ranked; default all.
+
+    Raises:
+        InvalidInputError: for a head that does not exist.
+
+    Example:
+        >>> from headscope import HookedTransformer
+        >>> model = HookedTransformer.from_pretrained("headscope-demo")
+        >>> cost = circuit_ranks_cost(model, ["4.0"])
+        >>> cost.operations == 4 * 32 * model.cfg.d_vocab * (model.cfg.d_vocab + 2 * 128)
+        True
+    """
+    n_heads, cfg = len(chosen_heads(model, heads)), model.cfg
+    n_tokens = cfg.d_vocab if n_tokens is None else n_tokens
+    # Two circuits of n_tokens * d_vocab entries; values, keys, queries and the unembedded W_O.
+    in_tiles = n_heads * 4 * cfg.d_head * n_tokens * cfg.d_vocab
+    making = n_heads * 2 * cfg.d_head * cfg.d_model * (3 * cfg.d_vocab + n_tokens)
+    rows, columns = min(n_tokens, 4 * _ROWS), min(cfg.d_vocab, 4 * _VOCAB_TILE)
+    kind = torch.promote_types(model.W_U.dtype, torch.float32)
+    left = torch.ones(rows, cfg.d_head, dtype=kind, device=model.W_U.device)
+    right = torch.ones(cfg.d_head, columns, dtype=kind, device=model.W_U.device)
+    tokens, times = torch.zeros(rows, dtype=torch.long, device=model.W_U.device), []
+    for _ in range(2):
+        start = time.perf_counter()
+        own_token_excess(left, right, tokens)
+        times.append(time.perf_counter() - start)
+    rate = 2 * cfg.d_head * rows * columns / min(times)
+    return RanksCost(in_tiles + making, (in_tiles + making) / rate)
+
+
+def _checked_tokens(tokens: Tensor | None, d_vocab: int) -> Int[Tensor, " token"]:
+    if tokens is None:
+        return torch.arange(d_vocab)
+    if not tokens.numel() or int(tokens.min()) < 0 or int(tokens.max()) >= d_vocab:
+        raise InvalidInputError(
+            f"tokens must be one or more ids between 0 and d_vocab - 1 = {d_vocab - 1}; got "
+            f"{len(tokens)} of them" + (f", {int(tokens.min())} to {int(tokens.max())}." if tokens.numel() else ".")
+        )
+    return tokens.long()

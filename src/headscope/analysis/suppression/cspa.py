@@ -1,0 +1,266 @@
+"""How much of what a head does is copy suppression: looking for tokens that are predicted, and holding them back.
+
+After McDougall et al. 2023 (arXiv 2310.04625). Copy-suppression-preserving ablation (CSPA) leaves a head nothing but
+that. For a destination q let `A[q, k]` be the head's pattern, `v_k` its values and m the mean of its output `z W_O`
+over the data. As each row of the pattern sums to one, its output is exactly
+
+    out[q] = m + sum_k c[q, k],        c[q, k] = A[q, k] (v_k W_O - m).
+
+CSPA keeps of it, for the few sources k whose tokens are most predicted at q by what enters the layer, and with the unit
+vector u_k that raises the logit of the token at k, what is written against that token:
+
+    cspa[q] = m + sum_kept A[q, k] min(0, (v_k W_O - m) . u_k) u_k.
+
+The pattern is never negative, so the sign is the source's alone: this is one product [pos, pos] by [pos, d_model].
+Where a norm comes behind attention (Gemma 2, OLMo 2), `W_O` is that through the norm, and the scale it has at q in the
+real run divides all of `out[q]`; its positive sign leaves what is kept as it is. Ablating the head to its mean keeps
+nothing. The share explained is `1 - KL(clean || CSPA) / KL(clean || mean)`.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from headscope.analysis.core.batches import Block, check_repeatable, nothing_predicted
+from headscope.analysis.core.head_lists import chosen_heads, heads_tensor, one_vocabulary
+from headscope.analysis.core.result import RunInfo
+from headscope.analysis.recording.component_means import ComponentMeans, MeansAccumulator
+from headscope.analysis.recording.record import CleanRuns
+from headscope.analysis.storage.manifest import fingerprint
+from headscope.analysis.storage.passes import Passes
+from headscope.analysis.storage.run_folder import join_rows
+from headscope.analysis.suppression.cspa_block import SuppressionBlock, SuppressionOptions
+from headscope.analysis.suppression.cspa_result import CopySuppression
+from headscope.errors import InvalidInputError
+from headscope.model.transformer import HookedTransformer
+
+__all__ = ["SuppressionAccumulator", "SuppressionOptions", "copy_suppression_preserving_ablation"]
+
+
+@torch.no_grad()
+def copy_suppression_preserving_ablation(
+    model: HookedTransformer,
+    data: Any,
+    heads: Iterable[object] | None = None,
+    *,
+    top: float = 0.05,
+    effect: Literal["direct", "patched"] = "direct",
+    related: Mapping[int, Sequence[int]] | Int[Tensor, "d_vocab n"] | None = None,
+    attention_mask: Tensor | None = None,
+    include_bos: bool = False,
+    describe: str | None = None,
+    progress: bool = True,
+    out: str | Path | None = None,
+    resume: bool = False,
+    flush_every: int = 1,
+) -> CopySuppression:
+    """How much of heads' effect on the predictions is copy suppression; see the top of this module for what is kept.
+
+    Cost: two forward passes, one more of each layer that has such heads, and for each head `4 * d_model * d_vocab`
+    operations per position; with `effect="patched"` also twice the layers from the head's on. Memory: some blocks of
+    2048 tokens at a time, for one layer's heads.
+
+    Args:
+        model: The model; hooks on it stay in force.
+        data: Tokens `[batch, pos]`, or an iterable of such batches (or of mappings with `tokens` and
+            `attention_mask`). It is gone through twice.
+        heads: `(layer, head)` or `"layer.head"` each; default all.
+        top: Share of the sources in sight (rounded up) that are kept at each destination: those whose tokens the
+            logit lens of the stream that enters the layer predicts most. Of several with one token, the first.
+        effect: `"direct"`: the head's output changes in the final state only, whose norm keeps its scale;
+            `"patched"`: where it is written (behind the norm behind attention, if there is one, which keeps its scale),
+            and all that follows is computed anew.
+        related: For each token, tokens whose unembeddings are kept as well: a mapping, or ids `[d_vocab, n]` (-1 for
+            none). What a source writes is projected on an orthonormal basis, its own token first, then each related
+            one less what the ones before span; each coefficient is kept where it is negative.
+        attention_mask: 1 for real tokens, for a tensor of tokens; default: found from the padding token.
+        include_bos: Let BOS positions be destinations and sources, and count in the means.
+        describe: What the data is, for titles.
+        progress: Show a progress bar.
+        out: A folder to keep the run in, so that it can be stopped at any moment; see `measure_entropy`.
+        resume: Go on with the run that `out` holds.
+        flush_every: How many blocks are measured between two writes.
+
+    Raises:
+        InvalidInputError: for a head that does not exist, an option out of range, tokens that do not fit the model, an
+            iterator, no position that counts, an `out` that holds another run; or where the head's output is not its
+            pattern times its values.
+        NotFiniteError: if the model's states are not finite.
+        StorageError: if `out` cannot be written. What was written before stands.
+        CheckpointError: if what `out` holds is damaged.
+
+    Example:
+        >>> from headscope import HookedTransformer
+        >>> model = HookedTransformer.from_pretrained("headscope-demo")
+        >>> tokens = model.to_tokens("Mary and John went to the park. John gave a ball to Mary.")
+        >>> found = copy_suppression_preserving_ablation(model, tokens, ["4.0"], progress=False)
+        >>> found.kl_mean.shape == (1, *tokens.shape), bool(found.share() <= 1)
+        (True, True)
+    """
+    _check_causal(model)
+    options = SuppressionOptions(chosen_heads(model, heads), top, effect, include_bos)
+    table = _related_table(related, one_vocabulary(model))
+    check_repeatable(data, "copy-suppression-preserving ablation")
+    passes = Passes(
+        "copy-suppression",
+        model,
+        data,
+        attention_mask=attention_mask,
+        include_bos=include_bos,
+        progress=progress,
+        describe=describe,
+        options={**asdict(options), "related": None if table is None else fingerprint({"related": table})},
+        out=out,
+        resume=resume,
+        flush_every=flush_every,
+    )
+    finished = passes.finished(CopySuppression)
+    if finished is not None:
+        return finished
+    first = CleanRuns(model, options.heads, room=0)
+    sums, before = passes.gather("means", lambda state: MeansAccumulator.from_state(state, first))
+    means = sums.result()
+    accumulator, stage = passes.gather(
+        "suppression",
+        lambda state: SuppressionAccumulator.from_state(
+            state, model, options, means, passes.described, related=table, progress=progress
+        ),
+        before,
+    )
+    return passes.keep(accumulator.result(None if stage is None else stage.rows()))
+
+
+class SuppressionAccumulator:
+    """CSPA and mean ablation of some heads over a stream of blocks.
+
+    Args:
+        model: The model.
+        options: What to measure.
+        means: The heads' means over the data.
+        data: What the data is, for titles.
+        related: Tokens related to each, -1 for none.
+        progress: Show a progress bar of each block's heads.
+    """
+
+    def __init__(
+        self,
+        model: HookedTransformer,
+        options: SuppressionOptions,
+        means: ComponentMeans,
+        data: str,
+        *,
+        related: Int[Tensor, "d_vocab n"] | None = None,
+        progress: bool = False,
+    ) -> None:
+        self.model, self.options, self.means, self.data = model, options, means, data
+        self.related, self.progress = related, progress
+        self.n_positions = 0
+        # [number, batch, pos]: the clean loss, then of each head loss and KL of CSPA, and of the mean ablation.
+        self._kept: list[dict[str, Float[Tensor, "number batch pos"]]] = []
+
+    def update(self, block: Block) -> None:
+        """Measure a block and add it in."""
+        measured = SuppressionBlock(self.model, block, self.options, self.means, self.related)
+        self._kept.append({"numbers": measured.measure(self.progress)})
+        self.n_positions += int(measured.where.sum())
+
+    def merge(self, other: Self) -> None:
+        """Add what another accumulator of the same run has seen, as if it came after."""
+        self.n_positions += other.n_positions
+        self._kept += other._kept
+
+    def state(self) -> dict[str, Any]:
+        """All that was accumulated and not taken, flat."""
+        return {"n_positions": self.n_positions, **join_rows(self._kept)}
+
+    def take_rows(self) -> dict[str, Tensor]:
+        """Hand over the numbers per position since the last time, and forget them."""
+        rows, self._kept = join_rows(self._kept), []
+        return rows
+
+    @classmethod
+    def from_state(
+        cls,
+        state: dict[str, Any],
+        model: HookedTransformer,
+        options: SuppressionOptions,
+        means: ComponentMeans,
+        data: str,
+        *,
+        related: Int[Tensor, "d_vocab n"] | None = None,
+        progress: bool = False,
+    ) -> Self:
+        """Go on from a `state()`; from an empty one, start."""
+        accumulator = cls(model, options, means, data, related=related, progress=progress)
+        accumulator.n_positions = state.get("n_positions", 0)
+        accumulator._kept = [{"numbers": state["numbers"]}] if "numbers" in state else []
+        return accumulator
+
+    def result(self, rows: dict[str, Tensor] | None = None) -> CopySuppression:
+        """What was measured so far.
+
+        Args:
+            rows: What `take_rows` gave out before, joined.
+
+        Raises:
+            InvalidInputError: if no position counted.
+        """
+        if not self.n_positions:
+            raise nothing_predicted()
+        numbers = join_rows([rows, *self._kept] if rows else self._kept)["numbers"]
+        options = self.options
+        info = RunInfo(
+            model=self.model.cfg.model_name,
+            processing=self.model.weight_processing,
+            data=self.data,
+            n_sequences=numbers.shape[1],
+            n_positions=self.n_positions,
+            options={
+                "top": options.top,
+                "effect": options.effect,
+                "related": self.related is not None,
+                "include_bos": options.include_bos,
+            },
+        )
+        loss, by_head = numbers[0].clone(), numbers[1:].unflatten(0, (len(options.heads), 4))
+        return CopySuppression(info, heads_tensor(options.heads), loss, *by_head.transpose(0, 1).contiguous())
+
+
+def _related_table(
+    related: Mapping[int, Sequence[int]] | Tensor | None, d_vocab: int
+) -> Int[Tensor, "d_vocab n"] | None:
+    """Related tokens as a table, -1 where there are no more."""
+    if related is None:
+        return None
+    if isinstance(related, Tensor):
+        table = related.long()
+    else:
+        longest = max((len(tokens) for tokens in related.values()), default=0)
+        table = torch.full((d_vocab, longest), -1)
+        for token, others in related.items():
+            if not 0 <= token < d_vocab:
+                raise InvalidInputError(f"related names token {token}; ids are 0 to d_vocab - 1 = {d_vocab - 1}.")
+            table[token, : len(others)] = torch.tensor(list(others), dtype=torch.long)
+    if table.ndim != 2 or len(table) != d_vocab:
+        raise InvalidInputError(
+            f"related must have a row for each of d_vocab = {d_vocab} tokens; got shape {list(table.shape)}."
+        )
+    if table.numel() and (int(table.min()) < -1 or int(table.max()) >= d_vocab):
+        raise InvalidInputError(
+            f"related tokens must be ids from 0 to d_vocab - 1 = {d_vocab - 1}, or -1 for none; got "
+            f"{int(table.min())} to {int(table.max())}."
+        )
+    return table
+
+
+def _check_causal(model: HookedTransformer) -> None:
+    if model.cfg.attention_dir != "causal":
+        raise InvalidInputError(
+            f"{model.cfg.model_name!r} attends in both directions; copy suppression is measured in models that predict "
+            "what comes next."
+        )

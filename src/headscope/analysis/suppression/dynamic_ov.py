@@ -1,0 +1,206 @@
+"""What heads write against the tokens they attend to, as it happens on text.
+
+The OV circuit without its embedding: after McDougall et al. 2023 (arXiv 2310.04625), for each pair of a query and a
+source with enough attention, where does the source token's own logit stand in what the head writes for it?
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from headscope.analysis.core.batches import Block, describe_data, iterate_blocks
+from headscope.analysis.core.components import Component
+from headscope.analysis.core.head_lists import (
+    chosen_heads,
+    head_columns,
+    head_labels,
+    heads_tensor,
+    one_vocabulary,
+    rank_heads,
+)
+from headscope.analysis.core.result import Ranking, Result, RunInfo, check_option
+from headscope.analysis.recording.component_means import nothing_counts
+from headscope.analysis.recording.layer import LayerRead, entering, read_layer, sources
+from headscope.analysis.recording.post_norms import output_weight
+from headscope.analysis.suppression.circuit_ranks import own_token_excess
+from headscope.errors import InvalidInputError
+from headscope.model.activations.readout import Readout
+from headscope.model.transformer import HookedTransformer
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+__all__ = ["DynamicOV", "dynamic_ov"]
+
+
+@dataclass(frozen=True)
+class DynamicOV(Result):
+    """What heads write against the tokens they attend to, over pairs of a query and a source with enough attention.
+
+    Attributes:
+        heads: Layer and head of each row below.
+        n_pairs: How many pairs had more attention than the threshold.
+        negative: Share of them where the source token's own logit is lowered, against the mean over all tokens; NaN
+            without pairs, like the others.
+        bottom: Share where it is among the `k` lowest.
+        lowest: Share where it is the lowest of all.
+        k: How many count as the bottom.
+        threshold: Attention that a pair must exceed.
+        info: What was run on what; `n_positions` is the number of query positions.
+    """
+
+    kind: ClassVar[str] = "dynamic_ov"
+    heads: Int[Tensor, "head 2"]
+    n_pairs: Int[Tensor, " head"]
+    negative: Float[Tensor, " head"]
+    bottom: Float[Tensor, " head"]
+    lowest: Float[Tensor, " head"]
+    k: int
+    threshold: float
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """`10.7`, ... for each head."""
+        return head_labels(self.heads)
+
+    def top(self, k: int = 10, *, by: str = "bottom", largest: bool = True) -> Ranking:
+        """The `k` heads with the largest (or smallest) share, by `negative`, `bottom` or `lowest`.
+
+        Raises:
+            InvalidInputError: if there is no such share, or `k` is below 1.
+        """
+        check_option("by", by, ("negative", "bottom", "lowest"))
+        return rank_heads(self.heads, getattr(self, by), k, name=by, largest=largest)
+
+    def to_frame(self) -> "pd.DataFrame":
+        """One row per head: layer, head, label, n_pairs and the three shares."""
+        import pandas as pd
+
+        columns: dict[str, Any] = head_columns(self.heads)
+        columns |= {name: getattr(self, name).tolist() for name in ("n_pairs", "negative", "bottom", "lowest")}
+        return pd.DataFrame(columns)
+
+    def __str__(self) -> str:
+        lines = [
+            f"DynamicOV: {self.info}",
+            f"  {'head':<8}  {'pairs':>9}  {'lowered':>8}  {f'bottom {self.k}':>9}  {'lowest':>8}",
+        ]
+        for row in self.bottom.nan_to_num(nan=-1.0).argsort(descending=True, stable=True)[:5].tolist():
+            lines.append(
+                f"  {self.labels[row]:<8}  {int(self.n_pairs[row]):>9,}  {float(self.negative[row]):>8.1%}  "
+                f"{float(self.bottom[row]):>9.1%}  {float(self.lowest[row]):>8.1%}"
+            )
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+@torch.no_grad()
+def dynamic_ov(
+    model: HookedTransformer,
+    data: Any,
+    heads: Iterable[object] | None = None,
+    *,
+    threshold: float = 0.1,
+    k: int = 10,
+    attention_mask: Tensor | None = None,
+    include_bos: bool = False,
+    describe: str | None = None,
+    progress: bool = True,
+) -> DynamicOV:
+    """What heads write against the tokens they attend to, as it happens on text: the OV circuit without its embedding.
+
+    For each pair of a query and a source with more attention than `threshold`, where does the source token's own logit
+    stand in `v W_O W_U`, among all tokens? Only such sources are unembedded, in tiles. Scales of norms behind,
+    and a soft cap, change neither sign nor rank.
+
+    Cost: one forward pass, one more of each layer with such heads, and `2 * d_head * d_vocab` operations per source.
+
+    Args:
+        model: The model; hooks on it stay in force.
+        data: Tokens `[batch, pos]`, or an iterable of such batches.
+        heads: `(layer, head)` or `"layer.head"` each; default all.
+        threshold: Attention that a pair must exceed.
+        k: How many count as the bottom.
+        attention_mask: 1 for real tokens, for a tensor of tokens; default: found from the padding token.
+        include_bos: Let BOS positions be queries and sources.
+        describe: What the data is, for titles.
+        progress: Show a progress bar.
+
+    Raises:
+        InvalidInputError: for a head that does not exist, an option out of range, tokens that do not fit the model, or
+            no position that counts.
+        NotFiniteError: if the model's values are not finite.
+
+    Example:
+        >>> from headscope import HookedTransformer
+        >>> model = HookedTransformer.from_pretrained("headscope-demo")
+        >>> tokens = model.to_tokens("Mary and John went to the park. John gave a ball to Mary.")
+        >>> found = dynamic_ov(model, tokens, [(4, 0)], progress=False)
+        >>> int(found.n_pairs[0]) > 0, 0 <= float(found.lowest[0]) <= float(found.bottom[0]) <= 1
+        (True, True)
+    """
+    d_vocab = one_vocabulary(model)
+    chosen = chosen_heads(model, heads)
+    if not 0 <= threshold < 1:
+        raise InvalidInputError(f"threshold is attention, at least 0 and below 1; got {threshold}.")
+    if not 1 <= k <= d_vocab:
+        raise InvalidInputError(f"k must be between 1 and d_vocab = {d_vocab}; got {k}.")
+    counts = torch.zeros(len(chosen), 4, dtype=torch.long)
+    n_rows = n_positions = 0
+    blocks = iterate_blocks(
+        model,
+        data,
+        attention_mask=attention_mask,
+        include_bos=include_bos,
+        progress=progress,
+        description="dynamic OV",
+    )
+    for block in blocks:
+        n_rows += len(block.tokens)
+        n_positions += int(block.counted.sum())
+        for layer, resid in entering(model, block, {head.layer for head in chosen}).items():
+            read = read_layer(model, block, layer, resid, [head for head in chosen if head.layer == layer])
+            for row, head in enumerate(chosen):
+                if head.layer == layer:
+                    counts[row] += _own_logit_counts(model, block, read, head, threshold, k)
+    if not n_positions:
+        raise nothing_counts()
+    info = RunInfo(
+        model=model.cfg.model_name,
+        processing=model.weight_processing,
+        data=describe or describe_data(data),
+        n_sequences=n_rows,
+        n_positions=n_positions,
+        options={"threshold": threshold, "k": k, "include_bos": include_bos},
+    )
+    negative, bottom, lowest = (counts[:, 1:].double() / counts[:, :1]).float().T.contiguous()
+    return DynamicOV(info, heads_tensor(chosen), counts[:, 0].clone(), negative, bottom, lowest, k, threshold)
+
+
+def _own_logit_counts(
+    model: HookedTransformer, block: Block, read: LayerRead, head: Component, threshold: float, k: int
+) -> Int[Tensor, "4"]:
+    """Pairs with enough attention, and those whose source token's own logit is lowered, at the bottom, the lowest."""
+    assert head.head is not None
+    pairs = (((read.pattern[head.head] > threshold) & sources(model, block, head.layer)).sum(1)).cpu()
+    chosen = pairs > 0
+    if not bool(chosen.any()):
+        return torch.zeros(4, dtype=torch.long)
+    attended = chosen.to(block.tokens.device)
+    tokens, values, n_pairs = block.tokens[attended], read.values[head.head][attended], pairs[chosen]
+    readout = Readout.of(model)
+    W_U = readout.W_U.detach().to(values.dtype)
+    W_O = readout.direction(output_weight(model, head.layer)[head.head].to(values.dtype))
+    d_head, d_model = W_O.shape
+    n = len(values)
+    left, right = (values @ W_O, W_U) if n * d_model < d_head * (d_model + n) else (values, W_O @ W_U)
+    rank = (model.cfg.d_vocab - 1 - own_token_excess(left, right, tokens)) // 2
+    own = (left * (right.T[tokens] - right.mean(-1))).sum(-1).cpu()
+    found = [torch.ones_like(rank, dtype=torch.bool), own < 0, rank < k, rank == 0]
+    return torch.stack([(n_pairs * each).sum() for each in found])

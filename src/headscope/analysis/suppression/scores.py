@@ -1,0 +1,223 @@
+"""Two signs of copy suppression, for every head: what it writes against repetition, and against the indirect object.
+
+After McDougall et al. 2023 (arXiv 2310.04625), where the heads with the highest scores on one are those of the other:
+
+- *anti-induction*: on random tokens said twice, minus what the head adds to the logit of the token that repeats next;
+- *IOI*: minus what it adds to the logit of the indirect object above that of the subject, where the object comes next.
+
+Both are direct effects: the head's output through the unembedding, at the final norm's own scale.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from tqdm import tqdm
+
+from headscope.analysis.core.batches import Block, iterate_blocks
+from headscope.analysis.core.head_lists import one_vocabulary
+from headscope.analysis.core.result import Ranking, Result, RunInfo, check_option, component_label, rank_components
+from headscope.analysis.recording.embedding import direct_effects, token_directions
+from headscope.data.ioi import IOIDataset
+from headscope.data.random_tokens import repeated_random_tokens
+from headscope.errors import InvalidInputError
+from headscope.model.text.tokens import bos_token_id
+from headscope.model.transformer import HookedTransformer
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+__all__ = ["SuppressionScores", "suppression_scores"]
+
+_LONGEST = 50
+
+
+@dataclass(frozen=True)
+class SuppressionScores(Result):
+    """Both scores of every head, in logits. Positive: the head works against copying.
+
+    Attributes:
+        anti_induction: Minus the head's direct effect on the logit of the token that repeats next, less the mean over
+            all tokens; mean over positions.
+        ioi: Minus its direct effect on the logit difference between indirect object and subject; mean over prompts.
+            `None` without prompts.
+        info: What was run on what; `n_positions` is that of the repeated tokens.
+    """
+
+    kind: ClassVar[str] = "suppression_scores"
+    anti_induction: Float[Tensor, "layer head"]
+    ioi: Float[Tensor, "layer head"] | None
+
+    def top(self, k: int = 10, *, by: str = "anti_induction", largest: bool = True) -> Ranking:
+        """The `k` heads with the largest (or smallest) score, by `anti_induction` or `ioi`.
+
+        Raises:
+            InvalidInputError: if there is no such score, it was not measured, or `k` is below 1.
+        """
+        check_option("by", by, ("anti_induction", "ioi"))
+        values: Tensor | None = getattr(self, by)
+        if values is None:
+            raise InvalidInputError("IOI prompts were not measured: give prompts and answers, or a tokenizer.")
+        return rank_components(values, k, n_heads=values.shape[1], name=by, unit="logits", largest=largest)
+
+    def to_frame(self) -> "pd.DataFrame":
+        """One row per head: layer, head, label, anti_induction and, if measured, ioi."""
+        import pandas as pd
+
+        n_layers, n_heads = self.anti_induction.shape
+        heads = [(layer, head) for layer in range(n_layers) for head in range(n_heads)]
+        columns: dict[str, Any] = {
+            "layer": [layer for layer, _ in heads],
+            "head": [head for _, head in heads],
+            "label": [component_label(layer, head) for layer, head in heads],
+            "anti_induction": self.anti_induction.flatten().tolist(),
+        }
+        if self.ioi is not None:
+            columns["ioi"] = self.ioi.flatten().tolist()
+        return pd.DataFrame(columns)
+
+    def __str__(self) -> str:
+        lines = [f"SuppressionScores: {self.info}"]
+        for name in ("anti_induction", "ioi"):
+            if getattr(self, name) is not None:
+                best = ", ".join(f"{score.label} {score.value:+.3f}" for score in self.top(5, by=name))
+                lines.append(f"  {name}: {best}")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+@torch.no_grad()
+def suppression_scores(
+    model: HookedTransformer,
+    *,
+    n_sequences: int = 32,
+    length: int | None = None,
+    prompts: Int[Tensor, "prompt pos"] | None = None,
+    answers: Int[Tensor, "answer 2"] | None = None,
+    attention_mask: Tensor | None = None,
+    n_prompts: int = 200,
+    seed: int = 0,
+    progress: bool = True,
+) -> SuppressionScores:
+    """Score every head as working against induction, and against the indirect object.
+
+    Args:
+        model: The model; hooks on it stay in force.
+        n_sequences: Rows of random tokens said twice, `[BOS, r, r]`.
+        length: Length of `r`; default 50, or what fits in the context.
+        prompts: IOI prompts that end before the answer; default: those of `IOIDataset`, if the model has a tokenizer.
+        answers: For each prompt, the indirect object's token and the subject's.
+        attention_mask: For `prompts`: 1 for real tokens; default: found from the padding token.
+        n_prompts: How many prompts of `IOIDataset`, half of them with the names exchanged; 0 leaves IOI out.
+        seed: Of the random tokens and of those prompts.
+        progress: Show a progress bar.
+
+    Raises:
+        InvalidInputError: for a size that is not positive, `prompts` without `answers`, or tokens that do not fit.
+        NotFiniteError: if the model's final states are not finite.
+
+    Example:
+        >>> from headscope import HookedTransformer
+        >>> model = HookedTransformer.from_pretrained("headscope-demo")
+        >>> scores = suppression_scores(model, n_sequences=2, length=20, n_prompts=4, progress=False)
+        >>> scores.ioi.shape == scores.anti_induction.shape == (5, 4)
+        True
+    """
+    one_vocabulary(model)
+    if (prompts is None) != (answers is None):
+        raise InvalidInputError("prompts and answers go together; give both or neither.")
+    if n_prompts != 0 and n_prompts < 2:
+        raise InvalidInputError(f"n_prompts must be at least 2, or 0 for none; got {n_prompts}.")
+    with tqdm(total=2, desc="suppression scores", disable=not progress, leave=False) as bar:
+        anti_induction, n_positions = _anti_induction(model, n_sequences, length, seed)
+        bar.update()
+        described = f"repeated random tokens (seed {seed})"
+        ioi = None
+        if prompts is None and model.tokenizer is not None and n_prompts:
+            prompts, answers, attention_mask = _drawn_prompts(model, n_prompts, seed)
+        if prompts is not None and answers is not None:
+            ioi = _ioi(model, prompts, answers, attention_mask)
+            described += f" and {len(prompts)} IOI prompts"
+        bar.update()
+    info = RunInfo(
+        model=model.cfg.model_name,
+        processing=model.weight_processing,
+        data=described,
+        n_sequences=n_sequences,
+        n_positions=n_positions,
+    )
+    return SuppressionScores(info, anti_induction, ioi)
+
+
+def _anti_induction(
+    model: HookedTransformer, n_sequences: int, length: int | None, seed: int
+) -> tuple[Float[Tensor, "layer head"], int]:
+    special = set() if model.tokenizer is None else set(model.tokenizer.all_special_ids)
+    bos = None if model.tokenizer is None else bos_token_id(model.tokenizer)
+    if length is None:
+        length = min(_LONGEST, (model.cfg.n_ctx - 1) // 2)
+    if length < 2:
+        raise InvalidInputError(f"length must be at least 2, so that something repeats next; got {length}.")
+    allowed = [token for token in range(model.cfg.d_vocab) if token not in special]
+    tokens = repeated_random_tokens(n_sequences, length, allowed=allowed, bos=bos, seed=seed)
+    # From the first token of the repeat, whose next token can be known, to the last that has a next one.
+    where = torch.zeros_like(tokens, dtype=torch.bool)
+    where[:, -length:-1] = True
+    total, n = torch.zeros(model.cfg.n_layers, model.cfg.n_heads, dtype=torch.float64), 0
+    directions = token_directions(model)
+    at = 0
+    for block in iterate_blocks(model, tokens, progress=False):
+        chosen = where[at : at + len(block.tokens)].to(block.tokens.device)
+        at += len(block.tokens)
+        expected = directions.of(block.tokens.roll(-1, dims=1)[chosen])
+        effects = direct_effects(model, Block(block.tokens, block.attention_mask, chosen), expected)
+        total += effects.double().sum(-1).cpu()
+        n += effects.shape[-1]
+    return (-total / n).float(), n
+
+
+def _ioi(
+    model: HookedTransformer,
+    prompts: Int[Tensor, "prompt pos"],
+    answers: Int[Tensor, "answer 2"],
+    attention_mask: Tensor | None,
+) -> Float[Tensor, "layer head"]:
+    if answers.shape != (len(prompts), 2):
+        raise InvalidInputError(
+            f"answers must be two tokens for each of {len(prompts)} prompts; got shape {list(answers.shape)}."
+        )
+    if int(answers.min()) < 0 or int(answers.max()) >= model.cfg.d_vocab:
+        raise InvalidInputError(
+            f"answers must be tokens between 0 and d_vocab - 1 = {model.cfg.d_vocab - 1}; got {int(answers.min())} to "
+            f"{int(answers.max())}."
+        )
+    total = torch.zeros(model.cfg.n_layers, model.cfg.n_heads, dtype=torch.float64)
+    directions = token_directions(model)
+    at = 0
+    blocks = iterate_blocks(model, prompts, attention_mask=attention_mask, include_bos=True, progress=False)
+    for block in blocks:
+        names = answers[at : at + len(block.tokens)].to(block.tokens.device)
+        at += len(block.tokens)
+        towards = directions.of(names[:, 0]) - directions.of(names[:, 1])
+        last = Block(block.tokens, block.attention_mask, _last(block.counted))
+        total += direct_effects(model, last, towards).double().sum(-1).cpu()
+    return (-total / len(prompts)).float()
+
+
+def _last(real: Bool[Tensor, "row pos"]) -> Bool[Tensor, "row pos"]:
+    """The last real position of each row."""
+    if not bool(real.any(-1).all()):
+        raise InvalidInputError("a prompt is all padding; every prompt needs a token.")
+    return real & (real.long().flip(-1).cumsum(-1).flip(-1) == 1)
+
+
+def _drawn_prompts(model: HookedTransformer, n: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Prompts of `IOIDataset` without their last word, with the two names' tokens and the mask."""
+    data = IOIDataset("mixed", n, model.tokenizer, prepend_bos=True, symmetric=True, seed=seed)
+    answers = torch.tensor([data.io_tokenIDs, data.s_tokenIDs]).T
+    before_answer = torch.arange(data.toks.shape[1]) <= data.word_idx["end"][:, None]
+    return data.toks, answers, data.attention_mask.bool() & before_answer

@@ -1,0 +1,1 @@
+"""What notebooks written for TransformerLens import and nothing else here uses."""

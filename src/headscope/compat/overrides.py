@@ -1,0 +1,103 @@
+"""Settings by their dotted names, and a model's tokenizing defaults overridden for a while."""
+
+from typing import Any, TypeVar
+
+from headscope.errors import InvalidInputError
+from headscope.model.text.tokens import PaddingSide
+from headscope.model.transformer import HookedTransformer
+
+__all__ = ["LocallyOverridenDefaults", "get_nested_attr", "override_or_use_default_value", "set_nested_attr"]
+
+Value = TypeVar("Value")
+
+
+def get_nested_attr(obj: Any, attr_str: str) -> Any:
+    """`get_nested_attr(obj, "a.b.c")` is `obj.a.b.c`.
+
+    Raises:
+        AttributeError: If one of them does not exist.
+
+    Example:
+        >>> from torch import nn
+        >>> get_nested_attr(nn.Sequential(nn.Linear(2, 3)), "0.out_features")
+        3
+    """
+    for name in attr_str.split("."):
+        obj = getattr(obj, name)
+    return obj
+
+
+def set_nested_attr(obj: Any, attr_str: str, value: Any) -> None:
+    """`set_nested_attr(obj, "a.b.c", value)` is `obj.a.b.c = value`.
+
+    Raises:
+        AttributeError: If one of them but the last does not exist.
+
+    Example:
+        >>> from torch import nn
+        >>> layers = nn.Sequential(nn.Linear(2, 3))
+        >>> set_nested_attr(layers, "0", nn.Identity())
+        >>> layers
+        Sequential(
+          (0): Identity()
+        )
+    """
+    *parents, name = attr_str.split(".")
+    setattr(get_nested_attr(obj, ".".join(parents)) if parents else obj, name, value)
+
+
+def override_or_use_default_value(default_flag: Value, override: Value | None = None) -> Value:
+    """`override`, or the default where that is None.
+
+    Example:
+        >>> override_or_use_default_value(True, False), override_or_use_default_value(True)
+        (False, True)
+    """
+    return default_flag if override is None else override
+
+
+class LocallyOverridenDefaults:
+    """Inside a `with` block, a model's other defaults for tokenizing; afterwards those from before, error or not.
+
+    The tokenizer itself is not touched. (The spelling is the field's.)
+
+    Args:
+        model: The model.
+        prepend_bos: What `model.cfg.default_prepend_bos` is inside; None leaves it.
+        padding_side: What `model.default_padding_side` is inside, `"left"` or `"right"`; None leaves it.
+
+    Raises:
+        InvalidInputError: For another value.
+
+    Example:
+        >>> from headscope import HookedTransformer
+        >>> model = HookedTransformer.from_pretrained("headscope-demo")
+        >>> with LocallyOverridenDefaults(model, prepend_bos=False):
+        ...     inside = model.to_str_tokens("Mary went home")
+        >>> len(model.to_str_tokens("Mary went home")) - len(inside)
+        1
+    """
+
+    def __init__(
+        self, model: HookedTransformer, *, prepend_bos: bool | None = None, padding_side: PaddingSide | None = None
+    ) -> None:
+        if prepend_bos not in (None, True, False):
+            raise InvalidInputError(f"prepend_bos must be True, False or None; got {prepend_bos!r}.")
+        if padding_side not in (None, "left", "right"):
+            raise InvalidInputError(f"padding_side must be 'left', 'right' or None; got {padding_side!r}.")
+        self.model = model
+        self.overrides: dict[str, Any] = {
+            "cfg.default_prepend_bos": prepend_bos,
+            "default_padding_side": padding_side,
+        }
+        self._before: list[dict[str, Any]] = []
+
+    def __enter__(self) -> None:
+        self._before.append({name: get_nested_attr(self.model, name) for name in self.overrides})
+        for name, override in self.overrides.items():
+            default = get_nested_attr(self.model, name)
+            set_nested_attr(self.model, name, override_or_use_default_value(default, override))
+
+    def __exit__(self, *_: object) -> None:
+        for name, value in self._before.pop().items():
+            set_nested_attr(self.model, name, value)

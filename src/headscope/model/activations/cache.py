@@ -1,0 +1,207 @@
+"""`ActivationCache`: the activations of a run, by name.
+
+The cache keeps activations and references to the weights needed to read them out; it never keeps the model. What the
+activations mean, the residual stream taken apart, is in `decomposition.py`.
+"""
+
+import copy
+import weakref
+from collections.abc import ItemsView, Iterator, KeysView, ValuesView
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor
+
+from headscope.errors import CheckpointError, InvalidInputError, unknown_name
+from headscope.model.activations.decomposition import ResidualDecomposition
+from headscope.model.activations.readout import Readout
+from headscope.model.checkpoints.files import TensorFiles, read_metadata, write_tensors
+from headscope.model.names import get_act_name
+from headscope.ops.indexing import Slice, SliceInput
+
+if TYPE_CHECKING:
+    from headscope.model.transformer import HookedTransformer
+
+__all__ = ["ActivationCache"]
+
+_KIND = "activations"
+_POST_NORM = ("ln1_post.w", "ln1_post.b", "ln2_post.w", "ln2_post.b")
+
+
+def _no_model() -> None:
+    """What stands for a reference to a model that is not here."""
+
+
+class ActivationCache(ResidualDecomposition):
+    """Activations by hook name.
+
+    `cache["blocks.2.attn.hook_z"]`, `cache["z", 2]` and, for the embedding and the final norm, `cache["embed"]` and
+    `cache["scale"]` all work; a negative layer counts from the end.
+
+    Args:
+        cache_dict: Activations by full hook name.
+        model: The model they come from; its readout and output weights are referenced, the model is not kept.
+        has_batch_dim: Whether the first axis of each activation is the batch.
+
+    Example:
+        >>> from headscope import HookedTransformer
+        >>> model = HookedTransformer.from_pretrained("headscope-demo")
+        >>> _, cache = model.run_with_cache("Mary went to the park.")
+        >>> parts, labels = cache.get_full_resid_decomposition(expand_neurons=False, return_labels=True)
+        >>> bool(torch.allclose(parts.sum(0), cache["resid_post", -1], atol=1e-3))
+        True
+    """
+
+    def __init__(self, cache_dict: dict[str, Tensor], model: "HookedTransformer", has_batch_dim: bool = True) -> None:
+        self.cache_dict = cache_dict
+        self.has_batch_dim = has_batch_dim
+        self._cfg = model.cfg
+        self._tokenizer = model.tokenizer
+        self._model = weakref.ref(model)
+        self._readout = Readout.of(model) if Readout.is_shown_by(model) else None
+        self._outputs = {
+            name: model.per_layer_if_shown(*name.split("."))
+            for name in ("attn.W_O", "attn.b_O", "mlp.W_out", "mlp.b_out", *_POST_NORM)
+        }
+
+    @property
+    def readout(self) -> Readout:
+        """The final norm and the unembedding.
+
+        Raises:
+            InvalidInputError: if one of them was replaced by a module that does not show its weights.
+        """
+        if self._readout is None:
+            raise InvalidInputError("the model's unembedding was replaced by a module without W_U and b_U.")
+        return self._readout
+
+    @property
+    def model(self) -> "HookedTransformer":
+        """The model the activations come from, while somebody else keeps it: the cache does not.
+
+        Raises:
+            InvalidInputError: if it is gone.
+        """
+        model = self._model()
+        if model is None:
+            raise InvalidInputError("the model this cache came from is gone: keep a reference to it.")
+        return model
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy in another process has no model.
+        return {**self.__dict__, "_model": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _model=_no_model)
+
+    def full_name(self, key: str | tuple[Any, ...]) -> str:
+        """The hook name that a key stands for."""
+        if isinstance(key, str):
+            return key if key in self.cache_dict else get_act_name(key)
+        name, *rest = key
+        if rest and isinstance(rest[0], int) and rest[0] < 0:
+            rest[0] += self._cfg.n_layers
+        return get_act_name(name, *rest)
+
+    def __getitem__(self, key: str | tuple[Any, ...]) -> Tensor:
+        name = self.full_name(key)
+        if name not in self.cache_dict:
+            raise unknown_name(
+                "cached activation", name, self.cache_dict, hint="Was it kept? See names_filter in run_with_cache."
+            )
+        return self.cache_dict[name]
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, (str, tuple)) and self.full_name(key) in self.cache_dict
+
+    def __len__(self) -> int:
+        return len(self.cache_dict)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.cache_dict)
+
+    def __repr__(self) -> str:
+        size = sum(tensor.nbytes for tensor in self.cache_dict.values())
+        return f"ActivationCache({len(self)} activations, {size / 2**20:.1f} MB)"
+
+    def keys(self) -> KeysView[str]:
+        """Hook names."""
+        return self.cache_dict.keys()
+
+    def values(self) -> ValuesView[Tensor]:
+        """Activations."""
+        return self.cache_dict.values()
+
+    def items(self) -> ItemsView[str, Tensor]:
+        """Names and activations."""
+        return self.cache_dict.items()
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move every activation to a device."""
+        self.cache_dict = {name: tensor.to(device) for name, tensor in self.cache_dict.items()}
+        return self
+
+    def remove_batch_dim(self) -> Self:
+        """Drop the batch axis, which must have size 1."""
+        if self.has_batch_dim:
+            for name, tensor in self.cache_dict.items():
+                if tensor.shape[0] != 1:
+                    raise InvalidInputError(f"only a batch of 1 can be dropped; {name} has shape {list(tensor.shape)}.")
+            self.cache_dict = {name: tensor[0] for name, tensor in self.cache_dict.items()}
+            self.has_batch_dim = False
+        return self
+
+    def apply_slice_to_batch_dim(self, batch_slice: SliceInput | Slice) -> Self:
+        """A cache of some rows of the batch (of one without its batch axis, for an integer).
+
+        Raises:
+            InvalidInputError: if the batch axis is gone.
+        """
+        if not self.has_batch_dim:
+            raise InvalidInputError("this cache has no batch axis to slice: it was removed.")
+        rows = Slice(batch_slice)
+        new = copy.copy(self)
+        new.cache_dict = {name: rows.apply(tensor) for name, tensor in self.cache_dict.items()}
+        new.has_batch_dim = rows.mode != "int"
+        return new
+
+    def stack_activation(
+        self, activation_name: str, layer: int | None = -1, sublayer_type: str | None = None
+    ) -> Tensor:
+        """One activation of all layers before `layer` (-1 or `None`: all), `[layer, ...]`."""
+        return torch.stack([self[activation_name, each, sublayer_type] for each in range(self._stop(layer))])
+
+    # On disk
+
+    def save(self, path: str | Path) -> Path:
+        """Write all activations to one safetensors file, atomically.
+
+        Example:
+            >>> import tempfile
+            >>> from headscope import HookedTransformer
+            >>> model = HookedTransformer.from_pretrained("headscope-demo")
+            >>> _, cache = model.run_with_cache("Mary went to the park.", names_filter="blocks.0.hook_resid_pre")
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     again = ActivationCache.load(cache.save(f"{folder}/cache.safetensors"), model)
+            ...     bool((again["resid_pre", 0] == cache["resid_pre", 0]).all())
+            True
+        """
+        path = Path(path)
+        write_tensors(path, self.cache_dict, {"kind": _KIND, "has_batch_dim": str(self.has_batch_dim)})
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path, model: "HookedTransformer") -> Self:
+        """Open what `save` wrote, for the model it came from.
+
+        The activations are mapped from the file: each is read when it is used, and may be larger than memory together.
+
+        Raises:
+            CheckpointError: if the file is missing, corrupt, or holds no activations.
+        """
+        path = Path(path)
+        metadata = read_metadata(path)
+        if metadata.get("kind") != _KIND:
+            raise CheckpointError(f"{path} holds {metadata.get('kind')!r}, not {_KIND!r}.")
+        return cls(dict(TensorFiles([path])), model, has_batch_dim=metadata.get("has_batch_dim") != "False")

@@ -1,0 +1,1 @@
+"""Checkpoints in and out: files, hub, conversion, the catalog of model families."""

@@ -1,0 +1,54 @@
+"""Hugging Face architectures headscope can load: one short file per family, one line here.
+
+A family says how to read its config, and which of its tensors become which of ours. `CONTRIBUTING.md` shows how to
+add one.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from headscope.errors import CheckpointError
+from headscope.model.checkpoints.families.base import Family
+from headscope.model.checkpoints.families.bloom import BLOOM
+from headscope.model.checkpoints.families.falcon import FALCON
+from headscope.model.checkpoints.families.field import FIELD
+from headscope.model.checkpoints.families.gemma import GEMMA, GEMMA2, GEMMA3
+from headscope.model.checkpoints.families.gpt2 import GPT2
+from headscope.model.checkpoints.families.gpt_neo import GPT_NEO
+from headscope.model.checkpoints.families.gptj import GPTJ
+from headscope.model.checkpoints.families.granite import GRANITE
+from headscope.model.checkpoints.families.llama import LLAMA
+from headscope.model.checkpoints.families.mistral import MISTRAL
+from headscope.model.checkpoints.families.moe import MIXTRAL, OLMOE, QWEN3_MOE
+from headscope.model.checkpoints.families.neox import NEOX
+from headscope.model.checkpoints.families.olmo import OLMO, OLMO2
+from headscope.model.checkpoints.families.opt import OPT
+from headscope.model.checkpoints.families.phi import PHI, PHI3
+from headscope.model.checkpoints.families.qwen import QWEN2, QWEN3
+from headscope.model.checkpoints.families.stablelm import STABLELM
+
+__all__ = ["FAMILIES", "Family", "family_of"]
+
+FAMILIES: dict[str, Family] = {
+    family.model_type: family
+    for family in (
+        BLOOM, FALCON, GEMMA, GEMMA2, GEMMA3, GPT2, GPTJ, GPT_NEO, GRANITE, LLAMA, MISTRAL, MIXTRAL, NEOX, OLMO, OLMO2,
+        OLMOE, OPT, PHI, PHI3, QWEN2, QWEN3, QWEN3_MOE, STABLELM,
+    )
+}  # fmt: skip
+
+
+def family_of(hf_config: Mapping[str, Any]) -> Family:
+    """The family of a Hugging Face config, by its `model_type`; without one, it may be one of the field's own models.
+
+    Raises:
+        CheckpointError: for a family that is not supported; the message lists those that are.
+    """
+    if FIELD.is_of(hf_config):
+        return FIELD
+    model_type = hf_config.get("model_type")
+    if model_type not in FAMILIES:
+        raise CheckpointError(
+            f"model_type {model_type!r} in config.json is not supported. Supported: {', '.join(sorted(FAMILIES))}."
+        )
+    return FAMILIES[model_type]

@@ -1,0 +1,46 @@
+"""Granite: Llama with four factors, which are folded into the weights they are next to.
+
+The embedding's goes into `W_E`, the residual one into all that attention and MLP write, the logits' into `W_U`, and
+that of the attention scores is `attn_scale`. Back in `transformers` the model has factors of one.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from headscope.model.checkpoints.families.base import Table
+from headscope.model.checkpoints.families.llama import LlamaLike
+from headscope.model.config import HookedTransformerConfig
+
+__all__ = ["GRANITE"]
+
+
+class _Granite(LlamaLike):
+    model_type = "granite"
+    architecture = "GraniteForCausalLM"
+    examples = ("ibm-granite/granite-3.1-2b-base", "ibm-granite/granite-3.3-8b-base")
+
+    def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
+        return {**super().config(hf), "attn_scale": 1 / hf.get("attention_multiplier", 1.0)}
+
+    def entries(self, cfg: HookedTransformerConfig, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        return {**super().entries(cfg, state), "attention_multiplier": 1 / cfg.attn_scale}
+
+    def outside(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
+        table = super().outside(cfg, hf)
+        embedding, head = table["embed.W_E"], table["unembed.W_U"]
+        return {
+            **table,
+            "embed.W_E": replace(embedding, scale=hf.get("embedding_multiplier", 1.0)),
+            "unembed.W_U": replace(head, scale=1 / hf.get("logits_scaling", 1.0)),
+        }
+
+    def layer(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
+        factor, written = hf.get("residual_multiplier", 1.0), ("attn.W_O", "attn.b_O", "mlp.W_out", "mlp.b_out")
+        table = super().layer(cfg, hf)
+        return {name: replace(row, scale=factor) if name in written else row for name, row in table.items()}
+
+
+GRANITE = _Granite()

@@ -1,0 +1,400 @@
+"""Loading a checkpoint: files -> our names -> processing -> a model, one tensor at a time.
+
+Safetensors are memory-mapped: a tensor's bytes are read when it is copied into its final layout, and its pages let go
+right after. Processing works in place on these copies, and they become the model's parameters, so that there is never
+a second copy of the weights. No Hugging Face model is built, and no code from a checkpoint is ever run.
+"""
+
+import inspect
+import json
+import logging
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from headscope.errors import (
+    CheckpointError,
+    InvalidInputError,
+    NotFiniteError,
+    UnknownNameError,
+    unknown_name,
+)
+from headscope.model.checkpoints.families import family_of
+from headscope.model.checkpoints.files import TensorFiles
+from headscope.model.checkpoints.hub import FIELD_WEIGHTS, TOKENIZER_FILES, checkpoint_revision, find_checkpoint
+from headscope.model.config import HookedTransformerConfig, parse_dtype
+from headscope.model.parts.attention import FIELD_BUFFERS
+from headscope.model.parts.layers import MLP, make_norm, make_pre_norm
+from headscope.model.text.tokens import PaddingSide
+from headscope.model.weights.placement import DeviceMap, balanced_device_map, gpus
+from headscope.model.weights.processing import WeightProcessing, process_weights
+
+if TYPE_CHECKING:
+    from headscope.model.transformer import HookedTransformer
+
+__all__ = ["fill", "load_pretrained", "load_tokenizer", "read_tensors"]
+
+logger = logging.getLogger("headscope")
+
+_HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only")
+_WITHOUT_EFFECT = ("trust_remote_code", "low_cpu_mem_usage")
+_PARTS = ("embed", "pos_embed", "blocks", "ln_final", "unembed")
+
+Model = TypeVar("Model", bound="HookedTransformer")
+
+
+def load_pretrained(
+    cls: type[Model],
+    model_name: str | Path | None,
+    *,
+    fold_ln: bool = True,
+    center_writing_weights: bool = True,
+    center_unembed: bool = True,
+    fold_value_biases: bool = True,
+    refactor_factored_attn_matrices: bool = False,
+    hf_model: Any = None,
+    tokenizer: Any = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | str = torch.float32,
+    torch_dtype: torch.dtype | str | None = None,
+    default_padding_side: PaddingSide | None = None,
+    default_prepend_bos: bool | None = None,
+    first_n_layers: int | None = None,
+    n_ctx: int | None = None,
+    move_to_device: bool = True,
+    n_devices: int = 1,
+    device_map: DeviceMap | Literal["auto"] | None = None,
+    checkpoint_index: int | None = None,
+    checkpoint_value: int | None = None,
+    checkpoint_label: int | str | None = None,
+    **hub_options: Any,
+) -> Model:
+    """Make a model of class `cls` from a checkpoint.
+
+    Args:
+        cls: `HookedTransformer` or a subclass; called as `cls(cfg, tokenizer, ...)`.
+        model_name: `"headscope-demo"`, a short name, a hub id or a directory; may be `None` with `hf_model`.
+        fold_ln: Fold norms into what reads them.
+        center_writing_weights: Centre what writes to the residual stream (LayerNorm models).
+        center_unembed: Centre the unembedding over tokens.
+        fold_value_biases: Move value biases into the output bias.
+        refactor_factored_attn_matrices: Factor QK and OV by SVD.
+        hf_model: Take config and weights from this `transformers` model instead of files; of `model_name`, only the
+            tokenizer is then looked for.
+        tokenizer: Use this tokenizer instead of the checkpoint's.
+        device: Where to put the model.
+        dtype: Floating-point type to convert the weights to.
+        torch_dtype: The same, as `transformers` calls it.
+        default_padding_side: `"left"` or `"right"` (the default).
+        default_prepend_bos: Whether text gets a BOS token by default; it does unless this is `False`.
+        first_n_layers: Keep only the first layers.
+        n_ctx: A shorter context than the checkpoint's.
+        move_to_device: `False` leaves the model on the CPU.
+        n_devices: Spread the layers over that many GPUs, about as many bytes on each.
+        device_map: Where each part goes (see `Placement.place`), or `"auto"`: spread over all GPUs there are.
+        checkpoint_index: Which of the checkpoints kept during training, by number, for models that have them (Pythia).
+        checkpoint_value: The same, by training step.
+        checkpoint_label: The same, by training step or by the name of its revision (`"step1000"`).
+        hub_options: `revision`, `cache_dir`, `token` and `local_files_only`, for files on the hub. `trust_remote_code`
+            and `low_cpu_mem_usage` may be given and change nothing: no code of a checkpoint is ever run, and the
+            weights are never in memory twice.
+
+    Raises:
+        UnknownNameError: for an unknown model name or option.
+        InvalidInputError: for a checkpoint of training where there are none, more devices than there are, or a longer
+            context than the checkpoint has positions for.
+        CheckpointError: for a checkpoint that is missing, incomplete, corrupt or not supported.
+        NotFiniteError: for weights that are NaN or infinite.
+    """
+    if model_name is None and hf_model is None:
+        raise InvalidInputError("give a model name, or a transformers model as hf_model.")
+    spread = gpus() if device_map == "auto" else gpus(n_devices) if n_devices != 1 else None
+    for name in hub_options:
+        if name not in (*_HUB_OPTIONS, *_WITHOUT_EFFECT):
+            raise unknown_name("option of from_pretrained", name, [*_OPTIONS, *_HUB_OPTIONS])
+    hub = {name: value for name, value in hub_options.items() if name in _HUB_OPTIONS}
+    model_name = None if model_name is None else str(model_name)
+    of_training: dict[str, Any] = {}
+    wanted = checkpoint_value if checkpoint_label is None else checkpoint_label
+    if checkpoint_index is not None or wanted is not None:
+        index, step, hub["revision"] = checkpoint_revision(str(model_name), index=checkpoint_index, step=wanted)
+        of_training = {"from_checkpoint": True, "checkpoint_index": index, "checkpoint_value": step}
+    directory = None if hf_model is not None else find_checkpoint(str(model_name), **hub)
+    if directory is not None:
+        hf_config = {"_name_or_path": str(directory), **read_config(directory)}
+    else:
+        hf_config = hf_model.config.to_dict()
+    fields = config_fields(hf_config, str(directory or "hf_model"))
+    if first_n_layers is not None and not 1 <= first_n_layers <= fields["n_layers"]:
+        raise InvalidInputError(f"first_n_layers must be between 1 and {fields['n_layers']}; got {first_n_layers}.")
+    architecture = next(iter(hf_config.get("architectures") or []), family_of(hf_config).architecture)
+    cfg = HookedTransformerConfig(
+        **{"original_architecture": architecture, **fields},
+        model_name=_display_name(model_name, hf_config),
+        dtype=parse_dtype(dtype if torch_dtype is None else torch_dtype),
+        device=device,
+        default_prepend_bos=default_prepend_bos is not False,
+        init_weights=False,
+        **of_training,
+        checkpoint_label_type="step" if of_training else None,
+    )
+    tensors = read_tensors(directory) if directory is not None else hf_model.state_dict()
+    checkpoint = converted(tensors, cfg, hf_config, first_n_layers=first_n_layers)
+    cfg.n_layers = first_n_layers or cfg.n_layers
+    if n_ctx is not None:
+        if not 1 <= n_ctx <= cfg.n_ctx:
+            raise InvalidInputError(f"n_ctx must be between 1 and the checkpoint's {cfg.n_ctx}; got {n_ctx}.")
+        if "pos_embed.W_pos" in checkpoint:
+            checkpoint["pos_embed.W_pos"] = checkpoint["pos_embed.W_pos"][:n_ctx].clone()
+        cfg.n_ctx = n_ctx
+    processing = WeightProcessing(
+        fold_ln=fold_ln,
+        center_writing_weights=center_writing_weights,
+        center_unembed=center_unembed,
+        fold_value_biases=fold_value_biases,
+        refactor_factored_attn_matrices=refactor_factored_attn_matrices,
+    )
+    if tokenizer is None:
+        tokenizer, cfg.tokenizer_name = _tokenizer_of(model_name, directory, hub, cfg.tokenizer_name)
+    model = cls(cfg, tokenizer, move_to_device=False, default_padding_side=default_padding_side or "right")
+    fill(model, checkpoint, processing, in_place=True)
+    if device_map is not None and not isinstance(device_map, str):
+        return model.place(device_map)
+    if spread is not None:
+        return model.place(balanced_device_map(model, spread))
+    return model.to(cfg.device) if move_to_device else model
+
+
+_OPTIONS = tuple(inspect.signature(load_pretrained).parameters)[2:-1]
+
+
+def fill(
+    model: "HookedTransformer",
+    weights: Mapping[str, Tensor],
+    processing: WeightProcessing,
+    *,
+    in_place: bool = False,
+) -> None:
+    """Process weights and make them the parameters of a model, with norms of the type they are for.
+
+    The parameters keep the model's dtype and device.
+
+    Args:
+        model: The model to fill.
+        weights: Under the model's names.
+        processing: Which rewrites to do first.
+        in_place: Use these tensors themselves, which nobody else may need; else they are copied and left as they are.
+
+    Raises:
+        CheckpointError: for missing or unused names, or a wrong shape, each by name.
+    """
+    parameters = {name: p for name, p in model.named_parameters() if name.split(".")[0] in _PARTS}
+    # What a subclass added is not in any checkpoint; the buffers some checkpoints have are not ours.
+    others = model.state_dict().keys() - parameters.keys()
+    weights = {
+        name: weight
+        for name, weight in weights.items()
+        if name not in others and not name.endswith(tuple(f".attn.{buffer}" for buffer in FIELD_BUFFERS))
+    }
+    _check_fit(parameters, weights)
+    state, norm, done = process_weights(weights, model.cfg, processing, in_place=in_place)
+    if norm != model.cfg.normalization_type:
+        model.cfg.normalization_type = norm
+        _replace_norms(model)
+    own = {}
+    for name in list(state):
+        tensor, like = state.pop(name), parameters[name]
+        device = tensor.device if like.is_meta else like.device
+        # Contiguous, so that a state dict can be saved as it is.
+        own[name] = nn.Parameter(tensor.to(device, like.dtype).contiguous(), requires_grad=like.requires_grad)
+    model.load_state_dict(own, assign=True, strict=False)
+    model.weight_processing = tuple(dict.fromkeys((*model.weight_processing, *done)))
+    model.setup()
+
+
+def _check_fit(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+    missing, unused = sorted(set(parameters) - set(weights)), sorted(set(weights) - set(parameters))
+    if missing or unused:
+        raise CheckpointError(
+            "the weights do not fit the model."
+            + (f" Missing: {', '.join(missing[:5])}." if missing else "")
+            + (f" Unused: {', '.join(unused[:5])}." if unused else "")
+        )
+    for name, parameter in parameters.items():
+        if weights[name].shape != parameter.shape:
+            raise CheckpointError(f"{name} must have shape {list(parameter.shape)}; got {list(weights[name].shape)}.")
+
+
+def _replace_norms(model: "HookedTransformer") -> None:
+    for block in model.blocks:
+        block.ln1 = make_pre_norm(model.cfg)
+        if not model.cfg.attn_only:
+            block.ln2 = make_pre_norm(model.cfg)
+        for part in block.modules():
+            if isinstance(part, MLP):
+                part.reset_norm()
+    model.ln_final = make_norm(model.cfg, model.cfg.final_norm)
+
+
+def converted(
+    tensors: Mapping[str, Tensor],
+    cfg: HookedTransformerConfig,
+    hf_config: Mapping[str, Any],
+    *,
+    first_n_layers: int | None = None,
+) -> dict[str, Tensor]:
+    """A checkpoint's tensors under our names, in the config's dtype, checked to be finite."""
+    state = {}
+    for name, theirs in family_of(hf_config).convert(tensors, cfg, hf_config):
+        if first_n_layers is not None and _layer_of(name) >= first_n_layers:
+            continue
+        tensor = theirs.detach()
+        own = torch.empty(tensor.shape, dtype=cfg.dtype, device=tensor.device).copy_(tensor)
+        del theirs, tensor
+        if own.numel() and not bool(torch.stack(own.aminmax()).isfinite().all()):
+            raise NotFiniteError(
+                f"weight {name} holds NaN or infinite values: the checkpoint is damaged or diverged in training."
+            )
+        state[name] = own
+    return state
+
+
+def config_fields(hf_config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Fields of our config from a Hugging Face config, with a clear error for one that lacks an entry."""
+    if hf_config.get("auto_map"):
+        raise CheckpointError(
+            f"{where} needs code of its own to run (auto_map in config.json); that is never run here."
+        )
+    family = family_of(hf_config)
+    try:
+        return family.config(hf_config)
+    except KeyError as error:
+        raise CheckpointError(f"config.json of {where} lacks {error.args[0]!r}.") from None
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """The contents of a checkpoint's `config.json`."""
+    path = directory / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{directory} has no config.json. A model directory holds config.json and *.safetensors.")
+    return read_json(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        CheckpointError: if it holds none.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}.") from None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} must hold one JSON object; got {type(found).__name__}.")
+    return found
+
+
+def read_tensors(directory: Path) -> Mapping[str, Tensor]:
+    """The tensors of a checkpoint: from its safetensors files, else from pickles, without running code.
+
+    Pickles are `pytorch_model*.bin`, or `*final.pth`, as the field's own small models are saved.
+
+    Raises:
+        CheckpointError: if there are none, a shard is missing, or a file is corrupt or holds more than tensors.
+    """
+    index = directory / "model.safetensors.index.json"
+    if index.is_file():
+        names = _shards(index)
+        absent = [name for name in names if not (directory / name).is_file()]
+        if absent:
+            raise CheckpointError(f"{directory} lacks {', '.join(absent)}, which {index.name} lists.")
+        return TensorFiles([directory / name for name in names])
+    whole = directory / "model.safetensors"
+    paths = [whole] if whole.is_file() else sorted(directory.glob("*.safetensors"))
+    if paths:
+        return TensorFiles(paths)
+    pickles = sorted(directory.glob("pytorch_model*.bin")) or sorted(directory.glob(FIELD_WEIGHTS))
+    if not pickles:
+        raise CheckpointError(
+            f"{directory} has no weights: neither *.safetensors nor pytorch_model*.bin nor {FIELD_WEIGHTS}."
+        )
+    tensors: dict[str, Tensor] = {}
+    for path in pickles:
+        tensors |= _unpickled(path)
+    return tensors
+
+
+def _shards(index: Path) -> list[str]:
+    try:
+        names = sorted(set(read_json(index)["weight_map"].values()))
+    except (KeyError, AttributeError, TypeError):
+        names = []
+    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise CheckpointError(f"{index} does not say which file each tensor is in (weight_map).")
+    return names
+
+
+def _unpickled(path: Path) -> dict[str, Tensor]:
+    try:
+        # Files from before torch 1.6 are no zip archives, and cannot be mapped into memory.
+        tensors = torch.load(path, weights_only=True, mmap=zipfile.is_zipfile(path), map_location="cpu")
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, TypeError, ValueError, LookupError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path} is corrupt, or holds more than tensors, which is not loaded: {reason}") from None
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise CheckpointError(f"{path} must hold a dictionary of tensors by name, and does not.")
+    return tensors
+
+
+def _tokenizer_of(
+    model_name: str | None, directory: Path | None, hub: dict[str, Any], named: str | None
+) -> tuple[Any, str | None]:
+    """The tokenizer beside a checkpoint, and where it came from.
+
+    If there is none, it is that of the model the checkpoint's config names; for weights from elsewhere, that of the
+    model of this name, if at hand.
+    """
+    found = None if directory is None else load_tokenizer(directory)
+    name = model_name if directory is None or found is not None else named
+    if found is None and name is not None:
+        # A revision is the checkpoint's, not that of another repository.
+        options = hub if directory is None else {key: value for key, value in hub.items() if key != "revision"}
+        try:
+            found = load_tokenizer(find_checkpoint(name, weights=False, **options))
+        except (CheckpointError, UnknownNameError) as error:
+            logger.warning("the model has no tokenizer: none was found for %r. %s", name, error)
+    return found, None if found is None else name
+
+
+def load_tokenizer(directory: Path) -> Any:
+    """The tokenizer in a checkpoint directory; `None` if there is none."""
+    if not any((directory / name).is_file() for name in TOKENIZER_FILES):
+        return None
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"the tokenizer in {directory} cannot be loaded: {error}") from None
+    if tokenizer.pad_token is None:
+        # Ours alone so far: so that it can pad when it is called directly, as we do.
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _layer_of(name: str) -> int:
+    parts = name.split(".")
+    return int(parts[1]) if parts[0] == "blocks" else -1
+
+
+def _display_name(model_name: str | None, hf_config: Mapping[str, Any]) -> str:
+    if model_name is None:
+        return hf_config.get("_name_or_path") or str(hf_config.get("model_type", "custom"))
+    path = Path(model_name).expanduser()
+    return path.resolve().name if path.is_dir() else model_name

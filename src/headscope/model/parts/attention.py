@@ -1,0 +1,341 @@
+"""Multi-head attention that computes only what somebody looks at.
+
+With nobody on `hook_attn_scores` or `hook_pattern`, scores and pattern never exist: the work is one
+`scaled_dot_product_attention`. The per-head `hook_result` [batch, pos, head, d_model] is one batched product, made
+only when listened to (or `use_attn_result` is set); otherwise heads are summed inside one matrix product.
+"""
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from headscope.errors import InvalidInputError
+from headscope.model.config import HookedTransformerConfig
+from headscope.model.hooks import HookPoint, is_listening
+from headscope.model.parts.key_value_cache import HookedTransformerKeyValueCacheEntry
+from headscope.model.parts.layers import HeadNorm, empty_parameter, zero_parameter
+from headscope.model.parts.masks import alibi_penalties, allowed_by_position, token_positions
+from headscope.model.parts.rotary import RotaryTable, rotary_table, rotate
+from headscope.ops.factored import FactoredMatrix
+
+__all__ = ["FIELD_BUFFERS", "Attention", "GroupedQueryAttention", "make_attention"]
+
+FIELD_BUFFERS = ("mask", "IGNORE", "rotary_sin", "rotary_cos")
+_SHOWN_ROWS = 2048
+
+
+class Attention(nn.Module):
+    """The heads of one layer.
+
+    Weights: `W_Q W_K W_V [head, d_model, d_head]`, `W_O [head, d_head, d_model]`, `b_Q b_K b_V [head, d_head]`,
+    `b_O [d_model]`. Rotary and ALiBi positions, windows, soft caps and norms of queries and keys are read from the
+    config at each pass.
+    """
+
+    def __init__(self, cfg: HookedTransformerConfig, layer_id: int = 0) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.layer_id = layer_id
+        heads, width, d_model = cfg.n_heads, cfg.d_head, cfg.d_model
+        # In this order: a seed draws the weights one after another.
+        self.W_Q = empty_parameter(cfg, heads, d_model, width)
+        self._add_key_and_value_weights()
+        self.W_O = empty_parameter(cfg, heads, width, d_model)
+        self.b_Q = zero_parameter(cfg, heads, width)
+        self._add_key_and_value_biases()
+        self.b_O = zero_parameter(cfg, d_model)
+        self.hook_q = HookPoint()
+        self.hook_k = HookPoint()
+        self.hook_v = HookPoint()
+        self.hook_z = HookPoint()
+        self.hook_attn_scores = HookPoint()
+        self.hook_pattern = HookPoint()
+        self.hook_result = HookPoint()
+        if cfg.positional_embedding_type == "rotary":
+            self.hook_rot_q = HookPoint()
+            self.hook_rot_k = HookPoint()
+        if cfg.use_qk_norm:
+            self.q_norm = HeadNorm(cfg, heads)
+            self.k_norm = HeadNorm(cfg, cfg.n_key_value_heads or heads)
+        self._table: RotaryTable | None = None
+        self._mask: Tensor | None
+        self._own_sin: Tensor | None
+        self._own_cos: Tensor | None
+        for name in ("_mask", "_own_sin", "_own_cos"):
+            self.register_buffer(name, None, persistent=False)
+
+    def _add_key_and_value_weights(self) -> None:
+        shape = (self.cfg.n_heads, self.cfg.d_model, self.cfg.d_head)
+        self.W_K = empty_parameter(self.cfg, *shape)
+        self.W_V = empty_parameter(self.cfg, *shape)
+
+    def _add_key_and_value_biases(self) -> None:
+        self.b_K = zero_parameter(self.cfg, self.cfg.n_heads, self.cfg.d_head)
+        self.b_V = zero_parameter(self.cfg, self.cfg.n_heads, self.cfg.d_head)
+
+    def _key_and_value_weights(self, n_heads: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """`W_K, b_K, W_V, b_V` for this many heads: all, or one of each group that shares them."""
+        return self.W_K, self.b_K, self.W_V, self.b_V
+
+    @property
+    def attn_scale(self) -> float:
+        """What scores are divided by."""
+        scale = self.cfg.attn_scale if self.cfg.use_attn_scale else 1.0
+        return scale * (self.layer_id + 1) if self.cfg.scale_attn_by_inverse_layer_idx else scale
+
+    @property
+    def OV(self) -> FactoredMatrix:
+        """`W_V W_O` of each head: what a head writes for what it reads."""
+        return FactoredMatrix(self.W_V, self.W_O)
+
+    @property
+    def QK(self) -> FactoredMatrix:
+        """`W_Q W_K^T` of each head: what it looks for."""
+        return FactoredMatrix(self.W_Q, self.W_K.transpose(-2, -1))
+
+    @property
+    def mask(self) -> Bool[Tensor, "query_pos key_pos"]:
+        """Which keys each query may see, by position alone. Assign a mask of your own to change it."""
+        return self._default_mask() if self._mask is None else self._mask
+
+    @mask.setter
+    def mask(self, mask: Tensor) -> None:
+        own = mask.to(self.W_Q.device).bool()
+        # One that says what is so anyway is not kept: attention without a mask of its own is faster.
+        self._mask = None if torch.equal(own, self._default_mask()) else own
+
+    def _default_mask(self) -> Tensor:
+        return self._by_position(self.cfg.n_ctx, self.cfg.n_ctx)
+
+    def _by_position(self, n_queries: int, n_keys: int) -> Tensor:
+        causal, window = self.cfg.attention_dir == "causal", self._window(n_keys)
+        return allowed_by_position(n_queries, n_keys, causal=causal, window=window, device=self.W_Q.device)
+
+    @property
+    def attn_type(self) -> str:
+        """`"local"` if a query sees the last `cfg.window_size` keys only, else `"global"`."""
+        return self.cfg.attn_types[self.layer_id] if self.cfg.use_local_attn and self.cfg.attn_types else "global"
+
+    def _window(self, n_keys: int) -> int | None:
+        """How many keys a query sees; `None` if it sees them all."""
+        window = self.cfg.window_size if self.attn_type == "local" else None
+        return None if window is None or window >= n_keys else window
+
+    @property
+    def rotary_sin(self) -> Float[Tensor, "pos rotary_dim"]:
+        """Sines of the angles queries and keys are turned by by position. Assign others to change them."""
+        return self._rotary_rows(min(self.cfg.n_ctx, _SHOWN_ROWS))[0].clone()
+
+    @rotary_sin.setter
+    def rotary_sin(self, sin: Tensor) -> None:
+        self._own_sin = sin.to(self.W_Q.device)
+
+    @property
+    def rotary_cos(self) -> Float[Tensor, "pos rotary_dim"]:
+        """Cosines of the angles queries and keys are turned by, as `rotary_sin`."""
+        return self._rotary_rows(min(self.cfg.n_ctx, _SHOWN_ROWS))[1].clone()
+
+    @rotary_cos.setter
+    def rotary_cos(self, cos: Tensor) -> None:
+        self._own_cos = cos.to(self.W_Q.device)
+
+    def _rotary_rows(self, length: int) -> tuple[Tensor, Tensor]:
+        """Sines and cosines of the first positions."""
+        local, device = self.attn_type == "local", self.W_Q.device
+        self._table = rotary_table(self.cfg, local=local, length=length, device=device)
+        sin, cos = self._table.rows(length)
+        sin, cos = sin if self._own_sin is None else self._own_sin, cos if self._own_cos is None else self._own_cos
+        return sin[:length], cos[:length]
+
+    def _turned(self, q: Tensor, k: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Queries and keys turned by their positions; the queries are the last of the keys."""
+        n_queries, n_keys = q.shape[1], k.shape[1]
+        if n_keys > self.cfg.n_ctx:
+            raise InvalidInputError(
+                f"the input has {n_keys} tokens, but this model's context is n_ctx = {self.cfg.n_ctx}. Cut it, split "
+                "it into several sequences, or set cfg.n_ctx: rotary positions go on, though the model saw none there."
+            )
+        sin, cos = self._rotary_rows(n_keys)
+        if attention_mask is None:
+            sin, cos = sin[None], cos[None]
+        else:
+            positions = token_positions(attention_mask)
+            sin, cos = sin[positions], cos[positions]
+        first = n_keys - n_queries
+        adjacent = self.cfg.rotary_adjacent_pairs
+        q = self.hook_rot_q(rotate(q, sin[:, first:], cos[:, first:], adjacent=adjacent))
+        return q, self.hook_rot_k(rotate(k, sin, cos, adjacent=adjacent))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # Checkpoints of the field keep these two buffers beside the weights.
+        for name in FIELD_BUFFERS:
+            state_dict.pop(prefix + name, None)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def forward(
+        self,
+        query_input: Float[Tensor, "batch pos *head d_model"],
+        key_input: Float[Tensor, "batch key_pos *key_head d_model"],
+        value_input: Float[Tensor, "batch key_pos *key_head d_model"],
+        past_kv_cache_entry: HookedTransformerKeyValueCacheEntry | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """Attend.
+
+        Args:
+            query_input: Normalized residual stream, with a head axis if each head has an input of its own; of all
+                positions, or of the last of them.
+            key_input: The same for keys, of which a group of heads may share one.
+            value_input: The same for values.
+            past_kv_cache_entry: Keys and values in front of these; the new ones are added to it.
+            attention_mask: `[batch, key_pos]`, true for real tokens; `None` when all are.
+        """
+        n_cached = key_input.shape[2] if key_input.ndim == 4 else self.cfg.n_cached_heads
+        W_K, b_K, W_V, b_V = self._key_and_value_weights(n_cached)
+        q = self.hook_q(_project(query_input, self.W_Q, self.b_Q))
+        k = self.hook_k(_project(key_input, W_K, b_K))
+        limit, v = self.cfg.clip_qkv, _project(value_input, W_V, b_V)
+        v = self.hook_v(v if limit is None else v.clamp(-limit, limit))
+        if self.cfg.use_qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if limit is not None:
+            q, k = q.clamp(-limit, limit), k.clamp(-limit, limit)
+        if past_kv_cache_entry is not None:
+            k, v = past_kv_cache_entry.append(k, v)
+        if self.cfg.positional_embedding_type == "rotary":
+            q, k = self._turned(q, k, attention_mask)
+        if k.shape[2] != q.shape[2]:
+            k, v = (shared.repeat_interleave(q.shape[2] // k.shape[2], dim=2) for shared in (k, v))
+        seen = is_listening(self.hook_attn_scores) or is_listening(self.hook_pattern)
+        if seen or self.cfg.attn_scores_soft_cap > 0:  # the fused kernel has no cap
+            z = self._attend_visibly(q, k, v, attention_mask)
+        else:
+            z = self._attend_fused(q, k, v, attention_mask)
+        z = self.hook_z(z)
+        if self.cfg.use_attn_result or is_listening(self.hook_result):
+            result = self.hook_result(torch.einsum("bphe,hed->bphd", z, self.W_O))
+            return result.sum(-2) + self.b_O
+        return F.linear(z.flatten(-2), self.W_O.flatten(0, 1).T, self.b_O)
+
+    def _allowed(
+        self, n_queries: int, n_keys: int, attention_mask: Tensor | None
+    ) -> Bool[Tensor, "#batch 1 query_pos key_pos"]:
+        """Which keys each query may see; the queries are the last of the positions."""
+        if self._mask is not None:
+            by_position = self._mask[n_keys - n_queries : n_keys, :n_keys]
+        else:
+            by_position = self._by_position(n_queries, n_keys)
+        allowed = by_position[None, None]
+        return allowed if attention_mask is None else allowed & attention_mask.bool()[:, None, None, :]
+
+    def _attend_visibly(self, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None) -> Tensor:
+        allowed = self._allowed(q.shape[1], k.shape[1], attention_mask)
+        scores = torch.einsum("bqhe,bkhe->bhqk", q / self.attn_scale, k)
+        cap = self.cfg.attn_scores_soft_cap
+        if cap > 0:
+            scores = cap * torch.tanh(scores / cap)
+        if self.cfg.positional_embedding_type == "alibi":
+            scores = scores + alibi_penalties(self.cfg, q.shape[1], k.shape[1], attention_mask, scores)
+        scores = self.hook_attn_scores(scores.masked_fill_(~allowed, -math.inf))
+        pattern = scores.softmax(-1)
+        if attention_mask is not None or self._mask is not None or pattern.requires_grad:
+            # A padded query may see no key at all: its softmax is NaN, its pattern is taken as zero. With gradients,
+            # the softmax keeps its output for the backward pass, so a hook that writes in place needs a copy.
+            pattern = torch.where(pattern.isnan(), 0.0, pattern)
+        pattern = self.hook_pattern(pattern.to(v.dtype))
+        return torch.einsum("bhqk,bkhe->bqhe", pattern, v)
+
+    def _attend_fused(self, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None) -> Tensor:
+        n_queries, n_keys = q.shape[1], k.shape[1]
+        causal = self.cfg.attention_dir == "causal" and n_queries > 1
+        unmasked = attention_mask is None and self._mask is None and self._window(n_keys) is None
+        alibi = self.cfg.positional_embedding_type == "alibi"
+        plain = unmasked and not alibi and (not causal or n_queries == n_keys)
+        allowed = mask = None if plain else self._allowed(n_queries, n_keys, attention_mask)
+        if alibi:
+            assert allowed is not None
+            penalties = alibi_penalties(self.cfg, n_queries, n_keys, attention_mask, q)
+            mask = penalties.masked_fill(~allowed, -math.inf)
+        z = F.scaled_dot_product_attention(
+            q.transpose(1, 2),
+            k.transpose(1, 2),
+            v.transpose(1, 2),
+            attn_mask=mask,
+            is_causal=plain and causal,
+            scale=1.0 / self.attn_scale,
+        ).transpose(1, 2)
+        if attention_mask is not None or self._mask is not None:
+            # Backends differ on a query that sees no key; here its output is zero, as its pattern is.
+            assert allowed is not None
+            return torch.where(allowed.any(-1)[:, 0, :, None, None], z, 0.0)
+        # The kernel keeps its output for the backward pass; a hook may write to this one.
+        return z.clone() if z.requires_grad and is_listening(self.hook_z) else z
+
+
+class GroupedQueryAttention(Attention):
+    """Attention whose keys and values are each shared by a group of heads.
+
+    The weights it has are `_W_K`, `_W_V [group, d_model, d_head]` and `_b_K`, `_b_V [group, d_head]`; `W_K`, `W_V`,
+    `b_K` and `b_V` show them once for each head. `hook_k` and `hook_v` show the groups, unless
+    `cfg.ungroup_grouped_query_attention` is set.
+    """
+
+    def _add_key_and_value_weights(self) -> None:
+        assert self.cfg.n_key_value_heads is not None
+        shape = (self.cfg.n_key_value_heads, self.cfg.d_model, self.cfg.d_head)
+        self._W_K = empty_parameter(self.cfg, *shape)
+        self._W_V = empty_parameter(self.cfg, *shape)
+
+    def _add_key_and_value_biases(self) -> None:
+        assert self.cfg.n_key_value_heads is not None
+        self._b_K = zero_parameter(self.cfg, self.cfg.n_key_value_heads, self.cfg.d_head)
+        self._b_V = zero_parameter(self.cfg, self.cfg.n_key_value_heads, self.cfg.d_head)
+
+    def _key_and_value_weights(self, n_heads: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        if n_heads == self._W_K.shape[0]:
+            return self._W_K, self._b_K, self._W_V, self._b_V
+        return self.W_K, self.b_K, self.W_V, self.b_V
+
+    def _for_each_head(self, shared: Tensor) -> Tensor:
+        return shared.repeat_interleave(self.cfg.n_heads // shared.shape[0], dim=0)
+
+    @property
+    def W_K(self) -> Float[Tensor, "head d_model d_head"]:  # type: ignore[override]
+        """Key weights of each head."""
+        return self._for_each_head(self._W_K)
+
+    @property
+    def W_V(self) -> Float[Tensor, "head d_model d_head"]:  # type: ignore[override]
+        """Value weights of each head."""
+        return self._for_each_head(self._W_V)
+
+    @property
+    def b_K(self) -> Float[Tensor, "head d_head"]:  # type: ignore[override]
+        """Key biases of each head."""
+        return self._for_each_head(self._b_K)
+
+    @property
+    def b_V(self) -> Float[Tensor, "head d_head"]:  # type: ignore[override]
+        """Value biases of each head."""
+        return self._for_each_head(self._b_V)
+
+
+def make_attention(cfg: HookedTransformerConfig, layer_id: int) -> Attention:
+    """The attention the config asks for."""
+    return (Attention if cfg.n_key_value_heads is None else GroupedQueryAttention)(cfg, layer_id)
+
+
+def _project(
+    x: Float[Tensor, "batch pos *head d_model"],
+    weight: Float[Tensor, "head d_model d_head"],
+    bias: Float[Tensor, "head d_head"],
+) -> Float[Tensor, "batch pos head d_head"]:
+    """`x W + b` for each head, by one batched product: no weight is copied into another layout."""
+    batch, length = x.shape[:2]
+    by_head = x.flatten(0, 1).transpose(0, 1) if x.ndim == 4 else x.flatten(0, 1).expand(weight.shape[0], -1, -1)
+    out = torch.baddbmm(bias[:, None], by_head, weight)
+    return out.unflatten(1, (batch, length)).permute(1, 2, 0, 3)

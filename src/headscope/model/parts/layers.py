@@ -1,0 +1,292 @@
+"""The parts of a block: embeddings, norms, MLP, unembedding. Attention has a file of its own."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from headscope.errors import InvalidInputError
+from headscope.model.config import HookedTransformerConfig
+from headscope.model.hooks import HookPoint, is_listening
+from headscope.model.parts.masks import token_positions
+from headscope.ops.activations import gelu_fast, gelu_new, gelu_pytorch_tanh, solu
+
+__all__ = [
+    "MLP",
+    "Embed",
+    "GatedMLP",
+    "HeadNorm",
+    "LayerNorm",
+    "LayerNormPre",
+    "PosEmbed",
+    "RMSNorm",
+    "RMSNormPre",
+    "Unembed",
+    "make_norm",
+    "make_post_norm",
+    "make_pre_norm",
+]
+
+_ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square(),
+    "leaky_relu": F.leaky_relu,
+    "gelu": F.gelu,
+    "gelu_new": gelu_new,
+    "gelu_fast": gelu_fast,
+    "gelu_pytorch_tanh": gelu_pytorch_tanh,
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "silu": F.silu,
+    "solu": solu,
+    "solu_ln": solu,
+}
+
+
+def activation_of(cfg: HookedTransformerConfig) -> Callable[[Tensor], Tensor]:
+    """The function `cfg.act_fn` names."""
+    assert cfg.act_fn is not None
+    return _ACTIVATION_FUNCTIONS[cfg.act_fn]
+
+
+def empty_parameter(cfg: HookedTransformerConfig, *shape: int) -> nn.Parameter:
+    """An unset weight; the model draws or loads its values."""
+    return nn.Parameter(torch.empty(*shape, dtype=cfg.dtype))
+
+
+def zero_parameter(cfg: HookedTransformerConfig, *shape: int) -> nn.Parameter:
+    """A bias, or a weight that starts at zero."""
+    return nn.Parameter(torch.zeros(*shape, dtype=cfg.dtype))
+
+
+class Embed(nn.Module):
+    """Token embedding, `W_E [d_vocab, d_model]`, and the LayerNorm `ln` behind it if there is one."""
+
+    def __init__(self, cfg: HookedTransformerConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.W_E = empty_parameter(cfg, cfg.d_vocab, cfg.d_model)
+        self.ln = LayerNorm(cfg) if cfg.post_embedding_ln else None
+
+    def forward(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
+        try:
+            embedding = F.embedding(tokens, self.W_E)
+        except IndexError:
+            bad = tokens[(tokens < 0) | (tokens >= self.W_E.shape[0])]
+            raise InvalidInputError(
+                f"tokens must be between 0 and d_vocab - 1 = {self.W_E.shape[0] - 1}; got {bad[0].item()}. "
+                "Were they made by another model's tokenizer?"
+            ) from None
+        return embedding if self.ln is None else self.ln(embedding)
+
+
+class PosEmbed(nn.Module):
+    """Learned positional embedding, `W_pos [n_ctx, d_model]`. Padded positions do not count."""
+
+    def __init__(self, cfg: HookedTransformerConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.W_pos = empty_parameter(cfg, cfg.n_ctx, cfg.d_model)
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        past_kv_pos_offset: int = 0,
+        attention_mask: Tensor | None = None,
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """Embeddings of the positions of `tokens`, which come after `past_kv_pos_offset` others.
+
+        Args:
+            tokens: Only their shape counts.
+            past_kv_pos_offset: How many tokens are in front of these.
+            attention_mask: `[batch, offset + pos]`, true for real tokens; `None` when all are.
+        """
+        batch, length = tokens.shape
+        end = past_kv_pos_offset + length
+        if end > self.W_pos.shape[0]:
+            raise InvalidInputError(
+                f"the input has {end} tokens, but this model's context is n_ctx = {self.W_pos.shape[0]}. "
+                "Cut it, or split it into several sequences."
+            )
+        if attention_mask is None:
+            return self.W_pos[past_kv_pos_offset:end].expand(batch, -1, -1)
+        return F.embedding(token_positions(attention_mask)[:, past_kv_pos_offset:], self.W_pos)
+
+
+class _Norm(nn.Module):
+    """A norm over d_model: `centred` subtracts the mean, `affine` has a weight (and, when centred, a bias)."""
+
+    centred: bool
+    affine: bool
+    w: nn.Parameter
+    b: nn.Parameter
+
+    def __init__(self, cfg: HookedTransformerConfig, length: int | None = None) -> None:
+        super().__init__()
+        self.cfg = cfg
+        width = cfg.d_model if length is None else length
+        if self.affine:
+            self.w = nn.Parameter(torch.ones(width, dtype=cfg.dtype))
+        if self.affine and self.centred:
+            self.b = zero_parameter(cfg, width)
+        self.hook_scale = HookPoint()
+        self.hook_normalized = HookPoint()
+
+    def forward(self, x: Float[Tensor, "*lead d_model"]) -> Float[Tensor, "*lead d_model"]:
+        return self.normalize(x, self.w if self.affine else None, self.b if self.affine and self.centred else None)
+
+    def normalize(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        """The norm of `x`, times a weight and plus a bias where there is one."""
+        if not (is_listening(self.hook_scale) or is_listening(self.hook_normalized)):
+            if self.centred:
+                return F.layer_norm(x, x.shape[-1:], weight, bias, self.cfg.eps)
+            return F.rms_norm(x, x.shape[-1:], weight, self.cfg.eps)
+        dtype = x.dtype
+        wide = x.to(torch.promote_types(dtype, torch.float32))
+        if self.centred:
+            wide = wide - wide.mean(-1, keepdim=True)
+        scale = self.hook_scale((wide.square().mean(-1, keepdim=True) + self.cfg.eps).sqrt())
+        normalized = self.hook_normalized((wide / scale).to(dtype))
+        if weight is not None:
+            normalized = normalized * weight
+        return normalized if bias is None else normalized + bias
+
+    def direction(self, x: Float[Tensor, "*lead d_model"]) -> Float[Tensor, "*lead d_model"]:
+        """The linear part of the norm without its scale: centred, and times its weight.
+
+        With the scale frozen, `direction(part) / scale` is what a part of `x` becomes, and parts sum to the norm of `x`
+        (but for its bias).
+        """
+        centred = x - x.mean(-1, keepdim=True) if self.centred else x
+        return centred * self.w if self.affine else centred
+
+
+class LayerNorm(_Norm):
+    """`(x - mean) / scale * w + b`, scale the standard deviation (eps inside the root)."""
+
+    centred, affine = True, True
+
+
+class LayerNormPre(_Norm):
+    """LayerNorm whose weight and bias are folded into what reads it."""
+
+    centred, affine = True, False
+
+
+class RMSNorm(_Norm):
+    """`x / scale * w`, scale the root mean square."""
+
+    centred, affine = False, True
+
+
+class RMSNormPre(_Norm):
+    """RMSNorm whose weight is folded into what reads it."""
+
+    centred, affine = False, False
+
+
+_NORMS = {"LN": LayerNorm, "LNPre": LayerNormPre, "RMS": RMSNorm, "RMSPre": RMSNormPre}
+
+
+class HeadNorm(RMSNorm):
+    """An RMSNorm on queries or keys: on each head's, with one weight, or on those of all heads as one vector."""
+
+    def __init__(self, cfg: HookedTransformerConfig, n_heads: int) -> None:
+        super().__init__(cfg, cfg.d_head * n_heads if cfg.qk_norm_all_heads else cfg.d_head)
+
+    def forward(self, x: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "batch pos head d_head"]:
+        heads, width = x.shape[-2:]
+        if not self.cfg.qk_norm_all_heads:
+            return super().forward(x)
+        if heads * width == len(self.w):
+            return super().forward(x.flatten(-2)).unflatten(-1, (heads, width))
+        # Keys of a group, written out for each of its heads: every head has its group's weight.
+        weight = self.w.view(-1, width).repeat_interleave(heads * width // len(self.w), dim=0)
+        return self.normalize(x.flatten(-2), weight.flatten(), None).unflatten(-1, (heads, width))
+
+
+def make_norm(cfg: HookedTransformerConfig, kind: str | None, length: int | None = None) -> nn.Module:
+    """A norm of this type (`"LN"`, ...) over `d_model` or another length; an identity for `None`."""
+    return nn.Identity() if kind is None else _NORMS[kind](cfg, length)
+
+
+def make_pre_norm(cfg: HookedTransformerConfig) -> nn.Module:
+    """What attention or MLP reads the stream through; an identity if nothing."""
+    return make_norm(cfg, cfg.normalization_type if cfg.has_pre_norms else None)
+
+
+def make_post_norm(cfg: HookedTransformerConfig) -> nn.Module | None:
+    """The norm behind attention or MLP, if there is one. Its weight has nothing to be folded into."""
+    return make_norm(cfg, "LN" if cfg.centred_norm else "RMS") if cfg.has_post_norms else None
+
+
+class MLP(nn.Module):
+    """`act(x W_in + b_in) W_out + b_out`; with `"solu_ln"`, a LayerNorm `ln` comes behind the activation."""
+
+    def __init__(self, cfg: HookedTransformerConfig) -> None:
+        super().__init__()
+        assert cfg.d_mlp is not None
+        self.cfg = cfg
+        self._add_input_weights()
+        self.W_out = empty_parameter(cfg, cfg.d_mlp, cfg.d_model)
+        self.b_out = zero_parameter(cfg, cfg.d_model)
+        self.act_fn = activation_of(cfg)
+        self.hook_pre = HookPoint()
+        self.hook_post = HookPoint()
+        self.ln: nn.Module | None = None
+        if cfg.is_layer_norm_activation():
+            self.hook_mid = HookPoint()
+            self.reset_norm()
+
+    def _add_input_weights(self) -> None:
+        assert self.cfg.d_mlp is not None
+        self.W_in = empty_parameter(self.cfg, self.cfg.d_model, self.cfg.d_mlp)
+        self.b_in = zero_parameter(self.cfg, self.cfg.d_mlp)
+
+    def reset_norm(self) -> None:
+        """Make the norm behind the activation anew, of the type the config asks for now."""
+        if self.cfg.is_layer_norm_activation():
+            folded = self.cfg.normalization_type in ("LNPre", "RMSPre")
+            self.ln = make_norm(self.cfg, "LNPre" if folded else "LN", self.cfg.d_mlp)
+
+    def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        post = self.act_fn(self.hook_pre(F.linear(x, self.W_in.T, self.b_in)))
+        if self.ln is not None:
+            post = self.ln(self.hook_mid(post))
+        return F.linear(self.hook_post(post), self.W_out.T, self.b_out)
+
+
+class GatedMLP(MLP):
+    """`(act(x W_gate + b_gate) * (x W_in + b_in)) W_out + b_out` ("GLU Variants Improve Transformer", Shazeer 2020).
+
+    `hook_pre` shows what goes into the activation, `hook_pre_linear` the other factor, `hook_post` their product.
+    """
+
+    def __init__(self, cfg: HookedTransformerConfig) -> None:
+        super().__init__(cfg)
+        self.hook_pre_linear = HookPoint()
+
+    def _add_input_weights(self) -> None:
+        super()._add_input_weights()
+        assert self.cfg.d_mlp is not None
+        self.W_gate = empty_parameter(self.cfg, self.cfg.d_model, self.cfg.d_mlp)
+        self.b_gate = zero_parameter(self.cfg, self.cfg.d_mlp)
+
+    def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        gate = self.act_fn(self.hook_pre(F.linear(x, self.W_gate.T, self.b_gate)))
+        linear = self.hook_pre_linear(F.linear(x, self.W_in.T, self.b_in))
+        return F.linear(self.hook_post(gate * linear), self.W_out.T, self.b_out)
+
+
+class Unembed(nn.Module):
+    """Residual stream to logits, `W_U [d_model, d_vocab_out]` and `b_U`."""
+
+    def __init__(self, cfg: HookedTransformerConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.W_U = empty_parameter(cfg, cfg.d_model, cfg.d_vocab_out)
+        self.b_U = zero_parameter(cfg, cfg.d_vocab_out)
+
+    def forward(self, residual: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
+        return F.linear(residual, self.W_U.T, self.b_U)

@@ -1,0 +1,279 @@
+"""Text that a model writes: one token after another, each read with the keys and values of those before it.
+
+A prompt costs one forward pass, and each new token a pass over that token alone; logits are made for the last position
+only. Rows of different length are padded on the left, so that all end at the same position.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from headscope.errors import InvalidInputError
+from headscope.model.config import HookedTransformerConfig
+from headscope.model.hooks import HookPoint, is_listening, is_plain
+from headscope.model.parts.key_value_cache import HookedTransformerKeyValueCache
+from headscope.model.parts.layers import Unembed
+from headscope.model.text.inputs import checked_mask, checked_residual, checked_tokens, is_text, new_mask
+from headscope.model.text.tokens import PaddingSide
+from headscope.ops.sampling import sample_logits
+
+__all__ = ["Generation"]
+
+Written = Literal["input", "str", "tokens", "embeds"]
+
+
+class Generation:
+    """A field-less mixin: the writing methods of a model."""
+
+    cfg: HookedTransformerConfig
+    tokenizer: Any
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input: str | Sequence[str] | Tensor = "",
+        max_new_tokens: int = 10,
+        stop_at_eos: bool = True,
+        eos_token_id: int | Sequence[int] | None = None,
+        do_sample: bool = True,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        temperature: float = 1.0,
+        freq_penalty: float = 0.0,
+        use_past_kv_cache: bool = True,
+        prepend_bos: bool | None = None,
+        padding_side: PaddingSide | None = None,
+        return_type: Written = "input",
+        verbose: bool = True,
+        *,
+        repetition_penalty: float = 1.0,
+        attention_mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Any:
+        """Continue a text, texts, tokens or token embeddings.
+
+        Args:
+            input: What to continue. Texts of different length are padded on the left.
+            max_new_tokens: How many tokens to write at most.
+            stop_at_eos: Stop once every row has written an end token; what a finished row writes after its own is
+                replaced by that token.
+            eos_token_id: The end token, or several; default: the tokenizer's EOS.
+            do_sample: Draw from the distribution; else take the likeliest token.
+            top_k: Draw from the `k` likeliest tokens only.
+            top_p: Draw from the likeliest tokens that together have this probability.
+            temperature: Divides the logits; 0 takes the likeliest token.
+            freq_penalty: Taken from a token's logit for each time it has occurred.
+            use_past_kv_cache: Keep keys and values instead of reading everything again for each token.
+            prepend_bos: For text: put BOS in front; default `cfg.default_prepend_bos`.
+            padding_side: For one text it does not matter, and several are padded on the left; kept so that calls
+                written for other versions run.
+            return_type: `"str"`, `"tokens"`, `"embeds"`, or `"input"` for what was given.
+            verbose: Show a progress bar.
+            repetition_penalty: Divides positive and multiplies negative logits of tokens that have occurred
+                (Keskar et al. 2019, arXiv 1909.05858).
+            attention_mask: For tokens that are padded (on the left): 1 for real ones.
+            generator: Draw from this generator instead of the global one.
+
+        Returns:
+            Prompt and continuation: a string (a list of them for a list), tokens `[batch, pos]`, or embeddings
+            `[batch, pos, d_model]`. From embeddings, text and tokens are those of the continuation alone.
+
+        Raises:
+            MissingTokenizerError: for text without a tokenizer.
+            InvalidInputError: if prompt and continuation do not fit the context, or an option is out of range.
+
+        Example:
+            >>> from headscope import HookedTransformer
+            >>> model = HookedTransformer.from_pretrained("headscope-demo")
+            >>> model.generate("When Mary and John went to the store, John gave a drink to",
+            ...                max_new_tokens=1, do_sample=False, verbose=False)
+            'When Mary and John went to the store, John gave a drink to Mary'
+        """
+        if return_type not in ("input", "str", "tokens", "embeds"):
+            raise InvalidInputError(f"return_type must be 'input', 'str', 'tokens' or 'embeds'; got {return_type!r}.")
+        prompt, mask = self._prompt(input, attention_mask, prepend_bos, max_new_tokens)
+        embedded = prompt.ndim == 3
+        ends = self._end_tokens(eos_token_id) if stop_at_eos else []
+        options = _sampling_options(
+            do_sample,
+            top_k=top_k,
+            top_p=top_p,
+            temperature=temperature,
+            freq_penalty=freq_penalty,
+            repetition_penalty=repetition_penalty,
+            generator=generator,
+        )
+        steps = self._write(prompt, mask, max_new_tokens, ends, use_past_kv_cache, options)
+        written = list(tqdm(steps, total=max_new_tokens, disable=not verbose, desc="generate"))
+        none = torch.zeros(prompt.shape[0], 0, dtype=torch.long, device=prompt.device)
+        new = torch.stack(written, dim=1) if written else none
+        if return_type == "embeds" or (return_type == "input" and embedded):
+            before = prompt if embedded else self.embed(prompt)  # type: ignore[attr-defined]
+            return torch.cat([before, self.embed(new)], dim=1)  # type: ignore[attr-defined]
+        tokens = new if embedded else torch.cat([prompt, new], dim=1)
+        if return_type == "str" or (return_type == "input" and is_text(input)):
+            texts = self._texts(tokens)
+            return texts if isinstance(input, (list, tuple)) or len(texts) > 1 else texts[0]
+        return tokens
+
+    @torch.no_grad()
+    def generate_stream(
+        self,
+        input: str | Tensor = "",
+        max_new_tokens: int = 10,
+        max_tokens_per_yield: int = 25,
+        stop_at_eos: bool = True,
+        eos_token_id: int | Sequence[int] | None = None,
+        do_sample: bool = True,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        temperature: float = 1.0,
+        freq_penalty: float = 0.0,
+        use_past_kv_cache: bool = True,
+        prepend_bos: bool | None = None,
+        padding_side: PaddingSide | None = None,
+        return_type: Written = "input",
+        verbose: bool = True,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Iterator[Any]:
+        """`generate`, handing out the continuation as it comes, `max_tokens_per_yield` tokens at a time.
+
+        The first piece begins with the prompt. Pieces are strings or tokens, as for `generate`.
+
+        Example:
+            >>> from headscope import HookedTransformer
+            >>> model = HookedTransformer.from_pretrained("headscope-demo")
+            >>> pieces = model.generate_stream("Mary went to the", 4, 2, do_sample=False, verbose=False)
+            >>> len(list(pieces))
+            2
+        """
+        prompt, mask = self._prompt(input, None, prepend_bos, max_new_tokens)
+        ends = self._end_tokens(eos_token_id) if stop_at_eos else []
+        options = _sampling_options(
+            do_sample,
+            top_k=top_k,
+            top_p=top_p,
+            temperature=temperature,
+            freq_penalty=freq_penalty,
+            generator=generator,
+        )
+        as_text = return_type == "str" or (return_type == "input" and is_text(input))
+        steps = self._write(prompt, mask, max_new_tokens, ends, use_past_kv_cache, options)
+        piece = list(prompt.unbind(1)) if prompt.ndim == 2 else []
+        for count, token in enumerate(tqdm(steps, total=max_new_tokens, disable=not verbose, desc="generate"), 1):
+            piece.append(token)
+            if count % max_tokens_per_yield == 0:
+                yield self._piece(piece, as_text)
+                piece = []
+        if piece:
+            yield self._piece(piece, as_text)
+
+    def _piece(self, tokens: list[Tensor], as_text: bool) -> Any:
+        stacked = torch.stack(tokens, dim=1)
+        if not as_text:
+            return stacked
+        texts = self._texts(stacked)
+        return texts[0] if len(texts) == 1 else texts
+
+    def _texts(self, tokens: Int[Tensor, "batch pos"]) -> list[str]:
+        """Each row as text, without the special tokens."""
+        tokenizer = self._need_tokenizer()  # type: ignore[attr-defined]
+        rows = tokens.tolist()
+        return [tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False) for row in rows]
+
+    def _prompt(
+        self, input: Any, attention_mask: Tensor | None, prepend_bos: bool | None, max_new_tokens: int
+    ) -> tuple[Tensor, Bool[Tensor, "batch pos"]]:
+        """Tokens or embeddings to begin with, and which of them are real."""
+        device = self.input_device  # type: ignore[attr-defined]
+        mask: Tensor | None = None
+        if is_text(input):
+            prompt = self.to_tokens(input, prepend_bos, "left", truncate=False)  # type: ignore[attr-defined]
+            mask = self.attention_mask(prompt, "left", prepend_bos)  # type: ignore[attr-defined]
+        elif isinstance(input, Tensor) and input.is_floating_point():
+            prompt = checked_residual(input, self.cfg.d_model).to(device)
+        else:
+            prompt = checked_tokens(input, device).long()
+        length = prompt.shape[1]
+        if max_new_tokens < 0 or length + max_new_tokens > self.cfg.n_ctx + 1:
+            # The last token written is never read.
+            raise InvalidInputError(
+                f"max_new_tokens = {max_new_tokens} with a prompt of {length} tokens must stay within the context, "
+                f"n_ctx = {self.cfg.n_ctx}. Shorten either."
+            )
+        if attention_mask is not None:
+            mask = checked_mask(attention_mask, prompt)
+            if mask is not None and not bool(mask[:, -1].all()):
+                raise InvalidInputError(
+                    "a prompt that is continued must be padded on the left; attention_mask is 0 at its last position."
+                )
+        return prompt, new_mask(mask, prompt)
+
+    def _end_tokens(self, eos_token_id: int | Sequence[int] | None) -> list[int]:
+        if eos_token_id is None:
+            eos_token_id = None if self.tokenizer is None else self.tokenizer.eos_token_id
+        if eos_token_id is None:
+            raise InvalidInputError(
+                "stop_at_eos needs an end token, and the model's tokenizer gives none: pass eos_token_id, or "
+                "stop_at_eos=False."
+            )
+        return [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id)
+
+    def _write(
+        self,
+        prompt: Int[Tensor, "batch pos"] | Float[Tensor, "batch pos d_model"],
+        mask: Bool[Tensor, "batch pos"],
+        max_new_tokens: int,
+        ends: list[int],
+        use_past_kv_cache: bool,
+        options: dict[str, Any],
+    ) -> Iterator[Int[Tensor, " batch"]]:
+        """The new tokens, one step at a time."""
+        batch = prompt.shape[0]
+        past = HookedTransformerKeyValueCache.init_cache(self.cfg, prompt.device, batch) if use_past_kv_cache else None
+        seen = prompt if prompt.ndim == 2 else prompt.new_zeros(batch, 0, dtype=torch.long)
+        stops = torch.tensor(ends, device=prompt.device)
+        finished = torch.zeros(batch, dtype=torch.bool, device=prompt.device)
+        unread = prompt
+        for _ in range(max_new_tokens):
+            logits = self._last_logits(unread, mask, past)
+            token = sample_logits(logits, tokens=seen, **options)
+            if ends:
+                token = torch.where(finished, stops[0], token)
+                finished = finished | torch.isin(token, stops)
+            yield token
+            if ends and bool(finished.all()):
+                return
+            seen = torch.cat([seen, token[:, None]], dim=1)
+            mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+            new = token[:, None] if prompt.ndim == 2 else self.embed(token[:, None])  # type: ignore[attr-defined]
+            unread = new if past is not None else torch.cat([unread, new], dim=1)
+
+    def _last_logits(
+        self, unread: Tensor, mask: Tensor, past: HookedTransformerKeyValueCache | None
+    ) -> Float[Tensor, "batch d_vocab"]:
+        run: Any = self
+        options: dict[str, Any] = {"attention_mask": mask, "past_kv_cache": past}
+        if unread.ndim == 3:
+            unread, positions = run._with_positions(unread, mask, 0 if past is None else past.n_past)
+            options |= {"start_at_layer": 0, "shortformer_pos_embed": positions}
+        if self._end_is_watched():
+            return run(unread, **options)[:, -1]
+        residual = run(unread, stop_at_layer=len(run.blocks), **options)
+        return run.to_logits(residual[:, -1:])[:, 0]
+
+    def _end_is_watched(self) -> bool:
+        """Whether anybody would notice that the final norm and the unembedding saw the last position only."""
+        run: Any = self
+        parts = [*run.ln_final.modules(), *run.unembed.modules()]
+        points = [part for part in parts if isinstance(part, HookPoint)]
+        return any(map(is_listening, points)) or not is_plain(run.unembed, Unembed)
+
+
+def _sampling_options(do_sample: bool, **options: Any) -> dict[str, Any]:
+    return options if do_sample else {"temperature": 0.0}

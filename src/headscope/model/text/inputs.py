@@ -1,0 +1,136 @@
+"""What a forward pass is given, checked and in one form: tokens, a residual stream, an attention mask, layers.
+
+Nothing here runs a model. A wrong input is refused with what it was, what is allowed and how to mend it.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from headscope.errors import InvalidInputError
+from headscope.model.parts.key_value_cache import HookedTransformerKeyValueCache
+
+__all__ = [
+    "Masks",
+    "checked_mask",
+    "checked_residual",
+    "checked_tokens",
+    "is_text",
+    "layer_range",
+    "new_mask",
+    "with_past",
+]
+
+
+def is_text(input: Any) -> bool:
+    """Whether an input is a text or a list of texts."""
+    return isinstance(input, str) or (isinstance(input, (list, tuple)) and bool(input) and isinstance(input[0], str))
+
+
+def checked_tokens(input: Any, device: torch.device) -> Tensor:
+    """Tokens as `[batch, pos]` on a device, from a tensor `[batch, pos]` or `[pos]`.
+
+    Raises:
+        InvalidInputError: for anything else, or no tokens at all.
+    """
+    if not isinstance(input, Tensor) or input.is_floating_point() or input.dtype == torch.bool:
+        kind = f"a {input.dtype} tensor" if isinstance(input, Tensor) else type(input).__name__
+        raise InvalidInputError(
+            f"input must be text or an integer tensor of tokens; got {kind}. "
+            "To start from a residual stream, pass start_at_layer."
+        )
+    tokens = (input[None] if input.ndim == 1 else input).to(device)
+    if tokens.ndim != 2 or tokens.numel() == 0:
+        raise InvalidInputError(
+            f"tokens must be [batch, pos] or [pos] with at least one; got shape {list(input.shape)}."
+        )
+    return tokens if tokens.dtype == torch.int32 else tokens.long()
+
+
+def checked_residual(input: Any, d_model: int) -> Tensor:
+    """A residual stream `[batch, pos, d_model]`.
+
+    Raises:
+        InvalidInputError: for anything else.
+    """
+    if not isinstance(input, Tensor) or input.ndim != 3 or input.shape[-1] != d_model:
+        shape = list(input.shape) if isinstance(input, Tensor) else type(input).__name__
+        raise InvalidInputError(
+            f"with start_at_layer the input is a residual stream [batch, pos, d_model = {d_model}]; got {shape}."
+        )
+    return input
+
+
+def checked_mask(given: Tensor, beside: Tensor, n_past: int = 0) -> Tensor | None:
+    """A given attention mask for the tokens or stream beside it, as booleans `[batch, pos]`; `None` if all are true.
+
+    With `n_past` tokens in a key-value cache the mask may cover these too; only its end is kept.
+
+    Raises:
+        InvalidInputError: for a mask of another shape.
+    """
+    mask = torch.atleast_2d(given).to(beside.device)
+    batch, length = beside.shape[:2]
+    if n_past and mask.shape == (batch, n_past + length):
+        mask = mask[:, n_past:]
+    if mask.shape != (batch, length):
+        longer = f" (or {[batch, n_past + length]} with the past)" if n_past else ""
+        raise InvalidInputError(
+            f"attention_mask must be [batch, pos] = {[batch, length]}{longer}; got {list(given.shape)}."
+        )
+    return _unless_all(mask.bool())
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Which tokens are padding, for those who need to know.
+
+    Attributes:
+        counted: `[batch, pos]`, true for the tokens a loss counts; `None` when all are.
+        seen: `[batch, past + pos]`, true for the keys a query may see and a position counts; `None` when all are, or
+            when it makes no difference.
+        n_past: How many positions come from a key-value cache.
+    """
+
+    counted: Tensor | None
+    seen: Tensor | None
+    n_past: int
+
+
+def with_past(mask: Tensor | None, past: HookedTransformerKeyValueCache, beside: Tensor) -> Tensor | None:
+    """The mask of the cached tokens and the new ones together; `None` if all are real.
+
+    Raises:
+        InvalidInputError: if the cache is for another batch size.
+    """
+    before = past.previous_attention_mask
+    if before.shape[0] != beside.shape[0]:
+        raise InvalidInputError(
+            f"past_kv_cache is for a batch of {before.shape[0]}; the input has {beside.shape[0]} rows."
+        )
+    return _unless_all(torch.cat([before.bool(), new_mask(mask, beside)], dim=-1))
+
+
+def new_mask(mask: Tensor | None, beside: Tensor) -> Tensor:
+    """The mask of new tokens, written out: all true for `None`."""
+    return torch.ones(beside.shape[:2], dtype=torch.bool, device=beside.device) if mask is None else mask
+
+
+def _unless_all(mask: Tensor) -> Tensor | None:
+    return None if bool(mask.all()) else mask
+
+
+def layer_range(n_layers: int, start: int | None, stop: int | None) -> range:
+    """The layers from `start` up to `stop`; negative numbers count from the end.
+
+    Raises:
+        InvalidInputError: for a layer the model does not have.
+    """
+    for name, layer in (("start_at_layer", start), ("stop_at_layer", stop)):
+        if layer is not None and not -n_layers <= layer <= n_layers:
+            raise InvalidInputError(
+                f"{name} must be between 0 and n_layers = {n_layers}, or negative to count from the end; got {layer}."
+            )
+    return range(n_layers)[start:stop]

@@ -1,0 +1,326 @@
+"""Text to tokens and back, and which positions are padding.
+
+Special tokens are never left to the tokenizer: it is always asked for none, and BOS is put in front here. So BOS is
+there once when asked for, and never inside a look-up of one word. Padding is done here too, so a tokenizer's own
+settings are neither needed nor changed.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from headscope.errors import InvalidInputError, MissingTokenizerError
+from headscope.model.config import HookedTransformerConfig
+
+__all__ = [
+    "USE_DEFAULT_VALUE",
+    "PaddingSide",
+    "Tokenization",
+    "begin_token",
+    "bos_token_id",
+    "get_attention_mask",
+    "get_tokens_with_bos_removed",
+    "pad_token_id",
+    "padding_mask",
+    "residual_directions",
+    "single_token",
+]
+
+PaddingSide = Literal["left", "right"]
+USE_DEFAULT_VALUE = None  # what older notebooks pass to say "as the model is set"
+
+
+def bos_token_id(tokenizer: Any) -> int | None:
+    """The token put in front of a text: BOS, or EOS for a tokenizer that has no BOS."""
+    return tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+
+
+def pad_token_id(tokenizer: Any) -> int | None:
+    """The token that fills short rows: PAD, or EOS for a tokenizer that has no PAD."""
+    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+
+
+def begin_token(tokenizer: Any) -> int:
+    """The token that begins a row: BOS, or EOS for a tokenizer that has no BOS.
+
+    Raises:
+        MissingTokenizerError: If there is no tokenizer.
+        InvalidInputError: If it has neither.
+    """
+    if tokenizer is None:
+        raise MissingTokenizerError("there is no tokenizer to tell BOS: pass one, or prepend_bos=False.")
+    bos = bos_token_id(tokenizer)
+    if bos is None:
+        raise InvalidInputError("the tokenizer has neither BOS nor EOS to begin a row with: pass prepend_bos=False.")
+    return bos
+
+
+def padding_mask(
+    tokens: Int[Tensor, "batch pos"], pad_id: int, *, padding_side: PaddingSide = "right", bos_id: int | None = None
+) -> Bool[Tensor, "batch pos"]:
+    """True for real tokens: all but the run of `pad_id` at the padded end of a row.
+
+    Where padding and BOS are the same token (GPT-2), the first token of a row is taken as its BOS: on the right-padded
+    side a row is never padding alone, on the left the last of the leading run counts as real.
+
+    Example:
+        >>> padding_mask(torch.tensor([[9, 5, 6, 9, 9]]), 9, bos_id=9)
+        tensor([[ True,  True,  True, False, False]])
+        >>> padding_mask(torch.tensor([[9, 9, 9, 5, 6]]), 9, padding_side="left", bos_id=9)
+        tensor([[False, False,  True,  True,  True]])
+    """
+    is_pad = tokens == pad_id
+    if padding_side == "right":
+        run = is_pad.flip(-1).cumprod(-1).flip(-1).bool()
+        if bos_id == pad_id:
+            run[:, 0] = False
+    else:
+        run = is_pad.cumprod(-1).bool()
+        if bos_id == pad_id:
+            run = run & torch.nn.functional.pad(run[:, 1:], (0, 1), value=False)
+    return ~run
+
+
+def single_token(string: str, tokenizer: Any) -> int:
+    """The number of a string that is one token; an error that shows its tokens when it is not."""
+    ids = tokenizer.encode(string, add_special_tokens=False)
+    if len(ids) != 1:
+        pieces = [tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in ids]
+        raise InvalidInputError(
+            f"{string!r} is {len(ids)} tokens, not one: {pieces}. Words inside a sentence start with a space."
+        )
+    return ids[0]
+
+
+def residual_directions(
+    tokens: str | int | Sequence[int] | Tensor, W_U: Float[Tensor, "d_model d_vocab"], tokenizer: Any = None
+) -> Float[Tensor, "*shape d_model"]:
+    """The columns of `W_U` for a single-token string, a token number, or several numbers."""
+    if isinstance(tokens, str):
+        if tokenizer is None:
+            raise MissingTokenizerError(f"the model has no tokenizer to look {tokens!r} up with: give its number.")
+        tokens = single_token(tokens, tokenizer)
+    ids = torch.as_tensor(tokens).to(W_U.device)
+    return W_U.T[ids.squeeze() if ids.numel() == 1 else ids]
+
+
+def get_attention_mask(tokenizer: Any, tokens: Int[Tensor, "batch pos"], prepend_bos: bool) -> Int[Tensor, "batch pos"]:
+    """1 for real tokens, 0 for padding, judged by the tokenizer's padding token and side.
+
+    Example:
+        >>> from headscope import HookedTransformer
+        >>> tokenizer = HookedTransformer.from_pretrained("headscope-demo").tokenizer
+        >>> get_attention_mask(tokenizer, torch.tensor([[0, 5, 6, 0]]), prepend_bos=True)  # 0: BOS, EOS and padding
+        tensor([[1, 1, 1, 0]])
+
+    Raises:
+        InvalidInputError: if the tokenizer has neither a padding nor an EOS token.
+    """
+    pad = pad_token_id(tokenizer)
+    if pad is None:
+        raise InvalidInputError("the tokenizer has no padding or EOS token to tell padding by.")
+    bos = bos_token_id(tokenizer) if prepend_bos else None
+    return padding_mask(tokens, pad, padding_side=tokenizer.padding_side, bos_id=bos).long()
+
+
+def get_tokens_with_bos_removed(tokenizer: Any, tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos-1"]:
+    """Rows without their BOS: the first token, or the last of the leading run of padding and BOS.
+
+    Example:
+        >>> from headscope import HookedTransformer
+        >>> tokenizer = HookedTransformer.from_pretrained("headscope-demo").tokenizer
+        >>> get_tokens_with_bos_removed(tokenizer, torch.tensor([[0, 5, 6]]))
+        tensor([[5, 6]])
+
+    Raises:
+        InvalidInputError: if some row has no BOS there.
+    """
+    bos, pad = bos_token_id(tokenizer), pad_token_id(tokenizer)
+    wanted = torch.tensor([-1 if token is None else token for token in (bos, pad)], device=tokens.device)
+    leading = torch.isin(tokens, wanted).cumprod(-1).bool()
+    at = leading.sum(-1) - 1 if tokenizer.padding_side == "left" else torch.zeros_like(tokens[:, 0])
+    rows = torch.arange(len(tokens), device=tokens.device)
+    if bool((at < 0).any()) or not torch.equal(tokens[rows, at], wanted[:1].expand(len(tokens))):
+        raise InvalidInputError(f"not every row has a BOS token ({bos}) where it would begin.")
+    keep = torch.ones_like(tokens, dtype=torch.bool)
+    keep[rows, at] = False
+    return tokens[keep].view(len(tokens), -1)
+
+
+class Tokenization:
+    """A field-less mixin: the tokenizing methods of a model that has `cfg`, `tokenizer` and `W_U`."""
+
+    cfg: HookedTransformerConfig
+    tokenizer: Any
+    default_padding_side: PaddingSide
+    W_U: Tensor
+    _tokenizer_side: PaddingSide | None
+
+    def _need_tokenizer(self) -> Any:
+        if self.tokenizer is None:
+            raise MissingTokenizerError(
+                f"model {self.cfg.model_name!r} has no tokenizer, so it takes tokens, not text. "
+                "Pass a tensor of token numbers, or set one: model.set_tokenizer(tokenizer)."
+            )
+        return self.tokenizer
+
+    def to_tokens(
+        self,
+        input: str | Sequence[str],
+        prepend_bos: bool | None = None,
+        padding_side: PaddingSide | None = None,
+        move_to_device: bool = True,
+        truncate: bool = True,
+    ) -> Int[Tensor, "batch pos"]:
+        """Tokenize one text or several; shorter ones are padded.
+
+        Args:
+            input: A text, or several.
+            prepend_bos: Put a BOS token in front; default `cfg.default_prepend_bos`.
+            padding_side: Where short rows are filled; default `model.default_padding_side`.
+            move_to_device: Put the tokens on the model's device.
+            truncate: Cut at `cfg.n_ctx` tokens.
+
+        Raises:
+            MissingTokenizerError: if the model has no tokenizer.
+            InvalidInputError: for an empty list, or a text with no tokens.
+
+        Example:
+            >>> from headscope import HookedTransformer
+            >>> model = HookedTransformer.from_pretrained("headscope-demo")
+            >>> model.to_tokens("Mary gave a drink to John", prepend_bos=False).ndim
+            2
+        """
+        tokenizer = self._need_tokenizer()
+        texts = [input] if isinstance(input, str) else list(input)
+        if not texts:
+            raise InvalidInputError("there is no text to tokenize: the list is empty.")
+        bos = self._bos_to_prepend(prepend_bos)
+        rows = [[*bos, *tokenizer.encode(text, add_special_tokens=False, verbose=False)] for text in texts]
+        if truncate:
+            rows = [row[: self.cfg.n_ctx] for row in rows]
+        if not all(rows):
+            empty = texts[rows.index([])]
+            raise InvalidInputError(f"the text {empty!r} has no tokens. Give some text, or prepend_bos=True.")
+        length = max(map(len, rows))
+        pad = pad_token_id(tokenizer)
+        if pad is None and min(map(len, rows)) < length:
+            raise InvalidInputError("the texts differ in length, and the tokenizer has no padding or EOS token.")
+        side = self.padding_side_or_default(padding_side)
+        filled = [_fill(row, length, pad, side) for row in rows]
+        return torch.tensor(filled, device=self.cfg.device if move_to_device else None)
+
+    def to_string(self, tokens: int | Sequence[Any] | Tensor | np.ndarray) -> str | list[str]:
+        """Text of tokens: a string for one sequence, a list of strings for a batch."""
+        tokenizer = self._need_tokenizer()
+        ids = torch.as_tensor(tokens)
+        if ids.ndim == 2:
+            return [tokenizer.decode(row, clean_up_tokenization_spaces=False) for row in ids.tolist()]
+        if ids.ndim > 2:
+            raise InvalidInputError(f"tokens must have at most two axes [batch, pos]; got shape {list(ids.shape)}.")
+        return tokenizer.decode(torch.atleast_1d(ids).tolist(), clean_up_tokenization_spaces=False)
+
+    def to_str_tokens(
+        self,
+        input: str | int | Sequence[Any] | Tensor | np.ndarray,
+        prepend_bos: bool | None = None,
+        padding_side: PaddingSide | None = None,
+    ) -> list[Any]:
+        """Each token as a string: a list for one text or sequence, a list of lists for a list of texts."""
+        tokenizer = self._need_tokenizer()
+        if isinstance(input, str):
+            ids = [
+                *self._bos_to_prepend(prepend_bos),
+                *tokenizer.encode(input, add_special_tokens=False, verbose=False),
+            ]
+            ids = ids[: self.cfg.n_ctx]
+        elif isinstance(input, (Tensor, int, np.ndarray)) or (len(input) > 0 and isinstance(input[0], int)):
+            squeezed = torch.atleast_1d(torch.as_tensor(input).squeeze())
+            if squeezed.ndim != 1:
+                raise InvalidInputError(
+                    f"tokens must be one sequence, [pos] or [1, pos]; got shape {list(squeezed.shape)}."
+                )
+            ids = squeezed.tolist()
+        else:
+            return [self.to_str_tokens(text, prepend_bos, padding_side) for text in input]
+        return [tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in ids]
+
+    def to_single_token(self, string: str) -> int:
+        """The number of a string that is one token.
+
+        Raises:
+            InvalidInputError: if it is not; the message shows the tokens it is.
+        """
+        return single_token(string, self._need_tokenizer())
+
+    def to_single_str_token(self, int_token: int) -> str:
+        """The string of one token."""
+        return self._need_tokenizer().decode([int_token], clean_up_tokenization_spaces=False)
+
+    def get_token_position(
+        self,
+        single_token: str | int,
+        input: str | Tensor,
+        mode: Literal["first", "last"] = "first",
+        prepend_bos: bool | None = None,
+        padding_side: PaddingSide | None = None,
+    ) -> int:
+        """Where a token stands in a text or a sequence of tokens.
+
+        Raises:
+            InvalidInputError: if it is not there, or the input is a batch of several.
+        """
+        if mode not in ("first", "last"):
+            raise InvalidInputError(f"mode must be 'first' or 'last'; got {mode!r}.")
+        tokens = self.to_tokens(input, prepend_bos, padding_side) if isinstance(input, str) else input
+        if tokens.ndim == 2 and tokens.shape[0] != 1:
+            raise InvalidInputError(f"tokens must be one sequence, [pos] or [1, pos]; got shape {list(tokens.shape)}.")
+        wanted = self.to_single_token(single_token) if isinstance(single_token, str) else single_token
+        found = (tokens.flatten() == wanted).nonzero().flatten().tolist()
+        if not found:
+            raise InvalidInputError(f"token {single_token!r} does not occur in the input.")
+        return found[0] if mode == "first" else found[-1]
+
+    def tokens_to_residual_directions(
+        self, tokens: str | int | Sequence[int] | Tensor
+    ) -> Float[Tensor, "*shape d_model"]:
+        """The columns of `W_U` that tokens are read off along: `[d_model]` for one, `[..., d_model]` for several."""
+        return residual_directions(tokens, self.W_U, self.tokenizer)
+
+    def attention_mask(
+        self, tokens: Int[Tensor, "batch pos"], padding_side: PaddingSide | None = None, prepend_bos: bool | None = None
+    ) -> Bool[Tensor, "batch pos"] | None:
+        """True for real tokens, judged by `padding_mask`; `None` when nothing is padded (or there is no tokenizer)."""
+        pad = None if self.tokenizer is None else pad_token_id(self.tokenizer)
+        if pad is None:
+            return None
+        expected = self.cfg.default_prepend_bos if prepend_bos is None else prepend_bos
+        bos = bos_token_id(self.tokenizer) if expected else None
+        mask = padding_mask(tokens, pad, padding_side=self.padding_side_or_default(padding_side), bos_id=bos)
+        return None if bool(mask.all()) else mask
+
+    def _bos_to_prepend(self, prepend_bos: bool | None) -> list[int]:
+        if not (self.cfg.default_prepend_bos if prepend_bos is None else prepend_bos):
+            return []
+        bos = bos_token_id(self._need_tokenizer())
+        if bos is None:
+            raise InvalidInputError("the tokenizer has no BOS or EOS token to prepend. Pass prepend_bos=False.")
+        return [bos]
+
+    def padding_side_or_default(self, padding_side: PaddingSide | None) -> PaddingSide:
+        """The side asked for; else the tokenizer's, if that was changed since it was set here; else the default."""
+        side = self.default_padding_side if padding_side is None else padding_side
+        if padding_side is None and self.tokenizer is not None and self.tokenizer.padding_side != self._tokenizer_side:
+            side = self.tokenizer.padding_side
+        if side not in ("left", "right"):
+            raise InvalidInputError(f"padding_side must be 'left' or 'right'; got {side!r}.")
+        return side
+
+
+def _fill(row: list[int], length: int, pad: int | None, side: PaddingSide) -> list[int]:
+    missing: list[int] = [] if pad is None else [pad] * (length - len(row))
+    return row + missing if side == "right" else missing + row

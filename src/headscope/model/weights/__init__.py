@@ -1,0 +1,1 @@
+"""Weights: initialization, processing, stacks over layers, placement on devices."""

@@ -1,0 +1,235 @@
+"""`write_report`: one offline HTML page about a model on a text, with its numbers as parquet beside it.
+
+The analyses run once each, everything on the page is made from their results, and the files appear together at the
+end or not at all.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from torch import Tensor
+
+from headscope.analysis.core.result import HeadScore
+from headscope.analysis.lens.entropy import EntropyResult
+from headscope.analysis.prompts.task import Task
+from headscope.data.cutting import Chunk
+from headscope.errors import InvalidInputError, MissingTokenizerError
+from headscope.model.transformer import HookedTransformer
+from headscope.report.blocks import Page, Section
+from headscope.report.files import staged, write_files
+from headscope.report.model.ablation_section import ablation_section
+from headscope.report.model.entropy_section import entropy_head_section, entropy_layer_section
+from headscope.report.model.findings import Findings, notable_heads, positions_of
+from headscope.report.model.heads_section import heads_section
+from headscope.report.model.kinds_section import attention_section, kinds_section
+from headscope.report.model.loss_section import loss_section
+from headscope.report.model.measuring import check_at_least, measure
+from headscope.report.model.model_section import model_section
+from headscope.report.model.suppression_section import suppression_section
+from headscope.report.numbers_section import numbers_section
+from headscope.report.page import render_page
+from headscope.report.task.section import task_section, unmeasured_task_section
+from headscope.report.task.story import TaskStory, measure_task, task_prompts, task_tables
+from headscope.report.tokens import MAX_TOKENS, token_rows
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["ABLATION_TOKENS", "Report", "write_report"]
+
+ABLATION_TOKENS = 1024
+
+_TABLES = {
+    "entropy": "diff and marginal of every head and MLP",
+    "entropy_states": "entropy at each state of the residual stream",
+    "loss": "loss and rank of every next token",
+    "positions": "the positions shown above",
+    "ablation": "loss difference without each head",
+    "suppression_scores": "anti-induction and IOI scores of every head",
+    "copy_suppression": "what copy suppression explains",
+    "circuit_ranks": "ranks of tokens in OV and QK circuits",
+    "head_scores": "the scores behind the kinds of head",
+    "task_prompts": "the prompts of two names, and the logit difference of each",
+    "task_heads": "every head's scores in them, for each kind of head, with the evidence",
+    "task_patching": "what each patch of them changes, as a share of the whole swap",
+    "task_paths": "the paths of the circuit",
+}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `write_report` wrote, and the results it stands on.
+
+    Attributes:
+        directory: Where everything is.
+        page: The HTML page.
+        tables: The parquet files.
+        entropy: Entropy per position.
+        loss: Mean next-token loss in nats.
+    """
+
+    directory: Path
+    page: Path
+    tables: tuple[Path, ...]
+    entropy: EntropyResult
+    loss: float
+
+
+def write_report(
+    model: HookedTransformer,
+    texts: Iterable[str] | Iterable[Chunk] | Tensor,
+    out: str | Path = "report",
+    *,
+    describe: str | None = None,
+    max_tokens: int = MAX_TOKENS,
+    seq_len: int | None = None,
+    n_heads: int = 4,
+    n_positions: int = 5,
+    ablation_tokens: int = ABLATION_TOKENS,
+    task: Task | Literal["auto", "ioi"] | None = "auto",
+    progress: bool = True,
+) -> Report:
+    """Analyse a model on some text and write a page about it.
+
+    Args:
+        model: The model.
+        texts: Documents, or tokens `[batch, pos]`.
+        out: The folder to write to; made if need be. Files of an earlier report in it are replaced.
+        describe: What the text is, in a few words, for titles.
+        max_tokens: Tokens to analyse, at most (at least one sequence): time grows with them.
+        seq_len: Tokens per sequence, BOS included; default: the model's context, at most 256.
+        n_heads: How many of the heads that raise entropy to look at closely.
+        n_positions: How many positions to show for each of them.
+        ablation_tokens: Of the tokens, how many to ablate every head on, at most (at least one sequence), which costs
+            half a forward pass or so for each head and way; 0 leaves out this and copy suppression.
+        task: Prompts of two names to look at who tells them apart: `"ioi"` draws those of indirect object
+            identification, `"auto"` too, and says on the page why it did not where the model cannot read them; `None`
+            leaves it out. It takes some seconds for a small model, and minutes for GPT-2 small, of which it measures 16
+            prompts and not the circuit.
+        progress: Show progress bars.
+
+    Raises:
+        InvalidInputError: If `out` cannot be written, an option is out of range, the text is empty, or the model cannot
+            read the prompts of a task that was asked for.
+        MissingTokenizerError: For text (or `task="ioi"`) and a model without a tokenizer.
+        NotFiniteError: If the model's activations are not finite.
+
+    Example:
+        >>> import torch
+        >>> from tempfile import TemporaryDirectory
+        >>> from headscope import HookedTransformer, HookedTransformerConfig
+        >>> model = HookedTransformer(HookedTransformerConfig(1, 8, 32, 4, d_vocab=20, attn_only=True))
+        >>> with TemporaryDirectory() as folder:
+        ...     report = write_report(model, torch.arange(20)[None], folder, progress=False)
+        ...     report.page.name, len(report.tables)
+        ('report.html', 9)
+    """
+    check_at_least(1, n_heads=n_heads, n_positions=n_positions)
+    check_at_least(0, ablation_tokens=ablation_tokens)
+    tokens = token_rows(model, texts, max_tokens=max_tokens, seq_len=seq_len)
+    with staged(Path(out)) as (stage, place):
+        found = measure(
+            model,
+            tokens,
+            describe=describe or "a text",
+            ablation_tokens=ablation_tokens,
+            suppression=True,
+            progress=progress,
+        )
+        story = _measured_task(model, task, progress)
+        heads = notable_heads(found.means, n_heads)
+        tables = _tables(found, heads, n_positions)
+        if isinstance(story, TaskStory):
+            tables |= task_tables(story)
+        page = render_page(_page(found, story, heads, n_positions, tables))
+        names = [f"{name}.parquet" for name in tables]
+        write_files(stage, "report.html", page, {f"{name}.parquet": table for name, table in tables.items()})
+        directory = place()
+    paths = tuple(directory / name for name in names)
+    loss = float(found.predictions.loss.nanmean())
+    return Report(directory, directory / "report.html", paths, found.entropy, loss)
+
+
+def _measured_task(
+    model: HookedTransformer, task: Task | Literal["auto", "ioi"] | None, progress: bool
+) -> TaskStory | str | None:
+    """What was measured, or why nothing was."""
+    if task is None:
+        return None
+    try:
+        prompts = task_prompts(model) if isinstance(task, str) else task
+    except (InvalidInputError, MissingTokenizerError) as error:
+        if task == "auto":
+            return str(error)
+        raise
+    return measure_task(model, prompts, progress=progress)
+
+
+def _page(
+    found: Findings,
+    story: TaskStory | str | None,
+    heads: tuple[HeadScore, ...],
+    n_positions: int,
+    tables: Iterable[str],
+) -> Page:
+    """The sections, in the order of the page."""
+    info = found.means.info
+    sections = (
+        model_section(found),
+        loss_section(found),
+        entropy_layer_section(found),
+        entropy_head_section(found),
+        heads_section(found, heads, n_positions),
+        ablation_section(found),
+        _task_part(story),
+        suppression_section(found),
+        kinds_section(found),
+        attention_section(found, heads),
+        numbers_section({f"{name}.parquet": _TABLES[name] for name in tables}, info),
+    )
+    return Page(
+        title=info.model,
+        subtitle=f"What its attention heads do to the certainty of its predictions, on {info.data}",
+        sections=tuple(section for section in sections if section is not None),
+    )
+
+
+def _task_part(story: TaskStory | str | None) -> Section | None:
+    if story is None:
+        return None
+    return unmeasured_task_section(story) if isinstance(story, str) else task_section(story)
+
+
+def _tables(found: Findings, heads: tuple[HeadScore, ...], n_positions: int) -> "dict[str, pd.DataFrame]":
+    import pandas as pd
+
+    tables = {
+        "entropy": found.means.to_frame(),
+        "entropy_states": found.means.resid_frame(),
+        "loss": found.loss_frame(),
+        "positions": pd.DataFrame(
+            [
+                {
+                    "head": score.label,
+                    "sequence": p.row,
+                    "position": p.pos,
+                    "diff": p.value,
+                    "token": found.strings[p.row][p.pos],
+                }
+                for score in heads
+                for p in positions_of(found, score, n_positions)
+            ],
+            columns=["head", "sequence", "position", "diff", "token"],
+        ),
+    }
+    if found.ablation is not None:
+        tables["ablation"] = found.ablation.to_frame()
+    if found.suppression is not None:
+        tables["suppression_scores"] = found.suppression.scores.to_frame()
+        tables["copy_suppression"] = found.suppression.explained.to_frame()
+        tables["circuit_ranks"] = found.suppression.ranks.to_frame()
+    if found.scores is not None:
+        tables["head_scores"] = found.scores.to_frame()
+    return tables

@@ -1,0 +1,1 @@
+"""The report's part on a task of prompts with answers."""

@@ -1,0 +1,1 @@
+"""The report on a toy training run."""

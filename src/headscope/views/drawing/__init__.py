@@ -1,0 +1,1 @@
+"""What figures and token views share: theme, heat maps, options, arrays, packing, saving."""

@@ -1,0 +1,157 @@
+"""Figures of an `AblationResult`: how much each head helps, and where."""
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from headscope.analysis.ablation.result import AblationResult
+from headscope.errors import InvalidInputError
+from headscope.views.activations import text_neuron_activations
+from headscope.views.drawing.maps import component_maps
+from headscope.views.drawing.theme import PALETTE, house_template, plot_title
+from headscope.views.html import HtmlView
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+__all__ = ["ablation_bars", "ablation_by_head", "ablation_on_text"]
+
+_WORDS = {"zero": "zero", "mean": "mean", "resample": "resampled"}
+
+
+def ablation_by_head(result: AblationResult, *, kl: bool = False) -> "go.Figure":
+    """The mean loss difference of every head, one map for each way of ablating, layers down and heads across.
+
+    Args:
+        result: What `ablate_heads` gave.
+        kl: Draw the KL divergence from the clean prediction instead.
+
+    Returns:
+        Maps, each on a colour scale of its own. Of losses, blue is where ablating costs (the head helps), red where it
+        gains; white is no change, and also what was not measured.
+
+    Raises:
+        InvalidInputError: If no single head was measured, or KL was not.
+    """
+    means = result.mean()
+    numbers = means.kl if kl else means.loss_diff
+    if numbers is None:
+        raise InvalidInputError("KL was not measured. Run ablate_heads with kl=True.")
+    places = {label: place for label in means.component_labels if (place := _place(label)) is not None}
+    if not any(column >= 0 for _, column in places.values()):
+        raise InvalidInputError(
+            f"no single head is among {', '.join(means.component_labels)}; ablation_bars draws sets of components."
+        )
+    n_layers = 1 + max(layer for layer, _ in places.values())
+    n_heads = 1 + max(column for _, column in places.values())
+    has_mlp = any(column < 0 for _, column in places.values())
+    maps = {}
+    for v, value in enumerate(means.values):
+        for e, effect in enumerate(means.effects):
+            grid = torch.full((n_layers, n_heads + has_mlp), torch.nan, dtype=torch.float64)
+            for at, label in enumerate(means.component_labels):
+                if label in places:
+                    layer, column = places[label]
+                    grid[layer, n_heads if column < 0 else column] = float(numbers[v, e, at])
+            maps[f"{_WORDS[value]}, {effect}"] = grid
+    return component_maps(
+        maps,
+        columns=[*map(str, range(n_heads)), *(["MLP"] if has_mlp else [])],
+        title="KL divergence from the clean prediction" if kl else "Loss difference when ablated",
+        data=result.info.data,
+        unit="nats",
+        rising=kl,
+        own_scales=True,
+    )
+
+
+def ablation_bars(
+    result: AblationResult, *, value: str | None = None, effect: str | None = None, k: int = 20
+) -> "go.Figure":
+    """The components that help most and least, with one standard error.
+
+    Args:
+        result: What `ablate_heads` gave.
+        value: Which of its values; the first by default.
+        effect: Which of its effects; the first by default.
+        k: How many components, half from each end.
+
+    Raises:
+        InvalidInputError: If `k` is below 2, or for a value or effect that was not measured.
+    """
+    import plotly.graph_objects as go
+
+    if k < 2:
+        raise InvalidInputError(f"k must be at least 2; got {k}.")
+    ranked = list(result.top(len(result.component_labels), value=value, effect=effect))
+    shown = ranked if len(ranked) <= k else [*ranked[: k - k // 2], *ranked[-(k // 2) :]]
+    sizes = [score.loss_diff for score in shown]
+    bars = go.Bar(
+        x=[score.label for score in shown],
+        y=sizes,
+        error_y={"array": [score.error for score in shown], "thickness": 1},
+        marker={"color": [PALETTE[0] if size >= 0 else PALETTE[1] for size in sizes]},
+        hovertemplate="%{x}: %{y:+.4f} ± %{error_y.array:.4f} nats<extra></extra>",
+    )
+    figure = go.Figure(bars)
+    figure.update_xaxes(type="category", title_text="component")
+    figure.update_yaxes(title_text="loss difference (nats)")
+    way = f"{_WORDS[value or result.values[0]]}, {effect or result.effects[0]}"
+    figure.update_layout(
+        template=house_template(), title=plot_title(f"Loss difference when ablated ({way})", result.info.data)
+    )
+    return figure
+
+
+def ablation_on_text(result: AblationResult, *, k: int = 12, clip: float = 0.995) -> HtmlView:
+    """The texts, each token coloured by what ablating a component does to its loss: blue helps, red hurts.
+
+    A token's value is the loss difference of that very token, predicted from those before it. Menus choose the way of
+    ablating, the component and the text; all share one colour scale, which ends at a quantile of the magnitudes.
+
+    Args:
+        result: What `ablate_heads(reduce="none")` gave.
+        k: How many components, at most: those with the largest mean magnitudes over the ways of ablating, in order.
+        clip: The quantile of the magnitudes that gets the full colour.
+
+    Raises:
+        InvalidInputError: If the result holds means only, or `k` is below 1.
+    """
+    if result.tokens is None or result.token_ids is None:
+        raise InvalidInputError(
+            "this result holds means only, so single tokens have no numbers. Run ablate_heads with reduce='none'."
+        )
+    if k < 1:
+        raise InvalidInputError(f"k must be at least 1; got {k}.")
+    sizes = result.mean().loss_diff.abs().mean(dim=(0, 1))
+    chosen = sorted(sizes.argsort(descending=True)[:k].tolist())
+    values = result.loss_diff[:, :, chosen].flatten(0, 1)  # [way, component, batch, pos]
+    strings = dict(zip(result.token_ids.tolist(), result.token_strings, strict=True))
+    texts, numbers = [], []
+    for row, tokens in enumerate(result.tokens.tolist()):
+        # A row ends where its tokens do; padding before them is left out too.
+        places = [at for at, token in enumerate(tokens) if token >= 0]
+        texts.append([strings[tokens[at]] for at in places])
+        unpredicted = torch.full((*values.shape[:2], 1), torch.nan)
+        numbers.append(torch.cat([unpredicted, values[:, :, row]], dim=-1)[:, :, places].permute(2, 0, 1))
+    return text_neuron_activations(
+        texts,
+        numbers,
+        first_dimension_name="ablation",
+        first_dimension_labels=[f"{_WORDS[value]}, {effect}" for value in result.values for effect in result.effects],
+        second_dimension_name="component",
+        second_dimension_labels=[result.component_labels[at] for at in chosen],
+        clip=clip,
+        name="loss difference",
+        unit="nats",
+    )
+
+
+def _place(label: str) -> tuple[int, int] | None:
+    """Layer and head of a single head's label, -1 for an MLP; `None` for a set."""
+    if "+" in label:
+        return None
+    if label.startswith("MLP "):
+        return int(label.removeprefix("MLP ")), -1
+    layer, _, head = label.partition(".")
+    return int(layer), int(head)

@@ -1,0 +1,220 @@
+"""Figures of an `Attribution`: where the logit difference comes from, by layer, component, head and position."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor
+
+from headscope.analysis.core.result import component_label
+from headscope.analysis.prompts.attribution_result import Attribution
+from headscope.errors import InvalidInputError
+from headscope.views.drawing.maps import component_maps
+from headscope.views.drawing.theme import DIVERGING, PALETTE, house_template, plot_text, plot_title
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+__all__ = ["attribution_by_component", "attribution_by_head", "attribution_by_layer", "attribution_by_source"]
+
+_UNIT = "logits"
+
+
+def attribution_by_layer(result: Attribution, *, prompt: int | None = None) -> "go.Figure":
+    """The logit difference if the model stopped at each state of the residual stream: a line, the mean over prompts.
+
+    Args:
+        result: What `attribute` gave.
+        prompt: One prompt instead of the mean; with the mean, a band shows one standard deviation either way.
+
+    Raises:
+        InvalidInputError: If there is no such prompt.
+    """
+    import plotly.graph_objects as go
+
+    labels = list(result.state_labels)
+    values = _of(result, result.accumulated, prompt)
+    figure = go.Figure()
+    if prompt is None and len(result.accumulated) > 1:
+        spread = result.accumulated.double().std(0, correction=0).cpu().numpy()
+        figure.add_trace(
+            go.Scatter(
+                x=[*labels, *labels[::-1]],
+                y=[*(values + spread), *(values - spread)[::-1]],
+                fill="toself",
+                fillcolor="rgba(42,111,176,0.15)",
+                line={"width": 0},
+                hoverinfo="skip",
+                name="one standard deviation",
+            )
+        )
+    figure.add_trace(
+        go.Scatter(
+            x=labels,
+            y=values,
+            mode="lines+markers",
+            line={"color": PALETTE[0]},
+            name="mean over prompts" if prompt is None else "this prompt",
+            hovertemplate="%{x}<br>%{y:+.3f} " + _UNIT + "<extra></extra>",
+        )
+    )
+    figure.update_layout(
+        template=house_template(),
+        title=plot_title("Logit difference along the residual stream", _on(result, prompt)),
+        xaxis={"title": {"text": "state"}, "type": "category", "tickangle": -45 if len(labels) > 7 else 0},
+        yaxis={"title": {"text": f"logit difference ({_UNIT})"}, "zeroline": True},
+        height=420,
+        margin={"t": 96, "b": 90},
+        showlegend=False,
+    )
+    return figure
+
+
+def attribution_by_component(result: Attribution, *, k: int | None = 20, prompt: int | None = None) -> "go.Figure":
+    """What each component adds to the logit difference: bars, the largest first where only some are shown.
+
+    Args:
+        result: What `attribute` gave.
+        k: Show only so many, those of the largest magnitude, and the rest of them as one bar; `None` shows all, in the
+            model's order.
+        prompt: One prompt instead of the mean.
+
+    Raises:
+        InvalidInputError: If `k` is below 1, or there is no such prompt.
+    """
+    import plotly.graph_objects as go
+
+    if k is not None and k < 1:
+        raise InvalidInputError(f"k must be at least 1; got {k}.")
+    labels = list(result.component_labels)
+    values = _of(result, result.components, prompt)
+    if k is not None and k < len(labels):
+        order = np.argsort(-np.abs(values), kind="stable")
+        shown, rest = order[:k], order[k:]
+        labels = [*(labels[i] for i in shown), f"{len(rest)} others"]
+        values = np.append(values[shown], values[rest].sum())
+    figure = go.Figure(
+        go.Bar(
+            x=labels,
+            y=values,
+            marker={"color": [PALETTE[0] if value >= 0 else PALETTE[1] for value in values]},
+            hovertemplate="%{x}<br>%{y:+.4f} " + _UNIT + "<extra></extra>",
+        )
+    )
+    figure.update_layout(
+        template=house_template(),
+        title=plot_title("Logit difference by component", _on(result, prompt)),
+        xaxis={"title": {"text": "component"}, "type": "category", "tickangle": -45},
+        yaxis={"title": {"text": f"adds to the logit difference ({_UNIT})"}, "zeroline": True},
+        height=440,
+        margin={"t": 96, "b": 90},
+    )
+    return figure
+
+
+def attribution_by_head(result: Attribution, *, mlps: bool = False, prompt: int | None = None) -> "go.Figure":
+    """What each head adds to the logit difference, layers down and heads across: blue towards the right answer.
+
+    Args:
+        result: What `attribute` gave.
+        mlps: A last column for the MLPs, which may make the heads pale beside them.
+        prompt: One prompt instead of the mean.
+
+    Raises:
+        InvalidInputError: If there is no such prompt.
+    """
+    parts = result.heads_and_mlps if mlps else result.heads
+    columns = [str(head) for head in range(result.n_heads)]
+    return component_maps(
+        {"adds to the logit difference": _chosen(result, parts, prompt)},
+        columns=[*columns, "MLP"] if mlps and result.has_mlp else columns,
+        title="Logit difference by head",
+        data=_on(result, prompt),
+        unit=_UNIT,
+    )
+
+
+def attribution_by_source(
+    result: Attribution, *, prompt: int = 0, heads: Sequence[tuple[int, int]] | None = None, k: int = 8
+) -> "go.Figure":
+    """From which tokens heads take what they add: heads down, the tokens of one prompt across.
+
+    Args:
+        result: What `attribute` gave, with its `sources`.
+        prompt: Which prompt.
+        heads: Which heads; default: those that add or take away most in this prompt.
+        k: How many of these.
+
+    Raises:
+        InvalidInputError: If the attribution has no sources, or there is no such prompt or head.
+    """
+    import plotly.graph_objects as go
+
+    sources = result.sources_of(prompt)
+    if heads is None:
+        if k < 1:
+            raise InvalidInputError(f"k must be at least 1; got {k}.")
+        strength = result.heads[prompt].abs().flatten()
+        order = strength.argsort(descending=True, stable=True)[:k].tolist()
+        heads = [divmod(index, result.n_heads) for index in order]
+    for layer, head in heads:
+        if not (0 <= layer < result.n_layers and 0 <= head < result.n_heads):
+            raise InvalidInputError(
+                f"head {component_label(layer, head)} does not exist: layers are 0 to {result.n_layers - 1}, heads "
+                f"0 to {result.n_heads - 1}."
+            )
+    values = np.stack([sources[layer, head].double().cpu().numpy() for layer, head in heads])
+    tokens = [plot_text(token.replace("\n", "\\n")) for token in result.str_tokens[prompt]]
+    names = [component_label(layer, head) for layer, head in heads]
+    widest = float(np.abs(values).max(initial=0.0)) or 1.0
+    axis = {"showgrid": False, "showline": True, "mirror": True, "linecolor": "rgb(128,128,128)"}
+    figure = go.Figure(
+        go.Heatmap(
+            z=values,
+            x=list(range(len(tokens))),
+            y=names,
+            customdata=[tokens] * len(names),
+            xgap=1,
+            ygap=1,
+            coloraxis="coloraxis",
+            hovertemplate="%{y} from %{customdata} (%{x}): %{z:+.4f} " + _UNIT + "<extra></extra>",
+        )
+    )
+    figure.update_layout(
+        template=house_template(),
+        title=plot_title("Logit difference by head and source", _on(result, prompt)),
+        xaxis={
+            **axis,
+            "title": {"text": "token attended to"},
+            "tickvals": list(range(len(tokens))),
+            "ticktext": tokens,
+            "tickangle": -45,
+        },
+        yaxis={**axis, "title": {"text": "head"}, "autorange": "reversed", "type": "category"},
+        coloraxis={
+            "colorscale": DIVERGING,
+            "cmin": -widest,
+            "cmax": widest,
+            "colorbar": {"title": {"text": _UNIT}, "thickness": 14, "outlinewidth": 0},
+        },
+        height=max(320, min(900, 210 + 26 * len(names))),
+        margin={"t": 96, "b": 110},
+    )
+    return figure
+
+
+def _chosen(result: Attribution, values: Tensor, prompt: int | None) -> Tensor:
+    if prompt is None:
+        return values.double().mean(0)
+    if not -len(values) <= prompt < len(values):
+        raise InvalidInputError(f"prompt must be from 0 to {len(values) - 1}; got {prompt}.")
+    return values[prompt].double()
+
+
+def _of(result: Attribution, values: Tensor, prompt: int | None) -> np.ndarray:
+    return _chosen(result, values, prompt).cpu().numpy()
+
+
+def _on(result: Attribution, prompt: int | None) -> str:
+    """What the figure is about: the data, or the end of one prompt."""
+    return result.info.data if prompt is None else "".join(result.str_tokens[prompt])

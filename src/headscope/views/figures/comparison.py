@@ -1,0 +1,97 @@
+"""Figures that set two results side by side."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from headscope.views.drawing.maps import component_maps
+from headscope.views.drawing.theme import PALETTE, house_template, plot_text, plot_title
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+__all__ = ["compared_lines", "compared_maps"]
+
+
+def compared_lines(
+    curves: Mapping[str, tuple[Sequence[Any], Sequence[float]]],
+    *,
+    title: str,
+    data: str,
+    x: str,
+    y: str,
+) -> "go.Figure":
+    """One line for each entry of `curves`: its positions and its values.
+
+    Args:
+        curves: Positions and values by name; NaN leaves a gap.
+        title: The figure's title.
+        data: What the values were measured on.
+        x: What the positions are.
+        y: What the values are.
+
+    Example:
+        >>> figure = compared_lines({"a": ([0, 1], [2.0, 1.0])}, title="Loss", data="a text", x="position", y="nats")
+        >>> figure.data[0].name
+        'a'
+    """
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    for at, (name, (places, values)) in enumerate(curves.items()):
+        figure.add_trace(
+            go.Scatter(
+                x=list(places),
+                y=list(values),
+                mode="lines+markers" if len(values) <= 64 else "lines",
+                line={"color": PALETTE[at % len(PALETTE)], "dash": "solid" if at % 2 == 0 else "dash"},
+                name=plot_text(name),
+                showlegend=True,
+                hovertemplate="%{x}: %{y:.4f}",
+            )
+        )
+    figure.update_xaxes(title_text=x)
+    figure.update_yaxes(title_text=y, rangemode="tozero")
+    figure.update_layout(
+        template=house_template(),
+        title=plot_title(title, data),
+        height=420,
+        margin={"t": 96, "b": 100},
+        legend={"orientation": "h", "x": 0, "y": -0.27, "yanchor": "top"},
+    )
+    return figure
+
+
+def compared_maps(
+    maps: Mapping[str, Float[Tensor, "_ _"]], *, title: str, data: str, unit: str, limit: float | None = None
+) -> "go.Figure":
+    """Maps of heads of two models on one scale, and their difference (second less first) where both have one shape.
+
+    Args:
+        maps: Two maps `[layer, head]` by the names of their models. Where one has no such head, nothing is drawn.
+        title: The figure's title.
+        data: What the values were measured on.
+        unit: Of the values.
+        limit: Where the colour ends; default: the largest magnitude.
+
+    Example:
+        >>> figure = compared_maps(
+        ...     {"a": torch.ones(2, 2), "b": torch.ones(2, 2)}, title="Score", data="a text", unit="nats"
+        ... )
+        >>> len(figure.data), float(figure.data[2].z.max())
+        (3, 0.0)
+    """
+    layers, heads = (max(values.shape[axis] for values in maps.values()) for axis in (0, 1))
+    shown = {}
+    for name, values in maps.items():
+        shown[plot_text(name)] = torch.full((layers, heads), torch.nan, dtype=torch.float64)
+        shown[plot_text(name)][: values.shape[0], : values.shape[1]] = values.double().cpu()
+    first, second = maps.values()
+    if first.shape == second.shape:
+        shown["second − first"] = (second.double() - first.double()).cpu()
+    return component_maps(
+        shown, columns=[str(head) for head in range(heads)], title=title, data=data, unit=unit, limit=limit
+    )

@@ -1,0 +1,105 @@
+"""Figures of copy suppression: how much it explains, what the weights alone say, and two scores of every head."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from headscope.analysis.core.result import component_label
+from headscope.analysis.suppression.circuit_ranks_result import CircuitRanks
+from headscope.analysis.suppression.cspa_result import CopySuppression
+from headscope.analysis.suppression.scores import SuppressionScores
+from headscope.errors import InvalidInputError
+from headscope.views.drawing.maps import component_maps
+from headscope.views.drawing.theme import PALETTE, house_template, plot_title
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+__all__ = ["circuit_rank_maps", "copy_suppression_by_head", "suppression_scatter"]
+
+_NAMED = 6
+
+
+def copy_suppression_by_head(result: CopySuppression) -> "go.Figure":
+    """The share of each head's effect that copy suppression explains, layers down and heads across.
+
+    White is nothing, or a head that was not measured; shares below zero (keeping it does harm) are white too.
+    """
+    return component_maps(
+        {"share explained": _grid(result.heads, result.share()).clamp(min=0)},
+        columns=_columns(result.heads),
+        title="Copy suppression: share of the mean ablation's KL it explains",
+        data=result.info.data,
+        unit="share",
+        rising=True,
+        limit=1.0,
+    )
+
+
+def circuit_rank_maps(ranks: CircuitRanks) -> "go.Figure":
+    """Two maps: for how many tokens a head's OV lowers the token's own logit most, and its QK finds the token."""
+    shares = {
+        f"OV: own logit in the bottom {ranks.k}": ranks.ov_bottom,
+        f"QK: own key in the top {ranks.k}": ranks.qk_top,
+    }
+    return component_maps(
+        {name: _grid(ranks.heads, values) for name, values in shares.items()},
+        columns=_columns(ranks.heads),
+        title="Weights alone: share of tokens",
+        data=f"the weights of {ranks.info.model}",
+        unit="share",
+        rising=True,
+        limit=1.0,
+    )
+
+
+def suppression_scatter(scores: SuppressionScores) -> "go.Figure":
+    """Every head's anti-induction score beside its IOI copy-suppression score; suppressors stand at the top right.
+
+    Raises:
+        InvalidInputError: If IOI prompts were not measured.
+    """
+    import plotly.graph_objects as go
+
+    if scores.ioi is None:
+        raise InvalidInputError("IOI prompts were not measured: give suppression_scores prompts and answers.")
+    n_heads = scores.ioi.shape[1]
+    labels = [component_label(*divmod(at, n_heads)) for at in range(scores.ioi.numel())]
+    x, y = scores.anti_induction.flatten(), scores.ioi.flatten()
+    far = set((_far(x) + _far(y)).argsort(descending=True)[:_NAMED].tolist())
+    points = go.Scatter(
+        x=x.tolist(),
+        y=y.tolist(),
+        mode="markers+text",
+        text=[label if at in far else "" for at, label in enumerate(labels)],
+        textposition="top center",
+        customdata=labels,
+        marker={"color": PALETTE[0], "size": 8, "opacity": 0.8},
+        hovertemplate="%{customdata}<br>anti-induction %{x:+.3f} logits<br>IOI %{y:+.3f} logits<extra></extra>",
+    )
+    figure = go.Figure(points)
+    figure.update_xaxes(title_text="anti-induction score (logits)")
+    figure.update_yaxes(title_text="IOI copy-suppression score (logits)")
+    figure.update_layout(
+        template=house_template(),
+        title=plot_title("Who works against copying", f"repeated random tokens and IOI prompts, {scores.info.model}"),
+    )
+    return figure
+
+
+def _far(values: Tensor) -> Tensor:
+    """How far from the middle, by the spread."""
+    return (values - values.median()).abs() / values.std().clamp(min=1e-9)
+
+
+def _columns(heads: Int[Tensor, "head 2"]) -> list[str]:
+    return [str(head) for head in range(1 + int(heads[:, 1].max()))]
+
+
+def _grid(heads: Int[Tensor, "row 2"], values: Float[Tensor, " row"]) -> Float[Tensor, "layer head"]:
+    layers, columns = (heads.amax(0) + 1).tolist()
+    grid = torch.full((layers, columns), torch.nan, dtype=torch.float64)
+    grid[heads[:, 0], heads[:, 1]] = values.double()
+    return grid

@@ -1,0 +1,113 @@
+"""Figures of an `EntropyResult`: entropy along the residual stream, and what each head and MLP does to it."""
+
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from headscope.analysis.core.result import check_option
+from headscope.analysis.lens.entropy import EntropyResult
+from headscope.views.drawing.maps import component_maps
+from headscope.views.drawing.theme import PALETTE, house_template, plot_title
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+__all__ = ["entropy_by_head", "entropy_by_layer"]
+
+Which = Literal["all", "heads", "increases"]
+_TITLES = {
+    "all": "Entropy change by each head and MLP",
+    "heads": "Entropy change by each head",
+    "increases": "Heads that raise entropy",
+}
+
+
+def entropy_by_layer(result: EntropyResult) -> "go.Figure":
+    """Entropy at each state of the residual stream, and its change per layer, attention and MLP apart.
+
+    Args:
+        result: What `measure_entropy` gave; its means are shown.
+
+    Returns:
+        A figure with two panels, in nats.
+    """
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+
+    means = result.mean()
+    entropy = means.resid.double().cpu().numpy()
+    labels = list(result.state_labels)
+    figure = make_subplots(
+        rows=1,
+        cols=2,
+        subplot_titles=("Entropy along the residual stream", "Change in each layer"),
+        horizontal_spacing=0.11,
+        column_widths=[0.5, 0.5],
+    )
+    figure.add_trace(
+        go.Scatter(
+            x=labels,
+            y=entropy,
+            mode="lines+markers",
+            line={"color": PALETTE[0]},
+            showlegend=False,
+            hovertemplate="%{x}<br>%{y:.4f} nats<extra></extra>",
+        ),
+        row=1,
+        col=1,
+    )
+    for name, color, values in _changes(result, entropy):
+        layers = [str(layer) for layer in range(len(values))]
+        template = name + " of layer %{x}<br>%{y:+.4f} nats<extra></extra>"
+        bars = go.Bar(x=layers, y=values, name=name, marker={"color": color}, hovertemplate=template)
+        figure.add_trace(bars, row=1, col=2)
+    figure.update_xaxes(title_text="state", tickangle=-45 if len(labels) > 7 else 0, row=1, col=1)
+    figure.update_xaxes(title_text="layer", type="category", row=1, col=2)
+    figure.update_yaxes(title_text="entropy (nats)", rangemode="tozero", row=1, col=1)
+    figure.update_yaxes(title_text="change (nats)", zeroline=True, row=1, col=2)
+    figure.update_layout(
+        template=house_template(),
+        title=plot_title("Entropy per layer", result.info.data),
+        barmode="group",
+        height=420,
+        margin={"t": 96, "b": 90},
+        legend={"orientation": "h", "x": 1, "xanchor": "right", "y": -0.27, "yanchor": "top"},
+    )
+    return figure
+
+
+def _changes(result: EntropyResult, entropy: np.ndarray) -> list[tuple[str, str, np.ndarray]]:
+    """Name, colour and change per layer of what can be told apart."""
+    steps = np.diff(entropy)
+    if len(entropy) == 2 * result.n_layers + 1:
+        return [("attention", PALETTE[0], steps[0::2]), ("MLP", PALETTE[1], steps[1::2])]
+    return [("attention and MLP" if result.has_mlp else "attention", PALETTE[0], steps)]
+
+
+def entropy_by_head(result: EntropyResult, which: Which = "all") -> "go.Figure":
+    """What each head does to the entropy: `diff` beside `marginal`, layers down and heads across.
+
+    Args:
+        result: What `measure_entropy` gave; its means are shown.
+        which: `"all"`; `"heads"` leaves the MLPs out, which are often so large that the heads pale beside them;
+            `"increases"` leaves out as well whatever lowers entropy.
+
+    Returns:
+        A figure on one colour scale centred on zero, in nats: blue raises entropy, red lowers it.
+
+    Raises:
+        InvalidInputError: For another `which`.
+    """
+    check_option("which", which, tuple(_TITLES))
+    means = result.mean()
+    maps = {"diff": means.diff, "marginal": means.marginal}
+    if which == "increases":
+        maps = {name: values.clamp(min=0.0) for name, values in maps.items()}
+    return component_maps(
+        maps,
+        columns=result.component_labels if which == "all" else result.component_labels[: result.n_heads],
+        title=_TITLES[which],
+        data=result.info.data,
+        unit="nats",
+        rising=which == "increases",
+    )

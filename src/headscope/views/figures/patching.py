@@ -1,0 +1,164 @@
+"""Figures of a `PatchingResult`: what each patch does, by layer and position, by head, or by both."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from headscope.analysis.core.result import component_label
+from headscope.analysis.patching.result import PatchingResult
+from headscope.errors import InvalidInputError
+from headscope.views.drawing.maps import component_maps
+from headscope.views.drawing.theme import DIVERGING, house_template, plot_text, plot_title
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+__all__ = ["patching_by_head", "patching_by_head_and_position", "patching_by_position"]
+
+# Columns that fit side by side.
+_COLUMNS = 48
+_TITLE = {"denoising": "What each patch brings back", "noising": "What each patch breaks"}
+
+
+def patching_by_position(result: PatchingResult, *, sites: Sequence[str] | None = None) -> "go.Figure":
+    """Layers down, the prompt's tokens across, a map for each site; all on one colour scale.
+
+    Args:
+        result: What `activation_patch` gave.
+        sites: Which; default: all that were patched by layer and position.
+
+    Raises:
+        UnknownNameError: For a site that was not patched.
+        InvalidInputError: For one without these axes.
+    """
+    chosen = _chosen(result, sites, ("layer", "pos"))
+    across = len(chosen) if len(chosen) * len(result.positions) <= _COLUMNS else 1
+    rows = [str(layer) for layer in range(result.n_layers)]
+    return _maps(result, {site: result[site].double().cpu().numpy() for site in chosen}, rows, "layer", across)
+
+
+def patching_by_head(result: PatchingResult, *, sites: Sequence[str] | None = None) -> "go.Figure":
+    """Layers down, heads across, a map for each site; all on one colour scale.
+
+    Args:
+        result: What `activation_patch` gave.
+        sites: Which; default: all that were patched by layer and head.
+
+    Raises:
+        UnknownNameError: For a site that was not patched.
+        InvalidInputError: For one without these axes.
+    """
+    chosen = _chosen(result, sites, ("layer", "head"))
+    # Where heads share keys and values there are fewer columns of these.
+    width = max(result.shape_of(site)[1] for site in chosen)
+    maps = {site: F.pad(result[site], (0, width - result.shape_of(site)[1]), value=torch.nan) for site in chosen}
+    return component_maps(
+        maps,
+        columns=[str(head) for head in range(width)],
+        title=_TITLE[result.direction],
+        data=result.info.data,
+        unit=_unit(result),
+    )
+
+
+def patching_by_head_and_position(result: PatchingResult, site: str, *, k: int = 12) -> "go.Figure":
+    """Heads down, those with the largest effect at some position; the prompt's tokens across.
+
+    Args:
+        result: What `activation_patch` gave, with `by_position=True`.
+        site: Of which site.
+        k: How many heads.
+
+    Raises:
+        UnknownNameError: If the site was not patched.
+        InvalidInputError: If it has no axes of heads and positions, or `k` is below 1.
+    """
+    if k < 1:
+        raise InvalidInputError(f"k must be at least 1; got {k}.")
+    axes = result.axes_of(site)
+    if len(axes) != 3:
+        raise _wrong_axes(site, axes, ("layer", "head", "pos"))
+    values = result[site].double()
+    heads = (values if axes[1] == "head" else values.transpose(1, 2)).flatten(0, 1)
+    order = sorted(heads.abs().amax(1).argsort(descending=True, stable=True)[:k].tolist())
+    names = [component_label(*divmod(head, result.shape_of(site)[axes.index("head")])) for head in order]
+    return _maps(result, {site: heads[order].cpu().numpy()}, names, "head", 1)
+
+
+def _chosen(result: PatchingResult, sites: Sequence[str] | None, axes: tuple[str, ...]) -> list[str]:
+    if sites is None:
+        sites = [site for site in result.sites if result.axes_of(site) == axes]
+        if not sites:
+            raise InvalidInputError(
+                f"nothing was patched by {' and '.join(axes)}: the sites are "
+                f"{', '.join(f'{site} ({axes})' for site, axes in zip(result.sites, result.axes, strict=True))}."
+            )
+    for site in sites:
+        if result.axes_of(site) != axes:
+            raise _wrong_axes(site, result.axes_of(site), axes)
+    return list(sites)
+
+
+def _wrong_axes(site: str, axes: tuple[str, ...], wanted: tuple[str, ...]) -> InvalidInputError:
+    return InvalidInputError(
+        f"{site!r} was patched by {', '.join(axes)}, and this figure shows {', '.join(wanted)}. See by_position in "
+        "activation_patch."
+    )
+
+
+def _unit(result: PatchingResult) -> str:
+    return "metric" if result.unit == "the metric" else "share"
+
+
+def _maps(
+    result: PatchingResult, maps: dict[str, np.ndarray], rows: list[str], row_title: str, across: int
+) -> "go.Figure":
+    """A heat map for each site over the positions of the prompt."""
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+
+    down = -(-len(maps) // across)
+    tokens = [plot_text(label.replace("\n", "\\n")) for label in result.position_labels]
+    figure = make_subplots(
+        rows=down,
+        cols=across,
+        subplot_titles=tuple(maps),
+        horizontal_spacing=0.06,
+        vertical_spacing=0.35 / down,
+        shared_yaxes=True,
+    )
+    places = list(range(len(tokens)))
+    hover = [[f"{where} {token}" for where, token in zip(result.positions, tokens, strict=True)]] * len(rows)
+    for number, (site, values) in enumerate(maps.items()):
+        heatmap = go.Heatmap(
+            z=values,
+            x=places,
+            y=rows,
+            customdata=hover,
+            coloraxis="coloraxis",
+            xgap=1 if len(tokens) <= 64 else 0,
+            ygap=1 if len(rows) <= 32 else 0,
+            hovertemplate=f"{site}, {row_title} %{{y}}, %{{customdata}}: %{{z:+.4f}}<extra></extra>",
+        )
+        figure.add_trace(heatmap, row=1 + number // across, col=1 + number % across)
+    axis = {"showgrid": False, "showline": True, "mirror": True, "linecolor": "rgb(128,128,128)"}
+    figure.update_xaxes(**axis, tickvals=places, ticktext=tokens, tickangle=-45 if len(tokens) <= 20 else -90)
+    figure.update_yaxes(**axis, autorange="reversed", type="category")
+    figure.update_yaxes(title_text=row_title, col=1)
+    widest = max(float(np.nanmax(np.abs(values), initial=0.0)) for values in maps.values()) or 1.0
+    figure.update_layout(
+        template=house_template(),
+        title=plot_title(_TITLE[result.direction], result.info.data),
+        height=max(360, min(900 * down, down * (90 + 26 * len(rows)) + 120)),
+        margin={"t": 96, "b": 110},
+        coloraxis={
+            "colorscale": DIVERGING,
+            "cmin": -widest,
+            "cmax": widest,
+            "colorbar": {"title": {"text": _unit(result)}, "thickness": 14, "outlinewidth": 0},
+        },
+    )
+    return figure

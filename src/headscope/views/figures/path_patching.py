@@ -1,0 +1,91 @@
+"""Figures of path patching, and of attribution patching beside true patches."""
+
+from typing import TYPE_CHECKING
+
+from headscope.analysis.patching.comparison import PatchingComparison
+from headscope.analysis.patching.path_result import PathPatchingResult
+from headscope.errors import InvalidInputError
+from headscope.views.drawing.maps import component_maps
+from headscope.views.drawing.theme import PALETTE, house_template, plot_title
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+__all__ = ["attribution_scatter", "path_patching_by_head"]
+
+
+def path_patching_by_head(*results: PathPatchingResult, normalized: bool = True) -> "go.Figure":
+    """What each head does through the receivers, one map for each sweep, layers down and heads (and MLPs) across.
+
+    Blue raises the metric when it is patched, red lowers it: with noising, red is what the model needs.
+
+    Args:
+        results: What `path_patch_sweep` gave for all heads, or all components.
+        normalized: As shares of the clean metric less the corrupted one; else in the metric's unit.
+
+    Raises:
+        InvalidInputError: For a sweep over a list of senders, sweeps of several shapes, none at all, or shares of 0.
+    """
+    shapes = [tuple(result.values.shape) for result in results]
+    if len(set(shapes)) != 1 or len(shapes[0]) != 2:
+        raise InvalidInputError(
+            f"maps need values [layer, head] or [layer, component], of one shape; got {shapes}. Give results of "
+            "path_patch_sweep with senders='heads' or senders='components'."
+        )
+    first = results[0]
+    width = first.values.shape[1]
+    has_mlp = first.sender_labels[width - 1].startswith("MLP")
+    maps = {f"into {_receivers(each)}": each.normalized if normalized else each.values for each in results}
+    frozen = "MLPs frozen" if first.freeze_mlps else "MLPs recomputed"
+    return component_maps(
+        maps,
+        columns=[*map(str, range(width - has_mlp)), *(["MLP"] if has_mlp else [])],
+        title=f"Path patching ({first.direction}, {frozen}, positions: {first.positions})",
+        data=first.info.data,
+        unit="share" if normalized else "change",
+        own_scales=True,
+    )
+
+
+def _receivers(result: PathPatchingResult) -> str:
+    labels = result.receiver_labels
+    return ", ".join(labels) if len(labels) < 4 else f"{labels[0]}, {labels[1]} and {len(labels) - 2} more"
+
+
+def attribution_scatter(comparison: PatchingComparison) -> "go.Figure":
+    """Each cell's estimate beside what patching it did; on the dashed line they are equal.
+
+    Args:
+        comparison: What `AttributionPatchingResult.compare` gave, of patches in the estimates' unit; of shares the line
+            says nothing, and the correlations the same.
+    """
+    import plotly.graph_objects as go
+
+    frame = comparison.to_frame()
+    labels = comparison.labels
+    points = go.Scatter(
+        x=frame.true.tolist(),
+        y=frame.estimated.tolist(),
+        mode="markers",
+        customdata=labels,
+        marker={"color": PALETTE[0], "size": 7, "opacity": 0.7},
+        hovertemplate="%{customdata}<br>patched %{x:+.4f}<br>estimated %{y:+.4f}<extra></extra>",
+        showlegend=False,
+    )
+    ends = [min(frame.true.min(), frame.estimated.min()), max(frame.true.max(), frame.estimated.max())]
+    line = go.Scatter(
+        x=ends,
+        y=ends,
+        mode="lines",
+        line={"color": PALETTE[5], "width": 1, "dash": "dash"},
+        hoverinfo="skip",
+        showlegend=False,
+    )
+    figure = go.Figure([line, points])
+    figure.update_xaxes(title_text="change when patched")
+    figure.update_yaxes(title_text="change estimated from gradients")
+    title = (
+        f"Attribution patching of {comparison.site}: r = {comparison.pearson:.3f}, rank r = {comparison.spearman:.3f}"
+    )
+    figure.update_layout(template=house_template(), title=plot_title(title, comparison.data))
+    return figure

@@ -1,0 +1,123 @@
+"""Figures of single toy tasks: waves in an embedding, and a table known by heart before its rule."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from headscope.errors import InvalidInputError
+from headscope.views.drawing.arrays import to_array
+from headscope.views.drawing.theme import PALETTE, house_template, plot_text, plot_title
+from headscope.views.figures.training import TrainingRecord
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+__all__ = ["fourier_bars", "grokking_curve"]
+
+_LEAST_LOSS = 1e-9  # nats; what a log scale starts at
+
+
+def fourier_bars(
+    power: Mapping[str, Any] | Any, *, title: str = "Waves in the embedding", data: str = ""
+) -> "go.Figure":
+    """How much of an embedding is a wave of each frequency, as bars; of several embeddings the last in blue.
+
+    Args:
+        power: `[frequency]` as `training.fourier_power` gives it, or several by their names.
+        title: The figure's title.
+        data: What it is about, for the line under the title.
+
+    Raises:
+        InvalidInputError: If there is none, or their lengths differ.
+
+    Example:
+        >>> figure = fourier_bars({"before": [0.5, 0.5], "after": [0.9, 0.1]})
+        >>> figure.data[1].name, figure.data[1].x.tolist(), figure.data[1].y.tolist()
+        ('after', [1, 2], [0.9, 0.1])
+    """
+    import plotly.graph_objects as go
+
+    named = power if isinstance(power, Mapping) else {"": power}
+    series = {name: to_array(values, "power") for name, values in named.items()}
+    if not series or any(
+        values.ndim != 1 or values.shape != next(iter(series.values())).shape for values in series.values()
+    ):
+        raise InvalidInputError(
+            f"power must be [frequency], all of one length; got shapes {[list(v.shape) for v in series.values()]}."
+        )
+    figure = go.Figure()
+    for number, (name, values) in enumerate(series.items()):
+        figure.add_bar(
+            x=np.arange(1, len(values) + 1),
+            y=values,
+            name=plot_text(name),
+            marker={"color": PALETTE[0 if number == len(series) - 1 else 5]},
+            hovertemplate="%{x} turns: %{y:.1%}<extra>" + plot_text(name) + "</extra>",
+        )
+    figure.update_layout(
+        template=house_template(),
+        title=plot_title(title, data),
+        width=860,
+        height=360,
+        bargap=0.15,
+        bargroupgap=0.0,
+        showlegend=len(series) > 1,
+        legend={"x": 0.99, "xanchor": "right", "y": 0.98},
+        margin={"t": 84},
+    )
+    figure.update_xaxes(title_text="frequency, turns over all numbers", showgrid=False)
+    figure.update_yaxes(title_text="share of the power", tickformat=".0%", rangemode="tozero")
+    return figure
+
+
+def grokking_curve(result: TrainingRecord, *, threshold: float = 0.99) -> "go.Figure":
+    """Loss on training and held-out data over steps, on a log scale, and the steps at which each was learned.
+
+    Args:
+        result: What `train` gave, with validation data.
+        threshold: How much of the signal is to be right for it to count as learned.
+
+    Raises:
+        InvalidInputError: If the run had no validation data.
+    """
+    import plotly.graph_objects as go
+
+    if result.validation is None:
+        raise InvalidInputError("the run was not measured on validation data; give train(validation=...) some.")
+    figure = go.Figure()
+    parts = (
+        ("training", result.train, "learned by heart", PALETTE[5]),
+        ("held out", result.validation, "grokked", PALETTE[0]),
+    )
+    for number, (name, curve, event, color) in enumerate(parts):
+        figure.add_scatter(
+            x=to_array(curve.step),
+            y=np.maximum(to_array(curve.signal_loss), _LEAST_LOSS),
+            name=name,
+            mode="lines",
+            line={"color": color, "width": 2},
+            hovertemplate=f"{name}, step %{{x:,}}<br>%{{y:.3g}} nats<extra></extra>",
+        )
+        step = curve.reached(threshold)
+        if step is not None:
+            figure.add_vline(
+                step,
+                line={"color": color, "dash": "dot", "width": 1.5},
+                annotation={
+                    "text": f"{event}: step {step:,}",
+                    "font": {"color": color},
+                    "yshift": -18 * number,
+                },
+            )
+    figure.update_layout(
+        template=house_template(),
+        title=plot_title(f"Training {plot_text(result.model)}: by heart, and then the rule", result.data),
+        width=860,
+        height=400,
+        legend={"x": 0.01, "y": 0.03},
+        margin={"t": 84},
+    )
+    figure.update_xaxes(title_text="step", rangemode="tozero")
+    figure.update_yaxes(title_text="loss, nats", type="log", exponentformat="power", dtick=1)
+    return figure

@@ -1,0 +1,268 @@
+"""Figures of training on toy tasks: metrics of a run, circuits over tokens, and how they change along the way."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from headscope.data.tasks.base import TaskMetrics
+from headscope.errors import InvalidInputError
+from headscope.views.drawing.arrays import to_array
+from headscope.views.drawing.theme import DIVERGING, PALETTE, house_template, plot_text, plot_title
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+__all__ = ["TrainingRecord", "token_maps", "token_maps_along_training", "training_metrics"]
+
+_KINDS = (("all answers", "", PALETTE[0]), ("signal", "signal_", PALETTE[2]), ("noise", "noise_", PALETTE[5]))
+_CELL = 26  # pixels
+_MAP_MARGIN = 70
+
+
+@runtime_checkable
+class TrainingRecord(Protocol):
+    """What a figure of a run needs of it, as `training.TrainingResult` has it.
+
+    A curve has `step`, `loss`, `accuracy`, `signal_loss`, `signal_accuracy`, `noise_loss` and `noise_accuracy`,
+    `[point]` each.
+    """
+
+    # Read only: results are frozen.
+    if TYPE_CHECKING:
+
+        @property
+        def model(self) -> str: ...
+        @property
+        def data(self) -> str: ...
+        @property
+        def train(self) -> Any: ...
+        @property
+        def train_epochs(self) -> Any: ...
+        @property
+        def validation(self) -> Any: ...
+        @property
+        def bayes(self) -> TaskMetrics: ...
+        @property
+        def validation_bayes(self) -> TaskMetrics | None: ...
+
+
+def training_metrics(result: TrainingRecord, *, steps: bool = False) -> "go.Figure":
+    """Loss and accuracy, on training and on validation data: two rows of two panels.
+
+    All answers, signal and noise have a line each where the data has both kinds; dotted lines are what the best
+    predictor has.
+
+    Args:
+        result: What `train` gave.
+        steps: Draw the training data's metrics for each step, not their means over epochs.
+    """
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+
+    rows = [("Training", result.train if steps else result.train_epochs, result.bayes)]
+    if result.validation is not None and result.validation_bayes is not None:
+        rows.append(("Validation", result.validation, result.validation_bayes))
+    figure = make_subplots(
+        rows=len(rows),
+        cols=2,
+        subplot_titles=[f"{name} {kind}" for name, _, _ in rows for kind in ("loss", "accuracy")],
+        horizontal_spacing=0.09,
+        vertical_spacing=0.16,
+    )
+    for row, (_, curve, best) in enumerate(rows, start=1):
+        for column, metric in enumerate(("loss", "accuracy"), start=1):
+            for name, kind, color in _drawn(curve):
+                values = to_array(getattr(curve, kind + metric))
+                line = go.Scatter(
+                    x=to_array(curve.step),
+                    y=values,
+                    name=name,
+                    legendgroup=name,
+                    showlegend=row == column == 1,
+                    mode="lines" if len(values) > 1 else "markers",
+                    line={"color": color, "width": 2},
+                    hovertemplate=f"{name}, step %{{x:,}}<br>{metric} %{{y:.4f}}<extra></extra>",
+                )
+                figure.add_trace(line, row=row, col=column)
+                figure.add_hline(
+                    getattr(best, kind + metric), row=row, col=column, line={"color": color, "dash": "dot", "width": 1}
+                )
+    figure.update_xaxes(title_text="step", rangemode="tozero")
+    figure.update_yaxes(title_text="nats", rangemode="tozero", col=1)
+    figure.update_yaxes(title_text="share right", range=[-0.02, 1.02], col=2)
+    figure.update_layout(
+        template=house_template(),
+        title=plot_title(f"Training {plot_text(result.model)} (dotted: the best possible)", result.data),
+        width=960,
+        height=60 + 320 * len(rows),
+        margin={"t": 96},
+    )
+    return figure
+
+
+def token_maps(
+    values: Any,
+    *,
+    title: str,
+    x: Sequence[str] | None = None,
+    y: Sequence[str] | None = None,
+    x_title: str = "",
+    y_title: str = "",
+    names: Sequence[str] | None = None,
+    unit: str = "logits",
+    limit: float | None = None,
+) -> "go.Figure":
+    """Heat maps side by side on one colour scale that is centred on zero: blue above, red below.
+
+    Args:
+        values: `[map, y, x]`, such as an OV circuit `[head, source, d_vocab]`.
+        title: The figure's title.
+        x: Labels of the columns; default: their numbers, which are the tokens of a model without a tokenizer.
+        y: Labels of the rows.
+        x_title: What the columns are.
+        y_title: What the rows are.
+        names: A title for each map; default: `head 0`, `head 1`, ...
+        unit: Of the values.
+        limit: Where the colour ends; default: the largest magnitude.
+
+    Raises:
+        InvalidInputError: For another shape, or labels whose number does not fit.
+
+    Example:
+        >>> figure = token_maps([[[0.0, 1.0], [2.0, -3.0]]], title="OV circuit", x_title="logit", y_title="source")
+        >>> figure.layout.annotations[0].text, figure.layout.coloraxis.cmax
+        ('head 0', 3.0)
+    """
+    maps = _maps(values)
+    return _draw_maps(maps, title, _labels(maps, x, y, names), (x_title, y_title), unit, limit)
+
+
+def token_maps_along_training(
+    values: Any,
+    steps: Sequence[int],
+    *,
+    title: str,
+    x: Sequence[str] | None = None,
+    y: Sequence[str] | None = None,
+    x_title: str = "",
+    y_title: str = "",
+    names: Sequence[str] | None = None,
+    unit: str = "logits",
+    limit: float | None = None,
+) -> "go.Figure":
+    """`token_maps` with a slider over steps of training, all on one colour scale.
+
+    Args:
+        values: `[step, map, y, x]`.
+        steps: Steps of training, one for each entry.
+        title: The figure's title.
+        x: Labels of the columns.
+        y: Labels of the rows.
+        x_title: What the columns are.
+        y_title: What the rows are.
+        names: A title for each map.
+        unit: Of the values.
+        limit: Where the colour ends; default: the largest magnitude at any step.
+
+    Raises:
+        InvalidInputError: For another shape, or steps or labels whose number does not fit.
+
+    Example:
+        >>> import torch
+        >>> figure = token_maps_along_training(torch.randn(3, 2, 4, 4), [0, 10, 100], title="QK circuit")
+        >>> len(figure.frames), figure.layout.sliders[0].steps[2].label
+        (3, '100')
+    """
+    import plotly.graph_objects as go
+
+    series = to_array(values, "values")
+    if series.ndim != 4 or not len(series):
+        raise InvalidInputError(f"values must be [step, map, y, x]; got shape {list(series.shape)}.")
+    if len(series) != len(steps):
+        raise InvalidInputError(f"there are {len(series)} entries of values and {len(steps)} steps; give one for each.")
+    limit = _limit(series) if limit is None else limit
+    labels = _labels(series[0], x, y, names)
+    figure = _draw_maps(series[-1], title, labels, (x_title, y_title), unit, limit)
+    figure.frames = [
+        go.Frame(name=str(step), data=[go.Heatmap(z=one) for one in maps], traces=list(range(len(maps))))
+        for step, maps in zip(steps, series, strict=True)
+    ]
+    still = {"mode": "immediate", "frame": {"duration": 0, "redraw": True}, "transition": {"duration": 0}}
+    stops = [{"label": str(step), "method": "animate", "args": [[str(step)], still]} for step in steps]
+    slider = {"active": len(stops) - 1, "currentvalue": {"prefix": "step "}, "pad": {"t": 76}, "steps": stops}
+    figure.update_layout(sliders=[slider], height=figure.layout.height + 120)
+    return figure
+
+
+def _drawn(curve: Any) -> list[tuple[str, str, str]]:
+    """Which lines to draw: one, where answers are all of one kind."""
+    kinds = [kind for kind in _KINDS if not np.isnan(to_array(getattr(curve, kind[1] + "loss"))).all()]
+    return kinds if len(kinds) == len(_KINDS) else kinds[:1]
+
+
+def _maps(values: Any) -> np.ndarray:
+    maps = to_array(values, "values")
+    if maps.ndim != 3 or not maps.size:
+        raise InvalidInputError(f"values must be [map, y, x]; got shape {list(maps.shape)}.")
+    return maps
+
+
+def _limit(values: np.ndarray) -> float:
+    return float(np.abs(values).max()) or 1.0
+
+
+def _labels(
+    maps: np.ndarray, x: Sequence[str] | None, y: Sequence[str] | None, names: Sequence[str] | None
+) -> tuple[list[str], list[str], list[str]]:
+    default = [f"head {number}" for number in range(len(maps))]
+    found = []
+    for name, given, n in (("names", names or default, len(maps)), ("y", y, maps.shape[1]), ("x", x, maps.shape[2])):
+        labels = [str(number) for number in range(n)] if given is None else [plot_text(str(label)) for label in given]
+        if len(labels) != n:
+            raise InvalidInputError(f"{name} must be {n} labels; got {len(labels)}.")
+        found.append(labels)
+    return found[0], found[1], found[2]
+
+
+def _draw_maps(
+    maps: np.ndarray,
+    title: str,
+    labels: tuple[list[str], list[str], list[str]],
+    axes: tuple[str, str],
+    unit: str,
+    limit: float | None,
+) -> "go.Figure":
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+
+    names, rows, columns = labels
+    limit = _limit(maps) if limit is None else limit
+    figure = make_subplots(rows=1, cols=len(maps), subplot_titles=names, shared_yaxes=True, horizontal_spacing=0.03)
+    for number, one in enumerate(maps):
+        trace = go.Heatmap(
+            z=one,
+            coloraxis="coloraxis",
+            xgap=1,
+            ygap=1,
+            hovertemplate=f"{names[number]}<br>{axes[1]} %{{customdata[0]}}, {axes[0]} %{{customdata[1]}}"
+            f"<br>%{{z:.3f}} {unit}<extra></extra>",
+            customdata=[[(row, column) for column in columns] for row in rows],
+        )
+        figure.add_trace(trace, row=1, col=number + 1)
+    figure.update_xaxes(
+        title_text=axes[0], tickvals=list(range(len(columns))), ticktext=columns, showgrid=False, zeroline=False
+    )
+    figure.update_yaxes(
+        autorange="reversed", tickvals=list(range(len(rows))), ticktext=rows, showgrid=False, zeroline=False
+    )
+    figure.update_yaxes(title_text=axes[1], col=1)
+    figure.update_layout(
+        template=house_template(),
+        title=plot_title(title, ""),
+        coloraxis={"cmin": -limit, "cmax": limit, "colorscale": DIVERGING, "colorbar": {"title": {"text": unit}}},
+        width=max(640, 150 + len(maps) * (_MAP_MARGIN // 2 + _CELL * len(columns))),
+        height=110 + _MAP_MARGIN + _CELL * len(rows),
+        margin={"t": 84},
+    )
+    return figure

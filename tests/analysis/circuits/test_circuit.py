@@ -1,0 +1,101 @@
+"""Circuits: a model set by hand has the paths it was given, and every effect is that of one path patched alone."""
+
+import pytest
+import torch
+from name_moving_model import name_moving_model, name_task
+from tiny import tiny_model
+
+from headscope import HookedTransformer
+from headscope.analysis.circuits.circuit import Circuit, find_circuit
+from headscope.analysis.heads.types import detect_heads
+from headscope.analysis.patching.path import path_patch
+from headscope.analysis.prompts.task import Task
+from headscope.data.ioi import IOIDataset
+from headscope.errors import InvalidInputError
+
+
+@pytest.fixture(scope="module")
+def by_hand() -> Circuit:
+    model, task = name_moving_model(), name_task()
+    types = detect_heads(model, task=task, length=10, progress=False)
+    return find_circuit(model, task, types, progress=False)
+
+
+def paths(circuit: Circuit) -> dict[tuple[str, str], float]:
+    frame = circuit.to_frame()
+    receivers = [f"{name}.{read}" if read else name for name, read in zip(frame.receiver, frame.input, strict=True)]
+    return dict(zip(zip(frame.sender, receivers, strict=True), frame.effect.tolist(), strict=True))
+
+
+def test_a_model_set_by_hand_has_its_paths_and_no_other(by_hand):
+    """The mover writes 6 for one name or the other, the negative one 2 against it: 12 and -4 logits of difference."""
+    found = paths(by_hand)
+    wanted = {
+        ("2.0", "final"): 12.0, ("2.1", "final"): -4.0, ("1.0", "2.0.q"): 12.0, ("1.0", "2.1.q"): -4.0,
+        ("0.0", "1.0.v"): 8.0,
+    }  # fmt: skip
+    assert found.keys() == wanted.keys()
+    for ends in (("2.0", "final"), ("2.1", "final")):
+        assert found[ends] == pytest.approx(wanted[ends], abs=0.05)
+    # Behind the movers the backup looks at what they write, so that paths into them change less.
+    assert found["1.0", "2.0.q"] > 0 and found["0.0", "1.0.v"] == pytest.approx(8.0, abs=0.05)
+    assert by_hand.nodes == ("0.0", "1.0", "2.0", "2.1", "final")
+    assert by_hand.groups == ("duplicate_token", "s_inhibition", "name_mover", "negative_name_mover", "final")
+    assert (by_hand.clean, by_hand.corrupted) == pytest.approx((4.0, -4.0), abs=0.05)
+    assert by_hand.threshold == pytest.approx(0.24, abs=0.01) and by_hand.left_out == ()
+
+
+def test_effects_are_those_of_single_paths():
+    model = HookedTransformer.from_pretrained("headscope-demo")
+    dataset = IOIDataset("mixed", 24, model.tokenizer, prepend_bos=True, seed=3)
+    task = Task.from_ioi(dataset, "ABB->ABA, BAB->BAA")
+    circuit = find_circuit(model, task, max_receivers=3, progress=False)
+    for (sender, receiver), effect in list(paths(circuit).items())[:6]:
+        alone = path_patch(model, task, senders=sender, receivers=receiver.replace("MLP ", "mlp"))
+        assert effect == pytest.approx(-float(alone), abs=1e-4)
+        assert abs(effect) >= circuit.threshold
+        change = alone.per_prompt.double().flatten()
+        row = [at for at, ends in enumerate(paths(circuit)) if ends == (sender, receiver)][0]
+        assert float(circuit.errors[row]) == pytest.approx(float(change.std() / 24**0.5), rel=1e-3)
+    assert len(circuit.left_out) > 0
+    assert set(circuit.groups) <= {"head", "MLP", "final"}
+    only_heads = find_circuit(model, task, max_receivers=1, mlps=False, progress=False)
+    assert not any(name.startswith("MLP") for name in only_heads.nodes)
+
+
+def test_random_models_may_have_no_paths():
+    found = find_circuit(tiny_model(n_ctx=8), name_task(8), min_effect=0.99, progress=False)
+    assert found.nodes == ("final",) and found.edges.shape == (0, 2)
+    assert "0 paths" in str(found) and len(found.to_frame()) == 0
+
+
+def test_circuits_are_printed_saved_and_read(by_hand, tmp_path):
+    again = Circuit.load(by_hand.save(tmp_path / "circuit.safetensors"))
+    assert str(again) == str(by_hand) and again.groups == by_hand.groups
+    torch.testing.assert_close(again.effects, by_hand.effects)
+    assert "2.0      -> final      +12.0" in str(by_hand) and by_hand.table().row_count == 5
+    assert [by_hand.inputs[number] for number in by_hand.into("2.0")] == ["q"]
+    with pytest.raises(InvalidInputError, match=r"'3\.1' is not in the circuit"):
+        by_hand.into("3.1")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"min_effect": 0.0}, "min_effect is a share"), ({"max_receivers": -1}, "max_receivers must be at least 0")],
+)
+def test_bad_options(options, message):
+    with pytest.raises(InvalidInputError, match=message):
+        find_circuit(name_moving_model(), name_task(4), progress=False, **options)
+
+
+def test_tasks_without_a_difference():
+    model = name_moving_model()
+    with pytest.raises(InvalidInputError, match="two prompts or more"):
+        find_circuit(model, name_task(1), progress=False)
+    with pytest.raises(InvalidInputError, match="corrupted"):
+        find_circuit(model, name_task(4, corrupted=False), progress=False)
+    with torch.no_grad():
+        for block in model.blocks:
+            block.attn.W_O.zero_()
+    with pytest.raises(InvalidInputError, match="no path can carry"):
+        find_circuit(model, name_task(4), progress=False)

@@ -1,0 +1,695 @@
+"""Runs that are stopped and go on: the same bits, whatever stopped them, and no other run's folder is touched."""
+
+import errno
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+import headscope
+from headscope import HookedTransformer, HookedTransformerConfig
+from headscope.analysis.core import batches
+from headscope.analysis.core.batches import Block, iterate_blocks
+from headscope.analysis.lens.entropy import EntropyAccumulator, EntropyOptions, EntropyResult, measure_entropy
+from headscope.analysis.storage import manifest as run_manifest
+from headscope.analysis.storage.run_folder import LongRun, Stage, accumulate, join_rows
+from headscope.errors import CheckpointError, HeadscopeError, InvalidInputError, StorageError
+from headscope.model.checkpoints import files as tensor_file
+
+NAMES = ("resid", "diff", "marginal")
+KINDS = [("zero", "mean"), ("mean", "mean"), ("zero", "none"), ("mean", "none")]
+
+
+def make_model(**fields: Any) -> HookedTransformer:
+    shape = {"n_layers": 2, "d_model": 8, "n_ctx": 12, "d_head": 4, "d_vocab": 23, "act_fn": "gelu_new"}
+    return HookedTransformer(HookedTransformerConfig(**{**shape, "seed": 0, "device": "cpu", **fields}))
+
+
+def make_data() -> list[Tensor]:
+    """Seven batches, each a block, of different lengths."""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(0, 23, (2, length), generator=generator) for length in (7, 5, 9, 4, 8, 8, 6)]
+
+
+def measure(model: HookedTransformer, data: Any, out: Path | None = None, **options: Any) -> EntropyResult:
+    return measure_entropy(model, data, **{"out": out, "flush_every": 2, "progress": False, "describe": "d", **options})
+
+
+def same_bits(found: EntropyResult, wanted: EntropyResult) -> None:
+    assert found.info == wanted.info
+    assert (found.state_labels, found.component_labels) == (wanted.state_labels, wanted.component_labels)
+    for name in NAMES:
+        ours, theirs = getattr(found, name), getattr(wanted, name)
+        assert ours.dtype == theirs.dtype and ours.shape == theirs.shape
+        assert torch.equal(ours.contiguous().view(torch.int32), theirs.contiguous().view(torch.int32))
+
+
+@pytest.fixture(scope="module")
+def model() -> HookedTransformer:
+    return make_model()
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a loss of power needs files forced to the disk, which is slow."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "run"
+
+
+class Sums:
+    """An accumulator that adds tokens up, and keeps each per position."""
+
+    def __init__(self, state: dict[str, Any] | None = None) -> None:
+        self.n_updates = 0
+        self.total = torch.zeros(23, dtype=torch.long) if state is None else state["total"]
+        self.n = 0 if state is None else state["n"]
+        self.rows: list[dict[str, Tensor]] = []
+
+    def update(self, block: Block) -> None:
+        self.n_updates += 1
+        self.total = self.total + block.tokens.flatten().bincount(minlength=23)
+        self.n += block.tokens.numel()
+        self.rows.append({"twice": 2.0 * block.tokens})
+
+    def state(self) -> dict[str, Any]:
+        return {"total": self.total, "n": self.n}
+
+    def take_rows(self) -> dict[str, Tensor]:
+        rows, self.rows = join_rows(self.rows), []
+        return rows
+
+
+def blocks_of(model: HookedTransformer, data: Any = None) -> Iterator[Block]:
+    return iterate_blocks(model, make_data() if data is None else data, progress=False)
+
+
+def check_sums(sums: Sums, stage: Stage) -> None:
+    data = make_data()
+    assert sums.n == stage.done.n_tokens == sum(batch.numel() for batch in data)
+    assert torch.equal(sums.total, sum(batch.flatten().bincount(minlength=23) for batch in data))
+    wanted = torch.cat(
+        [torch.nn.functional.pad(2.0 * batch, (0, 9 - batch.shape[1]), value=torch.nan) for batch in data]
+    )
+    torch.testing.assert_close(stage.rows()["twice"], wanted, rtol=0, atol=0, equal_nan=True)
+
+
+def new_folder(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+# Stopped and resumed
+
+
+@pytest.mark.parametrize("flush_every", [1, 2, 3, 7, 100])
+def test_any_accumulator_goes_on_where_it_was(model: HookedTransformer, folder: Path, flush_every: int) -> None:
+    new_folder(folder)
+    for n_blocks in range(8):
+        place = new_folder(folder / str(n_blocks))
+        stage = Stage(place, "sums")
+
+        def stopping(n_blocks: int = n_blocks) -> Iterator[Block]:
+            for number, block in enumerate(blocks_of(model)):
+                if number == n_blocks:
+                    raise OSError("the data went away")
+                yield block
+
+        flushed = 0
+        if n_blocks < 7:
+            with pytest.raises(OSError, match="went away"):
+                accumulate(stopping(), Sums, stage=stage, flush_every=flush_every)
+            flushed = n_blocks - n_blocks % flush_every
+            assert stage.done.n_blocks == flushed
+        stage = Stage(place, "sums")
+        sums = accumulate(blocks_of(model), Sums, stage=stage, flush_every=flush_every)
+        assert sums.n_updates == 7 - flushed, "nothing is measured twice"
+        check_sums(sums, Stage(place, "sums"))
+
+
+def test_ctrl_c_keeps_every_whole_block(model: HookedTransformer, folder: Path) -> None:
+    class Interrupted(Sums):
+        def update(self, block: Block) -> None:
+            super().update(block)
+            if self.n_updates == 4:
+                raise KeyboardInterrupt  # halfway through: the sums have moved on, the block is not done
+
+    stage = Stage(new_folder(folder), "sums")
+    with pytest.raises(KeyboardInterrupt):
+        accumulate(blocks_of(model), Interrupted, stage=stage, flush_every=100)
+    assert stage.done.n_blocks == 3 and not stage.done.finished
+    stage = Stage(folder, "sums")
+    sums = accumulate(blocks_of(model), Sums, stage=stage)
+    assert sums.n_updates == 4
+    check_sums(sums, stage)
+
+
+def test_without_a_folder_nothing_is_written(model: HookedTransformer, tmp_path: Path) -> None:
+    sums = accumulate(blocks_of(model), Sums)
+    assert sums.n_updates == len(sums.rows) == 7 and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("baseline", "reduce"), KINDS)
+def test_a_run_in_a_folder_is_the_run_without(
+    model: HookedTransformer, folder: Path, baseline: Any, reduce: Any
+) -> None:
+    options = {"baseline": baseline, "reduce": reduce}
+    wanted = measure(model, make_data(), **options)
+    found = measure(model, make_data(), folder, **options)
+    same_bits(found, wanted)
+    same_bits(EntropyResult.load(folder / "result.safetensors"), wanted)
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"manifest.json", "entropy.safetensors", "result.safetensors"} | (
+        {"means.safetensors"} if baseline == "mean" else set()
+    )
+
+
+@pytest.mark.parametrize(("baseline", "reduce"), KINDS)
+def test_entropy_goes_on_after_an_interrupt_at_any_block(
+    model: HookedTransformer, folder: Path, baseline: Any, reduce: Any
+) -> None:
+    options = {"baseline": baseline, "reduce": reduce}
+    data = make_data()
+    wanted = measure(model, data, **options)
+    n_runs = 0
+    while not (folder / "result.safetensors").exists():
+        seen = 0
+
+        class Stopping(list[Tensor]):
+            """Stops after one block more than the process before it."""
+
+            limit = n_runs
+
+            def __iter__(self) -> Iterator[Tensor]:
+                nonlocal seen
+                for batch in data:
+                    if seen > self.limit:
+                        raise KeyboardInterrupt
+                    seen += 1
+                    yield batch
+
+        try:
+            same_bits(measure(model, Stopping(), folder, resume=True, **options), wanted)
+        except KeyboardInterrupt:
+            n_runs += 1
+        assert n_runs < 20
+    assert n_runs >= 7
+    same_bits(measure(model, Stopping(), folder, resume=True, **options), wanted)
+
+
+def test_a_finished_run_is_not_run_again(model: HookedTransformer, folder: Path) -> None:
+    wanted = measure(model, make_data(), folder)
+
+    def never() -> Iterator[Tensor]:
+        raise AssertionError("the data is left alone")
+        yield
+
+    (folder / "manifest.json.partial").write_bytes(b"{")
+    same_bits(measure(model, never(), folder, resume=True), wanted)
+    (folder / "result.safetensors").unlink()
+    same_bits(measure(model, never(), folder, resume=True), wanted)
+
+
+# Killed
+
+
+def serve() -> None:
+    """What the subprocess below runs: forks children that run into folders, and are killed."""
+    torch.set_num_threads(1)
+    os.fsync = lambda _: None
+    options = {"baseline": "mean", "reduce": "none", "resume": True}
+    for line in sys.stdin:
+        mode, place = line.split(maxsplit=1)
+        folder = Path(place.strip())
+        process = os.fork()
+        if process == 0:
+            if mode == "slow":
+                measure(make_model(), Slow(), folder, **options, flush_every=1)
+            else:
+                die_at(int(mode))
+                measure(make_model(), make_data()[:4], folder, **options)
+            os._exit(0)
+        print(process, flush=True)
+        print(os.waitpid(process, 0)[1], flush=True)
+
+
+class Slow(list[Tensor]):
+    def __iter__(self) -> Iterator[Tensor]:
+        for batch in make_data():
+            time.sleep(0.03)
+            yield batch
+
+
+def die_at(moment: int) -> None:
+    real_save, real_place = tensor_file.save_file, tensor_file._put_in_place
+    ticks = 0
+
+    def tick() -> None:
+        nonlocal ticks
+        ticks += 1
+        if ticks == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def save(tensors: Any, path: Path, **more: Any) -> None:
+        path.write_bytes(b"half a file")
+        tick()
+        real_save(tensors, path, **more)
+
+    def place(partial: Path, path: Path) -> None:
+        tick()
+        real_place(partial, path)
+        tick()
+
+    tensor_file.save_file, tensor_file._put_in_place = save, place  # type: ignore[assignment]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[subprocess.Popen[str]]:
+    """A process with headscope in it, whose children are killed."""
+    if not hasattr(os, "fork"):
+        pytest.skip("forks, and kills with SIGKILL")
+    with subprocess.Popen(
+        [sys.executable, __file__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(headscope.__file__).parents[1]), "OMP_NUM_THREADS": "1"},
+    ) as process:
+        yield process
+        assert process.stdin is not None
+        process.stdin.close()
+        assert process.wait(60) == 0
+
+
+def ask(server: subprocess.Popen[str], mode: object, folder: Path) -> int:
+    """Start a child; its process id."""
+    assert server.stdin is not None and server.stdout is not None
+    server.stdin.write(f"{mode} {folder}\n")
+    server.stdin.flush()
+    return int(server.stdout.readline())
+
+
+def ended(server: subprocess.Popen[str]) -> int:
+    """How the child ended: 0, or minus the signal."""
+    assert server.stdout is not None
+    return os.waitstatus_to_exitcode(int(server.stdout.readline()))
+
+
+def test_killed_from_outside(model: HookedTransformer, server: subprocess.Popen[str], folder: Path) -> None:
+    options = {"baseline": "mean", "reduce": "none"}
+    wanted = measure(model, make_data(), **options)
+    for stage, n_blocks in (("means", 1), ("means", 4), ("entropy", 1), ("entropy", 5)):
+        process = ask(server, "slow", folder)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            if (folder / f"{stage}.safetensors").exists() and Stage(folder, stage).done.n_blocks >= n_blocks:
+                break
+            time.sleep(0.005)
+        os.kill(process, signal.SIGKILL)
+        assert ended(server) == -signal.SIGKILL
+        assert Stage(folder, stage).done.n_blocks >= n_blocks and not (folder / "result.safetensors").exists()
+    same_bits(measure(model, make_data(), folder, **options, resume=True), wanted)
+
+
+def test_killed_at_every_moment_of_writing(
+    model: HookedTransformer, server: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    options = {"baseline": "mean", "reduce": "none"}
+    wanted = measure(model, make_data()[:4], **options)
+    for moment in range(1, 200):
+        folder = tmp_path / str(moment)
+        ask(server, moment, folder)
+        end = ended(server)
+        same_bits(measure(model, make_data()[:4], folder, **options, resume=True), wanted)
+        left = {path.name for path in folder.iterdir()}
+        assert left == {"manifest.json", "means.safetensors", "entropy.safetensors", "result.safetensors"}
+        if end == 0:
+            break
+        assert end == -signal.SIGKILL
+    assert moment > 20
+
+
+def test_files_are_on_the_disk_before_they_are_named(
+    model: HookedTransformer, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    real = Path.replace
+
+    def replace(path: Path, target: Path) -> Path:
+        done.append(f"named {target.name}")
+        return real(path, target)
+
+    def fsync(file: int) -> None:
+        done.append("file" if stat.S_ISREG(os.fstat(file).st_mode) else "folder")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "replace", replace)
+    measure(model, make_data(), folder, reduce="none", flush_every=100)
+    names = ["manifest.json", "entropy-rows-000000.safetensors", "entropy.safetensors", "result.safetensors"]
+    assert done == [step for name in names for step in ("file", f"named {name}", "folder")]
+
+
+# Disks
+
+
+def test_a_full_disk_leaves_the_old_state(
+    model: HookedTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"baseline": "mean", "reduce": "none"}
+    wanted = measure(model, make_data()[:4], **options)
+    real, n_failures = tensor_file.save_file, 0
+    for failing in range(1, 100):
+        folder, n_writes = tmp_path / str(failing), 0
+
+        def save(tensors: Any, path: Path, failing: int = failing, **more: Any) -> None:
+            nonlocal n_writes
+            n_writes += 1
+            if n_writes == failing:
+                path.write_bytes(b"half a fi")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            real(tensors, path, **more)
+
+        monkeypatch.setattr(tensor_file, "save_file", save)
+        try:
+            measure(model, make_data()[:4], folder, **options)
+        except StorageError as caught:
+            n_failures += 1
+            assert "No space left on device" in str(caught) and "resume" in str(caught) and str(folder) in str(caught)
+            assert isinstance(caught, HeadscopeError) and isinstance(caught, OSError)
+            assert not [path for path in folder.iterdir() if path.suffix == ".partial"]
+        else:
+            break
+        monkeypatch.setattr(tensor_file, "save_file", real)
+        same_bits(measure(model, make_data()[:4], folder, resume=True, **options), wanted)
+    # Three states of each pass (the last says that it is finished), two files of rows, and the result.
+    assert n_failures == n_writes == 9
+
+
+def test_errors_of_the_writer_are_the_disks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.safetensors"
+    tensor_file.write_tensors(path, {"a": torch.ones(2)}, {})
+    before = path.read_bytes()
+    for said, number in (("I/O error: No space left (os error 28)", errno.ENOSPC), ("something", errno.EIO)):
+
+        def save(tensors: Any, partial: Path, said: str = said, **more: Any) -> None:
+            partial.write_bytes(b"half")
+            raise SafetensorError(said)
+
+        monkeypatch.setattr(tensor_file, "save_file", save)
+        with pytest.raises(OSError) as caught:
+            tensor_file.write_tensors(path, {"a": torch.zeros(2)}, {})
+        assert (caught.value.errno, caught.value.filename) == (number, str(path))
+        assert [entry.name for entry in tmp_path.iterdir()] == [path.name] and path.read_bytes() == before
+
+
+def test_a_disk_full_from_the_start(model: HookedTransformer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(StorageError, match=r"manifest.json could not be written: No space left"):
+        measure(model, make_data(), folder)
+
+
+def halve(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def replace_by_result(path: Path) -> None:
+    measure(make_model(), make_data()).save(path)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [halve, flip, replace_by_result, empty])
+@pytest.mark.parametrize("stage", ["means", "entropy"])
+def test_a_damaged_state_is_told(
+    model: HookedTransformer, folder: Path, damage: Callable[[Path], None], stage: str
+) -> None:
+    measure(model, make_data(), folder, baseline="mean")
+    (folder / "result.safetensors").unlink()
+    damage(folder / f"{stage}.safetensors")
+    with pytest.raises(CheckpointError, match=rf"{stage}.safetensors.*delete the folder and start again"):
+        measure(model, make_data(), folder, baseline="mean", resume=True)
+
+
+@pytest.mark.parametrize("damage", [halve, empty, Path.unlink])
+def test_damaged_rows_are_told(model: HookedTransformer, folder: Path, damage: Callable[[Path], None]) -> None:
+    stage = Stage(new_folder(folder), "sums")
+    accumulate(blocks_of(model), Sums, stage=stage, flush_every=2)
+    damage(folder / "sums-rows-000001.safetensors")
+    with pytest.raises(CheckpointError, match=r"sums-rows-000001.safetensors.*delete the folder"):
+        stage.rows()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe"])
+def test_a_damaged_manifest_is_told(model: HookedTransformer, folder: Path, content: bytes) -> None:
+    measure(model, make_data(), folder)
+    (folder / "manifest.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"manifest.json is damaged.*start again"):
+        measure(model, make_data(), folder, resume=True)
+
+
+def test_a_damaged_result_is_made_again(model: HookedTransformer, folder: Path) -> None:
+    wanted = measure(model, make_data(), folder)
+    halve(folder / "result.safetensors")
+    with pytest.raises(CheckpointError, match=r"result.safetensors.*Delete that file"):
+        measure(model, make_data(), folder, resume=True)
+    (folder / "result.safetensors").unlink()
+    same_bits(measure(model, make_data(), folder, resume=True), wanted)
+
+
+# Other runs' folders
+
+
+def test_a_folder_that_is_taken_is_refused(model: HookedTransformer, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "manifest.json.partial").write_bytes(b"{")
+    measure(model, make_data(), folder)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(InvalidInputError, match=r"holds a run already.*resume=True"):
+        measure(model, make_data(), folder)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    other = new_folder(tmp_path / "letters")
+    (other / "letter.txt").write_text("Dear")
+    for resume in (False, True):
+        with pytest.raises(InvalidInputError, match=r"no run's folder.*letter\.txt"):
+            measure(model, make_data(), other, resume=resume)
+        with pytest.raises(InvalidInputError, match="is a file"):
+            measure(model, make_data(), other / "letter.txt", resume=resume)
+    assert [path.name for path in other.iterdir()] == ["letter.txt"]
+
+
+def test_resuming_nothing_starts(model: HookedTransformer, tmp_path: Path) -> None:
+    wanted = measure(model, make_data())
+    same_bits(measure(model, make_data(), new_folder(tmp_path / "empty"), resume=True), wanted)
+    same_bits(measure(model, make_data(), tmp_path / "deep" / "absent", resume=True), wanted)
+
+
+def stopped_run(model: HookedTransformer, folder: Path, data: Any = None, **options: Any) -> None:
+    """A run that was interrupted after five blocks of the entropies."""
+
+    def stopping(block: Block, real: Any = EntropyAccumulator.update) -> Any:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        real, n = EntropyAccumulator.update, 0
+
+        def update(self: EntropyAccumulator, block: Block) -> None:
+            nonlocal n
+            n += 1
+            if n == 6:
+                raise KeyboardInterrupt
+            real(self, block)
+
+        patch.setattr(EntropyAccumulator, "update", update)
+        with pytest.raises(KeyboardInterrupt):
+            measure(model, make_data() if data is None else data, folder, **options)
+
+
+TOKENS = torch.randint(0, 23, (9, 7), generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"scale": "own"}, r"options\.scale is 'final' there and 'own' here"),
+    ({"baseline": "mean"}, r"options\.baseline is 'zero' there and 'mean' here"),
+    ({"reduce": "none"}, r"options\.reduce is 'mean' there and 'none' here"),
+    ({"lens_bias": False, "include_bos": True}, r"options\.include_bos is False there and True here; options\.lens"),
+    ({"describe": "e"}, r"data\.description is 'd' there and 'e' here"),
+    ({"data": TOKENS[:8]}, r"data\.shape is \[9, 7\] there and \[8, 7\] here; data\.tokens is '\w+\.\.\.\w+' there"),
+    ({"data": TOKENS.flip(1)}, r"data\.tokens is '\w+\.\.\.\w+' there and '\w+\.\.\.\w+' here"),
+    ({"attention_mask": torch.ones(9, 7)}, r"data\.tokens is"),
+    ({"model": make_model(seed=1)}, r"model\.weights is '\w+\.\.\.\w+' there and '\w+\.\.\.\w+' here"),
+    ({"model": make_model(model_name="other")}, r"model\.config\.model_name is 'custom' there and 'other' here"),
+])  # fmt: skip
+def test_another_runs_folder_is_refused(
+    model: HookedTransformer, folder: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
+) -> None:
+    monkeypatch.setattr(batches, "BLOCK_TOKENS", 7)
+    stopped_run(model, folder, TOKENS)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    given = {"model": model, "data": TOKENS, "out": folder, "resume": True, **changes}
+    with pytest.raises(InvalidInputError, match=rf"holds another run: .*{message}"):
+        measure(**given)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    same_bits(measure(model, TOKENS, folder, resume=True), measure(model, TOKENS))
+
+
+def test_other_formats_and_versions(model: HookedTransformer, folder: Path) -> None:
+    stopped_run(model, folder)
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_bytes())
+    assert manifest["software"]["torch"] == torch.__version__
+    path.write_text(json.dumps({**manifest, "format": 99}))
+    with pytest.raises(InvalidInputError, match=rf"in format 99, .* writes format {run_manifest.FORMAT}"):
+        measure(model, make_data(), folder, resume=True)
+    path.write_text(json.dumps({**manifest, "software": {**manifest["software"], "torch": "0.4"}}))
+    with pytest.warns(UserWarning, match=r"other software \(software.torch is '0\.4' there"):
+        found = measure(model, make_data(), folder, resume=True)
+    same_bits(found, measure(model, make_data()))
+
+
+@pytest.mark.parametrize(("data", "message"), [
+    (make_data()[1:], "the first 1 blocks hash to"),
+    ([*make_data()[:4], make_data()[4].flip(0), *make_data()[5:]], "the first 5 blocks hash to"),
+    (make_data()[:4], "it ends after 4 blocks, and 5 were gone through"),
+    ([{"tokens": batch, "attention_mask": torch.ones_like(batch)} for batch in make_data()], "the first 1 blocks"),
+])  # fmt: skip
+def test_other_data_is_refused(model: HookedTransformer, folder: Path, data: list[Any], message: str) -> None:
+    stopped_run(model, folder)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(InvalidInputError, match=rf"not that of the run.*{message}"):
+        measure(model, data, folder, resume=True)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    same_bits(measure(model, make_data(), folder, resume=True), measure(model, make_data()))
+
+
+@pytest.mark.parametrize(("second", "message"), [
+    (make_data()[::-1], "the first 1 blocks hash to"),
+    (make_data() + make_data()[:1], "it ends after 8 blocks, and 7"),
+    (make_data()[:5], "it ends after 5 blocks, and 7"),
+])  # fmt: skip
+def test_the_second_pass_goes_through_the_same_data(
+    model: HookedTransformer, folder: Path, second: list[Tensor], message: str
+) -> None:
+    class Changing:
+        def __init__(self) -> None:
+            self.passes = [make_data(), second]
+
+        def __iter__(self) -> Iterator[Tensor]:
+            return iter(self.passes.pop(0))
+
+    with pytest.raises(InvalidInputError, match=message):
+        measure(model, Changing(), folder, baseline="mean")
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"flush_every": 0}, "flush_every must be at least 1; got 0"),
+    ({"out": None, "resume": True}, "say which by out"),
+    ({"data": iter(make_data()), "baseline": "mean"}, "twice"),
+])  # fmt: skip
+def test_bad_options_make_no_folder(
+    model: HookedTransformer, folder: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        measure(**{"model": model, "data": make_data(), "out": folder, **options})
+    assert not folder.exists()
+
+
+def test_nothing_that_counts(model: HookedTransformer, folder: Path) -> None:
+    for resume in (False, True):
+        with pytest.raises(InvalidInputError, match="no position counts"):
+            measure(model, [], folder, resume=resume)
+
+
+# States
+
+
+@pytest.mark.parametrize("reduce", ["mean", "none"])
+def test_a_state_is_flat_and_goes_through_files(model: HookedTransformer, reduce: Any) -> None:
+    options = EntropyOptions(reduce=reduce)
+    blocks = list(blocks_of(model))
+    whole = EntropyAccumulator(model, options, None, "d")
+    first = EntropyAccumulator(model, options, None, "d")
+    for block in blocks[:3]:
+        whole.update(block)
+        first.update(block)
+    state = first.state()
+    copies = {name: value.clone() for name, value in state.items() if isinstance(value, Tensor)}
+    numbers = {name: value for name, value in state.items() if not isinstance(value, Tensor)}
+    assert json.loads(json.dumps(numbers)) == numbers and len(copies) == 3
+    again = EntropyAccumulator.from_state({**numbers, **copies}, model, options, None, "d")
+    rest = EntropyAccumulator(model, options, None, "d")
+    for block in blocks[3:]:
+        whole.update(block)
+        first.update(block)
+        again.update(block)
+        rest.update(block)
+    for name, value in copies.items():
+        assert torch.equal(state[name].nan_to_num(), value.nan_to_num()), "an update changed a state in place"
+    same_bits(again.result(), whole.result())
+    rows = first.take_rows()
+    assert (set(rows) == set(NAMES)) if reduce == "none" else not rows
+    same_bits(first.result(rows or None), whole.result())
+    parts = [EntropyAccumulator.from_state({**numbers, **copies}, model, options, None, "d"), rest]
+    parts[0].merge(parts[1])
+    for name in NAMES:
+        torch.testing.assert_close(
+            getattr(parts[0].result(), name), getattr(whole.result(), name), rtol=0, atol=1e-6, equal_nan=True
+        )
+
+
+def test_rows_are_joined() -> None:
+    left, right = torch.rand(2, 1, 3, dtype=torch.float64), torch.rand(2, 2, 5, dtype=torch.float64)
+    joined = join_rows([{"a": left}, {"a": right}])["a"]
+    assert torch.equal(joined[:, :1, :3], left) and torch.equal(joined[:, 1:], right)
+    assert joined.shape == (2, 3, 5) and bool(joined[:, 0, 3:].isnan().all()) and joined.dtype == torch.float64
+    assert join_rows([]) == {} and join_rows([{"a": left}])["a"] is left
+
+
+def test_the_bar_starts_at_what_was_done(
+    model: HookedTransformer, folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    stopped_run(model, folder)
+    capfd.readouterr()
+    measure(model, make_data(), folder, resume=True, progress=True)
+    first = capfd.readouterr().err.split("\r")[1]
+    assert "66/94" in first and "tok/s" in first
+
+
+def test_a_long_run_is_made_by_hand(model: HookedTransformer, folder: Path) -> None:
+    """What an analysis other than entropy would do."""
+    given = {"model": model, "data": TOKENS, "attention_mask": None, "description": "d", "options": {"k": 1}}
+    run = LongRun(folder, "sums", **given, resume=False)
+    accumulate(blocks_of(model), Sums, stage=run.stage("sums"))
+    again = LongRun(folder, "sums", **given, resume=True)
+    assert again.stage("sums").done.finished
+    with pytest.raises(InvalidInputError, match="analysis is 'sums' there and 'other' here"):
+        LongRun(folder, "other", **given, resume=True)
+
+
+if __name__ == "__main__":
+    serve()

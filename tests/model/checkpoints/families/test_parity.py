@@ -1,0 +1,172 @@
+"""Each family against `transformers`: a table of random tiny models, awkward on purpose, and what must hold for all.
+
+Logits are those of `transformers` in float32 within 1e-4, padded on either side too; what is generated with a key-value
+cache is the same, token for token; a model goes there and back again; processing keeps log-probabilities.
+"""
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from families_table import LENGTH, ROWS, VOCABULARY, hf_model
+from safetensors.torch import save_file
+from tiny import tiny_tokens
+from torch import Tensor
+
+from headscope import HookedTransformer, HookedTransformerKeyValueCache
+from headscope.errors import CheckpointError, InvalidInputError
+from headscope.model.checkpoints.families import FAMILIES
+from headscope.model.checkpoints.pipeline import read_tensors
+from headscope.model.weights.processing import WeightProcessing
+
+TOKENS = tiny_tokens(3, LENGTH, d_vocab=VOCABULARY)
+RIGHT = torch.arange(LENGTH) < torch.tensor([[LENGTH - 4], [LENGTH], [2]])
+MASKS = {"right": RIGHT, "left": RIGHT.flip(-1)}
+FOLDED = {"gemma", "gemma2", "gemma3_text"}
+
+
+@cache
+def ours(row: str) -> HookedTransformer:
+    return HookedTransformer.from_hf(hf_model(row))
+
+
+def hf_logits(row: str, mask: Tensor | None = None) -> Tensor:
+    positions = None if mask is None else (mask.long().cumsum(-1) - 1).clamp(min=0)
+    with torch.no_grad():
+        return hf_model(row)(TOKENS, attention_mask=mask, position_ids=positions).logits
+
+
+def test_every_family_has_a_row() -> None:
+    assert {row.split()[0].rstrip(",") for row in ROWS} == set(FAMILIES)
+    assert all(family.examples for family in FAMILIES.values())
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_logits(row: str) -> None:
+    wanted = hf_logits(row)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(row)(TOKENS), wanted, rtol=0, atol=1e-4)
+        # With somebody looking at scores and patterns, attention takes another way.
+        logits, acts = ours(row).run_with_cache(TOKENS)
+    torch.testing.assert_close(logits, wanted, rtol=0, atol=1e-4)
+    assert float(wanted.std()) > 0.3
+    parts = acts.decompose_resid().sum(0)
+    torch.testing.assert_close(parts, acts["resid_post", -1], rtol=1e-4, atol=1e-4)
+    heads = acts.get_full_resid_decomposition(expand_neurons=not ours(row).cfg.num_experts).sum(0)
+    torch.testing.assert_close(heads, acts["resid_post", -1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("side", MASKS)
+@pytest.mark.parametrize("row", ROWS)
+def test_padded_logits(row: str, side: str) -> None:
+    mask = MASKS[side]
+    wanted = hf_logits(row, mask)
+    with torch.no_grad():
+        for found in (ours(row)(TOKENS, attention_mask=mask), ours(row).run_with_cache(TOKENS, attention_mask=mask)[0]):
+            torch.testing.assert_close(found[mask], wanted[mask], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_generation(row: str) -> None:
+    """Greedy, with the cache of keys and values, from prompts padded on the left; past the window of local layers."""
+    mask = MASKS["left"]
+    options = {"max_new_tokens": 8, "do_sample": False}
+    wanted = hf_model(row).generate(TOKENS, attention_mask=mask.long(), pad_token_id=0, eos_token_id=None, **options)
+    step, found = TOKENS, TOKENS
+    past = HookedTransformerKeyValueCache.init_cache(ours(row).cfg, "cpu", batch_size=3)
+    with torch.no_grad():
+        for number in range(8):
+            logits = ours(row)(step, past_kv_cache=past, attention_mask=mask if number == 0 else None)
+            step = logits[:, -1:].argmax(-1)
+            found = torch.cat([found, step], dim=1)
+    assert torch.equal(found, wanted)
+    plain = hf_model(row).generate(TOKENS[:1], pad_token_id=0, eos_token_id=None, **options)
+    mine = ours(row).generate(TOKENS[:1], stop_at_eos=False, verbose=False, **options)
+    assert torch.equal(mine, plain)
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_processing(row: str) -> None:
+    """Each rewrite alone and all together leave log-probabilities as they are, or say why they do not apply."""
+    wanted = hf_logits(row).log_softmax(-1)
+    names = WeightProcessing.names()
+    for flags in [*([name] for name in names), names]:
+        model = HookedTransformer.from_hf(hf_model(row), **dict.fromkeys(flags, True))
+        with torch.no_grad():
+            torch.testing.assert_close(model(TOKENS).log_softmax(-1), wanted, rtol=0, atol=1e-4)
+    assert ("fold_value_biases" in model.weight_processing) is (model.cfg.clip_qkv is None)
+    assert ("fold_ln" in model.weight_processing) is (row.split()[0] != "olmo")  # whose norms have no weights
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_there_and_back_again(row: str, tmp_path: Path) -> None:
+    hf, here = hf_model(row), ours(row)
+    back = here.to_hf()
+    assert type(back) is type(hf)
+    before, after = hf.state_dict(), back.state_dict()
+    assert before.keys() == after.keys()
+    # What was folded, by a factor or one more, comes back to the last digit only.
+    within = 1e-6 if row.split()[0] in FOLDED else 0.0
+    for name, tensor in before.items() if row != "granite" else ():  # it comes back with its factors in the weights
+        first = 2 if "embed_positions" in name else 0  # OPT's positions begin at its third row
+        torch.testing.assert_close(after[name][first:], tensor[first:], rtol=within, atol=within, msg=name)
+    with torch.no_grad():
+        torch.testing.assert_close(back(TOKENS).logits, hf_logits(row), rtol=0, atol=1e-5)
+    back.save_pretrained(tmp_path)
+    again = HookedTransformer.from_pretrained_no_processing(tmp_path)
+    assert again.cfg.to_dict() | {"model_name": ""} == here.cfg.to_dict() | {"model_name": ""}
+    for name, tensor in here.state_dict().items():
+        inexact = row.endswith("untied") and name == "embed.W_E"  # x * s / s * s
+        torch.testing.assert_close(again.state_dict()[name], tensor, rtol=3e-7 if inexact else 0, atol=0, msg=name)
+    loaded = HookedTransformer.from_pretrained(tmp_path, dtype="bfloat16")
+    assert loaded.W_E.dtype == torch.bfloat16 and bool(loaded(TOKENS).isfinite().all())
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_missing_and_unused_tensors_are_named(row: str) -> None:
+    class Changed:
+        """A `transformers` model with other tensors."""
+
+        def __init__(self, tensors: dict[str, Tensor]) -> None:
+            self.config, self.tensors = hf_model(row).config, tensors
+
+        def state_dict(self) -> dict[str, Tensor]:
+            return self.tensors
+
+    tensors = hf_model(row).state_dict()
+    gone = next(name for name in reversed(tensors) if ".1." in name)
+    with pytest.raises(CheckpointError, match=gone.split(".1.")[1].replace(".", r"\.")):
+        HookedTransformer.from_hf(Changed({name: t for name, t in tensors.items() if name != gone}))
+    with pytest.raises(CheckpointError, match=r"does not use: extra\.weight"):
+        HookedTransformer.from_hf(Changed({**tensors, "extra.weight": torch.ones(2)}))
+    with pytest.raises((CheckpointError, InvalidInputError), match="shape"):
+        HookedTransformer.from_hf(Changed({**tensors, gone: torch.ones(3)}))
+
+
+@pytest.mark.parametrize("row", ["mixtral", "olmoe", "qwen3_moe"])
+def test_experts_one_by_one(row: str, tmp_path: Path) -> None:
+    """On the hub each expert has tensors of its own; `transformers` writes them so, and holds them joined."""
+    hf_model(row).save_pretrained(tmp_path)
+    # Copies: the file they are mapped from is written over.
+    tensors = {name: tensor.clone() for name, tensor in read_tensors(tmp_path).items()}
+    assert any(".experts.0." in name for name in tensors) and not any("gate_up" in name for name in tensors)
+    found = HookedTransformer.from_pretrained_no_processing(tmp_path)
+    for name, tensor in ours(row).state_dict().items():
+        assert torch.equal(found.state_dict()[name], tensor), name
+    gone = next(name for name in tensors if ".1." in name and ".experts.1." in name)
+    save_file({name: tensor for name, tensor in tensors.items() if name != gone}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=gone.removeprefix("model.").replace(".", r"\.")):
+        HookedTransformer.from_pretrained(tmp_path)
+    save_file({**tensors, gone: torch.ones(2)}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="not of equal shapes"):
+        HookedTransformer.from_pretrained(tmp_path)
+
+
+def test_families_that_are_refused() -> None:
+    for model_type, entry, value in [
+        ("falcon", "alibi", True), ("qwen3_moe", "mlp_only_layers", [0]),
+    ]:  # fmt: skip
+        config = {**hf_model(model_type).config.to_dict(), entry: value}
+        with pytest.raises(CheckpointError, match=f"{entry}.* not supported"):
+            FAMILIES[model_type].config(config)

@@ -1,0 +1,103 @@
+"""Rotary positions: tables that can be read and set, shared by layers, and made for as long as the text is."""
+
+from typing import Any
+
+import pytest
+import torch
+from tiny import tiny_config, tiny_model, tiny_tokens
+
+from headscope.errors import InvalidInputError
+from headscope.model.parts.masks import alibi_slopes, allowed_by_position
+from headscope.model.parts.rotary import frequencies, rotary_table
+
+TOKENS = tiny_tokens()
+ROTARY: dict[str, Any] = {"positional_embedding_type": "rotary"}
+
+
+def test_tables_can_be_read_and_set() -> None:
+    model = tiny_model(**ROTARY, rotary_base=100)
+    attn = model.blocks[0].attn
+    assert attn.rotary_sin.shape == attn.rotary_cos.shape == (12, 4)
+    for position in (0, 5):
+        angles = torch.tensor([1.0, 0.1, 1.0, 0.1], dtype=torch.float64) * position
+        torch.testing.assert_close(attn.rotary_sin[position], angles.sin())
+        torch.testing.assert_close(attn.rotary_cos[position], angles.cos())
+    wanted = model(TOKENS)
+    attn.rotary_sin[:] = 0.0  # a copy: nothing changes
+    assert torch.equal(model(TOKENS), wanted)
+    attn.rotary_sin, attn.rotary_cos = torch.zeros(12, 4), torch.ones(12, 4)
+    assert float((model(TOKENS) - wanted).detach().abs().max()) > 1e-3
+    _, acts = model.run_with_cache(TOKENS)
+    assert torch.equal(acts["q", 0], acts["rot_q", 0]) and not torch.equal(acts["q", 1], acts["rot_q", 1])
+    assert not any("rotary" in name or "_own" in name for name in model.state_dict())
+
+
+def test_layers_with_the_same_angles_share_a_table() -> None:
+    cfg = tiny_config(**ROTARY)
+    cpu = torch.device("cpu")
+    table = rotary_table(cfg, local=False, length=1, device=cpu)
+    assert rotary_table(tiny_config(**ROTARY), local=False, length=7, device=cpu) is table
+    assert rotary_table(tiny_config(**ROTARY, rotary_base=5), local=False, length=1, device=cpu) is not table
+
+
+def test_a_changed_base_counts_from_then_on() -> None:
+    model = tiny_model(**ROTARY)
+    model(TOKENS)
+    model.cfg.rotary_base = 3.0
+    torch.testing.assert_close(model(TOKENS), tiny_model(**ROTARY, rotary_base=3.0)(TOKENS))
+
+
+def test_a_table_made_in_inference_mode_can_be_differentiated_through() -> None:
+    model = tiny_model(**ROTARY, rotary_base=17.5)
+    with torch.inference_mode():
+        model(TOKENS)
+    model(TOKENS, return_type="loss").backward()
+    assert float(model.blocks[0].attn.W_K.grad.abs().max()) > 0
+
+
+def test_scores_depend_on_distance_alone() -> None:
+    model = tiny_model(**ROTARY, n_layers=1)
+    _, acts = model.run_with_cache(torch.full((1, 8), 3))
+    scores = acts["attn_scores", 0][0]
+    for distance in range(4):
+        along = scores.diagonal(-distance, 1, 2)
+        torch.testing.assert_close(along, along[:, :1].expand_as(along), rtol=1e-9, atol=1e-9)
+
+
+def test_too_long_a_text_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match=r"13 tokens.*n_ctx = 12.*set cfg\.n_ctx"):
+        tiny_model(**ROTARY)(tiny_tokens(1, 13))
+
+
+def test_longrope_has_other_angles_for_long_texts() -> None:
+    cfg = tiny_config(**ROTARY, longrope_short_factors=[1.0, 2.0], longrope_long_factors=[4.0, 8.0],
+                      longrope_original_ctx_len=6, longrope_attention_factor=1.25)  # fmt: skip
+    for length, factors in ((6, [1.0, 2.0]), (7, [4.0, 8.0])):
+        angles, factor = frequencies(cfg, length=length)
+        assert factor == 1.25
+        torch.testing.assert_close(angles, torch.tensor([1.0, 0.01], dtype=torch.float64) / torch.tensor(factors))
+
+
+@pytest.mark.parametrize("fields, message", [
+    ({**ROTARY, "rotary_dim": 3}, "rotary_dim must be even and at most d_head = 4; got 3"),
+    ({**ROTARY, "rotary_dim": 6}, "rotary_dim must be even"),
+    ({**ROTARY, "longrope_short_factors": [1.0, 2.0]}, "longrope_long_factors"),
+    ({**ROTARY, "longrope_short_factors": [1.0], "longrope_long_factors": [1.0]}, "rotary_dim / 2 = 2 numbers"),
+    ({"use_local_attn": True, "attn_types": ["local", "global"]}, "window_size of at least 1"),
+    ({"use_local_attn": True, "window_size": 3, "attn_types": ["local"]}, "attn_types.*2 layers"),
+    ({"use_local_attn": True, "window_size": 3, "attn_types": ["local", "sliding"]}, "attn_types"),
+    ({"use_normalization_before_and_after": True, "use_normalization_after_only": True}, "cannot both be set"),
+    ({"gated_mlp": True, "act_fn": "solu_ln"}, "no gated form"),
+])  # fmt: skip
+def test_choices_that_do_not_go_together_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        tiny_config(**fields)
+
+
+def test_windows_and_slopes() -> None:
+    wanted = torch.tensor([[0, 1, 1, 0], [0, 0, 1, 1]]).bool()
+    cpu = torch.device("cpu")
+    assert torch.equal(allowed_by_position(2, 4, causal=True, window=2, device=cpu), wanted)
+    assert torch.equal(allowed_by_position(2, 2, causal=False, window=None, device=cpu), torch.ones(2, 2).bool())
+    assert alibi_slopes(4).tolist() == [2**-2, 2**-4, 2**-6, 2**-8]
+    assert alibi_slopes(6).tolist() == [2**-2, 2**-4, 2**-6, 2**-8, 2**-1, 2**-3]

@@ -1,0 +1,145 @@
+"""The section on indirect objects says what the numbers say, for models that do the task in different ways or not."""
+
+import dataclasses
+
+import pytest
+import torch
+from name_moving_model import name_moving_model, name_task
+from small_models import small_model
+from tiny import tiny_model
+
+from headscope import HookedTransformer
+from headscope.errors import HeadscopeError
+from headscope.report.blocks import Figure, Fold, Heading, Prose, Section, Table
+from headscope.report.task.section import task_section, unmeasured_task_section
+from headscope.report.task.story import SWAPPED, TaskStory, ioi_task, measure_task
+
+
+@pytest.fixture(scope="module")
+def demo_story() -> TaskStory:
+    model = HookedTransformer.from_pretrained("headscope-demo")
+    story = measure_task(model, ioi_task(model, 48), progress=False)
+    return story
+
+
+def words(section: Section) -> str:
+    return " ".join(block.text.striptags() for block in section.blocks if isinstance(block, Prose)).replace("−", "-")
+
+
+def tables(section: Section) -> list[Table]:
+    folded = [each for block in section.blocks if isinstance(block, Fold) for each in block.blocks]
+    return [block for block in (*section.blocks, *folded) if isinstance(block, Table)]
+
+
+def test_the_demo_model_is_told_as_it_works(demo_story: TaskStory) -> None:
+    """It brings both names up by their places, and lowers the subject; nobody tells that the name is there twice."""
+    section = task_section(demo_story)
+    assert demo_story.can
+    said = words(section)
+    assert "copy a name by its place" in said and "lower that name in either order: 3.2" in said
+    assert "No head raises the right name from its place in both orders" in said
+    assert "does not tell who the subject is" in said and "0.2" in said
+    assert "What sets the answer directly is sent most by" in said
+    summary = section.summary[0].striptags()
+    assert "3.2" in summary and "lower the subject" in summary
+    headings = [block.text for block in section.blocks if isinstance(block, Heading)]
+    assert headings == [
+        "Which heads move the names",
+        "Which heads know who is named twice",
+        "Along which paths",
+        "The heads that matter, in numbers",
+    ]
+    assert sum(isinstance(block, Figure) for block in section.blocks) == 5
+
+
+def test_numbers_on_the_page_are_those_measured(demo_story: TaskStory) -> None:
+    section = task_section(demo_story)
+    assert demo_story.heads is not None
+    orders, *_ = tables(section)
+    assert [row[1].value for row in orders.rows] == [order.difference.n for order in demo_story.orders]
+    assert sum(order.difference.n for order in demo_story.orders) == 48
+    for row, order in zip(orders.rows, demo_story.orders, strict=True):
+        assert row[2].value == pytest.approx(order.difference.value) and order.swapped is not None
+        assert row[4].value == pytest.approx(order.swapped.value) and order.swapped.value < -4
+    at_end = demo_story.heads.position_labels.index("end")
+    gap = demo_story.heads.clean - demo_story.heads.corrupted
+    change = float(demo_story.heads["z"][3, at_end, 2]) * gap
+    assert change < -8 and f"3.2 {change:+.3f}" in words(section)
+    assert change == pytest.approx(float(demo_story.types.evidence_of("change when patched")[3, 2]), rel=0.05)
+
+
+def test_every_table_is_whole(demo_story: TaskStory) -> None:
+    section = task_section(demo_story)
+    found = tables(section)
+    assert len(found) == 3
+    assert all(len(row) == len(table.columns) for table in found for row in table.rows)
+
+
+def test_a_model_with_name_movers_is_told_so() -> None:
+    task = name_task(40)
+    first = torch.tensor([label == "ABBA" for label in task.labels])
+    places = {"IO": torch.where(first, 1, 3), "S1": torch.where(first, 3, 1), "S2": torch.full((40,), 5)}
+    places |= {"S1+1": places["S1"] + 1, "end": task.positions}
+    story = measure_task(name_moving_model(), dataclasses.replace(task, word_idx=places), progress=False)
+    section = task_section(story)
+    said = words(section)
+    assert "Name movers, which look from the end of the prompt at the right name" in said
+    assert "Negative name movers" in said and "Backups" in said
+    assert "From the second mention of the subject, heads look back: 0.0 at the first mention (100 %)" in said
+    assert "What they write there matters" in said
+    assert "S-inhibition heads tell the name movers where not to look" in said
+
+
+def test_a_model_that_cannot_do_it_is_told_so() -> None:
+    story = measure_task(tiny_model(n_ctx=24, dtype=torch.float32), name_task(40), progress=False)
+    section = task_section(story)
+    assert not story.can
+    assert "does not surely tell the two apart" in words(section) and section.summary == ()
+    assert story.circuit is None and story.stream is None and story.heads is None
+    assert len(section.blocks) == 2
+
+
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [
+        (small_model(tokenizer=False), "has no tokenizer"),
+        (small_model(), "up to 50 tokens, and the model reads 48"),
+    ],
+)
+def test_models_that_cannot_read_the_prompts_are_told_why(model: HookedTransformer, why: str) -> None:
+    with pytest.raises(HeadscopeError, match=why) as caught:
+        measure_task(model, progress=False)
+    section = unmeasured_task_section(str(caught.value))
+    assert str(caught.value) in words(section) and section.summary == ()
+
+
+def test_attention_is_that_of_each_order(demo_story: TaskStory) -> None:
+    model = HookedTransformer.from_pretrained("headscope-demo")
+    task = demo_story.task
+    _, cache = model.run_with_cache(task.clean_tokens, attention_mask=task.attention_mask, return_type=None)
+    first = task.word_idx["IO"] < task.word_idx["S1"]
+    assert [order.name for order in demo_story.orders] == ["ABBA", "BABA"]
+    for at, which in enumerate((first, ~first)):
+        rows = which.nonzero()[:, 0]
+        for word in ("IO", "S1", "S2"):
+            pattern = cache["pattern", 3][rows, 2, task.positions[rows], task.word_idx[word][rows]]
+            assert float(demo_story.attention_to(word)[at, 3, 2]) == pytest.approx(float(pattern.mean()), abs=1e-5)
+
+
+def test_a_task_of_ones_own_has_its_words_found(demo_story: TaskStory) -> None:
+    """Without the places of the names, they are found from the answers."""
+    model = HookedTransformer.from_pretrained("headscope-demo")
+    task = demo_story.task[:16]
+    story = measure_task(model, dataclasses.replace(task, word_idx={}), progress=False)
+    for word in ("IO", "S1", "S1+1", "S2", "end"):
+        assert torch.equal(story.task.word_idx[word], task.word_idx[word]), word
+    assert story.heads is not None and story.stream is not None
+
+
+def test_prompts_swap_the_subject_and_nothing_else() -> None:
+    model = HookedTransformer.from_pretrained("headscope-demo")
+    task = ioi_task(model, 12)
+    assert task.corrupted_tokens is not None and SWAPPED
+    differs = (task.corrupted_tokens != task.clean_tokens) & task.attention_mask
+    assert torch.equal(differs.sum(1), torch.ones(12, dtype=torch.long))
+    assert torch.equal(differs.long().argmax(1), task.word_idx["S2"])
