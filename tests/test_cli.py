@@ -19,7 +19,7 @@ from small_models import STORY, save_checkpoint
 from headscope import HookedTransformer, cli
 from headscope.analysis.ablation.ablate import ablate_heads
 from headscope.analysis.ablation.result import AblationResult
-from headscope.analysis.core import batches
+from headscope.analysis.core import batches as core_batches
 from headscope.analysis.lens.entropy import EntropyAccumulator, EntropyResult, measure_entropy
 from headscope.analysis.prompts.attribution import attribute
 from headscope.analysis.prompts.attribution_result import Attribution
@@ -198,14 +198,14 @@ def test_entropy_goes_on_after_ctrl_c(
     out = tmp_path / "run"
     update, n_updates = EntropyAccumulator.update, 0
 
-    def stopping(self: EntropyAccumulator, block: batches.Block) -> None:
+    def stopping(self: EntropyAccumulator, batch: core_batches.Batch) -> None:
         nonlocal n_updates
         n_updates += 1
         if n_updates == 3:
             raise KeyboardInterrupt
-        update(self, block)
+        update(self, batch)
 
-    monkeypatch.setattr(batches, "BLOCK_TOKENS", 32)
+    monkeypatch.setattr(core_batches, "BLOCK_TOKENS", 32)
     monkeypatch.setattr(EntropyAccumulator, "update", stopping)
     code, printed, error = run(*command, "--out", out)
     assert (code, printed) == (130, "")

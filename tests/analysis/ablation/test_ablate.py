@@ -20,7 +20,7 @@ from headscope.analysis.ablation.ablate import AblationAccumulator, AblationOpti
 from headscope.analysis.ablation.replacements import Replacements
 from headscope.analysis.ablation.result import AblationResult
 from headscope.analysis.core import batches
-from headscope.analysis.core.batches import Block, iterate_blocks
+from headscope.analysis.core.batches import Batch, iterate_batches
 from headscope.analysis.core.components import component_sets, components
 from headscope.analysis.recording import record as clean_run
 from headscope.errors import InvalidInputError, NotFiniteError
@@ -285,7 +285,7 @@ def test_means_at_each_position() -> None:
 def test_means_over_a_reference() -> None:
     model, tokens, other = tiny_model(), tiny_tokens(), tiny_tokens(4, 8, seed=9)
     found = measure(model, tokens, heads=["1.0"], values=["mean"], effects=["direct"], reference=other)
-    means = component_means(model, iterate_blocks(model, other, progress=False))
+    means = component_means(model, iterate_batches(model, other, progress=False))
     naive = Naive(model, tokens, None, torch.ones_like(tokens, dtype=torch.bool))
     taken = naive.output(components(model.cfg, ["1.0"])[0]) - means.z[1, 0]
     changed = naive.read(naive.final - taken @ model.W_O[1, 0], naive.final)
@@ -441,18 +441,18 @@ def test_accumulators_merge() -> None:
     model, tokens = tiny_model(), tiny_tokens(4, 7)
     options = AblationOptions(("0.0", "1.2"), ("zero",), ("patched", "direct"), kl=True)
     parts = frozenset(components(model.cfg, options.components))
-    blocks = [
-        Block(tokens[rows], None, torch.ones_like(tokens[rows], dtype=torch.bool))
+    batches = [
+        Batch(tokens[rows], None, torch.ones_like(tokens[rows], dtype=torch.bool))
         for rows in (slice(0, 1), slice(1, 4))
     ]
 
-    def gathered(some: list[Block]) -> AblationAccumulator:
+    def gathered(some: list[Batch]) -> AblationAccumulator:
         accumulator = AblationAccumulator(model, options, Replacements(parts, ("zero",)), "d")
-        for block in some:
-            accumulator.update(block)
+        for batch in some:
+            accumulator.update(batch)
         return accumulator
 
-    together, first, second = gathered(blocks), gathered(blocks[:1]), gathered(blocks[1:])
+    together, first, second = gathered(batches), gathered(batches[:1]), gathered(batches[1:])
     again = AblationAccumulator.from_state(first.state(), model, options, first.replacements, "d")
     again.merge(second)
     assert torch.equal(again.result().loss_diff, together.result().loss_diff)
@@ -492,7 +492,7 @@ def test_data_that_will_not_do_is_told() -> None:
         measure(model, tiny_tokens(2, 1), values=["zero"])
     with pytest.raises(InvalidInputError, match="used up after the first time"):
         measure(model, iter([tiny_tokens()]))
-    with pytest.raises(InvalidInputError, match="a row is alone in its block"):
+    with pytest.raises(InvalidInputError, match="a row is alone in its batch"):
         measure(model, tiny_tokens(1, 5), values=["resample"])
     tokens, mask = padded_tokens()
     with pytest.raises(InvalidInputError, match="these rows hold padding"):

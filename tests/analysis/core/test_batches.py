@@ -1,4 +1,4 @@
-"""Data in, blocks out: every kind of data, which positions count, and what is refused."""
+"""Data in, batches out: every kind of data, which positions count, and what is refused."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from tiny import tiny_model, tiny_tokenizer, tiny_tokens
 
 from headscope import HookedTransformer
 from headscope.analysis.core import batches
-from headscope.analysis.core.batches import check_repeatable, describe_data, iterate_blocks
+from headscope.analysis.core.batches import check_repeatable, describe_data, iterate_batches
 from headscope.errors import InvalidInputError
 
 TOKENS = tiny_tokens(5, 4)
@@ -25,22 +25,22 @@ def speaker() -> HookedTransformer:
     return tiny_model(tiny_tokenizer(bos_token="<bos>", eos_token="<eos>", pad_token="<pad>"), d_vocab=-1)
 
 
-def blocks(model: HookedTransformer, data: Any, **options: Any) -> list[Any]:
-    return list(iterate_blocks(model, data, progress=False, **options))
+def batches_of(model: HookedTransformer, data: Any, **options: Any) -> list[Any]:
+    return list(iterate_batches(model, data, progress=False, **options))
 
 
 @pytest.mark.parametrize("limit, sizes", [(1, [1] * 5), (7, [1] * 5), (8, [2, 2, 1]), (19, [4, 1]), (2048, [5])])
-def test_rows_are_cut_into_blocks(
+def test_rows_are_cut_into_batches(
     model: HookedTransformer, limit: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batches, "BLOCK_TOKENS", limit)
     mask = torch.ones_like(TOKENS)
     mask[:, -1] = 0
-    found = blocks(model, TOKENS, attention_mask=mask)
-    assert [len(block.tokens) for block in found] == sizes
-    assert torch.equal(torch.cat([block.tokens for block in found]), TOKENS)
+    found = batches_of(model, TOKENS, attention_mask=mask)
+    assert [len(batch.tokens) for batch in found] == sizes
+    assert torch.equal(torch.cat([batch.tokens for batch in found]), TOKENS)
     for name in ("attention_mask", "counted"):
-        assert torch.equal(torch.cat([getattr(block, name) for block in found]), mask.bool())
+        assert torch.equal(torch.cat([getattr(batch, name) for batch in found]), mask.bool())
 
 
 @pytest.mark.parametrize("data", [
@@ -48,41 +48,41 @@ def test_rows_are_cut_into_blocks(
     torch.utils.data.DataLoader(TOKENS, batch_size=2), TOKENS.int(), [TOKENS[:2], {"tokens": TOKENS[2:]}],
 ], ids=lambda data: type(data).__name__)  # fmt: skip
 def test_the_same_tokens_in_many_shapes(model: HookedTransformer, data: Any) -> None:
-    found = blocks(model, data)
-    assert torch.equal(torch.cat([block.tokens for block in found]).long(), TOKENS)
-    assert all(block.attention_mask is None and bool(block.counted.all()) for block in found)
+    found = batches_of(model, data)
+    assert torch.equal(torch.cat([batch.tokens for batch in found]).long(), TOKENS)
+    assert all(batch.attention_mask is None and bool(batch.counted.all()) for batch in found)
     check_repeatable(data, "baseline='mean'")
 
 
 def test_one_row_and_an_iterator(model: HookedTransformer) -> None:
-    assert torch.equal(blocks(model, TOKENS[0])[0].tokens, TOKENS[:1])
+    assert torch.equal(batches_of(model, TOKENS[0])[0].tokens, TOKENS[:1])
     mask = torch.tensor([1, 1, 0, 0])
-    (block,) = blocks(model, TOKENS[0], attention_mask=mask)
-    assert block.attention_mask.tolist() == [[True, True, False, False]]
-    assert len(blocks(model, (row for row in TOKENS))) == 5
-    assert blocks(model, []) == []
+    (batch,) = batches_of(model, TOKENS[0], attention_mask=mask)
+    assert batch.attention_mask.tolist() == [[True, True, False, False]]
+    assert len(batches_of(model, (row for row in TOKENS))) == 5
+    assert batches_of(model, []) == []
 
 
 def test_which_positions_count(speaker: HookedTransformer) -> None:
     bos, pad = speaker.tokenizer.bos_token_id, speaker.tokenizer.pad_token_id
     tokens = torch.tensor([[bos, 5, 6, pad], [5, bos, 6, 7], [bos, bos, 6, 7], [bos, pad, pad, pad]])
-    (block,) = blocks(speaker, tokens)
+    (batch,) = batches_of(speaker, tokens)
     real = [[1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 1, 1], [1, 0, 0, 0]]
-    assert block.attention_mask.int().tolist() == real
-    assert block.counted.int().tolist() == [[0, 1, 1, 0], [1, 1, 1, 1], [0, 1, 1, 1], [0, 0, 0, 0]]
-    (block,) = blocks(speaker, tokens, include_bos=True)
-    assert block.counted.int().tolist() == real
+    assert batch.attention_mask.int().tolist() == real
+    assert batch.counted.int().tolist() == [[0, 1, 1, 0], [1, 1, 1, 1], [0, 1, 1, 1], [0, 0, 0, 0]]
+    (batch,) = batches_of(speaker, tokens, include_bos=True)
+    assert batch.counted.int().tolist() == real
     left = torch.tensor([[pad, bos, 5, 6]])
-    (block,) = blocks(speaker, left, attention_mask=(left != pad).float())
-    assert block.counted.int().tolist() == [[0, 0, 1, 1]]
+    (batch,) = batches_of(speaker, left, attention_mask=(left != pad).float())
+    assert batch.counted.int().tolist() == [[0, 0, 1, 1]]
 
 
 def test_bos_that_is_also_padding_counts_once() -> None:
     model = tiny_model(tiny_tokenizer(eos_token="<eos>"), d_vocab=-1)
     eos = model.tokenizer.eos_token_id
-    (block,) = blocks(model, torch.tensor([[eos, 5, 6, eos], [eos, 5, 6, 7]]))
-    assert block.attention_mask.int().tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
-    assert block.counted.int().tolist() == [[0, 1, 1, 0], [0, 1, 1, 1]]
+    (batch,) = batches_of(model, torch.tensor([[eos, 5, 6, eos], [eos, 5, 6, 7]]))
+    assert batch.attention_mask.int().tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
+    assert batch.counted.int().tolist() == [[0, 1, 1, 0], [0, 1, 1, 1]]
 
 
 @pytest.mark.parametrize("data, message", [
@@ -104,14 +104,14 @@ def test_bos_that_is_also_padding_counts_once() -> None:
 ])  # fmt: skip
 def test_other_data_is_refused(model: HookedTransformer, data: Any, message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
-        blocks(model, data)
+        batches_of(model, data)
 
 
 def test_masks_that_do_not_belong(model: HookedTransformer) -> None:
     with pytest.raises(InvalidInputError, match=r"\[5, 4\]; got \[4, 4\]"):
-        blocks(model, TOKENS, attention_mask=torch.ones(4, 4))
+        batches_of(model, TOKENS, attention_mask=torch.ones(4, 4))
     with pytest.raises(InvalidInputError, match="one tensor of tokens"):
-        blocks(model, [TOKENS], attention_mask=torch.ones(5, 4))
+        batches_of(model, [TOKENS], attention_mask=torch.ones(5, 4))
 
 
 class Once:
@@ -138,10 +138,10 @@ def test_data_describes_itself() -> None:
 
 
 def test_progress_counts_tokens(model: HookedTransformer, capfd: pytest.CaptureFixture[str]) -> None:
-    assert len(list(iterate_blocks(model, TOKENS, description="reading"))) == 1
+    assert len(list(iterate_batches(model, TOKENS, description="reading"))) == 1
     shown = capfd.readouterr().err
     assert "reading" in shown and "/20" in shown
-    blocks(model, TOKENS)
+    batches_of(model, TOKENS)
     assert capfd.readouterr().err == ""
 
 
@@ -164,7 +164,7 @@ def test_the_bar_knows_how_long_it_takes(
             bars.append(self)
 
     monkeypatch.setattr(batches, "tqdm", Bar)
-    found = iterate_blocks(model, data)
+    found = iterate_batches(model, data)
     next(found)
     assert (bars[0].total, bars[0].unit) == (total, "tok")
     found.close()
@@ -188,7 +188,7 @@ def test_the_bar_counts_from_what_was_done(
     steps: list[Any] = []
     monkeypatch.setattr(batches, "tqdm", Bar)
     monkeypatch.setattr(batches, "BLOCK_TOKENS", 4)
-    assert len(list(iterate_blocks(model, TOKENS, done=done))) == 5
+    assert len(list(iterate_batches(model, TOKENS, done=done))) == 5
     assert (bars[0].n, bars[0].initial, bars[0].total, steps) == (20, done, 20, [4] * (5 - done // 4))
 
 
@@ -197,4 +197,4 @@ def test_a_loader_of_a_stream_has_no_length(model: HookedTransformer) -> None:
         def __iter__(self) -> Any:
             return iter(TOKENS)
 
-    assert len(list(iterate_blocks(model, torch.utils.data.DataLoader(Stream(), batch_size=2)))) == 3
+    assert len(list(iterate_batches(model, torch.utils.data.DataLoader(Stream(), batch_size=2)))) == 3

@@ -23,7 +23,7 @@ from headscope.analysis import (
     measure_calibration,
 )
 from headscope.analysis.core import batches as batches_module
-from headscope.analysis.core.batches import iterate_blocks
+from headscope.analysis.core.batches import iterate_batches
 from headscope.analysis.lens import calibration as calibration_module
 from headscope.errors import CheckpointError, InvalidInputError, NotFiniteError
 
@@ -280,29 +280,29 @@ def test_a_row_of_one_token_adds_nothing_but_to_the_means() -> None:
 
 def test_an_accumulator_merges_and_resumes() -> None:
     model = tiny_model()
-    blocks = list(iterate_blocks(model, [TOKENS, tiny_tokens(2, 9, seed=4), TOKENS[:1]], progress=False))
-    means = component_means(model, blocks)
+    batches = list(iterate_batches(model, [TOKENS, tiny_tokens(2, 9, seed=4), TOKENS[:1]], progress=False))
+    means = component_means(model, batches)
 
     def fresh() -> CalibrationAccumulator:
         return CalibrationAccumulator(model, CalibrationOptions(k=2), means, "data")
 
     whole = fresh()
-    for block in blocks:
-        whole.update(block)
+    for batch in batches:
+        whole.update(batch)
     left, right, empty = fresh(), fresh(), fresh()
-    left.update(blocks[0])
-    right.update(blocks[1])
-    right.update(blocks[2])
+    left.update(batches[0])
+    right.update(batches[1])
+    right.update(batches[2])
     left.merge(empty)
     empty.merge(right)
     left.merge(empty)
     before = fresh()
-    before.update(blocks[0])
+    before.update(batches[0])
     state = before.state()
-    before.update(blocks[1])
+    before.update(batches[1])
     again = CalibrationAccumulator.from_state(state, model, CalibrationOptions(k=2), means, "data")
-    for block in blocks[1:]:
-        again.update(block)
+    for batch in batches[1:]:
+        again.update(batch)
     assert whole.take_rows() == {}
     wanted = whole.result()
     for accumulator, tolerance in ((left, 1e-6), (again, 0.0)):

@@ -19,7 +19,7 @@ import headscope
 from headscope import HookedTransformer
 from headscope.analysis import EntropyAccumulator, EntropyOptions, EntropyResult, measure_entropy
 from headscope.analysis.core import batches as batches_module
-from headscope.analysis.core.batches import iterate_blocks
+from headscope.analysis.core.batches import iterate_batches
 from headscope.data.hub import get_webtext
 from headscope.errors import CheckpointError, InvalidInputError, NotFiniteError
 from headscope.ops import lens_entropy
@@ -171,32 +171,32 @@ def test_batches_of_different_lengths_are_one_after_another(reduce: Any, baselin
 
 def test_an_accumulator_merges_and_resumes() -> None:
     model = tiny_model()
-    blocks = list(iterate_blocks(model, [TOKENS, tiny_tokens(2, 9, seed=4), TOKENS[:1]], progress=False))
+    batches = list(iterate_batches(model, [TOKENS, tiny_tokens(2, 9, seed=4), TOKENS[:1]], progress=False))
     for options in (EntropyOptions(), EntropyOptions(reduce="none"), EntropyOptions(baseline="mean", scale="own")):
-        means = component_means(model, blocks) if options.baseline == "mean" else None
+        means = component_means(model, batches) if options.baseline == "mean" else None
 
         def fresh(options: EntropyOptions = options, means: Any = means) -> EntropyAccumulator:
             return EntropyAccumulator(model, options, means, "data")
 
         whole = fresh()
-        for block in blocks:
-            whole.update(block)
+        for batch in batches:
+            whole.update(batch)
         wanted = whole.result()
         left, right, empty = fresh(), fresh(), fresh()
-        left.update(blocks[0])
-        right.update(blocks[1])
-        right.update(blocks[2])
+        left.update(batches[0])
+        right.update(batches[1])
+        right.update(batches[2])
         left.merge(empty)
         empty.merge(right)
         left.merge(empty)
         resumed = fresh()
-        resumed.update(blocks[0])
+        resumed.update(batches[0])
         resumed = EntropyAccumulator.from_state(resumed.state(), model, options, means, "data")
         before = dict(resumed.state())
-        resumed.update(blocks[1])
+        resumed.update(batches[1])
         again = EntropyAccumulator.from_state(before, model, options, means, "data")
-        for block in blocks[1:]:
-            again.update(block)
+        for batch in batches[1:]:
+            again.update(batch)
         for accumulator in (left, again):
             found = accumulator.result()
             assert found.info == wanted.info

@@ -20,7 +20,7 @@ from torch import Tensor
 import headscope
 from headscope import HookedTransformer, HookedTransformerConfig
 from headscope.analysis.core import batches
-from headscope.analysis.core.batches import Block, iterate_blocks
+from headscope.analysis.core.batches import Batch, iterate_batches
 from headscope.analysis.lens.entropy import EntropyAccumulator, EntropyOptions, EntropyResult, measure_entropy
 from headscope.analysis.storage import manifest as run_manifest
 from headscope.analysis.storage.run_folder import LongRun, Stage, accumulate, join_rows
@@ -37,7 +37,7 @@ def make_model(**fields: Any) -> HookedTransformer:
 
 
 def make_data() -> list[Tensor]:
-    """Seven batches, each a block, of different lengths."""
+    """Seven batches of different lengths."""
     generator = torch.Generator().manual_seed(0)
     return [torch.randint(0, 23, (2, length), generator=generator) for length in (7, 5, 9, 4, 8, 8, 6)]
 
@@ -80,11 +80,11 @@ class Sums:
         self.n = 0 if state is None else state["n"]
         self.rows: list[dict[str, Tensor]] = []
 
-    def update(self, block: Block) -> None:
+    def update(self, batch: Batch) -> None:
         self.n_updates += 1
-        self.total = self.total + block.tokens.flatten().bincount(minlength=23)
-        self.n += block.tokens.numel()
-        self.rows.append({"twice": 2.0 * block.tokens})
+        self.total = self.total + batch.tokens.flatten().bincount(minlength=23)
+        self.n += batch.tokens.numel()
+        self.rows.append({"twice": 2.0 * batch.tokens})
 
     def state(self) -> dict[str, Any]:
         return {"total": self.total, "n": self.n}
@@ -94,8 +94,8 @@ class Sums:
         return rows
 
 
-def blocks_of(model: HookedTransformer, data: Any = None) -> Iterator[Block]:
-    return iterate_blocks(model, make_data() if data is None else data, progress=False)
+def batches_of(model: HookedTransformer, data: Any = None) -> Iterator[Batch]:
+    return iterate_batches(model, make_data() if data is None else data, progress=False)
 
 
 def check_sums(sums: Sums, stage: Stage) -> None:
@@ -119,47 +119,47 @@ def new_folder(path: Path) -> Path:
 @pytest.mark.parametrize("flush_every", [1, 2, 3, 7, 100])
 def test_any_accumulator_goes_on_where_it_was(model: HookedTransformer, folder: Path, flush_every: int) -> None:
     new_folder(folder)
-    for n_blocks in range(8):
-        place = new_folder(folder / str(n_blocks))
+    for n_batches in range(8):
+        place = new_folder(folder / str(n_batches))
         stage = Stage(place, "sums")
 
-        def stopping(n_blocks: int = n_blocks) -> Iterator[Block]:
-            for number, block in enumerate(blocks_of(model)):
-                if number == n_blocks:
+        def stopping(n_batches: int = n_batches) -> Iterator[Batch]:
+            for number, batch in enumerate(batches_of(model)):
+                if number == n_batches:
                     raise OSError("the data went away")
-                yield block
+                yield batch
 
         flushed = 0
-        if n_blocks < 7:
+        if n_batches < 7:
             with pytest.raises(OSError, match="went away"):
                 accumulate(stopping(), Sums, stage=stage, flush_every=flush_every)
-            flushed = n_blocks - n_blocks % flush_every
-            assert stage.done.n_blocks == flushed
+            flushed = n_batches - n_batches % flush_every
+            assert stage.done.n_batches == flushed
         stage = Stage(place, "sums")
-        sums = accumulate(blocks_of(model), Sums, stage=stage, flush_every=flush_every)
+        sums = accumulate(batches_of(model), Sums, stage=stage, flush_every=flush_every)
         assert sums.n_updates == 7 - flushed, "nothing is measured twice"
         check_sums(sums, Stage(place, "sums"))
 
 
-def test_ctrl_c_keeps_every_whole_block(model: HookedTransformer, folder: Path) -> None:
+def test_ctrl_c_keeps_every_whole_batch(model: HookedTransformer, folder: Path) -> None:
     class Interrupted(Sums):
-        def update(self, block: Block) -> None:
-            super().update(block)
+        def update(self, batch: Batch) -> None:
+            super().update(batch)
             if self.n_updates == 4:
-                raise KeyboardInterrupt  # halfway through: the sums have moved on, the block is not done
+                raise KeyboardInterrupt  # halfway through: the sums have moved on, the batch is not done
 
     stage = Stage(new_folder(folder), "sums")
     with pytest.raises(KeyboardInterrupt):
-        accumulate(blocks_of(model), Interrupted, stage=stage, flush_every=100)
-    assert stage.done.n_blocks == 3 and not stage.done.finished
+        accumulate(batches_of(model), Interrupted, stage=stage, flush_every=100)
+    assert stage.done.n_batches == 3 and not stage.done.finished
     stage = Stage(folder, "sums")
-    sums = accumulate(blocks_of(model), Sums, stage=stage)
+    sums = accumulate(batches_of(model), Sums, stage=stage)
     assert sums.n_updates == 4
     check_sums(sums, stage)
 
 
 def test_without_a_folder_nothing_is_written(model: HookedTransformer, tmp_path: Path) -> None:
-    sums = accumulate(blocks_of(model), Sums)
+    sums = accumulate(batches_of(model), Sums)
     assert sums.n_updates == len(sums.rows) == 7 and list(tmp_path.iterdir()) == []
 
 
@@ -179,7 +179,7 @@ def test_a_run_in_a_folder_is_the_run_without(
 
 
 @pytest.mark.parametrize(("baseline", "reduce"), KINDS)
-def test_entropy_goes_on_after_an_interrupt_at_any_block(
+def test_entropy_goes_on_after_an_interrupt_at_any_batch(
     model: HookedTransformer, folder: Path, baseline: Any, reduce: Any
 ) -> None:
     options = {"baseline": baseline, "reduce": reduce}
@@ -190,7 +190,7 @@ def test_entropy_goes_on_after_an_interrupt_at_any_block(
         seen = 0
 
         class Stopping(list[Tensor]):
-            """Stops after one block more than the process before it."""
+            """Stops after one batch more than the process before it."""
 
             limit = n_runs
 
@@ -312,16 +312,16 @@ def ended(server: subprocess.Popen[str]) -> int:
 def test_killed_from_outside(model: HookedTransformer, server: subprocess.Popen[str], folder: Path) -> None:
     options = {"baseline": "mean", "reduce": "none"}
     wanted = measure(model, make_data(), **options)
-    for stage, n_blocks in (("means", 1), ("means", 4), ("entropy", 1), ("entropy", 5)):
+    for stage, n_batches in (("means", 1), ("means", 4), ("entropy", 1), ("entropy", 5)):
         process = ask(server, "slow", folder)
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
-            if (folder / f"{stage}.safetensors").exists() and Stage(folder, stage).done.n_blocks >= n_blocks:
+            if (folder / f"{stage}.safetensors").exists() and Stage(folder, stage).done.n_batches >= n_batches:
                 break
             time.sleep(0.005)
         os.kill(process, signal.SIGKILL)
         assert ended(server) == -signal.SIGKILL
-        assert Stage(folder, stage).done.n_blocks >= n_blocks and not (folder / "result.safetensors").exists()
+        assert Stage(folder, stage).done.n_batches >= n_batches and not (folder / "result.safetensors").exists()
     same_bits(measure(model, make_data(), folder, **options, resume=True), wanted)
 
 
@@ -458,7 +458,7 @@ def test_a_damaged_state_is_told(
 @pytest.mark.parametrize("damage", [halve, empty, Path.unlink])
 def test_damaged_rows_are_told(model: HookedTransformer, folder: Path, damage: Callable[[Path], None]) -> None:
     stage = Stage(new_folder(folder), "sums")
-    accumulate(blocks_of(model), Sums, stage=stage, flush_every=2)
+    accumulate(batches_of(model), Sums, stage=stage, flush_every=2)
     damage(folder / "sums-rows-000001.safetensors")
     with pytest.raises(CheckpointError, match=r"sums-rows-000001.safetensors.*delete the folder"):
         stage.rows()
@@ -510,20 +510,20 @@ def test_resuming_nothing_starts(model: HookedTransformer, tmp_path: Path) -> No
 
 
 def stopped_run(model: HookedTransformer, folder: Path, data: Any = None, **options: Any) -> None:
-    """A run that was interrupted after five blocks of the entropies."""
+    """A run that was interrupted after five batches of the entropies."""
 
-    def stopping(block: Block, real: Any = EntropyAccumulator.update) -> Any:
+    def stopping(batch: Batch, real: Any = EntropyAccumulator.update) -> Any:
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
         real, n = EntropyAccumulator.update, 0
 
-        def update(self: EntropyAccumulator, block: Block) -> None:
+        def update(self: EntropyAccumulator, batch: Batch) -> None:
             nonlocal n
             n += 1
             if n == 6:
                 raise KeyboardInterrupt
-            real(self, block)
+            real(self, batch)
 
         patch.setattr(EntropyAccumulator, "update", update)
         with pytest.raises(KeyboardInterrupt):
@@ -573,10 +573,10 @@ def test_other_formats_and_versions(model: HookedTransformer, folder: Path) -> N
 
 
 @pytest.mark.parametrize(("data", "message"), [
-    (make_data()[1:], "the first 1 blocks hash to"),
-    ([*make_data()[:4], make_data()[4].flip(0), *make_data()[5:]], "the first 5 blocks hash to"),
-    (make_data()[:4], "it ends after 4 blocks, and 5 were gone through"),
-    ([{"tokens": batch, "attention_mask": torch.ones_like(batch)} for batch in make_data()], "the first 1 blocks"),
+    (make_data()[1:], "the first 1 batches hash to"),
+    ([*make_data()[:4], make_data()[4].flip(0), *make_data()[5:]], "the first 5 batches hash to"),
+    (make_data()[:4], "it ends after 4 batches, and 5 were gone through"),
+    ([{"tokens": batch, "attention_mask": torch.ones_like(batch)} for batch in make_data()], "the first 1 batches"),
 ])  # fmt: skip
 def test_other_data_is_refused(model: HookedTransformer, folder: Path, data: list[Any], message: str) -> None:
     stopped_run(model, folder)
@@ -588,9 +588,9 @@ def test_other_data_is_refused(model: HookedTransformer, folder: Path, data: lis
 
 
 @pytest.mark.parametrize(("second", "message"), [
-    (make_data()[::-1], "the first 1 blocks hash to"),
-    (make_data() + make_data()[:1], "it ends after 8 blocks, and 7"),
-    (make_data()[:5], "it ends after 5 blocks, and 7"),
+    (make_data()[::-1], "the first 1 batches hash to"),
+    (make_data() + make_data()[:1], "it ends after 8 batches, and 7"),
+    (make_data()[:5], "it ends after 5 batches, and 7"),
 ])  # fmt: skip
 def test_the_second_pass_goes_through_the_same_data(
     model: HookedTransformer, folder: Path, second: list[Tensor], message: str
@@ -631,23 +631,23 @@ def test_nothing_that_counts(model: HookedTransformer, folder: Path) -> None:
 @pytest.mark.parametrize("reduce", ["mean", "none"])
 def test_a_state_is_flat_and_goes_through_files(model: HookedTransformer, reduce: Any) -> None:
     options = EntropyOptions(reduce=reduce)
-    blocks = list(blocks_of(model))
+    batches = list(batches_of(model))
     whole = EntropyAccumulator(model, options, None, "d")
     first = EntropyAccumulator(model, options, None, "d")
-    for block in blocks[:3]:
-        whole.update(block)
-        first.update(block)
+    for batch in batches[:3]:
+        whole.update(batch)
+        first.update(batch)
     state = first.state()
     copies = {name: value.clone() for name, value in state.items() if isinstance(value, Tensor)}
     numbers = {name: value for name, value in state.items() if not isinstance(value, Tensor)}
     assert json.loads(json.dumps(numbers)) == numbers and len(copies) == 3
     again = EntropyAccumulator.from_state({**numbers, **copies}, model, options, None, "d")
     rest = EntropyAccumulator(model, options, None, "d")
-    for block in blocks[3:]:
-        whole.update(block)
-        first.update(block)
-        again.update(block)
-        rest.update(block)
+    for batch in batches[3:]:
+        whole.update(batch)
+        first.update(batch)
+        again.update(batch)
+        rest.update(batch)
     for name, value in copies.items():
         assert torch.equal(state[name].nan_to_num(), value.nan_to_num()), "an update changed a state in place"
     same_bits(again.result(), whole.result())
@@ -684,7 +684,7 @@ def test_a_long_run_is_made_by_hand(model: HookedTransformer, folder: Path) -> N
     """What an analysis other than entropy would do."""
     given = {"model": model, "data": TOKENS, "attention_mask": None, "description": "d", "options": {"k": 1}}
     run = LongRun(folder, "sums", **given, resume=False)
-    accumulate(blocks_of(model), Sums, stage=run.stage("sums"))
+    accumulate(batches_of(model), Sums, stage=run.stage("sums"))
     again = LongRun(folder, "sums", **given, resume=True)
     assert again.stage("sums").done.finished
     with pytest.raises(InvalidInputError, match="analysis is 'sums' there and 'other' here"):

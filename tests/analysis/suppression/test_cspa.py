@@ -10,7 +10,7 @@ from suppressing_model import BLIND, COPIER, SUPPRESSOR, repeated_rows, suppress
 from tiny import tiny_model, tiny_tokens
 
 from headscope import HookedTransformer
-from headscope.analysis.core import batches
+from headscope.analysis.core import batches as core_batches
 from headscope.analysis.core.components import Component
 from headscope.analysis.suppression import cspa_block as copy_suppression_runs
 from headscope.analysis.suppression.cspa import SuppressionAccumulator, copy_suppression_preserving_ablation
@@ -331,13 +331,13 @@ def test_bos_and_padding_neither_count_nor_are_sources_nor_are_changed(effect):
     assert naive[4].nanmean() > 1e-3
 
 
-def test_blocks_and_batches_do_not_matter(monkeypatch):
+def test_batches_do_not_matter(monkeypatch):
     model, tokens = tiny_model(), repeating_tokens(5)
     whole = measure(model, tokens, top=0.3)
     short = [tokens[:2], {"tokens": tokens[2:, :4], "attention_mask": torch.ones(3, 4)}]
     parts = measure(model, short, top=0.3)
     assert parts.kl_mean.shape == (2, 5, 7) and parts.kl_mean[:, 2:, 3:].isnan().all()
-    monkeypatch.setattr(batches, "BLOCK_TOKENS", 8)
+    monkeypatch.setattr(core_batches, "BLOCK_TOKENS", 8)
     pieces = measure(model, tokens, top=0.3)
     torch.testing.assert_close(pieces.kl_cspa, whole.kl_cspa, equal_nan=True)
 
@@ -433,7 +433,7 @@ def test_published_share_of_gpt2_small():
 
 
 def test_a_run_in_a_folder_goes_on_where_it_was(tmp_path, monkeypatch):
-    monkeypatch.setattr(batches, "BLOCK_TOKENS", 7)
+    monkeypatch.setattr(core_batches, "BLOCK_TOKENS", 7)
     model, tokens = tiny_model(), repeating_tokens(4)
     wanted = measure(model, tokens, top=0.3)
     calls = 0
@@ -462,7 +462,7 @@ def test_a_run_in_a_folder_goes_on_where_it_was(tmp_path, monkeypatch):
             return function(*given)
 
         found = measure(model, tokens, top=0.3, out=tmp_path / "run", resume=True)
-    assert calls == 2, "two of four blocks were measured before"
+    assert calls == 2, "two of four batches were measured before"
     for name in ("loss", "loss_cspa", "loss_mean", "kl_cspa", "kl_mean"):
         assert torch.equal(getattr(found, name).nan_to_num(9.0), getattr(wanted, name).nan_to_num(9.0))
     assert found.info == wanted.info
@@ -471,12 +471,12 @@ def test_a_run_in_a_folder_goes_on_where_it_was(tmp_path, monkeypatch):
 def test_accumulators_merge_and_go_through_a_state():
     model, tokens = tiny_model(), repeating_tokens(4)
     wanted = measure(model, tokens, describe="noise")
-    blocks = list(batches.iterate_blocks(model, [tokens[:2], tokens[2:]], progress=False))
+    batches = list(core_batches.iterate_batches(model, [tokens[:2], tokens[2:]], progress=False))
     options = SuppressionOptions(tuple(Component(*head) for head in HEADS))
-    means = component_means(model, blocks)
-    parts = [SuppressionAccumulator(model, options, means, "noise") for _ in blocks]
-    for part, block in zip(parts, blocks, strict=True):
-        part.update(block)
+    means = component_means(model, batches)
+    parts = [SuppressionAccumulator(model, options, means, "noise") for _ in batches]
+    for part, batch in zip(parts, batches, strict=True):
+        part.update(batch)
     parts[0].merge(SuppressionAccumulator.from_state(parts[1].state(), model, options, means, "noise"))
     found = parts[0].result()
     torch.testing.assert_close(found.kl_cspa, wanted.kl_cspa, equal_nan=True)

@@ -7,7 +7,7 @@ that comes after see it; `direct` lets only the final norm and unembedding see i
 
 GPT-2 small, all heads, zero and mean: a patched run costs on average half a forward pass and an unembedding, about 0.17
 GFLOP a token for each value and head; direct effects of all heads together about 2 GFLOP a token. Memory: activations
-of one block of 2,048 tokens, whatever the data.
+of one batch of 2,048 tokens, whatever the data.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,10 +19,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headscope.analysis.ablation.block import AblatedBlock, Plan, measure_block
+from headscope.analysis.ablation.block import AblatedBlock, Plan, measure_batch
 from headscope.analysis.ablation.replacements import Replacements
 from headscope.analysis.ablation.result import AblationResult, standard_error
-from headscope.analysis.core.batches import Block, check_repeatable, nothing_predicted
+from headscope.analysis.core.batches import Batch, check_repeatable, nothing_predicted
 from headscope.analysis.core.components import all_heads, component_sets, components, set_label
 from headscope.analysis.core.result import RunInfo, check_option
 from headscope.analysis.recording.component_means import MeansAccumulator, added_sums
@@ -120,7 +120,7 @@ def ablate_heads(
             clean run; what patching changes of that scale is part of the indirect effect.
         mean_over: The mean over all positions that count, or at each `"position"` over rows (BOS included).
         reference: Data for the means, and tokens `[batch, pos]` to resample from. Default: the data itself (for
-            resampling, the other rows in the same block).
+            resampling, the other rows in the same batch).
         excluding: Heads that keep what they gave in the clean run, in indirect effects: paths through them are closed.
         scale: For direct and indirect effects: the final norm's scale stays that of the clean run (`"final"`), or is
             that of the changed state (`"own"`). In patched runs it is always computed again.
@@ -133,7 +133,7 @@ def ablate_heads(
         progress: Show progress bars.
         out: A folder to keep the run in, so that it can be stopped at any moment; see `measure_entropy`.
         resume: Go on with the run that `out` holds.
-        flush_every: How many blocks are measured between two writes.
+        flush_every: How many batches are measured between two writes.
 
     Raises:
         InvalidInputError: for an option or component that does not exist, a wrong shape, tokens out of range, no
@@ -217,7 +217,7 @@ def _resampled(reference: Any) -> Int[Tensor, "row pos"] | None:
 
 
 class AblationAccumulator:
-    """Ablations over a stream of blocks.
+    """Ablations over a stream of batches.
 
     Args:
         model: The model.
@@ -225,7 +225,7 @@ class AblationAccumulator:
         replacements: What takes the components' places.
         data: What the data is, for titles.
         runs: Clean runs, some of which an earlier pass may have kept.
-        progress: Show a progress bar of each block's patched runs.
+        progress: Show a progress bar of each batch's patched runs.
     """
 
     def __init__(
@@ -250,14 +250,14 @@ class AblationAccumulator:
         self._sums: dict[str, Tensor] = {}
         self._kept: list[dict[str, Tensor]] = []
 
-    def update(self, block: Block) -> None:
-        """Measure a block and add it in."""
-        where = block.predicting()
+    def update(self, batch: Batch) -> None:
+        """Measure a batch and add it in."""
+        where = batch.predicting()
         n = int(where.sum())
         if n:
-            run = self._runs.second(block, self.n_sequences)
-            instead = self.replacements.for_block(self.model, block, run, self.n_sequences)
-            found = measure_block(self.model, block, self._plan, run, instead, progress=self.progress)
+            run = self._runs.second(batch, self.n_sequences)
+            instead = self.replacements.for_batch(self.model, batch, run, self.n_sequences)
+            found = measure_batch(self.model, batch, self._plan, run, instead, progress=self.progress)
         else:
             found = self._nothing()
         self._sums = added_sums(
@@ -269,9 +269,9 @@ class AblationAccumulator:
                 "kl": found.kl.sum(-1),
             },
         )
-        if self.options.reduce == "none" and block.tokens.shape[1] > 1:
-            self._kept.append(self._rows(block, where[:, :-1], found))
-        self.n_sequences += len(block.tokens)
+        if self.options.reduce == "none" and batch.tokens.shape[1] > 1:
+            self._kept.append(self._rows(batch, where[:, :-1], found))
+        self.n_sequences += len(batch.tokens)
         self.n_positions += n
 
     def merge(self, other: Self) -> None:
@@ -355,15 +355,15 @@ class AblationAccumulator:
         return tuple(str(each) if tokenizer is None else tokenizer.decode([each]) for each in ids.tolist())
 
     def _rows(
-        self, block: Block, where: Tensor, found: AblatedBlock
+        self, batch: Batch, where: Tensor, found: AblatedBlock
     ) -> dict[str, Float[Tensor, "*lead batch pos"] | Int[Tensor, "batch length"]]:
         values = {"loss": found.loss, "loss_diff": found.loss_diff, **({"kl": found.kl} if self.options.kl else {})}
         rows = {}
         for name, numbers in values.items():
             rows[name] = torch.full((*numbers.shape[:-1], *where.shape), torch.nan)
             rows[name][..., where.cpu()] = numbers.float().cpu()
-        tokens = block.tokens.cpu()
-        rows["tokens"] = tokens if block.attention_mask is None else tokens.masked_fill(~block.attention_mask.cpu(), -1)
+        tokens = batch.tokens.cpu()
+        rows["tokens"] = tokens if batch.attention_mask is None else tokens.masked_fill(~batch.attention_mask.cpu(), -1)
         return rows
 
     def _nothing(self) -> AblatedBlock:

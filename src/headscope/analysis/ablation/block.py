@@ -1,7 +1,7 @@
-"""What ablating components does to the predictions of one block: the work behind `ablate_heads`.
+"""What ablating components does to the predictions of one batch: the work behind `ablate_heads`.
 
 One clean run keeps what enters each layer and what each component writes. A direct effect changes the final state
-only. A patched run resumes at the first layer it changes, several runs side by side, and all of a block's changed
+only. A patched run resumes at the first layer it changes, several runs side by side, and all of a batch's changed
 predictions are reduced over the vocabulary beside the clean one, which is made once for them.
 """
 
@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from headscope.analysis.core.batches import BLOCK_TOKENS, Block
+from headscope.analysis.core.batches import BLOCK_TOKENS, Batch
 from headscope.analysis.core.components import Component
 from headscope.analysis.recording.post_norms import output_weights
 from headscope.analysis.recording.record import CleanRun, clean_prediction, hook_name
@@ -23,7 +23,7 @@ from headscope.model.hooks import HookPoint, is_listening
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.changed_predictions import ChangedPredictions, HeadChanges, RowChanges, compare
 
-__all__ = ["AblatedBlock", "Plan", "measure_block"]
+__all__ = ["AblatedBlock", "Plan", "measure_batch"]
 
 # Changed final states held until they are unembedded together, in rows.
 _HELD_ROWS = 16 * BLOCK_TOKENS
@@ -80,26 +80,26 @@ class AblatedBlock:
 
 
 @torch.no_grad()
-def measure_block(
+def measure_batch(
     model: HookedTransformer,
-    block: Block,
+    batch: Batch,
     plan: Plan,
     run: CleanRun,
     instead: Mapping[str, Mapping[Component, Tensor]],
     *,
     progress: bool = False,
 ) -> AblatedBlock:
-    """Measure every value, effect and set of a plan on one block.
+    """Measure every value, effect and set of a plan on one batch.
 
     Args:
         model: The model.
-        block: The block.
+        batch: The batch.
         plan: What to measure.
-        run: What the block gave, of all that the plan's `reads` and `resumes` name.
+        run: What the batch gave, of all that the plan's `reads` and `resumes` name.
         instead: What takes the place of each component's output, for each value.
         progress: Show a progress bar of the patched runs.
     """
-    return _BlockAblation(model, block, plan, run, instead).measure(progress)
+    return _BlockAblation(model, batch, plan, run, instead).measure(progress)
 
 
 # Value, effect and set, by number.
@@ -115,24 +115,24 @@ class _DirectHeads:
 
 
 class _BlockAblation:
-    """One block, and everything that is done to it."""
+    """One batch, and everything that is done to it."""
 
     def __init__(
         self,
         model: HookedTransformer,
-        block: Block,
+        batch: Batch,
         plan: Plan,
         run: CleanRun,
         instead: Mapping[str, Mapping[Component, Tensor]],
     ) -> None:
-        self.model, self.block, self.plan, self.run, self.instead = model, block, plan, run, instead
-        self.where = block.predicting()
+        self.model, self.batch, self.plan, self.run, self.instead = model, batch, plan, run, instead
+        self.where = batch.predicting()
         self.readout = Readout.of(model)
         self.weights = output_weights(model)
         self.kind = torch.promote_types(run.final.dtype, torch.float32)
         self.final = run.final[self.where].to(self.kind)
         self.scale = self.readout.scale(self.final)
-        self.clean = clean_prediction(self.readout, block, self.where, self.final)
+        self.clean = clean_prediction(self.readout, batch, self.where, self.final)
         shape = len(plan.values), len(plan.effects), len(plan.sets), len(self.final)
         self.loss = torch.zeros(shape[-1], dtype=torch.float64, device=self.final.device)
         self.changed_loss = torch.zeros(shape, dtype=torch.float64, device=self.final.device)
@@ -241,7 +241,7 @@ class _BlockAblation:
             for value in range(len(plan.values))
             for excluding in ((False,) if "patched" in plan.effects or not apart else ()) + ((True,) if apart else ())
         ]
-        n_tokens = self.block.tokens.numel()
+        n_tokens = self.batch.tokens.numel()
         listeners = any(is_listening(point) for point in self.model.hook_points())
         # A hook of the user's may count on the batch it was made for.
         together = 1 if listeners else max(1, BLOCK_TOKENS // n_tokens)
@@ -268,7 +268,7 @@ class _BlockAblation:
         self, start: int, group: list[tuple[int, int, bool]]
     ) -> Iterator[Float[Tensor, "row pos d_model"]]:
         """Final states of runs that resume at the same layer, made side by side."""
-        n_rows = len(self.block.tokens)
+        n_rows = len(self.batch.tokens)
         edits: dict[str, list[tuple[slice, Component, Tensor]]] = {}
         for number, (at, value, excluding) in enumerate(group):
             rows = slice(number * n_rows, (number + 1) * n_rows)
@@ -284,13 +284,13 @@ class _BlockAblation:
                 target.copy_(instead.expand_as(target))
             return changed
 
-        mask = self.block.attention_mask
+        mask = self.batch.attention_mask
         final = self.model.run_with_hooks(
             self.run.resid[start].repeat(len(group), 1, 1),
             fwd_hooks=[(name, edit) for name in edits],
             start_at_layer=start,
             stop_at_layer=self.model.cfg.n_layers,
-            tokens=self.block.tokens.repeat(len(group), 1),
+            tokens=self.batch.tokens.repeat(len(group), 1),
             attention_mask=None if mask is None else mask.repeat(len(group), 1),
         )
         yield from final.split(n_rows)

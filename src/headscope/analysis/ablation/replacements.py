@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from headscope.analysis.core.batches import Block
+from headscope.analysis.core.batches import Batch
 from headscope.analysis.core.components import Component
 from headscope.analysis.recording.component_means import ComponentMeans
 from headscope.analysis.recording.record import CleanRun, clean_run
@@ -24,7 +24,7 @@ class Replacements:
         parts: The components that are ablated.
         values: Some of `"zero"`, `"mean"`, `"resample"`.
         means: For `"mean"`: over the data, or per position.
-        reference: Rows of another text, for `"resample"`; `None` takes the other rows of the same block.
+        reference: Rows of another text, for `"resample"`; `None` takes the other rows of the same batch.
         seed: Of the draw of rows.
     """
 
@@ -34,14 +34,14 @@ class Replacements:
     reference: Int[Tensor, "row pos"] | None = None
     seed: int = 0
 
-    def for_block(
-        self, model: HookedTransformer, block: Block, run: CleanRun, n_before: int
+    def for_batch(
+        self, model: HookedTransformer, batch: Batch, run: CleanRun, n_before: int
     ) -> dict[str, dict[Component, Tensor]]:
         """For each value and component, what replaces its output; it can be broadcast to `[row, pos, width]`.
 
         Args:
             model: The model.
-            block: The block.
+            batch: The batch.
             run: What it gave.
             n_before: How many rows of the data came before it, so that a resumed run draws the same.
 
@@ -54,24 +54,24 @@ class Replacements:
                 instead[value] = {part: run.final.new_zeros(1) for part in self.parts}
             elif value == "mean":
                 assert self.means is not None
-                length = block.tokens.shape[1]
+                length = batch.tokens.shape[1]
                 instead[value] = {part: self.means.of(part, length) for part in self.parts}
             else:
-                instead[value] = self._drawn(model, block, run, n_before)
+                instead[value] = self._drawn(model, batch, run, n_before)
         return instead
 
-    def _drawn(self, model: HookedTransformer, block: Block, run: CleanRun, n_before: int) -> dict[Component, Tensor]:
-        if block.attention_mask is not None and not bool(block.attention_mask.all()):
+    def _drawn(self, model: HookedTransformer, batch: Batch, run: CleanRun, n_before: int) -> dict[Component, Tensor]:
+        if batch.attention_mask is not None and not bool(batch.attention_mask.all()):
             raise InvalidInputError(
                 "values=['resample'] puts what another row gives at the same position, and these rows hold padding. "
                 "Give rows of equal length, or use 'mean'."
             )
-        n_rows, length = block.tokens.shape
+        n_rows, length = batch.tokens.shape
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + n_before)
         if self.reference is None:
             if n_rows < 2:
                 raise InvalidInputError(
-                    "values=['resample'] puts in what other rows give, and here a row is alone in its block. Give "
+                    "values=['resample'] puts in what other rows give, and here a row is alone in its batch. Give "
                     "more or shorter rows, or other texts' tokens as reference."
                 )
             by = int(torch.randint(1, n_rows, (1,), generator=generator))
@@ -82,6 +82,6 @@ class Replacements:
                 "resample from must be at least as long."
             )
         rows = torch.randint(len(self.reference), (n_rows,), generator=generator)
-        tokens = self.reference[rows, :length].to(block.tokens.device)
-        drawn = clean_run(model, Block(tokens, None, torch.ones_like(tokens, dtype=torch.bool)), self.parts)
+        tokens = self.reference[rows, :length].to(batch.tokens.device)
+        drawn = clean_run(model, Batch(tokens, None, torch.ones_like(tokens, dtype=torch.bool)), self.parts)
         return {part: drawn.output(part) for part in self.parts}

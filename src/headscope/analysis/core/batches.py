@@ -1,4 +1,4 @@
-"""What analyses run on: tokens or an iterable of batches in, bounded blocks of rows out.
+"""What analyses run on: tokens or an iterable of batches in, batches of a bounded size out.
 
 Every analysis takes the same kinds of data, splits them the same way, and agrees on which positions count.
 """
@@ -16,14 +16,14 @@ from headscope.errors import InvalidInputError
 from headscope.model.text.tokens import bos_token_id
 from headscope.model.transformer import HookedTransformer
 
-__all__ = ["BLOCK_TOKENS", "Block", "check_repeatable", "describe_data", "iterate_blocks", "nothing_predicted"]
+__all__ = ["BLOCK_TOKENS", "Batch", "check_repeatable", "describe_data", "iterate_batches", "nothing_predicted"]
 
 BLOCK_TOKENS = 2048
 
 
 @dataclass(frozen=True)
-class Block:
-    """Some rows of a batch.
+class Batch:
+    """Rows that go through the model together.
 
     Attributes:
         tokens: `[row, pos]`.
@@ -51,7 +51,7 @@ def nothing_predicted() -> InvalidInputError:
     )
 
 
-def iterate_blocks(
+def iterate_batches(
     model: HookedTransformer,
     data: Any,
     *,
@@ -60,8 +60,8 @@ def iterate_blocks(
     progress: bool = True,
     description: str = "",
     done: int = 0,
-) -> Iterator[Block]:
-    """Go through data in blocks of at most `BLOCK_TOKENS` tokens (or one row, if a row is longer).
+) -> Iterator[Batch]:
+    """Go through data in batches of at most `BLOCK_TOKENS` tokens (or one row, if a row is longer).
 
     Args:
         model: Whose tokens they are; its tokenizer tells padding and BOS.
@@ -95,7 +95,7 @@ def iterate_blocks(
             rows = max(1, BLOCK_TOKENS // tokens.shape[1])
             for at in range(0, len(tokens), rows):
                 part = slice(at, at + rows)
-                yield Block(tokens[part], None if mask is None else mask[part], counted[part])
+                yield Batch(tokens[part], None if mask is None else mask[part], counted[part])
                 before, seen = seen, seen + tokens[part].numel()
                 if seen > done:
                     bar.update(seen - max(before, done))

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from headscope.analysis.core.batches import Block, iterate_blocks
+from headscope.analysis.core.batches import Batch, iterate_batches
 from headscope.analysis.heads.scores import SCORES, defining_keys
 from headscope.analysis.recording.embedding import (
     direct_effects,
@@ -107,7 +107,7 @@ def attention_evidence(
     paid, even, shuffled, margins = (RatioMeans() for _ in range(4))
     generator = torch.Generator().manual_seed(seed)
     n_rows = n_positions = 0
-    blocks = iterate_blocks(
+    batches = iterate_batches(
         model,
         data,
         attention_mask=attention_mask,
@@ -115,16 +115,16 @@ def attention_evidence(
         progress=progress,
         description="attention of heads",
     )
-    for block in blocks:
-        keys = defining_keys(block)
-        n_rows += len(block.tokens)
-        n_positions += int(block.counted.sum())
-        n_keys, n_others = keys.sum(-1), _in_sight(block)[None] - keys.sum(-1)
+    for batch in batches:
+        keys = defining_keys(batch)
+        n_rows += len(batch.tokens)
+        n_positions += int(batch.counted.sum())
+        n_keys, n_others = keys.sum(-1), _in_sight(batch)[None] - keys.sum(-1)
         # A query with nothing else to look at tells nothing.
         keys = keys & (n_others > 0)[..., None]
         share = n_keys / n_others.clamp(min=1)
-        found = _attention_to(model, block, [keys.double(), keys * share[..., None]])
-        other = Block(_shuffled(block, generator), block.attention_mask, block.counted)
+        found = _attention_to(model, batch, [keys.double(), keys * share[..., None]])
+        other = Batch(_shuffled(batch, generator), batch.attention_mask, batch.counted)
         by_place = _attention_to(model, other, [keys.double()])[0]
         counts = keys.any(-1).sum(-1).double().cpu().T[:, :, None, None]
         # With attention p on the keys, others get (1 - p) / n_others each.
@@ -145,39 +145,39 @@ def attention_evidence(
     return Measured(paid.means().float(), control.float(), error.float()), n_rows, n_positions
 
 
-def _in_sight(block: Block) -> Int[Tensor, "row query_pos"]:
+def _in_sight(batch: Batch) -> Int[Tensor, "row query_pos"]:
     """How many keys each query may attend to."""
-    if block.attention_mask is None:
-        return torch.arange(1, block.tokens.shape[1] + 1, device=block.tokens.device).expand_as(block.tokens)
-    return block.attention_mask.long().cumsum(-1)
+    if batch.attention_mask is None:
+        return torch.arange(1, batch.tokens.shape[1] + 1, device=batch.tokens.device).expand_as(batch.tokens)
+    return batch.attention_mask.long().cumsum(-1)
 
 
-def _shuffled(block: Block, generator: torch.Generator) -> Int[Tensor, "row pos"]:
+def _shuffled(batch: Batch, generator: torch.Generator) -> Int[Tensor, "row pos"]:
     """The tokens that count in another order, row by row."""
-    tokens = block.tokens.clone()
-    for row, counted in enumerate(block.counted):
+    tokens = batch.tokens.clone()
+    for row, counted in enumerate(batch.counted):
         places = counted.nonzero()[:, 0]
         order = torch.randperm(len(places), generator=generator).to(places.device)
-        tokens[row, places] = block.tokens[row, places[order]]
+        tokens[row, places] = batch.tokens[row, places[order]]
     return tokens
 
 
 def _attention_to(
-    model: HookedTransformer, block: Block, weights: list[Tensor]
+    model: HookedTransformer, batch: Batch, weights: list[Tensor]
 ) -> list[Float[Tensor, "row kind layer head"]]:
     """The attention of each row's queries to keys, weighted by `[kind, row, query_pos, key_pos]`, summed."""
     cfg = model.cfg
     stacked = torch.stack(weights).float()
-    shape = (len(weights), len(block.tokens), stacked.shape[1], cfg.n_layers, cfg.n_heads)
+    shape = (len(weights), len(batch.tokens), stacked.shape[1], cfg.n_layers, cfg.n_heads)
     found = torch.zeros(shape, dtype=torch.float64)
 
     def add(pattern: Float[Tensor, "row head query_pos key_pos"], hook: HookPoint) -> None:
         found[..., hook.layer(), :] = torch.einsum("rhqk,wsrqk->wrsh", pattern.float(), stacked).double().cpu()
 
     model.run_with_hooks(
-        block.tokens,
+        batch.tokens,
         return_type=None,
-        attention_mask=block.attention_mask,
+        attention_mask=batch.attention_mask,
         fwd_hooks=[(lambda name: name.endswith("hook_pattern"), add)],
     )
     return list(found.unbind())
@@ -197,17 +197,17 @@ def repeat_evidence(
     """
     expected, other, margin, whole = (RatioMeans() for _ in range(4))
     directions, readout = token_directions(model), Readout.of(model)
-    for block in iterate_blocks(model, data, attention_mask=attention_mask, include_bos=include_bos, progress=False):
-        where = _repeats(block)
+    for batch in iterate_batches(model, data, attention_mask=attention_mask, include_bos=include_bos, progress=False):
+        where = _repeats(batch)
         rows = where.nonzero()[:, 0]
         if not len(rows):
             continue
-        read = Block(block.tokens, block.attention_mask, where)
-        toward = [directions.of(block.tokens.roll(-ahead, dims=1)[where]) for ahead in (1, 2)]
+        read = Batch(batch.tokens, batch.attention_mask, where)
+        toward = [directions.of(batch.tokens.roll(-ahead, dims=1)[where]) for ahead in (1, 2)]
         against = [-direct_effects(model, read, each).permute(2, 0, 1) for each in toward]
         final = lens_states(model, read).resid[-1]
         logits = ((final / readout.scale(final)) * (toward[0] - toward[1]).to(final.dtype)).sum(-1)
-        n_rows = len(block.tokens)
+        n_rows = len(batch.tokens)
 
         def by_row(values: Tensor, n_rows: int = n_rows, rows: Tensor = rows) -> Tensor:
             return torch.zeros(n_rows, *values.shape[1:], dtype=torch.float64, device=values.device).index_add_(
@@ -230,16 +230,16 @@ def repeat_evidence(
     return Measured(scores, controls, errors), float(whole.means()), float(whole.errors())
 
 
-def _repeats(block: Block) -> Bool[Tensor, "row pos"]:
+def _repeats(batch: Batch) -> Bool[Tensor, "row pos"]:
     """Queries whose next token followed an earlier copy of theirs, and whose next but one is real too."""
-    followers = defining_keys(block)[SCORES.index("induction")]
-    after = block.tokens.roll(-1, dims=1)
-    told = (followers & (block.tokens[:, None, :] == after[:, :, None])).any(-1)
-    real = torch.ones_like(told) if block.attention_mask is None else block.attention_mask.bool()
+    followers = defining_keys(batch)[SCORES.index("induction")]
+    after = batch.tokens.roll(-1, dims=1)
+    told = (followers & (batch.tokens[:, None, :] == after[:, :, None])).any(-1)
+    real = torch.ones_like(told) if batch.attention_mask is None else batch.attention_mask.bool()
     for ahead in (1, 2):
         told = told & real.roll(-ahead, dims=1)
         told[:, -ahead:] = False
-    return told & (after != block.tokens.roll(-2, dims=1))
+    return told & (after != batch.tokens.roll(-2, dims=1))
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from headscope.analysis.core.batches import iterate_blocks
+from headscope.analysis.core.batches import iterate_batches
 from headscope.analysis.core.stats import sure_bound
 from headscope.analysis.heads.evidence import Measured
 from headscope.analysis.patching.path import path_patch_sweep
@@ -263,9 +263,9 @@ def attention_between(
     taken = [(query, key) for query, key in pairs if query in known and key in known]
     found = {pair: torch.zeros(model.cfg.n_layers, model.cfg.n_heads).double() for pair in taken}
     seen = 0
-    batch = {"tokens": task.clean_tokens, "attention_mask": task.attention_mask}
-    for block in iterate_blocks(model, batch, include_bos=True, progress=False):
-        rows = torch.arange(len(block.tokens), device=block.tokens.device)
+    prompts = {"tokens": task.clean_tokens, "attention_mask": task.attention_mask}
+    for batch in iterate_batches(model, prompts, include_bos=True, progress=False):
+        rows = torch.arange(len(batch.tokens), device=batch.tokens.device)
         here = {name: at[seen : seen + len(rows)] for name, at in known.items()}
         seen += len(rows)
 
@@ -280,9 +280,9 @@ def attention_between(
                 found[query, key][hook.layer()] += paid
 
         model.run_with_hooks(
-            block.tokens,
+            batch.tokens,
             return_type=None,
-            attention_mask=block.attention_mask,
+            attention_mask=batch.attention_mask,
             fwd_hooks=[(lambda name: name.endswith("hook_pattern"), add)],
         )
     return {name: (values / len(task)).float() for name, values in found.items()}

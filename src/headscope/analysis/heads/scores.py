@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headscope.analysis.core.batches import Block, describe_data, iterate_blocks
+from headscope.analysis.core.batches import Batch, describe_data, iterate_batches
 from headscope.analysis.core.result import Ranking, Result, RunInfo, check_option, rank_components
 from headscope.data.random_tokens import repeated_random_tokens
 from headscope.errors import InvalidInputError
@@ -125,7 +125,7 @@ def head_scores(
     sums = torch.zeros(len(SCORES), model.cfg.n_layers, model.cfg.n_heads, dtype=torch.float64)
     counts = torch.zeros(len(SCORES), dtype=torch.float64)
     n_rows = n_positions = 0
-    blocks = iterate_blocks(
+    batches = iterate_batches(
         model,
         data,
         attention_mask=attention_mask,
@@ -134,12 +134,12 @@ def head_scores(
         description="head scores",
     )
     with torch.no_grad():
-        for block in blocks:
-            keys = defining_keys(block)
-            sums += _attention_paid(model, block, keys)
+        for batch in batches:
+            keys = defining_keys(batch)
+            sums += _attention_paid(model, batch, keys)
             counts += keys.any(-1).sum((1, 2)).double().cpu()
-            n_rows += len(block.tokens)
-            n_positions += int(block.counted.sum())
+            n_rows += len(batch.tokens)
+            n_positions += int(batch.counted.sum())
     if n_positions == 0:
         raise InvalidInputError("No position of the data counts: it is empty, all padding, or nothing but BOS.")
     means = (sums / counts[:, None, None]).float()
@@ -164,11 +164,11 @@ def scored_tokens(model: HookedTransformer, n_sequences: int, length: int | None
     return repeated_random_tokens(n_sequences, length, allowed=allowed, bos=bos, seed=seed)
 
 
-def defining_keys(block: Block) -> Tensor:
+def defining_keys(batch: Batch) -> Tensor:
     """The keys that define each kind, `[kind, row, query_pos, key_pos]`; nothing for queries that do not count."""
-    tokens, counted = block.tokens, block.counted
+    tokens, counted = batch.tokens, batch.counted
     n_pos = tokens.shape[1]
-    real = counted if block.attention_mask is None else block.attention_mask
+    real = counted if batch.attention_mask is None else batch.attention_mask
     ones = torch.ones(n_pos, n_pos, dtype=torch.bool, device=tokens.device)
     earlier, before = ones.tril(-1), ones.tril(-1).triu(-1)
     # Only where both query and key count: padding and BOS are neither.
@@ -179,7 +179,7 @@ def defining_keys(block: Block) -> Tensor:
     return torch.stack([before & pairs, copies, followers & earlier & pairs])
 
 
-def _attention_paid(model: HookedTransformer, block: Block, keys: Tensor) -> Float[Tensor, "kind layer head"]:
+def _attention_paid(model: HookedTransformer, batch: Batch, keys: Tensor) -> Float[Tensor, "kind layer head"]:
     weights = keys.float()
     paid = torch.zeros(len(keys), model.cfg.n_layers, model.cfg.n_heads, dtype=torch.float64)
 
@@ -187,9 +187,9 @@ def _attention_paid(model: HookedTransformer, block: Block, keys: Tensor) -> Flo
         paid[:, hook.layer()] = torch.einsum("rhqk,srqk->sh", pattern.float(), weights).double().cpu()
 
     model.run_with_hooks(
-        block.tokens,
+        batch.tokens,
         return_type=None,
-        attention_mask=block.attention_mask,
+        attention_mask=batch.attention_mask,
         fwd_hooks=[(lambda name: name.endswith("hook_pattern"), add)],
     )
     return paid

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headscope.analysis.core.batches import Block, check_repeatable, nothing_predicted
+from headscope.analysis.core.batches import Batch, check_repeatable, nothing_predicted
 from headscope.analysis.core.result import RunInfo
 from headscope.analysis.lens.calibration_result import CalibrationResult
 from headscope.analysis.recording.component_means import ComponentMeans, MeansAccumulator
@@ -78,7 +78,7 @@ def measure_calibration(
         progress: Show a progress bar.
         out: A folder to keep the run in, so that it can be stopped at any moment; see `measure_entropy`.
         resume: Go on with the run that `out` holds.
-        flush_every: How many blocks are measured between two writes.
+        flush_every: How many batches are measured between two writes.
 
     Raises:
         InvalidInputError: for an option out of range, a wrong shape, tokens out of range, an iterator where two passes
@@ -127,7 +127,7 @@ def measure_calibration(
 
 
 class CalibrationAccumulator:
-    """Calibration over a stream of blocks.
+    """Calibration over a stream of batches.
 
     Args:
         model: The model.
@@ -161,15 +161,15 @@ class CalibrationAccumulator:
         self._cross = torch.zeros_like(self._moments)
 
     @torch.no_grad()
-    def update(self, block: Block) -> None:
-        """Measure a block and add it in."""
-        self.n_sequences += len(block.tokens)
-        block = Block(block.tokens, block.attention_mask, block.predicting())
-        if not bool(block.counted.any()):
+    def update(self, batch: Batch) -> None:
+        """Measure a batch and add it in."""
+        self.n_sequences += len(batch.tokens)
+        batch = Batch(batch.tokens, batch.attention_mask, batch.predicting())
+        if not bool(batch.counted.any()):
             return
-        states = lens_states(self.model, block)
+        states = lens_states(self.model, batch)
         self.n_positions += states.n
-        targets = block.tokens.roll(-1, dims=1)[block.counted]
+        targets = batch.tokens.roll(-1, dims=1)[batch.counted]
         found = lens_top(_problem(self.model, states, targets, self.means), k=self.options.k)
         if bool(found.log_probs.isnan().any()):
             raise NotFiniteError(

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headscope.analysis.core.batches import Block, check_repeatable
+from headscope.analysis.core.batches import Batch, check_repeatable
 from headscope.analysis.core.result import RunInfo, check_option
 from headscope.analysis.lens.entropy_problem import lens_problem
 from headscope.analysis.lens.entropy_result import EntropyResult
@@ -141,7 +141,7 @@ def measure_entropy(
 
 
 class EntropyAccumulator:
-    """Entropy over a stream of blocks.
+    """Entropy over a stream of batches.
 
     Args:
         model: The model.
@@ -163,16 +163,16 @@ class EntropyAccumulator:
         self._kept: list[dict[str, Tensor]] = []
 
     @torch.no_grad()
-    def update(self, block: Block) -> None:
-        """Measure a block and add it in."""
-        states = lens_states(self.model, block)
+    def update(self, batch: Batch) -> None:
+        """Measure a batch and add it in."""
+        states = lens_states(self.model, batch)
         found = dict(zip(_VALUES, self._empty(states) if states.n == 0 else self._measure(states), strict=True))
         if self.options.reduce == "none":
-            self._kept.append({name: _spread(values, block.counted) for name, values in found.items()})
+            self._kept.append({name: _spread(values, batch.counted) for name, values in found.items()})
         else:
             self._sums = added_sums(self._sums, {name: values.sum(-1) for name, values in found.items()})
-        self.n_sequences += len(block.tokens)
-        self.n_positions += int(block.counted.sum())
+        self.n_sequences += len(batch.tokens)
+        self.n_positions += int(batch.counted.sum())
 
     def merge(self, other: Self) -> None:
         """Add what another accumulator of the same run has seen, as if it came after."""

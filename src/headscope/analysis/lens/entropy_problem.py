@@ -28,7 +28,7 @@ def lens_problem(
     scale: Literal["final", "own"] = "final",
     lens_bias: bool = True,
 ) -> LensProblem:
-    """What `ops.lens_entropy` is to solve for one block.
+    """What `ops.lens_entropy` is to solve for one batch.
 
     Args:
         model: The model the states are of.

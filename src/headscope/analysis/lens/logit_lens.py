@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headscope.analysis.core.batches import Block, describe_data, iterate_blocks
+from headscope.analysis.core.batches import Batch, describe_data, iterate_batches
 from headscope.analysis.core.result import Result, RunInfo, check_option
 from headscope.analysis.recording.lens_states import lens_states, state_labels
 from headscope.errors import InvalidInputError
@@ -105,7 +105,7 @@ def logit_lens(
         (3, 'final')
     """
     check_option("scale", scale, ("final", "own"))
-    blocks = iterate_blocks(
+    batches = iterate_batches(
         model,
         data,
         attention_mask=attention_mask,
@@ -114,10 +114,10 @@ def logit_lens(
         description="logit lens",
     )
     parts, n_sequences, n_positions = [], 0, 0
-    for block in blocks:
-        parts.append(_read(model, block, k, scale, lens_bias))
-        n_sequences += len(block.tokens)
-        n_positions += int(block.counted.sum())
+    for batch in batches:
+        parts.append(_read(model, batch, k, scale, lens_bias))
+        n_sequences += len(batch.tokens)
+        n_positions += int(batch.counted.sum())
     if len({part["entropy"].shape[-1] for part in parts}) != 1:
         raise InvalidInputError("the batches must be non-empty and of one length; pad them to the longest.")
     joined = {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
@@ -133,16 +133,16 @@ def logit_lens(
     return LogitLensResult(info=info, state_labels=state_labels(model), **joined)
 
 
-def _read(model: HookedTransformer, block: Block, k: int, scale: str, lens_bias: bool) -> dict[str, Tensor]:
-    states = lens_states(model, block)
+def _read(model: HookedTransformer, batch: Batch, k: int, scale: str, lens_bias: bool) -> dict[str, Tensor]:
+    states = lens_states(model, batch)
     readout = Readout.of(model)
     W_U, b_U = states.wide(readout.W_U), states.wide(readout.b_U)
-    following = block.counted.clone()
+    following = batch.counted.clone()
     following[:, -1] = False
-    if block.attention_mask is not None:
-        following[:, :-1] &= block.attention_mask[:, 1:]
-    has_next = following[block.counted]
-    targets = block.tokens.roll(-1, dims=1)[block.counted]
+    if batch.attention_mask is not None:
+        following[:, :-1] &= batch.attention_mask[:, 1:]
+    has_next = following[batch.counted]
+    targets = batch.tokens.roll(-1, dims=1)[batch.counted]
     found: dict[str, list[Tensor]] = {name: [] for name in _EMPTY}
     for index, resid in enumerate(states.resid):
         last = index == len(states.resid) - 1
@@ -160,8 +160,8 @@ def _read(model: HookedTransformer, block: Block, k: int, scale: str, lens_bias:
             "next_rank": torch.where(has_next, summary.target_rank, -1),
         }
         for name, value in values.items():
-            spread = value.new_full((*block.counted.shape, *value.shape[1:]), _EMPTY[name])
-            spread[block.counted] = value
+            spread = value.new_full((*batch.counted.shape, *value.shape[1:]), _EMPTY[name])
+            spread[batch.counted] = value
             found[name].append(spread)
     return {name: torch.stack(each) for name, each in found.items()}
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headscope.analysis.core.batches import Block, iterate_blocks
+from headscope.analysis.core.batches import Batch, iterate_batches
 from headscope.errors import InvalidInputError, NotFiniteError
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.vocab import VocabSummary, summarize
@@ -77,10 +77,10 @@ def predict_next_tokens(
         >>> predict_next_tokens(HookedTransformer(cfg), torch.arange(6), k=3, progress=False).top_tokens.shape
         torch.Size([1, 5, 3])
     """
-    blocks = iterate_blocks(
+    batches = iterate_batches(
         model, data, attention_mask=attention_mask, include_bos=True, progress=progress, description="loss"
     )
-    parts = [_predict(model, block, k) for block in blocks]
+    parts = [_predict(model, batch, k) for batch in batches]
     if not any(part.loss.numel() for part in parts):
         raise InvalidInputError(
             "no position of the data has a next token: every row is one token long, or there are none."
@@ -94,13 +94,13 @@ def predict_next_tokens(
     )
 
 
-def _predict(model: HookedTransformer, block: Block, k: int) -> NextTokens:
-    tokens = block.tokens
-    final = model(tokens, attention_mask=block.attention_mask, stop_at_layer=model.cfg.n_layers)
+def _predict(model: HookedTransformer, batch: Batch, k: int) -> NextTokens:
+    tokens = batch.tokens
+    final = model(tokens, attention_mask=batch.attention_mask, stop_at_layer=model.cfg.n_layers)
     states = model.ln_final(final)[:, :-1]
     counted = torch.ones_like(tokens[:, 1:], dtype=torch.bool)
-    if block.attention_mask is not None:
-        counted = block.attention_mask[:, 1:] & block.attention_mask[:, :-1]
+    if batch.attention_mask is not None:
+        counted = batch.attention_mask[:, 1:] & batch.attention_mask[:, :-1]
     rows = states[counted]
     if not bool(rows.isfinite().all()):
         raise NotFiniteError(

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headscope.analysis.core.batches import Block, describe_data, iterate_blocks
+from headscope.analysis.core.batches import Batch, describe_data, iterate_batches
 from headscope.analysis.core.result import RunInfo
 from headscope.analysis.prompts.attribution_result import Attribution, component_labels
 from headscope.analysis.prompts.reading import TokenStrings
@@ -46,7 +46,7 @@ def attribute(
 ) -> Attribution:
     """What each part of the model adds to the logit difference, directly.
 
-    Memory is bounded by a block of prompts, and by what is returned: with `sources` that is a number for each prompt,
+    Memory is bounded by a batch of prompts, and by what is returned: with `sources` that is a number for each prompt,
     head and position.
 
     Args:
@@ -79,13 +79,13 @@ def attribute(
     asked = _asked(model, data, answer_tokens, positions, attention_mask)
     has_none = model.cfg.attn_only or model.cfg.num_experts is not None
     reader = _Reader(model, sources=sources, neurons=neurons and not has_none)
-    blocks = iterate_blocks(model, asked.batch, include_bos=True, progress=progress, description="attribution")
+    batches = iterate_batches(model, asked.batch, include_bos=True, progress=progress, description="attribution")
     read: list[_Read] = []
     seen = 0
-    for block in blocks:
-        rows = slice(seen, seen + len(block.tokens))
-        seen += len(block.tokens)
-        read.append(reader.read(block, asked.correct[rows], asked.incorrect[rows], asked.positions[rows]))
+    for batch in batches:
+        rows = slice(seen, seen + len(batch.tokens))
+        seen += len(batch.tokens)
+        read.append(reader.read(batch, asked.correct[rows], asked.incorrect[rows], asked.positions[rows]))
     found = {name: torch.cat([getattr(each, name) for each in read]) for name in ("total", "states", "components")}
     kind = found["total"].dtype
     described = describe or (data.description if isinstance(data, Task) else describe_data(data))
@@ -216,7 +216,7 @@ def _summed(parts: list[Tensor | None]) -> Tensor:
 
 @dataclass(frozen=True)
 class _Read:
-    """What one block gives; `neurons` is a sum over prompts, in float64."""
+    """What one batch gives; `neurons` is a sum over prompts, in float64."""
 
     total: Float[Tensor, " prompt"]
     states: Float[Tensor, "prompt state"]
@@ -248,9 +248,9 @@ class _Reader:
     def _has_pos_embed(self) -> bool:
         return self.cfg.positional_embedding_type == "standard"
 
-    def read(self, block: Block, correct: Tensor, incorrect: Tensor, positions: Tensor) -> _Read:
-        """Run a block of prompts."""
-        rows = torch.arange(len(block.tokens), device=block.tokens.device)
+    def read(self, batch: Batch, correct: Tensor, incorrect: Tensor, positions: Tensor) -> _Read:
+        """Run a batch of prompts."""
+        rows = torch.arange(len(batch.tokens), device=batch.tokens.device)
         acts: dict[str, Tensor] = {}
 
         def keep(activation: Tensor, hook: HookPoint) -> None:
@@ -262,9 +262,9 @@ class _Reader:
             acts[name] = activation.to(self.kind)
 
         final = self.model.run_with_hooks(
-            block.tokens,
+            batch.tokens,
             fwd_hooks=[(name, keep) for name in self.names],
-            attention_mask=block.attention_mask,
+            attention_mask=batch.attention_mask,
             stop_at_layer=self.cfg.n_layers,
         )[rows, positions].to(self.kind)
         check_final(final)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headscope.analysis.core.batches import Block
+from headscope.analysis.core.batches import Batch
 from headscope.analysis.core.components import Component, all_heads, all_mlps
 from headscope.analysis.recording.record import CleanRuns
 from headscope.errors import InvalidInputError
@@ -48,10 +48,10 @@ class ComponentMeans:
 
 
 class MeansAccumulator:
-    """Means over a stream of blocks, in float64 sums.
+    """Means over a stream of batches, in float64 sums.
 
     Args:
-        runs: What runs the blocks, and which components' outputs they show.
+        runs: What runs the batches, and which components' outputs they show.
         by_position: Also at each position.
     """
 
@@ -66,17 +66,17 @@ class MeansAccumulator:
         parts = (*all_heads(model.cfg), *all_mlps(model.cfg))
         return cls.from_state(state, CleanRuns(model, parts, room=0))
 
-    def update(self, block: Block) -> None:
-        """Add a block in."""
-        run = self.runs.first(block, self.n_sequences)
-        self.n_sequences += len(block.tokens)
-        pos = block.counted.nonzero()[:, 1]
+    def update(self, batch: Batch) -> None:
+        """Add a batch in."""
+        run = self.runs.first(batch, self.n_sequences)
+        self.n_sequences += len(batch.tokens)
+        pos = batch.counted.nonzero()[:, 1]
         n_ctx = self.runs.model.cfg.n_ctx
-        more = {"n": block.counted.sum().double()}
+        more = {"n": batch.counted.sum().double()}
         if self.by_position:
             more["n at"] = torch.bincount(pos, minlength=n_ctx).double()
         for part in self.runs.parts:
-            output = run.output(part)[block.counted].double()
+            output = run.output(part)[batch.counted].double()
             more[part.label] = output.sum(0)
             if self.by_position:
                 more[f"{part.label} at"] = output.new_zeros(n_ctx, output.shape[1]).index_add_(0, pos, output)

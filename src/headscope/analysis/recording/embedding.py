@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headscope.analysis.core.batches import Block
+from headscope.analysis.core.batches import Batch
 from headscope.analysis.core.result import check_option
 from headscope.analysis.recording.lens_states import lens_states
 from headscope.analysis.recording.post_norms import output_weight
@@ -44,13 +44,13 @@ class TokenDirections:
 
 
 def direct_effects(
-    model: HookedTransformer, block: Block, directions: Float[Tensor, "n d_model"]
+    model: HookedTransformer, batch: Batch, directions: Float[Tensor, "n d_model"]
 ) -> Float[Tensor, "layer head n"]:
     """What each head adds along a direction of the stream for each position that counts, at the final norm's scale.
 
     The scale of a norm behind attention is that of the run.
     """
-    states = lens_states(model, block)
+    states = lens_states(model, batch)
     towards = directions.to(states.resid.dtype) / Readout.of(model).scale(states.resid[-1])
     found = []
     for layer, z in enumerate(states.take_heads()):

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from headscope.analysis.core.batches import Block
+from headscope.analysis.core.batches import Batch
 from headscope.analysis.core.components import Component
 from headscope.analysis.recording.lens_states import readable_hooks
 from headscope.analysis.recording.post_norms import scale_names
@@ -45,7 +45,7 @@ class LayerRead:
 
 
 def entering(
-    model: HookedTransformer, block: Block, layers: Iterable[int]
+    model: HookedTransformer, batch: Batch, layers: Iterable[int]
 ) -> dict[int, Float[Tensor, "row pos d_model"]]:
     """The stream as it enters some layers, before any hook there; `n_layers` gives the final state."""
     found: dict[int, Tensor] = {}
@@ -53,16 +53,16 @@ def entering(
     at = 0
     for layer in sorted(layers):
         if resid is None:
-            resid = model(block.tokens, attention_mask=block.attention_mask, stop_at_layer=layer)
+            resid = model(batch.tokens, attention_mask=batch.attention_mask, stop_at_layer=layer)
         else:
-            resid = _run_from(model, block, at, resid, layer)
+            resid = _run_from(model, batch, at, resid, layer)
         assert resid is not None
         found[layer], at = resid, layer
     return found
 
 
 def read_layer(
-    model: HookedTransformer, block: Block, layer: int, resid: Tensor, heads: Iterable[Component]
+    model: HookedTransformer, batch: Batch, layer: int, resid: Tensor, heads: Iterable[Component]
 ) -> LayerRead:
     """Run one layer on what enters it, and keep what some of its heads read and did.
 
@@ -90,12 +90,12 @@ def read_layer(
 
     kinds = ("hook_resid_pre", "attn.hook_pattern", "attn.hook_v", "attn.hook_z")
     names = readable_hooks(model, [*(f"blocks.{layer}.{each}" for each in kinds), *scale_names(model, [layer])])
-    _run_from(model, block, layer, resid, layer + 1, [(name, keep) for name in names])
+    _run_from(model, batch, layer, resid, layer + 1, [(name, keep) for name in names])
     post_scale = scales[0] if scales else None
     read = LayerRead(streams[0], kept["hook_pattern"], kept["hook_v"], kept["hook_z"], post_scale)
     tolerance = 64 * torch.finfo(model.cfg.dtype).eps
     for head in wanted:
-        if not _is_whole(read, head, block.counted, tolerance):
+        if not _is_whole(read, head, batch.counted, tolerance):
             raise InvalidInputError(
                 f"head {layer}.{head}'s output is not its values weighted by a pattern whose rows sum to one: a hook "
                 "between hook_pattern and hook_z changes it. Take it off for this analysis."
@@ -110,18 +110,18 @@ def _is_whole(read: LayerRead, head: int, counted: Tensor, tolerance: float) -> 
     return bool(apart[counted].all() and sums[counted].all())
 
 
-def sources(model: HookedTransformer, block: Block, layer: int) -> Bool[Tensor, "row query_pos key_pos"]:
+def sources(model: HookedTransformer, batch: Batch, layer: int) -> Bool[Tensor, "row query_pos key_pos"]:
     """What each destination may see in a layer: positions that count up to its own, within its window."""
-    n_pos = block.tokens.shape[1]
+    n_pos = batch.tokens.shape[1]
     attn: Any = model.blocks[layer].attn
     window = model.cfg.window_size if attn.attn_type == "local" else None
-    earlier = allowed_by_position(n_pos, n_pos, causal=True, window=window, device=block.tokens.device)
-    return block.counted[:, None, :] & block.counted[:, :, None] & earlier
+    earlier = allowed_by_position(n_pos, n_pos, causal=True, window=window, device=batch.tokens.device)
+    return batch.counted[:, None, :] & batch.counted[:, :, None] & earlier
 
 
 def _run_from(
     model: HookedTransformer,
-    block: Block,
+    batch: Batch,
     layer: int,
     resid: Tensor,
     until: int,
@@ -132,14 +132,14 @@ def _run_from(
         resid.clone(),
         start_at_layer=layer,
         stop_at_layer=until,
-        tokens=block.tokens,
-        attention_mask=block.attention_mask,
+        tokens=batch.tokens,
+        attention_mask=batch.attention_mask,
         fwd_hooks=list(hooks),
     )
 
 
 def run_changed(
-    model: HookedTransformer, block: Block, head: Component, resid: Tensor, change: Float[Tensor, "row pos d_model"]
+    model: HookedTransformer, batch: Batch, head: Component, resid: Tensor, change: Float[Tensor, "row pos d_model"]
 ) -> Tensor:
     """The final state with something added to what a head writes, in front of all hooks there.
 
@@ -157,7 +157,7 @@ def run_changed(
         return changed
 
     with _in_front(model, name, add):
-        return _run_from(model, block, head.layer, resid, model.cfg.n_layers)
+        return _run_from(model, batch, head.layer, resid, model.cfg.n_layers)
 
 
 @contextmanager

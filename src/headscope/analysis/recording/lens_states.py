@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headscope.analysis.core.batches import Block
+from headscope.analysis.core.batches import Batch
 from headscope.analysis.recording.post_norms import scale_name, scale_names
 from headscope.errors import InvalidInputError, NotFiniteError
 from headscope.model.hooks import HookPoint
@@ -60,8 +60,8 @@ class LensStates:
 
 
 @torch.no_grad()
-def lens_states(model: HookedTransformer, block: Block) -> LensStates:
-    """Run a block through the model and keep its states at the positions that count.
+def lens_states(model: HookedTransformer, batch: Batch) -> LensStates:
+    """Run a batch through the model and keep its states at the positions that count.
 
     Raises:
         InvalidInputError: if a module stands where a hook point is read.
@@ -74,10 +74,10 @@ def lens_states(model: HookedTransformer, block: Block) -> LensStates:
     names = readable_hooks(model, [f"blocks.{layer}.{kind}" for layer in layers for kind in kinds])
     names += readable_hooks(model, scales)
     kind = torch.promote_types(model.cfg.dtype, torch.float32)
-    n, step = int(block.counted.sum()), 2 if cfg.has_resid_mid else 1
+    n, step = int(batch.counted.sum()), 2 if cfg.has_resid_mid else 1
 
     def room(*shape: int) -> Tensor:
-        return torch.empty(*shape, dtype=kind, device=block.tokens.device)
+        return torch.empty(*shape, dtype=kind, device=batch.tokens.device)
 
     # Each activation is written where it stays, once: a cache of them beside would be as much again.
     resid = room(step * cfg.n_layers + 1, n, cfg.d_model)
@@ -95,15 +95,15 @@ def lens_states(model: HookedTransformer, block: Block) -> LensStates:
             places[scale_name(layer)] = post_scale[layer]
 
     def keep(activation: Tensor, hook: HookPoint) -> None:
-        places[hook.name or ""].copy_(activation[block.counted])
+        places[hook.name or ""].copy_(activation[batch.counted])
 
     final = model.run_with_hooks(
-        block.tokens,
+        batch.tokens,
         fwd_hooks=[(name, keep) for name in names],
-        attention_mask=block.attention_mask,
+        attention_mask=batch.attention_mask,
         stop_at_layer=cfg.n_layers,
     )
-    resid[-1] = final[block.counted]
+    resid[-1] = final[batch.counted]
     check_final(resid[-1])
     return LensStates(resid, z, mlp, torch.finfo(final.dtype).eps, post_scale)
 

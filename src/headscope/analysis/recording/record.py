@@ -1,4 +1,4 @@
-"""`clean_run`: one forward pass over a block, and of it what enters some layers and what some components give."""
+"""`clean_run`: one forward pass over a batch, and of it what enters some layers and what some components give."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from headscope.analysis.core.batches import Block
+from headscope.analysis.core.batches import Batch
 from headscope.analysis.core.components import Component
 from headscope.analysis.recording.lens_states import check_final, readable_hooks
 from headscope.analysis.recording.post_norms import scale_name, scale_names
@@ -58,9 +58,9 @@ def hook_name(component: Component) -> str:
 
 @torch.no_grad()
 def clean_run(
-    model: HookedTransformer, block: Block, parts: Iterable[Component], resume_at: Iterable[int] = ()
+    model: HookedTransformer, batch: Batch, parts: Iterable[Component], resume_at: Iterable[int] = ()
 ) -> CleanRun:
-    """Run a block and keep what some components give, and what enters some layers.
+    """Run a batch and keep what some components give, and what enters some layers.
 
     Raises:
         InvalidInputError: if a module stands where one of these is read.
@@ -77,30 +77,30 @@ def clean_run(
         kept[hook.name or ""] = activation.clone()
 
     final = model.run_with_hooks(
-        block.tokens,
+        batch.tokens,
         fwd_hooks=[(name, keep) for name in names],
-        attention_mask=block.attention_mask,
+        attention_mask=batch.attention_mask,
         stop_at_layer=model.cfg.n_layers,
     )
-    check_final(final[block.counted])
+    check_final(final[batch.counted])
     return CleanRun({layer: kept[name] for name, layer in resid.items()}, kept, final)
 
 
 def clean_prediction(
-    readout: Readout, block: Block, where: Bool[Tensor, "row pos"], final: Float[Tensor, "n d_model"]
+    readout: Readout, batch: Batch, where: Bool[Tensor, "row pos"], final: Float[Tensor, "n d_model"]
 ) -> Prediction:
-    """What final states at some positions of a block say of each next token, for changes to be compared with."""
+    """What final states at some positions of a batch say of each next token, for changes to be compared with."""
     return Prediction(
         readout.normalize(final),
         readout.W_U.detach().to(final.dtype),
         readout.b_U.detach().to(final.dtype),
-        block.tokens.roll(-1, dims=1)[where],
+        batch.tokens.roll(-1, dims=1)[where],
         readout.soft_cap,
     )
 
 
 class CleanRuns:
-    """Clean runs of blocks, which a first pass over the data keeps for the second, as far as there is room for them.
+    """Clean runs of batches, which a first pass over the data keeps for the second, as far as there is room for them.
 
     Args:
         model: The model.
@@ -120,21 +120,21 @@ class CleanRuns:
         self.model = model
         self.parts = frozenset(parts)
         self.resume_at = tuple(resume_at)
-        self._kept: dict[int, tuple[Block, CleanRun]] = {}
+        self._kept: dict[int, tuple[Batch, CleanRun]] = {}
         self._room = _KEPT_BYTES if room is None else room
 
-    def first(self, block: Block, n_before: int) -> CleanRun:
-        """Run a block that `n_before` rows of the data come before, and keep the run if there is room."""
-        run = clean_run(self.model, block, self.parts, self.resume_at)
+    def first(self, batch: Batch, n_before: int) -> CleanRun:
+        """Run a batch that `n_before` rows of the data come before, and keep the run if there is room."""
+        run = clean_run(self.model, batch, self.parts, self.resume_at)
         size = sum(each.numel() * each.element_size() for each in (*run.written.values(), run.final))
         if size <= self._room:
             self._room -= size
-            self._kept[n_before] = block, run
+            self._kept[n_before] = batch, run
         return run
 
-    def second(self, block: Block, n_before: int) -> CleanRun:
-        """The run that was kept of a block, which is then forgotten; else a new one."""
+    def second(self, batch: Batch, n_before: int) -> CleanRun:
+        """The run that was kept of a batch, which is then forgotten; else a new one."""
         kept = self._kept.pop(n_before, None)
-        if kept is not None and torch.equal(kept[0].tokens, block.tokens):
+        if kept is not None and torch.equal(kept[0].tokens, batch.tokens):
             return kept[1]
-        return clean_run(self.model, block, self.parts, self.resume_at)
+        return clean_run(self.model, batch, self.parts, self.resume_at)

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from headscope.analysis.core.batches import describe_data, iterate_blocks
+from headscope.analysis.core.batches import describe_data, iterate_batches
 from headscope.analysis.core.result import Result
 from headscope.analysis.storage.run_folder import Accumulator, LongRun, Stage, accumulate
 from headscope.errors import InvalidInputError
@@ -24,7 +24,7 @@ class Passes:
     Args:
         analysis: Which analysis it is.
         model: The model.
-        data: See `iterate_blocks`.
+        data: See `iterate_batches`.
         attention_mask: As there.
         include_bos: As there.
         progress: Show a progress bar for each pass.
@@ -32,7 +32,7 @@ class Passes:
         options: The options that the result depends on.
         out: A folder to keep the run in.
         resume: Go on with the run that `out` holds.
-        flush_every: How many blocks are measured between two writes.
+        flush_every: How many batches are measured between two writes.
         reference: Other data that a pass may go through; `None` for the data itself.
 
     Attributes:
@@ -114,7 +114,7 @@ class Passes:
         stage = None if self._run is None else self._run.stage(name, after=after)
         done = 0 if stage is None else stage.done.n_tokens
         elsewhere = of_reference and self.reference is not None
-        blocks = iterate_blocks(
+        batches = iterate_batches(
             self.model,
             self.reference if elsewhere else self.data,
             attention_mask=None if elsewhere else self._attention_mask,
@@ -123,7 +123,7 @@ class Passes:
             description=name,
             done=done,
         )
-        found = accumulate(blocks, lambda state: begin(state or {}), stage=stage, flush_every=self._flush_every)
+        found = accumulate(batches, lambda state: begin(state or {}), stage=stage, flush_every=self._flush_every)
         return found, stage
 
     def keep(self, result: R) -> R:

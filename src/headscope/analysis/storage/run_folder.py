@@ -3,7 +3,7 @@
 A `LongRun` is a folder that holds one run of one analysis:
 
 - `manifest.json`: what is run on what. Nothing else is ever continued in this folder.
-- `<stage>.safetensors`: for each pass over the data, the accumulator's state after the last flush, how many blocks it
+- `<stage>.safetensors`: for each pass over the data, the accumulator's state after the last flush, how many batches it
   counts, and a chained hash of their tokens.
 - `<stage>-rows-000000.safetensors`, ...: results per position, one file for each flush, until the result is whole.
 - `result.safetensors`: the result.
@@ -24,7 +24,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
-from headscope.analysis.core.batches import Block
+from headscope.analysis.core.batches import Batch
 from headscope.analysis.core.result import Result
 from headscope.analysis.storage.manifest import START_ANEW, compare_manifests, fingerprint, make_manifest, read_manifest
 from headscope.errors import CheckpointError, InvalidInputError, StorageError
@@ -36,10 +36,10 @@ __all__ = ["Accumulator", "LongRun", "Stage", "accumulate", "join_rows"]
 
 @runtime_checkable
 class Accumulator(Protocol):
-    """What an analysis over a stream of blocks is made of."""
+    """What an analysis over a stream of batches is made of."""
 
-    def update(self, block: Block) -> None:
-        """Measure a block and add it in."""
+    def update(self, batch: Batch) -> None:
+        """Measure a batch and add it in."""
 
     def state(self) -> dict[str, Any]:
         """All that was accumulated, flat: tensors, and numbers and strings that JSON keeps.
@@ -56,19 +56,19 @@ R = TypeVar("R", bound=Result)
 
 
 def accumulate(
-    blocks: Iterable[Block],
+    batches: Iterable[Batch],
     begin: Callable[[dict[str, Any] | None], A],
     *,
     stage: "Stage | None" = None,
     flush_every: int = 20,
 ) -> A:
-    """Go through blocks with an accumulator, keeping its state on disk where there is a `stage`.
+    """Go through batches with an accumulator, keeping its state on disk where there is a `stage`.
 
     Args:
-        blocks: The data, from its start. Untouched if the stage is finished.
+        batches: The data, from its start. Untouched if the stage is finished.
         begin: Makes the accumulator: a fresh one of `None`, or one that goes on from a `state()`.
         stage: Where the state is kept; its rows are then found there too, not in the accumulator.
-        flush_every: How many blocks are measured between two writes.
+        flush_every: How many batches are measured between two writes.
 
     Raises:
         InvalidInputError: if the data is not that of the run that is resumed.
@@ -76,25 +76,25 @@ def accumulate(
     """
     if stage is None:
         accumulator = begin(None)
-        for block in blocks:
-            accumulator.update(block)
+        for batch in batches:
+            accumulator.update(batch)
         return accumulator
     accumulator = begin(stage.state)
     if stage.done.finished:
         return accumulator
-    trail, n_done = _Trail(), stage.done.n_blocks
+    trail, n_done = _Trail(), stage.done.n_batches
     held: _Held | None = None
     try:
-        for block in blocks:
-            trail.add(block)
+        for batch in batches:
+            trail.add(batch)
             stage.check(trail)
-            if trail.n_blocks <= n_done:
+            if trail.n_batches <= n_done:
                 continue
-            accumulator.update(block)
+            accumulator.update(batch)
             rows = accumulator.take_rows()
-            # In one assignment, so that an interrupt finds all of a block or nothing of it.
+            # In one assignment, so that an interrupt finds all of a batch or nothing of it.
             held = _Held(trail.noted(), accumulator.state(), (*(held.rows if held else ()), *([rows] if rows else [])))
-            if trail.n_blocks - stage.done.n_blocks >= flush_every:
+            if trail.n_batches - stage.done.n_batches >= flush_every:
                 stage.flush(held)
                 held = None
     except KeyboardInterrupt:
@@ -111,10 +111,10 @@ class _Done:
     """How far a pass over the data has come.
 
     Attributes:
-        marks: The hash of all tokens after some numbers of blocks: the powers of two, and the last.
+        marks: The hash of all tokens after some numbers of batches: the powers of two, and the last.
     """
 
-    n_blocks: int = 0
+    n_batches: int = 0
     n_tokens: int = 0
     n_shards: int = 0
     marks: Mapping[int, str] = field(default_factory=dict)
@@ -131,26 +131,26 @@ class _Held:
 
 
 class _Trail:
-    """A hash that chains the blocks gone through."""
+    """A hash that chains the batches gone through."""
 
     def __init__(self) -> None:
-        self.n_blocks = self.n_tokens = 0
+        self.n_batches = self.n_tokens = 0
         self.digest = ""
         self._marks: dict[int, str] = {}
 
-    def add(self, block: Block) -> None:
-        tensors = {"tokens": block.tokens, "counted": block.counted}
-        if block.attention_mask is not None:
-            tensors["attention_mask"] = block.attention_mask
+    def add(self, batch: Batch) -> None:
+        tensors = {"tokens": batch.tokens, "counted": batch.counted}
+        if batch.attention_mask is not None:
+            tensors["attention_mask"] = batch.attention_mask
         self.digest = fingerprint(tensors, self.digest)
-        self.n_blocks += 1
-        self.n_tokens += block.tokens.numel()
-        if self.n_blocks & (self.n_blocks - 1) == 0:
-            self._marks[self.n_blocks] = self.digest
+        self.n_batches += 1
+        self.n_tokens += batch.tokens.numel()
+        if self.n_batches & (self.n_batches - 1) == 0:
+            self._marks[self.n_batches] = self.digest
 
     def noted(self, *, finished: bool = False) -> _Done:
-        marks = {**self._marks, **({self.n_blocks: self.digest} if self.n_blocks else {})}
-        return _Done(self.n_blocks, self.n_tokens, 0, marks, finished)
+        marks = {**self._marks, **({self.n_batches: self.digest} if self.n_batches else {})}
+        return _Done(self.n_batches, self.n_tokens, 0, marks, finished)
 
 
 class Stage:
@@ -177,36 +177,36 @@ class Stage:
         self.state: dict[str, Any] | None = None
         if self.path.exists():
             self.done, self.state = _read_state(self.path)
-        self._length = after.done.n_blocks if after is not None else None
+        self._length = after.done.n_batches if after is not None else None
         self._expected = {**(after.done.marks if after is not None else {}), **self.done.marks}
 
     def check(self, trail: _Trail) -> None:
         """Refuse data that is not what an earlier pass, or process, went through."""
-        if self._expected.get(trail.n_blocks, trail.digest) != trail.digest:
+        if self._expected.get(trail.n_batches, trail.digest) != trail.digest:
             raise InvalidInputError(
-                f"the data is not that of the run in {str(self.folder)!r}: the first {trail.n_blocks} blocks hash to "
-                f"{trail.digest[:12]} now and to {self._expected[trail.n_blocks][:12]} there. Give the same data in "
+                f"the data is not that of the run in {str(self.folder)!r}: the first {trail.n_batches} batches hash to "
+                f"{trail.digest[:12]} now and to {self._expected[trail.n_batches][:12]} there. Give the same data in "
                 "the same order and batches (no shuffling), or another folder."
             )
 
     def check_end(self, trail: _Trail) -> None:
         """Refuse data that is shorter than what was gone through before, or not as long as in an earlier pass."""
-        wanted = self.done.n_blocks if self._length is None else self._length
-        if trail.n_blocks < wanted or (self._length is not None and trail.n_blocks != wanted):
+        wanted = self.done.n_batches if self._length is None else self._length
+        if trail.n_batches < wanted or (self._length is not None and trail.n_batches != wanted):
             raise InvalidInputError(
-                f"the data is not that of the run in {str(self.folder)!r}: it ends after {trail.n_blocks} blocks, and "
-                f"{wanted} were gone through there. Give the same data, or another folder."
+                f"the data is not that of the run in {str(self.folder)!r}: it ends after {trail.n_batches} batches, "
+                f"and {wanted} were gone through there. Give the same data, or another folder."
             )
 
     def flush(self, held: _Held) -> None:
         """Write rows, then the state that counts them."""
         number = self.done.n_shards
-        if (held.done.n_blocks, held.done.finished) == (self.done.n_blocks, self.done.finished):
+        if (held.done.n_batches, held.done.finished) == (self.done.n_batches, self.done.finished):
             return
         if held.rows:
             _write(self._shard(number), join_rows(held.rows), {"kind": "rows", "stage": self.name})
             number += 1
-        done = _Done(held.done.n_blocks, held.done.n_tokens, number, held.done.marks, held.done.finished)
+        done = _Done(held.done.n_batches, held.done.n_tokens, number, held.done.marks, held.done.finished)
         tensors = {name: value for name, value in held.state.items() if isinstance(value, Tensor)}
         numbers = {name: value for name, value in held.state.items() if not isinstance(value, Tensor)}
         header = json.dumps({"done": asdict(done), "numbers": numbers})
@@ -236,7 +236,7 @@ class LongRun:
         folder: The folder; made if need be.
         analysis: Which analysis it is.
         model: The model.
-        data: What it runs on; see `iterate_blocks`.
+        data: What it runs on; see `iterate_batches`.
         attention_mask: As there.
         description: What the data is, in words.
         options: The options that the result depends on.

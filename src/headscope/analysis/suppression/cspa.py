@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headscope.analysis.core.batches import Block, check_repeatable, nothing_predicted
+from headscope.analysis.core.batches import Batch, check_repeatable, nothing_predicted
 from headscope.analysis.core.head_lists import chosen_heads, heads_tensor, one_vocabulary
 from headscope.analysis.core.result import RunInfo
 from headscope.analysis.recording.component_means import ComponentMeans, MeansAccumulator
@@ -62,7 +62,7 @@ def copy_suppression_preserving_ablation(
     """How much of heads' effect on the predictions is copy suppression; see the top of this module for what is kept.
 
     Cost: two forward passes, one more of each layer that has such heads, and for each head `4 * d_model * d_vocab`
-    operations per position; with `effect="patched"` also twice the layers from the head's on. Memory: some blocks of
+    operations per position; with `effect="patched"` also twice the layers from the head's on. Memory: some arrays of
     2048 tokens at a time, for one layer's heads.
 
     Args:
@@ -84,7 +84,7 @@ def copy_suppression_preserving_ablation(
         progress: Show a progress bar.
         out: A folder to keep the run in, so that it can be stopped at any moment; see `measure_entropy`.
         resume: Go on with the run that `out` holds.
-        flush_every: How many blocks are measured between two writes.
+        flush_every: How many batches are measured between two writes.
 
     Raises:
         InvalidInputError: for a head that does not exist, an option out of range, tokens that do not fit the model, an
@@ -136,7 +136,7 @@ def copy_suppression_preserving_ablation(
 
 
 class SuppressionAccumulator:
-    """CSPA and mean ablation of some heads over a stream of blocks.
+    """CSPA and mean ablation of some heads over a stream of batches.
 
     Args:
         model: The model.
@@ -144,7 +144,7 @@ class SuppressionAccumulator:
         means: The heads' means over the data.
         data: What the data is, for titles.
         related: Tokens related to each, -1 for none.
-        progress: Show a progress bar of each block's heads.
+        progress: Show a progress bar of each batch's heads.
     """
 
     def __init__(
@@ -163,9 +163,9 @@ class SuppressionAccumulator:
         # [number, batch, pos]: the clean loss, then of each head loss and KL of CSPA, and of the mean ablation.
         self._kept: list[dict[str, Float[Tensor, "number batch pos"]]] = []
 
-    def update(self, block: Block) -> None:
-        """Measure a block and add it in."""
-        measured = SuppressionBlock(self.model, block, self.options, self.means, self.related)
+    def update(self, batch: Batch) -> None:
+        """Measure a batch and add it in."""
+        measured = SuppressionBlock(self.model, batch, self.options, self.means, self.related)
         self._kept.append({"numbers": measured.measure(self.progress)})
         self.n_positions += int(measured.where.sum())
 

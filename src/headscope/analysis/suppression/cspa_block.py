@@ -1,4 +1,4 @@
-"""One block with heads ablated to their copy suppression, and to their means; `copy_suppression` says what is kept."""
+"""One batch with heads ablated to their copy suppression, and to their means; `copy_suppression` says what is kept."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from headscope.analysis.core.batches import Block
+from headscope.analysis.core.batches import Batch
 from headscope.analysis.core.components import Component
 from headscope.analysis.core.result import check_option
 from headscope.analysis.recording.component_means import ComponentMeans
@@ -47,42 +47,42 @@ class SuppressionOptions:
 
 
 class SuppressionBlock:
-    """One block, and what ablating each head does to its predictions."""
+    """One batch, and what ablating each head does to its predictions."""
 
     def __init__(
         self,
         model: HookedTransformer,
-        block: Block,
+        batch: Batch,
         options: SuppressionOptions,
         means: ComponentMeans,
         related: Int[Tensor, "d_vocab n"] | None,
     ) -> None:
-        self.model, self.block, self.heads, self.means = model, block, options.heads, means
+        self.model, self.batch, self.heads, self.means = model, batch, options.heads, means
         self.top, self.effect = options.top, options.effect
-        self.where = block.predicting()
+        self.where = batch.predicting()
         self.kind = torch.promote_types(model.cfg.dtype, torch.float32)
         self.readout = Readout.of(model)
-        # The block's different tokens, and which of them stands where.
-        self.ids, self.at = block.tokens.unique(return_inverse=True)
+        # The batch's different tokens, and which of them stands where.
+        self.ids, self.at = batch.tokens.unique(return_inverse=True)
         self.bases = _bases(TokenDirections(self.readout, self.kind), self.ids, related)
 
     def measure(self, progress: bool) -> Float[Tensor, "number row pos"]:
         """The clean loss, then of each head the losses and KLs of CSPA and mean ablation."""
-        shape = (1 + 4 * len(self.heads), *self.block.tokens.shape)
+        shape = (1 + 4 * len(self.heads), *self.batch.tokens.shape)
         found = torch.full(shape, torch.nan)
         where = self.where.cpu()
         if not bool(where.any()):
             return found
         layers = {head.layer for head in self.heads}
-        streams = entering(self.model, self.block, layers | {self.model.cfg.n_layers})
+        streams = entering(self.model, self.batch, layers | {self.model.cfg.n_layers})
         final = streams.pop(self.model.cfg.n_layers)[self.where].to(self.kind)
         check_final(final)
-        clean = clean_prediction(self.readout, self.block, self.where, final)
+        clean = clean_prediction(self.readout, self.batch, self.where, final)
         scale = self.readout.scale(final)
         bar = tqdm(total=len(self.heads), desc="heads", unit="head", leave=False, disable=not progress)
         for layer, resid in streams.items():
             rows = [row for row, head in enumerate(self.heads) if head.layer == layer]
-            read = read_layer(self.model, self.block, layer, resid, [self.heads[row] for row in rows])
+            read = read_layer(self.model, self.batch, layer, resid, [self.heads[row] for row in rows])
             kept = self._kept_sources(layer, read.resid)
             for at in range(0, len(rows), _HEADS_TOGETHER):
                 some = rows[at : at + _HEADS_TOGETHER]
@@ -106,7 +106,7 @@ class SuppressionBlock:
         logits = self.readout.normalize(resid) @ W_U[:, self.ids] + b_U[self.ids]
         n_pos = resid.shape[1]
         predicted = logits.gather(2, self.at[:, None].expand(-1, n_pos, -1))
-        return _most_predicted(predicted, sources(self.model, self.block, layer), self.top)
+        return _most_predicted(predicted, sources(self.model, self.batch, layer), self.top)
 
     def _changed(
         self, head: Component, read: LayerRead, kept: Tensor, resid: Tensor, clean: Prediction, scale: Tensor
@@ -123,8 +123,8 @@ class SuppressionBlock:
             changes /= read.post_scale
         if self.effect == "direct":
             return clean.rows + self.readout.direction(changes[:, self.where]) / scale
-        changes = torch.where(self.block.counted[..., None], changes, 0.0).to(resid.dtype)
-        finals = [run_changed(self.model, self.block, head, resid, change) for change in changes]
+        changes = torch.where(self.batch.counted[..., None], changes, 0.0).to(resid.dtype)
+        finals = [run_changed(self.model, self.batch, head, resid, change) for change in changes]
         return self.readout.normalize(torch.stack([final[self.where].to(self.kind) for final in finals]))
 
 

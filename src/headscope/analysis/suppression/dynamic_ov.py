@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headscope.analysis.core.batches import Block, describe_data, iterate_blocks
+from headscope.analysis.core.batches import Batch, describe_data, iterate_batches
 from headscope.analysis.core.components import Component
 from headscope.analysis.core.head_lists import (
     chosen_heads,
@@ -153,7 +153,7 @@ def dynamic_ov(
         raise InvalidInputError(f"k must be between 1 and d_vocab = {d_vocab}; got {k}.")
     counts = torch.zeros(len(chosen), 4, dtype=torch.long)
     n_rows = n_positions = 0
-    blocks = iterate_blocks(
+    batches = iterate_batches(
         model,
         data,
         attention_mask=attention_mask,
@@ -161,14 +161,14 @@ def dynamic_ov(
         progress=progress,
         description="dynamic OV",
     )
-    for block in blocks:
-        n_rows += len(block.tokens)
-        n_positions += int(block.counted.sum())
-        for layer, resid in entering(model, block, {head.layer for head in chosen}).items():
-            read = read_layer(model, block, layer, resid, [head for head in chosen if head.layer == layer])
+    for batch in batches:
+        n_rows += len(batch.tokens)
+        n_positions += int(batch.counted.sum())
+        for layer, resid in entering(model, batch, {head.layer for head in chosen}).items():
+            read = read_layer(model, batch, layer, resid, [head for head in chosen if head.layer == layer])
             for row, head in enumerate(chosen):
                 if head.layer == layer:
-                    counts[row] += _own_logit_counts(model, block, read, head, threshold, k)
+                    counts[row] += _own_logit_counts(model, batch, read, head, threshold, k)
     if not n_positions:
         raise nothing_counts()
     info = RunInfo(
@@ -184,16 +184,16 @@ def dynamic_ov(
 
 
 def _own_logit_counts(
-    model: HookedTransformer, block: Block, read: LayerRead, head: Component, threshold: float, k: int
+    model: HookedTransformer, batch: Batch, read: LayerRead, head: Component, threshold: float, k: int
 ) -> Int[Tensor, "4"]:
     """Pairs with enough attention, and those whose source token's own logit is lowered, at the bottom, the lowest."""
     assert head.head is not None
-    pairs = (((read.pattern[head.head] > threshold) & sources(model, block, head.layer)).sum(1)).cpu()
+    pairs = (((read.pattern[head.head] > threshold) & sources(model, batch, head.layer)).sum(1)).cpu()
     chosen = pairs > 0
     if not bool(chosen.any()):
         return torch.zeros(4, dtype=torch.long)
-    attended = chosen.to(block.tokens.device)
-    tokens, values, n_pairs = block.tokens[attended], read.values[head.head][attended], pairs[chosen]
+    attended = chosen.to(batch.tokens.device)
+    tokens, values, n_pairs = batch.tokens[attended], read.values[head.head][attended], pairs[chosen]
     readout = Readout.of(model)
     W_U = readout.W_U.detach().to(values.dtype)
     W_O = readout.direction(output_weight(model, head.layer)[head.head].to(values.dtype))

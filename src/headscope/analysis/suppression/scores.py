@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from headscope.analysis.core.batches import Block, iterate_blocks
+from headscope.analysis.core.batches import Batch, iterate_batches
 from headscope.analysis.core.head_lists import one_vocabulary
 from headscope.analysis.core.result import Ranking, Result, RunInfo, check_option, component_label, rank_components
 from headscope.analysis.recording.embedding import direct_effects, token_directions
@@ -170,11 +170,11 @@ def _anti_induction(
     total, n = torch.zeros(model.cfg.n_layers, model.cfg.n_heads, dtype=torch.float64), 0
     directions = token_directions(model)
     at = 0
-    for block in iterate_blocks(model, tokens, progress=False):
-        chosen = where[at : at + len(block.tokens)].to(block.tokens.device)
-        at += len(block.tokens)
-        expected = directions.of(block.tokens.roll(-1, dims=1)[chosen])
-        effects = direct_effects(model, Block(block.tokens, block.attention_mask, chosen), expected)
+    for batch in iterate_batches(model, tokens, progress=False):
+        chosen = where[at : at + len(batch.tokens)].to(batch.tokens.device)
+        at += len(batch.tokens)
+        expected = directions.of(batch.tokens.roll(-1, dims=1)[chosen])
+        effects = direct_effects(model, Batch(batch.tokens, batch.attention_mask, chosen), expected)
         total += effects.double().sum(-1).cpu()
         n += effects.shape[-1]
     return (-total / n).float(), n
@@ -198,12 +198,12 @@ def _ioi(
     total = torch.zeros(model.cfg.n_layers, model.cfg.n_heads, dtype=torch.float64)
     directions = token_directions(model)
     at = 0
-    blocks = iterate_blocks(model, prompts, attention_mask=attention_mask, include_bos=True, progress=False)
-    for block in blocks:
-        names = answers[at : at + len(block.tokens)].to(block.tokens.device)
-        at += len(block.tokens)
+    batches = iterate_batches(model, prompts, attention_mask=attention_mask, include_bos=True, progress=False)
+    for batch in batches:
+        names = answers[at : at + len(batch.tokens)].to(batch.tokens.device)
+        at += len(batch.tokens)
         towards = directions.of(names[:, 0]) - directions.of(names[:, 1])
-        last = Block(block.tokens, block.attention_mask, _last(block.counted))
+        last = Batch(batch.tokens, batch.attention_mask, _last(batch.counted))
         total += direct_effects(model, last, towards).double().sum(-1).cpu()
     return (-total / len(prompts)).float()
 

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from headscope.analysis.ablation.ablate import ablate_heads
 from headscope.analysis.ablation.result import AblationResult
-from headscope.analysis.core.batches import iterate_blocks
+from headscope.analysis.core.batches import iterate_batches
 from headscope.analysis.heads.scores import head_scores
 from headscope.analysis.lens.entropy import measure_entropy
 from headscope.analysis.lens.loss import predict_next_tokens
@@ -46,7 +46,7 @@ def measure(
 
 def _ablated(model: HookedTransformer, tokens: Tensor, describe: str, progress: bool) -> AblationResult | None:
     """Every head ablated; `None` where nothing is predicted."""
-    if not any(bool(block.predicting().any()) for block in iterate_blocks(model, tokens, progress=False)):
+    if not any(bool(batch.predicting().any()) for batch in iterate_batches(model, tokens, progress=False)):
         return None
     return ablate_heads(model, tokens, values=["mean", "zero"], describe=describe, progress=progress)
 
