@@ -19,7 +19,7 @@ from headscope.analysis.heads.scores import head_scores
 from headscope.analysis.lens.entropy import measure_entropy
 from headscope.data.tasks.base import TaskDataset
 from headscope.errors import InvalidInputError
-from headscope.model.activations.readout import Readout
+from headscope.model.activations.readout import readout_of
 from headscope.model.transformer import HookedTransformer
 from headscope.training.toy import evaluate_task
 from headscope.training.toy_checkpoint import load_toy_model, snapshot_steps
@@ -217,7 +217,7 @@ def _measure(
         found |= {name: getattr(scores, name).cpu() for name in _SCORES}
     if "head_logits" in measures:
         _, cache = model.run_with_cache(prompts)
-        readout = Readout.of(model)
+        readout = readout_of(model)
         written = readout.direction(cache.stack_head_results(pos_slice=-1))
         parts = written / readout.scale(cache["resid_post", -1][:, -1]) @ model.W_U
         found["head_logits"] = parts.unflatten(0, (model.cfg.n_layers, model.cfg.n_heads)).float().cpu()

@@ -18,7 +18,7 @@ from headscope.analysis.core.components import Component
 from headscope.analysis.recording.post_norms import output_weights
 from headscope.analysis.recording.record import CleanRun, clean_prediction, hook_name
 from headscope.errors import NotFiniteError
-from headscope.model.activations.readout import Readout
+from headscope.model.activations.readout import readout_of
 from headscope.model.hooks import HookPoint, is_listening
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.changed_predictions import ChangedPredictions, HeadChanges, RowChanges, compare
@@ -127,7 +127,7 @@ class _BlockAblation:
     ) -> None:
         self.model, self.batch, self.plan, self.run, self.instead = model, batch, plan, run, instead
         self.where = batch.predicting()
-        self.readout = Readout.of(model)
+        self.readout = readout_of(model)
         self.weights = output_weights(model)
         self.kind = torch.promote_types(run.final.dtype, torch.float32)
         self.final = run.final[self.where].to(self.kind)

@@ -24,7 +24,7 @@ from headscope.analysis.recording.embedding import (
 from headscope.analysis.recording.lens_states import lens_states
 from headscope.analysis.recording.post_norms import output_weight, output_weights
 from headscope.errors import InvalidInputError
-from headscope.model.activations.readout import Readout
+from headscope.model.activations.readout import readout_of
 from headscope.model.hooks import HookPoint
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.composition import composition_scores
@@ -196,7 +196,7 @@ def repeat_evidence(
         nothing of the data repeats.
     """
     expected, other, margin, whole = (RatioMeans() for _ in range(4))
-    directions, readout = token_directions(model), Readout.of(model)
+    directions, readout = token_directions(model), readout_of(model)
     for batch in iterate_batches(model, data, attention_mask=attention_mask, include_bos=include_bos, progress=False):
         where = _repeats(batch)
         rows = where.nonzero()[:, 0]
@@ -260,7 +260,7 @@ def copying_scores(model: HookedTransformer) -> Float[Tensor, "layer head"]:
         >>> bool(copying_scores(model)[1].max() > 0.5)
         True
     """
-    readout, cfg = Readout.of(model), model.cfg
+    readout, cfg = readout_of(model), model.cfg
     kind = torch.promote_types(model.W_U.dtype, torch.float32)
     W_U = readout.W_U.detach().to(kind)
     W_U = W_U - W_U.mean(-1, keepdim=True)

@@ -21,7 +21,7 @@ from headscope.analysis.recording.lens_states import LensStates, lens_states
 from headscope.analysis.recording.post_norms import output_weights
 from headscope.analysis.storage.passes import Passes
 from headscope.errors import InvalidInputError, NotFiniteError
-from headscope.model.activations.readout import Readout
+from headscope.model.activations.readout import readout_of
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.lens_top import LensTop, TopProblem, lens_top
 
@@ -271,7 +271,7 @@ class CalibrationAccumulator:
 
 
 def _problem(model: HookedTransformer, states: LensStates, targets: Tensor, means: ComponentMeans | None) -> TopProblem:
-    readout = Readout.of(model)
+    readout = readout_of(model)
     W_U, b_U = states.wide(readout.W_U), states.wide(readout.b_U)
     scale = readout.scale(states.resid[-1])
     return TopProblem(

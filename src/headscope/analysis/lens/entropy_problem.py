@@ -13,7 +13,7 @@ from torch import Tensor
 from headscope.analysis.recording.component_means import ComponentMeans
 from headscope.analysis.recording.lens_states import LensStates
 from headscope.analysis.recording.post_norms import output_weights
-from headscope.model.activations.readout import Readout
+from headscope.model.activations.readout import Readout, readout_of
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.lens_entropy import Chain, Gains, LensProblem
 
@@ -37,7 +37,7 @@ def lens_problem(
         scale: The final norm's scale: that of the final state for all, or each state's own.
         lens_bias: Use `b_U` for every state, or for the final one only.
     """
-    readout = Readout.of(model)
+    readout = readout_of(model)
     W_U, b_U = states.wide(readout.W_U), states.wide(readout.b_U)
     norm_offset = torch.zeros_like(b_U) if readout.bias is None else states.wide(readout.bias) @ W_U
     z, mlp = states.take_heads(None if means is None else means.z), states.mlp

@@ -11,7 +11,7 @@ from headscope.analysis.core.batches import Batch, describe_data, iterate_batche
 from headscope.analysis.core.result import Result, RunInfo, check_option
 from headscope.analysis.recording.lens_states import lens_states, state_labels
 from headscope.errors import InvalidInputError
-from headscope.model.activations.readout import Readout
+from headscope.model.activations.readout import readout_of
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.vocab import summarize
 
@@ -135,7 +135,7 @@ def logit_lens(
 
 def _read(model: HookedTransformer, batch: Batch, k: int, scale: str, lens_bias: bool) -> dict[str, Tensor]:
     states = lens_states(model, batch)
-    readout = Readout.of(model)
+    readout = readout_of(model)
     W_U, b_U = states.wide(readout.W_U), states.wide(readout.b_U)
     following = batch.counted.clone()
     following[:, -1] = False

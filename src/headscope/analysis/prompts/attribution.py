@@ -24,7 +24,7 @@ from headscope.analysis.prompts.task import Task
 from headscope.analysis.recording.lens_states import check_final, readable_hooks, state_labels
 from headscope.analysis.recording.post_norms import Part, output_weight, scale_name, scale_names
 from headscope.errors import InvalidInputError
-from headscope.model.activations.readout import Readout
+from headscope.model.activations.readout import Readout, readout_of
 from headscope.model.hooks import HookPoint
 from headscope.model.transformer import HookedTransformer
 
@@ -74,7 +74,7 @@ def attribute(
         >>> bool(found.unexplained.abs().max() < 1e-4), bool(found.logit_difference.mean() > 3)
         (True, True)
     """
-    if not Readout.is_shown_by(model):
+    if not Readout.is_shown_by(model.unembed):
         raise InvalidInputError("the model's unembedding was replaced by a module without W_U and b_U.")
     asked = _asked(model, data, answer_tokens, positions, attention_mask)
     has_none = model.cfg.attn_only or model.cfg.num_experts is not None
@@ -231,7 +231,7 @@ class _Reader:
     def __init__(self, model: HookedTransformer, *, sources: bool, neurons: bool) -> None:
         self.model, self.cfg = model, model.cfg
         self.sources, self.neurons = sources, neurons
-        self.readout = Readout.of(model)
+        self.readout = readout_of(model)
         self.kind = torch.promote_types(self.cfg.dtype, torch.float32)
         layers = range(self.cfg.n_layers)
         self.W_O = [output_weight(model, layer) for layer in layers]

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from headscope.analysis.prompts.task import Task, answer_difference
 from headscope.errors import InvalidInputError
-from headscope.model.activations.readout import Readout
+from headscope.model.activations.readout import Readout, readout_of
 from headscope.model.transformer import HookedTransformer
 
 __all__ = ["AnswerMetric", "Metric", "PositionMetric", "as_number", "last_position", "reads"]
@@ -160,8 +160,8 @@ class AnswerMetric:
             raise InvalidInputError(
                 f"answers must be tokens from 0 to {model.cfg.d_vocab_out - 1}; they go from {low} to {high}."
             )
-        if Readout.is_shown_by(model):
-            readout = Readout.of(model)
+        if Readout.is_shown_by(model.unembed):
+            readout = readout_of(model)
             state = readout.normalize(states.to(torch.promote_types(states.dtype, torch.float32)))
             columns = readout.W_U.T[answers].to(state.dtype)
             logits = torch.einsum("cpd,pad->cpa", state, columns) + readout.b_U[answers].to(state.dtype)

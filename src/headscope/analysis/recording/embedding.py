@@ -11,7 +11,7 @@ from headscope.analysis.core.result import check_option
 from headscope.analysis.recording.lens_states import lens_states
 from headscope.analysis.recording.post_norms import output_weight
 from headscope.errors import InvalidInputError
-from headscope.model.activations.readout import Readout
+from headscope.model.activations.readout import Readout, readout_of
 from headscope.model.transformer import HookedTransformer
 
 __all__ = ["TokenDirections", "direct_effects", "effective_embedding", "token_directions", "token_embedding"]
@@ -51,7 +51,7 @@ def direct_effects(
     The scale of a norm behind attention is that of the run.
     """
     states = lens_states(model, batch)
-    towards = directions.to(states.resid.dtype) / Readout.of(model).scale(states.resid[-1])
+    towards = directions.to(states.resid.dtype) / readout_of(model).scale(states.resid[-1])
     found = []
     for layer, z in enumerate(states.take_heads()):
         W_O = states.wide(output_weight(model, layer))
@@ -62,7 +62,7 @@ def direct_effects(
 
 def token_directions(model: HookedTransformer) -> TokenDirections:
     """The directions of tokens, in float32 at least."""
-    return TokenDirections(Readout.of(model), torch.promote_types(model.W_U.dtype, torch.float32))
+    return TokenDirections(readout_of(model), torch.promote_types(model.W_U.dtype, torch.float32))
 
 
 @torch.no_grad()

@@ -30,7 +30,7 @@ from headscope.analysis.recording.embedding import TokenDirections, effective_em
 from headscope.analysis.recording.post_norms import output_weight
 from headscope.analysis.suppression.circuit_ranks_result import CircuitRanks
 from headscope.errors import InvalidInputError, NotFiniteError
-from headscope.model.activations.readout import Readout
+from headscope.model.activations.readout import Readout, readout_of
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.parallel import RowBlocks
 
@@ -115,7 +115,7 @@ def weights_circuit_ranks(
     if not 1 <= k <= d_vocab:
         raise InvalidInputError(f"k must be between 1 and d_vocab = {d_vocab}; got {k}.")
     kind = torch.promote_types(model.W_U.dtype, torch.float32)
-    readout = Readout.of(model)
+    readout = readout_of(model)
     predicted = TokenDirections(readout, kind).of(tokens)
     first = token_embedding(model).to(kind)
     later = effective_embedding(model, attention=attention, only_mlp=only_mlp).to(kind)

@@ -19,7 +19,7 @@ from headscope.analysis.recording.lens_states import check_final
 from headscope.analysis.recording.post_norms import output_weight
 from headscope.analysis.recording.record import clean_prediction
 from headscope.errors import InvalidInputError
-from headscope.model.activations.readout import Readout
+from headscope.model.activations.readout import readout_of
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.changed_predictions import Prediction, compare_rows
 
@@ -61,7 +61,7 @@ class SuppressionBlock:
         self.top, self.effect = options.top, options.effect
         self.where = batch.predicting()
         self.kind = torch.promote_types(model.cfg.dtype, torch.float32)
-        self.readout = Readout.of(model)
+        self.readout = readout_of(model)
         # The batch's different tokens, and which of them stands where.
         self.ids, self.at = batch.tokens.unique(return_inverse=True)
         self.bases = _bases(TokenDirections(self.readout, self.kind), self.ids, related)

@@ -28,7 +28,7 @@ from headscope.analysis.recording.layer import LayerRead, entering, read_layer, 
 from headscope.analysis.recording.post_norms import output_weight
 from headscope.analysis.suppression.circuit_ranks import own_token_excess
 from headscope.errors import InvalidInputError
-from headscope.model.activations.readout import Readout
+from headscope.model.activations.readout import readout_of
 from headscope.model.transformer import HookedTransformer
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def _own_logit_counts(
         return torch.zeros(4, dtype=torch.long)
     attended = chosen.to(batch.tokens.device)
     tokens, values, n_pairs = batch.tokens[attended], read.values[head.head][attended], pairs[chosen]
-    readout = Readout.of(model)
+    readout = readout_of(model)
     W_U = readout.W_U.detach().to(values.dtype)
     W_O = readout.direction(output_weight(model, head.layer)[head.head].to(values.dtype))
     d_head, d_model = W_O.shape

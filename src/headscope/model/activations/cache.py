@@ -8,20 +8,18 @@ import copy
 import weakref
 from collections.abc import ItemsView, Iterator, KeysView, ValuesView
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from headscope.errors import CheckpointError, InvalidInputError, unknown_name
 from headscope.model.activations.decomposition import ResidualDecomposition
-from headscope.model.activations.readout import Readout
+from headscope.model.activations.readout import Readout, readout_of
 from headscope.model.checkpoints.files import TensorFiles, read_metadata, write_tensors
 from headscope.model.names import get_act_name
+from headscope.model.protocols import Model
 from headscope.ops.indexing import Slice, SliceInput
-
-if TYPE_CHECKING:
-    from headscope.model.transformer import HookedTransformer
 
 __all__ = ["ActivationCache"]
 
@@ -53,13 +51,13 @@ class ActivationCache(ResidualDecomposition):
         True
     """
 
-    def __init__(self, cache_dict: dict[str, Tensor], model: "HookedTransformer", has_batch_dim: bool = True) -> None:
+    def __init__(self, cache_dict: dict[str, Tensor], model: Model, has_batch_dim: bool = True) -> None:
         self.cache_dict = cache_dict
         self.has_batch_dim = has_batch_dim
         self._cfg = model.cfg
         self._tokenizer = model.tokenizer
         self._model = weakref.ref(model)
-        self._readout = Readout.of(model) if Readout.is_shown_by(model) else None
+        self._readout = readout_of(model) if Readout.is_shown_by(model.unembed) else None
         self._outputs = {
             name: model.per_layer_if_shown(*name.split("."))
             for name in ("attn.W_O", "attn.b_O", "mlp.W_out", "mlp.b_out", *_POST_NORM)
@@ -77,7 +75,7 @@ class ActivationCache(ResidualDecomposition):
         return self._readout
 
     @property
-    def model(self) -> "HookedTransformer":
+    def model(self) -> Any:
         """The model the activations come from, while somebody else keeps it: the cache does not.
 
         Raises:
@@ -192,7 +190,7 @@ class ActivationCache(ResidualDecomposition):
         return path
 
     @classmethod
-    def load(cls, path: str | Path, model: "HookedTransformer") -> Self:
+    def load(cls, path: str | Path, model: Model) -> Self:
         """Open what `save` wrote, for the model it came from.
 
         The activations are mapped from the file: each is read when it is used, and may be larger than memory together.

@@ -1,21 +1,21 @@
-"""`Readout`: how a state of the residual stream becomes logits.
+"""`Readout`: the way from a state of the residual stream to logits.
 
 `logits(x) = soft_cap(((x - mean) / scale * weight + bias) @ W_U + b_U)`. Everything but the scale is linear in `x`,
-so with the scale frozen, the logits of a sum are the sum of its parts' logits: that is what the logit lens, direct
-effects and attributions stand on.
+so with the scale frozen, the logits of a sum are the sum of its parts' logits: the logit lens, direct effects and
+attributions rest on that.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from headscope.model.transformer import HookedTransformer
+from headscope.model.config import HookedTransformerConfig
+from headscope.model.protocols import Model
 
-__all__ = ["Readout"]
+__all__ = ["Readout", "readout_of"]
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Readout:
     """The final norm and the unembedding, as tensors.
 
     Attributes:
-        normalized: Whether there is a final norm at all.
-        centred: Whether it subtracts the mean.
+        normalized: There is a final norm.
+        centred: It subtracts the mean.
         eps: Added to the variance.
         weight: The norm's weight `[d_model]`, `None` when folded.
         bias: The norm's bias `[d_model]`, `None` when folded or absent.
@@ -43,32 +43,31 @@ class Readout:
     soft_cap: float
 
     @staticmethod
-    def is_shown_by(model: "HookedTransformer") -> bool:
-        """Whether the model's unembedding shows its weights; a module in its place may not."""
-        return {"W_U", "b_U"} <= dict(model.unembed.named_parameters(recurse=False)).keys()
+    def is_shown_by(unembed: nn.Module) -> bool:
+        """Return whether an unembedding shows its weights; a module in its place may not."""
+        return {"W_U", "b_U"} <= dict(unembed.named_parameters(recurse=False)).keys()
 
     @classmethod
-    def of(cls, model: "HookedTransformer") -> Self:
-        """The readout of a model, sharing its weights."""
-        norm = dict(model.ln_final.named_parameters(recurse=False))
-        cap = model.cfg.output_logits_soft_cap
+    def of(cls, ln_final: nn.Module, unembed: Any, cfg: HookedTransformerConfig) -> Self:
+        """Return the readout made of a final norm and an unembedding, sharing their weights."""
+        norm = dict(ln_final.named_parameters(recurse=False))
         return cls(
-            normalized=model.cfg.normalization_type is not None,
-            centred=model.cfg.final_norm in ("LN", "LNPre"),
-            eps=model.cfg.eps,
+            normalized=cfg.normalization_type is not None,
+            centred=cfg.final_norm in ("LN", "LNPre"),
+            eps=cfg.eps,
             weight=norm.get("w"),
             bias=norm.get("b"),
-            W_U=model.W_U,
-            b_U=model.b_U,
-            soft_cap=max(cap, 0.0),
+            W_U=unembed.W_U,
+            b_U=unembed.b_U,
+            soft_cap=max(cfg.output_logits_soft_cap, 0.0),
         )
 
     def centre(self, x: Float[Tensor, "*lead d_model"]) -> Float[Tensor, "*lead d_model"]:
-        """`x` without its mean over d_model, if the norm takes it away."""
+        """Return `x` without its mean over d_model, if the norm takes it away."""
         return x - x.mean(-1, keepdim=True) if self.centred else x
 
     def scale(self, x: Float[Tensor, "*lead d_model"]) -> Float[Tensor, "*lead 1"]:
-        """What the final norm divides `x` by (1 without a norm)."""
+        """Return the scale by which the final norm divides `x` (1 without a norm)."""
         if not self.normalized:
             return torch.ones_like(x[..., :1])
         return (self.centre(x).square().mean(-1, keepdim=True) + self.eps).sqrt()
@@ -90,3 +89,8 @@ class Readout:
         """Logits of final residual states, all at once; analyses read them in tiles instead."""
         out = self.normalize(x) @ self.W_U + self.b_U
         return self.soft_cap * torch.tanh(out / self.soft_cap) if self.soft_cap else out
+
+
+def readout_of(model: Model) -> Readout:
+    """Return the readout of a model, sharing its weights."""
+    return Readout.of(model.ln_final, model.unembed, model.cfg)

@@ -1,19 +1,17 @@
 """From our model back to `transformers`: the inverse of `from_hf`."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from headscope.errors import CheckpointError
 from headscope.model.checkpoints.families import FAMILIES
-
-if TYPE_CHECKING:
-    from headscope.model.transformer import HookedTransformer
+from headscope.model.protocols import Model
 
 __all__ = ["to_hf"]
 
 
-def to_hf(model: "HookedTransformer") -> Any:
+def to_hf(model: Model) -> Any:
     """The same model as a `transformers` one, in evaluation mode, with weights of its own.
 
     Raises:
@@ -45,4 +43,4 @@ def to_hf(model: "HookedTransformer") -> Any:
     wrong = [name for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in told[kind]]
     if wrong:
         raise CheckpointError(f"{architecture} in transformers has other tensors: {', '.join(map(str, wrong[:5]))}.")
-    return hf_model.to(model.W_E.device).eval()
+    return hf_model.to(model.input_device).eval()

@@ -12,7 +12,7 @@ import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -30,12 +30,10 @@ from headscope.model.checkpoints.hub import FIELD_WEIGHTS, TOKENIZER_FILES, chec
 from headscope.model.config import HookedTransformerConfig, parse_dtype
 from headscope.model.parts.attention import FIELD_BUFFERS
 from headscope.model.parts.layers import MLP, make_norm, make_pre_norm
+from headscope.model.protocols import Model
 from headscope.model.text.tokens import PaddingSide
 from headscope.model.weights.placement import DeviceMap, balanced_device_map, gpus
 from headscope.model.weights.processing import WeightProcessing, process_weights
-
-if TYPE_CHECKING:
-    from headscope.model.transformer import HookedTransformer
 
 __all__ = ["fill", "load_pretrained", "load_tokenizer", "read_tensors"]
 
@@ -45,11 +43,11 @@ _HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only")
 _WITHOUT_EFFECT = ("trust_remote_code", "low_cpu_mem_usage")
 _PARTS = ("embed", "pos_embed", "blocks", "ln_final", "unembed")
 
-Model = TypeVar("Model", bound="HookedTransformer")
+Loaded = TypeVar("Loaded", bound=Model)
 
 
 def load_pretrained(
-    cls: type[Model],
+    cls: type[Loaded],
     model_name: str | Path | None,
     *,
     fold_ln: bool = True,
@@ -73,7 +71,7 @@ def load_pretrained(
     checkpoint_value: int | None = None,
     checkpoint_label: int | str | None = None,
     **hub_options: Any,
-) -> Model:
+) -> Loaded:
     """Make a model of class `cls` from a checkpoint.
 
     Args:
@@ -161,7 +159,7 @@ def load_pretrained(
     )
     if tokenizer is None:
         tokenizer, cfg.tokenizer_name = _tokenizer_of(model_name, directory, hub, cfg.tokenizer_name)
-    model = cls(cfg, tokenizer, move_to_device=False, default_padding_side=default_padding_side or "right")
+    model: Any = cls(cfg, tokenizer, move_to_device=False, default_padding_side=default_padding_side or "right")
     fill(model, checkpoint, processing, in_place=True)
     if device_map is not None and not isinstance(device_map, str):
         return model.place(device_map)
@@ -174,7 +172,7 @@ _OPTIONS = tuple(inspect.signature(load_pretrained).parameters)[2:-1]
 
 
 def fill(
-    model: "HookedTransformer",
+    model: Model,
     weights: Mapping[str, Tensor],
     processing: WeightProcessing,
     *,
@@ -230,7 +228,7 @@ def _check_fit(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor]) 
             raise CheckpointError(f"{name} must have shape {list(parameter.shape)}; got {list(weights[name].shape)}.")
 
 
-def _replace_norms(model: "HookedTransformer") -> None:
+def _replace_norms(model: Model) -> None:
     for block in model.blocks:
         block.ln1 = make_pre_norm(model.cfg)
         if not model.cfg.attn_only:
