@@ -1,7 +1,7 @@
-"""The errors headscope raises: one base, a handful of kinds, each also the builtin a caller would expect.
+"""The errors headscope raises: one base class, and a few kinds, each also a subclass of the matching builtin.
 
 A message says what was wrong, the value, what is allowed and how to fix it. The command line turns any
-`HeadscopeError` into one line and a non-zero exit; nothing else is caught there.
+`HeadscopeError` into one line and a non-zero exit code; nothing else is caught there.
 """
 
 import difflib
@@ -21,7 +21,7 @@ __all__ = [
 
 
 class HeadscopeError(Exception):
-    """Base of every error headscope raises on purpose."""
+    """Base class of every error headscope raises on purpose."""
 
     def __str__(self) -> str:
         # KeyError would print the repr of the message; people read these.
@@ -41,7 +41,7 @@ class MissingTokenizerError(HeadscopeError, RuntimeError):
 
 
 class CheckpointError(HeadscopeError, ValueError):
-    """A checkpoint that is missing, corrupt, hostile or of an unsupported kind."""
+    """A checkpoint that is missing, corrupt, malicious or of an unsupported kind."""
 
 
 class NotFiniteError(HeadscopeError, ArithmeticError):
@@ -49,7 +49,7 @@ class NotFiniteError(HeadscopeError, ArithmeticError):
 
 
 class StorageError(HeadscopeError, OSError):
-    """A file that could not be written: a full disk, a folder that is not ours."""
+    """A file that could not be written: a full disk, or a folder not made by headscope."""
 
 
 class MissingDependencyError(HeadscopeError, ImportError):
@@ -60,7 +60,7 @@ def unknown_name(kind: str, name: str, allowed: Iterable[str], *, hint: str = ""
     """Make an `UnknownNameError` that lists the nearest allowed names.
 
     Args:
-        kind: What the name stands for, e.g. `"hook point"`.
+        kind: Kind of thing named, e.g. `"hook point"`.
         name: The name that was not found.
         allowed: All names that exist.
         hint: One more sentence on how to fix it.

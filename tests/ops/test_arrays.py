@@ -63,7 +63,7 @@ def test_a_tensor_on_the_gpu() -> None:
     ({"a": 1}, "cannot make an array of dict"),
     (FactoredMatrix(GRID, GRID.T), "cannot make an array of FactoredMatrix"),
     ([1, None], "cannot make an array of NoneType"),
-    ([[1, 2], [3]], "these lists make no array"),
+    ([[1, 2], [3]], "these lists do not form an array"),
 ])  # fmt: skip
 def test_anything_else_is_refused(given: Any, message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):

@@ -56,7 +56,7 @@ def check(clean: Prediction, changed: Tensor, found: ChangedPredictions, toleran
 
 @pytest.fixture(params=[(7, 3, 2), (512, 128, 12)], ids=["small tiles", "default tiles"])
 def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name, value in zip(("VOCAB_TILE", "_ROWS", "_TOGETHER"), request.param, strict=True):
+    for name, value in zip(("VOCAB_TILE", "_MAX_ROWS", "_MAX_CHANGES"), request.param, strict=True):
         monkeypatch.setattr(changed_predictions, name, value)
     yield
 

@@ -118,7 +118,7 @@ def compare(problem: LensProblem, tolerance: float) -> None:
 @pytest.fixture(params=[(4, 2), (1024, 64), (23, 5)], ids=["small tiles", "default tiles", "exact tiles"])
 def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lens_entropy, "VOCAB_TILE", request.param[0])
-    monkeypatch.setattr(lens_entropy, "_ROWS", request.param[1])
+    monkeypatch.setattr(lens_entropy, "_MAX_ROWS", request.param[1])
 
 
 @pytest.mark.parametrize("kind", [
@@ -155,13 +155,13 @@ def test_on_either_side_of_the_safe_range(above: float, tiles: None, monkeypatch
         problem, heads=problem.heads * by / logits.abs().max(), mlps=problem.mlps * by / mlps.abs().max()
     )
     plainly: list[int] = []
-    original = lens_entropy._Tile._change_plainly
+    original = lens_entropy._Tile._change_one_by_one
 
     def spy(self: Any, *arguments: Any) -> Tensor:
         plainly.append(1)
         return original(self, *arguments)
 
-    monkeypatch.setattr(lens_entropy._Tile, "_change_plainly", spy)
+    monkeypatch.setattr(lens_entropy._Tile, "_change_one_by_one", spy)
     compare(problem, 1e-4)
     assert bool(plainly) == (above > 1)
 
@@ -213,7 +213,7 @@ def test_adversarial_logits(chained: bool, dtype: torch.dtype, tiles: None) -> N
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_threads_change_nothing_and_are_left_as_they_were(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lens_entropy, "_ROWS", 8)
+    monkeypatch.setattr(lens_entropy, "_MAX_ROWS", 8)
     problem = make_problem(rows=50, d_vocab=300, chained=True)
     wanted = lens_entropies(problem)
     before = torch.get_num_threads()

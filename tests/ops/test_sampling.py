@@ -167,5 +167,5 @@ def test_logits_that_are_not_finite_are_told(value: float, temperature: float) -
 
 
 def test_a_row_with_no_token_left_is_told() -> None:
-    with pytest.raises(NotFiniteError, match="minus infinity only"):
+    with pytest.raises(NotFiniteError, match="only minus infinity"):
         sample_logits(torch.full((1, 4), -torch.inf))

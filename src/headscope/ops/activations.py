@@ -19,7 +19,7 @@ def gelu_new(input: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
 
 def gelu_fast(input: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """The same curve as `gelu_new`: some configs call it so, and write sqrt(2 / pi) as a decimal number.
+    """`gelu_new` by the name some configs give it, where sqrt(2 / pi) is written as a decimal.
 
     Example:
         >>> gelu_fast(torch.tensor([1.0]))
@@ -29,7 +29,7 @@ def gelu_fast(input: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
 
 def gelu_pytorch_tanh(input: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """The same curve as `gelu_new`, by the name that Gemma's configs give it.
+    """`gelu_new` by the name used in Gemma's configs.
 
     Example:
         >>> gelu_pytorch_tanh(torch.tensor([1.0]))

@@ -12,18 +12,18 @@ __all__ = ["to_numpy"]
 
 
 def to_numpy(tensor: Any) -> np.ndarray:
-    """A NumPy array of what is given.
+    """Convert to a NumPy array.
 
     Args:
         tensor: A tensor on any device, with or without gradient; an array; a number, boolean or string; or nested
-            lists or tuples of these, with rows of one length.
+            lists or tuples of these, with rows of equal length.
 
     Returns:
         The same values. A tensor on the CPU shares its memory with the array, and an array is returned as it is.
-        Types that NumPy has not, such as bfloat16, become float32.
+        Dtypes that NumPy lacks, such as bfloat16, become float32.
 
     Raises:
-        InvalidInputError: For anything else. (For a `FactoredMatrix` give its `.AB`.)
+        InvalidInputError: For anything else. (For a `FactoredMatrix`, pass its `.AB`.)
 
     Example:
         >>> to_numpy(torch.ones(2, dtype=torch.bfloat16, requires_grad=True))
@@ -41,7 +41,7 @@ def to_numpy(tensor: Any) -> np.ndarray:
         try:
             return np.array([to_numpy(item) for item in tensor])
         except ValueError as error:
-            raise InvalidInputError(f"these lists make no array: {error}") from None
+            raise InvalidInputError(f"these lists do not form an array: {error}") from None
     raise InvalidInputError(
         f"cannot make an array of {type(tensor).__name__}; give a tensor, an array, a number, or lists of these."
     )

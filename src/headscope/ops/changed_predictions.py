@@ -1,11 +1,11 @@
-"""What changes of the final state do to the prediction: loss of the next token, and KL from the clean prediction.
+"""Next-token loss after changes to the final state, and the KL divergence from the clean prediction.
 
 For clean logits `f` and changes with logits `d`, the cross-entropy of a target under `softmax(f - d)` and
-`KL(softmax(f) || softmax(f - d)) = sum p d + log Z(f - d) - log Z(f)` are reduced over the vocabulary in tiles, many
-changes beside one clean prediction, which is made once. A change is given as the rows it leads to, or, of heads, by
-what is taken from them before `W_O`: `taken (W_O W_U)` costs d_model / d_head times less.
+`KL(softmax(f) || softmax(f - d)) = sum p d + log Z(f - d) - log Z(f)` are reduced over the vocabulary in tiles. Many
+changes share one clean prediction, which is computed once. A change is given as the final states it leads to or, for
+heads, as the part of their output removed before `W_O`: `removed (W_O W_U)` costs d_model / d_head times less.
 
-Inside a tile logits are in bits, `l / ln 2`: PyTorch's `exp2` takes a third of the time of its `exp`.
+Inside a tile, logits are in bits, `l / ln 2`: PyTorch's `exp2` takes a third of the time of its `exp`.
 """
 
 import itertools
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from headscope.errors import InvalidInputError
 from headscope.ops.head_products import HeadProducts
-from headscope.ops.parallel import RowBlocks, rows_in_a_block
+from headscope.ops.parallel import RowChunks, rows_per_chunk
 from headscope.ops.vocab import cap_logits
 
 __all__ = [
@@ -32,22 +32,22 @@ __all__ = [
 ]
 
 VOCAB_TILE = 512
-_ROWS = 128
-# Changes in one pass over a tile: `_TOGETHER * _ROWS * VOCAB_TILE` numbers stay near a core's cache.
-_TOGETHER = 12
+_MAX_ROWS = 128
+# Changes evaluated at a time: `_MAX_CHANGES * _MAX_ROWS * VOCAB_TILE` numbers stay near a core's cache.
+_MAX_CHANGES = 12
 _BITS = 1 / math.log(2)
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Final states and how they are read.
+    """Final states and their unembedding.
 
     Attributes:
-        rows: Final states, normalized; `logits = soft_cap(rows @ W_U + offset)`.
+        rows: Normalized final states; `logits = soft_cap(rows @ W_U + offset)`.
         W_U: Unembedding.
         offset: Added to all logits; minus infinity masks a token.
         targets: The token that came next.
-        soft_cap: `c` of a soft cap on all logits; 0 for none.
+        soft_cap: `c` of a soft cap `c tanh(l / c)` on all logits; 0 for none.
     """
 
     rows: Float[Tensor, "row d_model"]
@@ -59,10 +59,10 @@ class Prediction:
 
 @dataclass(frozen=True)
 class ChangedPredictions:
-    """In nats, float64.
+    """Losses and KL divergences in nats, float64.
 
     Attributes:
-        loss: Minus the log-probability of the target.
+        loss: Negative log-probability of the target.
         changed_loss: The same after each change.
         kl: `KL(clean || changed)`.
     """
@@ -72,12 +72,12 @@ class ChangedPredictions:
     kl: Float[Tensor, "change row"]
 
 
-# For a block of rows: which changes, and what these take from its logits' linear part, in bits.
-_Differences = Callable[[slice, Tensor], Iterator[tuple[slice, Tensor]]]
+# For a chunk of rows and a buffer: slices of changes, each with the logits they remove (before the cap, in bits).
+_RemovedLogits = Callable[[slice, Tensor], Iterator[tuple[slice, Tensor]]]
 
 
 class RowChanges:
-    """Changed final states, normalized as the clean ones are.
+    """Changed final states, normalized like the clean ones.
 
     Cost: `2 * d_vocab * d_model` operations and one exponential per logit for each row.
     """
@@ -85,86 +85,88 @@ class RowChanges:
     def __init__(self, clean: Float[Tensor, "row d_model"], changed: Float[Tensor, "change row d_model"]) -> None:
         self.clean, self.changed = clean, changed
         self.n_changes = len(changed)
-        self.at_once = _TOGETHER
+        self.at_once = _MAX_CHANGES
 
-    def prepare(self, W_U: Float[Tensor, "d_model tile"]) -> _Differences:
-        """What the changes take from a tile of logits."""
+    def prepare(self, W_U: Float[Tensor, "d_model tile"]) -> _RemovedLogits:
+        """Return a function that yields the logits each change removes in this tile."""
 
-        def differences(block: slice, space: Tensor) -> Iterator[tuple[slice, Tensor]]:
-            for at in range(0, self.n_changes, _TOGETHER):
-                which = slice(at, min(at + _TOGETHER, self.n_changes))
-                taken = self.clean[block] - self.changed[which, block]
-                out = _room(space, (*taken.shape[:2], W_U.shape[1]))
-                torch.mm(taken.flatten(0, 1), W_U, out=out.view(-1, W_U.shape[1]))
+        def removed_logits(chunk: slice, buffer: Tensor) -> Iterator[tuple[slice, Tensor]]:
+            for start in range(0, self.n_changes, _MAX_CHANGES):
+                which = slice(start, min(start + _MAX_CHANGES, self.n_changes))
+                removed = self.clean[chunk] - self.changed[which, chunk]
+                out = _view(buffer, (*removed.shape[:2], W_U.shape[1]))
+                torch.mm(removed.flatten(0, 1), W_U, out=out.view(-1, W_U.shape[1]))
                 yield which, out
 
-        return differences
+        return removed_logits
 
     def ordered(self, values: Float[Tensor, "change row"]) -> Float[Tensor, "change row"]:
-        """Results, which come in the order of the changes."""
+        """Return results in the order of the changes, in which they already are."""
         return values
 
 
 class HeadChanges:
-    """Something taken from each head: `logits = f - taken W_O W_U`.
+    """Heads with part of their output removed: `logits = f - removed W_O W_U`.
 
     Cost: `2 * d_vocab * d_head` operations for each value, head and row, and `2 * d_vocab * d_head * d_model` once for
     each head (for few rows, `2 * d_vocab * d_model` for each value, head and row instead).
 
     Args:
-        taken: What leaves each head's output before `W_O`, divided by the final norm's scale; for several values (such
-            as all of it, and all but its mean) at once.
-        W_O: What turns it into rows.
+        removed: The part of each head's output (before `W_O`) to remove, divided by the final norm's scale; several
+            alternatives at once, such as all of it, and all but its mean.
+        W_O: Output weights of the heads.
     """
 
     def __init__(
-        self, taken: Float[Tensor, "value head row d_head"], W_O: Float[Tensor, "head d_head d_model"]
+        self, removed: Float[Tensor, "value head row d_head"], W_O: Float[Tensor, "head d_head d_model"]
     ) -> None:
-        self.n_values, self.n_heads, self.n_rows, d_head = taken.shape
+        self.n_values, self.n_heads, self.n_rows, d_head = removed.shape
         self.n_changes = self.n_values * self.n_heads
-        by_head = taken.transpose(0, 1).reshape(1, self.n_heads, self.n_values * self.n_rows, d_head)
+        # All values of a head are rows of one product, so that `W_O W_U` is made once for them.
+        by_head = removed.transpose(0, 1).reshape(1, self.n_heads, self.n_values * self.n_rows, d_head)
         self.products = HeadProducts(by_head, W_O[None])
-        self.together = max(1, _TOGETHER // max(self.n_values, 1))
-        self.at_once = self.together * self.n_values
+        self.heads_at_once = max(1, _MAX_CHANGES // max(self.n_values, 1))
+        self.at_once = self.heads_at_once * self.n_values
 
-    def prepare(self, W_U: Float[Tensor, "d_model tile"]) -> _Differences:
-        """What the changes take from a tile of logits, head by head."""
+    def prepare(self, W_U: Float[Tensor, "d_model tile"]) -> _RemovedLogits:
+        """Return a function that yields the logits removed in this tile, head by head."""
         left = self.products.left[0].unflatten(1, (self.n_values, self.n_rows))
         right = self.products.right(W_U)[0]
         n_values = self.n_values
 
-        def differences(block: slice, space: Tensor) -> Iterator[tuple[slice, Tensor]]:
-            for at in range(0, self.n_heads, self.together):
-                heads = slice(at, min(at + self.together, self.n_heads))
-                rows = left[heads, :, block].flatten(1, 2)
-                out = _room(space, (len(rows), rows.shape[1], W_U.shape[1]))
+        def removed_logits(chunk: slice, buffer: Tensor) -> Iterator[tuple[slice, Tensor]]:
+            for start in range(0, self.n_heads, self.heads_at_once):
+                heads = slice(start, min(start + self.heads_at_once, self.n_heads))
+                rows = left[heads, :, chunk].flatten(1, 2)
+                out = _view(buffer, (len(rows), rows.shape[1], W_U.shape[1]))
                 torch.bmm(rows, right[heads], out=out)
-                yield slice(at * n_values, heads.stop * n_values), out.view(-1, rows.shape[1] // n_values, out.shape[2])
+                changes = slice(start * n_values, heads.stop * n_values)
+                yield changes, out.view(-1, rows.shape[1] // n_values, out.shape[2])
 
-        return differences
+        return removed_logits
 
     def ordered(self, values: Float[Tensor, "change row"]) -> Float[Tensor, "change row"]:
-        """Results in the order of `[value, head]`."""
+        """Return results in the order of `[value, head]`."""
         return values.view(self.n_heads, self.n_values, self.n_rows).transpose(0, 1).reshape(-1, self.n_rows)
 
 
 def compare_rows(clean: Prediction, changed: Float[Tensor, "change row d_model"]) -> ChangedPredictions:
-    """Compare predictions from changed final states, normalized as the clean ones are; see `RowChanges`.
+    """Compare predictions from changed final states, normalized like the clean ones; see `RowChanges`.
 
     Raises:
         InvalidInputError: if a target is out of range.
 
     Example:
         >>> clean = Prediction(torch.zeros(1, 1), torch.tensor([[0.0, 100.0]]), torch.zeros(2), torch.tensor([0]))
-        >>> found = compare_rows(clean, torch.ones(1, 1, 1))
-        >>> found.loss, found.changed_loss.round()
+        >>> losses = compare_rows(clean, torch.ones(1, 1, 1))
+        >>> losses.loss, losses.changed_loss.round()
         (tensor([0.6931], dtype=torch.float64), tensor([[100.]], dtype=torch.float64))
     """
     return compare(clean, RowChanges(clean.rows, changed))[0]
 
 
 def compare(clean: Prediction, *changes: RowChanges | HeadChanges) -> tuple[ChangedPredictions, ...]:
-    """Compare one clean prediction, which is made once, with several kinds of changes of it.
+    """Compare one clean prediction, which is computed once, with several sets of changes to it.
 
     Raises:
         InvalidInputError: if a target is out of range.
@@ -173,55 +175,55 @@ def compare(clean: Prediction, *changes: RowChanges | HeadChanges) -> tuple[Chan
     targets = clean.targets
     if targets.numel() and not bool(((targets >= 0) & (targets < d_vocab)).all()):
         raise InvalidInputError(f"targets must be between 0 and d_vocab - 1 = {d_vocab - 1}.")
-    running = _Running(clean, sum(each.n_changes for each in changes))
-    starts = list(itertools.accumulate((each.n_changes for each in changes), initial=0))
-    # The softmax does not see the mean over tokens; without it the logits span less.
+    running = _RunningSums(clean, sum(change.n_changes for change in changes))
+    starts = list(itertools.accumulate((change.n_changes for change in changes), initial=0))
+    # The softmax ignores a constant added to all logits; with the mean over tokens removed they span less.
     mean = 0.0 if clean.soft_cap else clean.W_U.mean(-1, keepdim=True)
-    rows = rows_in_a_block(n_rows, _ROWS)
-    size = max(each.at_once for each in changes) * rows * min(VOCAB_TILE, d_vocab)
+    chunk_rows = rows_per_chunk(n_rows, _MAX_ROWS)
+    buffer_size = max(change.at_once for change in changes) * chunk_rows * min(VOCAB_TILE, d_vocab)
 
-    def make_space() -> Tensor:
-        return clean.rows.new_empty(size)
+    def make_buffer() -> Tensor:
+        return clean.rows.new_empty(buffer_size)
 
-    with RowBlocks(n_rows, rows, make_space, clean.rows.device) as blocks:
+    with RowChunks(n_rows, chunk_rows, make_buffer, clean.rows.device) as chunks:
         for start in range(0, d_vocab, VOCAB_TILE):
             tile = slice(start, min(start + VOCAB_TILE, d_vocab))
             W_U = (clean.W_U[:, tile] - mean).mul_(_BITS)
-            prepared = [each.prepare(W_U) for each in changes]
+            prepared = [change.prepare(W_U) for change in changes]
 
             def reduce(
-                block: slice,
-                space: Tensor,
+                chunk: slice,
+                buffer: Tensor,
                 tile: slice = tile,
                 W_U: Tensor = W_U,
-                prepared: list[_Differences] = prepared,
+                prepared: list[_RemovedLogits] = prepared,
             ) -> None:
-                linear = (clean.rows[block] @ W_U).add_(clean.offset[tile], alpha=_BITS)
-                taken = (
-                    (slice(first + which.start, first + which.stop), difference)
-                    for first, differences in zip(starts, prepared, strict=False)
-                    for which, difference in differences(block, space)
+                linear = (clean.rows[chunk] @ W_U).add_(clean.offset[tile], alpha=_BITS)
+                removed = (
+                    (slice(first + which.start, first + which.stop), logits)
+                    for first, removed_logits in zip(starts, prepared, strict=False)
+                    for which, logits in removed_logits(chunk, buffer)
                 )
-                running.add(linear, taken, block, tile)
+                running.add(linear, removed, chunk, tile)
 
-            blocks.run(reduce)
-    found = running.result()
+            chunks.run(reduce)
+    everything = running.result()
     return tuple(
         ChangedPredictions(
-            found.loss,
-            each.ordered(found.changed_loss[first : first + each.n_changes]),
-            each.ordered(found.kl[first : first + each.n_changes]),
+            everything.loss,
+            change.ordered(everything.changed_loss[first : first + change.n_changes]),
+            change.ordered(everything.kl[first : first + change.n_changes]),
         )
-        for first, each in zip(starts, changes, strict=False)
+        for first, change in zip(starts, changes, strict=False)
     )
 
 
-def _room(space: Tensor, shape: tuple[int, ...]) -> Tensor:
-    return space[: math.prod(shape)].view(shape)
+def _view(buffer: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return buffer[: math.prod(shape)].view(shape)
 
 
-class _Running:
-    """What is known of each prediction from the tiles so far, in bits; threads hold rows of their own."""
+class _RunningSums:
+    """Sums over the tiles so far, for every prediction, in bits. Threads write to disjoint rows: no lock is needed."""
 
     def __init__(self, clean: Prediction, n_changes: int) -> None:
         self.soft_cap = clean.soft_cap * _BITS
@@ -235,36 +237,37 @@ class _Running:
         self.gap = torch.zeros_like(self.shift[1:])
 
     def add(
-        self, linear: Float[Tensor, "row tile"], changes: Iterator[tuple[slice, Tensor]], block: slice, tile: slice
+        self, linear: Float[Tensor, "row tile"], changes: Iterator[tuple[slice, Tensor]], chunk: slice, tile: slice
     ) -> None:
-        """Merge a tile: the clean logits before their cap, and what changes take from them, which is used up."""
-        targets = self.targets[block] - tile.start
-        here = ((targets >= 0) & (targets < tile.stop - tile.start)).nonzero()[:, 0]
-        own = targets[here]
+        """Merge a tile, from the clean logits before the cap and the removed ones, whose memory is overwritten."""
+        targets = self.targets[chunk] - tile.start
+        rows = ((targets >= 0) & (targets < tile.stop - tile.start)).nonzero()[:, 0]  # whose target is in this tile
+        targets_here = targets[rows]
         logits = cap_logits(linear, self.soft_cap)
-        self.target[0, here + block.start] = logits[here, own].double()
+        self.target[0, rows + chunk.start] = logits[rows, targets_here].double()
         shift = logits.amax(-1).clamp_(min=torch.finfo(logits.dtype).min / 2)
         weights = torch.exp2(logits - shift[:, None])
-        before, now = self._merge(slice(0, 1), block, shift[None], weights.sum(-1)[None])
-        for which, taken in changes:
+        before, now = self._merge(slice(0, 1), chunk, shift[None], weights.sum(-1)[None])
+        for which, removed in changes:
             if self.soft_cap:
-                changed = cap_logits(linear - taken, self.soft_cap)
-                taken = logits - changed
-            # A masked token has no weight, and what is taken from it is finite.
-            gap = torch.bmm(weights[:, None], taken.permute(1, 2, 0))[:, 0].T
-            self.gap[which, block] = self.gap[which, block] * before + gap * now
-            changed = torch.sub(logits, taken, out=taken)
+                changed = cap_logits(linear - removed, self.soft_cap)
+                removed = logits - changed
+            # KL needs sum p d, with the clean weights once for all changes: one product, where `(p * d).sum()` would
+            # pass over memory twice. A masked token has weight 0 and a finite d, so 0 * inf cannot arise.
+            gap = torch.bmm(weights[:, None], removed.permute(1, 2, 0))[:, 0].T
+            self.gap[which, chunk] = self.gap[which, chunk] * before + gap * now
+            changed = torch.sub(logits, removed, out=removed)
             after = slice(1 + which.start, 1 + which.stop)
-            self.target[after, here + block.start] = changed[:, here, own].double()
+            self.target[after, rows + chunk.start] = changed[:, rows, targets_here].double()
             highest = changed.amax(-1).clamp_(min=torch.finfo(logits.dtype).min / 2)
-            self._merge(after, block, highest, changed.sub_(highest[..., None]).exp2_().sum(-1))
+            self._merge(after, chunk, highest, changed.sub_(highest[..., None]).exp2_().sum(-1))
 
-    def _merge(self, which: slice, block: slice, shift: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Merge shift and Z; what sums so far, and those of this tile, are to be multiplied with."""
-        new = torch.maximum(self.shift[which, block], shift.double())
-        before, now = (self.shift[which, block] - new).exp2_(), (shift - new).exp2_()
-        self.z[which, block] = self.z[which, block] * before + z * now
-        self.shift[which, block] = new
+    def _merge(self, which: slice, chunk: slice, shift: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Merge shift and Z of a tile; return the factors that bring old sums and this tile's to the new shift."""
+        new = torch.maximum(self.shift[which, chunk], shift.double())
+        before, now = (self.shift[which, chunk] - new).exp2_(), (shift - new).exp2_()
+        self.z[which, chunk] = self.z[which, chunk] * before + z * now
+        self.shift[which, chunk] = new
         return before, now
 
     def result(self) -> ChangedPredictions:

@@ -1,4 +1,4 @@
-"""Composition scores: how much of what one matrix writes another one reads, from their thin factors."""
+"""Composition scores: how much of one matrix's output another one reads, from their thin factors."""
 
 import math
 
@@ -17,11 +17,11 @@ _TILE = 2**22  # entries of the small products held at a time
 def composition_scores(
     left: FactoredMatrix, right: FactoredMatrix, broadcast_dims: bool = True
 ) -> Float[Tensor, "*leads"]:
-    """`|left @ right| / (|left| |right|)` in Frobenius norms, for each pair of matrices of two stacks.
+    """Return `|left @ right| / (|left| |right|)` in Frobenius norms, for each pair of matrices of two stacks.
 
     As defined in "A Mathematical Framework for Transformer Circuits" (Elhage et al. 2021); for random matrices it is
-    near `1 / sqrt(d_model)`. With `left` the OV circuits of some heads and `right` the QK circuits or OV circuits of
-    others (rows times weights, so what is read first stands left), it is their Q-, K- or V-composition.
+    near `1 / sqrt(d_model)`. With `left` the OV circuits of some heads and `right` the QK or OV circuits of later
+    ones, this is their Q-, K- or V-composition (activations are row vectors, so the earlier head is on the left).
 
     Args:
         left: `[*left_lead, rows, d_model]`, the matrices that write.
@@ -35,7 +35,7 @@ def composition_scores(
     Raises:
         InvalidInputError: If `left.rdim` is not `right.ldim`, or leading axes that are paired up do not broadcast.
 
-    The norms are those of `[left.mdim, right.mdim]` products: nothing of size d_model by d_model is made. Cost:
+    The norms are those of `[left.mdim, right.mdim]` products: no d_model by d_model matrix is made. Cost:
     `2 * left.mdim * d_model * right.mdim` operations per pair.
 
     Example:
@@ -48,6 +48,7 @@ def composition_scores(
         raise InvalidInputError(
             f"left.rdim must equal right.ldim; got left {list(left.shape)} and right {list(right.shape)}."
         )
+    # A rotation of one side changes no Frobenius norm, so thin triangular factors stand in for the whole matrices.
     written, read = left.turned_l(), right.turned_r()
     written_norm, read_norm = torch.linalg.matrix_norm(written), torch.linalg.matrix_norm(read)
     if broadcast_dims:
@@ -67,7 +68,7 @@ def composition_scores(
 def _product_norms(
     left: Float[Tensor, "n_left rank_l d_model"], right: Float[Tensor, "*lead d_model rank_r"]
 ) -> Float[Tensor, "n_left n_right"]:
-    """Frobenius norm of each product of one of `left` and one of `right`: one matrix product for many pairs."""
+    """Frobenius norm of every product of a `left` and a `right` matrix, many pairs to one matrix product."""
     n_right = math.prod(right.shape[:-2])
     rank_l, rank_r = left.shape[-2], right.shape[-1]
     columns = right.movedim(-2, 0).reshape(right.shape[-2], -1)

@@ -1,4 +1,4 @@
-"""`FactoredMatrix`: a product `A @ B` of low rank that is never multiplied out unless asked.
+"""`FactoredMatrix`: a low-rank product `A @ B`, multiplied out only on request.
 
 A head's OV circuit `W_V @ W_O` is [d_model, d_model] of rank d_head: its SVD, eigenvalues and norm come from the
 thin factors, at d_head^2 * d_model operations instead of d_model^3.
@@ -24,15 +24,16 @@ _SVD = tuple[Tensor, Tensor, Tensor]
 class FactoredMatrix:
     """The matrix `A @ B`, kept as its factors.
 
-    Products with matrices on either side (`@`), with a number (`*`) and indices (`[...]`) give a `FactoredMatrix`
-    again; products with a vector give a vector. Everything is differentiable.
+    Products with a matrix on either side (`@`) or a number (`*`), and indexing (`[...]`), give another
+    `FactoredMatrix`; products with a vector give a vector. Everything is differentiable.
 
     Args:
         A: Left factor, `[..., ldim, mdim]`.
         B: Right factor, `[..., mdim, rdim]`; leading axes broadcast against those of `A`.
 
     Raises:
-        InvalidInputError: If a factor is no matrix, the inner dimensions differ, or the leading axes do not broadcast.
+        InvalidInputError: If a factor has fewer than two axes, inner dimensions differ, or leading axes do not
+            broadcast.
 
     Example:
         >>> product = FactoredMatrix(torch.ones(5, 2), torch.ones(2, 7))
@@ -42,7 +43,7 @@ class FactoredMatrix:
         [14.0, 14.0, 14.0, 14.0, 14.0]
     """
 
-    # NumPy then leaves `numpy_number * product` to `__rmul__`.
+    # Makes NumPy leave `numpy_number * product` to `__rmul__`, where it would else multiply elementwise.
     __array_ufunc__ = None
 
     def __init__(self, A: Float[Tensor, "*leadA ldim mdim"], B: Float[Tensor, "*leadB mdim2 rdim"]) -> None:
@@ -61,7 +62,7 @@ class FactoredMatrix:
         self.B = B.expand(*lead, *B.shape[-2:])
         self._svd: tuple[tuple[int, ...], _SVD] | None = None
 
-    # What it looks like
+    # Shape
 
     @property
     def ldim(self) -> int:
@@ -80,7 +81,7 @@ class FactoredMatrix:
 
     @property
     def has_leading_dims(self) -> bool:
-        """Whether this is a stack of matrices."""
+        """True for a stack of matrices."""
         return self.A.ndim > 2
 
     @property
@@ -105,12 +106,12 @@ class FactoredMatrix:
 
     @property
     def AB(self) -> Float[Tensor, "... ldim rdim"]:
-        """The product itself."""
+        """The product, multiplied out."""
         return self.A @ self.B
 
     @property
     def BA(self) -> Float[Tensor, "... mdim mdim"]:
-        """The product the other way round; it has the same non-zero eigenvalues. Needs `ldim == rdim`."""
+        """The factors multiplied in reverse order: the same non-zero eigenvalues. Needs `ldim == rdim`."""
         if self.ldim != self.rdim:
             raise InvalidInputError(f"BA and eigenvalues are for square products; this one is {list(self.shape)}.")
         return self.B @ self.A
@@ -128,6 +129,7 @@ class FactoredMatrix:
         _check_inner(self.shape, other.shape, self.rdim, other.shape[-2:][:1])
         if other.ndim == 1:
             return (self.A @ (self.B @ other)[..., None])[..., 0]
+        # Keep the smaller inner dimension: a factor that is wider than `mdim` stays factored.
         if self.rdim > self.mdim:
             return FactoredMatrix(self.A, self.B @ other)
         return FactoredMatrix(self.AB, other)
@@ -164,35 +166,36 @@ class FactoredMatrix:
 
         `rank` is the smallest of `ldim`, `mdim` and `rdim`. Factors in half precision give float32.
 
-        Two thin QR factorisations leave an SVD of at most `[mdim, mdim]`. What was found is kept for the next call
-        while neither the factors nor the result are written to, unless gradients are tracked: then each call makes a
+        Two thin QR factorizations leave an SVD of at most `[mdim, mdim]`. The result is cached until a factor or the
+        result itself is written to in place. Nothing is cached while gradients are tracked: each call then makes a
         graph of its own.
         """
         tracked = torch.is_grad_enabled() and (self.A.requires_grad or self.B.requires_grad)
-        # Inference tensors do not count the writes to them.
+        # Inference tensors have no version counter, so a stale cache could not be noticed.
         if tracked or torch.is_inference_mode_enabled() or self.A.is_inference() or self.B.is_inference():
             return self._decompose()
-        if self._svd is None or self._svd[0] != _writes(self.A, self.B, *self._svd[1]):
-            found = self._decompose()
-            self._svd = _writes(self.A, self.B, *found), found
+        if self._svd is None or self._svd[0] != _versions(self.A, self.B, *self._svd[1]):
+            factors = self._decompose()
+            self._svd = _versions(self.A, self.B, *factors), factors
         return self._svd[1]
 
     def _decompose(self) -> _SVD:
+        # AB = (Q_A R_A)(Q_B R_B)^T: the SVD of the small R_A R_B^T, with its singular vectors rotated by the Qs.
         left, left_small = torch.linalg.qr(at_least_float32(self.A))
         right, right_small = torch.linalg.qr(at_least_float32(self.B).transpose(-2, -1))
         u, s, vh = torch.linalg.svd(left_small @ right_small.transpose(-2, -1), full_matrices=False)
         return left @ u, s, right @ vh.transpose(-2, -1)
 
     def turned_l(self) -> Float[Tensor, "... rank rdim"]:
-        """`Q.T @ AB` for a `Q` with orthonormal columns that span those of `A`.
+        """Return `Q.T @ AB` for a `Q` with orthonormal columns that span those of `A`.
 
-        Like `collapse_l` it has the norm of the product, and still has it after a product on the right, but it
-        takes one QR instead of two and an SVD.
+        Like `collapse_l` it has the norm of the product, also after a further product on the right, but it takes one
+        QR instead of two and an SVD.
         """
         return triangular_factor(self.A) @ at_least_float32(self.B)
 
     def turned_r(self) -> Float[Tensor, "... ldim rank"]:
-        """`AB @ P` for a `P` with orthonormal columns that span the rows of `B`: see `turned_l`."""
+        """Return `AB @ P` for a `P` with orthonormal columns that span the rows of `B`: see `turned_l`."""
         return self.T.turned_l().transpose(-2, -1)
 
     @property
@@ -212,12 +215,12 @@ class FactoredMatrix:
 
     @property
     def Vh(self) -> Float[Tensor, "... rdim rank"]:
-        """The same as `V`: the field's older name for it, although it is not transposed."""
+        """Another name of `V`, as TransformerLens has it, although it is not transposed."""
         return self.svd()[2]
 
     @property
     def eigenvalues(self) -> Complex[Tensor, "... mdim"]:
-        """Eigenvalues, `mdim` of them: the others are zero. Factors in half precision give complex64."""
+        """The `mdim` eigenvalues that can differ from zero. Factors in half precision give complex64."""
         return torch.linalg.eigvals(at_least_float32(self.BA))
 
     def norm(self) -> Float[Tensor, "..."]:
@@ -225,25 +228,25 @@ class FactoredMatrix:
         return torch.linalg.matrix_norm(self.turned_l())
 
     def make_even(self) -> "FactoredMatrix":
-        """The same product with orthogonal factors of equal norms, `U sqrt(S)` and `sqrt(S) V.T`."""
+        """Rewrite the product with orthogonal factors of equal norm, `U sqrt(S)` and `sqrt(S) V.T`."""
         u, s, v = self.svd()
         root = s.sqrt()
         return FactoredMatrix(u * root[..., None, :], root[..., :, None] * v.transpose(-2, -1))
 
     def collapse_l(self) -> Float[Tensor, "... rank rdim"]:
-        """`diag(S) V.T`: the product up to a rotation on the left."""
+        """Return `diag(S) V.T`: the product up to a rotation on the left."""
         _, s, v = self.svd()
         return s[..., :, None] * v.transpose(-2, -1)
 
     def collapse_r(self) -> Float[Tensor, "... ldim rank"]:
-        """`U diag(S)`: the product up to a rotation on the right."""
+        """Return `U diag(S)`: the product up to a rotation on the right."""
         u, s, _ = self.svd()
         return u * s[..., None, :]
 
-    # Parts and axes
+    # Indexing and axes
 
     def unsqueeze(self, k: int) -> "FactoredMatrix":
-        """A new leading axis at `k`, which may count from the end of the result's axes."""
+        """Add a leading axis at `k`, which may count from the end of the result's axes."""
         at = k + self.ndim + 1 if k < 0 else k
         if not 0 <= at <= self.ndim - 2:
             raise InvalidInputError(
@@ -253,14 +256,14 @@ class FactoredMatrix:
         return FactoredMatrix(self.A.unsqueeze(at), self.B.unsqueeze(at))
 
     def get_corner(self, k: int = 3) -> Tensor:
-        """The first `k` entries of the product along every axis."""
+        """Return the first `k` entries of the product along every axis."""
         return self[tuple(slice(k) for _ in range(self.ndim))].AB
 
     def __getitem__(self, index: Any) -> "FactoredMatrix":
         """Index leading axes as in a tensor, then rows (of `A`), then columns (of `B`).
 
-        An integer row or column stays as an axis of size 1, so that the result is a product of matrices again. Lists
-        of rows and of columns are each taken on their own: `product[[0, 2], [1, 3]]` is 2 by 2.
+        An integer row or column stays as an axis of size 1, so that the result is again a product of matrices. Lists
+        of rows and of columns select independently: `product[[0, 2], [1, 3]]` is 2 by 2.
         """
         key = index if isinstance(index, tuple) else (index,)
         lead, rows, columns = self._split_index(tuple(map(_as_tensor, key)))
@@ -271,7 +274,7 @@ class FactoredMatrix:
         return (self[i] for i in range(self.shape[0]))
 
     def _split_index(self, key: tuple[Any, ...]) -> tuple[tuple[Any, ...], Any, Any]:
-        """The parts of an index that are for the leading axes, the rows and the columns."""
+        """Split an index into those of the leading axes, the rows and the columns."""
         used = sum(_n_axes(k) for k in key)
         if used > self.ndim or sum(k is Ellipsis for k in key) > 1:
             raise InvalidInputError(f"{len(key)} indices for a FactoredMatrix of {self.ndim} axes: {list(self.shape)}.")
@@ -284,7 +287,7 @@ class FactoredMatrix:
         matrix = key[n_lead:]
         if len(matrix) != 2 or any(k is None for k in matrix):
             raise InvalidInputError(
-                "rows and columns take one index each, and no new axis stands between or after them; "
+                "rows and columns take one index each, and no new axis may stand between or after them; "
                 f"got {key} for the axes {list(self.shape)}."
             )
         return key[:n_lead], *matrix
@@ -297,14 +300,14 @@ def _as_tensor(index: Any) -> Any:
 
 
 def _n_axes(index: Any) -> int:
-    """How many axes an index is for."""
+    """Number of axes that an index consumes."""
     if index is None or index is Ellipsis:
         return 0
     return index.ndim if isinstance(index, Tensor) and index.dtype == torch.bool else 1
 
 
 def _keep_axis(index: Any, size: int) -> Any:
-    """An integer as a slice of size 1."""
+    """Turn an integer index into a slice of size 1."""
     if isinstance(index, slice) or (isinstance(index, Tensor) and index.ndim == 1):
         return index
     at = operator.index(index)
@@ -314,12 +317,12 @@ def _keep_axis(index: Any, size: int) -> Any:
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """Half precision as float32: there are no QR, SVD or eigenvalues in less."""
+    """Cast half precision to float32: PyTorch has no QR, SVD or eigenvalues in less."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def triangular_factor(matrix: Float[Tensor, "*lead rows columns"]) -> Float[Tensor, "*lead rank columns"]:
-    """`R` of a thin QR factorisation: `|R x| = |matrix x|` for every `x`.
+    """Return `R` of a thin QR factorization: `|R x| = |matrix x|` for every `x`.
 
     Example:
         >>> triangular_factor(torch.tensor([[3.0], [4.0]])).abs()
@@ -331,8 +334,8 @@ def triangular_factor(matrix: Float[Tensor, "*lead rows columns"]) -> Float[Tens
     return torch.linalg.qr(matrix, mode="reduced" if tracked else "r").R
 
 
-def _writes(*tensors: Tensor) -> tuple[int, ...]:
-    """How often each was written to in place."""
+def _versions(*tensors: Tensor) -> tuple[int, ...]:
+    """PyTorch's counts of in-place writes."""
     return tuple(tensor._version for tensor in tensors)
 
 

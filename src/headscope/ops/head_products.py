@@ -1,6 +1,6 @@
-"""What heads add to the logits, a tile of the vocabulary at a time.
+"""The heads' contributions to the logits, one vocabulary tile at a time.
 
-A head's logits have rank d_head: through `z (W_O W_U)` they take d_model / d_head times fewer operations than through
+A head's logits have rank d_head: as `z (W_O W_U)` they take d_model / d_head times fewer operations than as
 `(z W_O) W_U`, once `W_O W_U` of the tile is made, which costs as much as d_head rows through d_model.
 """
 
@@ -12,12 +12,12 @@ __all__ = ["HeadProducts"]
 
 
 class HeadProducts:
-    """The two factors of the heads' logits, in the order that is cheaper for so many rows.
+    """The two factors of the heads' logits, grouped in the order that is cheaper for this number of rows.
 
     Args:
         heads: Head outputs before `W_O`.
-        W_O: What turns them into rows.
-        kind: The type to multiply in; that of the heads by default.
+        W_O: Output weights of the heads.
+        dtype: Dtype of the products; that of the heads by default.
 
     Attributes:
         left: The rows' factor, `[layer, head, row, inner]`.
@@ -27,18 +27,20 @@ class HeadProducts:
         self,
         heads: Float[Tensor, "layer head row d_head"],
         W_O: Float[Tensor, "layer head d_head d_model"],
-        kind: torch.dtype | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        self.kind = heads.dtype if kind is None else kind
+        self.dtype = heads.dtype if dtype is None else dtype
         n_rows, d_head = heads.shape[2:]
         d_model = W_O.shape[-1]
+        # Per token of the vocabulary: (z W_O) W_U takes n_rows * d_model multiplications, z (W_O W_U) takes
+        # d_head * d_model for the product of weights and n_rows * d_head for the rows. Few rows do not repay it.
         through_d_model = n_rows * d_model < d_head * (d_model + n_rows)
-        self.left = (torch.matmul(heads, W_O) if through_d_model else heads).to(self.kind)
-        self._W_O = None if through_d_model else W_O.to(self.kind)
+        self.left = (torch.matmul(heads, W_O) if through_d_model else heads).to(self.dtype)
+        self._W_O = None if through_d_model else W_O.to(self.dtype)
 
     def right(self, W_U: Float[Tensor, "d_model tile"]) -> Float[Tensor, "layer head inner tile"]:
-        """The factor of one tile of the vocabulary; the logits are `left @ right`, head by head."""
-        W_U = W_U.to(self.kind)
+        """Return the factor of one vocabulary tile; the logits are `left @ right`, head by head."""
+        W_U = W_U.to(self.dtype)
         if self._W_O is None:
             return W_U.expand(*self.left.shape[:2], -1, -1)
         return torch.matmul(self._W_O, W_U)

@@ -1,4 +1,4 @@
-"""`Slice`: one way to say which entries of an axis are wanted, whatever the caller wrote."""
+"""`Slice`: a selection along one axis, however the caller writes it."""
 
 import operator
 from typing import Any, Literal
@@ -55,7 +55,7 @@ class Slice:
 
     @classmethod
     def unwrap(cls, slice_input: "SliceInput | Slice") -> "Slice":
-        """A `Slice` of anything that can be one, where a lone integer keeps its axis.
+        """Make a `Slice` in which a lone integer keeps its axis.
 
         Example:
             >>> Slice.unwrap(2).apply(torch.arange(5))
@@ -67,7 +67,7 @@ class Slice:
         return cls([made.slice]) if isinstance(made.slice, int) else made
 
     def apply(self, tensor: Tensor, dim: int = 0) -> Tensor:
-        """The selected entries of `tensor` along `dim`.
+        """Return the selected entries of `tensor` along `dim`.
 
         Raises:
             InvalidInputError: If an entry does not exist, or `tensor` has no axis `dim`.
@@ -83,10 +83,10 @@ class Slice:
             raise self._out_of_range(tensor.shape[dim]) from None
 
     def indices(self, max_ctx: int | None = None) -> np.ndarray:
-        """The selected positions of an axis of size `max_ctx`, as a 1-D int64 array.
+        """Return the selected positions of an axis of size `max_ctx`, as a 1-D int64 array.
 
         Raises:
-            InvalidInputError: If `max_ctx` is needed (for all but a single integer) and not given, or too small.
+            InvalidInputError: If `max_ctx` is missing (only a single integer can do without) or too small.
         """
         if max_ctx is None:
             if self.mode != "int":
@@ -119,7 +119,7 @@ def _checked_array(given: "list[Any] | Tensor | np.ndarray") -> np.ndarray:
     array = given.detach().cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
     if array.ndim != 1 or (array.dtype.kind not in "iub" and array.size > 0):
         raise _not_a_slice(given)
-    # PyTorch would take unsigned bytes for a mask.
+    # PyTorch would read unsigned bytes as a mask.
     return array if array.dtype == np.bool_ else array.astype(np.int64)
 
 

@@ -1,22 +1,22 @@
-"""Entropy of many perturbed predictions at once: each component added to a state, and taken from the final one.
+"""Entropy of many perturbed predictions at once: each component added to a state, and removed from the final one.
 
 For every state `r` with logits `a`, the final logits `f`, and every component with logits `d`, the entropies of
-`softmax(a)`, `softmax(a + d)` and `softmax(f - d)` are reduced over the vocabulary tile by tile. What makes it quick:
+`softmax(a)`, `softmax(a + d)` and `softmax(f - d)` are reduced over the vocabulary tile by tile. It is fast because:
 
 - a head's logits have rank d_head: `z (W_O W_U)`, with `W_O W_U` of a vocabulary tile made once for all rows;
-- in a plain residual stream only the states before each layer need a product with `W_U`: those between attention and
-  MLP are these plus the heads' logits, and an MLP's logits are a difference of two states (`Chain`);
+- in a plain residual stream only the states before each layer need a product with `W_U`: the logits between attention
+  and MLP are these plus the heads' logits, and an MLP's logits are a difference of two states' (`Chain`);
 - `exp(a)` and `exp(f)` are made once per state, and `exp(d)` and its reciprocal then serve both sums,
-  `Z = sum exp(a) exp(d)` and `sum exp(f) / exp(d)`, with S = sum l exp(l) from the same factors, and the sums along the
+  `Z = sum exp(a) exp(d)` and `sum exp(f) / exp(d)`, with S = sum l exp(l) from the same factors; the sums over the
   vocabulary are batched products;
-- inside a tile logits are in bits, `l / ln 2`: PyTorch's `exp2` takes a third of the time of its `exp`;
-- a tile of rows by a tile of the vocabulary stays in a core's cache, in buffers that are used again, and each thread
+- inside a tile, logits are in bits, `l / ln 2`: PyTorch's `exp2` takes a third of the time of its `exp`;
+- a tile of rows by a tile of the vocabulary stays in a core's cache, in buffers that are reused, and each thread
   takes tiles of its own.
 
 That product form is used where every `|d|` in the tile is at most `SAFE_RANGE` nats: then a term lost to underflow,
 `2^(l - max l) < 2^-126`, is at most `2^(-126 + 43)` beside a sum of at least `2^-43`, so all d_vocab of them together
-change nothing in float32. Elsewhere, under a soft cap, and when each state has a scale of its own, the logits are
-formed and reduced one component at a time.
+change nothing in float32. Elsewhere, under a soft cap, and when each state has a scale of its own, logits are formed
+and reduced one component at a time.
 """
 
 import math
@@ -28,19 +28,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headscope.ops.head_products import HeadProducts
-from headscope.ops.parallel import RowBlocks, rows_in_a_block
+from headscope.ops.parallel import RowChunks, rows_per_chunk
 from headscope.ops.vocab import RunningMoments, cap_logits, tile_moments
 
 __all__ = ["SAFE_RANGE", "Chain", "Gains", "LensEntropies", "LensProblem", "lens_entropies"]
 
 SAFE_RANGE = 30.0
-# Logits beyond this are not added up or subtracted: in float32 the rounding of 300 is 2e-5.
+# Larger logits are not chained (added and subtracted), so that errors stay small: float32 rounds 300 by 2e-5.
 _CHAIN_RANGE = 300.0
 _BITS = 1 / math.log(2)
-# A tile's arrays, `heads * rows * VOCAB_TILE` numbers each, are to stay near a core's cache, and yet be large beside
-# what it costs to call an operation.
+# A tile's arrays, `heads * rows * VOCAB_TILE` numbers each, should stay near a core's cache, yet be large enough to
+# dwarf the overhead of an operator call.
 VOCAB_TILE = 512
-_ROWS = 128
+_MAX_ROWS = 128
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Gains:
     Attributes:
         states: For each state.
         plus: For each component added to its state.
-        minus: For each component taken from the final state.
+        minus: For each component removed from the final state.
     """
 
     states: Float[Tensor, "state row"]
@@ -60,15 +60,15 @@ class Gains:
 
 @dataclass(frozen=True)
 class Chain:
-    """That each layer adds to the stream its heads, its MLP, and besides them only multiples of one vector each.
+    """Residual stream in which each layer adds its heads, its MLP and a fixed vector for each, and nothing else.
 
-    The state that enters the MLP is the state before the layer + all its heads + `by * attn_rest`; the state before
-    the next layer is that + the MLP + `by * mlp_rest`. (For parallel blocks only the whole sum is a state.)
+    The MLP reads the state before the layer + all its heads + `by * attn_rest`; the state before the next layer is
+    that + the MLP + `by * mlp_rest`. (In parallel blocks only the whole sum is a state.)
 
     Attributes:
-        attn_rest: Output bias, and the means of the heads where these are measured against them.
-        mlp_rest: The mean of the MLP where it is measured against it.
-        by: What the rests are multiplied with: one over the frozen scale.
+        attn_rest: Output bias, plus the heads' means where heads are measured as deviations from them.
+        mlp_rest: Mean of the MLP where it is measured as a deviation from it.
+        by: Factor on both: one over the frozen scale.
     """
 
     attn_rest: Float[Tensor, "layer d_model"]
@@ -78,21 +78,21 @@ class Chain:
 
 @dataclass(frozen=True)
 class LensProblem:
-    """Rows and weights of one block of positions.
+    """States, components and weights for one batch of positions (rows).
 
     Attributes:
-        states: States on their way, the final one last; `logits = gain * (states @ W_U) + offset`.
-        head_base: The state that each layer's heads add to.
-        mlp_base: The state that each layer's MLP adds to; empty without MLPs.
+        states: Intermediate states, the final one last; `logits = gain * (states @ W_U) + offset`.
+        head_base: Index of the state that each layer's heads add to.
+        mlp_base: Index of the state that each layer's MLP adds to; empty without MLPs.
         heads: Head outputs before `W_O`.
-        W_O: What turns them into rows.
-        mlps: MLP outputs as rows, if there are MLPs.
+        W_O: Output weights of the heads.
+        mlps: MLP outputs, if there are MLPs.
         W_U: Unembedding.
         offset: Added to the logits of every state but the final one, and of states with a component added.
         final_offset: Added to the final logits, with and without a component.
         soft_cap: `c` of a soft cap on all logits; 0 for none.
-        gains: `None` when rows carry their (frozen) scale already.
-        chain: How the states follow from one another, where they do; `None` makes each one's logits by itself.
+        gains: `None` when the rows are already divided by their (frozen) scale.
+        chain: How each state follows from the one before, if it does; `None` computes every state's logits by itself.
     """
 
     states: Float[Tensor, "state row d_model"]
@@ -110,7 +110,7 @@ class LensProblem:
 
     @property
     def n_components(self) -> int:
-        """Heads of a layer, and its MLP."""
+        """Number of components in a layer: its heads, and its MLP."""
         return self.heads.shape[1] + (self.mlps is not None)
 
 
@@ -120,8 +120,8 @@ class LensEntropies:
 
     Attributes:
         states: Of each state.
-        plus: Of each component's state with it added.
-        minus: Of the final state with the component taken away.
+        plus: Of the state each component adds to, with it added.
+        minus: Of the final state, with the component removed.
     """
 
     states: Float[Tensor, "state row"]
@@ -139,8 +139,8 @@ def lens_entropies(problem: LensProblem, *, precision: Literal["float32", "bfloa
 
     Args:
         problem: What to measure.
-        precision: `"bfloat16"` makes the heads' products in bfloat16. Their logits are then rounded to 8 bits, one of 4
-            by up to 0.008: entropies of single rows are off by about a hundredth of a nat, means over rows by less.
+        precision: `"bfloat16"` computes the heads' products in bfloat16. Their logits are then rounded to 8 bits, one
+            of 4 by up to 0.008: entropies of single rows are off by about a hundredth of a nat, means by less.
     """
     n_states, rows = problem.states.shape[:2]
     layers = problem.heads.shape[0]
@@ -148,29 +148,30 @@ def lens_entropies(problem: LensProblem, *, precision: Literal["float32", "bfloa
     states = RunningMoments((n_states, rows), device)
     # [plus or minus, layer, component, row]
     changed = RunningMoments((2, layers, problem.n_components, rows), device)
-    # The softmax does not see the mean over tokens; without it the components' logits span less.
+    # The softmax ignores a constant added to all logits; with the mean over tokens removed, the components' logits span
+    # less, and more tiles can take the fast form.
     mean = problem.W_U.mean(-1, keepdim=True) if not problem.soft_cap else torch.zeros_like(problem.W_U[:, :1])
     d_vocab = problem.W_U.shape[1]
     n_tiles = -(-d_vocab // VOCAB_TILE)
     heads = HeadProducts(problem.heads, problem.W_O, torch.bfloat16 if precision == "bfloat16" else None)
-    with RowBlocks(rows, rows_in_a_block(rows, _ROWS), _Buffers, device) as blocks:
+    with RowChunks(rows, rows_per_chunk(rows, _MAX_ROWS), _Buffers, device) as chunks:
         for number in range(n_tiles):
             tile = slice(number * VOCAB_TILE, min((number + 1) * VOCAB_TILE, d_vocab))
             weights = _TileWeights(problem, heads, (problem.W_U[:, tile] - mean).mul_(_BITS), tile)
 
-            def reduce(block: slice, buffers: _Buffers, weights: _TileWeights = weights) -> None:
-                found = _Tile(problem, weights, block, buffers)
-                found.run()
-                for moments, (shift, z, s) in ((states, found.states), (changed, found.changed)):
-                    moments.add(shift / _BITS, z, s / _BITS, block)
+            def reduce(chunk: slice, buffers: _Buffers, weights: _TileWeights = weights) -> None:
+                sums = _Tile(problem, weights, chunk, buffers)
+                sums.run()
+                for moments, (shift, z, s) in ((states, sums.states), (changed, sums.changed)):
+                    moments.add(shift / _BITS, z, s / _BITS, chunk)
 
-            blocks.run(reduce)
+            chunks.run(reduce)
     plus, minus = changed.entropy()
     return LensEntropies(states.entropy(), plus, minus)
 
 
 class _TileWeights:
-    """What all rows share, of one tile of the vocabulary, for logits in bits."""
+    """Products of weights that all rows share, for one vocabulary tile and logits in bits."""
 
     def __init__(self, problem: LensProblem, heads: HeadProducts, W_U: Tensor, tile: slice) -> None:
         self.W_U = W_U
@@ -182,13 +183,13 @@ class _TileWeights:
 
 
 class _Buffers:
-    """Memory that a thread uses again for every tile."""
+    """Memory that a thread reuses for every tile: allocating it each time costs more than filling it."""
 
     def __init__(self) -> None:
         self._kept: dict[str, Tensor] = {}
 
     def get(self, name: str, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """A tensor of this shape with anything in it."""
+        """Return an uninitialized tensor of this shape."""
         dtype = like.dtype if dtype is None else dtype
         size = 1
         for length in shape:
@@ -201,10 +202,10 @@ class _Buffers:
 
 @dataclass(frozen=True)
 class _State:
-    """A state's logits in a tile, ready to be multiplied into.
+    """A state's logits in a tile, as the factors that Z and S of its changes are products of.
 
     Attributes:
-        shift: Row maximum of the logits.
+        shift: Row maximum of the logits `l`.
         pair: `e = 2^(l - shift)` and `(l - shift) e`.
     """
 
@@ -213,14 +214,14 @@ class _State:
 
 
 class _Tile:
-    """One tile of rows by one tile of the vocabulary: Shift, Z and S of everything in it, in bits."""
+    """Shift, Z and S of every state and change, in one tile of rows by vocabulary, in bits."""
 
-    def __init__(self, problem: LensProblem, weights: _TileWeights, block: slice, buffers: _Buffers) -> None:
+    def __init__(self, problem: LensProblem, weights: _TileWeights, chunk: slice, buffers: _Buffers) -> None:
         self.problem = problem
         self.weights = weights
-        self.block = block
+        self.chunk = chunk
         self.buffers = buffers
-        n_states, n_rows = len(problem.states), block.stop - block.start
+        n_states, n_rows = len(problem.states), chunk.stop - chunk.start
         self.shape = n_rows, weights.W_U.shape[1]
         like = problem.states
         self.states = like.new_empty(3, n_states, n_rows)
@@ -247,25 +248,25 @@ class _Tile:
             before = after
 
     def _product(self, state: int, name: str) -> Float[Tensor, "row tile"]:
-        """The linear part of a state's logits."""
+        """Linear part of a state's logits."""
         out = self.buffers.get(name, self.shape, self.problem.states)
-        return torch.mm(self.problem.states[state, self.block], self.weights.W_U, out=out)
+        return torch.mm(self.problem.states[state, self.chunk], self.weights.W_U, out=out)
 
     def _heads(self, layer: int) -> Float[Tensor, "head row tile"]:
-        """What each head of a layer adds to the linear part."""
+        """Each head's contribution to the linear part of the logits."""
         products = self.weights.heads
-        left, right = products.left[layer, :, self.block], self.weights.right[layer]
+        left, right = products.left[layer, :, self.chunk], self.weights.right[layer]
         shape = (len(left), *self.shape)
         out = self.buffers.get("heads", shape, self.problem.states)
-        if products.kind == out.dtype:
+        if products.dtype == out.dtype:
             return torch.bmm(left, right, out=out)
-        rounded = self.buffers.get("rounded", shape, out, products.kind)
+        rounded = self.buffers.get("rounded", shape, out, products.dtype)
         return out.copy_(torch.bmm(left, right, out=rounded))
 
     def _mlp(
         self, layer: int, heads: Tensor, before: Tensor, after: Tensor
     ) -> tuple[Float[Tensor, "row tile"], Float[Tensor, "1 row tile"]]:
-        """The linear part of the state an MLP reads, and what the MLP adds to it."""
+        """Linear parts of the logits of the state an MLP reads, and of the MLP's own output."""
         problem = self.problem
         assert problem.mlps is not None
         sequential = problem.mlp_base[layer] != problem.head_base[layer]
@@ -273,9 +274,11 @@ class _Tile:
         if not chained:
             middle = self._product(problem.mlp_base[layer], "middle") if sequential else before
             out = self.buffers.get("mlp", self.shape, before)
-            return middle, torch.mm(problem.mlps[layer, self.block], self.weights.W_U, out=out)[None]
+            return middle, torch.mm(problem.mlps[layer, self.chunk], self.weights.W_U, out=out)[None]
         assert problem.chain is not None and self.weights.rests is not None
-        by = problem.chain.by[self.block, None]
+        # Both by addition: the state between is that before plus the heads, the MLP the difference to the state after.
+        # That replaces two products of 2 * d_model operations per logit.
+        by = problem.chain.by[self.chunk, None]
         attn_rest, mlp_rest = (rest[layer] for rest in self.weights.rests)
         summed = torch.sum(heads, dim=0, out=self.buffers.get("middle", self.shape, before)).add_(before)
         summed.addcmul_(by, attn_rest)
@@ -287,10 +290,11 @@ class _Tile:
         return cap_logits(scaled + self.weights.offsets[final], self.problem.soft_cap * _BITS)
 
     def _state(self, index: int, linear: Tensor, name: str, *, final: bool = False) -> _State:
-        """A state's factors; its own moments are noted on the way."""
+        """Return a state's factors, and note its own moments on the way."""
         gains = self.problem.gains
-        logits = self._logits(linear, None if gains is None else gains.states[index, self.block], final=final)
-        # A tile may be masked altogether; a masked token's exp is 0, and 0 * inf must not spoil S.
+        logits = self._logits(linear, None if gains is None else gains.states[index, self.chunk], final=final)
+        # All tokens of a tile may be masked, so the shift must be finite; a masked token's exp is 0, and 0 * inf would
+        # make S NaN.
         shift = logits.amax(-1).clamp_(min=torch.finfo(logits.dtype).min / 2)
         shifted = logits.sub_(shift[:, None]).clamp_(min=-1e4)
         pair = self.buffers.get(f"{name} pair", (self.shape[0], 2, self.shape[1]), linear)
@@ -310,30 +314,35 @@ class _Tile:
         layer: int,
         which: slice,
     ) -> None:
-        """Note Shift, Z and S of `a + d` and `f - d`, for the logits `d` of some components."""
+        """Note Shift, Z and S of `a + d` and `f - d`, for the logits `d` of some components.
+
+        With `e = 2^(a - shift)` and `p = 2^d`: `Z = sum e p` and `S = sum (a - shift) e p + sum e (d p)`. The last sum
+        has the other sign for `f - d`, whose `p` is a reciprocal and not a second exponential.
+        """
         out = self.changed[:, :, layer, which]
-        plain = self.problem.gains is not None or self.problem.soft_cap > 0
-        if plain or not _within(added, SAFE_RANGE * _BITS):
-            self._change_plainly(out, added, linear, final_linear, layer, which)
+        nonlinear = self.problem.gains is not None or self.problem.soft_cap > 0
+        if nonlinear or not _within(added, SAFE_RANGE * _BITS):
+            self._change_one_by_one(out, added, linear, final_linear, layer, which)
             return
         factor = torch.exp2(added, out=self.buffers.get("factor", tuple(added.shape), added))
         product = self.buffers.get("product", tuple(added.shape), added)
         for sign, state in enumerate((base, final)):
             if sign:
                 factor = factor.reciprocal_()
-            # Products with two columns run at the speed of matrix products, where single dot products do not.
+            # Z and half of S in one product with two rows: it runs at the speed of matrix products, where single dot
+            # products do not.
             moments = torch.bmm(state.pair, factor.permute(1, 2, 0))
             rest = torch.bmm(state.pair[:, :1], torch.mul(factor, added, out=product).permute(1, 2, 0))[:, 0]
             out[0, sign] = state.shift
             out[1, sign] = moments[:, 0].T
             out[2, sign] = (moments[:, 1] - rest if sign else moments[:, 1] + rest).T
 
-    def _change_plainly(
+    def _change_one_by_one(
         self, out: Tensor, added: Tensor, linear: Tensor, final_linear: Tensor, layer: int, which: slice
     ) -> None:
         gains = self.problem.gains
-        plus_gain = None if gains is None else gains.plus[layer, which, self.block]
-        minus_gain = None if gains is None else gains.minus[layer, which, self.block]
+        plus_gain = None if gains is None else gains.plus[layer, which, self.chunk]
+        minus_gain = None if gains is None else gains.minus[layer, which, self.chunk]
         for number, component in enumerate(added):
             plus = None if plus_gain is None else plus_gain[number]
             minus = None if minus_gain is None else minus_gain[number]
@@ -347,5 +356,5 @@ class _Tile:
 
 
 def _within(values: Tensor, bound: float) -> bool:
-    """Whether no value is beyond plus or minus `bound`; false where one is not a number."""
+    """Return True if all values lie between plus and minus `bound`; False if one is NaN."""
     return float(values.amax()) <= bound and float(values.amin()) >= -bound

@@ -1,10 +1,10 @@
-"""The likeliest tokens of many perturbed predictions at once: the final one, and it without each head.
+"""Top-k probabilities of many perturbed predictions at once: the final one, and that without each head.
 
-For the final logits `f` and the logits `d` that each head adds to them, the log-partition and the `k` largest of
-`softmax(f)` and of every `softmax(f - d)` are reduced over the vocabulary tile by tile, and where the token that came
-next stands among them. Which tokens the others are is never asked, so that values are enough: a tile costs a product, a
-maximum, an exponential and a sum, and only rows in which it holds a value among the `k` largest so far are sorted.
-Ties go to the token with the lower number.
+For the final logits `f` and the logits `d` that each head adds to them, this reduces over the vocabulary, tile by tile,
+the log-partition and the `k` largest of `softmax(f)` and of every `softmax(f - d)`, and the rank of the token that came
+next. Values are enough, since the other tokens' identities are not needed: a tile costs a product, a maximum, an
+exponential and a sum, and only rows where it holds one of the `k` largest values so far are sorted. Ties go to the
+token with the lower id.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from headscope.errors import InvalidInputError
 from headscope.ops.head_products import HeadProducts
-from headscope.ops.parallel import RowBlocks
+from headscope.ops.parallel import RowChunks
 from headscope.ops.vocab import VOCAB_TILE, cap_logits
 
 __all__ = ["LensTop", "TopProblem", "lens_top"]
@@ -25,12 +25,12 @@ _ROWS = 64
 
 @dataclass(frozen=True)
 class TopProblem:
-    """Rows and weights of one block of positions.
+    """Final states, heads and weights for one batch of positions (rows).
 
     Attributes:
-        final: Final states, normalized; `logits = final @ W_U + offset`.
-        heads: What each head gave there before `W_O`, divided by the frozen scale; `None` for the final logits alone.
-        W_O: What turns it into rows.
+        final: Normalized final states; `logits = final @ W_U + offset`.
+        heads: Head outputs before `W_O`, divided by the frozen scale; `None` for the final logits alone.
+        W_O: Output weights of the heads.
         W_U: Unembedding.
         offset: Added to all logits; minus infinity masks a token.
         targets: The token that came next.
@@ -48,11 +48,11 @@ class TopProblem:
 
 @dataclass(frozen=True)
 class LensTop:
-    """The first prediction is the final one, then come those without each head, layer by layer.
+    """Top-k results: the final prediction first, then those without each head, layer by layer.
 
     Attributes:
-        log_probs: Of the `k` likeliest tokens, falling, in nats, float64.
-        place: Which of them came next: 0 for the likeliest, `k` if none did. A masked token is never in place.
+        log_probs: Of the `k` likeliest tokens, in descending order, in nats, float64.
+        place: Rank of the token that came next: 0 for the likeliest, `k` if not among the top `k` or masked.
     """
 
     log_probs: Float[Tensor, "prediction row k"]
@@ -89,41 +89,41 @@ def lens_top(problem: TopProblem, *, k: int = 1) -> LensTop:
     products = None if problem.heads is None else HeadProducts(problem.heads, problem.W_O)
     n_layers, n_heads = (0, 0) if products is None else products.left.shape[:2]
     n_predictions = 1 + n_layers * n_heads
-    running = _Running(problem, n_predictions, k)
-    # The softmax does not see the mean over tokens; without it the logits span less.
+    running = _RunningTop(problem, n_predictions, k)
+    # The softmax ignores a constant added to all logits; with the mean over tokens removed they span less.
     mean = problem.W_U.mean(-1, keepdim=True) if not problem.soft_cap else torch.zeros_like(problem.W_U[:, :1])
     n_tiles = -(-d_vocab // VOCAB_TILE)
     size = max(n_heads, 1) * min(_ROWS, rows) * (-(-d_vocab // n_tiles))
 
-    def make_space() -> Tensor:
+    def make_buffer() -> Tensor:
         return problem.final.new_empty(size)
 
-    with RowBlocks(rows, _ROWS, make_space, device) as blocks:
+    with RowChunks(rows, _ROWS, make_buffer, device) as chunks:
         for number in range(n_tiles):
             tile = slice(number * d_vocab // n_tiles, (number + 1) * d_vocab // n_tiles)
             W_U = problem.W_U[:, tile] - mean
             right = None if products is None else products.right(W_U)
 
             def reduce(
-                block: slice, space: Tensor, tile: slice = tile, W_U: Tensor = W_U, right: Tensor | None = right
+                chunk: slice, buffer: Tensor, tile: slice = tile, W_U: Tensor = W_U, right: Tensor | None = right
             ) -> None:
-                final = (problem.final[block] @ W_U).add_(problem.offset[tile])
+                final = (problem.final[chunk] @ W_U).add_(problem.offset[tile])
                 if products is not None and right is not None:
                     for layer in range(n_layers):
-                        left = products.left[layer, :, block]
-                        out = space[: n_heads * final.numel()].view(n_heads, *final.shape)
+                        left = products.left[layer, :, chunk]
+                        out = buffer[: n_heads * final.numel()].view(n_heads, *final.shape)
                         torch.bmm(left, right[layer], out=out)
                         torch.sub(final, out, out=out)
                         which = slice(1 + layer * n_heads, 1 + (layer + 1) * n_heads)
-                        running.add(out, which, block, tile)
-                running.add(final[None], slice(0, 1), block, tile)
+                        running.add(out, which, chunk, tile)
+                running.add(final[None], slice(0, 1), chunk, tile)
 
-            blocks.run(reduce)
+            chunks.run(reduce)
     return running.result()
 
 
-class _Running:
-    """What is known of each prediction from the tiles so far; threads hold rows of their own."""
+class _RunningTop:
+    """Sums and largest values over the tiles so far, for every prediction. Threads write to disjoint rows."""
 
     def __init__(self, problem: TopProblem, n_predictions: int, k: int) -> None:
         self.soft_cap = problem.soft_cap
@@ -136,46 +136,45 @@ class _Running:
         self.target = final.new_full(shape, -torch.inf)
         self.ties = torch.zeros(shape, dtype=torch.long, device=final.device)
 
-    def add(self, logits: Float[Tensor, "prediction row tile"], which: slice, block: slice, tile: slice) -> None:
-        """Merge a tile of logits before their cap, which are used up."""
+    def add(self, logits: Float[Tensor, "prediction row tile"], which: slice, chunk: slice, tile: slice) -> None:
+        """Merge a tile of logits before the cap; their memory is overwritten."""
         if self.soft_cap:
             logits = cap_logits(logits, self.soft_cap)
-        best = self.best[which, block]
-        self._note_targets(logits, best, which, block, tile)
+        best = self.best[which, chunk]
+        self._note_targets(logits, best, which, chunk, tile)
         highest = logits.amax(-1)
         k = best.shape[-1]
         if k == 1:
             torch.maximum(best, highest[..., None], out=best)
         else:
+            # Most tiles hold nothing above the k-th value so far: only rows where one does are sorted.
             enters = highest > best[..., -1]
-            found = logits[enters].topk(min(k, logits.shape[-1]), dim=-1).values
-            best[enters] = torch.cat([best[enters], found], dim=-1).topk(k, dim=-1).values
-        # A tile may be masked altogether.
+            candidates = logits[enters].topk(min(k, logits.shape[-1]), dim=-1).values
+            best[enters] = torch.cat([best[enters], candidates], dim=-1).topk(k, dim=-1).values
+        # All tokens of a tile may be masked.
         highest = highest.clamp_(min=torch.finfo(logits.dtype).min)
         z = logits.sub_(highest[..., None]).exp_().sum(-1)
-        shift, old = highest.double(), self.shift[which, block]
+        shift, old = highest.double(), self.shift[which, chunk]
         new = torch.maximum(old, shift)
-        self.z[which, block] = self.z[which, block] * (old - new).exp() + z * (shift - new).exp()
-        self.shift[which, block] = new
+        self.z[which, chunk] = self.z[which, chunk] * (old - new).exp() + z * (shift - new).exp()
+        self.shift[which, chunk] = new
 
-    def _note_targets(self, logits: Tensor, best: Tensor, which: slice, block: slice, tile: slice) -> None:
-        """Of rows whose target is in this tile: its logit, and how many tokens before it have the same."""
-        targets = self.targets[block] - tile.start
+    def _note_targets(self, logits: Tensor, best: Tensor, which: slice, chunk: slice, tile: slice) -> None:
+        """Note, for rows whose target is in this tile, its logit and the number of earlier tokens tied with it."""
+        targets = self.targets[chunk] - tile.start
         rows = ((targets >= 0) & (targets < logits.shape[-1])).nonzero()[:, 0]
         if not len(rows):
             return
-        own = targets[rows]
-        theirs = logits[:, rows]
-        value = theirs.gather(-1, own.expand(len(theirs), -1)[..., None])
-        before = torch.arange(logits.shape[-1], device=own.device) < own[:, None]
-        ties = ((theirs == value) & before).sum(-1) + (best[:, rows] == value).sum(-1)
-        at = rows + block.start
-        self.target[which, at] = value[..., 0]
-        self.ties[which, at] = ties
+        targets_here, logits_here = targets[rows], logits[:, rows]
+        target_logit = logits_here.gather(-1, targets_here.expand(len(logits_here), -1)[..., None])
+        earlier = torch.arange(logits.shape[-1], device=targets.device) < targets_here[:, None]
+        ties = ((logits_here == target_logit) & earlier).sum(-1) + (best[:, rows] == target_logit).sum(-1)
+        self.target[which, rows + chunk.start] = target_logit[..., 0]
+        self.ties[which, rows + chunk.start] = ties
 
     def result(self) -> LensTop:
-        # `best` holds every value above the target's, or k of them: then the target has no place anyway. A masked
-        # target ties with each of the k that was minus infinity, and so has none either.
+        # `best` holds every value above the target's, or k of them, and then the target is not among the top k anyway.
+        # A masked target ties with each of the k that was minus infinity, and so is not among them either.
         place = (self.best > self.target[..., None]).sum(-1) + self.ties
         place = place.clamp(max=self.best.shape[-1])
         log_z = self.shift + self.z.log()

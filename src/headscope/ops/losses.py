@@ -10,7 +10,7 @@ from headscope.errors import InvalidInputError
 __all__ = ["lm_accuracy", "lm_cross_entropy_loss"]
 
 _NO_TARGET = torch.iinfo(torch.int64).min
-# Logits reduced at a time when no gradient is wanted: on a CPU, what stays in its cache.
+# Logits reduced at a time when no gradient is needed: on a CPU, about as many as its cache holds.
 _CPU_TILE, _GPU_TILE = 2**21, 2**26
 
 
@@ -24,7 +24,7 @@ def lm_cross_entropy_loss(
 
     Args:
         logits: Predictions; those at the last position have no target and are not used.
-        tokens: What was predicted.
+        tokens: The tokens predicted.
         attention_mask: 1 for real tokens, 0 for padding. A pair of positions counts when both are real.
         per_token: Return `[*batch, pos - 1]` (0 where a pair does not count) instead of the mean over pairs.
 
@@ -54,16 +54,16 @@ def lm_accuracy(
     *,
     attention_mask: Int[Tensor, "*batch pos"] | Bool[Tensor, "*batch pos"] | None = None,
 ) -> Float[Tensor, ""] | Bool[Tensor, "*batch pos-1"]:
-    """Share of next tokens that are the most likely one, or whether each is.
+    """Top-1 accuracy on next tokens: the share that were the model's likeliest, or a boolean for each.
 
     Args:
         logits: Predictions; those at the last position have no target and are not used.
-        tokens: What was predicted.
+        tokens: The tokens predicted.
         per_token: Return `[*batch, pos - 1]` (false where a pair does not count) instead of the mean over pairs.
         attention_mask: 1 for real tokens, 0 for padding. A pair of positions counts when both are real.
 
     Returns:
-        The share of all pairs that count (NaN if none does), or whether each was right.
+        The share over all pairs that count (NaN if none does), or a boolean for each.
 
     Raises:
         InvalidInputError: If the shapes do not fit together.
@@ -98,14 +98,14 @@ def _counted_pairs(logits: Tensor, tokens: Tensor, attention_mask: Tensor | None
 def _cross_entropy(logits: Float[Tensor, "row d_vocab"], targets: Int[Tensor, " row"]) -> Float[Tensor, " row"]:
     """Loss of each row, 0 without a target.
 
-    Without gradients rows go some at a time: the log-probabilities of all of them would be as large as the logits,
-    and making room for them takes several times as long as finding them.
+    Without gradients, rows are reduced a few at a time: the log-probabilities of all of them would be as large as the
+    logits, and allocating that takes several times as long as computing it.
     """
     if torch.is_grad_enabled() and logits.requires_grad:
         return F.cross_entropy(logits, targets, reduction="none", ignore_index=_NO_TARGET)
     rows = max(1, (_CPU_TILE if logits.device.type == "cpu" else _GPU_TILE) // logits.shape[-1])
     losses = [
-        F.cross_entropy(some, wanted, reduction="none", ignore_index=_NO_TARGET)
-        for some, wanted in zip(logits.split(rows), targets.split(rows), strict=True)
+        F.cross_entropy(chunk, chunk_targets, reduction="none", ignore_index=_NO_TARGET)
+        for chunk, chunk_targets in zip(logits.split(rows), targets.split(rows), strict=True)
     ]
     return torch.cat(losses)

@@ -23,21 +23,20 @@ def sample_logits(
 ) -> Int[Tensor, "*batch"]:
     """Draw one token for each row of logits.
 
-    In this order: the repetition penalty, the temperature, the frequency penalty, `top_k`, `top_p`, and a draw from
-    the softmax of what is left. At temperature 0 the likeliest token is taken after the repetition penalty alone:
-    nothing else can change which one that is.
+    Applied in this order: repetition penalty, temperature, frequency penalty, `top_k`, `top_p`, and a draw from the
+    softmax of what is left. At temperature 0 the likeliest token after the repetition penalty is taken.
 
     Args:
         final_logits: Logits of the last position; they are not changed.
         top_k: Draw from the `top_k` likeliest tokens (and those equal to the last of them).
-        top_p: Draw from the fewest likeliest tokens that hold at least this much probability together, of what
-            `top_k` left.
-        temperature: Logits are divided by it: above 1 the draw is more even, below 1 more certain.
-        freq_penalty: Taken from a token's logit for each time it stands in `tokens`.
-        repetition_penalty: What positive logits of the tokens in `tokens` are divided by, and negative ones
-            multiplied by (Keskar et al. 2019, arXiv 1909.05858).
+        top_p: Nucleus sampling: draw from the smallest set of likeliest tokens with at least this much probability,
+            out of those `top_k` left.
+        temperature: Divides the logits: above 1 the draw is more even, below 1 more certain.
+        freq_penalty: Subtracted from a token's logit for each of its occurrences in `tokens`.
+        repetition_penalty: Divides positive logits of the tokens in `tokens`, and multiplies negative ones (Keskar et
+            al. 2019, arXiv 1909.05858).
         tokens: The text so far, which the two penalties need.
-        generator: Where the randomness comes from; PyTorch's global generator by default.
+        generator: Source of randomness; PyTorch's global generator by default.
 
     Raises:
         InvalidInputError: For an option out of range, or a penalty without `tokens`.
@@ -73,15 +72,15 @@ def sample_logits(
     if top_p is not None and top_p < 1.0:
         logits = _keep_nucleus(logits, top_p)
     probs = logits.softmax(-1)
-    # One NaN or infinity makes all of its row NaN, so one entry of each tells.
+    # One NaN or infinity makes its whole row NaN, so checking one entry of each row is enough.
     _check_finite(~probs[..., 0].isnan())
-    # The largest of p / e with e ~ Exp(1) is a draw from p; it is how torch.multinomial draws one sample, so the same
+    # The largest of p / e with e ~ Exp(1) is a draw from p. torch.multinomial draws one sample this way, so the same
     # seed gives the same token as there.
     return (probs / torch.empty_like(probs).exponential_(generator=generator)).argmax(-1)
 
 
 def _keep_nucleus(logits: Tensor, top_p: float) -> Tensor:
-    """Drop every token that the likelier ones before it leave unneeded to reach `top_p`; the likeliest always stays."""
+    """Mask tokens once likelier ones hold `top_p` of the probability; the likeliest always stays."""
     ordered, order = logits.sort(dim=-1, descending=True)
     probs = ordered.softmax(-1)
     before = F.pad(probs.cumsum(-1)[..., :-1], (1, 0))
@@ -123,6 +122,6 @@ def _checked_tokens(tokens: Tensor | None, logits: Tensor, option: str) -> Tenso
 def _check_finite(fine: Tensor) -> None:
     if not bool(fine.all()):
         raise NotFiniteError(
-            "there are logits that cannot be drawn from: a row has a NaN or plus infinity, or minus infinity only. "
+            "cannot sample from these logits: a row has a NaN or plus infinity, or only minus infinity. "
             "Check the model's weights, and any hooks on it."
         )

@@ -22,7 +22,7 @@ __all__ = [
 
 
 def get_corner(tensor: Tensor | FactoredMatrix, n: int = 3) -> Tensor:
-    """The first `n` entries along every axis, of a tensor or of the product that a `FactoredMatrix` stands for.
+    """Return the first `n` entries along every axis, of a tensor or of the product of a `FactoredMatrix`.
 
     Example:
         >>> get_corner(torch.arange(25).view(5, 5), 2)
@@ -35,7 +35,7 @@ def get_corner(tensor: Tensor | FactoredMatrix, n: int = 3) -> Tensor:
 
 
 def get_matrix_corner(matrix: FactoredMatrix, n: int = 3) -> Tensor:
-    """`matrix.get_corner(n)`: the first `n` entries along every axis.
+    """Return `matrix.get_corner(n)`: the first `n` entries along every axis.
 
     Example:
         >>> get_matrix_corner(FactoredMatrix(torch.ones(5, 2), torch.ones(2, 5)), 2)
@@ -46,7 +46,7 @@ def get_matrix_corner(matrix: FactoredMatrix, n: int = 3) -> Tensor:
 
 
 def remove_batch_dim(tensor: Tensor) -> Tensor:
-    """Drop the first axis if its size is 1; any other tensor is returned as it is.
+    """Drop the first axis if its size is 1; return any other tensor as it is.
 
     Example:
         >>> remove_batch_dim(torch.ones(1, 4)).shape, remove_batch_dim(torch.ones(2, 4)).shape
@@ -64,7 +64,7 @@ def transpose(tensor: FactoredMatrix) -> FactoredMatrix: ...
 
 
 def transpose(tensor: Tensor | FactoredMatrix) -> Tensor | FactoredMatrix:
-    """Swap the last two axes, whatever stands before them.
+    """Swap the last two axes, whatever the leading ones.
 
     Example:
         >>> transpose(torch.ones(5, 2, 3)).shape
@@ -74,7 +74,7 @@ def transpose(tensor: Tensor | FactoredMatrix) -> Tensor | FactoredMatrix:
 
 
 def is_square(x: Tensor) -> bool:
-    """Whether this is one square matrix.
+    """Return True for a single square matrix.
 
     Example:
         >>> is_square(torch.ones(3, 3)), is_square(torch.ones(2, 3)), is_square(torch.ones(1, 3, 3))
@@ -84,7 +84,7 @@ def is_square(x: Tensor) -> bool:
 
 
 def is_lower_triangular(x: Tensor) -> bool:
-    """Whether this is one square matrix with nothing above its diagonal.
+    """Return True for a single square matrix with zeros above its diagonal.
 
     Example:
         >>> is_lower_triangular(torch.ones(3, 3).tril()), is_lower_triangular(torch.ones(3, 3))
@@ -94,7 +94,7 @@ def is_lower_triangular(x: Tensor) -> bool:
 
 
 def get_cumsum_along_dim(tensor: Tensor, dim: int, reverse: bool = False) -> Tensor:
-    """Running sums along `dim`, from its end backwards if `reverse`.
+    """Return running sums along `dim`, from the end backwards if `reverse`.
 
     Example:
         >>> get_cumsum_along_dim(torch.tensor([1, 2, 3]), dim=0, reverse=True)
@@ -106,10 +106,10 @@ def get_cumsum_along_dim(tensor: Tensor, dim: int, reverse: bool = False) -> Ten
 def get_offset_position_ids(
     past_kv_pos_offset: int, attention_mask: Int[Tensor, "batch offset_pos"] | Bool[Tensor, "batch offset_pos"]
 ) -> Int[Tensor, "batch pos"]:
-    """The position of each token among the real ones of its row; 0 for padding in front of them.
+    """Return each token's position among the real tokens of its row; 0 for padding before them.
 
     Args:
-        past_kv_pos_offset: How many positions are in a key-value cache already: those are left out of the result.
+        past_kv_pos_offset: Number of positions already in a key-value cache, which are left out of the result.
         attention_mask: 1 for real tokens, 0 for padding, the cached ones included.
 
     Example:
@@ -123,12 +123,12 @@ def get_offset_position_ids(
 def repeat_along_head_dimension(
     tensor: Float[Tensor, "batch pos d_model"], n_heads: int, clone_tensor: bool = True
 ) -> Float[Tensor, "batch pos n_heads d_model"]:
-    """The same vectors once for each head.
+    """Repeat the vectors for each head.
 
     Args:
-        tensor: What every head is given.
-        n_heads: How many heads.
-        clone_tensor: Give each head memory of its own, so that one can be edited in place. A view is enough to read.
+        tensor: Vectors that every head gets.
+        n_heads: Number of heads.
+        clone_tensor: Give each head its own memory, so that one can be edited in place. A view is enough to read.
 
     Example:
         >>> repeat_along_head_dimension(torch.ones(2, 5, 8), 3).shape

@@ -1,7 +1,7 @@
-"""Reductions over the vocabulary, in tiles: the logits of a batch are never all held.
+"""Reductions over the vocabulary in tiles, so that the logits of a batch are never all in memory.
 
-A row is a state ready to be unembedded; its logits are `soft_cap(row @ W_U + b_U)`. A tile of rows times a tile of
-the vocabulary is made, reduced and dropped. Memory is bounded by the tiles whatever the batch; work is one product
+A row is a normalized state; its logits are `soft_cap(row @ W_U + b_U)`. The logits of a tile of rows by a tile of the
+vocabulary are computed, reduced and dropped. Memory is bounded by the tiles whatever the batch; the work is one product
 with `W_U`, `2 * rows * d_model * d_vocab` operations, and one exponential for each logit.
 """
 
@@ -31,12 +31,12 @@ ROW_TILE = 512
 
 
 def cap_logits(logits: Tensor, soft_cap: float) -> Tensor:
-    """`c * tanh(logits / c)`; 0 for no cap."""
+    """Return `c * tanh(logits / c)`; a cap of 0 is none."""
     return soft_cap * torch.tanh(logits / soft_cap) if soft_cap else logits
 
 
 class RunningMoments:
-    """Log-partition and entropy of rows whose logits come tile by tile.
+    """Log-partition and entropy of rows whose logits arrive tile by tile.
 
     Keeps, for each row, a shift `m`, `Z = sum exp(l - m)` and `S = sum (l - m) exp(l - m)` in float64; then
     `log sum exp(l) = m + log Z` and `H = log Z - S / Z`, in nats.
@@ -55,13 +55,13 @@ class RunningMoments:
         self.s = torch.zeros(shape, dtype=torch.float64, device=device)
 
     def add(self, shift: Tensor, z: Tensor, s: Tensor, rows: slice = slice(None)) -> None:
-        """Merge a tile's own shift, Z and S into the rows `[..., rows]`."""
+        """Merge a tile's shift, Z and S into the rows `[..., rows]`."""
         shift, z, s = shift.double(), z.double(), s.double()
         old_shift, old_z, old_s = self.shift[..., rows], self.z[..., rows], self.s[..., rows]
         new_shift = torch.maximum(old_shift, shift)
         old_by, by = old_shift - new_shift, shift - new_shift
         old_factor, factor = old_by.exp(), by.exp()
-        # Before the first tile the old shift is -inf, its factor 0; 0 * inf must not spoil S.
+        # Before the first tile the old shift is -inf and its factor 0; 0 * inf would make S NaN.
         old_by = torch.where(old_by.isinf(), 0.0, old_by)
         self.s[..., rows] = old_factor * (old_s + old_by * old_z) + factor * (s + by * z)
         self.z[..., rows] = old_factor * old_z + factor * z
@@ -72,18 +72,18 @@ class RunningMoments:
         self.add(*tile_moments(logits), rows)
 
     def log_partition(self) -> Float[Tensor, "*rows"]:
-        """`log sum exp` of each row's logits."""
+        """Return `log sum exp` of each row's logits."""
         return self.shift + self.z.log()
 
     def entropy(self) -> Float[Tensor, "*rows"]:
-        """Entropy of each row's softmax, in nats."""
+        """Return the entropy of each row's softmax, in nats."""
         return self.z.log() - self.s / self.z
 
 
 def tile_moments(logits: Float[Tensor, "*rows tile"]) -> tuple[Tensor, Tensor, Tensor]:
-    """Shift (the row maximum), Z and S of one tile, any of whose logits may be minus infinity."""
+    """Return shift (the row maximum), Z and S of one tile, any of whose logits may be minus infinity."""
     shift = logits.amax(-1).clamp(min=torch.finfo(logits.dtype).min / 2)
-    # Far below the point where exp is 0: there 0 * inf must not spoil S.
+    # exp is 0 far above this clamp; without it a masked token would add 0 * inf = NaN to S.
     shifted = (logits - shift[..., None]).clamp_(min=-1e4)
     weights = shifted.exp()
     return shift, weights.sum(-1), (shifted * weights).sum(-1)
@@ -91,13 +91,13 @@ def tile_moments(logits: Float[Tensor, "*rows tile"]) -> tuple[Tensor, Tensor, T
 
 @dataclass(frozen=True)
 class VocabSummary:
-    """What is kept of each row's logits.
+    """Statistics of each row's logits.
 
     Attributes:
         entropy: Of the softmax, in nats, `[row]`.
         log_partition: `log sum exp`, `[row]`.
         target_log_prob: Of the target token, in nats, `[row]`; `None` without targets.
-        target_rank: How many tokens are more likely than the target, `[row]`; `None` without targets.
+        target_rank: Number of tokens likelier than the target, `[row]`; `None` without targets.
         top_tokens: The most likely tokens, `[row, k]`.
         top_log_probs: Their log-probabilities, `[row, k]`.
     """
@@ -119,14 +119,14 @@ def summarize(
     k: int = 0,
     soft_cap: float = 0.0,
 ) -> VocabSummary:
-    """Entropy, target log-probability and rank, and top k of each row's logits, in one pass over the vocabulary.
+    """Return entropy, target log-probability and rank, and top k of each row's logits, in one pass over the vocabulary.
 
     Args:
-        rows: States ready to be unembedded (normalized).
+        rows: Normalized states.
         W_U: Unembedding.
         b_U: Unembedding bias.
         targets: A token for each row.
-        k: How many of the most likely tokens to keep.
+        k: Number of most likely tokens to keep.
         soft_cap: `c` of a soft cap on the logits; 0 for none.
 
     Raises:
@@ -143,8 +143,8 @@ def summarize(
     if targets is not None and targets.numel() and not bool(((targets >= 0) & (targets < d_vocab)).all()):
         raise InvalidInputError(f"targets must be between 0 and d_vocab - 1 = {d_vocab - 1}.")
     parts = [
-        _summarize_block(block, W_U, b_U, None if targets is None else targets[at : at + ROW_TILE], k, soft_cap)
-        for at, block in _blocks(rows)
+        _summarize_chunk(chunk, W_U, b_U, None if targets is None else targets[at : at + ROW_TILE], k, soft_cap)
+        for at, chunk in _chunks(rows)
     ]
     joined: dict[str, Any] = {
         name: None if getattr(parts[0], name) is None else torch.cat([getattr(part, name) for part in parts])
@@ -161,7 +161,7 @@ def cross_entropy(
     *,
     soft_cap: float = 0.0,
 ) -> Float[Tensor, " row"]:
-    """Cross-entropy of each row's target, in nats.
+    """Return the cross-entropy of each row's target, in nats.
 
     Example:
         >>> cross_entropy(torch.zeros(1, 2), torch.ones(2, 4), None, torch.tensor([3]))
@@ -180,27 +180,29 @@ def kl_divergence(
     *,
     soft_cap: float = 0.0,
 ) -> Float[Tensor, " row"]:
-    """`KL(p || q)` in nats, row by row: p predicted from `rows`, q from `other_rows`.
+    """Return `KL(p || q)` in nats, row by row: p predicted from `rows`, q from `other_rows`.
 
-    Tokens that p masks (logits of minus infinity) do not count; it is infinite where only q masks a token.
+    Tokens that p masks (logits of minus infinity) do not count; the result is infinite where only q masks a token.
 
     Example:
         >>> kl_divergence(torch.tensor([[1.0]]), torch.tensor([[0.0]]), torch.tensor([[0.0, 100.0]]))
         tensor([0.6931])
     """
     parts = []
-    for at, block in _blocks(rows):
-        others = other_rows[at : at + ROW_TILE]
-        log_z_q = RunningMoments((len(block),), rows.device)
-        shift = torch.full((len(block),), -torch.inf, dtype=torch.float64, device=rows.device)
+    for at, chunk in _chunks(rows):
+        other_chunk = other_rows[at : at + ROW_TILE]
+        log_z_q = RunningMoments((len(chunk),), rows.device)
+        shift = torch.full((len(chunk),), -torch.inf, dtype=torch.float64, device=rows.device)
         z, gap = torch.zeros_like(shift), torch.zeros_like(shift)
         for start in range(0, W_U.shape[1], VOCAB_TILE):
             tile = slice(start, start + VOCAB_TILE)
-            logits, other = (_tile_logits(each, W_U, b_U, tile, soft_cap) for each in (block, others))
-            log_z_q.add_logits(other)
+            logits = _tile_logits(chunk, W_U, b_U, tile, soft_cap)
+            other_logits = _tile_logits(other_chunk, W_U, b_U, tile, soft_cap)
+            log_z_q.add_logits(other_logits)
             tile_shift = logits.amax(-1).clamp(min=torch.finfo(logits.dtype).min)
             weights = (logits - tile_shift[:, None]).exp()
-            difference = torch.where(weights > 0, weights * (logits - other), 0.0)
+            # KL = sum p (l - l') / Z - log Z + log Z': the sum runs along with log Z, so one pass over tiles is enough.
+            difference = torch.where(weights > 0, weights * (logits - other_logits), 0.0)
             new_shift = torch.maximum(shift, tile_shift.double())
             old, new = (shift - new_shift).exp(), (tile_shift.double() - new_shift).exp()
             z = old * z + new * weights.sum(-1)
@@ -217,12 +219,12 @@ def _tile_logits(rows: Tensor, W_U: Tensor, b_U: Tensor | None, tile: slice, sof
     return cap_logits(logits, soft_cap)
 
 
-def _blocks(rows: Tensor) -> Iterator[tuple[int, Tensor]]:
+def _chunks(rows: Tensor) -> Iterator[tuple[int, Tensor]]:
     for at in range(0, max(len(rows), 1), ROW_TILE):
         yield at, rows[at : at + ROW_TILE]
 
 
-def _summarize_block(
+def _summarize_chunk(
     rows: Tensor, W_U: Tensor, b_U: Tensor | None, targets: Tensor | None, k: int, soft_cap: float
 ) -> VocabSummary:
     n, d_vocab = len(rows), W_U.shape[1]
@@ -232,8 +234,8 @@ def _summarize_block(
     target_logit = rank = None
     if targets is not None:
         targets = targets.long()
-        own = (rows * W_U.T[targets]).sum(-1) + (0.0 if b_U is None else b_U[targets])
-        target_logit = cap_logits(own, soft_cap)
+        uncapped = (rows * W_U.T[targets]).sum(-1) + (0.0 if b_U is None else b_U[targets])
+        target_logit = cap_logits(uncapped, soft_cap)
         rank = torch.zeros(n, dtype=torch.long, device=rows.device)
     for at in range(0, d_vocab, VOCAB_TILE):
         tile = slice(at, min(at + VOCAB_TILE, d_vocab))
@@ -245,19 +247,20 @@ def _summarize_block(
             best, order = best.topk(min(k, best.shape[1]), dim=-1)
             best_tokens = best_tokens.gather(1, order)
         if targets is not None and rank is not None and target_logit is not None:
-            # Made apart, the target's own logit may differ in its last bits: here it is the tile's, as log Z has it.
+            # Computed apart, the target's logit may differ in its last bits from the one in log Z: take the tile's, so
+            # that no probability exceeds 1, and keep the target from outranking itself.
             inside = (targets >= tile.start) & (targets < tile.stop)
-            own_entry = inside.nonzero()[:, 0], targets[inside] - at
-            target_logit[inside] = logits[own_entry]
-            logits[own_entry] = -torch.inf
+            target_entries = inside.nonzero()[:, 0], targets[inside] - at
+            target_logit[inside] = logits[target_entries]
+            logits[target_entries] = -torch.inf
             rank += (logits > target_logit[:, None]).sum(-1)
     log_z = moments.log_partition()
-    kind = rows.dtype
+    dtype = rows.dtype
     return VocabSummary(
-        entropy=moments.entropy().to(kind),
-        log_partition=log_z.to(kind),
-        target_log_prob=None if target_logit is None else (target_logit - log_z).to(kind),
+        entropy=moments.entropy().to(dtype),
+        log_partition=log_z.to(dtype),
+        target_log_prob=None if target_logit is None else (target_logit - log_z).to(dtype),
         target_rank=rank,
         top_tokens=best_tokens,
-        top_log_probs=(best - log_z[:, None]).to(kind),
+        top_log_probs=(best - log_z[:, None]).to(dtype),
     )

@@ -32,7 +32,7 @@ from headscope.analysis.suppression.circuit_ranks_result import CircuitRanks
 from headscope.errors import InvalidInputError, NotFiniteError
 from headscope.model.activations.readout import Readout, readout_of
 from headscope.model.transformer import HookedTransformer
-from headscope.ops.parallel import RowBlocks
+from headscope.ops.parallel import RowChunks
 
 __all__ = [
     "RanksCost",
@@ -228,7 +228,7 @@ def own_token_excess(
             tile[here, places[here]] = 0.0
             excess[rows] += tile.sign_().sum(-1).long()
 
-    with RowBlocks(len(left), _ROWS, make_space, left.device) as blocks:
+    with RowChunks(len(left), _ROWS, make_space, left.device) as blocks:
         blocks.run(count)
     return excess.cpu()
 
