@@ -23,7 +23,8 @@ from headscope.analysis.core import batches
 from headscope.analysis.core.batches import Batch, iterate_batches
 from headscope.analysis.lens.entropy import EntropyAccumulator, EntropyOptions, EntropyResult, measure_entropy
 from headscope.analysis.storage import manifest as run_manifest
-from headscope.analysis.storage.run_folder import LongRun, Stage, accumulate, join_rows
+from headscope.analysis.storage.accumulator import Accumulator, join_rows
+from headscope.analysis.storage.run_folder import LongRun, Stage, accumulate
 from headscope.errors import CheckpointError, HeadscopeError, InvalidInputError, StorageError
 from headscope.model.checkpoints import files as tensor_file
 
@@ -71,27 +72,20 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-class Sums:
+class Sums(Accumulator[int]):
     """An accumulator that adds tokens up, and keeps each per position."""
 
-    def __init__(self, state: dict[str, Any] | None = None) -> None:
+    def __init__(self, model: HookedTransformer) -> None:
+        super().__init__(model, {})
         self.n_updates = 0
-        self.total = torch.zeros(23, dtype=torch.long) if state is None else state["total"]
-        self.n = 0 if state is None else state["n"]
-        self.rows: list[dict[str, Tensor]] = []
 
     def update(self, batch: Batch) -> None:
         self.n_updates += 1
-        self.total = self.total + batch.tokens.flatten().bincount(minlength=23)
-        self.n += batch.tokens.numel()
-        self.rows.append({"twice": 2.0 * batch.tokens})
+        counts = batch.tokens.flatten().bincount(minlength=23)
+        self.add(batch, batch.tokens.numel(), {"total": counts}, {"twice": 2.0 * batch.tokens})
 
-    def state(self) -> dict[str, Any]:
-        return {"total": self.total, "n": self.n}
-
-    def take_rows(self) -> dict[str, Tensor]:
-        rows, self.rows = join_rows(self.rows), []
-        return rows
+    def summary(self, rows: dict[str, Tensor]) -> int:
+        return int(self.sums["total"].sum())
 
 
 def batches_of(model: HookedTransformer, data: Any = None) -> Iterator[Batch]:
@@ -100,8 +94,8 @@ def batches_of(model: HookedTransformer, data: Any = None) -> Iterator[Batch]:
 
 def check_sums(sums: Sums, stage: Stage) -> None:
     data = make_data()
-    assert sums.n == stage.done.n_tokens == sum(batch.numel() for batch in data)
-    assert torch.equal(sums.total, sum(batch.flatten().bincount(minlength=23) for batch in data))
+    assert sums.n_positions == stage.done.n_tokens == sum(batch.numel() for batch in data)
+    assert torch.equal(sums.sums["total"], sum(batch.flatten().bincount(minlength=23) for batch in data))
     wanted = torch.cat(
         [torch.nn.functional.pad(2.0 * batch, (0, 9 - batch.shape[1]), value=torch.nan) for batch in data]
     )
@@ -132,11 +126,11 @@ def test_any_accumulator_goes_on_where_it_was(model: HookedTransformer, folder: 
         flushed = 0
         if n_batches < 7:
             with pytest.raises(OSError, match="went away"):
-                accumulate(stopping(), Sums, stage=stage, flush_every=flush_every)
+                accumulate(stopping(), Sums(model), stage=stage, flush_every=flush_every)
             flushed = n_batches - n_batches % flush_every
             assert stage.done.n_batches == flushed
         stage = Stage(place, "sums")
-        sums = accumulate(batches_of(model), Sums, stage=stage, flush_every=flush_every)
+        sums = accumulate(batches_of(model), Sums(model), stage=stage, flush_every=flush_every)
         assert sums.n_updates == 7 - flushed, "nothing is measured twice"
         check_sums(sums, Stage(place, "sums"))
 
@@ -150,17 +144,17 @@ def test_ctrl_c_keeps_every_whole_batch(model: HookedTransformer, folder: Path) 
 
     stage = Stage(new_folder(folder), "sums")
     with pytest.raises(KeyboardInterrupt):
-        accumulate(batches_of(model), Interrupted, stage=stage, flush_every=100)
+        accumulate(batches_of(model), Interrupted(model), stage=stage, flush_every=100)
     assert stage.done.n_batches == 3 and not stage.done.finished
     stage = Stage(folder, "sums")
-    sums = accumulate(batches_of(model), Sums, stage=stage)
+    sums = accumulate(batches_of(model), Sums(model), stage=stage)
     assert sums.n_updates == 4
     check_sums(sums, stage)
 
 
 def test_without_a_folder_nothing_is_written(model: HookedTransformer, tmp_path: Path) -> None:
-    sums = accumulate(batches_of(model), Sums)
-    assert sums.n_updates == len(sums.rows) == 7 and list(tmp_path.iterdir()) == []
+    sums = accumulate(batches_of(model), Sums(model))
+    assert sums.n_updates == 7 and len(sums.take_rows()["twice"]) == 14 and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("baseline", "reduce"), KINDS)
@@ -458,7 +452,7 @@ def test_a_damaged_state_is_told(
 @pytest.mark.parametrize("damage", [halve, empty, Path.unlink])
 def test_damaged_rows_are_told(model: HookedTransformer, folder: Path, damage: Callable[[Path], None]) -> None:
     stage = Stage(new_folder(folder), "sums")
-    accumulate(batches_of(model), Sums, stage=stage, flush_every=2)
+    accumulate(batches_of(model), Sums(model), stage=stage, flush_every=2)
     damage(folder / "sums-rows-000001.safetensors")
     with pytest.raises(CheckpointError, match=r"sums-rows-000001.safetensors.*delete the folder"):
         stage.rows()
@@ -684,7 +678,7 @@ def test_a_long_run_is_made_by_hand(model: HookedTransformer, folder: Path) -> N
     """What an analysis other than entropy would do."""
     given = {"model": model, "data": TOKENS, "attention_mask": None, "description": "d", "options": {"k": 1}}
     run = LongRun(folder, "sums", **given, resume=False)
-    accumulate(batches_of(model), Sums, stage=run.stage("sums"))
+    accumulate(batches_of(model), Sums(model), stage=run.stage("sums"))
     again = LongRun(folder, "sums", **given, resume=True)
     assert again.stage("sums").done.finished
     with pytest.raises(InvalidInputError, match="analysis is 'sums' there and 'other' here"):

@@ -12,8 +12,7 @@ of one batch of 2,048 tokens, whatever the data.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Unpack
 
 import torch
 from jaxtyping import Float, Int
@@ -22,13 +21,14 @@ from torch import Tensor
 from headscope.analysis.ablation.block import AblatedBlock, Plan, measure_batch
 from headscope.analysis.ablation.replacements import Replacements
 from headscope.analysis.ablation.result import AblationResult, standard_error
-from headscope.analysis.core.batches import Batch, check_repeatable, nothing_predicted
+from headscope.analysis.core.batches import Batch, check_repeatable
 from headscope.analysis.core.components import all_heads, component_sets, components, set_label
-from headscope.analysis.core.result import RunInfo, check_option
-from headscope.analysis.recording.component_means import MeansAccumulator, added_sums
+from headscope.analysis.core.result import check_option
+from headscope.analysis.recording.component_means import OutputSums
 from headscope.analysis.recording.record import CleanRuns
+from headscope.analysis.storage.accumulator import Accumulator, Totals
+from headscope.analysis.storage.options import StreamOptions, streaming
 from headscope.analysis.storage.passes import Passes
-from headscope.analysis.storage.run_folder import join_rows
 from headscope.errors import InvalidInputError
 from headscope.model.config import HookedTransformerConfig
 from headscope.model.transformer import HookedTransformer
@@ -79,6 +79,7 @@ class AblationOptions:
         return Plan(sets, self.values, self.effects, excluded, self.scale == "final")
 
 
+@streaming(flush_every=1)
 def ablate_heads(
     model: HookedTransformer,
     data: Any,
@@ -92,16 +93,10 @@ def ablate_heads(
     scale: Literal["final", "own"] = "final",
     kl: bool = False,
     reduce: Literal["mean", "none"] = "none",
-    attention_mask: Tensor | None = None,
-    include_bos: bool = False,
     seed: int = 0,
-    describe: str | None = None,
-    progress: bool = True,
-    out: str | Path | None = None,
-    resume: bool = False,
-    flush_every: int = 1,
+    **run: Unpack[StreamOptions],
 ) -> AblationResult:
-    """Loss of every next token without each of some heads, along each of some paths, less the loss with them.
+    """Measure the loss of every next token without each of some heads, less the loss with them.
 
     Each entry of `heads` is ablated by itself, all else as it is. Positions that predict padding, and predictions made
     from BOS, are NaN and count in no mean.
@@ -126,14 +121,8 @@ def ablate_heads(
             that of the changed state (`"own"`). In patched runs it is always computed again.
         kl: Also measure the KL divergence from the clean prediction to the ablated one.
         reduce: `"none"` keeps every position; `"mean"` only means and their errors.
-        attention_mask: 1 for real tokens, for a tensor of tokens; default: found from the padding token.
-        include_bos: Let BOS positions count, in means too.
         seed: Of the rows drawn for `"resample"`.
-        describe: What the data is, for titles.
-        progress: Show progress bars.
-        out: A folder to keep the run in, so that it can be stopped at any moment; see `measure_entropy`.
-        resume: Go on with the run that `out` holds.
-        flush_every: How many batches are measured between two writes.
+        **run: Options of every run; see `StreamOptions`.
 
     Raises:
         InvalidInputError: for an option or component that does not exist, a wrong shape, tokens out of range, no
@@ -160,53 +149,37 @@ def ablate_heads(
         scale,
         kl,
         reduce,
-        include_bos,
+        run["include_bos"],
         seed,
     )
     plan = options.plan(model.cfg)
     resample_from = _resampled(reference) if "resample" in values else None
     if "mean" in values:
         check_repeatable(data if reference is None else reference, "values=['mean']")
-    passes = Passes(
-        "ablation",
-        model,
-        data,
-        attention_mask=attention_mask,
-        include_bos=include_bos,
-        progress=progress,
-        describe=describe,
-        options=asdict(options),
-        out=out,
-        resume=resume,
-        flush_every=flush_every,
-        reference=reference,
-    )
-    finished = passes.finished(AblationResult)
-    if finished is not None:
+    passes = Passes("ablation", model, data, options, reference=reference, **run)
+    if (finished := passes.finished(AblationResult)) is not None:
         return finished
     runs = CleanRuns(model, plan.reads, plan.resumes)
     means, before = None, None
     if "mean" in values:
         by_position = mean_over == "position"
-        first = runs if reference is None else CleanRuns(model, plan.parts, room=0)
-        sums, stage = passes.gather(
-            "means",
-            lambda state: MeansAccumulator.from_state(state, first, by_position=by_position),
-            of_reference=True,
-            include_bos=include_bos or by_position,
+        outputs = OutputSums(
+            runs if reference is None else CleanRuns(model, plan.parts, room=0), by_position=by_position
         )
-        means = sums.result()
+        sums = passes.gather(
+            "means",
+            Totals(model, outputs.measure),
+            of_reference=True,
+            include_bos=run["include_bos"] or by_position,
+        )
+        means = outputs.means(sums.result())
         # Passes over the same data, with the same positions counting, are held against each other.
-        before = stage if reference is None and not by_position else None
+        before = "means" if reference is None and not by_position else None
     replacements = Replacements(plan.parts, options.values, means, resample_from, seed)
-    accumulator, stage = passes.gather(
-        "ablation",
-        lambda state: AblationAccumulator.from_state(
-            state, model, options, replacements, passes.described, runs=runs, progress=progress
-        ),
-        before,
+    accumulator = AblationAccumulator(
+        model, options, replacements, passes.described, runs=runs, progress=run["progress"]
     )
-    return passes.keep(accumulator.result(None if stage is None else stage.rows()))
+    return passes.finish("ablation", accumulator, after=before)
 
 
 def _resampled(reference: Any) -> Int[Tensor, "row pos"] | None:
@@ -216,7 +189,7 @@ def _resampled(reference: Any) -> Int[Tensor, "row pos"] | None:
     return reference
 
 
-class AblationAccumulator:
+class AblationAccumulator(Accumulator[AblationResult]):
     """Ablations over a stream of batches.
 
     Args:
@@ -226,7 +199,11 @@ class AblationAccumulator:
         data: What the data is, for titles.
         runs: Clean runs, some of which an earlier pass may have kept.
         progress: Show a progress bar of each batch's patched runs.
+        begins_at: How many rows of the data come before this part of it.
     """
+
+    predicting = True
+    options: AblationOptions
 
     def __init__(
         self,
@@ -237,111 +214,48 @@ class AblationAccumulator:
         *,
         runs: CleanRuns | None = None,
         progress: bool = False,
+        begins_at: int = 0,
     ) -> None:
-        self.model = model
-        self.options = options
+        means = replacements.means
+        super().__init__(model, options, data, against=means.tensors if means else None, begins_at=begins_at)
         self.replacements = replacements
-        self.data = data
         self.progress = progress
-        self.n_sequences = 0
-        self.n_positions = 0
         self._plan = options.plan(model.cfg)
         self._runs = CleanRuns(model, self._plan.reads, self._plan.resumes) if runs is None else runs
-        self._sums: dict[str, Tensor] = {}
-        self._kept: list[dict[str, Tensor]] = []
 
     def update(self, batch: Batch) -> None:
         """Measure a batch and add it in."""
         where = batch.predicting()
         n = int(where.sum())
         if n:
-            run = self._runs.second(batch, self.n_sequences)
-            instead = self.replacements.for_batch(self.model, batch, run, self.n_sequences)
-            found = measure_batch(self.model, batch, self._plan, run, instead, progress=self.progress)
+            run = self._runs.second(batch, self.n_before)
+            instead = self.replacements.for_batch(self.model, batch, run, self.n_before)
+            ablated = measure_batch(self.model, batch, self._plan, run, instead, progress=self.progress)
         else:
-            found = self._nothing()
-        self._sums = added_sums(
-            self._sums,
-            {
-                "loss": found.loss.sum(),
-                "loss_diff": found.loss_diff.sum(-1),
-                "squares": found.loss_diff.square().sum(-1),
-                "kl": found.kl.sum(-1),
-            },
-        )
-        if self.options.reduce == "none" and batch.tokens.shape[1] > 1:
-            self._kept.append(self._rows(batch, where[:, :-1], found))
-        self.n_sequences += len(batch.tokens)
-        self.n_positions += n
-
-    def merge(self, other: Self) -> None:
-        """Add what another accumulator of the same run has seen, as if it came after."""
-        self.n_sequences += other.n_sequences
-        self.n_positions += other.n_positions
-        self._kept += other._kept
-        self._sums = added_sums(self._sums, other._sums)
-
-    def state(self) -> dict[str, Any]:
-        """All that was accumulated and not taken, flat: tensors, and numbers that JSON keeps."""
-        rows = {f"rows.{name}": values for name, values in join_rows(self._kept).items()}
-        return {"n_sequences": self.n_sequences, "n_positions": self.n_positions, **self._sums, **rows}
-
-    def take_rows(self) -> dict[str, Tensor]:
-        """Hand over the numbers per position (`reduce="none"`) since the last time, and forget them."""
-        rows, self._kept = join_rows(self._kept), []
-        return rows
-
-    @classmethod
-    def from_state(
-        cls,
-        state: dict[str, Any],
-        model: HookedTransformer,
-        options: AblationOptions,
-        replacements: Replacements,
-        data: str,
-        *,
-        runs: CleanRuns | None = None,
-        progress: bool = False,
-    ) -> Self:
-        """Go on from a `state()`; from an empty one, start."""
-        accumulator = cls(model, options, replacements, data, runs=runs, progress=progress)
-        accumulator.n_sequences, accumulator.n_positions = state.get("n_sequences", 0), state.get("n_positions", 0)
-        tensors = {name: values for name, values in state.items() if isinstance(values, Tensor)}
-        accumulator._sums = {
-            name: values.to(model.W_U.device) for name, values in tensors.items() if not name.startswith("rows.")
+            ablated = self._nothing()
+        sums = {
+            "loss": ablated.loss.sum(),
+            "loss_diff": ablated.loss_diff.sum(-1),
+            "squares": ablated.loss_diff.square().sum(-1),
+            "kl": ablated.kl.sum(-1),
         }
-        rows = {name.removeprefix("rows."): values for name, values in tensors.items() if name.startswith("rows.")}
-        accumulator._kept = [rows] if rows else []
-        return accumulator
+        keep = self.options.reduce == "none" and batch.tokens.shape[1] > 1
+        self.add(batch, n, sums, self._rows(batch, where[:, :-1], ablated) if keep else None)
 
-    def result(self, rows: dict[str, Tensor] | None = None) -> AblationResult:
-        """What was measured so far.
-
-        Args:
-            rows: What `take_rows` gave out before, joined.
-
-        Raises:
-            InvalidInputError: if no position counted.
-        """
+    def summary(self, rows: dict[str, Tensor]) -> AblationResult:
+        """Return the losses, or their means over positions, with the errors of these."""
         n, options = self.n_positions, self.options
-        if n == 0:
-            raise nothing_predicted()
-        means = {name: (total / n).float() for name, total in self._sums.items()}
-        found = {name: means[name] for name in ("loss", "loss_diff", "kl")}
-        ids, tokens = None, None
-        if options.reduce == "none":
-            joined = join_rows([rows, *self._kept] if rows else self._kept)
-            tokens = joined.pop("tokens")
-            ids = tokens[tokens >= 0].unique()
-            found |= joined
-        shown = {name: value for name, value in asdict(options).items() if name not in ("components", "reduce", "kl")}
-        cfg = self.model.cfg
+        means = {name: (total / n).float() for name, total in self.sums.items()}
+        losses = {name: means[name] for name in ("loss", "loss_diff", "kl")} | rows
+        tokens = losses.pop("tokens", None)
+        ids = None if tokens is None else tokens[tokens >= 0].unique()
+        hidden = ("components", "reduce", "kl")
         return AblationResult(
-            info=RunInfo(cfg.model_name, self.model.weight_processing, self.data, self.n_sequences, n, _as_json(shown)),
-            loss=found["loss"],
-            loss_diff=found["loss_diff"],
-            kl=found["kl"] if options.kl else None,
-            loss_diff_error=standard_error(self._sums["loss_diff"], self._sums["squares"], n).float(),
+            info=self.info({name: value for name, value in asdict(options).items() if name not in hidden}),
+            loss=losses["loss"],
+            loss_diff=losses["loss_diff"],
+            kl=losses["kl"] if options.kl else None,
+            loss_diff_error=standard_error(self.sums["loss_diff"], self.sums["squares"], n).float(),
             tokens=tokens,
             values=options.values,
             effects=options.effects,
@@ -355,9 +269,13 @@ class AblationAccumulator:
         return tuple(str(each) if tokenizer is None else tokenizer.decode([each]) for each in ids.tolist())
 
     def _rows(
-        self, batch: Batch, where: Tensor, found: AblatedBlock
+        self, batch: Batch, where: Tensor, ablated: AblatedBlock
     ) -> dict[str, Float[Tensor, "*lead batch pos"] | Int[Tensor, "batch length"]]:
-        values = {"loss": found.loss, "loss_diff": found.loss_diff, **({"kl": found.kl} if self.options.kl else {})}
+        values = {
+            "loss": ablated.loss,
+            "loss_diff": ablated.loss_diff,
+            **({"kl": ablated.kl} if self.options.kl else {}),
+        }
         rows = {}
         for name, numbers in values.items():
             rows[name] = torch.full((*numbers.shape[:-1], *where.shape), torch.nan)
@@ -370,7 +288,3 @@ class AblationAccumulator:
         shape = len(self._plan.values), len(self._plan.effects), len(self._plan.sets), 0
         nothing = torch.zeros(shape, dtype=torch.float64, device=self.model.W_U.device)
         return AblatedBlock(nothing[0, 0, 0], nothing, nothing)
-
-
-def _as_json(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}

@@ -16,7 +16,15 @@ from headscope.errors import InvalidInputError
 from headscope.model.text.tokens import bos_token_id
 from headscope.model.transformer import HookedTransformer
 
-__all__ = ["BLOCK_TOKENS", "Batch", "check_repeatable", "describe_data", "iterate_batches", "nothing_predicted"]
+__all__ = [
+    "BLOCK_TOKENS",
+    "Batch",
+    "check_repeatable",
+    "describe_data",
+    "iterate_batches",
+    "nothing_counts",
+    "nothing_predicted",
+]
 
 BLOCK_TOKENS = 2048
 
@@ -42,6 +50,13 @@ class Batch:
         if self.attention_mask is not None:
             found[:, :-1] &= self.attention_mask[:, 1:]
         return found
+
+
+def nothing_counts() -> InvalidInputError:
+    """The error for data of padding and BOS alone."""
+    return InvalidInputError(
+        "no position counts: every token is padding or BOS. Give longer rows, or include_bos=True."
+    )
 
 
 def nothing_predicted() -> InvalidInputError:

@@ -6,19 +6,19 @@ without each head's direct effect, over the vocabulary in tiles.
 """
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Self
+from typing import Any, Unpack
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headscope.analysis.core.batches import Batch, check_repeatable, nothing_predicted
-from headscope.analysis.core.result import RunInfo
+from headscope.analysis.core.batches import Batch, check_repeatable
 from headscope.analysis.lens.calibration_result import CalibrationResult
-from headscope.analysis.recording.component_means import ComponentMeans, MeansAccumulator
+from headscope.analysis.recording.component_means import ComponentMeans, OutputSums
 from headscope.analysis.recording.lens_states import LensStates, lens_states
 from headscope.analysis.recording.post_norms import output_weights
+from headscope.analysis.storage.accumulator import Accumulator, Totals
+from headscope.analysis.storage.options import StreamOptions, streaming
 from headscope.analysis.storage.passes import Passes
 from headscope.errors import InvalidInputError, NotFiniteError
 from headscope.model.activations.readout import readout_of
@@ -43,6 +43,7 @@ class CalibrationOptions:
                 raise InvalidInputError(f"{name} must be at least 1; got {getattr(self, name)}.")
 
 
+@streaming()
 def measure_calibration(
     model: HookedTransformer,
     data: Any,
@@ -50,15 +51,9 @@ def measure_calibration(
     k: int = 1,
     n_bins: int = 10,
     heads: bool = True,
-    attention_mask: Tensor | None = None,
-    include_bos: bool = False,
-    describe: str | None = None,
-    progress: bool = True,
-    out: str | Path | None = None,
-    resume: bool = False,
-    flush_every: int = 20,
+    **run: Unpack[StreamOptions],
 ) -> CalibrationResult:
-    """How well the model's probabilities fit what comes next, with all heads and without each one's direct effect.
+    """Measure how well the probabilities fit what comes next, with all heads and without each one's direct effect.
 
     At every position that counts and has a next token, the probabilities of the `k` likeliest tokens are binned; where
     two are as likely, the one with the lower number goes first. Without a head means: its output minus its mean over
@@ -72,13 +67,7 @@ def measure_calibration(
         k: How many of the likeliest tokens to look at.
         n_bins: How many bins of equal width between probabilities 0 and 1.
         heads: Measure without each head too; `False` measures the model alone, in one pass.
-        attention_mask: 1 for real tokens, for a tensor of tokens; default: found from the padding token.
-        include_bos: Let predictions at BOS positions count.
-        describe: What the data is, for titles.
-        progress: Show a progress bar.
-        out: A folder to keep the run in, so that it can be stopped at any moment; see `measure_entropy`.
-        resume: Go on with the run that `out` holds.
-        flush_every: How many batches are measured between two writes.
+        **run: Options of every run; see `StreamOptions`.
 
     Raises:
         InvalidInputError: for an option out of range, a wrong shape, tokens out of range, an iterator where two passes
@@ -95,153 +84,91 @@ def measure_calibration(
         >>> int(calibration.count.sum()) == tokens.numel() - 2, -1 <= calibration.overconfidence <= 1
         (True, True)
     """
-    options = CalibrationOptions(k, n_bins, heads, include_bos)
+    options = CalibrationOptions(k, n_bins, heads, run["include_bos"])
     if heads:
         check_repeatable(data, "heads=True")
-    passes = Passes(
-        "calibration",
-        model,
-        data,
-        attention_mask=attention_mask,
-        include_bos=include_bos,
-        progress=progress,
-        describe=describe,
-        options=asdict(options),
-        out=out,
-        resume=resume,
-        flush_every=flush_every,
-    )
-    finished = passes.finished(CalibrationResult)
-    if finished is not None:
+    passes = Passes("calibration", model, data, options, **run)
+    if (finished := passes.finished(CalibrationResult)) is not None:
         return finished
-    means, means_stage = None, None
+    means = None
     if heads:
-        sums, means_stage = passes.gather("means", lambda state: MeansAccumulator.of_all(state, model))
-        means = sums.result()
-    accumulator, _ = passes.gather(
-        "calibration",
-        lambda state: CalibrationAccumulator.from_state(state, model, options, means, passes.described),
-        means_stage,
-    )
-    return passes.keep(accumulator.result())
+        outputs = OutputSums.of_all(model)
+        means = outputs.means(passes.gather("means", Totals(model, outputs.measure)).result())
+    accumulator = CalibrationAccumulator(model, options, means, passes.described)
+    return passes.finish("calibration", accumulator, after="means" if means else None)
 
 
-class CalibrationAccumulator:
+class CalibrationAccumulator(Accumulator[CalibrationResult]):
     """Calibration over a stream of batches.
+
+    The sums are, for the model and then without each head: `bins`, each bin's count, sum of p, and number of tokens
+    that came next; and with u = (1, sum of p, how many came next) at a position, `moments`, the sums of u u^T, and
+    `cross`, of u with the model's u.
 
     Args:
         model: The model.
         options: How to measure.
         means: Component means over the data, needed to measure heads.
         data: What the data is, for titles.
+        begins_at: How many rows of the data come before this part of it.
 
     Raises:
         InvalidInputError: if heads are to be measured without means, or `k` is above d_vocab.
     """
 
+    predicting = True
+    options: CalibrationOptions
+
     def __init__(
-        self, model: HookedTransformer, options: CalibrationOptions, means: ComponentMeans | None, data: str
+        self,
+        model: HookedTransformer,
+        options: CalibrationOptions,
+        means: ComponentMeans | None,
+        data: str,
+        *,
+        begins_at: int = 0,
     ) -> None:
         if options.heads and means is None:
             raise InvalidInputError("measuring heads takes their means over the data. Give means, or heads=False.")
         if options.k > model.cfg.d_vocab:
             raise InvalidInputError(f"k must be between 1 and d_vocab = {model.cfg.d_vocab}; got {options.k}.")
-        self.model = model
-        self.options = options
+        super().__init__(model, options, data, against=means.tensors if means else None, begins_at=begins_at)
         self.means = means
-        self.data = data
-        self.n_sequences = 0
-        self.n_positions = 0
-        cfg = model.cfg
-        n_predictions = 1 + cfg.n_layers * cfg.n_heads if options.heads else 1
-        # The model first, then without each head. Of each bin: count, sum of p, how many came next.
-        self._bins = torch.zeros(3, n_predictions, options.n_bins, dtype=torch.float64)
-        # With u = (1, sum of p, how many came next) at a position: the sums of u u^T, and of u with the model's u.
-        self._moments = torch.zeros(n_predictions, 3, 3, dtype=torch.float64)
-        self._cross = torch.zeros_like(self._moments)
 
     @torch.no_grad()
     def update(self, batch: Batch) -> None:
         """Measure a batch and add it in."""
-        self.n_sequences += len(batch.tokens)
         batch = Batch(batch.tokens, batch.attention_mask, batch.predicting())
         if not bool(batch.counted.any()):
+            self.add(batch, 0)
             return
         states = lens_states(self.model, batch)
-        self.n_positions += states.n
         targets = batch.tokens.roll(-1, dims=1)[batch.counted]
-        found = lens_top(_problem(self.model, states, targets, self.means), k=self.options.k)
-        if bool(found.log_probs.isnan().any()):
+        likeliest = lens_top(_problem(self.model, states, targets, self.means), k=self.options.k)
+        if bool(likeliest.log_probs.isnan().any()):
             raise NotFiniteError(
                 "the logits hold NaN or infinite values, though the residual stream is finite. Check the weights of "
                 "the final norm and the unembedding."
             )
-        self._add(found)
+        self.add(batch, states.n, _sums(likeliest, self.options.n_bins))
 
-    def merge(self, other: Self) -> None:
-        """Add what another accumulator of the same run has seen, as if it came after."""
-        self.n_sequences += other.n_sequences
-        self.n_positions += other.n_positions
-        self._bins = self._bins + other._bins
-        self._moments = self._moments + other._moments
-        self._cross = self._cross + other._cross
-
-    def take_rows(self) -> dict[str, Tensor]:
-        """Nothing is kept per position."""
-        return {}
-
-    def state(self) -> dict[str, Any]:
-        """All that was accumulated, as tensors and numbers."""
-        return {
-            "n_sequences": self.n_sequences,
-            "n_positions": self.n_positions,
-            "bins": self._bins,
-            "moments": self._moments,
-            "cross": self._cross,
-        }
-
-    @classmethod
-    def from_state(
-        cls,
-        state: dict[str, Any],
-        model: HookedTransformer,
-        options: CalibrationOptions,
-        means: ComponentMeans | None,
-        data: str,
-    ) -> Self:
-        """Go on from a `state()`; from an empty one, start."""
-        accumulator = cls(model, options, means, data)
-        if not state:
-            return accumulator
-        accumulator.n_sequences, accumulator.n_positions = state["n_sequences"], state["n_positions"]
-        accumulator._bins, accumulator._moments, accumulator._cross = state["bins"], state["moments"], state["cross"]
-        return accumulator
-
-    def result(self) -> CalibrationResult:
-        """What was measured so far.
-
-        Raises:
-            InvalidInputError: if no position counted.
-        """
-        if self.n_positions == 0:
-            raise nothing_predicted()
+    def summary(self, rows: dict[str, Tensor]) -> CalibrationResult:
+        """Return shares of each bin, and overconfidence with its error."""
         cfg, k = self.model.cfg, self.options.k
-        count, predicted, correct = self._bins
+        count, predicted, correct = self.sums["bins"]
+        moments = self.sums["moments"]
         predicted, correct = predicted / count, correct / count
-        value, weights = _overconfidence(self._moments, k)
-        error = _errors(self._moments, weights)
-        change_error = _change_errors(self._moments, self._cross, weights)
+        value, weights = _overconfidence(moments, k)
+        error = _errors(moments, weights)
+        change_error = _change_errors(moments, self.sums["cross"], weights)
 
         def of_heads(values: Tensor) -> Tensor | None:
             if not self.options.heads:
                 return None
             return values[1:].reshape(cfg.n_layers, cfg.n_heads, *values.shape[1:])
 
-        options = {name: getattr(self.options, name) for name in ("k", "n_bins", "heads", "include_bos")}
         return CalibrationResult(
-            info=RunInfo(
-                cfg.model_name, self.model.weight_processing, self.data, self.n_sequences, self.n_positions, options
-            ),
+            info=self.info(asdict(self.options)),
             count=count[0].long(),
             predicted=predicted[0].float(),
             correct=correct[0].float(),
@@ -255,19 +182,22 @@ class CalibrationAccumulator:
             head_correct=of_heads(correct.float()),
         )
 
-    def _add(self, found: LensTop) -> None:
-        probs = found.log_probs.exp().clamp_(max=1.0)
-        n_predictions, _, k = probs.shape
-        n_bins = self.options.n_bins
-        came_next = (found.place[..., None] == torch.arange(k, device=probs.device)).double()
-        which = (probs * n_bins).long().clamp_(max=n_bins - 1)
-        which += n_bins * torch.arange(n_predictions, device=probs.device)[:, None, None]
-        each = (torch.ones_like(probs), probs, came_next)
-        sums = [torch.bincount(which.flatten(), one.flatten(), n_predictions * n_bins) for one in each]
-        self._bins = self._bins + torch.stack(sums).view(3, n_predictions, n_bins).cpu()
-        u = torch.stack([torch.ones_like(probs[..., 0]), probs.sum(-1), came_next.sum(-1)], dim=-1)
-        self._moments = self._moments + torch.einsum("prx,pry->pxy", u, u).cpu()
-        self._cross = self._cross + torch.einsum("prx,ry->pxy", u, u[0]).cpu()
+
+def _sums(likeliest: LensTop, n_bins: int) -> dict[str, Tensor]:
+    """What a batch adds to the sums of `CalibrationAccumulator`."""
+    probs = likeliest.log_probs.exp().clamp_(max=1.0)
+    n_predictions, _, k = probs.shape
+    came_next = (likeliest.place[..., None] == torch.arange(k, device=probs.device)).double()
+    which = (probs * n_bins).long().clamp_(max=n_bins - 1)
+    which += n_bins * torch.arange(n_predictions, device=probs.device)[:, None, None]
+    each = (torch.ones_like(probs), probs, came_next)
+    bins = torch.stack([torch.bincount(which.flatten(), one.flatten(), n_predictions * n_bins) for one in each])
+    u = torch.stack([torch.ones_like(probs[..., 0]), probs.sum(-1), came_next.sum(-1)], dim=-1)
+    return {
+        "bins": bins.view(3, n_predictions, n_bins).cpu(),
+        "moments": torch.einsum("prx,pry->pxy", u, u).cpu(),
+        "cross": torch.einsum("prx,ry->pxy", u, u[0]).cpu(),
+    }
 
 
 def _problem(model: HookedTransformer, states: LensStates, targets: Tensor, means: ComponentMeans | None) -> TopProblem:

@@ -25,7 +25,7 @@ __all__ = [
     "read_manifest",
 ]
 
-FORMAT = 1
+FORMAT = 2
 START_ANEW = "It cannot be continued: delete the folder and start again, or give another one."
 _COMPARED = ("analysis", "model", "data", "reference", "options")
 

@@ -1,20 +1,19 @@
-"""`Passes`: how an analysis goes through its data, once or more often, kept in a folder where there is one."""
+"""`Passes`: the way an analysis goes through its data, once or more often, kept in a folder where there is one."""
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, TypeVar
-
-from torch import Tensor
+from dataclasses import asdict, is_dataclass
+from typing import Any, TypeVar, Unpack
 
 from headscope.analysis.core.batches import describe_data, iterate_batches
 from headscope.analysis.core.result import Result
-from headscope.analysis.storage.run_folder import Accumulator, LongRun, Stage, accumulate
+from headscope.analysis.storage.accumulator import Accumulator
+from headscope.analysis.storage.options import StreamOptions
+from headscope.analysis.storage.run_folder import LongRun, Stage, accumulate
 from headscope.errors import InvalidInputError
 from headscope.model.transformer import HookedTransformer
 
 __all__ = ["Passes"]
 
-A = TypeVar("A", bound=Accumulator)
+A = TypeVar("A", bound=Accumulator[Any])
 R = TypeVar("R", bound=Result)
 
 
@@ -25,15 +24,9 @@ class Passes:
         analysis: Which analysis it is.
         model: The model.
         data: See `iterate_batches`.
-        attention_mask: As there.
-        include_bos: As there.
-        progress: Show a progress bar for each pass.
-        describe: What the data is; described by its shape otherwise.
-        options: The options that the result depends on.
-        out: A folder to keep the run in.
-        resume: Go on with the run that `out` holds.
-        flush_every: How many batches are measured between two writes.
+        options: The options that the result depends on, as a dataclass or a mapping.
         reference: Other data that a pass may go through; `None` for the data itself.
+        **run: All of `StreamOptions`, as `streaming` fills them in.
 
     Attributes:
         described: What the data is.
@@ -49,85 +42,74 @@ class Passes:
         analysis: str,
         model: HookedTransformer,
         data: Any,
+        options: Any,
         *,
-        attention_mask: Tensor | None,
-        include_bos: bool,
-        progress: bool,
-        describe: str | None,
-        options: Mapping[str, Any],
-        out: str | Path | None,
-        resume: bool,
-        flush_every: int,
         reference: Any = None,
+        **run: Unpack[StreamOptions],
     ) -> None:
-        if flush_every < 1:
-            raise InvalidInputError(f"flush_every must be at least 1; got {flush_every}.")
-        if out is None and resume:
+        if run["flush_every"] < 1:
+            raise InvalidInputError(f"flush_every must be at least 1; got {run['flush_every']}.")
+        if run["out"] is None and run["resume"]:
             raise InvalidInputError("resume=True goes on with the run in a folder; say which by out.")
-        self.model = model
-        self.data = data
-        self.reference = reference
-        self.described = describe or describe_data(data)
-        self._flush_every = flush_every
-        self._attention_mask = attention_mask
-        self._include_bos = include_bos
-        self._progress = progress
-        self._run = None
-        if out is not None:
-            self._run = LongRun(
-                out,
+        self.model, self.data, self.reference, self._run = model, data, reference, run
+        self.described = run["describe"] or describe_data(data)
+        self._stages: dict[str, Stage] = {}
+        self._folder = None
+        if run["out"] is not None:
+            self._folder = LongRun(
+                run["out"],
                 analysis,
                 model=model,
                 data=data,
                 reference=reference,
-                attention_mask=attention_mask,
+                attention_mask=run["attention_mask"],
                 description=self.described,
-                options=options,
-                resume=resume,
+                options=asdict(options) if is_dataclass(options) and not isinstance(options, type) else options,
+                resume=run["resume"],
             )
 
     def finished(self, kind: type[R]) -> R | None:
-        """The result, if the folder holds it already."""
-        return None if self._run is None else self._run.result(kind)
+        """Return the result, if the folder holds it already."""
+        return None if self._folder is None else self._folder.result(kind)
 
     def gather(
         self,
         name: str,
-        begin: Callable[[dict[str, Any]], A],
-        after: Stage | None = None,
+        accumulator: A,
         *,
+        after: str | None = None,
         of_reference: bool = False,
         include_bos: bool | None = None,
-    ) -> tuple[A, Stage | None]:
-        """Go through the data once.
+    ) -> A:
+        """Go through the data once, or on from where the folder is.
 
         Args:
-            name: What the pass is called, in the folder and beside the progress bar.
-            begin: Makes the accumulator from a `state()`, which is empty at the start.
-            after: The pass before, over the same data.
+            name: The name of the pass, in the folder and beside the progress bar.
+            accumulator: A new one, which is returned.
+            after: A pass before this one over the same data, which must not have changed since.
             of_reference: Go through the reference, if there is one, instead.
             include_bos: Other than for the other passes.
-
-        Returns:
-            The accumulator, and what the folder holds of the pass.
         """
-        stage = None if self._run is None else self._run.stage(name, after=after)
-        done = 0 if stage is None else stage.done.n_tokens
+        stage = None
+        if self._folder is not None:
+            stage = self._stages[name] = self._folder.stage(name, after=self._stages[after] if after else None)
         elsewhere = of_reference and self.reference is not None
         batches = iterate_batches(
             self.model,
             self.reference if elsewhere else self.data,
-            attention_mask=None if elsewhere else self._attention_mask,
-            include_bos=self._include_bos if include_bos is None else include_bos,
-            progress=self._progress,
+            attention_mask=None if elsewhere else self._run["attention_mask"],
+            include_bos=self._run["include_bos"] if include_bos is None else include_bos,
+            progress=self._run["progress"],
             description=name,
-            done=done,
+            done=0 if stage is None else stage.done.n_tokens,
         )
-        found = accumulate(batches, lambda state: begin(state or {}), stage=stage, flush_every=self._flush_every)
-        return found, stage
+        return accumulate(batches, accumulator, stage=stage, flush_every=self._run["flush_every"])
 
-    def keep(self, result: R) -> R:
-        """Write the result to the folder, where there is one; returns it."""
-        if self._run is not None:
-            self._run.keep(result)
+    def finish(self, name: str, accumulator: Accumulator[R], *, after: str | None = None) -> R:
+        """Go through the data for the last time; the result, which the folder then holds too."""
+        self.gather(name, accumulator, after=after)
+        if self._folder is None:
+            return accumulator.result()
+        result = accumulator.result(self._stages[name].rows())
+        self._folder.keep(result)
         return result

@@ -16,73 +16,53 @@ The analysis brings an `Accumulator`; `accumulate` drives it, with a folder or w
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
 
 from headscope.analysis.core.batches import Batch
 from headscope.analysis.core.result import Result
+from headscope.analysis.storage.accumulator import Accumulator, join_rows
 from headscope.analysis.storage.manifest import START_ANEW, compare_manifests, fingerprint, make_manifest, read_manifest
 from headscope.errors import CheckpointError, InvalidInputError, StorageError
 from headscope.model.checkpoints.files import TensorFiles, read_metadata, write_bytes, write_tensors
 from headscope.model.transformer import HookedTransformer
 
-__all__ = ["Accumulator", "LongRun", "Stage", "accumulate", "join_rows"]
+__all__ = ["LongRun", "Stage", "accumulate"]
 
 
-@runtime_checkable
-class Accumulator(Protocol):
-    """What an analysis over a stream of batches is made of."""
-
-    def update(self, batch: Batch) -> None:
-        """Measure a batch and add it in."""
-
-    def state(self) -> dict[str, Any]:
-        """All that was accumulated, flat: tensors, and numbers and strings that JSON keeps.
-
-        A tensor handed out is not changed by a later `update`.
-        """
-
-    def take_rows(self) -> dict[str, Tensor]:
-        """Hand over results per position, `[..., batch, pos]` each, and forget them; empty where there are none."""
-
-
-A = TypeVar("A", bound=Accumulator)
+A = TypeVar("A", bound=Accumulator[Any])
 R = TypeVar("R", bound=Result)
 
+# The longest that is measured without a write, and so lost to a kill: well within 30 seconds with a slow batch.
+_SECONDS = 20.0
 
-def accumulate(
-    batches: Iterable[Batch],
-    begin: Callable[[dict[str, Any] | None], A],
-    *,
-    stage: "Stage | None" = None,
-    flush_every: int = 20,
-) -> A:
+
+def accumulate(batches: Iterable[Batch], accumulator: A, *, stage: "Stage | None" = None, flush_every: int = 20) -> A:
     """Go through batches with an accumulator, keeping its state on disk where there is a `stage`.
 
     Args:
         batches: The data, from its start. Untouched if the stage is finished.
-        begin: Makes the accumulator: a fresh one of `None`, or one that goes on from a `state()`.
+        accumulator: A new one, which is returned.
         stage: Where the state is kept; its rows are then found there too, not in the accumulator.
-        flush_every: How many batches are measured between two writes.
+        flush_every: How many batches are measured between two writes; 20 seconds after one there is another anyway.
 
     Raises:
         InvalidInputError: if the data is not that of the run that is resumed.
         StorageError: if the state cannot be written. The one before stands.
     """
     if stage is None:
-        accumulator = begin(None)
         for batch in batches:
             accumulator.update(batch)
         return accumulator
-    accumulator = begin(stage.state)
+    accumulator.restore(stage.state or {})
     if stage.done.finished:
         return accumulator
-    trail, n_done = _Trail(), stage.done.n_batches
+    trail, n_done, written = _Trail(), stage.done.n_batches, time.monotonic()
     held: _Held | None = None
     try:
         for batch in batches:
@@ -94,9 +74,10 @@ def accumulate(
             rows = accumulator.take_rows()
             # In one assignment, so that an interrupt finds all of a batch or nothing of it.
             held = _Held(trail.noted(), accumulator.state(), (*(held.rows if held else ()), *([rows] if rows else [])))
-            if trail.n_batches - stage.done.n_batches >= flush_every:
+            due = trail.n_batches - stage.done.n_batches >= flush_every
+            if due or time.monotonic() - written > _SECONDS:
                 stage.flush(held)
-                held = None
+                held, written = None, time.monotonic()
     except KeyboardInterrupt:
         if held is not None:
             stage.flush(held)
@@ -327,33 +308,6 @@ class LongRun:
             raise InvalidInputError(
                 f"{str(folder)!r} holds a run already. Go on with it by resume=True (--resume), or give another folder."
             )
-
-
-def join_rows(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Results per position one after another: tensors `[..., batch, pos]`, shorter ones filled up with NaN.
-
-    Whole numbers, such as tokens, are filled up with -1.
-
-    Example:
-        >>> join_rows([{"a": torch.zeros(1, 2)}, {"a": torch.ones(2, 3)}])["a"]
-        tensor([[0., 0., nan],
-                [1., 1., 1.],
-                [1., 1., 1.]])
-    """
-    if len(parts) < 2:
-        return {name: tensor for part in parts for name, tensor in part.items()}
-    joined = {}
-    for name in parts[0]:
-        tensors = [part[name] for part in parts]
-        longest = max(tensor.shape[-1] for tensor in tensors)
-        n_rows = sum(tensor.shape[-2] for tensor in tensors)
-        fill = torch.nan if tensors[0].is_floating_point() else -1
-        joined[name] = tensors[0].new_full((*tensors[0].shape[:-2], n_rows, longest), fill)
-        at = 0
-        for tensor in tensors:
-            joined[name][..., at : at + tensor.shape[-2], : tensor.shape[-1]] = tensor
-            at += tensor.shape[-2]
-    return joined
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:

@@ -19,21 +19,20 @@ nothing. The share explained is `1 - KL(clean || CSPA) / KL(clean || mean)`.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Unpack
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
-from headscope.analysis.core.batches import Batch, check_repeatable, nothing_predicted
+from headscope.analysis.core.batches import Batch, check_repeatable
 from headscope.analysis.core.head_lists import chosen_heads, heads_tensor, one_vocabulary
-from headscope.analysis.core.result import RunInfo
-from headscope.analysis.recording.component_means import ComponentMeans, MeansAccumulator
+from headscope.analysis.recording.component_means import ComponentMeans, OutputSums
 from headscope.analysis.recording.record import CleanRuns
+from headscope.analysis.storage.accumulator import Accumulator, Totals
 from headscope.analysis.storage.manifest import fingerprint
+from headscope.analysis.storage.options import StreamOptions, streaming
 from headscope.analysis.storage.passes import Passes
-from headscope.analysis.storage.run_folder import join_rows
 from headscope.analysis.suppression.cspa_block import SuppressionBlock, SuppressionOptions
 from headscope.analysis.suppression.cspa_result import CopySuppression
 from headscope.errors import InvalidInputError
@@ -42,6 +41,7 @@ from headscope.model.transformer import HookedTransformer
 __all__ = ["SuppressionAccumulator", "SuppressionOptions", "copy_suppression_preserving_ablation"]
 
 
+@streaming(flush_every=1)
 @torch.no_grad()
 def copy_suppression_preserving_ablation(
     model: HookedTransformer,
@@ -51,15 +51,9 @@ def copy_suppression_preserving_ablation(
     top: float = 0.05,
     effect: Literal["direct", "patched"] = "direct",
     related: Mapping[int, Sequence[int]] | Int[Tensor, "d_vocab n"] | None = None,
-    attention_mask: Tensor | None = None,
-    include_bos: bool = False,
-    describe: str | None = None,
-    progress: bool = True,
-    out: str | Path | None = None,
-    resume: bool = False,
-    flush_every: int = 1,
+    **run: Unpack[StreamOptions],
 ) -> CopySuppression:
-    """How much of heads' effect on the predictions is copy suppression; see the top of this module for what is kept.
+    """Measure how much of heads' effect on the predictions is copy suppression, as the top of this module defines it.
 
     Cost: two forward passes, one more of each layer that has such heads, and for each head `4 * d_model * d_vocab`
     operations per position; with `effect="patched"` also twice the layers from the head's on. Memory: some arrays of
@@ -78,13 +72,9 @@ def copy_suppression_preserving_ablation(
         related: For each token, tokens whose unembeddings are kept as well: a mapping, or ids `[d_vocab, n]` (-1 for
             none). What a source writes is projected on an orthonormal basis, its own token first, then each related
             one less what the ones before span; each coefficient is kept where it is negative.
-        attention_mask: 1 for real tokens, for a tensor of tokens; default: found from the padding token.
-        include_bos: Let BOS positions be destinations and sources, and count in the means.
-        describe: What the data is, for titles.
-        progress: Show a progress bar.
-        out: A folder to keep the run in, so that it can be stopped at any moment; see `measure_entropy`.
-        resume: Go on with the run that `out` holds.
-        flush_every: How many batches are measured between two writes.
+        **run: Options of every run; see `StreamOptions`.
+
+    With `include_bos`, BOS positions can be destinations and sources, and count in the means.
 
     Raises:
         InvalidInputError: for a head that does not exist, an option out of range, tokens that do not fit the model, an
@@ -103,40 +93,26 @@ def copy_suppression_preserving_ablation(
         (True, True)
     """
     _check_causal(model)
-    options = SuppressionOptions(chosen_heads(model, heads), top, effect, include_bos)
+    options = SuppressionOptions(chosen_heads(model, heads), top, effect, run["include_bos"])
     table = _related_table(related, one_vocabulary(model))
     check_repeatable(data, "copy-suppression-preserving ablation")
-    passes = Passes(
-        "copy-suppression",
-        model,
-        data,
-        attention_mask=attention_mask,
-        include_bos=include_bos,
-        progress=progress,
-        describe=describe,
-        options={**asdict(options), "related": None if table is None else fingerprint({"related": table})},
-        out=out,
-        resume=resume,
-        flush_every=flush_every,
-    )
-    finished = passes.finished(CopySuppression)
-    if finished is not None:
+    table_hash = None if table is None else fingerprint({"related": table})
+    passes = Passes("copy-suppression", model, data, {**asdict(options), "related": table_hash}, **run)
+    if (finished := passes.finished(CopySuppression)) is not None:
         return finished
-    first = CleanRuns(model, options.heads, room=0)
-    sums, before = passes.gather("means", lambda state: MeansAccumulator.from_state(state, first))
-    means = sums.result()
-    accumulator, stage = passes.gather(
-        "suppression",
-        lambda state: SuppressionAccumulator.from_state(
-            state, model, options, means, passes.described, related=table, progress=progress
-        ),
-        before,
+    outputs = OutputSums(CleanRuns(model, options.heads, room=0))
+    means = outputs.means(passes.gather("means", Totals(model, outputs.measure)).result())
+    accumulator = SuppressionAccumulator(
+        model, options, means, passes.described, related=table, progress=run["progress"]
     )
-    return passes.keep(accumulator.result(None if stage is None else stage.rows()))
+    return passes.finish("suppression", accumulator, after="means")
 
 
-class SuppressionAccumulator:
+class SuppressionAccumulator(Accumulator[CopySuppression]):
     """CSPA and mean ablation of some heads over a stream of batches.
+
+    Its rows are `numbers [number, batch, pos]`: the clean loss, then of each head loss and KL of CSPA, and of the mean
+    ablation.
 
     Args:
         model: The model.
@@ -145,7 +121,11 @@ class SuppressionAccumulator:
         data: What the data is, for titles.
         related: Tokens related to each, -1 for none.
         progress: Show a progress bar of each batch's heads.
+        begins_at: How many rows of the data come before this part of it.
     """
+
+    predicting = True
+    options: SuppressionOptions
 
     def __init__(
         self,
@@ -156,77 +136,23 @@ class SuppressionAccumulator:
         *,
         related: Int[Tensor, "d_vocab n"] | None = None,
         progress: bool = False,
+        begins_at: int = 0,
     ) -> None:
-        self.model, self.options, self.means, self.data = model, options, means, data
-        self.related, self.progress = related, progress
-        self.n_positions = 0
-        # [number, batch, pos]: the clean loss, then of each head loss and KL of CSPA, and of the mean ablation.
-        self._kept: list[dict[str, Float[Tensor, "number batch pos"]]] = []
+        against = means.tensors | ({} if related is None else {"related tokens": related})
+        super().__init__(model, options, data, against=against, begins_at=begins_at)
+        self.means, self.related, self.progress = means, related, progress
 
     def update(self, batch: Batch) -> None:
         """Measure a batch and add it in."""
         measured = SuppressionBlock(self.model, batch, self.options, self.means, self.related)
-        self._kept.append({"numbers": measured.measure(self.progress)})
-        self.n_positions += int(measured.where.sum())
+        numbers = measured.measure(self.progress)
+        self.add(batch, int(measured.where.sum()), rows={"numbers": numbers})
 
-    def merge(self, other: Self) -> None:
-        """Add what another accumulator of the same run has seen, as if it came after."""
-        self.n_positions += other.n_positions
-        self._kept += other._kept
-
-    def state(self) -> dict[str, Any]:
-        """All that was accumulated and not taken, flat."""
-        return {"n_positions": self.n_positions, **join_rows(self._kept)}
-
-    def take_rows(self) -> dict[str, Tensor]:
-        """Hand over the numbers per position since the last time, and forget them."""
-        rows, self._kept = join_rows(self._kept), []
-        return rows
-
-    @classmethod
-    def from_state(
-        cls,
-        state: dict[str, Any],
-        model: HookedTransformer,
-        options: SuppressionOptions,
-        means: ComponentMeans,
-        data: str,
-        *,
-        related: Int[Tensor, "d_vocab n"] | None = None,
-        progress: bool = False,
-    ) -> Self:
-        """Go on from a `state()`; from an empty one, start."""
-        accumulator = cls(model, options, means, data, related=related, progress=progress)
-        accumulator.n_positions = state.get("n_positions", 0)
-        accumulator._kept = [{"numbers": state["numbers"]}] if "numbers" in state else []
-        return accumulator
-
-    def result(self, rows: dict[str, Tensor] | None = None) -> CopySuppression:
-        """What was measured so far.
-
-        Args:
-            rows: What `take_rows` gave out before, joined.
-
-        Raises:
-            InvalidInputError: if no position counted.
-        """
-        if not self.n_positions:
-            raise nothing_predicted()
-        numbers = join_rows([rows, *self._kept] if rows else self._kept)["numbers"]
-        options = self.options
-        info = RunInfo(
-            model=self.model.cfg.model_name,
-            processing=self.model.weight_processing,
-            data=self.data,
-            n_sequences=numbers.shape[1],
-            n_positions=self.n_positions,
-            options={
-                "top": options.top,
-                "effect": options.effect,
-                "related": self.related is not None,
-                "include_bos": options.include_bos,
-            },
-        )
+    def summary(self, rows: dict[str, Tensor]) -> CopySuppression:
+        """Return losses and KL of each head."""
+        options, numbers = self.options, rows["numbers"]
+        shown = {name: getattr(options, name) for name in ("top", "effect")}
+        info = self.info({**shown, "related": self.related is not None, "include_bos": options.include_bos})
         loss, by_head = numbers[0].clone(), numbers[1:].unflatten(0, (len(options.heads), 4))
         return CopySuppression(info, heads_tensor(options.heads), loss, *by_head.transpose(0, 1).contiguous())
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headscope.analysis.core.batches import Batch, describe_data, iterate_batches
+from headscope.analysis.core.batches import Batch, describe_data, iterate_batches, nothing_counts
 from headscope.analysis.core.components import Component
 from headscope.analysis.core.head_lists import (
     chosen_heads,
@@ -23,7 +23,6 @@ from headscope.analysis.core.head_lists import (
     rank_heads,
 )
 from headscope.analysis.core.result import Ranking, Result, RunInfo, check_option
-from headscope.analysis.recording.component_means import nothing_counts
 from headscope.analysis.recording.layer import LayerRead, entering, read_layer, sources
 from headscope.analysis.recording.post_norms import output_weight
 from headscope.analysis.suppression.circuit_ranks import own_token_excess

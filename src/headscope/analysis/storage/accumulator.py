@@ -1,0 +1,212 @@
+"""`Accumulator`: sums, counts and rows over a stream of batches, the same for every analysis.
+
+An analysis says what a batch gives (`update`) and what becomes of it all (`summary`). Stopping, going on, and adding
+up what several processes measured is the base's, and so the same for all: sums are kept in float64 and never changed in
+place, so that a `state()` that was handed out stays what it was.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from typing import Any, ClassVar, Generic, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+from headscope.analysis.core.batches import Batch, nothing_counts, nothing_predicted
+from headscope.analysis.core.result import RunInfo
+from headscope.analysis.storage.manifest import fingerprint
+from headscope.errors import InvalidInputError
+from headscope.model.transformer import HookedTransformer
+
+__all__ = ["Accumulator", "Totals", "join_rows"]
+
+T = TypeVar("T")
+
+
+class Accumulator(ABC, Generic[T]):
+    """Adds up what an analysis measures, batch by batch.
+
+    Args:
+        model: The model.
+        options: The options that the numbers depend on, as a dataclass or a mapping.
+        data: What the data is, in words.
+        against: Tensors that the numbers depend on besides, such as component means from a pass before.
+        begins_at: How many rows of the data come before this part of it, where it is one part of several.
+
+    Attributes:
+        n_sequences: Rows gone through.
+        n_positions: Positions that count, of which there must be some for a result.
+        sums: Sums over batches, by name; new tensors after each batch.
+    """
+
+    predicting: ClassVar[bool] = False  # a position counts if a token comes next
+
+    def __init__(
+        self,
+        model: HookedTransformer,
+        options: Any,
+        data: str = "",
+        *,
+        against: Mapping[str, Tensor] | None = None,
+        begins_at: int = 0,
+    ) -> None:
+        self.model, self.options, self.data = model, options, data
+        self.against = against or {}
+        self.begins_at = begins_at
+        self.n_sequences = self.n_positions = 0
+        self.sums: dict[str, Tensor] = {}
+        self._kept: list[Mapping[str, Tensor]] = []
+
+    @abstractmethod
+    def update(self, batch: Batch) -> None:
+        """Measure a batch, and `add` what it gives."""
+
+    @abstractmethod
+    def summary(self, rows: dict[str, Tensor]) -> T:
+        """Return what the sums and the joined rows come to; at least one position counted."""
+
+    def result(self, rows: Mapping[str, Tensor] | None = None) -> T:
+        """Return what was measured so far.
+
+        Args:
+            rows: What `take_rows` gave out before, joined.
+
+        Raises:
+            InvalidInputError: if no position counted.
+        """
+        if self.n_positions == 0:
+            raise nothing_predicted() if self.predicting else nothing_counts()
+        return self.summary(join_rows([rows, *self._kept] if rows else self._kept))
+
+    @property
+    def n_before(self) -> int:
+        """How many rows of the data come before the next batch."""
+        return self.begins_at + self.n_sequences
+
+    def add(
+        self,
+        batch: Batch,
+        n_positions: int,
+        sums: Mapping[str, Tensor] | None = None,
+        rows: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Add what a batch gave.
+
+        Args:
+            batch: The batch.
+            n_positions: How many of its positions count.
+            sums: By name; floating-point ones are added in float64.
+            rows: Results `[..., batch, pos]`, kept as they are.
+        """
+        self.sums = _added(self.sums, sums or {})
+        if rows:
+            self._kept.append(rows)
+        self.n_sequences += len(batch.tokens)
+        self.n_positions += n_positions
+
+    def merge(self, other: Self) -> None:
+        """Add what another accumulator has seen, as if it came after.
+
+        Raises:
+            InvalidInputError: if the other measured something else, with other options, or against other means.
+        """
+        if type(other) is not type(self) or _as_dict(self.options) != _as_dict(other.options):
+            raise InvalidInputError(
+                f"only parts of one run are merged; these are {type(self).__name__} with {self.options} and "
+                f"{type(other).__name__} with {other.options}."
+            )
+        if self.against is not other.against and fingerprint(self.against) != fingerprint(other.against):
+            raise InvalidInputError(
+                f"only parts of one run are merged, and these {type(self).__name__}s were measured against different "
+                f"{' and '.join(sorted({*self.against, *other.against})[:3])}, ... Make these once, for all parts."
+            )
+        self.sums = _added(self.sums, other.sums)
+        self._kept += other._kept
+        self.n_sequences += other.n_sequences
+        self.n_positions += other.n_positions
+
+    def state(self) -> dict[str, Any]:
+        """Return all that was accumulated and not taken, flat: tensors, and numbers that JSON keeps."""
+        rows = {f"rows.{name}": values for name, values in join_rows(self._kept).items()}
+        return {"n_sequences": self.n_sequences, "n_positions": self.n_positions, **self.sums, **rows}
+
+    def restore(self, state: Mapping[str, Any]) -> Self:
+        """Go on from a `state()`; an empty one is the start. Returns itself."""
+        self.n_sequences, self.n_positions = state.get("n_sequences", 0), state.get("n_positions", 0)
+        tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+        rows = {name.removeprefix("rows."): value for name, value in tensors.items() if name.startswith("rows.")}
+        self.sums = {name: value for name, value in tensors.items() if not name.startswith("rows.")}
+        self._kept = [rows] if rows else []
+        return self
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any], *args: Any, **options: Any) -> Self:
+        """Make an accumulator, with the arguments of the class, that goes on from a `state()`."""
+        return cls(*args, **options).restore(state)
+
+    def take_rows(self) -> dict[str, Tensor]:
+        """Hand over the rows since the last time, `[..., batch, pos]` each, and forget them."""
+        rows, self._kept = join_rows(self._kept), []
+        return rows
+
+    def info(self, options: Mapping[str, Any]) -> RunInfo:
+        """What was run on what, for a result, with those of the options that it shows."""
+        shown = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
+        processing = self.model.weight_processing
+        return RunInfo(self.model.cfg.model_name, processing, self.data, self.n_sequences, self.n_positions, shown)
+
+
+class Totals(Accumulator[dict[str, Tensor]]):
+    """Sums of what a function measures, given a batch and the number of rows before it."""
+
+    def __init__(self, model: HookedTransformer, measure: Callable[[Batch, int], Mapping[str, Tensor]]) -> None:
+        super().__init__(model, {})
+        self.measure = measure
+
+    def update(self, batch: Batch) -> None:
+        """Measure a batch and add it in."""
+        self.add(batch, int(batch.counted.sum()), self.measure(batch, self.n_before))
+
+    def summary(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the sums."""
+        return self.sums
+
+
+def _added(sums: Mapping[str, Tensor], more: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    added = dict(sums)
+    for name, values in more.items():
+        values = values.double() if values.is_floating_point() else values
+        added[name] = added[name].to(values.device) + values if name in added else values
+    return added
+
+
+def _as_dict(options: Any) -> dict[str, Any]:
+    return asdict(options) if is_dataclass(options) and not isinstance(options, type) else dict(options)
+
+
+def join_rows(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Join results per position one after another: tensors `[..., batch, pos]`, shorter ones filled up with NaN.
+
+    Whole numbers, such as tokens, are filled up with -1.
+
+    Example:
+        >>> join_rows([{"a": torch.zeros(1, 2)}, {"a": torch.ones(2, 3)}])["a"]
+        tensor([[0., 0., nan],
+                [1., 1., 1.],
+                [1., 1., 1.]])
+    """
+    if len(parts) < 2:
+        return {name: tensor for part in parts for name, tensor in part.items()}
+    joined = {}
+    for name in parts[0]:
+        tensors = [part[name] for part in parts]
+        longest = max(tensor.shape[-1] for tensor in tensors)
+        n_rows = sum(tensor.shape[-2] for tensor in tensors)
+        fill = torch.nan if tensors[0].is_floating_point() else -1
+        joined[name] = tensors[0].new_full((*tensors[0].shape[:-2], n_rows, longest), fill)
+        at = 0
+        for tensor in tensors:
+            joined[name][..., at : at + tensor.shape[-2], : tensor.shape[-1]] = tensor
+            at += tensor.shape[-2]
+    return joined

@@ -1,0 +1,105 @@
+"""The options that every analysis of a stream takes, declared and documented once.
+
+A function that takes them is written with `**run: Unpack[StreamOptions]` under `@streaming()`. Type checkers and
+editors see each by name; so do `help()` and `inspect.signature`, to which the decorator shows them with their defaults
+and their documentation.
+"""
+
+import inspect
+import textwrap
+from collections.abc import Callable
+from functools import wraps
+from inspect import Parameter
+from pathlib import Path
+from typing import Any, ParamSpec, TypedDict, TypeVar, get_args, get_type_hints
+
+from torch import Tensor
+
+__all__ = ["RunOptions", "StreamOptions", "streaming"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class RunOptions(TypedDict, total=False):
+    """Options of a run over batches; `_MEANING` says what each is."""
+
+    attention_mask: Tensor | None
+    describe: str | None
+    progress: bool
+    out: str | Path | None
+    resume: bool
+    flush_every: int
+
+
+class StreamOptions(RunOptions, total=False):
+    """Those of a run in which BOS positions may count or not."""
+
+    include_bos: bool
+
+
+_DEFAULTS: dict[str, Any] = {
+    "attention_mask": None,
+    "include_bos": False,
+    "describe": None,
+    "progress": True,
+    "out": None,
+    "resume": False,
+    "flush_every": 20,
+}
+_MEANING = {
+    "attention_mask": "1 for real tokens, for a tensor of tokens; default: found from the padding token.",
+    "include_bos": "Let BOS positions count, in means too.",
+    "describe": "What the data is, for titles; default: its shape.",
+    "progress": "Show a progress bar.",
+    "out": "A folder to keep the run in, so that it can be stopped at any moment and resumed. What is measured goes to "
+    "the disk as it comes, and the result is written there as `result.safetensors`.",
+    "resume": "Go on with the run that `out` holds, if it holds one; the result is that of a run never stopped. The "
+    "model, the data and the options must be the same.",
+    "flush_every": "How many batches (of about 2,000 tokens) are measured between two writes to `out`; 20 seconds "
+    "after the last one it is written to anyway.",
+}
+
+
+def streaming(**defaults: Any) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Show the options that stand behind a function's `**run`, and fill in those not given.
+
+    Args:
+        defaults: Where they are other than for most analyses.
+
+    Returns:
+        A decorator. The function then finds every option in `run`. In its docstring, the line of `**run` gives way to
+        a line for each.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        signature = inspect.signature(function)
+        (shared,) = get_args(signature.parameters["run"].annotation)
+        types = get_type_hints(shared)
+        names = [name for name in _DEFAULTS if name in types]
+        values = _DEFAULTS | defaults
+        more = [Parameter(name, Parameter.KEYWORD_ONLY, default=values[name], annotation=types[name]) for name in names]
+        own = [parameter for name, parameter in signature.parameters.items() if name != "run"]
+        shown = signature.replace(parameters=[*own, *more])
+
+        @wraps(function)
+        def run(*args: P.args, **kwargs: P.kwargs) -> R:
+            bound = shown.bind(*args, **kwargs)
+            bound.apply_defaults()
+            return function(*bound.args, **bound.kwargs)
+
+        run.__signature__ = shown  # type: ignore[attr-defined]
+        if function.__doc__ is not None:
+            run.__doc__ = _with_meanings(function.__doc__, names)
+        return run
+
+    return decorate
+
+
+def _with_meanings(documentation: str, names: list[str]) -> str:
+    lines = documentation.splitlines()
+    at = next(number for number, line in enumerate(lines) if line.lstrip().startswith("**run:"))
+    indent = lines[at][: len(lines[at]) - len(lines[at].lstrip())]
+    wrapped = [textwrap.wrap(f"{name}: {_MEANING[name]}", 112) for name in names]
+    meanings = [indent + "    " * (number > 0) + line for each in wrapped for number, line in enumerate(each)]
+    return "\n".join([*lines[:at], *meanings, *lines[at + 1 :]])
