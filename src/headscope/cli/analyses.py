@@ -1,7 +1,6 @@
-"""The commands that run one analysis and print what it found: `headscope prompt`, `entropy`, `ablate`."""
+"""Commands that run one analysis on a text and print its rankings: `headscope prompt`, `entropy`, `ablate`."""
 
-from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -9,92 +8,47 @@ from headscope.analysis.ablation.ablate import ablate_heads
 from headscope.analysis.ablation.result import AblationResult
 from headscope.analysis.lens.entropy import EntropyResult, measure_entropy
 from headscope.cli.shared import (
+    IncludeBosOption,
     MaxTokensOption,
     ModelArgument,
-    OutOption,
     ProgressOption,
     ResumeOption,
+    RunOption,
     SeqLenOption,
     TextOption,
+    TopOption,
     app,
     command,
     kept_run,
-    texts_of,
+    listed,
+    load,
 )
 from headscope.compat.prompt import test_prompt
-from headscope.errors import InvalidInputError
 from headscope.model.checkpoints.hub import DEMO
 from headscope.model.transformer import HookedTransformer
-from headscope.report import ABLATION_TOKENS, MAX_TOKENS, token_rows
+from headscope.report import ABLATION_TOKENS, MAX_TOKENS
 
 __all__ = ["ablate", "entropy", "prompt"]
 
 
-class Baseline(StrEnum):
-    """What a component is measured against."""
-
-    ZERO = "zero"
-    MEAN = "mean"
-
-
-class Scale(StrEnum):
-    """Whose scale the final norm has."""
-
-    FINAL = "final"
-    OWN = "own"
-
-
-class Precision(StrEnum):
-    """What the heads' products are made in."""
-
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-
-
-class Value(StrEnum):
-    """What takes an ablated output's place."""
-
-    ZERO = "zero"
-    MEAN = "mean"
-    RESAMPLE = "resample"
-
-
-class MeanOver(StrEnum):
-    """What means are taken over."""
-
-    DATA = "data"
-    POSITION = "position"
-
-
-class Effect(StrEnum):
-    """Along which paths an ablation goes."""
-
-    PATCHED = "patched"
-    DIRECT = "direct"
-    INDIRECT = "indirect"
-
-
 @command(
     app,
-    examples=(
-        'headscope prompt headscope-demo "When Mary and John went to the store, John gave a drink to" Mary',
-        'headscope prompt gpt2 "The capital of France is" Paris --top-k 5',
-    ),
+    'headscope prompt headscope-demo "When Mary and John went to the store, John gave a drink to" Mary',
+    'headscope prompt gpt2 "The capital of France is" Paris --top-k 5',
 )
 def prompt(
     model: ModelArgument,
     prompt: Annotated[str, typer.Argument(help="The text before the answer.", show_default=False)],
     answer: Annotated[str, typer.Argument(help="The answer to look for.", show_default=False)],
-    top_k: Annotated[int, typer.Option(help="How many of the likeliest tokens to list.")] = 10,
+    top_k: Annotated[int, typer.Option(help="Number of most likely tokens to list.")] = 10,
     prepend_space_to_answer: Annotated[
         bool, typer.Option("--space/--no-space", help="Put a space before the answer, unless it has one.")
     ] = True,
     prepend_bos: Annotated[
-        bool | None,
-        typer.Option("--bos/--no-bos", help="Put a BOS token before the prompt. Default: as the model has it."),
+        bool | None, typer.Option("--bos/--no-bos", help="Put BOS before the prompt. Default: the model's own choice.")
     ] = None,
 ) -> None:
-    """Show where an answer stands among what the model would say to a prompt: rank, logit, probability, top tokens."""
+    """Show the rank, logit and probability of an answer to a prompt, beside the most likely tokens."""
     test_prompt(
         prompt,
         answer,
@@ -107,64 +61,56 @@ def prompt(
 
 @command(
     app,
-    examples=(
-        "headscope entropy",
-        "headscope entropy gpt2 --text story.txt --out story-entropy",
-        "headscope entropy gpt2 --text story.txt --out story-entropy --resume",
-    ),
+    "headscope entropy",
+    "headscope entropy gpt2 --text story.txt --out story-entropy",
+    "headscope entropy gpt2 --text story.txt --out story-entropy --resume",
 )
 def entropy(
     model: ModelArgument = DEMO,
     text: TextOption = None,
-    out: OutOption = None,
+    out: RunOption = None,
     resume: ResumeOption = False,
     baseline: Annotated[
-        Baseline, typer.Option(help="zero: take components whole; mean: minus their mean over the text.")
-    ] = Baseline.ZERO,
+        Literal["zero", "mean"], typer.Option(help="Subtract nothing from a component's output, or its mean.")
+    ] = "zero",
     scale: Annotated[
-        Scale, typer.Option(help="The final norm's scale: that of the final state, or each state's own.")
-    ] = Scale.FINAL,
+        Literal["final", "own"], typer.Option(help="Final norm's scale: the final state's, or each state's own.")
+    ] = "final",
     lens_bias: Annotated[bool, typer.Option(help="Use the unembedding's bias at every state.")] = True,
-    include_bos: Annotated[bool, typer.Option(help="Let BOS positions count.")] = False,
+    include_bos: IncludeBosOption = False,
     precision: Annotated[
-        Precision,
-        typer.Option(help="Of the heads' products: bfloat16 is faster and a little less exact."),
-    ] = Precision.FLOAT32,
+        Literal["float32", "bfloat16"],
+        typer.Option(help="Precision of the heads' products: bfloat16 is faster and slightly less exact."),
+    ] = "float32",
     max_tokens: MaxTokensOption = MAX_TOKENS,
     seq_len: SeqLenOption = None,
-    top: Annotated[int, typer.Option(help="How many heads to print at each end.")] = 10,
+    top: TopOption = 10,
     progress: ProgressOption = True,
 ) -> None:
-    """Measure what each head and MLP does to the entropy of the prediction, and print the strongest."""
+    """Measure what each head and MLP does to the entropy of the prediction, and rank the heads."""
     with kept_run(out, resume):
-        texts, described = texts_of(text)
-        loaded = HookedTransformer.from_pretrained(model)
-        tokens = token_rows(loaded, texts, max_tokens=max_tokens, seq_len=seq_len)
+        loaded, tokens, described = load(model, text, max_tokens, seq_len)
         result = measure_entropy(
             loaded,
             tokens,
-            baseline=baseline.value,
-            scale=scale.value,
+            baseline=baseline,
+            scale=scale,
             lens_bias=lens_bias,
             include_bos=include_bos,
-            precision=precision.value,
+            precision=precision,
             describe=described,
             progress=progress,
             out=out,
             resume=resume,
         )
-    typer.echo(_entropy_table(result, top))
-    if out is not None:
-        typer.echo(f"\nSaved to {out / 'result.safetensors'}")
+        typer.echo(_entropy_table(result, top))
 
 
 @command(
     app,
-    examples=(
-        "headscope ablate",
-        "headscope ablate gpt2 --heads 10.7,11.10 --text story.txt",
-        "headscope ablate gpt2 --heads '10.7+11.10, MLP 0' --value mean --effect direct --positions 5",
-    ),
+    "headscope ablate",
+    "headscope ablate gpt2 --heads 10.7,11.10 --text story.txt",
+    "headscope ablate gpt2 --heads '10.7+11.10, MLP 0' --value mean --effect direct --positions 5",
 )
 def ablate(
     model: ModelArgument = DEMO,
@@ -172,63 +118,60 @@ def ablate(
     heads: Annotated[
         str | None,
         typer.Option(
-            help="What to ablate, separated by commas: 10.7 is head 7 of layer 10; 'MLP 3' an MLP; 10.7+11.10 goes "
-            "together. Default: every head.",
+            help="Components to ablate, separated by commas: 10.7 is head 7 of layer 10, 'MLP 3' an MLP, 10.7+11.10 a "
+            "set ablated together. Default: every head.",
             show_default=False,
         ),
     ] = None,
     values: Annotated[
-        list[Value], typer.Option("--value", help="What takes its place; may be given several times.")
-    ] = [Value.ZERO, Value.MEAN],  # noqa: B006
+        list[str],
+        typer.Option("--value", help="What replaces the output: zero, mean or resample; may be given several times."),
+    ] = ["zero", "mean"],  # noqa: B006
     effects: Annotated[
-        list[Effect],
+        list[str],
         typer.Option(
             "--effect",
-            help="patched: everything after it is computed again; direct: only the final stream changes; indirect: all "
-            "but its direct effect. May be given several times.",
+            help="patched: recompute everything after it; direct: change the final stream alone; indirect: all but the "
+            "direct effect. May be given several times.",
         ),
-    ] = [Effect.PATCHED, Effect.DIRECT],  # noqa: B006
+    ] = ["patched", "direct"],  # noqa: B006
     mean_over: Annotated[
-        MeanOver, typer.Option(help="The mean over all positions, or at each position over sequences.")
-    ] = MeanOver.DATA,
+        Literal["data", "position"], typer.Option(help="Take the mean over all positions, or at each position.")
+    ] = "data",
     scale: Annotated[
-        Scale, typer.Option(help="The final norm's scale in direct and indirect effects: the clean run's, or its own.")
-    ] = Scale.FINAL,
-    include_bos: Annotated[bool, typer.Option(help="Let BOS positions count.")] = False,
-    out: OutOption = None,
+        Literal["final", "own"],
+        typer.Option(help="Final norm's scale in direct and indirect effects: the clean run's, or its own."),
+    ] = "final",
+    include_bos: IncludeBosOption = False,
+    out: RunOption = None,
     resume: ResumeOption = False,
     max_tokens: MaxTokensOption = ABLATION_TOKENS,
     seq_len: SeqLenOption = None,
-    top: Annotated[int, typer.Option(help="How many components to print at each end.")] = 10,
+    top: TopOption = 10,
     positions: Annotated[
-        int, typer.Option(help="How many of the positions where the first component matters most to print.")
+        int, typer.Option(min=0, help="Number of positions to print where the first component matters most.")
     ] = 0,
     progress: ProgressOption = True,
 ) -> None:
-    """Measure what the loss of the next token becomes without each head, and print the heads missed most and least."""
-    if top < 1 or positions < 0:
-        raise InvalidInputError(f"top must be at least 1 and positions at least 0; got {top} and {positions}.")
+    """Measure the next-token loss without each head, and rank the heads by how much they are missed."""
+    # typer has no lists of choices: `ablate_heads` checks these two, and names what it takes.
+    checked: Any = {"values": values, "effects": effects}
     with kept_run(out, resume):
-        texts, described = texts_of(text)
-        loaded = HookedTransformer.from_pretrained(model)
-        tokens = token_rows(loaded, texts, max_tokens=max_tokens, seq_len=seq_len)
+        loaded, tokens, described = load(model, text, max_tokens, seq_len)
         result = ablate_heads(
             loaded,
             tokens,
-            heads=None if heads is None else [part for part in heads.split(",") if part.strip()],
-            values=[value.value for value in values],
-            effects=[effect.value for effect in effects],
-            mean_over=mean_over.value,
-            scale=scale.value,
+            heads=listed(heads),
+            **checked,
+            mean_over=mean_over,
+            scale=scale,
             include_bos=include_bos,
             describe=described,
             progress=progress,
             out=out,
             resume=resume,
         )
-    typer.echo(_ablation_table(result, top, positions))
-    if out is not None:
-        typer.echo(f"\nSaved to {out / 'result.safetensors'}")
+        typer.echo(_ablation_table(result, top, positions))
 
 
 def _ablation_table(result: AblationResult, top: int, positions: int) -> str:
@@ -236,13 +179,12 @@ def _ablation_table(result: AblationResult, top: int, positions: int) -> str:
     lines = [str(result.info), "", f"Loss {float(result.mean().loss):.4f} nats. Ablated minus original, ± one error:"]
     for value in result.values:
         for effect in result.effects:
-            ranked = result.top(n, value=value, effect=effect)
-            shown = list(ranked) if n <= 2 * top else [*ranked[:top], *ranked[n - top :]]
-            lines += ["", f"{value}, {effect} (nats)"]
-            for number, score in enumerate(shown):
-                if n > 2 * top and number == top:
-                    lines.append("  ...")
-                lines.append(f"  {score.label:<12}{score.loss_diff:>+9.4f} ± {score.error:.4f}")
+            rows = [
+                f"  {score.label:<12}{score.loss_diff:>+9.4f} ± {score.error:.4f}"
+                for score in result.top(n, value=value, effect=effect)
+            ]
+            shown = rows if n <= 2 * top else [*rows[:top], "  ...", *rows[n - top :]]
+            lines += ["", f"{value}, {effect} (nats)", *shown]
     if positions:
         best = result.top(1)[0].label
         for largest, what in ((True, "helps"), (False, "costs")):
@@ -252,12 +194,10 @@ def _ablation_table(result: AblationResult, top: int, positions: int) -> str:
 
 
 def _entropy_table(result: EntropyResult, top: int) -> str:
-    if top < 1:
-        raise InvalidInputError(f"top must be at least 1; got {top}.")
     means = result.mean()
     n = means.n_layers * means.n_heads
-    lines = [str(result.info), "", "Entropy at each state (nats)"]
     width = max(map(len, means.state_labels))
+    lines = [str(result.info), "", "Entropy at each state (nats)"]
     lines += [
         f"  {label:<{width}}  {value:7.3f}"
         for label, value in zip(means.state_labels, means.resid.tolist(), strict=True)

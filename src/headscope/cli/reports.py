@@ -1,167 +1,144 @@
-"""`headscope report`, `models`, `evaluate`."""
+"""Commands that write a page, or say what there is: `headscope report`, `compare`, `models`, `evaluate`."""
 
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 import typer
 
-from headscope.analysis.prompts.task import Task
 from headscope.cli.shared import (
+    AblationTokensOption,
+    DatasetOption,
     MaxTokensOption,
     ModelArgument,
+    PageOption,
     ProgressOption,
     SeqLenOption,
     TextOption,
     app,
     command,
+    task_of,
     texts_of,
 )
-from headscope.cli.tasks import task_of
-from headscope.data.cutting import Chunk
-from headscope.data.hub import DATASETS, get_dataset
 from headscope.errors import InvalidInputError, unknown_name
 from headscope.model.checkpoints.catalog import KnownFamily, known_families
 from headscope.model.checkpoints.hub import DEMO, HUB_MODELS
 from headscope.model.transformer import HookedTransformer
-from headscope.report import ABLATION_TOKENS, MAX_TOKENS, write_comparison, write_report
+from headscope.report import ABLATION_TOKENS, MAX_TOKENS, Comparison, Report, write_comparison, write_report
 from headscope.training.demo_figures import EVALUATION_SEED, evaluate_demo
 
-__all__ = ["evaluate", "models", "report"]
+__all__ = ["compare", "evaluate", "models", "report"]
 
-_N_HEADS, _N_POSITIONS = 4, 5
+
+def _moved(value: str | None) -> None:
+    if value is not None:
+        raise InvalidInputError("comparing two models is a command of its own: headscope compare A B.")
 
 
 @command(
     app,
-    examples=(
-        "headscope report",
-        "headscope report gpt2 --text story.txt --out gpt2-report",
-        "headscope report ./my-checkpoint --max-tokens 20000",
-        "headscope report gpt2 --dataset owt --task my-prompts.csv",
-        "headscope report --compare ./checkpoint-1000 ./checkpoint-9000 --text story.txt",
-    ),
+    "headscope report",
+    "headscope report gpt2 --text story.txt --out gpt2-report",
+    "headscope report ./my-checkpoint --max-tokens 20000",
+    "headscope report gpt2 --dataset owt --task my-prompts.csv",
 )
 def report(
     model: ModelArgument = DEMO,
     text: TextOption = None,
-    dataset: Annotated[
-        str | None,
-        typer.Option(
-            help=f"A dataset of the Hugging Face hub to run on instead of a file: {', '.join(DATASETS)}. Needs the "
-            "extra headscope[hf-datasets], and a network or its cache.",
-            show_default=False,
-        ),
-    ] = None,
+    dataset: DatasetOption = None,
     task: Annotated[
         str,
         typer.Option(
             metavar="ioi|FILE",
-            help="Prompts of two names to look at who tells them apart: ioi draws those of indirect object "
-            "identification, FILE is a .csv or .jsonl of your own (prompt, correct, incorrect, corrupted); auto "
-            "draws too, unless the model cannot read them.",
+            help="Prompts with two names, to find the heads that tell them apart: ioi generates those of indirect "
+            "object identification; FILE is a .csv or .jsonl of your own (prompt, correct, incorrect, corrupted); auto "
+            "generates them unless the model cannot read them.",
         ),
     ] = "auto",
-    no_task: Annotated[bool, typer.Option("--no-task", help="Leave the prompts of two names out.")] = False,
-    out: Annotated[Path, typer.Option(help="The folder to write to.")] = Path("report"),
+    no_task: Annotated[bool, typer.Option("--no-task", help="Leave out the prompts with two names.")] = False,
+    out: PageOption = Path("report"),
     max_tokens: MaxTokensOption = MAX_TOKENS,
     seq_len: SeqLenOption = None,
-    n_heads: Annotated[
-        int, typer.Option(help="How many of the heads that raise entropy to look at closely.")
-    ] = _N_HEADS,
-    n_positions: Annotated[int, typer.Option(help="How many positions to show for each of them.")] = _N_POSITIONS,
-    ablation_tokens: Annotated[
-        int, typer.Option(help="Tokens to ablate every head on, at most; 0 leaves it out.")
-    ] = ABLATION_TOKENS,
-    compare: Annotated[
-        tuple[str, str] | None,
-        typer.Option(
-            metavar="A B",
-            help="Two models (names, hub ids or checkpoint folders) to set side by side instead, on the same text.",
-            show_default=False,
-        ),
-    ] = None,
+    n_heads: Annotated[int, typer.Option(min=1, help="Number of heads that raise entropy to show in detail.")] = 4,
+    n_positions: Annotated[int, typer.Option(min=1, help="Number of positions to show for each of them.")] = 5,
+    ablation_tokens: AblationTokensOption = ABLATION_TOKENS,
     progress: ProgressOption = True,
+    compare: Annotated[str | None, typer.Option(hidden=True, is_eager=True, callback=_moved)] = None,
 ) -> None:
-    """Write one offline HTML page about a model on a text, and its numbers as parquet beside it."""
-    texts, described = _documents(text, dataset)
+    """Write one offline HTML page about a model on a text, with its numbers as parquet beside it."""
     if no_task and task != "auto":
         raise InvalidInputError(f"--no-task leaves out what --task {task} asks for: give one of them.")
-    if compare is not None:
-        own = {
-            "MODEL": model != DEMO,
-            "--n-heads": n_heads != _N_HEADS,
-            "--n-positions": n_positions != _N_POSITIONS,
-            "--task": task != "auto",
-            "--no-task": no_task,
-        }
-        for name in (name for name, given in own.items() if given):
-            raise InvalidInputError(
-                f"--compare takes both models itself; {model!r} is a third one. Leave it out."
-                if name == "MODEL"
-                else f"{name} is for the page about one model, and has no part in --compare. Leave it out."
-            )
-        first, second = (HookedTransformer.from_pretrained(name) for name in compare)
-        compared = write_comparison(
-            first,
-            second,
+    texts, described = texts_of(text, dataset)
+    loaded = HookedTransformer.from_pretrained(model)
+    asked: Any = None if no_task else task if task in ("auto", "ioi") else task_of(loaded, Path(task), 0, "mixed", 0)
+    _tell(
+        write_report(
+            loaded,
             texts,
             out,
-            names=(_called(compare[0]), _called(compare[1])),
+            describe=described,
+            max_tokens=max_tokens,
+            seq_len=seq_len,
+            n_heads=n_heads,
+            n_positions=n_positions,
+            ablation_tokens=ablation_tokens,
+            task=asked,
+            progress=progress,
+        )
+    )
+
+
+@command(
+    app,
+    "headscope compare gpt2 distilgpt2",
+    "headscope compare ./checkpoint-1000 ./checkpoint-9000 --text story.txt --out training",
+    "headscope compare gpt2 pythia-160m --dataset owt --ablation-tokens 0",
+)
+def compare(
+    first: Annotated[
+        str, typer.Argument(metavar="A", help="A model: a name, a hub id or a checkpoint folder.", show_default=False)
+    ],
+    second: Annotated[
+        str, typer.Argument(metavar="B", help="The other; differences are B less A.", show_default=False)
+    ],
+    text: TextOption = None,
+    dataset: DatasetOption = None,
+    out: PageOption = Path("report"),
+    max_tokens: MaxTokensOption = MAX_TOKENS,
+    seq_len: SeqLenOption = None,
+    ablation_tokens: AblationTokensOption = ABLATION_TOKENS,
+    progress: ProgressOption = True,
+) -> None:
+    """Write one offline HTML page that sets two models, or two checkpoints of one, side by side on the same text."""
+    texts, described = texts_of(text, dataset)
+    _tell(
+        write_comparison(
+            HookedTransformer.from_pretrained(first),
+            HookedTransformer.from_pretrained(second),
+            texts,
+            out,
+            names=(_called(first), _called(second)),
             describe=described,
             max_tokens=max_tokens,
             seq_len=seq_len,
             ablation_tokens=ablation_tokens,
             progress=progress,
         )
-        typer.echo(f"{compared.page} (and {len(compared.tables)} tables beside it)")
-        return
-    loaded = HookedTransformer.from_pretrained(model)
-    written = write_report(
-        loaded,
-        texts,
-        out,
-        describe=described,
-        max_tokens=max_tokens,
-        seq_len=seq_len,
-        n_heads=n_heads,
-        n_positions=n_positions,
-        ablation_tokens=ablation_tokens,
-        task=None if no_task else _prompts(loaded, task),
-        progress=progress,
     )
+
+
+def _tell(written: Report | Comparison) -> None:
     typer.echo(f"{written.page} (and {len(written.tables)} tables beside it)")
 
 
-def _documents(text: Path | None, dataset: str | None) -> tuple[Iterable[str] | Iterable[Chunk], str]:
-    """What to run on, and what to call it."""
-    if dataset is None:
-        return texts_of(text)
-    if text is not None:
-        raise InvalidInputError("--text and --dataset are two texts: give one of them.")
-    return (row["text"] for row in get_dataset(dataset)), f"the dataset {dataset}"
-
-
-def _prompts(model: HookedTransformer, task: str) -> Task | Literal["auto", "ioi"]:
-    """The prompts in a file, or the word for those to be drawn."""
-    if task == "auto":
-        return "auto"
-    if task == "ioi":
-        return "ioi"
-    return task_of(model, Path(task), 0, "mixed", 0)
-
-
 def _called(name: str) -> str:
-    """What to call a model: of a checkpoint folder, its last two parts, which tell checkpoints of one run apart."""
+    """Name a model; a checkpoint folder by its last two parts, which tell checkpoints of one run apart."""
     folder = Path(name)
     return "/".join(folder.absolute().parts[-2:]) if folder.is_dir() else name
 
 
-@command(app, examples=("headscope models", "headscope models --family gemma2"))
+@command(app, "headscope models", "headscope models --family gemma2")
 def models(
-    family: Annotated[
-        str | None, typer.Option(help="Say all there is to say of one family.", show_default=False)
-    ] = None,
+    family: Annotated[str | None, typer.Option(help="Describe one family in full.", show_default=False)] = None,
 ) -> None:
     """List the models with short names, and the families of checkpoints that can be loaded."""
     known = {each.model_type: each for each in known_families()}
@@ -190,16 +167,13 @@ def _described(family: KnownFamily) -> str:
     return "\n".join(lines)
 
 
-@command(
-    app,
-    examples=("headscope evaluate", "headscope evaluate ./my-demo --seed 7"),
-)
+@command(app, "headscope evaluate", "headscope evaluate ./my-demo --seed 7")
 def evaluate(
     model: ModelArgument = DEMO,
-    seed: Annotated[int, typer.Option(help="Seed of the data; not one that training used.")] = EVALUATION_SEED,
-    n_prompts: Annotated[int, typer.Option(help="How many prompts of indirect object identification.")] = 500,
+    seed: Annotated[int, typer.Option(help="Seed of the data; not the one used in training.")] = EVALUATION_SEED,
+    n_prompts: Annotated[int, typer.Option(help="Number of prompts of indirect object identification.")] = 500,
     progress: ProgressOption = True,
 ) -> None:
-    """Measure what the demo model (or another model of its small English) learned: every figure of its model card."""
+    """Measure every figure of the demo model's card, on it or on another model of its small English."""
     loaded = HookedTransformer.from_pretrained(model)
     typer.echo(str(evaluate_demo(loaded, seed=seed, n_prompts=n_prompts, progress=progress)))

@@ -1,35 +1,30 @@
-"""What the commands share: the app, how a command is registered, options that several have, and what they run on."""
+"""The app, how a command is registered, options that several commands have, and what they run on."""
 
 import functools
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, NoReturn, ParamSpec, TypeVar
 
 import typer
+from torch import Tensor
 
+from headscope.analysis.core.result import Result
+from headscope.analysis.prompts.task import Task
 from headscope.data.cutting import Chunk
+from headscope.data.hub import DATASETS, get_dataset
+from headscope.data.ioi import IOIDataset
 from headscope.data.small_english import documents
 from headscope.data.text import read_chunks
 from headscope.errors import InvalidInputError
+from headscope.model.transformer import HookedTransformer
+from headscope.report import token_rows
+from headscope.views.drawing.saving import figure_page
 
-__all__ = [
-    "MaxTokensOption",
-    "ModelArgument",
-    "OutOption",
-    "ProgressOption",
-    "ResumeOption",
-    "SeqLenOption",
-    "TextOption",
-    "app",
-    "command",
-    "fail",
-    "kept_run",
-    "say",
-    "texts_of",
-    "train",
-]
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -39,7 +34,7 @@ _SAMPLE = "generated small English"
 
 app = typer.Typer(
     name="headscope",
-    help="What do the attention heads of a transformer do, on which tokens, and what do they do to its certainty?",
+    help="See what the attention heads of a transformer do, on which tokens, and to the certainty of its predictions.",
     epilog="Start with: headscope report, and open report/report.html in a browser. It needs no network.",
     no_args_is_help=True,
     add_completion=False,
@@ -49,8 +44,8 @@ train = typer.Typer(no_args_is_help=True, help="Train the models headscope has r
 app.add_typer(train, name="train")
 
 
-def command(group: typer.Typer, *, examples: Iterable[str]) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Register a command whose Ctrl-C ends in one line and exit code 130."""
+def command(group: typer.Typer, *examples: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Register a command, whose Ctrl-C ends in one line and exit code 130."""
 
     def register(function: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(function)
@@ -61,12 +56,14 @@ def command(group: typer.Typer, *, examples: Iterable[str]) -> Callable[[Callabl
                 say("Stopped.")
                 raise typer.Exit(130) from None
 
-        name = function.__name__.strip("_").replace("_", "-")
+        name = function.__name__.replace("_", "-")
         group.command(name, epilog="Examples:\n\n" + "\n\n".join(examples))(guarded)
         return function
 
     return register
 
+
+# What to run on
 
 ModelArgument = Annotated[
     str,
@@ -75,8 +72,14 @@ ModelArgument = Annotated[
 TextOption = Annotated[
     Path | None,
     typer.Option(
-        "--text",
-        help="A .txt, .jsonl or .parquet file to run on. Default: small English, generated.",
+        help="A .txt, .jsonl or .parquet file to run on. Default: generated small English.", show_default=False
+    ),
+]
+DatasetOption = Annotated[
+    str | None,
+    typer.Option(
+        help=f"A Hugging Face dataset to run on instead of a file: {', '.join(DATASETS)}. Needs headscope[hf-datasets] "
+        "and a network, or its cache.",
         show_default=False,
     ),
 ]
@@ -85,47 +88,124 @@ SeqLenOption = Annotated[
     int | None,
     typer.Option(help="Tokens per sequence. Default: the model's context, at most 256.", show_default=False),
 ]
-OutOption = Annotated[
+AblationTokensOption = Annotated[
+    int, typer.Option(help="Tokens to ablate every head on, at most; 0 leaves ablation out.")
+]
+IncludeBosOption = Annotated[bool, typer.Option(help="Count BOS positions.")]
+TaskOption = Annotated[
     Path | None,
     typer.Option(
-        "--out",
+        help="Prompts of your own: a .csv or .jsonl file with the columns prompt, correct, incorrect, and optionally "
+        "corrupted and label. Default: indirect object identification.",
+        show_default=False,
+    ),
+]
+PromptsOption = Annotated[int, typer.Option(help="Number of prompts to generate, without a file of your own.")]
+PromptTypeOption = Annotated[str, typer.Option(help="Kind of generated prompts: mixed, ABBA or BABA.")]
+SeedOption = Annotated[int, typer.Option(help="Seed of the generated prompts.")]
+
+# What to do with it
+
+TopOption = Annotated[int, typer.Option(min=1, help="Number of rows to print of each ranking.")]
+PageOption = Annotated[Path, typer.Option(file_okay=False, help="The folder to write to.")]
+FolderOption = Annotated[
+    Path | None,
+    typer.Option(
+        file_okay=False, help="A folder for the figures, the numbers as parquet, and the result.", show_default=False
+    ),
+]
+RunOption = Annotated[
+    Path | None,
+    typer.Option(
+        file_okay=False,
         help="A folder to keep the run in: its result.safetensors, and what --resume needs.",
         show_default=False,
     ),
 ]
-ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with the run that --out holds, if any.")]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue the run that --out holds, if any.")]
 ProgressOption = Annotated[bool, typer.Option(help="Show progress bars.")]
 
 
-@contextmanager
-def kept_run(out: Path | None, resume: bool) -> Iterator[None]:
-    """Around a run that `--out` keeps: refuses what cannot be, and tells how to go on after Ctrl-C."""
-    if resume and out is None:
-        raise InvalidInputError("--resume goes on with the run in a folder; say which by --out.")
-    if out is not None and out.exists() and not out.is_dir():
-        raise InvalidInputError(f"{str(out)!r} is a file; a run is kept in a folder (--out).")
-    try:
-        yield
-    except KeyboardInterrupt:
-        if out is None:
-            raise
-        say(f"Stopped. What was measured is kept in {out}: the same command with --resume goes on.")
-        raise typer.Exit(130) from None
-
-
-def texts_of(path: Path | None) -> tuple[Iterable[str] | Iterable[Chunk], str]:
-    """Documents, and what to call them."""
+def texts_of(path: Path | None, dataset: str | None = None) -> tuple[Iterable[str] | Iterable[Chunk], str]:
+    """Return the documents to run on, and what to call them."""
+    if dataset is not None:
+        if path is not None:
+            raise InvalidInputError("--text and --dataset are two texts: give one of them.")
+        return (row["text"] for row in get_dataset(dataset)), f"the dataset {dataset}"
     if path is None:
         return documents(_SAMPLE_SEED), _SAMPLE
     return read_chunks(path), path.name
 
 
+def load(name: str, text: Path | None, max_tokens: int, seq_len: int | None) -> tuple[HookedTransformer, Tensor, str]:
+    """Return the model, the tokens `[batch, pos]` it runs on, and what to call the text."""
+    texts, described = texts_of(text)
+    model = HookedTransformer.from_pretrained(name)
+    return model, token_rows(model, texts, max_tokens=max_tokens, seq_len=seq_len), described
+
+
+def task_of(
+    model: HookedTransformer, path: Path | None, prompts: int, kind: str, seed: int, flip: str = "ABB->XYZ, BAB->XYZ"
+) -> Task:
+    """Return the prompts in a file, or generated ones with corrupted ones beside them."""
+    if path is not None:
+        return Task.read(path, model.tokenizer, prepend_bos=model.cfg.default_prepend_bos)
+    dataset = IOIDataset(kind, prompts, model.tokenizer, prepend_bos=model.cfg.default_prepend_bos, seed=seed)
+    return Task.from_ioi(dataset, flip)
+
+
+def listed(text: str | None) -> list[str] | None:
+    """Return the parts of a list separated by commas."""
+    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
+
+
+def check_resume(out: Path | None, resume: bool) -> None:
+    """Refuse to resume without a folder."""
+    if resume and out is None:
+        raise InvalidInputError("--resume continues the run in a folder; name it with --out.")
+
+
+@contextmanager
+def kept_run(out: Path | None, resume: bool) -> Iterator[None]:
+    """Say where a run was saved, or, after Ctrl-C, how to continue it."""
+    check_resume(out, resume)
+    try:
+        yield
+    except KeyboardInterrupt:
+        if out is None:
+            raise
+        say(f"Stopped. What was measured is kept in {out}: the same command with --resume continues it.")
+        raise typer.Exit(130) from None
+    if out is not None:
+        typer.echo(f"\nSaved to {out / 'result.safetensors'}")
+
+
+def write_folder(
+    out: Path,
+    page: str,
+    figures: "Iterable[go.Figure]",
+    *,
+    title: str,
+    frames: "Mapping[str, pd.DataFrame]",
+    results: Mapping[str, Result],
+) -> None:
+    """Write a page of figures, tables and results, and say what was written."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{page}.html").write_text(figure_page(*figures, title=title), encoding="utf-8")
+    for name, frame in frames.items():
+        frame.to_parquet(out / f"{name}.parquet", index=False)
+    for name, result in results.items():
+        result.save(out / f"{name}.safetensors")
+    names = [f"{page}.html", *(f"{name}.parquet" for name in frames), *(f"{name}.safetensors" for name in results)]
+    typer.echo(f"\nWritten to {out}: {', '.join(names)}")
+
+
 def fail(message: str) -> NoReturn:
-    """One line on stderr, and exit code 1."""
+    """Print one line on stderr, and exit with code 1."""
     say("Error: " + " ".join(message.split()))
     sys.exit(1)
 
 
 def say(message: str) -> None:
-    """One line on stderr."""
+    """Print one line on stderr."""
     typer.echo(message, err=True)

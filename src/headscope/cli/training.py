@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from headscope.cli.shared import ProgressOption, command, train
+from headscope.cli.shared import ProgressOption, ResumeOption, check_resume, command, train
 from headscope.errors import InvalidInputError
 from headscope.report import write_toy_report
 from headscope.training import toy
@@ -19,13 +19,11 @@ from headscope.training.toy_tasks import ToyTask, toy_task
 __all__ = ["demo", "induction", "modular_addition", "skip_trigram"]
 
 
-@command(
-    train, examples=("headscope train demo --out my-demo", "headscope train demo --out quick --steps 300 --seed 1")
-)
+@command(train, "headscope train demo --out my-demo", "headscope train demo --out quick --steps 300 --seed 1")
 def demo(
     out: Annotated[Path, typer.Option(help="The checkpoint's folder.")] = Path("headscope-demo"),
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = DEMO_STEPS,
-    seed: Annotated[int, typer.Option(help="Seed of the text and of the first weights.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the text and of the initial weights.")] = 0,
     progress: ProgressOption = True,
 ) -> None:
     """Train the demo model by its recipe: a small GPT-2 on generated English, in minutes on a laptop."""
@@ -37,7 +35,7 @@ def demo(
 
 
 def _toy_command(name: str, explained: str) -> Callable[..., None]:
-    """A command that trains one toy task's model."""
+    """Register a command that trains one toy task's model."""
 
     def run(
         config: Annotated[
@@ -47,30 +45,29 @@ def _toy_command(name: str, explained: str) -> Callable[..., None]:
                 show_default=False,
             ),
         ] = None,
-        seed: Annotated[int, typer.Option(help="Seed of the first weights, the data and its order.")] = 0,
+        seed: Annotated[int, typer.Option(help="Seed of the initial weights, the data and its order.")] = 0,
         out: Annotated[
             Path | None,
             typer.Option(
-                help="A folder for checkpoints, weights along the way and the page; default: the page, in report.",
+                help="A folder for checkpoints, snapshots and the page. Default: the page alone, in report.",
                 show_default=False,
             ),
         ] = None,
-        resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that --out holds, if any.")] = False,
+        resume: ResumeOption = False,
         progress: ProgressOption = True,
     ) -> None:
         _train_toy(name, config, seed, out, resume, progress)
 
     run.__name__ = name.replace("-", "_")
     run.__doc__ = explained
-    examples = (f"headscope train {name}", f"headscope train {name} --seed 1 --out my-{name}")
-    return command(train, examples=examples)(run)
+    return command(train, f"headscope train {name}", f"headscope train {name} --seed 1 --out my-{name}")(run)
 
 
 skip_trigram = _toy_command(
     "skip-trigram", "Train one layer of attention to look up pairs of operands, and print its accuracy; seconds."
 )
 induction = _toy_command(
-    "induction", "Train two layers of attention to go on with a repeated block of tokens; about a minute."
+    "induction", "Train two layers of attention to continue a repeated sequence of tokens; about a minute."
 )
 modular_addition = _toy_command(
     "modular-addition", "Train a small layer on 30 % of an addition table until it can add; a minute or two."
@@ -78,8 +75,7 @@ modular_addition = _toy_command(
 
 
 def _train_toy(name: str, config: Path | None, seed: int, out: Path | None, resume: bool, progress: bool) -> None:
-    if resume and out is None:
-        raise InvalidInputError("--resume goes on with the run in a folder; say which by --out.")
+    check_resume(out, resume)
     changes = {} if config is None else _read_changes(config)
     task, cfg = _recipe(name, seed, changes)
     with tempfile.TemporaryDirectory(prefix="headscope-") as temporary:
@@ -119,7 +115,7 @@ def _read_changes(path: Path) -> dict[str, Any]:
     try:
         changes = json.loads(path.read_bytes())
     except ValueError as error:
-        raise InvalidInputError(f"{path} is no JSON: {error}.") from None
+        raise InvalidInputError(f"{path} is not JSON: {error}.") from None
     if not isinstance(changes, dict) or not changes.keys() <= {"task", "training"}:
         found = sorted(changes) if isinstance(changes, dict) else type(changes).__name__
         raise InvalidInputError(f"{path} must hold an object with 'task' and 'training'; got {found}.")
