@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from headscope.analysis.ablation.ablate import ablate_heads
+from headscope.analysis.ablation.ablate import Effect, Value, ablate_heads
 from headscope.analysis.ablation.result import AblationResult
 from headscope.analysis.lens.entropy import EntropyResult, measure_entropy
 from headscope.cli.shared import (
@@ -19,6 +19,7 @@ from headscope.cli.shared import (
     TopOption,
     app,
     command,
+    each_of,
     kept_run,
     listed,
     load,
@@ -125,12 +126,19 @@ def ablate(
     ] = None,
     values: Annotated[
         list[str],
-        typer.Option("--value", help="What replaces the output: zero, mean or resample; may be given several times."),
+        typer.Option(
+            "--value",
+            callback=each_of(Value),
+            metavar="zero|mean|resample",
+            help="What replaces the output. May be given several times.",
+        ),
     ] = ["zero", "mean"],  # noqa: B006
     effects: Annotated[
         list[str],
         typer.Option(
             "--effect",
+            callback=each_of(Effect),
+            metavar="patched|direct|indirect",
             help="patched: recompute everything after it; direct: change the final stream alone; indirect: all but the "
             "direct effect. May be given several times.",
         ),
@@ -154,8 +162,7 @@ def ablate(
     progress: ProgressOption = True,
 ) -> None:
     """Measure the next-token loss without each head, and rank the heads by how much they are missed."""
-    # typer has no lists of choices: `ablate_heads` checks these two, and names what it takes.
-    checked: Any = {"values": values, "effects": effects}
+    checked: Any = {"values": values, "effects": effects}  # by `each_of`
     with kept_run(out, resume):
         loaded, tokens, described = load(model, text, max_tokens, seq_len)
         result = ablate_heads(

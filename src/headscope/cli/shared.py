@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, NoReturn, ParamSpec, TypeVar, get_args
 
 import typer
 from torch import Tensor
@@ -157,6 +157,19 @@ def task_of(
 def listed(text: str | None) -> list[str] | None:
     """Return the parts of a list separated by commas."""
     return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
+
+
+def each_of(choices: object) -> Callable[[list[str]], list[str]]:
+    """Return a callback that checks a list of `Literal` choices, which typer has no type for."""
+    allowed = get_args(choices)
+
+    def check(values: list[str]) -> list[str]:
+        for value in values:
+            if value not in allowed:
+                raise typer.BadParameter(f"{value!r} is not one of {', '.join(map(repr, allowed))}.")
+        return values
+
+    return check
 
 
 def check_resume(out: Path | None, resume: bool) -> None:

@@ -89,7 +89,7 @@ def copy_suppression(
 
 def _table(explained: CopySuppression, scores: SuppressionScores, ranks: CircuitRanks | None, rows: int) -> str:
     frame = explained.to_frame()
-    at = frame.layer.to_numpy(), frame["head"].to_numpy()
+    at = frame.layer.tolist(), frame["head"].tolist()
     columns = {
         "explained": (frame.share, "{:.1%}"),
         "KL mean": (frame.kl_mean, "{:.4f}"),

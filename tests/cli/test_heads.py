@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from headscope import HookedTransformer, cli
+from headscope import HookedTransformer
 from headscope.analysis.circuits.circuit import Circuit
 from headscope.analysis.heads.types_result import HeadTypes
 from headscope.data.ioi import IOIDataset
@@ -14,21 +14,8 @@ from headscope.data.ioi import IOIDataset
 Run = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.setenv("COLUMNS", "160")
-
-    def call(*args: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            cli.main(["heads", *(str(arg) for arg in args), "--no-progress"])
-        captured = capsys.readouterr()
-        return int(caught.value.code or 0), captured.out, captured.err
-
-    return call
-
-
 def test_kinds_that_need_no_task(run: Run) -> None:
-    code, printed, _ = run()
+    code, printed, _ = run("heads", "--no-progress")
     assert code == 0
     assert "previous token" in printed and "0.3" in printed and "K-composition with 0.3" in printed
     assert "name copier" not in printed
@@ -36,13 +23,13 @@ def test_kinds_that_need_no_task(run: Run) -> None:
 
 def test_a_narrow_window_leaves_the_evidence_out(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    _, printed, _ = run()
+    _, printed, _ = run("heads", "--no-progress")
     assert "K-composition" not in printed and "In a wider window" in printed
 
 
 def test_a_task_with_its_circuit_is_written(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "heads"
-    code, printed, _ = run("--task", "ioi", "--prompts", 32, "--circuit", "--out", out)
+    code, printed, _ = run("heads", "--task", "ioi", "--prompts", 32, "--circuit", "--out", out, "--no-progress")
     assert code == 0
     assert "name copier" in printed and "subject suppressor" in printed and "no head is a name mover" in printed
     assert "Paths of the circuit" in printed and str(out) in printed
@@ -65,19 +52,16 @@ def test_prompts_of_ones_own(run: Run, tmp_path: Path) -> None:
         lines.append(f'"When {s} and {io} went to the park, {s} gave a ball to",{io},{s}')
     path = tmp_path / "my.csv"
     path.write_text("\n".join(lines), encoding="utf-8")
-    code, printed, error = run("--task", path)
+    code, printed, error = run("heads", "--task", path, "--no-progress")
     assert code == 0, error
     assert "name copier" in printed or "subject suppressor" in printed
     path.write_text("prompt,correct,incorrect\nThen Mary gave a ball to,John,Mary\n", encoding="utf-8")
-    code, _, error = run("--task", path)
+    code, _, error = run("heads", "--task", path, "--no-progress")
     assert code == 1 and "prompt 0" in error and "right answer 0 times" in error
 
 
 def test_what_cannot_be(run: Run, tmp_path: Path) -> None:
-    code, _, error = run("--circuit")
-    assert code == 1 and "say which by --task" in error
-    (tmp_path / "file").write_text("")
-    code, _, error = run("--out", tmp_path / "file")
-    assert code == 1 and "is a file; give a folder" in error
-    code, _, error = run("--task", tmp_path / "none.csv")
+    code, _, error = run("heads", "--circuit", "--no-progress")
+    assert code == 1 and "name one with --task" in error
+    code, _, error = run("heads", "--task", tmp_path / "none.csv", "--no-progress")
     assert code == 1 and "none.csv" in error

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from headscope import cli
 from headscope.views.html import CONTENT_POLICY
 
 Run = Callable[..., tuple[int, str, str]]
@@ -42,19 +41,6 @@ FILES: dict[str, tuple[str, bytes, str]] = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.setenv("TERMINAL_WIDTH", "200")
-
-    def call(*args: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            cli.main([*(str(arg) for arg in args), "--no-progress"])
-        captured = capsys.readouterr()
-        return int(caught.value.code or 0), captured.out, captured.err
-
-    return call
-
-
 def check_failed(found: tuple[int, str, str], *parts: str) -> None:
     """Exit code 1, nothing printed, and one line that has all of these."""
     code, printed, error = found
@@ -68,7 +54,7 @@ def test_every_command_names_the_row(command: str, run: Run, tmp_path: Path) -> 
     path = tmp_path / "my.csv"
     path.write_text(f'prompt,correct,incorrect\n"{PROMPT}",Mary,John\n"{PROMPT}",Mary,Mary\n', encoding="utf-8")
     flags = () if command == "ioi" else ("--out", tmp_path / "out")
-    found = run(command, "--task", path, *flags)
+    found = run(command, "--task", path, *flags, "--no-progress")
     check_failed(found, "my.csv, line 3", "both a correct and an incorrect answer")
     assert not (tmp_path / "out").exists(), "nothing is written of what failed"
 
@@ -78,28 +64,28 @@ def test_a_bad_row_is_named(case: str, run: Run, tmp_path: Path) -> None:
     change, message = ROWS[case]
     path = tmp_path / "my.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in (GOOD, {**GOOD, **change}, GOOD)), encoding="utf-8")
-    check_failed(run("ioi", "--task", path), "my.jsonl, line 2", message)
+    check_failed(run("ioi", "--task", path, "--no-progress"), "my.jsonl, line 2", message)
 
 
 @pytest.mark.parametrize("case", FILES)
 def test_a_bad_file_is_told(case: str, run: Run, tmp_path: Path) -> None:
     name, content, message = FILES[case]
     (tmp_path / name).write_bytes(content)
-    check_failed(run("ioi", "--task", tmp_path / name), name, message)
+    check_failed(run("ioi", "--task", tmp_path / name, "--no-progress"), name, message)
 
 
 def test_a_folder_and_nothing_are_no_tasks(run: Run, tmp_path: Path) -> None:
     (tmp_path / "a.csv").mkdir()
-    check_failed(run("ioi", "--task", tmp_path / "a.csv"), "a.csv cannot be read: Is a directory")
-    check_failed(run("ioi", "--task", tmp_path / "b.csv"), "b.csv cannot be read: No such file")
-    check_failed(run("heads", "--task", "oi"), "oi is neither a .csv nor a .jsonl file")
+    check_failed(run("ioi", "--task", tmp_path / "a.csv", "--no-progress"), "a.csv cannot be read: Is a directory")
+    check_failed(run("ioi", "--task", tmp_path / "b.csv", "--no-progress"), "b.csv cannot be read: No such file")
+    check_failed(run("heads", "--task", "oi", "--no-progress"), "oi is neither a .csv nor a .jsonl file")
 
 
 def test_a_page_allows_no_request_and_fits_a_phone(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "my.csv"
     path.write_text(f'prompt,correct,incorrect,corrupted\n"{PROMPT}",Mary,John,"{OTHER}"\n', encoding="utf-8")
     for command, name in (("attribute", "attribution"), ("patch", "patching")):
-        code, _, error = run(command, "--task", path, "--out", tmp_path / command)
+        code, _, error = run(command, "--task", path, "--out", tmp_path / command, "--no-progress")
         assert code == 0, error
         page = (tmp_path / command / f"{name}.html").read_text(encoding="utf-8")
         head = page.partition("</head>")[0]
