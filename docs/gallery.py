@@ -195,9 +195,8 @@ def _tasks(model: HookedTransformer) -> "dict[str, go.Figure]":
     by_layer = activation_patch(model, task, ["resid_pre", "attn_out"], progress=False)
     by_head = activation_patch(model, task, ["z", "q", "v"], direction="noising", by_position=False, progress=False)
     by_both = activation_patch(model, task, "z", by_position=True, progress=False)
-    estimated = attribution_patch(model, task, sites=("z",), progress=False)
-    in_logits = by_head["z"] * (by_head.clean - by_head.corrupted)  # as estimates are; patches are shares of that
-    final = path_patch_sweep(model, task, receivers="final", senders="components", progress=False)
+    estimated = attribution_patch(model, task, "z", direction="noising", progress=False)
+    final = path_patch_sweep(model, task, receivers="final", senders="components", direction="noising", progress=False)
     mixed = Task.from_ioi(IOIDataset("mixed", 48, model.tokenizer, prepend_bos=True), "ABB->ABA, BAB->BAA")
     types = detect_heads(model, task=mixed, n_sequences=8, progress=False)
     return {
@@ -205,7 +204,7 @@ def _tasks(model: HookedTransformer) -> "dict[str, go.Figure]":
         "patching_by_head": views.patching_by_head(by_head),
         "patching_by_head_and_position": views.patching_by_head_and_position(by_both, "z", k=8),
         "path_patching_by_head": views.path_patching_by_head(final),
-        "attribution_scatter": views.attribution_scatter(estimated.compare(in_logits, site="z")),
+        "attribution_scatter": views.attribution_scatter(estimated.compare(by_head)),
         "head_type_maps": views.head_type_maps(types),
         "head_type_maps_in_logits": views.head_type_maps(types, unit="logits"),
         "k_composition_maps": views.k_composition_maps(types),

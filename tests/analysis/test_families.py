@@ -232,7 +232,7 @@ def test_activation_patching(row: str) -> None:
         return task.logit_difference(logits)
 
     found = activation_patch(
-        model, task, ["resid_pre", "z", "k"], direction="denoising", metric=scored, by_position=False, progress=False
+        model, task, ["resid_pre", "z", "k"], scale="metric", metric=scored, by_position=False, progress=False
     )
     layer = model.cfg.n_layers - 1
     for site, name, part in (
@@ -249,7 +249,7 @@ def test_activation_patching(row: str) -> None:
             logits = model.run_with_hooks(task.corrupted_tokens, fwd_hooks=[(point, put)], attention_mask=mask)
             wanted = float(scored(logits))
             value = found[site][at] if isinstance(part, slice) else found[site][at, part]
-            assert float(value) == pytest.approx(wanted, abs=2e-6), (site, at)
+            assert float(value) == pytest.approx(wanted - found.corrupted, abs=2e-6), (site, at)
 
 
 @pytest.mark.parametrize("row", SOME)
@@ -261,7 +261,7 @@ def test_path_patching(row: str) -> None:
              ([f"{last}.1", f"{last}.2", "mlp0"], ["final"])]  # fmt: skip
     for senders, receivers in cases:
         wanted = passes.change(senders, receivers).mean()
-        found = path_patch(model, task, senders=senders, receivers=receivers)
+        found = path_patch(model, task, senders=senders, receivers=receivers, direction="noising", scale="metric")
         assert float(found) == pytest.approx(float(wanted), abs=2e-6), (senders, receivers)
         assert abs(float(wanted)) > 1e-6
 
@@ -296,7 +296,7 @@ def test_the_rest_agrees_with_the_model(row: str) -> None:
 def test_attribution_patching(row: str) -> None:
     """The slope of a patch: what a thousandth of it changes, a thousand times."""
     model, task = model_of(row), random_task((9, 6), d_vocab=VOCABULARY)
-    found = attribution_patch(model, task, sites=("z", "attn_out"), direction="denoising", progress=False)
+    found = attribution_patch(model, task, sites=("z", "attn_out"), scale="metric", progress=False)
     mask, point = task.attention_mask, "blocks.0.attn.hook_z"
     _, clean = model.run_with_cache(task.clean_tokens, attention_mask=mask)
 

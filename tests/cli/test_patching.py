@@ -54,8 +54,8 @@ def test_ones_own_prompts_are_patched(run: Run, tmp_path: Path) -> None:
     ("flags", "message"),
     [
         (("--sites", "resid_mdi"), "Unknown site 'resid_mdi'. Did you mean 'resid_mid'"),
-        (("--prompts", 4, "--positions", "S3"), "Unknown word 'S3'. Did you mean"),
-        (("--task", "FILE"), "no corrupted prompts"),
+        (("--prompts", 4, "--positions", "S3"), "Unknown position 'S3'. Did you mean"),
+        (("--task", "FILE"), "needs corrupted prompts"),
     ],
 )
 def test_failures_are_one_line(flags: tuple[object, ...], message: str, run: Run, tmp_path: Path) -> None:

@@ -64,8 +64,8 @@ def patch(
     positions: Annotated[
         str | None,
         typer.Option(
-            help="Only these positions, separated by commas: numbers, or names of words such as S2 and end (generated "
-            "prompts only).",
+            help="Only these positions, separated by commas: numbers, end (where the answer is predicted), or names of "
+            "words such as S2 (generated prompts only).",
             show_default=False,
         ),
     ] = None,

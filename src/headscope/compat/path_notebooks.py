@@ -11,11 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headscope.analysis.prompts.metrics import AnswerMetric
+from headscope.analysis.prompts.metrics import AnswerMetric, gap_between
 from headscope.analysis.prompts.task import logit_difference
 from headscope.compat.ioi_eval import tokenizer_of
 from headscope.data.ioi import IOIDataset
-from headscope.errors import InvalidInputError
 from headscope.model.activations.cache import ActivationCache
 from headscope.model.transformer import HookedTransformer
 
@@ -59,7 +58,7 @@ def ioi_metric_noising(
         InvalidInputError: If the two differences are equal, so that there is nothing to break.
     """
     patched = ioi_logit_difference(logits, ioi_dataset)
-    return (patched - clean_logit_diff) / _gap(clean_logit_diff, corrupted_logit_diff)
+    return (patched - clean_logit_diff) / gap_between(clean_logit_diff, corrupted_logit_diff)
 
 
 def ioi_metric_denoising(
@@ -73,17 +72,7 @@ def ioi_metric_denoising(
     `(patched - corrupted) / (clean - corrupted)`, each the mean over sentences. See `ioi_metric_noising`.
     """
     patched = ioi_logit_difference(logits, ioi_dataset)
-    return (patched - corrupted_logit_diff) / _gap(clean_logit_diff, corrupted_logit_diff)
-
-
-def _gap(clean: float | Tensor, corrupted: float | Tensor) -> float | Tensor:
-    gap = clean - corrupted
-    if float(gap) == 0:
-        raise InvalidInputError(
-            f"the clean and the corrupted logit difference are both {float(clean):.4f}: nothing can be broken or "
-            "brought back. Does the model do the task, and are the corrupted sentences others?"
-        )
-    return gap
+    return (patched - corrupted_logit_diff) / gap_between(clean_logit_diff, corrupted_logit_diff)
 
 
 class IOIMetric(AnswerMetric):

@@ -50,8 +50,9 @@ def test_effects_are_those_of_single_paths():
     dataset = IOIDataset("mixed", 24, model.tokenizer, prepend_bos=True, seed=3)
     task = Task.from_ioi(dataset, "ABB->ABA, BAB->BAA")
     circuit = find_circuit(model, task, max_receivers=3, progress=False)
+    options = {"direction": "noising", "scale": "metric"}
     for (sender, receiver), effect in list(paths(circuit).items())[:6]:
-        alone = path_patch(model, task, senders=sender, receivers=receiver.replace("MLP ", "mlp"))
+        alone = path_patch(model, task, senders=sender, receivers=receiver.replace("MLP ", "mlp"), **options)
         assert effect == pytest.approx(-float(alone), abs=1e-4)
         assert abs(effect) >= circuit.threshold
         change = alone.per_prompt.double().flatten()

@@ -31,6 +31,9 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
+NOISING: dict[str, Any] = {"direction": "noising", "scale": "metric"}
+
+
 def three_layers(shape: str = "mlps", **fields: Any) -> HookedTransformer:
     return tiny_model(n_layers=3, **SHAPES[shape], **fields)
 
@@ -61,7 +64,13 @@ def test_paths_are_those_of_three_passes(shape: str, noising: bool, freeze_mlps:
             continue
         direction = "noising" if noising else "denoising"
         found = path_patch(
-            model, task, senders=senders, receivers=receivers, direction=direction, freeze_mlps=freeze_mlps
+            model,
+            task,
+            senders=senders,
+            receivers=receivers,
+            direction=direction,
+            scale="metric",
+            freeze_mlps=freeze_mlps,
         )
         expected = reference.change(senders, receivers, freeze_mlps=freeze_mlps)
         assert expected.abs().max() > 1e-6, (senders, receivers)
@@ -83,7 +92,7 @@ def test_a_sweep_is_one_path_after_another(monkeypatch: pytest.MonkeyPatch, pad_
     ):
         for freeze_mlps in both:
             found = path_patch_sweep(
-                model, task, receivers=receivers, senders=senders, freeze_mlps=freeze_mlps, progress=False
+                model, task, receivers=receivers, senders=senders, freeze_mlps=freeze_mlps, **NOISING, progress=False
             )
             width = 4 if senders == "components" else 3
             assert found.values.shape == (3, width) and found.per_prompt.shape == (3, width, 7)
@@ -112,7 +121,7 @@ def test_positions_are_those_of_the_senders() -> None:
         where = torch.zeros_like(task.attention_mask).scatter(1, at, True)
         for senders, receivers in ((["0.1", "mlp1"], ["2.1.q", "2.2.v"]), (["0.0"], ["final"]), (["embed"], ["mlp0"])):
             found = path_patch(
-                model, task, senders=senders, receivers=receivers, positions=positions, freeze_mlps=False
+                model, task, senders=senders, receivers=receivers, positions=positions, freeze_mlps=False, **NOISING
             )
             expected = reference.change(senders, receivers, where=where, freeze_mlps=False)
             torch.testing.assert_close(found.per_prompt, expected, atol=1e-11, rtol=1e-7)
@@ -126,8 +135,8 @@ def test_all_paths_together_are_the_whole_patch() -> None:
     everything = ["embed", *(f"{layer}.{head}" for layer in range(3) for head in range(3)), "mlp0", "mlp1", "mlp2"]
     for direction, sign in (("noising", -1.0), ("denoising", 1.0)):
         found = path_patch(model, task, senders=everything, receivers="final", direction=direction)
-        assert float(found.normalized) == pytest.approx(sign, abs=1e-9)
-        assert float(found) == pytest.approx(sign * float(found.clean - found.corrupted), abs=1e-9)
+        assert float(found) == float(found.normalized) == pytest.approx(sign, abs=1e-9)
+        assert float(found.change) == pytest.approx(sign * float(found.clean - found.corrupted), abs=1e-9)
 
 
 def test_senders_that_go_together_and_a_metric_of_ones_own() -> None:
@@ -154,7 +163,7 @@ def test_senders_that_go_together_and_a_metric_of_ones_own() -> None:
     assert float(everywhere) != 0
     last = path_patch(model, task, senders="0.0", receivers="final", positions=0, metric=answers)
     assert float(last) == 0
-    with pytest.raises(InvalidInputError, match=r"patching_metric must give one number.*shape \[3, 6, 23\]"):
+    with pytest.raises(InvalidInputError, match=r"the metric must give one number.*shape \[3, 6, 23\]"):
         path_patch(model, task, senders="0.0", receivers="final", metric=lambda logits: logits)
 
 
@@ -222,19 +231,6 @@ def test_what_cannot_be_patched_is_told() -> None:
         path_patch_sweep(model, task, senders=["0.0", "2.0"], receivers="2.1.q")
     with pytest.raises(InvalidInputError, match="no senders are named"):
         path_patch_sweep(model, task, senders=[], receivers="2.1.q")
-    ioi = Task.from_prompts(["a b"], ["c"], ["d"], HookedTransformer.from_pretrained("headscope-demo").tokenizer)
-    with pytest.raises(InvalidInputError, match="patching needs corrupted prompts, and Task"):
-        patch(task=ioi)
-    with pytest.raises(UnknownNameError, match="Unknown position 'S3'. Did you mean 'S2'"):
-        patch(positions="S3")
-    with pytest.raises(InvalidInputError, match="position 4 is not a real token of every prompt; the shortest has 4"):
-        patch(positions=4)
-    with pytest.raises(InvalidInputError, match="there are 3 prompts, and positions of 2"):
-        patch(positions=torch.tensor([1, 2]))
-    model.add_hook("blocks.1.hook_resid_mid", lambda value, hook: value)
-    with pytest.raises(InvalidInputError, match="without hooks, and there is one at blocks.1.hook_resid_mid"):
-        patch()
-    model.reset_hooks()
     with torch.no_grad():
         model.blocks[1].attn.W_O[0, 0, 0] = torch.nan
     with pytest.raises(NotFiniteError, match="final residual stream"):
@@ -250,14 +246,15 @@ def test_results_print_and_are_kept(tmp_path: Path) -> None:
     top = found.top(3)
     sizes = found.values.abs().flatten().sort(descending=True)
     assert [score.label for score in top] == [found.sender_labels[at] for at in sizes.indices[:3]]
-    assert found.top(1, largest=True)[0].value == float(found.values.max())
-    assert found.top(1, largest=False)[0].value == float(found.values.min())
+    assert found.top(1, largest=True)[0].value == float(found.change.max())
+    assert found.top(1, largest=False)[0].value == float(found.change.min())
     assert top[0].normalized == pytest.approx(top[0].value / float(found.clean - found.corrupted))
-    for said in ("senders -> MLP 2; noising, MLPs frozen, positions: end", "prompt 0", f"{float(found.clean):+.4f}"):
+    for said in ("senders -> MLP 2; denoising, MLPs frozen, positions: end", "prompt 0", f"{float(found.clean):+.4f}"):
         assert said in str(found)
     frame = found.to_frame()
     assert list(frame.columns) == ["sender", "receivers", "change", "normalized"] and len(frame) == 12
-    assert frame.change.tolist() == found.values.flatten().tolist()
+    assert frame.normalized.tolist() == found.values.flatten().tolist()
+    assert frame.change.tolist() == found.change.flatten().tolist()
     with pytest.raises(InvalidInputError, match="these are 12 values, not one"):
         float(found)
     with pytest.raises(InvalidInputError, match="k must be at least 1"):
@@ -266,16 +263,21 @@ def test_results_print_and_are_kept(tmp_path: Path) -> None:
 
 def test_nothing_to_take_shares_of() -> None:
     model, task = three_layers(), random_task()
-    found = path_patch_sweep(model, task, receivers="final", metric=lambda logits: 1.0, progress=False)
+    options: dict[str, Any] = {"receivers": "final", "metric": lambda logits: 1.0, "progress": False}
+    found = path_patch_sweep(model, task, scale="metric", **options)
     assert float(found.values.abs().max()) == 0 and found.to_frame().normalized.isna().all()
     with pytest.raises(InvalidInputError, match=r"clean and the corrupted metric are both 1\.0000"):
         _ = found.normalized
+    with pytest.raises(InvalidInputError, match=r"clean and the corrupted metric are both 1\.0000"):
+        path_patch_sweep(model, task, **options)
 
 
 def test_a_name_mover_of_the_demo_writes_the_name() -> None:
     model = HookedTransformer.from_pretrained("headscope-demo")
     task = Task.from_ioi(IOIDataset(N=30, tokenizer=model.tokenizer, prepend_bos=True))
-    found = path_patch_sweep(model, task, receivers="final", positions="end", progress=False)
-    strongest = found.top(1, largest=False)[0]
-    assert strongest.normalized < -0.2
-    assert path_patch(model, task, senders=strongest.label, receivers="final").values < -1
+    for direction, sign in (("denoising", 1), ("noising", -1)):
+        found = path_patch_sweep(model, task, receivers="final", positions="end", direction=direction, progress=False)
+        strongest = found.top(1)[0]
+        assert sign * strongest.normalized > 0.2
+        alone = path_patch(model, task, senders=strongest.label, receivers="final", direction=direction, scale="metric")
+        assert sign * float(alone) > 1

@@ -31,11 +31,11 @@ def test_effects_stand_at_their_senders(model: HookedTransformer, task: Task, se
     for normalized in (True, False):
         figure = path_patching_by_head(*sweeps, normalized=normalized)
         for trace, sweep in zip(figure.data, sweeps, strict=True):
-            expected = sweep.normalized if normalized else sweep.values
+            expected = sweep.normalized if normalized else sweep.change
             assert torch.equal(torch.as_tensor(trace.z), expected.double())
             assert tuple(label for row in trace.customdata for label in row) == sweep.sender_labels
     assert [note.text for note in figure.layout.annotations] == ["into final", "into 3.0.q, 3.1.q and 2 more"]
-    assert figure.layout.title.text == "Path patching (noising, MLPs frozen, positions: end)"
+    assert figure.layout.title.text == "Path patching (denoising, MLPs frozen, positions: end)"
     assert "4 prompts" in figure.layout.title.subtitle.text
 
 

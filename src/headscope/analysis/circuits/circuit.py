@@ -226,7 +226,13 @@ class _Search:
 
     def _sweep(self, node: str, receiver: str) -> list[_Path]:
         swept = path_patch_sweep(
-            self.model, self.task, receivers=receiver.replace("MLP ", "mlp"), senders=self.senders, progress=False
+            self.model,
+            self.task,
+            receivers=receiver.replace("MLP ", "mlp"),
+            senders=self.senders,
+            direction="noising",
+            scale="metric",
+            progress=False,
         )
         assert swept.per_prompt is not None
         if node == FINAL:

@@ -293,7 +293,9 @@ def _inhibition(
 ) -> tuple[Measured, Float[Tensor, "layer head"]]:
     """What the logit difference loses when a head changes as the name movers' queries see it."""
     receivers = [f"{layer}.{head}.q" for layer, head in movers[:_MOST_RECEIVERS]]
-    found = path_patch_sweep(model, task, receivers=receivers, positions="end", progress=progress)
+    found = path_patch_sweep(
+        model, task, receivers=receivers, direction="noising", scale="metric", positions="end", progress=progress
+    )
     assert found.per_prompt is not None
     lost = -found.per_prompt.double().cpu()
     errors = lost.std(-1) / lost.shape[-1] ** 0.5

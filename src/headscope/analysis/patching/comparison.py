@@ -1,7 +1,7 @@
 """`AttributionPatchingResult`: what `attribution_patch` returns, and how it compares with true patches."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -11,19 +11,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headscope.analysis.core.result import Result
+from headscope.analysis.patching.result import PatchingResult
+from headscope.analysis.patching.sites import AXES
 from headscope.errors import InvalidInputError, unknown_name
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["AXES", "AttributionPatchingResult", "PatchingComparison"]
-
-_STREAM, _HEADS = ("layer", "pos"), ("layer", "pos", "head")
-AXES: Mapping[str, tuple[str, ...]] = {
-    **dict.fromkeys(("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"), _STREAM),
-    **dict.fromkeys(("z", "q", "k", "v"), _HEADS),
-    "pattern": ("layer", "head", "dest_pos", "src_pos"),
-}
+__all__ = ["AttributionPatchingResult", "PatchingComparison"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -31,13 +26,14 @@ class AttributionPatchingResult(Result):
     """What each patch would change, to first order: `result["z"]` is `[layer, pos, head]`, and so on.
 
     Attributes:
-        values: The metric's estimated change for each cell of each site, one site after the other.
+        values: The metric's estimated change for each cell of each site, one site after the other, in the scale.
         clean: The metric of the clean run.
         corrupted: That of the corrupted run.
         sites: What is patched: `resid_pre`, ..., `z`, `pattern`.
         shapes: The axes' lengths of each site.
         positions: The positions: numbers, or names of words.
-        direction: `"noising"` or `"denoising"`.
+        direction: `"denoising"` or `"noising"`.
+        scale: `"share"` (of `clean - corrupted`) or `"metric"`.
         steps: In how many runs gradients were taken.
     """
 
@@ -49,6 +45,7 @@ class AttributionPatchingResult(Result):
     shapes: tuple[Any, ...]
     positions: tuple[int | str, ...]
     direction: str
+    scale: str
     steps: int
 
     def __getitem__(self, site: str) -> Float[Tensor, "layer *axes"]:
@@ -83,13 +80,15 @@ class AttributionPatchingResult(Result):
             site: Which; default: the only one.
 
         Raises:
-            InvalidInputError: If the shapes differ, or fewer than two cells are left.
+            InvalidInputError: If the shapes or directions differ, or fewer than two cells are left.
             UnknownNameError: For a site that was not measured.
         """
         if site is None:
             if len(self.sites) > 1:
                 raise InvalidInputError(f"say which site to compare: one of {', '.join(self.sites)}.")
             site = self.sites[0]
+        if isinstance(patched, PatchingResult) and patched.direction != self.direction:
+            raise InvalidInputError(f"the estimates are of {self.direction}, and the patches of {patched.direction}.")
         true = torch.as_tensor(patched if isinstance(patched, Tensor) else patched[site]).detach()
         every = self.axes(site)
         for left_out in ((), ("src_pos",), ("pos", "dest_pos", "src_pos")):
@@ -107,7 +106,7 @@ class AttributionPatchingResult(Result):
     def __repr__(self) -> str:
         how = "gradients of the patched run" if self.steps == 1 else f"gradients of {self.steps} runs on the way"
         lines = [
-            f"AttributionPatchingResult: {self.direction}, {how}",
+            f"AttributionPatchingResult: {self.direction}, {self.scale}, {how}",
             f"  on {self.info.data}",
             f"  metric: {float(self.clean):+.4f} clean, {float(self.corrupted):+.4f} corrupted",
         ]

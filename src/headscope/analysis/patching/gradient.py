@@ -8,25 +8,25 @@ the base run's to the other's (integrated gradients of the inputs, as in Hanna e
 the midpoints of equal pieces): the embeddings are interpolated, and no other activation.
 
 It costs two forward passes and, for each step, a forward and a backward pass, whatever the number of cells; memory is
-that of the backward pass of a block of prompts. `"pattern"` is `[prompt, layer, head, pos, pos]` while it lasts.
+that of the backward pass of a batch of prompts. `"pattern"` is `[prompt, layer, head, pos, pos]` while it lasts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from headscope.analysis.core.result import RunInfo
-from headscope.analysis.patching.comparison import AXES, AttributionPatchingResult
+from headscope.analysis.patching.comparison import AttributionPatchingResult
+from headscope.analysis.patching.sites import as_sites
 from headscope.analysis.prompts.metrics import Metric
 from headscope.analysis.prompts.task import Task
-from headscope.analysis.prompts.two_runs import Direction, Scorer, TaskRuns, position_of
-from headscope.analysis.recording.lens_states import check_final, readable_hooks
-from headscope.errors import InvalidInputError, unknown_name
+from headscope.analysis.prompts.two_runs import Direction, Scale, Scorer, TaskRuns
+from headscope.analysis.recording.lens_states import check_final
+from headscope.errors import InvalidInputError
 from headscope.model.hooks import HookPoint
-from headscope.model.names import get_act_name
 from headscope.model.transformer import HookedTransformer
 
 __all__ = ["attribution_patch"]
@@ -39,109 +39,95 @@ _BACKWARD_TOKENS = 512
 def attribution_patch(
     model: HookedTransformer,
     task: Task,
+    sites: str | Sequence[str] = ("resid_pre", "attn_out", "mlp_out", "z"),
     *,
-    sites: Sequence[str] = ("resid_pre", "attn_out", "mlp_out", "z"),
-    direction: Direction = "noising",
+    direction: Direction = "denoising",
+    scale: Scale = "share",
     steps: int = 1,
-    positions: Sequence[int | str] | None = None,
+    positions: Any = None,
     metric: Metric | None = None,
     progress: bool = True,
 ) -> AttributionPatchingResult:
-    """What each patch of an activation would change, to first order: of every layer, position and head.
+    """Estimate to first order what `activation_patch` measures, for every layer, position and head at once.
+
+    `prompts.two_runs` explains the options that all kinds of patching share.
 
     Args:
         model: The model; hooks on it stay in force.
-        task: Prompts with corrupted ones.
-        sites: `resid_pre`, `resid_mid`, `resid_post`, `attn_out`, `mlp_out`, `z`, `q`, `k`, `v` or `pattern`.
-        direction: `"noising"` puts the corrupted run's values into the clean run, `"denoising"` the clean run's into
-            the corrupted one.
+        task: Prompts and corrupted prompts, aligned token by token.
+        sites: One of these or several: `resid_pre`, `resid_mid`, `resid_post`, `attn_out`, `mlp_out`, `z`, `q`, `k`,
+            `v`, `pattern`.
+        direction: `"denoising"` puts values of the clean run into the corrupted one, `"noising"` the other way round.
+        scale: `"share"` of the clean metric less the corrupted one, or the change in the unit of the `"metric"`.
         steps: 1 takes gradients in the run that is patched; more take their mean over so many runs on the way from its
             embeddings to the other's.
-        positions: Which positions (of a pattern: of the query): numbers, or names such as `"end"` or `"S2"`
-            (`task.word_idx`); default: all.
-        metric: A differentiable function of the logits `[prompt, pos, d_vocab]` of all prompts, giving one number; all
-            prompts go through one backward pass then. Default: the task's logit difference.
+        positions: `"end"` or another name (`task.word_idx`), a number, a tensor `[prompt]`, or a list (of a pattern:
+            the query's); default: all.
+        metric: A differentiable function of the logits `[prompt, pos, d_vocab]` of all prompts that gives one number;
+            all prompts go through one backward pass then. Default: the task's logit difference.
         progress: Show a progress bar.
 
     Raises:
-        InvalidInputError: For a task without corrupted prompts, `steps` below 1, a site that the model does not have,
-            a position that is not in every prompt, or a metric that has no gradient.
+        InvalidInputError: As for `activation_patch`; for `steps` below 1, or a metric that has no gradient.
         UnknownNameError: For a site or a position of another name.
-        NotFiniteError: If a final state is not finite.
+        NotFiniteError: If a final state or an estimate is not finite.
 
     Example:
         >>> from headscope import HookedTransformer
         >>> from headscope.data.ioi import IOIDataset
         >>> model = HookedTransformer.from_pretrained("headscope-demo")
         >>> task = Task.from_ioi(IOIDataset(N=20, tokenizer=model.tokenizer, prepend_bos=True))
-        >>> found = attribution_patch(model, task, sites=("z", "resid_pre"), progress=False)
-        >>> found["z"].shape == (model.cfg.n_layers, task.clean_tokens.shape[1], model.cfg.n_heads)
-        True
+        >>> attribution_patch(model, task, ["z", "resid_pre"], positions=["S2", "end"], progress=False)
+        AttributionPatchingResult: denoising, share, gradients of the patched run
+          on 20 prompts, such as ...
+          metric: +8.8552 clean, -0.7838 corrupted
+          z [layer, pos, head]: 3.2 at end +0.491, 2.2 at end +0.257, 0.2 at S2 +0.126
+          resid_pre [layer, pos]: layer 4 at end +0.658, layer 0 at S2 +0.637, layer 3 at S2 +0.491
     """
     if steps < 1:
         raise InvalidInputError(f"steps must be at least 1; got {steps}.")
-    names = _hook_names(model, sites)
-    runs = TaskRuns(model, task, direction)
-    at = None if positions is None else torch.stack([position_of(runs.task, each) for each in positions], 1)
+    hook_names = as_sites(model, sites)
+    runs = TaskRuns(model, task, direction, scale, positions)
+    at = None if positions is None else runs.positions.at.T
     scorer = Scorer(model, runs.task, metric)
-    blocks = list(scorer.blocks(_BACKWARD_TOKENS))
+    batches = list(scorer.batches(_BACKWARD_TOKENS))
     totals: dict[str, Tensor] = {}
     ends = []
-    with tqdm(total=len(blocks) * steps, desc="attribution patching", disable=not progress, leave=False) as bar:
-        for rows in blocks:
-            block = _LinearBlock(model, runs, scorer, rows, names)
-            ends.append(scorer.values(rows, torch.stack([block.base_final, block.other_final])).view(2, -1))
+    with tqdm(total=len(batches) * steps, desc="attribution patching", disable=not progress, leave=False) as bar:
+        for rows in batches:
+            batch = _Linearized(model, runs, scorer, rows, [name for names in hook_names.values() for name in names])
+            ends.append(scorer.values(rows, torch.stack([batch.base_final, batch.other_final])).view(2, -1))
             for step in range(steps):
-                gradients = block.gradients(0.0 if steps == 1 else (step + 0.5) / steps)
+                gradients = batch.gradients(0.0 if steps == 1 else (step + 0.5) / steps)
                 for name, gradient in gradients.items():
-                    share = block.summed(name, gradient, at) / steps
-                    totals[name] = totals[name] + share if name in totals else share
+                    part = batch.summed(name, gradient, None if at is None else at[rows]) / steps
+                    totals[name] = totals[name] + part if name in totals else part
                 bar.update()
     base, other = torch.cat(ends, dim=1).mean(1)
-    clean, corrupted = (base, other) if direction == "noising" else (other, base)
-    by_site = [torch.stack([totals[name] for name in names[site]]).to(base.dtype) for site in sites]
+    clean, corrupted = runs.clean_and_corrupted(base, other)
+    by_site = [torch.stack([totals[name] for name in names]).to(base.dtype) for names in hook_names.values()]
     return AttributionPatchingResult(
-        info=RunInfo(
-            model=model.cfg.model_name,
-            processing=model.weight_processing,
-            data=task.description,
-            n_sequences=len(task),
-            n_positions=int(runs.where.sum() if at is None else at.numel()),
-        ),
-        values=torch.cat([each.flatten() for each in by_site]),
+        info=runs.info(model, int(runs.where.sum()) if at is None else at.numel()),
+        values=runs.scaled(torch.cat([each.flatten() for each in by_site]), base, other),
         clean=clean,
         corrupted=corrupted,
-        sites=tuple(sites),
+        sites=tuple(hook_names),
         shapes=tuple(tuple(each.shape) for each in by_site),
-        positions=tuple(range(runs.base.shape[1]) if positions is None else positions),
+        positions=runs.positions.names,
         direction=direction,
+        scale=scale,
         steps=steps,
     )
 
 
-def _hook_names(model: HookedTransformer, sites: Sequence[str]) -> dict[str, list[str]]:
-    """For each site its hook points, one for each layer."""
-    if not sites or isinstance(sites, str) or len(set(sites)) < len(sites):
-        raise InvalidInputError(f"sites must be different ones of {', '.join(AXES)}; got {sites!r}.")
-    found = {}
-    for site in sites:
-        if site not in AXES:
-            raise unknown_name("site", site, AXES)
-        names = [get_act_name(site, layer) for layer in range(model.cfg.n_layers)]
-        found[site] = readable_hooks(model, names)
-        if len(found[site]) < len(names):
-            raise InvalidInputError(f"{model.cfg.model_name!r} has no {site!r}: its blocks are of another kind.")
-    return found
-
-
-class _LinearBlock:
-    """Some prompts, and the gradients of their metric at every site."""
+class _Linearized:
+    """Both runs of some prompts, and the gradients of their metric at every site."""
 
     def __init__(
-        self, model: HookedTransformer, runs: TaskRuns, scorer: Scorer, rows: slice, names: dict[str, list[str]]
+        self, model: HookedTransformer, runs: TaskRuns, scorer: Scorer, rows: slice, names: Iterable[str]
     ) -> None:
         self.model, self.runs, self.scorer, self.rows = model, runs, scorer, rows
-        self.names = [name for some in names.values() for name in some]
+        self.names = list(names)
         self.start, base, self.base_final = self._ends(runs.base)
         other_start, other, self.other_final = self._ends(runs.other)
         self.way = other_start - self.start
@@ -171,13 +157,13 @@ class _LinearBlock:
         return kept, self.scorer.read(self.rows, final)
 
     def gradients(self, at: float) -> dict[str, Tensor]:
-        """Of the metric, its mean over all prompts, at each site, so far on the way from the base run to the other."""
+        """Return the gradients of the mean metric at each site, `at` of the way from the base run to the other."""
         with torch.enable_grad():
             start = (self.start + at * self.way).detach().requires_grad_()
             kept, final = self._run(start)
-            # A sum of shares of the mean over prompts, or one number for all.
-            found = self.scorer.values(self.rows, final[None])
-            value = found.sum() / (1 if found.ndim == 1 else len(self.runs.task))
+            # What these prompts add to the mean over all prompts; a metric of your own is one number for all.
+            metrics = self.scorer.values(self.rows, final[None])
+            value = metrics.sum() / (1 if metrics.ndim == 1 else len(self.runs.task))
             if not value.requires_grad:
                 raise InvalidInputError(
                     "metric has no gradient: it must be made of its logits by torch functions alone."
@@ -185,17 +171,14 @@ class _LinearBlock:
             gradients = torch.autograd.grad(value, list(kept.values()), allow_unused=True, materialize_grads=True)
         return dict(zip(kept, gradients, strict=True))
 
-    def summed(
-        self, name: str, gradient: Tensor, positions: Int[Tensor, "prompt position"] | None
-    ) -> Float[Tensor, "*cell"]:
-        """The difference along the gradient: of each cell, summed over prompts and over what a cell consists of."""
+    def summed(self, name: str, gradient: Tensor, at: Int[Tensor, "prompt position"] | None) -> Float[Tensor, "*cell"]:
+        """Return the difference along the gradient, summed over prompts and over what a cell consists of."""
         product = self.difference[name] * gradient
         if not name.endswith("pattern"):
             product = product.sum(-1)
-        elif positions is not None:
-            product = product.transpose(1, 2)
-        if positions is not None:
+        if at is not None:
+            # A pattern's positions are its third axis, behind the heads.
+            axis = 2 if name.endswith("pattern") else 1
             prompts = torch.arange(len(product), device=product.device)[:, None]
-            product = product[prompts, positions[self.rows]]
-            product = product.transpose(1, 2) if name.endswith("pattern") else product
+            product = product.movedim(axis, 1)[prompts, at].movedim(1, axis)
         return product.sum(0).double()

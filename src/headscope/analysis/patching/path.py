@@ -1,16 +1,16 @@
-"""`path_patch` and `path_patch_sweep`: what breaks when one part of the model changes only as some others see it.
+"""`path_patch` and `path_patch_sweep`: what a part of the model does through the parts that read it.
 
-Three passes (Wang et al. 2022, arXiv 2211.00593, section 3.1; Goldowsky-Dill et al. 2023, arXiv 2304.05969). Both
-prompts are run. Then the base run once more, all heads (and MLPs) kept at what they gave but for the senders, which
-give what they gave in the other run: what the receivers read there is recorded. Last the base run with the receivers
-reading that, and all that comes after them computed again.
+Three passes (Wang et al. 2022, arXiv 2211.00593, section 3.1, who noise; Goldowsky-Dill et al. 2023, arXiv 2304.05969).
+Both prompts are run. Then the base run once more, with all heads (and MLPs) frozen at their own output except the
+senders, which give their output of the other run; what the receivers read there is recorded. Last the base run with the
+receivers reading that, and everything after them recomputed.
 
 With attention frozen nothing moves from one position to another, and with MLPs frozen too, what senders change goes
 into the stream as it is: a receiver reads `norm(stream + sum of changes)`, so the second pass needs no forward pass. It
 costs a `d_head x d_model` product for each sender and token, and with recomputed MLPs these, at the patched positions.
-Norms are those of the changed stream, never with a frozen scale; one behind attention gets the senders of its layer
-together. The third pass resumes at the first receiver's layer; into
-`"final"` there is none. GPT-2 small, 8 prompts of 16 tokens, all heads into queries of layer 9: 144 runs of 3 layers.
+Norms are those of the changed stream, never with a frozen scale; a post-norm of attention gets the senders of its layer
+together. The third pass resumes at the first receiver's layer; into `"final"` there is none. GPT-2 small, 8 prompts of
+16 tokens, all heads into queries of layer 9: 144 runs of 3 layers. With hooks on the model every pass is a whole run.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,14 +21,15 @@ from tqdm import tqdm
 
 from headscope.analysis.core.batches import BLOCK_TOKENS
 from headscope.analysis.core.components import all_heads, all_mlps
-from headscope.analysis.core.result import RunInfo
 from headscope.analysis.patching.path_block import Cell, PathBlock
 from headscope.analysis.patching.path_ends import Receiver, as_receivers, as_senders, check_fed, sender_of
 from headscope.analysis.patching.path_result import PathPatchingResult
+from headscope.analysis.patching.whole_paths import WholePaths
 from headscope.analysis.prompts.metrics import Metric
 from headscope.analysis.prompts.task import Task
-from headscope.analysis.prompts.two_runs import Direction, Scorer, TaskRuns, check_unhooked, in_words
+from headscope.analysis.prompts.two_runs import Direction, Scale, Scorer, TaskRuns
 from headscope.errors import InvalidInputError
+from headscope.model.hooks import is_plain
 from headscope.model.transformer import HookedTransformer
 
 __all__ = ["path_patch", "path_patch_sweep"]
@@ -40,61 +41,58 @@ def path_patch(
     *,
     senders: object,
     receivers: object,
-    direction: Direction = "noising",
+    direction: Direction = "denoising",
+    scale: Scale = "share",
     freeze_mlps: bool = True,
     positions: Any = None,
     metric: Metric | None = None,
 ) -> PathPatchingResult:
-    """What happens to the metric when senders change as receivers see them, all of them at once.
+    """Change senders as the receivers see them, all of them at once, and measure the answer.
+
+    `prompts.two_runs` explains the options that all kinds of patching share.
 
     Args:
-        model: The model, without hooks.
-        task: Prompts with corrupted ones.
+        model: The model; hooks on it stay in force.
+        task: Prompts and corrupted prompts, aligned token by token.
         senders: `(9, 9)`, `"9.9"`, `"mlp5"`, `"embed"`, or a list of these.
         receivers: What reads the change: a head's query, key or value input (`"9.9.q"`, `("9.9", "q")`), all three
             (`"9.9"`), an MLP (`"mlp5"`), the final residual stream (`"final"`), or a list. Where heads share keys and
             values, those that one head sees are changed, and not those of the others in its group.
-        direction: `"noising"` puts the corrupted run's values into the clean run, `"denoising"` the clean run's into
-            the corrupted one.
+        direction: `"denoising"` puts values of the clean run into the corrupted one; `"noising"`, the direction of Wang
+            et al., the other way round.
+        scale: `"share"` of the clean metric less the corrupted one, or the change in the unit of the `"metric"`.
         freeze_mlps: Only direct paths through the residual stream. `False` also takes those through the MLPs between.
-        positions: Where the senders change, and so (attention being frozen) where receivers read a change: names such
-            as `"end"` or `"S2"` (`task.word_idx`), numbers, a tensor `[prompt]`, or a list. Default: everywhere.
-        metric: A function of the logits `[prompt, pos, d_vocab]` of all prompts, giving one number; those that say what
-            they read (`reads`, `last_position`) are faster. Default: the task's logit difference.
+        positions: Where the senders change, and so (attention being frozen) where receivers read a change: `"end"` or
+            another name (`task.word_idx`), a number, a tensor `[prompt]`, or a list; default: everywhere.
+        metric: A function of the logits `[prompt, pos, d_vocab]` of all prompts that gives one number; those that say
+            what they read (`reads`, `last_position`) are faster. Default: the task's logit difference.
 
     Returns:
         A result with a single value, which `float` gives: the metric's change.
 
     Raises:
-        InvalidInputError: For a task without corrupted prompts, components that do not exist, a sender that no path
-            leads from, a position that is not in every prompt, or hooks on the model.
-        UnknownNameError: For a name of another form.
-        NotFiniteError: If a final state is not finite.
+        InvalidInputError: As for `activation_patch`; for components that do not exist, or a sender that no path leads
+            from.
+        UnknownNameError: For an end or a position of another name.
+        NotFiniteError: If a final state or a patched run's metric is not finite.
 
     Example:
         >>> from headscope import HookedTransformer
         >>> from headscope.data.ioi import IOIDataset
         >>> model = HookedTransformer.from_pretrained("headscope-demo")
         >>> task = Task.from_ioi(IOIDataset(N=20, tokenizer=model.tokenizer, prepend_bos=True))
-        >>> effect = path_patch(model, task, senders="0.1", receivers="final", positions="end")
-        >>> effect.sender_labels, effect.receiver_labels, effect.values.shape
-        (('0.1',), ('final',), torch.Size([]))
+        >>> path_patch(model, task, senders="3.2", receivers="final", positions="end")
+        PathPatchingResult: senders -> final; denoising, MLPs frozen, positions: end
+          on 20 prompts, such as ...
+          metric: +8.8552 clean, -0.7838 corrupted
+          sender    change    share
+          3.2      +2.2901   +23.8%
     """
     cell = as_senders(model.cfg, senders)
     into = as_receivers(model.cfg, receivers)
     check_fed(cell, into)
-    return _measured(
-        model,
-        task,
-        [cell],
-        (),
-        into,
-        direction=direction,
-        freeze_mlps=freeze_mlps,
-        positions=positions,
-        metric=metric,
-        progress=False,
-    )
+    runs = TaskRuns(model, task, direction, scale, positions)
+    return _measured(model, runs, [cell], (), into, freeze_mlps, metric, progress=False)
 
 
 def path_patch_sweep(
@@ -103,24 +101,26 @@ def path_patch_sweep(
     *,
     receivers: object,
     senders: str | Iterable[object] = "heads",
-    direction: Direction = "noising",
+    direction: Direction = "denoising",
+    scale: Scale = "share",
     freeze_mlps: bool = True,
     positions: Any = None,
     metric: Metric | None = None,
     progress: bool = True,
 ) -> PathPatchingResult:
-    """`path_patch` from each of many senders, by itself, into the same receivers.
+    """Run `path_patch` from each of many senders, by itself, into the same receivers.
 
     Args:
-        model: The model, without hooks.
-        task: Prompts with corrupted ones.
-        receivers: See `path_patch`.
+        model: See `path_patch`, as for all that is not said here.
+        task: Prompts and corrupted prompts.
+        receivers: What reads the change.
         senders: `"heads"`, `"components"` (heads and MLPs), or a list, of which each entry is one sender or several
             that change together. Of the first two, those that no path leads from get 0.
-        direction: See `path_patch`.
-        freeze_mlps: See `path_patch`.
-        positions: See `path_patch`.
-        metric: See `path_patch`.
+        direction: `"denoising"` or `"noising"`.
+        scale: `"share"` or `"metric"`.
+        freeze_mlps: Only direct paths.
+        positions: Where the senders change.
+        metric: What is measured.
         progress: Show a progress bar.
 
     Raises:
@@ -133,9 +133,11 @@ def path_patch_sweep(
         >>> from headscope.data.ioi import IOIDataset
         >>> model = HookedTransformer.from_pretrained("headscope-demo")
         >>> task = Task.from_ioi(IOIDataset(N=20, tokenizer=model.tokenizer, prepend_bos=True))
-        >>> found = path_patch_sweep(model, task, receivers="final", positions="end", progress=False)
-        >>> found.values.shape == (model.cfg.n_layers, model.cfg.n_heads)
-        True
+        >>> path_patch_sweep(model, task, receivers="final", positions="end", progress=False).top(3)
+        sender    change    share
+        3.2      +2.2901   +23.8%
+        2.2      +1.3254   +13.8%
+        1.3      -0.1588    -1.6%
     """
     cfg = model.cfg
     into = as_receivers(cfg, receivers)
@@ -153,70 +155,56 @@ def path_patch_sweep(
             raise InvalidInputError("no senders are named; give 'heads', 'components' or a list, such as ['0.0'].")
         for cell in cells:
             check_fed(cell, into)
-    return _measured(
-        model,
-        task,
-        cells,
-        shape,
-        into,
-        direction=direction,
-        freeze_mlps=freeze_mlps,
-        positions=positions,
-        metric=metric,
-        progress=progress,
-    )
+    runs = TaskRuns(model, task, direction, scale, positions)
+    return _measured(model, runs, cells, shape, into, freeze_mlps, metric, progress=progress)
 
 
 @torch.no_grad()
 def _measured(
     model: HookedTransformer,
-    task: Task,
+    runs: TaskRuns,
     cells: Sequence[Cell],
     shape: tuple[int, ...],
     receivers: tuple[Receiver, ...],
-    *,
-    direction: Direction,
     freeze_mlps: bool,
-    positions: Any,
     metric: Metric | None,
+    *,
     progress: bool,
 ) -> PathPatchingResult:
-    check_unhooked(model, "path patching")
-    runs = TaskRuns(model, task, direction, positions)
+    n_prompts = len(runs.task)
     last = max(receiver.stage for receiver in receivers)
     fed = [at for at, cell in enumerate(cells) if cell[0].stage <= last]
     fed.sort(key=lambda at: cells[at][0].stage)
+    senders = {sender for at in fed for sender in cells[at]}
     scorer = Scorer(model, runs.task, metric)
+    is_unhooked = all(is_plain(module, type(module)) for module in model.modules())
+    passes = PathBlock if is_unhooked else WholePaths
     parts = []
-    with tqdm(total=len(fed) * len(task), desc="path patching", unit="run", disable=not progress, leave=False) as bar:
-        for rows in scorer.blocks(BLOCK_TOKENS):
-            senders = {sender for at in fed for sender in cells[at]}
-            block = PathBlock(model, runs, scorer, rows, senders, receivers, freeze_mlps)
-            found = [scorer.values(rows, torch.stack([block.base, block.other]))]
-            for start in range(0, len(fed), block.together):
-                some = [cells[at] for at in fed[start : start + block.together]]
-                found.append(scorer.values(rows, block.finals(some)))
+    with tqdm(total=len(fed) * n_prompts, desc="path patching", unit="run", disable=not progress, leave=False) as bar:
+        for rows in scorer.batches(BLOCK_TOKENS):
+            batch = passes(model, runs, scorer, rows, senders, receivers, freeze_mlps)
+            metrics = [scorer.values(rows, torch.stack([batch.base, batch.other]))]
+            for start in range(0, len(fed), batch.together):
+                some = [cells[at] for at in fed[start : start + batch.together]]
+                metrics.append(scorer.values(rows, batch.finals(some)))
                 bar.update(len(some) * (rows.stop - rows.start))
-            parts.append(torch.cat(found))
+            parts.append(torch.cat(metrics))
+    # The logit difference has a value for each prompt, a metric of your own one for all.
     base, other, *patched = torch.cat(parts, dim=-1) if parts[0].ndim > 1 else parts[0]
     change = base.new_zeros(len(cells), *base.shape)
     change[fed] = torch.stack(patched) - base if patched else base.new_zeros(0, *base.shape)
-    clean, corrupted = (base, other) if direction == "noising" else (other, base)
+    ends = base.mean(), other.mean()
+    clean, corrupted = runs.clean_and_corrupted(*ends)
     return PathPatchingResult(
-        info=RunInfo(
-            model=model.cfg.model_name,
-            processing=model.weight_processing,
-            data=task.description,
-            n_sequences=len(task),
-            n_positions=int(runs.where.sum()),
-        ),
-        values=(change.mean(1) if base.ndim else change).view(shape),
-        per_prompt=change.view(*shape, len(task)) if base.ndim else None,
-        clean=clean.mean(),
-        corrupted=corrupted.mean(),
+        info=runs.info(model, int(runs.where.sum())),
+        values=runs.scaled(change.mean(1) if base.ndim else change, *ends).view(shape),
+        per_prompt=runs.scaled(change, *ends).view(*shape, n_prompts) if base.ndim else None,
+        clean=clean,
+        corrupted=corrupted,
         sender_labels=tuple("+".join(sender.label for sender in cell) for cell in cells),
         receiver_labels=tuple(receiver.label for receiver in receivers),
-        direction=direction,
+        direction=runs.direction,
+        scale=runs.scale,
         freeze_mlps=freeze_mlps,
-        positions=in_words(positions),
+        positions=str(runs.positions),
     )

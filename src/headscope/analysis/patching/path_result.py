@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headscope.analysis.core.result import Result
+from headscope.analysis.prompts.metrics import gap_between
 from headscope.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -49,15 +50,16 @@ class PathPatchingResult(Result):
     """What the metric loses or gains when senders change as receivers see them.
 
     Attributes:
-        values: The metric of the patched run less that of the run before it was patched, the mean over prompts (for the
-            default metric: in logits). `[layer, head]` for all heads; `[layer, component]`, the MLP last, for all
+        values: The metric of the patched run less that of the run before it was patched, the mean over prompts, in the
+            scale. `[layer, head]` for all heads; `[layer, component]`, the MLP last, for all
             components; `[sender]` for a list; no axis for `path_patch`. Zero where no path leads to the receivers.
         per_prompt: The same for each prompt, along a last axis; `None` for a metric of your own.
         clean: The metric of the clean run.
         corrupted: That of the corrupted run.
         sender_labels: The senders, in the order of `values.flatten()`.
         receiver_labels: What they were patched into, such as `9.9.q`.
-        direction: `"noising"` or `"denoising"`.
+        direction: `"denoising"` or `"noising"`.
+        scale: `"share"` (of `clean - corrupted`) or `"metric"`.
         freeze_mlps: Whether MLPs between senders and receivers kept what they gave.
         positions: At which positions, in the caller's words; `all` for every one.
     """
@@ -70,25 +72,25 @@ class PathPatchingResult(Result):
     sender_labels: tuple[str, ...]
     receiver_labels: tuple[str, ...]
     direction: str
+    scale: str
     freeze_mlps: bool
     positions: str
 
     @property
     def normalized(self) -> Float[Tensor, "*sender"]:
-        """`values` as shares of the clean metric less the corrupted one.
+        """`values` as shares of the clean metric less the corrupted one, whatever their scale.
 
         -1 is all that noising can break, 1 all that denoising can bring back, as in `ioi_metric_noising`.
 
         Raises:
             InvalidInputError: If the two runs' metrics are equal.
         """
-        gap = self.clean - self.corrupted
-        if float(gap) == 0:
-            raise InvalidInputError(
-                f"the clean and the corrupted metric are both {float(self.clean):.4f}: there is nothing to take shares "
-                "of. Does the model do the task, and are the corrupted prompts others?"
-            )
-        return self.values / gap
+        return self.values if self.scale == "share" else self.values / gap_between(self.clean, self.corrupted)
+
+    @property
+    def change(self) -> Float[Tensor, "*sender"]:
+        """`values` in the metric's unit, whatever their scale."""
+        return self.values * (self.clean - self.corrupted) if self.scale == "share" else self.values
 
     def __float__(self) -> float:
         """The one value of a `path_patch`."""
@@ -104,7 +106,7 @@ class PathPatchingResult(Result):
         """
         if k < 1:
             raise InvalidInputError(f"k must be at least 1; got {k}.")
-        values = self.values.flatten()
+        values = self.change.flatten()
         order = (values.abs() if largest is None else values).argsort(descending=largest is not False, stable=True)
         shares = self._shares().flatten()
         return SenderScores(
@@ -119,7 +121,7 @@ class PathPatchingResult(Result):
             {
                 "sender": self.sender_labels,
                 "receivers": ", ".join(self.receiver_labels),
-                "change": self.values.flatten().tolist(),
+                "change": self.change.flatten().tolist(),
                 "normalized": self._shares().flatten().tolist(),
             }
         )

@@ -1,13 +1,13 @@
 """Metrics of patched runs, and what they say they read.
 
-A metric is any function of logits `[batch, pos, d_vocab]` that gives one number. One that says where it looks is
-measured on less: `last_position` and `reads` spare the logits everywhere else, and an `AnswerMetric`, which looks at a
-few tokens only, all but theirs.
+A metric is any function of logits `[batch, pos, d_vocab]` that gives one number. A metric that says where it looks
+costs less: `last_position` and `reads` save the logits everywhere else, and an `AnswerMetric`, which looks at a few
+tokens only, all logits but theirs.
 
     >>> import torch
     >>> metric = last_position(lambda logits: logits[:, -1, 3].mean())
-    >>> bool(metric(torch.ones(2, 5, 7)) == 1)
-    True
+    >>> float(metric(torch.arange(70.0).view(2, 5, 7)))
+    48.5
 """
 
 from collections.abc import Callable, Sequence
@@ -21,9 +21,10 @@ from torch import Tensor
 from headscope.analysis.prompts.task import Task, answer_difference
 from headscope.errors import InvalidInputError
 from headscope.model.activations.readout import Readout, readout_of
+from headscope.model.hooks import is_plain
 from headscope.model.transformer import HookedTransformer
 
-__all__ = ["AnswerMetric", "Metric", "PositionMetric", "as_number", "last_position", "reads"]
+__all__ = ["AnswerMetric", "Metric", "PositionMetric", "as_number", "gap_between", "last_position", "reads"]
 
 Metric = Callable[[Float[Tensor, "batch pos d_vocab"]], Tensor | float]
 
@@ -131,10 +132,7 @@ class AnswerMetric:
 
     def _share(self, difference: Float[Tensor, "*cell"]) -> Float[Tensor, "*cell"]:
         if self.unit == 0:
-            raise InvalidInputError(
-                "the clean and the corrupted logit difference are equal: nothing can be broken or brought back. Does "
-                "the model do the task, and do the corrupted prompts differ?"
-            )
+            raise _no_gap("equal")
         return (difference - self.zero) / self.unit
 
     def differences(
@@ -142,8 +140,8 @@ class AnswerMetric:
     ) -> Float[Tensor, "cell prompt"]:
         """Each prompt's right minus wrong answers' logits, from final states where they are predicted.
 
-        Only the answers' own logits are made, in float32 at least, unless a module in the unembedding's place hides
-        its weights.
+        Only the answers' own logits are made, in float32 at least, unless a module in the unembedding's place hides its
+        weights, or hooks are to see the logits made.
 
         Args:
             model: Whose states they are.
@@ -160,7 +158,7 @@ class AnswerMetric:
             raise InvalidInputError(
                 f"answers must be tokens from 0 to {model.cfg.d_vocab_out - 1}; they go from {low} to {high}."
             )
-        if Readout.is_shown_by(model.unembed):
+        if Readout.is_shown_by(model.unembed) and not _is_watched(model):
             readout = readout_of(model)
             state = readout.normalize(states.to(torch.promote_types(states.dtype, torch.float32)))
             columns = readout.W_U.T[answers].to(state.dtype)
@@ -173,16 +171,40 @@ class AnswerMetric:
         return logits[..., :right].mean(-1) - logits[..., right:].mean(-1)
 
 
-def as_number(value: Any) -> float:
-    """What a metric gave, as one number.
+def _is_watched(model: HookedTransformer) -> bool:
+    """Tell whether a hook sees or changes the final norm or the unembedding."""
+    parts = (*model.ln_final.modules(), *model.unembed.modules())
+    return not all(is_plain(module, type(module)) for module in parts)
+
+
+def gap_between(clean: float | Tensor, corrupted: float | Tensor, hint: str = "") -> float | Tensor:
+    """Return the clean metric less the corrupted one, of which effects are shares.
 
     Raises:
-        InvalidInputError: If it is none.
+        InvalidInputError: If the two are equal, so that there is nothing to take shares of.
+    """
+    if float(clean) == float(corrupted):
+        raise _no_gap(f"both {float(clean):.4f}", hint)
+    return clean - corrupted
+
+
+def _no_gap(said: str, hint: str = "") -> InvalidInputError:
+    return InvalidInputError(
+        f"the clean and the corrupted metric are {said}: nothing can be broken or brought back. Does the model do the "
+        f"task, and do the corrupted prompts differ from the clean ones?{hint}"
+    )
+
+
+def as_number(value: Any) -> float:
+    """Return the value of a metric as one number.
+
+    Raises:
+        InvalidInputError: If it is not one.
     """
     if isinstance(value, Tensor):
         if value.numel() != 1:
             raise InvalidInputError(
-                f"patching_metric must give one number for the logits it gets; it gave shape {list(value.shape)}. "
+                f"the metric must give one number for the logits it gets; it gave shape {list(value.shape)}. "
                 "Take a mean over the batch."
             )
         return float(value)
@@ -190,7 +212,7 @@ def as_number(value: Any) -> float:
         return float(value)
     except (TypeError, ValueError):
         raise InvalidInputError(
-            f"patching_metric must give one number for the logits it gets; it gave {value!r} "
+            f"the metric must give one number for the logits it gets; it gave {value!r} "
             f"({type(value).__name__}). Does it return its result?"
         ) from None
 

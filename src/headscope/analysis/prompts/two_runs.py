@@ -1,142 +1,267 @@
-"""A task's two runs as patching uses them: which is patched, at which positions, and how a patched run is scored."""
+"""The words of patching, the same for every method: which run is patched, at which positions, and in which scale.
+
+- **clean, corrupted**: a task's prompts, and the same prompts with what tells the answer taken out.
+- **direction**: `"denoising"` (the default) puts values of the clean run into the corrupted one and asks what comes
+  back; `"noising"` puts values of the corrupted run into the clean one and asks what breaks. The run that is patched is
+  the base run here, the one that gives the values the other run.
+- **scale**: a value is the metric of the patched run less that of the base run, so that 0 is a patch without effect.
+  `"share"` (the default) divides it by the clean metric less the corrupted one: 1 is all that denoising can bring back,
+  -1 all that noising can break. `"metric"` leaves it in the metric's unit, logits for the task's own metric.
+- **positions**: a name (`"end"`, where the answer is predicted, which every task has, and those of `task.word_idx`), a
+  number (negative ones count back from each prompt's last token), a tensor with one position for each prompt, or a list
+  of these. Each is a real token of every prompt.
+- **metric**: the task's logit difference, or a function of the logits `[prompt, pos, d_vocab]` of all prompts that
+  gives one number (`prompts.metrics`).
+- **hooks** on the model stay in force in every run, and cost the shortcuts.
+"""
 
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal
+from dataclasses import dataclass
+from functools import cached_property
+from numbers import Integral
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from headscope.analysis.core.result import check_option
-from headscope.analysis.prompts.metrics import AnswerMetric, Metric, PositionMetric, as_number
+from headscope.analysis.core.result import RunInfo, check_option
+from headscope.analysis.prompts.metrics import AnswerMetric, Metric, PositionMetric, as_number, gap_between
 from headscope.analysis.prompts.task import Task
-from headscope.errors import InvalidInputError, unknown_name
-from headscope.model.hooks import is_listening
+from headscope.errors import InvalidInputError, NotFiniteError, unknown_name
 from headscope.model.transformer import HookedTransformer
 
-__all__ = ["Direction", "Scorer", "TaskRuns", "check_unhooked", "in_words", "position_of"]
+__all__ = ["Direction", "Positions", "Scale", "Scorer", "TaskRuns"]
 
-Direction = Literal["noising", "denoising"]
+Direction = Literal["denoising", "noising"]
+Scale = Literal["share", "metric"]
+
+_OWN = "one per prompt"
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Positions of a task's prompts, in the order in which they were asked for.
+
+    Attributes:
+        task: The prompts.
+        at: Where each position is in every prompt.
+        names: The numbers and names that were asked for.
+    """
+
+    task: Task
+    at: Int[Tensor, "position prompt"]
+    names: tuple[int | str, ...]
+
+    @classmethod
+    def of(cls, task: Task, asked: Any = None) -> "Positions":
+        """Positions in the words of the module's docstring; `None` stands for all, padding included.
+
+        Raises:
+            InvalidInputError: If one is not a real token of every prompt, or none is given.
+            UnknownNameError: For a name that the task does not have.
+
+        Example:
+            >>> from headscope import HookedTransformer
+            >>> tokenizer = HookedTransformer.from_pretrained("headscope-demo").tokenizer
+            >>> prompts = ["When Mary met John, John gave a book to", "Mary said to"]
+            >>> task = Task.from_prompts(prompts, ["Mary", "John"], ["John", "Mary"], tokenizer)
+            >>> positions = Positions.of(task, ["end", 1, -2])
+            >>> positions.at.tolist(), positions.labels
+            ([[10, 4], [1, 1], [9, 3]], ('end', 'When…', ' book…'))
+        """
+        n, width = task.clean_tokens.shape
+        if asked is None:
+            everywhere = torch.arange(width, device=task.clean_tokens.device)
+            return cls(task, everywhere[:, None].expand(-1, n), tuple(range(width)))
+        listed = list(asked) if isinstance(asked, Iterable) and not isinstance(asked, (str, Tensor)) else [asked]
+        if not listed:
+            raise InvalidInputError("give at least one position, or None for all.")
+        names, at = zip(*(_place(task, each) for each in listed), strict=True)
+        return cls(task, torch.stack(at), names)
+
+    @cached_property
+    def mask(self) -> Bool[Tensor, "prompt pos"]:
+        """Real tokens at any of these positions."""
+        mask = self.task.attention_mask
+        return torch.zeros_like(mask).scatter(1, self.at.T, True) & mask
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """What stands at each: its name; for a number the token, or the word, that all prompts have there."""
+        starts = self.task.attention_mask.long().argmax(1).tolist()
+        return tuple(self._label(*each, starts) for each in zip(self.names, self.at, strict=True))
+
+    def _label(self, name: int | str, at: Tensor, starts: list[int]) -> str:
+        if isinstance(name, str):
+            return name
+        places = [position - start for position, start in zip(at.tolist(), starts, strict=True)]
+        rows = zip(self.task.str_tokens, places, strict=True)
+        tokens = list(dict.fromkeys(row[place] for row, place in rows if 0 <= place < len(row)))
+        words = [word for word, where in self.task.word_idx.items() if bool((where == at).all())]
+        if len(tokens) == 1 or not words:
+            return tokens[0] + "…" * (len(tokens) > 1) if tokens else ""
+        return words[0]
+
+    def __str__(self) -> str:
+        everywhere = self.names == tuple(range(self.task.clean_tokens.shape[1]))
+        return "all" if everywhere else ", ".join(map(str, self.names))
+
+
+def _place(task: Task, asked: Any) -> tuple[int | str, Int[Tensor, " prompt"]]:
+    """A position's name, and where it is in each prompt."""
+    mask = task.attention_mask
+    n, width = mask.shape
+    if isinstance(asked, Tensor) and asked.ndim == 0 and not asked.is_floating_point():
+        asked = int(asked)
+    name: int | str
+    if isinstance(asked, str):
+        known = {"end": task.positions, **task.word_idx}
+        if asked not in known:
+            raise unknown_name("position", asked, known, hint="Or give a number.")
+        name, at = asked, known[asked].to(mask.device)
+    elif isinstance(asked, Integral) and not isinstance(asked, bool):
+        name, at = int(asked), torch.full((n,), int(asked), device=mask.device)
+    elif isinstance(asked, Tensor) and asked.ndim == 1 and asked.dtype in (torch.int64, torch.int32):
+        if len(asked) != n:
+            raise InvalidInputError(f"there are {n} prompts, and positions of {len(asked)}; give one for each.")
+        name, at = _OWN, asked.long().to(mask.device)
+    else:
+        raise InvalidInputError(
+            f"positions must be names, numbers, a tensor with one for each prompt, or a list of these; got {asked!r}."
+        )
+    if not isinstance(asked, str):
+        lasts = (mask * torch.arange(width, device=mask.device)).amax(1)
+        at = torch.where(at < 0, at + lasts + 1, at)
+    inside = (at >= 0) & (at < width)
+    if not bool(inside.all()) or not bool(mask.gather(1, at[:, None]).all()):
+        raise InvalidInputError(
+            f"position {asked!r} is not a real token of every prompt; the shortest has {int(mask.sum(1).min())} of "
+            "them."
+        )
+    return name, at
 
 
 class TaskRuns:
-    """The run that is patched (`base`) and the one that gives the values (`other`).
-
-    Noising puts the corrupted run's values into the clean one, denoising the clean run's into the corrupted one.
+    """A task's two runs, as a patching function was asked to use them.
 
     Attributes:
         task: The task, on the model's device.
         base: Tokens of the run that is patched.
         other: Tokens of the run that the values are from.
-        where: The positions at which values are put in.
+        positions: Where values are put in.
+        direction: Which run is which.
+        scale: The scale of values.
+
+    Raises:
+        InvalidInputError: For another direction or scale, a task without corrupted prompts, or a position that is not
+            in every prompt.
+        UnknownNameError: For a position that the task has no name for.
     """
 
-    def __init__(self, model: HookedTransformer, task: Task, direction: Direction, positions: Any = None) -> None:
-        check_option("direction", direction, ("noising", "denoising"))
+    def __init__(
+        self,
+        model: HookedTransformer,
+        task: Task,
+        direction: Direction = "denoising",
+        scale: Scale = "share",
+        positions: Any = None,
+    ) -> None:
+        check_option("direction", direction, get_args(Direction))
+        check_option("scale", scale, get_args(Scale))
         if task.corrupted_tokens is None:
             raise InvalidInputError(
-                f"patching needs corrupted prompts, and {task!r} has none. Make it with corrupted=..., from templates, "
-                "or by Task.from_ioi."
+                f"patching needs corrupted prompts, and {task!r} has none. Give them: `corrupted` in from_prompts, a "
+                "column of that name in a file, from_templates, or from_ioi."
             )
+        self.direction, self.scale = direction, scale
         self.task = task = task.to(model.W_E.device)
         assert task.corrupted_tokens is not None
         runs = (task.clean_tokens, task.corrupted_tokens)
         self.base, self.other = runs if direction == "noising" else runs[::-1]
-        self.where = _where(task, positions)
+        self.positions = Positions.of(task, positions)
         # No real token looks at the padding behind it: without a mask it gets the same, and faster.
         mask = task.attention_mask
         behind = model.cfg.attention_dir == "causal" and bool((mask[:, 1:] <= mask[:, :-1]).all())
         self._mask = None if behind else mask
 
+    @property
+    def where(self) -> Bool[Tensor, "prompt pos"]:
+        """The real tokens at which values are put in."""
+        return self.positions.mask
+
     def options(self, rows: slice, times: int = 1) -> dict[str, Any]:
-        """What the forward pass of some prompts, so many times over, is told of padding."""
+        """The options on padding for a forward pass of some prompts, repeated `times` times."""
         mask = None if self._mask is None else self._mask[rows].repeat(times, 1)
         return {"attention_mask": mask, "padding_side": "right"}
 
-
-def in_words(positions: Any) -> str:
-    """Positions as a result names them."""
-    if positions is None:
-        return "all"
-    if isinstance(positions, Tensor):
-        return str(int(positions)) if positions.ndim == 0 else "one of each prompt"
-    return str(positions) if isinstance(positions, (str, int)) else ", ".join(map(in_words, positions))
-
-
-def _where(task: Task, positions: Any) -> Bool[Tensor, "prompt pos"]:
-    """The positions that are asked for, of real tokens."""
-    if positions is None:
-        return task.attention_mask
-    listed = [positions] if isinstance(positions, (str, int, Tensor)) else positions
-    if not isinstance(listed, Iterable):
-        raise InvalidInputError(f"positions must be names, numbers or a tensor of them; got {positions!r}.")
-    chosen = torch.zeros_like(task.attention_mask)
-    for each in listed:
-        chosen.scatter_(1, position_of(task, each)[:, None], True)
-    return chosen
-
-
-def position_of(task: Task, named: Any) -> Int[Tensor, " prompt"]:
-    """Where a position is in each prompt: a number, or a name such as `"end"` and those in `task.word_idx`.
-
-    Raises:
-        InvalidInputError: If it is not a real token of every prompt.
-        UnknownNameError: For a name that the task does not have.
-    """
-    device = task.attention_mask.device
-    if isinstance(named, str):
-        known = {"end": task.positions, **task.word_idx}
-        if named not in known:
-            raise unknown_name("position", named, known, hint="Or give a number from 0.")
-        at = known[named].to(device)
-    elif isinstance(named, Tensor) and named.ndim == 1 and len(named) != len(task):
-        raise InvalidInputError(f"there are {len(task)} prompts, and positions of {len(named)}; give one for each.")
-    else:
-        at = torch.as_tensor(named, device=device).expand(len(task))
-    inside = (at >= 0) & (at < task.attention_mask.shape[1])
-    if not bool(inside.all()) or not bool(task.attention_mask.gather(1, at[:, None]).all()):
-        shortest = int(task.attention_mask.sum(1).min())
-        raise InvalidInputError(
-            f"position {named!r} is not a real token of every prompt; the shortest has {shortest} of them."
+    def info(self, model: HookedTransformer, n_positions: int, **options: Any) -> RunInfo:
+        """The record of a run on the task."""
+        return RunInfo(
+            model.cfg.model_name, model.weight_processing, self.task.description, len(self.task), n_positions, options
         )
-    return at
+
+    def clean_and_corrupted(self, base: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+        """The metrics of the base and the other run as those of the clean and the corrupted one."""
+        return (base, other) if self.direction == "noising" else (other, base)
+
+    def scaled(self, change: Float[Tensor, "*cell"], base: Tensor, other: Tensor) -> Float[Tensor, "*cell"]:
+        """Changes of the metric in the scale that was asked for.
+
+        Args:
+            change: The metric of patched runs less that of the base run.
+            base: The metric of the base run.
+            other: That of the other run.
+
+        Raises:
+            NotFiniteError: If a change is not finite.
+            InvalidInputError: If shares are asked for, and both runs have the same metric.
+        """
+        if not bool(change.isfinite().all()):
+            raise NotFiniteError(
+                "the metric of a patched run is not finite. Check the metric, the weights, and the activations of both "
+                "runs for NaN."
+            )
+        if self.scale == "metric":
+            return change
+        clean, corrupted = self.clean_and_corrupted(base, other)
+        return change / gap_between(clean, corrupted, hint=" With scale='metric' no share is taken.")
 
 
 class Scorer:
-    """A metric of final states, which are read only where it looks.
+    """A metric of final states, read only where it looks.
 
-    The task's logit difference (`metric=None`) looks at a few logits where each answer is predicted. One of your own
-    says where (`last_position`, `reads`, an `AnswerMetric`), or is given all logits of all prompts.
+    The task's logit difference (`metric=None`) takes the answers' logits where they are predicted. A metric of your own
+    says where it looks (`last_position`, `reads`, an `AnswerMetric`), or is given all logits of all prompts.
 
     Attributes:
         places: The positions whose final states it takes.
     """
 
     def __init__(self, model: HookedTransformer, task: Task, metric: Metric | None = None) -> None:
-        self.model, self.task = model, task
-        self.metric = None if metric is None else metric
+        self.model, self.task, self.metric = model, task, metric
         self._answers = AnswerMetric.of(task)
         n, length = task.clean_tokens.shape
         everywhere = torch.arange(length).expand(n, -1)
         places = task.positions[:, None] if metric is None else everywhere
-        if isinstance(self.metric, (AnswerMetric, PositionMetric)):
-            places = self.metric.places(n, length)
+        if isinstance(metric, (AnswerMetric, PositionMetric)):
+            places = metric.places(n, length)
         self.places: Int[Tensor, "prompt read"] = places.to(task.clean_tokens.device)
 
-    def blocks(self, n_tokens: int) -> Iterator[slice]:
-        """The prompts in parts of so many tokens at most (or one prompt); all together for a metric of your own."""
+    def batches(self, n_tokens: int) -> Iterator[slice]:
+        """Cut the prompts into batches of at most `n_tokens` (or one prompt); a metric of your own gets all at once."""
         n, width = self.task.clean_tokens.shape
         step = max(1, n_tokens // width) if self.metric is None else n
         for start in range(0, n, step):
             yield slice(start, min(start + step, n))
 
     def read(self, rows: slice, final: Float[Tensor, "prompt pos d_model"]) -> Float[Tensor, "prompt read d_model"]:
-        """The final states that are looked at."""
+        """Return the final states at the positions that the metric reads."""
         at = self.places[rows]
         return final[torch.arange(len(final), device=final.device)[:, None], at]
 
     def values(self, rows: slice, final: Float[Tensor, "run prompt read d_model"]) -> Float[Tensor, "run *prompt"]:
-        """The metric of each run: of each prompt for the logit difference, else one number.
+        """Return the metric of each run: for each prompt if it is the logit difference, else one number.
 
         Raises:
             InvalidInputError: If a metric of your own is not one number.
@@ -153,17 +278,3 @@ class Scorer:
 def _one_number(value: Tensor | float) -> Float[Tensor, ""]:
     as_number(value.detach() if isinstance(value, Tensor) else value)
     return torch.as_tensor(value).reshape(())
-
-
-def check_unhooked(model: HookedTransformer, what: str) -> None:
-    """Refuse a model with hooks on it, or something else in the place of a hook point.
-
-    Raises:
-        InvalidInputError: Naming the first.
-    """
-    for name, module in model.mod_dict.items():
-        if name.rsplit(".", 1)[-1].startswith("hook_") and is_listening(module):
-            raise InvalidInputError(
-                f"{what} needs the model without hooks, and there is one at {name}. Take it off: model.reset_hooks() "
-                "(including_permanent=True for permanent ones)."
-            )

@@ -110,7 +110,7 @@ def _wrong_axes(site: str, axes: tuple[str, ...], wanted: tuple[str, ...]) -> In
 
 
 def _unit(result: PatchingResult) -> str:
-    return "metric" if result.unit == "the metric" else "share"
+    return "share" if result.unit.startswith("the share") else "change"
 
 
 def _maps(

@@ -1,0 +1,55 @@
+"""Sites: what a patch replaces, by its short name, with the axes along which patches are told apart."""
+
+from collections.abc import Mapping, Sequence
+
+from headscope.analysis.recording.lens_states import readable_hooks
+from headscope.errors import InvalidInputError, unknown_name
+from headscope.model.names import get_act_name
+from headscope.model.transformer import HookedTransformer
+
+__all__ = ["AXES", "SITES", "as_sites", "is_inside_heads", "patch_axes"]
+
+# A pattern's own position is the query's (the destination of what attention moves).
+AXES: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"), ("layer", "pos")),
+    **dict.fromkeys(("z", "q", "k", "v"), ("layer", "pos", "head")),
+    "pattern": ("layer", "head", "dest_pos", "src_pos"),
+}
+SITES = tuple(AXES)
+
+
+def is_inside_heads(site: str) -> bool:
+    """Tell whether a site is something of each head, and not the stream or a layer's output."""
+    return "head" in AXES[site]
+
+
+def patch_axes(site: str, by_position: bool) -> tuple[str, ...]:
+    """Return the axes of whole patches of a site: all that is attended to from a position goes together.
+
+    Example:
+        >>> patch_axes("pattern", True), patch_axes("z", True), patch_axes("z", False)
+        (('layer', 'head', 'pos'), ('layer', 'pos', 'head'), ('layer', 'head'))
+    """
+    axes = [axis.replace("dest_pos", "pos") for axis in AXES[site] if axis != "src_pos"]
+    return tuple(axis for axis in axes if by_position or axis != "pos")
+
+
+def as_sites(model: HookedTransformer, sites: str | Sequence[str]) -> dict[str, list[str]]:
+    """Return the hook points, layer by layer, of one site or several; a site named twice counts once.
+
+    Raises:
+        InvalidInputError: If no site is named, the model has no such site, or a module stands at its hook point.
+        UnknownNameError: For a site that does not exist.
+    """
+    layers, hook_names = range(model.cfg.n_layers), {}
+    for site in (sites,) if isinstance(sites, str) else sites:
+        if site not in AXES:
+            raise unknown_name("site", str(site), SITES)
+        names = [get_act_name(site, layer) for layer in layers]
+        hook_names[site] = readable_hooks(model, names)
+        if len(hook_names[site]) < len(names):
+            there = ", ".join(each for each in SITES if get_act_name(each, 0) in model.hook_dict)
+            raise InvalidInputError(f"this model has no {site!r}: its blocks have {there}.")
+    if not hook_names:
+        raise InvalidInputError(f"give at least one site: {', '.join(SITES)}.")
+    return hook_names
