@@ -234,6 +234,7 @@ class HookedRootModule(nn.Module):
         bwd_hooks: Sequence[tuple[str | Callable[[str], bool], HookFunction]] = (),
         reset_hooks_end: bool = True,
         clear_contexts: bool = False,
+        prepend: bool = False,
     ) -> Iterator["HookedRootModule"]:
         """Hooks for the length of a `with` block, removed at its end whatever happens inside.
 
@@ -242,14 +243,15 @@ class HookedRootModule(nn.Module):
             bwd_hooks: The same, for gradients.
             reset_hooks_end: `False` leaves the hooks in place.
             clear_contexts: Also empty every point's `ctx` at the end.
+            prepend: Run them before the hooks that are there already.
         """
         self.context_level += 1
         level = self.context_level
         try:
             for name, hook in fwd_hooks:
-                self.add_hook(name, hook, dir="fwd", level=level)
+                self.add_hook(name, hook, dir="fwd", level=level, prepend=prepend)
             for name, hook in bwd_hooks:
-                self.add_hook(name, hook, dir="bwd", level=level)
+                self.add_hook(name, hook, dir="bwd", level=level, prepend=prepend)
             yield self
         finally:
             if reset_hooks_end:

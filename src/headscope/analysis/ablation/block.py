@@ -16,10 +16,10 @@ from tqdm import tqdm
 from headscope.analysis.core.batches import BLOCK_TOKENS, Batch
 from headscope.analysis.core.components import Component
 from headscope.analysis.recording.post_norms import output_weights
-from headscope.analysis.recording.record import CleanRun, clean_prediction, hook_name
+from headscope.analysis.recording.record import CleanRun, Replacement, clean_prediction, hook_name, record
 from headscope.errors import NotFiniteError
 from headscope.model.activations.readout import readout_of
-from headscope.model.hooks import HookPoint, is_listening
+from headscope.model.hooks import is_listening
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.changed_predictions import ChangedPredictions, HeadChanges, RowChanges, compare
 
@@ -266,31 +266,24 @@ class _BlockAblation:
 
     def _patched_finals(
         self, start: int, group: list[tuple[int, int, bool]]
-    ) -> Iterator[Float[Tensor, "row pos d_model"]]:
+    ) -> Sequence[Float[Tensor, "row pos d_model"]]:
         """Final states of runs that resume at the same layer, made side by side."""
         n_rows = len(self.batch.tokens)
-        edits: dict[str, list[tuple[slice, Component, Tensor]]] = {}
+        replaced: dict[str, list[Replacement]] = {}
         for number, (at, value, excluding) in enumerate(group):
             rows = slice(number * n_rows, (number + 1) * n_rows)
             chosen = {component: self.instead[self.plan.values[value]][component] for component in self.plan.sets[at]}
             kept = {head: self.run.output(head) for head in self.plan.excluded if excluding and head.layer >= start}
             for component, instead in {**kept, **chosen}.items():
-                edits.setdefault(hook_name(component), []).append((rows, component, instead))
-
-        def edit(activation: Tensor, hook: HookPoint) -> Tensor:
-            changed = activation.clone()
-            for rows, component, instead in edits[hook.name or ""]:
-                target = changed[rows] if component.head is None else changed[rows, :, component.head]
-                target.copy_(instead.expand_as(target))
-            return changed
-
+                replacement = Replacement(instead, component.head, rows)
+                replaced.setdefault(hook_name(component), []).append(replacement)
         mask = self.batch.attention_mask
-        final = self.model.run_with_hooks(
+        run = record(
+            self.model,
             self.run.resid[start].repeat(len(group), 1, 1),
-            fwd_hooks=[(name, edit) for name in edits],
+            replaced=replaced,
             start_at_layer=start,
-            stop_at_layer=self.model.cfg.n_layers,
             tokens=self.batch.tokens.repeat(len(group), 1),
             attention_mask=None if mask is None else mask.repeat(len(group), 1),
         )
-        yield from final.split(n_rows)
+        return run.final.split(n_rows)

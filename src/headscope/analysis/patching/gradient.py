@@ -24,9 +24,8 @@ from headscope.analysis.patching.sites import as_sites
 from headscope.analysis.prompts.metrics import Metric
 from headscope.analysis.prompts.task import Task
 from headscope.analysis.prompts.two_runs import Direction, Scale, Scorer, TaskRuns
-from headscope.analysis.recording.lens_states import check_final
+from headscope.analysis.recording.record import check_final, record
 from headscope.errors import InvalidInputError
-from headscope.model.hooks import HookPoint
 from headscope.model.transformer import HookedTransformer
 
 __all__ = ["attribution_patch"]
@@ -141,19 +140,8 @@ class _Linearized:
         return start, kept, final
 
     def _run(self, start: Tensor) -> tuple[dict[str, Tensor], Float[Tensor, "prompt read d_model"]]:
-        kept: dict[str, Tensor] = {}
-
-        def keep(activation: Tensor, hook: HookPoint) -> None:
-            kept[hook.name or ""] = activation
-
-        final = self.model.run_with_hooks(
-            start,
-            fwd_hooks=[(name, keep) for name in self.names],
-            start_at_layer=0,
-            stop_at_layer=self.model.cfg.n_layers,
-            tokens=self.runs.base[self.rows],
-            **self.runs.options(self.rows),
-        )
+        tokens, options = self.runs.base[self.rows], self.runs.options(self.rows)
+        kept, final = record(self.model, start, self.names, start_at_layer=0, tokens=tokens, **options)
         return kept, self.scorer.read(self.rows, final)
 
     def gradients(self, at: float) -> dict[str, Tensor]:

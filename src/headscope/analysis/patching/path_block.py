@@ -16,10 +16,8 @@ from headscope.analysis.core.batches import BLOCK_TOKENS
 from headscope.analysis.core.components import Component
 from headscope.analysis.patching.path_ends import Receiver, Sender, mlp_stage
 from headscope.analysis.prompts.two_runs import Scorer, TaskRuns
-from headscope.analysis.recording.lens_states import check_final
 from headscope.analysis.recording.post_norms import scale_name
-from headscope.analysis.recording.record import hook_name
-from headscope.model.hooks import HookPoint
+from headscope.analysis.recording.record import Replacement, check_final, hook_name, record
 from headscope.model.transformer import HookedTransformer
 
 __all__ = ["Cell", "PathBlock"]
@@ -103,16 +101,10 @@ class PathBlock:
 
     def _run(self, tokens: Tensor, names: Iterable[str]) -> tuple[dict[str, Tensor], Tensor]:
         with self._heads_apart():
-            final, cache = self.model.run_with_cache(
-                tokens[self.rows],
-                names_filter=sorted(names),
-                return_cache_object=False,
-                stop_at_layer=self.cfg.n_layers,
-                **self.runs.options(self.rows),
-            )
+            kept, final = record(self.model, tokens[self.rows], sorted(names), **self.runs.options(self.rows))
         final = self.scorer.read(self.rows, final)
         check_final(final)
-        return cache, final
+        return kept, final
 
     @contextmanager
     def _heads_apart(self) -> Iterator[None]:
@@ -132,27 +124,21 @@ class PathBlock:
             change = self.base.new_zeros(len(cells), *self.where.shape, self.cfg.d_model)
             change[:, self.where] = changes[self.last]
             return self.base + torch.stack([self.scorer.read(self.rows, each) for each in change])
-        edits: dict[str, list[tuple[int | None, Tensor]]] = {}
+        replaced: dict[str, list[Replacement]] = {}
         for receiver in self.receivers:
             assert receiver.component is not None
             value = self._received(receiver, changes[receiver.stage])
-            edits.setdefault(_input(receiver), []).append((receiver.component.head, value.flatten(0, 1)))
-
-        def edit(activation: Tensor, hook: HookPoint) -> Tensor:
-            activation = activation.clone()
-            for head, value in edits[hook.name or ""]:
-                (activation if head is None else activation[:, :, head]).copy_(value)
-            return activation
-
+            replacement = Replacement(value.flatten(0, 1), receiver.component.head)
+            replaced.setdefault(_input(receiver), []).append(replacement)
         with self._heads_apart():
-            final = self.model.run_with_hooks(
+            final = record(
+                self.model,
                 self.kept[_stream(2 * self.start)].repeat(len(cells), 1, 1),
-                fwd_hooks=[(name, edit) for name in edits],
+                replaced=replaced,
                 start_at_layer=self.start,
-                stop_at_layer=self.cfg.n_layers,
                 tokens=self.tokens.repeat(len(cells), 1),
                 **self.runs.options(self.rows, len(cells)),
-            )
+            ).final
         return torch.stack([self.scorer.read(self.rows, each) for each in final.chunk(len(cells))])
 
     # The second pass

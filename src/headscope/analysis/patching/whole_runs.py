@@ -10,6 +10,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from headscope.analysis.recording.record import Steps
 from headscope.model.transformer import HookedTransformer
 
 __all__ = ["PlainPatches", "layer_of"]
@@ -33,31 +34,16 @@ class PlainPatches:
     """
 
     def __init__(self, model: HookedTransformer, tokens: Tensor, attention_mask: Tensor | None) -> None:
-        self.model = model
-        self.given: dict[str, Any] = {"attention_mask": attention_mask}
-        self.tokens = tokens
-        self._layer = 0
-        self._residual: Tensor | None = None
+        self.model, self.tokens, self.attention_mask = model, tokens, attention_mask
+        self._steps = Steps(model, tokens, attention_mask)
 
     def logits(self, hook_name: str, patch: Callable[..., Tensor]) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits of the run with one hook on it."""
         hooks = [(hook_name, patch)]
         layer = layer_of(hook_name, self.model.cfg.n_layers)
+        options: dict[str, Any] = {"fwd_hooks": hooks, "attention_mask": self.attention_mask}
         if layer < 0:
-            return self.model.run_with_hooks(self.tokens, fwd_hooks=hooks, **self.given)
+            return self.model.run_with_hooks(self.tokens, **options)
         # A copy, since hooks may write to what they are shown, and the next run begins from here too.
-        residual = self._entering(layer).clone()
-        return self.model.run_with_hooks(
-            residual, start_at_layer=layer, tokens=self.tokens, fwd_hooks=hooks, **self.given
-        )
-
-    def _entering(self, layer: int) -> Float[Tensor, "batch pos d_model"]:
-        assert layer >= self._layer
-        if self._residual is None:
-            self._residual = self.model(self.tokens, stop_at_layer=layer, **self.given)
-        elif layer > self._layer:
-            self._residual = self.model(
-                self._residual, start_at_layer=self._layer, stop_at_layer=layer, tokens=self.tokens, **self.given
-            )
-        self._layer = layer
-        return self._residual
+        stream = self._steps.entering(layer).clone()
+        return self.model.run_with_hooks(stream, start_at_layer=layer, tokens=self.tokens, **options)

@@ -21,11 +21,11 @@ from headscope.analysis.core.result import RunInfo
 from headscope.analysis.prompts.attribution_result import Attribution, component_labels
 from headscope.analysis.prompts.reading import TokenStrings
 from headscope.analysis.prompts.task import Task
-from headscope.analysis.recording.lens_states import check_final, readable_hooks, state_labels
+from headscope.analysis.recording.lens_states import state_labels
 from headscope.analysis.recording.post_norms import Part, output_weight, scale_name, scale_names
+from headscope.analysis.recording.record import Reading, check_final, record
 from headscope.errors import InvalidInputError
 from headscope.model.activations.readout import Readout, readout_of
-from headscope.model.hooks import HookPoint
 from headscope.model.transformer import HookedTransformer
 
 __all__ = ["attribute"]
@@ -242,7 +242,7 @@ class _Reader:
         kinds += ["mlp.hook_post"] if neurons else []
         wanted += [f"blocks.{layer}.{kind}" for layer in layers for kind in kinds]
         wanted += scale_names(model, layers) + (scale_names(model, layers, "mlp") if neurons else [])
-        self.names = readable_hooks(model, wanted)
+        self.names = wanted
 
     @property
     def _has_pos_embed(self) -> bool:
@@ -251,22 +251,17 @@ class _Reader:
     def read(self, batch: Batch, correct: Tensor, incorrect: Tensor, positions: Tensor) -> _Read:
         """Run a batch of prompts."""
         rows = torch.arange(len(batch.tokens), device=batch.tokens.device)
-        acts: dict[str, Tensor] = {}
 
-        def keep(activation: Tensor, hook: HookPoint) -> None:
-            name = hook.name or ""
+        def reading(name: str) -> Reading:
+            if name.endswith("hook_v"):
+                return lambda values: values.to(self.kind)
             if name.endswith("hook_pattern"):
-                activation = activation[rows, :, positions]
-            elif not name.endswith("hook_v"):
-                activation = activation[rows, positions]
-            acts[name] = activation.to(self.kind)
+                return lambda pattern: pattern[rows, :, positions].to(self.kind)
+            return lambda activation: activation[rows, positions].to(self.kind)
 
-        final = self.model.run_with_hooks(
-            batch.tokens,
-            fwd_hooks=[(name, keep) for name in self.names],
-            attention_mask=batch.attention_mask,
-            stop_at_layer=self.cfg.n_layers,
-        )[rows, positions].to(self.kind)
+        readings = {name: reading(name) for name in self.names}
+        acts, final = record(self.model, batch.tokens, readings, attention_mask=batch.attention_mask)
+        final = final[rows, positions].to(self.kind)
         check_final(final)
         toward, constant = self._directions(final, correct, incorrect)
 

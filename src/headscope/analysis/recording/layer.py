@@ -4,9 +4,9 @@ Hooks on the model stay in force: what enters a layer is taken before the hooks 
 the layer runs again from there, so that no hook works on what it has changed before.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,10 +15,10 @@ from torch import Tensor
 
 from headscope.analysis.core.batches import Batch
 from headscope.analysis.core.components import Component
-from headscope.analysis.recording.lens_states import readable_hooks
-from headscope.analysis.recording.post_norms import scale_names
+from headscope.analysis.recording.post_norms import scale_name
+from headscope.analysis.recording.record import Reading, Recording, Steps, readable_hooks, record
 from headscope.errors import InvalidInputError
-from headscope.model.hooks import HookFunction, HookPoint, is_listening
+from headscope.model.hooks import HookPoint, is_listening
 from headscope.model.parts.masks import allowed_by_position
 from headscope.model.transformer import HookedTransformer
 
@@ -48,17 +48,8 @@ def entering(
     model: HookedTransformer, batch: Batch, layers: Iterable[int]
 ) -> dict[int, Float[Tensor, "row pos d_model"]]:
     """The stream as it enters some layers, before any hook there; `n_layers` gives the final state."""
-    found: dict[int, Tensor] = {}
-    resid: Tensor | None = None
-    at = 0
-    for layer in sorted(layers):
-        if resid is None:
-            resid = model(batch.tokens, attention_mask=batch.attention_mask, stop_at_layer=layer)
-        else:
-            resid = _run_from(model, batch, at, resid, layer)
-        assert resid is not None
-        found[layer], at = resid, layer
-    return found
+    steps = Steps(model, batch.tokens, batch.attention_mask)
+    return {layer: steps.entering(layer) for layer in sorted(layers)}
 
 
 def read_layer(
@@ -71,28 +62,34 @@ def read_layer(
     """
     wanted = [head.head for head in heads if head.head is not None]
     kind = torch.promote_types(model.cfg.dtype, torch.float32)
-    kept: dict[str, dict[int, Tensor]] = {}
-    streams: list[Tensor] = []
-    scales: list[Tensor] = []
 
-    def keep(activation: Tensor, hook: HookPoint) -> None:
-        name = (hook.name or "").rsplit(".", 1)[-1]
-        if name == "hook_resid_pre":
-            streams.append(activation.to(kind, copy=True))
-        elif name == "hook_scale":
-            scales.append(activation.to(kind, copy=True))
-        elif name == "hook_pattern":
-            kept[name] = {head: activation[:, head].to(kind, copy=True) for head in wanted}
-        else:
-            # Values may be shared by a group of heads.
-            group = model.cfg.n_heads // activation.shape[2]
-            kept[name] = {head: activation[:, :, head // group].to(kind, copy=True) for head in wanted}
+    def wide(activation: Tensor) -> Tensor:
+        return activation.to(kind, copy=True)
 
-    kinds = ("hook_resid_pre", "attn.hook_pattern", "attn.hook_v", "attn.hook_z")
-    names = readable_hooks(model, [*(f"blocks.{layer}.{each}" for each in kinds), *scale_names(model, [layer])])
-    _run_from(model, batch, layer, resid, layer + 1, [(name, keep) for name in names])
-    post_scale = scales[0] if scales else None
-    read = LayerRead(streams[0], kept["hook_pattern"], kept["hook_v"], kept["hook_z"], post_scale)
+    def patterns(activation: Tensor) -> dict[int, Tensor]:
+        return {head: wide(activation[:, head]) for head in wanted}
+
+    def by_head(activation: Tensor) -> dict[int, Tensor]:
+        # Values may be shared by a group of heads.
+        group = model.cfg.n_heads // activation.shape[2]
+        return {head: wide(activation[:, :, head // group]) for head in wanted}
+
+    at = f"blocks.{layer}."
+    readings: dict[str, Reading] = {
+        f"{at}hook_resid_pre": wide,
+        f"{at}attn.hook_pattern": patterns,
+        f"{at}attn.hook_v": by_head,
+        f"{at}attn.hook_z": by_head,
+        scale_name(layer): wide,
+    }
+    kept = _run_from(model, batch, layer, resid, readings, stop_at_layer=layer + 1).kept
+    read = LayerRead(
+        kept[f"{at}hook_resid_pre"],
+        kept[f"{at}attn.hook_pattern"],
+        kept[f"{at}attn.hook_v"],
+        kept[f"{at}attn.hook_z"],
+        kept.get(scale_name(layer)),
+    )
     tolerance = 64 * torch.finfo(model.cfg.dtype).eps
     for head in wanted:
         if not _is_whole(read, head, batch.counted, tolerance):
@@ -124,17 +121,19 @@ def _run_from(
     batch: Batch,
     layer: int,
     resid: Tensor,
-    until: int,
-    hooks: Sequence[tuple[str, HookFunction]] = (),
-) -> Tensor:
+    wanted: Mapping[str, Reading] = MappingProxyType({}),
+    *,
+    stop_at_layer: int | None = None,
+) -> Recording:
     # A copy, since hooks may write to what they are shown, and others go on from here too.
-    return model.run_with_hooks(
+    return record(
+        model,
         resid.clone(),
+        wanted,
         start_at_layer=layer,
-        stop_at_layer=until,
+        stop_at_layer=stop_at_layer,
         tokens=batch.tokens,
         attention_mask=batch.attention_mask,
-        fwd_hooks=list(hooks),
     )
 
 
@@ -156,18 +155,5 @@ def run_changed(
         changed[:, :, head.head] += change
         return changed
 
-    with _in_front(model, name, add):
-        return _run_from(model, batch, head.layer, resid, model.cfg.n_layers)
-
-
-@contextmanager
-def _in_front(model: HookedTransformer, name: str, hook: HookFunction) -> Iterator[None]:
-    """A hook that runs before those already there, for the length of a `with` block."""
-    model.context_level += 1
-    level = model.context_level
-    try:
-        model.hook_dict[name].add_hook(hook, level=level, prepend=True)
-        yield
-    finally:
-        model.reset_hooks(including_permanent=False, level=level)
-        model.context_level -= 1
+    with model.hooks([(name, add)], prepend=True):
+        return _run_from(model, batch, head.layer, resid).final

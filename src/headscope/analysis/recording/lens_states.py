@@ -1,19 +1,18 @@
 """The states of the residual stream and what each component wrote, at the positions that count."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from headscope.analysis.core.batches import Batch
-from headscope.analysis.recording.post_norms import scale_name, scale_names
-from headscope.errors import InvalidInputError, NotFiniteError
-from headscope.model.hooks import HookPoint
+from headscope.analysis.recording.post_norms import scale_name
+from headscope.analysis.recording.record import check_final, record
 from headscope.model.transformer import HookedTransformer
 
-__all__ = ["LensStates", "check_final", "lens_states", "readable_hooks", "state_labels"]
+__all__ = ["LensStates", "lens_states", "state_labels"]
 
 
 @dataclass(frozen=True)
@@ -68,12 +67,7 @@ def lens_states(model: HookedTransformer, batch: Batch) -> LensStates:
         NotFiniteError: if a final state is not finite.
     """
     cfg = model.cfg
-    kinds = ("hook_resid_pre", "hook_resid_mid", "attn.hook_z", "hook_mlp_out")
-    layers = range(cfg.n_layers)
-    scales = scale_names(model, layers)
-    names = readable_hooks(model, [f"blocks.{layer}.{kind}" for layer in layers for kind in kinds])
-    names += readable_hooks(model, scales)
-    kind = torch.promote_types(model.cfg.dtype, torch.float32)
+    kind = torch.promote_types(cfg.dtype, torch.float32)
     n, step = int(batch.counted.sum()), 2 if cfg.has_resid_mid else 1
 
     def room(*shape: int) -> Tensor:
@@ -83,9 +77,9 @@ def lens_states(model: HookedTransformer, batch: Batch) -> LensStates:
     resid = room(step * cfg.n_layers + 1, n, cfg.d_model)
     z = room(cfg.n_layers, cfg.n_heads, n, cfg.d_head)
     mlp = None if cfg.attn_only else room(cfg.n_layers, n, cfg.d_model)
-    post_scale = room(cfg.n_layers, n, 1) if scales else None
+    post_scale = room(cfg.n_layers, n, 1) if cfg.has_post_norms else None
     places: dict[str, Tensor] = {}
-    for layer in layers:
+    for layer in range(cfg.n_layers):
         places[f"blocks.{layer}.hook_resid_pre"] = resid[step * layer]
         places[f"blocks.{layer}.hook_resid_mid"] = resid[step * layer + step - 1]
         places[f"blocks.{layer}.attn.hook_z"] = z[layer].transpose(0, 1)
@@ -93,48 +87,15 @@ def lens_states(model: HookedTransformer, batch: Batch) -> LensStates:
             places[f"blocks.{layer}.hook_mlp_out"] = mlp[layer]
         if post_scale is not None:
             places[scale_name(layer)] = post_scale[layer]
-
-    def keep(activation: Tensor, hook: HookPoint) -> None:
-        places[hook.name or ""].copy_(activation[batch.counted])
-
-    final = model.run_with_hooks(
-        batch.tokens,
-        fwd_hooks=[(name, keep) for name in names],
-        attention_mask=batch.attention_mask,
-        stop_at_layer=cfg.n_layers,
-    )
+    readings = {name: partial(_write_counted, place, batch.counted) for name, place in places.items()}
+    final = record(model, batch.tokens, readings, attention_mask=batch.attention_mask).final
     resid[-1] = final[batch.counted]
     check_final(resid[-1])
     return LensStates(resid, z, mlp, torch.finfo(final.dtype).eps, post_scale)
 
 
-def check_final(final: Float[Tensor, "*lead d_model"]) -> None:
-    """Refuse final states that are not finite.
-
-    Raises:
-        NotFiniteError: saying so.
-    """
-    if not bool(final.isfinite().all()):
-        raise NotFiniteError(
-            "the model's final residual stream holds NaN or infinite values. Check its weights, and any hooks on it."
-        )
-
-
-def readable_hooks(model: HookedTransformer, wanted: Iterable[str]) -> list[str]:
-    """The hook points among `wanted` that the model has.
-
-    Raises:
-        InvalidInputError: if a module stands where one of them is.
-    """
-    names = [name for name in wanted if name in model.mod_dict]
-    replaced = [name for name in names if name not in model.hook_dict]
-    if replaced:
-        module = type(model.mod_dict[replaced[0]]).__name__
-        raise InvalidInputError(
-            f"{replaced[0]} holds a {module} instead of a hook point, so what passes there cannot be read. "
-            "Take it out for this analysis, or apply it with a hook."
-        )
-    return names
+def _write_counted(place: Tensor, counted: Tensor, activation: Tensor) -> Tensor:
+    return place.copy_(activation[counted])
 
 
 def state_labels(model: HookedTransformer) -> tuple[str, ...]:

@@ -1,7 +1,13 @@
-"""`clean_run`: one forward pass over a batch, and of it what enters some layers and what some components give."""
+"""One forward pass and what is kept of it: everything that looks inside a run is `record`ed here.
 
-from collections.abc import Iterable, Mapping
+Each activation is reduced as it passes, by what is said beside its name, so that nothing is held that nobody asked for.
+Hooks on the model stay in force: replacements come behind them, and what is kept is read last.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -9,17 +15,145 @@ from torch import Tensor
 
 from headscope.analysis.core.batches import Batch
 from headscope.analysis.core.components import Component
-from headscope.analysis.recording.lens_states import check_final, readable_hooks
 from headscope.analysis.recording.post_norms import scale_name, scale_names
+from headscope.errors import InvalidInputError, NotFiniteError
 from headscope.model.activations.readout import Readout
 from headscope.model.hooks import HookPoint
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.changed_predictions import Prediction
 
-__all__ = ["CleanRun", "CleanRuns", "clean_prediction", "clean_run", "hook_name"]
+__all__ = [
+    "CleanRun",
+    "CleanRuns",
+    "Reading",
+    "Recording",
+    "Replacement",
+    "Steps",
+    "check_final",
+    "clean_prediction",
+    "clean_run",
+    "hook_name",
+    "readable_hooks",
+    "record",
+]
+
+# What is kept of an activation; `None` keeps it as it is.
+Reading = Callable[[Tensor], Any] | None
 
 # What clean runs may take in memory from one pass over the data to the next.
 _KEPT_BYTES = 256 * 2**20
+
+
+class Recording(NamedTuple):
+    """A forward pass.
+
+    Attributes:
+        kept: The activations asked for, or what was made of them, by hook name.
+        final: The residual stream where the run stopped.
+    """
+
+    kept: dict[str, Any]
+    final: Float[Tensor, "row pos d_model"]
+
+
+class Replacement(NamedTuple):
+    """A value in the place of an activation.
+
+    Attributes:
+        value: Whatever can be expanded to what it replaces.
+        head: Replace one head of `[row, pos, head, width]`; default: all.
+        rows: Replace some rows of the batch; default: all.
+    """
+
+    value: Tensor
+    head: int | None = None
+    rows: slice = slice(None)
+
+    def write(self, activation: Tensor) -> None:
+        """Put the value into an activation, in place."""
+        target = activation[self.rows] if self.head is None else activation[self.rows, :, self.head]
+        target.copy_(self.value.expand_as(target))
+
+
+def record(
+    model: HookedTransformer,
+    inputs: Tensor,
+    wanted: Mapping[str, Reading] | Iterable[str] = (),
+    *,
+    replaced: Mapping[str, Sequence[Replacement]] = MappingProxyType({}),
+    stop_at_layer: int | None = None,
+    **options: Any,
+) -> Recording:
+    """Run a model and keep some of its activations.
+
+    Args:
+        model: The model; hooks on it stay in force.
+        inputs: Tokens; a residual stream with `start_at_layer`. Hooks may write to a stream, so hand in one of your
+            own.
+        wanted: Hook points; those that the model lacks are passed over. As a mapping, with what each activation is
+            reduced to as it passes. Without, the activation itself is kept, which later hooks may write to.
+        replaced: What takes the place of some activations.
+        stop_at_layer: Default: behind the last layer, before the final norm.
+        options: See `HookedTransformer.forward`: `attention_mask`, `start_at_layer`, `tokens`, ...
+
+    Raises:
+        InvalidInputError: If a module stands where an activation is read.
+    """
+    readings: Mapping[str, Reading] = wanted if isinstance(wanted, Mapping) else dict.fromkeys(wanted)
+    kept: dict[str, Any] = {}
+
+    def keep(activation: Tensor, hook: HookPoint) -> None:
+        reading = readings[hook.name or ""]
+        kept[hook.name or ""] = activation if reading is None else reading(activation)
+
+    def replace(activation: Tensor, hook: HookPoint) -> Tensor:
+        changed = activation.clone()
+        for each in replaced[hook.name or ""]:
+            each.write(changed)
+        return changed
+
+    hooks = [(name, replace) for name in replaced] + [(name, keep) for name in readable_hooks(model, readings)]
+    final = model.run_with_hooks(
+        inputs,
+        fwd_hooks=hooks,
+        stop_at_layer=model.cfg.n_layers if stop_at_layer is None else stop_at_layer,
+        **options,
+    )
+    return Recording(kept, final)
+
+
+class Steps:
+    """A run that goes up through the layers as far as it is asked to.
+
+    Args:
+        model: The model; hooks on it stay in force.
+        tokens: The tokens it runs on.
+        attention_mask: See `HookedTransformer.forward`.
+    """
+
+    def __init__(self, model: HookedTransformer, tokens: Tensor, attention_mask: Tensor | None) -> None:
+        self.model, self.tokens, self.attention_mask = model, tokens, attention_mask
+        self._layer = -1
+        self._stream = tokens
+
+    def entering(self, layer: int) -> Float[Tensor, "row pos d_model"]:
+        """Return the stream as it enters a layer, before any hook there; `n_layers` gives the final state.
+
+        Layers must not go down from one call to the next.
+        """
+        assert layer >= self._layer
+        if layer > self._layer:
+            # A copy, since hooks may write to what they are shown, and others go on from here too.
+            self._stream = record(
+                self.model,
+                self._stream.clone(),
+                start_at_layer=None if self._layer < 0 else self._layer,
+                stop_at_layer=layer,
+                tokens=self.tokens,
+                attention_mask=self.attention_mask,
+            ).final
+            self._layer = layer
+        return self._stream
 
 
 @dataclass(frozen=True)
@@ -60,30 +194,20 @@ def hook_name(component: Component) -> str:
 def clean_run(
     model: HookedTransformer, batch: Batch, parts: Iterable[Component], resume_at: Iterable[int] = ()
 ) -> CleanRun:
-    """Run a batch and keep what some components give, and what enters some layers.
+    """Run a batch and keep the outputs of some components, and the stream as it enters some layers.
 
     Raises:
         InvalidInputError: if a module stands where one of these is read.
         NotFiniteError: if a final state is not finite.
     """
-    resid = {f"blocks.{layer}.hook_resid_pre": layer for layer in resume_at}
+    entries = {f"blocks.{layer}.hook_resid_pre": layer for layer in resume_at}
     parts = list(parts)
-    names = readable_hooks(model, sorted({*resid, *map(hook_name, parts)}))
-    names += readable_hooks(model, scale_names(model, sorted({part.layer for part in parts if part.head is not None})))
-    kept: dict[str, Tensor] = {}
-
-    def keep(activation: Tensor, hook: HookPoint) -> None:
-        # A copy: the stream may be written to in place afterwards, by later hooks too.
-        kept[hook.name or ""] = activation.clone()
-
-    final = model.run_with_hooks(
-        batch.tokens,
-        fwd_hooks=[(name, keep) for name in names],
-        attention_mask=batch.attention_mask,
-        stop_at_layer=model.cfg.n_layers,
-    )
+    names = sorted({*entries, *map(hook_name, parts)})
+    names += scale_names(model, sorted({part.layer for part in parts if part.head is not None}))
+    # Copies: the stream may be written to in place afterwards, by later hooks too.
+    kept, final = record(model, batch.tokens, dict.fromkeys(names, torch.clone), attention_mask=batch.attention_mask)
     check_final(final[batch.counted])
-    return CleanRun({layer: kept[name] for name, layer in resid.items()}, kept, final)
+    return CleanRun({layer: kept[name] for name, layer in entries.items()}, kept, final)
 
 
 def clean_prediction(
@@ -138,3 +262,32 @@ class CleanRuns:
         if kept is not None and torch.equal(kept[0].tokens, batch.tokens):
             return kept[1]
         return clean_run(self.model, batch, self.parts, self.resume_at)
+
+
+def check_final(final: Float[Tensor, "*lead d_model"]) -> None:
+    """Refuse final states that are not finite.
+
+    Raises:
+        NotFiniteError: If there are any.
+    """
+    if not bool(final.isfinite().all()):
+        raise NotFiniteError(
+            "the model's final residual stream holds NaN or infinite values. Check its weights, and any hooks on it."
+        )
+
+
+def readable_hooks(model: HookedTransformer, wanted: Iterable[str]) -> list[str]:
+    """Return the hook points among `wanted` that the model has.
+
+    Raises:
+        InvalidInputError: if a module stands where one of them is.
+    """
+    names = [name for name in wanted if name in model.mod_dict]
+    replaced = [name for name in names if name not in model.hook_dict]
+    if replaced:
+        module = type(model.mod_dict[replaced[0]]).__name__
+        raise InvalidInputError(
+            f"{replaced[0]} holds a {module} instead of a hook point, so what passes there cannot be read. "
+            "Take it out for this analysis, or apply it with a hook."
+        )
+    return names

@@ -15,9 +15,8 @@ from headscope.analysis.core.result import check_option
 from headscope.analysis.recording.component_means import ComponentMeans
 from headscope.analysis.recording.embedding import TokenDirections
 from headscope.analysis.recording.layer import LayerRead, entering, read_layer, run_changed, sources
-from headscope.analysis.recording.lens_states import check_final
 from headscope.analysis.recording.post_norms import output_weight
-from headscope.analysis.recording.record import clean_prediction
+from headscope.analysis.recording.record import check_final, clean_prediction
 from headscope.errors import InvalidInputError
 from headscope.model.activations.readout import readout_of
 from headscope.model.transformer import HookedTransformer
