@@ -23,9 +23,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from headscope.analysis.core.result import check_option
+from headscope.analysis.recording.record import record
 from headscope.errors import InvalidInputError, unknown_name
 from headscope.model.activations.cache import ActivationCache
-from headscope.model.hooks import HookPoint
 from headscope.model.names import get_act_name
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.shapes import is_lower_triangular, is_square
@@ -186,16 +186,13 @@ def _compare_while_running(
     scores: Float[Tensor, "layer head"],
 ) -> None:
     """Fill in the scores of these layers, each pattern compared when it is made and dropped."""
-
-    def add(pattern: Float[Tensor, "1 head query_pos key_pos"], hook: HookPoint) -> None:
-        scores[hook.layer()] = compare(pattern[0])
-
-    if layers:
-        model.run_with_hooks(
-            tokens[None],
-            stop_at_layer=layers[-1] + 1,
-            fwd_hooks=[(get_act_name("pattern", layer), add) for layer in layers],
-        )
+    if not layers:
+        return
+    names = {layer: get_act_name("pattern", layer) for layer in layers}
+    readings = dict.fromkeys(names.values(), lambda pattern: compare(pattern[0]))
+    kept = record(model, tokens[None], readings, stop_at_layer=layers[-1] + 1).kept
+    for layer, name in names.items():
+        scores[layer] = kept[name]
 
 
 def _cached_pattern(

@@ -23,9 +23,9 @@ from headscope.analysis.recording.embedding import (
 )
 from headscope.analysis.recording.lens_states import lens_states
 from headscope.analysis.recording.post_norms import output_weight, output_weights
+from headscope.analysis.recording.record import record_patterns
 from headscope.errors import InvalidInputError
 from headscope.model.activations.readout import readout_of
-from headscope.model.hooks import HookPoint
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.composition import composition_scores
 from headscope.ops.factored import FactoredMatrix
@@ -165,22 +165,12 @@ def _shuffled(batch: Batch, generator: torch.Generator) -> Int[Tensor, "row pos"
 def _attention_to(
     model: HookedTransformer, batch: Batch, weights: list[Tensor]
 ) -> list[Float[Tensor, "row kind layer head"]]:
-    """The attention of each row's queries to keys, weighted by `[kind, row, query_pos, key_pos]`, summed."""
-    cfg = model.cfg
+    """Return the attention of each row's queries to keys, weighted by `[kind, row, query_pos, key_pos]`, summed."""
     stacked = torch.stack(weights).float()
-    shape = (len(weights), len(batch.tokens), stacked.shape[1], cfg.n_layers, cfg.n_heads)
-    found = torch.zeros(shape, dtype=torch.float64)
-
-    def add(pattern: Float[Tensor, "row head query_pos key_pos"], hook: HookPoint) -> None:
-        found[..., hook.layer(), :] = torch.einsum("rhqk,wsrqk->wrsh", pattern.float(), stacked).double().cpu()
-
-    model.run_with_hooks(
-        batch.tokens,
-        return_type=None,
-        attention_mask=batch.attention_mask,
-        fwd_hooks=[(lambda name: name.endswith("hook_pattern"), add)],
+    paid = record_patterns(
+        model, batch, lambda pattern: torch.einsum("rhqk,wsrqk->wrsh", pattern.float(), stacked).double()
     )
-    return list(found.unbind())
+    return list(paid.movedim(0, -2).unbind())
 
 
 def repeat_evidence(

@@ -17,6 +17,7 @@ The control is the same number for the answers of other prompts.
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from headscope.analysis.patching.path import path_patch_sweep
 from headscope.analysis.prompts.attribution import attribute
 from headscope.analysis.prompts.attribution_result import Attribution
 from headscope.analysis.prompts.task import Task
+from headscope.analysis.recording.record import record, record_patterns
 from headscope.errors import InvalidInputError
 from headscope.model.hooks import HookPoint
 from headscope.model.transformer import HookedTransformer
@@ -261,31 +263,25 @@ def attention_between(
     """Mean attention of every head from one named place to another, for those pairs whose names the task has."""
     known = {**task.word_idx, "end": task.positions}
     taken = [(query, key) for query, key in pairs if query in known and key in known]
-    found = {pair: torch.zeros(model.cfg.n_layers, model.cfg.n_heads).double() for pair in taken}
+    if not taken:
+        return {}
+    total = torch.zeros(model.cfg.n_layers, len(taken), model.cfg.n_heads, dtype=torch.float64)
     seen = 0
     prompts = {"tokens": task.clean_tokens, "attention_mask": task.attention_mask}
     for batch in iterate_batches(model, prompts, include_bos=True, progress=False):
         rows = torch.arange(len(batch.tokens), device=batch.tokens.device)
         here = {name: at[seen : seen + len(rows)] for name, at in known.items()}
         seen += len(rows)
+        total += record_patterns(model, batch, partial(_paid, [(here[query], here[key]) for query, key in taken]))
+    return dict(zip(taken, (total / len(task)).float().unbind(1), strict=True))
 
-        def add(
-            pattern: Tensor,
-            hook: HookPoint,
-            rows: Tensor = rows,
-            here: Mapping[str, Tensor] = here,
-        ) -> None:
-            for query, key in found:
-                paid = pattern[rows, :, here[query], here[key]].double().sum(0).cpu()
-                found[query, key][hook.layer()] += paid
 
-        model.run_with_hooks(
-            batch.tokens,
-            return_type=None,
-            attention_mask=batch.attention_mask,
-            fwd_hooks=[(lambda name: name.endswith("hook_pattern"), add)],
-        )
-    return {name: (values / len(task)).float() for name, values in found.items()}
+def _paid(
+    pairs: list[tuple[Tensor, Tensor]], pattern: Float[Tensor, "row head query_pos key_pos"]
+) -> Float[Tensor, "pair head"]:
+    """Sum the attention of each row from one position to another, pair by pair."""
+    rows = torch.arange(len(pattern), device=pattern.device)
+    return torch.stack([pattern[rows, :, query, key].double().sum(0) for query, key in pairs])
 
 
 def _inhibition(
@@ -343,12 +339,9 @@ class _Replaced:
         self._where = where
         self._heads = {layer: [head for at, head in heads if at == layer] for layer, _ in heads}
         names = [f"blocks.{layer}.attn.hook_z" for layer in self._heads]
-        _, self._cache = model.run_with_cache(
-            task.corrupted_tokens,
-            attention_mask=task.attention_mask,
-            names_filter=lambda name: name in names,
-            return_type=None,
-        )
+        assert task.corrupted_tokens is not None
+        readings = dict.fromkeys(names, Tensor.detach)
+        self._other = record(model, task.corrupted_tokens, readings, attention_mask=task.attention_mask).kept
         self._seen = dict.fromkeys(self._heads, 0)
         self._hooks = model.hooks(fwd_hooks=[(name, self._put) for name in names])
 
@@ -357,7 +350,7 @@ class _Replaced:
         rows = slice(self._seen[layer], self._seen[layer] + len(z))
         self._seen[layer] = rows.stop
         for head in self._heads[layer]:
-            other = self._cache["z", layer][rows, :, head]
+            other = self._other[hook.name or ""][rows, :, head]
             z[:, :, head] = torch.where(self._where[rows, :, None], other, z[:, :, head])
         return z
 

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from headscope.analysis.core.batches import Batch, describe_data, iterate_batches
 from headscope.analysis.core.result import Ranking, Result, RunInfo, check_option, rank_components
+from headscope.analysis.recording.record import record_patterns
 from headscope.data.random_tokens import repeated_random_tokens
 from headscope.errors import InvalidInputError
-from headscope.model.hooks import HookPoint
 from headscope.model.text.tokens import bos_token_id
 from headscope.model.transformer import HookedTransformer
 
@@ -181,15 +181,7 @@ def defining_keys(batch: Batch) -> Tensor:
 
 def _attention_paid(model: HookedTransformer, batch: Batch, keys: Tensor) -> Float[Tensor, "kind layer head"]:
     weights = keys.float()
-    paid = torch.zeros(len(keys), model.cfg.n_layers, model.cfg.n_heads, dtype=torch.float64)
-
-    def add(pattern: Float[Tensor, "row head query_pos key_pos"], hook: HookPoint) -> None:
-        paid[:, hook.layer()] = torch.einsum("rhqk,srqk->sh", pattern.float(), weights).double().cpu()
-
-    model.run_with_hooks(
-        batch.tokens,
-        return_type=None,
-        attention_mask=batch.attention_mask,
-        fwd_hooks=[(lambda name: name.endswith("hook_pattern"), add)],
+    paid = record_patterns(
+        model, batch, lambda pattern: torch.einsum("rhqk,srqk->sh", pattern.float(), weights).double()
     )
-    return paid
+    return paid.movedim(0, 1)

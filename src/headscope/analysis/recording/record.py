@@ -35,6 +35,7 @@ __all__ = [
     "hook_name",
     "readable_hooks",
     "record",
+    "record_patterns",
 ]
 
 # What is kept of an activation; `None` keeps it as it is.
@@ -120,6 +121,24 @@ def record(
         **options,
     )
     return Recording(kept, final)
+
+
+def record_patterns(
+    model: HookedTransformer, batch: Batch, reading: Callable[[Tensor], Tensor]
+) -> Float[Tensor, "layer *read"]:
+    """Run a batch and return what each layer's attention pattern is reduced to, on the CPU.
+
+    Args:
+        model: The model; hooks on it stay in force.
+        batch: The batch.
+        reading: Reduces a pattern `[row, head, query_pos, key_pos]` as it passes.
+
+    Raises:
+        InvalidInputError: If a module stands where a pattern is read.
+    """
+    names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.cfg.n_layers)]
+    kept = record(model, batch.tokens, dict.fromkeys(names, reading), attention_mask=batch.attention_mask).kept
+    return torch.stack([kept[name].cpu() for name in names])
 
 
 class Steps:
