@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from headscope.analysis.recording.lens_states import readable_hooks
+from headscope.analysis.recording.record import readable_hooks
 from headscope.errors import InvalidInputError, unknown_name
 from headscope.model.names import get_act_name
 from headscope.model.transformer import HookedTransformer
