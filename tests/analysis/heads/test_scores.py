@@ -114,5 +114,5 @@ def test_what_does_not_repeat_cannot_be_ranked(model):
 
 
 def test_data_where_nothing_counts_is_refused(model):
-    with pytest.raises(InvalidInputError, match="No position"):
+    with pytest.raises(InvalidInputError, match="no position counts"):
         head_scores(model, torch.ones(1, 4, dtype=torch.long), attention_mask=torch.zeros(1, 4), progress=False)

@@ -84,8 +84,18 @@ def test_batches_one_after_another_are_one_batch() -> None:
     whole = logit_lens(model, tokens, progress=False)
     parts = logit_lens(model, [tokens[:3], {"tokens": tokens[3:]}], progress=False)
     torch.testing.assert_close(whole.next_log_prob, parts.next_log_prob, equal_nan=True)
-    with pytest.raises(InvalidInputError, match="one length"):
-        logit_lens(model, [tokens, tokens[:, :3]], progress=False)
+
+
+def test_shorter_rows_end_in_nothing() -> None:
+    model, tokens = tiny_model(), tiny_tokens(batch=4)
+    found = logit_lens(model, [tokens, tokens[:, :3]], k=2, progress=False)
+    alone = logit_lens(model, tokens[:, :3], k=2, progress=False)
+    assert found.top_tokens.shape == (5, 8, tokens.shape[1], 2)
+    assert torch.equal(found.top_tokens[:, 4:, :3], alone.top_tokens)
+    assert torch.equal(found.next_rank[:, 4:, :3], alone.next_rank)
+    assert bool((found.top_tokens[:, 4:, 3:] == -1).all()) and bool(found.entropy[:, 4:, 3:].isnan().all())
+    with pytest.raises(InvalidInputError, match="no position counts"):
+        logit_lens(model, [], progress=False)
 
 
 def test_frame_print_and_file(tmp_path) -> None:

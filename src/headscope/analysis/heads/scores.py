@@ -14,15 +14,18 @@ Learning and Induction Heads". A pattern is reduced as soon as a layer has made 
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headscope.analysis.core.batches import Batch, describe_data, iterate_batches
-from headscope.analysis.core.result import Ranking, Result, RunInfo, check_option, rank_components
+from headscope.analysis.core.batches import Batch
+from headscope.analysis.core.result import Ranking, Result, check_option, rank_components
 from headscope.analysis.recording.record import record_patterns
+from headscope.analysis.storage.accumulator import Accumulator
+from headscope.analysis.storage.options import StreamOptions, streaming
+from headscope.analysis.storage.passes import Passes
 from headscope.data.random_tokens import repeated_random_tokens
 from headscope.errors import InvalidInputError
 from headscope.model.text.tokens import bos_token_id
@@ -82,17 +85,15 @@ class HeadScores(Result):
         return pd.DataFrame(columns | {name: getattr(self, name).flatten().tolist() for name in SCORES})
 
 
+@streaming()
 def head_scores(
     model: HookedTransformer,
     data: Any = None,
     *,
-    attention_mask: Tensor | None = None,
-    include_bos: bool = False,
     n_sequences: int = 32,
     length: int | None = None,
     seed: int = 0,
-    describe: str | None = None,
-    progress: bool = True,
+    **run: Unpack[StreamOptions],
 ) -> HeadScores:
     """Score every head of `model` as a previous-token, duplicate-token and induction head.
 
@@ -100,13 +101,10 @@ def head_scores(
         model: The model.
         data: Tokens `[batch, pos]`, or an iterable of batches. Default: `n_sequences` rows of repeated random tokens
             `[BOS, r, r]`, drawn uniformly from the vocabulary without the tokenizer's special tokens.
-        attention_mask: For one tensor of tokens: 1 for real tokens. Default: found from the padding token.
-        include_bos: Count the BOS position at the start of a row, as a query and as the token before.
         n_sequences: Rows of random tokens; unused with `data`.
         length: Length of `r`, unused with `data`; default 50, or what fits in the context.
         seed: Seed of the random tokens; unused with `data`.
-        describe: What the data is, for the result's `info`.
-        progress: Show a progress bar.
+        **run: Options of every run; see `StreamOptions`. With `include_bos`, BOS counts as the token before, too.
 
     Raises:
         InvalidInputError: For tokens that do not fit the model, or if no position counts.
@@ -120,38 +118,29 @@ def head_scores(
     """
     if data is None:
         data = scored_tokens(model, n_sequences, length, seed)
-        describe = describe or f"repeated random tokens (seed {seed})"
-    describe = describe or describe_data(data)
-    sums = torch.zeros(len(SCORES), model.cfg.n_layers, model.cfg.n_heads, dtype=torch.float64)
-    counts = torch.zeros(len(SCORES), dtype=torch.float64)
-    n_rows = n_positions = 0
-    batches = iterate_batches(
-        model,
-        data,
-        attention_mask=attention_mask,
-        include_bos=include_bos,
-        progress=progress,
-        description="head scores",
-    )
-    with torch.no_grad():
-        for batch in batches:
-            keys = defining_keys(batch)
-            sums += _attention_paid(model, batch, keys)
-            counts += keys.any(-1).sum((1, 2)).double().cpu()
-            n_rows += len(batch.tokens)
-            n_positions += int(batch.counted.sum())
-    if n_positions == 0:
-        raise InvalidInputError("No position of the data counts: it is empty, all padding, or nothing but BOS.")
-    means = (sums / counts[:, None, None]).float()
-    info = RunInfo(
-        model=model.cfg.model_name,
-        processing=model.weight_processing,
-        data=describe,
-        n_sequences=n_rows,
-        n_positions=n_positions,
-        options={"include_bos": include_bos},
-    )
-    return HeadScores(info, *means.unbind())
+        run["describe"] = run["describe"] or f"repeated random tokens (seed {seed})"
+    options = {"include_bos": run["include_bos"]}
+    passes = Passes("head-scores", model, data, options, **run)
+    if (finished := passes.finished(HeadScores)) is not None:
+        return finished
+    return passes.finish("head scores", _ScoreAccumulator(model, options, passes.described))
+
+
+class _ScoreAccumulator(Accumulator[HeadScores]):
+    """Attention to the keys that define each kind, over a stream of batches."""
+
+    @torch.no_grad()
+    def update(self, batch: Batch) -> None:
+        """Add up the attention of a batch, and the queries that have such keys."""
+        keys = defining_keys(batch)
+        n_queries = keys.any(-1).sum((1, 2)).double().cpu()
+        paid = _attention_paid(self.model, batch, keys)
+        self.add(batch, int(batch.counted.sum()), {"paid": paid, "queries": n_queries})
+
+    def summary(self, rows: dict[str, Tensor]) -> HeadScores:
+        """Return the mean attention over queries."""
+        means = self.sums["paid"] / self.sums["queries"][:, None, None]
+        return HeadScores(self.info(self.options), *means.float().unbind())
 
 
 def scored_tokens(model: HookedTransformer, n_sequences: int, length: int | None, seed: int) -> Tensor:

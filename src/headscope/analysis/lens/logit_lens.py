@@ -1,16 +1,18 @@
 """`logit_lens`: what the model would predict if it stopped at each state of the residual stream."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from headscope.analysis.core.batches import Batch, describe_data, iterate_batches
-from headscope.analysis.core.result import Result, RunInfo, check_option
+from headscope.analysis.core.batches import Batch
+from headscope.analysis.core.result import Result, check_option
 from headscope.analysis.recording.lens_states import lens_states, state_labels
-from headscope.errors import InvalidInputError
+from headscope.analysis.storage.accumulator import Accumulator
+from headscope.analysis.storage.options import StreamOptions, streaming
+from headscope.analysis.storage.passes import Passes
 from headscope.model.activations.readout import readout_of
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.vocab import summarize
@@ -65,6 +67,7 @@ class LogitLensResult(Result):
     __repr__ = __str__
 
 
+@streaming()
 @torch.no_grad()
 def logit_lens(
     model: HookedTransformer,
@@ -73,10 +76,7 @@ def logit_lens(
     k: int = 5,
     scale: Literal["final", "own"] = "final",
     lens_bias: bool = True,
-    attention_mask: Tensor | None = None,
-    include_bos: bool = False,
-    describe: str | None = None,
-    progress: bool = True,
+    **run: Unpack[StreamOptions],
 ) -> LogitLensResult:
     """Read every state of the residual stream as a prediction (nostalgebraist 2020, the logit lens).
 
@@ -85,17 +85,14 @@ def logit_lens(
 
     Args:
         model: The model.
-        data: Tokens `[batch, pos]`, or an iterable of batches of one length.
+        data: Tokens `[batch, pos]`, or an iterable of batches (shorter rows end in NaN).
         k: How many of the most likely tokens to keep.
         scale: The final norm's scale: `"final"` freezes it to the real final state's, `"own"` uses each state's.
         lens_bias: Use `b_U` for every state; `False` leaves it out for all but the final one.
-        attention_mask: 1 for real tokens; default: found from the padding token.
-        include_bos: Let BOS positions count.
-        describe: What the data is, for titles.
-        progress: Show a progress bar.
+        **run: Options of every run; see `StreamOptions`.
 
     Raises:
-        InvalidInputError: for an unknown option, a wrong shape, or batches of different lengths.
+        InvalidInputError: for an unknown option, a wrong shape, or no position that counts.
 
     Example:
         >>> from headscope import HookedTransformer
@@ -105,65 +102,55 @@ def logit_lens(
         (3, 'final')
     """
     check_option("scale", scale, ("final", "own"))
-    batches = iterate_batches(
-        model,
-        data,
-        attention_mask=attention_mask,
-        include_bos=include_bos,
-        progress=progress,
-        description="logit lens",
-    )
-    parts, n_sequences, n_positions = [], 0, 0
-    for batch in batches:
-        parts.append(_read(model, batch, k, scale, lens_bias))
-        n_sequences += len(batch.tokens)
-        n_positions += int(batch.counted.sum())
-    if len({part["entropy"].shape[-1] for part in parts}) != 1:
-        raise InvalidInputError("the batches must be non-empty and of one length; pad them to the longest.")
-    joined = {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
-    options = {"scale": scale, "lens_bias": lens_bias, "include_bos": include_bos}
-    info = RunInfo(
-        model.cfg.model_name,
-        model.weight_processing,
-        describe or describe_data(data),
-        n_sequences,
-        n_positions,
-        options,
-    )
-    return LogitLensResult(info=info, state_labels=state_labels(model), **joined)
+    options = {"scale": scale, "lens_bias": lens_bias, "include_bos": run["include_bos"]}
+    passes = Passes("logit-lens", model, data, {**options, "k": k}, **run)
+    if (finished := passes.finished(LogitLensResult)) is not None:
+        return finished
+    return passes.finish("logit lens", _LensAccumulator(model, {**options, "k": k}, passes.described))
 
 
-def _read(model: HookedTransformer, batch: Batch, k: int, scale: str, lens_bias: bool) -> dict[str, Tensor]:
-    states = lens_states(model, batch)
-    readout = readout_of(model)
-    W_U, b_U = states.wide(readout.W_U), states.wide(readout.b_U)
-    following = batch.counted.clone()
-    following[:, -1] = False
-    if batch.attention_mask is not None:
-        following[:, :-1] &= batch.attention_mask[:, 1:]
-    has_next = following[batch.counted]
-    targets = batch.tokens.roll(-1, dims=1)[batch.counted]
-    found: dict[str, list[Tensor]] = {name: [] for name in _EMPTY}
-    for index, resid in enumerate(states.resid):
-        last = index == len(states.resid) - 1
-        by = readout.scale(states.resid[-1] if scale == "final" else resid)
-        rows = readout.direction(resid) / by
-        rows = rows if readout.bias is None else rows + readout.bias
-        bias = b_U if lens_bias or last else None
-        summary = summarize(rows, W_U, bias, targets=targets, k=k, soft_cap=readout.soft_cap)
-        assert summary.target_log_prob is not None and summary.target_rank is not None
-        values = {
-            "entropy": summary.entropy,
-            "top_tokens": summary.top_tokens,
-            "top_log_probs": summary.top_log_probs,
-            "next_log_prob": torch.where(has_next, summary.target_log_prob, torch.nan),
-            "next_rank": torch.where(has_next, summary.target_rank, -1),
-        }
-        for name, value in values.items():
-            spread = value.new_full((*batch.counted.shape, *value.shape[1:]), _EMPTY[name])
-            spread[batch.counted] = value
-            found[name].append(spread)
-    return {name: torch.stack(each) for name, each in found.items()}
+class _LensAccumulator(Accumulator[LogitLensResult]):
+    """The predictions of every state, over a stream of batches."""
+
+    @torch.no_grad()
+    def update(self, batch: Batch) -> None:
+        """Read every state of a batch, and keep every position."""
+        self.add(batch, int(batch.counted.sum()), rows=self._read(batch))
+
+    def summary(self, rows: dict[str, Tensor]) -> LogitLensResult:
+        """Return the predictions, with the likeliest tokens along the last axis."""
+        top = {name: rows.pop(name).movedim(1, -1).contiguous() for name in ("top_tokens", "top_log_probs")}
+        info = self.info({name: value for name, value in self.options.items() if name != "k"})
+        return LogitLensResult(info=info, state_labels=state_labels(self.model), **rows, **top)
+
+    def _read(self, batch: Batch) -> dict[str, Shaped[Tensor, "state *k batch pos"]]:
+        model, options = self.model, self.options
+        states = lens_states(model, batch)
+        readout = readout_of(model)
+        W_U, b_U = states.wide(readout.W_U), states.wide(readout.b_U)
+        has_next = batch.predicting()[batch.counted]
+        targets = batch.tokens.roll(-1, dims=1)[batch.counted]
+        predictions: dict[str, list[Tensor]] = {name: [] for name in _EMPTY}
+        for index, resid in enumerate(states.resid):
+            last = index == len(states.resid) - 1
+            by = readout.scale(states.resid[-1] if options["scale"] == "final" else resid)
+            rows = readout.direction(resid) / by
+            rows = rows if readout.bias is None else rows + readout.bias
+            bias = b_U if options["lens_bias"] or last else None
+            summary = summarize(rows, W_U, bias, targets=targets, k=options["k"], soft_cap=readout.soft_cap)
+            assert summary.target_log_prob is not None and summary.target_rank is not None
+            values = {
+                "entropy": summary.entropy,
+                "top_tokens": summary.top_tokens,
+                "top_log_probs": summary.top_log_probs,
+                "next_log_prob": torch.where(has_next, summary.target_log_prob, torch.nan),
+                "next_rank": torch.where(has_next, summary.target_rank, -1),
+            }
+            for name, value in values.items():
+                spread = value.new_full((*value.shape[1:], *batch.counted.shape), _EMPTY[name])
+                spread[..., batch.counted] = value.movedim(0, -1)
+                predictions[name].append(spread)
+        return {name: torch.stack(each) for name, each in predictions.items()}
 
 
 _EMPTY = {

@@ -1,13 +1,17 @@
 """Next-token loss of every position, with the logits reduced tile by tile: they are never all held."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Unpack
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from headscope.analysis.core.batches import Batch, iterate_batches
+from headscope.analysis.core.batches import Batch
+from headscope.analysis.core.result import Result
+from headscope.analysis.storage.accumulator import Accumulator
+from headscope.analysis.storage.options import RunOptions, streaming
+from headscope.analysis.storage.passes import Passes
 from headscope.errors import InvalidInputError, NotFiniteError
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.vocab import VocabSummary, summarize
@@ -16,32 +20,32 @@ __all__ = ["NextTokens", "next_token_loss", "predict_next_tokens"]
 
 
 @dataclass(frozen=True)
-class NextTokens:
-    """What the model predicts at each position but the last of a row, and how what came next fared.
+class NextTokens(Result):
+    """The prediction at each position but the last of a row, and how what came next fared.
 
     Attributes:
         loss: Minus the log-probability of the token that came next, in nats; NaN where either of the two is padding.
         rank: How many tokens were held more likely than it; -1 where the loss is NaN.
         top_tokens: The most likely tokens, best first; -1 where the loss is NaN.
         top_probs: Their probabilities; NaN where the loss is.
+        info: What was run on what; `n_positions` is the number of losses.
     """
 
+    kind: ClassVar[str] = "next_tokens"
     loss: Float[Tensor, "batch pos"]
     rank: Int[Tensor, "batch pos"]
     top_tokens: Int[Tensor, "batch pos k"]
     top_probs: Float[Tensor, "batch pos k"]
 
 
-def next_token_loss(
-    model: HookedTransformer, data: Any, *, attention_mask: Tensor | None = None, progress: bool = True
-) -> Float[Tensor, "batch pos"]:
-    """The loss of each next token in nats, `[batch, pos - 1]`, NaN where padding is involved.
+@streaming()
+def next_token_loss(model: HookedTransformer, data: Any, **run: Unpack[RunOptions]) -> Float[Tensor, "batch pos"]:
+    """Return the loss of each next token in nats, `[batch, pos - 1]`, NaN where padding is involved.
 
     Args:
         model: The model.
         data: Tokens `[batch, pos]` or `[pos]`, or an iterable of such batches (shorter rows end in NaN).
-        attention_mask: For one tensor of tokens: 1 for real tokens. Default: found from the padding token.
-        progress: Show a progress bar.
+        **run: Options of every run; see `RunOptions`.
 
     Raises:
         InvalidInputError: For tokens that do not fit the model, or if no position has a next token.
@@ -53,19 +57,25 @@ def next_token_loss(
         >>> next_token_loss(HookedTransformer(cfg), torch.arange(12).view(2, 6), progress=False).shape
         torch.Size([2, 5])
     """
-    return predict_next_tokens(model, data, k=0, attention_mask=attention_mask, progress=progress).loss
+    return predict_next_tokens(model, data, k=0, **run).loss
 
 
+@streaming()
 @torch.no_grad()
 def predict_next_tokens(
     model: HookedTransformer,
     data: Any,
     *,
     k: int = 5,
-    attention_mask: Tensor | None = None,
-    progress: bool = True,
+    **run: Unpack[RunOptions],
 ) -> NextTokens:
-    """The loss of each next token, its rank, and the `k` likeliest tokens; see `next_token_loss`.
+    """Return the loss of each next token, its rank, and the `k` likeliest tokens.
+
+    Args:
+        model: The model.
+        data: Tokens `[batch, pos]` or `[pos]`, or an iterable of such batches (shorter rows end in NaN).
+        k: How many of the likeliest tokens to keep.
+        **run: Options of every run; see `RunOptions`.
 
     Raises:
         InvalidInputError: For tokens that do not fit the model, a `k` out of range, or if no position has a next token.
@@ -77,24 +87,35 @@ def predict_next_tokens(
         >>> predict_next_tokens(HookedTransformer(cfg), torch.arange(6), k=3, progress=False).top_tokens.shape
         torch.Size([1, 5, 3])
     """
-    batches = iterate_batches(
-        model, data, attention_mask=attention_mask, include_bos=True, progress=progress, description="loss"
-    )
-    parts = [_predict(model, batch, k) for batch in batches]
-    if not any(part.loss.numel() for part in parts):
-        raise InvalidInputError(
-            "no position of the data has a next token: every row is one token long, or there are none."
+    passes = Passes("next-tokens", model, data, {"k": k}, include_bos=True, **run)
+    if (finished := passes.finished(NextTokens)) is not None:
+        return finished
+    return passes.finish("loss", _NextTokenAccumulator(model, {"k": k}, passes.described))
+
+
+class _NextTokenAccumulator(Accumulator[NextTokens]):
+    """The predictions of a stream of batches."""
+
+    @torch.no_grad()
+    def update(self, batch: Batch) -> None:
+        """Predict a batch, and keep every position."""
+        rows = _predict(self.model, batch, self.options["k"])
+        self.add(batch, int((rows["rank"] >= 0).sum()), rows=rows)
+
+    def summary(self, rows: dict[str, Tensor]) -> NextTokens:
+        """Return the predictions, with the likeliest tokens along the last axis."""
+        top = {name: rows.pop(name).movedim(0, -1).contiguous() for name in ("top_tokens", "top_probs")}
+        return NextTokens(info=self.info(self.options), **rows, **top)
+
+    def nothing(self) -> InvalidInputError:
+        """The error where no position has a next token."""
+        return InvalidInputError(
+            "no position of the data has a next token: every row is one token long or padding, or there are none."
         )
-    width = max(part.loss.shape[1] for part in parts)
-    return NextTokens(
-        torch.cat([_widened(part.loss, width, torch.nan) for part in parts]),
-        torch.cat([_widened(part.rank, width, -1) for part in parts]),
-        torch.cat([_widened(part.top_tokens, width, -1) for part in parts]),
-        torch.cat([_widened(part.top_probs, width, torch.nan) for part in parts]),
-    )
 
 
-def _predict(model: HookedTransformer, batch: Batch, k: int) -> NextTokens:
+def _predict(model: HookedTransformer, batch: Batch, k: int) -> dict[str, Shaped[Tensor, "*k batch pos"]]:
+    """Return the loss and rank of each next token, and the likeliest tokens with their probabilities."""
     tokens = batch.tokens
     final = model(tokens, attention_mask=batch.attention_mask, stop_at_layer=model.cfg.n_layers)
     states = model.ln_final(final)[:, :-1]
@@ -106,7 +127,7 @@ def _predict(model: HookedTransformer, batch: Batch, k: int) -> NextTokens:
         raise NotFiniteError(
             "the model's final states hold NaN or infinite values. Check its weights, and any hooks on it."
         )
-    found: VocabSummary = summarize(
+    summary: VocabSummary = summarize(
         rows,
         model.W_U,
         model.b_U,
@@ -114,20 +135,17 @@ def _predict(model: HookedTransformer, batch: Batch, k: int) -> NextTokens:
         k=k,
         soft_cap=max(model.cfg.output_logits_soft_cap, 0.0),
     )
-    assert found.target_log_prob is not None and found.target_rank is not None
-    shape = counted.shape
-    loss = torch.full(shape, torch.nan, dtype=rows.dtype)
-    rank = torch.full(shape, -1)
-    top_tokens = torch.full((*shape, k), -1)
-    top_probs = torch.full((*shape, k), torch.nan, dtype=rows.dtype)
-    counted = counted.cpu()
-    loss[counted] = -found.target_log_prob.cpu()
-    rank[counted] = found.target_rank.cpu()
-    top_tokens[counted] = found.top_tokens.cpu()
-    top_probs[counted] = found.top_log_probs.exp().cpu()
-    return NextTokens(loss, rank, top_tokens, top_probs)
+    assert summary.target_log_prob is not None and summary.target_rank is not None
+    at = counted.cpu()
 
+    def spread(values: Shaped[Tensor, "n *k"], fill: float | int) -> Shaped[Tensor, "*k batch pos"]:
+        out = values.new_full((*values.shape[1:], *at.shape), fill, device="cpu")
+        out[..., at] = values.cpu().movedim(0, -1)
+        return out
 
-def _widened(values: Tensor, width: int, fill: float | int) -> Tensor:
-    missing = width - values.shape[1]
-    return torch.cat([values, values.new_full((len(values), missing, *values.shape[2:]), fill)], dim=1)
+    return {
+        "loss": spread(-summary.target_log_prob, torch.nan),
+        "rank": spread(summary.target_rank, -1),
+        "top_tokens": spread(summary.top_tokens, -1),
+        "top_probs": spread(summary.top_log_probs.exp(), torch.nan),
+    }

@@ -10,20 +10,23 @@ one sum, and all parts together still give the logit difference (before a soft c
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headscope.analysis.core.batches import Batch, describe_data, iterate_batches
-from headscope.analysis.core.result import RunInfo
+from headscope.analysis.core.batches import Batch, describe_data
 from headscope.analysis.prompts.attribution_result import Attribution, component_labels
 from headscope.analysis.prompts.reading import TokenStrings
 from headscope.analysis.prompts.task import Task
 from headscope.analysis.recording.lens_states import state_labels
 from headscope.analysis.recording.post_norms import Part, output_weight, scale_name, scale_names
 from headscope.analysis.recording.record import Reading, check_final, record
+from headscope.analysis.storage.accumulator import Accumulator
+from headscope.analysis.storage.manifest import fingerprint
+from headscope.analysis.storage.options import RunOptions, streaming
+from headscope.analysis.storage.passes import Passes
 from headscope.errors import InvalidInputError
 from headscope.model.activations.readout import Readout, readout_of
 from headscope.model.transformer import HookedTransformer
@@ -31,6 +34,7 @@ from headscope.model.transformer import HookedTransformer
 __all__ = ["attribute"]
 
 
+@streaming()
 @torch.no_grad()
 def attribute(
     model: HookedTransformer,
@@ -38,13 +42,11 @@ def attribute(
     *,
     answer_tokens: Int[Tensor, "prompt 2"] | None = None,
     positions: Int[Tensor, " prompt"] | None = None,
-    attention_mask: Tensor | None = None,
     sources: bool = True,
     neurons: bool = True,
-    progress: bool = True,
-    describe: str | None = None,
+    **run: Unpack[RunOptions],
 ) -> Attribution:
-    """What each part of the model adds to the logit difference, directly.
+    """Attribute the logit difference to what each part of the model adds to it directly.
 
     Memory is bounded by a batch of prompts, and by what is returned: with `sources` that is a number for each prompt,
     head and position.
@@ -54,11 +56,9 @@ def attribute(
         data: A task, or prompts as tokens.
         answer_tokens: For tokens: the right and the wrong answer of each prompt.
         positions: For tokens: where each answer is predicted; default: at the last real token.
-        attention_mask: For tokens: 1 for real ones; default: found from the padding token.
         sources: Also by the position that each head attends to.
         neurons: Also by MLP neuron; not where MLPs are experts, as each token has other neurons then.
-        progress: Show a progress bar.
-        describe: What the data is; described by its shape otherwise.
+        **run: Options of every run; see `RunOptions`.
 
     Raises:
         InvalidInputError: For answers or positions that do not fit, tokens out of range, or a part of the model that
@@ -76,44 +76,18 @@ def attribute(
     """
     if not Readout.is_shown_by(model.unembed):
         raise InvalidInputError("the model's unembedding was replaced by a module without W_U and b_U.")
-    asked = _asked(model, data, answer_tokens, positions, attention_mask)
+    asked = _asked(model, data, answer_tokens, positions, run["attention_mask"])
     has_none = model.cfg.attn_only or model.cfg.num_experts is not None
     reader = _Reader(model, sources=sources, neurons=neurons and not has_none)
-    batches = iterate_batches(model, asked.batch, include_bos=True, progress=progress, description="attribution")
-    read: list[_Read] = []
-    seen = 0
-    for batch in batches:
-        rows = slice(seen, seen + len(batch.tokens))
-        seen += len(batch.tokens)
-        read.append(reader.read(batch, asked.correct[rows], asked.incorrect[rows], asked.positions[rows]))
-    found = {name: torch.cat([getattr(each, name) for each in read]) for name in ("total", "states", "components")}
-    kind = found["total"].dtype
-    described = describe or (data.description if isinstance(data, Task) else describe_data(data))
-    return Attribution(
-        info=RunInfo(
-            model=model.cfg.model_name,
-            processing=model.weight_processing,
-            data=described,
-            n_sequences=seen,
-            n_positions=seen,
-            options={"sources": sources, "neurons": neurons},
-        ),
-        logit_difference=found["total"],
-        accumulated=found["states"],
-        components=found["components"],
-        sources=torch.cat([each.sources for each in read if each.sources is not None]) if sources else None,
-        neurons=None if not reader.neurons else (_summed([each.neurons for each in read]) / seen).to(kind),
-        tokens=asked.batch["tokens"],
-        attention_mask=asked.batch["attention_mask"],
-        positions=asked.positions,
-        word_positions=asked.words,
-        state_labels=state_labels(model),
-        component_labels=component_labels(model.cfg),
-        token_strings=asked.token_strings,
-        labels=asked.labels,
-        word_names=asked.word_names,
-        n_heads=model.cfg.n_heads,
+    run["attention_mask"] = None
+    run["describe"] = run["describe"] or (data.description if isinstance(data, Task) else describe_data(data))
+    options = {"sources": sources, "neurons": neurons}
+    passes = Passes(
+        "attribution", model, asked.batch, {**options, "asked": fingerprint(asked.answers)}, include_bos=True, **run
     )
+    if (finished := passes.finished(Attribution)) is not None:
+        return finished
+    return passes.finish("attribution", _AttributionAccumulator(model, options, passes.described, asked, reader))
 
 
 @dataclass(frozen=True)
@@ -128,6 +102,11 @@ class _Asked:
     word_names: tuple[str, ...]
     token_strings: tuple[str, ...]
     labels: tuple[str, ...]
+
+    @property
+    def answers(self) -> dict[str, Tensor]:
+        """What is asked of each prompt: right and wrong answers, and where they are predicted."""
+        return {"answers": self.correct, "wrong answers": self.incorrect, "positions": self.positions}
 
 
 def _asked(
@@ -210,15 +189,60 @@ def _strings(model: HookedTransformer, tokens: Tensor, mask: Tensor) -> tuple[st
     return tuple(strings[token] for token in ids)
 
 
-def _summed(parts: list[Tensor | None]) -> Tensor:
-    return torch.stack([part for part in parts if part is not None]).sum(0)
+class _AttributionAccumulator(Accumulator[Attribution]):
+    """What each part adds, prompt by prompt, over a stream of batches of prompts."""
+
+    def __init__(
+        self,
+        model: HookedTransformer,
+        options: dict[str, Any],
+        data: str,
+        asked: _Asked,
+        reader: "_Reader",
+        **part: Any,
+    ) -> None:
+        super().__init__(model, options, data, against=asked.answers, **part)
+        self.asked, self.reader = asked, reader
+
+    @torch.no_grad()
+    def update(self, batch: Batch) -> None:
+        """Run a batch of prompts, and read it along the directions of its answers."""
+        n = len(batch.tokens)
+        asked, at = self.asked, slice(self.n_before, self.n_before + n)
+        read = self.reader.read(batch, asked.correct[at], asked.incorrect[at], asked.positions[at])
+        # Rows are [..., prompt, x].
+        rows = {"states": read.states, "components": read.components}
+        rows |= {} if read.sources is None else {"sources": read.sources.movedim(0, -2)}
+        self.add(batch, n, {} if read.neurons is None else {"neurons": read.neurons}, rows)
+
+    def summary(self, rows: dict[str, Tensor]) -> Attribution:
+        """Return the attributions of all prompts; those of neurons as means over them."""
+        asked, cfg, neurons = self.asked, self.model.cfg, self.sums.get("neurons")
+        total = rows["states"][:, -1].clone()
+        return Attribution(
+            info=self.info(self.options),
+            logit_difference=total,
+            accumulated=rows["states"],
+            components=rows["components"],
+            sources=rows["sources"].movedim(-2, 0).contiguous() if self.reader.sources else None,
+            neurons=None if neurons is None else (neurons / self.n_sequences).to(total.dtype),
+            tokens=asked.batch["tokens"],
+            attention_mask=asked.batch["attention_mask"],
+            positions=asked.positions,
+            word_positions=asked.words,
+            state_labels=state_labels(self.model),
+            component_labels=component_labels(cfg),
+            token_strings=asked.token_strings,
+            labels=asked.labels,
+            word_names=asked.word_names,
+            n_heads=cfg.n_heads,
+        )
 
 
 @dataclass(frozen=True)
 class _Read:
     """What one batch gives; `neurons` is a sum over prompts, in float64."""
 
-    total: Float[Tensor, " prompt"]
     states: Float[Tensor, "prompt state"]
     components: Float[Tensor, "prompt component"]
     sources: Float[Tensor, "prompt layer head key_pos"] | None
@@ -284,7 +308,6 @@ class _Reader:
                 by_neuron.append((acts[name + "mlp.hook_post"] * onto_neurons).double().sum(0))
         states = torch.stack([along(state) + constant for state in (*self._states(acts), final)], 1)
         return _Read(
-            total=states[:, -1],
             states=states,
             components=self._components(acts, by_head, along, constant),
             sources=torch.stack(by_source, 1) if self.sources else None,

@@ -19,9 +19,10 @@ from headscope.analysis.storage.manifest import fingerprint
 from headscope.errors import InvalidInputError
 from headscope.model.transformer import HookedTransformer
 
-__all__ = ["Accumulator", "Totals", "join_rows"]
+__all__ = ["Accumulator", "Measure", "Totals", "join_rows"]
 
 T = TypeVar("T")
+Measure = Callable[[Batch, int], Mapping[str, Tensor]]
 
 
 class Accumulator(ABC, Generic[T]):
@@ -76,8 +77,12 @@ class Accumulator(ABC, Generic[T]):
             InvalidInputError: if no position counted.
         """
         if self.n_positions == 0:
-            raise nothing_predicted() if self.predicting else nothing_counts()
+            raise self.nothing()
         return self.summary(join_rows([rows, *self._kept] if rows else self._kept))
+
+    def nothing(self) -> InvalidInputError:
+        """The error where no position counts."""
+        return nothing_predicted() if self.predicting else nothing_counts()
 
     @property
     def n_before(self) -> int:
@@ -160,7 +165,7 @@ class Accumulator(ABC, Generic[T]):
 class Totals(Accumulator[dict[str, Tensor]]):
     """Sums of what a function measures, given a batch and the number of rows before it."""
 
-    def __init__(self, model: HookedTransformer, measure: Callable[[Batch, int], Mapping[str, Tensor]]) -> None:
+    def __init__(self, model: HookedTransformer, measure: Measure) -> None:
         super().__init__(model, {})
         self.measure = measure
 

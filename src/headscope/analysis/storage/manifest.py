@@ -139,10 +139,11 @@ def _describe_model(model: HookedTransformer) -> dict[str, Any]:
 
 def _describe_data(data: Any, attention_mask: Tensor | None) -> dict[str, Any]:
     """What can be said of data without going through it."""
-    if not isinstance(data, Tensor):
+    tensors = dict(data) if isinstance(data, Mapping) else {"tokens": data, "attention_mask": attention_mask}
+    if not isinstance(tensors.get("tokens"), Tensor):
         return {}
-    masks = {} if attention_mask is None else {"attention_mask": attention_mask}
-    return {"shape": list(data.shape), "tokens": fingerprint({"tokens": data, **masks})}
+    tensors = {name: each for name, each in tensors.items() if isinstance(each, Tensor)}
+    return {"shape": list(tensors["tokens"].shape), "tokens": fingerprint(tensors)}
 
 
 def headscope_version() -> str:

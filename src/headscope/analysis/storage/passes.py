@@ -108,8 +108,10 @@ class Passes:
     def finish(self, name: str, accumulator: Accumulator[R], *, after: str | None = None) -> R:
         """Go through the data for the last time; the result, which the folder then holds too."""
         self.gather(name, accumulator, after=after)
-        if self._folder is None:
-            return accumulator.result()
-        result = accumulator.result(self._stages[name].rows())
-        self._folder.keep(result)
+        return self.keep(accumulator.result(self._stages[name].rows() if self._stages else None))
+
+    def keep(self, result: R) -> R:
+        """Write the result to the folder, where there is one; returns it."""
+        if self._folder is not None:
+            self._folder.keep(result)
         return result

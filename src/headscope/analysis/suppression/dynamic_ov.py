@@ -6,13 +6,13 @@ source with enough attention, where does the source token's own logit stand in w
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headscope.analysis.core.batches import Batch, describe_data, iterate_batches, nothing_counts
+from headscope.analysis.core.batches import Batch
 from headscope.analysis.core.components import Component
 from headscope.analysis.core.head_lists import (
     chosen_heads,
@@ -22,9 +22,12 @@ from headscope.analysis.core.head_lists import (
     one_vocabulary,
     rank_heads,
 )
-from headscope.analysis.core.result import Ranking, Result, RunInfo, check_option
+from headscope.analysis.core.result import Ranking, Result, check_option
 from headscope.analysis.recording.layer import LayerRead, entering, read_layer, sources
 from headscope.analysis.recording.post_norms import output_weight
+from headscope.analysis.storage.accumulator import Accumulator
+from headscope.analysis.storage.options import StreamOptions, streaming
+from headscope.analysis.storage.passes import Passes
 from headscope.analysis.suppression.circuit_ranks import own_token_excess
 from headscope.errors import InvalidInputError
 from headscope.model.activations.readout import readout_of
@@ -99,6 +102,7 @@ class DynamicOV(Result):
     __repr__ = __str__
 
 
+@streaming()
 @torch.no_grad()
 def dynamic_ov(
     model: HookedTransformer,
@@ -107,10 +111,7 @@ def dynamic_ov(
     *,
     threshold: float = 0.1,
     k: int = 10,
-    attention_mask: Tensor | None = None,
-    include_bos: bool = False,
-    describe: str | None = None,
-    progress: bool = True,
+    **run: Unpack[StreamOptions],
 ) -> DynamicOV:
     """What heads write against the tokens they attend to, as it happens on text: the OV circuit without its embedding.
 
@@ -126,10 +127,7 @@ def dynamic_ov(
         heads: `(layer, head)` or `"layer.head"` each; default all.
         threshold: Attention that a pair must exceed.
         k: How many count as the bottom.
-        attention_mask: 1 for real tokens, for a tensor of tokens; default: found from the padding token.
-        include_bos: Let BOS positions be queries and sources.
-        describe: What the data is, for titles.
-        progress: Show a progress bar.
+        **run: Options of every run; see `StreamOptions`. With `include_bos`, BOS positions are queries and sources too.
 
     Raises:
         InvalidInputError: for a head that does not exist, an option out of range, tokens that do not fit the model, or
@@ -150,36 +148,48 @@ def dynamic_ov(
         raise InvalidInputError(f"threshold is attention, at least 0 and below 1; got {threshold}.")
     if not 1 <= k <= d_vocab:
         raise InvalidInputError(f"k must be between 1 and d_vocab = {d_vocab}; got {k}.")
-    counts = torch.zeros(len(chosen), 4, dtype=torch.long)
-    n_rows = n_positions = 0
-    batches = iterate_batches(
-        model,
-        data,
-        attention_mask=attention_mask,
-        include_bos=include_bos,
-        progress=progress,
-        description="dynamic OV",
-    )
-    for batch in batches:
-        n_rows += len(batch.tokens)
-        n_positions += int(batch.counted.sum())
-        for layer, resid in entering(model, batch, {head.layer for head in chosen}).items():
-            read = read_layer(model, batch, layer, resid, [head for head in chosen if head.layer == layer])
-            for row, head in enumerate(chosen):
+    options = {"threshold": threshold, "k": k, "include_bos": run["include_bos"]}
+    passes = Passes("dynamic-ov", model, data, {**options, "heads": [head.label for head in chosen]}, **run)
+    if (finished := passes.finished(DynamicOV)) is not None:
+        return finished
+    return passes.finish("dynamic OV", _DynamicOVAccumulator(model, options, passes.described, chosen))
+
+
+class _DynamicOVAccumulator(Accumulator[DynamicOV]):
+    """Counts of pairs, and of where the source token's own logit stands in them, over a stream of batches."""
+
+    def __init__(
+        self, model: HookedTransformer, options: dict[str, Any], data: str, heads: tuple[Component, ...], **part: Any
+    ) -> None:
+        super().__init__(model, options, data, against={"heads": heads_tensor(heads)}, **part)
+        self.heads = heads
+
+    @torch.no_grad()
+    def update(self, batch: Batch) -> None:
+        """Count the pairs of a batch, head by head."""
+        threshold, k = self.options["threshold"], self.options["k"]
+        counts = torch.zeros(len(self.heads), 4, dtype=torch.long)
+        for layer, resid in entering(self.model, batch, {head.layer for head in self.heads}).items():
+            read = read_layer(self.model, batch, layer, resid, [head for head in self.heads if head.layer == layer])
+            for row, head in enumerate(self.heads):
                 if head.layer == layer:
-                    counts[row] += _own_logit_counts(model, batch, read, head, threshold, k)
-    if not n_positions:
-        raise nothing_counts()
-    info = RunInfo(
-        model=model.cfg.model_name,
-        processing=model.weight_processing,
-        data=describe or describe_data(data),
-        n_sequences=n_rows,
-        n_positions=n_positions,
-        options={"threshold": threshold, "k": k, "include_bos": include_bos},
-    )
-    negative, bottom, lowest = (counts[:, 1:].double() / counts[:, :1]).float().T.contiguous()
-    return DynamicOV(info, heads_tensor(chosen), counts[:, 0].clone(), negative, bottom, lowest, k, threshold)
+                    counts[row] = _own_logit_counts(self.model, batch, read, head, threshold, k)
+        self.add(batch, int(batch.counted.sum()), {"counts": counts})
+
+    def summary(self, rows: dict[str, Tensor]) -> DynamicOV:
+        """Return the shares of pairs."""
+        counts = self.sums["counts"]
+        negative, bottom, lowest = (counts[:, 1:].double() / counts[:, :1]).float().T.contiguous()
+        return DynamicOV(
+            info=self.info(self.options),
+            heads=heads_tensor(self.heads),
+            n_pairs=counts[:, 0].clone(),
+            negative=negative,
+            bottom=bottom,
+            lowest=lowest,
+            k=self.options["k"],
+            threshold=self.options["threshold"],
+        )
 
 
 def _own_logit_counts(

@@ -9,17 +9,20 @@ Both are direct effects: the head's output through the unembedding, at the final
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
-from headscope.analysis.core.batches import Batch, iterate_batches
+from headscope.analysis.core.batches import Batch
 from headscope.analysis.core.head_lists import one_vocabulary
 from headscope.analysis.core.result import Ranking, Result, RunInfo, check_option, component_label, rank_components
 from headscope.analysis.recording.embedding import direct_effects, token_directions
+from headscope.analysis.storage.accumulator import Measure, Totals
+from headscope.analysis.storage.manifest import fingerprint
+from headscope.analysis.storage.options import RunOptions, streaming
+from headscope.analysis.storage.passes import Passes
 from headscope.data.ioi import IOIDataset
 from headscope.data.random_tokens import repeated_random_tokens
 from headscope.errors import InvalidInputError
@@ -90,6 +93,7 @@ class SuppressionScores(Result):
     __repr__ = __str__
 
 
+@streaming()
 @torch.no_grad()
 def suppression_scores(
     model: HookedTransformer,
@@ -98,10 +102,9 @@ def suppression_scores(
     length: int | None = None,
     prompts: Int[Tensor, "prompt pos"] | None = None,
     answers: Int[Tensor, "answer 2"] | None = None,
-    attention_mask: Tensor | None = None,
     n_prompts: int = 200,
     seed: int = 0,
-    progress: bool = True,
+    **run: Unpack[RunOptions],
 ) -> SuppressionScores:
     """Score every head as working against induction, and against the indirect object.
 
@@ -111,10 +114,9 @@ def suppression_scores(
         length: Length of `r`; default 50, or what fits in the context.
         prompts: IOI prompts that end before the answer; default: those of `IOIDataset`, if the model has a tokenizer.
         answers: For each prompt, the indirect object's token and the subject's.
-        attention_mask: For `prompts`: 1 for real tokens; default: found from the padding token.
         n_prompts: How many prompts of `IOIDataset`, half of them with the names exchanged; 0 leaves IOI out.
         seed: Of the random tokens and of those prompts.
-        progress: Show a progress bar.
+        **run: Options of every run; see `RunOptions`. The `attention_mask` is that of `prompts`.
 
     Raises:
         InvalidInputError: for a size that is not positive, `prompts` without `answers`, or tokens that do not fit.
@@ -132,30 +134,33 @@ def suppression_scores(
         raise InvalidInputError("prompts and answers go together; give both or neither.")
     if n_prompts != 0 and n_prompts < 2:
         raise InvalidInputError(f"n_prompts must be at least 2, or 0 for none; got {n_prompts}.")
-    with tqdm(total=2, desc="suppression scores", disable=not progress, leave=False) as bar:
-        anti_induction, n_positions = _anti_induction(model, n_sequences, length, seed)
-        bar.update()
-        described = f"repeated random tokens (seed {seed})"
-        ioi = None
-        if prompts is None and model.tokenizer is not None and n_prompts:
-            prompts, answers, attention_mask = _drawn_prompts(model, n_prompts, seed)
-        if prompts is not None and answers is not None:
-            ioi = _ioi(model, prompts, answers, attention_mask)
-            described += f" and {len(prompts)} IOI prompts"
-        bar.update()
-    info = RunInfo(
-        model=model.cfg.model_name,
-        processing=model.weight_processing,
-        data=described,
-        n_sequences=n_sequences,
-        n_positions=n_positions,
-    )
-    return SuppressionScores(info, anti_induction, ioi)
+    # The mask is that of the prompts; no random token is padding.
+    mask, run["attention_mask"] = run["attention_mask"], None
+    if prompts is None and model.tokenizer is not None and n_prompts:
+        prompts, answers, mask = _drawn_prompts(model, n_prompts, seed)
+    tokens, length = _repeated_tokens(model, n_sequences, length, seed)
+    described, given, measure_ioi, options = f"repeated random tokens (seed {seed})", None, None, {}
+    if prompts is not None and answers is not None:
+        described += f" and {len(prompts)} IOI prompts"
+        given = {"tokens": prompts, "attention_mask": mask}
+        measure_ioi, options = _ioi(model, len(prompts), answers), {"answers": fingerprint({"answers": answers})}
+    run["describe"] = run["describe"] or described
+    passes = Passes("suppression-scores", model, tokens, options, reference=given, include_bos=False, **run)
+    if (finished := passes.finished(SuppressionScores)) is not None:
+        return finished
+    repeats = passes.gather("anti-induction", Totals(model, _anti_induction(model, length)))
+    sums, ioi = repeats.result(), None
+    if measure_ioi is not None:
+        against = passes.gather("IOI", Totals(model, measure_ioi), of_reference=True, include_bos=True)
+        ioi = (-against.result()["effect"] / against.n_sequences).float()
+    info = RunInfo(model.cfg.model_name, model.weight_processing, passes.described, n_sequences, int(sums["n"]))
+    return passes.keep(SuppressionScores(info, (-sums["effect"] / sums["n"]).float(), ioi))
 
 
-def _anti_induction(
+def _repeated_tokens(
     model: HookedTransformer, n_sequences: int, length: int | None, seed: int
-) -> tuple[Float[Tensor, "layer head"], int]:
+) -> tuple[Int[Tensor, "row pos"], int]:
+    """Return rows of random tokens said twice, and how many are."""
     special = set() if model.tokenizer is None else set(model.tokenizer.all_special_ids)
     bos = None if model.tokenizer is None else bos_token_id(model.tokenizer)
     if length is None:
@@ -163,49 +168,44 @@ def _anti_induction(
     if length < 2:
         raise InvalidInputError(f"length must be at least 2, so that something repeats next; got {length}.")
     allowed = [token for token in range(model.cfg.d_vocab) if token not in special]
-    tokens = repeated_random_tokens(n_sequences, length, allowed=allowed, bos=bos, seed=seed)
-    # From the first token of the repeat, whose next token can be known, to the last that has a next one.
-    where = torch.zeros_like(tokens, dtype=torch.bool)
-    where[:, -length:-1] = True
-    total, n = torch.zeros(model.cfg.n_layers, model.cfg.n_heads, dtype=torch.float64), 0
+    return repeated_random_tokens(n_sequences, length, allowed=allowed, bos=bos, seed=seed), length
+
+
+def _anti_induction(model: HookedTransformer, length: int) -> Measure:
+    """Return a function that sums direct effects on the token that repeats next, over the second half of each row."""
     directions = token_directions(model)
-    at = 0
-    for batch in iterate_batches(model, tokens, progress=False):
-        chosen = where[at : at + len(batch.tokens)].to(batch.tokens.device)
-        at += len(batch.tokens)
-        expected = directions.of(batch.tokens.roll(-1, dims=1)[chosen])
-        effects = direct_effects(model, Batch(batch.tokens, batch.attention_mask, chosen), expected)
-        total += effects.double().sum(-1).cpu()
-        n += effects.shape[-1]
-    return (-total / n).float(), n
+
+    def measure(batch: Batch, n_before: int) -> dict[str, Tensor]:
+        # From the first token of the repeat, whose next token can be known, to the last that has a next one.
+        where = torch.zeros_like(batch.counted)
+        where[:, -length:-1] = True
+        expected = directions.of(batch.tokens.roll(-1, dims=1)[where])
+        effects = direct_effects(model, Batch(batch.tokens, batch.attention_mask, where), expected)
+        return {"effect": effects.double().sum(-1).cpu(), "n": where.sum().cpu()}
+
+    return measure
 
 
-def _ioi(
-    model: HookedTransformer,
-    prompts: Int[Tensor, "prompt pos"],
-    answers: Int[Tensor, "answer 2"],
-    attention_mask: Tensor | None,
-) -> Float[Tensor, "layer head"]:
-    if answers.shape != (len(prompts), 2):
+def _ioi(model: HookedTransformer, n_prompts: int, answers: Int[Tensor, "answer 2"]) -> Measure:
+    """Return a function that sums direct effects on the logit difference of two names, over prompts."""
+    if answers.shape != (n_prompts, 2):
         raise InvalidInputError(
-            f"answers must be two tokens for each of {len(prompts)} prompts; got shape {list(answers.shape)}."
+            f"answers must be two tokens for each of {n_prompts} prompts; got shape {list(answers.shape)}."
         )
     if int(answers.min()) < 0 or int(answers.max()) >= model.cfg.d_vocab:
         raise InvalidInputError(
             f"answers must be tokens between 0 and d_vocab - 1 = {model.cfg.d_vocab - 1}; got {int(answers.min())} to "
             f"{int(answers.max())}."
         )
-    total = torch.zeros(model.cfg.n_layers, model.cfg.n_heads, dtype=torch.float64)
     directions = token_directions(model)
-    at = 0
-    batches = iterate_batches(model, prompts, attention_mask=attention_mask, include_bos=True, progress=False)
-    for batch in batches:
-        names = answers[at : at + len(batch.tokens)].to(batch.tokens.device)
-        at += len(batch.tokens)
-        towards = directions.of(names[:, 0]) - directions.of(names[:, 1])
+
+    def measure(batch: Batch, n_before: int) -> dict[str, Tensor]:
+        names = answers[n_before : n_before + len(batch.tokens)].to(batch.tokens.device)
+        toward = directions.of(names[:, 0]) - directions.of(names[:, 1])
         last = Batch(batch.tokens, batch.attention_mask, _last(batch.counted))
-        total += direct_effects(model, last, towards).double().sum(-1).cpu()
-    return (-total / len(prompts)).float()
+        return {"effect": direct_effects(model, last, toward).double().sum(-1).cpu()}
+
+    return measure
 
 
 def _last(real: Bool[Tensor, "row pos"]) -> Bool[Tensor, "row pos"]:
