@@ -1,4 +1,4 @@
-"""What a patch sets: pieces of an activation, by an index whose first number is the layer.
+"""Patch setters: they set a piece of an activation, by an index whose first number is the layer.
 
 A setter is called as `setter(corrupted_activation, index, clean_activation)`. It writes into the first, and returns it.
 """

@@ -1,14 +1,14 @@
-"""Activation patching: the corrupted run with one piece of the clean run put into it, once for every piece.
+"""Activation patching as notebooks call it: the corrupted run with one piece of the clean run, for every piece.
 
 For each cell of a sweep (a layer and a position, say) the model runs on the corrupted tokens, one activation is set to
 what it was on the clean ones, and a metric of the logits tells how far that brings the answer back (Meng et al. 2022,
 "Locating and Editing Factual Associations in GPT"; Wang et al. 2022, "Interpretability in the Wild").
 
 What a patch cannot change is not computed again: a cell costs the layers from the patched one on, at the positions
-from the patched one on, and cells go through them side by side (see `patch_runs`). A metric that says what it reads
-(`last_position`, `reads`, an `AnswerMetric`) spares all other logits. On a model with hooks on it, a cell is a run of
-the layers from the patched one on, so that every hook sees what it always sees. No gradients are kept, since a cell is
-a plain number.
+from the patched one on, and cells go through them side by side (see `analysis.patching.engine`). A metric
+that says what it reads (`last_position`, `reads`, an `AnswerMetric`) saves all other logits. On a model with hooks on
+it, a cell is a run of the layers from the patched one on, so that every hook sees what it always sees. Gradients are
+off. `activation_patch` does the same for a `Task`.
 
     >>> import torch
     >>> from headscope import HookedTransformer
@@ -20,9 +20,12 @@ a plain number.
     ...     return (logits[:, -1, mary] - logits[:, -1, john]).mean()
     >>> _, cache = model.run_with_cache(clean)
     >>> sweep = get_act_patch_attn_head_out_all_pos
-    >>> recovered = sweep(model, corrupted, cache, last_position(metric), progress=False)
-    >>> recovered.shape == (model.cfg.n_layers, model.cfg.n_heads)
-    True
+    >>> sweep(model, corrupted, cache, last_position(metric), progress=False).round(decimals=1)
+    tensor([[-5.3000, -5.9000, -2.6000,  2.9000],
+            [-6.1000, -6.2000, -6.2000, -5.6000],
+            [-6.0000, -6.0000,  3.2000, -5.9000],
+            [-6.0000, -6.0000,  5.0000, -6.2000],
+            [-6.0000, -6.0000, -5.6000, -6.0000]])
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -99,15 +102,19 @@ PatchSetter = Callable[[CorruptedActivation, Sequence[int], Tensor], PatchedActi
 
 
 def make_df_from_ranges(column_max_ranges: Sequence[int], column_names: Sequence[str]) -> "pd.DataFrame":
-    """A table of every combination of indices, the last column going fastest.
+    """Return a table of every combination of indices, the last column going fastest.
 
     Args:
         column_max_ranges: Each column counts from 0 to one less than its number here.
-        column_names: What the columns are called.
+        column_names: Their names.
 
     Example:
-        >>> make_df_from_ranges([2, 2], ["layer", "pos"]).values.tolist()
-        [[0, 0], [0, 1], [1, 0], [1, 1]]
+        >>> make_df_from_ranges([2, 2], ["layer", "pos"])
+           layer  pos
+        0      0    0
+        1      0    1
+        2      1    0
+        3      1    1
     """
     import pandas as pd
 
@@ -174,26 +181,25 @@ def generic_activation_patch(
         >>> def metric(logits):
         ...     return logits[0, -1, 4]
         >>> axes = ("layer", "pos")
-        >>> generic_activation_patch(model, tokens, cache, metric, swap, "attn_out", axes, progress=False).shape
-        torch.Size([2, 3])
+        >>> generic_activation_patch(model, tokens, cache, metric, swap, "attn_out", axes, progress=False)
+        tensor([[-0.5217, -0.4481, -0.6502],
+                [-0.5217, -0.5217, -0.4819]])
     """
     if (index_axis_names is None) == (index_df is None):
         raise InvalidInputError(
             "give index_axis_names (the axes to go through) or index_df (a table of indices), one of them; "
             f"got {'neither' if index_df is None else 'both'}."
         )
-    if index_df is None:
-        assert index_axis_names is not None
+    if index_axis_names is not None:
         shape = _axis_sizes(model, corrupted_tokens, clean_cache, activation_name, list(index_axis_names))
-        indices = [list(index) for index in product(*map(range, shape))]
-    else:
-        indices = [list(row) for row in index_df.itertuples(index=False, name=None)]
-        shape = [len(indices)]
-    names = [_hook_name(model, activation_name, index) for index in indices]
+        index_df = make_df_from_ranges(shape, index_axis_names)
+    assert index_df is not None
+    indices = [list(row) for row in index_df.itertuples(index=False, name=None)]
+    shape = [len(indices)] if index_axis_names is None else shape
     patches = []
-    for name, index in zip(names, indices, strict=True):
-        clean = _clean_activation(clean_cache, name)
-        patches.append(Patch(name, partial(_set, patch_setter, index, clean)))
+    for index in indices:
+        name = _hook_name(model, activation_name, index)
+        patches.append(Patch(name, partial(_set, patch_setter, index, _clean_activation(clean_cache, name))))
     values = measure_patches(
         model,
         corrupted_tokens,
@@ -205,16 +211,11 @@ def generic_activation_patch(
         description=f"patching {activation_name}",
     )
     patched = torch.tensor(values, device=model.W_E.device).view(shape)
-    if not return_index_df:
-        return patched
-    if index_df is None:
-        assert index_axis_names is not None
-        index_df = make_df_from_ranges(shape, index_axis_names)
-    return patched, index_df
+    return (patched, index_df) if return_index_df else patched
 
 
 def _hook_name(model: HookedTransformer, activation_name: str, index: Sequence[int]) -> str:
-    """The hook point an index patches: the one of that very name, or else the one of the index's layer."""
+    """Name the hook point an index patches: the one of that very name, or else the one of the index's layer."""
     name = get_act_name(activation_name)
     if name not in model.hook_dict and index:
         name = get_act_name(activation_name, layer=index[0])
@@ -257,7 +258,7 @@ def _set(patch_setter: PatchSetter, index: list[int], clean: Tensor, corrupted: 
 
 
 def _sweep(what: str, activation_name: str, patch_setter: PatchSetter, axes: str) -> Callable[..., Any]:
-    """`generic_activation_patch` for one activation, setter and set of axes; each can still be given by keyword."""
+    """Bind `generic_activation_patch` to an activation, setter and axes; each can still be given by keyword."""
     function = partial(
         generic_activation_patch,
         patch_setter=patch_setter,

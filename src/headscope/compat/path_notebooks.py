@@ -1,4 +1,4 @@
-"""The IOI task as notebooks run it: sentences, the same with other names, what the model did on each, and a metric.
+"""The IOI task as notebooks run it: sentences, the same with other names, activations on each, and a metric.
 
 *Noising* puts activations of the corrupted run into the clean one, and asks what breaks; *denoising* puts those of the
 clean run into the corrupted one, and asks what comes back (Wang et al. 2022, arXiv 2211.00593).
@@ -30,7 +30,7 @@ __all__ = [
 def ioi_logit_difference(
     logits: Float[Tensor, "prompt pos d_vocab"], ioi_dataset: IOIDataset, per_prompt: bool = False
 ) -> Float[Tensor, "*prompt"]:
-    """The indirect object's logit less the subject's, where the sentences' last word is predicted.
+    """Return the indirect object's logit less the subject's, where the sentences' last word is predicted.
 
     The answers are those of `ioi_dataset`; for logits of sentences with other names, give the original data set.
     """
@@ -44,7 +44,7 @@ def ioi_metric_noising(
     corrupted_logit_diff: float | Float[Tensor, ""],
     ioi_dataset: IOIDataset,
 ) -> Float[Tensor, ""]:
-    """How much of the clean run's logit difference is broken: 0 when nothing is, -1 when all is.
+    """Return the share of the logit difference that a patch breaks: 0 for nothing, -1 for all of it.
 
     `(patched - clean) / (clean - corrupted)`, each the mean over sentences.
 
@@ -67,7 +67,7 @@ def ioi_metric_denoising(
     corrupted_logit_diff: float | Float[Tensor, ""],
     ioi_dataset: IOIDataset,
 ) -> Float[Tensor, ""]:
-    """How much of the logit difference a patch brings back: 0 for nothing, 1 for all of it.
+    """Return the share of the logit difference that a patch brings back: 0 for nothing, 1 for all of it.
 
     `(patched - corrupted) / (clean - corrupted)`, each the mean over sentences. See `ioi_metric_noising`.
     """
@@ -76,9 +76,9 @@ def ioi_metric_denoising(
 
 
 class IOIMetric(AnswerMetric):
-    """A metric of a patched run's logits: what `ioi_metric_noising` gives, or with `denoises` its counterpart.
+    """`ioi_metric_noising` as a metric of a patched run's logits, or with `denoises` its counterpart.
 
-    0 for what the run was before the patch; -1 (noising) or 1 (denoising) for what the other run was.
+    0 is the run before the patch; -1 (noising) or 1 (denoising) is the other run.
 
     Attributes:
         ioi_dataset: The sentences.
@@ -107,7 +107,7 @@ class IOIMetric(AnswerMetric):
         )
 
     def denoising(self) -> "IOIMetric":
-        """The metric for clean parts put into the corrupted run."""
+        """Return the metric for clean parts put into the corrupted run."""
         return IOIMetric(self.ioi_dataset, self.clean_logit_diff, self.corrupted_logit_diff, denoises=True)
 
 
@@ -124,7 +124,7 @@ def generate_data_and_caches(
     prompt_type: str | Sequence[str] = "mixed",
     names_filter: Any = None,
 ) -> Any:
-    """IOI sentences, the same with three other people ("ABC"), and the activations of the model on both.
+    """Draw IOI sentences, make the same with three other people ("ABC"), and run the model on both.
 
     The activations are those of the whole sentences in one batch each, which is what notebooks cut up themselves; keep
     only what is needed by `names_filter` where there are many.

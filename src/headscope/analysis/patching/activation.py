@@ -76,9 +76,9 @@ def activation_patch(
         >>> task = Task.from_ioi(IOIDataset(N=8, tokenizer=model.tokenizer, prepend_bos=True))
         >>> activation_patch(model, task, ["resid_pre", "z"], positions=["S2", "end"], progress=False).top(3)
                             the share of the logit difference brought back
-        resid_pre 4 at end  +0.9861
-        resid_pre 0 at S2   +0.8160
-        resid_pre 2 at S2   +0.6656
+        resid_pre 4 at end  +0.98...
+        resid_pre 0 at S2   +0.81...
+        resid_pre 2 at S2   +0.66...
     """
     hook_names = as_sites(model, sites)
     runs = TaskRuns(model, task, direction, scale, positions)
@@ -125,7 +125,7 @@ def _unit(direction: Direction, scale: Scale, measured: str) -> str:
 
 
 def _cells(model: HookedTransformer, site: str, axes: tuple[str, ...], n_positions: int) -> list[_Cell]:
-    """The patches of a site in the order of its axes."""
+    """Return the patches of a site in the order of its axes."""
     cfg = model.cfg
     heads = cfg.n_cached_heads if site in ("k", "v") else cfg.n_heads
     sizes = {"layer": cfg.n_layers, "head": heads, "pos": n_positions}
@@ -133,7 +133,7 @@ def _cells(model: HookedTransformer, site: str, axes: tuple[str, ...], n_positio
 
 
 def _patch(site: str, cell: _Cell, name: str, at: Int[Tensor, "position prompt"], cache: dict[str, Tensor]) -> Patch:
-    """The patch that puts a piece of the other run's activation into the base run's."""
+    """Make the patch that puts a piece of the other run's activation into the base run's."""
     positions = at[cell["pos"]][None] if "pos" in cell else at
     return Patch(name, partial(_put, cache[name], positions, site, cell.get("head")))
 
@@ -153,7 +153,7 @@ def _put(source: Tensor, positions: Tensor, site: str, head: int | None, activat
 def _run(
     model: HookedTransformer, tokens: Tensor, metric: Metric, names: list[str], given: dict[str, Any]
 ) -> tuple[float, dict[str, Float[Tensor, "prompt ..."]]]:
-    """A run's metric, and its activations at some hook points."""
+    """Return a run's metric, and its activations at some hook points."""
     options = {**given, "names_filter": names, "return_cache_object": False}
     if not (isinstance(metric, AnswerMetric) and can_be_resumed(model)):
         logits, cache = model.run_with_cache(tokens, **options)

@@ -86,7 +86,7 @@ def path_patch(
           on 20 prompts, such as ...
           metric: +8.8552 clean, -0.7838 corrupted
           sender    change    share
-          3.2      +2.2901   +23.8%
+          3.2      +2.29...  +23.8%
     """
     cell = as_senders(model.cfg, senders)
     into = as_receivers(model.cfg, receivers)
@@ -135,9 +135,9 @@ def path_patch_sweep(
         >>> task = Task.from_ioi(IOIDataset(N=20, tokenizer=model.tokenizer, prepend_bos=True))
         >>> path_patch_sweep(model, task, receivers="final", positions="end", progress=False).top(3)
         sender    change    share
-        3.2      +2.2901   +23.8%
-        2.2      +1.3254   +13.8%
-        1.3      -0.1588    -1.6%
+        3.2      +2.29...  +23.8%
+        2.2      +1.32...  +13.8%
+        1.3      -0.15...   -1.6%
     """
     cfg = model.cfg
     into = as_receivers(cfg, receivers)

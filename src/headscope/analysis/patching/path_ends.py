@@ -1,7 +1,7 @@
-"""Ends of paths through the model: what writes to the residual stream, what reads it, and which comes before which.
+"""Ends of paths through the model: senders, which write to the residual stream, and receivers, which read it.
 
-The stream has stages: 0 before all layers, `2l + 1` between attention and MLP of layer `l`, `2l + 2` after it. What a
-sender writes is there from its stage on; a receiver reads the stream as it is at its own. In a parallel block the MLP
+The stream has stages: 0 before all layers, `2l + 1` between attention and MLP of layer `l`, `2l + 2` after it. A
+sender adds to the stream at its stage; a receiver reads the stream as it is at its own. In a parallel block the MLP
 reads what attention reads, at `2l`, and so nothing of the heads beside it.
 """
 
@@ -17,13 +17,14 @@ from headscope.model.config import HookedTransformerConfig
 __all__ = ["EMBED", "Receiver", "Sender", "as_receivers", "as_senders", "check_fed", "mlp_stage", "sender_of"]
 
 EMBED, FINAL, _INPUTS = "embed", "final", ("q", "k", "v")
+_COMPONENT = r"\d+\.\d+|mlp[ .]?\d+"
 
 End = TypeVar("End", "Sender", "Receiver")
 
 
 @dataclass(frozen=True)
 class Sender:
-    """What writes to the stream: a head, an MLP, or the embedding (whose component is `None`)."""
+    """A writer to the stream: a head, an MLP, or the embedding (whose component is `None`)."""
 
     stage: int
     component: Component | None
@@ -36,7 +37,7 @@ class Sender:
 
 @dataclass(frozen=True)
 class Receiver:
-    """What reads the stream: a head's `q`, `k` or `v`, an MLP, or (without a component) the final norm."""
+    """A reader of the stream: a head's `q`, `k` or `v`, an MLP, or (without a component) the final norm."""
 
     stage: int
     component: Component | None
@@ -51,19 +52,19 @@ class Receiver:
 
 
 def mlp_stage(cfg: HookedTransformerConfig, layer: int) -> int:
-    """Where an MLP reads."""
+    """Return the stage at which an MLP reads."""
     return 2 * layer if cfg.parallel_attn_mlp else 2 * layer + 1
 
 
 def sender_of(component: Component | None) -> Sender:
-    """A component as a sender; `None` is the embedding."""
+    """Make a sender of a component; `None` is the embedding."""
     if component is None:
         return Sender(0, None)
     return Sender(2 * component.layer + (2 if component.head is None else 1), component)
 
 
 def as_senders(cfg: HookedTransformerConfig, named: object) -> tuple[Sender, ...]:
-    """One sender, or several that go together: `(9, 9)`, `"9.9"`, `"mlp5"`, `"embed"`, `["9.9", "mlp5"]`, `"9.9+9.6"`.
+    """Parse one sender, or several that change together: `(9, 9)`, `"9.9"`, `"mlp5"`, `"embed"`, `"9.9+9.6"`, a list.
 
     Raises:
         UnknownNameError: For a name of another form.
@@ -75,12 +76,12 @@ def as_senders(cfg: HookedTransformerConfig, named: object) -> tuple[Sender, ...
         >>> [sender.label for sender in as_senders(cfg, ["embed", (1, 0), "mlp1"])]
         ['embed', '1.0', 'MLP 1']
     """
-    found = [_sender(cfg, each) for each in _listed(named, r"[,+]")]
-    return _each_once(tuple(sorted(found, key=lambda sender: sender.stage)), "sender")
+    senders = sorted((_sender(cfg, each) for each in _listed(named, r"[,+]")), key=lambda sender: sender.stage)
+    return _each_once(tuple(senders), "sender")
 
 
 def as_receivers(cfg: HookedTransformerConfig, named: object) -> tuple[Receiver, ...]:
-    """One receiver or several: `"9.9.q"`, `("9.9", "q")`, `(9, 9, "q")`, `"mlp5"`, `"final"`, or a list of these.
+    """Parse one receiver or several: `"9.9.q"`, `("9.9", "q")`, `(9, 9, "q")`, `"mlp5"`, `"final"`, a list.
 
     A head without an input is all three: `"9.9"` stands for `9.9.q`, `9.9.k` and `9.9.v`.
 
@@ -95,8 +96,8 @@ def as_receivers(cfg: HookedTransformerConfig, named: object) -> tuple[Receiver,
         >>> [receiver.label for receiver in as_receivers(cfg, ["1.0.q", ("0.1", "v"), "mlp1"])]
         ['0.1.v', '1.0.q', 'MLP 1']
     """
-    found = [receiver for each in _listed(named, r",") for receiver in _receiver(cfg, each)]
-    receivers = _each_once(tuple(sorted(found, key=lambda receiver: receiver.stage)), "receiver")
+    unordered = [receiver for each in _listed(named, r",") for receiver in _receiver(cfg, each)]
+    receivers = _each_once(tuple(sorted(unordered, key=lambda receiver: receiver.stage)), "receiver")
     if len(receivers) > 1 and receivers[-1].component is None:
         raise InvalidInputError(
             f"'final' is a receiver by itself: what it reads settles the logits, whatever {receivers[0].label} does. "
@@ -106,7 +107,7 @@ def as_receivers(cfg: HookedTransformerConfig, named: object) -> tuple[Receiver,
 
 
 def check_fed(senders: Sequence[Sender], receivers: Sequence[Receiver]) -> None:
-    """Refuse senders that write only after everything that is to receive from them has read.
+    """Refuse senders that write after all receivers have read.
 
     Raises:
         InvalidInputError: Naming the first.
@@ -130,54 +131,45 @@ def _is_beside(sender: Sender, receiver: Receiver) -> bool:
 def _listed(named: object, separators: str) -> list[object]:
     if isinstance(named, str):
         return [part for part in re.split(rf"\s*{separators}\s*", named.strip()) if part]
-    if isinstance(named, Component) or (isinstance(named, tuple) and _is_one(named)):
-        return [named]
-    return list(named) if isinstance(named, Iterable) else [named]
+    # `(9, 9)`, `(9, 9, "q")`, `("9.9", "q")` and `((9, 9), "q")` are one end; other tuples are several.
+    is_one = isinstance(named, tuple) and named and (set(map(type, named)) == {int} or named[-1] in _INPUTS)
+    return list(named) if isinstance(named, Iterable) and not is_one else [named]
 
 
-def _is_one(named: tuple[object, ...]) -> bool:
-    """Whether a tuple is `(9, 9)`, `(9, 9, "q")`, `("9.9", "q")` or `((9, 9), "q")`, and not several of these."""
-    return bool(named) and (all(isinstance(each, int) for each in named) or named[-1] in _INPUTS)
+def _text(name: object) -> str:
+    """One end as text: `(9, 9, "q")` is `"9.9.q"`."""
+    if isinstance(name, Component):
+        return name.label.lower()
+    return ".".join(map(_text, name)) if isinstance(name, tuple) else str(name).strip().lower()
 
 
 def _sender(cfg: HookedTransformerConfig, name: object) -> Sender:
-    if isinstance(name, str) and name.strip().lower() == EMBED:
+    text = _text(name)
+    if text == EMBED:
         return sender_of(None)
-    if isinstance(name, str) and not _is_component(name):
+    if not re.fullmatch(_COMPONENT, text):
         known = [EMBED, *(part.label for part in (*all_heads(cfg), *all_mlps(cfg)))]
-        raise unknown_name("sender", name, known, hint="A sender is a head ('9.9'), an MLP ('mlp5') or 'embed'.")
-    return sender_of(components(cfg, [name])[0])
+        hint = "A sender is a head ('9.9'), an MLP ('mlp5') or 'embed'."
+        raise unknown_name("sender", str(name), known, hint=hint)
+    return sender_of(components(cfg, [text])[0])
 
 
 def _receiver(cfg: HookedTransformerConfig, name: object) -> list[Receiver]:
-    part: object = name
-    wanted: tuple[str, ...] = _INPUTS
-    if isinstance(name, tuple) and len(name) > 1 and name[-1] in _INPUTS:
-        part, wanted = name[:-1] if len(name) > 2 else name[0], (str(name[-1]),)
-    elif isinstance(name, str):
-        text = name.strip().lower()
-        if text == FINAL:
-            return [Receiver(2 * cfg.n_layers, None)]
-        part, dot, last = text.rpartition(".")
-        if dot and last in _INPUTS:
-            wanted = (last,)
-        else:
-            part = text
-        if not _is_component(part):
-            known = [f"{head.label}.{each}" for head in all_heads(cfg) for each in _INPUTS]
-            known += [FINAL, *(mlp.label for mlp in all_mlps(cfg))]
-            hint = "A receiver is a head's input ('9.9.q'), an MLP ('mlp5') or 'final'."
-            raise unknown_name("receiver", name, known, hint=hint)
-    component = components(cfg, [part])[0]
+    text = _text(name)
+    if text == FINAL:
+        return [Receiver(2 * cfg.n_layers, None)]
+    parts = re.fullmatch(rf"({_COMPONENT})(?:\.([qkv]))?", text)
+    if parts is None:
+        known = [f"{head.label}.{each}" for head in all_heads(cfg) for each in _INPUTS]
+        known += [FINAL, *(mlp.label for mlp in all_mlps(cfg))]
+        hint = "A receiver is a head's input ('9.9.q'), an MLP ('mlp5') or 'final'."
+        raise unknown_name("receiver", str(name), known, hint=hint)
+    component = components(cfg, [parts[1]])[0]
     if component.head is not None:
-        return [Receiver(2 * component.layer, component, each) for each in wanted]
-    if wanted != _INPUTS:
+        return [Receiver(2 * component.layer, component, each) for each in parts[2] or _INPUTS]
+    if parts[2]:
         raise InvalidInputError(f"{component.label} has one input, not q, k and v; name it 'mlp{component.layer}'.")
     return [Receiver(mlp_stage(cfg, component.layer), component)]
-
-
-def _is_component(name: str) -> bool:
-    return re.fullmatch(r"\s*(\d+\.\d+|mlp[ .]?\d+)\s*", name, re.IGNORECASE) is not None
 
 
 def _each_once(ends: tuple[End, ...], kind: str) -> tuple[End, ...]:

@@ -33,7 +33,7 @@ class WholePaths(PathBlock):
         self.given, self.other = self._run(self.runs.other, names)
 
     def finals(self, cells: Sequence[Cell]) -> Float[Tensor, "cell prompt read d_model"]:
-        """Final states where they are read, each cell's senders patched into the receivers."""
+        """Return the final states where they are read, each cell's senders patched into the receivers."""
         return torch.stack([self._final(cell) for cell in cells])
 
     def _final(self, cell: Cell) -> Float[Tensor, "prompt read d_model"]:
@@ -73,7 +73,7 @@ class WholePaths(PathBlock):
 
 
 def _part(end: Sender | Receiver) -> int | slice:
-    """The third axis of what an end writes or reads: a head, or all of the vector."""
+    """Return the index of an end along its activation's third axis: a head, or all of the vector."""
     return slice(None) if end.component is None or end.component.head is None else end.component.head
 
 
@@ -82,7 +82,7 @@ def _output(sender: Sender) -> str:
 
 
 def _input(receiver: Receiver) -> str:
-    """Where what a receiver reads passes, before the norm; the final state is the end of the second run."""
+    """Name the hook point of what a receiver reads, before the norm; the final state has none."""
     if receiver.component is None:
         return ""
     return f"blocks.{receiver.component.layer}.hook_{f'{receiver.input}_input' if receiver.input else 'mlp_in'}"

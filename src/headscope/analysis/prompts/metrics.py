@@ -1,4 +1,4 @@
-"""Metrics of patched runs, and what they say they read.
+"""Metrics of patched runs, and the positions and tokens they read.
 
 A metric is any function of logits `[batch, pos, d_vocab]` that gives one number. A metric that says where it looks
 costs less: `last_position` and `reads` save the logits everywhere else, and an `AnswerMetric`, which looks at a few
@@ -34,15 +34,15 @@ class PositionMetric:
     """A metric that reads some positions only; made by `last_position` or `reads`.
 
     Attributes:
-        metric: What it is of the logits at these positions.
-        positions: Which: the same for every row, or a tensor with one for each row.
+        metric: A function of the logits at these positions.
+        positions: The same for every row, or a tensor with one for each row.
     """
 
     metric: Metric
     positions: tuple[int, ...] | Int[Tensor, " batch"]
 
     def places(self, batch: int, length: int) -> Int[Tensor, "batch read"]:
-        """The positions read in each row of a batch, counted from the start.
+        """Return the positions read in each row of a batch, counted from the start.
 
         Raises:
             InvalidInputError: If there is no such position, or there are not as many as rows.
@@ -57,9 +57,9 @@ class PositionMetric:
 
 
 def last_position(metric: Metric) -> PositionMetric:
-    """A metric that reads nothing but the last position: it gets logits `[batch, 1, d_vocab]`.
+    """Make a metric that reads nothing but the last position: it gets logits `[batch, 1, d_vocab]`.
 
-    What was written as `logits[:, -1, ...]` stays right.
+    A metric written with `logits[:, -1, ...]` stays right.
 
     Args:
         metric: Gives one number for these logits.
@@ -68,7 +68,7 @@ def last_position(metric: Metric) -> PositionMetric:
 
 
 def reads(metric: Metric, positions: int | Sequence[int] | Int[Tensor, " batch"]) -> PositionMetric:
-    """A metric that reads some positions only: it gets logits `[batch, len(positions), d_vocab]`.
+    """Make a metric that reads some positions only: it gets logits `[batch, len(positions), d_vocab]`.
 
     Args:
         metric: Gives one number for these logits.
@@ -92,14 +92,14 @@ def reads(metric: Metric, positions: int | Sequence[int] | Int[Tensor, " batch"]
 class AnswerMetric:
     """`(d - zero) / unit`, where `d` is the mean over prompts of right minus wrong answers' logits.
 
-    No other logits are ever made for it.
+    Only the answers' logits are computed for it.
 
     Attributes:
         correct: The right answers of each prompt.
         incorrect: The wrong ones.
         positions: Where they are predicted.
         zero: The difference that counts as 0.
-        unit: How much further counts as 1.
+        unit: The distance from there that counts as 1.
     """
 
     correct: Int[Tensor, "prompt n_correct"]
@@ -110,11 +110,11 @@ class AnswerMetric:
 
     @classmethod
     def of(cls, task: Task, *, zero: float = 0.0, unit: float = 1.0) -> Self:
-        """The metric of a task's answers."""
+        """Make the metric of a task's answers."""
         return cls(task.correct, task.incorrect, task.positions, zero, unit)
 
     def places(self, batch: int, length: int) -> Int[Tensor, "batch 1"]:
-        """Where each row's answer is predicted.
+        """Return the position at which each row's answer is predicted.
 
         Raises:
             InvalidInputError: If there are not as many prompts as rows, or a position is out of range.
@@ -127,7 +127,7 @@ class AnswerMetric:
     def of_states(
         self, model: HookedTransformer, states: Float[Tensor, "cell prompt d_model"]
     ) -> Float[Tensor, " cell"]:
-        """The metric of final states where the answers are predicted."""
+        """Return the metric of final states where the answers are predicted."""
         return self._share(self.differences(model, states).mean(-1))
 
     def _share(self, difference: Float[Tensor, "*cell"]) -> Float[Tensor, "*cell"]:
@@ -138,7 +138,7 @@ class AnswerMetric:
     def differences(
         self, model: HookedTransformer, states: Float[Tensor, "cell prompt d_model"], rows: slice = slice(None)
     ) -> Float[Tensor, "cell prompt"]:
-        """Each prompt's right minus wrong answers' logits, from final states where they are predicted.
+        """Return each prompt's right minus wrong answers' logits, from final states where they are predicted.
 
         Only the answers' own logits are made, in float32 at least, unless a module in the unembedding's place hides its
         weights, or hooks are to see the logits made.
@@ -222,9 +222,9 @@ def _checked(positions: Tensor, batch: int, length: int) -> Tensor:
         raise InvalidInputError(
             f"the metric reads a position in each of {len(positions)} rows, and {batch} rows are patched."
         )
-    found = torch.where(positions < 0, positions + length, positions)
-    if bool(((found < 0) | (found >= length)).any()):
+    from_start = torch.where(positions < 0, positions + length, positions)
+    if bool(((from_start < 0) | (from_start >= length)).any()):
         raise InvalidInputError(
             f"the metric reads positions from {int(positions.min())} to {int(positions.max())}; there are {length}."
         )
-    return found
+    return from_start

@@ -1,4 +1,4 @@
-"""Prompts and answers as people write them, into tokens; what is wrong with one is said with its name."""
+"""Prompts and answers from text into tokens; errors name the prompt or the line of the file."""
 
 import csv
 import io
@@ -24,7 +24,7 @@ _REQUIRED = _COLUMNS[:3]
 
 @dataclass(frozen=True)
 class TaskRow:
-    """One prompt in tokens; `corrupted` is empty where there is none."""
+    """One prompt and its answers in tokens; `corrupted` is empty where there is none."""
 
     clean: list[int]
     correct: list[int]
@@ -33,7 +33,7 @@ class TaskRow:
 
 
 class TokenStrings(dict[int, str]):
-    """The text of each token that was asked for."""
+    """A cache of the text of each token."""
 
     def __init__(self, tokenizer: Any) -> None:
         super().__init__()
@@ -44,12 +44,12 @@ class TokenStrings(dict[int, str]):
         return self[token]
 
     def rows(self, tokens: Int[Tensor, "prompt pos"], mask: Bool[Tensor, "prompt pos"]) -> tuple[tuple[str, ...], ...]:
-        """The text of every real token."""
+        """Return the text of every real token."""
         return tuple(tuple(self[token] for token in row[real].tolist()) for row, real in zip(tokens, mask, strict=True))
 
 
 class RowMaker:
-    """Rows in tokens.
+    """A tokenizer of rows.
 
     Args:
         tokenizer: A Hugging Face tokenizer.
@@ -64,10 +64,10 @@ class RowMaker:
         self._space = prepend_space_to_answer
 
     def row(self, row: Mapping[str, Any], name: str) -> TaskRow:
-        """One row; `name` is what errors call it.
+        """Tokenize one row, which errors call `name`.
 
         Raises:
-            InvalidInputError: For whatever is wrong with it.
+            InvalidInputError: For a missing field, answers that are not one token each, or prompts that do not align.
         """
         for key in _COLUMNS:
             value = row.get(key)
@@ -95,7 +95,7 @@ class RowMaker:
         return TaskRow(clean, correct, incorrect, corrupted)
 
     def padded(self, rows: Sequence[Sequence[int]]) -> Int[Tensor, "prompt pos"]:
-        """Rows of one length, filled on the right."""
+        """Pad rows to one length, on the right."""
         length = max(map(len, rows))
         pad = pad_token_id(self.tokenizer)
         if pad is None and min(map(len, rows)) < length:
@@ -125,7 +125,7 @@ class RowMaker:
 
 
 def check_alike(rows: Sequence[TaskRow], names: Sequence[str]) -> None:
-    """Refuse rows with other numbers of answers than the first, or of which only some have a corrupted prompt.
+    """Refuse rows that differ in their number of answers, or of which only some have a corrupted prompt.
 
     Raises:
         InvalidInputError: Naming the row.
@@ -141,11 +141,11 @@ def check_alike(rows: Sequence[TaskRow], names: Sequence[str]) -> None:
 
 
 def read_rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """The rows of a `.csv` or `.jsonl` file, and what to call each.
+    """Read the rows of a `.csv` or `.jsonl` file, with a name for each.
 
     Raises:
-        InvalidInputError: If it cannot be read, or a row is not one.
-        UnknownNameError: For a column that means nothing here.
+        InvalidInputError: If the file cannot be read, or a row is malformed.
+        UnknownNameError: For an unknown column.
     """
     if path.suffix not in (".csv", ".jsonl"):
         raise InvalidInputError(f"{path} is neither a .csv nor a .jsonl file.")

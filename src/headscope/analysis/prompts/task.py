@@ -1,8 +1,8 @@
-"""`Task`: prompts whose next token has right and wrong answers, and the same prompts with what matters taken out.
+"""`Task`: prompts whose next token has right and wrong answers, and corrupted versions of the same prompts.
 
 The model's score is the logit difference: the mean logit of the right answers less that of the wrong ones, where the
-answer is predicted. A corrupted prompt has as many tokens as its clean one, so that what the model did on the one can
-be put in the place of what it did on the other.
+answer is predicted. A corrupted prompt has as many tokens as its clean one, so that activations of either run can
+be put into the other.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ def logit_difference(
     *,
     positions: Int[Tensor, " prompt"] | None = None,
 ) -> Float[Tensor, "*prompt"]:
-    """The right answer's logit less the wrong one's.
+    """Return the right answer's logit less the wrong one's.
 
     Args:
         logits: At every position, or (without that axis) where the answer is predicted.
@@ -49,8 +49,8 @@ def logit_difference(
         >>> logit_difference(logits, torch.tensor([[2, 1], [1, 0]]), per_prompt=True)
         tensor([ 4., -2.])
     """
-    found = answer_difference(logits, answer_tokens[:, :1], answer_tokens[:, 1:], positions=positions)
-    return found if per_prompt else found.mean()
+    differences = answer_difference(logits, answer_tokens[:, :1], answer_tokens[:, 1:], positions=positions)
+    return differences if per_prompt else differences.mean()
 
 
 def answer_difference(
@@ -60,7 +60,7 @@ def answer_difference(
     *,
     positions: Int[Tensor, " prompt"] | None = None,
 ) -> Float[Tensor, " prompt"]:
-    """The mean logit of each prompt's right answers less that of its wrong ones.
+    """Return the mean logit of each prompt's right answers less that of its wrong ones.
 
     Raises:
         InvalidInputError: If shapes do not fit, or a token or position is out of range.
@@ -82,8 +82,8 @@ def answer_difference(
         raise InvalidInputError(
             f"answers must be tokens from 0 to {d_vocab - 1}; they go from {int(both.min())} to {int(both.max())}."
         )
-    found = logits.gather(-1, both)
-    return found[:, : correct.shape[1]].mean(-1) - found[:, correct.shape[1] :].mean(-1)
+    right, wrong = logits.gather(-1, both).split([correct.shape[1], incorrect.shape[1]], dim=1)
+    return right.mean(-1) - wrong.mean(-1)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -98,13 +98,12 @@ class Task:
         incorrect: Those that are wrong.
         attention_mask: True for real tokens.
         positions: Where the answer is predicted: at a prompt's last token.
-        corrupted_tokens: The same prompts with what tells the answer taken out, aligned token by token; `None`
-            without.
+        corrupted_tokens: The same prompts without what tells the answer, aligned token by token; `None` without them.
         prompts: The texts.
         str_tokens: The text of every real token, row by row.
         answers: The right and the wrong answers of each prompt as text; several have `|` between them.
-        labels: Which kind of prompt each is; empty strings where nobody said.
-        word_idx: Positions that have a name, such as `IO` and `S2`, where they are known.
+        labels: The kind of each prompt; empty strings where none is given.
+        word_idx: Named positions, such as `IO` and `S2`, where they are known.
     """
 
     clean_tokens: Int[Tensor, "prompt pos"]
@@ -119,8 +118,6 @@ class Task:
     labels: tuple[str, ...]
     word_idx: Mapping[str, Int[Tensor, " prompt"]] = field(default_factory=dict)
 
-    # Ways to make one
-
     @classmethod
     def from_prompts(
         cls,
@@ -134,7 +131,7 @@ class Task:
         prepend_bos: bool = True,
         prepend_space_to_answer: bool = True,
     ) -> Self:
-        """A task of texts.
+        """Make a task of texts.
 
         Args:
             prompts: The texts up to the answer.
@@ -142,13 +139,13 @@ class Task:
             incorrect: The wrong ones.
             tokenizer: A Hugging Face tokenizer.
             corrupted: A text with as many tokens for each prompt.
-            labels: Which kind of prompt each is.
+            labels: The kind of each prompt.
             prepend_bos: Begin each row with BOS.
             prepend_space_to_answer: Put a space before each answer unless it starts with one.
 
         Raises:
-            InvalidInputError: For an empty prompt, an answer that is not one token, that is right and wrong, a pair of
-                other lengths; it says which prompt.
+            InvalidInputError: For an empty prompt, an answer that is not one token or both right and wrong, or a
+                corrupted prompt of another length; it names the prompt.
 
         Example:
             >>> from headscope import HookedTransformer
@@ -177,12 +174,12 @@ class Task:
     def from_templates(
         cls, templates: Sequence[str], pairs: Sequence[tuple[str, str]], tokenizer: Any, *, prepend_bos: bool = True
     ) -> Self:
-        """Each template twice, with either name of its pair in its gap; the right answer is the other one.
+        """Fill each template twice, with either name of its pair in its gap; the right answer is the other one.
 
         The two are each other's corrupted prompts.
 
         Args:
-            templates: Texts with a gap `{}`; one text goes with all pairs.
+            templates: Texts with a gap `{}`; a single text goes with all pairs.
             pairs: Two names for each, as they are put into the gap. As answers they begin with a space.
             tokenizer: A Hugging Face tokenizer.
             prepend_bos: Begin each row with BOS.
@@ -216,7 +213,7 @@ class Task:
     def from_ioi(
         cls, dataset: IOIDataset, corrupted: IOIDataset | str | tuple[str, str] | None = "ABB->XYZ, BAB->XYZ"
     ) -> Self:
-        """The sentences of an `IOIDataset` up to their answers.
+        """Make a task of the sentences of an `IOIDataset`, up to their answers.
 
         Args:
             dataset: The sentences.
@@ -273,7 +270,7 @@ class Task:
         prepend_bos: bool = True,
         prepend_space_to_answer: bool = True,
     ) -> Self:
-        r"""A task of one's own, from a table with a row for each prompt.
+        r"""Read a task from a table with a row for each prompt.
 
         Columns (or keys): `prompt`, `correct`, `incorrect`, and where wanted `corrupted` and `label`. Several answers
         are a list in `.jsonl`, and separated by `|` in `.csv`.
@@ -286,7 +283,7 @@ class Task:
 
         Raises:
             InvalidInputError: If the file cannot be read, or for a bad row, whose line it names.
-            UnknownNameError: For a column that means nothing here.
+            UnknownNameError: For an unknown column.
 
         Example:
             >>> import tempfile
@@ -348,13 +345,11 @@ class Task:
         if bool(((self.positions < 0) | (self.positions >= length)).any()):
             raise _positions_error(self.positions, length)
 
-    # What it is used for
-
     def __len__(self) -> int:
         return len(self.prompts)
 
     def __getitem__(self, key: slice | Sequence[int] | Tensor) -> Self:
-        """A task of some of the prompts."""
+        """Return the task of some of the prompts."""
         numbers = torch.arange(len(self))[key if isinstance(key, (slice, Tensor)) else list(key)]
         if numbers.ndim != 1 or not numbers.numel():
             raise InvalidInputError(f"take some of the {len(self)} prompts by a slice or a list; got {key!r}.")
@@ -369,7 +364,7 @@ class Task:
         return type(self)(**taken, word_idx={name: at[rows] for name, at in self.word_idx.items()})
 
     def to(self, device: torch.device | str) -> Self:
-        """The same on another device."""
+        """Return the task on another device."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         moved: dict[str, Any] = {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
         return replace(self, **moved, word_idx={name: at.to(device) for name, at in self.word_idx.items()})
@@ -377,17 +372,17 @@ class Task:
     def logit_difference(
         self, logits: Float[Tensor, "prompt *pos d_vocab"], per_prompt: bool = False
     ) -> Float[Tensor, "*prompt"]:
-        """The mean logit of the right answers less that of the wrong ones, where they are predicted.
+        """Return the mean logit of the right answers less that of the wrong ones, where they are predicted.
 
         Args:
             logits: Of these prompts, at every position; or (without that axis) at `positions`.
             per_prompt: One number for each prompt, instead of their mean.
         """
-        found = answer_difference(logits, self.correct, self.incorrect, positions=self.positions)
-        return found if per_prompt else found.mean()
+        differences = answer_difference(logits, self.correct, self.incorrect, positions=self.positions)
+        return differences if per_prompt else differences.mean()
 
     def table(self, logit_differences: Float[Tensor, " prompt"] | None = None) -> "Table":
-        """Prompts and answers as a table for `rich.print`, with each prompt's logit difference where it is given."""
+        """Return prompts and answers as a table for `rich.print`, with each prompt's logit difference if given."""
         from rich.markup import escape
         from rich.table import Table
 
@@ -403,7 +398,7 @@ class Task:
         return table
 
     def to_frame(self, logit_differences: Float[Tensor, " prompt"] | None = None) -> "pd.DataFrame":
-        """One row per prompt: the text, its answers and its label, and its logit difference where it is given."""
+        """Return one row per prompt: the text, its answers and its label, and its logit difference if it is given."""
         import pandas as pd
 
         columns: dict[str, Any] = {
@@ -422,7 +417,7 @@ class Task:
 
     @property
     def description(self) -> str:
-        """What it is, in a few words."""
+        """The task in a few words."""
         return f"{len(self)} prompts, such as {self.prompts[0]!r}"
 
     def __repr__(self) -> str:

@@ -55,7 +55,7 @@ class Positions:
 
     @classmethod
     def of(cls, task: Task, asked: Any = None) -> "Positions":
-        """Positions in the words of the module's docstring; `None` stands for all, padding included.
+        """Parse positions as the module's docstring words them; `None` stands for all, padding included.
 
         Raises:
             InvalidInputError: If one is not a real token of every prompt, or none is given.
@@ -88,7 +88,7 @@ class Positions:
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
-        """What stands at each: its name; for a number the token, or the word, that all prompts have there."""
+        """Names of the positions; of a number the token, or the word, that all prompts have there."""
         starts = self.task.attention_mask.long().argmax(1).tolist()
         return tuple(self._label(*each, starts) for each in zip(self.names, self.at, strict=True))
 
@@ -109,7 +109,7 @@ class Positions:
 
 
 def _place(task: Task, asked: Any) -> tuple[int | str, Int[Tensor, " prompt"]]:
-    """A position's name, and where it is in each prompt."""
+    """Return a position's name, and its place in each prompt."""
     mask = task.attention_mask
     n, width = mask.shape
     if isinstance(asked, Tensor) and asked.ndim == 0 and not asked.is_floating_point():
@@ -191,22 +191,22 @@ class TaskRuns:
         return self.positions.mask
 
     def options(self, rows: slice, times: int = 1) -> dict[str, Any]:
-        """The options on padding for a forward pass of some prompts, repeated `times` times."""
+        """Return the options on padding for a forward pass of some prompts, repeated `times` times."""
         mask = None if self._mask is None else self._mask[rows].repeat(times, 1)
         return {"attention_mask": mask, "padding_side": "right"}
 
     def info(self, model: HookedTransformer, n_positions: int, **options: Any) -> RunInfo:
-        """The record of a run on the task."""
+        """Return the record of a run on the task."""
         return RunInfo(
             model.cfg.model_name, model.weight_processing, self.task.description, len(self.task), n_positions, options
         )
 
     def clean_and_corrupted(self, base: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-        """The metrics of the base and the other run as those of the clean and the corrupted one."""
+        """Put the metrics of the base and the other run in the order clean, corrupted."""
         return (base, other) if self.direction == "noising" else (other, base)
 
     def scaled(self, change: Float[Tensor, "*cell"], base: Tensor, other: Tensor) -> Float[Tensor, "*cell"]:
-        """Changes of the metric in the scale that was asked for.
+        """Return changes of the metric in the scale that was asked for.
 
         Args:
             change: The metric of patched runs less that of the base run.
