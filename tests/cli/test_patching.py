@@ -42,10 +42,10 @@ def test_drawn_prompts_are_patched_at_words(run: Run, tmp_path: Path) -> None:
 def test_ones_own_prompts_are_patched(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "my.csv"
     path.write_text(TABLE)
-    code, printed, _ = run(
-        "patch", "--task", path, "--sites", "resid_pre,z", "--out", tmp_path / "out", "--no-progress"
-    )
-    assert code == 0 and "Activation patching (denoising)" in printed and "resid_pre 0 at " in printed
+    flags = ("--task", path, "--sites", "resid_pre,z", "--positions", "1,end", "--scale", "metric")
+    code, printed, _ = run("patch", *flags, "--out", tmp_path / "out", "--no-progress")
+    assert code == 0 and "Activation patching (denoising)" in printed and " at end" in printed
+    assert "values are the change of the logit difference" in printed
     page = (tmp_path / "out" / "patching.html").read_text(encoding="utf-8")
     assert page.count('class="plotly-graph-div"') == 2
 

@@ -1,11 +1,12 @@
 """`headscope patch`: activation patching on a task."""
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from headscope.analysis.patching.activation import activation_patch
 from headscope.analysis.patching.result import PatchingResult
+from headscope.analysis.prompts.two_runs import Direction, Scale
 from headscope.cli.shared import (
     FolderOption,
     ModelArgument,
@@ -50,9 +51,13 @@ def patch(
         ),
     ] = "resid_pre",
     direction: Annotated[
-        Literal["denoising", "noising"],
+        Direction,
         typer.Option(help="Patch clean activations into the corrupted run (denoising), or the reverse (noising)."),
     ] = "denoising",
+    scale: Annotated[
+        Scale,
+        typer.Option(help="Effects as a share of the clean metric less the corrupted one, or in logits (metric)."),
+    ] = "share",
     by_position: Annotated[
         bool | None,
         typer.Option(
@@ -84,6 +89,7 @@ def patch(
         task_of(loaded, task, prompts, prompt_type, seed),
         listed(sites) or [],
         direction=direction,
+        scale=scale,
         by_position=by_position,
         positions=asked and [int(name) if name.lstrip("-").isdecimal() else name for name in asked],
         progress=progress,
