@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from headscope.errors import InvalidInputError, unknown_name
 from headscope.ops.indexing import Slice, SliceInput
 
-__all__ = ["HookFunction", "HookPoint", "HookedRootModule", "NamesFilter", "is_listening", "is_plain"]
+__all__ = ["HookFunction", "HookPoint", "HookedRootModule", "NamesFilter", "is_listening", "is_own", "is_plain"]
 
 HookFunction = Callable[..., Any]
 Direction = Literal["fwd", "bwd", "both"]
@@ -132,6 +132,13 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     return type(module) is kind and not (
         module._forward_hooks or module._backward_hooks or module._forward_pre_hooks or module._backward_pre_hooks
     )
+
+
+def is_own(module: nn.Module) -> bool:
+    """Return whether a module is one of this package's own (or does nothing), and nobody hooked it."""
+    kind = type(module)
+    own = kind.__module__.startswith("headscope.model.") or kind in (nn.Identity, nn.ModuleList)
+    return own and is_plain(module, kind)
 
 
 def is_listening(point: nn.Module) -> bool:

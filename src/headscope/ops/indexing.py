@@ -1,15 +1,16 @@
-"""`Slice`: a selection along one axis, however the caller writes it."""
+"""`Slice`: a selection along one axis, however the caller writes it; `at_positions`: one of each row's own."""
 
 import operator
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from headscope.errors import InvalidInputError
 
-__all__ = ["Slice", "SliceInput"]
+__all__ = ["Slice", "SliceInput", "at_positions"]
 
 SliceInput = (
     int | np.integer[Any] | slice | tuple[int | None, ...] | list[int] | list[bool] | Tensor | np.ndarray | None
@@ -135,3 +136,13 @@ def _not_a_slice(given: Any) -> InvalidInputError:
         "a slice must be None, an integer, a slice, a (stop,), (start, stop) or (start, stop, step) tuple of "
         f"integers, or a list, array or tensor of indices along one axis; got {given!r}."
     )
+
+
+def at_positions(x: Float[Tensor, "row pos *rest"], at: Int[Tensor, "row n"]) -> Float[Tensor, "row n *rest"]:
+    """Return the entries of each row at positions of its own.
+
+    Example:
+        >>> at_positions(torch.tensor([[[1.0], [2.0]], [[3.0], [4.0]]]), torch.tensor([[1], [0]])).flatten().tolist()
+        [2.0, 3.0]
+    """
+    return x.gather(1, at.view(*at.shape, *[1] * (x.ndim - 2)).expand(-1, -1, *x.shape[2:]))

@@ -43,8 +43,9 @@ def test_every_hook_is_in_force(shape: dict[str, Any], freeze_mlps: bool) -> Non
     assert model.hook_dict["blocks.0.attn.hook_z"].has_hooks()
 
 
-def test_whole_runs_give_what_short_ones_give(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, task = tiny_model(n_layers=3), random_task(pad_left=True)
+@pytest.mark.parametrize("shape", [{}, {"clip_qkv": 0.4}])
+def test_whole_runs_give_what_short_ones_give(shape: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, task = tiny_model(n_layers=3, **shape), random_task(pad_left=True)
     for options in (
         {"receivers": "2.1.q, 2.0.v", "senders": "components", "freeze_mlps": False},
         {"receivers": "final", "positions": ["end", "S2"]},

@@ -13,19 +13,21 @@ metric reads. Cells are held in windows of bounded memory.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
 from headscope.analysis.core.batches import BLOCK_TOKENS
 from headscope.analysis.patching.base_run import BaseRun, Entry, Site, can_be_resumed, site_of
-from headscope.analysis.patching.whole_runs import PlainPatches, layer_of
 from headscope.analysis.prompts.metrics import AnswerMetric, Metric, PositionMetric, as_number
+from headscope.analysis.recording.record import Steps
 from headscope.model.hooks import HookPoint
 from headscope.model.parts.key_value_cache import HookedTransformerKeyValueCacheEntry
 from headscope.model.transformer import HookedTransformer
+from headscope.ops.indexing import at_positions
 
 __all__ = ["Patch", "measure_patches"]
 
@@ -68,15 +70,15 @@ def measure_patches(
     progress: bool = True,
     description: str = "patching",
 ) -> list[float]:
-    """The metric of each patched run.
+    """Return the metric of each patched run.
 
-    A model with hooks on it, or with parts that are not known here, is run in the plain way: layers from the patched
-    one on, one cell at a time.
+    A model with hooks on it, or whose blocks cannot be resumed in the middle, is run whole: all positions, from the
+    patched layer on, one cell at a time.
 
     Args:
         model: The model.
         tokens: What it runs on.
-        metric: What is measured of each run's logits; see `patch_metrics` for those that need fewer.
+        metric: What is measured of each run's logits; see `metrics` for those that need fewer.
         patches: The cells.
         attention_mask: See `HookedTransformer.forward`.
         watched: Hook points that were watched in the run patches come from; see `BaseRun`.
@@ -85,10 +87,10 @@ def measure_patches(
     """
     values = [0.0] * len(patches)
     # Layer by layer, so that an unpatched stream is carried upwards once.
-    order = sorted(range(len(patches)), key=lambda cell: layer_of(patches[cell].name, model.cfg.n_layers))
+    order = sorted(range(len(patches)), key=lambda cell: _layer_of(patches[cell].name, model.cfg.n_layers))
     sites = {patch.name: site_of(patch.name) for patch in patches} if can_be_resumed(model) else {}
     known = [site for site in sites.values() if site is not None]
-    plain = PlainPatches(model, tokens, attention_mask)
+    whole = _WholeRuns(model, tokens, attention_mask)
     runs = None
     if known:
         base = BaseRun(model, torch.atleast_2d(tokens), attention_mask, sites=known, watched=watched)
@@ -105,11 +107,43 @@ def measure_patches(
                         _take(runs.measured(bar.update), values)
                     continue
                 patch = Patch(patch.name, partial(_instead, patched))  # made already; the model says if it fits
-            values[cell] = as_number(metric(plain.logits(patch.name, patch.hook)))
+            values[cell] = as_number(metric(whole.logits(patch)))
             bar.update()
         if runs is not None:
             _take(runs.measured(bar.update), values)
     return values
+
+
+def _layer_of(hook_name: str, n_layers: int) -> int:
+    """Return the layer to resume at for a patch there; -1 to begin with the tokens, `n_layers` after all blocks."""
+    part, _, rest = hook_name.partition(".")
+    if part == "blocks":
+        return int(rest.partition(".")[0])
+    return n_layers if part in ("ln_final", "unembed") else -1
+
+
+class _WholeRuns:
+    """Patched runs by hooks, whatever the model and the hooks on it: from the patched layer on, all positions.
+
+    Args:
+        model: The model; hooks on it stay in force.
+        tokens: The tokens it runs on.
+        attention_mask: See `HookedTransformer.forward`.
+    """
+
+    def __init__(self, model: HookedTransformer, tokens: Tensor, attention_mask: Tensor | None) -> None:
+        self._model, self._tokens, self._mask = model, tokens, attention_mask
+        self._unpatched = Steps(model, tokens, attention_mask)
+
+    def logits(self, patch: Patch) -> Float[Tensor, "batch pos d_vocab"]:
+        """Return a patched run's logits; layers must not go down from one patch to the next."""
+        layer = _layer_of(patch.name, self._model.cfg.n_layers)
+        options: dict[str, Any] = {"fwd_hooks": [(patch.name, patch.hook)], "attention_mask": self._mask}
+        if layer < 0:
+            return self._model.run_with_hooks(self._tokens, **options)
+        # A copy, since hooks may write to what they are shown, and the next run begins from here too.
+        stream = self._unpatched.entering(layer).clone()
+        return self._model.run_with_hooks(stream, start_at_layer=layer, tokens=self._tokens, **options)
 
 
 def _instead(patched: Tensor, _: Tensor) -> Tensor:
@@ -177,10 +211,10 @@ class _PatchRuns:
     def _finals(self, entries: dict[int, Entry], advance: Callable[[int], object]) -> dict[int, Tensor]:
         """Final states of each cell, from its start on; or `[batch, read, d_model]`, if it is known what is read."""
         n_layers = self.model.cfg.n_layers
-        entering: dict[tuple[int, bool], list[int]] = {}
+        entering: dict[int, list[int]] = {}
         for cell, entry in entries.items():
-            entering.setdefault((entry.layer, entry.is_mid), []).append(cell)
-        total = sum((n_layers - entry.layer) * (self.stop - entry.start) for entry in entries.values())
+            entering.setdefault(entry.stage, []).append(cell)
+        total = sum((n_layers - entry.stage // 2) * (self.stop - entry.start) for entry in entries.values())
         done, told = 0, 0
         groups: dict[int, _Group] = {}
 
@@ -189,10 +223,10 @@ class _PatchRuns:
                 start, stream = entries[cell].start, entries[cell].stream
                 to.setdefault(start, _Group()).add([cell], self._read(start, stream) if layer == n_layers else stream)
 
-        for layer in range(min(entry.layer for entry in entries.values()), n_layers):
-            admit(entering.get((layer, False), ()), groups, layer)
+        for layer in range(min(entering) // 2, n_layers):
+            admit(entering.get(2 * layer, ()), groups, layer)
             middle: dict[int, _Group] = {}
-            admit(entering.get((layer, True), ()), middle, layer)
+            admit(entering.get(2 * layer + 1, ()), middle, layer)
             after: dict[int, _Group] = {}
             for those, run in ((groups, self._through), (middle, self._through_mlp)):
                 for start, group in those.items():
@@ -203,7 +237,7 @@ class _PatchRuns:
             groups = after
             advance(done * len(entries) // total - told)
             told = done * len(entries) // total
-        admit(entering.get((n_layers, False), ()), groups, n_layers)
+        admit(entering.get(2 * n_layers, ()), groups, n_layers)
         advance(len(entries) - told)
         return {
             cell: final
@@ -217,10 +251,10 @@ class _PatchRuns:
         is_last = layer == self.model.cfg.n_layers - 1
         if is_last and self._reads_one:
             return self._through_last(start, stream)
-        mask, positions = self.base.mask, self.base.positions
+        mask = self.base.mask
         found = block(
             stream,
-            shortformer_pos_embed=None if positions is None else positions[:, start : self.stop].repeat(n, 1, 1),
+            shortformer_pos_embed=self._positions(start, n),
             past_kv_cache_entry=self._past(layer, start, n),
             attention_mask=None if mask is None else mask[:, : self.stop].repeat(n, 1),
         )
@@ -231,7 +265,7 @@ class _PatchRuns:
         is_last = layer == self.model.cfg.n_layers - 1
         stream = self._taken(start, stream) if is_last else stream
         block = self.base.blocks[layer]
-        found = stream + block.mlp(block.ln2(stream))
+        found = block.after_mid(stream)
         return self._unless_before(start, found) if is_last else found
 
     def _through_last(self, start: int, stream: Tensor) -> Float[Tensor, "row 1 d_model"]:
@@ -239,24 +273,18 @@ class _PatchRuns:
         assert self.places is not None
         layer, n = self.model.cfg.n_layers - 1, len(stream) // self.base.batch
         block = self.base.blocks[layer]
-        keys = values = block.ln1(stream)
-        if self.base.positions is not None:
-            keys = keys + self.base.positions[:, start : self.stop].repeat(n, 1, 1)
         # The attention takes its one query for the last position; what that may not see is masked.
         seen = self.base.allowed[layer][self.places[:, 0], : self.stop]
         if self.base.mask is not None:
             seen = seen & self.base.mask[:, : self.stop].bool()
-        attn_out = block.attn(
-            self._taken(start, keys),
-            keys,
-            values,
+        attn_out = block.attn_out(
+            stream,
+            shortformer_pos_embed=self._positions(start, n),
             past_kv_cache_entry=self._past(layer, start, n),
             attention_mask=None if bool(seen.all()) else seen.repeat(n, 1),
+            query_at=self._read_at(start, n),
         )
-        resid = self._taken(start, stream)
-        found = resid + attn_out
-        if not self.model.cfg.attn_only:
-            found = found + block.mlp(block.ln2(found if self.model.cfg.has_resid_mid else resid))
+        found = block.after_attention(self._taken(start, stream), attn_out)
         return self._unless_before(start, found)
 
     @property
@@ -269,6 +297,11 @@ class _PatchRuns:
             and not (cfg.use_split_qkv_input or cfg.use_attn_in)
             and bool(self.base.allowed[-1][self.stop - 1, : self.stop].all())
         )
+
+    def _positions(self, start: int, n: int) -> Tensor | None:
+        """Return what shortformer positions add to the inputs of queries and keys."""
+        positions = self.base.positions
+        return None if positions is None else positions[:, start : self.stop].repeat(n, 1, 1)
 
     def _past(self, layer: int, start: int, n: int) -> HookedTransformerKeyValueCacheEntry | None:
         if start == 0:
@@ -286,8 +319,11 @@ class _PatchRuns:
         """The positions that are read of streams that begin at `start`; the first for those before it."""
         if self.places is None:
             return stream
-        at = (self.places - start).clamp(min=0).repeat(len(stream) // self.base.batch, 1)
-        return stream.gather(1, at[..., None].expand(-1, -1, stream.shape[-1]))
+        return at_positions(stream, self._read_at(start, len(stream) // self.base.batch))
+
+    def _read_at(self, start: int, n: int) -> Int[Tensor, "row read"]:
+        assert self.places is not None
+        return (self.places - start).clamp(min=0).repeat(n, 1)
 
     def _unless_before(self, start: int, states: Tensor) -> Float[Tensor, "row position d_model"]:
         """Final states that were read, those before `start` from the unpatched run."""
@@ -299,12 +335,12 @@ class _PatchRuns:
 
     def _unpatched_states(self) -> Float[Tensor, "batch read d_model"]:
         assert self.places is not None
-        return self.base.final.gather(1, self.places[..., None].expand(-1, -1, self.base.final.shape[-1]))
+        return at_positions(self.base.final, self.places)
 
     def _value_unpatched(self) -> float:
         if self._unpatched is None:
             states = self.base.final if self.places is None else self._unpatched_states()
-            entry = Entry(self.model.cfg.n_layers, False, 0, states)
+            entry = Entry(2 * self.model.cfg.n_layers, 0, states)
             [(_, self._unpatched)] = self._values({0: entry}, {0: states})
         return self._unpatched
 

@@ -199,11 +199,10 @@ class PathBlock:
             made = made.repeat(len(change), 1, 1, 1)
             made[:, self.where] = self._mlp(component.layer, before + change)
             return made
-        # Queries, keys and values are linear in the normalized stream; biases and positions stay.
-        norm: Any = self.model.blocks[component.layer].ln1
-        weight = getattr(self._attention(component), f"W_{receiver.input.upper()}")[component.head]
+        block: Any = self.model.blocks[component.layer]
         made = made[:, :, component.head].repeat(len(change), 1, 1, 1)
-        made[:, self.where] += (norm(before + change) - norm(before)) @ weight
+        shown = made[:, self.where]
+        made[:, self.where] = block.reprojected(receiver.input, component.head, shown, before, before + change)
         return made
 
     def _mlp(self, layer: int, stream: Float[Tensor, "cell row d_model"]) -> Float[Tensor, "cell row d_model"]:

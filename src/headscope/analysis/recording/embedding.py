@@ -112,11 +112,7 @@ def _after_first_block(
     model: HookedTransformer, rows: Float[Tensor, "token 1 d_model"], attends: bool, only_mlp: bool
 ) -> Float[Tensor, "token 1 d_model"]:
     block: Any = model.blocks[0]
-    after = rows
-    if attends:
-        normalized = block.ln1(rows)
-        attn_out = block.attn(normalized, normalized, normalized)
-        after = rows + (attn_out if block.ln1_post is None else block.ln1_post(attn_out))
+    after = rows + block.attn_out(rows) if attends else rows
     if model.cfg.attn_only:
         return after
     written = block.mlp_out(rows if model.cfg.parallel_attn_mlp else after)

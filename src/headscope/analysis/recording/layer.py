@@ -19,7 +19,6 @@ from headscope.analysis.recording.post_norms import scale_name
 from headscope.analysis.recording.record import Reading, Recording, Steps, readable_hooks, record
 from headscope.errors import InvalidInputError
 from headscope.model.hooks import HookPoint, is_listening
-from headscope.model.parts.masks import allowed_by_position
 from headscope.model.transformer import HookedTransformer
 
 __all__ = ["LayerRead", "entering", "read_layer", "run_changed", "sources"]
@@ -111,9 +110,7 @@ def sources(model: HookedTransformer, batch: Batch, layer: int) -> Bool[Tensor, 
     """What each destination may see in a layer: positions that count up to its own, within its window."""
     n_pos = batch.tokens.shape[1]
     attn: Any = model.blocks[layer].attn
-    window = model.cfg.window_size if attn.attn_type == "local" else None
-    earlier = allowed_by_position(n_pos, n_pos, causal=True, window=window, device=batch.tokens.device)
-    return batch.counted[:, None, :] & batch.counted[:, :, None] & earlier
+    return batch.counted[:, None, :] & batch.counted[:, :, None] & attn.allowed(n_pos, n_pos)[0, 0].tril()
 
 
 def _run_from(

@@ -6,6 +6,7 @@ only when listened to (or `use_attn_result` is set); otherwise heads are summed 
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -209,7 +210,7 @@ class Attention(nn.Module):
         if self.cfg.positional_embedding_type == "rotary":
             q, k = self._turned(q, k, attention_mask)
         if k.shape[2] != q.shape[2]:
-            k, v = (shared.repeat_interleave(q.shape[2] // k.shape[2], dim=2) for shared in (k, v))
+            k, v = (_ungrouped(shared, q.shape[2]) for shared in (k, v))
         seen = is_listening(self.hook_attn_scores) or is_listening(self.hook_pattern)
         if seen or self.cfg.attn_scores_soft_cap > 0:  # the fused kernel has no cap
             z = self._attend_visibly(q, k, v, attention_mask)
@@ -221,10 +222,10 @@ class Attention(nn.Module):
             return result.sum(-2) + self.b_O
         return F.linear(z.flatten(-2), self.W_O.flatten(0, 1).T, self.b_O)
 
-    def _allowed(
-        self, n_queries: int, n_keys: int, attention_mask: Tensor | None
+    def allowed(
+        self, n_queries: int, n_keys: int, attention_mask: Tensor | None = None
     ) -> Bool[Tensor, "#batch 1 query_pos key_pos"]:
-        """Which keys each query may see; the queries are the last of the positions."""
+        """Return which keys each query may see; the queries are the last of the positions."""
         if self._mask is not None:
             by_position = self._mask[n_keys - n_queries : n_keys, :n_keys]
         else:
@@ -233,7 +234,10 @@ class Attention(nn.Module):
         return allowed if attention_mask is None else allowed & attention_mask.bool()[:, None, None, :]
 
     def _attend_visibly(self, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None) -> Tensor:
-        allowed = self._allowed(q.shape[1], k.shape[1], attention_mask)
+        return _mixed(self._pattern(q, k, attention_mask, v.dtype), v)
+
+    def _pattern(self, q: Tensor, k: Tensor, attention_mask: Tensor | None, dtype: torch.dtype) -> Tensor:
+        allowed = self.allowed(q.shape[1], k.shape[1], attention_mask)
         scores = torch.einsum("bqhe,bkhe->bhqk", q / self.attn_scale, k)
         cap = self.cfg.attn_scores_soft_cap
         if cap > 0:
@@ -246,8 +250,40 @@ class Attention(nn.Module):
             # A padded query may see no key at all: its softmax is NaN, its pattern is taken as zero. With gradients,
             # the softmax keeps its output for the backward pass, so a hook that writes in place needs a copy.
             pattern = torch.where(pattern.isnan(), 0.0, pattern)
-        pattern = self.hook_pattern(pattern.to(v.dtype))
-        return torch.einsum("bhqk,bkhe->bqhe", pattern, v)
+        return self.hook_pattern(pattern.to(dtype))
+
+    def change_of_z(
+        self, site: str, value: Tensor, kept: Mapping[str, Tensor], attention_mask: Tensor | None
+    ) -> Float[Tensor, "batch pos head d_head"]:
+        """Return by how much `z` changes when one of `hook_q`, `hook_k`, `hook_v`, `hook_pattern`, `hook_z` does.
+
+        For attention that turns, normalizes and clips nothing, over all positions at once.
+
+        Args:
+            site: Which of them.
+            value: What takes its place.
+            kept: What they were, by name in the block (`"attn.hook_q"`, ...), as far as they are needed.
+            attention_mask: See `forward`.
+        """
+        if site == "hook_z":
+            return value - kept["attn.hook_z"]
+        n_heads, v = self.cfg.n_heads, kept["attn.hook_v"]
+        if site == "hook_pattern":
+            return _mixed(value - kept["attn.hook_pattern"], _ungrouped(v, n_heads))
+        q, k = kept["attn.hook_q"], kept["attn.hook_k"]
+
+        def pattern(q: Tensor, k: Tensor) -> Tensor:
+            return self._pattern(q, _ungrouped(k, n_heads), attention_mask, q.dtype)
+
+        if site == "hook_v":
+            return _mixed(pattern(q, k), _ungrouped(value - v, n_heads))
+        changed = pattern(value, k) if site == "hook_q" else pattern(q, value)
+        return _mixed(changed - pattern(q, k), _ungrouped(v, n_heads))
+
+    def heads_out(self, z: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "batch pos d_model"]:
+        """Return `z W_O` summed over heads, without the bias; heads that give nothing cost nothing."""
+        heads = z.any(dim=-1).any(dim=0).any(dim=0).nonzero().flatten()
+        return F.linear(z[:, :, heads].flatten(-2), self.W_O[heads].flatten(0, 1).T)
 
     def _attend_fused(self, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None) -> Tensor:
         n_queries, n_keys = q.shape[1], k.shape[1]
@@ -255,7 +291,7 @@ class Attention(nn.Module):
         unmasked = attention_mask is None and self._mask is None and self._window(n_keys) is None
         alibi = self.cfg.positional_embedding_type == "alibi"
         plain = unmasked and not alibi and (not causal or n_queries == n_keys)
-        allowed = mask = None if plain else self._allowed(n_queries, n_keys, attention_mask)
+        allowed = mask = None if plain else self.allowed(n_queries, n_keys, attention_mask)
         if alibi:
             assert allowed is not None
             penalties = alibi_penalties(self.cfg, n_queries, n_keys, attention_mask, q)
@@ -327,6 +363,16 @@ class GroupedQueryAttention(Attention):
 def make_attention(cfg: HookedTransformerConfig, layer_id: int) -> Attention:
     """The attention the config asks for."""
     return (Attention if cfg.n_key_value_heads is None else GroupedQueryAttention)(cfg, layer_id)
+
+
+def _ungrouped(shared: Float[Tensor, "batch pos group d_head"], n_heads: int) -> Float[Tensor, "batch pos head d_head"]:
+    """Return keys or values of each head, where a group of heads shares them."""
+    return shared.repeat_interleave(n_heads // shared.shape[2], dim=2)
+
+
+def _mixed(pattern: Tensor, v: Tensor) -> Tensor:
+    """Weight values by a pattern, `[batch, pos, head, d_head]`; a hook's pattern may be broadcast over the batch."""
+    return torch.einsum("bhqk,bkhe->bqhe", pattern, v)
 
 
 def _project(
