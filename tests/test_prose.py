@@ -19,7 +19,6 @@ UNFINISHED = (
     "analysis",
     "cli",
     "compat",
-    "data",
     "model",
     "report",
     "training",

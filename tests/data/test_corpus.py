@@ -199,7 +199,7 @@ def test_a_file_that_changes_between_passes_is_refused(tmp_path: Path) -> None:
         (TEXTS, {"piece_chars": 0}, "piece_chars is 0"),
         (TEXTS, {"piece_chars": 9, "longest_piece": 8}, "longest_piece is 8; it must be at least 9"),
         (TEXTS, {"max_tokens": 31}, "max_tokens is 31, less than one row"),
-        (iter(TEXTS), {}, "an iterator is used up.*lambda: read_texts"),
+        (iter(TEXTS), {}, "an iterator is exhausted.*lambda: read_texts"),
         ("nowhere.txt", {}, "No such file"),
     ],
 )

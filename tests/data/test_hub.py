@@ -109,10 +109,12 @@ class Trap:
 
 
 def test_files_that_cannot_be_read_are_told(hub: Path) -> None:
-    with pytest.raises(InvalidInputError, match="'x.json' of 'a/b' on the Hugging Face hub cannot be had: no x.json"):
+    with pytest.raises(
+        InvalidInputError, match="'x.json' of 'a/b' on the Hugging Face hub cannot be downloaded: no x.json"
+    ):
         download_file_from_hf("a/b", "x.json")
     (hub / "broken.json").write_text("{", encoding="utf-8")
-    with pytest.raises(InvalidInputError, match="'broken.json' of 'a/b' .* is no JSON"):
+    with pytest.raises(InvalidInputError, match="'broken.json' of 'a/b' .* is not valid JSON"):
         download_file_from_hf("a/b", "broken.json")
     (hub / "trap.pth").write_bytes(pickle.dumps(Trap(), protocol=2))
     (hub / "empty.pth").write_bytes(b"")
@@ -123,5 +125,5 @@ def test_files_that_cannot_be_read_are_told(hub: Path) -> None:
 
 
 def test_a_name_that_is_none_is_told() -> None:
-    with pytest.raises(InvalidInputError, match="cannot be had"):
+    with pytest.raises(InvalidInputError, match="cannot be downloaded"):
         download_file_from_hf("a/b/c", "config.json")

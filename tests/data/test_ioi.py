@@ -259,7 +259,7 @@ def test_slices() -> None:
     assert [prompt["text"] for prompt in data] == data.sentences
     short = data[[int(data.attention_mask.sum(1).argmin())]]
     assert short.gen_flipped_prompts(("S2", "IO")).toks.shape == short.toks.shape == (1, data.max_len)
-    with pytest.raises(InvalidInputError, match="no sentence of 12 is left"):
+    with pytest.raises(InvalidInputError, match="selects none of the 12 sentences"):
         data[5:5]
     with pytest.raises(IndexError):
         data[12]
@@ -292,13 +292,13 @@ BAD = {
     "one name left": (lambda: IOIDataset(N=3, tokenizer=Words(FEW[1:]), names=FEW), "of 6 .* 1 are a.*at least 2"),
     "two for three": (lambda: IOIDataset("ABC", 3, Words(), names=FEW[:2]), "at least 3"),
     "no noun": (lambda: IOIDataset(N=3, tokenizer=Words(NOUNS["PLACE"])), r"words for \[PLACE\]"),
-    "ends otherwise": (lambda: IOIDataset([MET + "."], 3, Words()), r"ends with \[A\]"),
+    "ends otherwise": (lambda: IOIDataset([MET + "."], 3, Words()), r"end with \[A\]"),
     "S once": (lambda: IOIDataset(["When [A] met [B], it rained on [A]"], 3, Words()), "the subject .B. twice"),
     "IO late": (lambda: IOIDataset(["So [B] and [B] saw [A]"], 3, Words()), "once"),
     "unknown gap": (lambda: IOIDataset(["So [A] and [B] ate [SOUP], [B] fed [A]"], 3, Words()), r"\[SOUP\].*Known"),
-    "no space": (lambda: IOIDataset(['So [A] and "[B]" met, [B] waved to [A]'], 3, Words()), "follows a space"),
-    "glued": (lambda: IOIDataset(["So [A] met [B], [B] saw [A]"], 9, Words(glued=FEW), names=FEW), "does not keep"),
-    "one glued": (lambda: IOIDataset(["At [A], [B] ran, [B] saw [A]"], 2, Words(glued=FEW), names=FEW), "not keep"),
+    "no space": (lambda: IOIDataset(['So [A] and "[B]" met, [B] waved to [A]'], 3, Words()), "follow a space"),
+    "glued": (lambda: IOIDataset(["So [A] met [B], [B] saw [A]"], 9, Words(glued=FEW), names=FEW), "merges names"),
+    "one glued": (lambda: IOIDataset(["At [A], [B] ran, [B] saw [A]"], 2, Words(glued=FEW), names=FEW), "merges names"),
 }  # fmt: skip
 
 
@@ -313,13 +313,13 @@ def test_bad_input_is_told(case: str) -> None:
     "flip", ["", "XYZ", "ABB->XY", "AB->XY", "ABD->XYZ", "ABB->XYZ, ABB->ABA", ("S2", "S2"), "abb->xyz"]
 )
 def test_what_is_no_flip_is_told(flip: str | tuple[str, str]) -> None:
-    with pytest.raises(InvalidInputError, match="is no flip"):
+    with pytest.raises(InvalidInputError, match="is not a flip"):
         IOIDataset([MET], 2, Words()).gen_flipped_prompts(flip)
 
 
 def test_a_flip_must_fit_every_sentence_and_find_new_people() -> None:
     data = IOIDataset("BABA", 3, Words())
-    with pytest.raises(InvalidInputError, match="the flip has ABB, and the names of .* in the order BAB"):
+    with pytest.raises(InvalidInputError, match="the flip has patterns for ABB, and the names of .* in the order BAB"):
         data.gen_flipped_prompts("ABB->XYZ")
     with pytest.raises(InvalidInputError, match="needs 3 new people, and 2 of 4 names"):
         IOIDataset([MET], 3, Words(), names=FEW[:4]).gen_flipped_prompts("ABB->XYZ")

@@ -145,7 +145,7 @@ def test_modular_addition_splits_the_table() -> None:
     labels = torch.cat([data.labels, other.labels])[:, 0]
     assert torch.equal(labels, sums[:, :2].sum(1) % 13) and (sums[:, 2] == 13).all()
     assert (data.bayes_loss, data.bayes_accuracy) == (0.0, 1.0)
-    with pytest.raises(InvalidInputError, match="comes whole"):
+    with pytest.raises(InvalidInputError, match="all the other 101 sums"):
         data.held_out(3)
 
 

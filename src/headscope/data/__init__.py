@@ -1,9 +1,8 @@
-"""Text and tasks into tokens.
+"""Text and tasks as tokens.
 
-`read_texts` and `hf_dataset_texts` give documents, `tokenize_and_concatenate` packs them into batches, and `Corpus`
-does both for text that is larger than memory, as often as it is gone through; `documents`, `ioi_prompts` and
-`repeated_random_tokens` make data of their own, `IOIDataset` prompts with counterfactuals, and the data sets of tasks
-prompts whose answers are known.
+`read_texts` and `hf_dataset_texts` stream documents, `tokenize_and_concatenate` packs them into batches, and `Corpus`
+does both for text larger than memory, on every pass. `documents`, `ioi_prompts` and `repeated_random_tokens` generate
+data, `IOIDataset` prompts with counterfactuals, and the toy tasks' datasets prompts with known answers.
 """
 
 from headscope.data.corpus import Corpus

@@ -1,4 +1,4 @@
-"""A text that does not fit in memory, as batches that can be gone through again and again."""
+"""Text larger than memory, as batches that can be iterated over any number of times."""
 
 import hashlib
 import itertools
@@ -31,7 +31,7 @@ _PROBE = "When Mary and John went to the store, John gave 17 drinks to Zoë.\n\n
 
 @dataclass(frozen=True)
 class _Options:
-    """What, beside the text and the tokenizer, the batches depend on."""
+    """Everything the batches depend on besides the text and the tokenizer."""
 
     row_length: int
     batch_size: int
@@ -46,37 +46,37 @@ class _Options:
 
 
 class Corpus:
-    """Batches of packed tokens, read from the text anew each time they are gone through.
+    """Batches of packed tokens, read from the text again on every pass.
 
-    Memory stays the same however long the text and its documents are: a few pieces of text, their tokens, one batch
-    and the shuffle buffer are held. Each pass gives the same batches, so analyses that need two passes
-    (`measure_entropy` with `baseline="mean"`) or continue where they stopped can take a corpus.
+    Memory use does not depend on the length of the text or its documents: a few pieces of text, their tokens, one batch
+    and the shuffle buffer are held. Every pass gives the same batches, so a corpus suits analyses that need two passes
+    (`measure_entropy` with `baseline="mean"`) or resume where they stopped.
 
     Args:
         source: A `.txt`, `.jsonl` or `.parquet` file, a folder of them or a pattern (`"books/*.txt"`); a list of
             `pathlib.Path`; a list of strings, one document each; a `datasets.Dataset` or `datasets.IterableDataset`; or
-            a function that gives the documents anew at each call, such as
+            a function that returns the documents afresh at each call, such as
             `lambda: hf_dataset_texts("wikitext", config="wikitext-2-v1", streaming=True)`.
-        tokenizer: Any Hugging Face tokenizer, or what else has its `encode`, `bos_token_id`, `eos_token_id`.
-        row_length: Tokens per row, the BOS token included.
+        tokenizer: Any Hugging Face tokenizer, or any object with the same `encode`, `bos_token_id`, `eos_token_id`.
+        row_length: Tokens per row, including the BOS token.
         batch_size: Rows per batch; the last batch may have fewer.
-        seed: Shuffle the rows under a generator of their own with this seed; None keeps their order.
-        max_tokens: Stop after as many whole rows as have at most this many tokens.
+        seed: Shuffle the rows with this seed (the global generator is untouched); None keeps their order.
+        max_tokens: Stop after as many whole rows as fit in this many tokens.
         add_bos_token: Begin each row with the BOS token.
         separator_id: The token between documents; the tokenizer's EOS token if None.
-        column: Where the text is in each `.jsonl` object, `.parquet` row or row of a dataset.
+        column: Key or column of the text in each `.jsonl` object, `.parquet` row or row of a dataset.
         split_on_blank_lines: Cut a `.txt` file at its blank lines; by default the whole file is one document.
         keep_last: Keep the tokens left over after the last full row, as a last batch with one shorter row.
-        shuffle_buffer: Rows held while shuffling; what kind of shuffle this is, `tokenize_and_concatenate` tells.
-        piece_chars: Characters that are tokenized at a time; the tokens do not depend on it.
-        longest_piece: Characters that may be without a place to cut before a document is refused. Of a tokenizer that
-            does not split at spaces this is the length of the longest document.
+        shuffle_buffer: Rows held while shuffling; see `tokenize_and_concatenate` for the kind of shuffle.
+        piece_chars: Characters tokenized at a time; the tokens do not depend on it.
+        longest_piece: Longest stretch without a place to cut, in characters, before a document is refused. For a
+            tokenizer that does not split at spaces, this limits the length of a document.
 
     Raises:
-        InvalidInputError: For an option out of range, a tokenizer without the special token that is needed, an
-            iterator (it can be gone through only once), or no such file; while iterating, for what `read_chunks` and
-            `Cutter` refuse, texts too short for one row, or files that are not what they were at first.
-        UnknownNameError: For no such column.
+        InvalidInputError: For an option out of range, a tokenizer without a special token that is needed, an iterator
+            (which allows only one pass), or a missing file; while iterating, for anything `read_chunks` and `Cutter`
+            refuse, texts too short for one row, or files that have changed since.
+        UnknownNameError: If there is no such column.
 
     Example:
         >>> class Letters:
@@ -87,8 +87,8 @@ class Corpus:
         >>> list(corpus)
         [tensor([[ 0, 65, 66,  1],
                 [ 0, 67, 68, 69]])]
-        >>> len(list(corpus)), len(corpus.fingerprint())
-        (1, 64)
+        >>> [batch.shape for batch in corpus]  # a second pass
+        [torch.Size([2, 4])]
     """
 
     def __init__(
@@ -124,8 +124,8 @@ class Corpus:
             )
         if isinstance(source, Iterator):
             raise InvalidInputError(
-                "a corpus is gone through more than once, and an iterator is used up after the first time. Give a "
-                "path, a list, or a function that makes the iterator: Corpus(lambda: read_texts(path), ...)."
+                "a corpus is read more than once, and an iterator is exhausted after the first pass. Give a path, a "
+                "list, or a function that makes the iterator: Corpus(lambda: read_texts(path), ...)."
             )
         prefix, separator = special_tokens(tokenizer, add_bos_token, separator_id)
         self._packing = Packing(tokenizer, row_length, prefix, separator, piece_chars, longest_piece)
@@ -153,7 +153,7 @@ class Corpus:
             self._chunks(), at_once=_PIECES_AT_ONCE * self._packing.piece_chars, keep_last=options.keep_last
         )
         if options.max_tokens is not None:
-            # Before the shuffle, so that a sample is of the same rows whatever its order.
+            # Before the shuffle, so that the sample consists of the same rows whatever the seed.
             rows = itertools.islice(rows, options.max_tokens // options.row_length)
         if options.seed is not None:
             rows = shuffled(rows, options.row_length, seed=options.seed, buffer_size=options.shuffle_buffer)
@@ -164,7 +164,7 @@ class Corpus:
 
     @property
     def name(self) -> str:
-        """What to call it in a title: the file's name, or what the source is."""
+        """A name for titles: the file's name, or a description of the source."""
         if self._files:
             more = f" and {len(self._files) - 1} more files" if len(self._files) > 1 else ""
             return self._files[0].name + more
@@ -173,11 +173,10 @@ class Corpus:
         return f"documents of a {type(self._source).__name__}"
 
     def describe(self) -> dict[str, Any]:
-        """What the batches depend on, as plain values that JSON can hold; the text is not read for it.
+        """Describe everything the batches depend on, in JSON values, without reading the text.
 
-        Files are described by path, size and time of change when the corpus was made; strings by their number and a
-        digest; a dataset by what it prints; a function by nothing but its name. A tokenizer is described by what it
-        makes of a sentence.
+        Files are described by path, size and modification time when the corpus was made; strings by their number and a
+        digest; a dataset by its repr; a function by its name alone; a tokenizer by the tokens of one sentence.
         """
         packing = self._packing
         source: dict[str, Any]
@@ -198,7 +197,7 @@ class Corpus:
         return {"source": source, "tokenizer": tokens, "options": vars(self._options).copy()}
 
     def fingerprint(self) -> str:
-        """The SHA-256 digest of `describe()`: another one means other batches, or files that were touched."""
+        """Return the SHA-256 digest of `describe()`: a different one means different batches, or touched files."""
         return hashlib.sha256(json.dumps(self.describe(), sort_keys=True).encode()).hexdigest()
 
     def _chunks(self) -> Iterator[Chunk]:
@@ -217,12 +216,12 @@ class Corpus:
             if before != now:
                 raise InvalidInputError(
                     f"{before[0]} has changed since this corpus was made ({before[1]} bytes then, {now[1]} now), so "
-                    "its batches would not be the same again. Make a new Corpus."
+                    "its batches would differ. Make a new Corpus."
                 )
 
 
 def _resolved(source: CorpusSource) -> tuple[Any, list[Path]]:
-    """What to read from anew each time, and the files it is, if any."""
+    """Return the source to read on every pass, and its files, if it consists of files."""
     if isinstance(source, (str, os.PathLike)):
         return None, text_files(source)
     if isinstance(source, HFDataset) or callable(source):
@@ -234,7 +233,7 @@ def _resolved(source: CorpusSource) -> tuple[Any, list[Path]]:
 
 
 def _stamps(files: list[Path]) -> list[tuple[str, int, int]]:
-    """Path, bytes and time of change (ns) of each file."""
+    """Path, size in bytes and modification time (ns) of each file."""
     stamps = []
     for file in files:
         try:

@@ -1,11 +1,11 @@
-"""Long documents cut where no token can span the cut, so that they are tokenized piece by piece.
+"""Cuts in long documents where no token can span them, so that documents can be tokenized piece by piece.
 
-A cut is made before a space or a newline that follows a character which is not whitespace. GPT-2's pre-tokenizer, and
-those made after it, take whitespace only at the beginning of a word, so every such place is between two of its words,
-and what is left of the cut is split into words as if the text ended there. Nothing of this is taken on trust: a
-tokenizer is asked once which of these places its words end at, and at each cut whether the tokens around it are the
-same with and without the cut; where they are not, the cut moves back. A tokenizer without a word boundary at spaces is
-given documents whole, unless its vocabulary shows that no token goes on past a space.
+A cut is made before a space or a newline that follows a non-whitespace character. GPT-2's pre-tokenizer and its
+descendants allow whitespace only at the beginning of a word, so every such place lies between two words, and the text
+left of the cut splits into words as if it ended there. Both are checked: once per tokenizer, at which of these places
+its words end, and at each cut, that the tokens around it are the same with and without the cut; where they are not, the
+cut moves back. A tokenizer without word boundaries at spaces gets whole documents, unless its vocabulary shows that no
+token continues past a space.
 """
 
 import re
@@ -32,11 +32,11 @@ _ACROSS = re.compile(r"[^\s▁ĠĊĉč][\s▁ĠĊ]")
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some of a document.
+    """Part of a document.
 
     Attributes:
-        text: A part of the document's text; the parts laid end to end are the document.
-        ends: Whether this is its last part.
+        text: The text of the part; all parts joined are the document.
+        ends: True for the last part.
     """
 
     text: str
@@ -45,23 +45,23 @@ class Chunk:
 
 @runtime_checkable
 class _FastTokenizer(Protocol):
-    """A Hugging Face tokenizer whose steps can be called one by one."""
+    """A Hugging Face tokenizer that exposes its individual steps."""
 
     @property
     def backend_tokenizer(self) -> Any: ...
 
     def get_vocab(self) -> dict[str, int]:
-        """The tokens as the vocabulary writes them."""
+        """Return the tokens as the vocabulary spells them."""
         ...
 
 
 class Cutter:
-    """Cuts documents into pieces whose tokens, laid end to end, are those of the whole document.
+    """Cuts documents into pieces whose tokens, joined, are those of the whole document.
 
     Args:
-        tokenizer: Whose tokens are not to be cut.
-        piece_chars: Characters per piece, about; a piece is longer where there is no place to cut.
-        longest: Characters a piece may have at most before the document is refused; None for no limit.
+        tokenizer: The tokenizer whose tokens must not be cut.
+        piece_chars: Approximate characters per piece; a piece is longer where there is no place to cut.
+        longest: Most characters a piece may have before the document is refused; None for no limit.
 
     Example:
         >>> class Letters:
@@ -87,7 +87,7 @@ class Cutter:
         self._places = _word_boundaries(tokenizer)
 
     def pieces(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
-        """Cut documents anew: the chunks of each come out as pieces that can be tokenized apart.
+        """Cut documents again: turn their chunks into pieces that can be tokenized separately.
 
         Raises:
             InvalidInputError: If a document has no place to cut within `longest` characters.
@@ -115,7 +115,7 @@ class Cutter:
                 document += 1
 
     def _last_place(self, text: str, low: int, high: int) -> int | None:
-        """The last place to cut from `low` to `high`, itself not included."""
+        """Return the last place to cut in `[low, high)`."""
         if not self._places:
             return None
         tries = 0
@@ -126,7 +126,7 @@ class Cutter:
             high = at
             before = text[at - 1]
             if before.isspace():
-                # To the first of these whitespace characters, however many there are.
+                # Skip back to the first character of this run of whitespace, in one step however long it is.
                 high = min(at, low + len(text[low:at].rstrip()) + 1)
             elif (before.isalnum(), text[at]) in self._places:
                 tries += 1
@@ -135,7 +135,7 @@ class Cutter:
         return None
 
     def _same_tokens(self, left: str, right: str) -> bool:
-        # Of whitespace that goes on past the window it is not known what follows it.
+        # If the window is all whitespace, what follows it is unknown.
         return bool(right.strip()) and self._encode(left) + self._encode(right) == self._encode(left + right)
 
     def _encode(self, text: str) -> list[int]:
@@ -143,22 +143,22 @@ class Cutter:
 
     def _too_long(self, document: int, begins: str) -> InvalidInputError:
         why = (
-            "no place between two words where this tokenizer's tokens can be told apart"
+            "there is no place between two words where this tokenizer's tokens are sure to be separate"
             if self._places
             else "this tokenizer does not split text at spaces, so its documents are tokenized whole"
         )
         return InvalidInputError(
             f"document {document} has more than {self._longest} characters from {begins!r} on that cannot be cut: "
-            f"{why}. Split the document (split_on_blank_lines=True does, for a .txt file), or raise longest_piece: "
-            "memory grows with it."
+            f"{why}. Split the document (split_on_blank_lines=True does, for a .txt file), or raise longest_piece, "
+            "which costs memory."
         )
 
 
 def _word_boundaries(tokenizer: Tokenizer) -> set[tuple[bool, str]]:
-    """Where words end: (whether a letter or digit stands before, the mark after) for which they always do."""
+    """Pairs (alphanumeric before?, space or newline after) at which the tokenizer always ends a word."""
     places = {(is_letter, mark) for is_letter in (True, False) for mark in _AT}
     if not isinstance(tokenizer, _FastTokenizer):
-        return places  # only its tokens can be looked at, and they are at every cut
+        return places  # only its tokens can be inspected, which happens at every cut
     backend = tokenizer.backend_tokenizer
 
     def words(text: str) -> list[str]:
@@ -172,11 +172,11 @@ def _word_boundaries(tokenizer: Tokenizer) -> set[tuple[bool, str]]:
         alone, together = words(letter), words(f"{letter}{mark}b")
         return len(together) > len(alone) and together[: len(alone)] == alone
 
-    found = {
+    boundaries = {
         (is_letter, mark)
         for is_letter, mark in places
         if all(ends_before(mark, letter) for letter in (_LETTERS if is_letter else _OTHERS))
     }
-    if found or any(_ACROSS.search(token) for token in tokenizer.get_vocab()):
-        return found
+    if boundaries or any(_ACROSS.search(token) for token in tokenizer.get_vocab()):
+        return boundaries
     return places

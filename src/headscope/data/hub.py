@@ -1,4 +1,4 @@
-"""Datasets and files of the Hugging Face hub: short names for small datasets, one column of many, one file."""
+"""Datasets and files from the Hugging Face hub: small datasets by short names, single columns, single files."""
 
 import json
 import pickle
@@ -38,7 +38,7 @@ DATASETS = {
 
 @runtime_checkable
 class HFDataset(Protocol):
-    """A `datasets.Dataset` or `datasets.IterableDataset`, as far as it is used here."""
+    """The part of `datasets.Dataset` and `datasets.IterableDataset` that is used here."""
 
     if TYPE_CHECKING:
 
@@ -46,30 +46,30 @@ class HFDataset(Protocol):
         def column_names(self) -> list[str] | None: ...
 
     def map(self, function: Any, **options: Any) -> Self:
-        """The dataset of what `function` makes of its rows."""
+        """Apply `function` to the rows."""
         ...
 
     def select_columns(self, column_names: list[str]) -> Self:
-        """The dataset with these columns only."""
+        """Keep only these columns."""
         ...
 
     def with_format(self, type: str | None) -> Self:
-        """The dataset whose rows come as tensors (`"torch"`)."""
+        """Return rows as tensors (`"torch"`)."""
         ...
 
 
 def get_dataset(dataset_name: str, **kwargs: Any) -> "Dataset":
-    """Ten thousand documents or so to try things on, by a short name; needs the extra `headscope[hf-datasets]`.
+    """Load a sample of some 10,000 documents by a short name; needs the extra `headscope[hf-datasets]`.
 
     Args:
         dataset_name: `"openwebtext"` (`"owt"`), `"pile"`, `"c4"`, `"code"` (`"python"`), `"c4_code"` or `"wiki"`.
-        **kwargs: For `datasets.load_dataset`, such as `streaming=True`. For any other dataset call that function.
+        **kwargs: For `datasets.load_dataset`, such as `streaming=True`. For other datasets, call that function.
 
     Returns:
-        The training split, with the documents in its column `text`.
+        The training split, with the documents in the column `text`.
 
     Raises:
-        UnknownNameError: For another name.
+        UnknownNameError: For any other name.
         MissingDependencyError: If the package `datasets` is not installed.
         InvalidInputError: If the dataset cannot be loaded.
 
@@ -77,7 +77,7 @@ def get_dataset(dataset_name: str, **kwargs: Any) -> "Dataset":
         >>> tokens = tokenize_and_concatenate(get_dataset("pile"), model.tokenizer)  # doctest: +SKIP
     """
     if dataset_name not in DATASETS:
-        hint = "For a dataset of the hub's call datasets.load_dataset(name, split='train')."
+        hint = "For other datasets on the hub, call datasets.load_dataset(name, split='train')."
         raise unknown_name("dataset", dataset_name, DATASETS, hint=hint)
     repo = DATASETS[dataset_name]
     try:
@@ -94,14 +94,14 @@ def get_dataset(dataset_name: str, **kwargs: Any) -> "Dataset":
 
 
 def get_webtext(seed: int = 420, *, dataset: str = "openwebtext") -> list[str]:
-    """The documents of a small web text (`stas/openwebtext-10k`), shuffled; needs the extra `headscope[hf-datasets]`.
+    """Load the documents of `stas/openwebtext-10k`, shuffled; needs the extra `headscope[hf-datasets]`.
 
     Args:
-        seed: Of the order, which no other random numbers influence.
+        seed: Seed of the order; the global generator is untouched.
         dataset: Another of `get_dataset`'s names.
 
     Raises:
-        UnknownNameError: For another name.
+        UnknownNameError: For any other name.
         MissingDependencyError: If the package `datasets` is not installed.
         InvalidInputError: If the dataset cannot be loaded.
 
@@ -114,14 +114,14 @@ def get_webtext(seed: int = 420, *, dataset: str = "openwebtext") -> list[str]:
 
 
 def keep_single_column(dataset: HFDataset, col_name: str) -> HFDataset:
-    """A dataset with one of its columns.
+    """Drop all columns of a dataset but one.
 
     Args:
         dataset: A `datasets.Dataset` or `datasets.IterableDataset`.
         col_name: The column to keep.
 
     Raises:
-        UnknownNameError: If there is no such column (with those there are).
+        UnknownNameError: If there is no such column; the message lists the columns.
 
     Example:
         >>> keep_single_column(get_dataset("pile"), "text").column_names  # doctest: +SKIP
@@ -132,10 +132,10 @@ def keep_single_column(dataset: HFDataset, col_name: str) -> HFDataset:
 
 
 def check_column(dataset: HFDataset, column: str) -> None:
-    """Refuse a column that a dataset has not; a streamed one need not know its columns before its first row.
+    """Raise if a dataset lacks a column; a streamed one may not know its columns before its first row.
 
     Raises:
-        UnknownNameError: If there is no such column (with those there are).
+        UnknownNameError: If there is no such column; the message lists the columns.
     """
     if dataset.column_names is not None and column not in dataset.column_names:
         raise unknown_name("column", column, dataset.column_names)
@@ -149,22 +149,22 @@ def download_file_from_hf(
     force_is_torch: bool = False,
     **kwargs: Any,
 ) -> Any:
-    """A file of a model on the hub, downloaded unless it is in the cache, and read if it is JSON or tensors.
+    """Download a model's file from the hub, unless it is cached, and read it if it is JSON or tensors.
 
     Args:
         repo_name: The model's hub id, `"owner/model"`.
         file_name: The file.
         subfolder: The folder it is in.
-        cache_dir: Where to keep it; by default where Hugging Face's libraries keep theirs.
-        force_is_torch: Read it with `torch.load` whatever its name ends in.
+        cache_dir: Cache folder; by default the one of Hugging Face's libraries.
+        force_is_torch: Read it with `torch.load` whatever its suffix.
         **kwargs: For `huggingface_hub.hf_hub_download`, such as `revision`.
 
     Returns:
-        What is in a `.json` file; the tensors of a `.pth` file, on the CPU; else the local path, as a string. No
-        pickled code is ever run: a file of more than tensors and plain values is refused.
+        The contents of a `.json` file; the tensors of a `.pth` file, on the CPU; otherwise the local path as a string.
+        Pickled code is never run: a file with anything but tensors and plain values is refused.
 
     Raises:
-        InvalidInputError: If there is no such file, it cannot be reached, or it cannot be read.
+        InvalidInputError: If there is no such file, or it cannot be downloaded or read.
 
     Example:
         >>> download_file_from_hf("openai-community/gpt2", "config.json")["n_layer"]  # doctest: +SKIP
@@ -176,8 +176,8 @@ def download_file_from_hf(
     folder = None if subfolder == "." else subfolder
     try:
         path = hf_hub_download(repo_name, file_name, subfolder=folder, cache_dir=cache_dir, **kwargs)
-    except (OSError, ValueError) as error:  # what the hub's own errors are
-        raise InvalidInputError(f"{where} cannot be had: {error}") from error
+    except (OSError, ValueError) as error:  # bases of the hub's own errors
+        raise InvalidInputError(f"{where} cannot be downloaded: {error}") from error
     return _read_file(path, where, is_torch=force_is_torch or path.endswith(".pth"))
 
 
@@ -193,4 +193,4 @@ def _read_file(path: str, where: str, *, is_torch: bool) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InvalidInputError(f"{where} is no JSON: {error}") from error
+        raise InvalidInputError(f"{where} is not valid JSON: {error}") from error

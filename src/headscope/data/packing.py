@@ -1,7 +1,7 @@
-"""Documents to packed batches of tokens.
+"""Documents packed into batches of tokens.
 
-Lazy: what is held at a time is one document (of `read_chunks`, one piece of one), less than one batch of rows, and the
-shuffle buffer where one was asked for. A long document is tokenized in pieces, cut where no token can span the cut.
+Everything is lazy: one document is held at a time (with `read_chunks`, one piece of one), less than one batch of rows,
+and the shuffle buffer if there is one. A long document is tokenized in pieces, cut where no token can span the cut.
 """
 
 import logging
@@ -27,7 +27,7 @@ from headscope.errors import InvalidInputError
 __all__ = ["Packing", "batched", "shuffled", "special_tokens", "tokenize_and_concatenate"]
 
 _DOCUMENTS = 1000  # of a dataset, packed together
-_AT_ONCE = 1 << 20  # characters of a dataset, tokenized together
+_AT_ONCE = 1 << 20  # characters of a dataset, tokenized in one call
 
 
 @overload
@@ -80,42 +80,41 @@ def tokenize_and_concatenate(
     shuffle_seed: int | None = None,
     shuffle_buffer: int = 1024,
 ) -> HFDataset | Iterator[Int[Tensor, "batch pos"]]:
-    """Pack documents into rows of `max_length` tokens, with nothing wasted on padding.
+    """Pack documents into rows of `max_length` tokens, without padding.
 
-    Documents are laid end to end with one separator between two of them, and the stream is cut into rows. A document
-    may run over several rows, and a row may hold several documents. Documents without a token are left out. No token
-    is cut in half: a long document is tokenized in pieces, but the tokens are those of the whole (see `Cutter`).
+    Documents are concatenated with a separator between them, and the stream is cut into rows. A document may span
+    several rows, and a row may hold several documents. Documents without tokens are dropped. Tokens are never split: a
+    long document is tokenized in pieces, but gives the tokens of the whole (see `Cutter`).
 
-    A Hugging Face dataset gives a dataset of rows, and any other iterable of strings an iterator over batches.
+    A Hugging Face dataset gives a dataset of rows; any other iterable of strings gives an iterator over batches.
 
     Args:
-        dataset: The documents: strings, e.g. from `read_texts`; parts of them, from `read_chunks`, when one may not
-            fit in memory; or a `datasets.Dataset` or `datasets.IterableDataset`. A single string is refused.
-        tokenizer: Any Hugging Face tokenizer, or what else has its `encode`, `bos_token_id`, `eos_token_id`.
-        streaming: Not needed: a streamed dataset is seen to be one. Kept so that calls stay as they are.
-        max_length: Tokens per row, the BOS token included.
+        dataset: The documents: strings, e.g. from `read_texts`; parts of them, from `read_chunks`, when a document may
+            not fit in memory; or a `datasets.Dataset` or `datasets.IterableDataset`. A single string is refused.
+        tokenizer: Any Hugging Face tokenizer, or any object with the same `encode`, `bos_token_id`, `eos_token_id`.
+        streaming: Ignored, since a streamed dataset is recognized as one. Kept for compatibility.
+        max_length: Tokens per row, including the BOS token.
         column_name: For a dataset: the column that holds the text.
         add_bos_token: Begin each row with the BOS token, which takes one of its `max_length` positions.
-        num_proc: Not needed: a fast tokenizer uses all processors. Kept so that calls stay as they are.
-        set_format: For a dataset: let its rows come as tensors, not lists.
+        num_proc: Ignored, since a fast tokenizer uses all processors. Kept for compatibility.
+        set_format: For a dataset: return rows as tensors, not lists.
         batch_size: Rows per batch; the last batch may have fewer.
         separator_id: The token between documents; the tokenizer's EOS token if None.
         keep_last: Keep the tokens left over after the last full row, as a last batch with one shorter row.
-        shuffle_seed: Shuffle the rows under a generator of their own with this seed; None keeps their order.
-        shuffle_buffer: Rows held while shuffling. The shuffle is a local one: the next row out is drawn evenly from the
-            rows held, and the next row of the stream takes its place, so a row comes at most `shuffle_buffer` places
-            early, but may come any number late (`shuffle_buffer` on average). It is a full, even shuffle if all
-            rows fit in the buffer; for documents in an order that matters, shuffle the file first.
+        shuffle_seed: Shuffle the rows with this seed (the global generator is untouched); None keeps their order.
+        shuffle_buffer: Rows held while shuffling. The shuffle is local: the next row out is drawn uniformly from the
+            rows held, and the next row of the stream takes its place. A row comes out at most `shuffle_buffer` places
+            early, but may be any number late (`shuffle_buffer` on average). If all rows fit in the buffer, this is a
+            full, uniform shuffle. Where the order of documents matters, shuffle the file first.
 
     Returns:
         For strings, an iterator over int64 batches on the CPU; the same texts and options give the same batches, and
-        no global random state is read or written. For a dataset, one of the same kind with the one column `tokens`;
-        it is packed a thousand documents at a time, and of each thousand the last tokens that fill no row are left
-        out.
+        global random state is neither read nor written. For a dataset, one of the same type with the single column
+        `tokens`; it is packed a thousand documents at a time, dropping the tokens left over from each thousand.
 
     Raises:
-        InvalidInputError: An option out of range, a tokenizer without the special token that is needed, an
-            item that is not text, or (for strings while iterating) texts too short for even one row.
+        InvalidInputError: For an option out of range, a tokenizer without a special token that is needed, an item that
+            is not text, or (for strings, while iterating) texts too short for even one row.
         UnknownNameError: If a dataset has no column `column_name`.
 
     Example:
@@ -151,7 +150,7 @@ def tokenize_and_concatenate(
 
 @dataclass(frozen=True)
 class Packing:
-    """How documents become rows: `prefix` begins each row, `separator` stands between two documents."""
+    """Rule for turning documents into rows: `prefix` begins each row, `separator` stands between documents."""
 
     tokenizer: Tokenizer
     row_length: int
@@ -168,7 +167,7 @@ class Packing:
         keep_last: bool = False,
         may_be_empty: bool = False,
     ) -> Iterator[Int[Tensor, " pos"]]:
-        """Rows of these documents, of which `at_once` characters, about, are tokenized together."""
+        """Yield the rows of these documents, tokenizing about `at_once` characters in one call."""
         cutter = Cutter(self.tokenizer, piece_chars=self.piece_chars, longest=self.longest_piece)
         return _packed_rows(
             _encode(self.tokenizer, cutter.pieces(chunks), at_once),
@@ -181,7 +180,7 @@ class Packing:
 
 
 def special_tokens(tokenizer: Tokenizer, add_bos_token: bool, separator_id: int | None) -> tuple[list[int], int]:
-    """What begins each row, and what stands between documents.
+    """Return the tokens that begin each row, and the token between documents.
 
     Raises:
         InvalidInputError: If the tokenizer lacks a special token that is needed.
@@ -189,7 +188,7 @@ def special_tokens(tokenizer: Tokenizer, add_bos_token: bool, separator_id: int 
     separator = tokenizer.eos_token_id if separator_id is None else separator_id
     if separator is None:
         raise InvalidInputError(
-            "The tokenizer has no EOS token to set between documents; pass separator_id, any token's id."
+            "The tokenizer has no EOS token to put between documents; pass a token id as separator_id."
         )
     if not add_bos_token:
         return [], separator
@@ -207,7 +206,7 @@ def _chunks(documents: Iterable[Any]) -> Iterator[Chunk]:
 
 @contextmanager
 def _no_length_warning() -> Iterator[None]:
-    """Silence transformers' warning that a document is longer than the context: its rows will not be."""
+    """Silence transformers' warning that a document exceeds the context: its rows will not."""
     logger = logging.getLogger("transformers.tokenization_utils_base")
 
     def keep(record: logging.LogRecord) -> bool:
@@ -221,9 +220,9 @@ def _no_length_warning() -> Iterator[None]:
 
 
 def _encode(tokenizer: Tokenizer, pieces: Iterable[Chunk], at_once: int) -> Iterator[tuple[list[int], bool]]:
-    """The tokens of each piece, and whether it ends its document.
+    """Yield the tokens of each piece, and True if it ends its document.
 
-    Hugging Face tokenizers can be called with many texts, and then use all processors.
+    Hugging Face tokenizers can be called with many texts at once, and then use all processors.
     """
     if not at_once or not callable(tokenizer):
         for piece in pieces:
@@ -231,19 +230,19 @@ def _encode(tokenizer: Tokenizer, pieces: Iterable[Chunk], at_once: int) -> Iter
                 tokens = tokenizer.encode(piece.text, add_special_tokens=False)
             yield tokens, piece.ends
         return
-    for some in _grouped(pieces, at_once):
+    for group in _grouped(pieces, at_once):
         with _no_length_warning():
-            encoded = tokenizer([piece.text for piece in some], add_special_tokens=False, return_attention_mask=False)
-        yield from zip(encoded["input_ids"], [piece.ends for piece in some], strict=True)
+            encoded = tokenizer([piece.text for piece in group], add_special_tokens=False, return_attention_mask=False)
+        yield from zip(encoded["input_ids"], [piece.ends for piece in group], strict=True)
 
 
 def _grouped(pieces: Iterable[Chunk], n_chars: int) -> Iterator[list[Chunk]]:
-    """Pieces, as many at a time as make up so many characters."""
+    """Group pieces until each group has `n_chars` characters."""
     group: list[Chunk] = []
     held = 0
     for piece in pieces:
         group.append(piece)
-        held += len(piece.text) + 1  # one more, for a piece may be empty
+        held += len(piece.text) + 1  # one more, so that groups of empty pieces end too
         if held >= n_chars:
             yield group
             group, held = [], 0
@@ -260,7 +259,7 @@ def _packed_rows(
     keep_last: bool,
     may_be_empty: bool,
 ) -> Iterator[Int[Tensor, " pos"]]:
-    """Lay tokenized documents end to end, cut the stream into rows, put `prefix` before each."""
+    """Concatenate tokenized documents, cut the stream into rows, and put `prefix` before each."""
     body_length = row_length - len(prefix)
     start = torch.tensor(prefix, dtype=torch.int64)
     pending: list[int] = []
@@ -282,9 +281,9 @@ def _packed_rows(
     if keep_last and pending:
         yield torch.tensor(prefix + pending, dtype=torch.int64)
     elif n_rows == 0 and not may_be_empty:
-        wanted = f"{body_length} tokens besides BOS" if prefix else f"{body_length} tokens"
+        needed = f"{body_length} tokens besides BOS" if prefix else f"{body_length} tokens"
         raise InvalidInputError(
-            f"The texts hold {len(pending)} tokens in all, and one row takes {wanted}. "
+            f"The texts hold {len(pending)} tokens in all, and one row takes {needed}. "
             + ("Give more text, a smaller max_length, or keep_last=True." if pending else "Give some text.")
         )
 
@@ -335,7 +334,7 @@ def shuffled(
 
 
 def batched(rows: Iterable[Int[Tensor, " pos"]], batch_size: int) -> Iterator[Int[Tensor, "batch pos"]]:
-    """Stack rows of one length, `batch_size` at a time."""
+    """Stack consecutive rows of equal length, `batch_size` at a time."""
     for _, same_length in groupby(rows, key=len):
         batch: list[Tensor] = []
         for row in same_length:

@@ -1,4 +1,4 @@
-"""What the data part asks of a tokenizer: an `encode`, and the ids of two special tokens."""
+"""The interface that this package needs of a tokenizer: `encode`, and the ids of two special tokens."""
 
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -10,8 +10,8 @@ class Tokenizer(Protocol):
     """Any tokenizer that can turn a text into ids; every Hugging Face tokenizer is one."""
 
     if TYPE_CHECKING:
-        # Hugging Face tokenizers answer these through __getattr__, which isinstance() does not see from
-        # Python 3.12 on; at run time the protocol is therefore `encode` alone.
+        # Hugging Face tokenizers provide these through __getattr__, which isinstance() does not see from
+        # Python 3.12 on; so at run time the protocol is `encode` alone.
         @property
         def bos_token_id(self) -> int | None: ...
 

@@ -1,8 +1,8 @@
-"""Repeated random tokens: sequences in which only looking back can tell what comes next.
+"""Repeated random tokens: sequences whose next token can be predicted only by looking back.
 
-A block of tokens drawn uniformly, then the same block again. On the first block nothing can be predicted; on
-the second everything can, by a head that finds the earlier copy of the current token and reads what followed
-it (an induction head).
+A sequence of uniformly random tokens is followed by the same sequence again. The first copy is unpredictable; the
+second is fully predictable to a head that finds the earlier occurrence of the current token and attends to the token
+after it (an induction head).
 """
 
 from collections.abc import Sequence
@@ -26,35 +26,33 @@ def repeated_random_tokens(
     n_repeats: int = 2,
     seed: int = 0,
 ) -> Int[Tensor, "batch pos"]:
-    """Draw blocks of uniformly random tokens and say each block again.
+    """Draw uniformly random tokens and repeat them.
 
     Args:
         batch: Number of sequences.
-        length: Tokens in a block. With `bos` a sequence has `1 + n_repeats * length` tokens, else one fewer.
-        d_vocab: Draw from all ids below this one, `bos` left out. Give this or `allowed`.
+        length: Tokens in one copy. With `bos` a sequence has `1 + n_repeats * length` tokens, otherwise one fewer.
+        d_vocab: Draw from all ids below this one, except `bos`. Give this or `allowed`.
         allowed: Draw from these ids only, each equally likely; an id given twice is twice as likely.
-        bos: Token to put in front of every sequence.
-        n_repeats: How many times the block is said in all; 1 gives plain random tokens.
-        seed: Seed of the draw; the global generator is left alone.
+        bos: Token to put before every sequence.
+        n_repeats: Number of copies in all; 1 gives random tokens without repetition.
+        seed: Seed of the draw; the global generator is untouched.
 
     Raises:
         InvalidInputError: If a size is not positive, if both or neither of `d_vocab` and `allowed` are given,
             if no token is allowed, or if an allowed id is negative.
 
     Example:
-        >>> tokens = repeated_random_tokens(4, 10, d_vocab=50, bos=0, seed=1)
-        >>> tokens.shape
-        torch.Size([4, 21])
-        >>> bool((tokens[:, 1:11] == tokens[:, 11:]).all() and (tokens[:, 1:] != 0).all())
-        True
+        >>> repeated_random_tokens(2, 4, d_vocab=50, bos=0, seed=1)
+        tensor([[ 0, 22, 25, 40,  4, 22, 25, 40,  4],
+                [ 0, 39, 28, 15, 34, 39, 28, 15, 34]])
     """
     for name, value in (("batch", batch), ("length", length), ("n_repeats", n_repeats)):
         if value < 1:
             raise InvalidInputError(f"{name} is {value}; it must be 1 or more.")
     ids = _allowed_ids(d_vocab, allowed, bos)
     generator = torch.Generator().manual_seed(seed)
-    block = ids[torch.randint(len(ids), (batch, length), generator=generator)]
-    tokens = block.repeat(1, n_repeats)
+    copy = ids[torch.randint(len(ids), (batch, length), generator=generator)]
+    tokens = copy.repeat(1, n_repeats)
     if bos is None:
         return tokens
     return torch.cat([torch.full((batch, 1), bos, dtype=torch.long), tokens], dim=1)
@@ -65,7 +63,7 @@ def _allowed_ids(
 ) -> Int[Tensor, " allowed"]:
     if (d_vocab is None) == (allowed is None):
         raise InvalidInputError(
-            f"Give d_vocab (draw from all ids) or allowed (draw from these), one of them; "
+            f"Give either d_vocab (draw from all ids) or allowed (draw from these); "
             f"d_vocab is {d_vocab} and allowed is {'missing' if allowed is None else 'given'}."
         )
     if allowed is not None:
@@ -76,7 +74,7 @@ def _allowed_ids(
         if bos is not None:
             ids = ids[ids != bos]
     if len(ids) == 0:
-        raise InvalidInputError("No token is left to draw from; d_vocab or allowed must hold one id besides bos.")
+        raise InvalidInputError("No token is left to draw from; d_vocab or allowed must leave one id besides bos.")
     if int(ids.min()) < 0:
         raise InvalidInputError(f"Token id {int(ids.min())} is not allowed; ids start at 0.")
     return ids

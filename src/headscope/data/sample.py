@@ -1,7 +1,7 @@
-"""Documents of the kind a model was trained on, to look at some of them.
+"""Samples of the kind of text a model was trained on.
 
-The demo model's are drawn on the spot. For models of the hub, a small public data set stands in for the training data
-(GPT-2's own was never published: OpenWebText is its replication), and is downloaded on first use.
+The demo model's text is generated on the spot. For models from the hub, a small public dataset stands in for the
+training data (GPT-2's own was never published: OpenWebText is its replication), and is downloaded on first use.
 """
 
 from typing import Any
@@ -23,24 +23,24 @@ _BY_ARCHITECTURE = {
 }
 _DEMO = "headscope-demo"
 _N_DOCUMENTS = 2_000
-_TRAINING_SEED = 0  # what the shipped demo model was trained with
+_TRAINING_SEED = 0  # of the text the bundled demo model was trained on
 
 
 def training_dataset(model_name: str, architecture: str | None = None, **options: Any) -> Any:
-    """A sample of the text a model was trained on, or of text much like it.
+    """Load a sample of the text a model was trained on, or of similar text.
 
     Args:
         model_name: The model's name (`cfg.model_name`).
-        architecture: The name of its class in its checkpoint (`cfg.original_architecture`).
+        architecture: The name of its class in the checkpoint (`cfg.original_architecture`).
         options: For `datasets.load_dataset`, such as `cache_dir`; the demo model takes none.
 
     Returns:
-        A `datasets.Dataset`, for the demo model a list: rows with a document under `"text"`.
+        A `datasets.Dataset`, or a list for the demo model: rows with a document under `"text"`.
 
     Raises:
-        UnknownNameError: If no sample is known for such a model.
+        UnknownNameError: If no sample is known for this model.
         MissingDependencyError: If the package `datasets` is needed and not installed.
-        InvalidInputError: If the data set cannot be loaded, or takes no options.
+        InvalidInputError: If the dataset cannot be loaded, or takes no options.
 
     Example:
         >>> rows = training_dataset("headscope-demo")
@@ -49,7 +49,7 @@ def training_dataset(model_name: str, architecture: str | None = None, **options
     """
     if model_name == _DEMO:
         if options:
-            raise InvalidInputError(f"the text of {_DEMO} is drawn on the spot and takes no options; got {options}.")
+            raise InvalidInputError(f"the text of {_DEMO} is generated and takes no options; got {options}.")
         return [{"text": text} for text in documents(_TRAINING_SEED, n=_N_DOCUMENTS)]
     if architecture not in _BY_ARCHITECTURE:
         raise unknown_name(

@@ -1,12 +1,12 @@
-"""A small English: stories, gifts that change hands and repeated phrases, made from a seed.
+"""A small synthetic English: stories, gifts that change hands and repeated phrases, generated from a seed.
 
-It is the language the demo model is trained on. Its sentences are few in kind and many in number, so that a
-model of a million parameters learns the circuits the field studies: in *"When Mary and John went to the
-store, John gave a drink to"* only the roles of the names tell which comes next, and a phrase of words drawn
-at random can only be continued by looking back at where it was said before.
+The demo model is trained on it. It has few kinds of sentences and many sentences, so that a model of a million
+parameters learns the circuits the field studies: in *"When Mary and John went to the store, John gave a drink to"* only
+the roles of the names determine which comes next, and a phrase of random words can be continued only by looking back at
+its earlier occurrence.
 
-Everything here is plain Python on `random.Random(seed)`: the same seed gives the same text on every machine,
-and nothing touches the global generator. A document costs some tens of microseconds.
+Everything here is plain Python on `random.Random(seed)`: the same seed gives the same text on every machine, and the
+global generator is untouched. A document costs some tens of microseconds.
 """
 
 from collections.abc import Callable, Iterator
@@ -40,7 +40,7 @@ _ANIMALS = "dog cat horse bird fox duck".split()
 _TRAVEL = "went walked came ran returned".split()
 _SPEECH = "said sang wrote repeated whispered".split()
 
-# Each opening names two people once; after a comma the giver goes on in the same sentence.
+# Each opening names two people once; one that ends with a comma continues with the giver in the same sentence.
 _OPENINGS = (
     "When {a} and {b} {travel} to the {place},",
     "After {a} and {b} {travel} to the {place},",
@@ -74,7 +74,7 @@ _ACTS = (
     "{s} told a story to",
 )
 _THANKS = (
-    "{io} was {feeling} and thanked {s}.",  # the only one that speaks of no gift
+    "{io} was {feeling} and thanked {s}.",  # the only one without a gift
     "{io} thanked {s} for the {gift}.",
     "{io} put the {gift} on the table and {s} smiled.",
     "Now {io} had the {gift} and {s} was {feeling}.",
@@ -91,8 +91,8 @@ class IOIPrompt:
 
     Attributes:
         prompt: The text up to the word before the answer, without a trailing space.
-        answer: The indirect object, with a leading space: the name said once.
-        wrong: The subject, with a leading space: the name said twice.
+        answer: The indirect object, with a leading space: the name that occurs once.
+        wrong: The subject, with a leading space: the name that occurs twice.
         order: `"ABBA"` where the answer is named first, `"BABA"` where the subject is.
     """
 
@@ -103,7 +103,7 @@ class IOIPrompt:
 
 
 def _fill(rng: Random, text: str, **given: str) -> str:
-    """Fill a template; the words it leaves open are drawn, each kind from its own list."""
+    """Fill a template with the given words, and draw the others, each kind from its own list."""
     drawn = {
         "place": PLACES,
         "gift": GIFTS,
@@ -120,7 +120,7 @@ def _fill(rng: Random, text: str, **given: str) -> str:
 
 
 def _gift_scene(rng: Random, io: str, s: str, giver: str, *, gift: str, abba: bool) -> str:
-    """An opening that names `io` and `s`, then what `giver` does, up to the word before the receiver."""
+    """Make an opening that names `io` and `s` and an act of `giver`, up to the word before the receiver."""
     first, second = (io, s) if abba else (s, io)
     opening = rng.choice(_OPENINGS)
     joint = rng.choice(_CONTINUATIONS) if opening.endswith(".") else ""
@@ -128,7 +128,7 @@ def _gift_scene(rng: Random, io: str, s: str, giver: str, *, gift: str, abba: bo
 
 
 def _exchange(rng: Random) -> str:
-    """One or two sentences in which a gift changes hands; now and then the giver is a third person."""
+    """Make one or two sentences in which a gift changes hands; occasionally the giver is a third person."""
     io, s, third = rng.sample(NAMES, 3)
     giver = third if rng.random() < 0.05 else s
     gift = rng.choice(GIFTS)
@@ -140,7 +140,7 @@ def _exchange(rng: Random) -> str:
 
 
 def _echo(rng: Random) -> str:
-    """Two people say the same words, drawn at random."""
+    """Let two people say the same random words."""
     first, second = rng.sample(NAMES, 2)
     phrase = " ".join(rng.choices(_VOCABULARY, k=rng.randint(3, 8)))
     verb = rng.choice(_SPEECH)
@@ -148,7 +148,7 @@ def _echo(rng: Random) -> str:
 
 
 def _story(rng: Random) -> str:
-    """A few sentences about two or three people, a thing and an animal."""
+    """Make a few sentences about two or three people, a thing and an animal."""
     a, b, c = rng.sample(NAMES, 3)
     thing = f"{rng.choice(_ADJECTIVES)} {rng.choice(GIFTS)}"
     place = rng.choice(PLACES)
@@ -183,7 +183,7 @@ def _story(rng: Random) -> str:
 
 
 def _repeats(rng: Random) -> str:
-    """A phrase of words drawn uniformly, said two to four times."""
+    """Repeat a phrase of uniformly random words, two to four times in all."""
     phrase = " ".join(rng.choices(_VOCABULARY, k=rng.randint(4, 24)))
     separator = rng.choice((" ", ", ", ". "))
     return separator.join([phrase] * rng.randint(2, 4)) + "."
@@ -212,30 +212,28 @@ _VOCABULARY = _all_words()
 
 
 def vocabulary() -> tuple[str, ...]:
-    """The words that repeated phrases are drawn from, in alphabetical order.
+    """Return the words that repeated phrases are drawn from, in alphabetical order.
 
     Example:
-        >>> words = vocabulary()
-        >>> "Mary" in words and "store" in words and "drink" in words
-        True
+        >>> vocabulary()[::60]
+        ('Aaron', 'Patrick', 'farm', 'quiet')
     """
     return _VOCABULARY
 
 
 def documents(seed: int, *, n: int | None = None) -> Iterator[str]:
-    """Draw documents of the small English, without end unless `n` is given.
+    """Draw documents of the small English, endlessly unless `n` is given.
 
-    A document is one to three paragraphs with a blank line between. A paragraph is a few exchanges of gifts, a story,
-    an echo or a repeated phrase.
+    A document is one to three paragraphs with blank lines between. A paragraph is a few exchanges of gifts, a story, an
+    echo or a repeated phrase.
 
     Args:
-        seed: Two seeds give unrelated texts; one seed gives the same text on every machine.
-        n: How many documents to draw; all if `None`.
+        seed: Different seeds give unrelated texts; the same seed gives the same text on every machine.
+        n: Number of documents; endless if `None`.
 
     Example:
-        >>> first, second = documents(seed=3, n=2)
-        >>> [first, second] == list(documents(seed=3, n=2))
-        True
+        >>> print(next(documents(seed=3)))
+        The dog at the harbor was proud when Mary came home. Everyone liked the round bone, and Mary liked ...
     """
     return islice(_draw(Random(f"small-english/{seed}")), n)
 
@@ -248,26 +246,28 @@ def _draw(rng: Random) -> Iterator[str]:
 
 
 def ioi_prompts(n: int, seed: int) -> list[IOIPrompt]:
-    """Draw indirect-object-identification prompts, half ABBA and half BABA, all of them different.
+    """Draw indirect-object-identification prompts, half ABBA and half BABA, all different.
 
     Args:
-        n: How many prompts.
-        seed: Seed of the draw, apart from that of `documents`.
+        n: Number of prompts.
+        seed: Seed of the draw; independent of `documents` with the same seed.
 
     Raises:
         InvalidInputError: If `n` is negative.
 
     Example:
-        >>> for p in ioi_prompts(2, seed=0):
-        ...     assert p.prompt.count(p.wrong) == 2 and p.prompt.count(p.answer) == 1
+        >>> for prompt in ioi_prompts(2, seed=0):
+        ...     print(f"{prompt.order}: {prompt.prompt} |{prompt.answer}")
+        ABBA: The office was full when Scott and Peter came in. In the end, Peter handed a guitar to | Scott
+        BABA: The harbor was full when Lisa and Steven came in. Then Lisa passed the coat to | Steven
     """
     if n < 0:
         raise InvalidInputError(f"The number of IOI prompts is {n}; it must be 0 or more.")
     rng = Random(f"small-english/ioi/{seed}")
-    found: dict[str, IOIPrompt] = {}
-    while len(found) < n:
+    by_text: dict[str, IOIPrompt] = {}
+    while len(by_text) < n:
         io, s = rng.sample(NAMES, 2)
-        abba = len(found) % 2 == 0
+        abba = len(by_text) % 2 == 0
         text = _gift_scene(rng, io, s, s, gift=rng.choice(GIFTS), abba=abba)
-        found.setdefault(text, IOIPrompt(text, f" {io}", f" {s}", "ABBA" if abba else "BABA"))
-    return list(found.values())
+        by_text.setdefault(text, IOIPrompt(text, f" {io}", f" {s}", "ABBA" if abba else "BABA"))
+    return list(by_text.values())

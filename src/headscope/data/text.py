@@ -1,7 +1,7 @@
 """Documents from files, iterables of strings and Hugging Face datasets.
 
-Lazy: `read_texts` holds one document at a time, and `read_chunks` less: of a `.txt` file a small part, of a `.jsonl`
-file a line, of a `.parquet` file as many rows as are about a megabyte, one at least.
+Everything is lazy: `read_texts` holds one document at a time, and `read_chunks` less: a small part of a `.txt` file, a
+line of a `.jsonl` file, about a megabyte of rows (at least one) of a `.parquet` file.
 """
 
 import codecs
@@ -39,17 +39,17 @@ def read_texts(
         source: A path (a plain string is one too) to a `.txt`, `.jsonl` or `.parquet` file in UTF-8, to a folder of
             them, or a pattern (`"books/**/*.txt"`); a list of paths (`pathlib.Path`); or an iterable of strings, one
             document each.
-        column: Where the text is in each `.jsonl` object or `.parquet` row.
+        column: Key or column of the text in each `.jsonl` object or `.parquet` row.
         split_on_blank_lines: Cut a `.txt` file at its blank lines; by default the whole file is one document.
 
     Returns:
-        An iterator over documents. Documents of whitespace only are left out.
+        An iterator over documents. Documents with only whitespace are dropped.
 
     Raises:
-        InvalidInputError: No such file, another suffix, an empty file, a broken line (with its number), bytes that
-            are not UTF-8 (with their position), or an item that is not text. What can be told without reading the
-            file is told at the call, the rest while iterating.
-        UnknownNameError: No such column (with those there are).
+        InvalidInputError: For a missing file, another suffix, an empty file, a broken line (with its number), bytes
+            that are not UTF-8 (with their position), or an item that is not text. Anything that shows without reading
+            the file is raised at the call, the rest while iterating.
+        UnknownNameError: If there is no such column; the message lists the columns.
 
     Example:
         >>> list(read_texts(["Mary gave a book to John.", "  ", "Then John left."]))
@@ -64,9 +64,9 @@ def read_chunks(
     column: str = "text",
     split_on_blank_lines: bool = False,
 ) -> Iterator[Chunk]:
-    """Stream documents as `read_texts` does, in parts, so that a long one is never held.
+    """Stream the documents of `read_texts` in parts, so that a long one is never held in memory.
 
-    `tokenize_and_concatenate` takes these in the place of documents.
+    `tokenize_and_concatenate` takes these in place of documents.
 
     Args:
         source: As for `read_texts`.
@@ -74,7 +74,7 @@ def read_chunks(
         split_on_blank_lines: As for `read_texts`.
 
     Returns:
-        An iterator over the parts of all documents in order; the last part of each says that it ends it.
+        An iterator over the parts of all documents in order; the last part of each has `ends=True`.
 
     Raises:
         InvalidInputError: As for `read_texts`; and for a `.jsonl` line of more than 256 MiB.
@@ -99,11 +99,11 @@ def read_chunks(
 
 
 def text_files(source: str | os.PathLike[str]) -> list[Path]:
-    """The files that a path stands for: itself, those in a folder, or those a pattern matches, in order of name.
+    """List the files of a path, sorted by name: itself, those in a folder, or those a pattern matches.
 
     Args:
-        source: A file, a folder (of its files those that can be read, not those of folders in it), or a pattern with
-            `*`, `?`, `[...]`, `**`.
+        source: A file, a folder (whose readable files are taken, without subfolders), or a pattern with `*`, `?`,
+            `[...]`, `**`.
 
     Raises:
         InvalidInputError: If there is none, or one cannot be opened or has another suffix.
@@ -114,21 +114,21 @@ def text_files(source: str | os.PathLike[str]) -> list[Path]:
     """
     path = Path(source)
     pattern = os.fspath(path)
-    if os.path.isdir(path):  # unlike Path.is_dir, quiet about a name that can be no path
-        found = [file for file in path.iterdir() if file.suffix.lower() in _SUFFIXES and not os.path.isdir(file)]
-        if not found:
+    if os.path.isdir(path):  # unlike Path.is_dir, does not raise for a string that cannot be a path
+        files = [file for file in path.iterdir() if file.suffix.lower() in _SUFFIXES and not os.path.isdir(file)]
+        if not files:
             raise InvalidInputError(f"{_shown(path)} is a directory without a file ending in {', '.join(_SUFFIXES)}.")
     elif (
         "\0" not in pattern and len(pattern) < _LONGEST_PATTERN and glob.has_magic(pattern) and not os.path.exists(path)
     ):
-        found = [Path(match) for match in glob.glob(pattern, recursive=True) if not os.path.isdir(match)]
-        if not found and path.suffix.lower() in _SUFFIXES:
+        files = [Path(match) for match in glob.glob(pattern, recursive=True) if not os.path.isdir(match)]
+        if not files and path.suffix.lower() in _SUFFIXES:
             raise InvalidInputError(f"No file matches {_shown(path)}. {_ALLOWED}")
     else:
-        found = []
-    for file in found or [path]:
+        files = []
+    for file in files or [path]:
         _check_readable(file)
-    return sorted(found) or [path]
+    return sorted(files) or [path]
 
 
 def hf_dataset_texts(
@@ -143,18 +143,18 @@ def hf_dataset_texts(
 
     Args:
         name: A dataset's name on the hub, or the path of a local one.
-        split: Which split to read, slices included (`"train[:100]"`).
+        split: The split to read, possibly sliced (`"train[:100]"`).
         column: The column that holds the text.
         config: The dataset's configuration, where it has several.
         streaming: Read over the network row by row instead of downloading the dataset first.
 
     Returns:
-        An iterator over documents. Documents of whitespace only are left out.
+        An iterator over documents. Documents with only whitespace are dropped.
 
     Raises:
-        MissingDependencyError: The `datasets` package is not installed.
-        UnknownNameError: No such column (with those there are).
-        InvalidInputError: No such dataset or split, a row whose column does not hold text, or no text at all.
+        MissingDependencyError: If the `datasets` package is not installed.
+        UnknownNameError: If there is no such column; the message lists the columns.
+        InvalidInputError: For a missing dataset or split, a row whose column does not hold text, or no text at all.
     """
     try:
         from datasets import load_dataset
@@ -169,7 +169,7 @@ def hf_dataset_texts(
         raise InvalidInputError(
             f"The dataset {name!r} (config {config!r}, split {split!r}) cannot be loaded: {error}"
         ) from error
-    # A streamed dataset need not know its columns before its first row.
+    # A streamed dataset may not know its columns before its first row.
     if dataset.column_names is not None and column not in dataset.column_names:
         raise _unknown_column(column, dataset.column_names, f"the dataset {name!r}")
     texts = (_text_of(row, column, f"dataset {name!r}, row {i}") for i, row in enumerate(dataset))
@@ -195,7 +195,7 @@ def _check_readable(path: Path) -> None:
 
 
 def _shown(path: Path) -> str:
-    """The path quoted, and short even if it is a whole text given by mistake."""
+    """Quote a path, shortened in case a whole text was passed by mistake."""
     text = repr(str(path))
     return text if len(text) <= 200 else f"{text[:200]}..."
 
@@ -211,8 +211,8 @@ def _read_file(path: Path, column: str, split_on_blank_lines: bool) -> Iterator[
 
 def _read_whole(path: Path) -> Iterator[Chunk]:
     decoder = codecs.getincrementaldecoder("utf-8")()
-    offset, line = 0, 1  # where `data` begins
-    pending = b""  # the first bytes of a character, or of a line end, cut by the last read
+    offset, line = 0, 1  # of the first byte of `data`
+    pending = b""  # the first bytes of a character, or of a line end, that the last read cut in two
     with path.open("rb") as file:
         if not file.peek(3).startswith(codecs.BOM_UTF8):
             file.seek(0)
@@ -271,7 +271,7 @@ def _read_parquet(path: Path, column: str) -> Iterator[str]:
     import pyarrow.parquet
 
     try:
-        # With a buffer a column is read page by page, and not a row group's whole column at once.
+        # With a buffer, a column is read page by page instead of a whole row group at once.
         with pyarrow.parquet.ParquetFile(path, buffer_size=_PARQUET_BYTES) as file:
             names = file.schema_arrow.names
             if column not in names:
@@ -283,12 +283,12 @@ def _read_parquet(path: Path, column: str) -> Iterator[str]:
                     index += 1
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InvalidInputError(
-            f"{path} cannot be read as parquet ({error}); it is damaged or of another format."
+            f"{path} cannot be read as parquet ({error}); it is damaged or in another format."
         ) from error
 
 
 def _parquet_rows(file: Any) -> int:
-    """How many rows are about as many bytes as are decoded at a time, were all row groups like the largest."""
+    """Number of rows to decode at a time: about `_PARQUET_BYTES`, if all row groups were like the largest."""
     groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
     widest = max((group.total_byte_size / max(1, group.num_rows) for group in groups), default=1.0)
     return max(1, min(1024, int(_PARQUET_BYTES / max(1.0, widest))))
@@ -302,7 +302,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             number += 1
             if len(raw) > _LONGEST_LINE:
                 raise InvalidInputError(
-                    f"{path}, line {number} has more than {_LONGEST_LINE} bytes, and lines are read whole; "
+                    f"{path}, line {number} has more than {_LONGEST_LINE} bytes, too long to read in one piece; "
                     "split the document into several lines."
                 )
             data = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
@@ -319,7 +319,7 @@ def _decoded(data: bytes, path: Path, *, line: int, offset: int) -> str:
 
 
 def _not_utf8(path: Path, data: bytes, error: UnicodeDecodeError, *, offset: int, line: int) -> InvalidInputError:
-    """Say where, for data that begins at this byte and line of the file."""
+    """Make the error, with its position, for data that begins at this byte and line of the file."""
     line += data.count(b"\n", 0, error.start)
     return InvalidInputError(
         f"{path} is not UTF-8: byte {offset + error.start} (line {line}) is 0x{data[error.start]:02x}. "
@@ -342,10 +342,10 @@ def _unknown_column(column: str, names: Iterable[str], where: str) -> UnknownNam
 
 
 def checked_strings(texts: Iterable[object]) -> Iterator[str]:
-    """Pass strings on, and refuse anything else.
+    """Yield the strings, and raise at anything else.
 
     Raises:
-        InvalidInputError: An item that is not a string, or is one no tokenizer can read (with its index).
+        InvalidInputError: For an item that is not a string, or that no tokenizer can read (with its index).
 
     Example:
         >>> list(checked_strings(["one", "two"]))
@@ -356,10 +356,10 @@ def checked_strings(texts: Iterable[object]) -> Iterator[str]:
 
 
 def checked_text(text: object, where: str) -> str:
-    """Refuse what is not a string, and the lone surrogates that no tokenizer can read.
+    """Raise unless this is a string without lone surrogates, which no tokenizer can read.
 
     Raises:
-        InvalidInputError: For either, saying `where` it was.
+        InvalidInputError: Saying `where` the text was.
     """
     if not isinstance(text, str):
         raise InvalidInputError(f"{where}: expected text (a str), got {type(text).__name__} {text!r:.80}.")
@@ -369,21 +369,21 @@ def checked_text(text: object, where: str) -> str:
         except UnicodeEncodeError as error:
             raise InvalidInputError(
                 f"{where}: character {error.start} is {text[error.start]!r}, half of a surrogate pair, which "
-                "is not text; decode the source with its right encoding."
+                "is not text; decode the source with the right encoding."
             ) from error
     return text
 
 
 def _non_empty(chunks: Iterable[Chunk], name: str) -> Iterator[Chunk]:
-    """Leave out documents of whitespace only, and refuse a source with nothing else."""
-    found, inside = False, False
-    blank: list[str] = []  # what a document begins with, until something else comes
+    """Drop documents with only whitespace, and raise if there are no others."""
+    any_text, inside = False, False
+    blank: list[str] = []  # whitespace at the beginning of a document, held until other text follows
     n_blank = 0
     for chunk in chunks:
         if inside:
             yield chunk
         elif chunk.text and not chunk.text.isspace():
-            found = True
+            any_text = True
             yield Chunk("".join([*blank, chunk.text]), chunk.ends) if blank else chunk
         elif not chunk.ends:
             blank.append(chunk.text)
@@ -391,17 +391,17 @@ def _non_empty(chunks: Iterable[Chunk], name: str) -> Iterator[Chunk]:
             if n_blank > _LONGEST_BLANK:
                 raise InvalidInputError(
                     f"{name} has a document that begins with more than {_LONGEST_BLANK} whitespace characters; "
-                    "take them away, or split the file."
+                    "remove them, or split the file."
                 )
             continue
         inside = not chunk.ends
         blank, n_blank = [], 0
-    if not found:
-        raise InvalidInputError(f"{name} holds no text; give at least one document with some.")
+    if not any_text:
+        raise InvalidInputError(f"{name} holds no text; give at least one document that is not blank.")
 
 
 def _joined(chunks: Iterable[Chunk]) -> Iterator[str]:
-    """Whole documents."""
+    """Join the parts of each document."""
     parts: list[str] = []
     for chunk in chunks:
         if chunk.ends and not parts:

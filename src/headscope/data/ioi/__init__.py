@@ -1,4 +1,4 @@
-"""Indirect objects, after Wang et al. 2022: sentences whose last word only the roles of two names tell."""
+"""Indirect object identification, after Wang et al. 2022: sentences that end with one of the two names in them."""
 
 from headscope.data.ioi.dataset import IOIDataset
 

@@ -1,4 +1,4 @@
-"""`IOIDataset`: sentences in which only the roles of two names tell the last word, as tokens with their places."""
+"""`IOIDataset`: indirect-object sentences as tokens, with the positions of their names."""
 
 import copy
 import operator
@@ -30,26 +30,26 @@ _KINDS: dict[str, tuple[str, ...]] = {
 
 
 class IOIDataset:
-    """Sentences that end with the indirect object: of two people named, the one who is not named twice.
+    """Sentences that end with the indirect object: of the two people named, the one who is not named twice.
 
-    After Wang et al. 2022, "Interpretability in the Wild" (arXiv 2211.00593). The tokens are those of the whole
-    sentence, answer included; `word_idx["end"]` is where the answer is predicted. Only names and nouns that are one
-    token inside a sentence are drawn, so that a sentence with other names (`gen_flipped_prompts`) is aligned with this
-    one token by token.
+    After Wang et al. 2022, "Interpretability in the Wild" (arXiv 2211.00593). Tokens are those of the whole sentence,
+    including the answer; the answer is predicted at `word_idx["end"]`. Only names and nouns that are a single token
+    inside a sentence are drawn, so that sentences with other names (`gen_flipped_prompts`) are aligned with these token
+    by token.
 
     Args:
         prompt_type: `"ABBA"` (the indirect object is named first), `"BABA"`, `"mixed"`; `"ABC"`, `"BAC"`, `"ABC mixed"`
-            with a third person in the place of the second mention of the subject; or templates of your own, with `[A]`
-            for the indirect object, with which they end, `[B]` for the subject, `[C]` for a third person, and other
-            gaps for nouns.
-        N: How many sentences.
-        tokenizer: A Hugging Face tokenizer, or what else has its `encode` and special tokens.
+            with a third person in place of the second mention of the subject; or your own templates, with `[A]` for the
+            indirect object, with which they end, `[B]` for the subject, `[C]` for a third person, and other gaps for
+            nouns.
+        N: Number of sentences.
+        tokenizer: A Hugging Face tokenizer, or any object with the same `encode` and special tokens.
         prepend_bos: Begin each row with BOS (EOS for a tokenizer without BOS).
-        symmetric: Let each sentence be followed by its twin, in which the two people have changed places.
-        seed: Of the draws; the global generator is left alone.
+        symmetric: Follow each sentence by its twin, in which the two people have swapped roles.
+        seed: Seed of the draws; the global generator is untouched.
         names: First names to draw from.
-        nouns: Words for other gaps, added to those for `[PLACE]` and `[OBJECT]` or put in their place.
-        device: Where the tokens go.
+        nouns: Words for other gaps, in addition to `[PLACE]` and `[OBJECT]`, or in place of their words.
+        device: Device of the tokens.
 
     Attributes:
         toks: Tokens, padded on the right, `[prompt, pos]`.
@@ -57,12 +57,12 @@ class IOIDataset:
         sentences: The texts.
         ioi_prompts: Each sentence as `{"text": ..., "IO": ..., "S": ..., "TEMPLATE_IDX": ..., "[PLACE]": ...}`.
         word_idx: Positions `[prompt]` of `IO`, `S1`, `S1+1`, `S2`, `end` (the token before the answer), `starts`, and
-            `punct` (the last comma or full stop before `S2`) if every sentence has one.
-        io_tokenIDs: The right answer's token for each sentence.
-        s_tokenIDs: The wrong one's.
-        groups: For each template that was drawn, the numbers of its sentences.
-        templates: What `TEMPLATE_IDX` counts.
-        names: Those that can be drawn.
+            `punct` (the last comma or period before `S2`) if every sentence has one.
+        io_tokenIDs: The correct answer's token, for each sentence.
+        s_tokenIDs: The wrong answer's token, for each sentence.
+        groups: For each template drawn, the indices of its sentences.
+        templates: The templates that `TEMPLATE_IDX` refers to.
+        names: The names that can be drawn.
 
     Raises:
         MissingTokenizerError: If there is no tokenizer.
@@ -72,11 +72,15 @@ class IOIDataset:
     Example:
         >>> from headscope import HookedTransformer
         >>> model = HookedTransformer.from_pretrained("headscope-demo")
-        >>> ioi = IOIDataset("mixed", N=4, tokenizer=model.tokenizer, prepend_bos=True, seed=1)
-        >>> abc = ioi.gen_flipped_prompts("ABB->XYZ, BAB->XYZ")
-        >>> at = ioi.word_idx["S2"]
-        >>> bool((ioi.toks[range(4), at] != abc.toks[range(4), at]).all()), ioi.toks.shape == abc.toks.shape
-        (True, True)
+        >>> ioi = IOIDataset("mixed", N=2, tokenizer=model.tokenizer, prepend_bos=True, seed=1)
+        >>> for sentence in [*ioi.sentences, *ioi.gen_flipped_prompts("ABB->XYZ, BAB->XYZ").sentences]:
+        ...     print(sentence)
+        While Lisa and Nathan waited at the park, Nathan brought a ring to Lisa
+        The library was full when Joseph and Olivia came in. Joseph gave the basket to Olivia
+        While Rachel and Angela waited at the park, Sean brought a ring to Lisa
+        The library was full when Kevin and Brian came in. Amy gave the basket to Olivia
+        >>> ioi.word_idx["S2"], ioi.word_idx["end"]
+        (tensor([13, 12]), tensor([17, 16]))
     """
 
     toks: Int[Tensor, "prompt pos"]
@@ -97,7 +101,7 @@ class IOIDataset:
         device: str | torch.device = "cpu",
     ) -> None:
         if tokenizer is None:
-            raise MissingTokenizerError("an IOI data set needs a tokenizer: pass tokenizer=model.tokenizer.")
+            raise MissingTokenizerError("an IOI dataset needs a tokenizer: pass tokenizer=model.tokenizer.")
         if N < 1 or (symmetric and N % 2):
             twins = " and even, since symmetric=True gives each sentence a twin" if symmetric else ""
             raise InvalidInputError(f"N must be at least 1{twins}; got {N}.")
@@ -121,21 +125,21 @@ class IOIDataset:
         self._take(drawn)
 
     def _ids_at_the_start(self, templates: Sequence[Template], at_least: int) -> dict[str, int]:
-        """Names as tokens at the start of a text, where some template has one; those of several tokens are dropped."""
+        """Tokens of names at the start of a text, if some template begins with one; multi-token names are dropped."""
         if not any(template.text.startswith(("[A]", "[B]", "[C]")) for template in templates):
             return {}
         ids = {name: self.tokenizer.encode(name, add_special_tokens=False) for name in self._name_ids}
-        found = {name: each[0] for name, each in ids.items() if len(each) == 1}
-        if len(found) < at_least:
+        single = {name: tokens[0] for name, tokens in ids.items() if len(tokens) == 1}
+        if len(single) < at_least:
             raise InvalidInputError(
-                f"a template begins with a name, and {len(found)} of {len(ids)} names are a single token there "
+                f"a template begins with a name, and {len(single)} of {len(ids)} names are a single token there "
                 f"({at_least} are needed). Put a word before it."
             )
-        self._name_ids = {name: self._name_ids[name] for name in found}
-        return found
+        self._name_ids = {name: self._name_ids[name] for name in single}
+        return single
 
     def _take(self, prompts: list[Prompt], width: int = 0) -> None:
-        """Hold these prompts: their tokens, in rows of at least `width`, and where everything is."""
+        """Store these prompts, their tokens in rows of at least `width`, and the positions of their words."""
         self._prompts = prompts
         rows = tokenized(
             prompts, self.tokenizer, self._name_ids, self._first_ids, prepend_bos=self.prepend_bos, width=width
@@ -143,14 +147,14 @@ class IOIDataset:
         self.toks, self.attention_mask = rows.toks.to(self.device), rows.attention_mask.to(self.device)
         self.word_idx = {name: at.to(self.device) for name, at in rows.word_idx.items()}
 
-    # What it holds
+    # Contents
 
     def __len__(self) -> int:
         return len(self._prompts)
 
     @property
     def N(self) -> int:
-        """How many sentences."""
+        """Number of sentences."""
         return len(self)
 
     @property
@@ -160,17 +164,17 @@ class IOIDataset:
 
     @property
     def sentences(self) -> list[str]:
-        """The texts, answer included."""
+        """The texts, including the answer."""
         return [prompt.text() for prompt in self._prompts]
 
     @property
     def prompts(self) -> list[str]:
-        """The texts up to the answer, without the space in front of it."""
+        """The texts up to the answer, without the space before it."""
         return [prompt.before(len(prompt.names) - 1) for prompt in self._prompts]
 
     @property
     def ioi_prompts(self) -> list[dict[str, str | int]]:
-        """What each sentence is made of."""
+        """The names and nouns of each sentence."""
         return [prompt.as_dict() for prompt in self._prompts]
 
     @property
@@ -180,7 +184,7 @@ class IOIDataset:
 
     @property
     def io_tokenIDs(self) -> list[int]:
-        """The token of the right answer, for each sentence."""
+        """The token of the correct answer, for each sentence."""
         return [self._name_ids[prompt.io] for prompt in self._prompts]
 
     @property
@@ -190,7 +194,7 @@ class IOIDataset:
 
     @property
     def groups(self) -> list[Int[Tensor, " member"]]:
-        """The numbers of the sentences of each template that was drawn."""
+        """The indices of the sentences of each template drawn."""
         drawn = torch.tensor([prompt.template for prompt in self._prompts])
         return [(drawn == index).nonzero().flatten() for index in drawn.unique().tolist()]
 
@@ -199,37 +203,37 @@ class IOIDataset:
     @overload
     def __getitem__(self, key: slice | Sequence[int] | Tensor) -> Self: ...
     def __getitem__(self, key: int | slice | Sequence[int] | Tensor) -> dict[str, str | int] | Self:
-        """One sentence, as in `ioi_prompts`; or a data set of some of them, in rows as long as here."""
+        """Return one sentence, as in `ioi_prompts`, or a dataset of some of them, with rows of the same length."""
         if isinstance(key, int):
             return self._prompts[key].as_dict()
-        numbers = torch.arange(len(self))[key if isinstance(key, (slice, Tensor)) else list(map(operator.index, key))]
-        if not numbers.numel():
-            raise InvalidInputError(f"no sentence of {len(self)} is left by {key!r}.")
+        indices = torch.arange(len(self))[key if isinstance(key, (slice, Tensor)) else list(map(operator.index, key))]
+        if not indices.numel():
+            raise InvalidInputError(f"{key!r} selects none of the {len(self)} sentences.")
         new = copy.copy(self)
-        new._prompts = [self._prompts[number] for number in numbers.tolist()]
-        rows = numbers.to(self.device)
+        new._prompts = [self._prompts[index] for index in indices.tolist()]
+        rows = indices.to(self.device)
         new.toks, new.attention_mask = self.toks[rows], self.attention_mask[rows]
         new.word_idx = {name: at[rows] for name, at in self.word_idx.items()}
         return new
 
     def gen_flipped_prompts(self, flip: str | tuple[str, str], *, seed: int | None = None) -> Self:
-        """The same sentences with other names, aligned with these token by token.
+        """Make the same sentences with other names, aligned with these token by token.
 
-        `"ABB->XYZ, BAB->XYZ"` says for each order of names who stands there instead: A is the indirect object and B the
-        subject of the sentence, other letters are new people; the answer stays unless a pattern of four letters names
-        it. The subject is then who stands at `S2`, the indirect object the other of the first two.
+        `"ABB->XYZ, BAB->XYZ"` says, for each order of names, who is named instead: A is the indirect object and B the
+        subject of the sentence, other letters are new people; the answer stays unless a pattern has a fourth letter for
+        it. The new subject is the person at `S2`, the new indirect object the other of the first two.
 
         A pair changes one role: `("IO", "RAND")` and `("S", "RAND")` put a new person everywhere, `("S1", "RAND")` and
-        `("S2", "RAND")` at that mention alone; `("S2", "IO")` lets the indirect object act, who becomes the subject;
-        `("IO", "S1")` changes the order in which the two are first named, `("IO", "S")` who is who everywhere;
+        `("S2", "RAND")` at that mention alone; `("S2", "IO")` makes the indirect object act, and so the subject;
+        `("IO", "S1")` swaps the order in which the two are first named, `("IO", "S")` swaps them everywhere;
         `("END", "S")` ends the sentence with the subject.
 
         Args:
-            flip: What to change.
-            seed: Of the draws of new people; default: that of the data set.
+            flip: The change of names.
+            seed: Seed of the draws of new people; that of the dataset by default.
 
         Returns:
-            A data set with this one's `word_idx`.
+            A dataset with the same `word_idx`.
 
         Raises:
             InvalidInputError: For another flip, an order that none of its patterns fits, or too few names.
@@ -239,14 +243,13 @@ class IOIDataset:
             >>> model = HookedTransformer.from_pretrained("headscope-demo")
             >>> met = ["When [A] and [B] met, [B] waved to [A]"]
             >>> ioi = IOIDataset(met, N=1, tokenizer=model.tokenizer, names=["Mary", "John", "Tom"])
-            >>> flipped = ioi.gen_flipped_prompts(("S2", "IO"))
-            >>> flipped.ioi_prompts[0]["S"] == ioi.ioi_prompts[0]["IO"]
-            True
+            >>> ioi.sentences + ioi.gen_flipped_prompts(("S2", "IO")).sentences
+            ['When John and Tom met, Tom waved to John', 'When John and Tom met, John waved to John']
         """
         change = parse_flip(flip)
         rng = Random(f"ioi/{self.seed if seed is None else seed}/{flip}")
         new = copy.copy(self)
-        # A slice of a data set may have rows longer than its sentences need.
+        # A slice of a dataset may have rows longer than its sentences need.
         new._take([flipped(prompt, change, self.names, rng) for prompt in self._prompts], self.max_len)
         return new
 

@@ -1,4 +1,4 @@
-"""One indirect-object sentence, and what becomes of it when its names are changed."""
+"""A single indirect-object sentence, and flips of its names."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -23,8 +23,8 @@ class Template:
     """A sentence with gaps.
 
     Attributes:
-        text: As written.
-        roles: Who is named, in order: `"ABBA"`, `"BABA"`, or with a third person in the subject's place, `"ABCA"`.
+        text: The template as written.
+        roles: The roles named, in order: `"ABBA"`, `"BABA"`, or with a third person in the subject's place, `"ABCA"`.
         nouns: The other gaps.
     """
 
@@ -37,8 +37,7 @@ class Template:
         """Read a template.
 
         Raises:
-            InvalidInputError: if it does not end with `[A]`, does not name both people before, or has a gap nothing is
-                known for.
+            InvalidInputError: If it does not end with `[A]`, does not name both people before, or has an unknown gap.
         """
         gaps = _GAP.findall(text)
         roles = "".join(gap for gap in gaps if gap in _PEOPLE)
@@ -46,17 +45,17 @@ class Template:
         unknown = [gap for gap in nouns if gap not in known]
         if unknown:
             raise InvalidInputError(
-                f"template {text!r} has a gap [{unknown[0]}] that nothing is known for; give words for it in nouns. "
+                f"template {text!r} has an unknown gap [{unknown[0]}]; give words for it in nouns. "
                 f"Known: [A], [B], [C], {', '.join(f'[{gap}]' for gap in known)}."
             )
         before = roles[:-1]
         if not text.endswith("[A]") or "A" not in before or len(before.replace("A", "")) < 2 or "B" not in before:
             raise InvalidInputError(
-                "a template names the indirect object [A] once, the subject [B] twice (or [B], then a third person "
-                f"[C]), and ends with [A], as 'When [A] and [B] met, [B] waved to [A]'; got {text!r}."
+                "a template must name the indirect object [A] once, the subject [B] twice (or [B], then a third person "
+                f"[C]), and end with [A], like 'When [A] and [B] met, [B] waved to [A]'; got {text!r}."
             )
         if re.search(r"[^ ]\[", text):
-            raise InvalidInputError(f"each gap of a template follows a space, or begins it; not so in {text!r}.")
+            raise InvalidInputError(f"each gap of a template must follow a space or begin the template; got {text!r}.")
         return cls(text, roles, nouns)
 
     def draw(self, index: int, names: Sequence[str], nouns: Mapping[str, Sequence[str]], rng: Random) -> "Prompt":
@@ -82,13 +81,13 @@ class Prompt:
     """A sentence with its people.
 
     Attributes:
-        pieces: What stands around the names: one more than there are names, the last one empty.
-        names: Who is named at each mention; the last is the answer.
-        roles: Whose place each mention is: `"ABBA"` or the like. It says where IO, S1 and S2 stand, whoever does.
-        io: The indirect object: the right answer.
-        s: The subject: the wrong one.
-        template: The number of its template.
-        words: What fills the other gaps.
+        pieces: The text around the names: one piece more than there are names, the last one empty.
+        names: The name at each mention; the last is the answer.
+        roles: The role of each mention, such as `"ABBA"`. It determines the places of IO, S1 and S2, whoever is named.
+        io: The indirect object: the correct answer.
+        s: The subject: the wrong answer.
+        template: The index of its template.
+        words: The words in the other gaps.
     """
 
     pieces: tuple[str, ...]
@@ -100,45 +99,45 @@ class Prompt:
     words: tuple[tuple[str, str], ...]
 
     def text(self, mentions: int | None = None) -> str:
-        """The sentence, up to and with so many mentions (`None`: all of it)."""
+        """Return the sentence up to and including this many mentions; all of it if `None`."""
         names = self.names[:mentions]
         return "".join(piece + name for piece, name in zip(self.pieces, names, strict=False))
 
     def before(self, mention: int) -> str:
-        """The sentence up to a mention, without the space in front of it."""
+        """Return the sentence up to a mention, without the space before it."""
         return (self.text(mention) + self.pieces[mention]).rstrip(" ")
 
     def place(self, role: str) -> int:
-        """Which mention is `IO`, `S1` or `S2`: the first of the indirect object, the first and last of the subject."""
+        """Return the index of the mention `IO` (the first of the indirect object), `S1` or `S2` (of the subject)."""
         before = self.roles[:-1]
         if role == "IO":
             return before.index("A")
         return before.index("B") if role == "S1" else max(before.rfind("B"), before.rfind("C"))
 
     def as_dict(self) -> dict[str, str | int]:
-        """What the field knows of a prompt."""
+        """Return the prompt in the format of TransformerLens and of Wang et al."""
         given = {f"[{gap}]": word for gap, word in self.words}
         return {"text": self.text(), "IO": self.io, "S": self.s, "TEMPLATE_IDX": self.template, **given}
 
     def exchanged(self) -> "Prompt":
-        """The twin in which the indirect object and the subject change places everywhere."""
+        """Return the twin in which the indirect object and the subject swap places everywhere."""
         other = {self.io: self.s, self.s: self.io}
         return replace(self, names=tuple(other.get(name, name) for name in self.names), io=self.s, s=self.io)
 
 
 @dataclass(frozen=True)
 class Flip:
-    """A change of names: new people for patterns of roles, or a pair of words such as `("S2", "IO")`."""
+    """A change of names: new people for patterns of roles, or a pair such as `("S2", "IO")`."""
 
     patterns: Mapping[str, str]
     pair: tuple[str, str] | None = None
 
 
 def parse_flip(flip: str | Sequence[str]) -> Flip:
-    """Read a flip.
+    """Parse a flip.
 
     Raises:
-        InvalidInputError: for anything that is not one.
+        InvalidInputError: For anything that is not one.
 
     Example:
         >>> parse_flip("ABB->XYZ, BAB->XYZ").patterns
@@ -158,42 +157,43 @@ def parse_flip(flip: str | Sequence[str]) -> Flip:
     )
     if not good or len(patterns) < len(pairs) or any(len(old) < 3 or set(old) - set(_PEOPLE) for old in patterns):
         raise InvalidInputError(
-            f"{flip!r} is no flip. One is 'ABB->XYZ, BAB->XYZ': for each order of the names, A the indirect object and "
-            "B the subject, who stands there instead, other letters being new people; or a pair, one of "
-            f"{', '.join(str(pair) for pair in _FLIPS)}."
+            f"{flip!r} is not a flip. Give patterns such as 'ABB->XYZ, BAB->XYZ', which say for each order of the "
+            "names (A the indirect object, B the subject) who is named instead, other letters being new people; or one "
+            f"of the pairs {', '.join(str(pair) for pair in _FLIPS)}."
         )
     return Flip(patterns)
 
 
 def flipped(prompt: Prompt, flip: Flip, names: Sequence[str], rng: Random) -> Prompt:
-    """A sentence with its names changed, as many tokens long.
+    """Return a sentence with its names changed, of the same length in tokens.
 
     Raises:
-        InvalidInputError: if no pattern of the flip fits the sentence, or there are too few names to draw from.
+        InvalidInputError: If no pattern of the flip fits the sentence, or there are too few names to draw from.
     """
     if flip.pair is not None:
         return _changed(prompt, *flip.pair, names, rng)
     fitting = [(old, new) for old, new in flip.patterns.items() if prompt.roles.startswith(old)]
     if not fitting:
         raise InvalidInputError(
-            f"the flip has {', '.join(flip.patterns)}, and the names of {prompt.text()!r} come in the order "
-            f"{prompt.roles[:-1]}. Give a pattern for each order there is."
+            f"the flip has patterns for {', '.join(flip.patterns)}, and the names of {prompt.text()!r} come in the "
+            f"order {prompt.roles[:-1]}. Give a pattern for each order."
         )
     old, new = fitting[0]
     people = dict(zip(old, prompt.names, strict=False))
     strangers = [letter for letter in dict.fromkeys(new) if letter not in people]
     people |= dict(zip(strangers, _others(prompt, names, len(strangers), rng), strict=True))
     changed = tuple(people[letter] for letter in new)
-    # The subject is who acts; the indirect object the other of the first two, or if both are, who stands in its place.
+    # The subject is the one who acts, the indirect object the other of the first two. If neither of these acts, it is
+    # the one in the indirect object's place.
     subject = changed[2]
     candidates = [name for name in dict.fromkeys(changed[:2]) if name != subject]
-    stands = changed[min(prompt.place("IO"), 1)]
-    indirect = stands if stands in candidates or not candidates else candidates[0]
+    in_its_place = changed[min(prompt.place("IO"), 1)]
+    indirect = in_its_place if in_its_place in candidates or not candidates else candidates[0]
     return replace(prompt, names=(*changed, *prompt.names[len(new) :]), io=indirect, s=subject)
 
 
 def _changed(prompt: Prompt, which: str, into: str, names: Sequence[str], rng: Random) -> Prompt:
-    """A pair's flip: mentions of one role become somebody else."""
+    """Apply a pair's flip, which replaces mentions of one role."""
     new = list(prompt.names)
     io_at, s1_at, s2_at = (prompt.place(role) for role in ("IO", "S1", "S2"))
     if into == _RANDOM:

@@ -1,4 +1,4 @@
-"""Indirect-object sentences as rows of tokens, and where each name stands in them."""
+"""Indirect-object sentences as rows of tokens, with the positions of their names."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class _Places:
-    """Where words stand: the same whichever single-token names are put in."""
+    """Positions of words; they do not depend on which single-token names are used."""
 
     words: Mapping[str, int]
     mentions: tuple[int, ...]
@@ -50,14 +50,14 @@ def tokenized(
 
     Args:
         prompts: The sentences.
-        tokenizer: Which makes each name one token.
+        tokenizer: A tokenizer for which each name is one token.
         name_ids: The token of each name inside a sentence.
-        first_ids: The token of each name with which a text begins.
-        prepend_bos: Put BOS in front.
-        width: Rows are at least as long.
+        first_ids: The token of each name at the start of a text.
+        prepend_bos: Begin each row with BOS.
+        width: Least length of a row.
 
     Raises:
-        InvalidInputError: If a name does not stand where it should, or a special token is needed and missing.
+        InvalidInputError: If a name merges with its neighbors, or a special token is needed and missing.
     """
     bos = [_bos(tokenizer)] if prepend_bos else []
     known: dict[tuple[str, ...], _Places] = {}
@@ -70,10 +70,10 @@ def tokenized(
         ids = [name_ids[name] for name in prompt.names]
         if not prompt.pieces[0]:
             ids[0] = first_ids[prompt.names[0]]
-        if at.mentions[-1] != len(row) - 1 or [row[where] for where in at.mentions] != ids:
+        if at.mentions[-1] != len(row) - 1 or [row[position] for position in at.mentions] != ids:
             raise InvalidInputError(
-                f"this tokenizer does not keep the names in {prompt.text()!r} apart from their neighbours, so that "
-                "sentences with other names would not be aligned. Write the template another way."
+                f"this tokenizer merges names in {prompt.text()!r} with their neighbors, so sentences with other names "
+                "would not be aligned. Rephrase the template."
             )
         rows.append(row)
         places.append(at.words)
@@ -110,11 +110,11 @@ def _bos(tokenizer: Tokenizer) -> int:
 
 
 def _pad(tokenizer: Tokenizer) -> int:
-    padding: int | None = getattr(tokenizer, "pad_token_id", None)  # which not every `Tokenizer` has
-    found = tokenizer.eos_token_id if padding is None else padding
-    if found is None:
+    pad: int | None = getattr(tokenizer, "pad_token_id", None)  # which not every `Tokenizer` has
+    pad = tokenizer.eos_token_id if pad is None else pad
+    if pad is None:
         raise InvalidInputError(
-            "the sentences differ in length, and the tokenizer has no padding or EOS token to fill them with. "
+            "the sentences differ in length, and the tokenizer has no padding or EOS token to pad them with. "
             "Give one template."
         )
-    return found
+    return pad

@@ -1,6 +1,6 @@
-"""What indirect-object sentences are made of: names, places, objects, and the sentences with gaps for them.
+"""Vocabulary of indirect-object sentences: names, places, objects, and templates with gaps for them.
 
-`[A]` is the indirect object, with which a sentence ends, `[B]` the subject, which is named twice; other gaps are drawn
+`[A]` is the indirect object, with which a sentence ends, `[B]` the subject, which is named twice; other gaps are filled
 from lists of words.
 """
 
@@ -52,21 +52,21 @@ TEMPLATES = (
 
 
 def baba(template: str) -> str:
-    """An ABBA template with its first two names the other way round."""
+    """Swap the first two names of an ABBA template."""
     first, second = template.replace("[A]", "[@]", 1).replace("[B]", "[A]", 1).split("[@]")
     return f"{first}[B]{second}"
 
 
 def third_person(template: str) -> str:
-    """A template in which somebody else, `[C]`, does what its subject did: the last `[B]` becomes `[C]`."""
+    """Replace the acting subject by a third person: the last `[B]` becomes `[C]`."""
     before, after = template.rsplit("[B]", 1)
     return f"{before}[C]{after}"
 
 
 def token_after_a_word(tokenizer: Tokenizer, word: str) -> int | None:
-    """The number of a word inside a sentence, its space included; `None` if it is not one token there.
+    """Return the token of a word inside a sentence, with its leading space; `None` if it is not a single token there.
 
-    Looked up behind another word, so that it holds for tokenizers that put a space before any text, too.
+    It is looked up after another word, which also works for tokenizers that put a space before any text.
     """
     before = tokenizer.encode("a", add_special_tokens=False)
     both = tokenizer.encode(f"a {word}", add_special_tokens=False)
@@ -74,17 +74,17 @@ def token_after_a_word(tokenizer: Tokenizer, word: str) -> int | None:
 
 
 def single_tokens(tokenizer: Tokenizer, words: Sequence[str], what: str, *, at_least: int = 1) -> dict[str, int]:
-    """The words that are one token inside a sentence, with their numbers, in the order given.
+    """Return the words that are one token inside a sentence, with their tokens, in the order given.
 
     Raises:
-        InvalidInputError: if fewer than `at_least` are.
+        InvalidInputError: If there are fewer than `at_least`.
     """
-    found = {word: token_after_a_word(tokenizer, word) for word in dict.fromkeys(words)}
-    kept = {word: token for word, token in found.items() if token is not None}
+    tokens = {word: token_after_a_word(tokenizer, word) for word in dict.fromkeys(words)}
+    kept = {word: token for word, token in tokens.items() if token is not None}
     if len(kept) < at_least:
-        given = ", ".join(repr(word) for word in list(found)[:5])
+        given = ", ".join(repr(word) for word in list(tokens)[:5])
         raise InvalidInputError(
-            f"of {len(found)} {what} ({given}{', ...' if len(found) > 5 else ''}) {len(kept)} are a single token for "
-            f"this tokenizer, and at least {at_least} must be. Give others, as they stand inside a sentence."
+            f"of {len(tokens)} {what} ({given}{', ...' if len(tokens) > 5 else ''}) {len(kept)} are a single token for "
+            f"this tokenizer, and at least {at_least} must be. Give others, spelled as inside a sentence."
         )
     return kept

@@ -1,4 +1,4 @@
-"""Toy tasks: prompts with known answers, and the loss and accuracy of the best predictor to measure a model against."""
+"""Toy tasks: prompts with known answers, and the loss and accuracy of the best predictor to compare a model with."""
 
 from headscope.data.tasks.base import TaskDataset, TaskMetrics
 from headscope.data.tasks.induction import InductionDataset

@@ -1,8 +1,8 @@
-"""What every toy task is: prompts, the positions that answer, the answers, and the best any predictor can do.
+"""Base class of toy tasks: prompts, answer positions, answers, and the best that any predictor can do.
 
-A task is drawn whole, by vectorised operations and a generator of its own, and kept as tensors. Its answers are of two
-kinds: *signal*, which the prompt settles, and *noise*, which nothing settles. The two are always counted apart, for an
-overall number moves with the share of noise.
+A task is drawn all at once, by vectorized operations with its own generator, and kept as tensors. Its answers are of
+two kinds: *signal*, determined by the prompt, and *noise*, determined by nothing. The two are always counted apart,
+since an overall number depends on the share of noise.
 """
 
 import math
@@ -24,12 +24,12 @@ _HELD_OUT = 1 << 31  # this bit of a seed tells held-out data from training data
 
 @dataclass(frozen=True)
 class TaskMetrics:
-    """Loss in nats and accuracy: means over all answers, signal and noise; NaN for a kind that there is none of.
+    """Loss in nats and accuracy: means over all answers, over signal and over noise; NaN for a kind with no answers.
 
     Attributes:
         loss: Mean cross-entropy of all answers.
-        accuracy: Fraction of all answers that got the highest logit.
-        signal_loss: Mean cross-entropy where the prompt settles the answer.
+        accuracy: Fraction of all answers with the highest logit.
+        signal_loss: Mean cross-entropy where the prompt determines the answer.
         signal_accuracy: Accuracy there.
         noise_loss: Mean cross-entropy where it does not.
         noise_accuracy: Accuracy there.
@@ -53,8 +53,8 @@ class TaskMetrics:
 
         Args:
             loss: Cross-entropy of each answer, in nats.
-            accuracy: 1 where the answer got the highest logit, else 0; or a probability of that.
-            signal: Where the prompt settles the answer.
+            accuracy: 1 where the answer has the highest logit, else 0; or a probability of that.
+            signal: True where the prompt determines the answer.
         """
         parts = (torch.ones_like(signal), signal, ~signal)
         return cls(*(float(value[part].double().mean()) for part in parts for value in (loss, accuracy)))
@@ -67,12 +67,12 @@ class TaskDataset(Dataset[tuple[Tensor, Tensor]]):
         task: The task's name.
         tokens: Prompts, `[sample, pos]`.
         labels: The answers, `[sample, answer]`.
-        signal: Where the prompt settles the answer, `[sample, answer]`.
-        answer_positions: The consecutive positions whose logits are to give the answers.
+        signal: True where the prompt determines the answer, `[sample, answer]`.
+        answer_positions: The consecutive positions whose logits should predict the answers.
         best_loss: Entropy of each answer given the tokens up to its position, `[sample, answer]`, in nats.
         best_accuracy: Probability of the likeliest answer, `[sample, answer]`.
-        d_vocab: How many tokens there are; answers are among them.
-        options: What it was made with: the same options give the same data.
+        d_vocab: Number of tokens; answers are among them.
+        options: Constructor arguments: the same options give the same data.
     """
 
     task = "task"
@@ -115,35 +115,35 @@ class TaskDataset(Dataset[tuple[Tensor, Tensor]]):
 
     @property
     def bayes(self) -> TaskMetrics:
-        """The least expected loss, and the highest expected accuracy, that any predictor has on these prompts.
+        """Lowest expected loss and highest expected accuracy of any predictor on these prompts.
 
-        A predictor sees the tokens up to the position that answers; the least loss is the entropy of the answer given
-        these, the highest accuracy the probability of the likeliest one. Each task derives both.
+        A predictor sees the tokens up to the answer's position; its lowest loss is the entropy of the answer given
+        these, its highest accuracy the probability of the likeliest one. Each task derives both.
         """
         return TaskMetrics.of(self.best_loss, self.best_accuracy, self.signal)
 
     @property
     def bayes_loss(self) -> float:
-        """The least expected mean loss of any predictor on these prompts, in nats."""
+        """Lowest expected mean loss of any predictor on these prompts, in nats."""
         return self.bayes.loss
 
     @property
     def bayes_accuracy(self) -> float:
-        """The highest expected accuracy of any predictor on these prompts."""
+        """Highest expected accuracy of any predictor on these prompts."""
         return self.bayes.accuracy
 
     def held_out(self, size: int | None = None) -> "TaskDataset":
-        """Other draws of the same task: the seed is changed in a bit that a seed below 2**31 does not have.
+        """Draw held-out samples of the same task: the seed differs in a bit that seeds below 2**31 do not have.
 
         Args:
-            size: How many samples; default: as many as here.
+            size: Number of samples; as many as here by default.
         """
         changed = {"size": len(self) if size is None else size, "seed": self.options["seed"] ^ _HELD_OUT}
         return type(self)(**{**self.options, **changed})
 
 
 def new_generator(seed: int) -> torch.Generator:
-    """A generator of its own, so that the global one is left alone.
+    """Make a separate generator, so that the global one is untouched.
 
     Raises:
         InvalidInputError: If the seed is not between 0 and 2**32 - 1.
@@ -154,10 +154,10 @@ def new_generator(seed: int) -> torch.Generator:
 
 
 def check_at_least(least: int, **values: int) -> None:
-    """Refuse a number that is too small.
+    """Raise if a number is too small.
 
     Raises:
-        InvalidInputError: Naming it.
+        InvalidInputError: With its name and value.
     """
     for name, value in values.items():
         if value < least:
@@ -165,7 +165,7 @@ def check_at_least(least: int, **values: int) -> None:
 
 
 def settled(labels: Int[Tensor, "sample answer"]) -> dict[str, Tensor]:
-    """`signal`, `best_loss` and `best_accuracy` of answers that the prompt settles, one and all."""
+    """Return `signal`, `best_loss` and `best_accuracy` for answers that are all determined by the prompt."""
     shape = labels.shape
     return {
         "signal": torch.ones(shape, dtype=torch.bool),
@@ -175,5 +175,5 @@ def settled(labels: Int[Tensor, "sample answer"]) -> dict[str, Tensor]:
 
 
 def log_or_zero(number: int) -> float:
-    """`log(number)`, and 0 where nothing is left to choose from."""
+    """Return `log(number)`, or 0 for 0."""
     return math.log(number) if number > 0 else 0.0

@@ -1,4 +1,4 @@
-"""The induction task: rows that say a block of random tokens over and over, each row a block of another length."""
+"""The induction task: rows that repeat a random sequence of tokens, each with a period of its own."""
 
 import math
 
@@ -13,27 +13,27 @@ __all__ = ["InductionDataset"]
 
 
 class InductionDataset(TaskDataset):
-    """Rows of repeated blocks; every position but the last answers with the token that comes next.
+    """Rows of repeated sequences ("blocks"); every position but the last answers with the next token.
 
-    A block is drawn without putting tokens back, so that no token is in it twice; its length is drawn for each row, so
-    that looking back a fixed distance does not pay: what does is to find the earlier copy of the current token and to
-    read what followed it (an induction head).
+    A block is drawn without replacement, so no token is in it twice. Its length is drawn for each row, so that looking
+    back by a fixed distance does not help: the model has to find the earlier occurrence of the current token and copy
+    the token after it (an induction head).
 
     Write `L` for the length of a row's block, uniform on `shortest` to `longest`, and `t` for a position, from 0. From
-    `t = L` on, the current token has been seen before and tells the next one: signal, of loss 0. Before, all tokens
-    seen differ; the next one repeats the first token if the block ends here, which happens with probability
-    `h = 1 / (longest - max(t + 1, shortest) + 1)` if `t + 1 >= shortest` and with `h = 0` before that; otherwise it is
-    any of the `n = d_vocab - t - 1` tokens not seen yet. Such an answer is noise: its entropy is
+    `t = L` on, the current token has been seen before and determines the next one: signal, with loss 0. Before, all
+    tokens seen differ; the next one repeats the first token if the block ends here, which happens with probability
+    `h = 1 / (longest - max(t + 1, shortest) + 1)` if `t + 1 >= shortest` and `h = 0` before; otherwise it is any of the
+    `n = d_vocab - t - 1` tokens not seen yet. Such an answer is noise: its entropy is
     `-h log h - (1 - h) log((1 - h) / n)`, its likeliest value has probability `max(h, (1 - h) / n)`. `bayes_loss` and
     `bayes_accuracy` are the means over all answers.
 
     Args:
-        size: How many rows.
+        size: Number of rows.
         length: Tokens in a row.
-        d_vocab: How many tokens there are.
+        d_vocab: Number of tokens in the vocabulary.
         shortest: Tokens in the shortest block.
-        longest: In the longest; default: half of a row.
-        seed: Seed of the draw; the global generator is left alone.
+        longest: Tokens in the longest block; half a row by default.
+        seed: Seed of the draw; the global generator is untouched.
 
     Raises:
         InvalidInputError: If a number is too small, a block longer than its row or than the vocabulary, or `longest`
@@ -43,10 +43,13 @@ class InductionDataset(TaskDataset):
         block_lengths: Tokens in each row's block, `[sample]`.
 
     Example:
-        >>> data = InductionDataset(100, length=12, d_vocab=20, shortest=3, seed=1)
-        >>> row, n = data.tokens[0], int(data.block_lengths[0])
-        >>> bool((row[n:] == row[:-n]).all()), row[:n].unique().numel() == n
-        (True, True)
+        >>> data = InductionDataset(3, length=12, d_vocab=20, shortest=3, seed=1)
+        >>> data.tokens
+        tensor([[ 4,  1, 13,  6,  2,  4,  1, 13,  6,  2,  4,  1],
+                [ 8, 14, 13,  1, 15, 19,  8, 14, 13,  1, 15, 19],
+                [10, 17,  6,  4, 11,  1, 10, 17,  6,  4, 11,  1]])
+        >>> data.block_lengths
+        tensor([5, 6, 6])
     """
 
     task = "induction"
@@ -99,7 +102,7 @@ class InductionDataset(TaskDataset):
 def _before_the_block_ends(
     n: int, d_vocab: int, shortest: int, longest: int
 ) -> tuple[Float[Tensor, " pos"], Float[Tensor, " pos"]]:
-    """Entropy of the next token, and probability of the likeliest one, while no token has come again."""
+    """Entropy of the next token, and probability of the likeliest one, while all tokens so far differ."""
     entropy, likeliest = torch.zeros(n), torch.ones(n)
     for t in range(min(n, longest)):
         ends = 1.0 / (longest - max(t + 1, shortest) + 1) if t + 1 >= shortest else 0.0

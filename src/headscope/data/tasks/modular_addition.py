@@ -13,15 +13,15 @@ __all__ = ["ModularAdditionDataset"]
 class ModularAdditionDataset(TaskDataset):
     """A random part of the addition table modulo `p`: prompts `[a, b, p]`, where token `p` stands for `=`.
 
-    Every answer follows from its prompt: `bayes_loss` is 0 and `bayes_accuracy` 1, on the held-out part too. From a
-    small part of the table a network first learns it by heart, and the rule much later, if weights decay (Power et al.
-    2022, "Grokking"; Nanda et al. 2023, "Progress measures for grokking via mechanistic interpretability").
+    Every answer follows from its prompt: `bayes_loss` is 0 and `bayes_accuracy` 1, also on the held-out part. Trained
+    on a small part of the table with weight decay, a network memorizes it first and learns the rule much later (Power
+    et al. 2022, "Grokking"; Nanda et al. 2023, "Progress measures for grokking via mechanistic interpretability").
 
     Args:
         p: The modulus; numbers are tokens 0 to `p - 1`.
-        fraction: How much of the table is for training.
-        seed: Seed of the split; the global generator is left alone.
-        rest: Take the other part, which is not for training.
+        fraction: Share of the table used for training.
+        seed: Seed of the split; the global generator is untouched.
+        rest: Take the other part, which is held out from training.
 
     Raises:
         InvalidInputError: If `p` is below 2, or a part is empty.
@@ -31,12 +31,11 @@ class ModularAdditionDataset(TaskDataset):
 
     Example:
         >>> data = ModularAdditionDataset(p=7, fraction=0.5)
-        >>> other = data.held_out()
-        >>> len(data), len(other), data.d_vocab
+        >>> held_out = data.held_out()
+        >>> len(data), len(held_out), data.d_vocab
         (24, 25, 8)
-        >>> tokens, label = other[0]
-        >>> bool((tokens[0] + tokens[1]) % 7 == label)
-        True
+        >>> held_out[0]  # 7 stands for =
+        (tensor([1, 3, 7]), tensor([4]))
     """
 
     task = "modular-addition"
@@ -46,7 +45,7 @@ class ModularAdditionDataset(TaskDataset):
         n_training = round(fraction * p * p)
         if not 0 < n_training < p * p:
             raise InvalidInputError(
-                f"fraction is {fraction}; both parts of the {p * p} sums need at least one: it must be between 0 and 1."
+                f"fraction is {fraction}; it must be between 0 and 1, so that both parts have one of the {p * p} sums."
             )
         shuffled = torch.randperm(p * p, generator=new_generator(seed))
         chosen = shuffled[n_training:] if rest else shuffled[:n_training]
@@ -63,12 +62,12 @@ class ModularAdditionDataset(TaskDataset):
         self.p = p
 
     def held_out(self, size: int | None = None) -> "ModularAdditionDataset":
-        """The other part of the table, which comes whole.
+        """Return the other part of the table, all of it.
 
         Raises:
-            InvalidInputError: If another `size` is asked for.
+            InvalidInputError: For any other `size`.
         """
         other = ModularAdditionDataset(**{**self.options, "rest": not self.options["rest"]})
         if size is None or size == len(other):
             return other
-        raise InvalidInputError(f"size is {size}; the other part of the table has {len(other)} sums, and comes whole.")
+        raise InvalidInputError(f"size is {size}; the held-out part is all the other {len(other)} sums of the table.")

@@ -1,4 +1,4 @@
-"""Palindromes: is a row of symbols the same backwards? Needs positions: what is asked is which places agree."""
+"""The palindrome task: does a row of symbols read the same backwards? It needs positions, to compare places."""
 
 import torch
 
@@ -8,27 +8,29 @@ __all__ = ["PalindromeDataset"]
 
 
 class PalindromeDataset(TaskDataset):
-    """Rows of `2 * half` symbols and a last token that asks; the answer is 1 for a palindrome, 0 for any other row.
+    """Rows of `2 * half` symbols and a query token; the answer is 1 for a palindrome, 0 for any other row.
 
-    One in two is a palindrome. The others are palindromes spoiled at one place or more of the second half (how many is
-    uniform on 1 to `half`), so that most of a row agreeing tells nothing yet. Each spoiled place holds another symbol
-    than before, so that no spoiled row is a palindrome: every answer follows from its prompt, `bayes_loss` is 0 and
-    `bayes_accuracy` 1.
+    Half of the rows are palindromes. The others are palindromes with one or more symbols of the second half replaced
+    (their number is uniform on 1 to `half`), so that a mostly symmetric row gives nothing away. A replaced symbol
+    always differs from the original, so no such row is a palindrome: every answer follows from its prompt, `bayes_loss`
+    is 0 and `bayes_accuracy` 1.
 
     Args:
-        size: How many rows.
+        size: Number of rows.
         half: Symbols in half a row.
-        n_symbols: How many symbols there are, tokens 0 to `n_symbols - 1`; token `n_symbols` asks.
-        seed: Seed of the draw; the global generator is left alone.
+        n_symbols: Number of symbols, tokens 0 to `n_symbols - 1`; token `n_symbols` is the query.
+        seed: Seed of the draw; the global generator is untouched.
 
     Raises:
         InvalidInputError: If `size` or `half` is below 1, `n_symbols` below 2, or the seed out of range.
 
     Example:
-        >>> data = PalindromeDataset(100, half=3, n_symbols=4, seed=1)
-        >>> row = data.tokens[0, :-1]
-        >>> bool((row == row.flip(0)).all()) == bool(data.labels[0, 0])
-        True
+        >>> data = PalindromeDataset(3, half=3, n_symbols=4, seed=1)
+        >>> for tokens, label in data:
+        ...     print(tokens.tolist(), label.tolist())
+        [1, 3, 0, 1, 3, 3, 4] [0]
+        [0, 3, 1, 0, 2, 2, 4] [0]
+        [3, 1, 3, 3, 1, 3, 4] [1]
     """
 
     task = "palindrome"
@@ -43,11 +45,12 @@ class PalindromeDataset(TaskDataset):
 
         first = draw(0, n_symbols, size, half)
         palindrome = draw(0, 2, size).bool()
-        n_spoiled = draw(1, half + 1, size)
-        # The places of each row in random order: the first so many are spoiled.
+        n_replaced = draw(1, half + 1, size)
+        # A random order of each row's places: the first `n_replaced` are replaced. Adding 1 to n_symbols - 1 modulo
+        # n_symbols gives any symbol but the original.
         rank = torch.rand(size, half, generator=generator).argsort(dim=1)
-        spoiled = (rank < n_spoiled[:, None]) & ~palindrome[:, None]
-        second = (first.flip(1) + spoiled * draw(1, n_symbols, size, half)) % n_symbols
+        replaced = (rank < n_replaced[:, None]) & ~palindrome[:, None]
+        second = (first.flip(1) + replaced * draw(1, n_symbols, size, half)) % n_symbols
         labels = palindrome.long()[:, None]
         super().__init__(
             tokens=torch.cat([first, second, torch.full((size, 1), n_symbols)], dim=1),

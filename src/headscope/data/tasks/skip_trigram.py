@@ -1,4 +1,4 @@
-"""The skip-trigram task: two operands, far apart, and an arbitrary table over unordered pairs of them."""
+"""The skip-trigram task: two operands, far apart, and an arbitrary lookup table over unordered pairs of them."""
 
 import math
 
@@ -22,22 +22,22 @@ class SkipTrigramDataset(TaskDataset):
     """Prompts over 11 tokens, each a signal (with probability `1 / prob`) or noise.
 
     In a signal the first token and the last but one are *operands*, drawn from 1 to 4, the last token is 0, and the
-    label is that of the unordered pair in `ANSWERS`. All other tokens are drawn from 5 to 10. Noise has such tokens
-    only, and a label drawn from 0 to 10 that nothing tells.
+    label is that of the unordered pair in `ANSWERS`. All other tokens are drawn from 5 to 10. Noise consists of such
+    tokens only, with an unpredictable label drawn from 0 to 10.
 
     The best predictor knows a signal's label (loss 0, accuracy 1) and gives every label of noise the same probability
     (loss log 11, accuracy 1/11). With a share `s` of signal, `bayes_loss` is `(1 - s) log 11` and `bayes_accuracy`
     `s + (1 - s) / 11`: 1.199 and 0.545 for `s = 1/2`.
 
-    Operands are drawn one by one, so that a pair of equal ones, `(1, 1)`, `(2, 2)`, ..., is half as frequent as a pair
-    of different ones; `equal_pairs=True` makes all ten pairs equally likely.
+    Operands are drawn independently, so a pair of equal ones, `(1, 1)`, `(2, 2)`, ..., is half as frequent as a pair of
+    different ones; `equal_pairs=True` makes all ten pairs equally likely.
 
     Args:
-        size: How many samples.
+        size: Number of samples.
         prob: One in this many is a signal.
         prompt_length: Tokens in a prompt.
-        seed: Seed of the draw; the global generator is left alone.
-        equal_pairs: Draw each unordered pair of operands as often as any other.
+        seed: Seed of the draw; the global generator is untouched.
+        equal_pairs: Draw all unordered pairs of operands equally often.
 
     Raises:
         InvalidInputError: If `size` or `prob` is below 1, `prompt_length` below 3, or the seed out of range.
@@ -47,9 +47,11 @@ class SkipTrigramDataset(TaskDataset):
 
     Example:
         >>> data = SkipTrigramDataset(1000, prob=2, prompt_length=4, seed=1)
-        >>> tokens, label = data[int(data.is_signal.nonzero()[0])]
-        >>> label.item() == SkipTrigramDataset.ANSWERS[tuple(sorted((tokens[0].item(), tokens[-2].item())))]
-        True
+        >>> for index in data.is_signal.nonzero()[:3, 0]:
+        ...     print(data.tokens[index].tolist(), data.labels[index].tolist())
+        [1, 8, 3, 0] [2]
+        [1, 7, 2, 0] [1]
+        [4, 8, 3, 0] [8]
         >>> round(data.bayes.noise_loss, 3), data.bayes.signal_accuracy
         (2.398, 1.0)
     """
@@ -72,7 +74,7 @@ class SkipTrigramDataset(TaskDataset):
         signal = draw(0, prob, size) == prob - 1
         operands = draw(min(_OPERANDS), max(_OPERANDS) + 1, size, 2)
         if equal_pairs:
-            # Each pair with its smaller operand first; all that is asked of it is symmetric, but half are turned round.
+            # `ANSWERS` lists each pair with its smaller operand first; swap half of them, so that both orders occur.
             pairs = torch.tensor(list(self.ANSWERS))[draw(0, len(self.ANSWERS), size)]
             operands = torch.where(draw(0, 2, size, 1).bool(), pairs, pairs.flip(1))
         operands = operands * signal[:, None]
@@ -101,12 +103,12 @@ class SkipTrigramDataset(TaskDataset):
 
     @property
     def is_signal(self) -> Bool[Tensor, " sample"]:
-        """Which samples have an answer."""
+        """True for samples whose prompt determines the answer."""
         return self.signal[:, 0]
 
     @classmethod
     def label_table(cls) -> Int[Tensor, "operand other"]:
-        """Label of each ordered pair of operands, `[5, 5]`; −1 where one is 0, which is no operand."""
+        """Return the label of each ordered pair of operands, `[5, 5]`; −1 where one is 0, which is not an operand."""
         table = torch.full((max(_OPERANDS) + 1,) * 2, -1)
         for (low, high), label in cls.ANSWERS.items():
             table[low, high] = table[high, low] = label
@@ -114,10 +116,10 @@ class SkipTrigramDataset(TaskDataset):
 
     @classmethod
     def every_signal(cls, prompt_length: int = 4) -> tuple[Int[Tensor, "prompt pos"], Int[Tensor, " prompt"]]:
-        """Every signal prompt that there is, once, and its label: 16 pairs times 6 fillers for each place between.
+        """List every possible signal prompt and its label: 16 pairs times 6 fillers for each place between.
 
         Raises:
-            InvalidInputError: If `prompt_length` is below 3, or above 9: then there are too many to list.
+            InvalidInputError: If `prompt_length` is below 3, or above 9, where there are too many to list.
 
         Example:
             >>> tokens, labels = SkipTrigramDataset.every_signal()
@@ -127,7 +129,7 @@ class SkipTrigramDataset(TaskDataset):
         check_at_least(3, prompt_length=prompt_length)
         if prompt_length > _LONGEST_LISTED:
             raise InvalidInputError(
-                f"prompt_length is {prompt_length}; at most {_LONGEST_LISTED}, or there are too many prompts to list."
+                f"prompt_length is {prompt_length}; above {_LONGEST_LISTED} there are too many prompts to list."
             )
         operand, filler = torch.tensor(_OPERANDS), torch.arange(_FIRST_NOISE, _N_TOKENS)
         tokens = torch.cartesian_prod(operand, *[filler] * (prompt_length - 3), operand, torch.tensor([_QUERY]))
