@@ -204,7 +204,7 @@ def test_snapshots_keep_the_weights_of_their_step(tmp_path: Path) -> None:
     for step in steps:
         loaded = load_toy_model(tmp_path, step=step, device="cpu").state_dict()
         assert all(torch.equal(loaded[name], weight) for name, weight in kept[step].items())
-    with pytest.raises(CheckpointError, match="snapshots there are: 0, 1"):
+    with pytest.raises(CheckpointError, match="its snapshots are: 0, 1"):
         load_toy_model(tmp_path, step=13)
 
 
@@ -311,8 +311,8 @@ def test_a_compiled_model_gives_the_same_curve() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"epochs": None}, "give epochs or steps"),
-        ({"steps": 4}, "give epochs or steps"),
+        ({"epochs": None}, "give either epochs or steps"),
+        ({"steps": 4}, "give either epochs or steps"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"schedule": "step"}, "schedule is 'step'; it must be one of cosine, linear, constant"),
         ({"optimizer": "sgd"}, "optimizer is 'sgd'"),
@@ -343,7 +343,7 @@ def test_schedules(schedule, middle: float, end: float) -> None:
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInputError, match="32 tokens; the model knows 11"):
+    with pytest.raises(InvalidInputError, match="32 tokens; the model has 11"):
         train(new_model(), InductionDataset(5), PLAIN, progress=False)
     long = HookedTransformer(toy_configs.induction(n_ctx=10, device="cpu"))
     with pytest.raises(InvalidInputError, match="context is 10"):

@@ -63,8 +63,8 @@ def test_with_norms_and_mlps_parts_are_what_the_final_norm_makes_of_them(tmp_pat
     _, cache = model.run_with_cache(along.tokens)
     for layer, head in ((0, 1), (1, 3)):
         written = cache["z", layer][:, -1, head] @ model.W_O[layer, head]
-        centred = written - written.mean(-1, keepdim=True)
-        expected = centred / cache["ln_final.hook_scale"][:, -1] * model.ln_final.w @ model.W_U
+        centered = written - written.mean(-1, keepdim=True)
+        expected = centered / cache["ln_final.hook_scale"][:, -1] * model.ln_final.w @ model.W_U
         torch.testing.assert_close(along.head_logits[-1, layer, head], expected, rtol=0, atol=1e-5)
 
 

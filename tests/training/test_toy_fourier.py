@@ -39,13 +39,13 @@ def test_fourier_power_is_the_variance_that_waves_explain(p: int) -> None:
     values = torch.randn(p, 3, dtype=torch.float64)
     power = fourier_power(values)
     assert power.shape == (p // 2,) and float(power.sum()) == pytest.approx(1.0)
-    centred = values - values.mean(0)
+    centered = values - values.mean(0)
     for frequency, share in enumerate(power.tolist(), start=1):
         angle = 2 * torch.pi * frequency * torch.arange(p, dtype=torch.float64)[:, None] / p
         waves = torch.cat([angle.cos(), angle.sin()], dim=1)
-        fitted = waves @ torch.linalg.lstsq(waves, centred, driver="gelsd").solution
-        assert share == pytest.approx(float(fitted.square().sum() / centred.square().sum()), abs=1e-9)
+        fitted = waves @ torch.linalg.lstsq(waves, centered, driver="gelsd").solution
+        assert share == pytest.approx(float(fitted.square().sum() / centered.square().sum()), abs=1e-9)
     with pytest.raises(InvalidInputError, match="p is 2"):
         fourier_power(values[:2])
-    with pytest.raises(InvalidInputError, match="are alike"):
+    with pytest.raises(InvalidInputError, match="are equal"):
         fourier_power(torch.ones(5, 2))

@@ -147,7 +147,7 @@ def test_causal_masking_is_by_position_where_scores_are_exactly_zero() -> None:
 def test_what_is_no_plain_sum_is_refused(fields) -> None:
     model = HookedTransformer(toy_configs.skip_trigram(device="cpu", **fields))
     for take_apart in (token_circuits, operand_study):
-        with pytest.raises(InvalidInputError, match="no plain sum over heads"):
+        with pytest.raises(InvalidInputError, match="not a sum over heads"):
             take_apart(model)
 
 

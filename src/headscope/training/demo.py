@@ -1,13 +1,13 @@
 """The demo model: its recipe, and the checkpoint it writes.
 
 `headscope-demo` is a GPT-2-style model of about a million parameters. Two things make its circuits form within
-minutes. It first sees mostly short rows of repeated random tokens, on which only looking back pays, so that
-induction comes first; then mostly the small English, in short rows and at last in rows of the whole context. And it
-starts where looking back is easy: large random token embeddings (nearly orthogonal codes, which a head can match);
-positions that are sinusoids, fast ones above all (so that "one before" is a rotation that tells neighbours apart);
-and small outputs (so that layers do not drown them).
+minutes. First, the data: mostly short rows of repeated random tokens, where only looking back helps, so that induction
+forms first; then mostly the small English, in short rows and finally in rows of the full context. Second, an
+initialization that makes looking back easy: large random token embeddings (nearly orthogonal codes that a head can
+match), sinusoidal positions with mostly high frequencies (so that "one before" is a rotation large enough to tell
+neighbors apart), and small outputs (so that layers do not drown the embeddings).
 
-The checkpoint is laid out as a Hugging Face GPT-2, with float16 weights.
+The checkpoint has the layout of a Hugging Face GPT-2, with float16 weights.
 """
 
 import json
@@ -53,14 +53,14 @@ _SAMPLE_PROMPTS = 24
 
 @dataclass(frozen=True)
 class _Stage:
-    """A part of training: what its batches are made of.
+    """A stage of training, with the composition of its batches.
 
     Attributes:
         share: Fraction of all steps.
-        length: Tokens per row, BOS included.
+        length: Tokens per row, including BOS.
         english: Rows of small English in a batch.
         repeats: Rows of repeated random tokens in a batch.
-        shortest: Shortest block of random tokens; the longest is half a row, and log-lengths are uniform.
+        shortest: Shortest period of random tokens; the longest is half a row, and log-lengths are uniform.
     """
 
     share: float
@@ -81,13 +81,13 @@ def train_demo(out: str | Path, *, seed: int = 0, steps: int = DEMO_STEPS, progr
     """Train the demo model and write its checkpoint, in the layout of a Hugging Face GPT-2.
 
     The directory gets `config.json`, `model.safetensors` (float16), the tokenizer's files, `sample.txt` and
-    `ioi_prompts.jsonl`, all of them once training is over, so that nothing partial is left behind. The same seed,
-    steps, machine, torch and number of threads give the same weights.
+    `ioi_prompts.jsonl`, all at the end of training, so that nothing partial is left behind. The same seed, steps,
+    machine, torch and number of threads give the same weights.
 
     Args:
-        out: Directory to write to; made if it is missing.
-        seed: Of the data and of the first weights.
-        steps: Optimizer steps in all. Far fewer than the default do not form the circuits.
+        out: Directory to write to; created if missing.
+        seed: Seed of the data and of the initial weights.
+        steps: Optimizer steps in all. With far fewer than the default, the circuits do not form.
         progress: Show a progress bar.
 
     Raises:
@@ -144,7 +144,7 @@ def _config(d_vocab: int, seed: int) -> HookedTransformerConfig:
 
 @torch.no_grad()
 def _initialize(model: HookedTransformer) -> None:
-    """Scale the first weights to where circuits form soon (see the module's docstring)."""
+    """Scale the initial weights so that circuits form soon (see the module's docstring)."""
     cfg = model.cfg
     model.embed.W_E.mul_(0.5 / cfg.initializer_range)
     model.unembed.W_U.mul_(0.02 / cfg.initializer_range)
@@ -154,14 +154,14 @@ def _initialize(model: HookedTransformer) -> None:
     speed = torch.logspace(math.log2(_FASTEST), math.log2(_SLOWEST), cfg.d_model // 2, base=2)
     angle = torch.arange(cfg.n_ctx)[:, None] * speed
     model.pos_embed.W_pos.copy_(0.7 * torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1))
-    # Left as they are: trained, the first positions would grow apart from the later ones while rows are short.
+    # Frozen: while rows are short, training would move the first positions away from the later ones.
     model.pos_embed.W_pos.requires_grad_(False)
-    # GPT-2 has no such bias, and the checkpoint is to be one.
+    # GPT-2 has no such bias, and the checkpoint must be one.
     model.unembed.b_U.requires_grad_(False)
 
 
 def _batches(tokenizer: Any, seed: int, steps: int) -> Iterator[Int[Tensor, "batch pos"]]:
-    """Rows of small English and rows of repeated random tokens, stage after stage."""
+    """Yield batches of small English and repeated random tokens, stage by stage."""
     generator = torch.Generator().manual_seed(seed)
     ends = [round(steps * sum(stage.share for stage in _STAGES[: i + 1])) for i in range(len(_STAGES))]
     texts = documents(seed)
@@ -174,7 +174,7 @@ def _batches(tokenizer: Any, seed: int, steps: int) -> Iterator[Int[Tensor, "bat
 
 
 def _repeats(tokenizer: Any, stage: _Stage, generator: torch.Generator) -> Int[Tensor, "batch pos"]:
-    """Rows that say a block of random tokens over and over, each row a block of another length."""
+    """Draw rows of repeated random tokens, each row with its own period."""
     special = set(tokenizer.all_special_ids)
     allowed = [token for token in range(len(tokenizer)) if token not in special]
     longest = (stage.length - 1) // 2
@@ -182,7 +182,7 @@ def _repeats(tokenizer: Any, stage: _Stage, generator: torch.Generator) -> Int[T
     for _ in range(stage.repeats):
         draw = float(torch.rand((), generator=generator))
         length = round(stage.shortest * (longest / stage.shortest) ** draw)
-        block = repeated_random_tokens(
+        row = repeated_random_tokens(
             1,
             length,
             allowed=allowed,
@@ -190,7 +190,7 @@ def _repeats(tokenizer: Any, stage: _Stage, generator: torch.Generator) -> Int[T
             n_repeats=math.ceil(stage.length / length),
             seed=int(torch.randint(2**40, (), generator=generator)),
         )
-        rows.append(block[:, : stage.length])
+        rows.append(row[:, : stage.length])
     return torch.cat(rows)
 
 
@@ -229,7 +229,7 @@ def _write_checkpoint(model: HookedTransformer, directory: Path) -> None:
 
 
 def _write_samples(tokenizer: Any, directory: Path) -> None:
-    """A text and some prompts to play with, drawn with a seed of their own."""
+    """Write a sample text and some prompts, drawn with a seed of their own."""
     texts: list[str] = []
     n_tokens = 0
     for text in documents(_SAMPLE_SEED):
@@ -243,7 +243,7 @@ def _write_samples(tokenizer: Any, directory: Path) -> None:
 
 
 def _gpt2_tensors(state: dict[str, Tensor], n_layers: int) -> dict[str, Tensor]:
-    """Our state dict in Hugging Face's names and shapes: `[d_in, d_out]`, with q, k and v side by side."""
+    """Convert our state dict to Hugging Face's names and shapes: `[d_in, d_out]`, with q, k and v side by side."""
     ours = {
         "transformer.wte.weight": state["embed.W_E"],
         "transformer.wpe.weight": state["pos_embed.W_pos"],

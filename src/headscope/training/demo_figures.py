@@ -1,7 +1,7 @@
-"""What the demo model learned, in figures: the ones its model card states.
+"""Evaluation of the demo model: the numbers stated in its model card.
 
-Everything is measured on data drawn with seeds that training does not use: `documents` and the repeated random tokens
-of the recipe are drawn with the recipe's seed, the ones here with another.
+Everything is measured on held-out data: training draws documents and repeated random tokens with the recipe's seed,
+the evaluation with another.
 """
 
 from collections import defaultdict
@@ -25,7 +25,7 @@ from headscope.model.transformer import HookedTransformer
 __all__ = ["EVALUATION_SEED", "DemoFigures", "evaluate_demo"]
 
 EVALUATION_SEED = 20_000
-_BLOCK = 50
+_PERIOD = 50
 _N_RANDOM = 64
 _N_TEXT_ROWS = 64
 _N_SUPPRESSION_ROWS = 12
@@ -33,24 +33,24 @@ _N_SUPPRESSION_ROWS = 12
 
 @dataclass(frozen=True)
 class DemoFigures:
-    """Figures of the demo model. Losses are in nats per token; print it for a table.
+    """Measured numbers of the demo model. Losses are in nats per token; `print` shows a table.
 
     Attributes:
         seed: Seed of the data.
         n_prompts: IOI prompts, half ABBA and half BABA.
         ioi_accuracy: Fraction of prompts where the indirect object's logit is above the subject's.
         ioi_top1: Fraction where the indirect object is the likeliest of all tokens.
-        ioi_logit_difference: Mean logit of the indirect object less that of the subject.
-        loss_first_half: On repeated random tokens, the first time each block is said.
-        loss_second_half: The second time.
-        loss_long_repeat: On the repeat of a block that fills half the context, its first and its second half.
-        loss_english: On the small English.
+        ioi_logit_difference: Mean logit of the indirect object minus that of the subject.
+        loss_first_half: Loss on the first half of repeated random tokens.
+        loss_second_half: Loss on the second half, the repeat.
+        loss_long_repeat: Loss on the repeat of random tokens that fill half the context, for its first and second half.
+        loss_english: Loss on the small English.
         previous_token: Heads with the highest previous-token scores on the repeated random tokens.
         duplicate_token: The same, for duplicate-token scores.
         induction: The same, for induction scores.
-        name_movers: Heads that add most to the logit difference directly.
-        opposing: Heads that take most from it directly.
-        copy_suppression: Heads of whose direct effect on the small English copy suppression explains most.
+        name_movers: Heads with the largest positive direct effect on the logit difference.
+        opposing: Heads with the largest negative direct effect on it.
+        copy_suppression: Heads whose direct effect on the small English is best explained by copy suppression.
     """
 
     seed: int
@@ -70,7 +70,7 @@ class DemoFigures:
     copy_suppression: Ranking
 
     def rows(self) -> list[tuple[str, str]]:
-        """Each figure's description and value, as the card and the command line print them."""
+        """Return description and value of each number, as the card and the command line print them."""
 
         def heads(ranking: Ranking) -> str:
             return ", ".join(f"{score.label} ({score.value:.2f})" for score in ranking)
@@ -107,8 +107,8 @@ def evaluate_demo(
 
     Args:
         model: The model, with its tokenizer.
-        seed: Of the data; not one that training used.
-        n_prompts: How many IOI prompts.
+        seed: Seed of the data; not one that training used.
+        n_prompts: Number of IOI prompts.
         progress: Show a progress bar.
 
     Raises:
@@ -118,9 +118,13 @@ def evaluate_demo(
     Example:
         >>> from headscope import HookedTransformer
         >>> model = HookedTransformer.from_pretrained("headscope-demo")
-        >>> figures = evaluate_demo(model, n_prompts=100, progress=False)
-        >>> figures.ioi_accuracy > 0.9 and figures.loss_second_half < figures.loss_first_half
-        True
+        >>> for label, value in evaluate_demo(model, n_prompts=100, progress=False).rows()[:5]:
+        ...     print(f"{label:<48} {value}")
+        IOI: indirect object above subject, 100 prompts  99.0%
+        IOI: indirect object above every other token     99.0%
+        IOI: mean logit difference                       8.10
+        Random tokens: loss on the first half, nats      6.98
+        Random tokens: loss on the repeated half, nats   0.30
     """
     if model.tokenizer is None:
         raise MissingTokenizerError(
@@ -131,7 +135,7 @@ def evaluate_demo(
         raise InvalidInputError(f"n_prompts is {n_prompts}; it must be 1 or more.")
     with torch.no_grad():
         correct, first, difference, direct = _ioi(model, n_prompts, seed)
-        random_tokens = _random_tokens(model, seed, _BLOCK)
+        random_tokens = _random_tokens(model, seed, _PERIOD)
         half = (model.cfg.n_ctx - 1) // 2
         long_repeat = model(_random_tokens(model, seed, half), return_type="loss", loss_per_token=True)[:, half + 1 :]
         loss = model(random_tokens, return_type="loss", loss_per_token=True)
@@ -146,9 +150,9 @@ def evaluate_demo(
         ioi_accuracy=correct,
         ioi_top1=first,
         ioi_logit_difference=difference,
-        loss_first_half=float(loss[:, :_BLOCK].mean()),
-        # The first token of the second half cannot be told: nothing says that the block ends there.
-        loss_second_half=float(loss[:, _BLOCK + 1 :].mean()),
+        loss_first_half=float(loss[:, :_PERIOD].mean()),
+        # Without the first token of the repeat, which is unpredictable: nothing shows that the first half ends there.
+        loss_second_half=float(loss[:, _PERIOD + 1 :].mean()),
         loss_long_repeat=(float(long_repeat[:, : half // 2].mean()), float(long_repeat[:, half // 2 :].mean())),
         loss_english=loss_english,
         previous_token=scores.top(3, by="previous_token"),
@@ -160,11 +164,11 @@ def evaluate_demo(
     )
 
 
-def _random_tokens(model: HookedTransformer, seed: int, block: int) -> Int[Tensor, "batch pos"]:
+def _random_tokens(model: HookedTransformer, seed: int, period: int) -> Int[Tensor, "batch pos"]:
     special = set(model.tokenizer.all_special_ids)
     allowed = [token for token in range(model.cfg.d_vocab) if token not in special]
     bos = model.tokenizer.bos_token_id
-    tokens = repeated_random_tokens(_N_RANDOM, block, allowed=allowed, bos=bos, seed=seed)
+    tokens = repeated_random_tokens(_N_RANDOM, period, allowed=allowed, bos=bos, seed=seed)
     return tokens.to(model.W_E.device)
 
 
@@ -176,17 +180,17 @@ def _english(model: HookedTransformer, seed: int) -> Int[Tensor, "batch pos"]:
 
 
 def _ioi(model: HookedTransformer, n: int, seed: int) -> tuple[float, float, float, Float[Tensor, "layer head"]]:
-    """Accuracy, top-1 accuracy, mean logit difference, and each head's direct part in it."""
+    """Return accuracy, top-1 accuracy, mean logit difference, and each head's direct effect on it."""
     correct = first = 0
     difference = 0.0
     direct = torch.zeros(model.cfg.n_layers * model.cfg.n_heads, dtype=torch.float64)
     for tokens, answers, wrong in _prompts_by_length(model, n, seed):
         logits, cache = model.run_with_cache(tokens, names_filter=_needed_for_attribution)
         final = logits[:, -1]
-        right, other = final.gather(1, answers[:, None]), final.gather(1, wrong[:, None])
-        correct += int((right > other).sum())
+        answer_logit, wrong_logit = final.gather(1, answers[:, None]), final.gather(1, wrong[:, None])
+        correct += int((answer_logit > wrong_logit).sum())
         first += int((final.argmax(-1) == answers).sum())
-        difference += float((right - other).sum())
+        difference += float((answer_logit - wrong_logit).sum())
         heads = cache.stack_head_results(pos_slice=-1)
         parts = cache.logit_attrs(heads, answers, incorrect_tokens=wrong, pos_slice=-1)
         direct += parts.double().sum(1).cpu()
@@ -201,15 +205,15 @@ def _needed_for_attribution(name: str) -> bool:
 def _prompts_by_length(
     model: HookedTransformer, n: int, seed: int
 ) -> Iterator[tuple[Int[Tensor, "batch pos"], Int[Tensor, " batch"], Int[Tensor, " batch"]]]:
-    """Prompts of equal length together, so that nothing is padded."""
+    """Yield prompts in batches of equal length, so that nothing is padded."""
     by_length = defaultdict(list)
     for prompt in ioi_prompts(n, seed):
         tokens = model.to_tokens(prompt.prompt)[0]
         by_length[len(tokens)].append(
             (tokens, model.to_single_token(prompt.answer), model.to_single_token(prompt.wrong))
         )
-    for found in by_length.values():
-        stream = iter(found)
+    for prompts in by_length.values():
+        stream = iter(prompts)
         while batch := list(islice(stream, 128)):
             rows = torch.stack([tokens for tokens, _, _ in batch])
             answers = torch.tensor([[answer, wrong] for _, answer, wrong in batch], device=rows.device)

@@ -1,4 +1,4 @@
-"""Train a byte-level BPE tokenizer, in the manner of GPT-2's, that `transformers` loads from its directory."""
+"""Training of a byte-level BPE tokenizer like GPT-2's, which `transformers` loads from its directory."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -15,14 +15,14 @@ _N_BYTES = 256
 def train_tokenizer(texts: Iterable[str], out: str | Path, *, vocab_size: int, n_ctx: int) -> Path:
     """Train a byte-level BPE and write `tokenizer.json`, `tokenizer_config.json` and `special_tokens_map.json`.
 
-    Any text can be encoded, for all 256 bytes are tokens. Id 0 is `<|endoftext|>`, which is BOS, EOS and padding
-    at once, as in GPT-2; no special token is added on encoding. The same texts give the same files.
+    Any text can be encoded, since all 256 bytes are tokens. Id 0 is `<|endoftext|>`, which serves as BOS, EOS and
+    padding, as in GPT-2; encoding adds no special tokens. The same texts give the same files.
 
     Args:
-        texts: What to learn the merges from.
-        out: Directory to write to; made if it is missing.
-        vocab_size: At most this many tokens, the special one and the bytes included.
-        n_ctx: Longest sequence of the model it is for.
+        texts: Texts to learn the merges from.
+        out: Directory to write to; created if missing.
+        vocab_size: Maximum number of tokens, including the special one and the bytes.
+        n_ctx: Context length of the model it is for.
 
     Returns:
         The directory.

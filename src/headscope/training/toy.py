@@ -1,7 +1,7 @@
-"""Training on toy tasks: whole epochs of samples shuffled at once, signal and noise measured apart, runs that resume.
+"""Training on toy tasks: shuffled epochs, separate metrics for signal and noise, runs that resume.
 
-Nothing but the seed and the epoch's number decides an epoch's order, so that a run that was killed goes on from its
-last checkpoint to exactly the numbers of one that was not (on the same machine, torch and number of threads).
+The order of an epoch depends only on the seed and the epoch's number, so a run that was killed continues from its last
+checkpoint to exactly the same numbers as an uninterrupted one (on the same machine, torch and number of threads).
 """
 
 import time
@@ -36,19 +36,19 @@ _ORDER = 0x5BD1E995  # so that an order shares no generator with the draw of the
 
 @dataclass(frozen=True)
 class TrainConfig(OptimizerConfig):
-    """How to train on a task; what is not listed here is `OptimizerConfig`'s.
+    """Options of training on a task, in addition to those of `OptimizerConfig`.
 
     Attributes:
-        epochs: Times the data is gone through. Give this or `steps`.
+        epochs: Passes over the data. Give this or `steps`.
         steps: Optimizer steps.
-        batch_size: Samples in a step; an epoch's last batch has what is left.
-        evaluate_every: Steps between two measurements on the validation data; default: an epoch.
-        seed: Of the order of samples.
-        dtype: The model is turned into it first; default: it stays as it is.
-        device: The model is moved there first; default: it stays where it is.
+        batch_size: Samples in a step; an epoch's last batch may be smaller.
+        evaluate_every: Steps between two evaluations on the validation data; one epoch by default.
+        seed: Seed of the order of samples.
+        dtype: Dtype to convert the model to; unchanged by default.
+        device: Device to move the model to; unchanged by default.
         compile: Run the model through `torch.compile`.
-        threads: CPU threads while training; default: as many as torch is set to use. Work as small as that of the
-            smallest models gains nothing from a second thread, and waits for it wherever cores are shared.
+        threads: CPU threads while training; torch's current setting by default. The smallest models gain nothing from
+            a second thread, and lose by waiting for it where cores are shared.
 
     Raises:
         InvalidInputError: If a number is out of its range, or both or neither of `epochs` and `steps` are given.
@@ -71,7 +71,7 @@ class TrainConfig(OptimizerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if (self.epochs is None) == (self.steps is None):
-            raise InvalidInputError(f"give epochs or steps, one of them; epochs is {self.epochs}, steps {self.steps}.")
+            raise InvalidInputError(f"give either epochs or steps; epochs is {self.epochs}, steps {self.steps}.")
         for name in ("epochs", "steps", "batch_size", "evaluate_every", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -80,17 +80,17 @@ class TrainConfig(OptimizerConfig):
             parse_dtype(self.dtype)
 
     def n_steps(self, n_samples: int) -> int:
-        """How many steps that is, on so many samples."""
+        """Return the number of optimizer steps on a dataset of this size."""
         return self.steps if self.steps is not None else (self.epochs or 0) * ceil(n_samples / self.batch_size)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Make a config from a dictionary of its fields, as a JSON file holds them.
+        """Make a config from a dictionary of its fields, such as a JSON file holds.
 
         Raises:
-            UnknownNameError: For a field that does not exist, with the nearest that do.
+            UnknownNameError: For an unknown field; the message suggests the nearest ones.
         """
-        names = [each.name for each in fields(cls)]
+        names = [option.name for option in fields(cls)]
         for name in values:
             if name not in names:
                 raise unknown_name("training option", name, names)
@@ -114,19 +114,19 @@ def train(
     """Train `model` in place on a task's answers.
 
     Args:
-        model: The model; parameters that are frozen stay.
-        data: What to train on.
-        cfg: How to train.
-        validation: Data to measure on at the start, at the end, and every `cfg.evaluate_every` steps.
-        out: A folder for checkpoints, from which `load_toy_model` makes the model; made if it is missing.
-        resume: Go on with the run in `out`, if there is one; the model gets its weights. A finished run is read back.
-        snapshots: Steps after which to keep the weights as well, 0 being the start; `log_spaced_steps` makes a series.
-        checkpoint_seconds: Time between two checkpoints; the end of the run is always one.
+        model: The model; frozen parameters stay as they are.
+        data: The task to train on.
+        cfg: Training options.
+        validation: Data to evaluate on at the start, at the end, and every `cfg.evaluate_every` steps.
+        out: Folder for checkpoints, which `load_toy_model` reads; created if missing.
+        resume: Continue the run in `out`, if there is one; the model gets its weights. A finished run is read back.
+        snapshots: Steps after which to keep the weights as well, 0 being the start; see `log_spaced_steps`.
+        checkpoint_seconds: Time between two checkpoints; there is always one at the end.
         progress: Show a progress bar with the current loss and accuracy.
         on_step: Called after each step with its number, counted from 1.
 
     Raises:
-        InvalidInputError: If data, model and folder do not fit each other, or snapshots have no folder.
+        InvalidInputError: If data, model and folder do not match, or snapshots have no folder.
         NotFiniteError: If the loss becomes NaN or infinite.
         StorageError: If the folder cannot be written to.
         CheckpointError: If the checkpoint to resume from is damaged.
@@ -136,21 +136,24 @@ def train(
         >>> from headscope.training import toy_configs
         >>> model = toy_configs.one_hot(HookedTransformer(toy_configs.skip_trigram()))
         >>> data = SkipTrigramDataset(2000, seed=0)
-        >>> result = train(model, data, TrainConfig(epochs=2, batch_size=100), progress=False)
-        >>> len(result.train), len(result.train_epochs)
-        (40, 2)
+        >>> cfg = TrainConfig(epochs=3, batch_size=50, lr=0.03)
+        >>> train(model, data, cfg, progress=False).train_epochs.to_frame().round(1)[["step", "signal_loss"]]
+           step  signal_loss
+        0    40          2.5
+        1    80          2.2
+        2   120          1.0
     """
     if snapshots and out is None:
         raise InvalidInputError("snapshots need a folder: give out=... as well.")
     if cfg.dtype is not None or cfg.device is not None:
         model.to(device=cfg.device, dtype=None if cfg.dtype is None else parse_dtype(cfg.dtype))
-    for each in (data, validation):
-        if each is not None:
-            _check_fits(model, each)
+    for dataset in (data, validation):
+        if dataset is not None:
+            _check_fits(model, dataset)
     run = _Run(model, data, cfg, validation)
     folder = None if out is None else RunFolder(Path(out), run.manifest(), resume=resume)
-    if folder is not None and folder.found is not None:
-        run.restore(folder.found)
+    if folder is not None and folder.previous is not None:
+        run.restore(folder.previous)
     with _threads(cfg.threads):
         run.go(folder, frozenset(snapshots), checkpoint_seconds, progress, on_step)
     return run.result()
@@ -168,12 +171,12 @@ def _threads(n: int | None) -> Iterator[None]:
 
 @torch.no_grad()
 def evaluate_task(model: HookedTransformer, data: TaskDataset, *, batch_size: int = _EVALUATION_BATCH) -> TaskMetrics:
-    """Loss and accuracy of a model on a task, of signal and noise apart.
+    """Evaluate loss and accuracy of a model on a task, separately for signal and noise.
 
     Args:
         model: The model.
         data: The task.
-        batch_size: Samples that are run together.
+        batch_size: Samples in a forward pass.
 
     Raises:
         InvalidInputError: If the data does not fit the model.
@@ -182,8 +185,9 @@ def evaluate_task(model: HookedTransformer, data: TaskDataset, *, batch_size: in
         >>> from headscope.data.tasks import SkipTrigramDataset
         >>> from headscope.training import toy_configs
         >>> model = HookedTransformer(toy_configs.skip_trigram())
-        >>> evaluate_task(model, SkipTrigramDataset(500)).signal_accuracy < 0.5
-        True
+        >>> metrics = evaluate_task(model, SkipTrigramDataset(500))  # untrained: near log 11 = 2.4 nats
+        >>> round(metrics.signal_loss, 1), round(metrics.noise_loss, 1)
+        (2.5, 2.5)
     """
     _check_fits(model, data)
     losses, correct = [], []
@@ -191,14 +195,14 @@ def evaluate_task(model: HookedTransformer, data: TaskDataset, *, batch_size: in
         part = slice(start, start + batch_size)
         tokens, labels = data.tokens[part].to(model.input_device), data.labels[part].to(model.input_device)
         answers = data.answer_positions
-        loss, right = _losses(model(tokens)[:, answers.start : answers.stop], labels)
+        loss, is_correct = _losses(model(tokens)[:, answers.start : answers.stop], labels)
         losses.append(loss.view_as(labels).cpu())
-        correct.append(right.view_as(labels).cpu())
+        correct.append(is_correct.view_as(labels).cpu())
     return TaskMetrics.of(torch.cat(losses), torch.cat(correct), data.signal)
 
 
 def log_spaced_steps(steps: int, n: int = 20) -> list[int]:
-    """Steps from 0 to `steps`, as evenly spaced on a log scale as whole numbers can be, for `train(snapshots=...)`.
+    """Return steps from 0 to `steps`, evenly spaced on a log scale up to rounding, for `train(snapshots=...)`.
 
     Example:
         >>> log_spaced_steps(1000, 8)
@@ -209,21 +213,22 @@ def log_spaced_steps(steps: int, n: int = 20) -> list[int]:
 
 
 def sample_order(n_samples: int, epoch: int, seed: int) -> Int[Tensor, " sample"]:
-    """The order of samples in an epoch, counted from 0: a function of these numbers alone.
+    """Return the order of samples in an epoch (counted from 0), which depends on these numbers alone.
 
     Example:
-        >>> sample_order(5, 0, seed=1).sort().values.tolist()
-        [0, 1, 2, 3, 4]
+        >>> sample_order(5, 0, seed=1)
+        tensor([0, 4, 2, 3, 1])
     """
-    # A generator reads 32 bits of its seed. The factor sets runs of neighbouring seeds far apart.
-    own = (seed * 0x9E3779B1 + epoch + _ORDER) % 2**32
-    return torch.randperm(n_samples, generator=torch.Generator().manual_seed(own))
+    # A generator reads 32 bits of its seed. The factor keeps runs with neighboring seeds far apart: without it, epoch 1
+    # of one seed would be epoch 0 of the next.
+    epoch_seed = (seed * 0x9E3779B1 + epoch + _ORDER) % 2**32
+    return torch.randperm(n_samples, generator=torch.Generator().manual_seed(epoch_seed))
 
 
 def _losses(
     logits: Float[Tensor, "batch answer d_vocab"], labels: Int[Tensor, "batch answer"]
 ) -> tuple[Float[Tensor, " answers"], Float[Tensor, " answers"]]:
-    """Cross-entropy in nats of every answer, and 1 where it has the highest logit; of 16-bit logits in float32."""
+    """Cross-entropy in nats of every answer, and 1 where it has the highest logit; 16-bit logits go to float32."""
     answers, flat = logits.flatten(0, 1), labels.flatten()
     if answers.dtype.itemsize < torch.float32.itemsize:
         answers = answers.float()
@@ -235,13 +240,13 @@ def _check_fits(model: HookedTransformer, data: TaskDataset) -> None:
     cfg = model.cfg
     smallest = min(cfg.d_vocab, cfg.d_vocab_out)
     if data.d_vocab > smallest:
-        raise InvalidInputError(f"the data has {data.d_vocab} tokens; the model knows {smallest} (d_vocab).")
+        raise InvalidInputError(f"the data has {data.d_vocab} tokens; the model has {smallest} (d_vocab).")
     if data.n_ctx > cfg.n_ctx and cfg.positional_embedding_type != "none":
         raise InvalidInputError(f"the data's rows have {data.n_ctx} tokens; the model's context is {cfg.n_ctx}.")
 
 
 class _Epoch:
-    """An epoch's samples in their order, on the model's device; tokens as numbers of distinct prompts."""
+    """An epoch's samples in their order, on the model's device; prompts as indices of distinct ones."""
 
     def __init__(self, data: TaskDataset, prompts: Tensor, number: int, seed: int, device: torch.device) -> None:
         order = sample_order(len(data), number, seed)
@@ -257,9 +262,9 @@ class _Run:
     """A run in memory.
 
     Attributes:
-        sums: For each step, what `MetricCurve.of_sums` takes; in float64 for a model of that type.
-        points: Steps at which validation data was measured, and what was found.
-        shown: When the progress bar was last written to, and at which step.
+        sums: For each step, the sums that `MetricCurve.of_sums` takes; in float64 for a model of that dtype.
+        points: Steps at which the model was evaluated on the validation data, with the metrics.
+        shown: Time and step of the last update of the progress bar.
     """
 
     model: HookedTransformer
@@ -281,10 +286,11 @@ class _Run:
         self.optimizer = make_optimizer(self.model, self.cfg, fused=device.type in ("cpu", "cuda"))
         self.forward: Callable[[Tensor], Tensor] = torch.compile(self.model) if self.cfg.compile else self.model
         self.epoch: _Epoch | None = None
-        self.distinct, self.prompts = (each.to(device) for each in _distinct(self.data))
+        distinct, prompts = _distinct(self.data)
+        self.distinct, self.prompts = distinct.to(device), prompts.to(device)
 
     def manifest(self) -> dict[str, Any]:
-        """What this is a run of."""
+        """Describe the run: everything that must agree for it to be resumed."""
         training = asdict(self.cfg)
         training.pop("device")
         return {
@@ -303,7 +309,7 @@ class _Run:
         progress: bool,
         on_step: Callable[[int], None] | None,
     ) -> None:
-        """Take the steps that are left."""
+        """Take the remaining steps."""
         if self.step == self.steps:
             return
         began = saved = time.perf_counter()
@@ -329,7 +335,7 @@ class _Run:
             self.model.eval()
 
     def state(self) -> RunState:
-        """All that the run needs to go on."""
+        """Return everything needed to resume the run."""
         tensors = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
         tensors |= optimizer_tensors(self.optimizer)
         tensors["metrics/train"] = self.sums[: self.step]
@@ -338,7 +344,7 @@ class _Run:
         return RunState(tensors, self.step, self.seconds)
 
     def restore(self, state: RunState) -> None:
-        """Go back to where a run was."""
+        """Put the run back into a saved state."""
         weights = {name[6:]: value for name, value in state.tensors.items() if name.startswith("model/")}
         self.model.load_state_dict(weights)
         restore_optimizer(self.optimizer, state.tensors)
@@ -347,16 +353,16 @@ class _Run:
         self.points = [(int(row[0]), TaskMetrics(*row[1:])) for row in state.tensors["metrics/validation"].tolist()]
 
     def result(self) -> TrainingResult:
-        """The curves."""
-        each = torch.arange(1, self.steps + 1)
-        ends = torch.tensor([*range(self.steps_per_epoch, self.steps, self.steps_per_epoch), self.steps])
+        """Return the curves."""
+        every_step = torch.arange(1, self.steps + 1)
+        epoch_ends = torch.tensor([*range(self.steps_per_epoch, self.steps, self.steps_per_epoch), self.steps])
         sums = self.sums.cpu()
         steps, metrics = [step for step, _ in self.points], [metrics for _, metrics in self.points]
         return TrainingResult(
             model=self.model.cfg.model_name,
             data=repr(self.data),
-            train=MetricCurve.of_sums(sums, each),
-            train_epochs=MetricCurve.of_sums(sums, ends),
+            train=MetricCurve.of_sums(sums, every_step),
+            train_epochs=MetricCurve.of_sums(sums, epoch_ends),
             validation=None if self.validation is None else MetricCurve.of_points(steps, metrics),
             bayes=self.data.bayes,
             validation_bayes=None if self.validation is None else self.validation.bayes,
@@ -385,14 +391,14 @@ class _Run:
         self.step += 1
 
     def _logits(self, epoch: _Epoch, part: slice) -> Float[Tensor, "batch answer d_vocab"]:
-        """Of a batch; where it has more samples than there are prompts, by running each prompt once."""
+        """Compute a batch's logits; if it has more samples than there are distinct prompts, run each prompt once."""
         prompts, answers = epoch.prompts[part], self.data.answer_positions
         if len(prompts) > len(self.distinct):
             return self.forward(self.distinct)[:, answers.start : answers.stop].index_select(0, prompts)
         return self.forward(self.distinct[prompts])[:, answers.start : answers.stop]
 
     def _evaluate(self, folder: RunFolder | None, snapshots: frozenset[int]) -> None:
-        """Measure on the validation data and keep weights, if this step is one to do so."""
+        """Evaluate on the validation data and keep a snapshot, if either is due at this step."""
         due = self.step % self.evaluate_every == 0 or self.step == self.steps
         if self.validation is not None and due:
             self.points.append((self.step, evaluate_task(self.model, self.validation)))
@@ -412,10 +418,10 @@ class _Run:
 
 
 def _distinct(data: TaskDataset) -> tuple[Int[Tensor, "prompt pos"], Int[Tensor, " sample"]]:
-    """The prompts that there are, and which one each sample has; of long rows each is taken for one of its own."""
+    """Return the distinct prompts, and the index of each sample's; rows too long to encode count as distinct."""
     if data.d_vocab**data.n_ctx >= 2**63:
         return data.tokens, torch.arange(len(data))
-    # Each row as one number: numbers are sorted many times as fast as rows.
+    # Encode each row as one integer, since sorting integers is many times faster than sorting rows.
     places = data.d_vocab ** torch.arange(data.n_ctx)
     numbers, prompts = (data.tokens * places).sum(1).unique(return_inverse=True)
     return numbers[:, None] // places % data.d_vocab, prompts

@@ -1,12 +1,12 @@
-"""The folder of a toy training run: what it is a run of, where it has come to, and weights along the way.
+"""The folder of a toy training run: its manifest, its last checkpoint, and snapshots of the weights.
 
-- `training.json`: model, data and training configs, for people; the files below carry all of it themselves.
+- `training.json`: model, data and training configs, for people; the files below contain all of it too.
 - `checkpoint.safetensors`: weights, optimizer state, and the metrics of all steps so far, in one file, so that they
   can never belong to different steps.
-- `snapshots/00000100.safetensors`, ...: weights after some steps.
+- `snapshots/00000100.safetensors`, ...: weights after selected steps.
 
-Every file is written beside its place, forced to the disk and renamed: a process may die at any moment, and what it
-leaves is the run as it was at its last checkpoint.
+Every file is written under a temporary name, flushed to disk and renamed: the process may be killed at any moment and
+leaves the run as it was at its last checkpoint.
 """
 
 import json
@@ -34,12 +34,12 @@ _COMPARED = ("model", "data", "validation", "training")
 
 @dataclass(frozen=True)
 class RunState:
-    """Where a run has come to.
+    """Progress of a run.
 
     Attributes:
-        tensors: Weights, optimizer state and metrics, by names of the trainer's.
-        step: How many steps have been taken.
-        seconds: Wall time of these.
+        tensors: Weights, optimizer state and metrics, by the trainer's names.
+        step: Number of steps taken.
+        seconds: Wall time so far.
     """
 
     tensors: Mapping[str, Tensor]
@@ -51,13 +51,16 @@ class RunFolder:
     """A folder that holds one run, and never another.
 
     Args:
-        path: The folder; made if it is missing.
-        manifest: What is run on what, as JSON keeps it.
-        resume: Go on with the run that is there, if there is one.
+        path: The folder; created if missing.
+        manifest: Description of model, data and options, in JSON values.
+        resume: Continue the run in the folder, if there is one.
+
+    Attributes:
+        previous: State of the run to continue; `None` for a new run.
 
     Raises:
-        InvalidInputError: If the path is a file, or holds a run that is not to be resumed, or another one.
-        CheckpointError: If the checkpoint that is there is damaged.
+        InvalidInputError: If the path is a file, or holds a different run, or one that should not be resumed.
+        CheckpointError: If the checkpoint in it is damaged.
     """
 
     def __init__(self, path: Path, manifest: Mapping[str, Any], *, resume: bool) -> None:
@@ -65,25 +68,25 @@ class RunFolder:
             raise InvalidInputError(f"{str(path)!r} is a file; give a folder for the run.")
         self.path = path
         self.manifest = json.loads(json.dumps(manifest, default=str))
-        self.found: RunState | None = None
+        self.previous: RunState | None = None
         if (path / _CHECKPOINT).exists():
             if not resume:
                 raise InvalidInputError(
-                    f"{str(path)!r} holds a run already. Go on with it by resume=True, or give another folder."
+                    f"{str(path)!r} already holds a run. Continue it with resume=True, or give another folder."
                 )
-            found = _read_header(path / _CHECKPOINT)
-            self._compare(found["manifest"])
+            header = _read_header(path / _CHECKPOINT)
+            self._compare(header["manifest"])
             tensors = {name: tensor.clone() for name, tensor in TensorFiles([path / _CHECKPOINT]).items()}
-            self.found = RunState(tensors, found["step"], found["seconds"])
+            self.previous = RunState(tensors, header["step"], header["seconds"])
         else:
-            # Not by a state at step 0: whether the folder can be written to is told before any work is done.
+            # Written before any work is done, so that a folder that cannot be written to is noticed at once.
             self._write(lambda: write_bytes(path / "training.json", json.dumps(self.manifest, indent=1).encode()))
 
     def write(self, state: RunState) -> None:
-        """Put a state in the place of the one before.
+        """Replace the checkpoint.
 
         Raises:
-            StorageError: If it cannot be written. The one before stands.
+            StorageError: If it cannot be written. The previous one stays valid.
         """
         self._write_tensors(_CHECKPOINT, state)
 
@@ -105,8 +108,8 @@ class RunFolder:
             write()
         except OSError as error:
             raise StorageError(
-                f"the run cannot be written to {str(self.path)!r}: {error.strerror}. What was there before still "
-                "stands: make room or give another folder, and go on with resume=True."
+                f"the run cannot be written to {str(self.path)!r}: {error.strerror}. The previous checkpoint is "
+                "intact: make room or give another folder, and continue with resume=True."
             ) from error
 
     def _compare(self, there: Mapping[str, Any]) -> None:
@@ -120,17 +123,17 @@ class RunFolder:
             more = f"; and {len(differing) - 4} more" if len(differing) > 4 else ""
             raise InvalidInputError(
                 f"{str(self.path)!r} holds another run: {'; '.join(differing[:4])}{more}. "
-                "Resume it with what it was begun with, or give another folder."
+                "Resume it with the options it was started with, or give another folder."
             )
 
 
 def load_toy_model(folder: str | Path, *, step: int | None = None, device: Any = None) -> HookedTransformer:
-    """The model of a run's folder, as it was left, or as it was after a step that a snapshot was kept of.
+    """Load the model from a run's folder, at its last checkpoint or at a snapshot.
 
     Args:
-        folder: The folder that was given to `train` as `out`.
-        step: The snapshot; default: the last checkpoint.
-        device: Where the weights go; default: CUDA if there is one, else the CPU.
+        folder: The folder given to `train` as `out`.
+        step: The snapshot's step; the last checkpoint by default.
+        device: Device of the weights; CUDA if there is one, else the CPU, by default.
 
     Raises:
         CheckpointError: If there is no such file, or it is damaged.
@@ -139,7 +142,7 @@ def load_toy_model(folder: str | Path, *, step: int | None = None, device: Any =
     path = Path(folder) / name
     if not path.exists():
         steps = ", ".join(map(str, snapshot_steps(folder))) or "none"
-        raise CheckpointError(f"there is no {name} in {str(folder)!r}; snapshots there are: {steps}.")
+        raise CheckpointError(f"there is no {name} in {str(folder)!r}; its snapshots are: {steps}.")
     manifest = _read_header(path)["manifest"]
     cfg = HookedTransformerConfig.from_dict({**manifest["model"]["config"], "device": device, "init_weights": False})
     model = HookedTransformer(cfg)
@@ -152,12 +155,12 @@ def load_toy_model(folder: str | Path, *, step: int | None = None, device: Any =
 
 
 def snapshot_steps(folder: str | Path) -> list[int]:
-    """The steps after which a run's folder keeps weights."""
+    """Return the steps of a run's snapshots."""
     return sorted(int(path.stem) for path in (Path(folder) / _SNAPSHOTS).glob("[0-9]*.safetensors"))
 
 
 def describe_model(model: HookedTransformer) -> dict[str, Any]:
-    """What of a model must be the same for a run to go on."""
+    """Describe the parts of a model that must be the same for a run to be resumed."""
     config = {name: value for name, value in model.cfg.to_dict().items() if name not in ("device", "init_weights")}
     frozen = [name for name, weight in model.named_parameters() if not weight.requires_grad]
     return {"config": config, "frozen": frozen}
@@ -174,7 +177,7 @@ def _read_header(path: Path) -> dict[str, Any]:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The state of an optimizer, flat."""
+    """Return the state of an optimizer as a flat dictionary of tensors."""
     return {
         f"optimizer/{index}/{name}": value
         for index, entries in optimizer.state_dict()["state"].items()
@@ -183,7 +186,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Give an optimizer the state that `optimizer_tensors` took."""
+    """Load the state that `optimizer_tensors` returned."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer/"):

@@ -1,7 +1,7 @@
 """Configs of toy models: plain `HookedTransformerConfig`s, so that everything that works on a model works on these.
 
-Each is made for the task of its name in `headscope.data.tasks`. `toy_configs.skip_trigram()` is to be used with
-`one_hot`, which makes embedding and unembedding trivial and leaves the attention as all there is to learn.
+Each is made for the task of the same name in `headscope.data.tasks`. Use `toy_configs.skip_trigram()` with `one_hot`,
+which makes embedding and unembedding trivial, so that attention is all there is to learn.
 """
 
 import math
@@ -23,10 +23,10 @@ _TOKEN_SIZE = 0.5
 
 
 def skip_trigram(n_heads: int = 3, d_head: int = 1, **fields: Any) -> HookedTransformerConfig:
-    """One layer of attention and nothing else: no MLP, no norm, no positions, as wide as the vocabulary.
+    """One layer of attention and nothing else: no MLP, no norm, no positions, `d_model` equal to `d_vocab`.
 
     Args:
-        n_heads: How many heads.
+        n_heads: Number of heads.
         d_head: Width of each.
         fields: Other fields, or other values: `n_ctx` (default 4), `initializer_range` (0.3), `seed`, `device`, ...
 
@@ -52,13 +52,13 @@ def skip_trigram(n_heads: int = 3, d_head: int = 1, **fields: Any) -> HookedTran
 
 
 def induction(d_vocab: int = 64, n_ctx: int = 32, **fields: Any) -> HookedTransformerConfig:
-    """Two layers of attention, the least that induction takes: one finds what came before, one looks for it.
+    """Two layers of attention, the least that induction needs: a previous-token head, then an induction head.
 
-    Use it with `easy_positions`: without, induction takes many times as long to form.
+    Use it with `easy_positions`: without, induction takes many times longer to form.
 
     Args:
-        d_vocab: How many tokens there are.
-        n_ctx: The longest row.
+        d_vocab: Number of tokens.
+        n_ctx: Context length.
         fields: Other fields, or other values.
 
     Example:
@@ -81,7 +81,7 @@ def induction(d_vocab: int = 64, n_ctx: int = 32, **fields: Any) -> HookedTransf
 
 
 def modular_addition(p: int = 113, **fields: Any) -> HookedTransformerConfig:
-    """One layer without norm, with a ReLU MLP: the shape in which modular addition has been taken apart before.
+    """One layer without norms, with a ReLU MLP: the architecture in which modular addition has been studied before.
 
     Args:
         p: The modulus; one more token stands for `=`.
@@ -110,7 +110,7 @@ def palindrome(n_symbols: int = 8, half: int = 4, **fields: Any) -> HookedTransf
     """Two layers with an MLP each, and positions.
 
     Args:
-        n_symbols: How many symbols there are; one more token asks.
+        n_symbols: Number of symbols; one more token is the query.
         half: Symbols in half a row.
         fields: Other fields, or other values.
 
@@ -134,11 +134,11 @@ def palindrome(n_symbols: int = 8, half: int = 4, **fields: Any) -> HookedTransf
 
 
 def one_hot(model: HookedTransformer) -> HookedTransformer:
-    """Make embedding and unembedding identities, and freeze both; returns the model, changed in place.
+    """Set embedding and unembedding to identities and freeze both; return the model, changed in place.
 
     Args:
-        model: One whose `d_model` is at least its `d_vocab`: token `i` becomes the `i`-th axis of the residual stream,
-            and the logit of token `i` is read from it.
+        model: A model whose `d_model` is at least its `d_vocab`: token `i` becomes the `i`-th axis of the residual
+            stream, and its logit is read from the same axis.
 
     Raises:
         InvalidInputError: If the residual stream is narrower than the vocabulary.
@@ -157,10 +157,10 @@ def one_hot(model: HookedTransformer) -> HookedTransformer:
 
 
 def easy_positions(model: HookedTransformer) -> HookedTransformer:
-    """Start where looking back is easy, so that induction forms in seconds; returns the model, changed in place.
+    """Initialize so that looking back is easy and induction forms in seconds; return the model, changed in place.
 
-    Positions become sinusoids and are frozen, fast ones above all, so that "one before" is a rotation that tells
-    neighbours apart; token embeddings become large random codes, nearly orthogonal, which a head can match.
+    Positions become frozen sinusoids with mostly high frequencies, so that "one before" is a rotation large enough to
+    tell neighbors apart; token embeddings become large random codes, nearly orthogonal, which a head can match.
 
     Args:
         model: A model with learned positions and an even `d_model`.

@@ -1,7 +1,7 @@
-"""How a toy model changes along training: entropy, head scores and per-head logits, checkpoint by checkpoint.
+"""Training dynamics of a toy model: entropy, head scores and per-head logits, snapshot by snapshot.
 
-`train(..., out=folder, snapshots=log_spaced_steps(...))` keeps weights along the way; `training_dynamics` measures
-each of them in turn, and holds one model at a time.
+`train(..., out=folder, snapshots=log_spaced_steps(...))` keeps weights along the way; `training_dynamics` analyzes one
+after the other, holding one model at a time.
 """
 
 from collections.abc import Sequence
@@ -36,22 +36,22 @@ _SCORES = ("previous_token", "duplicate_token", "induction")
 
 @dataclass(frozen=True)
 class TrainingDynamics(Result):
-    """A model along its training; `None` for what was not asked for.
+    """Measurements of a model along its training; `None` for measures not requested.
 
     Attributes:
-        steps: How many optimizer steps had been taken, `[step]`.
-        loss: Mean loss of the answers that their prompt settles, in nats, `[step]`.
-        accuracy: Share of these that are right, `[step]`.
-        tokens: The prompts that `head_logits` is about, up to the position that answers, `[prompt, pos]`.
+        steps: Number of optimizer steps taken, `[step]`.
+        loss: Mean loss of signal answers, in nats, `[step]`.
+        accuracy: Accuracy on signal answers, `[step]`.
+        tokens: The prompts of `head_logits`, up to the answer's position, `[prompt, pos]`.
         labels: Their answers, `[prompt]`.
-        resid: Mean entropy, over positions that answer, of the prediction at each state, in nats, `[step, state]`.
-        diff: By how much a component moves the entropy of the state it writes to, `[step, layer, component]`.
-        marginal: By how much it moves that of the final prediction, `[step, layer, component]`.
-        previous_token: Mean attention to the token before, `[step, layer, head]`.
-        duplicate_token: To earlier copies of the token; NaN if none repeats.
-        induction: To what followed these.
-        head_logits: What each head adds to the logits of a prompt's last answer, the final norm's scale frozen,
-            biases left out, `[step, layer, head, prompt, d_vocab]`.
+        resid: Mean entropy, over answer positions, of the prediction at each state, in nats, `[step, state]`.
+        diff: Change of the entropy of the state a component writes to, `[step, layer, component]`.
+        marginal: Change of the entropy of the final prediction, `[step, layer, component]`.
+        previous_token: Mean attention to the previous token, `[step, layer, head]`.
+        duplicate_token: Mean attention to earlier occurrences of the token; NaN if none repeats.
+        induction: Mean attention to the tokens after these.
+        head_logits: Each head's contribution to the logits of a prompt's last answer, with the final norm's scale
+            frozen and without biases, `[step, layer, head, prompt, d_vocab]`.
         state_labels: `0_pre`, `0_mid`, ..., `final`.
         component_labels: `0`, `1`, ..., and `MLP` last where there are MLPs.
     """
@@ -74,12 +74,12 @@ class TrainingDynamics(Result):
 
     @property
     def answer_logits(self) -> Float[Tensor, "step layer head"] | None:
-        """What each head adds to the right answer's logit over its mean on the vocabulary; mean over the prompts."""
+        """Each head's contribution to the correct answer's logit minus its mean over the vocabulary, over prompts."""
         if self.head_logits is None:
             return None
         index = self.labels.expand(*self.head_logits.shape[:-1])[..., None]
-        right = self.head_logits.gather(-1, index)[..., 0]
-        return (right - self.head_logits.mean(-1)).mean(-1)
+        answer_logit = self.head_logits.gather(-1, index)[..., 0]
+        return (answer_logit - self.head_logits.mean(-1)).mean(-1)
 
     def to_frame(self) -> "pd.DataFrame":
         """One row a step: loss, accuracy, the entropy of each state, and each head's numbers."""
@@ -131,17 +131,17 @@ def training_dynamics(
     device: str | None = None,
     progress: bool = True,
 ) -> TrainingDynamics:
-    """Measure a run's snapshots, one after the other.
+    """Analyze a run's snapshots, one after the other.
 
     Args:
-        folder: The folder that was given to `train` as `out`, with snapshots in it.
-        data: What to measure on; the validation data, as a rule.
-        measures: Of `"entropy"` (`measure_entropy` at the positions that answer), `"head_scores"` (on the data's own
-            rows) and `"head_logits"`.
-        steps: The snapshots to take; default: all.
-        n_rows: Rows of `data` to measure on, at most: the first.
-        n_prompts: Prompts for `"head_logits"`, at most: the first rows whose last answer is settled by the prompt.
-        device: Where to run; default: CUDA if there is one, else the CPU.
+        folder: The folder given to `train` as `out`, with snapshots in it.
+        data: Data to measure on, usually the validation data.
+        measures: Any of `"entropy"` (`measure_entropy` at the answer positions), `"head_scores"` (on the rows of the
+            data) and `"head_logits"`.
+        steps: The snapshots to analyze; all by default.
+        n_rows: Maximum number of rows of `data`; the first are taken.
+        n_prompts: Maximum number of prompts for `"head_logits"`: the first rows whose last answer is signal.
+        device: Device to run on; CUDA if there is one, else the CPU, by default.
         progress: Show a progress bar over the snapshots.
 
     Raises:
@@ -170,17 +170,17 @@ def training_dynamics(
             f"{str(folder)!r} has no snapshots; they are kept by train(..., out=folder, "
             "snapshots=log_spaced_steps(cfg.n_steps(len(data))))."
         )
-    settled = data.signal[:, -1].nonzero()[:n_prompts, 0]
-    if not len(settled):
-        raise InvalidInputError("no row of data has a last answer that its prompt settles; give more rows.")
-    prompts = data.tokens[settled, : data.answer_positions.stop]
-    found: list[dict[str, Tensor]] = []
+    signal_rows = data.signal[:, -1].nonzero()[:n_prompts, 0]
+    if not len(signal_rows):
+        raise InvalidInputError("no row of data has a last answer determined by its prompt; give more rows.")
+    prompts = data.tokens[signal_rows, : data.answer_positions.stop]
+    snapshots: list[dict[str, Tensor]] = []
     labels: dict[str, Any] = {}
     for step in tqdm(steps, desc="training dynamics", disable=not progress):
         model = load_toy_model(folder, step=step, device=device)
         tensors, labels = _measure(model, data, prompts, measures, n_rows)
-        found.append(tensors)
-    series: dict[str, Any] = {name: torch.stack([each[name] for each in found]) for name in found[0]}
+        snapshots.append(tensors)
+    series: dict[str, Any] = {name: torch.stack([tensors[name] for tensors in snapshots]) for name in snapshots[0]}
     return TrainingDynamics(
         info=RunInfo(
             model=model.cfg.model_name,
@@ -192,7 +192,7 @@ def training_dynamics(
         ),
         steps=torch.tensor(steps),
         tokens=prompts,
-        labels=data.labels[settled, -1],
+        labels=data.labels[signal_rows, -1],
         **series,
         **labels,
     )
@@ -201,24 +201,24 @@ def training_dynamics(
 def _measure(
     model: HookedTransformer, data: TaskDataset, prompts: Tensor, measures: Sequence[Measure], n_rows: int
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """All of one snapshot, and names of states and components."""
+    """Return all measures of one snapshot, and the labels of states and components."""
     metrics = evaluate_task(model, data)
     rows, answers = data.tokens[:n_rows], data.answer_positions
-    found = {"loss": torch.tensor(metrics.signal_loss), "accuracy": torch.tensor(metrics.signal_accuracy)}
+    values = {"loss": torch.tensor(metrics.signal_loss), "accuracy": torch.tensor(metrics.signal_accuracy)}
     labels: dict[str, Any] = {}
     if "entropy" in measures:
         entropy = measure_entropy(model, rows, reduce="none", include_bos=True, progress=False)
         for name in ("resid", "diff", "marginal"):
-            each = getattr(entropy, name)[..., answers.start : answers.stop]
-            found[name] = each.double().mean((-2, -1)).float().cpu()
+            at_answers = getattr(entropy, name)[..., answers.start : answers.stop]
+            values[name] = at_answers.double().mean((-2, -1)).float().cpu()
         labels = {"state_labels": entropy.state_labels, "component_labels": entropy.component_labels}
     if "head_scores" in measures:
         scores = head_scores(model, rows, include_bos=True, progress=False)
-        found |= {name: getattr(scores, name).cpu() for name in _SCORES}
+        values |= {name: getattr(scores, name).cpu() for name in _SCORES}
     if "head_logits" in measures:
         _, cache = model.run_with_cache(prompts)
         readout = readout_of(model)
         written = readout.direction(cache.stack_head_results(pos_slice=-1))
         parts = written / readout.scale(cache["resid_post", -1][:, -1]) @ model.W_U
-        found["head_logits"] = parts.unflatten(0, (model.cfg.n_layers, model.cfg.n_heads)).float().cpu()
-    return found, labels
+        values["head_logits"] = parts.unflatten(0, (model.cfg.n_layers, model.cfg.n_heads)).float().cpu()
+    return values, labels

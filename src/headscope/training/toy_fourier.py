@@ -1,8 +1,7 @@
-"""Waves over the numbers modulo `p`: how a network that adds holds its numbers.
+"""Fourier analysis over the integers modulo `p`, for networks that learned modular addition.
 
-A network that adds modulo `p` by turning circles has the few frequencies it turns by in its embedding; one that knows
-its table by heart has them all alike (Nanda et al. 2023, "Progress measures for grokking via mechanistic
-interpretability").
+A network that adds modulo `p` by rotations has a few key frequencies in its embedding; one that memorized the table has
+all frequencies alike (Nanda et al. 2023, "Progress measures for grokking via mechanistic interpretability").
 """
 
 import torch
@@ -15,27 +14,29 @@ __all__ = ["fourier_basis", "fourier_coefficients", "fourier_power"]
 
 
 def fourier_basis(p: int) -> Float[Tensor, "wave number"]:
-    """The waves over the numbers 0 to `p - 1`, orthonormal: the constant, then cosine and sine of 1, 2, ... turns.
+    """Return the orthonormal Fourier basis over 0 to `p - 1`: the constant, then cosine and sine of frequency 1, 2, ...
 
-    With even `p` the last is the cosine of `p / 2` turns, whose sine is zero everywhere.
+    For even `p` the last is the cosine of frequency `p / 2`, whose sine is zero everywhere.
 
     Args:
-        p: How many numbers.
+        p: The modulus.
 
     Returns:
-        `[p, p]` in float64, whose rows are orthonormal to rounding.
+        `[p, p]` in float64, with rows that are orthonormal up to rounding.
 
     Raises:
         InvalidInputError: If there are fewer than three numbers.
 
     Example:
-        >>> basis = fourier_basis(5)
-        >>> torch.allclose(basis @ basis.T, torch.eye(5, dtype=torch.float64), atol=1e-12)
-        True
+        >>> fourier_basis(4).round(decimals=2) + 0.0
+        tensor([[ 0.5000,  0.5000,  0.5000,  0.5000],
+                [ 0.7100,  0.0000, -0.7100,  0.0000],
+                [ 0.0000,  0.7100,  0.0000, -0.7100],
+                [ 0.5000, -0.5000,  0.5000, -0.5000]], dtype=torch.float64)
     """
     if p < 3:
-        raise InvalidInputError(f"p is {p}; frequencies are told from three numbers on.")
-    # Turns are taken modulo p before they become an angle, which keeps its rounding as small as it can be.
+        raise InvalidInputError(f"p is {p}; it must be 3 or more for there to be a frequency.")
+    # Products are reduced modulo p as integers, before they become angles: small angles have small rounding errors.
     turns = torch.arange(1, p // 2 + 1)[:, None] * torch.arange(p) % p
     angle = 2 * torch.pi * turns.double() / p
     waves = torch.stack([angle.cos(), angle.sin()], dim=1).flatten(0, 1)[: p - 1]
@@ -45,7 +46,7 @@ def fourier_basis(p: int) -> Float[Tensor, "wave number"]:
 
 @torch.no_grad()
 def fourier_coefficients(values: Float[Tensor, "number feature"]) -> Float[Tensor, "wave feature"]:
-    """How much of each wave of `fourier_basis` is in each feature, in float64; `basis.T @ coefficients` is `values`.
+    """Return the Fourier coefficients of each feature, in float64; `fourier_basis(p).T @ coefficients` is `values`.
 
     Args:
         values: A row for each of the numbers 0 to `p - 1`, such as `model.W_E[:p]`.
@@ -58,24 +59,24 @@ def fourier_coefficients(values: Float[Tensor, "number feature"]) -> Float[Tenso
 
 @torch.no_grad()
 def fourier_power(values: Float[Tensor, "number feature"]) -> Float[Tensor, " frequency"]:
-    """How much of what differs between numbers is a wave of each frequency, as shares that sum to 1.
+    """Return each frequency's share of the variance between numbers; shares sum to 1.
 
     Args:
         values: A row for each of the numbers 0 to `p - 1`, such as `model.W_E[:p]`.
 
     Returns:
-        The share of frequency `k + 1` at index `k`, up to half of `p`: `k + 1` turns over all numbers.
+        The share of frequency `k + 1` at index `k`, for frequencies up to `p / 2`.
 
     Raises:
-        InvalidInputError: If there are fewer than three numbers, or all rows are alike.
+        InvalidInputError: If there are fewer than three numbers, or all rows are equal.
 
     Example:
-        >>> turns = 2 * torch.pi * 3 * torch.arange(11)[:, None] / 11
-        >>> fourier_power(torch.cat([turns.cos(), turns.sin()], dim=1)).argmax().item() + 1
-        3
+        >>> angles = 2 * torch.pi * 3 * torch.arange(11)[:, None] / 11
+        >>> fourier_power(torch.cat([angles.cos(), angles.sin()], dim=1)).round(decimals=3) + 0.0
+        tensor([0., 0., 1., 0., 0.], dtype=torch.float64)
     """
     waves = fourier_coefficients(values)[1:].square().sum(1)
     if torch.equal(values, values[:1].expand_as(values)):
-        raise InvalidInputError("all rows of values are alike; there is no wave in them.")
+        raise InvalidInputError("all rows of values are equal; no frequency explains any variance.")
     power = torch.cat([waves, waves.new_zeros(len(waves) % 2)]).view(-1, 2).sum(1)  # the last sine of an even number
     return power / power.sum()

@@ -1,4 +1,4 @@
-"""What training on a toy task gives: loss and accuracy along the way, on signal and noise apart."""
+"""Results of training on a toy task: curves of loss and accuracy, separately for signal and noise."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,16 +18,16 @@ __all__ = ["MetricCurve", "TrainingResult"]
 
 @dataclass(frozen=True)
 class MetricCurve:
-    """Loss in nats and accuracy at some points of a run; NaN for a kind of answer that a point had none of.
+    """Loss in nats and accuracy at points of a run; NaN where a point has no answers of a kind.
 
     Attributes:
-        step: How many optimizer steps had been taken, `[point]`; of an epoch's mean, at its end.
-        loss: Mean over answers.
-        accuracy: Mean over answers.
-        signal_loss: Mean over answers that their prompt settles.
-        signal_accuracy: The same.
-        noise_loss: Mean over the other answers.
-        noise_accuracy: The same.
+        step: Number of optimizer steps taken, `[point]`; for an epoch's mean, at its end.
+        loss: Mean loss over all answers.
+        accuracy: Accuracy over all answers.
+        signal_loss: Mean loss over answers determined by their prompt.
+        signal_accuracy: Accuracy over these.
+        noise_loss: Mean loss over the other answers.
+        noise_accuracy: Accuracy over these.
     """
 
     step: Int[Tensor, " point"]
@@ -42,33 +42,33 @@ class MetricCurve:
         return len(self.step)
 
     def at(self, point: int) -> TaskMetrics:
-        """The numbers of one point; −1 is the last."""
+        """Return the metrics at one point; −1 is the last."""
         return TaskMetrics(*(float(values[point]) for values in list(vars(self).values())[1:]))
 
     def reached(self, accuracy: float = 0.99) -> int | None:
-        """The first step measured at which so much of the signal was right; `None` if there is none."""
-        there = (self.signal_accuracy >= accuracy).nonzero()
-        return int(self.step[there[0, 0]]) if len(there) else None
+        """Return the first measured step with at least this signal accuracy; `None` if there is none."""
+        points = (self.signal_accuracy >= accuracy).nonzero()
+        return int(self.step[points[0, 0]]) if len(points) else None
 
     def to_frame(self) -> "pd.DataFrame":
-        """One row a point."""
+        """Return a table with one row for each point."""
         import pandas as pd
 
         return pd.DataFrame({name: values.numpy() for name, values in vars(self).items()})
 
     @classmethod
     def of_points(cls, steps: Sequence[int], metrics: Sequence[TaskMetrics]) -> "MetricCurve":
-        """A curve through these points."""
+        """Make a curve from single points."""
         rows = torch.tensor([list(vars(point).values()) for point in metrics], dtype=torch.float64).view(-1, 6)
         return cls(torch.tensor(list(steps), dtype=torch.long), *rows.unbind(1))
 
     @classmethod
     def of_sums(cls, sums: Float[Tensor, "step 6"], ends: Int[Tensor, " point"]) -> "MetricCurve":
-        """Means over the steps between one end and the next.
+        """Make a curve of means over the steps from each end to the next.
 
         Args:
-            sums: For each step its sums of loss, accuracy and number of answers: of signal, then of noise.
-            ends: After how many steps each point ends.
+            sums: For each step, the sums of loss and accuracy and the number of answers: of signal, then of noise.
+            ends: Number of steps after which each point ends.
         """
         total = torch.cat([torch.zeros(1, 6, dtype=torch.float64), sums.double().cumsum(0)])[ends]
         total = torch.diff(total, dim=0, prepend=torch.zeros(1, 6, dtype=torch.float64))
@@ -80,19 +80,18 @@ class MetricCurve:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a run gave; the model is trained in place.
+    """Curves of a training run; the model is trained in place.
 
     Attributes:
         model: The model's name.
-        data: What it was trained on.
-        train: For each step, on its batch, before the step.
-        train_epochs: For each epoch, the mean over its samples as they came.
-        validation: On the validation data, whenever it was measured: at the start, at the end, and in between; `None`
-            where there was none.
-        bayes: What the best predictor has on the training data.
-        validation_bayes: And on the validation data.
+        data: Description of the training data.
+        train: Metrics of each step's batch, before the step.
+        train_epochs: Means of these over each epoch.
+        validation: Metrics on the validation data at the start, at the end, and in between; `None` without such data.
+        bayes: Metrics of the best predictor on the training data.
+        validation_bayes: The same on the validation data.
         lr: Learning rate of each step.
-        seconds: Wall time, that of earlier parts of a resumed run included.
+        seconds: Wall time, including earlier parts of a resumed run.
     """
 
     model: str
@@ -107,7 +106,7 @@ class TrainingResult:
 
     @property
     def final(self) -> TaskMetrics:
-        """At the end: on the validation data where there was some, else over the last epoch."""
+        """Metrics at the end: on the validation data if there is any, else over the last epoch."""
         return (self.train_epochs if self.validation is None else self.validation).at(-1)
 
     def __str__(self) -> str:

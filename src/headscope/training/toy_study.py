@@ -1,7 +1,7 @@
-"""Taking a toy model apart: what each head adds to the logits, circuits over tokens, who carries which operand.
+"""Reverse-engineering toy models: each head's logits, OV and QK circuits over tokens, and heads per operand.
 
 For attention-only models without norms, whose logits are an exact sum: of the embedding's direct path, of each head's
-`z W_O W_U`, and of biases, which belong to no head and are kept apart.
+`z W_O W_U`, and of biases, which belong to no head and are kept separate.
 """
 
 from dataclasses import dataclass
@@ -35,12 +35,12 @@ _N_OPERANDS = 4
 
 @dataclass(frozen=True)
 class HeadLogits:
-    """The parts whose sum the logits of one position are.
+    """Decomposition of the logits at one position into a sum.
 
     Attributes:
-        heads: What each head adds, `z W_O W_U`, `[sample, layer, head, d_vocab]`.
-        bias: What attention layers add whatever their heads do, `b_O W_U`, `[layer, d_vocab]`.
-        direct: The embedding read out directly, and `b_U`, `[sample, d_vocab]`.
+        heads: Each head's contribution, `z W_O W_U`, `[sample, layer, head, d_vocab]`.
+        bias: Contribution of the output biases, `b_O W_U`, `[layer, d_vocab]`.
+        direct: The embedding's direct path, plus `b_U`, `[sample, d_vocab]`.
     """
 
     heads: Float[Tensor, "sample layer head d_vocab"]
@@ -55,15 +55,15 @@ class HeadLogits:
 
 @torch.no_grad()
 def head_logits(model: HookedTransformer, tokens: Int[Tensor, "sample pos"], *, position: int = -1) -> HeadLogits:
-    """What each head adds to the logits of a position, biases apart.
+    """Decompose the logits at a position into the heads' contributions, biases and the direct path.
 
     Args:
         model: An attention-only model without norms.
         tokens: Prompts.
-        position: The position whose logits are taken apart; default: the last.
+        position: The position whose logits are decomposed; the last by default.
 
     Raises:
-        InvalidInputError: For a model with MLPs or norms, or a position that is not there.
+        InvalidInputError: For a model with MLPs or norms, or a position out of range.
 
     Example:
         >>> from headscope.training import toy_configs
@@ -94,11 +94,10 @@ class TokenCircuits:
     """A layer's circuits over tokens.
 
     Attributes:
-        ov: What a head adds to the logits when it attends to nothing but a token, biases apart: `W_E W_V W_O W_U`,
+        ov: A head's logits when it attends to a single token, without biases: `W_E W_V W_O W_U`,
             `[head, source, d_vocab]`.
-        ov_bias: What it adds whatever it attends to: `b_V W_O W_U`, `[head, d_vocab]`.
-        qk: How a query token scores a key token, biases and scale included: the logits of attention,
-            `[head, query, key]`.
+        ov_bias: Its logits from the value bias, whatever it attends to: `b_V W_O W_U`, `[head, d_vocab]`.
+        qk: Attention scores of a query token and a key token, including biases and scale, `[head, query, key]`.
     """
 
     ov: Float[Tensor, "head source d_vocab"]
@@ -108,17 +107,17 @@ class TokenCircuits:
 
 @torch.no_grad()
 def token_circuits(model: HookedTransformer, layer: int = 0) -> TokenCircuits:
-    """The OV and QK circuits of a layer over tokens, through the embedding and the unembedding.
+    """Compute the OV and QK circuits of a layer over tokens, through the embedding and the unembedding.
 
-    In a one-layer model without positions they are all there is: attention is the softmax of `qk` over the tokens up
-    to the query, and a head's logits are the attention-weighted mean of `ov`, plus `ov_bias`.
+    They fully describe a one-layer model without positions: attention is the softmax of `qk` over the tokens up to the
+    query, and a head's logits are the attention-weighted mean of `ov`, plus `ov_bias`.
 
     Args:
         model: An attention-only model without norms.
-        layer: Which layer.
+        layer: Index of the layer.
 
     Raises:
-        InvalidInputError: For a model with MLPs or norms, or a layer that it does not have.
+        InvalidInputError: For a model with MLPs or norms, or a layer out of range.
 
     Example:
         >>> from headscope.training import toy_configs
@@ -143,13 +142,13 @@ def token_circuits(model: HookedTransformer, layer: int = 0) -> TokenCircuits:
 
 @dataclass(frozen=True)
 class OperandGroup:
-    """How a model treats some of the pairs of operands, averaged over them.
+    """Performance on a group of pairs of operands, averaged over them.
 
     Attributes:
-        accuracy: Fraction of prompts with the right answer.
+        accuracy: Fraction of prompts answered correctly.
         loss: Mean cross-entropy, in nats.
-        margin: Mean logit of the right answer less that of the best other.
-        smallest_margin: The smallest of any prompt.
+        margin: Mean logit of the correct answer minus the largest other logit.
+        smallest_margin: The smallest margin of any prompt.
     """
 
     accuracy: float
@@ -160,20 +159,20 @@ class OperandGroup:
 
 @dataclass(frozen=True)
 class OperandStudy:
-    """How a model of the skip-trigram task treats each pair of operands; every signal prompt counts once.
+    """Behavior of a skip-trigram model on each pair of operands, averaged over the tokens between them.
 
-    The first operand's value, less 1, is the index of an axis `first`; likewise `second`. What stands between them is
-    averaged over.
+    The axes `first` and `second` are indexed by the operands' values minus 1; every signal prompt counts once.
 
     Attributes:
-        attention: Attention of the last position to the first operand, the second, all between them, and itself,
+        attention: Attention from the last position to the first operand, the second, all between them, and itself,
             `[layer, head, target, first, second]`.
-        logits: What each head adds to the logits, less its mean over pairs, `[layer, head, first, second, d_vocab]`.
-        margin: Logit of the right answer less that of the best other, `[first, second]`.
-        smallest_margin: The same of the worst prompt.
+        logits: Each head's logits minus their mean over pairs, `[layer, head, first, second, d_vocab]`.
+        margin: Logit of the correct answer minus the largest other logit, `[first, second]`.
+        smallest_margin: The margin of the worst prompt.
         loss: In nats, `[first, second]`.
         accuracy: `[first, second]`.
-        margin_without: The margin when a head adds its mean over pairs instead, `[layer, head, first, second]`.
+        margin_without: The margin with a head's mean over pairs in place of its logits,
+            `[layer, head, first, second]`.
     """
 
     attention: Float[Tensor, "layer head target first second"]
@@ -196,20 +195,21 @@ class OperandStudy:
 
     @property
     def carried(self) -> Float[Tensor, "layer head value"]:
-        """How far, in logits, a head moves when one operand has this value: the norm of its mean over the other's.
+        """Each head's response to an operand value: the norm of its logits, averaged over the other operand.
 
-        Without positions first and second operands cannot be told apart, so heads share out values, not places.
+        Without positions, first and second operand are indistinguishable, so heads specialize in values, not places.
         """
         effect = 0.5 * (self.logits.mean(3) + self.logits.mean(2))
         return (effect - effect.mean(-1, keepdim=True)).norm(dim=-1)
 
     @property
     def additive(self) -> Float[Tensor, "layer head"]:
-        """How much of the variance of a head's logits over pairs is a sum of what each operand gives for itself."""
-        centred = self.logits - self.logits.mean(-1, keepdim=True)
-        first, second = centred.mean(3, keepdim=True), centred.mean(2, keepdim=True)
-        rest = centred - first - second  # both means are taken around zero: over pairs the logits have mean zero
-        return 1 - rest.square().sum((2, 3, 4)) / centred.square().sum((2, 3, 4))
+        """Share of the variance of a head's logits over pairs that is additive in the two operands."""
+        centered = self.logits - self.logits.mean(-1, keepdim=True)
+        first, second = centered.mean(3, keepdim=True), centered.mean(2, keepdim=True)
+        # The logits have mean zero over pairs, so main effects need no grand mean taken off.
+        interaction = centered - first - second
+        return 1 - interaction.square().sum((2, 3, 4)) / centered.square().sum((2, 3, 4))
 
     def _group(self, pairs: Tensor) -> OperandGroup:
         return OperandGroup(
@@ -222,13 +222,13 @@ class OperandStudy:
 
 @dataclass(frozen=True)
 class HeadsNeeded:
-    """What a task's settled answers become when one head at a time adds its mean over the data.
+    """Performance on a task's signal answers with one head at a time replaced by its mean over the data.
 
     Attributes:
         loss: Mean loss with all heads, in nats.
-        accuracy: Share that is right.
-        loss_without: The same without each head, `[layer, head]`.
-        accuracy_without: The same, `[layer, head]`.
+        accuracy: Accuracy with all heads.
+        loss_without: Loss without each head, `[layer, head]`.
+        accuracy_without: Accuracy without each head, `[layer, head]`.
     """
 
     loss: float
@@ -239,13 +239,13 @@ class HeadsNeeded:
 
 @torch.no_grad()
 def heads_needed(model: HookedTransformer, data: TaskDataset) -> HeadsNeeded:
-    """Put each head's mean in its place, one head at a time, and measure the answers again.
+    """Mean-ablate each head, one at a time, and evaluate the task.
 
-    The mean is that of `z` over the data's rows, at each position; everything after the head is computed again.
+    The mean is that of `z` over the rows, at each position; everything after the head is recomputed.
 
     Args:
-        model: The model, with norms and MLPs or without.
-        data: The task; it fits into memory whole, and so do its `z`.
+        model: The model, with or without norms and MLPs.
+        data: The task; its `z` must fit in memory.
 
     Raises:
         InvalidInputError: If the data does not fit the model.
@@ -256,10 +256,10 @@ def heads_needed(model: HookedTransformer, data: TaskDataset) -> HeadsNeeded:
         >>> heads_needed(model, SkipTrigramDataset(50)).loss_without.shape
         torch.Size([1, 3])
     """
-    whole = evaluate_task(model, data)
+    intact = evaluate_task(model, data)
     names = [get_act_name("z", layer) for layer in range(model.cfg.n_layers)]
     _, cache = model.run_with_cache(data.tokens.to(model.input_device), names_filter=names, return_type=None)
-    found = torch.zeros(2, model.cfg.n_layers, model.cfg.n_heads)
+    ablated = torch.zeros(2, model.cfg.n_layers, model.cfg.n_heads)
     for layer, name in enumerate(names):
         means = cache[name].mean(0)
         for head in range(model.cfg.n_heads):
@@ -271,26 +271,26 @@ def heads_needed(model: HookedTransformer, data: TaskDataset) -> HeadsNeeded:
 
             with model.hooks(fwd_hooks=[(name, put_mean)]):
                 metrics = evaluate_task(model, data)
-            found[:, layer, head] = torch.tensor([metrics.signal_loss, metrics.signal_accuracy])
-    return HeadsNeeded(whole.signal_loss, whole.signal_accuracy, found[0], found[1])
+            ablated[:, layer, head] = torch.tensor([metrics.signal_loss, metrics.signal_accuracy])
+    return HeadsNeeded(intact.signal_loss, intact.signal_accuracy, ablated[0], ablated[1])
 
 
 @torch.no_grad()
 def operand_study(model: HookedTransformer, prompt_length: int = 4) -> OperandStudy:
-    """Take apart how a model answers every signal prompt of the skip-trigram task.
+    """Study a model's answers to every signal prompt of the skip-trigram task, pair by pair.
 
     Args:
         model: An attention-only model without norms.
         prompt_length: Tokens in a prompt.
 
     Raises:
-        InvalidInputError: For a model with MLPs or norms, or a length that there are no prompts of.
+        InvalidInputError: For a model with MLPs or norms, or a prompt length out of range.
 
     Example:
         >>> from headscope.training import toy_configs
         >>> study = operand_study(HookedTransformer(toy_configs.skip_trigram()))
-        >>> study.attention.shape, study.repeated.accuracy <= 1
-        (torch.Size([1, 3, 4, 4, 4]), True)
+        >>> study.attention.shape, study.margin.shape
+        (torch.Size([1, 3, 4, 4, 4]), torch.Size([4, 4]))
     """
     tokens, labels = SkipTrigramDataset.every_signal(prompt_length)
     tokens, labels = tokens.to(model.input_device), labels.to(model.input_device)
@@ -313,28 +313,28 @@ def operand_study(model: HookedTransformer, prompt_length: int = 4) -> OperandSt
 
 def _attention(model: HookedTransformer, tokens: Tensor) -> Float[Tensor, "layer head target first second"]:
     _, cache = model.run_with_cache(tokens, names_filter=lambda name: name.endswith("hook_pattern"), return_type=None)
-    found = torch.stack([cache["pattern", layer][:, :, -1] for layer in range(model.cfg.n_layers)])
-    paid = found.permute(0, 2, 3, 1)  # [layer, head, key_pos, prompt]
-    targets = [paid[:, :, 0], paid[:, :, -2], paid[:, :, 1:-2].sum(2), paid[:, :, -1]]
+    patterns = torch.stack([cache["pattern", layer][:, :, -1] for layer in range(model.cfg.n_layers)])
+    patterns = patterns.permute(0, 2, 3, 1)  # [layer, head, key_pos, prompt]
+    targets = [patterns[:, :, 0], patterns[:, :, -2], patterns[:, :, 1:-2].sum(2), patterns[:, :, -1]]
     return _by_pair(torch.stack(targets, dim=2))
 
 
 def _by_pair(values: Tensor, axis: int = -1) -> Tensor:
-    """Mean over fillers: an axis of prompts, in the order of `every_signal`, becomes `first, second`."""
+    """Average over fillers: an axis of prompts, in the order of `every_signal`, becomes `first, second`."""
     values = values.movedim(axis, -1).unflatten(-1, (_N_OPERANDS, -1, _N_OPERANDS)).mean(-2)
     return values.cpu()
 
 
 def _margin(logits: Float[Tensor, "prompt d_vocab"], labels: Int[Tensor, " prompt"]) -> Float[Tensor, " prompt"]:
-    right = logits.gather(1, labels[:, None])[:, 0]
+    answer_logits = logits.gather(1, labels[:, None])[:, 0]
     others = logits.scatter(1, labels[:, None], -torch.inf)
-    return right - others.amax(1)
+    return answer_logits - others.amax(1)
 
 
 def _check_linear(model: HookedTransformer) -> None:
     cfg = model.cfg
     if not cfg.attn_only or cfg.normalization_type is not None or cfg.output_logits_soft_cap > 0:
         raise InvalidInputError(
-            f"{cfg.model_name} has MLPs, norms or a soft cap, and its logits are no plain sum over heads; take it "
-            "apart by cache.stack_head_results() and cache.logit_attrs(), which freeze the final norm."
+            f"{cfg.model_name} has MLPs, norms or a soft cap, so its logits are not a sum over heads; use "
+            "cache.stack_head_results() and cache.logit_attrs(), which freeze the final norm."
         )

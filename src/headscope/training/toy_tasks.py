@@ -1,6 +1,6 @@
-"""Recipes: for each toy task a model, its data, and how to train the one on the other so that it is solved.
+"""Recipes: for each toy task, a model, its data, and training options that solve it.
 
-What each reaches is held by the tests, those of seconds and those marked slow.
+The tests check the results each one reaches, the longer runs under the marker `slow`.
 """
 
 from collections.abc import Callable
@@ -35,18 +35,18 @@ NOTEBOOK_TRAINING = TrainConfig(
     betas=(0.9, 0.999),
     max_grad_norm=None,
 )
-"""How the notebook that this task comes from trained, on 100,000 samples: too slow a rate to get there."""
+"""Training options of the notebook this task comes from, on 100,000 samples: its learning rate is too low."""
 
 
 @dataclass(frozen=True)
 class ToyTask:
-    """All that `train` takes.
+    """Arguments of `train`.
 
     Attributes:
-        model: The model, untrained.
-        data: What to train it on.
-        validation: What to measure it on; other draws, or another part of the table.
-        training: How.
+        model: The untrained model.
+        data: Training data.
+        validation: Held-out data: other draws, or another part of the table.
+        training: Training options.
     """
 
     model: HookedTransformer
@@ -61,11 +61,11 @@ def skip_trigram_task(
     """Three heads of width 1 that look up a pair of operands in a table; solved in seconds.
 
     Args:
-        seed: Of the first weights, the data and its order.
+        seed: Seed of the initial weights, the data and its order.
         size: Samples to train on.
         prob: One in this many is a signal.
         prompt_length: Tokens in a prompt.
-        fields: Of the model's config: `n_heads`, `d_head`, `device`, ...
+        fields: Fields of the model's config: `n_heads`, `d_head`, `device`, ...
 
     Example:
         >>> task = skip_trigram_task(seed=1, n_heads=2)
@@ -89,14 +89,14 @@ def skip_trigram_task(
 
 
 def induction_task(seed: int = 0, *, size: int = 57_600, length: int = 32, d_vocab: int = 64, **fields: Any) -> ToyTask:
-    """Two layers of attention that continue a repeated block of random tokens; an induction head within a minute.
+    """Two layers of attention on repeated random tokens; an induction head forms within a minute.
 
     Args:
-        seed: Of the first weights, the data and its order.
+        seed: Seed of the initial weights, the data and its order.
         size: Rows to train on.
         length: Tokens in a row.
-        d_vocab: How many tokens there are.
-        fields: Of the model's config.
+        d_vocab: Number of tokens.
+        fields: Fields of the model's config.
 
     Example:
         >>> induction_task(size=100).data.answer_positions
@@ -111,21 +111,22 @@ def induction_task(seed: int = 0, *, size: int = 57_600, length: int = 32, d_voc
 
 
 def modular_addition_task(seed: int = 0, *, p: int = 113, fraction: float = 0.3, **fields: Any) -> ToyTask:
-    """One small layer that learns 30 % of an addition table by heart, and after that how to add.
+    """One small layer that memorizes 30 % of an addition table, and then learns to add.
 
-    The model is half as wide as that of Nanda et al. 2023, trained at five times the rate with three times the weight
-    decay, so that it takes hundreds of steps instead of ten thousand. With less decay some seeds stay at the table that
-    they know by heart. Of a smaller table more must be seen: half of it with `p=47`.
+    The model is half as wide as that of Nanda et al. 2023, and trained at five times the learning rate with three times
+    the weight decay, so that it takes hundreds of steps instead of ten thousand. With less decay, some seeds never get
+    beyond memorization. A smaller table needs a larger fraction: half of it with `p=47`.
 
     Args:
-        seed: Of the first weights and of the split.
+        seed: Seed of the initial weights and of the split.
         p: The modulus.
-        fraction: How much of the table is for training.
-        fields: Of the model's config.
+        fraction: Share of the table used for training.
+        fields: Fields of the model's config.
 
     Example:
-        >>> modular_addition_task(p=11).validation.options["rest"]
-        True
+        >>> task = modular_addition_task(p=11)
+        >>> len(task.data), len(task.validation)
+        (36, 85)
     """
     data = ModularAdditionDataset(p, fraction=fraction, seed=seed)
     cfg = toy_configs.modular_addition(p, **{"seed": seed, "d_model": 64, "d_head": 16, "d_mlp": 256, **fields})
@@ -144,14 +145,14 @@ def modular_addition_task(seed: int = 0, *, p: int = 113, fraction: float = 0.3,
 
 
 def palindrome_task(seed: int = 0, *, size: int = 50_000, half: int = 4, n_symbols: int = 8, **fields: Any) -> ToyTask:
-    """Two layers that tell palindromes.
+    """Two layers that recognize palindromes.
 
     Args:
-        seed: Of the first weights, the data and its order.
+        seed: Seed of the initial weights, the data and its order.
         size: Rows to train on.
         half: Symbols in half a row.
-        n_symbols: How many symbols there are.
-        fields: Of the model's config.
+        n_symbols: Number of symbols.
+        fields: Fields of the model's config.
 
     Example:
         >>> palindrome_task(size=100, half=3).data.n_ctx
@@ -172,12 +173,12 @@ _MAKERS: dict[str, Callable[..., ToyTask]] = {
 
 
 def toy_task(name: str, seed: int = 0, **options: Any) -> ToyTask:
-    """The recipe of a task by its name: `"skip-trigram"`, `"induction"`, `"modular-addition"` or `"palindrome"`.
+    """Return the recipe of `"skip-trigram"`, `"induction"`, `"modular-addition"` or `"palindrome"`.
 
     Args:
-        name: The task.
-        seed: Of all that is drawn.
-        options: Of the recipe.
+        name: The task's name.
+        seed: Seed of everything random.
+        options: Further arguments of the recipe.
 
     Raises:
         UnknownNameError: If there is no such task.

@@ -1,7 +1,7 @@
-"""What every training loop here shares, the optimizer and its step, and a small language-model loop built on them.
+"""Optimizer and step shared by all training loops, and a small language-model loop built on them.
 
-The loop asks little of the model: `model(tokens, return_type="loss")` gives the mean next-token loss in nats, and
-parameters are found by `named_parameters`. Batches come from any iterable, so data may be drawn on the fly.
+The loop needs little of the model: `model(tokens, return_type="loss")` gives the mean next-token loss in nats, and
+parameters come from `named_parameters`. Batches come from any iterable, so data may be generated on the fly.
 """
 
 import math
@@ -32,17 +32,17 @@ _CHOICES = {"schedule": ("cosine", "linear", "constant"), "optimizer": ("adamw",
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """How each step goes, and how its rate changes over a run.
+    """Optimizer and learning-rate schedule.
 
     Attributes:
-        lr: Highest learning rate.
-        warmup: Steps over which the rate rises to `lr`, in a straight line.
-        schedule: How it falls after that: `"cosine"`, `"linear"`, or not at all (`"constant"`).
-        final_lr: Fraction of `lr` at which the fall ends.
-        optimizer: `"adamw"`, or `"adam"`, where weight decay is a part of the gradient.
-        weight_decay: On the matrices; biases and norm weights have none.
-        betas: Of the running means of gradients and of their squares.
-        max_grad_norm: Gradients are scaled down to this norm; `None` leaves them.
+        lr: Peak learning rate.
+        warmup: Steps of linear warmup to `lr`.
+        schedule: Decay after that: `"cosine"`, `"linear"`, or none (`"constant"`).
+        final_lr: Final learning rate, as a fraction of `lr`.
+        optimizer: `"adamw"`, or `"adam"`, where weight decay is part of the gradient.
+        weight_decay: Weight decay of the matrices; biases and norm weights have none.
+        betas: Decay rates of the running means of gradients and of their squares.
+        max_grad_norm: Norm that gradients are clipped to; `None` for no clipping.
 
     Raises:
         InvalidInputError: If a number is out of its range, or a choice does not exist.
@@ -73,18 +73,18 @@ class OptimizerConfig:
                 raise InvalidInputError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}.")
 
     def rate(self, step: int, steps: int) -> float:
-        """Learning rate of a step, counted from 0, in a run of so many."""
-        rise = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+        """Return the learning rate of a step, counted from 0, in a run of `steps`."""
+        warmup = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
         if self.schedule == "constant":
-            return self.lr * rise
+            return self.lr * warmup
         progress = max(0, step - self.warmup) / max(1, steps - self.warmup)
-        left = 1 - progress if self.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
-        return self.lr * rise * (self.final_lr + (1 - self.final_lr) * left)
+        decay = 1 - progress if self.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+        return self.lr * warmup * (self.final_lr + (1 - self.final_lr) * decay)
 
 
 @dataclass(frozen=True)
 class LanguageTrainConfig(OptimizerConfig):
-    """How to train a language model; what is not listed here is `OptimizerConfig`'s.
+    """Options of training a language model, in addition to those of `OptimizerConfig`.
 
     Attributes:
         steps: Optimizer steps, one batch each.
@@ -101,7 +101,7 @@ class LanguageTrainConfig(OptimizerConfig):
         super().__post_init__()
 
     def lr_at(self, step: int) -> float:
-        """Learning rate of a step, counted from 0.
+        """Return the learning rate of a step, counted from 0.
 
         Example:
             >>> cfg = LanguageTrainConfig(steps=100, lr=1.0, warmup=10, final_lr=0.0)
@@ -113,7 +113,7 @@ class LanguageTrainConfig(OptimizerConfig):
 
 @dataclass(frozen=True)
 class TrainHistory:
-    """What training did.
+    """Loss and learning rate along a training run.
 
     Attributes:
         loss: Mean next-token loss of each step's batch before the step, in nats.
@@ -141,7 +141,7 @@ def train_language_model(
     Args:
         model: A `HookedTransformer`, or any module with its `return_type="loss"`.
         batches: Token batches; at least `cfg.steps` of them.
-        cfg: How to train.
+        cfg: Training options.
         progress: Show a progress bar with the current loss.
         on_step: Called after each step with its number, counted from 1.
 
@@ -174,23 +174,23 @@ def train_language_model(
 
 
 def make_optimizer(model: nn.Module, cfg: OptimizerConfig, *, fused: bool = False) -> torch.optim.Optimizer:
-    """The optimizer of the parameters that want gradients.
+    """Make the optimizer of the trainable parameters.
 
     Args:
-        model: What is trained.
-        cfg: Which optimizer, and its numbers.
-        fused: One kernel for all parameters: faster where they are small, and rounded otherwise.
+        model: The model to train.
+        cfg: Optimizer options.
+        fused: Use one kernel for all parameters: faster for small ones, with slightly different rounding.
     """
-    # By name, for per-head biases are matrices too.
+    # Weights are told from biases by name, since per-head biases are matrices too.
     decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
+    undecayed: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             is_weight = name.rsplit(".", 1)[-1].startswith("W_")
-            (decayed if is_weight else plain).append(parameter)
-    groups = [{"params": decayed, "weight_decay": cfg.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    kind = torch.optim.AdamW if cfg.optimizer == "adamw" else torch.optim.Adam
-    return kind([g for g in groups if g["params"]], lr=cfg.lr, betas=cfg.betas, fused=fused or None)
+            (decayed if is_weight else undecayed).append(parameter)
+    groups = [{"params": decayed, "weight_decay": cfg.weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW if cfg.optimizer == "adamw" else torch.optim.Adam
+    return optimizer([g for g in groups if g["params"]], lr=cfg.lr, betas=cfg.betas, fused=fused or None)
 
 
 def take_step(
@@ -202,21 +202,21 @@ def take_step(
     lr: float,
     step: int,
 ) -> float:
-    """Take one step down the gradient of `loss()`, and return its value before the step.
+    """Take one optimizer step on `loss()`, and return its value before the step.
 
     Raises:
-        NotFiniteError: If it is NaN or infinite; the parameters are as they were.
+        NotFiniteError: If it is NaN or infinite; the parameters are unchanged.
     """
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.zero_grad(set_to_none=True)
-    before = loss()
-    value = before.item()
+    loss_before = loss()
+    value = loss_before.item()
     if not math.isfinite(value):
         raise NotFiniteError(
             f"The loss is {value} at step {step + 1}; lower lr ({cfg.lr}) or max_grad_norm ({cfg.max_grad_norm})."
         )
-    before.backward()
+    loss_before.backward()
     if cfg.max_grad_norm is not None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.max_grad_norm)
     optimizer.step()
