@@ -60,6 +60,9 @@ ROOMS = {
 MAX_MODULES = 16
 CATALOGS = {"model/checkpoints/families", "views/figures"}  # of like things, one file for each
 FORBIDDEN_DOWNWARD = {("views", "model")}  # a view never runs a model
+# A page tells what was measured before: of `report`, only these modules see a model or run an analysis.
+MEASURING = {"measuring", "writing", "tokens", "__init__"}
+PURE_ROOMS = {"core", "storage"}  # of analysis, whose functions run no model
 HEAVY = {
     "datasets",
     "huggingface_hub",
@@ -169,7 +172,7 @@ def own_imports(module: Module, modules: dict[str, Module]) -> Iterator[tuple[Im
 def violations(root: Path) -> list[str]:
     """Every breach of the rules in the package at `root`, one line each."""
     modules = read_package(root)
-    checks = (_arrows, _rooms, _function_imports, _heavy_imports, _length, _broad_excepts, _faces)
+    checks = (_arrows, _rooms, _function_imports, _heavy_imports, _length, _broad_excepts, _faces, _pages)
     found = [
         f"{module.path.relative_to(root)}:{line}: {message}"
         for module in modules.values()
@@ -275,6 +278,17 @@ def _faces(module: Module, modules: dict[str, Module]) -> Iterator[tuple[int, st
             yield node.lineno, f"{module.part} only re-exports: `{ast.unparse(node).splitlines()[0]}`"
 
 
+def _pages(module: Module, modules: dict[str, Module]) -> Iterator[tuple[int, str]]:
+    if module.part != "report" or module.path.stem in MEASURING:
+        return
+    for item, _ in own_imports(module, modules):
+        part, name = part_of(item.target), item.target.rpartition(".")[2]
+        if part == "model":
+            yield item.line, f"a page sees a model: imports {item.target}; measure it in a module named measuring"
+        elif part in ("analysis", "training") and room_of(item.target) not in PURE_ROOMS and not name[0].isupper():
+            yield item.line, f"a page runs an analysis: imports {item.target}; of analyses it may import results alone"
+
+
 def _cycles(modules: dict[str, Module]) -> list[str]:
     """Find the modules that import each other, in however many steps; an import for types alone is none."""
     graph = {
@@ -341,6 +355,13 @@ GOOD = {
     "analysis/lens/entropy.py": "from headscope.analysis.core.result import R\nfrom headscope.model import names\n",
     "analysis/core/result.py": "from headscope.errors import HeadscopeError\n",
     "analysis/patching/path.py": "from headscope.analysis.lens.entropy import x\n",
+    "report/task/measuring.py": (
+        "from headscope.analysis.lens.entropy import x\nfrom headscope.model.cache import Cache\n"
+    ),
+    "report/task/section.py": (
+        "from headscope.analysis.lens.entropy import LIMIT, EntropyResult\n"
+        "from headscope.analysis.core.result import label\n"
+    ),
     "compat/svd.py": "from headscope.analysis.core.result import Result\n",
     "cli.py": "import typer\nfrom headscope.views import page\n",
 }
@@ -403,6 +424,22 @@ BAD = {
     "public names define a function": (
         {"analysis/__init__.py": "def f():\n    pass"},
         "analysis/__init__.py:1: analysis only re-exports: `def f():`",
+    ),
+    "a section sees a model": (
+        {"report/task/section.py": "from headscope.model.transformer import HookedTransformer"},
+        "report/task/section.py:1: a page sees a model: imports headscope.model.transformer.HookedTransformer",
+    ),
+    "figures see a model, for types": (
+        {"report/figures.py": "if TYPE_CHECKING:\n    from headscope.model import config"},
+        "report/figures.py:2: a page sees a model: imports headscope.model.config",
+    ),
+    "findings run an analysis": (
+        {"report/model/findings.py": "from headscope.analysis.lens.entropy import EntropyResult, measure_entropy"},
+        "report/model/findings.py:1: a page runs an analysis: imports headscope.analysis.lens.entropy.measure_entropy",
+    ),
+    "words study a toy": (
+        {"report/words.py": "from headscope.training.toy_study import heads_needed"},
+        "report/words.py:1: a page runs an analysis: imports headscope.training.toy_study.heads_needed",
     ),
     "crowded": (
         {f"ops/a{number}.py": "" for number in range(17)},

@@ -99,7 +99,7 @@ def test_the_blocks_are_drawn(calm: Seen) -> None:
     assert [attrs["id"] for tag, attrs in calm.elements if tag == "article"] == ["card"]
     # Each sentence of the summary leads to its section, and so does a line of the contents.
     assert [attrs["href"] for tag, attrs in calm.elements if tag == "a"] == ["#summary", "#summary", "#one", "#one"]
-    assert "calm → " not in calm.text and "HowcalmColourcalm" in calm.text
+    assert "calm → " not in calm.text and "HowcalmColorcalm" in calm.text
 
 
 def test_sentences() -> None:

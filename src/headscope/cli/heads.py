@@ -23,7 +23,7 @@ from headscope.cli.shared import (
 from headscope.errors import InvalidInputError
 from headscope.model.checkpoints.hub import DEMO
 from headscope.model.transformer import HookedTransformer
-from headscope.report.task.story import SWAPPED
+from headscope.report.task.measuring import SWAPPED
 from headscope.views.figures.circuit import circuit_picture
 from headscope.views.figures.head_types import head_type_maps, k_composition_maps
 

@@ -1,4 +1,4 @@
-"""What a page is made of: sections of blocks. A section's file makes one, a page has some, the template draws them."""
+"""Parts of a page: sections made of blocks, which the template draws."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
@@ -6,25 +6,6 @@ from typing import ClassVar, Protocol, runtime_checkable
 from markupsafe import Markup
 
 from headscope.views.html import HtmlView
-
-__all__ = [
-    "Block",
-    "Caption",
-    "Card",
-    "Cell",
-    "Column",
-    "FactList",
-    "Figure",
-    "Fold",
-    "Heading",
-    "Page",
-    "Plot",
-    "Prose",
-    "Row",
-    "Section",
-    "Table",
-    "View",
-]
 
 
 @runtime_checkable
@@ -53,17 +34,17 @@ class Heading:
 
 @dataclass(frozen=True)
 class Caption:
-    """What stands under a figure.
+    """The text under a figure.
 
     Attributes:
-        shows: What is to be seen.
+        shows: What it shows.
         how: How it was computed.
-        colour: What colour means in it.
+        color: What color means in it.
     """
 
     shows: Markup
     how: Markup
-    colour: Markup
+    color: Markup
 
 
 @dataclass(frozen=True)
@@ -77,7 +58,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class View:
-    """A view of tokens within a running text that says what it is."""
+    """A view of tokens within running text, without a caption."""
 
     kind: ClassVar[str] = "view"
     view: HtmlView
@@ -93,7 +74,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """What a cell shows, and what it is sorted by; `None` comes last."""
+    """A cell's text, and the value it is sorted by; `None` comes last."""
 
     text: Markup | str
     value: float | int | str | None
@@ -101,14 +82,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table that can be sorted by each of its columns.
+    """A table, sortable by each of its columns.
 
     Attributes:
-        columns: Its headings.
-        rows: Cells, as many in each as there are columns.
+        columns: Headings.
+        rows: Cells, one for each column.
         caption: What the rows are, and how to read them.
-        sorted_by: The column that the rows are already sorted by.
-        descending: In which direction.
+        sorted_by: The column that the rows are sorted by already.
+        descending: Largest first.
     """
 
     kind: ClassVar[str] = "table"
@@ -121,7 +102,7 @@ class Table:
 
 @dataclass(frozen=True)
 class FactList:
-    """Names and what they are, under a heading."""
+    """Names and their values, under a heading."""
 
     kind: ClassVar[str] = "facts"
     title: str
@@ -130,7 +111,7 @@ class FactList:
 
 @dataclass(frozen=True)
 class Fold:
-    """What is out of sight until asked for; printed all the same."""
+    """Blocks that are closed until opened; on paper they are open."""
 
     kind: ClassVar[str] = "fold"
     title: str
@@ -139,7 +120,7 @@ class Fold:
 
 @dataclass(frozen=True)
 class Card:
-    """A framed part about one thing, with an address of its own."""
+    """A framed part about one thing, which links can lead to."""
 
     kind: ClassVar[str] = "card"
     id: str
@@ -164,9 +145,9 @@ class Section:
     """One part of a page.
 
     Attributes:
-        id: Its address on the page.
+        id: Its anchor.
         title: Its heading.
-        summary: What was found, in sentences for the top of the page; none where nothing is beyond noise.
+        summary: Findings, in sentences for the top of the page; none where nothing exceeds the noise.
         blocks: Its contents.
     """
 
@@ -182,7 +163,7 @@ class Page:
 
     Attributes:
         title: Its heading.
-        subtitle: What it is about, under it.
+        subtitle: Its subject, under the heading.
         sections: Its parts.
     """
 

@@ -1,23 +1,29 @@
-"""Files that appear together at the end, or not at all."""
+"""Writing a page and its tables: all files appear together at the end, or none do."""
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headscope.errors import InvalidInputError
+from headscope.report.blocks import Page
+from headscope.report.page import render_page
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["staged", "write_files"]
+__all__ = ["staged"]
+
+Write = Callable[[str, Page, "Mapping[str, pd.DataFrame]"], tuple[Path, tuple[Path, ...]]]
 
 
 @contextmanager
-def staged(out: Path) -> Iterator[tuple[Path, Callable[[], Path]]]:
-    """A folder to write in, and a function that puts its files in place; what is not put in place is removed.
+def staged(out: Path) -> Iterator[Write]:
+    """Check that a folder can be written, and yield a function that writes a page by name and tables as parquet.
+
+    The function returns their paths. What it has not written whole when the context ends is removed.
 
     Raises:
         InvalidInputError: If `out` cannot be written.
@@ -30,23 +36,19 @@ def staged(out: Path) -> Iterator[tuple[Path, Callable[[], Path]]]:
             stage = Path(temporary) / "report"
             stage.mkdir()
 
-            def place() -> Path:
+            def write(name: str, page: Page, tables: "Mapping[str, pd.DataFrame]") -> tuple[Path, tuple[Path, ...]]:
+                for table, frame in tables.items():
+                    frame.to_parquet(stage / f"{table}.parquet", index=False)
+                # A surrogate without its pair can be in no file.
+                (stage / name).write_bytes(render_page(page).encode("utf-8", "replace"))
                 out.mkdir(parents=True, exist_ok=True)
                 for file in sorted(stage.iterdir()):
                     os.replace(file, out / file.name)
-                return out
+                return out / name, tuple(out / f"{table}.parquet" for table in tables)
 
-            yield stage, place
+            yield write
     except OSError as error:
         raise InvalidInputError(
             f"the report cannot be written to {str(out)!r}: {error.strerror or error}. Choose another folder, or make "
             "room there."
         ) from None
-
-
-def write_files(stage: Path, page_name: str, page: str, tables: "dict[str, pd.DataFrame]") -> None:
-    """The page, and its tables by file name."""
-    for name, table in tables.items():
-        table.to_parquet(stage / name, index=False)
-    # A surrogate without its pair can be in no file.
-    (stage / page_name).write_bytes(page.encode("utf-8", "replace"))

@@ -6,12 +6,17 @@ from headscope.analysis.core.result import RunInfo
 from headscope.report.blocks import FactList, Prose, Section
 from headscope.report.words import listed, say
 
-__all__ = ["numbers_section"]
+__all__ = ["numbers_section", "table_links"]
+
+
+def table_links(tables: Mapping[str, str]) -> FactList:
+    """Links to the tables, by file name with what each holds."""
+    links = tuple((say('<a href="{n}"><code>{n}</code></a>', n=name), what) for name, what in tables.items())
+    return FactList("Tables beside this page", links)
 
 
 def numbers_section(tables: Mapping[str, str], info: RunInfo) -> Section:
-    """Links to the tables, by file name with what each holds, and the options of the run."""
-    links = tuple((say('<a href="{n}"><code>{n}</code></a>', n=name), what) for name, what in tables.items())
+    """Links to the tables, and the options of the run."""
     options = listed(say("<code>{name}={value}</code>", name=name, value=value) for name, value in info.options.items())
     words = say("Entropy was measured with {options}", options=options)
     if info.processing:
@@ -23,5 +28,4 @@ def numbers_section(tables: Mapping[str, str], info: RunInfo) -> Section:
     )
     if not info.options.get("include_bos"):
         words += say(" Positions of a beginning-of-sequence token are left out of all means of entropy.")
-    blocks = (FactList("Tables beside this page", links), Prose(words))
-    return Section("numbers", "The numbers, and how they were made", (), blocks)
+    return Section("numbers", "The numbers, and how they were made", (), (table_links(tables), Prose(words)))

@@ -15,7 +15,7 @@ _TEMPLATES = Path(__file__).parent.parent / "templates"
 
 
 def render_page(page: Page) -> str:
-    """The whole page. The template draws it; the library of figures and that of views are on it once."""
+    """Render the whole page by its template; plotly and the views' script are on it once."""
     import jinja2
     from plotly.offline import get_plotlyjs
 
@@ -43,5 +43,5 @@ def render_page(page: Page) -> str:
 
 
 def _json(plot: Plot) -> Markup:
-    """JSON that can stand in a script element: no `<` could end it."""
+    """Return JSON that can stand in a script element: no `<` could end it."""
     return Markup(plot.to_json().replace("<", "\\u003c"))

@@ -1,4 +1,4 @@
-"""Text into the rows of tokens that a report runs on."""
+"""Rows of tokens that a report runs on, from documents."""
 
 import itertools
 from collections.abc import Iterable
@@ -25,12 +25,12 @@ def token_rows(
     max_tokens: int = MAX_TOKENS,
     seq_len: int | None = None,
 ) -> Int[Tensor, "batch pos"]:
-    """Documents packed into full rows, as few as are needed; tokens are passed on, cut to the limits.
+    """Pack documents into full rows, as few as are needed; tokens are passed on, cut to the limits.
 
     Args:
-        model: Whose tokenizer and context length it is.
-        texts: Documents, or tokens `[batch, pos]`. Of documents, no more are read than the rows take.
-        max_tokens: Tokens, at most (but one row at least).
+        model: The model, for its tokenizer and context length.
+        texts: Documents, or tokens `[batch, pos]`. No more documents are read than the rows take.
+        max_tokens: Largest number of tokens (but one row at least).
         seq_len: Tokens per row, BOS included; default: the model's context, at most 256.
 
     Raises:

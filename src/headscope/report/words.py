@@ -1,4 +1,4 @@
-"""Numbers, tokens and sentences as HTML: what is put into a sentence is escaped, the sentence itself is not."""
+"""Numbers, tokens and sentences as HTML: values put into a sentence are escaped, the sentence itself is not."""
 
 import unicodedata
 from collections.abc import Iterable
@@ -6,22 +6,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from headscope.analysis.core.stats import Estimate
-from headscope.report.blocks import Cell
-
-__all__ = [
-    "count",
-    "head_cell",
-    "listed",
-    "nats",
-    "number_cell",
-    "percent",
-    "say",
-    "signed",
-    "spread",
-    "token",
-    "visible",
-]
+from headscope.analysis.core.result import component_label
+from headscope.analysis.core.stats import Estimate, Estimates
+from headscope.report.blocks import Caption, Cell, Figure, Plot, Prose
+from headscope.views.html import HtmlView
 
 _UNSEEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 _BLANK = set(
@@ -30,13 +18,23 @@ _BLANK = set(
 
 
 def say(sentence: str, /, **values: Any) -> Markup:
-    """A sentence written in HTML, with values put in; those that are not HTML themselves are escaped.
+    """Put values into a sentence written in HTML; those that are not HTML themselves are escaped.
 
     Example:
         >>> print(say("<b>{name}</b>", name="<script>"))
         <b>&lt;script&gt;</b>
     """
     return Markup(sentence).format(**values)
+
+
+def prose(sentence: str, /, *, soft: bool = False, **values: Any) -> Prose:
+    """Return a paragraph, with values put in."""
+    return Prose(say(sentence, **values), soft)
+
+
+def captioned(drawing: Plot | HtmlView, shows: str, how: str, color: str, **values: Any) -> Figure:
+    """Return a figure with its caption, whose three parts have values put in."""
+    return Figure(drawing, Caption(*(say(part, **values) for part in (shows, how, color))))
 
 
 def nats(value: float) -> Markup:
@@ -78,7 +76,7 @@ def percent(share: float) -> Markup:
 
 
 def count(n: int, what: str, many: str | None = None) -> Markup:
-    """So many things.
+    """A number of things.
 
     Example:
         >>> print(count(1, "head"), count(2000, "head"))
@@ -88,7 +86,7 @@ def count(n: int, what: str, many: str | None = None) -> Markup:
 
 
 def token(text: str) -> Markup:
-    """A token's text in its frame, with what cannot be seen spelt out."""
+    """A token's text in a frame, with invisible characters spelled out."""
     return Markup('<q class="token">{}</q>').format(visible(text))
 
 
@@ -105,11 +103,42 @@ def listed(parts: Iterable[Markup | str], *, last: str = "and") -> Markup:
     return Markup(", ").join(each[:-1]) + f" {last} " + each[-1]
 
 
+def scored(scores: Iterable[tuple[str, float]]) -> Markup:
+    """Labels with their numbers.
+
+    Example:
+        >>> print(scored([("1.0", 0.5), ("2.3", -0.25)]).striptags())
+        1.0 +0.500 and 2.3 −0.250
+    """
+    return listed(say("<b>{label}</b> {value}", label=label, value=signed(value)) for label, value in scores)
+
+
+def leaders(each: Estimates, *, largest: bool = True, of: str = "") -> Markup:
+    """Name the head with the most extreme mean `[layer, head]`, and those it is not clearly different from."""
+    n_heads = each.values.shape[1]
+    best, *close = (divmod(index, n_heads) for index in each.as_good(largest=largest))
+    rivals = [component_label(*at) for at in close[:3]] + [f"{len(close) - 3} more"] * (len(close) > 3)
+    value = say("{of}{value} nats", of=of, value=spread(each[best]))
+    if rivals:
+        value += say(", not clearly apart from {rivals}", rivals=listed(rivals))
+    return say("head <b>{label}</b> ({value})", label=component_label(*best), value=value)
+
+
 def number_cell(value: float | None, shown: Markup | None = None) -> Cell:
-    """A number in a table; without what it shows, signed with three decimals; a dash for what was not measured."""
+    """A number in a table, by default signed with three decimals; a dash for one that was not measured."""
     if value is None or value != value:
         return Cell("–", None)
     return Cell(signed(value) if shown is None else shown, value)
+
+
+def percent_cell(share: float | None) -> Cell:
+    """A share in a table."""
+    return number_cell(share, None if share is None else percent(share))
+
+
+def estimate_cell(estimate: Estimate, *, sign: bool = True) -> Cell:
+    """A mean and its standard error in a table."""
+    return number_cell(estimate.value, spread(estimate, sign=sign))
 
 
 def head_cell(label: str, *, link: str | None = None) -> Cell:
@@ -121,7 +150,7 @@ def head_cell(label: str, *, link: str | None = None) -> Cell:
 
 
 def visible(text: str) -> str:
-    r"""A token's text with what cannot be seen spelt out; the views' script does the same.
+    r"""Spell out the invisible characters of a token's text, as the views' script does.
 
     Example:
         >>> print(visible(" a\n\x00"))
@@ -130,7 +159,7 @@ def visible(text: str) -> str:
     if not text:
         return "∅"
 
-    def spelt(char: str) -> str:
+    def spelled(char: str) -> str:
         code = ord(char)
         if char in "\n\t":
             return "↵" if char == "\n" else "⇥"
@@ -138,7 +167,7 @@ def visible(text: str) -> str:
             return char
         return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\u{{{code:x}}}"
 
-    return "".join(map(spelt, text))
+    return "".join(map(spelled, text))
 
 
 def _number(text: str) -> Markup:

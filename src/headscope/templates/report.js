@@ -2,7 +2,7 @@
   "use strict";
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 
-  // Figures: drawn one after the other, in the colours of the page
+  // Figures: drawn one after the other, in the colors of the page
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   const light = {
     font: "#333b47", ground: "#ffffff",
@@ -44,8 +44,8 @@
     draw(plot);
     setTimeout(next);
   };
-  const paint = (colours, size = {}) =>
-    plots.forEach((plot) => window.Plotly.relayout(plot.here, { ...themed(plot.here.layout, colours), ...size }));
+  const paint = (colors, size = {}) =>
+    plots.forEach((plot) => window.Plotly.relayout(plot.here, { ...themed(plot.here.layout, colors), ...size }));
   dark.addEventListener("change", () => plots.every((plot) => plot.drawn) && paint(theme()));
   const fit = () => plots.forEach((plot) => plot.drawn && plot.here.offsetWidth && window.Plotly.Plots.resize(plot.here));
 

@@ -107,7 +107,7 @@ def test_models_that_cut_text_differently_are_compared_by_byte(tmp_path: Path) -
     # The same tokenizer, but it begins a text differently, so that the rows are others.
     rows = [token_rows(first, [STORY] * 8, max_tokens=200), token_rows(second, [STORY[5:]] * 8, max_tokens=200)]
     sides = [
-        measure(model, row, describe="a story", ablation_tokens=0, suppression=False, progress=False)
+        measure(model, row, describe="a story", ablation_tokens=0, progress=False)
         for model, row in zip((first, second), rows, strict=True)
     ]
     section = compared_loss_section(Compared(("a", "b"), *sides))

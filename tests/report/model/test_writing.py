@@ -21,10 +21,9 @@ from headscope.analysis.lens.entropy import EntropyResult, measure_entropy
 from headscope.analysis.suppression.cspa import copy_suppression_preserving_ablation
 from headscope.analysis.suppression.scores import suppression_scores
 from headscope.errors import HeadscopeError, InvalidInputError, MissingTokenizerError, NotFiniteError
-from headscope.report import Report, token_rows, write_report
-from headscope.report.model import writing
+from headscope.report import Report, files, token_rows, write_report
 from headscope.report.model.findings import notable_heads
-from headscope.report.task.story import ioi_task
+from headscope.report.task.measuring import ioi_task
 from headscope.report.words import visible
 from headscope.training.toy_configs import palindrome
 from headscope.views.html import bundle
@@ -150,7 +149,7 @@ def test_the_page_has_every_part(page: Page, text: str) -> None:
         == tags.count("figcaption")
         == 10
         == text.count("<dt>How</dt><dd>")
-        == text.count("<dt>Colour</dt><dd>")
+        == text.count("<dt>Color</dt><dd>")
     )
     for title in ("Entropy change by each head and MLP", "Entropy change by each head", "Heads that raise entropy"):
         assert f'"text":"{title}"' in text
@@ -392,7 +391,7 @@ def test_a_run_that_stops_leaves_nothing(
     def stopping(*_: object) -> str:
         raise stop
 
-    monkeypatch.setattr(writing, "render_page", stopping)
+    monkeypatch.setattr(files, "render_page", stopping)
     expected = InvalidInputError if isinstance(stop, OSError) else KeyboardInterrupt
     with pytest.raises(expected) as caught:
         write_report(model, [STORY], tmp_path / "deep" / "report", progress=False)

@@ -24,9 +24,9 @@ TASKS = {
     "palindrome": (lambda: palindrome_task(size=100, device="cpu"), {"kinds"}),
 }
 CAPTIONS = {
-    "training": "dotted lines are", "along": "at the slider", "heads": "adds its mean in place",
+    "training": "dotted lines are", "along": "at the slider", "heads": "output is replaced by its mean",
     "parts": "All but the last row", "ov": "W_E W_V W_O W_U", "qk": "How a query scores",
-    "kinds": "On random tokens said twice", "waves": "wave of each", "grokking": "can be learned by heart",
+    "kinds": "On repeated random tokens", "waves": "wave of each", "grokking": "can be memorized",
 }  # fmt: skip
 SECTIONS = {"ov": "circuits", "qk": "circuits", "kinds": "kinds", "waves": "waves"}
 

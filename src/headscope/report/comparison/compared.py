@@ -1,4 +1,4 @@
-"""Two models' findings on one text, and what may be set against what."""
+"""Findings on two models on one text, and the differences between them."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,12 +14,12 @@ __all__ = ["Compared"]
 
 @dataclass(frozen=True)
 class Compared:
-    """What was found of two models.
+    """Findings on two models.
 
     Attributes:
-        names: What they are called; different.
-        first: Of the first.
-        second: Of the second: differences are its numbers less those of the first.
+        names: Their names, which differ.
+        first: Findings on the first.
+        second: Findings on the second: differences are its numbers less those of the first.
     """
 
     names: tuple[str, str]
@@ -28,27 +28,27 @@ class Compared:
 
     @property
     def sides(self) -> tuple[Findings, Findings]:
-        """Both."""
+        """Both, in order."""
         return self.first, self.second
 
     @cached_property
     def paired(self) -> bool:
-        """Whether both read the same tokens, so that they can be compared token by token."""
+        """Both read the same tokens, so that they can be compared token by token."""
         return self.first.strings == self.second.strings and torch.equal(self.first.tokens, self.second.tokens)
 
     @cached_property
     def one_shape(self) -> bool:
-        """Whether both have the same layers and heads."""
+        """Both have the same layers and heads."""
         return self.first.diff.values.shape == self.second.diff.values.shape
 
     def gap(self, first: Tensor, second: Tensor) -> Estimate:
-        """The mean of `second [batch, pos]` less that of `first`; token by token if they are of the same tokens."""
+        """Mean of `second [batch, pos]` less that of `first`; token by token if both read the same tokens."""
         if self.paired and first.shape == second.shape:
             return estimate(second - first)
         return difference(estimate(second), estimate(first))
 
     def gaps(self, first: Estimates, second: Estimates) -> Estimates:
-        """For models of one shape, the same of each head."""
+        """The same for each head, of models of one shape."""
         if self.paired and first.each.shape == second.each.shape:
             return estimates(second.each - first.each)
         return Estimates(

@@ -21,11 +21,10 @@ from headscope.report.comparison.sections import (
     compared_loss_section,
     compared_models_section,
 )
-from headscope.report.files import staged, write_files
+from headscope.report.files import staged
 from headscope.report.model.measuring import check_at_least, measure
 from headscope.report.model.writing import ABLATION_TOKENS
 from headscope.report.numbers_section import numbers_section
-from headscope.report.page import render_page
 from headscope.report.tokens import MAX_TOKENS, token_rows
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ _TABLES = {
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `write_comparison` wrote.
+    """The files that `write_comparison` wrote, and the losses.
 
     Attributes:
         directory: Where everything is.
@@ -73,21 +72,21 @@ def write_comparison(
     ablation_tokens: int = ABLATION_TOKENS,
     progress: bool = True,
 ) -> Comparison:
-    """Analyse two models, or two checkpoints of one, on the same text and write a page that compares them.
+    """Analyze two models, or two checkpoints of one, on the same text and write a page that compares them.
 
     Models of one shape are compared head by head; of different shapes, side by side. Where both read the text as the
     same tokens, their losses are compared token by token; else per byte of text.
 
     Args:
         first: A model.
-        second: The model that is compared with it: differences are second less first.
+        second: The model compared with it: differences are second less first.
         texts: Documents, or tokens `[batch, pos]`, which both models take.
-        out: The folder to write to; made if need be.
-        names: What to call the two; default: their own names, told apart if they are the same.
-        describe: What the text is, in a few words, for titles.
-        max_tokens: Tokens to analyse, at most (at least one sequence): time grows with them.
+        out: The folder to write to; created if necessary.
+        names: Names for the two; default: their own, marked first and second if they are the same.
+        describe: The text in a few words, for titles.
+        max_tokens: Largest number of tokens to analyze (at least one sequence); time grows with it.
         seq_len: Tokens per sequence, BOS included; default: the shorter of the models' contexts, at most 256.
-        ablation_tokens: Of the tokens, how many to ablate every head on, at most; 0 leaves it out.
+        ablation_tokens: Largest number of tokens to ablate every head on; 0 leaves ablation out.
         progress: Show progress bars.
 
     Raises:
@@ -118,28 +117,26 @@ def write_comparison(
         token_rows(model, copy, max_tokens=max_tokens, seq_len=seq_len)
         for model, copy in zip(models, copies, strict=True)
     ]
-    with staged(Path(out)) as (stage, place):
+    with staged(Path(out)) as write:
         one, other = (
             measure(
                 model,
                 tokens[:, : model.cfg.n_ctx],
                 describe=describe or "a text",
                 ablation_tokens=ablation_tokens,
-                suppression=False,
                 progress=progress,
             )
             for model, tokens in zip(models, rows, strict=True)
         )
         both = Compared(_told_apart(names or (first.cfg.model_name, second.cfg.model_name)), one, other)
         tables = _tables(both)
-        write_files(stage, "comparison.html", render_page(_page(both, tables)), tables)
-        directory = place()
+        page, paths = write("comparison.html", _page(both, tables), tables)
     loss = (float(one.predictions.loss.nanmean()), float(other.predictions.loss.nanmean()))
-    return Comparison(directory, directory / "comparison.html", tuple(directory / name for name in tables), loss)
+    return Comparison(Path(out), page, paths, loss)
 
 
 def _told_apart(names: tuple[str, str]) -> tuple[str, str]:
-    """Two different names, short enough for a table; their ends are kept, where checkpoints differ."""
+    """Return two different names, short enough for a table; their ends are kept, where checkpoints differ."""
     if len(names) != 2:
         raise InvalidInputError(f"names must be two, one for each model; got {len(names)}.")
     first, second = (name if len(name) <= _LONGEST_NAME else "…" + name[1 - _LONGEST_NAME :] for name in names)
@@ -156,9 +153,7 @@ def _page(both: Compared, tables: Iterable[str]) -> Page:
         compared_head_section(both),
         compared_ablation_section(both),
         compared_kinds_section(both),
-        numbers_section(
-            {name: _TABLES[name.removeprefix("comparison_").removesuffix(".parquet")] for name in tables}, info
-        ),
+        numbers_section({f"{name}.parquet": _TABLES[name.removeprefix("comparison_")] for name in tables}, info),
     )
     return Page(
         title=f"{both.names[0]} and {both.names[1]}",
@@ -168,7 +163,7 @@ def _page(both: Compared, tables: Iterable[str]) -> Page:
 
 
 def _tables(both: Compared) -> "dict[str, pd.DataFrame]":
-    """By file name; the column `model` says which model a row is of."""
+    """Tables by name; the column `model` says which model a row is of."""
     import pandas as pd
 
     sides = both.sides
@@ -180,7 +175,7 @@ def _tables(both: Compared) -> "dict[str, pd.DataFrame]":
         "head_scores": [side.scores.to_frame() for side in sides if side.scores is not None],
     }
     return {
-        f"comparison_{name}.parquet": pd.concat(
+        f"comparison_{name}": pd.concat(
             [frame.assign(model=model) for model, frame in zip(both.names, pair, strict=True)], ignore_index=True
         )
         for name, pair in frames.items()

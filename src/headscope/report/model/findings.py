@@ -1,11 +1,13 @@
-"""What a report is made from: the results of its analyses, and what is picked out of them."""
+"""Findings: everything a page about a model is made from, and what is picked out of it."""
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from headscope.analysis.ablation.result import AblationResult
@@ -15,48 +17,115 @@ from headscope.analysis.core.top_places import Position, top_positions
 from headscope.analysis.heads.scores import HeadScores
 from headscope.analysis.lens.entropy import EntropyResult
 from headscope.analysis.lens.loss import NextTokens
-from headscope.model.transformer import HookedTransformer
-from headscope.report.model.suppression import Suppression
+from headscope.analysis.suppression.circuit_ranks_result import CircuitRanks
+from headscope.analysis.suppression.cspa_result import CopySuppression
+from headscope.analysis.suppression.scores import SuppressionScores
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["KIND_SCORE", "KINDS", "Findings", "kinds_of", "notable_heads", "positions_of", "strongest", "token_string"]
+__all__ = [
+    "KINDS",
+    "KIND_SCORE",
+    "Attention",
+    "Findings",
+    "Suppression",
+    "kinds_of",
+    "notable_heads",
+    "positions_of",
+    "strongest",
+]
 
 KINDS = {"previous_token": "previous token", "duplicate_token": "duplicate token", "induction": "induction"}
 KIND_SCORE = 0.4  # a head that gives its kind this much of its attention is called by it
 
 
 @dataclass(frozen=True)
-class Findings:
-    """Everything the page is made from."""
+class Suppression:
+    """Copy suppression: scores of all heads, and a closer look at those that score highest."""
 
-    model: HookedTransformer
-    tokens: Tensor
-    strings: list[list[str]]
+    scores: SuppressionScores
+    explained: CopySuppression
+    ranks: CircuitRanks
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Attention patterns of some heads on one sequence.
+
+    Attributes:
+        row: The sequence.
+        focus: The position to look from first.
+        names: What to call each head.
+        patterns: Attention weights.
+    """
+
+    row: int
+    focus: int | None
+    names: tuple[str, ...]
+    patterns: Float[Tensor, "head query key"]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Results of the analyses of one model on one text; `None` for what was not measured.
+
+    Attributes:
+        facts: Names and values of what a reader wants to know of the model.
+        d_vocab: Size of the vocabulary.
+        d_vocab_out: Number of tokens it predicts among.
+        tokens: The tokens it ran on.
+        texts: Text of every token that the page shows, by token.
+        entropy: Entropy effects at every position.
+        predictions: Next-token predictions.
+        scores: Scores of the kinds of head.
+        ablation: Loss without each head.
+        suppression: Copy suppression.
+        notable: Heads to show in detail.
+        attention: Their attention patterns.
+    """
+
+    facts: tuple[tuple[str, str], ...]
+    d_vocab: int
+    d_vocab_out: int
+    tokens: Int[Tensor, "batch pos"]
+    texts: Mapping[int, str]
     entropy: EntropyResult
     predictions: NextTokens
     scores: HeadScores | None
     ablation: AblationResult | None
     suppression: Suppression | None
+    notable: tuple[HeadScore, ...]
+    attention: Attention | None
+
+    @cached_property
+    def strings(self) -> list[list[str]]:
+        """The text of each token."""
+        return [[self.texts[token] for token in row] for row in self.tokens.tolist()]
 
     @cached_property
     def means(self) -> EntropyResult:
-        """The means over positions of the entropies."""
+        """Means of the entropy effects over positions."""
         return self.entropy.mean()
 
     @cached_property
     def diff(self) -> Estimates:
-        """What each head does to the entropy where it writes, `[layer, head]`."""
+        """Effect of each head on the entropy where it writes, `[layer, head]`."""
         return estimates(self.entropy.diff[:, : self.entropy.n_heads])
 
     @cached_property
     def marginal(self) -> Estimates:
-        """What each head does to the entropy of the final prediction, `[layer, head]`."""
+        """Effect of each head on the entropy of the final prediction, `[layer, head]`."""
         return estimates(self.entropy.marginal[:, : self.entropy.n_heads])
 
+    def loss_without(self, effect: str) -> Estimates:
+        """Loss difference of each head, replaced by its mean, along one kind of path, `[layer, head]`."""
+        assert self.ablation is not None
+        values = self.ablation.loss_diff[0, self.ablation.effects.index(effect)]
+        return estimates(values.unflatten(0, (self.entropy.n_layers, self.entropy.n_heads)))
+
     def loss_frame(self) -> "pd.DataFrame":
-        """One row per next token: where it stands, what it is, its loss and its rank."""
+        """One row per next token: its place, the token, its loss and its rank."""
         import pandas as pd
 
         n_rows, width = self.predictions.loss.shape
@@ -82,19 +151,14 @@ def notable_heads(means: EntropyResult, k: int) -> tuple[HeadScore, ...]:
     return tuple(HeadScore(layer, head, float(means.diff[layer, head])) for layer, head in heads)
 
 
-def positions_of(found: Findings, score: HeadScore, k: int) -> tuple[Position, ...]:
-    """Where a head raises entropy most."""
+def positions_of(entropy: EntropyResult, score: HeadScore, k: int) -> tuple[Position, ...]:
+    """The positions where a head raises entropy most."""
     # Neighbours share their context: one of them is enough.
-    return top_positions(found.entropy.diff[score.layer, score.head], k, apart=5)
-
-
-def token_string(model: HookedTransformer, token: int) -> str:
-    """A token's text; its number for a model without a tokenizer."""
-    return f" {token}" if model.tokenizer is None else model.to_single_str_token(token)
+    return top_positions(entropy.diff[score.layer, score.head], k, apart=5)
 
 
 def strongest(scores: HeadScores | None, k: int = 3) -> list[tuple[str, list[HeadScore]]]:
-    """The best heads of each kind; of a kind that no position counts for, none."""
+    """The best heads of each kind that was measured at any position."""
     if scores is None:
         return []
     ranked = {kind: scores.top(k, by=kind) for kind in KINDS if not bool(getattr(scores, kind).isnan().any())}

@@ -4,50 +4,53 @@ import math
 from collections.abc import Iterable
 
 from markupsafe import Markup
-from torch import Tensor
 
 from headscope.analysis.core.result import HeadScore
 from headscope.analysis.core.top_places import Position, TokenMean, token_means
-from headscope.report.blocks import Block, Card, Cell, Column, Prose, Section, Table, View
-from headscope.report.model.findings import KIND_SCORE, Findings, kinds_of, positions_of, token_string
-from headscope.report.words import head_cell, nats, number_cell, percent, say, signed, spread, token
-from headscope.views.tokens import colored_tokens
+from headscope.report.blocks import Block, Card, Cell, Column, Prose, Section, Table
+from headscope.report.model.findings import KIND_SCORE, Findings, kinds_of, positions_of
+from headscope.report.places import CONTEXT, place_view, share_above, where, widest
+from headscope.report.words import (
+    estimate_cell,
+    head_cell,
+    nats,
+    percent,
+    percent_cell,
+    prose,
+    say,
+    signed,
+    spread,
+    token,
+)
 
-__all__ = ["CONTEXT", "heads_section", "share_above"]
-
-CONTEXT = 20
+__all__ = ["heads_section"]
 
 
-def heads_section(found: Findings, heads: tuple[HeadScore, ...], n_positions: int) -> Section:
-    """A table of the heads that raise entropy most, and a card for each that is looked at closely."""
-    intro = say(
+def heads_section(findings: Findings, n_positions: int) -> Section:
+    """A table of the heads that raise entropy most, and a card for each of the notable ones."""
+    intro = (
         "Each text below ends at the framed token, where the head raises entropy, with up to {n} tokens before it. "
-        "Colour is the head's diff at every token: blue where it raises entropy, red where it lowers it, on one scale "
-        "per head.",
-        n=CONTEXT,
+        "Color is the head's diff at every token: blue where it raises entropy, red where it lowers it, on one scale "
+        "per head."
     )
-    if not bool((found.diff.clear(1) | found.marginal.clear(1)).any()):
-        intro = say("No head clearly raises entropy on average; these come nearest to it. ") + intro
-    cards = tuple(_card(found, score, n_positions) for score in heads)
-    return Section(
-        "heads",
-        "The heads that raise entropy most",
-        (),
-        (_table(found, heads), Prose(intro), *cards),
-    )
+    if not bool((findings.diff.clear(1) | findings.marginal.clear(1)).any()):
+        intro = "No head clearly raises entropy on average; these come nearest to it. " + intro
+    cards = (_card(findings, score, n_positions) for score in findings.notable)
+    title = "The heads that raise entropy most"
+    return Section("heads", title, (), (_table(findings), prose(intro, n=CONTEXT), *cards))
 
 
-def _table(found: Findings, heads: tuple[HeadScore, ...]) -> Table:
+def _table(findings: Findings) -> Table:
+    heads = findings.notable
     chosen = {(score.layer, score.head) for score in heads}
-    rows = found.means.top(max(10, len(heads)), by="diff")
+    rows = findings.means.top(max(10, len(heads)), by="diff")
     listed = {(score.layer, score.head) for score in rows}
     scores = sorted((*rows, *(s for s in heads if (s.layer, s.head) not in listed)), key=lambda s: -s.value)
-    named = any(kinds_of(found.scores, score) for score in scores)
+    named = any(kinds_of(findings.scores, score) for score in scores)
     columns = [Column("head"), Column("diff (nats)"), Column("marginal (nats)"), Column("positions raised")]
     caption = say(
         "By diff, largest first; ± is one standard error. “Positions raised” is the share of positions where the "
-        "head's diff is above zero. The heads linked are looked at below; they are the first by diff and by marginal "
-        "in turn."
+        "head's diff is above zero. The heads linked are shown below: the first by diff and by marginal in turn."
     )
     if named:
         columns.append(Column("kind", words=True))
@@ -55,48 +58,33 @@ def _table(found: Findings, heads: tuple[HeadScore, ...]) -> Table:
             " A kind is named where the head gives it at least {share} of its attention on repeated random tokens.",
             share=percent(KIND_SCORE),
         )
-    return Table(
-        tuple(columns),
-        tuple(_row(found, score, (score.layer, score.head) in chosen, named) for score in scores),
-        caption,
-        sorted_by=1,
-    )
+    cells = tuple(_row(findings, score, (score.layer, score.head) in chosen, named) for score in scores)
+    return Table(tuple(columns), cells, caption, sorted_by=1)
 
 
-def _row(found: Findings, score: HeadScore, chosen: bool, named: bool) -> tuple[Cell, ...]:
+def _row(findings: Findings, score: HeadScore, chosen: bool, named: bool) -> tuple[Cell, ...]:
     at = score.layer, int(score.head or 0)
-    diff, marginal = found.diff[at], found.marginal[at]
-    share = share_above(found.entropy.diff[at])
-    kinds = ", ".join(name for name, _ in kinds_of(found.scores, score))
+    kinds = ", ".join(name for name, _ in kinds_of(findings.scores, score))
     return (
         head_cell(score.label, link=f"head-{score.label}" if chosen else None),
-        number_cell(diff.value, spread(diff)),
-        number_cell(marginal.value, spread(marginal)),
-        number_cell(share, percent(share)),
+        estimate_cell(findings.diff[at]),
+        estimate_cell(findings.marginal[at]),
+        percent_cell(share_above(findings.entropy.diff[at])),
         *((Cell(kinds, kinds or None),) if named else ()),
     )
 
 
-def share_above(values: Tensor) -> float:
-    """The share of what was measured that is above zero."""
-    known = values[~values.isnan()]
-    return float((known > 0).double().mean())
-
-
-def _card(found: Findings, score: HeadScore, n_positions: int) -> Card:
+def _card(findings: Findings, score: HeadScore, n_positions: int) -> Card:
     at = score.layer, int(score.head or 0)
-    diff = found.entropy.diff[at]
-    by_token = token_means(diff, found.tokens)
-    positions = positions_of(found, score, n_positions)
-    widest = max((abs(position.value) for position in positions), default=1.0) or 1.0
+    diff = findings.entropy.diff[at]
+    by_token = token_means(diff, findings.tokens)
+    places = positions_of(findings.entropy, score, n_positions)
     blocks: list[Block] = [
-        Prose(
-            say(
-                "diff {diff}, marginal {marginal} nats on average; it raises entropy at {share} of positions.",
-                diff=spread(found.diff[at]),
-                marginal=spread(found.marginal[at]),
-                share=percent(share_above(diff)),
-            )
+        prose(
+            "diff {diff}, marginal {marginal} nats on average; it raises entropy at {share} of positions.",
+            diff=spread(findings.diff[at]),
+            marginal=spread(findings.marginal[at]),
+            share=percent(share_above(diff)),
         )
     ]
     for word, means in (
@@ -104,65 +92,54 @@ def _card(found: Findings, score: HeadScore, n_positions: int) -> Card:
         ("Lowers", [mean for mean in by_token[::-1][:4] if mean.mean < 0]),
     ):
         if means:
-            blocks.append(Prose(say("{word} it most at: {tokens}", word=word, tokens=_tokens(found, means))))
-    for position in positions:
-        blocks += _place(found, score, position, diff, widest)
-    tags = tuple(say("{name} {share}", name=name, share=percent(v)) for name, v in kinds_of(found.scores, score))
+            blocks.append(prose("{word} it most at: {tokens}", word=word, tokens=_tokens(findings, means)))
+    for place in places:
+        blocks += _place(findings, score, place, widest(places))
+    tags = tuple(say("{name} {share}", name=name, share=percent(v)) for name, v in kinds_of(findings.scores, score))
     return Card(f"head-{score.label}", f"Head {score.label}", tags, tuple(blocks))
 
 
-def _tokens(found: Findings, means: Iterable[TokenMean]) -> Markup:
-    def one(mean: TokenMean) -> Markup:
-        row, pos = (found.tokens == mean.token).nonzero()[0].tolist()
-        return say(
+def _tokens(findings: Findings, means: Iterable[TokenMean]) -> Markup:
+    return Markup(", ").join(
+        say(
             '{token} {mean} <span class="soft">×{count}</span>',
-            token=token(found.strings[row][pos]),
+            token=token(findings.texts[mean.token]),
             mean=signed(mean.mean),
             count=mean.count,
         )
-
-    return Markup(", ").join(one(mean) for mean in means)
-
-
-def _place(found: Findings, score: HeadScore, position: Position, diff: Tensor, widest: float) -> list[Block]:
-    """A place where a head raises entropy, in words and as a text, and what came next."""
-    row, pos, window = position.row, position.pos, position.context(CONTEXT)
-    strings = found.strings[row]
-    text = colored_tokens(
-        [strings[i] for i in window],
-        diff[row, window.start : window.stop],
-        name=f"entropy diff of {score.label}",
-        unit="nats",
-        max_value=widest,
-        min_value=-widest,
-        marked=[len(window) - 1],
-        first_position=window.start,
-        legend=False,
+        for mean in means
     )
-    final = float(found.entropy.resid[-1, row, pos])
-    without = final - float(found.entropy.marginal[score.layer, score.head, row, pos])
-    head = say(
-        '<b>{value} nats</b> at {token} <span class="soft">sequence {row}, position {pos}</span>',
-        value=signed(position.value),
-        token=token(strings[pos]),
-        row=row,
-        pos=pos,
+
+
+def _place(findings: Findings, score: HeadScore, place: Position, limit: float) -> list[Block]:
+    """A place where a head raises entropy, in words and as a text, and the next token."""
+    row, pos = place.row, place.pos
+    at = score.layer, int(score.head or 0)
+    final = float(findings.entropy.resid[-1, row, pos])
+    without = final - float(findings.entropy.marginal[at][row, pos])
+    head = prose(
+        "<b>{value} nats</b> at {token} {where}",
+        value=signed(place.value),
+        token=token(findings.strings[row][pos]),
+        where=where(place),
     )
+    name = f"entropy diff of {score.label}"
+    view = place_view(findings.strings, findings.entropy.diff[at], place, name=name, limit=limit)
     tail = say("Final entropy {final} nats; without the head {without}.", final=nats(final), without=nats(without))
-    return [Prose(head), View(text), Prose(_next_token(found, row, pos) + tail, soft=True)]
+    return [head, view, Prose(_next_token(findings, row, pos) + tail, soft=True)]
 
 
-def _next_token(found: Findings, row: int, pos: int) -> Markup:
-    """What came next, and what the model thought of it; nothing where nothing came."""
-    predictions = found.predictions
+def _next_token(findings: Findings, row: int, pos: int) -> Markup:
+    """The next token, with its probability and the model's choices; nothing at the end of a text."""
+    predictions = findings.predictions
     if pos >= predictions.loss.shape[1] or bool(predictions.loss[row, pos].isnan()):
         return Markup("")
     rank = int(predictions.rank[row, pos])
     top = zip(predictions.top_tokens[row, pos].tolist(), predictions.top_probs[row, pos].tolist(), strict=True)
     return say(
         "Then came {token} ({prob}, {rank}). The model's choices: {top}. ",
-        token=token(found.strings[row][pos + 1]),
+        token=token(findings.strings[row][pos + 1]),
         prob=percent(math.exp(-float(predictions.loss[row, pos]))),
         rank="the model's first choice" if rank == 0 else f"choice {rank + 1:,}",
-        top=Markup(", ").join(say("{t} {p}", t=token(token_string(found.model, t)), p=percent(p)) for t, p in top),
+        top=Markup(", ").join(say("{t} {p}", t=token(findings.texts[t]), p=percent(p)) for t, p in top),
     )

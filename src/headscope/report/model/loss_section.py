@@ -6,9 +6,9 @@ import math
 from markupsafe import Markup
 
 from headscope.analysis.core.stats import Estimate, difference, estimate
-from headscope.report.blocks import Caption, Figure, Heading, Prose, Section
+from headscope.report.blocks import Heading, Section
 from headscope.report.model.findings import Findings
-from headscope.report.words import count, nats, percent, say, spread
+from headscope.report.words import captioned, count, nats, percent, prose, say, spread
 from headscope.views.figures.loss import loss_by_position
 from headscope.views.html import HtmlView
 from headscope.views.tokens import colored_tokens
@@ -18,36 +18,27 @@ __all__ = ["loss_section"]
 _SHOWN_TOKENS = 256
 
 
-def loss_section(found: Findings) -> Section:
-    """Loss by position and by token, and the text as the model finds it."""
-    predictions, uniform = found.predictions, math.log(found.model.cfg.d_vocab_out)
-    known = ~predictions.loss.isnan()
-    ranks = predictions.rank[known]
+def loss_section(findings: Findings) -> Section:
+    """Loss by position and by token, and the text with the loss of each token."""
+    predictions, uniform = findings.predictions, math.log(findings.d_vocab_out)
+    ranks = predictions.rank[~predictions.loss.isnan()]
     first, top10 = (float((ranks < k).double().mean()) for k in (1, 10))
     mean = estimate(predictions.loss)
-    figure = Figure(
-        loss_by_position(predictions.loss, data=found.means.info.data, uniform=uniform),
-        Caption(
-            say(
-                "Left: the mean loss at each position (dots), and its running mean (line); a model that uses its "
-                "context gets better to the right. Right: how many tokens had which loss."
-            ),
-            say("Loss is minus the log-probability of the token that came, in nats, averaged over the sequences."),
-            say("Colour tells the curves apart, as the legend says; it has no scale."),
-        ),
+    figure = captioned(
+        loss_by_position(predictions.loss, data=findings.means.info.data, uniform=uniform),
+        "Left: the mean loss at each position (dots) and its running mean (line), which falls to the right where a "
+        "model uses its context. Right: the number of tokens by their loss.",
+        "Loss is minus the log-probability of the token that came, in nats, averaged over the sequences.",
+        "Color tells the curves apart, as the legend says; it has no scale.",
     )
-    text = Figure(
-        _sample_view(found, uniform),
-        Caption(
-            say("The beginning of the first sequence, token by token."),
-            say("A token's number is its own loss, given those before it; point at a token to see it."),
-            say(
-                "The stronger the blue, the more surprised the model was; no colour is no surprise, the full colour is "
-                "what a uniform guess would cost."
-            ),
-        ),
+    text = captioned(
+        _sample_view(findings, uniform),
+        "The beginning of the first sequence, token by token.",
+        "A token's number is its own loss, given those before it; point at a token to see it.",
+        "The stronger the blue, the more surprised the model was; no color is no surprise, the full color is the "
+        "loss of a uniform guess.",
     )
-    words = say(
+    words = prose(
         "Mean loss over {n}: <b>{mean} nats</b>. The token that came was the model's first choice {first} of the "
         "time, and among its first ten {top10}.",
         n=count(mean.n, "prediction"),
@@ -55,60 +46,52 @@ def loss_section(found: Findings) -> Section:
         first=percent(first),
         top10=percent(top10),
     )
-    return Section(
-        "loss",
-        "Loss",
-        (_summary(mean, uniform, first), *_use_of_context(found)),
-        (Prose(words), figure, Heading("The text, as the model finds it"), text),
-    )
+    summary = (_summary(mean, uniform, first), *_use_of_context(findings))
+    return Section("loss", "Loss", summary, (words, figure, Heading("The text, as the model finds it"), text))
 
 
 def _summary(mean: Estimate, uniform: float, first: float) -> Markup:
-    """How good the predictions are, beside a uniform guess."""
+    """The quality of the predictions, beside a uniform guess."""
     gain = dataclasses.replace(mean, value=mean.value - uniform)
     if not gain.clear():
-        verdict = say("which on so much text is not clearly different from a uniform guess ({u})", u=nats(uniform))
+        verdict = "which on this much text is not clearly different from a uniform guess ({uniform})"
     elif gain.value > 0:
-        verdict = say("which is <b>worse</b> than a uniform guess ({u})", u=nats(uniform))
+        verdict = "which is <b>worse</b> than a uniform guess ({uniform})"
     else:
-        verdict = say("where a uniform guess would cost {u}", u=nats(uniform))
+        verdict = "where a uniform guess would cost {uniform}"
     return say(
         "The model predicts the next token of this text with a mean loss of <b>{mean} nats</b> (perplexity {ppl}, over "
-        "{n}), {verdict}. Its first choice is right {first} of the time.",
+        "{n}), " + verdict + ". Its first choice is right {first} of the time.",
         mean=spread(mean, sign=False),
         ppl=f"{math.exp(min(mean.value, 700.0)):,.1f}",
         n=count(mean.n, "prediction"),
-        verdict=verdict,
+        uniform=nats(uniform),
         first=percent(first),
     )
 
 
-def _use_of_context(found: Findings) -> tuple[Markup, ...]:
-    """Whether it predicts better late in a sequence than early; nothing where that is not clear."""
-    loss = found.predictions.loss
+def _use_of_context(findings: Findings) -> tuple[Markup, ...]:
+    """The change of the loss from early to late in a sequence; nothing where it is not clear."""
+    loss = findings.predictions.loss
     width = loss.shape[1]
     if width < 8:
         return ()
-    early, late = estimate(loss[:, : width // 4]), estimate(loss[:, width // 2 :])
-    change = difference(late, early)
+    change = difference(estimate(loss[:, width // 2 :]), estimate(loss[:, : width // 4]))
     if not change.clear():
         return ()
-    return (
-        say(
-            "Late in a sequence it predicts {word} than early: {change} nats in the second half, compared with the "
-            "first quarter.",
-            word="better" if change.value < 0 else "worse",
-            change=spread(change),
-        ),
+    sentence = (
+        "Late in a sequence it predicts {word} than early: {change} nats in the second half, compared with the first "
+        "quarter."
     )
+    return (say(sentence, word="better" if change.value < 0 else "worse", change=spread(change)),)
 
 
-def _sample_view(found: Findings, uniform: float) -> HtmlView:
-    """The first sequence, each token coloured by what its prediction cost."""
-    n = min(_SHOWN_TOKENS, found.tokens.shape[1])
-    loss = found.predictions.loss[0, : n - 1].tolist()
+def _sample_view(findings: Findings, uniform: float) -> HtmlView:
+    """View of the first sequence, each token colored by its loss."""
+    n = min(_SHOWN_TOKENS, findings.tokens.shape[1])
+    loss = findings.predictions.loss[0, : n - 1].tolist()
     return colored_tokens(
-        found.strings[0][:n],
+        findings.strings[0][:n],
         [math.nan, *loss],
         name="loss",
         unit="nats",

@@ -1,19 +1,38 @@
-"""Runs the analyses of a page on one model."""
+"""Analyses of a page about one model: everything that runs the model or reads its weights."""
 
+import torch
 from torch import Tensor
 
 from headscope.analysis.ablation.ablate import ablate_heads
 from headscope.analysis.ablation.result import AblationResult
 from headscope.analysis.core.batches import iterate_batches
-from headscope.analysis.heads.scores import head_scores
-from headscope.analysis.lens.entropy import measure_entropy
+from headscope.analysis.core.result import HeadScore
+from headscope.analysis.heads.scores import HeadScores, head_scores
+from headscope.analysis.lens.entropy import EntropyResult, measure_entropy
 from headscope.analysis.lens.loss import predict_next_tokens
+from headscope.analysis.suppression.circuit_ranks import weights_circuit_ranks
+from headscope.analysis.suppression.cspa import copy_suppression_preserving_ablation
+from headscope.analysis.suppression.scores import suppression_scores
 from headscope.errors import InvalidInputError
 from headscope.model.transformer import HookedTransformer
-from headscope.report.model.findings import Findings, token_string
-from headscope.report.model.suppression import measure_suppression
+from headscope.report.model.findings import (
+    KIND_SCORE,
+    Attention,
+    Findings,
+    Suppression,
+    notable_heads,
+    positions_of,
+    strongest,
+)
+from headscope.report.words import count
 
-__all__ = ["check_at_least", "measure"]
+__all__ = ["check_at_least", "measure", "model_facts"]
+
+_EACH = 3  # heads to look at for copy suppression, by each score
+_SUPPRESSED = 10  # a token is suppressed if it is among so many
+_PROMPTS = 100
+_PROMPT_CONTEXT = 64  # IOI prompts fit into it
+_SHOWN_TOKENS = 256
 
 
 def measure(
@@ -22,37 +41,109 @@ def measure(
     *,
     describe: str,
     ablation_tokens: int,
-    suppression: bool,
+    n_heads: int = 0,
     progress: bool,
 ) -> Findings:
-    """Loss, entropy and kinds of head; with `ablation_tokens` above 0, also ablation, and copy suppression if asked."""
+    """Measure loss, entropy and kinds of head, and with `ablation_tokens` above 0 ablate every head.
+
+    For a page about this model alone (`n_heads` above 0), also the attention of the heads of note, and where heads are
+    ablated, copy suppression.
+    """
     entropy = measure_entropy(model, tokens, reduce="none", describe=describe, progress=progress)
     ablated = tokens[: max(1, ablation_tokens // tokens.shape[1])]
     ablation = _ablated(model, ablated, describe, progress) if ablation_tokens else None
+    predictions = predict_next_tokens(model, tokens, k=3, progress=progress)
+    # Two copies of at least two tokens and a BOS, or there is nothing to look back at.
+    scores = head_scores(model, progress=progress) if model.cfg.n_ctx >= 5 and model.cfg.d_vocab > 4 else None
+    notable = notable_heads(entropy.mean(), n_heads) if n_heads else ()
+    suppression = _suppression(model, ablated, describe, progress) if n_heads and ablation is not None else None
+    shown = torch.cat([tokens.flatten().cpu(), predictions.top_tokens.flatten().cpu()]).unique().tolist()
     return Findings(
-        model=model,
+        facts=model_facts(model),
+        d_vocab=model.cfg.d_vocab,
+        d_vocab_out=model.cfg.d_vocab_out,
         tokens=tokens.cpu(),
-        strings=[[token_string(model, token) for token in row] for row in tokens.tolist()],
+        texts={token: _text(model, token) for token in shown if token >= 0},
         entropy=entropy,
-        predictions=predict_next_tokens(model, tokens, k=3, progress=progress),
-        # Two copies of at least two tokens and a BOS, or there is nothing to look back at.
-        scores=head_scores(model, progress=progress) if model.cfg.n_ctx >= 5 and model.cfg.d_vocab > 4 else None,
+        predictions=predictions,
+        scores=scores,
         ablation=ablation,
-        suppression=(
-            measure_suppression(model, ablated, describe, progress) if suppression and ablation is not None else None
-        ),
+        suppression=suppression,
+        notable=notable,
+        attention=_attention(model, tokens, entropy, scores, notable) if notable else None,
     )
 
 
+def model_facts(model: HookedTransformer) -> tuple[tuple[str, str], ...]:
+    """Names and values of what a reader wants to know of a model."""
+    cfg = model.cfg
+    n_params = sum(parameter.numel() for parameter in model.parameters())
+    return (
+        ("Name", cfg.model_name),
+        ("Layers", f"{cfg.n_layers}, attention only" if cfg.attn_only else f"{cfg.n_layers}, attention and MLP"),
+        ("Heads", f"{cfg.n_heads} per layer, {cfg.n_layers * cfg.n_heads} in all"),
+        ("Width", f"{cfg.d_model} (head {cfg.d_head}" + ("" if cfg.attn_only else f", MLP {cfg.d_mlp}") + ")"),
+        ("Vocabulary", str(count(cfg.d_vocab, "token"))),
+        ("Context", str(count(cfg.n_ctx, "token"))),
+        ("Parameters", f"{n_params:,}"),
+        ("Weight processing", ", ".join(model.weight_processing) or "none"),
+    )
+
+
+def check_at_least(least: int, **options: int) -> None:
+    """Refuse an option below its least value."""
+    for name, value in options.items():
+        if value < least:
+            raise InvalidInputError(f"{name} must be at least {least}; got {value}.")
+
+
+def _text(model: HookedTransformer, token: int) -> str:
+    """Return a token's text, or its number for a model without a tokenizer."""
+    return f" {token}" if model.tokenizer is None else model.to_single_str_token(token)
+
+
 def _ablated(model: HookedTransformer, tokens: Tensor, describe: str, progress: bool) -> AblationResult | None:
-    """Every head ablated; `None` where nothing is predicted."""
+    """Ablate every head; `None` where nothing is predicted."""
     if not any(bool(batch.predicting().any()) for batch in iterate_batches(model, tokens, progress=False)):
         return None
     return ablate_heads(model, tokens, values=["mean", "zero"], describe=describe, progress=progress)
 
 
-def check_at_least(least: int, **options: int) -> None:
-    """Refuse an option below what it must be at least."""
-    for name, value in options.items():
-        if value < least:
-            raise InvalidInputError(f"{name} must be at least {least}; got {value}.")
+def _suppression(model: HookedTransformer, tokens: Tensor, describe: str, progress: bool) -> Suppression | None:
+    """Score every head, and look closely at the best by either score; `None` where there is nothing to measure on."""
+    cfg = model.cfg
+    if cfg.n_ctx < 5 or cfg.d_vocab <= 4 or cfg.d_vocab_out != cfg.d_vocab or cfg.attention_dir != "causal":
+        return None
+    n_prompts = _PROMPTS if model.tokenizer is not None and cfg.n_ctx >= _PROMPT_CONTEXT else 0
+    scores = suppression_scores(model, n_prompts=n_prompts, progress=progress)
+    by = ("anti_induction",) if scores.ioi is None else ("anti_induction", "ioi")
+    heads = list(dict.fromkeys(score.label for name in by for score in scores.top(_EACH, by=name)))
+    explained = copy_suppression_preserving_ablation(model, tokens, heads, describe=describe, progress=progress)
+    ranks = weights_circuit_ranks(model, heads, k=min(_SUPPRESSED, cfg.d_vocab), progress=progress)
+    return Suppression(scores, explained, ranks)
+
+
+@torch.no_grad()
+def _attention(
+    model: HookedTransformer,
+    tokens: Tensor,
+    entropy: EntropyResult,
+    scores: HeadScores | None,
+    notable: tuple[HeadScore, ...],
+) -> Attention:
+    """Run the sequence where the first notable head has its strongest effect; the best of each kind comes along."""
+    names = {(score.layer, int(score.head or 0)): score.label for score in notable}
+    for kind, ranking in strongest(scores):
+        best = ranking[0]
+        if best.value >= KIND_SCORE and kind != "duplicate token":
+            key = (best.layer, int(best.head or 0))
+            names[key] = f"{names.get(key, best.label)} {kind}"
+    n = min(_SHOWN_TOKENS, tokens.shape[1])
+    places = [place for place in positions_of(entropy, notable[0], 50) if place.pos < n]
+    # Near the start of a row there is little to attend to.
+    place = next((place for place in places if place.pos >= min(8, n // 2)), places[0] if places else None)
+    row, focus = (place.row, place.pos) if place is not None else (0, None)
+    hooks = [f"blocks.{layer}.attn.hook_pattern" for layer in {layer for layer, _ in names}]
+    _, cache = model.run_with_cache(tokens[row : row + 1, :n], names_filter=hooks, return_type=None)
+    patterns = torch.stack([cache["pattern", layer][0, head] for layer, head in names])
+    return Attention(row, focus, tuple(names.values()), patterns.cpu())

@@ -1,7 +1,7 @@
 """`write_report`: one offline HTML page about a model on a text, with its numbers as parquet beside it.
 
-The analyses run once each, everything on the page is made from their results, and the files appear together at the
-end or not at all.
+The analyses run once each, then everything on the page is made from their results, and the files appear together at
+the end or not at all.
 """
 
 from collections.abc import Iterable
@@ -11,17 +11,16 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
-from headscope.analysis.core.result import HeadScore
 from headscope.analysis.lens.entropy import EntropyResult
 from headscope.analysis.prompts.task import Task
 from headscope.data.cutting import Chunk
 from headscope.errors import InvalidInputError, MissingTokenizerError
 from headscope.model.transformer import HookedTransformer
 from headscope.report.blocks import Page, Section
-from headscope.report.files import staged, write_files
+from headscope.report.files import staged
 from headscope.report.model.ablation_section import ablation_section
 from headscope.report.model.entropy_section import entropy_head_section, entropy_layer_section
-from headscope.report.model.findings import Findings, notable_heads, positions_of
+from headscope.report.model.findings import Findings, positions_of
 from headscope.report.model.heads_section import heads_section
 from headscope.report.model.kinds_section import attention_section, kinds_section
 from headscope.report.model.loss_section import loss_section
@@ -29,9 +28,9 @@ from headscope.report.model.measuring import check_at_least, measure
 from headscope.report.model.model_section import model_section
 from headscope.report.model.suppression_section import suppression_section
 from headscope.report.numbers_section import numbers_section
-from headscope.report.page import render_page
+from headscope.report.task.measuring import measure_task, task_prompts
 from headscope.report.task.section import task_section, unmeasured_task_section
-from headscope.report.task.story import TaskStory, measure_task, task_prompts, task_tables
+from headscope.report.task.story import TaskStory, task_tables
 from headscope.report.tokens import MAX_TOKENS, token_rows
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ _TABLES = {
     "copy_suppression": "what copy suppression explains",
     "circuit_ranks": "ranks of tokens in OV and QK circuits",
     "head_scores": "the scores behind the kinds of head",
-    "task_prompts": "the prompts of two names, and the logit difference of each",
+    "task_prompts": "the prompts with two names, and the logit difference of each",
     "task_heads": "every head's scores in them, for each kind of head, with the evidence",
     "task_patching": "what each patch of them changes, as a share of the whole swap",
     "task_paths": "the paths of the circuit",
@@ -60,7 +59,7 @@ _TABLES = {
 
 @dataclass(frozen=True)
 class Report:
-    """What `write_report` wrote, and the results it stands on.
+    """The files that `write_report` wrote, and results they are made from.
 
     Attributes:
         directory: Where everything is.
@@ -91,23 +90,23 @@ def write_report(
     task: Task | Literal["auto", "ioi"] | None = "auto",
     progress: bool = True,
 ) -> Report:
-    """Analyse a model on some text and write a page about it.
+    """Analyze a model on some text and write a page about it.
 
     Args:
         model: The model.
         texts: Documents, or tokens `[batch, pos]`.
-        out: The folder to write to; made if need be. Files of an earlier report in it are replaced.
-        describe: What the text is, in a few words, for titles.
-        max_tokens: Tokens to analyse, at most (at least one sequence): time grows with them.
+        out: The folder to write to; created if necessary. Files of an earlier report in it are replaced.
+        describe: The text in a few words, for titles.
+        max_tokens: Largest number of tokens to analyze (at least one sequence); time grows with it.
         seq_len: Tokens per sequence, BOS included; default: the model's context, at most 256.
-        n_heads: How many of the heads that raise entropy to look at closely.
-        n_positions: How many positions to show for each of them.
-        ablation_tokens: Of the tokens, how many to ablate every head on, at most (at least one sequence), which costs
-            half a forward pass or so for each head and way; 0 leaves out this and copy suppression.
-        task: Prompts of two names to look at who tells them apart: `"ioi"` draws those of indirect object
-            identification, `"auto"` too, and says on the page why it did not where the model cannot read them; `None`
-            leaves it out. It takes some seconds for a small model, and minutes for GPT-2 small, of which it measures 16
-            prompts and not the circuit.
+        n_heads: Number of heads that raise entropy to show in detail.
+        n_positions: Number of positions to show for each of them.
+        ablation_tokens: Largest number of tokens to ablate every head on (at least one sequence), at about half a
+            forward pass for each head and way; 0 leaves out ablation and copy suppression.
+        task: Prompts with two names, to find the heads that tell them apart: `"ioi"` generates those of indirect object
+            identification, `"auto"` does too, and says on the page why not where the model cannot read them; `None`
+            leaves it out. It takes some seconds for a small model, and minutes for GPT-2 small, on which it measures
+            16 prompts and not the circuit.
         progress: Show progress bars.
 
     Raises:
@@ -129,33 +128,27 @@ def write_report(
     check_at_least(1, n_heads=n_heads, n_positions=n_positions)
     check_at_least(0, ablation_tokens=ablation_tokens)
     tokens = token_rows(model, texts, max_tokens=max_tokens, seq_len=seq_len)
-    with staged(Path(out)) as (stage, place):
-        found = measure(
+    with staged(Path(out)) as write:
+        findings = measure(
             model,
             tokens,
             describe=describe or "a text",
             ablation_tokens=ablation_tokens,
-            suppression=True,
+            n_heads=n_heads,
             progress=progress,
         )
         story = _measured_task(model, task, progress)
-        heads = notable_heads(found.means, n_heads)
-        tables = _tables(found, heads, n_positions)
+        tables = _tables(findings, n_positions)
         if isinstance(story, TaskStory):
             tables |= task_tables(story)
-        page = render_page(_page(found, story, heads, n_positions, tables))
-        names = [f"{name}.parquet" for name in tables]
-        write_files(stage, "report.html", page, {f"{name}.parquet": table for name, table in tables.items()})
-        directory = place()
-    paths = tuple(directory / name for name in names)
-    loss = float(found.predictions.loss.nanmean())
-    return Report(directory, directory / "report.html", paths, found.entropy, loss)
+        page, paths = write("report.html", _page(findings, story, n_positions, tables), tables)
+    return Report(Path(out), page, paths, findings.entropy, float(findings.predictions.loss.nanmean()))
 
 
 def _measured_task(
     model: HookedTransformer, task: Task | Literal["auto", "ioi"] | None, progress: bool
 ) -> TaskStory | str | None:
-    """What was measured, or why nothing was."""
+    """Return what was measured, or why nothing was."""
     if task is None:
         return None
     try:
@@ -167,26 +160,20 @@ def _measured_task(
     return measure_task(model, prompts, progress=progress)
 
 
-def _page(
-    found: Findings,
-    story: TaskStory | str | None,
-    heads: tuple[HeadScore, ...],
-    n_positions: int,
-    tables: Iterable[str],
-) -> Page:
+def _page(findings: Findings, story: TaskStory | str | None, n_positions: int, tables: Iterable[str]) -> Page:
     """The sections, in the order of the page."""
-    info = found.means.info
+    info = findings.means.info
     sections = (
-        model_section(found),
-        loss_section(found),
-        entropy_layer_section(found),
-        entropy_head_section(found),
-        heads_section(found, heads, n_positions),
-        ablation_section(found),
+        model_section(findings),
+        loss_section(findings),
+        entropy_layer_section(findings),
+        entropy_head_section(findings),
+        heads_section(findings, n_positions),
+        ablation_section(findings),
         _task_part(story),
-        suppression_section(found),
-        kinds_section(found),
-        attention_section(found, heads),
+        suppression_section(findings),
+        kinds_section(findings),
+        attention_section(findings),
         numbers_section({f"{name}.parquet": _TABLES[name] for name in tables}, info),
     )
     return Page(
@@ -202,34 +189,26 @@ def _task_part(story: TaskStory | str | None) -> Section | None:
     return unmeasured_task_section(story) if isinstance(story, str) else task_section(story)
 
 
-def _tables(found: Findings, heads: tuple[HeadScore, ...], n_positions: int) -> "dict[str, pd.DataFrame]":
+def _tables(findings: Findings, n_positions: int) -> "dict[str, pd.DataFrame]":
     import pandas as pd
 
+    positions = [
+        (score.label, place.row, place.pos, place.value, findings.strings[place.row][place.pos])
+        for score in findings.notable
+        for place in positions_of(findings.entropy, score, n_positions)
+    ]
     tables = {
-        "entropy": found.means.to_frame(),
-        "entropy_states": found.means.resid_frame(),
-        "loss": found.loss_frame(),
-        "positions": pd.DataFrame(
-            [
-                {
-                    "head": score.label,
-                    "sequence": p.row,
-                    "position": p.pos,
-                    "diff": p.value,
-                    "token": found.strings[p.row][p.pos],
-                }
-                for score in heads
-                for p in positions_of(found, score, n_positions)
-            ],
-            columns=["head", "sequence", "position", "diff", "token"],
-        ),
+        "entropy": findings.means.to_frame(),
+        "entropy_states": findings.means.resid_frame(),
+        "loss": findings.loss_frame(),
+        "positions": pd.DataFrame(positions, columns=["head", "sequence", "position", "diff", "token"]),
     }
-    if found.ablation is not None:
-        tables["ablation"] = found.ablation.to_frame()
-    if found.suppression is not None:
-        tables["suppression_scores"] = found.suppression.scores.to_frame()
-        tables["copy_suppression"] = found.suppression.explained.to_frame()
-        tables["circuit_ranks"] = found.suppression.ranks.to_frame()
-    if found.scores is not None:
-        tables["head_scores"] = found.scores.to_frame()
+    if findings.ablation is not None:
+        tables["ablation"] = findings.ablation.to_frame()
+    if findings.suppression is not None:
+        tables["suppression_scores"] = findings.suppression.scores.to_frame()
+        tables["copy_suppression"] = findings.suppression.explained.to_frame()
+        tables["circuit_ranks"] = findings.suppression.ranks.to_frame()
+    if findings.scores is not None:
+        tables["head_scores"] = findings.scores.to_frame()
     return tables

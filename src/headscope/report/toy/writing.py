@@ -1,33 +1,24 @@
 """`write_toy_report`: one offline HTML page about a model trained on a toy task, with its numbers as parquet beside it.
 
-A toy model's answers are not the next tokens of a text, so that `write_report` would measure it by what it was never
-asked. This page measures answers: how they were learned, what heads do to them, and what circuits they come from.
+A toy model's answers are not the next tokens of a text, so `write_report` would measure it on what it was never
+trained for. This page is about answers: how they were learned, what heads do to them, and what circuits they come from.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from headscope.analysis.heads.types import detect_heads
 from headscope.data.tasks import TaskDataset
-from headscope.errors import InvalidInputError
 from headscope.model.transformer import HookedTransformer
 from headscope.report.blocks import Page
-from headscope.report.files import staged, write_files
-from headscope.report.page import render_page
-from headscope.report.toy.sections import ToyFindings, toy_sections
-from headscope.training.toy_checkpoint import load_toy_model
-from headscope.training.toy_dynamics import TrainingDynamics, training_dynamics
+from headscope.report.files import staged
+from headscope.report.toy.measuring import measure_toy
+from headscope.report.toy.sections import toy_sections
+from headscope.training.toy_dynamics import TrainingDynamics
 from headscope.training.toy_result import TrainingResult
-from headscope.training.toy_study import HeadsNeeded, heads_needed
-
-if TYPE_CHECKING:
-    import pandas as pd
+from headscope.training.toy_study import HeadsNeeded
 
 __all__ = ["ToyReport", "write_toy_report"]
 
-_LEAST_CONTEXT = 5  # two copies of at least two tokens and a first one, or there is nothing to look back at
-_LEAST_VOCABULARY = 5
 _TABLES = {
     "training": "loss and accuracy of every step, on its batch",
     "validation": "loss and accuracy on held-out data, whenever it was measured",
@@ -39,12 +30,12 @@ _TABLES = {
 
 @dataclass(frozen=True)
 class ToyReport:
-    """What `write_toy_report` wrote, and the results it stands on.
+    """The files that `write_toy_report` wrote, and results they are made from.
 
     Attributes:
         page: The HTML page.
         tables: The parquet files beside it.
-        heads: What answers become without each head.
+        heads: Loss and accuracy without each head.
         dynamics: The model along its training; `None` without snapshots.
     """
 
@@ -63,14 +54,14 @@ def write_toy_report(
     run: str | Path | None = None,
     progress: bool = True,
 ) -> ToyReport:
-    """Analyse a model that was trained on a toy task, and write a page about it.
+    """Analyze a model that was trained on a toy task, and write a page about it.
 
     Args:
         model: The model, trained.
-        data: What to measure it on: the validation data.
-        result: What `train` gave.
-        out: The folder to write to; made if need be. Files of an earlier report in it are replaced.
-        run: The folder that was given to `train` as `out`; if it has snapshots, the page shows training along them.
+        data: The data to measure it on, such as the validation data.
+        result: The result of `train`.
+        out: The folder to write to; created if necessary. Files of an earlier report in it are replaced.
+        run: The folder of the run, `out` of `train`; with snapshots in it, the page shows the model along training.
         progress: Show progress bars.
 
     Raises:
@@ -86,57 +77,10 @@ def write_toy_report(
         ...     write_toy_report(task.model, task.validation, result, folder, progress=False).page.name
         'report.html'
     """
-    if not bool(data.signal[:, -1].any()):
-        raise InvalidInputError("no row of data has a last answer that its prompt settles; give more rows.")
-    with staged(Path(out)) as (stage, place):
-        found = _measure(model, data, result, run, progress)
-        tables = _tables(found)
-        names = {f"{name}.parquet": _TABLES[name] for name in tables}
-        page = Page(
-            title=model.cfg.model_name,
-            subtitle=f"Trained on {result.data}",
-            sections=toy_sections(found, names),
-        )
-        write_files(stage, "report.html", render_page(page), {f"{name}.parquet": each for name, each in tables.items()})
-        directory = place()
-    return ToyReport(directory / "report.html", tuple(directory / name for name in names), found.heads, found.dynamics)
-
-
-def _measure(
-    model: HookedTransformer, data: TaskDataset, result: TrainingResult, run: str | Path | None, progress: bool
-) -> ToyFindings:
-    dynamics = first = None
-    if run is not None:
-        dynamics = training_dynamics(run, data, device=str(model.input_device), progress=progress)
-        first = load_toy_model(run, step=int(dynamics.steps[0]), device="cpu")
-    cfg = model.cfg
-    repeats = cfg.n_ctx >= _LEAST_CONTEXT and cfg.d_vocab >= _LEAST_VOCABULARY
-    return ToyFindings(
-        model,
-        data,
-        result,
-        heads=heads_needed(model, data),
-        types=detect_heads(model, progress=progress) if repeats else None,
-        dynamics=dynamics,
-        first=first,
-    )
-
-
-def _tables(found: ToyFindings) -> "dict[str, pd.DataFrame]":
-    import pandas as pd
-
-    n_layers, n_heads = found.heads.loss_without.shape
-    heads: dict[str, Any] = {
-        "layer": [layer for layer in range(n_layers) for _ in range(n_heads)],
-        "head": [*range(n_heads)] * n_layers,
-        "loss_without": found.heads.loss_without.flatten().numpy(),
-        "accuracy_without": found.heads.accuracy_without.flatten().numpy(),
-    }
-    tables = {"training": found.result.train.to_frame(), "heads": pd.DataFrame(heads)}
-    if found.result.validation is not None:
-        tables["validation"] = found.result.validation.to_frame()
-    if found.types is not None:
-        tables["head_types"] = found.types.to_frame()
-    if found.dynamics is not None:
-        tables["dynamics"] = found.dynamics.to_frame()
-    return tables
+    with staged(Path(out)) as write:
+        findings = measure_toy(model, data, result, run, progress=progress)
+        tables = findings.tables()
+        sections = toy_sections(findings, {f"{name}.parquet": _TABLES[name] for name in tables})
+        page = Page(model.cfg.model_name, f"Trained on {result.data}", sections)
+        path, paths = write("report.html", page, tables)
+    return ToyReport(path, paths, findings.heads, findings.dynamics)

@@ -1,0 +1,137 @@
+"""Measuring a task of two names: everything that runs the model."""
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from headscope.analysis.circuits.circuit import find_circuit
+from headscope.analysis.core.stats import estimate
+from headscope.analysis.heads.name_evidence import attention_between, name_places, orders_of
+from headscope.analysis.heads.types import detect_heads
+from headscope.analysis.patching.activation import activation_patch
+from headscope.analysis.prompts.attribution import attribute
+from headscope.analysis.prompts.task import Task
+from headscope.data.ioi import IOIDataset
+from headscope.errors import InvalidInputError, MissingTokenizerError
+from headscope.model.transformer import HookedTransformer
+from headscope.report.task.story import LOOKED_AT, SWAPPED_WORDS, WORDS, Order, TaskStory
+
+__all__ = ["SWAPPED", "ioi_task", "measure_task", "task_prompts", "with_words"]
+
+SWAPPED = "ABB->ABA, BAB->BAA"
+_MOST_PROMPTS, _FEWEST_PROMPTS = 100, 16
+# Operations that a report may spend on a task: some ten seconds of a laptop.
+_BUDGET = 1e12
+_RECEIVERS = 8
+
+
+def ioi_task(model: HookedTransformer, n: int = _MOST_PROMPTS, *, seed: int = 0) -> Task:
+    """Generate IOI prompts of both orders, with the subject swapped.
+
+    Raises:
+        MissingTokenizerError: If the model has no tokenizer.
+        InvalidInputError: If it cannot read the prompts: it looks ahead, too few names or words are one token each, or
+            its context is too short.
+    """
+    if model.tokenizer is None:
+        raise MissingTokenizerError("the model has no tokenizer to write the prompts with.")
+    if model.cfg.attention_dir != "causal":
+        raise InvalidInputError("the model sees what follows, and the prompts are for models that predict it.")
+    prepend = model.cfg.default_prepend_bos
+    dataset = IOIDataset("mixed", n, model.tokenizer, prepend_bos=prepend, seed=seed, device=model.W_E.device)
+    task = Task.from_ioi(dataset, SWAPPED)
+    longest = task.clean_tokens.shape[1]
+    if longest > model.cfg.n_ctx:
+        raise InvalidInputError(f"the prompts have up to {longest} tokens, and the model reads {model.cfg.n_ctx}.")
+    return task
+
+
+def task_prompts(model: HookedTransformer) -> Task:
+    """Generate IOI prompts, fewer of them for a model that takes long.
+
+    Raises:
+        MissingTokenizerError: If the model has no tokenizer.
+        InvalidInputError: If it cannot read the prompts.
+    """
+    return ioi_task(model, _MOST_PROMPTS if _affordable(model) else _FEWEST_PROMPTS)
+
+
+def measure_task(
+    model: HookedTransformer, task: Task | None = None, *, thorough: bool = False, progress: bool = True
+) -> TaskStory:
+    """Measure a task of two names; by default indirect object identification.
+
+    Args:
+        model: The model, without hooks.
+        task: Prompts of your own, with corrupted ones if patching is to be measured.
+        thorough: Find the circuit, however long it takes; by default only where that is some ten seconds (for GPT-2
+            small it is minutes).
+        progress: Show progress bars.
+
+    Raises:
+        MissingTokenizerError: If there is no task, and the model has no tokenizer.
+        InvalidInputError: If there is no task and the model cannot read IOI prompts, if the names of a task of your own
+            cannot be found in its prompts, or if it has fewer than four of an order of the names.
+    """
+    task = task_prompts(model) if task is None else task
+    task = with_words(task.to(model.W_E.device))
+    types = detect_heads(model, task=task, progress=progress)
+    differences, orders, attention = _orders(model, task)
+    story = TaskStory(task, differences, orders, attention, types, None, None, None)
+    if not story.can or task.corrupted_tokens is None:
+        return story
+    # With a position given by name, both the stream and heads are patched at it alone.
+    stream, heads = (
+        activation_patch(model, task, site, direction="noising", by_position=True, positions=words, progress=progress)
+        for site, words in (("resid_pre", WORDS), ("z", SWAPPED_WORDS))
+    )
+    story = replace(story, stream=stream, heads=heads)
+    if thorough or _affordable(model):
+        circuit = find_circuit(model, task, types, max_receivers=_RECEIVERS, progress=progress)
+        story = replace(story, circuit=circuit)
+    return story
+
+
+def with_words(task: Task) -> Task:
+    """Return the task with the places of all `WORDS`, found from the answers where it does not name them."""
+    if all(word in task.word_idx for word in WORDS):
+        return task
+    places = name_places(task)
+    return replace(task, word_idx={**places, "S1+1": places["S1"] + 1, **task.word_idx})
+
+
+def _affordable(model: HookedTransformer) -> bool:
+    """Tell whether finding the circuit takes some seconds, from the number of operations."""
+    cfg = model.cfg
+    per_token = 2 * cfg.n_layers * (4 * cfg.d_model * cfg.n_heads * cfg.d_head + 2 * cfg.d_model * (cfg.d_mlp or 0))
+    senders = cfg.n_layers * (cfg.n_heads + 1)
+    # For each receiver and its three inputs, each sender runs half of the layers on average; prompts have 18 tokens.
+    return _MOST_PROMPTS * 18 * per_token * senders * 3 * _RECEIVERS / 4 < _BUDGET
+
+
+@torch.no_grad()
+def _orders(
+    model: HookedTransformer, task: Task
+) -> tuple[Float[Tensor, " prompt"], tuple[Order, ...], Float[Tensor, "order word layer head"]]:
+    def differences(some: Task) -> Tensor:
+        return attribute(model, some, sources=False, neurons=False, progress=False).logit_difference.double().cpu()
+
+    clean = differences(task)
+    swapped = None
+    if task.corrupted_tokens is not None:
+        swapped = differences(replace(task, clean_tokens=task.corrupted_tokens, corrupted_tokens=None))
+    orders, looks = [], []
+    for name, rows in orders_of(name_places(task)).items():
+        orders.append(
+            Order(
+                name,
+                estimate(clean[rows, None]),
+                None if swapped is None else estimate(swapped[rows, None]),
+                float((clean[rows] > 0).double().mean()),
+            )
+        )
+        paid = attention_between(model, task[rows], [("end", word) for word in LOOKED_AT])
+        looks.append(torch.stack(list(paid.values())))
+    return clean, tuple(orders), torch.stack(looks)
