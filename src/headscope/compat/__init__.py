@@ -1,1 +1,1 @@
-"""What notebooks written for TransformerLens import and nothing else here uses."""
+"""Names that notebooks written for TransformerLens import, and nothing else here uses."""

@@ -1,4 +1,4 @@
-"""How far each head's attention is what one would expect of a kind of head.
+"""Scores of each head's attention against the pattern expected of a kind of head.
 
 The expectation is a *detection pattern* `[query_pos, key_pos]`: one of one's own, or that of a named kind.
 

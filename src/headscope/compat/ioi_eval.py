@@ -129,7 +129,7 @@ def ioi_eval(
     *,
     progress: bool = True,
 ) -> dict[str, float]:
-    """How well a model tells the indirect object from the other name.
+    """Measure how often a model prefers the indirect object to the other name, and by how much.
 
     At the first token in which the two names differ, the logit of the right one is compared with that of the other.
 

@@ -16,7 +16,7 @@ __all__ = ["logits_to_df"]
 
 @runtime_checkable
 class Decoder(Protocol):
-    """What can turn token numbers into text; every Hugging Face tokenizer is one."""
+    """A decoder of token numbers into text; every Hugging Face tokenizer is one."""
 
     def decode(self, token_ids: list[int]) -> str:
         """The text of some tokens."""

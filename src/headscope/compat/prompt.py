@@ -43,7 +43,7 @@ class AnswerToken:
 
 @dataclass(frozen=True, repr=False)
 class PromptTest:
-    """What `test_prompt` found; printed as a small report.
+    """The findings of `test_prompt`, printed as a small report.
 
     Attributes:
         model: The model's name.

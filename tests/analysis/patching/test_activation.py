@@ -12,8 +12,9 @@ from torch import Tensor
 
 from headscope import HookedTransformer
 from headscope.analysis.patching import activation as module
-from headscope.analysis.patching.activation import SITES, activation_patch
+from headscope.analysis.patching.activation import activation_patch
 from headscope.analysis.patching.result import PatchingResult
+from headscope.analysis.patching.sites import SITES
 from headscope.analysis.prompts.task import Task
 from headscope.errors import CheckpointError, InvalidInputError, NotFiniteError, UnknownNameError
 

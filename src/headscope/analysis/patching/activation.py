@@ -13,13 +13,13 @@ from headscope.analysis.core.batches import BLOCK_TOKENS
 from headscope.analysis.patching.base_run import can_be_resumed
 from headscope.analysis.patching.engine import Patch, measure_patches
 from headscope.analysis.patching.result import PatchingResult
-from headscope.analysis.patching.sites import SITES, as_sites, is_inside_heads, patch_axes
+from headscope.analysis.patching.sites import as_sites, is_inside_heads, patch_axes
 from headscope.analysis.prompts.metrics import AnswerMetric, Metric, as_number
 from headscope.analysis.prompts.task import Task
 from headscope.analysis.prompts.two_runs import Direction, Scale, Scorer, TaskRuns
 from headscope.model.transformer import HookedTransformer
 
-__all__ = ["SITES", "activation_patch"]
+__all__ = ["activation_patch"]
 
 # A patch's axes and its index along each.
 _Cell = dict[str, int]

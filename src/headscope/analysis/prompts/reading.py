@@ -115,9 +115,10 @@ class RowMaker:
     def _answer(self, text: str, name: str, key: str) -> int:
         if self._space and not text.startswith(" "):
             text = f" {text}"
-        found = token_after_a_word(self.tokenizer, text[1:]) if text.startswith(" ") and len(text) > 1 else None
-        if found is not None:
-            return found
+        is_word = text.startswith(" ") and len(text) > 1
+        token = token_after_a_word(self.tokenizer, text[1:]) if is_word else None
+        if token is not None:
+            return token
         try:
             return single_token(text, self.tokenizer)
         except InvalidInputError as error:
@@ -169,8 +170,8 @@ def _csv_rows(text: str, path: Path) -> list[tuple[int, dict[str, Any]]]:
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     missing = [column for column in _REQUIRED if column not in (reader.fieldnames or ())]
     if missing:
-        found = ", ".join(map(repr, reader.fieldnames or ())) or "nothing"
-        raise InvalidInputError(f"{path} has no column {missing[0]!r}; its first line names {found}.")
+        columns = ", ".join(map(repr, reader.fieldnames or ())) or "nothing"
+        raise InvalidInputError(f"{path} has no column {missing[0]!r}; its first line names {columns}.")
     rows: list[tuple[int, dict[str, Any]]] = []
     try:
         for row in reader:
