@@ -6,7 +6,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headscope.analysis.recording.post_norms import output_weight
 from headscope.errors import InvalidInputError, UnknownNameError
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.factored import FactoredMatrix, at_least_float32
@@ -79,14 +78,14 @@ class SVDInterpreter:
     def _head_output(self, layer: int, head: int | None) -> Float[Tensor, "rank d_model"]:
         if head is None or not 0 <= head < self.cfg.n_heads:
             raise InvalidInputError(f"'OV' needs a head_index between 0 and {self.cfg.n_heads - 1}; got {head}.")
-        W_V, W_O = self.model.per_layer("attn", "W_V")[layer][head], output_weight(self.model, layer)[head]
+        W_V, W_O = self.model.per_layer("attn", "W_V")[layer][head], self.model.output_weight(layer)[head]
         return FactoredMatrix(W_V.to(W_O.dtype), W_O).V.T
 
     def _mlp_side(self, layer: int, which: VectorType) -> Float[Tensor, "rank d_model"]:
         if self.cfg.attn_only:
             raise InvalidInputError(f"{which!r} needs an MLP, and this model has none (attn_only).")
         if which == "w_out":
-            matrix = output_weight(self.model, layer, "mlp")
+            matrix = self.model.output_weight(layer, "mlp")
         else:
             matrix = self.model.per_layer("mlp", "W_in")[layer].T
             norm_weight = dict(self.model.named_parameters()).get(f"blocks.{layer}.ln2.w")

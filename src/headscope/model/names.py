@@ -1,8 +1,12 @@
 """Short names of activations, and the full names of the hook points they stand for."""
 
 import re
+from typing import Literal
 
-__all__ = ["get_act_name"]
+__all__ = ["POST_NORMS", "Part", "get_act_name", "post_scale_name"]
+
+Part = Literal["attn", "mlp"]
+POST_NORMS: dict[Part, str] = {"attn": "ln1_post", "mlp": "ln2_post"}
 
 _IN_ATTENTION = ("q", "k", "v", "z", "rot_q", "rot_k", "result", "pattern", "attn_scores")
 _IN_MLP = ("pre", "post", "mid", "pre_linear", "expert_weights", "expert_indices")
@@ -52,3 +56,8 @@ def get_act_name(name: str, layer: int | str | None = None, layer_type: str | No
         part = "ln_final"
     block = "" if layer is None else f"blocks.{layer}."
     return f"{block}{part}{'.' if part else ''}hook_{name}"
+
+
+def post_scale_name(layer: int, of: Part = "attn") -> str:
+    """Return the hook point that shows what the post-norm of a layer's attention or MLP divides by, if there is one."""
+    return f"blocks.{layer}.{POST_NORMS[of]}.hook_scale"

@@ -15,7 +15,6 @@ from tqdm import tqdm
 
 from headscope.analysis.core.batches import BLOCK_TOKENS, Batch
 from headscope.analysis.core.components import Component
-from headscope.analysis.recording.post_norms import output_weights
 from headscope.analysis.recording.record import CleanRun, Replacement, clean_prediction, hook_name, record
 from headscope.errors import NotFiniteError
 from headscope.model.activations.readout import readout_of
@@ -128,7 +127,7 @@ class _BlockAblation:
         self.model, self.batch, self.plan, self.run, self.instead = model, batch, plan, run, instead
         self.where = batch.predicting()
         self.readout = readout_of(model)
-        self.weights = output_weights(model)
+        self.weights = model.output_weights()
         self.kind = torch.promote_types(run.final.dtype, torch.float32)
         self.final = run.final[self.where].to(self.kind)
         self.scale = self.readout.scale(self.final)

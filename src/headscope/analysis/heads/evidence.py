@@ -22,7 +22,6 @@ from headscope.analysis.recording.embedding import (
     token_embedding,
 )
 from headscope.analysis.recording.lens_states import lens_states
-from headscope.analysis.recording.post_norms import output_weight, output_weights
 from headscope.analysis.recording.record import record_patterns
 from headscope.errors import InvalidInputError
 from headscope.model.activations.readout import readout_of
@@ -263,7 +262,7 @@ def copying_scores(model: HookedTransformer) -> Float[Tensor, "layer head"]:
             onto = W_U @ _normalized(model, read)
         assert onto is not None
         weight = dict(block.ln1.named_parameters(recurse=False)).get("w")
-        W_V, W_O = (each.detach().to(kind) for each in (block.attn.W_V, output_weight(model, layer)))
+        W_V, W_O = (each.detach().to(kind) for each in (block.attn.W_V, model.output_weight(layer)))
         W_V = W_V if weight is None else W_V * weight.detach().to(kind)[:, None]
         # The eigenvalues of a product are those of its factors in turn, up to zeros.
         values = torch.linalg.eigvals(readout.direction(W_O) @ onto @ W_V)
@@ -290,7 +289,7 @@ def k_composition(model: HookedTransformer, heads: list[tuple[int, int]]) -> Flo
     if not heads:
         return torch.empty(0, cfg.n_layers, cfg.n_heads)
     layers, numbers = (torch.tensor(each) for each in zip(*heads, strict=True))
-    writes = FactoredMatrix(model.W_V.detach().float(), output_weights(model).float())
+    writes = FactoredMatrix(model.W_V.detach().float(), model.output_weights().float())
     W_Q, W_K = (weight.detach().float()[layers, numbers] for weight in (model.W_Q, model.W_K))
     scores = composition_scores(writes, FactoredMatrix(W_K, W_Q.transpose(-2, -1))).permute(2, 0, 1).cpu()
     earlier = torch.arange(cfg.n_layers) < layers[:, None]

@@ -16,7 +16,6 @@ from headscope.analysis.core.batches import Batch, check_repeatable
 from headscope.analysis.lens.calibration_result import CalibrationResult
 from headscope.analysis.recording.component_means import ComponentMeans, OutputSums
 from headscope.analysis.recording.lens_states import LensStates, lens_states
-from headscope.analysis.recording.post_norms import output_weights
 from headscope.analysis.storage.accumulator import Accumulator, Totals
 from headscope.analysis.storage.options import StreamOptions, streaming
 from headscope.analysis.storage.passes import Passes
@@ -207,7 +206,7 @@ def _problem(model: HookedTransformer, states: LensStates, targets: Tensor, mean
     return TopProblem(
         final=readout.direction(states.resid[-1]) / scale,
         heads=None if means is None else states.take_heads(means.z).div_(scale),
-        W_O=readout.direction(states.wide(output_weights(model))),
+        W_O=readout.direction(states.wide(model.output_weights())),
         W_U=W_U,
         offset=b_U if readout.bias is None else states.wide(readout.bias) @ W_U + b_U,
         targets=targets,

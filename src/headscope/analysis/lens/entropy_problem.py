@@ -12,7 +12,6 @@ from torch import Tensor
 
 from headscope.analysis.recording.component_means import ComponentMeans
 from headscope.analysis.recording.lens_states import LensStates
-from headscope.analysis.recording.post_norms import output_weights
 from headscope.model.activations.readout import Readout, readout_of
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.lens_entropy import Chain, Gains, LensProblem
@@ -43,7 +42,7 @@ def lens_problem(
     z, mlp = states.take_heads(None if means is None else means.z), states.mlp
     if means is not None and mlp is not None and means.mlp is not None:
         mlp -= means.mlp[:, None]
-    W_O = states.wide(output_weights(model))
+    W_O = states.wide(model.output_weights())
     n_layers, step = model.cfg.n_layers, 2 if model.cfg.has_resid_mid else 1
     frozen = scale == "final"
     by = readout.scale(states.resid[-1]) if frozen else torch.ones_like(states.resid[-1][:, :1])

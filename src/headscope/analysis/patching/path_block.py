@@ -16,8 +16,8 @@ from headscope.analysis.core.batches import BLOCK_TOKENS
 from headscope.analysis.core.components import Component
 from headscope.analysis.patching.path_ends import Receiver, Sender, mlp_stage
 from headscope.analysis.prompts.two_runs import Scorer, TaskRuns
-from headscope.analysis.recording.post_norms import scale_name
 from headscope.analysis.recording.record import Replacement, check_final, hook_name, record
+from headscope.model.names import post_scale_name
 from headscope.model.transformer import HookedTransformer
 
 __all__ = ["Cell", "PathBlock"]
@@ -86,8 +86,8 @@ class PathBlock:
         behind = {}
         if self.cfg.has_post_norms:
             heads = {s.component.layer for s in senders if s.component is not None and s.component.head is not None}
-            behind = {layer: scale_name(layer).replace("hook_scale", "hook_normalized") for layer in heads}
-        shown = {*behind.values(), *map(scale_name, behind)}
+            behind = {layer: post_scale_name(layer).replace("hook_scale", "hook_normalized") for layer in heads}
+        shown = {*behind.values(), *map(post_scale_name, behind)}
         base, self.base = self._run(self.runs.base, written | kept | shown | set(streams.values()))
         other, self.other = self._run(self.runs.other, written)
         self.kept = {name: base[name] for name in kept}
@@ -95,7 +95,7 @@ class PathBlock:
         self.changed = {name: other[name][self.where] - base[name][self.where] for name in written}
         # What norms behind attention were given, but for a mean that they take away: enough to go through them again.
         self.behind = {
-            layer: (base[name] * base[scale_name(layer)]).to(base[name].dtype)[self.where]
+            layer: (base[name] * base[post_scale_name(layer)]).to(base[name].dtype)[self.where]
             for layer, name in behind.items()
         }
 

@@ -21,7 +21,6 @@ from headscope.analysis.prompts.attribution_result import Attribution, component
 from headscope.analysis.prompts.reading import TokenStrings
 from headscope.analysis.prompts.task import Task
 from headscope.analysis.recording.lens_states import state_labels
-from headscope.analysis.recording.post_norms import Part, output_weight, scale_name, scale_names
 from headscope.analysis.recording.record import Reading, check_final, record
 from headscope.analysis.storage.accumulator import Accumulator
 from headscope.analysis.storage.manifest import fingerprint
@@ -29,6 +28,7 @@ from headscope.analysis.storage.options import RunOptions, streaming
 from headscope.analysis.storage.passes import Passes
 from headscope.errors import InvalidInputError
 from headscope.model.activations.readout import Readout, readout_of
+from headscope.model.names import Part, post_scale_name
 from headscope.model.transformer import HookedTransformer
 
 __all__ = ["attribute"]
@@ -258,14 +258,15 @@ class _Reader:
         self.readout = readout_of(model)
         self.kind = torch.promote_types(self.cfg.dtype, torch.float32)
         layers = range(self.cfg.n_layers)
-        self.W_O = [output_weight(model, layer) for layer in layers]
-        self.W_out = [output_weight(model, layer, "mlp") for layer in layers] if neurons else []
+        self.W_O = [model.output_weight(layer) for layer in layers]
+        self.W_out = [model.output_weight(layer, "mlp") for layer in layers] if neurons else []
         wanted = ["hook_embed", *(["hook_pos_embed"] if self._has_pos_embed else [])]
         kinds = ["hook_resid_pre", "hook_resid_mid", "hook_attn_out", "hook_mlp_out", "attn.hook_z"]
         kinds += ["attn.hook_pattern", "attn.hook_v"] if sources else []
         kinds += ["mlp.hook_post"] if neurons else []
         wanted += [f"blocks.{layer}.{kind}" for layer in layers for kind in kinds]
-        wanted += scale_names(model, layers) + (scale_names(model, layers, "mlp") if neurons else [])
+        parts: tuple[Part, ...] = ("attn", "mlp") if neurons else ("attn",)
+        wanted += [post_scale_name(layer, of) for layer in layers for of in parts]
         self.names = wanted
 
     @property
@@ -293,7 +294,7 @@ class _Reader:
             return (state * toward).sum(-1)
 
         def behind(layer: int, of: Part) -> Float[Tensor, "prompt d_model"]:
-            scale = acts.get(scale_name(layer, of))
+            scale = acts.get(post_scale_name(layer, of))
             return toward if scale is None else toward / scale
 
         by_head, by_source, by_neuron = [], [], []

@@ -9,7 +9,6 @@ from torch import Tensor
 from headscope.analysis.core.batches import Batch
 from headscope.analysis.core.result import check_option
 from headscope.analysis.recording.lens_states import lens_states
-from headscope.analysis.recording.post_norms import output_weight
 from headscope.errors import InvalidInputError
 from headscope.model.activations.readout import Readout, readout_of
 from headscope.model.transformer import HookedTransformer
@@ -54,7 +53,7 @@ def direct_effects(
     towards = directions.to(states.resid.dtype) / readout_of(model).scale(states.resid[-1])
     found = []
     for layer, z in enumerate(states.take_heads()):
-        W_O = states.wide(output_weight(model, layer))
+        W_O = states.wide(model.output_weight(layer))
         # The directions come down to the heads' width; no head's output is brought up to d_model.
         found.append(torch.einsum("hne,hne->hn", z, torch.einsum("nd,hed->hne", towards, W_O)))
     return torch.stack(found)

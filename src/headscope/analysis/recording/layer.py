@@ -15,10 +15,10 @@ from torch import Tensor
 
 from headscope.analysis.core.batches import Batch
 from headscope.analysis.core.components import Component
-from headscope.analysis.recording.post_norms import scale_name
 from headscope.analysis.recording.record import Reading, Recording, Steps, readable_hooks, record
 from headscope.errors import InvalidInputError
 from headscope.model.hooks import HookPoint, is_listening
+from headscope.model.names import post_scale_name
 from headscope.model.transformer import HookedTransformer
 
 __all__ = ["LayerRead", "entering", "read_layer", "run_changed", "sources"]
@@ -79,7 +79,7 @@ def read_layer(
         f"{at}attn.hook_pattern": patterns,
         f"{at}attn.hook_v": by_head,
         f"{at}attn.hook_z": by_head,
-        scale_name(layer): wide,
+        post_scale_name(layer): wide,
     }
     kept = _run_from(model, batch, layer, resid, readings, stop_at_layer=layer + 1).kept
     read = LayerRead(
@@ -87,7 +87,7 @@ def read_layer(
         kept[f"{at}attn.hook_pattern"],
         kept[f"{at}attn.hook_v"],
         kept[f"{at}attn.hook_z"],
-        kept.get(scale_name(layer)),
+        kept.get(post_scale_name(layer)),
     )
     tolerance = 64 * torch.finfo(model.cfg.dtype).eps
     for head in wanted:

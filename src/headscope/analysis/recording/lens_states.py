@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headscope.analysis.core.batches import Batch
-from headscope.analysis.recording.post_norms import scale_name
 from headscope.analysis.recording.record import check_final, record
+from headscope.model.names import post_scale_name
 from headscope.model.transformer import HookedTransformer
 
 __all__ = ["LensStates", "lens_states", "state_labels"]
@@ -86,7 +86,7 @@ def lens_states(model: HookedTransformer, batch: Batch) -> LensStates:
         if mlp is not None:
             places[f"blocks.{layer}.hook_mlp_out"] = mlp[layer]
         if post_scale is not None:
-            places[scale_name(layer)] = post_scale[layer]
+            places[post_scale_name(layer)] = post_scale[layer]
     readings = {name: partial(_write_counted, place, batch.counted) for name, place in places.items()}
     final = record(model, batch.tokens, readings, attention_mask=batch.attention_mask).final
     resid[-1] = final[batch.counted]

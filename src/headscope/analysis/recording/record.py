@@ -15,10 +15,10 @@ from torch import Tensor
 
 from headscope.analysis.core.batches import Batch
 from headscope.analysis.core.components import Component
-from headscope.analysis.recording.post_norms import scale_name, scale_names
 from headscope.errors import InvalidInputError, NotFiniteError
 from headscope.model.activations.readout import Readout
 from headscope.model.hooks import HookPoint
+from headscope.model.names import post_scale_name
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.changed_predictions import Prediction
 
@@ -200,7 +200,7 @@ class CleanRun:
 
         A head's comes to the stream through `output_weights` then; an MLP's output is behind its norm already.
         """
-        scale = None if component.head is None else self.written.get(scale_name(component.layer))
+        scale = None if component.head is None else self.written.get(post_scale_name(component.layer))
         return part if scale is None else part / scale
 
 
@@ -222,7 +222,7 @@ def clean_run(
     entries = {f"blocks.{layer}.hook_resid_pre": layer for layer in resume_at}
     parts = list(parts)
     names = sorted({*entries, *map(hook_name, parts)})
-    names += scale_names(model, sorted({part.layer for part in parts if part.head is not None}))
+    names += [post_scale_name(layer) for layer in sorted({part.layer for part in parts if part.head is not None})]
     # Copies: the stream may be written to in place afterwards, by later hooks too.
     kept, final = record(model, batch.tokens, dict.fromkeys(names, torch.clone), attention_mask=batch.attention_mask)
     check_final(final[batch.counted])

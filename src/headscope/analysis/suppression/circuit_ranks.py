@@ -27,7 +27,6 @@ from headscope.analysis.core.head_lists import (
 )
 from headscope.analysis.core.result import RunInfo
 from headscope.analysis.recording.embedding import TokenDirections, effective_embedding, token_embedding
-from headscope.analysis.recording.post_norms import output_weight
 from headscope.analysis.suppression.circuit_ranks_result import CircuitRanks
 from headscope.errors import InvalidInputError, NotFiniteError
 from headscope.model.activations.readout import Readout, readout_of
@@ -155,7 +154,7 @@ class _LayerCircuits:
         block: Any = model.blocks[layer]
         self.layer, self.cfg, self.attn, self.kind = layer, model.cfg, block.attn, embedding.dtype
         self.qk_biases = qk_biases
-        self.written = output_weight(model, layer)
+        self.written = model.output_weight(layer)
         norm: dict[str, Tensor] = dict(block.ln1.named_parameters(recurse=False))
         self.norm = {name: value.detach().to(self.kind) for name, value in norm.items()}
         self.read, self.asked = self._normalized(embedding), self._normalized(predicted)

@@ -15,7 +15,6 @@ from headscope.analysis.core.result import check_option
 from headscope.analysis.recording.component_means import ComponentMeans
 from headscope.analysis.recording.embedding import TokenDirections
 from headscope.analysis.recording.layer import LayerRead, entering, read_layer, run_changed, sources
-from headscope.analysis.recording.post_norms import output_weight
 from headscope.analysis.recording.record import check_final, clean_prediction
 from headscope.errors import InvalidInputError
 from headscope.model.activations.readout import readout_of
@@ -112,7 +111,7 @@ class SuppressionBlock:
     ) -> Float[Tensor, "2 n d_model"]:
         """Final states, normalized, with the head's output replaced by its CSPA and by its mean."""
         assert head.head is not None
-        W_O = output_weight(self.model, head.layer)[head.head].to(self.kind)
+        W_O = self.model.output_weight(head.layer)[head.head].to(self.kind)
         mean = self.means.over_data[head].to(self.kind) @ W_O
         written = read.values[head.head] @ W_O - mean
         against = _negative_part(written, self.bases[self.at])

@@ -24,7 +24,6 @@ from headscope.analysis.core.head_lists import (
 )
 from headscope.analysis.core.result import Ranking, Result, check_option
 from headscope.analysis.recording.layer import LayerRead, entering, read_layer, sources
-from headscope.analysis.recording.post_norms import output_weight
 from headscope.analysis.storage.accumulator import Accumulator
 from headscope.analysis.storage.options import StreamOptions, streaming
 from headscope.analysis.storage.passes import Passes
@@ -205,7 +204,7 @@ def _own_logit_counts(
     tokens, values, n_pairs = batch.tokens[attended], read.values[head.head][attended], pairs[chosen]
     readout = readout_of(model)
     W_U = readout.W_U.detach().to(values.dtype)
-    W_O = readout.direction(output_weight(model, head.layer)[head.head].to(values.dtype))
+    W_O = readout.direction(model.output_weight(head.layer)[head.head].to(values.dtype))
     d_head, d_model = W_O.shape
     n = len(values)
     left, right = (values @ W_O, W_U) if n * d_model < d_head * (d_model + n) else (values, W_O @ W_U)

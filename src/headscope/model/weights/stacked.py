@@ -12,10 +12,14 @@ from torch import Tensor, nn
 
 from headscope.errors import InvalidInputError
 from headscope.model.config import HookedTransformerConfig
+from headscope.model.names import POST_NORMS, Part
+from headscope.model.parts.layers import LayerNorm, RMSNorm
 from headscope.ops.composition import composition_scores
 from headscope.ops.factored import FactoredMatrix
 
 __all__ = ["StackedWeights"]
+
+_OUTPUTS: dict[Part, str] = {"attn": "W_O", "mlp": "W_out"}
 
 
 class StackedWeights:
@@ -32,6 +36,53 @@ class StackedWeights:
         """`per_layer`, with `None` where that part was replaced by a module that does not show such a parameter."""
         parts = [block.get_submodule(part) if part in dict(block.named_children()) else None for block in self.blocks]
         return [None if each is None else dict(each.named_parameters(recurse=False)).get(name) for each in parts]
+
+    def output_weight(
+        self, layer: int, of: Part = "attn"
+    ) -> Float[Tensor, "head d_head d_model"] | Float[Tensor, "d_mlp d_model"]:
+        """Return `W_O` or `W_out` of a layer as it reaches the stream: through the post-norm, but for its scale.
+
+        Without post-norms that is the weight itself: a head adds `z W_O`, a neuron its activation times its row of
+        `W_out`. In some families (Gemma 2 and 3, OLMo 2) a post-norm divides what attention and MLP make by one scale
+        `s` at each position and multiplies it by its own weight. With `s` frozen to the real run's, as the final norm's
+        is, that is linear: with `W'` this weight, a head adds `(z / s) W'`. All heads so read, and the output bias read
+        alike, and the norm's own bias, sum to what was added; what a part's absence would do to `s` is left out.
+
+        Raises:
+            InvalidInputError: If attention, the MLP or the post-norm was replaced by a module that does not show it.
+
+        Example:
+            >>> from headscope import HookedTransformer
+            >>> model = HookedTransformer.from_pretrained("headscope-demo")
+            >>> model.output_weight(0).shape, torch.equal(model.output_weight(0), model.blocks[0].attn.W_O)
+            (torch.Size([4, 16, 64]), True)
+        """
+        block, name = self.blocks[layer], _OUTPUTS[of]
+        try:
+            weight: Tensor = getattr(getattr(block, of), name)
+        except AttributeError:
+            raise InvalidInputError(f"blocks.{layer}.{of} was replaced by a module without {name}.") from None
+        norm = dict(block.named_children()).get(POST_NORMS[of])
+        if norm is None and not self.cfg.has_post_norms:
+            return weight.detach()
+        if not isinstance(norm, (LayerNorm, RMSNorm)):
+            raise InvalidInputError(
+                f"blocks.{layer}.{POST_NORMS[of]} holds a {type(norm).__name__}: how one head's output passes through "
+                "it is defined only for LayerNorm and RMSNorm, which are linear once their scale is frozen. Put the "
+                "norm back."
+            )
+        # In bfloat16 the product of two weights would be rounded to 8 bits.
+        wide = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
+        return norm.direction(wide).detach()
+
+    def output_weights(self) -> Float[Tensor, "layer head d_head d_model"]:
+        """Return `output_weight` of every layer's attention.
+
+        Raises:
+            InvalidInputError: As there.
+        """
+        layers = [self.output_weight(layer) for layer in range(self.cfg.n_layers)]
+        return torch.stack([each.to(layers[0].device) for each in layers])
 
     def _stack(self, part: str, name: str) -> Tensor:
         layers = self.per_layer(part, name)
