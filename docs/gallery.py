@@ -220,7 +220,7 @@ def _comparison(model: HookedTransformer) -> "dict[str, go.Figure]":
     other.blocks[0].attn.W_O.data[3] = 0.0
     models = {"headscope-demo": model, "without head 0.3": other}
     tokens = model.to_tokens([text * 3 for text in TEXTS], prepend_bos=True)
-    losses = {name: next_token_loss(one, tokens).mean(0).tolist() for name, one in models.items()}
+    losses = {name: next_token_loss(one, tokens, include_bos=True).mean(0).tolist() for name, one in models.items()}
     scores = {name: head_scores(one, n_sequences=8, progress=False).induction for name, one in models.items()}
     return {
         "compared_lines": views.compared_lines(

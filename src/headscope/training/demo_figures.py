@@ -14,10 +14,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headscope.analysis.core.result import Ranking, rank_components
-from headscope.analysis.heads.scores import head_scores
+from headscope.analysis.heads.scores import head_scores, scored_tokens
+from headscope.analysis.lens.loss import next_token_loss
 from headscope.analysis.suppression.cspa import copy_suppression_preserving_ablation
 from headscope.data.packing import tokenize_and_concatenate
-from headscope.data.random_tokens import repeated_random_tokens
 from headscope.data.small_english import documents, ioi_prompts
 from headscope.errors import InvalidInputError, MissingTokenizerError
 from headscope.model.transformer import HookedTransformer
@@ -135,12 +135,13 @@ def evaluate_demo(
         raise InvalidInputError(f"n_prompts is {n_prompts}; it must be 1 or more.")
     with torch.no_grad():
         correct, first, difference, direct = _ioi(model, n_prompts, seed)
-        random_tokens = _random_tokens(model, seed, _PERIOD)
-        half = (model.cfg.n_ctx - 1) // 2
-        long_repeat = model(_random_tokens(model, seed, half), return_type="loss", loss_per_token=True)[:, half + 1 :]
-        loss = model(random_tokens, return_type="loss", loss_per_token=True)
-        english = _english(model, seed)
-        loss_english = float(model(english, return_type="loss"))
+    half = (model.cfg.n_ctx - 1) // 2
+    random_tokens, long_blocks = (scored_tokens(model, _N_RANDOM, length, seed) for length in (_PERIOD, half))
+    english = _english(model, seed)
+    loss, long_loss, loss_english = (
+        next_token_loss(model, tokens, progress=progress) for tokens in (random_tokens, long_blocks, english)
+    )
+    long_repeat = long_loss[:, half + 1 :]
     scores = head_scores(model, random_tokens, progress=progress)
     suppression = copy_suppression_preserving_ablation(model, english[:_N_SUPPRESSION_ROWS], progress=progress)
     n_heads = model.cfg.n_heads
@@ -150,11 +151,11 @@ def evaluate_demo(
         ioi_accuracy=correct,
         ioi_top1=first,
         ioi_logit_difference=difference,
-        loss_first_half=float(loss[:, :_PERIOD].mean()),
+        loss_first_half=float(loss[:, :_PERIOD].nanmean()),
         # Without the first token of the repeat, which is unpredictable: nothing shows that the first half ends there.
         loss_second_half=float(loss[:, _PERIOD + 1 :].mean()),
         loss_long_repeat=(float(long_repeat[:, : half // 2].mean()), float(long_repeat[:, half // 2 :].mean())),
-        loss_english=loss_english,
+        loss_english=float(loss_english.nanmean()),
         previous_token=scores.top(3, by="previous_token"),
         duplicate_token=scores.top(3, by="duplicate_token"),
         induction=scores.top(3, by="induction"),
@@ -162,14 +163,6 @@ def evaluate_demo(
         opposing=rank_components(direct, 3, n_heads=n_heads, name="direct logit difference", largest=False),
         copy_suppression=suppression.top(3),
     )
-
-
-def _random_tokens(model: HookedTransformer, seed: int, period: int) -> Int[Tensor, "batch pos"]:
-    special = set(model.tokenizer.all_special_ids)
-    allowed = [token for token in range(model.cfg.d_vocab) if token not in special]
-    bos = model.tokenizer.bos_token_id
-    tokens = repeated_random_tokens(_N_RANDOM, period, allowed=allowed, bos=bos, seed=seed)
-    return tokens.to(model.W_E.device)
 
 
 def _english(model: HookedTransformer, seed: int) -> Int[Tensor, "batch pos"]:

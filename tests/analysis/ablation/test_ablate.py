@@ -22,6 +22,7 @@ from headscope.analysis.ablation.result import AblationResult
 from headscope.analysis.core import batches
 from headscope.analysis.core.batches import Batch, iterate_batches
 from headscope.analysis.core.components import component_sets, components
+from headscope.analysis.core.stats import estimates
 from headscope.analysis.recording import record as clean_run
 from headscope.errors import InvalidInputError, NotFiniteError
 
@@ -346,14 +347,14 @@ def test_hooks_of_the_user_stay_in_force() -> None:
 
 
 def test_means_and_errors() -> None:
-    model, tokens = tiny_model(), tiny_tokens(4, 9)
+    model, tokens = tiny_model(), tiny_tokens(12, 9)
     every = measure(model, tokens)
     means = measure(model, tokens, reduce="mean")
     assert means.tokens is None and means.loss_diff.shape == (2, 3, 6)
     for name in LOSSES:
         assert torch.allclose(getattr(means, name), getattr(every.mean(), name), atol=1e-6)
-    flat = every.loss_diff.flatten(-2).double()
-    assert torch.allclose(means.loss_diff_error.double(), flat.std(-1) / flat.shape[-1] ** 0.5, atol=1e-7)
+    errors = estimates(every.loss_diff).errors
+    assert bool((errors > 0).all()) and torch.allclose(means.loss_diff_error.double(), errors, atol=1e-8, rtol=1e-5)
     assert torch.equal(means.loss_diff_error, every.loss_diff_error)
     assert means.mean() is means
     frame = means.to_frame()

@@ -82,7 +82,11 @@ def test_circuits_are_printed_saved_and_read(by_hand, tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"min_effect": 0.0}, "min_effect is a share"), ({"max_receivers": -1}, "max_receivers must be at least 0")],
+    [
+        ({"min_effect": 0.0}, "min_effect is a share"),
+        ({"level": 1.0}, "level is a share"),
+        ({"max_receivers": -1}, "max_receivers must be at least 0"),
+    ],
 )
 def test_bad_options(options, message):
     with pytest.raises(InvalidInputError, match=message):

@@ -12,8 +12,8 @@ from suppressing_model import SUPPRESSOR, suppressing_model
 from tiny import randomize, tiny_model
 
 from headscope import HookedTransformer
-from headscope.analysis.core.stats import sure_bound
-from headscope.analysis.heads.evidence import RatioMeans, copying_scores, k_composition
+from headscope.analysis.core.stats import LEVEL, threshold
+from headscope.analysis.heads.evidence import copying_scores, k_composition
 from headscope.analysis.heads.name_evidence import TASK_KINDS, name_places
 from headscope.analysis.heads.scores import SCORES, head_scores
 from headscope.analysis.heads.types import KINDS, detect_heads
@@ -158,27 +158,14 @@ def test_previous_token_control_is_an_even_spread_over_the_other_keys():
             assert float(found.errors[0, layer, head]) == pytest.approx(float(error), rel=1e-4)
 
 
-def test_error_of_a_ratio_is_that_of_many_draws():
-    """Rows with other numbers of positions: the error matches how the ratio varies over fresh draws."""
-    generator = torch.Generator().manual_seed(0)
-    ratios, errors = [], []
-    for _ in range(400):
-        counts = torch.randint(1, 9, (30,), generator=generator).double()
-        sums = counts * 0.4 + counts.sqrt() * torch.randn(30, generator=generator).double()
-        means = RatioMeans()
-        means.add(sums[:10], counts[:10])
-        means.add(sums[10:], counts[10:])
-        ratios.append(float(means.means()))
-        errors.append(float(means.errors()))
-    assert float(torch.tensor(errors).mean()) == pytest.approx(float(torch.tensor(ratios).std()), rel=0.1)
-    one = RatioMeans()
-    one.add(torch.ones(1), torch.ones(1))
-    assert float(one.errors()) == float("inf")
-
-
-def test_bound_is_that_of_the_normal_distribution():
-    assert sure_bound(1) == pytest.approx(2.326, abs=1e-3)
-    assert sure_bound(100) == pytest.approx(3.719, abs=1e-3)
+def test_the_level_is_kept_and_decides(demo):
+    found, strict = detect(demo, n_sequences=6), detect(demo, n_sequences=6, level=1e-12)
+    n = found.scores.numel()
+    assert found.info.options["level"] == LEVEL and strict.info.options["level"] == 1e-12
+    assert found.bound == pytest.approx(threshold(n, 5.0)) and strict.bound == pytest.approx(threshold(n, 5.0, 1e-12))
+    assert torch.equal(found.scores, strict.scores) and int(found.labelled.sum()) > int(strict.labelled.sum())
+    above = found.scores - found.controls
+    assert bool((above > threshold(n, 1e9) * found.errors)[found.labelled].all())
 
 
 @pytest.mark.parametrize("fields", [{}, {"attn_only": True, "normalization_type": None}, {"normalization_type": "RMS"}])
@@ -317,6 +304,7 @@ def test_models_that_read_and_predict_other_vocabularies_have_no_copying():
         ({"n_sequences": 1}, "n_sequences must be at least 2"),
         ({"min_attention": 1.0}, "min_attention is a share"),
         ({"min_effect": 0.0}, "min_effect is a share"),
+        ({"level": 0.0}, "level is a share"),
         ({"length": 1}, "length must be between 2 and 15"),
         ({"length": 16}, "length must be between 2 and 15"),
         ({"data": torch.ones(1, 8, dtype=torch.long)}, "one row"),

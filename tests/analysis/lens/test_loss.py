@@ -82,8 +82,8 @@ def test_logits_of_all_positions_are_never_held(model: HookedTransformer, monkey
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (torch.zeros(2, 1, dtype=torch.int64), "no position of the data has a next token"),
-        ([], "no position of the data has a next token"),
+        (torch.zeros(2, 1, dtype=torch.int64), "no position counts"),
+        ([], "no position counts"),
         (torch.full((1, 4), 10_000), "tokens must be between 0"),
         ("a text", "Make tokens of text first"),
         (torch.zeros(1, 400, dtype=torch.int64), "context is n_ctx = 48"),

@@ -20,10 +20,11 @@ from torch import Tensor
 
 from headscope.analysis.ablation.block import AblatedBlock, Plan, measure_batch
 from headscope.analysis.ablation.replacements import Replacements
-from headscope.analysis.ablation.result import AblationResult, standard_error
+from headscope.analysis.ablation.result import AblationResult
 from headscope.analysis.core.batches import Batch, check_repeatable
 from headscope.analysis.core.components import all_heads, component_sets, components, set_label
 from headscope.analysis.core.result import check_option
+from headscope.analysis.core.stats import estimates_of_moments, row_moments
 from headscope.analysis.recording.component_means import OutputSums
 from headscope.analysis.recording.record import CleanRuns
 from headscope.analysis.storage.accumulator import Accumulator, Totals
@@ -236,7 +237,7 @@ class AblationAccumulator(Accumulator[AblationResult]):
         sums = {
             "loss": ablated.loss.sum(),
             "loss_diff": ablated.loss_diff.sum(-1),
-            "squares": ablated.loss_diff.square().sum(-1),
+            "moments": row_moments(ablated.loss_diff, where.nonzero()[:, 0]),
             "kl": ablated.kl.sum(-1),
         }
         keep = self.options.reduce == "none" and batch.tokens.shape[1] > 1
@@ -255,7 +256,7 @@ class AblationAccumulator(Accumulator[AblationResult]):
             loss=losses["loss"],
             loss_diff=losses["loss_diff"],
             kl=losses["kl"] if options.kl else None,
-            loss_diff_error=standard_error(self.sums["loss_diff"], self.sums["squares"], n).float(),
+            loss_diff_error=estimates_of_moments(self.sums["moments"]).errors.float(),
             tokens=tokens,
             values=options.values,
             effects=options.effects,

@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -25,7 +24,7 @@ class AblationScore:
     Attributes:
         label: `10.7`, `MLP 3`, or `10.7+11.10` for a set.
         loss_diff: Ablated minus original, in nats.
-        error: One standard error of it, as if positions were drawn independently.
+        error: One standard error of it, over rows.
     """
 
     label: str
@@ -98,7 +97,7 @@ class AblationResult(Result):
         loss_diff: Ablated minus original loss in nats, `[value, effect, component, batch, pos]`, or means
             `[value, effect, component]`. Positive: the component helps there.
         kl: From the clean prediction to the ablated one, in nats, the same shape; `None` unless asked for.
-        loss_diff_error: One standard error of the mean of `loss_diff`, as if positions were drawn independently.
+        loss_diff_error: One standard error of the mean of `loss_diff`, over rows (see `core.stats`).
         tokens: The data, `[batch, pos + 1]`, -1 where a row has ended; `None` with means.
         values: What was put in place: `zero`, `mean`, `resample`.
         effects: `patched`, `direct`, `indirect`.
@@ -268,11 +267,3 @@ class AblationResult(Result):
 
 def _short(scores: AblationScores) -> str:
     return ", ".join(f"{score.label} {score.loss_diff:+.4f}" for score in scores)
-
-
-def standard_error(total: Tensor, squares: Tensor, n: int) -> Tensor:
-    """Of a mean, from the sum and the sum of squares of n values; NaN for fewer than two."""
-    if n < 2:
-        return torch.full_like(total, torch.nan)
-    variance = (squares - total.square() / n).clamp(min=0) / (n - 1)
-    return (variance / n).sqrt()

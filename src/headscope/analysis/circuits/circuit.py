@@ -2,7 +2,8 @@
 
 From the final residual stream back: what sends to it, then what sends to the queries, keys and values of those heads
 and into those MLPs, and so on (Wang et al. 2022, arXiv 2211.00593, section 3). A path is kept if corrupting it alone
-changes the logit difference by a stated share, and surely so.
+changes the logit difference by a stated share, and significantly so (two-sided Student t over prompts, with
+Bonferroni's correction for all that sends to one input).
 """
 
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from headscope.analysis.core.result import Result, RunInfo
-from headscope.analysis.core.stats import sure_bound
+from headscope.analysis.core.stats import LEVEL, estimates
 from headscope.analysis.patching.path import path_patch_sweep
 from headscope.analysis.prompts.task import Task
 from headscope.errors import InvalidInputError
@@ -140,6 +141,7 @@ def find_circuit(
     head_types: KindsOfHeads | None = None,
     *,
     min_effect: float = 0.03,
+    level: float = LEVEL,
     max_receivers: int = 12,
     mlps: bool = True,
     progress: bool = True,
@@ -154,6 +156,7 @@ def find_circuit(
         task: Prompts with corrupted ones.
         head_types: What `detect_heads` found, to group the heads by.
         min_effect: The least effect of a path, as a share of what corrupting the prompts changes.
+        level: The probability that chance alone gives any path into a receiver's input that is kept.
         max_receivers: Into how many heads and MLPs, the ones with the strongest paths first, further paths are sought.
         mlps: Let MLPs be senders and receivers. Without, paths through MLPs are left out (they stay as they are).
         progress: Show a progress bar.
@@ -172,13 +175,14 @@ def find_circuit(
         >>> "3.2" in circuit.nodes, circuit.nodes[-1]
         (True, 'final')
     """
-    if not 0 < min_effect < 1:
-        raise InvalidInputError(f"min_effect is a share, between 0 and 1; got {min_effect}.")
+    for name, share in (("min_effect", min_effect), ("level", level)):
+        if not 0 < share < 1:
+            raise InvalidInputError(f"{name} is a share, between 0 and 1; got {share}.")
     if max_receivers < 0:
         raise InvalidInputError(f"max_receivers must be at least 0; got {max_receivers}.")
     if len(task) < 2:
         raise InvalidInputError("a circuit is found from two prompts or more, so that errors are known.")
-    search = _Search(model, task, min_effect, "components" if mlps else "heads")
+    search = _Search(model, task, min_effect, level, "components" if mlps else "heads")
     waiting: dict[str, float] = search.add(FINAL, (FINAL,))
     done: set[str] = set()
     with tqdm(total=max_receivers, desc="circuit", disable=not progress, leave=False) as bar:
@@ -206,9 +210,9 @@ class _Path:
 class _Search:
     """The paths found so far."""
 
-    def __init__(self, model: HookedTransformer, task: Task, min_effect: float, senders: str) -> None:
+    def __init__(self, model: HookedTransformer, task: Task, min_effect: float, level: float, senders: str) -> None:
         self.model, self.task, self.senders = model, task, senders
-        self.min_effect, self.threshold = min_effect, 0.0
+        self.min_effect, self.level, self.threshold = min_effect, level, 0.0
         self.clean = self.corrupted = 0.0
         self.paths: list[_Path] = []
 
@@ -243,12 +247,11 @@ class _Search:
                     "tells them apart. Does the model do the task, and are the corrupted prompts others?"
                 )
             self.threshold = self.min_effect * abs(self.clean - self.corrupted)
-        lost = -swept.per_prompt.double().flatten(0, -2)
-        means, errors = lost.mean(-1), lost.std(-1) / lost.shape[-1] ** 0.5
-        kept = (means.abs() >= self.threshold) & (means.abs() >= sure_bound(len(means)) * errors)
+        lost = estimates(-swept.per_prompt.flatten(0, -2)[..., None])
+        kept = (lost.values.abs() >= self.threshold) & lost.clear(level=self.level)
         read = "" if receiver == node else receiver.rsplit(".", 1)[1]
         return [
-            _Path(swept.sender_labels[at], node, read, float(means[at]), float(errors[at]))
+            _Path(swept.sender_labels[at], node, read, lost[at].value, lost[at].error)
             for at in kept.nonzero()[:, 0].tolist()
         ]
 
@@ -264,7 +267,12 @@ class _Search:
             data=self.task.description,
             n_sequences=len(self.task),
             n_positions=int(self.task.attention_mask.sum()),
-            options={"min_effect": self.min_effect, "max_receivers": max_receivers, "mlps": self.senders != "heads"},
+            options={
+                "min_effect": self.min_effect,
+                "level": self.level,
+                "max_receivers": max_receivers,
+                "mlps": self.senders != "heads",
+            },
         )
         return Circuit(
             info=info,

@@ -1,20 +1,51 @@
-"""How sure a mean over the text is, so that the page claims nothing that chance alone would show."""
+"""Means over positions, their standard errors, and the rule for calling a mean different from zero.
 
+Positions of one row (a sequence, or a prompt) are correlated; rows are what was drawn independently. Of values x, let
+S_r be the sum over the positions of row r that count and c_r their number. The mean and its squared standard error are
+
+    m = sum_r S_r / sum_r c_r          se^2 = R / (R - 1) * sum_r (S_r - c_r m)^2 / (sum_r c_r)^2
+
+with R - 1 degrees of freedom: that of a ratio of sums over R clusters (Cochran 1977, "Sampling Techniques", chapter 6;
+the cluster-robust error of Liang and Zeger 1986). With one position in each row it is std / sqrt(R).
+
+From fewer than eight rows an error is hardly known. They are then cut, each in two, four or eight pieces, and each
+piece is compared with the pieces at its place in other rows, so that a trend along rows is no error: batch means, as of
+a long simulation (Schmeiser 1982), in strata. They are right as long as positions are correlated over distances shorter
+than a piece, and too small where whole rows differ. Of a single row, pieces are compared with the mean of all.
+"""
+
+import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import TypeVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-__all__ = ["Estimate", "Estimates", "difference", "estimate", "estimates", "sure_bound", "threshold"]
+__all__ = [
+    "LEVEL",
+    "Estimate",
+    "Estimates",
+    "difference",
+    "estimate",
+    "estimates",
+    "estimates_of_moments",
+    "row_moments",
+    "row_moments_of_sums",
+    "threshold",
+]
 
-# Where nothing is to be seen, at most one sentence in twenty is to say that something is.
-_CHANCE = 0.05
-_CHANCE_OF_A_LABEL = 0.01  # of one head labelled by chance in a model, over all its heads and kinds
+LEVEL = 0.05
+"""Family-wise: the probability that among all things looked at, none of which does anything, one is called clear."""
+
+_CUTS = (1, 2, 4, 8)  # pieces that each row is cut into
+_PIECES = _CUTS[-1]
+_ENOUGH = 7  # degrees of freedom, for which rows are cut
+_ROUNDING = 1e-13  # of a sum of squares, below which a difference of such sums is zero
 T = TypeVar("T", float, Tensor)
+E = TypeVar("E", "Estimate", "Estimates")
 
 
 @dataclass(frozen=True)
@@ -23,10 +54,9 @@ class Estimate:
 
     Attributes:
         value: The mean.
-        error: One standard error of it: the larger of that of independent positions and that of independent
-            sequences, whose positions may go up and down together. NaN for a single position.
-        n: How many positions.
-        freedom: The degrees of freedom the error was taken from.
+        error: One standard error of it; NaN for a single position.
+        n: Number of positions.
+        freedom: Degrees of freedom of the error.
     """
 
     value: float
@@ -34,72 +64,99 @@ class Estimate:
     n: int
     freedom: float = math.inf
 
-    def clear(self, among: int = 1) -> bool:
-        """Whether it differs from zero by more than chance would give the most extreme of so many.
+    def clear(self, among: int = 1, level: float = LEVEL) -> bool:
+        """Tell whether it differs significantly from zero, as one of `among` such numbers.
 
         Example:
             >>> Estimate(2.5, 1.0, 99).clear(), Estimate(2.5, 1.0, 99).clear(among=100)
             (True, False)
         """
-        return self.freedom > 0 and abs(self.value) > threshold(among, self.freedom) * self.error
+        return abs(self.value) > threshold(among, self.freedom, level) * self.error
+
+    def interval(self, level: float = LEVEL) -> tuple[float, float]:
+        """Return the confidence interval, which misses the true mean with probability `level`.
+
+        Example:
+            >>> low, high = Estimate(1.0, 0.5, 40, freedom=9.0).interval()
+            >>> print(f"{low:.2f} to {high:.2f}")
+            -0.13 to 2.13
+        """
+        reach = threshold(1, self.freedom, level) * self.error
+        return self.value - reach, self.value + reach
 
 
 @dataclass(frozen=True)
 class Estimates:
-    """Means of several things over the same positions, and what they were taken from.
+    """Means of several things.
 
     Attributes:
         values: The mean of each.
         errors: One standard error of each.
-        freedom: The degrees of freedom of each error.
-        each: The values at single positions, NaN where one does not count.
-        n: How many positions count.
+        freedom: Degrees of freedom of each error.
+        n: Number of positions (of the first, if things differ in that).
+        each: The values `[*thing, batch, pos]`, NaN where a position does not count; empty if only sums were kept.
     """
 
     values: Float[Tensor, "*thing"]
     errors: Float[Tensor, "*thing"]
     freedom: Float[Tensor, "*thing"]
-    each: Float[Tensor, "*thing batch pos"]
     n: int
+    each: Float[Tensor, "..."] = field(default_factory=lambda: torch.empty(0))
 
     def __getitem__(self, at: tuple[int, ...] | int) -> Estimate:
         return Estimate(float(self.values[at]), float(self.errors[at]), self.n, float(self.freedom[at]))
 
-    def clear(self, sign: int = 0) -> Bool[Tensor, "*thing"]:
-        """Which differ from zero (0), are above it (1) or below it (-1) by more than chance gives the most extreme."""
+    def clear(self, sign: int = 0, *, among: int | None = None, level: float = LEVEL) -> Bool[Tensor, "*thing"]:
+        """Tell which differ significantly from zero (sign 0), are above it (1) or below it (-1).
+
+        Args:
+            sign: The side to look at; the test is two-sided all the same.
+            among: How many numbers were looked at; default: as many as there are here.
+            level: The family-wise level.
+
+        Example:
+            >>> zeros = torch.zeros(3)
+            >>> Estimates(torch.tensor([0.1, 3.0, -5.0]), zeros + 1, zeros + 40, n=100).clear()
+            tensor([False,  True,  True])
+        """
         sizes = self.values.abs() if sign == 0 else sign * self.values
-        return sizes > threshold(self.values.numel(), self.freedom) * self.errors
+        return sizes > threshold(among or self.values.numel(), self.freedom, level) * self.errors
 
-    def as_good(self, *, largest: bool = True) -> list[int]:
-        """The flat index of the largest, then of those that chance may have kept from its place, in order."""
-        order = self.values.flatten().argsort(descending=largest, stable=True).tolist()
-        each = self.each.flatten(0, -3)
-        others = order[1:]
+    def contenders(self, *, largest: bool = True) -> list[int]:
+        """Return the flat index of the largest, then in order those not significantly different from it.
+
+        They are compared position by position, so that what moves all of them together does not blur the ranking.
+        """
+        first, *others = self.values.flatten().argsort(descending=largest, stable=True).tolist()
         if not others:
-            return order
-        apart = estimates(each[order[0]] - each[others]).clear().tolist()
-        return [order[0], *(at for at, far in zip(others, apart, strict=True) if not far)]
+            return [first]
+        each = self.each.flatten(0, -3)
+        apart = estimates(each[first] - each[others]).clear().tolist()
+        return [first, *(at for at, far in zip(others, apart, strict=True) if not far)]
 
 
-def threshold(among: int, freedom: T) -> T:
-    """Standard errors from zero that chance alone passes with probability 0.05 at least once among so many.
+def threshold(among: int, freedom: T, level: float = LEVEL) -> T:
+    """Return how many standard errors from zero a number must be to be significant, as one of `among`.
 
-    The two-sided quantile of Student's t, by its expansion in the inverse of the degrees of freedom about the normal
-    one (Abramowitz and Stegun 26.7.5); Bonferroni's bound for more than one.
+    The two-sided quantile of Student's t at `level / among` (Bonferroni's bound). Degrees of freedom are rounded down;
+    below one there is no bound, so it is infinite.
 
     Example:
-        >>> round(threshold(1, math.inf), 2), round(threshold(1, 9.0), 2)  # tables have 1.96 and 2.26
-        (1.96, 2.26)
+        >>> for among in (1, 10, 144):
+        ...     print(among, [round(threshold(among, freedom), 2) for freedom in (7.0, 31.0, math.inf)])
+        1 [2.36, 2.04, 1.96]
+        10 [4.03, 3.02, 2.81]
+        144 [6.46, 4.02, 3.58]
     """
-    z = NormalDist().inv_cdf(1 - _CHANCE / (2 * max(1, among)))
-    first = (z**3 + z) / 4
-    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + first / freedom + second / freedom**2 + third / freedom**3
+    tails = level / max(1, among)
+    if not isinstance(freedom, Tensor):
+        return _student(tails, freedom)
+    different, at = freedom.unique(return_inverse=True)
+    return torch.tensor([_student(tails, each) for each in different.tolist()], dtype=torch.float64)[at]
 
 
 def estimate(values: Float[Tensor, "batch pos"]) -> Estimate:
-    """The mean over all positions that are not NaN.
+    """Return the mean over all positions that are not NaN, with its error.
 
     Example:
         >>> estimate(torch.tensor([[1.0, 3.0, torch.nan]]))
@@ -109,28 +166,148 @@ def estimate(values: Float[Tensor, "batch pos"]) -> Estimate:
 
 
 def estimates(values: Float[Tensor, "*thing batch pos"]) -> Estimates:
-    """The mean of each thing over all positions that are not NaN; these are the same for all things."""
+    """Return the mean of each thing over all positions that are not NaN, with its error.
+
+    Example:
+        >>> rows = torch.randn(10, 1, generator=torch.Generator().manual_seed(0))  # alike at all positions of a row
+        >>> found = estimates(torch.stack([rows.expand(10, 50), torch.ones(10, 50)]))
+        >>> [f"{each.value:.2f} ± {each.error:.2f}" for each in (found[0], found[1])]
+        ['-0.27 ± 0.36', '1.00 ± 0.00']
+    """
     exact = values.detach().double().cpu()
+    means = exact.nanmean((-2, -1))
+    counted = (~exact.isnan()).flatten(0, -3).any(0)
+    # Moments of what is left of the mean lose nothing to cancellation.
+    away = (exact - means[..., None, None])[..., counted]
+    found = estimates_of_moments(row_moments(away, counted.nonzero()[:, 0]))
+    return dataclasses.replace(found, values=means, each=values.detach().cpu())
+
+
+def row_moments(values: Float[Tensor, "*thing n"], rows: Int[Tensor, " n"]) -> Float[Tensor, "moment stratum *thing"]:
+    """Return sums from which means and errors follow, for analyses that keep no single positions.
+
+    Those of different rows may be added, by batches, processes or machines: `estimates_of_moments` takes the sum.
+
+    Args:
+        values: At the positions that count; NaN where one does not count for a thing.
+        rows: The row of each, positions of a row together and in order.
+
+    Example:
+        >>> values, rows = torch.arange(60.0).view(1, 60), torch.arange(20).repeat_interleave(3)
+        >>> first, second = row_moments(values[:, :30], rows[:30]), row_moments(values[:, 30:], rows[30:])
+        >>> mean = estimates_of_moments(first + second)[0]
+        >>> print(f"{mean.value} ± {mean.error:.2f}, {mean.freedom:.0f} degrees of freedom")
+        29.5 ± 3.97, 19 degrees of freedom
+    """
+    exact = values.detach().double()
+    _, row, lengths = rows.unique_consecutive(return_inverse=True, return_counts=True)
+    place = torch.arange(len(rows), device=rows.device) - (lengths.cumsum(0) - lengths)[row]
+    piece = row * _PIECES + place * _PIECES // lengths[row]
+
+    def by_piece(each: Tensor) -> Tensor:
+        sums = each.new_zeros(*each.shape[:-1], len(lengths) * _PIECES)
+        return sums.index_add_(-1, piece, each).unflatten(-1, (len(lengths), _PIECES))
+
     known = ~exact.isnan()
-    counts = known.sum((-2, -1)).double()
-    rows = known.any(-1).sum(-1).double()
-    means = exact.nansum((-2, -1)) / counts
-    away = (exact - means[..., None, None]).nan_to_num(nan=0.0)
-    by_position = (away.square().sum((-2, -1)) / (counts - 1) / counts).sqrt()
-    by_row = (away.sum(-1).square().sum(-1) * rows / (rows - 1)).sqrt() / counts
-    wider = (rows > 1) & (by_row > by_position)
-    errors = torch.where(wider, by_row, by_position)
-    freedom = torch.where(wider, rows, counts) - 1
-    n = int(counts.flatten()[0]) if counts.numel() else 0
-    return Estimates(means, torch.where(counts > 1, errors, torch.nan), freedom, values.detach().cpu(), n)
+    return _moments(by_piece(exact.masked_fill(~known, 0.0)), by_piece(known.double()))
 
 
-def difference(first: Estimate, second: Estimate) -> Estimate:
-    """The first less the second, of different positions."""
-    error = math.hypot(first.error, second.error)
-    return Estimate(first.value - second.value, error, min(first.n, second.n), min(first.freedom, second.freedom))
+def row_moments_of_sums(
+    sums: Float[Tensor, "row *thing"], counts: Float[Tensor, "row *thing"]
+) -> Float[Tensor, "moment stratum *thing"]:
+    """Return the same from each row's sum and number of positions, where it cannot be cut: few rows stay few."""
+    rows = (each.double().movedim(0, -1)[..., None] for each in (sums, counts))
+    return _moments(*(torch.nn.functional.pad(each, (0, _PIECES - 1)) for each in rows))
 
 
-def sure_bound(n_tests: int) -> float:
-    """How many standard errors a number must be from zero, so that one in so many is so by chance 1 % of the time."""
-    return float(torch.special.ndtri(torch.tensor(1 - _CHANCE_OF_A_LABEL / max(n_tests, 1), dtype=torch.float64)))
+def _moments(
+    sums: Float[Tensor, "*thing row piece"], counts: Float[Tensor, "*thing row piece"]
+) -> Float[Tensor, "moment stratum *thing"]:
+    """Moments over rows of each piece, for every way to cut rows: 1 + 2 + 4 + 8 strata."""
+    s, c = (
+        torch.cat([each.unflatten(-1, (cut, _PIECES // cut)).sum(-1) for cut in _CUTS], dim=-1)
+        for each in (sums, counts)
+    )
+    return torch.stack([each.sum(-2) for each in (s, c, s.square(), s * c, c.square(), (c > 0).double())]).movedim(
+        -1, 1
+    )
+
+
+def estimates_of_moments(moments: Float[Tensor, "moment stratum *thing"]) -> Estimates:
+    """Return means and errors from what `row_moments` gave, added over all rows; NaN where nothing counts."""
+    total, n, squares, products, squared_counts, rows = moments.cpu().unbind()
+    means = total[0] / n[0]
+    # Of the residuals S - c m: their sum in each stratum, and that of their squares.
+    left = total - n * means
+    left_squares = squares - 2 * means * products + squared_counts * means.square()
+    several, alone = rows > 1, rows == 1
+    about_mean = left_squares - left.square() / rows.clamp(min=1)
+    about_mean = torch.where(about_mean > _ROUNDING * squares, about_mean, 0.0) * rows / (rows - 1).clamp(min=1)
+    freedom, spread = torch.zeros_like(means), torch.zeros_like(means)
+    for start, cut in zip((0, 1, 3, 7), _CUTS, strict=True):
+        here = slice(start, start + cut)
+        # Pieces that no other row has at their place are a stratum of their own.
+        lone, one = alone[here].sum(0), alone[here]
+        lone_spread = (left_squares[here] * one).sum(0) - (left[here] * one).sum(0).square() / lone.clamp(min=1)
+        lone_spread = lone_spread.clamp(min=0) * lone / (lone - 1).clamp(min=1)
+        better = freedom < _ENOUGH
+        spread = torch.where(better, (about_mean[here] * several[here]).sum(0) + lone_spread, spread)
+        freedom = torch.where(better, ((rows[here] - 1) * several[here]).sum(0) + (lone - 1).clamp(min=0), freedom)
+    errors = torch.where(freedom > 0, spread.sqrt() / n[0], torch.nan)
+    return Estimates(means, errors, freedom, n=int(n[0].flatten()[0]) if means.numel() else 0)
+
+
+def difference(first: E, second: E) -> E:
+    """Return the first less the second, of different rows, with the degrees of freedom of Welch (1947), rounded down.
+
+    Example:
+        >>> difference(Estimate(3.0, 0.3, 50, 9.0), Estimate(1.0, 0.4, 40, 9.0))
+        Estimate(value=2.0, error=0.5, n=40, freedom=16.0)
+    """
+    n = min(first.n, second.n)
+    if isinstance(first, Estimates) and isinstance(second, Estimates):
+        errors, freedom = _welch(first.errors, first.freedom, second.errors, second.freedom)
+        return Estimates(first.values - second.values, errors, freedom, n)
+    assert isinstance(first, Estimate) and isinstance(second, Estimate)
+    numbers = (first.error, first.freedom, second.error, second.freedom)
+    error, free = _welch(*(torch.tensor(each, dtype=torch.float64) for each in numbers))
+    return Estimate(first.value - second.value, float(error), n, float(free))
+
+
+def _welch(first: Tensor, first_freedom: Tensor, second: Tensor, second_freedom: Tensor) -> tuple[Tensor, Tensor]:
+    a, b = first.square(), second.square()
+    each = a.square() / first_freedom + b.square() / second_freedom
+    freedom = torch.where(each > 0, (a + b).square() / each, torch.minimum(first_freedom, second_freedom))
+    return (a + b).sqrt(), freedom.floor()
+
+
+def _student(tails: float, freedom: float) -> float:
+    """Quantile of Student's t with a probability of `tails` outside of it on both sides.
+
+    Hill 1970, "Algorithm 396: Student's t-quantiles"; the probability is right to some 2e-5 of itself.
+    """
+    n = math.inf if math.isinf(freedom) else math.floor(freedom) if freedom >= 1 else 0
+    if n == 0:
+        return math.inf
+    if n == 1:
+        return 1 / math.tan(tails * math.pi / 2)
+    if n == 2:
+        return math.sqrt(2 / (tails * (2 - tails)) - 2)
+    normal = NormalDist().inv_cdf(tails / 2)
+    if n == math.inf:
+        return -normal
+    a = 1 / (n - 0.5)
+    b = 48 / a**2
+    c = ((20700 * a / b - 98) * a - 16) * a + 96.36
+    d = ((94.5 / (b + c) - 3) / b + 1) * math.sqrt(a * math.pi / 2) * n
+    x = d * tails
+    y = x ** (2 / n)
+    if y <= 0.05 + a:  # far out: an expansion about the tail's power law
+        y = ((1 / (((n + 6) / (n * y) - 0.089 * d - 0.822) * (n + 2) * 3) + 0.5 / (n + 4)) * y - 1) * (n + 1)
+        return math.sqrt(n * (y / (n + 2) + 1 / x ** (2 / n)))
+    x, y = normal, normal**2
+    if n < 5:
+        c += 0.3 * (n - 4.5) * (x + 0.6)
+    c += (((0.05 * d * x - 5) * x - 7) * x - 2) * x + b
+    y = (((((0.4 * y + 6.3) * y + 36) * y + 94.5) / c - y - 3) / b + 1) * x
+    return math.sqrt(n * math.expm1(a * y * y))

@@ -6,7 +6,8 @@ control as high as its score.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -14,6 +15,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from headscope.analysis.core.batches import Batch, iterate_batches
+from headscope.analysis.core.stats import (
+    Estimate,
+    estimates_of_moments,
+    row_moments,
+    row_moments_of_sums,
+    threshold,
+)
 from headscope.analysis.heads.scores import SCORES, defining_keys
 from headscope.analysis.recording.embedding import (
     direct_effects,
@@ -31,7 +39,6 @@ from headscope.ops.factored import FactoredMatrix
 
 __all__ = [
     "Measured",
-    "RatioMeans",
     "attention_evidence",
     "copying_scores",
     "k_composition",
@@ -47,42 +54,41 @@ class Measured:
         scores: The numbers.
         controls: The same where what defines the kind is taken out.
         errors: Standard error of their difference, over rows.
+        freedom: Degrees of freedom of that error.
     """
 
-    scores: Float[Tensor, "kind layer head"]
-    controls: Float[Tensor, "kind layer head"]
-    errors: Float[Tensor, "kind layer head"]
+    scores: Float[Tensor, "*kind layer head"]
+    controls: Float[Tensor, "*kind layer head"]
+    errors: Float[Tensor, "*kind layer head"]
+    freedom: Float[Tensor, "*kind layer head"]
+
+    @classmethod
+    def nothing(cls, n_layers: int, n_heads: int) -> "Measured":
+        """One kind that was not measured."""
+        return cls(*torch.full((4, 1, n_layers, n_heads), math.nan))
+
+    @classmethod
+    def joined(cls, parts: Sequence["Measured"]) -> "Measured":
+        """All kinds of several."""
+        return cls(*(torch.cat([getattr(part, each.name) for part in parts]) for each in fields(cls)))
 
     @property
-    def excess(self) -> Float[Tensor, "kind layer head"]:
+    def excess(self) -> Float[Tensor, "*kind layer head"]:
         """Scores less controls."""
         return self.scores - self.controls
 
+    def reaches(
+        self, least: float | Float[Tensor, "*kind 1 1"], among: int, level: float
+    ) -> Bool[Tensor, "*kind layer head"]:
+        """Tell which scores, and their excess over the control, are at least so high, the excess significantly so.
 
-class RatioMeans:
-    """Means of numbers over positions, and their standard error over rows, which are what was drawn independently."""
-
-    def __init__(self) -> None:
-        self._sums: list[Tensor] = []
-        self._counts: list[Tensor] = []
-
-    def add(self, sums: Float[Tensor, "row *any"], counts: Float[Tensor, "row *any"]) -> None:
-        """For each row, a sum over its positions, and how many these are."""
-        self._sums.append(sums.double().cpu())
-        self._counts.append(counts.double().cpu())
-
-    def means(self) -> Float[Tensor, "*any"]:
-        """Sums over counts; NaN where nothing was counted."""
-        return torch.cat(self._sums).sum(0) / torch.cat(self._counts).sum(0)
-
-    def errors(self) -> Float[Tensor, "*any"]:
-        """Of a ratio of two sums over rows; infinite with fewer than two rows that count."""
-        sums, counts = torch.cat(self._sums), torch.cat(self._counts)
-        total = counts.sum(0)
-        n = (counts > 0).sum(0)
-        left = sums - counts * (sums.sum(0) / total)
-        spread = (left.square().sum(0) * n / (n - 1).clamp(min=1)).sqrt() / total
-        return torch.where(n < 2, math.inf, spread)
+        Args:
+            least: What both must reach.
+            among: How many numbers were looked at.
+            level: The family-wise level.
+        """
+        significant = self.excess > threshold(among, self.freedom, level) * self.errors
+        return (self.scores >= least) & (self.excess >= least) & significant
 
 
 def attention_evidence(
@@ -103,9 +109,9 @@ def attention_evidence(
     Returns:
         The evidence, and how many rows and positions were looked at.
     """
-    paid, even, shuffled, margins = (RatioMeans() for _ in range(4))
     generator = torch.Generator().manual_seed(seed)
     n_rows = n_positions = 0
+    moments: Tensor | float = 0.0
     batches = iterate_batches(
         model,
         data,
@@ -128,20 +134,18 @@ def attention_evidence(
         counts = keys.any(-1).sum(-1).double().cpu().T[:, :, None, None]
         # With attention p on the keys, others get (1 - p) / n_others each.
         spread = (keys.any(-1) * share).sum(-1).double().cpu().T[:, :, None, None] - found[1]
-        for means, sums in ((paid, found[0]), (even, spread), (shuffled, by_place)):
-            means.add(sums, counts.expand_as(sums))
-        margins.add(
-            torch.stack([found[0] - spread, found[0] - by_place]).transpose(0, 1),
-            counts[:, None].expand(-1, 2, *found[0].shape[1:]),
-        )
+        sums = torch.stack([found[0], spread, by_place, found[0] - spread, found[0] - by_place], dim=1)
+        moments += row_moments_of_sums(sums, counts[:, None].expand_as(sums))
     if n_positions == 0:
         raise InvalidInputError("No position of the data counts: it is empty, all padding, or nothing but BOS.")
+    assert isinstance(moments, Tensor)
+    means = estimates_of_moments(moments)
+    paid, even, shuffled = means.values[:3]
     matches = torch.tensor([name != "previous_token" for name in SCORES])[:, None, None]
-    by_place = shuffled.means()
-    use_place = matches & (by_place > even.means())
-    control = torch.where(use_place, by_place, even.means())
-    error = torch.where(use_place, margins.errors()[1], margins.errors()[0])
-    return Measured(paid.means().float(), control.float(), error.float()), n_rows, n_positions
+    use_place = matches & (shuffled > even)
+    control = torch.where(use_place, shuffled, even)
+    error, freedom = (torch.where(use_place, each[4], each[3]) for each in (means.errors, means.freedom))
+    return Measured(paid.float(), control.float(), error.float(), freedom), n_rows, n_positions
 
 
 def _in_sight(batch: Batch) -> Int[Tensor, "row query_pos"]:
@@ -174,17 +178,18 @@ def _attention_to(
 
 def repeat_evidence(
     model: HookedTransformer, data: Any, *, attention_mask: Tensor | None, include_bos: bool
-) -> tuple[Measured, float, float]:
+) -> tuple[Measured, Estimate]:
     """What each head writes, directly, against the token that induction expects where that token does come next.
 
     Score: minus the head's direct effect on that token's logit, above the mean over tokens. Control: the same for
     another token of the row, the one after it. In logits.
 
     Returns:
-        The evidence, and what the whole model gives the expected token above the other, with its standard error; NaN if
-        nothing of the data repeats.
+        The evidence, and what the whole model gives the expected token above the other; NaN if nothing of the data
+        repeats.
     """
-    expected, other, margin, whole = (RatioMeans() for _ in range(4))
+    of_heads: list[Tensor] = []
+    of_model: list[Tensor] = []
     directions, readout = token_directions(model), readout_of(model)
     for batch in iterate_batches(model, data, attention_mask=attention_mask, include_bos=include_bos, progress=False):
         where = _repeats(batch)
@@ -193,30 +198,16 @@ def repeat_evidence(
             continue
         read = Batch(batch.tokens, batch.attention_mask, where)
         toward = [directions.of(batch.tokens.roll(-ahead, dims=1)[where]) for ahead in (1, 2)]
-        against = [-direct_effects(model, read, each).permute(2, 0, 1) for each in toward]
+        against = [-direct_effects(model, read, each) for each in toward]
         final = lens_states(model, read).resid[-1]
         logits = ((final / readout.scale(final)) * (toward[0] - toward[1]).to(final.dtype)).sum(-1)
-        n_rows = len(batch.tokens)
-
-        def by_row(values: Tensor, n_rows: int = n_rows, rows: Tensor = rows) -> Tensor:
-            return torch.zeros(n_rows, *values.shape[1:], dtype=torch.float64, device=values.device).index_add_(
-                0, rows, values.double()
-            )
-
-        counts = where.sum(-1).double()
-        for means, values in (
-            (expected, against[0]),
-            (other, against[1]),
-            (margin, against[0] - against[1]),
-            (whole, logits),
-        ):
-            sums = by_row(values)
-            means.add(sums, counts.view(-1, *(1,) * (sums.ndim - 1)).expand_as(sums))
-    if not expected._sums:
-        nothing = torch.full((1, model.cfg.n_layers, model.cfg.n_heads), math.nan)
-        return Measured(nothing, nothing, nothing), math.nan, math.nan
-    scores, controls, errors = (each[None].float() for each in (expected.means(), other.means(), margin.errors()))
-    return Measured(scores, controls, errors), float(whole.means()), float(whole.errors())
+        of_heads.append(row_moments(torch.stack([*against, against[0] - against[1]]), rows))
+        of_model.append(row_moments(logits, rows))
+    if not of_heads:
+        return Measured.nothing(model.cfg.n_layers, model.cfg.n_heads), Estimate(math.nan, math.nan, 0)
+    heads, whole = (estimates_of_moments(torch.stack(each).sum(0)) for each in (of_heads, of_model))
+    scores, controls = heads.values[:2, None].float()
+    return Measured(scores, controls, heads.errors[2:].float(), heads.freedom[2:]), whole[()]
 
 
 def _repeats(batch: Batch) -> Bool[Tensor, "row pos"]:

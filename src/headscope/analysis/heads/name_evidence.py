@@ -16,7 +16,7 @@ The control is the same number for the answers of other prompts.
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from headscope.analysis.core.batches import iterate_batches
-from headscope.analysis.core.stats import sure_bound
+from headscope.analysis.core.stats import estimate, estimates
 from headscope.analysis.heads.evidence import Measured
 from headscope.analysis.patching.path import path_patch_sweep
 from headscope.analysis.prompts.attribution import attribute
@@ -111,7 +111,9 @@ def orders_of(places: Mapping[str, Int[Tensor, " prompt"]]) -> dict[str, Int[Ten
     return {name: rows for name, rows in found.items() if len(rows)}
 
 
-def task_evidence(model: HookedTransformer, task: Task, *, min_effect: float, progress: bool) -> TaskEvidence:
+def task_evidence(
+    model: HookedTransformer, task: Task, *, min_effect: float, level: float, progress: bool
+) -> TaskEvidence:
     """Measure every head on a task of two names.
 
     Raises:
@@ -127,13 +129,12 @@ def task_evidence(model: HookedTransformer, task: Task, *, min_effect: float, pr
     others = attribute(model, _other_answers(task, orders), neurons=False, progress=False)
     names = _FromNames(found, places, orders)
     control = _FromNames(others, places, orders)
-    difference = found.logit_difference.double()
-    mean = float(difference.mean())
-    error = float(difference.std() / len(difference) ** 0.5)
+    whole = estimate(found.logit_difference[:, None])
     notes: list[str] = []
-    threshold = min_effect * mean
-    if mean <= sure_bound(1) * error:
-        notes.append(f"the model does not surely do the task: logit difference {mean:+.3f} ± {error:.3f}.")
+    threshold = min_effect * whole.value
+    if whole.value <= 0 or not whole.clear(level=level):
+        shown = f"{whole.value:+.3f} ± {whole.error:.3f}"
+        notes.append(f"the model does not surely do the task: logit difference {shown}.")
         threshold = math.inf
     kinds = {
         "name_mover": names.lowest("IO", 1.0, control),
@@ -148,9 +149,8 @@ def task_evidence(model: HookedTransformer, task: Task, *, min_effect: float, pr
         evidence |= {f"from {who} ({name})": values.mean(0) for name, values in names.of[who].items()}
     if len(orders) == 1:
         notes.append(f"all prompts are {next(iter(orders))}: a head that copies by place looks like a name mover.")
-    movers = _sure(kinds["name_mover"], threshold)
-    nothing = Measured(*(torch.full((1, *found.heads.shape[1:]), math.nan) for _ in range(3)))
-    kinds["s_inhibition"] = kinds["backup_name_mover"] = nothing
+    movers = _movers(kinds["name_mover"], threshold, level)
+    kinds["s_inhibition"] = kinds["backup_name_mover"] = Measured.nothing(*found.heads.shape[1:])
     if not movers:
         notes.append("no head is a name mover, so S-inhibition heads and backup name movers were not looked for.")
     elif task.corrupted_tokens is None:
@@ -159,11 +159,10 @@ def task_evidence(model: HookedTransformer, task: Task, *, min_effect: float, pr
         kinds["s_inhibition"], evidence["path to name movers' queries"] = _inhibition(model, task, movers, progress)
         with_backups = _without(model, task, movers)
         after = _FromNames(with_backups, places, orders)
-        kinds["backup_name_mover"] = after.lowest("IO", 1.0, names, pairwise=True)
+        kinds["backup_name_mover"] = after.lowest("IO", 1.0, names)
         for layer, head in movers:
             kinds["backup_name_mover"].scores[0, layer, head] = math.nan
-    parts = [kinds[name] for name in TASK_KINDS]
-    measured = Measured(*(torch.cat([getattr(part, e) for part in parts]) for e in ("scores", "controls", "errors")))
+    measured = Measured.joined([kinds[name] for name in TASK_KINDS])
     return TaskEvidence(measured, [threshold] * len(TASK_KINDS), evidence, notes)
 
 
@@ -183,28 +182,20 @@ class _FromNames:
             taken = torch.einsum("plhk,pk->plh", found.sources.double(), where.double().to(found.sources.device)).cpu()
             self.of[name] = {order: taken[rows] for order, rows in orders.items()}
 
-    def lowest(self, who: str, sign: float, control: "_FromNames", *, pairwise: bool = False) -> Measured:
+    def lowest(self, who: str, sign: float, control: "_FromNames") -> Measured:
         """The mean effect times a sign, in the order where it is lowest."""
-        rows = []
-        for order, values in self.of[who].items():
-            rows.append(_mean_and_error(sign * values, sign * control.of[who][order]))
-        return _lowest(rows)
+        return _lowest([_beside(sign * each, sign * control.of[who][order]) for order, each in self.of[who].items()])
 
     def copied(self, control: "_FromNames") -> Measured:
         """How surely a head raises `IO` from its place in one order and `S` from its own in the other."""
         if len(self.of["IO"]) < 2:
-            shape = next(iter(self.of["IO"].values())).shape[1:]
-            return Measured(*(torch.full((1, *shape), math.nan) for _ in range(3)))
-        one, other = self.of["IO"]
+            return Measured.nothing(*next(iter(self.of["IO"].values())).shape[1:])
         ways = []
-        for right, wrong in ((one, other), (other, one)):
-            raises = _mean_and_error(self.of["IO"][right], control.of["IO"][right])
-            harms = _mean_and_error(-self.of["S"][wrong], -control.of["S"][wrong])
+        for right, wrong in (ORDERS, ORDERS[::-1]):
+            raises = _beside(self.of["IO"][right], control.of["IO"][right])
+            harms = _beside(-self.of["S"][wrong], -control.of["S"][wrong])
             ways.append(_lowest([raises, harms]))
-        first = ways[0].scores >= ways[1].scores
-        return Measured(
-            *(torch.where(first, getattr(ways[0], e), getattr(ways[1], e)) for e in ("scores", "controls", "errors"))
-        )
+        return _chosen(ways, torch.stack([way.scores for way in ways]).argmax(0, keepdim=True))
 
 
 def _and_after(places: Mapping[str, Tensor], name: str) -> Tensor:
@@ -219,23 +210,27 @@ def _at(places: Mapping[str, Tensor], name: str, like: Tensor) -> Tensor:
     return torch.arange(like.shape[1], device=like.device) == places[name][:, None]
 
 
-def _mean_and_error(values: Float[Tensor, "prompt *any"], control: Float[Tensor, "prompt *any"]) -> tuple[Tensor, ...]:
-    margin = values - control
-    return values.mean(0), control.mean(0), margin.std(0) / len(margin) ** 0.5
+def _beside(values: Float[Tensor, "prompt layer head"], control: Float[Tensor, "prompt layer head"]) -> Measured:
+    """The means of one kind, one order of the names, and the error of their difference over prompts."""
+    margin = estimates((values - control).movedim(0, -1)[..., None])
+    parts = (values.mean(0), control.mean(0), margin.errors, margin.freedom)
+    return Measured(*(part[None].float() for part in parts))
 
 
-def _lowest(rows: list[tuple[Tensor, ...]]) -> Measured:
+def _lowest(ways: list[Measured]) -> Measured:
     """Of several means with their controls and errors, the lowest mean's."""
-    means, controls, errors = (torch.stack(each) for each in zip(*rows, strict=True))
-    at = means.argmin(0, keepdim=True)
-    return Measured(*(each.gather(0, at).float() for each in (means, controls, errors)))
+    return _chosen(ways, torch.stack([way.scores for way in ways]).argmin(0, keepdim=True))
 
 
-def _sure(measured: Measured, threshold: float) -> list[tuple[int, int]]:
-    """The heads above a threshold, and surely so, the strongest first."""
-    n_kinds = len(TASK_KINDS)
-    high = (measured.scores[0] >= threshold) & (measured.excess[0] >= threshold)
-    high &= measured.excess[0] >= sure_bound(n_kinds * high.numel()) * measured.errors[0]
+def _chosen(ways: list[Measured], at: Int[Tensor, "1 kind layer head"]) -> Measured:
+    return Measured(
+        *(torch.stack([getattr(way, each.name) for way in ways]).gather(0, at)[0] for each in fields(Measured))
+    )
+
+
+def _movers(measured: Measured, threshold: float, level: float) -> list[tuple[int, int]]:
+    """The name movers, the strongest first."""
+    high = measured.reaches(threshold, len(TASK_KINDS) * measured.scores.numel(), level)[0]
     found = [(layer, head) for layer, head in high.nonzero().tolist()]
     return sorted(found, key=lambda place: -float(measured.scores[0][place]))
 
@@ -293,10 +288,9 @@ def _inhibition(
         model, task, receivers=receivers, direction="noising", scale="metric", positions="end", progress=progress
     )
     assert found.per_prompt is not None
-    lost = -found.per_prompt.double().cpu()
-    errors = lost.std(-1) / lost.shape[-1] ** 0.5
-    scores = lost.mean(-1)[None].float()
-    return Measured(scores, torch.zeros_like(scores), errors[None].float()), -scores[0]
+    lost = -found.per_prompt.double().cpu().movedim(-1, 0)
+    measured = _beside(lost, torch.zeros_like(lost))
+    return measured, -measured.scores[0]
 
 
 def _without(model: HookedTransformer, task: Task, heads: list[tuple[int, int]]) -> Attribution:

@@ -21,10 +21,10 @@ And on a task of two names (the right one `IO`, the wrong one `S`, which is name
 After Elhage et al. 2021 and Olsson et al. 2022 (induction), McDougall et al. 2023 (copy suppression), and Wang et al.
 2022 (the classes of heads in indirect object identification; copiers and suppressors are what smaller models have).
 
-A head gets a label if its score is above the threshold, if it is so by more than the control (the same number with what
-defines the kind taken out), and if the difference is more standard errors from zero than any head of the model would
-reach by chance in 1 % of cases. The thresholds are choices, and are kept with the result: a share of attention, and a
-share of the logit difference. A head may have several labels.
+A head gets a label if its score is above the threshold, if it is so by more than the control (the same number with
+what defines the kind taken out), and if the difference is significant: by a two-sided t-test over rows or prompts, at a
+level of 5 % for all heads and kinds together (Bonferroni). The thresholds are choices and are kept with the result: a
+share of attention, and a share of the logit difference. A head may have several labels.
 """
 
 import math
@@ -36,7 +36,7 @@ from torch import Tensor
 
 from headscope.analysis.core.batches import describe_data
 from headscope.analysis.core.result import RunInfo
-from headscope.analysis.core.stats import sure_bound
+from headscope.analysis.core.stats import LEVEL, threshold
 from headscope.analysis.heads.evidence import (
     Measured,
     attention_evidence,
@@ -70,6 +70,7 @@ def detect_heads(
     seed: int = 0,
     min_attention: float = 0.3,
     min_effect: float = 0.05,
+    level: float = LEVEL,
     describe: str | None = None,
     progress: bool = True,
 ) -> HeadTypes:
@@ -95,6 +96,7 @@ def detect_heads(
         min_attention: The share of attention that makes a head one of the first three kinds.
         min_effect: The share of the logit difference (for `copy_suppression`: of what the model gives the token that
             repeats) that makes a head one of the others.
+        level: The probability that chance alone labels any head at all.
         describe: What the data is, for titles.
         progress: Show progress bars.
 
@@ -110,7 +112,7 @@ def detect_heads(
         >>> [score.label for score in found.heads("previous_token")], len(found.heads("induction"))
         (['0.3'], 4)
     """
-    _check(model, n_sequences, min_attention, min_effect)
+    _check(model, n_sequences, min_attention=min_attention, min_effect=min_effect, level=level)
     tokens = data
     if data is None:
         tokens = _random_rows(model, n_sequences, length, seed)
@@ -125,27 +127,25 @@ def detect_heads(
     measured, thresholds = [attention], [min_attention] * len(SCORES)
     names = list(SCORES)
     if model.cfg.d_vocab == model.cfg.d_vocab_out:
-        against, whole, whole_error = repeat_evidence(
-            model, tokens, attention_mask=attention_mask, include_bos=include_bos
-        )
+        against, whole = repeat_evidence(model, tokens, attention_mask=attention_mask, include_bos=include_bos)
         names.append("copy_suppression")
         measured.append(against)
-        repeats = whole > sure_bound(1) * whole_error
-        thresholds.append(min_effect * whole if repeats else math.inf)
+        repeats = whole.value > 0 and whole.clear(level=level)
+        thresholds.append(min_effect * whole.value if repeats else math.inf)
         if not repeats:
             notes.append("copy_suppression: the model does not surely predict what repeats, so nothing is suppressed.")
         evidence["copying"] = copying_scores(model)
         evidence["adds to the repeated token"] = -against.scores[0]
     if task is not None:
-        found = task_evidence(model, task, min_effect=min_effect, progress=progress)
+        found = task_evidence(model, task, min_effect=min_effect, level=level, progress=progress)
         names += TASK_KINDS
         measured.append(found.measured)
         thresholds += found.thresholds
         evidence |= found.evidence
         notes += found.notes
-    every = Measured(*(torch.cat([getattr(m, e) for m in measured]) for e in ("scores", "controls", "errors")))
+    every = Measured.joined(measured)
     bounds = torch.tensor(thresholds, dtype=torch.float32)
-    labelled = _labelled(names, every, bounds)
+    labelled = _labelled(names, every, bounds, level)
     if task is not None and task.corrupted_tokens is not None:
         moving = labelled[len(names) - len(TASK_KINDS) :].any(0).nonzero().tolist()
         evidence["change when patched"] = changes_when_patched(model, task, [(layer, head) for layer, head in moving])
@@ -158,7 +158,12 @@ def detect_heads(
             data=(describe or describe_data(data)) + (f" and {task.description}" if task is not None else ""),
             n_sequences=n_rows,
             n_positions=n_positions,
-            options={"min_attention": min_attention, "min_effect": min_effect, "include_bos": include_bos},
+            options={
+                "min_attention": min_attention,
+                "min_effect": min_effect,
+                "level": level,
+                "include_bos": include_bos,
+            },
         ),
         scores=every.scores,
         controls=every.controls,
@@ -170,19 +175,19 @@ def detect_heads(
         composition_heads=readers,
         kinds=tuple(names),
         evidence_names=tuple(evidence),
-        bound=sure_bound(every.scores.numel()),
+        bound=threshold(every.scores.numel(), float(every.freedom.nan_to_num(nan=math.inf).min()), level),
         notes=tuple(notes),
     )
 
 
-def _check(model: HookedTransformer, n_sequences: int, min_attention: float, min_effect: float) -> None:
+def _check(model: HookedTransformer, n_sequences: int, **shares: float) -> None:
     if model.cfg.attention_dir != "causal":
         raise InvalidInputError(
             f"{model.cfg.model_name!r} attends both ways: these kinds of heads are about tokens that came before."
         )
     if n_sequences < 2:
         raise InvalidInputError(f"n_sequences must be at least 2, so that errors are known; got {n_sequences}.")
-    for name, value in (("min_attention", min_attention), ("min_effect", min_effect)):
+    for name, value in shares.items():
         if not 0 < value < 1:
             raise InvalidInputError(f"{name} is a share, between 0 and 1; got {value}.")
 
@@ -198,12 +203,10 @@ def _random_rows(model: HookedTransformer, n_sequences: int, length: int | None,
 
 
 def _labelled(
-    names: list[str], measured: Measured, thresholds: Float[Tensor, " kind"]
+    names: list[str], measured: Measured, thresholds: Float[Tensor, " kind"], level: float
 ) -> Bool[Tensor, "kind layer head"]:
     """Which heads are of which kind."""
-    least = thresholds[:, None, None]
-    surely = measured.excess >= sure_bound(measured.scores.numel()) * measured.errors
-    labelled = (measured.scores >= least) & (measured.excess >= least) & surely
+    labelled = measured.reaches(thresholds[:, None, None], measured.scores.numel(), level)
     if "copy_suppression" in names:
         # It attends where an induction head does, and writes against what it finds there.
         labelled[SCORES.index("induction")] &= ~labelled[names.index("copy_suppression")]

@@ -10,9 +10,9 @@ from torch import Tensor
 from headscope.analysis.core.batches import Batch
 from headscope.analysis.core.result import Result
 from headscope.analysis.storage.accumulator import Accumulator
-from headscope.analysis.storage.options import RunOptions, streaming
+from headscope.analysis.storage.options import StreamOptions, streaming
 from headscope.analysis.storage.passes import Passes
-from headscope.errors import InvalidInputError, NotFiniteError
+from headscope.errors import NotFiniteError
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.vocab import VocabSummary, summarize
 
@@ -21,10 +21,11 @@ __all__ = ["NextTokens", "next_token_loss", "predict_next_tokens"]
 
 @dataclass(frozen=True)
 class NextTokens(Result):
-    """The prediction at each position but the last of a row, and how what came next fared.
+    """Predictions at each position but the last of a row, beside the tokens that came next.
 
     Attributes:
-        loss: Minus the log-probability of the token that came next, in nats; NaN where either of the two is padding.
+        loss: Minus the log-probability of the token that came next, in nats; NaN where a position does not count: one
+            of the two is padding, or the first is BOS and BOS was not asked for.
         rank: How many tokens were held more likely than it; -1 where the loss is NaN.
         top_tokens: The most likely tokens, best first; -1 where the loss is NaN.
         top_probs: Their probabilities; NaN where the loss is.
@@ -39,23 +40,28 @@ class NextTokens(Result):
 
 
 @streaming()
-def next_token_loss(model: HookedTransformer, data: Any, **run: Unpack[RunOptions]) -> Float[Tensor, "batch pos"]:
-    """Return the loss of each next token in nats, `[batch, pos - 1]`, NaN where padding is involved.
+def next_token_loss(model: HookedTransformer, data: Any, **run: Unpack[StreamOptions]) -> Float[Tensor, "batch pos"]:
+    """Return the loss of each next token in nats, `[batch, pos - 1]`; NaN where a position does not count.
+
+    The positions that count are those of `ablate_heads` and `measure_calibration`, so that their means agree.
 
     Args:
         model: The model.
         data: Tokens `[batch, pos]` or `[pos]`, or an iterable of such batches (shorter rows end in NaN).
-        **run: Options of every run; see `RunOptions`.
+        **run: Options of every run; see `StreamOptions`.
 
     Raises:
-        InvalidInputError: For tokens that do not fit the model, or if no position has a next token.
+        InvalidInputError: For tokens that do not fit the model, or if no position counts.
         NotFiniteError: If the model's final states are not finite.
 
     Example:
-        >>> from headscope import HookedTransformer, HookedTransformerConfig
-        >>> cfg = HookedTransformerConfig(n_layers=1, d_model=8, n_ctx=16, d_head=4, d_vocab=20, attn_only=True)
-        >>> next_token_loss(HookedTransformer(cfg), torch.arange(12).view(2, 6), progress=False).shape
-        torch.Size([2, 5])
+        >>> from headscope import HookedTransformer
+        >>> from headscope.analysis.core.stats import estimate
+        >>> model = HookedTransformer.from_pretrained("headscope-demo")
+        >>> tokens = model.to_tokens(["Mary and John went to the park."] * 2, prepend_bos=True)
+        >>> loss = next_token_loss(model, tokens, progress=False)
+        >>> loss.shape, estimate(loss).n
+        (torch.Size([2, 9]), 16)
     """
     return predict_next_tokens(model, data, k=0, **run).loss
 
@@ -67,7 +73,7 @@ def predict_next_tokens(
     data: Any,
     *,
     k: int = 5,
-    **run: Unpack[RunOptions],
+    **run: Unpack[StreamOptions],
 ) -> NextTokens:
     """Return the loss of each next token, its rank, and the `k` likeliest tokens.
 
@@ -75,26 +81,33 @@ def predict_next_tokens(
         model: The model.
         data: Tokens `[batch, pos]` or `[pos]`, or an iterable of such batches (shorter rows end in NaN).
         k: How many of the likeliest tokens to keep.
-        **run: Options of every run; see `RunOptions`.
+        **run: Options of every run; see `StreamOptions`.
 
     Raises:
-        InvalidInputError: For tokens that do not fit the model, a `k` out of range, or if no position has a next token.
+        InvalidInputError: For tokens that do not fit the model, a `k` out of range, or if no position counts.
         NotFiniteError: If the model's final states are not finite.
 
     Example:
-        >>> from headscope import HookedTransformer, HookedTransformerConfig
-        >>> cfg = HookedTransformerConfig(n_layers=1, d_model=8, n_ctx=16, d_head=4, d_vocab=20, attn_only=True)
-        >>> predict_next_tokens(HookedTransformer(cfg), torch.arange(6), k=3, progress=False).top_tokens.shape
-        torch.Size([1, 5, 3])
+        >>> from headscope import HookedTransformer
+        >>> model = HookedTransformer.from_pretrained("headscope-demo")
+        >>> tokens = model.to_tokens("Mary and John went to the park.", prepend_bos=True)
+        >>> predictions = predict_next_tokens(model, tokens, k=2, progress=False)
+        >>> for position in (3, 6):
+        ...     print(model.to_str_tokens(predictions.top_tokens[0, position]), int(predictions.rank[0, position]))
+        [' thanked', ' at'] 8
+        [' the', ' give'] 0
     """
-    passes = Passes("next-tokens", model, data, {"k": k}, include_bos=True, **run)
+    options = {"k": k, "include_bos": run["include_bos"]}
+    passes = Passes("next-tokens", model, data, options, **run)
     if (finished := passes.finished(NextTokens)) is not None:
         return finished
-    return passes.finish("loss", _NextTokenAccumulator(model, {"k": k}, passes.described))
+    return passes.finish("loss", _NextTokenAccumulator(model, options, passes.described))
 
 
 class _NextTokenAccumulator(Accumulator[NextTokens]):
     """The predictions of a stream of batches."""
+
+    predicting = True
 
     @torch.no_grad()
     def update(self, batch: Batch) -> None:
@@ -107,21 +120,13 @@ class _NextTokenAccumulator(Accumulator[NextTokens]):
         top = {name: rows.pop(name).movedim(0, -1).contiguous() for name in ("top_tokens", "top_probs")}
         return NextTokens(info=self.info(self.options), **rows, **top)
 
-    def nothing(self) -> InvalidInputError:
-        """The error where no position has a next token."""
-        return InvalidInputError(
-            "no position of the data has a next token: every row is one token long or padding, or there are none."
-        )
-
 
 def _predict(model: HookedTransformer, batch: Batch, k: int) -> dict[str, Shaped[Tensor, "*k batch pos"]]:
     """Return the loss and rank of each next token, and the likeliest tokens with their probabilities."""
     tokens = batch.tokens
     final = model(tokens, attention_mask=batch.attention_mask, stop_at_layer=model.cfg.n_layers)
     states = model.ln_final(final)[:, :-1]
-    counted = torch.ones_like(tokens[:, 1:], dtype=torch.bool)
-    if batch.attention_mask is not None:
-        counted = batch.attention_mask[:, 1:] & batch.attention_mask[:, :-1]
+    counted = batch.predicting()[:, :-1]
     rows = states[counted]
     if not bool(rows.isfinite().all()):
         raise NotFiniteError(

@@ -51,10 +51,4 @@ class Compared:
         """The same for each head, of models of one shape."""
         if self.paired and first.each.shape == second.each.shape:
             return estimates(second.each - first.each)
-        return Estimates(
-            values=second.values - first.values,
-            errors=(first.errors.square() + second.errors.square()).sqrt(),
-            freedom=torch.minimum(first.freedom, second.freedom),
-            each=second.each,
-            n=min(first.n, second.n),
-        )
+        return difference(second, first)

@@ -59,7 +59,7 @@ def _from_first_to_last(findings: Findings) -> Markup:
     parts = []
     for sign, word in ((-1, "drop"), (1, "rise")):
         if bool(steps.clear(sign).any()):
-            best, *close = steps.as_good(largest=sign > 0)
+            best, *close = steps.contenders(largest=sign > 0)
             part = say("largest {word} is {value} at {place}", word=word, value=spread(steps[best]), place=names[best])
             if close:
                 rivals = listed((names[at] for at in close[:2]), last="or")

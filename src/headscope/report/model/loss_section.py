@@ -96,5 +96,9 @@ def _sample_view(findings: Findings, uniform: float) -> HtmlView:
         name="loss",
         unit="nats",
         max_value=uniform,
-        notes=["no prediction: nothing is before it", *(f"probability {math.exp(-value):.2%}" for value in loss)],
+        notes=["no prediction: nothing is before it", *map(_note, loss)],
     )
+
+
+def _note(loss: float) -> str:
+    return "not counted: predicted from BOS alone" if math.isnan(loss) else f"probability {math.exp(-loss):.2%}"
