@@ -225,4 +225,4 @@ def test_help_shows_every_option() -> None:
         assert f"\n        {name}: " in measure_entropy.__doc__
     assert "**run" not in measure_entropy.__doc__
     assert inspect.signature(ablate_heads).parameters["flush_every"].default == 1
-    assert "include_bos" not in inspect.signature(predict_next_tokens).parameters
+    assert "include_bos" not in inspect.signature(attribute).parameters
