@@ -116,7 +116,7 @@ def scored(scores: Iterable[tuple[str, float]]) -> Markup:
 def leaders(each: Estimates, *, largest: bool = True, of: str = "") -> Markup:
     """Name the head with the most extreme mean `[layer, head]`, and those it is not clearly different from."""
     n_heads = each.values.shape[1]
-    best, *close = (divmod(index, n_heads) for index in each.as_good(largest=largest))
+    best, *close = (divmod(index, n_heads) for index in each.contenders(largest=largest))
     rivals = [component_label(*at) for at in close[:3]] + [f"{len(close) - 3} more"] * (len(close) > 3)
     value = say("{of}{value} nats", of=of, value=spread(each[best]))
     if rivals:
