@@ -266,7 +266,8 @@ AREAS = {
 OWN = {
     "HookedTransformer": {
         "place",
-        "attention_mask", "b_gate", "fires_by_default", "freeze", "from_hf", "input_device", "padding_side_or_default",
+        "attention_mask", "b_gate", "fires_by_default", "freeze", "from_hf", "input_device", "output_weight",
+        "output_weights", "padding_side_or_default",
         "per_layer", "per_layer_if_shown", "to_hf", "to_logits", "training_dataset", "unfreeze", "weight_processing",
     },
     "HookedRootModule": {"fires_by_default"},
