@@ -241,6 +241,7 @@ class HookedRootModule(nn.Module):
         bwd_hooks: Sequence[tuple[str | Callable[[str], bool], HookFunction]] = (),
         reset_hooks_end: bool = True,
         clear_contexts: bool = False,
+        *,
         prepend: bool = False,
     ) -> Iterator["HookedRootModule"]:
         """Hooks for the length of a `with` block, removed at its end whatever happens inside.
