@@ -14,6 +14,7 @@ install_import_hook("headscope", "typechecking.checked")
 
 import random
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,9 @@ import pytest
 import torch
 from browser import headless
 from families_report import FamiliesTable
+from sizes import SetBudget
+
+from headscope.ops.devices import budget
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -49,6 +53,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
         examples = {name: family.examples for name, family in FAMILIES.items()}
         config.pluginmanager.register(FamiliesTable(page, examples))
+
+
+@pytest.fixture
+def set_budget() -> Iterator[SetBudget]:
+    """Compute with other sizes until the test is over: `set_budget(batch_tokens=7)`."""
+    with ExitStack() as stack:
+        yield lambda **sizes: stack.enter_context(budget(**sizes))
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from sizes import SetBudget
 from small_models import STORY
 
 from headscope import HookedTransformer
@@ -60,7 +61,12 @@ def test_entropy_prints_and_saves(run: Run, checkpoint: Path, story: Path, tmp_p
 
 
 def test_entropy_goes_on_after_ctrl_c(
-    run: Run, checkpoint: Path, story: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run,
+    checkpoint: Path,
+    story: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    set_budget: SetBudget,
 ) -> None:
     command = ["entropy", checkpoint, "--text", story, "--seq-len", 8, "--baseline", "mean", "--no-progress"]
     code, wanted, _ = run(*command)
@@ -75,7 +81,7 @@ def test_entropy_goes_on_after_ctrl_c(
             raise KeyboardInterrupt
         update(self, batch)
 
-    monkeypatch.setattr(core_batches, "BLOCK_TOKENS", 32)
+    set_budget(batch_tokens=32)
     monkeypatch.setattr(EntropyAccumulator, "update", stopping)
     code, printed, error = run(*command, "--out", out)
     assert (code, printed) == (130, "")

@@ -1,16 +1,15 @@
 """Changed predictions against their definition in float64."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sizes import SetBudget
 from torch import Tensor
 
 from headscope.errors import InvalidInputError
-from headscope.ops import changed_predictions
 from headscope.ops.changed_predictions import (
     ChangedPredictions,
     HeadChanges,
@@ -19,6 +18,7 @@ from headscope.ops.changed_predictions import (
     compare,
     compare_rows,
 )
+from headscope.ops.devices import Tile
 
 
 def make(rows: int = 40, d_model: int = 6, d_vocab: int = 70, seed: int = 0, **fields: Any) -> Prediction:
@@ -55,10 +55,9 @@ def check(clean: Prediction, changed: Tensor, found: ChangedPredictions, toleran
 
 
 @pytest.fixture(params=[(7, 3, 2), (512, 128, 12)], ids=["small tiles", "default tiles"])
-def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name, value in zip(("VOCAB_TILE", "_MAX_ROWS", "_MAX_CHANGES"), request.param, strict=True):
-        monkeypatch.setattr(changed_predictions, name, value)
-    yield
+def tiles(request: pytest.FixtureRequest, set_budget: SetBudget) -> None:
+    width, rows, changes = request.param
+    set_budget(core_tile=Tile(rows, width), changes=changes)
 
 
 # float32: logits of this size are rounded by 1e-6, and sums of 70 terms add little; float64: the formula itself.

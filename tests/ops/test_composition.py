@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sizes import SetBudget
 from torch import Tensor
 
 from headscope import FactoredMatrix
 from headscope.errors import InvalidInputError
-from headscope.ops import composition
 from headscope.ops.composition import composition_scores
 
 LEADS = [(), (1,), (3,), (2, 3)]
@@ -36,8 +36,8 @@ def naive(left: Tensor, right: Tensor) -> Tensor:
 
 
 @pytest.fixture(autouse=True, params=[1, 40, 2**22], ids=["one at a time", "some at a time", "all at once"])
-def _tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(composition, "_TILE", request.param)
+def _tile(request: pytest.FixtureRequest, set_budget: SetBudget) -> None:
+    set_budget(pair_numbers=request.param)
 
 
 @pytest.mark.parametrize("left_lead", LEADS)

@@ -7,9 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sizes import SetBudget
 from torch import Tensor
 
 from headscope.ops import lens_entropy
+from headscope.ops.devices import Tile
 from headscope.ops.lens_entropy import SAFE_RANGE, Chain, Gains, LensEntropies, LensProblem, lens_entropies
 
 
@@ -115,10 +117,9 @@ def compare(problem: LensProblem, tolerance: float) -> None:
         assert difference <= tolerance, f"{name} is off by {difference}"
 
 
-@pytest.fixture(params=[(4, 2), (1024, 64), (23, 5)], ids=["small tiles", "default tiles", "exact tiles"])
-def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lens_entropy, "VOCAB_TILE", request.param[0])
-    monkeypatch.setattr(lens_entropy, "_MAX_ROWS", request.param[1])
+@pytest.fixture(params=[Tile(2, 4), Tile(64, 1024), Tile(5, 23)], ids=["small tiles", "default tiles", "exact tiles"])
+def tiles(request: pytest.FixtureRequest, set_budget: SetBudget) -> None:
+    set_budget(core_tile=request.param)
 
 
 @pytest.mark.parametrize("kind", [
@@ -212,8 +213,8 @@ def test_adversarial_logits(chained: bool, dtype: torch.dtype, tiles: None) -> N
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_threads_change_nothing_and_are_left_as_they_were(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lens_entropy, "_MAX_ROWS", 8)
+def test_threads_change_nothing_and_are_left_as_they_were(threads: int, set_budget: SetBudget) -> None:
+    set_budget(core_tile=Tile(8, 512))
     problem = make_problem(rows=50, d_vocab=300, chained=True)
     wanted = lens_entropies(problem)
     before = torch.get_num_threads()

@@ -8,10 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sizes import SetBudget
 from torch import Tensor
 
 from headscope.errors import InvalidInputError
-from headscope.ops import lens_top as module
+from headscope.ops.devices import Tile
 from headscope.ops.lens_top import LensTop, TopProblem, lens_top
 
 
@@ -76,9 +77,8 @@ def compare(found: LensTop, wanted: LensTop, tolerance: float = 1e-10) -> None:
 
 
 @pytest.fixture(autouse=True)
-def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "VOCAB_TILE", 5)
-    monkeypatch.setattr(module, "_ROWS", 2)
+def small_tiles(set_budget: SetBudget) -> None:
+    set_budget(core_tile=Tile(4, 3))  # two rows, and six of the vocabulary
 
 
 @settings(max_examples=60, deadline=None)
@@ -143,9 +143,8 @@ def test_a_masked_target_has_no_place_though_fewer_tokens_than_k_are_left() -> N
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("k", [1, 3])
-def test_float32_at_full_tiles(k: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "VOCAB_TILE", 1024)
-    monkeypatch.setattr(module, "_ROWS", 64)
+def test_float32_at_full_tiles(k: int, threads: int, set_budget: SetBudget) -> None:
+    set_budget(core_tile=Tile(128, 512))
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

@@ -7,9 +7,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sizes import SetBudget
 
 from headscope.errors import InvalidInputError
-from headscope.ops import losses
 from headscope.ops.losses import lm_accuracy, lm_cross_entropy_loss
 
 
@@ -66,8 +66,8 @@ def test_padding_with_wild_logits_adds_nothing() -> None:
 
 @pytest.mark.parametrize("tile", [1, 20, 2**26])
 @pytest.mark.parametrize("lead", [(), (3,), (2, 3)])
-def test_rows_some_at_a_time_are_all_of_them(tile: int, lead: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(losses, "_CPU_TILE", tile)
+def test_rows_some_at_a_time_are_all_of_them(tile: int, lead: tuple[int, ...], set_budget: SetBudget) -> None:
+    set_budget(loss_logits=tile)
     logits = torch.randn(*lead, 5, 7, dtype=torch.float64)
     tokens = torch.randint(0, 7, (*lead, 5), dtype=torch.int32)
     wanted = -logits.log_softmax(-1)[..., :-1, :].gather(-1, tokens[..., 1:, None].long())[..., 0]

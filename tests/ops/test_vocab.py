@@ -6,17 +6,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sizes import SetBudget
 from torch import Tensor
 
 from headscope.errors import InvalidInputError
-from headscope.ops import vocab
+from headscope.ops.devices import Tile
 from headscope.ops.vocab import RunningMoments, cross_entropy, kl_divergence, summarize
 
 
-@pytest.fixture(autouse=True, params=[(4, 3), (1024, 512)], ids=["small tiles", "one tile"])
-def _tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vocab, "VOCAB_TILE", request.param[0])
-    monkeypatch.setattr(vocab, "ROW_TILE", request.param[1])
+@pytest.fixture(autouse=True, params=[Tile(3, 4), Tile(512, 1024)], ids=["small tiles", "one tile"])
+def _tiles(request: pytest.FixtureRequest, set_budget: SetBudget) -> None:
+    set_budget(tile=request.param)
 
 
 def random(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:

@@ -18,9 +18,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headscope.errors import InvalidInputError
+from headscope.ops.devices import Budget
 from headscope.ops.head_products import HeadProducts
 from headscope.ops.parallel import RowChunks, rows_per_chunk
-from headscope.ops.vocab import cap_logits
+from headscope.ops.vocab import cap_logits, vocab_tiles
 
 __all__ = [
     "ChangedPredictions",
@@ -31,10 +32,6 @@ __all__ = [
     "compare_rows",
 ]
 
-VOCAB_TILE = 512
-_MAX_ROWS = 128
-# Changes evaluated at a time: `_MAX_CHANGES * _MAX_ROWS * VOCAB_TILE` numbers stay near a core's cache.
-_MAX_CHANGES = 12
 _BITS = 1 / math.log(2)
 
 
@@ -85,14 +82,14 @@ class RowChanges:
     def __init__(self, clean: Float[Tensor, "row d_model"], changed: Float[Tensor, "change row d_model"]) -> None:
         self.clean, self.changed = clean, changed
         self.n_changes = len(changed)
-        self.at_once = _MAX_CHANGES
+        self.at_once = Budget.of(clean.device).changes
 
     def prepare(self, W_U: Float[Tensor, "d_model tile"]) -> _RemovedLogits:
         """Return a function that yields the logits each change removes in this tile."""
 
         def removed_logits(chunk: slice, buffer: Tensor) -> Iterator[tuple[slice, Tensor]]:
-            for start in range(0, self.n_changes, _MAX_CHANGES):
-                which = slice(start, min(start + _MAX_CHANGES, self.n_changes))
+            for start in range(0, self.n_changes, self.at_once):
+                which = slice(start, min(start + self.at_once, self.n_changes))
                 removed = self.clean[chunk] - self.changed[which, chunk]
                 out = _view(buffer, (*removed.shape[:2], W_U.shape[1]))
                 torch.mm(removed.flatten(0, 1), W_U, out=out.view(-1, W_U.shape[1]))
@@ -125,7 +122,7 @@ class HeadChanges:
         # All values of a head are rows of one product, so that `W_O W_U` is made once for them.
         by_head = removed.transpose(0, 1).reshape(1, self.n_heads, self.n_values * self.n_rows, d_head)
         self.products = HeadProducts(by_head, W_O[None])
-        self.heads_at_once = max(1, _MAX_CHANGES // max(self.n_values, 1))
+        self.heads_at_once = max(1, Budget.of(removed.device).changes // max(self.n_values, 1))
         self.at_once = self.heads_at_once * self.n_values
 
     def prepare(self, W_U: Float[Tensor, "d_model tile"]) -> _RemovedLogits:
@@ -179,15 +176,15 @@ def compare(clean: Prediction, *changes: RowChanges | HeadChanges) -> tuple[Chan
     starts = list(itertools.accumulate((change.n_changes for change in changes), initial=0))
     # The softmax ignores a constant added to all logits; with the mean over tokens removed they span less.
     mean = 0.0 if clean.soft_cap else clean.W_U.mean(-1, keepdim=True)
-    chunk_rows = rows_per_chunk(n_rows, _MAX_ROWS)
-    buffer_size = max(change.at_once for change in changes) * chunk_rows * min(VOCAB_TILE, d_vocab)
+    size = Budget.of(clean.rows.device).core_tile
+    chunk_rows = rows_per_chunk(n_rows, size.rows)
+    buffer_size = max(change.at_once for change in changes) * chunk_rows * min(size.vocab, d_vocab)
 
     def make_buffer() -> Tensor:
         return clean.rows.new_empty(buffer_size)
 
     with RowChunks(n_rows, chunk_rows, make_buffer, clean.rows.device) as chunks:
-        for start in range(0, d_vocab, VOCAB_TILE):
-            tile = slice(start, min(start + VOCAB_TILE, d_vocab))
+        for tile in vocab_tiles(d_vocab, size.vocab):
             W_U = (clean.W_U[:, tile] - mean).mul_(_BITS)
             prepared = [change.prepare(W_U) for change in changes]
 

@@ -7,11 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headscope.errors import InvalidInputError
+from headscope.ops.devices import Budget
 from headscope.ops.factored import FactoredMatrix
 
 __all__ = ["composition_scores"]
-
-_TILE = 2**22  # entries of the small products held at a time
 
 
 def composition_scores(
@@ -72,7 +71,7 @@ def _product_norms(
     n_right = math.prod(right.shape[:-2])
     rank_l, rank_r = left.shape[-2], right.shape[-1]
     columns = right.movedim(-2, 0).reshape(right.shape[-2], -1)
-    at_once = max(1, _TILE // max(1, rank_l * columns.shape[1]))
+    at_once = max(1, Budget.of(left.device).pair_numbers // max(1, rank_l * columns.shape[1]))
     norms = [
         torch.linalg.vector_norm((some.flatten(0, 1) @ columns).view(-1, rank_l, n_right, rank_r), dim=(1, 3))
         for some in left.split(at_once)

@@ -27,9 +27,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from headscope.ops.devices import Budget
 from headscope.ops.head_products import HeadProducts
 from headscope.ops.parallel import RowChunks, rows_per_chunk
-from headscope.ops.vocab import RunningMoments, cap_logits, tile_moments
+from headscope.ops.vocab import RunningMoments, cap_logits, tile_moments, vocab_tiles
 
 __all__ = ["SAFE_RANGE", "Chain", "Gains", "LensEntropies", "LensProblem", "lens_entropies"]
 
@@ -37,10 +38,6 @@ SAFE_RANGE = 30.0
 # Larger logits are not chained (added and subtracted), so that errors stay small: float32 rounds 300 by 2e-5.
 _CHAIN_RANGE = 300.0
 _BITS = 1 / math.log(2)
-# A tile's arrays, `heads * rows * VOCAB_TILE` numbers each, should stay near a core's cache, yet be large enough to
-# dwarf the overhead of an operator call.
-VOCAB_TILE = 512
-_MAX_ROWS = 128
 
 
 @dataclass(frozen=True)
@@ -152,11 +149,10 @@ def lens_entropies(problem: LensProblem, *, precision: Literal["float32", "bfloa
     # less, and more tiles can take the fast form.
     mean = problem.W_U.mean(-1, keepdim=True) if not problem.soft_cap else torch.zeros_like(problem.W_U[:, :1])
     d_vocab = problem.W_U.shape[1]
-    n_tiles = -(-d_vocab // VOCAB_TILE)
+    size = Budget.of(device).core_tile
     heads = HeadProducts(problem.heads, problem.W_O, torch.bfloat16 if precision == "bfloat16" else None)
-    with RowChunks(rows, rows_per_chunk(rows, _MAX_ROWS), _Buffers, device) as chunks:
-        for number in range(n_tiles):
-            tile = slice(number * VOCAB_TILE, min((number + 1) * VOCAB_TILE, d_vocab))
+    with RowChunks(rows, rows_per_chunk(rows, size.rows), _Buffers, device) as chunks:
+        for tile in vocab_tiles(d_vocab, size.vocab):
             weights = _TileWeights(problem, heads, (problem.W_U[:, tile] - mean).mul_(_BITS), tile)
 
             def reduce(chunk: slice, buffers: _Buffers, weights: _TileWeights = weights) -> None:

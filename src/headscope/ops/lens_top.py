@@ -14,13 +14,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headscope.errors import InvalidInputError
+from headscope.ops.devices import Budget
 from headscope.ops.head_products import HeadProducts
 from headscope.ops.parallel import RowChunks
-from headscope.ops.vocab import VOCAB_TILE, cap_logits
+from headscope.ops.vocab import cap_logits
 
 __all__ = ["LensTop", "TopProblem", "lens_top"]
-
-_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -92,13 +91,16 @@ def lens_top(problem: TopProblem, *, k: int = 1) -> LensTop:
     running = _RunningTop(problem, n_predictions, k)
     # The softmax ignores a constant added to all logits; with the mean over tokens removed they span less.
     mean = problem.W_U.mean(-1, keepdim=True) if not problem.soft_cap else torch.zeros_like(problem.W_U[:, :1])
-    n_tiles = -(-d_vocab // VOCAB_TILE)
-    size = max(n_heads, 1) * min(_ROWS, rows) * (-(-d_vocab // n_tiles))
+    # Half as high and twice as wide as other tiles, as the largest values of each are merged.
+    core_tile = Budget.of(device).core_tile
+    chunk_rows = max(1, core_tile.rows // 2)
+    n_tiles = -(-d_vocab // (2 * core_tile.vocab))
+    size = max(n_heads, 1) * min(chunk_rows, rows) * (-(-d_vocab // n_tiles))
 
     def make_buffer() -> Tensor:
         return problem.final.new_empty(size)
 
-    with RowChunks(rows, _ROWS, make_buffer, device) as chunks:
+    with RowChunks(rows, chunk_rows, make_buffer, device) as chunks:
         for number in range(n_tiles):
             tile = slice(number * d_vocab // n_tiles, (number + 1) * d_vocab // n_tiles)
             W_U = problem.W_U[:, tile] - mean

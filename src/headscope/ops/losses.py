@@ -6,12 +6,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from headscope.errors import InvalidInputError
+from headscope.ops.devices import Budget
 
 __all__ = ["lm_accuracy", "lm_cross_entropy_loss"]
 
 _NO_TARGET = torch.iinfo(torch.int64).min
 # Logits reduced at a time when no gradient is needed: on a CPU, about as many as its cache holds.
-_CPU_TILE, _GPU_TILE = 2**21, 2**26
 
 
 def lm_cross_entropy_loss(
@@ -103,7 +103,7 @@ def _cross_entropy(logits: Float[Tensor, "row d_vocab"], targets: Int[Tensor, " 
     """
     if torch.is_grad_enabled() and logits.requires_grad:
         return F.cross_entropy(logits, targets, reduction="none", ignore_index=_NO_TARGET)
-    rows = max(1, (_CPU_TILE if logits.device.type == "cpu" else _GPU_TILE) // logits.shape[-1])
+    rows = max(1, Budget.of(logits.device).loss_logits // logits.shape[-1])
     losses = [
         F.cross_entropy(chunk, chunk_targets, reduction="none", ignore_index=_NO_TARGET)
         for chunk, chunk_targets in zip(logits.split(rows), targets.split(rows), strict=True)

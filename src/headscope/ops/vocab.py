@@ -14,10 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headscope.errors import InvalidInputError
+from headscope.ops.devices import Budget
 
 __all__ = [
-    "ROW_TILE",
-    "VOCAB_TILE",
     "RunningMoments",
     "VocabSummary",
     "cap_logits",
@@ -25,9 +24,6 @@ __all__ = [
     "kl_divergence",
     "summarize",
 ]
-
-VOCAB_TILE = 1024
-ROW_TILE = 512
 
 
 def cap_logits(logits: Tensor, soft_cap: float) -> Tensor:
@@ -143,7 +139,7 @@ def summarize(
     if targets is not None and targets.numel() and not bool(((targets >= 0) & (targets < d_vocab)).all()):
         raise InvalidInputError(f"targets must be between 0 and d_vocab - 1 = {d_vocab - 1}.")
     parts = [
-        _summarize_chunk(chunk, W_U, b_U, None if targets is None else targets[at : at + ROW_TILE], k, soft_cap)
+        _summarize_chunk(chunk, W_U, b_U, None if targets is None else targets[at : at + len(chunk)], k, soft_cap)
         for at, chunk in _chunks(rows)
     ]
     joined: dict[str, Any] = {
@@ -190,12 +186,11 @@ def kl_divergence(
     """
     parts = []
     for at, chunk in _chunks(rows):
-        other_chunk = other_rows[at : at + ROW_TILE]
+        other_chunk = other_rows[at : at + len(chunk)]
         log_z_q = RunningMoments((len(chunk),), rows.device)
         shift = torch.full((len(chunk),), -torch.inf, dtype=torch.float64, device=rows.device)
         z, gap = torch.zeros_like(shift), torch.zeros_like(shift)
-        for start in range(0, W_U.shape[1], VOCAB_TILE):
-            tile = slice(start, start + VOCAB_TILE)
+        for tile in vocab_tiles(W_U.shape[1], Budget.of(rows.device).tile.vocab):
             logits = _tile_logits(chunk, W_U, b_U, tile, soft_cap)
             other_logits = _tile_logits(other_chunk, W_U, b_U, tile, soft_cap)
             log_z_q.add_logits(other_logits)
@@ -212,6 +207,12 @@ def kl_divergence(
     return torch.cat(parts).to(rows.dtype)
 
 
+def vocab_tiles(d_vocab: int, width: int) -> Iterator[slice]:
+    """Cut the vocabulary into tiles of some width; the last is what is left."""
+    for start in range(0, d_vocab, width):
+        yield slice(start, min(start + width, d_vocab))
+
+
 def _tile_logits(rows: Tensor, W_U: Tensor, b_U: Tensor | None, tile: slice, soft_cap: float) -> Tensor:
     logits = rows @ W_U[:, tile]
     if b_U is not None:
@@ -220,8 +221,9 @@ def _tile_logits(rows: Tensor, W_U: Tensor, b_U: Tensor | None, tile: slice, sof
 
 
 def _chunks(rows: Tensor) -> Iterator[tuple[int, Tensor]]:
-    for at in range(0, max(len(rows), 1), ROW_TILE):
-        yield at, rows[at : at + ROW_TILE]
+    step = Budget.of(rows.device).tile.rows
+    for at in range(0, max(len(rows), 1), step):
+        yield at, rows[at : at + step]
 
 
 def _summarize_chunk(
@@ -237,20 +239,19 @@ def _summarize_chunk(
         uncapped = (rows * W_U.T[targets]).sum(-1) + (0.0 if b_U is None else b_U[targets])
         target_logit = cap_logits(uncapped, soft_cap)
         rank = torch.zeros(n, dtype=torch.long, device=rows.device)
-    for at in range(0, d_vocab, VOCAB_TILE):
-        tile = slice(at, min(at + VOCAB_TILE, d_vocab))
+    for tile in vocab_tiles(d_vocab, Budget.of(rows.device).tile.vocab):
         logits = _tile_logits(rows, W_U, b_U, tile, soft_cap)
         moments.add_logits(logits)
         if k:
             values, tokens = logits.topk(min(k, logits.shape[1]), dim=-1)
-            best, best_tokens = torch.cat([best, values], 1), torch.cat([best_tokens, tokens + at], 1)
+            best, best_tokens = torch.cat([best, values], 1), torch.cat([best_tokens, tokens + tile.start], 1)
             best, order = best.topk(min(k, best.shape[1]), dim=-1)
             best_tokens = best_tokens.gather(1, order)
         if targets is not None and rank is not None and target_logit is not None:
             # Computed apart, the target's logit may differ in its last bits from the one in log Z: take the tile's, so
             # that no probability exceeds 1, and keep the target from outranking itself.
             inside = (targets >= tile.start) & (targets < tile.stop)
-            target_entries = inside.nonzero()[:, 0], targets[inside] - at
+            target_entries = inside.nonzero()[:, 0], targets[inside] - tile.start
             target_logit[inside] = logits[target_entries]
             logits[target_entries] = -torch.inf
             rank += (logits > target_logit[:, None]).sum(-1)

@@ -10,16 +10,15 @@ from typing import Any
 import pytest
 import torch
 from means import component_means
+from sizes import SetBudget
 from small_models import save_checkpoint, small_model, small_tokenizer
 from tiny import tiny_model, tiny_tokens
 from torch import Tensor
 
 from headscope import HookedTransformer
-from headscope.analysis.ablation import block as ablation_runs
 from headscope.analysis.ablation.ablate import AblationAccumulator, AblationOptions, ablate_heads
 from headscope.analysis.ablation.replacements import Replacements
 from headscope.analysis.ablation.result import AblationResult
-from headscope.analysis.core import batches
 from headscope.analysis.core.batches import Batch, iterate_batches
 from headscope.analysis.core.components import component_sets, components
 from headscope.analysis.core.stats import estimates
@@ -171,13 +170,11 @@ def test_every_way_equals_full_runs(norm: str, scale: str) -> None:
     compare(tiny_model(normalization_type=norm), SETS, 5e-6, scale=scale)
 
 
-def test_small_blocks_and_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of a row each, and patched runs held two at a time."""
+def test_small_batches_and_tiles(set_budget: SetBudget) -> None:
+    """Batches of a row each, and patched runs held two at a time."""
     whole = compare(tiny_model(), SETS, 5e-6)
     tokens, mask = padded_tokens()
-    monkeypatch.setattr(batches, "BLOCK_TOKENS", 9)
-    monkeypatch.setattr(ablation_runs, "BLOCK_TOKENS", 20)
-    monkeypatch.setattr(ablation_runs, "_HELD_ROWS", 9)
+    set_budget(batch_tokens=20, held_rows=9)
     split = measure(tiny_model(), tokens, heads=SETS, attention_mask=mask)
     for name in LOSSES:
         assert torch.allclose(getattr(split, name), getattr(whole, name), atol=1e-6, equal_nan=True), name
@@ -212,7 +209,9 @@ def test_paths_through_excluded_heads_are_closed() -> None:
     assert only.effects == ("indirect",)
 
 
-def test_clean_runs_are_kept_from_the_means_for_the_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clean_runs_are_kept_from_the_means_for_the_losses(
+    monkeypatch: pytest.MonkeyPatch, set_budget: SetBudget
+) -> None:
     model, tokens = tiny_model(), tiny_tokens()
     seen: list[int] = []
     original = clean_run.clean_run
@@ -225,7 +224,7 @@ def test_clean_runs_are_kept_from_the_means_for_the_losses(monkeypatch: pytest.M
     batches = [tokens, tiny_tokens(3, 5, seed=2)]
     kept = measure(model, batches, heads=["0.1", "1.2"])
     assert len(seen) == 2
-    monkeypatch.setattr(clean_run, "_KEPT_BYTES", 0)
+    set_budget(kept_bytes=0)
     anew = measure(model, batches, heads=["0.1", "1.2"])
     assert len(seen) == 6
     for name in LOSSES:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from sizes import SetBudget
 from tiny import tiny_model, tiny_tokenizer, tiny_tokens
 
 from headscope import HookedTransformer
@@ -31,9 +32,9 @@ def batches_of(model: HookedTransformer, data: Any, **options: Any) -> list[Any]
 
 @pytest.mark.parametrize("limit, sizes", [(1, [1] * 5), (7, [1] * 5), (8, [2, 2, 1]), (19, [4, 1]), (2048, [5])])
 def test_rows_are_cut_into_batches(
-    model: HookedTransformer, limit: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+    model: HookedTransformer, limit: int, sizes: list[int], set_budget: SetBudget
 ) -> None:
-    monkeypatch.setattr(batches, "BLOCK_TOKENS", limit)
+    set_budget(batch_tokens=limit)
     mask = torch.ones_like(TOKENS)
     mask[:, -1] = 0
     found = batches_of(model, TOKENS, attention_mask=mask)
@@ -172,7 +173,7 @@ def test_the_bar_knows_how_long_it_takes(
 
 @pytest.mark.parametrize("done", [0, 4, 8, 20])
 def test_the_bar_counts_from_what_was_done(
-    model: HookedTransformer, done: int, monkeypatch: pytest.MonkeyPatch
+    model: HookedTransformer, done: int, monkeypatch: pytest.MonkeyPatch, set_budget: SetBudget
 ) -> None:
     bars: list[Any] = []
 
@@ -187,7 +188,7 @@ def test_the_bar_counts_from_what_was_done(
 
     steps: list[Any] = []
     monkeypatch.setattr(batches, "tqdm", Bar)
-    monkeypatch.setattr(batches, "BLOCK_TOKENS", 4)
+    set_budget(batch_tokens=4)
     assert len(list(iterate_batches(model, TOKENS, done=done))) == 5
     assert (bars[0].n, bars[0].initial, bars[0].total, steps) == (20, done, 20, [4] * (5 - done // 4))
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from means import component_means
 from reference import Reference
+from sizes import SetBudget
 from tiny import tiny_model, tiny_tokenizer, tiny_tokens
 from torch import Tensor
 
@@ -22,7 +23,6 @@ from headscope.analysis import (
     CalibrationResult,
     measure_calibration,
 )
-from headscope.analysis.core import batches as batches_module
 from headscope.analysis.core.batches import iterate_batches
 from headscope.analysis.lens import calibration as calibration_module
 from headscope.errors import CheckpointError, InvalidInputError, NotFiniteError
@@ -259,11 +259,11 @@ def test_bos_and_padding_are_left_out_unless_asked_for(speaker: HookedTransforme
     compare(measure(speaker, left, attention_mask=mask), naive(speaker, left, mask=mask, counted=mask & (left != bos)))
 
 
-def test_batches_blocks_and_tiles_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_and_tiles_change_nothing(set_budget: SetBudget) -> None:
     model = tiny_model()
     wanted = naive(model, TOKENS)
-    for block_tokens in (10, 25):
-        monkeypatch.setattr(batches_module, "BLOCK_TOKENS", block_tokens)
+    for batch_tokens in (10, 25):
+        set_budget(batch_tokens=batch_tokens)
         for data in (TOKENS, [TOKENS[:1], TOKENS[1:]], {"tokens": TOKENS}):
             result = measure(model, data)
             compare(result, wanted)

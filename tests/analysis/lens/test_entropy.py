@@ -12,17 +12,17 @@ import pytest
 import torch
 from means import component_means
 from reference import NaiveEntropy, naive_entropy
+from sizes import SetBudget
 from tiny import tiny_model, tiny_tokenizer, tiny_tokens
 from torch import Tensor
 
 import headscope
 from headscope import HookedTransformer
 from headscope.analysis import EntropyAccumulator, EntropyOptions, EntropyResult, measure_entropy
-from headscope.analysis.core import batches as batches_module
 from headscope.analysis.core.batches import iterate_batches
 from headscope.data.hub import get_webtext
 from headscope.errors import CheckpointError, InvalidInputError, NotFiniteError
-from headscope.ops import lens_entropy
+from headscope.ops.devices import Tile
 
 NORMS: dict[str, dict[str, Any]] = {
     "LN": {},
@@ -100,13 +100,9 @@ def test_the_labels_say_what_is_what() -> None:
     assert result.component_labels == ("0", "1", "2") and not result.has_mlp and result.diff.shape == (2, 3)
 
 
-@pytest.mark.parametrize("block_tokens, vocab_tile, rows", [(7, 5, 2), (1, 23, 64), (14, 1024, 3)])
-def test_blocks_and_tiles_change_nothing(
-    block_tokens: int, vocab_tile: int, rows: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(batches_module, "BLOCK_TOKENS", block_tokens)
-    monkeypatch.setattr(lens_entropy, "VOCAB_TILE", vocab_tile)
-    monkeypatch.setattr(lens_entropy, "_ROWS", rows)
+@pytest.mark.parametrize("batch_tokens, vocab_tile, rows", [(7, 5, 2), (1, 23, 64), (14, 1024, 3)])
+def test_batches_and_tiles_change_nothing(batch_tokens: int, vocab_tile: int, rows: int, set_budget: SetBudget) -> None:
+    set_budget(batch_tokens=batch_tokens, core_tile=Tile(rows, vocab_tile))
     model = tiny_model(dtype=torch.float32)
     for options in ({}, {"scale": "own"}, {"baseline": "mean", "reduce": "none"}):
         wanted = naive(model, TOKENS, MASK, **{name: value for name, value in options.items() if name != "reduce"})

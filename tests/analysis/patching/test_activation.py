@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from sizes import SetBudget
 from small_models import small_model
 from torch import Tensor
 
 from headscope import HookedTransformer
-from headscope.analysis.patching import activation as module
 from headscope.analysis.patching.activation import activation_patch
 from headscope.analysis.patching.result import PatchingResult
 from headscope.analysis.patching.sites import SITES
@@ -111,10 +111,10 @@ def test_positions_by_name_and_number(model: HookedTransformer, task: Task) -> N
 
 
 @torch.no_grad()
-def test_prompts_in_parts_give_the_same(model: HookedTransformer, task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompts_in_parts_give_the_same(model: HookedTransformer, task: Task, set_budget: SetBudget) -> None:
     options: dict[str, Any] = {"positions": ["second", 4], "progress": False}
     whole = activation_patch(model, task, ["attn_out", "k"], **options)
-    monkeypatch.setattr(module, "BLOCK_TOKENS", 2 * task.clean_tokens.shape[1])  # two prompts, then one
+    set_budget(batch_tokens=2 * task.clean_tokens.shape[1])  # two prompts, then one
     parts = activation_patch(model, task, ["attn_out", "k"], **options)
     torch.testing.assert_close(parts.values, whole.values)
     assert (parts.clean, parts.corrupted) == pytest.approx((whole.clean, whole.corrupted))

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from sizes import SetBudget
 from tiny import tiny_model, tiny_tokens
 from torch import Tensor
 
 from headscope import HookedTransformer, patching
-from headscope.analysis.patching import engine as patch_runs
 from headscope.analysis.patching.base_run import can_be_resumed
 from headscope.analysis.prompts.metrics import AnswerMetric, last_position, reads
 from headscope.errors import InvalidInputError
@@ -174,15 +174,13 @@ def test_any_positions_are_read() -> None:
         reads(one, [])
 
 
-@pytest.mark.parametrize(("held", "logits", "tokens"), [(1, 1, 1), (5000, 3000, 40)])
-def test_bounds_of_memory_change_nothing(held: int, logits: int, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("work_bytes", "tokens"), [(1, 1), (3000, 40), (5000, 40)])
+def test_bounds_of_memory_change_nothing(work_bytes: int, tokens: int, set_budget: SetBudget) -> None:
     model = tiny_model(n_layers=3)
     clean, corrupted = tokens_of_two()
     _, cache = model.run_with_cache(clean)
     wanted = {sweep: sweep_of(sweep)(model, corrupted, cache, metric) for sweep in ("mlp_out", "attn_head_k_by_pos")}
-    monkeypatch.setattr(patch_runs, "_HELD_BYTES", held)
-    monkeypatch.setattr(patch_runs, "_LOGIT_BYTES", logits)
-    monkeypatch.setattr(patch_runs, "BLOCK_TOKENS", tokens)
+    set_budget(work_bytes=work_bytes, batch_tokens=tokens)
     for sweep, expected in wanted.items():
         torch.testing.assert_close(sweep_of(sweep)(model, corrupted, cache, metric), expected, rtol=1e-6, atol=1e-6)
 

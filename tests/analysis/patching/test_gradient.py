@@ -7,11 +7,11 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from sizes import SetBudget
 from tiny import tiny_model, tiny_tokens
 from torch import Tensor
 
 from headscope import HookedTransformer
-from headscope.analysis.patching import gradient as attribution_patching
 from headscope.analysis.patching.activation import activation_patch
 from headscope.analysis.patching.comparison import AttributionPatchingResult, PatchingComparison
 from headscope.analysis.patching.gradient import attribution_patch
@@ -137,10 +137,10 @@ def test_steps_are_runs_on_the_way_between_embeddings() -> None:
         torch.testing.assert_close(found[layer], expected)
 
 
-def test_blocks_of_prompts_and_a_metric_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_of_prompts_and_a_metric_of_ones_own(set_budget: SetBudget) -> None:
     model, task = tiny_model(), random_task((5, 3, 4, 5, 2))
     whole = attribution_patch(model, task, progress=False)
-    monkeypatch.setattr(attribution_patching, "_BACKWARD_TOKENS", 10)
+    set_budget(backward_tokens=10)
     cut = attribution_patch(model, task, progress=False)
     torch.testing.assert_close(cut.values, whole.values)
     for metric in (task.logit_difference, AnswerMetric.of(task)):

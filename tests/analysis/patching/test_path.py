@@ -5,13 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from sizes import SetBudget
 from three_passes import ThreePasses, random_task
 from tiny import tiny_model
 from torch import Tensor, nn
 
 from headscope import HookedTransformer
-from headscope.analysis.patching import path as path_patching
-from headscope.analysis.patching import path_block as path_runs
 from headscope.analysis.patching.path import path_patch, path_patch_sweep
 from headscope.analysis.patching.path_result import PathPatchingResult
 from headscope.analysis.prompts.metrics import AnswerMetric, reads
@@ -79,10 +78,9 @@ def test_paths_are_those_of_three_passes(shape: str, noising: bool, freeze_mlps:
 
 
 @pytest.mark.parametrize("pad_left", [False, True])
-def test_a_sweep_is_one_path_after_another(monkeypatch: pytest.MonkeyPatch, pad_left: bool) -> None:
+def test_a_sweep_is_one_path_after_another(set_budget: SetBudget, pad_left: bool) -> None:
     # A few prompts at a time, and a few senders beside each other.
-    for module in (path_patching, path_runs):
-        monkeypatch.setattr(module, "BLOCK_TOKENS", 30)
+    set_budget(batch_tokens=30)
     model, task = three_layers(), random_task((6, 4, 5, 6, 3, 6, 6), pad_left=pad_left)
     reference = ThreePasses(model, task)
     for receivers, senders, both in (

@@ -7,13 +7,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sizes import SetBudget
 from small_models import small_model
 from tiny import randomize, tiny_model, tiny_tokens
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from headscope import HookedTransformer
-from headscope.analysis.core import batches
 from headscope.analysis.prompts.attribution import attribute
 from headscope.analysis.prompts.attribution_result import Attribution, component_labels
 from headscope.analysis.prompts.task import Task
@@ -215,7 +215,7 @@ def ioi_task(n: int = 24, **options: Any) -> tuple[HookedTransformer, Task]:
     return model, Task.from_ioi(IOIDataset(N=n, tokenizer=model.tokenizer, prepend_bos=True, **options))
 
 
-def test_a_task_brings_its_answers_and_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_brings_its_answers_and_words(set_budget: SetBudget) -> None:
     model, task = ioi_task()
     found = attribute(model, task, progress=False)
     logits = model(task.clean_tokens, attention_mask=task.attention_mask).detach()
@@ -233,7 +233,7 @@ def test_a_task_brings_its_answers_and_words(monkeypatch: pytest.MonkeyPatch) ->
         model, task.clean_tokens, answer_tokens=answers, attention_mask=task.attention_mask, progress=False
     )
     assert torch.equal(same.components, found.components) and same.token_strings == found.token_strings
-    monkeypatch.setattr(batches, "BLOCK_TOKENS", 50)
+    set_budget(batch_tokens=50)
     pieces = attribute(model, task, progress=False)
     for name in ("logit_difference", "accumulated", "components", "sources", "neurons"):
         torch.testing.assert_close(getattr(pieces, name), getattr(found, name), atol=1e-4, rtol=1e-4)

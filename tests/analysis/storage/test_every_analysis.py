@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from sizes import SetBudget
 from torch import Tensor
 
 from headscope import HookedTransformer, HookedTransformerConfig
@@ -25,7 +26,6 @@ from headscope.analysis import (
     predict_next_tokens,
     suppression_scores,
 )
-from headscope.analysis.core import batches as core_batches
 from headscope.analysis.core.batches import Batch
 from headscope.analysis.storage import passes as passes_module
 from headscope.analysis.storage.accumulator import Accumulator, Totals
@@ -84,9 +84,9 @@ def model() -> HookedTransformer:
 
 
 @pytest.fixture(autouse=True)
-def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+def _small_batches(monkeypatch: pytest.MonkeyPatch, set_budget: SetBudget) -> None:
     """Five batches of two rows or one; files need not be forced to the disk."""
-    monkeypatch.setattr(core_batches, "BLOCK_TOKENS", 16)
+    set_budget(batch_tokens=16)
     monkeypatch.setattr("os.fsync", lambda _: None)
 
 

@@ -19,7 +19,6 @@ from torch import Tensor
 
 import headscope
 from headscope import HookedTransformer, HookedTransformerConfig
-from headscope.analysis.core import batches
 from headscope.analysis.core.batches import Batch, iterate_batches
 from headscope.analysis.lens.entropy import EntropyAccumulator, EntropyOptions, EntropyResult, measure_entropy
 from headscope.analysis.storage import manifest as run_manifest
@@ -540,9 +539,9 @@ TOKENS = torch.randint(0, 23, (9, 7), generator=torch.Generator().manual_seed(3)
     ({"model": make_model(model_name="other")}, r"model\.config\.model_name is 'custom' there and 'other' here"),
 ])  # fmt: skip
 def test_another_runs_folder_is_refused(
-    model: HookedTransformer, folder: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
+    model: HookedTransformer, folder: Path, set_budget: Any, changes: dict[str, Any], message: str
 ) -> None:
-    monkeypatch.setattr(batches, "BLOCK_TOKENS", 7)
+    set_budget(batch_tokens=7)
     stopped_run(model, folder, TOKENS)
     before = {path: path.read_bytes() for path in folder.iterdir()}
     given = {"model": model, "data": TOKENS, "out": folder, "resume": True, **changes}

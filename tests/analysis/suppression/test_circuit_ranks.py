@@ -7,9 +7,7 @@ from suppressing_model import BLIND, COPIER, D_VOCAB, SUPPRESSOR, suppressing_mo
 from tiny import tiny_model
 
 from headscope import HookedTransformer
-from headscope.analysis.recording import embedding
 from headscope.analysis.recording.embedding import effective_embedding
-from headscope.analysis.suppression import circuit_ranks
 from headscope.analysis.suppression.circuit_ranks import (
     circuit_ranks_cost,
     own_token_excess,
@@ -17,6 +15,7 @@ from headscope.analysis.suppression.circuit_ranks import (
 )
 from headscope.analysis.suppression.circuit_ranks_result import CircuitRanks
 from headscope.errors import InvalidInputError, NotFiniteError
+from headscope.ops.devices import Tile
 
 PROCESSED = {"fold_ln": True, "center_writing_weights": True, "center_unembed": True, "fold_value_biases": True}
 KINDS = [
@@ -104,10 +103,10 @@ def test_effective_embedding_equals_its_formula(fields, attention):
         torch.testing.assert_close(only, expected)
 
 
-def test_effective_embedding_is_made_in_blocks(monkeypatch):
+def test_effective_embedding_is_made_in_chunks(set_budget):
     model = tiny_model()
     whole = effective_embedding(model, attention="self")
-    monkeypatch.setattr(embedding, "_EMBEDDING_ROWS", 4)
+    set_budget(batch_tokens=8)
     torch.testing.assert_close(effective_embedding(model, attention="self"), whole)
 
 
@@ -148,11 +147,10 @@ def test_processing_does_not_change_ranks(biases):
 
 
 @pytest.mark.parametrize("tile", [(4, 5), (23, 8), (1, 23)])
-def test_tiles_do_not_matter(tile, monkeypatch):
+def test_tiles_do_not_matter(tile, set_budget):
     model = tiny_model()
     whole = ranks(model)
-    monkeypatch.setattr(circuit_ranks, "_ROWS", tile[0])
-    monkeypatch.setattr(circuit_ranks, "_VOCAB_TILE", tile[1])
+    set_budget(tile=Tile(*tile))
     parts = ranks(model)
     assert torch.equal(parts.ov, whole.ov) and torch.equal(parts.qk, whole.qk)
 

@@ -226,8 +226,8 @@ def test_processing_does_not_change_what_is_found():
 
 
 @pytest.mark.parametrize("effect", ["direct", "patched"])
-def test_several_heads_in_one_call_equal_calls_of_one(effect, monkeypatch):
-    monkeypatch.setattr("headscope.analysis.suppression.cspa_block._HEADS_TOGETHER", 2)
+def test_several_heads_in_one_call_equal_calls_of_one(effect, set_budget):
+    set_budget(changes=4)
     model, tokens = tiny_model(), repeating_tokens()
     everything = measure(model, tokens, None, effect=effect, top=0.3)
     assert everything.labels == ("0.0", "0.1", "0.2", "1.0", "1.1", "1.2")
@@ -331,13 +331,13 @@ def test_bos_and_padding_neither_count_nor_are_sources_nor_are_changed(effect):
     assert naive[4].nanmean() > 1e-3
 
 
-def test_batches_do_not_matter(monkeypatch):
+def test_batches_do_not_matter(set_budget):
     model, tokens = tiny_model(), repeating_tokens(5)
     whole = measure(model, tokens, top=0.3)
     short = [tokens[:2], {"tokens": tokens[2:, :4], "attention_mask": torch.ones(3, 4)}]
     parts = measure(model, short, top=0.3)
     assert parts.kl_mean.shape == (2, 5, 7) and parts.kl_mean[:, 2:, 3:].isnan().all()
-    monkeypatch.setattr(core_batches, "BLOCK_TOKENS", 8)
+    set_budget(batch_tokens=8)
     pieces = measure(model, tokens, top=0.3)
     torch.testing.assert_close(pieces.kl_cspa, whole.kl_cspa, equal_nan=True)
 
@@ -432,8 +432,8 @@ def test_published_share_of_gpt2_small():
     assert max(share["10.0"], share["10.6"]) < 0.4
 
 
-def test_a_run_in_a_folder_goes_on_where_it_was(tmp_path, monkeypatch):
-    monkeypatch.setattr(core_batches, "BLOCK_TOKENS", 7)
+def test_a_run_in_a_folder_goes_on_where_it_was(tmp_path, monkeypatch, set_budget):
+    set_budget(batch_tokens=7)
     model, tokens = tiny_model(), repeating_tokens(4)
     wanted = measure(model, tokens, top=0.3)
     calls = 0

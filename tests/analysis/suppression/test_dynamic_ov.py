@@ -6,7 +6,6 @@ from small_models import small_model
 from suppressing_model import BLIND, COPIER, SUPPRESSOR, repeated_rows, suppressing_model
 from tiny import tiny_model, tiny_tokens
 
-from headscope.analysis.core import batches
 from headscope.analysis.suppression.dynamic_ov import DynamicOV, dynamic_ov
 from headscope.errors import InvalidInputError, NotFiniteError
 
@@ -126,10 +125,10 @@ def test_bos_is_left_out_unless_asked_for():
     assert more.n_pairs.item() > found.n_pairs.item() and more.info.n_positions == found.info.n_positions + 1
 
 
-def test_blocks_do_not_matter(monkeypatch):
+def test_blocks_do_not_matter(set_budget):
     model, tokens = tiny_model(), tiny_tokens(5, 9)
     whole = measure(model, tokens)
-    monkeypatch.setattr(batches, "BLOCK_TOKENS", 9)
+    set_budget(batch_tokens=9)
     parts = measure(model, tokens)
     assert torch.equal(parts.n_pairs, whole.n_pairs) and torch.equal(parts.bottom, whole.bottom)
     assert parts.info == whole.info and whole.info.n_sequences == 5 and whole.info.n_positions == 45

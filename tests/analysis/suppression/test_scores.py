@@ -7,7 +7,6 @@ from suppressing_model import BOS, suppressing_model
 from tiny import tiny_model, tiny_tokens
 
 from headscope import HookedTransformer
-from headscope.analysis.core import batches
 from headscope.analysis.suppression.scores import SuppressionScores, suppression_scores
 from headscope.data.ioi import IOIDataset
 from headscope.data.random_tokens import repeated_random_tokens
@@ -62,8 +61,8 @@ def test_anti_induction_equals_its_definition(fields):
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_ioi_equals_its_definition_for_prompts_of_ones_own(side, monkeypatch):
-    monkeypatch.setattr(batches, "BLOCK_TOKENS", 14)
+def test_ioi_equals_its_definition_for_prompts_of_ones_own(side, set_budget):
+    set_budget(batch_tokens=14)
     model, prompts = tiny_model(), tiny_tokens(3, 7)
     real = torch.ones_like(prompts, dtype=torch.bool)
     real[1, 4:], real[2, 6:] = False, False

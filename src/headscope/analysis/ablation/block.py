@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from headscope.analysis.core.batches import BLOCK_TOKENS, Batch
+from headscope.analysis.core.batches import Batch
 from headscope.analysis.core.components import Component
 from headscope.analysis.recording.record import CleanRun, Replacement, clean_prediction, hook_name, record
 from headscope.errors import NotFiniteError
@@ -21,11 +21,11 @@ from headscope.model.activations.readout import readout_of
 from headscope.model.hooks import is_listening
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.changed_predictions import ChangedPredictions, HeadChanges, RowChanges, compare
+from headscope.ops.devices import Budget
 
 __all__ = ["AblatedBlock", "Plan", "measure_batch"]
 
 # Changed final states held until they are unembedded together, in rows.
-_HELD_ROWS = 16 * BLOCK_TOKENS
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,7 @@ class _BlockAblation:
         instead: Mapping[str, Mapping[Component, Tensor]],
     ) -> None:
         self.model, self.batch, self.plan, self.run, self.instead = model, batch, plan, run, instead
+        self.budget = Budget.of(batch.tokens.device)
         self.where = batch.predicting()
         self.readout = readout_of(model)
         self.weights = model.output_weights()
@@ -178,7 +179,7 @@ class _BlockAblation:
         held: list[tuple[Cell, Tensor]] = []
         for cell in cells:
             held.append(cell)
-            if len(held) * len(self.final) >= _HELD_ROWS:
+            if len(held) * len(self.final) >= self.budget.held_rows:
                 yield held
                 held = []
         if held:
@@ -218,7 +219,7 @@ class _BlockAblation:
             return []
         sets, values, effect = self.plan.sets, self.plan.values, self.plan.effects.index("direct")
         low_rank = [at for at, together in enumerate(sets) if self._is_low_rank(together)]
-        step = max(1, _HELD_ROWS * 12 // max(1, len(values) * len(self.final)))
+        step = max(1, self.budget.held_rows * 12 // max(1, len(values) * len(self.final)))
         return [self._some_heads(low_rank[start : start + step], effect) for start in range(0, len(low_rank), step)]
 
     def _some_heads(self, some: list[int], effect: int) -> _DirectHeads:
@@ -243,7 +244,7 @@ class _BlockAblation:
         n_tokens = self.batch.tokens.numel()
         listeners = any(is_listening(point) for point in self.model.hook_points())
         # A hook of the user's may count on the batch it was made for.
-        together = 1 if listeners else max(1, BLOCK_TOKENS // n_tokens)
+        together = 1 if listeners else max(1, self.budget.batch_tokens // n_tokens)
         with tqdm(total=len(runs), desc="patched runs", leave=False, disable=not progress, dynamic_ncols=True) as bar:
             at = 0
             while at < len(runs):

@@ -15,9 +15,9 @@ from tqdm import tqdm
 from headscope.errors import InvalidInputError
 from headscope.model.text.tokens import bos_token_id
 from headscope.model.transformer import HookedTransformer
+from headscope.ops.devices import Budget
 
 __all__ = [
-    "BLOCK_TOKENS",
     "Batch",
     "check_repeatable",
     "describe_data",
@@ -25,8 +25,6 @@ __all__ = [
     "nothing_counts",
     "nothing_predicted",
 ]
-
-BLOCK_TOKENS = 2048
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ def iterate_batches(
     description: str = "",
     done: int = 0,
 ) -> Iterator[Batch]:
-    """Go through data in batches of at most `BLOCK_TOKENS` tokens (or one row, if a row is longer).
+    """Go through data in batches of at most `Budget.batch_tokens` tokens (or one row, if a row is longer).
 
     Args:
         model: Whose tokens they are; its tokenizer tells padding and BOS.
@@ -107,7 +105,7 @@ def iterate_batches(
             counted = _counted(model, tokens, mask, include_bos)
             if n_batches is not None:
                 bar.total = round((seen + tokens.numel()) / number * max(n_batches, number))
-            rows = max(1, BLOCK_TOKENS // tokens.shape[1])
+            rows = max(1, Budget.of(tokens.device).batch_tokens // tokens.shape[1])
             for at in range(0, len(tokens), rows):
                 part = slice(at, at + rows)
                 yield Batch(tokens[part], None if mask is None else mask[part], counted[part])

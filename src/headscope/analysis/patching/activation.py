@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headscope.analysis.core.batches import BLOCK_TOKENS
 from headscope.analysis.patching.base_run import can_be_resumed
 from headscope.analysis.patching.engine import Patch, measure_patches
 from headscope.analysis.patching.result import PatchingResult
@@ -18,6 +17,7 @@ from headscope.analysis.prompts.metrics import AnswerMetric, Metric, as_number
 from headscope.analysis.prompts.task import Task
 from headscope.analysis.prompts.two_runs import Direction, Scale, Scorer, TaskRuns
 from headscope.model.transformer import HookedTransformer
+from headscope.ops.devices import Budget
 
 __all__ = ["activation_patch"]
 
@@ -88,7 +88,7 @@ def activation_patch(
     cells = [(site, cell) for site in hook_names for cell in _cells(model, site, axes[site], len(runs.positions.names))]
     names = [name for of_site in hook_names.values() for name in of_site]
     patched, ends = torch.zeros(len(cells), dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
-    for rows in Scorer(model, runs.task, metric).batches(BLOCK_TOKENS):
+    for rows in Scorer(model, runs.task, metric).batches(Budget.of(model.W_E.device).batch_tokens):
         some = runs.task[rows]
         given: dict[str, Any] = {"attention_mask": some.attention_mask}
         measure = AnswerMetric.of(some) if metric is None else metric

@@ -20,20 +20,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from headscope.analysis.core.batches import BLOCK_TOKENS
 from headscope.analysis.patching.base_run import BaseRun, Entry, Site, can_be_resumed, site_of
 from headscope.analysis.prompts.metrics import AnswerMetric, Metric, PositionMetric, as_number
 from headscope.analysis.recording.record import Steps
 from headscope.model.hooks import HookPoint
 from headscope.model.parts.key_value_cache import HookedTransformerKeyValueCacheEntry
 from headscope.model.transformer import HookedTransformer
+from headscope.ops.devices import Budget
 from headscope.ops.indexing import at_positions
 
 __all__ = ["Patch", "measure_patches"]
 
 # Patched streams that are held at a time, and logits that are made at a time.
-_HELD_BYTES = 2**27
-_LOGIT_BYTES = 2**27
 
 
 @dataclass(frozen=True)
@@ -183,12 +181,13 @@ class _PatchRuns:
         self.stop = reads_to if base.is_causal else base.length
         self._entries: dict[int, Entry] = {}
         self._held = 0
+        self._budget = Budget.of(base.final.device)
         self._unpatched_logits: Tensor | None = None
         self._unpatched: float | None = None
 
     @property
     def is_full(self) -> bool:
-        return self._held >= _HELD_BYTES
+        return self._held >= self._budget.work_bytes
 
     def add(self, cell: int, site: Site, patched: Tensor) -> None:
         """Take in a cell, with the activation as it is after its patch."""
@@ -230,7 +229,9 @@ class _PatchRuns:
             after: dict[int, _Group] = {}
             for those, run in ((groups, self._through), (middle, self._through_mlp)):
                 for start, group in those.items():
-                    rows = self.base.batch * max(1, BLOCK_TOKENS // (self.base.batch * (self.stop - start)))
+                    rows = self.base.batch * max(
+                        1, self._budget.batch_tokens // (self.base.batch * (self.stop - start))
+                    )
                     parts = [run(layer, start, part) for part in group.joined().split(rows)]
                     after.setdefault(start, _Group()).add(group.cells, *parts)
                     done += len(group.cells) * (self.stop - start)
@@ -353,7 +354,7 @@ class _PatchRuns:
             return
         metric = self.metric.metric if isinstance(self.metric, PositionMetric) else self.metric
         widest = max(final.shape[1] for final in finals.values()) * self.base.batch * self.model.cfg.d_vocab_out
-        step = max(1, _LOGIT_BYTES // (widest * self.base.final.element_size()))
+        step = max(1, self._budget.work_bytes // (widest * self.base.final.element_size()))
         for first in range(0, len(cells), step):
             some = cells[first : first + step]
             # Rows of all of them in one product, whatever their lengths.

@@ -27,11 +27,11 @@ from headscope.analysis.prompts.two_runs import Direction, Scale, Scorer, TaskRu
 from headscope.analysis.recording.record import check_final, record
 from headscope.errors import InvalidInputError
 from headscope.model.transformer import HookedTransformer
+from headscope.ops.devices import Budget
 
 __all__ = ["attribution_patch"]
 
 # Tokens whose activations are kept for one backward pass.
-_BACKWARD_TOKENS = 512
 
 
 @torch.no_grad()
@@ -89,7 +89,7 @@ def attribution_patch(
     runs = TaskRuns(model, task, direction, scale, positions)
     at = None if positions is None else runs.positions.at.T
     scorer = Scorer(model, runs.task, metric)
-    batches = list(scorer.batches(_BACKWARD_TOKENS))
+    batches = list(scorer.batches(Budget.of(model.W_E.device).backward_tokens))
     totals: dict[str, Tensor] = {}
     ends = []
     with tqdm(total=len(batches) * steps, desc="attribution patching", disable=not progress, leave=False) as bar:

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from headscope.analysis.core.batches import BLOCK_TOKENS
 from headscope.analysis.core.components import all_heads, all_mlps
 from headscope.analysis.patching.path_block import Cell, PathBlock
 from headscope.analysis.patching.path_ends import Receiver, as_receivers, as_senders, check_fed, sender_of
@@ -31,6 +30,7 @@ from headscope.analysis.prompts.two_runs import Direction, Scale, Scorer, TaskRu
 from headscope.errors import InvalidInputError
 from headscope.model.hooks import is_plain
 from headscope.model.transformer import HookedTransformer
+from headscope.ops.devices import Budget
 
 __all__ = ["path_patch", "path_patch_sweep"]
 
@@ -181,7 +181,7 @@ def _measured(
     passes = PathBlock if is_unhooked else WholePaths
     parts = []
     with tqdm(total=len(fed) * n_prompts, desc="path patching", unit="run", disable=not progress, leave=False) as bar:
-        for rows in scorer.batches(BLOCK_TOKENS):
+        for rows in scorer.batches(Budget.of(model.W_E.device).batch_tokens):
             batch = passes(model, runs, scorer, rows, senders, receivers, freeze_mlps)
             metrics = [scorer.values(rows, torch.stack([batch.base, batch.other]))]
             for start in range(0, len(fed), batch.together):

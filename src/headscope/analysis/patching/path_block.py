@@ -12,13 +12,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headscope.analysis.core.batches import BLOCK_TOKENS
 from headscope.analysis.core.components import Component
 from headscope.analysis.patching.path_ends import Receiver, Sender, mlp_stage
 from headscope.analysis.prompts.two_runs import Scorer, TaskRuns
 from headscope.analysis.recording.record import Replacement, check_final, hook_name, record
 from headscope.model.names import post_scale_name
 from headscope.model.transformer import HookedTransformer
+from headscope.ops.devices import Budget
 
 __all__ = ["Cell", "PathBlock"]
 
@@ -68,7 +68,7 @@ class PathBlock:
             # What is not read of the final state need not be changed.
             self.where = torch.zeros_like(self.where).scatter(1, scorer.places[rows], True) & self.where
         n_passed = scorer.places[rows].numel() if self.into_final else self.tokens.numel()
-        self.together = max(1, BLOCK_TOKENS // n_passed)
+        self.together = max(1, Budget.of(self.tokens.device).batch_tokens // n_passed)
         self._run_both(senders)
 
     def _mlps_between(self) -> Iterator[int]:

@@ -12,10 +12,9 @@ from headscope.analysis.recording.lens_states import lens_states
 from headscope.errors import InvalidInputError
 from headscope.model.activations.readout import Readout, readout_of
 from headscope.model.transformer import HookedTransformer
+from headscope.ops.devices import Budget
 
 __all__ = ["TokenDirections", "direct_effects", "effective_embedding", "token_directions", "token_embedding"]
-
-_EMBEDDING_ROWS = 1024
 
 
 class TokenDirections:
@@ -94,10 +93,11 @@ def effective_embedding(
     if model.cfg.attn_only and attention == "none":
         return embedded
     out = torch.empty_like(embedded)
-    for at in range(0, len(embedded), _EMBEDDING_ROWS):
+    step = max(1, Budget.of(embedded.device).batch_tokens // 2)
+    for at in range(0, len(embedded), step):
         # Each token is a row of its own, one position long.
-        rows = embedded[at : at + _EMBEDDING_ROWS, None]
-        out[at : at + _EMBEDDING_ROWS] = _after_first_block(model, rows, attention == "self", only_mlp)[:, 0]
+        rows = embedded[at : at + step, None]
+        out[at : at + step] = _after_first_block(model, rows, attention == "self", only_mlp)[:, 0]
     return out
 
 

@@ -21,6 +21,7 @@ from headscope.model.hooks import HookPoint
 from headscope.model.names import post_scale_name
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.changed_predictions import Prediction
+from headscope.ops.devices import Budget
 
 __all__ = [
     "CleanRun",
@@ -40,9 +41,6 @@ __all__ = [
 
 # What is kept of an activation; `None` keeps it as it is.
 Reading = Callable[[Tensor], Any] | None
-
-# What clean runs may take in memory from one pass over the data to the next.
-_KEPT_BYTES = 256 * 2**20
 
 
 class Recording(NamedTuple):
@@ -264,7 +262,7 @@ class CleanRuns:
         self.parts = frozenset(parts)
         self.resume_at = tuple(resume_at)
         self._kept: dict[int, tuple[Batch, CleanRun]] = {}
-        self._room = _KEPT_BYTES if room is None else room
+        self._room = Budget.of(model.W_E.device).kept_bytes if room is None else room
 
     def first(self, batch: Batch, n_before: int) -> CleanRun:
         """Run a batch that `n_before` rows of the data come before, and keep the run if there is room."""

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headscope.analysis.core.batches import BLOCK_TOKENS
 from headscope.errors import CheckpointError, InvalidInputError
 from headscope.model.transformer import HookedTransformer
+from headscope.ops.devices import Budget
 
 __all__ = [
     "FORMAT",
@@ -47,7 +47,7 @@ def make_manifest(
         "model": _describe_model(model),
         "data": {"description": description, **_describe_data(data, attention_mask)},
         "reference": {} if reference is None else _describe_data(reference, None),
-        "options": {**options, "block_tokens": BLOCK_TOKENS},
+        "options": {**options, "batch_tokens": Budget.of(model.W_E.device).batch_tokens},
         "software": {"headscope": headscope_version(), "torch": torch.__version__},
     }
     return json.loads(json.dumps(manifest, default=str))

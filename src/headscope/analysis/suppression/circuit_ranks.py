@@ -31,7 +31,9 @@ from headscope.analysis.suppression.circuit_ranks_result import CircuitRanks
 from headscope.errors import InvalidInputError, NotFiniteError
 from headscope.model.activations.readout import Readout, readout_of
 from headscope.model.transformer import HookedTransformer
+from headscope.ops.devices import Budget
 from headscope.ops.parallel import RowChunks
+from headscope.ops.vocab import vocab_tiles
 
 __all__ = [
     "RanksCost",
@@ -39,9 +41,6 @@ __all__ = [
     "own_token_excess",
     "weights_circuit_ranks",
 ]
-
-_ROWS = 512
-_VOCAB_TILE = 1024
 
 
 @dataclass(frozen=True)
@@ -211,24 +210,26 @@ def own_token_excess(
     own = (left * right.T[tokens]).sum(-1, keepdim=True)
     excess = torch.zeros(len(left), dtype=torch.int64, device=left.device)
 
+    size = Budget.of(left.device).tile
+
     def make_space() -> Tensor:
-        return left.new_empty(_ROWS * min(_VOCAB_TILE, d_vocab))
+        return left.new_empty(size.rows * min(size.vocab, d_vocab))
 
     def count(rows: slice, space: Tensor) -> None:
         n = rows.stop - rows.start
-        for start in range(0, d_vocab, _VOCAB_TILE):
-            width = min(_VOCAB_TILE, d_vocab - start)
+        for columns in vocab_tiles(d_vocab, size.vocab):
+            width = columns.stop - columns.start
             tile = space[: n * width].view(n, width)
-            torch.mm(left[rows], right[:, start : start + width], out=tile)
+            torch.mm(left[rows], right[:, columns], out=tile)
             tile.sub_(own[rows])
-            places = tokens[rows] - start
+            places = tokens[rows] - columns.start
             here = ((places >= 0) & (places < width)).nonzero()[:, 0]
             # Made apart, the own entry may differ in its last bits from what it is compared with.
             tile[here, places[here]] = 0.0
             excess[rows] += tile.sign_().sum(-1).long()
 
-    with RowChunks(len(left), _ROWS, make_space, left.device) as blocks:
-        blocks.run(count)
+    with RowChunks(len(left), size.rows, make_space, left.device) as chunks:
+        chunks.run(count)
     return excess.cpu()
 
 
@@ -257,7 +258,8 @@ def circuit_ranks_cost(
     # Two circuits of n_tokens * d_vocab entries; values, keys, queries and the unembedded W_O.
     in_tiles = n_heads * 4 * cfg.d_head * n_tokens * cfg.d_vocab
     making = n_heads * 2 * cfg.d_head * cfg.d_model * (3 * cfg.d_vocab + n_tokens)
-    rows, columns = min(n_tokens, 4 * _ROWS), min(cfg.d_vocab, 4 * _VOCAB_TILE)
+    size = Budget.of(model.W_U.device).tile
+    rows, columns = min(n_tokens, 4 * size.rows), min(cfg.d_vocab, 4 * size.vocab)
     kind = torch.promote_types(model.W_U.dtype, torch.float32)
     left = torch.ones(rows, cfg.d_head, dtype=kind, device=model.W_U.device)
     right = torch.ones(cfg.d_head, columns, dtype=kind, device=model.W_U.device)

@@ -20,11 +20,9 @@ from headscope.errors import InvalidInputError
 from headscope.model.activations.readout import readout_of
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.changed_predictions import Prediction, compare_rows
+from headscope.ops.devices import Budget
 
 __all__ = ["SuppressionBlock", "SuppressionOptions"]
-
-# Heads whose changed states are held until they are unembedded together.
-_HEADS_TOGETHER = 6
 
 
 @dataclass(frozen=True)
@@ -78,12 +76,14 @@ class SuppressionBlock:
         clean = clean_prediction(self.readout, self.batch, self.where, final)
         scale = self.readout.scale(final)
         bar = tqdm(total=len(self.heads), desc="heads", unit="head", leave=False, disable=not progress)
+        # Each head makes two changes: CSPA, and the mean ablation.
+        together = max(1, Budget.of(final.device).changes // 2)
         for layer, resid in streams.items():
             rows = [row for row, head in enumerate(self.heads) if head.layer == layer]
             read = read_layer(self.model, self.batch, layer, resid, [self.heads[row] for row in rows])
             kept = self._kept_sources(layer, read.resid)
-            for at in range(0, len(rows), _HEADS_TOGETHER):
-                some = rows[at : at + _HEADS_TOGETHER]
+            for at in range(0, len(rows), together):
+                some = rows[at : at + together]
                 changed = torch.cat([self._changed(self.heads[row], read, kept, resid, clean, scale) for row in some])
                 predictions = compare_rows(clean, changed)
                 found[0, where] = predictions.loss.cpu().float()
