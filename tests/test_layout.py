@@ -75,6 +75,7 @@ HEAVY = {
     "transformers",
     "triton",
     "typer",
+    "xarray",
 }
 HEAVY_ALLOWED = {("cli", "typer")}
 

@@ -165,7 +165,7 @@ def losses(model: HookedTransformer, final: Tensor, scale_of_state: Tensor | Non
 def test_ablation(row: str) -> None:
     model, acts = model_of(row), acts_of(row)
     last = model.cfg.n_layers - 1
-    chosen: list[Any] = [(0, 1), (last, 0), "MLP 0"]
+    chosen: list[Any] = [(0, 1), (last, 0), "mlp0"]
     found = ablate_heads(model, TOKENS, heads=chosen, attention_mask=MASK, include_bos=True, progress=False)
     final = acts[f"blocks.{last}.hook_resid_post"]
     clean = losses(model, final)

@@ -107,7 +107,7 @@ def test_ablate_prints_the_ends_and_places(run: Run, checkpoint: Path, story: Pa
     assert code == 0 and "story.txt" in printed
     result = AblationResult.load(out / "result.safetensors")
     assert (result.values, result.effects) == (("mean",), ("patched", "direct"))
-    assert result.component_labels == ("0.1", "1.0+1.2", "MLP 1")
+    assert result.component_labels == ("0.1", "1.0+1.2", "mlp1")
     for effect in result.effects:
         (section,) = [part for part in printed.split("\n\n") if part.startswith(f"mean, {effect}")]
         lines = [f"  {s.label:<12}{s.loss_diff:>+9.4f} ± {s.error:.4f}" for s in result.top(3, effect=effect)]

@@ -122,7 +122,7 @@ BAD = {
         "'task' and 'training'; got ['model']",
     ),
     "toy option": (["train", "induction", "--config", "TMP/option.json"], "Unknown training option 'epoch'"),
-    "an MLP": (["copy-suppression", "CHECKPOINT", "--heads", "MLP 0"], "MLP 0 is no head"),
+    "an MLP": (["copy-suppression", "CHECKPOINT", "--heads", "MLP 0"], "mlp0 is no head"),
     "no sources": (["copy-suppression", "CHECKPOINT", "--top", "0"], "top is the share of sources"),
     "the same value twice": (
         ["ablate", "CHECKPOINT", "--value", "zero", "--value", "zero"],

@@ -44,7 +44,7 @@ def test_ones_own_prompts_are_patched(run: Run, tmp_path: Path) -> None:
     path.write_text(TABLE)
     flags = ("--task", path, "--sites", "resid_pre,z", "--positions", "1,end", "--scale", "metric")
     code, printed, _ = run("patch", *flags, "--out", tmp_path / "out", "--no-progress")
-    assert code == 0 and "Activation patching (denoising)" in printed and " at end" in printed
+    assert code == 0 and "denoising: clean " in printed and " at end" in printed
     assert "values are the change of the logit difference" in printed
     page = (tmp_path / "out" / "patching.html").read_text(encoding="utf-8")
     assert page.count('class="plotly-graph-div"') == 2

@@ -111,7 +111,7 @@ def entropy(
     app,
     "headscope ablate",
     "headscope ablate gpt2 --heads 10.7,11.10 --text story.txt",
-    "headscope ablate gpt2 --heads '10.7+11.10, MLP 0' --value mean --effect direct --positions 5",
+    "headscope ablate gpt2 --heads '10.7+11.10, mlp0' --value mean --effect direct --positions 5",
 )
 def ablate(
     model: ModelArgument = DEMO,
@@ -119,7 +119,7 @@ def ablate(
     heads: Annotated[
         str | None,
         typer.Option(
-            help="Components to ablate, separated by commas: 10.7 is head 7 of layer 10, 'MLP 3' an MLP, 10.7+11.10 a "
+            help="Components to ablate, separated by commas: 10.7 is head 7 of layer 10, mlp3 an MLP, 10.7+11.10 a "
             "set ablated together. Default: every head.",
             show_default=False,
         ),

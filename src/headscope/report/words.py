@@ -143,7 +143,7 @@ def estimate_cell(estimate: Estimate, *, sign: bool = True) -> Cell:
 
 def head_cell(label: str, *, link: str | None = None) -> Cell:
     """A head's label in a table, sorted by layer and head."""
-    layer, _, head = label.removeprefix("MLP ").partition(".")
+    layer, _, head = label.removeprefix("mlp").partition(".")
     place = 10_000 * int(layer) + (int(head) if head else 9_999)
     shown = label if link is None else say('<a href="#{link}"><b>{label}</b></a>', link=link, label=label)
     return Cell(shown, place)

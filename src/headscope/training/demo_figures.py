@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headscope.analysis.core.result import Ranking, rank_components
+from headscope.analysis.core.ranking import Ranking
 from headscope.analysis.heads.scores import head_scores, scored_tokens
 from headscope.analysis.lens.loss import next_token_loss
 from headscope.analysis.suppression.cspa import copy_suppression_preserving_ablation
@@ -144,7 +144,6 @@ def evaluate_demo(
     long_repeat = long_loss[:, half + 1 :]
     scores = head_scores(model, random_tokens, progress=progress)
     suppression = copy_suppression_preserving_ablation(model, english[:_N_SUPPRESSION_ROWS], progress=progress)
-    n_heads = model.cfg.n_heads
     return DemoFigures(
         seed=seed,
         n_prompts=n_prompts,
@@ -159,8 +158,8 @@ def evaluate_demo(
         previous_token=scores.top(3, by="previous_token"),
         duplicate_token=scores.top(3, by="duplicate_token"),
         induction=scores.top(3, by="induction"),
-        name_movers=rank_components(direct, 3, n_heads=n_heads, name="direct logit difference"),
-        opposing=rank_components(direct, 3, n_heads=n_heads, name="direct logit difference", largest=False),
+        name_movers=Ranking.of_heads(direct, 3, name="direct logit difference"),
+        opposing=Ranking.of_heads(direct, 3, name="direct logit difference", largest=False),
         copy_suppression=suppression.top(3),
     )
 

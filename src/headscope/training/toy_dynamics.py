@@ -4,17 +4,17 @@
 after the other, holding one model at a time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from headscope.analysis.core.result import Result, RunInfo, check_option
+from headscope.analysis.core.result import Array, Result, RunInfo, check_option
 from headscope.analysis.heads.scores import head_scores
 from headscope.analysis.lens.entropy import measure_entropy
 from headscope.data.tasks.base import TaskDataset
@@ -24,9 +24,6 @@ from headscope.model.transformer import HookedTransformer
 from headscope.training.toy import evaluate_task
 from headscope.training.toy_checkpoint import load_toy_model, snapshot_steps
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 __all__ = ["MEASURES", "Measure", "TrainingDynamics", "training_dynamics"]
 
 Measure = Literal["entropy", "head_scores", "head_logits"]
@@ -34,7 +31,7 @@ MEASURES: tuple[Measure, ...] = ("entropy", "head_scores", "head_logits")
 _SCORES = ("previous_token", "duplicate_token", "induction")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainingDynamics(Result):
     """Measurements of a model along its training; `None` for measures not requested.
 
@@ -57,6 +54,21 @@ class TrainingDynamics(Result):
     """
 
     kind: ClassVar[str] = "training_dynamics"
+    arrays: ClassVar[Mapping[str, Array]] = {
+        "loss": Array("step", unit="nats"),
+        "accuracy": Array("step"),
+        "resid": Array("step state", unit="nats", column="entropy"),
+        "diff": Array("step layer component", unit="nats"),
+        "marginal": Array("step layer component", unit="nats"),
+        **{name: Array("step layer head") for name in _SCORES},
+        "answer_logits": Array("step layer head", unit="logits"),
+        "head_logits": Array("step layer head prompt token", unit="logits"),
+    }
+    coords: ClassVar[Mapping[str, str]] = {"step": "steps", "state": "state_labels", "component": "component_labels"}
+    rows: ClassVar[tuple[str, ...]] = ("step",)
+    columns: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "resid", "diff", "marginal", *_SCORES, "answer_logits")
+    ranked: ClassVar[tuple[str, ...]] = ("diff", "marginal", *_SCORES, "answer_logits")
+    fixed: ClassVar[Mapping[str, int]] = {"step": -1}
     steps: Int[Tensor, " step"]
     loss: Float[Tensor, " step"]
     accuracy: Float[Tensor, " step"]
@@ -81,42 +93,20 @@ class TrainingDynamics(Result):
         answer_logit = self.head_logits.gather(-1, index)[..., 0]
         return (answer_logit - self.head_logits.mean(-1)).mean(-1)
 
-    def to_frame(self) -> "pd.DataFrame":
-        """One row a step: loss, accuracy, the entropy of each state, and each head's numbers."""
-        import pandas as pd
-
-        columns = {"step": self.steps, "loss": self.loss, "accuracy": self.accuracy}
-        if self.resid is not None:
-            columns |= {f"entropy {name}": self.resid[:, i] for i, name in enumerate(self.state_labels)}
-        for name in ("diff", "marginal", *_SCORES, "answer_logits"):
-            values = getattr(self, name)
-            if values is not None:
-                for layer, row in enumerate(values.unbind(1)):
-                    for index, column in enumerate(row.unbind(1)):
-                        part = self.component_labels[index] if name in ("diff", "marginal") else str(index)
-                        label = f"MLP {layer}" if part == "MLP" else f"{layer}.{part}"
-                        columns[f"{name} {label}"] = column
-        return pd.DataFrame({name: values.numpy() for name, values in columns.items()})
-
-    def __str__(self) -> str:
-        lines = [
-            f"TrainingDynamics: {self.info}",
-            f"  {len(self.steps)} checkpoints, steps {int(self.steps[0]):,} to {int(self.steps[-1]):,}; "
+    def _notes(self) -> Iterator[str]:
+        yield (
+            f"{len(self.steps)} checkpoints, steps {int(self.steps[0]):,} to {int(self.steps[-1]):,}; "
             f"loss {float(self.loss[0]):.3f} → {float(self.loss[-1]):.3f} nats, accuracy "
-            f"{float(self.accuracy[0]):.1%} → {float(self.accuracy[-1]):.1%}",
-        ]
+            f"{float(self.accuracy[0]):.1%} → {float(self.accuracy[-1]):.1%}"
+        )
         if self.resid is not None:
-            lines.append(f"  final entropy: {float(self.resid[0, -1]):.3f} → {float(self.resid[-1, -1]):.3f} nats")
+            yield f"final entropy: {float(self.resid[0, -1]):.3f} → {float(self.resid[-1, -1]):.3f} nats"
         for name in _SCORES:
             values = getattr(self, name)
             if values is not None and not bool(values.isnan().all()):
-                best = int(values[-1].argmax())
-                layer, head = divmod(best, values.shape[2])
-                first, last = float(values[0, layer, head]), float(values[-1, layer, head])
-                lines.append(f"  {name}: head {layer}.{head} {first:.2f} → {last:.2f}")
-        return "\n".join(lines)
-
-    __repr__ = __str__
+                best = self.top(1, by=name)[0]
+                first = float(values[0, best.layer, best.head])
+                yield f"{name}: head {best.label} {first:.2f} → {best.value:.2f}"
 
 
 @torch.no_grad()

@@ -160,7 +160,7 @@ def compare(
     return found
 
 
-SETS: list[Any] = [(0, 0), (1, 2), "0.1", "MLP 0", "MLP 1", [(0, 2), (1, 0)], [(1, 1), "MLP 0"]]
+SETS: list[Any] = [(0, 0), (1, 2), "0.1", "mlp0", "mlp1", [(0, 2), (1, 0)], [(1, 1), "mlp0"]]
 
 
 # Results are kept in float32: losses of up to 10 nats are rounded by 1e-6.
@@ -190,7 +190,7 @@ def test_other_blocks(fields: dict[str, Any]) -> None:
             wanted = naive.loss(naive.measure(together, "mean", "patched")) - naive.loss(naive.log_probs)
             assert torch.allclose(found.loss_diff[1, 0, c].double(), wanted, atol=5e-6)
     else:
-        compare(model, ["0.0", "1.1", "MLP 0"], 5e-6)
+        compare(model, ["0.0", "1.1", "mlp0"], 5e-6)
 
 
 def test_paths_through_excluded_heads_are_closed() -> None:
@@ -237,7 +237,7 @@ def test_a_processed_and_an_unprocessed_model(tmp_path: Path) -> None:
     tokens = torch.randint(0, len(small_tokenizer()), (3, 9), generator=torch.Generator().manual_seed(0))
     for load in (HookedTransformer.from_pretrained, HookedTransformer.from_pretrained_no_processing):
         model = load(str(tmp_path))
-        found = measure(model, tokens, heads=["0.0", "1.2", "MLP 0"], include_bos=True)
+        found = measure(model, tokens, heads=["0.0", "1.2", "mlp0"], include_bos=True)
         naive = Naive(model, tokens, None, torch.ones_like(tokens, dtype=torch.bool))
         for (v, value), (e, effect), (c, together) in itertools.product(
             enumerate(VALUES), enumerate(EFFECTS), enumerate(component_sets(model.cfg, found.component_labels))
@@ -469,7 +469,7 @@ def test_accumulators_merge() -> None:
         ({"effects": ["direct", "direct"]}, "effects must be different ones"),
         ({"effects": ["total"]}, "effects must be one of"),
         ({"effects": ["direct"], "excluding": ["1.0"]}, "add 'indirect' to effects"),
-        ({"excluding": ["MLP 0"]}, "excluding names heads, not MLPs"),
+        ({"excluding": ["mlp0"]}, "excluding names heads, not MLPs"),
         ({"mean_over": "row"}, "mean_over must be one of"),
         ({"scale": "mine"}, "scale must be one of"),
         ({"reduce": "sum"}, "reduce must be one of"),
@@ -501,7 +501,7 @@ def test_data_that_will_not_do_is_told() -> None:
     with pytest.raises(InvalidInputError, match="holds means only"):
         found.top_positions()
     both = measure(model, tiny_tokens(), heads=["0.0", "0.1"])
-    with pytest.raises(InvalidInputError, match="component must be one of those measured \\(0.0, 0.1\\); got None"):
+    with pytest.raises(InvalidInputError, match="component must be one of 0.0, 0.1, ...; got None"):
         both.top_positions()
     with torch.no_grad():
         model.blocks[1].attn.W_O[0, 0, 0] = torch.nan

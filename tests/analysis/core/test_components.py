@@ -12,9 +12,10 @@ from headscope.errors import InvalidInputError
 @pytest.mark.parametrize(
     ("named", "labels"),
     [
-        ([(1, 2), "0.1", " 1.0 ", "MLP 1", "mlp.0", Component(0, 2)], ["1.2", "0.1", "1.0", "MLP 1", "MLP 0", "0.2"]),
+        ([(1, 2), "0.1", " 1.0 ", "MLP 1", "mlp.0", Component(0, 2)], ["1.2", "0.1", "1.0", "mlp1", "mlp0", "0.2"]),
+        (["mlp1", "Mlp 0", "MLP0"], ["mlp1", "mlp0", "mlp0"]),
         ("1.2, 0.1", ["1.2", "0.1"]),
-        ("1.2+MLP 0", ["1.2", "MLP 0"]),
+        ("1.2+MLP 0", ["1.2", "mlp0"]),
     ],
 )
 def test_names(named: Any, labels: list[str]) -> None:
@@ -26,10 +27,10 @@ def test_names(named: Any, labels: list[str]) -> None:
     [
         ([(1, 2)], ["1.2"]),
         ([[1, 2], (0, 1)], ["1.2", "0.1"]),
-        ([["1.2", "0.1"], "MLP 0"], ["0.1+1.2", "MLP 0"]),
+        ([["1.2", "0.1"], "mlp0"], ["0.1+1.2", "mlp0"]),
         (["1.2+0.1+0.1"], ["0.1+1.2"]),
         ([{(0, 0), (1, 0)}], ["0.0+1.0"]),
-        ([("0.0", "MLP 0", (0, 2))], ["0.0+0.2+MLP 0"]),
+        ([("0.0", "mlp0", (0, 2))], ["0.0+0.2+mlp0"]),
     ],
 )
 def test_sets(named: Any, labels: list[str]) -> None:
@@ -41,7 +42,7 @@ def test_sets(named: Any, labels: list[str]) -> None:
     [
         ([(2, 0)], "2.0 does not exist: layers of .* are 0 to 1"),
         (["0.3"], "0.3 does not exist: heads of .* are 0 to 2"),
-        (["MLP 2"], "MLP 2 does not exist: layers"),
+        (["mlp2"], "mlp2 does not exist: layers"),
         (["-1.0"], "names no component"),
         ([(0, -1)], "does not exist: heads"),
         (["head 3"], "'head 3' names no component. A head is"),
@@ -58,7 +59,7 @@ def test_bad_names_are_told(named: Any, message: str) -> None:
 
 def test_all_of_a_model() -> None:
     assert [head.label for head in all_heads(tiny_config())] == ["0.0", "0.1", "0.2", "1.0", "1.1", "1.2"]
-    assert [mlp.label for mlp in all_mlps(tiny_config())] == ["MLP 0", "MLP 1"]
+    assert [mlp.label for mlp in all_mlps(tiny_config())] == ["mlp0", "mlp1"]
     assert all_mlps(tiny_config(attn_only=True)) == ()
     with pytest.raises(InvalidInputError, match="has attention only"):
-        components(tiny_config(attn_only=True), ["MLP 0"])
+        components(tiny_config(attn_only=True), ["mlp0"])

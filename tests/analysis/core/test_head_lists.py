@@ -1,15 +1,17 @@
+from dataclasses import dataclass
+from typing import ClassVar
+
 import pytest
 import torch
 from tiny import tiny_model
 
 from headscope.analysis.core.head_lists import (
+    HeadListResult,
     chosen_heads,
-    head_columns,
-    head_labels,
     heads_tensor,
     one_vocabulary,
-    rank_heads,
 )
+from headscope.analysis.core.result import Array, RunInfo
 from headscope.errors import InvalidInputError
 
 HEADS = torch.tensor([[0, 1], [1, 2], [1, 0]])
@@ -23,7 +25,7 @@ def test_heads_by_name_and_all_of_them():
 
 
 @pytest.mark.parametrize("heads, message", [
-    ([], "no heads are named"), ([(0, 5)], "0.5 does not exist"), (["MLP 1"], "MLP 1 is no head"),
+    ([], "no heads are named"), ([(0, 5)], "0.5 does not exist"), (["mlp1"], "mlp1 is no head"),
     ([(0, 1), "0.1"], "0.1 is named twice"),
 ])  # fmt: skip
 def test_heads_that_are_none_are_refused(heads, message):
@@ -31,19 +33,23 @@ def test_heads_that_are_none_are_refused(heads, message):
         chosen_heads(tiny_model(), heads)
 
 
-def test_labels_and_columns():
-    assert head_labels(HEADS) == ("0.1", "1.2", "1.0")
-    assert head_columns(HEADS) == {"layer": [0, 1, 1], "head": [1, 2, 0], "label": ["0.1", "1.2", "1.0"]}
+@dataclass(frozen=True, repr=False)
+class Shares(HeadListResult):
+    arrays: ClassVar = {"shares": Array("head")}
+    ranked: ClassVar = ("shares",)
+    shares: torch.Tensor
 
 
-def test_ranking_leaves_out_what_is_not_known():
-    values = torch.tensor([0.5, torch.nan, 0.75])
-    ranking = rank_heads(HEADS, values, 5, name="share", unit="nats")
-    assert [(score.label, score.value) for score in ranking] == [("1.0", 0.75), ("0.1", 0.5)]
-    assert ranking.name == "share" and ranking.unit == "nats"
-    assert [score.label for score in rank_heads(HEADS, values, 1, name="share", largest=False)] == ["0.1"]
-    with pytest.raises(InvalidInputError, match="k must be at least 1"):
-        rank_heads(HEADS, values, 0, name="share")
+def test_a_result_about_some_heads():
+    shares = Shares(RunInfo("tiny", (), "x", 1, 1), HEADS, torch.tensor([0.5, torch.nan, 0.75]))
+    assert shares.labels == ("0.1", "1.2", "1.0")
+    frame = shares.to_frame()
+    assert list(frame.columns) == ["layer", "head", "label", "shares"]
+    assert (frame.layer.tolist(), frame["head"].tolist()) == ([0, 1, 1], [1, 2, 0])
+    assert frame.label.tolist() == list(shares.labels)
+    assert [(score.layer, score.head, score.value) for score in shares.top(5)] == [(1, 0, 0.75), (0, 1, 0.5)]
+    assert [score.label for score in shares.top(1, largest=False)] == ["0.1"]
+    assert float(shares.sel(head=(1, 0))) == float(shares.sel(component="1.0")) == 0.75
 
 
 def test_one_vocabulary_is_needed():

@@ -320,7 +320,7 @@ def test_tables_and_rankings() -> None:
     result = measure(tiny_model(), TOKENS)
     frame = result.to_frame()
     assert list(frame.columns) == ["layer", "component", "label", "diff", "marginal"] and len(frame) == 8
-    assert frame["label"].tolist() == ["0.0", "0.1", "0.2", "MLP 0", "1.0", "1.1", "1.2", "MLP 1"]
+    assert frame["label"].tolist() == ["0.0", "0.1", "0.2", "mlp0", "1.0", "1.1", "1.2", "mlp1"]
     assert frame["diff"].tolist() == pytest.approx(result.diff.flatten().tolist())
     assert frame["marginal"].tolist() == pytest.approx(result.marginal.flatten().tolist())
     states = result.resid_frame()
@@ -335,7 +335,7 @@ def test_tables_and_rankings() -> None:
             assert [score.value for score in ranking] == pytest.approx(ordered[by].tolist()[:4])
     everything = result.top(100, mlps=True)
     assert sorted(score.label for score in everything) == sorted(frame["label"])
-    assert {score.head for score in everything if score.label.startswith("MLP")} == {None}
+    assert {score.head for score in everything if score.label.startswith("mlp")} == {None}
     assert len(result.top(100)) == 6
     assert "entropy diff (nats)" in str(result.top(2)) and result.top(1)[0].label in str(result.top(1))
     with pytest.raises(InvalidInputError, match="k must be at least 1; got 0"):

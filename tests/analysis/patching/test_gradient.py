@@ -215,7 +215,7 @@ def test_estimates_beside_true_patches(tmp_path: Path) -> None:
     assert over.spearman == pytest.approx(left.rank().corr().iloc[0, 1], abs=1e-12)
     again = AttributionPatchingResult.load(found.save(tmp_path / "a.safetensors"))
     assert str(again) == str(found) and torch.equal(again["resid_pre"], found["resid_pre"])
-    assert "z [layer, pos, head]: " in str(found) and found.axes("resid_pre") == ("layer", "pos")
+    assert "z (2 layers x 5 positions x 3 heads): " in str(found) and found.axes("resid_pre") == ("layer", "pos")
 
 
 def test_what_cannot_be_done_is_told() -> None:

@@ -100,7 +100,7 @@ def test_a_sweep_is_one_path_after_another(set_budget: SetBudget, pad_left: bool
                     expected = reference.change([named], receivers, freeze_mlps=freeze_mlps)
                     torch.testing.assert_close(found.per_prompt[layer, at], expected, atol=1e-11, rtol=1e-7)
                     label = found.sender_labels[layer * width + at]
-                    assert label == (f"MLP {layer}" if at == 3 else named)
+                    assert label == (f"mlp{layer}" if at == 3 else named)
             late = found.values[2] if receivers != ["final"] else found.values[:0]
             assert bool((late == 0).all())
             torch.testing.assert_close(found.values, found.per_prompt.mean(-1))
@@ -142,7 +142,7 @@ def test_senders_that_go_together_and_a_metric_of_ones_own() -> None:
     pairs = ["0.1", ["0.0", "1.2"], "mlp0+1.1", (1, 0)]
     options: dict[str, Any] = {"receivers": "2.0.q, 2.1.v", "progress": False}
     usual = path_patch_sweep(model, task, senders=pairs, **options)
-    assert usual.sender_labels == ("0.1", "0.0+1.2", "MLP 0+1.1", "1.0") and usual.values.shape == (4,)
+    assert usual.sender_labels == ("0.1", "0.0+1.2", "mlp0+1.1", "1.0") and usual.values.shape == (4,)
     assert usual.receiver_labels == ("2.0.q", "2.1.v")
     for at, named in enumerate((["0.1"], ["0.0", "1.2"], ["mlp0", "1.1"], ["1.0"])):
         one = path_patch(model, task, senders=named, receivers=["2.0.q", (2, 1, "v")])
@@ -202,9 +202,9 @@ def test_the_model_is_as_before() -> None:
         ("embd", "final", UnknownNameError, "Unknown sender 'embd'. Did you mean 'embed'"),
         ("0.0", "3.1.q", InvalidInputError, "3.1 does not exist: layers of .* are 0 to 2"),
         ("0.5", "final", InvalidInputError, "0.5 does not exist: heads of .* are 0 to 2"),
-        ("0.0", "mlp1.q", InvalidInputError, "MLP 1 has one input, not q, k and v"),
+        ("0.0", "mlp1.q", InvalidInputError, "mlp1 has one input, not q, k and v"),
         ("2.0", "2.1.q", InvalidInputError, "no path leads from 2.0 to 2.1.q: 2.1.q reads the stream before 2.0 w"),
-        (["0.0", "mlp2"], ["1.0.k", "mlp2"], InvalidInputError, "no path leads from MLP 2 to 1.0.k, MLP 2"),
+        (["0.0", "mlp2"], ["1.0.k", "mlp2"], InvalidInputError, "no path leads from mlp2 to 1.0.k, mlp2"),
         ("0.0", ["final", "1.0.q"], InvalidInputError, "'final' is a receiver by itself"),
         (["0.0", (0, 0)], "final", InvalidInputError, "sender 0.0 is named twice"),
         ("0.0", ["1.0", "1.0.k"], InvalidInputError, "receiver 1.0.k is named twice"),
@@ -223,7 +223,7 @@ def test_what_cannot_be_patched_is_told() -> None:
     def patch(**given: Any) -> PathPatchingResult:
         return path_patch(model, **{"task": task, "senders": "0.0", "receivers": "final", **given})
 
-    with pytest.raises(InvalidInputError, match="no path leads from 1.0 to MLP 1: MLP 1 reads what attention reads"):
+    with pytest.raises(InvalidInputError, match="no path leads from 1.0 to mlp1: mlp1 reads what attention reads"):
         path_patch(three_layers("parallel"), task, senders="1.0", receivers="mlp1")
     with pytest.raises(InvalidInputError, match="no path leads from 2.0"):
         path_patch_sweep(model, task, senders=["0.0", "2.0"], receivers="2.1.q")
@@ -247,7 +247,7 @@ def test_results_print_and_are_kept(tmp_path: Path) -> None:
     assert found.top(1, largest=True)[0].value == float(found.change.max())
     assert found.top(1, largest=False)[0].value == float(found.change.min())
     assert top[0].normalized == pytest.approx(top[0].value / float(found.clean - found.corrupted))
-    for said in ("senders -> MLP 2; denoising, MLPs frozen, positions: end", "prompt 0", f"{float(found.clean):+.4f}"):
+    for said in ("senders -> mlp2; denoising, MLPs frozen, positions: end", "prompt 0", f"{float(found.clean):+.4f}"):
         assert said in str(found)
     frame = found.to_frame()
     assert list(frame.columns) == ["sender", "receivers", "change", "normalized"] and len(frame) == 12

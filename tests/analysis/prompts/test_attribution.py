@@ -87,7 +87,7 @@ def naive(model: HookedTransformer, row: Tensor, at: int, right: int, wrong: int
             ]
         components[f"b_O {layer}"] = toward(block.attn.b_O)
         if not cfg.attn_only:
-            components[f"MLP {layer}"] = toward(cache["mlp_out", layer][0, at])
+            components[f"mlp{layer}"] = toward(cache["mlp_out", layer][0, at])
             for neuron in range(cfg.d_mlp):
                 neurons[layer, neuron] = toward(cache["post", layer][0, at, neuron] * block.mlp.W_out[neuron])
     states.append(toward(final, biases=True))
@@ -262,7 +262,7 @@ def test_the_demo_model_gets_its_answer_from_two_heads_and_its_last_mlps() -> No
     assert float(found.logit_difference.mean()) > 5 and float((found.logit_difference > 0).float().mean()) > 0.9
     best = found.top(2)
     assert [score.label for score in best] == ["3.2", "2.2"] and best[0].value > 2 and best[1].value > 1
-    assert found.top(1, mlps=True)[0].label == "MLP 4"
+    assert found.top(1, mlps=True)[0].label == "mlp4"
     # 3.2 reads who acted; what it adds comes from there.
     s2 = found.sources_at("S2")[:, 3, 2].mean()
     assert float(s2) > 0.95 * best[0].value

@@ -197,7 +197,7 @@ def test_shares_are_counted_from_ranks(tmp_path):
     assert list(frame.label) == ["0.0", "0.1", "0.2", "1.0", "1.1", "1.2"]
     assert frame.qk_top[3] == float(found.qk_top[3]) and frame.ov_median[2] == found.ov[2].median()
     text, best = str(found), found.top(1)[0]
-    assert "tiny" in text and "OV bottom 5" in text and best.label in text and f"{best.value:.2%}" in text
+    assert "tiny" in text and "k=5" in text and f"ov_bottom: highest {best.label} {best.value:.2%}" in text
     with pytest.raises(dataclasses.FrozenInstanceError):
         found.k = 3
     read = CircuitRanks.load(found.save(tmp_path / "ranks.safetensors"))
@@ -216,7 +216,7 @@ def test_cost_is_told_in_advance():
 
 @pytest.mark.parametrize("heads, options, message", [
     ([(2, 0)], {}, "2.0 does not exist"),
-    (["MLP 1"], {}, "MLP 1 is no head"),
+    (["mlp1"], {}, "mlp1 is no head"),
     ([], {}, "no heads are named"),
     (["0.0", (0, 0)], {}, "named twice"),
     (None, {"k": 0}, "k must be between 1 and d_vocab = 23; got 0"),

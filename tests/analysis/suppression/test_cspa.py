@@ -375,7 +375,7 @@ def test_result_is_frozen_tabulated_printed_and_saved(tmp_path):
 
 @pytest.mark.parametrize("options, message", [
     ({"heads": [(2, 0)]}, "2.0 does not exist"),
-    ({"heads": ["MLP 0"]}, "MLP 0 is no head"),
+    ({"heads": ["mlp0"]}, "mlp0 is no head"),
     ({"heads": []}, "no heads are named"),
     ({"heads": [(0, 0), "0.0"]}, "named twice"),
     ({"top": 0.0}, "above 0 and at most 1; got 0"),

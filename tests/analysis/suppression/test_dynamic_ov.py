@@ -153,7 +153,8 @@ def test_result_is_frozen_tabulated_printed_and_saved(tmp_path):
     best = found.top(1)[0]
     assert best.value == float(found.bottom.max()) and found.top(1, largest=False)[0].value == float(found.bottom.min())
     text = str(found)
-    assert "tiny" in text and "noise" in text and best.label in text and "bottom 4" in text
+    assert "tiny" in text and "noise" in text and "k=4" in text
+    assert f"bottom: highest {best.label} {best.value:.1%}" in text
     read = DynamicOV.load(found.save(tmp_path / "found.safetensors"))
     assert torch.equal(read.bottom, found.bottom) and read.info == found.info and read.threshold == 0.1
 

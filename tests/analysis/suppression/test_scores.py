@@ -163,7 +163,7 @@ def test_result_is_frozen_tabulated_printed_and_saved(tmp_path):
     assert list(frame.columns) == ["layer", "head", "label", "anti_induction", "ioi"]
     assert frame.label[5] == "1.2" and frame.ioi[5] == float(found.ioi[1, 2])
     best = found.top(1, by="ioi")[0]
-    assert "tiny" in str(found) and f"ioi: {best.label} {best.value:+.3f}" in str(found)
+    assert "tiny" in str(found) and f"ioi (logits): highest {best.label} {best.value:+.4f}" in str(found)
     read = SuppressionScores.load(found.save(tmp_path / "scores.safetensors"))
     assert torch.equal(read.ioi, found.ioi) and read.info == found.info
     alone = measure(model)

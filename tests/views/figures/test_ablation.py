@@ -16,7 +16,7 @@ from headscope.views.figures.ablation import ablation_bars, ablation_by_head, ab
 
 @pytest.fixture(scope="module")
 def result() -> AblationResult:
-    heads = ["0.0", "0.1", "1.2", "MLP 1", "0.2+1.0"]
+    heads = ["0.0", "0.1", "1.2", "mlp1", "0.2+1.0"]
     return ablate_heads(tiny_model(), tiny_tokens(), heads=heads, kl=True, describe="a text", progress=False)
 
 
@@ -82,8 +82,8 @@ def test_texts_hold_each_tokens_own_difference() -> None:
 
 
 def test_what_cannot_be_drawn_is_told(result: AblationResult) -> None:
-    sets = ablate_heads(tiny_model(), tiny_tokens(), heads=["0.0+0.1", "MLP 0"], progress=False)
-    with pytest.raises(InvalidInputError, match="no single head is among 0.0\\+0.1, MLP 0"):
+    sets = ablate_heads(tiny_model(), tiny_tokens(), heads=["0.0+0.1", "mlp0"], progress=False)
+    with pytest.raises(InvalidInputError, match="no single head is among 0.0\\+0.1, mlp0"):
         ablation_by_head(sets)
     means = ablate_heads(tiny_model(), tiny_tokens(), heads=["0.0"], reduce="mean", progress=False)
     with pytest.raises(InvalidInputError, match="holds means only"):

@@ -30,7 +30,7 @@ def result(*, mlps: bool = True, sources: bool = True) -> Attribution:
 
     parts = []
     for layer in range(LAYERS):
-        parts += [*(f"{layer}.{head}" for head in range(HEADS)), f"b_O {layer}", *([f"MLP {layer}"] if mlps else [])]
+        parts += [*(f"{layer}.{head}" for head in range(HEADS)), f"b_O {layer}", *([f"mlp{layer}"] if mlps else [])]
     labels = ("embed", "pos_embed", *parts, "final bias")
     mask = torch.tensor([[True] * 4, [True] * 3 + [False]] * 2)
     return Attribution(
@@ -95,7 +95,7 @@ def test_the_map_has_layers_down_and_heads_across(mlps: bool, has: bool) -> None
     assert list(heat.x) == columns and list(heat.y) == ["0", "1"]
     for layer in range(LAYERS):
         for column, name in enumerate(columns):
-            label = f"MLP {layer}" if name == "MLP" else f"{layer}.{name}"
+            label = f"mlp{layer}" if name == "MLP" else f"{layer}.{name}"
             at = measured.component_labels.index(label)
             assert float(heat.z[layer][column]) == pytest.approx(float(measured.components[:, at].mean()), abs=1e-6)
             assert heat.customdata[layer][column] == label

@@ -16,7 +16,7 @@ def circuit(**fields) -> Circuit:
         "effects": torch.tensor([4.0, 3.0, -2.0, -1.0, 0.5]),
         "errors": torch.tensor([0.1, 0.1, 0.2, 0.1, 0.1]),
         "layers": torch.tensor([0, 1, 1, 2, 3]),
-        "nodes": ("0.1", "1.0", "MLP 1", "2.2", "final"),
+        "nodes": ("0.1", "1.0", "mlp1", "2.2", "final"),
         "groups": ("duplicate_token", "s_inhibition", "MLP", "name_mover", "final"),
         "inputs": ("", "q", "v", "", "k"),
         "threshold": 0.4, "clean": 5.0, "corrupted": -5.0, "left_out": ("0.1",),

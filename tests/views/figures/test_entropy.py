@@ -56,7 +56,7 @@ def test_diff_stands_beside_marginal(which: str, batch: tuple[int, ...]) -> None
 
 
 def test_an_mlp_is_called_by_its_layer() -> None:
-    assert entropy_by_head(result()).data[0].customdata[1][4] == "MLP 1"
+    assert entropy_by_head(result()).data[0].customdata[1][4] == "mlp1"
 
 
 def test_nothing_raised_is_no_error() -> None:

@@ -43,7 +43,7 @@ _VALUES, _EFFECTS = ("zero", "mean", "resample"), ("patched", "direct", "indirec
 
 @dataclass(frozen=True)
 class AblationOptions:
-    """How components are ablated; see `ablate_heads`. Components are labels: `10.7`, `MLP 3`, `10.7+11.10`."""
+    """How components are ablated; see `ablate_heads`. Components are labels: `10.7`, `mlp3`, `10.7+11.10`."""
 
     components: tuple[str, ...]
     values: tuple[Value, ...] = ("zero", "mean")
@@ -106,7 +106,7 @@ def ablate_heads(
         model: The model; hooks on it stay in force.
         data: Tokens `[batch, pos]`, or an iterable of such batches (or of mappings with `tokens` and
             `attention_mask`). With `"mean"` and no `reference` it is gone through twice.
-        heads: What to ablate: `(10, 7)`, `"10.7"`, `"MLP 3"`, or a list of these that is ablated together. Default:
+        heads: What to ablate: `(10, 7)`, `"10.7"`, `"mlp3"`, or a list of these that is ablated together. Default:
             every head.
         values: What takes the output's place at every position: `"zero"`; its `"mean"`; or `"resample"`, what it gives
             at the same position of another row.

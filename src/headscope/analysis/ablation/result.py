@@ -1,48 +1,19 @@
-"""`AblationResult`: what `ablate_heads` returns."""
+"""`AblationResult`, which `ablate_heads` returns."""
 
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Self
+from itertools import product
+from typing import ClassVar, Self
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headscope.analysis.core.result import Result, check_option, masked_mean
+from headscope.analysis.core.result import Array, Result
 from headscope.analysis.core.top_places import top_positions
 from headscope.errors import InvalidInputError
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-__all__ = ["AblationResult", "AblationScore", "AblationScores", "AffectedPosition", "AffectedPositions"]
-
-
-@dataclass(frozen=True)
-class AblationScore:
-    """What one ablation does to the mean loss.
-
-    Attributes:
-        label: `10.7`, `MLP 3`, or `10.7+11.10` for a set.
-        loss_diff: Ablated minus original, in nats.
-        error: One standard error of it, over rows.
-    """
-
-    label: str
-    loss_diff: float
-    error: float
-
-
-class AblationScores(tuple[AblationScore, ...]):
-    """Scores in order, printed as a table."""
-
-    __slots__ = ()
-
-    def __str__(self) -> str:
-        width = max([5, *(len(score.label) for score in self)])
-        rows = [f"{score.label:<{width}}  {score.loss_diff:+.5f} ± {score.error:.5f}" for score in self]
-        return "\n".join([f"{'':<{width}}  loss difference (nats)", *rows])
-
-    __repr__ = __str__
+__all__ = ["AblationResult", "AffectedPosition", "AffectedPositions"]
 
 
 @dataclass(frozen=True)
@@ -86,7 +57,7 @@ class AffectedPositions(tuple[AffectedPosition, ...]):
     __repr__ = __str__
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class AblationResult(Result):
     """Losses with components ablated, per position (NaN where one does not count), or as means over positions.
 
@@ -101,12 +72,34 @@ class AblationResult(Result):
         tokens: The data, `[batch, pos + 1]`, -1 where a row has ended; `None` with means.
         values: What was put in place: `zero`, `mean`, `resample`.
         effects: `patched`, `direct`, `indirect`.
-        component_labels: `10.7`, `MLP 3`, or `10.7+11.10` for components ablated together.
+        component_labels: `10.7`, `mlp3`, or `10.7+11.10` for components ablated together.
         token_ids: The different tokens of the data, rising; `None` with means.
         token_strings: What they are as text.
     """
 
     kind: ClassVar[str] = "ablation"
+    arrays: ClassVar[Mapping[str, Array]] = {
+        "loss_diff": Array(
+            "value effect component batch pos",
+            unit="nats",
+            title="loss difference",
+            error="loss_diff_error",
+            style="+.5f",
+        ),
+        "loss": Array("batch pos", unit="nats"),
+        "kl": Array(
+            "value effect component batch pos",
+            unit="nats",
+            absent="KL was not measured. Run ablate_heads with kl=True.",
+        ),
+        "loss_diff_error": Array("value effect component", unit="nats", column="error"),
+    }
+    coords: ClassVar[Mapping[str, str]] = {"value": "values", "effect": "effects", "component": "component_labels"}
+    rows: ClassVar[tuple[str, ...]] = ("component", "value", "effect")
+    columns: ClassVar[tuple[str, ...]] = ("loss_diff", "loss_diff_error", "kl")
+    ranked: ClassVar[tuple[str, ...]] = ("loss_diff",)
+    fixed: ClassVar[Mapping[str, int]] = {"value": 0, "effect": 0}
+    ends: ClassVar[tuple[str, str]] = ("help most", "help least")
     loss: Float[Tensor, "*batch_pos"]
     loss_diff: Float[Tensor, "value effect component *batch_pos"]
     kl: Float[Tensor, "value effect component *batch_pos"] | None
@@ -120,21 +113,7 @@ class AblationResult(Result):
 
     def mean(self) -> Self:
         """The means over the positions that count; itself if it holds means already."""
-        if self.loss.ndim == 0:
-            return self
-        return type(self)(
-            info=self.info,
-            loss=masked_mean(self.loss, (-2, -1)),
-            loss_diff=masked_mean(self.loss_diff, (-2, -1)),
-            kl=None if self.kl is None else masked_mean(self.kl, (-2, -1)),
-            loss_diff_error=self.loss_diff_error,
-            tokens=None,
-            values=self.values,
-            effects=self.effects,
-            component_labels=self.component_labels,
-            token_ids=None,
-            token_strings=(),
-        )
+        return self._position_means(tokens=None, token_ids=None, token_strings=())
 
     def of(
         self, component: str | tuple[int, int] | None = None, *, value: str | None = None, effect: str | None = None
@@ -149,24 +128,11 @@ class AblationResult(Result):
         Raises:
             InvalidInputError: for one that was not measured.
         """
-        return self.loss_diff[self._value(value), self._effect(effect), self._component(component)]
-
-    def top(
-        self, k: int = 10, *, value: str | None = None, effect: str | None = None, largest: bool = True
-    ) -> AblationScores:
-        """The components that help most (`largest=False`: whose ablation lowers the loss most).
-
-        Raises:
-            InvalidInputError: if `k` is below 1, or for a value or effect that was not measured.
-        """
-        if k < 1:
-            raise InvalidInputError(f"k must be at least 1; got {k}.")
-        cell = self._value(value), self._effect(effect)
-        means, errors = self.mean().loss_diff[cell], self.loss_diff_error[cell]
-        order = means.argsort(descending=largest)[:k].tolist()
-        return AblationScores(
-            AblationScore(self.component_labels[at], float(means[at]), float(errors[at])) for at in order
-        )
+        if component is None and len(self.component_labels) == 1:
+            component = self.component_labels[0]
+        if component is None:
+            raise InvalidInputError(f"component must be one of {', '.join(self.component_labels[:8])}, ...; got None.")
+        return self.sel(component=component, value=value or self.values[0], effect=effect or self.effects[0])
 
     def top_positions(
         self,
@@ -213,57 +179,7 @@ class AblationResult(Result):
             )
         return AffectedPositions(found)
 
-    def to_frame(self) -> "pd.DataFrame":
-        """One row for each value, effect and component: these, loss_diff, error, and kl if it was measured."""
-        import pandas as pd
-
-        means = self.mean()
-        rows = [
-            {
-                "component": label,
-                "value": value,
-                "effect": effect,
-                "loss_diff": float(means.loss_diff[v, e, c]),
-                "error": float(self.loss_diff_error[v, e, c]),
-                **({} if means.kl is None else {"kl": float(means.kl[v, e, c])}),
-            }
-            for c, label in enumerate(self.component_labels)
-            for v, value in enumerate(self.values)
-            for e, effect in enumerate(self.effects)
-        ]
-        return pd.DataFrame(rows)
-
-    def __str__(self) -> str:
-        means = self.mean()
-        lines = [f"AblationResult: {self.info}", f"  loss: {float(means.loss):.4f} nats"]
-        for value in self.values:
-            for effect in self.effects:
-                best, worst = (
-                    self.top(3, value=value, effect=effect),
-                    self.top(3, value=value, effect=effect, largest=False),
-                )
-                lines.append(f"  {value}, {effect}: help most {_short(best)}; least {_short(worst)}")
-        return "\n".join(lines)
-
-    __repr__ = __str__
-
-    def _value(self, value: str | None) -> int:
-        check_option("value", value, (None, *self.values))
-        return 0 if value is None else self.values.index(value)
-
-    def _effect(self, effect: str | None) -> int:
-        check_option("effect", effect, (None, *self.effects))
-        return 0 if effect is None else self.effects.index(effect)
-
-    def _component(self, component: str | tuple[int, int] | None) -> int:
-        if component is None and len(self.component_labels) == 1:
-            return 0
-        label = component if isinstance(component, str) or component is None else f"{component[0]}.{component[1]}"
-        if label not in self.component_labels:
-            shown = ", ".join(self.component_labels[:8]) + (", ..." if len(self.component_labels) > 8 else "")
-            raise InvalidInputError(f"component must be one of those measured ({shown}); got {component!r}.")
-        return self.component_labels.index(label)
-
-
-def _short(scores: AblationScores) -> str:
-    return ", ".join(f"{score.label} {score.loss_diff:+.4f}" for score in scores)
+    def _notes(self) -> Iterator[str]:
+        yield f"loss: {float(self.mean().loss):.4f} nats"
+        for value, effect in product(self.values, self.effects):
+            yield self._ends("loss_diff", f"{value}, {effect}", value=value, effect=effect)

@@ -6,15 +6,18 @@ changes the logit difference by a stated share, and significantly so (two-sided 
 Bonferroni's correction for all that sends to one input).
 """
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from headscope.analysis.core.result import Result, RunInfo
+from headscope.analysis.core.components import component_of
+from headscope.analysis.core.named_arrays import Label
+from headscope.analysis.core.result import Array, Result, RunInfo
 from headscope.analysis.core.stats import LEVEL, estimates
 from headscope.analysis.patching.path import path_patch_sweep
 from headscope.analysis.prompts.task import Task
@@ -22,7 +25,6 @@ from headscope.errors import InvalidInputError
 from headscope.model.transformer import HookedTransformer
 
 if TYPE_CHECKING:
-    import pandas as pd
     from rich.table import Table
 
 
@@ -51,7 +53,7 @@ class Circuit(Result):
             prompts, mean over prompts: above zero, the path works for the right answer.
         errors: Standard error of each, over prompts.
         layers: The layer of each node; that of `final` is the number of layers.
-        nodes: `3.2`, `MLP 3`, and `final`, the stream that the answer is read from.
+        nodes: `3.2`, `mlp3`, and `final`, the stream that the answer is read from.
         groups: The kind of each node: that of a head (`name_mover`, ...), `head`, `MLP`, `final`.
         inputs: What of the receiver reads the path: `q`, `k`, `v`, or nothing for MLPs and `final`.
         threshold: The least effect of a path that was kept, in logits.
@@ -62,6 +64,16 @@ class Circuit(Result):
     """
 
     kind: ClassVar[str] = "circuit"
+    arrays: ClassVar[Mapping[str, Array]] = {
+        "effects": Array("edge", unit="logits", title="effect", column="effect", error="errors", share="shares"),
+        "errors": Array("edge", unit="logits", column="error"),
+        "shares": Array("edge", column="share", style="+.1%"),
+        "layers": Array("node"),
+    }
+    coords: ClassVar[Mapping[str, str]] = {"edge": "edge_labels", "node": "nodes"}
+    columns: ClassVar[tuple[str, ...]] = ("effects", "errors", "shares")
+    ranked: ClassVar[tuple[str, ...]] = ("effects",)
+    either_way: ClassVar[bool] = True
     edges: Int[Tensor, "edge 2"]
     effects: Float[Tensor, " edge"]
     errors: Float[Tensor, " edge"]
@@ -85,23 +97,31 @@ class Circuit(Result):
         at = self.nodes.index(node)
         return tuple(number for number, (_, receiver) in enumerate(self.edges.tolist()) if receiver == at)
 
-    def to_frame(self) -> "pd.DataFrame":
-        """One row per path: sender, receiver, input, their groups, effect, error, and the effect as a share."""
-        import pandas as pd
+    @property
+    def shares(self) -> Float[Tensor, " edge"]:
+        """Effects as shares of the clean logit difference less the corrupted one."""
+        return self.effects / (self.clean - self.corrupted)
 
-        senders, receivers = self.edges[:, 0].tolist(), self.edges[:, 1].tolist()
-        return pd.DataFrame(
-            {
-                "sender": [self.nodes[at] for at in senders],
-                "receiver": [self.nodes[at] for at in receivers],
-                "input": self.inputs,
-                "sender_group": [self.groups[at] for at in senders],
-                "receiver_group": [self.groups[at] for at in receivers],
-                "effect": self.effects.tolist(),
-                "error": self.errors.tolist(),
-                "share": (self.effects / (self.clean - self.corrupted)).tolist(),
-            }
+    @property
+    def edge_labels(self) -> tuple[str, ...]:
+        """`2.0 -> final`, `1.3 -> 2.0.q`, ... for each path."""
+        ends = zip(self.edges.tolist(), self.inputs, strict=True)
+        return tuple(
+            f"{self.nodes[sender]} -> {self.nodes[receiver]}" + (f".{read}" if read else "")
+            for (sender, receiver), read in ends
         )
+
+    def axis_columns(self, axis: str, labels: Sequence[Label]) -> dict[str, Sequence[Any]]:
+        if axis != "edge":
+            return super().axis_columns(axis, labels)
+        senders, receivers = ([int(at) for at in ends] for ends in self.edges.T)
+        return {
+            "sender": [self.nodes[at] for at in senders],
+            "receiver": [self.nodes[at] for at in receivers],
+            "input": self.inputs,
+            "sender_group": [self.groups[at] for at in senders],
+            "receiver_group": [self.groups[at] for at in receivers],
+        }
 
     def table(self) -> "Table":
         """The paths as a table for `rich.print`."""
@@ -117,22 +137,15 @@ class Circuit(Result):
             table.add_row(row.sender, to, f"{row.effect:+.3f}", f"{row.error:.3f}", f"{row.share:+.1%}")
         return table
 
-    def __str__(self) -> str:
-        lines = [
-            f"Circuit: {self.info}",
-            f"  logit difference {self.clean:+.3f}, corrupted {self.corrupted:+.3f}; {len(self.nodes)} nodes, "
-            f"{len(self.inputs)} paths of at least {self.threshold:.3f}",
-        ]
-        for (sender, receiver), read, effect in zip(
-            self.edges.tolist()[:_SHOWN], self.inputs, self.effects.tolist(), strict=False
-        ):
-            to = self.nodes[receiver] + (f".{read}" if read else "")
-            lines.append(f"  {self.nodes[sender]:<8} -> {to:<10} {effect:+.3f}")
+    def _notes(self) -> Iterator[str]:
+        yield (
+            f"logit difference {self.clean:+.3f}, corrupted {self.corrupted:+.3f}; {len(self.nodes)} nodes, "
+            f"{len(self.inputs)} paths of at least {self.threshold:.3f}"
+        )
+        if self.inputs:
+            yield from str(self.top(_SHOWN)).splitlines()
         if len(self.inputs) > _SHOWN:
-            lines.append(f"  ... and {len(self.inputs) - _SHOWN} more")
-        return "\n".join(lines)
-
-    __repr__ = __str__
+            yield f"... and {len(self.inputs) - _SHOWN} more"
 
 
 def find_circuit(
@@ -190,7 +203,7 @@ def find_circuit(
             node = max(waiting, key=lambda each: waiting[each])
             del waiting[node]
             done.add(node)
-            inputs = (node,) if node.startswith("MLP") else tuple(f"{node}.{each}" for each in _INPUTS)
+            inputs = (node,) if node.startswith("mlp") else tuple(f"{node}.{each}" for each in _INPUTS)
             for sender, effect in search.add(node, inputs).items():
                 if sender not in done:
                     waiting[sender] = max(effect, waiting.get(sender, 0.0))
@@ -220,7 +233,7 @@ class _Search:
         """Look for paths into each input of a node; returns the senders, with their strongest effect."""
         found: dict[str, float] = {}
         for receiver in receivers:
-            first = node != FINAL and node.split(".")[0] == "0" and not node.startswith("MLP")
+            first = node != FINAL and node.split(".")[0] == "0" and not node.startswith("mlp")
             if first:
                 continue  # nothing but the embedding comes before
             for path in self._sweep(node, receiver):
@@ -232,7 +245,7 @@ class _Search:
         swept = path_patch_sweep(
             self.model,
             self.task,
-            receivers=receiver.replace("MLP ", "mlp"),
+            receivers=receiver,
             senders=self.senders,
             direction="noising",
             scale="metric",
@@ -292,19 +305,19 @@ class _Search:
 
 def _place(name: str, n_layers: int) -> tuple[int, int, int]:
     """Layer, heads before MLPs, number."""
-    if name == FINAL:
+    component = component_of(name)
+    if component is None:
         return n_layers, 0, 0
-    if name.startswith("MLP "):
-        return int(name.removeprefix("MLP ")), 1, 0
-    layer, head = name.split(".")
-    return int(layer), 0, int(head)
+    layer, head = component
+    return layer, int(head is None), head or 0
 
 
 def _group(name: str, head_types: KindsOfHeads | None) -> str:
     """The kind of a node."""
-    if name == FINAL or name.startswith("MLP "):
-        return name.split(" ")[0]
-    if head_types is None:
-        return "head"
-    layer, head = map(int, name.split("."))
-    return head_types.main_kind(layer, head) or "head"
+    component = component_of(name)
+    if component is None:
+        return FINAL
+    layer, head = component
+    if head is None:
+        return "MLP"
+    return (head_types.main_kind(layer, head) if head_types is not None else None) or "head"

@@ -1,14 +1,23 @@
-"""Heads and MLPs as people name them: `(10, 7)`, `"10.7"`, `"MLP 3"`, and sets of these."""
+"""Heads and MLPs as people name them: `(10, 7)`, `"10.7"`, `"mlp3"`, and sets of these."""
 
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from headscope.analysis.core.result import component_label
 from headscope.errors import InvalidInputError
 from headscope.model.config import HookedTransformerConfig
 
-__all__ = ["Component", "all_heads", "all_mlps", "component_sets", "components", "set_label"]
+__all__ = [
+    "Component",
+    "all_heads",
+    "all_mlps",
+    "canonical_label",
+    "component_label",
+    "component_of",
+    "component_sets",
+    "components",
+    "set_label",
+]
 
 
 @dataclass(frozen=True, order=True)
@@ -20,8 +29,33 @@ class Component:
 
     @property
     def label(self) -> str:
-        """`10.7` for a head, `MLP 10` for an MLP."""
+        """`10.7` for a head, `mlp10` for an MLP."""
         return component_label(self.layer, self.head)
+
+
+def component_label(layer: int, head: int | None) -> str:
+    """`10.7` for a head, `mlp10` for an MLP."""
+    return f"mlp{layer}" if head is None else f"{layer}.{head}"
+
+
+def component_of(label: str) -> tuple[int, int | None] | None:
+    """Layer and head of a component's label; `None` for any other label."""
+    if label.startswith("mlp") and label[3:].isdecimal():
+        return int(label[3:]), None
+    layer, _, head = label.partition(".")
+    return (int(layer), int(head)) if layer.isdecimal() and head.isdecimal() else None
+
+
+def canonical_label(name: object) -> str:
+    """Write a label in its one form, however a caller writes it.
+
+    Example:
+        >>> canonical_label((10, 7)), canonical_label("mlp3"), canonical_label("0.1+mlp 2"), canonical_label("MLP")
+        ('10.7', 'mlp3', '0.1+mlp2', 'mlp')
+    """
+    if isinstance(name, tuple) and _is_pair(name):
+        return f"{name[0]}.{name[1]}"
+    return re.sub(r"\bmlp[ .]?(?=\d|$)", "mlp", str(name).strip(), flags=re.IGNORECASE)
 
 
 def all_heads(cfg: HookedTransformerConfig) -> tuple[Component, ...]:
@@ -44,7 +78,7 @@ def components(cfg: HookedTransformerConfig, named: Iterable[object]) -> tuple[C
         >>> from headscope import HookedTransformerConfig
         >>> cfg = HookedTransformerConfig(n_layers=2, d_model=8, n_ctx=8, d_head=4, d_vocab=9, act_fn="relu")
         >>> [component.label for component in components(cfg, [(1, 0), "0.1", "MLP 1"])]
-        ['1.0', '0.1', 'MLP 1']
+        ['1.0', '0.1', 'mlp1']
     """
     if isinstance(named, str):
         named = [part for part in re.split(r"\s*[,+]\s*", named) if part]
@@ -103,7 +137,7 @@ def _parsed(name: object) -> Component:
             return Component(int(mlp[1]), None)
     raise InvalidInputError(
         f"{name!r} names no component. A head is (layer, head) or 'layer.head', such as (10, 7) or '10.7'; "
-        "an MLP is 'MLP layer', such as 'MLP 3'."
+        "an MLP is 'mlp' and its layer, such as 'mlp3'."
     )
 
 

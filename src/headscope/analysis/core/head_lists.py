@@ -1,18 +1,20 @@
 """Lists of heads: by name, as results keep them, and in order of a number."""
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from headscope.analysis.core.components import Component, all_heads, components
-from headscope.analysis.core.result import HeadScore, Ranking, component_label
+from headscope.analysis.core.named_arrays import Label
+from headscope.analysis.core.result import Result, component_label
 from headscope.errors import InvalidInputError
 from headscope.model.transformer import HookedTransformer
 
-__all__ = ["chosen_heads", "head_columns", "head_labels", "heads_tensor", "one_vocabulary", "rank_heads"]
+__all__ = ["HeadListResult", "chosen_heads", "heads_tensor", "one_vocabulary"]
 
 
 def chosen_heads(model: HookedTransformer, heads: Iterable[object] | None) -> tuple[Component, ...]:
@@ -52,29 +54,24 @@ def heads_tensor(heads: Iterable[Component]) -> Int[Tensor, "head 2"]:
     return torch.tensor([(head.layer, head.head) for head in heads])
 
 
-def head_labels(heads: Int[Tensor, "head 2"]) -> tuple[str, ...]:
-    """`10.7`, ..."""
-    return tuple(component_label(layer, head) for layer, head in heads.tolist())
+@dataclass(frozen=True, repr=False)
+class HeadListResult(Result):
+    """A result about some heads, each a row of its arrays.
 
+    Attributes:
+        heads: Layer and head of each row.
+    """
 
-def head_columns(heads: Int[Tensor, "head 2"]) -> dict[str, Any]:
-    """Columns layer, head and label of a table with a row per head."""
-    return {"layer": heads[:, 0].tolist(), "head": heads[:, 1].tolist(), "label": list(head_labels(heads))}
+    coords: ClassVar[Mapping[str, str]] = {"head": "labels"}
+    heads: Int[Tensor, "head 2"]
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """`10.7`, ... for each head."""
+        return tuple(component_label(layer, head) for layer, head in self.heads.tolist())
 
-def rank_heads(
-    heads: Int[Tensor, "head 2"],
-    values: Float[Tensor, " head"],
-    k: int,
-    *,
-    name: str,
-    unit: str = "",
-    largest: bool = True,
-) -> Ranking:
-    """The `k` heads with the largest (or smallest) values; NaN is left out."""
-    if k < 1:
-        raise InvalidInputError(f"k must be at least 1; got {k}.")
-    order = values.argsort(descending=largest, stable=True).tolist()
-    known = [row for row in order if not bool(values[row].isnan())][:k]
-    scores = (HeadScore(int(heads[row, 0]), int(heads[row, 1]), float(values[row])) for row in known)
-    return Ranking(scores, name=name, unit=unit)
+    def axis_columns(self, axis: str, labels: Sequence[Label]) -> dict[str, Sequence[Any]]:
+        if axis != "head":
+            return super().axis_columns(axis, labels)
+        layers, heads = zip(*(map(int, str(label).split(".")) for label in labels), strict=True)
+        return {"layer": layers, "head": heads, "label": labels}

@@ -13,27 +13,23 @@ diagonal (plus the few chance repeats within `r`), as in Elhage et al. 2021 and 
 Learning and Induction Heads". A pattern is reduced as soon as a layer has made it; none is kept.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Unpack
+from typing import Any, ClassVar, Unpack
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from headscope.analysis.core.batches import Batch
-from headscope.analysis.core.result import Ranking, Result, check_option, rank_components
+from headscope.analysis.core.result import Array, Result
 from headscope.analysis.recording.record import record_patterns
 from headscope.analysis.storage.accumulator import Accumulator
 from headscope.analysis.storage.options import StreamOptions, streaming
 from headscope.analysis.storage.passes import Passes
 from headscope.data.random_tokens import repeated_random_tokens
-from headscope.errors import InvalidInputError
 from headscope.model.text.tokens import bos_token_id
 from headscope.model.transformer import HookedTransformer
-
-if TYPE_CHECKING:
-    import pandas as pd
-
 
 __all__ = ["SCORES", "HeadScores", "defining_keys", "head_scores", "scored_tokens"]
 
@@ -41,7 +37,7 @@ __all__ = ["SCORES", "HeadScores", "defining_keys", "head_scores", "scored_token
 SCORES = ("previous_token", "duplicate_token", "induction")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class HeadScores(Result):
     """Scores of every head, each between 0 and 1; NaN where no position counted.
 
@@ -53,36 +49,18 @@ class HeadScores(Result):
     """
 
     kind: ClassVar[str] = "head_scores"
+    arrays: ClassVar[Mapping[str, Array]] = {
+        name: Array(
+            "layer head",
+            absent=f"no position of the data counts for the {name} score (nothing repeats): there is nothing to rank.",
+        )
+        for name in SCORES
+    }
+    columns: ClassVar[tuple[str, ...]] = SCORES
+    ranked: ClassVar[tuple[str, ...]] = ("induction", "duplicate_token", "previous_token")
     previous_token: Float[Tensor, "layer head"]
     duplicate_token: Float[Tensor, "layer head"]
     induction: Float[Tensor, "layer head"]
-
-    def top(self, k: int = 10, *, by: str = "induction", largest: bool = True) -> Ranking:
-        """The `k` heads with the largest (or smallest) score.
-
-        Raises:
-            InvalidInputError: If there is no such score, `k` is below 1, or no position counted for it.
-        """
-        check_option("by", by, SCORES)
-        values: Tensor = getattr(self, by)
-        if bool(values.isnan().any()):
-            raise InvalidInputError(
-                f"no position of the data counts for the {by} score (nothing repeats), so there is nothing to rank."
-            )
-        return rank_components(values, k, n_heads=values.shape[1], name=by, largest=largest)
-
-    def to_frame(self) -> "pd.DataFrame":
-        """One row per head: layer, head, label and the three scores."""
-        import pandas as pd
-
-        n_layers, n_heads = self.induction.shape
-        heads = [(layer, head) for layer in range(n_layers) for head in range(n_heads)]
-        columns: dict[str, Any] = {
-            "layer": [layer for layer, _ in heads],
-            "head": [head for _, head in heads],
-            "label": [f"{layer}.{head}" for layer, head in heads],
-        }
-        return pd.DataFrame(columns | {name: getattr(self, name).flatten().tolist() for name in SCORES})
 
 
 @streaming()

@@ -1,19 +1,20 @@
-"""`HeadTypes`: what `detect_heads` returns."""
+"""`HeadTypes`, which `detect_heads` returns."""
 
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from headscope.analysis.core.result import HeadScore, Ranking, Result, component_label
+from headscope.analysis.core.ranking import Ranking
+from headscope.analysis.core.result import Array, Result, component_label
 from headscope.analysis.heads.name_evidence import TASK_KINDS
 from headscope.analysis.heads.scores import SCORES
 from headscope.errors import InvalidInputError, unknown_name
 
 if TYPE_CHECKING:
-    import pandas as pd
     from rich.table import Table
 
 __all__ = ["HeadTypes"]
@@ -42,6 +43,19 @@ class HeadTypes(Result):
     """
 
     kind: ClassVar[str] = "head_types"
+    arrays: ClassVar[Mapping[str, Array]] = {
+        "labelled": Array("kind layer head"),
+        "scores": Array("kind layer head", column="score"),
+        "controls": Array("kind layer head", column="control"),
+        "errors": Array("kind layer head", column="error"),
+        "thresholds": Array("kind", column="threshold"),
+        "evidence": Array("evidence_name layer head", column=""),
+        "composition": Array("reader layer head"),
+    }
+    coords: ClassVar[Mapping[str, str]] = {"kind": "kinds", "evidence_name": "evidence_names", "reader": "readers"}
+    columns: ClassVar[tuple[str, ...]] = ("labelled", "scores", "controls", "errors", "thresholds", "evidence")
+    ranked: ClassVar[tuple[str, ...]] = ("scores",)
+    rows: ClassVar[tuple[str, ...]] = ("kind", "layer", "head")
     scores: Float[Tensor, "kind layer head"]
     controls: Float[Tensor, "kind layer head"]
     errors: Float[Tensor, "kind layer head"]
@@ -61,19 +75,39 @@ class HeadTypes(Result):
         Raises:
             UnknownNameError: If the kind was not looked for.
         """
-        return self._ranked(kind, self.labelled[self._at(kind)])
+        labelled = self.labelled[self._at(kind)]
+        every = self.top(labelled.numel(), by=kind)
+        found = (score for score in every if bool(labelled[score.layer, score.head]))
+        return Ranking(found, name=kind, unit=self.unit(kind))
 
-    def top(self, k: int = 10, *, by: str = "induction") -> Ranking:
+    def top(
+        self, k: int = 10, *, by: str | None = None, largest: bool | None = None, mlps: bool = False, **labels: Any
+    ) -> Ranking:
         """The `k` heads with the highest score of a kind, labelled or not.
+
+        Args:
+            k: How many.
+            by: The kind; default: induction. Or an array: `scores`, `controls`, `evidence` (then say which `kind`, or
+                `evidence_name`).
+            largest: Those with the highest, or the lowest.
+            mlps: Changes nothing: only heads have kinds.
+            labels: Rank only heads with these labels: `layer=3`.
 
         Raises:
             UnknownNameError: If the kind was not looked for.
             InvalidInputError: If `k` is below 1.
         """
-        if k < 1:
-            raise InvalidInputError(f"k must be at least 1; got {k}.")
-        ranked = self._ranked(by, ~self.scores[self._at(by)].isnan())
-        return Ranking(ranked[:k], name=ranked.name, unit=ranked.unit)
+        if by in self.arrays:
+            return super().top(k, by=by, largest=largest, **labels)
+        kind = by or labels.pop("kind", None) or "induction"
+        self._at(kind)
+        ranking = super().top(k, by="scores", largest=largest, kind=kind, **labels)
+        return Ranking(ranking, name=kind, unit=self.unit(kind))
+
+    @property
+    def readers(self) -> tuple[str, ...]:
+        """The induction heads of `composition`: `5.1`, ..."""
+        return tuple(component_label(layer, head) for layer, head in self.composition_heads.tolist())
 
     def kinds_of(self, layer: int, head: int) -> tuple[str, ...]:
         """The labels of a head.
@@ -113,43 +147,6 @@ class HeadTypes(Result):
             hint = "It takes a task: detect_heads(model, task=...)." if kind in TASK_KINDS else ""
             raise unknown_name("kind of head", kind, self.kinds, hint=hint)
         return self.kinds.index(kind)
-
-    def _ranked(self, kind: str, which: Bool[Tensor, "layer head"]) -> Ranking:
-        values = self.scores[self._at(kind)]
-        found = [HeadScore(layer, head, float(values[layer, head])) for layer, head in which.nonzero().tolist()]
-        found.sort(key=lambda score: -score.value)
-        return Ranking(found, name=kind, unit=self.unit(kind))
-
-    def to_frame(self) -> "pd.DataFrame":
-        """One row per head and kind: its score, control, error, threshold and label, and the head's evidence."""
-        import pandas as pd
-
-        n_layers, n_heads = self.scores.shape[1:]
-        rows = []
-        for at, name in enumerate(self.kinds):
-            for layer in range(n_layers):
-                for head in range(n_heads):
-                    numbers = {
-                        each: float(getattr(self, f"{each}s")[at, layer, head])
-                        for each in ("score", "control", "error")
-                    }
-                    evidence = {
-                        each: float(self.evidence[number, layer, head])
-                        for number, each in enumerate(self.evidence_names)
-                    }
-                    rows.append(
-                        {
-                            "layer": layer,
-                            "head": head,
-                            "label": component_label(layer, head),
-                            "kind": name,
-                            "labelled": bool(self.labelled[at, layer, head]),
-                            **numbers,
-                            "threshold": float(self.thresholds[at]),
-                            **evidence,
-                        }
-                    )
-        return pd.DataFrame(rows)
 
     def table(self, *, evidence: bool = True) -> "Table":
         """The labelled heads as a table for `rich.print`.
@@ -204,17 +201,14 @@ class HeadTypes(Result):
         value = float(scores[best[0].layer, int(best[0].head or 0)])
         return [f"K-composition with {best[0].label} {value:.2f} (mean of earlier heads {float(known.mean()):.2f})"]
 
-    def __str__(self) -> str:
-        lines = [f"HeadTypes: {self.info}"]
+    def _notes(self) -> Iterator[str]:
         width = max(map(len, self.kinds))
         for name in self.kinds:
             found = self.heads(name)
             shown = ", ".join(f"{score.label} ({score.value:.2f})" for score in found[:_IN_LINE])
             more = f" and {len(found) - _IN_LINE} more" if len(found) > _IN_LINE else ""
-            lines.append(f"  {name:<{width}}  {shown + more or 'none'}")
-        return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
-
-    __repr__ = __str__
+            yield f"{name:<{width}}  {shown + more or 'none'}"
+        yield from self.notes
 
 
 _EVIDENCE_OF = {

@@ -1,6 +1,6 @@
-"""What measuring calibration gives: bins of probabilities, how often they came true, and what heads do to that."""
+"""`CalibrationResult`: bins of probabilities, how often they came true, and the effect of heads on that."""
 
-import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -8,18 +8,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headscope.analysis.core.result import Ranking, Result, component_label, rank_components
-from headscope.errors import InvalidInputError
+from headscope.analysis.core.named_arrays import Label
+from headscope.analysis.core.result import Array, Result
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["CalibrationResult"]
 
+_NO_HEADS = "heads were not measured. Run measure_calibration with heads=True."
 _Z95 = 1.959963984540054
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CalibrationResult(Result):
     """How probabilities compare with what came next.
 
@@ -46,6 +47,26 @@ class CalibrationResult(Result):
     """
 
     kind: ClassVar[str] = "calibration"
+    arrays: ClassVar[Mapping[str, Array]] = {
+        **{name: Array("bin") for name in ("count", "predicted", "correct")},
+        "correct_low": Array("bin", of=lambda found: found.band()[0]),
+        "correct_high": Array("bin", of=lambda found: found.band()[1]),
+        "head_overconfidence": Array("layer head", column="overconfidence", absent=_NO_HEADS),
+        "head_change": Array(
+            "layer head",
+            title="change of overconfidence without the head",
+            column="change",
+            error="head_change_error",
+            absent=_NO_HEADS,
+        ),
+        "head_change_error": Array("layer head", column="change_error", absent=_NO_HEADS),
+        **{
+            name: Array("layer head bin", absent=_NO_HEADS) for name in ("head_count", "head_predicted", "head_correct")
+        },
+    }
+    columns: ClassVar[tuple[str, ...]] = ("count", "predicted", "correct", "correct_low", "correct_high")
+    ranked: ClassVar[tuple[str, ...]] = ("head_change",)
+    ends: ClassVar[tuple[str, str]] = ("bolder without", "more in doubt without")
     count: Int[Tensor, " bin"]
     predicted: Float[Tensor, " bin"]
     correct: Float[Tensor, " bin"]
@@ -67,53 +88,17 @@ class CalibrationResult(Result):
         """Wilson's 95 % interval for each bin's share that came next; NaN for an empty bin."""
         return _wilson(self.correct, self.count)
 
-    def to_frame(self) -> "pd.DataFrame":
-        """One row per bin: low, high (its edges), count, predicted, correct, correct_low, correct_high (Wilson)."""
-        import pandas as pd
-
-        edges, band = self.edges.tolist(), self.band()
-        columns = {
-            "low": edges[:-1],
-            "high": edges[1:],
-            "count": self.count.tolist(),
-            "predicted": self.predicted.tolist(),
-            "correct": self.correct.tolist(),
-            "correct_low": band[0].tolist(),
-            "correct_high": band[1].tolist(),
-        }
-        return pd.DataFrame(columns)
-
     def heads_frame(self) -> "pd.DataFrame":
         """One row per head: layer, head, label, overconfidence, change, change_error.
 
         Raises:
             InvalidInputError: if heads were not measured.
         """
-        import pandas as pd
+        return self.to_frame("head_overconfidence", "head_change", "head_change_error")
 
-        change = self.changes()
-        assert self.head_overconfidence is not None and self.head_change_error is not None
-        heads = [(layer, head) for layer in range(change.shape[0]) for head in range(change.shape[1])]
-        columns: dict[str, Any] = {
-            "layer": [layer for layer, _ in heads],
-            "head": [head for _, head in heads],
-            "label": [component_label(layer, head) for layer, head in heads],
-            "overconfidence": self.head_overconfidence.flatten().tolist(),
-            "change": change.flatten().tolist(),
-            "change_error": self.head_change_error.flatten().tolist(),
-        }
-        return pd.DataFrame(columns)
-
-    def top(self, k: int = 10, *, largest: bool = True) -> Ranking:
-        """The heads without which the model is boldest (`largest=False`: most in doubt), by `head_change`.
-
-        Raises:
-            InvalidInputError: if `k` is below 1, or heads were not measured.
-        """
-        change = self.changes()
-        return rank_components(
-            change, k, n_heads=change.shape[1], name="change of overconfidence without the head", largest=largest
-        )
+    def axis_columns(self, axis: str, labels: Sequence[Label]) -> dict[str, Sequence[Any]]:
+        edges = self.edges.tolist()
+        return {"low": edges[:-1], "high": edges[1:]} if axis == "bin" else super().axis_columns(axis, labels)
 
     def changes(self) -> Float[Tensor, "layer head"]:
         """`head_change`.
@@ -121,29 +106,21 @@ class CalibrationResult(Result):
         Raises:
             InvalidInputError: if heads were not measured.
         """
-        if self.head_change is None:
-            raise InvalidInputError("heads were not measured. Run measure_calibration with heads=True.")
-        return self.head_change
+        return self.array("head_change").values
 
-    def __str__(self) -> str:
+    def _notes(self) -> Iterator[str]:
         low, high = self.band()
-        lines = [
-            f"CalibrationResult: {self.info}",
-            f"  overconfidence: {self.overconfidence:+.4f} ± {self.overconfidence_error:.4f} "
-            "(0: calibrated, 1: nothing predicted comes next, -1: all of it does)",
-            f"  {'predicted':>9}  {'came next':>9}  {'95 %':<14}  {'predictions':>11}",
-        ]
+        yield (
+            f"overconfidence: {self.overconfidence:+.4f} ± {self.overconfidence_error:.4f} "
+            "(0: calibrated, 1: nothing predicted comes next, -1: all of it does)"
+        )
+        yield f"{'predicted':>9}  {'came next':>9}  {'95 %':<14}  {'predictions':>11}"
         for row in self.count.nonzero()[:, 0].tolist():
-            lines.append(
-                f"  {self.predicted[row]:>9.3f}  {self.correct[row]:>9.3f}  {low[row]:.3f} to {high[row]:.3f}  "
+            yield (
+                f"{self.predicted[row]:>9.3f}  {self.correct[row]:>9.3f}  {low[row]:.3f} to {high[row]:.3f}  "
                 f"{int(self.count[row]):>11,}"
             )
-        if self.head_change is not None and self.head_change.numel():
-            lines.append(f"  bolder without: {_short(self.top(3))}")
-            lines.append(f"  more in doubt without: {_short(self.top(3, largest=False))}")
-        return "\n".join(lines)
-
-    __repr__ = __str__
+        yield from super()._notes()
 
 
 def _wilson(share: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
@@ -152,7 +129,3 @@ def _wilson(share: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
     centre = (share + z2 / (2 * count)) / (1 + z2 / count)
     half = _Z95 / (1 + z2 / count) * (share * (1 - share) / count + z2 / (4 * count**2)).sqrt()
     return (centre - half).clamp(min=0).float(), (centre + half).clamp(max=1).float()
-
-
-def _short(ranking: Ranking) -> str:
-    return ", ".join(f"{score.label} {score.value:+.4f}" for score in ranking if math.isfinite(score.value))

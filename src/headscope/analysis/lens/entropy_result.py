@@ -1,12 +1,13 @@
-"""`EntropyResult`: what `measure_entropy` returns."""
+"""`EntropyResult`, which `measure_entropy` returns."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from jaxtyping import Float
 from torch import Tensor
 
-from headscope.analysis.core.result import Ranking, Result, check_option, component_label, masked_mean, rank_components
+from headscope.analysis.core.result import Array, Result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["EntropyResult"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EntropyResult(Result):
     """Entropies in nats, as means over positions, or per position (`reduce="none"`, NaN where one does not count).
 
@@ -29,6 +30,14 @@ class EntropyResult(Result):
     """
 
     kind: ClassVar[str] = "entropy"
+    arrays: ClassVar[Mapping[str, Array]] = {
+        "resid": Array("state batch pos", unit="nats", column="entropy"),
+        "diff": Array("layer component batch pos", unit="nats", title="entropy diff"),
+        "marginal": Array("layer component batch pos", unit="nats", title="entropy marginal"),
+    }
+    coords: ClassVar[Mapping[str, str]] = {"state": "state_labels", "component": "component_labels"}
+    ranked: ClassVar[tuple[str, ...]] = ("diff", "marginal")
+    ends: ClassVar[tuple[str, str]] = ("raised most by", "lowered most by")
     resid: Float[Tensor, "state *batch_pos"]
     diff: Float[Tensor, "layer component *batch_pos"]
     marginal: Float[Tensor, "layer component *batch_pos"]
@@ -37,7 +46,7 @@ class EntropyResult(Result):
 
     @property
     def has_mlp(self) -> bool:
-        """Whether the last component of each layer is its MLP."""
+        """True if the last component of each layer is its MLP."""
         return self.component_labels[-1] == "MLP"
 
     @property
@@ -50,61 +59,15 @@ class EntropyResult(Result):
         """Layers."""
         return self.diff.shape[0]
 
-    def mean(self) -> "EntropyResult":
+    def mean(self) -> Self:
         """The means over the positions that count; itself if it holds means already."""
-        if self.resid.ndim == 1:
-            return self
-        means = {name: masked_mean(getattr(self, name), (-2, -1)) for name in ("resid", "diff", "marginal")}
-        return EntropyResult(
-            info=self.info, **means, state_labels=self.state_labels, component_labels=self.component_labels
-        )
-
-    def to_frame(self) -> "pd.DataFrame":
-        """One row per component: layer, component, label, diff and marginal in nats."""
-        import pandas as pd
-
-        means = self.mean()
-        rows = [
-            {
-                "layer": layer,
-                "component": name,
-                "label": component_label(layer, None if name == "MLP" else int(name)),
-                "diff": float(means.diff[layer, column]),
-                "marginal": float(means.marginal[layer, column]),
-            }
-            for layer in range(self.n_layers)
-            for column, name in enumerate(self.component_labels)
-        ]
-        return pd.DataFrame(rows)
+        return self._position_means()
 
     def resid_frame(self) -> "pd.DataFrame":
         """One row per state of the residual stream: its label and entropy in nats."""
-        import pandas as pd
+        return self.to_frame("resid")
 
-        return pd.DataFrame({"state": self.state_labels, "entropy": self.mean().resid.tolist()})
-
-    def top(
-        self, k: int = 10, *, by: Literal["diff", "marginal"] = "diff", largest: bool = True, mlps: bool = False
-    ) -> Ranking:
-        """The components that raise entropy most (`largest=False`: that lower it most); `mlps` lets MLPs in."""
-        check_option("by", by, ("diff", "marginal"))
-        values = getattr(self.mean(), by)
-        return rank_components(
-            values, k, n_heads=self.n_heads, name=f"entropy {by}", unit="nats", largest=largest, mlps=mlps
-        )
-
-    def __str__(self) -> str:
-        means = self.mean()
-        lines = [
-            f"EntropyResult: {self.info}",
-            f"  entropy: {means.resid[0]:.3f} nats at the first state, {means.resid[-1]:.3f} at the end",
-            f"  heads that raise it most (diff): {_short(self.top(3))}",
-            f"  heads that lower it most (diff): {_short(self.top(3, largest=False))}",
-        ]
-        return "\n".join(lines)
-
-    __repr__ = __str__
-
-
-def _short(ranking: Ranking) -> str:
-    return ", ".join(f"{score.label} {score.value:+.3f}" for score in ranking)
+    def _notes(self) -> Iterator[str]:
+        resid = self.mean().resid
+        yield f"entropy: {resid[0]:.3f} nats at the first state, {resid[-1]:.3f} at the end"
+        yield from super()._notes()

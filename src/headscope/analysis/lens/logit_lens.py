@@ -1,14 +1,15 @@
 """`logit_lens`: what the model would predict if it stopped at each state of the residual stream."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack
+from typing import Any, ClassVar, Literal, Unpack
 
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from headscope.analysis.core.batches import Batch
-from headscope.analysis.core.result import Result, check_option
+from headscope.analysis.core.result import Array, Result, check_option
 from headscope.analysis.recording.lens_states import lens_states, state_labels
 from headscope.analysis.storage.accumulator import Accumulator
 from headscope.analysis.storage.options import StreamOptions, streaming
@@ -17,14 +18,10 @@ from headscope.model.activations.readout import readout_of
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.vocab import summarize
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-
 __all__ = ["LogitLensResult", "logit_lens"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LogitLensResult(Result):
     """The prediction at each state of the residual stream, position by position.
 
@@ -40,6 +37,20 @@ class LogitLensResult(Result):
     """
 
     kind: ClassVar[str] = "logit_lens"
+    arrays: ClassVar[Mapping[str, Array]] = {
+        "entropy": Array("state batch pos", unit="nats"),
+        "loss": Array("state batch pos", unit="nats", of=lambda found: -found.next_log_prob),
+        "correct": Array("state batch pos", column="accuracy"),
+        "next_rank": Array(
+            "state batch pos",
+            of=lambda found: torch.where(found.next_rank >= 0, found.next_rank.float(), torch.nan),
+        ),
+        "top_tokens": Array("state batch pos k"),
+        "top_log_probs": Array("state batch pos k", unit="nats"),
+        "next_log_prob": Array("state batch pos", unit="nats"),
+    }
+    coords: ClassVar[Mapping[str, str]] = {"state": "state_labels"}
+    columns: ClassVar[tuple[str, ...]] = ("entropy", "loss", "correct")
     entropy: Float[Tensor, "state batch pos"]
     top_tokens: Int[Tensor, "state batch pos k"]
     top_log_probs: Float[Tensor, "state batch pos k"]
@@ -47,24 +58,13 @@ class LogitLensResult(Result):
     next_rank: Int[Tensor, "state batch pos"]
     state_labels: tuple[str, ...]
 
-    def to_frame(self) -> "pd.DataFrame":
-        """One row per state: mean entropy and loss of the next token in nats, and how often it is the top one."""
-        import pandas as pd
+    @property
+    def correct(self) -> Float[Tensor, "state batch pos"]:
+        """1 where the next token is the most likely one, 0 where it is not, NaN where there is none."""
+        return torch.where(self.next_rank >= 0, (self.next_rank == 0).float(), torch.nan)
 
-        known = self.next_rank >= 0
-        return pd.DataFrame(
-            {
-                "state": self.state_labels,
-                "entropy": self.entropy.nanmean((-2, -1)).tolist(),
-                "loss": (-self.next_log_prob.nanmean((-2, -1))).tolist(),
-                "accuracy": ((self.next_rank == 0).sum((-2, -1)) / known.sum((-2, -1))).tolist(),
-            }
-        )
-
-    def __str__(self) -> str:
-        return f"LogitLensResult: {self.info}\n{self.to_frame().to_string(index=False, float_format='%.3f')}"
-
-    __repr__ = __str__
+    def _notes(self) -> Iterator[str]:
+        yield from self.to_frame().to_string(index=False, float_format="%.3f").splitlines()
 
 
 @streaming()

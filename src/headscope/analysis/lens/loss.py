@@ -1,5 +1,6 @@
 """Next-token loss of every position, with the logits reduced tile by tile: they are never all held."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Unpack
 
@@ -8,7 +9,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from headscope.analysis.core.batches import Batch
-from headscope.analysis.core.result import Result
+from headscope.analysis.core.result import Array, Result
 from headscope.analysis.storage.accumulator import Accumulator
 from headscope.analysis.storage.options import StreamOptions, streaming
 from headscope.analysis.storage.passes import Passes
@@ -19,7 +20,7 @@ from headscope.ops.vocab import VocabSummary, summarize
 __all__ = ["NextTokens", "next_token_loss", "predict_next_tokens"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class NextTokens(Result):
     """Predictions at each position but the last of a row, beside the tokens that came next.
 
@@ -33,6 +34,15 @@ class NextTokens(Result):
     """
 
     kind: ClassVar[str] = "next_tokens"
+    arrays: ClassVar[Mapping[str, Array]] = {
+        "loss": Array("batch pos", unit="nats"),
+        "rank": Array("batch pos"),
+        "top_tokens": Array("batch pos k"),
+        "top_probs": Array("batch pos k"),
+    }
+    columns: ClassVar[tuple[str, ...]] = ("loss", "rank")
+    ranked: ClassVar[tuple[str, ...]] = ("loss",)
+    sampled: ClassVar[tuple[str, ...]] = ()
     loss: Float[Tensor, "batch pos"]
     rank: Int[Tensor, "batch pos"]
     top_tokens: Int[Tensor, "batch pos k"]

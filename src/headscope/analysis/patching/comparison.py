@@ -1,7 +1,6 @@
-"""`AttributionPatchingResult`: what `attribution_patch` returns, and how it compares with true patches."""
+"""`AttributionPatchingResult`, which `attribution_patch` returns, and its comparison with true patches."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -10,8 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headscope.analysis.core.result import Result
-from headscope.analysis.patching.result import PatchingResult
+from headscope.analysis.patching.result import PatchingResult, SiteResult
 from headscope.analysis.patching.sites import AXES
 from headscope.errors import InvalidInputError, unknown_name
 
@@ -22,48 +20,34 @@ __all__ = ["AttributionPatchingResult", "PatchingComparison"]
 
 
 @dataclass(frozen=True, repr=False)
-class AttributionPatchingResult(Result):
-    """What each patch would change, to first order: `result["z"]` is `[layer, pos, head]`, and so on.
+class AttributionPatchingResult(SiteResult):
+    """The change of a metric that each patch would make, to first order: `result["z"]` is `[layer, pos, head]`, ...
 
     Attributes:
-        values: The metric's estimated change for each cell of each site, one site after the other, in the scale.
         clean: The metric of the clean run.
         corrupted: That of the corrupted run.
-        sites: What is patched: `resid_pre`, ..., `z`, `pattern`.
         shapes: The axes' lengths of each site.
-        positions: The positions: numbers, or names of words.
-        direction: `"denoising"` or `"noising"`.
         scale: `"share"` (of `clean - corrupted`) or `"metric"`.
         steps: In how many runs gradients were taken.
     """
 
     kind: ClassVar[str] = "attribution patching"
-    values: Float[Tensor, " cell"]
     clean: Float[Tensor, ""]
     corrupted: Float[Tensor, ""]
-    sites: tuple[str, ...]
     shapes: tuple[Any, ...]
-    positions: tuple[int | str, ...]
-    direction: str
     scale: str
     steps: int
 
-    def __getitem__(self, site: str) -> Float[Tensor, "layer *axes"]:
-        """The estimates of a site, along `axes(site)`.
-
-        Raises:
-            UnknownNameError: If it was not measured.
-        """
+    def axes_of(self, site: str) -> tuple[str, ...]:
         if site not in self.sites:
             raise unknown_name("site", site, self.sites, hint="Name it in attribution_patch(sites=...).")
-        sizes = [math.prod(shape) for shape in self.shapes]
-        at = self.sites.index(site)
-        return self.values[sum(sizes[:at]) : sum(sizes[: at + 1])].view(*self.shapes[at])
-
-    def axes(self, site: str) -> tuple[str, ...]:
-        """What the axes of a site are: `("layer", "pos")`, `("layer", "pos", "head")`, ..."""
-        self[site]
         return AXES[site]
+
+    axes = axes_of
+
+    def shape_of(self, site: str) -> tuple[int, ...]:
+        self.axes_of(site)
+        return tuple(self.shapes[self.sites.index(site)])
 
     def over_positions(self, site: str) -> Float[Tensor, "layer *head"]:
         """The estimates for patches of all positions together."""
@@ -103,24 +87,13 @@ class AttributionPatchingResult(Result):
             f"{list(self.over_positions(site).shape)} for all positions together."
         )
 
-    def __repr__(self) -> str:
-        how = "gradients of the patched run" if self.steps == 1 else f"gradients of {self.steps} runs on the way"
-        lines = [
-            f"AttributionPatchingResult: {self.direction}, {self.scale}, {how}",
-            f"  on {self.info.data}",
-            f"  metric: {float(self.clean):+.4f} clean, {float(self.corrupted):+.4f} corrupted",
-        ]
-        for site in self.sites:
-            found, axes = self[site].flatten(), self.axes(site)
-            shape = self.shapes[self.sites.index(site)]
-            largest = found.abs().argsort(descending=True, stable=True)[:3]
-            cells = torch.stack(torch.unravel_index(largest, tuple(shape)), 1).tolist()
-            shown = ", ".join(
-                f"{_cell(axes, cell, self.positions)} {float(found[at]):+.3f}"
-                for cell, at in zip(cells, largest.tolist(), strict=True)
-            )
-            lines.append(f"  {site} [{', '.join(self.axes(site))}]: {shown}")
-        return "\n".join(lines)
+    def _notes(self) -> Iterator[str]:
+        runs = "gradients of the patched run" if self.steps == 1 else f"gradients of {self.steps} runs on the way"
+        yield (
+            f"{self.direction}, {self.scale}, {runs}: {float(self.clean):+.4f} clean, "
+            f"{float(self.corrupted):+.4f} corrupted"
+        )
+        yield from super()._notes()
 
 
 @dataclass(frozen=True, repr=False, eq=False)

@@ -31,7 +31,7 @@ class Sender:
 
     @property
     def label(self) -> str:
-        """`10.7`, `MLP 3` or `embed`."""
+        """`10.7`, `mlp3` or `embed`."""
         return EMBED if self.component is None else self.component.label
 
 
@@ -45,7 +45,7 @@ class Receiver:
 
     @property
     def label(self) -> str:
-        """`10.7.q`, `MLP 3` or `final`."""
+        """`10.7.q`, `mlp3` or `final`."""
         if self.component is None:
             return FINAL
         return self.component.label + (f".{self.input}" if self.input else "")
@@ -74,7 +74,7 @@ def as_senders(cfg: HookedTransformerConfig, named: object) -> tuple[Sender, ...
         >>> from headscope import HookedTransformerConfig
         >>> cfg = HookedTransformerConfig(n_layers=2, d_model=8, n_ctx=8, d_head=4, d_vocab=9, act_fn="relu")
         >>> [sender.label for sender in as_senders(cfg, ["embed", (1, 0), "mlp1"])]
-        ['embed', '1.0', 'MLP 1']
+        ['embed', '1.0', 'mlp1']
     """
     senders = sorted((_sender(cfg, each) for each in _listed(named, r"[,+]")), key=lambda sender: sender.stage)
     return _each_once(tuple(senders), "sender")
@@ -94,7 +94,7 @@ def as_receivers(cfg: HookedTransformerConfig, named: object) -> tuple[Receiver,
         >>> from headscope import HookedTransformerConfig
         >>> cfg = HookedTransformerConfig(n_layers=2, d_model=8, n_ctx=8, d_head=4, d_vocab=9, act_fn="relu")
         >>> [receiver.label for receiver in as_receivers(cfg, ["1.0.q", ("0.1", "v"), "mlp1"])]
-        ['0.1.v', '1.0.q', 'MLP 1']
+        ['0.1.v', '1.0.q', 'mlp1']
     """
     unordered = [receiver for each in _listed(named, r",") for receiver in _receiver(cfg, each)]
     receivers = _each_once(tuple(sorted(unordered, key=lambda receiver: receiver.stage)), "receiver")

@@ -1,53 +1,24 @@
-"""`PathPatchingResult`: what `path_patch` and `path_patch_sweep` return."""
+"""`PathPatchingResult`, which `path_patch` and `path_patch_sweep` return."""
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headscope.analysis.core.result import Result
+from headscope.analysis.core.named_arrays import Label
+from headscope.analysis.core.result import Array, Result
 from headscope.analysis.prompts.metrics import gap_between
 from headscope.errors import InvalidInputError
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-__all__ = ["PathPatchingResult", "SenderScore", "SenderScores"]
-
-
-@dataclass(frozen=True)
-class SenderScore:
-    """One sender (or several together) and its effect.
-
-    Attributes:
-        label: `9.9`, `MLP 3`, `embed`, or `9.9+9.6` for senders that go together.
-        value: The metric of the patched run less that of the run before.
-        normalized: The same as a share of the clean metric less the corrupted one.
-    """
-
-    label: str
-    value: float
-    normalized: float
-
-
-class SenderScores(tuple[SenderScore, ...]):
-    """Scores in order, printed as a table."""
-
-    __slots__ = ()
-
-    def __str__(self) -> str:
-        width = max([6, *(len(score.label) for score in self)])
-        rows = [f"{score.label:<{width}}  {score.value:+8.4f}  {score.normalized:+7.1%}" for score in self]
-        return "\n".join([f"{'sender':<{width}}  {'change':>8}  {'share':>7}", *rows])
-
-    __repr__ = __str__
+__all__ = ["PathPatchingResult"]
 
 
 @dataclass(frozen=True, repr=False)
 class PathPatchingResult(Result):
-    """What the metric loses or gains when senders change as receivers see them.
+    """The change of a metric when senders change as receivers see them.
 
     Attributes:
         values: The metric of the patched run less that of the run before it was patched, the mean over prompts, in the
@@ -65,6 +36,19 @@ class PathPatchingResult(Result):
     """
 
     kind: ClassVar[str] = "path patching"
+    arrays: ClassVar[Mapping[str, Array]] = {
+        "change": Array("sender", share="normalized", of=lambda found: found.change.flatten()),
+        "normalized": Array("sender", style="+.1%", of=lambda found: found._shares().flatten()),
+        "per_prompt": Array(
+            "sender prompt",
+            absent="a metric of your own has no values of single prompts.",
+            of=lambda found: None if (each := found.per_prompt) is None else each.reshape(-1, each.shape[-1]),
+        ),
+    }
+    coords: ClassVar[Mapping[str, str]] = {"sender": "sender_labels"}
+    columns: ClassVar[tuple[str, ...]] = ("change", "normalized")
+    ranked: ClassVar[tuple[str, ...]] = ("change",)
+    either_way: ClassVar[bool] = True
     values: Float[Tensor, "*sender"]
     per_prompt: Float[Tensor, "*sender prompt"] | None
     clean: Float[Tensor, ""]
@@ -98,43 +82,17 @@ class PathPatchingResult(Result):
             raise InvalidInputError(f"these are {self.values.numel()} values, not one; see .values and .top().")
         return float(self.values)
 
-    def top(self, k: int = 10, *, largest: bool | None = None) -> SenderScores:
-        """The `k` senders with the greatest effect either way, the largest values (`True`) or the smallest (`False`).
-
-        Raises:
-            InvalidInputError: If `k` is below 1.
-        """
-        if k < 1:
-            raise InvalidInputError(f"k must be at least 1; got {k}.")
-        values = self.change.flatten()
-        order = (values.abs() if largest is None else values).argsort(descending=largest is not False, stable=True)
-        shares = self._shares().flatten()
-        return SenderScores(
-            SenderScore(self.sender_labels[at], float(values[at]), float(shares[at])) for at in order[:k].tolist()
-        )
-
-    def to_frame(self) -> "pd.DataFrame":
-        """One row per sender: its label, and what patching it changes, in the metric's unit and as a share."""
-        import pandas as pd
-
-        return pd.DataFrame(
-            {
-                "sender": self.sender_labels,
-                "receivers": ", ".join(self.receiver_labels),
-                "change": self.change.flatten().tolist(),
-                "normalized": self._shares().flatten().tolist(),
-            }
-        )
+    def axis_columns(self, axis: str, labels: Sequence[Label]) -> dict[str, Sequence[Any]]:
+        receivers = ", ".join(self.receiver_labels)
+        columns = super().axis_columns(axis, labels)
+        return columns | {"receivers": [receivers] * len(labels)} if axis == "sender" else columns
 
     def _shares(self) -> Tensor:
         return torch.full_like(self.values, torch.nan) if self.clean == self.corrupted else self.normalized
 
-    def __repr__(self) -> str:
+    def _notes(self) -> Iterator[str]:
         mlps = "MLPs frozen" if self.freeze_mlps else "MLPs recomputed"
-        lines = [
-            f"PathPatchingResult: senders -> {', '.join(self.receiver_labels)}; {self.direction}, {mlps}, positions: "
-            f"{self.positions}",
-            f"  on {self.info.data}",
-            f"  metric: {float(self.clean):+.4f} clean, {float(self.corrupted):+.4f} corrupted",
-        ]
-        return "\n".join([*lines, *(f"  {line}" for line in str(self.top(8)).splitlines())])
+        receivers = ", ".join(self.receiver_labels)
+        yield f"senders -> {receivers}; {self.direction}, {mlps}, positions: {self.positions}"
+        yield f"metric: {float(self.clean):+.4f} clean, {float(self.corrupted):+.4f} corrupted"
+        yield from str(self.top(8)).splitlines()

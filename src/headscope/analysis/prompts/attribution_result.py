@@ -1,5 +1,6 @@
-"""`Attribution`: what `attribute` returns."""
+"""`Attribution`, which `attribute` returns."""
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -7,7 +8,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from headscope.analysis.core.result import Ranking, Result, component_label, rank_components
+from headscope.analysis.core.components import component_of
+from headscope.analysis.core.named_arrays import Label
+from headscope.analysis.core.ranking import HeadScore, Ranking
+from headscope.analysis.core.result import Array, Result, component_label
 from headscope.errors import InvalidInputError, unknown_name
 from headscope.model.config import HookedTransformerConfig
 
@@ -21,18 +25,7 @@ _EMBEDDINGS = ("embed", "pos_embed")
 _BIAS = "final bias"
 
 
-@dataclass(frozen=True)
-class NeuronScore:
-    """One MLP neuron and its number."""
-
-    layer: int
-    neuron: int
-    value: float
-
-    @property
-    def label(self) -> str:
-        """`L3N12`."""
-        return f"L{self.layer}N{self.neuron}"
+NeuronScore = HeadScore  # of an MLP's neuron, with `layer`, `neuron` and `value`
 
 
 def component_labels(cfg: HookedTransformerConfig) -> tuple[str, ...]:
@@ -42,7 +35,7 @@ def component_labels(cfg: HookedTransformerConfig) -> tuple[str, ...]:
         >>> from headscope import HookedTransformerConfig
         >>> cfg = HookedTransformerConfig(n_layers=1, d_model=8, n_ctx=8, d_head=4, d_vocab=9, act_fn="relu")
         >>> component_labels(cfg)
-        ('embed', 'pos_embed', '0.0', '0.1', 'b_O 0', 'MLP 0', 'final bias')
+        ('embed', 'pos_embed', '0.0', '0.1', 'b_O 0', 'mlp0', 'final bias')
     """
     embeddings = _EMBEDDINGS if cfg.positional_embedding_type == "standard" else _EMBEDDINGS[:1]
     layers: list[str] = []
@@ -73,7 +66,7 @@ class Attribution(Result):
         positions: Where each answer is predicted.
         word_positions: Positions that have a name, one row for each of `word_names`.
         state_labels: `0_pre`, `0_mid`, ..., `final`.
-        component_labels: `embed`, `pos_embed`, then for each layer its heads (`0.0`, ...), `b_O 0` and `MLP 0`, and
+        component_labels: `embed`, `pos_embed`, then for each layer its heads (`0.0`, ...), `b_O 0` and `mlp0`, and
             last `final bias`: what the final norm's bias and `b_U` add.
         token_strings: The text of all real tokens, one prompt after the other.
         labels: Which kind of prompt each is.
@@ -83,6 +76,32 @@ class Attribution(Result):
     """
 
     kind: ClassVar[str] = "attribution"
+    arrays: ClassVar[Mapping[str, Array]] = {
+        "heads_and_mlps": Array("prompt layer part", unit="logits", title="logit difference"),
+        "logit_difference": Array("prompt", unit="logits"),
+        "accumulated": Array("prompt state", unit="logits", column="mean"),
+        "accumulated_std": Array("state", unit="logits", column="std", of=lambda found: _std(found.accumulated)),
+        "components": Array("prompt component", unit="logits", column="mean"),
+        "components_std": Array("component", unit="logits", column="std", of=lambda found: _std(found.components)),
+        "sources": Array(
+            "prompt layer head key_pos",
+            unit="logits",
+            absent="nothing is known about positions: this was made with sources=False.",
+        ),
+        "neurons": Array(
+            "layer neuron",
+            unit="logits",
+            absent="nothing is known about neurons: there are none, or this was made with neurons=False.",
+        ),
+    }
+    coords: ClassVar[Mapping[str, str]] = {
+        "state": "state_labels",
+        "component": "component_labels",
+        "part": "part_labels",
+    }
+    columns: ClassVar[tuple[str, ...]] = ("components", "components_std")
+    ranked: ClassVar[tuple[str, ...]] = ("heads_and_mlps",)
+    ends: ClassVar[tuple[str, str]] = ("add most", "take most away")
     logit_difference: Float[Tensor, " prompt"]
     accumulated: Float[Tensor, "prompt state"]
     components: Float[Tensor, "prompt component"]
@@ -103,7 +122,7 @@ class Attribution(Result):
 
     @property
     def has_mlp(self) -> bool:
-        """Whether the layers have MLPs."""
+        """True if the layers have MLPs."""
         return component_label(0, None) in self.component_labels
 
     @property
@@ -131,6 +150,11 @@ class Attribution(Result):
         parts = self._layers()
         kept = [*range(self.n_heads), *([self.n_heads + 1] if self.has_mlp else [])]
         return parts[:, :, kept]
+
+    @property
+    def part_labels(self) -> tuple[str, ...]:
+        """The labels of a layer's heads and MLP: `0`, `1`, ..., `MLP`."""
+        return (*map(str, range(self.n_heads)), *(["MLP"] if self.has_mlp else []))
 
     @property
     def unexplained(self) -> Float[Tensor, " prompt"]:
@@ -168,9 +192,7 @@ class Attribution(Result):
         return sources[torch.arange(len(sources), device=at.device), :, :, at]
 
     def _need_sources(self) -> Tensor:
-        if self.sources is None:
-            raise InvalidInputError("nothing is known about positions: this was made with sources=False.")
-        return self.sources
+        return self.array("sources").values
 
     def only(self, label: str) -> Self:
         """The prompts of one kind, such as those whose names come in one order; without neurons, known on average only.
@@ -200,88 +222,63 @@ class Attribution(Result):
 
     # What stands out
 
-    def top(self, k: int = 10, *, largest: bool = True, mlps: bool = False) -> Ranking:
-        """The heads that add most (`largest=False`: that take most away) on average; `mlps` lets MLPs in."""
-        means = self.heads_and_mlps.mean(0)
-        return rank_components(
-            means, k, n_heads=self.n_heads, name="logit difference", unit="logits", largest=largest, mlps=mlps
-        )
-
-    def top_neurons(self, k: int = 10, *, largest: bool = True) -> tuple[NeuronScore, ...]:
+    def top_neurons(self, k: int = 10, *, largest: bool = True) -> Ranking:
         """The neurons that add most (`largest=False`: that take most away) on average.
 
         Raises:
             InvalidInputError: If nothing is known of neurons, or `k` is below 1.
         """
-        if self.neurons is None:
-            raise InvalidInputError(
-                "nothing is known about neurons: there are none, or this was made with neurons=False."
-            )
-        if k < 1:
-            raise InvalidInputError(f"k must be at least 1; got {k}.")
-        order = self.neurons.flatten().argsort(descending=largest, stable=True)[:k].tolist()
-        places = [divmod(index, self.neurons.shape[1]) for index in order]
-        return tuple(NeuronScore(layer, neuron, float(self.neurons[layer, neuron])) for layer, neuron in places)
+        return self.top(k, by="neurons", largest=largest)
 
-    def to_frame(self, *, per_prompt: bool = False) -> "pd.DataFrame":
+    def to_frame(self, *names: str, means: bool = True, per_prompt: bool = False) -> "pd.DataFrame":
         """One row per component: its label, kind, layer and head, and the mean and standard deviation over prompts.
 
         Args:
+            names: Arrays to tabulate instead.
+            means: Take means over prompts; else each has rows of its own.
             per_prompt: One row per component and prompt, with the `attribution`, instead.
         """
-        import pandas as pd
-
-        rows = [{"component": label, **_described(label)} for label in self.component_labels]
-        frame = pd.DataFrame(rows).astype({"layer": "Int64", "head": "Int64"})
         if not per_prompt:
-            values = self.components.double()
-            return frame.assign(mean=values.mean(0).tolist(), std=values.std(0, correction=0).tolist())
-        parts = [
-            frame.assign(prompt=number, label=label, attribution=values)
-            for number, (label, values) in enumerate(zip(self.labels, self.components.tolist(), strict=True))
-        ]
-        return pd.concat(parts, ignore_index=True)
+            frame = super().to_frame(*names, means=means)
+            return frame.astype({name: "Int64" for name in ("layer", "head") if name in frame})
+        return self.to_frame("components", means=False).rename(columns={"mean": "attribution"})
 
     def states_frame(self) -> "pd.DataFrame":
         """One row per state of the residual stream: the mean logit difference there, and its standard deviation."""
-        import pandas as pd
+        return self.to_frame("accumulated", "accumulated_std")
 
-        values = self.accumulated.double()
-        return pd.DataFrame(
-            {
-                "state": self.state_labels,
-                "mean": values.mean(0).tolist(),
-                "std": values.std(0, correction=0).tolist(),
-            }
-        )
+    def axis_columns(self, axis: str, labels: Sequence[Label]) -> dict[str, Sequence[Any]]:
+        if axis == "prompt":
+            return {"prompt": labels, "label": self.labels}
+        if axis != "component":
+            return super().axis_columns(axis, labels)
+        described = [_described(str(label)) for label in labels]
+        return {"component": labels, **{key: [each[key] for each in described] for key in ("kind", "layer", "head")}}
 
-    def __str__(self) -> str:
+    def cell_label(self, name: str, cell: Mapping[str, Label]) -> str:
+        return f"L{cell['layer']}N{cell['neuron']}" if name == "neurons" else super().cell_label(name, cell)
+
+    def _notes(self) -> Iterator[str]:
         right = int((self.logit_difference > 0).sum())
-        lines = [
-            f"Attribution: {self.info}",
-            f"  logit difference: {self.logit_difference.mean():+.3f} on average, above zero for {right} of "
-            f"{len(self.logit_difference)} prompts",
-            f"  heads that add most: {_short(self.top(3))}",
-            f"  heads that take most away: {_short(self.top(3, largest=False))}",
-        ]
+        yield (
+            f"logit difference: {self.logit_difference.mean():+.3f} on average, above zero for {right} of "
+            f"{len(self.logit_difference)} prompts"
+        )
+        yield from super()._notes()
         left = float(self.unexplained.abs().mean())
         if left > 1e-3 * (1 + float(self.components.abs().sum(1).mean())):
-            lines.append(f"  {left:.3f} of it is in no component: a hook changes the stream between them")
-        return "\n".join(lines)
+            yield f"{left:.3f} of it is in no component: a hook changes the stream between them"
 
-    __repr__ = __str__
+
+def _std(values: Float[Tensor, "prompt part"]) -> Float[Tensor, " part"]:
+    return values.double().std(0, correction=0)
 
 
 def _described(label: str) -> dict[str, object]:
     """Kind, layer and head of a component, from its label."""
-    if label in (*_EMBEDDINGS, _BIAS):
-        return {"kind": label, "layer": None, "head": None}
-    if " " in label:
-        kind, layer = label.split(" ")
-        return {"kind": kind, "layer": int(layer), "head": None}
-    layer, head = label.split(".")
-    return {"kind": "head", "layer": int(layer), "head": int(head)}
-
-
-def _short(ranking: Ranking) -> str:
-    return ", ".join(f"{score.label} {score.value:+.3f}" for score in ranking)
+    component, layer = component_of(label), label.removeprefix("b_O ")
+    if component is not None:
+        return {"kind": "MLP" if component[1] is None else "head", "layer": component[0], "head": component[1]}
+    if layer.isdecimal():
+        return {"kind": "b_O", "layer": int(layer), "head": None}
+    return {"kind": label, "layer": None, "head": None}

@@ -4,9 +4,9 @@ The OV circuit without its embedding: after McDougall et al. 2023 (arXiv 2310.04
 source with enough attention, where does the source token's own logit stand in what the head writes for it?
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Unpack
+from typing import Any, ClassVar, Unpack
 
 import torch
 from jaxtyping import Float, Int
@@ -15,14 +15,12 @@ from torch import Tensor
 from headscope.analysis.core.batches import Batch
 from headscope.analysis.core.components import Component
 from headscope.analysis.core.head_lists import (
+    HeadListResult,
     chosen_heads,
-    head_columns,
-    head_labels,
     heads_tensor,
     one_vocabulary,
-    rank_heads,
 )
-from headscope.analysis.core.result import Ranking, Result, check_option
+from headscope.analysis.core.result import Array
 from headscope.analysis.recording.layer import LayerRead, entering, read_layer, sources
 from headscope.analysis.storage.accumulator import Accumulator
 from headscope.analysis.storage.options import StreamOptions, streaming
@@ -32,15 +30,11 @@ from headscope.errors import InvalidInputError
 from headscope.model.activations.readout import readout_of
 from headscope.model.transformer import HookedTransformer
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-
 __all__ = ["DynamicOV", "dynamic_ov"]
 
 
-@dataclass(frozen=True)
-class DynamicOV(Result):
+@dataclass(frozen=True, repr=False)
+class DynamicOV(HeadListResult):
     """What heads write against the tokens they attend to, over pairs of a query and a source with enough attention.
 
     Attributes:
@@ -56,49 +50,18 @@ class DynamicOV(Result):
     """
 
     kind: ClassVar[str] = "dynamic_ov"
-    heads: Int[Tensor, "head 2"]
+    arrays: ClassVar[Mapping[str, Array]] = {
+        "n_pairs": Array("head", style=",.0f"),
+        **{name: Array("head", style=".1%") for name in ("negative", "bottom", "lowest")},
+    }
+    columns: ClassVar[tuple[str, ...]] = ("n_pairs", "negative", "bottom", "lowest")
+    ranked: ClassVar[tuple[str, ...]] = ("bottom", "lowest", "negative")
     n_pairs: Int[Tensor, " head"]
     negative: Float[Tensor, " head"]
     bottom: Float[Tensor, " head"]
     lowest: Float[Tensor, " head"]
     k: int
     threshold: float
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """`10.7`, ... for each head."""
-        return head_labels(self.heads)
-
-    def top(self, k: int = 10, *, by: str = "bottom", largest: bool = True) -> Ranking:
-        """The `k` heads with the largest (or smallest) share, by `negative`, `bottom` or `lowest`.
-
-        Raises:
-            InvalidInputError: if there is no such share, or `k` is below 1.
-        """
-        check_option("by", by, ("negative", "bottom", "lowest"))
-        return rank_heads(self.heads, getattr(self, by), k, name=by, largest=largest)
-
-    def to_frame(self) -> "pd.DataFrame":
-        """One row per head: layer, head, label, n_pairs and the three shares."""
-        import pandas as pd
-
-        columns: dict[str, Any] = head_columns(self.heads)
-        columns |= {name: getattr(self, name).tolist() for name in ("n_pairs", "negative", "bottom", "lowest")}
-        return pd.DataFrame(columns)
-
-    def __str__(self) -> str:
-        lines = [
-            f"DynamicOV: {self.info}",
-            f"  {'head':<8}  {'pairs':>9}  {'lowered':>8}  {f'bottom {self.k}':>9}  {'lowest':>8}",
-        ]
-        for row in self.bottom.nan_to_num(nan=-1.0).argsort(descending=True, stable=True)[:5].tolist():
-            lines.append(
-                f"  {self.labels[row]:<8}  {int(self.n_pairs[row]):>9,}  {float(self.negative[row]):>8.1%}  "
-                f"{float(self.bottom[row]):>9.1%}  {float(self.lowest[row]):>8.1%}"
-            )
-        return "\n".join(lines)
-
-    __repr__ = __str__
 
 
 @streaming()

@@ -8,8 +8,9 @@ After McDougall et al. 2023 (arXiv 2310.04625), where the heads with the highest
 Both are direct effects: the head's output through the unembedding, at the final norm's own scale.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Unpack
+from typing import ClassVar, Unpack
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from headscope.analysis.core.batches import Batch
 from headscope.analysis.core.head_lists import one_vocabulary
-from headscope.analysis.core.result import Ranking, Result, RunInfo, check_option, component_label, rank_components
+from headscope.analysis.core.result import Array, Result, RunInfo
 from headscope.analysis.recording.embedding import direct_effects, token_directions
 from headscope.analysis.storage.accumulator import Measure, Totals
 from headscope.analysis.storage.manifest import fingerprint
@@ -29,16 +30,12 @@ from headscope.errors import InvalidInputError
 from headscope.model.text.tokens import bos_token_id
 from headscope.model.transformer import HookedTransformer
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-
 __all__ = ["SuppressionScores", "suppression_scores"]
 
 _LONGEST = 50
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SuppressionScores(Result):
     """Both scores of every head, in logits. Positive: the head works against copying.
 
@@ -51,46 +48,17 @@ class SuppressionScores(Result):
     """
 
     kind: ClassVar[str] = "suppression_scores"
+    arrays: ClassVar[Mapping[str, Array]] = {
+        "anti_induction": Array("layer head", unit="logits"),
+        "ioi": Array(
+            "layer head",
+            unit="logits",
+            absent="IOI prompts were not measured: give prompts and answers, or a tokenizer.",
+        ),
+    }
+    ranked: ClassVar[tuple[str, ...]] = ("anti_induction", "ioi")
     anti_induction: Float[Tensor, "layer head"]
     ioi: Float[Tensor, "layer head"] | None
-
-    def top(self, k: int = 10, *, by: str = "anti_induction", largest: bool = True) -> Ranking:
-        """The `k` heads with the largest (or smallest) score, by `anti_induction` or `ioi`.
-
-        Raises:
-            InvalidInputError: if there is no such score, it was not measured, or `k` is below 1.
-        """
-        check_option("by", by, ("anti_induction", "ioi"))
-        values: Tensor | None = getattr(self, by)
-        if values is None:
-            raise InvalidInputError("IOI prompts were not measured: give prompts and answers, or a tokenizer.")
-        return rank_components(values, k, n_heads=values.shape[1], name=by, unit="logits", largest=largest)
-
-    def to_frame(self) -> "pd.DataFrame":
-        """One row per head: layer, head, label, anti_induction and, if measured, ioi."""
-        import pandas as pd
-
-        n_layers, n_heads = self.anti_induction.shape
-        heads = [(layer, head) for layer in range(n_layers) for head in range(n_heads)]
-        columns: dict[str, Any] = {
-            "layer": [layer for layer, _ in heads],
-            "head": [head for _, head in heads],
-            "label": [component_label(layer, head) for layer, head in heads],
-            "anti_induction": self.anti_induction.flatten().tolist(),
-        }
-        if self.ioi is not None:
-            columns["ioi"] = self.ioi.flatten().tolist()
-        return pd.DataFrame(columns)
-
-    def __str__(self) -> str:
-        lines = [f"SuppressionScores: {self.info}"]
-        for name in ("anti_induction", "ioi"):
-            if getattr(self, name) is not None:
-                best = ", ".join(f"{score.label} {score.value:+.3f}" for score in self.top(5, by=name))
-                lines.append(f"  {name}: {best}")
-        return "\n".join(lines)
-
-    __repr__ = __str__
 
 
 @streaming()

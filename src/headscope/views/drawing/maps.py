@@ -48,7 +48,7 @@ def component_maps(
         ...     {"score": torch.rand(2, 3)}, columns=["0", "1", "MLP"], title="A score", data="a text", unit="nats"
         ... )
         >>> figure.data[0].customdata[1][2]
-        'MLP 1'
+        'mlp1'
     """
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from headscope.analysis.ablation.result import AblationResult
+from headscope.analysis.core.components import component_of
 from headscope.errors import InvalidInputError
 from headscope.views.activations import text_neuron_activations
 from headscope.views.drawing.maps import component_maps
@@ -149,9 +150,8 @@ def ablation_on_text(result: AblationResult, *, k: int = 12, clip: float = 0.995
 
 def _place(label: str) -> tuple[int, int] | None:
     """Layer and head of a single head's label, -1 for an MLP; `None` for a set."""
-    if "+" in label:
+    component = component_of(label)
+    if component is None:
         return None
-    if label.startswith("MLP "):
-        return int(label.removeprefix("MLP ")), -1
-    layer, _, head = label.partition(".")
-    return int(layer), int(head)
+    layer, head = component
+    return layer, -1 if head is None else head

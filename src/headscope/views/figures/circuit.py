@@ -190,7 +190,7 @@ def _nodes(circuit: Circuit, group: str, nodes: list[int], places: dict[int, tup
             "color": _COLOURS.get(group, _PLAIN),
             "line": {"width": 1.5, "color": "white"},
         },
-        text=["logits" if circuit.nodes[node] == FINAL else circuit.nodes[node].replace("MLP ", "M") for node in nodes],
+        text=["logits" if circuit.nodes[node] == FINAL else circuit.nodes[node].replace("mlp", "M") for node in nodes],
         textfont={"color": "white", "size": 11},
         customdata=texts,
         hovertemplate="%{customdata}<extra></extra>",

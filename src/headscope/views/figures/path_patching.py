@@ -34,7 +34,7 @@ def path_patching_by_head(*results: PathPatchingResult, normalized: bool = True)
         )
     first = results[0]
     width = first.values.shape[1]
-    has_mlp = first.sender_labels[width - 1].startswith("MLP")
+    has_mlp = first.sender_labels[width - 1].startswith("mlp")
     maps = {f"into {_receivers(each)}": each.normalized if normalized else each.change for each in results}
     frozen = "MLPs frozen" if first.freeze_mlps else "MLPs recomputed"
     return component_maps(
