@@ -50,7 +50,6 @@ def test_the_table_has_every_notebook() -> None:
 def test_the_table_gives_reasons() -> None:
     for cell in (cell for cells in NOTEBOOKS.values() for cell in cells):
         assert bool(cell.why) == (cell.status != "runs")
-        assert bool(cell.error) == (cell.status == "not yet")
         assert all(change.why for change in cell.changes)
 
 
@@ -147,10 +146,6 @@ def outcomes(rows: Sequence[Cell], codes: Sequence[str], work: Path) -> list[Out
     [
         (Cell("1", 1), "x = 1", ""),
         (Cell("1", 1), "1 / 0", "listed as running, and fails: ZeroDivisionError"),
-        (Cell("1", 1, "not yet", "?", "division by zero"), "1 / 0", ""),
-        (Cell("1", 1, "not yet", "?", "division by zero"), "1 / 1", "listed as not yet, and runs"),
-        (Cell("1", 1, "not yet", "?", "division by zero"), "y", "listed as not yet for another error than NameError"),
-        (Cell("1", 1, "not yet", "?", "zero", then="z"), "1 / 0", "listed as not yet for another error than NameError"),
         (Cell("1", 1, "download", "?"), "1 / 0", ""),
         (Cell("1", 1, "download", "?", then="1 / 0"), "x", "what stands in for it fails: ZeroDivisionError"),
         (Cell("1", 2), "x = 1", r"the cell is In \[1\], 1 lines of code; the table has In \[1\], 2 lines"),

@@ -10,7 +10,6 @@ default from `shared/seeds` beside the repository. `table.py` holds what is chan
 
 import argparse
 import ast
-import importlib
 import io
 import linecache
 import os
@@ -26,7 +25,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import plotly.io as pio
@@ -37,11 +35,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from cells import CellText, code_of, split
 from stand_in import FIGURES, Figures, clear_output, display, local_rows, local_webtext, save_gpt2
-from table import AWAITED, NOTEBOOKS, Cell
+from table import NOTEBOOKS, Cell
 
 __all__ = ["Outcome", "folder", "main", "read", "run_notebook"]
-
-_PARTS = ("headscope", "headscope.analysis", "headscope.data", "headscope.utils", "headscope.views")
 
 
 @dataclass(frozen=True)
@@ -78,10 +74,6 @@ class Outcome:
             return f"listed as running, and fails: {self.error}\n{self.trace}".rstrip()
         if self.cell.status == "download" and self.ran is False:
             return f"what stands in for it fails: {self.error}\n{self.trace}".rstrip()
-        if self.cell.status == "not yet" and self.ran:
-            return "listed as not yet, and runs: change its row in the table"
-        if self.cell.status == "not yet" and not re.search(self.cell.error, self.error):
-            return f"listed as not yet for another error than {self.error}\n{self.trace}".rstrip()
         return ""
 
 
@@ -128,19 +120,15 @@ def run_notebook(
         work: A folder of its own that may be written to.
     """
     module = types.ModuleType(f"notebook_{re.sub('[^a-z]', '_', name)}")
-    ours = {function.__name__: function for function in (display, clear_output, local_rows, local_webtext)}
-    vars(module).update(_awaited() | ours)
+    vars(module).update(
+        {function.__name__: function for function in (display, clear_output, local_rows, local_webtext)}
+    )
     with _a_machine(module, hub, work):
         for number, text in enumerate(found, start=1):
             row = rows[number - 1] if number <= len(rows) else None
             yield _run_cell(f"<{name}, cell {number}>", row, text, module)
     for row in rows[len(found) :]:
         yield Outcome(row, "", error="the notebook has no such cell")
-
-
-def _awaited() -> dict[str, Any]:
-    parts = [importlib.import_module(part) for part in _PARTS]
-    return {name: getattr(part, name) for name in AWAITED for part in parts if name in part.__all__}
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Which cells of the notebooks run on headscope, which do not yet, and what is changed in them before they do.
+"""The cells of the notebooks that run on headscope, and what is changed in them before they do.
 
 A cell is known by its place in its notebook. The changes are text for text, as few as there can be: imports, what a
 machine without a network lacks, sizes, and what stops the cell on Python 3.11 whatever library it runs on. The
@@ -8,7 +8,7 @@ notebooks' other faults stay.
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["AWAITED", "NOTEBOOKS", "Cell", "Change"]
+__all__ = ["NOTEBOOKS", "Cell", "Change"]
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,8 @@ class Cell:
     Attributes:
         label: As in `In [label]:`.
         lines: How many lines of code it has; guards against taking outputs for code, or losing code.
-        status: `"runs"`, `"not yet"` (it is run, and must fail), or `"download"` (it is not run).
-        why: Why it does not run.
-        error: A regular expression found in the error of a `"not yet"` cell.
+        status: `"runs"`, or `"download"` (it is not run).
+        why: Why it is not run.
         changes: What is replaced before it runs.
         then: Code of ours that runs after a cell that did not, for what the later cells need of it.
         output: How the first line of its output begins, where that looks like code.
@@ -37,16 +36,12 @@ class Cell:
 
     label: str
     lines: int
-    status: Literal["runs", "not yet", "download"] = "runs"
+    status: Literal["runs", "download"] = "runs"
     why: str = ""
-    error: str = ""
     changes: tuple[Change, ...] = ()
     then: str = ""
     output: str = ""
 
-
-# Names the notebooks use that headscope does not have yet; as soon as it has one, they get it.
-AWAITED = ("generate_data_and_caches",)
 
 _STAR = Change(
     "from transformer_lens.cautils.notebook import *",
@@ -65,6 +60,7 @@ from tqdm.auto import tqdm
 
 import headscope.views as cv
 from headscope import HookPoint, HookedTransformer, utils
+from headscope.analysis import generate_data_and_caches
 from headscope.views import imshow, line
 
 t.set_grad_enabled(False)

@@ -18,8 +18,8 @@ from tqdm.auto import tqdm
 from headscope.errors import InvalidInputError, NotFiniteError
 
 __all__ = [
-    "OptimizerConfig",
     "LanguageTrainConfig",
+    "OptimizerConfig",
     "TrainHistory",
     "make_optimizer",
     "take_step",

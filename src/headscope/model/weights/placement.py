@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from headscope.errors import InvalidInputError, unknown_name
 from headscope.model.config import HookedTransformerConfig
 
-__all__ = ["DeviceMap", "Placement", "balanced_device_map", "near", "gpus"]
+__all__ = ["DeviceMap", "Placement", "balanced_device_map", "gpus", "near"]
 
 DeviceMap = Mapping[str, torch.device | str | int]
 _ENDS = ("embed", "pos_embed", "ln_final", "unembed")
