@@ -7,10 +7,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", os.environ["HF_HUB_OFFLINE"])
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from jaxtyping import install_import_hook
+import jaxtyping
+import typechecking
 
 # Before anything imports headscope: checks every annotated argument, result and tensor shape.
-install_import_hook("headscope", "typechecking.checked")
+jaxtyping.jaxtyped = typechecking.jaxtyped
+jaxtyping.install_import_hook("headscope", "typechecking.checked")
 
 import random
 from collections.abc import Iterator
