@@ -228,7 +228,7 @@ def test_starts_that_do_not_fit_are_refused(model: HookedTransformer, resid: Any
 def test_other_kinds_of_input_are_refused_by_name(model: HookedTransformer, given: Any) -> None:
     with pytest.raises((InvalidInputError, TypeError)) as caught:
         model(given)
-    assert isinstance(caught.value, HeadscopeError) or "parameter 'input'" in str(caught.value)
+    assert isinstance(caught.value, HeadscopeError) or "parameter input=" in str(caught.value)
 
 
 def test_a_model_from_a_dictionary_and_from_a_tokenizer() -> None:

@@ -16,7 +16,7 @@ import jaxtyping
 from beartype import BeartypeConf, beartype
 
 _WITH_AXES = jaxtyping.jaxtyped
-_WITH_TYPES = beartype(conf=BeartypeConf(violation_type=jaxtyping.TypeCheckError))
+_WITH_TYPES = beartype(conf=BeartypeConf(violation_type=jaxtyping.TypeCheckError, is_color=False))
 
 
 def jaxtyped(*, typechecker: Callable[[Any], Any]) -> Callable[[Any], Any]:
