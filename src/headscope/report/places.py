@@ -10,7 +10,7 @@ from headscope.report.blocks import View
 from headscope.report.words import say
 from headscope.views.tokens import colored_tokens
 
-__all__ = ["CONTEXT", "place_view", "share_above", "widest", "where"]
+__all__ = ["CONTEXT", "place_view", "share_above", "where", "widest"]
 
 CONTEXT = 20
 
