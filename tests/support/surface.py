@@ -306,7 +306,7 @@ LEFT_OUT = {
         "cache_all": "deprecated there: add_caching_hooks()",
         "cache_some": "deprecated there: add_caching_hooks(names_filter)",
         "list_hooks": "fwd_hooks and bwd_hooks of each point of hook_dict",
-        "move_model_modules_to_device": "one device only: to()",
+        "move_model_modules_to_device": "blocks are placed by place(), the whole model by to()",
     },
     "HookedRootModule": {
         "check_hooks_to_add": _HOOK_INTERNALS,
