@@ -7,23 +7,8 @@ import typer
 from headscope.analysis.ablation.ablate import Effect, Value, ablate_heads
 from headscope.analysis.ablation.result import AblationResult
 from headscope.analysis.lens.entropy import EntropyResult, measure_entropy
-from headscope.cli.shared import (
-    IncludeBosOption,
-    MaxTokensOption,
-    ModelArgument,
-    ProgressOption,
-    ResumeOption,
-    RunOption,
-    SeqLenOption,
-    TextOption,
-    TopOption,
-    app,
-    command,
-    each_of,
-    kept_run,
-    listed,
-    load,
-)
+from headscope.cli import options
+from headscope.cli.shared import app, command, each_of, kept_run, listed, load
 from headscope.compat.prompt import test_prompt
 from headscope.model.checkpoints.hub import DEMO
 from headscope.model.transformer import HookedTransformer
@@ -38,7 +23,7 @@ __all__ = ["ablate", "entropy", "prompt"]
     'headscope prompt gpt2 "The capital of France is" Paris --top-k 5',
 )
 def prompt(
-    model: ModelArgument,
+    model: options.Model,
     prompt: Annotated[str, typer.Argument(help="The text before the answer.", show_default=False)],
     answer: Annotated[str, typer.Argument(help="The answer to look for.", show_default=False)],
     top_k: Annotated[int, typer.Option(help="Number of most likely tokens to list.")] = 10,
@@ -67,10 +52,10 @@ def prompt(
     "headscope entropy gpt2 --text story.txt --out story-entropy --resume",
 )
 def entropy(
-    model: ModelArgument = DEMO,
-    text: TextOption = None,
-    out: RunOption = None,
-    resume: ResumeOption = False,
+    model: options.Model = DEMO,
+    text: options.Text = None,
+    out: options.Run = None,
+    resume: options.Resume = False,
     baseline: Annotated[
         Literal["zero", "mean"], typer.Option(help="Subtract nothing from a component's output, or its mean.")
     ] = "zero",
@@ -78,15 +63,15 @@ def entropy(
         Literal["final", "own"], typer.Option(help="Final norm's scale: the final state's, or each state's own.")
     ] = "final",
     lens_bias: Annotated[bool, typer.Option(help="Use the unembedding's bias at every state.")] = True,
-    include_bos: IncludeBosOption = False,
+    include_bos: options.IncludeBos = False,
     precision: Annotated[
         Literal["float32", "bfloat16"],
         typer.Option(help="Precision of the heads' products: bfloat16 is faster and slightly less exact."),
     ] = "float32",
-    max_tokens: MaxTokensOption = MAX_TOKENS,
-    seq_len: SeqLenOption = None,
-    top: TopOption = 10,
-    progress: ProgressOption = True,
+    max_tokens: options.MaxTokens = MAX_TOKENS,
+    seq_len: options.SeqLen = None,
+    top: options.Top = 10,
+    progress: options.Progress = True,
 ) -> None:
     """Measure what each head and MLP does to the entropy of the prediction, and rank the heads."""
     with kept_run(out, resume):
@@ -114,8 +99,8 @@ def entropy(
     "headscope ablate gpt2 --heads '10.7+11.10, mlp0' --value mean --effect direct --positions 5",
 )
 def ablate(
-    model: ModelArgument = DEMO,
-    text: TextOption = None,
+    model: options.Model = DEMO,
+    text: options.Text = None,
     heads: Annotated[
         str | None,
         typer.Option(
@@ -150,16 +135,16 @@ def ablate(
         Literal["final", "own"],
         typer.Option(help="Final norm's scale in direct and indirect effects: the clean run's, or its own."),
     ] = "final",
-    include_bos: IncludeBosOption = False,
-    out: RunOption = None,
-    resume: ResumeOption = False,
-    max_tokens: MaxTokensOption = ABLATION_TOKENS,
-    seq_len: SeqLenOption = None,
-    top: TopOption = 10,
+    include_bos: options.IncludeBos = False,
+    out: options.Run = None,
+    resume: options.Resume = False,
+    max_tokens: options.MaxTokens = ABLATION_TOKENS,
+    seq_len: options.SeqLen = None,
+    top: options.Top = 10,
     positions: Annotated[
         int, typer.Option(min=0, help="Number of positions to print where the first component matters most.")
     ] = 0,
-    progress: ProgressOption = True,
+    progress: options.Progress = True,
 ) -> None:
     """Measure the next-token loss without each head, and rank the heads by how much they are missed."""
     checked: Any = {"values": values, "effects": effects}  # by `each_of`

@@ -10,16 +10,8 @@ from headscope.analysis.circuits.circuit import Circuit, find_circuit
 from headscope.analysis.core.result import Result
 from headscope.analysis.heads.types import detect_heads
 from headscope.analysis.heads.types_result import HeadTypes
-from headscope.cli.shared import (
-    FolderOption,
-    ModelArgument,
-    ProgressOption,
-    PromptsOption,
-    app,
-    command,
-    task_of,
-    write_folder,
-)
+from headscope.cli import options
+from headscope.cli.shared import app, command, task_of, write_folder
 from headscope.errors import InvalidInputError
 from headscope.model.checkpoints.hub import DEMO
 from headscope.model.transformer import HookedTransformer
@@ -39,7 +31,7 @@ _WIDE = 120  # characters
     "headscope heads gpt2 --task my.csv --out heads",
 )
 def heads(
-    model: ModelArgument = DEMO,
+    model: options.Model = DEMO,
     task: Annotated[
         str | None,
         typer.Option(
@@ -50,13 +42,13 @@ def heads(
             show_default=False,
         ),
     ] = None,
-    prompts: PromptsOption = 100,
+    prompts: options.Prompts = 100,
     seed: Annotated[int, typer.Option(help="Seed of the random tokens and of the generated prompts.")] = 0,
     min_attention: Annotated[float, typer.Option(help="Least share of a head's attention for its kind.")] = 0.3,
     min_effect: Annotated[float, typer.Option(help="Least share of the logit difference for it.")] = 0.05,
     circuit: Annotated[bool, typer.Option("--circuit", help="Also find the paths between them; slow.")] = False,
-    out: FolderOption = None,
-    progress: ProgressOption = True,
+    out: options.Folder = None,
+    progress: options.Progress = True,
 ) -> None:
     """Find previous-token, duplicate-token, induction and copy-suppressing heads, and those that do a task."""
     if circuit and task is None:

@@ -7,21 +7,8 @@ import typer
 from headscope.analysis.patching.activation import activation_patch
 from headscope.analysis.patching.result import PatchingResult
 from headscope.analysis.prompts.two_runs import Direction, Scale
-from headscope.cli.shared import (
-    FolderOption,
-    ModelArgument,
-    ProgressOption,
-    PromptsOption,
-    PromptTypeOption,
-    SeedOption,
-    TaskOption,
-    TopOption,
-    app,
-    command,
-    listed,
-    task_of,
-    write_folder,
-)
+from headscope.cli import options
+from headscope.cli.shared import app, command, listed, task_of, write_folder
 from headscope.model.checkpoints.hub import DEMO
 from headscope.model.transformer import HookedTransformer
 from headscope.views.figures.patching import patching_by_head, patching_by_head_and_position, patching_by_position
@@ -41,8 +28,8 @@ __all__ = ["patch"]
     "headscope patch gpt2 --task my.csv --sites z",
 )
 def patch(
-    model: ModelArgument = DEMO,
-    task: TaskOption = None,
+    model: options.Model = DEMO,
+    task: options.Task = None,
     sites: Annotated[
         str,
         typer.Option(
@@ -74,12 +61,12 @@ def patch(
             show_default=False,
         ),
     ] = None,
-    prompts: PromptsOption = 100,
-    prompt_type: PromptTypeOption = "mixed",
-    seed: SeedOption = 0,
-    top: TopOption = 10,
-    out: FolderOption = None,
-    progress: ProgressOption = True,
+    prompts: options.Prompts = 100,
+    prompt_type: options.PromptType = "mixed",
+    seed: options.Seed = 0,
+    top: options.Top = 10,
+    out: options.Folder = None,
+    progress: options.Progress = True,
 ) -> None:
     """Patch activations of one run into another, and measure which of them restore a task's answer, or break it."""
     loaded = HookedTransformer.from_pretrained(model)

@@ -5,20 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from headscope.cli.shared import (
-    AblationTokensOption,
-    DatasetOption,
-    MaxTokensOption,
-    ModelArgument,
-    PageOption,
-    ProgressOption,
-    SeqLenOption,
-    TextOption,
-    app,
-    command,
-    task_of,
-    texts_of,
-)
+from headscope.cli import options
+from headscope.cli.shared import app, command, task_of, texts_of
 from headscope.errors import InvalidInputError, unknown_name
 from headscope.model.checkpoints.catalog import KnownFamily, known_families
 from headscope.model.checkpoints.hub import DEMO, HUB_MODELS
@@ -42,9 +30,9 @@ def _moved(value: str | None) -> None:
     "headscope report gpt2 --dataset owt --task my-prompts.csv",
 )
 def report(
-    model: ModelArgument = DEMO,
-    text: TextOption = None,
-    dataset: DatasetOption = None,
+    model: options.Model = DEMO,
+    text: options.Text = None,
+    dataset: options.Dataset = None,
     task: Annotated[
         str,
         typer.Option(
@@ -55,13 +43,13 @@ def report(
         ),
     ] = "auto",
     no_task: Annotated[bool, typer.Option("--no-task", help="Leave out the prompts with two names.")] = False,
-    out: PageOption = Path("report"),
-    max_tokens: MaxTokensOption = MAX_TOKENS,
-    seq_len: SeqLenOption = None,
+    out: options.Page = Path("report"),
+    max_tokens: options.MaxTokens = MAX_TOKENS,
+    seq_len: options.SeqLen = None,
     n_heads: Annotated[int, typer.Option(min=1, help="Number of heads that raise entropy to show in detail.")] = 4,
     n_positions: Annotated[int, typer.Option(min=1, help="Number of positions to show for each of them.")] = 5,
-    ablation_tokens: AblationTokensOption = ABLATION_TOKENS,
-    progress: ProgressOption = True,
+    ablation_tokens: options.AblationTokens = ABLATION_TOKENS,
+    progress: options.Progress = True,
     compare: Annotated[str | None, typer.Option(hidden=True, is_eager=True, callback=_moved)] = None,
 ) -> None:
     """Write one offline HTML page about a model on a text, with its numbers as parquet beside it."""
@@ -100,13 +88,13 @@ def compare(
     second: Annotated[
         str, typer.Argument(metavar="B", help="The other; differences are B less A.", show_default=False)
     ],
-    text: TextOption = None,
-    dataset: DatasetOption = None,
-    out: PageOption = Path("report"),
-    max_tokens: MaxTokensOption = MAX_TOKENS,
-    seq_len: SeqLenOption = None,
-    ablation_tokens: AblationTokensOption = ABLATION_TOKENS,
-    progress: ProgressOption = True,
+    text: options.Text = None,
+    dataset: options.Dataset = None,
+    out: options.Page = Path("report"),
+    max_tokens: options.MaxTokens = MAX_TOKENS,
+    seq_len: options.SeqLen = None,
+    ablation_tokens: options.AblationTokens = ABLATION_TOKENS,
+    progress: options.Progress = True,
 ) -> None:
     """Write one offline HTML page that sets two models, or two checkpoints of one, side by side on the same text."""
     texts, described = texts_of(text, dataset)
@@ -169,10 +157,10 @@ def _described(family: KnownFamily) -> str:
 
 @command(app, "headscope evaluate", "headscope evaluate ./my-demo --seed 7")
 def evaluate(
-    model: ModelArgument = DEMO,
+    model: options.Model = DEMO,
     seed: Annotated[int, typer.Option(help="Seed of the data; not the one used in training.")] = EVALUATION_SEED,
     n_prompts: Annotated[int, typer.Option(help="Number of prompts of indirect object identification.")] = 500,
-    progress: ProgressOption = True,
+    progress: options.Progress = True,
 ) -> None:
     """Measure every figure of the demo model's card, on it or on another model of its small English."""
     loaded = HookedTransformer.from_pretrained(model)

@@ -1,11 +1,11 @@
-"""The app, how a command is registered, options that several commands have, and what they run on."""
+"""The app, the registration of commands, what they run on, and what they write."""
 
 import functools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn, ParamSpec, TypeVar, get_args
+from typing import TYPE_CHECKING, NoReturn, ParamSpec, TypeVar, get_args
 
 import typer
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from headscope.analysis.core.result import Result
 from headscope.analysis.prompts.task import Task
 from headscope.data.cutting import Chunk
-from headscope.data.hub import DATASETS, get_dataset
+from headscope.data.hub import get_dataset
 from headscope.data.ioi import IOIDataset
 from headscope.data.small_english import documents
 from headscope.data.text import read_chunks
@@ -61,69 +61,6 @@ def command(group: typer.Typer, *examples: str) -> Callable[[Callable[P, R]], Ca
         return function
 
     return register
-
-
-# What to run on
-
-ModelArgument = Annotated[
-    str,
-    typer.Argument(help="A name that `headscope models` lists, a Hugging Face hub id, or a local checkpoint folder."),
-]
-TextOption = Annotated[
-    Path | None,
-    typer.Option(
-        help="A .txt, .jsonl or .parquet file to run on. Default: generated small English.", show_default=False
-    ),
-]
-DatasetOption = Annotated[
-    str | None,
-    typer.Option(
-        help=f"A Hugging Face dataset to run on instead of a file: {', '.join(DATASETS)}. Needs headscope[hf-datasets] "
-        "and a network, or its cache.",
-        show_default=False,
-    ),
-]
-MaxTokensOption = Annotated[int, typer.Option(help="Tokens to run on, at most; time grows with them.")]
-SeqLenOption = Annotated[
-    int | None,
-    typer.Option(help="Tokens per sequence. Default: the model's context, at most 256.", show_default=False),
-]
-AblationTokensOption = Annotated[
-    int, typer.Option(help="Tokens to ablate every head on, at most; 0 leaves ablation out.")
-]
-IncludeBosOption = Annotated[bool, typer.Option(help="Count BOS positions.")]
-TaskOption = Annotated[
-    Path | None,
-    typer.Option(
-        help="Prompts of your own: a .csv or .jsonl file with the columns prompt, correct, incorrect, and optionally "
-        "corrupted and label. Default: indirect object identification.",
-        show_default=False,
-    ),
-]
-PromptsOption = Annotated[int, typer.Option(help="Number of prompts to generate, without a file of your own.")]
-PromptTypeOption = Annotated[str, typer.Option(help="Kind of generated prompts: mixed, ABBA or BABA.")]
-SeedOption = Annotated[int, typer.Option(help="Seed of the generated prompts.")]
-
-# What to do with it
-
-TopOption = Annotated[int, typer.Option(min=1, help="Number of rows to print of each ranking.")]
-PageOption = Annotated[Path, typer.Option(file_okay=False, help="The folder to write to.")]
-FolderOption = Annotated[
-    Path | None,
-    typer.Option(
-        file_okay=False, help="A folder for the figures, the numbers as parquet, and the result.", show_default=False
-    ),
-]
-RunOption = Annotated[
-    Path | None,
-    typer.Option(
-        file_okay=False,
-        help="A folder to keep the run in: its result.safetensors, and what --resume needs.",
-        show_default=False,
-    ),
-]
-ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue the run that --out holds, if any.")]
-ProgressOption = Annotated[bool, typer.Option(help="Show progress bars.")]
 
 
 def texts_of(path: Path | None, dataset: str | None = None) -> tuple[Iterable[str] | Iterable[Chunk], str]:

@@ -9,22 +9,8 @@ from headscope.analysis.suppression.circuit_ranks_result import CircuitRanks
 from headscope.analysis.suppression.cspa import copy_suppression_preserving_ablation
 from headscope.analysis.suppression.cspa_result import CopySuppression
 from headscope.analysis.suppression.scores import SuppressionScores, suppression_scores
-from headscope.cli.shared import (
-    IncludeBosOption,
-    MaxTokensOption,
-    ModelArgument,
-    ProgressOption,
-    ResumeOption,
-    RunOption,
-    SeqLenOption,
-    TextOption,
-    app,
-    command,
-    kept_run,
-    listed,
-    load,
-    say,
-)
+from headscope.cli import options
+from headscope.cli.shared import app, command, kept_run, listed, load, say
 from headscope.model.checkpoints.hub import DEMO
 from headscope.report import ABLATION_TOKENS
 
@@ -38,8 +24,8 @@ __all__ = ["copy_suppression"]
     "headscope copy-suppression gpt2 --heads 10.7 --no-ranks",
 )
 def copy_suppression(
-    model: ModelArgument = DEMO,
-    text: TextOption = None,
+    model: options.Model = DEMO,
+    text: options.Text = None,
     heads: Annotated[
         str | None,
         typer.Option(help="Heads, separated by commas, such as 10.7,11.10. Default: every head.", show_default=False),
@@ -51,16 +37,16 @@ def copy_suppression(
     top: Annotated[
         float, typer.Option(help="Share of the sources kept at each position: those whose tokens are predicted most.")
     ] = 0.05,
-    include_bos: IncludeBosOption = False,
+    include_bos: options.IncludeBos = False,
     ranks: Annotated[
         bool, typer.Option(help="Also rank every token in the heads' OV and QK circuits, from the weights alone.")
     ] = True,
-    max_tokens: MaxTokensOption = ABLATION_TOKENS,
-    seq_len: SeqLenOption = None,
+    max_tokens: options.MaxTokens = ABLATION_TOKENS,
+    seq_len: options.SeqLen = None,
     rows: Annotated[int, typer.Option(min=1, help="Number of heads to print, the most explained first.")] = 20,
-    out: RunOption = None,
-    resume: ResumeOption = False,
-    progress: ProgressOption = True,
+    out: options.Run = None,
+    resume: options.Resume = False,
+    progress: options.Progress = True,
 ) -> None:
     """Measure how much of each head's effect is copy suppression: lowering tokens that are already predicted."""
     with kept_run(out, resume):

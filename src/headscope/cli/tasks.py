@@ -10,20 +10,8 @@ from torch import Tensor
 from headscope.analysis.prompts.attribution import attribute as attribute_answers
 from headscope.analysis.prompts.attribution_result import Attribution
 from headscope.analysis.prompts.task import Task
-from headscope.cli.shared import (
-    FolderOption,
-    ModelArgument,
-    ProgressOption,
-    PromptsOption,
-    PromptTypeOption,
-    SeedOption,
-    TaskOption,
-    TopOption,
-    app,
-    command,
-    task_of,
-    write_folder,
-)
+from headscope.cli import options
+from headscope.cli.shared import app, command, task_of, write_folder
 from headscope.model.checkpoints.hub import DEMO
 from headscope.model.transformer import HookedTransformer
 from headscope.views.figures.attribution import (
@@ -45,13 +33,13 @@ _PROMPTS = 500
     "headscope ioi gpt2 --task my.csv --rows 20",
 )
 def ioi(
-    model: ModelArgument = DEMO,
-    task: TaskOption = None,
-    prompts: PromptsOption = _PROMPTS,
-    prompt_type: PromptTypeOption = "mixed",
-    seed: SeedOption = 0,
+    model: options.Model = DEMO,
+    task: options.Task = None,
+    prompts: options.Prompts = _PROMPTS,
+    prompt_type: options.PromptType = "mixed",
+    seed: options.Seed = 0,
     rows: Annotated[int, typer.Option(min=0, help="Number of prompts to show.")] = 10,
-    progress: ProgressOption = True,
+    progress: options.Progress = True,
 ) -> None:
     """Show prompts, their answers, the logit difference between right and wrong, and what corrupting them does."""
     loaded = HookedTransformer.from_pretrained(model)
@@ -80,14 +68,14 @@ def ioi(
     "headscope attribute gpt2 --task my.csv --top 20",
 )
 def attribute(
-    model: ModelArgument = DEMO,
-    task: TaskOption = None,
-    prompts: PromptsOption = _PROMPTS,
-    prompt_type: PromptTypeOption = "mixed",
-    seed: SeedOption = 0,
-    top: TopOption = 5,
-    out: FolderOption = None,
-    progress: ProgressOption = True,
+    model: options.Model = DEMO,
+    task: options.Task = None,
+    prompts: options.Prompts = _PROMPTS,
+    prompt_type: options.PromptType = "mixed",
+    seed: options.Seed = 0,
+    top: options.Top = 5,
+    out: options.Folder = None,
+    progress: options.Progress = True,
 ) -> None:
     """Measure the direct effect of each part of the model on the logit difference of right and wrong answers."""
     loaded = HookedTransformer.from_pretrained(model)

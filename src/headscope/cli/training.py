@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from headscope.cli.shared import ProgressOption, ResumeOption, check_resume, command, train
+from headscope.cli import options
+from headscope.cli.shared import check_resume, command, train
 from headscope.errors import InvalidInputError
 from headscope.report import write_toy_report
 from headscope.training import toy
@@ -24,7 +25,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="The checkpoint's folder.")] = Path("headscope-demo"),
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = DEMO_STEPS,
     seed: Annotated[int, typer.Option(help="Seed of the text and of the initial weights.")] = 0,
-    progress: ProgressOption = True,
+    progress: options.Progress = True,
 ) -> None:
     """Train the demo model by its recipe: a small GPT-2 on generated English, in minutes on a laptop."""
     history = train_demo(out, seed=seed, steps=steps, progress=progress)
@@ -53,8 +54,8 @@ def _toy_command(name: str, explained: str) -> Callable[..., None]:
                 show_default=False,
             ),
         ] = None,
-        resume: ResumeOption = False,
-        progress: ProgressOption = True,
+        resume: options.Resume = False,
+        progress: options.Progress = True,
     ) -> None:
         _train_toy(name, config, seed, out, resume, progress)
 

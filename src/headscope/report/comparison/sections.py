@@ -168,7 +168,7 @@ def _places(both: Compared) -> list[Block]:
             view = place_view(both.first.strings, gap, place, name="loss difference", limit=widest(places))
             blocks.append(view)
         if places:
-            cards.append(Card(f"better-{number}", f"Where {both.names[number]} is better most", (), tuple(blocks)))
+            cards.append(Card(f"better-{number}", f"Where {both.names[number]} is better by most", (), tuple(blocks)))
     if not cards:
         return []
     note = (

@@ -98,8 +98,8 @@ def entropy_head_section(findings: Findings) -> Section:
     )
     words = prose(
         "Two ways to measure a single component. <b>diff</b>: how the entropy of the stream changes where the "
-        "component writes. <b>marginal</b>: how the entropy of the final prediction would differ without it. Few "
-        "components raise entropy, that is, make the prediction less certain."
+        "component writes. <b>marginal</b>: how the entropy of the final prediction would differ without it. To "
+        "raise entropy is to make the prediction less certain."
     )
     return Section("by-head", "Entropy per head", (_raising(findings),), (words, *figures))
 
@@ -113,18 +113,13 @@ def _raising(findings: Findings) -> Markup:
             n=count(n, "head"),
             positions=count(findings.means.info.n_positions, "position"),
         )
-    n_diff, n_marginal, both = (int(up.sum()) for up in (up_diff, up_marginal, up_diff & up_marginal))
     first = say(
-        "Of its {n}, <b>{n_diff}</b> clearly {raise_diff} the entropy of the stream written to (<i>diff</i>), "
-        "<b>{n_marginal}</b> clearly {raise_marginal} that of the final prediction (<i>marginal</i>), and {both} {do} "
-        "both.",
+        "Of its {n}, the number that clearly raise entropy is <b>{diff}</b> in the stream written to (<i>diff</i>), "
+        "<b>{marginal}</b> in the final prediction (<i>marginal</i>), and {both} in both.",
         n=count(n, "head"),
-        n_diff=n_diff,
-        raise_diff="raises" if n_diff == 1 else "raise",
-        n_marginal=n_marginal,
-        raise_marginal="raises" if n_marginal == 1 else "raise",
-        both=both,
-        do="does" if both == 1 else "do",
+        diff=int(up_diff.sum()),
+        marginal=int(up_marginal.sum()),
+        both=int((up_diff & up_marginal).sum()),
     )
     most = [
         say("by {by}, {heads}", by=by, heads=leaders(each))

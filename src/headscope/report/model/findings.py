@@ -36,7 +36,7 @@ __all__ = [
     "strongest",
 ]
 
-KINDS = {"previous_token": "previous token", "duplicate_token": "duplicate token", "induction": "induction"}
+KINDS = {"previous_token": "previous-token", "duplicate_token": "duplicate-token", "induction": "induction"}
 KIND_SCORE = 0.4  # a head that gives its kind this much of its attention is called by it
 
 

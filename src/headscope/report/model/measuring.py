@@ -135,7 +135,7 @@ def _attention(
     names = {(score.layer, int(score.head or 0)): score.label for score in notable}
     for kind, ranking in strongest(scores):
         best = ranking[0]
-        if best.value >= KIND_SCORE and kind != "duplicate token":
+        if best.value >= KIND_SCORE and kind != "duplicate-token":
             key = (best.layer, int(best.head or 0))
             names[key] = f"{names.get(key, best.label)} {kind}"
     n = min(_SHOWN_TOKENS, tokens.shape[1])

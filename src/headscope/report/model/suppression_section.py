@@ -69,7 +69,7 @@ def _sortable(share: Estimate) -> float:
 
 
 def _worth(share: Estimate) -> Markup:
-    return say("{share} ± {error}", share=percent(share.value), error=percent(share.error))
+    return say("{share}\xa0±\xa0{error}", share=percent(share.value), error=percent(share.error))
 
 
 def _figure(measured: Suppression) -> Figure:

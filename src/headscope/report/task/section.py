@@ -167,8 +167,8 @@ def _moving(story: TaskStory) -> list[Block]:
     if patched:
         blocks.append(
             prose(
-                "Patched at the end with their outputs when the other name is the subject, these heads change the "
-                "logit difference most: {heads} (of {gap} that swapping the subject changes).",
+                "Replacing one head's output at the end by that with the other name as subject changes the logit "
+                "difference most for these heads: {heads} (the whole swap: {gap} logits).",
                 heads=scored(patched),
                 gap=signed(story.gap),
             )

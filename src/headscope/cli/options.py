@@ -1,0 +1,68 @@
+"""Arguments and options that several commands have, as types of their parameters."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from headscope.data.hub import DATASETS
+
+# What to run on
+
+Model = Annotated[
+    str,
+    typer.Argument(help="A name that `headscope models` lists, a Hugging Face hub id, or a local checkpoint folder."),
+]
+Text = Annotated[
+    Path | None,
+    typer.Option(
+        help="A .txt, .jsonl or .parquet file to run on. Default: generated small English.", show_default=False
+    ),
+]
+Dataset = Annotated[
+    str | None,
+    typer.Option(
+        help=f"A Hugging Face dataset to run on instead of a file: {', '.join(DATASETS)}. Needs headscope[hf-datasets] "
+        "and a network, or its cache.",
+        show_default=False,
+    ),
+]
+MaxTokens = Annotated[int, typer.Option(help="Tokens to run on, at most; time grows with them.")]
+SeqLen = Annotated[
+    int | None,
+    typer.Option(help="Tokens per sequence. Default: the model's context, at most 256.", show_default=False),
+]
+AblationTokens = Annotated[int, typer.Option(help="Tokens to ablate every head on, at most; 0 leaves ablation out.")]
+IncludeBos = Annotated[bool, typer.Option(help="Count BOS positions.")]
+Task = Annotated[
+    Path | None,
+    typer.Option(
+        help="Prompts of your own: a .csv or .jsonl file with the columns prompt, correct, incorrect, and optionally "
+        "corrupted and label. Default: indirect object identification.",
+        show_default=False,
+    ),
+]
+Prompts = Annotated[int, typer.Option(help="Number of prompts to generate, without a file of your own.")]
+PromptType = Annotated[str, typer.Option(help="Kind of generated prompts: mixed, ABBA or BABA.")]
+Seed = Annotated[int, typer.Option(help="Seed of the generated prompts.")]
+
+# What to do with it
+
+Top = Annotated[int, typer.Option(min=1, help="Number of rows to print of each ranking.")]
+Page = Annotated[Path, typer.Option(file_okay=False, help="The folder to write to.")]
+Folder = Annotated[
+    Path | None,
+    typer.Option(
+        file_okay=False, help="A folder for the figures, the numbers as parquet, and the result.", show_default=False
+    ),
+]
+Run = Annotated[
+    Path | None,
+    typer.Option(
+        file_okay=False,
+        help="A folder to keep the run in: its result.safetensors, and what --resume needs.",
+        show_default=False,
+    ),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run that --out holds, if any.")]
+Progress = Annotated[bool, typer.Option(help="Show progress bars.")]
