@@ -1,8 +1,10 @@
 """The tables of `support/surface.py` have every public name with its signature, and each row has a check."""
 
+import importlib
 import inspect
 from functools import cache
 from pathlib import Path
+from pkgutil import walk_packages
 from typing import Any
 
 import pytest
@@ -82,3 +84,11 @@ def test_the_package_shows_its_names() -> None:
         assert found is (shown if inspect.ismodule(shown) else type(shown))
         assert owner in headscope.__all__
     assert set(headscope.__all__) == {*owners(), "utils"}
+
+
+@pytest.mark.parametrize("module", [module.name for module in walk_packages(headscope.__path__, "headscope.")])
+def test_what_a_module_names_is_there_and_named_once(module: str) -> None:
+    loaded = importlib.import_module(module)
+    names = getattr(loaded, "__all__", [])
+    assert len(names) == len(set(names))
+    assert [name for name in names if not hasattr(loaded, name)] == []

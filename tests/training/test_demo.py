@@ -20,16 +20,8 @@ FILES = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _small_tokenizer_corpus():
-    """A tenth of the text is enough for a tokenizer, and takes a tenth of the time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo, "_TOKENIZER_DOCUMENTS", 2000)
-        yield
-
-
 @pytest.fixture(scope="module")
-def directory(_small_tokenizer_corpus, tmp_path_factory):
+def directory(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo") / "trained"
     train_demo(out, steps=4, progress=False)
     return out
@@ -55,7 +47,8 @@ def test_the_same_seed_gives_the_same_checkpoint(directory, tmp_path):
     assert history.loss.shape == (4,)
 
 
-def test_another_seed_gives_other_weights(directory, tmp_path):
+def test_another_seed_gives_other_weights(directory, tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "_TOKENIZER_DOCUMENTS", 2000)  # a tenth of the time
     train_demo(tmp_path, seed=1, steps=2, progress=False)
     name = "model.safetensors"
     assert (tmp_path / name).read_bytes() != (directory / name).read_bytes()

@@ -60,8 +60,7 @@ def test_stripes_read_off_the_patterns_by_hand(model, figures):
     assert stripe.mean() >= 0.5
 
 
-def test_the_best_name_mover_is_past_the_first_layer(model):
-    figures = evaluate_demo(model, seed=SEED, n_prompts=50, progress=False)
+def test_the_best_name_mover_is_past_the_first_layer(figures):
     assert figures.name_movers[0].layer >= 1
     assert figures.name_movers[0].value > 1
 

@@ -15,6 +15,7 @@ import math
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -195,8 +196,18 @@ def _repeats(tokenizer: Any, stage: _Stage, generator: torch.Generator) -> Int[T
 
 
 def _write_tokenizer(directory: Path, seed: int) -> Path:
-    texts = documents(seed, n=_TOKENIZER_DOCUMENTS)
-    return train_tokenizer(texts, directory, vocab_size=_VOCAB_SIZE, n_ctx=_N_CTX)
+    for name, content in _tokenizer_files(seed).items():
+        (directory / name).write_bytes(content)
+    return directory
+
+
+@cache
+def _tokenizer_files(seed: int) -> dict[str, bytes]:
+    """Return the tokenizer's files by name; kept, as they are written twice and learning them takes seconds."""
+    with tempfile.TemporaryDirectory() as directory:
+        texts = documents(seed, n=_TOKENIZER_DOCUMENTS)
+        trained = train_tokenizer(texts, directory, vocab_size=_VOCAB_SIZE, n_ctx=_N_CTX)
+        return {path.name: path.read_bytes() for path in trained.iterdir()}
 
 
 def _write_checkpoint(model: HookedTransformer, directory: Path) -> None:
