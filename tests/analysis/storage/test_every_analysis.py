@@ -17,6 +17,7 @@ from headscope.analysis import (
     ablate_heads,
     attribute,
     copy_suppression_preserving_ablation,
+    detect_heads,
     dynamic_ov,
     head_scores,
     logit_lens,
@@ -74,6 +75,7 @@ CASES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "logit lens": (logit_lens, {"lens_bias": False}),
     "attribution": (lambda *a, **o: attribute(*a, **{**PROMPTS, **o}), {"sources": False}),
     "head scores": (head_scores, {"include_bos": True}),
+    "head types": (detect_heads, {"min_effect": 0.1}),
 }
 every_analysis = pytest.mark.parametrize(("measure", "other"), CASES.values(), ids=CASES.keys())
 

@@ -6,7 +6,7 @@ control as high as its score.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from headscope.analysis.core.batches import Batch, iterate_batches
+from headscope.analysis.core.batches import Batch
 from headscope.analysis.core.stats import (
     Estimate,
     estimates_of_moments,
@@ -31,7 +31,7 @@ from headscope.analysis.recording.embedding import (
 )
 from headscope.analysis.recording.lens_states import lens_states
 from headscope.analysis.recording.record import record_patterns
-from headscope.errors import InvalidInputError
+from headscope.analysis.storage.accumulator import Measure
 from headscope.model.activations.readout import readout_of
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.composition import composition_scores
@@ -40,9 +40,11 @@ from headscope.ops.factored import FactoredMatrix
 __all__ = [
     "Measured",
     "attention_evidence",
+    "attention_moments",
     "copying_scores",
     "k_composition",
     "repeat_evidence",
+    "repeat_moments",
 ]
 
 
@@ -91,61 +93,48 @@ class Measured:
         return (self.scores >= least) & (self.excess >= least) & significant
 
 
-def attention_evidence(
-    model: HookedTransformer,
-    data: Any,
-    *,
-    attention_mask: Tensor | None,
-    include_bos: bool,
-    seed: int,
-    progress: bool,
-) -> tuple[Measured, int, int]:
-    """Attention to the keys that define each of `SCORES`, and its controls.
+def attention_moments(model: HookedTransformer, seed: int) -> Measure:
+    """Return a function that sums attention to the keys that define each of `SCORES`, for `attention_evidence`.
 
-    The control is the larger of two: what these keys would get if the rest of the attention were spread evenly over all
-    other keys in sight, and, for the kinds that match tokens, what the same positions get when the tokens of the row
-    are shuffled.
-
-    Returns:
-        The evidence, and how many rows and positions were looked at.
+    Args:
+        model: The model.
+        seed: Of the shuffled control. Each batch is shuffled by its place in the data, so that any part of the data
+            gives what it gives as a part of all of it.
     """
-    generator = torch.Generator().manual_seed(seed)
-    n_rows = n_positions = 0
-    moments: Tensor | float = 0.0
-    batches = iterate_batches(
-        model,
-        data,
-        attention_mask=attention_mask,
-        include_bos=include_bos,
-        progress=progress,
-        description="attention of heads",
-    )
-    for batch in batches:
+
+    def measure(batch: Batch, n_before: int) -> dict[str, Tensor]:
         keys = defining_keys(batch)
-        n_rows += len(batch.tokens)
-        n_positions += int(batch.counted.sum())
         n_keys, n_others = keys.sum(-1), _in_sight(batch)[None] - keys.sum(-1)
         # A query with nothing else to look at tells nothing.
         keys = keys & (n_others > 0)[..., None]
         share = n_keys / n_others.clamp(min=1)
-        found = _attention_to(model, batch, [keys.double(), keys * share[..., None]])
+        paid, paid_by_share = _attention_to(model, batch, [keys.double(), keys * share[..., None]])
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + n_before)
         other = Batch(_shuffled(batch, generator), batch.attention_mask, batch.counted)
         by_place = _attention_to(model, other, [keys.double()])[0]
         counts = keys.any(-1).sum(-1).double().cpu().T[:, :, None, None]
         # With attention p on the keys, others get (1 - p) / n_others each.
-        spread = (keys.any(-1) * share).sum(-1).double().cpu().T[:, :, None, None] - found[1]
-        sums = torch.stack([found[0], spread, by_place, found[0] - spread, found[0] - by_place], dim=1)
-        moments += row_moments_of_sums(sums, counts[:, None].expand_as(sums))
-    if n_positions == 0:
-        raise InvalidInputError("No position of the data counts: it is empty, all padding, or nothing but BOS.")
-    assert isinstance(moments, Tensor)
+        spread = (keys.any(-1) * share).sum(-1).double().cpu().T[:, :, None, None] - paid_by_share
+        sums = torch.stack([paid, spread, by_place, paid - spread, paid - by_place], dim=1)
+        return {"moments": row_moments_of_sums(sums, counts[:, None].expand_as(sums))}
+
+    return measure
+
+
+def attention_evidence(moments: Float[Tensor, "moment stratum number kind layer head"]) -> Measured:
+    """Attention to the keys that define each of `SCORES`, and its controls, from sums over the data.
+
+    The control is the larger of two: what these keys would get if the rest of the attention were spread evenly over all
+    other keys in sight, and, for the kinds that match tokens, what the same positions get when the tokens of the row
+    are shuffled.
+    """
     means = estimates_of_moments(moments)
     paid, even, shuffled = means.values[:3]
     matches = torch.tensor([name != "previous_token" for name in SCORES])[:, None, None]
     use_place = matches & (shuffled > even)
     control = torch.where(use_place, shuffled, even)
     error, freedom = (torch.where(use_place, each[4], each[3]) for each in (means.errors, means.freedom))
-    return Measured(paid.float(), control.float(), error.float(), freedom), n_rows, n_positions
+    return Measured(paid.float(), control.float(), error.float(), freedom)
 
 
 def _in_sight(batch: Batch) -> Int[Tensor, "row query_pos"]:
@@ -176,9 +165,29 @@ def _attention_to(
     return list(paid.movedim(0, -2).unbind())
 
 
-def repeat_evidence(
-    model: HookedTransformer, data: Any, *, attention_mask: Tensor | None, include_bos: bool
-) -> tuple[Measured, Estimate]:
+def repeat_moments(model: HookedTransformer) -> Measure:
+    """Return a function that sums direct effects where tokens repeat, for `repeat_evidence`."""
+    directions, readout = token_directions(model), readout_of(model)
+
+    def measure(batch: Batch, n_before: int) -> dict[str, Tensor]:
+        where = _repeats(batch)
+        rows = where.nonzero()[:, 0]
+        if not len(rows):
+            return {}
+        read = Batch(batch.tokens, batch.attention_mask, where)
+        toward = [directions.of(batch.tokens.roll(-ahead, dims=1)[where]) for ahead in (1, 2)]
+        against = [-direct_effects(model, read, each) for each in toward]
+        final = lens_states(model, read).resid[-1]
+        logits = ((final / readout.scale(final)) * (toward[0] - toward[1]).to(final.dtype)).sum(-1)
+        return {
+            "heads": row_moments(torch.stack([*against, against[0] - against[1]]), rows),
+            "model": row_moments(logits, rows),
+        }
+
+    return measure
+
+
+def repeat_evidence(model: HookedTransformer, sums: Mapping[str, Tensor]) -> tuple[Measured, Estimate]:
     """What each head writes, directly, against the token that induction expects where that token does come next.
 
     Score: minus the head's direct effect on that token's logit, above the mean over tokens. Control: the same for
@@ -188,24 +197,9 @@ def repeat_evidence(
         The evidence, and what the whole model gives the expected token above the other; NaN if nothing of the data
         repeats.
     """
-    of_heads: list[Tensor] = []
-    of_model: list[Tensor] = []
-    directions, readout = token_directions(model), readout_of(model)
-    for batch in iterate_batches(model, data, attention_mask=attention_mask, include_bos=include_bos, progress=False):
-        where = _repeats(batch)
-        rows = where.nonzero()[:, 0]
-        if not len(rows):
-            continue
-        read = Batch(batch.tokens, batch.attention_mask, where)
-        toward = [directions.of(batch.tokens.roll(-ahead, dims=1)[where]) for ahead in (1, 2)]
-        against = [-direct_effects(model, read, each) for each in toward]
-        final = lens_states(model, read).resid[-1]
-        logits = ((final / readout.scale(final)) * (toward[0] - toward[1]).to(final.dtype)).sum(-1)
-        of_heads.append(row_moments(torch.stack([*against, against[0] - against[1]]), rows))
-        of_model.append(row_moments(logits, rows))
-    if not of_heads:
+    if not sums:
         return Measured.nothing(model.cfg.n_layers, model.cfg.n_heads), Estimate(math.nan, math.nan, 0)
-    heads, whole = (estimates_of_moments(torch.stack(each).sum(0)) for each in (of_heads, of_model))
+    heads, whole = (estimates_of_moments(sums[name]) for name in ("heads", "model"))
     scores, controls = heads.values[:2, None].float()
     return Measured(scores, controls, heads.errors[2:].float(), heads.freedom[2:]), whole[()]
 

@@ -28,26 +28,32 @@ share of attention, and a share of the logit difference. A head may have several
 """
 
 import math
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from headscope.analysis.core.batches import describe_data
+from headscope.analysis.core.batches import check_repeatable
 from headscope.analysis.core.result import RunInfo
 from headscope.analysis.core.stats import LEVEL, threshold
 from headscope.analysis.heads.evidence import (
     Measured,
     attention_evidence,
+    attention_moments,
     copying_scores,
     k_composition,
     repeat_evidence,
+    repeat_moments,
 )
 from headscope.analysis.heads.name_evidence import TASK_KINDS, changes_when_patched, task_evidence
 from headscope.analysis.heads.scores import SCORES, scored_tokens
 from headscope.analysis.heads.types_result import HeadTypes
 from headscope.analysis.prompts.task import Task
+from headscope.analysis.storage.accumulator import Totals
+from headscope.analysis.storage.manifest import fingerprint
+from headscope.analysis.storage.options import StreamOptions, streaming
+from headscope.analysis.storage.passes import Passes
 from headscope.errors import InvalidInputError
 from headscope.model.transformer import HookedTransformer
 
@@ -57,22 +63,20 @@ KINDS = (*SCORES, "copy_suppression", *TASK_KINDS)
 _SHORTEST = 2
 
 
+@streaming()
 @torch.no_grad()
 def detect_heads(
     model: HookedTransformer,
     data: Any = None,
     *,
     task: Task | None = None,
-    attention_mask: Tensor | None = None,
-    include_bos: bool = False,
     n_sequences: int = 32,
     length: int | None = None,
     seed: int = 0,
     min_attention: float = 0.3,
     min_effect: float = 0.05,
     level: float = LEVEL,
-    describe: str | None = None,
-    progress: bool = True,
+    **run: Unpack[StreamOptions],
 ) -> HeadTypes:
     """Find the heads of known kinds, with the evidence for each.
 
@@ -88,8 +92,6 @@ def detect_heads(
             twice, in the place of `n_sequences` rows of random tokens said twice.
         task: Prompts with a right and a wrong name. The places `IO`, `S1` and `S2` are found from the answers where the
             task does not name them.
-        attention_mask: For one tensor of tokens: 1 for real tokens. Default: found from the padding token.
-        include_bos: Count the BOS position at the start of a row, as a query and as the token before.
         n_sequences: Rows of random tokens; at least 2, to know the error.
         length: Tokens that are said twice; default 50, or what fits in the context.
         seed: Of the random tokens and of the shuffled control.
@@ -97,8 +99,7 @@ def detect_heads(
         min_effect: The share of the logit difference (for `copy_suppression`: of what the model gives the token that
             repeats) that makes a head one of the others.
         level: The probability that chance alone labels any head at all.
-        describe: What the data is, for titles.
-        progress: Show progress bars.
+        **run: Options of every run; see `StreamOptions`. With `include_bos`, BOS counts as the token before, too.
 
     Raises:
         InvalidInputError: For a model that attends both ways, too short a context, fewer than two rows, a threshold
@@ -113,21 +114,31 @@ def detect_heads(
         (['0.3'], 4)
     """
     _check(model, n_sequences, min_attention=min_attention, min_effect=min_effect, level=level)
-    tokens = data
+    check_repeatable(data, "detect_heads")
     if data is None:
-        tokens = _random_rows(model, n_sequences, length, seed)
-        describe = describe or f"repeated random tokens (seed {seed})"
-    attention, n_rows, n_positions = attention_evidence(
-        model, tokens, attention_mask=attention_mask, include_bos=include_bos, seed=seed, progress=progress
-    )
-    if n_rows < 2:
+        data = _random_rows(model, n_sequences, length, seed)
+        run["describe"] = run["describe"] or f"repeated random tokens (seed {seed})"
+    options = {
+        "min_attention": min_attention,
+        "min_effect": min_effect,
+        "level": level,
+        "include_bos": run["include_bos"],
+    }
+    asked = None if task is None else fingerprint(_tensors(task))
+    passes = Passes("head-types", model, data, {**options, "seed": seed, "task": asked}, **run)
+    if (finished := passes.finished(HeadTypes)) is not None:
+        return finished
+    paid = passes.gather("attention", Totals(model, attention_moments(model, seed)))
+    attention = attention_evidence(paid.result()["moments"])
+    if paid.n_sequences < 2:
         raise InvalidInputError("the data has one row; give two or more, so that the error of a score can be known.")
     notes: list[str] = []
     evidence: dict[str, Tensor] = {}
     measured, thresholds = [attention], [min_attention] * len(SCORES)
     names = list(SCORES)
     if model.cfg.d_vocab == model.cfg.d_vocab_out:
-        against, whole = repeat_evidence(model, tokens, attention_mask=attention_mask, include_bos=include_bos)
+        repeating = passes.gather("repeats", Totals(model, repeat_moments(model)), after="attention")
+        against, whole = repeat_evidence(model, repeating.result())
         names.append("copy_suppression")
         measured.append(against)
         repeats = whole.value > 0 and whole.clear(level=level)
@@ -137,7 +148,7 @@ def detect_heads(
         evidence["copying"] = copying_scores(model)
         evidence["adds to the repeated token"] = -against.scores[0]
     if task is not None:
-        found = task_evidence(model, task, min_effect=min_effect, level=level, progress=progress)
+        found = task_evidence(model, task, min_effect=min_effect, level=level, progress=run["progress"])
         names += TASK_KINDS
         measured.append(found.measured)
         thresholds += found.thresholds
@@ -151,19 +162,14 @@ def detect_heads(
         evidence["change when patched"] = changes_when_patched(model, task, [(layer, head) for layer, head in moving])
     readers = labelled[SCORES.index("induction")].nonzero()
     nothing = torch.empty(0, model.cfg.n_layers, model.cfg.n_heads)
-    return HeadTypes(
+    types = HeadTypes(
         info=RunInfo(
             model=model.cfg.model_name,
             processing=model.weight_processing,
-            data=(describe or describe_data(data)) + (f" and {task.description}" if task is not None else ""),
-            n_sequences=n_rows,
-            n_positions=n_positions,
-            options={
-                "min_attention": min_attention,
-                "min_effect": min_effect,
-                "level": level,
-                "include_bos": include_bos,
-            },
+            data=passes.described + (f" and {task.description}" if task is not None else ""),
+            n_sequences=paid.n_sequences,
+            n_positions=paid.n_positions,
+            options=options,
         ),
         scores=every.scores,
         controls=every.controls,
@@ -178,6 +184,13 @@ def detect_heads(
         bound=threshold(every.scores.numel(), float(every.freedom.nan_to_num(nan=math.inf).min()), level),
         notes=tuple(notes),
     )
+    return passes.keep(types)
+
+
+def _tensors(task: Task) -> dict[str, Tensor]:
+    """What makes one task another."""
+    tensors = {"clean": task.clean_tokens, "correct": task.correct, "incorrect": task.incorrect, "at": task.positions}
+    return tensors if task.corrupted_tokens is None else {**tensors, "corrupted": task.corrupted_tokens}
 
 
 def _check(model: HookedTransformer, n_sequences: int, **shares: float) -> None:

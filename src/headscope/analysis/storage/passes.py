@@ -92,7 +92,9 @@ class Passes:
         """
         stage = None
         if self._folder is not None:
-            stage = self._stages[name] = self._folder.stage(name, after=self._stages[after] if after else None)
+            stage = self._stages[name] = self._folder.stage(
+                name.replace(" ", "-"), after=self._stages[after] if after else None
+            )
         elsewhere = of_reference and self.reference is not None
         batches = iterate_batches(
             self.model,
