@@ -119,12 +119,6 @@ def test_an_empty_name_is_refused() -> None:
         find_checkpoint("")
 
 
-class Response:
-    status_code = 401
-    headers: dict[str, str] = {}
-    request = None
-
-
 @pytest.mark.parametrize("error, message", [
     (GatedRepoError, "gated.*hf auth login"), (RepositoryNotFoundError, "no public model"),
     (HfHubHTTPError, "cannot be reached"), (ConnectionError, "cannot be reached"), (TimeoutError, "cannot be reached"),
