@@ -8,6 +8,7 @@ from rich.console import Console
 
 from headscope.analysis.circuits.circuit import Circuit, find_circuit
 from headscope.analysis.core.result import Result
+from headscope.analysis.heads.scores import MIN_ATTENTION
 from headscope.analysis.heads.types import detect_heads
 from headscope.analysis.heads.types_result import HeadTypes
 from headscope.cli import options
@@ -44,7 +45,9 @@ def heads(
     ] = None,
     prompts: options.Prompts = 100,
     seed: Annotated[int, typer.Option(help="Seed of the random tokens and of the generated prompts.")] = 0,
-    min_attention: Annotated[float, typer.Option(help="Least share of a head's attention for its kind.")] = 0.3,
+    min_attention: Annotated[
+        float, typer.Option(help="Least share of a head's attention for its kind.")
+    ] = MIN_ATTENTION,
     min_effect: Annotated[float, typer.Option(help="Least share of the logit difference for it.")] = 0.05,
     circuit: Annotated[bool, typer.Option("--circuit", help="Also find the paths between them; slow.")] = False,
     out: options.Folder = None,

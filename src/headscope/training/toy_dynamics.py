@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from headscope.analysis.core.result import Array, Result, RunInfo, check_option
-from headscope.analysis.heads.scores import head_scores
+from headscope.analysis.heads.scores import SCORES, head_scores
 from headscope.analysis.lens.entropy import measure_entropy
 from headscope.data.tasks.base import TaskDataset
 from headscope.errors import InvalidInputError
@@ -28,7 +28,6 @@ __all__ = ["MEASURES", "Measure", "TrainingDynamics", "training_dynamics"]
 
 Measure = Literal["entropy", "head_scores", "head_logits"]
 MEASURES: tuple[Measure, ...] = ("entropy", "head_scores", "head_logits")
-_SCORES = ("previous_token", "duplicate_token", "induction")
 
 
 @dataclass(frozen=True, repr=False)
@@ -60,14 +59,14 @@ class TrainingDynamics(Result):
         "resid": Array("step state", unit="nats", column="entropy"),
         "diff": Array("step layer component", unit="nats"),
         "marginal": Array("step layer component", unit="nats"),
-        **{name: Array("step layer head") for name in _SCORES},
+        **{name: Array("step layer head") for name in SCORES},
         "answer_logits": Array("step layer head", unit="logits"),
         "head_logits": Array("step layer head prompt token", unit="logits"),
     }
     coords: ClassVar[Mapping[str, str]] = {"step": "steps", "state": "state_labels", "component": "component_labels"}
     rows: ClassVar[tuple[str, ...]] = ("step",)
-    columns: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "resid", "diff", "marginal", *_SCORES, "answer_logits")
-    ranked: ClassVar[tuple[str, ...]] = ("diff", "marginal", *_SCORES, "answer_logits")
+    columns: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "resid", "diff", "marginal", *SCORES, "answer_logits")
+    ranked: ClassVar[tuple[str, ...]] = ("diff", "marginal", *SCORES, "answer_logits")
     fixed: ClassVar[Mapping[str, int]] = {"step": -1}
     steps: Int[Tensor, " step"]
     loss: Float[Tensor, " step"]
@@ -101,7 +100,7 @@ class TrainingDynamics(Result):
         )
         if self.resid is not None:
             yield f"final entropy: {float(self.resid[0, -1]):.3f} → {float(self.resid[-1, -1]):.3f} nats"
-        for name in _SCORES:
+        for name in SCORES:
             values = getattr(self, name)
             if values is not None and not bool(values.isnan().all()):
                 best = self.top(1, by=name)[0]
@@ -204,7 +203,7 @@ def _measure(
         labels = {"state_labels": entropy.state_labels, "component_labels": entropy.component_labels}
     if "head_scores" in measures:
         scores = head_scores(model, rows, include_bos=True, progress=False)
-        values |= {name: getattr(scores, name).cpu() for name in _SCORES}
+        values |= {name: getattr(scores, name).cpu() for name in SCORES}
     if "head_logits" in measures:
         _, cache = model.run_with_cache(prompts)
         readout = readout_of(model)

@@ -31,10 +31,11 @@ from headscope.data.random_tokens import repeated_random_tokens
 from headscope.model.text.tokens import bos_token_id
 from headscope.model.transformer import HookedTransformer
 
-__all__ = ["SCORES", "HeadScores", "defining_keys", "head_scores", "scored_tokens"]
+__all__ = ["MIN_ATTENTION", "SCORES", "HeadScores", "defining_keys", "head_scores", "scored_tokens"]
 
 
 SCORES = ("previous_token", "duplicate_token", "induction")
+MIN_ATTENTION = 0.3  # the least share of its attention for which a head is called one of a kind, everywhere
 
 
 @dataclass(frozen=True, repr=False)

@@ -47,7 +47,7 @@ from headscope.analysis.heads.evidence import (
     repeat_moments,
 )
 from headscope.analysis.heads.name_evidence import TASK_KINDS, changes_when_patched, task_evidence
-from headscope.analysis.heads.scores import SCORES, scored_tokens
+from headscope.analysis.heads.scores import MIN_ATTENTION, SCORES, scored_tokens
 from headscope.analysis.heads.types_result import HeadTypes
 from headscope.analysis.prompts.task import Task
 from headscope.analysis.storage.accumulator import Totals
@@ -73,7 +73,7 @@ def detect_heads(
     n_sequences: int = 32,
     length: int | None = None,
     seed: int = 0,
-    min_attention: float = 0.3,
+    min_attention: float = MIN_ATTENTION,
     min_effect: float = 0.05,
     level: float = LEVEL,
     **run: Unpack[StreamOptions],

@@ -11,9 +11,10 @@ from torch import Tensor
 from headscope.analysis.core.result import component_label
 from headscope.analysis.core.stats import Estimate, Estimates, difference, estimate
 from headscope.analysis.core.top_places import Position, top_positions
+from headscope.analysis.heads.scores import MIN_ATTENTION
 from headscope.report.blocks import Block, Card, Cell, Column, FactList, Figure, Row, Section, Table
 from headscope.report.comparison.compared import Compared
-from headscope.report.model.findings import KIND_SCORE, KINDS, Findings, strongest
+from headscope.report.model.findings import KINDS, Findings, strongest
 from headscope.report.model.model_section import glossary
 from headscope.report.places import place_view, where, widest
 from headscope.report.words import (
@@ -367,7 +368,7 @@ def compared_kinds_section(both: Compared) -> Section | None:
         scores = [each[name] for each in best]
         cells = (Cell(say("{l} ({p})", l=score.label, p=percent(score.value)), score.value) for score in scores)
         rows.append((Cell(name, len(rows)), *cells))
-        labels = [score.label if score.value >= KIND_SCORE else "none" for score in scores]
+        labels = [score.label if score.value >= MIN_ATTENTION else "none" for score in scores]
         if labels != ["none", "none"]:
             sentences.append(say("{name} {a} and {b}", name=name, a=labels[0], b=labels[1]))
     if not rows:

@@ -14,7 +14,7 @@ from headscope.analysis.ablation.result import AblationResult
 from headscope.analysis.core.result import HeadScore
 from headscope.analysis.core.stats import Estimates, estimates
 from headscope.analysis.core.top_places import Position, top_positions
-from headscope.analysis.heads.scores import HeadScores
+from headscope.analysis.heads.scores import MIN_ATTENTION, HeadScores
 from headscope.analysis.lens.entropy import EntropyResult
 from headscope.analysis.lens.loss import NextTokens
 from headscope.analysis.suppression.circuit_ranks_result import CircuitRanks
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "KINDS",
-    "KIND_SCORE",
     "Attention",
     "Findings",
     "Suppression",
@@ -37,7 +36,6 @@ __all__ = [
 ]
 
 KINDS = {"previous_token": "previous-token", "duplicate_token": "duplicate-token", "induction": "induction"}
-KIND_SCORE = 0.4  # a head that gives its kind this much of its attention is called by it
 
 
 @dataclass(frozen=True)
@@ -170,4 +168,4 @@ def kinds_of(scores: HeadScores | None, score: HeadScore) -> list[tuple[str, flo
     if scores is None:
         return []
     values = {name: float(getattr(scores, kind)[score.layer, score.head]) for kind, name in KINDS.items()}
-    return [(name, value) for name, value in values.items() if value >= KIND_SCORE]
+    return [(name, value) for name, value in values.items() if value >= MIN_ATTENTION]

@@ -7,8 +7,9 @@ from markupsafe import Markup
 
 from headscope.analysis.core.result import HeadScore
 from headscope.analysis.core.top_places import Position, TokenMean, token_means
+from headscope.analysis.heads.scores import MIN_ATTENTION
 from headscope.report.blocks import Block, Card, Cell, Column, Prose, Section, Table
-from headscope.report.model.findings import KIND_SCORE, Findings, kinds_of, positions_of
+from headscope.report.model.findings import Findings, kinds_of, positions_of
 from headscope.report.places import CONTEXT, place_view, share_above, where, widest
 from headscope.report.words import (
     estimate_cell,
@@ -56,7 +57,7 @@ def _table(findings: Findings) -> Table:
         columns.append(Column("kind", words=True))
         caption += say(
             " A kind is named where the head gives it at least {share} of its attention on repeated random tokens.",
-            share=percent(KIND_SCORE),
+            share=percent(MIN_ATTENTION),
         )
     cells = tuple(_row(findings, score, (score.layer, score.head) in chosen, named) for score in scores)
     return Table(tuple(columns), cells, caption, sorted_by=1)

@@ -3,8 +3,9 @@
 from markupsafe import Markup
 
 from headscope.analysis.core.result import HeadScore
+from headscope.analysis.heads.scores import MIN_ATTENTION
 from headscope.report.blocks import Cell, Column, Section, Table
-from headscope.report.model.findings import KIND_SCORE, Findings, strongest
+from headscope.report.model.findings import Findings, strongest
 from headscope.report.words import captioned, head_cell, listed, percent, percent_cell, prose, say
 from headscope.views.attention import attention_heads
 from headscope.views.figures.head_scores import head_score_maps
@@ -43,7 +44,7 @@ def _summary(kinds: list[tuple[str, list[HeadScore]]], n_sequences: int) -> Mark
     parts = []
     for name, ranking in kinds:
         best = ranking[0]
-        if best.value >= KIND_SCORE:
+        if best.value >= MIN_ATTENTION:
             sentence = "<b>{label}</b> is the strongest {name} head ({share} of its attention)"
         else:
             sentence = "no head is clearly {a} {name} head (at most {share} of attention, head {label})"

@@ -7,7 +7,7 @@ from headscope.analysis.ablation.ablate import ablate_heads
 from headscope.analysis.ablation.result import AblationResult
 from headscope.analysis.core.batches import iterate_batches
 from headscope.analysis.core.result import HeadScore
-from headscope.analysis.heads.scores import HeadScores, head_scores
+from headscope.analysis.heads.scores import MIN_ATTENTION, HeadScores, head_scores
 from headscope.analysis.lens.entropy import EntropyResult, measure_entropy
 from headscope.analysis.lens.loss import predict_next_tokens
 from headscope.analysis.suppression.circuit_ranks import weights_circuit_ranks
@@ -16,7 +16,6 @@ from headscope.analysis.suppression.scores import suppression_scores
 from headscope.errors import InvalidInputError
 from headscope.model.transformer import HookedTransformer
 from headscope.report.model.findings import (
-    KIND_SCORE,
     Attention,
     Findings,
     Suppression,
@@ -135,7 +134,7 @@ def _attention(
     names = {(score.layer, int(score.head or 0)): score.label for score in notable}
     for kind, ranking in strongest(scores):
         best = ranking[0]
-        if best.value >= KIND_SCORE and kind != "duplicate-token":
+        if best.value >= MIN_ATTENTION and kind != "duplicate-token":
             key = (best.layer, int(best.head or 0))
             names[key] = f"{names.get(key, best.label)} {kind}"
     n = min(_SHOWN_TOKENS, tokens.shape[1])

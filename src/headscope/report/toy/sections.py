@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import torch
 from markupsafe import Markup
 
+from headscope.analysis.heads.scores import SCORES
 from headscope.data.tasks import ModularAdditionDataset
 from headscope.report.blocks import Block, Cell, Column, FactList, Figure, Row, Section, Table
 from headscope.report.numbers_section import table_links
@@ -36,7 +37,6 @@ _LEARNED = 0.99
 _FEW_EPOCHS = 8
 _POWER = 0.95
 _BLUE_RED = "Blue adds, red takes away, no color is nothing; the maps share one scale."
-_KINDS = ("previous_token", "duplicate_token", "induction")
 
 
 def toy_sections(findings: ToyFindings, tables: Mapping[str, str]) -> tuple[Section, ...]:
@@ -291,7 +291,7 @@ def _kinds(findings: ToyFindings) -> Section | None:
             "No color is none of its attention, the strongest blue is all of it.",
         )
     ]
-    of_kind = {kind.replace("_", " "): (types.controls[types.kinds.index(kind)], types.heads(kind)) for kind in _KINDS}
+    of_kind = {kind.replace("_", " "): (types.controls[types.kinds.index(kind)], types.heads(kind)) for kind in SCORES}
     rows = tuple(
         (
             Cell(kind, at),
