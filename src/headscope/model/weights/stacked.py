@@ -55,7 +55,7 @@ class StackedWeights:
             >>> from headscope import HookedTransformer
             >>> model = HookedTransformer.from_pretrained("headscope-demo")
             >>> model.output_weight(0).shape, torch.equal(model.output_weight(0), model.blocks[0].attn.W_O)
-            (torch.Size([4, 16, 64]), True)
+            (torch.Size([4, 32, 128]), True)
         """
         block, name = self.blocks[layer], _OUTPUTS[of]
         try:
