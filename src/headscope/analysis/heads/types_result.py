@@ -37,7 +37,7 @@ class HeadTypes(Result):
         composition_heads: Layer and head of these induction heads.
         kinds: What was looked for.
         evidence_names: Such as `copying`, `attention end to IO`.
-        bound: Standard errors that an excess must be above zero.
+        bound: Standard errors that an excess must be above zero, for the error with the fewest degrees of freedom.
         notes: What could not be told, and why.
         info: What was run on what.
     """
