@@ -17,10 +17,8 @@ BRITISH = re.compile(
 # Folders not rewritten yet: only to be shortened.
 UNFINISHED = (
     "analysis",
-    "compat",
     "model",
     "report",
-    "views",
 )
 
 

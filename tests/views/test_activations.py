@@ -130,9 +130,9 @@ def test_any_text_comes_through_as_data(tokens: list[str]) -> None:
 @pytest.mark.parametrize(
     ("tokens", "given", "options", "message"),
     [
-        (TEXTS, [torch.zeros(2, 4, 2)], {}, "there are 2 texts, and activations for 1"),
-        (TEXTS, [torch.zeros(2, 4, 2), torch.zeros(2, 4, 2)], {}, r"3 tokens, and activations\[1\] for 2"),
-        (TEXTS, [torch.zeros(2, 4, 2), torch.zeros(3, 4, 3)], {}, r"\[3, 4, 3\], and activations\[0\] \[2, 4, 2\]"),
+        (TEXTS, [torch.zeros(2, 4, 2)], {}, "there are 2 texts, but activations for 1"),
+        (TEXTS, [torch.zeros(2, 4, 2), torch.zeros(2, 4, 2)], {}, r"3 tokens, but activations\[1\] for 2"),
+        (TEXTS, [torch.zeros(2, 4, 2), torch.zeros(3, 4, 3)], {}, r"\[3, 4, 3\], and activations\[0\] has \[2, 4, 2\]"),
         (TEXTS, [torch.zeros(2, 4), torch.zeros(3, 4)], {}, r"axes \[token, first, second\]; got shape \[2, 4\]"),
         (TEXTS[0], torch.zeros(2, 0, 2), {}, r"activations is empty: its shape is \[2, 0, 2\]"),
         (TEXTS[0], [["a"]], {}, "activations must be numbers"),
@@ -140,7 +140,7 @@ def test_any_text_comes_through_as_data(tokens: list[str]) -> None:
         (None, torch.zeros(2, 1, 1), {}, "tokens is NoneType"),
         ([1, 2], torch.zeros(2, 1, 1), {}, r"tokens\[0\] is int 1"),
         ([["a"], 2], [torch.zeros(1, 1, 1)] * 2, {}, r"the text of activations\[1\] is int"),
-        (TEXTS, 3, {}, "there are 2 texts, and activations for none: int"),
+        (TEXTS, 3, {}, "there are 2 texts, but activations for none: int"),
         ([], torch.zeros(0, 1, 1), {}, "is empty"),
         (torch.arange(2), torch.zeros(2, 1, 1), {}, "give the tokens as strings"),
         ([[1, 2]], [torch.zeros(2, 1, 1)], {}, r"tokens\[0\] is int 1"),

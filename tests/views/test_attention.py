@@ -59,7 +59,7 @@ def test_half_precision_is_taken() -> None:
     np.testing.assert_allclose(unpacked(attention_heads(weights, TOKENS)), weights.float().numpy(), atol=0.01)
 
 
-def test_signed_weights_are_centred_on_zero() -> None:
+def test_signed_weights_are_centered_on_zero() -> None:
     weights = torch.randn(2, 5, 5)
     view = attention_heads(weights, TOKENS, attention_head_names=["10.7", "11.10"])
     most = float(weights.abs().max())
@@ -100,9 +100,9 @@ def test_one_pattern_has_no_head_to_choose() -> None:
         (torch.zeros(2, 3, 5, 5), TOKENS, {}, r"shape \[2, 3, 5, 5\]. Allowed"),
         (torch.zeros(0, 5, 5), TOKENS, {}, r"empty: its shape is \[0, 5, 5\]"),
         (torch.zeros(1, 4, 5), TOKENS, {}, "as many queries as keys"),
-        (torch.zeros(1, 4, 4), TOKENS, {}, "5 tokens, and attention for 4"),
+        (torch.zeros(1, 4, 4), TOKENS, {}, "5 tokens, but attention for 4"),
         (TOKENS, TOKENS, {}, "attention must be numbers"),
-        ([[[1.0], [1.0, 2.0]]], ["a", "b"], {}, "rows of one length"),
+        ([[[1.0], [1.0, 2.0]]], ["a", "b"], {}, "rows of equal length"),
         (torch.zeros(1, 5, 5), "abcde", {}, "tokens is one string"),
         (torch.zeros(1, 5, 5), torch.arange(5), {}, "give the tokens as strings"),
         (torch.zeros(1, 5, 5), [1, 2, 3, 4, 5], {}, r"tokens\[0\] is int 1"),

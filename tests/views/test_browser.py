@@ -52,7 +52,7 @@ def act(chromium: "Browser", tmp_path: Path) -> Act:
 
 
 def opacity(share: float) -> float:
-    """The opacity of a colour, as the style has it; below zero where it is red."""
+    """The opacity of a color, as the style has it; below zero where it is red."""
     return math.copysign(0.06 + 0.84 * abs(share), share) if abs(share) >= 0.004 else 0.0
 
 
@@ -108,7 +108,7 @@ def test_activations_are_drawn_chosen_and_named(act: Act) -> None:
     assert found["hidden"] is found["closed"] is None and found["none"] == 1
     assert found["last"].startswith(" dog at position 1activation no value")
     assert found["home"].startswith("A at position 0activation −0.727")
-    assert found["far"] == " dog at position 1activation −3.455 nats (beyond the colour scale)loss 2, Neuron 10.7"
+    assert found["far"] == " dog at position 1activation −3.455 nats (beyond the color scale)loss 2, Neuron 10.7"
     assert "3 of 30 values lie beyond the scale" in found["legend"]
 
 

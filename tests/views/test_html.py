@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from headscope.errors import InvalidInputError
 from headscope.views import html as html_module
-from headscope.views.html import HtmlView, bundle, page, quantised
+from headscope.views.html import HtmlView, bundle, page, quantized
 from headscope.views.tokens import colored_tokens
 
 HOSTILE = [
@@ -149,10 +149,10 @@ def test_show_displays_in_notebooks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @given(st.lists(st.floats(-3, 5), min_size=1))
-def test_quantised_values_are_near_and_in_range(values: list[float]) -> None:
+def test_quantized_values_are_near_and_in_range(values: list[float]) -> None:
     import base64
 
     low, high = -2.0, 4.0
-    levels = np.frombuffer(base64.b64decode(quantised(np.array(values), low, high)), dtype=np.uint8)
+    levels = np.frombuffer(base64.b64decode(quantized(np.array(values), low, high)), dtype=np.uint8)
     back = low + (high - low) * levels / 254
     np.testing.assert_allclose(back, np.clip(values, low, high), atol=(high - low) / 254 / 2 + 1e-9)

@@ -39,7 +39,7 @@ def test_a_figure_shows_at_once_or_is_returned(draw: Any, shown: list[dict[str, 
     assert (figure.layout.title.text, figure.layout.width, figure.layout.height) == ("10.7", 600, 300)
 
 
-def test_imshow_is_centred_on_zero_with_blue_above() -> None:
+def test_imshow_is_centered_on_zero_with_blue_above() -> None:
     figure = imshow(torch.tensor([[1.0, -3.0]]), return_fig=True, labels={"x": "Head", "y": "Layer"}, border=True)
     assert figure is not None
     np.testing.assert_array_equal(figure.data[0].z, [[1.0, -3.0]])
@@ -59,7 +59,7 @@ def test_imshow_takes_limits_and_other_scales() -> None:
 
 
 @pytest.mark.parametrize("facet_col", [0, 2, -1])
-def test_facets_are_labelled_in_order(facet_col: int) -> None:
+def test_facets_are_labeled_in_order(facet_col: int) -> None:
     values = torch.arange(2 * 2 * 2.0).view(2, 2, 2)
     figure = imshow(values, facet_col=facet_col, facet_labels=["zero", "mean"], return_fig=True)
     assert figure is not None
@@ -174,14 +174,14 @@ def test_tokens_that_come_again_keep_their_rows_and_columns() -> None:
 
 
 @pytest.mark.parametrize("draw", [line, bar, hist])
-def test_series_have_the_houses_colours(draw: Any) -> None:
+def test_series_have_the_houses_colors(draw: Any) -> None:
     figure = draw([[1.0, 2.0], [2.0, 3.0]], return_fig=True)
     used = [trace.line.color if trace.type == "scatter" else trace.marker.color for trace in figure.data]
     assert tuple(used) == PALETTE[:2]
     assert figure.layout.template.layout.paper_bgcolor == "white"
 
 
-def test_the_colour_of_points_is_named() -> None:
+def test_the_color_of_points_is_named() -> None:
     figure = scatter([1, 2], [3, 4], color=torch.tensor([0.1, 0.2]), caxis="layer", xaxis="a", return_fig=True)
     assert figure is not None
     assert figure.layout.coloraxis.colorbar.title.text == "layer"
@@ -255,7 +255,7 @@ def test_options_of_the_layout_are_passed_on() -> None:
         (lambda: imshow(["a"]), InvalidInputError, "tensor must be numbers"),
         (lambda: line([1.0, 2.0], x=[1]), InvalidInputError, "2 values, and x 1"),
         (lambda: line([1.0, 2.0], names=["a", "b"]), InvalidInputError, "names must be 1"),
-        (lambda: scatter([1.0], [1.0, 2.0]), InvalidInputError, "x has 1 numbers, and y 2"),
+        (lambda: scatter([1.0], [1.0, 2.0]), InvalidInputError, "x has 1 numbers, and y has 2"),
         (lambda: scatter([1.0], [1.0], add_line="z=3"), InvalidInputError, "add_line must be"),
         (lambda: scatter([1.0], [1.0], add_line="y=up"), InvalidInputError, "add_line must be"),
     ],

@@ -1,4 +1,4 @@
-"""The style sheet: text can be read on every colour in light and dark, and nothing moves."""
+"""The style sheet: text can be read on every color in light and dark, and nothing moves."""
 
 import re
 from pathlib import Path
@@ -19,7 +19,7 @@ def luminance(color: np.ndarray) -> float:
 
 
 def contrast(one: np.ndarray, other: np.ndarray) -> float:
-    """Ratio of two colours' luminances, as the Web Content Accessibility Guidelines define it."""
+    """Ratio of two colors' luminances, as the Web Content Accessibility Guidelines define it."""
     dark, light = sorted((luminance(one), luminance(other)))
     return (light + 0.05) / (dark + 0.05)
 
@@ -31,7 +31,7 @@ def color(text: str) -> np.ndarray:
 
 
 def theme(name: str) -> dict[str, str]:
-    """A theme's colours by what they are for."""
+    """A theme's colors by what they are for."""
     light, dark = STYLE.split(".hs-dark { color-scheme: dark; }")
     style = light if name == "light" else dark
     found = dict(re.findall(r"--hs-(\w+): ([^;]+);", style))
@@ -46,7 +46,7 @@ def theme(name: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("name", ["light", "dark"])
 @pytest.mark.parametrize("sign", ["pos", "neg"])
-def test_tokens_can_be_read_on_every_colour(name: str, sign: str) -> None:
+def test_tokens_can_be_read_on_every_color(name: str, sign: str) -> None:
     colors = theme(name)
     mid = re.search(r'"mid", alpha > ([\d.]+)', SCRIPT)
     strong = re.search(r'"strong", alpha > \(share < 0 \? ([\d.]+) : ([\d.]+)\)', SCRIPT)

@@ -52,7 +52,7 @@ def test_the_page_holds_what_was_given() -> None:
         ([1.0, 2.0, 3.0], {"min_value": -1.0, "max_value": 4.0}, (-1.0, 4.0, True)),
     ],
 )
-def test_the_scale_is_centred_unless_told_otherwise(
+def test_the_scale_is_centered_unless_told_otherwise(
     values: list[float], options: dict[str, float], expected: tuple[float, float, bool]
 ) -> None:
     data = colored_tokens(TOKENS, values, **options).data  # type: ignore[arg-type]
@@ -62,7 +62,7 @@ def test_the_scale_is_centred_unless_told_otherwise(
 @pytest.mark.parametrize(
     ("values", "options", "message"),
     [
-        ([1.0, 2.0], {}, "3 tokens, and values for 2"),
+        ([1.0, 2.0], {}, "3 tokens, but values for 2"),
         (torch.zeros(2, 3), {}, r"\[pos\] or \[1, pos\]; got shape \[2, 3\]"),
         (["a", "b", "c"], {}, "values must be numbers"),
         ([0.0] * 3, {"notes": ["a"]}, "notes must be 3 strings"),
@@ -108,7 +108,7 @@ def test_several_values_may_share_a_scale() -> None:
     [
         (torch.zeros(3), {}, r"\[pos, kind\] or \[1, pos, kind\]; got shape \[3\]"),
         (torch.zeros(3, 0), {}, r"got shape \[3, 0\]"),
-        (torch.zeros(2, 3), {}, "3 tokens, and values for 2"),
+        (torch.zeros(2, 3), {}, "3 tokens, but values for 2"),
         (torch.zeros(3, 2), {"labels": ["a"]}, "labels must be 2 labels"),
         (torch.zeros(3, 2), {"clip": 2.0}, "clip is 2; it must be a quantile"),
     ],

@@ -80,8 +80,8 @@ def test_one_text_has_no_table_of_all(form: Any) -> None:
 @pytest.mark.parametrize(
     ("tokens", "values", "options", "message"),
     [
-        (TEXTS, [torch.zeros(2, 3, 4)], {}, "2 texts, and activations for 1"),
-        (TEXTS, [torch.zeros(2, 3, 4), torch.zeros(2, 3, 4)], {}, r"2 tokens, and activations\[1\] for 3"),
+        (TEXTS, [torch.zeros(2, 3, 4)], {}, "2 texts, but activations for 1"),
+        (TEXTS, [torch.zeros(2, 3, 4), torch.zeros(2, 3, 4)], {}, r"2 tokens, but activations\[1\] for 3"),
         (TEXTS, [torch.zeros(2, 3, 4), torch.zeros(1, 2, 4)], {}, "only the number of tokens may differ"),
         (TEXTS[0], torch.zeros(3, 4), {}, r"axes \[layer, token, neuron\]; got shape \[3, 4\]"),
         (TEXTS[0], torch.zeros(2, 3, 4), {"max_k": 0}, "max_k is 0"),
@@ -132,11 +132,11 @@ def test_samples_may_come_in_one_array() -> None:
     [
         ([], [], "no layer or no neuron"),
         ([[]], [[]], "no layer or no neuron"),
-        (SAMPLES, VALUES[:1], "tokens has 2 layers, and activations 1"),
-        (SAMPLES, [VALUES[0][:1], VALUES[1]], r"tokens\[0\] has 2 neurons, and activations\[0\] 1"),
-        ([SAMPLES[0], SAMPLES[1][:1]], [VALUES[0], VALUES[1][:1]], r"tokens\[1\] has 1 neurons, and tokens\[0\] 2"),
+        (SAMPLES, VALUES[:1], "tokens has 2 layers, and activations has 1"),
+        (SAMPLES, [VALUES[0][:1], VALUES[1]], r"tokens\[0\] has 2 neurons, and activations\[0\] has 1"),
+        ([SAMPLES[0], SAMPLES[1][:1]], [VALUES[0], VALUES[1][:1]], r"tokens\[1\] has 1 neurons, and tokens\[0\] has 2"),
         ([[[["a"]]]], [[[[1.0], [2.0]]]], r"tokens\[0\]\[0\] has 1 samples"),
-        ([[[["a"]]]], [[[[1.0, 2.0]]]], r"1 tokens, and activations\[0\]\[0\]\[0\] for 2"),
+        ([[[["a"]]]], [[[[1.0, 2.0]]]], r"1 tokens, but activations\[0\]\[0\]\[0\] for 2"),
         ([[[["a"]]]], [[[[[1.0]]]]], r"one number per token, \[pos\]; got shape \[1, 1\]"),
         ([[[]]], [[[]]], r"tokens\[0\]\[0\] has no samples"),
         ([["ab"]], [[[[1.0], [2.0]]]], r"tokens\[0\]\[0\] is str 'ab'; it must be a list of samples"),

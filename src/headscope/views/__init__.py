@@ -1,9 +1,9 @@
-"""Results in, figures out: plotly figures, and token views in self-contained HTML. A view never runs a model.
+"""Plotly figures of results, and token views in self-contained HTML. A view never runs a model.
 
 `from headscope import views` or `import headscope.views as cv`; then `views.entropy_by_head(result)`,
 `views.attention.attention_heads(attention, tokens)`, `views.tokens.colored_tokens(tokens, values)`,
 `views.activations.text_neuron_activations(...)`, `views.logits.token_log_probs(...)`. `views.topk_tokens` and
-`views.topk_samples` are modules, each with the function of its name.
+`views.topk_samples` are modules, each with the function of the same name.
 """
 
 from headscope.views import activations, attention, html, logits, plots, tokens, topk_samples, topk_tokens

@@ -1,4 +1,4 @@
-"""`text_neuron_activations`: texts coloured by values along two labelled dimensions, on one colour scale."""
+"""`text_neuron_activations`: texts colored by values along two labeled dimensions, on one color scale."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -26,30 +26,30 @@ def text_neuron_activations(
     unit: str = "",
     title: str = "",
 ) -> HtmlView:
-    """One text or several, each token coloured by a value: blue above zero, red below.
+    """Color the tokens of one or several texts by their values: blue above zero, red below.
 
-    Menus choose the text and the place in the two dimensions. All share one colour scale, centred on zero, so that
-    colours can be compared between texts and places. Hovering a token (or reaching it by the arrow keys) shows it,
-    its position and its value.
+    Menus select the text and the index in each of the two dimensions. All share one color scale, centered on zero, so
+    that colors can be compared between them. Hovering over a token (or reaching it with the arrow keys) shows the
+    token, its position and its value.
 
     Args:
         tokens: The tokens of one text as strings, or a list of these.
         activations: For one text an array `[token, first, second]`; for several, a list of these. Tensors, arrays or
-            nested lists. NaN stays uncoloured. Each value is kept to 1 part in 2,048.
-        first_dimension_name: What the first dimension is.
-        first_dimension_labels: A label for each place in it; 0, 1, ... by default.
-        second_dimension_name: What the second dimension is.
-        second_dimension_labels: A label for each place in it; 0, 1, ... by default.
-        text_labels: A label for each text; by default its number and how it begins.
-        max_value: The magnitude that gets the full colour; by default the largest there is.
-        clip: Instead, the quantile of the magnitudes that gets the full colour, such as 0.99. Tooltips say which
-            values lie beyond.
-        name: What the numbers are.
+            nested lists. NaN is not colored. Values are stored to 1 part in 2,048.
+        first_dimension_name: Name of the first dimension.
+        first_dimension_labels: Labels along it; 0, 1, ... by default.
+        second_dimension_name: Name of the second dimension.
+        second_dimension_labels: Labels along it; 0, 1, ... by default.
+        text_labels: A label for each text; by default its number and first words.
+        max_value: The magnitude with the full color; the largest by default.
+        clip: Instead, the quantile of the magnitudes with the full color, such as 0.99. Tooltips say which values lie
+            beyond.
+        name: Name of the values.
         unit: Their unit.
         title: A heading.
 
     Raises:
-        InvalidInputError: If texts, arrays and labels do not fit each other, or the colour scale is empty.
+        InvalidInputError: If texts, arrays and labels do not match, or the color scale is empty.
 
     Example:
         >>> import torch
@@ -60,8 +60,8 @@ def text_neuron_activations(
         ...     second_dimension_name="head",
         ...     second_dimension_labels=["10.7", "11.10"],
         ... )
-        >>> view.kind
-        'activations'
+        >>> view.data["dimensions"]
+        [['loss_type', ['0', '1', '2', '3']], ['head', ['10.7', '11.10']]]
     """
     texts, arrays = checked_texts(tokens, activations, "[token, first, second]")
     n_first, n_second = arrays[0].shape[1:]

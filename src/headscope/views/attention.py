@@ -1,8 +1,8 @@
 """Attention patterns over their tokens: `attention_heads` for several heads, `attention_pattern` for one.
 
-Hover or tap a token to see where it attends, click to keep it, choose heads by their thumbnails. A pattern takes one
-byte per pair of positions (half that where nothing attends forwards), so 12 heads over 512 tokens make a page of 2 MB.
-A weight from 0 to 1 is then shown to within 0.002.
+Hover over or tap a token to see what it attends to, click to pin it, select heads by their thumbnails. A pattern takes
+one byte per pair of positions (half that for causal attention), so 12 heads over 512 tokens make a page of 2 MB.
+Weights from 0 to 1 are then shown to within 0.002.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import numpy as np
 
 from headscope.errors import InvalidInputError
 from headscope.views.drawing.arrays import checked_tokens, to_array
-from headscope.views.html import HtmlView, quantised
+from headscope.views.html import HtmlView, quantized
 
 __all__ = ["attention_heads", "attention_pattern", "attention_patterns"]
 
@@ -33,34 +33,33 @@ def attention_heads(
     title: str = "",
     focus: int | None = None,
 ) -> HtmlView:
-    """Several heads' attention over one sequence of tokens.
+    """Show several heads' attention over one sequence of tokens.
 
     Args:
         attention: Weights `[head, query_pos, key_pos]` or `[1, head, query_pos, key_pos]`: a tensor, array or lists.
-            Any real numbers may be given (scores, differences of patterns): below zero is red, above it blue.
+            Any real numbers are allowed (scores, differences of patterns): below zero is red, above it blue.
         tokens: The tokens as strings.
         attention_head_names: A name for each head; `0`, `1`, ... by default.
-        min_value: The value that gets the lowest colour; by default 0, or minus the highest if any is negative.
-        max_value: The value that gets the full colour; by default the largest there is.
-        mask_upper_tri: Whether to leave out attention to later positions. By default it is left out where there is
-            none.
+        min_value: The value with the lowest color; by default 0, or minus `max_value` if any value is negative.
+        max_value: The value with the full color; the largest by default.
+        mask_upper_tri: Leave out attention to later positions. By default it is left out if there is none.
         title: A heading.
-        focus: A position to begin with, as if clicked.
+        focus: Position to pin at first, as if clicked.
 
     Raises:
-        InvalidInputError: For another shape, tokens or names whose number does not fit, or an empty range.
+        InvalidInputError: For another shape, a wrong number of tokens or names, or an empty range.
 
     Example:
         >>> import torch
         >>> view = attention_heads(torch.eye(3).expand(2, 3, 3), ["a", " b", " c"], attention_head_names=["0.1", "0.4"])
-        >>> view.kind
-        'attention'
+        >>> view.data["heads"]
+        ['0.1', '0.4']
     """
     weights = _checked(attention)
     n_heads, n_queries, n_keys = weights.shape
     if n_queries != n_keys:
         raise InvalidInputError(
-            f"attention must have as many queries as keys to stand on one row of tokens; got shape "
+            f"attention must have as many queries as keys, since both are the same tokens; got shape "
             f"{list(weights.shape)}. Allowed: {_ALLOWED}."
         )
     names = _checked_names(attention_head_names, n_heads)
@@ -80,7 +79,7 @@ def attention_heads(
             "low": low,
             "high": high,
             "causal": causal,
-            "weights": quantised(kept, low, high),
+            "weights": quantized(kept, low, high),
             "focus": focus,
         },
         title,
@@ -97,7 +96,7 @@ def attention_pattern(
     title: str = "",
     focus: int | None = None,
 ) -> HtmlView:
-    """One head's attention `[query_pos, key_pos]` over its tokens; otherwise as `attention_patterns`.
+    """Show one head's attention `[query_pos, key_pos]` over its tokens; otherwise like `attention_patterns`.
 
     Example:
         >>> attention_pattern([[1.0, 0.0], [0.3, 0.7]], ["a", " b"], title="10.7").title
@@ -135,7 +134,7 @@ def attention_patterns(
     title: str = "",
     focus: int | None = None,
 ) -> HtmlView:
-    """The same as `attention_heads`, and the two positional arguments may come in either order.
+    """Do the same as `attention_heads`, with the two positional arguments in either order.
 
     Example:
         >>> attention_patterns(["a", " b"], [[[1.0, 0.0], [0.3, 0.7]]]).data["heads"]
@@ -155,7 +154,7 @@ def attention_patterns(
 
 
 def _in_order(attention: Any, tokens: Any) -> tuple[Any, Any]:
-    """Weights and tokens, whichever came first: weights are never strings."""
+    """Return weights and tokens, whichever came first: weights are never strings."""
     if isinstance(attention, (list, tuple)) and attention and isinstance(attention[0], str):
         return tokens, attention
     return attention, tokens
@@ -169,7 +168,7 @@ def _checked(attention: Any) -> np.ndarray:
         raise InvalidInputError(f"attention has shape {list(weights.shape)}. Allowed: {_ALLOWED}.")
     if weights.size == 0:
         raise InvalidInputError(f"attention is empty: its shape is {list(weights.shape)}. Allowed: {_ALLOWED}.")
-    # Quantising has no place for infinities; scores masked with -inf are the usual ones, and mean "not at all".
+    # Infinities cannot be quantized; the usual ones are scores masked with -inf, which mean no attention at all.
     return np.where(np.isinf(weights), np.nan, weights)
 
 

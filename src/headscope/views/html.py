@@ -1,8 +1,8 @@
 """Self-contained HTML views of tokens: one small script and style sheet, inlined once per page.
 
-A view is data. Its fragment holds that data as JSON in a script element of a type browsers do not run, with every
-`<` escaped, and the page's one script draws it with `textContent`. So no token text can end the element or become
-markup, and nothing is ever fetched: a page's own content security policy forbids it.
+A view is data. Its fragment holds that data as JSON in a script element of a type browsers do not run, with every `<`
+escaped, and the page's single script draws it with `textContent`. So no token can end the element or become markup, and
+nothing is ever fetched: the page's content security policy forbids it.
 """
 
 import base64
@@ -21,9 +21,9 @@ import numpy as np
 
 from headscope.errors import InvalidInputError
 
-__all__ = ["CONTENT_POLICY", "HtmlView", "bundle", "page", "quantised"]
+__all__ = ["CONTENT_POLICY", "HtmlView", "bundle", "page", "quantized"]
 
-# No request to anywhere; inline script and style alone, and images made on the page itself.
+# No requests at all: only inline script and style, and images made on the page itself.
 CONTENT_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:"
 )
@@ -33,12 +33,12 @@ _LEVELS = 254
 
 @dataclass(frozen=True, repr=False)
 class HtmlView:
-    """One interactive view. `str(view)` is a whole page; in a notebook it shows itself.
+    """An interactive view. `str(view)` is a whole page; in a notebook it displays itself.
 
     Attributes:
-        kind: Which view the script draws.
-        data: What it draws, ready for JSON.
-        title: The heading over it; may be empty.
+        kind: Name of the view for the script that draws it.
+        data: The data to draw, ready for JSON.
+        title: The heading; may be empty.
 
     Example:
         >>> view = HtmlView("tokens", {"tokens": ["</script>"], "values": [1.0]})
@@ -51,7 +51,7 @@ class HtmlView:
     title: str = ""
 
     def fragment(self) -> str:
-        """The view alone, for a page that has `bundle()` once and any number of views."""
+        """Return the view alone, for a page with `bundle()` once and any number of views."""
         return (
             f'<div class="hs-view" data-kind="{html.escape(self.kind)}">'
             f'<script type="application/json">{_json({"title": self.title, **self.data})}</script></div>'
@@ -64,14 +64,14 @@ class HtmlView:
         return f"HtmlView({self.kind!r}, title={self.title!r}): .show(), .save(path), or str(view) for its HTML"
 
     def _repr_html_(self) -> str:
-        # A frame of its own keeps the notebook's styles and the view's apart; its script sets the height.
+        # A frame keeps the notebook's styles and the view's apart; its script sets the height.
         return (
             '<iframe style="width:100%;height:420px;border:0" '
             f'title="{html.escape(self.title or self.kind)}" srcdoc="{html.escape(str(self))}"></iframe>'
         )
 
     def save(self, path: str | Path) -> Path:
-        """Write the whole page to a file, which then works anywhere.
+        """Write the whole page to a self-contained file.
 
         Raises:
             InvalidInputError: If the file cannot be written.
@@ -84,7 +84,7 @@ class HtmlView:
         return path
 
     def show(self) -> None:
-        """Show it: in the notebook's output, or from a plain Python session in the browser."""
+        """Show the view in the notebook's output, or from a plain Python session in the browser."""
         ipython = sys.modules.get("IPython")
         if ipython is not None and ipython.get_ipython() is not None:
             ipython.display.display(self)
@@ -95,7 +95,7 @@ class HtmlView:
 
 @cache
 def bundle() -> str:
-    """The style sheet and the script that draw every view; a page needs them once, in its head or body."""
+    """Return the style sheet and the script that draw every view; a page needs them once, in its head or body."""
     static = Path(__file__).parent / "static"
     style = (static / "views.css").read_text(encoding="utf-8")
     script = (static / "views.js").read_text(encoding="utf-8")
@@ -103,9 +103,9 @@ def bundle() -> str:
 
 
 def page(views: Iterable[HtmlView], *, title: str = "headscope") -> str:
-    """One whole HTML page with these views, one under the other."""
+    """Make a whole HTML page of views, one below the other."""
     body = "\n".join(view.fragment() for view in views)
-    # A surrogate without its pair can be in no file; in the views' own data it is escaped.
+    # A lone surrogate cannot be written to a file; in the views' own data it is escaped.
     heading = html.escape(title.encode("utf-8", "replace").decode("utf-8"))
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -116,11 +116,11 @@ def page(views: Iterable[HtmlView], *, title: str = "headscope") -> str:
     )
 
 
-def quantised(values: np.ndarray, low: float, high: float) -> str:
-    """Values between `low` and `high` as base64 of one byte each: 0 to 254, and 255 for what is not a number.
+def quantized(values: np.ndarray, low: float, high: float) -> str:
+    """Encode values between `low` and `high` as base64 of one byte each: 0 to 254, and 255 for NaN.
 
     Example:
-        >>> base64.b64decode(quantised(np.array([0.0, 0.5, 2.0, np.nan]), 0.0, 1.0)).hex()
+        >>> base64.b64decode(quantized(np.array([0.0, 0.5, 2.0, np.nan]), 0.0, 1.0)).hex()
         '007ffeff'
     """
     share = (np.clip(values, low, high) - low) / (high - low)
@@ -129,7 +129,7 @@ def quantised(values: np.ndarray, low: float, high: float) -> str:
 
 
 def _json(data: Mapping[str, Any]) -> str:
-    """JSON that can stand in a script element: ASCII, no `<`, and `null` for what is not a finite number."""
+    """Write JSON that is safe in a script element: ASCII, no `<`, and `null` for NaN and infinities."""
     return json.dumps(_finite(data), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 

@@ -1,4 +1,4 @@
-"""`token_log_probs`: how likely each token of a text was, and what else was expected there."""
+"""`token_log_probs`: the log-probability of each token of a text, and the tokens the model expected instead."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -15,15 +15,15 @@ from headscope.views.html import HtmlView
 __all__ = ["token_log_probs"]
 
 _LOG_PROB = "log prob"
-_TILE = 1 << 22  # numbers of a block of rows that are looked at together: 16 MiB
+_TILE = 1 << 22  # numbers in the rows processed at a time: 16 MiB
 
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What is asked of a tokenizer: the text of tokens."""
+    """The part of a tokenizer used here: `decode`."""
 
     def decode(self, token_ids: Any, /, **options: Any) -> Any:
-        """The text of a list of tokens."""
+        """Return the text of a list of tokens."""
 
 
 def token_log_probs(
@@ -38,52 +38,52 @@ def token_log_probs(
     max_value: float | None = None,
     title: str = "",
 ) -> HtmlView:
-    """A text whose tokens are coloured by the log-probability the position before gave them.
+    """Color the tokens of a text by their log-probability, as predicted at the position before.
 
-    Pointing at a token shows its log-probability, probability and rank, and the `top_k` tokens that were expected in
-    its place or, at the turn of a switch, after it. A click keeps it.
+    Hovering over a token shows its log-probability, probability and rank, and the `top_k` predictions in its place or,
+    with a switch, after it. A click pins it.
 
-    Each row of `log_probs` is looked through once: nothing is sorted, and only the `top_k` of it are kept.
+    Each row of `log_probs` is read once: nothing is sorted, and only the `top_k` are kept.
 
     Args:
         token_indices: The text's tokens, `[pos]` or `[1, pos]`.
-        log_probs: For each position its log-probabilities of the next token, `[pos, d_vocab]` or
-            `[1, pos, d_vocab]`: a tensor on any device, an array or lists.
-        to_string: The string of a token: a function, a tokenizer, or a list with a string for each token.
-        top_k: How many tokens to show at each position; at most the whole vocabulary.
+        log_probs: Log-probabilities of the next token at each position, `[pos, d_vocab]` or `[1, pos, d_vocab]`: a
+            tensor on any device, an array or lists.
+        to_string: Strings of tokens: a function, a tokenizer, or a list with a string for each token.
+        top_k: Number of tokens to show at each position; at most the whole vocabulary.
         negative: Show the lowest instead of the highest.
-        name: What the numbers are. Anything but "log prob" (such as "direct effect") makes them any real numbers, of
-            which no probability is shown.
+        name: Name of the values. With any name but "log prob" (such as "direct effect") they may be any real numbers,
+            and no probabilities are shown.
         unit: Their unit; nats for log-probabilities.
-        max_value: The magnitude that gets the full colour; by default the largest there is.
+        max_value: The magnitude with the full color; the largest by default.
         title: A heading.
 
     Raises:
-        InvalidInputError: If shapes do not fit, a token is not in the vocabulary, a number is NaN or plus infinity,
-            or log-probabilities do not add up to a probability of 1.
+        InvalidInputError: If shapes do not match, a token is not in the vocabulary, a number is NaN or plus infinity,
+            or probabilities do not sum to 1.
 
     Example:
         >>> log_probs = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]]).log()
         >>> view = token_log_probs([0, 1], log_probs, to_string=["a", " b", " c"], top_k=2)
-        >>> view.data["ranks"]  # of the second token; none stands before the first
+        >>> view.data["ranks"]  # of the second token; nothing predicts the first
         [2]
     """
     tokens, rows = _checked(token_indices, log_probs)
     if not isinstance(top_k, int) or top_k < 1:
         raise InvalidInputError(f"top_k is {top_k!r}; it must be a whole number, at least 1.")
     is_log_prob = name == _LOG_PROB
-    values, ranks, top, top_values = _look_through(
+    values, ranks, top, top_values = _rank(
         rows, tokens, min(top_k, rows.shape[1]), negative=negative, is_log_prob=is_log_prob
     )
-    kept = {int(token): at for at, token in enumerate(np.unique(np.concatenate([tokens, top.reshape(-1)])))}
+    string_index = {int(token): at for at, token in enumerate(np.unique(np.concatenate([tokens, top.reshape(-1)])))}
     return HtmlView(
         "logits",
         {
-            "strings": [_string(to_string, token) for token in kept],
-            "tokens": [kept[token] for token in tokens.tolist()],
+            "strings": [_string(to_string, token) for token in string_index],
+            "tokens": [string_index[token] for token in tokens.tolist()],
             "values": _short(values),
             "ranks": ranks.tolist(),
-            "top": [[kept[token] for token in row] for row in top.tolist()],
+            "top": [[string_index[token] for token in row] for row in top.tolist()],
             "topValues": [_short(row) for row in top_values],
             "vocabulary": rows.shape[1],
             "negative": negative,
@@ -98,7 +98,7 @@ def token_log_probs(
 
 
 def _checked(token_indices: Any, log_probs: Any) -> tuple[np.ndarray, Tensor]:
-    """Tokens `[pos]` and numbers `[pos, d_vocab]` that fit each other."""
+    """Check and return tokens `[pos]` and numbers `[pos, d_vocab]`."""
     tokens = to_array(token_indices, "token_indices")
     if tokens.ndim == 2 and tokens.shape[0] == 1:
         tokens = tokens[0]
@@ -120,38 +120,37 @@ def _checked(token_indices: Any, log_probs: Any) -> tuple[np.ndarray, Tensor]:
     wrong = np.flatnonzero((tokens < 0) | (tokens >= rows.shape[1]) | (tokens != np.rint(tokens)))
     if wrong.size:
         raise InvalidInputError(
-            f"token_indices[{wrong[0]}] is {tokens[wrong[0]]:g}; log_probs knows the tokens from 0 to "
-            f"{rows.shape[1] - 1}."
+            f"token_indices[{wrong[0]}] is {tokens[wrong[0]]:g}; the tokens of log_probs are 0 to {rows.shape[1] - 1}."
         )
     return tokens.astype(np.int64), rows
 
 
-def _look_through(
+def _rank(
     rows: Tensor, tokens: np.ndarray, k: int, *, negative: bool, is_log_prob: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Values `[pos-1]` and ranks `[pos-1]` of the tokens that came; tokens `[pos, k]` and values `[pos, k]` at the end.
+    """Return values and ranks `[pos-1]` of the actual next tokens, and the top tokens and values `[pos, k]`.
 
-    Ranks are counted, from 1; equal numbers share the best.
+    Ranks start at 1; equal numbers share the better rank.
     """
     following = torch.as_tensor(tokens, device=rows.device)
     values, ranks, top, top_values = [], [], [], []
     at_once = max(1, _TILE // rows.shape[1])
     for start in range(0, rows.shape[0], at_once):
-        block = rows[start : start + at_once]
-        exact = block if block.dtype == torch.float64 else block.float()
-        _check_numbers(exact, start, is_log_prob=is_log_prob, halved=block.dtype in (torch.float16, torch.bfloat16))
+        chunk = rows[start : start + at_once]
+        exact = chunk if chunk.dtype == torch.float64 else chunk.float()
+        _check_numbers(exact, start, is_log_prob=is_log_prob, halved=chunk.dtype in (torch.float16, torch.bfloat16))
         best = exact.topk(k, dim=-1, largest=not negative)
         top.append(best.indices.cpu().numpy())
         top_values.append(best.values.cpu().double().numpy())
-        came = following[start + 1 : start + 1 + len(exact)]
-        own = exact[: len(came)].gather(-1, came[:, None])
-        values.append(own[:, 0].cpu().double().numpy())
-        ranks.append(1 + (exact[: len(came)] > own).sum(-1).cpu().numpy())
+        next_tokens = following[start + 1 : start + 1 + len(exact)]
+        next_values = exact[: len(next_tokens)].gather(-1, next_tokens[:, None])
+        values.append(next_values[:, 0].cpu().double().numpy())
+        ranks.append(1 + (exact[: len(next_tokens)] > next_values).sum(-1).cpu().numpy())
     return np.concatenate(values), np.concatenate(ranks), np.concatenate(top), np.concatenate(top_values)
 
 
 def _check_numbers(rows: Tensor, start: int, *, is_log_prob: bool, halved: bool) -> None:
-    """Refuse what has no rank, and what is called log-probabilities and is not."""
+    """Raise for numbers without a rank, and for log-probabilities that do not sum to 1."""
     wrong = (rows.isnan() | (rows == torch.inf)).any(-1).nonzero()
     if len(wrong):
         raise InvalidInputError(
@@ -165,14 +164,14 @@ def _check_numbers(rows: Tensor, start: int, *, is_log_prob: bool, halved: bool)
     if len(wrong):
         at = int(wrong[0])
         raise InvalidInputError(
-            f"log_probs are no log-probabilities: those at position {start + at} add up to a probability of "
-            f"{float(total[at].exp()):.4g}, not 1. Give logits.log_softmax(-1), or say what the numbers are, as in "
+            f"log_probs are not log-probabilities: the probabilities at position {start + at} sum to "
+            f"{float(total[at].exp()):.4g}, not 1. Give logits.log_softmax(-1), or name the numbers otherwise, as in "
             "name='direct effect'."
         )
 
 
 def _string(to_string: Any, token: int) -> str:
-    # Tokenizers can be called too, so what decodes comes first.
+    # Tokenizers are callable too, so check for `decode` first.
     if isinstance(to_string, Tokenizer):
         string = to_string.decode([token], clean_up_tokenization_spaces=False)
     elif callable(to_string):

@@ -1,9 +1,8 @@
-"""Plotly helpers with the keyword arguments notebooks of the field use: `imshow`, `line`, `bar`, `scatter`, `hist`.
+"""Plotly helpers with the keyword arguments that the field's notebooks use: `imshow`, `line`, `bar`, `scatter`, `hist`.
 
-Each takes tensors, arrays or lists, shows the figure at once, and returns it instead with `return_fig=True` (or with
-`draw=False`; with both `draw=True` and `return_fig=True` it does both). `static=True` shows it without interaction.
-Heat maps are centred on zero: blue above, red below. Any argument of the plotly.express function, or of a figure's
-layout, may be given too.
+Each takes tensors, arrays or lists and shows the figure, or returns it with `return_fig=True` or `draw=False` (and does
+both with `draw=True, return_fig=True`). `static=True` shows it without interaction. Heat maps are centered on zero:
+blue above, red below. Further arguments go to the plotly.express function or the figure's layout.
 """
 
 from collections.abc import Mapping, Sequence
@@ -57,33 +56,33 @@ def imshow(
     static: bool = False,
     **options: Any,
 ) -> "go.Figure | None":
-    """A heat map, centred on zero: blue above, red below.
+    """Draw a heat map, centered on zero: blue above, red below.
 
     Args:
         tensor: `[y, x]`, and one more axis each for `facet_col` and `animation_frame`.
-        renderer: Where to show it (plotly's names).
-        title: A title; it may have plotly's markup, `<br>` and the like.
-        labels: Names of `x`, `y`, `color` and, over the slider, `animation_frame`.
+        renderer: Plotly renderer.
+        title: A title; plotly's markup (`<br>` and so on) is allowed.
+        labels: Names of `x`, `y`, `color` and, for the slider, `animation_frame`.
         x: Labels of the columns.
         y: Labels of the rows.
-        zmin: The value with the lowest colour; default: as far below zero as the largest magnitude.
-        zmax: The value with the highest colour.
+        zmin: The value with the lowest color; minus the largest magnitude by default.
+        zmax: The value with the highest color.
         facet_col: The axis to lay out side by side.
-        facet_labels: A title for each.
-        animation_frame: The axis a slider moves along.
+        facet_labels: A title for each facet.
+        animation_frame: The axis of the slider.
         animation_labels: A label for each of its steps.
-        text: What to write into the cells: strings nested as the tensor is (not with an animation).
+        text: Text in the cells: strings nested like the tensor (not with an animation).
         border: Draw a frame around each map.
-        width: In pixels.
-        height: In pixels.
+        width: Width in pixels.
+        height: Height in pixels.
         return_fig: Return the figure; it is then shown only with `draw=True`.
-        draw: Whether to show it; by default unless it is returned.
+        draw: Show it; by default unless it is returned.
         static: Show it without interaction.
-        options: Of `plotly.express.imshow`, or of the layout.
+        options: Options of `plotly.express.imshow`, or of the layout.
 
     Raises:
-        InvalidInputError: For a shape that cannot be drawn, or labels or text that do not fit.
-        UnknownNameError: For an option neither knows.
+        InvalidInputError: For a shape that cannot be drawn, or labels or text of another shape.
+        UnknownNameError: For an option of neither.
 
     Example:
         >>> figure = imshow([[1.0, -2.0], [0.5, 0.0]], title="10.7", return_fig=True)
@@ -147,27 +146,27 @@ def line(
     static: bool = False,
     **options: Any,
 ) -> "go.Figure | None":
-    """One line, or several: `[x]`, `[line, x]`, or a list of lines of any lengths.
+    """Draw one line or several: `[x]`, `[line, x]`, or a list of lines of any lengths.
 
     Args:
         tensor: The values.
-        renderer: Where to show it (plotly's names).
-        x: Where they stand.
+        renderer: Plotly renderer.
+        x: Their x values.
         names: A name for each line.
-        use_secondary_yaxis: Measure the second of two lines on an axis of its own, at the right.
+        use_secondary_yaxis: Give the second of two lines its own axis, on the right.
         title: A title.
-        labels: Names of `x` and `y` (`y1` and `y2` of two axes), and `color`, over the legend.
-        width: In pixels.
-        height: In pixels.
+        labels: Names of `x` and `y` (`y1` and `y2` with two axes), and `color`, the legend's title.
+        width: Width in pixels.
+        height: Height in pixels.
         return_fig: Return the figure; it is then shown only with `draw=True`.
-        draw: Whether to show it; by default unless it is returned.
+        draw: Show it; by default unless it is returned.
         static: Show it without interaction.
-        options: Of `plotly.express.line`, or of the layout.
+        options: Options of `plotly.express.line`, or of the layout.
 
     Raises:
-        InvalidInputError: For names, or places on the x axis, whose number does not fit, or a second axis for other
-            than two lines.
-        UnknownNameError: For an option neither knows.
+        InvalidInputError: For a wrong number of names or x values, or a second axis without exactly
+            two lines.
+        UnknownNameError: For an option of neither.
 
     Example:
         >>> len(line([[1.0, 2.0, 3.0], [2.0, 1.0]], names=["a", "b"], return_fig=True).data)
@@ -208,25 +207,25 @@ def bar(
     static: bool = False,
     **options: Any,
 ) -> "go.Figure | None":
-    """Bars, of one kind or several side by side: `[x]`, `[kind, x]`, or a list of lists.
+    """Draw bars, in one series or several side by side: `[x]`, `[series, x]`, or a list of lists.
 
     Args:
         tensor: The heights.
-        renderer: Where to show it (plotly's names).
-        x: Where they stand, or what each is of.
-        names: A name for each kind.
+        renderer: Plotly renderer.
+        x: Their x values or labels.
+        names: A name for each series.
         title: A title.
-        labels: Names of `x` and `y`, and `color`, over the legend.
-        width: In pixels.
-        height: In pixels.
+        labels: Names of `x` and `y`, and `color`, the legend's title.
+        width: Width in pixels.
+        height: Height in pixels.
         return_fig: Return the figure; it is then shown only with `draw=True`.
-        draw: Whether to show it; by default unless it is returned.
+        draw: Show it; by default unless it is returned.
         static: Show it without interaction.
-        options: Of `plotly.express.bar` (`barmode="relative"` stacks them), or of the layout.
+        options: Options of `plotly.express.bar` (`barmode="relative"` stacks them), or of the layout.
 
     Raises:
-        InvalidInputError: For names, or places on the x axis, whose number does not fit.
-        UnknownNameError: For an option neither knows.
+        InvalidInputError: For a wrong number of names or x values.
+        UnknownNameError: For an option of neither.
 
     Example:
         >>> list(bar([3.0, -1.0], x=["10.7", "11.10"], return_fig=True).data[0].x)
@@ -256,25 +255,25 @@ def scatter(
     static: bool = False,
     **options: Any,
 ) -> "go.Figure | None":
-    """Points.
+    """Draw points.
 
     Args:
-        x: Their places across, of any shape.
-        y: Their heights, as many.
-        renderer: Where to show it (plotly's names).
+        x: The x values, of any shape.
+        y: The y values, as many.
+        renderer: Plotly renderer.
         title: A title.
         labels: Names of `x`, `y` and `color`.
         add_line: A line to draw as well: `"y=x"`, `"y=<number>"` or `"x=<number>"`.
-        width: In pixels.
-        height: In pixels.
+        width: Width in pixels.
+        height: Height in pixels.
         return_fig: Return the figure; it is then shown only with `draw=True`.
-        draw: Whether to show it; by default unless it is returned.
+        draw: Show it; by default unless it is returned.
         static: Show it without interaction.
-        options: Of `plotly.express.scatter`, or of the layout; `color` and `hover_name` are lists.
+        options: Options of `plotly.express.scatter`, or of the layout; `color` and `hover_name` are lists.
 
     Raises:
-        InvalidInputError: If there are not as many of one as of the other, or for an unknown line.
-        UnknownNameError: For an option neither knows.
+        InvalidInputError: If `x` and `y` differ in number, or for an unknown line.
+        UnknownNameError: For an option of neither.
 
     Example:
         >>> scatter([1, 2], [3, 4], labels={"x": "diff", "y": "marginal"}, return_fig=True).layout.xaxis.title.text
@@ -284,7 +283,7 @@ def scatter(
 
     across, up = to_array(x, "x").ravel(), to_array(y, "y").ravel()
     if len(across) != len(up):
-        raise InvalidInputError(f"x has {len(across)} numbers, and y {len(up)}; they must be as many.")
+        raise InvalidInputError(f"x has {len(across)} numbers, and y has {len(up)}; the numbers must be equal.")
     drawn, layout = split_options({"template": house_template(), **options}, px.scatter)
     for name in ("color", "size", "text", "hover_name"):
         if name in drawn and not isinstance(drawn[name], (str, list, tuple)):
@@ -312,25 +311,25 @@ def hist(
     static: bool = False,
     **options: Any,
 ) -> "go.Figure | None":
-    """A histogram of one set of numbers, or several: a list of lists.
+    """Draw a histogram of one set of numbers, or of several (a list of lists).
 
     Args:
-        tensor: The numbers; NaN is left out.
-        renderer: Where to show it (plotly's names).
+        tensor: The numbers; NaN is ignored.
+        renderer: Plotly renderer.
         names: A name for each set.
         title: A title.
-        labels: The name of `x`, and `color`, over the legend.
+        labels: Names of `x`, and `color`, the legend's title.
         add_mean_line: Mark each set's mean.
-        width: In pixels.
-        height: In pixels.
+        width: Width in pixels.
+        height: Height in pixels.
         return_fig: Return the figure; it is then shown only with `draw=True`.
-        draw: Whether to show it; by default unless it is returned.
+        draw: Show it; by default unless it is returned.
         static: Show it without interaction.
-        options: Of `plotly.express.histogram`, or of the layout.
+        options: Options of `plotly.express.histogram`, or of the layout.
 
     Raises:
-        InvalidInputError: If the names do not fit.
-        UnknownNameError: For an option neither knows.
+        InvalidInputError: For a wrong number of names.
+        UnknownNameError: For an option of neither.
 
     Example:
         >>> len(hist([0.1, 0.2, 0.2], return_fig=True).data)
@@ -390,7 +389,7 @@ def _axis(name: str, axis: int, values: np.ndarray) -> int:
 
 
 def _table(rows: Sequence[np.ndarray], x: Sequence[Sequence[Any]], names: Sequence[str]) -> dict[str, list[Any]]:
-    """A row for each value: where it stands, what it is, and of which series."""
+    """Make a table with a row for each value: its x, its y, and its series."""
     return {
         "x": [place for one in x for place in one],
         "y": [float(value) for row in rows for value in row],
@@ -399,7 +398,7 @@ def _table(rows: Sequence[np.ndarray], x: Sequence[Sequence[Any]], names: Sequen
 
 
 def _series(rows: Sequence[np.ndarray], labels: Mapping[str, str]) -> dict[str, Any]:
-    """How plotly is to read the table."""
+    """Arguments that tell plotly how to read the table."""
     text = {"x": "", "y": "", **labels, "series": labels.get("color", "")}
     return {"x": "x", "y": "y", "color": "series" if len(rows) > 1 else None, "labels": text}
 
@@ -408,7 +407,7 @@ def _write_cells(figure: "go.Figure", text: Any, values: np.ndarray, taken: Mapp
     written = np.asarray(text, dtype=object)
     if written.shape != values.shape or "animation_frame" in taken:
         raise InvalidInputError(
-            f"text must be strings nested as the tensor is, {list(values.shape)}, without animation_frame; got shape "
+            f"text must be strings nested like the tensor, {list(values.shape)}, without animation_frame; got shape "
             f"{list(written.shape)}."
         )
     facets = np.moveaxis(written, taken["facet_col"], 0) if "facet_col" in taken else written[None]

@@ -1,4 +1,4 @@
-"""A text whose tokens are coloured by a signed value: `colored_tokens`, or by several: `colored_tokens_multi`."""
+"""Texts with tokens colored by a signed value (`colored_tokens`) or one of several (`colored_tokens_multi`)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -27,29 +27,30 @@ def colored_tokens(
     legend: bool = True,
     title: str = "",
 ) -> HtmlView:
-    """Tokens coloured by a value each: blue above zero, red below, stronger further away.
+    """Color tokens by their values: blue above zero, red below, stronger for larger magnitudes.
 
-    Hovering a token (or reaching it by the arrow keys) shows it, its position and its value.
+    Hovering over a token (or reaching it with the arrow keys) shows the token, its position and its value.
 
     Args:
         tokens: The tokens as strings.
-        values: One number per token, `[pos]` or `[1, pos]`: a tensor, array or list. NaN stays uncoloured.
-        min_value: The value with the full red; by default as far below zero as the full blue is above.
-        max_value: The value with the full blue; by default the largest magnitude there is.
-        name: What the numbers are.
+        values: One number per token, `[pos]` or `[1, pos]`: a tensor, array or list. NaN is not colored.
+        min_value: The value with the full red; minus `max_value` by default.
+        max_value: The value with the full blue; the largest magnitude by default.
+        name: Name of the values.
         unit: Their unit.
         notes: One more line for each token's tooltip.
         marked: Indices of tokens to frame.
-        first_position: The position of the first token, where this is a piece of a longer text.
-        legend: Show the colour scale.
+        first_position: Position of the first token, if this is part of a longer text.
+        legend: Show the color scale.
         title: A heading.
 
     Raises:
         InvalidInputError: If the numbers of tokens, values and notes differ, or an index is out of range.
 
     Example:
-        >>> colored_tokens(["The", " cat"], [0.5, -0.25], name="entropy diff", unit="nats").kind
-        'tokens'
+        >>> view = colored_tokens(["The", " cat"], [0.5, -0.25], name="entropy diff", unit="nats")
+        >>> view.data["low"], view.data["high"]  # the color scale
+        (-0.5, 0.5)
     """
     numbers = to_array(values)
     if numbers.ndim == 2 and numbers.shape[0] == 1:
@@ -65,8 +66,8 @@ def colored_tokens(
     if outside:
         raise InvalidInputError(f"marked holds {outside[0]}; it must be indices from 0 to {len(strings) - 1}.")
     finite = numbers[np.isfinite(numbers)]
-    widest = float(np.abs(finite).max()) if finite.size else 0.0
-    high = float(max_value) if max_value is not None else widest or 1.0
+    largest = float(np.abs(finite).max()) if finite.size else 0.0
+    high = float(max_value) if max_value is not None else largest or 1.0
     low = float(min_value) if min_value is not None else -abs(high)
     if not low <= 0 <= high or low == high:
         raise InvalidInputError(
@@ -104,21 +105,21 @@ def colored_tokens_multi(
     first_position: int = 0,
     title: str = "",
 ) -> HtmlView:
-    """Tokens with several values each, coloured by one of them at a time: blue above zero, red below.
+    """Color tokens by one of several values at a time: blue above zero, red below.
 
-    Buttons choose the one that colours; a token's tooltip has all of them.
+    Buttons select the value; a token's tooltip shows all of them.
 
     Args:
         tokens: The tokens as strings.
-        values: A row of numbers for each token, `[pos, kind]` or `[1, pos, kind]`: a tensor, array or lists. NaN
-            stays uncoloured. Each value is kept to 1 part in 2,048.
-        labels: What each kind of number is; 0, 1, ... by default.
-        shared_scale: Colour all kinds on one scale; by default each has its own.
-        max_value: The magnitude that gets the full colour, of any kind; by default a scale's largest.
-        clip: Instead, the quantile of a scale's magnitudes that gets it.
-        name: What the numbers are together.
+        values: A row of numbers for each token, `[pos, kind]` or `[1, pos, kind]`: a tensor, array or lists. NaN is
+            not colored. Values are stored to 1 part in 2,048.
+        labels: A label for each kind of value; 0, 1, ... by default.
+        shared_scale: Color all kinds on one scale; by default each has its own.
+        max_value: The magnitude with the full color, for all kinds; a scale's largest by default.
+        clip: Instead, the quantile of a scale's magnitudes with the full color.
+        name: Common name of the values.
         unit: Their unit.
-        first_position: The position of the first token, where this is a piece of a longer text.
+        first_position: Position of the first token, if this is part of a longer text.
         title: A heading.
 
     Raises:

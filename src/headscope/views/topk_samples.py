@@ -1,4 +1,4 @@
-"""`topk_samples`: for each layer and neuron, the texts it is most active on."""
+"""`topk_samples`: the texts that activate each neuron most."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,24 +25,24 @@ def topk_samples(
     unit: str = "",
     title: str = "",
 ) -> HtmlView:
-    """The texts of a layer and neuron, coloured token by token, from the largest activation downwards.
+    """Show a neuron's texts in descending order of their largest activation, with tokens colored by activation.
 
-    Menus choose the layer and the neuron. Colours are centred on zero and full at the neuron's largest magnitude.
+    Menus select the layer and the neuron. Colors are centered on zero and full at the neuron's largest magnitude.
 
     Args:
         tokens: Tokens as strings, `tokens[layer][neuron][sample][pos]`; samples may differ in number and length.
-        activations: A number for each of them, nested alike, or one array `[layer, neuron, sample, pos]`. NaN stays
-            uncoloured.
-        zeroth_dimension_name: What the outermost dimension is.
-        first_dimension_name: What the next is.
-        zeroth_dimension_labels: A label for each place in the outermost.
-        first_dimension_labels: A label for each place in the next.
-        name: What the numbers are.
+        activations: A number for each token, nested in the same way, or one array `[layer, neuron, sample, pos]`. NaN
+            is not colored.
+        zeroth_dimension_name: Name of the outermost dimension.
+        first_dimension_name: Name of the next dimension.
+        zeroth_dimension_labels: Labels along the outermost dimension.
+        first_dimension_labels: Labels along the next.
+        name: Name of the values.
         unit: Their unit.
         title: A heading.
 
     Raises:
-        InvalidInputError: If tokens and activations are not nested alike, or labels do not fit.
+        InvalidInputError: If tokens and activations are nested differently, or for a wrong number of labels.
 
     Example:
         >>> view = topk_samples([[[["a", " b"], ["c"]]]], [[[[0.1, 0.2], [0.9]]]])
@@ -56,10 +56,10 @@ def topk_samples(
         for neuron, (samples, numbers) in enumerate(zip(layer_tokens, layer_values, strict=True)):
             where = f"[{layer}][{neuron}]"
             _same(samples, numbers, where, "samples")
-            order = [_sample(*one, f"{where}[{at}]") for at, one in enumerate(zip(samples, numbers, strict=True))]
-            order.sort(key=lambda one: -_largest(one[1]))
-            texts += [text for text, _ in order]
-            values += [number for _, number in order]
+            checked = [_sample(*pair, f"{where}[{at}]") for at, pair in enumerate(zip(samples, numbers, strict=True))]
+            checked.sort(key=lambda sample: -_largest(sample[1]))
+            texts += [text for text, _ in checked]
+            values += [number for _, number in checked]
     strings, indices = string_table(texts)
     remaining = iter(indices)
     return HtmlView(
@@ -83,7 +83,7 @@ def topk_samples(
 
 
 def _lengths(tokens: Any, activations: Any) -> int:
-    """The number of neurons, which is the same in each layer."""
+    """Return the number of neurons, which must be the same in each layer."""
     if not is_list(tokens) or not len(tokens) or not is_list(tokens[0]) or not len(tokens[0]):
         raise InvalidInputError("tokens holds no layer or no neuron; give tokens[layer][neuron][sample][pos].")
     _same(tokens, activations, "", "layers")
@@ -91,8 +91,8 @@ def _lengths(tokens: Any, activations: Any) -> int:
         _same(layer_tokens, layer_values, f"[{layer}]", "neurons")
         if len(layer_tokens) != len(tokens[0]):
             raise InvalidInputError(
-                f"tokens[{layer}] has {len(layer_tokens)} neurons, and tokens[0] {len(tokens[0])}; each layer must "
-                "have as many."
+                f"tokens[{layer}] has {len(layer_tokens)} neurons, and tokens[0] has {len(tokens[0])}; all layers must "
+                "have the same number."
             )
     return len(tokens[0])
 
@@ -105,7 +105,8 @@ def _same(tokens: Any, values: Any, where: str, what: str) -> None:
             )
     if len(tokens) != len(values):
         raise InvalidInputError(
-            f"tokens{where} has {len(tokens)} {what}, and activations{where} {len(values)}; they must be nested alike."
+            f"tokens{where} has {len(tokens)} {what}, and activations{where} has {len(values)}; the numbers must be "
+            "equal."
         )
     if not len(tokens):
         raise InvalidInputError(f"tokens{where} has no {what}; there must be at least one.")

@@ -1,4 +1,4 @@
-"""`topk_tokens`: for each layer and neuron, the tokens with the largest and the smallest activations."""
+"""`topk_tokens`: the tokens with the largest and smallest activations of each neuron."""
 
 import base64
 from collections.abc import Sequence
@@ -30,28 +30,27 @@ def topk_tokens(
     unit: str = "",
     title: str = "",
 ) -> HtmlView:
-    """A table with a column for each neuron: its tokens with the largest activations, or with the smallest.
+    """Show a table with a column for each neuron: its tokens with the largest, or smallest, activations.
 
-    Menus choose the text (or all together), the layer and which neurons to show. Pointing at a token shows it among
-    its neighbours.
+    Menus select the text (or all together), the layer and the neurons. Hovering over a token shows it in context.
 
     Args:
         tokens: The tokens of one text as strings, or a list of these.
-        activations: For one text an array `[layer, token, neuron]`; for several, a list of these. NaN is left out.
-        max_k: How many tokens to show at each end.
-        first_dimension_name: What the array's first axis is.
-        third_dimension_name: What its last axis is.
-        sample_labels: A label for each text; by default its number and how it begins.
-        first_dimension_labels: A label for each place on the first axis.
-        third_dimension_labels: A label for each place on the last axis.
-        max_value: The magnitude that gets the full colour; by default the largest there is.
-        clip: Instead, the quantile of the magnitudes that gets it.
-        name: What the numbers are.
+        activations: For one text an array `[layer, token, neuron]`; for several, a list of these. NaN is ignored.
+        max_k: Number of tokens to show at each end.
+        first_dimension_name: Name of the array's first axis.
+        third_dimension_name: Name of its last axis.
+        sample_labels: A label for each text; by default its number and first words.
+        first_dimension_labels: Labels along the first axis.
+        third_dimension_labels: Labels along the last axis.
+        max_value: The magnitude with the full color; the largest by default.
+        clip: Instead, the quantile of the magnitudes with the full color.
+        name: Name of the values.
         unit: Their unit.
         title: A heading.
 
     Raises:
-        InvalidInputError: If texts, arrays and labels do not fit each other, or `max_k` is below 1.
+        InvalidInputError: If texts, arrays and labels do not match, or `max_k` is below 1.
 
     Example:
         >>> view = topk_tokens(["The", " cat", " sat"], torch.randn(2, 3, 5), max_k=2)
@@ -65,13 +64,13 @@ def topk_tokens(
     everything = np.concatenate(arrays, axis=1)
     k = min(max_k, everything.shape[1])
     strings, texts_of_strings = string_table(texts)
-    # All texts together come first; each text is then a stretch of their tokens.
-    stretches = [(0, everything.shape[1])] if len(arrays) > 1 else []
+    # All texts together come first; each text is then a range of their tokens.
+    ranges = [(0, everything.shape[1])] if len(arrays) > 1 else []
     start = 0
     for text in texts:
-        stretches.append((start, start + len(text)))
+        ranges.append((start, start + len(text)))
         start += len(text)
-    found = [_ends(everything[:, start:stop], start, k) for start, stop in stretches]
+    extremes = [_extremes(everything[:, start:stop], start, k) for start, stop in ranges]
     return HtmlView(
         "topk_tokens",
         {
@@ -83,19 +82,19 @@ def topk_tokens(
                 [third_dimension_name, checked_labels(third_dimension_labels, n_neurons, "third_dimension_labels")],
             ],
             "k": k,
-            "at": base64.b64encode(np.stack([at for at, _ in found]).astype("<i4").tobytes()).decode("ascii"),
+            "at": base64.b64encode(np.stack([at for at, _ in extremes]).astype("<i4").tobytes()).decode("ascii"),
             "limit": color_limit(everything, max_value, clip),
             "signed": bool((everything < 0).any()),
             "name": name,
             "unit": unit,
-            **packed(np.stack([values for _, values in found])),
+            **packed(np.stack([values for _, values in extremes])),
         },
         title,
     )
 
 
-def _ends(values: np.ndarray, start: int, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Places and values `[layer, neuron, 2, k]` of the largest and the smallest; -1 and NaN where there are no more."""
+def _extremes(values: np.ndarray, start: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Places and values `[layer, neuron, 2, k]` of the largest and smallest, padded with -1 and NaN."""
     shape = (values.shape[0], values.shape[2], 2, k)
     places, kept = np.full(shape, -1), np.full(shape, np.nan)
     numbers = torch.from_numpy(values).movedim(1, -1)

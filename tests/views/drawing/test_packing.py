@@ -47,7 +47,7 @@ def test_nothing_but_nan_is_packed() -> None:
         ([1.0], {"max_value": 0.25}, 0.25),
     ],
 )
-def test_the_colour_scale(values: list[float], options: dict[str, float], limit: float) -> None:
+def test_the_color_scale(values: list[float], options: dict[str, float], limit: float) -> None:
     assert color_limit(np.array(values), **options) == pytest.approx(limit)
 
 
@@ -58,10 +58,10 @@ def test_the_colour_scale(values: list[float], options: dict[str, float], limit:
         ({"max_value": float("inf")}, "max_value is inf"),
         ({"clip": 0.0}, "clip is 0; it must be a quantile above 0 and at most 1"),
         ({"clip": 99.0}, "clip is 99"),
-        ({"clip": 0.9, "max_value": 1.0}, "both set the colour scale: give one"),
+        ({"clip": 0.9, "max_value": 1.0}, "both set the color scale: give one"),
     ],
 )
-def test_no_colour_scale_is_told(options: dict[str, float], message: str) -> None:
+def test_no_color_scale_is_told(options: dict[str, float], message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
         color_limit(np.ones(2), **options)
 

@@ -71,7 +71,7 @@ def test_a_browser_that_is_missing_is_told(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_what_cannot_be_written_is_told(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInputError, match=r"heads.gif says no kind .* \.html, \.png"):
+    with pytest.raises(InvalidInputError, match=r"heads.gif: .* \.html, \.png"):
         save_figure(figure(), tmp_path / "heads.gif")
     with pytest.raises(InvalidInputError, match="Cannot write the figure to"):
         save_figure(figure(), tmp_path / "missing" / "heads.html")

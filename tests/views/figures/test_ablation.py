@@ -86,7 +86,7 @@ def test_what_cannot_be_drawn_is_told(result: AblationResult) -> None:
     with pytest.raises(InvalidInputError, match="no single head is among 0.0\\+0.1, mlp0"):
         ablation_by_head(sets)
     means = ablate_heads(tiny_model(), tiny_tokens(), heads=["0.0"], reduce="mean", progress=False)
-    with pytest.raises(InvalidInputError, match="holds means only"):
+    with pytest.raises(InvalidInputError, match="holds only means"):
         ablation_on_text(means)
     with pytest.raises(InvalidInputError, match="k must be at least 1"):
         ablation_on_text(sets, k=0)

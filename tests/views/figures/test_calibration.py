@@ -72,7 +72,7 @@ def test_a_head_that_does_not_exist_is_told(head: tuple[int, int]) -> None:
         calibration_curve(result(), heads=[head])
 
 
-def test_the_map_is_centred_on_zero() -> None:
+def test_the_map_is_centered_on_zero() -> None:
     measured = result()
     figure = overconfidence_by_head(measured)
     (trace,) = figure.data

@@ -32,7 +32,7 @@ def hovers(figure):
     return [trace.text[0] for trace in figure.data if trace.mode == "markers"]
 
 
-def test_paths_are_as_wide_as_their_effects_and_coloured_by_sign():
+def test_paths_are_as_wide_as_their_effects_and_colored_by_sign():
     figure = circuit_picture(circuit())
     drawn = lines(figure)[::-1]  # the strongest are drawn last
     widths = [trace.line.width for trace in drawn]
@@ -57,7 +57,7 @@ def test_nodes_stand_in_their_layers_grouped_by_kind():
     assert nodes["duplicate token"].y[0] == 0 and nodes["name mover"].y[0] == 2 and nodes["final"].y[0] == 3
     assert 1 < nodes["MLP"].y[0] < 2 and nodes["MLP"].text == ("M1",) and nodes["final"].text == ("logits",)
     assert "from 1.0 (q): +3.000 logits" in nodes["name mover"].customdata[0]
-    assert "not looked for" in nodes["duplicate token"].customdata[0]
+    assert "not searched" in nodes["duplicate token"].customdata[0]
     assert list(figure.layout.yaxis.ticktext) == ["layer 0", "layer 1", "layer 2", "answer"]
     assert "&lt;story&gt;" in figure.layout.title.subtitle.text
 

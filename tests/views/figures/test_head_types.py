@@ -27,7 +27,7 @@ def frames(figure) -> list[tuple[str, float, float]]:
     return [(shape.xref, shape.y0 + 0.5, shape.x0 + 0.5) for shape in figure.layout.shapes]
 
 
-def test_labelled_heads_are_outlined(induction):
+def test_labeled_heads_are_outlined(induction):
     figure = head_type_maps(induction)
     assert [trace.z.shape for trace in figure.data] == [(2, 2)] * 3
     np.testing.assert_allclose(figure.data[0].z, induction.scores[0].double().numpy())

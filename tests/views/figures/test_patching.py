@@ -49,9 +49,9 @@ def test_maps_by_position_have_the_prompt_on_their_axis() -> None:
     widest = max(float(found[site].abs().max()) for site in ("resid_pre", "attn_out"))
     assert scale.cmax == -scale.cmin == pytest.approx(widest)
     assert figure.layout.yaxis.autorange == "reversed"
-    assert "&lt;story&gt;" in figure.layout.title.subtitle.text and "back" in figure.layout.title.text
+    assert "&lt;story&gt;" in figure.layout.title.subtitle.text and "restored" in figure.layout.title.text
     assert len(patching_by_position(found, sites=["attn_out"]).data) == 1
-    assert "breaks" in patching_by_position(result({"mlp_out": "layer pos"}, "noising")).layout.title.text
+    assert "destroyed" in patching_by_position(result({"mlp_out": "layer pos"}, "noising")).layout.title.text
 
 
 def test_maps_by_head_leave_out_what_is_shared() -> None:

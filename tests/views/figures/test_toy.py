@@ -94,7 +94,7 @@ def test_bars_are_shares_by_frequency() -> None:
     np.testing.assert_allclose(figure.data[0].y, [0.2, 0.8])
     assert figure.data[1].name == "&lt;after&gt;" and figure.layout.showlegend
     assert not fourier_bars(torch.tensor([1.0])).layout.showlegend
-    with pytest.raises(InvalidInputError, match="all of one length"):
+    with pytest.raises(InvalidInputError, match="all of equal length"):
         fourier_bars({"a": [0.5, 0.5], "b": [1.0]})
 
 
@@ -115,6 +115,6 @@ def test_the_grokking_curve_marks_when_each_part_was_learned() -> None:
     np.testing.assert_allclose(figure.data[0].y, learned.signal_loss)
     assert min(figure.data[1].y) > 0, "a log scale has no zero"
     assert [shape.x0 for shape in figure.layout.shapes] == [11, 15]
-    assert [note.text for note in figure.layout.annotations] == ["learned by heart: step 11", "grokked: step 15"]
-    with pytest.raises(InvalidInputError, match="not measured on validation data"):
+    assert [note.text for note in figure.layout.annotations] == ["memorized: step 11", "grokked: step 15"]
+    with pytest.raises(InvalidInputError, match="not evaluated on validation data"):
         grokking_curve(replace(run, validation=None))

@@ -63,7 +63,7 @@ def test_answers_of_one_kind_have_one_line_and_steps_are_drawn_when_asked() -> N
     assert [note.text for note in figure.layout.annotations] == ["Training loss", "Training accuracy"]
 
 
-def test_maps_have_labels_and_one_scale_centred_on_zero() -> None:
+def test_maps_have_labels_and_one_scale_centered_on_zero() -> None:
     values = torch.arange(12.0).view(2, 2, 3) - 8
     figure = token_maps(values, title="OV", x=["a", "<b>", "c"], y=["p", "q"], x_title="logit", y_title="source")
     first, second = figure.data

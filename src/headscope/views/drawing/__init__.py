@@ -1,1 +1,1 @@
-"""What figures and token views share: theme, heat maps, options, arrays, packing, saving."""
+"""Tools shared by figures and token views: theme, heat maps, options, arrays, packing, saving."""

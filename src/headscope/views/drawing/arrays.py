@@ -1,4 +1,4 @@
-"""What a caller hands a view (torch, NumPy, lists of either) as NumPy arrays and plain strings, checked."""
+"""Checked inputs of views: tensors, arrays and lists as NumPy arrays, tokens as plain strings."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ __all__ = ["checked_tokens", "to_array"]
 
 
 def to_array(values: Any, name: str = "values") -> np.ndarray:
-    """Numbers as a float64 array: a tensor on any device, an array, a number, or nested lists of these.
+    """Convert numbers to a float64 array: a tensor on any device, an array, a number, or nested lists of these.
 
     Raises:
         InvalidInputError: If they are not numbers, or their rows differ in length.
@@ -24,7 +24,7 @@ def to_array(values: Any, name: str = "values") -> np.ndarray:
         return np.asarray(_without_tensors(values), dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise InvalidInputError(
-            f"{name} must be numbers: a tensor, an array, or lists with rows of one length; "
+            f"{name} must be numbers: a tensor, an array, or lists with rows of equal length; "
             f"got {type(values).__name__} ({error})."
         ) from None
 
@@ -38,7 +38,7 @@ def _without_tensors(values: Any) -> Any:
 
 
 def checked_tokens(tokens: Any, n: int | None = None, *, of: str = "values") -> list[str]:
-    """The tokens as a list of strings, one for each of `n` positions.
+    """Return the tokens as a list of strings, one for each of `n` positions.
 
     Raises:
         InvalidInputError: If there are none, they are not strings, or their number is not `n`.
@@ -61,5 +61,5 @@ def checked_tokens(tokens: Any, n: int | None = None, *, of: str = "values") -> 
     if not strings:
         raise InvalidInputError("there are no tokens to show: the list is empty.")
     if n is not None and len(strings) != n:
-        raise InvalidInputError(f"there are {len(strings)} tokens, and {of} for {n}; the numbers must be equal.")
+        raise InvalidInputError(f"there are {len(strings)} tokens, but {of} for {n}; the numbers must be equal.")
     return strings

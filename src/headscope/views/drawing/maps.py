@@ -1,4 +1,4 @@
-"""Maps of one number per component, side by side, on one colour scale or each on its own: layers down, heads across."""
+"""Heat maps of one number per component, side by side, on shared or separate color scales: layers by heads."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -31,16 +31,16 @@ def component_maps(
     """Draw one map for each entry of `maps`.
 
     Args:
-        maps: Values by the name that stands over their map.
+        maps: Values by the title of their map.
         columns: The components: head numbers, and `MLP`.
         title: The figure's title.
-        data: What the values were measured on.
-        unit: Of the values.
-        rising: A scale from zero (white) up (blue), for values that are not below zero; else one centred on zero,
-            blue above and red below.
-        limit: Where the colour ends; default: the largest magnitude.
-        own_scales: Give each map a colour scale of its own, for values of different size.
-        across: How many maps stand in a row; default: all, or two where more than three have scales of their own.
+        data: Description of the data.
+        unit: Unit of the values.
+        rising: Use a scale from zero (white) up (blue), for values that are never negative; otherwise one centered on
+            zero, blue above and red below.
+        limit: Value with the full color; the largest magnitude by default.
+        own_scales: Give each map its own color scale, for values of different magnitude.
+        across: Maps in a row; all by default, or two if more than three have their own scales.
 
     Example:
         >>> import torch
@@ -59,9 +59,9 @@ def component_maps(
         [component_label(layer, None if label == "MLP" else int(label)) for label in columns]
         for layer in range(n_layers)
     ]
-    # Gaps between cells help while cells are large.
+    # Gaps between cells help only while cells are large.
     gap = 1 if len(columns) <= 32 and n_layers <= 32 else 0
-    # Maps with a bar beside each, more than three of them, go in rows of two.
+    # Each map with its own color bar needs room: more than three go in rows of two.
     across = across or (2 if own_scales and len(shown) > 3 else len(shown))
     down = -(-len(shown) // across)
     figure = make_subplots(
@@ -113,5 +113,5 @@ def component_maps(
 
 
 def _numbered(name: str, number: int) -> str:
-    """How plotly calls the first, second, ... of its axes."""
+    """Return plotly's name of the first, second, ... of its axes."""
     return f"{name}{number + 1}" if number else name

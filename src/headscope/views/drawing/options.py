@@ -1,4 +1,4 @@
-"""What notebooks hand the plotly helpers, sorted: options by whom they are for, numbers by lines, labels by axes."""
+"""Arguments of the plotly helpers, sorted: options of functions and layout, values by line, labels by axis."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -27,15 +27,15 @@ __all__ = [
     "ticks",
 ]
 
-# What helpers written for data frames call the same things.
+# Names of the same axes in helpers written for data frames.
 _ALIASES = {"index": "x", "value": "y", "variable": "color"}
 
 
 def split_options(options: Mapping[str, Any], draw: Callable[..., Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Options of a plotly.express function, and those of the layout.
+    """Split options into those of a plotly.express function and those of the layout.
 
     Raises:
-        UnknownNameError: For an option neither knows.
+        UnknownNameError: For an option of neither.
     """
     import inspect
 
@@ -54,7 +54,7 @@ def split_options(options: Mapping[str, Any], draw: Callable[..., Any]) -> tuple
 
 
 def axis_labels(labels: Mapping[str, str] | None, layout: dict[str, Any]) -> dict[str, str]:
-    """Names of `x`, `y` and `color` from `labels`; older helpers took them as strings `xaxis`, `yaxis` and `caxis`."""
+    """Return names of `x`, `y` and `color` from `labels`, or from `xaxis`, `yaxis` and `caxis` as in older helpers."""
     short = {
         axis: layout.pop(name)
         for axis, name in (("x", "xaxis"), ("y", "yaxis"), ("color", "caxis"))
@@ -65,7 +65,7 @@ def axis_labels(labels: Mapping[str, str] | None, layout: dict[str, Any]) -> dic
 
 
 def rows_of(values: Any, keep: int = 2) -> list[np.ndarray]:
-    """One array for each line: of a list of lists they may differ in length."""
+    """Return an array for each line; the lines of a list may differ in length."""
     if isinstance(values, (list, tuple)) and values and np.ndim(values[0]):
         return [to_array(row).ravel() for row in values]
     array = to_array(values)
@@ -73,7 +73,7 @@ def rows_of(values: Any, keep: int = 2) -> list[np.ndarray]:
 
 
 def series_names(names: Sequence[Any] | None, n: int) -> list[str]:
-    """A name for each of `n` lines; 0, 1, ... by default.
+    """Return a name for each of `n` lines; 0, 1, ... by default.
 
     Raises:
         InvalidInputError: If their number is not `n`.
@@ -84,26 +84,26 @@ def series_names(names: Sequence[Any] | None, n: int) -> list[str]:
 
 
 def ticks(labels: Any) -> Any:
-    r"""Labels of an axis; words that come again (tokens do) get an unseen mark, for plotly would put them together.
+    r"""Make axis labels unique with invisible characters, since plotly merges equal ones, such as repeated tokens.
 
     Example:
-        >>> ticks(["to", "be", "to"]) == ["to", "be", "to\u200b"]
-        True
+        >>> [label.encode("ascii", "backslashreplace").decode() for label in ticks(["to", "be", "to"])]
+        ['to', 'be', 'to\\u200b']
     """
     if isinstance(labels, (Tensor, np.ndarray)):
         labels = labels.tolist()
     if labels is None or not any(isinstance(label, str) for label in labels):
         return labels
-    before: dict[str, int] = {}
+    times_seen: dict[str, int] = {}
     unique = []
     for label in (plot_text(str(label)) for label in labels):
-        unique.append(label + "\u200b" * before.get(label, 0))
-        before[label] = before.get(label, 0) + 1
+        unique.append(label + "\u200b" * times_seen.get(label, 0))
+        times_seen[label] = times_seen.get(label, 0) + 1
     return unique
 
 
 def texts(values: Any) -> Any:
-    """The same values, nested as they are, with each string as plain text."""
+    """Escape every string in nested values, so that plotly shows it as plain text."""
     if isinstance(values, str):
         return plot_text(values)
     if isinstance(values, (list, tuple)) or (isinstance(values, np.ndarray) and values.dtype == object):
@@ -112,21 +112,21 @@ def texts(values: Any) -> Any:
 
 
 def places(x: Any, rows: Sequence[np.ndarray]) -> list[list[Any]]:
-    """Where the values of each line stand: 0, 1, ... or `x`, which may be a tensor, an array or a list.
+    """Return the x values of each line: 0, 1, ... or `x`, which may be a tensor, an array or a list.
 
     Raises:
-        InvalidInputError: If there are not as many as values.
+        InvalidInputError: If `x` has another number of values.
     """
     x = ticks(x)
-    found = [list(range(len(row))) if x is None else list(x) for row in rows]
-    for row, place in zip(rows, found, strict=True):
-        if len(row) != len(place):
-            raise InvalidInputError(f"a line has {len(row)} values, and x {len(place)}; the numbers must be equal.")
-    return found
+    x_values = [list(range(len(row))) if x is None else list(x) for row in rows]
+    for row, across in zip(rows, x_values, strict=True):
+        if len(row) != len(across):
+            raise InvalidInputError(f"a line has {len(row)} values, and x {len(across)}; the numbers must be equal.")
+    return x_values
 
 
 def label_facets(figure: "go.Figure", labels: Sequence[Any] | None, n: int) -> None:
-    """Give each facet its title; plotly numbers them, and in an order of its own where they wrap.
+    """Give each facet its title, by the number plotly puts in its place (their order differs when facets wrap).
 
     Raises:
         InvalidInputError: If the number of labels is not `n`.
@@ -139,7 +139,7 @@ def label_facets(figure: "go.Figure", labels: Sequence[Any] | None, n: int) -> N
 
 
 def label_steps(figure: "go.Figure", labels: Sequence[Any] | None, n: int, name: str) -> None:
-    """Name the slider of an animation, and its steps.
+    """Label the slider of an animation and its steps.
 
     Raises:
         InvalidInputError: If the number of labels is not `n`.
@@ -155,14 +155,14 @@ def label_steps(figure: "go.Figure", labels: Sequence[Any] | None, n: int, name:
 
 
 def style_axes(figure: "go.Figure", layout: dict[str, Any]) -> None:
-    """Take `xaxis_...` and `yaxis_...` out of the layout's options and give them to every facet's axes."""
+    """Move `xaxis_...` and `yaxis_...` from the layout's options to the axes of every facet."""
     for axis, update in (("xaxis_", figure.update_xaxes), ("yaxis_", figure.update_yaxes)):
         for name in [name for name in layout if name.startswith(axis)]:
             update({name.removeprefix(axis): layout.pop(name)})
 
 
 def draw_line(figure: "go.Figure", text: str, x: np.ndarray, y: np.ndarray) -> None:
-    """A dashed line: `y=x` over the reach of both, or one at a number of either axis.
+    """Draw a dashed line: `y=x` over the range of both, or one at a value of either axis.
 
     Raises:
         InvalidInputError: For any other text.

@@ -1,7 +1,7 @@
-"""Texts with numbers for their tokens, checked, and packed small for the page.
+"""Texts with numbers for their tokens, checked, and packed compactly for the page.
 
-Numbers go to the page as float16 times one power of two for all of them. So each is within 1 part in 2,048 of what was
-given, however different their sizes; NaN stays NaN.
+Numbers are stored as float16 times a common power of two, so that each is within 1 part in 2,048 of its value, whatever
+their magnitude; NaN stays NaN.
 """
 
 import base64
@@ -19,14 +19,14 @@ __all__ = ["checked_labels", "checked_texts", "color_limit", "is_list", "packed"
 
 
 def packed(values: np.ndarray) -> dict[str, Any]:
-    """Numbers as base64 of float16, and the power of two they are to be multiplied by.
+    """Encode numbers as base64 of float16, with the power of two to multiply them by.
 
     Args:
-        values: Any shape; they are packed in C order.
+        values: Any shape; packed in C order.
 
     Returns:
-        `values` (base64, little endian) and `scale`. What comes back differs by at most 1 part in 2,048, or, for
-        numbers 30,000 times smaller than the largest, by 3e-8 of the largest.
+        `values` (base64, little endian) and `scale`. Decoded numbers differ by at most 1 part in 2,048 or, for numbers
+        30,000 times smaller than the largest, by 3e-8 of the largest.
 
     Example:
         >>> packed(np.array([1.0, -0.5, np.nan]))
@@ -41,20 +41,20 @@ def packed(values: np.ndarray) -> dict[str, Any]:
 
 
 def is_list(value: Any) -> bool:
-    """Whether it holds things one after the other: a list, a tuple, or an array or tensor with an axis."""
+    """Return True for a list, a tuple, or an array or tensor with at least one axis."""
     return isinstance(value, (list, tuple)) or (isinstance(value, (np.ndarray, Tensor)) and value.ndim > 0)
 
 
 def checked_texts(tokens: Any, activations: Any, axes: str) -> tuple[list[list[str]], list[np.ndarray]]:
-    """One text or several, each with an array of three axes.
+    """Check one text or several, each with an array of three axes.
 
     Args:
         tokens: A list of strings, or a list of such lists.
         activations: One array for one text; a list of arrays, or one array with a leading axis, for several.
-        axes: What the array's axes are, such as `"[token, layer, neuron]"`; the axis called `token` must fit the text.
+        axes: Names of the array's axes, such as `"[token, layer, neuron]"`; `token` must be as long as the text.
 
     Raises:
-        InvalidInputError: For other shapes, or texts and arrays that do not fit each other.
+        InvalidInputError: For other shapes, or texts and arrays that do not match.
     """
     token_axis = axes.strip("[]").split(", ").index("token")
     if not is_list(tokens):
@@ -71,8 +71,8 @@ def checked_texts(tokens: Any, activations: Any, axes: str) -> tuple[list[list[s
         if not is_list(activations) or len(activations) != len(tokens):
             got = str(len(activations)) if is_list(activations) else f"none: {type(activations).__name__}"
             raise InvalidInputError(
-                f"there are {len(tokens)} texts, and activations for {got}; give one array {axes} for "
-                "each text, or for a single text a list of strings and one array."
+                f"there are {len(tokens)} texts, but activations for {got}; give one array {axes} for each text, or a "
+                "list of strings and one array for a single text."
             )
         texts, arrays = list(tokens), []
         names = [f"activations[{at}]" for at in range(len(texts))]
@@ -87,7 +87,7 @@ def checked_texts(tokens: Any, activations: Any, axes: str) -> tuple[list[list[s
             raise InvalidInputError(f"{name} is empty: its shape is {list(array.shape)}; its axes are {axes}.")
         if _others(array, token_axis) != _others(arrays[0], token_axis):
             raise InvalidInputError(
-                f"{name} has shape {list(array.shape)}, and {names[0]} {list(arrays[0].shape)}; of {axes} only the "
+                f"{name} has shape {list(array.shape)}, and {names[0]} has {list(arrays[0].shape)}; of {axes} only the "
                 "number of tokens may differ between texts."
             )
     strings = [
@@ -102,7 +102,7 @@ def _others(array: np.ndarray, axis: int) -> list[int]:
 
 
 def checked_labels(labels: Sequence[Any] | None, n: int, name: str) -> list[str]:
-    """`n` labels as strings; by default 0, 1, ...
+    """Return `n` labels as strings; 0, 1, ... by default.
 
     Raises:
         InvalidInputError: If their number is not `n`.
@@ -120,7 +120,7 @@ def checked_labels(labels: Sequence[Any] | None, n: int, name: str) -> list[str]
 
 
 def color_limit(values: np.ndarray, max_value: float | None = None, clip: float | None = None) -> float:
-    """The magnitude that gets the full colour: given, or a quantile of the magnitudes, or the largest of them.
+    """Return the magnitude with the full color: `max_value`, a quantile of the magnitudes, or the largest of them.
 
     Raises:
         InvalidInputError: If `max_value` is not above 0, `clip` not in (0, 1], or both are given.
@@ -130,7 +130,7 @@ def color_limit(values: np.ndarray, max_value: float | None = None, clip: float 
         4.0
     """
     if max_value is not None and clip is not None:
-        raise InvalidInputError(f"max_value is {max_value:g} and clip {clip:g}; both set the colour scale: give one.")
+        raise InvalidInputError(f"max_value is {max_value:g} and clip {clip:g}; both set the color scale: give one.")
     if max_value is not None:
         if not 0 < max_value < math.inf:
             raise InvalidInputError(f"max_value is {max_value:g}; it must be above 0 and finite, or None.")
@@ -147,7 +147,7 @@ def color_limit(values: np.ndarray, max_value: float | None = None, clip: float 
 
 
 def string_table(texts: Sequence[Sequence[str]]) -> tuple[list[str], list[list[int]]]:
-    """Each different token once, and the texts as indices into these.
+    """Return the distinct tokens, and the texts as indices into these.
 
     Example:
         >>> string_table([["a", " b", "a"], ["a"]])

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 __all__ = ["figure_page", "save_figure"]
 
-# A figure's ground is the page's, and its words are light on a dark one; its marks and what it writes on them stay.
+# A figure takes the page's background, and light text on a dark one; marks and the text on them keep their colors.
 _STYLE = """<style>
 :root { color-scheme: light dark; }
 body { margin: 1rem; background: #ffffff; }
-.figure { overflow-x: auto; }  /* on a phone it is pushed along, rather than pressed together */
+.figure { overflow-x: auto; }  /* on a phone it scrolls instead of shrinking */
 .figure .plotly-graph-div { min-width: 620px; }
 @media (max-width: 640px) { .figure .modebar { display: none; } }
 .js-plotly-plot :is(.main-svg, .svg-container) { background: transparent !important; }
@@ -33,18 +33,18 @@ _PICTURES = ("png", "svg", "pdf", "jpg", "jpeg", "webp")
 
 
 def figure_page(*figures: "go.Figure", title: str = "headscope") -> str:
-    """One offline HTML page with these figures, one under the other, and plotly's script in it once.
+    """Make an offline HTML page of figures, one below the other, with plotly's script included once.
 
-    Its content security policy forbids every request, so it looks and works the same anywhere; what has a slider waits
-    for its reader.
+    Its content security policy forbids every request, so it looks and works the same anywhere; animations do not start
+    by themselves.
 
     Raises:
         InvalidInputError: If there is no figure.
 
     Example:
         >>> import plotly.graph_objects as go
-        >>> "https://" in figure_page(go.Figure()).partition("<script")[0]
-        False
+        >>> figure_page(go.Figure(), title="Heads").splitlines()[6]
+        '<title>Heads</title>'
     """
     if not figures:
         raise InvalidInputError("there is no figure to put on the page; give at least one.")
@@ -71,34 +71,33 @@ def save_figure(
     height: int | None = None,
     scale: float = 2.0,
 ) -> Path:
-    """Write a figure to a file of the kind its suffix says: `.html`, or a picture: `.png`, `.svg`, `.pdf`, ...
+    """Write a figure to a file, in the format of its suffix: `.html`, or a picture (`.png`, `.svg`, `.pdf`, ...).
 
-    Pictures need `pip install 'headscope[static]'` and, as kaleido draws them in a browser, Chrome or Chromium.
+    Pictures need `pip install 'headscope[static]'` and Chrome or Chromium, since kaleido draws them in a browser.
 
     Args:
-        figure: What any of the plotly views returns.
-        path: Where to write it.
-        width: Of a picture, in pixels; by default the figure's own, or 700.
-        height: Of a picture, in pixels; by default the figure's own, or 500.
+        figure: A plotly figure, such as the views return.
+        path: File to write.
+        width: Width of a picture in pixels; by default the figure's own, or 700.
+        height: Height of a picture in pixels; by default the figure's own, or 500.
         scale: Pixels of the file for each pixel of the figure; 2 is sharp in print.
 
     Raises:
-        InvalidInputError: For another suffix, or a place that cannot be written.
-        MissingDependencyError: For a picture, where kaleido or its browser is missing.
+        InvalidInputError: For another suffix, or a file that cannot be written.
+        MissingDependencyError: For a picture, if kaleido or its browser is missing.
 
     Example:
         >>> save_figure(figure, "heads.pdf")  # doctest: +SKIP
     """
     path = Path(path)
-    kind = path.suffix.lower().removeprefix(".")
-    if kind in ("html", "htm"):
+    suffix = path.suffix.lower().removeprefix(".")
+    if suffix in ("html", "htm"):
         content = figure_page(figure, title=path.stem).encode("utf-8")
-    elif kind in _PICTURES:
-        content = _picture(figure, kind, width, height, scale)
+    elif suffix in _PICTURES:
+        content = _picture(figure, suffix, width, height, scale)
     else:
         raise InvalidInputError(
-            f"{path.name} says no kind of file headscope can write a figure to; its suffix must be .html, "
-            f".{', .'.join(_PICTURES)}."
+            f"cannot write a figure to {path.name}: its suffix must be .html, .{', .'.join(_PICTURES)}."
         )
     try:
         path.write_bytes(content)
@@ -115,7 +114,7 @@ def _picture(figure: "go.Figure", kind: str, width: int | None, height: int | No
         )
     try:
         return bytes(figure.to_image(format=kind, width=width, height=height, scale=scale))
-    except RuntimeError as error:  # plotly's word for kaleido without a browser
+    except RuntimeError as error:  # raised by plotly when kaleido finds no browser
         raise MissingDependencyError(
             f"kaleido could not draw the {kind.upper()}; it needs Chrome or Chromium: install one (Debian: apt-get "
             f"install chromium; anywhere: plotly_get_chrome), or save a .html file. It said: {error}"

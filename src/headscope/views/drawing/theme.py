@@ -1,4 +1,4 @@
-"""The look that all plotly figures share: template, colours, titles, and text that is not read as markup."""
+"""Common style of all plotly figures: template, colors, titles, and text escaped from markup."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 __all__ = ["DIVERGING", "PALETTE", "RISING", "house_template", "plot_text", "plot_title", "whole"]
 
 DIVERGING = "RdBu"
-# The blue half of RdBu, for what cannot be negative: blue means "more" everywhere.
+# The blue half of RdBu, for values that cannot be negative: blue means "more" everywhere.
 RISING = (
     (0.0, "rgb(247,247,247)"),
     (0.2, "rgb(209,229,240)"),
@@ -21,7 +21,7 @@ PALETTE = ("#2a6fb0", "#d1602d", "#2e9673", "#8d63b8", "#b98a0a", "#6c7889")
 
 
 def house_template() -> "go.layout.Template":
-    """The look of every figure: white ground, faint grid, colours told apart by colour-blind readers too."""
+    """Return the template of every figure: white background, faint grid, colors safe for color-blind readers."""
     import plotly.graph_objects as go
 
     axis = {"gridcolor": "rgba(128,128,128,0.22)", "zerolinecolor": "rgba(128,128,128,0.55)", "automargin": True}
@@ -50,21 +50,21 @@ def house_template() -> "go.layout.Template":
 
 
 def plot_text(text: str) -> str:
-    """Text for a plotly title or label, which would read `<` as markup and `%{` as a gap to fill.
+    """Escape text for a plotly title or label, which would read `<` as markup and `%{` as a placeholder.
 
-    A half surrogate pair is replaced. What is read by eye stays as it was.
+    Lone surrogates are replaced. The text looks unchanged to a reader.
     """
     text = whole(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("\n", " ")
     return text.replace("%{", "%\u200b{")
 
 
 def whole(text: str) -> str:
-    """Text without half surrogate pairs, which no file can hold; for what may have markup of its own."""
+    """Replace lone surrogates, which no file can hold; markup is kept."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def plot_title(title: str, data: str) -> dict[str, Any]:
-    """A title over the name of the data it is about, which is cut where it would run off the figure."""
+    """Make a title with the name of the data below it, truncated where it would run off the figure."""
     data = data if len(data) <= 80 else data[:79].rstrip() + "…"
     subtitle = {"text": f"on {plot_text(data)}" if data else "", "font": {"size": 13}}
     return {"text": title, "subtitle": subtitle}

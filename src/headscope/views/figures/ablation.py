@@ -1,4 +1,4 @@
-"""Figures of an `AblationResult`: how much each head helps, and where."""
+"""Figures of an `AblationResult`: loss differences by component, and by token."""
 
 from typing import TYPE_CHECKING
 
@@ -21,15 +21,15 @@ _WORDS = {"zero": "zero", "mean": "mean", "resample": "resampled"}
 
 
 def ablation_by_head(result: AblationResult, *, kl: bool = False) -> "go.Figure":
-    """The mean loss difference of every head, one map for each way of ablating, layers down and heads across.
+    """Draw the mean loss difference of every head, one map for each way of ablating, layers down and heads across.
 
     Args:
-        result: What `ablate_heads` gave.
+        result: Result of `ablate_heads`.
         kl: Draw the KL divergence from the clean prediction instead.
 
     Returns:
-        Maps, each on a colour scale of its own. Of losses, blue is where ablating costs (the head helps), red where it
-        gains; white is no change, and also what was not measured.
+        Maps, each on its own color scale. For losses, blue means that ablating costs (the head helps), red that it
+        gains; white is no change, or not measured.
 
     Raises:
         InvalidInputError: If no single head was measured, or KL was not.
@@ -69,13 +69,13 @@ def ablation_by_head(result: AblationResult, *, kl: bool = False) -> "go.Figure"
 def ablation_bars(
     result: AblationResult, *, value: str | None = None, effect: str | None = None, k: int = 20
 ) -> "go.Figure":
-    """The components that help most and least, with one standard error.
+    """Draw the components that help most and least, with one standard error.
 
     Args:
-        result: What `ablate_heads` gave.
-        value: Which of its values; the first by default.
-        effect: Which of its effects; the first by default.
-        k: How many components, half from each end.
+        result: Result of `ablate_heads`.
+        value: One of its values; the first by default.
+        effect: One of its effects; the first by default.
+        k: Number of components, half from each end.
 
     Raises:
         InvalidInputError: If `k` is below 2, or for a value or effect that was not measured.
@@ -105,22 +105,22 @@ def ablation_bars(
 
 
 def ablation_on_text(result: AblationResult, *, k: int = 12, clip: float = 0.995) -> HtmlView:
-    """The texts, each token coloured by what ablating a component does to its loss: blue helps, red hurts.
+    """Color each token by its loss difference when a component is ablated: blue if the component helps, red if not.
 
-    A token's value is the loss difference of that very token, predicted from those before it. Menus choose the way of
-    ablating, the component and the text; all share one colour scale, which ends at a quantile of the magnitudes.
+    A token's value is the difference of its own loss, predicted from those before it. Menus select the way of ablating,
+    the component and the text; all share one color scale, which ends at a quantile of the magnitudes.
 
     Args:
-        result: What `ablate_heads(reduce="none")` gave.
-        k: How many components, at most: those with the largest mean magnitudes over the ways of ablating, in order.
-        clip: The quantile of the magnitudes that gets the full colour.
+        result: Result of `ablate_heads(reduce="none")`.
+        k: Maximum number of components: those with the largest mean magnitudes over the ways of ablating, in order.
+        clip: The quantile of the magnitudes with the full color.
 
     Raises:
         InvalidInputError: If the result holds means only, or `k` is below 1.
     """
     if result.tokens is None or result.token_ids is None:
         raise InvalidInputError(
-            "this result holds means only, so single tokens have no numbers. Run ablate_heads with reduce='none'."
+            "this result holds only means, not values of single tokens. Run ablate_heads with reduce='none'."
         )
     if k < 1:
         raise InvalidInputError(f"k must be at least 1; got {k}.")
@@ -130,7 +130,7 @@ def ablation_on_text(result: AblationResult, *, k: int = 12, clip: float = 0.995
     strings = dict(zip(result.token_ids.tolist(), result.token_strings, strict=True))
     texts, numbers = [], []
     for row, tokens in enumerate(result.tokens.tolist()):
-        # A row ends where its tokens do; padding before them is left out too.
+        # Padding, on either side, is left out.
         places = [at for at, token in enumerate(tokens) if token >= 0]
         texts.append([strings[tokens[at]] for at in places])
         unpredicted = torch.full((*values.shape[:2], 1), torch.nan)
@@ -149,7 +149,7 @@ def ablation_on_text(result: AblationResult, *, k: int = 12, clip: float = 0.995
 
 
 def _place(label: str) -> tuple[int, int] | None:
-    """Layer and head of a single head's label, -1 for an MLP; `None` for a set."""
+    """Parse a label into layer and head, -1 for an MLP; `None` for a set of components."""
     component = component_of(label)
     if component is None:
         return None

@@ -1,4 +1,4 @@
-"""Figures of an `Attribution`: where the logit difference comes from, by layer, component, head and position."""
+"""Figures of an `Attribution`: the logit difference by layer, component, head and source position."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -21,11 +21,11 @@ _UNIT = "logits"
 
 
 def attribution_by_layer(result: Attribution, *, prompt: int | None = None) -> "go.Figure":
-    """The logit difference if the model stopped at each state of the residual stream: a line, the mean over prompts.
+    """Draw the logit difference read from each state of the residual stream (logit lens), as a mean over prompts.
 
     Args:
-        result: What `attribute` gave.
-        prompt: One prompt instead of the mean; with the mean, a band shows one standard deviation either way.
+        result: Result of `attribute`.
+        prompt: One prompt instead of the mean, which has a band of one standard deviation either way.
 
     Raises:
         InvalidInputError: If there is no such prompt.
@@ -71,12 +71,12 @@ def attribution_by_layer(result: Attribution, *, prompt: int | None = None) -> "
 
 
 def attribution_by_component(result: Attribution, *, k: int | None = 20, prompt: int | None = None) -> "go.Figure":
-    """What each component adds to the logit difference: bars, the largest first where only some are shown.
+    """Draw each component's contribution to the logit difference as bars.
 
     Args:
-        result: What `attribute` gave.
-        k: Show only so many, those of the largest magnitude, and the rest of them as one bar; `None` shows all, in the
-            model's order.
+        result: Result of `attribute`.
+        k: Show the `k` of largest magnitude, largest first, and the others summed in one bar; `None` shows all, in
+            the model's order.
         prompt: One prompt instead of the mean.
 
     Raises:
@@ -113,11 +113,11 @@ def attribution_by_component(result: Attribution, *, k: int | None = 20, prompt:
 
 
 def attribution_by_head(result: Attribution, *, mlps: bool = False, prompt: int | None = None) -> "go.Figure":
-    """What each head adds to the logit difference, layers down and heads across: blue towards the right answer.
+    """Draw each head's contribution to the logit difference, layers down and heads across; blue is for the answer.
 
     Args:
-        result: What `attribute` gave.
-        mlps: A last column for the MLPs, which may make the heads pale beside them.
+        result: Result of `attribute`.
+        mlps: Add a last column for the MLPs, which may be so large that heads look pale.
         prompt: One prompt instead of the mean.
 
     Raises:
@@ -137,13 +137,13 @@ def attribution_by_head(result: Attribution, *, mlps: bool = False, prompt: int 
 def attribution_by_source(
     result: Attribution, *, prompt: int = 0, heads: Sequence[tuple[int, int]] | None = None, k: int = 8
 ) -> "go.Figure":
-    """From which tokens heads take what they add: heads down, the tokens of one prompt across.
+    """Draw heads' contributions to the logit difference by source token: heads down, one prompt's tokens across.
 
     Args:
-        result: What `attribute` gave, with its `sources`.
-        prompt: Which prompt.
-        heads: Which heads; default: those that add or take away most in this prompt.
-        k: How many of these.
+        result: Result of `attribute`, with `sources`.
+        prompt: Index of the prompt.
+        heads: The heads; those with the largest contributions to this prompt by default.
+        k: Number of these.
 
     Raises:
         InvalidInputError: If the attribution has no sources, or there is no such prompt or head.
@@ -216,5 +216,5 @@ def _of(result: Attribution, values: Tensor, prompt: int | None) -> np.ndarray:
 
 
 def _on(result: Attribution, prompt: int | None) -> str:
-    """What the figure is about: the data, or the end of one prompt."""
+    """Subtitle of the figure: the data, or one prompt."""
     return result.info.data if prompt is None else "".join(result.str_tokens[prompt])

@@ -1,4 +1,4 @@
-"""Figures of a `CalibrationResult`: probabilities beside how often they come true, and what each head does to it."""
+"""Figures of a `CalibrationResult`: the reliability diagram, and each head's effect on overconfidence."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 __all__ = ["calibration_curve", "overconfidence_by_head"]
 
 _LARGEST_POINT = 26.0
-_GREY = "rgb(128,128,128)"
+_GRAY = "rgb(128,128,128)"
 
 
 def calibration_curve(result: CalibrationResult, *, heads: Sequence[tuple[int, int]] = ()) -> "go.Figure":
-    """How often predictions come true, against how likely they were held: on the diagonal for a calibrated model.
+    """Draw the reliability diagram: how often predictions come true against their probability.
 
-    A point stands for a bin, its area for the predictions in it; the band is Wilson's 95 % interval. Below the
-    diagonal the model is overconfident.
+    A calibrated model is on the diagonal, an overconfident one below it. A point stands for a bin, with an area in
+    proportion to its number of predictions; the band is Wilson's 95 % interval.
 
     Args:
-        result: What `measure_calibration` gave.
-        heads: Heads without which to draw the curve as well, `(layer, head)`.
+        result: Result of `measure_calibration`.
+        heads: Heads `(layer, head)` whose removal is drawn as an additional curve.
 
     Raises:
         InvalidInputError: For a head that does not exist, or heads that were not measured.
@@ -41,7 +41,7 @@ def calibration_curve(result: CalibrationResult, *, heads: Sequence[tuple[int, i
         values.cpu().numpy()[filled] for values in (result.count, result.predicted, result.correct, *result.band())
     )
     figure = go.Figure()
-    line: dict[str, Any] = {"color": _GREY, "dash": "dash", "width": 1.5}
+    line: dict[str, Any] = {"color": _GRAY, "dash": "dash", "width": 1.5}
     figure.add_trace(go.Scatter(x=[0, 1], y=[0, 1], mode="lines", line=line, name="calibrated", hoverinfo="skip"))
     figure.add_trace(
         go.Scatter(
@@ -56,7 +56,7 @@ def calibration_curve(result: CalibrationResult, *, heads: Sequence[tuple[int, i
         )
     )
     hover = (
-        "held likely %{customdata[0]:.2f} to %{customdata[1]:.2f}, %{x:.3f} on average<br>"
+        "probability %{customdata[0]:.2f} to %{customdata[1]:.2f}, %{x:.3f} on average<br>"
         "came next %{y:.3f} (95 %: %{customdata[2]:.3f} to %{customdata[3]:.3f})<br>"
         "%{customdata[4]:,} predictions<extra></extra>"
     )
@@ -95,14 +95,14 @@ def calibration_curve(result: CalibrationResult, *, heads: Sequence[tuple[int, i
 
 
 def overconfidence_by_head(result: CalibrationResult) -> "go.Figure":
-    """How overconfidence changes when a head's direct effect is taken away, layers down and heads across.
+    """Draw the change of overconfidence when a head's direct effect is removed, layers down and heads across.
 
     Args:
-        result: What `measure_calibration` gave.
+        result: Result of `measure_calibration`.
 
     Returns:
-        A figure on a colour scale centred on zero: blue where the model is bolder without the head, red where it is
-        more in doubt without it.
+        A figure on a color scale centered on zero: blue where the model is more confident without the head, red where
+        it is less confident.
 
     Raises:
         InvalidInputError: If heads were not measured.
@@ -122,7 +122,7 @@ def overconfidence_by_head(result: CalibrationResult) -> "go.Figure":
 
 
 def _without(result: CalibrationResult, layer: int, head: int, color: str) -> "go.Scatter":
-    """The curve without a head."""
+    """Curve of the model without a head."""
     import plotly.graph_objects as go
 
     n_layers, n_heads = result.changes().shape
@@ -141,5 +141,5 @@ def _without(result: CalibrationResult, layer: int, head: int, color: str) -> "g
         line={"color": color, "width": 1.5},
         marker={"size": 5},
         name=f"without {label} ({float(result.head_overconfidence[layer, head]):+.3f})",
-        hovertemplate=f"without {label}<br>held likely %{{x:.3f}} on average<br>came next %{{y:.3f}}<extra></extra>",
+        hovertemplate=f"without {label}<br>probability %{{x:.3f}} on average<br>came next %{{y:.3f}}<extra></extra>",
     )

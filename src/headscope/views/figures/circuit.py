@@ -1,4 +1,4 @@
-"""A picture of a `Circuit`: nodes by layer, paths as wide as their effect."""
+"""Figure of a `Circuit`: nodes by layer, paths as wide as their effect."""
 
 import math
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ _HELPS, _HARMS = "rgb(67,147,195)", "rgb(214,96,77)"
 _WIDEST = 9.0
 _BENDS = {"q": -0.3, "k": 0.3, "v": 0.1, "": 0.1}
 _DASHES = {"q": "solid", "k": "dash", "v": "solid", "": "solid"}
-_COLOURS = {
+_COLORS = {
     "previous_token": PALETTE[5],
     "duplicate_token": "#c2448b",
     "induction": PALETTE[4],
@@ -35,13 +35,13 @@ _PLAIN = "rgb(160,160,160)"
 def circuit_picture(circuit: Circuit, *, k: int = 40) -> "go.Figure":
     """Draw a circuit from the first layer (below) to the answer (above).
 
-    A path's width is its effect: what the logit difference loses when the path alone is corrupted. Blue paths work for
-    the right answer, red ones against it; paths into keys are dashed. Point at the middle of a path, or at a node, to
-    read its numbers.
+    A path's width is its effect: the drop of the logit difference when only this path is corrupted. Blue paths support
+    the correct answer, red ones work against it; paths into keys are dashed. Hover over the middle of a path, or over a
+    node, for its numbers.
 
     Args:
-        circuit: What `find_circuit` gave.
-        k: How many paths, the strongest.
+        circuit: Result of `find_circuit`.
+        k: Number of paths to draw, strongest first.
 
     Raises:
         InvalidInputError: If `k` is below 1, or there is no path to draw.
@@ -71,7 +71,7 @@ def circuit_picture(circuit: Circuit, *, k: int = 40) -> "go.Figure":
     used = sorted({end for number in shown for end in ends[number]})
     places = _places(circuit, used)
     figure = go.Figure()
-    # The strongest come last, on top.
+    # Drawn last, the strongest are on top.
     for trace in _paths(circuit, shown[::-1], places):
         figure.add_trace(trace)
     for group in dict.fromkeys(circuit.groups[node] for node in used):
@@ -96,9 +96,9 @@ def circuit_picture(circuit: Circuit, *, k: int = 40) -> "go.Figure":
 
 
 def _places(circuit: Circuit, used: list[int]) -> dict[int, tuple[float, float]]:
-    """Layers upwards; in each, heads side by side, those of a kind together, and right of them, a bit higher, the MLP.
+    """Place layers upwards, with heads side by side, grouped by type, and the MLP to their right, slightly higher.
 
-    Neighbouring layers are shifted against each other, so that paths through several do not run behind nodes.
+    Neighboring layers are shifted sideways, so that paths across several layers do not run behind nodes.
     """
     places: dict[int, tuple[float, float]] = {}
     for layer in sorted({int(circuit.layers[node]) for node in used}):
@@ -130,14 +130,14 @@ def _paths(circuit: Circuit, shown: list[int], places: dict[int, tuple[float, fl
             f"{circuit.nodes[sender]} → {into}<br>{effect:+.3f} ± {error:.3f} logits"
             f"<br>{effect / gap:+.1%} of what corrupting changes"
         )
-        colour = _HELPS if effect > 0 else _HARMS
+        color = _HELPS if effect > 0 else _HARMS
         yield go.Scatter(
             x=xs,
             y=ys,
             mode="lines",
             line={
                 "width": max(1.0, _WIDEST * abs(effect) / widest),
-                "color": colour,
+                "color": color,
                 "dash": _DASHES[read],
             },
             opacity=0.55,
@@ -148,7 +148,7 @@ def _paths(circuit: Circuit, shown: list[int], places: dict[int, tuple[float, fl
             x=xs[4:-4:3],
             y=ys[4:-4:3],
             mode="markers",
-            marker={"size": 9, "opacity": 0.0, "color": colour},
+            marker={"size": 9, "opacity": 0.0, "color": color},
             text=[text] * len(xs[4:-4:3]),
             hovertemplate="%{text}<extra></extra>",
             showlegend=False,
@@ -156,7 +156,7 @@ def _paths(circuit: Circuit, shown: list[int], places: dict[int, tuple[float, fl
 
 
 def _curve(start: tuple[float, float], end: tuple[float, float], bend: float) -> tuple[list[float], list[float]]:
-    """Points of a quadratic curve, bent to a side by a share of its length."""
+    """Points of a quadratic curve, bent sideways by a share of its length."""
     (x0, y0), (x1, y1) = start, end
     length = math.hypot(x1 - x0, y1 - y0)
     middle = ((x0 + x1) / 2 + bend * length * 0.5, (y0 + y1) / 2)
@@ -178,7 +178,7 @@ def _nodes(circuit: Circuit, group: str, nodes: list[int], places: dict[int, tup
             read = f" ({circuit.inputs[number]})" if circuit.inputs[number] else ""
             lines.append(f"from {sender}{read}: {float(circuit.effects[number]):+.3f} logits")
         if circuit.nodes[node] in circuit.left_out:
-            lines.append("paths into it were not looked for")
+            lines.append("paths into it were not searched")
         texts.append("<br>".join(lines))
     return go.Scatter(
         x=[places[node][0] for node in nodes],
@@ -187,7 +187,7 @@ def _nodes(circuit: Circuit, group: str, nodes: list[int], places: dict[int, tup
         marker={
             "size": 34,
             "symbol": "square" if group == "MLP" else ("diamond" if group == FINAL else "circle"),
-            "color": _COLOURS.get(group, _PLAIN),
+            "color": _COLORS.get(group, _PLAIN),
             "line": {"width": 1.5, "color": "white"},
         },
         text=["logits" if circuit.nodes[node] == FINAL else circuit.nodes[node].replace("mlp", "M") for node in nodes],

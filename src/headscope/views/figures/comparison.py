@@ -1,4 +1,4 @@
-"""Figures that set two results side by side."""
+"""Figures that compare two results side by side."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -24,14 +24,14 @@ def compared_lines(
     x: str,
     y: str,
 ) -> "go.Figure":
-    """One line for each entry of `curves`: its positions and its values.
+    """Draw one line for each entry of `curves`.
 
     Args:
         curves: Positions and values by name; NaN leaves a gap.
         title: The figure's title.
-        data: What the values were measured on.
-        x: What the positions are.
-        y: What the values are.
+        data: Description of the data.
+        x: Name of the positions.
+        y: Name of the values.
 
     Example:
         >>> figure = compared_lines({"a": ([0, 1], [2.0, 1.0])}, title="Loss", data="a text", x="position", y="nats")
@@ -68,14 +68,14 @@ def compared_lines(
 def compared_maps(
     maps: Mapping[str, Float[Tensor, "_ _"]], *, title: str, data: str, unit: str, limit: float | None = None
 ) -> "go.Figure":
-    """Maps of heads of two models on one scale, and their difference (second less first) where both have one shape.
+    """Draw head maps of two models on one scale, and their difference (second minus first) if they have the same shape.
 
     Args:
-        maps: Two maps `[layer, head]` by the names of their models. Where one has no such head, nothing is drawn.
+        maps: Two maps `[layer, head]` by the names of their models. Heads that one lacks are blank.
         title: The figure's title.
-        data: What the values were measured on.
-        unit: Of the values.
-        limit: Where the colour ends; default: the largest magnitude.
+        data: Description of the data.
+        unit: Unit of the values.
+        limit: Value with the full color; the largest magnitude by default.
 
     Example:
         >>> figure = compared_maps(

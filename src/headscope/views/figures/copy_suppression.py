@@ -1,4 +1,4 @@
-"""Figures of copy suppression: how much it explains, what the weights alone say, and two scores of every head."""
+"""Figures of copy suppression: the share it explains, circuit ranks from weights alone, and scores of every head."""
 
 from typing import TYPE_CHECKING
 
@@ -23,9 +23,9 @@ _NAMED = 6
 
 
 def copy_suppression_by_head(result: CopySuppression) -> "go.Figure":
-    """The share of each head's effect that copy suppression explains, layers down and heads across.
+    """Draw the share of each head's effect explained by copy suppression, layers down and heads across.
 
-    White is nothing, or a head that was not measured; shares below zero (keeping it does harm) are white too.
+    White is zero, below zero (preserving copy suppression makes it worse), or not measured.
     """
     return component_maps(
         {"share explained": _grid(result.heads, result.share()).clamp(min=0)},
@@ -39,7 +39,7 @@ def copy_suppression_by_head(result: CopySuppression) -> "go.Figure":
 
 
 def circuit_rank_maps(ranks: CircuitRanks) -> "go.Figure":
-    """Two maps: for how many tokens a head's OV lowers the token's own logit most, and its QK finds the token."""
+    """Draw two maps: shares of tokens whose own logit a head's OV lowers most, and whose own key its QK ranks top."""
     shares = {
         f"OV: own logit in the bottom {ranks.k}": ranks.ov_bottom,
         f"QK: own key in the top {ranks.k}": ranks.qk_top,
@@ -56,7 +56,7 @@ def circuit_rank_maps(ranks: CircuitRanks) -> "go.Figure":
 
 
 def suppression_scatter(scores: SuppressionScores) -> "go.Figure":
-    """Every head's anti-induction score beside its IOI copy-suppression score; suppressors stand at the top right.
+    """Draw every head's anti-induction score against its IOI copy-suppression score; suppressors are at the top right.
 
     Raises:
         InvalidInputError: If IOI prompts were not measured.
@@ -90,7 +90,7 @@ def suppression_scatter(scores: SuppressionScores) -> "go.Figure":
 
 
 def _far(values: Tensor) -> Tensor:
-    """How far from the middle, by the spread."""
+    """Distance from the median in standard deviations."""
     return (values - values.median()).abs() / values.std().clamp(min=1e-9)
 
 

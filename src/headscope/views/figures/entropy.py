@@ -1,4 +1,4 @@
-"""Figures of an `EntropyResult`: entropy along the residual stream, and what each head and MLP does to it."""
+"""Figures of an `EntropyResult`: entropy along the residual stream, and each component's effect on it."""
 
 from typing import TYPE_CHECKING, Literal
 
@@ -23,10 +23,10 @@ _TITLES = {
 
 
 def entropy_by_layer(result: EntropyResult) -> "go.Figure":
-    """Entropy at each state of the residual stream, and its change per layer, attention and MLP apart.
+    """Draw entropy at each state of the residual stream, and its change per layer, split into attention and MLP.
 
     Args:
-        result: What `measure_entropy` gave; its means are shown.
+        result: Result of `measure_entropy`; its means are shown.
 
     Returns:
         A figure with two panels, in nats.
@@ -77,7 +77,7 @@ def entropy_by_layer(result: EntropyResult) -> "go.Figure":
 
 
 def _changes(result: EntropyResult, entropy: np.ndarray) -> list[tuple[str, str, np.ndarray]]:
-    """Name, colour and change per layer of what can be told apart."""
+    """Name, color and change per layer, for attention and MLP separately where there is a state between them."""
     steps = np.diff(entropy)
     if len(entropy) == 2 * result.n_layers + 1:
         return [("attention", PALETTE[0], steps[0::2]), ("MLP", PALETTE[1], steps[1::2])]
@@ -85,15 +85,15 @@ def _changes(result: EntropyResult, entropy: np.ndarray) -> list[tuple[str, str,
 
 
 def entropy_by_head(result: EntropyResult, which: Which = "all") -> "go.Figure":
-    """What each head does to the entropy: `diff` beside `marginal`, layers down and heads across.
+    """Draw each component's effect on entropy: `diff` beside `marginal`, layers down and heads across.
 
     Args:
-        result: What `measure_entropy` gave; its means are shown.
-        which: `"all"`; `"heads"` leaves the MLPs out, which are often so large that the heads pale beside them;
-            `"increases"` leaves out as well whatever lowers entropy.
+        result: Result of `measure_entropy`; its means are shown.
+        which: `"all"`; `"heads"` leaves out the MLPs, which are often so large that heads look pale; `"increases"`
+            leaves out MLPs and whatever lowers entropy.
 
     Returns:
-        A figure on one colour scale centred on zero, in nats: blue raises entropy, red lowers it.
+        A figure on one color scale centered on zero, in nats: blue raises entropy, red lowers it.
 
     Raises:
         InvalidInputError: For another `which`.

@@ -14,11 +14,11 @@ _KINDS = {"previous_token": "previous token", "duplicate_token": "duplicate toke
 
 
 def head_score_maps(scores: HeadScores) -> "go.Figure":
-    """One map for each kind of head, layers down and heads across, from 0 (white) to 1 (blue)."""
+    """Draw one map for each type of head, layers down and heads across, from 0 (white) to 1 (blue)."""
     return component_maps(
         {title: getattr(scores, kind) for kind, title in _KINDS.items()},
         columns=[str(head) for head in range(scores.induction.shape[1])],
-        title="Kinds of head",
+        title="Head types",
         data=scores.info.data,
         unit="score",
         rising=True,

@@ -1,4 +1,4 @@
-"""Figures of `HeadTypes`: the score of every head for every kind, and K-composition."""
+"""Figures of `HeadTypes`: the score of every head for every type, and K-composition."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -17,15 +17,15 @@ _OUTLINE = "rgb(230,145,20)"
 
 
 def head_type_maps(found: HeadTypes, *, unit: str = "attention") -> "go.Figure":
-    """One map for each kind of head, layers down and heads across; labelled heads are outlined.
+    """Draw one map for each type of head, layers down and heads across; labeled heads are outlined.
 
     Args:
-        found: What `detect_heads` gave.
-        unit: `attention` for the kinds told by attention patterns, on one scale from 0 to 1, or `logits` for the
-            others, each on a scale of its own: blue above zero, red below.
+        found: Result of `detect_heads`.
+        unit: `attention` for types defined by attention patterns, on one scale from 0 to 1, or `logits` for the
+            others, each on its own scale: blue above zero, red below.
 
     Raises:
-        InvalidInputError: If no kind of this unit was measured.
+        InvalidInputError: If no type of this unit was measured.
 
     Example:
         >>> from headscope import HookedTransformer
@@ -42,12 +42,12 @@ def head_type_maps(found: HeadTypes, *, unit: str = "attention") -> "go.Figure":
     ]
     if not kinds:
         units = sorted({found.unit(name) for name in found.kinds})
-        raise InvalidInputError(f"no kind of head was measured in {unit!r}; there is {' and '.join(units)}.")
+        raise InvalidInputError(f"no type of head was measured in {unit!r}; there is {' and '.join(units)}.")
     is_attention = unit == "attention"
     figure = component_maps(
         {_words(name): found.scores[found.kinds.index(name)] for name in kinds},
         columns=_columns(found),
-        title="Kinds of head",
+        title="Head types",
         data=found.info.data,
         unit=unit,
         rising=is_attention,
@@ -63,11 +63,11 @@ def head_type_maps(found: HeadTypes, *, unit: str = "attention") -> "go.Figure":
 
 
 def k_composition_maps(found: HeadTypes, *, k: int = 4) -> "go.Figure":
-    """How much the keys of induction heads read what each earlier head writes; previous-token heads are outlined.
+    """Draw K-composition of induction heads with every earlier head; previous-token heads are outlined.
 
     Args:
-        found: What `detect_heads` gave.
-        k: How many induction heads, at most.
+        found: Result of `detect_heads`.
+        k: Maximum number of induction heads.
 
     Raises:
         InvalidInputError: If there is no induction head, or `k` is below 1.
@@ -105,7 +105,7 @@ def _columns(found: HeadTypes) -> list[str]:
 
 
 def _add_hover(heatmap: Any, found: HeadTypes, kind: str, numbers: "tuple[Tensor, Tensor]") -> None:
-    """Each cell also tells its control, its error and what else is known."""
+    """Add control, error and evidence to the hover text of each cell."""
     n_layers, n_heads = found.scores.shape[1:]
     control, error = numbers
     heatmap.customdata = [
@@ -131,7 +131,7 @@ def _add_hover(heatmap: Any, found: HeadTypes, kind: str, numbers: "tuple[Tensor
 
 
 def _outline(figure: "go.Figure", panel: int, heads: list[tuple[int, int]]) -> None:
-    """Frames around cells, which category axes count from 0."""
+    """Draw frames around cells, which category axes count from 0."""
     trace = figure.data[panel]
     for layer, head in heads:
         figure.add_shape(

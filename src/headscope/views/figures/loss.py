@@ -15,11 +15,11 @@ __all__ = ["loss_by_position"]
 
 
 def loss_by_position(loss: Any, *, data: str = "", uniform: float | None = None, window: int = 9) -> "go.Figure":
-    """Mean loss at each position, and how the losses of single tokens are spread.
+    """Draw the mean loss at each position, and the distribution of losses of single tokens.
 
     Args:
-        loss: In nats, `[batch, pos]`; NaN is left out.
-        data: What it was measured on, for the title.
+        loss: In nats, `[batch, pos]`; NaN is ignored.
+        data: Description of the data, for the title.
         uniform: The loss of a uniform guess, `log(d_vocab)`, drawn as a line.
         window: Positions in the running mean.
 
@@ -76,7 +76,7 @@ def loss_by_position(loss: Any, *, data: str = "", uniform: float | None = None,
 
 
 def _running(values: np.ndarray, window: int) -> np.ndarray:
-    """Sums over a centred window, cut off at the ends."""
+    """Sums over a centered window, truncated at the ends."""
     total = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
     index = np.arange(len(values))
     half = window // 2

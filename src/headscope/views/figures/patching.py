@@ -1,4 +1,4 @@
-"""Figures of a `PatchingResult`: what each patch does, by layer and position, by head, or by both."""
+"""Figures of a `PatchingResult`: effects of patches by layer and position, by head, or by both."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -20,19 +20,19 @@ __all__ = ["patching_by_head", "patching_by_head_and_position", "patching_by_pos
 
 # Columns that fit side by side.
 _COLUMNS = 48
-_TITLE = {"denoising": "What each patch brings back", "noising": "What each patch breaks"}
+_TITLE = {"denoising": "Effect restored by each patch", "noising": "Effect destroyed by each patch"}
 
 
 def patching_by_position(result: PatchingResult, *, sites: Sequence[str] | None = None) -> "go.Figure":
-    """Layers down, the prompt's tokens across, a map for each site; all on one colour scale.
+    """Draw a map for each site, layers down and the prompt's tokens across; all on one color scale.
 
     Args:
-        result: What `activation_patch` gave.
-        sites: Which; default: all that were patched by layer and position.
+        result: Result of `activation_patch`.
+        sites: The sites; all that were patched by layer and position by default.
 
     Raises:
         UnknownNameError: For a site that was not patched.
-        InvalidInputError: For one without these axes.
+        InvalidInputError: For a site without these axes.
     """
     chosen = _chosen(result, sites, ("layer", "pos"))
     across = len(chosen) if len(chosen) * len(result.positions) <= _COLUMNS else 1
@@ -41,18 +41,18 @@ def patching_by_position(result: PatchingResult, *, sites: Sequence[str] | None 
 
 
 def patching_by_head(result: PatchingResult, *, sites: Sequence[str] | None = None) -> "go.Figure":
-    """Layers down, heads across, a map for each site; all on one colour scale.
+    """Draw a map for each site, layers down and heads across; all on one color scale.
 
     Args:
-        result: What `activation_patch` gave.
-        sites: Which; default: all that were patched by layer and head.
+        result: Result of `activation_patch`.
+        sites: The sites; all that were patched by layer and head by default.
 
     Raises:
         UnknownNameError: For a site that was not patched.
-        InvalidInputError: For one without these axes.
+        InvalidInputError: For a site without these axes.
     """
     chosen = _chosen(result, sites, ("layer", "head"))
-    # Where heads share keys and values there are fewer columns of these.
+    # Where heads share keys and values, these sites have fewer columns.
     width = max(result.shape_of(site)[1] for site in chosen)
     maps = {site: F.pad(result[site], (0, width - result.shape_of(site)[1]), value=torch.nan) for site in chosen}
     return component_maps(
@@ -65,12 +65,12 @@ def patching_by_head(result: PatchingResult, *, sites: Sequence[str] | None = No
 
 
 def patching_by_head_and_position(result: PatchingResult, site: str, *, k: int = 12) -> "go.Figure":
-    """Heads down, those with the largest effect at some position; the prompt's tokens across.
+    """Draw the heads with the largest effect at any position, with the prompt's tokens across.
 
     Args:
-        result: What `activation_patch` gave, with `by_position=True`.
-        site: Of which site.
-        k: How many heads.
+        result: Result of `activation_patch` with `by_position=True`.
+        site: The site.
+        k: Number of heads.
 
     Raises:
         UnknownNameError: If the site was not patched.
@@ -116,7 +116,7 @@ def _unit(result: PatchingResult) -> str:
 def _maps(
     result: PatchingResult, maps: dict[str, np.ndarray], rows: list[str], row_title: str, across: int
 ) -> "go.Figure":
-    """A heat map for each site over the positions of the prompt."""
+    """Draw a heat map for each site over the positions of the prompt."""
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 

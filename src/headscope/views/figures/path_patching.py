@@ -1,4 +1,4 @@
-"""Figures of path patching, and of attribution patching beside true patches."""
+"""Figures of path patching, and of attribution patching against activation patching."""
 
 from typing import TYPE_CHECKING
 
@@ -15,13 +15,13 @@ __all__ = ["attribution_scatter", "path_patching_by_head"]
 
 
 def path_patching_by_head(*results: PathPatchingResult, normalized: bool = True) -> "go.Figure":
-    """What each head does through the receivers, one map for each sweep, layers down and heads (and MLPs) across.
+    """Draw each head's effect through the receivers, one map for each sweep, layers down and heads (and MLPs) across.
 
-    Blue raises the metric when it is patched, red lowers it: with noising, red is what the model needs.
+    Blue raises the metric when patched, red lowers it: with noising, the model relies on red heads.
 
     Args:
-        results: What `path_patch_sweep` gave for all heads, or all components.
-        normalized: As shares of the clean metric less the corrupted one; else in the metric's unit.
+        results: Results of `path_patch_sweep` for all heads, or all components.
+        normalized: As shares of the clean metric minus the corrupted one; otherwise in the metric's unit.
 
     Raises:
         InvalidInputError: For a sweep over a list of senders, sweeps of several shapes, none at all, or shares of 0.
@@ -35,7 +35,7 @@ def path_patching_by_head(*results: PathPatchingResult, normalized: bool = True)
     first = results[0]
     width = first.values.shape[1]
     has_mlp = first.sender_labels[width - 1].startswith("mlp")
-    maps = {f"into {_receivers(each)}": each.normalized if normalized else each.change for each in results}
+    maps = {f"into {_receivers(result)}": result.normalized if normalized else result.change for result in results}
     frozen = "MLPs frozen" if first.freeze_mlps else "MLPs recomputed"
     return component_maps(
         maps,
@@ -53,11 +53,11 @@ def _receivers(result: PathPatchingResult) -> str:
 
 
 def attribution_scatter(comparison: PatchingComparison) -> "go.Figure":
-    """Each cell's estimate beside what patching it did; on the dashed line they are equal.
+    """Draw each estimate against the true effect of the patch; on the dashed line they are equal.
 
     Args:
-        comparison: What `AttributionPatchingResult.compare` gave, of patches in the estimates' unit; of shares the line
-            says nothing, and the correlations the same.
+        comparison: Result of `AttributionPatchingResult.compare` with patches in the estimates' unit; with shares the
+            line is meaningless, but the correlations are the same.
     """
     import plotly.graph_objects as go
 

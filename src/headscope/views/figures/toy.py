@@ -1,4 +1,4 @@
-"""Figures of single toy tasks: waves in an embedding, and a table known by heart before its rule."""
+"""Figures of toy tasks: Fourier power of an embedding, and the grokking curve."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -19,17 +19,17 @@ _LEAST_LOSS = 1e-9  # nats; what a log scale starts at
 
 
 def fourier_bars(
-    power: Mapping[str, Any] | Any, *, title: str = "Waves in the embedding", data: str = ""
+    power: Mapping[str, Any] | Any, *, title: str = "Fourier power of the embedding", data: str = ""
 ) -> "go.Figure":
-    """How much of an embedding is a wave of each frequency, as bars; of several embeddings the last in blue.
+    """Draw each frequency's share of an embedding's power as bars; of several embeddings, the last is blue.
 
     Args:
-        power: `[frequency]` as `training.fourier_power` gives it, or several by their names.
+        power: `[frequency]` from `training.fourier_power`, or several by name.
         title: The figure's title.
-        data: What it is about, for the line under the title.
+        data: Subtitle.
 
     Raises:
-        InvalidInputError: If there is none, or their lengths differ.
+        InvalidInputError: If there are none, or their lengths differ.
 
     Example:
         >>> figure = fourier_bars({"before": [0.5, 0.5], "after": [0.9, 0.1]})
@@ -44,7 +44,7 @@ def fourier_bars(
         values.ndim != 1 or values.shape != next(iter(series.values())).shape for values in series.values()
     ):
         raise InvalidInputError(
-            f"power must be [frequency], all of one length; got shapes {[list(v.shape) for v in series.values()]}."
+            f"power must be [frequency], all of equal length; got shapes {[list(v.shape) for v in series.values()]}."
         )
     figure = go.Figure()
     for number, (name, values) in enumerate(series.items()):
@@ -53,7 +53,7 @@ def fourier_bars(
             y=values,
             name=plot_text(name),
             marker={"color": PALETTE[0 if number == len(series) - 1 else 5]},
-            hovertemplate="%{x} turns: %{y:.1%}<extra>" + plot_text(name) + "</extra>",
+            hovertemplate="frequency %{x}: %{y:.1%}<extra>" + plot_text(name) + "</extra>",
         )
     figure.update_layout(
         template=house_template(),
@@ -66,17 +66,17 @@ def fourier_bars(
         legend={"x": 0.99, "xanchor": "right", "y": 0.98},
         margin={"t": 84},
     )
-    figure.update_xaxes(title_text="frequency, turns over all numbers", showgrid=False)
+    figure.update_xaxes(title_text="frequency", showgrid=False)
     figure.update_yaxes(title_text="share of the power", tickformat=".0%", rangemode="tozero")
     return figure
 
 
 def grokking_curve(result: TrainingRecord, *, threshold: float = 0.99) -> "go.Figure":
-    """Loss on training and held-out data over steps, on a log scale, and the steps at which each was learned.
+    """Draw loss on training and held-out data over steps, on a log scale, with the steps at which each was learned.
 
     Args:
-        result: What `train` gave, with validation data.
-        threshold: How much of the signal is to be right for it to count as learned.
+        result: Result of `train` with validation data.
+        threshold: Signal accuracy that counts as learned.
 
     Raises:
         InvalidInputError: If the run had no validation data.
@@ -84,10 +84,10 @@ def grokking_curve(result: TrainingRecord, *, threshold: float = 0.99) -> "go.Fi
     import plotly.graph_objects as go
 
     if result.validation is None:
-        raise InvalidInputError("the run was not measured on validation data; give train(validation=...) some.")
+        raise InvalidInputError("the run was not evaluated on validation data; pass train(validation=...).")
     figure = go.Figure()
     parts = (
-        ("training", result.train, "learned by heart", PALETTE[5]),
+        ("training", result.train, "memorized", PALETTE[5]),
         ("held out", result.validation, "grokked", PALETTE[0]),
     )
     for number, (name, curve, event, color) in enumerate(parts):
@@ -112,7 +112,7 @@ def grokking_curve(result: TrainingRecord, *, threshold: float = 0.99) -> "go.Fi
             )
     figure.update_layout(
         template=house_template(),
-        title=plot_title(f"Training {plot_text(result.model)}: by heart, and then the rule", result.data),
+        title=plot_title(f"Training {plot_text(result.model)}: memorization, then grokking", result.data),
         width=860,
         height=400,
         legend={"x": 0.01, "y": 0.03},

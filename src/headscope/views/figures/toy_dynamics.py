@@ -1,4 +1,4 @@
-"""One figure of a toy model's training: entropy, head scores and per-head logits, with a slider over its snapshots."""
+"""Figure of a toy model's training dynamics: entropy, head scores and per-head logits, with a slider over snapshots."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 __all__ = ["DynamicsRecord", "dynamics_along_training"]
 
 _SCORES = {"previous_token": "previous", "duplicate_token": "duplicate", "induction": "induction"}
-_ROW = 300  # pixels, as what follows
+_ROW = 300  # pixels, like the following
 _GAP = 80
 _MARGIN = 104
 _CONTROLS = 150
 _FRAME_MS = 350
-_MAX_CELLS_LABELLED = 16
+_MAX_CELLS_LABELED = 16
 _APART = 0.07  # of a panel's height: names at the ends of lines nearer than this would overlap
 
 
 @runtime_checkable
 class DynamicsRecord(Protocol):
-    """What the figure needs, as `training.TrainingDynamics` has it; a measure that was not taken is `None`.
+    """The part of `training.TrainingDynamics` that the figure needs; measures not taken are `None`.
 
     `steps`, `loss` and `accuracy` are `[step]`, `resid` `[step, state]`, `diff` `[step, layer, component]`,
     `previous_token`, `duplicate_token` and `induction` `[step, layer, head]`, `head_logits` `[step, layer, head,
@@ -60,7 +60,7 @@ class DynamicsRecord(Protocol):
 
 
 class _Map:
-    """A heat map that changes along training, and the lines over steps that stand beside it."""
+    """A heat map that changes along training, and the lines over steps beside it."""
 
     def __init__(
         self,
@@ -83,19 +83,19 @@ class _Map:
 def dynamics_along_training(
     dynamics: DynamicsRecord, *, prompt: int = 0, vocabulary: Sequence[str] | None = None
 ) -> "go.Figure":
-    """What changes while a model learns: lines over all of training, beside them maps at the slider's step.
+    """Draw training dynamics: lines over all of training, and maps at the slider's step beside them.
 
-    One row for each measure that was taken: entropy along the residual stream over by how much each component moves
-    it; the strongest head of each kind over the scores of all; what each head adds to the right answer's logit (over
-    its mean on the vocabulary, averaged over prompts) over what it adds to each logit of one prompt.
+    There is one row for each measure taken: entropy along the residual stream, with each component's effect on it; the
+    strongest head of each type, with the scores of all; each head's contribution to the correct answer's logit (minus
+    its mean over the vocabulary, averaged over prompts), with its contribution to each logit of one prompt.
 
     Args:
-        dynamics: What `training.training_dynamics` gave.
-        prompt: Whose logits to draw, of `dynamics.tokens`.
-        vocabulary: Names of the tokens; default: their numbers.
+        dynamics: Result of `training.training_dynamics`.
+        prompt: Index of the prompt in `dynamics.tokens` whose logits are drawn.
+        vocabulary: Names of the tokens; their ids by default.
 
     Raises:
-        InvalidInputError: If nothing was measured, the prompt is not there, or names are too few.
+        InvalidInputError: If nothing was measured, there is no such prompt, or there are too few names.
 
     Example:
         >>> from types import SimpleNamespace
@@ -112,7 +112,7 @@ def dynamics_along_training(
     steps = to_array(dynamics.steps).astype(int)
     maps = _maps(dynamics, prompt, vocabulary)
     if not maps:
-        raise InvalidInputError("nothing was measured along training; give training_dynamics(measures=...) some.")
+        raise InvalidInputError("nothing was measured along training; pass training_dynamics(measures=...).")
     figure, moving = _panels(maps, steps)
     _animate(figure, maps, steps, moving)
     figure.update_layout(
@@ -127,14 +127,14 @@ def dynamics_along_training(
 
 
 def _maps(dynamics: DynamicsRecord, prompt: int, vocabulary: Sequence[str] | None) -> list[_Map]:
-    found = []
+    maps = []
     if dynamics.resid is not None:
         resid, diff = to_array(dynamics.resid), to_array(dynamics.diff)
         states = [(name, resid[:, i]) for i, name in enumerate(dynamics.state_labels)]
         rows = [f"layer {layer}" for layer in range(diff.shape[1])]
         columns = [name if name == "MLP" else f"head {name}" for name in dynamics.component_labels]
-        found.append(
-            _Map("How components move entropy", diff, (rows, columns), "nats", rising=False,
+        maps.append(
+            _Map("Entropy change by component", diff, (rows, columns), "nats", rising=False,
                  lines=("Entropy along the stream, nats", states))
         )  # fmt: skip
     if dynamics.induction is not None:
@@ -144,13 +144,13 @@ def _maps(dynamics: DynamicsRecord, prompt: int, vocabulary: Sequence[str] | Non
         known = np.isfinite(flat)
         best = np.where(known.any(-1), np.where(known, flat, -1.0).max(-1), np.nan)
         strongest = [(name, best[:, i]) for i, name in enumerate(_SCORES.values())]
-        found.append(
-            _Map("Kinds of head", flat, (list(_SCORES.values()), heads), "score", rising=True,
-                 lines=("Strongest head of each kind", strongest))
+        maps.append(
+            _Map("Head types", flat, (list(_SCORES.values()), heads), "score", rising=True,
+                 lines=("Strongest head of each type", strongest))
         )  # fmt: skip
     if dynamics.head_logits is not None:
-        found.append(_logits(dynamics, prompt, vocabulary))
-    return found
+        maps.append(_logits(dynamics, prompt, vocabulary))
+    return maps
 
 
 def _logits(dynamics: DynamicsRecord, prompt: int, vocabulary: Sequence[str] | None) -> _Map:
@@ -173,7 +173,7 @@ def _logits(dynamics: DynamicsRecord, prompt: int, vocabulary: Sequence[str] | N
         ([f"head {head}" for head in heads], names[:d_vocab]),
         "logits",
         rising=False,
-        lines=("Logit of the right answer, by head", [(f"head {h}", answers[:, i]) for i, h in enumerate(heads)]),
+        lines=("Logit of the correct answer, by head", [(f"head {h}", answers[:, i]) for i, h in enumerate(heads)]),
     )
 
 
@@ -182,22 +182,22 @@ def _heads(shape: tuple[int, ...]) -> list[str]:
 
 
 def _panels(maps: list[_Map], steps: np.ndarray) -> tuple["go.Figure", list[int]]:
-    """All panels as they are at the last step, and the traces that a frame changes: two for each row."""
+    """Draw all panels at the last step; return also the traces that a frame changes, two for each row."""
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
     figure = make_subplots(
         rows=len(maps),
         cols=2,
-        subplot_titles=[title for each in maps for title in (each.lines_title, f"{each.title} ({each.unit})")],
+        subplot_titles=[title for panel in maps for title in (panel.lines_title, f"{panel.title} ({panel.unit})")],
         horizontal_spacing=0.2,
         vertical_spacing=_GAP / (_ROW * len(maps)) if len(maps) > 1 else 0.0,
     )
     moving = []
     at = np.arange(len(steps))
-    for row, each in enumerate(maps, start=1):
-        named = _named(each)
-        for number, (name, values) in enumerate(each.lines):
+    for row, panel in enumerate(maps, start=1):
+        named = _named(panel)
+        for number, (name, values) in enumerate(panel.lines):
             figure.add_scatter(
                 x=at, y=values, name=plot_text(name), mode="lines+text",
                 text=[""] * (len(at) - 1) + [f" {named.get(name, '')}"],
@@ -207,21 +207,21 @@ def _panels(maps: list[_Map], steps: np.ndarray) -> tuple["go.Figure", list[int]
                 row=row, col=1,
             )  # fmt: skip
         cursor = {"color": "rgba(90,100,115,0.8)", "width": 1, "dash": "dot"}
-        figure.add_scatter(x=[at[-1]] * 2, y=_span(each), mode="lines", hoverinfo="skip", line=cursor, row=row, col=1)
-        labels, columns = each.axes
+        figure.add_scatter(x=[at[-1]] * 2, y=_span(panel), mode="lines", hoverinfo="skip", line=cursor, row=row, col=1)
+        labels, columns = panel.axes
         axis = "coloraxis" if row == 1 else f"coloraxis{row}"
         heat = go.Heatmap(
-            z=each.values[-1], coloraxis=axis, xgap=1, ygap=1,
-            hovertemplate=f"%{{customdata[0]}}, %{{customdata[1]}}<br>%{{z:.3f}} {each.unit}<extra></extra>",
+            z=panel.values[-1], coloraxis=axis, xgap=1, ygap=1,
+            hovertemplate=f"%{{customdata[0]}}, %{{customdata[1]}}<br>%{{z:.3f}} {panel.unit}<extra></extra>",
             customdata=[[(label, name) for name in columns] for label in labels],
         )  # fmt: skip
         figure.add_trace(heat, row=row, col=2)
         low, high = figure.get_subplot(row, 2).yaxis.domain
         bar = {"thickness": 9, "len": high - low, "y": (low + high) / 2, "x": 1.01, "nticks": 5}
-        scale = {"cmin": each.limits[0], "cmax": each.limits[1], "colorscale": each.scale, "colorbar": bar}
+        scale = {"cmin": panel.limits[0], "cmax": panel.limits[1], "colorscale": panel.scale, "colorbar": bar}
         figure.update_layout({axis: scale})
         moving += [len(figure.data) - 2, len(figure.data) - 1]
-        every = max(1, -(-len(columns) // _MAX_CELLS_LABELLED))
+        every = max(1, -(-len(columns) // _MAX_CELLS_LABELED))
         figure.update_xaxes(
             tickvals=list(range(0, len(columns), every)), ticktext=list(columns)[::every], showgrid=False,
             zeroline=False, row=row, col=2,
@@ -236,32 +236,32 @@ def _panels(maps: list[_Map], steps: np.ndarray) -> tuple["go.Figure", list[int]
     return figure, moving
 
 
-def _named(each: _Map) -> dict[str, str]:
-    """Names to stand at the ends of lines: the highest first, and those that have room below."""
-    low, high = _span(each)
-    found: dict[str, str] = {}
-    taken = np.inf
-    for name, values in sorted(each.lines, key=lambda line: -line[1][-1] if np.isfinite(line[1][-1]) else np.inf):
-        if np.isfinite(values[-1]) and taken - values[-1] > _APART * (high - low):
-            found[name], taken = plot_text(name), values[-1]
-    return found
+def _named(panel: _Map) -> dict[str, str]:
+    """Choose names for the ends of lines: from the highest down, where there is room."""
+    low, high = _span(panel)
+    shown: dict[str, str] = {}
+    lowest = np.inf
+    for name, values in sorted(panel.lines, key=lambda line: -line[1][-1] if np.isfinite(line[1][-1]) else np.inf):
+        if np.isfinite(values[-1]) and lowest - values[-1] > _APART * (high - low):
+            shown[name], lowest = plot_text(name), values[-1]
+    return shown
 
 
-def _span(each: _Map) -> list[float]:
-    values = np.concatenate([line for _, line in each.lines])
+def _span(panel: _Map) -> list[float]:
+    values = np.concatenate([line for _, line in panel.lines])
     values = values[np.isfinite(values)]
     return [float(values.min()), float(values.max())] if values.size else [0.0, 1.0]
 
 
 def _animate(figure: "go.Figure", maps: list[_Map], steps: np.ndarray, moving: list[int]) -> None:
-    """A frame for each step, a slider to go to one, and a button to go through all."""
+    """Add a frame for each step, a slider to select one, and buttons to play and stop."""
     import plotly.graph_objects as go
 
     figure.frames = [
         go.Frame(
             name=str(step),
             traces=moving,
-            data=[trace for each in maps for trace in (go.Scatter(x=[index] * 2), go.Heatmap(z=each.values[index]))],
+            data=[trace for panel in maps for trace in (go.Scatter(x=[index] * 2), go.Heatmap(z=panel.values[index]))],
         )
         for index, step in enumerate(steps)
     ]

@@ -1,4 +1,4 @@
-"""Figures of training on toy tasks: metrics of a run, circuits over tokens, and how they change along the way."""
+"""Figures of training on toy tasks: metrics of a run, and circuits over tokens, with a slider over steps."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -22,7 +22,7 @@ _MAP_MARGIN = 70
 
 @runtime_checkable
 class TrainingRecord(Protocol):
-    """What a figure of a run needs of it, as `training.TrainingResult` has it.
+    """The part of `training.TrainingResult` that figures need.
 
     A curve has `step`, `loss`, `accuracy`, `signal_loss`, `signal_accuracy`, `noise_loss` and `noise_accuracy`,
     `[point]` each.
@@ -48,14 +48,13 @@ class TrainingRecord(Protocol):
 
 
 def training_metrics(result: TrainingRecord, *, steps: bool = False) -> "go.Figure":
-    """Loss and accuracy, on training and on validation data: two rows of two panels.
+    """Draw loss and accuracy on training and validation data: two rows of two panels.
 
-    All answers, signal and noise have a line each where the data has both kinds; dotted lines are what the best
-    predictor has.
+    All answers, signal and noise have a line each if the data has both kinds; dotted lines show the best predictor.
 
     Args:
-        result: What `train` gave.
-        steps: Draw the training data's metrics for each step, not their means over epochs.
+        result: Result of `train`.
+        steps: Draw training metrics of each step instead of their means over epochs.
     """
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
@@ -90,7 +89,7 @@ def training_metrics(result: TrainingRecord, *, steps: bool = False) -> "go.Figu
                 )
     figure.update_xaxes(title_text="step", rangemode="tozero")
     figure.update_yaxes(title_text="nats", rangemode="tozero", col=1)
-    figure.update_yaxes(title_text="share right", range=[-0.02, 1.02], col=2)
+    figure.update_yaxes(title_text="accuracy", range=[-0.02, 1.02], col=2)
     figure.update_layout(
         template=house_template(),
         title=plot_title(f"Training {plot_text(result.model)} (dotted: the best possible)", result.data),
@@ -113,21 +112,21 @@ def token_maps(
     unit: str = "logits",
     limit: float | None = None,
 ) -> "go.Figure":
-    """Heat maps side by side on one colour scale that is centred on zero: blue above, red below.
+    """Draw heat maps side by side on one color scale centered on zero: blue above, red below.
 
     Args:
         values: `[map, y, x]`, such as an OV circuit `[head, source, d_vocab]`.
         title: The figure's title.
-        x: Labels of the columns; default: their numbers, which are the tokens of a model without a tokenizer.
+        x: Labels of the columns; their indices by default.
         y: Labels of the rows.
-        x_title: What the columns are.
-        y_title: What the rows are.
-        names: A title for each map; default: `head 0`, `head 1`, ...
-        unit: Of the values.
-        limit: Where the colour ends; default: the largest magnitude.
+        x_title: Name of the columns.
+        y_title: Name of the rows.
+        names: A title for each map; `head 0`, `head 1`, ... by default.
+        unit: Unit of the values.
+        limit: Value with the full color; the largest magnitude by default.
 
     Raises:
-        InvalidInputError: For another shape, or labels whose number does not fit.
+        InvalidInputError: For another shape, or a wrong number of labels.
 
     Example:
         >>> figure = token_maps([[[0.0, 1.0], [2.0, -3.0]]], title="OV circuit", x_title="logit", y_title="source")
@@ -151,22 +150,22 @@ def token_maps_along_training(
     unit: str = "logits",
     limit: float | None = None,
 ) -> "go.Figure":
-    """`token_maps` with a slider over steps of training, all on one colour scale.
+    """Draw `token_maps` with a slider over training steps, all on one color scale.
 
     Args:
         values: `[step, map, y, x]`.
-        steps: Steps of training, one for each entry.
+        steps: Training steps, one for each entry.
         title: The figure's title.
         x: Labels of the columns.
         y: Labels of the rows.
-        x_title: What the columns are.
-        y_title: What the rows are.
+        x_title: Name of the columns.
+        y_title: Name of the rows.
         names: A title for each map.
-        unit: Of the values.
-        limit: Where the colour ends; default: the largest magnitude at any step.
+        unit: Unit of the values.
+        limit: Value with the full color; the largest magnitude at any step by default.
 
     Raises:
-        InvalidInputError: For another shape, or steps or labels whose number does not fit.
+        InvalidInputError: For another shape, or a wrong number of steps or labels.
 
     Example:
         >>> import torch
@@ -196,7 +195,7 @@ def token_maps_along_training(
 
 
 def _drawn(curve: Any) -> list[tuple[str, str, str]]:
-    """Which lines to draw: one, where answers are all of one kind."""
+    """Choose the lines to draw: one, if all answers are of one kind."""
     kinds = [kind for kind in _KINDS if not np.isnan(to_array(getattr(curve, kind[1] + "loss"))).all()]
     return kinds if len(kinds) == len(_KINDS) else kinds[:1]
 
@@ -216,13 +215,13 @@ def _labels(
     maps: np.ndarray, x: Sequence[str] | None, y: Sequence[str] | None, names: Sequence[str] | None
 ) -> tuple[list[str], list[str], list[str]]:
     default = [f"head {number}" for number in range(len(maps))]
-    found = []
+    checked = []
     for name, given, n in (("names", names or default, len(maps)), ("y", y, maps.shape[1]), ("x", x, maps.shape[2])):
         labels = [str(number) for number in range(n)] if given is None else [plot_text(str(label)) for label in given]
         if len(labels) != n:
             raise InvalidInputError(f"{name} must be {n} labels; got {len(labels)}.")
-        found.append(labels)
-    return found[0], found[1], found[2]
+        checked.append(labels)
+    return checked[0], checked[1], checked[2]
 
 
 def _draw_maps(

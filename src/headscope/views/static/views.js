@@ -97,7 +97,7 @@
     return (i) => half(packed[i]) * data.scale;
   };
 
-  // Strength of a value's colour, from -1 to 1.
+  // Strength of a value's color, from -1 to 1.
   const strength = (value, low, high) => {
     if (value === null || Number.isNaN(value)) return 0;
     if (value === 0 && low <= 0) return 0;
@@ -131,8 +131,8 @@
     return el("div", { className: "hs-legend" }, el("span", { textContent: plain(label) }),
       el("span", { className: "hs-scale" }, number(low), bar, number(high, unit)), ...(note ? [el("span", { textContent: note })] : []));
   };
-  // A scale centred on zero; without its red half where nothing is below zero.
-  const centred = (limit, signed, label, unit, note) => legend(signed ? -limit : 0, limit, label, unit, note);
+  // A scale centered on zero; without its red half where nothing is below zero.
+  const centered = (limit, signed, label, unit, note) => legend(signed ? -limit : 0, limit, label, unit, note);
   const PRECISION = "values are kept to 1 part in 2,048";
 
   // What is said beside the thing pointed at.
@@ -269,8 +269,8 @@
     return `${i}: ${text.join("").trim()}${tokens.length > 40 || text.length === 48 ? "…" : ""}`;
   };
 
-  // A text whose tokens have a tooltip with what `about(i)` says; `shade` colours them.
-  const coloured = (tokens, label, tips, about) => {
+  // A text whose tokens have a tooltip with what `about(i)` says; `shade` colors them.
+  const colored = (tokens, label, tips, about) => {
     const text = tokenText(tokens, {
       point: (i) => {
         text.spans.forEach((span, j) => span.classList.toggle("at", i === j));
@@ -287,7 +287,7 @@
 
   const drawTokens = (root, data) => {
     const tips = tooltip(root);
-    const text = coloured(data.tokens, data.title || "Tokens coloured by " + data.name, tips, (i) => [
+    const text = colored(data.tokens, data.title || "Tokens colored by " + data.name, tips, (i) => [
       row(quote(data.tokens[i]), ` at position ${data.first + i}`),
       row(data.name + " ", strong(number(data.values[i], data.unit, data.signed))),
       ...(data.notes && data.notes[i] ? [row(plain(data.notes[i]))] : []),
@@ -299,12 +299,12 @@
     root.append(tips.tip);
   };
 
-  const beyond = (value, limit) => (Math.abs(value) > limit * (1 + 2 ** -10) ? " (beyond the colour scale)" : "");
+  const beyond = (value, limit) => (Math.abs(value) > limit * (1 + 2 ** -10) ? " (beyond the color scale)" : "");
 
   const drawTokensMulti = (root, data) => {
     const tips = tooltip(root), value = halves(data), k = data.labels.length;
     let kind = 0;
-    const text = coloured(data.tokens, data.title || "Tokens coloured by " + data.name, tips, (i) => [
+    const text = colored(data.tokens, data.title || "Tokens colored by " + data.name, tips, (i) => [
       row(quote(data.tokens[i]), ` at position ${data.first + i}`),
       ...data.labels.map((label, j) => {
         const got = value(i * k + j);
@@ -317,9 +317,9 @@
       kind = j;
       tips.hide();
       text.shade((i) => value(i * k + j), -data.limits[j], data.limits[j]);
-      key.replaceChildren(centred(data.limits[j], data.signed[j], data.labels[j], data.unit, PRECISION));
+      key.replaceChildren(centered(data.limits[j], data.signed[j], data.labels[j], data.unit, PRECISION));
     };
-    const name = "colour by";
+    const name = "color by";
     root.append(controls(k <= 8 ? named(name, data.labels, choose) : menu(name, data.labels, choose)), text.box, key, tips.tip);
     choose(0);
   };
@@ -335,7 +335,7 @@
     const body = el("div"), status = el("p", { className: "hs-status" });
     status.setAttribute("aria-live", "polite");
     let text;
-    const colour = () => {
+    const color = () => {
       tips.hide();
       text.shade(at, -data.limit, data.limit);
       const best = data.texts[chosen.text].map((token, i) => [token, i, at(i)]).filter(([, , v]) => Math.abs(v) > 0)
@@ -345,20 +345,20 @@
     };
     const show = () => {
       const tokens = data.texts[chosen.text];
-      text = coloured(tokens, data.title || "Tokens coloured by " + data.name, tips, (i) => [
+      text = colored(tokens, data.title || "Tokens colored by " + data.name, tips, (i) => [
         row(quote(tokens[i]), ` at position ${i}`),
         row(data.name + " ", strong(number(at(i), data.unit, data.signed)), beyond(at(i), data.limit)),
         row(where()),
       ]);
       body.replaceChildren(text.box);
-      colour();
+      color();
     };
     const labels = data.labels || data.texts.map(beginning);
     root.append(controls(
       ...(data.texts.length > 1 ? [menu("text", labels, (i) => { chosen.text = i; show(); })] : []),
-      ...data.dimensions.map(([name, labels], d) => menu(name, labels, (i) => { chosen.places[d] = i; colour(); }))),
+      ...data.dimensions.map(([name, labels], d) => menu(name, labels, (i) => { chosen.places[d] = i; color(); }))),
     body, status,
-    centred(data.limit, data.signed, data.name, data.unit, (data.beyond
+    centered(data.limit, data.signed, data.name, data.unit, (data.beyond
       ? `${data.beyond.toLocaleString("en")} of ${data.count.toLocaleString("en")} values lie beyond the scale; ` : "") + PRECISION), tips.tip);
     show();
   };
@@ -375,12 +375,12 @@
       point: (i) => { state.at = i; show(); },
       pick: (i) => { if (i !== null) { state.locked = i === state.locked ? null : i; state.at = i; show(); } },
       clear: () => { state.at = state.locked = null; show(); },
-    }, data.title || "Tokens coloured by " + data.name);
+    }, data.title || "Tokens colored by " + data.name);
     const key = el("div");
-    const colour = () => {
+    const color = () => {
       text.spans.forEach((span, i) => shade(span, state.chance ? Math.exp(own(i)) || 0 : strength(own(i), -data.limit, data.limit), !i));
       key.replaceChildren(state.chance ? legend(0, 1, "probability") : data.probabilities
-        ? legend(-data.limit, 0, data.name, data.unit) : centred(data.limit, data.signed, data.name, data.unit));
+        ? legend(-data.limit, 0, data.name, data.unit) : centered(data.limit, data.signed, data.name, data.unit));
     };
     const list = (from, came) => {
       const numbers = data.topValues[from].map(real);
@@ -422,9 +422,9 @@
       listed.replaceChildren(...(from < 0 ? [] : [list(from, from + 1 < n ? data.tokens[from + 1] : null)]));
     };
     root.append(controls(buttonRow("What to list", ["expected here", "expected next"], (i) => { state.after = i === 1; show(); }),
-      ...(data.probabilities ? [named("colour by", [data.name, "probability"], (i) => { state.chance = i === 1; colour(); })] : [])),
+      ...(data.probabilities ? [named("color by", [data.name, "probability"], (i) => { state.chance = i === 1; color(); })] : [])),
     el("div", { className: "hs-split" }, el("div", {}, text.box, key), el("div", { className: "hs-panel" }, said, listed)));
-    colour();
+    color();
     show();
   };
 
@@ -509,7 +509,7 @@
     root.append(controls(...(many ? [menu("text", texts, (i) => { chosen.text = i; show(); })] : []),
       menu(layerName, layers, (i) => { chosen.layer = i; show(); }), pages,
       buttonRow("Which end", ["largest", "smallest"], (i) => { chosen.end = i; show(); })),
-    box, centred(data.limit, data.signed, data.name, data.unit, PRECISION), tips.tip);
+    box, centered(data.limit, data.signed, data.name, data.unit, PRECISION), tips.tip);
     width = fitted();
     show();
   };
@@ -534,13 +534,13 @@
         const tokens = indices.map((i) => data.strings[i]), own = (i) => value(at[s] + i);
         let best = null;
         tokens.forEach((_, i) => { if (!Number.isNaN(own(i)) && (best === null || own(i) > own(best))) best = i; });
-        const text = coloured(tokens, `Sample ${s + 1}, coloured by ${data.name}`, tips, (i) => [
+        const text = colored(tokens, `Sample ${s + 1}, colored by ${data.name}`, tips, (i) => [
           row(quote(tokens[i]), ` at position ${i}`), row(data.name + " ", strong(number(own(i), data.unit, signed)))]);
         text.shade(own, -limit, limit);
         return el("li", {}, el("p", { className: "hs-status" }, ...(best === null ? ["no values"]
           : ["largest ", strong(number(own(best), data.unit, signed)), " at ", quote(tokens[best]), ` (${best})`])), text.box);
       }));
-      key.replaceChildren(centred(limit, signed, [data.name, ...data.dimensions.map(([name, labels], d) => `${name} ${labels[chosen[d]]}`)].join(", "), data.unit, PRECISION));
+      key.replaceChildren(centered(limit, signed, [data.name, ...data.dimensions.map(([name, labels], d) => `${name} ${labels[chosen[d]]}`)].join(", "), data.unit, PRECISION));
     };
     root.append(controls(...data.dimensions.map(([name, labels], d) => menu(name, labels, (i) => { chosen[d] = i; show(); }))), key, body, tips.tip);
     show();
