@@ -1,4 +1,4 @@
-"""`HookedTransformerConfig`: what a model is, as plain mutable fields.
+"""`HookedTransformerConfig`: a model's architecture, as plain mutable fields.
 
 The forward pass reads the config each time it runs, so a field changed on a live model
 (`model.cfg.output_logits_soft_cap = 30.0`) takes effect at once. Everything else in headscope is frozen.
@@ -23,7 +23,7 @@ ACTIVATIONS = (
 )  # fmt: skip
 INIT_MODES = ("gpt2", "xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal")
 
-# Fields of the field's config that a model made here cannot have yet: only these values are accepted.
+# Fields of TransformerLens's config that are not supported yet: only these values are accepted.
 _NOT_YET: dict[str, Any] = {
     "relative_attention_max_distance": None,
     "relative_attention_num_buckets": None,
@@ -42,64 +42,65 @@ def parse_dtype(dtype: torch.dtype | str) -> torch.dtype:
         >>> parse_dtype("bfloat16")
         torch.bfloat16
     """
-    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+    parsed = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if not isinstance(parsed, torch.dtype) or not parsed.is_floating_point:
         raise InvalidInputError(
             f"dtype must be a floating-point torch dtype or its name, such as 'float32' or 'bfloat16'; got {dtype!r}."
         )
-    return found
+    return parsed
 
 
 @dataclass
 class HookedTransformerConfig:
-    """The shape and the choices of a decoder-only transformer.
+    """Architecture of a decoder-only transformer.
 
     Attributes:
         n_layers: Number of blocks.
         d_model: Width of the residual stream.
-        n_ctx: Longest sequence of tokens.
+        n_ctx: Context length.
         d_head: Width of one head.
         n_heads: Heads per layer; `-1` means `d_model // d_head`.
-        n_key_value_heads: Keys and values per layer, each shared by a group of heads; `None` means one per head.
-        ungroup_grouped_query_attention: Give hooks the keys and values of every head, not of every group.
+        n_key_value_heads: Key-value heads per layer, each shared by a group of heads; `None` means one per head.
+        ungroup_grouped_query_attention: Expose keys and values to hooks per head instead of per group.
         d_mlp: Hidden width of the MLP; default `4 * d_model`. Unused when `attn_only`.
-        act_fn: MLP activation, one of `ACTIVATIONS` (`"solu_ln"`: with a LayerNorm behind it). Required unless
+        act_fn: MLP activation, one of `ACTIVATIONS` (`"solu_ln"` has a LayerNorm after it). Required unless
             `attn_only`.
         gated_mlp: The MLP is `(act(x W_gate + b_gate) * (x W_in + b_in)) W_out + b_out`.
-        num_experts: The MLP is so many experts, `d_mlp` wide each, of which a token uses a few; `None` for one MLP.
-        experts_per_token: How many a token uses.
-        norm_topk_prob: The probabilities of a token's experts are made to sum to one.
+        num_experts: Number of experts, each `d_mlp` wide; `None` for a dense MLP.
+        experts_per_token: Experts used for each token.
+        norm_topk_prob: Normalize the probabilities of a token's experts to sum to one.
         d_vocab: Number of input tokens; `-1` takes it from the tokenizer.
         d_vocab_out: Number of output tokens; `-1` means `d_vocab`.
         attn_only: No MLPs.
         parallel_attn_mlp: Attention and MLP both read the block's input.
         normalization_type: `None`, `"LN"`, `"RMS"`, or the `"...Pre"` forms whose weight and bias are folded away.
-        use_normalization_before_and_after: Attention and MLP have a norm behind them as well, `ln1_post` and
-            `ln2_post`, before what they make is added to the stream.
-        use_normalization_after_only: They have these norms, and none in front.
-        final_rms: The last norm is an RMSNorm, whatever the others are.
-        post_embedding_ln: A LayerNorm behind the token embedding, before anything is added.
+        use_normalization_before_and_after: Attention and MLP outputs also go through post-norms, `ln1_post` and
+            `ln2_post`, before they are added to the residual stream.
+        use_normalization_after_only: Post-norms only, without pre-norms.
+        final_rms: The final norm is an RMSNorm, whatever the others are.
+        post_embedding_ln: A LayerNorm directly after the token embedding.
         positional_embedding_type: `"standard"` (learned, added to the token embedding), `"rotary"` (queries and keys
-            are turned by their position), `"alibi"` (scores fall with distance), `"shortformer"` (learned, added to
-            what queries and keys read, in every layer) or `"none"`.
-        rotary_dim: How many of a head's dimensions are turned, from the first; default all.
-        rotary_base: The base of the angles' geometric sequence.
+            are rotated by their position), `"alibi"` (scores fall with distance), `"shortformer"` (learned, added to
+            the inputs of queries and keys in every layer) or `"none"`.
+        rotary_dim: Number of rotated dimensions of a head, from the first; all by default.
+        rotary_base: Base of the geometric sequence of frequencies.
         rotary_base_local: Another base for local layers, which are then not scaled.
-        rotary_adjacent_pairs: Turn dimensions 0 and 1, 2 and 3, ... together, not each with the one half further.
-        rotary_scaling_factor: Divides every angle (linear position interpolation).
-        use_NTK_by_parts_rope: Divide slow angles by `NTK_by_parts_factor`, and not fast ones (Llama 3.1); the other
-            `NTK_...` fields say which are slow.
+        rotary_adjacent_pairs: Rotate adjacent dimensions (0 and 1, 2 and 3, ...) together, instead of each with the one
+            half of `rotary_dim` further.
+        rotary_scaling_factor: Divides every frequency (linear position interpolation).
+        use_NTK_by_parts_rope: Divide low frequencies, and not high ones, by `NTK_by_parts_factor` (Llama 3.1); the
+            other `NTK_...` fields set the limits.
         use_yarn_rope: YaRN (Peng et al. 2023), with the `yarn_...` fields.
-        longrope_short_factors: LongRoPE (Ding et al. 2024): what divides each angle, one for each pair of dimensions.
+        longrope_short_factors: LongRoPE (Ding et al. 2024): divisors of the frequencies, one for each pair.
         longrope_long_factors: The same for inputs longer than `longrope_original_ctx_len`.
-        longrope_original_ctx_len: Up to which length the short factors hold.
+        longrope_original_ctx_len: Longest input for the short factors.
         longrope_attention_factor: Multiplies sines and cosines.
-        use_qk_norm: An RMSNorm on each head's queries and keys, with one weight for all heads of a layer.
-        qk_norm_all_heads: It goes over the heads of a layer together, as if they were one vector.
-        clip_qkv: `c` keeps queries, keys and values between `-c` and `c` (behind the norms of queries and keys).
-        use_local_attn: Layers may be local, as `attn_types` says.
+        use_qk_norm: RMSNorm on each head's queries and keys, with one weight for all heads of a layer.
+        qk_norm_all_heads: This norm treats all heads of a layer together as one vector.
+        clip_qkv: Clip queries, keys and values to `[-c, c]` (after the norms of queries and keys).
+        use_local_attn: Use local (windowed) attention in the layers that `attn_types` marks.
         attn_types: `"global"` or `"local"` for each layer.
-        window_size: How many keys a query of a local layer sees, itself among them.
+        window_size: Number of keys that a query of a local layer can attend to, including its own.
         attn_scores_soft_cap: `c > 0` makes the attention scores `c * tanh(scores / c)`.
         eps: Added to the variance in a norm.
         use_attn_scale: Divide attention scores by `attn_scale`.
@@ -108,31 +109,31 @@ class HookedTransformerConfig:
         attention_dir: `"causal"` or `"bidirectional"`.
         output_logits_soft_cap: `c > 0` makes the logits `c * tanh(logits / c)`.
         use_attn_result: Always compute `hook_result`, and sum it.
-        use_split_qkv_input: Always give q, k and v inputs of their own for each head.
-        use_attn_in: Always give each head an input of its own.
+        use_split_qkv_input: Always give q, k and v separate inputs for each head.
+        use_attn_in: Always give each head a separate input.
         use_hook_mlp_in: Always run `hook_mlp_in`.
         use_hook_tokens: Run the tokens through a hook point `hook_tokens`.
-        default_prepend_bos: Whether text gets a BOS token unless told otherwise.
-        tie_word_embeddings: Whether the checkpoint shares embedding and unembedding (information only).
+        default_prepend_bos: Prepend a BOS token to text by default.
+        tie_word_embeddings: The checkpoint shares embedding and unembedding (for information only).
         init_weights: Draw random weights on construction; `False` leaves them unset, to be loaded.
-        init_mode: How they are drawn: `"gpt2"` (normal), or `"xavier_..."`, `"kaiming_..."` with `"uniform"` or
-            `"normal"`, where `initializer_range` is the gain.
-        initializer_range: Standard deviation of random weights; `-1` means `0.8 / sqrt(d_model)` (a gain of 1 for the
+        init_mode: Initialization: `"gpt2"` (normal), or `"xavier_..."`, `"kaiming_..."` with `"uniform"` or `"normal"`,
+            where `initializer_range` is the gain.
+        initializer_range: Standard deviation of random weights; `-1` means `0.8 / sqrt(d_model)` (a gain of 1 in the
             other modes).
-        n_devices: How many devices the parts of the model are on; `place` and `to` set it.
-        seed: Seed for the random weights, without touching the global generator.
-        dtype: Floating-point type of the weights, as a dtype or its name.
-        device: Where the weights live; default: CUDA if there is one, else the CPU.
-        model_name: Shown in results and titles.
-        original_architecture: Architecture name in the checkpoint it came from.
-        tokenizer_name: Where the tokenizer came from.
-        n_params: Weights in attention and MLPs, without biases, embeddings and unembedding; counted here.
-        uses_rms_norm: Whether `normalization_type` is RMSNorm; set here.
+        n_devices: Number of devices that the model is spread over; set by `place` and `to`.
+        seed: Seed of the random weights; the global generator is untouched.
+        dtype: Floating-point dtype of the weights, or its name.
+        device: Device of the weights; CUDA if there is one, else the CPU, by default.
+        model_name: Name in results and titles.
+        original_architecture: Architecture name in the original checkpoint.
+        tokenizer_name: Source of the tokenizer.
+        n_params: Number of weights in attention and MLPs, without biases, embeddings and unembedding; computed.
+        uses_rms_norm: True if `normalization_type` is RMSNorm; computed.
 
-    The other fields are those of the field's configs that no model here can use yet; they take their defaults only.
+    The other fields exist for compatibility with TransformerLens, and accept only their defaults.
 
     Raises:
-        InvalidInputError: for sizes that are not positive, or a choice that does not exist.
+        InvalidInputError: For sizes that are not positive, or an unknown choice.
 
     Example:
         >>> cfg = HookedTransformerConfig(n_layers=1, d_model=8, n_ctx=16, d_head=4, d_vocab=11, attn_only=True)
@@ -287,7 +288,7 @@ class HookedTransformerConfig:
         if value not in allowed:
             raise InvalidInputError(
                 f"{field} must be one of {', '.join(repr(a) for a in allowed)}; got {value!r}. "
-                "Other choices of the field's configs are not supported yet."
+                "Other choices of TransformerLens are not supported yet."
             )
 
     def _check_experts(self) -> None:
@@ -337,46 +338,46 @@ class HookedTransformerConfig:
 
     @property
     def n_cached_heads(self) -> int:
-        """How many heads' keys and values a key-value cache holds: one per group of heads, where they are shared."""
+        """Number of key-value heads in a key-value cache: one per group, where heads share them."""
         if self.n_key_value_heads is None or self.ungroup_grouped_query_attention:
             return self.n_heads
         return self.n_key_value_heads
 
     @property
     def has_resid_mid(self) -> bool:
-        """Whether blocks have a state between attention and MLP."""
+        """True if blocks have a state between attention and MLP."""
         return not (self.attn_only or self.parallel_attn_mlp)
 
     def is_layer_norm_activation(self) -> bool:
-        """Whether a LayerNorm comes behind the MLP's activation."""
+        """Return True if a LayerNorm follows the MLP's activation."""
         return self.act_fn is not None and self.act_fn.endswith("_ln")
 
     @property
     def has_pre_norms(self) -> bool:
-        """Whether attention and MLP read the stream through a norm."""
+        """True if attention and MLP read the stream through a norm."""
         return self.normalization_type is not None and not self.use_normalization_after_only
 
     @property
     def has_post_norms(self) -> bool:
-        """Whether what attention and MLP make goes through a norm before it is added to the stream."""
+        """True if outputs of attention and MLP go through a norm before they are added to the stream."""
         return self.normalization_type is not None and (
             self.use_normalization_before_and_after or self.use_normalization_after_only
         )
 
     @property
     def final_norm(self) -> str | None:
-        """The type of the last norm, as `normalization_type` has it."""
+        """Type of the final norm, in the terms of `normalization_type`."""
         if self.final_rms and self.centred_norm:
             return {"LN": "RMS", "LNPre": "RMSPre"}[str(self.normalization_type)]
         return self.normalization_type
 
     @property
     def centred_norm(self) -> bool:
-        """Whether norms subtract the mean (LayerNorm, not RMSNorm)."""
+        """True if norms subtract the mean (LayerNorm, not RMSNorm)."""
         return self.normalization_type in ("LN", "LNPre")
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, as a dictionary that `from_dict` takes back."""
+        """Return all fields as a dictionary, the inverse of `from_dict`."""
         return dataclasses.asdict(self)
 
     @classmethod
@@ -384,7 +385,7 @@ class HookedTransformerConfig:
         """Make a config from a dictionary of its fields.
 
         Raises:
-            UnknownNameError: for a field that does not exist, with the nearest that do.
+            UnknownNameError: For an unknown field; the message suggests the nearest ones.
         """
         names = [f.name for f in dataclasses.fields(cls)]
         for name in fields:
@@ -397,11 +398,11 @@ class HookedTransformerConfig:
         """Accept a config or a dictionary of its fields.
 
         Raises:
-            InvalidInputError: for a model's name, which is loaded in another way.
+            InvalidInputError: For a model's name, which `from_pretrained` takes.
         """
         if isinstance(config, str):
             raise InvalidInputError(
-                f"a model is made from a config; got {config!r}. To load one by its name: "
+                f"a model is made from a config; got {config!r}. To load one by name: "
                 f"HookedTransformer.from_pretrained({config!r})."
             )
         return cls.from_dict(config) if isinstance(config, dict) else config

@@ -1,8 +1,8 @@
-"""Hook points, and the module that knows all of its own.
+"""Hook points, and the root module that manages them.
 
-A `HookPoint` is an identity whose output anybody may read or replace. Hooks live in torch's own registries, so a
-point with nobody on it costs one call, and `is_listening` tells a layer whether a tensor only a hook would need has
-to be computed at all. A point may be replaced by any module (a sparse autoencoder, say): that counts as listening.
+A `HookPoint` is an identity whose output hooks can read or replace. Hooks live in torch's own registries, so a point
+without hooks costs one call, and `is_listening` tells a layer whether a tensor that only a hook would need has to be
+computed at all. A point may be replaced by any module (a sparse autoencoder, say): that counts as listening.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,7 +27,7 @@ NamesFilter = Callable[[str], bool] | Sequence[str] | str | None
 
 @dataclass(frozen=True)
 class LensHandle:
-    """One registered hook: its torch handle, and what removes it."""
+    """A registered hook: its torch handle, and when it is removed."""
 
     hook: RemovableHandle
     is_permanent: bool = False
@@ -62,14 +62,14 @@ class HookPoint(nn.Module):
         level: int | None = None,
         prepend: bool = False,
     ) -> None:
-        """Run `hook(value, hook=self)` on each pass; what it returns, if anything, replaces the value.
+        """Run `hook(value, hook=self)` on each pass; its return value, unless `None`, replaces the value.
 
         Args:
-            hook: Gets the activation (`dir="fwd"`) or the gradient of it (`"bwd"`) and this point as `hook`.
+            hook: Called with the activation (`dir="fwd"`) or its gradient (`"bwd"`), and with this point as `hook`.
             dir: Forward or backward.
-            is_permanent: Survives `reset_hooks()` unless permanent ones are included.
-            level: The context level that removes it again.
-            prepend: Run before the hooks already there.
+            is_permanent: Survive `reset_hooks()` unless permanent hooks are included.
+            level: Context level at whose end the hook is removed.
+            prepend: Run before existing hooks.
         """
         if dir not in ("fwd", "bwd"):
             raise InvalidInputError(f"dir must be 'fwd' or 'bwd'; got {dir!r}.")
@@ -97,7 +97,7 @@ class HookPoint(nn.Module):
                     handles.remove(handle)
 
     def has_hooks(self, dir: Direction = "both", including_permanent: bool = True, level: int | None = None) -> bool:
-        """Whether any hook was added here; with `level`, at that context level."""
+        """Return True if there is any hook; with `level`, at that context level."""
         handles = (self.fwd_hooks if dir != "bwd" else []) + (self.bwd_hooks if dir != "fwd" else [])
         return any(
             (including_permanent or not handle.is_permanent) and level in (None, handle.context_level)
@@ -105,11 +105,11 @@ class HookPoint(nn.Module):
         )
 
     def clear_context(self) -> None:
-        """Empty `ctx`, the scratch space hooks share."""
+        """Clear `ctx`, the scratch space shared by hooks."""
         self.ctx = {}
 
     def layer(self) -> int:
-        """The layer in this point's name: 3 for `blocks.3.attn.hook_z`."""
+        """Return the layer in this point's name: 3 for `blocks.3.attn.hook_z`."""
         for part in (self.name or "").split("."):
             if part.isdigit():
                 return int(part)
@@ -128,21 +128,21 @@ def _call_on_gradient(
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a module is exactly of its kind, and nobody hooked it: what it does may then be done another way."""
+    """Return True for a module of exactly this class without hooks, which a faster equivalent may stand in for."""
     return type(module) is kind and not (
         module._forward_hooks or module._backward_hooks or module._forward_pre_hooks or module._backward_pre_hooks
     )
 
 
 def is_own(module: nn.Module) -> bool:
-    """Return whether a module is one of this package's own (or does nothing), and nobody hooked it."""
+    """Return True for a module of this package (or one that does nothing) without hooks."""
     kind = type(module)
     own = kind.__module__.startswith("headscope.model.") or kind in (nn.Identity, nn.ModuleList)
     return own and is_plain(module, kind)
 
 
 def is_listening(point: nn.Module) -> bool:
-    """Whether anybody would see or change what passes through `point`."""
+    """Return True if a hook or a replacement module would see or change the value at `point`."""
     return not is_plain(point, HookPoint)
 
 
@@ -172,11 +172,11 @@ class HookedRootModule(nn.Module):
                 self.hook_dict[name] = module
 
     def hook_points(self) -> Iterable[HookPoint]:
-        """All hook points."""
+        """Return all hook points."""
         return self.hook_dict.values()
 
     def fires_by_default(self, name: str) -> bool:
-        """Whether a cache of everything takes this hook point without being asked for it by name."""
+        """Return True if a cache of everything includes this hook point, even when not requested by name."""
         return True
 
     def reset_hooks(
@@ -216,7 +216,7 @@ class HookedRootModule(nn.Module):
         """Add a hook to the point called `name`, or to every point whose name satisfies a predicate.
 
         Raises:
-            UnknownNameError: if there is no hook point of that name; the nearest names are given.
+            UnknownNameError: If there is no hook point of that name; the message suggests the nearest names.
         """
         for point in self._matching(name):
             point.add_hook(hook, dir=dir, is_permanent=is_permanent, level=level, prepend=prepend)
@@ -244,7 +244,7 @@ class HookedRootModule(nn.Module):
         *,
         prepend: bool = False,
     ) -> Iterator["HookedRootModule"]:
-        """Hooks for the length of a `with` block, removed at its end whatever happens inside.
+        """Add hooks for the duration of a `with` block; they are removed at its end even if an error occurs.
 
         Args:
             fwd_hooks: Pairs of a name (or a predicate on names) and a function.
@@ -275,7 +275,7 @@ class HookedRootModule(nn.Module):
         clear_contexts: bool = False,
         **model_kwargs: Any,
     ) -> Any:
-        """One forward pass with hooks on. Use `hooks` instead to keep backward hooks until `backward()` is called."""
+        """Run a forward pass with hooks. To keep backward hooks until `backward()` is called, use `hooks` instead."""
         with self.hooks(fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts):
             return self(*model_args, **model_kwargs)
 
@@ -288,7 +288,7 @@ class HookedRootModule(nn.Module):
         cache: dict[str, Tensor] | None = None,
         pos_slice: SliceInput | Slice = None,
     ) -> tuple[dict[str, Tensor], list[tuple[str, HookFunction]], list[tuple[str, HookFunction]]]:
-        """A dictionary, and the hooks that fill it (gradients under `name + "_grad"`)."""
+        """Return a dictionary and the hooks that fill it (gradients under `name + "_grad"`)."""
         store: dict[str, Tensor] = {} if cache is None else cache
         chosen = self._filter_names(names_filter)
         positions = Slice(pos_slice)
@@ -324,7 +324,7 @@ class HookedRootModule(nn.Module):
         remove_batch_dim: bool = False,
         cache: dict[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """Hooks that fill the dictionary returned at each pass from now on, until `reset_hooks`."""
+        """Add hooks that fill the returned dictionary at each pass from now on, until `reset_hooks`."""
         store, forward, backward = self.get_caching_hooks(names_filter, incl_bwd, device, remove_batch_dim, cache)
         for name, hook in forward:
             self.add_hook(name, hook)
@@ -355,12 +355,12 @@ class HookedRootModule(nn.Module):
         pos_slice: SliceInput | Slice = None,
         **model_kwargs: Any,
     ) -> tuple[Any, Any]:
-        """One forward pass that keeps activations.
+        """Run a forward pass and keep activations.
 
         Args:
-            names_filter: Which hook points: a name, several, or a predicate. `None` keeps everything that is
-                computed anyway; per-head `result` and split inputs are computed when they are asked for by name.
-            device: Where to keep them.
+            names_filter: Hook points to keep: a name, several, or a predicate. `None` keeps everything that is computed
+                anyway; per-head `result` and split inputs are computed only when requested by name.
+            device: Device to keep them on.
             remove_batch_dim: Drop a batch axis of size 1.
             incl_bwd: Run `backward()` on the output too and keep gradients under `name + "_grad"`.
             reset_hooks_end: Remove the caching hooks afterwards.

@@ -1,4 +1,4 @@
-"""Short names of activations, and the full names of the hook points they stand for."""
+"""Short names of activations, and the full names of their hook points."""
 
 import re
 from typing import Literal
@@ -25,13 +25,13 @@ _COMPACT = re.compile(r"([a-z]+)(\d+)([a-z]?.*)")
 
 
 def get_act_name(name: str, layer: int | str | None = None, layer_type: str | None = None) -> str:
-    """The full hook name of a short one.
+    """Return the full hook name for a short one.
 
     Args:
         name: A short name (`"resid_pre"`, `"q"`, `"pattern"`, `"scale"`), a compact one with its layer in it
             (`"k6"`, `"scale4ln1"`), or a full name, which is returned as it is.
-        layer: Which layer; none for `embed`, `pos_embed` and the final norm.
-        layer_type: Which part of the layer, where the name leaves it open: `"attn"`, `"mlp"`, `"ln1"`, `"ln2"`.
+        layer: The layer; none for `embed`, `pos_embed` and the final norm.
+        layer_type: The part of the layer, where the name leaves it open: `"attn"`, `"mlp"`, `"ln1"`, `"ln2"`.
 
     Example:
         >>> get_act_name("k", 6), get_act_name("resid_pre", 2), get_act_name("scale")

@@ -1,7 +1,7 @@
 """`HookedTransformer`: wires the blocks and runs them.
 
-Tokenizing, stacked weights, hooks, caching, loading and processing live in modules of their own; this class says what
-a model consists of and what a forward pass does.
+Tokenization, stacked weights, hooks, caching, loading and processing live in separate modules; this class defines a
+model's parts and the forward pass.
 """
 
 from collections.abc import Mapping, Sequence
@@ -58,7 +58,7 @@ Loss = Float[Tensor, ""] | Float[Tensor, "batch pos"]
 
 
 class Output(NamedTuple):
-    """What `return_type="both"` gives."""
+    """Result of `return_type="both"`."""
 
     logits: Tensor
     loss: Tensor
@@ -68,10 +68,10 @@ class HookedTransformer(Tokenization, TrainingText, Generation, StackedWeights, 
     """A decoder-only transformer with a hook point on every activation.
 
     Args:
-        cfg: Its shape, as a config or a dictionary of one's fields.
-        tokenizer: A Hugging Face tokenizer; without one the model takes tokens only.
+        cfg: Its architecture, as a config or a dictionary of config fields.
+        tokenizer: A Hugging Face tokenizer; without one the model takes only tokens.
         move_to_device: Move the weights to `cfg.device`.
-        default_padding_side: Where batches of texts are padded, unless told otherwise.
+        default_padding_side: Default side on which batches of texts are padded.
 
     Example:
         >>> cfg = HookedTransformerConfig(n_layers=2, d_model=16, n_ctx=32, d_head=4, d_vocab=50, act_fn="gelu_new")
@@ -113,7 +113,7 @@ class HookedTransformer(Tokenization, TrainingText, Generation, StackedWeights, 
             self.to(self.cfg.device)
         self.setup()
 
-    # Making one
+    # Construction
 
     @classmethod
     def from_pretrained(cls, model_name: str | Path, **options: Any) -> Self:
@@ -130,13 +130,13 @@ class HookedTransformer(Tokenization, TrainingText, Generation, StackedWeights, 
 
     @classmethod
     def from_pretrained_no_processing(cls, model_name: str | Path, **options: Any) -> Self:
-        """`from_pretrained` with the weights as they are in the checkpoint."""
+        """Load a model like `from_pretrained`, with the weights as they are in the checkpoint."""
         raw = dict.fromkeys(WeightProcessing.names(), False)
         return loading.load_pretrained(cls, model_name, **{**raw, **options})
 
     @classmethod
     def from_hf(cls, hf_model: Any, **options: Any) -> Self:
-        """Convert a `transformers` model that is in memory, exactly: no processing unless asked for."""
+        """Convert a `transformers` model in memory, without weight processing unless requested."""
         raw = dict.fromkeys(WeightProcessing.names(), False)
         return loading.load_pretrained(cls, None, hf_model=hf_model, **{**raw, **options})
 
@@ -157,7 +157,7 @@ class HookedTransformer(Tokenization, TrainingText, Generation, StackedWeights, 
         self.load_and_process_state_dict(self.state_dict(), **processing)
 
     def to_hf(self) -> Any:
-        """The same model in `transformers`, exactly.
+        """Convert to an equivalent `transformers` model.
 
         Raises:
             CheckpointError: for a model that its family's Hugging Face class cannot express.
@@ -174,7 +174,7 @@ class HookedTransformer(Tokenization, TrainingText, Generation, StackedWeights, 
         initialize_weights(self)
 
     def set_tokenizer(self, tokenizer: Any, default_padding_side: PaddingSide | None = None) -> None:
-        """Use this tokenizer for text; a config without a vocabulary size takes it from here."""
+        """Set the tokenizer for text, which also sets the vocabulary size if the config has none."""
         self.tokenizer = tokenizer
         self._tokenizer_side = None if tokenizer is None else tokenizer.padding_side
         if default_padding_side is not None:
@@ -183,7 +183,7 @@ class HookedTransformer(Tokenization, TrainingText, Generation, StackedWeights, 
             self.cfg.d_vocab = len(tokenizer)
             self.cfg.d_vocab_out = self.cfg.d_vocab if self.cfg.d_vocab_out == -1 else self.cfg.d_vocab_out
 
-    # Running it
+    # Forward pass
 
     def forward(
         self,
@@ -206,23 +206,23 @@ class HookedTransformer(Tokenization, TrainingText, Generation, StackedWeights, 
                 `start_at_layer` is given.
             return_type: `"logits"`, `"loss"`, `"both"` (logits, loss) or `None`.
             loss_per_token: Loss `[batch, pos - 1]` instead of its mean.
-            prepend_bos: For text: put BOS in front; default `cfg.default_prepend_bos`.
-            padding_side: Which end of a row is padded.
+            prepend_bos: For text: prepend BOS; `cfg.default_prepend_bos` by default.
+            padding_side: Side on which rows are padded.
             start_at_layer: Start from the residual stream that enters this layer (negative counts from the end).
-            tokens: With `start_at_layer`: the tokens, for a loss, and to tell padding.
-            shortformer_pos_embed: With `start_at_layer`, for `"shortformer"` positions: what is added to the inputs of
-                queries and keys, if not the embeddings of positions 0, 1, ...
-            attention_mask: `[batch, pos]`, 1 for real tokens; default: found from the tokenizer's padding token.
-            stop_at_layer: Return the residual stream that enters this layer; `n_layers` gives that after the last.
-            past_kv_cache: Keys and values of the tokens in front of these; those of these are added to it, unless it is
-                frozen. A loss is that of the new tokens alone.
+            tokens: With `start_at_layer`: the tokens, for the loss and the padding mask.
+            shortformer_pos_embed: With `start_at_layer`, for `"shortformer"` positions: position embeddings added to
+                the inputs of queries and keys; those of positions 0, 1, ... by default.
+            attention_mask: `[batch, pos]`, 1 for real tokens; by default found from the tokenizer's padding token.
+            stop_at_layer: Return the residual stream that enters this layer; `n_layers` gives the final one.
+            past_kv_cache: Keys and values of the preceding tokens; those of the new tokens are appended, unless it is
+                frozen. The loss is that of the new tokens alone.
 
         Returns:
             Logits `[batch, pos, d_vocab]`, the loss in nats, both, `None`, or a residual stream.
 
         Raises:
-            MissingTokenizerError: for text without a tokenizer.
-            InvalidInputError: for a wrong shape, tokens out of range, too many tokens, or an unknown `return_type`.
+            MissingTokenizerError: For text without a tokenizer.
+            InvalidInputError: For a wrong shape, tokens out of range, too many tokens, or an unknown `return_type`.
         """
         if return_type not in ("logits", "loss", "both", None):
             raise InvalidInputError(f"return_type must be 'logits', 'loss', 'both' or None; got {return_type!r}.")
@@ -272,7 +272,7 @@ class HookedTransformer(Tokenization, TrainingText, Generation, StackedWeights, 
         attention_mask: Tensor | None = None,
         past_kv_cache: HookedTransformerKeyValueCache | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """The way in alone: what `forward(..., start_at_layer=0)` goes on from.
+        """Embed the input: the part of a forward pass before `start_at_layer=0`.
 
         Returns:
             The first residual stream `[batch, pos, d_model]`, the tokens, `shortformer_pos_embed` (`None` for other
@@ -284,7 +284,7 @@ class HookedTransformer(Tokenization, TrainingText, Generation, StackedWeights, 
         return residual, tokens, positions, masks.seen
 
     def to_logits(self, residual: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
-        """The end of a forward pass: final norm, unembedding and the soft cap, if there is one."""
+        """Apply the final norm, the unembedding and the soft cap, if there is one."""
         if self.cfg.n_devices > 1:
             (residual,) = near(self.unembed, residual)
         logits = self.unembed(self.ln_final(residual))
@@ -298,14 +298,14 @@ class HookedTransformer(Tokenization, TrainingText, Generation, StackedWeights, 
         attention_mask: Tensor | None = None,
         per_token: bool = False,
     ) -> Tensor:
-        """Next-token cross-entropy in nats: the mean, or `[batch, pos - 1]` with `per_token`."""
+        """Return the next-token cross-entropy in nats: the mean, or `[batch, pos - 1]` with `per_token`."""
         mask = self.attention_mask(tokens) if attention_mask is None else attention_mask
         return lm_cross_entropy_loss(logits, tokens.to(logits.device), mask, per_token)
 
     def run_with_cache(
         self, *model_args: Any, return_cache_object: bool = True, remove_batch_dim: bool = False, **kwargs: Any
     ) -> tuple[Any, Any]:
-        """A forward pass and an `ActivationCache` of its activations.
+        """Run a forward pass and return its output with an `ActivationCache` of its activations.
 
         Takes the arguments of `forward`, and those of `HookedRootModule.run_with_cache`: `names_filter` (a name, a
         list or a predicate), `device`, `incl_bwd`, `pos_slice`, `reset_hooks_end`, `clear_contexts`. With
@@ -328,11 +328,11 @@ class HookedTransformer(Tokenization, TrainingText, Generation, StackedWeights, 
         self.cfg.use_attn_result = use_attn_result
 
     def set_use_split_qkv_input(self, use_split_qkv_input: bool) -> None:
-        """Always give q, k and v inputs of their own for each head."""
+        """Always give q, k and v separate inputs for each head."""
         self.cfg.use_split_qkv_input = use_split_qkv_input
 
     def set_use_attn_in(self, use_attn_in: bool) -> None:
-        """Always give each head an input of its own."""
+        """Always give each head a separate input."""
         self.cfg.use_attn_in = use_attn_in
 
     def set_use_hook_mlp_in(self, use_hook_mlp_in: bool) -> None:
@@ -340,7 +340,7 @@ class HookedTransformer(Tokenization, TrainingText, Generation, StackedWeights, 
         self.cfg.use_hook_mlp_in = use_hook_mlp_in
 
     def set_ungroup_grouped_query_attention(self, ungroup_grouped_query_attention: bool) -> None:
-        """Give hooks the keys and values of every head, in a model whose heads share them in groups."""
+        """Expose keys and values to hooks per head, in a model whose heads share them in groups."""
         self.cfg.ungroup_grouped_query_attention = ungroup_grouped_query_attention
 
     def _as_tokens(self, input: Any, prepend_bos: bool | None, padding_side: PaddingSide | None) -> Tensor:
@@ -361,7 +361,8 @@ class HookedTransformer(Tokenization, TrainingText, Generation, StackedWeights, 
             counted = seen = checked_mask(given, beside, n_past)
         else:
             counted = None if beside.is_floating_point() else self.attention_mask(beside, padding_side, prepend_bos)
-            # No real token looks at the padding behind it: without a mask it gets the same, and faster.
+            # With causal attention no real token attends to padding on its right: the result is the same without a
+            # mask, and faster.
             behind = self.cfg.attention_dir == "causal" and self.padding_side_or_default(padding_side) == "right"
             seen = None if behind else counted
         return Masks(counted, seen if past is None else with_past(counted, past, beside), n_past)
@@ -374,7 +375,7 @@ class HookedTransformer(Tokenization, TrainingText, Generation, StackedWeights, 
         attention_mask: Tensor | None,
         past: HookedTransformerKeyValueCache | None,
     ) -> tuple[Tensor, Tensor, Tensor | None, Masks]:
-        """The first residual stream, the tokens, what shortformer positions add, and the masks."""
+        """Return the first residual stream, the tokens, the shortformer position embeddings, and the masks."""
         tokens = self._as_tokens(input, prepend_bos, padding_side)
         masks = self._masks(tokens, prepend_bos, padding_side, attention_mask, past)
         residual, positions = self._with_positions(self._embed(tokens), masks.seen, masks.n_past)
@@ -386,7 +387,7 @@ class HookedTransformer(Tokenization, TrainingText, Generation, StackedWeights, 
         return self.hook_embed(self.embed(tokens))
 
     def _with_positions(self, embedding: Tensor, mask: Tensor | None, n_past: int) -> tuple[Tensor, Tensor | None]:
-        """The first residual stream, and what `"shortformer"` positions add to queries and keys instead."""
+        """Return the first residual stream, and the embeddings that `"shortformer"` adds to queries and keys."""
         if self.cfg.positional_embedding_type not in ("standard", "shortformer"):
             return embedding, None
         positions = self._positions(embedding, mask, n_past)
@@ -394,7 +395,7 @@ class HookedTransformer(Tokenization, TrainingText, Generation, StackedWeights, 
         return (embedding, positions) if shortformer else (embedding + positions, None)
 
     def _positions(self, stream: Tensor, mask: Tensor | None, n_past: int) -> Tensor:
-        tokens = torch.zeros(stream.shape[:2], dtype=torch.long, device=stream.device)  # their shape is all that counts
+        tokens = torch.zeros(stream.shape[:2], dtype=torch.long, device=stream.device)  # only their shape matters
         positions = self.pos_embed(tokens, n_past, mask)
-        # A broadcast view of the weights: a hook may write to it only when it is a copy.
+        # This is a broadcast view of the weights: a hook that writes in place must get a copy.
         return self.hook_pos_embed(positions.clone() if is_listening(self.hook_pos_embed) else positions)

@@ -1,1 +1,1 @@
-"""Checkpoints in and out: files, hub, conversion, the catalog of model families."""
+"""Loading and exporting checkpoints: files, hub, conversion, and the catalog of model families."""

@@ -1,4 +1,4 @@
-"""Which families can be loaded, with models to name and the weight processing that applies to each."""
+"""Catalog of the families that can be loaded, with example models and the weight processing that applies."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +9,7 @@ from headscope.model.weights.processing import inapplicable_processing
 
 __all__ = ["KnownFamily", "known_families"]
 
-# A small model in the words of every family at once; what decides about processing is the same at every size.
+# A small model with the config entries of all families at once; which processing applies does not depend on size.
 _SMALL: dict[str, Any] = {
     **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers"), 2),
     **dict.fromkeys(("hidden_size", "n_embd"), 32),
@@ -29,11 +29,11 @@ class KnownFamily:
     """One family of checkpoints.
 
     Attributes:
-        model_type: What `config.json` calls it.
+        model_type: The name in `config.json`.
         architecture: The class in `transformers`.
-        examples: Models of it, by their hub ids.
+        examples: Hub ids of models.
         processing: The rewrites of `WeightProcessing` that apply.
-        left_out: Those that do not, and why.
+        left_out: Those that do not, with the reason.
     """
 
     model_type: str
@@ -44,11 +44,11 @@ class KnownFamily:
 
 
 def known_families() -> list[KnownFamily]:
-    """Every family that can be loaded, by name.
+    """List all families that can be loaded, by name.
 
     Example:
-        >>> found = {family.model_type: family for family in known_families()}
-        >>> found["llama"].left_out["center_writing_weights"]
+        >>> families = {family.model_type: family for family in known_families()}
+        >>> families["llama"].left_out["center_writing_weights"]
         "only LayerNorm ignores the mean of the residual stream; this model's norm is RMS."
     """
     rows = []

@@ -1,4 +1,4 @@
-"""Tensors in safetensors files: read from memory maps, written whole or not at all."""
+"""Tensors in safetensors files: memory-mapped reads, atomic writes."""
 
 import errno
 import os
@@ -16,9 +16,9 @@ __all__ = ["TensorFiles", "read_metadata", "write_bytes", "write_tensors"]
 
 
 class TensorFiles(Mapping[str, Tensor]):
-    """The tensors of one or several safetensors files, mapped into memory and read when asked for.
+    """Memory-mapped tensors of one or several safetensors files, read on access.
 
-    Each tensor has a mapping of its own, so that its pages are let go with it.
+    Each tensor has its own mapping, so that its pages are released with it.
 
     Raises:
         CheckpointError: for a file that cannot be read as safetensors.
@@ -45,7 +45,7 @@ class TensorFiles(Mapping[str, Tensor]):
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The strings in the header of a safetensors file.
+    """Return the metadata strings in the header of a safetensors file.
 
     Raises:
         CheckpointError: for a file that cannot be read as safetensors.
@@ -58,12 +58,12 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write one safetensors file, atomically: an old file stands until the new one is whole and on the disk.
+    """Write a safetensors file atomically: an old file stays until the new one is complete and on disk.
 
-    Tensors that share memory, or are views with gaps, are written each in full.
+    Tensors that share memory, or are views with gaps, are each written in full.
 
     Raises:
-        OSError: if it cannot be written, as on a full disk. What was there before still stands.
+        OSError: If it cannot be written, as on a full disk. The old file is intact.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(path)
@@ -86,7 +86,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file as `write_tensors` does: whole and on the disk, or the old one stands.
+    """Write a file atomically, like `write_tensors`.
 
     Raises:
         OSError: if it cannot be written.
@@ -105,7 +105,7 @@ def _partial(path: Path) -> Path:
 
 
 def _put_in_place(partial: Path, path: Path) -> None:
-    """Rename, in an order that a loss of power cannot turn round: the content first, then the name."""
+    """Rename, flushing the content to disk before the name, so that a power loss cannot leave an incomplete file."""
     with partial.open("r+b") as file:
         os.fsync(file.fileno())
     partial.replace(path)

@@ -1,6 +1,6 @@
-"""From a model's name to a directory with its files: short names, hub ids, local folders, the model in the package.
+"""Model names to local checkpoint directories: short names, hub ids, local folders, and the bundled demo model.
 
-Files in the Hugging Face cache are used without the network; it is asked only for what is not there.
+Files in the Hugging Face cache are used without network access; only missing ones are downloaded.
 """
 
 import re
@@ -26,7 +26,7 @@ _DEMO_DIRECTORY = Path(__file__).parents[2] / "assets" / "demo"
 
 @dataclass(frozen=True)
 class HubModel:
-    """A model with a short name: where it is, and its size."""
+    """A model with a short name, its hub id and its size."""
 
     name: str
     hub_id: str
@@ -126,7 +126,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def find_checkpoint(name: str, *, weights: bool = True, **hub: Any) -> Path:
-    """The local directory that holds a model's files, downloaded first if need be.
+    """Return the local directory with a model's files, downloading them first if needed.
 
     Args:
         name: `"headscope-demo"`, a short name (`"gpt2"`, `"gpt2-medium"`, ...), a hub id (`"owner/model"`), or the
@@ -135,8 +135,8 @@ def find_checkpoint(name: str, *, weights: bool = True, **hub: Any) -> Path:
         hub: For `huggingface_hub.snapshot_download`: `revision`, `cache_dir`, `token`, `local_files_only`.
 
     Raises:
-        UnknownNameError: for a name that is none of these, with the nearest that are.
-        CheckpointError: if the hub has no such model, does not give access to it, or cannot be reached.
+        UnknownNameError: For a name that is none of these; the message suggests the nearest ones.
+        CheckpointError: If the hub has no such model, denies access to it, or cannot be reached.
 
     Example:
         >>> sorted(p.name for p in find_checkpoint("headscope-demo").iterdir() if p.suffix == ".safetensors")
@@ -160,18 +160,18 @@ def find_checkpoint(name: str, *, weights: bool = True, **hub: Any) -> Path:
 
 
 def checkpoint_revision(name: str, *, index: int | None = None, step: int | str | None = None) -> tuple[int, int, str]:
-    """Which of the checkpoints kept during training is meant, for the models that have them: Pythia.
+    """Resolve a training checkpoint, for the models that have them (Pythia).
 
     Args:
         name: A short name or a hub id.
-        index: Its number among all of them, in the order of steps; negative counts from the end.
-        step: Its training step.
+        index: Index of the checkpoint, in the order of steps; negative counts from the end.
+        step: Training step of the checkpoint.
 
     Returns:
-        Its number, its step, and the hub's revision that holds it.
+        Its index, its step, and its revision on the hub.
 
     Raises:
-        InvalidInputError: if the model has none, or not this one.
+        InvalidInputError: If the model has no training checkpoints, or not this one.
 
     Example:
         >>> checkpoint_revision("pythia-70m", index=-1)
@@ -179,15 +179,13 @@ def checkpoint_revision(name: str, *, index: int | None = None, step: int | str 
     """
     steps = _PYTHIA_STEPS if _HUB_IDS.get(name, name).startswith("EleutherAI/pythia-") else ()
     if not steps:
-        raise InvalidInputError(
-            f"no checkpoints kept during training are known for {name!r}. Give the hub's revision instead."
-        )
+        raise InvalidInputError(f"no training checkpoints are known for {name!r}. Give a revision on the hub instead.")
     if (index is None) == (step is None):
         raise InvalidInputError("give either checkpoint_index or checkpoint_value, not both.")
     if step is not None:
         number = int(str(step).removeprefix("step")) if str(step).removeprefix("step").isdecimal() else -1
         if number not in steps:
-            near = ", ".join(map(str, sorted(steps, key=lambda each: abs(each - number))[:3]))
+            near = ", ".join(map(str, sorted(steps, key=lambda known: abs(known - number))[:3]))
             raise InvalidInputError(f"{name} has no checkpoint of step {step!r}. The nearest: {near}.")
         index = steps.index(number)
     assert index is not None
@@ -256,12 +254,12 @@ def _has_tokenizer(directory: Path) -> bool:
 
 
 def has_weights(directory: Path) -> bool:
-    """Whether a directory has weight files in it."""
+    """Return True if a directory has weight files in it."""
     return any(any(directory.glob(kind)) for kind in ("*.safetensors", "pytorch_model*.bin", FIELD_WEIGHTS))
 
 
 def _is_whole(directory: Path) -> bool:
-    """Whether a download came to its end: the config is there, and every file of the weights."""
+    """Return True if a download is complete: the config and every file of the weights."""
     files = {path.name for path in directory.iterdir() if path.is_file()}
     shards = [re.fullmatch(r"(.*)-\d{5}-of-(\d{5})(\..*)", name) for name in files]
     wanted = {

@@ -1,8 +1,8 @@
-"""Loading a checkpoint: files -> our names -> processing -> a model, one tensor at a time.
+"""Loading of checkpoints: files -> our names -> processing -> a model, one tensor at a time.
 
-Safetensors are memory-mapped: a tensor's bytes are read when it is copied into its final layout, and its pages let go
-right after. Processing works in place on these copies, and they become the model's parameters, so that there is never
-a second copy of the weights. No Hugging Face model is built, and no code from a checkpoint is ever run.
+Safetensors are memory-mapped: a tensor's bytes are read when it is copied into its final layout, and its pages are
+released right after. Processing works in place on these copies, and they become the model's parameters, so that there
+is never a second copy of the weights. No Hugging Face model is built, and no code from a checkpoint is ever run.
 """
 
 import inspect
@@ -77,37 +77,37 @@ def load_pretrained(
     Args:
         cls: `HookedTransformer` or a subclass; called as `cls(cfg, tokenizer, ...)`.
         model_name: `"headscope-demo"`, a short name, a hub id or a directory; may be `None` with `hf_model`.
-        fold_ln: Fold norms into what reads them.
-        center_writing_weights: Centre what writes to the residual stream (LayerNorm models).
-        center_unembed: Centre the unembedding over tokens.
+        fold_ln: Fold the norms' weights into the weights that read them.
+        center_writing_weights: Center the weights that write to the residual stream (LayerNorm models).
+        center_unembed: Center the unembedding over tokens.
         fold_value_biases: Move value biases into the output bias.
         refactor_factored_attn_matrices: Factor QK and OV by SVD.
-        hf_model: Take config and weights from this `transformers` model instead of files; of `model_name`, only the
-            tokenizer is then looked for.
+        hf_model: Take config and weights from this `transformers` model instead of files; `model_name` is then used
+            for the tokenizer only.
         tokenizer: Use this tokenizer instead of the checkpoint's.
-        device: Where to put the model.
-        dtype: Floating-point type to convert the weights to.
-        torch_dtype: The same, as `transformers` calls it.
+        device: Device of the model.
+        dtype: Floating-point dtype to convert the weights to.
+        torch_dtype: The same, by the name used in `transformers`.
         default_padding_side: `"left"` or `"right"` (the default).
-        default_prepend_bos: Whether text gets a BOS token by default; it does unless this is `False`.
+        default_prepend_bos: Prepend BOS to text by default; `None` means `True`.
         first_n_layers: Keep only the first layers.
         n_ctx: A shorter context than the checkpoint's.
         move_to_device: `False` leaves the model on the CPU.
-        n_devices: Spread the layers over that many GPUs, about as many bytes on each.
-        device_map: Where each part goes (see `Placement.place`), or `"auto"`: spread over all GPUs there are.
-        checkpoint_index: Which of the checkpoints kept during training, by number, for models that have them (Pythia).
+        n_devices: Spread the layers over this many GPUs, about the same number of bytes on each.
+        device_map: Device of each part (see `Placement.place`), or `"auto"` to spread over all GPUs.
+        checkpoint_index: Index of a training checkpoint, for models that have them (Pythia).
         checkpoint_value: The same, by training step.
         checkpoint_label: The same, by training step or by the name of its revision (`"step1000"`).
         hub_options: `revision`, `cache_dir`, `token` and `local_files_only`, for files on the hub. `trust_remote_code`
-            and `low_cpu_mem_usage` may be given and change nothing: no code of a checkpoint is ever run, and the
-            weights are never in memory twice.
+            and `low_cpu_mem_usage` are accepted and ignored: no code of a checkpoint is ever run, and the weights are
+            never in memory twice.
 
     Raises:
-        UnknownNameError: for an unknown model name or option.
-        InvalidInputError: for a checkpoint of training where there are none, more devices than there are, or a longer
+        UnknownNameError: For an unknown model name or option.
+        InvalidInputError: For a training checkpoint that does not exist, more devices than there are, or a longer
             context than the checkpoint has positions for.
-        CheckpointError: for a checkpoint that is missing, incomplete, corrupt or not supported.
-        NotFiniteError: for weights that are NaN or infinite.
+        CheckpointError: For a checkpoint that is missing, incomplete, corrupt or not supported.
+        NotFiniteError: For weights that are NaN or infinite.
     """
     if model_name is None and hf_model is None:
         raise InvalidInputError("give a model name, or a transformers model as hf_model.")
@@ -117,11 +117,11 @@ def load_pretrained(
             raise unknown_name("option of from_pretrained", name, [*_OPTIONS, *_HUB_OPTIONS])
     hub = {name: value for name, value in hub_options.items() if name in _HUB_OPTIONS}
     model_name = None if model_name is None else str(model_name)
-    of_training: dict[str, Any] = {}
-    wanted = checkpoint_value if checkpoint_label is None else checkpoint_label
-    if checkpoint_index is not None or wanted is not None:
-        index, step, hub["revision"] = checkpoint_revision(str(model_name), index=checkpoint_index, step=wanted)
-        of_training = {"from_checkpoint": True, "checkpoint_index": index, "checkpoint_value": step}
+    training_checkpoint: dict[str, Any] = {}
+    label = checkpoint_value if checkpoint_label is None else checkpoint_label
+    if checkpoint_index is not None or label is not None:
+        index, step, hub["revision"] = checkpoint_revision(str(model_name), index=checkpoint_index, step=label)
+        training_checkpoint = {"from_checkpoint": True, "checkpoint_index": index, "checkpoint_value": step}
     directory = None if hf_model is not None else find_checkpoint(str(model_name), **hub)
     if directory is not None:
         hf_config = {"_name_or_path": str(directory), **read_config(directory)}
@@ -138,8 +138,8 @@ def load_pretrained(
         device=device,
         default_prepend_bos=default_prepend_bos is not False,
         init_weights=False,
-        **of_training,
-        checkpoint_label_type="step" if of_training else None,
+        **training_checkpoint,
+        checkpoint_label_type="step" if training_checkpoint else None,
     )
     tensors = read_tensors(directory) if directory is not None else hf_model.state_dict()
     checkpoint = converted(tensors, cfg, hf_config, first_n_layers=first_n_layers)
@@ -148,6 +148,7 @@ def load_pretrained(
         if not 1 <= n_ctx <= cfg.n_ctx:
             raise InvalidInputError(f"n_ctx must be between 1 and the checkpoint's {cfg.n_ctx}; got {n_ctx}.")
         if "pos_embed.W_pos" in checkpoint:
+            # A slice would keep the memory of all positions alive.
             checkpoint["pos_embed.W_pos"] = checkpoint["pos_embed.W_pos"][:n_ctx].clone()
         cfg.n_ctx = n_ctx
     processing = WeightProcessing(
@@ -178,21 +179,21 @@ def fill(
     *,
     in_place: bool = False,
 ) -> None:
-    """Process weights and make them the parameters of a model, with norms of the type they are for.
+    """Process weights and make them the parameters of a model, replacing its norms to match.
 
     The parameters keep the model's dtype and device.
 
     Args:
         model: The model to fill.
-        weights: Under the model's names.
-        processing: Which rewrites to do first.
-        in_place: Use these tensors themselves, which nobody else may need; else they are copied and left as they are.
+        weights: Weights under the model's names.
+        processing: The rewrites to run first.
+        in_place: Use and change these tensors themselves; otherwise they are copied.
 
     Raises:
-        CheckpointError: for missing or unused names, or a wrong shape, each by name.
+        CheckpointError: For missing or unused names, or a wrong shape, each by name.
     """
     parameters = {name: p for name, p in model.named_parameters() if name.split(".")[0] in _PARTS}
-    # What a subclass added is not in any checkpoint; the buffers some checkpoints have are not ours.
+    # Parameters that a subclass added are in no checkpoint; buffers of old checkpoints are not parameters here.
     others = model.state_dict().keys() - parameters.keys()
     weights = {
         name: weight
@@ -206,6 +207,7 @@ def fill(
         _replace_norms(model)
     own = {}
     for name in list(state):
+        # Popped one by one, so that a tensor that has to be converted is released before the next.
         tensor, like = state.pop(name), parameters[name]
         device = tensor.device if like.is_meta else like.device
         # Contiguous, so that a state dict can be saved as it is.
@@ -219,7 +221,7 @@ def _check_fit(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor]) 
     missing, unused = sorted(set(parameters) - set(weights)), sorted(set(weights) - set(parameters))
     if missing or unused:
         raise CheckpointError(
-            "the weights do not fit the model."
+            "the weights do not match the model."
             + (f" Missing: {', '.join(missing[:5])}." if missing else "")
             + (f" Unused: {', '.join(unused[:5])}." if unused else "")
         )
@@ -246,13 +248,14 @@ def converted(
     *,
     first_n_layers: int | None = None,
 ) -> dict[str, Tensor]:
-    """A checkpoint's tensors under our names, in the config's dtype, checked to be finite."""
+    """Convert a checkpoint's tensors to our names and the config's dtype, and check that they are finite."""
     state = {}
     for name, theirs in family_of(hf_config).convert(tensors, cfg, hf_config):
         if first_n_layers is not None and _layer_of(name) >= first_n_layers:
             continue
         tensor = theirs.detach()
         own = torch.empty(tensor.shape, dtype=cfg.dtype, device=tensor.device).copy_(tensor)
+        # Drops the last references to the memory map, so that its pages need not stay in memory.
         del theirs, tensor
         if own.numel() and not bool(torch.stack(own.aminmax()).isfinite().all()):
             raise NotFiniteError(
@@ -263,10 +266,10 @@ def converted(
 
 
 def config_fields(hf_config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Fields of our config from a Hugging Face config, with a clear error for one that lacks an entry."""
+    """Convert a Hugging Face config to fields of ours, with a clear error for a missing entry."""
     if hf_config.get("auto_map"):
         raise CheckpointError(
-            f"{where} needs code of its own to run (auto_map in config.json); that is never run here."
+            f"{where} needs its own code to run (auto_map in config.json), and code from checkpoints is never run."
         )
     family = family_of(hf_config)
     try:
@@ -276,7 +279,7 @@ def config_fields(hf_config: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """The contents of a checkpoint's `config.json`."""
+    """Read a checkpoint's `config.json`."""
     path = directory / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{directory} has no config.json. A model directory holds config.json and *.safetensors.")
@@ -284,27 +287,27 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
+    """Read the JSON object in a file.
 
     Raises:
-        CheckpointError: if it holds none.
+        CheckpointError: If it holds none.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}.") from None
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path} must hold one JSON object; got {type(found).__name__}.")
-    return found
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} must hold one JSON object; got {type(content).__name__}.")
+    return content
 
 
 def read_tensors(directory: Path) -> Mapping[str, Tensor]:
-    """The tensors of a checkpoint: from its safetensors files, else from pickles, without running code.
+    """Read the tensors of a checkpoint, from safetensors files or else from pickles, without running code.
 
-    Pickles are `pytorch_model*.bin`, or `*final.pth`, as the field's own small models are saved.
+    Pickles are `pytorch_model*.bin`, or `*final.pth` for the field's own small models.
 
     Raises:
-        CheckpointError: if there are none, a shard is missing, or a file is corrupt or holds more than tensors.
+        CheckpointError: If there are none, a shard is missing, or a file is corrupt or holds more than tensors.
     """
     index = directory / "model.safetensors.index.json"
     if index.is_file():
@@ -340,38 +343,38 @@ def _shards(index: Path) -> list[str]:
 
 def _unpickled(path: Path) -> dict[str, Tensor]:
     try:
-        # Files from before torch 1.6 are no zip archives, and cannot be mapped into memory.
+        # Files from before torch 1.6 are not zip archives, and cannot be memory-mapped.
         tensors = torch.load(path, weights_only=True, mmap=zipfile.is_zipfile(path), map_location="cpu")
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, TypeError, ValueError, LookupError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path} is corrupt, or holds more than tensors, which is not loaded: {reason}") from None
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
-        raise CheckpointError(f"{path} must hold a dictionary of tensors by name, and does not.")
+        raise CheckpointError(f"{path} does not hold a dictionary of tensors by name.")
     return tensors
 
 
 def _tokenizer_of(
     model_name: str | None, directory: Path | None, hub: dict[str, Any], named: str | None
 ) -> tuple[Any, str | None]:
-    """The tokenizer beside a checkpoint, and where it came from.
+    """Return the tokenizer of a checkpoint, and its source.
 
-    If there is none, it is that of the model the checkpoint's config names; for weights from elsewhere, that of the
-    model of this name, if at hand.
+    If the directory has none, it is that of the model named in the checkpoint's config; for weights from elsewhere,
+    that of the model of this name, if available.
     """
-    found = None if directory is None else load_tokenizer(directory)
-    name = model_name if directory is None or found is not None else named
-    if found is None and name is not None:
-        # A revision is the checkpoint's, not that of another repository.
+    tokenizer = None if directory is None else load_tokenizer(directory)
+    name = model_name if directory is None or tokenizer is not None else named
+    if tokenizer is None and name is not None:
+        # The revision belongs to the checkpoint, not to another repository.
         options = hub if directory is None else {key: value for key, value in hub.items() if key != "revision"}
         try:
-            found = load_tokenizer(find_checkpoint(name, weights=False, **options))
+            tokenizer = load_tokenizer(find_checkpoint(name, weights=False, **options))
         except (CheckpointError, UnknownNameError) as error:
             logger.warning("the model has no tokenizer: none was found for %r. %s", name, error)
-    return found, None if found is None else name
+    return tokenizer, None if tokenizer is None else name
 
 
 def load_tokenizer(directory: Path) -> Any:
-    """The tokenizer in a checkpoint directory; `None` if there is none."""
+    """Load the tokenizer in a checkpoint directory; `None` if there is none."""
     if not any((directory / name).is_file() for name in TOKENIZER_FILES):
         return None
     from transformers import AutoTokenizer
@@ -381,7 +384,7 @@ def load_tokenizer(directory: Path) -> Any:
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"the tokenizer in {directory} cannot be loaded: {error}") from None
     if tokenizer.pad_token is None:
-        # Ours alone so far: so that it can pad when it is called directly, as we do.
+        # So that it can also pad when users call it directly. It was just created, so nobody else's is changed.
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 

@@ -1,7 +1,7 @@
-"""Text that a model writes: one token after another, each read with the keys and values of those before it.
+"""Text generation with a key-value cache.
 
-A prompt costs one forward pass, and each new token a pass over that token alone; logits are made for the last position
-only. Rows of different length are padded on the left, so that all end at the same position.
+A prompt costs one forward pass, and each new token a pass over that token alone; logits are computed for the last
+position only. Rows of different length are padded on the left, so that all end at the same position.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,7 +27,7 @@ Written = Literal["input", "str", "tokens", "embeds"]
 
 
 class Generation:
-    """A field-less mixin: the writing methods of a model."""
+    """Mixin without fields: the generation methods of a model."""
 
     cfg: HookedTransformerConfig
     tokenizer: Any
@@ -57,34 +57,32 @@ class Generation:
         """Continue a text, texts, tokens or token embeddings.
 
         Args:
-            input: What to continue. Texts of different length are padded on the left.
-            max_new_tokens: How many tokens to write at most.
-            stop_at_eos: Stop once every row has written an end token; what a finished row writes after its own is
-                replaced by that token.
-            eos_token_id: The end token, or several; default: the tokenizer's EOS.
-            do_sample: Draw from the distribution; else take the likeliest token.
-            top_k: Draw from the `k` likeliest tokens only.
-            top_p: Draw from the likeliest tokens that together have this probability.
+            input: The prompt. Texts of different length are padded on the left.
+            max_new_tokens: Maximum number of new tokens.
+            stop_at_eos: Stop once every row has produced an end token; rows that end earlier are filled with it.
+            eos_token_id: The end token, or several; the tokenizer's EOS by default.
+            do_sample: Sample from the distribution; otherwise take the likeliest token.
+            top_k: Sample from the `k` likeliest tokens only.
+            top_p: Nucleus sampling: sample from the likeliest tokens that together have this probability.
             temperature: Divides the logits; 0 takes the likeliest token.
-            freq_penalty: Taken from a token's logit for each time it has occurred.
-            use_past_kv_cache: Keep keys and values instead of reading everything again for each token.
-            prepend_bos: For text: put BOS in front; default `cfg.default_prepend_bos`.
-            padding_side: For one text it does not matter, and several are padded on the left; kept so that calls
-                written for other versions run.
-            return_type: `"str"`, `"tokens"`, `"embeds"`, or `"input"` for what was given.
+            freq_penalty: Subtracted from a token's logit for each previous occurrence.
+            use_past_kv_cache: Keep keys and values instead of rerunning the whole text for each token.
+            prepend_bos: For text: prepend BOS; `cfg.default_prepend_bos` by default.
+            padding_side: Ignored, since prompts are always padded on the left. Kept for compatibility.
+            return_type: `"str"`, `"tokens"`, `"embeds"`, or `"input"` for the type of the input.
             verbose: Show a progress bar.
             repetition_penalty: Divides positive and multiplies negative logits of tokens that have occurred
                 (Keskar et al. 2019, arXiv 1909.05858).
-            attention_mask: For tokens that are padded (on the left): 1 for real ones.
-            generator: Draw from this generator instead of the global one.
+            attention_mask: For tokens padded on the left: 1 for real ones.
+            generator: Generator to sample with instead of the global one.
 
         Returns:
             Prompt and continuation: a string (a list of them for a list), tokens `[batch, pos]`, or embeddings
-            `[batch, pos, d_model]`. From embeddings, text and tokens are those of the continuation alone.
+            `[batch, pos, d_model]`. For a prompt of embeddings, text and tokens are the continuation alone.
 
         Raises:
-            MissingTokenizerError: for text without a tokenizer.
-            InvalidInputError: if prompt and continuation do not fit the context, or an option is out of range.
+            MissingTokenizerError: For text without a tokenizer.
+            InvalidInputError: If prompt and continuation exceed the context, or an option is out of range.
 
         Example:
             >>> from headscope import HookedTransformer
@@ -141,16 +139,15 @@ class Generation:
         *,
         generator: torch.Generator | None = None,
     ) -> Iterator[Any]:
-        """`generate`, handing out the continuation as it comes, `max_tokens_per_yield` tokens at a time.
+        """Generate like `generate`, but yield the continuation in pieces of `max_tokens_per_yield` tokens.
 
         The first piece begins with the prompt. Pieces are strings or tokens, as for `generate`.
 
         Example:
             >>> from headscope import HookedTransformer
             >>> model = HookedTransformer.from_pretrained("headscope-demo")
-            >>> pieces = model.generate_stream("Mary went to the", 4, 2, do_sample=False, verbose=False)
-            >>> len(list(pieces))
-            2
+            >>> list(model.generate_stream("Mary went to the", 4, 2, do_sample=False, verbose=False))
+            ['Mary went to the river,', ' where Scott']
         """
         prompt, mask = self._prompt(input, None, prepend_bos, max_new_tokens)
         ends = self._end_tokens(eos_token_id) if stop_at_eos else []
@@ -181,7 +178,7 @@ class Generation:
         return texts[0] if len(texts) == 1 else texts
 
     def _texts(self, tokens: Int[Tensor, "batch pos"]) -> list[str]:
-        """Each row as text, without the special tokens."""
+        """Decode each row, without special tokens."""
         tokenizer = self._need_tokenizer()  # type: ignore[attr-defined]
         rows = tokens.tolist()
         return [tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False) for row in rows]
@@ -189,7 +186,7 @@ class Generation:
     def _prompt(
         self, input: Any, attention_mask: Tensor | None, prepend_bos: bool | None, max_new_tokens: int
     ) -> tuple[Tensor, Bool[Tensor, "batch pos"]]:
-        """Tokens or embeddings to begin with, and which of them are real."""
+        """Return tokens or embeddings of the prompt, and a mask of the real ones."""
         device = self.input_device  # type: ignore[attr-defined]
         mask: Tensor | None = None
         if is_text(input):
@@ -201,7 +198,7 @@ class Generation:
             prompt = checked_tokens(input, device).long()
         length = prompt.shape[1]
         if max_new_tokens < 0 or length + max_new_tokens > self.cfg.n_ctx + 1:
-            # The last token written is never read.
+            # The last new token is never fed back, so it may lie one beyond the context.
             raise InvalidInputError(
                 f"max_new_tokens = {max_new_tokens} with a prompt of {length} tokens must stay within the context, "
                 f"n_ctx = {self.cfg.n_ctx}. Shorten either."
@@ -233,7 +230,7 @@ class Generation:
         use_past_kv_cache: bool,
         options: dict[str, Any],
     ) -> Iterator[Int[Tensor, " batch"]]:
-        """The new tokens, one step at a time."""
+        """Yield the new tokens, one step at a time."""
         batch = prompt.shape[0]
         past = HookedTransformerKeyValueCache.init_cache(self.cfg, prompt.device, batch) if use_past_kv_cache else None
         seen = prompt if prompt.ndim == 2 else prompt.new_zeros(batch, 0, dtype=torch.long)
@@ -268,7 +265,7 @@ class Generation:
         return run.to_logits(residual[:, -1:])[:, 0]
 
     def _end_is_watched(self) -> bool:
-        """Whether anybody would notice that the final norm and the unembedding saw the last position only."""
+        """Return True if hooks or replaced modules would notice a final norm over the last position alone."""
         run: Any = self
         parts = [*run.ln_final.modules(), *run.unembed.modules()]
         points = [part for part in parts if isinstance(part, HookPoint)]

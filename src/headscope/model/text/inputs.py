@@ -1,6 +1,6 @@
-"""What a forward pass is given, checked and in one form: tokens, a residual stream, an attention mask, layers.
+"""Checked and normalized inputs of a forward pass: tokens, residual streams, attention masks, layer ranges.
 
-Nothing here runs a model. A wrong input is refused with what it was, what is allowed and how to mend it.
+Nothing here runs a model. Errors say what the input was, what is allowed and how to fix it.
 """
 
 from dataclasses import dataclass
@@ -25,20 +25,20 @@ __all__ = [
 
 
 def is_text(input: Any) -> bool:
-    """Whether an input is a text or a list of texts."""
+    """Return True for a text or a list of texts."""
     return isinstance(input, str) or (isinstance(input, (list, tuple)) and bool(input) and isinstance(input[0], str))
 
 
 def checked_tokens(input: Any, device: torch.device) -> Tensor:
-    """Tokens as `[batch, pos]` on a device, from a tensor `[batch, pos]` or `[pos]`.
+    """Return tokens `[batch, pos]` on a device, from a tensor `[batch, pos]` or `[pos]`.
 
     Raises:
-        InvalidInputError: for anything else, or no tokens at all.
+        InvalidInputError: For anything else, or no tokens at all.
     """
     if not isinstance(input, Tensor) or input.is_floating_point() or input.dtype == torch.bool:
-        kind = f"a {input.dtype} tensor" if isinstance(input, Tensor) else type(input).__name__
+        given = f"a {input.dtype} tensor" if isinstance(input, Tensor) else type(input).__name__
         raise InvalidInputError(
-            f"input must be text or an integer tensor of tokens; got {kind}. "
+            f"input must be text or an integer tensor of tokens; got {given}. "
             "To start from a residual stream, pass start_at_layer."
         )
     tokens = (input[None] if input.ndim == 1 else input).to(device)
@@ -50,10 +50,10 @@ def checked_tokens(input: Any, device: torch.device) -> Tensor:
 
 
 def checked_residual(input: Any, d_model: int) -> Tensor:
-    """A residual stream `[batch, pos, d_model]`.
+    """Check that an input is a residual stream `[batch, pos, d_model]`.
 
     Raises:
-        InvalidInputError: for anything else.
+        InvalidInputError: For anything else.
     """
     if not isinstance(input, Tensor) or input.ndim != 3 or input.shape[-1] != d_model:
         shape = list(input.shape) if isinstance(input, Tensor) else type(input).__name__
@@ -64,12 +64,12 @@ def checked_residual(input: Any, d_model: int) -> Tensor:
 
 
 def checked_mask(given: Tensor, beside: Tensor, n_past: int = 0) -> Tensor | None:
-    """A given attention mask for the tokens or stream beside it, as booleans `[batch, pos]`; `None` if all are true.
+    """Return the attention mask of tokens or a residual stream as booleans `[batch, pos]`; `None` if all are true.
 
     With `n_past` tokens in a key-value cache the mask may cover these too; only its end is kept.
 
     Raises:
-        InvalidInputError: for a mask of another shape.
+        InvalidInputError: For a mask of another shape.
     """
     mask = torch.atleast_2d(given).to(beside.device)
     batch, length = beside.shape[:2]
@@ -85,13 +85,13 @@ def checked_mask(given: Tensor, beside: Tensor, n_past: int = 0) -> Tensor | Non
 
 @dataclass(frozen=True)
 class Masks:
-    """Which tokens are padding, for those who need to know.
+    """Padding masks of a forward pass.
 
     Attributes:
-        counted: `[batch, pos]`, true for the tokens a loss counts; `None` when all are.
-        seen: `[batch, past + pos]`, true for the keys a query may see and a position counts; `None` when all are, or
-            when it makes no difference.
-        n_past: How many positions come from a key-value cache.
+        counted: `[batch, pos]`, true for the tokens that a loss counts; `None` if all are.
+        seen: `[batch, past + pos]`, true for the keys that queries may attend to and that positions count; `None` if
+            all are, or if it makes no difference.
+        n_past: Number of positions from a key-value cache.
     """
 
     counted: Tensor | None
@@ -100,10 +100,10 @@ class Masks:
 
 
 def with_past(mask: Tensor | None, past: HookedTransformerKeyValueCache, beside: Tensor) -> Tensor | None:
-    """The mask of the cached tokens and the new ones together; `None` if all are real.
+    """Return the mask of cached and new tokens together; `None` if all are real.
 
     Raises:
-        InvalidInputError: if the cache is for another batch size.
+        InvalidInputError: If the cache is for another batch size.
     """
     before = past.previous_attention_mask
     if before.shape[0] != beside.shape[0]:
@@ -114,7 +114,7 @@ def with_past(mask: Tensor | None, past: HookedTransformerKeyValueCache, beside:
 
 
 def new_mask(mask: Tensor | None, beside: Tensor) -> Tensor:
-    """The mask of new tokens, written out: all true for `None`."""
+    """Return the mask of new tokens as a tensor: all true for `None`."""
     return torch.ones(beside.shape[:2], dtype=torch.bool, device=beside.device) if mask is None else mask
 
 
@@ -123,10 +123,10 @@ def _unless_all(mask: Tensor) -> Tensor | None:
 
 
 def layer_range(n_layers: int, start: int | None, stop: int | None) -> range:
-    """The layers from `start` up to `stop`; negative numbers count from the end.
+    """Return the layers from `start` up to `stop`; negative numbers count from the end.
 
     Raises:
-        InvalidInputError: for a layer the model does not have.
+        InvalidInputError: For a layer out of range.
     """
     for name, layer in (("start_at_layer", start), ("stop_at_layer", stop)):
         if layer is not None and not -n_layers <= layer <= n_layers:

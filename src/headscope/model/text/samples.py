@@ -1,4 +1,4 @@
-"""A document of the text a model was trained on, drawn at random."""
+"""Random documents of the text a model was trained on."""
 
 import random
 from collections.abc import Callable
@@ -13,10 +13,10 @@ __all__ = ["TrainingText"]
 
 
 class TrainingText:
-    """A mixin: `dataset`, a sample of the training text, for a model that has `cfg` and `to_tokens`.
+    """Mixin: `dataset`, a sample of the training text, for a model that has `cfg` and `to_tokens`.
 
-    Which text that is, `headscope.data` knows, and this part does not import that one: the package's `__init__`, which
-    sees both, sets `training_dataset`.
+    `headscope.data` knows which text that is, but `model` may not import `data`: the package's `__init__`, which sees
+    both, sets `training_dataset`.
     """
 
     cfg: HookedTransformerConfig
@@ -40,19 +40,19 @@ class TrainingText:
         *,
         seed: int | None = None,
     ) -> str | Tensor:
-        """A random document of `dataset`, which is loaded first if need be.
+        """Draw a random document of `dataset`, loading it first if needed.
 
         Args:
-            tokenize: Give tokens `[1, pos]`, cut at `cfg.n_ctx`, instead of text.
-            prepend_bos: For tokens: put BOS in front; default `cfg.default_prepend_bos`.
-            padding_side: For tokens; one document needs no padding.
-            seed: Draw the same document each time; default: another one at each call.
+            tokenize: Return tokens `[1, pos]`, truncated to `cfg.n_ctx`, instead of text.
+            prepend_bos: For tokens: prepend BOS; `cfg.default_prepend_bos` by default.
+            padding_side: Ignored, since one document needs no padding.
+            seed: Seed of the draw; a different document at each call by default.
 
         Example:
             >>> from headscope import HookedTransformer
             >>> model = HookedTransformer.from_pretrained("headscope-demo")
-            >>> model.sample_datapoint(seed=1) == model.sample_datapoint(seed=1)
-            True
+            >>> model.sample_datapoint(seed=1)[:60]
+            'It was quiet and Martin and George stayed in the market. Mar'
         """
         if self.dataset is None:
             self.load_sample_training_dataset()

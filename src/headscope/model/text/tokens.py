@@ -1,8 +1,7 @@
-"""Text to tokens and back, and which positions are padding.
+"""Tokenization, decoding, and padding masks.
 
-Special tokens are never left to the tokenizer: it is always asked for none, and BOS is put in front here. So BOS is
-there once when asked for, and never inside a look-up of one word. Padding is done here too, so a tokenizer's own
-settings are neither needed nor changed.
+The tokenizer never adds special tokens: BOS is prepended here. So BOS occurs once if requested, and never in the
+look-up of a single word. Padding is done here too, so a tokenizer's own settings are neither needed nor changed.
 """
 
 from collections.abc import Sequence
@@ -31,28 +30,28 @@ __all__ = [
 ]
 
 PaddingSide = Literal["left", "right"]
-USE_DEFAULT_VALUE = None  # what older notebooks pass to say "as the model is set"
+USE_DEFAULT_VALUE = None  # older notebooks pass it for the model's default
 
 
 def bos_token_id(tokenizer: Any) -> int | None:
-    """The token put in front of a text: BOS, or EOS for a tokenizer that has no BOS."""
+    """Return the token to prepend to a text: BOS, or EOS for a tokenizer without BOS."""
     return tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
 
 
 def pad_token_id(tokenizer: Any) -> int | None:
-    """The token that fills short rows: PAD, or EOS for a tokenizer that has no PAD."""
+    """Return the padding token: PAD, or EOS for a tokenizer without PAD."""
     return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
 
 
 def begin_token(tokenizer: Any) -> int:
-    """The token that begins a row: BOS, or EOS for a tokenizer that has no BOS.
+    """Return the token that begins a row: BOS, or EOS for a tokenizer without BOS.
 
     Raises:
         MissingTokenizerError: If there is no tokenizer.
         InvalidInputError: If it has neither.
     """
     if tokenizer is None:
-        raise MissingTokenizerError("there is no tokenizer to tell BOS: pass one, or prepend_bos=False.")
+        raise MissingTokenizerError("there is no tokenizer to look up BOS with: pass one, or prepend_bos=False.")
     bos = bos_token_id(tokenizer)
     if bos is None:
         raise InvalidInputError("the tokenizer has neither BOS nor EOS to begin a row with: pass prepend_bos=False.")
@@ -62,10 +61,10 @@ def begin_token(tokenizer: Any) -> int:
 def padding_mask(
     tokens: Int[Tensor, "batch pos"], pad_id: int, *, padding_side: PaddingSide = "right", bos_id: int | None = None
 ) -> Bool[Tensor, "batch pos"]:
-    """True for real tokens: all but the run of `pad_id` at the padded end of a row.
+    """Return a mask of real tokens: all but the run of `pad_id` at the padded end of a row.
 
-    Where padding and BOS are the same token (GPT-2), the first token of a row is taken as its BOS: on the right-padded
-    side a row is never padding alone, on the left the last of the leading run counts as real.
+    If padding and BOS are the same token (GPT-2), one of them is taken as BOS: the first token of a row padded on the
+    right, the last of the leading run of a row padded on the left.
 
     Example:
         >>> padding_mask(torch.tensor([[9, 5, 6, 9, 9]]), 9, bos_id=9)
@@ -86,7 +85,7 @@ def padding_mask(
 
 
 def single_token(string: str, tokenizer: Any) -> int:
-    """The number of a string that is one token; an error that shows its tokens when it is not."""
+    """Return the id of a string that is one token; raise an error that shows its tokens otherwise."""
     ids = tokenizer.encode(string, add_special_tokens=False)
     if len(ids) != 1:
         pieces = [tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in ids]
@@ -99,17 +98,17 @@ def single_token(string: str, tokenizer: Any) -> int:
 def residual_directions(
     tokens: str | int | Sequence[int] | Tensor, W_U: Float[Tensor, "d_model d_vocab"], tokenizer: Any = None
 ) -> Float[Tensor, "*shape d_model"]:
-    """The columns of `W_U` for a single-token string, a token number, or several numbers."""
+    """Return the columns of `W_U` for a single-token string, a token id, or several ids."""
     if isinstance(tokens, str):
         if tokenizer is None:
-            raise MissingTokenizerError(f"the model has no tokenizer to look {tokens!r} up with: give its number.")
+            raise MissingTokenizerError(f"the model has no tokenizer to look {tokens!r} up with: give its id.")
         tokens = single_token(tokens, tokenizer)
     ids = torch.as_tensor(tokens).to(W_U.device)
     return W_U.T[ids.squeeze() if ids.numel() == 1 else ids]
 
 
 def get_attention_mask(tokenizer: Any, tokens: Int[Tensor, "batch pos"], prepend_bos: bool) -> Int[Tensor, "batch pos"]:
-    """1 for real tokens, 0 for padding, judged by the tokenizer's padding token and side.
+    """Return 1 for real tokens, 0 for padding, by the tokenizer's padding token and side.
 
     Example:
         >>> from headscope import HookedTransformer
@@ -122,13 +121,13 @@ def get_attention_mask(tokenizer: Any, tokens: Int[Tensor, "batch pos"], prepend
     """
     pad = pad_token_id(tokenizer)
     if pad is None:
-        raise InvalidInputError("the tokenizer has no padding or EOS token to tell padding by.")
+        raise InvalidInputError("the tokenizer has no padding or EOS token to find padding by.")
     bos = bos_token_id(tokenizer) if prepend_bos else None
     return padding_mask(tokens, pad, padding_side=tokenizer.padding_side, bos_id=bos).long()
 
 
 def get_tokens_with_bos_removed(tokenizer: Any, tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos-1"]:
-    """Rows without their BOS: the first token, or the last of the leading run of padding and BOS.
+    """Remove the BOS of each row: the first token, or with left padding, the last of the leading run.
 
     Example:
         >>> from headscope import HookedTransformer
@@ -145,14 +144,14 @@ def get_tokens_with_bos_removed(tokenizer: Any, tokens: Int[Tensor, "batch pos"]
     at = leading.sum(-1) - 1 if tokenizer.padding_side == "left" else torch.zeros_like(tokens[:, 0])
     rows = torch.arange(len(tokens), device=tokens.device)
     if bool((at < 0).any()) or not torch.equal(tokens[rows, at], wanted[:1].expand(len(tokens))):
-        raise InvalidInputError(f"not every row has a BOS token ({bos}) where it would begin.")
+        raise InvalidInputError(f"not every row begins with a BOS token ({bos}).")
     keep = torch.ones_like(tokens, dtype=torch.bool)
     keep[rows, at] = False
     return tokens[keep].view(len(tokens), -1)
 
 
 class Tokenization:
-    """A field-less mixin: the tokenizing methods of a model that has `cfg`, `tokenizer` and `W_U`."""
+    """Mixin without fields: tokenization, for a model that has `cfg`, `tokenizer` and `W_U`."""
 
     cfg: HookedTransformerConfig
     tokenizer: Any
@@ -164,7 +163,7 @@ class Tokenization:
         if self.tokenizer is None:
             raise MissingTokenizerError(
                 f"model {self.cfg.model_name!r} has no tokenizer, so it takes tokens, not text. "
-                "Pass a tensor of token numbers, or set one: model.set_tokenizer(tokenizer)."
+                "Pass a tensor of token ids, or set a tokenizer: model.set_tokenizer(tokenizer)."
             )
         return self.tokenizer
 
@@ -180,10 +179,10 @@ class Tokenization:
 
         Args:
             input: A text, or several.
-            prepend_bos: Put a BOS token in front; default `cfg.default_prepend_bos`.
-            padding_side: Where short rows are filled; default `model.default_padding_side`.
+            prepend_bos: Prepend a BOS token; `cfg.default_prepend_bos` by default.
+            padding_side: Side on which short rows are padded; `model.default_padding_side` by default.
             move_to_device: Put the tokens on the model's device.
-            truncate: Cut at `cfg.n_ctx` tokens.
+            truncate: Truncate to `cfg.n_ctx` tokens.
 
         Raises:
             MissingTokenizerError: if the model has no tokenizer.
@@ -192,8 +191,8 @@ class Tokenization:
         Example:
             >>> from headscope import HookedTransformer
             >>> model = HookedTransformer.from_pretrained("headscope-demo")
-            >>> model.to_tokens("Mary gave a drink to John", prepend_bos=False).ndim
-            2
+            >>> model.to_tokens("Mary gave a drink to John")
+            tensor([[  0,  45, 806, 352, 259, 742, 266, 547]])
         """
         tokenizer = self._need_tokenizer()
         texts = [input] if isinstance(input, str) else list(input)
@@ -215,7 +214,7 @@ class Tokenization:
         return torch.tensor(filled, device=self.cfg.device if move_to_device else None)
 
     def to_string(self, tokens: int | Sequence[Any] | Tensor | np.ndarray) -> str | list[str]:
-        """Text of tokens: a string for one sequence, a list of strings for a batch."""
+        """Decode tokens: a string for one sequence, a list of strings for a batch."""
         tokenizer = self._need_tokenizer()
         ids = torch.as_tensor(tokens)
         if ids.ndim == 2:
@@ -230,7 +229,7 @@ class Tokenization:
         prepend_bos: bool | None = None,
         padding_side: PaddingSide | None = None,
     ) -> list[Any]:
-        """Each token as a string: a list for one text or sequence, a list of lists for a list of texts."""
+        """Decode each token to a string: a list for one text or sequence, a list of lists for a list of texts."""
         tokenizer = self._need_tokenizer()
         if isinstance(input, str):
             ids = [
@@ -250,15 +249,15 @@ class Tokenization:
         return [tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in ids]
 
     def to_single_token(self, string: str) -> int:
-        """The number of a string that is one token.
+        """Return the id of a string that is one token.
 
         Raises:
-            InvalidInputError: if it is not; the message shows the tokens it is.
+            InvalidInputError: If it is not; the message shows its tokens.
         """
         return single_token(string, self._need_tokenizer())
 
     def to_single_str_token(self, int_token: int) -> str:
-        """The string of one token."""
+        """Decode one token."""
         return self._need_tokenizer().decode([int_token], clean_up_tokenization_spaces=False)
 
     def get_token_position(
@@ -269,10 +268,10 @@ class Tokenization:
         prepend_bos: bool | None = None,
         padding_side: PaddingSide | None = None,
     ) -> int:
-        """Where a token stands in a text or a sequence of tokens.
+        """Return the position of a token in a text or a sequence of tokens.
 
         Raises:
-            InvalidInputError: if it is not there, or the input is a batch of several.
+            InvalidInputError: If it does not occur, or the input is a batch of several.
         """
         if mode not in ("first", "last"):
             raise InvalidInputError(f"mode must be 'first' or 'last'; got {mode!r}.")
@@ -280,21 +279,21 @@ class Tokenization:
         if tokens.ndim == 2 and tokens.shape[0] != 1:
             raise InvalidInputError(f"tokens must be one sequence, [pos] or [1, pos]; got shape {list(tokens.shape)}.")
         wanted = self.to_single_token(single_token) if isinstance(single_token, str) else single_token
-        found = (tokens.flatten() == wanted).nonzero().flatten().tolist()
-        if not found:
+        positions = (tokens.flatten() == wanted).nonzero().flatten().tolist()
+        if not positions:
             raise InvalidInputError(f"token {single_token!r} does not occur in the input.")
-        return found[0] if mode == "first" else found[-1]
+        return positions[0] if mode == "first" else positions[-1]
 
     def tokens_to_residual_directions(
         self, tokens: str | int | Sequence[int] | Tensor
     ) -> Float[Tensor, "*shape d_model"]:
-        """The columns of `W_U` that tokens are read off along: `[d_model]` for one, `[..., d_model]` for several."""
+        """Return the columns of `W_U` of tokens: `[d_model]` for one, `[..., d_model]` for several."""
         return residual_directions(tokens, self.W_U, self.tokenizer)
 
     def attention_mask(
         self, tokens: Int[Tensor, "batch pos"], padding_side: PaddingSide | None = None, prepend_bos: bool | None = None
     ) -> Bool[Tensor, "batch pos"] | None:
-        """True for real tokens, judged by `padding_mask`; `None` when nothing is padded (or there is no tokenizer)."""
+        """Return the `padding_mask` of tokens; `None` if nothing is padded, or there is no tokenizer."""
         pad = None if self.tokenizer is None else pad_token_id(self.tokenizer)
         if pad is None:
             return None
@@ -312,7 +311,7 @@ class Tokenization:
         return [bos]
 
     def padding_side_or_default(self, padding_side: PaddingSide | None) -> PaddingSide:
-        """The side asked for; else the tokenizer's, if that was changed since it was set here; else the default."""
+        """Return the given side; else the tokenizer's, if changed since it was set here; else the default."""
         side = self.default_padding_side if padding_side is None else padding_side
         if padding_side is None and self.tokenizer is not None and self.tokenizer.padding_side != self._tokenizer_side:
             side = self.tokenizer.padding_side

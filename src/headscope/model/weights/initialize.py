@@ -26,10 +26,10 @@ _WITH_GAIN: dict[str, Callable[..., Any]] = {
 
 
 def initialize_weights(model: nn.Module) -> None:
-    """Draw every weight matrix as `cfg.init_mode` says; biases are zero and norms one.
+    """Draw every weight matrix according to `cfg.init_mode`; biases are zero and norm weights one.
 
     `"gpt2"` is a normal of standard deviation `cfg.initializer_range`, which is the gain in the other modes. With
-    `cfg.seed` the draw has a generator of its own, so the global one is left alone.
+    `cfg.seed` the draw uses its own generator, and the global one is untouched.
     """
     cfg = model.cfg
     assert isinstance(cfg, HookedTransformerConfig)
@@ -40,10 +40,10 @@ def initialize_weights(model: nn.Module) -> None:
         draw = partial(_WITH_GAIN[cfg.init_mode], gain=cfg.initializer_range, generator=generator)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            kind = name.rsplit(".", 1)[-1].lstrip("_")  # one shared by a group of heads has an underscore in front
-            if kind.startswith("W_"):
+            short = name.rsplit(".", 1)[-1].lstrip("_")  # weights shared by a group of heads begin with an underscore
+            if short.startswith("W_"):
                 parameter.copy_(draw(torch.empty(parameter.shape, dtype=torch.float32)))
-            elif kind.startswith("b"):
+            elif short.startswith("b"):
                 parameter.zero_()
             else:
                 parameter.fill_(1.0)

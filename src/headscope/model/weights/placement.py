@@ -1,4 +1,4 @@
-"""Where a model's parameters live, in which dtype, and which of them are trained."""
+"""Devices and dtypes of a model's parameters, and freezing."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
@@ -16,24 +16,24 @@ _ENDS = ("embed", "pos_embed", "ln_final", "unembed")
 
 
 def gpus(n_devices: int | None = None) -> list[str]:
-    """The first GPUs, all of them by default; the CPU where there is none and no number is asked for.
+    """Return the first `n_devices` GPUs; by default all of them, or the CPU if there is none.
 
     Raises:
-        InvalidInputError: if there are fewer.
+        InvalidInputError: If there are fewer.
     """
-    found = torch.cuda.device_count()
+    available = torch.cuda.device_count()
     if n_devices is None:
-        return [f"cuda:{number}" for number in range(found)] or ["cpu"]
-    if not 1 <= n_devices <= found:
+        return [f"cuda:{number}" for number in range(available)] or ["cpu"]
+    if not 1 <= n_devices <= available:
         raise InvalidInputError(
-            f"n_devices = {n_devices}, and this machine has {found} GPUs. Give fewer, or say by device_map which "
-            "layers go where."
+            f"n_devices = {n_devices}, but this machine has {available} GPUs. Give fewer, or place layers with "
+            "device_map."
         )
     return [f"cuda:{number}" for number in range(n_devices)]
 
 
 def balanced_device_map(model: nn.Module, devices: Sequence[torch.device | str]) -> dict[str, torch.device | str]:
-    """Blocks over devices in order, so that each holds about as many bytes; the ends go with the first and last.
+    """Distribute blocks over devices in order, about the same number of bytes on each; the ends go first and last.
 
     Example:
         >>> from headscope import HookedTransformer
@@ -44,7 +44,7 @@ def balanced_device_map(model: nn.Module, devices: Sequence[torch.device | str])
     """
 
     def size(name: str) -> int:
-        return sum(each.nbytes for each in model.get_submodule(name).parameters())
+        return sum(parameter.nbytes for parameter in model.get_submodule(name).parameters())
 
     children = dict(model.named_children())
     blocks = [f"blocks.{number}" for number, _ in enumerate(model.get_submodule("blocks").children())]
@@ -52,7 +52,7 @@ def balanced_device_map(model: nn.Module, devices: Sequence[torch.device | str])
     total, before = sum(map(size, order)), 0
     placed = {}
     for name in order:
-        # Where its middle falls.
+        # A part goes to the device that the middle of its bytes falls on, which balances parts of unequal size.
         share = (before + size(name) / 2) / max(total, 1)
         placed[name] = devices[min(int(share * len(devices)), len(devices) - 1)]
         before += size(name)
@@ -60,7 +60,7 @@ def balanced_device_map(model: nn.Module, devices: Sequence[torch.device | str])
 
 
 def near(module: nn.Module, *tensors: Tensor | None) -> tuple[Any, ...]:
-    """Tensors on the device of a module's parameters; those that are there already, and `None`, as they are."""
+    """Move tensors to the device of a module's parameters, leaving those already there, and `None`, as they are."""
     parameter = next(module.parameters(), None)
     if parameter is None:
         return tensors
@@ -68,33 +68,33 @@ def near(module: nn.Module, *tensors: Tensor | None) -> tuple[Any, ...]:
 
 
 class Placement(nn.Module):
-    """A mixin: moving, converting and freezing a model that has `cfg` and `embed`."""
+    """Mixin: moving, converting and freezing a model that has `cfg` and `embed`."""
 
     cfg: HookedTransformerConfig
     mod_dict: dict[str, nn.Module]
 
     @property
     def input_device(self) -> torch.device:
-        """Where tokens have to be: the device of the embedding."""
+        """Device for tokens: that of the embedding."""
         return next(self.get_submodule("embed").parameters()).device
 
     def to(self, *args: Any, print_details: bool = False, **kwargs: Any) -> Self:
-        """Move to a device or a dtype, in place; `cfg.device` and `cfg.dtype` follow."""
+        """Move to a device or convert to a dtype, in place, updating `cfg.device` and `cfg.dtype`."""
         moved = super().to(*args, **kwargs)
         if print_details:
             print(f"Moved {self.cfg.model_name} to {self.cfg.device}, {self.cfg.dtype}.")
         return moved
 
     def place(self, device_map: DeviceMap) -> Self:
-        """Put parts of the model on devices of their own; a forward pass carries the stream from one to the next.
+        """Put parts of the model on different devices; a forward pass moves the residual stream between them.
 
         Args:
             device_map: A device for each part: `"embed"`, `"blocks.3"`, `"unembed"`, ..., or `""` for the rest. The
-                longest name that a part begins with counts.
+                longest matching prefix counts.
 
         Raises:
-            UnknownNameError: for a part that does not exist.
-            InvalidInputError: if a part is given no device.
+            UnknownNameError: For a part that does not exist.
+            InvalidInputError: If a part has no device.
 
         Example:
             >>> from headscope import HookedTransformer
@@ -135,18 +135,18 @@ class Placement(nn.Module):
         self.cfg.n_devices = len({parameter.device for parameter in self.parameters()})
 
     def freeze(self, *parts: str) -> Self:
-        """No gradients for the parameters under these names (`"embed"`, `"blocks.0.attn"`), or for all.
+        """Freeze the parameters under these names (`"embed"`, `"blocks.0.attn"`), or all.
 
         Raises:
-            UnknownNameError: for a name that is neither a module nor a parameter.
+            UnknownNameError: For a name that is neither a module nor a parameter.
         """
         return self._require_grad(parts, False)
 
     def unfreeze(self, *parts: str) -> Self:
-        """Gradients again for the parameters under these names, or for all.
+        """Unfreeze the parameters under these names, or all.
 
         Raises:
-            UnknownNameError: for a name that is neither a module nor a parameter.
+            UnknownNameError: For a name that is neither a module nor a parameter.
         """
         return self._require_grad(parts, True)
 

@@ -1,8 +1,8 @@
-"""Weight processing: rewrites of a model that leave its log-probabilities unchanged and make it easier to read.
+"""Weight processing: rewrites of a model that leave its log-probabilities unchanged and make it easier to interpret.
 
-Each function takes a state dict (under headscope's names) and the config and returns a new one; the tensors it was
-given are never written to. Why each is exact is said in its docstring. `process_weights` runs those that are asked for,
-and says in the log which do not apply; for weights nobody else needs it can work in place, without a second copy.
+Each public function takes a state dict (under headscope's names) and the config and returns a new state dict; the
+tensors it was given are never written to. Its docstring says why it is exact. `process_weights` runs those requested
+and logs which do not apply; it can work in place, without a second copy of the weights.
 """
 
 import copy
@@ -36,12 +36,12 @@ logger = logging.getLogger("headscope")
 
 @dataclass(frozen=True)
 class WeightProcessing:
-    """Which rewrites to do; the defaults are the field's.
+    """Selection of rewrites; the defaults are TransformerLens's.
 
     Attributes:
-        fold_ln: Fold the norms' weights and biases into what reads them.
-        center_writing_weights: Take the mean out of everything written to the residual stream (LayerNorm only).
-        center_unembed: Take the mean over tokens out of the unembedding.
+        fold_ln: Fold the norms' weights and biases into the weights that read them.
+        center_writing_weights: Remove the mean over d_model from all writes to the residual stream (LayerNorm only).
+        center_unembed: Remove the mean over tokens from the unembedding.
         fold_value_biases: Move value biases into the attention's output bias.
         refactor_factored_attn_matrices: Make `W_Q`, `W_K` orthogonal and of equal norm, and `W_O` a rotation.
     """
@@ -54,7 +54,7 @@ class WeightProcessing:
 
     @classmethod
     def names(cls) -> list[str]:
-        """The names of the rewrites, in the order they run."""
+        """Return the names of the rewrites, in the order they run."""
         return [field.name for field in dataclasses.fields(cls)]
 
 
@@ -65,16 +65,16 @@ def process_weights(
     *,
     in_place: bool = False,
 ) -> tuple[StateDict, str | None, tuple[str, ...]]:
-    """Run the rewrites that are asked for and apply to this model.
+    """Run the requested rewrites that apply to this model.
 
     Args:
         state_dict: The weights.
         cfg: The config they belong to; it is not changed.
-        processing: Which rewrites.
-        in_place: Change the tensors given instead of copies of them; none may share memory with another.
+        processing: The rewrites to run.
+        in_place: Change the given tensors instead of copies; no two may share memory.
 
     Returns:
-        The new state dict, the norm type it is for, and the names of the rewrites done.
+        The new state dict, its normalization type, and the names of the rewrites done.
     """
     state, cfg, done = dict(state_dict) if in_place else _copied(state_dict), copy.copy(cfg), []
     for name, rewrite in _STEPS.items():
@@ -97,7 +97,7 @@ def _copied(state_dict: Mapping[str, Tensor]) -> StateDict:
 
 
 def _rewritten(name: str, state_dict: Mapping[str, Tensor], cfg: HookedTransformerConfig) -> StateDict:
-    """One rewrite, on a copy."""
+    """Run one rewrite on a copy."""
     reason = _why_not(name, cfg)
     if reason:
         raise InvalidInputError(f"{name} does not apply: {reason}")
@@ -105,39 +105,39 @@ def _rewritten(name: str, state_dict: Mapping[str, Tensor], cfg: HookedTransform
 
 
 def folded_norm(cfg: HookedTransformerConfig) -> str | None:
-    """The norm type a model has once its norms' weights are folded."""
+    """Return the normalization type of a model whose norms' weights have been folded."""
     return {"LN": "LNPre", "RMS": "RMSPre"}.get(cfg.normalization_type or "", cfg.normalization_type)
 
 
 def inapplicable_processing(cfg: HookedTransformerConfig) -> dict[str, str]:
-    """For each rewrite, why it does not apply to a model; empty where it does."""
+    """Return, for each rewrite, the reason it does not apply to a model; empty if it does."""
     return {name: _why_not(name, cfg) for name in WeightProcessing.names()}
 
 
 def _why_not(name: str, cfg: HookedTransformerConfig) -> str:
-    """Why a rewrite does not apply to this model; empty if it does."""
+    """Return the reason a rewrite does not apply to this model; empty if it does."""
     shared = cfg.n_key_value_heads not in (None, cfg.n_heads)
     if name == "fold_ln" and cfg.normalization_type not in ("LN", "RMS"):
         return f"norms of type {cfg.normalization_type} have no weights to fold."
     if name == "fold_ln" and cfg.positional_embedding_type == "shortformer":
-        return "shortformer positions are added behind the norm, which its weight must not scale."
+        return "shortformer positions are added after the norm, and its weight must not scale them."
     if name == "refactor_factored_attn_matrices":
         if shared:
             return "keys and values shared by several heads cannot be factored for each."
         if cfg.positional_embedding_type == "rotary":
-            return "rotary positions turn queries and keys, so W_Q W_K^T does not make the scores alone."
+            return "rotary positions rotate queries and keys, so W_Q W_K^T alone does not determine the scores."
         if cfg.use_qk_norm:
-            return "queries and keys go through a norm, so W_Q W_K^T does not make the scores alone."
+            return "queries and keys go through a norm, so W_Q W_K^T alone does not determine the scores."
         if cfg.clip_qkv is not None:
-            return "queries and keys are clipped, so W_Q W_K^T does not make the scores alone."
+            return "queries and keys are clipped, so W_Q W_K^T alone does not determine the scores."
     if name == "fold_value_biases" and cfg.clip_qkv is not None:
-        return "values are clipped, biases among them, so the biases cannot be added afterwards."
+        return "values are clipped with their biases, so the biases cannot be added afterwards."
     if name == "center_writing_weights":
         if not cfg.centred_norm or cfg.final_norm in ("RMS", "RMSPre"):
-            kind = cfg.final_norm if cfg.centred_norm else cfg.normalization_type
-            return f"only LayerNorm ignores the mean of the residual stream; this model's norm is {kind}."
+            norm = cfg.final_norm if cfg.centred_norm else cfg.normalization_type
+            return f"only LayerNorm ignores the mean of the residual stream; this model's norm is {norm}."
         if cfg.has_post_norms:
-            return "what attention and MLP make goes through a norm before it is added to the stream."
+            return "outputs of attention and MLP go through a post-norm before they are added to the residual stream."
     if name == "center_unembed" and cfg.output_logits_soft_cap > 0:
         return "a soft cap on the logits makes them depend on their mean."
     return ""
@@ -147,10 +147,10 @@ def fold_layer_norm(state_dict: Mapping[str, Tensor], cfg: HookedTransformerConf
     """Fold each norm's weight and bias into the weights that read it.
 
     `(n * w + b) W + c = n (w[:, None] * W) + (b W + c)` for the normalized `n`. A LayerNorm's `n` has mean zero, so
-    the mean over d_model of each column of `W` is taken away as well: it never contributes.
+    the mean over d_model of each column of `W` is removed as well: it never contributes.
 
-    A norm behind attention or MLP, before what they make is added to the stream, keeps its weight: nothing else reads
-    it. Nor does that of queries and keys, which rotary positions separate from what reads it.
+    Post-norms keep their weights, since no matrix reads their output. So do norms on queries and keys, which rotary
+    positions separate from the product.
 
     Args:
         state_dict: Weights with norms of type `"LN"` or `"RMS"`.
@@ -160,7 +160,7 @@ def fold_layer_norm(state_dict: Mapping[str, Tensor], cfg: HookedTransformerConf
         Weights for norms of type `"LNPre"` or `"RMSPre"`.
 
     Raises:
-        InvalidInputError: if the model's norms have nothing to fold, or something is added behind them.
+        InvalidInputError: If the model's norms have nothing to fold, or something is added after them.
     """
     return _rewritten("fold_ln", state_dict, cfg)
 
@@ -175,7 +175,7 @@ def _fold_layer_norm(state: StateDict, cfg: HookedTransformerConfig) -> None:
             continue
         if cfg.has_pre_norms:
             inputs = ["in"] + ["gate"] * cfg.gated_mlp + ["router"] * (cfg.num_experts is not None)
-            readers = [(f"{block}mlp.W_{each}", f"{block}mlp.b_{each}") for each in inputs]
+            readers = [(f"{block}mlp.W_{name}", f"{block}mlp.b_{name}") for name in inputs]
             _fold_into(state, block + "ln2", readers, centred=cfg.centred_norm)
         if cfg.is_layer_norm_activation():
             _fold_into(state, block + "mlp.ln", [(block + "mlp.W_out", block + "mlp.b_out")], centred=True)
@@ -183,7 +183,7 @@ def _fold_layer_norm(state: StateDict, cfg: HookedTransformerConfig) -> None:
 
 
 def _attention(state: StateDict, layer: int, name: str) -> str:
-    """The full name of an attention weight; one shared by a group of heads has an underscore in front."""
+    """Return the full name of an attention weight; one shared by a group of heads has a leading underscore."""
     full = f"blocks.{layer}.attn.{name}"
     return full if full in state else f"blocks.{layer}.attn._{name}"
 
@@ -192,6 +192,8 @@ def _fold_into(state: StateDict, norm: str, readers: list[tuple[str, str]], *, c
     weight, bias = state.pop(f"{norm}.w"), state.pop(f"{norm}.b", None)
     for matrix_name, bias_name in readers:
         matrix = state[matrix_name]
+        # The bias goes through the matrix as it was, so it comes before the weight. All in place: `matrix` is the
+        # final parameter, and a product out of place would hold it twice.
         if bias is not None:
             state[bias_name] += bias @ matrix
         matrix *= weight[:, None]
@@ -200,13 +202,13 @@ def _fold_into(state: StateDict, norm: str, readers: list[tuple[str, str]], *, c
 
 
 def center_writing_weights(state_dict: Mapping[str, Tensor], cfg: HookedTransformerConfig) -> StateDict:
-    """Take the mean over d_model out of all that writes to the residual stream.
+    """Remove the mean over d_model from all weights that write to the residual stream.
 
-    Every reader of the stream begins with a LayerNorm, which takes that mean away itself. With a LayerNorm behind the
-    embedding, that one takes the mean of `W_E` away, and adds one of its own by its weight, which stays.
+    Every reader of the stream begins with a LayerNorm, which subtracts that mean anyway. A LayerNorm after the
+    embedding does so for `W_E`; the mean that its own weight adds stays.
 
     Raises:
-        InvalidInputError: if the model's norms do not centre.
+        InvalidInputError: If the model's norms do not subtract the mean.
     """
     return _rewritten("center_writing_weights", state_dict, cfg)
 
@@ -221,10 +223,10 @@ def _center_writing_weights(state: StateDict, cfg: HookedTransformerConfig) -> N
 
 
 def center_unembed(state_dict: Mapping[str, Tensor], cfg: HookedTransformerConfig) -> StateDict:
-    """Take the mean over tokens out of `W_U` and `b_U`: the softmax does not see it.
+    """Remove the mean over tokens from `W_U` and `b_U`: the softmax ignores a constant added to all logits.
 
     Raises:
-        InvalidInputError: if the logits have a soft cap, which does see it.
+        InvalidInputError: If the logits have a soft cap, which does not ignore it.
     """
     return _rewritten("center_unembed", state_dict, cfg)
 
@@ -242,27 +244,28 @@ def fold_value_biases(state_dict: Mapping[str, Tensor], cfg: HookedTransformerCo
 def _fold_value_biases(state: StateDict, cfg: HookedTransformerConfig) -> None:
     for layer in range(cfg.n_layers):
         b_V, W_O = state[_attention(state, layer, "b_V")], state[f"blocks.{layer}.attn.W_O"]
-        of_each_head = b_V.repeat_interleave(cfg.n_heads // b_V.shape[0], dim=0)
-        state[f"blocks.{layer}.attn.b_O"] += torch.einsum("he,hed->d", of_each_head, W_O)
+        # Heads of a group share a value bias, but each sends it through its own W_O.
+        per_head = b_V.repeat_interleave(cfg.n_heads // b_V.shape[0], dim=0)
+        state[f"blocks.{layer}.attn.b_O"] += torch.einsum("he,hed->d", per_head, W_O)
         b_V.zero_()
 
 
 def refactor_factored_attn_matrices(state_dict: Mapping[str, Tensor], cfg: HookedTransformerConfig) -> StateDict:
-    """Choose, by SVD, the factors of QK and OV that are easiest to read.
+    """Factor QK and OV by SVD into the factors that are easiest to interpret.
 
     Only the products `W_Q W_K^T` and `W_V W_O` matter. With `W_Q W_K^T = U S V^T`, the new `W_Q = U sqrt(S)` and
     `W_K = V sqrt(S)` have orthogonal columns of equal norm; with `W_V W_O = U S V^T`, `W_V = U S` and `W_O = V^T`, so
-    that `z` has the norm of what the head writes. Value biases are folded into `b_O` first.
+    that `z` has the norm of the head's output. Value biases are folded into `b_O` first.
 
-    Query and key biases follow the change of basis (`b_Q A` for `W_Q A`), which keeps every attention score as it
-    was. A head whose `W_Q` or `W_K` has not full rank has no such basis; there the biases are factored along with the
-    weights, as an extra row: scores are kept, and it is the columns with that row that are orthogonal.
+    Query and key biases follow the change of basis (`b_Q A` for `W_Q A`), which preserves every attention score. If a
+    head's `W_Q` or `W_K` lacks full rank there is no such basis; then the biases are factored along with the weights,
+    as an extra row: scores are preserved, and the columns including that row are orthogonal.
 
     Computed in float64.
 
     Raises:
-        InvalidInputError: if keys and values are shared by several heads, or something comes between queries and keys
-            and their product: rotary positions, or a norm.
+        InvalidInputError: If keys and values are shared by several heads, or queries and keys are changed before their
+            product: by rotary positions, norms or clipping.
     """
     return _rewritten("refactor_factored_attn_matrices", state_dict, cfg)
 
@@ -289,6 +292,7 @@ def _even_query_key(
     b_Q: Float[Tensor, " d_head"],
     b_K: Float[Tensor, " d_head"],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    # W_Q A = new_Q gives A = pinv(W_Q) new_Q when W_Q has full column rank; its bias then becomes b_Q A.
     singular = torch.linalg.svdvals(W_Q), torch.linalg.svdvals(W_K)
     full_rank = W_Q.shape[0] >= W_Q.shape[1] and all(bool(s[-1] > 1e-7 * s[0]) for s in singular)
     if full_rank:
@@ -301,7 +305,7 @@ def _even_query_key(
 
 
 def _padded(tensor: Tensor, shape: torch.Size) -> Tensor:
-    """Zeros on the head dimension, for heads wider than the residual stream."""
+    """Pad the head dimension with zeros, for heads wider than the residual stream."""
     if tensor.shape == shape:
         return tensor
     out = tensor.new_zeros(shape)

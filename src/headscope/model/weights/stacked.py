@@ -1,7 +1,7 @@
-"""`StackedWeights`: the weights of all layers under one name, read-only, as the field knows them, and what they make.
+"""`StackedWeights`: read-only weights of all layers under TransformerLens's names, and quantities made from them.
 
-Each property stacks the layers' tensors anew (a copy of that weight over all layers); for one layer at a
-time, `per_layer` copies nothing.
+Each property stacks the layers' tensors at every access (a copy of that weight over all layers); `per_layer` gives one
+layer at a time without a copy.
 """
 
 from typing import Literal
@@ -23,13 +23,13 @@ _OUTPUTS: dict[Part, str] = {"attn": "W_O", "mlp": "W_out"}
 
 
 class StackedWeights:
-    """A field-less mixin of read-only properties over `self.blocks`, `self.embed` and `self.unembed`."""
+    """Mixin without fields: read-only properties over `self.blocks`, `self.embed` and `self.unembed`."""
 
     cfg: HookedTransformerConfig
     blocks: nn.ModuleList
 
     def per_layer(self, part: str, name: str) -> list[Tensor]:
-        """A weight of every layer, unstacked and uncopied: `per_layer("attn", "W_O")`."""
+        """Return a weight of every layer, without a copy: `per_layer("attn", "W_O")`."""
         return [getattr(getattr(block, part), name) for block in self.blocks]
 
     def per_layer_if_shown(self, part: str, name: str) -> list[Tensor | None]:
@@ -206,15 +206,15 @@ class StackedWeights:
     def accumulated_bias(
         self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True
     ) -> Float[Tensor, " d_model"]:
-        """The sum of the output biases of all layers before `layer`: the part of the stream that no input changes.
+        """Sum the output biases of all layers before `layer`: the part of the stream that no input changes.
 
         Args:
-            layer: Layers before this one; `n_layers` for all.
-            mlp_input: Also that layer's attention bias.
-            include_mlp_biases: Also the biases of the MLPs.
+            layer: Sum up to this layer, exclusive; `n_layers` for all.
+            mlp_input: Include that layer's attention bias.
+            include_mlp_biases: Include the biases of the MLPs.
 
         Raises:
-            InvalidInputError: for a layer the model does not have.
+            InvalidInputError: For a layer out of range.
         """
         last = self.cfg.n_layers - mlp_input
         if not 0 <= layer <= last:
@@ -227,11 +227,11 @@ class StackedWeights:
     def all_composition_scores(
         self, mode: Literal["Q", "K", "V"]
     ) -> Float[Tensor, "layer head later_layer later_head"]:
-        """How much each head's queries, keys or values read what each earlier head writes.
+        """Return Q-, K- or V-composition scores of all pairs of heads.
 
         `|W_OV1 W_QK2| / (|W_OV1| |W_QK2|)` in Frobenius norms, for V-composition with `W_OV2` ("A Mathematical
         Framework for Transformer Circuits", Elhage et al. 2021). Near `1 / sqrt(d_model)` for unrelated heads; zero
-        where the second head is in the same layer or an earlier one.
+        if the second head is in the same layer or an earlier one.
 
         Args:
             mode: `"Q"`, `"K"` or `"V"`.

@@ -1,4 +1,4 @@
-"""Hugging Face architectures headscope can load: one short file per family, one line here.
+"""Hugging Face architectures that headscope can load: one short file per family, one line here.
 
 A family says how to read its config, and which of its tensors become which of ours. `CONTRIBUTING.md` shows how to
 add one.
@@ -39,7 +39,7 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_of(hf_config: Mapping[str, Any]) -> Family:
-    """The family of a Hugging Face config, by its `model_type`; without one, it may be one of the field's own models.
+    """Return the family of a Hugging Face config by its `model_type`, or the field's own models without one.
 
     Raises:
         CheckpointError: for a family that is not supported; the message lists those that are.

@@ -1,8 +1,8 @@
-"""What a family of checkpoints has to say: its config, and which of its tensors are which of ours.
+"""Base class of checkpoint families: the mapping of configs and of tensors between Hugging Face and headscope.
 
-Both are said once and read in both directions. A table of rows goes from our names to theirs, with an einops pattern
-for the layout; loading reads it from theirs to ours, exporting backwards. A model is expressible in an architecture if
-the entries written for it read back as the same config, and no tensor is left without a place.
+Both are written once and used in both directions. A table maps our names to theirs, with an einops pattern for the
+layout; loading applies it from theirs to ours, exporting its inverse. A model can be expressed in an architecture if
+the entries written for it read back as the same config, and no tensor is left over.
 """
 
 import dataclasses
@@ -84,7 +84,7 @@ class Row:
     experts: tuple[str, ...] = ()
 
     def read(self, tensor: Tensor, cfg: HookedTransformerConfig, n: int) -> list[Tensor]:
-        """Ours, `n` of them, from theirs."""
+        """Convert a tensor of theirs to `n` of ours."""
         if self.shared:
             return [tensor] * n
         tensor = tensor[self.skip :]
@@ -99,7 +99,7 @@ class Row:
         return [found] if n == 1 else list(found.unbind())
 
     def write(self, ours: list[Tensor], cfg: HookedTransformerConfig) -> Tensor:
-        """Theirs from ours."""
+        """Convert tensors of ours to theirs."""
         if self.shared and not all(torch.equal(ours[0], each) for each in ours[1:]):
             raise CheckpointError(
                 f"{self.theirs} is one tensor in transformers, and stands for several that differ here."
@@ -141,7 +141,7 @@ def _back(pattern: str) -> str:
 
 
 def _first_axis(pattern: str, cfg: HookedTransformerConfig) -> int:
-    """How long the first axis of a pattern's left side is."""
+    """Length of the first axis of a pattern's left side."""
     first = pattern[1 : pattern.index(")")] if pattern.startswith("(") else pattern.split()[0]
     size = 1
     for axis in first.split():
@@ -150,7 +150,7 @@ def _first_axis(pattern: str, cfg: HookedTransformerConfig) -> int:
 
 
 class Tensors(Mapping[str, Tensor]):
-    """A checkpoint's tensors, read one at a time, that knows which of them nobody read.
+    """A checkpoint's tensors, read one at a time, with a record of those never read.
 
     Args:
         tensors: Where they are read from; may be lazy.
@@ -183,7 +183,7 @@ class Tensors(Mapping[str, Tensor]):
         return len(self._names)
 
     def stacked(self, parts: Sequence[str], n: int) -> Tensor:
-        """For each of `n` experts its tensors of these names, after one another; all stacked."""
+        """Stack the tensors of these names over `n` experts, each expert's concatenated."""
         found = [[self[part.format(each)] for part in parts] for each in range(n)]
         try:
             return torch.stack([torch.cat(of_one) for of_one in found])
@@ -193,7 +193,7 @@ class Tensors(Mapping[str, Tensor]):
             ) from None
 
     def check_all_read(self) -> None:
-        """Refuse tensors that no one read: they would be silently lost."""
+        """Raise if tensors were never read, which would silently lose them."""
         if self._unread:
             names = sorted(self._unread)
             more = f" and {len(names) - 5} more" if len(names) > 5 else ""
@@ -203,7 +203,7 @@ class Tensors(Mapping[str, Tensor]):
 
 
 def sizes(hf: Mapping[str, Any], *names: str) -> tuple[int, ...]:
-    """Entries of a `config.json` that must be positive whole numbers.
+    """Read entries of a `config.json` that must be positive integers.
 
     Raises:
         CheckpointError: for one that is missing or is not.
@@ -217,7 +217,7 @@ def sizes(hf: Mapping[str, Any], *names: str) -> tuple[int, ...]:
 
 
 def head_width(hf: Mapping[str, Any], d_model: str, n_heads: str) -> int:
-    """The width of a head that has no entry of its own: the residual stream's, over the number of heads.
+    """Return the width of a head where there is no entry for it: d_model over the number of heads.
 
     Raises:
         CheckpointError: if that is not a whole number.
@@ -249,11 +249,11 @@ class Family(ABC):
 
     @abstractmethod
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
-        """Fields of `HookedTransformerConfig` from the contents of a `config.json`."""
+        """Convert the contents of a `config.json` to fields of `HookedTransformerConfig`."""
 
     @abstractmethod
     def entries(self, cfg: HookedTransformerConfig, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        """The inverse of `config`: entries of a `config.json`.
+        """Convert a config to entries of a `config.json`: the inverse of `config`.
 
         What the class has a choice about and our config has not, such as whether there are biases, follows from the
         weights.
@@ -261,14 +261,14 @@ class Family(ABC):
 
     @abstractmethod
     def outside(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
-        """The rows outside the layers: our name to theirs."""
+        """Return the rows outside the layers, from our names to theirs."""
 
     @abstractmethod
     def layer(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
-        """The rows of one layer. Several of ours that are one of theirs have a space between their names."""
+        """Return the rows of one layer. Names of several of our tensors in one of theirs are separated by spaces."""
 
     def rows(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Iterator[tuple[list[str], Row]]:
-        """Every row, with full names; a tied unembedding is the embedding once more."""
+        """Return all rows with full names; a tied unembedding maps to the embedding."""
         outside = self.outside(cfg, hf)
         for names, row in outside.items():
             if names == "unembed.W_U" and cfg.tie_word_embeddings:
@@ -284,7 +284,7 @@ class Family(ABC):
     def convert(
         self, tensors: Mapping[str, Tensor], cfg: HookedTransformerConfig, hf: Mapping[str, Any]
     ) -> Iterator[tuple[str, Tensor]]:
-        """Our names and tensors from the checkpoint's, one at a time; biases it has not are zero.
+        """Yield our names and tensors from the checkpoint's, one at a time; biases it lacks are zero.
 
         Raises:
             CheckpointError: for tensors that are missing, not used, or of a shape the config does not say.
@@ -314,7 +314,7 @@ class Family(ABC):
                 yield name, torch.zeros(shape)
 
     def export(self, cfg: HookedTransformerConfig, state: Mapping[str, Tensor]) -> tuple[dict[str, Any], StateDict]:
-        """The inverse: entries of a `config.json`, `model_type` among them, and the checkpoint's tensors.
+        """Return the inverse: entries of a `config.json`, including `model_type`, and the checkpoint's tensors.
 
         Raises:
             CheckpointError: for a model this architecture cannot express.
@@ -347,7 +347,7 @@ class Family(ABC):
         return entries, tensors
 
     def _check_expressible(self, cfg: HookedTransformerConfig, entries: Mapping[str, Any]) -> None:
-        """Refuse what the class has no place for, by name: the entries must read back as this config."""
+        """Raise, by name, for anything the class cannot hold: the entries must read back as this config."""
         back = HookedTransformerConfig(**self.config(entries), device="cpu")
         for field in dataclasses.fields(cfg):
             found, expected = getattr(cfg, field.name), getattr(back, field.name)
@@ -362,14 +362,14 @@ class Family(ABC):
 
 
 def _own_name(name: str, cfg: HookedTransformerConfig) -> str:
-    """The name of an attention weight; one shared by a group of heads has an underscore in front."""
+    """Return the name of an attention weight; one shared by a group of heads has a leading underscore."""
     part, _, weight = name.partition(".")
     shared = part == "attn" and weight in ("W_K", "W_V", "b_K", "b_V") and cfg.n_key_value_heads is not None
     return f"{part}._{weight}" if shared else name
 
 
 def _bias_shapes(cfg: HookedTransformerConfig) -> dict[str, tuple[int, ...]]:
-    """Every bias of a model of this config, but those of norms."""
+    """Return all biases of a model with this config, except those of norms."""
     keys = (cfg.n_key_value_heads or cfg.n_heads, cfg.d_head)
     of_layer: dict[str, tuple[int, ...]] = {
         "attn.b_Q": (cfg.n_heads, cfg.d_head), "attn.b_K": keys, "attn.b_V": keys, "attn.b_O": (cfg.d_model,),
@@ -389,7 +389,7 @@ def _bias_shapes(cfg: HookedTransformerConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _folded(name: str, cfg: HookedTransformerConfig) -> Tensor:
-    """The weight or bias of a norm that was folded away."""
+    """Return the weight or bias of a norm that was folded away."""
     part, _, kind = name.rpartition(".")
     if not part.endswith(("ln1", "ln2", "ln_final")):
         raise CheckpointError(f"the model has no {name}.")

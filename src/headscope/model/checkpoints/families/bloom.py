@@ -1,4 +1,4 @@
-"""BLOOM: ALiBi in place of positions, and a LayerNorm behind the embedding."""
+"""BLOOM: ALiBi in place of position embeddings, and a LayerNorm after the embedding."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Falcon: heads that share one key, or a few (the "new decoder"), with attention and MLP side by side.
+"""Falcon: multi-query attention, or grouped-query (the "new decoder"), with parallel attention and MLP.
 
 Queries, keys and values are one tensor, group by group: the queries of a group, its key, its value. The models with
 ALiBi (`falcon-rw`) are refused: `transformers` rounds their penalties to bfloat16.

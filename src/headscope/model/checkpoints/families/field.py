@@ -43,7 +43,7 @@ class _Field(Family):
     ignore = tuple(f".attn.{name}" for name in FIELD_BUFFERS)
 
     def is_of(self, hf: Mapping[str, Any]) -> bool:
-        """Whether a config is one of these."""
+        """Return True for a config of one of these models."""
         return "model_type" not in hf and set(_ENTRIES) <= hf.keys()
 
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,7 +97,7 @@ class _Field(Family):
 
 
 class _Renamed(Mapping[str, Tensor]):
-    """A checkpoint's tensors by today's names, read as they are asked for."""
+    """A checkpoint's tensors by current names, read on access."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self._tensors = tensors

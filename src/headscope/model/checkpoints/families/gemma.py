@@ -1,7 +1,7 @@
 """Gemma 1, 2 and 3 (text): Llama with a scaled embedding, norms that multiply by one plus their weight, and GELU.
 
 Both are folded: `W_E` has the factor `sqrt(d_model)`, which the tied unembedding has not, and a norm's `w` the one.
-Gemma 2 has norms behind attention and MLP, soft caps and every other layer local; Gemma 3 has norms on queries and keys
+Gemma 2 has post-norms, soft caps and every other layer local; Gemma 3 has norms on queries and keys
 instead of the caps, and five local layers, with a base of their own, to one global.
 """
 

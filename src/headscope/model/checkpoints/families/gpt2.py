@@ -16,7 +16,7 @@ __all__ = ["GPT2", "GPT2Like"]
 
 
 class GPT2Like(Family):
-    """What GPT-2 has, and its relatives say differently."""
+    """Base class of GPT-2 and its relatives, which override the differences."""
 
     prefix = "transformer."
     layer_prefix = "h.{}."

@@ -1,4 +1,4 @@
-"""GPT-Neo: GPT-2 with every other layer local, and scores that are not divided by anything."""
+"""GPT-Neo: GPT-2 with every other layer local, and unscaled attention scores."""
 
 from collections.abc import Mapping
 from typing import Any

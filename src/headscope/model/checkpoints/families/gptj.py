@@ -1,4 +1,4 @@
-"""GPT-J: attention and MLP side by side behind one norm, and positions that turn neighbouring dimensions.
+"""GPT-J: parallel attention and MLP with one shared norm, and rotary positions on adjacent dimensions.
 
 Its one norm is `ln1` and `ln2` here, with equal weights.
 """

@@ -1,4 +1,4 @@
-"""Granite: Llama with four factors, which are folded into the weights they are next to.
+"""Granite: Llama with four scalar multipliers, which are folded into the adjacent weights.
 
 The embedding's goes into `W_E`, the residual one into all that attention and MLP write, the logits' into `W_U`, and
 that of the attention scores is `attn_scale`. Back in `transformers` the model has factors of one.

@@ -1,7 +1,7 @@
-"""Llama 1 to 3, and what is built like it: a base whose subclasses say what they have otherwise.
+"""Llama 1 to 3, and the base class of Llama-like families, which override the differences.
 
-RMSNorm, rotary positions in halves, grouped heads, a gated MLP. SmolLM, Yi, Vicuna, TinyLlama and many others are saved
-as `model_type: llama`.
+RMSNorm, rotary positions in halves, grouped-query attention, a gated MLP. SmolLM, Yi, Vicuna, TinyLlama and many others
+are saved as `model_type: llama`.
 """
 
 from collections.abc import Mapping
@@ -41,11 +41,11 @@ _QK_NORMS = {"attn.q_norm.w": Row("self_attn.q_norm.weight"), "attn.k_norm.w": R
 
 
 class LlamaLike(Family):
-    """What Llama has, and its variants say differently.
+    """Base class of Llama and its variants, which override the differences.
 
     Attributes:
-        act_entry: What `config.json` calls the activation.
-        rope_base: The base of rotary positions where no entry says.
+        act_entry: Entry of the activation in `config.json`.
+        rope_base: Default base of rotary positions.
     """
 
     ignore = (".rotary_emb.inv_freq",)
@@ -79,9 +79,9 @@ class LlamaLike(Family):
         }
 
     def local_layers(self, hf: Mapping[str, Any]) -> list[bool]:
-        """Which layers see a window only."""
+        """Return True for each layer with windowed attention."""
         types = hf.get("layer_types") or ["full_attention"] * hf["num_hidden_layers"]
-        return [each == "sliding_attention" for each in types]
+        return [layer_type == "sliding_attention" for layer_type in types]
 
     def entries(self, cfg: HookedTransformerConfig, state: Mapping[str, Tensor]) -> dict[str, Any]:
         return {
@@ -125,13 +125,13 @@ class LlamaLike(Family):
         }
 
     def biases(self, hf: Mapping[str, Any]) -> Table:
-        """The rows of the biases this checkpoint has."""
+        """Return the rows of the biases that this checkpoint has."""
         attention = {**QKV_BIASES, "attn.b_O": Row("self_attn.o_proj.bias")} if hf.get("attention_bias") else {}
         return {**attention, **(_MLP_BIASES if hf.get("mlp_bias") else {})}
 
 
 def any_bias(state: Mapping[str, Tensor], *names: str) -> bool:
-    """Whether one of these biases of a layer is not zero anywhere."""
+    """Return True if any of these biases of a layer is not zero."""
     return any(bool(tensor.any()) for name, tensor in state.items() if name.endswith(tuple(f".{n}" for n in names)))
 
 

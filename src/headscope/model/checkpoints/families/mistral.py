@@ -1,4 +1,4 @@
-"""Mistral: Llama with a window in every layer, in its first version."""
+"""Mistral: Llama with windowed attention in every layer, in its first version."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""GPT-NeoX and Pythia: LayerNorm, attention and MLP side by side, positions that turn a part of each head."""
+"""GPT-NeoX and Pythia: LayerNorm, parallel attention and MLP, rotary positions on part of each head."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""OLMo 1 (norms without weights) and OLMo 2 (norms behind attention and MLP only, and on queries and keys)."""
+"""OLMo 1 (norms without weights) and OLMo 2 (post-norms only, and norms on queries and keys)."""
 
 from collections.abc import Mapping
 from typing import Any

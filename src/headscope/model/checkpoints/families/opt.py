@@ -1,4 +1,4 @@
-"""OPT: GPT-2 with ReLU, and learned positions that begin at the third row of their table."""
+"""OPT: GPT-2 with ReLU, and learned positions that start at the third row of their table."""
 
 from collections.abc import Mapping
 from typing import Any

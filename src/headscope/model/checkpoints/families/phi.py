@@ -1,4 +1,4 @@
-"""Phi 1 and 2 (attention and MLP side by side behind one norm, as GPT-J) and Phi 3 (Llama with joined matrices)."""
+"""Phi 1 and 2 (parallel attention and MLP with one shared norm, like GPT-J) and Phi 3 (Llama with fused matrices)."""
 
 from collections.abc import Mapping
 from typing import Any

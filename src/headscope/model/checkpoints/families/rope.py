@@ -1,4 +1,4 @@
-"""Rotary positions and windows in `config.json`, in the layouts of transformers 4 and 5, both ways."""
+"""Rotary positions and windows in `config.json`, in the layouts of transformers 4 and 5, in both directions."""
 
 import math
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ __all__ = ["rope_entries", "rope_fields", "window_entries", "window_fields"]
 def rope_fields(
     hf: Mapping[str, Any], d_head: int, *, base: float = 10000.0, rope: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Our config's fields on rotary positions.
+    """Convert entries on rotary positions to fields of our config.
 
     Args:
         hf: The contents of a `config.json`.
@@ -91,7 +91,7 @@ def _longrope_attention(rope: Mapping[str, Any], factor: float, original: int) -
 
 
 def rope_entries(cfg: HookedTransformerConfig) -> dict[str, Any]:
-    """The inverse of `rope_fields`."""
+    """Convert fields back to entries: the inverse of `rope_fields`."""
     assert cfg.rotary_dim is not None
     scaling: dict[str, Any] = {"rope_type": "default"}
     if cfg.longrope_short_factors is not None:
@@ -132,7 +132,7 @@ def rope_entries(cfg: HookedTransformerConfig) -> dict[str, Any]:
 
 
 def window_fields(window: int | None, local: list[bool]) -> dict[str, Any]:
-    """Our config's fields on windows.
+    """Convert entries on windows to fields of our config.
 
     Args:
         window: How many keys a query of a local layer sees.
@@ -145,7 +145,7 @@ def window_fields(window: int | None, local: list[bool]) -> dict[str, Any]:
 
 
 def window_entries(cfg: HookedTransformerConfig) -> dict[str, Any]:
-    """The entries on windows, for families that name each layer's kind."""
+    """Return the entries on windows, for families that name each layer's type."""
     types = cfg.attn_types if cfg.use_local_attn and cfg.attn_types else ["global"] * cfg.n_layers
     kinds = {"global": "full_attention", "local": "sliding_attention"}
     return {

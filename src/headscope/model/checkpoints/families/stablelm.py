@@ -1,4 +1,4 @@
-"""StableLM: Llama with LayerNorm and positions that turn a part of each head; in some, one norm for both sides."""
+"""StableLM: Llama with LayerNorm and rotary positions on part of each head; in some, parallel blocks with one norm."""
 
 from collections.abc import Mapping
 from typing import Any
