@@ -432,7 +432,7 @@ def test_options_that_only_concern_the_hub_or_nothing(tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match="option of from_pretrained 'fold_nl'. Did you mean 'fold_ln'"):
         HookedTransformer.from_pretrained(directory, fold_nl=False)
     for option in ("checkpoint_index", "checkpoint_value", "checkpoint_label"):
-        with pytest.raises(InvalidInputError, match="no checkpoints kept during training"):
+        with pytest.raises(InvalidInputError, match="no training checkpoints"):
             HookedTransformer.from_pretrained(directory, **{option: 3})
     with pytest.raises(InvalidInputError, match="n_devices = 99, and this machine has"):
         HookedTransformer.from_pretrained(directory, n_devices=99)

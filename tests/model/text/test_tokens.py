@@ -256,7 +256,7 @@ def test_masks_and_rows_without_bos_by_the_tokenizer_alone() -> None:
             rest = [7, pad, pad] if side == "right" else [pad, pad, 7]
             assert get_tokens_with_bos_removed(tokenizer, tokens).tolist() == [[7, 8, 9], rest]
         tokenizer.padding_side = "right"
-        with pytest.raises(InvalidInputError, match="not every row has a BOS"):
+        with pytest.raises(InvalidInputError, match="not every row begins with a BOS"):
             get_tokens_with_bos_removed(tokenizer, torch.tensor([[bos, 7], [7, 8]]))
 
 

@@ -150,7 +150,7 @@ def test_what_does_not_fit_is_named(
 
 def test_it_has_no_class_in_transformers(tmp_path: Path) -> None:
     model = tiny_model(attn_only=True, dtype=torch.float32)
-    with pytest.raises(CheckpointError, match="'neel' has no Hugging Face class"):
+    with pytest.raises(CheckpointError, match="'neel' has no known Hugging Face class"):
         HookedTransformer.from_pretrained_no_processing(written(tmp_path, model, "new")).to_hf()
 
 
