@@ -271,8 +271,8 @@ def write_checkpoint(folder: Path) -> None:
     model = GPT2LMHeadModel(GPT2Config(n_ctx=1024))
     for name, parameter in model.named_parameters():
         if parameter.ndim == 1:
-            centre = 1.0 if "ln_" in name and name.endswith("weight") else 0.0
-            torch.nn.init.normal_(parameter, mean=centre, std=0.1)
+            center = 1.0 if "ln_" in name and name.endswith("weight") else 0.0
+            torch.nn.init.normal_(parameter, mean=center, std=0.1)
     model.save_pretrained(folder)
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = list(islice(product(letters, repeat=2), 50000))

@@ -11,7 +11,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "headscope"
 # A docstring that begins like a question names nothing and asks for nothing: say what is returned, or what it is.
 QUESTION = re.compile(r"(What|How|Whether|Which|Where|Why|Who|As)\b")
 BRITISH = re.compile(
-    r"colour|centre|behaviour|normalis|quantis|grey|neighbour|favour|modell|initialis|factoris|vectoris|[^_]labelled",
+    r"colour|centre|centring|behaviour|normalis|quantis|grey|neighbour|favour|modell|initialis|factoris|vectoris|[^_]labelled",
     re.IGNORECASE,
 )
 # Folders not rewritten yet: only to be shortened.

@@ -41,7 +41,7 @@ from headscope.model.checkpoints.families import FAMILIES
 from headscope.model.weights.processing import WeightProcessing
 from headscope.report import write_report
 
-# Not in the table: LayerNorms behind, which centre and have a bias, and norms behind only, as in OLMo 2.
+# Not in the table: LayerNorms behind, which center and have a bias, and norms behind only, as in OLMo 2.
 SHAPES: dict[str, dict[str, Any]] = {
     "LayerNorm behind": {"use_normalization_before_and_after": True},
     "norms behind only": {"use_normalization_after_only": True, "normalization_type": "RMS", "gated_mlp": True},
@@ -154,8 +154,8 @@ def losses(model: HookedTransformer, final: Tensor, scale_of_state: Tensor | Non
     norm = dict(model.ln_final.named_parameters())
     kind = cfg.final_norm
     scale = scale_of(final if scale_of_state is None else scale_of_state, kind, cfg.eps)
-    centred = final - final.mean(-1, keepdim=True) if kind in ("LN", "LNPre") else final
-    logits = (centred / scale * norm.get("w", 1.0) + norm.get("b", 0.0)) @ model.W_U + model.b_U
+    centered = final - final.mean(-1, keepdim=True) if kind in ("LN", "LNPre") else final
+    logits = (centered / scale * norm.get("w", 1.0) + norm.get("b", 0.0)) @ model.W_U + model.b_U
     cap = cfg.output_logits_soft_cap
     logits = cap * torch.tanh(logits / cap) if cap > 0 else logits
     return -logits.log_softmax(-1)[:, :-1].gather(-1, TOKENS[:, 1:, None])[..., 0]

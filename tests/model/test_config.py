@@ -21,7 +21,7 @@ def test_what_is_left_out_is_filled_in() -> None:
     assert cfg.initializer_range == 0.8 / math.sqrt(8)
     assert cfg.dtype == torch.float32 and cfg.device in ("cpu", "cuda") and cfg.model_name == "custom"
     assert cfg.n_params == 4 * 8 * 8 + 2 * 8 * 32
-    assert cfg.has_resid_mid and cfg.centred_norm
+    assert cfg.has_resid_mid and cfg.centered_norm
     assert HookedTransformerConfig(**SMALL, attn_only=True).n_params == 4 * 8 * 8
 
 
@@ -46,7 +46,7 @@ def test_what_cannot_be_is_refused(fields: dict[str, Any], message: str) -> None
         HookedTransformerConfig(**{**SMALL, "act_fn": "gelu", **fields})
 
 
-@pytest.mark.parametrize("fields, mid, centred", [
+@pytest.mark.parametrize("fields, mid, centered", [
     ({}, True, True),
     ({"attn_only": True}, False, True),
     ({"parallel_attn_mlp": True}, False, True),
@@ -55,9 +55,9 @@ def test_what_cannot_be_is_refused(fields: dict[str, Any], message: str) -> None
     ({"normalization_type": "RMSPre"}, True, False),
     ({"normalization_type": None}, True, False),
 ])  # fmt: skip
-def test_what_follows_from_the_choices(fields: dict[str, Any], mid: bool, centred: bool) -> None:
+def test_what_follows_from_the_choices(fields: dict[str, Any], mid: bool, centered: bool) -> None:
     cfg = tiny_config(**fields)
-    assert (cfg.has_resid_mid, cfg.centred_norm) == (mid, centred)
+    assert (cfg.has_resid_mid, cfg.centered_norm) == (mid, centered)
 
 
 def test_it_goes_through_a_dictionary() -> None:

@@ -278,7 +278,7 @@ OWN = {
     "HookedTransformerKeyValueCacheEntry": {"cut"},
     "SVDInterpreter": set(),
     "HookedTransformerConfig": {
-        "centred_norm", "final_norm", "has_post_norms", "has_pre_norms", "has_resid_mid", "n_cached_heads",
+        "centered_norm", "final_norm", "has_post_norms", "has_pre_norms", "has_resid_mid", "n_cached_heads",
     },
     "evals": set(),
     "head_detector": {"ErrorMeasure", "HeadName", "LayerHeadTuple", "LayerToHead"},

@@ -70,7 +70,7 @@ def test_from_pretrained(checkpoint: Path, hf: GPT2LMHeadModel) -> None:
     model = HookedTransformer.from_pretrained(str(checkpoint), dtype=torch.float64, device="cpu")
     wanted = hf_logits(hf)
     same(model(TOKENS).log_softmax(-1), wanted.log_softmax(-1))
-    same(model(TOKENS), wanted - wanted.mean(-1, keepdim=True))  # a centred unembedding
+    same(model(TOKENS), wanted - wanted.mean(-1, keepdim=True))  # a centered unembedding
     assert model.cfg.normalization_type == "LNPre" and not bool(model.b_V.any())
     same(model.W_O.mean(-1), torch.zeros(2, 3, 8, dtype=torch.float64))
     assert model.tokenizer.encode("When Mary") == small_tokenizer().encode("When Mary")

@@ -367,12 +367,12 @@ class HookedTransformerConfig:
     @property
     def final_norm(self) -> str | None:
         """Type of the final norm, in the terms of `normalization_type`."""
-        if self.final_rms and self.centred_norm:
+        if self.final_rms and self.centered_norm:
             return {"LN": "RMS", "LNPre": "RMSPre"}[str(self.normalization_type)]
         return self.normalization_type
 
     @property
-    def centred_norm(self) -> bool:
+    def centered_norm(self) -> bool:
         """True if norms subtract the mean (LayerNorm, not RMSNorm)."""
         return self.normalization_type in ("LN", "LNPre")
 

@@ -19,7 +19,7 @@ class Tile(NamedTuple):
 
 @dataclass(frozen=True)
 class Budget:
-    """How much is computed and kept at a time: memory is bounded by this, whatever the data.
+    """Limits on the numbers computed and kept at a time, which bound memory whatever the data.
 
     Attributes:
         batch_tokens: Tokens that go through the model together.

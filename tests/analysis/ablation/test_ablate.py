@@ -58,10 +58,10 @@ class Naive:
             logits = self.model.unembed(self.model.ln_final(final))
         else:
             norm = dict(self.model.ln_final.named_parameters())
-            centred = final - final.mean(-1, keepdim=True)
+            centered = final - final.mean(-1, keepdim=True)
             theirs = scale_of - scale_of.mean(-1, keepdim=True)
             scale = (theirs.square().mean(-1, keepdim=True) + self.model.cfg.eps).sqrt()
-            logits = centred / scale * norm.get("w", 1.0) + norm.get("b", 0.0)
+            logits = centered / scale * norm.get("w", 1.0) + norm.get("b", 0.0)
             logits = logits @ self.model.W_U + self.model.b_U
         return logits.double().log_softmax(-1)
 

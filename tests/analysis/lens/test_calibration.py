@@ -96,8 +96,8 @@ def naive(
     kind = cfg.normalization_type
     scale = torch.ones_like(final[..., :1])
     if kind is not None:
-        centred = final - final.mean(-1, keepdim=True) if kind.startswith("LN") else final
-        scale = torch.sqrt((centred**2).mean(-1, keepdim=True) + cfg.eps)
+        centered = final - final.mean(-1, keepdim=True) if kind.startswith("LN") else final
+        scale = torch.sqrt((centered**2).mean(-1, keepdim=True) + cfg.eps)
 
     def logits_of(x: Tensor) -> Tensor:
         x = x - x.mean(-1, keepdim=True) if kind is not None and kind.startswith("LN") else x

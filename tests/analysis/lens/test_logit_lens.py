@@ -22,13 +22,13 @@ def full_logits(model: HookedTransformer, tokens: Tensor, *, scale: str, lens_bi
         states.append(cache["resid_post", layer])
 
     def spread(x: Tensor) -> Tensor:
-        centred = x - x.mean(-1, keepdim=True) if cfg.centred_norm else x
-        return (centred.pow(2).mean(-1, keepdim=True) + cfg.eps).sqrt()
+        centered = x - x.mean(-1, keepdim=True) if cfg.centered_norm else x
+        return (centered.pow(2).mean(-1, keepdim=True) + cfg.eps).sqrt()
 
     logits = []
     for index, state in enumerate(states):
-        centred = state - state.mean(-1, keepdim=True) if cfg.centred_norm else state
-        normalized = centred / spread(states[-1] if scale == "final" else state)
+        centered = state - state.mean(-1, keepdim=True) if cfg.centered_norm else state
+        normalized = centered / spread(states[-1] if scale == "final" else state)
         normalized = normalized * weights.get("ln_final.w", 1.0) + weights.get("ln_final.b", 0.0)
         bias = weights["unembed.b_U"] if lens_bias or index == len(states) - 1 else 0.0
         each = normalized @ weights["unembed.W_U"] + bias

@@ -44,11 +44,11 @@ def lens(model: HookedTransformer, x: Tensor, final: Tensor, *, biases: bool) ->
     """All logits that `x` gives at the scale of `final`, spelled out."""
     kind, state = model.cfg.normalization_type, model.state_dict()
 
-    def centred(y: Tensor) -> Tensor:
+    def centered(y: Tensor) -> Tensor:
         return y - y.mean() if kind is not None and kind.startswith("LN") else y
 
-    scale = torch.tensor(1.0) if kind is None else (centred(final).square().mean() + model.cfg.eps).sqrt()
-    x = centred(x) / scale
+    scale = torch.tensor(1.0) if kind is None else (centered(final).square().mean() + model.cfg.eps).sqrt()
+    x = centered(x) / scale
     x = x * state["ln_final.w"] if kind in ("LN", "RMS") else x
     x = x + state["ln_final.b"] if kind == "LN" and biases else x
     out = x @ state["unembed.W_U"]

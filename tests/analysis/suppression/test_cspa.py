@@ -106,8 +106,8 @@ class Naive:
             return logits
         final = self.cache["resid_post", model.cfg.n_layers - 1]
         kind = model.cfg.normalization_type
-        centred = final - final.mean(-1, keepdim=True) if kind in ("LN", "LNPre") else final
-        scale = (centred.square().mean(-1, keepdim=True) + model.cfg.eps).sqrt() if kind else 1.0
+        centered = final - final.mean(-1, keepdim=True) if kind in ("LN", "LNPre") else final
+        scale = (centered.square().mean(-1, keepdim=True) + model.cfg.eps).sqrt() if kind else 1.0
         moved = final + change
         moved = moved - moved.mean(-1, keepdim=True) if kind in ("LN", "LNPre") else moved
         moved = moved / scale

@@ -32,8 +32,8 @@ def head_logits(model, tokens, real, layer, head):
         if kind in ("LN", "LNPre"):
             state = state - state.mean(-1, keepdim=True)
         if kind is not None:
-            centred = final - final.mean(-1, keepdim=True) if kind in ("LN", "LNPre") else final
-            state = state / (centred.square().mean(-1, keepdim=True) + cfg.eps).sqrt()
+            centered = final - final.mean(-1, keepdim=True) if kind in ("LN", "LNPre") else final
+            state = state / (centered.square().mean(-1, keepdim=True) + cfg.eps).sqrt()
         return (state * model.ln_final.w if kind in ("LN", "RMS") else state) @ model.W_U
 
     return unembed(final) - unembed(final - written)

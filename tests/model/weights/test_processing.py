@@ -124,7 +124,7 @@ def test_folding_the_norms() -> None:
     assert processed(rms, fold_ln=True).cfg.normalization_type == "RMSPre"
 
 
-def test_centring() -> None:
+def test_centering() -> None:
     model = tiny_model()
     new = processing.center_writing_weights(model.state_dict(), model.cfg)
     for name in ("embed.W_E", "pos_embed.W_pos", "blocks.0.attn.W_O", "blocks.0.attn.b_O", "blocks.1.mlp.W_out",

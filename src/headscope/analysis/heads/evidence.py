@@ -259,7 +259,7 @@ def _normalized(model: HookedTransformer, x: Float[Tensor, "d_vocab d_model"]) -
     cfg = model.cfg
     if not cfg.has_pre_norms:
         return x
-    x = x - x.mean(-1, keepdim=True) if cfg.centred_norm else x
+    x = x - x.mean(-1, keepdim=True) if cfg.centered_norm else x
     return x / (x.square().mean(-1, keepdim=True) + cfg.eps).sqrt()
 
 

@@ -126,6 +126,6 @@ class CalibrationResult(Result):
 def _wilson(share: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
     count = count.double()
     share, z2 = share.double(), _Z95**2
-    centre = (share + z2 / (2 * count)) / (1 + z2 / count)
+    center = (share + z2 / (2 * count)) / (1 + z2 / count)
     half = _Z95 / (1 + z2 / count) * (share * (1 - share) / count + z2 / (4 * count**2)).sqrt()
-    return (centre - half).clamp(min=0).float(), (centre + half).clamp(max=1).float()
+    return (center - half).clamp(min=0).float(), (center + half).clamp(max=1).float()

@@ -2,7 +2,7 @@
 
 With the final norm's scale frozen to that of the real final state, logits are linear in the residual stream: for a
 prompt with scale `s`, norm weight `w` and answers whose unembeddings differ by `u`, anything written to the stream adds
-its product with `centre(w * u) / s`. That vector is made once per prompt, and everything is read along it: a head as
+its product with `center(w * u) / s`. That vector is made once per prompt, and everything is read along it: a head as
 `z . (W_O v)`, a head's source as `pattern * (value . (W_O v))`, a neuron as `activation * (W_out v)`. Norms behind
 attention and MLP (Gemma 2, OLMo 2) have their scales frozen too, at the position that is read: so are these shares of
 one sum, and all parts together still give the logit difference (before a soft cap, if there is one).
@@ -327,8 +327,8 @@ class _Reader:
             constant = constant + u @ readout.bias.detach().to(self.kind)
         if readout.weight is not None:
             u = u * readout.weight.detach().to(self.kind)
-        # Centring is its own transpose: what is read of a centred state is read along the centred direction.
-        return readout.centre(u) / readout.scale(final), constant
+        # Centering is its own transpose: what is read of a centered state is read along the centered direction.
+        return readout.center(u) / readout.scale(final), constant
 
     def _states(self, acts: dict[str, Tensor]) -> list[Tensor]:
         kinds = ("hook_resid_pre", "hook_resid_mid") if self.cfg.has_resid_mid else ("hook_resid_pre",)

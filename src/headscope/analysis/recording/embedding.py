@@ -38,7 +38,7 @@ class TokenDirections:
         """The directions of some tokens, not normalized."""
         rows = self.W_U.T[tokens] - self._mean
         weight = self.readout.weight
-        return self.readout.centre(rows if weight is None else rows * weight.detach().to(rows.dtype))
+        return self.readout.center(rows if weight is None else rows * weight.detach().to(rows.dtype))
 
 
 def direct_effects(

@@ -162,7 +162,7 @@ class _LayerCircuits:
         """As the layer's norm does, its bias left out."""
         if not self.cfg.has_pre_norms:
             return x
-        x = x - x.mean(-1, keepdim=True) if self.cfg.centred_norm else x
+        x = x - x.mean(-1, keepdim=True) if self.cfg.centered_norm else x
         x = x / (x.square().mean(-1, keepdim=True) + self.cfg.eps).sqrt()
         return x * self.norm["w"] if "w" in self.norm else x
 

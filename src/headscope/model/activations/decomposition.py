@@ -271,7 +271,7 @@ class ResidualDecomposition:
         has_batch_dim: bool = True,
         recompute_ln: bool = False,
     ) -> Float[Tensor, "component *kept d_model"]:
-        """Divide parts of the stream by the scale of the norm that read their sum, centring them if it centres.
+        """Divide parts of the stream by the scale of the norm that read their sum, centering them if it centers.
 
         With folded weights the result times what reads it sums to what was read.
 
@@ -292,7 +292,7 @@ class ResidualDecomposition:
         if recompute_ln and self._stop(layer) == self._cfg.n_layers:
             return self.readout.normalize(residual_stack)
         scale = self._frozen_scale(layer, mlp_input, pos_slice, batch_slice)
-        return self._centred(residual_stack, layer) / scale
+        return self._centered(residual_stack, layer) / scale
 
     def logit_attrs(
         self,
@@ -359,14 +359,14 @@ class ResidualDecomposition:
         if not self._cfg.has_post_norms:
             return bias
         added = self._through_post_norm(bias, norm, layer) / self._post_scale(norm, layer)
-        return added + self._output_weight(f"{norm}.b", layer) if self._cfg.centred_norm else added
+        return added + self._output_weight(f"{norm}.b", layer) if self._cfg.centered_norm else added
 
     def _through_post_norm(self, part: Tensor, norm: str, layer: int) -> Tensor:
         """The norm behind attention or MLP, but for its scale and bias: linear. The part itself if there is none."""
         if not self._cfg.has_post_norms:
             return part
-        centred = part - part.mean(-1, keepdim=True) if self._cfg.centred_norm else part
-        return centred * self._output_weight(f"{norm}.w", layer)
+        centered = part - part.mean(-1, keepdim=True) if self._cfg.centered_norm else part
+        return centered * self._output_weight(f"{norm}.w", layer)
 
     def _post_scale(self, norm: str, layer: int) -> Float[Tensor, "*batch_and_pos 1"]:
         return self[f"blocks.{layer}.{norm}.hook_scale"]
@@ -430,19 +430,19 @@ class ResidualDecomposition:
         final = self._stop(layer) == self._cfg.n_layers
         return self.readout.normalized if final else self._cfg.has_pre_norms
 
-    def _centred(self, x: Tensor, layer: int | None) -> Tensor:
-        """`x` as the norm in front of a layer centres it."""
+    def _centered(self, x: Tensor, layer: int | None) -> Tensor:
+        """`x` as the norm in front of a layer centers it."""
         if self._stop(layer) == self._cfg.n_layers:
-            return self.readout.centre(x)
-        return x - x.mean(-1, keepdim=True) if self._cfg.centred_norm else x
+            return self.readout.center(x)
+        return x - x.mean(-1, keepdim=True) if self._cfg.centered_norm else x
 
     def _directions(
         self, project_output_onto: Tensor | None, layer: int | None, apply_ln: bool
     ) -> Float[Tensor, "d_model *directions"] | None:
-        """Directions that give a part's components as they will be read: centring is linear, so it moves onto them."""
+        """Directions that give a part's components as they will be read: centering is linear, so it moves onto them."""
         if project_output_onto is None or not apply_ln or not self._is_normalized(layer):
             return project_output_onto
-        return self._centred(project_output_onto.transpose(0, -1), layer).transpose(0, -1)
+        return self._centered(project_output_onto.transpose(0, -1), layer).transpose(0, -1)
 
     def _stacked(
         self, parts: list[Tensor], layer: int | None, mlp_input: bool, apply_ln: bool, pos_slice: SliceInput | Slice

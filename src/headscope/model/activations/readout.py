@@ -24,7 +24,7 @@ class Readout:
 
     Attributes:
         normalized: There is a final norm.
-        centred: It subtracts the mean.
+        centered: It subtracts the mean.
         eps: Added to the variance.
         weight: The norm's weight `[d_model]`, `None` when folded.
         bias: The norm's bias `[d_model]`, `None` when folded or absent.
@@ -34,7 +34,7 @@ class Readout:
     """
 
     normalized: bool
-    centred: bool
+    centered: bool
     eps: float
     weight: Tensor | None
     bias: Tensor | None
@@ -53,7 +53,7 @@ class Readout:
         norm = dict(ln_final.named_parameters(recurse=False))
         return cls(
             normalized=cfg.normalization_type is not None,
-            centred=cfg.final_norm in ("LN", "LNPre"),
+            centered=cfg.final_norm in ("LN", "LNPre"),
             eps=cfg.eps,
             weight=norm.get("w"),
             bias=norm.get("b"),
@@ -62,23 +62,23 @@ class Readout:
             soft_cap=max(cfg.output_logits_soft_cap, 0.0),
         )
 
-    def centre(self, x: Float[Tensor, "*lead d_model"]) -> Float[Tensor, "*lead d_model"]:
+    def center(self, x: Float[Tensor, "*lead d_model"]) -> Float[Tensor, "*lead d_model"]:
         """Return `x` without its mean over d_model, if the norm takes it away."""
-        return x - x.mean(-1, keepdim=True) if self.centred else x
+        return x - x.mean(-1, keepdim=True) if self.centered else x
 
     def scale(self, x: Float[Tensor, "*lead d_model"]) -> Float[Tensor, "*lead 1"]:
         """Return the scale by which the final norm divides `x` (1 without a norm)."""
         if not self.normalized:
             return torch.ones_like(x[..., :1])
-        return (self.centre(x).square().mean(-1, keepdim=True) + self.eps).sqrt()
+        return (self.center(x).square().mean(-1, keepdim=True) + self.eps).sqrt()
 
     def direction(self, x: Float[Tensor, "*lead d_model"]) -> Float[Tensor, "*lead d_model"]:
-        """The linear part of the norm without its scale: centred, and times its weight.
+        """The linear part of the norm without its scale: centered, and times its weight.
 
         `direction(x) / scale @ W_U` is what `x` adds to the logits at that scale.
         """
-        centred = self.centre(x)
-        return centred if self.weight is None else centred * self.weight
+        centered = self.center(x)
+        return centered if self.weight is None else centered * self.weight
 
     def normalize(self, x: Float[Tensor, "*lead d_model"]) -> Float[Tensor, "*lead d_model"]:
         """The final norm of states, each with a scale of its own."""

@@ -115,9 +115,9 @@ class PosEmbed(nn.Module):
 
 
 class _Norm(nn.Module):
-    """A norm over d_model: `centred` subtracts the mean, `affine` has a weight (and, when centred, a bias)."""
+    """A norm over d_model: `centered` subtracts the mean, `affine` has a weight (and, when centered, a bias)."""
 
-    centred: bool
+    centered: bool
     affine: bool
     w: nn.Parameter
     b: nn.Parameter
@@ -128,23 +128,23 @@ class _Norm(nn.Module):
         width = cfg.d_model if length is None else length
         if self.affine:
             self.w = nn.Parameter(torch.ones(width, dtype=cfg.dtype))
-        if self.affine and self.centred:
+        if self.affine and self.centered:
             self.b = zero_parameter(cfg, width)
         self.hook_scale = HookPoint()
         self.hook_normalized = HookPoint()
 
     def forward(self, x: Float[Tensor, "*lead d_model"]) -> Float[Tensor, "*lead d_model"]:
-        return self.normalize(x, self.w if self.affine else None, self.b if self.affine and self.centred else None)
+        return self.normalize(x, self.w if self.affine else None, self.b if self.affine and self.centered else None)
 
     def normalize(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         """The norm of `x`, times a weight and plus a bias where there is one."""
         if not (is_listening(self.hook_scale) or is_listening(self.hook_normalized)):
-            if self.centred:
+            if self.centered:
                 return F.layer_norm(x, x.shape[-1:], weight, bias, self.cfg.eps)
             return F.rms_norm(x, x.shape[-1:], weight, self.cfg.eps)
         dtype = x.dtype
         wide = x.to(torch.promote_types(dtype, torch.float32))
-        if self.centred:
+        if self.centered:
             wide = wide - wide.mean(-1, keepdim=True)
         scale = self.hook_scale((wide.square().mean(-1, keepdim=True) + self.cfg.eps).sqrt())
         normalized = self.hook_normalized((wide / scale).to(dtype))
@@ -153,37 +153,37 @@ class _Norm(nn.Module):
         return normalized if bias is None else normalized + bias
 
     def direction(self, x: Float[Tensor, "*lead d_model"]) -> Float[Tensor, "*lead d_model"]:
-        """The linear part of the norm without its scale: centred, and times its weight.
+        """The linear part of the norm without its scale: centered, and times its weight.
 
         With the scale frozen, `direction(part) / scale` is what a part of `x` becomes, and parts sum to the norm of `x`
         (but for its bias).
         """
-        centred = x - x.mean(-1, keepdim=True) if self.centred else x
-        return centred * self.w if self.affine else centred
+        centered = x - x.mean(-1, keepdim=True) if self.centered else x
+        return centered * self.w if self.affine else centered
 
 
 class LayerNorm(_Norm):
     """`(x - mean) / scale * w + b`, scale the standard deviation (eps inside the root)."""
 
-    centred, affine = True, True
+    centered, affine = True, True
 
 
 class LayerNormPre(_Norm):
     """LayerNorm whose weight and bias are folded into what reads it."""
 
-    centred, affine = True, False
+    centered, affine = True, False
 
 
 class RMSNorm(_Norm):
     """`x / scale * w`, scale the root mean square."""
 
-    centred, affine = False, True
+    centered, affine = False, True
 
 
 class RMSNormPre(_Norm):
     """RMSNorm whose weight is folded into what reads it."""
 
-    centred, affine = False, False
+    centered, affine = False, False
 
 
 _NORMS = {"LN": LayerNorm, "LNPre": LayerNormPre, "RMS": RMSNorm, "RMSPre": RMSNormPre}
@@ -218,7 +218,7 @@ def make_pre_norm(cfg: HookedTransformerConfig) -> nn.Module:
 
 def make_post_norm(cfg: HookedTransformerConfig) -> nn.Module | None:
     """The norm behind attention or MLP, if there is one. Its weight has nothing to be folded into."""
-    return make_norm(cfg, "LN" if cfg.centred_norm else "RMS") if cfg.has_post_norms else None
+    return make_norm(cfg, "LN" if cfg.centered_norm else "RMS") if cfg.has_post_norms else None
 
 
 class MLP(nn.Module):

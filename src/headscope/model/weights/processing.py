@@ -133,8 +133,8 @@ def _why_not(name: str, cfg: HookedTransformerConfig) -> str:
     if name == "fold_value_biases" and cfg.clip_qkv is not None:
         return "values are clipped with their biases, so the biases cannot be added afterwards."
     if name == "center_writing_weights":
-        if not cfg.centred_norm or cfg.final_norm in ("RMS", "RMSPre"):
-            norm = cfg.final_norm if cfg.centred_norm else cfg.normalization_type
+        if not cfg.centered_norm or cfg.final_norm in ("RMS", "RMSPre"):
+            norm = cfg.final_norm if cfg.centered_norm else cfg.normalization_type
             return f"only LayerNorm ignores the mean of the residual stream; this model's norm is {norm}."
         if cfg.has_post_norms:
             return "outputs of attention and MLP go through a post-norm before they are added to the residual stream."
@@ -170,16 +170,16 @@ def _fold_layer_norm(state: StateDict, cfg: HookedTransformerConfig) -> None:
         block = f"blocks.{layer}."
         readers = [(_attention(state, layer, f"W_{m}"), _attention(state, layer, f"b_{m}")) for m in "QKV"]
         if cfg.has_pre_norms:
-            _fold_into(state, block + "ln1", readers, centred=cfg.centred_norm)
+            _fold_into(state, block + "ln1", readers, centered=cfg.centered_norm)
         if cfg.attn_only:
             continue
         if cfg.has_pre_norms:
             inputs = ["in"] + ["gate"] * cfg.gated_mlp + ["router"] * (cfg.num_experts is not None)
             readers = [(f"{block}mlp.W_{name}", f"{block}mlp.b_{name}") for name in inputs]
-            _fold_into(state, block + "ln2", readers, centred=cfg.centred_norm)
+            _fold_into(state, block + "ln2", readers, centered=cfg.centered_norm)
         if cfg.is_layer_norm_activation():
-            _fold_into(state, block + "mlp.ln", [(block + "mlp.W_out", block + "mlp.b_out")], centred=True)
-    _fold_into(state, "ln_final", [("unembed.W_U", "unembed.b_U")], centred=cfg.final_norm == "LN")
+            _fold_into(state, block + "mlp.ln", [(block + "mlp.W_out", block + "mlp.b_out")], centered=True)
+    _fold_into(state, "ln_final", [("unembed.W_U", "unembed.b_U")], centered=cfg.final_norm == "LN")
 
 
 def _attention(state: StateDict, layer: int, name: str) -> str:
@@ -188,7 +188,7 @@ def _attention(state: StateDict, layer: int, name: str) -> str:
     return full if full in state else f"blocks.{layer}.attn._{name}"
 
 
-def _fold_into(state: StateDict, norm: str, readers: list[tuple[str, str]], *, centred: bool) -> None:
+def _fold_into(state: StateDict, norm: str, readers: list[tuple[str, str]], *, centered: bool) -> None:
     weight, bias = state.pop(f"{norm}.w"), state.pop(f"{norm}.b", None)
     for matrix_name, bias_name in readers:
         matrix = state[matrix_name]
@@ -197,7 +197,7 @@ def _fold_into(state: StateDict, norm: str, readers: list[tuple[str, str]], *, c
         if bias is not None:
             state[bias_name] += bias @ matrix
         matrix *= weight[:, None]
-        if centred:
+        if centered:
             matrix -= matrix.mean(-2, keepdim=True)
 
 

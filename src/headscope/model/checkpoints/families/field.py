@@ -87,7 +87,7 @@ class _Field(Family):
     def layer(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
         matrices = [f"attn.W_{each}" for each in "QKVO"] + ([] if cfg.attn_only else ["mlp.W_in", "mlp.W_out"])
         norms = [] if cfg.normalization_type not in ("LN", "RMS") else ["ln1"] + ([] if cfg.attn_only else ["ln2"])
-        weights = [f"{norm}.{kind}" for norm in norms for kind in ("w", "b") if kind == "w" or cfg.centred_norm]
+        weights = [f"{norm}.{kind}" for norm in norms for kind in ("w", "b") if kind == "w" or cfg.centered_norm]
         behind_activation = ["mlp.ln.w", "mlp.ln.b"] if norms and cfg.is_layer_norm_activation() else []
         biases = [name.replace(".W_", ".b_") for name in matrices]
         return _rows([*matrices, *biases, *weights, *behind_activation], hf)
