@@ -107,7 +107,10 @@ BAD = {
         ["report", "CHECKPOINT", "--text", "TMP/one.txt", "--seq-len", "2", "--max-tokens", "0"],
         "max_tokens",
     ),
-    "out below a file": (["report", "CHECKPOINT", "--out", "TMP/text.pdf/deep"], "cannot be written"),
+    "out below a file": (
+        ["report", "CHECKPOINT", "--out", "TMP/text.pdf/deep"],
+        "is a file; the report needs a folder",
+    ),
     "entropy out is no run": (["entropy", "CHECKPOINT", "--out", "TMP"], "it has no manifest.json, and holds"),
     "resume without out": (["entropy", "CHECKPOINT", "--resume"], "name it with --out"),
     "no such head": (["ablate", "CHECKPOINT", "--heads", "9.0"], "9.0 does not exist: layers of"),

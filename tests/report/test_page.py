@@ -2,15 +2,18 @@
 
 import json
 import re
+from collections.abc import Iterator
 from html import unescape
 
 import plotly.graph_objects as go
+import plotly.offline
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from markupsafe import Markup
 from report_pages import Page as Seen
 
+from headscope.report import page
 from headscope.report.blocks import (
     Block,
     Caption,
@@ -65,8 +68,17 @@ def page_of(text: str) -> str:
     return render_page(Page(text, text, (Section("one", text, (said,), blocks),)))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _no_libraries() -> Iterator[None]:
+    """Leave the scripts of plotly and the views out: megabytes that say nothing of the page."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(plotly.offline, "get_plotlyjs", lambda: "")
+        patched.setattr(page, "bundle", lambda: "")
+        yield
+
+
 @pytest.fixture(scope="module")
-def calm() -> Seen:
+def calm(_no_libraries: None) -> Seen:
     return Seen(page_of("calm"))
 
 

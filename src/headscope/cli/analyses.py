@@ -114,7 +114,7 @@ def ablate(
         typer.Option(
             "--value",
             callback=each_of(Value),
-            metavar="zero|mean|resample",
+            metavar="<zero|mean|resample>",
             help="What replaces the output. May be given several times.",
         ),
     ] = ["zero", "mean"],  # noqa: B006
@@ -123,7 +123,7 @@ def ablate(
         typer.Option(
             "--effect",
             callback=each_of(Effect),
-            metavar="patched|direct|indirect",
+            metavar="<patched|direct|indirect>",
             help="patched: recompute everything after it; direct: change the final stream alone; indirect: all but the "
             "direct effect. May be given several times.",
         ),

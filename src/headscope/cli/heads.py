@@ -46,10 +46,10 @@ def heads(
     prompts: options.Prompts = 100,
     seed: Annotated[int, typer.Option(help="Seed of the random tokens and of the generated prompts.")] = 0,
     min_attention: Annotated[
-        float, typer.Option(help="Least share of a head's attention for its kind.")
+        float, typer.Option(help="Least share of its attention for a head of a kind.")
     ] = MIN_ATTENTION,
-    min_effect: Annotated[float, typer.Option(help="Least share of the logit difference for it.")] = 0.05,
-    circuit: Annotated[bool, typer.Option("--circuit", help="Also find the paths between them; slow.")] = False,
+    min_effect: Annotated[float, typer.Option(help="Least share of the logit difference, for a task.")] = 0.05,
+    circuit: Annotated[bool, typer.Option("--circuit", help="Also find the paths between heads; slow.")] = False,
     out: options.Folder = None,
     progress: options.Progress = True,
 ) -> None:

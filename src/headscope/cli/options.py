@@ -22,8 +22,8 @@ Text = Annotated[
 Dataset = Annotated[
     str | None,
     typer.Option(
-        help=f"A Hugging Face dataset to run on instead of a file: {', '.join(DATASETS)}. Needs headscope[hf-datasets] "
-        "and a network, or its cache.",
+        help=f"A Hugging Face dataset to run on instead of a file: {', '.join(DATASETS)}. Needs the extra "
+        "hf-datasets, and a network or its cache.",
         show_default=False,
     ),
 ]

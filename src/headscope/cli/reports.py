@@ -83,10 +83,13 @@ def report(
 )
 def compare(
     first: Annotated[
-        str, typer.Argument(metavar="A", help="A model: a name, a hub id or a checkpoint folder.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="A", help="The first model: a name, a hub id or a checkpoint folder.", show_default=False
+        ),
     ],
     second: Annotated[
-        str, typer.Argument(metavar="B", help="The other; differences are B less A.", show_default=False)
+        str, typer.Argument(metavar="B", help="The second; differences are B less A.", show_default=False)
     ],
     text: options.Text = None,
     dataset: options.Dataset = None,

@@ -28,9 +28,9 @@ def staged(out: Path) -> Iterator[Write]:
     Raises:
         InvalidInputError: If `out` cannot be written.
     """
-    if out.exists() and not out.is_dir():
-        raise InvalidInputError(f"{str(out)!r} is a file; the report needs a folder to write to (--out).")
-    parent = next(folder for folder in (out, *out.absolute().parents) if folder.is_dir())
+    parent = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not parent.is_dir():
+        raise InvalidInputError(f"{str(parent)!r} is a file; the report needs a folder to write to (--out).")
     try:
         with tempfile.TemporaryDirectory(prefix=".headscope-", dir=parent) as temporary:
             stage = Path(temporary) / "report"

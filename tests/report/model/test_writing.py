@@ -19,12 +19,14 @@ from headscope.analysis.core.result import RunInfo
 from headscope.analysis.core.stats import estimate, estimates
 from headscope.analysis.core.top_places import top_positions
 from headscope.analysis.lens.entropy import EntropyResult, measure_entropy
+from headscope.analysis.prompts.task import Task
 from headscope.analysis.suppression.cspa import copy_suppression_preserving_ablation
 from headscope.analysis.suppression.scores import suppression_scores
 from headscope.errors import HeadscopeError, InvalidInputError, MissingTokenizerError, NotFiniteError
 from headscope.report import Report, files, token_rows, write_report
+from headscope.report.model import writing
 from headscope.report.model.findings import notable_heads
-from headscope.report.task.measuring import ioi_task
+from headscope.report.task.story import TaskStory
 from headscope.report.words import visible
 from headscope.training.toy_configs import palindrome
 from headscope.views.html import bundle
@@ -112,7 +114,7 @@ def test_the_words_agree_with_the_numbers(model: HookedTransformer, report: Repo
     assert f"from {ends[0]}" in words and f"nats at the embedding to {ends[1]}" in words
     raising = estimates(measure_entropy(model, tokens, reduce="none", progress=False).marginal[:, :3]).clear(1)
     assert raising.nonzero().tolist() == [[1, 2]]
-    said = "0 clearly raise the entropy of the stream written to (diff), 1 clearly raises that of the final"
+    said = "the number that clearly raise entropy is 0 in the stream written to (diff), 1 in the final prediction"
     assert said in page.words and "by marginal, head 1.2 (+0.015 ± 0.003 nats)" in page.words
     assert "4 of 48 tokens" in words and f"{entropy.info.n_positions:,}" in words
 
@@ -120,7 +122,7 @@ def test_the_words_agree_with_the_numbers(model: HookedTransformer, report: Repo
 def test_what_is_clear_is_said(tmp_path: Path) -> None:
     model = small_model()
     with torch.no_grad():
-        model.blocks[0].attn.W_O[1] *= 8.0  # a head loud enough to be heard
+        model.blocks[0].attn.W_O[1] *= -8.0  # a head loud enough to be heard, against which another works
         model.unembed.W_U *= 4.0
     texts = [STORY[at:] for at in range(60)]
     written = write_report(model, texts, tmp_path, max_tokens=1440, ablation_tokens=960, progress=False)
@@ -132,11 +134,13 @@ def test_what_is_clear_is_said(tmp_path: Path) -> None:
     assert "0.1" in (best.label, worst.label)
     said = [f"head {score.label} (loss {score.loss_diff:+.3f} ± " in words for score in (best, worst)]
     assert any(said) and "Of 6 heads, " in words
-    entropy = measure_entropy(model, tokens, progress=False)
+    entropy = measure_entropy(model, tokens, reduce="none", progress=False)
     for by in ("diff", "marginal"):
-        top = entropy.top(1, by=by)[0]
-        claimed = f"by {by}, head {top.label} ({top.value:+.3f} ± " in words
-        assert claimed or top.value < 0.05
+        top = entropy.mean().top(1, by=by)[0]
+        raising = estimates(getattr(entropy, by)[:, :3]).clear(1)
+        assert raising.nonzero().tolist() == [[1, 0]] and top.label == "1.0"
+        assert f"by {by}, head 1.0 ({top.value:+.3f} ± " in words
+    assert "the number that clearly raise entropy is 1 in the stream written to (diff), 1 in the final" in words
 
 
 def test_the_page_has_every_part(page: Page, text: str) -> None:
@@ -261,32 +265,39 @@ def test_a_model_that_cannot_read_the_prompts_is_told_so(model: HookedTransforme
     assert "was not measured: the model has no tokenizer to write the prompts with." in page.words
 
 
-def test_a_task_is_part_of_the_page(tmp_path: Path) -> None:
-    model = HookedTransformer.from_pretrained("headscope-demo")
-    task = ioi_task(model, 16)
+def test_a_task_is_part_of_the_page(
+    demo: HookedTransformer, demo_story: TaskStory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = demo_story.task
+
+    def measured(model: HookedTransformer, asked: Task, *, progress: bool) -> TaskStory:
+        assert (model, asked, progress) == (demo, task, False)
+        return demo_story
+
+    monkeypatch.setattr(writing, "measure_task", measured)
     written = write_report(
-        model, ["Anna met Tom."], tmp_path, max_tokens=16, ablation_tokens=0, task=task, progress=False
+        demo, ["Anna met Tom."], tmp_path, max_tokens=16, ablation_tokens=0, task=task, progress=False
     )
-    page = Page(written.page.read_text(encoding="utf-8"))
+    text = written.page.read_text(encoding="utf-8")
+    page = Page(text)
     assert "It tells the indirect object by" in page.words
     tables = {path.stem: pd.read_parquet(path) for path in written.tables if path.stem.startswith("task_")}
     assert set(tables) == {"task_prompts", "task_heads", "task_patching", "task_paths"}
-    assert len(tables["task_prompts"]) == 16
-    right, wrong = (model.to_tokens(tables["task_prompts"][name].tolist(), prepend_bos=False)[:, 0]
+    n = len(task)
+    assert len(tables["task_prompts"]) == n == 48
+    right, wrong = (demo.to_tokens(tables["task_prompts"][name].tolist(), prepend_bos=False)[:, 0]
                     for name in ("correct", "incorrect"))  # fmt: skip
-    rows = torch.arange(16)
-    logits = model(task.clean_tokens, attention_mask=task.attention_mask)[rows, task.positions].detach()
-    expected = logits[rows, right] - logits[rows, wrong]
-    torch.testing.assert_close(
-        torch.tensor(tables["task_prompts"]["logit_difference"].to_numpy()), expected.double(), atol=1e-3, rtol=1e-4
-    )
-    mean, error = float(expected.mean()), float(expected.double().std()) / 4
+    rows = torch.arange(n)
+    logits = demo(task.clean_tokens, attention_mask=task.attention_mask)[rows, task.positions].detach()
+    expected = (logits[rows, right] - logits[rows, wrong]).double()
+    differences = torch.tensor(tables["task_prompts"]["logit_difference"].to_numpy())
+    torch.testing.assert_close(differences, expected, atol=1e-3, rtol=1e-4)
+    mean, error = float(expected.mean()), float(expected.std()) / math.sqrt(n)
     assert f"by {mean:+.3f} ± {error:.3f} logits on average" in page.words
-    cfg = model.cfg
-    assert len(tables["task_patching"]) == cfg.n_layers * (5 + 2 * cfg.n_heads)
-    # Figures that carry it: direct effects, attention, patched heads, the stream, the circuit, all kinds of head.
+    assert len(tables["task_patching"]) == demo.cfg.n_layers * (5 + 2 * demo.cfg.n_heads)
+    # Figures that carry it: direct effects, attention, patched heads.
     for title in ("Direct effect of each head", "Where heads look from the end", "What patching each head changes"):
-        assert title in written.page.read_text(encoding="utf-8")
+        assert title in text
 
 
 @pytest.mark.parametrize("d_vocab", [3, 5, 9])
@@ -295,7 +306,13 @@ def test_a_vocabulary_of_a_few_tokens_has_a_report(d_vocab: int, tmp_path: Path)
     assert model.cfg.d_vocab == d_vocab
     tokens = torch.randint(0, d_vocab, (8, 9), generator=torch.Generator().manual_seed(0))
     written = write_report(model, tokens, tmp_path, progress=False)
-    assert ("circuit_ranks.parquet" in {path.name for path in written.tables}) == (d_vocab > 4)
+    page = Page(written.page.read_text(encoding="utf-8"))
+    sections = {attrs["id"] for tag, attrs in page.elements if tag == "section"}
+    tables = {path.stem for path in written.tables}
+    # Too few tokens to repeat at random: no kinds of head, and no copies to suppress.
+    assert ("kinds" in sections) == ("head_scores" in tables) == (d_vocab > 4)
+    assert ("suppression" in sections) == ("circuit_ranks" in tables) == (d_vocab > 4)
+    assert {"loss", "layers", "by-head", "ablation", "attention", "numbers"} <= sections
 
 
 def test_a_second_report_replaces_the_first_and_leaves_other_files(model: HookedTransformer, tmp_path: Path) -> None:
@@ -395,7 +412,7 @@ def test_a_run_that_stops_leaves_nothing(
     monkeypatch.setattr(files, "render_page", stopping)
     expected = InvalidInputError if isinstance(stop, OSError) else KeyboardInterrupt
     with pytest.raises(expected) as caught:
-        write_report(model, [STORY], tmp_path / "deep" / "report", progress=False)
+        write_report(model, [STORY], tmp_path / "deep" / "report", ablation_tokens=0, progress=False)
     if isinstance(stop, OSError):
         assert "No space left" in str(caught.value)
     assert list(tmp_path.iterdir()) == []
@@ -405,8 +422,8 @@ def test_a_file_in_the_way_is_told(model: HookedTransformer, tmp_path: Path) -> 
     (tmp_path / "report").write_text("mine")
     with pytest.raises(InvalidInputError, match="is a file; the report needs a folder"):
         write_report(model, [STORY], tmp_path / "report", progress=False)
-    with pytest.raises(InvalidInputError, match="cannot be written|is a file"):
-        write_report(model, [STORY], tmp_path / "report" / "below", progress=False)
+    with pytest.raises(InvalidInputError, match="report' is a file; the report needs a folder"):
+        write_report(model, [STORY], tmp_path / "report" / "below" / "it", progress=False)
     assert (tmp_path / "report").read_text() == "mine"
 
 

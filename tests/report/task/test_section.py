@@ -11,16 +11,9 @@ from tiny import tiny_model
 from headscope import HookedTransformer
 from headscope.errors import HeadscopeError
 from headscope.report.blocks import Figure, Fold, Heading, Prose, Section, Table
-from headscope.report.task.measuring import SWAPPED, ioi_task, measure_task
+from headscope.report.task.measuring import ioi_task, measure_task, with_words
 from headscope.report.task.section import task_section, unmeasured_task_section
 from headscope.report.task.story import TaskStory
-
-
-@pytest.fixture(scope="module")
-def demo_story() -> TaskStory:
-    model = HookedTransformer.from_pretrained("headscope-demo")
-    story = measure_task(model, ioi_task(model, 48), progress=False)
-    return story
 
 
 def words(section: Section) -> str:
@@ -114,10 +107,9 @@ def test_models_that_cannot_read_the_prompts_are_told_why(model: HookedTransform
     assert str(caught.value) in words(section) and section.summary == ()
 
 
-def test_attention_is_that_of_each_order(demo_story: TaskStory) -> None:
-    model = HookedTransformer.from_pretrained("headscope-demo")
+def test_attention_is_that_of_each_order(demo: HookedTransformer, demo_story: TaskStory) -> None:
     task = demo_story.task
-    _, cache = model.run_with_cache(task.clean_tokens, attention_mask=task.attention_mask, return_type=None)
+    _, cache = demo.run_with_cache(task.clean_tokens, attention_mask=task.attention_mask, return_type=None)
     first = task.word_idx["IO"] < task.word_idx["S1"]
     assert [order.name for order in demo_story.orders] == ["ABBA", "BABA"]
     for at, which in enumerate((first, ~first)):
@@ -129,18 +121,15 @@ def test_attention_is_that_of_each_order(demo_story: TaskStory) -> None:
 
 def test_a_task_of_ones_own_has_its_words_found(demo_story: TaskStory) -> None:
     """Without the places of the names, they are found from the answers."""
-    model = HookedTransformer.from_pretrained("headscope-demo")
-    task = demo_story.task[:16]
-    story = measure_task(model, dataclasses.replace(task, word_idx={}), progress=False)
+    task = demo_story.task
+    found = with_words(dataclasses.replace(task, word_idx={}))
     for word in ("IO", "S1", "S1+1", "S2", "end"):
-        assert torch.equal(story.task.word_idx[word], task.word_idx[word]), word
-    assert story.heads is not None and story.stream is not None
+        assert torch.equal(found.word_idx[word], task.word_idx[word]), word
 
 
-def test_prompts_swap_the_subject_and_nothing_else() -> None:
-    model = HookedTransformer.from_pretrained("headscope-demo")
-    task = ioi_task(model, 12)
-    assert task.corrupted_tokens is not None and SWAPPED
+def test_prompts_swap_the_subject_and_nothing_else(demo: HookedTransformer) -> None:
+    task = ioi_task(demo, 12)
+    assert task.corrupted_tokens is not None
     differs = (task.corrupted_tokens != task.clean_tokens) & task.attention_mask
     assert torch.equal(differs.sum(1), torch.ones(12, dtype=torch.long))
     assert torch.equal(differs.long().argmax(1), task.word_idx["S2"])
