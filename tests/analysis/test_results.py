@@ -139,7 +139,11 @@ def test_the_best_are_the_largest_of_the_table(result: Result) -> None:
             with pytest.raises(InvalidInputError, match="have no mean over"):
                 result.top(by=name)
             continue
-        held = {axis: array.labels[axis][at] for axis, at in result.fixed.items() if axis in array.axes}
+        held = {
+            axis: array.labels[axis][at] if isinstance(at, int) else at
+            for axis, at in result.fixed.items()
+            if axis in array.axes
+        }
         known = array.sel(**held).mean(result.sampled).values.flatten()
         known = known[~known.isnan()]
         ranking = Result.top(result, 10**6, by=name, largest=True, mlps=True)

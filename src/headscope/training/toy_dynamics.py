@@ -67,7 +67,7 @@ class TrainingDynamics(Result):
     rows: ClassVar[tuple[str, ...]] = ("step",)
     columns: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "resid", "diff", "marginal", *SCORES, "answer_logits")
     ranked: ClassVar[tuple[str, ...]] = ("diff", "marginal", *SCORES, "answer_logits")
-    fixed: ClassVar[Mapping[str, int]] = {"step": -1}
+    fixed: ClassVar[Mapping[str, int | str]] = {"step": -1}
     steps: Int[Tensor, " step"]
     loss: Float[Tensor, " step"]
     accuracy: Float[Tensor, " step"]

@@ -98,7 +98,7 @@ class AblationResult(Result):
     rows: ClassVar[tuple[str, ...]] = ("component", "value", "effect")
     columns: ClassVar[tuple[str, ...]] = ("loss_diff", "loss_diff_error", "kl")
     ranked: ClassVar[tuple[str, ...]] = ("loss_diff",)
-    fixed: ClassVar[Mapping[str, int]] = {"value": 0, "effect": 0}
+    fixed: ClassVar[Mapping[str, int | str]] = {"value": 0, "effect": 0}
     ends: ClassVar[tuple[str, str]] = ("help most", "help least")
     loss: Float[Tensor, "*batch_pos"]
     loss_diff: Float[Tensor, "value effect component *batch_pos"]

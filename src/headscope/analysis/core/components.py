@@ -53,7 +53,7 @@ def canonical_label(name: object) -> str:
         >>> canonical_label((10, 7)), canonical_label("mlp3"), canonical_label("0.1+mlp 2"), canonical_label("MLP")
         ('10.7', 'mlp3', '0.1+mlp2', 'mlp')
     """
-    if isinstance(name, tuple) and _is_pair(name):
+    if isinstance(name, Sequence) and _is_pair(name):
         return f"{name[0]}.{name[1]}"
     return re.sub(r"\bmlp[ .]?(?=\d|$)", "mlp", str(name).strip(), flags=re.IGNORECASE)
 
@@ -128,13 +128,9 @@ def _parsed(name: object) -> Component:
         return name
     if isinstance(name, Sequence) and _is_pair(name):
         return Component(int(name[0]), int(name[1]))
-    if isinstance(name, str):
-        head = re.fullmatch(r"\s*(\d+)\.(\d+)\s*", name)
-        if head:
-            return Component(int(head[1]), int(head[2]))
-        mlp = re.fullmatch(r"\s*mlp[ .]?(\d+)\s*", name, re.IGNORECASE)
-        if mlp:
-            return Component(int(mlp[1]), None)
+    place = component_of(canonical_label(name)) if isinstance(name, str) else None
+    if place is not None:
+        return Component(*place)
     raise InvalidInputError(
         f"{name!r} names no component. A head is (layer, head) or 'layer.head', such as (10, 7) or '10.7'; "
         "an MLP is 'mlp' and its layer, such as 'mlp3'."

@@ -1,6 +1,6 @@
 """Rankings: heads, MLPs and whatever else a result ranks, in order of a number."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -77,6 +77,10 @@ class Ranking(tuple[HeadScore, ...]):
         places = [divmod(at, values.shape[1]) for at in order]
         scores = (HeadScore(layer, head, float(values[layer, head])) for layer, head in places)
         return cls(scores, name=name, unit=unit)
+
+    def only(self, keep: Callable[[HeadScore], bool]) -> Self:
+        """Those entries that pass a test, in the same order."""
+        return type(self)(filter(keep, self), name=self.name, unit=self.unit, style=self.style)
 
     def line(self) -> str:
         """All in one line: `10.7 +0.2500, mlp3 -0.5000`."""

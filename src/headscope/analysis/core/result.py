@@ -87,7 +87,7 @@ class Result:
         columns: The arrays that are its columns; default: all of `ranked`.
         ranked: The arrays that `str` ranks; the first is the one that `top` and `sel` take by default.
         sampled: Axes to take means over in tables and rankings: positions and prompts.
-        fixed: Axes that a ranking takes one entry of, unless told which, and the number of that entry.
+        fixed: Axes that a ranking takes one entry of, unless told which, and the number or the label of that entry.
         either_way: Rank by magnitude, whatever the sign, unless told otherwise.
         ends: What `str` calls the two ends of a ranking.
         info: What was run on what.
@@ -119,7 +119,7 @@ class Result:
     columns: ClassVar[tuple[str, ...]] = ()
     ranked: ClassVar[tuple[str, ...]] = ()
     sampled: ClassVar[tuple[str, ...]] = ("batch", "pos", "prompt")
-    fixed: ClassVar[Mapping[str, int]] = {}
+    fixed: ClassVar[Mapping[str, int | str]] = {}
     either_way: ClassVar[bool] = False
     ends: ClassVar[tuple[str, str]] = ("highest", "lowest")
     info: RunInfo
@@ -187,6 +187,7 @@ class Result:
         Raises:
             InvalidInputError: For an array, an axis or a label that does not exist, or that was not measured.
         """
+        by, labels = self._asked(by, labels)
         if by is None:
             names = [*self.ranked, *(name for name in self.measured() if name not in self.ranked)]
             arrays = {name: self.array(name) for name in names if name in self.measured()}
@@ -214,11 +215,8 @@ class Result:
         Raises:
             InvalidInputError: If `k` is below 1; for an array or a label that does not exist or was not measured.
         """
-        return self._top(k, (by or self._default(),), largest, mlps, labels)
-
-    def _top(
-        self, k: int, names: Sequence[str], largest: bool | None, mlps: bool, labels: Mapping[str, Any]
-    ) -> Ranking:
+        by, labels = self._asked(by, labels)
+        names = self._default() if by is None else (by,)
         if k < 1:
             raise InvalidInputError(f"k must be at least 1; got {k}.")
         arrays = [self._reduced(name, mlps, labels) for name in names]
@@ -235,7 +233,17 @@ class Result:
         for index in order:
             at = bisect_right(starts, index) - 1
             scores.append(self._score(names[at], arrays[at], index - starts[at], beside[names[at]]))
-        return Ranking(scores, name=spec.title or names[0], unit=spec.unit, style=spec.style)
+        name, unit = self._heading(names[0], labels)
+        return Ranking(scores, name=name, unit=unit, style=spec.style)
+
+    def _asked(self, by: str | None, labels: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
+        """The array and the labels that a caller means; some results take other names for them."""
+        return by, labels
+
+    def _heading(self, name: str, labels: Mapping[str, Any]) -> tuple[str, str]:
+        """The name and the unit over a ranking."""
+        spec = self.declared()[name]
+        return spec.title or name, spec.unit
 
     def _position_means(self, **changes: Any) -> Self:
         """The same with means over the positions that count, and these changes; itself if it holds means already."""
@@ -244,16 +252,16 @@ class Result:
         means = {name: array.mean(("batch", "pos")).values for name, array in arrays.items() if "pos" in array.axes}
         return dataclasses.replace(self, **{**means, **changes}) if means else self
 
-    def _default(self) -> str:
-        return self.ranked[0] if self.ranked else next(iter(self.declared()))
+    def _default(self) -> tuple[str, ...]:
+        """The arrays that are ranked unless told otherwise."""
+        return self.ranked[:1] or tuple(self.declared())[:1]
 
     def _reduced(self, name: str, mlps: bool, labels: Mapping[str, Any]) -> NamedArray:
         """The entries to rank: those with the labels, and of a fixed axis one."""
         array = self.array(name)
         given = {axis: label for axis, label in labels.items() if label is not None}
-        first = {
-            axis: array.labels[axis][at] for axis, at in self.fixed.items() if axis in array.axes and axis not in given
-        }
+        held = {axis: at for axis, at in self.fixed.items() if axis in array.axes and axis not in given}
+        first = {axis: array.labels[axis][at] if isinstance(at, int) else at for axis, at in held.items()}
         array = array.sel(**first, **given).mean(self.sampled)
         return array if mlps else array.heads_only()
 

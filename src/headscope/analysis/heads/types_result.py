@@ -26,6 +26,8 @@ _IN_LINE = 8
 class HeadTypes(Result):
     """Kinds of heads, and the numbers that say so. NaN where a number was not measured.
 
+    `top(by="induction")` ranks the heads by their score of a kind, labelled or not.
+
     Attributes:
         scores: How much each head is of each kind.
         controls: The same number with what defines the kind taken out.
@@ -56,6 +58,7 @@ class HeadTypes(Result):
     columns: ClassVar[tuple[str, ...]] = ("labelled", "scores", "controls", "errors", "thresholds", "evidence")
     ranked: ClassVar[tuple[str, ...]] = ("scores",)
     rows: ClassVar[tuple[str, ...]] = ("kind", "layer", "head")
+    fixed: ClassVar[Mapping[str, int | str]] = {"kind": "induction"}
     scores: Float[Tensor, "kind layer head"]
     controls: Float[Tensor, "kind layer head"]
     errors: Float[Tensor, "kind layer head"]
@@ -77,32 +80,18 @@ class HeadTypes(Result):
         """
         labelled = self.labelled[self._at(kind)]
         every = self.top(labelled.numel(), by=kind)
-        found = (score for score in every if bool(labelled[score.layer, score.head]))
-        return Ranking(found, name=kind, unit=self.unit(kind))
+        return every.only(lambda score: bool(labelled[score.layer, score.head]))
 
-    def top(
-        self, k: int = 10, *, by: str | None = None, largest: bool | None = None, mlps: bool = False, **labels: Any
-    ) -> Ranking:
-        """The `k` heads with the highest score of a kind, labelled or not.
+    def _asked(self, by: str | None, labels: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
+        # A kind stands for its scores: `top(by="induction")`.
+        if by is None or by in self.arrays:
+            return by, labels
+        self._at(by)
+        return "scores", {"kind": by, **labels}
 
-        Args:
-            k: How many.
-            by: The kind; default: induction. Or an array: `scores`, `controls`, `evidence` (then say which `kind`, or
-                `evidence_name`).
-            largest: Those with the highest, or the lowest.
-            mlps: Changes nothing: only heads have kinds.
-            labels: Rank only heads with these labels: `layer=3`.
-
-        Raises:
-            UnknownNameError: If the kind was not looked for.
-            InvalidInputError: If `k` is below 1.
-        """
-        if by in self.arrays:
-            return super().top(k, by=by, largest=largest, **labels)
-        kind = by or labels.pop("kind", None) or "induction"
-        self._at(kind)
-        ranking = super().top(k, by="scores", largest=largest, kind=kind, **labels)
-        return Ranking(ranking, name=kind, unit=self.unit(kind))
+    def _heading(self, name: str, labels: Mapping[str, Any]) -> tuple[str, str]:
+        kind = labels.get("kind", self.fixed["kind"])
+        return (kind, self.unit(kind)) if name == "scores" else super()._heading(name, labels)
 
     @property
     def readers(self) -> tuple[str, ...]:

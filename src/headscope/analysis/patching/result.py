@@ -9,7 +9,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headscope.analysis.core.named_arrays import Array, Label, NamedArray
-from headscope.analysis.core.ranking import Ranking
 from headscope.analysis.core.result import Result
 from headscope.errors import unknown_name
 
@@ -23,7 +22,9 @@ _PLURALS = {"layer": "layers", "head": "heads"}
 
 @dataclass(frozen=True, repr=False)
 class SiteResult(Result):
-    """Numbers for each patch of some sites, each site with axes of its own; `result["z"]` has the site's values.
+    """Numbers for each patch of some sites; `result["z"]` has a site's, with axes of its own.
+
+    `top` ranks the patches of all sites, those that move the metric most first, either way; `site="z"` those of one.
 
     Attributes:
         values: Of all patches, one site after the other.
@@ -90,63 +91,22 @@ class SiteResult(Result):
     def _row(self, name: str, array: NamedArray, cell: Mapping[str, Label]) -> dict[str, Any]:
         return dict.fromkeys(self.table) | super()._row(name, array, cell) | {"site": name}
 
-    def sel(self, *, by: str | None = None, site: str | None = None, **labels: Any) -> Tensor:
-        """Select by label along any axis, of the patches of one site: `sel(site="z", head="9.6")`.
+    def _asked(self, by: str | None, labels: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
+        # `site="z"` names the array, and what a table calls a position is the axis `pos`.
+        renamed = {"pos" if axis == "position" else axis: label for axis, label in labels.items() if axis != "site"}
+        site = by or labels.get("site")
+        if site is not None:
+            self.axes_of(site)
+        return site, renamed
 
-        Args:
-            by: The site.
-            site: The same.
-            labels: As in `Result.sel`.
+    def _default(self) -> tuple[str, ...]:
+        return self.sites
 
-        Raises:
-            InvalidInputError: For an axis or a label that does not exist.
-            UnknownNameError: If the site was not patched.
-        """
-        chosen = by or site
-        if chosen is not None:
-            self.axes_of(chosen)
-        return super().sel(by=chosen, **labels)
-
-    def top(
-        self,
-        k: int = 10,
-        *,
-        by: str | None = None,
-        largest: bool | None = None,
-        mlps: bool = False,
-        site: str | None = None,
-        **labels: Any,
-    ) -> Ranking:
-        """The patches that move the metric most, either way.
-
-        Args:
-            k: How many.
-            by: Only of this site.
-            largest: Those with the largest, or the smallest values, instead.
-            mlps: Changes nothing: sites of MLPs are ranked.
-            site: The same as `by`.
-            labels: Rank only patches with these labels: `position`s, layers.
-
-        Raises:
-            InvalidInputError: If `k` is below 1.
-            UnknownNameError: If the site was not patched.
-        """
-        chosen = by or site
-        if chosen is not None:
-            self.axes_of(chosen)
-        ranking = self._top(k, self.sites if chosen is None else (chosen,), largest, mlps, labels)
-        return Ranking(ranking, name=self._unit() or "change", style=ranking.style)
+    def _heading(self, name: str, labels: Mapping[str, Any]) -> tuple[str, str]:
+        return self._unit() or "change", ""
 
     def to_frame(self, *names: str, means: bool = True) -> "pd.DataFrame":
-        """One row per patch: site, layer, head, position, what stands there, and the value.
-
-        Args:
-            names: The sites; default: all.
-            means: Changes nothing: patches have no prompts of their own.
-
-        Raises:
-            InvalidInputError: If a site was not patched.
-        """
+        """One row per patch: site, layer, head, position, what stands there, and the value; for all sites, or some."""
         import pandas as pd
 
         frame = pd.concat(
