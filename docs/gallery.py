@@ -116,8 +116,12 @@ def token_views() -> dict[str, HtmlView]:
 
 
 @torch.no_grad()
-def figures() -> "dict[str, go.Figure]":
-    """Plotly figures, by name: the helpers first, then those of results."""
+def figures(*, draft: bool = False) -> "dict[str, go.Figure]":
+    """Plotly figures, by name: the helpers first, then those of results.
+
+    Args:
+        draft: Train the toy models a tenth as long: the same figures of other numbers.
+    """
     model = HookedTransformer.from_pretrained("headscope-demo")
     tokens = model.to_tokens(TEXTS)
     entropy = measure_entropy(model, tokens, **QUIET)
@@ -185,7 +189,7 @@ def figures() -> "dict[str, go.Figure]":
         "head_score_maps": head_score_maps(head_scores(model, n_sequences=8, progress=False)),
         "loss_by_position": loss_by_position(next_token_loss(model, tokens), data="two texts about gifts"),
     }
-    return drawn | _tasks(model) | _comparison(model) | _training()
+    return drawn | _tasks(model) | _comparison(model) | _training(draft)
 
 
 def _tasks(model: HookedTransformer) -> "dict[str, go.Figure]":
@@ -236,9 +240,9 @@ def _comparison(model: HookedTransformer) -> "dict[str, go.Figure]":
     }
 
 
-def _training() -> "dict[str, go.Figure]":
+def _training(draft: bool) -> "dict[str, go.Figure]":
     """Figures of toy models that train in seconds."""
-    toy = toy_task("skip-trigram", seed=0, size=5_000)
+    toy = toy_task("skip-trigram", seed=0, size=1_000 if draft else 5_000)
     before = token_circuits(toy.model).ov
     with torch.enable_grad(), tempfile.TemporaryDirectory() as folder:
         result = train(
@@ -260,15 +264,15 @@ def _training() -> "dict[str, go.Figure]":
             torch.stack([before, after]), [0, int(result.train.step[-1])], title="OV circuits in training", **titles
         ),
         "dynamics_along_training": views.dynamics_along_training(dynamics),
-        **_addition(),
+        **_addition(draft),
     }
 
 
-def _addition() -> "dict[str, go.Figure]":
+def _addition(draft: bool) -> "dict[str, go.Figure]":
     """Figures of a network that has begun to learn addition modulo 23."""
     toy = toy_task("modular-addition", seed=0, p=23, fraction=0.7)
     before = fourier_power(toy.model.W_E[:23])
-    short = dataclasses.replace(toy.training, epochs=None, steps=400, evaluate_every=10)
+    short = dataclasses.replace(toy.training, epochs=None, steps=40 if draft else 400, evaluate_every=10)
     with torch.enable_grad():
         result = train(toy.model, toy.data, short, validation=toy.validation, progress=False)
     return {
