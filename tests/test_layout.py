@@ -71,6 +71,7 @@ HEAVY = {
     "plotly",
     "pyarrow",
     "ray",
+    "scipy",
     "tokenizers",
     "transformers",
     "triton",

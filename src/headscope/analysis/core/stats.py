@@ -17,9 +17,9 @@ than a piece, and too small where whole rows differ. Of a single row, pieces are
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from statistics import NormalDist
 from typing import TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -148,11 +148,12 @@ def threshold(among: int, freedom: T, level: float = LEVEL) -> T:
         10 [4.03, 3.02, 2.81]
         144 [6.46, 4.02, 3.58]
     """
-    tails = level / max(1, among)
-    if not isinstance(freedom, Tensor):
-        return _student(tails, freedom)
-    different, at = freedom.unique(return_inverse=True)
-    return torch.tensor([_student(tails, each) for each in different.tolist()], dtype=torch.float64)[at]
+    from scipy.special import stdtrit
+
+    whole = torch.as_tensor(freedom, dtype=torch.float64).floor()
+    quantiles = -torch.from_numpy(np.asarray(stdtrit(whole.numpy(), level / max(1, among) / 2)))
+    bounds = torch.where(whole >= 1, quantiles, math.inf)
+    return bounds if isinstance(freedom, Tensor) else float(bounds)
 
 
 def estimate(values: Float[Tensor, "batch pos"]) -> Estimate:
@@ -279,35 +280,3 @@ def _welch(first: Tensor, first_freedom: Tensor, second: Tensor, second_freedom:
     each = a.square() / first_freedom + b.square() / second_freedom
     freedom = torch.where(each > 0, (a + b).square() / each, torch.minimum(first_freedom, second_freedom))
     return (a + b).sqrt(), freedom.floor()
-
-
-def _student(tails: float, freedom: float) -> float:
-    """Quantile of Student's t with a probability of `tails` outside of it on both sides.
-
-    Hill 1970, "Algorithm 396: Student's t-quantiles"; the probability is right to some 2e-5 of itself.
-    """
-    n = math.inf if math.isinf(freedom) else math.floor(freedom) if freedom >= 1 else 0
-    if n == 0:
-        return math.inf
-    if n == 1:
-        return 1 / math.tan(tails * math.pi / 2)
-    if n == 2:
-        return math.sqrt(2 / (tails * (2 - tails)) - 2)
-    normal = NormalDist().inv_cdf(tails / 2)
-    if n == math.inf:
-        return -normal
-    a = 1 / (n - 0.5)
-    b = 48 / a**2
-    c = ((20700 * a / b - 98) * a - 16) * a + 96.36
-    d = ((94.5 / (b + c) - 3) / b + 1) * math.sqrt(a * math.pi / 2) * n
-    x = d * tails
-    y = x ** (2 / n)
-    if y <= 0.05 + a:  # far out: an expansion about the tail's power law
-        y = ((1 / (((n + 6) / (n * y) - 0.089 * d - 0.822) * (n + 2) * 3) + 0.5 / (n + 4)) * y - 1) * (n + 1)
-        return math.sqrt(n * (y / (n + 2) + 1 / x ** (2 / n)))
-    x, y = normal, normal**2
-    if n < 5:
-        c += 0.3 * (n - 4.5) * (x + 0.6)
-    c += (((0.05 * d * x - 5) * x - 7) * x - 2) * x + b
-    y = (((((0.4 * y + 6.3) * y + 36) * y + 94.5) / c - y - 3) / b + 1) * x
-    return math.sqrt(n * math.expm1(a * y * y))
