@@ -437,7 +437,7 @@ def test_a_run_in_a_folder_goes_on_where_it_was(tmp_path, monkeypatch, set_budge
     model, tokens = tiny_model(), repeating_tokens(4)
     wanted = measure(model, tokens, top=0.3)
     calls = 0
-    measured = copy_suppression_runs.SuppressionBlock.measure
+    measured = copy_suppression_runs.SuppressionBatch.measure
 
     def failing(self, progress):
         nonlocal calls
@@ -447,14 +447,14 @@ def test_a_run_in_a_folder_goes_on_where_it_was(tmp_path, monkeypatch, set_budge
         return measured(self, progress)
 
     with monkeypatch.context() as patched:
-        patched.setattr(copy_suppression_runs.SuppressionBlock, "measure", failing)
+        patched.setattr(copy_suppression_runs.SuppressionBatch, "measure", failing)
         with pytest.raises(KeyboardInterrupt):
             measure(model, tokens, top=0.3, out=tmp_path / "run")
     with pytest.raises(InvalidInputError, match="related"):
         measure(model, tokens, top=0.3, related={1: [2]}, out=tmp_path / "run", resume=True)
     calls = 0
     with monkeypatch.context() as patched:
-        patched.setattr(copy_suppression_runs.SuppressionBlock, "measure", lambda *given: counted(measured, *given))
+        patched.setattr(copy_suppression_runs.SuppressionBatch, "measure", lambda *given: counted(measured, *given))
 
         def counted(function, *given):
             nonlocal calls

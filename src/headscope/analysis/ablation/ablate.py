@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headscope.analysis.ablation.block import AblatedBlock, Plan, measure_batch
+from headscope.analysis.ablation.block import AblatedBatch, Plan, measure_batch
 from headscope.analysis.ablation.replacements import Replacements
 from headscope.analysis.ablation.result import AblationResult
 from headscope.analysis.core.batches import Batch, check_repeatable
@@ -43,7 +43,7 @@ _VALUES, _EFFECTS = ("zero", "mean", "resample"), ("patched", "direct", "indirec
 
 @dataclass(frozen=True)
 class AblationOptions:
-    """How components are ablated; see `ablate_heads`. Components are labels: `10.7`, `mlp3`, `10.7+11.10`."""
+    """Options of the ablation; see `ablate_heads`. Components are labels: `10.7`, `mlp3`, `10.7+11.10`."""
 
     components: tuple[str, ...]
     values: tuple[Value, ...] = ("zero", "mean")
@@ -72,7 +72,7 @@ class AblationOptions:
             )
 
     def plan(self, cfg: HookedTransformerConfig) -> Plan:
-        """What is measured, for a model."""
+        """Return what is measured, for a model."""
         excluded = components(cfg, self.excluding)
         if any(component.head is None for component in excluded):
             raise InvalidInputError(f"excluding names heads, not MLPs; got {list(self.excluding)}.")
@@ -137,8 +137,10 @@ def ablate_heads(
         >>> model = HookedTransformer.from_pretrained("headscope-demo")
         >>> tokens = model.to_tokens("Mary and John went to the park. John gave a ball to Mary.")
         >>> effect = ablate_heads(model, tokens, heads=[(2, 3), "1.3"], values=["mean"], progress=False)
-        >>> effect.loss_diff.shape == (1, 2, 2, 1, tokens.shape[1] - 1)
-        True
+        >>> for head, losses in zip(effect.component_labels, effect.mean().loss_diff[0].T.tolist(), strict=True):
+        ...     print(head, ", ".join(f"{name} {loss:+.3f}" for name, loss in zip(effect.effects, losses, strict=True)))
+        2.3 patched +0.126, direct +0.007
+        1.3 patched +0.012, direct -0.011
     """
     named = all_heads(model.cfg) if heads is None else heads
     options = AblationOptions(
@@ -270,7 +272,7 @@ class AblationAccumulator(Accumulator[AblationResult]):
         return tuple(str(each) if tokenizer is None else tokenizer.decode([each]) for each in ids.tolist())
 
     def _rows(
-        self, batch: Batch, where: Tensor, ablated: AblatedBlock
+        self, batch: Batch, where: Tensor, ablated: AblatedBatch
     ) -> dict[str, Float[Tensor, "*lead batch pos"] | Int[Tensor, "batch length"]]:
         values = {
             "loss": ablated.loss,
@@ -285,7 +287,7 @@ class AblationAccumulator(Accumulator[AblationResult]):
         rows["tokens"] = tokens if batch.attention_mask is None else tokens.masked_fill(~batch.attention_mask.cpu(), -1)
         return rows
 
-    def _nothing(self) -> AblatedBlock:
+    def _nothing(self) -> AblatedBatch:
         shape = len(self._plan.values), len(self._plan.effects), len(self._plan.sets), 0
         nothing = torch.zeros(shape, dtype=torch.float64, device=self.model.W_U.device)
-        return AblatedBlock(nothing[0, 0, 0], nothing, nothing)
+        return AblatedBatch(nothing[0, 0, 0], nothing, nothing)

@@ -23,7 +23,7 @@ from headscope.model.transformer import HookedTransformer
 from headscope.ops.changed_predictions import ChangedPredictions, HeadChanges, RowChanges, compare
 from headscope.ops.devices import Budget
 
-__all__ = ["AblatedBlock", "Plan", "measure_batch"]
+__all__ = ["AblatedBatch", "Plan", "measure_batch"]
 
 # Changed final states held until they are unembedded together, in rows.
 
@@ -64,7 +64,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class AblatedBlock:
+class AblatedBatch:
     """Losses at the positions that predict, in nats.
 
     Attributes:
@@ -87,7 +87,7 @@ def measure_batch(
     instead: Mapping[str, Mapping[Component, Tensor]],
     *,
     progress: bool = False,
-) -> AblatedBlock:
+) -> AblatedBatch:
     """Measure every value, effect and set of a plan on one batch.
 
     Args:
@@ -98,7 +98,7 @@ def measure_batch(
         instead: What takes the place of each component's output, for each value.
         progress: Show a progress bar of the patched runs.
     """
-    return _BlockAblation(model, batch, plan, run, instead).measure(progress)
+    return _BatchAblation(model, batch, plan, run, instead).measure(progress)
 
 
 # Value, effect and set, by number.
@@ -113,7 +113,7 @@ class _DirectHeads:
     changes: HeadChanges
 
 
-class _BlockAblation:
+class _BatchAblation:
     """One batch, and everything that is done to it."""
 
     def __init__(
@@ -138,7 +138,7 @@ class _BlockAblation:
         self.changed_loss = torch.zeros(shape, dtype=torch.float64, device=self.final.device)
         self.kl = torch.zeros_like(self.changed_loss)
 
-    def measure(self, progress: bool) -> AblatedBlock:
+    def measure(self, progress: bool) -> AblatedBatch:
         heads = self._direct_heads()
         for held in self._held(self._changed_rows(progress)):
             rows = RowChanges(self.clean.rows, torch.stack([rows for _, rows in held]))
@@ -155,7 +155,7 @@ class _BlockAblation:
                 "an ablated prediction is not finite, though the clean final state is. Check the weights after the "
                 "ablated components, the final norm and the unembedding."
             )
-        return AblatedBlock(self.loss, self.changed_loss - self.loss, self.kl)
+        return AblatedBatch(self.loss, self.changed_loss - self.loss, self.kl)
 
     def _changed_rows(self, progress: bool) -> Iterator[tuple[Cell, Tensor]]:
         """Final states that are changed as a whole, normalized, each with the cell of the result it belongs to."""

@@ -1,4 +1,4 @@
-"""What analyses run on: tokens or an iterable of batches in, batches of a bounded size out.
+"""Data of an analysis: tokens or an iterable of batches in, batches of a bounded size out.
 
 Every analysis takes the same kinds of data, splits them the same way, and agrees on which positions count.
 """
@@ -42,7 +42,7 @@ class Batch:
     counted: Bool[Tensor, "row pos"]
 
     def predicting(self) -> Bool[Tensor, "row pos"]:
-        """Positions that count and whose next token is real."""
+        """Return the positions that count and whose next token is real."""
         found = self.counted.clone()
         found[:, -1] = False
         if self.attention_mask is not None:
@@ -51,14 +51,14 @@ class Batch:
 
 
 def nothing_counts() -> InvalidInputError:
-    """The error for data of padding and BOS alone."""
+    """Return the error for data of padding and BOS alone."""
     return InvalidInputError(
         "no position counts: every token is padding or BOS. Give longer rows, or include_bos=True."
     )
 
 
 def nothing_predicted() -> InvalidInputError:
-    """The error for data in which no position that counts has a next token."""
+    """Return the error for data in which no position that counts has a next token."""
     return InvalidInputError(
         "no position counts: each is padding, BOS, or the last of its row. Give longer rows, or include_bos=True."
     )
@@ -126,12 +126,12 @@ def check_repeatable(data: Any, why: str) -> None:
 
 
 def describe_data(data: Any) -> str:
-    """A short description of data nobody described."""
+    """Describe data that nobody described."""
     return f"tokens {list(data.shape)}" if isinstance(data, Tensor) else f"batches from a {type(data).__name__}"
 
 
 def _n_tokens(data: Any) -> int | None:
-    """How many tokens there are, where they can be counted without going through the data."""
+    """Return the number of tokens, where it is known without going through the data."""
     if isinstance(data, (list, tuple)):
         sizes = [_n_tokens(batch) if isinstance(batch, (Tensor, Mapping)) else None for batch in data]
         return None if None in sizes else sum(size for size in sizes if size is not None)

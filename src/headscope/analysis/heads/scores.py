@@ -1,4 +1,4 @@
-"""What kind of head is it: previous-token, duplicate-token and induction scores, read off attention patterns.
+"""Previous-token, duplicate-token and induction scores of heads, read off attention patterns.
 
 A score is the attention a head pays, on average, to the keys that define the kind:
 

@@ -29,7 +29,7 @@ __all__ = ["CalibrationAccumulator", "CalibrationOptions", "measure_calibration"
 
 @dataclass(frozen=True)
 class CalibrationOptions:
-    """How calibration is measured; see `measure_calibration`."""
+    """Options of the measurement; see `measure_calibration`."""
 
     k: int = 1
     n_bins: int = 10
@@ -80,8 +80,8 @@ def measure_calibration(
         >>> model = HookedTransformer.from_pretrained("headscope-demo")
         >>> tokens = model.to_tokens("Mary and John went to the park. John gave a ball to Mary.")
         >>> calibration = measure_calibration(model, tokens, n_bins=5, progress=False)
-        >>> int(calibration.count.sum()) == tokens.numel() - 2, -1 <= calibration.overconfidence <= 1
-        (True, True)
+        >>> calibration.count.tolist(), f"{calibration.overconfidence:+.2f}"
+        ([12, 0, 1, 1, 1], '-0.05')
     """
     options = CalibrationOptions(k, n_bins, heads, run["include_bos"])
     if heads:
@@ -183,7 +183,7 @@ class CalibrationAccumulator(Accumulator[CalibrationResult]):
 
 
 def _sums(likeliest: LensTop, n_bins: int) -> dict[str, Tensor]:
-    """What a batch adds to the sums of `CalibrationAccumulator`."""
+    """Return what a batch adds to the sums of `CalibrationAccumulator`."""
     probs = likeliest.log_probs.exp().clamp_(max=1.0)
     n_predictions, _, k = probs.shape
     came_next = (likeliest.place[..., None] == torch.arange(k, device=probs.device)).double()

@@ -31,7 +31,7 @@ _VALUES = ("resid", "diff", "marginal")
 
 @dataclass(frozen=True)
 class EntropyOptions:
-    """How entropy is measured; see `measure_entropy`."""
+    """Options of the measurement; see `measure_entropy`."""
 
     baseline: Literal["zero", "mean"] = "zero"
     scale: Literal["final", "own"] = "final"
@@ -93,8 +93,8 @@ def measure_entropy(
         >>> model = HookedTransformer.from_pretrained("headscope-demo")
         >>> tokens = model.to_tokens("Mary and John went to the park. John gave a ball to Mary.")
         >>> entropy = measure_entropy(model, tokens, progress=False)
-        >>> entropy.diff.shape[0] == model.cfg.n_layers, len(entropy.top(3))
-        (True, 3)
+        >>> [f"{score.label} {score.value:+.2f}" for score in entropy.top(3)]
+        ['3.2 +0.11', '3.0 +0.11', '2.2 +0.10']
     """
     options = EntropyOptions(baseline, scale, lens_bias, reduce, run["include_bos"], precision)
     if baseline == "mean":

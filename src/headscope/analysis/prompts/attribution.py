@@ -71,8 +71,8 @@ def attribute(
         >>> model = HookedTransformer.from_pretrained("headscope-demo")
         >>> task = Task.from_ioi(IOIDataset(N=20, tokenizer=model.tokenizer, prepend_bos=True))
         >>> found = attribute(model, task, progress=False)
-        >>> bool(found.unexplained.abs().max() < 1e-4), bool(found.logit_difference.mean() > 3)
-        (True, True)
+        >>> print(f"{found.logit_difference.mean():.2f}, of which {found.heads.mean(0)[3, 2]:.2f} by head 3.2")
+        8.86, of which 2.92 by head 3.2
     """
     if not Readout.is_shown_by(model.unembed):
         raise InvalidInputError("the model's unembedding was replaced by a module without W_U and b_U.")
@@ -105,7 +105,7 @@ class _Asked:
 
     @property
     def answers(self) -> dict[str, Tensor]:
-        """What is asked of each prompt: right and wrong answers, and where they are predicted."""
+        """Right and wrong answers of each prompt, and where they are predicted."""
         return {"answers": self.correct, "wrong answers": self.incorrect, "positions": self.positions}
 
 
@@ -190,7 +190,7 @@ def _strings(model: HookedTransformer, tokens: Tensor, mask: Tensor) -> tuple[st
 
 
 class _AttributionAccumulator(Accumulator[Attribution]):
-    """What each part adds, prompt by prompt, over a stream of batches of prompts."""
+    """Direct logit attribution over a stream of batches of prompts."""
 
     def __init__(
         self,
@@ -241,7 +241,7 @@ class _AttributionAccumulator(Accumulator[Attribution]):
 
 @dataclass(frozen=True)
 class _Read:
-    """What one batch gives; `neurons` is a sum over prompts, in float64."""
+    """Attribution of one batch; `neurons` is a sum over prompts, in float64."""
 
     states: Float[Tensor, "prompt state"]
     components: Float[Tensor, "prompt component"]
@@ -318,7 +318,7 @@ class _Reader:
     def _directions(
         self, final: Float[Tensor, "prompt d_model"], correct: Tensor, incorrect: Tensor
     ) -> tuple[Float[Tensor, "prompt d_model"], Float[Tensor, " prompt"]]:
-        """What anything in the stream is multiplied with, and what the biases behind it add."""
+        """Return the direction that the stream is read along, and what the biases behind it add."""
         readout = self.readout
         columns, b_U = readout.W_U.detach().T, readout.b_U.detach()
         u = columns[correct].to(self.kind).mean(1) - columns[incorrect].to(self.kind).mean(1)
@@ -355,6 +355,6 @@ class _Reader:
 def _values_along(
     v: Float[Tensor, "prompt key_pos group d_head"], onto: Float[Tensor, "prompt head d_head"]
 ) -> Float[Tensor, "prompt head key_pos"]:
-    """What each position's value adds through each head, were it attended to fully; heads may share values."""
+    """Return what each position's value adds through each head, were it attended to fully; heads may share values."""
     by_group = onto.unflatten(1, (v.shape[2], -1))
     return torch.einsum("pkge,pgre->pgrk", v, by_group).flatten(1, 2)

@@ -77,16 +77,12 @@ class Accumulator(ABC, Generic[T]):
             InvalidInputError: if no position counted.
         """
         if self.n_positions == 0:
-            raise self.nothing()
+            raise nothing_predicted() if self.predicting else nothing_counts()
         return self.summary(join_rows([rows, *self._kept] if rows else self._kept))
-
-    def nothing(self) -> InvalidInputError:
-        """The error where no position counts."""
-        return nothing_predicted() if self.predicting else nothing_counts()
 
     @property
     def n_before(self) -> int:
-        """How many rows of the data come before the next batch."""
+        """Number of rows of the data before the next batch."""
         return self.begins_at + self.n_sequences
 
     def add(
@@ -156,7 +152,7 @@ class Accumulator(ABC, Generic[T]):
         return rows
 
     def info(self, options: Mapping[str, Any]) -> RunInfo:
-        """What was run on what, for a result, with those of the options that it shows."""
+        """Return what was run on what, for a result, with the options that it shows."""
         shown = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
         processing = self.model.weight_processing
         return RunInfo(self.model.cfg.model_name, processing, self.data, self.n_sequences, self.n_positions, shown)

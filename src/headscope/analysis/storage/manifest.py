@@ -1,4 +1,4 @@
-"""What a run is a run of: fingerprints of the model, the data and the options, and how two of them differ."""
+"""The manifest of a run: fingerprints of the model, the data and the options, and differences between two of them."""
 
 import hashlib
 import json
@@ -40,7 +40,7 @@ def make_manifest(
     description: str,
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What is run on what, as JSON keeps it; the arguments are `LongRun`'s."""
+    """Describe a run as JSON keeps it; the arguments are `LongRun`'s."""
     manifest = {
         "format": FORMAT,
         "analysis": analysis,
@@ -54,7 +54,7 @@ def make_manifest(
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """A manifest from its file.
+    """Read a manifest from its file.
 
     Raises:
         CheckpointError: if it is damaged.
@@ -100,8 +100,8 @@ def fingerprint(tensors: Mapping[str, Tensor], *texts: str) -> str:
     """SHA-256 of some texts and of tensors with their names, types and shapes, as 64 hexadecimal digits.
 
     Example:
-        >>> fingerprint({"a": torch.arange(3)}) == fingerprint({"a": torch.arange(3)})
-        True
+        >>> fingerprint({"a": torch.arange(3)})[:12], fingerprint({"a": torch.arange(4)})[:12]
+        ('732bd6bb51fe', '9774ce7684bf')
     """
     digest = hashlib.sha256("".join(f"{len(text)} {text}\n" for text in texts).encode())
     for name in sorted(tensors):
@@ -112,7 +112,7 @@ def fingerprint(tensors: Mapping[str, Tensor], *texts: str) -> str:
 
 
 def _differences(there: Any, here: Any, name: str = "") -> list[str]:
-    """What differs between two trees of JSON, one line each."""
+    """Return the differences between two trees of JSON, one line each."""
     if isinstance(there, dict) and isinstance(here, dict):
         return [
             line
@@ -138,7 +138,7 @@ def _describe_model(model: HookedTransformer) -> dict[str, Any]:
 
 
 def _describe_data(data: Any, attention_mask: Tensor | None) -> dict[str, Any]:
-    """What can be said of data without going through it."""
+    """Describe data as far as that takes no pass over it."""
     tensors = dict(data) if isinstance(data, Mapping) else {"tokens": data, "attention_mask": attention_mask}
     if not isinstance(tensors.get("tokens"), Tensor):
         return {}
@@ -147,7 +147,7 @@ def _describe_data(data: Any, attention_mask: Tensor | None) -> dict[str, Any]:
 
 
 def headscope_version() -> str:
-    """The version that is installed."""
+    """Return the version that is installed."""
     try:
         return version("headscope")
     except PackageNotFoundError:

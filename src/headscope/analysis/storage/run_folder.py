@@ -89,7 +89,7 @@ def accumulate(batches: Iterable[Batch], accumulator: A, *, stage: "Stage | None
 
 @dataclass(frozen=True)
 class _Done:
-    """How far a pass over the data has come.
+    """Progress of a pass over the data.
 
     Attributes:
         marks: The hash of all tokens after some numbers of batches: the powers of two, and the last.
@@ -104,7 +104,7 @@ class _Done:
 
 @dataclass(frozen=True)
 class _Held:
-    """What a flush writes."""
+    """Content of a flush."""
 
     done: _Done
     state: dict[str, Any]

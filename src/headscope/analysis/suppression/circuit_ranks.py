@@ -1,4 +1,4 @@
-"""Whether a head's weights alone suppress (or copy) the tokens it reads, and look for the tokens that are predicted.
+"""Ranks in a head's circuits: do its weights suppress (or copy) what it reads, and look for what is predicted?
 
 After McDougall et al. 2023 (arXiv 2310.04625). Two matrices [d_vocab, d_vocab] say what a head does with tokens:
 
@@ -45,7 +45,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class RanksCost:
-    """What ranking will take.
+    """Cost of ranking.
 
     Attributes:
         operations: Additions and multiplications.
@@ -181,7 +181,7 @@ class _LayerCircuits:
         return self.read @ self._weight("W_V", head)
 
     def logits(self, head: int, readout: Readout) -> Float[Tensor, "d_head d_vocab"]:
-        """What turns values into what they add to the logits, but for the final norm's scale."""
+        """Return the map from values to logits, but for the final norm's scale."""
         return readout.direction(self.written[head].to(self.kind)) @ readout.W_U.detach().to(self.kind)
 
     def queries(self, head: int) -> Float[Tensor, "token d_head"]:
@@ -236,7 +236,7 @@ def own_token_excess(
 def circuit_ranks_cost(
     model: HookedTransformer, heads: Iterable[object] | None = None, *, n_tokens: int | None = None
 ) -> RanksCost:
-    """What `weights_circuit_ranks` will take: operations, and seconds by timing a few tiles (some milliseconds).
+    """Estimate the cost of `weights_circuit_ranks`: operations, and seconds by timing a few tiles (some milliseconds).
 
     Args:
         model: The model.

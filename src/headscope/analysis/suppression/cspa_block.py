@@ -22,12 +22,12 @@ from headscope.model.transformer import HookedTransformer
 from headscope.ops.changed_predictions import Prediction, compare_rows
 from headscope.ops.devices import Budget
 
-__all__ = ["SuppressionBlock", "SuppressionOptions"]
+__all__ = ["SuppressionBatch", "SuppressionOptions"]
 
 
 @dataclass(frozen=True)
 class SuppressionOptions:
-    """What of heads is kept, and how it is measured; see `copy_suppression_preserving_ablation`."""
+    """Options of the ablation: what is kept of heads; see `copy_suppression_preserving_ablation`."""
 
     heads: tuple[Component, ...]
     top: float = 0.05
@@ -42,7 +42,7 @@ class SuppressionOptions:
             )
 
 
-class SuppressionBlock:
+class SuppressionBatch:
     """One batch, and what ablating each head does to its predictions."""
 
     def __init__(
@@ -129,7 +129,7 @@ class SuppressionBlock:
 def _negative_part(
     written: Float[Tensor, "row pos d_model"], bases: Float[Tensor, "row pos basis d_model"]
 ) -> Float[Tensor, "row pos d_model"]:
-    """What each source writes against its basis: the negative ones of its coefficients."""
+    """Return what each source writes against its basis: the negative ones of its coefficients."""
     coefficients = torch.einsum("rpd,rpnd->rpn", written, bases).clamp(max=0)
     return torch.einsum("rpn,rpnd->rpd", coefficients, bases)
 

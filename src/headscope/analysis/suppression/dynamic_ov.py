@@ -1,4 +1,4 @@
-"""What heads write against the tokens they attend to, as it happens on text.
+"""The OV circuit as it acts on text: what heads write against the tokens they attend to.
 
 The OV circuit without its embedding: after McDougall et al. 2023 (arXiv 2310.04625), for each pair of a query and a
 source with enough attention, where does the source token's own logit stand in what the head writes for it?
@@ -35,7 +35,7 @@ __all__ = ["DynamicOV", "dynamic_ov"]
 
 @dataclass(frozen=True, repr=False)
 class DynamicOV(HeadListResult):
-    """What heads write against the tokens they attend to, over pairs of a query and a source with enough attention.
+    """Shares of pairs of a query and a source, with enough attention, in which a head writes against the source token.
 
     Attributes:
         heads: Layer and head of each row below.
@@ -75,7 +75,7 @@ def dynamic_ov(
     k: int = 10,
     **run: Unpack[StreamOptions],
 ) -> DynamicOV:
-    """What heads write against the tokens they attend to, as it happens on text: the OV circuit without its embedding.
+    """Measure what heads write against the tokens they attend to on text: the OV circuit without its embedding.
 
     For each pair of a query and a source with more attention than `threshold`, where does the source token's own logit
     stand in `v W_O W_U`, among all tokens? Only such sources are unembedded, in tiles. Scales of norms behind,
@@ -101,8 +101,8 @@ def dynamic_ov(
         >>> model = HookedTransformer.from_pretrained("headscope-demo")
         >>> tokens = model.to_tokens("Mary and John went to the park. John gave a ball to Mary.")
         >>> found = dynamic_ov(model, tokens, [(4, 0)], progress=False)
-        >>> int(found.n_pairs[0]) > 0, 0 <= float(found.lowest[0]) <= float(found.bottom[0]) <= 1
-        (True, True)
+        >>> print(f"lowered in {found.negative.item():.1%} of {found.n_pairs.item()} pairs")
+        lowered in 52.8% of 36 pairs
     """
     d_vocab = one_vocabulary(model)
     chosen = chosen_heads(model, heads)
@@ -157,7 +157,7 @@ class _DynamicOVAccumulator(Accumulator[DynamicOV]):
 def _own_logit_counts(
     model: HookedTransformer, batch: Batch, read: LayerRead, head: Component, threshold: float, k: int
 ) -> Int[Tensor, "4"]:
-    """Pairs with enough attention, and those whose source token's own logit is lowered, at the bottom, the lowest."""
+    """Count pairs with enough attention, and those whose source token's own logit is lowered, at the bottom, lowest."""
     assert head.head is not None
     pairs = (((read.pattern[head.head] > threshold) & sources(model, batch, head.layer)).sum(1)).cpu()
     chosen = pairs > 0
