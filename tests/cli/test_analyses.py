@@ -53,9 +53,9 @@ def test_entropy_prints_and_saves(run: Run, checkpoint: Path, story: Path, tmp_p
     loaded = EntropyResult.load(out / "result.safetensors")
     assert loaded.info == expected.info
     torch.testing.assert_close(loaded.diff, expected.diff)
-    for ranking in (expected.top(2), expected.top(2, largest=False)):
-        for score in ranking:
-            assert f"{score.label:<8}{score.value:>+9.4f}" in printed
+    for by in ("diff", "marginal"):
+        heading, *rows = str(expected.top(6, by=by)).splitlines()
+        assert "\n".join(["", heading, *rows[:2], "...", *rows[-2:], ""]) in printed
     assert f"final  {expected.resid[-1]:7.3f}" in printed
     assert printed.endswith(f"Saved to {out / 'result.safetensors'}\n")
 
@@ -110,8 +110,7 @@ def test_ablate_prints_the_ends_and_places(run: Run, checkpoint: Path, story: Pa
     assert result.component_labels == ("0.1", "1.0+1.2", "mlp1")
     for effect in result.effects:
         (section,) = [part for part in printed.split("\n\n") if part.startswith(f"mean, {effect}")]
-        lines = [f"  {s.label:<12}{s.loss_diff:>+9.4f} ± {s.error:.4f}" for s in result.top(3, effect=effect)]
-        assert section.splitlines()[1:] == lines
+        assert section == f"mean, {effect}\n{result.top(3, value='mean', effect=effect)}"
     best = result.top(1)[0].label
     assert f"Where {best} helps most" in printed and f"Where {best} costs most" in printed
     assert str(result.top_positions(2, component=best)) in printed
@@ -159,8 +158,8 @@ def test_a_task_of_ones_own_is_attributed(run: Run, tmp_path: Path) -> None:
     assert code == 0
     model = HookedTransformer.from_pretrained("headscope-demo")
     wanted = attribute(model, Task.read(path, model.tokenizer), progress=False)
-    for score in (*wanted.top(2), *wanted.top(2, largest=False)):
-        assert f"  {score.label:<8}{score.value:>+9.4f}" in printed
+    heading, *rows = str(wanted.top(20)).splitlines()
+    assert "\n".join(["", heading, *rows[:2], "...", *rows[-2:], "", str(wanted.top_neurons(2)), ""]) in printed
     found = Attribution.load(out / "result.safetensors")
     assert torch.equal(found.components, wanted.components)
     assert sorted(each.name for each in out.iterdir()) == [

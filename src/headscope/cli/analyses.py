@@ -8,7 +8,7 @@ from headscope.analysis.ablation.ablate import Effect, Value, ablate_heads
 from headscope.analysis.ablation.result import AblationResult
 from headscope.analysis.lens.entropy import EntropyResult, measure_entropy
 from headscope.cli import options
-from headscope.cli.shared import app, command, each_of, kept_run, listed, load
+from headscope.cli.shared import app, command, each_of, ends, kept_run, listed, load
 from headscope.compat.prompt import test_prompt
 from headscope.model.checkpoints.hub import DEMO
 from headscope.model.transformer import HookedTransformer
@@ -168,35 +168,22 @@ def ablate(
 
 def _ablation_table(result: AblationResult, top: int, positions: int) -> str:
     n = len(result.component_labels)
-    lines = [str(result.info), "", f"Loss {float(result.mean().loss):.4f} nats. Ablated minus original, ± one error:"]
+    parts = [str(result.info), f"Loss {float(result.mean().loss):.4f} nats. Ablated minus original, ± one error:"]
     for value in result.values:
         for effect in result.effects:
-            rows = [
-                f"  {score.label:<12}{score.loss_diff:>+9.4f} ± {score.error:.4f}"
-                for score in result.top(n, value=value, effect=effect)
-            ]
-            shown = rows if n <= 2 * top else [*rows[:top], "  ...", *rows[n - top :]]
-            lines += ["", f"{value}, {effect} (nats)", *shown]
+            parts.append(f"{value}, {effect}\n{ends(result.top(n, value=value, effect=effect), top)}")
     if positions:
         best = result.top(1)[0].label
         for largest, what in ((True, "helps"), (False, "costs")):
             places = result.top_positions(positions, component=best, largest=largest)
-            lines += ["", f"Where {best} {what} most ({result.values[0]}, {result.effects[0]})", str(places)]
-    return "\n".join(lines)
+            parts.append(f"Where {best} {what} most ({result.values[0]}, {result.effects[0]})\n{places}")
+    return "\n\n".join(parts)
 
 
 def _entropy_table(result: EntropyResult, top: int) -> str:
     means = result.mean()
-    n = means.n_layers * means.n_heads
     width = max(map(len, means.state_labels))
-    lines = [str(result.info), "", "Entropy at each state (nats)"]
-    lines += [
-        f"  {label:<{width}}  {value:7.3f}"
-        for label, value in zip(means.state_labels, means.resid.tolist(), strict=True)
-    ]
-    for title, largest in (("Heads that raise entropy most", True), ("Heads that lower entropy most", False)):
-        lines += ["", f"{title} (nats)", f"  {'head':<8}{'diff':>9}{'marginal':>11}"]
-        for score in means.top(min(top, n), by="diff", largest=largest):
-            marginal = float(means.marginal[score.layer, score.head])
-            lines.append(f"  {score.label:<8}{score.value:>+9.4f}{marginal:>+11.4f}")
-    return "\n".join(lines)
+    states = (f"{label:<{width}}  {value:7.3f}" for label, value in zip(means.state_labels, means.resid, strict=True))
+    n = means.n_layers * means.n_heads
+    rankings = (ends(means.top(n, by=by), top) for by in ("diff", "marginal"))
+    return "\n\n".join([str(result.info), "\n".join(["entropy at each state (nats)", *states]), *rankings])

@@ -48,7 +48,7 @@ Seed = Annotated[int, typer.Option(help="Seed of the generated prompts.")]
 
 # What to do with it
 
-Top = Annotated[int, typer.Option(min=1, help="Number of rows to print of each ranking.")]
+Top = Annotated[int, typer.Option(min=1, help="Number of rows to print at each end of a ranking.")]
 Page = Annotated[Path, typer.Option(file_okay=False, help="The folder to write to.")]
 Folder = Annotated[
     Path | None,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NoReturn, ParamSpec, TypeVar, get_args
 import typer
 from torch import Tensor
 
+from headscope.analysis.core.ranking import Ranking
 from headscope.analysis.core.result import Result
 from headscope.analysis.prompts.task import Task
 from headscope.data.cutting import Chunk
@@ -94,6 +95,12 @@ def task_of(
 def listed(text: str | None) -> list[str] | None:
     """Return the parts of a list separated by commas."""
     return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
+
+
+def ends(ranking: Ranking, top: int) -> str:
+    """Return a ranking as text, without its middle where it is long."""
+    heading, *rows = str(ranking).splitlines()
+    return "\n".join([heading, *(rows if len(rows) <= 2 * top else [*rows[:top], "...", *rows[-top:]])])
 
 
 def each_of(choices: object) -> Callable[[list[str]], list[str]]:

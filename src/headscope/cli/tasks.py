@@ -11,7 +11,7 @@ from headscope.analysis.prompts.attribution import attribute as attribute_answer
 from headscope.analysis.prompts.attribution_result import Attribution
 from headscope.analysis.prompts.task import Task
 from headscope.cli import options
-from headscope.cli.shared import app, command, task_of, write_folder
+from headscope.cli.shared import app, command, ends, task_of, write_folder
 from headscope.model.checkpoints.hub import DEMO
 from headscope.model.transformer import HookedTransformer
 from headscope.views.figures.attribution import (
@@ -97,11 +97,7 @@ def _differences(model: HookedTransformer, task: Task, progress: bool) -> Tensor
 
 
 def _attribution_text(result: Attribution, top: int) -> str:
-    lines = [str(result)]
-    for title, largest in (("add most", True), ("take most", False)):
-        lines += ["", f"Heads that {title} (logits)"]
-        lines += [f"  {score.label:<8}{score.value:>+9.4f}" for score in result.top(top, largest=largest)]
+    rankings = [ends(result.top(result.n_layers * result.n_heads), top)]
     if result.neurons is not None:
-        lines += ["", "Neurons that add most (logits)"]
-        lines += [f"  {score.label:<8}{score.value:>+9.4f}" for score in result.top_neurons(top)]
-    return "\n".join(lines)
+        rankings.append(str(result.top_neurons(top)))
+    return "\n\n".join([str(result), *rankings])

@@ -75,14 +75,14 @@ def percent(share: float) -> Markup:
     return _number(f"{text}\xa0%")
 
 
-def count(n: int, what: str, many: str | None = None) -> Markup:
+def count(n: int, what: str) -> Markup:
     """A number of things.
 
     Example:
         >>> print(count(1, "head"), count(2000, "head"))
         1 head 2,000 heads
     """
-    return Markup("{n:,} {what}").format(n=n, what=what if n == 1 else many or what + "s")
+    return Markup("{n:,} {what}").format(n=n, what=what if n == 1 else what + "s")
 
 
 def token(text: str) -> Markup:

@@ -58,24 +58,19 @@ def task_prompts(model: HookedTransformer) -> Task:
     return ioi_task(model, _MOST_PROMPTS if _affordable(model) else _FEWEST_PROMPTS)
 
 
-def measure_task(
-    model: HookedTransformer, task: Task | None = None, *, thorough: bool = False, progress: bool = True
-) -> TaskStory:
-    """Measure a task of two names; by default indirect object identification.
+def measure_task(model: HookedTransformer, task: Task, *, progress: bool = True) -> TaskStory:
+    """Measure a task of two names.
+
+    The circuit is left out for models where finding it takes more than some ten seconds (GPT-2 small: some minutes).
 
     Args:
         model: The model, without hooks.
-        task: Prompts of your own, with corrupted ones if patching is to be measured.
-        thorough: Find the circuit, however long it takes; by default only where that is some ten seconds (for GPT-2
-            small it is minutes).
+        task: Prompts, with corrupted ones if patching is to be measured.
         progress: Show progress bars.
 
     Raises:
-        MissingTokenizerError: If there is no task, and the model has no tokenizer.
-        InvalidInputError: If there is no task and the model cannot read IOI prompts, if the names of a task of your own
-            cannot be found in its prompts, or if it has fewer than four of an order of the names.
+        InvalidInputError: If the names cannot be found in the prompts, or fewer than four have an order of the names.
     """
-    task = task_prompts(model) if task is None else task
     task = with_words(task.to(model.W_E.device))
     types = detect_heads(model, task=task, progress=progress)
     differences, orders, attention = _orders(model, task)
@@ -88,7 +83,7 @@ def measure_task(
         for site, words in (("resid_pre", WORDS), ("z", SWAPPED_WORDS))
     )
     story = replace(story, stream=stream, heads=heads)
-    if thorough or _affordable(model):
+    if _affordable(model):
         circuit = find_circuit(model, task, types, max_receivers=_RECEIVERS, progress=progress)
         story = replace(story, circuit=circuit)
     return story
