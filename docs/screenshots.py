@@ -3,7 +3,7 @@
     python docs/screenshots.py [--out docs/images/views] [--only NAME ...] [--no-report]
 
 The examples are those of `gallery.py`; the report is that of `headscope report headscope-demo`. Pictures have few
-colours, so that each is small.
+colors, so that each is small.
 """
 
 import argparse
@@ -69,7 +69,7 @@ def act(page: Page, name: str) -> None:
 
 
 def take(browser: Browser, name: str, path: Path, mode: str) -> bytes:
-    """One picture, as PNG of few colours."""
+    """One picture, as PNG of few colors."""
     context = browser.new_context(**MODES[mode])
     try:
         page = context.new_page()
