@@ -8,6 +8,7 @@ from torch import nn
 
 from headscope.compat.overrides import (
     LocallyOverridenDefaults,
+    filter_dict_by_prefix,
     get_nested_attr,
     override_or_use_default_value,
     set_nested_attr,
@@ -72,3 +73,16 @@ def test_a_model_without_a_tokenizer() -> None:
 def test_other_overrides_are_refused(overrides: dict[str, Any], message: str) -> None:
     with pytest.raises((InvalidInputError, TypeError), match=message):
         LocallyOverridenDefaults(small_model(), **overrides)
+
+
+@pytest.mark.parametrize("prefix, wanted", [
+    ("1", {"weight", "bias"}), ("1.", {"weight", "bias"}), ("0", {"0.weight", "0.bias"}), ("0.0", {"weight", "bias"}),
+    ("2", set()), ("1.weight", set()),
+])  # fmt: skip
+def test_whole_parts_of_names(prefix: str, wanted: set[str]) -> None:
+    state = nn.Sequential(nn.Sequential(nn.Linear(2, 3)), nn.Linear(3, 4)).state_dict()
+    state["10.weight"] = state["1.weight"]
+    found = filter_dict_by_prefix(state, prefix)
+    assert found.keys() == wanted
+    start = prefix.removesuffix(".")
+    assert all(value is state[f"{start}.{name}"] for name, value in found.items())

@@ -1,16 +1,15 @@
 """Rough numbers to compare models by: the loss on small public data sets, induction, indirect objects.
 
-They are what the field's quick checks are, made to run anywhere: on the model's own device, and with random draws under
-seeds of their own. Losses are in nats.
+They run on the model's own device, with random draws under seeds of their own. Losses are in nats.
 """
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from headscope.compat.ioi_eval import IOIDataset, ioi_eval, tokenizer_of
@@ -37,6 +36,8 @@ __all__ = [
     "sanity_check",
 ]
 
+Rows = DataLoader[dict[str, Tensor]]
+
 _PLAIN_TEXT = (
     "For a long time nobody knew how deep the lake was. Fishermen said that it had no bottom, and children believed "
     "them. Then, one winter, a teacher walked out on the ice with a rope and a stone, and by the evening the whole "
@@ -46,13 +47,13 @@ _PLAIN_TEXT = (
 
 @torch.no_grad()
 def sanity_check(model: HookedTransformer) -> Float[Tensor, ""]:
-    """The loss on a paragraph of plain English: a few nats for a model of English, log(d_vocab) or so for a broken one.
+    """Return the loss on a paragraph of English: a few nats for a model of English, some log(d_vocab) for a broken one.
 
     Example:
         >>> from headscope import HookedTransformer
-        >>> model = HookedTransformer.from_pretrained("headscope-demo")
-        >>> bool(sanity_check(model).isfinite())
-        True
+        >>> loss = sanity_check(HookedTransformer.from_pretrained("headscope-demo"))
+        >>> print(f"{loss:.1f} nats")  # most of these words are not in its small English
+        7.4 nats
     """
     return model(_PLAIN_TEXT, return_type="loss")
 
@@ -60,75 +61,52 @@ def sanity_check(model: HookedTransformer) -> Float[Tensor, ""]:
 # Text
 
 
-class _Rows(Dataset[dict[str, Tensor]]):
-    """Packed rows of tokens, each as `{"tokens": [pos]}`."""
-
-    def __init__(self, rows: Int[Tensor, "row pos"]) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {"tokens": self.rows[index]}
-
-
-def _data_loader(
-    texts: Iterable[str], tokenizer: Tokenizer, batch_size: int, max_length: int, seed: int
-) -> DataLoader[dict[str, Tensor]]:
+def _loader(texts: Iterable[str], tokenizer: Tokenizer, batch_size: int, max_length: int, seed: int) -> Rows:
     add_bos = tokenizer.bos_token_id is not None
     batches = tokenize_and_concatenate(texts, tokenizer, max_length=max_length, batch_size=64, add_bos_token=add_bos)
-    rows = _Rows(torch.cat(list(batches)))
+    rows: Any = [{"tokens": row} for batch in batches for row in batch]
     generator = torch.Generator().manual_seed(seed)
     return DataLoader(rows, batch_size=batch_size, shuffle=True, drop_last=True, generator=generator)
 
 
-def make_wiki_data_loader(
-    tokenizer: Tokenizer, batch_size: int = 8, *, max_length: int = 1024, seed: int = 0
-) -> DataLoader[dict[str, Tensor]]:
-    """Wikitext-2 in packed rows: batches `{"tokens": [batch, pos]}`, shuffled, each with `batch_size` rows.
+def make_wiki_data_loader(tokenizer: Tokenizer, batch_size: int = 8, *, max_length: int = 1024, seed: int = 0) -> Rows:
+    """Load Wikitext-2 in packed rows: batches `{"tokens": [batch, pos]}`, shuffled, each with `batch_size` rows.
 
-    Documents are joined with EOS between them, and each row begins with BOS where the tokenizer has one. The training
-    split is used, since it is the largest.
+    Documents are joined with EOS between them, and each row begins with BOS where the tokenizer has one. The split is
+    the largest, for training.
 
     Args:
         tokenizer: A Hugging Face tokenizer.
         batch_size: Rows per batch; rows that fill no batch are left out.
         max_length: Tokens per row.
-        seed: Of the shuffling.
+        seed: Seed of the shuffle.
 
     Raises:
         MissingDependencyError: If the package `datasets` is not installed: `pip install 'headscope[hf-datasets]'`.
         InvalidInputError: If the data set cannot be loaded.
     """
     texts = hf_dataset_texts("wikitext", config="wikitext-2-v1")
-    return _data_loader(texts, tokenizer, batch_size, max_length, seed)
+    return _loader(texts, tokenizer, batch_size, max_length, seed)
 
 
-def make_owt_data_loader(
-    tokenizer: Tokenizer, batch_size: int = 8, *, max_length: int = 1024, seed: int = 0
-) -> DataLoader[dict[str, Tensor]]:
-    """Ten thousand documents of OpenWebText, GPT-2's training text made again; see `make_wiki_data_loader`."""
-    return _data_loader(hf_dataset_texts("stas/openwebtext-10k"), tokenizer, batch_size, max_length, seed)
+def make_owt_data_loader(tokenizer: Tokenizer, batch_size: int = 8, *, max_length: int = 1024, seed: int = 0) -> Rows:
+    """Load ten thousand documents of OpenWebText, GPT-2's training text made again; see `make_wiki_data_loader`."""
+    return _loader(hf_dataset_texts("stas/openwebtext-10k"), tokenizer, batch_size, max_length, seed)
 
 
-def make_pile_data_loader(
-    tokenizer: Tokenizer, batch_size: int = 8, *, max_length: int = 1024, seed: int = 0
-) -> DataLoader[dict[str, Tensor]]:
-    """Ten thousand documents of the Pile, many kinds of English; see `make_wiki_data_loader`."""
-    return _data_loader(hf_dataset_texts("NeelNanda/pile-10k"), tokenizer, batch_size, max_length, seed)
+def make_pile_data_loader(tokenizer: Tokenizer, batch_size: int = 8, *, max_length: int = 1024, seed: int = 0) -> Rows:
+    """Load ten thousand documents of the Pile, many kinds of English; see `make_wiki_data_loader`."""
+    return _loader(hf_dataset_texts("NeelNanda/pile-10k"), tokenizer, batch_size, max_length, seed)
 
 
-def make_code_data_loader(
-    tokenizer: Tokenizer, batch_size: int = 8, *, max_length: int = 1024, seed: int = 0
-) -> DataLoader[dict[str, Tensor]]:
-    """Python files (CodeParrot's validation split), easy even for models of English; see `make_wiki_data_loader`."""
+def make_code_data_loader(tokenizer: Tokenizer, batch_size: int = 8, *, max_length: int = 1024, seed: int = 0) -> Rows:
+    """Load Python files (CodeParrot's validation split), easy even for models of text; see `make_wiki_data_loader`."""
     texts = hf_dataset_texts("codeparrot/codeparrot-valid-v2-near-dedup", column="content")
-    return _data_loader(texts, tokenizer, batch_size, max_length, seed)
+    return _loader(texts, tokenizer, batch_size, max_length, seed)
 
 
 DATASET_NAMES = ["wiki", "owt", "pile", "code"]
-DATASET_LOADERS: list[Callable[..., DataLoader[dict[str, Tensor]]]] = [
+DATASET_LOADERS: list[Callable[..., Rows]] = [
     make_wiki_data_loader,
     make_owt_data_loader,
     make_pile_data_loader,
@@ -145,13 +123,13 @@ def evaluate_on_dataset(
     *,
     progress: bool = True,
 ) -> float:
-    """Mean loss of the first `truncate` batches.
+    """Return the mean loss of the first `truncate` batches.
 
     Args:
         model: The model.
         data_loader: Batches with tokens `[batch, pos]` under `"tokens"`.
-        truncate: How many batches to take at most.
-        device: Where to put the tokens; default: where the model is.
+        truncate: Maximum number of batches.
+        device: Device of the tokens; the model's by default.
         progress: Show a progress bar.
 
     Raises:
@@ -161,8 +139,8 @@ def evaluate_on_dataset(
         >>> from headscope import HookedTransformer
         >>> model = HookedTransformer.from_pretrained("headscope-demo")
         >>> tokens = model.to_tokens("When Mary and John went to the store, John gave a drink to Mary.")
-        >>> evaluate_on_dataset(model, [{"tokens": tokens}], progress=False) < 4
-        True
+        >>> round(evaluate_on_dataset(model, [{"tokens": tokens}], progress=False), 1)
+        1.9
     """
     if truncate < 1:
         raise InvalidInputError(f"truncate must be at least 1 batch; got {truncate}.")
@@ -182,13 +160,13 @@ def evaluate_on_dataset(
 def evaluate(
     model: HookedTransformer, truncate: int = 100, batch_size: int = 8, tokenizer: Any = None
 ) -> dict[str, float]:
-    """Mean loss on Wikipedia, OpenWebText, the Pile and Python: `{"wiki_loss": ..., "owt_loss": ..., ...}`.
+    """Return the mean loss on Wikipedia, OpenWebText, the Pile and Python: `{"wiki_loss": ..., "owt_loss": ..., ...}`.
 
     Args:
         model: The model.
-        truncate: Batches of each data set to take.
+        truncate: Batches of each data set.
         batch_size: Rows of `n_ctx` tokens (1,024 at most) per batch.
-        tokenizer: Default: the model's.
+        tokenizer: The model's by default.
 
     Raises:
         MissingTokenizerError: If there is no tokenizer.
@@ -217,16 +195,16 @@ def induction_loss(
     *,
     seed: int = 0,
 ) -> Float[Tensor, ""]:
-    """Loss on the second half of random tokens said twice: far below log(d_vocab) only with induction heads.
+    """Return the loss on the second half of repeated random tokens: far below log(d_vocab) only with induction heads.
 
     Args:
         model: The model.
-        tokenizer: Whose BOS begins a row, and whose special tokens are not drawn; default: the model's.
+        tokenizer: Its BOS begins a row, and its special tokens are not drawn; the model's by default.
         batch_size: Rows.
         subseq_len: Tokens in a half; default 384, or half the context if that is less.
         prepend_bos: Put BOS in the place of the first token; default `cfg.default_prepend_bos`.
-        device: Where to put the tokens; default: where the model is.
-        seed: Of the tokens. They are drawn from 100 to 19,999, or from a smaller vocabulary's all.
+        device: Device of the tokens; the model's by default.
+        seed: Seed of the tokens. They are drawn from 100 to 19,999, or from a smaller vocabulary's all.
 
     Returns:
         The mean over the tokens whose predecessor was seen before, in nats.
@@ -237,8 +215,8 @@ def induction_loss(
 
     Example:
         >>> from headscope import HookedTransformer
-        >>> bool(induction_loss(HookedTransformer.from_pretrained("headscope-demo"), subseq_len=50) < 1)
-        True
+        >>> print(f"{induction_loss(HookedTransformer.from_pretrained('headscope-demo'), subseq_len=50):.2f}")
+        0.24
     """
     n_ctx = model.cfg.n_ctx
     if subseq_len is None:

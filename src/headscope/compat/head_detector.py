@@ -1,6 +1,6 @@
 """Scores of each head's attention against the pattern expected of a kind of head.
 
-The expectation is a *detection pattern* `[query_pos, key_pos]`: one of one's own, or that of a named kind.
+The expectation is a *detection pattern* `[query_pos, key_pos]`: your own, or that of a named kind.
 
 | kind                  | a query attends to                                       |
 |-----------------------|----------------------------------------------------------|
@@ -67,11 +67,11 @@ def detect_head(
     exclude_current_token: bool = False,
     error_measure: ErrorMeasure = "mul",
 ) -> Float[Tensor, "layer head"]:
-    """Score every head by how far its attention is the detection pattern.
+    """Score every head by how close its attention is to the detection pattern.
 
     - `error_measure="mul"`: the share of the head's attention that falls where the pattern is 1, between 0 and 1.
     - `error_measure="abs"`: 1 minus the absolute difference from the pattern, summed over keys and averaged over
-      queries (rounded to three decimals); 1 for the very pattern, -1 for attention that is nowhere near it.
+      queries (rounded to three decimals): 1 for the pattern itself, -1 for attention nowhere near it.
 
     Args:
         model: The model.
@@ -97,8 +97,8 @@ def detect_head(
         >>> from headscope import HookedTransformer
         >>> model = HookedTransformer.from_pretrained("headscope-demo")
         >>> scores = detect_head(model, "Mary saw Tom. Then Mary saw Tom.", "previous_token_head")
-        >>> scores.shape == (model.cfg.n_layers, model.cfg.n_heads) and float(scores.max()) > 0.5
-        True
+        >>> scores.amax(1)  # the best head of each layer
+        tensor([0.9090, 0.1687, 0.2755, 0.2034, 0.2273])
     """
     check_option("error_measure", error_measure, get_args(ErrorMeasure))
     texts = [seq] if isinstance(seq, str) else list(seq)
@@ -107,22 +107,21 @@ def detect_head(
     if cache is not None and len(texts) > 1:
         raise InvalidInputError(f"a cache goes with one text; got {len(texts)} texts. Leave the cache out.")
     chosen = _chosen_heads(model, heads)
-    layers = [layer for layer, any_head in enumerate(chosen.any(1).tolist()) if any_head]
+    layers = chosen.any(1).nonzero().flatten().tolist()
+    names = [get_act_name("pattern", layer) for layer in layers]
     scores = torch.zeros(len(texts), *chosen.shape, dtype=model.cfg.dtype)
     for row, text in zip(scores, texts, strict=True):
         tokens = _tokens(model, text)
-        compare = partial(
-            _similarity,
-            expected=_expected_pattern(tokens, detection_pattern, error_measure),
-            exclude_bos=exclude_bos,
-            exclude_current_token=exclude_current_token,
-            error_measure=error_measure,
-        )
-        if cache is None:
-            _compare_while_running(model, tokens, layers, compare, row)
-        else:
-            for layer in layers:
-                row[layer] = compare(_cached_pattern(cache, layer, (model.cfg.n_heads, len(tokens), len(tokens))))
+        expected = _expected_pattern(tokens, detection_pattern, error_measure)
+        compare = partial(_similarity, expected, exclude_bos, exclude_current_token, error_measure)
+        if cache is not None:
+            shape = (model.cfg.n_heads, len(tokens), len(tokens))
+            compared = {name: compare(_cached_pattern(cache, name, shape)) for name in names}
+        elif layers:
+            # Each pattern is compared when it is made, and dropped.
+            compared = record(model, tokens[None], dict.fromkeys(names, compare), stop_at_layer=layers[-1] + 1).kept
+        for layer, name in zip(layers, names, strict=True):
+            row[layer] = compared[name]
     return torch.where(chosen, scores.mean(0), -1.0)
 
 
@@ -156,7 +155,7 @@ def _tokens(model: HookedTransformer, text: str) -> Int[Tensor, " pos"]:
 def _expected_pattern(
     tokens: Int[Tensor, " pos"], detection_pattern: Tensor | str, error_measure: ErrorMeasure
 ) -> Float[Tensor, "pos pos"]:
-    """The named pattern of these tokens, or the given one once it is known to fit them."""
+    """Return the named pattern of these tokens, or the given one once it is known to fit them."""
     if isinstance(detection_pattern, str):
         if detection_pattern not in _PATTERNS:
             raise unknown_name(
@@ -164,11 +163,12 @@ def _expected_pattern(
             )
         return _PATTERNS[detection_pattern](tokens)
     expected = detection_pattern.to(tokens.device)
-    if expected.shape != (len(tokens), len(tokens)) or not is_lower_triangular(expected):
+    fits = expected.shape == (len(tokens), len(tokens))
+    if not fits or not is_lower_triangular(expected):
         raise InvalidInputError(
             "detection_pattern must be a lower triangular matrix [pos, pos] with pos the text's number of tokens "
             f"(BOS included), which is {len(tokens)}; got shape {list(expected.shape)}"
-            f"{'' if expected.shape != (len(tokens), len(tokens)) else ' with entries above the diagonal'}."
+            f"{' with entries above the diagonal' if fits else ''}."
         )
     if error_measure == "mul" and not bool(((expected == 0) | (expected == 1)).all()):
         logger.warning(
@@ -178,27 +178,9 @@ def _expected_pattern(
     return expected.to(torch.float32) if not expected.is_floating_point() else expected
 
 
-def _compare_while_running(
-    model: HookedTransformer,
-    tokens: Int[Tensor, " pos"],
-    layers: list[int],
-    compare: Callable[[Tensor], Tensor],
-    scores: Float[Tensor, "layer head"],
-) -> None:
-    """Fill in the scores of these layers, each pattern compared when it is made and dropped."""
-    if not layers:
-        return
-    names = {layer: get_act_name("pattern", layer) for layer in layers}
-    readings = dict.fromkeys(names.values(), lambda pattern: compare(pattern[0]))
-    kept = record(model, tokens[None], readings, stop_at_layer=layers[-1] + 1).kept
-    for layer, name in names.items():
-        scores[layer] = kept[name]
-
-
 def _cached_pattern(
-    cache: ActivationCache | Mapping[str, Tensor], layer: int, shape: tuple[int, ...]
+    cache: ActivationCache | Mapping[str, Tensor], name: str, shape: tuple[int, ...]
 ) -> Float[Tensor, "head query_pos key_pos"]:
-    name = get_act_name("pattern", layer)
     if name not in cache:
         raise unknown_name("cached activation", name, cache, hint="Cache the patterns, or leave the cache out.")
     pattern = cache[name]
@@ -211,12 +193,11 @@ def _cached_pattern(
 
 
 def _similarity(
-    patterns: Float[Tensor, "*head query_pos key_pos"],
     expected: Float[Tensor, "query_pos key_pos"],
-    *,
     exclude_bos: bool,
     exclude_current_token: bool,
     error_measure: ErrorMeasure,
+    patterns: Float[Tensor, "*head query_pos key_pos"],
 ) -> Float[Tensor, "*head"]:
     length = expected.shape[-1]
     compared = torch.ones(length, length, dtype=torch.bool, device=patterns.device)
@@ -240,7 +221,7 @@ def compute_head_attention_similarity_score(
     exclude_current_token: bool,
     error_measure: ErrorMeasure,
 ) -> float:
-    """The score `detect_head` gives to one head's attention, with the same options. Neither tensor is changed.
+    """Return the score that `detect_head` gives to one head's attention; neither tensor is changed.
 
     Raises:
         InvalidInputError: If the two are not square matrices of the same size, or for an unknown `error_measure`.
@@ -257,18 +238,11 @@ def compute_head_attention_similarity_score(
             "the two patterns must be square matrices of one size; got shapes "
             f"{list(attention_pattern.shape)} and {list(detection_pattern.shape)}."
         )
-    score = _similarity(
-        attention_pattern,
-        detection_pattern,
-        exclude_bos=exclude_bos,
-        exclude_current_token=exclude_current_token,
-        error_measure=error_measure,
-    )
-    return score.item()
+    return _similarity(detection_pattern, exclude_bos, exclude_current_token, error_measure, attention_pattern).item()
 
 
 def get_previous_token_head_detection_pattern(tokens: Int[Tensor, "*one pos"]) -> Float[Tensor, "pos pos"]:
-    """1 where a query attends to the position before it, for tokens `[pos]` or `[1, pos]`.
+    """Return 1 where a query attends to the position before it, for tokens `[pos]` or `[1, pos]`.
 
     Example:
         >>> get_previous_token_head_detection_pattern(torch.tensor([5, 6, 7]))
@@ -281,7 +255,7 @@ def get_previous_token_head_detection_pattern(tokens: Int[Tensor, "*one pos"]) -
 
 
 def get_duplicate_token_head_detection_pattern(tokens: Int[Tensor, "*one pos"]) -> Float[Tensor, "pos pos"]:
-    """1 where a query attends to an earlier copy of its own token, for tokens `[pos]` or `[1, pos]`.
+    """Return 1 where a query attends to an earlier copy of its own token, for tokens `[pos]` or `[1, pos]`.
 
     Example:
         >>> get_duplicate_token_head_detection_pattern(torch.tensor([5, 6, 5]))[2]
@@ -292,7 +266,7 @@ def get_duplicate_token_head_detection_pattern(tokens: Int[Tensor, "*one pos"]) 
 
 
 def get_induction_head_detection_pattern(tokens: Int[Tensor, "*one pos"]) -> Float[Tensor, "pos pos"]:
-    """1 where a query attends to what came right after an earlier copy of its token, for tokens `[pos]` or `[1, pos]`.
+    """Return 1 where a query attends to the token after an earlier copy of its own, for tokens `[pos]` or `[1, pos]`.
 
     Example:
         >>> get_induction_head_detection_pattern(torch.tensor([5, 6, 5]))[2]

@@ -1,4 +1,4 @@
-"""Indirect objects: sentences in which only the roles of two names tell the last word, and how a model does on them."""
+"""Indirect objects: sentences in which only the roles of two names determine the last word, and a model's accuracy."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -29,12 +29,12 @@ class IOIDataset(Dataset[dict[str, Tensor]]):
         tokenizer: A Hugging Face tokenizer.
         templates: Sentences with `[A]` for the indirect object, with which they end, `[B]` for the other person, and
             any other placeholders.
-        names: What `[A]` and `[B]` are drawn from, two different ones each time.
-        nouns: What each other placeholder is drawn from.
-        num_samples: How many sentences.
-        symmetric: Let each sentence be followed by the same one with the names exchanged.
+        names: Names to draw from, two different ones for each sentence.
+        nouns: Words for each other placeholder.
+        num_samples: Number of sentences.
+        symmetric: Follow each sentence by its twin with the names exchanged.
         prepend_bos: Begin each prompt with BOS.
-        seed: Of the draws; `None` for others each time.
+        seed: Seed of the draws; `None` for others each time.
 
     Raises:
         InvalidInputError: For a template that does not end with `[A]` or has no `[B]`, fewer than two names, or fewer
@@ -44,8 +44,10 @@ class IOIDataset(Dataset[dict[str, Tensor]]):
         >>> from headscope import HookedTransformer
         >>> model = HookedTransformer.from_pretrained("headscope-demo")
         >>> dataset = IOIDataset(model.tokenizer, templates=["[A] and [B] sang. [B] waved to [A]"], num_samples=2)
-        >>> len(dataset), sorted(dataset[0])
-        (2, ['IO', 'S', 'prompt'])
+        >>> for sample in dataset.samples:
+        ...     print(sample["text"], "|", sample["IO"])
+        Karen and Sean sang. Sean waved to Karen |  Karen
+        Ryan and Mary sang. Mary waved to Ryan |  Ryan
     """
 
     def __init__(
@@ -89,7 +91,7 @@ class IOIDataset(Dataset[dict[str, Tensor]]):
         return {"prompt": prompt, "IO": torch.tensor(ids["IO"]), "S": torch.tensor(ids["S"])}
 
     def get_sample(self, symmetric: bool = False) -> list[dict[str, str]]:
-        """Draw a sentence, and with `symmetric` the same one with the names exchanged."""
+        """Draw a sentence, and with `symmetric` its twin with the names exchanged."""
         template = self._random.choice(self.templates)
         for placeholder, words in self.nouns.items():
             template = template.replace(f"[{placeholder}]", self._random.choice(words))
@@ -101,12 +103,12 @@ class IOIDataset(Dataset[dict[str, Tensor]]):
 
     @staticmethod
     def get_default_names() -> list[str]:
-        """First names that are one token for most tokenizers."""
+        """Return first names that are one token for most tokenizers."""
         return list(NAMES)
 
     @staticmethod
     def get_default_templates() -> list[str]:
-        """One sentence that names the indirect object first, and one that names it second."""
+        """Return one sentence that names the indirect object first, and one that names it second."""
         return [
             "When [A] and [B] went to the [LOCATION], [B] gave a [OBJECT] to [A]",
             "After [B] and [A] met at the [LOCATION], [B] handed the [OBJECT] to [A]",
@@ -114,7 +116,7 @@ class IOIDataset(Dataset[dict[str, Tensor]]):
 
     @staticmethod
     def get_default_nouns() -> dict[str, list[str]]:
-        """Places and gifts."""
+        """Return places and gifts."""
         return {"LOCATION": list(PLACES), "OBJECT": list(GIFTS)}
 
 
@@ -139,7 +141,7 @@ def ioi_eval(
         batch_size: Prompts per batch.
         num_samples: Sentences of the default data set.
         tokenizer: For the default data set; default: the model's.
-        symmetric: The default data set has each sentence with the names exchanged too.
+        symmetric: Add the twin of each sentence to the default data set.
         progress: Show a progress bar.
 
     Returns:
@@ -152,8 +154,8 @@ def ioi_eval(
     Example:
         >>> from headscope import HookedTransformer
         >>> model = HookedTransformer.from_pretrained("headscope-demo")
-        >>> ioi_eval(model, num_samples=20, progress=False)["Accuracy"] > 0.8
-        True
+        >>> ioi_eval(model, num_samples=20, progress=False)["Accuracy"]
+        1.0
     """
     if dataset is None:
         dataset = IOIDataset(tokenizer_of(model, tokenizer), num_samples=num_samples, symmetric=symmetric)
@@ -168,21 +170,19 @@ def ioi_eval(
 
 
 def _logit_differences(model: HookedTransformer, items: Sequence[Mapping[str, Tensor]]) -> Float[Tensor, " batch"]:
-    """The right name's logit less the other's, where they part, for each sentence."""
+    """Return the right name's logit minus the other's, where they differ, for each sentence."""
     lengths = torch.tensor([len(item["prompt"]) for item in items])
     tokens = torch.nn.utils.rnn.pad_sequence([item["prompt"] for item in items], batch_first=True)
     mask = torch.arange(tokens.shape[1]) < lengths[:, None]
     device = model.W_E.device
     logits = model(tokens.to(device), attention_mask=mask.to(device))
-    parting = [_where_they_part(item) for item in items]
+    positions, right, other = torch.tensor([_where_they_part(item) for item in items]).T
     rows = torch.arange(len(items))
-    positions = torch.tensor([position for position, _, _ in parting])
-    right, other = (torch.tensor([names[which] for names in parting]) for which in (1, 2))
     return (logits[rows, positions, right] - logits[rows, positions, other]).cpu()
 
 
 def _where_they_part(item: Mapping[str, Tensor]) -> tuple[int, int, int]:
-    """The position that predicts the first token in which the names differ, and that token in each."""
+    """Return the position that predicts the first token in which the names differ, and that token of each."""
     right, other = item["IO"].tolist(), item["S"].tolist()
     for shared, (a, b) in enumerate(zip(right, other, strict=False)):
         if a != b:
@@ -191,12 +191,12 @@ def _where_they_part(item: Mapping[str, Tensor]) -> tuple[int, int, int]:
 
 
 def tokenizer_of(model: HookedTransformer, tokenizer: Any) -> Any:
-    """The tokenizer given, or else the model's.
+    """Return the given tokenizer, or else the model's.
 
     Raises:
         MissingTokenizerError: If there is neither.
     """
-    found = model.tokenizer if tokenizer is None else tokenizer
-    if found is None:
+    tokenizer = model.tokenizer if tokenizer is None else tokenizer
+    if tokenizer is None:
         raise MissingTokenizerError(f"model {model.cfg.model_name!r} has no tokenizer: pass one.")
-    return found
+    return tokenizer

@@ -16,17 +16,17 @@ __all__ = ["logits_to_df"]
 
 @runtime_checkable
 class Decoder(Protocol):
-    """A decoder of token numbers into text; every Hugging Face tokenizer is one."""
+    """A decoder of token ids into text; every Hugging Face tokenizer is one."""
 
     def decode(self, token_ids: list[int]) -> str:
-        """The text of some tokens."""
+        """Return the text of some tokens."""
         ...
 
 
 def logits_to_df(
     logits: Float[Tensor, " d_vocab"], tokenizer: Decoder | None = None, top_k: int | None = None
 ) -> "pandas.DataFrame":
-    """A table of tokens with their logit, log-probability (nats) and probability, likeliest first.
+    """Return a table of tokens with their logit, log-probability (nats) and probability, likeliest first.
 
     Args:
         logits: Of one position.
@@ -56,12 +56,6 @@ def logits_to_df(
     log_probs = logits.log_softmax(-1)[order]
     ids = order.tolist()
     names = {} if tokenizer is None else {"token_string": [tokenizer.decode([i]) for i in ids]}
-    return pandas.DataFrame(
-        {
-            "token_index": ids,
-            **names,
-            "logit": logits[order].numpy(),
-            "log_prob": log_probs.numpy(),
-            "probability": log_probs.exp().numpy(),
-        }
-    )
+    values = {"logit": logits[order], "log_prob": log_probs, "probability": log_probs.exp()}
+    numbers = {name: value.numpy() for name, value in values.items()}
+    return pandas.DataFrame({"token_index": ids, **names, **numbers})

@@ -40,16 +40,6 @@ from torch.nn import functional as F
 
 from headscope.analysis.patching.engine import Patch, measure_patches
 from headscope.analysis.prompts.metrics import Metric, last_position, reads
-from headscope.compat.patch_setters import (
-    CorruptedActivation,
-    PatchedActivation,
-    layer_head_dest_src_pos_pattern_patch_setter,
-    layer_head_pattern_patch_setter,
-    layer_head_pos_pattern_patch_setter,
-    layer_head_vector_patch_setter,
-    layer_pos_head_vector_patch_setter,
-    layer_pos_patch_setter,
-)
 from headscope.errors import InvalidInputError, unknown_name
 from headscope.model.activations.cache import ActivationCache
 from headscope.model.names import get_act_name
@@ -96,6 +86,8 @@ __all__ = [
 ]
 
 Logits = Tensor
+CorruptedActivation = Tensor
+PatchedActivation = Tensor
 AxisNames = Literal["layer", "pos", "head_index", "head", "src_pos", "dest_pos"]
 CleanCache = ActivationCache | Mapping[str, Tensor]
 PatchSetter = Callable[[CorruptedActivation, Sequence[int], Tensor], PatchedActivation | None]
@@ -236,11 +228,11 @@ def _axis_sizes(
     if site.endswith(("hook_k", "hook_v", "hook_rot_k")):
         # Heads may share keys and values; then there are fewer of these.
         n_heads = _clean_activation(clean_cache, site).shape[-2]
-    sizes = {"layer": model.cfg.n_layers, "pos": n_pos, "head_index": n_heads, "head": n_heads}
-    sizes |= {"src_pos": n_pos, "dest_pos": n_pos}
+    sizes = dict.fromkeys(get_args(AxisNames), n_pos)
+    sizes |= {"layer": model.cfg.n_layers, "head_index": n_heads, "head": n_heads}
     for name in names:
         if name not in sizes:
-            raise unknown_name("axis", name, get_args(AxisNames))
+            raise unknown_name("axis", name, sizes)
     return [sizes[name] for name in names]
 
 
@@ -252,6 +244,57 @@ def _clean_activation(clean_cache: CleanCache, name: str) -> Tensor:
 
 def _set(patch_setter: PatchSetter, index: list[int], clean: Tensor, corrupted: Tensor) -> Tensor | None:
     return patch_setter(corrupted, index, clean)
+
+
+# Patch setters: called as `setter(corrupted_activation, index, clean_activation)`, they write into the first, return it
+
+
+def _setter(piece: str, index_names: str, axes: str) -> PatchSetter:
+    """Make a setter of what an index names; `axes` are those of the activation, after the batch."""
+    names, axis_names = index_names.split(), axes.split()
+
+    def setter(
+        corrupted_activation: CorruptedActivation, index: Sequence[int], clean_activation: Tensor
+    ) -> PatchedActivation:
+        if len(index) != len(names):
+            raise InvalidInputError(
+                f"this patch setter takes an index [{', '.join(names)}]; got {list(index)}. "
+                "Give index_axis_names (or the columns of index_df) in that order."
+            )
+        at = dict(zip(names, index, strict=True))
+        where = (slice(None), *(at.get(axis, slice(None)) for axis in axis_names))
+        try:
+            if corrupted_activation.ndim != clean_activation.ndim:
+                raise IndexError("they differ in their number of axes")
+            corrupted_activation[where] = clean_activation[where]
+        except (IndexError, RuntimeError) as error:
+            raise InvalidInputError(
+                f"at {at} the clean activation {list(clean_activation.shape)} does not fit into the corrupted one "
+                f"{list(corrupted_activation.shape)}: {error}. Use prompts of the same number of tokens, one clean "
+                "prompt for each corrupted one, and a cache with its batch axis."
+            ) from None
+        return corrupted_activation
+
+    setter.__doc__ = f"Set {piece}; the index is `[{', '.join(names)}]`."
+    return setter
+
+
+layer_pos_patch_setter = _setter("one position of an activation `[batch, pos, ...]`", "layer pos", "pos")
+layer_pos_head_vector_patch_setter = _setter(
+    "one head at one position of an activation `[batch, pos, head, ...]`", "layer pos head", "pos head"
+)
+layer_head_vector_patch_setter = _setter(
+    "one head at all positions of an activation `[batch, pos, head, ...]`", "layer head", "pos head"
+)
+layer_head_pattern_patch_setter = _setter(
+    "one head of scores or a pattern `[batch, head, dest_pos, src_pos]`", "layer head", "head"
+)
+layer_head_pos_pattern_patch_setter = _setter(
+    "what one head attends to from one position", "layer head dest_pos", "head dest_pos"
+)
+layer_head_dest_src_pos_pattern_patch_setter = _setter(
+    "one entry of one head's pattern", "layer head dest_pos src_pos", "head dest_pos src_pos"
+)
 
 
 # The sweeps people run
@@ -272,20 +315,41 @@ def _sweep(what: str, activation_name: str, patch_setter: PatchSetter, axes: str
     return function
 
 
-_by_pos, _by_head = layer_pos_patch_setter, layer_head_vector_patch_setter
-_by_pos_and_head = layer_pos_head_vector_patch_setter
-_SHARED = "(one per group, where heads share them)"
+def _stacked(sweeps: Sequence[Callable[..., Tensor]], *runs: Any, **options: Any) -> Tensor:
+    """Stack sweeps, those of fewer heads filled up with zeros."""
+    results = [sweep(*runs, **options) for sweep in sweeps]
+    width = max(result.shape[-1] for result in results)
+    return torch.stack([F.pad(result, (0, width - result.shape[-1])) for result in results])
 
-get_act_patch_resid_pre = _sweep("the residual stream before each layer", "resid_pre", _by_pos, "layer pos")
-get_act_patch_resid_mid = _sweep("the residual stream between attention and MLP", "resid_mid", _by_pos, "layer pos")
-get_act_patch_resid_post = _sweep("the residual stream after each layer", "resid_post", _by_pos, "layer pos")
-get_act_patch_attn_out = _sweep("the output of each attention layer", "attn_out", _by_pos, "layer pos")
-get_act_patch_mlp_out = _sweep("the output of each MLP", "mlp_out", _by_pos, "layer pos")
 
-get_act_patch_attn_head_out_by_pos = _sweep("each head's output", "z", _by_pos_and_head, "layer pos head")
-get_act_patch_attn_head_q_by_pos = _sweep("each head's queries", "q", _by_pos_and_head, "layer pos head")
-get_act_patch_attn_head_k_by_pos = _sweep(f"each head's keys {_SHARED}", "k", _by_pos_and_head, "layer pos head")
-get_act_patch_attn_head_v_by_pos = _sweep(f"each head's values {_SHARED}", "v", _by_pos_and_head, "layer pos head")
+get_act_patch_resid_pre, get_act_patch_resid_mid, get_act_patch_resid_post = (
+    _sweep(f"the residual stream {place}", name, layer_pos_patch_setter, "layer pos")
+    for place, name in (
+        ("before each layer", "resid_pre"),
+        ("between attention and MLP", "resid_mid"),
+        ("after each layer", "resid_post"),
+    )
+)
+get_act_patch_attn_out = _sweep("the output of each attention layer", "attn_out", layer_pos_patch_setter, "layer pos")
+get_act_patch_mlp_out = _sweep("the output of each MLP", "mlp_out", layer_pos_patch_setter, "layer pos")
+_of_a_block = (get_act_patch_resid_pre, get_act_patch_attn_out, get_act_patch_mlp_out)
+
+_VECTORS = {
+    "z": "each head's output",
+    "q": "each head's queries",
+    "k": "each head's keys (one per group, where heads share them)",
+    "v": "each head's values (one per group, where heads share them)",
+}
+_by_pos = [_sweep(what, name, layer_pos_head_vector_patch_setter, "layer pos head") for name, what in _VECTORS.items()]
+_all_pos = [_sweep(what, name, layer_head_vector_patch_setter, "layer head") for name, what in _VECTORS.items()]
+get_act_patch_attn_head_out_by_pos, get_act_patch_attn_head_q_by_pos = _by_pos[:2]
+get_act_patch_attn_head_k_by_pos, get_act_patch_attn_head_v_by_pos = _by_pos[2:]
+get_act_patch_attn_head_out_all_pos, get_act_patch_attn_head_q_all_pos = _all_pos[:2]
+get_act_patch_attn_head_k_all_pos, get_act_patch_attn_head_v_all_pos = _all_pos[2:]
+
+get_act_patch_attn_head_pattern_all_pos = _sweep(
+    "each head's pattern", "pattern", layer_head_pattern_patch_setter, "layer head_index"
+)
 get_act_patch_attn_head_pattern_by_pos = _sweep(
     "each head's pattern", "pattern", layer_head_pos_pattern_patch_setter, "layer head_index dest_pos"
 )
@@ -294,14 +358,6 @@ get_act_patch_attn_head_pattern_dest_src_pos = _sweep(
     "pattern",
     layer_head_dest_src_pos_pattern_patch_setter,
     "layer head_index dest_pos src_pos",
-)
-
-get_act_patch_attn_head_out_all_pos = _sweep("each head's output", "z", _by_head, "layer head")
-get_act_patch_attn_head_q_all_pos = _sweep("each head's queries", "q", _by_head, "layer head")
-get_act_patch_attn_head_k_all_pos = _sweep(f"each head's keys {_SHARED}", "k", _by_head, "layer head")
-get_act_patch_attn_head_v_all_pos = _sweep(f"each head's values {_SHARED}", "v", _by_head, "layer head")
-get_act_patch_attn_head_pattern_all_pos = _sweep(
-    "each head's pattern", "pattern", layer_head_pattern_patch_setter, "layer head_index"
 )
 
 
@@ -313,14 +369,8 @@ def get_act_patch_attn_head_all_pos_every(
     Where heads share keys and values, their results have the groups first, then zeros. `options` are the keyword-only
     arguments of `generic_activation_patch`.
     """
-    sweeps = (
-        get_act_patch_attn_head_out_all_pos,
-        get_act_patch_attn_head_q_all_pos,
-        get_act_patch_attn_head_k_all_pos,
-        get_act_patch_attn_head_v_all_pos,
-        get_act_patch_attn_head_pattern_all_pos,
-    )
-    return _stacked([sweep(model, corrupted_tokens, clean_cache, metric, **options) for sweep in sweeps])
+    sweeps = [*_all_pos, get_act_patch_attn_head_pattern_all_pos]
+    return _stacked(sweeps, model, corrupted_tokens, clean_cache, metric, **options)
 
 
 def get_act_patch_attn_head_by_pos_every(
@@ -330,15 +380,11 @@ def get_act_patch_attn_head_by_pos_every(
 
     A pattern's position is that of the query. The rest is as in `get_act_patch_attn_head_all_pos_every`.
     """
-    sweeps = (
-        get_act_patch_attn_head_out_by_pos,
-        get_act_patch_attn_head_q_by_pos,
-        get_act_patch_attn_head_k_by_pos,
-        get_act_patch_attn_head_v_by_pos,
-        get_act_patch_attn_head_pattern_by_pos,
-    )
-    *vectors, pattern = (sweep(model, corrupted_tokens, clean_cache, metric, **options) for sweep in sweeps)
-    return _stacked([*vectors, pattern.transpose(1, 2)])
+
+    def pattern(*runs: Any, **options: Any) -> Tensor:
+        return get_act_patch_attn_head_pattern_by_pos(*runs, **options).transpose(1, 2)
+
+    return _stacked([*_by_pos, pattern], model, corrupted_tokens, clean_cache, metric, **options)
 
 
 def get_act_patch_block_every(
@@ -348,11 +394,4 @@ def get_act_patch_block_every(
 
     `options` are the keyword-only arguments of `generic_activation_patch`.
     """
-    sweeps = (get_act_patch_resid_pre, get_act_patch_attn_out, get_act_patch_mlp_out)
-    return _stacked([sweep(model, corrupted_tokens, clean_cache, metric, **options) for sweep in sweeps])
-
-
-def _stacked(results: list[Tensor]) -> Tensor:
-    """Stack sweeps, those of fewer heads filled up with zeros."""
-    width = max(result.shape[-1] for result in results)
-    return torch.stack([F.pad(result, (0, width - result.shape[-1])) for result in results])
+    return _stacked(_of_a_block, model, corrupted_tokens, clean_cache, metric, **options)

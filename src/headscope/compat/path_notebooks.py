@@ -1,7 +1,7 @@
 """The IOI task as notebooks run it: sentences, the same with other names, activations on each, and a metric.
 
-*Noising* puts activations of the corrupted run into the clean one, and asks what breaks; *denoising* puts those of the
-clean run into the corrupted one, and asks what comes back (Wang et al. 2022, arXiv 2211.00593).
+*Noising* puts activations of the corrupted run into the clean one, and measures the damage; *denoising* puts those of
+the clean run into the corrupted one, and measures the recovery (Wang et al. 2022, arXiv 2211.00593).
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ __all__ = [
 def ioi_logit_difference(
     logits: Float[Tensor, "prompt pos d_vocab"], ioi_dataset: IOIDataset, per_prompt: bool = False
 ) -> Float[Tensor, "*prompt"]:
-    """Return the indirect object's logit less the subject's, where the sentences' last word is predicted.
+    """Return the indirect object's logit minus the subject's, where the sentences' last word is predicted.
 
     The answers are those of `ioi_dataset`; for logits of sentences with other names, give the original data set.
     """
@@ -49,9 +49,9 @@ def ioi_metric_noising(
     `(patched - clean) / (clean - corrupted)`, each the mean over sentences.
 
     Args:
-        logits: Of the patched run.
-        clean_logit_diff: On the sentences.
-        corrupted_logit_diff: On those with other names, of the same answers.
+        logits: Logits of the patched run.
+        clean_logit_diff: The difference on the sentences.
+        corrupted_logit_diff: The difference of the same answers on the sentences with other names.
         ioi_dataset: The sentences.
 
     Raises:
@@ -84,7 +84,7 @@ class IOIMetric(AnswerMetric):
         ioi_dataset: The sentences.
         clean_logit_diff: The mean logit difference on them.
         corrupted_logit_diff: That on the sentences with other names, of the same answers.
-        denoises: Whether the patched run is a corrupted one with clean parts.
+        denoises: True if the patched run is a corrupted one with clean parts.
     """
 
     ioi_dataset: IOIDataset
@@ -126,23 +126,22 @@ def generate_data_and_caches(
 ) -> Any:
     """Draw IOI sentences, make the same with three other people ("ABC"), and run the model on both.
 
-    The activations are those of the whole sentences in one batch each, which is what notebooks cut up themselves; keep
-    only what is needed by `names_filter` where there are many.
+    The activations are those of all sentences in one batch; where there are many, keep fewer by `names_filter`.
 
     Args:
-        N: How many sentences.
+        N: Number of sentences.
         model: The model; hooks that are on it stay.
         verbose: Print an example of each and the mean logit differences.
-        seed: Of the draws.
-        only_ioi: Leave the sentences with other people out.
+        seed: Seed of the draws.
+        only_ioi: Leave out the sentences with other people.
         prepend_bos: Begin each row with BOS.
-        symmetric: Let each sentence be followed by its twin with the two people exchanged.
+        symmetric: Follow each sentence by its twin with the two people exchanged.
         prompt_type: See `IOIDataset`.
-        names_filter: Which activations to keep, as for `run_with_cache`.
+        names_filter: The activations to keep, as for `run_with_cache`.
 
     Returns:
-        The data set, the one with other people, the activations on each, and an `IOIMetric`, the noising one; with
-        `only_ioi` the data set and its activations.
+        The data set, the one with other people, the activations on each, and the noising `IOIMetric`; with `only_ioi`
+        the data set and its activations.
 
     Raises:
         MissingTokenizerError: If the model has no tokenizer.

@@ -1,5 +1,6 @@
-"""`test_prompt`: what does the model say to this prompt, and where does the right answer stand?"""
+"""`test_prompt`: the rank and probability of an answer to a prompt."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ __all__ = ["AnswerToken", "Candidate", "PromptTest", "test_prompt"]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A token the model could have said."""
+    """A token the model could have said, with its logit and probability."""
 
     token: str
     token_id: int
@@ -21,23 +22,15 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class AnswerToken:
+class AnswerToken(Candidate):
     """One token of the answer, after the prompt and the answer's tokens before it; or the first of one alternative.
 
     Attributes:
-        token: Its text.
-        token_id: Its number.
-        rank: How many tokens the model holds more likely: 0 is the best.
-        logit: Its logit.
-        prob: Its probability.
+        rank: Number of likelier tokens; 0 is the best.
         top: The likeliest tokens in its place, best first.
     """
 
-    token: str
-    token_id: int
     rank: int
-    logit: float
-    prob: float
     top: tuple[Candidate, ...]
 
 
@@ -91,7 +84,6 @@ class PromptTest:
         return "\n".join(lines)
 
     def _top_lines(self, token: AnswerToken) -> list[str]:
-        """The likeliest tokens, one on a line."""
         wanted = {each.token_id for each in self.answer} if self.alternatives else {token.token_id}
         mark = "an answer" if self.alternatives else "the answer"
         width = max((len(repr(candidate.token)) for candidate in token.top), default=0)
@@ -114,7 +106,7 @@ def test_prompt(
     prepend_bos: bool | None = None,
     top_k: int = 10,
 ) -> PromptTest:
-    """Rank, logit and probability of an answer, and what the model would rather have said.
+    """Find the rank, logit and probability of an answer, and the tokens that the model prefers.
 
     An answer of several tokens is read one token at a time, each after the true ones before it. Several answers are
     compared by their first tokens, all directly after the prompt.
@@ -124,9 +116,9 @@ def test_prompt(
         answer: The answer, or a list of several; a list of one is that one.
         model: A model with a tokenizer.
         prepend_space_to_answer: Put a space before each answer unless it starts with one.
-        print_details: Print what is returned.
-        prepend_bos: Put a BOS token before the prompt; default: `model.cfg.default_prepend_bos`.
-        top_k: How many of the likeliest tokens to list.
+        print_details: Print the result.
+        prepend_bos: Put a BOS token before the prompt; `model.cfg.default_prepend_bos` by default.
+        top_k: Number of the likeliest tokens to list.
 
     Raises:
         MissingTokenizerError: If the model has no tokenizer.
@@ -137,9 +129,12 @@ def test_prompt(
         >>> from headscope import HookedTransformer
         >>> model = HookedTransformer.from_pretrained("headscope-demo")
         >>> prompt = "When Mary and John went to the store, John gave a drink to"
-        >>> found = test_prompt(prompt, "Mary", model, print_details=False)
-        >>> [token.token for token in found.answer]
-        [' Mary']
+        >>> _ = test_prompt(prompt, "Mary", model, top_k=2)
+        Model   headscope-demo
+        ...
+        Answer token: ' Mary'  logit ...  prob ...  rank 0
+           0  ' Mary'  logit ...  prob ...  <- the answer
+           1  ...
     """
     if not 0 <= top_k <= model.cfg.d_vocab_out:
         raise InvalidInputError(f"top_k must be between 0 and d_vocab = {model.cfg.d_vocab_out}; got {top_k}.")
@@ -163,15 +158,12 @@ def test_prompt(
     if not bool(logits.isfinite().all()):
         raise NotFiniteError("the model's logits hold NaN or infinite values. Check its weights, and any hooks on it.")
     rows = logits.expand(len(wanted), -1)
-    found = PromptTest(
-        model=model.cfg.model_name,
-        prompt_tokens=_strings(model, prompt_ids.tolist()),
-        answer=tuple(_answer_token(model, row, i, top_k) for row, i in zip(rows, wanted, strict=True)),
-        alternatives=alternatives,
-    )
+    prompt_tokens = tuple(map(model.to_single_str_token, prompt_ids.tolist()))
+    answer_tokens = tuple(_answer_token(model, row, i, top_k) for row, i in zip(rows, wanted, strict=True))
+    result = PromptTest(model.cfg.model_name, prompt_tokens, answer_tokens, alternatives)
     if print_details:
-        print(found)
-    return found
+        print(result)
+    return result
 
 
 # Its name is the field's; it is no test.
@@ -180,26 +172,20 @@ test_prompt.__test__ = False  # type: ignore[attr-defined]
 
 def _answer_token(model: HookedTransformer, logits: torch.Tensor, token_id: int, k: int) -> AnswerToken:
     probs = logits.softmax(-1)
-    top_ids = logits.topk(k).indices.tolist()
-    names = _strings(model, [token_id, *top_ids])
-    top = tuple(
-        Candidate(name, i, float(logits[i]), float(probs[i])) for name, i in zip(names[1:], top_ids, strict=True)
+    answer, *top = (
+        Candidate(model.to_single_str_token(i), i, float(logits[i]), float(probs[i]))
+        for i in [token_id, *logits.topk(k).indices.tolist()]
     )
-    rank = int((logits > logits[token_id]).sum())
-    return AnswerToken(names[0], token_id, rank, float(logits[token_id]), float(probs[token_id]), top)
+    return AnswerToken(**vars(answer), rank=int((logits > logits[token_id]).sum()), top=tuple(top))
 
 
-def _strings(model: HookedTransformer, token_ids: list[int]) -> tuple[str, ...]:
-    return tuple(model.to_single_str_token(i) for i in token_ids)
-
-
-def _listed(tokens: object) -> str:
-    return " ".join(repr(token) for token in tokens)  # type: ignore[attr-defined]
+def _listed(tokens: Iterable[str]) -> str:
+    return " ".join(map(repr, tokens))
 
 
 def _summary(what: str, token: AnswerToken) -> str:
     return f"{what}: {token.token!r}  {_numbers(token)}  rank {token.rank}"
 
 
-def _numbers(token: AnswerToken | Candidate) -> str:
+def _numbers(token: Candidate) -> str:
     return f"logit {token.logit:8.3f}  prob {token.prob:7.2%}"

@@ -1,4 +1,4 @@
-"""`SVDInterpreter`: the directions a head or an MLP layer writes or reads most, as logits over the vocabulary."""
+"""`SVDInterpreter`: the strongest directions that a head or an MLP writes or reads, as logits over the vocabulary."""
 
 from typing import Literal
 
@@ -19,18 +19,17 @@ class SVDInterpreter:
     """Singular vectors of a model's weights, seen through its unembedding.
 
     After Millidge & Black 2022, "The singular value decompositions of transformer weight matrices are highly
-    interpretable". A singular vector has no sign: what it promotes and what it suppresses may change places.
+    interpretable". A singular vector has no sign: the tokens it promotes and suppresses may change places.
 
     Args:
-        model: The model; its weights are read when asked for.
+        model: The model; its weights are read at each call.
 
     Example:
         >>> from headscope import HookedTransformer
         >>> model = HookedTransformer.from_pretrained("headscope-demo")
         >>> vectors = SVDInterpreter(model).get_singular_vectors("OV", layer_index=1, head_index=0, num_vectors=3)
-        >>> top_tokens = model.to_str_tokens(vectors[:, 0, 0].topk(5).indices, prepend_bos=False)
-        >>> vectors.shape == (model.cfg.d_vocab, 1, 3), len(top_tokens)
-        (True, 5)
+        >>> vectors.shape, len(model.to_str_tokens(vectors[:, 0, 0].topk(5).indices, prepend_bos=False))
+        (torch.Size([1024, 1, 3]), 5)
     """
 
     def __init__(self, model: HookedTransformer) -> None:
@@ -41,15 +40,15 @@ class SVDInterpreter:
     def get_singular_vectors(
         self, vector_type: VectorType, layer_index: int, num_vectors: int = 10, head_index: int | None = None
     ) -> Float[Tensor, "d_vocab 1 vector"]:
-        """The strongest singular vectors on the residual stream's side, as logits.
+        """Return the strongest singular vectors on the residual stream's side, as logits.
 
         Args:
-            vector_type: `"OV"`: what a head writes, the right singular vectors of `W_V W_O`. `"w_in"`: what an MLP's
-                neurons read, those of `W_in` (with the weight of the norm before it, unless that is folded).
-                `"w_out"`: what they write, those of `W_out`.
-            layer_index: Which layer.
-            num_vectors: How many, strongest first.
-            head_index: Which head, for `"OV"`.
+            vector_type: `"OV"` for a head's output, the right singular vectors of `W_V W_O`; `"w_in"` for the input of
+                an MLP's neurons, those of `W_in` (with the weight of the norm before it, unless that is folded);
+                `"w_out"` for their output, those of `W_out`.
+            layer_index: The layer.
+            num_vectors: Number of vectors, strongest first.
+            head_index: The head, for `"OV"`.
 
         Returns:
             `[d_vocab, 1, num_vectors]`: each vector times `W_U`, in the model's precision (float32 for a model in

@@ -5,12 +5,12 @@ from rich import print as rprint
 from headscope.compat.logit_table import logits_to_df
 from headscope.compat.overrides import (
     LocallyOverridenDefaults,
+    filter_dict_by_prefix,
     get_nested_attr,
     override_or_use_default_value,
     set_nested_attr,
 )
 from headscope.compat.prompt import test_prompt
-from headscope.compat.state_dict import filter_dict_by_prefix
 from headscope.data.hub import download_file_from_hf, get_dataset, keep_single_column
 from headscope.data.packing import tokenize_and_concatenate
 from headscope.model.names import get_act_name
