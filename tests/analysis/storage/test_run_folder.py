@@ -22,6 +22,7 @@ from headscope import HookedTransformer, HookedTransformerConfig
 from headscope.analysis.core.batches import Batch, iterate_batches
 from headscope.analysis.lens.entropy import EntropyAccumulator, EntropyOptions, EntropyResult, measure_entropy
 from headscope.analysis.storage import manifest as run_manifest
+from headscope.analysis.storage import run_folder
 from headscope.analysis.storage.accumulator import Accumulator, join_rows
 from headscope.analysis.storage.run_folder import LongRun, Stage, accumulate
 from headscope.errors import CheckpointError, HeadscopeError, InvalidInputError, StorageError
@@ -149,6 +150,22 @@ def test_ctrl_c_keeps_every_whole_batch(model: HookedTransformer, folder: Path) 
     sums = accumulate(batches_of(model), Sums(model), stage=stage)
     assert sums.n_updates == 4
     check_sums(sums, stage)
+
+
+def test_slow_batches_are_written_without_waiting_for_more(
+    model: HookedTransformer, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_folder, "_SECONDS", -1.0)
+    stage, n_written = Stage(new_folder(folder), "sums"), []
+
+    def watched() -> Iterator[Batch]:
+        for batch in batches_of(model):
+            n_written.append(stage.done.n_batches)
+            yield batch
+
+    accumulate(watched(), Sums(model), stage=stage, flush_every=100)
+    assert n_written == list(range(7))
+    check_sums(Sums(model).restore(Stage(folder, "sums").state or {}), Stage(folder, "sums"))
 
 
 def test_without_a_folder_nothing_is_written(model: HookedTransformer, tmp_path: Path) -> None:
