@@ -151,7 +151,7 @@ class TransformerBlock(nn.Module):
 
     @property
     def can_resume(self) -> bool:
-        """Whether `resumed`, `after_mid` and `query_at` give what a whole run gives, for some of its positions.
+        """True if `resumed`, `after_mid` and `query_at` give what a whole run gives, for some of its positions.
 
         Not with a hook on any part, which may count on the batch and the positions it was made for, nor with a module
         of somebody else's, which may mix positions. Rotary positions, ALiBi, post-norms, gated MLPs, experts, capped

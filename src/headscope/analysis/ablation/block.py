@@ -1,4 +1,4 @@
-"""What ablating components does to the predictions of one batch: the work behind `ablate_heads`.
+"""The predictions of one batch with components ablated: the work behind `ablate_heads`.
 
 One clean run keeps what enters each layer and what each component writes. A direct effect changes the final state
 only. A patched run resumes at the first layer it changes, several runs side by side, and all of a batch's changed
@@ -30,7 +30,7 @@ __all__ = ["AblatedBatch", "Plan", "measure_batch"]
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured.
+    """The ablations to measure.
 
     Attributes:
         sets: Components that are ablated together.
@@ -188,12 +188,12 @@ class _BatchAblation:
     # Direct effects
 
     def _taken(self, component: Component, value: str) -> Float[Tensor, "n width"]:
-        """What leaves a component's output where it is ablated, at the positions that predict."""
+        """Return what a component's output loses where it is ablated, at the positions that predict."""
         left = self.run.output(component) - self.instead[value][component]
         return self.run.onto_stream(component, left)[self.where].to(self.kind)
 
     def _contribution(self, together: Iterable[Component], value: str) -> Float[Tensor, "n d_model"]:
-        """What leaves the stream."""
+        """Return what the stream loses."""
         total = torch.zeros_like(self.final)
         for component in together:
             taken = self._taken(component, value)

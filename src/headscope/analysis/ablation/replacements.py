@@ -1,4 +1,4 @@
-"""What is put in the place of an ablated component's output: nothing, its mean, or what another text gives."""
+"""Replacements for an ablated component's output: zero, its mean, or its output on another text."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ __all__ = ["Replacements"]
 
 @dataclass(frozen=True)
 class Replacements:
-    """Where the values come from.
+    """The source of the values put in.
 
     Attributes:
         parts: The components that are ablated.

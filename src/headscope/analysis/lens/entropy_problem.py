@@ -27,7 +27,7 @@ def lens_problem(
     scale: Literal["final", "own"] = "final",
     lens_bias: bool = True,
 ) -> LensProblem:
-    """What `ops.lens_entropy` is to solve for one batch.
+    """Return the problem that `ops.lens_entropy` is to solve for one batch.
 
     Args:
         model: The model the states are of.
@@ -68,7 +68,7 @@ def lens_problem(
 
 
 def _chain(readout: Readout, states: LensStates, W_O: Tensor, by: Tensor, step: int) -> Chain | None:
-    """How each state follows from the one before; `None` where a hook, or coarse rounding, has come between."""
+    """Return the way each state follows from the one before; `None` where a hook or coarse rounding comes between."""
     if states.mlp is None or states.rounding > 1e-6:
         return None
     attn_rest, mlp_rest = [], []
@@ -96,7 +96,7 @@ def _constant_rest(
     end: Float[Tensor, "row d_model"],
     rounding: float,
 ) -> Float[Tensor, " d_model"] | None:
-    """What is in `end` besides `start` and what was written, if it is the same in every row but for rounding."""
+    """Return what `end` holds besides `start` and what was written, if it is the same in every row but for rounding."""
     rest = end - start
     for each in written:
         rest -= each

@@ -16,6 +16,7 @@ from headscope.analysis.patching.sites import as_sites, is_inside_heads, patch_a
 from headscope.analysis.prompts.metrics import AnswerMetric, Metric, as_number
 from headscope.analysis.prompts.task import Task
 from headscope.analysis.prompts.two_runs import Direction, Scale, Scorer, TaskRuns
+from headscope.analysis.recording.record import record
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.devices import Budget
 
@@ -154,10 +155,10 @@ def _run(
     model: HookedTransformer, tokens: Tensor, metric: Metric, names: list[str], given: dict[str, Any]
 ) -> tuple[float, dict[str, Float[Tensor, "prompt ..."]]]:
     """Return a run's metric, and its activations at some hook points."""
-    options = {**given, "names_filter": names, "return_cache_object": False}
     if not (isinstance(metric, AnswerMetric) and can_be_resumed(model)):
+        options = {**given, "names_filter": names, "return_cache_object": False}
         logits, cache = model.run_with_cache(tokens, **options)
         return as_number(metric(logits)), cache
-    states, cache = model.run_with_cache(tokens, stop_at_layer=model.cfg.n_layers, **options)
+    cache, states = record(model, tokens, names, **given)
     rows = torch.arange(len(states), device=states.device)
     return float(metric.of_states(model, states[rows, metric.positions][None])), cache

@@ -290,7 +290,7 @@ class _PatchRuns:
 
     @property
     def _reads_one(self) -> bool:
-        """Whether the last layer's other queries can be left out."""
+        """True if the last layer's other queries can be left out."""
         cfg = self.model.cfg
         return (
             self.places is not None

@@ -144,7 +144,7 @@ class PathBlock:
     # The second pass
 
     def _changes(self, cells: Sequence[Cell]) -> dict[int, Float[Tensor, "cell row d_model"]]:
-        """How the stream differs from the base run's, at each stage where a receiver reads."""
+        """Return the stream's difference from the base run's at each stage where a receiver reads."""
         wanted = {receiver.stage for receiver in self.receivers}
         reads = {mlp_stage(self.cfg, layer): layer for layer in self.mlps}
         arriving: dict[int, Tensor] = {}
@@ -171,7 +171,7 @@ class PathBlock:
         return found
 
     def _written(self, senders: Sequence[Sender]) -> Float[Tensor, "row d_model"]:
-        """What senders of one stage add to the stream in the other run less what they add in the base run."""
+        """Return what senders of one stage add to the stream in the other run, less what they add in the base run."""
         change = sum(self._given(sender) for sender in senders)
         assert isinstance(change, Tensor)
         part = senders[0].component
@@ -191,7 +191,7 @@ class PathBlock:
     def _received(
         self, receiver: Receiver, change: Float[Tensor, "cell row d_model"]
     ) -> Float[Tensor, "cell prompt pos width"]:
-        """What a receiver makes of what it reads: a head's queries, keys or values, or an MLP's output."""
+        """Return what a receiver makes of what it reads: a head's queries, keys or values, or an MLP's output."""
         component, before = receiver.component, self.streams[receiver.stage]
         assert component is not None
         made = self.kept[_input(receiver)]
@@ -222,12 +222,12 @@ def _mlp_out(layer: int) -> str:
 
 
 def _output(sender: Sender) -> str:
-    """Where what a sender writes passes; the embedding is all that enters the first layer."""
+    """Return the hook point that shows what a sender writes; the embedding is all that enters the first layer."""
     return _stream(0) if sender.component is None else hook_name(sender.component)
 
 
 def _input(receiver: Receiver) -> str:
-    """Where what a receiver makes of its input passes."""
+    """Return the hook point that shows what a receiver makes of its input."""
     assert receiver.component is not None
     layer = receiver.component.layer
     return _mlp_out(layer) if receiver.component.head is None else f"blocks.{layer}.attn.hook_{receiver.input}"

@@ -53,7 +53,7 @@ class ComponentMeans:
 
 
 class OutputSums:
-    """What components' means are made of: sums of their outputs, batch by batch, in float64.
+    """The sums that components' means are made of: sums of their outputs, batch by batch, in float64.
 
     Args:
         runs: What runs the batches, and which components' outputs they show.

@@ -44,7 +44,7 @@ class TokenDirections:
 def direct_effects(
     model: HookedTransformer, batch: Batch, directions: Float[Tensor, "n d_model"]
 ) -> Float[Tensor, "layer head n"]:
-    """What each head adds along a direction of the stream for each position that counts, at the final norm's scale.
+    """Return what each head adds along a direction of each position that counts, at the final norm's scale.
 
     The scale of a norm behind attention is that of the run.
     """
@@ -67,7 +67,7 @@ def token_directions(model: HookedTransformer) -> TokenDirections:
 def effective_embedding(
     model: HookedTransformer, *, attention: Literal["none", "self"] = "none", only_mlp: bool = False
 ) -> Float[Tensor, "d_vocab d_model"]:
-    """What later layers find of each token: its embedding after the MLP of the first block.
+    """Return each token as later layers find it: its embedding after the MLP of the first block.
 
     `W_E + MLP(ln2(W_E))`, without positions, by the model's own modules (hooks on them stay in force). Models with
     attention only have no such MLP: theirs is `W_E`. A norm behind the embedding, attention or MLP takes its part.

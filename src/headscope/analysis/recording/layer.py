@@ -26,7 +26,7 @@ __all__ = ["LayerRead", "entering", "read_layer", "run_changed", "sources"]
 
 @dataclass(frozen=True)
 class LayerRead:
-    """What one layer read, and what some of its heads did, in float32 at least.
+    """The input of one layer, and the inner activations of some of its heads, in float32 at least.
 
     Attributes:
         resid: What entered the layer.
@@ -107,7 +107,7 @@ def _is_whole(read: LayerRead, head: int, counted: Tensor, tolerance: float) -> 
 
 
 def sources(model: HookedTransformer, batch: Batch, layer: int) -> Bool[Tensor, "row query_pos key_pos"]:
-    """What each destination may see in a layer: positions that count up to its own, within its window."""
+    """Return the sources each destination may see in a layer: positions that count up to its own, within its window."""
     n_pos = batch.tokens.shape[1]
     attn: Any = model.blocks[layer].attn
     return batch.counted[:, None, :] & batch.counted[:, :, None] & attn.allowed(n_pos, n_pos)[0, 0].tril()

@@ -17,7 +17,7 @@ __all__ = ["LensStates", "lens_states", "state_labels"]
 
 @dataclass(frozen=True)
 class LensStates:
-    """What one forward pass wrote, at the positions that count, in float32 at least.
+    """The states and outputs of one forward pass at the positions that count, in float32 at least.
 
     Attributes:
         resid: Each `resid_pre` and `resid_mid` (where blocks have one), then the final state.
@@ -41,7 +41,7 @@ class LensStates:
     def take_heads(
         self, means: Float[Tensor, "layer head d_head"] | None = None
     ) -> Float[Tensor, "layer head row d_head"]:
-        """What `output_weights` turn into what each head added to the stream; worked on in place, so `z` is used up.
+        """Return what times `output_weights` is what each head added to the stream; made in place, so `z` is used up.
 
         Args:
             means: Taken from each head's output first.

@@ -175,7 +175,7 @@ class Steps:
 
 @dataclass(frozen=True)
 class CleanRun:
-    """What one forward pass wrote.
+    """The outputs of some components in one forward pass.
 
     Attributes:
         resid: What enters each layer at which a patched run resumes.
@@ -189,7 +189,7 @@ class CleanRun:
     final: Float[Tensor, "row pos d_model"]
 
     def output(self, component: Component) -> Float[Tensor, "row pos width"]:
-        """What a component gave: a head's `z`, an MLP's output."""
+        """Return a component's output: a head's `z`, or an MLP's output."""
         written = self.written[hook_name(component)]
         return written if component.head is None else written[:, :, component.head]
 
@@ -203,7 +203,7 @@ class CleanRun:
 
 
 def hook_name(component: Component) -> str:
-    """Where a component's output passes."""
+    """Return the hook point that shows a component's output."""
     return f"blocks.{component.layer}." + ("hook_mlp_out" if component.head is None else "attn.hook_z")
 
 
@@ -230,7 +230,7 @@ def clean_run(
 def clean_prediction(
     readout: Readout, batch: Batch, where: Bool[Tensor, "row pos"], final: Float[Tensor, "n d_model"]
 ) -> Prediction:
-    """What final states at some positions of a batch say of each next token, for changes to be compared with."""
+    """Return the predictions at some positions of a batch, for changed ones to be compared with."""
     return Prediction(
         readout.normalize(final),
         readout.W_U.detach().to(final.dtype),

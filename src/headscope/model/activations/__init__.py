@@ -1,1 +1,1 @@
-"""What a forward pass leaves: the cache, its decompositions, the readout to logits."""
+"""The traces of a forward pass: the cache, its decompositions, the readout to logits."""

@@ -28,7 +28,7 @@ _POST_NORM = ("ln1_post.w", "ln1_post.b", "ln2_post.w", "ln2_post.b")
 
 
 def _no_model() -> None:
-    """What stands for a reference to a model that is not here."""
+    """Stand for a reference to a model that is not here."""
 
 
 class ActivationCache(ResidualDecomposition):

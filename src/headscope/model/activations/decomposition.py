@@ -92,7 +92,7 @@ class ResidualDecomposition:
         incl_embeds: bool = True,
         return_labels: bool = False,
     ) -> Any:
-        """What was added to the residual stream before `layer`: embeddings, then each attention and MLP layer.
+        """Return what was added to the residual stream before `layer`: embeddings, then each attention and MLP.
 
         Returns:
             `[component, batch, pos, d_model]`, which sums to the stream at that point (with `mode="all"`), and the
@@ -126,7 +126,7 @@ class ResidualDecomposition:
         pos_slice: SliceInput | Slice = None,
         apply_ln: bool = False,
     ) -> Any:
-        """What each head before `layer` adds to the residual stream, `[component, batch, pos, d_model]`.
+        """Return what each head before `layer` adds to the residual stream, `[component, batch, pos, d_model]`.
 
         That is `hook_result`, unless a norm comes behind the attention. `incl_remainder` appends everything else, so
         that the stack sums to the stream. Labels are `L0H0`, ...
@@ -151,7 +151,7 @@ class ResidualDecomposition:
         pos_slice: SliceInput | Slice = None,
         project_output_onto: Float[Tensor, "d_model *directions"] | None = None,
     ) -> Float[Tensor, "..."]:
-        """What each MLP neuron of one layer adds to the residual stream, `[batch, pos, neuron, d_model]`.
+        """Return what each MLP neuron of one layer adds to the residual stream, `[batch, pos, neuron, d_model]`.
 
         Args:
             layer: Which layer.
@@ -182,7 +182,7 @@ class ResidualDecomposition:
         apply_ln: bool = False,
         project_output_onto: Float[Tensor, "d_model *directions"] | None = None,
     ) -> Any:
-        """What each MLP neuron before `layer` adds to the residual stream, `[component, batch, pos, d_model]`.
+        """Return what each MLP neuron before `layer` adds to the residual stream, `[component, batch, pos, d_model]`.
 
         Args:
             layer: Neurons of the layers before this one; `None` or -1 for all.
@@ -303,7 +303,7 @@ class ResidualDecomposition:
         batch_slice: SliceInput | Slice = None,
         has_batch_dim: bool = True,
     ) -> Float[Tensor, "component *kept"]:
-        """What each part of the stream adds to a token's logit (or to its difference from another's).
+        """Return what each part of the stream adds to a token's logit (or to its difference from another's).
 
         Args:
             residual_stack: Parts of the final residual stream; the final norm's frozen scale is applied here.
@@ -328,12 +328,12 @@ class ResidualDecomposition:
 
     @property
     def has_embed(self) -> bool:
-        """Whether the token embedding was kept."""
+        """True if the token embedding was kept."""
         return "hook_embed" in self.cache_dict
 
     @property
     def has_pos_embed(self) -> bool:
-        """Whether the positional embedding was kept."""
+        """True if the positional embedding was kept."""
         return "hook_pos_embed" in self.cache_dict
 
     def _embeddings(self) -> tuple[list[Tensor], list[str]]:
@@ -347,14 +347,14 @@ class ResidualDecomposition:
         return torch.einsum("...he,hed->...hd", self["z", layer], self._output_weight("attn.W_O", layer))
 
     def _heads_added(self, layer: int) -> Tensor:
-        """What each head adds to the stream, `[batch, pos, head, d_model]`."""
+        """Return what each head adds to the stream, `[batch, pos, head, d_model]`."""
         results = self._head_results(layer)
         if not self._cfg.has_post_norms:
             return results
         return self._through_post_norm(results, "ln1_post", layer) / self._post_scale("ln1_post", layer)[..., None, :]
 
     def _bias_added(self, name: str, norm: str, layer: int) -> Tensor:
-        """What an output bias adds to the stream, with the bias of the norm behind it if there is one."""
+        """Return what an output bias adds to the stream, with the bias of the norm behind it if there is one."""
         bias = self._output_weight(name, layer)
         if not self._cfg.has_post_norms:
             return bias
@@ -410,7 +410,7 @@ class ResidualDecomposition:
     def _frozen_scale(
         self, layer: int | None, mlp_input: bool, pos_slice: SliceInput | Slice, batch_slice: SliceInput | Slice
     ) -> Float[Tensor, "*batch_and_pos 1"]:
-        """What the norm in front of a layer divided by, at the positions and rows wanted."""
+        """Return what the norm in front of a layer divided by, at the positions and rows wanted."""
         stop = self._stop(layer)
         final = stop == self._cfg.n_layers
         scale = self["ln_final.hook_scale" if final else f"blocks.{stop}.ln{2 if mlp_input else 1}.hook_scale"]
@@ -426,7 +426,7 @@ class ResidualDecomposition:
         return self._sliced(scale, pos_slice)
 
     def _is_normalized(self, layer: int | None) -> bool:
-        """Whether a layer, or the unembedding, reads the stream through a norm."""
+        """Return whether a layer, or the unembedding, reads the stream through a norm."""
         final = self._stop(layer) == self._cfg.n_layers
         return self.readout.normalized if final else self._cfg.has_pre_norms
 

@@ -84,7 +84,7 @@ class Attention(nn.Module):
 
     @property
     def attn_scale(self) -> float:
-        """What scores are divided by."""
+        """The number that scores are divided by."""
         scale = self.cfg.attn_scale if self.cfg.use_attn_scale else 1.0
         return scale * (self.layer_id + 1) if self.cfg.scale_attn_by_inverse_layer_idx else scale
 
@@ -100,7 +100,7 @@ class Attention(nn.Module):
 
     @property
     def mask(self) -> Bool[Tensor, "query_pos key_pos"]:
-        """Which keys each query may see, by position alone. Assign a mask of your own to change it."""
+        """The keys each query may see, by position alone. Assign a mask of your own to change it."""
         return self._default_mask() if self._mask is None else self._mask
 
     @mask.setter
@@ -122,7 +122,7 @@ class Attention(nn.Module):
         return self.cfg.attn_types[self.layer_id] if self.cfg.use_local_attn and self.cfg.attn_types else "global"
 
     def _window(self, n_keys: int) -> int | None:
-        """How many keys a query sees; `None` if it sees them all."""
+        """Return the number of keys a query sees; `None` if it sees them all."""
         window = self.cfg.window_size if self.attn_type == "local" else None
         return None if window is None or window >= n_keys else window
 

@@ -78,7 +78,7 @@ class MoE(nn.Module):
     def route(
         self, x: Float[Tensor, "batch pos d_model"]
     ) -> tuple[Float[Tensor, "batch pos chosen"], Int[Tensor, "batch pos chosen"]]:
-        """How much each token's experts count, and which they are; the softmax is in float32 at least."""
+        """Return the weights of each token's experts, and their numbers; the softmax is in float32 at least."""
         logits = F.linear(x, self.W_router.T, self.b_router)
         wide = torch.promote_types(x.dtype, torch.float32)
         weights = self.hook_expert_weights(logits.softmax(-1, dtype=wide))

@@ -170,7 +170,7 @@ class HookedTransformerKeyValueCache:
 
     @property
     def n_past(self) -> int:
-        """How many positions it holds."""
+        """The number of positions it holds."""
         return self.previous_attention_mask.shape[1]
 
     def freeze(self) -> None:
@@ -183,7 +183,7 @@ class HookedTransformerKeyValueCache:
 
     @contextmanager
     def all_or_nothing(self) -> Iterator[None]:
-        """What an error interrupts within this block leaves the cache as it was."""
+        """Leave the cache as it was if an error interrupts the `with` block."""
         length, done = self.n_past, False
         try:
             yield

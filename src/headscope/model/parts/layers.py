@@ -212,7 +212,7 @@ def make_norm(cfg: HookedTransformerConfig, kind: str | None, length: int | None
 
 
 def make_pre_norm(cfg: HookedTransformerConfig) -> nn.Module:
-    """What attention or MLP reads the stream through; an identity if nothing."""
+    """Return the norm that attention or MLP reads the stream through; an identity if there is none."""
     return make_norm(cfg, cfg.normalization_type if cfg.has_pre_norms else None)
 
 

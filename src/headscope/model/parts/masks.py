@@ -1,4 +1,4 @@
-"""What positions decide in attention: which keys a query may see, where each token is, and ALiBi's penalties."""
+"""Attention by position: the keys a query may see, the place of each token, and ALiBi's penalties."""
 
 import math
 
@@ -14,7 +14,7 @@ __all__ = ["alibi_penalties", "alibi_slopes", "allowed_by_position", "token_posi
 def allowed_by_position(
     n_queries: int, n_keys: int, *, causal: bool, window: int | None, device: torch.device
 ) -> Bool[Tensor, "query_pos key_pos"]:
-    """Which keys each query may see; the queries are the last of the positions.
+    """Return which keys each query may see; the queries are the last of the positions.
 
     Args:
         n_queries: How many queries.
@@ -32,12 +32,12 @@ def allowed_by_position(
 def token_positions(
     attention_mask: Int[Tensor, "batch pos"] | Bool[Tensor, "batch pos"],
 ) -> Int[Tensor, "batch pos"]:
-    """Where each token is, padding not counted: 0 for the first real one, and for padding in front of it."""
+    """Return the place of each token, padding not counted: 0 for the first real one, and for padding in front of it."""
     return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
 def alibi_slopes(n_heads: int) -> Float[Tensor, " head"]:
-    """How steeply the scores of each head fall with distance (Press et al. 2022, arXiv 2108.12409).
+    """Return the slopes at which the scores of heads fall with distance (Press et al. 2022, arXiv 2108.12409).
 
     `2 ** (-8 i / n)` for head `i` of `n`, counted from one, when `n` is a power of two. Else so for the largest power
     of two below, and the other heads take every second slope of twice as many.
@@ -55,7 +55,7 @@ def alibi_slopes(n_heads: int) -> Float[Tensor, " head"]:
 def alibi_penalties(
     cfg: HookedTransformerConfig, n_queries: int, n_keys: int, attention_mask: Tensor | None, like: Tensor
 ) -> Float[Tensor, "#batch head query_pos key_pos"]:
-    """What ALiBi adds to the scores: the slope times minus the distance, between tokens that are not padding."""
+    """Return what ALiBi adds to the scores: the slope times minus the distance, between tokens that are not padding."""
     if attention_mask is None:
         positions = torch.arange(n_keys, device=like.device)[None]
     else:
