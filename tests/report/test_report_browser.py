@@ -49,7 +49,7 @@ def written(request: pytest.FixtureRequest) -> Iterator[Path]:
 
 
 def drawn(page: "Page") -> int:
-    """How many figures there are, once each is drawn."""
+    """Return the number of figures, once each is drawn."""
     plots = page.locator(".plot-here[data-plotted]")
     n = page.locator(".plot").count()
     plots.nth(n - 1).wait_for(state="attached")
@@ -83,7 +83,7 @@ def test_the_page_is_drawn(chromium: "Browser", written: Path, theme: Any) -> No
         assert fills and set(fills) == {"rgb(51, 59, 71)" if theme == "light" else "rgb(213, 219, 227)"}
 
 
-def test_a_map_is_coloured_by_its_numbers(chromium: "Browser", report: Report) -> None:
+def test_a_map_is_colored_by_its_numbers(chromium: "Browser", report: Report) -> None:
     frame = pd.read_parquet(report.directory / "entropy.parquet")
     with visit(chromium, report.page) as page:
         drawn(page)

@@ -1,4 +1,4 @@
-"""`write_report` and `write_comparison`: analyses and views, put together on one page."""
+"""`write_report`, `write_comparison`, `write_toy_report`: what analyses measured, on one page."""
 
 from headscope.report.comparison.writing import Comparison, write_comparison
 from headscope.report.model.writing import ABLATION_TOKENS, Report, write_report

@@ -147,7 +147,7 @@ def test_the_page_has_every_part(page: Page, text: str) -> None:
     for heading in ("Loss", "Entropy per layer", "Entropy per head", "Kinds of head", "Attention patterns"):
         assert heading in page.text
     assert page.classes.count("plot") == 7
-    # Each figure says what it shows, how it was made and what colour means.
+    # Each figure says what it shows, how it was made and what color means.
     tags = [tag for tag, _ in page.elements]
     assert (
         tags.count("figure")

@@ -151,7 +151,7 @@ def notable_heads(means: EntropyResult, k: int) -> tuple[HeadScore, ...]:
 
 def positions_of(entropy: EntropyResult, score: HeadScore, k: int) -> tuple[Position, ...]:
     """The positions where a head raises entropy most."""
-    # Neighbours share their context: one of them is enough.
+    # Neighbors share their context: one of them is enough.
     return top_positions(entropy.diff[score.layer, score.head], k, apart=5)
 
 
