@@ -3,6 +3,8 @@
 Each tool's number is held against one that the model's own logits give.
 """
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -69,6 +71,10 @@ def asked(task: ToyTask) -> Task:
     )
 
 
+def assert_drawn(values: Any, wanted: torch.Tensor) -> None:
+    torch.testing.assert_close(torch.tensor(values).float(), wanted.float(), rtol=0, atol=1e-6)
+
+
 @torch.no_grad()
 def test_measures_agree_with_the_models_logits(task: ToyTask) -> None:
     model, tokens = task.model, task.data.tokens[:20]
@@ -93,11 +99,13 @@ def test_measures_agree_with_the_models_logits(task: ToyTask) -> None:
     torch.testing.assert_close(
         lens.entropy[-1].double().flatten(), -(log_probs.exp() * log_probs).sum(-1)[:2].flatten(), rtol=0, atol=1e-5
     )
-    for figure in (
-        entropy_by_head(entropy), entropy_by_layer(entropy), head_score_maps(scores), ablation_by_head(ablation),
-        calibration_curve(calibration),
-    ):  # fmt: skip
-        assert figure.data
+    n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
+    assert_drawn(entropy_by_head(entropy).data[0].z, entropy.diff)
+    assert_drawn(entropy_by_layer(entropy).data[0].y, entropy.resid)
+    assert_drawn(head_score_maps(scores).data[0].z, scores.previous_token)
+    increase = ablation.mean().loss_diff[0, 0].reshape(n_layers, -1)
+    assert_drawn(ablation_by_head(ablation).data[0].z, increase[:, :n_heads])
+    assert [trace.name for trace in calibration_curve(calibration).data] == ["calibrated", "95 % band", "model"]
     strings = [str(token) for token in tokens[0].tolist()]
     assert f'"{strings[0]}"' in str(attention_heads(cache["pattern", 0][0], strings))
 
@@ -126,8 +134,10 @@ def test_patching_agrees_with_the_models_logits(task: ToyTask) -> None:
     answers = torch.cat([asking.correct, asking.incorrect], dim=1)
     found = attribute(model, asking.clean_tokens, answer_tokens=answers, progress=False)
     assert float(found.logit_difference.mean()) == pytest.approx(expected["clean"], abs=1e-4)
-    for figure in (patching_by_position(patched), patching_by_head(patched), attribution_by_component(found)):
-        assert figure.data
+    assert_drawn(patching_by_position(patched).data[0].z, patched["resid_pre"])
+    assert_drawn(patching_by_head(patched).data[0].z, patched["z"])
+    parts = torch.tensor(attribution_by_component(found).data[0].y)
+    assert float(parts.sum()) == pytest.approx(expected["clean"], abs=1e-4)
 
 
 @torch.no_grad()
@@ -139,7 +149,10 @@ def test_circuits_and_copy_suppression(task: ToyTask) -> None:
     kept = copy_suppression_preserving_ablation(model, tokens, heads=[(0, 0)], include_bos=True, progress=False)
     assert kept.info.n_positions > 0
     if model.cfg.n_ctx >= 5:
-        assert head_type_maps(detect_heads(model, progress=False)).data
+        types = detect_heads(model, progress=False)
+        drawn = [torch.tensor(trace.z) for trace in head_type_maps(types).data if trace.type == "heatmap"]
+        assert drawn and all(each.shape == (model.cfg.n_layers, model.cfg.n_heads) for each in drawn)
+        assert all(bool((0 <= each).all() and (each <= 1).all()) for each in drawn)
 
 
 @torch.no_grad()

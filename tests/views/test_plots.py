@@ -84,6 +84,7 @@ def test_facets_that_wrap_keep_their_labels() -> None:
 def test_a_single_step_needs_no_slider() -> None:
     figure = imshow(torch.randn(1, 2, 2), animation_frame=0, animation_labels=["only"], return_fig=True)
     assert figure is not None and not figure.layout.sliders
+    assert np.asarray(figure.data[0].z).shape == (2, 2)
 
 
 def test_a_slider_moves_along_an_axis_with_labels() -> None:

@@ -404,7 +404,9 @@ def test_no_hugging_face_model_is_built(saved: Path, monkeypatch: pytest.MonkeyP
         raise AssertionError("a transformers model was built")
 
     monkeypatch.setattr(GPT2LMHeadModel, "__init__", refuse)
-    raw(saved)
+    with pytest.raises(AssertionError, match="was built"):
+        GPT2LMHeadModel.from_pretrained(saved)
+    assert raw(saved).cfg.n_layers == 2
 
 
 def test_a_loaded_models_state_dict_can_be_saved_and_loaded(tmp_path: Path) -> None:
@@ -434,7 +436,7 @@ def test_options_that_only_concern_the_hub_or_nothing(tmp_path: Path) -> None:
     for option in ("checkpoint_index", "checkpoint_value", "checkpoint_label"):
         with pytest.raises(InvalidInputError, match="no training checkpoints"):
             HookedTransformer.from_pretrained(directory, **{option: 3})
-    with pytest.raises(InvalidInputError, match="n_devices = 99, and this machine has"):
+    with pytest.raises(InvalidInputError, match="n_devices = 99, but this machine has"):
         HookedTransformer.from_pretrained(directory, n_devices=99)
 
 
