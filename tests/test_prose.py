@@ -23,12 +23,8 @@ UNFINISHED = (
     "analysis/lens",
     "analysis/patching",
     "analysis/prompts",
-    "analysis/recording",
     "analysis/suppression",
-    "model/activations",
-    "model/block",
     "model/parts",
-    "report/model",
 )
 
 
