@@ -36,4 +36,4 @@ def test_a_toy_is_trained_and_resumed(run: Run, tmp_path: Path) -> None:
     again, repeated, _ = run(*command, "--resume")
     assert again == 0 and repeated.splitlines()[2] == printed.splitlines()[2]
     code, _, error = run(*command)
-    assert code == 1 and "holds a run already" in error
+    assert code == 1 and "already holds a run" in error
