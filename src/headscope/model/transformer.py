@@ -52,8 +52,6 @@ _OPTIONAL_POINTS = {
     "hook_attn_in": "use_attn_in",
     "hook_mlp_in": "use_hook_mlp_in",
 }
-
-
 Loss = Float[Tensor, ""] | Float[Tensor, "batch pos"]
 
 
