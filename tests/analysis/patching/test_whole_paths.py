@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from headscope.analysis.patching import path as module
 from headscope.analysis.patching.path import path_patch, path_patch_sweep
-from headscope.analysis.patching.whole_paths import WholePaths
+from headscope.analysis.patching.path_block import WholePaths
 
 CASES = (
     (["0.1"], ["2.1.q"]),

@@ -8,7 +8,8 @@ Bonferroni's correction for all that sends to one input).
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -20,13 +21,13 @@ from headscope.analysis.core.named_arrays import Label
 from headscope.analysis.core.result import Array, Result, RunInfo
 from headscope.analysis.core.stats import LEVEL, estimates
 from headscope.analysis.patching.path import path_patch_sweep
+from headscope.analysis.patching.path_result import PathPatchingResult
 from headscope.analysis.prompts.task import Task
 from headscope.errors import InvalidInputError
 from headscope.model.transformer import HookedTransformer
 
 if TYPE_CHECKING:
     from rich.table import Table
-
 
 __all__ = ["FINAL", "Circuit", "find_circuit"]
 
@@ -195,24 +196,64 @@ def find_circuit(
         raise InvalidInputError(f"max_receivers must be at least 0; got {max_receivers}.")
     if len(task) < 2:
         raise InvalidInputError("a circuit is found from two prompts or more, so that errors are known.")
-    search = _Search(model, task, min_effect, level, "components" if mlps else "heads")
-    waiting: dict[str, float] = search.add(FINAL, (FINAL,))
+    sweep = partial(
+        path_patch_sweep,
+        model,
+        task,
+        senders="components" if mlps else "heads",
+        direction="noising",
+        scale="metric",
+        progress=False,
+    )
+    whole = sweep(receivers=FINAL)
+    clean, corrupted = float(whole.clean), float(whole.corrupted)
+    if abs(clean - corrupted) < 1e-6:
+        raise InvalidInputError(
+            f"the clean and the corrupted logit difference are both {clean:.4f}: no path can carry what tells them "
+            "apart. Does the model do the task, and are the corrupted prompts others?"
+        )
+    threshold = min_effect * abs(clean - corrupted)
+    paths = _clear_paths(whole, FINAL, "", threshold, level)
+    waiting = {path.sender: abs(path.effect) for path in paths}
     done: set[str] = set()
     with tqdm(total=max_receivers, desc="circuit", disable=not progress, leave=False) as bar:
         while waiting and len(done) < max_receivers:
             node = max(waiting, key=lambda each: waiting[each])
             del waiting[node]
             done.add(node)
-            inputs = (node,) if node.startswith("mlp") else tuple(f"{node}.{each}" for each in _INPUTS)
-            for sender, effect in search.add(node, inputs).items():
-                if sender not in done:
-                    waiting[sender] = max(effect, waiting.get(sender, 0.0))
+            for read in _inputs(node):
+                swept = sweep(receivers=f"{node}.{read}" if read else node)
+                found = _clear_paths(swept, node, read, threshold, level)
+                paths += found
+                for path in found:
+                    if path.sender not in done:
+                        waiting[path.sender] = max(abs(path.effect), waiting.get(path.sender, 0.0))
             bar.update()
-    return search.result(head_types, tuple(sorted(waiting)), max_receivers)
+    options = {"min_effect": min_effect, "level": level, "max_receivers": max_receivers, "mlps": mlps}
+    n_positions = int(task.attention_mask.sum())
+    info = RunInfo(model.cfg.model_name, model.weight_processing, task.description, len(task), n_positions, options)
+    # Nodes in order of layers, paths in order of strength.
+    names = {end for path in paths for end in (path.sender, path.receiver)} | {FINAL}
+    nodes = sorted(names, key=lambda name: _place(name, model.cfg.n_layers))
+    paths.sort(key=lambda path: -abs(path.effect))
+    pairs = [(nodes.index(path.sender), nodes.index(path.receiver)) for path in paths]
+    return Circuit(
+        info=info,
+        edges=torch.tensor(pairs, dtype=torch.long).reshape(-1, 2),
+        effects=torch.tensor([path.effect for path in paths]),
+        errors=torch.tensor([path.error for path in paths]),
+        layers=torch.tensor([_place(name, model.cfg.n_layers)[0] for name in nodes]),
+        nodes=tuple(nodes),
+        groups=tuple(_group(name, head_types) for name in nodes),
+        inputs=tuple(path.read for path in paths),
+        threshold=threshold,
+        clean=clean,
+        corrupted=corrupted,
+        left_out=tuple(sorted(waiting)),
+    )
 
 
-@dataclass(frozen=True)
-class _Path:
+class _Path(NamedTuple):
     sender: str
     receiver: str
     read: str
@@ -220,104 +261,34 @@ class _Path:
     error: float
 
 
-class _Search:
-    """The paths found so far."""
-
-    def __init__(self, model: HookedTransformer, task: Task, min_effect: float, level: float, senders: str) -> None:
-        self.model, self.task, self.senders = model, task, senders
-        self.min_effect, self.level, self.threshold = min_effect, level, 0.0
-        self.clean = self.corrupted = 0.0
-        self.paths: list[_Path] = []
-
-    def add(self, node: str, receivers: tuple[str, ...]) -> dict[str, float]:
-        """Look for paths into each input of a node; returns the senders, with their strongest effect."""
-        found: dict[str, float] = {}
-        for receiver in receivers:
-            first = node != FINAL and node.split(".")[0] == "0" and not node.startswith("mlp")
-            if first:
-                continue  # nothing but the embedding comes before
-            for path in self._sweep(node, receiver):
-                self.paths.append(path)
-                found[path.sender] = max(abs(path.effect), found.get(path.sender, 0.0))
-        return found
-
-    def _sweep(self, node: str, receiver: str) -> list[_Path]:
-        swept = path_patch_sweep(
-            self.model,
-            self.task,
-            receivers=receiver,
-            senders=self.senders,
-            direction="noising",
-            scale="metric",
-            progress=False,
-        )
-        assert swept.per_prompt is not None
-        if node == FINAL:
-            self.clean, self.corrupted = float(swept.clean), float(swept.corrupted)
-            if abs(self.clean - self.corrupted) < 1e-6:
-                raise InvalidInputError(
-                    f"the clean and the corrupted logit difference are both {self.clean:.4f}: no path can carry what "
-                    "tells them apart. Does the model do the task, and are the corrupted prompts others?"
-                )
-            self.threshold = self.min_effect * abs(self.clean - self.corrupted)
-        lost = estimates(-swept.per_prompt.flatten(0, -2)[..., None])
-        kept = (lost.values.abs() >= self.threshold) & lost.clear(level=self.level)
-        read = "" if receiver == node else receiver.rsplit(".", 1)[1]
-        return [
-            _Path(swept.sender_labels[at], node, read, lost[at].value, lost[at].error)
-            for at in kept.nonzero()[:, 0].tolist()
-        ]
-
-    def result(self, head_types: KindsOfHeads | None, left_out: tuple[str, ...], max_receivers: int) -> Circuit:
-        """Nodes in order of layers, paths in order of strength."""
-        names = {end for path in self.paths for end in (path.sender, path.receiver)} | {FINAL}
-        nodes = sorted(names, key=lambda name: _place(name, self.model.cfg.n_layers))
-        paths = sorted(self.paths, key=lambda path: -abs(path.effect))
-        pairs = [(nodes.index(path.sender), nodes.index(path.receiver)) for path in paths]
-        info = RunInfo(
-            model=self.model.cfg.model_name,
-            processing=self.model.weight_processing,
-            data=self.task.description,
-            n_sequences=len(self.task),
-            n_positions=int(self.task.attention_mask.sum()),
-            options={
-                "min_effect": self.min_effect,
-                "level": self.level,
-                "max_receivers": max_receivers,
-                "mlps": self.senders != "heads",
-            },
-        )
-        return Circuit(
-            info=info,
-            edges=torch.tensor(pairs, dtype=torch.long).reshape(-1, 2),
-            effects=torch.tensor([path.effect for path in paths]),
-            errors=torch.tensor([path.error for path in paths]),
-            layers=torch.tensor([_place(name, self.model.cfg.n_layers)[0] for name in nodes]),
-            nodes=tuple(nodes),
-            groups=tuple(_group(name, head_types) for name in nodes),
-            inputs=tuple(path.read for path in paths),
-            threshold=self.threshold,
-            clean=self.clean,
-            corrupted=self.corrupted,
-            left_out=left_out,
-        )
+def _inputs(node: str) -> Sequence[str]:
+    """The inputs of a node that further paths may lead to; before heads of the first layer comes only the embedding."""
+    layer, head = component_of(node) or (0, None)
+    return ("",) if head is None else _INPUTS if layer else ()
 
 
-def _place(name: str, n_layers: int) -> tuple[int, int, int]:
+def _clear_paths(swept: PathPatchingResult, node: str, read: str, threshold: float, level: float) -> list[_Path]:
+    """The paths into an input of a node that change enough, and significantly so."""
+    assert swept.per_prompt is not None
+    lost = estimates(-swept.per_prompt.flatten(0, -2)[..., None])
+    kept = (lost.values.abs() >= threshold) & lost.clear(level=level)
+    return [
+        _Path(swept.sender_labels[at], node, read, lost[at].value, lost[at].error)
+        for at in kept.nonzero()[:, 0].tolist()
+    ]
+
+
+def _place(name: str, n_layers: int) -> tuple[int, bool, int]:
     """Layer, heads before MLPs, number."""
-    component = component_of(name)
-    if component is None:
-        return n_layers, 0, 0
-    layer, head = component
-    return layer, int(head is None), head or 0
+    layer, head = component_of(name) or (n_layers, 0)
+    return layer, head is None, head or 0
 
 
 def _group(name: str, head_types: KindsOfHeads | None) -> str:
     """The kind of a node."""
-    component = component_of(name)
-    if component is None:
+    layer, head = component_of(name) or (None, None)
+    if layer is None:
         return FINAL
-    layer, head = component
     if head is None:
         return "MLP"
     return (head_types.main_kind(layer, head) if head_types is not None else None) or "head"

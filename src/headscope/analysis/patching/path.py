@@ -20,13 +20,13 @@ import torch
 from tqdm import tqdm
 
 from headscope.analysis.core.components import all_heads, all_mlps
-from headscope.analysis.patching.path_block import Cell, PathBlock
+from headscope.analysis.patching.path_block import Cell, PathBlock, WholePaths
 from headscope.analysis.patching.path_ends import Receiver, as_receivers, as_senders, check_fed, sender_of
 from headscope.analysis.patching.path_result import PathPatchingResult
-from headscope.analysis.patching.whole_paths import WholePaths
 from headscope.analysis.prompts.metrics import Metric
 from headscope.analysis.prompts.task import Task
 from headscope.analysis.prompts.two_runs import Direction, Scale, Scorer, TaskRuns
+from headscope.analysis.recording.record import check_final
 from headscope.errors import InvalidInputError
 from headscope.model.hooks import is_plain
 from headscope.model.transformer import HookedTransformer
@@ -175,7 +175,7 @@ def _measured(
     last = max(receiver.stage for receiver in receivers)
     fed = [at for at, cell in enumerate(cells) if cell[0].stage <= last]
     fed.sort(key=lambda at: cells[at][0].stage)
-    senders = {sender for at in fed for sender in cells[at]}
+    senders = list({sender for at in fed for sender in cells[at]})
     scorer = Scorer(model, runs.task, metric)
     is_unhooked = all(is_plain(module, type(module)) for module in model.modules())
     passes = PathBlock if is_unhooked else WholePaths
@@ -183,7 +183,9 @@ def _measured(
     with tqdm(total=len(fed) * n_prompts, desc="path patching", unit="run", disable=not progress, leave=False) as bar:
         for rows in scorer.batches(Budget.of(model.W_E.device).batch_tokens):
             batch = passes(model, runs, scorer, rows, senders, receivers, freeze_mlps)
-            metrics = [scorer.values(rows, torch.stack([batch.base, batch.other]))]
+            ends = torch.stack([batch.base, batch.other])
+            check_final(ends)
+            metrics = [scorer.values(rows, ends)]
             for start in range(0, len(fed), batch.together):
                 some = [cells[at] for at in fed[start : start + batch.together]]
                 metrics.append(scorer.values(rows, batch.finals(some)))
@@ -193,12 +195,12 @@ def _measured(
     base, other, *patched = torch.cat(parts, dim=-1) if parts[0].ndim > 1 else parts[0]
     change = base.new_zeros(len(cells), *base.shape)
     change[fed] = torch.stack(patched) - base if patched else base.new_zeros(0, *base.shape)
-    ends = base.mean(), other.mean()
-    clean, corrupted = runs.clean_and_corrupted(*ends)
+    means = base.mean(), other.mean()
+    clean, corrupted = runs.clean_and_corrupted(*means)
     return PathPatchingResult(
         info=runs.info(model, int(runs.where.sum())),
-        values=runs.scaled(change.mean(1) if base.ndim else change, *ends).view(shape),
-        per_prompt=runs.scaled(change, *ends).view(*shape, n_prompts) if base.ndim else None,
+        values=runs.scaled(change.mean(1) if base.ndim else change, *means).view(shape),
+        per_prompt=runs.scaled(change, *means).view(*shape, n_prompts) if base.ndim else None,
         clean=clean,
         corrupted=corrupted,
         sender_labels=tuple("+".join(sender.label for sender in cell) for cell in cells),

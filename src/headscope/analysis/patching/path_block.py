@@ -4,7 +4,7 @@ What senders change lives on rows: the positions at which they are patched, of o
 being frozen, a change never leaves its row on the way to the receivers.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,15 +12,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headscope.analysis.core.components import Component
+from headscope.analysis.core.components import Component, all_heads, all_mlps
 from headscope.analysis.patching.path_ends import Receiver, Sender, mlp_stage
 from headscope.analysis.prompts.two_runs import Scorer, TaskRuns
-from headscope.analysis.recording.record import Replacement, check_final, hook_name, record
+from headscope.analysis.recording.record import Reading, Recording, Replacement, hook_name, record
 from headscope.model.names import post_scale_name
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.devices import Budget
 
-__all__ = ["Cell", "PathBlock"]
+__all__ = ["Cell", "PathBlock", "WholePaths"]
 
 # Senders that are patched together.
 Cell = tuple[Sender, ...]
@@ -50,18 +50,18 @@ class PathBlock:
         runs: TaskRuns,
         scorer: Scorer,
         rows: slice,
-        senders: Iterable[Sender],
+        senders: Sequence[Sender],
         receivers: tuple[Receiver, ...],
         freeze_mlps: bool,
     ) -> None:
         self.model, self.cfg, self.runs, self.rows, self.receivers = model, model.cfg, runs, rows, receivers
         self.scorer = scorer
-        senders = list(senders)
         self.into_final = receivers[0].component is None
         self.first = min((sender.stage for sender in senders), default=0)
         self.last = max(receiver.stage for receiver in receivers)
         self.start = min(receiver.stage for receiver in receivers) // 2
-        self.mlps = () if freeze_mlps or self.cfg.attn_only else tuple(self._mlps_between())
+        between = [] if freeze_mlps else [mlp.layer for mlp in all_mlps(self.cfg)]
+        self.mlps = [at for at in between if mlp_stage(self.cfg, at) >= self.first and 2 * at + 2 <= self.last]
         self.tokens = runs.base[rows]
         self.where = runs.where[rows]
         if self.into_final:
@@ -70,11 +70,6 @@ class PathBlock:
         n_passed = scorer.places[rows].numel() if self.into_final else self.tokens.numel()
         self.together = max(1, Budget.of(self.tokens.device).batch_tokens // n_passed)
         self._run_both(senders)
-
-    def _mlps_between(self) -> Iterator[int]:
-        for layer in range(self.cfg.n_layers):
-            if mlp_stage(self.cfg, layer) >= self.first and 2 * layer + 2 <= self.last:
-                yield layer
 
     def _run_both(self, senders: Sequence[Sender]) -> None:
         written = {_output(sender) for sender in senders}
@@ -88,8 +83,8 @@ class PathBlock:
             heads = {s.component.layer for s in senders if s.component is not None and s.component.head is not None}
             behind = {layer: post_scale_name(layer).replace("hook_scale", "hook_normalized") for layer in heads}
         shown = {*behind.values(), *map(post_scale_name, behind)}
-        base, self.base = self._run(self.runs.base, written | kept | shown | set(streams.values()))
-        other, self.other = self._run(self.runs.other, written)
+        base, self.base = self._run(self.runs.base, sorted(written | kept | shown | set(streams.values())))
+        other, self.other = self._run(self.runs.other, sorted(written))
         self.kept = {name: base[name] for name in kept}
         self.streams = {stage: base[name][self.where] for stage, name in streams.items()}
         self.changed = {name: other[name][self.where] - base[name][self.where] for name in written}
@@ -99,12 +94,11 @@ class PathBlock:
             for layer, name in behind.items()
         }
 
-    def _run(self, tokens: Tensor, names: Iterable[str]) -> tuple[dict[str, Tensor], Tensor]:
+    def _run(self, tokens: Tensor, wanted: Mapping[str, Reading] | Iterable[str] = (), **options: Any) -> Recording:
+        """Run the prompts; of the final states only those are kept that are read."""
         with self._heads_apart():
-            kept, final = record(self.model, tokens[self.rows], sorted(names), **self.runs.options(self.rows))
-        final = self.scorer.read(self.rows, final)
-        check_final(final)
-        return kept, final
+            kept, final = record(self.model, tokens[self.rows], wanted, **self.runs.options(self.rows), **options)
+        return Recording(kept, self.scorer.read(self.rows, final))
 
     @contextmanager
     def _heads_apart(self) -> Iterator[None]:
@@ -172,8 +166,7 @@ class PathBlock:
 
     def _written(self, senders: Sequence[Sender]) -> Float[Tensor, "row d_model"]:
         """Return what senders of one stage add to the stream in the other run, less what they add in the base run."""
-        change = sum(self._given(sender) for sender in senders)
-        assert isinstance(change, Tensor)
+        change: Any = sum(map(self._given, senders))
         part = senders[0].component
         if part is None or part.head is None or part.layer not in self.behind:
             return change
@@ -183,10 +176,11 @@ class PathBlock:
         return norm(before + change) - norm(before)
 
     def _given(self, sender: Sender) -> Float[Tensor, "row d_model"]:
-        change = self.changed[_output(sender)]
-        if sender.component is None or sender.component.head is None:
+        change, part = self.changed[_output(sender)], sender.component
+        if part is None or part.head is None:
             return change
-        return change[:, sender.component.head] @ self._attention(sender.component).W_O[sender.component.head]
+        block: Any = self.model.blocks[part.layer]
+        return change[:, part.head] @ block.attn.W_O[part.head]
 
     def _received(
         self, receiver: Receiver, change: Float[Tensor, "cell row d_model"]
@@ -209,8 +203,49 @@ class PathBlock:
         block: Any = self.model.blocks[layer]
         return block.mlp_out(stream)
 
-    def _attention(self, component: Component) -> Any:
-        return self.model.blocks[component.layer].attn
+
+class WholePaths(PathBlock):
+    """The same by whole runs, two for each sender, so that every hook on the model sees what it always sees."""
+
+    def _run_both(self, senders: Sequence[Sender]) -> None:
+        self.together, self.where = 1, self.runs.where[self.rows]
+        parts = (*all_heads(self.cfg), *all_mlps(self.cfg))
+        names = {_stream(0), *map(hook_name, parts)}
+        self.kept, self.base = self._run(self.runs.base, names)
+        self.given, self.other = self._run(self.runs.other, names)
+        self.frozen = {hook_name(part) for part in parts if part.head is not None or part.layer not in self.mlps}
+
+    def finals(self, cells: Sequence[Cell]) -> Float[Tensor, "cell prompt read d_model"]:
+        """Final states where they are read, each cell's senders patched into the receivers."""
+        return torch.stack([self._final(cell) for cell in cells])
+
+    def _final(self, cell: Cell) -> Float[Tensor, "prompt read d_model"]:
+        sent = {name: self.kept[name].clone() for name in map(_output, cell)}
+        for sender in cell:
+            name, part = _output(sender), _part(sender)
+            sent[name][:, :, part][self.where] = self.given[name][:, :, part][self.where]
+        given = {name: [Replacement(sent.get(name, self.kept[name]))] for name in self.frozen | sent.keys()}
+        inputs = {receiver: _read(receiver) for receiver in self.receivers if receiver.component}
+        recorded, final = self._run(self.runs.base, dict.fromkeys(inputs.values(), torch.clone), replaced=given)
+        if self.into_final:
+            return final
+        received: dict[str, list[Replacement]] = {}
+        for receiver, name in inputs.items():
+            assert receiver.component is not None
+            value = Replacement(recorded[name][:, :, _part(receiver)], receiver.component.head)
+            received.setdefault(name, []).append(value)
+        return self._run(self.runs.base, replaced=received).final
+
+
+def _read(receiver: Receiver) -> str:
+    """Return the hook point that shows what a receiver reads, before the norm."""
+    assert receiver.component is not None
+    return f"blocks.{receiver.component.layer}.hook_" + (f"{receiver.input}_input" if receiver.input else "mlp_in")
+
+
+def _part(end: Sender | Receiver) -> int | slice:
+    """Return the index of an end along its activation's third axis: a head, or all of the vector."""
+    return slice(None) if end.component is None or end.component.head is None else end.component.head
 
 
 def _stream(stage: int) -> str:

@@ -8,8 +8,6 @@ attention and MLP (Gemma 2, OLMo 2) have their scales frozen too, at the positio
 one sum, and all parts together still give the logit difference (before a soft cap, if there is one).
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Unpack
 
 import torch
@@ -76,93 +74,66 @@ def attribute(
     """
     if not Readout.is_shown_by(model.unembed):
         raise InvalidInputError("the model's unembedding was replaced by a module without W_U and b_U.")
-    asked = _asked(model, data, answer_tokens, positions, run["attention_mask"])
-    has_none = model.cfg.attn_only or model.cfg.num_experts is not None
-    reader = _Reader(model, sources=sources, neurons=neurons and not has_none)
+    task = _as_task(model, data, answer_tokens, positions, run["attention_mask"])
     run["attention_mask"] = None
     run["describe"] = run["describe"] or (data.description if isinstance(data, Task) else describe_data(data))
     options = {"sources": sources, "neurons": neurons}
-    passes = Passes(
-        "attribution", model, asked.batch, {**options, "asked": fingerprint(asked.answers)}, include_bos=True, **run
-    )
+    batch = {"tokens": task.clean_tokens, "attention_mask": task.attention_mask}
+    asked = {"answers": task.correct, "wrong answers": task.incorrect, "positions": task.positions}
+    passes = Passes("attribution", model, batch, {**options, "asked": fingerprint(asked)}, include_bos=True, **run)
     if (finished := passes.finished(Attribution)) is not None:
         return finished
-    return passes.finish("attribution", _AttributionAccumulator(model, options, passes.described, asked, reader))
+    return passes.finish(
+        "attribution", _AttributionAccumulator(model, options, passes.described, against=asked, task=task)
+    )
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """The prompts, whoever gave them."""
-
-    batch: dict[str, Tensor]
-    correct: Int[Tensor, "prompt n_correct"]
-    incorrect: Int[Tensor, "prompt n_incorrect"]
-    positions: Int[Tensor, " prompt"]
-    words: Int[Tensor, "word prompt"]
-    word_names: tuple[str, ...]
-    token_strings: tuple[str, ...]
-    labels: tuple[str, ...]
-
-    @property
-    def answers(self) -> dict[str, Tensor]:
-        """Right and wrong answers of each prompt, and where they are predicted."""
-        return {"answers": self.correct, "wrong answers": self.incorrect, "positions": self.positions}
-
-
-def _asked(
+def _as_task(
     model: HookedTransformer,
     data: Any,
     answer_tokens: Tensor | None,
     positions: Tensor | None,
     attention_mask: Tensor | None,
-) -> _Asked:
+) -> Task:
+    """Return the prompts as a task on the model's device; one made of tokens has no texts but those of its tokens."""
     device = model.W_E.device
     if isinstance(data, Task):
         if answer_tokens is not None or positions is not None or attention_mask is not None:
             raise InvalidInputError("a Task has its answers, positions and mask: give these only with tokens.")
-        task = data.to(device)
-        _check_answers(model, torch.cat([task.correct, task.incorrect], 1), task.clean_tokens)
-        words = [task.word_idx[name] for name in task.word_idx]
-        return _Asked(
-            {"tokens": task.clean_tokens, "attention_mask": task.attention_mask},
-            task.correct,
-            task.incorrect,
-            task.positions,
-            torch.stack(words) if words else torch.empty(0, len(task), dtype=torch.long, device=device),
-            tuple(task.word_idx),
-            tuple(string for row in task.str_tokens for string in row),
-            task.labels,
-        )
+        _check_answers(model, torch.cat([data.correct, data.incorrect], 1), data.clean_tokens)
+        return data.to(device)
     if not isinstance(data, Tensor):
         raise InvalidInputError(f"data must be a Task, or tokens [prompt, pos]; got {type(data).__name__}.")
     if answer_tokens is None:
         raise InvalidInputError("tokens need answer_tokens [prompt, 2]: the right and the wrong answer of each prompt.")
-    tokens = data.to(device)
-    _check_answers(model, answer_tokens, tokens)
+    tokens, answers = data.to(device), answer_tokens.to(device)
+    _check_answers(model, answers, tokens)
     mask = attention_mask if attention_mask is not None else model.attention_mask(tokens)
     mask = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask.to(device).bool()
     if mask.shape != tokens.shape:
         raise InvalidInputError(
             f"attention_mask must have the tokens' shape {list(tokens.shape)}; got {list(mask.shape)}."
         )
-    length = tokens.shape[1]
+    n, length = tokens.shape
     at = (mask * torch.arange(length, device=device)).amax(1) if positions is None else positions.to(device)
-    inside = at.shape == tokens.shape[:1] and bool(((at >= 0) & (at < length)).all())
+    inside = at.shape == (n,) and bool(((at >= 0) & (at < length)).all())
     if not inside or not bool(mask.gather(1, at[:, None]).all()):
         raise InvalidInputError(
-            f"positions must be one for each of {len(tokens)} prompts, from 0 to {length - 1} and not at padding; got "
+            f"positions must be one for each of {n} prompts, from 0 to {length - 1} and not at padding; got "
             f"{list(at.shape)}, from {int(at.min())} to {int(at.max())}."
         )
-    answers = answer_tokens.to(device)
-    return _Asked(
-        {"tokens": tokens, "attention_mask": mask},
-        answers[:, :1],
-        answers[:, 1:],
-        at,
-        torch.empty(0, len(tokens), dtype=torch.long, device=device),
-        (),
-        _strings(model, tokens, mask),
-        ("",) * len(tokens),
+    text = str if model.tokenizer is None else TokenStrings(model.tokenizer).__getitem__
+    return Task(
+        clean_tokens=tokens,
+        correct=answers[:, :1],
+        incorrect=answers[:, 1:],
+        attention_mask=mask,
+        positions=at,
+        corrupted_tokens=None,
+        prompts=("",) * n,
+        str_tokens=tuple(tuple(map(text, row[real].tolist())) for row, real in zip(tokens, mask, strict=True)),
+        answers=(("", ""),) * n,
+        labels=("",) * n,
     )
 
 
@@ -181,114 +152,49 @@ def _check_answers(model: HookedTransformer, answers: Tensor, tokens: Tensor) ->
         )
 
 
-def _strings(model: HookedTransformer, tokens: Tensor, mask: Tensor) -> tuple[str, ...]:
-    ids = tokens[mask].tolist()
-    if model.tokenizer is None:
-        return tuple(map(str, ids))
-    strings = TokenStrings(model.tokenizer)
-    return tuple(strings[token] for token in ids)
-
-
 class _AttributionAccumulator(Accumulator[Attribution]):
     """Direct logit attribution over a stream of batches of prompts."""
 
     def __init__(
-        self,
-        model: HookedTransformer,
-        options: dict[str, Any],
-        data: str,
-        asked: _Asked,
-        reader: "_Reader",
-        **part: Any,
+        self, model: HookedTransformer, options: dict[str, Any], data: str, *, task: Task, **part: Any
     ) -> None:
-        super().__init__(model, options, data, against=asked.answers, **part)
-        self.asked, self.reader = asked, reader
+        super().__init__(model, options, data, **part)
+        self.task, self.cfg = task, model.cfg
+        self.sources = options["sources"]
+        self.neurons = options["neurons"] and not (self.cfg.attn_only or self.cfg.num_experts is not None)
+        self.readout = readout_of(model)
+        self.kind = torch.promote_types(self.cfg.dtype, torch.float32)
+        layers = range(self.cfg.n_layers)
+        self.W_O = [model.output_weight(layer) for layer in layers]
+        self.W_out = [model.output_weight(layer, "mlp") for layer in layers] if self.neurons else []
+        self.embeddings = ["hook_embed"]
+        self.embeddings += ["hook_pos_embed"] if self.cfg.positional_embedding_type == "standard" else []
+        kinds = ["hook_resid_pre", "hook_resid_mid", "hook_attn_out", "hook_mlp_out", "attn.hook_z"]
+        kinds += ["attn.hook_pattern", "attn.hook_v"] if self.sources else []
+        kinds += ["mlp.hook_post"] if self.neurons else []
+        self.names = self.embeddings + [f"blocks.{layer}.{kind}" for layer in layers for kind in kinds]
+        parts: tuple[Part, ...] = ("attn", "mlp") if self.neurons else ("attn",)
+        self.names += [post_scale_name(layer, of) for layer in layers for of in parts]
 
     @torch.no_grad()
     def update(self, batch: Batch) -> None:
         """Run a batch of prompts, and read it along the directions of its answers."""
         n = len(batch.tokens)
-        asked, at = self.asked, slice(self.n_before, self.n_before + n)
-        read = self.reader.read(batch, asked.correct[at], asked.incorrect[at], asked.positions[at])
-        # Rows are [..., prompt, x].
-        rows = {"states": read.states, "components": read.components}
-        rows |= {} if read.sources is None else {"sources": read.sources.movedim(0, -2)}
-        self.add(batch, n, {} if read.neurons is None else {"neurons": read.neurons}, rows)
-
-    def summary(self, rows: dict[str, Tensor]) -> Attribution:
-        """Return the attributions of all prompts; those of neurons as means over them."""
-        asked, cfg, neurons = self.asked, self.model.cfg, self.sums.get("neurons")
-        total = rows["states"][:, -1].clone()
-        return Attribution(
-            info=self.info(self.options),
-            logit_difference=total,
-            accumulated=rows["states"],
-            components=rows["components"],
-            sources=rows["sources"].movedim(-2, 0).contiguous() if self.reader.sources else None,
-            neurons=None if neurons is None else (neurons / self.n_sequences).to(total.dtype),
-            tokens=asked.batch["tokens"],
-            attention_mask=asked.batch["attention_mask"],
-            positions=asked.positions,
-            word_positions=asked.words,
-            state_labels=state_labels(self.model),
-            component_labels=component_labels(cfg),
-            token_strings=asked.token_strings,
-            labels=asked.labels,
-            word_names=asked.word_names,
-            n_heads=cfg.n_heads,
-        )
-
-
-@dataclass(frozen=True)
-class _Read:
-    """Attribution of one batch; `neurons` is a sum over prompts, in float64."""
-
-    states: Float[Tensor, "prompt state"]
-    components: Float[Tensor, "prompt component"]
-    sources: Float[Tensor, "prompt layer head key_pos"] | None
-    neurons: Float[Tensor, "layer neuron"] | None
-
-
-class _Reader:
-    """One forward pass at a time, read along the directions of the answers."""
-
-    def __init__(self, model: HookedTransformer, *, sources: bool, neurons: bool) -> None:
-        self.model, self.cfg = model, model.cfg
-        self.sources, self.neurons = sources, neurons
-        self.readout = readout_of(model)
-        self.kind = torch.promote_types(self.cfg.dtype, torch.float32)
-        layers = range(self.cfg.n_layers)
-        self.W_O = [model.output_weight(layer) for layer in layers]
-        self.W_out = [model.output_weight(layer, "mlp") for layer in layers] if neurons else []
-        wanted = ["hook_embed", *(["hook_pos_embed"] if self._has_pos_embed else [])]
-        kinds = ["hook_resid_pre", "hook_resid_mid", "hook_attn_out", "hook_mlp_out", "attn.hook_z"]
-        kinds += ["attn.hook_pattern", "attn.hook_v"] if sources else []
-        kinds += ["mlp.hook_post"] if neurons else []
-        wanted += [f"blocks.{layer}.{kind}" for layer in layers for kind in kinds]
-        parts: tuple[Part, ...] = ("attn", "mlp") if neurons else ("attn",)
-        wanted += [post_scale_name(layer, of) for layer in layers for of in parts]
-        self.names = wanted
-
-    @property
-    def _has_pos_embed(self) -> bool:
-        return self.cfg.positional_embedding_type == "standard"
-
-    def read(self, batch: Batch, correct: Tensor, incorrect: Tensor, positions: Tensor) -> _Read:
-        """Run a batch of prompts."""
-        rows = torch.arange(len(batch.tokens), device=batch.tokens.device)
+        task, which = self.task, slice(self.n_before, self.n_before + n)
+        prompts, positions = torch.arange(n, device=batch.tokens.device), task.positions[which]
 
         def reading(name: str) -> Reading:
             if name.endswith("hook_v"):
                 return lambda values: values.to(self.kind)
             if name.endswith("hook_pattern"):
-                return lambda pattern: pattern[rows, :, positions].to(self.kind)
-            return lambda activation: activation[rows, positions].to(self.kind)
+                return lambda pattern: pattern[prompts, :, positions].to(self.kind)
+            return lambda activation: activation[prompts, positions].to(self.kind)
 
         readings = {name: reading(name) for name in self.names}
         acts, final = record(self.model, batch.tokens, readings, attention_mask=batch.attention_mask)
-        final = final[rows, positions].to(self.kind)
+        final = final[prompts, positions].to(self.kind)
         check_final(final)
-        toward, constant = self._directions(final, correct, incorrect)
+        toward, constant = self._directions(final, task.correct[which], task.incorrect[which])
 
         def along(state: Float[Tensor, "prompt d_model"]) -> Float[Tensor, " prompt"]:
             return (state * toward).sum(-1)
@@ -297,22 +203,47 @@ class _Reader:
             scale = acts.get(post_scale_name(layer, of))
             return toward if scale is None else toward / scale
 
-        by_head, by_source, by_neuron = [], [], []
+        components, by_source, by_neuron = [along(acts[name]) for name in self.embeddings], [], []
         for layer in range(self.cfg.n_layers):
             name = f"blocks.{layer}."
             onto = torch.einsum("hed,pd->phe", self.W_O[layer].to(self.kind), behind(layer, "attn"))
-            by_head.append((acts[name + "attn.hook_z"] * onto).sum(-1))
+            heads = (acts[name + "attn.hook_z"] * onto).sum(-1)
+            # What attention adds besides its heads is its bias, which belongs to none of them.
+            components += [*heads.unbind(-1), along(acts[name + "hook_attn_out"]) - heads.sum(-1)]
+            components += [] if self.cfg.attn_only else [along(acts[name + "hook_mlp_out"])]
             if self.sources:
                 by_source.append(acts[name + "attn.hook_pattern"] * _values_along(acts[name + "attn.hook_v"], onto))
             if self.neurons:
                 onto_neurons = behind(layer, "mlp") @ self.W_out[layer].to(self.kind).T
                 by_neuron.append((acts[name + "mlp.hook_post"] * onto_neurons).double().sum(0))
         states = torch.stack([along(state) + constant for state in (*self._states(acts), final)], 1)
-        return _Read(
-            states=states,
-            components=self._components(acts, by_head, along, constant),
-            sources=torch.stack(by_source, 1) if self.sources else None,
-            neurons=torch.stack(by_neuron) if self.neurons else None,
+        # Rows are [..., prompt, x].
+        rows = {"states": states, "components": torch.stack([*components, constant], 1)}
+        rows |= {"sources": torch.stack(by_source).movedim(2, 1)} if by_source else {}
+        self.add(batch, n, {"neurons": torch.stack(by_neuron)} if by_neuron else {}, rows)
+
+    def summary(self, rows: dict[str, Tensor]) -> Attribution:
+        """Return the attributions of all prompts; those of neurons as means over them."""
+        task, neurons = self.task, self.sums.get("neurons")
+        total = rows["states"][:, -1].clone()
+        words = list(task.word_idx.values())
+        return Attribution(
+            info=self.info(self.options),
+            logit_difference=total,
+            accumulated=rows["states"],
+            components=rows["components"],
+            sources=rows["sources"].movedim(-2, 0).contiguous() if self.sources else None,
+            neurons=None if neurons is None else (neurons / self.n_sequences).to(total.dtype),
+            tokens=task.clean_tokens,
+            attention_mask=task.attention_mask,
+            positions=task.positions,
+            word_positions=torch.stack(words) if words else task.positions.new_empty(0, len(task)),
+            state_labels=state_labels(self.model),
+            component_labels=component_labels(self.cfg),
+            token_strings=tuple(string for row in task.str_tokens for string in row),
+            labels=task.labels,
+            word_names=tuple(task.word_idx),
+            n_heads=self.cfg.n_heads,
         )
 
     def _directions(
@@ -333,23 +264,6 @@ class _Reader:
     def _states(self, acts: dict[str, Tensor]) -> list[Tensor]:
         kinds = ("hook_resid_pre", "hook_resid_mid") if self.cfg.has_resid_mid else ("hook_resid_pre",)
         return [acts[f"blocks.{layer}.{kind}"] for layer in range(self.cfg.n_layers) for kind in kinds]
-
-    def _components(
-        self,
-        acts: dict[str, Tensor],
-        by_head: list[Tensor],
-        along: Callable[[Tensor], Tensor],
-        constant: Tensor,
-    ) -> Float[Tensor, "prompt component"]:
-        """In the order of `component_labels`."""
-        parts = [along(acts["hook_embed"])]
-        parts += [along(acts["hook_pos_embed"])] if self._has_pos_embed else []
-        for layer, heads in enumerate(by_head):
-            # What attention adds besides its heads is its bias, which belongs to none of them.
-            rest = along(acts[f"blocks.{layer}.hook_attn_out"]) - heads.sum(-1)
-            parts += [*heads.unbind(-1), rest]
-            parts += [] if self.cfg.attn_only else [along(acts[f"blocks.{layer}.hook_mlp_out"])]
-        return torch.stack([*parts, constant], 1)
 
 
 def _values_along(
