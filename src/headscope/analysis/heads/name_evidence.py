@@ -15,10 +15,10 @@ The control is the same number for the answers of other prompts.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -100,15 +100,15 @@ def name_places(task: Task) -> dict[str, Int[Tensor, " prompt"]]:
             )
         for name, at in (("IO", right[0]), ("S1", wrong[0]), ("S2", wrong[-1])):
             found[name].append(at)
-    places = {name: torch.tensor(at, device=task.positions.device) for name, at in found.items()}
-    return {**places, "end": task.positions}
+    return {name: torch.tensor(at, device=task.positions.device) for name, at in found.items()} | {
+        "end": task.positions
+    }
 
 
 def orders_of(places: Mapping[str, Int[Tensor, " prompt"]]) -> dict[str, Int[Tensor, " some"]]:
     """The prompts of each order of the names, in which there are any."""
     first = (places["IO"] < places["S1"]).cpu()
-    found = {name: which.nonzero()[:, 0] for name, which in zip(ORDERS, (first, ~first), strict=True)}
-    return {name: rows for name, rows in found.items() if len(rows)}
+    return {name: at.nonzero()[:, 0] for name, at in zip(ORDERS, (first, ~first), strict=True) if bool(at.any())}
 
 
 def task_evidence(
@@ -175,7 +175,8 @@ class _FromNames:
         assert found.sources is not None
         near = {"IO": _and_after(places, "IO"), "S": _and_after(places, "S1") | _and_after(places, "S2")}
         # A place that is near both belongs to whom it names.
-        near["S"] = near["S"] & ~_at(places, "IO", near["S"])
+        length = near["S"].shape[1]
+        near["S"] = near["S"] & ~(torch.arange(length, device=near["S"].device) == places["IO"][:, None])
         near["IO"] = near["IO"] & ~near["S"]
         self.of: dict[str, dict[str, Tensor]] = {}
         for name, where in near.items():
@@ -206,10 +207,6 @@ def _and_after(places: Mapping[str, Tensor], name: str) -> Tensor:
     return (at == here) | ((at == here + 1) & (at < places["end"][:, None]))
 
 
-def _at(places: Mapping[str, Tensor], name: str, like: Tensor) -> Tensor:
-    return torch.arange(like.shape[1], device=like.device) == places[name][:, None]
-
-
 def _beside(values: Float[Tensor, "prompt layer head"], control: Float[Tensor, "prompt layer head"]) -> Measured:
     """The means of one kind, one order of the names, and the error of their difference over prompts."""
     margin = estimates((values - control).movedim(0, -1)[..., None])
@@ -231,23 +228,18 @@ def _chosen(ways: list[Measured], at: Int[Tensor, "1 kind layer head"]) -> Measu
 def _movers(measured: Measured, threshold: float, level: float) -> list[tuple[int, int]]:
     """The name movers, the strongest first."""
     high = measured.reaches(threshold, len(TASK_KINDS) * measured.scores.numel(), level)[0]
-    found = [(layer, head) for layer, head in high.nonzero().tolist()]
-    return sorted(found, key=lambda place: -float(measured.scores[0][place]))
+    return sorted(map(tuple, high.nonzero().tolist()), key=lambda place: -float(measured.scores[0][place]))
 
 
 def _other_answers(task: Task, orders: Mapping[str, Int[Tensor, " some"]]) -> Task:
     """The same prompts with the answers of the next prompt of their order that has others."""
     correct, incorrect = task.correct.clone(), task.incorrect.clone()
+    answers = [set(row) for row in torch.cat([correct, incorrect], dim=1).tolist()]
     for rows in orders.values():
         numbers = rows.tolist()
         for at, row in enumerate(numbers):
-            own = {*task.correct[row].tolist(), *task.incorrect[row].tolist()}
-            following = numbers[at + 1 :] + numbers[:at]
-            strange = (
-                other for other in following
-                if not own & {*task.correct[other].tolist(), *task.incorrect[other].tolist()}
-            )  # fmt: skip
-            other = next(strange, following[0])
+            own, following = answers[row], numbers[at + 1 :] + numbers[:at]
+            other = next((other for other in following if not own & answers[other]), following[0])
             correct[row], incorrect[row] = task.correct[other], task.incorrect[other]
     return replace(task, correct=correct, incorrect=incorrect)
 
@@ -295,9 +287,8 @@ def _inhibition(
 
 def _without(model: HookedTransformer, task: Task, heads: list[tuple[int, int]]) -> Attribution:
     """The attribution when some heads give, where the answer is predicted, what they gave in the corrupted prompts."""
-    at_end = torch.zeros_like(task.attention_mask)
-    at_end[torch.arange(len(task), device=at_end.device), task.positions] = True
-    with _Replaced(model, task, heads, at_end):
+    at_end = torch.zeros_like(task.attention_mask).scatter(1, task.positions[:, None], True)
+    with _replaced(model, task, heads, at_end):
         return attribute(model, task, neurons=False, progress=False)
 
 
@@ -316,40 +307,34 @@ def changes_when_patched(
 
     clean = differences()
     for head in heads:
-        with _Replaced(model, task, [head], task.attention_mask):
+        with _replaced(model, task, [head], task.attention_mask):
             found[head] = float((differences() - clean).mean())
     return found
 
 
-class _Replaced:
-    """While it is entered, some heads give, at some positions, what they gave in the corrupted prompts of a task.
+@contextmanager
+def _replaced(
+    model: HookedTransformer, task: Task, heads: list[tuple[int, int]], where: Bool[Tensor, "prompt pos"]
+) -> Iterator[None]:
+    """Let some heads give, at some positions, what they gave in the corrupted prompts of a task.
 
     For analyses that go through the task's prompts in order, once.
     """
+    by_name: dict[str, list[int]] = {}
+    for layer, head in heads:
+        by_name.setdefault(f"blocks.{layer}.attn.hook_z", []).append(head)
+    assert task.corrupted_tokens is not None
+    readings = dict.fromkeys(by_name, Tensor.detach)
+    other = record(model, task.corrupted_tokens, readings, attention_mask=task.attention_mask).kept
+    seen = dict.fromkeys(by_name, 0)
 
-    def __init__(
-        self, model: HookedTransformer, task: Task, heads: list[tuple[int, int]], where: Bool[Tensor, "prompt pos"]
-    ) -> None:
-        self._where = where
-        self._heads = {layer: [head for at, head in heads if at == layer] for layer, _ in heads}
-        names = [f"blocks.{layer}.attn.hook_z" for layer in self._heads]
-        assert task.corrupted_tokens is not None
-        readings = dict.fromkeys(names, Tensor.detach)
-        self._other = record(model, task.corrupted_tokens, readings, attention_mask=task.attention_mask).kept
-        self._seen = dict.fromkeys(self._heads, 0)
-        self._hooks = model.hooks(fwd_hooks=[(name, self._put) for name in names])
-
-    def _put(self, z: Float[Tensor, "row pos head d_head"], hook: HookPoint) -> Tensor:
-        layer = hook.layer()
-        rows = slice(self._seen[layer], self._seen[layer] + len(z))
-        self._seen[layer] = rows.stop
-        for head in self._heads[layer]:
-            other = self._other[hook.name or ""][rows, :, head]
-            z[:, :, head] = torch.where(self._where[rows, :, None], other, z[:, :, head])
+    def put(z: Float[Tensor, "row pos head d_head"], hook: HookPoint) -> Tensor:
+        name = hook.name or ""
+        rows = slice(seen[name], seen[name] + len(z))
+        seen[name] = rows.stop
+        for head in by_name[name]:
+            z[:, :, head] = torch.where(where[rows, :, None], other[name][rows, :, head], z[:, :, head])
         return z
 
-    def __enter__(self) -> None:
-        self._hooks.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        self._hooks.__exit__(*error)
+    with model.hooks(fwd_hooks=[(name, put) for name in by_name]):
+        yield

@@ -91,13 +91,14 @@ def activation_patch(
     patched, ends = torch.zeros(len(cells), dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
     for rows in Scorer(model, runs.task, metric).batches(Budget.of(model.W_E.device).batch_tokens):
         some = runs.task[rows]
-        given: dict[str, Any] = {"attention_mask": some.attention_mask}
-        measure = AnswerMetric.of(some) if metric is None else metric
-        other, cache = _run(model, runs.other[rows], measure, names, given)
-        base, _ = _run(model, runs.base[rows], measure, [], given)
+        mask, measure = some.attention_mask, AnswerMetric.of(some) if metric is None else metric
+        other, cache = _run(model, runs.other[rows], measure, names, mask)
+        base, _ = _run(model, runs.base[rows], measure, [], mask)
         at = runs.positions.at[:, rows]
         patches = [_patch(site, cell, hook_names[site][cell["layer"]], at, cache) for site, cell in cells]
-        values = measure_patches(model, runs.base[rows], measure, patches, watched=names, progress=progress, **given)
+        values = measure_patches(
+            model, runs.base[rows], measure, patches, attention_mask=mask, watched=names, progress=progress
+        )
         weight = len(some) / len(task)
         patched += torch.tensor(values, dtype=torch.float64) * weight
         ends += torch.tensor([base, other], dtype=torch.float64) * weight
@@ -143,22 +144,17 @@ def _put(source: Tensor, positions: Tensor, site: str, head: int | None, activat
     """Set some positions of an activation (of a head), a position of a pattern being its query's."""
     rows = torch.arange(len(activation), device=activation.device)
     for position in positions:
-        if site == "pattern":
-            activation[rows, head, position] = source[rows, head, position]
-        elif head is None:
-            activation[rows, position] = source[rows, position]
-        else:
-            activation[rows, position, head] = source[rows, position, head]
+        of_head = (position,) if head is None else (position, head)
+        at = (rows, head, position) if site == "pattern" else (rows, *of_head)
+        activation[at] = source[at]
 
 
 def _run(
-    model: HookedTransformer, tokens: Tensor, metric: Metric, names: list[str], given: dict[str, Any]
+    model: HookedTransformer, tokens: Tensor, metric: Metric, names: list[str], attention_mask: Tensor
 ) -> tuple[float, dict[str, Float[Tensor, "prompt ..."]]]:
     """Return a run's metric, and its activations at some hook points."""
+    kept, states = record(model, tokens, names, attention_mask=attention_mask)
     if not (isinstance(metric, AnswerMetric) and can_be_resumed(model)):
-        options = {**given, "names_filter": names, "return_cache_object": False}
-        logits, cache = model.run_with_cache(tokens, **options)
-        return as_number(metric(logits)), cache
-    cache, states = record(model, tokens, names, **given)
+        return as_number(metric(model.to_logits(states))), kept
     rows = torch.arange(len(states), device=states.device)
-    return float(metric.of_states(model, states[rows, metric.positions][None])), cache
+    return float(metric.of_states(model, states[rows, metric.positions][None])), kept

@@ -10,7 +10,7 @@ Operations for each cell, against a whole run: with the patched layer `l` of `L`
 metric reads. Cells are held in windows of bounded memory.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -31,8 +31,6 @@ from headscope.ops.indexing import at_positions
 
 __all__ = ["Patch", "measure_patches"]
 
-# Patched streams that are held at a time, and logits that are made at a time.
-
 
 @dataclass(frozen=True)
 class Patch:
@@ -46,14 +44,10 @@ class Patch:
     name: str
     apply: Callable[[Tensor], Tensor | None]
 
-    def replaced(self, activation: Tensor) -> Tensor:
-        """The activation after the patch."""
+    def replaced(self, activation: Tensor, hook: HookPoint | None = None) -> Tensor:
+        """The activation after the patch; a hook, where it is used as one."""
         patched = self.apply(activation)
         return activation if patched is None else patched
-
-    def hook(self, activation: Tensor, hook: HookPoint) -> Tensor:
-        """The patch as a hook."""
-        return self.replaced(activation)
 
 
 @torch.no_grad()
@@ -83,12 +77,12 @@ def measure_patches(
         progress: Show a progress bar.
         description: Beside it.
     """
-    values = [0.0] * len(patches)
+    values: dict[int, float] = {}
     # Layer by layer, so that an unpatched stream is carried upwards once.
     order = sorted(range(len(patches)), key=lambda cell: _layer_of(patches[cell].name, model.cfg.n_layers))
     sites = {patch.name: site_of(patch.name) for patch in patches} if can_be_resumed(model) else {}
     known = [site for site in sites.values() if site is not None]
-    whole = _WholeRuns(model, tokens, attention_mask)
+    unpatched = Steps(model, tokens, attention_mask)
     runs = None
     if known:
         base = BaseRun(model, torch.atleast_2d(tokens), attention_mask, sites=known, watched=watched)
@@ -102,14 +96,14 @@ def measure_patches(
                 if patched.shape == activation.shape and patched.dtype == activation.dtype:
                     runs.add(cell, site, patched)
                     if runs.is_full:
-                        _take(runs.measured(bar.update), values)
+                        values |= runs.measured(bar.update)
                     continue
                 patch = Patch(patch.name, partial(_instead, patched))  # made already; the model says if it fits
-            values[cell] = as_number(metric(whole.logits(patch)))
+            values[cell] = as_number(metric(_whole_run(unpatched, patch)))
             bar.update()
         if runs is not None:
-            _take(runs.measured(bar.update), values)
-    return values
+            values |= runs.measured(bar.update)
+    return [values[cell] for cell in range(len(patches))]
 
 
 def _layer_of(hook_name: str, n_layers: int) -> int:
@@ -120,37 +114,25 @@ def _layer_of(hook_name: str, n_layers: int) -> int:
     return n_layers if part in ("ln_final", "unembed") else -1
 
 
-class _WholeRuns:
-    """Patched runs by hooks, whatever the model and the hooks on it: from the patched layer on, all positions.
+def _whole_run(unpatched: Steps, patch: Patch) -> Float[Tensor, "batch pos d_vocab"]:
+    """Return the logits of a run patched by a hook, whatever the model and the hooks on it, from the layer on.
 
-    Args:
-        model: The model; hooks on it stay in force.
-        tokens: The tokens it runs on.
-        attention_mask: See `HookedTransformer.forward`.
+    Layers must not go down from one patch to the next.
     """
-
-    def __init__(self, model: HookedTransformer, tokens: Tensor, attention_mask: Tensor | None) -> None:
-        self._model, self._tokens, self._mask = model, tokens, attention_mask
-        self._unpatched = Steps(model, tokens, attention_mask)
-
-    def logits(self, patch: Patch) -> Float[Tensor, "batch pos d_vocab"]:
-        """Return a patched run's logits; layers must not go down from one patch to the next."""
-        layer = _layer_of(patch.name, self._model.cfg.n_layers)
-        options: dict[str, Any] = {"fwd_hooks": [(patch.name, patch.hook)], "attention_mask": self._mask}
-        if layer < 0:
-            return self._model.run_with_hooks(self._tokens, **options)
-        # A copy, since hooks may write to what they are shown, and the next run begins from here too.
-        stream = self._unpatched.entering(layer).clone()
-        return self._model.run_with_hooks(stream, start_at_layer=layer, tokens=self._tokens, **options)
+    model, tokens = unpatched.model, unpatched.tokens
+    layer = _layer_of(patch.name, model.cfg.n_layers)
+    options: dict[str, Any] = {
+        "fwd_hooks": [(patch.name, patch.replaced)],
+        "attention_mask": unpatched.attention_mask,
+    }
+    if layer < 0:
+        return model.run_with_hooks(tokens, **options)
+    # A copy, since hooks may write to what they are shown, and the next run begins from here too.
+    return model.run_with_hooks(unpatched.entering(layer).clone(), start_at_layer=layer, tokens=tokens, **options)
 
 
 def _instead(patched: Tensor, _: Tensor) -> Tensor:
     return patched
-
-
-def _take(measured: Iterable[tuple[int, float]], values: list[float]) -> None:
-    for cell, value in measured:
-        values[cell] = value
 
 
 @dataclass
@@ -195,15 +177,13 @@ class _PatchRuns:
         self._entries[cell] = entry
         self._held += entry.stream.nbytes
 
-    def measured(self, advance: Callable[[int], object]) -> Iterator[tuple[int, float]]:
-        """Each cell that was taken in with its metric; `advance` is told how many are done."""
+    def measured(self, advance: Callable[[int], object]) -> dict[int, float]:
+        """Return the metric of each cell that was taken in; `advance` is told how many are done."""
         entries, self._entries, self._held = self._entries, {}, 0
         changed = {cell: entry for cell, entry in entries.items() if entry.start < self.stop}
-        for cell in entries.keys() - changed.keys():
-            yield cell, self._value_unpatched()
+        values = {cell: self._value_unpatched() for cell in entries.keys() - changed.keys()}
         advance(len(entries) - len(changed))
-        if changed:
-            yield from self._values(changed, self._finals(changed, advance))
+        return values | (self._values(changed, self._finals(changed, advance)) if changed else {})
 
     # From the patched layers to the end
 
@@ -229,9 +209,8 @@ class _PatchRuns:
             after: dict[int, _Group] = {}
             for those, run in ((groups, self._through), (middle, self._through_mlp)):
                 for start, group in those.items():
-                    rows = self.base.batch * max(
-                        1, self._budget.batch_tokens // (self.base.batch * (self.stop - start))
-                    )
+                    n_together = self._budget.batch_tokens // (self.base.batch * (self.stop - start))
+                    rows = self.base.batch * max(1, n_together)
                     parts = [run(layer, start, part) for part in group.joined().split(rows)]
                     after.setdefault(start, _Group()).add(group.cells, *parts)
                     done += len(group.cells) * (self.stop - start)
@@ -264,10 +243,8 @@ class _PatchRuns:
     def _through_mlp(self, layer: int, start: int, stream: Tensor) -> Float[Tensor, "row position d_model"]:
         """The same from between attention and MLP."""
         is_last = layer == self.model.cfg.n_layers - 1
-        stream = self._taken(start, stream) if is_last else stream
-        block = self.base.blocks[layer]
-        found = block.after_mid(stream)
-        return self._unless_before(start, found) if is_last else found
+        stream = self.base.blocks[layer].after_mid(self._taken(start, stream) if is_last else stream)
+        return self._unless_before(start, stream) if is_last else stream
 
     def _through_last(self, start: int, stream: Tensor) -> Float[Tensor, "row 1 d_model"]:
         """Through the last layer for one position of each row: of the others only keys and values are needed."""
@@ -285,8 +262,7 @@ class _PatchRuns:
             attention_mask=None if bool(seen.all()) else seen.repeat(n, 1),
             query_at=self._read_at(start, n),
         )
-        found = block.after_attention(self._taken(start, stream), attn_out)
-        return self._unless_before(start, found)
+        return self._unless_before(start, block.after_attention(self._taken(start, stream), attn_out))
 
     @property
     def _reads_one(self) -> bool:
@@ -342,16 +318,16 @@ class _PatchRuns:
         if self._unpatched is None:
             states = self.base.final if self.places is None else self._unpatched_states()
             entry = Entry(2 * self.model.cfg.n_layers, 0, states)
-            [(_, self._unpatched)] = self._values({0: entry}, {0: states})
+            self._unpatched = self._values({0: entry}, {0: states})[0]
         return self._unpatched
 
-    def _values(self, entries: dict[int, Entry], finals: dict[int, Tensor]) -> Iterator[tuple[int, float]]:
+    def _values(self, entries: dict[int, Entry], finals: dict[int, Tensor]) -> dict[int, float]:
         """The metric of final states, in the order in which cells were taken in."""
+        values: dict[int, float] = {}
         cells = list(entries)
         if isinstance(self.metric, AnswerMetric):
             states = torch.stack([finals[cell][:, 0] for cell in cells])
-            yield from zip(cells, self.metric.of_states(self.model, states).tolist(), strict=True)
-            return
+            return dict(zip(cells, self.metric.of_states(self.model, states).tolist(), strict=True))
         metric = self.metric.metric if isinstance(self.metric, PositionMetric) else self.metric
         widest = max(final.shape[1] for final in finals.values()) * self.base.batch * self.model.cfg.d_vocab_out
         step = max(1, self._budget.work_bytes // (widest * self.base.final.element_size()))
@@ -364,7 +340,8 @@ class _PatchRuns:
                 logits = logits.unflatten(0, size)
                 if self.places is None and entries[cell].start:
                     logits = torch.cat([self._logits_before(entries[cell].start), logits], dim=1)
-                yield cell, as_number(metric(logits))
+                values[cell] = as_number(metric(logits))
+        return values
 
     def _logits_before(self, start: int) -> Float[Tensor, "batch before d_vocab"]:
         if self._unpatched_logits is None:

@@ -31,8 +31,6 @@ from headscope.ops.devices import Budget
 
 __all__ = ["attribution_patch"]
 
-# Tokens whose activations are kept for one backward pass.
-
 
 @torch.no_grad()
 def attribution_patch(
