@@ -262,7 +262,7 @@ class _Path(NamedTuple):
 
 
 def _inputs(node: str) -> Sequence[str]:
-    """The inputs of a node that further paths may lead to; before heads of the first layer comes only the embedding."""
+    """The inputs of a node to search; before heads of the first layer there is only the embedding."""
     layer, head = component_of(node) or (0, None)
     return ("",) if head is None else _INPUTS if layer else ()
 

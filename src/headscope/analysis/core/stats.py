@@ -229,9 +229,8 @@ def _moments(
         torch.cat([each.unflatten(-1, (cut, _PIECES // cut)).sum(-1) for cut in _CUTS], dim=-1)
         for each in (sums, counts)
     )
-    return torch.stack([each.sum(-2) for each in (s, c, s.square(), s * c, c.square(), (c > 0).double())]).movedim(
-        -1, 1
-    )
+    moments = [each.sum(-2) for each in (s, c, s.square(), s * c, c.square(), (c > 0).double())]
+    return torch.stack(moments).movedim(-1, 1)
 
 
 def estimates_of_moments(moments: Float[Tensor, "moment stratum *thing"]) -> Estimates:
@@ -265,18 +264,15 @@ def difference(first: E, second: E) -> E:
         >>> difference(Estimate(3.0, 0.3, 50, 9.0), Estimate(1.0, 0.4, 40, 9.0))
         Estimate(value=2.0, error=0.5, n=40, freedom=16.0)
     """
-    n = min(first.n, second.n)
-    if isinstance(first, Estimates) and isinstance(second, Estimates):
-        errors, freedom = _welch(first.errors, first.freedom, second.errors, second.freedom)
-        return Estimates(first.values - second.values, errors, freedom, n)
-    assert isinstance(first, Estimate) and isinstance(second, Estimate)
-    numbers = (first.error, first.freedom, second.error, second.freedom)
-    error, free = _welch(*(torch.tensor(each, dtype=torch.float64) for each in numbers))
-    return Estimate(first.value - second.value, float(error), n, float(free))
+    if isinstance(first, Estimate) and isinstance(second, Estimate):
+        return difference(*(_as_estimates(each) for each in (first, second)))[()]
+    assert isinstance(first, Estimates) and isinstance(second, Estimates)
+    a, b = first.errors.square(), second.errors.square()
+    each = a.square() / first.freedom + b.square() / second.freedom
+    freedom = torch.where(each > 0, (a + b).square() / each, torch.minimum(first.freedom, second.freedom))
+    return Estimates(first.values - second.values, (a + b).sqrt(), freedom.floor(), min(first.n, second.n))
 
 
-def _welch(first: Tensor, first_freedom: Tensor, second: Tensor, second_freedom: Tensor) -> tuple[Tensor, Tensor]:
-    a, b = first.square(), second.square()
-    each = a.square() / first_freedom + b.square() / second_freedom
-    freedom = torch.where(each > 0, (a + b).square() / each, torch.minimum(first_freedom, second_freedom))
-    return (a + b).sqrt(), freedom.floor()
+def _as_estimates(one: Estimate) -> Estimates:
+    value, error, freedom = torch.tensor([one.value, one.error, one.freedom], dtype=torch.float64)
+    return Estimates(value, error, freedom, one.n)

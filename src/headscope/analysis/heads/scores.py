@@ -113,8 +113,11 @@ class _ScoreAccumulator(Accumulator[HeadScores]):
         """Add up the attention of a batch, and the queries that have such keys."""
         keys = defining_keys(batch)
         n_queries = keys.any(-1).sum((1, 2)).double().cpu()
-        paid = _attention_paid(self.model, batch, keys)
-        self.add(batch, int(batch.counted.sum()), {"paid": paid, "queries": n_queries})
+        weights = keys.float()
+        paid = record_patterns(
+            self.model, batch, lambda pattern: torch.einsum("rhqk,srqk->sh", pattern.float(), weights).double()
+        )
+        self.add(batch, int(batch.counted.sum()), {"paid": paid.movedim(0, 1), "queries": n_queries})
 
     def summary(self, rows: dict[str, Tensor]) -> HeadScores:
         """Return the mean attention over queries."""
@@ -124,11 +127,12 @@ class _ScoreAccumulator(Accumulator[HeadScores]):
 
 def scored_tokens(model: HookedTransformer, n_sequences: int, length: int | None, seed: int) -> Tensor:
     """Rows of repeated random tokens, as long as fits; without special tokens, and after BOS where there is one."""
-    special: list[int] = [] if model.tokenizer is None else list(model.tokenizer.all_special_ids)
-    bos = None if model.tokenizer is None else bos_token_id(model.tokenizer)
+    special, bos = set(), None
+    if model.tokenizer is not None:
+        special, bos = set(model.tokenizer.all_special_ids), bos_token_id(model.tokenizer)
     if length is None:
         length = min(50, (model.cfg.n_ctx - 1) // 2)
-    allowed = [token for token in range(model.cfg.d_vocab) if token not in set(special)]
+    allowed = [token for token in range(model.cfg.d_vocab) if token not in special]
     return repeated_random_tokens(n_sequences, length, allowed=allowed, bos=bos, seed=seed)
 
 
@@ -137,19 +141,10 @@ def defining_keys(batch: Batch) -> Tensor:
     tokens, counted = batch.tokens, batch.counted
     n_pos = tokens.shape[1]
     real = counted if batch.attention_mask is None else batch.attention_mask
-    ones = torch.ones(n_pos, n_pos, dtype=torch.bool, device=tokens.device)
-    earlier, before = ones.tril(-1), ones.tril(-1).triu(-1)
+    earlier = torch.ones(n_pos, n_pos, dtype=torch.bool, device=tokens.device).tril(-1)
     # Only where both query and key count: padding and BOS are neither.
     pairs = (counted[:, :, None] & counted[:, None, :]) & (real[:, :, None] & real[:, None, :])
     copies = (tokens[:, :, None] == tokens[:, None, :]) & earlier & pairs
     followers = torch.zeros_like(copies)
     followers[:, :, 1:] = copies[:, :, :-1]
-    return torch.stack([before & pairs, copies, followers & earlier & pairs])
-
-
-def _attention_paid(model: HookedTransformer, batch: Batch, keys: Tensor) -> Float[Tensor, "kind layer head"]:
-    weights = keys.float()
-    paid = record_patterns(
-        model, batch, lambda pattern: torch.einsum("rhqk,srqk->sh", pattern.float(), weights).double()
-    )
-    return paid.movedim(0, 1)
+    return torch.stack([earlier.triu(-1) & pairs, copies, followers & earlier & pairs])

@@ -118,12 +118,8 @@ def detect_heads(
     if data is None:
         data = _random_rows(model, n_sequences, length, seed)
         run["describe"] = run["describe"] or f"repeated random tokens (seed {seed})"
-    options = {
-        "min_attention": min_attention,
-        "min_effect": min_effect,
-        "level": level,
-        "include_bos": run["include_bos"],
-    }
+    options = {"min_attention": min_attention, "min_effect": min_effect, "level": level}
+    options |= {"include_bos": run["include_bos"]}
     asked = None if task is None else fingerprint(_tensors(task))
     passes = Passes("head-types", model, data, {**options, "seed": seed, "task": asked}, **run)
     if (finished := passes.finished(HeadTypes)) is not None:
@@ -134,8 +130,7 @@ def detect_heads(
         raise InvalidInputError("the data has one row; give two or more, so that the error of a score can be known.")
     notes: list[str] = []
     evidence: dict[str, Tensor] = {}
-    measured, thresholds = [attention], [min_attention] * len(SCORES)
-    names = list(SCORES)
+    names, measured, thresholds = list(SCORES), [attention], [min_attention] * len(SCORES)
     if model.cfg.d_vocab == model.cfg.d_vocab_out:
         repeating = passes.gather("repeats", Totals(model, repeat_moments(model)), after="attention")
         against, whole = repeat_evidence(model, repeating.result())
@@ -162,14 +157,10 @@ def detect_heads(
         evidence["change when patched"] = changes_when_patched(model, task, [(layer, head) for layer, head in moving])
     readers = labelled[SCORES.index("induction")].nonzero()
     nothing = torch.empty(0, model.cfg.n_layers, model.cfg.n_heads)
+    described = passes.described + (f" and {task.description}" if task is not None else "")
     types = HeadTypes(
         info=RunInfo(
-            model=model.cfg.model_name,
-            processing=model.weight_processing,
-            data=passes.described + (f" and {task.description}" if task is not None else ""),
-            n_sequences=paid.n_sequences,
-            n_positions=paid.n_positions,
-            options=options,
+            model.cfg.model_name, model.weight_processing, described, paid.n_sequences, paid.n_positions, options
         ),
         scores=every.scores,
         controls=every.controls,
@@ -218,7 +209,7 @@ def _random_rows(model: HookedTransformer, n_sequences: int, length: int | None,
 def _labelled(
     names: list[str], measured: Measured, thresholds: Float[Tensor, " kind"], level: float
 ) -> Bool[Tensor, "kind layer head"]:
-    """Which heads are of which kind."""
+    """Return which heads are of which kind."""
     labelled = measured.reaches(thresholds[:, None, None], measured.scores.numel(), level)
     if "copy_suppression" in names:
         # It attends where an induction head does, and writes against what it finds there.

@@ -104,7 +104,7 @@ def attribution_patch(
     clean, corrupted = runs.clean_and_corrupted(base, other)
     by_site = [torch.stack([totals[name] for name in names]).to(base.dtype) for names in hook_names.values()]
     return AttributionPatchingResult(
-        info=runs.info(model, int(runs.where.sum()) if at is None else at.numel()),
+        info=runs.info(model, int(runs.positions.mask.sum()) if at is None else at.numel()),
         values=runs.scaled(torch.cat([each.flatten() for each in by_site]), base, other),
         clean=clean,
         corrupted=corrupted,

@@ -198,7 +198,7 @@ def _measured(
     means = base.mean(), other.mean()
     clean, corrupted = runs.clean_and_corrupted(*means)
     return PathPatchingResult(
-        info=runs.info(model, int(runs.where.sum())),
+        info=runs.info(model, int(runs.positions.mask.sum())),
         values=runs.scaled(change.mean(1) if base.ndim else change, *means).view(shape),
         per_prompt=runs.scaled(change, *means).view(*shape, n_prompts) if base.ndim else None,
         clean=clean,

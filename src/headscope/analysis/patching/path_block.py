@@ -63,7 +63,7 @@ class PathBlock:
         between = [] if freeze_mlps else [mlp.layer for mlp in all_mlps(self.cfg)]
         self.mlps = [at for at in between if mlp_stage(self.cfg, at) >= self.first and 2 * at + 2 <= self.last]
         self.tokens = runs.base[rows]
-        self.where = runs.where[rows]
+        self.where = runs.positions.mask[rows]
         if self.into_final:
             # What is not read of the final state need not be changed.
             self.where = torch.zeros_like(self.where).scatter(1, scorer.places[rows], True) & self.where
@@ -208,7 +208,7 @@ class WholePaths(PathBlock):
     """The same by whole runs, two for each sender, so that every hook on the model sees what it always sees."""
 
     def _run_both(self, senders: Sequence[Sender]) -> None:
-        self.together, self.where = 1, self.runs.where[self.rows]
+        self.together, self.where = 1, self.runs.positions.mask[self.rows]
         parts = (*all_heads(self.cfg), *all_mlps(self.cfg))
         names = {_stream(0), *map(hook_name, parts)}
         self.kept, self.base = self._run(self.runs.base, names)

@@ -76,8 +76,7 @@ def as_senders(cfg: HookedTransformerConfig, named: object) -> tuple[Sender, ...
         >>> [sender.label for sender in as_senders(cfg, ["embed", (1, 0), "mlp1"])]
         ['embed', '1.0', 'mlp1']
     """
-    senders = sorted((_sender(cfg, each) for each in _listed(named, r"[,+]")), key=lambda sender: sender.stage)
-    return _each_once(tuple(senders), "sender")
+    return _each_once([_sender(cfg, each) for each in _listed(named, r"[,+]")], "sender")
 
 
 def as_receivers(cfg: HookedTransformerConfig, named: object) -> tuple[Receiver, ...]:
@@ -96,8 +95,7 @@ def as_receivers(cfg: HookedTransformerConfig, named: object) -> tuple[Receiver,
         >>> [receiver.label for receiver in as_receivers(cfg, ["1.0.q", ("0.1", "v"), "mlp1"])]
         ['0.1.v', '1.0.q', 'mlp1']
     """
-    unordered = [receiver for each in _listed(named, r",") for receiver in _receiver(cfg, each)]
-    receivers = _each_once(tuple(sorted(unordered, key=lambda receiver: receiver.stage)), "receiver")
+    receivers = _each_once([end for each in _listed(named, r",") for end in _receiver(cfg, each)], "receiver")
     if len(receivers) > 1 and receivers[-1].component is None:
         raise InvalidInputError(
             f"'final' is a receiver by itself: what it reads settles the logits, whatever {receivers[0].label} does. "
@@ -115,17 +113,12 @@ def check_fed(senders: Sequence[Sender], receivers: Sequence[Receiver]) -> None:
     last = max(receivers, key=lambda receiver: receiver.stage)
     for sender in senders:
         if sender.stage > last.stage:
-            beside = _is_beside(sender, last)
+            beside = not last.input and last.stage % 2 == 0 and sender.stage == last.stage + 1  # in a parallel block
             reason = "reads what attention reads" if beside else f"reads the stream before {sender.label} writes"
             raise InvalidInputError(
                 f"no path leads from {sender.label} to {', '.join(each.label for each in receivers)}: "
                 f"{last.label} {reason}. Name senders of earlier layers."
             )
-
-
-def _is_beside(sender: Sender, receiver: Receiver) -> bool:
-    a, b = sender.component, receiver.component
-    return a is not None and b is not None and a.layer == b.layer and b.head is None and a.head is not None
 
 
 def _listed(named: object, separators: str) -> list[object]:
@@ -172,10 +165,12 @@ def _receiver(cfg: HookedTransformerConfig, name: object) -> list[Receiver]:
     return [Receiver(mlp_stage(cfg, component.layer), component)]
 
 
-def _each_once(ends: tuple[End, ...], kind: str) -> tuple[End, ...]:
+def _each_once(ends: list[End], kind: str) -> tuple[End, ...]:
+    """Return ends in order of their stages."""
     if not ends:
         raise InvalidInputError(f"no {kind} is named; give at least one, such as '0.0{'.q' * (kind == 'receiver')}'.")
-    for end in ends:
+    ordered = sorted(ends, key=lambda end: end.stage)
+    for end in ordered:
         if ends.count(end) > 1:
             raise InvalidInputError(f"{kind} {end.label} is named twice; name each once.")
-    return ends
+    return tuple(ordered)

@@ -201,13 +201,11 @@ def as_number(value: Any) -> float:
     Raises:
         InvalidInputError: If it is not one.
     """
-    if isinstance(value, Tensor):
-        if value.numel() != 1:
-            raise InvalidInputError(
-                f"the metric must give one number for the logits it gets; it gave shape {list(value.shape)}. "
-                "Take a mean over the batch."
-            )
-        return float(value)
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise InvalidInputError(
+            f"the metric must give one number for the logits it gets; it gave shape {list(value.shape)}. "
+            "Take a mean over the batch."
+        )
     try:
         return float(value)
     except (TypeError, ValueError):

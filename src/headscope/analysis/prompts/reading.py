@@ -79,7 +79,10 @@ class RowMaker:
                 kind = "is missing or empty" if value in (None, "", [], ()) else f"must be text; got {value!r}"
                 raise InvalidInputError(f"{name}: {key!r} {kind}.")
         clean = self._prompt(row["prompt"], name, "prompt")
-        correct, incorrect = (self._answers(row[key], name, key) for key in ("correct", "incorrect"))
+        correct, incorrect = (
+            [self._answer(text, name, key) for text in ([row[key]] if isinstance(row[key], str) else row[key])]
+            for key in ("correct", "incorrect")
+        )
         both = sorted(set(correct) & set(incorrect))
         if both:
             raise InvalidInputError(f"{name}: {self.strings[both[0]]!r} is both a correct and an incorrect answer.")
@@ -102,15 +105,16 @@ class RowMaker:
             raise InvalidInputError("the prompts differ in length, and the tokenizer has no padding or EOS token.")
         return torch.tensor([[*row, *[pad or 0] * (length - len(row))] for row in rows])
 
+    def text(self, answers: Sequence[int]) -> str:
+        """Return answers as one text, with `|` between them."""
+        return "|".join(self.strings[token] for token in answers)
+
     def _prompt(self, text: str, name: str, what: str) -> list[int]:
         if self._space and text != text.rstrip():
             raise InvalidInputError(
                 f"{name}: the {what} {text!r} ends with a space, which the answer brings along. Take it away."
             )
         return [*self._bos, *self.tokenizer.encode(text, add_special_tokens=False)]
-
-    def _answers(self, given: str | Sequence[str], name: str, key: str) -> list[int]:
-        return [self._answer(text, name, key) for text in ([given] if isinstance(given, str) else given)]
 
     def _answer(self, text: str, name: str, key: str) -> int:
         if self._space and not text.startswith(" "):

@@ -238,13 +238,13 @@ class Task:
             raise InvalidInputError(
                 "the corrupted data set is not aligned: make it by dataset.gen_flipped_prompts(...)."
             )
-        width = int(end.max()) + 1
-        mask = torch.arange(width, device=end.device) <= end[:, None]
+        mask = torch.arange(int(end.max()) + 1, device=end.device) <= end[:, None]
         pad = pad_token_id(dataset.tokenizer) or 0
-        clean, other = (
-            None if each is None else torch.where(mask, each.toks[:, :width], pad) for each in (dataset, corrupted)
-        )
-        assert clean is not None
+
+        def to_the_end(sentences: IOIDataset) -> Tensor:
+            return torch.where(mask, sentences.toks[:, : mask.shape[1]], pad)
+
+        clean = to_the_end(dataset)
         ids = (dataset.io_tokenIDs, dataset.s_tokenIDs)
         strings = TokenStrings(dataset.tokenizer)
         return cls(
@@ -253,7 +253,7 @@ class Task:
             incorrect=torch.tensor(ids[1], device=end.device)[:, None],
             attention_mask=mask,
             positions=end,
-            corrupted_tokens=other,
+            corrupted_tokens=None if corrupted is None else to_the_end(corrupted),
             prompts=tuple(dataset.prompts),
             str_tokens=strings.rows(clean, mask),
             answers=tuple((strings[io], strings[s]) for io, s in zip(*ids, strict=True)),
@@ -263,12 +263,7 @@ class Task:
 
     @classmethod
     def read(
-        cls,
-        path: str | Path,
-        tokenizer: Any,
-        *,
-        prepend_bos: bool = True,
-        prepend_space_to_answer: bool = True,
+        cls, path: str | Path, tokenizer: Any, *, prepend_bos: bool = True, prepend_space_to_answer: bool = True
     ) -> Self:
         r"""Read a task from a table with a row for each prompt.
 
@@ -309,9 +304,6 @@ class Task:
         lengths = torch.tensor([len(row.clean) for row in made])
         mask = torch.arange(clean.shape[1]) < lengths[:, None]
 
-        def named(tokens: Sequence[int]) -> str:
-            return "|".join(maker.strings[token] for token in tokens)
-
         return cls(
             clean_tokens=clean,
             correct=torch.tensor([row.correct for row in made]),
@@ -321,7 +313,7 @@ class Task:
             corrupted_tokens=maker.padded([row.corrupted for row in made]) if made[0].corrupted else None,
             prompts=tuple(row["prompt"] for row in rows),
             str_tokens=maker.strings.rows(clean, mask),
-            answers=tuple((named(row.correct), named(row.incorrect)) for row in made),
+            answers=tuple((maker.text(row.correct), maker.text(row.incorrect)) for row in made),
             labels=tuple(row.get("label") or "" for row in rows),
         )
 

@@ -82,21 +82,20 @@ class Positions:
 
     @cached_property
     def mask(self) -> Bool[Tensor, "prompt pos"]:
-        """Real tokens at any of these positions."""
+        """The real tokens at any of these positions."""
         mask = self.task.attention_mask
         return torch.zeros_like(mask).scatter(1, self.at.T, True) & mask
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
         """Names of the positions; of a number the token, or the word, that all prompts have there."""
-        starts = self.task.attention_mask.long().argmax(1).tolist()
-        return tuple(self._label(*each, starts) for each in zip(self.names, self.at, strict=True))
+        return tuple(map(self._label, self.names, self.at))
 
-    def _label(self, name: int | str, at: Tensor, starts: list[int]) -> str:
+    def _label(self, name: int | str, at: Tensor) -> str:
         if isinstance(name, str):
             return name
-        places = [position - start for position, start in zip(at.tolist(), starts, strict=True)]
-        rows = zip(self.task.str_tokens, places, strict=True)
+        places = at - self.task.attention_mask.long().argmax(1)
+        rows = zip(self.task.str_tokens, places.tolist(), strict=True)
         tokens = list(dict.fromkeys(row[place] for row, place in rows if 0 <= place < len(row)))
         words = [word for word, where in self.task.word_idx.items() if bool((where == at).all())]
         if len(tokens) == 1 or not words:
@@ -185,11 +184,6 @@ class TaskRuns:
         behind = model.cfg.attention_dir == "causal" and bool((mask[:, 1:] <= mask[:, :-1]).all())
         self._mask = None if behind else mask
 
-    @property
-    def where(self) -> Bool[Tensor, "prompt pos"]:
-        """The real tokens at which values are put in."""
-        return self.positions.mask
-
     def options(self, rows: slice, times: int = 1) -> dict[str, Any]:
         """Return the options on padding for a forward pass of some prompts, repeated `times` times."""
         mask = None if self._mask is None else self._mask[rows].repeat(times, 1)
@@ -242,10 +236,10 @@ class Scorer:
         self.model, self.task, self.metric = model, task, metric
         self._answers = AnswerMetric.of(task)
         n, length = task.clean_tokens.shape
-        everywhere = torch.arange(length).expand(n, -1)
-        places = task.positions[:, None] if metric is None else everywhere
-        if isinstance(metric, (AnswerMetric, PositionMetric)):
-            places = metric.places(n, length)
+        reader = self._answers if metric is None else metric
+        places = torch.arange(length).expand(n, -1)
+        if isinstance(reader, AnswerMetric | PositionMetric):
+            places = reader.places(n, length)
         self.places: Int[Tensor, "prompt read"] = places.to(task.clean_tokens.device)
 
     def batches(self, n_tokens: int) -> Iterator[slice]:
@@ -257,8 +251,7 @@ class Scorer:
 
     def read(self, rows: slice, final: Float[Tensor, "prompt pos d_model"]) -> Float[Tensor, "prompt read d_model"]:
         """Return the final states at the positions that the metric reads."""
-        at = self.places[rows]
-        return final[torch.arange(len(final), device=final.device)[:, None], at]
+        return final[torch.arange(len(final), device=final.device)[:, None], self.places[rows]]
 
     def values(self, rows: slice, final: Float[Tensor, "run prompt read d_model"]) -> Float[Tensor, "run *prompt"]:
         """Return the metric of each run: for each prompt if it is the logit difference, else one number.
