@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Self, TypeVar
 
+import jaxtyping
 import pytest
 import torch
 from jaxtyping import Float, TypeCheckError
@@ -46,6 +47,12 @@ def test_an_axis_has_one_length_within_a_call_and_any_between_calls() -> None:
     assert outer(torch.ones(6), torch.ones(2)).shape == (6,)
     with pytest.raises(TypeCheckError, match="inner.. return"):
         outer(torch.ones(4), torch.ones(3))
+
+
+def test_checks_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(TypeError, match="concatenate"):
+        unknown_name("model", "gtp2", ["gpt2"], hint=3)
 
 
 def test_fields_are_checked_and_signatures_stay() -> None:

@@ -52,16 +52,19 @@ def checked(target: Any) -> Any:
     checking.__kwdefaults__ = target.__kwdefaults__
     checking.__annotations__ = hints
     checking = _WITH_TYPES(checking)
-    if not any(_has_axes(hint) for hint in hints.values()):
-        return functools.update_wrapper(checking, target)
+    scoped = any(_has_axes(hint) for hint in hints.values())
 
     @functools.wraps(target)
-    def scoped(*args: Any, **kwargs: Any) -> Any:
+    def unless_disabled(*args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
+        if jaxtyping.config.jaxtyping_disable:
+            return target(*args, **kwargs)
+        if not scoped:
+            return checking(*args, **kwargs)
         with _WITH_AXES("context"):
             return checking(*args, **kwargs)
 
-    return scoped
+    return unless_disabled
 
 
 def _looked_up(hint: object, names: dict[str, Any]) -> object:
