@@ -111,7 +111,7 @@ def test_sources_stand_over_the_tokens_of_their_prompt() -> None:
     assert measured.sources is not None and list(heat.y) == ["1.2", "0.0"]
     np.testing.assert_allclose(heat.z, torch.stack([measured.sources[1, 1, 2, :3], measured.sources[1, 0, 0, :3]]))
     assert list(figure.layout.xaxis.ticktext) == ["&lt;bos&gt;", " Ann", " ran"]
-    assert list(heat.customdata[1]) == list(figure.layout.xaxis.ticktext)
+    assert list(heat.customdata[1]) == [f"{at} {token}" for at, token in enumerate(figure.layout.xaxis.ticktext)]
     marked = attribution_by_source(measured, prompt=0).layout.xaxis.ticktext
     assert list(marked) == ["&lt;bos&gt;", "&lt;b&gt;Tom", " saw\\n", " Tom"]
     strongest = attribution_by_source(measured, prompt=2, k=2).data[0]

@@ -28,7 +28,6 @@ def direct_figure(story: TaskStory) -> Figure:
     return captioned(
         component_maps(
             {order.name: story.types.evidence_of(f"direct effect ({order.name})") for order in story.orders},
-            columns=_heads(story),
             title="Direct effect of each head on the logit difference",
             data=story.task.description,
             unit="logits",
@@ -52,7 +51,6 @@ def attention_figure(story: TaskStory) -> Figure:
     return captioned(
         component_maps(
             panels,
-            columns=_heads(story),
             title="Where heads look from the end of the prompt",
             data=story.task.description,
             unit="attention",
@@ -74,7 +72,6 @@ def patched_heads_figure(story: TaskStory) -> Figure:
     return captioned(
         component_maps(
             {("at the end" if word == "end" else f"at {word}"): story.head_changes(word) for word in SWAPPED_WORDS},
-            columns=_heads(story),
             title="What patching each head changes",
             data=story.task.description,
             unit="logits",
@@ -98,7 +95,6 @@ def stream_figure(story: TaskStory) -> Figure:
     numbers = [str(at) for at in range(len(words))]
     figure = component_maps(
         {"change of the logit difference": values},
-        columns=numbers,
         title="Where it is known who the subject is",
         data=story.task.description,
         unit="logits",
@@ -151,10 +147,6 @@ def kinds_figure(story: TaskStory) -> Figure:
         "Blue above zero, red below; each panel has its own scale.",
         share=percent(float(story.types.info.options["min_effect"])),
     )
-
-
-def _heads(story: TaskStory) -> list[str]:
-    return [str(head) for head in range(story.types.scores.shape[2])]
 
 
 def _prompts(story: TaskStory) -> Markup:

@@ -223,7 +223,6 @@ def _heads(findings: ToyFindings) -> Section:
     missed = captioned(
         component_maps(
             {"loss, nats": needed.loss_without - needed.loss},
-            columns=[str(number) for number in range(needed.loss_without.shape[1])],
             title="What the loss of settled answers gains without a head",
             data=findings.result.data,
             unit="nats",

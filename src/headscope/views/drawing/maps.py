@@ -1,6 +1,6 @@
-"""Heat maps of one number per component, side by side, on shared or separate color scales: layers by heads."""
+"""Heat maps side by side, on shared or separate color scales: layers by heads, or rows by the tokens of a prompt."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -8,21 +8,23 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headscope.analysis.core.result import component_label
-from headscope.views.drawing.theme import DIVERGING, RISING, house_template, plot_title
+from headscope.views.drawing.theme import DIVERGING, RISING, plot_text, styled
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-__all__ = ["component_maps"]
+__all__ = ["color_scale", "component_maps", "position_maps"]
+
+_FRAMED = {"showgrid": False, "showline": True, "mirror": True, "linecolor": "rgb(128,128,128)"}
 
 
 def component_maps(
     maps: Mapping[str, Float[Tensor, "layer component"]],
     *,
-    columns: Sequence[str],
     title: str,
     data: str,
     unit: str,
+    mlp: bool = False,
     rising: bool = False,
     limit: float | None = None,
     own_scales: bool = False,
@@ -31,11 +33,11 @@ def component_maps(
     """Draw one map for each entry of `maps`.
 
     Args:
-        maps: Values by the title of their map.
-        columns: The components: head numbers, and `MLP`.
+        maps: Values by the title of their map, with a column for each head.
         title: The figure's title.
         data: Description of the data.
         unit: Unit of the values.
+        mlp: The last column is the MLP.
         rising: Use a scale from zero (white) up (blue), for values that are never negative; otherwise one centered on
             zero, blue above and red below.
         limit: Value with the full color; the largest magnitude by default.
@@ -44,23 +46,19 @@ def component_maps(
 
     Example:
         >>> import torch
-        >>> figure = component_maps(
-        ...     {"score": torch.rand(2, 3)}, columns=["0", "1", "MLP"], title="A score", data="a text", unit="nats"
-        ... )
+        >>> figure = component_maps({"score": torch.rand(2, 3)}, title="A score", data="a text", unit="nats", mlp=True)
         >>> figure.data[0].customdata[1][2]
         'mlp1'
     """
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
-    shown = {name: values[:, : len(columns)].double().cpu().numpy() for name, values in maps.items()}
-    n_layers = len(next(iter(shown.values())))
-    names = [
-        [component_label(layer, None if label == "MLP" else int(label)) for label in columns]
-        for layer in range(n_layers)
-    ]
+    shown = {name: values.double().cpu().numpy() for name, values in maps.items()}
+    n_layers, width = next(iter(shown.values())).shape
+    heads = [*range(width - mlp), *([None] if mlp else [])]
+    names = [[component_label(layer, head) for head in heads] for layer in range(n_layers)]
     # Gaps between cells help only while cells are large.
-    gap = 1 if len(columns) <= 32 and n_layers <= 32 else 0
+    gap = 1 if width <= 32 and n_layers <= 32 else 0
     # Each map with its own color bar needs room: more than three go in rows of two.
     across = across or (2 if own_scales and len(shown) > 3 else len(shown))
     down = -(-len(shown) // across)
@@ -74,7 +72,7 @@ def component_maps(
     for number, (name, values) in enumerate(shown.items()):
         heatmap = go.Heatmap(
             z=values,
-            x=list(columns),
+            x=["MLP" if head is None else str(head) for head in heads],
             y=[str(layer) for layer in range(n_layers)],
             customdata=names,
             coloraxis=_numbered("coloraxis", number if own_scales else 0),
@@ -83,33 +81,99 @@ def component_maps(
             hovertemplate="%{customdata}: " + name + " %{z:+.4f} " + unit + "<extra></extra>",
         )
         figure.add_trace(heatmap, row=1 + number // across, col=1 + number % across)
-    axis = {"showgrid": False, "showline": True, "mirror": True, "linecolor": "rgb(128,128,128)", "type": "category"}
-    figure.update_xaxes(**axis)
+    figure.update_xaxes(type="category", **_FRAMED)
     figure.update_xaxes(title_text="head", row=down)
-    figure.update_yaxes(autorange="reversed", **axis)
+    figure.update_yaxes(autorange="reversed", type="category", **_FRAMED)
     figure.update_yaxes(title_text="layer", col=1)
-    height = down * (60 + 26 * n_layers) + 90
-    figure.update_layout(
-        template=house_template(),
-        title=plot_title(title, data),
-        height=max(320, min(900 * down, height)),
-        margin={"t": 96},
-    )
+    height = max(320, min(900 * down, down * (60 + 26 * n_layers) + 90))
+    styled(figure, title, data, height=height, margin={"t": 96})
     every = list(shown.values())
     for number, measured in enumerate([[values] for values in every] if own_scales else [every]):
-        widest = limit or max(float(np.nanmax(np.abs(values), initial=0.0)) for values in measured) or 1.0
-        bar: dict[str, Any] = {"title": {"text": unit}, "thickness": 14, "outlinewidth": 0, "exponentformat": "e"}
+        bar: dict[str, Any] = {}
         if own_scales:
             (_, right), (low, high) = (figure.layout[_numbered(f"{each}axis", number)].domain for each in "xy")
-            bar |= {"x": right + 0.01, "y": (low + high) / 2, "len": min(1.0, 1.15 * (high - low))}
-        scale = {
-            "colorscale": RISING if rising else DIVERGING,
-            "cmin": 0.0 if rising else -widest,
-            "cmax": widest,
-            "colorbar": bar,
-        }
+            bar = {"x": right + 0.01, "y": (low + high) / 2, "len": min(1.0, 1.15 * (high - low))}
+        scale = color_scale(measured, unit, rising=rising, limit=limit, **bar)
         figure.update_layout({_numbered("coloraxis", number): scale})
     return figure
+
+
+def position_maps(
+    maps: Mapping[str, Float[Tensor, "row pos"]],
+    *,
+    rows: Sequence[str],
+    row_title: str,
+    positions: Sequence[int | str],
+    tokens: Sequence[str],
+    title: str,
+    data: str,
+    unit: str,
+    across: int = 1,
+) -> "go.Figure":
+    """Draw one map for each entry of `maps`, all on one color scale, with the tokens of a prompt across.
+
+    Args:
+        maps: Values by the title of their map.
+        rows: Labels of the rows.
+        row_title: Name of the rows: heads or layers.
+        positions: Each token's position, for the hover text.
+        tokens: The tokens.
+        title: The figure's title.
+        data: Description of the data.
+        unit: Unit of the values.
+        across: Maps in a row.
+    """
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+
+    shown = {name: values.double().cpu().numpy() for name, values in maps.items()}
+    down = -(-len(shown) // across)
+    figure = make_subplots(
+        rows=down,
+        cols=across,
+        subplot_titles=tuple(shown),
+        horizontal_spacing=0.06,
+        vertical_spacing=0.35 / down,
+        shared_yaxes=True,
+    )
+    tokens = [plot_text(token.replace("\n", "\\n")) for token in tokens]
+    places = list(range(len(tokens)))
+    for number, (name, values) in enumerate(shown.items()):
+        heatmap = go.Heatmap(
+            z=values,
+            x=places,
+            y=list(rows),
+            customdata=[[f"{at} {token}" for at, token in zip(positions, tokens, strict=True)]] * len(rows),
+            coloraxis="coloraxis",
+            xgap=1 if len(tokens) <= 64 else 0,
+            ygap=1 if len(rows) <= 32 else 0,
+            hovertemplate=f"{name}, {row_title} %{{y}}, %{{customdata}}: %{{z:+.4f}} {unit}<extra></extra>",
+        )
+        figure.add_trace(heatmap, row=1 + number // across, col=1 + number % across)
+    figure.update_xaxes(tickvals=places, ticktext=tokens, tickangle=-45 if len(tokens) <= 20 else -90, **_FRAMED)
+    figure.update_yaxes(autorange="reversed", type="category", **_FRAMED)
+    figure.update_yaxes(title_text=row_title, col=1)
+    return styled(
+        figure,
+        title,
+        data,
+        height=max(360, min(900 * down, down * (90 + 26 * len(rows)) + 120)),
+        margin={"t": 96, "b": 110},
+        coloraxis=color_scale(shown.values(), unit),
+    )
+
+
+def color_scale(
+    maps: Iterable[np.ndarray], unit: str, *, rising: bool = False, limit: float | None = None, **bar: Any
+) -> dict[str, Any]:
+    """Return a color axis up to a limit, or the largest magnitude: from zero if `rising`, or else centered on it."""
+    widest = limit or max(float(np.nanmax(np.abs(values), initial=0.0)) for values in maps) or 1.0
+    return {
+        "colorscale": RISING if rising else DIVERGING,
+        "cmin": 0.0 if rising else -widest,
+        "cmax": widest,
+        "colorbar": {"title": {"text": unit}, "thickness": 14, "outlinewidth": 0, "exponentformat": "e", **bar},
+    }
 
 
 def _numbered(name: str, number: int) -> str:

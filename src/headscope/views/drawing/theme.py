@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-__all__ = ["DIVERGING", "PALETTE", "RISING", "house_template", "plot_text", "plot_title", "whole"]
+__all__ = ["DIVERGING", "PALETTE", "RISING", "house_template", "plot_text", "plot_title", "styled", "whole"]
 
 DIVERGING = "RdBu"
 # The blue half of RdBu, for values that cannot be negative: blue means "more" everywhere.
@@ -68,3 +68,8 @@ def plot_title(title: str, data: str) -> dict[str, Any]:
     data = data if len(data) <= 80 else data[:79].rstrip() + "…"
     subtitle = {"text": f"on {plot_text(data)}" if data else "", "font": {"size": 13}}
     return {"text": title, "subtitle": subtitle}
+
+
+def styled(figure: "go.Figure", title: str, data: str, **layout: Any) -> "go.Figure":
+    """Give a figure the common style, a title, the name of its data, and more options of the layout; return it."""
+    return figure.update_layout(template=house_template(), title=plot_title(title, data), **layout)

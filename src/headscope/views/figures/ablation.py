@@ -9,7 +9,7 @@ from headscope.analysis.core.components import component_of
 from headscope.errors import InvalidInputError
 from headscope.views.activations import text_neuron_activations
 from headscope.views.drawing.maps import component_maps
-from headscope.views.drawing.theme import PALETTE, house_template, plot_title
+from headscope.views.drawing.theme import PALETTE, styled
 from headscope.views.html import HtmlView
 
 if TYPE_CHECKING:
@@ -57,10 +57,10 @@ def ablation_by_head(result: AblationResult, *, kl: bool = False) -> "go.Figure"
             maps[f"{_WORDS[value]}, {effect}"] = grid
     return component_maps(
         maps,
-        columns=[*map(str, range(n_heads)), *(["MLP"] if has_mlp else [])],
         title="KL divergence from the clean prediction" if kl else "Loss difference when ablated",
         data=result.info.data,
         unit="nats",
+        mlp=has_mlp,
         rising=kl,
         own_scales=True,
     )
@@ -98,10 +98,7 @@ def ablation_bars(
     figure.update_xaxes(type="category", title_text="component")
     figure.update_yaxes(title_text="loss difference (nats)")
     way = f"{_WORDS[value or result.values[0]]}, {effect or result.effects[0]}"
-    figure.update_layout(
-        template=house_template(), title=plot_title(f"Loss difference when ablated ({way})", result.info.data)
-    )
-    return figure
+    return styled(figure, f"Loss difference when ablated ({way})", result.info.data)
 
 
 def ablation_on_text(result: AblationResult, *, k: int = 12, clip: float = 0.995) -> HtmlView:

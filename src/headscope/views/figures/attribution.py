@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from headscope.analysis.core.result import component_label
 from headscope.analysis.prompts.attribution_result import Attribution
 from headscope.errors import InvalidInputError
-from headscope.views.drawing.maps import component_maps
-from headscope.views.drawing.theme import DIVERGING, PALETTE, house_template, plot_text, plot_title
+from headscope.views.drawing.maps import component_maps, position_maps
+from headscope.views.drawing.theme import PALETTE, styled
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -58,16 +59,16 @@ def attribution_by_layer(result: Attribution, *, prompt: int | None = None) -> "
             hovertemplate="%{x}<br>%{y:+.3f} " + _UNIT + "<extra></extra>",
         )
     )
-    figure.update_layout(
-        template=house_template(),
-        title=plot_title("Logit difference along the residual stream", _on(result, prompt)),
+    return styled(
+        figure,
+        "Logit difference along the residual stream",
+        _on(result, prompt),
         xaxis={"title": {"text": "state"}, "type": "category", "tickangle": -45 if len(labels) > 7 else 0},
         yaxis={"title": {"text": f"logit difference ({_UNIT})"}, "zeroline": True},
         height=420,
         margin={"t": 96, "b": 90},
         showlegend=False,
     )
-    return figure
 
 
 def attribution_by_component(result: Attribution, *, k: int | None = 20, prompt: int | None = None) -> "go.Figure":
@@ -101,15 +102,15 @@ def attribution_by_component(result: Attribution, *, k: int | None = 20, prompt:
             hovertemplate="%{x}<br>%{y:+.4f} " + _UNIT + "<extra></extra>",
         )
     )
-    figure.update_layout(
-        template=house_template(),
-        title=plot_title("Logit difference by component", _on(result, prompt)),
+    return styled(
+        figure,
+        "Logit difference by component",
+        _on(result, prompt),
         xaxis={"title": {"text": "component"}, "type": "category", "tickangle": -45},
         yaxis={"title": {"text": f"adds to the logit difference ({_UNIT})"}, "zeroline": True},
         height=440,
         margin={"t": 96, "b": 90},
     )
-    return figure
 
 
 def attribution_by_head(result: Attribution, *, mlps: bool = False, prompt: int | None = None) -> "go.Figure":
@@ -124,10 +125,9 @@ def attribution_by_head(result: Attribution, *, mlps: bool = False, prompt: int 
         InvalidInputError: If there is no such prompt.
     """
     parts = result.heads_and_mlps if mlps else result.heads
-    columns = [str(head) for head in range(result.n_heads)]
     return component_maps(
         {"adds to the logit difference": _chosen(result, parts, prompt)},
-        columns=[*columns, "MLP"] if mlps and result.has_mlp else columns,
+        mlp=mlps and result.has_mlp,
         title="Logit difference by head",
         data=_on(result, prompt),
         unit=_UNIT,
@@ -148,8 +148,6 @@ def attribution_by_source(
     Raises:
         InvalidInputError: If the attribution has no sources, or there is no such prompt or head.
     """
-    import plotly.graph_objects as go
-
     sources = result.sources_of(prompt)
     if heads is None:
         if k < 1:
@@ -163,44 +161,16 @@ def attribution_by_source(
                 f"head {component_label(layer, head)} does not exist: layers are 0 to {result.n_layers - 1}, heads "
                 f"0 to {result.n_heads - 1}."
             )
-    values = np.stack([sources[layer, head].double().cpu().numpy() for layer, head in heads])
-    tokens = [plot_text(token.replace("\n", "\\n")) for token in result.str_tokens[prompt]]
-    names = [component_label(layer, head) for layer, head in heads]
-    widest = float(np.abs(values).max(initial=0.0)) or 1.0
-    axis = {"showgrid": False, "showline": True, "mirror": True, "linecolor": "rgb(128,128,128)"}
-    figure = go.Figure(
-        go.Heatmap(
-            z=values,
-            x=list(range(len(tokens))),
-            y=names,
-            customdata=[tokens] * len(names),
-            xgap=1,
-            ygap=1,
-            coloraxis="coloraxis",
-            hovertemplate="%{y} from %{customdata} (%{x}): %{z:+.4f} " + _UNIT + "<extra></extra>",
-        )
-    )
-    figure.update_layout(
-        template=house_template(),
-        title=plot_title("Logit difference by head and source", _on(result, prompt)),
-        xaxis={
-            **axis,
-            "title": {"text": "token attended to"},
-            "tickvals": list(range(len(tokens))),
-            "ticktext": tokens,
-            "tickangle": -45,
-        },
-        yaxis={**axis, "title": {"text": "head"}, "autorange": "reversed", "type": "category"},
-        coloraxis={
-            "colorscale": DIVERGING,
-            "cmin": -widest,
-            "cmax": widest,
-            "colorbar": {"title": {"text": _UNIT}, "thickness": 14, "outlinewidth": 0},
-        },
-        height=max(320, min(900, 210 + 26 * len(names))),
-        margin={"t": 96, "b": 110},
-    )
-    return figure
+    return position_maps(
+        {"adds to the logit difference": torch.stack([sources[layer, head] for layer, head in heads])},
+        rows=[component_label(layer, head) for layer, head in heads],
+        row_title="head",
+        positions=range(sources.shape[-1]),
+        tokens=result.str_tokens[prompt],
+        title="Logit difference by head and source",
+        data=_on(result, prompt),
+        unit=_UNIT,
+    ).update_xaxes(title_text="token attended to")
 
 
 def _chosen(result: Attribution, values: Tensor, prompt: int | None) -> Tensor:

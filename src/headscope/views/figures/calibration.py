@@ -9,7 +9,7 @@ from headscope.analysis.core.result import component_label
 from headscope.analysis.lens.calibration_result import CalibrationResult
 from headscope.errors import InvalidInputError
 from headscope.views.drawing.maps import component_maps
-from headscope.views.drawing.theme import PALETTE, house_template, plot_title
+from headscope.views.drawing.theme import PALETTE, styled
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -83,15 +83,15 @@ def calibration_curve(result: CalibrationResult, *, heads: Sequence[tuple[int, i
     figure.update_xaxes(title_text="probability of the prediction", constraintoward="left", **square)
     figure.update_yaxes(title_text="share that came next", scaleanchor="x", constraintoward="top", **square)
     value, error = result.overconfidence, result.overconfidence_error
-    figure.update_layout(
-        template=house_template(),
-        title=plot_title(f"Calibration: overconfidence {value:+.3f} ± {error:.3f}", result.info.data),
+    return styled(
+        figure,
+        f"Calibration: overconfidence {value:+.3f} ± {error:.3f}",
+        result.info.data,
         width=760,
         height=620,
         margin={"t": 96, "r": 190},
         legend={"x": 1.03, "y": 1.0, "itemsizing": "constant"},
     )
-    return figure
 
 
 def overconfidence_by_head(result: CalibrationResult) -> "go.Figure":
@@ -111,7 +111,6 @@ def overconfidence_by_head(result: CalibrationResult) -> "go.Figure":
     assert result.head_change_error is not None
     figure = component_maps(
         {"without the head − the model": change},
-        columns=[str(head) for head in range(change.shape[1])],
         title=f"Change of overconfidence without each head (model: {result.overconfidence:+.3f})",
         data=result.info.data,
         unit="change",

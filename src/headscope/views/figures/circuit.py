@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from headscope.analysis.circuits.circuit import FINAL, Circuit
 from headscope.errors import InvalidInputError
-from headscope.views.drawing.theme import PALETTE, house_template, plot_title
+from headscope.views.drawing.theme import PALETTE, styled
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -84,15 +84,15 @@ def circuit_picture(circuit: Circuit, *, k: int = 40) -> "go.Figure":
         tickvals=rows, ticktext=[names[row] for row in rows], showgrid=False, zeroline=False,
         range=[rows[0] - 0.6, rows[-1] + 0.6],
     )  # fmt: skip
-    figure.update_layout(
-        template=house_template(),
-        title=plot_title("Paths that carry the task", circuit.info.data),
+    return styled(
+        figure,
+        "Paths that carry the task",
+        circuit.info.data,
         height=max(380, min(950, 150 + 95 * (rows[-1] - rows[0] + 1))),
         margin={"t": 96},
         legend={"orientation": "h", "y": -0.05},
         hovermode="closest",
     )
-    return figure
 
 
 def _places(circuit: Circuit, used: list[int]) -> dict[int, tuple[float, float]]:

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headscope.views.drawing.maps import component_maps
-from headscope.views.drawing.theme import PALETTE, house_template, plot_text, plot_title
+from headscope.views.drawing.theme import PALETTE, plot_text, styled
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -55,14 +55,14 @@ def compared_lines(
         )
     figure.update_xaxes(title_text=x)
     figure.update_yaxes(title_text=y, rangemode="tozero")
-    figure.update_layout(
-        template=house_template(),
-        title=plot_title(title, data),
+    return styled(
+        figure,
+        title,
+        data,
         height=420,
         margin={"t": 96, "b": 100},
         legend={"orientation": "h", "x": 0, "y": -0.27, "yanchor": "top"},
     )
-    return figure
 
 
 def compared_maps(
@@ -92,6 +92,4 @@ def compared_maps(
     first, second = maps.values()
     if first.shape == second.shape:
         shown["second − first"] = (second.double() - first.double()).cpu()
-    return component_maps(
-        shown, columns=[str(head) for head in range(heads)], title=title, data=data, unit=unit, limit=limit
-    )
+    return component_maps(shown, title=title, data=data, unit=unit, limit=limit)

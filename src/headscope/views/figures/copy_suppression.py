@@ -12,7 +12,7 @@ from headscope.analysis.suppression.cspa_result import CopySuppression
 from headscope.analysis.suppression.scores import SuppressionScores
 from headscope.errors import InvalidInputError
 from headscope.views.drawing.maps import component_maps
-from headscope.views.drawing.theme import PALETTE, house_template, plot_title
+from headscope.views.drawing.theme import PALETTE, styled
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -29,7 +29,6 @@ def copy_suppression_by_head(result: CopySuppression) -> "go.Figure":
     """
     return component_maps(
         {"share explained": _grid(result.heads, result.share()).clamp(min=0)},
-        columns=_columns(result.heads),
         title="Copy suppression: share of the mean ablation's KL it explains",
         data=result.info.data,
         unit="share",
@@ -46,7 +45,6 @@ def circuit_rank_maps(ranks: CircuitRanks) -> "go.Figure":
     }
     return component_maps(
         {name: _grid(ranks.heads, values) for name, values in shares.items()},
-        columns=_columns(ranks.heads),
         title="Weights alone: share of tokens",
         data=f"the weights of {ranks.info.model}",
         unit="share",
@@ -82,20 +80,13 @@ def suppression_scatter(scores: SuppressionScores) -> "go.Figure":
     figure = go.Figure(points)
     figure.update_xaxes(title_text="anti-induction score (logits)")
     figure.update_yaxes(title_text="IOI copy-suppression score (logits)")
-    figure.update_layout(
-        template=house_template(),
-        title=plot_title("Who works against copying", f"repeated random tokens and IOI prompts, {scores.info.model}"),
-    )
-    return figure
+    data = f"repeated random tokens and IOI prompts, {scores.info.model}"
+    return styled(figure, "Who works against copying", data)
 
 
 def _far(values: Tensor) -> Tensor:
     """Distance from the median in standard deviations."""
     return (values - values.median()).abs() / values.std().clamp(min=1e-9)
-
-
-def _columns(heads: Int[Tensor, "head 2"]) -> list[str]:
-    return [str(head) for head in range(1 + int(heads[:, 1].max()))]
 
 
 def _grid(heads: Int[Tensor, "row 2"], values: Float[Tensor, " row"]) -> Float[Tensor, "layer head"]:

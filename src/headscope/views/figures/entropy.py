@@ -7,7 +7,7 @@ import numpy as np
 from headscope.analysis.core.result import check_option
 from headscope.analysis.lens.entropy import EntropyResult
 from headscope.views.drawing.maps import component_maps
-from headscope.views.drawing.theme import PALETTE, house_template, plot_title
+from headscope.views.drawing.theme import PALETTE, styled
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -42,7 +42,6 @@ def entropy_by_layer(result: EntropyResult) -> "go.Figure":
         cols=2,
         subplot_titles=("Entropy along the residual stream", "Change in each layer"),
         horizontal_spacing=0.11,
-        column_widths=[0.5, 0.5],
     )
     figure.add_trace(
         go.Scatter(
@@ -65,15 +64,15 @@ def entropy_by_layer(result: EntropyResult) -> "go.Figure":
     figure.update_xaxes(title_text="layer", type="category", row=1, col=2)
     figure.update_yaxes(title_text="entropy (nats)", rangemode="tozero", row=1, col=1)
     figure.update_yaxes(title_text="change (nats)", zeroline=True, row=1, col=2)
-    figure.update_layout(
-        template=house_template(),
-        title=plot_title("Entropy per layer", result.info.data),
+    return styled(
+        figure,
+        "Entropy per layer",
+        result.info.data,
         barmode="group",
         height=420,
         margin={"t": 96, "b": 90},
         legend={"orientation": "h", "x": 1, "xanchor": "right", "y": -0.27, "yanchor": "top"},
     )
-    return figure
 
 
 def _changes(result: EntropyResult, entropy: np.ndarray) -> list[tuple[str, str, np.ndarray]]:
@@ -101,11 +100,13 @@ def entropy_by_head(result: EntropyResult, which: Which = "all") -> "go.Figure":
     check_option("which", which, tuple(_TITLES))
     means = result.mean()
     maps = {"diff": means.diff, "marginal": means.marginal}
+    if which != "all":
+        maps = {name: values[:, : result.n_heads] for name, values in maps.items()}
     if which == "increases":
         maps = {name: values.clamp(min=0.0) for name, values in maps.items()}
     return component_maps(
         maps,
-        columns=result.component_labels if which == "all" else result.component_labels[: result.n_heads],
+        mlp=which == "all" and result.has_mlp,
         title=_TITLES[which],
         data=result.info.data,
         unit="nats",

@@ -17,7 +17,6 @@ def head_score_maps(scores: HeadScores) -> "go.Figure":
     """Draw one map for each type of head, layers down and heads across, from 0 (white) to 1 (blue)."""
     return component_maps(
         {title: getattr(scores, kind) for kind, title in _KINDS.items()},
-        columns=[str(head) for head in range(scores.induction.shape[1])],
         title="Head types",
         data=scores.info.data,
         unit="score",

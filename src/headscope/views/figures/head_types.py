@@ -46,7 +46,6 @@ def head_type_maps(found: HeadTypes, *, unit: str = "attention") -> "go.Figure":
     is_attention = unit == "attention"
     figure = component_maps(
         {_words(name): found.scores[found.kinds.index(name)] for name in kinds},
-        columns=_columns(found),
         title="Head types",
         data=found.info.data,
         unit=unit,
@@ -84,7 +83,6 @@ def k_composition_maps(found: HeadTypes, *, k: int = 4) -> "go.Figure":
             f"keys of {component_label(layer, head)}": found.composition[rows.index([layer, head]), :deepest]
             for layer, head in readers
         },
-        columns=_columns(found),
         title="K-composition of induction heads",
         data="weights",
         unit="score",
@@ -98,10 +96,6 @@ def k_composition_maps(found: HeadTypes, *, k: int = 4) -> "go.Figure":
 
 def _words(kind: str) -> str:
     return kind.replace("_", " ").replace("s inhibition", "S-inhibition")
-
-
-def _columns(found: HeadTypes) -> list[str]:
-    return [str(head) for head in range(found.scores.shape[2])]
 
 
 def _add_hover(heatmap: Any, found: HeadTypes, kind: str, numbers: "tuple[Tensor, Tensor]") -> None:

@@ -6,7 +6,7 @@ import numpy as np
 
 from headscope.errors import InvalidInputError
 from headscope.views.drawing.arrays import to_array
-from headscope.views.drawing.theme import PALETTE, house_template, plot_title
+from headscope.views.drawing.theme import PALETTE, styled
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -65,14 +65,14 @@ def loss_by_position(loss: Any, *, data: str = "", uniform: float | None = None,
     figure.update_xaxes(title_text="loss (nats)", row=1, col=2)
     figure.update_yaxes(title_text="loss (nats)", rangemode="tozero", row=1, col=1)
     figure.update_yaxes(title_text="tokens", row=1, col=2)
-    figure.update_layout(
-        template=house_template(),
-        title=plot_title("Next-token loss", data),
+    return styled(
+        figure,
+        "Next-token loss",
+        data,
         height=400,
         margin={"t": 96, "b": 90},
         legend={"orientation": "h", "x": 0, "y": -0.27, "yanchor": "top"},
     )
-    return figure
 
 
 def _running(values: np.ndarray, window: int) -> np.ndarray:

@@ -1,17 +1,16 @@
 """Figures of a `PatchingResult`: effects of patches by layer and position, by head, or by both."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from headscope.analysis.core.result import component_label
 from headscope.analysis.patching.result import PatchingResult
 from headscope.errors import InvalidInputError
-from headscope.views.drawing.maps import component_maps
-from headscope.views.drawing.theme import DIVERGING, house_template, plot_text, plot_title
+from headscope.views.drawing.maps import component_maps, position_maps
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -37,7 +36,7 @@ def patching_by_position(result: PatchingResult, *, sites: Sequence[str] | None 
     chosen = _chosen(result, sites, ("layer", "pos"))
     across = len(chosen) if len(chosen) * len(result.positions) <= _COLUMNS else 1
     rows = [str(layer) for layer in range(result.n_layers)]
-    return _maps(result, {site: result[site].double().cpu().numpy() for site in chosen}, rows, "layer", across)
+    return _maps(result, {site: result[site] for site in chosen}, rows, "layer", across)
 
 
 def patching_by_head(result: PatchingResult, *, sites: Sequence[str] | None = None) -> "go.Figure":
@@ -57,7 +56,6 @@ def patching_by_head(result: PatchingResult, *, sites: Sequence[str] | None = No
     maps = {site: F.pad(result[site], (0, width - result.shape_of(site)[1]), value=torch.nan) for site in chosen}
     return component_maps(
         maps,
-        columns=[str(head) for head in range(width)],
         title=_TITLE[result.direction],
         data=result.info.data,
         unit=_unit(result),
@@ -85,7 +83,7 @@ def patching_by_head_and_position(result: PatchingResult, site: str, *, k: int =
     heads = (values if axes[1] == "head" else values.transpose(1, 2)).flatten(0, 1)
     order = sorted(heads.abs().amax(1).argsort(descending=True, stable=True)[:k].tolist())
     names = [component_label(*divmod(head, result.shape_of(site)[axes.index("head")])) for head in order]
-    return _maps(result, {site: heads[order].cpu().numpy()}, names, "head", 1)
+    return _maps(result, {site: heads[order]}, names, "head")
 
 
 def _chosen(result: PatchingResult, sites: Sequence[str] | None, axes: tuple[str, ...]) -> list[str]:
@@ -114,51 +112,16 @@ def _unit(result: PatchingResult) -> str:
 
 
 def _maps(
-    result: PatchingResult, maps: dict[str, np.ndarray], rows: list[str], row_title: str, across: int
+    result: PatchingResult, maps: Mapping[str, Tensor], rows: Sequence[str], row_title: str, across: int = 1
 ) -> "go.Figure":
-    """Draw a heat map for each site over the positions of the prompt."""
-    import plotly.graph_objects as go
-    from plotly.subplots import make_subplots
-
-    down = -(-len(maps) // across)
-    tokens = [plot_text(label.replace("\n", "\\n")) for label in result.position_labels]
-    figure = make_subplots(
-        rows=down,
-        cols=across,
-        subplot_titles=tuple(maps),
-        horizontal_spacing=0.06,
-        vertical_spacing=0.35 / down,
-        shared_yaxes=True,
+    return position_maps(
+        maps,
+        rows=rows,
+        row_title=row_title,
+        positions=result.positions,
+        tokens=result.position_labels,
+        title=_TITLE[result.direction],
+        data=result.info.data,
+        unit=_unit(result),
+        across=across,
     )
-    places = list(range(len(tokens)))
-    hover = [[f"{where} {token}" for where, token in zip(result.positions, tokens, strict=True)]] * len(rows)
-    for number, (site, values) in enumerate(maps.items()):
-        heatmap = go.Heatmap(
-            z=values,
-            x=places,
-            y=rows,
-            customdata=hover,
-            coloraxis="coloraxis",
-            xgap=1 if len(tokens) <= 64 else 0,
-            ygap=1 if len(rows) <= 32 else 0,
-            hovertemplate=f"{site}, {row_title} %{{y}}, %{{customdata}}: %{{z:+.4f}}<extra></extra>",
-        )
-        figure.add_trace(heatmap, row=1 + number // across, col=1 + number % across)
-    axis = {"showgrid": False, "showline": True, "mirror": True, "linecolor": "rgb(128,128,128)"}
-    figure.update_xaxes(**axis, tickvals=places, ticktext=tokens, tickangle=-45 if len(tokens) <= 20 else -90)
-    figure.update_yaxes(**axis, autorange="reversed", type="category")
-    figure.update_yaxes(title_text=row_title, col=1)
-    widest = max(float(np.nanmax(np.abs(values), initial=0.0)) for values in maps.values()) or 1.0
-    figure.update_layout(
-        template=house_template(),
-        title=plot_title(_TITLE[result.direction], result.info.data),
-        height=max(360, min(900 * down, down * (90 + 26 * len(rows)) + 120)),
-        margin={"t": 96, "b": 110},
-        coloraxis={
-            "colorscale": DIVERGING,
-            "cmin": -widest,
-            "cmax": widest,
-            "colorbar": {"title": {"text": _unit(result)}, "thickness": 14, "outlinewidth": 0},
-        },
-    )
-    return figure

@@ -6,7 +6,7 @@ from headscope.analysis.patching.comparison import PatchingComparison
 from headscope.analysis.patching.path_result import PathPatchingResult
 from headscope.errors import InvalidInputError
 from headscope.views.drawing.maps import component_maps
-from headscope.views.drawing.theme import PALETTE, house_template, plot_title
+from headscope.views.drawing.theme import PALETTE, styled
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -33,16 +33,14 @@ def path_patching_by_head(*results: PathPatchingResult, normalized: bool = True)
             "path_patch_sweep with senders='heads' or senders='components'."
         )
     first = results[0]
-    width = first.values.shape[1]
-    has_mlp = first.sender_labels[width - 1].startswith("mlp")
     maps = {f"into {_receivers(result)}": result.normalized if normalized else result.change for result in results}
     frozen = "MLPs frozen" if first.freeze_mlps else "MLPs recomputed"
     return component_maps(
         maps,
-        columns=[*map(str, range(width - has_mlp)), *(["MLP"] if has_mlp else [])],
         title=f"Path patching ({first.direction}, {frozen}, positions: {first.positions})",
         data=first.info.data,
         unit="share" if normalized else "change",
+        mlp=first.sender_labels[first.values.shape[1] - 1].startswith("mlp"),
         own_scales=True,
     )
 
@@ -87,5 +85,4 @@ def attribution_scatter(comparison: PatchingComparison) -> "go.Figure":
     title = (
         f"Attribution patching of {comparison.site}: r = {comparison.pearson:.3f}, rank r = {comparison.spearman:.3f}"
     )
-    figure.update_layout(template=house_template(), title=plot_title(title, comparison.data))
-    return figure
+    return styled(figure, title, comparison.data)

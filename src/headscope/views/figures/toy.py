@@ -7,8 +7,7 @@ import numpy as np
 
 from headscope.errors import InvalidInputError
 from headscope.views.drawing.arrays import to_array
-from headscope.views.drawing.theme import PALETTE, house_template, plot_text, plot_title
-from headscope.views.figures.training import TrainingRecord
+from headscope.views.drawing.theme import PALETTE, plot_text, styled
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -55,9 +54,12 @@ def fourier_bars(
             marker={"color": PALETTE[0 if number == len(series) - 1 else 5]},
             hovertemplate="frequency %{x}: %{y:.1%}<extra>" + plot_text(name) + "</extra>",
         )
-    figure.update_layout(
-        template=house_template(),
-        title=plot_title(title, data),
+    figure.update_xaxes(title_text="frequency", showgrid=False)
+    figure.update_yaxes(title_text="share of the power", tickformat=".0%", rangemode="tozero")
+    return styled(
+        figure,
+        title,
+        data,
         width=860,
         height=360,
         bargap=0.15,
@@ -66,16 +68,13 @@ def fourier_bars(
         legend={"x": 0.99, "xanchor": "right", "y": 0.98},
         margin={"t": 84},
     )
-    figure.update_xaxes(title_text="frequency", showgrid=False)
-    figure.update_yaxes(title_text="share of the power", tickformat=".0%", rangemode="tozero")
-    return figure
 
 
-def grokking_curve(result: TrainingRecord, *, threshold: float = 0.99) -> "go.Figure":
+def grokking_curve(result: Any, *, threshold: float = 0.99) -> "go.Figure":
     """Draw loss on training and held-out data over steps, on a log scale, with the steps at which each was learned.
 
     Args:
-        result: Result of `train` with validation data.
+        result: Result of `train` with validation data, a `training.TrainingResult`.
         threshold: Signal accuracy that counts as learned.
 
     Raises:
@@ -104,20 +103,16 @@ def grokking_curve(result: TrainingRecord, *, threshold: float = 0.99) -> "go.Fi
             figure.add_vline(
                 step,
                 line={"color": color, "dash": "dot", "width": 1.5},
-                annotation={
-                    "text": f"{event}: step {step:,}",
-                    "font": {"color": color},
-                    "yshift": -18 * number,
-                },
+                annotation={"text": f"{event}: step {step:,}", "font": {"color": color}, "yshift": -18 * number},
             )
-    figure.update_layout(
-        template=house_template(),
-        title=plot_title(f"Training {plot_text(result.model)}: memorization, then grokking", result.data),
+    figure.update_xaxes(title_text="step", rangemode="tozero")
+    figure.update_yaxes(title_text="loss, nats", type="log", exponentformat="power", dtick=1)
+    return styled(
+        figure,
+        f"Training {plot_text(result.model)}: memorization, then grokking",
+        result.data,
         width=860,
         height=400,
         legend={"x": 0.01, "y": 0.03},
         margin={"t": 84},
     )
-    figure.update_xaxes(title_text="step", rangemode="tozero")
-    figure.update_yaxes(title_text="loss, nats", type="log", exponentformat="power", dtick=1)
-    return figure

@@ -1,59 +1,33 @@
 """Figures of training on toy tasks: metrics of a run, and circuits over tokens, with a slider over steps."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headscope.data.tasks.base import TaskMetrics
 from headscope.errors import InvalidInputError
+from headscope.views.drawing.animation import animate
 from headscope.views.drawing.arrays import to_array
-from headscope.views.drawing.theme import DIVERGING, PALETTE, house_template, plot_text, plot_title
+from headscope.views.drawing.maps import color_scale
+from headscope.views.drawing.theme import PALETTE, plot_text, styled
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-__all__ = ["TrainingRecord", "token_maps", "token_maps_along_training", "training_metrics"]
+__all__ = ["token_maps", "token_maps_along_training", "training_metrics"]
 
 _KINDS = (("all answers", "", PALETTE[0]), ("signal", "signal_", PALETTE[2]), ("noise", "noise_", PALETTE[5]))
 _CELL = 26  # pixels
 _MAP_MARGIN = 70
 
 
-@runtime_checkable
-class TrainingRecord(Protocol):
-    """The part of `training.TrainingResult` that figures need.
-
-    A curve has `step`, `loss`, `accuracy`, `signal_loss`, `signal_accuracy`, `noise_loss` and `noise_accuracy`,
-    `[point]` each.
-    """
-
-    # Read only: results are frozen.
-    if TYPE_CHECKING:
-
-        @property
-        def model(self) -> str: ...
-        @property
-        def data(self) -> str: ...
-        @property
-        def train(self) -> Any: ...
-        @property
-        def train_epochs(self) -> Any: ...
-        @property
-        def validation(self) -> Any: ...
-        @property
-        def bayes(self) -> TaskMetrics: ...
-        @property
-        def validation_bayes(self) -> TaskMetrics | None: ...
-
-
-def training_metrics(result: TrainingRecord, *, steps: bool = False) -> "go.Figure":
+def training_metrics(result: Any, *, steps: bool = False) -> "go.Figure":
     """Draw loss and accuracy on training and validation data: two rows of two panels.
 
     All answers, signal and noise have a line each if the data has both kinds; dotted lines show the best predictor.
 
     Args:
-        result: Result of `train`.
+        result: Result of `train`, a `training.TrainingResult`.
         steps: Draw training metrics of each step instead of their means over epochs.
     """
     import plotly.graph_objects as go
@@ -90,14 +64,14 @@ def training_metrics(result: TrainingRecord, *, steps: bool = False) -> "go.Figu
     figure.update_xaxes(title_text="step", rangemode="tozero")
     figure.update_yaxes(title_text="nats", rangemode="tozero", col=1)
     figure.update_yaxes(title_text="accuracy", range=[-0.02, 1.02], col=2)
-    figure.update_layout(
-        template=house_template(),
-        title=plot_title(f"Training {plot_text(result.model)} (dotted: the best possible)", result.data),
+    return styled(
+        figure,
+        f"Training {plot_text(result.model)} (dotted: the best possible)",
+        result.data,
         width=960,
         height=60 + 320 * len(rows),
         margin={"t": 96},
     )
-    return figure
 
 
 def token_maps(
@@ -133,8 +107,10 @@ def token_maps(
         >>> figure.layout.annotations[0].text, figure.layout.coloraxis.cmax
         ('head 0', 3.0)
     """
-    maps = _maps(values)
-    return _draw_maps(maps, title, _labels(maps, x, y, names), (x_title, y_title), unit, limit)
+    maps = to_array(values, "values")
+    if maps.ndim != 3 or not maps.size:
+        raise InvalidInputError(f"values must be [map, y, x]; got shape {list(maps.shape)}.")
+    return _draw_maps(maps, title, _labels(maps, x, y, names), (x_title, y_title), color_scale(maps, unit, limit=limit))
 
 
 def token_maps_along_training(
@@ -180,35 +156,18 @@ def token_maps_along_training(
         raise InvalidInputError(f"values must be [step, map, y, x]; got shape {list(series.shape)}.")
     if len(series) != len(steps):
         raise InvalidInputError(f"there are {len(series)} entries of values and {len(steps)} steps; give one for each.")
-    limit = _limit(series) if limit is None else limit
     labels = _labels(series[0], x, y, names)
-    figure = _draw_maps(series[-1], title, labels, (x_title, y_title), unit, limit)
-    figure.frames = [
-        go.Frame(name=str(step), data=[go.Heatmap(z=one) for one in maps], traces=list(range(len(maps))))
-        for step, maps in zip(steps, series, strict=True)
-    ]
-    still = {"mode": "immediate", "frame": {"duration": 0, "redraw": True}, "transition": {"duration": 0}}
-    stops = [{"label": str(step), "method": "animate", "args": [[str(step)], still]} for step in steps]
-    slider = {"active": len(stops) - 1, "currentvalue": {"prefix": "step "}, "pad": {"t": 76}, "steps": stops}
-    figure.update_layout(sliders=[slider], height=figure.layout.height + 120)
-    return figure
+    scale = color_scale(series, unit, limit=limit)
+    figure = _draw_maps(series[-1], title, labels, (x_title, y_title), scale)
+    frames = [[go.Heatmap(z=one) for one in maps] for maps in series]
+    animate(figure, steps, frames, range(len(series[-1])), pad={"t": 76})
+    return figure.update_layout(height=figure.layout.height + 120)
 
 
 def _drawn(curve: Any) -> list[tuple[str, str, str]]:
     """Choose the lines to draw: one, if all answers are of one kind."""
     kinds = [kind for kind in _KINDS if not np.isnan(to_array(getattr(curve, kind[1] + "loss"))).all()]
     return kinds if len(kinds) == len(_KINDS) else kinds[:1]
-
-
-def _maps(values: Any) -> np.ndarray:
-    maps = to_array(values, "values")
-    if maps.ndim != 3 or not maps.size:
-        raise InvalidInputError(f"values must be [map, y, x]; got shape {list(maps.shape)}.")
-    return maps
-
-
-def _limit(values: np.ndarray) -> float:
-    return float(np.abs(values).max()) or 1.0
 
 
 def _labels(
@@ -229,14 +188,12 @@ def _draw_maps(
     title: str,
     labels: tuple[list[str], list[str], list[str]],
     axes: tuple[str, str],
-    unit: str,
-    limit: float | None,
+    scale: dict[str, Any],
 ) -> "go.Figure":
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
     names, rows, columns = labels
-    limit = _limit(maps) if limit is None else limit
     figure = make_subplots(rows=1, cols=len(maps), subplot_titles=names, shared_yaxes=True, horizontal_spacing=0.03)
     for number, one in enumerate(maps):
         trace = go.Heatmap(
@@ -245,23 +202,20 @@ def _draw_maps(
             xgap=1,
             ygap=1,
             hovertemplate=f"{names[number]}<br>{axes[1]} %{{customdata[0]}}, {axes[0]} %{{customdata[1]}}"
-            f"<br>%{{z:.3f}} {unit}<extra></extra>",
+            f"<br>%{{z:.3f}} {scale['colorbar']['title']['text']}<extra></extra>",
             customdata=[[(row, column) for column in columns] for row in rows],
         )
         figure.add_trace(trace, row=1, col=number + 1)
-    figure.update_xaxes(
-        title_text=axes[0], tickvals=list(range(len(columns))), ticktext=columns, showgrid=False, zeroline=False
-    )
-    figure.update_yaxes(
-        autorange="reversed", tickvals=list(range(len(rows))), ticktext=rows, showgrid=False, zeroline=False
-    )
+    plain = {"showgrid": False, "zeroline": False}
+    figure.update_xaxes(title_text=axes[0], tickvals=list(range(len(columns))), ticktext=columns, **plain)
+    figure.update_yaxes(autorange="reversed", tickvals=list(range(len(rows))), ticktext=rows, **plain)
     figure.update_yaxes(title_text=axes[1], col=1)
-    figure.update_layout(
-        template=house_template(),
-        title=plot_title(title, ""),
-        coloraxis={"cmin": -limit, "cmax": limit, "colorscale": DIVERGING, "colorbar": {"title": {"text": unit}}},
+    return styled(
+        figure,
+        title,
+        "",
+        coloraxis=scale,
         width=max(640, 150 + len(maps) * (_MAP_MARGIN // 2 + _CELL * len(columns))),
         height=110 + _MAP_MARGIN + _CELL * len(rows),
         margin={"t": 84},
     )
-    return figure
