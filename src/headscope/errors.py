@@ -16,6 +16,7 @@ __all__ = [
     "NotFiniteError",
     "StorageError",
     "UnknownNameError",
+    "check_at_least",
     "unknown_name",
 ]
 
@@ -79,3 +80,19 @@ def unknown_name(kind: str, name: str, allowed: Iterable[str], *, hint: str = ""
     else:
         suggestion = ""
     return UnknownNameError(f"Unknown {kind} {name!r}.{suggestion}{' ' + hint if hint else ''}")
+
+
+def check_at_least(least: int, **options: int) -> None:
+    """Refuse an option below its smallest value.
+
+    Raises:
+        InvalidInputError: With its name and value.
+
+    Example:
+        >>> check_at_least(1, batch_size=0)
+        Traceback (most recent call last):
+        headscope.errors.InvalidInputError: batch_size must be at least 1; got 0.
+    """
+    for name, value in options.items():
+        if value < least:
+            raise InvalidInputError(f"{name} must be at least {least}; got {value}.")

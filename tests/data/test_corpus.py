@@ -194,10 +194,10 @@ def test_a_file_that_changes_between_passes_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "options", "message"),
     [
-        (TEXTS, {"row_length": 1}, "row_length is 1; it must be at least 2"),
-        (TEXTS, {"batch_size": 0}, "batch_size is 0"),
-        (TEXTS, {"piece_chars": 0}, "piece_chars is 0"),
-        (TEXTS, {"piece_chars": 9, "longest_piece": 8}, "longest_piece is 8; it must be at least 9"),
+        (TEXTS, {"row_length": 1}, "row_length must be at least 2; got 1"),
+        (TEXTS, {"batch_size": 0}, "batch_size must be at least .*; got 0"),
+        (TEXTS, {"piece_chars": 0}, "piece_chars must be at least .*; got 0"),
+        (TEXTS, {"piece_chars": 9, "longest_piece": 8}, "longest_piece must be at least 9; got 8"),
         (TEXTS, {"max_tokens": 31}, "max_tokens is 31, less than one row"),
         (iter(TEXTS), {}, "an iterator is exhausted.*lambda: read_texts"),
         ("nowhere.txt", {}, "No such file"),

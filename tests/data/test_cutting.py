@@ -175,7 +175,10 @@ def test_a_document_that_cannot_be_cut_is_refused_at_the_limit(kind: str, text: 
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"piece_chars": 0}, "piece_chars is 0"), ({"piece_chars": 9, "longest": 8}, "longest is 8.*piece_chars = 9")],
+    [
+        ({"piece_chars": 0}, "piece_chars must be at least .*; got 0"),
+        ({"piece_chars": 9, "longest": 8}, "longest must be at least 9; got 8"),
+    ],
 )
 def test_bad_options_are_refused(options: dict[str, int], message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):

@@ -215,10 +215,10 @@ def test_only_as_much_is_read_as_a_batch_and_the_shuffle_buffer_need(seed: int |
 @pytest.mark.parametrize(
     ("texts", "options", "message"),
     [
-        (["abc"], {"max_length": 1}, "max_length is 1; it must be at least 2"),
-        (["abc"], {"max_length": 0, "add_bos_token": False}, "max_length is 0; it must be at least 1"),
-        (["abc"], {"max_length": 8, "batch_size": 0}, "batch_size is 0"),
-        (["abc"], {"max_length": 8, "shuffle_buffer": 0}, "shuffle_buffer is 0"),
+        (["abc"], {"max_length": 1}, "max_length must be at least 2; got 1"),
+        (["abc"], {"max_length": 0, "add_bos_token": False}, "max_length must be at least 1; got 0"),
+        (["abc"], {"max_length": 8, "batch_size": 0}, "batch_size must be at least .*; got 0"),
+        (["abc"], {"max_length": 8, "shuffle_buffer": 0}, "shuffle_buffer must be at least .*; got 0"),
         ("abc", {"max_length": 8}, "the documents are one string"),
     ],
 )

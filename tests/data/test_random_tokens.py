@@ -39,9 +39,9 @@ def test_the_seed_decides_and_the_global_generator_is_left_alone():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch": 0}, "batch is 0"),
-        ({"length": -2}, "length is -2"),
-        ({"n_repeats": 0}, "n_repeats is 0"),
+        ({"batch": 0}, "batch must be at least .*; got 0"),
+        ({"length": -2}, "length must be at least .*; got -2"),
+        ({"n_repeats": 0}, "n_repeats must be at least .*; got 0"),
         ({"d_vocab": None}, "either d_vocab"),
         ({"allowed": [1]}, "either d_vocab"),
         ({"d_vocab": 1, "bos": 0}, "No token is left"),

@@ -82,7 +82,7 @@ def test_prompts_are_one_object_a_line(directory):
 
 
 def test_what_is_refused_leaves_nothing_behind(tmp_path):
-    with pytest.raises(InvalidInputError, match="steps is 0"):
+    with pytest.raises(InvalidInputError, match="steps must be at least .*; got 0"):
         train_demo(tmp_path / "new", steps=0, progress=False)
     assert not (tmp_path / "new").exists()
     taken = tmp_path / "taken"

@@ -101,7 +101,7 @@ def test_figures_are_frozen_and_print_as_a_table(figures):
 
 
 def test_bad_input_is_refused(model):
-    with pytest.raises(InvalidInputError, match="n_prompts is 0"):
+    with pytest.raises(InvalidInputError, match="n_prompts must be at least .*; got 0"):
         evaluate_demo(model, n_prompts=0, progress=False)
     with pytest.raises(MissingTokenizerError, match="tokenizer"):
         evaluate_demo(HookedTransformer(model.cfg), progress=False)

@@ -107,7 +107,7 @@ def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
     train(task.model, task.data, TrainConfig(steps=2), out=tmp_path / "none", progress=False)
     with pytest.raises(InvalidInputError, match="has no snapshots"):
         training_dynamics(tmp_path / "none", task.data)
-    with pytest.raises(InvalidInputError, match="n_rows is 0"):
+    with pytest.raises(InvalidInputError, match="n_rows must be at least .*; got 0"):
         training_dynamics(tmp_path, task.data, n_rows=0)
     train(task.model, task.data, TrainConfig(steps=2), out=tmp_path / "run", snapshots=[0, 2], progress=False)
     noise = replace_signal(PalindromeDataset(10))

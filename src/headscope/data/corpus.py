@@ -16,8 +16,8 @@ from headscope.data.cutting import LONGEST_PIECE, PIECE_CHARS, Chunk
 from headscope.data.hub import HFDataset, check_column
 from headscope.data.packing import Packing, batched, shuffled, special_tokens
 from headscope.data.protocols import Tokenizer
-from headscope.data.text import read_chunks, text_files
-from headscope.errors import InvalidInputError, unknown_name
+from headscope.data.text import read_chunks, text_files, text_of
+from headscope.errors import InvalidInputError, check_at_least
 
 __all__ = ["Corpus", "CorpusSource"]
 
@@ -109,15 +109,9 @@ class Corpus:
         piece_chars: int = PIECE_CHARS,
         longest_piece: int = LONGEST_PIECE,
     ) -> None:
-        for option, value, least in (
-            ("row_length", row_length, 2 if add_bos_token else 1),
-            ("batch_size", batch_size, 1),
-            ("shuffle_buffer", shuffle_buffer, 1),
-            ("piece_chars", piece_chars, 1),
-            ("longest_piece", longest_piece, piece_chars),
-        ):
-            if value < least:
-                raise InvalidInputError(f"{option} is {value}; it must be at least {least}.")
+        check_at_least(2 if add_bos_token else 1, row_length=row_length)
+        check_at_least(1, batch_size=batch_size, shuffle_buffer=shuffle_buffer, piece_chars=piece_chars)
+        check_at_least(piece_chars, longest_piece=longest_piece)
         if max_tokens is not None and max_tokens < row_length:
             raise InvalidInputError(
                 f"max_tokens is {max_tokens}, less than one row of row_length = {row_length} tokens."
@@ -143,7 +137,7 @@ class Corpus:
         )
         self._source, self._files = _resolved(source)
         if isinstance(self._source, HFDataset):
-            check_column(self._source, column)
+            check_column(column, self._source.column_names, "the dataset")
         self._stamps = _stamps(self._files)
 
     def __iter__(self) -> Iterator[Int[Tensor, "batch pos"]]:
@@ -204,7 +198,8 @@ class Corpus:
         source, options = self._source, self._options
         texts: Any
         if isinstance(source, HFDataset):
-            texts = (_cell(row, options.column, i) for i, row in enumerate(cast(Iterable[Any], source)))
+            rows = enumerate(cast(Iterable[Any], source))
+            texts = (text_of(row, options.column, f"row {i}") for i, row in rows)
         elif callable(source):
             texts = source()
         else:
@@ -242,9 +237,3 @@ def _stamps(files: list[Path]) -> list[tuple[str, int, int]]:
             raise InvalidInputError(f"Cannot open {str(file)!r}: {error}.") from error
         stamps.append((str(file.absolute()), status.st_size, status.st_mtime_ns))
     return stamps
-
-
-def _cell(row: Any, column: str, index: int) -> str:
-    if column not in row:
-        raise unknown_name("column", column, row, hint=f"The columns of row {index}: {list(row)}.")
-    return cast(str, row[column])

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from headscope.data.protocols import Tokenizer
-from headscope.errors import InvalidInputError
+from headscope.errors import InvalidInputError, check_at_least
 
 __all__ = ["LONGEST_PIECE", "PIECE_CHARS", "Chunk", "Cutter"]
 
@@ -77,10 +77,8 @@ class Cutter:
     def __init__(
         self, tokenizer: Tokenizer, *, piece_chars: int = PIECE_CHARS, longest: int | None = LONGEST_PIECE
     ) -> None:
-        if piece_chars < 1:
-            raise InvalidInputError(f"piece_chars is {piece_chars}; it must be at least 1.")
-        if longest is not None and longest < piece_chars:
-            raise InvalidInputError(f"longest is {longest}; it must be at least piece_chars = {piece_chars}.")
+        check_at_least(1, piece_chars=piece_chars)
+        check_at_least(piece_chars, longest=piece_chars if longest is None else longest)
         self._tokenizer = tokenizer
         self._piece_chars = piece_chars
         self._longest = longest

@@ -3,6 +3,7 @@
 import json
 import pickle
 import random
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
@@ -21,6 +22,7 @@ __all__ = [
     "get_dataset",
     "get_webtext",
     "keep_single_column",
+    "load_hf_dataset",
 ]
 
 DATASETS = {
@@ -79,18 +81,28 @@ def get_dataset(dataset_name: str, **kwargs: Any) -> "Dataset":
     if dataset_name not in DATASETS:
         hint = "For other datasets on the hub, call datasets.load_dataset(name, split='train')."
         raise unknown_name("dataset", dataset_name, DATASETS, hint=hint)
-    repo = DATASETS[dataset_name]
+    return load_hf_dataset(DATASETS[dataset_name], **{"split": "train", **kwargs})
+
+
+def load_hf_dataset(name: str, *config: str | None, **options: Any) -> Any:
+    """Call `datasets.load_dataset`, with errors that say what to do.
+
+    Raises:
+        MissingDependencyError: If the package `datasets` is not installed.
+        InvalidInputError: If the dataset cannot be loaded.
+    """
     try:
         from datasets import load_dataset
     except ImportError as error:
         raise MissingDependencyError(
-            f"The dataset {repo!r} needs the `datasets` package, which cannot be imported ({error}). "
+            f"The dataset {name!r} needs the `datasets` package, which cannot be imported ({error}). "
             "Run: pip install 'headscope[hf-datasets]'"
         ) from error
     try:
-        return load_dataset(repo, **{"split": "train", **kwargs})
+        return load_dataset(name, *config, **options)
     except (OSError, ValueError) as error:
-        raise InvalidInputError(f"The dataset {repo!r} cannot be loaded: {error}") from error
+        given = ", ".join([*(repr(each) for each in config if each), *(f"{key}={options[key]!r}" for key in options)])
+        raise InvalidInputError(f"The dataset {name!r} ({given}) cannot be loaded: {error}") from error
 
 
 def get_webtext(seed: int = 420, *, dataset: str = "openwebtext") -> list[str]:
@@ -127,18 +139,18 @@ def keep_single_column(dataset: HFDataset, col_name: str) -> HFDataset:
         >>> keep_single_column(get_dataset("pile"), "text").column_names  # doctest: +SKIP
         ['text']
     """
-    check_column(dataset, col_name)
+    check_column(col_name, dataset.column_names, "the dataset")
     return dataset.select_columns([col_name])
 
 
-def check_column(dataset: HFDataset, column: str) -> None:
-    """Raise if a dataset lacks a column; a streamed one may not know its columns before its first row.
+def check_column(column: str, names: Iterable[str] | None, where: str) -> None:
+    """Raise if a column is missing; a streamed dataset may not know its columns (None) before its first row.
 
     Raises:
         UnknownNameError: If there is no such column; the message lists the columns.
     """
-    if dataset.column_names is not None and column not in dataset.column_names:
-        raise unknown_name("column", column, dataset.column_names)
+    if names is not None and column not in (names := list(names)):
+        raise unknown_name("column", column, names, hint=f"The columns of {where}: {names}.")
 
 
 def download_file_from_hf(

@@ -6,11 +6,11 @@ and the shuffle buffer if there is one. A long document is tokenized in pieces, 
 
 import logging
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any, overload
 
 import numpy as np
@@ -22,7 +22,7 @@ from headscope.data.cutting import PIECE_CHARS, Chunk, Cutter
 from headscope.data.hub import HFDataset, keep_single_column
 from headscope.data.protocols import Tokenizer
 from headscope.data.text import checked_text
-from headscope.errors import InvalidInputError
+from headscope.errors import InvalidInputError, check_at_least
 
 __all__ = ["Packing", "batched", "shuffled", "special_tokens", "tokenize_and_concatenate"]
 
@@ -127,14 +127,8 @@ def tokenize_and_concatenate(
         tensor([[ 0, 65, 66,  1],
                 [ 0, 67, 68, 69]])
     """
-    smallest = 2 if add_bos_token else 1
-    for option, value, least in (
-        ("max_length", max_length, smallest),
-        ("batch_size", batch_size, 1),
-        ("shuffle_buffer", shuffle_buffer, 1),
-    ):
-        if value < least:
-            raise InvalidInputError(f"{option} is {value}; it must be at least {least}.")
+    check_at_least(2 if add_bos_token else 1, max_length=max_length)
+    check_at_least(1, batch_size=batch_size, shuffle_buffer=shuffle_buffer)
     if isinstance(dataset, str):
         raise InvalidInputError(
             "the documents are one string; give a list of them: [text], or read_texts(path) for a file."
@@ -160,23 +154,39 @@ class Packing:
     longest_piece: int | None = None
 
     def rows(
-        self,
-        chunks: Iterable[Chunk],
-        *,
-        at_once: int = 0,
-        keep_last: bool = False,
-        may_be_empty: bool = False,
+        self, chunks: Iterable[Chunk], *, at_once: int = 0, keep_last: bool = False, may_be_empty: bool = False
     ) -> Iterator[Int[Tensor, " pos"]]:
-        """Yield the rows of these documents, tokenizing about `at_once` characters in one call."""
+        """Concatenate these documents, cut them into rows, and put `prefix` before each.
+
+        About `at_once` characters are tokenized in one call.
+        """
         cutter = Cutter(self.tokenizer, piece_chars=self.piece_chars, longest=self.longest_piece)
-        return _packed_rows(
-            _encode(self.tokenizer, cutter.pieces(chunks), at_once),
-            self.row_length,
-            prefix=self.prefix,
-            separator=self.separator,
-            keep_last=keep_last,
-            may_be_empty=may_be_empty,
-        )
+        body_length = self.row_length - len(self.prefix)
+        start = torch.tensor(self.prefix, dtype=torch.int64)
+        pending: list[int] = []
+        n_rows, seen_any, inside = 0, False, False
+        for tokens, ends in _encode(self.tokenizer, cutter.pieces(chunks), at_once):
+            if tokens:
+                if seen_any and not inside:
+                    pending.append(self.separator)
+                seen_any = inside = True
+                pending.extend(tokens)
+                n_full = len(pending) // body_length
+                if n_full:
+                    full = torch.tensor(pending[: n_full * body_length], dtype=torch.int64)
+                    pending = pending[n_full * body_length :]
+                    n_rows += n_full
+                    for body in full.split(body_length):
+                        yield torch.cat([start, body])
+            inside = inside and not ends
+        if keep_last and pending:
+            yield torch.tensor(self.prefix + pending, dtype=torch.int64)
+        elif n_rows == 0 and not may_be_empty:
+            needed = f"{body_length} tokens besides BOS" if self.prefix else f"{body_length} tokens"
+            raise InvalidInputError(
+                f"The texts hold {len(pending)} tokens in all, and one row takes {needed}. "
+                + ("Give more text, a smaller max_length, or keep_last=True." if pending else "Give some text.")
+            )
 
 
 def special_tokens(tokenizer: Tokenizer, add_bos_token: bool, separator_id: int | None) -> tuple[list[int], int]:
@@ -250,44 +260,6 @@ def _grouped(pieces: Iterable[Chunk], n_chars: int) -> Iterator[list[Chunk]]:
         yield group
 
 
-def _packed_rows(
-    pieces: Iterable[tuple[Sequence[int], bool]],
-    row_length: int,
-    *,
-    prefix: list[int],
-    separator: int,
-    keep_last: bool,
-    may_be_empty: bool,
-) -> Iterator[Int[Tensor, " pos"]]:
-    """Concatenate tokenized documents, cut the stream into rows, and put `prefix` before each."""
-    body_length = row_length - len(prefix)
-    start = torch.tensor(prefix, dtype=torch.int64)
-    pending: list[int] = []
-    n_rows, seen_any, inside = 0, False, False
-    for tokens, ends in pieces:
-        if tokens:
-            if seen_any and not inside:
-                pending.append(separator)
-            seen_any = inside = True
-            pending.extend(tokens)
-            n_full = len(pending) // body_length
-            if n_full:
-                full = torch.tensor(pending[: n_full * body_length], dtype=torch.int64)
-                pending = pending[n_full * body_length :]
-                n_rows += n_full
-                for body in full.split(body_length):
-                    yield torch.cat([start, body])
-        inside = inside and not ends
-    if keep_last and pending:
-        yield torch.tensor(prefix + pending, dtype=torch.int64)
-    elif n_rows == 0 and not may_be_empty:
-        needed = f"{body_length} tokens besides BOS" if prefix else f"{body_length} tokens"
-        raise InvalidInputError(
-            f"The texts hold {len(pending)} tokens in all, and one row takes {needed}. "
-            + ("Give more text, a smaller max_length, or keep_last=True." if pending else "Give some text.")
-        )
-
-
 def _pack_dataset(dataset: HFDataset, packing: Packing, column_name: str, *, set_format: bool) -> HFDataset:
     import datasets
 
@@ -336,11 +308,5 @@ def shuffled(
 def batched(rows: Iterable[Int[Tensor, " pos"]], batch_size: int) -> Iterator[Int[Tensor, "batch pos"]]:
     """Stack consecutive rows of equal length, `batch_size` at a time."""
     for _, same_length in groupby(rows, key=len):
-        batch: list[Tensor] = []
-        for row in same_length:
-            batch.append(row)
-            if len(batch) == batch_size:
-                yield torch.stack(batch)
-                batch = []
-        if batch:
+        while batch := list(islice(same_length, batch_size)):
             yield torch.stack(batch)

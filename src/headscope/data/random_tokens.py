@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from headscope.errors import InvalidInputError
+from headscope.errors import InvalidInputError, check_at_least
 
 __all__ = ["repeated_random_tokens"]
 
@@ -46,9 +46,7 @@ def repeated_random_tokens(
         tensor([[ 0, 22, 25, 40,  4, 22, 25, 40,  4],
                 [ 0, 39, 28, 15, 34, 39, 28, 15, 34]])
     """
-    for name, value in (("batch", batch), ("length", length), ("n_repeats", n_repeats)):
-        if value < 1:
-            raise InvalidInputError(f"{name} is {value}; it must be 1 or more.")
+    check_at_least(1, batch=batch, length=length, n_repeats=n_repeats)
     ids = _allowed_ids(d_vocab, allowed, bos)
     generator = torch.Generator().manual_seed(seed)
     copy = ids[torch.randint(len(ids), (batch, length), generator=generator)]

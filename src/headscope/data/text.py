@@ -8,15 +8,16 @@ import codecs
 import glob
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from headscope.data.cutting import Chunk
-from headscope.errors import InvalidInputError, MissingDependencyError, UnknownNameError, unknown_name
+from headscope.data.hub import check_column, load_hf_dataset
+from headscope.errors import InvalidInputError
 
-__all__ = ["checked_strings", "checked_text", "hf_dataset_texts", "read_chunks", "read_texts", "text_files"]
+__all__ = ["checked_strings", "checked_text", "hf_dataset_texts", "read_chunks", "read_texts", "text_files", "text_of"]
 
 _SUFFIXES = (".txt", ".jsonl", ".parquet")
 _READ_BYTES = 1 << 16
@@ -90,8 +91,7 @@ def read_chunks(
         items: Iterator[Any] = iter(source)
         first = next(items, "")
         if not isinstance(first, os.PathLike):
-            texts = checked_strings(chain([first], items))
-            return _non_empty((Chunk(text, ends=True) for text in texts), "the iterable of texts")
+            return _non_empty(_whole(checked_strings(chain([first], items))), "the iterable of texts")
         files = [file for path in chain([first], items) for file in text_files(path)]
     name = str(files[0]) if len(files) == 1 else f"{len(files)} files, {files[0]} to {files[-1]},"
     chunks = (chunk for file in files for chunk in _read_file(file, column, split_on_blank_lines))
@@ -156,25 +156,10 @@ def hf_dataset_texts(
         UnknownNameError: If there is no such column; the message lists the columns.
         InvalidInputError: For a missing dataset or split, a row whose column does not hold text, or no text at all.
     """
-    try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"Reading the Hugging Face dataset {name!r} needs the `datasets` package, which cannot be "
-            f"imported ({error}). Run: pip install 'headscope[hf-datasets]'"
-        ) from error
-    try:
-        dataset = load_dataset(name, config, split=split, streaming=streaming)
-    except (OSError, ValueError) as error:
-        raise InvalidInputError(
-            f"The dataset {name!r} (config {config!r}, split {split!r}) cannot be loaded: {error}"
-        ) from error
-    # A streamed dataset may not know its columns before its first row.
-    if dataset.column_names is not None and column not in dataset.column_names:
-        raise _unknown_column(column, dataset.column_names, f"the dataset {name!r}")
-    texts = (_text_of(row, column, f"dataset {name!r}, row {i}") for i, row in enumerate(dataset))
-    chunks = (Chunk(text, ends=True) for text in texts)
-    return _joined(_non_empty(chunks, f"dataset {name!r}, split {split!r}"))
+    dataset = load_hf_dataset(name, config, split=split, streaming=streaming)
+    check_column(column, dataset.column_names, f"the dataset {name!r}")
+    texts = (text_of(row, column, f"dataset {name!r}, row {i}") for i, row in enumerate(dataset))
+    return _joined(_non_empty(_whole(texts), f"dataset {name!r}, split {split!r}"))
 
 
 # Reading
@@ -203,10 +188,14 @@ def _shown(path: Path) -> str:
 def _read_file(path: Path, column: str, split_on_blank_lines: bool) -> Iterator[Chunk]:
     suffix = path.suffix.lower()
     if suffix == ".parquet":
-        return (Chunk(text, ends=True) for text in _read_parquet(path, column))
+        return _whole(_read_parquet(path, column))
     if suffix == ".jsonl":
-        return (Chunk(text, ends=True) for text in _read_jsonl(path, column))
+        return _whole(_read_jsonl(path, column))
     return _read_paragraphs(path) if split_on_blank_lines else _read_whole(path)
+
+
+def _whole(texts: Iterable[str]) -> Iterator[Chunk]:
+    return (Chunk(text, ends=True) for text in texts)
 
 
 def _read_whole(path: Path) -> Iterator[Chunk]:
@@ -263,7 +252,7 @@ def _read_jsonl(path: Path, column: str) -> Iterator[str]:
             raise InvalidInputError(
                 f'{where}: a JSON {type(row).__name__}; each line must be an object like {{"{column}": "some text"}}.'
             )
-        yield _text_of(row, column, where)
+        yield text_of(row, column, where)
 
 
 def _read_parquet(path: Path, column: str) -> Iterator[str]:
@@ -273,9 +262,7 @@ def _read_parquet(path: Path, column: str) -> Iterator[str]:
     try:
         # With a buffer, a column is read page by page instead of a whole row group at once.
         with pyarrow.parquet.ParquetFile(path, buffer_size=_PARQUET_BYTES) as file:
-            names = file.schema_arrow.names
-            if column not in names:
-                raise _unknown_column(column, names, str(path))
+            check_column(column, file.schema_arrow.names, str(path))
             index = 0
             for batch in file.iter_batches(batch_size=_parquet_rows(file), columns=[column], use_threads=False):
                 for cell in batch.column(column):
@@ -330,15 +317,15 @@ def _not_utf8(path: Path, data: bytes, error: UnicodeDecodeError, *, offset: int
 # Checking
 
 
-def _text_of(row: dict[str, object], column: str, where: str) -> str:
-    if column not in row:
-        raise _unknown_column(column, row, where)
+def text_of(row: Mapping[str, object], column: str, where: str) -> str:
+    """Return the text in a column of a row.
+
+    Raises:
+        UnknownNameError: If there is no such column; the message lists the columns.
+        InvalidInputError: If it holds no text.
+    """
+    check_column(column, row, where)
     return checked_text(row[column], f"{where}, column {column!r}")
-
-
-def _unknown_column(column: str, names: Iterable[str], where: str) -> UnknownNameError:
-    columns = list(names)
-    return unknown_name("column", column, columns, hint=f"The columns of {where}: {columns}.")
 
 
 def checked_strings(texts: Iterable[object]) -> Iterator[str]:

@@ -27,24 +27,19 @@ from torch import Tensor
 from headscope.data.packing import tokenize_and_concatenate
 from headscope.data.random_tokens import repeated_random_tokens
 from headscope.data.small_english import documents, ioi_prompts
-from headscope.errors import InvalidInputError
+from headscope.errors import InvalidInputError, check_at_least
+from headscope.model.checkpoints.families.gpt2 import GPT2
 from headscope.model.checkpoints.pipeline import load_tokenizer
 from headscope.model.config import HookedTransformerConfig
 from headscope.model.transformer import HookedTransformer
 from headscope.training.tokenizer import train_tokenizer
+from headscope.training.toy_configs import easy_positions
 from headscope.training.trainer import LanguageTrainConfig, TrainHistory, train_language_model
 
 __all__ = ["DEMO_STEPS", "train_demo"]
 
 DEMO_STEPS = 2800
-_LR = 4e-3
-_N_LAYERS = 5
-_D_MODEL = 128
-_D_HEAD = 32
 _N_CTX = 256
-_OUTPUT_SCALE = 0.316
-_FASTEST = 3.0  # radians per position
-_SLOWEST = 1 / 20
 _VOCAB_SIZE = 1024
 _TOKENIZER_DOCUMENTS = 20_000
 _SAMPLE_SEED = 10_000
@@ -104,8 +99,7 @@ def train_demo(out: str | Path, *, seed: int = 0, steps: int = DEMO_STEPS, progr
         (2, 5)
     """
     out = Path(out)
-    if steps < 1:
-        raise InvalidInputError(f"steps is {steps}; training needs at least one step.")
+    check_at_least(1, steps=steps)
     if out.exists() and not out.is_dir():
         raise InvalidInputError(f"{out} is a file; give a directory for the checkpoint.")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -113,7 +107,7 @@ def train_demo(out: str | Path, *, seed: int = 0, steps: int = DEMO_STEPS, progr
         tokenizer = load_tokenizer(_write_tokenizer(Path(directory), seed))
     model = HookedTransformer(_config(len(tokenizer), seed), tokenizer)
     _initialize(model)
-    cfg = LanguageTrainConfig(steps=steps, lr=_LR, warmup=min(100, steps // 4))
+    cfg = LanguageTrainConfig(steps=steps, lr=4e-3, warmup=min(100, steps // 4))
     history = train_language_model(model, _batches(tokenizer, seed, steps), cfg, progress=progress)
     with tempfile.TemporaryDirectory(prefix=".train-demo-", dir=out.parent) as directory:
         partial = _write_tokenizer(Path(directory), seed)
@@ -127,12 +121,12 @@ def train_demo(out: str | Path, *, seed: int = 0, steps: int = DEMO_STEPS, progr
 
 def _config(d_vocab: int, seed: int) -> HookedTransformerConfig:
     return HookedTransformerConfig(
-        n_layers=_N_LAYERS,
-        d_model=_D_MODEL,
+        n_layers=5,
+        d_model=128,
         n_ctx=_N_CTX,
-        d_head=_D_HEAD,
-        n_heads=_D_MODEL // _D_HEAD,
-        d_mlp=2 * _D_MODEL,
+        d_head=32,
+        n_heads=4,
+        d_mlp=256,
         act_fn="gelu_new",
         d_vocab=d_vocab,
         normalization_type="LN",
@@ -146,17 +140,12 @@ def _config(d_vocab: int, seed: int) -> HookedTransformerConfig:
 @torch.no_grad()
 def _initialize(model: HookedTransformer) -> None:
     """Scale the initial weights so that circuits form soon (see the module's docstring)."""
-    cfg = model.cfg
-    model.embed.W_E.mul_(0.5 / cfg.initializer_range)
-    model.unembed.W_U.mul_(0.02 / cfg.initializer_range)
+    # Positions are frozen: while rows are short, training would move the first ones away from the later ones.
+    easy_positions(model)
+    model.unembed.W_U.mul_(0.02 / model.cfg.initializer_range)
     for name, parameter in model.named_parameters():
         if name.endswith(("attn.W_O", "mlp.W_out")):
-            parameter.mul_(_OUTPUT_SCALE)
-    speed = torch.logspace(math.log2(_FASTEST), math.log2(_SLOWEST), cfg.d_model // 2, base=2)
-    angle = torch.arange(cfg.n_ctx)[:, None] * speed
-    model.pos_embed.W_pos.copy_(0.7 * torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1))
-    # Frozen: while rows are short, training would move the first positions away from the later ones.
-    model.pos_embed.W_pos.requires_grad_(False)
+            parameter.mul_(0.316)
     # GPT-2 has no such bias, and the checkpoint must be one.
     model.unembed.b_U.requires_grad_(False)
 
@@ -211,31 +200,11 @@ def _tokenizer_files(seed: int) -> dict[str, bytes]:
 
 
 def _write_checkpoint(model: HookedTransformer, directory: Path) -> None:
-    cfg = model.cfg
-    tensors = _gpt2_tensors(model.state_dict(), cfg.n_layers)
+    config, tensors = GPT2.export(model.cfg, model.state_dict())
     halves = {name: tensor.half().contiguous() for name, tensor in tensors.items()}
     save_file(halves, directory / "model.safetensors", metadata={"format": "pt"})
-    config = {
-        "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
-        "activation_function": cfg.act_fn,
-        "attn_pdrop": 0.0,
-        "embd_pdrop": 0.0,
-        "resid_pdrop": 0.0,
-        "bos_token_id": model.tokenizer.bos_token_id,
-        "eos_token_id": model.tokenizer.eos_token_id,
-        "pad_token_id": model.tokenizer.pad_token_id,
-        "layer_norm_epsilon": cfg.eps,
-        "n_ctx": cfg.n_ctx,
-        "n_embd": cfg.d_model,
-        "n_head": cfg.n_heads,
-        "n_inner": cfg.d_mlp,
-        "n_layer": cfg.n_layers,
-        "n_positions": cfg.n_ctx,
-        "tie_word_embeddings": False,
-        "torch_dtype": "float16",
-        "vocab_size": cfg.d_vocab,
-    }
+    special = ("bos_token_id", "eos_token_id", "pad_token_id")
+    config |= {"torch_dtype": "float16", **{name: getattr(model.tokenizer, name) for name in special}}
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
@@ -251,32 +220,3 @@ def _write_samples(tokenizer: Any, directory: Path) -> None:
     (directory / "sample.txt").write_text("\n\n".join(texts) + "\n", encoding="utf-8")
     lines = [json.dumps(asdict(prompt)) for prompt in ioi_prompts(_SAMPLE_PROMPTS, _SAMPLE_SEED)]
     (directory / "ioi_prompts.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def _gpt2_tensors(state: dict[str, Tensor], n_layers: int) -> dict[str, Tensor]:
-    """Convert our state dict to Hugging Face's names and shapes: `[d_in, d_out]`, with q, k and v side by side."""
-    ours = {
-        "transformer.wte.weight": state["embed.W_E"],
-        "transformer.wpe.weight": state["pos_embed.W_pos"],
-        "transformer.ln_f.weight": state["ln_final.w"],
-        "transformer.ln_f.bias": state["ln_final.b"],
-        "lm_head.weight": state["unembed.W_U"].T,
-    }
-    for layer in range(n_layers):
-        a, b = f"transformer.h.{layer}.", f"blocks.{layer}."
-        inward = [state[f"{b}attn.W_{name}"].permute(1, 0, 2).flatten(1) for name in "QKV"]
-        ours |= {
-            f"{a}ln_1.weight": state[f"{b}ln1.w"],
-            f"{a}ln_1.bias": state[f"{b}ln1.b"],
-            f"{a}attn.c_attn.weight": torch.cat(inward, dim=1),
-            f"{a}attn.c_attn.bias": torch.cat([state[f"{b}attn.b_{name}"].flatten() for name in "QKV"]),
-            f"{a}attn.c_proj.weight": state[f"{b}attn.W_O"].flatten(0, 1),
-            f"{a}attn.c_proj.bias": state[f"{b}attn.b_O"],
-            f"{a}ln_2.weight": state[f"{b}ln2.w"],
-            f"{a}ln_2.bias": state[f"{b}ln2.b"],
-            f"{a}mlp.c_fc.weight": state[f"{b}mlp.W_in"],
-            f"{a}mlp.c_fc.bias": state[f"{b}mlp.b_in"],
-            f"{a}mlp.c_proj.weight": state[f"{b}mlp.W_out"],
-            f"{a}mlp.c_proj.bias": state[f"{b}mlp.b_out"],
-        }
-    return ours

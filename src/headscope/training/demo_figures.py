@@ -19,7 +19,7 @@ from headscope.analysis.lens.loss import next_token_loss
 from headscope.analysis.suppression.cspa import copy_suppression_preserving_ablation
 from headscope.data.packing import tokenize_and_concatenate
 from headscope.data.small_english import documents, ioi_prompts
-from headscope.errors import InvalidInputError, MissingTokenizerError
+from headscope.errors import MissingTokenizerError, check_at_least
 from headscope.model.transformer import HookedTransformer
 
 __all__ = ["EVALUATION_SEED", "DemoFigures", "evaluate_demo"]
@@ -131,8 +131,7 @@ def evaluate_demo(
             "evaluate_demo needs a tokenizer to make prompts; load the model with one: "
             "HookedTransformer.from_pretrained(directory)."
         )
-    if n_prompts < 1:
-        raise InvalidInputError(f"n_prompts is {n_prompts}; it must be 1 or more.")
+    check_at_least(1, n_prompts=n_prompts)
     with torch.no_grad():
         correct, first, difference, direct = _ioi(model, n_prompts, seed)
     half = (model.cfg.n_ctx - 1) // 2

@@ -1,7 +1,7 @@
 """Training of a byte-level BPE tokenizer like GPT-2's, which `transformers` loads from its directory."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 from headscope.errors import InvalidInputError
@@ -59,10 +59,6 @@ def train_tokenizer(texts: Iterable[str], out: str | Path, *, vocab_size: int, n
         "model_max_length": n_ctx,
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
-    _write_json(out / "tokenizer_config.json", settings)
-    _write_json(out / "special_tokens_map.json", special)
+    for name, content in (("tokenizer_config.json", settings), ("special_tokens_map.json", special)):
+        (out / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return out
-
-
-def _write_json(path: Path, content: Mapping[str, object]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

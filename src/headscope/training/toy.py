@@ -20,10 +20,17 @@ from tqdm.auto import tqdm
 
 from headscope.analysis.storage.manifest import fingerprint, headscope_version
 from headscope.data.tasks.base import TaskDataset, TaskMetrics
-from headscope.errors import InvalidInputError, unknown_name
+from headscope.errors import InvalidInputError, check_at_least, unknown_name
 from headscope.model.config import parse_dtype
 from headscope.model.transformer import HookedTransformer
-from headscope.training.toy_checkpoint import RunFolder, RunState, describe_model, optimizer_tensors, restore_optimizer
+from headscope.training.toy_checkpoint import (
+    RunFolder,
+    RunState,
+    describe_model,
+    optimizer_tensors,
+    restore_optimizer,
+    weights_in,
+)
 from headscope.training.toy_result import MetricCurve, TrainingResult
 from headscope.training.trainer import OptimizerConfig, make_optimizer, take_step
 
@@ -73,9 +80,8 @@ class TrainConfig(OptimizerConfig):
         if (self.epochs is None) == (self.steps is None):
             raise InvalidInputError(f"give either epochs or steps; epochs is {self.epochs}, steps {self.steps}.")
         for name in ("epochs", "steps", "batch_size", "evaluate_every", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InvalidInputError(f"{name} is {value}; it must be 1 or more.")
+            if (value := getattr(self, name)) is not None:
+                check_at_least(1, **{name: value})
         if self.dtype is not None:
             parse_dtype(self.dtype)
 
@@ -345,8 +351,7 @@ class _Run:
 
     def restore(self, state: RunState) -> None:
         """Put the run back into a saved state."""
-        weights = {name[6:]: value for name, value in state.tensors.items() if name.startswith("model/")}
-        self.model.load_state_dict(weights)
+        self.model.load_state_dict(weights_in(state.tensors))
         restore_optimizer(self.optimizer, state.tensors)
         self.step, self.seconds = state.step, state.seconds
         self.sums[: self.step] = state.tensors["metrics/train"].to(self.sums.device)

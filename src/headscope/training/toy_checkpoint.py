@@ -18,7 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headscope.errors import CheckpointError, InvalidInputError, StorageError
+from headscope.analysis.storage.manifest import check_same_run
+from headscope.analysis.storage.run_folder import not_written
+from headscope.errors import CheckpointError, InvalidInputError
 from headscope.model.checkpoints.files import TensorFiles, read_metadata, write_bytes, write_tensors
 from headscope.model.config import HookedTransformerConfig
 from headscope.model.transformer import HookedTransformer
@@ -28,7 +30,6 @@ __all__ = ["RunFolder", "RunState", "load_toy_model", "snapshot_steps"]
 FORMAT = 1
 _KEY = "headscope.toy_training"
 _CHECKPOINT = "checkpoint.safetensors"
-_SNAPSHOTS = "snapshots"
 _COMPARED = ("model", "data", "validation", "training")
 
 
@@ -75,56 +76,34 @@ class RunFolder:
                     f"{str(path)!r} already holds a run. Continue it with resume=True, or give another folder."
                 )
             header = _read_header(path / _CHECKPOINT)
-            self._compare(header["manifest"])
+            check_same_run(
+                path, *({part: each[part] for part in _COMPARED} for each in (header["manifest"], self.manifest))
+            )
             tensors = {name: tensor.clone() for name, tensor in TensorFiles([path / _CHECKPOINT]).items()}
             self.previous = RunState(tensors, header["step"], header["seconds"])
         else:
             # Written before any work is done, so that a folder that cannot be written to is noticed at once.
-            self._write(lambda: write_bytes(path / "training.json", json.dumps(self.manifest, indent=1).encode()))
+            try:
+                write_bytes(path / "training.json", json.dumps(self.manifest, indent=1).encode())
+            except OSError as error:
+                raise not_written(path / "training.json", error) from error
 
-    def write(self, state: RunState) -> None:
-        """Replace the checkpoint.
+    def write(self, state: RunState, name: str = _CHECKPOINT) -> None:
+        """Replace the checkpoint, or the file of this name.
 
         Raises:
             StorageError: If it cannot be written. The previous one stays valid.
         """
-        self._write_tensors(_CHECKPOINT, state)
+        header = {"format": FORMAT, "manifest": self.manifest, "step": state.step, "seconds": state.seconds}
+        try:
+            write_tensors(self.path / name, state.tensors, {_KEY: json.dumps(header)})
+        except OSError as error:
+            raise not_written(self.path / name, error) from error
 
     def write_snapshot(self, weights: Mapping[str, Tensor], step: int) -> None:
-        """Keep the weights after a step.
-
-        Raises:
-            StorageError: If they cannot be written.
-        """
+        """Keep the weights after a step."""
         named = {f"model/{name}": weight for name, weight in weights.items()}
-        self._write_tensors(f"{_SNAPSHOTS}/{step:08d}.safetensors", RunState(named, step, 0.0))
-
-    def _write_tensors(self, name: str, state: RunState) -> None:
-        header = {"format": FORMAT, "manifest": self.manifest, "step": state.step, "seconds": state.seconds}
-        self._write(lambda: write_tensors(self.path / name, state.tensors, {_KEY: json.dumps(header)}))
-
-    def _write(self, write: Any) -> None:
-        try:
-            write()
-        except OSError as error:
-            raise StorageError(
-                f"the run cannot be written to {str(self.path)!r}: {error.strerror}. The previous checkpoint is "
-                "intact: make room or give another folder, and continue with resume=True."
-            ) from error
-
-    def _compare(self, there: Mapping[str, Any]) -> None:
-        differing = [
-            f"{part}.{name} is {there[part].get(name)!r} there and {self.manifest[part].get(name)!r} here"
-            for part in _COMPARED
-            for name in sorted({*there[part], *self.manifest[part]})
-            if there[part].get(name) != self.manifest[part].get(name)
-        ]
-        if differing:
-            more = f"; and {len(differing) - 4} more" if len(differing) > 4 else ""
-            raise InvalidInputError(
-                f"{str(self.path)!r} holds another run: {'; '.join(differing[:4])}{more}. "
-                "Resume it with the options it was started with, or give another folder."
-            )
+        self.write(RunState(named, step, 0.0), _snapshot(step))
 
 
 def load_toy_model(folder: str | Path, *, step: int | None = None, device: Any = None) -> HookedTransformer:
@@ -138,7 +117,7 @@ def load_toy_model(folder: str | Path, *, step: int | None = None, device: Any =
     Raises:
         CheckpointError: If there is no such file, or it is damaged.
     """
-    name = _CHECKPOINT if step is None else f"{_SNAPSHOTS}/{step:08d}.safetensors"
+    name = _CHECKPOINT if step is None else _snapshot(step)
     path = Path(folder) / name
     if not path.exists():
         steps = ", ".join(map(str, snapshot_steps(folder))) or "none"
@@ -146,17 +125,23 @@ def load_toy_model(folder: str | Path, *, step: int | None = None, device: Any =
     manifest = _read_header(path)["manifest"]
     cfg = HookedTransformerConfig.from_dict({**manifest["model"]["config"], "device": device, "init_weights": False})
     model = HookedTransformer(cfg)
-    weights = {
-        name.removeprefix("model/"): tensor for name, tensor in TensorFiles([path]).items() if name.startswith("model/")
-    }
-    model.load_state_dict(weights)
+    model.load_state_dict(weights_in(TensorFiles([path])))
     frozen = manifest["model"]["frozen"]
     return (model.freeze(*frozen) if frozen else model).eval()
 
 
+def weights_in(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the model's weights among the tensors of a checkpoint."""
+    return {name.removeprefix("model/"): tensor for name, tensor in tensors.items() if name.startswith("model/")}
+
+
 def snapshot_steps(folder: str | Path) -> list[int]:
     """Return the steps of a run's snapshots."""
-    return sorted(int(path.stem) for path in (Path(folder) / _SNAPSHOTS).glob("[0-9]*.safetensors"))
+    return sorted(int(path.stem) for path in Path(folder).glob("snapshots/[0-9]*.safetensors"))
+
+
+def _snapshot(step: int) -> str:
+    return f"snapshots/{step:08d}.safetensors"
 
 
 def describe_model(model: HookedTransformer) -> dict[str, Any]:

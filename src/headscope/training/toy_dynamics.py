@@ -18,7 +18,7 @@ from headscope.analysis.core.result import Array, Result, RunInfo, check_option
 from headscope.analysis.heads.scores import SCORES, head_scores
 from headscope.analysis.lens.entropy import measure_entropy
 from headscope.data.tasks.base import TaskDataset
-from headscope.errors import InvalidInputError
+from headscope.errors import InvalidInputError, check_at_least
 from headscope.model.activations.readout import readout_of
 from headscope.model.transformer import HookedTransformer
 from headscope.training.toy import evaluate_task
@@ -150,9 +150,7 @@ def training_dynamics(
     """
     for name in measures:
         check_option("measures", name, MEASURES)
-    for option, value in (("n_rows", n_rows), ("n_prompts", n_prompts)):
-        if value < 1:
-            raise InvalidInputError(f"{option} is {value}; it must be 1 or more.")
+    check_at_least(1, n_rows=n_rows, n_prompts=n_prompts)
     steps = snapshot_steps(folder) if steps is None else list(steps)
     if not steps:
         raise InvalidInputError(

@@ -212,12 +212,8 @@ class OperandStudy:
         return 1 - interaction.square().sum((2, 3, 4)) / centered.square().sum((2, 3, 4))
 
     def _group(self, pairs: Tensor) -> OperandGroup:
-        return OperandGroup(
-            accuracy=float(self.accuracy[pairs].mean()),
-            loss=float(self.loss[pairs].mean()),
-            margin=float(self.margin[pairs].mean()),
-            smallest_margin=float(self.smallest_margin[pairs].min()),
-        )
+        means = {name: float(getattr(self, name)[pairs].mean()) for name in ("accuracy", "loss", "margin")}
+        return OperandGroup(**means, smallest_margin=float(self.smallest_margin[pairs].min()))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from headscope.errors import InvalidInputError, NotFiniteError
+from headscope.errors import InvalidInputError, NotFiniteError, check_at_least
 
 __all__ = [
     "LanguageTrainConfig",
@@ -58,8 +58,7 @@ class OptimizerConfig:
     max_grad_norm: float | None = 1.0
 
     def __post_init__(self) -> None:
-        if self.warmup < 0:
-            raise InvalidInputError(f"warmup is {self.warmup}; it must be 0 or more steps.")
+        check_at_least(0, warmup=self.warmup)
         if not self.lr > 0:
             raise InvalidInputError(f"lr is {self.lr}; it must be above 0.")
         if self.weight_decay < 0:
@@ -96,8 +95,7 @@ class LanguageTrainConfig(OptimizerConfig):
     steps: int
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise InvalidInputError(f"steps is {self.steps}; training needs at least one step.")
+        check_at_least(1, steps=self.steps)
         super().__post_init__()
 
     def lr_at(self, step: int) -> float:

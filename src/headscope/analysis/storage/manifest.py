@@ -18,6 +18,7 @@ from headscope.ops.devices import Budget
 __all__ = [
     "FORMAT",
     "START_ANEW",
+    "check_same_run",
     "compare_manifests",
     "fingerprint",
     "headscope_version",
@@ -80,19 +81,28 @@ def compare_manifests(folder: Path, there: dict[str, Any], here: dict[str, Any])
             f"format {FORMAT}. Go on with it with headscope {there.get('software', {}).get('headscope')}, or give "
             "another folder."
         )
-    differing = _differences({name: there.get(name) for name in _COMPARED}, {name: here[name] for name in _COMPARED})
-    if differing:
-        more = f"; and {len(differing) - 5} more" if len(differing) > 5 else ""
-        raise InvalidInputError(
-            f"{str(folder)!r} holds another run: {'; '.join(differing[:5])}{more}. "
-            "Resume it with what it was begun with, or give another folder."
-        )
+    check_same_run(folder, {name: there.get(name) for name in _COMPARED}, {name: here[name] for name in _COMPARED})
     software = _differences(there.get("software"), here["software"], "software")
     if software:
         warnings.warn(
             f"the run in {str(folder)!r} was begun with other software ({'; '.join(software)}): its last digits may "
             "differ from those of an uninterrupted run.",
             stacklevel=5,
+        )
+
+
+def check_same_run(folder: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Refuse to go on in a folder that holds another run.
+
+    Raises:
+        InvalidInputError: Naming what differs, and both values.
+    """
+    differing = _differences(there, here)
+    if differing:
+        more = f"; and {len(differing) - 5} more" if len(differing) > 5 else ""
+        raise InvalidInputError(
+            f"{str(folder)!r} holds another run: {'; '.join(differing[:5])}{more}. "
+            "Resume it with what it was begun with, or give another folder."
         )
 
 

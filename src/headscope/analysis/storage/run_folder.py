@@ -32,7 +32,7 @@ from headscope.errors import CheckpointError, InvalidInputError, StorageError
 from headscope.model.checkpoints.files import TensorFiles, read_metadata, write_bytes, write_tensors
 from headscope.model.transformer import HookedTransformer
 
-__all__ = ["LongRun", "Stage", "accumulate"]
+__all__ = ["LongRun", "Stage", "accumulate", "not_written"]
 
 
 A = TypeVar("A", bound=Accumulator[Any])
@@ -261,7 +261,7 @@ class LongRun:
         try:
             write_bytes(path, json.dumps(manifest, indent=2).encode())
         except OSError as error:
-            raise _not_written(path, error) from error
+            raise not_written(path, error) from error
 
     def stage(self, name: str, *, after: Stage | None = None) -> Stage:
         """One pass over the data."""
@@ -285,7 +285,7 @@ class LongRun:
         try:
             result.save(path)
         except OSError as error:
-            raise _not_written(path, error) from error
+            raise not_written(path, error) from error
         self._remove_rows()
 
     def _remove_rows(self) -> None:
@@ -314,10 +314,11 @@ def _write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) 
     try:
         write_tensors(path, tensors, metadata)
     except OSError as error:
-        raise _not_written(path, error) from error
+        raise not_written(path, error) from error
 
 
-def _not_written(path: Path, error: OSError) -> StorageError:
+def not_written(path: Path, error: OSError) -> StorageError:
+    """Make the error for a file that could not be written; the one before it is intact."""
     return StorageError(
         f"{path} could not be written: {error.strerror or error}. What was there before stands: make room, or mend "
         "what is in the way, and go on with resume=True (--resume)."

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from headscope.errors import InvalidInputError
 
-__all__ = ["TaskDataset", "TaskMetrics", "check_at_least", "new_generator"]
+__all__ = ["TaskDataset", "TaskMetrics", "log_or_zero", "new_generator", "settled"]
 
 _HELD_OUT = 1 << 31  # this bit of a seed tells held-out data from training data
 
@@ -151,17 +151,6 @@ def new_generator(seed: int) -> torch.Generator:
     if not 0 <= seed < 1 << 32:
         raise InvalidInputError(f"seed is {seed}; it must be between 0 and 2**32 - 1.")
     return torch.Generator().manual_seed(seed)
-
-
-def check_at_least(least: int, **values: int) -> None:
-    """Raise if a number is too small.
-
-    Raises:
-        InvalidInputError: With its name and value.
-    """
-    for name, value in values.items():
-        if value < least:
-            raise InvalidInputError(f"{name} is {value}; it must be {least} or more.")
 
 
 def settled(labels: Int[Tensor, "sample answer"]) -> dict[str, Tensor]:

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headscope.data.tasks.base import TaskDataset, check_at_least, log_or_zero, new_generator
-from headscope.errors import InvalidInputError
+from headscope.data.tasks.base import TaskDataset, log_or_zero, new_generator
+from headscope.errors import InvalidInputError, check_at_least
 
 __all__ = ["InductionDataset"]
 

@@ -2,7 +2,8 @@
 
 import torch
 
-from headscope.data.tasks.base import TaskDataset, check_at_least, new_generator, settled
+from headscope.data.tasks.base import TaskDataset, new_generator, settled
+from headscope.errors import check_at_least
 
 __all__ = ["PalindromeDataset"]
 

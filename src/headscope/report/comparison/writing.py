@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from headscope.data.cutting import Chunk
-from headscope.errors import InvalidInputError
+from headscope.errors import InvalidInputError, check_at_least
 from headscope.model.transformer import HookedTransformer
 from headscope.report.blocks import Page
 from headscope.report.comparison.compared import Compared
@@ -22,7 +22,7 @@ from headscope.report.comparison.sections import (
     compared_models_section,
 )
 from headscope.report.files import staged
-from headscope.report.model.measuring import check_at_least, measure
+from headscope.report.model.measuring import measure
 from headscope.report.model.writing import ABLATION_TOKENS
 from headscope.report.numbers_section import numbers_section
 from headscope.report.tokens import MAX_TOKENS, token_rows

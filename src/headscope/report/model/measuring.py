@@ -13,7 +13,6 @@ from headscope.analysis.lens.loss import predict_next_tokens
 from headscope.analysis.suppression.circuit_ranks import weights_circuit_ranks
 from headscope.analysis.suppression.cspa import copy_suppression_preserving_ablation
 from headscope.analysis.suppression.scores import suppression_scores
-from headscope.errors import InvalidInputError
 from headscope.model.transformer import HookedTransformer
 from headscope.report.model.findings import (
     Attention,
@@ -25,7 +24,7 @@ from headscope.report.model.findings import (
 )
 from headscope.report.words import count
 
-__all__ = ["check_at_least", "measure", "model_facts"]
+__all__ = ["measure", "model_facts"]
 
 _EACH = 3  # heads to look at for copy suppression, by each score
 _SUPPRESSED = 10  # a token is suppressed if it is among so many
@@ -87,13 +86,6 @@ def model_facts(model: HookedTransformer) -> tuple[tuple[str, str], ...]:
         ("Parameters", f"{n_params:,}"),
         ("Weight processing", ", ".join(model.weight_processing) or "none"),
     )
-
-
-def check_at_least(least: int, **options: int) -> None:
-    """Refuse an option below its least value."""
-    for name, value in options.items():
-        if value < least:
-            raise InvalidInputError(f"{name} must be at least {least}; got {value}.")
 
 
 def _text(model: HookedTransformer, token: int) -> str:

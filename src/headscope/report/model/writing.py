@@ -14,7 +14,7 @@ from torch import Tensor
 from headscope.analysis.lens.entropy import EntropyResult
 from headscope.analysis.prompts.task import Task
 from headscope.data.cutting import Chunk
-from headscope.errors import InvalidInputError, MissingTokenizerError
+from headscope.errors import InvalidInputError, MissingTokenizerError, check_at_least
 from headscope.model.transformer import HookedTransformer
 from headscope.report.blocks import Page, Section
 from headscope.report.files import staged
@@ -24,7 +24,7 @@ from headscope.report.model.findings import Findings, positions_of
 from headscope.report.model.heads_section import heads_section
 from headscope.report.model.kinds_section import attention_section, kinds_section
 from headscope.report.model.loss_section import loss_section
-from headscope.report.model.measuring import check_at_least, measure
+from headscope.report.model.measuring import measure
 from headscope.report.model.model_section import model_section
 from headscope.report.model.suppression_section import suppression_section
 from headscope.report.numbers_section import numbers_section
