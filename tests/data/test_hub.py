@@ -59,7 +59,7 @@ def test_what_cannot_be_loaded_is_told(
     with pytest.raises(UnknownNameError, match=r"Unknown dataset 'pil'. Did you mean 'pile'.*load_dataset"):
         get_dataset("pil")
     assert loaded == []
-    with pytest.raises(InvalidInputError, match="'NeelNanda/pile-10k' .split='nonsense'. cannot be loaded: Unknown split"):
+    with pytest.raises(InvalidInputError, match="'NeelNanda/pile-10k' .* cannot be loaded: Unknown split"):
         get_dataset("pile", split="nonsense")
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'headscope\[hf-datasets\]'"):

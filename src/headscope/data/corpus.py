@@ -5,7 +5,6 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,22 +26,6 @@ CorpusSource = (
 
 _PIECES_AT_ONCE = 16  # tokenized together
 _PROBE = "When Mary and John went to the store, John gave 17 drinks to Zoë.\n\n\tThen they'd left — 🙂"
-
-
-@dataclass(frozen=True)
-class _Options:
-    """Everything the batches depend on besides the text and the tokenizer."""
-
-    row_length: int
-    batch_size: int
-    add_bos_token: bool
-    separator_id: int | None
-    column: str
-    split_on_blank_lines: bool
-    keep_last: bool
-    seed: int | None
-    shuffle_buffer: int
-    max_tokens: int | None
 
 
 class Corpus:
@@ -123,38 +106,38 @@ class Corpus:
             )
         prefix, separator = special_tokens(tokenizer, add_bos_token, separator_id)
         self._packing = Packing(tokenizer, row_length, prefix, separator, piece_chars, longest_piece)
-        self._options = _Options(
-            row_length,
-            batch_size,
-            add_bos_token,
-            separator_id,
-            column,
-            split_on_blank_lines,
-            keep_last,
-            seed,
-            shuffle_buffer,
-            max_tokens,
-        )
+        # Everything the batches depend on besides the text and the tokenizer.
+        self._options: dict[str, Any] = {
+            "row_length": row_length,
+            "batch_size": batch_size,
+            "add_bos_token": add_bos_token,
+            "separator_id": separator_id,
+            "column": column,
+            "split_on_blank_lines": split_on_blank_lines,
+            "keep_last": keep_last,
+            "seed": seed,
+            "shuffle_buffer": shuffle_buffer,
+            "max_tokens": max_tokens,
+        }
         self._source, self._files = _resolved(source)
         if isinstance(self._source, HFDataset):
             check_column(column, self._source.column_names, "the dataset")
         self._stamps = _stamps(self._files)
 
     def __iter__(self) -> Iterator[Int[Tensor, "batch pos"]]:
-        options = self._options
+        options, row_length = self._options, self._packing.row_length
         self._check_unchanged()
-        rows = self._packing.rows(
-            self._chunks(), at_once=_PIECES_AT_ONCE * self._packing.piece_chars, keep_last=options.keep_last
-        )
-        if options.max_tokens is not None:
+        at_once = _PIECES_AT_ONCE * self._packing.piece_chars
+        rows = self._packing.rows(self._chunks(), at_once=at_once, keep_last=options["keep_last"])
+        if options["max_tokens"] is not None:
             # Before the shuffle, so that the sample consists of the same rows whatever the seed.
-            rows = itertools.islice(rows, options.max_tokens // options.row_length)
-        if options.seed is not None:
-            rows = shuffled(rows, options.row_length, seed=options.seed, buffer_size=options.shuffle_buffer)
-        return batched(rows, options.batch_size)
+            rows = itertools.islice(rows, options["max_tokens"] // row_length)
+        if options["seed"] is not None:
+            rows = shuffled(rows, row_length, seed=options["seed"], buffer_size=options["shuffle_buffer"])
+        return batched(rows, options["batch_size"])
 
     def __repr__(self) -> str:
-        return f"Corpus({self.name}, row_length={self._options.row_length})"
+        return f"Corpus({self.name}, row_length={self._packing.row_length})"
 
     @property
     def name(self) -> str:
@@ -188,23 +171,23 @@ class Corpus:
             source = {"function": getattr(self._source, "__qualname__", type(self._source).__name__)}
         probe = list(packing.tokenizer.encode(_PROBE, add_special_tokens=False))
         tokens = {"prefix": packing.prefix, "separator": packing.separator, "probe": probe}
-        return {"source": source, "tokenizer": tokens, "options": vars(self._options).copy()}
+        return {"source": source, "tokenizer": tokens, "options": self._options.copy()}
 
     def fingerprint(self) -> str:
         """Return the SHA-256 digest of `describe()`: a different one means different batches, or touched files."""
         return hashlib.sha256(json.dumps(self.describe(), sort_keys=True).encode()).hexdigest()
 
     def _chunks(self) -> Iterator[Chunk]:
-        source, options = self._source, self._options
+        source, column = self._source, self._options["column"]
         texts: Any
         if isinstance(source, HFDataset):
             rows = enumerate(cast(Iterable[Any], source))
-            texts = (text_of(row, options.column, f"row {i}") for i, row in rows)
+            texts = (text_of(row, column, f"row {i}") for i, row in rows)
         elif callable(source):
             texts = source()
         else:
             texts = self._files or source
-        return read_chunks(texts, column=options.column, split_on_blank_lines=options.split_on_blank_lines)
+        return read_chunks(texts, column=column, split_on_blank_lines=self._options["split_on_blank_lines"])
 
     def _check_unchanged(self) -> None:
         for before, now in zip(self._stamps, _stamps(self._files), strict=True):

@@ -32,17 +32,8 @@ _AT_ONCE = 1 << 20  # characters of a dataset, tokenized in one call
 
 @overload
 def tokenize_and_concatenate(
-    dataset: HFDataset,
-    tokenizer: Tokenizer,
-    streaming: bool = False,
-    max_length: int = 1024,
-    column_name: str = "text",
-    add_bos_token: bool = True,
-    num_proc: int = 10,
-    set_format: bool = True,
-    *,
-    separator_id: int | None = None,
-) -> HFDataset: ...
+    dataset: HFDataset, tokenizer: Tokenizer, *args: Any, **options: Any
+) -> HFDataset: ...  # the options are those below
 
 
 @overload

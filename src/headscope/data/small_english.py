@@ -81,10 +81,6 @@ _THANKS = (
 )
 
 
-def _words(text: str) -> list[str]:
-    return [word.strip(".,") for word in text.split() if "{" not in word]
-
-
 @dataclass(frozen=True)
 class IOIPrompt:
     """An indirect-object-identification prompt.
@@ -193,22 +189,12 @@ def _exchanges(rng: Random) -> str:
     return " ".join(_exchange(rng) for _ in range(rng.randint(1, 3)))
 
 
-_KINDS: tuple[tuple[Callable[[Random], str], float], ...] = (
-    (_exchanges, 0.62),
-    (_story, 0.22),
-    (_echo, 0.04),
-    (_repeats, 0.12),
-)
+_KINDS: dict[Callable[[Random], str], float] = {_exchanges: 0.62, _story: 0.22, _echo: 0.04, _repeats: 0.12}
 
 
-def _all_words() -> tuple[str, ...]:
-    words = {*NAMES, *PLACES, *GIFTS, *_ADJECTIVES, *_WEATHERS, *_TIMES, *_FEELINGS, *_ANIMALS, *_TRAVEL, *_SPEECH}
-    for text in (*_OPENINGS, *_CONTINUATIONS, *_ACTS, *_THANKS):
-        words.update(_words(text))
-    return tuple(sorted(words))
-
-
-_VOCABULARY = _all_words()
+_LISTED = {*NAMES, *PLACES, *GIFTS, *_ADJECTIVES, *_WEATHERS, *_TIMES, *_FEELINGS, *_ANIMALS, *_TRAVEL, *_SPEECH}
+_WRITTEN = " ".join((*_OPENINGS, *_CONTINUATIONS, *_ACTS, *_THANKS)).split()
+_VOCABULARY = tuple(sorted(_LISTED | {word.strip(".,") for word in _WRITTEN if "{" not in word}))
 
 
 def vocabulary() -> tuple[str, ...]:
@@ -239,7 +225,7 @@ def documents(seed: int, *, n: int | None = None) -> Iterator[str]:
 
 
 def _draw(rng: Random) -> Iterator[str]:
-    kinds, weights = zip(*_KINDS, strict=True)
+    kinds, weights = list(_KINDS), list(_KINDS.values())
     while True:
         n_paragraphs = rng.choices((1, 2, 3), weights=(4, 2, 1))[0]
         yield "\n\n".join(kind(rng) for kind in rng.choices(kinds, weights=weights, k=n_paragraphs))

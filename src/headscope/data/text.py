@@ -67,19 +67,14 @@ def read_chunks(
 ) -> Iterator[Chunk]:
     """Stream the documents of `read_texts` in parts, so that a long one is never held in memory.
 
-    `tokenize_and_concatenate` takes these in place of documents.
-
-    Args:
-        source: As for `read_texts`.
-        column: As for `read_texts`.
-        split_on_blank_lines: As for `read_texts`.
+    `tokenize_and_concatenate` takes these in place of documents. The arguments are those of `read_texts`.
 
     Returns:
         An iterator over the parts of all documents in order; the last part of each has `ends=True`.
 
     Raises:
         InvalidInputError: As for `read_texts`; and for a `.jsonl` line of more than 256 MiB.
-        UnknownNameError: As for `read_texts`.
+        UnknownNameError: If there is no such column.
 
     Example:
         >>> list(read_chunks(["one", " ", "two"]))

@@ -7,7 +7,6 @@ the evaluation with another.
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 
 import torch
 from jaxtyping import Float, Int
@@ -136,7 +135,10 @@ def evaluate_demo(
         correct, first, difference, direct = _ioi(model, n_prompts, seed)
     half = (model.cfg.n_ctx - 1) // 2
     random_tokens, long_blocks = (scored_tokens(model, _N_RANDOM, length, seed) for length in (_PERIOD, half))
-    english = _english(model, seed)
+    rows = tokenize_and_concatenate(
+        documents(seed), model.tokenizer, max_length=model.cfg.n_ctx, batch_size=_N_TEXT_ROWS
+    )
+    english = next(rows).to(model.W_E.device)
     loss, long_loss, loss_english = (
         next_token_loss(model, tokens, progress=progress) for tokens in (random_tokens, long_blocks, english)
     )
@@ -163,34 +165,23 @@ def evaluate_demo(
     )
 
 
-def _english(model: HookedTransformer, seed: int) -> Int[Tensor, "batch pos"]:
-    rows = tokenize_and_concatenate(
-        documents(seed), model.tokenizer, max_length=model.cfg.n_ctx, batch_size=_N_TEXT_ROWS
-    )
-    return next(rows).to(model.W_E.device)
-
-
 def _ioi(model: HookedTransformer, n: int, seed: int) -> tuple[float, float, float, Float[Tensor, "layer head"]]:
     """Return accuracy, top-1 accuracy, mean logit difference, and each head's direct effect on it."""
+    needed = ("attn.hook_z", "hook_resid_post", "ln_final.hook_scale")
     correct = first = 0
     difference = 0.0
     direct = torch.zeros(model.cfg.n_layers * model.cfg.n_heads, dtype=torch.float64)
     for tokens, answers, wrong in _prompts_by_length(model, n, seed):
-        logits, cache = model.run_with_cache(tokens, names_filter=_needed_for_attribution)
+        logits, cache = model.run_with_cache(tokens, names_filter=lambda name: name.endswith(needed))
         final = logits[:, -1]
         answer_logit, wrong_logit = final.gather(1, answers[:, None]), final.gather(1, wrong[:, None])
         correct += int((answer_logit > wrong_logit).sum())
         first += int((final.argmax(-1) == answers).sum())
         difference += float((answer_logit - wrong_logit).sum())
         heads = cache.stack_head_results(pos_slice=-1)
-        parts = cache.logit_attrs(heads, answers, incorrect_tokens=wrong, pos_slice=-1)
-        direct += parts.double().sum(1).cpu()
+        direct += cache.logit_attrs(heads, answers, incorrect_tokens=wrong, pos_slice=-1).double().sum(1).cpu()
     shape = (model.cfg.n_layers, model.cfg.n_heads)
     return correct / n, first / n, difference / n, (direct / n).view(shape).float()
-
-
-def _needed_for_attribution(name: str) -> bool:
-    return name.endswith(("attn.hook_z", "hook_resid_post", "ln_final.hook_scale"))
 
 
 def _prompts_by_length(
@@ -200,12 +191,9 @@ def _prompts_by_length(
     by_length = defaultdict(list)
     for prompt in ioi_prompts(n, seed):
         tokens = model.to_tokens(prompt.prompt)[0]
-        by_length[len(tokens)].append(
-            (tokens, model.to_single_token(prompt.answer), model.to_single_token(prompt.wrong))
-        )
+        by_length[len(tokens)].append((tokens, *map(model.to_single_token, (prompt.answer, prompt.wrong))))
     for prompts in by_length.values():
-        stream = iter(prompts)
-        while batch := list(islice(stream, 128)):
-            rows = torch.stack([tokens for tokens, _, _ in batch])
-            answers = torch.tensor([[answer, wrong] for _, answer, wrong in batch], device=rows.device)
-            yield rows, answers[:, 0], answers[:, 1]
+        for start in range(0, len(prompts), 128):
+            texts, answers, wrong = zip(*prompts[start : start + 128], strict=True)
+            rows = torch.stack(texts)
+            yield rows, torch.tensor(answers, device=rows.device), torch.tensor(wrong, device=rows.device)

@@ -161,7 +161,7 @@ def train(
     if folder is not None and folder.previous is not None:
         run.restore(folder.previous)
     with _threads(cfg.threads):
-        run.go(folder, frozenset(snapshots), checkpoint_seconds, progress, on_step)
+        run.go(folder, snapshots, checkpoint_seconds, progress, on_step)
     return run.result()
 
 
@@ -310,7 +310,7 @@ class _Run:
     def go(
         self,
         folder: RunFolder | None,
-        snapshots: frozenset[int],
+        snapshots: Collection[int],
         checkpoint_seconds: float,
         progress: bool,
         on_step: Callable[[int], None] | None,
@@ -359,16 +359,14 @@ class _Run:
 
     def result(self) -> TrainingResult:
         """Return the curves."""
-        every_step = torch.arange(1, self.steps + 1)
         epoch_ends = torch.tensor([*range(self.steps_per_epoch, self.steps, self.steps_per_epoch), self.steps])
         sums = self.sums.cpu()
-        steps, metrics = [step for step, _ in self.points], [metrics for _, metrics in self.points]
         return TrainingResult(
             model=self.model.cfg.model_name,
             data=repr(self.data),
-            train=MetricCurve.of_sums(sums, every_step),
+            train=MetricCurve.of_sums(sums, torch.arange(1, self.steps + 1)),
             train_epochs=MetricCurve.of_sums(sums, epoch_ends),
-            validation=None if self.validation is None else MetricCurve.of_points(steps, metrics),
+            validation=None if self.validation is None else MetricCurve.of_points(self.points),
             bayes=self.data.bayes,
             validation_bayes=None if self.validation is None else self.validation.bayes,
             lr=torch.tensor([self.cfg.rate(step, self.steps) for step in range(self.steps)]),
@@ -402,7 +400,7 @@ class _Run:
             return self.forward(self.distinct)[:, answers.start : answers.stop].index_select(0, prompts)
         return self.forward(self.distinct[prompts])[:, answers.start : answers.stop]
 
-    def _evaluate(self, folder: RunFolder | None, snapshots: frozenset[int]) -> None:
+    def _evaluate(self, folder: RunFolder | None, snapshots: Collection[int]) -> None:
         """Evaluate on the validation data and keep a snapshot, if either is due at this step."""
         due = self.step % self.evaluate_every == 0 or self.step == self.steps
         if self.validation is not None and due:

@@ -1,7 +1,8 @@
 """Configs of toy models: plain `HookedTransformerConfig`s, so that everything that works on a model works on these.
 
-Each is made for the task of the same name in `headscope.data.tasks`. Use `toy_configs.skip_trigram()` with `one_hot`,
-which makes embedding and unembedding trivial, so that attention is all there is to learn.
+Each is made for the task of the same name in `headscope.data.tasks`, and takes any field of the config by keyword, in
+addition or in place of its own. Use `toy_configs.skip_trigram()` with `one_hot`, which makes embedding and unembedding
+trivial, so that attention is all there is to learn.
 """
 
 import math
@@ -24,11 +25,6 @@ _TOKEN_SIZE = 0.5
 
 def skip_trigram(n_heads: int = 3, d_head: int = 1, **fields: Any) -> HookedTransformerConfig:
     """One layer of attention and nothing else: no MLP, no norm, no positions, `d_model` equal to `d_vocab`.
-
-    Args:
-        n_heads: Number of heads.
-        d_head: Width of each.
-        fields: Other fields, or other values: `n_ctx` (default 4), `initializer_range` (0.3), `seed`, `device`, ...
 
     Example:
         >>> model = one_hot(HookedTransformer(skip_trigram()))
@@ -56,11 +52,6 @@ def induction(d_vocab: int = 64, n_ctx: int = 32, **fields: Any) -> HookedTransf
 
     Use it with `easy_positions`: without, induction takes many times longer to form.
 
-    Args:
-        d_vocab: Number of tokens.
-        n_ctx: Context length.
-        fields: Other fields, or other values.
-
     Example:
         >>> cfg = induction()
         >>> cfg.n_layers, cfg.attn_only
@@ -83,9 +74,7 @@ def induction(d_vocab: int = 64, n_ctx: int = 32, **fields: Any) -> HookedTransf
 def modular_addition(p: int = 113, **fields: Any) -> HookedTransformerConfig:
     """One layer without norms, with a ReLU MLP: the architecture in which modular addition has been studied before.
 
-    Args:
-        p: The modulus; one more token stands for `=`.
-        fields: Other fields, or other values.
+    One more token than the modulus `p` stands for `=`.
 
     Example:
         >>> modular_addition(7).d_vocab
@@ -107,12 +96,7 @@ def modular_addition(p: int = 113, **fields: Any) -> HookedTransformerConfig:
 
 
 def palindrome(n_symbols: int = 8, half: int = 4, **fields: Any) -> HookedTransformerConfig:
-    """Two layers with an MLP each, and positions.
-
-    Args:
-        n_symbols: Number of symbols; one more token is the query.
-        half: Symbols in half a row.
-        fields: Other fields, or other values.
+    """Two layers with an MLP each, and positions, for rows of twice `half` symbols and a query token.
 
     Example:
         >>> palindrome(half=3).n_ctx

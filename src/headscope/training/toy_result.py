@@ -57,10 +57,10 @@ class MetricCurve:
         return pd.DataFrame({name: values.numpy() for name, values in vars(self).items()})
 
     @classmethod
-    def of_points(cls, steps: Sequence[int], metrics: Sequence[TaskMetrics]) -> "MetricCurve":
-        """Make a curve from single points."""
-        rows = torch.tensor([list(vars(point).values()) for point in metrics], dtype=torch.float64).view(-1, 6)
-        return cls(torch.tensor(list(steps), dtype=torch.long), *rows.unbind(1))
+    def of_points(cls, points: Sequence[tuple[int, TaskMetrics]]) -> "MetricCurve":
+        """Make a curve from single points, each a step and its metrics."""
+        rows = torch.tensor([list(vars(metrics).values()) for _, metrics in points], dtype=torch.float64).view(-1, 6)
+        return cls(torch.tensor([step for step, _ in points], dtype=torch.long), *rows.unbind(1))
 
     @classmethod
     def of_sums(cls, sums: Float[Tensor, "step 6"], ends: Int[Tensor, " point"]) -> "MetricCurve":

@@ -294,14 +294,13 @@ def operand_study(model: HookedTransformer, prompt_length: int = 4) -> OperandSt
     changing = parts.heads - parts.heads.mean(0)
     logits = parts.total
     margin = _margin(logits, labels)
-    loss = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
     without = [_margin(logits - head, labels) for head in changing.flatten(1, 2).unbind(1)]
     return OperandStudy(
         attention=_attention(model, tokens),
         logits=_by_pair(changing, 0).movedim(2, -1),
         margin=_by_pair(margin),
         smallest_margin=margin.view(_N_OPERANDS, -1, _N_OPERANDS).amin(1).cpu(),
-        loss=_by_pair(loss),
+        loss=_by_pair(torch.nn.functional.cross_entropy(logits, labels, reduction="none")),
         accuracy=_by_pair((margin > 0).float()),
         margin_without=_by_pair(torch.stack(without).view(*changing.shape[1:3], -1)),
     )
@@ -317,14 +316,12 @@ def _attention(model: HookedTransformer, tokens: Tensor) -> Float[Tensor, "layer
 
 def _by_pair(values: Tensor, axis: int = -1) -> Tensor:
     """Average over fillers: an axis of prompts, in the order of `every_signal`, becomes `first, second`."""
-    values = values.movedim(axis, -1).unflatten(-1, (_N_OPERANDS, -1, _N_OPERANDS)).mean(-2)
-    return values.cpu()
+    return values.movedim(axis, -1).unflatten(-1, (_N_OPERANDS, -1, _N_OPERANDS)).mean(-2).cpu()
 
 
 def _margin(logits: Float[Tensor, "prompt d_vocab"], labels: Int[Tensor, " prompt"]) -> Float[Tensor, " prompt"]:
-    answer_logits = logits.gather(1, labels[:, None])[:, 0]
     others = logits.scatter(1, labels[:, None], -torch.inf)
-    return answer_logits - others.amax(1)
+    return logits.gather(1, labels[:, None])[:, 0] - others.amax(1)
 
 
 def _check_linear(model: HookedTransformer) -> None:

@@ -1,6 +1,8 @@
 """Recipes: for each toy task, a model, its data, and training options that solve it.
 
-The tests check the results each one reaches, the longer runs under the marker `slow`.
+Each takes the seed of the initial weights, of the data and of its order, the arguments of the task's dataset, and
+fields of the model's config (`n_heads`, `d_head`, `device`, ...). The tests check the results each one reaches, the
+longer runs under the marker `slow`.
 """
 
 from collections.abc import Callable
@@ -60,13 +62,6 @@ def skip_trigram_task(
 ) -> ToyTask:
     """Three heads of width 1 that look up a pair of operands in a table; solved in seconds.
 
-    Args:
-        seed: Seed of the initial weights, the data and its order.
-        size: Samples to train on.
-        prob: One in this many is a signal.
-        prompt_length: Tokens in a prompt.
-        fields: Fields of the model's config: `n_heads`, `d_head`, `device`, ...
-
     Example:
         >>> task = skip_trigram_task(seed=1, n_heads=2)
         >>> task.model.cfg.n_heads, len(task.data)
@@ -91,13 +86,6 @@ def skip_trigram_task(
 def induction_task(seed: int = 0, *, size: int = 57_600, length: int = 32, d_vocab: int = 64, **fields: Any) -> ToyTask:
     """Two layers of attention on repeated random tokens; an induction head forms within a minute.
 
-    Args:
-        seed: Seed of the initial weights, the data and its order.
-        size: Rows to train on.
-        length: Tokens in a row.
-        d_vocab: Number of tokens.
-        fields: Fields of the model's config.
-
     Example:
         >>> induction_task(size=100).data.answer_positions
         range(0, 31)
@@ -116,12 +104,6 @@ def modular_addition_task(seed: int = 0, *, p: int = 113, fraction: float = 0.3,
     The model is half as wide as that of Nanda et al. 2023, and trained at five times the learning rate with three times
     the weight decay, so that it takes hundreds of steps instead of ten thousand. With less decay, some seeds never get
     beyond memorization. A smaller table needs a larger fraction: half of it with `p=47`.
-
-    Args:
-        seed: Seed of the initial weights and of the split.
-        p: The modulus.
-        fraction: Share of the table used for training.
-        fields: Fields of the model's config.
 
     Example:
         >>> task = modular_addition_task(p=11)
@@ -146,13 +128,6 @@ def modular_addition_task(seed: int = 0, *, p: int = 113, fraction: float = 0.3,
 
 def palindrome_task(seed: int = 0, *, size: int = 50_000, half: int = 4, n_symbols: int = 8, **fields: Any) -> ToyTask:
     """Two layers that recognize palindromes.
-
-    Args:
-        seed: Seed of the initial weights, the data and its order.
-        size: Rows to train on.
-        half: Symbols in half a row.
-        n_symbols: Number of symbols.
-        fields: Fields of the model's config.
 
     Example:
         >>> palindrome_task(size=100, half=3).data.n_ctx

@@ -6,7 +6,7 @@ parameters come from `named_parameters`. Batches come from any iterable, so data
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from headscope.analysis.core.result import check_option
 from headscope.errors import InvalidInputError, NotFiniteError, check_at_least
 
 __all__ = [
@@ -25,9 +26,6 @@ __all__ = [
     "take_step",
     "train_language_model",
 ]
-
-
-_CHOICES = {"schedule": ("cosine", "linear", "constant"), "optimizer": ("adamw", "adam")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +65,8 @@ class OptimizerConfig:
             raise InvalidInputError(f"max_grad_norm is {self.max_grad_norm}; it must be above 0, or None.")
         if not 0 <= self.final_lr <= 1:
             raise InvalidInputError(f"final_lr is {self.final_lr}; it is a fraction of lr, between 0 and 1.")
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise InvalidInputError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}.")
+        check_option("schedule", self.schedule, ("cosine", "linear", "constant"))
+        check_option("optimizer", self.optimizer, ("adamw", "adam"))
 
     def rate(self, step: int, steps: int) -> float:
         """Return the learning rate of a step, counted from 0, in a run of `steps`."""
@@ -148,19 +145,19 @@ def train_language_model(
         NotFiniteError: If the loss becomes NaN or infinite.
     """
     optimizer = make_optimizer(model, cfg)
-    losses, rates, n_tokens, start = [], [], 0, time.perf_counter()
+    losses, n_tokens, start = [], 0, time.perf_counter()
+    rates = [cfg.lr_at(step) for step in range(cfg.steps)]
     device = next(model.parameters()).device
-    stream: Iterator[Int[Tensor, "batch pos"]] = iter(batches)
+    stream = iter(batches)
     model.train()
     try:
         with tqdm(total=cfg.steps, desc="train", disable=not progress) as bar:
-            for step in range(cfg.steps):
+            for step, rate in enumerate(rates):
                 tokens = next(stream, None)
                 if tokens is None:
                     raise InvalidInputError(f"The batches ran out after {step} of {cfg.steps} steps.")
-                rates.append(cfg.lr_at(step))
                 loss = partial(model, tokens.to(device), return_type="loss")
-                losses.append(take_step(model, optimizer, loss, cfg, lr=rates[-1], step=step))
+                losses.append(take_step(model, optimizer, loss, cfg, lr=rate, step=step))
                 n_tokens += tokens.numel()
                 bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
                 bar.update()

@@ -29,14 +29,6 @@ class Rows:
     word_idx: dict[str, Int[Tensor, " prompt"]]
 
 
-@dataclass(frozen=True)
-class _Places:
-    """Positions of words; they do not depend on which single-token names are used."""
-
-    words: Mapping[str, int]
-    mentions: tuple[int, ...]
-
-
 def tokenized(
     prompts: Sequence[Prompt],
     tokenizer: Tokenizer,
@@ -60,23 +52,23 @@ def tokenized(
         InvalidInputError: If a name merges with its neighbors, or a special token is needed and missing.
     """
     bos = [_bos(tokenizer)] if prepend_bos else []
-    known: dict[tuple[str, ...], _Places] = {}
+    known: dict[tuple[str, ...], tuple[dict[str, int], tuple[int, ...]]] = {}
     rows, places = [], []
     for prompt in prompts:
         row = [*bos, *tokenizer.encode(prompt.text(), add_special_tokens=False)]
         if prompt.pieces not in known:
             known[prompt.pieces] = _places(prompt, tokenizer, len(bos))
-        at = known[prompt.pieces]
+        words, mentions = known[prompt.pieces]
         ids = [name_ids[name] for name in prompt.names]
         if not prompt.pieces[0]:
             ids[0] = first_ids[prompt.names[0]]
-        if at.mentions[-1] != len(row) - 1 or [row[position] for position in at.mentions] != ids:
+        if mentions[-1] != len(row) - 1 or [row[position] for position in mentions] != ids:
             raise InvalidInputError(
                 f"this tokenizer merges names in {prompt.text()!r} with their neighbors, so sentences with other names "
                 "would not be aligned. Rephrase the template."
             )
         rows.append(row)
-        places.append(at.words)
+        places.append(words)
     length = max(width, *map(len, rows))
     pad = _pad(tokenizer) if min(map(len, rows)) < length else 0
     lengths = torch.tensor([len(row) for row in rows])
@@ -88,7 +80,9 @@ def tokenized(
     )
 
 
-def _places(prompt: Prompt, tokenizer: Tokenizer, first: int) -> _Places:
+def _places(prompt: Prompt, tokenizer: Tokenizer, first: int) -> tuple[dict[str, int], tuple[int, ...]]:
+    """Return the positions of words and of mentions; they do not depend on which single-token names are used."""
+
     def tokens_in(text: str) -> int:
         return first + len(tokenizer.encode(text, add_special_tokens=False))
 
@@ -99,7 +93,7 @@ def _places(prompt: Prompt, tokenizer: Tokenizer, first: int) -> _Places:
     mark = max(until.rfind(","), until.rfind("."))
     if mark >= 0:
         words["punct"] = tokens_in(until[: mark + 1]) - 1
-    return _Places(words, mentions)
+    return words, mentions
 
 
 def _bos(tokenizer: Tokenizer) -> int:

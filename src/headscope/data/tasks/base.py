@@ -6,9 +6,8 @@ since an overall number depends on the share of noise.
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -60,6 +59,7 @@ class TaskMetrics:
         return cls(*(float(value[part].double().mean()) for part in parts for value in (loss, accuracy)))
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class TaskDataset(Dataset[tuple[Tensor, Tensor]]):
     """Prompts and answers of a toy task, all drawn at once. Indexing gives `(tokens[pos], labels[answer])`.
 
@@ -75,29 +75,18 @@ class TaskDataset(Dataset[tuple[Tensor, Tensor]]):
         options: Constructor arguments: the same options give the same data.
     """
 
-    task = "task"
+    task: ClassVar[str] = "task"
+    tokens: Int[Tensor, "sample pos"]
+    labels: Int[Tensor, "sample answer"]
+    signal: Bool[Tensor, "sample answer"]
+    answer_positions: range
+    best_loss: Float[Tensor, "sample answer"]
+    best_accuracy: Float[Tensor, "sample answer"]
+    d_vocab: int
+    options: dict[str, Any]
 
-    def __init__(
-        self,
-        *,
-        tokens: Int[Tensor, "sample pos"],
-        labels: Int[Tensor, "sample answer"],
-        signal: Bool[Tensor, "sample answer"],
-        answer_positions: range,
-        best_loss: Float[Tensor, "sample answer"],
-        best_accuracy: Float[Tensor, "sample answer"],
-        d_vocab: int,
-        options: Mapping[str, Any],
-    ) -> None:
-        assert len(answer_positions) == labels.shape[1] and answer_positions.step == 1
-        self.tokens = tokens
-        self.labels = labels
-        self.signal = signal
-        self.answer_positions = answer_positions
-        self.best_loss = best_loss
-        self.best_accuracy = best_accuracy
-        self.d_vocab = d_vocab
-        self.options = dict(options)
+    def __post_init__(self) -> None:
+        assert len(self.answer_positions) == self.labels.shape[1] and self.answer_positions.step == 1
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
