@@ -71,7 +71,7 @@ def test_no_more_batches_are_drawn_than_used(model: HookedTransformer) -> None:
 def test_nothing_to_evaluate_on_is_refused(model: HookedTransformer) -> None:
     with pytest.raises(InvalidInputError, match="no batch"):
         evals.evaluate_on_dataset(model, [])
-    with pytest.raises(InvalidInputError, match="truncate must be at least 1 batch; got 0"):
+    with pytest.raises(InvalidInputError, match="truncate must be at least 1; got 0"):
         evals.evaluate_on_dataset(model, [{"tokens": torch.tensor([[1, 2]])}], truncate=0)
 
 

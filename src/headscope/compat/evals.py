@@ -4,6 +4,7 @@ They run on the model's own device, with random draws under seeds of their own. 
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from headscope.data.packing import tokenize_and_concatenate
 from headscope.data.protocols import Tokenizer
 from headscope.data.random_tokens import repeated_random_tokens
 from headscope.data.text import hf_dataset_texts
-from headscope.errors import InvalidInputError
+from headscope.errors import InvalidInputError, check_at_least
 from headscope.model.text.tokens import begin_token
 from headscope.model.transformer import HookedTransformer
 
@@ -142,16 +143,13 @@ def evaluate_on_dataset(
         >>> round(evaluate_on_dataset(model, [{"tokens": tokens}], progress=False), 1)
         1.9
     """
-    if truncate < 1:
-        raise InvalidInputError(f"truncate must be at least 1 batch; got {truncate}.")
+    check_at_least(1, truncate=truncate)
     losses: list[float] = []
     with tqdm(total=truncate, desc="loss", unit="batch", disable=not progress, leave=False) as bar:
-        for batch in data_loader:
+        for batch in islice(data_loader, truncate):
             tokens = batch["tokens"].to(model.W_E.device if device is None else device)
             losses.append(model(tokens, return_type="loss").item())
             bar.update()
-            if len(losses) == truncate:
-                break
     if not losses:
         raise InvalidInputError("data_loader has no batch: give more text, or a smaller batch_size.")
     return sum(losses) / len(losses)

@@ -5,8 +5,7 @@ checkpoint to exactly the same numbers as an uninterrupted one (on the same mach
 """
 
 import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field, fields
 from math import ceil
 from pathlib import Path
@@ -160,19 +159,13 @@ def train(
     folder = None if out is None else RunFolder(Path(out), run.manifest(), resume=resume)
     if folder is not None and folder.previous is not None:
         run.restore(folder.previous)
-    with _threads(cfg.threads):
-        run.go(folder, snapshots, checkpoint_seconds, progress, on_step)
-    return run.result()
-
-
-@contextmanager
-def _threads(n: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(before if n is None else n)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(cfg.threads or threads)
     try:
-        yield
+        run.go(folder, snapshots, checkpoint_seconds, progress, on_step)
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads)
+    return run.result()
 
 
 @torch.no_grad()

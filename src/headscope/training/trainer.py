@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -177,13 +178,13 @@ def make_optimizer(model: nn.Module, cfg: OptimizerConfig, *, fused: bool = Fals
         fused: Use one kernel for all parameters: faster for small ones, with slightly different rounding.
     """
     # Weights are told from biases by name, since per-head biases are matrices too.
-    decayed: list[nn.Parameter] = []
-    undecayed: list[nn.Parameter] = []
+    groups: list[dict[str, Any]] = [
+        {"params": [], "weight_decay": cfg.weight_decay},
+        {"params": [], "weight_decay": 0.0},
+    ]
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            is_weight = name.rsplit(".", 1)[-1].startswith("W_")
-            (decayed if is_weight else undecayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": cfg.weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
+            groups[0 if name.rsplit(".", 1)[-1].startswith("W_") else 1]["params"].append(parameter)
     optimizer = torch.optim.AdamW if cfg.optimizer == "adamw" else torch.optim.Adam
     return optimizer([g for g in groups if g["params"]], lr=cfg.lr, betas=cfg.betas, fused=fused or None)
 
