@@ -21,6 +21,7 @@ from headscope.analysis.core.named_arrays import Label
 from headscope.analysis.core.result import Array, Result, RunInfo
 from headscope.analysis.core.stats import LEVEL, estimates
 from headscope.analysis.patching.path import path_patch_sweep
+from headscope.analysis.patching.path_ends import FINAL, INPUTS
 from headscope.analysis.patching.path_result import PathPatchingResult
 from headscope.analysis.prompts.task import Task
 from headscope.errors import InvalidInputError
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = ["FINAL", "Circuit", "find_circuit"]
 
-FINAL = "final"
-_INPUTS = ("q", "k", "v")
 _SHOWN = 12
 
 
@@ -264,7 +263,7 @@ class _Path(NamedTuple):
 def _inputs(node: str) -> Sequence[str]:
     """The inputs of a node to search; before heads of the first layer there is only the embedding."""
     layer, head = component_of(node) or (0, None)
-    return ("",) if head is None else _INPUTS if layer else ()
+    return ("",) if head is None else INPUTS if layer else ()
 
 
 def _clear_paths(swept: PathPatchingResult, node: str, read: str, threshold: float, level: float) -> list[_Path]:

@@ -15,10 +15,11 @@ The control is the same number for the answers of other prompts.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -185,7 +186,7 @@ class _FromNames:
 
     def lowest(self, who: str, sign: float, control: "_FromNames") -> Measured:
         """The mean effect times a sign, in the order where it is lowest."""
-        return _lowest([_beside(sign * each, sign * control.of[who][order]) for order, each in self.of[who].items()])
+        return _chosen([_beside(sign * each, sign * control.of[who][order]) for order, each in self.of[who].items()])
 
     def copied(self, control: "_FromNames") -> Measured:
         """How surely a head raises `IO` from its place in one order and `S` from its own in the other."""
@@ -195,8 +196,8 @@ class _FromNames:
         for right, wrong in (ORDERS, ORDERS[::-1]):
             raises = _beside(self.of["IO"][right], control.of["IO"][right])
             harms = _beside(-self.of["S"][wrong], -control.of["S"][wrong])
-            ways.append(_lowest([raises, harms]))
-        return _chosen(ways, torch.stack([way.scores for way in ways]).argmax(0, keepdim=True))
+            ways.append(_chosen([raises, harms]))
+        return _chosen(ways, torch.argmax)
 
 
 def _and_after(places: Mapping[str, Tensor], name: str) -> Tensor:
@@ -214,12 +215,9 @@ def _beside(values: Float[Tensor, "prompt layer head"], control: Float[Tensor, "
     return Measured(*(part[None].float() for part in parts))
 
 
-def _lowest(ways: list[Measured]) -> Measured:
-    """Of several means with their controls and errors, the lowest mean's."""
-    return _chosen(ways, torch.stack([way.scores for way in ways]).argmin(0, keepdim=True))
-
-
-def _chosen(ways: list[Measured], at: Int[Tensor, "1 kind layer head"]) -> Measured:
+def _chosen(ways: list[Measured], which: Callable[..., Tensor] = torch.argmin) -> Measured:
+    """Of several means with their controls and errors, each head's with the lowest mean, or (`torch.argmax`) the highest."""
+    at = which(torch.stack([way.scores for way in ways]), dim=0, keepdim=True)
     return Measured(
         *(torch.stack([getattr(way, each.name) for way in ways]).gather(0, at)[0] for each in fields(Measured))
     )
@@ -259,16 +257,15 @@ def attention_between(
         rows = torch.arange(len(batch.tokens), device=batch.tokens.device)
         here = {name: at[seen : seen + len(rows)] for name, at in known.items()}
         seen += len(rows)
-        total += record_patterns(model, batch, partial(_paid, [(here[query], here[key]) for query, key in taken]))
+        # The attention of each row from one position to another, summed over rows, pair by pair.
+        total += record_patterns(
+            model, batch, partial(_summed, [(rows, slice(None), here[query], here[key]) for query, key in taken])
+        )
     return dict(zip(taken, (total / len(task)).float().unbind(1), strict=True))
 
 
-def _paid(
-    pairs: list[tuple[Tensor, Tensor]], pattern: Float[Tensor, "row head query_pos key_pos"]
-) -> Float[Tensor, "pair head"]:
-    """Sum the attention of each row from one position to another, pair by pair."""
-    rows = torch.arange(len(pattern), device=pattern.device)
-    return torch.stack([pattern[rows, :, query, key].double().sum(0) for query, key in pairs])
+def _summed(at: list[tuple[Any, ...]], pattern: Tensor) -> Float[Tensor, "pair head"]:
+    return torch.stack([pattern[each].double().sum(0) for each in at])
 
 
 def _inhibition(

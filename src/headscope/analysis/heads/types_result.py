@@ -168,15 +168,14 @@ class HeadTypes(Result):
     def reasons(self, layer: int, head: int, kind: str) -> str:
         """In a few words, the evidence that goes with a kind of a head."""
         self._at(kind)
-        shown = []
-        for name in _EVIDENCE_OF.get(kind, ()):
-            for each in self.evidence_names:
-                if each == name or each.startswith(f"{name} ("):
-                    value = float(self.evidence_of(each)[layer, head])
-                    shown += [] if math.isnan(value) else [f"{each} {value:+.2f}"]
-        if kind == "induction":
-            shown += self._composition_words(layer, head)
-        return ", ".join(shown)
+        values = dict(zip(self.evidence_names, self.evidence[:, layer, head].tolist(), strict=True))
+        shown = [
+            f"{each} {value:+.2f}"
+            for name in _EVIDENCE_OF.get(kind, ())
+            for each, value in values.items()
+            if (each == name or each.startswith(f"{name} (")) and not math.isnan(value)
+        ]
+        return ", ".join(shown + (self._composition_words(layer, head) if kind == "induction" else []))
 
     def _composition_words(self, layer: int, head: int) -> list[str]:
         pairs = self.composition_heads.tolist()
@@ -204,9 +203,10 @@ _EVIDENCE_OF = {
     "induction": ("copying", "adds to the repeated token"),
     "copy_suppression": ("copying", "adds to the repeated token"),
     "duplicate_token": ("attention S2 to S1",),
-    "name_mover": ("attention end to IO", "direct effect", "copying", "change when patched"),
-    "negative_name_mover": ("attention end to IO", "direct effect", "copying", "change when patched"),
-    "name_copier": ("attention end to IO", "direct effect", "copying", "change when patched"),
+    **dict.fromkeys(
+        ("name_mover", "negative_name_mover", "name_copier"),
+        ("attention end to IO", "direct effect", "copying", "change when patched"),
+    ),
     "subject_suppressor": ("attention end to S2", "direct effect", "copying", "change when patched"),
     "s_inhibition": ("attention end to S2", "direct effect", "change when patched"),
     "backup_name_mover": ("attention end to IO", "direct effect", "copying"),

@@ -11,8 +11,8 @@ metric reads. Cells are held in windows of bounded memory.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -135,21 +135,6 @@ def _instead(patched: Tensor, _: Tensor) -> Tensor:
     return patched
 
 
-@dataclass
-class _Group:
-    """Cells whose patched streams begin at one position, one behind the other."""
-
-    cells: list[int] = field(default_factory=list)
-    streams: list[Tensor] = field(default_factory=list)
-
-    def add(self, cells: list[int], *streams: Tensor) -> None:
-        self.cells = self.cells + cells
-        self.streams.extend(streams)
-
-    def joined(self) -> Tensor:
-        return self.streams[0] if len(self.streams) == 1 else torch.cat(self.streams)
-
-
 class _PatchRuns:
     """A window of cells: taken in until it is full, then run together."""
 
@@ -164,8 +149,6 @@ class _PatchRuns:
         self._entries: dict[int, Entry] = {}
         self._held = 0
         self._budget = Budget.of(base.final.device)
-        self._unpatched_logits: Tensor | None = None
-        self._unpatched: float | None = None
 
     @property
     def is_full(self) -> bool:
@@ -181,8 +164,9 @@ class _PatchRuns:
         """Return the metric of each cell that was taken in; `advance` is told how many are done."""
         entries, self._entries, self._held = self._entries, {}, 0
         changed = {cell: entry for cell, entry in entries.items() if entry.start < self.stop}
-        values = {cell: self._value_unpatched() for cell in entries.keys() - changed.keys()}
-        advance(len(entries) - len(changed))
+        unchanged = entries.keys() - changed.keys()
+        values = dict.fromkeys(unchanged, self._unpatched_value) if unchanged else {}
+        advance(len(unchanged))
         return values | (self._values(changed, self._finals(changed, advance)) if changed else {})
 
     # From the patched layers to the end
@@ -195,35 +179,33 @@ class _PatchRuns:
             entering.setdefault(entry.stage, []).append(cell)
         total = sum((n_layers - entry.stage // 2) * (self.stop - entry.start) for entry in entries.values())
         done, told = 0, 0
-        groups: dict[int, _Group] = {}
+        # Cells whose patched streams begin at one position go together.
+        groups: dict[int, dict[int, Tensor]] = {}
 
-        def admit(cells: Iterable[int], to: dict[int, _Group], layer: int) -> None:
+        def admit(cells: Iterable[int], to: dict[int, dict[int, Tensor]], layer: int) -> None:
             for cell in cells:
                 start, stream = entries[cell].start, entries[cell].stream
-                to.setdefault(start, _Group()).add([cell], self._read(start, stream) if layer == n_layers else stream)
+                to.setdefault(start, {})[cell] = self._read(start, stream) if layer == n_layers else stream
 
         for layer in range(min(entering) // 2, n_layers):
             admit(entering.get(2 * layer, ()), groups, layer)
-            middle: dict[int, _Group] = {}
+            middle: dict[int, dict[int, Tensor]] = {}
             admit(entering.get(2 * layer + 1, ()), middle, layer)
-            after: dict[int, _Group] = {}
+            after: dict[int, dict[int, Tensor]] = {}
             for those, run in ((groups, self._through), (middle, self._through_mlp)):
                 for start, group in those.items():
                     n_together = self._budget.batch_tokens // (self.base.batch * (self.stop - start))
                     rows = self.base.batch * max(1, n_together)
-                    parts = [run(layer, start, part) for part in group.joined().split(rows)]
-                    after.setdefault(start, _Group()).add(group.cells, *parts)
-                    done += len(group.cells) * (self.stop - start)
+                    parts = [run(layer, start, part) for part in torch.cat(list(group.values())).split(rows)]
+                    streams = [stream for part in parts for stream in part.split(self.base.batch)]
+                    after.setdefault(start, {}).update(zip(group, streams, strict=True))
+                    done += len(group) * (self.stop - start)
             groups = after
             advance(done * len(entries) // total - told)
             told = done * len(entries) // total
         admit(entering.get(2 * n_layers, ()), groups, n_layers)
         advance(len(entries) - told)
-        return {
-            cell: final
-            for group in groups.values()
-            for cell, final in zip(group.cells, group.joined().split(self.base.batch), strict=True)
-        }
+        return {cell: final for group in groups.values() for cell, final in group.items()}
 
     def _through(self, layer: int, start: int, stream: Tensor) -> Float[Tensor, "row position d_model"]:
         """Streams of several cells through a layer, and read behind the last."""
@@ -232,13 +214,13 @@ class _PatchRuns:
         if is_last and self._reads_one:
             return self._through_last(start, stream)
         mask = self.base.mask
-        found = block(
+        stream = block(
             stream,
             shortformer_pos_embed=self._positions(start, n),
             past_kv_cache_entry=self._past(layer, start, n),
             attention_mask=None if mask is None else mask[:, : self.stop].repeat(n, 1),
         )
-        return self._read(start, found) if is_last else found
+        return self._read(start, stream) if is_last else stream
 
     def _through_mlp(self, layer: int, start: int, stream: Tensor) -> Float[Tensor, "row position d_model"]:
         """The same from between attention and MLP."""
@@ -290,7 +272,7 @@ class _PatchRuns:
 
     def _read(self, start: int, stream: Tensor) -> Float[Tensor, "row position d_model"]:
         """Final states at the positions that are read; all of them, if nobody says which these are."""
-        return stream if self.places is None else self._unless_before(start, self._taken(start, stream))
+        return self._unless_before(start, self._taken(start, stream))
 
     def _taken(self, start: int, stream: Tensor) -> Float[Tensor, "row position d_model"]:
         """The positions that are read of streams that begin at `start`; the first for those before it."""
@@ -307,19 +289,17 @@ class _PatchRuns:
         if self.places is None or bool((self.places >= start).all()):
             return states
         n = len(states) // self.base.batch
-        unpatched = self._unpatched_states().repeat(n, 1, 1)
+        unpatched = self._taken(0, self.base.final).repeat(n, 1, 1)
         return torch.where((self.places < start).repeat(n, 1)[..., None], unpatched, states)
 
-    def _unpatched_states(self) -> Float[Tensor, "batch read d_model"]:
-        assert self.places is not None
-        return at_positions(self.base.final, self.places)
+    @cached_property
+    def _unpatched_value(self) -> float:
+        states = self._taken(0, self.base.final)
+        return self._values({0: Entry(2 * self.model.cfg.n_layers, 0, states)}, {0: states})[0]
 
-    def _value_unpatched(self) -> float:
-        if self._unpatched is None:
-            states = self.base.final if self.places is None else self._unpatched_states()
-            entry = Entry(2 * self.model.cfg.n_layers, 0, states)
-            self._unpatched = self._values({0: entry}, {0: states})[0]
-        return self._unpatched
+    @cached_property
+    def _unpatched_logits(self) -> Float[Tensor, "batch pos d_vocab"]:
+        return self.model.to_logits(self.base.final)
 
     def _values(self, entries: dict[int, Entry], finals: dict[int, Tensor]) -> dict[int, float]:
         """The metric of final states, in the order in which cells were taken in."""
@@ -339,11 +319,6 @@ class _PatchRuns:
             for cell, logits, size in zip(some, flat.split([b * p for b, p in sizes]), sizes, strict=True):
                 logits = logits.unflatten(0, size)
                 if self.places is None and entries[cell].start:
-                    logits = torch.cat([self._logits_before(entries[cell].start), logits], dim=1)
+                    logits = torch.cat([self._unpatched_logits[:, : entries[cell].start], logits], dim=1)
                 values[cell] = as_number(metric(logits))
         return values
-
-    def _logits_before(self, start: int) -> Float[Tensor, "batch before d_vocab"]:
-        if self._unpatched_logits is None:
-            self._unpatched_logits = self.model.to_logits(self.base.final)
-        return self._unpatched_logits[:, :start]

@@ -14,9 +14,20 @@ from headscope.analysis.core.components import Component, all_heads, all_mlps, c
 from headscope.errors import InvalidInputError, unknown_name
 from headscope.model.config import HookedTransformerConfig
 
-__all__ = ["EMBED", "Receiver", "Sender", "as_receivers", "as_senders", "check_fed", "mlp_stage", "sender_of"]
+__all__ = [
+    "EMBED",
+    "FINAL",
+    "INPUTS",
+    "Receiver",
+    "Sender",
+    "as_receivers",
+    "as_senders",
+    "check_fed",
+    "mlp_stage",
+    "sender_of",
+]
 
-EMBED, FINAL, _INPUTS = "embed", "final", ("q", "k", "v")
+EMBED, FINAL, INPUTS = "embed", "final", ("q", "k", "v")
 _COMPONENT = r"\d+\.\d+|mlp[ .]?\d+"
 
 End = TypeVar("End", "Sender", "Receiver")
@@ -125,7 +136,7 @@ def _listed(named: object, separators: str) -> list[object]:
     if isinstance(named, str):
         return [part for part in re.split(rf"\s*{separators}\s*", named.strip()) if part]
     # `(9, 9)`, `(9, 9, "q")`, `("9.9", "q")` and `((9, 9), "q")` are one end; other tuples are several.
-    is_one = isinstance(named, tuple) and named and (set(map(type, named)) == {int} or named[-1] in _INPUTS)
+    is_one = isinstance(named, tuple) and named and (set(map(type, named)) == {int} or named[-1] in INPUTS)
     return list(named) if isinstance(named, Iterable) and not is_one else [named]
 
 
@@ -153,13 +164,13 @@ def _receiver(cfg: HookedTransformerConfig, name: object) -> list[Receiver]:
         return [Receiver(2 * cfg.n_layers, None)]
     parts = re.fullmatch(rf"({_COMPONENT})(?:\.([qkv]))?", text)
     if parts is None:
-        known = [f"{head.label}.{each}" for head in all_heads(cfg) for each in _INPUTS]
+        known = [f"{head.label}.{each}" for head in all_heads(cfg) for each in INPUTS]
         known += [FINAL, *(mlp.label for mlp in all_mlps(cfg))]
         hint = "A receiver is a head's input ('9.9.q'), an MLP ('mlp5') or 'final'."
         raise unknown_name("receiver", str(name), known, hint=hint)
     component = components(cfg, [parts[1]])[0]
     if component.head is not None:
-        return [Receiver(2 * component.layer, component, each) for each in parts[2] or _INPUTS]
+        return [Receiver(2 * component.layer, component, each) for each in parts[2] or INPUTS]
     if parts[2]:
         raise InvalidInputError(f"{component.label} has one input, not q, k and v; name it 'mlp{component.layer}'.")
     return [Receiver(mlp_stage(cfg, component.layer), component)]

@@ -173,7 +173,7 @@ class Attribution(Result):
         Raises:
             InvalidInputError: If the attribution was made without sources, or there is no such prompt.
         """
-        sources = self._need_sources()
+        sources = self.array("sources").values
         if not -len(sources) <= prompt < len(sources):
             raise InvalidInputError(f"prompt must be from 0 to {len(sources) - 1}; got {prompt}.")
         return sources[prompt][..., self.attention_mask[prompt]]
@@ -185,14 +185,11 @@ class Attribution(Result):
             InvalidInputError: If the attribution was made without sources.
             UnknownNameError: If no position has that name.
         """
-        sources = self._need_sources()
+        sources = self.array("sources").values
         if word not in self.word_names:
             raise unknown_name("position", word, self.word_names, hint="Names of positions come with a Task.")
         at = self.word_positions[self.word_names.index(word)]
         return sources[torch.arange(len(sources), device=at.device), :, :, at]
-
-    def _need_sources(self) -> Tensor:
-        return self.array("sources").values
 
     def only(self, label: str) -> Self:
         """The prompts of one kind, such as those whose names come in one order; without neurons, known on average only.

@@ -71,11 +71,11 @@ class RowMaker:
         """
         for key in _COLUMNS:
             value = row.get(key)
-            several = key in ("correct", "incorrect") and isinstance(value, (list, tuple)) and value
-            each: Sequence[Any] = value if isinstance(value, (list, tuple)) and several else [value]
-            if not all(isinstance(text, str) and (text or key == "label") for text in each):
-                if value in (None, "") and key not in _REQUIRED:
-                    continue
+            if value in (None, "") and key not in _REQUIRED:
+                continue
+            several = key in ("correct", "incorrect") and isinstance(value, (list, tuple))
+            texts: Any = value if several else [value]
+            if not texts or not all(isinstance(text, str) and text for text in texts):
                 kind = "is missing or empty" if value in (None, "", [], ()) else f"must be text; got {value!r}"
                 raise InvalidInputError(f"{name}: {key!r} {kind}.")
         clean = self._prompt(row["prompt"], name, "prompt")
