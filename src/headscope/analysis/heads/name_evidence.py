@@ -67,13 +67,13 @@ class TaskEvidence:
 
     Attributes:
         measured: Scores, controls and errors, in logits.
-        thresholds: For each kind.
+        threshold: For each kind.
         evidence: Further numbers by name, `[layer, head]`.
         notes: What could not be told, and why.
     """
 
     measured: Measured
-    thresholds: list[float]
+    threshold: float
     evidence: dict[str, Float[Tensor, "layer head"]]
     notes: list[str]
 
@@ -101,9 +101,8 @@ def name_places(task: Task) -> dict[str, Int[Tensor, " prompt"]]:
             )
         for name, at in (("IO", right[0]), ("S1", wrong[0]), ("S2", wrong[-1])):
             found[name].append(at)
-    return {name: torch.tensor(at, device=task.positions.device) for name, at in found.items()} | {
-        "end": task.positions
-    }
+    places = {name: torch.tensor(at, device=task.positions.device) for name, at in found.items()}
+    return {**places, "end": task.positions}
 
 
 def orders_of(places: Mapping[str, Int[Tensor, " prompt"]]) -> dict[str, Int[Tensor, " some"]]:
@@ -158,13 +157,15 @@ def task_evidence(
         notes.append("the task has no corrupted prompts, so S-inhibition heads and backups were not looked for.")
     else:
         kinds["s_inhibition"], evidence["path to name movers' queries"] = _inhibition(model, task, movers, progress)
-        with_backups = _without(model, task, movers)
-        after = _FromNames(with_backups, places, orders)
+        # The name movers taken out: where the answer is predicted, they give what they gave in the corrupted prompts.
+        at_end = torch.zeros_like(task.attention_mask).scatter(1, task.positions[:, None], True)
+        with _replaced(model, task, movers, at_end):
+            after = _FromNames(attribute(model, task, neurons=False, progress=False), places, orders)
         kinds["backup_name_mover"] = after.lowest("IO", 1.0, names)
         for layer, head in movers:
             kinds["backup_name_mover"].scores[0, layer, head] = math.nan
     measured = Measured.joined([kinds[name] for name in TASK_KINDS])
-    return TaskEvidence(measured, [threshold] * len(TASK_KINDS), evidence, notes)
+    return TaskEvidence(measured, threshold, evidence, notes)
 
 
 class _FromNames:
@@ -216,7 +217,7 @@ def _beside(values: Float[Tensor, "prompt layer head"], control: Float[Tensor, "
 
 
 def _chosen(ways: list[Measured], which: Callable[..., Tensor] = torch.argmin) -> Measured:
-    """Of several means with their controls and errors, each head's with the lowest mean, or (`torch.argmax`) the highest."""
+    """The lowest of several means, head by head, with its control and error; the highest with `torch.argmax`."""
     at = which(torch.stack([way.scores for way in ways]), dim=0, keepdim=True)
     return Measured(
         *(torch.stack([getattr(way, each.name) for way in ways]).gather(0, at)[0] for each in fields(Measured))
@@ -280,13 +281,6 @@ def _inhibition(
     lost = -found.per_prompt.double().cpu().movedim(-1, 0)
     measured = _beside(lost, torch.zeros_like(lost))
     return measured, -measured.scores[0]
-
-
-def _without(model: HookedTransformer, task: Task, heads: list[tuple[int, int]]) -> Attribution:
-    """The attribution when some heads give, where the answer is predicted, what they gave in the corrupted prompts."""
-    at_end = torch.zeros_like(task.attention_mask).scatter(1, task.positions[:, None], True)
-    with _replaced(model, task, heads, at_end):
-        return attribute(model, task, neurons=False, progress=False)
 
 
 def changes_when_patched(

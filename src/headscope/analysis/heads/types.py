@@ -146,7 +146,7 @@ def detect_heads(
         found = task_evidence(model, task, min_effect=min_effect, level=level, progress=run["progress"])
         names += TASK_KINDS
         measured.append(found.measured)
-        thresholds += found.thresholds
+        thresholds += [found.threshold] * len(TASK_KINDS)
         evidence |= found.evidence
         notes += found.notes
     every = Measured.joined(measured)

@@ -14,18 +14,7 @@ from headscope.analysis.core.components import Component, all_heads, all_mlps, c
 from headscope.errors import InvalidInputError, unknown_name
 from headscope.model.config import HookedTransformerConfig
 
-__all__ = [
-    "EMBED",
-    "FINAL",
-    "INPUTS",
-    "Receiver",
-    "Sender",
-    "as_receivers",
-    "as_senders",
-    "check_fed",
-    "mlp_stage",
-    "sender_of",
-]
+__all__ = ["FINAL", "INPUTS", "Receiver", "Sender", "as_receivers", "as_senders", "check_fed", "mlp_stage", "sender_of"]
 
 EMBED, FINAL, INPUTS = "embed", "final", ("q", "k", "v")
 _COMPONENT = r"\d+\.\d+|mlp[ .]?\d+"
