@@ -74,11 +74,6 @@ class Measured:
         """All kinds of several."""
         return cls(*(torch.cat([getattr(part, each.name) for part in parts]) for each in fields(cls)))
 
-    @property
-    def excess(self) -> Float[Tensor, "*kind layer head"]:
-        """Scores less controls."""
-        return self.scores - self.controls
-
     def reaches(
         self, least: float | Float[Tensor, "*kind 1 1"], among: int, level: float
     ) -> Bool[Tensor, "*kind layer head"]:
@@ -89,8 +84,9 @@ class Measured:
             among: How many numbers were looked at.
             level: The family-wise level.
         """
-        significant = self.excess > threshold(among, self.freedom, level) * self.errors
-        return (self.scores >= least) & (self.excess >= least) & significant
+        excess = self.scores - self.controls
+        significant = excess > threshold(among, self.freedom, level) * self.errors
+        return (self.scores >= least) & (excess >= least) & significant
 
 
 def attention_moments(model: HookedTransformer, seed: int) -> Measure:
@@ -239,13 +235,11 @@ def copying_scores(model: HookedTransformer) -> Float[Tensor, "layer head"]:
     W_U = readout.W_U.detach().to(kind)
     W_U = W_U - W_U.mean(-1, keepdim=True)
     found = torch.empty(cfg.n_layers, cfg.n_heads)
-    onto: Tensor | None = None
     for layer in range(cfg.n_layers):
         block: Any = model.blocks[layer]
-        if layer < 2:
+        if layer < 2:  # later layers find what the second does
             read = (token_embedding(model) if layer == 0 else effective_embedding(model)).to(kind)
             onto = W_U @ _normalized(model, read)
-        assert onto is not None
         weight = dict(block.ln1.named_parameters(recurse=False)).get("w")
         W_V, W_O = (each.detach().to(kind) for each in (block.attn.W_V, model.output_weight(layer)))
         W_V = W_V if weight is None else W_V * weight.detach().to(kind)[:, None]

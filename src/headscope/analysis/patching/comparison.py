@@ -1,6 +1,6 @@
 """`AttributionPatchingResult`, which `attribution_patch` returns, and its comparison with true patches."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from headscope.analysis.core.named_arrays import Label
 from headscope.analysis.patching.result import PatchingResult, SiteResult
 from headscope.analysis.patching.sites import AXES
 from headscope.errors import InvalidInputError, unknown_name
@@ -133,20 +134,19 @@ class PatchingComparison:
     @property
     def labels(self) -> tuple[str, ...]:
         """`10.7`, `10.7 at 14` or `layer 3 at 14`, in the order of `true.flatten()`."""
-        return tuple(_cell(self.axes, cell, self.positions) for cell in product(*map(range, self.true.shape)))
+        return tuple(_label(dict(zip(self.axes, cell, strict=True))) for cell in self._cells())
+
+    def _cells(self) -> list[tuple[Label, ...]]:
+        named = {"pos": self.positions, "dest_pos": self.positions} if self.positions else {}
+        sizes = zip(self.axes, self.true.shape, strict=True)
+        return list(product(*(named.get(axis, range(size)) for axis, size in sizes)))
 
     def to_frame(self) -> "pd.DataFrame":
         """One row per cell: where it is, and both numbers."""
         import pandas as pd
 
-        cells = list(product(*map(range, self.true.shape)))
-        columns: dict[str, Any] = {axis: [cell[at] for cell in cells] for at, axis in enumerate(self.axes)}
-        if self.positions:
-            named = self.positions
-            columns |= {axis: [named[at] for at in columns[axis]] for axis in {"pos", "dest_pos"} & set(columns)}
-        return pd.DataFrame(
-            {**columns, "estimated": self.estimated.flatten().tolist(), "true": self.true.flatten().tolist()}
-        )
+        numbers = {"estimated": self.estimated.flatten().tolist(), "true": self.true.flatten().tolist()}
+        return pd.DataFrame(self._cells(), columns=list(self.axes)).assign(**numbers)
 
     def _both(self) -> tuple[Tensor, Tensor]:
         known = self.estimated.isfinite() & self.true.isfinite()
@@ -157,22 +157,18 @@ class PatchingComparison:
         order = true.nan_to_num().abs().argsort(descending=True, stable=True)[:8].tolist()
         width = max(len(self.site), *(len(labels[at]) for at in order))
         rows = [f"{labels[at]:<{width}}  {float(estimated[at]):+9.4f}  {float(true[at]):+9.4f}" for at in order]
-        return "\n".join(
-            [
-                f"Attribution patching of {self.site} beside true patches, {self._both()[0].numel()} cells: Pearson "
-                f"{self.pearson:.3f}, Spearman {self.spearman:.3f}",
-                f"{self.site:<{width}}  estimated       true",
-                *rows,
-            ]
+        heading = (
+            f"Attribution patching of {self.site} beside true patches, {self._both()[0].numel()} cells: Pearson "
+            f"{self.pearson:.3f}, Spearman {self.spearman:.3f}"
         )
+        return "\n".join([heading, f"{self.site:<{width}}  estimated       true", *rows])
 
 
-def _cell(axes: tuple[str, ...], cell: Sequence[int], positions: Sequence[int | str] | None) -> str:
+def _label(cell: dict[str, Label]) -> str:
     """`10.7` for a head, with its positions: `10.7 at 14`; `layer 3 at S2` without a head."""
-    named = dict(zip(axes, cell, strict=True))
-    head, layer = named.pop("head", None), named.pop("layer")
-    places = [str(at if positions is None or axis == "src_pos" else positions[at]) for axis, at in named.items()]
-    return (f"layer {layer}" if head is None else f"{layer}.{head}") + (f" at {', '.join(places)}" if places else "")
+    head, layer = cell.pop("head", None), cell.pop("layer")
+    places = ", ".join(map(str, cell.values()))
+    return (f"layer {layer}" if head is None else f"{layer}.{head}") + (f" at {places}" if places else "")
 
 
 def _correlation(a: Tensor, b: Tensor) -> float:

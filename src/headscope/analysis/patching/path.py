@@ -124,9 +124,7 @@ def path_patch_sweep(
         progress: Show a progress bar.
 
     Raises:
-        InvalidInputError: As for `path_patch`.
-        UnknownNameError: As for `path_patch`.
-        NotFiniteError: As for `path_patch`.
+        InvalidInputError, UnknownNameError, NotFiniteError: As for `path_patch`.
 
     Example:
         >>> from headscope import HookedTransformer
