@@ -29,7 +29,8 @@ __all__ = [
     "Row",
     "Table",
     "Tensors",
-    "head_width",
+    "linear",
+    "norm",
     "sizes",
 ]
 
@@ -216,16 +217,20 @@ def sizes(hf: Mapping[str, Any], *names: str) -> tuple[int, ...]:
     return tuple(hf[name] for name in names)
 
 
-def head_width(hf: Mapping[str, Any], d_model: str, n_heads: str) -> int:
-    """Return the width of a head where there is no entry for it: d_model over the number of heads.
+def norm(ours: str, theirs: str) -> dict[str, Row]:
+    """Return the rows of a LayerNorm's weight and bias; where ours are several (`"ln1 ln2"`), they share theirs."""
+    return {
+        " ".join(f"{each}.{kind[0]}" for each in ours.split()): Row(f"{theirs}.{kind}", shared=" " in ours)
+        for kind in ("weight", "bias")
+    }
 
-    Raises:
-        CheckpointError: if that is not a whole number.
-    """
-    width, heads = sizes(hf, d_model, n_heads)
-    if width % heads:
-        raise CheckpointError(f"{d_model} = {width} in config.json is not a multiple of {n_heads} = {heads}.")
-    return width // heads
+
+def linear(ours: str, theirs: str, weight: str | tuple[str, ...] = LINEAR, bias: str = "") -> dict[str, Row]:
+    """Return the rows of a matrix and its bias, with their patterns: `"mlp.in"` is `mlp.W_in` and `mlp.b_in`."""
+    return {
+        ours.replace(".", ".W_"): Row(f"{theirs}.weight", weight),
+        ours.replace(".", ".b_"): Row(f"{theirs}.bias", bias),
+    }
 
 
 class Family(ABC):
@@ -238,6 +243,8 @@ class Family(ABC):
         prefix: What their names begin with, except that of the unembedding.
         layer_prefix: What a layer's names begin with after that; `{}` is its number.
         ignore: Endings of names that carry no weights.
+        names: The entries of `config.json` that are fields of our config as they are, by field.
+        defaults: Values of these where the entry is missing; one without a default is required, and positive.
     """
 
     model_type: ClassVar[str]
@@ -247,17 +254,43 @@ class Family(ABC):
     layer_prefix: ClassVar[str] = "layers.{}."
     ignore: ClassVar[tuple[str, ...]] = ()
 
-    @abstractmethod
-    def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
-        """Convert the contents of a `config.json` to fields of `HookedTransformerConfig`."""
+    names: ClassVar[Mapping[str, str]] = {
+        "n_layers": "num_hidden_layers",
+        "d_model": "hidden_size",
+        "n_heads": "num_attention_heads",
+        "d_mlp": "intermediate_size",
+        "n_ctx": "max_position_embeddings",
+        "d_vocab": "vocab_size",
+        "act_fn": "hidden_act",
+        "eps": "layer_norm_eps",
+        "tie_word_embeddings": "tie_word_embeddings",
+    }
+    defaults: ClassVar[Mapping[str, Any]] = {"act_fn": "gelu", "eps": 1e-5, "tie_word_embeddings": False}
 
-    @abstractmethod
+    def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
+        """Convert the contents of a `config.json` to fields of `HookedTransformerConfig`.
+
+        Raises:
+            CheckpointError: for an entry that is missing, or a width that is not a multiple of the number of heads.
+        """
+        needed = [field for field in self.names if field not in self.defaults]
+        fields = dict(zip(needed, sizes(hf, *(self.names[field] for field in needed)), strict=True))
+        fields |= {field: hf.get(self.names[field], default) for field, default in self.defaults.items()}
+        d_model, n_heads = fields["d_model"], fields["n_heads"]
+        if not fields.get("d_head") and d_model % n_heads:
+            raise CheckpointError(
+                f"{self.names['d_model']} = {d_model} in config.json is not a multiple of {self.names['n_heads']} = "
+                f"{n_heads}."
+            )
+        return {"normalization_type": "LN", **fields, "d_head": fields.get("d_head") or d_model // n_heads}
+
     def entries(self, cfg: HookedTransformerConfig, state: Mapping[str, Tensor]) -> dict[str, Any]:
         """Convert a config to entries of a `config.json`: the inverse of `config`.
 
         What the class has a choice about and our config has not, such as whether there are biases, follows from the
         weights.
         """
+        return {entry: getattr(cfg, field) for field, entry in self.names.items()}
 
     @abstractmethod
     def outside(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:

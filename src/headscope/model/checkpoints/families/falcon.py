@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from headscope.errors import CheckpointError
-from headscope.model.checkpoints.families.base import LINEAR, OUT, Family, Row, Table, head_width, sizes
+from headscope.model.checkpoints.families.base import LINEAR, OUT, Family, Row, Table, norm
 from headscope.model.checkpoints.families.llama import any_bias
 from headscope.model.checkpoints.families.rope import rope_entries, rope_fields
 from headscope.model.config import HookedTransformerConfig
@@ -35,33 +35,24 @@ class _Falcon(Family):
     examples = ("tiiuae/falcon-7b", "tiiuae/falcon-40b", "tiiuae/falcon-11B")
     prefix = "transformer."
     layer_prefix = "h.{}."
+    names = {**Family.names, "d_mlp": "ffn_hidden_size", "act_fn": "activation", "eps": "layer_norm_epsilon"}
+    defaults = {"n_ctx": 2048, "d_mlp": None, "act_fn": "gelu", "eps": 1e-5, "tie_word_embeddings": True}
 
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
         if hf.get("alibi"):
             raise CheckpointError("Falcon with ALiBi (alibi in config.json) is not supported.")
-        n_layers, d_model, n_heads, d_vocab = sizes(
-            hf, "num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size"
-        )
-        d_head, new = head_width(hf, "hidden_size", "num_attention_heads"), hf.get("new_decoder_architecture", False)
+        new = hf.get("new_decoder_architecture", False)
         if new and hf.get("parallel_attn") is False:
             raise CheckpointError("Falcon's new decoder with parallel_attn = False does not exist.")
+        fields = super().config(hf)
+        n_heads = fields["n_heads"]
         old_groups = 1 if hf.get("multi_query", True) else n_heads
         groups = hf.get("num_kv_heads") or n_heads if new else old_groups
         return {
-            "n_layers": n_layers,
-            "d_model": d_model,
-            "n_ctx": hf.get("max_position_embeddings", 2048),
-            "n_heads": n_heads,
+            **fields,
             "n_key_value_heads": None if groups == n_heads else groups,
-            "d_head": d_head,
-            "d_mlp": hf.get("ffn_hidden_size") or 4 * d_model,
-            "d_vocab": d_vocab,
-            "act_fn": hf.get("activation", "gelu"),
-            "eps": hf.get("layer_norm_epsilon", 1e-5),
-            "normalization_type": "LN",
             "parallel_attn_mlp": new or hf.get("parallel_attn", True),
-            "tie_word_embeddings": hf.get("tie_word_embeddings", True),
-            **rope_fields(hf, d_head),
+            **rope_fields(hf, fields["d_head"]),
         }
 
     def entries(self, cfg: HookedTransformerConfig, state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -70,19 +61,12 @@ class _Falcon(Family):
         two = not all(name in state and state[name].equal(state[name.replace(".ln1.", ".ln2.")]) for name in norms)
         new = cfg.parallel_attn_mlp and (two or groups not in (1, cfg.n_heads))
         return {
-            "num_hidden_layers": cfg.n_layers,
-            "hidden_size": cfg.d_model,
-            "num_attention_heads": cfg.n_heads,
+            **super().entries(cfg, state),
             "num_kv_heads": groups,
             "multi_query": groups == 1,
             "new_decoder_architecture": new,
             "num_ln_in_parallel_attn": (2 if two else 1) if new else None,
             "parallel_attn": cfg.parallel_attn_mlp,
-            "max_position_embeddings": cfg.n_ctx,
-            "ffn_hidden_size": cfg.d_mlp,
-            "vocab_size": cfg.d_vocab,
-            "activation": cfg.act_fn,
-            "layer_norm_epsilon": cfg.eps,
             "bias": any_bias(state, *(f"attn.{s}b_{m}" for s in ("", "_") for m in "QKVO"), "mlp.b_in", "mlp.b_out"),
             **rope_entries(cfg),
         }
@@ -90,8 +74,7 @@ class _Falcon(Family):
     def outside(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
         return {
             "embed.W_E": Row("word_embeddings.weight"),
-            "ln_final.w": Row("ln_f.weight"),
-            "ln_final.b": Row("ln_f.bias"),
+            **norm("ln_final", "ln_f"),
             "unembed.W_U": Row("lm_head.weight", LINEAR),
         }
 
@@ -110,13 +93,11 @@ class _Falcon(Family):
         }
 
     def _norms(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
-        kinds = {"w": "weight", "b": "bias"}
         two = hf.get("new_decoder_architecture") and hf.get("num_ln_in_parallel_attn") in (None, 2)
         if cfg.parallel_attn_mlp and not two:
-            return {f"ln1.{own} ln2.{own}": Row(f"input_layernorm.{kind}", shared=True) for own, kind in kinds.items()}
+            return norm("ln1 ln2", "input_layernorm")
         first, second = ("ln_attn", "ln_mlp") if two else ("input_layernorm", "post_attention_layernorm")
-        norms = {"ln1": first, "ln2": second}
-        return {f"{name}.{own}": Row(f"{norm}.{kinds[own]}") for name, norm in norms.items() for own in kinds}
+        return {**norm("ln1", first), **norm("ln2", second)}
 
 
 FALCON = _Falcon()

@@ -8,7 +8,7 @@ instead of the caps, and five local layers, with a base of their own, to one glo
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -24,6 +24,7 @@ class _Gemma(LlamaLike):
     model_type = "gemma"
     architecture = "GemmaForCausalLM"
     examples = ("google/gemma-2b", "google/gemma-7b")
+    windowed: ClassVar[bool | None] = False
 
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
         fields = super().config(hf)
@@ -34,9 +35,6 @@ class _Gemma(LlamaLike):
 
     def entries(self, cfg: HookedTransformerConfig, state: Mapping[str, Tensor]) -> dict[str, Any]:
         return {**super().entries(cfg, state), "hidden_activation": cfg.act_fn}
-
-    def local_layers(self, hf: Mapping[str, Any]) -> list[bool]:
-        return []
 
     def outside(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
         table = _with_one_more(super().outside(cfg, hf))
@@ -55,6 +53,7 @@ class _Gemma2(_Gemma):
     model_type = "gemma2"
     architecture = "Gemma2ForCausalLM"
     examples = ("google/gemma-2-2b", "google/gemma-2-9b")
+    windowed = None
     period = 2
 
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,7 +78,7 @@ class _Gemma2(_Gemma):
 
     def local_layers(self, hf: Mapping[str, Any]) -> list[bool]:
         if hf.get("layer_types"):
-            return LlamaLike.local_layers(self, hf)
+            return super().local_layers(hf)
         period = hf.get("sliding_window_pattern", self.period)
         return [bool((layer + 1) % period) for layer in range(hf["num_hidden_layers"])]
 

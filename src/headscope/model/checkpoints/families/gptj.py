@@ -6,9 +6,7 @@ Its one norm is `ln1` and `ln2` here, with equal weights.
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
-
-from headscope.model.checkpoints.families.base import LINEAR, OUT, QUERY, Row, Table
+from headscope.model.checkpoints.families.base import OUT, QUERY, Row, Table, linear, norm
 from headscope.model.checkpoints.families.gpt2 import GPT2Like
 from headscope.model.config import HookedTransformerConfig
 
@@ -20,19 +18,16 @@ class _GPTJ(GPT2Like):
     architecture = "GPTJForCausalLM"
     examples = ("EleutherAI/gpt-j-6b",)
 
+    names = {**GPT2Like.names, "rotary_dim": "rotary_dim"}
+    defaults = {**GPT2Like.defaults, "rotary_dim": None, "tie_word_embeddings": False}
+
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
-        fields = super().config(hf)
         return {
-            **fields,
+            **super().config(hf),
             "parallel_attn_mlp": True,
             "positional_embedding_type": "rotary",
-            "rotary_dim": hf.get("rotary_dim") or fields["d_head"],
             "rotary_adjacent_pairs": True,
-            "tie_word_embeddings": hf.get("tie_word_embeddings", False),
         }
-
-    def entries(self, cfg: HookedTransformerConfig, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        return {**super().entries(cfg, state), "rotary_dim": cfg.rotary_dim}
 
     def outside(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
         table = {name: row for name, row in super().outside(cfg, hf).items() if name != "pos_embed.W_pos"}
@@ -44,12 +39,9 @@ class _GPTJ(GPT2Like):
             "attn.W_K": Row("attn.k_proj.weight", QUERY),
             "attn.W_V": Row("attn.v_proj.weight", QUERY),
             "attn.W_O": Row("attn.out_proj.weight", OUT),
-            "ln1.w ln2.w": Row("ln_1.weight", shared=True),
-            "ln1.b ln2.b": Row("ln_1.bias", shared=True),
-            "mlp.W_in": Row("mlp.fc_in.weight", LINEAR),
-            "mlp.b_in": Row("mlp.fc_in.bias"),
-            "mlp.W_out": Row("mlp.fc_out.weight", LINEAR),
-            "mlp.b_out": Row("mlp.fc_out.bias"),
+            **norm("ln1 ln2", "ln_1"),
+            **linear("mlp.in", "mlp.fc_in"),
+            **linear("mlp.out", "mlp.fc_out"),
         }
 
 

@@ -19,83 +19,62 @@ from headscope.model.checkpoints.families.base import (
     Family,
     Row,
     Table,
-    head_width,
-    sizes,
+    linear,
 )
 from headscope.model.checkpoints.families.rope import rope_entries, rope_fields, window_entries, window_fields
 from headscope.model.config import HookedTransformerConfig
 
-__all__ = ["LLAMA", "QKV_BIASES", "LlamaLike", "any_bias"]
+__all__ = ["LLAMA", "QKV_BIASES", "LlamaLike", "any_bias", "attention_rows"]
 
-QKV_BIASES = {
-    "attn.b_Q": Row("self_attn.q_proj.bias", BIAS),
-    "attn.b_K": Row("self_attn.k_proj.bias", KEY_BIAS),
-    "attn.b_V": Row("self_attn.v_proj.bias", KEY_BIAS),
-}
-_MLP_BIASES = {
-    "mlp.b_gate": Row("mlp.gate_proj.bias"),
-    "mlp.b_in": Row("mlp.up_proj.bias"),
-    "mlp.b_out": Row("mlp.down_proj.bias"),
-}
+QKV_BIASES = ("attn.b_Q", "attn.b_K", "attn.b_V")
 _QK_NORMS = {"attn.q_norm.w": Row("self_attn.q_norm.weight"), "attn.k_norm.w": Row("self_attn.k_norm.weight")}
+
+
+def attention_rows(out: str) -> dict[str, Row]:
+    """Return the rows of attention with its biases, for the name of the output projection."""
+    return {
+        **linear("attn.Q", "self_attn.q_proj", QUERY, BIAS),
+        **linear("attn.K", "self_attn.k_proj", KEY, KEY_BIAS),
+        **linear("attn.V", "self_attn.v_proj", KEY, KEY_BIAS),
+        **linear("attn.O", f"self_attn.{out}", OUT),
+    }
 
 
 class LlamaLike(Family):
     """Base class of Llama and its variants, which override the differences.
 
     Attributes:
-        act_entry: Entry of the activation in `config.json`.
-        rope_base: Default base of rotary positions.
+        windowed: All layers have windowed attention, or none; `None` for those of the entry `layer_types`.
     """
 
     ignore = (".rotary_emb.inv_freq",)
-    act_entry: ClassVar[str] = "hidden_act"
-    rope_base: ClassVar[float] = 10000.0
+    windowed: ClassVar[bool | None] = None
+    names = {**Family.names, "eps": "rms_norm_eps", "d_head": "head_dim", "clip_qkv": "clip_qkv"}
+    defaults = {"act_fn": "silu", "eps": 1e-6, "tie_word_embeddings": False, "d_head": None, "clip_qkv": None}
 
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
-        n_layers, d_model, n_heads, d_mlp, n_ctx, d_vocab = sizes(
-            hf, "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size",
-            "max_position_embeddings", "vocab_size",
-        )  # fmt: skip
-        d_head = hf.get("head_dim") or head_width(hf, "hidden_size", "num_attention_heads")
-        groups = hf.get("num_key_value_heads") or n_heads
+        fields, groups = super().config(hf), hf.get("num_key_value_heads")
         return {
-            "n_layers": n_layers,
-            "d_model": d_model,
-            "n_ctx": n_ctx,
-            "n_heads": n_heads,
-            "n_key_value_heads": None if groups == n_heads else groups,
-            "d_head": d_head,
-            "d_mlp": d_mlp,
-            "d_vocab": d_vocab,
-            "act_fn": hf.get(self.act_entry, "silu"),
+            **fields,
+            "n_key_value_heads": None if groups == fields["n_heads"] else groups or None,
             "gated_mlp": True,
             "normalization_type": "RMS",
-            "eps": hf.get("rms_norm_eps", 1e-6),
-            "clip_qkv": hf.get("clip_qkv"),
-            "tie_word_embeddings": hf.get("tie_word_embeddings", False),
-            **rope_fields(hf, d_head, base=self.rope_base),
+            **rope_fields(hf, fields["d_head"]),
             **window_fields(hf.get("sliding_window"), self.local_layers(hf)),
         }
 
     def local_layers(self, hf: Mapping[str, Any]) -> list[bool]:
         """Return True for each layer with windowed attention."""
-        types = hf.get("layer_types") or ["full_attention"] * hf["num_hidden_layers"]
+        n_layers = hf["num_hidden_layers"]
+        if self.windowed is not None:
+            return [self.windowed] * n_layers
+        types = hf.get("layer_types") or ["full_attention"] * n_layers
         return [layer_type == "sliding_attention" for layer_type in types]
 
     def entries(self, cfg: HookedTransformerConfig, state: Mapping[str, Tensor]) -> dict[str, Any]:
         return {
-            "num_hidden_layers": cfg.n_layers,
-            "hidden_size": cfg.d_model,
-            "num_attention_heads": cfg.n_heads,
+            **super().entries(cfg, state),
             "num_key_value_heads": cfg.n_key_value_heads or cfg.n_heads,
-            "head_dim": cfg.d_head,
-            "intermediate_size": cfg.d_mlp,
-            "max_position_embeddings": cfg.n_ctx,
-            "vocab_size": cfg.d_vocab,
-            self.act_entry: cfg.act_fn,
-            "rms_norm_eps": cfg.eps,
-            "clip_qkv": cfg.clip_qkv,
             "attention_bias": any_bias(state, "attn.b_Q", "attn._b_K", "attn.b_K", "attn._b_V", "attn.b_V", "attn.b_O"),
             "mlp_bias": any_bias(state, "mlp.b_gate", "mlp.b_in", "mlp.b_out"),
             **rope_entries(cfg),
@@ -110,24 +89,22 @@ class LlamaLike(Family):
         }
 
     def layer(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
-        return {
-            "attn.W_Q": Row("self_attn.q_proj.weight", QUERY),
-            "attn.W_K": Row("self_attn.k_proj.weight", KEY),
-            "attn.W_V": Row("self_attn.v_proj.weight", KEY),
-            "attn.W_O": Row("self_attn.o_proj.weight", OUT),
+        rows = {
+            **attention_rows("o_proj"),
             "ln1.w": Row("input_layernorm.weight"),
             "ln2.w": Row("post_attention_layernorm.weight"),
-            "mlp.W_gate": Row("mlp.gate_proj.weight", LINEAR),
-            "mlp.W_in": Row("mlp.up_proj.weight", LINEAR),
-            "mlp.W_out": Row("mlp.down_proj.weight", LINEAR),
-            **self.biases(hf),
+            **linear("mlp.gate", "mlp.gate_proj"),
+            **linear("mlp.in", "mlp.up_proj"),
+            **linear("mlp.out", "mlp.down_proj"),
             **(_QK_NORMS if cfg.use_qk_norm else {}),
         }
+        biases = self.biases(hf)
+        return {name: row for name, row in rows.items() if ".b_" not in name or name in biases}
 
-    def biases(self, hf: Mapping[str, Any]) -> Table:
-        """Return the rows of the biases that this checkpoint has."""
-        attention = {**QKV_BIASES, "attn.b_O": Row("self_attn.o_proj.bias")} if hf.get("attention_bias") else {}
-        return {**attention, **(_MLP_BIASES if hf.get("mlp_bias") else {})}
+    def biases(self, hf: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the biases that a layer of this checkpoint has."""
+        attention = (*QKV_BIASES, "attn.b_O") if hf.get("attention_bias") else ()
+        return (*attention, *(("mlp.b_gate", "mlp.b_in", "mlp.b_out") if hf.get("mlp_bias") else ()))
 
 
 def any_bias(state: Mapping[str, Tensor], *names: str) -> bool:
@@ -140,9 +117,7 @@ class _Llama(LlamaLike):
     architecture = "LlamaForCausalLM"
     examples = ("meta-llama/Llama-3.2-1B", "meta-llama/Llama-3.1-8B", "meta-llama/Llama-2-7b-hf", "huggyllama/llama-7b",
                 "HuggingFaceTB/SmolLM2-135M", "TinyLlama/TinyLlama-1.1B-Chat-v1.0")  # fmt: skip
-
-    def local_layers(self, hf: Mapping[str, Any]) -> list[bool]:
-        return []
+    windowed = False
 
 
 LLAMA = _Llama()

@@ -18,6 +18,10 @@ __all__ = ["MIXTRAL", "OLMOE", "QWEN3_MOE"]
 
 
 class _WithExperts(LlamaLike):
+    windowed = True
+    names = {**LlamaLike.names, "norm_topk_prob": "norm_topk_prob"}
+    defaults = {**LlamaLike.defaults, "norm_topk_prob": False}
+
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
         experts = "num_experts" if "num_experts" in hf else "num_local_experts"
         n_experts, chosen = sizes(hf, experts, "num_experts_per_tok")
@@ -25,7 +29,6 @@ class _WithExperts(LlamaLike):
             **super().config(hf),
             "num_experts": n_experts,
             "experts_per_token": chosen,
-            "norm_topk_prob": hf.get("norm_topk_prob", False),
         }
 
     def entries(self, cfg: HookedTransformerConfig, state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -34,7 +37,6 @@ class _WithExperts(LlamaLike):
             "num_experts": cfg.num_experts,
             "num_local_experts": cfg.num_experts,
             "num_experts_per_tok": cfg.experts_per_token,
-            "norm_topk_prob": cfg.norm_topk_prob,
         }
 
     def layer(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
@@ -49,9 +51,6 @@ class _WithExperts(LlamaLike):
             ),
             "mlp.W_out": Row("mlp.experts.down_proj", "x d m -> x m d", experts=(of_one + "down_proj.weight",)),
         }
-
-    def local_layers(self, hf: Mapping[str, Any]) -> list[bool]:
-        return [True] * hf["num_hidden_layers"]
 
 
 class _Mixtral(_WithExperts):

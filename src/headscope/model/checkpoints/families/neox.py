@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from headscope.model.checkpoints.families.base import LINEAR, OUT, Family, Row, Table, head_width, sizes
+from headscope.model.checkpoints.families.base import LINEAR, OUT, Family, Row, Table, linear, norm
 from headscope.model.checkpoints.families.llama import any_bias
 from headscope.model.checkpoints.families.rope import rope_entries, rope_fields
 from headscope.model.config import HookedTransformerConfig
@@ -20,41 +20,18 @@ class _NeoX(Family):
     prefix = "gpt_neox."
     ignore = (".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
 
+    names = {**Family.names, "parallel_attn_mlp": "use_parallel_residual"}
+    defaults = {**Family.defaults, "parallel_attn_mlp": True}
+
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
-        n_layers, d_model, n_heads, d_mlp, n_ctx, d_vocab = sizes(
-            hf, "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size",
-            "max_position_embeddings", "vocab_size",
-        )  # fmt: skip
-        d_head = head_width(hf, "hidden_size", "num_attention_heads")
+        fields = super().config(hf)
         older = {"rope_theta": hf.get("rotary_emb_base", 10000), "partial_rotary_factor": hf.get("rotary_pct", 0.25)}
-        return {
-            "n_layers": n_layers,
-            "d_model": d_model,
-            "n_ctx": n_ctx,
-            "n_heads": n_heads,
-            "d_head": d_head,
-            "d_mlp": d_mlp,
-            "d_vocab": d_vocab,
-            "act_fn": hf.get("hidden_act", "gelu"),
-            "eps": hf.get("layer_norm_eps", 1e-5),
-            "normalization_type": "LN",
-            "parallel_attn_mlp": hf.get("use_parallel_residual", True),
-            "tie_word_embeddings": hf.get("tie_word_embeddings", False),
-            **rope_fields({**older, **hf}, d_head),
-        }
+        return {**fields, **rope_fields({**older, **hf}, fields["d_head"])}
 
     def entries(self, cfg: HookedTransformerConfig, state: Mapping[str, Tensor]) -> dict[str, Any]:
         rope = rope_entries(cfg)
         return {
-            "num_hidden_layers": cfg.n_layers,
-            "hidden_size": cfg.d_model,
-            "num_attention_heads": cfg.n_heads,
-            "intermediate_size": cfg.d_mlp,
-            "max_position_embeddings": cfg.n_ctx,
-            "vocab_size": cfg.d_vocab,
-            "hidden_act": cfg.act_fn,
-            "layer_norm_eps": cfg.eps,
-            "use_parallel_residual": cfg.parallel_attn_mlp,
+            **super().entries(cfg, state),
             "attention_bias": any_bias(state, "attn.b_Q", "attn.b_K", "attn.b_V", "attn.b_O"),
             "rotary_emb_base": rope["rope_theta"],
             "rotary_pct": rope["partial_rotary_factor"],
@@ -64,28 +41,22 @@ class _NeoX(Family):
     def outside(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
         return {
             "embed.W_E": Row("embed_in.weight"),
-            "ln_final.w": Row("final_layer_norm.weight"),
-            "ln_final.b": Row("final_layer_norm.bias"),
+            **norm("ln_final", "final_layer_norm"),
             "unembed.W_U": Row("lm_head.weight", LINEAR, also=("embed_out.weight",)),
         }
 
     def layer(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
-        biases = {
-            "attn.b_Q attn.b_K attn.b_V": Row("attention.query_key_value.bias", "(h n e) -> n h e"),
-            "attn.b_O": Row("attention.dense.bias"),
+        attention = {
+            **linear("attn.Q attn.K attn.V", "attention.query_key_value", "(h n e) d -> n h d e", "(h n e) -> n h e"),
+            **linear("attn.O", "attention.dense", OUT),
         }
+        with_biases = hf.get("attention_bias", True)
         return {
-            "ln1.w": Row("input_layernorm.weight"),
-            "ln1.b": Row("input_layernorm.bias"),
-            "ln2.w": Row("post_attention_layernorm.weight"),
-            "ln2.b": Row("post_attention_layernorm.bias"),
-            "attn.W_Q attn.W_K attn.W_V": Row("attention.query_key_value.weight", "(h n e) d -> n h d e"),
-            "attn.W_O": Row("attention.dense.weight", OUT),
-            "mlp.W_in": Row("mlp.dense_h_to_4h.weight", LINEAR),
-            "mlp.b_in": Row("mlp.dense_h_to_4h.bias"),
-            "mlp.W_out": Row("mlp.dense_4h_to_h.weight", LINEAR),
-            "mlp.b_out": Row("mlp.dense_4h_to_h.bias"),
-            **(biases if hf.get("attention_bias", True) else {}),
+            **{name: row for name, row in attention.items() if with_biases or ".b_" not in name},
+            **norm("ln1", "input_layernorm"),
+            **norm("ln2", "post_attention_layernorm"),
+            **linear("mlp.in", "mlp.dense_h_to_4h"),
+            **linear("mlp.out", "mlp.dense_4h_to_h"),
         }
 
 

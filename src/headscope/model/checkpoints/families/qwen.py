@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from headscope.model.checkpoints.families.base import Table
 from headscope.model.checkpoints.families.llama import QKV_BIASES, LlamaLike
 
 __all__ = ["QWEN2", "QWEN3"]
@@ -25,7 +24,7 @@ class _Qwen2(LlamaLike):
         first = hf.get("max_window_layers", 28)
         return [layer >= first for layer in range(hf["num_hidden_layers"])]
 
-    def biases(self, hf: Mapping[str, Any]) -> Table:
+    def biases(self, hf: Mapping[str, Any]) -> tuple[str, ...]:
         return QKV_BIASES
 
 
@@ -37,7 +36,7 @@ class _Qwen3(_Qwen2):
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
         return {**super().config(hf), "use_qk_norm": True}
 
-    def biases(self, hf: Mapping[str, Any]) -> Table:
+    def biases(self, hf: Mapping[str, Any]) -> tuple[str, ...]:
         return LlamaLike.biases(self, hf)
 
 

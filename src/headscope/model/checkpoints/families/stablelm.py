@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from headscope.errors import CheckpointError
-from headscope.model.checkpoints.families.base import Row, Table
+from headscope.model.checkpoints.families.base import Row, Table, norm
 from headscope.model.checkpoints.families.llama import QKV_BIASES, LlamaLike, any_bias
 from headscope.model.config import HookedTransformerConfig
 
@@ -17,22 +17,18 @@ class _StableLM(LlamaLike):
     model_type = "stablelm"
     architecture = "StableLmForCausalLM"
     examples = ("stabilityai/stablelm-2-1_6b", "stabilityai/stablelm-3b-4e1t")
+    windowed = False
+    names = {**LlamaLike.names, "eps": "layer_norm_eps", "parallel_attn_mlp": "use_parallel_residual"}
+    defaults = {**LlamaLike.defaults, "eps": 1e-5, "parallel_attn_mlp": False}
 
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
         if hf.get("qk_layernorm"):
             raise CheckpointError("StableLM with qk_layernorm, a norm for each head, is not supported.")
-        return {
-            **super().config({"partial_rotary_factor": 0.25, **hf}),
-            "normalization_type": "LN",
-            "eps": hf.get("layer_norm_eps", 1e-5),
-            "parallel_attn_mlp": hf.get("use_parallel_residual", False),
-        }
+        return {**super().config({"partial_rotary_factor": 0.25, **hf}), "normalization_type": "LN"}
 
     def entries(self, cfg: HookedTransformerConfig, state: Mapping[str, Tensor]) -> dict[str, Any]:
         return {
             **super().entries(cfg, state),
-            "layer_norm_eps": cfg.eps,
-            "use_parallel_residual": cfg.parallel_attn_mlp,
             "use_qkv_bias": any_bias(state, "attn.b_Q", "attn._b_K", "attn.b_K", "attn._b_V", "attn.b_V"),
         }
 
@@ -42,24 +38,11 @@ class _StableLM(LlamaLike):
     def layer(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
         matrices = {name: row for name, row in super().layer(cfg, hf).items() if not name.startswith("ln")}
         if cfg.parallel_attn_mlp:
-            norms = {
-                "ln1.w ln2.w": Row("input_layernorm.weight", shared=True),
-                "ln1.b ln2.b": Row("input_layernorm.bias", shared=True),
-            }
-        else:
-            norms = {
-                "ln1.w": Row("input_layernorm.weight"),
-                "ln1.b": Row("input_layernorm.bias"),
-                "ln2.w": Row("post_attention_layernorm.weight"),
-                "ln2.b": Row("post_attention_layernorm.bias"),
-            }
-        return {**matrices, **norms}
+            return {**matrices, **norm("ln1 ln2", "input_layernorm")}
+        return {**matrices, **norm("ln1", "input_layernorm"), **norm("ln2", "post_attention_layernorm")}
 
-    def biases(self, hf: Mapping[str, Any]) -> Table:
-        return QKV_BIASES if hf.get("use_qkv_bias") else {}
-
-    def local_layers(self, hf: Mapping[str, Any]) -> list[bool]:
-        return []
+    def biases(self, hf: Mapping[str, Any]) -> tuple[str, ...]:
+        return QKV_BIASES if hf.get("use_qkv_bias") else ()
 
 
 STABLELM = _StableLM()
