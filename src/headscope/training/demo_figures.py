@@ -122,7 +122,7 @@ def evaluate_demo(
         IOI: indirect object above subject, 100 prompts  99.0%
         IOI: indirect object above every other token     99.0%
         IOI: mean logit difference                       8.10
-        Random tokens: loss on the first half, nats      6.98
+        Random tokens: loss on the first half, nats      6.97
         Random tokens: loss on the repeated half, nats   0.30
     """
     if model.tokenizer is None:
