@@ -106,7 +106,7 @@ def test_one_pattern_has_no_head_to_choose() -> None:
         (torch.zeros(1, 5, 5), "abcde", {}, "tokens is one string"),
         (torch.zeros(1, 5, 5), torch.arange(5), {}, "give the tokens as strings"),
         (torch.zeros(1, 5, 5), [1, 2, 3, 4, 5], {}, r"tokens\[0\] is int 1"),
-        (torch.zeros(2, 5, 5), TOKENS, {"attention_head_names": ["10.7"]}, "2 names, one for each head"),
+        (torch.zeros(2, 5, 5), TOKENS, {"attention_head_names": ["10.7"]}, "attention_head_names must be 2 labels"),
         (torch.zeros(1, 5, 5), TOKENS, {"focus": 5}, "focus is 5; it must be a position from 0 to 4"),
         (torch.zeros(1, 5, 5), TOKENS, {"min_value": 1.0, "max_value": 0.5}, "min_value must be below max_value"),
     ],

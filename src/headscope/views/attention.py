@@ -12,6 +12,7 @@ import numpy as np
 
 from headscope.errors import InvalidInputError
 from headscope.views.drawing.arrays import checked_tokens, to_array
+from headscope.views.drawing.packing import checked_labels
 from headscope.views.html import HtmlView, quantized
 
 __all__ = ["attention_heads", "attention_pattern", "attention_patterns"]
@@ -24,7 +25,7 @@ _ALLOWED = (
 
 def attention_heads(
     attention: Any,
-    tokens: Sequence[str],
+    tokens: Any,
     attention_head_names: Sequence[str] | None = None,
     *,
     min_value: float | None = None,
@@ -33,7 +34,7 @@ def attention_heads(
     title: str = "",
     focus: int | None = None,
 ) -> HtmlView:
-    """Show several heads' attention over one sequence of tokens.
+    """Show several heads' attention over one sequence of tokens, which may also be the first argument.
 
     Args:
         attention: Weights `[head, query_pos, key_pos]` or `[1, head, query_pos, key_pos]`: a tensor, array or lists.
@@ -55,6 +56,7 @@ def attention_heads(
         >>> view.data["heads"]
         ['0.1', '0.4']
     """
+    attention, tokens = _in_order(attention, tokens)
     weights = _checked(attention)
     n_heads, n_queries, n_keys = weights.shape
     if n_queries != n_keys:
@@ -62,7 +64,7 @@ def attention_heads(
             f"attention must have as many queries as keys, since both are the same tokens; got shape "
             f"{list(weights.shape)}. Allowed: {_ALLOWED}."
         )
-    names = _checked_names(attention_head_names, n_heads)
+    names = checked_labels(attention_head_names, n_heads, "attention_head_names")
     strings = checked_tokens(tokens, n_queries, of="attention")
     if focus is not None and not 0 <= focus < n_queries:
         raise InvalidInputError(f"focus is {focus}; it must be a position from 0 to {n_queries - 1}.")
@@ -96,7 +98,7 @@ def attention_pattern(
     title: str = "",
     focus: int | None = None,
 ) -> HtmlView:
-    """Show one head's attention `[query_pos, key_pos]` over its tokens; otherwise like `attention_patterns`.
+    """Show one head's attention `[query_pos, key_pos]` over its tokens; otherwise like `attention_heads`.
 
     Example:
         >>> attention_pattern([[1.0, 0.0], [0.3, 0.7]], ["a", " b"], title="10.7").title
@@ -123,34 +125,7 @@ def attention_pattern(
     )
 
 
-def attention_patterns(
-    attention: Any,
-    tokens: Any,
-    attention_head_names: Sequence[str] | None = None,
-    *,
-    min_value: float | None = None,
-    max_value: float | None = None,
-    mask_upper_tri: bool | None = None,
-    title: str = "",
-    focus: int | None = None,
-) -> HtmlView:
-    """Do the same as `attention_heads`, with the two positional arguments in either order.
-
-    Example:
-        >>> attention_patterns(["a", " b"], [[[1.0, 0.0], [0.3, 0.7]]]).data["heads"]
-        ['0']
-    """
-    attention, tokens = _in_order(attention, tokens)
-    return attention_heads(
-        attention,
-        tokens,
-        attention_head_names=attention_head_names,
-        min_value=min_value,
-        max_value=max_value,
-        mask_upper_tri=mask_upper_tri,
-        title=title,
-        focus=focus,
-    )
+attention_patterns = attention_heads  # CircuitsVis has both names, with the arguments in either order
 
 
 def _in_order(attention: Any, tokens: Any) -> tuple[Any, Any]:
@@ -161,23 +136,13 @@ def _in_order(attention: Any, tokens: Any) -> tuple[Any, Any]:
 
 
 def _checked(attention: Any) -> np.ndarray:
-    weights = to_array(attention, "attention")
-    if weights.ndim == 4 and weights.shape[0] == 1:
-        weights = weights[0]
+    weights = to_array(attention, "attention", axes=3)
     if weights.ndim != 3:
         raise InvalidInputError(f"attention has shape {list(weights.shape)}. Allowed: {_ALLOWED}.")
     if weights.size == 0:
         raise InvalidInputError(f"attention is empty: its shape is {list(weights.shape)}. Allowed: {_ALLOWED}.")
     # Infinities cannot be quantized; the usual ones are scores masked with -inf, which mean no attention at all.
     return np.where(np.isinf(weights), np.nan, weights)
-
-
-def _checked_names(names: Sequence[str] | None, n_heads: int) -> list[str]:
-    if names is None:
-        return [str(head) for head in range(n_heads)]
-    if isinstance(names, str) or len(names) != n_heads:
-        raise InvalidInputError(f"attention_head_names must be {n_heads} names, one for each head; got {names!r:.80}.")
-    return [str(name) for name in names]
 
 
 def _range(weights: np.ndarray, low: float | None, high: float | None) -> tuple[float, float]:

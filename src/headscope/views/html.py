@@ -21,7 +21,7 @@ import numpy as np
 
 from headscope.errors import InvalidInputError
 
-__all__ = ["CONTENT_POLICY", "HtmlView", "bundle", "page", "quantized"]
+__all__ = ["CONTENT_POLICY", "HtmlView", "bundle", "document", "page", "quantized", "write"]
 
 # No requests at all: only inline script and style, and images made on the page itself.
 CONTENT_POLICY = (
@@ -76,12 +76,7 @@ class HtmlView:
         Raises:
             InvalidInputError: If the file cannot be written.
         """
-        path = Path(path)
-        try:
-            path.write_text(str(self), encoding="utf-8")
-        except OSError as error:
-            raise InvalidInputError(f"Cannot write the view to {path}: {error.strerror or error}.") from None
-        return path
+        return write(path, str(self).encode("utf-8"), "view")
 
     def show(self) -> None:
         """Show the view in the notebook's output, or from a plain Python session in the browser."""
@@ -104,16 +99,32 @@ def bundle() -> str:
 
 def page(views: Iterable[HtmlView], *, title: str = "headscope") -> str:
     """Make a whole HTML page of views, one below the other."""
-    body = "\n".join(view.fragment() for view in views)
+    return document(bundle(), "\n".join(view.fragment() for view in views), title=title)
+
+
+def document(head: str, body: str, *, title: str) -> str:
+    """Make an HTML document that works offline and on a phone."""
     # A lone surrogate cannot be written to a file; in the views' own data it is escaped.
     heading = html.escape(title.encode("utf-8", "replace").decode("utf-8"))
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{CONTENT_POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{heading}</title>\n{bundle()}\n</head>\n"
-        f'<body class="hs-page">\n{body}\n</body>\n</html>\n'
+        f'<title>{heading}</title>\n{head}\n</head>\n<body class="hs-page">\n{body}\n</body>\n</html>\n'
     )
+
+
+def write(path: str | Path, content: bytes, kind: str) -> Path:
+    """Write a view or figure to a file and return its path.
+
+    Raises:
+        InvalidInputError: If the file cannot be written.
+    """
+    try:
+        Path(path).write_bytes(content)
+    except OSError as error:
+        raise InvalidInputError(f"Cannot write the {kind} to {path}: {error.strerror or error}.") from None
+    return Path(path)
 
 
 def quantized(values: np.ndarray, low: float, high: float) -> str:

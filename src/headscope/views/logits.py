@@ -99,9 +99,7 @@ def token_log_probs(
 
 def _checked(token_indices: Any, log_probs: Any) -> tuple[np.ndarray, Tensor]:
     """Check and return tokens `[pos]` and numbers `[pos, d_vocab]`."""
-    tokens = to_array(token_indices, "token_indices")
-    if tokens.ndim == 2 and tokens.shape[0] == 1:
-        tokens = tokens[0]
+    tokens = to_array(token_indices, "token_indices", axes=1)
     if tokens.ndim != 1 or not tokens.size:
         raise InvalidInputError(
             f"token_indices must be one sequence of tokens, [pos] or [1, pos]; got shape {list(tokens.shape)}."

@@ -1,8 +1,11 @@
 """Plotly helpers with the keyword arguments that the field's notebooks use: `imshow`, `line`, `bar`, `scatter`, `hist`.
 
-Each takes tensors, arrays or lists and shows the figure, or returns it with `return_fig=True` or `draw=False` (and does
-both with `draw=True, return_fig=True`). `static=True` shows it without interaction. Heat maps are centered on zero:
-blue above, red below. Further arguments go to the plotly.express function or the figure's layout.
+Each takes tensors, arrays or lists and shows the figure. Heat maps are centered on zero: blue above, red below. Further
+arguments go to the plotly.express function or the figure's layout.
+
+Arguments that all share: `renderer` is plotly's renderer; `title` may hold plotly's markup (`<br>` and so on); `width`
+and `height` are in pixels; `static=True` shows the figure without interaction; with `return_fig=True` or `draw=False`
+it is returned instead, with `draw=True, return_fig=True` both shown and returned.
 """
 
 from collections.abc import Mapping, Sequence
@@ -60,8 +63,6 @@ def imshow(
 
     Args:
         tensor: `[y, x]`, and one more axis each for `facet_col` and `animation_frame`.
-        renderer: Plotly renderer.
-        title: A title; plotly's markup (`<br>` and so on) is allowed.
         labels: Names of `x`, `y`, `color` and, for the slider, `animation_frame`.
         x: Labels of the columns.
         y: Labels of the rows.
@@ -73,11 +74,7 @@ def imshow(
         animation_labels: A label for each of its steps.
         text: Text in the cells: strings nested like the tensor (not with an animation).
         border: Draw a frame around each map.
-        width: Width in pixels.
-        height: Height in pixels.
-        return_fig: Return the figure; it is then shown only with `draw=True`.
-        draw: Show it; by default unless it is returned.
-        static: Show it without interaction.
+        renderer, title, width, height, return_fig, draw, static: As in all helpers: see the module.
         options: Options of `plotly.express.imshow`, or of the layout.
 
     Raises:
@@ -150,17 +147,11 @@ def line(
 
     Args:
         tensor: The values.
-        renderer: Plotly renderer.
         x: Their x values.
         names: A name for each line.
         use_secondary_yaxis: Give the second of two lines its own axis, on the right.
-        title: A title.
         labels: Names of `x` and `y` (`y1` and `y2` with two axes), and `color`, the legend's title.
-        width: Width in pixels.
-        height: Height in pixels.
-        return_fig: Return the figure; it is then shown only with `draw=True`.
-        draw: Show it; by default unless it is returned.
-        static: Show it without interaction.
+        renderer, title, width, height, return_fig, draw, static: As in all helpers: see the module.
         options: Options of `plotly.express.line`, or of the layout.
 
     Raises:
@@ -211,16 +202,10 @@ def bar(
 
     Args:
         tensor: The heights.
-        renderer: Plotly renderer.
         x: Their x values or labels.
         names: A name for each series.
-        title: A title.
         labels: Names of `x` and `y`, and `color`, the legend's title.
-        width: Width in pixels.
-        height: Height in pixels.
-        return_fig: Return the figure; it is then shown only with `draw=True`.
-        draw: Show it; by default unless it is returned.
-        static: Show it without interaction.
+        renderer, title, width, height, return_fig, draw, static: As in all helpers: see the module.
         options: Options of `plotly.express.bar` (`barmode="relative"` stacks them), or of the layout.
 
     Raises:
@@ -260,15 +245,9 @@ def scatter(
     Args:
         x: The x values, of any shape.
         y: The y values, as many.
-        renderer: Plotly renderer.
-        title: A title.
         labels: Names of `x`, `y` and `color`.
         add_line: A line to draw as well: `"y=x"`, `"y=<number>"` or `"x=<number>"`.
-        width: Width in pixels.
-        height: Height in pixels.
-        return_fig: Return the figure; it is then shown only with `draw=True`.
-        draw: Show it; by default unless it is returned.
-        static: Show it without interaction.
+        renderer, title, width, height, return_fig, draw, static: As in all helpers: see the module.
         options: Options of `plotly.express.scatter`, or of the layout; `color` and `hover_name` are lists.
 
     Raises:
@@ -315,16 +294,10 @@ def hist(
 
     Args:
         tensor: The numbers; NaN is ignored.
-        renderer: Plotly renderer.
         names: A name for each set.
-        title: A title.
         labels: Names of `x`, and `color`, the legend's title.
         add_mean_line: Mark each set's mean.
-        width: Width in pixels.
-        height: Height in pixels.
-        return_fig: Return the figure; it is then shown only with `draw=True`.
-        draw: Show it; by default unless it is returned.
-        static: Show it without interaction.
+        renderer, title, width, height, return_fig, draw, static: As in all helpers: see the module.
         options: Options of `plotly.express.histogram`, or of the layout.
 
     Raises:

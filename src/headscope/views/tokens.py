@@ -52,9 +52,7 @@ def colored_tokens(
         >>> view.data["low"], view.data["high"]  # the color scale
         (-0.5, 0.5)
     """
-    numbers = to_array(values)
-    if numbers.ndim == 2 and numbers.shape[0] == 1:
-        numbers = numbers[0]
+    numbers = to_array(values, axes=1)
     if numbers.ndim != 1:
         raise InvalidInputError(
             f"values must be one number per token, [pos] or [1, pos]; got shape {list(numbers.shape)}."
@@ -130,9 +128,7 @@ def colored_tokens_multi(
         >>> view.data["limits"]
         [0.5, 4.0]
     """
-    numbers = to_array(values)
-    if numbers.ndim == 3 and numbers.shape[0] == 1:
-        numbers = numbers[0]
+    numbers = to_array(values, axes=2)
     if numbers.ndim != 2 or not numbers.size:
         raise InvalidInputError(
             "values must be a row of numbers per token, [pos, kind] or [1, pos, kind]; got shape "

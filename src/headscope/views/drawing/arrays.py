@@ -10,8 +10,13 @@ from headscope.errors import InvalidInputError
 __all__ = ["checked_tokens", "to_array"]
 
 
-def to_array(values: Any, name: str = "values") -> np.ndarray:
+def to_array(values: Any, name: str = "values", *, axes: int | None = None) -> np.ndarray:
     """Convert numbers to a float64 array: a tensor on any device, an array, a number, or nested lists of these.
+
+    Args:
+        values: The numbers.
+        name: Name of the argument, for errors.
+        axes: Number of axes without the batch; one more in front is dropped if its size is 1.
 
     Raises:
         InvalidInputError: If they are not numbers, or their rows differ in length.
@@ -21,12 +26,13 @@ def to_array(values: Any, name: str = "values") -> np.ndarray:
         (2, 2)
     """
     try:
-        return np.asarray(_without_tensors(values), dtype=np.float64)
+        array = np.asarray(_without_tensors(values), dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise InvalidInputError(
             f"{name} must be numbers: a tensor, an array, or lists with rows of equal length; "
             f"got {type(values).__name__} ({error})."
         ) from None
+    return array[0] if axes is not None and array.ndim == axes + 1 and array.shape[0] == 1 else array
 
 
 def _without_tensors(values: Any) -> Any:

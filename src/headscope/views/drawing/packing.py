@@ -63,10 +63,7 @@ def checked_texts(tokens: Any, activations: Any, axes: str) -> tuple[list[list[s
             "such lists."
         )
     if isinstance(tokens, Tensor) or not len(tokens) or not is_list(tokens[0]):
-        array = to_array(activations, "activations")
-        if array.ndim == 4 and array.shape[0] == 1:
-            array = array[0]
-        texts, arrays, names = [tokens], [array], ["activations"]
+        texts, arrays, names = [tokens], [to_array(activations, "activations", axes=3)], ["activations"]
     else:
         if not is_list(activations) or len(activations) != len(tokens):
             got = str(len(activations)) if is_list(activations) else f"none: {type(activations).__name__}"
@@ -74,10 +71,8 @@ def checked_texts(tokens: Any, activations: Any, axes: str) -> tuple[list[list[s
                 f"there are {len(tokens)} texts, but activations for {got}; give one array {axes} for each text, or a "
                 "list of strings and one array for a single text."
             )
-        texts, arrays = list(tokens), []
-        names = [f"activations[{at}]" for at in range(len(texts))]
-        for given, name in zip(activations, names, strict=True):
-            arrays.append(to_array(given, name))
+        texts, names = list(tokens), [f"activations[{at}]" for at in range(len(tokens))]
+        arrays = [to_array(given, name) for given, name in zip(activations, names, strict=True)]
     for text, array, name in zip(texts, arrays, names, strict=True):
         if not is_list(text):
             raise InvalidInputError(f"the text of {name} is {type(text).__name__}; it must be a list of strings.")
@@ -85,7 +80,8 @@ def checked_texts(tokens: Any, activations: Any, axes: str) -> tuple[list[list[s
             raise InvalidInputError(f"{name} must have the axes {axes}; got shape {list(array.shape)}.")
         if array.size == 0:
             raise InvalidInputError(f"{name} is empty: its shape is {list(array.shape)}; its axes are {axes}.")
-        if _others(array, token_axis) != _others(arrays[0], token_axis):
+        others, first = (np.delete(each.shape, token_axis).tolist() for each in (array, arrays[0]))
+        if others != first:
             raise InvalidInputError(
                 f"{name} has shape {list(array.shape)}, and {names[0]} has {list(arrays[0].shape)}; of {axes} only the "
                 "number of tokens may differ between texts."
@@ -95,10 +91,6 @@ def checked_texts(tokens: Any, activations: Any, axes: str) -> tuple[list[list[s
         for text, array, name in zip(texts, arrays, names, strict=True)
     ]
     return strings, arrays
-
-
-def _others(array: np.ndarray, axis: int) -> list[int]:
-    return [size for at, size in enumerate(array.shape) if at != axis]
 
 
 def checked_labels(labels: Sequence[Any] | None, n: int, name: str) -> list[str]:

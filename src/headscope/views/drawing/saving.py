@@ -1,12 +1,11 @@
 """Plotly figures as files: offline HTML pages, and pictures (PNG, SVG, PDF) through the optional kaleido."""
 
-import html
 import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headscope.errors import InvalidInputError, MissingDependencyError
-from headscope.views.html import CONTENT_POLICY
+from headscope.views.html import document, write
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -52,15 +51,7 @@ def figure_page(*figures: "go.Figure", title: str = "headscope") -> str:
         figure.to_html(full_html=False, include_plotlyjs=at == 0, config={"displaylogo": False}, auto_play=False)
         for at, figure in enumerate(figures)
     ]
-    heading = html.escape(title.encode("utf-8", "replace").decode("utf-8"))
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{CONTENT_POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{heading}</title>\n{_STYLE}\n</head>\n<body>\n"
-        + "\n".join(f'<div class="figure">{part}</div>' for part in parts)
-        + "\n</body>\n</html>\n"
-    )
+    return document(_STYLE, "\n".join(f'<div class="figure">{part}</div>' for part in parts), title=title)
 
 
 def save_figure(
@@ -99,11 +90,7 @@ def save_figure(
         raise InvalidInputError(
             f"cannot write a figure to {path.name}: its suffix must be .html, .{', .'.join(_PICTURES)}."
         )
-    try:
-        path.write_bytes(content)
-    except OSError as error:
-        raise InvalidInputError(f"Cannot write the figure to {path}: {error.strerror or error}.") from None
-    return path
+    return write(path, content, "figure")
 
 
 def _picture(figure: "go.Figure", kind: str, width: int | None, height: int | None, scale: float) -> bytes:
