@@ -43,7 +43,7 @@ def make_problem(
     offset[torch.randperm(d_vocab, generator=generator)[:masked]] = -torch.inf
     d_model = 7
     return TopProblem(
-        final=scale * random(rows, d_model),
+        rows=scale * random(rows, d_model),
         heads=change * random(layers, heads, rows, d_head),
         W_O=random(layers, heads, d_head, d_model),
         W_U=random(d_model, d_vocab) + mean,
@@ -55,7 +55,7 @@ def make_problem(
 
 def naive(problem: TopProblem, k: int) -> LensTop:
     """Every logit of every prediction, sorted."""
-    W_U, offset, final = problem.W_U.double(), problem.offset.double(), problem.final.double()
+    W_U, offset, final = problem.W_U.double(), problem.offset.double(), problem.rows.double()
     states = [final]
     if problem.heads is not None:
         for z, W_O in zip(problem.heads.double(), problem.W_O.double(), strict=True):

@@ -130,8 +130,8 @@ def test_samples_may_come_in_one_array() -> None:
 @pytest.mark.parametrize(
     ("tokens", "values", "message"),
     [
-        ([], [], "no layer or no neuron"),
-        ([[]], [[]], "no layer or no neuron"),
+        ([], [], "tokens has no layers; give tokens"),
+        ([[]], [[]], r"tokens\[0\] has no neurons"),
         (SAMPLES, VALUES[:1], "tokens has 2 layers, and activations has 1"),
         (SAMPLES, [VALUES[0][:1], VALUES[1]], r"tokens\[0\] has 2 neurons, and activations\[0\] has 1"),
         ([SAMPLES[0], SAMPLES[1][:1]], [VALUES[0], VALUES[1][:1]], r"tokens\[1\] has 1 neurons, and tokens\[0\] has 2"),
@@ -142,7 +142,7 @@ def test_samples_may_come_in_one_array() -> None:
         ([["ab"]], [[[[1.0], [2.0]]]], r"tokens\[0\]\[0\] is str 'ab'; it must be a list of samples"),
         ([[["a"]]], [[[[1.0]]]], r"tokens\[0\]\[0\]\[0\] is str 'a'; it must be a list of strings"),
         ([[[["a"]]]], 3, "activations is int 3; it must be a list of layers"),
-        (None, None, "no layer or no neuron"),
+        (None, None, "tokens is NoneType None; it must be a list of layers"),
         ([[[["a"]]]], [[[["x"]]]], r"activations\[0\]\[0\]\[0\] must be numbers"),
     ],
 )

@@ -18,24 +18,8 @@ def gelu_new(input: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return F.gelu(input, approximate="tanh")
 
 
-def gelu_fast(input: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """`gelu_new` by the name some configs give it, where sqrt(2 / pi) is written as a decimal.
-
-    Example:
-        >>> gelu_fast(torch.tensor([1.0]))
-        tensor([0.8412])
-    """
-    return F.gelu(input, approximate="tanh")
-
-
-def gelu_pytorch_tanh(input: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """`gelu_new` by the name used in Gemma's configs.
-
-    Example:
-        >>> gelu_pytorch_tanh(torch.tensor([1.0]))
-        tensor([0.8412])
-    """
-    return F.gelu(input, approximate="tanh")
+# Some configs call it by other names: gelu_fast, where sqrt(2 / pi) is a decimal, and Gemma's gelu_pytorch_tanh.
+gelu_fast = gelu_pytorch_tanh = gelu_new
 
 
 def solu(input: Float[Tensor, "*lead d_mlp"]) -> Float[Tensor, "*lead d_mlp"]:

@@ -17,11 +17,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headscope.errors import InvalidInputError
 from headscope.ops.devices import Budget
 from headscope.ops.head_products import HeadProducts
 from headscope.ops.parallel import RowChunks, rows_per_chunk
-from headscope.ops.vocab import cap_logits, vocab_tiles
+from headscope.ops.vocab import cap_logits, check_targets, token_mean, vocab_tiles
 
 __all__ = [
     "ChangedPredictions",
@@ -169,13 +168,10 @@ def compare(clean: Prediction, *changes: RowChanges | HeadChanges) -> tuple[Chan
         InvalidInputError: if a target is out of range.
     """
     n_rows, d_vocab = len(clean.rows), clean.W_U.shape[1]
-    targets = clean.targets
-    if targets.numel() and not bool(((targets >= 0) & (targets < d_vocab)).all()):
-        raise InvalidInputError(f"targets must be between 0 and d_vocab - 1 = {d_vocab - 1}.")
+    check_targets(clean.targets, d_vocab)
     running = _RunningSums(clean, sum(change.n_changes for change in changes))
     starts = list(itertools.accumulate((change.n_changes for change in changes), initial=0))
-    # The softmax ignores a constant added to all logits; with the mean over tokens removed they span less.
-    mean = 0.0 if clean.soft_cap else clean.W_U.mean(-1, keepdim=True)
+    mean = token_mean(clean.W_U, clean.soft_cap)
     size = Budget.of(clean.rows.device).core_tile
     chunk_rows = rows_per_chunk(n_rows, size.rows)
     buffer_size = max(change.at_once for change in changes) * chunk_rows * min(size.vocab, d_vocab)

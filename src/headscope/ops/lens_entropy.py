@@ -30,7 +30,7 @@ from torch import Tensor
 from headscope.ops.devices import Budget
 from headscope.ops.head_products import HeadProducts
 from headscope.ops.parallel import RowChunks, rows_per_chunk
-from headscope.ops.vocab import RunningMoments, cap_logits, tile_moments, vocab_tiles
+from headscope.ops.vocab import RunningMoments, cap_logits, tile_moments, token_mean, vocab_tiles
 
 __all__ = ["SAFE_RANGE", "Chain", "Gains", "LensEntropies", "LensProblem", "lens_entropies"]
 
@@ -145,9 +145,7 @@ def lens_entropies(problem: LensProblem, *, precision: Literal["float32", "bfloa
     states = RunningMoments((n_states, rows), device)
     # [plus or minus, layer, component, row]
     changed = RunningMoments((2, layers, problem.n_components, rows), device)
-    # The softmax ignores a constant added to all logits; with the mean over tokens removed, the components' logits span
-    # less, and more tiles can take the fast form.
-    mean = problem.W_U.mean(-1, keepdim=True) if not problem.soft_cap else torch.zeros_like(problem.W_U[:, :1])
+    mean = token_mean(problem.W_U, problem.soft_cap)  # where logits span less, more tiles can take the fast form
     d_vocab = problem.W_U.shape[1]
     size = Budget.of(device).core_tile
     heads = HeadProducts(problem.heads, problem.W_O, torch.bfloat16 if precision == "bfloat16" else None)
@@ -187,9 +185,7 @@ class _Buffers:
     def get(self, name: str, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Return an uninitialized tensor of this shape."""
         dtype = like.dtype if dtype is None else dtype
-        size = 1
-        for length in shape:
-            size *= length
+        size = math.prod(shape)
         kept = self._kept.get(name)
         if kept is None or kept.numel() < size or kept.dtype != dtype or kept.device != like.device:
             kept = self._kept[name] = torch.empty(size, dtype=dtype, device=like.device)

@@ -14,35 +14,26 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headscope.errors import InvalidInputError
+from headscope.ops.changed_predictions import Prediction
 from headscope.ops.devices import Budget
 from headscope.ops.head_products import HeadProducts
 from headscope.ops.parallel import RowChunks
-from headscope.ops.vocab import cap_logits
+from headscope.ops.vocab import cap_logits, check_targets, token_mean
 
 __all__ = ["LensTop", "TopProblem", "lens_top"]
 
 
-@dataclass(frozen=True)
-class TopProblem:
-    """Final states, heads and weights for one batch of positions (rows).
+@dataclass(frozen=True, kw_only=True)
+class TopProblem(Prediction):
+    """Final states, their unembedding, and the heads for one batch of positions (rows).
 
     Attributes:
-        final: Normalized final states; `logits = final @ W_U + offset`.
         heads: Head outputs before `W_O`, divided by the frozen scale; `None` for the final logits alone.
         W_O: Output weights of the heads.
-        W_U: Unembedding.
-        offset: Added to all logits; minus infinity masks a token.
-        targets: The token that came next.
-        soft_cap: `c` of a soft cap on all logits; 0 for none.
     """
 
-    final: Float[Tensor, "row d_model"]
     heads: Float[Tensor, "layer head row d_head"] | None
     W_O: Float[Tensor, "layer head d_head d_model"]
-    W_U: Float[Tensor, "d_model d_vocab"]
-    offset: Float[Tensor, " d_vocab"]
-    targets: Int[Tensor, " row"]
-    soft_cap: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -72,7 +63,7 @@ def lens_top(problem: TopProblem, *, k: int = 1) -> LensTop:
     Example:
         >>> W_U = torch.tensor([[1.0, 3.0, 2.0]])
         >>> problem = TopProblem(
-        ...     torch.ones(1, 1), None, torch.zeros(0, 0, 1, 1), W_U, torch.zeros(3), torch.tensor([2])
+        ...     torch.ones(1, 1), W_U, torch.zeros(3), torch.tensor([2]), heads=None, W_O=torch.zeros(0, 0, 1, 1)
         ... )
         >>> top = lens_top(problem, k=2)
         >>> top.log_probs.exp(), top.place
@@ -81,16 +72,13 @@ def lens_top(problem: TopProblem, *, k: int = 1) -> LensTop:
     d_vocab = problem.W_U.shape[1]
     if not 1 <= k <= d_vocab:
         raise InvalidInputError(f"k must be between 1 and d_vocab = {d_vocab}; got {k}.")
-    targets = problem.targets
-    if targets.numel() and not bool(((targets >= 0) & (targets < d_vocab)).all()):
-        raise InvalidInputError(f"targets must be between 0 and d_vocab - 1 = {d_vocab - 1}.")
-    rows, device = len(problem.final), problem.final.device
+    check_targets(problem.targets, d_vocab)
+    rows, device = len(problem.rows), problem.rows.device
     products = None if problem.heads is None else HeadProducts(problem.heads, problem.W_O)
     n_layers, n_heads = (0, 0) if products is None else products.left.shape[:2]
     n_predictions = 1 + n_layers * n_heads
     running = _RunningTop(problem, n_predictions, k)
-    # The softmax ignores a constant added to all logits; with the mean over tokens removed they span less.
-    mean = problem.W_U.mean(-1, keepdim=True) if not problem.soft_cap else torch.zeros_like(problem.W_U[:, :1])
+    mean = token_mean(problem.W_U, problem.soft_cap)
     # Half as high and twice as wide as other tiles, as the largest values of each are merged.
     core_tile = Budget.of(device).core_tile
     chunk_rows = max(1, core_tile.rows // 2)
@@ -98,7 +86,7 @@ def lens_top(problem: TopProblem, *, k: int = 1) -> LensTop:
     size = max(n_heads, 1) * min(chunk_rows, rows) * (-(-d_vocab // n_tiles))
 
     def make_buffer() -> Tensor:
-        return problem.final.new_empty(size)
+        return problem.rows.new_empty(size)
 
     with RowChunks(rows, chunk_rows, make_buffer, device) as chunks:
         for number in range(n_tiles):
@@ -109,7 +97,7 @@ def lens_top(problem: TopProblem, *, k: int = 1) -> LensTop:
             def reduce(
                 chunk: slice, buffer: Tensor, tile: slice = tile, W_U: Tensor = W_U, right: Tensor | None = right
             ) -> None:
-                final = (problem.final[chunk] @ W_U).add_(problem.offset[tile])
+                final = (problem.rows[chunk] @ W_U).add_(problem.offset[tile])
                 if products is not None and right is not None:
                     for layer in range(n_layers):
                         left = products.left[layer, :, chunk]
@@ -130,7 +118,7 @@ class _RunningTop:
     def __init__(self, problem: TopProblem, n_predictions: int, k: int) -> None:
         self.soft_cap = problem.soft_cap
         self.targets = problem.targets.long()
-        final = problem.final
+        final = problem.rows
         shape = n_predictions, len(final)
         self.best = final.new_full((*shape, k), -torch.inf)
         self.shift = final.new_full(shape, torch.finfo(final.dtype).min, dtype=torch.float64)

@@ -11,7 +11,6 @@ from headscope.ops.devices import Budget
 __all__ = ["lm_accuracy", "lm_cross_entropy_loss"]
 
 _NO_TARGET = torch.iinfo(torch.int64).min
-# Logits reduced at a time when no gradient is needed: on a CPU, about as many as its cache holds.
 
 
 def lm_cross_entropy_loss(

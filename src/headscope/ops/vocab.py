@@ -20,15 +20,28 @@ __all__ = [
     "RunningMoments",
     "VocabSummary",
     "cap_logits",
+    "check_targets",
     "cross_entropy",
     "kl_divergence",
     "summarize",
+    "token_mean",
 ]
 
 
 def cap_logits(logits: Tensor, soft_cap: float) -> Tensor:
     """Return `c * tanh(logits / c)`; a cap of 0 is none."""
     return soft_cap * torch.tanh(logits / soft_cap) if soft_cap else logits
+
+
+def check_targets(targets: Int[Tensor, " row"], d_vocab: int) -> None:
+    """Refuse tokens outside the vocabulary."""
+    if targets.numel() and not bool(((targets >= 0) & (targets < d_vocab)).all()):
+        raise InvalidInputError(f"targets must be between 0 and d_vocab - 1 = {d_vocab - 1}.")
+
+
+def token_mean(W_U: Float[Tensor, "d_model d_vocab"], soft_cap: float) -> Float[Tensor, "d_model _"]:
+    """Return the mean over tokens, which the softmax ignores: logits without it span less. 0 under a soft cap."""
+    return torch.zeros_like(W_U[:, :1]) if soft_cap else W_U.mean(-1, keepdim=True)
 
 
 class RunningMoments:
@@ -136,8 +149,8 @@ def summarize(
     d_vocab = W_U.shape[1]
     if not 0 <= k <= d_vocab:
         raise InvalidInputError(f"k must be between 0 and d_vocab = {d_vocab}; got {k}.")
-    if targets is not None and targets.numel() and not bool(((targets >= 0) & (targets < d_vocab)).all()):
-        raise InvalidInputError(f"targets must be between 0 and d_vocab - 1 = {d_vocab - 1}.")
+    if targets is not None:
+        check_targets(targets, d_vocab)
     parts = [
         _summarize_chunk(chunk, W_U, b_U, None if targets is None else targets[at : at + len(chunk)], k, soft_cap)
         for at, chunk in _chunks(rows)

@@ -49,17 +49,23 @@ def topk_samples(
         >>> view.data["samples"]  # the one with 0.9 is first
         [[[[0], [1, 2]]]]
     """
-    n_neurons = _lengths(tokens, activations)
     texts: list[list[str]] = []
     values: list[np.ndarray] = []
-    for layer, (layer_tokens, layer_values) in enumerate(zip(tokens, activations, strict=True)):
-        for neuron, (samples, numbers) in enumerate(zip(layer_tokens, layer_values, strict=True)):
+    n_neurons = 0
+    for layer, pair in enumerate(_pairs(tokens, activations, "", "layers")):
+        neurons = _pairs(*pair, f"[{layer}]", "neurons")
+        n_neurons = n_neurons or len(neurons)
+        if len(neurons) != n_neurons:
+            raise InvalidInputError(
+                f"tokens[{layer}] has {len(neurons)} neurons, and tokens[0] has {n_neurons}; all layers must have the "
+                "same number."
+            )
+        for neuron, pair in enumerate(neurons):
             where = f"[{layer}][{neuron}]"
-            _same(samples, numbers, where, "samples")
-            checked = [_sample(*pair, f"{where}[{at}]") for at, pair in enumerate(zip(samples, numbers, strict=True))]
-            checked.sort(key=lambda sample: -_largest(sample[1]))
-            texts += [text for text, _ in checked]
-            values += [number for _, number in checked]
+            samples = [_sample(*each, f"{where}[{at}]") for at, each in enumerate(_pairs(*pair, where, "samples"))]
+            samples.sort(key=lambda sample: -_largest(sample[1]))
+            texts += [text for text, _ in samples]
+            values += [numbers for _, numbers in samples]
     strings, indices = string_table(texts)
     remaining = iter(indices)
     return HtmlView(
@@ -82,22 +88,8 @@ def topk_samples(
     )
 
 
-def _lengths(tokens: Any, activations: Any) -> int:
-    """Return the number of neurons, which must be the same in each layer."""
-    if not is_list(tokens) or not len(tokens) or not is_list(tokens[0]) or not len(tokens[0]):
-        raise InvalidInputError("tokens holds no layer or no neuron; give tokens[layer][neuron][sample][pos].")
-    _same(tokens, activations, "", "layers")
-    for layer, (layer_tokens, layer_values) in enumerate(zip(tokens, activations, strict=True)):
-        _same(layer_tokens, layer_values, f"[{layer}]", "neurons")
-        if len(layer_tokens) != len(tokens[0]):
-            raise InvalidInputError(
-                f"tokens[{layer}] has {len(layer_tokens)} neurons, and tokens[0] has {len(tokens[0])}; all layers must "
-                "have the same number."
-            )
-    return len(tokens[0])
-
-
-def _same(tokens: Any, values: Any, where: str, what: str) -> None:
+def _pairs(tokens: Any, values: Any, where: str, what: str) -> list[tuple[Any, Any]]:
+    """Return one level of the nested tokens and activations, which must be as long as each other."""
     for value, name in ((tokens, "tokens"), (values, "activations")):
         if not is_list(value):
             raise InvalidInputError(
@@ -109,7 +101,8 @@ def _same(tokens: Any, values: Any, where: str, what: str) -> None:
             "equal."
         )
     if not len(tokens):
-        raise InvalidInputError(f"tokens{where} has no {what}; there must be at least one.")
+        raise InvalidInputError(f"tokens{where} has no {what}; give tokens[layer][neuron][sample][pos].")
+    return list(zip(tokens, values, strict=True))
 
 
 def _sample(text: Any, numbers: Any, where: str) -> tuple[list[str], np.ndarray]:

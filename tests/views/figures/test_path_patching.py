@@ -51,10 +51,11 @@ def test_points_stand_where_both_numbers_say() -> None:
     estimated, true = torch.tensor([[1.0, 2.0], [-1.0, 0.5]]), torch.tensor([[0.5, 2.5], [-2.0, 1.0]])
     both = PatchingComparison("z", ("layer", "head"), estimated, true, data="a text")
     figure = attribution_scatter(both)
-    line, points = figure.data
+    (points,) = figure.data
+    (line,) = figure.layout.shapes
     assert list(points.x) == true.flatten().tolist() and list(points.y) == estimated.flatten().tolist()
     assert list(points.customdata) == ["0.0", "0.1", "1.0", "1.1"]
-    assert list(line.x) == list(line.y) == [-2.0, 2.5]
+    assert (line.x0, line.y0, line.x1, line.y1) == (-2.0, -2.0, 2.5, 2.5)
     assert f"of z: r = {both.pearson:.3f}, rank r = {both.spearman:.3f}" in figure.layout.title.text
     assert figure.layout.title.subtitle.text == "on a text"
-    assert attribution_scatter(PatchingComparison("z", ("layer", "head"), estimated, true)).data[1].mode == "markers"
+    assert attribution_scatter(PatchingComparison("z", ("layer", "head"), estimated, true)).data[0].mode == "markers"

@@ -204,7 +204,7 @@ def _problem(model: HookedTransformer, states: LensStates, targets: Tensor, mean
     W_U, b_U = states.wide(readout.W_U), states.wide(readout.b_U)
     scale = readout.scale(states.resid[-1])
     return TopProblem(
-        final=readout.direction(states.resid[-1]) / scale,
+        rows=readout.direction(states.resid[-1]) / scale,
         heads=None if means is None else states.take_heads(means.z).div_(scale),
         W_O=readout.direction(states.wide(model.output_weights())),
         W_U=W_U,

@@ -38,25 +38,20 @@ def ablation_by_head(result: AblationResult, *, kl: bool = False) -> "go.Figure"
     numbers = means.kl if kl else means.loss_diff
     if numbers is None:
         raise InvalidInputError("KL was not measured. Run ablate_heads with kl=True.")
-    places = {label: place for label in means.component_labels if (place := _place(label)) is not None}
-    if not any(column >= 0 for _, column in places.values()):
+    parts = {at: part for at, label in enumerate(means.component_labels) if (part := component_of(label)) is not None}
+    n_heads = 1 + max((head for _, head in parts.values() if head is not None), default=-1)
+    if not n_heads:
         raise InvalidInputError(
             f"no single head is among {', '.join(means.component_labels)}; ablation_bars draws sets of components."
         )
-    n_layers = 1 + max(layer for layer, _ in places.values())
-    n_heads = 1 + max(column for _, column in places.values())
-    has_mlp = any(column < 0 for _, column in places.values())
-    maps = {}
-    for v, value in enumerate(means.values):
-        for e, effect in enumerate(means.effects):
-            grid = torch.full((n_layers, n_heads + has_mlp), torch.nan, dtype=torch.float64)
-            for at, label in enumerate(means.component_labels):
-                if label in places:
-                    layer, column = places[label]
-                    grid[layer, n_heads if column < 0 else column] = float(numbers[v, e, at])
-            maps[f"{_WORDS[value]}, {effect}"] = grid
+    has_mlp = any(head is None for _, head in parts.values())
+    layers = [layer for layer, _ in parts.values()]
+    columns = [n_heads if head is None else head for _, head in parts.values()]
+    grid = numbers.new_full((*numbers.shape[:2], 1 + max(layers), n_heads + has_mlp), torch.nan, dtype=torch.float64)
+    grid[:, :, layers, columns] = numbers[:, :, list(parts)].double()
+    ways = [f"{_WORDS[value]}, {effect}" for value in means.values for effect in means.effects]
     return component_maps(
-        maps,
+        dict(zip(ways, grid.flatten(0, 1), strict=True)),
         title="KL divergence from the clean prediction" if kl else "Loss difference when ablated",
         data=result.info.data,
         unit="nats",
@@ -143,12 +138,3 @@ def ablation_on_text(result: AblationResult, *, k: int = 12, clip: float = 0.995
         name="loss difference",
         unit="nats",
     )
-
-
-def _place(label: str) -> tuple[int, int] | None:
-    """Parse a label into layer and head, -1 for an MLP; `None` for a set of components."""
-    component = component_of(label)
-    if component is None:
-        return None
-    layer, head = component
-    return layer, -1 if head is None else head

@@ -6,6 +6,7 @@ from headscope.analysis.patching.comparison import PatchingComparison
 from headscope.analysis.patching.path_result import PathPatchingResult
 from headscope.errors import InvalidInputError
 from headscope.views.drawing.maps import component_maps
+from headscope.views.drawing.options import draw_line
 from headscope.views.drawing.theme import PALETTE, styled
 
 if TYPE_CHECKING:
@@ -70,16 +71,8 @@ def attribution_scatter(comparison: PatchingComparison) -> "go.Figure":
         hovertemplate="%{customdata}<br>patched %{x:+.4f}<br>estimated %{y:+.4f}<extra></extra>",
         showlegend=False,
     )
-    ends = [min(frame.true.min(), frame.estimated.min()), max(frame.true.max(), frame.estimated.max())]
-    line = go.Scatter(
-        x=ends,
-        y=ends,
-        mode="lines",
-        line={"color": PALETTE[5], "width": 1, "dash": "dash"},
-        hoverinfo="skip",
-        showlegend=False,
-    )
-    figure = go.Figure([line, points])
+    figure = go.Figure(points)
+    draw_line(figure, "y=x", frame.true.to_numpy(), frame.estimated.to_numpy())
     figure.update_xaxes(title_text="change when patched")
     figure.update_yaxes(title_text="change estimated from gradients")
     title = (

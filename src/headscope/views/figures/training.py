@@ -131,13 +131,7 @@ def token_maps_along_training(
     Args:
         values: `[step, map, y, x]`.
         steps: Training steps, one for each entry.
-        title: The figure's title.
-        x: Labels of the columns.
-        y: Labels of the rows.
-        x_title: Name of the columns.
-        y_title: Name of the rows.
-        names: A title for each map.
-        unit: Unit of the values.
+        title, x, y, x_title, y_title, names, unit: As in `token_maps`.
         limit: Value with the full color; the largest magnitude at any step by default.
 
     Raises:
