@@ -100,7 +100,9 @@ def attention_moments(model: HookedTransformer, seed: int) -> Measure:
 
     def measure(batch: Batch, n_before: int) -> dict[str, Tensor]:
         keys = defining_keys(batch)
-        n_keys, n_others = keys.sum(-1), _in_sight(batch)[None] - keys.sum(-1)
+        real = torch.ones_like(batch.tokens) if batch.attention_mask is None else batch.attention_mask.long()
+        n_keys = keys.sum(-1)
+        n_others = real.cumsum(-1)[None] - n_keys
         # A query with nothing else to look at tells nothing.
         keys = keys & (n_others > 0)[..., None]
         share = n_keys / n_others.clamp(min=1)
@@ -131,13 +133,6 @@ def attention_evidence(moments: Float[Tensor, "moment stratum number kind layer 
     control = torch.where(use_place, shuffled, even)
     error, freedom = (torch.where(use_place, each[4], each[3]) for each in (means.errors, means.freedom))
     return Measured(paid.float(), control.float(), error.float(), freedom)
-
-
-def _in_sight(batch: Batch) -> Int[Tensor, "row query_pos"]:
-    """How many keys each query may attend to."""
-    if batch.attention_mask is None:
-        return torch.arange(1, batch.tokens.shape[1] + 1, device=batch.tokens.device).expand_as(batch.tokens)
-    return batch.attention_mask.long().cumsum(-1)
 
 
 def _shuffled(batch: Batch, generator: torch.Generator) -> Int[Tensor, "row pos"]:

@@ -149,7 +149,10 @@ def task_evidence(
         evidence |= {f"from {who} ({name})": values.mean(0) for name, values in names.of[who].items()}
     if len(orders) == 1:
         notes.append(f"all prompts are {next(iter(orders))}: a head that copies by place looks like a name mover.")
-    movers = _movers(kinds["name_mover"], threshold, level)
+    moving = kinds["name_mover"]
+    labelled = moving.reaches(threshold, len(TASK_KINDS) * moving.scores.numel(), level)[0]
+    # The strongest first.
+    movers = sorted(map(tuple, labelled.nonzero().tolist()), key=lambda place: -float(moving.scores[0][place]))
     kinds["s_inhibition"] = kinds["backup_name_mover"] = Measured.nothing(*found.heads.shape[1:])
     if not movers:
         notes.append("no head is a name mover, so S-inhibition heads and backup name movers were not looked for.")
@@ -222,12 +225,6 @@ def _chosen(ways: list[Measured], which: Callable[..., Tensor] = torch.argmin) -
     return Measured(
         *(torch.stack([getattr(way, each.name) for way in ways]).gather(0, at)[0] for each in fields(Measured))
     )
-
-
-def _movers(measured: Measured, threshold: float, level: float) -> list[tuple[int, int]]:
-    """The name movers, the strongest first."""
-    high = measured.reaches(threshold, len(TASK_KINDS) * measured.scores.numel(), level)[0]
-    return sorted(map(tuple, high.nonzero().tolist()), key=lambda place: -float(measured.scores[0][place]))
 
 
 def _other_answers(task: Task, orders: Mapping[str, Int[Tensor, " some"]]) -> Task:

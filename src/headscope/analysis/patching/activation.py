@@ -6,13 +6,13 @@ from itertools import product
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from headscope.analysis.patching.base_run import can_be_resumed
 from headscope.analysis.patching.engine import Patch, measure_patches
 from headscope.analysis.patching.result import PatchingResult
-from headscope.analysis.patching.sites import as_sites, is_inside_heads, patch_axes
+from headscope.analysis.patching.sites import AXES, as_sites, patch_axes
 from headscope.analysis.prompts.metrics import AnswerMetric, Metric, as_number
 from headscope.analysis.prompts.task import Task
 from headscope.analysis.prompts.two_runs import Direction, Scale, Scorer, TaskRuns
@@ -84,7 +84,7 @@ def activation_patch(
     hook_names = as_sites(model, sites)
     runs = TaskRuns(model, task, direction, scale, positions)
     axes = {
-        site: patch_axes(site, not is_inside_heads(site) if by_position is None else by_position) for site in hook_names
+        site: patch_axes(site, "head" not in AXES[site] if by_position is None else by_position) for site in hook_names
     }
     cells = [(site, cell) for site in hook_names for cell in _cells(model, site, axes[site], len(runs.positions.names))]
     names = [name for of_site in hook_names.values() for name in of_site]
@@ -95,7 +95,10 @@ def activation_patch(
         other, cache = _run(model, runs.other[rows], measure, names, mask)
         base, _ = _run(model, runs.base[rows], measure, [], mask)
         at = runs.positions.at[:, rows]
-        patches = [_patch(site, cell, hook_names[site][cell["layer"]], at, cache) for site, cell in cells]
+        patches = []
+        for site, cell in cells:
+            name, places = hook_names[site][cell["layer"]], at[cell["pos"]][None] if "pos" in cell else at
+            patches.append(Patch(name, partial(_put, cache[name], places, site, cell.get("head"))))
         values = measure_patches(
             model, runs.base[rows], measure, patches, attention_mask=mask, watched=names, progress=progress
         )
@@ -132,12 +135,6 @@ def _cells(model: HookedTransformer, site: str, axes: tuple[str, ...], n_positio
     heads = cfg.n_cached_heads if site in ("k", "v") else cfg.n_heads
     sizes = {"layer": cfg.n_layers, "head": heads, "pos": n_positions}
     return [dict(zip(axes, index, strict=True)) for index in product(*(range(sizes[axis]) for axis in axes))]
-
-
-def _patch(site: str, cell: _Cell, name: str, at: Int[Tensor, "position prompt"], cache: dict[str, Tensor]) -> Patch:
-    """Make the patch that puts a piece of the other run's activation into the base run's."""
-    positions = at[cell["pos"]][None] if "pos" in cell else at
-    return Patch(name, partial(_put, cache[name], positions, site, cell.get("head")))
 
 
 def _put(source: Tensor, positions: Tensor, site: str, head: int | None, activation: Tensor) -> None:

@@ -90,13 +90,9 @@ class BaseRun:
         self.is_causal = not any(bool(allowed.triu(1).any()) for allowed in self.allowed)
         wanted = {Site(layer, f"attn.hook_{each}").name for layer in range(model.cfg.n_layers) for each in "kv"}
         wanted |= {Site(at.layer, name).name for at in sites for name in self.blocks[at.layer].read_by_resumed(at.kind)}
-        readings = {name: None if name in wanted else _nothing for name in wanted.union(watched)}
+        # What is only watched is reduced to nothing.
+        readings = {name: None if name in wanted else (lambda _: None) for name in wanted.union(watched)}
         self.kept, self.final = record(model, tokens, readings, attention_mask=attention_mask)
-
-    def past(self, layer: int, start: int) -> tuple[Tensor, Tensor]:
-        """Return keys and values of a layer before a position."""
-        keys, values = (self.kept[Site(layer, f"attn.hook_{each}").name] for each in "kv")
-        return keys[:, :start], values[:, :start]
 
     def enter(self, site: Site, patched: Tensor, stop: int) -> Entry:
         """Return how the run goes on once an activation is replaced; `start` is `length` if nothing changed.
@@ -117,7 +113,3 @@ class BaseRun:
         kept = {name: self.kept[Site(site.layer, name).name] for name in names}
         stage, stream = block.resumed(site.kind, patched, kept, slice(start, stop), self.mask)
         return Entry(2 * site.layer + stage, start, stream)
-
-
-def _nothing(activation: Tensor) -> None:
-    """Watch a hook point, and keep nothing of it."""

@@ -265,7 +265,8 @@ class _PatchRuns:
     def _past(self, layer: int, start: int, n: int) -> HookedTransformerKeyValueCacheEntry | None:
         if start == 0:
             return None
-        keys, values = (each.repeat(n, 1, 1, 1) for each in self.base.past(layer, start))
+        names = (Site(layer, f"attn.hook_{each}").name for each in "kv")
+        keys, values = (self.base.kept[name][:, :start].repeat(n, 1, 1, 1) for name in names)
         return HookedTransformerKeyValueCacheEntry(keys, values, frozen=True)
 
     # What is read

@@ -6,7 +6,7 @@ being frozen, a change never leaves its row on the way to the receivers.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -55,7 +55,7 @@ class PathBlock:
         freeze_mlps: bool,
     ) -> None:
         self.model, self.cfg, self.runs, self.rows, self.receivers = model, model.cfg, runs, rows, receivers
-        self.scorer = scorer
+        self.scorer, self.blocks = scorer, cast(Sequence[Any], model.blocks)
         self.into_final = receivers[0].component is None
         self.first = min((sender.stage for sender in senders), default=0)
         self.last = max(receiver.stage for receiver in receivers)
@@ -157,7 +157,8 @@ class PathBlock:
                 found[stage] = change.clone()
             if stage in reads and moved:
                 layer = reads[stage]
-                more = self._mlp(layer, self.streams[stage] + change) - self.kept[_mlp_out(layer)][self.where]
+                written = self.blocks[layer].mlp_out(self.streams[stage] + change)
+                more = written - self.kept[_mlp_out(layer)][self.where]
                 for number, cell in enumerate(cells):
                     if any(sender.component == Component(layer, None) for sender in cell):
                         more[number] = 0  # it gives what it gave in the other run
@@ -171,37 +172,30 @@ class PathBlock:
         if part is None or part.head is None or part.layer not in self.behind:
             return change
         # The norm behind attention gets all heads together, and its scale changes with them.
-        norm: Any = self.model.blocks[part.layer].ln1_post
-        before = self.behind[part.layer]
+        norm, before = self.blocks[part.layer].ln1_post, self.behind[part.layer]
         return norm(before + change) - norm(before)
 
     def _given(self, sender: Sender) -> Float[Tensor, "row d_model"]:
         change, part = self.changed[_output(sender)], sender.component
         if part is None or part.head is None:
             return change
-        block: Any = self.model.blocks[part.layer]
-        return change[:, part.head] @ block.attn.W_O[part.head]
+        return change[:, part.head] @ self.blocks[part.layer].attn.W_O[part.head]
 
     def _received(
         self, receiver: Receiver, change: Float[Tensor, "cell row d_model"]
     ) -> Float[Tensor, "cell prompt pos width"]:
         """Return what a receiver makes of what it reads: a head's queries, keys or values, or an MLP's output."""
-        component, before = receiver.component, self.streams[receiver.stage]
+        component, before, made = receiver.component, self.streams[receiver.stage], self.kept[_input(receiver)]
         assert component is not None
-        made = self.kept[_input(receiver)]
+        block = self.blocks[component.layer]
         if component.head is None:
             made = made.repeat(len(change), 1, 1, 1)
-            made[:, self.where] = self._mlp(component.layer, before + change)
+            made[:, self.where] = block.mlp_out(before + change)
             return made
-        block: Any = self.model.blocks[component.layer]
         made = made[:, :, component.head].repeat(len(change), 1, 1, 1)
         shown = made[:, self.where]
         made[:, self.where] = block.reprojected(receiver.input, component.head, shown, before, before + change)
         return made
-
-    def _mlp(self, layer: int, stream: Float[Tensor, "cell row d_model"]) -> Float[Tensor, "cell row d_model"]:
-        block: Any = self.model.blocks[layer]
-        return block.mlp_out(stream)
 
 
 class WholePaths(PathBlock):

@@ -7,7 +7,7 @@ from headscope.errors import InvalidInputError, unknown_name
 from headscope.model.names import get_act_name
 from headscope.model.transformer import HookedTransformer
 
-__all__ = ["AXES", "SITES", "as_sites", "is_inside_heads", "patch_axes"]
+__all__ = ["AXES", "SITES", "as_sites", "patch_axes"]
 
 # A pattern's own position is the query's (the destination of what attention moves).
 AXES: Mapping[str, tuple[str, ...]] = {
@@ -16,11 +16,6 @@ AXES: Mapping[str, tuple[str, ...]] = {
     "pattern": ("layer", "head", "dest_pos", "src_pos"),
 }
 SITES = tuple(AXES)
-
-
-def is_inside_heads(site: str) -> bool:
-    """Tell whether a site is something of each head, and not the stream or a layer's output."""
-    return "head" in AXES[site]
 
 
 def patch_axes(site: str, by_position: bool) -> tuple[str, ...]:

@@ -216,7 +216,9 @@ class _AttributionAccumulator(Accumulator[Attribution]):
             if self.neurons:
                 onto_neurons = behind(layer, "mlp") @ self.W_out[layer].to(self.kind).T
                 by_neuron.append((acts[name + "mlp.hook_post"] * onto_neurons).double().sum(0))
-        states = torch.stack([along(state) + constant for state in (*self._states(acts), final)], 1)
+        kinds = ("hook_resid_pre", "hook_resid_mid") if self.cfg.has_resid_mid else ("hook_resid_pre",)
+        passed = [acts[f"blocks.{layer}.{kind}"] for layer in range(self.cfg.n_layers) for kind in kinds]
+        states = torch.stack([along(state) + constant for state in (*passed, final)], 1)
         # Rows are [..., prompt, x].
         rows = {"states": states, "components": torch.stack([*components, constant], 1)}
         rows |= {"sources": torch.stack(by_source).movedim(2, 1)} if by_source else {}
@@ -260,10 +262,6 @@ class _AttributionAccumulator(Accumulator[Attribution]):
             u = u * readout.weight.detach().to(self.kind)
         # Centering is its own transpose: what is read of a centered state is read along the centered direction.
         return readout.center(u) / readout.scale(final), constant
-
-    def _states(self, acts: dict[str, Tensor]) -> list[Tensor]:
-        kinds = ("hook_resid_pre", "hook_resid_mid") if self.cfg.has_resid_mid else ("hook_resid_pre",)
-        return [acts[f"blocks.{layer}.{kind}"] for layer in range(self.cfg.n_layers) for kind in kinds]
 
 
 def _values_along(

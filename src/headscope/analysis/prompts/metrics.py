@@ -158,7 +158,8 @@ class AnswerMetric:
             raise InvalidInputError(
                 f"answers must be tokens from 0 to {model.cfg.d_vocab_out - 1}; they go from {low} to {high}."
             )
-        if Readout.is_shown_by(model.unembed) and not _is_watched(model):
+        parts = (*model.ln_final.modules(), *model.unembed.modules())
+        if Readout.is_shown_by(model.unembed) and all(is_plain(part, type(part)) for part in parts):
             readout = readout_of(model)
             state = readout.normalize(states.to(torch.promote_types(states.dtype, torch.float32)))
             columns = readout.W_U.T[answers].to(state.dtype)
@@ -169,12 +170,6 @@ class AnswerMetric:
             logits = torch.stack([model.to_logits(cell[:, None])[:, 0].gather(-1, answers) for cell in states])
         right = correct.shape[1]
         return logits[..., :right].mean(-1) - logits[..., right:].mean(-1)
-
-
-def _is_watched(model: HookedTransformer) -> bool:
-    """Tell whether a hook sees or changes the final norm or the unembedding."""
-    parts = (*model.ln_final.modules(), *model.unembed.modules())
-    return not all(is_plain(module, type(module)) for module in parts)
 
 
 def gap_between(clean: float | Tensor, corrupted: float | Tensor, hint: str = "") -> float | Tensor:
