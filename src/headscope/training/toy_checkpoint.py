@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from headscope.analysis.storage.manifest import check_same_run
-from headscope.analysis.storage.run_folder import not_written
+from headscope.analysis.storage.run_folder import writing
 from headscope.errors import CheckpointError, InvalidInputError
 from headscope.model.checkpoints.files import TensorFiles, read_metadata, write_bytes, write_tensors
 from headscope.model.config import HookedTransformerConfig
@@ -83,10 +83,8 @@ class RunFolder:
             self.previous = RunState(tensors, header["step"], header["seconds"])
         else:
             # Written before any work is done, so that a folder that cannot be written to is noticed at once.
-            try:
+            with writing(path / "training.json"):
                 write_bytes(path / "training.json", json.dumps(self.manifest, indent=1).encode())
-            except OSError as error:
-                raise not_written(path / "training.json", error) from error
 
     def write(self, state: RunState, name: str = _CHECKPOINT) -> None:
         """Replace the checkpoint, or the file of this name.
@@ -95,10 +93,8 @@ class RunFolder:
             StorageError: If it cannot be written. The previous one stays valid.
         """
         header = {"format": FORMAT, "manifest": self.manifest, "step": state.step, "seconds": state.seconds}
-        try:
+        with writing(self.path / name):
             write_tensors(self.path / name, state.tensors, {_KEY: json.dumps(header)})
-        except OSError as error:
-            raise not_written(self.path / name, error) from error
 
     def write_snapshot(self, weights: Mapping[str, Tensor], step: int) -> None:
         """Keep the weights after a step."""

@@ -24,7 +24,8 @@ from headscope.analysis.lens.entropy import EntropyAccumulator, EntropyOptions, 
 from headscope.analysis.storage import manifest as run_manifest
 from headscope.analysis.storage import run_folder
 from headscope.analysis.storage.accumulator import Accumulator, join_rows
-from headscope.analysis.storage.run_folder import LongRun, Stage, accumulate
+from headscope.analysis.storage.passes import Passes
+from headscope.analysis.storage.run_folder import Stage, accumulate
 from headscope.errors import CheckpointError, HeadscopeError, InvalidInputError, StorageError
 from headscope.model.checkpoints import files as tensor_file
 
@@ -689,15 +690,17 @@ def test_the_bar_starts_at_what_was_done(
     assert "66/94" in first and "tok/s" in first
 
 
-def test_a_long_run_is_made_by_hand(model: HookedTransformer, folder: Path) -> None:
+def test_passes_are_made_by_hand(model: HookedTransformer, folder: Path) -> None:
     """What an analysis other than entropy would do."""
-    given = {"model": model, "data": TOKENS, "attention_mask": None, "description": "d", "options": {"k": 1}}
-    run = LongRun(folder, "sums", **given, resume=False)
-    accumulate(batches_of(model), Sums(model), stage=run.stage("sums"))
-    again = LongRun(folder, "sums", **given, resume=True)
-    assert again.stage("sums").done.finished
+    run = {"attention_mask": None, "include_bos": False, "describe": "d", "progress": False, "flush_every": 2}
+    given = {**run, "out": folder}
+    data = make_data()
+    sums = Passes("sums", model, data, {"k": 1}, **given, resume=False).gather("sums", Sums(model))
+    assert sums.n_updates == 7
+    again = Passes("sums", model, data, {"k": 1}, **given, resume=True).gather("sums", Sums(model))
+    assert again.n_updates == 0 and torch.equal(again.sums["total"], sums.sums["total"])
     with pytest.raises(InvalidInputError, match="analysis is 'sums' there and 'other' here"):
-        LongRun(folder, "other", **given, resume=True)
+        Passes("other", model, data, {"k": 1}, **given, resume=True)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from headscope.analysis.storage.manifest import fingerprint
 from headscope.errors import InvalidInputError
 from headscope.model.transformer import HookedTransformer
 
-__all__ = ["Accumulator", "Measure", "Totals", "join_rows"]
+__all__ = ["Accumulator", "Measure", "Totals", "as_mapping", "join_rows"]
 
 T = TypeVar("T")
 Measure = Callable[[Batch, int], Mapping[str, Tensor]]
@@ -112,7 +112,7 @@ class Accumulator(ABC, Generic[T]):
         Raises:
             InvalidInputError: if the other measured something else, with other options, or against other means.
         """
-        if type(other) is not type(self) or _as_dict(self.options) != _as_dict(other.options):
+        if type(other) is not type(self) or as_mapping(self.options) != as_mapping(other.options):
             raise InvalidInputError(
                 f"only parts of one run are merged; these are {type(self).__name__} with {self.options} and "
                 f"{type(other).__name__} with {other.options}."
@@ -182,7 +182,8 @@ def _added(sums: Mapping[str, Tensor], more: Mapping[str, Tensor]) -> dict[str, 
     return added
 
 
-def _as_dict(options: Any) -> dict[str, Any]:
+def as_mapping(options: Any) -> dict[str, Any]:
+    """Options, given as a dataclass or a mapping, by name."""
     return asdict(options) if is_dataclass(options) and not isinstance(options, type) else dict(options)
 
 

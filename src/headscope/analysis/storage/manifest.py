@@ -16,7 +16,6 @@ from headscope.model.transformer import HookedTransformer
 from headscope.ops.devices import Budget
 
 __all__ = [
-    "FORMAT",
     "START_ANEW",
     "check_same_run",
     "compare_manifests",
@@ -33,7 +32,6 @@ _COMPARED = ("analysis", "model", "data", "reference", "options")
 
 def make_manifest(
     analysis: str,
-    *,
     model: HookedTransformer,
     data: Any,
     reference: Any,
@@ -41,7 +39,7 @@ def make_manifest(
     description: str,
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Describe a run as JSON keeps it; the arguments are `LongRun`'s."""
+    """Describe a run as JSON keeps it; the arguments are those of `Passes`."""
     manifest = {
         "format": FORMAT,
         "analysis": analysis,
@@ -87,7 +85,7 @@ def compare_manifests(folder: Path, there: dict[str, Any], here: dict[str, Any])
         warnings.warn(
             f"the run in {str(folder)!r} was begun with other software ({'; '.join(software)}): its last digits may "
             "differ from those of an uninterrupted run.",
-            stacklevel=5,
+            stacklevel=4,
         )
 
 

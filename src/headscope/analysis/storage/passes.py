@@ -1,14 +1,17 @@
 """`Passes`: the way an analysis goes through its data, once or more often, kept in a folder where there is one."""
 
-from dataclasses import asdict, is_dataclass
+import json
+from pathlib import Path
 from typing import Any, TypeVar, Unpack
 
 from headscope.analysis.core.batches import describe_data, iterate_batches
 from headscope.analysis.core.result import Result
-from headscope.analysis.storage.accumulator import Accumulator
+from headscope.analysis.storage.accumulator import Accumulator, as_mapping
+from headscope.analysis.storage.manifest import compare_manifests, make_manifest, read_manifest
 from headscope.analysis.storage.options import StreamOptions
-from headscope.analysis.storage.run_folder import LongRun, Stage, accumulate
-from headscope.errors import InvalidInputError
+from headscope.analysis.storage.run_folder import Stage, accumulate, check_folder, writing
+from headscope.errors import CheckpointError, InvalidInputError
+from headscope.model.checkpoints.files import write_bytes
 from headscope.model.transformer import HookedTransformer
 
 __all__ = ["Passes"]
@@ -18,7 +21,7 @@ R = TypeVar("R", bound=Result)
 
 
 class Passes:
-    """The passes of one analysis over its data.
+    """The passes of one analysis over its data, kept in a folder where `out` names one (see `run_folder`).
 
     Args:
         analysis: Which analysis it is.
@@ -32,7 +35,8 @@ class Passes:
         described: What the data is.
 
     Raises:
-        InvalidInputError: if `out` holds another run, `resume` has no `out`, or `flush_every` is below 1.
+        InvalidInputError: if `out` holds other files or another run, or a run and `resume` is false; if `resume` has no
+            `out`, or `flush_every` is below 1.
         CheckpointError: if what `out` holds is damaged.
         StorageError: if `out` cannot be written.
     """
@@ -54,23 +58,30 @@ class Passes:
         self.model, self.data, self.reference, self._run = model, data, reference, run
         self.described = run["describe"] or describe_data(data)
         self._stages: dict[str, Stage] = {}
-        self._folder = None
-        if run["out"] is not None:
-            self._folder = LongRun(
-                run["out"],
-                analysis,
-                model=model,
-                data=data,
-                reference=reference,
-                attention_mask=run["attention_mask"],
-                description=self.described,
-                options=asdict(options) if is_dataclass(options) and not isinstance(options, type) else options,
-                resume=run["resume"],
-            )
+        self._folder = None if run["out"] is None else Path(run["out"])
+        if self._folder is None:
+            return
+        path = self._folder / "manifest.json"
+        check_folder(self._folder, path, run["resume"])
+        described = self.described, as_mapping(options)
+        manifest = make_manifest(analysis, model, data, reference, run["attention_mask"], *described)
+        if run["resume"] and path.exists():
+            compare_manifests(self._folder, read_manifest(path), manifest)
+            return
+        with writing(path):
+            write_bytes(path, json.dumps(manifest, indent=2).encode())
 
     def finished(self, kind: type[R]) -> R | None:
         """Return the result, if the folder holds it already."""
-        return None if self._folder is None else self._folder.result(kind)
+        path = self._result_path
+        if path is None or not path.exists():
+            return None
+        try:
+            result = kind.load(path)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error} Delete that file, and resume=True makes it again from the rest.") from None
+        self._remove_rows()
+        return result
 
     def gather(
         self,
@@ -92,9 +103,8 @@ class Passes:
         """
         stage = None
         if self._folder is not None:
-            stage = self._stages[name] = self._folder.stage(
-                name.replace(" ", "-"), after=self._stages[after] if after else None
-            )
+            before = self._stages[after] if after else None
+            stage = self._stages[name] = Stage(self._folder, name.replace(" ", "-"), after=before)
         elsewhere = of_reference and self.reference is not None
         batches = iterate_batches(
             self.model,
@@ -113,7 +123,18 @@ class Passes:
         return self.keep(accumulator.result(self._stages[name].rows() if self._stages else None))
 
     def keep(self, result: R) -> R:
-        """Write the result to the folder, where there is one; returns it."""
-        if self._folder is not None:
-            self._folder.keep(result)
+        """Write the result to the folder, where there is one, and remove the rows it was put together from."""
+        path = self._result_path
+        if path is not None:
+            with writing(path):
+                result.save(path)
+            self._remove_rows()
         return result
+
+    @property
+    def _result_path(self) -> Path | None:
+        return None if self._folder is None else self._folder / "result.safetensors"
+
+    def _remove_rows(self) -> None:
+        for shard in [] if self._folder is None else self._folder.glob("*-rows-*.safetensors*"):
+            shard.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
 """Runs that outlive their process: an accumulator's state on disk, and the way back to it.
 
-A `LongRun` is a folder that holds one run of one analysis:
+A folder (`Passes(out=...)`) holds one run of one analysis:
 
 - `manifest.json`: what is run on what. Nothing else is ever continued in this folder.
 - `<stage>.safetensors`: for each pass over the data, the accumulator's state after the last flush, how many batches it
@@ -17,26 +17,23 @@ The analysis brings an `Accumulator`; `accumulate` drives it, with a folder or w
 
 import json
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import Tensor
 
 from headscope.analysis.core.batches import Batch
-from headscope.analysis.core.result import Result
 from headscope.analysis.storage.accumulator import Accumulator, join_rows
-from headscope.analysis.storage.manifest import START_ANEW, compare_manifests, fingerprint, make_manifest, read_manifest
+from headscope.analysis.storage.manifest import START_ANEW, fingerprint
 from headscope.errors import CheckpointError, InvalidInputError, StorageError
-from headscope.model.checkpoints.files import TensorFiles, read_metadata, write_bytes, write_tensors
-from headscope.model.transformer import HookedTransformer
+from headscope.model.checkpoints.files import TensorFiles, read_metadata, write_tensors
 
-__all__ = ["LongRun", "Stage", "accumulate", "not_written"]
-
+__all__ = ["Stage", "accumulate", "check_folder", "writing"]
 
 A = TypeVar("A", bound=Accumulator[Any])
-R = TypeVar("R", bound=Result)
 
 # The longest that is measured without a write, and so lost to a kill: well within 30 seconds with a slow batch.
 _SECONDS = 20.0
@@ -63,7 +60,8 @@ def accumulate(batches: Iterable[Batch], accumulator: A, *, stage: "Stage | None
     if stage.done.finished:
         return accumulator
     trail, n_done, written = _Trail(), stage.done.n_batches, time.monotonic()
-    held: _Held | None = None
+    rows: list[dict[str, Tensor]] = []
+    held: tuple[_Done, dict[str, Any], list[dict[str, Tensor]]] | None = None
     try:
         for batch in batches:
             trail.add(batch)
@@ -71,19 +69,19 @@ def accumulate(batches: Iterable[Batch], accumulator: A, *, stage: "Stage | None
             if trail.n_batches <= n_done:
                 continue
             accumulator.update(batch)
-            rows = accumulator.take_rows()
+            rows = [*rows, accumulator.take_rows()]
             # In one assignment, so that an interrupt finds all of a batch or nothing of it.
-            held = _Held(trail.noted(), accumulator.state(), (*(held.rows if held else ()), *([rows] if rows else [])))
+            held = trail.noted(), accumulator.state(), rows
             due = trail.n_batches - stage.done.n_batches >= flush_every
             if due or time.monotonic() - written > _SECONDS:
-                stage.flush(held)
-                held, written = None, time.monotonic()
+                stage.flush(*held)
+                held, rows, written = None, [], time.monotonic()
     except KeyboardInterrupt:
         if held is not None:
-            stage.flush(held)
+            stage.flush(*held)
         raise
     stage.check_end(trail)
-    stage.flush(_Held(trail.noted(finished=True), accumulator.state(), held.rows if held else ()))
+    stage.flush(trail.noted(finished=True), accumulator.state(), rows)
     return accumulator
 
 
@@ -100,15 +98,6 @@ class _Done:
     n_shards: int = 0
     marks: Mapping[int, str] = field(default_factory=dict)
     finished: bool = False
-
-
-@dataclass(frozen=True)
-class _Held:
-    """Content of a flush."""
-
-    done: _Done
-    state: dict[str, Any]
-    rows: tuple[Mapping[str, Tensor], ...]
 
 
 class _Trail:
@@ -179,19 +168,22 @@ class Stage:
                 f"and {wanted} were gone through there. Give the same data, or another folder."
             )
 
-    def flush(self, held: _Held) -> None:
+    def flush(self, done: _Done, state: Mapping[str, Any], rows: Sequence[dict[str, Tensor]]) -> None:
         """Write rows, then the state that counts them."""
-        number = self.done.n_shards
-        if (held.done.n_batches, held.done.finished) == (self.done.n_batches, self.done.finished):
+        if (done.n_batches, done.finished) == (self.done.n_batches, self.done.finished):
             return
-        if held.rows:
-            _write(self._shard(number), join_rows(held.rows), {"kind": "rows", "stage": self.name})
-            number += 1
-        done = _Done(held.done.n_batches, held.done.n_tokens, number, held.done.marks, held.done.finished)
-        tensors = {name: value for name, value in held.state.items() if isinstance(value, Tensor)}
-        numbers = {name: value for name, value in held.state.items() if not isinstance(value, Tensor)}
+        shard = self._shard(self.done.n_shards)
+        joined = join_rows([each for each in rows if each])
+        if joined:
+            with writing(shard):
+                write_tensors(shard, joined, {"kind": "rows", "stage": self.name})
+        done = replace(done, n_shards=self.done.n_shards + bool(joined))
+        tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+        numbers = {name: value for name, value in state.items() if not isinstance(value, Tensor)}
         header = json.dumps({"done": asdict(done), "numbers": numbers})
-        _write(self.path, tensors, {"kind": "state", "header": header, "checksum": fingerprint(tensors, header)})
+        with writing(self.path):
+            metadata = {"kind": "state", "header": header, "checksum": fingerprint(tensors, header)}
+            write_tensors(self.path, tensors, metadata)
         self.done = done
 
     def rows(self) -> dict[str, Tensor]:
@@ -210,119 +202,42 @@ class Stage:
         return self.folder / f"{self.name}-rows-{number:06d}.safetensors"
 
 
-class LongRun:
-    """A folder that one run is kept in.
-
-    Args:
-        folder: The folder; made if need be.
-        analysis: Which analysis it is.
-        model: The model.
-        data: What it runs on; see `iterate_batches`.
-        attention_mask: As there.
-        description: What the data is, in words.
-        options: The options that the result depends on.
-        resume: Go on with the run in the folder, if there is one.
-        reference: Other data that it depends on.
+def check_folder(folder: Path, manifest: Path, resume: bool) -> None:
+    """Refuse a folder that holds other files, or a run that is not to be resumed.
 
     Raises:
-        InvalidInputError: if the folder holds a run and `resume` is false, holds another run, or holds other files.
-        CheckpointError: if its manifest is damaged.
-        StorageError: if it cannot be written.
+        InvalidInputError: if it does, or is a file.
     """
-
-    def __init__(
-        self,
-        folder: str | Path,
-        analysis: str,
-        *,
-        model: HookedTransformer,
-        data: Any,
-        attention_mask: Tensor | None,
-        description: str,
-        options: Mapping[str, Any],
-        resume: bool,
-        reference: Any = None,
-    ) -> None:
-        self.folder = Path(folder)
-        path = self.folder / "manifest.json"
-        self._check_folder(path, resume)
-        manifest = make_manifest(
-            analysis,
-            model=model,
-            data=data,
-            reference=reference,
-            attention_mask=attention_mask,
-            description=description,
-            options=options,
+    if folder.exists() and not folder.is_dir():
+        raise InvalidInputError(f"{str(folder)!r} is a file; a run is kept in a folder.")
+    names = sorted(entry.name for entry in folder.iterdir()) if folder.exists() else []
+    names = [name for name in names if not name.endswith(".partial")]
+    if names and not manifest.exists():
+        raise InvalidInputError(
+            f"{str(folder)!r} is no run's folder: it has no manifest.json, and holds {names[0]!r}. "
+            "Give an empty folder, or one that does not exist yet."
         )
-        if resume and path.exists():
-            compare_manifests(self.folder, read_manifest(path), manifest)
-            return
-        try:
-            write_bytes(path, json.dumps(manifest, indent=2).encode())
-        except OSError as error:
-            raise not_written(path, error) from error
-
-    def stage(self, name: str, *, after: Stage | None = None) -> Stage:
-        """One pass over the data."""
-        return Stage(self.folder, name, after=after)
-
-    def result(self, kind: type[R]) -> R | None:
-        """The result of a finished run; `None` if it is not finished."""
-        path = self.folder / "result.safetensors"
-        if not path.exists():
-            return None
-        try:
-            result = kind.load(path)
-        except CheckpointError as error:
-            raise CheckpointError(f"{error} Delete that file, and resume=True makes it again from the rest.") from None
-        self._remove_rows()
-        return result
-
-    def keep(self, result: Result) -> None:
-        """Write the result, and remove the rows it was put together from."""
-        path = self.folder / "result.safetensors"
-        try:
-            result.save(path)
-        except OSError as error:
-            raise not_written(path, error) from error
-        self._remove_rows()
-
-    def _remove_rows(self) -> None:
-        for shard in self.folder.glob("*-rows-*.safetensors*"):
-            shard.unlink(missing_ok=True)
-
-    def _check_folder(self, manifest: Path, resume: bool) -> None:
-        folder = self.folder
-        if folder.exists() and not folder.is_dir():
-            raise InvalidInputError(f"{str(folder)!r} is a file; a run is kept in a folder.")
-        names = sorted(entry.name for entry in folder.iterdir()) if folder.exists() else []
-        names = [name for name in names if not name.endswith(".partial")]
-        if names and not manifest.exists():
-            raise InvalidInputError(
-                f"{str(folder)!r} is no run's folder: it has no manifest.json, and holds {names[0]!r}. "
-                "Give an empty folder, or one that does not exist yet."
-            )
-        # A manifest alone is a run that had not come to its first flush: nothing is lost by starting again.
-        if not resume and any(name != manifest.name for name in names):
-            raise InvalidInputError(
-                f"{str(folder)!r} holds a run already. Go on with it by resume=True (--resume), or give another folder."
-            )
+    # A manifest alone is a run that had not come to its first flush: nothing is lost by starting again.
+    if not resume and any(name != manifest.name for name in names):
+        raise InvalidInputError(
+            f"{str(folder)!r} holds a run already. Go on with it by resume=True (--resume), or give another folder."
+        )
 
 
-def _write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say what stands, and what to do, where a file cannot be written.
+
+    Raises:
+        StorageError: for an `OSError`.
+    """
     try:
-        write_tensors(path, tensors, metadata)
+        yield
     except OSError as error:
-        raise not_written(path, error) from error
-
-
-def not_written(path: Path, error: OSError) -> StorageError:
-    """Make the error for a file that could not be written; the one before it is intact."""
-    return StorageError(
-        f"{path} could not be written: {error.strerror or error}. What was there before stands: make room, or mend "
-        "what is in the way, and go on with resume=True (--resume)."
-    )
+        raise StorageError(
+            f"{path} could not be written: {error.strerror or error}. What was there before stands: make room, or mend "
+            "what is in the way, and go on with resume=True (--resume)."
+        ) from error
 
 
 def _read_state(path: Path) -> tuple[_Done, dict[str, Any]]:
