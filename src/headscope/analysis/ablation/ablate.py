@@ -21,7 +21,7 @@ from torch import Tensor
 from headscope.analysis.ablation.block import AblatedBatch, Plan, measure_batch
 from headscope.analysis.ablation.replacements import Replacements
 from headscope.analysis.ablation.result import AblationResult
-from headscope.analysis.core.batches import Batch, check_repeatable
+from headscope.analysis.core.batches import Batch, check_repeatable, spread
 from headscope.analysis.core.components import all_heads, component_sets, components, set_label
 from headscope.analysis.core.result import check_option
 from headscope.analysis.core.stats import estimates_of_moments, row_moments
@@ -166,15 +166,10 @@ def ablate_heads(
     means, before = None, None
     if "mean" in values:
         by_position = mean_over == "position"
-        outputs = OutputSums(
-            runs if reference is None else CleanRuns(model, plan.parts, room=0), by_position=by_position
-        )
-        sums = passes.gather(
-            "means",
-            Totals(model, outputs.measure),
-            of_reference=True,
-            include_bos=run["include_bos"] or by_position,
-        )
+        shared = runs if reference is None else CleanRuns(model, plan.parts, room=0)
+        outputs = OutputSums(shared, by_position=by_position)
+        counts = run["include_bos"] or by_position
+        sums = passes.gather("means", Totals(model, outputs.measure), of_reference=True, include_bos=counts)
         means = outputs.means(sums.result())
         # Passes over the same data, with the same positions counting, are held against each other.
         before = "means" if reference is None and not by_position else None
@@ -274,15 +269,9 @@ class AblationAccumulator(Accumulator[AblationResult]):
     def _rows(
         self, batch: Batch, where: Tensor, ablated: AblatedBatch
     ) -> dict[str, Float[Tensor, "*lead batch pos"] | Int[Tensor, "batch length"]]:
-        values = {
-            "loss": ablated.loss,
-            "loss_diff": ablated.loss_diff,
-            **({"kl": ablated.kl} if self.options.kl else {}),
-        }
-        rows = {}
-        for name, numbers in values.items():
-            rows[name] = torch.full((*numbers.shape[:-1], *where.shape), torch.nan)
-            rows[name][..., where.cpu()] = numbers.float().cpu()
+        values = {"loss": ablated.loss, "loss_diff": ablated.loss_diff}
+        values |= {"kl": ablated.kl} if self.options.kl else {}
+        rows = {name: spread(numbers.float().cpu(), where.cpu()) for name, numbers in values.items()}
         tokens = batch.tokens.cpu()
         rows["tokens"] = tokens if batch.attention_mask is None else tokens.masked_fill(~batch.attention_mask.cpu(), -1)
         return rows

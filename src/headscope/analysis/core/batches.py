@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 from tqdm import tqdm
 
@@ -24,6 +24,7 @@ __all__ = [
     "iterate_batches",
     "nothing_counts",
     "nothing_predicted",
+    "spread",
 ]
 
 
@@ -48,6 +49,19 @@ class Batch:
         if self.attention_mask is not None:
             found[:, :-1] &= self.attention_mask[:, 1:]
         return found
+
+
+def spread(values: Shaped[Tensor, "*lead n"], where: Bool[Tensor, "row pos"]) -> Shaped[Tensor, "*lead row pos"]:
+    """Put numbers where their positions are, with NaN (for whole numbers -1) at all others.
+
+    Example:
+        >>> spread(torch.tensor([0.5, 2.0]), torch.tensor([[True, False, True]]))
+        tensor([[0.5000,    nan, 2.0000]])
+    """
+    fill = torch.nan if values.is_floating_point() else -1
+    rows = values.new_full((*values.shape[:-1], *where.shape), fill)
+    rows[..., where] = values
+    return rows
 
 
 def nothing_counts() -> InvalidInputError:

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, Unpack
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from headscope.analysis.core.batches import Batch, check_repeatable
+from headscope.analysis.core.batches import Batch, check_repeatable, spread
 from headscope.analysis.core.result import check_option
 from headscope.analysis.lens.entropy_problem import lens_problem
 from headscope.analysis.lens.entropy_result import EntropyResult
@@ -138,12 +137,10 @@ class EntropyAccumulator(Accumulator[EntropyResult]):
     @torch.no_grad()
     def update(self, batch: Batch) -> None:
         """Measure a batch and add it in."""
-        states = lens_states(self.model, batch)
-        measured = self._empty(states) if states.n == 0 else self._measure(states)
-        entropies = dict(zip(_VALUES, measured, strict=True))
+        entropies = dict(zip(_VALUES, self._measure(lens_states(self.model, batch)), strict=True))
         n = int(batch.counted.sum())
         if self.options.reduce == "none":
-            self.add(batch, n, rows={name: _spread(values, batch.counted) for name, values in entropies.items()})
+            self.add(batch, n, rows={name: spread(values.float(), batch.counted) for name, values in entropies.items()})
         else:
             self.add(batch, n, {name: values.sum(-1) for name, values in entropies.items()})
 
@@ -160,6 +157,10 @@ class EntropyAccumulator(Accumulator[EntropyResult]):
         )
 
     def _measure(self, states: LensStates) -> tuple[Tensor, Tensor, Tensor]:
+        if states.n == 0:
+            layers, heads = states.z.shape[:2]
+            nothing = states.resid.new_zeros(layers, heads + (states.mlp is not None), 0, dtype=torch.float64)
+            return nothing.new_zeros(len(states.resid), 0), nothing, nothing
         problem = lens_problem(
             self.model, states, self.means, scale=self.options.scale, lens_bias=self.options.lens_bias
         )
@@ -169,30 +170,7 @@ class EntropyAccumulator(Accumulator[EntropyResult]):
                 "the logits hold NaN or infinite values, though the residual stream is finite. Check the weights of "
                 "the final norm and the unembedding."
             )
-        base = [problem.head_base] + [problem.mlp_base] * (problem.mlps is not None)
-        n_heads = problem.heads.shape[1]
-        widths = [n_heads, 1]
-        before = torch.cat(
-            [
-                entropies.states[list(at)][:, None].expand(-1, width, -1)
-                for at, width in zip(base, widths, strict=False)
-            ],
-            dim=1,
-        )
+        before = entropies.states[list(problem.head_base)][:, None].expand(-1, problem.heads.shape[1], -1)
+        if problem.mlps is not None:
+            before = torch.cat([before, entropies.states[list(problem.mlp_base)][:, None]], dim=1)
         return entropies.states, entropies.plus - before, entropies.states[-1] - entropies.minus
-
-    def _empty(self, states: LensStates) -> tuple[Tensor, Tensor, Tensor]:
-        layers, heads = states.z.shape[:2]
-        components = heads + (states.mlp is not None)
-        nothing = states.resid.new_zeros(0, dtype=torch.float64)
-        return (
-            nothing.expand(len(states.resid), 0),
-            nothing.expand(layers, components, 0),
-            nothing.expand(layers, components, 0),
-        )
-
-
-def _spread(values: Float[Tensor, "*lead row"], counted: Tensor) -> Float[Tensor, "*lead batch pos"]:
-    out = values.new_full((*values.shape[:-1], *counted.shape), torch.nan, dtype=torch.float32)
-    out[..., counted] = values.float()
-    return out

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from headscope.analysis.core.batches import Batch
+from headscope.analysis.core.batches import Batch, spread
 from headscope.analysis.core.result import Array, Result, check_option
 from headscope.analysis.recording.lens_states import lens_states, state_labels
 from headscope.analysis.storage.accumulator import Accumulator
@@ -112,7 +112,6 @@ def logit_lens(
 class _LensAccumulator(Accumulator[LogitLensResult]):
     """The predictions of every state, over a stream of batches."""
 
-    @torch.no_grad()
     def update(self, batch: Batch) -> None:
         """Read every state of a batch, and keep every position."""
         self.add(batch, int(batch.counted.sum()), rows=self._read(batch))
@@ -130,7 +129,7 @@ class _LensAccumulator(Accumulator[LogitLensResult]):
         W_U, b_U = states.wide(readout.W_U), states.wide(readout.b_U)
         has_next = batch.predicting()[batch.counted]
         targets = batch.tokens.roll(-1, dims=1)[batch.counted]
-        predictions: dict[str, list[Tensor]] = {name: [] for name in _EMPTY}
+        predictions: list[dict[str, Tensor]] = []
         for index, resid in enumerate(states.resid):
             last = index == len(states.resid) - 1
             by = readout.scale(states.resid[-1] if options["scale"] == "final" else resid)
@@ -146,17 +145,5 @@ class _LensAccumulator(Accumulator[LogitLensResult]):
                 "next_log_prob": torch.where(has_next, summary.target_log_prob, torch.nan),
                 "next_rank": torch.where(has_next, summary.target_rank, -1),
             }
-            for name, value in values.items():
-                spread = value.new_full((*value.shape[1:], *batch.counted.shape), _EMPTY[name])
-                spread[..., batch.counted] = value.movedim(0, -1)
-                predictions[name].append(spread)
-        return {name: torch.stack(each) for name, each in predictions.items()}
-
-
-_EMPTY = {
-    "entropy": torch.nan,
-    "top_tokens": -1,
-    "top_log_probs": torch.nan,
-    "next_log_prob": torch.nan,
-    "next_rank": -1,
-}
+            predictions.append({name: spread(value.movedim(0, -1), batch.counted) for name, value in values.items()})
+        return {name: torch.stack([each[name] for each in predictions]) for name in predictions[0]}

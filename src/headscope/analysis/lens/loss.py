@@ -8,14 +8,14 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from headscope.analysis.core.batches import Batch
+from headscope.analysis.core.batches import Batch, spread
 from headscope.analysis.core.result import Array, Result
 from headscope.analysis.storage.accumulator import Accumulator
 from headscope.analysis.storage.options import StreamOptions, streaming
 from headscope.analysis.storage.passes import Passes
 from headscope.errors import NotFiniteError
 from headscope.model.transformer import HookedTransformer
-from headscope.ops.vocab import VocabSummary, summarize
+from headscope.ops.vocab import summarize
 
 __all__ = ["NextTokens", "next_token_loss", "predict_next_tokens"]
 
@@ -78,13 +78,7 @@ def next_token_loss(model: HookedTransformer, data: Any, **run: Unpack[StreamOpt
 
 @streaming()
 @torch.no_grad()
-def predict_next_tokens(
-    model: HookedTransformer,
-    data: Any,
-    *,
-    k: int = 5,
-    **run: Unpack[StreamOptions],
-) -> NextTokens:
+def predict_next_tokens(model: HookedTransformer, data: Any, *, k: int = 5, **run: Unpack[StreamOptions]) -> NextTokens:
     """Return the loss of each next token, its rank, and the `k` likeliest tokens.
 
     Args:
@@ -119,7 +113,6 @@ class _NextTokenAccumulator(Accumulator[NextTokens]):
 
     predicting = True
 
-    @torch.no_grad()
     def update(self, batch: Batch) -> None:
         """Predict a batch, and keep every position."""
         rows = _predict(self.model, batch, self.options["k"])
@@ -142,25 +135,13 @@ def _predict(model: HookedTransformer, batch: Batch, k: int) -> dict[str, Shaped
         raise NotFiniteError(
             "the model's final states hold NaN or infinite values. Check its weights, and any hooks on it."
         )
-    summary: VocabSummary = summarize(
-        rows,
-        model.W_U,
-        model.b_U,
-        targets=tokens[:, 1:][counted],
-        k=k,
-        soft_cap=max(model.cfg.output_logits_soft_cap, 0.0),
-    )
+    soft_cap = max(model.cfg.output_logits_soft_cap, 0.0)
+    summary = summarize(rows, model.W_U, model.b_U, targets=tokens[:, 1:][counted], k=k, soft_cap=soft_cap)
     assert summary.target_log_prob is not None and summary.target_rank is not None
-    at = counted.cpu()
-
-    def spread(values: Shaped[Tensor, "n *k"], fill: float | int) -> Shaped[Tensor, "*k batch pos"]:
-        out = values.new_full((*values.shape[1:], *at.shape), fill, device="cpu")
-        out[..., at] = values.cpu().movedim(0, -1)
-        return out
-
-    return {
-        "loss": spread(-summary.target_log_prob, torch.nan),
-        "rank": spread(summary.target_rank, -1),
-        "top_tokens": spread(summary.top_tokens, -1),
-        "top_probs": spread(summary.top_log_probs.exp(), torch.nan),
+    predictions = {
+        "loss": -summary.target_log_prob,
+        "rank": summary.target_rank,
+        "top_tokens": summary.top_tokens,
+        "top_probs": summary.top_log_probs.exp(),
     }
+    return {name: spread(values.cpu().movedim(0, -1), counted.cpu()) for name, values in predictions.items()}
