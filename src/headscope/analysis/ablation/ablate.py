@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headscope.analysis.ablation.block import AblatedBatch, Plan, measure_batch
+from headscope.analysis.ablation.block import AblatedBatch, BatchAblation, Plan
 from headscope.analysis.ablation.replacements import Replacements
 from headscope.analysis.ablation.result import AblationResult
 from headscope.analysis.core.batches import Batch, check_repeatable, spread
@@ -127,10 +127,8 @@ def ablate_heads(
 
     Raises:
         InvalidInputError: for an option or component that does not exist, a wrong shape, tokens out of range, no
-            position that counts, an iterator where two passes are needed, or an `out` that holds another run.
+            position that counts, or an iterator where two passes are needed.
         NotFiniteError: if a prediction is not finite.
-        StorageError: if `out` cannot be written. What was written before stands.
-        CheckpointError: if what `out` holds is damaged.
 
     Example:
         >>> from headscope import HookedTransformer
@@ -221,6 +219,7 @@ class AblationAccumulator(Accumulator[AblationResult]):
         self._plan = options.plan(model.cfg)
         self._runs = CleanRuns(model, self._plan.reads, self._plan.resumes) if runs is None else runs
 
+    @torch.no_grad()
     def update(self, batch: Batch) -> None:
         """Measure a batch and add it in."""
         where = batch.predicting()
@@ -228,7 +227,7 @@ class AblationAccumulator(Accumulator[AblationResult]):
         if n:
             run = self._runs.second(batch, self.n_before)
             instead = self.replacements.for_batch(self.model, batch, run, self.n_before)
-            ablated = measure_batch(self.model, batch, self._plan, run, instead, progress=self.progress)
+            ablated = BatchAblation(self.model, batch, self._plan, run, instead).measure(self.progress)
         else:
             ablated = self._nothing()
         sums = {

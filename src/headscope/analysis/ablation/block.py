@@ -23,9 +23,10 @@ from headscope.model.transformer import HookedTransformer
 from headscope.ops.changed_predictions import ChangedPredictions, HeadChanges, RowChanges, compare
 from headscope.ops.devices import Budget
 
-__all__ = ["AblatedBatch", "Plan", "measure_batch"]
+__all__ = ["AblatedBatch", "BatchAblation", "Plan"]
 
-# Changed final states held until they are unembedded together, in rows.
+# Value, effect and set, by number.
+Cell = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -78,17 +79,8 @@ class AblatedBatch:
     kl: Float[Tensor, "value effect set n"]
 
 
-@torch.no_grad()
-def measure_batch(
-    model: HookedTransformer,
-    batch: Batch,
-    plan: Plan,
-    run: CleanRun,
-    instead: Mapping[str, Mapping[Component, Tensor]],
-    *,
-    progress: bool = False,
-) -> AblatedBatch:
-    """Measure every value, effect and set of a plan on one batch.
+class BatchAblation:
+    """One batch, and everything that is done to it.
 
     Args:
         model: The model.
@@ -96,25 +88,7 @@ def measure_batch(
         plan: What to measure.
         run: What the batch gave, of all that the plan's `reads` and `resumes` name.
         instead: What takes the place of each component's output, for each value.
-        progress: Show a progress bar of the patched runs.
     """
-    return _BatchAblation(model, batch, plan, run, instead).measure(progress)
-
-
-# Value, effect and set, by number.
-Cell = tuple[int, int, int]
-
-
-@dataclass(frozen=True)
-class _DirectHeads:
-    """Changes of single heads, and the cells of the result they belong to."""
-
-    cells: list[Cell]
-    changes: HeadChanges
-
-
-class _BatchAblation:
-    """One batch, and everything that is done to it."""
 
     def __init__(
         self,
@@ -139,17 +113,18 @@ class _BatchAblation:
         self.kl = torch.zeros_like(self.changed_loss)
 
     def measure(self, progress: bool) -> AblatedBatch:
+        """Measure every value, effect and set of the plan, with a progress bar of the patched runs if asked for."""
         heads = self._direct_heads()
         for held in self._held(self._changed_rows(progress)):
             rows = RowChanges(self.clean.rows, torch.stack([rows for _, rows in held]))
             # With few heads, their direct effects go through the vocabulary beside the first rows.
-            first = heads.pop() if len(heads) == 1 else None
-            found = compare(self.clean, rows, *([first.changes] if first else []))
-            self._note([cell for cell, _ in held], found[0])
-            if first:
-                self._note(first.cells, found[1])
-        for each in heads:
-            self._note(each.cells, compare(self.clean, each.changes)[0])
+            first = [heads.pop()] if len(heads) == 1 else []
+            cells = [[cell for cell, _ in held], *(cells for cells, _ in first)]
+            compared = compare(self.clean, rows, *(changes for _, changes in first))
+            for some, changed in zip(cells, compared, strict=True):
+                self._note(some, changed)
+        for some, changes in heads:
+            self._note(some, compare(self.clean, changes)[0])
         if not bool(self.changed_loss.isfinite().all()):
             raise NotFiniteError(
                 "an ablated prediction is not finite, though the clean final state is. Check the weights after the "
@@ -213,8 +188,8 @@ class _BatchAblation:
     def _is_low_rank(self, together: tuple[Component, ...]) -> bool:
         return len(together) == 1 and together[0].head is not None and self.plan.frozen
 
-    def _direct_heads(self) -> list[_DirectHeads]:
-        """Direct effects of single heads, in as many parts as are needed to hold what is taken from them."""
+    def _direct_heads(self) -> list[tuple[list[Cell], HeadChanges]]:
+        """Return changes of single heads with their cells, in as many parts as it takes to hold them."""
         if "direct" not in self.plan.effects:
             return []
         sets, values, effect = self.plan.sets, self.plan.values, self.plan.effects.index("direct")
@@ -222,12 +197,12 @@ class _BatchAblation:
         step = max(1, self.budget.held_rows * 12 // max(1, len(values) * len(self.final)))
         return [self._some_heads(low_rank[start : start + step], effect) for start in range(0, len(low_rank), step)]
 
-    def _some_heads(self, some: list[int], effect: int) -> _DirectHeads:
+    def _some_heads(self, some: list[int], effect: int) -> tuple[list[Cell], HeadChanges]:
         heads, values = [self.plan.sets[at][0] for at in some], self.plan.values
         taken = torch.stack([torch.stack([self._taken(head, value) for head in heads]) for value in values])
         W_O = torch.stack([self.readout.direction(self._W_O(head)) for head in heads])
         cells = [(value, effect, at) for value in range(len(values)) for at in some]
-        return _DirectHeads(cells, HeadChanges(taken.div_(self.scale), W_O))
+        return cells, HeadChanges(taken.div_(self.scale), W_O)
 
     # Patched runs
 
@@ -264,9 +239,7 @@ class _BatchAblation:
             restored = final + self._contribution(self.plan.sets[at], self.plan.values[value])
             yield (value, effects.index("indirect"), at), self._normalized(restored)
 
-    def _patched_finals(
-        self, start: int, group: list[tuple[int, int, bool]]
-    ) -> Sequence[Float[Tensor, "row pos d_model"]]:
+    def _patched_finals(self, start: int, group: list[tuple[int, int, bool]]) -> Sequence[Tensor]:
         """Final states of runs that resume at the same layer, made side by side."""
         n_rows = len(self.batch.tokens)
         replaced: dict[str, list[Replacement]] = {}

@@ -54,8 +54,7 @@ class Replacements:
                 instead[value] = {part: run.final.new_zeros(1) for part in self.parts}
             elif value == "mean":
                 assert self.means is not None
-                length = batch.tokens.shape[1]
-                instead[value] = {part: self.means.of(part, length) for part in self.parts}
+                instead[value] = {part: self.means.of(part, batch.tokens.shape[1]) for part in self.parts}
             else:
                 instead[value] = self._drawn(model, batch, run, n_before)
         return instead

@@ -113,11 +113,7 @@ class NamedArray:
         if within is None:
             return self
         at = self.axes.index("layer")
-        names = tuple(
-            component_label(int(layer), None if part == "MLP" else int(part))
-            for layer in self.labels["layer"]
-            for part in self.labels[within]
-        )
+        names = tuple(_within(layer, part) for layer in self.labels["layer"] for part in self.labels[within])
         axes = (*self.axes[:at], "component", *self.axes[at + 2 :])
         labels = {axis: names if axis == "component" else self.labels[axis] for axis in axes}
         return type(self)(self.values.flatten(at, at + 1), axes, labels)
@@ -177,13 +173,13 @@ def cell_label(cell: Mapping[str, Label]) -> str:
         ('10.7, step 100', '3_mid')
     """
     within = next((axis for axis in WITHIN_LAYER if "layer" in cell and axis in cell), None)
-    names = []
-    if within:
-        part = cell[within]
-        names.append(component_label(int(cell["layer"]), None if part == "MLP" else int(part)))
-    others = {axis: label for axis, label in cell.items() if not within or axis not in ("layer", within)}
-    names += [label if isinstance(label, str) else f"{axis} {label}" for axis, label in others.items()]
-    return ", ".join(names)
+    names = [_within(cell["layer"], cell[within])] if within else []
+    others = [(axis, label) for axis, label in cell.items() if not within or axis not in ("layer", within)]
+    return ", ".join([*names, *(label if isinstance(label, str) else f"{axis} {label}" for axis, label in others)])
+
+
+def _within(layer: Label, part: Label) -> str:
+    return component_label(int(layer), None if part == "MLP" else int(part))
 
 
 def masked_mean(values: Tensor, dims: tuple[int, ...]) -> Tensor:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -67,9 +67,6 @@ def check_option(name: str, value: Any, allowed: Sequence[Any]) -> None:
     """Refuse an option that is not one of `allowed`."""
     if value not in allowed:
         raise InvalidInputError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}.")
-
-
-R = TypeVar("R", bound="Result")
 
 
 @dataclass(frozen=True, repr=False)
@@ -144,10 +141,8 @@ class Result:
         spec, values = self.declared()[name], self._values(name)
         if values is None:
             raise InvalidInputError(spec.absent or f"{name} was not measured.")
-        axes = tuple(spec.axes.split())[: values.ndim]
-        return NamedArray(
-            values, axes, {axis: self.axis_labels(axis, size) for axis, size in zip(axes, values.shape, strict=True)}
-        )
+        sizes = dict(zip(spec.axes.split()[: values.ndim], values.shape, strict=True))
+        return NamedArray(values, tuple(sizes), {axis: self.axis_labels(axis, size) for axis, size in sizes.items()})
 
     def axis_labels(self, axis: str, size: int) -> Sequence[Label]:
         """The labels of an axis."""
@@ -228,11 +223,11 @@ class Result:
         sizes = values.abs() if self.either_way and largest is None else values
         order = known[sizes[known].argsort(descending=largest is not False, stable=True)][:k].tolist()
         starts = [0, *accumulate(array.values.numel() for array in arrays)]
-        beside = {name: self._beside(name, mlps, labels) for name in names}
+        beside = [self._beside(name, mlps, labels) for name in names]
         scores = []
         for index in order:
             at = bisect_right(starts, index) - 1
-            scores.append(self._score(names[at], arrays[at], index - starts[at], beside[names[at]]))
+            scores.append(self._score(names[at], arrays[at], index - starts[at], beside[at]))
         name, unit = self._heading(names[0], labels)
         return Ranking(scores, name=name, unit=unit, style=spec.style)
 
@@ -361,11 +356,8 @@ class Result:
         ends = (self.top(3, by=by, largest=largest, **labels).line() for largest in (True, False))
         return f"{heading}: " + "; ".join(f"{end} {line}" for end, line in zip(self.ends, ends, strict=True))
 
-    def __str__(self) -> str:
-        return "\n".join([f"{type(self).__name__}: {self.info}", *(f"  {line}" for line in self._notes())])
-
     def __repr__(self) -> str:
-        return str(self)
+        return "\n".join([f"{type(self).__name__}: {self.info}", *(f"  {line}" for line in self._notes())])
 
     def _repr_html_(self) -> str:
         frame = self.to_frame()
@@ -383,18 +375,15 @@ class Result:
     def save(self, path: str | Path) -> Path:
         """Write to one safetensors file, atomically: the old file stands until the new one is whole."""
         path = Path(path)
-        tensors, rest = {}, {}
-        for each in dataclasses.fields(self):
-            value = getattr(self, each.name)
-            if isinstance(value, Tensor):
-                tensors[each.name] = value
-            else:
-                rest[each.name] = dataclasses.asdict(value) if isinstance(value, RunInfo) else value
+        values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        rest = {name: value for name, value in values.items() if name not in tensors}
+        rest["info"] = dataclasses.asdict(self.info)
         write_tensors(path, tensors, {"kind": self.kind, "fields": json.dumps(rest)})
         return path
 
     @classmethod
-    def load(cls: type[R], path: str | Path) -> R:
+    def load(cls, path: str | Path) -> Self:
         """Read what `save` wrote.
 
         Raises:
@@ -418,8 +407,7 @@ _COMPONENT_FIELDS = {"component_labels", "sender_labels", "receiver_labels", "no
 
 
 def _read_labels(name: str, value: Any) -> Any:
-    """JSON's lists as tuples; files of before 0.2 have `mlp3` for `mlp3`."""
+    """JSON's lists as tuples; files of before 0.2 have `MLP 3` for `mlp3`."""
     if not isinstance(value, list):
         return value
-    old = name in _COMPONENT_FIELDS
-    return tuple(canonical_label(each) if old and each != "MLP" else each for each in value)
+    return tuple(canonical_label(each) if name in _COMPONENT_FIELDS and each != "MLP" else each for each in value)

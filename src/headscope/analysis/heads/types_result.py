@@ -178,16 +178,15 @@ class HeadTypes(Result):
         return ", ".join(shown + (self._composition_words(layer, head) if kind == "induction" else []))
 
     def _composition_words(self, layer: int, head: int) -> list[str]:
-        pairs = self.composition_heads.tolist()
-        if [layer, head] not in pairs or "previous_token" not in self.kinds:
+        reader = component_label(layer, head)
+        if reader not in self.readers or "previous_token" not in self.kinds:
             return []
-        scores = self.composition[pairs.index([layer, head])]
-        known = scores[~scores.isnan()]
-        best = [score for score in self.heads("previous_token") if score.layer < layer]
-        if not best:
+        scores = self.composition[self.readers.index(reader)]
+        best = next((score for score in self.heads("previous_token") if score.layer < layer), None)
+        if best is None:
             return []
-        value = float(scores[best[0].layer, int(best[0].head or 0)])
-        return [f"K-composition with {best[0].label} {value:.2f} (mean of earlier heads {float(known.mean()):.2f})"]
+        value, mean = float(scores[best.layer, best.head]), float(scores[~scores.isnan()].mean())
+        return [f"K-composition with {best.label} {value:.2f} (mean of earlier heads {mean:.2f})"]
 
     def _notes(self) -> Iterator[str]:
         width = max(map(len, self.kinds))
@@ -199,14 +198,12 @@ class HeadTypes(Result):
         yield from self.notes
 
 
+_REPEATING = ("copying", "adds to the repeated token")
+_MOVING = ("attention end to IO", "direct effect", "copying", "change when patched")
 _EVIDENCE_OF = {
-    "induction": ("copying", "adds to the repeated token"),
-    "copy_suppression": ("copying", "adds to the repeated token"),
+    **dict.fromkeys(("induction", "copy_suppression"), _REPEATING),
+    **dict.fromkeys(("name_mover", "negative_name_mover", "name_copier"), _MOVING),
     "duplicate_token": ("attention S2 to S1",),
-    **dict.fromkeys(
-        ("name_mover", "negative_name_mover", "name_copier"),
-        ("attention end to IO", "direct effect", "copying", "change when patched"),
-    ),
     "subject_suppressor": ("attention end to S2", "direct effect", "copying", "change when patched"),
     "s_inhibition": ("attention end to S2", "direct effect", "change when patched"),
     "backup_name_mover": ("attention end to IO", "direct effect", "copying"),

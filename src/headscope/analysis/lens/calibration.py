@@ -70,10 +70,8 @@ def measure_calibration(
 
     Raises:
         InvalidInputError: for an option out of range, a wrong shape, tokens out of range, an iterator where two passes
-            are needed, no position that counts, or an `out` that holds another run.
+            are needed, or no position that counts.
         NotFiniteError: if the model's states or logits are not finite.
-        StorageError: if `out` cannot be written. What was written before stands.
-        CheckpointError: if what `out` holds is damaged.
 
     Example:
         >>> from headscope import HookedTransformer
@@ -158,8 +156,10 @@ class CalibrationAccumulator(Accumulator[CalibrationResult]):
         moments = self.sums["moments"]
         predicted, correct = predicted / count, correct / count
         value, weights = _overconfidence(moments, k)
-        error = _errors(moments, weights)
-        change_error = _change_errors(moments, self.sums["cross"], weights)
+        # Of each prediction's overconfidence, and of it minus the first one's, which is on the same positions.
+        own = torch.einsum("px,pxy,py->p", weights, moments, weights)
+        both = torch.einsum("px,pxy,y->p", weights, self.sums["cross"], weights[0])
+        error, change_error = (each.clamp(min=0).sqrt() for each in (own, own - 2 * both + own[0]))
 
         def of_heads(values: Tensor) -> Tensor | None:
             if not self.options.heads:
@@ -228,14 +228,3 @@ def _overconfidence(moments: Float[Tensor, "prediction 3 3"], k: int) -> tuple[T
     linear = torch.stack([torch.where(over, 0.0, -k * ratio), torch.where(over, 1 - ratio, 1 + ratio)], dim=-1)
     weights = torch.cat([linear, -torch.ones_like(linear[:, :1])], dim=-1)
     return ratio, torch.where(total > 0, 1 / total, 0.0)[:, None] * weights
-
-
-def _errors(moments: Tensor, weights: Tensor) -> Float[Tensor, " prediction"]:
-    return torch.einsum("px,pxy,py->p", weights, moments, weights).clamp(min=0).sqrt()
-
-
-def _change_errors(moments: Tensor, cross: Tensor, weights: Tensor) -> Float[Tensor, " prediction"]:
-    """Of each prediction's overconfidence minus the first one's, on the same positions."""
-    own = torch.einsum("px,pxy,py->p", weights, moments, weights)
-    both = torch.einsum("px,pxy,y->p", weights, cross, weights[0])
-    return (own - 2 * both + own[0]).clamp(min=0).sqrt()

@@ -81,11 +81,8 @@ def measure_entropy(
     state and twice for each component (1.3 kB for GPT-2 small) a token.
 
     Raises:
-        InvalidInputError: for an unknown option, a wrong shape, tokens out of range, no position that counts, or an
-            `out` that holds another run.
+        InvalidInputError: for an unknown option, a wrong shape, tokens out of range, or no position that counts.
         NotFiniteError: if the model's states or logits are not finite.
-        StorageError: if `out` cannot be written, as on a full disk. What was written before stands.
-        CheckpointError: if what `out` holds is damaged.
 
     Example:
         >>> from headscope import HookedTransformer

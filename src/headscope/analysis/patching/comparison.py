@@ -75,13 +75,11 @@ class AttributionPatchingResult(SiteResult):
         if isinstance(patched, PatchingResult) and patched.direction != self.direction:
             raise InvalidInputError(f"the estimates are of {self.direction}, and the patches of {patched.direction}.")
         true = torch.as_tensor(patched if isinstance(patched, Tensor) else patched[site]).detach()
-        every = self.axes(site)
         for left_out in ((), ("src_pos",), ("pos", "dest_pos", "src_pos")):
-            estimate = (
-                self[site].sum([at for at, axis in enumerate(every) if axis in left_out]) if left_out else self[site]
-            )
+            summed = [at for at, axis in enumerate(self.axes(site)) if axis in left_out]
+            estimate = self[site].sum(summed) if summed else self[site]
             if estimate.shape == true.shape:
-                axes = tuple(axis for axis in every if axis not in left_out)
+                axes = tuple(axis for axis in self.axes(site) if axis not in left_out)
                 return PatchingComparison(site, axes, estimate, true.to(estimate), self.positions, self.info.data)
         raise InvalidInputError(
             f"patches of {site!r} have shape {list(true.shape)}; the estimates have {list(self[site].shape)}, or "

@@ -18,12 +18,7 @@ from headscope.model.config import HookedTransformerConfig
 if TYPE_CHECKING:
     import pandas as pd
 
-
 __all__ = ["Attribution", "NeuronScore", "component_labels"]
-
-_EMBEDDINGS = ("embed", "pos_embed")
-_BIAS = "final bias"
-
 
 NeuronScore = HeadScore  # of an MLP's neuron, with `layer`, `neuron` and `value`
 
@@ -37,13 +32,11 @@ def component_labels(cfg: HookedTransformerConfig) -> tuple[str, ...]:
         >>> component_labels(cfg)
         ('embed', 'pos_embed', '0.0', '0.1', 'b_O 0', 'mlp0', 'final bias')
     """
-    embeddings = _EMBEDDINGS if cfg.positional_embedding_type == "standard" else _EMBEDDINGS[:1]
-    layers: list[str] = []
+    labels = ["embed", "pos_embed"] if cfg.positional_embedding_type == "standard" else ["embed"]
     for layer in range(cfg.n_layers):
-        layers += [component_label(layer, head) for head in range(cfg.n_heads)]
-        layers.append(f"b_O {layer}")
-        layers += [] if cfg.attn_only else [component_label(layer, None)]
-    return (*embeddings, *layers, _BIAS)
+        labels += [component_label(layer, head) for head in range(cfg.n_heads)] + [f"b_O {layer}"]
+        labels += [] if cfg.attn_only else [component_label(layer, None)]
+    return (*labels, "final bias")
 
 
 @dataclass(frozen=True, repr=False)
@@ -147,9 +140,7 @@ class Attribution(Result):
     @property
     def heads_and_mlps(self) -> Float[Tensor, "prompt layer part"]:
         """What each head adds, and in the last column of each layer its MLP, if there is one."""
-        parts = self._layers()
-        kept = [*range(self.n_heads), *([self.n_heads + 1] if self.has_mlp else [])]
-        return parts[:, :, kept]
+        return self._layers()[:, :, [*range(self.n_heads), *([self.n_heads + 1] if self.has_mlp else [])]]
 
     @property
     def part_labels(self) -> tuple[str, ...]:
@@ -235,10 +226,10 @@ class Attribution(Result):
             means: Take means over prompts; else each has rows of its own.
             per_prompt: One row per component and prompt, with the `attribution`, instead.
         """
-        if not per_prompt:
-            frame = super().to_frame(*names, means=means)
-            return frame.astype({name: "Int64" for name in ("layer", "head") if name in frame})
-        return self.to_frame("components", means=False).rename(columns={"mean": "attribution"})
+        if per_prompt:
+            return self.to_frame("components", means=False).rename(columns={"mean": "attribution"})
+        frame = super().to_frame(*names, means=means)
+        return frame.astype({name: "Int64" for name in ("layer", "head") if name in frame})
 
     def states_frame(self) -> "pd.DataFrame":
         """One row per state of the residual stream: the mean logit difference there, and its standard deviation."""
@@ -249,8 +240,8 @@ class Attribution(Result):
             return {"prompt": labels, "label": self.labels}
         if axis != "component":
             return super().axis_columns(axis, labels)
-        described = [_described(str(label)) for label in labels]
-        return {"component": labels, **{key: [each[key] for each in described] for key in ("kind", "layer", "head")}}
+        kinds, layers, heads = zip(*(_described(str(label)) for label in labels), strict=True)
+        return {"component": labels, "kind": kinds, "layer": layers, "head": heads}
 
     def cell_label(self, name: str, cell: Mapping[str, Label]) -> str:
         return f"L{cell['layer']}N{cell['neuron']}" if name == "neurons" else super().cell_label(name, cell)
@@ -271,11 +262,9 @@ def _std(values: Float[Tensor, "prompt part"]) -> Float[Tensor, " part"]:
     return values.double().std(0, correction=0)
 
 
-def _described(label: str) -> dict[str, object]:
+def _described(label: str) -> tuple[str, int | None, int | None]:
     """Kind, layer and head of a component, from its label."""
     component, layer = component_of(label), label.removeprefix("b_O ")
     if component is not None:
-        return {"kind": "MLP" if component[1] is None else "head", "layer": component[0], "head": component[1]}
-    if layer.isdecimal():
-        return {"kind": "b_O", "layer": int(layer), "head": None}
-    return {"kind": label, "layer": None, "head": None}
+        return "MLP" if component[1] is None else "head", *component
+    return ("b_O", int(layer), None) if layer.isdecimal() else (label, None, None)

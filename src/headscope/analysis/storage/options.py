@@ -53,7 +53,9 @@ _MEANING = {
     "describe": "What the data is, for titles; default: its shape.",
     "progress": "Show a progress bar.",
     "out": "A folder to keep the run in, so that it can be stopped at any moment and resumed. What is measured goes to "
-    "the disk as it comes, and the result is written there as `result.safetensors`.",
+    "the disk as it comes, and the result is written there as `result.safetensors`. Another run's folder raises "
+    "`InvalidInputError`, one that cannot be written `StorageError` (what was written before stands), a damaged one "
+    "`CheckpointError`.",
     "resume": "Go on with the run that `out` holds, if it holds one; the result is that of a run never stopped. The "
     "model, the data and the options must be the same.",
     "flush_every": "How many batches (of about 2,000 tokens) are measured between two writes to `out`; 20 seconds "

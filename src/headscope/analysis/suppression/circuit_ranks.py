@@ -20,11 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from headscope.analysis.core.head_lists import (
-    chosen_heads,
-    heads_tensor,
-    one_vocabulary,
-)
+from headscope.analysis.core.head_lists import chosen_heads, heads_tensor, one_vocabulary
 from headscope.analysis.core.result import RunInfo
 from headscope.analysis.recording.embedding import TokenDirections, effective_embedding, token_embedding
 from headscope.analysis.suppression.circuit_ranks_result import CircuitRanks
@@ -35,12 +31,7 @@ from headscope.ops.devices import Budget
 from headscope.ops.parallel import RowChunks
 from headscope.ops.vocab import vocab_tiles
 
-__all__ = [
-    "RanksCost",
-    "circuit_ranks_cost",
-    "own_token_excess",
-    "weights_circuit_ranks",
-]
+__all__ = ["RanksCost", "circuit_ranks_cost", "own_token_excess", "weights_circuit_ranks"]
 
 
 @dataclass(frozen=True)
@@ -124,18 +115,13 @@ def weights_circuit_ranks(
         if layer is None or layer.layer != head.layer:
             layer = _LayerCircuits(model, head.layer, first if head.layer == 0 else later, predicted, qk_biases)
         assert head.head is not None
-        ov_excess = own_token_excess(layer.values(head.head)[tokens], layer.logits(head.head, readout), tokens)
-        qk_excess = own_token_excess(layer.queries(head.head), layer.keys(head.head).T, tokens)
+        values, logits = layer.ov(head.head, readout)
+        ov_excess = own_token_excess(values[tokens], logits, tokens)
+        qk_excess = own_token_excess(*layer.qk(head.head), tokens)
         ov[row] = (d_vocab - 1 - ov_excess) // 2
         qk[row] = (d_vocab - 1 + qk_excess) // 2
-    info = RunInfo(
-        model=model.cfg.model_name,
-        processing=model.weight_processing,
-        data="weights",
-        n_sequences=0,
-        n_positions=len(tokens),
-        options={"k": k, "attention": attention, "only_mlp": only_mlp, "qk_biases": qk_biases},
-    )
+    options = {"k": k, "attention": attention, "only_mlp": only_mlp, "qk_biases": qk_biases}
+    info = RunInfo(model.cfg.model_name, model.weight_processing, "weights", 0, len(tokens), options)
     return CircuitRanks(info, heads_tensor(chosen), tokens.cpu(), ov, qk, k, d_vocab)
 
 
@@ -176,21 +162,16 @@ class _LayerCircuits:
         bias = self._weight(f"b_{name}", head)
         return projected + (bias + self.norm["b"] @ self._weight(f"W_{name}", head) if "b" in self.norm else bias)
 
-    def values(self, head: int) -> Float[Tensor, "d_vocab d_head"]:
-        """Of each token."""
-        return self.read @ self._weight("W_V", head)
+    def ov(
+        self, head: int, readout: Readout
+    ) -> tuple[Float[Tensor, "d_vocab d_head"], Float[Tensor, "d_head d_vocab"]]:
+        """Return each token's value, and the map from values to logits, but for the final norm's scale."""
+        to_logits = readout.direction(self.written[head].to(self.kind)) @ readout.W_U.detach().to(self.kind)
+        return self.read @ self._weight("W_V", head), to_logits
 
-    def logits(self, head: int, readout: Readout) -> Float[Tensor, "d_head d_vocab"]:
-        """Return the map from values to logits, but for the final norm's scale."""
-        return readout.direction(self.written[head].to(self.kind)) @ readout.W_U.detach().to(self.kind)
-
-    def queries(self, head: int) -> Float[Tensor, "token d_head"]:
-        """Of a stream that predicts each token."""
-        return self._projected(self.asked, "Q", head)
-
-    def keys(self, head: int) -> Float[Tensor, "d_vocab d_head"]:
-        """Of each token."""
-        return self._projected(self.read, "K", head)
+    def qk(self, head: int) -> tuple[Float[Tensor, "token d_head"], Float[Tensor, "d_head d_vocab"]]:
+        """Return the query of a stream that predicts each token, and each token's key."""
+        return self._projected(self.asked, "Q", head), self._projected(self.read, "K", head).T
 
 
 def own_token_excess(
@@ -209,7 +190,6 @@ def own_token_excess(
     d_vocab = right.shape[1]
     own = (left * right.T[tokens]).sum(-1, keepdim=True)
     excess = torch.zeros(len(left), dtype=torch.int64, device=left.device)
-
     size = Budget.of(left.device).tile
 
     def make_space() -> Tensor:

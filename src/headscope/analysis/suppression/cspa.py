@@ -78,11 +78,8 @@ def copy_suppression_preserving_ablation(
 
     Raises:
         InvalidInputError: for a head that does not exist, an option out of range, tokens that do not fit the model, an
-            iterator, no position that counts, an `out` that holds another run; or where the head's output is not its
-            pattern times its values.
+            iterator, no position that counts; or where the head's output is not its pattern times its values.
         NotFiniteError: if the model's states are not finite.
-        StorageError: if `out` cannot be written. What was written before stands.
-        CheckpointError: if what `out` holds is damaged.
 
     Example:
         >>> from headscope import HookedTransformer
@@ -157,9 +154,7 @@ class SuppressionAccumulator(Accumulator[CopySuppression]):
         return CopySuppression(info, heads_tensor(options.heads), loss, *by_head.transpose(0, 1).contiguous())
 
 
-def _related_table(
-    related: Mapping[int, Sequence[int]] | Tensor | None, d_vocab: int
-) -> Int[Tensor, "d_vocab n"] | None:
+def _related_table(related: Mapping[int, Sequence[int]] | Tensor | None, d_vocab: int) -> Tensor | None:
     """Related tokens as a table, -1 where there are no more."""
     if related is None:
         return None

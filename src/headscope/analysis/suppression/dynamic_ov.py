@@ -14,12 +14,7 @@ from torch import Tensor
 
 from headscope.analysis.core.batches import Batch
 from headscope.analysis.core.components import Component
-from headscope.analysis.core.head_lists import (
-    HeadListResult,
-    chosen_heads,
-    heads_tensor,
-    one_vocabulary,
-)
+from headscope.analysis.core.head_lists import HeadListResult, chosen_heads, heads_tensor, one_vocabulary
 from headscope.analysis.core.result import Array
 from headscope.analysis.recording.layer import LayerRead, entering, read_layer, sources
 from headscope.analysis.storage.accumulator import Accumulator
@@ -126,32 +121,24 @@ class _DynamicOVAccumulator(Accumulator[DynamicOV]):
         super().__init__(model, options, data, against={"heads": heads_tensor(heads)}, **part)
         self.heads = heads
 
-    @torch.no_grad()
     def update(self, batch: Batch) -> None:
         """Count the pairs of a batch, head by head."""
         threshold, k = self.options["threshold"], self.options["k"]
         counts = torch.zeros(len(self.heads), 4, dtype=torch.long)
         for layer, resid in entering(self.model, batch, {head.layer for head in self.heads}).items():
-            read = read_layer(self.model, batch, layer, resid, [head for head in self.heads if head.layer == layer])
-            for row, head in enumerate(self.heads):
-                if head.layer == layer:
-                    counts[row] = _own_logit_counts(self.model, batch, read, head, threshold, k)
+            rows = {head: row for row, head in enumerate(self.heads) if head.layer == layer}
+            read = read_layer(self.model, batch, layer, resid, rows)
+            for head, row in rows.items():
+                counts[row] = _own_logit_counts(self.model, batch, read, head, threshold, k)
         self.add(batch, int(batch.counted.sum()), {"counts": counts})
 
     def summary(self, rows: dict[str, Tensor]) -> DynamicOV:
         """Return the shares of pairs."""
         counts = self.sums["counts"]
         negative, bottom, lowest = (counts[:, 1:].double() / counts[:, :1]).float().T.contiguous()
-        return DynamicOV(
-            info=self.info(self.options),
-            heads=heads_tensor(self.heads),
-            n_pairs=counts[:, 0].clone(),
-            negative=negative,
-            bottom=bottom,
-            lowest=lowest,
-            k=self.options["k"],
-            threshold=self.options["threshold"],
-        )
+        info, heads, n_pairs = self.info(self.options), heads_tensor(self.heads), counts[:, 0].clone()
+        k, threshold = self.options["k"], self.options["threshold"]
+        return DynamicOV(info, heads, n_pairs, negative, bottom, lowest, k, threshold)
 
 
 def _own_logit_counts(

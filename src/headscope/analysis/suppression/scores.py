@@ -33,6 +33,7 @@ from headscope.model.transformer import HookedTransformer
 __all__ = ["SuppressionScores", "suppression_scores"]
 
 _LONGEST = 50
+_NO_PROMPTS = "IOI prompts were not measured: give prompts and answers, or a tokenizer."
 
 
 @dataclass(frozen=True, repr=False)
@@ -50,11 +51,7 @@ class SuppressionScores(Result):
     kind: ClassVar[str] = "suppression_scores"
     arrays: ClassVar[Mapping[str, Array]] = {
         "anti_induction": Array("layer head", unit="logits"),
-        "ioi": Array(
-            "layer head",
-            unit="logits",
-            absent="IOI prompts were not measured: give prompts and answers, or a tokenizer.",
-        ),
+        "ioi": Array("layer head", unit="logits", absent=_NO_PROMPTS),
     }
     ranked: ClassVar[tuple[str, ...]] = ("anti_induction", "ioi")
     anti_induction: Float[Tensor, "layer head"]
@@ -131,8 +128,7 @@ def _repeated_tokens(
     """Return rows of random tokens said twice, and how many are."""
     special = set() if model.tokenizer is None else set(model.tokenizer.all_special_ids)
     bos = None if model.tokenizer is None else bos_token_id(model.tokenizer)
-    if length is None:
-        length = min(_LONGEST, (model.cfg.n_ctx - 1) // 2)
+    length = min(_LONGEST, (model.cfg.n_ctx - 1) // 2) if length is None else length
     if length < 2:
         raise InvalidInputError(f"length must be at least 2, so that something repeats next; got {length}.")
     allowed = [token for token in range(model.cfg.d_vocab) if token not in special]
