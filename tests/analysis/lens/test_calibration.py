@@ -380,7 +380,7 @@ def test_the_standard_error_is_that_of_repeated_drawing() -> None:
             moments = (u.T @ u)[None]
             value, weights = calibration_module._overconfidence(moments, 1)
             values.append(float(value))
-            errors.append(float(calibration_module._errors(moments, weights)))
+            errors.append(float(calibration_module._variances(moments, weights).clamp(min=0).sqrt()))
         assert (sum(values) > 0) == (tilt < 1)
         assert sum(errors) / 400 == pytest.approx(float(torch.tensor(values).std()), rel=0.12)
 
@@ -389,7 +389,7 @@ def test_to_be_sure_and_right_is_calibrated() -> None:
     # Sure of what comes next, and right: there is nothing to divide by.
     moments = torch.tensor([[[4.0, 4, 4], [4, 4, 4], [4, 4, 4]]], dtype=torch.float64)
     value, weights = calibration_module._overconfidence(moments, 1)
-    assert float(value) == 0.0 and float(calibration_module._errors(moments, weights)) == 0.0
+    assert float(value) == 0.0 and float(calibration_module._variances(moments, weights).clamp(min=0).sqrt()) == 0.0
 
 
 @pytest.mark.parametrize(

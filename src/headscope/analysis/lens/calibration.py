@@ -157,7 +157,7 @@ class CalibrationAccumulator(Accumulator[CalibrationResult]):
         predicted, correct = predicted / count, correct / count
         value, weights = _overconfidence(moments, k)
         # Of each prediction's overconfidence, and of it minus the first one's, which is on the same positions.
-        own = torch.einsum("px,pxy,py->p", weights, moments, weights)
+        own = _variances(moments, weights)
         both = torch.einsum("px,pxy,y->p", weights, self.sums["cross"], weights[0])
         error, change_error = (each.clamp(min=0).sqrt() for each in (own, own - 2 * both + own[0]))
 
@@ -228,3 +228,7 @@ def _overconfidence(moments: Float[Tensor, "prediction 3 3"], k: int) -> tuple[T
     linear = torch.stack([torch.where(over, 0.0, -k * ratio), torch.where(over, 1 - ratio, 1 + ratio)], dim=-1)
     weights = torch.cat([linear, -torch.ones_like(linear[:, :1])], dim=-1)
     return ratio, torch.where(total > 0, 1 / total, 0.0)[:, None] * weights
+
+
+def _variances(moments: Tensor, weights: Tensor) -> Float[Tensor, " prediction"]:
+    return torch.einsum("px,pxy,py->p", weights, moments, weights)
