@@ -16,10 +16,8 @@ from report_pages import Page as Seen
 from headscope.report import page
 from headscope.report.blocks import (
     Block,
-    Caption,
     Card,
     Cell,
-    Column,
     FactList,
     Figure,
     Fold,
@@ -51,18 +49,15 @@ HOSTILE = [
 def page_of(text: str) -> str:
     """A page with this text wherever a caller's text can stand."""
     said = say("<b>{text}</b>", text=text)
-    caption = Caption(said, said, said)
     figure = go.Figure(go.Bar(x=[text], y=[1.0], name=text)).update_layout(title=plot_title("Bars", text))
     blocks: tuple[Block, ...] = (
         Prose(said),
         Heading(text),
-        Figure(figure, caption),
-        Figure(colored_tokens([text, "a"], [1.0, 2.0], name=text), caption),
+        Figure(figure, said, said, said),
+        Figure(colored_tokens([text, "a"], [1.0, 2.0], name=text), said, said, said),
         View(HtmlView("tokens", colored_tokens([text], [1.0]).data)),
-        Table(
-            (Column(text, words=True), Column("n")), ((Cell(text, text), Cell(token(text), 1.5)),), said, sorted_by=1
-        ),
-        Row((FactList(text, ((text, text),)), Fold(text, (Prose(said),)))),
+        Table((text, "n"), ((Cell(text, text), Cell(token(text), 1.5)),), said, words=(0,), sorted_by=1),
+        Row((FactList(text, {text: text}), Fold(text, (Prose(said),)))),
         Card("card", text, (said,), (Prose(said),)),
     )
     return render_page(Page(text, text, (Section("one", text, (said,), blocks),)))

@@ -162,9 +162,9 @@ def test_a_phone_shows_the_contents_on_demand(chromium: "Browser", written: Path
         page.keyboard.press("Escape")
         assert not contents.is_visible()
         menu.tap()
-        page.locator('nav a[href="#kinds"]').tap()
+        page.locator('nav a[href="#types"]').tap()
         assert not contents.is_visible()
-        page.locator("#kinds h2").wait_for(state="visible")
+        page.locator("#types h2").wait_for(state="visible")
 
 
 def test_a_wide_page_has_the_contents_beside_it(chromium: "Browser", written: Path) -> None:

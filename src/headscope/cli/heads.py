@@ -87,4 +87,4 @@ def _write(types: HeadTypes, circuit: Circuit | None, out: Path) -> None:
     if circuit is not None:
         frames["paths"] = circuit.to_frame()
         results["circuit"] = circuit
-    write_folder(out, "heads", figures, title="Kinds of heads", frames=frames, results=results)
+    write_folder(out, "heads", figures, title="Head types", frames=frames, results=results)

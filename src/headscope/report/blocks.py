@@ -1,7 +1,8 @@
 """Parts of a page: sections made of blocks, which the template draws."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from markupsafe import Markup
 
@@ -15,61 +16,52 @@ class Plot(Protocol):
     def to_json(self) -> str: ...
 
 
+class Block:
+    """A part of a section; the template draws it by its class."""
+
+    @property
+    def kind(self) -> str:
+        """The name of its class."""
+        return type(self).__name__
+
+
 @dataclass(frozen=True)
-class Prose:
+class Prose(Block):
     """A paragraph; `soft` ones are asides."""
 
-    kind: ClassVar[str] = "prose"
     text: Markup
     soft: bool = False
 
 
 @dataclass(frozen=True)
-class Heading:
+class Heading(Block):
     """A heading within a section."""
 
-    kind: ClassVar[str] = "heading"
     text: str
 
 
 @dataclass(frozen=True)
-class Caption:
-    """The text under a figure.
+class Figure(Block):
+    """A plotly figure or a view of tokens, with its caption.
 
     Attributes:
-        shows: What it shows.
+        drawing: The figure or view.
+        shows: The caption: what it shows.
         how: How it was computed.
         color: What color means in it.
     """
 
+    drawing: Plot | HtmlView
     shows: Markup
     how: Markup
     color: Markup
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A plotly figure or a view of tokens, with its caption."""
-
-    kind: ClassVar[str] = "figure"
-    drawing: Plot | HtmlView
-    caption: Caption
-
-
-@dataclass(frozen=True)
-class View:
+class View(Block):
     """A view of tokens within running text, without a caption."""
 
-    kind: ClassVar[str] = "view"
     view: HtmlView
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column's heading; `words` stand at the left, numbers at the right."""
-
-    name: str
-    words: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,63 +73,57 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Table:
+class Table(Block):
     """A table, sortable by each of its columns.
 
     Attributes:
         columns: Headings.
         rows: Cells, one for each column.
         caption: What the rows are, and how to read them.
+        words: Columns of words, by number: they stand at the left, numbers at the right.
         sorted_by: The column that the rows are sorted by already.
         descending: Largest first.
     """
 
-    kind: ClassVar[str] = "table"
-    columns: tuple[Column, ...]
-    rows: tuple[tuple[Cell, ...], ...]
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
     caption: Markup
+    words: tuple[int, ...] = ()
     sorted_by: int | None = None
     descending: bool = True
 
 
 @dataclass(frozen=True)
-class FactList:
+class FactList(Block):
     """Names and their values, under a heading."""
 
-    kind: ClassVar[str] = "facts"
     title: str
-    facts: tuple[tuple[Markup | str, Markup | str], ...]
+    facts: Mapping[str, str]
 
 
 @dataclass(frozen=True)
-class Fold:
+class Fold(Block):
     """Blocks that are closed until opened; on paper they are open."""
 
-    kind: ClassVar[str] = "fold"
     title: str
-    blocks: "tuple[Block, ...]"
+    blocks: Sequence[Block]
 
 
 @dataclass(frozen=True)
-class Card:
+class Card(Block):
     """A framed part about one thing, which links can lead to."""
 
-    kind: ClassVar[str] = "card"
     id: str
     title: str
-    tags: tuple[Markup, ...]
-    blocks: "tuple[Block, ...]"
+    tags: Sequence[Markup]
+    blocks: Sequence[Block]
 
 
 @dataclass(frozen=True)
-class Row:
+class Row(Block):
     """Blocks side by side, where there is room."""
 
-    kind: ClassVar[str] = "row"
-    blocks: "tuple[Block, ...]"
-
-
-Block = Prose | Heading | Figure | View | Table | FactList | Fold | Card | Row
+    blocks: Sequence[Block]
 
 
 @dataclass(frozen=True)
@@ -153,20 +139,14 @@ class Section:
 
     id: str
     title: str
-    summary: tuple[Markup, ...]
-    blocks: tuple[Block, ...]
+    summary: Sequence[Markup]
+    blocks: Sequence[Block]
 
 
 @dataclass(frozen=True)
 class Page:
-    """A whole page.
-
-    Attributes:
-        title: Its heading.
-        subtitle: Its subject, under the heading.
-        sections: Its parts.
-    """
+    """A whole page: its heading, its subject under it, and its sections."""
 
     title: str
     subtitle: str
-    sections: tuple[Section, ...]
+    sections: Sequence[Section]

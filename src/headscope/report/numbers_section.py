@@ -11,7 +11,7 @@ __all__ = ["numbers_section", "table_links"]
 
 def table_links(tables: Mapping[str, str]) -> FactList:
     """Links to the tables, by file name with what each holds."""
-    links = tuple((say('<a href="{n}"><code>{n}</code></a>', n=name), what) for name, what in tables.items())
+    links: dict[str, str] = {say('<a href="{n}"><code>{n}</code></a>', n=name): what for name, what in tables.items()}
     return FactList("Tables beside this page", links)
 
 

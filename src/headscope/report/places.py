@@ -1,22 +1,59 @@
-"""Places in the text where a number is large: a view of the tokens up to one, and where it stands."""
+"""Places where a number is large: among the heads, and in the text."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
+from jaxtyping import Float
 from markupsafe import Markup
 from torch import Tensor
 
+from headscope.analysis.core.ranking import HeadScore
 from headscope.analysis.core.top_places import Position
-from headscope.report.blocks import View
-from headscope.report.words import say
+from headscope.report.blocks import Block, View
+from headscope.report.words import prose, signed
 from headscope.views.tokens import colored_tokens
 
-__all__ = ["CONTEXT", "place_view", "share_above", "where", "widest"]
+__all__ = ["CONTEXT", "Head", "head_of", "heads_in_order", "place_blocks", "share_above"]
 
 CONTEXT = 20
 
+Head = tuple[int, int]
 
-def place_view(strings: Sequence[Sequence[str]], values: Tensor, place: Position, *, name: str, limit: float) -> View:
-    """View of the tokens up to a place, which is framed, colored by `values [batch, pos]` in nats."""
+
+def head_of(score: HeadScore) -> Head:
+    """The layer and number of a ranked head."""
+    return score.layer, int(score.head or 0)
+
+
+def heads_in_order(values: Float[Tensor, "layer head"]) -> list[Head]:
+    """The heads, that with the largest value first."""
+    order = values.flatten().argsort(descending=True, stable=True).tolist()
+    return [divmod(index, values.shape[1]) for index in order]
+
+
+def place_blocks(
+    strings: Sequence[Sequence[str]],
+    values: Tensor,
+    places: Sequence[Position],
+    *,
+    name: str,
+    says: Callable[[Position], Markup],
+    then: Callable[[Position], Iterable[Block]] = lambda _: (),
+) -> list[Block]:
+    """For each place its value in nats, what `says` tells of it, and the text up to it; and `then` further blocks.
+
+    The texts are colored by `values [batch, pos]`, on one scale.
+    """
+    limit = max((abs(place.value) for place in places), default=1.0) or 1.0
+    blocks: list[Block] = []
+    for place in places:
+        sentence = '<b>{value} nats</b> {says} <span class="soft">sequence {row}, position {pos}</span>'
+        words = prose(sentence, value=signed(place.value), says=says(place), row=place.row, pos=place.pos)
+        blocks += [words, _text_up_to(strings, values, place, name=name, limit=limit), *then(place)]
+    return blocks
+
+
+def _text_up_to(strings: Sequence[Sequence[str]], values: Tensor, place: Position, *, name: str, limit: float) -> View:
+    """View of the tokens up to a place, which is framed."""
     window = place.context(CONTEXT)
     return View(
         colored_tokens(
@@ -31,16 +68,6 @@ def place_view(strings: Sequence[Sequence[str]], values: Tensor, place: Position
             legend=False,
         )
     )
-
-
-def where(place: Position) -> Markup:
-    """The sequence and position of a place."""
-    return say('<span class="soft">sequence {row}, position {pos}</span>', row=place.row, pos=place.pos)
-
-
-def widest(places: Sequence[Position]) -> float:
-    """The largest absolute value at these places, for a common color scale."""
-    return max((abs(place.value) for place in places), default=1.0) or 1.0
 
 
 def share_above(values: Tensor) -> float:

@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from headscope.analysis.core.result import component_label
 from headscope.analysis.core.stats import Estimate, Estimates
-from headscope.report.blocks import Caption, Cell, Figure, Plot, Prose
+from headscope.report.blocks import Cell, Figure, Plot, Prose
 from headscope.views.html import HtmlView
 
 _UNSEEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
@@ -34,7 +34,7 @@ def prose(sentence: str, /, *, soft: bool = False, **values: Any) -> Prose:
 
 def captioned(drawing: Plot | HtmlView, shows: str, how: str, color: str, **values: Any) -> Figure:
     """Return a figure with its caption, whose three parts have values put in."""
-    return Figure(drawing, Caption(*(say(part, **values) for part in (shows, how, color))))
+    return Figure(drawing, *(say(part, **values) for part in (shows, how, color)))
 
 
 def nats(value: float) -> Markup:
@@ -142,10 +142,10 @@ def estimate_cell(estimate: Estimate, *, sign: bool = True) -> Cell:
 
 
 def head_cell(label: str, *, link: str | None = None) -> Cell:
-    """A head's label in a table, sorted by layer and head."""
+    """A head's label in a table, sorted by layer and head; `link` begins the name of its card."""
     layer, _, head = label.removeprefix("mlp").partition(".")
     place = 10_000 * int(layer) + (int(head) if head else 9_999)
-    shown = label if link is None else say('<a href="#{link}"><b>{label}</b></a>', link=link, label=label)
+    shown = label if link is None else say('<a href="#{link}{label}"><b>{label}</b></a>', link=link, label=label)
     return Cell(shown, place)
 
 

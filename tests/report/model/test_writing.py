@@ -15,6 +15,7 @@ from small_models import STORY, small_model
 
 from headscope import HookedTransformer
 from headscope.analysis.ablation.ablate import ablate_heads
+from headscope.analysis.core.components import component_label
 from headscope.analysis.core.result import RunInfo
 from headscope.analysis.core.stats import estimate, estimates
 from headscope.analysis.core.top_places import top_positions
@@ -144,7 +145,7 @@ def test_what_is_clear_is_said(tmp_path: Path) -> None:
 
 
 def test_the_page_has_every_part(page: Page, text: str) -> None:
-    for heading in ("Loss", "Entropy per layer", "Entropy per head", "Kinds of head", "Attention patterns"):
+    for heading in ("Loss", "Entropy per layer", "Entropy per head", "Head types", "Attention patterns"):
         assert heading in page.text
     assert page.classes.count("plot") == 7
     # Each figure says what it shows, how it was made and what color means.
@@ -245,10 +246,9 @@ def test_notable_heads_come_by_diff_and_marginal_in_turn() -> None:
         (9, ["0.1", "1.0", "1.1", "0.0"]),
     ):
         heads = notable_heads(result(diff, marginal), k)
-        assert [score.label for score in heads] == expected
-        assert [score.value for score in heads] == [float(diff[score.layer, score.head]) for score in heads]
+        assert [component_label(*head) for head in heads] == expected
     lowering = notable_heads(result(diff - 10, marginal - 10), 2)
-    assert [score.label for score in lowering] == ["0.1", "1.1"]
+    assert [component_label(*head) for head in lowering] == ["0.1", "1.1"]
 
 
 def test_a_model_that_cannot_read_the_prompts_is_told_so(model: HookedTransformer, page: Page, tmp_path: Path) -> None:
@@ -309,8 +309,8 @@ def test_a_vocabulary_of_a_few_tokens_has_a_report(d_vocab: int, tmp_path: Path)
     page = Page(written.page.read_text(encoding="utf-8"))
     sections = {attrs["id"] for tag, attrs in page.elements if tag == "section"}
     tables = {path.stem for path in written.tables}
-    # Too few tokens to repeat at random: no kinds of head, and no copies to suppress.
-    assert ("kinds" in sections) == ("head_scores" in tables) == (d_vocab > 4)
+    # Too few tokens to repeat at random: no head types, and no copies to suppress.
+    assert ("types" in sections) == ("head_scores" in tables) == (d_vocab > 4)
     assert ("suppression" in sections) == ("circuit_ranks" in tables) == (d_vocab > 4)
     assert {"loss", "layers", "by-head", "ablation", "attention", "numbers"} <= sections
 

@@ -19,16 +19,16 @@ from headscope.views.html import CONTENT_POLICY
 
 TASKS = {
     "skip-trigram": (lambda: skip_trigram_task(size=600, device="cpu"), {"parts", "ov", "qk"}),
-    "induction": (lambda: induction_task(size=100, length=12, d_vocab=16, device="cpu"), {"kinds"}),
+    "induction": (lambda: induction_task(size=100, length=12, d_vocab=16, device="cpu"), {"types"}),
     "modular-addition": (lambda: modular_addition_task(p=7, device="cpu"), {"grokking", "waves"}),
-    "palindrome": (lambda: palindrome_task(size=100, device="cpu"), {"kinds"}),
+    "palindrome": (lambda: palindrome_task(size=100, device="cpu"), {"types"}),
 }
 CAPTIONS = {
     "training": "dotted lines are", "along": "at the slider", "heads": "output is replaced by its mean",
     "parts": "All but the last row", "ov": "W_E W_V W_O W_U", "qk": "How a query scores",
-    "kinds": "On repeated random tokens", "waves": "wave of each", "grokking": "can be memorized",
+    "types": "On repeated random tokens", "waves": "wave of each", "grokking": "can be memorized",
 }  # fmt: skip
-SECTIONS = {"ov": "circuits", "qk": "circuits", "kinds": "kinds", "waves": "waves"}
+SECTIONS = {"ov": "circuits", "qk": "circuits", "types": "types", "waves": "waves"}
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -65,7 +65,7 @@ def test_each_kind_of_model_has_its_figures(name: str, tmp_path: Path) -> None:
     curve = pd.read_parquet(tmp_path / "page" / "training.parquet")
     assert curve["loss"].tolist() == pytest.approx(result.train.loss.tolist())
     assert sorted(path.name for path in (tmp_path / "page").iterdir()) == [
-        "dynamics.parquet", *["head_types.parquet"] * ("kinds" in figures), "heads.parquet", "report.html",
+        "dynamics.parquet", *["head_types.parquet"] * ("types" in figures), "heads.parquet", "report.html",
         "training.parquet", "validation.parquet",
     ]  # fmt: skip
 

@@ -145,8 +145,8 @@ class HeadTypes(Result):
         """
         from rich.table import Table
 
-        table = Table(title="Kinds of heads", caption=str(self.info), caption_justify="left")
-        table.add_column("Kind")
+        table = Table(title="Head types", caption=str(self.info), caption_justify="left")
+        table.add_column("Type")
         for name in ("Head", "Score", "Control", "Error", "Threshold"):
             table.add_column(name, justify="right")
         if evidence:

@@ -26,10 +26,10 @@ class Compared:
     first: Findings
     second: Findings
 
-    @property
-    def sides(self) -> tuple[Findings, Findings]:
-        """Both, in order."""
-        return self.first, self.second
+    @cached_property
+    def sides(self) -> dict[str, Findings]:
+        """Both in order, by name."""
+        return dict(zip(self.names, (self.first, self.second), strict=True))
 
     @cached_property
     def paired(self) -> bool:

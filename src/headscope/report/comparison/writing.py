@@ -16,10 +16,10 @@ from headscope.report.comparison.compared import Compared
 from headscope.report.comparison.sections import (
     compared_ablation_section,
     compared_head_section,
-    compared_kinds_section,
     compared_layer_section,
     compared_loss_section,
     compared_models_section,
+    compared_types_section,
 )
 from headscope.report.files import staged
 from headscope.report.model.measuring import measure
@@ -38,7 +38,7 @@ _TABLES = {
     "entropy_states": "entropy at each state of both residual streams",
     "loss": "loss of every next token under both models",
     "ablation": "loss difference without each head of both models",
-    "head_scores": "the scores behind the kinds of head of both models",
+    "head_scores": "the scores behind the head types of both models",
 }
 
 
@@ -152,13 +152,13 @@ def _page(both: Compared, tables: Iterable[str]) -> Page:
         compared_layer_section(both),
         compared_head_section(both),
         compared_ablation_section(both),
-        compared_kinds_section(both),
+        compared_types_section(both),
         numbers_section({f"{name}.parquet": _TABLES[name.removeprefix("comparison_")] for name in tables}, info),
     )
     return Page(
         title=f"{both.names[0]} and {both.names[1]}",
         subtitle=f"Two models side by side, on {info.data}",
-        sections=tuple(section for section in sections if section is not None),
+        sections=[section for section in sections if section is not None],
     )
 
 
@@ -166,18 +166,11 @@ def _tables(both: Compared) -> "dict[str, pd.DataFrame]":
     """Tables by name; the column `model` says which model a row is of."""
     import pandas as pd
 
-    sides = both.sides
-    frames = {
-        "entropy": [side.means.to_frame() for side in sides],
-        "entropy_states": [side.means.resid_frame() for side in sides],
-        "loss": [side.loss_frame() for side in sides],
-        "ablation": [side.ablation.to_frame() for side in sides if side.ablation is not None],
-        "head_scores": [side.scores.to_frame() for side in sides if side.scores is not None],
-    }
+    first, second = (side.tables() for side in both.sides.values())
     return {
         f"comparison_{name}": pd.concat(
-            [frame.assign(model=model) for model, frame in zip(both.names, pair, strict=True)], ignore_index=True
+            [first[name].assign(model=both.names[0]), second[name].assign(model=both.names[1])], ignore_index=True
         )
-        for name, pair in frames.items()
-        if len(pair) == 2
+        for name in first
+        if name in second
     }

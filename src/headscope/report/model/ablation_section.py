@@ -1,16 +1,16 @@
 """The section on ablation: the loss without each head."""
 
 import math
+from collections.abc import Collection
 
 from markupsafe import Markup
-from torch import Tensor
 
 from headscope.analysis.core.result import component_label
-from headscope.analysis.core.stats import Estimate, Estimates
-from headscope.analysis.core.top_places import Position, top_positions
-from headscope.report.blocks import Block, Card, Column, Figure, Heading, Section, Table
+from headscope.analysis.core.stats import Estimates
+from headscope.analysis.core.top_places import top_positions
+from headscope.report.blocks import Card, Figure, Heading, Section, Table
 from headscope.report.model.findings import Findings
-from headscope.report.places import place_view, share_above, where, widest
+from headscope.report.places import Head, heads_in_order, place_blocks, share_above
 from headscope.report.words import (
     captioned,
     count,
@@ -22,7 +22,6 @@ from headscope.report.words import (
     percent_cell,
     prose,
     say,
-    signed,
     spread,
     token,
 )
@@ -33,8 +32,6 @@ __all__ = ["ablation_section"]
 _PLACES = 3
 _IN_TEXT = 8
 
-Head = tuple[int, int]
-
 
 def ablation_section(findings: Findings) -> Section | None:
     """Words, a table and places; `None` if nothing was ablated."""
@@ -42,9 +39,9 @@ def ablation_section(findings: Findings) -> Section | None:
         return None
     patched, direct = (findings.loss_without(effect) for effect in ("patched", "direct"))
     # The head whose direct effect helps most, and the one whose direct effect costs most, or helps least.
-    order = _in_order(direct)
-    looked_at = ((order[0], True), (order[-1], False))[: len(order)]
-    cards = tuple(_card(findings, at, direct[at], direct.each[at], largest) for at, largest in looked_at)
+    order = heads_in_order(direct.values)
+    looked_at = {order[-1]: False, order[0]: True}
+    cards = [_card(findings, head, direct, largest) for head, largest in reversed(looked_at.items())]
     intro = prose(
         "One head at a time is replaced by its mean output (or, where it says so, by zero), and the loss of every next "
         "token is measured again, on {n} (mean loss {loss} nats). <b>patched</b>: everything after the head is "
@@ -54,8 +51,8 @@ def ablation_section(findings: Findings) -> Section | None:
         loss=nats(float(findings.ablation.mean().loss)),
     )
     by_head, on_text = _figures(findings, patched.n)
-    table = _table(patched, direct, {card.id for card in cards})
-    blocks: tuple[Block, ...] = (intro, by_head, table, Heading("On the text"), on_text, *cards)
+    table = _table(patched, direct, looked_at)
+    blocks = (intro, by_head, table, Heading("On the text"), on_text, *cards)
     return Section("ablation", "What breaks without each head", (_summary(patched),), blocks)
 
 
@@ -108,33 +105,26 @@ def _figures(findings: Findings, n: int) -> tuple[Figure, Figure]:
     return by_head, on_text
 
 
-def _in_order(effects: Estimates) -> list[Head]:
-    """The heads, the largest effect first."""
-    order = effects.values.flatten().argsort(descending=True, stable=True).tolist()
-    return [divmod(index, effects.values.shape[1]) for index in order]
-
-
-def _table(patched: Estimates, direct: Estimates, cards: set[str]) -> Table:
-    rows = []
-    for at in _in_order(patched):
-        label = component_label(*at)
-        link = f"ablated-{label}" if f"ablated-{label}" in cards else None
-        effects = (estimate_cell(patched[at]), estimate_cell(direct[at]))
-        rows.append((head_cell(label, link=link), *effects, percent_cell(share_above(patched.each[at]))))
-    return Table(
-        (Column("head"), Column("patched (nats)"), Column("direct (nats)"), Column("helps at")),
-        tuple(rows),
-        say(
-            "Every head, by the patched effect, with one standard error; “helps at” is the share of tokens whose loss "
-            "rises without it (patched)."
-        ),
-        sorted_by=1,
+def _table(patched: Estimates, direct: Estimates, shown: Collection[Head]) -> Table:
+    rows = [
+        (
+            head_cell(component_label(*head), link="ablated-" if head in shown else None),
+            estimate_cell(patched[head]),
+            estimate_cell(direct[head]),
+            percent_cell(share_above(patched.each[head])),
+        )
+        for head in heads_in_order(patched.values)
+    ]
+    caption = say(
+        "Every head, by the patched effect, with one standard error; “helps at” is the share of tokens whose loss "
+        "rises without it (patched)."
     )
+    return Table(("head", "patched (nats)", "direct (nats)", "helps at"), rows, caption, sorted_by=1)
 
 
-def _card(findings: Findings, at: Head, direct: Estimate, values: Tensor, largest: bool) -> Card:
-    label = component_label(*at)
-    places = top_positions(values, _PLACES, largest=largest, apart=5)
+def _card(findings: Findings, head: Head, effects: Estimates, largest: bool) -> Card:
+    assert findings.ablation is not None
+    label, direct, values, loss = component_label(*head), effects[head], effects.each[head], findings.ablation.loss
     verdict = "helps most" if largest else "costs most" if direct.value < 0 and direct.clear() else "helps least"
     words = prose(
         "{value} nats on average; it helps at {helps} of positions. Below is where it {does} most: each text ends at "
@@ -143,22 +133,16 @@ def _card(findings: Findings, at: Head, direct: Estimate, values: Tensor, larges
         helps=percent(share_above(values)),
         does="helps" if largest else "costs",
     )
-    blocks: list[Block] = [words]
-    for place in places:
-        name = f"loss difference without {label}"
-        blocks.append(_place_words(findings, place))
-        blocks.append(place_view(findings.strings, values, place, name=name, limit=widest(places)))
-    return Card(f"ablated-{label}", f"Head {label}: its direct effect {verdict}", (), tuple(blocks))
-
-
-def _place_words(findings: Findings, place: Position) -> Block:
-    assert findings.ablation is not None
-    loss = float(findings.ablation.loss[place.row, place.pos])
-    return prose(
-        "<b>{value} nats</b> for {token}: {before} with the head, {after} without it {where}",
-        value=signed(place.value),
-        token=token(findings.strings[place.row][place.pos + 1]),
-        before=percent(math.exp(-loss)),
-        after=percent(math.exp(-(loss + place.value))),
-        where=where(place),
+    places = place_blocks(
+        findings.strings,
+        values,
+        top_positions(values, _PLACES, largest=largest, apart=5),
+        name=f"loss difference without {label}",
+        says=lambda place: say(
+            "for {token}: {before} with the head, {after} without it",
+            token=token(findings.strings[place.row][place.pos + 1]),
+            before=percent(math.exp(-float(loss[place.row, place.pos]))),
+            after=percent(math.exp(-(float(loss[place.row, place.pos]) + place.value))),
+        ),
     )
+    return Card(f"ablated-{label}", f"Head {label}: its direct effect {verdict}", (), (words, *places))

@@ -62,8 +62,7 @@ def _from_first_to_last(findings: Findings) -> Markup:
             best, *close = steps.contenders(largest=sign > 0)
             part = say("largest {word} is {value} at {place}", word=word, value=spread(steps[best]), place=names[best])
             if close:
-                rivals = listed((names[at] for at in close[:2]), last="or")
-                part += say(", not clearly apart from {rivals}", rivals=rivals)
+                part += ", not clearly apart from " + listed((names[at] for at in close[:2]), last="or")
             parts.append(part)
     tail = say(" The {parts}.", parts=Markup(", the ").join(parts)) if parts else ""
     first, last = (spread(estimate(state), sign=False) for state in (resid[0], resid[-1]))

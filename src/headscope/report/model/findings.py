@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from headscope.analysis.ablation.result import AblationResult
-from headscope.analysis.core.result import HeadScore
+from headscope.analysis.core.ranking import Ranking
+from headscope.analysis.core.result import Result
 from headscope.analysis.core.stats import Estimates, estimates
 from headscope.analysis.core.top_places import Position, top_positions
 from headscope.analysis.heads.scores import MIN_ATTENTION, HeadScores
@@ -20,22 +20,14 @@ from headscope.analysis.lens.loss import NextTokens
 from headscope.analysis.suppression.circuit_ranks_result import CircuitRanks
 from headscope.analysis.suppression.cspa_result import CopySuppression
 from headscope.analysis.suppression.scores import SuppressionScores
+from headscope.report.places import Head, head_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = [
-    "KINDS",
-    "Attention",
-    "Findings",
-    "Suppression",
-    "kinds_of",
-    "notable_heads",
-    "positions_of",
-    "strongest",
-]
+__all__ = ["TYPES", "Attention", "Findings", "Suppression", "notable_heads", "positions_of", "strongest", "types_of"]
 
-KINDS = {"previous_token": "previous-token", "duplicate_token": "duplicate-token", "induction": "induction"}
+TYPES = {"previous_token": "previous-token", "duplicate_token": "duplicate-token", "induction": "induction"}
 
 
 @dataclass(frozen=True)
@@ -76,14 +68,14 @@ class Findings:
         texts: Text of every token that the page shows, by token.
         entropy: Entropy effects at every position.
         predictions: Next-token predictions.
-        scores: Scores of the kinds of head.
+        scores: Scores of the head types.
         ablation: Loss without each head.
         suppression: Copy suppression.
         notable: Heads to show in detail.
         attention: Their attention patterns.
     """
 
-    facts: tuple[tuple[str, str], ...]
+    facts: Mapping[str, str]
     d_vocab: int
     d_vocab_out: int
     tokens: Int[Tensor, "batch pos"]
@@ -93,7 +85,7 @@ class Findings:
     scores: HeadScores | None
     ablation: AblationResult | None
     suppression: Suppression | None
-    notable: tuple[HeadScore, ...]
+    notable: tuple[Head, ...]
     attention: Attention | None
 
     @cached_property
@@ -122,50 +114,44 @@ class Findings:
         values = self.ablation.loss_diff[0, self.ablation.effects.index(effect)]
         return estimates(values.unflatten(0, (self.entropy.n_layers, self.entropy.n_heads)))
 
-    def loss_frame(self) -> "pd.DataFrame":
-        """One row per next token: its place, the token, its loss and its rank."""
-        import pandas as pd
-
-        n_rows, width = self.predictions.loss.shape
-        where = torch.cartesian_prod(torch.arange(n_rows), torch.arange(width))
-        return pd.DataFrame(
-            {
-                "sequence": where[:, 0].numpy(),
-                "position": where[:, 1].numpy(),
-                "token": self.tokens[:, :-1].flatten().numpy(),
-                "next_token": self.tokens[:, 1:].flatten().numpy(),
-                "loss": self.predictions.loss.flatten().numpy(),
-                "rank": self.predictions.rank.flatten().numpy(),
-            }
-        )
+    def tables(self) -> "dict[str, pd.DataFrame]":
+        """The numbers, by the name of their file."""
+        loss = self.predictions.to_frame().rename(columns={"batch": "sequence", "pos": "position"})
+        loss = loss.astype({"loss": "float32"})
+        for at, (name, tokens) in enumerate((("token", self.tokens[:, :-1]), ("next_token", self.tokens[:, 1:])), 2):
+            loss.insert(at, name, tokens.flatten().numpy())
+        tables = {"entropy": self.means.to_frame(), "entropy_states": self.means.resid_frame(), "loss": loss}
+        results: dict[str, Result | None] = {"ablation": self.ablation, "head_scores": self.scores}
+        if self.suppression is not None:
+            results["suppression_scores"] = self.suppression.scores
+            results["copy_suppression"] = self.suppression.explained
+            results["circuit_ranks"] = self.suppression.ranks
+        return tables | {name: result.to_frame() for name, result in results.items() if result is not None}
 
 
-def notable_heads(means: EntropyResult, k: int) -> tuple[HeadScore, ...]:
-    """The heads that raise entropy most: by diff and by marginal in turn, none twice; the value is their diff."""
+def notable_heads(means: EntropyResult, k: int) -> tuple[Head, ...]:
+    """The heads that raise entropy most: by diff and by marginal in turn, none twice."""
     n = means.n_layers * means.n_heads
     in_turn = itertools.chain.from_iterable(zip(means.top(n, by="diff"), means.top(n, by="marginal"), strict=True))
-    raising = [s for s in in_turn if s.value > 0] or list(means.top(k))
-    heads = list(dict.fromkeys((score.layer, score.head) for score in raising))[:k]
-    return tuple(HeadScore(layer, head, float(means.diff[layer, head])) for layer, head in heads)
+    raising = [score for score in in_turn if score.value > 0] or means.top(k)
+    return tuple(dict.fromkeys(map(head_of, raising)))[:k]
 
 
-def positions_of(entropy: EntropyResult, score: HeadScore, k: int) -> tuple[Position, ...]:
+def positions_of(entropy: EntropyResult, head: Head, k: int) -> tuple[Position, ...]:
     """The positions where a head raises entropy most."""
     # Neighbors share their context: one of them is enough.
-    return top_positions(entropy.diff[score.layer, score.head], k, apart=5)
+    return top_positions(entropy.diff[head], k, apart=5)
 
 
-def strongest(scores: HeadScores | None, k: int = 3) -> list[tuple[str, list[HeadScore]]]:
-    """The best heads of each kind that was measured at any position."""
+def strongest(scores: HeadScores | None, k: int = 3) -> dict[str, Ranking]:
+    """The best heads of each type that was measured at any position."""
+    known = [] if scores is None else [type_ for type_ in TYPES if not bool(getattr(scores, type_).isnan().any())]
+    return {TYPES[type_]: scores.top(k, by=type_) for type_ in known if scores is not None}
+
+
+def types_of(scores: HeadScores | None, head: Head) -> dict[str, float]:
+    """The types a head is called by, and how much of its attention it gives them."""
     if scores is None:
-        return []
-    ranked = {kind: scores.top(k, by=kind) for kind in KINDS if not bool(getattr(scores, kind).isnan().any())}
-    return [(KINDS[kind], list(ranking)) for kind, ranking in ranked.items()]
-
-
-def kinds_of(scores: HeadScores | None, score: HeadScore) -> list[tuple[str, float]]:
-    """The kinds a head is called by, and how much of its attention it gives them."""
-    if scores is None:
-        return []
-    values = {name: float(getattr(scores, kind)[score.layer, score.head]) for kind, name in KINDS.items()}
-    return [(name, value) for name, value in values.items() if value >= MIN_ATTENTION]
+        return {}
+    values = {name: float(getattr(scores, type_)[head]) for type_, name in TYPES.items()}
+    return {name: value for name, value in values.items() if value >= MIN_ATTENTION}

@@ -5,12 +5,12 @@ from collections.abc import Iterable
 
 from markupsafe import Markup
 
-from headscope.analysis.core.result import HeadScore
+from headscope.analysis.core.components import component_label
 from headscope.analysis.core.top_places import Position, TokenMean, token_means
 from headscope.analysis.heads.scores import MIN_ATTENTION
-from headscope.report.blocks import Block, Card, Cell, Column, Prose, Section, Table
-from headscope.report.model.findings import Findings, kinds_of, positions_of
-from headscope.report.places import CONTEXT, place_view, share_above, where, widest
+from headscope.report.blocks import Block, Card, Cell, Prose, Section, Table
+from headscope.report.model.findings import Findings, positions_of, types_of
+from headscope.report.places import CONTEXT, Head, head_of, place_blocks, share_above
 from headscope.report.words import (
     estimate_cell,
     head_cell,
@@ -36,55 +36,49 @@ def heads_section(findings: Findings, n_positions: int) -> Section:
     )
     if not bool((findings.diff.clear(1) | findings.marginal.clear(1)).any()):
         intro = "No head clearly raises entropy on average; these come nearest to it. " + intro
-    cards = (_card(findings, score, n_positions) for score in findings.notable)
+    cards = (_card(findings, head, n_positions) for head in findings.notable)
     title = "The heads that raise entropy most"
     return Section("heads", title, (), (_table(findings), prose(intro, n=CONTEXT), *cards))
 
 
 def _table(findings: Findings) -> Table:
-    heads = findings.notable
-    chosen = {(score.layer, score.head) for score in heads}
-    rows = findings.means.top(max(10, len(heads)), by="diff")
-    listed = {(score.layer, score.head) for score in rows}
-    scores = sorted((*rows, *(s for s in heads if (s.layer, s.head) not in listed)), key=lambda s: -s.value)
-    named = any(kinds_of(findings.scores, score) for score in scores)
-    columns = [Column("head"), Column("diff (nats)"), Column("marginal (nats)"), Column("positions raised")]
+    ranked = findings.means.top(max(10, len(findings.notable)), by="diff")
+    heads = sorted(
+        dict.fromkeys((*map(head_of, ranked), *findings.notable)), key=lambda head: -float(findings.means.diff[head])
+    )
+    types = {head: ", ".join(types_of(findings.scores, head)) for head in heads}
+    named = any(types.values())
     caption = say(
         "By diff, largest first; ± is one standard error. “Positions raised” is the share of positions where the "
         "head's diff is above zero. The heads linked are shown below: the first by diff and by marginal in turn."
     )
     if named:
-        columns.append(Column("kind", words=True))
         caption += say(
-            " A kind is named where the head gives it at least {share} of its attention on repeated random tokens.",
+            " A type is named where the head gives it at least {share} of its attention on repeated random tokens.",
             share=percent(MIN_ATTENTION),
         )
-    cells = tuple(_row(findings, score, (score.layer, score.head) in chosen, named) for score in scores)
-    return Table(tuple(columns), cells, caption, sorted_by=1)
+    rows = [
+        (
+            head_cell(component_label(*head), link="head-" if head in findings.notable else None),
+            estimate_cell(findings.diff[head]),
+            estimate_cell(findings.marginal[head]),
+            percent_cell(share_above(findings.entropy.diff[head])),
+            *([Cell(types[head], types[head] or None)] if named else []),
+        )
+        for head in heads
+    ]
+    columns = ("head", "diff (nats)", "marginal (nats)", "positions raised", *(["type"] if named else []))
+    return Table(columns, rows, caption, words=(4,), sorted_by=1)
 
 
-def _row(findings: Findings, score: HeadScore, chosen: bool, named: bool) -> tuple[Cell, ...]:
-    at = score.layer, int(score.head or 0)
-    kinds = ", ".join(name for name, _ in kinds_of(findings.scores, score))
-    return (
-        head_cell(score.label, link=f"head-{score.label}" if chosen else None),
-        estimate_cell(findings.diff[at]),
-        estimate_cell(findings.marginal[at]),
-        percent_cell(share_above(findings.entropy.diff[at])),
-        *((Cell(kinds, kinds or None),) if named else ()),
-    )
-
-
-def _card(findings: Findings, score: HeadScore, n_positions: int) -> Card:
-    at = score.layer, int(score.head or 0)
-    diff = findings.entropy.diff[at]
+def _card(findings: Findings, head: Head, n_positions: int) -> Card:
+    label, diff = component_label(*head), findings.entropy.diff[head]
     by_token = token_means(diff, findings.tokens)
-    places = positions_of(findings.entropy, score, n_positions)
     blocks: list[Block] = [
         prose(
             "diff {diff}, marginal {marginal} nats on average; it raises entropy at {share} of positions.",
-            diff=spread(findings.diff[at]),
-            marginal=spread(findings.marginal[at]),
+            diff=spread(findings.diff[head]),
+            marginal=spread(findings.marginal[head]),
             share=percent(share_above(diff)),
         )
     ]
@@ -94,10 +88,16 @@ def _card(findings: Findings, score: HeadScore, n_positions: int) -> Card:
     ):
         if means:
             blocks.append(prose("{word} it most at: {tokens}", word=word, tokens=_tokens(findings, means)))
-    for place in places:
-        blocks += _place(findings, score, place, widest(places))
-    tags = tuple(say("{name} {share}", name=name, share=percent(v)) for name, v in kinds_of(findings.scores, score))
-    return Card(f"head-{score.label}", f"Head {score.label}", tags, tuple(blocks))
+    blocks += place_blocks(
+        findings.strings,
+        diff,
+        positions_of(findings.entropy, head, n_positions),
+        name=f"entropy diff of {label}",
+        says=lambda place: say("at {token}", token=token(findings.strings[place.row][place.pos])),
+        then=lambda place: [_outcome(findings, head, place)],
+    )
+    tags = [say("{name} {share}", name=name, share=percent(v)) for name, v in types_of(findings.scores, head).items()]
+    return Card(f"head-{label}", f"Head {label}", tags, blocks)
 
 
 def _tokens(findings: Findings, means: Iterable[TokenMean]) -> Markup:
@@ -112,35 +112,21 @@ def _tokens(findings: Findings, means: Iterable[TokenMean]) -> Markup:
     )
 
 
-def _place(findings: Findings, score: HeadScore, place: Position, limit: float) -> list[Block]:
-    """A place where a head raises entropy, in words and as a text, and the next token."""
+def _outcome(findings: Findings, head: Head, place: Position) -> Prose:
+    """The next token with its probability and the model's choices, unless the text ends; and the final entropy."""
     row, pos = place.row, place.pos
-    at = score.layer, int(score.head or 0)
+    predictions, words = findings.predictions, Markup("")
+    if pos < predictions.loss.shape[1] and not bool(predictions.loss[row, pos].isnan()):
+        rank = int(predictions.rank[row, pos])
+        top = zip(predictions.top_tokens[row, pos].tolist(), predictions.top_probs[row, pos].tolist(), strict=True)
+        words = say(
+            "Then came {token} ({prob}, {rank}). The model's choices: {top}. ",
+            token=token(findings.strings[row][pos + 1]),
+            prob=percent(math.exp(-float(predictions.loss[row, pos]))),
+            rank="the model's first choice" if rank == 0 else f"choice {rank + 1:,}",
+            top=Markup(", ").join(say("{t} {p}", t=token(findings.texts[t]), p=percent(p)) for t, p in top),
+        )
     final = float(findings.entropy.resid[-1, row, pos])
-    without = final - float(findings.entropy.marginal[at][row, pos])
-    head = prose(
-        "<b>{value} nats</b> at {token} {where}",
-        value=signed(place.value),
-        token=token(findings.strings[row][pos]),
-        where=where(place),
-    )
-    name = f"entropy diff of {score.label}"
-    view = place_view(findings.strings, findings.entropy.diff[at], place, name=name, limit=limit)
-    tail = say("Final entropy {final} nats; without the head {without}.", final=nats(final), without=nats(without))
-    return [head, view, Prose(_next_token(findings, row, pos) + tail, soft=True)]
-
-
-def _next_token(findings: Findings, row: int, pos: int) -> Markup:
-    """The next token, with its probability and the model's choices; nothing at the end of a text."""
-    predictions = findings.predictions
-    if pos >= predictions.loss.shape[1] or bool(predictions.loss[row, pos].isnan()):
-        return Markup("")
-    rank = int(predictions.rank[row, pos])
-    top = zip(predictions.top_tokens[row, pos].tolist(), predictions.top_probs[row, pos].tolist(), strict=True)
-    return say(
-        "Then came {token} ({prob}, {rank}). The model's choices: {top}. ",
-        token=token(findings.strings[row][pos + 1]),
-        prob=percent(math.exp(-float(predictions.loss[row, pos]))),
-        rank="the model's first choice" if rank == 0 else f"choice {rank + 1:,}",
-        top=Markup(", ").join(say("{t} {p}", t=token(findings.texts[t]), p=percent(p)) for t, p in top),
-    )
+    without = nats(final - float(findings.entropy.marginal[head][row, pos]))
+    words += say("Final entropy {final} nats; without the head {without}.", final=nats(final), without=without)
+    return Prose(words, soft=True)

@@ -6,7 +6,7 @@ from torch import Tensor
 from headscope.analysis.ablation.ablate import ablate_heads
 from headscope.analysis.ablation.result import AblationResult
 from headscope.analysis.core.batches import iterate_batches
-from headscope.analysis.core.result import HeadScore
+from headscope.analysis.core.components import component_label
 from headscope.analysis.heads.scores import MIN_ATTENTION, HeadScores, head_scores
 from headscope.analysis.lens.entropy import EntropyResult, measure_entropy
 from headscope.analysis.lens.loss import predict_next_tokens
@@ -22,6 +22,7 @@ from headscope.report.model.findings import (
     positions_of,
     strongest,
 )
+from headscope.report.places import Head, head_of
 from headscope.report.words import count
 
 __all__ = ["measure", "model_facts"]
@@ -42,7 +43,7 @@ def measure(
     n_heads: int = 0,
     progress: bool,
 ) -> Findings:
-    """Measure loss, entropy and kinds of head, and with `ablation_tokens` above 0 ablate every head.
+    """Measure loss, entropy and head types, and with `ablation_tokens` above 0 ablate every head.
 
     For a page about this model alone (`n_heads` above 0), also the attention of the heads of note, and where heads are
     ablated, copy suppression.
@@ -72,20 +73,20 @@ def measure(
     )
 
 
-def model_facts(model: HookedTransformer) -> tuple[tuple[str, str], ...]:
+def model_facts(model: HookedTransformer) -> dict[str, str]:
     """Names and values of what a reader wants to know of a model."""
     cfg = model.cfg
     n_params = sum(parameter.numel() for parameter in model.parameters())
-    return (
-        ("Name", cfg.model_name),
-        ("Layers", f"{cfg.n_layers}, attention only" if cfg.attn_only else f"{cfg.n_layers}, attention and MLP"),
-        ("Heads", f"{cfg.n_heads} per layer, {cfg.n_layers * cfg.n_heads} in all"),
-        ("Width", f"{cfg.d_model} (head {cfg.d_head}" + ("" if cfg.attn_only else f", MLP {cfg.d_mlp}") + ")"),
-        ("Vocabulary", str(count(cfg.d_vocab, "token"))),
-        ("Context", str(count(cfg.n_ctx, "token"))),
-        ("Parameters", f"{n_params:,}"),
-        ("Weight processing", ", ".join(model.weight_processing) or "none"),
-    )
+    return {
+        "Name": cfg.model_name,
+        "Layers": f"{cfg.n_layers}, attention only" if cfg.attn_only else f"{cfg.n_layers}, attention and MLP",
+        "Heads": f"{cfg.n_heads} per layer, {cfg.n_layers * cfg.n_heads} in all",
+        "Width": f"{cfg.d_model} (head {cfg.d_head}" + ("" if cfg.attn_only else f", MLP {cfg.d_mlp}") + ")",
+        "Vocabulary": str(count(cfg.d_vocab, "token")),
+        "Context": str(count(cfg.n_ctx, "token")),
+        "Parameters": f"{n_params:,}",
+        "Weight processing": ", ".join(model.weight_processing) or "none",
+    }
 
 
 def _text(model: HookedTransformer, token: int) -> str:
@@ -120,15 +121,13 @@ def _attention(
     tokens: Tensor,
     entropy: EntropyResult,
     scores: HeadScores | None,
-    notable: tuple[HeadScore, ...],
+    notable: tuple[Head, ...],
 ) -> Attention:
-    """Run the sequence where the first notable head has its strongest effect; the best of each kind comes along."""
-    names = {(score.layer, int(score.head or 0)): score.label for score in notable}
-    for kind, ranking in strongest(scores):
-        best = ranking[0]
-        if best.value >= MIN_ATTENTION and kind != "duplicate-token":
-            key = (best.layer, int(best.head or 0))
-            names[key] = f"{names.get(key, best.label)} {kind}"
+    """Run the sequence where the first notable head has its strongest effect; the best of each type comes along."""
+    names = {head: component_label(*head) for head in notable}
+    for name, (best, *_) in strongest(scores).items():
+        if best.value >= MIN_ATTENTION and name != "duplicate-token":
+            names[head_of(best)] = f"{names.get(head_of(best), best.label)} {name}"
     n = min(_SHOWN_TOKENS, tokens.shape[1])
     places = [place for place in positions_of(entropy, notable[0], 50) if place.pos < n]
     # Near the start of a row there is little to attend to.

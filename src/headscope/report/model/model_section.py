@@ -24,17 +24,17 @@ def model_section(findings: Findings) -> Section:
     """The model and the data."""
     info = findings.means.info
     n_rows, width = findings.tokens.shape
-    data = (
-        ("Text", info.data),
-        ("Sequences", f"{n_rows:,} of {width:,} tokens"),
-        ("Positions measured", f"{info.n_positions:,}"),
-        ("Different tokens", f"{len(findings.tokens.unique()):,} of {findings.d_vocab:,}"),
-    )
+    data = {
+        "Text": info.data,
+        "Sequences": f"{n_rows:,} of {width:,} tokens",
+        "Positions measured": f"{info.n_positions:,}",
+        "Different tokens": f"{len(findings.tokens.unique()):,} of {findings.d_vocab:,}",
+    }
     facts = Row((FactList("Model", findings.facts), FactList("Data", data)))
     return Section("facts", "Model and data", (), (facts, glossary()))
 
 
 def glossary() -> Fold:
     """The terms a reader may not know."""
-    words = tuple(prose("<b>{word}</b>: {meaning}", word=word, meaning=meaning) for word, meaning in _GLOSSARY.items())
-    return Fold("The words used on this page", words)
+    words = (prose("<b>{word}</b>: {meaning}", word=word, meaning=meaning) for word, meaning in _GLOSSARY.items())
+    return Fold("The words used on this page", tuple(words))

@@ -7,7 +7,7 @@ from markupsafe import Markup
 
 from headscope.analysis.core.stats import Estimate, estimate
 from headscope.analysis.suppression.cspa_result import CopySuppression
-from headscope.report.blocks import Block, Column, Figure, Section, Table
+from headscope.report.blocks import Figure, Section, Table
 from headscope.report.model.findings import Findings, Suppression
 from headscope.report.words import captioned, head_cell, number_cell, percent, percent_cell, prose, say
 from headscope.views.figures.copy_suppression import suppression_scatter
@@ -24,16 +24,13 @@ def suppression_section(findings: Findings) -> Section | None:
         return None
     shares = _shares(measured.explained)
     verdict, summary = _verdict(measured.explained.labels, shares)
-    blocks: list[Block] = [
-        prose(
-            "Some heads hold back what the model is about to copy: they attend to tokens of the text that are already "
-            "predicted, and lower their logits. {verdict}",
-            verdict=verdict,
-        )
-    ]
-    if measured.scores.ioi is not None:
-        blocks.append(_figure(measured))
-    return Section("suppression", "Copy suppression", summary, (*blocks, _table(measured, shares)))
+    intro = prose(
+        "Some heads hold back what the model is about to copy: they attend to tokens of the text that are already "
+        "predicted, and lower their logits. {verdict}",
+        verdict=verdict,
+    )
+    figures = () if measured.scores.ioi is None else (_figure(measured),)
+    return Section("suppression", "Copy suppression", summary, (intro, *figures, _table(measured, shares)))
 
 
 def _shares(explained: CopySuppression) -> list[Estimate]:
@@ -85,9 +82,8 @@ def _figure(measured: Suppression) -> Figure:
 
 def _table(measured: Suppression, shares: list[Estimate]) -> Table:
     scores, ranks = measured.scores, measured.ranks
-    columns = [Column("head"), Column("explained"), Column("anti-induction (logits)")]
-    columns += [Column("IOI (logits)")] if scores.ioi is not None else []
-    columns += [Column(f"OV: own token in the bottom {ranks.k}"), Column(f"QK: own token in the top {ranks.k}")]
+    ioi = {} if scores.ioi is None else {"IOI (logits)": scores.ioi}
+    of_scores = {"anti-induction (logits)": scores.anti_induction} | ioi
     rows = []
     for at in sorted(range(len(shares)), key=lambda at: _sortable(shares[at]), reverse=True):
         layer, head = measured.explained.heads[at].tolist()
@@ -95,13 +91,12 @@ def _table(measured: Suppression, shares: list[Estimate]) -> Table:
             (
                 head_cell(measured.explained.labels[at]),
                 number_cell(shares[at].value, _worth(shares[at])),
-                number_cell(float(scores.anti_induction[layer, head])),
-                *((number_cell(float(scores.ioi[layer, head])),) if scores.ioi is not None else ()),
+                *(number_cell(float(values[layer, head])) for values in of_scores.values()),
                 percent_cell(float(ranks.ov_bottom[at])),
                 percent_cell(float(ranks.qk_top[at])),
             )
         )
-    text = say(
+    caption = say(
         "The heads that score highest, in detail. <b>Explained</b>: of the KL divergence that mean-ablating the head's "
         "direct effect causes, the share that is avoided by keeping only what it writes against the {top:.0f} % of "
         "tokens in sight that are predicted most (McDougall et al. 2023); below zero, keeping that does harm. The last "
@@ -109,4 +104,5 @@ def _table(measured: Suppression, shares: list[Estimate]) -> Table:
         "most, and for how many a stream that predicts a token looks for that token.",
         top=100 * measured.explained.info.options["top"],
     )
-    return Table(tuple(columns), tuple(rows), text, sorted_by=1)
+    of_ranks = (f"OV: own token in the bottom {ranks.k}", f"QK: own token in the top {ranks.k}")
+    return Table(("head", "explained", *of_scores, *of_ranks), rows, caption, sorted_by=1)

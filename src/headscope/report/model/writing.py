@@ -11,26 +11,27 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
+from headscope.analysis.core.components import component_label
 from headscope.analysis.lens.entropy import EntropyResult
 from headscope.analysis.prompts.task import Task
 from headscope.data.cutting import Chunk
 from headscope.errors import InvalidInputError, MissingTokenizerError, check_at_least
 from headscope.model.transformer import HookedTransformer
-from headscope.report.blocks import Page, Section
+from headscope.report.blocks import Page
 from headscope.report.files import staged
 from headscope.report.model.ablation_section import ablation_section
 from headscope.report.model.entropy_section import entropy_head_section, entropy_layer_section
 from headscope.report.model.findings import Findings, positions_of
 from headscope.report.model.heads_section import heads_section
-from headscope.report.model.kinds_section import attention_section, kinds_section
 from headscope.report.model.loss_section import loss_section
 from headscope.report.model.measuring import measure
 from headscope.report.model.model_section import model_section
 from headscope.report.model.suppression_section import suppression_section
+from headscope.report.model.types_section import attention_section, types_section
 from headscope.report.numbers_section import numbers_section
 from headscope.report.task.measuring import measure_task, task_prompts
 from headscope.report.task.section import task_section, unmeasured_task_section
-from headscope.report.task.story import TaskStory, task_tables
+from headscope.report.task.story import TaskStory
 from headscope.report.tokens import MAX_TOKENS, token_rows
 
 if TYPE_CHECKING:
@@ -49,9 +50,9 @@ _TABLES = {
     "suppression_scores": "anti-induction and IOI scores of every head",
     "copy_suppression": "what copy suppression explains",
     "circuit_ranks": "ranks of tokens in OV and QK circuits",
-    "head_scores": "the scores behind the kinds of head",
+    "head_scores": "the scores behind the head types",
     "task_prompts": "the prompts with two names, and the logit difference of each",
-    "task_heads": "every head's scores in them, for each kind of head, with the evidence",
+    "task_heads": "every head's scores in them, for each head type, with the evidence",
     "task_patching": "what each patch of them changes, as a share of the whole swap",
     "task_paths": "the paths of the circuit",
 }
@@ -138,9 +139,10 @@ def write_report(
             progress=progress,
         )
         story = _measured_task(model, task, progress)
-        tables = _tables(findings, n_positions)
+        tables = findings.tables() | {"positions": _positions_table(findings, n_positions)}
         if isinstance(story, TaskStory):
-            tables |= task_tables(story)
+            tables |= story.tables()
+        tables = {name: tables[name] for name in _TABLES if name in tables}
         page, paths = write("report.html", _page(findings, story, n_positions, tables), tables)
     return Report(Path(out), page, paths, findings.entropy, float(findings.predictions.loss.nanmean()))
 
@@ -163,6 +165,9 @@ def _measured_task(
 def _page(findings: Findings, story: TaskStory | str | None, n_positions: int, tables: Iterable[str]) -> Page:
     """The sections, in the order of the page."""
     info = findings.means.info
+    task = None
+    if story is not None:
+        task = unmeasured_task_section(story) if isinstance(story, str) else task_section(story)
     sections = (
         model_section(findings),
         loss_section(findings),
@@ -170,45 +175,25 @@ def _page(findings: Findings, story: TaskStory | str | None, n_positions: int, t
         entropy_head_section(findings),
         heads_section(findings, n_positions),
         ablation_section(findings),
-        _task_part(story),
+        task,
         suppression_section(findings),
-        kinds_section(findings),
+        types_section(findings),
         attention_section(findings),
         numbers_section({f"{name}.parquet": _TABLES[name] for name in tables}, info),
     )
     return Page(
         title=info.model,
         subtitle=f"What its attention heads do to the certainty of its predictions, on {info.data}",
-        sections=tuple(section for section in sections if section is not None),
+        sections=[section for section in sections if section is not None],
     )
 
 
-def _task_part(story: TaskStory | str | None) -> Section | None:
-    if story is None:
-        return None
-    return unmeasured_task_section(story) if isinstance(story, str) else task_section(story)
-
-
-def _tables(findings: Findings, n_positions: int) -> "dict[str, pd.DataFrame]":
+def _positions_table(findings: Findings, n_positions: int) -> "pd.DataFrame":
     import pandas as pd
 
     positions = [
-        (score.label, place.row, place.pos, place.value, findings.strings[place.row][place.pos])
-        for score in findings.notable
-        for place in positions_of(findings.entropy, score, n_positions)
+        (component_label(*head), place.row, place.pos, place.value, findings.strings[place.row][place.pos])
+        for head in findings.notable
+        for place in positions_of(findings.entropy, head, n_positions)
     ]
-    tables = {
-        "entropy": findings.means.to_frame(),
-        "entropy_states": findings.means.resid_frame(),
-        "loss": findings.loss_frame(),
-        "positions": pd.DataFrame(positions, columns=["head", "sequence", "position", "diff", "token"]),
-    }
-    if findings.ablation is not None:
-        tables["ablation"] = findings.ablation.to_frame()
-    if findings.suppression is not None:
-        tables["suppression_scores"] = findings.suppression.scores.to_frame()
-        tables["copy_suppression"] = findings.suppression.explained.to_frame()
-        tables["circuit_ranks"] = findings.suppression.ranks.to_frame()
-    if findings.scores is not None:
-        tables["head_scores"] = findings.scores.to_frame()
-    return tables
+    return pd.DataFrame(positions, columns=["head", "sequence", "position", "diff", "token"])

@@ -1,6 +1,10 @@
 """The figures of the section on indirect objects, with their captions."""
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
 from markupsafe import Markup
+from torch import Tensor
 
 from headscope.analysis.circuits.circuit import Circuit
 from headscope.report.blocks import Figure
@@ -10,14 +14,17 @@ from headscope.views.drawing.maps import component_maps
 from headscope.views.figures.circuit import circuit_picture
 from headscope.views.figures.head_types import head_type_maps
 
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
 __all__ = [
     "attention_figure",
     "circuit_figure",
     "direct_figure",
-    "kinds_figure",
     "least_path",
     "patched_heads_figure",
     "stream_figure",
+    "types_figure",
 ]
 
 _PATCH_COLORS = "Red: the logit difference falls; blue: it rises; no color: no change."
@@ -26,11 +33,10 @@ _PATCH_COLORS = "Red: the logit difference falls; blue: it rises; no color: no c
 def direct_figure(story: TaskStory) -> Figure:
     """Direct effect of each head on the logit difference, for each order."""
     return captioned(
-        component_maps(
+        _maps(
+            story,
             {order.name: story.types.evidence_of(f"direct effect ({order.name})") for order in story.orders},
-            title="Direct effect of each head on the logit difference",
-            data=story.task.description,
-            unit="logits",
+            "Direct effect of each head on the logit difference",
         ),
         "What each head itself adds to the right name's logit less the wrong one's: layers down, heads across. "
         "A head that is blue in one order and red in the other goes by the place of a name, not by who it is.",
@@ -49,10 +55,10 @@ def attention_figure(story: TaskStory) -> Figure:
         for word in LOOKED_AT
     }
     return captioned(
-        component_maps(
+        _maps(
+            story,
             panels,
-            title="Where heads look from the end of the prompt",
-            data=story.task.description,
+            "Where heads look from the end of the prompt",
             unit="attention",
             rising=True,
             limit=1.0,
@@ -70,11 +76,10 @@ def attention_figure(story: TaskStory) -> Figure:
 def patched_heads_figure(story: TaskStory) -> Figure:
     """Change from patching each head's output at the words that tell the subject."""
     return captioned(
-        component_maps(
+        _maps(
+            story,
             {("at the end" if word == "end" else f"at {word}"): story.head_changes(word) for word in SWAPPED_WORDS},
-            title="What patching each head changes",
-            data=story.task.description,
-            unit="logits",
+            "What patching each head changes",
         ),
         "The change of the logit difference when one head's output, at one word, is that of the prompt with the "
         "other name as subject. At S2, the subject's second mention: which heads tell the rest of the model that "
@@ -93,12 +98,7 @@ def stream_figure(story: TaskStory) -> Figure:
     words = list(story.stream.position_labels)
     values = story.stream_changes()
     numbers = [str(at) for at in range(len(words))]
-    figure = component_maps(
-        {"change of the logit difference": values},
-        title="Where it is known who the subject is",
-        data=story.task.description,
-        unit="logits",
-    )
+    figure = _maps(story, {"change of the logit difference": values}, "Where it is known who the subject is")
     figure.update_xaxes(tickvals=numbers, ticktext=words, title_text="word")
     figure.data[0].customdata = [[f"layer {layer}, {word}" for word in words] for layer in range(len(values))]
     strongest = [words[at] for at in values.abs().argmax(1).tolist()]
@@ -122,7 +122,7 @@ def circuit_figure(circuit: Circuit) -> Figure:
     return captioned(
         circuit_picture(circuit),
         "Heads (circles) and MLPs (squares), from the first layer below to the answer above, and the paths by "
-        "which they pass on who the subject is. Nodes are colored by the kind of head.",
+        "which they pass on who the subject is. Nodes are colored by head type.",
         "Path patching: one part's output is swapped as one other part reads it, all else kept (queries, keys and "
         "values of heads each by themselves; keys dashed). Paths of at least {share} of what swapping the subject "
         "changes, and clearly above zero, are drawn, as wide as their effect.",
@@ -136,17 +136,23 @@ def least_path(circuit: Circuit) -> Markup:
     return percent(float(circuit.info.options["min_effect"]))
 
 
-def kinds_figure(story: TaskStory) -> Figure:
-    """The score of every head for each kind."""
+def types_figure(story: TaskStory) -> Figure:
+    """The score of every head for each type."""
     return captioned(
         head_type_maps(story.types, unit="logits"),
-        "The score of every head for each kind of head; those that are called by it are framed.",
+        "The score of every head for each head type; those that are called by it are framed.",
         "The direct effect on the logit difference that comes from the names' places, in the order of the names "
-        "where it is lowest. A head is called by a kind if its score is at least {share} of the logit difference "
+        "where it is lowest. A head is called by a type if its score is at least {share} of the logit difference "
         "and clearly exceeds its control, the same number for the answers of other prompts.",
         "Blue above zero, red below; each panel has its own scale.",
         share=percent(float(story.types.info.options["min_effect"])),
     )
+
+
+def _maps(
+    story: TaskStory, panels: Mapping[str, Tensor], title: str, unit: str = "logits", **style: Any
+) -> "go.Figure":
+    return component_maps(panels, title=title, data=story.task.description, unit=unit, **style)
 
 
 def _prompts(story: TaskStory) -> Markup:

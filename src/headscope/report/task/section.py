@@ -7,16 +7,18 @@ from markupsafe import Markup
 from torch import Tensor
 
 from headscope.analysis.circuits.circuit import FINAL, Circuit
-from headscope.analysis.core.result import HeadScore
-from headscope.report.blocks import Block, Cell, Column, Fold, Heading, Section, Table
+from headscope.analysis.core.components import component_label
+from headscope.analysis.core.ranking import HeadScore
+from headscope.report.blocks import Block, Cell, Fold, Heading, Section, Table
+from headscope.report.places import Head, head_of, heads_in_order
 from headscope.report.task.figures import (
     attention_figure,
     circuit_figure,
     direct_figure,
-    kinds_figure,
     least_path,
     patched_heads_figure,
     stream_figure,
+    types_figure,
 )
 from headscope.report.task.story import TaskStory
 from headscope.report.words import (
@@ -60,7 +62,7 @@ def task_section(story: TaskStory) -> Section:
             blocks += [patched_heads_figure(story), stream_figure(story)]
         blocks += _circuit_blocks(story)
         blocks += [Heading("The heads that matter, in numbers"), _heads_table(story)]
-        blocks.append(Fold("Every head, for every kind of head in this task", (kinds_figure(story),)))
+        blocks.append(Fold("Every head, for every head type of this task", (types_figure(story),)))
     return Section("task", _TITLE, (_summary(story),) if story.can else (), tuple(blocks))
 
 
@@ -107,7 +109,7 @@ def _summary(story: TaskStory) -> Markup:
 
 
 def _orders_table(story: TaskStory) -> Table:
-    rows = tuple(
+    rows = [
         (
             Cell("right name first (ABBA)" if order.name == "ABBA" else "subject first (BABA)", at),
             number_cell(float(order.difference.n), count(order.difference.n, "prompt")),
@@ -116,35 +118,28 @@ def _orders_table(story: TaskStory) -> Table:
             number_cell(None) if order.swapped is None else estimate_cell(order.swapped),
         )
         for at, order in enumerate(story.orders)
+    ]
+    caption = say(
+        "The last column is the same prompts with the second mention of the subject swapped for the other name, scored "
+        "with the same answers: a model that follows the subject turns the difference round. ± is one standard error "
+        "over prompts."
     )
-    columns = ("prompts", "logit difference", "right name ahead", "with the other name as subject")
-    return Table(
-        (Column("order of the names", words=True), *map(Column, columns)),
-        rows,
-        say(
-            "The last column is the same prompts with the second mention of the subject swapped for the other name, "
-            "scored with the same answers: a model that follows the subject turns the difference round. ± is one "
-            "standard error over prompts."
-        ),
-    )
+    measured = ("prompts", "logit difference", "right name ahead", "with the other name as subject")
+    return Table(("order of the names", *measured), rows, caption, words=(0,))
 
 
 def _effects(story: TaskStory, score: HeadScore) -> Markup:
     """The direct effects of a head in each order."""
-    place = score.layer, int(score.head or 0)
-    parts = (
-        say(
-            "{value} in {order}",
-            value=signed(float(story.types.evidence_of(f"direct effect ({order.name})")[place])),
-            order=order.name,
-        )
+    values = (
+        (order.name, float(story.types.evidence_of(f"direct effect ({order.name})")[head_of(score)]))
         for order in story.orders
     )
+    parts = (say("{value} in {order}", value=signed(value), order=order) for order, value in values)
     return say("<b>{label}</b> ({parts})", label=score.label, parts=Markup(", ").join(parts))
 
 
 def _moving(story: TaskStory) -> list[Block]:
-    """Direct effects of each kind of head."""
+    """Direct effects of each type of head."""
     blocks: list[Block] = []
     texts = {
         "name_mover": "Name movers, which look from the end of the prompt at the right name and raise it, in either "
@@ -176,20 +171,14 @@ def _moving(story: TaskStory) -> list[Block]:
     return blocks
 
 
-def _strongest(values: Tensor, n: int = _LISTED) -> list[tuple[int, int]]:
-    """The heads with the largest absolute values `[layer, head]`, the strongest first."""
-    order = values.abs().flatten().argsort(descending=True).tolist()[:n]
-    return [divmod(index, values.shape[1]) for index in order]
-
-
-def _with_values(values: Tensor, heads: Iterable[tuple[int, int]]) -> list[tuple[str, float]]:
-    return [(f"{layer}.{head}", float(values[layer, head])) for layer, head in heads]
+def _with_values(values: Tensor, heads: Iterable[Head]) -> list[tuple[str, float]]:
+    return [(component_label(*head), float(values[head])) for head in heads]
 
 
 def _strongest_patched(story: TaskStory, word: str) -> list[tuple[str, float]]:
     """Heads whose output at a word matters, in logits, the strongest first."""
     values = story.head_changes(word)
-    scores = _with_values(values, _strongest(values))
+    scores = _with_values(values, heads_in_order(values.abs())[:_LISTED])
     return [(label, value) for label, value in scores if abs(value) >= _MATTERS * abs(story.gap)]
 
 
@@ -198,14 +187,13 @@ def _looking(story: TaskStory) -> Block:
     parts = []
     for word, called in (("IO", "the right name"), ("S1", "the subject's first mention"), ("S2", "its second")):
         means = story.attention_to(word)
-        layer, head = divmod(int(means.mean(0).argmax()), means.shape[2])
+        head = heads_in_order(means.mean(0))[0]
         shares = listed(
-            say("{share} in {order}", share=percent(float(mean[layer, head])), order=order.name)
+            say("{share} in {order}", share=percent(float(mean[head])), order=order.name)
             for mean, order in zip(means, story.orders, strict=True)
         )
-        parts.append(
-            say("at {called}, <b>{layer}.{head}</b> ({shares})", called=called, layer=layer, head=head, shares=shares)
-        )
+        label = component_label(*head)
+        parts.append(say("at {called}, <b>{label}</b> ({shares})", called=called, label=label, shares=shares))
     return prose(
         "From the end of the prompt, the heads that look most are these: {parts}.", parts=Markup("; ").join(parts)
     )
@@ -217,12 +205,13 @@ def _duplicates(story: TaskStory) -> list[Block]:
     looking = []
     for name, words in (("attention S2 to S1", "the first mention"), ("attention S2 to S1+1", "what followed it")):
         if name in types.evidence_names:
-            values = types.evidence_of(name)
-            shares = [(at, float(values[at])) for at in _strongest(values)]
-            looking += [(at, share, words) for at, share in shares if share >= _LOOKS]
+            shares = types.evidence_of(name)
+            for head in heads_in_order(shares.abs())[:_LISTED]:
+                if float(shares[head]) >= _LOOKS:
+                    looking.append((head, float(shares[head]), words))
     parts = (
-        say("<b>{layer}.{head}</b> at {words} ({share})", layer=at[0], head=at[1], words=words, share=percent(share))
-        for at, share, words in looking
+        say("<b>{label}</b> at {words} ({share})", label=component_label(*head), words=words, share=percent(share))
+        for head, share, words in looking
     )
     sentence = (
         "From the second mention of the subject, heads look back: {parts}."
@@ -232,7 +221,7 @@ def _duplicates(story: TaskStory) -> list[Block]:
     )
     blocks: list[Block] = [prose(sentence, parts=listed(parts), share=percent(_LOOKS))]
     if story.heads is not None:
-        blocks.append(_whether_they_matter(story, {at for at, _, _ in looking}))
+        blocks.append(_whether_they_matter(story, {head for head, _, _ in looking}))
     inhibiting = types.heads("s_inhibition")[:_LISTED]
     if inhibiting:
         blocks.append(
@@ -245,10 +234,9 @@ def _duplicates(story: TaskStory) -> list[Block]:
     return blocks
 
 
-def _whether_they_matter(story: TaskStory, looking: set[tuple[int, int]]) -> Block:
+def _whether_they_matter(story: TaskStory, looking: set[Head]) -> Block:
     values = story.head_changes("S2")
-    least = _MATTERS * abs(story.gap)
-    carried = [at for at in sorted(looking) if abs(float(values[at])) >= least]
+    carried = [head for head in sorted(looking) if abs(float(values[head])) >= _MATTERS * abs(story.gap)]
     matter = _strongest_patched(story, "S2")
     others = (
         "Heads whose output at that word does matter: {matter} logits."
@@ -304,12 +292,10 @@ def _paths_table(circuit: Circuit) -> Table:
         to = f"{row.receiver} ({row.input})" if row.input else row.receiver
         effect = say("{value} ± {error}", value=signed(row.effect), error=f"{row.error:.3f}")
         rows.append((head_cell(row.sender), Cell(to, to), number_cell(row.effect, effect), percent_cell(row.share)))
-    return Table(
-        (Column("from"), Column("to", words=True), Column("effect (logits)"), Column("of the whole swap")),
-        tuple(rows),
-        say("What the logit difference loses when this path alone is corrupted; ± is one standard error over prompts."),
-        sorted_by=2,
+    caption = say(
+        "What the logit difference loses when this path alone is corrupted; ± is one standard error over prompts."
     )
+    return Table(("from", "to", "effect (logits)", "of the whole swap"), rows, caption, words=(1,), sorted_by=2)
 
 
 def _heads_table(story: TaskStory) -> Table:
@@ -318,29 +304,21 @@ def _heads_table(story: TaskStory) -> Table:
     attention = {name: types.evidence_of(name) for name in types.evidence_names if name.startswith("attention end")}
     change = types.evidence_of("change when patched") if "change when patched" in types.evidence_names else None
     rows = []
-    for at in _strongest(torch.stack(list(orders.values())).abs().sum(0), _ROWS):
-        kinds = ", ".join(types.kinds_of(*at)).replace("s_inhibition", "S-inhibition").replace("_", " ")
+    for head in heads_in_order(torch.stack(list(orders.values())).abs().sum(0))[:_ROWS]:
+        names = ", ".join(types.kinds_of(*head)).replace("s_inhibition", "S-inhibition").replace("_", " ")
         rows.append(
             (
-                head_cell(f"{at[0]}.{at[1]}"),
-                Cell(kinds or "–", kinds or None),
-                *(number_cell(float(values[at])) for values in orders.values()),
-                *(percent_cell(float(values[at])) for values in attention.values()),
-                number_cell(None if change is None else float(change[at])),
+                head_cell(component_label(*head)),
+                Cell(names or "–", names or None),
+                *(number_cell(float(values[head])) for values in orders.values()),
+                *(percent_cell(float(values[head])) for values in attention.values()),
+                number_cell(None if change is None else float(change[head])),
             )
         )
-    return Table(
-        (
-            Column("head"),
-            Column("kinds", words=True),
-            *map(Column, orders),
-            *(Column(name.removeprefix("attention ")) for name in attention),
-            Column("patched"),
-        ),
-        tuple(rows),
-        say(
-            "The heads with the largest direct effects on the logit difference, in logits for each order of the names; "
-            "how much of their attention goes from the end to each name; and, for heads of a kind of this task, the "
-            "change when the head's output is that with the other name as subject."
-        ),
+    caption = say(
+        "The heads with the largest direct effects on the logit difference, in logits for each order of the names; how "
+        "much of their attention goes from the end to each name; and, for heads of a type of this task, the change "
+        "when the head's output is that with the other name as subject."
     )
+    places = (name.removeprefix("attention ") for name in attention)
+    return Table(("head", "types", *orders, *places, "patched"), rows, caption, words=(1,))

@@ -20,7 +20,7 @@ from headscope.analysis.prompts.task import Task
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["LOOKED_AT", "SWAPPED_WORDS", "WORDS", "Order", "TaskStory", "task_tables"]
+__all__ = ["LOOKED_AT", "SWAPPED_WORDS", "WORDS", "Order", "TaskStory"]
 
 WORDS = ("IO", "S1", "S1+1", "S2", "end")
 # Where heads look from the end, and where their outputs are patched.
@@ -54,7 +54,7 @@ class TaskStory:
         differences: Their logit differences.
         orders: How well the model does, for each order of the names.
         attention: Attention of each head, in each order, from the end to `LOOKED_AT`.
-        types: The kinds of heads.
+        types: The head types.
         stream: Noising the residual stream at each named word; `None` if the model does not do the task, or there
             are no corrupted prompts.
         heads: The same of each head at `SWAPPED_WORDS`.
@@ -99,15 +99,14 @@ class TaskStory:
         """Attention of each head from the end to one of `LOOKED_AT`, in each order."""
         return self.attention[:, LOOKED_AT.index(word)]
 
+    def tables(self) -> "dict[str, pd.DataFrame]":
+        """The numbers, by the name of their file."""
+        import pandas as pd
 
-def task_tables(story: TaskStory) -> "dict[str, pd.DataFrame]":
-    """The numbers of the story, by the name of their file."""
-    import pandas as pd
-
-    tables = {"task_prompts": story.task.to_frame(story.differences), "task_heads": story.types.to_frame()}
-    parts = [result.to_frame() for result in (story.stream, story.heads) if result is not None]
-    if parts:
-        tables["task_patching"] = pd.concat(parts, ignore_index=True)
-    if story.circuit is not None:
-        tables["task_paths"] = story.circuit.to_frame()
-    return tables
+        tables = {"task_prompts": self.task.to_frame(self.differences), "task_heads": self.types.to_frame()}
+        patched = [result.to_frame() for result in (self.stream, self.heads) if result is not None]
+        if patched:
+            tables["task_patching"] = pd.concat(patched, ignore_index=True)
+        if self.circuit is not None:
+            tables["task_paths"] = self.circuit.to_frame()
+        return tables

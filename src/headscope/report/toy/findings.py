@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jaxtyping import Float
 from torch import Tensor
 
+from headscope.analysis.core.components import component_label
 from headscope.analysis.heads.types_result import HeadTypes
 from headscope.data.tasks import TaskDataset
+from headscope.report.places import Head
 from headscope.training.toy_dynamics import TrainingDynamics
 from headscope.training.toy_result import TrainingResult
 from headscope.training.toy_study import HeadLogits, HeadsNeeded, TokenCircuits
@@ -49,14 +51,14 @@ class ToyFindings:
         shown: The first prompt whose last answer is settled.
         patterns: Attention of every head on it, layer by layer.
         heads: Loss and accuracy without each head.
-        types: Kinds of its heads.
+        types: Its head types.
         dynamics: The model along its training.
         parts: The logits after the prompt shown as a sum, if they are one.
         circuits: Circuits over tokens, if they are all there is.
         power: Power of each frequency in the embedding of numbers, before training and after.
     """
 
-    facts: tuple[tuple[str, str], ...]
+    facts: Mapping[str, str]
     n_trained: int
     data: TaskDataset
     result: TrainingResult
@@ -73,25 +75,20 @@ class ToyFindings:
     @property
     def head_labels(self) -> list[str]:
         """The label of every head, layer by layer."""
+        return [component_label(*head) for head in self._heads]
+
+    @property
+    def _heads(self) -> list[Head]:
         n_layers, n_heads = self.heads.loss_without.shape
-        return [f"{layer}.{head}" for layer in range(n_layers) for head in range(n_heads)]
+        return [(layer, head) for layer in range(n_layers) for head in range(n_heads)]
 
     def tables(self) -> "dict[str, pd.DataFrame]":
         """The numbers, by the name of their file."""
         import pandas as pd
 
-        n_layers, n_heads = self.heads.loss_without.shape
-        heads: dict[str, Any] = {
-            "layer": [layer for layer in range(n_layers) for _ in range(n_heads)],
-            "head": [*range(n_heads)] * n_layers,
-            "loss_without": self.heads.loss_without.flatten().numpy(),
-            "accuracy_without": self.heads.accuracy_without.flatten().numpy(),
-        }
-        tables = {"training": self.result.train.to_frame(), "heads": pd.DataFrame(heads)}
-        if self.result.validation is not None:
-            tables["validation"] = self.result.validation.to_frame()
-        if self.types is not None:
-            tables["head_types"] = self.types.to_frame()
-        if self.dynamics is not None:
-            tables["dynamics"] = self.dynamics.to_frame()
-        return tables
+        heads = pd.DataFrame(self._heads, columns=["layer", "head"])
+        heads["loss_without"] = self.heads.loss_without.flatten().numpy()
+        heads["accuracy_without"] = self.heads.accuracy_without.flatten().numpy()
+        others = {"validation": self.result.validation, "head_types": self.types, "dynamics": self.dynamics}
+        tables = {"training": self.result.train.to_frame(), "heads": heads}
+        return tables | {name: each.to_frame() for name, each in others.items() if each is not None}

@@ -8,8 +8,9 @@ from markupsafe import Markup
 
 from headscope.analysis.heads.scores import SCORES
 from headscope.data.tasks import ModularAdditionDataset
-from headscope.report.blocks import Block, Cell, Column, FactList, Figure, Row, Section, Table
+from headscope.report.blocks import Block, Cell, FactList, Figure, Row, Section, Table
 from headscope.report.numbers_section import table_links
+from headscope.report.places import head_of
 from headscope.report.toy.findings import ToyFindings
 from headscope.report.words import (
     captioned,
@@ -39,24 +40,12 @@ _POWER = 0.95
 _BLUE_RED = "Blue adds, red takes away, no color is nothing; the maps share one scale."
 
 
-def toy_sections(findings: ToyFindings, tables: Mapping[str, str]) -> tuple[Section, ...]:
+def toy_sections(findings: ToyFindings, tables: Mapping[str, str]) -> list[Section]:
     """The sections there are, in the order of the page."""
-    sections = (
-        _answers(findings),
-        _training(findings),
-        _along(findings),
-        _heads(findings),
-        _circuits(findings),
-        _kinds(findings),
-        _waves(findings),
-        Section(
-            "numbers",
-            "The numbers",
-            (),
-            (table_links(tables), prose("Losses are in nats. All is measured on {data}.", data=repr(findings.data))),
-        ),
-    )
-    return tuple(section for section in sections if section is not None)
+    measured = prose("Losses are in nats. All is measured on {data}.", data=repr(findings.data))
+    numbers = Section("numbers", "The numbers", (), (table_links(tables), measured))
+    parts = (_answers, _training, _along, _heads, _circuits, _types, _waves)
+    return [section for section in (*(part(findings) for part in parts), numbers) if section is not None]
 
 
 def _share(value: float) -> Markup:
@@ -74,7 +63,7 @@ def _answers(findings: ToyFindings) -> Section:
     final, best = result.final, result.validation_bayes or result.bayes
     both = not math.isnan(final.noise_loss)
     kinds = (("all answers", ""), ("signal", "signal_"), ("noise", "noise_")) if both else (("all answers", ""),)
-    rows = tuple(
+    rows = [
         (
             Cell(name, at),
             *(
@@ -84,7 +73,7 @@ def _answers(findings: ToyFindings) -> Section:
             ),
         )
         for at, (name, kind) in enumerate(kinds)
-    )
+    ]
     summary = say(
         "After {steps} ({seconds:.1f} s) <b>{accuracy}</b> of the answers that their prompt settles are right, at a "
         "loss of <b>{loss}</b> nats (the best possible: {best})",
@@ -100,20 +89,20 @@ def _answers(findings: ToyFindings) -> Section:
             all=_share(final.accuracy),
             best=_share(best.accuracy),
         )
-    facts = (
-        ("Task", data.task),
-        ("Trained on", result.data),
-        ("Answers", f"at positions {data.answer_positions.start} to {data.answer_positions.stop - 1}"),
-        ("Parameters trained", f"{findings.n_trained:,}"),
-    )
-    text = say(
+    facts = {
+        "Task": data.task,
+        "Trained on": result.data,
+        "Answers": f"at positions {data.answer_positions.start} to {data.answer_positions.stop - 1}",
+        "Parameters trained": f"{findings.n_trained:,}",
+    }
+    caption = say(
         "Means over {where}. The best possible is that of a predictor that knows the rule: signal is what the prompt "
         "settles, noise what nothing settles.",
         where="held-out data" if result.validation is not None else "the last epoch",
     )
     blocks = (
         Row((FactList("Model", findings.facts), FactList("Task", facts))),
-        Table(tuple(map(Column, ("answers", "loss, nats", "best possible", "right", "best possible"))), rows, text),
+        Table(("answers", "loss, nats", "best possible", "right", "best possible"), rows, caption),
         _prompts(findings),
     )
     return Section("answers", "The model and its answers", (summary + ".",), blocks)
@@ -133,13 +122,9 @@ def _prompts(findings: ToyFindings) -> Table:
                 Cell(_share(each.probability), each.probability),
             )
         )
-    return Table(
-        (Column("prompt", words=True), Column("right answer"), Column("the model's"), Column("its probability")),
-        tuple(rows),
-        say("The first prompt with each answer, {n} at most; tokens by their numbers.", n=len(rows)),
-        sorted_by=1,
-        descending=False,
-    )
+    caption = say("The first prompt with each answer, {n} at most; tokens by their numbers.", n=len(rows))
+    columns = ("prompt", "right answer", "the model's", "its probability")
+    return Table(columns, rows, caption, words=(0,), sorted_by=1, descending=False)
 
 
 def _training(findings: ToyFindings) -> Section:
@@ -153,11 +138,11 @@ def _training(findings: ToyFindings) -> Section:
             "One color for each kind of answer.",
         )
     ]
-    sentences = []
+    summary = []
     by_heart = result.train.reached(_LEARNED)
     held_out = None if result.validation is None else result.validation.reached(_LEARNED)
     if held_out is not None:
-        sentences.append(
+        summary.append(
             say(
                 "{share} of the signal in a training batch was first right at step {training}, of that in held-out "
                 "data when it was measured at step {held_out}.",
@@ -176,7 +161,7 @@ def _training(findings: ToyFindings) -> Section:
                 share=percent(_LEARNED),
             )
         )
-    return Section("training", "How it was learned", tuple(sentences), tuple(figures))
+    return Section("training", "How it was learned", summary, figures)
 
 
 def _along(findings: ToyFindings) -> Section | None:
@@ -276,8 +261,8 @@ def _circuits(findings: ToyFindings) -> Section | None:
     return Section("circuits", "Circuits over tokens", (), blocks)
 
 
-def _kinds(findings: ToyFindings) -> Section | None:
-    """Heads of known kinds, and how they compose."""
+def _types(findings: ToyFindings) -> Section | None:
+    """Heads of known types, and how they compose."""
     types = findings.types
     if types is None:
         return None
@@ -285,29 +270,28 @@ def _kinds(findings: ToyFindings) -> Section | None:
         captioned(
             head_type_maps(types),
             "Attention that a head pays to the token before, to earlier copies of the token, and to what followed "
-            "these; heads that surely are of a kind are outlined.",
+            "these; heads that surely are of a type are outlined.",
             "On repeated random tokens; a mean over positions, between 0 and 1.",
             "No color is none of its attention, the strongest blue is all of it.",
         )
     ]
-    of_kind = {kind.replace("_", " "): (types.controls[types.kinds.index(kind)], types.heads(kind)) for kind in SCORES}
-    rows = tuple(
+    ranked = {key: types.heads(key) for key in SCORES}
+    rows = [
         (
-            Cell(kind, at),
+            Cell(key.replace("_", " "), at),
             head_cell(score.label),
             percent_cell(score.value),
-            percent_cell(float(controls[score.layer, int(score.head or 0)])),
+            percent_cell(float(types.controls[types.kinds.index(key)][head_of(score)])),
         )
-        for at, (kind, (controls, scores)) in enumerate(of_kind.items())
-        for score in scores
-    )
+        for at, (key, ranking) in enumerate(ranked.items())
+        for score in ranking
+    ]
     if rows:
-        columns = (Column("kind", words=True), Column("head"), Column("of its attention"), Column("control"))
-        text = say("The outlined heads. The control is the same number with what defines the kind taken out.")
-        blocks.append(Table(columns, rows, text))
+        caption = say("The outlined heads. The control is the same number with what defines the type taken out.")
+        blocks.append(Table(("type", "head", "of its attention", "control"), rows, caption, words=(0,)))
     else:
-        blocks.append(prose("No head is surely of one of these kinds."))
-    if len(findings.heads.loss_without) > 1 and types.heads("induction"):
+        blocks.append(prose("No head is surely of one of these types."))
+    if len(findings.heads.loss_without) > 1 and ranked["induction"]:
         blocks.append(
             captioned(
                 k_composition_maps(types),
@@ -318,12 +302,12 @@ def _kinds(findings: ToyFindings) -> Section | None:
             )
         )
     named = [
-        say("{kind}: <b>{heads}</b>", kind=kind, heads=listed([score.label for score in scores]))
-        for kind, (_, scores) in of_kind.items()
-        if scores
+        say("{name}: <b>{heads}</b>", name=key.replace("_", " "), heads=listed([score.label for score in ranking]))
+        for key, ranking in ranked.items()
+        if ranking
     ]
-    summary = (say("Heads of known kinds: {named}.", named=Markup("; ").join(named)),) if named else ()
-    return Section("kinds", "Kinds of head", summary, tuple(blocks))
+    summary = (say("Heads of known types: {named}.", named=Markup("; ").join(named)),) if named else ()
+    return Section("types", "Head types", summary, blocks)
 
 
 def _waves(findings: ToyFindings) -> Section | None:
@@ -338,17 +322,11 @@ def _waves(findings: ToyFindings) -> Section | None:
         of=len(ranked),
         share=percent(_POWER),
     )
-    return Section(
-        "waves",
-        "Waves in the embedding",
-        (summary,),
-        (
-            captioned(
-                fourier_bars(power, data="W_E"),
-                "How much of what differs between the numbers' embeddings is a wave of each frequency.",
-                "Sines and cosines over the numbers modulo {p}, fitted to the rows of <code>W_E</code>.",
-                "Blue is the model as it is, gray as it was before training.",
-                p=data.p,
-            ),
-        ),
+    figure = captioned(
+        fourier_bars(power, data="W_E"),
+        "How much of what differs between the numbers' embeddings is a wave of each frequency.",
+        "Sines and cosines over the numbers modulo {p}, fitted to the rows of <code>W_E</code>.",
+        "Blue is the model as it is, gray as it was before training.",
+        p=data.p,
     )
+    return Section("waves", "Waves in the embedding", (summary,), (figure,))

@@ -23,7 +23,7 @@ _TABLES = {
     "training": "loss and accuracy of every step, on its batch",
     "validation": "loss and accuracy on held-out data, whenever it was measured",
     "heads": "loss and accuracy without each head",
-    "head_types": "the scores behind the kinds of head, and their controls",
+    "head_types": "the scores behind the head types, and their controls",
     "dynamics": "entropy, head scores and the answer's logits along training",
 }
 

@@ -1,24 +1,26 @@
-"""The sections on kinds of head, and on where the notable heads look."""
+"""The sections on head types, and on where the notable heads look."""
+
+from collections.abc import Mapping
 
 from markupsafe import Markup
 
-from headscope.analysis.core.result import HeadScore
+from headscope.analysis.core.ranking import Ranking
 from headscope.analysis.heads.scores import MIN_ATTENTION
-from headscope.report.blocks import Cell, Column, Section, Table
+from headscope.report.blocks import Cell, Section, Table
 from headscope.report.model.findings import Findings, strongest
 from headscope.report.words import captioned, head_cell, listed, percent, percent_cell, prose, say
 from headscope.views.attention import attention_heads
 from headscope.views.figures.head_scores import head_score_maps
 
-__all__ = ["attention_section", "kinds_section"]
+__all__ = ["attention_section", "types_section"]
 
 _LISTED = 5
 
 
-def kinds_section(findings: Findings) -> Section | None:
-    """The heads of each kind; `None` if it was not measured."""
-    scores, kinds = findings.scores, strongest(findings.scores, _LISTED)
-    if scores is None or not kinds:
+def types_section(findings: Findings) -> Section | None:
+    """The heads of each type; `None` if it was not measured."""
+    scores, types = findings.scores, strongest(findings.scores, _LISTED)
+    if scores is None or not types:
         return None
     figure = captioned(
         head_score_maps(scores),
@@ -27,23 +29,19 @@ def kinds_section(findings: Findings) -> Section | None:
         "Measured on repeated random tokens, where meaning cannot help: a mean over positions, between 0 and 1.",
         "No color is none of its attention, the strongest blue is all of it; the panels share one scale.",
     )
-    rows = tuple(
+    rows = [
         (Cell(name, at), head_cell(score.label), percent_cell(score.value))
-        for at, (name, ranking) in enumerate(kinds)
+        for at, (name, ranking) in enumerate(types.items())
         for score in ranking
-    )
-    table = Table(
-        (Column("kind", words=True), Column("head"), Column("of its attention")),
-        rows,
-        say("The {k} heads that score highest in each kind.", k=max(len(ranking) for _, ranking in kinds)),
-    )
-    return Section("kinds", "Kinds of head", (_summary(kinds, scores.info.n_sequences),), (figure, table))
+    ]
+    caption = say("The {k} heads that score highest in each type.", k=max(map(len, types.values())))
+    table = Table(("type", "head", "of its attention"), rows, caption, words=(0,))
+    return Section("types", "Head types", (_summary(types, scores.info.n_sequences),), (figure, table))
 
 
-def _summary(kinds: list[tuple[str, list[HeadScore]]], n_sequences: int) -> Markup:
+def _summary(types: Mapping[str, Ranking], n_sequences: int) -> Markup:
     parts = []
-    for name, ranking in kinds:
-        best = ranking[0]
+    for name, (best, *_) in types.items():
         if best.value >= MIN_ATTENTION:
             sentence = "<b>{label}</b> is the strongest {name} head ({share} of its attention)"
         else:
@@ -54,7 +52,7 @@ def _summary(kinds: list[tuple[str, list[HeadScore]]], n_sequences: int) -> Mark
 
 
 def attention_section(findings: Findings) -> Section | None:
-    """The attention patterns of the notable heads, and of the best of each kind."""
+    """The attention patterns of the notable heads, and of the best of each type."""
     shown = findings.attention
     if shown is None:
         return None
