@@ -1,7 +1,7 @@
 """The figures of the section on indirect objects, with their captions."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from markupsafe import Markup
 from torch import Tensor
@@ -13,9 +13,6 @@ from headscope.report.words import captioned, count, percent, signed
 from headscope.views.drawing.maps import component_maps
 from headscope.views.figures.circuit import circuit_picture
 from headscope.views.figures.head_types import head_type_maps
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 __all__ = [
     "attention_figure",
@@ -149,9 +146,7 @@ def types_figure(story: TaskStory) -> Figure:
     )
 
 
-def _maps(
-    story: TaskStory, panels: Mapping[str, Tensor], title: str, unit: str = "logits", **style: Any
-) -> "go.Figure":
+def _maps(story: TaskStory, panels: Mapping[str, Tensor], title: str, unit: str = "logits", **style: Any) -> Any:
     return component_maps(panels, title=title, data=story.task.description, unit=unit, **style)
 
 
