@@ -82,10 +82,10 @@ def path_patch(
         >>> model = HookedTransformer.from_pretrained("headscope-demo")
         >>> task = Task.from_ioi(IOIDataset(N=20, tokenizer=model.tokenizer, prepend_bos=True))
         >>> path_patch(model, task, senders="3.2", receivers="final", positions="end")
-        PathPatchingResult: senders -> final; denoising, MLPs frozen, positions: end
-          on 20 prompts, such as ...
+        PathPatchingResult: headscope-demo (...) on 20 prompts, such as ...
+          senders -> final; denoising, MLPs frozen, positions: end
           metric: +8.8552 clean, -0.7838 corrupted
-          sender    change    share
+                   change, share
           3.2      +2.29...  +23.8%
     """
     cell = as_senders(model.cfg, senders)
@@ -132,7 +132,7 @@ def path_patch_sweep(
         >>> model = HookedTransformer.from_pretrained("headscope-demo")
         >>> task = Task.from_ioi(IOIDataset(N=20, tokenizer=model.tokenizer, prepend_bos=True))
         >>> path_patch_sweep(model, task, receivers="final", positions="end", progress=False).top(3)
-        sender    change    share
+                 change, share
         3.2      +2.29...  +23.8%
         2.2      +1.32...  +13.8%
         1.3      -0.15...   -1.6%
