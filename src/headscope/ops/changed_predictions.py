@@ -12,6 +12,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -175,10 +176,7 @@ def compare(clean: Prediction, *changes: RowChanges | HeadChanges) -> tuple[Chan
     size = Budget.of(clean.rows.device).core_tile
     chunk_rows = rows_per_chunk(n_rows, size.rows)
     buffer_size = max(change.at_once for change in changes) * chunk_rows * min(size.vocab, d_vocab)
-
-    def make_buffer() -> Tensor:
-        return clean.rows.new_empty(buffer_size)
-
+    make_buffer = partial(clean.rows.new_empty, buffer_size)
     with RowChunks(n_rows, chunk_rows, make_buffer, clean.rows.device) as chunks:
         for tile in vocab_tiles(d_vocab, size.vocab):
             W_U = (clean.W_U[:, tile] - mean).mul_(_BITS)

@@ -8,6 +8,7 @@ token with the lower id.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -84,11 +85,7 @@ def lens_top(problem: TopProblem, *, k: int = 1) -> LensTop:
     chunk_rows = max(1, core_tile.rows // 2)
     n_tiles = -(-d_vocab // (2 * core_tile.vocab))
     size = max(n_heads, 1) * min(chunk_rows, rows) * (-(-d_vocab // n_tiles))
-
-    def make_buffer() -> Tensor:
-        return problem.rows.new_empty(size)
-
-    with RowChunks(rows, chunk_rows, make_buffer, device) as chunks:
+    with RowChunks(rows, chunk_rows, partial(problem.rows.new_empty, size), device) as chunks:
         for number in range(n_tiles):
             tile = slice(number * d_vocab // n_tiles, (number + 1) * d_vocab // n_tiles)
             W_U = problem.W_U[:, tile] - mean

@@ -67,7 +67,6 @@ def text_neuron_activations(
     n_first, n_second = arrays[0].shape[1:]
     values = np.concatenate([array.reshape(-1) for array in arrays])
     limit = color_limit(values, max_value, clip)
-    sizes = np.abs(values)
     return HtmlView(
         "activations",
         {
@@ -78,7 +77,7 @@ def text_neuron_activations(
                 [second_dimension_name, checked_labels(second_dimension_labels, n_second, "second_dimension_labels")],
             ],
             "limit": limit,
-            "beyond": int((sizes > limit).sum()),
+            "beyond": int((np.abs(values) > limit).sum()),
             "count": int(values.size),
             "signed": bool((values < 0).any()),
             "name": name,

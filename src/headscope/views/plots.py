@@ -121,8 +121,8 @@ def imshow(
     if text is not None:
         _write_cells(figure, text, values, taken)
     if border:
-        figure.update_xaxes(showline=True, linewidth=1, linecolor="rgb(120,120,120)", mirror=True)
-        figure.update_yaxes(showline=True, linewidth=1, linecolor="rgb(120,120,120)", mirror=True)
+        frame = {"showline": True, "linewidth": 1, "linecolor": "rgb(120,120,120)", "mirror": True}
+        figure.update_xaxes(frame).update_yaxes(frame)
     style_axes(figure, layout)
     return _finish(figure, title, width, height, layout, renderer, return_fig, draw, static)
 
@@ -170,8 +170,7 @@ def line(
         raise InvalidInputError(f"use_secondary_yaxis takes two lines, one for each axis; got {len(rows)}.")
     drawn, layout = split_options({"template": house_template(), **options}, px.line)
     text = axis_labels(labels, layout)
-    columns = _table(rows, places(x, rows), series_names(names, len(rows)))
-    figure = px.line(columns, **_series(rows, text), **drawn)
+    figure = px.line(**_series(rows, x, names, text), **drawn)
     if use_secondary_yaxis:
         first, second = figure.data
         second.yaxis = "y2"
@@ -220,8 +219,7 @@ def bar(
 
     rows = rows_of(tensor)
     drawn, layout = split_options({"template": house_template(), **options}, px.bar)
-    columns = _table(rows, places(x, rows), series_names(names, len(rows)))
-    figure = px.bar(columns, **_series(rows, axis_labels(labels, layout)), **{"barmode": "group", **drawn})
+    figure = px.bar(**_series(rows, x, names, axis_labels(labels, layout)), **{"barmode": "group", **drawn})
     return _finish(figure, title, width, height, layout, renderer, return_fig, draw, static)
 
 
@@ -361,19 +359,17 @@ def _axis(name: str, axis: int, values: np.ndarray) -> int:
     return axis % values.ndim
 
 
-def _table(rows: Sequence[np.ndarray], x: Sequence[Sequence[Any]], names: Sequence[str]) -> dict[str, list[Any]]:
-    """Make a table with a row for each value: its x, its y, and its series."""
-    return {
-        "x": [place for one in x for place in one],
+def _series(
+    rows: Sequence[np.ndarray], x: Any, names: Sequence[Any] | None, labels: Mapping[str, str]
+) -> dict[str, Any]:
+    """Make a table with a row for each value (its x, its y, and its series), and tell plotly how to read it."""
+    table = {
+        "x": [place for one in places(x, rows) for place in one],
         "y": [float(value) for row in rows for value in row],
-        "series": [name for name, row in zip(names, rows, strict=True) for _ in row],
+        "series": [name for name, row in zip(series_names(names, len(rows)), rows, strict=True) for _ in row],
     }
-
-
-def _series(rows: Sequence[np.ndarray], labels: Mapping[str, str]) -> dict[str, Any]:
-    """Arguments that tell plotly how to read the table."""
     text = {"x": "", "y": "", **labels, "series": labels.get("color", "")}
-    return {"x": "x", "y": "y", "color": "series" if len(rows) > 1 else None, "labels": text}
+    return {"data_frame": table, "x": "x", "y": "y", "color": "series" if len(rows) > 1 else None, "labels": text}
 
 
 def _write_cells(figure: "go.Figure", text: Any, values: np.ndarray, taken: Mapping[str, int]) -> None:

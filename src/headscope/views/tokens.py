@@ -63,9 +63,7 @@ def colored_tokens(
     outside = [index for index in marked if not 0 <= index < len(strings)]
     if outside:
         raise InvalidInputError(f"marked holds {outside[0]}; it must be indices from 0 to {len(strings) - 1}.")
-    finite = numbers[np.isfinite(numbers)]
-    largest = float(np.abs(finite).max()) if finite.size else 0.0
-    high = float(max_value) if max_value is not None else largest or 1.0
+    high = float(max_value) if max_value is not None else color_limit(numbers)
     low = float(min_value) if min_value is not None else -abs(high)
     if not low <= 0 <= high or low == high:
         raise InvalidInputError(
@@ -78,7 +76,7 @@ def colored_tokens(
             "values": [float(f"{number:.6g}") for number in numbers.tolist()],
             "low": low,
             "high": high,
-            "signed": bool((finite < 0).any()) or min_value is not None,
+            "signed": bool((numbers[np.isfinite(numbers)] < 0).any()) or min_value is not None,
             "name": name,
             "unit": unit,
             "notes": None if notes is None else [str(note) for note in notes],

@@ -131,25 +131,16 @@ def _paths(circuit: Circuit, shown: list[int], places: dict[int, tuple[float, fl
             f"<br>{effect / gap:+.1%} of what corrupting changes"
         )
         color = _HELPS if effect > 0 else _HARMS
+        line = {"width": max(1.0, _WIDEST * abs(effect) / widest), "color": color, "dash": _DASHES[read]}
+        yield go.Scatter(x=xs, y=ys, mode="lines", line=line, opacity=0.55, hoverinfo="skip", showlegend=False)
+        # Lines have no hover text between their points: invisible markers around the middle show it.
+        middle = slice(4, -4, 3)
         yield go.Scatter(
-            x=xs,
-            y=ys,
-            mode="lines",
-            line={
-                "width": max(1.0, _WIDEST * abs(effect) / widest),
-                "color": color,
-                "dash": _DASHES[read],
-            },
-            opacity=0.55,
-            hoverinfo="skip",
-            showlegend=False,
-        )
-        yield go.Scatter(
-            x=xs[4:-4:3],
-            y=ys[4:-4:3],
+            x=xs[middle],
+            y=ys[middle],
             mode="markers",
             marker={"size": 9, "opacity": 0.0, "color": color},
-            text=[text] * len(xs[4:-4:3]),
+            text=[text] * len(xs[middle]),
             hovertemplate="%{text}<extra></extra>",
             showlegend=False,
         )

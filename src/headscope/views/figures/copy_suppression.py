@@ -1,5 +1,6 @@
 """Figures of copy suppression: the share it explains, circuit ranks from weights alone, and scores of every head."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,14 +28,8 @@ def copy_suppression_by_head(result: CopySuppression) -> "go.Figure":
 
     White is zero, below zero (preserving copy suppression makes it worse), or not measured.
     """
-    return component_maps(
-        {"share explained": _grid(result.heads, result.share()).clamp(min=0)},
-        title="Copy suppression: share of the mean ablation's KL it explains",
-        data=result.info.data,
-        unit="share",
-        rising=True,
-        limit=1.0,
-    )
+    title = "Copy suppression: share of the mean ablation's KL it explains"
+    return _share_maps(result.heads, {"share explained": result.share().clamp(min=0)}, title, result.info.data)
 
 
 def circuit_rank_maps(ranks: CircuitRanks) -> "go.Figure":
@@ -43,14 +38,7 @@ def circuit_rank_maps(ranks: CircuitRanks) -> "go.Figure":
         f"OV: own logit in the bottom {ranks.k}": ranks.ov_bottom,
         f"QK: own key in the top {ranks.k}": ranks.qk_top,
     }
-    return component_maps(
-        {name: _grid(ranks.heads, values) for name, values in shares.items()},
-        title="Weights alone: share of tokens",
-        data=f"the weights of {ranks.info.model}",
-        unit="share",
-        rising=True,
-        limit=1.0,
-    )
+    return _share_maps(ranks.heads, shares, "Weights alone: share of tokens", f"the weights of {ranks.info.model}")
 
 
 def suppression_scatter(scores: SuppressionScores) -> "go.Figure":
@@ -89,8 +77,11 @@ def _far(values: Tensor) -> Tensor:
     return (values - values.median()).abs() / values.std().clamp(min=1e-9)
 
 
-def _grid(heads: Int[Tensor, "row 2"], values: Float[Tensor, " row"]) -> Float[Tensor, "layer head"]:
-    layers, columns = (heads.amax(0) + 1).tolist()
-    grid = torch.full((layers, columns), torch.nan, dtype=torch.float64)
-    grid[heads[:, 0], heads[:, 1]] = values.double()
-    return grid
+def _share_maps(
+    heads: Int[Tensor, "row 2"], shares: Mapping[str, Float[Tensor, " row"]], title: str, data: str
+) -> "go.Figure":
+    """Draw shares of some heads, each at its place among all; the others are blank."""
+    grids = {name: torch.full((heads.amax(0) + 1).tolist(), torch.nan, dtype=torch.float64) for name in shares}
+    for name, values in shares.items():
+        grids[name][heads[:, 0], heads[:, 1]] = values.double()
+    return component_maps(grids, title=title, data=data, unit="share", rising=True, limit=1.0)

@@ -55,9 +55,8 @@ def head_type_maps(found: HeadTypes, *, unit: str = "attention") -> "go.Figure":
     )
     for panel, name in enumerate(kinds):
         at = found.kinds.index(name)
-        numbers = (found.controls[at], found.errors[at])
-        _add_hover(figure.data[panel], found, name, numbers)
-        _outline(figure, panel, [(score.layer, int(score.head or 0)) for score in found.heads(name)])
+        _add_hover(figure.data[panel], found, name, found.controls[at], found.errors[at])
+        _outline(figure, panel, _labeled(found, name))
     return figure
 
 
@@ -73,7 +72,7 @@ def k_composition_maps(found: HeadTypes, *, k: int = 4) -> "go.Figure":
     """
     if k < 1:
         raise InvalidInputError(f"k must be at least 1; got {k}.")
-    readers = [(score.layer, int(score.head or 0)) for score in found.heads("induction")][:k]
+    readers = _labeled(found, "induction")[:k]
     if not readers:
         raise InvalidInputError("no head is an induction head, so there is no K-composition to show.")
     rows = found.composition_heads.tolist()
@@ -88,20 +87,23 @@ def k_composition_maps(found: HeadTypes, *, k: int = 4) -> "go.Figure":
         unit="score",
         rising=True,
     )
-    previous = [(score.layer, int(score.head or 0)) for score in found.heads("previous_token")]
+    previous = [(layer, head) for layer, head in _labeled(found, "previous_token") if layer < deepest]
     for panel in range(len(readers)):
-        _outline(figure, panel, [(layer, head) for layer, head in previous if layer < deepest])
+        _outline(figure, panel, previous)
     return figure
+
+
+def _labeled(found: HeadTypes, kind: str) -> list[tuple[int, int]]:
+    return [(score.layer, int(score.head or 0)) for score in found.heads(kind)]
 
 
 def _words(kind: str) -> str:
     return kind.replace("_", " ").replace("s inhibition", "S-inhibition")
 
 
-def _add_hover(heatmap: Any, found: HeadTypes, kind: str, numbers: "tuple[Tensor, Tensor]") -> None:
+def _add_hover(heatmap: Any, found: HeadTypes, kind: str, control: "Tensor", error: "Tensor") -> None:
     """Add control, error and evidence to the hover text of each cell."""
     n_layers, n_heads = found.scores.shape[1:]
-    control, error = numbers
     heatmap.customdata = [
         [
             [
@@ -115,12 +117,8 @@ def _add_hover(heatmap: Any, found: HeadTypes, kind: str, numbers: "tuple[Tensor
         for layer in range(n_layers)
     ]
     heatmap.hovertemplate = (
-        "%{customdata[0]}: "
-        + _words(kind)
-        + " %{z:+.3f} "
-        + found.unit(kind)
-        + "<br>control %{customdata[1]}, standard "
-        "error %{customdata[2]}%{customdata[3]}<extra></extra>"
+        f"%{{customdata[0]}}: {_words(kind)} %{{z:+.3f}} {found.unit(kind)}<br>control %{{customdata[1]}}, "
+        "standard error %{customdata[2]}%{customdata[3]}<extra></extra>"
     )
 
 
