@@ -7,7 +7,7 @@ only when listened to (or `use_attn_result` is set); otherwise heads are summed 
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -37,17 +37,25 @@ class Attention(nn.Module):
     config at each pass.
     """
 
+    _stored: ClassVar[str] = ""  # what the names of the weights of keys and values begin with
+    W_K: Tensor
+    W_V: Tensor
+    b_K: Tensor
+    b_V: Tensor
+
     def __init__(self, cfg: HookedTransformerConfig, layer_id: int = 0) -> None:
         super().__init__()
         self.cfg = cfg
         self.layer_id = layer_id
-        heads, width, d_model = cfg.n_heads, cfg.d_head, cfg.d_model
+        heads, groups, width, d_model = cfg.n_heads, cfg.n_key_value_heads or cfg.n_heads, cfg.d_head, cfg.d_model
         # In this order: a seed draws the weights one after another.
         self.W_Q = empty_parameter(cfg, heads, d_model, width)
-        self._add_key_and_value_weights()
+        for name in ("W_K", "W_V"):
+            setattr(self, self._stored + name, empty_parameter(cfg, groups, d_model, width))
         self.W_O = empty_parameter(cfg, heads, width, d_model)
         self.b_Q = zero_parameter(cfg, heads, width)
-        self._add_key_and_value_biases()
+        for name in ("b_K", "b_V"):
+            setattr(self, self._stored + name, zero_parameter(cfg, groups, width))
         self.b_O = zero_parameter(cfg, d_model)
         self.hook_q = HookPoint()
         self.hook_k = HookPoint()
@@ -61,26 +69,13 @@ class Attention(nn.Module):
             self.hook_rot_k = HookPoint()
         if cfg.use_qk_norm:
             self.q_norm = HeadNorm(cfg, heads)
-            self.k_norm = HeadNorm(cfg, cfg.n_key_value_heads or heads)
+            self.k_norm = HeadNorm(cfg, groups)
         self._table: RotaryTable | None = None
         self._mask: Tensor | None
         self._own_sin: Tensor | None
         self._own_cos: Tensor | None
         for name in ("_mask", "_own_sin", "_own_cos"):
             self.register_buffer(name, None, persistent=False)
-
-    def _add_key_and_value_weights(self) -> None:
-        shape = (self.cfg.n_heads, self.cfg.d_model, self.cfg.d_head)
-        self.W_K = empty_parameter(self.cfg, *shape)
-        self.W_V = empty_parameter(self.cfg, *shape)
-
-    def _add_key_and_value_biases(self) -> None:
-        self.b_K = zero_parameter(self.cfg, self.cfg.n_heads, self.cfg.d_head)
-        self.b_V = zero_parameter(self.cfg, self.cfg.n_heads, self.cfg.d_head)
-
-    def _key_and_value_weights(self, n_heads: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """`W_K, b_K, W_V, b_V` for this many heads: all, or one of each group that shares them."""
-        return self.W_K, self.b_K, self.W_V, self.b_V
 
     @property
     def attn_scale(self) -> float:
@@ -196,7 +191,8 @@ class Attention(nn.Module):
             attention_mask: `[batch, key_pos]`, true for real tokens; `None` when all are.
         """
         n_cached = key_input.shape[2] if key_input.ndim == 4 else self.cfg.n_cached_heads
-        W_K, b_K, W_V, b_V = self._key_and_value_weights(n_cached)
+        shared = self._stored if n_cached == self.cfg.n_key_value_heads else ""
+        W_K, b_K, W_V, b_V = (getattr(self, shared + name) for name in ("W_K", "b_K", "W_V", "b_V"))
         q = self.hook_q(_project(query_input, self.W_Q, self.b_Q))
         k = self.hook_k(_project(key_input, W_K, b_K))
         limit, v = self.cfg.clip_qkv, _project(value_input, W_V, b_V)
@@ -312,6 +308,16 @@ class Attention(nn.Module):
         return z.clone() if z.requires_grad and is_listening(self.hook_z) else z
 
 
+def _for_each_head(name: str, doc: str) -> Any:
+    """Make a property of a weight that groups of heads share, which shows it once for each head."""
+
+    def for_each_head(attention: Attention) -> Tensor:
+        shared = getattr(attention, name)
+        return shared.repeat_interleave(attention.cfg.n_heads // shared.shape[0], dim=0)
+
+    return property(for_each_head, doc=doc)
+
+
 class GroupedQueryAttention(Attention):
     """Attention whose keys and values are each shared by a group of heads.
 
@@ -320,44 +326,12 @@ class GroupedQueryAttention(Attention):
     `cfg.ungroup_grouped_query_attention` is set.
     """
 
-    def _add_key_and_value_weights(self) -> None:
-        assert self.cfg.n_key_value_heads is not None
-        shape = (self.cfg.n_key_value_heads, self.cfg.d_model, self.cfg.d_head)
-        self._W_K = empty_parameter(self.cfg, *shape)
-        self._W_V = empty_parameter(self.cfg, *shape)
+    _stored = "_"
 
-    def _add_key_and_value_biases(self) -> None:
-        assert self.cfg.n_key_value_heads is not None
-        self._b_K = zero_parameter(self.cfg, self.cfg.n_key_value_heads, self.cfg.d_head)
-        self._b_V = zero_parameter(self.cfg, self.cfg.n_key_value_heads, self.cfg.d_head)
-
-    def _key_and_value_weights(self, n_heads: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        if n_heads == self._W_K.shape[0]:
-            return self._W_K, self._b_K, self._W_V, self._b_V
-        return self.W_K, self.b_K, self.W_V, self.b_V
-
-    def _for_each_head(self, shared: Tensor) -> Tensor:
-        return shared.repeat_interleave(self.cfg.n_heads // shared.shape[0], dim=0)
-
-    @property
-    def W_K(self) -> Float[Tensor, "head d_model d_head"]:  # type: ignore[override]
-        """Key weights of each head."""
-        return self._for_each_head(self._W_K)
-
-    @property
-    def W_V(self) -> Float[Tensor, "head d_model d_head"]:  # type: ignore[override]
-        """Value weights of each head."""
-        return self._for_each_head(self._W_V)
-
-    @property
-    def b_K(self) -> Float[Tensor, "head d_head"]:  # type: ignore[override]
-        """Key biases of each head."""
-        return self._for_each_head(self._b_K)
-
-    @property
-    def b_V(self) -> Float[Tensor, "head d_head"]:  # type: ignore[override]
-        """Value biases of each head."""
-        return self._for_each_head(self._b_V)
+    W_K = _for_each_head("_W_K", "Key weights of each head.")
+    W_V = _for_each_head("_W_V", "Value weights of each head.")
+    b_K = _for_each_head("_b_K", "Key biases of each head.")
+    b_V = _for_each_head("_b_V", "Value biases of each head.")
 
 
 def make_attention(cfg: HookedTransformerConfig, layer_id: int) -> Attention:

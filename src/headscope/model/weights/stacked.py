@@ -4,7 +4,7 @@ Each property stacks the layers' tensors at every access (a copy of that weight 
 layer at a time without a copy.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -22,11 +22,47 @@ __all__ = ["StackedWeights"]
 _OUTPUTS: dict[Part, str] = {"attn": "W_O", "mlp": "W_out"}
 
 
+def _weight(part: str, name: str, doc: str) -> Any:
+    """Make a property of a weight outside the blocks."""
+    return property(lambda model: getattr(getattr(model, part), name), doc=doc)
+
+
+def _stack(part: str, name: str, doc: str) -> Any:
+    """Make a property of a weight of all layers; `None` for one of the gates in a model without them."""
+
+    def stack(model: "StackedWeights") -> Tensor | None:
+        if name.endswith("_gate") and not model.cfg.gated_mlp:
+            return None
+        layers = model.per_layer(part, name)
+        return torch.stack([each.to(layers[0].device) for each in layers])
+
+    return property(stack, doc=doc)
+
+
 class StackedWeights:
     """Mixin without fields: read-only properties over `self.blocks`, `self.embed` and `self.unembed`."""
 
     cfg: HookedTransformerConfig
     blocks: nn.ModuleList
+
+    W_E: Float[Tensor, "d_vocab d_model"] = _weight("embed", "W_E", "Token embedding.")
+    W_pos: Float[Tensor, "n_ctx d_model"] = _weight("pos_embed", "W_pos", "Positional embedding.")
+    W_U: Float[Tensor, "d_model d_vocab"] = _weight("unembed", "W_U", "Unembedding.")
+    b_U: Float[Tensor, " d_vocab"] = _weight("unembed", "b_U", "Unembedding bias.")
+    W_Q: Float[Tensor, "layer head d_model d_head"] = _stack("attn", "W_Q", "Query weights.")
+    W_K: Float[Tensor, "layer head d_model d_head"] = _stack("attn", "W_K", "Key weights.")
+    W_V: Float[Tensor, "layer head d_model d_head"] = _stack("attn", "W_V", "Value weights.")
+    W_O: Float[Tensor, "layer head d_head d_model"] = _stack("attn", "W_O", "Output weights.")
+    b_Q: Float[Tensor, "layer head d_head"] = _stack("attn", "b_Q", "Query biases.")
+    b_K: Float[Tensor, "layer head d_head"] = _stack("attn", "b_K", "Key biases.")
+    b_V: Float[Tensor, "layer head d_head"] = _stack("attn", "b_V", "Value biases.")
+    b_O: Float[Tensor, "layer d_model"] = _stack("attn", "b_O", "Output biases; they belong to no head.")
+    W_in: Float[Tensor, "layer *expert d_model d_mlp"] = _stack("mlp", "W_in", "MLP input weights.")
+    b_in: Float[Tensor, "layer *expert d_mlp"] = _stack("mlp", "b_in", "MLP input biases.")
+    W_gate: Float[Tensor, "layer *expert d_model d_mlp"] | None = _stack("mlp", "W_gate", "Gate weights of gated MLPs.")
+    b_gate: Float[Tensor, "layer *expert d_mlp"] | None = _stack("mlp", "b_gate", "Gate biases of gated MLPs.")
+    W_out: Float[Tensor, "layer *expert d_mlp d_model"] = _stack("mlp", "W_out", "MLP output weights.")
+    b_out: Float[Tensor, "layer d_model"] = _stack("mlp", "b_out", "MLP output biases.")
 
     def per_layer(self, part: str, name: str) -> list[Tensor]:
         """Return a weight of every layer, without a copy: `per_layer("attn", "W_O")`."""
@@ -84,104 +120,10 @@ class StackedWeights:
         layers = [self.output_weight(layer) for layer in range(self.cfg.n_layers)]
         return torch.stack([each.to(layers[0].device) for each in layers])
 
-    def _stack(self, part: str, name: str) -> Tensor:
-        layers = self.per_layer(part, name)
-        return torch.stack([each.to(layers[0].device) for each in layers])
-
-    @property
-    def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
-        """Token embedding."""
-        return self.embed.W_E  # type: ignore[attr-defined]
-
-    @property
-    def W_pos(self) -> Float[Tensor, "n_ctx d_model"]:
-        """Positional embedding."""
-        return self.pos_embed.W_pos  # type: ignore[attr-defined]
-
     @property
     def W_E_pos(self) -> Float[Tensor, "d_vocab_plus_n_ctx d_model"]:
         """Token and positional embeddings, one above the other."""
         return torch.cat([self.W_E, self.W_pos])
-
-    @property
-    def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
-        """Unembedding."""
-        return self.unembed.W_U  # type: ignore[attr-defined]
-
-    @property
-    def b_U(self) -> Float[Tensor, " d_vocab"]:
-        """Unembedding bias."""
-        return self.unembed.b_U  # type: ignore[attr-defined]
-
-    @property
-    def W_Q(self) -> Float[Tensor, "layer head d_model d_head"]:
-        """Query weights."""
-        return self._stack("attn", "W_Q")
-
-    @property
-    def W_K(self) -> Float[Tensor, "layer head d_model d_head"]:
-        """Key weights."""
-        return self._stack("attn", "W_K")
-
-    @property
-    def W_V(self) -> Float[Tensor, "layer head d_model d_head"]:
-        """Value weights."""
-        return self._stack("attn", "W_V")
-
-    @property
-    def W_O(self) -> Float[Tensor, "layer head d_head d_model"]:
-        """Output weights."""
-        return self._stack("attn", "W_O")
-
-    @property
-    def b_Q(self) -> Float[Tensor, "layer head d_head"]:
-        """Query biases."""
-        return self._stack("attn", "b_Q")
-
-    @property
-    def b_K(self) -> Float[Tensor, "layer head d_head"]:
-        """Key biases."""
-        return self._stack("attn", "b_K")
-
-    @property
-    def b_V(self) -> Float[Tensor, "layer head d_head"]:
-        """Value biases."""
-        return self._stack("attn", "b_V")
-
-    @property
-    def b_O(self) -> Float[Tensor, "layer d_model"]:
-        """Output bias of each layer's attention; it belongs to no head."""
-        return self._stack("attn", "b_O")
-
-    @property
-    def W_in(self) -> Float[Tensor, "layer *expert d_model d_mlp"]:
-        """MLP input weights."""
-        return self._stack("mlp", "W_in")
-
-    @property
-    def b_in(self) -> Float[Tensor, "layer *expert d_mlp"]:
-        """MLP input biases."""
-        return self._stack("mlp", "b_in")
-
-    @property
-    def W_gate(self) -> Float[Tensor, "layer *expert d_model d_mlp"] | None:
-        """Gate weights of gated MLPs; `None` where MLPs have no gates."""
-        return self._stack("mlp", "W_gate") if self.cfg.gated_mlp else None
-
-    @property
-    def b_gate(self) -> Float[Tensor, "layer *expert d_mlp"] | None:
-        """Gate biases of gated MLPs; `None` where MLPs have no gates."""
-        return self._stack("mlp", "b_gate") if self.cfg.gated_mlp else None
-
-    @property
-    def W_out(self) -> Float[Tensor, "layer *expert d_mlp d_model"]:
-        """MLP output weights."""
-        return self._stack("mlp", "W_out")
-
-    @property
-    def b_out(self) -> Float[Tensor, "layer d_model"]:
-        """MLP output biases."""
-        return self._stack("mlp", "b_out")
 
     @property
     def OV(self) -> FactoredMatrix:
