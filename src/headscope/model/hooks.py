@@ -21,6 +21,7 @@ from headscope.ops.indexing import Slice, SliceInput
 __all__ = ["HookFunction", "HookPoint", "HookedRootModule", "NamesFilter", "is_listening", "is_own", "is_plain"]
 
 HookFunction = Callable[..., Any]
+Hooks = Sequence[tuple[str | Callable[[str], bool], HookFunction]]
 Direction = Literal["fwd", "bwd", "both"]
 NamesFilter = Callable[[str], bool] | Sequence[str] | str | None
 
@@ -237,8 +238,8 @@ class HookedRootModule(nn.Module):
     @contextmanager
     def hooks(
         self,
-        fwd_hooks: Sequence[tuple[str | Callable[[str], bool], HookFunction]] = (),
-        bwd_hooks: Sequence[tuple[str | Callable[[str], bool], HookFunction]] = (),
+        fwd_hooks: Hooks = (),
+        bwd_hooks: Hooks = (),
         reset_hooks_end: bool = True,
         clear_contexts: bool = False,
         *,
@@ -269,8 +270,8 @@ class HookedRootModule(nn.Module):
     def run_with_hooks(
         self,
         *model_args: Any,
-        fwd_hooks: Sequence[tuple[str | Callable[[str], bool], HookFunction]] = (),
-        bwd_hooks: Sequence[tuple[str | Callable[[str], bool], HookFunction]] = (),
+        fwd_hooks: Hooks = (),
+        bwd_hooks: Hooks = (),
         reset_hooks_end: bool = True,
         clear_contexts: bool = False,
         **model_kwargs: Any,
@@ -309,12 +310,8 @@ class HookedRootModule(nn.Module):
                 kept = kept.to(device)
             store[name + suffix] = kept
 
-        def save_gradient(value: Tensor, hook: HookPoint) -> None:
-            save(value, hook, "_grad")
-
-        forward: list[tuple[str, HookFunction]] = [(name, save) for name in chosen]
-        backward: list[tuple[str, HookFunction]] = [(name, save_gradient) for name in chosen] if incl_bwd else []
-        return store, forward, backward
+        save_gradient = partial(save, suffix="_grad")
+        return store, [(name, save) for name in chosen], [(name, save_gradient) for name in chosen if incl_bwd]
 
     def add_caching_hooks(
         self,

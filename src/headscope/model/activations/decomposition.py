@@ -10,6 +10,7 @@ Where a norm comes behind attention or MLP (`ln1_post`, `ln2_post`), a head's or
 stream with that norm's scale frozen, which needs its `hook_scale` in the cache.
 """
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -66,21 +67,16 @@ class ResidualDecomposition:
             `[state, batch, pos, d_model]`, and the labels if asked for.
         """
         stop = self._stop(layer)
-        names: list[tuple[str, int]] = []
-        labels: list[str] = []
+        parts: dict[str, Tensor] = {}
         for each in range(stop + 1):
             last = each == stop
             if each == self._cfg.n_layers:
-                names.append(("resid_post", each - 1))
-                labels.append("final_post")
+                parts["final_post"] = self["resid_post", each - 1]
                 continue
-            names.append(("resid_pre", each))
-            labels.append(f"{each}_pre")
+            parts[f"{each}_pre"] = self["resid_pre", each]
             if self._cfg.has_resid_mid and ((incl_mid and not last) or (mlp_input and last)):
-                names.append(("resid_mid", each))
-                labels.append(f"{each}_mid")
-        stack = self._stacked([self[name] for name in names], layer, mlp_input, apply_ln, pos_slice)
-        return (stack, labels) if return_labels else stack
+                parts[f"{each}_mid"] = self["resid_mid", each]
+        return self._stacked(parts, layer, mlp_input, apply_ln, pos_slice, return_labels)
 
     def decompose_resid(
         self,
@@ -98,20 +94,16 @@ class ResidualDecomposition:
             `[component, batch, pos, d_model]`, which sums to the stream at that point (with `mode="all"`), and the
             labels `embed`, `pos_embed`, `0_attn_out`, `0_mlp_out`, ... if asked for.
         """
-        parts, labels = self._embeddings() if incl_embeds else ([], [])
+        parts = self._embeddings() if incl_embeds else {}
         stop = self._stop(layer)
         for each in range(stop):
             if mode in ("all", "attn"):
-                parts.append(self["attn_out", each])
-                labels.append(f"{each}_attn_out")
+                parts[f"{each}_attn_out"] = self["attn_out", each]
             if mode in ("all", "mlp") and not self._cfg.attn_only:
-                parts.append(self["mlp_out", each])
-                labels.append(f"{each}_mlp_out")
+                parts[f"{each}_mlp_out"] = self["mlp_out", each]
         if mlp_input and mode in ("all", "attn") and stop < self._cfg.n_layers:
-            parts.append(self["attn_out", stop])
-            labels.append(f"{stop}_attn_out")
-        stack = self._stacked(parts, layer, mlp_input, apply_ln, pos_slice)
-        return (stack, labels) if return_labels else stack
+            parts[f"{stop}_attn_out"] = self["attn_out", stop]
+        return self._stacked(parts, layer, mlp_input, apply_ln, pos_slice, return_labels)
 
     def compute_head_results(self) -> None:
         """Add every layer's `hook_result` to the cache, from its `hook_z`."""
@@ -132,17 +124,11 @@ class ResidualDecomposition:
         that the stack sums to the stream. Labels are `L0H0`, ...
         """
         stop = self._stop(layer)
-        parts: list[Tensor] = []
-        labels: list[str] = []
-        for each in range(stop):
-            parts.extend(self._heads_added(each).unbind(-2))
-            labels.extend(f"L{each}H{head}" for head in range(self._cfg.n_heads))
+        parts = dict(self._heads(stop))
         if incl_remainder:
-            state = self["resid_post", stop - 1] if stop else self["resid_pre", 0]
-            parts.append(state - sum(parts, torch.zeros_like(state)))
-            labels.append("remainder")
-        stack = self._stacked(parts, layer, False, apply_ln, pos_slice)
-        return (stack, labels) if return_labels else stack
+            state = self._state(stop)
+            parts["remainder"] = state - sum(parts.values(), torch.zeros_like(state))
+        return self._stacked(parts, layer, False, apply_ln, pos_slice, return_labels)
 
     def get_neuron_results(
         self,
@@ -195,14 +181,10 @@ class ResidualDecomposition:
                 a d_model-th of the memory.
         """
         stop = self._stop(layer)
-        wanted = torch.arange(self._cfg.d_mlp or 0)
-        numbers = torch.atleast_1d(Slice(neuron_slice).apply(wanted)).tolist()
-        labels = [f"L{each}N{neuron}" for each in range(stop) for neuron in numbers]
         directions = self._directions(project_output_onto, layer, apply_ln)
-        parts = self._neurons(stop, neuron_slice, pos_slice, directions)
+        parts, labels = self._neurons(stop, neuron_slice, pos_slice, directions)
         if incl_remainder:
-            state = self["resid_post", stop - 1] if stop else self["resid_pre", 0]
-            state = _along(self._sliced(state, pos_slice), directions)
+            state = _along(self._sliced(self._state(stop), pos_slice), directions)
             parts.append((state - sum((part.sum(0) for part in parts), torch.zeros_like(state)))[None])
             labels.append("remainder")
         stack = self._read(parts, layer, False, apply_ln, pos_slice, directions)
@@ -240,26 +222,24 @@ class ResidualDecomposition:
         def read(part: Tensor) -> Tensor:
             return _along(self._sliced(part, pos_slice), directions)[None]
 
-        parts: list[Tensor] = []
-        labels: list[str] = []
-        for each in range(heads_until):
-            parts.extend(read(result) for result in self._heads_added(each).unbind(-2))
-            labels.extend(f"L{each}H{head}" for head in range(self._cfg.n_heads))
+        heads = {label: read(result) for label, result in self._heads(heads_until)}
+        parts, labels = list(heads.values()), list(heads)
         if not self._cfg.attn_only and expand_neurons:
-            parts.extend(self._neurons(stop, None, pos_slice, directions))
-            labels.extend(f"L{each}N{neuron}" for each in range(stop) for neuron in range(self._cfg.d_mlp or 0))
+            neurons, names = self._neurons(stop, None, pos_slice, directions)
+            parts += neurons
+            labels += names
         elif not self._cfg.attn_only:
-            parts.extend(read(self["mlp_out", each]) for each in range(stop))
-            labels.extend(f"{each}_mlp_out" for each in range(stop))
-        embeddings, names = self._embeddings()
-        bias = torch.zeros_like(embeddings[0])
+            parts += [read(self["mlp_out", each]) for each in range(stop)]
+            labels += [f"{each}_mlp_out" for each in range(stop)]
+        embeddings = self._embeddings()
+        bias = torch.zeros_like(embeddings["embed"])
         for each in range(heads_until):
             bias = bias + self._bias_added("attn.b_O", "ln1_post", each)
         for each in range(stop if expand_neurons and not self._cfg.attn_only else 0):
             bias = bias + self._bias_added("mlp.b_out", "ln2_post", each)
-        parts += [read(part) for part in (*embeddings, bias)]
+        parts += [read(part) for part in (*embeddings.values(), bias)]
         stack = self._read(parts, layer, mlp_input, apply_ln, pos_slice, directions)
-        return (stack, [*labels, *names, "bias"]) if return_labels else stack
+        return (stack, [*labels, *embeddings, "bias"]) if return_labels else stack
 
     def apply_ln_to_stack(
         self,
@@ -336,9 +316,19 @@ class ResidualDecomposition:
         """True if the positional embedding was kept."""
         return "hook_pos_embed" in self.cache_dict
 
-    def _embeddings(self) -> tuple[list[Tensor], list[str]]:
+    def _embeddings(self) -> dict[str, Tensor]:
         names = ["embed"] + (["pos_embed"] if self._cfg.positional_embedding_type == "standard" else [])
-        return [self[f"hook_{name}"] for name in names], names
+        return {name: self[f"hook_{name}"] for name in names}
+
+    def _state(self, stop: int) -> Tensor:
+        """Return the stream that enters layer `stop`."""
+        return self["resid_post", stop - 1] if stop else self["resid_pre", 0]
+
+    def _heads(self, stop: int) -> Iterator[tuple[str, Tensor]]:
+        """Yield the label of each head before a layer and what it adds to the stream, `[batch, pos, d_model]`."""
+        for layer in range(stop):
+            for head, added in enumerate(self._heads_added(layer).unbind(-2)):
+                yield f"L{layer}H{head}", added
 
     def _head_results(self, layer: int) -> Tensor:
         name = get_act_name("result", layer)
@@ -389,13 +379,15 @@ class ResidualDecomposition:
 
     def _neurons(
         self, stop: int, neuron_slice: SliceInput | Slice, pos_slice: SliceInput | Slice, directions: Tensor | None
-    ) -> list[Tensor]:
-        """For each layer before `stop`, its neurons' parts, `[neuron, batch, pos, d_model]`."""
+    ) -> tuple[list[Tensor], list[str]]:
+        """Return the neurons' parts of each layer before `stop`, `[neuron, batch, pos, d_model]`, and all labels."""
         axis = -1 if directions is not None and directions.ndim == 1 else -2
-        return [
+        parts = [
             self.get_neuron_results(layer, neuron_slice, pos_slice, directions).movedim(axis, 0)
             for layer in range(stop)
         ]
+        numbers = torch.atleast_1d(Slice(neuron_slice).apply(torch.arange(self._cfg.d_mlp or 0))).tolist()
+        return parts, [f"L{layer}N{neuron}" for layer in range(stop) for neuron in numbers]
 
     def _stop(self, layer: int | None) -> int:
         if layer is None or layer == -1:
@@ -445,10 +437,18 @@ class ResidualDecomposition:
         return self._centered(project_output_onto.transpose(0, -1), layer).transpose(0, -1)
 
     def _stacked(
-        self, parts: list[Tensor], layer: int | None, mlp_input: bool, apply_ln: bool, pos_slice: SliceInput | Slice
-    ) -> Tensor:
-        parts = [self._sliced(part, pos_slice)[None] for part in parts]
-        return self._read(parts, layer, mlp_input, apply_ln, pos_slice, None)
+        self,
+        parts: dict[str, Tensor],
+        layer: int | None,
+        mlp_input: bool,
+        apply_ln: bool,
+        pos_slice: SliceInput | Slice,
+        return_labels: bool,
+    ) -> Any:
+        """Return a stack of parts by label, normalized, with the labels if asked for."""
+        sliced = [self._sliced(part, pos_slice)[None] for part in parts.values()]
+        stack = self._read(sliced, layer, mlp_input, apply_ln, pos_slice, None)
+        return (stack, list(parts)) if return_labels else stack
 
     def _read(
         self,

@@ -4,7 +4,9 @@ import errno
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -27,11 +29,8 @@ class TensorFiles(Mapping[str, Tensor]):
     def __init__(self, paths: list[Path]) -> None:
         self._files: dict[str, Path] = {}
         for path in paths:
-            try:
-                with safe_open(path, framework="pt") as file:
-                    self._files.update(dict.fromkeys(file.keys(), path))
-            except (SafetensorError, OSError) as error:
-                raise CheckpointError(f"{path} is not a readable safetensors file: {error}.") from None
+            with _opened(path) as file:
+                self._files.update(dict.fromkeys(file.keys(), path))
 
     def __getitem__(self, name: str) -> Tensor:
         with safe_open(self._files[name], framework="pt") as file:
@@ -50,11 +49,8 @@ def read_metadata(path: Path) -> dict[str, str]:
     Raises:
         CheckpointError: for a file that cannot be read as safetensors.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is not a readable safetensors file: {error}.") from None
+    with _opened(path) as file:
+        return file.metadata() or {}
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
@@ -98,6 +94,15 @@ def write_bytes(path: Path, content: bytes) -> None:
         _put_in_place(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is not a readable safetensors file: {error}.") from None
 
 
 def _partial(path: Path) -> Path:

@@ -4,7 +4,7 @@ A prompt costs one forward pass, and each new token a pass over that token alone
 position only. Rows of different length are padded on the left, so that all end at the same position.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -24,6 +24,7 @@ from headscope.ops.sampling import sample_logits
 __all__ = ["Generation"]
 
 Written = Literal["input", "str", "tokens", "embeds"]
+_LIKELIEST = {"temperature": 0.0}
 
 
 class Generation:
@@ -96,17 +97,10 @@ class Generation:
         prompt, mask = self._prompt(input, attention_mask, prepend_bos, max_new_tokens)
         embedded = prompt.ndim == 3
         ends = self._end_tokens(eos_token_id) if stop_at_eos else []
-        options = _sampling_options(
-            do_sample,
-            top_k=top_k,
-            top_p=top_p,
-            temperature=temperature,
-            freq_penalty=freq_penalty,
-            repetition_penalty=repetition_penalty,
-            generator=generator,
-        )
-        steps = self._write(prompt, mask, max_new_tokens, ends, use_past_kv_cache, options)
-        written = list(tqdm(steps, total=max_new_tokens, disable=not verbose, desc="generate"))
+        sampling = {"top_k": top_k, "top_p": top_p, "temperature": temperature, "freq_penalty": freq_penalty,
+                    "repetition_penalty": repetition_penalty, "generator": generator}  # fmt: skip
+        options = sampling if do_sample else _LIKELIEST
+        written = list(self._write(prompt, mask, max_new_tokens, ends, use_past_kv_cache, options, verbose))
         none = torch.zeros(prompt.shape[0], 0, dtype=torch.long, device=prompt.device)
         new = torch.stack(written, dim=1) if written else none
         if return_type == "embeds" or (return_type == "input" and embedded):
@@ -151,18 +145,13 @@ class Generation:
         """
         prompt, mask = self._prompt(input, None, prepend_bos, max_new_tokens)
         ends = self._end_tokens(eos_token_id) if stop_at_eos else []
-        options = _sampling_options(
-            do_sample,
-            top_k=top_k,
-            top_p=top_p,
-            temperature=temperature,
-            freq_penalty=freq_penalty,
-            generator=generator,
-        )
+        sampling = {"top_k": top_k, "top_p": top_p, "temperature": temperature, "freq_penalty": freq_penalty,
+                    "generator": generator}  # fmt: skip
+        options = sampling if do_sample else _LIKELIEST
         as_text = return_type == "str" or (return_type == "input" and is_text(input))
-        steps = self._write(prompt, mask, max_new_tokens, ends, use_past_kv_cache, options)
+        steps = self._write(prompt, mask, max_new_tokens, ends, use_past_kv_cache, options, verbose)
         piece = list(prompt.unbind(1)) if prompt.ndim == 2 else []
-        for count, token in enumerate(tqdm(steps, total=max_new_tokens, disable=not verbose, desc="generate"), 1):
+        for count, token in enumerate(steps, 1):
             piece.append(token)
             if count % max_tokens_per_yield == 0:
                 yield self._piece(piece, as_text)
@@ -228,7 +217,8 @@ class Generation:
         max_new_tokens: int,
         ends: list[int],
         use_past_kv_cache: bool,
-        options: dict[str, Any],
+        options: Mapping[str, Any],
+        verbose: bool,
     ) -> Iterator[Int[Tensor, " batch"]]:
         """Yield the new tokens, one step at a time."""
         batch = prompt.shape[0]
@@ -237,7 +227,7 @@ class Generation:
         stops = torch.tensor(ends, device=prompt.device)
         finished = torch.zeros(batch, dtype=torch.bool, device=prompt.device)
         unread = prompt
-        for _ in range(max_new_tokens):
+        for _ in tqdm(range(max_new_tokens), disable=not verbose, desc="generate"):
             logits = self._last_logits(unread, mask, past)
             token = sample_logits(logits, tokens=seen, **options)
             if ends:
@@ -270,7 +260,3 @@ class Generation:
         parts = [*run.ln_final.modules(), *run.unembed.modules()]
         points = [part for part in parts if isinstance(part, HookPoint)]
         return any(map(is_listening, points)) or not is_plain(run.unembed, Unembed)
-
-
-def _sampling_options(do_sample: bool, **options: Any) -> dict[str, Any]:
-    return options if do_sample else {"temperature": 0.0}

@@ -194,19 +194,17 @@ class Tokenization:
             >>> model.to_tokens("Mary gave a drink to John")
             tensor([[  0,  45, 806, 352, 259, 742, 266, 547]])
         """
-        tokenizer = self._need_tokenizer()
         texts = [input] if isinstance(input, str) else list(input)
         if not texts:
             raise InvalidInputError("there is no text to tokenize: the list is empty.")
-        bos = self._bos_to_prepend(prepend_bos)
-        rows = [[*bos, *tokenizer.encode(text, add_special_tokens=False, verbose=False)] for text in texts]
+        rows = [self._encoded(text, prepend_bos) for text in texts]
         if truncate:
             rows = [row[: self.cfg.n_ctx] for row in rows]
         if not all(rows):
             empty = texts[rows.index([])]
             raise InvalidInputError(f"the text {empty!r} has no tokens. Give some text, or prepend_bos=True.")
         length = max(map(len, rows))
-        pad = pad_token_id(tokenizer)
+        pad = pad_token_id(self.tokenizer)
         if pad is None and min(map(len, rows)) < length:
             raise InvalidInputError("the texts differ in length, and the tokenizer has no padding or EOS token.")
         side = self.padding_side_or_default(padding_side)
@@ -232,18 +230,9 @@ class Tokenization:
         """Decode each token to a string: a list for one text or sequence, a list of lists for a list of texts."""
         tokenizer = self._need_tokenizer()
         if isinstance(input, str):
-            ids = [
-                *self._bos_to_prepend(prepend_bos),
-                *tokenizer.encode(input, add_special_tokens=False, verbose=False),
-            ]
-            ids = ids[: self.cfg.n_ctx]
+            ids = self._encoded(input, prepend_bos)[: self.cfg.n_ctx]
         elif isinstance(input, (Tensor, int, np.ndarray)) or (len(input) > 0 and isinstance(input[0], int)):
-            squeezed = torch.atleast_1d(torch.as_tensor(input).squeeze())
-            if squeezed.ndim != 1:
-                raise InvalidInputError(
-                    f"tokens must be one sequence, [pos] or [1, pos]; got shape {list(squeezed.shape)}."
-                )
-            ids = squeezed.tolist()
+            ids = _one_sequence(torch.atleast_1d(torch.as_tensor(input).squeeze())).tolist()
         else:
             return [self.to_str_tokens(text, prepend_bos, padding_side) for text in input]
         return [tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in ids]
@@ -276,10 +265,8 @@ class Tokenization:
         if mode not in ("first", "last"):
             raise InvalidInputError(f"mode must be 'first' or 'last'; got {mode!r}.")
         tokens = self.to_tokens(input, prepend_bos, padding_side) if isinstance(input, str) else input
-        if tokens.ndim == 2 and tokens.shape[0] != 1:
-            raise InvalidInputError(f"tokens must be one sequence, [pos] or [1, pos]; got shape {list(tokens.shape)}.")
         wanted = self.to_single_token(single_token) if isinstance(single_token, str) else single_token
-        positions = (tokens.flatten() == wanted).nonzero().flatten().tolist()
+        positions = (_one_sequence(tokens) == wanted).nonzero().flatten().tolist()
         if not positions:
             raise InvalidInputError(f"token {single_token!r} does not occur in the input.")
         return positions[0] if mode == "first" else positions[-1]
@@ -302,13 +289,13 @@ class Tokenization:
         mask = padding_mask(tokens, pad, padding_side=self.padding_side_or_default(padding_side), bos_id=bos)
         return None if bool(mask.all()) else mask
 
-    def _bos_to_prepend(self, prepend_bos: bool | None) -> list[int]:
+    def _encoded(self, text: str, prepend_bos: bool | None) -> list[int]:
+        """Return the tokens of a text, with BOS if asked for."""
+        tokenizer = self._need_tokenizer()
+        ids = tokenizer.encode(text, add_special_tokens=False, verbose=False)
         if not (self.cfg.default_prepend_bos if prepend_bos is None else prepend_bos):
-            return []
-        bos = bos_token_id(self._need_tokenizer())
-        if bos is None:
-            raise InvalidInputError("the tokenizer has no BOS or EOS token to prepend. Pass prepend_bos=False.")
-        return [bos]
+            return ids
+        return [begin_token(tokenizer), *ids]
 
     def padding_side_or_default(self, padding_side: PaddingSide | None) -> PaddingSide:
         """Return the given side; else the tokenizer's, if changed since it was set here; else the default."""
@@ -318,6 +305,14 @@ class Tokenization:
         if side not in ("left", "right"):
             raise InvalidInputError(f"padding_side must be 'left' or 'right'; got {side!r}.")
         return side
+
+
+def _one_sequence(tokens: Tensor) -> Tensor:
+    if tokens.ndim == 2 and tokens.shape[0] == 1:
+        return tokens[0]
+    if tokens.ndim != 1:
+        raise InvalidInputError(f"tokens must be one sequence, [pos] or [1, pos]; got shape {list(tokens.shape)}.")
+    return tokens
 
 
 def _fill(row: list[int], length: int, pad: int | None, side: PaddingSide) -> list[int]:
