@@ -376,13 +376,9 @@ class HookedTransformer(Tokenization, TrainingText, Generation, StackedWeights, 
         """Return the first residual stream, the tokens, the shortformer position embeddings, and the masks."""
         tokens = self._as_tokens(input, prepend_bos, padding_side)
         masks = self._masks(tokens, prepend_bos, padding_side, attention_mask, past)
-        residual, positions = self._with_positions(self._embed(tokens), masks.seen, masks.n_past)
+        embedding = self.hook_embed(self.embed(self.hook_tokens(tokens) if self.cfg.use_hook_tokens else tokens))
+        residual, positions = self._with_positions(embedding, masks.seen, masks.n_past)
         return residual, tokens, positions, masks
-
-    def _embed(self, tokens: Tensor) -> Tensor:
-        if self.cfg.use_hook_tokens:
-            tokens = self.hook_tokens(tokens)
-        return self.hook_embed(self.embed(tokens))
 
     def _with_positions(self, embedding: Tensor, mask: Tensor | None, n_past: int) -> tuple[Tensor, Tensor | None]:
         """Return the first residual stream, and the embeddings that `"shortformer"` adds to queries and keys."""

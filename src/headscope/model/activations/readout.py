@@ -6,13 +6,12 @@ attributions rest on that.
 """
 
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from headscope.model.config import HookedTransformerConfig
 from headscope.model.protocols import Model
 
 __all__ = ["Readout", "readout_of"]
@@ -47,21 +46,6 @@ class Readout:
         """Return whether an unembedding shows its weights; a module in its place may not."""
         return {"W_U", "b_U"} <= dict(unembed.named_parameters(recurse=False)).keys()
 
-    @classmethod
-    def of(cls, ln_final: nn.Module, unembed: Any, cfg: HookedTransformerConfig) -> Self:
-        """Return the readout made of a final norm and an unembedding, sharing their weights."""
-        norm = dict(ln_final.named_parameters(recurse=False))
-        return cls(
-            normalized=cfg.normalization_type is not None,
-            centered=cfg.final_norm in ("LN", "LNPre"),
-            eps=cfg.eps,
-            weight=norm.get("w"),
-            bias=norm.get("b"),
-            W_U=unembed.W_U,
-            b_U=unembed.b_U,
-            soft_cap=max(cfg.output_logits_soft_cap, 0.0),
-        )
-
     def center(self, x: Float[Tensor, "*lead d_model"]) -> Float[Tensor, "*lead d_model"]:
         """Return `x` without its mean over d_model, if the norm takes it away."""
         return x - x.mean(-1, keepdim=True) if self.centered else x
@@ -93,4 +77,15 @@ class Readout:
 
 def readout_of(model: Model) -> Readout:
     """Return the readout of a model, sharing its weights."""
-    return Readout.of(model.ln_final, model.unembed, model.cfg)
+    unembed: Any = model.unembed
+    cfg, norm = model.cfg, dict(model.ln_final.named_parameters(recurse=False))
+    return Readout(
+        normalized=cfg.normalization_type is not None,
+        centered=cfg.final_norm in ("LN", "LNPre"),
+        eps=cfg.eps,
+        weight=norm.get("w"),
+        bias=norm.get("b"),
+        W_U=unembed.W_U,
+        b_U=unembed.b_U,
+        soft_cap=max(cfg.output_logits_soft_cap, 0.0),
+    )

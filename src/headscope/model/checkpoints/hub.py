@@ -196,15 +196,7 @@ def checkpoint_revision(name: str, *, index: int | None = None, step: int | str 
 
 
 def _from_hub(repo: str, weights: bool, hub: dict[str, Any]) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub import errors, snapshot_download
 
     def fetch(wanted: list[str], offline: bool) -> Path:
         options = {**hub, "local_files_only": offline or hub.get("local_files_only", False)}
@@ -218,9 +210,9 @@ def _from_hub(repo: str, weights: bool, hub: dict[str, Any]) -> Path:
     found: Path | None
     try:
         cached = fetch(wanted, offline=True)
-    except LocalEntryNotFoundError:
+    except errors.LocalEntryNotFoundError:
         pass
-    except HFValidationError as error:
+    except errors.HFValidationError as error:
         raise CheckpointError(f"{repo!r} cannot be a Hugging Face hub id: {error}") from None
     if cached is not None and is_enough(cached) and _has_tokenizer(cached):
         return cached
@@ -230,15 +222,15 @@ def _from_hub(repo: str, weights: bool, hub: dict[str, Any]) -> Path:
             found = fetch(wanted + _WANTED_BIN, offline=False)
         what = "config.json and *.safetensors or pytorch_model*.bin" if weights else "tokenizer files"
         why = f"the hub has no complete set of {what} for it"
-    except GatedRepoError:
+    except errors.GatedRepoError:
         raise CheckpointError(
             f"model {repo!r} is gated: accept its terms on its hub page, then log in with `hf auth login`."
         ) from None
-    except RepositoryNotFoundError:
+    except errors.RepositoryNotFoundError:
         raise CheckpointError(
             f"the Hugging Face hub has no public model {repo!r}. Check the spelling; for a private one log in first."
         ) from None
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HfHubHTTPError, OSError) as error:
         found = cached
         why = f"the hub cannot be reached ({type(error).__name__})"
     if found is not None and is_enough(found):

@@ -17,13 +17,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from headscope.errors import (
-    CheckpointError,
-    InvalidInputError,
-    NotFiniteError,
-    UnknownNameError,
-    unknown_name,
-)
+from headscope.errors import CheckpointError, InvalidInputError, NotFiniteError, UnknownNameError, unknown_name
 from headscope.model.checkpoints.families import family_of
 from headscope.model.checkpoints.files import TensorFiles
 from headscope.model.checkpoints.hub import FIELD_WEIGHTS, TOKENIZER_FILES, checkpoint_revision, find_checkpoint
@@ -251,7 +245,7 @@ def converted(
     """Convert a checkpoint's tensors to our names and the config's dtype, and check that they are finite."""
     state = {}
     for name, theirs in family_of(hf_config).convert(tensors, cfg, hf_config):
-        if first_n_layers is not None and _layer_of(name) >= first_n_layers:
+        if first_n_layers and name.startswith("blocks.") and int(name.split(".")[1]) >= first_n_layers:
             continue
         tensor = theirs.detach()
         own = torch.empty(tensor.shape, dtype=cfg.dtype, device=tensor.device).copy_(tensor)
@@ -271,9 +265,8 @@ def config_fields(hf_config: Mapping[str, Any], where: str) -> dict[str, Any]:
         raise CheckpointError(
             f"{where} needs its own code to run (auto_map in config.json), and code from checkpoints is never run."
         )
-    family = family_of(hf_config)
     try:
-        return family.config(hf_config)
+        return family_of(hf_config).config(hf_config)
     except KeyError as error:
         raise CheckpointError(f"config.json of {where} lacks {error.args[0]!r}.") from None
 
@@ -387,11 +380,6 @@ def load_tokenizer(directory: Path) -> Any:
         # So that it can also pad when users call it directly. It was just created, so nobody else's is changed.
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
-
-
-def _layer_of(name: str) -> int:
-    parts = name.split(".")
-    return int(parts[1]) if parts[0] == "blocks" else -1
 
 
 def _display_name(model_name: str | None, hf_config: Mapping[str, Any]) -> str:

@@ -139,9 +139,9 @@ class HookedTransformerKeyValueCache:
         >>> tokens = model.to_tokens("When Mary and John went to the store")
         >>> past = HookedTransformerKeyValueCache.init_cache(model.cfg, model.cfg.device)
         >>> _ = model(tokens[:, :5], past_kv_cache=past)
-        >>> at_once, in_two = model(tokens)[:, 5:], model(tokens[:, 5:], past_kv_cache=past)
-        >>> bool(torch.allclose(at_once, in_two, atol=1e-4))
-        True
+        >>> logits = model(tokens[:, 5:], past_kv_cache=past)  # of the last four tokens, which read the first five
+        >>> past, model.to_str_tokens(logits[0, -1].topk(3).indices)
+        (HookedTransformerKeyValueCache(5 layers, 9 positions, frozen=False), [',', '.', ' to'])
     """
 
     def __init__(

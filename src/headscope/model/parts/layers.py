@@ -228,7 +228,11 @@ class MLP(nn.Module):
         super().__init__()
         assert cfg.d_mlp is not None
         self.cfg = cfg
-        self._add_input_weights()
+        self.W_in = empty_parameter(cfg, cfg.d_model, cfg.d_mlp)
+        self.b_in = zero_parameter(cfg, cfg.d_mlp)
+        if cfg.gated_mlp:
+            self.W_gate = empty_parameter(cfg, cfg.d_model, cfg.d_mlp)
+            self.b_gate = zero_parameter(cfg, cfg.d_mlp)
         self.W_out = empty_parameter(cfg, cfg.d_mlp, cfg.d_model)
         self.b_out = zero_parameter(cfg, cfg.d_model)
         self.act_fn = activation_of(cfg)
@@ -238,11 +242,6 @@ class MLP(nn.Module):
         if cfg.is_layer_norm_activation():
             self.hook_mid = HookPoint()
             self.reset_norm()
-
-    def _add_input_weights(self) -> None:
-        assert self.cfg.d_mlp is not None
-        self.W_in = empty_parameter(self.cfg, self.cfg.d_model, self.cfg.d_mlp)
-        self.b_in = zero_parameter(self.cfg, self.cfg.d_mlp)
 
     def reset_norm(self) -> None:
         """Make the norm behind the activation anew, of the type the config asks for now."""
@@ -266,12 +265,6 @@ class GatedMLP(MLP):
     def __init__(self, cfg: HookedTransformerConfig) -> None:
         super().__init__(cfg)
         self.hook_pre_linear = HookPoint()
-
-    def _add_input_weights(self) -> None:
-        super()._add_input_weights()
-        assert self.cfg.d_mlp is not None
-        self.W_gate = empty_parameter(self.cfg, self.cfg.d_model, self.cfg.d_mlp)
-        self.b_gate = zero_parameter(self.cfg, self.cfg.d_mlp)
 
     def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         gate = self.act_fn(self.hook_pre(F.linear(x, self.W_gate.T, self.b_gate)))
