@@ -17,15 +17,7 @@ from headscope.model.text.tokens import bos_token_id
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.devices import Budget
 
-__all__ = [
-    "Batch",
-    "check_repeatable",
-    "describe_data",
-    "iterate_batches",
-    "nothing_counts",
-    "nothing_predicted",
-    "spread",
-]
+__all__ = ["Batch", "check_repeatable", "describe_data", "iterate_batches", "spread"]
 
 
 @dataclass(frozen=True)
@@ -62,20 +54,6 @@ def spread(values: Shaped[Tensor, "*lead n"], where: Bool[Tensor, "row pos"]) ->
     rows = values.new_full((*values.shape[:-1], *where.shape), fill)
     rows[..., where] = values
     return rows
-
-
-def nothing_counts() -> InvalidInputError:
-    """Return the error for data of padding and BOS alone."""
-    return InvalidInputError(
-        "no position counts: every token is padding or BOS. Give longer rows, or include_bos=True."
-    )
-
-
-def nothing_predicted() -> InvalidInputError:
-    """Return the error for data in which no position that counts has a next token."""
-    return InvalidInputError(
-        "no position counts: each is padding, BOS, or the last of its row. Give longer rows, or include_bos=True."
-    )
 
 
 def iterate_batches(

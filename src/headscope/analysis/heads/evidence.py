@@ -24,9 +24,9 @@ from headscope.analysis.core.stats import (
 )
 from headscope.analysis.heads.scores import SCORES, defining_keys
 from headscope.analysis.recording.embedding import (
+    TokenDirections,
     direct_effects,
     effective_embedding,
-    token_directions,
     token_embedding,
 )
 from headscope.analysis.recording.lens_states import lens_states
@@ -158,7 +158,7 @@ def _attention_to(
 
 def repeat_moments(model: HookedTransformer) -> Measure:
     """Return a function that sums direct effects where tokens repeat, for `repeat_evidence`."""
-    directions, readout = token_directions(model), readout_of(model)
+    directions, readout = TokenDirections(model), readout_of(model)
 
     def measure(batch: Batch, n_before: int) -> dict[str, Tensor]:
         where = _repeats(batch)

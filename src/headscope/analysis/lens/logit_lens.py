@@ -42,8 +42,7 @@ class LogitLensResult(Result):
         "loss": Array("state batch pos", unit="nats", of=lambda found: -found.next_log_prob),
         "correct": Array("state batch pos", column="accuracy"),
         "next_rank": Array(
-            "state batch pos",
-            of=lambda found: torch.where(found.next_rank >= 0, found.next_rank.float(), torch.nan),
+            "state batch pos", of=lambda found: torch.where(found.next_rank >= 0, found.next_rank.float(), torch.nan)
         ),
         "top_tokens": Array("state batch pos k"),
         "top_log_probs": Array("state batch pos k", unit="nats"),

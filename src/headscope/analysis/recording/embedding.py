@@ -10,11 +10,11 @@ from headscope.analysis.core.batches import Batch
 from headscope.analysis.core.result import check_option
 from headscope.analysis.recording.lens_states import lens_states
 from headscope.errors import InvalidInputError
-from headscope.model.activations.readout import Readout, readout_of
+from headscope.model.activations.readout import readout_of
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.devices import Budget
 
-__all__ = ["TokenDirections", "direct_effects", "effective_embedding", "token_directions", "token_embedding"]
+__all__ = ["TokenDirections", "direct_effects", "effective_embedding", "token_embedding"]
 
 
 class TokenDirections:
@@ -22,17 +22,14 @@ class TokenDirections:
 
     Final norm and unembedding read a state through it. The mean over tokens is taken away because the softmax does not
     see it (under a soft cap it does, and stays): so processed and unprocessed weights give the same directions.
-
-    Args:
-        readout: The model's readout.
-        kind: Type to work in; default that of the weights.
+    They are made in float32 at least.
     """
 
-    def __init__(self, readout: Readout, kind: torch.dtype | None = None) -> None:
-        self.readout = readout
-        self.W_U = readout.W_U.detach().to(kind or readout.W_U.dtype)
+    def __init__(self, model: HookedTransformer) -> None:
+        self.readout = readout_of(model)
+        self.W_U = model.W_U.detach().to(torch.promote_types(model.W_U.dtype, torch.float32))
         mean = self.W_U.mean(-1)
-        self._mean = torch.zeros_like(mean) if readout.soft_cap else mean
+        self._mean = torch.zeros_like(mean) if self.readout.soft_cap else mean
 
     def of(self, tokens: Int[Tensor, "*lead"]) -> Float[Tensor, "*lead d_model"]:
         """The directions of some tokens, not normalized."""
@@ -56,11 +53,6 @@ def direct_effects(
         # The directions come down to the heads' width; no head's output is brought up to d_model.
         found.append(torch.einsum("hne,hne->hn", z, torch.einsum("nd,hed->hne", towards, W_O)))
     return torch.stack(found)
-
-
-def token_directions(model: HookedTransformer) -> TokenDirections:
-    """The directions of tokens, in float32 at least."""
-    return TokenDirections(readout_of(model), torch.promote_types(model.W_U.dtype, torch.float32))
 
 
 @torch.no_grad()

@@ -113,10 +113,7 @@ def record(
 
     hooks = [(name, replace) for name in replaced] + [(name, keep) for name in readable_hooks(model, readings)]
     final = model.run_with_hooks(
-        inputs,
-        fwd_hooks=hooks,
-        stop_at_layer=model.cfg.n_layers if stop_at_layer is None else stop_at_layer,
-        **options,
+        inputs, fwd_hooks=hooks, stop_at_layer=model.cfg.n_layers if stop_at_layer is None else stop_at_layer, **options
     )
     return Recording(kept, final)
 

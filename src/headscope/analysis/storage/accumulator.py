@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 import torch
 from torch import Tensor
 
-from headscope.analysis.core.batches import Batch, nothing_counts, nothing_predicted
+from headscope.analysis.core.batches import Batch
 from headscope.analysis.core.result import RunInfo
 from headscope.analysis.storage.manifest import fingerprint
 from headscope.errors import InvalidInputError
@@ -77,7 +77,8 @@ class Accumulator(ABC, Generic[T]):
             InvalidInputError: if no position counted.
         """
         if self.n_positions == 0:
-            raise nothing_predicted() if self.predicting else nothing_counts()
+            why = "each is padding, BOS, or the last of its row" if self.predicting else "every token is padding or BOS"
+            raise InvalidInputError(f"no position counts: {why}. Give longer rows, or include_bos=True.")
         return self.summary(join_rows([rows, *self._kept] if rows else self._kept))
 
     @property

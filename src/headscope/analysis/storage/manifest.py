@@ -40,10 +40,16 @@ def make_manifest(
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Describe a run as JSON keeps it; the arguments are those of `Passes`."""
+    config = {name: value for name, value in model.cfg.to_dict().items() if name not in ("device", "seed")}
     manifest = {
         "format": FORMAT,
         "analysis": analysis,
-        "model": _describe_model(model),
+        "model": {
+            "name": model.cfg.model_name,
+            "weights": fingerprint(model.state_dict()),
+            "weight_processing": model.weight_processing,
+            "config": config,
+        },
         "data": {"description": description, **_describe_data(data, attention_mask)},
         "reference": {} if reference is None else _describe_data(reference, None),
         "options": {**options, "batch_tokens": Budget.of(model.W_E.device).batch_tokens},
@@ -133,16 +139,6 @@ def _differences(there: Any, here: Any, name: str = "") -> list[str]:
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:20]}...{text[-8:]}"
-
-
-def _describe_model(model: HookedTransformer) -> dict[str, Any]:
-    config = {name: value for name, value in model.cfg.to_dict().items() if name not in ("device", "seed")}
-    return {
-        "name": model.cfg.model_name,
-        "weights": fingerprint(model.state_dict()),
-        "weight_processing": model.weight_processing,
-        "config": config,
-    }
 
 
 def _describe_data(data: Any, attention_mask: Tensor | None) -> dict[str, Any]:

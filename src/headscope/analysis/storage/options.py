@@ -22,7 +22,7 @@ R = TypeVar("R")
 
 
 class RunOptions(TypedDict, total=False):
-    """Options of a run over batches; `_MEANING` says what each is."""
+    """Options of a run over batches; `_OPTIONS` says what each is."""
 
     attention_mask: Tensor | None
     describe: str | None
@@ -38,28 +38,29 @@ class StreamOptions(RunOptions, total=False):
     include_bos: bool
 
 
-_DEFAULTS: dict[str, Any] = {
-    "attention_mask": None,
-    "include_bos": False,
-    "describe": None,
-    "progress": True,
-    "out": None,
-    "resume": False,
-    "flush_every": 20,
-}
-_MEANING = {
-    "attention_mask": "1 for real tokens, for a tensor of tokens; default: found from the padding token.",
-    "include_bos": "Let BOS positions count, in means too.",
-    "describe": "What the data is, for titles; default: its shape.",
-    "progress": "Show a progress bar.",
-    "out": "A folder to keep the run in, so that it can be stopped at any moment and resumed. What is measured goes to "
-    "the disk as it comes, and the result is written there as `result.safetensors`. Another run's folder raises "
-    "`InvalidInputError`, one that cannot be written `StorageError` (what was written before stands), a damaged one "
-    "`CheckpointError`.",
-    "resume": "Go on with the run that `out` holds, if it holds one; the result is that of a run never stopped. The "
-    "model, the data and the options must be the same.",
-    "flush_every": "How many batches (of about 2,000 tokens) are measured between two writes to `out`; 20 seconds "
-    "after the last one it is written to anyway.",
+# The default of each, and its meaning.
+_OPTIONS: dict[str, tuple[Any, str]] = {
+    "attention_mask": (None, "1 for real tokens, for a tensor of tokens; default: found from the padding token."),
+    "include_bos": (False, "Let BOS positions count, in means too."),
+    "describe": (None, "What the data is, for titles; default: its shape."),
+    "progress": (True, "Show a progress bar."),
+    "out": (
+        None,
+        "A folder to keep the run in, so that it can be stopped at any moment and resumed. What is measured goes to "
+        "the disk as it comes, and the result is written there as `result.safetensors`. Another run's folder raises "
+        "`InvalidInputError`, one that cannot be written `StorageError` (what was written before stands), and a "
+        "damaged one `CheckpointError`.",
+    ),
+    "resume": (
+        False,
+        "Go on with the run that `out` holds, if it holds one; the result is that of a run never stopped. The "
+        "model, the data and the options must be the same.",
+    ),
+    "flush_every": (
+        20,
+        "How many batches (of about 2,000 tokens) are measured between two writes to `out`; 20 seconds "
+        "after the last one it is written to anyway.",
+    ),
 }
 
 
@@ -78,8 +79,8 @@ def streaming(**defaults: Any) -> Callable[[Callable[P, R]], Callable[P, R]]:
         signature = inspect.signature(function)
         (shared,) = get_args(signature.parameters["run"].annotation)
         types = get_type_hints(shared)
-        names = [name for name in _DEFAULTS if name in types]
-        values = _DEFAULTS | defaults
+        names = [name for name in _OPTIONS if name in types]
+        values = {name: default for name, (default, _) in _OPTIONS.items()} | defaults
         more = [Parameter(name, Parameter.KEYWORD_ONLY, default=values[name], annotation=types[name]) for name in names]
         own = [parameter for name, parameter in signature.parameters.items() if name != "run"]
         shown = signature.replace(parameters=[*own, *more])
@@ -102,6 +103,6 @@ def _with_meanings(documentation: str, names: list[str]) -> str:
     lines = documentation.splitlines()
     at = next(number for number, line in enumerate(lines) if line.lstrip().startswith("**run:"))
     indent = lines[at][: len(lines[at]) - len(lines[at].lstrip())]
-    wrapped = [textwrap.wrap(f"{name}: {_MEANING[name]}", 112) for name in names]
+    wrapped = [textwrap.wrap(f"{name}: {_OPTIONS[name][1]}", 112) for name in names]
     meanings = [indent + "    " * (number > 0) + line for each in wrapped for number, line in enumerate(each)]
     return "\n".join([*lines[:at], *meanings, *lines[at + 1 :]])

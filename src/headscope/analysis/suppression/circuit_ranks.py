@@ -105,7 +105,7 @@ def weights_circuit_ranks(
         raise InvalidInputError(f"k must be between 1 and d_vocab = {d_vocab}; got {k}.")
     kind = torch.promote_types(model.W_U.dtype, torch.float32)
     readout = readout_of(model)
-    predicted = TokenDirections(readout, kind).of(tokens)
+    predicted = TokenDirections(model).of(tokens)
     first = token_embedding(model).to(kind)
     later = effective_embedding(model, attention=attention, only_mlp=only_mlp).to(kind)
     ov, qk = (torch.empty(len(chosen), len(tokens), dtype=torch.int32) for _ in range(2))

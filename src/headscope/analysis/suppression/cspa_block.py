@@ -60,7 +60,7 @@ class SuppressionBatch:
         self.readout = readout_of(model)
         # The batch's different tokens, and which of them stands where.
         self.ids, self.at = batch.tokens.unique(return_inverse=True)
-        self.bases = _bases(TokenDirections(self.readout, self.kind), self.ids, related)
+        self.bases = _bases(TokenDirections(model), self.ids, related)
 
     def measure(self, progress: bool) -> Float[Tensor, "number row pos"]:
         """The clean loss, then of each head the losses and KLs of CSPA and mean ablation."""

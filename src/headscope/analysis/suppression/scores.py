@@ -19,7 +19,7 @@ from torch import Tensor
 from headscope.analysis.core.batches import Batch
 from headscope.analysis.core.head_lists import one_vocabulary
 from headscope.analysis.core.result import Array, Result, RunInfo
-from headscope.analysis.recording.embedding import direct_effects, token_directions
+from headscope.analysis.recording.embedding import TokenDirections, direct_effects
 from headscope.analysis.storage.accumulator import Measure, Totals
 from headscope.analysis.storage.manifest import fingerprint
 from headscope.analysis.storage.options import RunOptions, streaming
@@ -137,7 +137,7 @@ def _repeated_tokens(
 
 def _anti_induction(model: HookedTransformer, length: int) -> Measure:
     """Return a function that sums direct effects on the token that repeats next, over the second half of each row."""
-    directions = token_directions(model)
+    directions = TokenDirections(model)
 
     def measure(batch: Batch, n_before: int) -> dict[str, Tensor]:
         # From the first token of the repeat, whose next token can be known, to the last that has a next one.
@@ -161,7 +161,7 @@ def _ioi(model: HookedTransformer, n_prompts: int, answers: Int[Tensor, "answer 
             f"answers must be tokens between 0 and d_vocab - 1 = {model.cfg.d_vocab - 1}; got {int(answers.min())} to "
             f"{int(answers.max())}."
         )
-    directions = token_directions(model)
+    directions = TokenDirections(model)
 
     def measure(batch: Batch, n_before: int) -> dict[str, Tensor]:
         names = answers[n_before : n_before + len(batch.tokens)].to(batch.tokens.device)
