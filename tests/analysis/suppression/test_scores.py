@@ -186,7 +186,7 @@ def test_result_is_frozen_tabulated_printed_and_saved(tmp_path):
      "all padding"),
     ({"length": 1}, "length must be at least 2"),
     ({"length": 7}, "n_ctx = 12"),
-    ({"n_sequences": 0}, "it must be 1 or more"),
+    ({"n_sequences": 0}, "batch must be at least 1; got 0"),
     ({"n_prompts": 1}, "n_prompts must be at least 2"),
 ])  # fmt: skip
 def test_bad_options_are_refused(options, message):

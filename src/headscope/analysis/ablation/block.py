@@ -195,14 +195,14 @@ class BatchAblation:
         sets, values, effect = self.plan.sets, self.plan.values, self.plan.effects.index("direct")
         low_rank = [at for at, together in enumerate(sets) if self._is_low_rank(together)]
         step = max(1, self.budget.held_rows * 12 // max(1, len(values) * len(self.final)))
-        return [self._some_heads(low_rank[start : start + step], effect) for start in range(0, len(low_rank), step)]
-
-    def _some_heads(self, some: list[int], effect: int) -> tuple[list[Cell], HeadChanges]:
-        heads, values = [self.plan.sets[at][0] for at in some], self.plan.values
-        taken = torch.stack([torch.stack([self._taken(head, value) for head in heads]) for value in values])
-        W_O = torch.stack([self.readout.direction(self._W_O(head)) for head in heads])
-        cells = [(value, effect, at) for value in range(len(values)) for at in some]
-        return cells, HeadChanges(taken.div_(self.scale), W_O)
+        parts = []
+        for some in (low_rank[start : start + step] for start in range(0, len(low_rank), step)):
+            heads = [sets[at][0] for at in some]
+            taken = torch.stack([torch.stack([self._taken(head, value) for head in heads]) for value in values])
+            W_O = torch.stack([self.readout.direction(self._W_O(head)) for head in heads])
+            cells = [(value, effect, at) for value in range(len(values)) for at in some]
+            parts.append((cells, HeadChanges(taken.div_(self.scale), W_O)))
+        return parts
 
     # Patched runs
 

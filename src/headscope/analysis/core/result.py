@@ -21,7 +21,7 @@ from torch import Tensor
 from headscope.analysis.core.components import canonical_label, component_label, component_of
 from headscope.analysis.core.named_arrays import WITHIN_LAYER, Array, Label, NamedArray, cell_label
 from headscope.analysis.core.ranking import HeadScore, Ranking
-from headscope.errors import CheckpointError, InvalidInputError, MissingDependencyError
+from headscope.errors import CheckpointError, InvalidInputError, MissingDependencyError, check_at_least
 from headscope.model.checkpoints.files import TensorFiles, read_metadata, write_tensors
 from headscope.ops.arrays import to_numpy
 
@@ -212,8 +212,7 @@ class Result:
         """
         by, labels = self._asked(by, labels)
         names = self._default() if by is None else (by,)
-        if k < 1:
-            raise InvalidInputError(f"k must be at least 1; got {k}.")
+        check_at_least(1, k=k)
         arrays = [self._reduced(name, mlps, labels) for name in names]
         values = torch.cat([array.values.flatten() for array in arrays])
         known = (~values.isnan()).nonzero()[:, 0]

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headscope.errors import InvalidInputError
+from headscope.errors import check_at_least
 
 __all__ = ["Position", "TokenMean", "token_means", "top_positions"]
 
@@ -56,17 +56,14 @@ def top_positions(
         >>> [(p.row, p.pos) for p in top_positions(torch.tensor([[0.1, 3.0, 2.9], [0.2, 2.0, 1.0]]), 2, apart=1)]
         [(0, 1), (1, 1)]
     """
-    if k < 1:
-        raise InvalidInputError(f"k must be at least 1; got {k}.")
+    check_at_least(1, k=k)
     worst = -torch.inf if largest else torch.inf
     ordered = values.double().nan_to_num(nan=worst, posinf=torch.inf, neginf=-torch.inf).flatten()
     found: list[Position] = []
     for index in ordered.argsort(descending=largest, stable=True).tolist():
         row, pos = divmod(index, values.shape[1])
         value = float(values[row, pos])
-        if value != value:
-            continue
-        if all(other.row != row or abs(other.pos - pos) > apart for other in found):
+        if value == value and all(other.row != row or abs(other.pos - pos) > apart for other in found):
             found.append(Position(row, pos, value))
         if len(found) == k:
             break

@@ -19,7 +19,7 @@ from headscope.analysis.recording.lens_states import LensStates, lens_states
 from headscope.analysis.storage.accumulator import Accumulator, Totals
 from headscope.analysis.storage.options import StreamOptions, streaming
 from headscope.analysis.storage.passes import Passes
-from headscope.errors import InvalidInputError, NotFiniteError
+from headscope.errors import InvalidInputError, NotFiniteError, check_at_least
 from headscope.model.activations.readout import readout_of
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.lens_top import LensTop, TopProblem, lens_top
@@ -37,9 +37,7 @@ class CalibrationOptions:
     include_bos: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("k", "n_bins"):
-            if getattr(self, name) < 1:
-                raise InvalidInputError(f"{name} must be at least 1; got {getattr(self, name)}.")
+        check_at_least(1, k=self.k, n_bins=self.n_bins)
 
 
 @streaming()

@@ -1,7 +1,6 @@
 """The states of the residual stream and what each component wrote, at the positions that count."""
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -87,15 +86,11 @@ def lens_states(model: HookedTransformer, batch: Batch) -> LensStates:
             places[f"blocks.{layer}.hook_mlp_out"] = mlp[layer]
         if post_scale is not None:
             places[post_scale_name(layer)] = post_scale[layer]
-    readings = {name: partial(_write_counted, place, batch.counted) for name, place in places.items()}
+    readings = {name: lambda each, place=place: place.copy_(each[batch.counted]) for name, place in places.items()}
     final = record(model, batch.tokens, readings, attention_mask=batch.attention_mask).final
     resid[-1] = final[batch.counted]
     check_final(resid[-1])
     return LensStates(resid, z, mlp, torch.finfo(final.dtype).eps, post_scale)
-
-
-def _write_counted(place: Tensor, counted: Tensor, activation: Tensor) -> Tensor:
-    return place.copy_(activation[counted])
 
 
 def state_labels(model: HookedTransformer) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from headscope.analysis.storage.accumulator import Accumulator, as_mapping
 from headscope.analysis.storage.manifest import compare_manifests, make_manifest, read_manifest
 from headscope.analysis.storage.options import StreamOptions
 from headscope.analysis.storage.run_folder import Stage, accumulate, check_folder, writing
-from headscope.errors import CheckpointError, InvalidInputError
+from headscope.errors import CheckpointError, InvalidInputError, check_at_least
 from headscope.model.checkpoints.files import write_bytes
 from headscope.model.transformer import HookedTransformer
 
@@ -51,8 +51,7 @@ class Passes:
         reference: Any = None,
         **run: Unpack[StreamOptions],
     ) -> None:
-        if run["flush_every"] < 1:
-            raise InvalidInputError(f"flush_every must be at least 1; got {run['flush_every']}.")
+        check_at_least(1, flush_every=run["flush_every"])
         if run["out"] is None and run["resume"]:
             raise InvalidInputError("resume=True goes on with the run in a folder; say which by out.")
         self.model, self.data, self.reference, self._run = model, data, reference, run
