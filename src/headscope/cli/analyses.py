@@ -8,7 +8,7 @@ from headscope.analysis.ablation.ablate import Effect, Value, ablate_heads
 from headscope.analysis.ablation.result import AblationResult
 from headscope.analysis.lens.entropy import EntropyResult, measure_entropy
 from headscope.cli import options
-from headscope.cli.shared import app, command, each_of, ends, kept_run, listed, load
+from headscope.cli.shared import app, command, each_of, ends, kept_run, listed
 from headscope.compat.prompt import test_prompt
 from headscope.model.checkpoints.hub import DEMO
 from headscope.model.transformer import HookedTransformer
@@ -74,8 +74,7 @@ def entropy(
     progress: options.Progress = True,
 ) -> None:
     """Measure what each head and MLP does to the entropy of the prediction, and rank the heads."""
-    with kept_run(out, resume):
-        loaded, tokens, described = load(model, text, max_tokens, seq_len)
+    with kept_run(model, text, max_tokens, seq_len, out, resume) as (loaded, tokens, run):
         result = measure_entropy(
             loaded,
             tokens,
@@ -84,10 +83,8 @@ def entropy(
             lens_bias=lens_bias,
             include_bos=include_bos,
             precision=precision,
-            describe=described,
             progress=progress,
-            out=out,
-            resume=resume,
+            **run,
         )
         typer.echo(_entropy_table(result, top))
 
@@ -148,8 +145,7 @@ def ablate(
 ) -> None:
     """Measure the next-token loss without each head, and rank the heads by how much they are missed."""
     checked: Any = {"values": values, "effects": effects}  # by `each_of`
-    with kept_run(out, resume):
-        loaded, tokens, described = load(model, text, max_tokens, seq_len)
+    with kept_run(model, text, max_tokens, seq_len, out, resume) as (loaded, tokens, run):
         result = ablate_heads(
             loaded,
             tokens,
@@ -158,10 +154,8 @@ def ablate(
             mean_over=mean_over,
             scale=scale,
             include_bos=include_bos,
-            describe=described,
             progress=progress,
-            out=out,
-            resume=resume,
+            **run,
         )
         typer.echo(_ablation_table(result, top, positions))
 

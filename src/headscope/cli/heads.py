@@ -56,10 +56,11 @@ def heads(
     """Find previous-token, duplicate-token, induction and copy-suppressing heads, and those that do a task."""
     if circuit and task is None:
         raise InvalidInputError("--circuit finds the paths that carry a task: name one with --task, such as ioi.")
-    loaded = HookedTransformer.from_pretrained(model)
     asked = None
-    if task is not None:
-        asked = task_of(loaded, None if task == "ioi" else Path(task), prompts, "mixed", seed, SWAPPED)
+    if task is None:
+        loaded = HookedTransformer.from_pretrained(model)
+    else:
+        loaded, asked = task_of(model, None if task == "ioi" else Path(task), prompts, "mixed", seed, SWAPPED)
     types = detect_heads(
         loaded, task=asked, seed=seed, min_attention=min_attention, min_effect=min_effect, progress=progress
     )

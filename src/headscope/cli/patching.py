@@ -10,7 +10,6 @@ from headscope.analysis.prompts.two_runs import Direction, Scale
 from headscope.cli import options
 from headscope.cli.shared import app, command, listed, task_of, write_folder
 from headscope.model.checkpoints.hub import DEMO
-from headscope.model.transformer import HookedTransformer
 from headscope.views.figures.patching import patching_by_head, patching_by_head_and_position, patching_by_position
 
 if TYPE_CHECKING:
@@ -69,11 +68,9 @@ def patch(
     progress: options.Progress = True,
 ) -> None:
     """Patch activations of one run into another, and measure which of them restore a task's answer, or break it."""
-    loaded = HookedTransformer.from_pretrained(model)
     asked = listed(positions)
     result = activation_patch(
-        loaded,
-        task_of(loaded, task, prompts, prompt_type, seed),
+        *task_of(model, task, prompts, prompt_type, seed),
         listed(sites) or [],
         direction=direction,
         scale=scale,

@@ -56,8 +56,11 @@ def report(
     if no_task and task != "auto":
         raise InvalidInputError(f"--no-task leaves out what --task {task} asks for: give one of them.")
     texts, described = texts_of(text, dataset)
-    loaded = HookedTransformer.from_pretrained(model)
-    asked: Any = None if no_task else task if task in ("auto", "ioi") else task_of(loaded, Path(task), 0, "mixed", 0)
+    asked: Any = None if no_task else task
+    if no_task or task in ("auto", "ioi"):
+        loaded = HookedTransformer.from_pretrained(model)
+    else:
+        loaded, asked = task_of(model, Path(task), 0, "mixed", 0)
     _tell(
         write_report(
             loaded,

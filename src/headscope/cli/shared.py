@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, ParamSpec, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, get_args
 
 import typer
 from torch import Tensor
@@ -75,21 +75,15 @@ def texts_of(path: Path | None, dataset: str | None = None) -> tuple[Iterable[st
     return read_chunks(path), path.name
 
 
-def load(name: str, text: Path | None, max_tokens: int, seq_len: int | None) -> tuple[HookedTransformer, Tensor, str]:
-    """Return the model, the tokens `[batch, pos]` it runs on, and what to call the text."""
-    texts, described = texts_of(text)
-    model = HookedTransformer.from_pretrained(name)
-    return model, token_rows(model, texts, max_tokens=max_tokens, seq_len=seq_len), described
-
-
 def task_of(
-    model: HookedTransformer, path: Path | None, prompts: int, kind: str, seed: int, flip: str = "ABB->XYZ, BAB->XYZ"
-) -> Task:
-    """Return the prompts in a file, or generated ones with corrupted ones beside them."""
+    model: str, path: Path | None, prompts: int, kind: str, seed: int, flip: str = "ABB->XYZ, BAB->XYZ"
+) -> tuple[HookedTransformer, Task]:
+    """Return the model, and the prompts in a file, or generated ones with corrupted ones beside them."""
+    loaded = HookedTransformer.from_pretrained(model)
     if path is not None:
-        return Task.read(path, model.tokenizer, prepend_bos=model.cfg.default_prepend_bos)
-    dataset = IOIDataset(kind, prompts, model.tokenizer, prepend_bos=model.cfg.default_prepend_bos, seed=seed)
-    return Task.from_ioi(dataset, flip)
+        return loaded, Task.read(path, loaded.tokenizer, prepend_bos=loaded.cfg.default_prepend_bos)
+    dataset = IOIDataset(kind, prompts, loaded.tokenizer, prepend_bos=loaded.cfg.default_prepend_bos, seed=seed)
+    return loaded, Task.from_ioi(dataset, flip)
 
 
 def listed(text: str | None) -> list[str] | None:
@@ -123,11 +117,19 @@ def check_resume(out: Path | None, resume: bool) -> None:
 
 
 @contextmanager
-def kept_run(out: Path | None, resume: bool) -> Iterator[None]:
-    """Say where a run was saved, or, after Ctrl-C, how to continue it."""
+def kept_run(
+    name: str, text: Path | None, max_tokens: int, seq_len: int | None, out: Path | None, resume: bool
+) -> Iterator[tuple[HookedTransformer, Tensor, dict[str, Any]]]:
+    """Load a model and the tokens `[batch, pos]` it runs on, with the text's name and the run's folder as options.
+
+    At the end say where the run was saved, or, after Ctrl-C, how to continue it.
+    """
     check_resume(out, resume)
     try:
-        yield
+        texts, described = texts_of(text)
+        model = HookedTransformer.from_pretrained(name)
+        tokens = token_rows(model, texts, max_tokens=max_tokens, seq_len=seq_len)
+        yield model, tokens, {"describe": described, "out": out, "resume": resume}
     except KeyboardInterrupt:
         if out is None:
             raise

@@ -10,7 +10,7 @@ from headscope.analysis.suppression.cspa import copy_suppression_preserving_abla
 from headscope.analysis.suppression.cspa_result import CopySuppression
 from headscope.analysis.suppression.scores import SuppressionScores, suppression_scores
 from headscope.cli import options
-from headscope.cli.shared import app, command, kept_run, listed, load, say
+from headscope.cli.shared import app, command, kept_run, listed, say
 from headscope.model.checkpoints.hub import DEMO
 from headscope.report import ABLATION_TOKENS
 
@@ -49,8 +49,7 @@ def copy_suppression(
     progress: options.Progress = True,
 ) -> None:
     """Measure how much of each head's effect is copy suppression: lowering tokens that are already predicted."""
-    with kept_run(out, resume):
-        loaded, tokens, described = load(model, text, max_tokens, seq_len)
+    with kept_run(model, text, max_tokens, seq_len, out, resume) as (loaded, tokens, run):
         explained = copy_suppression_preserving_ablation(
             loaded,
             tokens,
@@ -58,10 +57,8 @@ def copy_suppression(
             top=top,
             effect=effect,
             include_bos=include_bos,
-            describe=described,
             progress=progress,
-            out=out,
-            resume=resume,
+            **run,
         )
         scores = suppression_scores(loaded, progress=progress)
         ranked = None

@@ -42,8 +42,7 @@ def ioi(
     progress: options.Progress = True,
 ) -> None:
     """Show prompts, their answers, the logit difference between right and wrong, and what corrupting them does."""
-    loaded = HookedTransformer.from_pretrained(model)
-    asked = task_of(loaded, task, prompts, prompt_type, seed)
+    loaded, asked = task_of(model, task, prompts, prompt_type, seed)
     clean = _differences(loaded, asked, progress)
     if rows:
         Console().print(asked[:rows].table(clean[:rows]))
@@ -78,8 +77,7 @@ def attribute(
     progress: options.Progress = True,
 ) -> None:
     """Measure the direct effect of each part of the model on the logit difference of right and wrong answers."""
-    loaded = HookedTransformer.from_pretrained(model)
-    result = attribute_answers(loaded, task_of(loaded, task, prompts, prompt_type, seed), progress=progress)
+    result = attribute_answers(*task_of(model, task, prompts, prompt_type, seed), progress=progress)
     typer.echo(_attribution_text(result, top))
     if out is not None:
         figures = (

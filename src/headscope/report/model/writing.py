@@ -29,7 +29,7 @@ from headscope.report.model.model_section import model_section
 from headscope.report.model.suppression_section import suppression_section
 from headscope.report.model.types_section import attention_section, types_section
 from headscope.report.numbers_section import numbers_section
-from headscope.report.task.measuring import measure_task, task_prompts
+from headscope.report.task.measuring import ioi_task, measure_task
 from headscope.report.task.section import task_section, unmeasured_task_section
 from headscope.report.task.story import TaskStory
 from headscope.report.tokens import MAX_TOKENS, token_rows
@@ -154,7 +154,7 @@ def _measured_task(
     if task is None:
         return None
     try:
-        prompts = task_prompts(model) if isinstance(task, str) else task
+        prompts = ioi_task(model) if isinstance(task, str) else task
     except (InvalidInputError, MissingTokenizerError) as error:
         if task == "auto":
             return str(error)

@@ -18,7 +18,7 @@ from headscope.errors import InvalidInputError, MissingTokenizerError
 from headscope.model.transformer import HookedTransformer
 from headscope.report.task.story import LOOKED_AT, SWAPPED_WORDS, WORDS, Order, TaskStory
 
-__all__ = ["SWAPPED", "ioi_task", "measure_task", "task_prompts", "with_words"]
+__all__ = ["SWAPPED", "ioi_task", "measure_task", "with_words"]
 
 SWAPPED = "ABB->ABA, BAB->BAA"
 _MOST_PROMPTS, _FEWEST_PROMPTS = 100, 16
@@ -27,8 +27,8 @@ _BUDGET = 1e12
 _RECEIVERS = 8
 
 
-def ioi_task(model: HookedTransformer, n: int = _MOST_PROMPTS, *, seed: int = 0) -> Task:
-    """Generate IOI prompts of both orders, with the subject swapped.
+def ioi_task(model: HookedTransformer, n: int | None = None, *, seed: int = 0) -> Task:
+    """Generate IOI prompts of both orders, with the subject swapped; by default fewer for a model that takes long.
 
     Raises:
         MissingTokenizerError: If the model has no tokenizer.
@@ -39,6 +39,7 @@ def ioi_task(model: HookedTransformer, n: int = _MOST_PROMPTS, *, seed: int = 0)
         raise MissingTokenizerError("the model has no tokenizer to write the prompts with.")
     if model.cfg.attention_dir != "causal":
         raise InvalidInputError("the model sees what follows, and the prompts are for models that predict it.")
+    n = n or (_MOST_PROMPTS if _affordable(model) else _FEWEST_PROMPTS)
     prepend = model.cfg.default_prepend_bos
     dataset = IOIDataset("mixed", n, model.tokenizer, prepend_bos=prepend, seed=seed, device=model.W_E.device)
     task = Task.from_ioi(dataset, SWAPPED)
@@ -46,16 +47,6 @@ def ioi_task(model: HookedTransformer, n: int = _MOST_PROMPTS, *, seed: int = 0)
     if longest > model.cfg.n_ctx:
         raise InvalidInputError(f"the prompts have up to {longest} tokens, and the model reads {model.cfg.n_ctx}.")
     return task
-
-
-def task_prompts(model: HookedTransformer) -> Task:
-    """Generate IOI prompts, fewer of them for a model that takes long.
-
-    Raises:
-        MissingTokenizerError: If the model has no tokenizer.
-        InvalidInputError: If it cannot read the prompts.
-    """
-    return ioi_task(model, _MOST_PROMPTS if _affordable(model) else _FEWEST_PROMPTS)
 
 
 def measure_task(model: HookedTransformer, task: Task, *, progress: bool = True) -> TaskStory:
@@ -113,20 +104,13 @@ def _orders(
     def differences(some: Task) -> Tensor:
         return attribute(model, some, sources=False, neurons=False, progress=False).logit_difference.double().cpu()
 
-    clean = differences(task)
-    swapped = None
+    clean, swapped = differences(task), None
     if task.corrupted_tokens is not None:
         swapped = differences(replace(task, clean_tokens=task.corrupted_tokens, corrupted_tokens=None))
     orders, looks = [], []
     for name, rows in orders_of(name_places(task)).items():
-        orders.append(
-            Order(
-                name,
-                estimate(clean[rows, None]),
-                None if swapped is None else estimate(swapped[rows, None]),
-                float((clean[rows] > 0).double().mean()),
-            )
-        )
+        changed = None if swapped is None else estimate(swapped[rows, None])
+        orders.append(Order(name, estimate(clean[rows, None]), changed, float((clean[rows] > 0).double().mean())))
         paid = attention_between(model, task[rows], [("end", word) for word in LOOKED_AT])
         looks.append(torch.stack(list(paid.values())))
     return clean, tuple(orders), torch.stack(looks)
