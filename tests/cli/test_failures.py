@@ -136,7 +136,7 @@ BAD = {
     "long prompt": (["prompt", "CHECKPOINT", "Mary " * 60, "John"], "context is n_ctx = 48"),
     "a second model that is missing": (["compare", "CHECKPOINT", "gtp2"], "Unknown model 'gtp2'. Did you mean 'gpt2'"),
     "corrupt checkpoint": (["prompt", "TMP/corrupt", "Mary", "John"], "config.json"),
-    "steps": (["train", "demo", "--steps", "0", "--out", "TMP/demo"], "steps is 0"),
+    "steps": (["train", "demo", "--steps", "0", "--out", "TMP/demo"], "steps must be at least 1; got 0"),
 }
 
 
