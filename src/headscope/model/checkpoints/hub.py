@@ -91,29 +91,18 @@ HUB_MODELS = (
     *(
         HubModel(f"solu-{n}l", f"NeelNanda/SoLU_{n}L{width}W_C4_Code", size)
         for n, width, size in (
-            (1, 512, "3.1M"),
-            (2, 512, "6.3M"),
-            (3, 512, "9.4M"),
-            (4, 512, "12.6M"),
-            (6, 768, "42M"),
-            (8, 1024, "101M"),
-            (10, 1280, "197M"),
-            (12, 1536, "340M"),
+            (1, 512, "3.1M"), (2, 512, "6.3M"), (3, 512, "9.4M"), (4, 512, "12.6M"), (6, 768, "42M"), (8, 1024, "101M"),
+            (10, 1280, "197M"), (12, 1536, "340M"),
         )
     ),
     *(
         HubModel(f"solu-{n}l-pile", f"NeelNanda/SoLU_{n}L_v{version}_old", size, (f"solu-{n}l-old",))
         for n, version, size in (
-            (1, 9, "13M"),
-            (2, 10, "13M"),
-            (4, 11, "13M"),
-            (6, 13, "42M"),
-            (8, 21, "101M"),
-            (10, 22, "197M"),
+            (1, 9, "13M"), (2, 10, "13M"), (4, 11, "13M"), (6, 13, "42M"), (8, 21, "101M"), (10, 22, "197M"),
             (12, 23, "340M"),
         )
     ),
-)
+)  # fmt: skip
 # When Pythia was saved (Biderman et al. 2023): at each power of two up to 512 steps, then every 1,000.
 _PYTHIA_STEPS = (0, *(2**power for power in range(10)), *range(1000, 144_000, 1000))
 _HUB_IDS = {alias: model.hub_id for model in HUB_MODELS for alias in (model.name, *model.aliases)}

@@ -7,7 +7,7 @@ the entries written for it read back as the same config, and no tensor is left o
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -150,19 +150,21 @@ def _first_axis(pattern: str, cfg: HookedTransformerConfig) -> int:
     return size
 
 
-class Tensors(Mapping[str, Tensor]):
+class Tensors:
     """A checkpoint's tensors, read one at a time, with a record of those never read.
 
     Args:
         tensors: Where they are read from; may be lazy.
-        prefix: Dropped from names that have it (`"transformer."`).
+        renamed: Their names as the rows have them.
         ignore: Endings of names that carry no weights (masks saved as buffers).
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], *, prefix: str = "", ignore: Iterable[str] = ()) -> None:
+    def __init__(
+        self, tensors: Mapping[str, Tensor], renamed: Callable[[str], str] = str, ignore: Iterable[str] = ()
+    ) -> None:
         endings = tuple(ignore)
         self._tensors = tensors
-        self._names = {name.removeprefix(prefix): name for name in tensors if not name.endswith(endings)}
+        self._names = {renamed(name): name for name in tensors if not name.endswith(endings)}
         self._unread = set(self._names)
 
     def __getitem__(self, name: str) -> Tensor:
@@ -176,12 +178,6 @@ class Tensors(Mapping[str, Tensor]):
 
     def __contains__(self, name: object) -> bool:
         return name in self._names
-
-    def __iter__(self) -> Any:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
     def stacked(self, parts: Sequence[str], n: int) -> Tensor:
         """Stack the tensors of these names over `n` experts, each expert's concatenated."""
@@ -245,6 +241,7 @@ class Family(ABC):
         ignore: Endings of names that carry no weights.
         names: The entries of `config.json` that are fields of our config as they are, by field.
         defaults: Values of these where the entry is missing; one without a default is required, and positive.
+        fixed: Fields of our config that are the same in the whole family.
     """
 
     model_type: ClassVar[str]
@@ -266,6 +263,7 @@ class Family(ABC):
         "tie_word_embeddings": "tie_word_embeddings",
     }
     defaults: ClassVar[Mapping[str, Any]] = {"act_fn": "gelu", "eps": 1e-5, "tie_word_embeddings": False}
+    fixed: ClassVar[Mapping[str, Any]] = {"normalization_type": "LN"}
 
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
         """Convert the contents of a `config.json` to fields of `HookedTransformerConfig`.
@@ -282,7 +280,7 @@ class Family(ABC):
                 f"{self.names['d_model']} = {d_model} in config.json is not a multiple of {self.names['n_heads']} = "
                 f"{n_heads}."
             )
-        return {"normalization_type": "LN", **fields, "d_head": fields.get("d_head") or d_model // n_heads}
+        return {**fields, "d_head": fields.get("d_head") or d_model // n_heads, **self.fixed}
 
     def entries(self, cfg: HookedTransformerConfig, state: Mapping[str, Tensor]) -> dict[str, Any]:
         """Convert a config to entries of a `config.json`: the inverse of `config`.
@@ -314,6 +312,10 @@ class Family(ABC):
                 also, experts = (tuple(theirs + each for each in names) for names in (row.also, row.experts))
                 yield full, dataclasses.replace(row, theirs=theirs + row.theirs, also=also, experts=experts)
 
+    def renamed(self, name: str) -> str:
+        """Return the name of a checkpoint's tensor as the rows have it."""
+        return name.removeprefix(self.prefix)
+
     def convert(
         self, tensors: Mapping[str, Tensor], cfg: HookedTransformerConfig, hf: Mapping[str, Any]
     ) -> Iterator[tuple[str, Tensor]]:
@@ -324,7 +326,7 @@ class Family(ABC):
         """
         head = self.outside(cfg, hf)["unembed.W_U"]
         unused = (head.theirs, *head.also) if cfg.tie_word_embeddings else ()
-        given = Tensors(tensors, prefix=self.prefix, ignore=(*self.ignore, *unused))
+        given = Tensors(tensors, self.renamed, ignore=(*self.ignore, *unused))
         seen = set()
         for names, row in self.rows(cfg, hf):
             name = next((each for each in (row.theirs, *row.also) if each in given), row.theirs)

@@ -20,17 +20,15 @@ class _Bloom(Family):
         "n_layers": "n_layer", "d_model": "hidden_size", "n_heads": "n_head", "d_vocab": "vocab_size",
         "n_ctx": "seq_length", "eps": "layer_norm_epsilon", "tie_word_embeddings": "tie_word_embeddings",
     }  # fmt: skip
+    fixed = {
+        **Family.fixed, "act_fn": "gelu_fast", "post_embedding_ln": True, "positional_embedding_type": "alibi",
+    }  # fmt: skip
     defaults = {"n_ctx": 2048, "eps": 1e-5, "tie_word_embeddings": True}
 
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
         if hf.get("apply_residual_connection_post_layernorm"):
             raise CheckpointError("BLOOM with apply_residual_connection_post_layernorm is not supported.")
-        return {
-            **super().config(hf),
-            "act_fn": "gelu_fast",
-            "post_embedding_ln": True,
-            "positional_embedding_type": "alibi",
-        }
+        return super().config(hf)
 
     def outside(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
         return {

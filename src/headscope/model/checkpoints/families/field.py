@@ -61,21 +61,25 @@ class _Field(Family):
             "tokenizer_name": hf.get("tokenizer_name"),
         }
 
+    def renamed(self, name: str) -> str:
+        name = name.replace("norm", "ln")
+        return f"ln_final.{name.removeprefix('ln.')}" if name.startswith("ln.") else name
+
     def convert(
         self, tensors: Mapping[str, Tensor], cfg: HookedTransformerConfig, hf: Mapping[str, Any]
     ) -> Iterator[tuple[str, Tensor]]:
         if cfg.original_architecture not in (self.architecture, _OLD):
             raise CheckpointError(f"checkpoints of architecture {cfg.original_architecture!r} are not supported.")
-        named = _Renamed(tensors)
-        left = "embed.W_E" in named and named["embed.W_E"].shape == (cfg.d_model, cfg.d_vocab)
-        old = named.is_old or left or cfg.original_architecture == _OLD
+        names = {self.renamed(name): name for name in tensors}
+        shapes = {name: tensors[names[name]].shape for name in ("embed.W_E", "pos_embed.W_pos") if name in names}
+        left = shapes.get("embed.W_E") == (cfg.d_model, cfg.d_vocab)
+        old = any("norm" in name for name in tensors) or left or cfg.original_architecture == _OLD
         cfg.original_architecture = _OLD if old else self.architecture
-        turned = (cfg.d_model, cfg.n_ctx)
         if cfg.d_model == cfg.n_ctx:  # only the age of the checkpoint says
             left_positions = old and cfg.n_layers <= 8
         else:
-            left_positions = "pos_embed.W_pos" in named and named["pos_embed.W_pos"].shape == turned
-        yield from super().convert(named, cfg, {**hf, _LEFT: left, _LEFT_POSITIONS: left_positions})
+            left_positions = shapes.get("pos_embed.W_pos") == (cfg.d_model, cfg.n_ctx)
+        yield from super().convert(tensors, cfg, {**hf, _LEFT: left, _LEFT_POSITIONS: left_positions})
 
     def outside(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
         norm = {"LN": ["ln_final.w", "ln_final.b"], "RMS": ["ln_final.w"]}.get(str(cfg.final_norm), [])
@@ -94,29 +98,6 @@ class _Field(Family):
 
     def entries(self, cfg: HookedTransformerConfig, state: Mapping[str, Tensor]) -> dict[str, Any]:
         raise CheckpointError("this layout is read only: save the model's config and state dict instead.")
-
-
-class _Renamed(Mapping[str, Tensor]):
-    """A checkpoint's tensors by current names, read on access."""
-
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self._tensors = tensors
-        self._names = {_name_now(name): name for name in tensors}
-        self.is_old = any("norm" in name for name in tensors)
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._tensors[self._names[name]]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-
-def _name_now(name: str) -> str:
-    name = name.replace("norm", "ln")
-    return f"ln_final.{name.removeprefix('ln.')}" if name.startswith("ln.") else name
 
 
 def _rows(names: list[str], hf: Mapping[str, Any]) -> Table:

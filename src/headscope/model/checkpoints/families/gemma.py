@@ -54,12 +54,12 @@ class _Gemma2(_Gemma):
     architecture = "Gemma2ForCausalLM"
     examples = ("google/gemma-2-2b", "google/gemma-2-9b")
     windowed = None
+    fixed: ClassVar[Mapping[str, Any]] = {**LlamaLike.fixed, "use_normalization_before_and_after": True}
     period = 2
 
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
         return {
             **super().config(hf),
-            "use_normalization_before_and_after": True,
             "attn_scale": math.sqrt(hf.get("query_pre_attn_scalar", 256)),
             "attn_scores_soft_cap": float(hf.get("attn_logit_softcapping") or -1),
             "output_logits_soft_cap": float(hf.get("final_logit_softcapping") or -1),
@@ -95,12 +95,13 @@ class _Gemma3(_Gemma2):
     model_type = "gemma3_text"
     architecture = "Gemma3ForCausalLM"
     examples = ("google/gemma-3-270m", "google/gemma-3-1b-pt")
+    fixed = {**_Gemma2.fixed, "use_qk_norm": True}
     period = 6
 
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
         both = hf.get("rope_parameters") or {}
         local, everywhere = both.get("sliding_attention", {}), both.get("full_attention")
-        fields = {**super().config({**hf, "rope_parameters": everywhere}), "use_qk_norm": True}
+        fields = super().config({**hf, "rope_parameters": everywhere})
         fields |= rope_fields(hf, fields["d_head"], base=1_000_000.0, rope=everywhere)
         return {**fields, "rotary_base_local": local.get("rope_theta", hf.get("rope_local_base_freq", 10000.0))}
 

@@ -24,11 +24,12 @@ class _GPTNeo(GPT2Like):
         "d_vocab": "vocab_size", "d_mlp": "intermediate_size", "act_fn": "activation_function",
         "eps": "layer_norm_epsilon", "tie_word_embeddings": "tie_word_embeddings",
     }  # fmt: skip
+    fixed = {**GPT2Like.fixed, "use_attn_scale": False}
 
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
         kinds = [kind for group, times in hf["attention_types"] for _ in range(times) for kind in group]
         windows = window_fields(hf.get("window_size", 256), [kind == "local" for kind in kinds])
-        return {**super().config(hf), "use_attn_scale": False, **windows}
+        return {**super().config(hf), **windows}
 
     def entries(self, cfg: HookedTransformerConfig, state: Mapping[str, Tensor]) -> dict[str, Any]:
         kinds = cfg.attn_types if cfg.use_local_attn and cfg.attn_types else ["global"] * cfg.n_layers

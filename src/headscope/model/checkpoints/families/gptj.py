@@ -21,13 +21,12 @@ class _GPTJ(GPT2Like):
     names = {**GPT2Like.names, "rotary_dim": "rotary_dim"}
     defaults = {**GPT2Like.defaults, "rotary_dim": None, "tie_word_embeddings": False}
 
-    def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
-        return {
-            **super().config(hf),
-            "parallel_attn_mlp": True,
-            "positional_embedding_type": "rotary",
-            "rotary_adjacent_pairs": True,
-        }
+    fixed = {
+        **GPT2Like.fixed,
+        "parallel_attn_mlp": True,
+        "positional_embedding_type": "rotary",
+        "rotary_adjacent_pairs": True,
+    }
 
     def outside(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
         table = {name: row for name, row in super().outside(cfg, hf).items() if name != "pos_embed.W_pos"}

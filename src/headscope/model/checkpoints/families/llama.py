@@ -51,14 +51,13 @@ class LlamaLike(Family):
     windowed: ClassVar[bool | None] = None
     names = {**Family.names, "eps": "rms_norm_eps", "d_head": "head_dim", "clip_qkv": "clip_qkv"}
     defaults = {"act_fn": "silu", "eps": 1e-6, "tie_word_embeddings": False, "d_head": None, "clip_qkv": None}
+    fixed: ClassVar[Mapping[str, Any]] = {"gated_mlp": True, "normalization_type": "RMS"}
 
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
         fields, groups = super().config(hf), hf.get("num_key_value_heads")
         return {
             **fields,
             "n_key_value_heads": None if groups == fields["n_heads"] else groups or None,
-            "gated_mlp": True,
-            "normalization_type": "RMS",
             **rope_fields(hf, fields["d_head"]),
             **window_fields(hf.get("sliding_window"), self.local_layers(hf)),
         }

@@ -57,9 +57,7 @@ class _Mixtral(_WithExperts):
     model_type = "mixtral"
     architecture = "MixtralForCausalLM"
     examples = ("mistralai/Mixtral-8x7B-v0.1", "mistralai/Mixtral-8x7B-Instruct-v0.1")
-
-    def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
-        return {**super().config(hf), "norm_topk_prob": True}
+    fixed = {**LlamaLike.fixed, "norm_topk_prob": True}
 
     def layer(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
         table, of_one = dict(super().layer(cfg, hf)), "block_sparse_moe.experts.{}."
@@ -73,16 +71,15 @@ class _Olmoe(_WithExperts):
     model_type = "olmoe"
     architecture = "OlmoeForCausalLM"
     examples = ("allenai/OLMoE-1B-7B-0924",)
-
-    def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
-        return {**super().config(hf), "eps": hf.get("rms_norm_eps", 1e-5), "use_qk_norm": True,
-                "qk_norm_all_heads": True}  # fmt: skip
+    defaults = {**_WithExperts.defaults, "eps": 1e-5}
+    fixed = {**LlamaLike.fixed, "use_qk_norm": True, "qk_norm_all_heads": True}
 
 
 class _Qwen3Moe(_WithExperts):
     model_type = "qwen3_moe"
     architecture = "Qwen3MoeForCausalLM"
     examples = ("Qwen/Qwen3-30B-A3B", "Qwen/Qwen3-30B-A3B-Base")
+    fixed = {**LlamaLike.fixed, "use_qk_norm": True}
 
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
         if hf.get("mlp_only_layers") or hf.get("decoder_sparse_step", 1) != 1:
@@ -91,7 +88,7 @@ class _Qwen3Moe(_WithExperts):
             )
         window = hf.get("sliding_window") if hf.get("use_sliding_window") else None
         (d_mlp,) = sizes(hf, "moe_intermediate_size")
-        return {**super().config({**hf, "sliding_window": window, "intermediate_size": d_mlp}), "use_qk_norm": True}
+        return super().config({**hf, "sliding_window": window, "intermediate_size": d_mlp})
 
     def entries(self, cfg: HookedTransformerConfig, state: Mapping[str, Tensor]) -> dict[str, Any]:
         return {**super().entries(cfg, state), "moe_intermediate_size": cfg.d_mlp}

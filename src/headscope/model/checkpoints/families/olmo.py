@@ -14,9 +14,7 @@ class _Olmo(LlamaLike):
     model_type = "olmo"
     architecture = "OlmoForCausalLM"
     examples = ("allenai/OLMo-1B-hf", "allenai/OLMo-7B-hf")
-
-    def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
-        return {**super().config(hf), "normalization_type": "LNPre", "eps": 1e-5}
+    fixed = {**LlamaLike.fixed, "normalization_type": "LNPre", "eps": 1e-5}
 
     def outside(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
         return _without_norms(super().outside(cfg, hf))
@@ -33,14 +31,7 @@ class _Olmo2(LlamaLike):
     model_type = "olmo2"
     architecture = "Olmo2ForCausalLM"
     examples = ("allenai/OLMo-2-0425-1B", "allenai/OLMo-2-1124-7B")
-
-    def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
-        return {
-            **super().config(hf),
-            "use_normalization_after_only": True,
-            "use_qk_norm": True,
-            "qk_norm_all_heads": True,
-        }
+    fixed = {**LlamaLike.fixed, "use_normalization_after_only": True, "use_qk_norm": True, "qk_norm_all_heads": True}
 
     def layer(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
         return {

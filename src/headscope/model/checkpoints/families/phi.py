@@ -19,17 +19,13 @@ class _Phi(LlamaLike):
     examples = ("microsoft/phi-1", "microsoft/phi-1_5", "microsoft/phi-2")
     windowed = False
     names = {**LlamaLike.names, "eps": "layer_norm_eps"}
+    fixed = {"gated_mlp": False, "normalization_type": "LN", "parallel_attn_mlp": True}
     defaults = {**LlamaLike.defaults, "act_fn": "gelu_new", "eps": 1e-5}
 
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
         if hf.get("qk_layernorm"):
             raise CheckpointError("Phi with qk_layernorm is not supported.")
-        return {
-            **super().config({"partial_rotary_factor": 0.5, **hf}),
-            "gated_mlp": False,
-            "normalization_type": "LN",
-            "parallel_attn_mlp": True,
-        }
+        return super().config({"partial_rotary_factor": 0.5, **hf})
 
     def outside(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
         return {

@@ -32,9 +32,7 @@ class _Qwen3(_Qwen2):
     model_type = "qwen3"
     architecture = "Qwen3ForCausalLM"
     examples = ("Qwen/Qwen3-0.6B", "Qwen/Qwen3-8B")
-
-    def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
-        return {**super().config(hf), "use_qk_norm": True}
+    fixed = {**LlamaLike.fixed, "use_qk_norm": True}
 
     def biases(self, hf: Mapping[str, Any]) -> tuple[str, ...]:
         return LlamaLike.biases(self, hf)

@@ -19,12 +19,13 @@ class _StableLM(LlamaLike):
     examples = ("stabilityai/stablelm-2-1_6b", "stabilityai/stablelm-3b-4e1t")
     windowed = False
     names = {**LlamaLike.names, "eps": "layer_norm_eps", "parallel_attn_mlp": "use_parallel_residual"}
+    fixed = {**LlamaLike.fixed, "normalization_type": "LN"}
     defaults = {**LlamaLike.defaults, "eps": 1e-5, "parallel_attn_mlp": False}
 
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
         if hf.get("qk_layernorm"):
             raise CheckpointError("StableLM with qk_layernorm, a norm for each head, is not supported.")
-        return {**super().config({"partial_rotary_factor": 0.25, **hf}), "normalization_type": "LN"}
+        return super().config({"partial_rotary_factor": 0.25, **hf})
 
     def entries(self, cfg: HookedTransformerConfig, state: Mapping[str, Tensor]) -> dict[str, Any]:
         return {
