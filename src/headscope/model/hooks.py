@@ -337,7 +337,7 @@ class HookedRootModule(nn.Module):
             return [name for name in self.hook_dict if names_filter(name)]
         names = [names_filter] if isinstance(names_filter, str) else list(names_filter)
         for name in names:
-            self._matching(name)
+            self._matching(name)  # refuses an unknown one
         return names
 
     def run_with_cache(

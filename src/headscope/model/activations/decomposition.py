@@ -145,7 +145,13 @@ class ResidualDecomposition:
             pos_slice: Only these positions.
             project_output_onto: `[d_model]` or `[d_model, direction]`: give the components along these instead.
         """
-        self._check_neurons()
+        if self._cfg.attn_only:
+            raise InvalidInputError("the model has no MLPs (attn_only), so it has no neurons.")
+        if self._cfg.num_experts is not None:
+            raise InvalidInputError(
+                f"the MLPs are {self._cfg.num_experts} experts each, and which neurons a token has depends on the "
+                "token: there is no part for each neuron. Use expand_neurons=False, or hook_post of the experts."
+            )
         W_out = self._through_post_norm(self._output_weight("mlp.W_out", layer), "ln2_post", layer)
         neurons = Slice([neuron_slice] if isinstance(neuron_slice, int) else neuron_slice)
         weight = neurons.apply(W_out, dim=0)
@@ -367,15 +373,6 @@ class ResidualDecomposition:
             part, parameter = name.split(".")
             raise InvalidInputError(f"blocks.{layer}.{part} was replaced by a module without {parameter}.")
         return weight.detach()
-
-    def _check_neurons(self) -> None:
-        if self._cfg.attn_only:
-            raise InvalidInputError("the model has no MLPs (attn_only), so it has no neurons.")
-        if self._cfg.num_experts is not None:
-            raise InvalidInputError(
-                f"the MLPs are {self._cfg.num_experts} experts each, and which neurons a token has depends on the "
-                "token: there is no part for each neuron. Use expand_neurons=False, or hook_post of the experts."
-            )
 
     def _neurons(
         self, stop: int, neuron_slice: SliceInput | Slice, pos_slice: SliceInput | Slice, directions: Tensor | None
