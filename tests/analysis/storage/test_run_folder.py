@@ -1,5 +1,6 @@
 """Runs that are stopped and go on: the same bits, whatever stopped them, and no other run's folder is touched."""
 
+import contextlib
 import errno
 import json
 import os
@@ -326,8 +327,10 @@ def test_killed_from_outside(model: HookedTransformer, server: subprocess.Popen[
         process = ask(server, "slow", folder)
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
-            if (folder / f"{stage}.safetensors").exists() and Stage(folder, stage).done.n_batches >= n_batches:
-                break
+            # While the other process writes, a state may be replaced between two reads of it, and so look damaged.
+            with contextlib.suppress(CheckpointError):
+                if Stage(folder, stage).done.n_batches >= n_batches:
+                    break
             time.sleep(0.005)
         os.kill(process, signal.SIGKILL)
         assert ended(server) == -signal.SIGKILL
