@@ -52,7 +52,10 @@ def token_rows(
             f"seq_len must be between 2 and the model's context n_ctx = {model.cfg.n_ctx}; got {seq_len}."
         )
     if isinstance(texts, Tensor):
-        return _cut(texts, model.cfg.n_ctx, max_tokens)
+        if texts.ndim not in (1, 2) or texts.shape[-1] < 2:
+            raise InvalidInputError(f"tokens must be [batch, pos], with 2 positions or more; got {list(texts.shape)}.")
+        cut = torch.atleast_2d(texts)[:, : model.cfg.n_ctx]
+        return cut[: max(1, max_tokens // cut.shape[1])]
     tokenizer = model.tokenizer
     if tokenizer is None:
         raise MissingTokenizerError(
@@ -68,10 +71,3 @@ def token_rows(
     if not whole or len(whole[0]) < 2 + with_bos:
         raise InvalidInputError("the text is at most one token long; two at least are needed, better some hundreds.")
     return torch.stack(whole)
-
-
-def _cut(tokens: Tensor, n_ctx: int, max_tokens: int) -> Tensor:
-    if tokens.ndim not in (1, 2) or tokens.shape[-1] < 2:
-        raise InvalidInputError(f"tokens must be [batch, pos], with 2 positions or more; got {list(tokens.shape)}.")
-    rows = torch.atleast_2d(tokens)[:, :n_ctx]
-    return rows[: max(1, max_tokens // rows.shape[1])]

@@ -12,7 +12,7 @@ from headscope import HookedTransformer
 from headscope.errors import HeadscopeError
 from headscope.report.blocks import Figure, Fold, Heading, Prose, Section, Table
 from headscope.report.task.measuring import ioi_task, measure_task, with_words
-from headscope.report.task.section import task_section, unmeasured_task_section
+from headscope.report.task.section import task_section
 from headscope.report.task.story import TaskStory
 
 
@@ -103,7 +103,7 @@ def test_a_model_that_cannot_do_it_is_told_so() -> None:
 def test_models_that_cannot_read_the_prompts_are_told_why(model: HookedTransformer, why: str) -> None:
     with pytest.raises(HeadscopeError, match=why) as caught:
         ioi_task(model)
-    section = unmeasured_task_section(str(caught.value))
+    section = task_section(str(caught.value))
     assert str(caught.value) in words(section) and section.summary == ()
 
 

@@ -6,7 +6,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from headscope.analysis.core.stats import Estimate, Estimates, difference, estimate, estimates
+from headscope.analysis.core.stats import Estimate, Estimates, difference, estimates
 from headscope.report.model.findings import Findings
 
 __all__ = ["Compared"]
@@ -43,9 +43,7 @@ class Compared:
 
     def gap(self, first: Tensor, second: Tensor) -> Estimate:
         """Mean of `second [batch, pos]` less that of `first`; token by token if both read the same tokens."""
-        if self.paired and first.shape == second.shape:
-            return estimate(second - first)
-        return difference(estimate(second), estimate(first))
+        return self.gaps(estimates(first[None]), estimates(second[None]))[0]
 
     def gaps(self, first: Estimates, second: Estimates) -> Estimates:
         """The same for each head, of models of one shape."""

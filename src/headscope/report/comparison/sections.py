@@ -86,7 +86,7 @@ def compared_loss_section(both: Compared) -> Section:
             Cell(name, at),
             estimate_cell(estimate(side.predictions.loss), sign=False),
             estimate_cell(_per_byte(side), sign=False),
-            percent_cell(_first_choice(side)),
+            percent_cell(side.among_first(1)),
         )
         for at, (name, side) in enumerate(both.sides.items())
     ]
@@ -124,11 +124,6 @@ def _smooth(loss: Tensor) -> list[float]:
     reach = _WINDOW // 2
     width = loss.shape[1]
     return [float(loss[:, max(0, at - reach) : at + reach + 1].double().nanmean()) for at in range(width)]
-
-
-def _first_choice(side: Findings) -> float:
-    ranks = side.predictions.rank[~side.predictions.loss.isnan()]
-    return float((ranks == 0).double().mean())
 
 
 def _per_byte(side: Findings) -> Estimate:

@@ -108,6 +108,11 @@ class Findings:
         """Effect of each head on the entropy of the final prediction, `[layer, head]`."""
         return estimates(self.entropy.marginal[:, : self.entropy.n_heads])
 
+    def among_first(self, k: int) -> float:
+        """Share of the next tokens that are among the model's first `k` choices."""
+        ranks = self.predictions.rank[~self.predictions.loss.isnan()]
+        return float((ranks < k).double().mean())
+
     def loss_without(self, effect: str) -> Estimates:
         """Loss difference of each head, replaced by its mean, along one kind of path, `[layer, head]`."""
         assert self.ablation is not None

@@ -21,9 +21,7 @@ _SHOWN_TOKENS = 256
 def loss_section(findings: Findings) -> Section:
     """Loss by position and by token, and the text with the loss of each token."""
     predictions, uniform = findings.predictions, math.log(findings.d_vocab_out)
-    ranks = predictions.rank[~predictions.loss.isnan()]
-    first, top10 = (float((ranks < k).double().mean()) for k in (1, 10))
-    mean = estimate(predictions.loss)
+    first, mean = findings.among_first(1), estimate(predictions.loss)
     figure = captioned(
         loss_by_position(predictions.loss, data=findings.means.info.data, uniform=uniform),
         "Left: the mean loss at each position (dots) and its running mean (line), which falls to the right where a "
@@ -44,7 +42,7 @@ def loss_section(findings: Findings) -> Section:
         n=count(mean.n, "prediction"),
         mean=spread(mean, sign=False),
         first=percent(first),
-        top10=percent(top10),
+        top10=percent(findings.among_first(10)),
     )
     summary = (_summary(mean, uniform, first), *_use_of_context(findings))
     return Section("loss", "Loss", summary, (words, figure, Heading("The text, as the model finds it"), text))

@@ -30,7 +30,7 @@ from headscope.report.model.suppression_section import suppression_section
 from headscope.report.model.types_section import attention_section, types_section
 from headscope.report.numbers_section import numbers_section
 from headscope.report.task.measuring import ioi_task, measure_task
-from headscope.report.task.section import task_section, unmeasured_task_section
+from headscope.report.task.section import task_section
 from headscope.report.task.story import TaskStory
 from headscope.report.tokens import MAX_TOKENS, token_rows
 
@@ -165,9 +165,6 @@ def _measured_task(
 def _page(findings: Findings, story: TaskStory | str | None, n_positions: int, tables: Iterable[str]) -> Page:
     """The sections, in the order of the page."""
     info = findings.means.info
-    task = None
-    if story is not None:
-        task = unmeasured_task_section(story) if isinstance(story, str) else task_section(story)
     sections = (
         model_section(findings),
         loss_section(findings),
@@ -175,7 +172,7 @@ def _page(findings: Findings, story: TaskStory | str | None, n_positions: int, t
         entropy_head_section(findings),
         heads_section(findings, n_positions),
         ablation_section(findings),
-        task,
+        None if story is None else task_section(story),
         suppression_section(findings),
         types_section(findings),
         attention_section(findings),

@@ -36,7 +36,7 @@ from headscope.report.words import (
     spread,
 )
 
-__all__ = ["task_section", "unmeasured_task_section"]
+__all__ = ["task_section"]
 
 _TITLE = "Indirect objects"
 _LOOKS = 0.3  # of its attention, from which a head is said to look somewhere
@@ -45,14 +45,11 @@ _LISTED = 6
 _ROWS = 14
 
 
-def unmeasured_task_section(why: str) -> Section:
-    """A sentence on why nothing was measured."""
-    sentence = "Indirect object identification was not measured: {why}"
-    return Section("task", _TITLE, (), (prose(sentence, why=why, soft=True),))
-
-
-def task_section(story: TaskStory) -> Section:
-    """Words, tables and figures."""
+def task_section(story: TaskStory | str) -> Section:
+    """Words, tables and figures, or why nothing was measured."""
+    if isinstance(story, str):
+        sentence = "Indirect object identification was not measured: {why}"
+        return Section("task", _TITLE, (), (prose(sentence, why=story, soft=True),))
     blocks: list[Block] = [_verdict(story), _orders_table(story)]
     if story.can:
         blocks += [Heading("Which heads move the names"), *_moving(story), direct_figure(story)]
