@@ -59,8 +59,12 @@ class StackedWeights:
     b_O: Float[Tensor, "layer d_model"] = _stack("attn", "b_O", "Output biases; they belong to no head.")
     W_in: Float[Tensor, "layer *expert d_model d_mlp"] = _stack("mlp", "W_in", "MLP input weights.")
     b_in: Float[Tensor, "layer *expert d_mlp"] = _stack("mlp", "b_in", "MLP input biases.")
-    W_gate: Float[Tensor, "layer *expert d_model d_mlp"] | None = _stack("mlp", "W_gate", "Gate weights of gated MLPs.")
-    b_gate: Float[Tensor, "layer *expert d_mlp"] | None = _stack("mlp", "b_gate", "Gate biases of gated MLPs.")
+    W_gate: Float[Tensor, "layer *expert d_model d_mlp"] | None = _stack(
+        "mlp", "W_gate", "Gate weights; `None` without gated MLPs."
+    )
+    b_gate: Float[Tensor, "layer *expert d_mlp"] | None = _stack(
+        "mlp", "b_gate", "Gate biases; `None` without gated MLPs."
+    )
     W_out: Float[Tensor, "layer *expert d_mlp d_model"] = _stack("mlp", "W_out", "MLP output weights.")
     b_out: Float[Tensor, "layer d_model"] = _stack("mlp", "b_out", "MLP output biases.")
 
