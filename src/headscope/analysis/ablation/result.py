@@ -144,7 +144,7 @@ class AblationResult(Result):
         largest: bool = True,
         before: int = 20,
     ) -> AffectedPositions:
-        """Where a component helps most (`largest=False`: hurts most), in context.
+        """Return the positions where a component helps most (`largest=False`: hurts most), in context.
 
         Args:
             k: How many positions.

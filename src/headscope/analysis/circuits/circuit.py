@@ -37,10 +37,10 @@ _SHOWN = 12
 
 @runtime_checkable
 class KindsOfHeads(Protocol):
-    """What groups a circuit's heads by kind; `HeadTypes` is one."""
+    """Kinds of heads, by which a circuit groups them; `HeadTypes` is one."""
 
     def main_kind(self, layer: int, head: int) -> str | None:
-        """The kind that says most about a head's part in the task; `None` for an unlabelled head."""
+        """Return the kind that says most about a head's part in the task; `None` for an unlabeled head."""
 
 
 @dataclass(frozen=True, repr=False)

@@ -36,7 +36,7 @@ _HTML_ROWS = 10
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What was run on what.
+    """Model, data and options of a run.
 
     Attributes:
         model: The model's name.

@@ -1,4 +1,4 @@
-"""Where a number is largest: `top_positions` of values over batch and position, and `token_means` by token."""
+"""The largest values: `top_positions` over batch and position, and `token_means` by token."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""What head types rest on that no task tells: attention to telling keys beside its control, copying, composition.
+"""Evidence for head types that needs no task: attention to defining keys beside its control, copying, composition.
 
 A *control* is the same number for the same head where what defines the kind is taken out. With it, a label says more
 than "this head pays some attention there": a head that looks a fixed distance back, or at everything alike, has a
@@ -179,7 +179,7 @@ def repeat_moments(model: HookedTransformer) -> Measure:
 
 
 def repeat_evidence(model: HookedTransformer, sums: Mapping[str, Tensor]) -> tuple[Measured, Estimate]:
-    """What each head writes, directly, against the token that induction expects where that token does come next.
+    """Measure how each head writes against the token that induction predicts, where that token does come next.
 
     Score: minus the head's direct effect on that token's logit, above the mean over tokens. Control: the same for
     another token of the row, the one after it. In logits.
@@ -209,7 +209,7 @@ def _repeats(batch: Batch) -> Bool[Tensor, "row pos"]:
 
 @torch.no_grad()
 def copying_scores(model: HookedTransformer) -> Float[Tensor, "layer head"]:
-    """How far each head's OV circuit copies: 1 for raising the logit of whatever is attended to, -1 for lowering it.
+    """Score how far each head's OV circuit copies: 1 raises the logit of whatever is attended to, -1 lowers it.
 
     The sum of the eigenvalues of the full OV circuit `W_E W_V W_O W_U` over the sum of their magnitudes (Elhage et al.
     2021, "Summarizing OV/QK matrices"). Random heads are near 0. Tokens are embedded by `effective_embedding`, those
@@ -254,7 +254,7 @@ def _normalized(model: HookedTransformer, x: Float[Tensor, "d_vocab d_model"]) -
 
 @torch.no_grad()
 def k_composition(model: HookedTransformer, heads: list[tuple[int, int]]) -> Float[Tensor, "reader layer head"]:
-    """How much the keys of some heads read what each earlier head writes; NaN where it is not earlier.
+    """K-composition of some heads with each earlier head; NaN where a head is not earlier.
 
     `|W_OV1 W_QK2^T| / (|W_OV1| |W_QK2|)`, K-composition in Elhage et al. 2021; near `1 / sqrt(d_model)` for unrelated
     heads. An induction head reads what a previous-token head writes.

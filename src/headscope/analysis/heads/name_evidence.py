@@ -1,4 +1,4 @@
-"""What heads do in a task of two names: what they add from the names' places, what they look at, what breaks without.
+"""Evidence for head types on a task of two names: direct effects from the names, attention, effects of patching.
 
 A head's direct effect on the logit difference (right name, `IO`, less wrong name, `S`) is taken apart by the places it
 comes from: those of `IO`, and those of `S`, each with the position after it, where previous-token heads leave the same
@@ -79,7 +79,7 @@ class TaskEvidence:
 
 
 def name_places(task: Task) -> dict[str, Int[Tensor, " prompt"]]:
-    """Where `IO`, `S1`, `S2` and `end` are in each prompt: as the task says, or else found from its answers.
+    """Return the positions of `IO`, `S1`, `S2` and `end` in each prompt: the task's own, or found from its answers.
 
     Raises:
         InvalidInputError: If an answer is not in its prompt, or the wrong one not twice; it says which prompt.
@@ -193,7 +193,7 @@ class _FromNames:
         return _chosen([_beside(sign * each, sign * control.of[who][order]) for order, each in self.of[who].items()])
 
     def copied(self, control: "_FromNames") -> Measured:
-        """How surely a head raises `IO` from its place in one order and `S` from its own in the other."""
+        """Measure how surely a head raises `IO` from its place in one order and `S` from its own in the other."""
         if len(self.of["IO"]) < 2:
             return Measured.nothing(*next(iter(self.of["IO"].values())).shape[1:])
         ways = []
@@ -269,7 +269,7 @@ def _summed(at: list[tuple[Any, ...]], pattern: Tensor) -> Float[Tensor, "pair h
 def _inhibition(
     model: HookedTransformer, task: Task, movers: list[tuple[int, int]], progress: bool
 ) -> tuple[Measured, Float[Tensor, "layer head"]]:
-    """What the logit difference loses when a head changes as the name movers' queries see it."""
+    """Measure the loss of logit difference when a head is patched along its paths into the name movers' queries."""
     receivers = [f"{layer}.{head}.q" for layer, head in movers[:_MOST_RECEIVERS]]
     found = path_patch_sweep(
         model, task, receivers=receivers, direction="noising", scale="metric", positions="end", progress=progress
@@ -283,7 +283,7 @@ def _inhibition(
 def changes_when_patched(
     model: HookedTransformer, task: Task, heads: list[tuple[int, int]]
 ) -> Float[Tensor, "layer head"]:
-    """What the mean logit difference changes by when a head gives what it gave in the corrupted prompts.
+    """Measure the change of the mean logit difference when a head's output is that of the corrupted prompts.
 
     One forward pass for each head; NaN for the others.
     """

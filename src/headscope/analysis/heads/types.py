@@ -83,7 +83,7 @@ def detect_heads(
     Kinds that need no task are measured on repeated random tokens, where meaning cannot help. With a task of two names,
     such as indirect object identification, so are the classes of heads of Wang et al. 2022.
 
-    Cost: three forward passes over the random tokens. With a task five over its prompts, one for each labelled head,
+    Cost: three forward passes over the random tokens. With a task five over its prompts, one for each labeled head,
     and, where there are name movers, path patching from every head to their queries, which is most of it.
 
     Args:
@@ -179,7 +179,7 @@ def detect_heads(
 
 
 def _tensors(task: Task) -> dict[str, Tensor]:
-    """What makes one task another."""
+    """Fingerprint of a task: everything that makes it differ from another."""
     tensors = {"clean": task.clean_tokens, "correct": task.correct, "incorrect": task.incorrect, "at": task.positions}
     return tensors if task.corrupted_tokens is None else {**tensors, "corrupted": task.corrupted_tokens}
 

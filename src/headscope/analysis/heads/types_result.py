@@ -26,14 +26,14 @@ _IN_LINE = 8
 class HeadTypes(Result):
     """Kinds of heads, and the numbers that say so. NaN where a number was not measured.
 
-    `top(by="induction")` ranks the heads by their score of a kind, labelled or not.
+    `top(by="induction")` ranks the heads by their score of a kind, labeled or not.
 
     Attributes:
         scores: How much each head is of each kind.
         controls: The same number with what defines the kind taken out.
         errors: Standard error of scores less controls, over rows or prompts.
         thresholds: What a score, and its excess over the control, must reach.
-        labelled: Which heads are of which kind.
+        labelled: True for the heads of each kind.
         evidence: Further numbers of every head; `evidence_names` names them.
         composition: For each induction head, how much its keys read what each earlier head writes (K-composition).
         composition_heads: Layer and head of these induction heads.
@@ -138,7 +138,7 @@ class HeadTypes(Result):
         return self.kinds.index(kind)
 
     def table(self, *, evidence: bool = True) -> "Table":
-        """The labelled heads as a table for `rich.print`.
+        """The labeled heads as a table for `rich.print`.
 
         Args:
             evidence: With a column of what else is known of each; it needs some 120 characters.

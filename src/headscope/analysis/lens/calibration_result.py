@@ -22,7 +22,7 @@ _Z95 = 1.959963984540054
 
 @dataclass(frozen=True, repr=False)
 class CalibrationResult(Result):
-    """How probabilities compare with what came next.
+    """Calibration: predicted probabilities against how often the predicted tokens came next.
 
     Bin `i` of `n` holds the predictions with `i/n <= p < (i+1)/n`, and the last one `p = 1` as well. Each position
     gives k predictions. With `D = sum(p - correct)` over all predictions, overconfidence is `D / sum(p)` where D is
@@ -81,7 +81,7 @@ class CalibrationResult(Result):
 
     @property
     def edges(self) -> Float[Tensor, " edge"]:
-        """Where bins begin and end."""
+        """Edges of the bins."""
         return torch.linspace(0, 1, len(self.count) + 1)
 
     def band(self) -> tuple[Float[Tensor, " bin"], Float[Tensor, " bin"]]:

@@ -56,7 +56,7 @@ class AttributionPatchingResult(SiteResult):
         return self[site].sum(at)
 
     def compare(self, patched: Any, *, site: str | None = None) -> "PatchingComparison":
-        """How well true patches are foretold.
+        """Agreement of estimated with true patches.
 
         Args:
             patched: What patching changed, by cell: a tensor of the shape of `self[site]` or of `over_positions(site)`

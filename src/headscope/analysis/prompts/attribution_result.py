@@ -41,7 +41,7 @@ def component_labels(cfg: HookedTransformerConfig) -> tuple[str, ...]:
 
 @dataclass(frozen=True, repr=False)
 class Attribution(Result):
-    """How each part of the model moves the logit difference of right and wrong answers, directly: in logits.
+    """Direct logit attribution: the effect of each part of the model on the logit difference, in logits.
 
     Positive: towards the right answer. The final norm's scale is the one the prompt's final state had, so that the
     components of a prompt sum to its logit difference.
@@ -129,17 +129,17 @@ class Attribution(Result):
 
     @property
     def heads(self) -> Float[Tensor, "prompt layer head"]:
-        """What each head adds."""
+        """Effect of each head."""
         return self._layers()[:, :, : self.n_heads]
 
     @property
     def mlps(self) -> Float[Tensor, "prompt layer"] | None:
-        """What each MLP adds; `None` without MLPs."""
+        """Effect of each MLP; `None` without MLPs."""
         return self._layers()[:, :, -1] if self.has_mlp else None
 
     @property
     def heads_and_mlps(self) -> Float[Tensor, "prompt layer part"]:
-        """What each head adds, and in the last column of each layer its MLP, if there is one."""
+        """Effect of each head, and in the last column of each layer of its MLP, if there is one."""
         return self._layers()[:, :, [*range(self.n_heads), *([self.n_heads + 1] if self.has_mlp else [])]]
 
     @property
@@ -159,7 +159,7 @@ class Attribution(Result):
         return tuple(self.token_strings[start:end] for start, end in zip([0, *ends], ends, strict=False))
 
     def sources_of(self, prompt: int) -> Float[Tensor, "layer head key_pos"]:
-        """What each head adds from each real position of one prompt: as many as `str_tokens[prompt]`.
+        """Effect of each head from each real position of one prompt: as many as `str_tokens[prompt]`.
 
         Raises:
             InvalidInputError: If the attribution was made without sources, or there is no such prompt.
@@ -170,7 +170,7 @@ class Attribution(Result):
         return sources[prompt][..., self.attention_mask[prompt]]
 
     def sources_at(self, word: str) -> Float[Tensor, "prompt layer head"]:
-        """What each head adds from the position with a name, such as `IO`.
+        """Effect of each head from a named position, such as `IO`.
 
         Raises:
             InvalidInputError: If the attribution was made without sources.

@@ -145,7 +145,7 @@ class _LayerCircuits:
         self.read, self.asked = self._normalized(embedding), self._normalized(predicted)
 
     def _normalized(self, x: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
-        """As the layer's norm does, its bias left out."""
+        """Normalize as the layer's norm does, without its bias."""
         if not self.cfg.has_pre_norms:
             return x
         x = x - x.mean(-1, keepdim=True) if self.cfg.centered_norm else x

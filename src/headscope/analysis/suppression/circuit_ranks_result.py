@@ -17,7 +17,7 @@ _SHARES = ("ov_bottom", "ov_lowest", "qk_top", "qk_highest")
 
 @dataclass(frozen=True, repr=False)
 class CircuitRanks(HeadListResult):
-    """Where each token's own logit and own key stand among all tokens'.
+    """Ranks of each token's own logit and own key among those of all tokens.
 
     Ties count half, rounded down: a head that writes nothing ranks every token in the middle.
 

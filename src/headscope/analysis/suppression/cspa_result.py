@@ -18,7 +18,7 @@ _NOTHING = 1e-8
 
 @dataclass(frozen=True, repr=False)
 class CopySuppression(HeadListResult):
-    """What ablating heads does to the predictions, with copy suppression kept and without; NaN where nothing counts.
+    """Effects of ablating heads on the predictions, with and without copy suppression; NaN where nothing counts.
 
     Positions count that are neither padding nor (unless asked for) BOS, and have a next token.
 

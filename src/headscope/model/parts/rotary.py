@@ -32,7 +32,7 @@ class RotaryTable:
     Args:
         angles: The angle of each pair of dimensions at position 1.
         factor: Multiplies sines and cosines.
-        adjacent: Which dimensions are a pair: neighbours, or each with the one half further.
+        adjacent: Pair neighboring dimensions; else each with the one half further.
         dtype: Of the table.
     """
 
@@ -130,7 +130,7 @@ def _by_parts(plain: Tensor, cfg: HookedTransformerConfig) -> Tensor:
 
 
 def _yarn(plain: Tensor, cfg: HookedTransformerConfig) -> Tensor:
-    """As by parts, but the way between is linear in the number of the pair."""
+    """The same by parts, with a ramp between that is linear in the number of the pair."""
     assert cfg.rotary_dim is not None
 
     def pair_that_turns(times: float) -> float:
@@ -157,7 +157,7 @@ def rotate(
         x: Queries or keys.
         sin: Sines of the angles.
         cos: Their cosines.
-        adjacent: Pairs are neighbours; else each dimension is with the one half of `rotary_dim` further.
+        adjacent: Pair neighbors; else each dimension is with the one half of `rotary_dim` further.
     """
     width = sin.shape[-1]
     sin, cos = (each.to(x.dtype)[:, :, None] for each in (sin, cos))
