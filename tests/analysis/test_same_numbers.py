@@ -106,8 +106,11 @@ def test_ablation_has_one_error_in_every_place(
     torch.testing.assert_close(every.loss_diff_error.double(), plain.errors, rtol=1e-5, atol=0)
     for at, label in enumerate(every.component_labels):
         each = plain[0, 0, at]
-        shown = re.escape(f"{each.value:+.4f} ± {each.error:.4f}")
-        assert re.search(rf"^ *{re.escape(label)} +{shown}$", printed, re.MULTILINE), label
+        shown = re.search(rf"^ *{re.escape(label)} +(\S+) ± (\S+)$", printed, re.MULTILINE)
+        assert shown is not None, label
+        # A ranking shows three digits of the error, and the value to as many places.
+        assert float(shown[2]) == pytest.approx(each.error, rel=5e-3)
+        assert float(shown[1]) == pytest.approx(each.value, abs=5e-3 * each.error)
         assert f"{label}{each.value:+.3f} ± {each.error:.3f}" in words, label
     first = every.top(1)[0]
     assert first.error == float(every.loss_diff_error[0, 0, every.component_labels.index(first.label)])
