@@ -185,8 +185,11 @@ def find_circuit(
         >>> dataset = IOIDataset(N=20, tokenizer=model.tokenizer, prepend_bos=True)
         >>> task = Task.from_ioi(dataset, "ABB->ABA, BAB->BAA")
         >>> circuit = find_circuit(model, task, max_receivers=2, progress=False)
-        >>> "3.2" in circuit.nodes, circuit.nodes[-1]
-        (True, 'final')
+        >>> for sender, receiver, read in zip(circuit.edges[:3, 0], circuit.edges[:3, 1], circuit.inputs):
+        ...     print(circuit.nodes[sender], "->", circuit.nodes[receiver], read)
+        mlp4 -> final
+        3.2 -> final
+        mlp0 -> 3.2 v
     """
     for name, share in (("min_effect", min_effect), ("level", level)):
         if not 0 < share < 1:

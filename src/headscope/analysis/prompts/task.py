@@ -152,8 +152,8 @@ class Task:
             >>> model = HookedTransformer.from_pretrained("headscope-demo")
             >>> text = "When Mary and John went to the store, John gave a drink to"
             >>> task = Task.from_prompts([text], ["Mary"], ["John"], model.tokenizer)
-            >>> bool(task.logit_difference(model(task.clean_tokens)) > 0)
-            True
+            >>> print(f"{task.logit_difference(model(task.clean_tokens)):+.2f} logits for Mary")
+            +12.30 logits for Mary
         """
         given: dict[str, Sequence[Any] | None] = {
             "correct": correct, "incorrect": incorrect, "corrupted": corrupted, "label": labels,

@@ -75,8 +75,8 @@ def effective_embedding(
     Example:
         >>> from headscope import HookedTransformer
         >>> model = HookedTransformer.from_pretrained("headscope-demo")
-        >>> effective_embedding(model).shape == model.W_E.shape
-        True
+        >>> effective_embedding(model).shape  # d_vocab, d_model
+        torch.Size([1024, 128])
     """
     check_option("attention", attention, ("none", "self"))
     if only_mlp and model.cfg.attn_only:
