@@ -21,5 +21,5 @@ def animate(
     pairs = zip(steps, frames, strict=True)
     figure.frames = [go.Frame(name=str(step), data=data, traces=list(traces)) for step, data in pairs]
     stops = [{"label": str(step), "method": "animate", "args": [[str(step)], JUMP]} for step in steps]
-    slider |= {"active": len(stops) - 1, "currentvalue": {"prefix": "step "}, "steps": stops}
+    slider |= {"active": len(stops) - 1, "currentvalue": {"prefix": "step ", "xanchor": "right"}, "steps": stops}
     figure.update_layout(sliders=[slider])
