@@ -3,6 +3,7 @@
 import gc
 import math
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from tiny import tiny_config, tiny_model, tiny_tokenizer, tiny_tokens
 from torch import Tensor
 
 from headscope import HookedTransformer, HookedTransformerConfig
-from headscope.errors import HeadscopeError, InvalidInputError, MissingTokenizerError
+from headscope.errors import CheckpointError, HeadscopeError, InvalidInputError, MissingTokenizerError
 
 TOKENS = tiny_tokens(3)
 RIGHT = torch.tensor([[1, 1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0, 0]])
@@ -239,6 +240,25 @@ def test_a_model_from_a_dictionary_and_from_a_tokenizer() -> None:
     assert model.cfg.d_vocab == model.cfg.d_vocab_out == len(tokenizer) == model.W_E.shape[0]
     with pytest.raises(InvalidInputError, match="d_vocab"):
         HookedTransformer(tiny_config(d_vocab=-1))
+
+
+def test_a_tokenizer_named_in_the_config_is_loaded(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer(eos_token="<eos>")
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    named = tiny_config(d_vocab=-1, tokenizer_name=str(tmp_path / "tokenizer"))
+    model = HookedTransformer(named)
+    assert model.cfg.d_vocab == model.cfg.d_vocab_out == len(tokenizer) == model.W_E.shape[0]
+    assert model.to_tokens("Mary", prepend_bos=False).tolist() == [tokenizer.encode("Mary", add_special_tokens=False)]
+    assert HookedTransformer(tiny_config(d_vocab=500, tokenizer_name="headscope-demo")).cfg.d_vocab == 500
+    other = tiny_tokenizer(eos_token="<end>")
+    assert HookedTransformer(named, other).tokenizer is other
+
+
+@pytest.mark.parametrize("name", ["nowhere", "./nowhere", ""])
+def test_a_tokenizer_that_cannot_be_found_is_named(name: str, tmp_path: Path) -> None:
+    name = name or str(tmp_path)  # a directory without one
+    with pytest.raises(CheckpointError, match=re.escape(f"cfg.tokenizer_name = {name!r}")):
+        HookedTransformer(tiny_config(tokenizer_name=name))
 
 
 def test_random_weights_have_a_seed_of_their_own() -> None:

@@ -104,4 +104,4 @@ def test_bad_input_is_refused(model):
     with pytest.raises(InvalidInputError, match="n_prompts must be at least .*; got 0"):
         evaluate_demo(model, n_prompts=0, progress=False)
     with pytest.raises(MissingTokenizerError, match="tokenizer"):
-        evaluate_demo(HookedTransformer(model.cfg), progress=False)
+        evaluate_demo(HookedTransformer(dataclasses.replace(model.cfg, tokenizer_name=None)), progress=False)

@@ -31,8 +31,11 @@ class TransformerBlock(nn.Module):
     """Attention, then an MLP (unless `attn_only`), each reading a norm of the residual stream and adding to it.
 
     Their outputs may go through post-norms, `ln1_post` and `ln2_post`: `hook_attn_out` and `hook_mlp_out` show what is
-    added to the stream, behind these.
+    added to the stream, behind these. A part that the config does not ask for is absent, not `None`.
     """
+
+    ln1_post: nn.Module
+    ln2_post: nn.Module
 
     def __init__(self, cfg: HookedTransformerConfig, block_index: int) -> None:
         super().__init__()
@@ -51,8 +54,10 @@ class TransformerBlock(nn.Module):
             self.mlp = make_mlp(cfg)
             self.hook_mlp_in = HookPoint()
             self.hook_mlp_out = HookPoint()
-        self.ln1_post = make_post_norm(cfg)
-        self.ln2_post = None if cfg.attn_only else make_post_norm(cfg)
+        if cfg.has_post_norms:
+            self.ln1_post = make_post_norm(cfg)
+            if not cfg.attn_only:
+                self.ln2_post = make_post_norm(cfg)
         if cfg.has_resid_mid:
             self.hook_resid_mid = HookPoint()
 
@@ -100,7 +105,7 @@ class TransformerBlock(nn.Module):
         if query_at is not None:
             queries = at_positions(queries, query_at)
         out = self.attn(queries, keys, values, past_kv_cache_entry=past_kv_cache_entry, attention_mask=attention_mask)
-        return out if self.ln1_post is None else self.ln1_post(out)
+        return self.ln1_post(out) if self.cfg.has_post_norms else out
 
     def after_attention(
         self, resid_pre: Float[Tensor, "batch pos d_model"], attn_out: Float[Tensor, "batch pos d_model"]
@@ -120,7 +125,7 @@ class TransformerBlock(nn.Module):
     def mlp_out(self, resid: Float[Tensor, "*lead d_model"]) -> Float[Tensor, "*lead d_model"]:
         """Return what the MLP adds to the stream it reads, through its norms."""
         out = self.mlp(self.ln2(resid))
-        return out if self.ln2_post is None else self.ln2_post(out)
+        return self.ln2_post(out) if self.cfg.has_post_norms else out
 
     def reprojected(
         self,

@@ -126,7 +126,7 @@ class HookedTransformerConfig:
         device: Device of the weights; CUDA if there is one, else the CPU, by default.
         model_name: Name in results and titles.
         original_architecture: Architecture name in the original checkpoint.
-        tokenizer_name: Source of the tokenizer.
+        tokenizer_name: Name or directory of the model whose tokenizer is loaded when none is given.
         n_params: Number of weights in attention and MLPs, without biases, embeddings and unembedding; computed.
         uses_rms_norm: True if `normalization_type` is RMSNorm; computed.
 

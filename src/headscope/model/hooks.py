@@ -162,14 +162,14 @@ class HookedRootModule(nn.Module):
         self.hook_dict: dict[str, HookPoint] = {}
 
     def setup(self) -> None:
-        """Name every hook point after its place, and index modules and hook points by name."""
+        """Give every module its place as `name` (`"blocks.0.attn"`), and index modules and hook points by it."""
         self.mod_dict, self.hook_dict = {}, {}
         for name, module in self.named_modules():
             if not name:
                 continue
             self.mod_dict[name] = module
+            module.name = name
             if isinstance(module, HookPoint):
-                module.name = name
                 self.hook_dict[name] = module
 
     def hook_points(self) -> Iterable[HookPoint]:

@@ -67,9 +67,14 @@ class HookedTransformer(Tokenization, TrainingText, Generation, StackedWeights, 
 
     Args:
         cfg: Its architecture, as a config or a dictionary of config fields.
-        tokenizer: A Hugging Face tokenizer; without one the model takes only tokens.
+        tokenizer: A Hugging Face tokenizer; by default the one that `cfg.tokenizer_name` names. Without either the
+            model takes only tokens.
         move_to_device: Move the weights to `cfg.device`.
         default_padding_side: Default side on which batches of texts are padded.
+
+    Raises:
+        CheckpointError: If `cfg.tokenizer_name` names no tokenizer that can be found.
+        InvalidInputError: If neither the config nor a tokenizer gives the size of the vocabulary.
 
     Example:
         >>> cfg = HookedTransformerConfig(n_layers=2, d_model=16, n_ctx=32, d_head=4, d_vocab=50, act_fn="gelu_new")
@@ -90,10 +95,13 @@ class HookedTransformer(Tokenization, TrainingText, Generation, StackedWeights, 
         self.cfg = HookedTransformerConfig.unwrap(cfg)
         self.default_padding_side = default_padding_side
         self.weight_processing: tuple[str, ...] = ()
+        if tokenizer is None and self.cfg.tokenizer_name is not None:
+            tokenizer = loading.find_tokenizer(self.cfg.tokenizer_name)
         self.set_tokenizer(tokenizer)
         if self.cfg.d_vocab < 1:
             raise InvalidInputError(
-                f"d_vocab must be at least 1; got {self.cfg.d_vocab}. Set it in the config, or pass a tokenizer."
+                f"d_vocab must be at least 1; got {self.cfg.d_vocab}. Set it in the config, pass a tokenizer, or name "
+                "one in cfg.tokenizer_name."
             )
         self.embed = Embed(self.cfg)
         self.hook_embed = HookPoint()

@@ -22,7 +22,7 @@ def test_parts_sum_to_what_is_added(fields: dict[str, Any]) -> None:
     _, acts = model.run_with_cache(tiny_tokens())
     block: Any = model.blocks[1]
     for of, name, bias in (("attn", "attn_out", block.attn.b_O), ("mlp", "mlp_out", block.mlp.b_out)):
-        norm = getattr(block, {"attn": "ln1_post", "mlp": "ln2_post"}[of])
+        norm = dict(block.named_children()).get({"attn": "ln1_post", "mlp": "ln2_post"}[of])
         scale = 1.0 if norm is None else acts[post_scale_name(1, of)]
         given = acts["z", 1] if of == "attn" else acts["post", 1]
         weight = model.output_weight(1, of)
@@ -42,6 +42,6 @@ def test_without_such_norms_weights_are_the_models() -> None:
 
 def test_a_module_in_the_norms_place_is_refused() -> None:
     model = tiny_model(**KINDS[0])
-    model.blocks[0].ln1_post = nn.Tanh()  # type: ignore[union-attr]
+    model.blocks[0].ln1_post = nn.Tanh()
     with pytest.raises(InvalidInputError, match="blocks.0.ln1_post holds a Tanh"):
         model.output_weight(0)

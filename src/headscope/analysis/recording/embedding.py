@@ -95,8 +95,8 @@ def effective_embedding(
 
 def token_embedding(model: HookedTransformer) -> Float[Tensor, "d_vocab d_model"]:
     """`W_E`, behind the norm of the embedding if there is one."""
-    W_E, norm = model.W_E.detach(), model.embed.ln
-    return W_E if norm is None else norm(W_E[:, None])[:, 0].detach()
+    W_E = model.W_E.detach()
+    return model.embed.ln(W_E[:, None])[:, 0].detach() if model.cfg.post_embedding_ln else W_E
 
 
 def _after_first_block(

@@ -29,7 +29,7 @@ from headscope.model.text.tokens import PaddingSide
 from headscope.model.weights.placement import DeviceMap, balanced_device_map, gpus
 from headscope.model.weights.processing import WeightProcessing, process_weights
 
-__all__ = ["fill", "load_pretrained", "load_tokenizer", "read_tensors"]
+__all__ = ["fill", "find_tokenizer", "load_pretrained", "load_tokenizer", "read_tensors"]
 
 logger = logging.getLogger("headscope")
 
@@ -364,6 +364,25 @@ def _tokenizer_of(
         except (CheckpointError, UnknownNameError) as error:
             logger.warning("the model has no tokenizer: none was found for %r. %s", name, error)
     return tokenizer, None if tokenizer is None else name
+
+
+def find_tokenizer(name: str) -> Any:
+    """Load the tokenizer of a model, named as for `find_checkpoint`; weights are not fetched.
+
+    Raises:
+        CheckpointError: If there is none, or it cannot be reached.
+    """
+    try:
+        tokenizer = load_tokenizer(find_checkpoint(name, weights=False))
+        reason = "the directory has no tokenizer files."
+    except (CheckpointError, UnknownNameError) as error:
+        tokenizer, reason = None, str(error)
+    if tokenizer is None:
+        raise CheckpointError(
+            f"no tokenizer was found for cfg.tokenizer_name = {name!r}: {reason} Pass one as tokenizer=, or set "
+            "cfg.tokenizer_name = None and cfg.d_vocab for a model that takes only tokens."
+        )
+    return tokenizer
 
 
 def load_tokenizer(directory: Path) -> Any:

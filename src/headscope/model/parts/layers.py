@@ -67,7 +67,8 @@ class Embed(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.W_E = empty_parameter(cfg, cfg.d_vocab, cfg.d_model)
-        self.ln = LayerNorm(cfg) if cfg.post_embedding_ln else None
+        if cfg.post_embedding_ln:
+            self.ln = LayerNorm(cfg)
 
     def forward(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
         try:
@@ -78,7 +79,7 @@ class Embed(nn.Module):
                 f"tokens must be between 0 and d_vocab - 1 = {self.W_E.shape[0] - 1}; got {bad[0].item()}. "
                 "Were they made by another model's tokenizer?"
             ) from None
-        return embedding if self.ln is None else self.ln(embedding)
+        return self.ln(embedding) if self.cfg.post_embedding_ln else embedding
 
 
 class PosEmbed(nn.Module):
@@ -216,13 +217,15 @@ def make_pre_norm(cfg: HookedTransformerConfig) -> nn.Module:
     return make_norm(cfg, cfg.normalization_type if cfg.has_pre_norms else None)
 
 
-def make_post_norm(cfg: HookedTransformerConfig) -> nn.Module | None:
-    """The norm behind attention or MLP, if there is one. Its weight has nothing to be folded into."""
-    return make_norm(cfg, "LN" if cfg.centered_norm else "RMS") if cfg.has_post_norms else None
+def make_post_norm(cfg: HookedTransformerConfig) -> nn.Module:
+    """Return the norm behind attention or MLP, in a model with them. Its weight has nothing to be folded into."""
+    return make_norm(cfg, "LN" if cfg.centered_norm else "RMS")
 
 
 class MLP(nn.Module):
     """`act(x W_in + b_in) W_out + b_out`; with `"solu_ln"`, a LayerNorm `ln` comes behind the activation."""
+
+    ln: nn.Module
 
     def __init__(self, cfg: HookedTransformerConfig) -> None:
         super().__init__()
@@ -238,7 +241,6 @@ class MLP(nn.Module):
         self.act_fn = activation_of(cfg)
         self.hook_pre = HookPoint()
         self.hook_post = HookPoint()
-        self.ln: nn.Module | None = None
         if cfg.is_layer_norm_activation():
             self.hook_mid = HookPoint()
             self.reset_norm()
@@ -251,7 +253,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         post = self.act_fn(self.hook_pre(F.linear(x, self.W_in.T, self.b_in)))
-        if self.ln is not None:
+        if self.cfg.is_layer_norm_activation():
             post = self.ln(self.hook_mid(post))
         return F.linear(self.hook_post(post), self.W_out.T, self.b_out)
 
