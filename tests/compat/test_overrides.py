@@ -11,6 +11,7 @@ from headscope.compat.overrides import (
     filter_dict_by_prefix,
     get_nested_attr,
     override_or_use_default_value,
+    select_compatible_kwargs,
     set_nested_attr,
 )
 from headscope.errors import InvalidInputError
@@ -86,3 +87,13 @@ def test_whole_parts_of_names(prefix: str, wanted: set[str]) -> None:
     assert found.keys() == wanted
     start = prefix.removesuffix(".")
     assert all(value is state[f"{start}.{name}"] for name, value in found.items())
+
+
+def test_only_what_a_function_takes_by_keyword() -> None:
+    def takes(a: int, /, b: int, *c: int, d: int = 0, **e: int) -> None:
+        """Has one parameter of each kind."""
+
+    options = {name: index for index, name in enumerate("abcdef")}
+    assert select_compatible_kwargs(options, takes) == {"b": 1, "d": 3}
+    kept = select_compatible_kwargs({"bias": False, "d_model": 4}, nn.Linear)
+    assert nn.Linear(2, 3, **kept).bias is None

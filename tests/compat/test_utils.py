@@ -47,6 +47,7 @@ SIGNATURES = {
     "remove_batch_dim": "tensor",
     "repeat_along_head_dimension": "tensor n_heads clone_tensor",
     "sample_logits": "final_logits top_k top_p temperature freq_penalty repetition_penalty tokens",
+    "select_compatible_kwargs": "kwargs_dict callable",
     "set_nested_attr": "obj attr_str value",
     "Slice": "input_slice",
     "solu": "input",

@@ -201,11 +201,17 @@ def test_only_positions_bound_the_context(direction: str) -> None:
     torch.testing.assert_close(without(tokens), Reference(without.state_dict(), without.cfg).run(tokens).logits)
 
 
+@pytest.mark.parametrize("stop", [4, 100])
+def test_a_stop_beyond_the_end_is_the_end(model: HookedTransformer, stop: int) -> None:
+    assert torch.equal(model(TOKENS, stop_at_layer=stop), model(TOKENS, stop_at_layer=3))
+    with pytest.raises(InvalidInputError, match=f"start_at_layer.*3.*{stop}"):
+        model(torch.zeros(3, 7, 10), start_at_layer=stop)
+
+
 @pytest.mark.parametrize("arguments, message", [
     ({"attention_mask": torch.ones(3, 6)}, r"attention_mask.*\[3, 7\].*\[3, 6\]"),
     ({"attention_mask": torch.ones(2, 7)}, r"attention_mask.*\[3, 7\].*\[2, 7\]"),
     ({"start_at_layer": 1}, r"residual stream.*d_model = 10.*\[3, 7\]"),
-    ({"stop_at_layer": 4}, r"stop_at_layer.*3.*4"),
     ({"stop_at_layer": -4}, r"stop_at_layer.*3.*-4"),
 ])  # fmt: skip
 def test_arguments_that_do_not_fit_are_refused(model: HookedTransformer, arguments: Any, message: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from browser import NEEDS_CHROMIUM, visit
 
-from headscope.views import topk_samples, topk_tokens
+from headscope.views import examples, topk_samples, topk_tokens
 from headscope.views.activations import text_neuron_activations
 from headscope.views.attention import attention_heads, attention_patterns
 from headscope.views.html import HtmlView, page
@@ -238,6 +238,12 @@ def test_the_samples_of_a_neuron(act: Act) -> None:
     assert found["begin"][2] == pytest.approx([opacity(1), opacity(0.25), opacity(-0.5)], abs=0.002)
     assert found["tip"] == " b at position 1activation −1.000"
     assert found["next"][:2] == [["largest 8.000 at d (0)"], [0.9]] and "8.000" in found["next"][2]
+
+
+def test_hello(act: Act) -> None:
+    name = "<b>Ada</b>\n"
+    found = act([examples.hello(name)], 'return [text(".hs-view h3"), all(".hs-view b").length];')
+    assert found == ["Hello <b>Ada</b>↵", 0]
 
 
 def test_attention_is_painted_and_a_head_is_chosen(act: Act) -> None:

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headscope.errors import InvalidInputError
+from headscope.views import examples
 from headscope.views import html as html_module
 from headscope.views.html import HtmlView, bundle, page, quantized
 from headscope.views.tokens import colored_tokens
@@ -156,3 +157,11 @@ def test_quantized_values_are_near_and_in_range(values: list[float]) -> None:
     levels = np.frombuffer(base64.b64decode(quantized(np.array(values), low, high)), dtype=np.uint8)
     back = low + (high - low) * levels / 254
     np.testing.assert_allclose(back, np.clip(values, low, high), atol=(high - low) / 254 / 2 + 1e-9)
+
+
+def test_the_code_of_a_view_is_its_page() -> None:
+    view = examples.hello("Ada")
+    assert view.show_code() == str(view) and json.loads(Elements(view.show_code()).scripts[-1][1]) == {
+        "title": "",
+        "name": "Ada",
+    }

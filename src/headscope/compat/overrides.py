@@ -1,6 +1,7 @@
 """Settings and weights by their dotted names, and a model's tokenizing defaults overridden for a while."""
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from operator import attrgetter
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ __all__ = [
     "filter_dict_by_prefix",
     "get_nested_attr",
     "override_or_use_default_value",
+    "select_compatible_kwargs",
     "set_nested_attr",
 ]
 
@@ -71,6 +73,18 @@ def override_or_use_default_value(default_flag: Value, override: Value | None = 
         (False, True)
     """
     return default_flag if override is None else override
+
+
+def select_compatible_kwargs(kwargs_dict: Mapping[str, Value], callable: Callable[..., Any]) -> dict[str, Value]:
+    """Return the entries that a function has a parameter for, which can be given by keyword.
+
+    Example:
+        >>> select_compatible_kwargs({"reverse": True, "axis": 1}, sorted)
+        {'reverse': True}
+    """
+    parameters = inspect.signature(callable).parameters.values()
+    named = {each.name for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)}
+    return {name: value for name, value in kwargs_dict.items() if name in named}
 
 
 class LocallyOverridenDefaults:

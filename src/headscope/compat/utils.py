@@ -8,6 +8,7 @@ from headscope.compat.overrides import (
     filter_dict_by_prefix,
     get_nested_attr,
     override_or_use_default_value,
+    select_compatible_kwargs,
     set_nested_attr,
 )
 from headscope.compat.prompt import test_prompt
@@ -79,6 +80,7 @@ __all__ = [
     "repeat_along_head_dimension",
     "rprint",
     "sample_logits",
+    "select_compatible_kwargs",
     "set_nested_attr",
     "solu",
     "test_prompt",

@@ -6,7 +6,7 @@
 `views.topk_samples` are modules, each with the function of the same name.
 """
 
-from headscope.views import activations, attention, html, logits, plots, tokens, topk_samples, topk_tokens
+from headscope.views import activations, attention, examples, html, logits, plots, tokens, topk_samples, topk_tokens
 from headscope.views.activations import text_neuron_activations
 from headscope.views.attention import attention_heads, attention_pattern, attention_patterns
 from headscope.views.drawing.saving import figure_page, save_figure
@@ -65,6 +65,7 @@ __all__ = [
     "entropy",
     "entropy_by_head",
     "entropy_by_layer",
+    "examples",
     "figure_page",
     "fourier_bars",
     "grokking_curve",

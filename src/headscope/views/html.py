@@ -60,6 +60,10 @@ class HtmlView:
     def __str__(self) -> str:
         return page([self], title=self.title or "headscope")
 
+    def show_code(self) -> str:
+        """Return the whole page, as `str(view)` does."""
+        return str(self)
+
     def __repr__(self) -> str:
         return f"HtmlView({self.kind!r}, title={self.title!r}): .show(), .save(path), or str(view) for its HTML"
 

@@ -126,10 +126,10 @@ def layer_range(n_layers: int, start: int | None, stop: int | None) -> range:
     """Return the layers from `start` up to `stop`; negative numbers count from the end.
 
     Raises:
-        InvalidInputError: For a layer out of range.
+        InvalidInputError: For a layer out of range; a `stop` beyond the end is the end.
     """
-    for name, layer in (("start_at_layer", start), ("stop_at_layer", stop)):
-        if layer is not None and not -n_layers <= layer <= n_layers:
+    for name, layer, last in (("start_at_layer", start, n_layers), ("stop_at_layer", stop, None)):
+        if layer is not None and (layer < -n_layers or (last is not None and layer > last)):
             raise InvalidInputError(
                 f"{name} must be between 0 and n_layers = {n_layers}, or negative to count from the end; got {layer}."
             )

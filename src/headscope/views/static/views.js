@@ -684,6 +684,7 @@
   const kinds = {
     tokens: drawTokens, tokens_multi: drawTokensMulti, attention: drawAttention, activations: drawActivations,
     logits: drawLogits, topk_tokens: drawTopkTokens, topk_samples: drawTopkSamples,
+    hello: (root, data) => root.append(el("h3", { textContent: "Hello " + plain(data.name) })),
   };
   const draw = () => {
     for (const root of document.querySelectorAll(".hs-view:not([data-drawn])")) {
