@@ -14,7 +14,7 @@ from small_models import STORY
 from headscope import HookedTransformer
 from headscope.cli import reports
 from headscope.model.checkpoints.families import FAMILIES
-from headscope.model.checkpoints.hub import DEMO, HUB_MODELS
+from headscope.model.checkpoints.names import DEMO, HUB_MODELS
 from headscope.report import Comparison
 
 Run = Callable[..., tuple[int, str, str]]

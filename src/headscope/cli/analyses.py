@@ -10,7 +10,7 @@ from headscope.analysis.lens.entropy import EntropyResult, measure_entropy
 from headscope.cli import options
 from headscope.cli.shared import app, command, each_of, ends, kept_run, listed
 from headscope.compat.prompt import test_prompt
-from headscope.model.checkpoints.hub import DEMO
+from headscope.model.checkpoints.names import DEMO
 from headscope.model.transformer import HookedTransformer
 from headscope.report import ABLATION_TOKENS, MAX_TOKENS
 

@@ -14,7 +14,7 @@ from headscope.analysis.heads.types_result import HeadTypes
 from headscope.cli import options
 from headscope.cli.shared import app, command, task_of, write_folder
 from headscope.errors import InvalidInputError
-from headscope.model.checkpoints.hub import DEMO
+from headscope.model.checkpoints.names import DEMO
 from headscope.model.transformer import HookedTransformer
 from headscope.report.task.measuring import SWAPPED
 from headscope.views.figures.circuit import circuit_picture

@@ -9,7 +9,7 @@ from headscope.analysis.patching.result import PatchingResult
 from headscope.analysis.prompts.two_runs import Direction, Scale
 from headscope.cli import options
 from headscope.cli.shared import app, command, listed, task_of, write_folder
-from headscope.model.checkpoints.hub import DEMO
+from headscope.model.checkpoints.names import DEMO
 from headscope.views.figures.patching import patching_by_head, patching_by_head_and_position, patching_by_position
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from headscope.cli import options
 from headscope.cli.shared import app, command, task_of, texts_of
 from headscope.errors import InvalidInputError, unknown_name
 from headscope.model.checkpoints.catalog import KnownFamily, known_families
-from headscope.model.checkpoints.hub import DEMO, HUB_MODELS
+from headscope.model.checkpoints.names import DEMO, HUB_MODELS
 from headscope.model.transformer import HookedTransformer
 from headscope.report import ABLATION_TOKENS, MAX_TOKENS, Comparison, Report, write_comparison, write_report
 from headscope.training.demo_figures import EVALUATION_SEED, evaluate_demo
@@ -141,11 +141,14 @@ def models(
             raise unknown_name("family", family, list(known))
         typer.echo(_described(known[family]))
         return
-    rows = [(DEMO, "about 1M", "inside the package; works offline")]
-    rows += [(", ".join((hub.name, *hub.aliases)), hub.n_params, hub.hub_id) for hub in HUB_MODELS]
-    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    for name, size, where in rows:
-        typer.echo(f"{name:<{widths[0]}}  {size:>{widths[1]}}  {where}")
+    rows = [(DEMO, "about 1M", "inside the package; works offline", "")]
+    for hub in HUB_MODELS:
+        others = ", ".join(alias for alias in hub.aliases if "/" not in alias)
+        rows.append((hub.name, hub.n_params, hub.hub_id, f"  also: {others}" if others else ""))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    for name, size, where, others in rows:
+        line = f"{name:<{widths[0]}}  {size:>{widths[1]}}  {where:<{widths[2]}}{others}"
+        typer.echo(line.rstrip())
     typer.echo("\nAlso any hub id (owner/model) or local folder with a config.json of these families, such as:")
     width = max(map(len, known))
     for name, each in known.items():

@@ -11,7 +11,7 @@ from headscope.analysis.suppression.cspa_result import CopySuppression
 from headscope.analysis.suppression.scores import SuppressionScores, suppression_scores
 from headscope.cli import options
 from headscope.cli.shared import app, command, kept_run, listed, say
-from headscope.model.checkpoints.hub import DEMO
+from headscope.model.checkpoints.names import DEMO
 from headscope.report import ABLATION_TOKENS
 
 __all__ = ["copy_suppression"]

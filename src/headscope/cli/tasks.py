@@ -12,7 +12,7 @@ from headscope.analysis.prompts.attribution_result import Attribution
 from headscope.analysis.prompts.task import Task
 from headscope.cli import options
 from headscope.cli.shared import app, command, ends, task_of, write_folder
-from headscope.model.checkpoints.hub import DEMO
+from headscope.model.checkpoints.names import DEMO
 from headscope.model.transformer import HookedTransformer
 from headscope.views.figures.attribution import (
     attribution_by_component,

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from headscope.errors import CheckpointError, InvalidInputError, NotFiniteError, UnknownNameError, unknown_name
 from headscope.model.checkpoints.families import family_of
 from headscope.model.checkpoints.files import TensorFiles
-from headscope.model.checkpoints.hub import FIELD_WEIGHTS, TOKENIZER_FILES, checkpoint_revision, find_checkpoint
+from headscope.model.checkpoints.hub import FIELD_WEIGHTS, TOKENIZER_FILES, fetch_file, find_checkpoint
+from headscope.model.checkpoints.training import TrainingCheckpoint, find_training_checkpoint
 from headscope.model.config import HookedTransformerConfig, parse_dtype
 from headscope.model.parts.attention import FIELD_BUFFERS
 from headscope.model.parts.layers import MLP, make_norm, make_pre_norm
@@ -83,14 +84,16 @@ def load_pretrained(
         dtype: Floating-point dtype to convert the weights to.
         torch_dtype: The same, by the name used in `transformers`.
         default_padding_side: `"left"` or `"right"` (the default).
-        default_prepend_bos: Prepend BOS to text by default; `None` means `True`.
+        default_prepend_bos: Prepend BOS to text by default; `None` means as in TransformerLens 3.9, which does for
+            all families but those listed in `docs/migration.md`.
         first_n_layers: Keep only the first layers.
         n_ctx: A shorter context than the checkpoint's.
         move_to_device: `False` leaves the model on the CPU.
         n_devices: Spread the layers over this many GPUs, about the same number of bytes on each.
         device_map: Device of each part (see `Placement.place`), or `"auto"` to spread over all GPUs.
-        checkpoint_index: Index of a training checkpoint, for models that have them (Pythia).
-        checkpoint_value: The same, by training step.
+        checkpoint_index: Index of a training checkpoint, for models that have them (Pythia, Stanford's GPT-2, the
+            field's small models).
+        checkpoint_value: The same, by training step, or by number of tokens (see `get_checkpoint_labels`).
         checkpoint_label: The same, by training step or by the name of its revision (`"step1000"`).
         hub_options: `revision`, `cache_dir`, `token` and `local_files_only`, for files on the hub. `trust_remote_code`
             and `low_cpu_mem_usage` are accepted and ignored: no code of a checkpoint is ever run, and the weights are
@@ -111,11 +114,11 @@ def load_pretrained(
             raise unknown_name("option of from_pretrained", name, [*_OPTIONS, *_HUB_OPTIONS])
     hub = {name: value for name, value in hub_options.items() if name in _HUB_OPTIONS}
     model_name = None if model_name is None else str(model_name)
-    training_checkpoint: dict[str, Any] = {}
+    saved: TrainingCheckpoint | None = None
     label = checkpoint_value if checkpoint_label is None else checkpoint_label
     if checkpoint_index is not None or label is not None:
-        index, step, hub["revision"] = checkpoint_revision(str(model_name), index=checkpoint_index, step=label)
-        training_checkpoint = {"from_checkpoint": True, "checkpoint_index": index, "checkpoint_value": step}
+        saved = find_training_checkpoint(str(model_name), index=checkpoint_index, label=label, **hub)
+        hub |= {} if saved.revision is None else {"revision": saved.revision}
     directory = None if hf_model is not None else find_checkpoint(str(model_name), **hub)
     if directory is not None:
         hf_config = {"_name_or_path": str(directory), **read_config(directory)}
@@ -124,18 +127,27 @@ def load_pretrained(
     fields = config_fields(hf_config, str(directory or "hf_model"))
     if first_n_layers is not None and not 1 <= first_n_layers <= fields["n_layers"]:
         raise InvalidInputError(f"first_n_layers must be between 1 and {fields['n_layers']}; got {first_n_layers}.")
+    if default_prepend_bos is not None:
+        fields["default_prepend_bos"] = default_prepend_bos
     architecture = next(iter(hf_config.get("architectures") or []), family_of(hf_config).architecture)
     cfg = HookedTransformerConfig(
         **{"original_architecture": architecture, **fields},
         model_name=_display_name(model_name, hf_config),
         dtype=parse_dtype(dtype if torch_dtype is None else torch_dtype),
         device=device,
-        default_prepend_bos=default_prepend_bos is not False,
         init_weights=False,
-        **training_checkpoint,
-        checkpoint_label_type="step" if training_checkpoint else None,
+        from_checkpoint=saved is not None,
+        checkpoint_index=None if saved is None else saved.index,
+        checkpoint_value=None if saved is None else saved.value,
+        checkpoint_label_type=None if saved is None else saved.label_type,
     )
-    tensors = read_tensors(directory) if directory is not None else hf_model.state_dict()
+    tensors: Mapping[str, Tensor]
+    if directory is None:
+        tensors = hf_model.state_dict()
+    elif saved is not None and saved.file is not None:
+        tensors = _unpickled(fetch_file(str(model_name), saved.file, **hub))
+    else:
+        tensors = read_tensors(directory)
     checkpoint = converted(tensors, cfg, hf_config, first_n_layers=first_n_layers)
     cfg.n_layers = first_n_layers or cfg.n_layers
     if n_ctx is not None:

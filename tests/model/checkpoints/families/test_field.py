@@ -12,7 +12,8 @@ from torch import Tensor
 
 from headscope import HookedTransformer
 from headscope.errors import CheckpointError
-from headscope.model.checkpoints.hub import HUB_MODELS, find_checkpoint
+from headscope.model.checkpoints.hub import find_checkpoint
+from headscope.model.checkpoints.names import HUB_IDS
 
 KINDS: dict[str, dict[str, Any]] = {
     "attention only": {"attn_only": True},
@@ -135,7 +136,7 @@ def test_the_tokenizer_the_config_names(tmp_path: Path, caplog: pytest.LogCaptur
         ({"blocks.0.ln1.w": None}, {}, r"no tensor 'blocks\.0\.ln1\.w'"),
         ({"extra.weight": torch.ones(2)}, {}, r"does not use: extra\.weight"),
         ({"embed.W_E": torch.ones(3, 2)}, {}, "embed.W_E must have shape"),
-        ({}, {"architecture": "mingpt"}, "architecture 'mingpt' are not supported"),
+        ({}, {"architecture": "nanogpt"}, "architecture 'nanogpt' are not supported"),
         ({}, {"d_head": 0}, "d_head in config.json must be a positive whole number; got 0"),
         ({}, {"model_type": "neel"}, "model_type 'neel'"),
     ],
@@ -154,11 +155,68 @@ def test_it_has_no_class_in_transformers(tmp_path: Path) -> None:
         HookedTransformer.from_pretrained_no_processing(written(tmp_path, model, "new")).to_hf()
 
 
+def test_mingpt(tmp_path: Path) -> None:
+    """Othello-GPT's layout: torch's linear layers, one each for queries, keys and values, and no vocabulary's bias."""
+    model = tiny_model(act_fn="gelu", dtype=torch.float32)
+    config = {**config_of(model, "new"), "architecture": "mingpt"}
+    own = dict(model.state_dict())
+    theirs = {
+        "tok_emb.weight": own["embed.W_E"], "pos_emb": own["pos_embed.W_pos"][None], "ln_f.weight": own["ln_final.w"],
+        "ln_f.bias": own["ln_final.b"], "head.weight": own["unembed.W_U"].T,
+    }  # fmt: skip
+    for layer in range(model.cfg.n_layers):
+        at = f"blocks.{layer}."
+        theirs[f"{at}attn.mask"] = torch.ones(1, 1, 4, 4).tril()
+        for norm in ("ln1", "ln2"):
+            theirs |= {f"{at}{norm}.weight": own[f"{at}{norm}.w"], f"{at}{norm}.bias": own[f"{at}{norm}.b"]}
+        for letter, name in (("Q", "query"), ("K", "key"), ("V", "value")):
+            theirs[f"{at}attn.{name}.weight"] = own[f"{at}attn.W_{letter}"].transpose(1, 2).flatten(0, 1)
+            theirs[f"{at}attn.{name}.bias"] = own[f"{at}attn.b_{letter}"].flatten()
+        theirs[f"{at}attn.proj.weight"] = own[f"{at}attn.W_O"].flatten(0, 1).T
+        theirs[f"{at}attn.proj.bias"] = own[f"{at}attn.b_O"]
+        for part, name in (("in", "0"), ("out", "2")):
+            theirs |= {
+                f"{at}mlp.{name}.weight": own[f"{at}mlp.W_{part}"].T,
+                f"{at}mlp.{name}.bias": own[f"{at}mlp.b_{part}"],
+            }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    torch.save({name: tensor.clone() for name, tensor in theirs.items()}, tmp_path / "othello_final.pth")
+    with torch.no_grad():
+        model.unembed.b_U.zero_()
+    found = HookedTransformer.from_pretrained_no_processing(tmp_path)
+    assert_same(found, model)
+    assert found.cfg.original_architecture == "mingpt"
+
+
+def test_a_training_checkpoint_is_read_from_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    last, first = (tiny_model(act_fn="gelu", dtype=torch.float32, spread=spread) for spread in (0.4, 0.3))
+    assert not torch.equal(first.W_E, last.W_E)
+    directory = written(tmp_path / "hub", last, "new")
+    early = written(tmp_path / "early", first, "new") / "model_final.pth"
+    file, asked = "checkpoints/run_000524288.pth", []
+
+    def download(repo: str, name: str, **options: Any) -> str:
+        asked.append((repo, name))
+        return str(early)
+
+    monkeypatch.setattr("headscope.model.checkpoints.pipeline.find_checkpoint", lambda name, **options: directory)
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda self, repo, **options: ["config.json", file])
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    for option in ({"checkpoint_index": 0}, {"checkpoint_value": 524_288}):
+        found = HookedTransformer.from_pretrained_no_processing("gelu-1l", tokenizer=tiny_tokenizer(), **option)
+        assert_same(found, first)
+        assert asked.pop() == ("NeelNanda/GELU_1L512W_C4_Code", file)
+        assert found.cfg.from_checkpoint and found.cfg.checkpoint_value == 524_288
+        assert (found.cfg.checkpoint_index, found.cfg.checkpoint_label_type) == (0, "step")
+    found = HookedTransformer.from_pretrained_no_processing("gelu-1l", tokenizer=tiny_tokenizer())
+    assert_same(found, last)
+    assert not found.cfg.from_checkpoint and found.cfg.checkpoint_label_type is None
+
+
 def test_short_names_and_files_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder like those in the hub's cache, without a tokenizer and without the network."""
-    names = {name: each.hub_id for each in HUB_MODELS for name in (each.name, *each.aliases)}
-    assert names["gelu-1l"] == "NeelNanda/GELU_1L512W_C4_Code" and names["solu-8l"] == "NeelNanda/SoLU_8L1024W_C4_Code"
-    assert names["attn-only-demo"] == names["attn-only-2l-demo"] and names["solu-1l-pile"] == names["solu-1l-old"]
+    assert HUB_IDS["gelu-1l"] == "NeelNanda/GELU_1L512W_C4_Code"
+    assert HUB_IDS["solu-8l"] == "NeelNanda/SoLU_8L1024W_C4_Code"
     model = tiny_model(act_fn="gelu", dtype=torch.float32)
     repository = tmp_path / "models--NeelNanda--GELU_1L512W_C4_Code"
     (repository / "refs").mkdir(parents=True)

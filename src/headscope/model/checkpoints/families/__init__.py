@@ -11,7 +11,7 @@ from headscope.errors import CheckpointError
 from headscope.model.checkpoints.families.base import Family
 from headscope.model.checkpoints.families.bloom import BLOOM
 from headscope.model.checkpoints.families.falcon import FALCON
-from headscope.model.checkpoints.families.field import FIELD
+from headscope.model.checkpoints.families.field import FIELD, MINGPT
 from headscope.model.checkpoints.families.gemma import GEMMA, GEMMA2, GEMMA3
 from headscope.model.checkpoints.families.gpt2 import GPT2
 from headscope.model.checkpoints.families.gpt_neo import GPT_NEO
@@ -44,8 +44,9 @@ def family_of(hf_config: Mapping[str, Any]) -> Family:
     Raises:
         CheckpointError: for a family that is not supported; the message lists those that are.
     """
-    if FIELD.is_of(hf_config):
-        return FIELD
+    for own in (MINGPT, FIELD):
+        if own.is_of(hf_config):
+            return own
     model_type = hf_config.get("model_type")
     if model_type not in FAMILIES:
         raise CheckpointError(

@@ -239,6 +239,7 @@ class Family(ABC):
         prefix: What their names begin with, except that of the unembedding.
         layer_prefix: What a layer's names begin with after that; `{}` is its number.
         ignore: Endings of names that carry no weights.
+        prepends_bos: `default_prepend_bos` of its models, as in TransformerLens 3.9.
         names: The entries of `config.json` that are fields of our config as they are, by field.
         defaults: Values of these where the entry is missing; one without a default is required, and positive.
         fixed: Fields of our config that are the same in the whole family.
@@ -250,6 +251,7 @@ class Family(ABC):
     prefix: ClassVar[str] = "model."
     layer_prefix: ClassVar[str] = "layers.{}."
     ignore: ClassVar[tuple[str, ...]] = ()
+    prepends_bos: ClassVar[bool] = True
 
     names: ClassVar[Mapping[str, str]] = {
         "n_layers": "num_hidden_layers",
@@ -280,7 +282,8 @@ class Family(ABC):
                 f"{self.names['d_model']} = {d_model} in config.json is not a multiple of {self.names['n_heads']} = "
                 f"{n_heads}."
             )
-        return {**fields, "d_head": fields.get("d_head") or d_model // n_heads, **self.fixed}
+        d_head = fields.get("d_head") or d_model // n_heads
+        return {**fields, "d_head": d_head, "default_prepend_bos": self.prepends_bos, **self.fixed}
 
     def entries(self, cfg: HookedTransformerConfig, state: Mapping[str, Tensor]) -> dict[str, Any]:
         """Convert a config to entries of a `config.json`: the inverse of `config`.

@@ -13,6 +13,7 @@ __all__ = ["BLOOM"]
 class _Bloom(Family):
     model_type = "bloom"
     architecture = "BloomForCausalLM"
+    prepends_bos = False
     examples = ("bigscience/bloom-560m", "bigscience/bloom-1b7")
     prefix = "transformer."
     layer_prefix = "h.{}."

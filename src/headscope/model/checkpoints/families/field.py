@@ -6,21 +6,21 @@ dict (`*final.pth`, or safetensors) whose names are ours. The oldest ones call n
 those of up to six layers have all matrices the other way round, outputs first; of up to eight, the positions. Shapes
 show which, but for positions as many as the stream is wide: there it counts that a checkpoint is old, which its names
 show, or that it is called so (`..._old`). What was never trained, such as a bias of the unembedding, may be missing,
-and is zero.
+and is zero. Othello-GPT has such a config too, beside weights of minGPT.
 """
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from headscope.errors import CheckpointError
-from headscope.model.checkpoints.families.base import Family, Row, Table, sizes
+from headscope.model.checkpoints.families.base import BIAS, LINEAR, OUT, QUERY, Family, Row, Table, linear, norm, sizes
 from headscope.model.config import HookedTransformerConfig
 from headscope.model.parts.attention import FIELD_BUFFERS
 
-__all__ = ["FIELD"]
+__all__ = ["FIELD", "MINGPT"]
 
 _OLD = "neel-solu-old"
 _CALLED_OLD = re.compile(r"_old(/snapshots/[^/]*)?/?$")  # a folder, the hub's cache of one among them
@@ -37,7 +37,9 @@ _LEFT_LAYOUTS = {
 class _Field(Family):
     model_type = ""
     architecture = "neel"
-    examples = ("NeelNanda/Attn_Only_2L512W_C4_Code", "NeelNanda/GELU_1L512W_C4_Code", "NeelNanda/SoLU_1L512W_C4_Code")
+    examples: ClassVar[tuple[str, ...]] = (
+        "NeelNanda/Attn_Only_2L512W_C4_Code", "NeelNanda/GELU_1L512W_C4_Code", "NeelNanda/SoLU_1L512W_C4_Code",
+    )  # fmt: skip
     prefix = ""
     layer_prefix = "blocks.{}."
     ignore = tuple(f".attn.{name}" for name in FIELD_BUFFERS)
@@ -105,4 +107,44 @@ def _rows(names: list[str], hf: Mapping[str, Any]) -> Table:
     return {name: Row(name, layouts.get(name, ""), optional=".b_" in name) for name in names}
 
 
-FIELD = _Field()
+class _MinGPT(_Field):
+    """Models trained with minGPT (Othello-GPT): the same config, and weights under the names of minGPT."""
+
+    architecture = "mingpt"
+    examples = ("Baidicoot/Othello-GPT-Transformer-Lens",)
+    ignore = (".attn.mask",)
+
+    def is_of(self, hf: Mapping[str, Any]) -> bool:
+        """Return True for a config of one of these models."""
+        return super().is_of(hf) and hf.get("architecture") == self.architecture
+
+    def renamed(self, name: str) -> str:
+        return name
+
+    def convert(
+        self, tensors: Mapping[str, Tensor], cfg: HookedTransformerConfig, hf: Mapping[str, Any]
+    ) -> Iterator[tuple[str, Tensor]]:
+        return Family.convert(self, tensors, cfg, hf)
+
+    def outside(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
+        return {
+            "embed.W_E": Row("tok_emb.weight"),
+            "pos_embed.W_pos": Row("pos_emb", "1 p d -> p d"),
+            **norm("ln_final", "ln_f"),
+            "unembed.W_U": Row("head.weight", LINEAR),
+        }
+
+    def layer(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
+        return {
+            **linear("attn.Q", "attn.query", QUERY, BIAS),
+            **linear("attn.K", "attn.key", QUERY, BIAS),
+            **linear("attn.V", "attn.value", QUERY, BIAS),
+            **linear("attn.O", "attn.proj", OUT),
+            **norm("ln1", "ln1"),
+            **norm("ln2", "ln2"),
+            **linear("mlp.in", "mlp.0"),
+            **linear("mlp.out", "mlp.2"),
+        }
+
+
+FIELD, MINGPT = _Field(), _MinGPT()

@@ -20,6 +20,7 @@ __all__ = ["GRANITE"]
 class _Granite(LlamaLike):
     model_type = "granite"
     architecture = "GraniteForCausalLM"
+    prepends_bos = False
     examples = ("ibm-granite/granite-3.1-2b-base", "ibm-granite/granite-3.3-8b-base")
 
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:

@@ -78,6 +78,7 @@ class _Olmoe(_WithExperts):
 class _Qwen3Moe(_WithExperts):
     model_type = "qwen3_moe"
     architecture = "Qwen3MoeForCausalLM"
+    prepends_bos = False
     examples = ("Qwen/Qwen3-30B-A3B", "Qwen/Qwen3-30B-A3B-Base")
     fixed = {**LlamaLike.fixed, "use_qk_norm": True}
 

@@ -16,6 +16,7 @@ __all__ = ["NEOX"]
 class _NeoX(Family):
     model_type = "gpt_neox"
     architecture = "GPTNeoXForCausalLM"
+    prepends_bos = False
     examples = ("EleutherAI/pythia-70m", "EleutherAI/pythia-1.4b-deduped", "EleutherAI/gpt-neox-20b")
     prefix = "gpt_neox."
     ignore = (".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")

@@ -16,6 +16,7 @@ __all__ = ["PHI", "PHI3"]
 class _Phi(LlamaLike):
     model_type = "phi"
     architecture = "PhiForCausalLM"
+    prepends_bos = False
     examples = ("microsoft/phi-1", "microsoft/phi-1_5", "microsoft/phi-2")
     windowed = False
     names = {**LlamaLike.names, "eps": "layer_norm_eps"}

@@ -11,6 +11,7 @@ __all__ = ["QWEN2", "QWEN3"]
 class _Qwen2(LlamaLike):
     model_type = "qwen2"
     architecture = "Qwen2ForCausalLM"
+    prepends_bos = False
     examples: ClassVar[tuple[str, ...]] = ("Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-7B", "Qwen/Qwen2-1.5B")
 
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
