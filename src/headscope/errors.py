@@ -8,6 +8,7 @@ import difflib
 from collections.abc import Iterable
 
 __all__ = [
+    "AliasError",
     "CheckpointError",
     "HeadscopeError",
     "InvalidInputError",
@@ -55,6 +56,10 @@ class StorageError(HeadscopeError, OSError):
 
 class MissingDependencyError(HeadscopeError, ImportError):
     """An optional package is needed for this call and is not installed."""
+
+
+class AliasError(HeadscopeError, ImportError):
+    """An import of another library's name that headscope cannot stand in for."""
 
 
 def unknown_name(kind: str, name: str, allowed: Iterable[str], *, hint: str = "") -> UnknownNameError:

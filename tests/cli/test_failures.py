@@ -37,7 +37,7 @@ def test_the_version_is_shown(run: Run) -> None:
 
 COMMANDS = (
     "prompt", "entropy", "ablate", "heads", "patch", "ioi", "attribute", "report", "compare", "models", "evaluate",
-    "copy-suppression", "train",
+    "copy-suppression", "migrate", "train",
 )  # fmt: skip
 TRAINED = ("demo", "skip-trigram", "induction", "modular-addition")
 

@@ -11,11 +11,11 @@ from typing import Annotated, NoReturn
 import typer
 
 from headscope.analysis.storage.manifest import headscope_version
-from headscope.cli import analyses, heads, patching, reports, suppression, tasks, training
+from headscope.cli import analyses, heads, migrate, patching, reports, suppression, tasks, training
 from headscope.cli.shared import app, fail, say
 from headscope.errors import HeadscopeError
 
-__all__ = ["analyses", "app", "heads", "main", "patching", "reports", "suppression", "tasks", "training"]
+__all__ = ["analyses", "app", "heads", "main", "migrate", "patching", "reports", "suppression", "tasks", "training"]
 
 
 def _show_version(wanted: bool) -> bool:

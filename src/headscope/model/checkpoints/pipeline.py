@@ -124,22 +124,15 @@ def load_pretrained(
         hf_config = {"_name_or_path": str(directory), **read_config(directory)}
     else:
         hf_config = hf_model.config.to_dict()
-    fields = config_fields(hf_config, str(directory or "hf_model"))
-    if first_n_layers is not None and not 1 <= first_n_layers <= fields["n_layers"]:
-        raise InvalidInputError(f"first_n_layers must be between 1 and {fields['n_layers']}; got {first_n_layers}.")
-    if default_prepend_bos is not None:
-        fields["default_prepend_bos"] = default_prepend_bos
-    architecture = next(iter(hf_config.get("architectures") or []), family_of(hf_config).architecture)
-    cfg = HookedTransformerConfig(
-        **{"original_architecture": architecture, **fields},
-        model_name=_display_name(model_name, hf_config),
-        dtype=parse_dtype(dtype if torch_dtype is None else torch_dtype),
+    cfg = make_config(
+        hf_config,
+        str(directory or "hf_model"),
+        model_name=model_name,
         device=device,
-        init_weights=False,
-        from_checkpoint=saved is not None,
-        checkpoint_index=None if saved is None else saved.index,
-        checkpoint_value=None if saved is None else saved.value,
-        checkpoint_label_type=None if saved is None else saved.label_type,
+        dtype=dtype if torch_dtype is None else torch_dtype,
+        default_prepend_bos=default_prepend_bos,
+        first_n_layers=first_n_layers,
+        saved=saved,
     )
     tensors: Mapping[str, Tensor]
     if directory is None:
@@ -245,6 +238,37 @@ def _replace_norms(model: Model) -> None:
             if isinstance(part, MLP):
                 part.reset_norm()
     model.ln_final = make_norm(model.cfg, model.cfg.final_norm)
+
+
+def make_config(
+    hf_config: Mapping[str, Any],
+    where: str,
+    *,
+    model_name: str | None,
+    device: torch.device | str | None,
+    dtype: torch.dtype | str,
+    default_prepend_bos: bool | None,
+    first_n_layers: int | None,
+    saved: TrainingCheckpoint | None,
+) -> HookedTransformerConfig:
+    """Convert a Hugging Face config to ours, of all its layers; `first_n_layers` is checked, not applied."""
+    fields = config_fields(hf_config, where)
+    if first_n_layers is not None and not 1 <= first_n_layers <= fields["n_layers"]:
+        raise InvalidInputError(f"first_n_layers must be between 1 and {fields['n_layers']}; got {first_n_layers}.")
+    if default_prepend_bos is not None:
+        fields["default_prepend_bos"] = default_prepend_bos
+    architecture = next(iter(hf_config.get("architectures") or []), family_of(hf_config).architecture)
+    return HookedTransformerConfig(
+        **{"original_architecture": architecture, **fields},
+        model_name=_display_name(model_name, hf_config),
+        dtype=parse_dtype(dtype),
+        device=device,
+        init_weights=False,
+        from_checkpoint=saved is not None,
+        checkpoint_index=None if saved is None else saved.index,
+        checkpoint_value=None if saved is None else saved.value,
+        checkpoint_label_type=None if saved is None else saved.label_type,
+    )
 
 
 def converted(

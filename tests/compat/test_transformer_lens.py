@@ -1,0 +1,176 @@
+"""The alias in processes of their own: what is imported through it is headscope's, and what it lacks says so."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[2] / "src"
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    paths = [str(SOURCE), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+
+
+# A statement, and an expression that must be true after it.
+FORMS = {
+    "from transformer_lens import HookedTransformer": "HookedTransformer is headscope.HookedTransformer",
+    "import transformer_lens": "transformer_lens.HookedTransformer is headscope.HookedTransformer",
+    "import transformer_lens as tl": "tl.utils.get_act_name is headscope.utils.get_act_name",
+    "import transformer_lens.utils": "transformer_lens.utils.to_numpy is headscope.utils.to_numpy",
+    "import transformer_lens.utils as u": "u.to_numpy is headscope.utils.to_numpy",
+    "from transformer_lens import utils, patching": "patching.generic_activation_patch is"
+    " headscope.patching.generic_activation_patch",
+    "from transformer_lens.utils import *": "USE_DEFAULT_VALUE is None and gelu_new is headscope.utils.gelu_new",
+    "from transformer_lens import *": "ActivationCache is headscope.ActivationCache and utils.transpose",
+    "from transformer_lens.HookedTransformer import HookedTransformer, Output": "Output._fields == ('logits', 'loss')",
+    "import transformer_lens.HookedTransformer as HT": "HT is headscope.HookedTransformer",
+    "from transformer_lens.HookedTransformerConfig import HookedTransformerConfig as C": "C is "
+    "headscope.HookedTransformerConfig",
+    "from transformer_lens.config.hooked_transformer_config import HookedTransformerConfig as C": "C is "
+    "headscope.HookedTransformerConfig",
+    "from transformer_lens.ActivationCache import ActivationCache": "ActivationCache is headscope.ActivationCache",
+    "from transformer_lens.FactoredMatrix import FactoredMatrix": "FactoredMatrix is headscope.FactoredMatrix",
+    "from transformer_lens.SVDInterpreter import SVDInterpreter": "SVDInterpreter is headscope.SVDInterpreter",
+    "from transformer_lens.hook_points import HookPoint, HookedRootModule, NamesFilter": "HookPoint is "
+    "headscope.HookPoint and HookedRootModule is headscope.HookedRootModule",
+    "from transformer_lens.components.mlps.mlp import MLP": "MLP is parts.layers.MLP",
+    "import transformer_lens.components as c": "issubclass(c.GroupedQueryAttention, c.AbstractAttention)",
+    "from transformer_lens.components.layer_norm import LayerNorm": "LayerNorm is parts.layers.LayerNorm",
+    "from transformer_lens.components.transformer_block import TransformerBlock as B": "B.__module__ == "
+    "'headscope.model.block'",
+    "from transformer_lens.utilities import get_act_name": "get_act_name is headscope.utils.get_act_name",
+    "from transformer_lens.utilities.tensors import to_numpy": "to_numpy is headscope.utils.to_numpy",
+    "from transformer_lens.past_key_value_caching import HookedTransformerKeyValueCache as K": "K is "
+    "headscope.HookedTransformerKeyValueCache",
+    "from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache as K": "K is "
+    "headscope.HookedTransformerKeyValueCache",
+    "from transformer_lens.loading_from_pretrained import get_official_model_name as official": "official('GPT2-small')"
+    " == 'openai-community/gpt2'",
+    "import transformer_lens.loading as loading": "loading.MODEL_ALIASES['openai-community/gpt2'][0] == 'gpt2' and"
+    " 'openai-community/gpt2' in loading.OFFICIAL_MODEL_NAMES",
+    "from transformer_lens.head_detector import detect_head": "detect_head is headscope.head_detector.detect_head",
+    "from transformer_lens.evals import induction_loss": "induction_loss is headscope.evals.induction_loss",
+    "import circuitsvis as cv": "cv.attention.attention_heads is views.attention.attention_heads",
+    "from circuitsvis.topk_tokens import topk_tokens": "topk_tokens is views.topk_tokens.topk_tokens",
+    "from circuitsvis import tokens": "tokens.colored_tokens is views.tokens.colored_tokens",
+    "import importlib, transformer_lens as tl": "importlib.import_module('transformer_lens.utils') is tl.utils",
+    "import importlib.util": "importlib.util.find_spec('transformer_lens').name == 'transformer_lens'",
+}
+# What is not there, and what the error says.
+MISSING = {
+    "from transformer_lens import HookedEncoder": "ImportError: headscope does not support "
+    "transformer_lens.HookedEncoder: only decoder-only models are supported.",
+    "import transformer_lens.model_bridge.bridge": "ImportError: headscope does not support "
+    "transformer_lens.model_bridge: the alias stands for HookedTransformer; there is no TransformerBridge.",
+    "from transformer_lens.components import BertBlock": "ImportError: headscope does not support "
+    "transformer_lens.components.BertBlock.",
+    "from transformer_lens.train import train": "ImportError: headscope does not support transformer_lens.train: "
+    "training is in headscope.training: see train_language_model.",
+    "import transformer_lens; transformer_lens.nope": "AttributeError: headscope does not support "
+    "transformer_lens.nope.",
+    "import transformer_lens\nassert hasattr(transformer_lens, 'HookedEncoder')": "AssertionError: ",
+    "from circuitsvis.attention import nope": "ImportError: headscope does not support circuitsvis.attention.nope.",
+}
+SCRIPT = """
+import json
+import headscope.compat.transformer_lens
+import headscope, headscope.model.parts as parts, headscope.views as views
+
+told = {}
+for statement, wanted in json.loads(%r).items():
+    names = {"headscope": headscope, "parts": parts, "views": views}
+    try:
+        exec(statement, names)
+        told[statement] = bool(eval(wanted, names))
+    except Exception as error:
+        kind = ImportError if isinstance(error, ImportError) else type(error)
+        told[statement] = f"{kind.__name__}: {error}"
+print(json.dumps(told))
+"""
+
+
+@pytest.fixture(scope="module")
+def told() -> dict[str, bool | str]:
+    done = run(SCRIPT % json.dumps({**FORMS, **dict.fromkeys(MISSING, "True")}))
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("statement", FORMS)
+def test_every_form_of_import_gives_our_own(told: dict[str, bool | str], statement: str) -> None:
+    assert told[statement] is True
+
+
+@pytest.mark.parametrize("statement", MISSING)
+def test_what_is_not_supported_says_so(told: dict[str, bool | str], statement: str) -> None:
+    assert told[statement] == MISSING[statement]
+
+
+def test_every_name_in_the_table_exists() -> None:
+    done = run(
+        "import importlib, headscope.compat\n"
+        "headscope.compat.install(); headscope.compat.install()\n"
+        "from headscope.compat.alias_table import MODULES\n"
+        "n = 0\n"
+        "for path in MODULES:\n"
+        "    module = importlib.import_module(path)\n"
+        "    assert module.__name__ == path and set(module.__all__) <= set(dir(module))\n"
+        "    for name in module.__all__: getattr(module, name); n += 1\n"
+        "print(n)"
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 500
+
+
+NOTEBOOK = """
+# %%
+import torch
+import transformer_lens.utils as utils
+from transformer_lens import HookedTransformer, ActivationCache
+from transformer_lens.hook_points import HookPoint
+import circuitsvis as cv
+
+# %%
+model = HookedTransformer.from_pretrained("headscope-demo")
+logits, cache = model.run_with_cache("Mary and John went home")
+assert isinstance(cache, ActivationCache)
+
+# %%
+def zero(z, hook: HookPoint):
+    return torch.zeros_like(z)
+
+ablated = model.run_with_hooks("Mary and John went home", fwd_hooks=[(utils.get_act_name("z", 0), zero)])
+assert not torch.equal(ablated, logits)
+tokens = model.to_str_tokens("Mary and John went home")
+print(type(cv.attention.attention_patterns(tokens=tokens, attention=cache["pattern", 0][0])).__module__)
+"""
+
+
+def test_a_notebook_runs_with_one_line_in_front() -> None:
+    done = run("import headscope.compat.transformer_lens" + NOTEBOOK)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "headscope.views.html\n"
+
+
+def test_the_real_library_is_not_replaced() -> None:
+    for root in ("transformer_lens", "circuitsvis"):
+        done = run(
+            f"import sys, types\nreal = sys.modules[{root!r}] = types.ModuleType({root!r})\n"
+            "try:\n    import headscope.compat.transformer_lens\n"
+            "except ImportError as error:\n    print(error)\n"
+            f"assert sys.modules[{root!r}] is real\n"
+            "assert len({'transformer_lens', 'circuitsvis'} & {*sys.modules}) == 1"
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith(f"{root} itself is already imported")
+
+
+def test_importing_headscope_alone_registers_nothing() -> None:
+    done = run("import sys, headscope; print({'transformer_lens', 'circuitsvis'} & {*sys.modules})")
+    assert done.stdout == "set()\n"
