@@ -58,6 +58,7 @@ FORMS = {
     "from transformer_lens.evals import induction_loss": "induction_loss is headscope.evals.induction_loss",
     "import circuitsvis as cv": "cv.attention.attention_heads is views.attention.attention_heads",
     "from circuitsvis.topk_tokens import topk_tokens": "topk_tokens is views.topk_tokens.topk_tokens",
+    "from circuitsvis.examples import hello": "hello is views.examples.hello",
     "from circuitsvis import tokens": "tokens.colored_tokens is views.tokens.colored_tokens",
     "import importlib, transformer_lens as tl": "importlib.import_module('transformer_lens.utils') is tl.utils",
     "import importlib.util": "importlib.util.find_spec('transformer_lens').name == 'transformer_lens'",

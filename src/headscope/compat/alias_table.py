@@ -91,7 +91,7 @@ MODULES: dict[str, dict[str, str]] = {
     "circuitsvis": {"headscope.views": "*"},
     **{
         f"circuitsvis.{name}": {f"headscope.views.{name}": "*"}
-        for name in ("activations", "attention", "logits", "tokens", "topk_samples", "topk_tokens")
+        for name in ("activations", "attention", "examples", "logits", "tokens", "topk_samples", "topk_tokens")
     },
 }  # fmt: skip
 
