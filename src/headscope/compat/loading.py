@@ -97,7 +97,7 @@ def get_pretrained_model_config(
         dtype=dtype,
         default_prepend_bos=default_prepend_bos,
         first_n_layers=first_n_layers,
-        saved=saved,
+        training=saved,
     )
     cfg.n_layers, cfg.n_devices = first_n_layers or cfg.n_layers, n_devices
     if n_ctx is not None:

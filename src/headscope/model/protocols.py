@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from headscope.model.config import HookedTransformerConfig
+from headscope.model.text.tokens import PaddingSide
 
 __all__ = ["Model"]
 
@@ -20,6 +21,7 @@ class Model(Protocol):
         cfg: HookedTransformerConfig
         tokenizer: Any
         weight_processing: tuple[str, ...]
+        default_padding_side: PaddingSide
         blocks: nn.ModuleList
         ln_final: nn.Module
 

@@ -27,6 +27,7 @@ from headscope.model.text.inputs import (
     Masks,
     checked_mask,
     checked_residual,
+    checked_targets,
     checked_tokens,
     is_text,
     layer_range,
@@ -175,6 +176,8 @@ class HookedTransformer(Tokenization, TrainingText, Generation, StackedWeights, 
         """
         return exporting.to_hf(self)
 
+    save_pretrained = exporting.save_pretrained
+
     def init_weights(self) -> None:
         """Draw random weights in `cfg.init_mode`; biases zero."""
         initialize_weights(self)
@@ -229,7 +232,7 @@ class HookedTransformer(Tokenization, TrainingText, Generation, StackedWeights, 
 
         Raises:
             MissingTokenizerError: For text without a tokenizer.
-            InvalidInputError: For a wrong shape, tokens out of range, too many tokens, or an unknown `return_type`.
+            InvalidInputError: For a wrong shape, too many tokens, tokens out of range or (for a loss) without a logit.
         """
         if return_type not in ("logits", "loss", "both", None):
             raise InvalidInputError(f"return_type must be 'logits', 'loss', 'both' or None; got {return_type!r}.")
@@ -268,7 +271,7 @@ class HookedTransformer(Tokenization, TrainingText, Generation, StackedWeights, 
             return logits
         if tokens is None:
             raise InvalidInputError("a loss needs the tokens: pass tokens=[batch, pos] along with start_at_layer.")
-        loss = lm_cross_entropy_loss(logits, tokens, masks.counted, loss_per_token)
+        loss = lm_cross_entropy_loss(logits, checked_targets(tokens, self.cfg), masks.counted, loss_per_token)
         return loss if return_type == "loss" else Output(logits, loss)
 
     def input_to_embed(
@@ -307,7 +310,7 @@ class HookedTransformer(Tokenization, TrainingText, Generation, StackedWeights, 
     ) -> Tensor:
         """Return the next-token cross-entropy in nats: the mean, or `[batch, pos - 1]` with `per_token`."""
         mask = self.attention_mask(tokens) if attention_mask is None else attention_mask
-        return lm_cross_entropy_loss(logits, tokens.to(logits.device), mask, per_token)
+        return lm_cross_entropy_loss(logits, checked_targets(tokens, self.cfg).to(logits.device), mask, per_token)
 
     def run_with_cache(
         self, *model_args: Any, return_cache_object: bool = True, remove_batch_dim: bool = False, **kwargs: Any

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from headscope.errors import CheckpointError, InvalidInputError, NotFiniteError, UnknownNameError, unknown_name
-from headscope.model.checkpoints.families import family_of
+from headscope.model.checkpoints.families import family_of, saved_with
 from headscope.model.checkpoints.files import TensorFiles
 from headscope.model.checkpoints.hub import FIELD_WEIGHTS, TOKENIZER_FILES, fetch_file, find_checkpoint
 from headscope.model.checkpoints.training import TrainingCheckpoint, find_training_checkpoint
@@ -45,15 +45,15 @@ def load_pretrained(
     cls: type[Loaded],
     model_name: str | Path | None,
     *,
-    fold_ln: bool = True,
-    center_writing_weights: bool = True,
-    center_unembed: bool = True,
-    fold_value_biases: bool = True,
-    refactor_factored_attn_matrices: bool = False,
+    fold_ln: bool | None = None,
+    center_writing_weights: bool | None = None,
+    center_unembed: bool | None = None,
+    fold_value_biases: bool | None = None,
+    refactor_factored_attn_matrices: bool | None = None,
     hf_model: Any = None,
     tokenizer: Any = None,
     device: torch.device | str | None = None,
-    dtype: torch.dtype | str = torch.float32,
+    dtype: torch.dtype | str | None = None,
     torch_dtype: torch.dtype | str | None = None,
     default_padding_side: PaddingSide | None = None,
     default_prepend_bos: bool | None = None,
@@ -69,10 +69,14 @@ def load_pretrained(
 ) -> Loaded:
     """Make a model of class `cls` from a checkpoint.
 
+    A folder that `save_pretrained` wrote gives the model that was saved, to the bit: it is processed only where a flag
+    asks for it by name, and never twice.
+
     Args:
         cls: `HookedTransformer` or a subclass; called as `cls(cfg, tokenizer, ...)`.
         model_name: `"headscope-demo"`, a short name, a hub id or a directory; may be `None` with `hf_model`.
-        fold_ln: Fold the norms' weights into the weights that read them.
+        fold_ln: Fold the norms' weights into the weights that read them. The defaults of this flag and those below
+            are those of `WeightProcessing`.
         center_writing_weights: Center the weights that write to the residual stream (LayerNorm models).
         center_unembed: Center the unembedding over tokens.
         fold_value_biases: Move value biases into the output bias.
@@ -81,11 +85,11 @@ def load_pretrained(
             for the tokenizer only.
         tokenizer: Use this tokenizer instead of the checkpoint's.
         device: Device of the model.
-        dtype: Floating-point dtype to convert the weights to.
+        dtype: Floating-point dtype to convert the weights to; float32 by default, or that of the model saved.
         torch_dtype: The same, by the name used in `transformers`.
-        default_padding_side: `"left"` or `"right"` (the default).
-        default_prepend_bos: Prepend BOS to text by default; `None` means as in TransformerLens 3.9, which does for
-            all families but those listed in `docs/migration.md`.
+        default_padding_side: `"left"` or `"right"` (the default, or that of the model saved).
+        default_prepend_bos: Prepend BOS to text by default; `None` means what `config.json` says of it, or as in
+            TransformerLens 3.9, which does for all families but those listed in `docs/migration.md`.
         first_n_layers: Keep only the first layers.
         n_ctx: A shorter context than the checkpoint's.
         move_to_device: `False` leaves the model on the CPU.
@@ -114,16 +118,17 @@ def load_pretrained(
             raise unknown_name("option of from_pretrained", name, [*_OPTIONS, *_HUB_OPTIONS])
     hub = {name: value for name, value in hub_options.items() if name in _HUB_OPTIONS}
     model_name = None if model_name is None else str(model_name)
-    saved: TrainingCheckpoint | None = None
+    training: TrainingCheckpoint | None = None
     label = checkpoint_value if checkpoint_label is None else checkpoint_label
     if checkpoint_index is not None or label is not None:
-        saved = find_training_checkpoint(str(model_name), index=checkpoint_index, label=label, **hub)
-        hub |= {} if saved.revision is None else {"revision": saved.revision}
+        training = find_training_checkpoint(str(model_name), index=checkpoint_index, label=label, **hub)
+        hub |= {} if training.revision is None else {"revision": training.revision}
     directory = None if hf_model is not None else find_checkpoint(str(model_name), **hub)
     if directory is not None:
         hf_config = {"_name_or_path": str(directory), **read_config(directory)}
     else:
         hf_config = hf_model.config.to_dict()
+    saved = saved_with(hf_config)
     cfg = make_config(
         hf_config,
         str(directory or "hf_model"),
@@ -132,13 +137,13 @@ def load_pretrained(
         dtype=dtype if torch_dtype is None else torch_dtype,
         default_prepend_bos=default_prepend_bos,
         first_n_layers=first_n_layers,
-        saved=saved,
+        training=training,
     )
     tensors: Mapping[str, Tensor]
     if directory is None:
         tensors = hf_model.state_dict()
-    elif saved is not None and saved.file is not None:
-        tensors = _unpickled(fetch_file(str(model_name), saved.file, **hub))
+    elif training is not None and training.file is not None:
+        tensors = _unpickled(fetch_file(str(model_name), training.file, **hub))
     else:
         tensors = read_tensors(directory)
     checkpoint = converted(tensors, cfg, hf_config, first_n_layers=first_n_layers)
@@ -150,16 +155,24 @@ def load_pretrained(
             # A slice would keep the memory of all positions alive.
             checkpoint["pos_embed.W_pos"] = checkpoint["pos_embed.W_pos"][:n_ctx].clone()
         cfg.n_ctx = n_ctx
-    processing = WeightProcessing(
-        fold_ln=fold_ln,
-        center_writing_weights=center_writing_weights,
-        center_unembed=center_unembed,
-        fold_value_biases=fold_value_biases,
-        refactor_factored_attn_matrices=refactor_factored_attn_matrices,
-    )
+    flags = {
+        "fold_ln": fold_ln,
+        "center_writing_weights": center_writing_weights,
+        "center_unembed": center_unembed,
+        "fold_value_biases": fold_value_biases,
+        "refactor_factored_attn_matrices": refactor_factored_attn_matrices,
+    }
+    given = {name: flag for name, flag in flags.items() if flag is not None}
+    if saved is None:
+        processing = WeightProcessing(**given)
+    else:
+        wanted = {name: given.get(name, False) and name not in saved.processing for name in flags}
+        processing = WeightProcessing(**wanted)
     if tokenizer is None:
         tokenizer, cfg.tokenizer_name = _tokenizer_of(model_name, directory, hub, cfg.tokenizer_name)
-    model: Any = cls(cfg, tokenizer, move_to_device=False, default_padding_side=default_padding_side or "right")
+    side = default_padding_side or ("right" if saved is None else saved.padding_side)
+    model: Any = cls(cfg, tokenizer, move_to_device=False, default_padding_side=side)
+    model.weight_processing = () if saved is None else saved.processing
     fill(model, checkpoint, processing, in_place=True)
     if device_map is not None and not isinstance(device_map, str):
         return model.place(device_map)
@@ -246,10 +259,10 @@ def make_config(
     *,
     model_name: str | None,
     device: torch.device | str | None,
-    dtype: torch.dtype | str,
+    dtype: torch.dtype | str | None,
     default_prepend_bos: bool | None,
     first_n_layers: int | None,
-    saved: TrainingCheckpoint | None,
+    training: TrainingCheckpoint | None,
 ) -> HookedTransformerConfig:
     """Convert a Hugging Face config to ours, of all its layers; `first_n_layers` is checked, not applied."""
     fields = config_fields(hf_config, where)
@@ -258,17 +271,19 @@ def make_config(
     if default_prepend_bos is not None:
         fields["default_prepend_bos"] = default_prepend_bos
     architecture = next(iter(hf_config.get("architectures") or []), family_of(hf_config).architecture)
-    return HookedTransformerConfig(
-        **{"original_architecture": architecture, **fields},
-        model_name=_display_name(model_name, hf_config),
-        dtype=parse_dtype(dtype),
-        device=device,
-        init_weights=False,
-        from_checkpoint=saved is not None,
-        checkpoint_index=None if saved is None else saved.index,
-        checkpoint_value=None if saved is None else saved.value,
-        checkpoint_label_type=None if saved is None else saved.label_type,
-    )
+    fields = {
+        "original_architecture": architecture,
+        "model_name": _display_name(model_name, hf_config),
+        **fields,
+        "device": device,
+        "init_weights": False,
+    }
+    if dtype is not None:
+        fields["dtype"] = parse_dtype(dtype)
+    if training is not None:
+        fields |= {"from_checkpoint": True, "checkpoint_index": training.index, "checkpoint_value": training.value}
+        fields["checkpoint_label_type"] = training.label_type
+    return HookedTransformerConfig(**fields)
 
 
 def converted(

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from headscope.errors import InvalidInputError
+from headscope.model.config import HookedTransformerConfig
 from headscope.model.parts.key_value_cache import HookedTransformerKeyValueCache
 
 __all__ = [
     "Masks",
     "checked_mask",
     "checked_residual",
+    "checked_targets",
     "checked_tokens",
     "is_text",
     "layer_range",
@@ -27,6 +29,24 @@ __all__ = [
 def is_text(input: Any) -> bool:
     """Return True for a text or a list of texts."""
     return isinstance(input, str) or (isinstance(input, (list, tuple)) and bool(input) and isinstance(input[0], str))
+
+
+def checked_targets(tokens: Tensor, cfg: HookedTransformerConfig) -> Tensor:
+    """Return the tokens of a loss, after checking that each next token has a logit.
+
+    Only a model with fewer outputs than inputs can lack one, so that others need not wait for the device.
+
+    Raises:
+        InvalidInputError: For a token of `d_vocab_out` or more.
+    """
+    if cfg.d_vocab_out < cfg.d_vocab and tokens[..., 1:].numel():
+        largest = int(tokens[..., 1:].max())
+        if largest >= cfg.d_vocab_out:
+            raise InvalidInputError(
+                f"this model has no logit for token {largest}, and so no next-token loss: d_vocab_out is "
+                f"{cfg.d_vocab_out}. Compute a loss of your own from its logits (return_type='logits')."
+            )
+    return tokens
 
 
 def checked_tokens(input: Any, device: torch.device) -> Tensor:

@@ -138,6 +138,8 @@ def _why_not(name: str, cfg: HookedTransformerConfig) -> str:
             return f"only LayerNorm ignores the mean of the residual stream; this model's norm is {norm}."
         if cfg.has_post_norms:
             return "outputs of attention and MLP go through a post-norm before they are added to the residual stream."
+    if name == "center_unembed" and cfg.d_vocab_out == 1:
+        return "the model has one output, which is its own mean: centering would make it zero."
     if name == "center_unembed" and cfg.output_logits_soft_cap > 0:
         return "a soft cap on the logits makes them depend on their mean."
     return ""
@@ -226,7 +228,7 @@ def center_unembed(state_dict: Mapping[str, Tensor], cfg: HookedTransformerConfi
     """Remove the mean over tokens from `W_U` and `b_U`: the softmax ignores a constant added to all logits.
 
     Raises:
-        InvalidInputError: If the logits have a soft cap, which does not ignore it.
+        InvalidInputError: If the logits have a soft cap, which does not ignore it, or there is only one.
     """
     return _rewritten("center_unembed", state_dict, cfg)
 

@@ -11,7 +11,7 @@ from headscope.errors import CheckpointError
 from headscope.model.checkpoints.families.base import Family
 from headscope.model.checkpoints.families.bloom import BLOOM
 from headscope.model.checkpoints.families.falcon import FALCON
-from headscope.model.checkpoints.families.field import FIELD, MINGPT
+from headscope.model.checkpoints.families.field import FIELD, MINGPT, Saved, saved_with
 from headscope.model.checkpoints.families.gemma import GEMMA, GEMMA2, GEMMA3
 from headscope.model.checkpoints.families.gpt2 import GPT2
 from headscope.model.checkpoints.families.gpt_neo import GPT_NEO
@@ -27,7 +27,7 @@ from headscope.model.checkpoints.families.phi import PHI, PHI3
 from headscope.model.checkpoints.families.qwen import QWEN2, QWEN3
 from headscope.model.checkpoints.families.stablelm import STABLELM
 
-__all__ = ["FAMILIES", "Family", "family_of"]
+__all__ = ["FAMILIES", "FIELD", "Family", "Saved", "family_of", "saved_with"]
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family

@@ -31,6 +31,7 @@ __all__ = [
     "Tensors",
     "linear",
     "norm",
+    "own_name",
     "sizes",
 ]
 
@@ -311,7 +312,7 @@ class Family(ABC):
         for layer in range(cfg.n_layers):
             ours, theirs = f"blocks.{layer}.", self.layer_prefix.format(layer)
             for names, row in self.layer(cfg, hf).items():
-                full = [ours + _own_name(name, cfg) for name in names.split()]
+                full = [ours + own_name(name, cfg) for name in names.split()]
                 also, experts = (tuple(theirs + each for each in names) for names in (row.also, row.experts))
                 yield full, dataclasses.replace(row, theirs=theirs + row.theirs, also=also, experts=experts)
 
@@ -399,7 +400,7 @@ class Family(ABC):
                 )
 
 
-def _own_name(name: str, cfg: HookedTransformerConfig) -> str:
+def own_name(name: str, cfg: HookedTransformerConfig) -> str:
     """Return the name of an attention weight; one shared by a group of heads has a leading underscore."""
     part, _, weight = name.partition(".")
     shared = part == "attn" and weight in ("W_K", "W_V", "b_K", "b_V") and cfg.n_key_value_heads is not None
@@ -419,7 +420,7 @@ def _bias_shapes(cfg: HookedTransformerConfig) -> dict[str, tuple[int, ...]]:
         of_layer |= {"mlp.b_gate": hidden} if cfg.gated_mlp else {}
         of_layer |= {} if cfg.num_experts is None else {"mlp.b_router": (cfg.num_experts,)}
     layers = {
-        f"blocks.{layer}.{_own_name(name, cfg)}": shape
+        f"blocks.{layer}.{own_name(name, cfg)}": shape
         for layer in range(cfg.n_layers)
         for name, shape in of_layer.items()
     }

@@ -1,30 +1,72 @@
-"""The field's own small models, in the layout they were published in: attention-only, GELU and SoLU models of 1 to 12
-layers.
+"""Folders whose `config.json` has the fields of our config, without a `model_type`, and tensors under our names.
 
-Such a checkpoint is a `config.json` whose entries are the fields of our config, without a `model_type`, and a state
-dict (`*final.pth`, or safetensors) whose names are ours. The oldest ones call norms `norm1`, `norm2` and `norm`, and
-those of up to six layers have all matrices the other way round, outputs first; of up to eight, the positions. Shapes
-show which, but for positions as many as the stream is wide: there it counts that a checkpoint is old, which its names
-show, or that it is called so (`..._old`). What was never trained, such as a bias of the unembedding, may be missing,
-and is zero. Othello-GPT has such a config too, beside weights of minGPT.
+There are three kinds. `save_pretrained` writes everything as it is, with the processing that was done. Others write
+such folders by hand. And the field's own small models (attention-only, GELU and SoLU models of 1 to 12 layers) were
+published in a layout like it, in safetensors or `*final.pth`, with notes on their training in the config. The oldest
+of these call norms `norm1`, `norm2` and `norm`, and those of up to six layers have all matrices the other way round,
+outputs first; of up to eight, the positions. Shapes show which, but for positions as many as the stream is wide: there
+it counts that a checkpoint is old, which its names show, or that it is called so (`..._old`). What was never trained,
+such as a bias of the unembedding, may be missing, and is zero. Othello-GPT has such a config too, beside weights of minGPT.
+
+An entry that is neither a field nor known to change nothing is refused: to drop it could change the logits.
 """
 
+import dataclasses
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from types import UnionType
+from typing import Any, ClassVar, get_args, get_origin
 
 from torch import Tensor
 
-from headscope.errors import CheckpointError
-from headscope.model.checkpoints.families.base import BIAS, LINEAR, OUT, QUERY, Family, Row, Table, linear, norm, sizes
+from headscope.errors import CheckpointError, InvalidInputError
+from headscope.model.checkpoints.families.base import (
+    BIAS,
+    LINEAR,
+    OUT,
+    QUERY,
+    Family,
+    Row,
+    Table,
+    linear,
+    norm,
+    own_name,
+    sizes,
+)
 from headscope.model.config import HookedTransformerConfig
 from headscope.model.parts.attention import FIELD_BUFFERS
+from headscope.model.text.tokens import PaddingSide
+from headscope.model.weights.processing import WeightProcessing
 
-__all__ = ["FIELD", "MINGPT"]
+__all__ = ["FIELD", "MINGPT", "NOT_SAVED", "Saved", "saved_with"]
+
+# What `save_pretrained` writes beside the fields; the first marks the folders that it wrote.
+_PROCESSING, _SIDE = "weight_processing", "default_padding_side"
+# Fields about this run, or computed from the others.
+NOT_SAVED = frozenset({"device", "init_weights", "n_devices", "n_params", "uses_rms_norm"})
+# Fields that say nothing about the weights in a folder that others wrote: options and the folder's name decide.
+_NOT_READ = NOT_SAVED | {"dtype", "model_name", "seed"}
+_TYPES = {field.name: field.type for field in dataclasses.fields(HookedTransformerConfig)}
+_REQUIRED = ("n_layers", "d_model", "n_ctx", "d_head")
+_RENAMED = {
+    "normalization": "normalization_type", "ln_eps": "eps", "architecture": "original_architecture",
+    "shortformer_pos": "positional_embedding_type",
+}  # fmt: skip
+# Notes on how the published models were trained, and where their configs were written.
+_NOTES = re.compile(
+    r"_name_or_path|transformers_version|torch_dtype|checkpoint_(type|every.*|scale)|take_checkpoints|version|control|"
+    r"lr(_.*)?|betas?[12]?|(total_)?batch_size(_.*)?|batches_per_step|tokens_per_step|(max|warmup|truncate)_.*|"
+    r"save_.*|debug(_.*)?|log_.*|wandb.*|notes?|weight_decay|grad_norm_clip|train_loss_.*|dataset_.*|shuffled_data|"
+    r"use_b?float16(_matmul)?|use_acc|use_ET|use_checkpoint_schedule|right_multiply_matrices|"
+    r"initializer_scale_.*|weight_init_scheme|W_O_init_scale|fixed_init|store_init"
+)
+# Choices that our config has not, and what they must be.
+_ONLY = {"neuron_scale": 1, "neuron_temp": 1, "use_pos_resid": True, "factored_embed": False}
 
 _OLD = "neel-solu-old"
 _CALLED_OLD = re.compile(r"_old(/snapshots/[^/]*)?/?$")  # a folder, the hub's cache of one among them
-_ENTRIES = ("n_layers", "d_model", "n_heads", "d_head", "n_ctx", "d_vocab")
+_OLD_NORM = re.compile(r"(?<![^.])norm(?=[12]?\.)")
 # The layout facts that only the tensors show, put beside the entries of the config for the tables to read.
 _LEFT, _LEFT_POSITIONS = "matrices have outputs first", "W_pos has d_model first"
 _LEFT_LAYOUTS = {
@@ -32,6 +74,35 @@ _LEFT_LAYOUTS = {
     "attn.W_O": "h d e -> h e d", "mlp.W_in": "m d -> d m", "mlp.W_out": "d m -> m d", "embed.W_E": "d v -> v d",
     "unembed.W_U": "v d -> d v",
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What `save_pretrained` keeps of a model beside its config and its weights."""
+
+    processing: tuple[str, ...]
+    padding_side: PaddingSide
+
+    def entries(self) -> dict[str, Any]:
+        """Return these as entries of a `config.json`: the inverse of `saved_with`."""
+        return {_PROCESSING: list(self.processing), _SIDE: self.padding_side}
+
+
+def saved_with(hf: Mapping[str, Any]) -> Saved | None:
+    """Read what `save_pretrained` kept beside the config; `None` for a folder that it did not write.
+
+    Raises:
+        CheckpointError: For an entry that it cannot have written.
+    """
+    if not FIELD.is_of(hf) or _PROCESSING not in hf:
+        return None
+    processing, side = hf[_PROCESSING], hf.get(_SIDE)
+    names = WeightProcessing.names()
+    if not isinstance(processing, list) or not all(each in names for each in processing):
+        raise CheckpointError(f"{_PROCESSING} in config.json must list some of {', '.join(names)}; got {processing!r}.")
+    if side not in ("left", "right"):
+        raise CheckpointError(f"{_SIDE} in config.json must be 'left' or 'right'; got {side!r}.")
+    return Saved(tuple(processing), side)
 
 
 class _Field(Family):
@@ -45,66 +116,132 @@ class _Field(Family):
     ignore = tuple(f".attn.{name}" for name in FIELD_BUFFERS)
 
     def is_of(self, hf: Mapping[str, Any]) -> bool:
-        """Return True for a config of one of these models."""
-        return "model_type" not in hf and set(_ENTRIES) <= hf.keys()
+        """Return True for a config of our own fields."""
+        return "model_type" not in hf and set(_REQUIRED) <= hf.keys()
 
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
-        attn_only = hf.get("attn_only", False)
-        called = _OLD if _CALLED_OLD.search(hf.get("_name_or_path", "")) else self.architecture
-        return {
-            **dict(zip(_ENTRIES, sizes(hf, *_ENTRIES), strict=True)),
-            "d_mlp": hf.get("d_mlp"),
-            "act_fn": None if attn_only else hf["act_fn"],
-            "attn_only": attn_only,
-            "normalization_type": hf.get("normalization", hf.get("normalization_type", "LN")),
-            "final_rms": hf.get("final_rms", False),
-            "positional_embedding_type": "shortformer" if hf.get("shortformer_pos") else "standard",
-            "original_architecture": hf.get("architecture", called),
-            "tokenizer_name": hf.get("tokenizer_name"),
-        }
+        sizes(hf, *_REQUIRED, "d_vocab")
+        saved = _PROCESSING in hf
+        fields: dict[str, Any] = {}
+        for entry, value in hf.items():
+            if entry in _TYPES and (saved or entry not in _NOT_READ):
+                if not _fits(value, _TYPES[entry]):
+                    raise CheckpointError(f"{entry} = {value!r} in config.json is of the wrong type.")
+                fields.setdefault(entry, value)
+            elif entry in _RENAMED:
+                if entry != "shortformer_pos":
+                    fields[_RENAMED[entry]] = value
+                elif value:
+                    fields[_RENAMED[entry]] = "shortformer"
+            elif not (entry in _NOT_READ or _is_known(entry, value, saved)):
+                raise CheckpointError(
+                    f"config.json has {entry} = {value!r}, which is no field of HookedTransformerConfig, and the model "
+                    f"may compute something else with it. If it changes nothing, remove {entry} from config.json."
+                )
+        if not saved:
+            fields["act_fn"] = None if fields.get("attn_only") else fields.get("act_fn")
+            called = _OLD if _CALLED_OLD.search(hf.get("_name_or_path", "")) else self.architecture
+            fields["original_architecture"] = fields.get("original_architecture") or called
+        try:
+            HookedTransformerConfig(**{**fields, "device": "cpu"})
+        except InvalidInputError as error:
+            raise CheckpointError(f"config.json: {error}") from None
+        return fields
 
     def renamed(self, name: str) -> str:
-        name = name.replace("norm", "ln")
+        name = _OLD_NORM.sub("ln", name)
         return f"ln_final.{name.removeprefix('ln.')}" if name.startswith("ln.") else name
 
     def convert(
         self, tensors: Mapping[str, Tensor], cfg: HookedTransformerConfig, hf: Mapping[str, Any]
     ) -> Iterator[tuple[str, Tensor]]:
-        if cfg.original_architecture not in (self.architecture, _OLD):
+        if hf.get("architecture", _OLD) not in (self.architecture, _OLD):
             raise CheckpointError(f"checkpoints of architecture {cfg.original_architecture!r} are not supported.")
+        if _PROCESSING not in hf:
+            hf = {**hf, **self._layout(tensors, cfg)}
+        # The unembedding is in the folder, and is the embedding no longer once weights are processed.
+        yield from super().convert(tensors, dataclasses.replace(cfg, tie_word_embeddings=False), hf)
+
+    def _layout(self, tensors: Mapping[str, Tensor], cfg: HookedTransformerConfig) -> dict[str, bool]:
+        """Return which way round matrices and positions are, and note in the config that a checkpoint is old."""
         names = {self.renamed(name): name for name in tensors}
-        shapes = {name: tensors[names[name]].shape for name in ("embed.W_E", "pos_embed.W_pos") if name in names}
-        left = shapes.get("embed.W_E") == (cfg.d_model, cfg.d_vocab)
-        old = any("norm" in name for name in tensors) or left or cfg.original_architecture == _OLD
-        cfg.original_architecture = _OLD if old else self.architecture
+        shapes = {name: tuple(tensors[names[name]].shape) for name in _TELLING if name in names}
+        old = any(_OLD_NORM.search(name) for name in tensors) or cfg.original_architecture == _OLD
+        if cfg.d_model != cfg.d_vocab:
+            left = shapes.get("embed.W_E") == (cfg.d_model, cfg.d_vocab)
+        elif cfg.d_model != cfg.d_head:
+            left = shapes.get("blocks.0.attn.W_Q") == (cfg.n_heads, cfg.d_head, cfg.d_model)
+        else:
+            left = old and cfg.n_layers <= 6
+        old = old or left
+        if old and cfg.original_architecture == self.architecture:
+            cfg.original_architecture = _OLD
         if cfg.d_model == cfg.n_ctx:  # only the age of the checkpoint says
             left_positions = old and cfg.n_layers <= 8
         else:
             left_positions = shapes.get("pos_embed.W_pos") == (cfg.d_model, cfg.n_ctx)
-        yield from super().convert(tensors, cfg, {**hf, _LEFT: left, _LEFT_POSITIONS: left_positions})
+        return {_LEFT: left, _LEFT_POSITIONS: left_positions}
 
     def outside(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
         norm = {"LN": ["ln_final.w", "ln_final.b"], "RMS": ["ln_final.w"]}.get(str(cfg.final_norm), [])
+        after_embedding = ["embed.ln.w", "embed.ln.b"] if cfg.post_embedding_ln else []
+        has_positions = cfg.positional_embedding_type in ("standard", "shortformer")
+        positions = Row("pos_embed.W_pos", "d p -> p d" if hf.get(_LEFT_POSITIONS) else "")
         return {
-            "pos_embed.W_pos": Row("pos_embed.W_pos", "d p -> p d" if hf.get(_LEFT_POSITIONS) else ""),
-            **_rows(["embed.W_E", *norm, "unembed.W_U", "unembed.b_U"], hf),
+            **({"pos_embed.W_pos": positions} if has_positions else {}),
+            **_rows(["embed.W_E", *after_embedding, *norm, "unembed.W_U", "unembed.b_U"], hf),
         }
 
     def layer(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
-        matrices = [f"attn.W_{each}" for each in "QKVO"] + ([] if cfg.attn_only else ["mlp.W_in", "mlp.W_out"])
-        norms = [] if cfg.normalization_type not in ("LN", "RMS") else ["ln1"] + ([] if cfg.attn_only else ["ln2"])
-        weights = [f"{norm}.{kind}" for norm in norms for kind in ("w", "b") if kind == "w" or cfg.centered_norm]
-        behind_activation = ["mlp.ln.w", "mlp.ln.b"] if norms and cfg.is_layer_norm_activation() else []
+        matrices = [f"attn.W_{each}" for each in "QKVO"]
+        if not cfg.attn_only:
+            more = ["gate"] * cfg.gated_mlp + ["router"] * (cfg.num_experts is not None)
+            matrices += [f"mlp.W_{each}" for each in ("in", "out", *more)]
+        with_weights = cfg.normalization_type in ("LN", "RMS")
+        norms = ["ln1", "ln2"] if cfg.has_pre_norms and with_weights else []
+        norms += ["ln1_post", "ln2_post"] if cfg.has_post_norms else []
+        weights = [
+            f"{norm}.{kind}"
+            for norm in norms
+            for kind in ("w", "b")
+            if (kind == "w" or cfg.centered_norm) and not (cfg.attn_only and norm.startswith("ln2"))
+        ]
+        weights += ["attn.q_norm.w", "attn.k_norm.w"] if cfg.use_qk_norm else []
+        weights += ["mlp.ln.w", "mlp.ln.b"] if _has_norm_behind_activation(cfg) else []
         biases = [name.replace(".W_", ".b_") for name in matrices]
-        return _rows([*matrices, *biases, *weights, *behind_activation], hf)
+        rows = _rows([*matrices, *biases, *weights], hf)
+        return {name: dataclasses.replace(row, theirs=own_name(name, cfg)) for name, row in rows.items()}
 
     def entries(self, cfg: HookedTransformerConfig, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        raise CheckpointError("this layout is read only: save the model's config and state dict instead.")
+        raise CheckpointError("this layout has no class in transformers: save the model with save_pretrained.")
+
+
+_TELLING = ("embed.W_E", "blocks.0.attn.W_Q", "pos_embed.W_pos")
+
+
+def _has_norm_behind_activation(cfg: HookedTransformerConfig) -> bool:
+    return not cfg.attn_only and cfg.is_layer_norm_activation() and cfg.normalization_type not in ("LNPre", "RMSPre")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Return True if a value from JSON is of a field's type; `1` and `"false"` are no booleans."""
+    for each in get_args(kind) if isinstance(kind, UnionType) else (kind,):
+        if each is Any or type(value) is (get_origin(each) or each) or (each is float and type(value) is int):
+            return True
+    return False
+
+
+def _is_known(entry: str, value: Any, saved: bool) -> bool:
+    """Return True if an entry that is no field changes nothing."""
+    if saved and entry in (_PROCESSING, _SIDE):
+        return True
+    return value == _ONLY[entry] if entry in _ONLY else bool(_NOTES.fullmatch(entry))
 
 
 def _rows(names: list[str], hf: Mapping[str, Any]) -> Table:
     layouts = _LEFT_LAYOUTS if hf.get(_LEFT) else {}
-    return {name: Row(name, layouts.get(name, ""), optional=".b_" in name) for name in names}
+    complete = _PROCESSING in hf
+    return {name: Row(name, layouts.get(name, ""), optional=".b_" in name and not complete) for name in names}
 
 
 class _MinGPT(_Field):
