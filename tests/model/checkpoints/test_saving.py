@@ -14,6 +14,7 @@ from tiny import randomize, tiny_model, tiny_tokenizer, tiny_tokens
 from headscope import HookedTransformer
 from headscope.errors import CheckpointError, InvalidInputError
 from headscope.model.checkpoints import exporting
+from headscope.model.weights.processing import WeightProcessing
 
 MODELS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -113,6 +114,16 @@ def test_processing_is_done_once_and_only_when_asked_for(tmp_path: Path) -> None
     more = HookedTransformer.from_pretrained(tmp_path / "folded", fold_ln=True, center_unembed=True)
     assert more.weight_processing == ("fold_ln", "center_unembed")
     assert HookedTransformer.from_pretrained(raw, dtype="float32").W_E.dtype == torch.float32
+
+
+def test_no_rewrite_is_run_twice(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A second factoring by SVD would change bits, and a second folding of norms would warn."""
+    model = tiny_model()
+    every = dict.fromkeys(WeightProcessing.names(), True)
+    model.process_weights_(**every)
+    found = HookedTransformer.from_pretrained(model.save_pretrained(tmp_path / "a"), **every)
+    assert_same(found, model)
+    assert caplog.text == "" and set(found.weight_processing) == set(every)
 
 
 def test_the_tokenizer_and_text_options_are_kept(tmp_path: Path) -> None:

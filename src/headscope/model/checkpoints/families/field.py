@@ -78,7 +78,7 @@ _LEFT_LAYOUTS = {
 
 @dataclass(frozen=True)
 class Saved:
-    """What `save_pretrained` keeps of a model beside its config and its weights."""
+    """The facts of a model that `save_pretrained` keeps beside its config and its weights."""
 
     processing: tuple[str, ...]
     padding_side: PaddingSide
