@@ -222,8 +222,7 @@ class HookedTransformer(Tokenization, TrainingText, Generation, StackedWeights, 
             shortformer_pos_embed: With `start_at_layer`, for `"shortformer"` positions: position embeddings added to
                 the inputs of queries and keys; those of positions 0, 1, ... by default.
             attention_mask: `[batch, pos]`, 1 for real tokens; by default found from the tokenizer's padding token.
-            stop_at_layer: Return the residual stream that enters this layer; `n_layers` and more give
-                the final one.
+            stop_at_layer: Return the residual stream that enters this layer; `n_layers` and more give the final one.
             past_kv_cache: Keys and values of the preceding tokens; those of the new tokens are appended, unless it is
                 frozen. The loss is that of the new tokens alone.
 

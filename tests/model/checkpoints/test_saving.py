@@ -140,7 +140,8 @@ def test_the_tokenizer_and_text_options_are_kept(tmp_path: Path) -> None:
 
 
 def test_without_a_tokenizer_none_is_looked_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    model = tiny_model(tokenizer_name="no/such-tokenizer")
+    model = tiny_model()
+    model.cfg.tokenizer_name = "no/such-tokenizer"
     assert HookedTransformer.from_pretrained(model.save_pretrained(tmp_path / "saved")).tokenizer is None
     assert "such-tokenizer" not in caplog.text
 
