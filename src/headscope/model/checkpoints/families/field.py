@@ -6,7 +6,8 @@ published in a layout like it, in safetensors or `*final.pth`, with notes on the
 of these call norms `norm1`, `norm2` and `norm`, and those of up to six layers have all matrices the other way round,
 outputs first; of up to eight, the positions. Shapes show which, but for positions as many as the stream is wide: there
 it counts that a checkpoint is old, which its names show, or that it is called so (`..._old`). What was never trained,
-such as a bias of the unembedding, may be missing, and is zero. Othello-GPT has such a config too, beside weights of minGPT.
+such as a bias of the unembedding, may be missing, and is zero. Othello-GPT has such a
+config too, beside weights of minGPT.
 
 An entry that is neither a field nor known to change nothing is refused: to drop it could change the logits.
 """
