@@ -6,7 +6,7 @@
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -49,7 +49,7 @@ class AliasModule(ModuleType):
 class _Refusal(MetaPathFinder):
     """Finder that refuses what the alias lacks, before Python looks for it elsewhere."""
 
-    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> None:
+    def find_spec(self, fullname: str, path: Iterable[str] | None, target: ModuleType | None = None) -> None:
         if fullname.startswith(tuple(f"{root}." for root in ROOTS)):
             raise AliasError(why_not(fullname))
 
