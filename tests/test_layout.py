@@ -231,7 +231,7 @@ def _crowded(root: Path) -> list[str]:
     found = []
     for folder in sorted({path.parent for path in root.rglob("*.py")}):
         name = folder.relative_to(root).as_posix()
-        n = len([path for path in folder.glob("*.py") if path.name != "__init__.py"])
+        n = len(list(folder.glob("*.py")))
         if n > MAX_MODULES and name not in CATALOGS:
             found.append(f"{name}: holds {n} modules; at most {MAX_MODULES}. Give some of them a room of their own")
     return found
@@ -444,7 +444,7 @@ BAD = {
         "report/words.py:1: a page runs an analysis: imports headscope.training.toy_study.heads_needed",
     ),
     "crowded": (
-        {f"ops/a{number}.py": "" for number in range(17)},
+        {"ops/__init__.py": "", **{f"ops/a{number}.py": "" for number in range(16)}},
         "ops: holds 17 modules; at most 16",
     ),
     "unplaced part": ({"misc.py": ""}, "misc.py:1: part 'misc' has no place"),

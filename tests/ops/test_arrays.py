@@ -1,14 +1,27 @@
-"""`to_numpy` on everything a notebook gives it."""
+"""`to_numpy` on everything a notebook gives it; small helpers on shapes against loops over indices."""
 
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from headscope import FactoredMatrix
 from headscope.errors import InvalidInputError
-from headscope.ops.arrays import to_numpy
+from headscope.ops.arrays import (
+    get_corner,
+    get_cumsum_along_dim,
+    get_matrix_corner,
+    get_offset_position_ids,
+    is_lower_triangular,
+    is_square,
+    remove_batch_dim,
+    repeat_along_head_dimension,
+    to_numpy,
+    transpose,
+)
 
 GRID = torch.arange(6.0).view(2, 3)
 
@@ -68,3 +81,85 @@ def test_a_tensor_on_the_gpu() -> None:
 def test_anything_else_is_refused(given: Any, message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
         to_numpy(given)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 10])
+def test_corners(n: int) -> None:
+    tensor = torch.arange(4 * 5 * 3).view(4, 5, 3)
+    assert torch.equal(get_corner(tensor, n), tensor[:n, :n, :n])
+    assert torch.equal(get_corner(tensor), tensor[:3, :3, :3])
+    assert torch.equal(get_corner(torch.tensor(4)), torch.tensor(4))
+    product = FactoredMatrix(torch.randn(4, 5, 2), torch.randn(4, 2, 6))
+    for found in (get_corner(product, n), get_matrix_corner(product, n)):
+        torch.testing.assert_close(found, product.AB[:n, :n, :n])
+
+
+@pytest.mark.parametrize("shape, wanted", [
+    ((1, 3, 2), (3, 2)), ((2, 3), (2, 3)), ((1,), ()), ((1, 1), (1,)), ((0, 3), (0, 3)), ((), ()),
+])  # fmt: skip
+def test_removing_the_batch(shape: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+    tensor = torch.randn(shape)
+    found = remove_batch_dim(tensor)
+    assert found.shape == wanted
+    assert torch.equal(found.flatten(), tensor.flatten())
+
+
+def test_transposing() -> None:
+    tensor = torch.randn(2, 3, 4)
+    assert torch.equal(transpose(tensor), tensor.permute(0, 2, 1))
+    product = FactoredMatrix(torch.randn(5, 2), torch.randn(2, 6))
+    torch.testing.assert_close(transpose(product).AB, product.AB.T)
+
+
+@pytest.mark.parametrize("tensor, square, lower", [
+    (torch.ones(3, 3).tril(), True, True),
+    (torch.ones(3, 3).tril().long(), True, True),
+    (torch.ones(3, 3).tril().bool(), True, True),
+    (torch.ones(3, 3), True, False),
+    (torch.zeros(2, 2), True, True),
+    (torch.ones(1, 1), True, True),
+    (torch.eye(3).T.flip(0), True, False),
+    (torch.ones(2, 3).tril(), False, False),
+    (torch.ones(1, 3, 3).tril(), False, False),
+    (torch.ones(3), False, False),
+    (torch.tensor([[1.0, torch.nan], [1.0, 1.0]]), True, False),
+    (torch.tensor([[torch.nan, 0.0], [torch.inf, 1.0]]), True, True),
+])  # fmt: skip
+def test_squares_and_triangles(tensor: torch.Tensor, square: bool, lower: bool) -> None:
+    assert is_square(tensor) is square
+    assert is_lower_triangular(tensor) is lower
+
+
+@given(st.integers(1, 4), st.integers(1, 5), st.sampled_from([0, 1, -1, -2]), st.booleans())
+def test_running_sums(rows: int, columns: int, dim: int, reverse: bool) -> None:
+    tensor = torch.randint(-5, 5, (rows, columns))
+    found = get_cumsum_along_dim(tensor, dim, reverse)
+    by_row = (dim % 2) == 1
+    for row in range(rows):
+        for column in range(columns):
+            line, at = (tensor[row], column) if by_row else (tensor[:, column], row)
+            assert int(found[row, column]) == int(sum(line[at:] if reverse else line[: at + 1]))
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(1, 4)), min_size=1, max_size=4), st.integers(0, 3))
+def test_positions_of_left_padded_rows(rows: list[tuple[int, int]], cached: int) -> None:
+    length = max(padding + real for padding, real in rows)
+    rows = [(length - real, real) for _, real in rows]
+    mask = torch.tensor([[0] * padding + [1] * real for padding, real in rows])
+    wanted = [[*([0] * padding), *range(real)][cached:] for padding, real in rows]
+    for given_mask in (mask, mask.bool()):
+        assert get_offset_position_ids(cached, given_mask).tolist() == wanted
+
+
+def test_heads_get_the_same_vectors() -> None:
+    tensor = torch.randn(2, 3, 4)
+    for clone in (True, False):
+        found = repeat_along_head_dimension(tensor, 5, clone_tensor=clone)
+        assert found.shape == (2, 3, 5, 4)
+        for head in range(5):
+            assert torch.equal(found[:, :, head], tensor)
+    own = repeat_along_head_dimension(tensor, 5)
+    own[:, :, 0] = 0.0
+    assert bool((own[:, :, 1] == tensor).all()) and bool((tensor != 0).all())
+    shared = repeat_along_head_dimension(tensor, 5, clone_tensor=False)
+    assert shared.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()

@@ -28,7 +28,7 @@ from headscope.errors import InvalidInputError, unknown_name
 from headscope.model.activations.cache import ActivationCache
 from headscope.model.names import get_act_name
 from headscope.model.transformer import HookedTransformer
-from headscope.ops.shapes import is_lower_triangular, is_square
+from headscope.ops.arrays import is_lower_triangular, is_square
 
 __all__ = [
     "HEAD_NAMES",

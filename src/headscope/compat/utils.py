@@ -17,7 +17,18 @@ from headscope.data.packing import tokenize_and_concatenate
 from headscope.model.names import get_act_name
 from headscope.model.text.tokens import USE_DEFAULT_VALUE, get_attention_mask, get_tokens_with_bos_removed
 from headscope.ops.activations import gelu_fast, gelu_new, gelu_pytorch_tanh, solu
-from headscope.ops.arrays import to_numpy
+from headscope.ops.arrays import (
+    get_corner,
+    get_cumsum_along_dim,
+    get_matrix_corner,
+    get_offset_position_ids,
+    is_lower_triangular,
+    is_square,
+    remove_batch_dim,
+    repeat_along_head_dimension,
+    to_numpy,
+    transpose,
+)
 from headscope.ops.composition import composition_scores
 from headscope.ops.devices import get_device, print_gpu_mem
 from headscope.ops.indexing import Slice, SliceInput
@@ -30,17 +41,6 @@ from headscope.ops.initialization import (
 )
 from headscope.ops.losses import lm_accuracy, lm_cross_entropy_loss
 from headscope.ops.sampling import sample_logits
-from headscope.ops.shapes import (
-    get_corner,
-    get_cumsum_along_dim,
-    get_matrix_corner,
-    get_offset_position_ids,
-    is_lower_triangular,
-    is_square,
-    remove_batch_dim,
-    repeat_along_head_dimension,
-    transpose,
-)
 
 __all__ = [
     "USE_DEFAULT_VALUE",
