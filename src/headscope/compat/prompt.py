@@ -42,7 +42,7 @@ class PromptTest:
         model: The model's name.
         prompt_tokens: The prompt as the model sees it.
         answer: The answer's tokens, with their ranks and probabilities; of alternatives, the first token of each.
-        alternatives: Whether several answers were compared, each standing directly after the prompt.
+        alternatives: True if several answers were compared, each standing directly after the prompt.
     """
 
     model: str

@@ -195,7 +195,7 @@ class AblationAccumulator(Accumulator[AblationResult]):
         data: What the data is, for titles.
         runs: Clean runs, some of which an earlier pass may have kept.
         progress: Show a progress bar of each batch's patched runs.
-        begins_at: How many rows of the data come before this part of it.
+        begins_at: Number of rows of the data that come before this part of it.
     """
 
     predicting = True

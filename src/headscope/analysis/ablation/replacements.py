@@ -43,7 +43,7 @@ class Replacements:
             model: The model.
             batch: The batch.
             run: What it gave.
-            n_before: How many rows of the data came before it, so that a resumed run draws the same.
+            n_before: Number of rows of the data that came before it, so that a resumed run draws the same.
 
         Raises:
             InvalidInputError: if there are no rows to draw from, or they do not fit.

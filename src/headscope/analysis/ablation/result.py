@@ -147,7 +147,7 @@ class AblationResult(Result):
         """Return the positions where a component helps most (`largest=False`: hurts most), in context.
 
         Args:
-            k: How many positions.
+            k: Number of positions.
             component: Which component; may be left out if there is only one.
             value: Which of `values`; the first by default.
             effect: Which of `effects`; the first by default.

@@ -406,7 +406,7 @@ _COMPONENT_FIELDS = {"component_labels", "sender_labels", "receiver_labels", "no
 
 
 def _read_labels(name: str, value: Any) -> Any:
-    """JSON's lists as tuples; files of before 0.2 have `MLP 3` for `mlp3`."""
+    """JSON's lists as tuples; older files have `MLP 3` for `mlp3`."""
     if not isinstance(value, list):
         return value
     return tuple(canonical_label(each) if name in _COMPONENT_FIELDS and each != "MLP" else each for each in value)

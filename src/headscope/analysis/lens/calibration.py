@@ -105,7 +105,7 @@ class CalibrationAccumulator(Accumulator[CalibrationResult]):
         options: How to measure.
         means: Component means over the data, needed to measure heads.
         data: What the data is, for titles.
-        begins_at: How many rows of the data come before this part of it.
+        begins_at: Number of rows of the data that come before this part of it.
 
     Raises:
         InvalidInputError: if heads are to be measured without means, or `k` is above d_vocab.

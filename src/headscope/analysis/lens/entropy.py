@@ -114,7 +114,7 @@ class EntropyAccumulator(Accumulator[EntropyResult]):
         options: How to measure.
         means: Component means, for `baseline="mean"`.
         data: What the data is, for titles.
-        begins_at: How many rows of the data come before this part of it.
+        begins_at: Number of rows of the data that come before this part of it.
     """
 
     options: EntropyOptions

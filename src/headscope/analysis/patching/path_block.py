@@ -41,7 +41,7 @@ class PathBlock:
     Attributes:
         base: The base run's final states where they are read, `[prompt, read, d_model]`.
         other: Those of the other run.
-        together: How many cells are patched side by side.
+        together: Number of cells patched side by side.
     """
 
     def __init__(

@@ -33,7 +33,7 @@ class Accumulator(ABC, Generic[T]):
         options: The options that the numbers depend on, as a dataclass or a mapping.
         data: What the data is, in words.
         against: Tensors that the numbers depend on besides, such as component means from a pass before.
-        begins_at: How many rows of the data come before this part of it, where it is one part of several.
+        begins_at: Number of rows of the data that come before this part of it, where it is one part of several.
 
     Attributes:
         n_sequences: Rows gone through.

@@ -24,7 +24,7 @@ class Passes:
     """The passes of one analysis over its data, kept in a folder where `out` names one (see `run_folder`).
 
     Args:
-        analysis: Which analysis it is.
+        analysis: Name of the analysis.
         model: The model.
         data: See `iterate_batches`.
         options: The options that the result depends on, as a dataclass or a mapping.

@@ -118,7 +118,7 @@ class SuppressionAccumulator(Accumulator[CopySuppression]):
         data: What the data is, for titles.
         related: Tokens related to each, -1 for none.
         progress: Show a progress bar of each batch's heads.
-        begins_at: How many rows of the data come before this part of it.
+        begins_at: Number of rows of the data that come before this part of it.
     """
 
     predicting = True

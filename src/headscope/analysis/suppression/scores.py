@@ -79,7 +79,7 @@ def suppression_scores(
         length: Length of `r`; default 50, or what fits in the context.
         prompts: IOI prompts that end before the answer; default: those of `IOIDataset`, if the model has a tokenizer.
         answers: For each prompt, the indirect object's token and the subject's.
-        n_prompts: How many prompts of `IOIDataset`, half of them with the names exchanged; 0 leaves IOI out.
+        n_prompts: Number of prompts of `IOIDataset`, half of them with the names exchanged; 0 leaves IOI out.
         seed: Of the random tokens and of those prompts.
         **run: Options of every run; see `RunOptions`. The `attention_mask` is that of `prompts`.
 

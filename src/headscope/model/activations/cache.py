@@ -36,7 +36,7 @@ class ActivationCache(ResidualDecomposition):
     Args:
         cache_dict: Activations by full hook name.
         model: The model they come from; its readout and output weights are referenced, the model is not kept.
-        has_batch_dim: Whether the first axis of each activation is the batch.
+        has_batch_dim: True if the first axis of each activation is the batch.
 
     Example:
         >>> from headscope import HookedTransformer

@@ -267,7 +267,7 @@ class ResidualDecomposition:
             mlp_input: That layer's second norm.
             pos_slice: The positions the stack is at.
             batch_slice: Keep only these rows of the batch.
-            has_batch_dim: Whether the stack has a batch axis to slice.
+            has_batch_dim: True if the stack has a batch axis to slice.
             recompute_ln: Give each part of a stack for the final norm that norm's full output with a scale of its own,
                 as the logit lens with `scale="own"` does.
         """
@@ -297,7 +297,7 @@ class ResidualDecomposition:
             incorrect_tokens: Subtract this token's logit.
             pos_slice: The positions the stack is at.
             batch_slice: Keep only these rows of the batch.
-            has_batch_dim: Whether the stack has a batch axis to slice.
+            has_batch_dim: True if the stack has a batch axis to slice.
         """
         W_U = self.readout.W_U
         directions = residual_directions(tokens, W_U, self._tokenizer)

@@ -17,8 +17,8 @@ def allowed_by_position(
     """Return which keys each query may see; the queries are the last of the positions.
 
     Args:
-        n_queries: How many queries.
-        n_keys: How many keys.
+        n_queries: Number of queries.
+        n_keys: Number of keys.
         causal: No key behind the query.
         window: Only the last so many keys, the query's own among them; `None` for all.
         device: Where the mask is.

@@ -62,7 +62,7 @@ def rotary_table(cfg: HookedTransformerConfig, *, local: bool, length: int, devi
 
     Args:
         cfg: The model's config.
-        local: Whether the layer is a local one.
+        local: True if the layer is a local one.
         length: How long the text is, with what is in a key-value cache: LongRoPE has other angles for long texts.
         device: Where the table is.
     """
@@ -89,7 +89,7 @@ def frequencies(
 
     Args:
         cfg: The model's config.
-        local: Whether the layer is a local one.
+        local: True if the layer is a local one.
         length: How long the text is.
 
     Example:

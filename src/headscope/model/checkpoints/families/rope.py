@@ -135,8 +135,8 @@ def window_fields(window: int | None, local: list[bool]) -> dict[str, Any]:
     """Convert entries on windows to fields of our config.
 
     Args:
-        window: How many keys a query of a local layer sees.
-        local: Whether each layer is local.
+        window: Number of keys a query of a local layer sees.
+        local: True for each local layer.
     """
     if window is None or not any(local):
         return {}
