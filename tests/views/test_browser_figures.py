@@ -62,8 +62,9 @@ def check_slider(figure: "go.Figure", opened: "Page") -> None:
     assert box is not None
     rail.click(position={"x": 3, "y": box["height"] / 2})
     opened.wait_for_function(f"{at} === 0")
-    opened.locator(".heatmaplayer image").last.wait_for(state="attached")
-    assert opened.locator(".heatmaplayer image").count() == sum(trace.type == "heatmap" for trace in figure.data)
+    # While a frame is drawn its maps are taken away and put back: wait for all of them.
+    n_maps = sum(trace.type == "heatmap" for trace in figure.data)
+    opened.wait_for_function(f"document.querySelectorAll('.heatmaplayer image').length === {n_maps}")
     lines = [trace for trace in figure.data if trace.type == "scatter" and trace.mode == "lines+text"]
     names = [text for trace in lines for text in trace.text if text]
     drawn = opened.locator(".textpoint").all_text_contents()
