@@ -10,7 +10,7 @@ from tiny import tiny_config
 
 from headscope import HookedTransformerConfig
 from headscope.errors import InvalidInputError, UnknownNameError
-from headscope.model.config import ACTIVATIONS, parse_dtype
+from headscope.model.config_checks import ACTIVATIONS, parse_dtype
 
 SMALL: dict[str, Any] = {"n_layers": 1, "d_model": 8, "n_ctx": 16, "d_head": 4}
 

@@ -5,49 +5,15 @@ The forward pass reads the config each time it runs, so a field changed on a liv
 """
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 
 from headscope.errors import InvalidInputError, unknown_name
+from headscope.model.config_checks import check_and_complete
 
-__all__ = ["ACTIVATIONS", "NORMALIZATIONS", "POSITIONS", "HookedTransformerConfig", "parse_dtype"]
-
-NORMALIZATIONS = (None, "LN", "LNPre", "RMS", "RMSPre")
-POSITIONS = ("standard", "rotary", "alibi", "shortformer", "none")
-ACTIVATIONS = (
-    "relu", "relu2", "leaky_relu", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "quick_gelu", "silu", "solu",
-    "solu_ln",
-)  # fmt: skip
-INIT_MODES = ("gpt2", "xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal")
-
-# Fields of TransformerLens's config that are not supported yet: only these values are accepted.
-_NOT_YET: dict[str, Any] = {
-    "relative_attention_max_distance": None,
-    "relative_attention_num_buckets": None,
-    "load_in_4bit": False,
-    "trust_remote_code": False,
-}
-
-
-def parse_dtype(dtype: torch.dtype | str) -> torch.dtype:
-    """Turn `"float32"`, `"torch.float32"` or a dtype into a floating-point dtype.
-
-    Raises:
-        InvalidInputError: if it names no floating-point dtype.
-
-    Example:
-        >>> parse_dtype("bfloat16")
-        torch.bfloat16
-    """
-    parsed = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
-    if not isinstance(parsed, torch.dtype) or not parsed.is_floating_point:
-        raise InvalidInputError(
-            f"dtype must be a floating-point torch dtype or its name, such as 'float32' or 'bfloat16'; got {dtype!r}."
-        )
-    return parsed
+__all__ = ["HookedTransformerConfig"]
 
 
 @dataclass
@@ -229,112 +195,7 @@ class HookedTransformerConfig:
     decoder_start_token_id: int | None = None
 
     def __post_init__(self) -> None:
-        if self.n_heads == -1:
-            self.n_heads = self.d_model // self.d_head if self.d_head else 0
-        for name in ("n_layers", "d_model", "n_ctx", "d_head", "n_heads"):
-            if getattr(self, name) < 1:
-                raise InvalidInputError(f"{name} must be at least 1; got {getattr(self, name)}.")
-        self._check_choice("normalization_type", NORMALIZATIONS)
-        self._check_choice("positional_embedding_type", POSITIONS)
-        self._check_choice("attention_dir", ("causal", "bidirectional"))
-        self._check_choice("init_mode", INIT_MODES)
-        if self.attn_scores_soft_cap <= 0:
-            self.attn_scores_soft_cap = -1.0  # other ways to say none
-        for name, only in _NOT_YET.items():
-            if getattr(self, name) != only:
-                raise InvalidInputError(
-                    f"{name} = {getattr(self, name)!r} is not supported yet: it can only be {only!r}."
-                )
-        self._check_positions()
-        self._check_windows()
-        if self.use_normalization_before_and_after and self.use_normalization_after_only:
-            raise InvalidInputError(
-                "use_normalization_before_and_after and use_normalization_after_only cannot both be set."
-            )
-        groups = self.n_heads if self.n_key_value_heads is None else self.n_key_value_heads
-        if groups < 1 or self.n_heads % groups:
-            raise InvalidInputError(
-                f"n_key_value_heads must divide n_heads = {self.n_heads}; got {self.n_key_value_heads}."
-            )
-        if not self.attn_only:
-            if self.act_fn is None:
-                raise InvalidInputError(
-                    f"act_fn is needed for a model with MLPs: one of {', '.join(ACTIVATIONS)}; or set attn_only=True."
-                )
-            self._check_choice("act_fn", ACTIVATIONS)
-            if self.gated_mlp and self.act_fn == "solu_ln":
-                raise InvalidInputError("act_fn = 'solu_ln' has no gated form: set gated_mlp = False.")
-            if self.d_mlp is None:
-                self.d_mlp = 4 * self.d_model
-            self._check_experts()
-        if self.d_vocab_out == -1:
-            self.d_vocab_out = self.d_vocab
-        if self.attn_scale == -1.0:
-            self.attn_scale = math.sqrt(self.d_head)
-        if self.initializer_range < 0:
-            self.initializer_range = 0.8 / math.sqrt(self.d_model) if self.init_mode == "gpt2" else 1.0
-        self.dtype = parse_dtype(self.dtype)
-        if self.device is None:
-            self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.uses_rms_norm = self.normalization_type in ("RMS", "RMSPre")
-        attention = 2 * self.d_model * self.d_head * (self.n_heads + groups)
-        mlp = 0 if self.attn_only else (2 + self.gated_mlp) * self.d_model * (self.d_mlp or 0)
-        if self.num_experts is not None:
-            mlp = self.num_experts * (mlp + self.d_model)
-        self.n_params = self.n_layers * (attention + mlp)
-
-    def _check_choice(self, field: str, allowed: tuple[str | None, ...]) -> None:
-        value = getattr(self, field)
-        if value not in allowed:
-            raise InvalidInputError(
-                f"{field} must be one of {', '.join(repr(a) for a in allowed)}; got {value!r}. "
-                "Other choices of TransformerLens are not supported yet."
-            )
-
-    def _check_experts(self) -> None:
-        if self.num_experts is None:
-            if self.experts_per_token is not None:
-                raise InvalidInputError(f"experts_per_token = {self.experts_per_token} needs num_experts.")
-            return
-        if not 1 <= (self.experts_per_token or 0) <= self.num_experts:
-            raise InvalidInputError(
-                f"experts_per_token must be between 1 and num_experts = {self.num_experts}; "
-                f"got {self.experts_per_token!r}."
-            )
-        if self.is_layer_norm_activation():
-            raise InvalidInputError(f"act_fn = {self.act_fn!r} has no form with experts: set num_experts = None.")
-
-    def _check_positions(self) -> None:
-        if self.positional_embedding_type != "rotary":
-            return
-        if self.rotary_dim is None:
-            self.rotary_dim = self.d_head
-        if not 0 < self.rotary_dim <= self.d_head or self.rotary_dim % 2:
-            raise InvalidInputError(
-                f"rotary_dim must be even and at most d_head = {self.d_head}; got {self.rotary_dim}."
-            )
-        for name in ("longrope_short_factors", "longrope_long_factors"):
-            factors = getattr(self, name)
-            if (factors is None) != (self.longrope_short_factors is None) or len(factors or []) not in (
-                0,
-                self.rotary_dim // 2,
-            ):
-                raise InvalidInputError(
-                    f"{name} must have rotary_dim / 2 = {self.rotary_dim // 2} numbers, and the other as well; "
-                    f"got {factors!r}."
-                )
-
-    def _check_windows(self) -> None:
-        if not self.use_local_attn:
-            return
-        if self.window_size is None or self.window_size < 1:
-            raise InvalidInputError(f"use_local_attn needs a window_size of at least 1; got {self.window_size}.")
-        types = self.attn_types
-        if types is None or len(types) < self.n_layers or not set(types) <= {"global", "local"}:
-            raise InvalidInputError(
-                f"use_local_attn needs attn_types, 'global' or 'local' for each of {self.n_layers} layers; "
-                f"got {types!r}."
-            )
+        check_and_complete(self)
 
     @property
     def n_cached_heads(self) -> int:

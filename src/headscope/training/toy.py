@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from headscope.analysis.storage.manifest import fingerprint, headscope_version
 from headscope.data.tasks.base import TaskDataset, TaskMetrics
 from headscope.errors import InvalidInputError, check_at_least, unknown_name
-from headscope.model.config import parse_dtype
+from headscope.model.config_checks import parse_dtype
 from headscope.model.transformer import HookedTransformer
 from headscope.training.toy_checkpoint import (
     RunFolder,

@@ -22,7 +22,8 @@ from headscope.model.checkpoints.families import family_of, saved_with
 from headscope.model.checkpoints.files import TensorFiles
 from headscope.model.checkpoints.hub import FIELD_WEIGHTS, TOKENIZER_FILES, fetch_file, find_checkpoint
 from headscope.model.checkpoints.training import TrainingCheckpoint, find_training_checkpoint
-from headscope.model.config import HookedTransformerConfig, parse_dtype
+from headscope.model.config import HookedTransformerConfig
+from headscope.model.config_checks import parse_dtype
 from headscope.model.parts.attention import FIELD_BUFFERS
 from headscope.model.parts.layers import MLP, make_norm, make_pre_norm
 from headscope.model.protocols import Model
