@@ -1,0 +1,167 @@
+"""Validation of `HookedTransformerConfig`: its choices, the checks of its fields, and those that follow from others."""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from headscope.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from headscope.model.config import HookedTransformerConfig
+
+__all__ = ["ACTIVATIONS", "NORMALIZATIONS", "POSITIONS", "check_and_complete", "parse_dtype"]
+
+NORMALIZATIONS = (None, "LN", "LNPre", "RMS", "RMSPre")
+POSITIONS = ("standard", "rotary", "alibi", "shortformer", "none")
+ACTIVATIONS = (
+    "relu", "relu2", "leaky_relu", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "quick_gelu", "silu", "solu",
+    "solu_ln",
+)  # fmt: skip
+INIT_MODES = ("gpt2", "xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal")
+
+# Fields of TransformerLens's config that are not supported yet: only these values are accepted.
+_NOT_YET: dict[str, Any] = {
+    "relative_attention_max_distance": None,
+    "relative_attention_num_buckets": None,
+    "load_in_4bit": False,
+    "trust_remote_code": False,
+}
+
+
+def parse_dtype(dtype: torch.dtype | str) -> torch.dtype:
+    """Turn `"float32"`, `"torch.float32"` or a dtype into a floating-point dtype.
+
+    Raises:
+        InvalidInputError: if it names no floating-point dtype.
+
+    Example:
+        >>> parse_dtype("bfloat16")
+        torch.bfloat16
+    """
+    parsed = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if not isinstance(parsed, torch.dtype) or not parsed.is_floating_point:
+        raise InvalidInputError(
+            f"dtype must be a floating-point torch dtype or its name, such as 'float32' or 'bfloat16'; got {dtype!r}."
+        )
+    return parsed
+
+
+def check_and_complete(cfg: "HookedTransformerConfig") -> None:
+    """Check a config's fields, and fill in those that follow from others.
+
+    Raises:
+        InvalidInputError: For sizes that are not positive, an unknown choice, or fields that exclude each other.
+    """
+    if cfg.n_heads == -1:
+        cfg.n_heads = cfg.d_model // cfg.d_head if cfg.d_head else 0
+    for name in ("n_layers", "d_model", "n_ctx", "d_head", "n_heads"):
+        if getattr(cfg, name) < 1:
+            raise InvalidInputError(f"{name} must be at least 1; got {getattr(cfg, name)}.")
+    _check_choices(cfg)
+    _check_positions(cfg)
+    _check_windows(cfg)
+    _check_groups(cfg)
+    if not cfg.attn_only:
+        _check_mlp(cfg)
+    if cfg.d_vocab_out == -1:
+        cfg.d_vocab_out = cfg.d_vocab
+    if cfg.attn_scale == -1.0:
+        cfg.attn_scale = math.sqrt(cfg.d_head)
+    if cfg.attn_scores_soft_cap <= 0:
+        cfg.attn_scores_soft_cap = -1.0  # other ways to say none
+    if cfg.initializer_range < 0:
+        cfg.initializer_range = 0.8 / math.sqrt(cfg.d_model) if cfg.init_mode == "gpt2" else 1.0
+    cfg.dtype = parse_dtype(cfg.dtype)
+    if cfg.device is None:
+        cfg.device = "cuda" if torch.cuda.is_available() else "cpu"
+    cfg.uses_rms_norm = cfg.normalization_type in ("RMS", "RMSPre")
+    cfg.n_params = _n_params(cfg)
+
+
+def _check_choices(cfg: "HookedTransformerConfig") -> None:
+    _check_choice(cfg, "normalization_type", NORMALIZATIONS)
+    _check_choice(cfg, "positional_embedding_type", POSITIONS)
+    _check_choice(cfg, "attention_dir", ("causal", "bidirectional"))
+    _check_choice(cfg, "init_mode", INIT_MODES)
+    for name, only in _NOT_YET.items():
+        if getattr(cfg, name) != only:
+            raise InvalidInputError(f"{name} = {getattr(cfg, name)!r} is not supported yet: it can only be {only!r}.")
+    if cfg.use_normalization_before_and_after and cfg.use_normalization_after_only:
+        raise InvalidInputError(
+            "use_normalization_before_and_after and use_normalization_after_only cannot both be set."
+        )
+
+
+def _check_choice(cfg: "HookedTransformerConfig", field: str, allowed: tuple[str | None, ...]) -> None:
+    value = getattr(cfg, field)
+    if value not in allowed:
+        raise InvalidInputError(
+            f"{field} must be one of {', '.join(repr(a) for a in allowed)}; got {value!r}. "
+            "Other choices of TransformerLens are not supported yet."
+        )
+
+
+def _check_positions(cfg: "HookedTransformerConfig") -> None:
+    if cfg.positional_embedding_type != "rotary":
+        return
+    if cfg.rotary_dim is None:
+        cfg.rotary_dim = cfg.d_head
+    if not 0 < cfg.rotary_dim <= cfg.d_head or cfg.rotary_dim % 2:
+        raise InvalidInputError(f"rotary_dim must be even and at most d_head = {cfg.d_head}; got {cfg.rotary_dim}.")
+    n_pairs = cfg.rotary_dim // 2
+    for name in ("longrope_short_factors", "longrope_long_factors"):
+        factors = getattr(cfg, name)
+        if (factors is None) != (cfg.longrope_short_factors is None) or len(factors or []) not in (0, n_pairs):
+            raise InvalidInputError(
+                f"{name} must have rotary_dim / 2 = {n_pairs} numbers, and the other as well; got {factors!r}."
+            )
+
+
+def _check_windows(cfg: "HookedTransformerConfig") -> None:
+    if not cfg.use_local_attn:
+        return
+    if cfg.window_size is None or cfg.window_size < 1:
+        raise InvalidInputError(f"use_local_attn needs a window_size of at least 1; got {cfg.window_size}.")
+    types = cfg.attn_types
+    if types is None or len(types) < cfg.n_layers or not set(types) <= {"global", "local"}:
+        raise InvalidInputError(
+            f"use_local_attn needs attn_types, 'global' or 'local' for each of {cfg.n_layers} layers; got {types!r}."
+        )
+
+
+def _check_groups(cfg: "HookedTransformerConfig") -> None:
+    groups = cfg.n_heads if cfg.n_key_value_heads is None else cfg.n_key_value_heads
+    if groups < 1 or cfg.n_heads % groups:
+        raise InvalidInputError(f"n_key_value_heads must divide n_heads = {cfg.n_heads}; got {cfg.n_key_value_heads}.")
+
+
+def _check_mlp(cfg: "HookedTransformerConfig") -> None:
+    if cfg.act_fn is None:
+        raise InvalidInputError(
+            f"act_fn is needed for a model with MLPs: one of {', '.join(ACTIVATIONS)}; or set attn_only=True."
+        )
+    _check_choice(cfg, "act_fn", ACTIVATIONS)
+    if cfg.gated_mlp and cfg.act_fn == "solu_ln":
+        raise InvalidInputError("act_fn = 'solu_ln' has no gated form: set gated_mlp = False.")
+    if cfg.d_mlp is None:
+        cfg.d_mlp = 4 * cfg.d_model
+    if cfg.num_experts is None:
+        if cfg.experts_per_token is not None:
+            raise InvalidInputError(f"experts_per_token = {cfg.experts_per_token} needs num_experts.")
+        return
+    if not 1 <= (cfg.experts_per_token or 0) <= cfg.num_experts:
+        raise InvalidInputError(
+            f"experts_per_token must be between 1 and num_experts = {cfg.num_experts}; got {cfg.experts_per_token!r}."
+        )
+    if cfg.is_layer_norm_activation():
+        raise InvalidInputError(f"act_fn = {cfg.act_fn!r} has no form with experts: set num_experts = None.")
+
+
+def _n_params(cfg: "HookedTransformerConfig") -> int:
+    """Return the number of weights in attention and MLPs."""
+    attention = 2 * cfg.d_model * cfg.d_head * (cfg.n_heads + (cfg.n_key_value_heads or cfg.n_heads))
+    mlp = 0 if cfg.attn_only else (2 + cfg.gated_mlp) * cfg.d_model * (cfg.d_mlp or 0)
+    if cfg.num_experts is not None:
+        mlp = cfg.num_experts * (mlp + cfg.d_model)
+    return cfg.n_layers * (attention + mlp)
