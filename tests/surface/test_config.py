@@ -43,7 +43,9 @@ REFUSED: dict[str, list[Any]] = {
 }  # fmt: skip
 # Our own, of families the field's config has no fields for.
 OWN: dict[str, Any] = {
-    "clip_qkv": 8.0, "use_normalization_after_only": True, "qk_norm_all_heads": True,
+    "clip_qkv": 8.0, "use_normalization_after_only": True, "qk_norm_all_heads": True, "qk_norm_type": "LN",
+    "qk_norm_per_head": True, "qk_norm_after_rotation": True, "rotary_layers": [True, False], "dynamic_NTK_factor": 2.0,
+    "yarn_truncate": False, "attn_temperature_slope": 0.1, "attn_temperature_length": 3,
     "longrope_short_factors": [1.0, 2.0],
     "longrope_long_factors": [1.0, 2.0], "longrope_original_ctx_len": 5, "longrope_attention_factor": 2.0,
 }  # fmt: skip
@@ -54,6 +56,8 @@ CHOICES: dict[str, list[Any]] = {
     "dtype": [torch.int8],
 }  # fmt: skip
 COMPUTED = {"uses_rms_norm", "n_params"}
+# What only makes sense where queries and keys are rotated, and is refused elsewhere.
+ROTARY = {"qk_norm_after_rotation", "rotary_layers", "dynamic_NTK_factor", "attn_temperature_slope"}
 
 
 def test_every_field_is_in_the_tables() -> None:
@@ -69,7 +73,8 @@ def test_every_field_is_in_the_tables() -> None:
 @pytest.mark.parametrize("name", [*TAKEN, *REFUSED, *OWN])
 def test_a_field_goes_through_a_dictionary(name: str) -> None:
     default, given = getattr(tiny_config(), name), {**TAKEN, **OWN}
-    cfg = tiny_config(**{name: given.get(name, default)})
+    needed = {"positional_embedding_type": "rotary"} if name in ROTARY else {}
+    cfg = tiny_config(**needed, **{name: given.get(name, default)})
     if name in given and name not in COMPUTED:
         assert getattr(cfg, name) == given[name] != default
     fields = cfg.to_dict()

@@ -48,6 +48,7 @@ class HookedTransformerConfig:
         positional_embedding_type: `"standard"` (learned, added to the token embedding), `"rotary"` (queries and keys
             are rotated by their position), `"alibi"` (scores fall with distance), `"shortformer"` (learned, added to
             the inputs of queries and keys in every layer) or `"none"`.
+        rotary_layers: True for each layer that rotates queries and keys; by default all do.
         rotary_dim: Number of rotated dimensions of a head, from the first; all by default.
         rotary_base: Base of the geometric sequence of frequencies.
         rotary_base_local: Another base for local layers, which are then not scaled.
@@ -56,18 +57,27 @@ class HookedTransformerConfig:
         rotary_scaling_factor: Divides every frequency (linear position interpolation).
         use_NTK_by_parts_rope: Divide low frequencies, and not high ones, by `NTK_by_parts_factor` (Llama 3.1); the
             other `NTK_...` fields set the limits.
-        use_yarn_rope: YaRN (Peng et al. 2023), with the `yarn_...` fields.
+        use_yarn_rope: YaRN (Peng et al. 2023), with the `yarn_...` fields; `yarn_truncate` rounds the ends of its ramp
+            outwards to whole pairs.
+        dynamic_NTK_factor: Dynamic NTK: in a text of `s > NTK_original_ctx_len` tokens, the base grows with
+            `dynamic_NTK_factor * (s / NTK_original_ctx_len - 1)`; `None` for none of this.
         longrope_short_factors: LongRoPE (Ding et al. 2024): divisors of the frequencies, one for each pair.
         longrope_long_factors: The same for inputs longer than `longrope_original_ctx_len`.
         longrope_original_ctx_len: Longest input for the short factors.
         longrope_attention_factor: Multiplies sines and cosines.
-        use_qk_norm: RMSNorm on each head's queries and keys, with one weight for all heads of a layer.
-        qk_norm_all_heads: This norm treats all heads of a layer together as one vector.
+        use_qk_norm: A norm on each head's queries and keys, with one weight for all heads of a layer.
+        qk_norm_type: Type of this norm, `"RMS"` or `"LN"`.
+        qk_norm_all_heads: It treats all heads of a layer together as one vector.
+        qk_norm_per_head: It has a weight for each head.
+        qk_norm_after_rotation: It comes after the rotation by position.
         clip_qkv: Clip queries, keys and values to `[-c, c]` (after the norms of queries and keys).
         use_local_attn: Use local (windowed) attention in the layers that `attn_types` marks.
         attn_types: `"global"` or `"local"` for each layer.
         window_size: Number of keys that a query of a local layer can attend to, including its own.
         attn_scores_soft_cap: `c > 0` makes the attention scores `c * tanh(scores / c)`.
+        attn_temperature_slope: Multiply queries at position `p` by `1 + slope * log(1 + floor(p / length))`, counted
+            from zero: attention sharpens in long texts.
+        attn_temperature_length: The length in this formula.
         eps: Added to the variance in a norm.
         use_attn_scale: Divide attention scores by `attn_scale`.
         attn_scale: Default (`-1`): `sqrt(d_head)`.
@@ -161,9 +171,11 @@ class HookedTransformerConfig:
     experts_per_token: int | None = None
     norm_topk_prob: bool = False
     use_qk_norm: bool = False
+    qk_norm_type: str = "RMS"
     use_local_attn: bool = False
     window_size: int | None = None
     attn_types: list[str] | None = None
+    rotary_layers: list[bool] | None = None
     rotary_dim: int | None = None
     rotary_base: float | int = 10000
     rotary_base_local: float | int | None = None
@@ -174,22 +186,28 @@ class HookedTransformerConfig:
     NTK_by_parts_high_freq_factor: float = 4.0
     NTK_by_parts_factor: float = 8.0
     NTK_original_ctx_len: int = 8192
+    dynamic_NTK_factor: float | None = None
     use_yarn_rope: bool = False
     yarn_factor: float = 1.0
     yarn_attention_factor: float = 1.0
     yarn_beta_fast: float = 32.0
     yarn_beta_slow: float = 1.0
     yarn_original_max_position_embeddings: int = 4096
+    yarn_truncate: bool = True
     post_embedding_ln: bool = False
     use_normalization_before_and_after: bool = False
     use_normalization_after_only: bool = False
     qk_norm_all_heads: bool = False
+    qk_norm_per_head: bool = False
+    qk_norm_after_rotation: bool = False
     clip_qkv: float | None = None
     longrope_short_factors: list[float] | None = None
     longrope_long_factors: list[float] | None = None
     longrope_original_ctx_len: int = 4096
     longrope_attention_factor: float = 1.0
     attn_scores_soft_cap: float = -1.0
+    attn_temperature_slope: float = 0.0
+    attn_temperature_length: int = 8192
     relative_attention_max_distance: int | None = None
     relative_attention_num_buckets: int | None = None
     decoder_start_token_id: int | None = None

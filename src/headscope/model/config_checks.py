@@ -27,6 +27,10 @@ _NOT_YET: dict[str, Any] = {
     "load_in_4bit": False,
     "trust_remote_code": False,
 }
+# Fields about rotating queries and keys, with the values that ask for nothing.
+_ONLY_ROTARY: dict[str, Any] = {
+    "rotary_layers": None, "qk_norm_after_rotation": False, "dynamic_NTK_factor": None, "attn_temperature_slope": 0.0,
+}  # fmt: skip
 
 
 def parse_dtype(dtype: torch.dtype | str) -> torch.dtype:
@@ -60,6 +64,7 @@ def check_and_complete(cfg: "HookedTransformerConfig") -> None:
             raise InvalidInputError(f"{name} must be at least 1; got {getattr(cfg, name)}.")
     _check_choices(cfg)
     _check_positions(cfg)
+    _check_qk_norm(cfg)
     _check_windows(cfg)
     _check_groups(cfg)
     if not cfg.attn_only:
@@ -104,7 +109,16 @@ def _check_choice(cfg: "HookedTransformerConfig", field: str, allowed: tuple[str
 
 def _check_positions(cfg: "HookedTransformerConfig") -> None:
     if cfg.positional_embedding_type != "rotary":
+        for name, neutral in _ONLY_ROTARY.items():
+            if getattr(cfg, name) != neutral:
+                raise InvalidInputError(f"{name} = {getattr(cfg, name)!r} needs positional_embedding_type = 'rotary'.")
         return
+    if cfg.rotary_layers is not None and len(cfg.rotary_layers) < cfg.n_layers:
+        raise InvalidInputError(
+            f"rotary_layers must have True or False for each of {cfg.n_layers} layers; got {cfg.rotary_layers!r}."
+        )
+    if cfg.attn_temperature_length < 1:
+        raise InvalidInputError(f"attn_temperature_length must be at least 1; got {cfg.attn_temperature_length}.")
     if cfg.rotary_dim is None:
         cfg.rotary_dim = cfg.d_head
     if not 0 < cfg.rotary_dim <= cfg.d_head or cfg.rotary_dim % 2:
@@ -116,6 +130,12 @@ def _check_positions(cfg: "HookedTransformerConfig") -> None:
             raise InvalidInputError(
                 f"{name} must have rotary_dim / 2 = {n_pairs} numbers, and the other as well; got {factors!r}."
             )
+
+
+def _check_qk_norm(cfg: "HookedTransformerConfig") -> None:
+    _check_choice(cfg, "qk_norm_type", ("RMS", "LN"))
+    if cfg.qk_norm_per_head and cfg.qk_norm_all_heads:
+        raise InvalidInputError("qk_norm_per_head and qk_norm_all_heads cannot both be set.")
 
 
 def _check_windows(cfg: "HookedTransformerConfig") -> None:

@@ -1,14 +1,15 @@
 """Rotary positions: tables that can be read and set, shared by layers, and made for as long as the text is."""
 
+import math
 from typing import Any
 
 import pytest
 import torch
-from tiny import tiny_config, tiny_model, tiny_tokens
+from tiny import randomize, tiny_config, tiny_model, tiny_tokens
 
 from headscope.errors import InvalidInputError
 from headscope.model.parts.masks import alibi_slopes, allowed_by_position
-from headscope.model.parts.rotary import frequencies, rotary_table
+from headscope.model.parts.rotary import frequencies, rotary_table, rotate
 
 TOKENS = tiny_tokens()
 ROTARY: dict[str, Any] = {"positional_embedding_type": "rotary"}
@@ -78,10 +79,68 @@ def test_longrope_has_other_angles_for_long_texts() -> None:
         torch.testing.assert_close(angles, torch.tensor([1.0, 0.01], dtype=torch.float64) / torch.tensor(factors))
 
 
+def test_dynamic_ntk_stretches_the_base_in_long_texts() -> None:
+    cfg = tiny_config(**ROTARY, d_head=6, dynamic_NTK_factor=3.0, NTK_original_ctx_len=8)
+    plain, stretched = (frequencies(cfg, length=length)[0] for length in (8, 16))
+    torch.testing.assert_close(plain, 10000.0 ** -(torch.arange(3).double() / 3))
+    torch.testing.assert_close(stretched, plain * 4.0 ** -(torch.arange(3).double() / 2))  # 3 (2 - 1) + 1 = 4
+    assert float(stretched[-1] / plain[-1]) == pytest.approx(1 / 4)
+
+
+def test_layers_may_turn_nothing() -> None:
+    _, acts = tiny_model(**ROTARY, rotary_layers=[True, False]).run_with_cache(TOKENS)
+    assert torch.equal(acts["k", 1], acts["rot_k", 1]) and not torch.equal(acts["k", 0], acts["rot_k", 0])
+
+
+@pytest.mark.parametrize("mask", [None, torch.arange(7) >= torch.tensor([[0], [4]])])
+def test_queries_are_sharpened_by_position(mask: torch.Tensor | None) -> None:
+    model = tiny_model(**ROTARY, attn_temperature_slope=0.5, attn_temperature_length=2)
+    tokens = tiny_tokens(2, 7)
+    _, acts = model.run_with_cache(tokens, attention_mask=mask)
+    model.cfg.attn_temperature_slope = 0.0
+    _, without = model.run_with_cache(tokens, attention_mask=mask)
+    by_position = [1 + 0.5 * math.log(1 + position // 2) for position in range(7)]
+    factors = torch.tensor([by_position, [1.0] * 4 + by_position[:3]] if mask is not None else [by_position] * 2)
+    torch.testing.assert_close(acts["rot_q", 0], without["rot_q", 0] * factors[..., None, None].double())
+    assert torch.equal(acts["rot_k", 0], without["rot_k", 0])
+
+
+@pytest.mark.parametrize("kind", ["RMS", "LN"])
+@pytest.mark.parametrize("which", ["", "qk_norm_per_head", "qk_norm_all_heads"])
+@pytest.mark.parametrize("after", [False, True])
+def test_norms_of_queries_and_keys(kind: str, which: str, after: bool) -> None:
+    """Against the definition, with keys of two groups shown to hooks by group and for each of their heads."""
+    options = {which: True} if which else {}
+    model = tiny_model(**ROTARY, n_heads=4, n_key_value_heads=2, use_qk_norm=True, qk_norm_type=kind,
+                       qk_norm_after_rotation=after, **options)  # fmt: skip
+    attn = model.blocks[1].attn
+    randomize(attn.k_norm)
+    assert attn.k_norm.w.shape == {"": (4,), "qk_norm_per_head": (2, 4), "qk_norm_all_heads": (8,)}[which]
+    for ungrouped in (False, True):
+        model.cfg.ungroup_grouped_query_attention = ungrouped
+        _, acts = model.run_with_cache(TOKENS)
+        k, sin, cos = acts["k", 1], attn.rotary_sin[None, : TOKENS.shape[1]], attn.rotary_cos[None, : TOKENS.shape[1]]
+        k = rotate(k, sin, cos, adjacent=False) if after else k
+        vectors = k[:, :, :: 2 if ungrouped else 1]
+        vectors = vectors.flatten(-2) if which == "qk_norm_all_heads" else vectors
+        centered = vectors - vectors.mean(-1, keepdim=True) if kind == "LN" else vectors
+        wanted = centered / (centered.square().mean(-1, keepdim=True) + model.cfg.eps).sqrt() * attn.k_norm.w
+        wanted = wanted + attn.k_norm.b if kind == "LN" else wanted
+        wanted = wanted.unflatten(-1, (2, 4)) if which == "qk_norm_all_heads" else wanted
+        wanted = wanted if after else rotate(wanted, sin, cos, adjacent=False)
+        wanted = wanted.repeat_interleave(2, dim=2) if ungrouped else wanted
+        torch.testing.assert_close(acts["rot_k", 1], wanted, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("fields, message", [
     ({**ROTARY, "rotary_dim": 3}, "rotary_dim must be even and at most d_head = 4; got 3"),
     ({**ROTARY, "rotary_dim": 6}, "rotary_dim must be even"),
     ({**ROTARY, "longrope_short_factors": [1.0, 2.0]}, "longrope_long_factors"),
+    ({**ROTARY, "rotary_layers": [True]}, r"rotary_layers .* each of 2 layers; got \[True\]"),
+    ({**ROTARY, "attn_temperature_length": 0}, "attn_temperature_length must be at least 1; got 0"),
+    ({"attn_temperature_slope": 0.1}, "attn_temperature_slope = 0.1 needs positional_embedding_type = 'rotary'"),
+    ({"qk_norm_per_head": True, "qk_norm_all_heads": True}, "qk_norm_per_head and qk_norm_all_heads cannot both"),
+    ({"qk_norm_type": "LNPre"}, "qk_norm_type must be one of 'RMS', 'LN'; got 'LNPre'"),
     ({**ROTARY, "longrope_short_factors": [1.0], "longrope_long_factors": [1.0]}, "rotary_dim / 2 = 2 numbers"),
     ({"use_local_attn": True, "attn_types": ["local", "global"]}, "window_size of at least 1"),
     ({"use_local_attn": True, "window_size": 3, "attn_types": ["local"]}, "attn_types.*2 layers"),

@@ -20,7 +20,7 @@ from headscope.model.hooks import HookPoint, is_listening
 from headscope.model.parts.key_value_cache import HookedTransformerKeyValueCacheEntry
 from headscope.model.parts.layers import HeadNorm, empty_parameter, zero_parameter
 from headscope.model.parts.masks import alibi_penalties, allowed_by_position, token_positions
-from headscope.model.parts.rotary import RotaryTable, rotary_table, rotate
+from headscope.model.parts.rotary import RotaryTable, attention_temperature, rotary_table, rotate
 from headscope.ops.factored import FactoredMatrix
 
 __all__ = ["FIELD_BUFFERS", "Attention", "GroupedQueryAttention", "make_attention"]
@@ -116,6 +116,12 @@ class Attention(nn.Module):
         """`"local"` if a query sees the last `cfg.window_size` keys only, else `"global"`."""
         return self.cfg.attn_types[self.layer_id] if self.cfg.use_local_attn and self.cfg.attn_types else "global"
 
+    @property
+    def turns(self) -> bool:
+        """True if queries and keys are turned by their positions."""
+        layers = self.cfg.rotary_layers
+        return self.cfg.positional_embedding_type == "rotary" and (layers is None or layers[self.layer_id])
+
     def _window(self, n_keys: int) -> int | None:
         """Return the number of keys a query sees; `None` if it sees them all."""
         window = self.cfg.window_size if self.attn_type == "local" else None
@@ -148,23 +154,25 @@ class Attention(nn.Module):
         return sin[:length], cos[:length]
 
     def _turned(self, q: Tensor, k: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Queries and keys turned by their positions; the queries are the last of the keys."""
+        """Queries and keys as scores compare them, turned by their positions; the queries are the last of the keys."""
         n_queries, n_keys = q.shape[1], k.shape[1]
         if n_keys > self.cfg.n_ctx:
             raise InvalidInputError(
                 f"the input has {n_keys} tokens, but this model's context is n_ctx = {self.cfg.n_ctx}. Cut it, split "
                 "it into several sequences, or set cfg.n_ctx: rotary positions go on, though the model saw none there."
             )
-        sin, cos = self._rotary_rows(n_keys)
-        if attention_mask is None:
-            sin, cos = sin[None], cos[None]
-        else:
-            positions = token_positions(attention_mask)
-            sin, cos = sin[positions], cos[positions]
-        first = n_keys - n_queries
-        adjacent = self.cfg.rotary_adjacent_pairs
-        q = self.hook_rot_q(rotate(q, sin[:, first:], cos[:, first:], adjacent=adjacent))
-        return q, self.hook_rot_k(rotate(k, sin, cos, adjacent=adjacent))
+        first, positions = n_keys - n_queries, None if attention_mask is None else token_positions(attention_mask)
+        if self.turns:
+            sin, cos = (each[None] if positions is None else each[positions] for each in self._rotary_rows(n_keys))
+            adjacent = self.cfg.rotary_adjacent_pairs
+            q = rotate(q, sin[:, first:], cos[:, first:], adjacent=adjacent)
+            k = rotate(k, sin, cos, adjacent=adjacent)
+        if self.cfg.use_qk_norm and self.cfg.qk_norm_after_rotation:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.cfg.attn_temperature_slope:
+            everywhere = torch.arange(n_keys, device=q.device)[None] if positions is None else positions
+            q = q * attention_temperature(self.cfg, everywhere[:, first:])[..., None, None].to(q.dtype)
+        return self.hook_rot_q(q), self.hook_rot_k(k)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # Checkpoints of the field keep these two buffers beside the weights.
@@ -197,7 +205,7 @@ class Attention(nn.Module):
         k = self.hook_k(_project(key_input, W_K, b_K))
         limit, v = self.cfg.clip_qkv, _project(value_input, W_V, b_V)
         v = self.hook_v(v if limit is None else v.clamp(-limit, limit))
-        if self.cfg.use_qk_norm:
+        if self.cfg.use_qk_norm and not self.cfg.qk_norm_after_rotation:
             q, k = self.q_norm(q), self.k_norm(k)
         if limit is not None:
             q, k = q.clamp(-limit, limit), k.clamp(-limit, limit)

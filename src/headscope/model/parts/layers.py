@@ -190,21 +190,39 @@ class RMSNormPre(_Norm):
 _NORMS = {"LN": LayerNorm, "LNPre": LayerNormPre, "RMS": RMSNorm, "RMSPre": RMSNormPre}
 
 
-class HeadNorm(RMSNorm):
-    """An RMSNorm on queries or keys: on each head's, with one weight, or on those of all heads as one vector."""
+class HeadNorm(_Norm):
+    """A norm on queries or keys: on each head's, or on those of all heads as one vector.
+
+    Its weight, and the bias of a LayerNorm, are `[d_head]` (the same for all heads), `[head, d_head]`, or
+    `[head * d_head]` for one vector.
+    """
+
+    centered, affine = False, True
 
     def __init__(self, cfg: HookedTransformerConfig, n_heads: int) -> None:
         super().__init__(cfg, cfg.d_head * n_heads if cfg.qk_norm_all_heads else cfg.d_head)
+        if cfg.qk_norm_per_head:
+            self.w = nn.Parameter(torch.ones(n_heads, cfg.d_head, dtype=cfg.dtype))
+        if cfg.qk_norm_type == "LN":
+            self.centered = True
+            self.b = nn.Parameter(torch.zeros_like(self.w))
 
     def forward(self, x: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "batch pos head d_head"]:
-        heads, width = x.shape[-2:]
-        if not self.cfg.qk_norm_all_heads:
-            return super().forward(x)
-        if heads * width == len(self.w):
-            return super().forward(x.flatten(-2)).unflatten(-1, (heads, width))
-        # Keys of a group, written out for each of its heads: every head has its group's weight.
-        weight = self.w.view(-1, width).repeat_interleave(heads * width // len(self.w), dim=0)
-        return self.normalize(x.flatten(-2), weight.flatten(), None).unflatten(-1, (heads, width))
+        n_heads = x.shape[-2]
+        weight, bias = self._of(n_heads, self.w), self._of(n_heads, self.b) if self.centered else None
+        if self.cfg.qk_norm_all_heads:
+            return self.normalize(x.flatten(-2), weight, bias).unflatten(-1, x.shape[-2:])
+        if weight.ndim == 1:
+            return self.normalize(x, weight, bias)
+        normalized = self.normalize(x, None, None) * weight
+        return normalized if bias is None else normalized + bias
+
+    def _of(self, n_heads: int, weight: Tensor) -> Tensor:
+        """A weight for so many heads. Keys of a group, written out for each of its heads, all have their group's."""
+        if not (self.cfg.qk_norm_all_heads or self.cfg.qk_norm_per_head):
+            return weight
+        by_group = weight.view(-1, self.cfg.d_head)
+        return by_group.repeat_interleave(n_heads // len(by_group), dim=0).view(-1, *weight.shape[1:])
 
 
 def make_norm(cfg: HookedTransformerConfig, kind: str | None, length: int | None = None) -> nn.Module:

@@ -10,19 +10,19 @@ import math
 from weakref import WeakValueDictionary
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from headscope.model.config import HookedTransformerConfig
 
-__all__ = ["RotaryTable", "frequencies", "rotary_table", "rotate"]
+__all__ = ["RotaryTable", "attention_temperature", "frequencies", "rotary_table", "rotate"]
 
 _SETTINGS = (
     "rotary_dim", "rotary_base", "rotary_base_local", "rotary_adjacent_pairs", "rotary_scaling_factor",
     "use_NTK_by_parts_rope", "NTK_by_parts_low_freq_factor", "NTK_by_parts_high_freq_factor", "NTK_by_parts_factor",
     "NTK_original_ctx_len", "use_yarn_rope", "yarn_factor", "yarn_attention_factor", "yarn_beta_fast",
-    "yarn_beta_slow", "yarn_original_max_position_embeddings", "longrope_original_ctx_len",
-    "longrope_attention_factor", "dtype",
+    "yarn_beta_slow", "yarn_original_max_position_embeddings", "yarn_truncate", "dynamic_NTK_factor",
+    "longrope_original_ctx_len", "longrope_attention_factor", "dtype",
 )  # fmt: skip
 
 
@@ -63,12 +63,13 @@ def rotary_table(cfg: HookedTransformerConfig, *, local: bool, length: int, devi
     Args:
         cfg: The model's config.
         local: True if the layer is a local one.
-        length: How long the text is, with what is in a key-value cache: LongRoPE has other angles for long texts.
+        length: How long the text is, with what is in a key-value cache: LongRoPE and dynamic NTK have other angles for
+            long texts.
         device: Where the table is.
     """
     factors = _longrope_factors(cfg, length)
     of_scale = None if factors is None else tuple(factors)
-    key = (*(getattr(cfg, name) for name in _SETTINGS), local, of_scale, str(device))
+    key = (*(getattr(cfg, name) for name in _SETTINGS), local, of_scale, _base_growth(cfg, length), str(device))
     table = _TABLES.get(key)
     if table is None:
         with torch.inference_mode(False):  # a table outlives the block it was first needed in
@@ -84,8 +85,8 @@ def frequencies(
     """The angle of each pair of dimensions from one position to the next, and what sines and cosines are multiplied by.
 
     `base ** (-2 i / rotary_dim)` for pair `i`, then scaled: by a constant, by parts ("NTK-by-parts", as Llama 3.1 has
-    it), by YaRN (Peng et al. 2023, arXiv 2309.00071, section 3) or by LongRoPE's factors (Ding et al. 2024, arXiv
-    2402.13753). Local layers with a base of their own are not scaled.
+    it), by YaRN (Peng et al. 2023, arXiv 2309.00071, section 3), by a base that grows with the text (dynamic NTK) or by
+    LongRoPE's factors (Ding et al. 2024, arXiv 2402.13753). Local layers with a base of their own are not scaled.
 
     Args:
         cfg: The model's config.
@@ -104,6 +105,8 @@ def frequencies(
     own_base = local and cfg.rotary_base_local is not None
     base = cfg.rotary_base_local if own_base else cfg.rotary_base
     assert base is not None
+    if not own_base:
+        base *= _base_growth(cfg, length)
     plain = 1.0 / base ** (torch.arange(0, cfg.rotary_dim, 2, dtype=wide) / cfg.rotary_dim)
     if own_base:
         return plain, 1.0
@@ -119,6 +122,15 @@ def frequencies(
 
 def _longrope_factors(cfg: HookedTransformerConfig, length: int) -> list[float] | None:
     return cfg.longrope_long_factors if length > cfg.longrope_original_ctx_len else cfg.longrope_short_factors
+
+
+def _base_growth(cfg: HookedTransformerConfig, length: int) -> float:
+    """Return what dynamic NTK multiplies the base by in a text of this length."""
+    assert cfg.rotary_dim is not None
+    if cfg.dynamic_NTK_factor is None or length <= cfg.NTK_original_ctx_len or cfg.rotary_dim < 4:
+        return 1.0  # one pair of dimensions always has the frequency 1
+    stretch = cfg.dynamic_NTK_factor * length / cfg.NTK_original_ctx_len - (cfg.dynamic_NTK_factor - 1)
+    return stretch ** (cfg.rotary_dim / (cfg.rotary_dim - 2))
 
 
 def _by_parts(plain: Tensor, cfg: HookedTransformerConfig) -> Tensor:
@@ -137,8 +149,10 @@ def _yarn(plain: Tensor, cfg: HookedTransformerConfig) -> Tensor:
         length = cfg.yarn_original_max_position_embeddings / (times * 2 * math.pi)
         return cfg.rotary_dim * math.log(length) / (2 * math.log(cfg.rotary_base))  # type: ignore[operator]
 
-    first = max(math.floor(pair_that_turns(cfg.yarn_beta_fast)), 0)
-    last = min(math.ceil(pair_that_turns(cfg.yarn_beta_slow)), cfg.rotary_dim - 1)
+    ends = pair_that_turns(cfg.yarn_beta_fast), pair_that_turns(cfg.yarn_beta_slow)
+    if cfg.yarn_truncate:
+        ends = math.floor(ends[0]), math.ceil(ends[1])
+    first, last = max(ends[0], 0), min(ends[1], cfg.rotary_dim - 1)
     pairs = torch.arange(len(plain), dtype=plain.dtype)
     divided = ((pairs - first) / max(last - first, 0.001)).clamp(0, 1)
     return plain * (1 - divided + divided / cfg.yarn_factor)
@@ -169,3 +183,15 @@ def rotate(
         across = torch.cat([-second, first], dim=-1)
     turned = part * cos + across * sin
     return turned if width == x.shape[-1] else torch.cat([turned, x[..., width:]], dim=-1)
+
+
+def attention_temperature(
+    cfg: HookedTransformerConfig, positions: Int[Tensor, "batch pos"]
+) -> Float[Tensor, "batch pos"]:
+    """Return what queries are multiplied by at each position, so that attention stays sharp among many keys.
+
+    `1 + slope * log(1 + floor(position / length))`, with the config's `attn_temperature_...` (Llama 4).
+    """
+    wide = torch.float64 if cfg.dtype == torch.float64 else torch.float32
+    periods = (positions // cfg.attn_temperature_length).to(wide)
+    return 1 + cfg.attn_temperature_slope * torch.log1p(periods)
