@@ -33,6 +33,7 @@ _FALCON = {
     "num_attention_heads": 4, "max_position_embeddings": 32, **_COMMON,
 }  # fmt: skip
 _GEMMA = {**_LLAMA, "query_pre_attn_scalar": 5, "sliding_window": 4, "num_hidden_layers": 3}
+_MPT = {"vocab_size": VOCABULARY, "d_model": 12, "n_heads": 3, "n_layers": 2, "max_seq_len": 32, **_COMMON}
 _HALF = {"layer_types": ["full_attention", "sliding_attention"]}
 
 # family, what is odd about it: the classes' stem in transformers, and the config.
@@ -85,6 +86,43 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon new decoder": ("Falcon", {**_FALCON, "new_decoder_architecture": True, "num_kv_heads": 2, "bias": True}),
     "falcon new decoder, one norm": ("Falcon", {**_FALCON, "new_decoder_architecture": True, "num_kv_heads": 2,
                                                 "num_ln_in_parallel_attn": 1}),
+    "arcee": ("Arcee", {**_LLAMA, "rope_scaling": {**_ROPE["yarn"], "rope_theta": 500.0}}),
+    "arcee tied, biases": ("Arcee", {**_LLAMA, "tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
+    "jais2": ("Jais2", _LLAMA),
+    "jais2 tied, without biases": ("Jais2", {**_LLAMA, "tie_word_embeddings": True, "attention_bias": False,
+                                             "mlp_bias": False}),
+    "nemotron": ("Nemotron", {**_LLAMA, "head_dim": 8, "norm_eps": 0.01}),
+    "nemotron tied, biases": ("Nemotron", {**_LLAMA, "head_dim": 8, "partial_rotary_factor": 0.25, "mlp_bias": True,
+                                           "tie_word_embeddings": True, "attention_bias": True}),
+    "helium": ("Helium", {**_SQUARE, "head_dim": 4, "num_key_value_heads": 2}),
+    "helium tied, biases": ("Helium", {**_SQUARE, "head_dim": 4, "attention_bias": True, "mlp_bias": True,
+                                       "tie_word_embeddings": True}),
+    "starcoder2": ("Starcoder2", {**_LLAMA, "sliding_window": 4}),
+    "starcoder2 untied, without biases": ("Starcoder2", {**_LLAMA, "tie_word_embeddings": False, "use_bias": False}),
+    "gpt_bigcode": ("GPTBigCode", {"n_layer": 2, "n_embd": 12, "n_head": 3, "n_inner": 20, "n_positions": 32,
+                                   "vocab_size": VOCABULARY, **_COMMON}),
+    "gpt_bigcode, a key for each head": ("GPTBigCode", {"n_layer": 2, "n_embd": 12, "n_head": 3, "n_positions": 32,
+                                                        "vocab_size": VOCABULARY, "multi_query": False,
+                                                        "scale_attn_weights": False, **_COMMON}),
+    "codegen": ("CodeGen", {"vocab_size": VOCABULARY, "n_embd": 48, "n_layer": 2, "n_head": 8, "n_positions": 32,
+                            "rotary_dim": 4, "n_inner": 20, **_COMMON}),
+    "mpt": ("Mpt", {**_MPT, "attn_config": {"clip_qkv": 0.7}}),
+    "mpt untied, scores scaled": ("Mpt", {**_MPT, "n_heads": 4, "tie_word_embeddings": False,
+                                          "attn_config": {"softmax_scale": 0.3}}),
+    "xglm": ("XGLM", {"vocab_size": VOCABULARY, "d_model": 12, "attention_heads": 3, "num_layers": 2, "ffn_dim": 20,
+                      "max_position_embeddings": 32, **_COMMON}),
+    "xglm untied, padding": ("XGLM", {"vocab_size": VOCABULARY, "d_model": 9, "attention_heads": 3, "num_layers": 2,
+                                      "ffn_dim": 20, "max_position_embeddings": 32, **_COMMON, "pad_token_id": 5,
+                                      "scale_embedding": False, "tie_word_embeddings": False}),
+    "biogpt": ("BioGpt", _NEOX),
+    "biogpt untied, unscaled": ("BioGpt", {**_NEOX, "scale_embedding": False, "tie_word_embeddings": False}),
+    "internlm3": ("InternLM3", {**_LLAMA, "hidden_size": 24}),
+    "internlm3 tied, biases": ("InternLM3", {**_LLAMA, "hidden_size": 24, "attention_bias": True, "mlp_bias": True,
+                                             "tie_word_embeddings": True}),
+    "cwm": ("Cwm", {**_LLAMA, "hidden_size": 24, "num_hidden_layers": 3, "sliding_window": 4}),
+    "cwm tied, biases": ("Cwm", {**_LLAMA, "hidden_size": 24, "sliding_window": 4, "mlp_bias": True,
+                                 "tie_word_embeddings": True, "layer_types": ["sliding_attention", "full_attention"],
+                                 "rope_parameters": {"rope_type": "default", "rope_theta": 300.0}}),
     "mixtral": ("Mixtral", {**_EXPERTS, "num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 4}),
     "mixtral tied, without a window": ("Mixtral", {**_EXPERTS, "num_local_experts": 3, "num_experts_per_tok": 3,
                                                    "tie_word_embeddings": True}),
@@ -102,8 +140,6 @@ def hf_model(row: str) -> Any:
     """A `transformers` model whose every weight is random; norms' weights are near what they are in that family."""
     stem, fields = ROWS[row]
     config = getattr(transformers, f"{stem}Config")(**fields)
-    config._attn_implementation = "eager"
-    name = f"{stem.removesuffix('Text')}{'LMHeadModel' if stem == 'GPT2' else 'ForCausalLM'}"
-    model = getattr(transformers, name)(config).eval()
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     randomize(model, spread=0.4)
     return model

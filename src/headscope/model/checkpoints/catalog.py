@@ -11,12 +11,13 @@ __all__ = ["KnownFamily", "known_families"]
 
 # A small model with the config entries of all families at once; which processing applies does not depend on size.
 _SMALL: dict[str, Any] = {
-    **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers"), 2),
-    **dict.fromkeys(("hidden_size", "n_embd"), 32),
-    **dict.fromkeys(("num_attention_heads", "n_head", "num_heads"), 4),
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers"), 2),
+    **dict.fromkeys(("hidden_size", "n_embd", "d_model"), 32),
+    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads"), 4),
     **dict.fromkeys(("intermediate_size", "ffn_dim", "n_inner"), 16),
     **dict.fromkeys(("max_position_embeddings", "n_positions", "vocab_size"), 16),
     **dict.fromkeys(("num_experts", "num_local_experts", "num_experts_per_tok", "num_key_value_heads"), 2),
+    **dict.fromkeys(("head_dim", "rotary_dim"), 8),
     "moe_intermediate_size": 16,
     "attention_types": [[["global", "local"], 1]],
     "final_logit_softcapping": 30.0,

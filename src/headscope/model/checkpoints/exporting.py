@@ -91,8 +91,7 @@ def to_hf(model: Model) -> Any:
         CheckpointError: If no Hugging Face class can express the model: its family is unknown, or its weights are
             processed in a way that the class cannot hold.
     """
-    import transformers
-    from transformers import AutoConfig
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
     by_class = {family.architecture: family for family in FAMILIES.values()}
     architecture = model.cfg.original_architecture
@@ -103,10 +102,10 @@ def to_hf(model: Model) -> Any:
         )
     fields, tensors = by_class[architecture].export(model.cfg, model.state_dict())
     special = ("bos_token_id", "eos_token_id", "pad_token_id")
-    fields |= {name: None if model.tokenizer is None else getattr(model.tokenizer, name) for name in special}
-    config = AutoConfig.for_model(**fields)
+    tokens = {name: None if model.tokenizer is None else getattr(model.tokenizer, name) for name in special}
+    config = AutoConfig.for_model(**{**tokens, **fields})
     own = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
-    hf_model, loading_info = getattr(transformers, architecture).from_pretrained(
+    hf_model, loading_info = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
         None,
         config=config,
         state_dict=own,

@@ -10,6 +10,9 @@ from typing import Any
 from headscope.errors import CheckpointError
 from headscope.model.checkpoints.families.base import Family
 from headscope.model.checkpoints.families.bloom import BLOOM
+from headscope.model.checkpoints.families.codegen import CODEGEN
+from headscope.model.checkpoints.families.cwm import CWM
+from headscope.model.checkpoints.families.fairseq import BIOGPT, XGLM
 from headscope.model.checkpoints.families.falcon import FALCON
 from headscope.model.checkpoints.families.field import FIELD, MINGPT, Saved, saved_with
 from headscope.model.checkpoints.families.gemma import GEMMA, GEMMA2, GEMMA3
@@ -17,21 +20,27 @@ from headscope.model.checkpoints.families.gpt2 import GPT2
 from headscope.model.checkpoints.families.gpt_neo import GPT_NEO
 from headscope.model.checkpoints.families.gptj import GPTJ
 from headscope.model.checkpoints.families.granite import GRANITE
+from headscope.model.checkpoints.families.helium import HELIUM
+from headscope.model.checkpoints.families.internlm import INTERNLM3
 from headscope.model.checkpoints.families.llama import LLAMA
 from headscope.model.checkpoints.families.mistral import MISTRAL
 from headscope.model.checkpoints.families.moe import MIXTRAL, OLMOE, QWEN3_MOE
+from headscope.model.checkpoints.families.mpt import MPT
 from headscope.model.checkpoints.families.neox import NEOX
 from headscope.model.checkpoints.families.olmo import OLMO, OLMO2
 from headscope.model.checkpoints.families.opt import OPT
 from headscope.model.checkpoints.families.phi import PHI, PHI3
 from headscope.model.checkpoints.families.qwen import QWEN2, QWEN3
+from headscope.model.checkpoints.families.squared_relu import ARCEE, JAIS2, NEMOTRON
 from headscope.model.checkpoints.families.stablelm import STABLELM
+from headscope.model.checkpoints.families.starcoder import GPT_BIGCODE, STARCODER2
 
 __all__ = ["FAMILIES", "FIELD", "Family", "Saved", "family_of", "saved_with"]
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
+        ARCEE, BIOGPT, CODEGEN, CWM, GPT_BIGCODE, HELIUM, INTERNLM3, JAIS2, MPT, NEMOTRON, STARCODER2, XGLM,
         BLOOM, FALCON, GEMMA, GEMMA2, GEMMA3, GPT2, GPTJ, GPT_NEO, GRANITE, LLAMA, MISTRAL, MIXTRAL, NEOX, OLMO, OLMO2,
         OLMOE, OPT, PHI, PHI3, QWEN2, QWEN3, QWEN3_MOE, STABLELM,
     )

@@ -31,6 +31,7 @@ __all__ = [
     "Tensors",
     "linear",
     "norm",
+    "one_plus_norms",
     "own_name",
     "sizes",
 ]
@@ -60,9 +61,9 @@ class Row:
     Attributes:
         theirs: Its name there.
         pattern: How einops turns it into ours; axes `h` (heads), `g` (heads that have keys), `r` (heads to each of
-            these), `e` (`d_head`), `m` (`d_mlp`) and `x` (experts) have their sizes from the config. When it is several
-            of ours, one pattern stacks them along a first axis `n`, and a tuple of patterns takes them from pieces one
-            after another along the tensor's first axis, each as long as its pattern says.
+            these), `e` (`d_head`), `m` (`d_mlp`) and `x` (experts) have their sizes from the config, others from
+            `axes`. When it is several of ours, one pattern stacks them along a first axis `n`, and a tuple of patterns
+            takes them from pieces one after another along the tensor's first axis, each as long as its pattern says.
         scale: Ours is theirs times this,
         shift: plus this.
         skip: So many rows at the front are not ours; they are written as zeros.
@@ -72,6 +73,7 @@ class Row:
         optional: A bias that may be missing, and is zero then.
         experts: The names of one expert's tensors (`{}` is its number), where a checkpoint has them one by one: these
             after one another along their first axis, stacked, are the tensor.
+        axes: Sizes of axes in `pattern` that are the same in the whole family.
     """
 
     theirs: str
@@ -84,6 +86,7 @@ class Row:
     first: str = ""
     optional: bool = False
     experts: tuple[str, ...] = ()
+    axes: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def read(self, tensor: Tensor, cfg: HookedTransformerConfig, n: int) -> list[Tensor]:
         """Convert a tensor of theirs to `n` of ours."""
@@ -97,7 +100,7 @@ class Row:
         if isinstance(self.pattern, tuple):
             pieces = tensor.split([_first_axis(pattern, cfg) for pattern in self.pattern])
             return [_arranged(piece, pattern, cfg) for piece, pattern in zip(pieces, self.pattern, strict=True)]
-        found = _arranged(tensor, self.pattern, cfg, n=n)
+        found = _arranged(tensor, self.pattern, cfg, n=n, **self.axes)
         return [found] if n == 1 else list(found.unbind())
 
     def write(self, ours: list[Tensor], cfg: HookedTransformerConfig) -> Tensor:
@@ -112,7 +115,8 @@ class Row:
             pieces = [_arranged(each, _back(p), cfg) for each, p in zip(ours, self.pattern, strict=True)]
             tensor = torch.cat(pieces)
         else:
-            tensor = _arranged(ours[0] if len(ours) == 1 else torch.stack(ours), _back(self.pattern), cfg, n=len(ours))
+            joined = ours[0] if len(ours) == 1 else torch.stack(ours)
+            tensor = _arranged(joined, _back(self.pattern), cfg, n=len(ours), **self.axes)
         tensor = _arranged(tensor, _back(self.first), cfg)
         if self.skip:
             tensor = torch.cat([tensor.new_zeros(self.skip, *tensor.shape[1:]), tensor])
@@ -214,15 +218,27 @@ def sizes(hf: Mapping[str, Any], *names: str) -> tuple[int, ...]:
     return tuple(hf[name] for name in names)
 
 
-def norm(ours: str, theirs: str) -> dict[str, Row]:
-    """Return the rows of a LayerNorm's weight and bias; where ours are several (`"ln1 ln2"`), they share theirs."""
-    return {
-        " ".join(f"{each}.{kind[0]}" for each in ours.split()): Row(f"{theirs}.{kind}", shared=" " in ours)
-        for kind in ("weight", "bias")
-    }
+def norm(ours: str, theirs: str, *, bias: bool = True) -> dict[str, Row]:
+    """Return the rows of a norm; where ours are several (`"ln1 ln2"`), they share theirs.
+
+    Args:
+        ours: Its name here.
+        theirs: Its name there.
+        bias: It has one there, as a LayerNorm usually does.
+    """
+    rows = {"w": Row(f"{theirs}.weight", shared=" " in ours)}
+    rows |= {"b": Row(f"{theirs}.bias", shared=" " in ours)} if bias else {}
+    return {" ".join(f"{each}.{kind}" for each in ours.split()): row for kind, row in rows.items()}
 
 
-def linear(ours: str, theirs: str, weight: str | tuple[str, ...] = LINEAR, bias: str = "") -> dict[str, Row]:
+def one_plus_norms(table: Table) -> Table:
+    """Return the rows of a family whose norms multiply by one plus their weight; a norm's weight here is that sum."""
+    return {name: dataclasses.replace(row, shift=1.0) if name.endswith(".w") else row for name, row in table.items()}
+
+
+def linear(
+    ours: str, theirs: str, weight: str | tuple[str, ...] = LINEAR, bias: str | tuple[str, ...] = ""
+) -> dict[str, Row]:
     """Return the rows of a matrix and its bias, with their patterns: `"mlp.in"` is `mlp.W_in` and `mlp.b_in`."""
     return {
         ours.replace(".", ".W_"): Row(f"{theirs}.weight", weight),
@@ -316,6 +332,10 @@ class Family(ABC):
                 also, experts = (tuple(theirs + each for each in names) for names in (row.also, row.experts))
                 yield full, dataclasses.replace(row, theirs=theirs + row.theirs, also=also, experts=experts)
 
+    def computed(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> StateDict:
+        """Return weights of ours that are the same in every checkpoint of this config, and in no file."""
+        return {}
+
     def renamed(self, name: str) -> str:
         """Return the name of a checkpoint's tensor as the rows have it."""
         return name.removeprefix(self.prefix)
@@ -348,6 +368,7 @@ class Family(ABC):
             seen.update(names)
             yield from zip(names, parts, strict=True)
         given.check_all_read()
+        yield from self.computed(cfg, hf).items()
         for name, shape in _bias_shapes(cfg).items():
             if name not in seen:
                 yield name, torch.zeros(shape)
@@ -372,11 +393,15 @@ class Family(ABC):
             ours = [left.pop(name) if name in left else _folded(name, cfg) for name in names]
             name = row.theirs if names[0].startswith("unembed.") else self.prefix + row.theirs
             tensors[name] = row.write(ours, cfg)
+        fixed = self.computed(cfg, entries)
         for name, tensor in left.items():
+            if name in fixed and torch.equal(tensor, fixed[name].to(tensor)):
+                continue
             if bool(tensor.any()):
                 raise CheckpointError(
-                    f"{self.architecture} in transformers has no place for {name}, which is not zero. If processing "
-                    "put it there, as folding a norm does, load the model with from_pretrained_no_processing."
+                    f"{self.architecture} in transformers has no place for {name}, which is not "
+                    f"{'what it is there' if name in fixed else 'zero'}. If processing put it there, as folding a "
+                    "norm does, load the model with from_pretrained_no_processing."
                 )
         outside = self.outside(cfg, entries)
         head, embedding = tensors[outside["unembed.W_U"].theirs], outside["embed.W_E"]
@@ -408,7 +433,7 @@ def own_name(name: str, cfg: HookedTransformerConfig) -> str:
 
 
 def _bias_shapes(cfg: HookedTransformerConfig) -> dict[str, tuple[int, ...]]:
-    """Return all biases of a model with this config, except those of norms."""
+    """Return all biases of a model with this config."""
     keys = (cfg.n_key_value_heads or cfg.n_heads, cfg.d_head)
     of_layer: dict[str, tuple[int, ...]] = {
         "attn.b_Q": (cfg.n_heads, cfg.d_head), "attn.b_K": keys, "attn.b_V": keys, "attn.b_O": (cfg.d_model,),
@@ -419,12 +444,18 @@ def _bias_shapes(cfg: HookedTransformerConfig) -> dict[str, tuple[int, ...]]:
         of_layer |= {"mlp.b_in": hidden, "mlp.b_out": (cfg.d_model,)}
         of_layer |= {"mlp.b_gate": hidden} if cfg.gated_mlp else {}
         of_layer |= {} if cfg.num_experts is None else {"mlp.b_router": (cfg.num_experts,)}
+    if cfg.centered_norm:
+        pre = ("ln1", "ln2") if cfg.has_pre_norms and cfg.normalization_type == "LN" else ()
+        post = ("ln1_post", "ln2_post") if cfg.has_post_norms else ()
+        norms = [each for each in (*pre, *post) if not (cfg.attn_only and "2" in each)]
+        of_layer |= {f"{each}.b": (cfg.d_model,) for each in norms}
     layers = {
         f"blocks.{layer}.{own_name(name, cfg)}": shape
         for layer in range(cfg.n_layers)
         for name, shape in of_layer.items()
     }
-    return {**layers, "unembed.b_U": (cfg.d_vocab_out,)}
+    outside = {"ln_final.b": (cfg.d_model,)} if cfg.final_norm == "LN" else {}
+    return {**layers, **outside, "unembed.b_U": (cfg.d_vocab_out,)}
 
 
 def _folded(name: str, cfg: HookedTransformerConfig) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from headscope.model.checkpoints.families.base import Row, Table
+from headscope.model.checkpoints.families.base import Row, Table, one_plus_norms
 from headscope.model.checkpoints.families.llama import LlamaLike
 from headscope.model.checkpoints.families.rope import rope_entries, rope_fields
 from headscope.model.config import HookedTransformerConfig
@@ -37,16 +37,11 @@ class _Gemma(LlamaLike):
         return {**super().entries(cfg, state), "hidden_activation": cfg.act_fn}
 
     def outside(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
-        table = _with_one_more(super().outside(cfg, hf))
+        table = one_plus_norms(super().outside(cfg, hf))
         return {**table, "embed.W_E": replace(table["embed.W_E"], scale=math.sqrt(cfg.d_model))}
 
     def layer(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
-        return _with_one_more(super().layer(cfg, hf))
-
-
-def _with_one_more(table: Table) -> Table:
-    """The weight of every norm is one plus the checkpoint's."""
-    return {name: replace(row, shift=1.0) if name.endswith(".w") else row for name, row in table.items()}
+        return one_plus_norms(super().layer(cfg, hf))
 
 
 class _Gemma2(_Gemma):
@@ -83,7 +78,7 @@ class _Gemma2(_Gemma):
         return [bool((layer + 1) % period) for layer in range(hf["num_hidden_layers"])]
 
     def layer(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
-        return _with_one_more({
+        return one_plus_norms({
             **super().layer(cfg, hf),
             "ln1_post.w": Row("post_attention_layernorm.weight"),
             "ln2.w": Row("pre_feedforward_layernorm.weight"),

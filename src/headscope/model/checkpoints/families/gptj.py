@@ -3,6 +3,7 @@
 Its one norm is `ln1` and `ln2` here, with equal weights.
 """
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,16 +11,14 @@ from headscope.model.checkpoints.families.base import OUT, QUERY, Row, Table, li
 from headscope.model.checkpoints.families.gpt2 import GPT2Like
 from headscope.model.config import HookedTransformerConfig
 
-__all__ = ["GPTJ"]
+__all__ = ["GPTJ", "GPTJLike"]
 
 
-class _GPTJ(GPT2Like):
-    model_type = "gptj"
-    architecture = "GPTJForCausalLM"
-    examples = ("EleutherAI/gpt-j-6b",)
+class GPTJLike(GPT2Like):
+    """Base class of GPT-J and CodeGen, which has another layout of attention."""
 
     names = {**GPT2Like.names, "rotary_dim": "rotary_dim"}
-    defaults = {**GPT2Like.defaults, "rotary_dim": None, "tie_word_embeddings": False}
+    defaults = {**GPT2Like.defaults, "rotary_dim": 64, "tie_word_embeddings": False}
 
     fixed = {
         **GPT2Like.fixed,
@@ -34,13 +33,28 @@ class _GPTJ(GPT2Like):
 
     def layer(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
         return {
+            **self.attention(),
+            **norm("ln1 ln2", "ln_1"),
+            **linear("mlp.in", "mlp.fc_in"),
+            **linear("mlp.out", "mlp.fc_out"),
+        }
+
+    @abstractmethod
+    def attention(self) -> Table:
+        """Return the rows of attention."""
+
+
+class _GPTJ(GPTJLike):
+    model_type = "gptj"
+    architecture = "GPTJForCausalLM"
+    examples = ("EleutherAI/gpt-j-6b",)
+
+    def attention(self) -> Table:
+        return {
             "attn.W_Q": Row("attn.q_proj.weight", QUERY),
             "attn.W_K": Row("attn.k_proj.weight", QUERY),
             "attn.W_V": Row("attn.v_proj.weight", QUERY),
             "attn.W_O": Row("attn.out_proj.weight", OUT),
-            **norm("ln1 ln2", "ln_1"),
-            **linear("mlp.in", "mlp.fc_in"),
-            **linear("mlp.out", "mlp.fc_out"),
         }
 
 

@@ -20,6 +20,7 @@ from headscope.model.checkpoints.families.base import (
     Row,
     Table,
     linear,
+    norm,
 )
 from headscope.model.checkpoints.families.rope import rope_entries, rope_fields, window_entries, window_fields
 from headscope.model.config import HookedTransformerConfig
@@ -83,16 +84,16 @@ class LlamaLike(Family):
     def outside(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
         return {
             "embed.W_E": Row("embed_tokens.weight"),
-            "ln_final.w": Row("norm.weight"),
+            **norm("ln_final", "norm", bias=cfg.centered_norm),
             "unembed.W_U": Row("lm_head.weight", LINEAR),
         }
 
     def layer(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
         rows = {
             **attention_rows("o_proj"),
-            "ln1.w": Row("input_layernorm.weight"),
-            "ln2.w": Row("post_attention_layernorm.weight"),
-            **linear("mlp.gate", "mlp.gate_proj"),
+            **norm("ln1", "input_layernorm", bias=cfg.centered_norm),
+            **norm("ln2", "post_attention_layernorm", bias=cfg.centered_norm),
+            **(linear("mlp.gate", "mlp.gate_proj") if cfg.gated_mlp else {}),
             **linear("mlp.in", "mlp.up_proj"),
             **linear("mlp.out", "mlp.down_proj"),
             **(_QK_NORMS if cfg.use_qk_norm else {}),

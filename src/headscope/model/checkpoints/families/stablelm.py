@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from headscope.errors import CheckpointError
-from headscope.model.checkpoints.families.base import Row, Table, norm
+from headscope.model.checkpoints.families.base import Table, norm
 from headscope.model.checkpoints.families.llama import QKV_BIASES, LlamaLike, any_bias
 from headscope.model.config import HookedTransformerConfig
 
@@ -33,14 +33,12 @@ class _StableLM(LlamaLike):
             "use_qkv_bias": any_bias(state, "attn.b_Q", "attn._b_K", "attn.b_K", "attn._b_V", "attn.b_V"),
         }
 
-    def outside(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
-        return {**super().outside(cfg, hf), "ln_final.b": Row("norm.bias")}
-
     def layer(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
-        matrices = {name: row for name, row in super().layer(cfg, hf).items() if not name.startswith("ln")}
-        if cfg.parallel_attn_mlp:
-            return {**matrices, **norm("ln1 ln2", "input_layernorm")}
-        return {**matrices, **norm("ln1", "input_layernorm"), **norm("ln2", "post_attention_layernorm")}
+        table = super().layer(cfg, hf)
+        if not cfg.parallel_attn_mlp:
+            return table
+        matrices = {name: row for name, row in table.items() if not name.startswith("ln")}
+        return {**matrices, **norm("ln1 ln2", "input_layernorm")}
 
     def biases(self, hf: Mapping[str, Any]) -> tuple[str, ...]:
         return QKV_BIASES if hf.get("use_qkv_bias") else ()
