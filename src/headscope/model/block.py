@@ -4,15 +4,15 @@
 something in the middle: what a new kind of block does differently is written here, once.
 """
 
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from headscope.model.config import HookedTransformerConfig
-from headscope.model.hooks import HookPoint, is_listening, is_own
+from headscope.model.hooks import HookPoint, is_listening, is_own, is_plain
 from headscope.model.parts.attention import make_attention
 from headscope.model.parts.experts import make_mlp
 from headscope.model.parts.key_value_cache import HookedTransformerKeyValueCacheEntry
@@ -36,6 +36,13 @@ class TransformerBlock(nn.Module):
 
     ln1_post: nn.Module
     ln2_post: nn.Module
+    # True if the methods below the line "Taken up in the middle" say what `forward` does.
+    resumes: ClassVar[bool] = True
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "forward" in vars(cls):  # what is said of one forward does not hold of another
+            cls.resumes = vars(cls).get("resumes", False)
 
     def __init__(self, cfg: HookedTransformerConfig, block_index: int) -> None:
         super().__init__()
@@ -86,7 +93,7 @@ class TransformerBlock(nn.Module):
         shortformer_pos_embed: Float[Tensor, "batch pos d_model"] | None = None,
         past_kv_cache_entry: HookedTransformerKeyValueCacheEntry | None = None,
         attention_mask: Tensor | None = None,
-        query_at: Int[Tensor, "batch 1"] | None = None,
+        query_at: Int[Tensor, "batch query_pos"] | None = None,
     ) -> Float[Tensor, "batch query_pos d_model"]:
         """Return what attention adds to the stream it reads, through its norms.
 
@@ -95,16 +102,20 @@ class TransformerBlock(nn.Module):
             shortformer_pos_embed: See `forward`.
             past_kv_cache_entry: See `forward`.
             attention_mask: See `forward`.
-            query_at: Attend from one position of each row only. Attention takes it for the last one, so that the keys
-                behind it have to be masked.
+            query_at: Attend from these positions of each row only, counted from the start of the text.
         """
         queries, keys, values = self._attention_inputs(resid_pre)
         if shortformer_pos_embed is not None:
             positions = shortformer_pos_embed if queries.ndim == 3 else shortformer_pos_embed.unsqueeze(-2)
             queries, keys = queries + positions, keys + positions
         if query_at is not None:
-            queries = at_positions(queries, query_at)
-        out = self.attn(queries, keys, values, past_kv_cache_entry=past_kv_cache_entry, attention_mask=attention_mask)
+            n_past = 0 if past_kv_cache_entry is None else past_kv_cache_entry.past_keys.shape[1]
+            queries = at_positions(queries, query_at - n_past)
+        options = {"past_kv_cache_entry": past_kv_cache_entry, "attention_mask": attention_mask}
+        options |= {} if query_at is None else {"query_at": query_at}  # which attention of somebody else's lacks
+        return self._behind_attention(self.attn(queries, keys, values, **options))
+
+    def _behind_attention(self, out: Tensor) -> Tensor:
         return self.ln1_post(out) if self.cfg.has_post_norms else out
 
     def after_attention(
@@ -152,34 +163,88 @@ class TransformerBlock(nn.Module):
         # Linear in the normalized stream; biases, and the positions that queries and keys may read too, stay.
         return shown + (self.ln1(after) - self.ln1(before)) @ weight
 
-    # Taken up in the middle
+    # Taken up in the middle: a new kind of block or attention is run whole until it says that it does all of this
+
+    @property
+    def obstacle(self) -> str | None:
+        """What keeps `resumed` and `suffix` from giving what a whole run gives; `None` if nothing does.
+
+        A hook on any part may count on the batch and the positions it was made for, and a module of somebody else's may
+        mix positions. A class with a `forward` of its own says that the rest of it holds by `resumes = True` (a block;
+        it then gives `looks_ahead` and all that follows it here, and `reprojected`) or
+        `can_resume = True` (attention; `cached`, `z_of`, `out`, `looks_ahead`, `depends_on_length`).
+        """
+        for name, module in self.named_modules():
+            if not is_own(module):
+                found = f"{type(module).__name__} in" if is_plain(module, type(module)) else "hooks on"
+                return f"{found} {name or 'the block'}"
+        for part, resumes in ((self, self.resumes), (self.attn, self.attn.can_resume)):
+            if not resumes:
+                return f"{type(part).__name__} does not say that it can be taken up in the middle"
+        return None
 
     @property
     def can_resume(self) -> bool:
-        """True if `resumed`, `after_mid` and `query_at` give what a whole run gives, for some of its positions.
+        """True if a run of this block can be taken up in the middle, and at any position; see `obstacle`."""
+        return self.obstacle is None
 
-        Not with a hook on any part, which may count on the batch and the positions it was made for, nor with a module
-        of somebody else's, which may mix positions. Rotary positions, ALiBi, post-norms, gated MLPs, experts, capped
-        scores, clipped and normalized queries and keys are not supported yet.
+    def looks_ahead(self, length: int) -> bool:
+        """Return True if some of `length` positions sees one behind it."""
+        return self.attn.looks_ahead(length)
+
+    def depends_on_length(self, stop: int, length: int) -> bool:
+        """Return True if the first `stop` of `length` positions come out otherwise in a text that ends there."""
+        return self.attn.depends_on_length(stop, length)
+
+    @property
+    def reads_before(self) -> tuple[str, ...]:
+        """The activations, by their names in this block, of earlier positions that a run of later ones needs."""
+        return ("attn.hook_k", "attn.hook_v")
+
+    def before(self, kept: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """Return what `suffix` needs of an unpatched run, `[batch, pos, ...]`, from what `reads_before` names."""
+        return self.attn.cached(kept["attn.hook_k"]), kept["attn.hook_v"]
+
+    def suffix(
+        self,
+        stream: Float[Tensor, "row suffix d_model"],
+        start: int,
+        before: Sequence[Tensor],
+        *,
+        shortformer_pos_embed: Float[Tensor, "row suffix d_model"] | None = None,
+        attention_mask: Tensor | None = None,
+        query_at: Int[Tensor, "row query_pos"] | None = None,
+    ) -> Float[Tensor, "row query_pos d_model"]:
+        """Return the stream behind the block at the last positions of texts whose beginning is that of another run.
+
+        Args:
+            stream: The stream before it, from position `start` on; rows are those of the other run, several times over.
+            start: The first position.
+            before: What `before` gave of the other run.
+            shortformer_pos_embed: See `forward`.
+            attention_mask: `[row, key_pos]`, of the whole texts.
+            query_at: The positions wanted, counted from the start of the text; default: all from `start` on.
         """
-        cfg = self.cfg
-        unsupported = (
-            cfg.positional_embedding_type in ("rotary", "alibi")
-            or cfg.has_post_norms
-            or cfg.gated_mlp
-            or cfg.num_experts is not None
-            or cfg.attn_scores_soft_cap > 0
-            or cfg.clip_qkv is not None
-            or cfg.use_qk_norm
-        )
-        return not unsupported and all(map(is_own, self.modules()))
+        past = None
+        if start:
+            times = len(stream) // len(before[0])
+            keys, values = (each[:, :start].repeat(times, 1, 1, 1) for each in before)
+            past = HookedTransformerKeyValueCacheEntry(keys, values, frozen=True)
+        attn_out = self.attn_out(stream, shortformer_pos_embed, past, attention_mask, query_at)
+        read = stream if query_at is None else at_positions(stream, query_at - start)
+        return self.after_attention(read, self.hook_attn_out(attn_out))
 
     def read_by_resumed(self, site: str) -> list[str]:
-        """Return the activations that `resumed` needs, by their names in this block, besides keys and values."""
-        streams = ["hook_resid_pre", "hook_attn_out"]
-        streams += ["hook_resid_mid"] if self.cfg.has_resid_mid else []
-        streams += [] if self.cfg.attn_only else ["hook_mlp_out"]
-        return [*streams, *(["attn.hook_q"] if site in _PROJECTIONS else []), site]
+        """Return the activations that `resumed` needs, by their names in this block."""
+        if site in _STREAMS:
+            return [site]
+        streams = ["hook_resid_pre"]
+        if site == "hook_mlp_out":
+            streams = ["hook_resid_mid"] if self.cfg.has_resid_mid else ["hook_resid_pre", "hook_attn_out"]
+        elif not (self.cfg.has_resid_mid or self.cfg.attn_only):
+            streams.append("hook_mlp_out")
+        inner = {**dict.fromkeys(_PROJECTIONS, _PROJECTIONS), "attn.hook_pattern": ("attn.hook_v",)}
+        return [*streams, *inner.get(site, ()), site]
 
     def resumed(
         self,
@@ -195,7 +260,7 @@ class TransformerBlock(nn.Module):
             site: One of `RESUMABLE`, in a block that `can_resume`.
             value: What takes its place, of the same shape.
             kept: The unpatched run's activations, by their names in this block.
-            here: The positions wanted.
+            here: The positions wanted; nothing behind them is seen from there.
             attention_mask: That of the unpatched run.
 
         Returns:
@@ -203,19 +268,18 @@ class TransformerBlock(nn.Module):
         """
         if site in _STREAMS:
             return _STREAMS[site], value[:, here]
-        resid_pre = kept["hook_resid_pre"][:, here]
         if site == "hook_mlp_out":
             if self.cfg.has_resid_mid:
                 return 2, kept["hook_resid_mid"][:, here] + value[:, here]
-            return 2, resid_pre + kept["hook_attn_out"][:, here] + value[:, here]
+            return 2, kept["hook_resid_pre"][:, here] + kept["hook_attn_out"][:, here] + value[:, here]
         if site == "hook_attn_out":
             attn_out = value[:, here]
         else:
-            change = self.attn.change_of_z(site.removeprefix("attn."), value, kept, attention_mask)[:, here]
-            attn_out = kept["hook_attn_out"][:, here] + self.attn.heads_out(change)
+            z = self.attn.z_with(site.removeprefix("attn."), value, kept, here, attention_mask)
+            attn_out = self._behind_attention(self.attn.out(z))
+        after = kept["hook_resid_pre"][:, here] + attn_out
         if self.cfg.has_resid_mid:
-            return 1, resid_pre + attn_out
-        after = resid_pre + attn_out
+            return 1, after
         return 2, after if self.cfg.attn_only else after + kept["hook_mlp_out"][:, here]
 
     def _mlp_out(self, resid: Tensor) -> Tensor:

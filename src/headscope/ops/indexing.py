@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from headscope.errors import InvalidInputError
@@ -138,7 +138,7 @@ def _not_a_slice(given: Any) -> InvalidInputError:
     )
 
 
-def at_positions(x: Float[Tensor, "row pos *rest"], at: Int[Tensor, "row n"]) -> Float[Tensor, "row n *rest"]:
+def at_positions(x: Shaped[Tensor, "row pos *rest"], at: Int[Tensor, "row n"]) -> Shaped[Tensor, "row n *rest"]:
     """Return the entries of each row at positions of its own.
 
     Example:

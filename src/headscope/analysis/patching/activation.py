@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headscope.analysis.patching.base_run import can_be_resumed
+from headscope.analysis.patching.base_run import obstacle
 from headscope.analysis.patching.engine import Patch, measure_patches
 from headscope.analysis.patching.result import PatchingResult
 from headscope.analysis.patching.sites import AXES, as_sites, patch_axes
@@ -151,7 +151,7 @@ def _run(
 ) -> tuple[float, dict[str, Float[Tensor, "prompt ..."]]]:
     """Return a run's metric, and its activations at some hook points."""
     kept, states = record(model, tokens, names, attention_mask=attention_mask)
-    if not (isinstance(metric, AnswerMetric) and can_be_resumed(model)):
+    if not (isinstance(metric, AnswerMetric) and obstacle(model) is None):
         return as_number(metric(model.to_logits(states))), kept
     rows = torch.arange(len(states), device=states.device)
     return float(metric.of_states(model, states[rows, metric.positions][None])), kept

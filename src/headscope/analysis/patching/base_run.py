@@ -1,115 +1,194 @@
-"""`BaseRun`: the unpatched run, kept so that a patch needs only what it changes, and where each patch enters it."""
+"""`SuffixRuns`: the end of a text run again from somewhere in the middle, with what stands before it kept.
 
-import re
+Where no position looks ahead, a change at a position leaves everything before it as it was: of those positions later
+ones need keys and values alone, which the unpatched run gave (of a mixer that carries a state: what it read there).
+"""
+
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
-from typing import cast
+from functools import cached_property
+from typing import Any, cast
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from headscope.analysis.recording.record import record
-from headscope.model.block import RESUMABLE, TransformerBlock
-from headscope.model.hooks import is_own
+from headscope.analysis.recording.record import Reading, record
+from headscope.model.block import TransformerBlock
+from headscope.model.hooks import is_own, is_plain
 from headscope.model.transformer import HookedTransformer
+from headscope.ops.indexing import at_positions
 
-__all__ = ["BaseRun", "Entry", "Site", "can_be_resumed", "site_of"]
-
-
-def can_be_resumed(model: HookedTransformer) -> bool:
-    """Return whether every block can resume, with nothing else in the model hooked or put in by somebody else."""
-    around = [module for name, module in model.named_modules() if name.count(".") < 2]
-    return all(map(is_own, around)) and all(cast(TransformerBlock, block).can_resume for block in model.blocks)
+__all__ = ["BaseRun", "SuffixRuns", "obstacle", "way_of_running"]
 
 
-@dataclass(frozen=True)
-class Site:
-    """A hook point at which a run can be resumed.
+def obstacle(model: HookedTransformer) -> str | None:
+    """Return what keeps a model's runs from being taken up in the middle; `None` if every block and the rest allow it.
 
-    Attributes:
-        layer: The layer it is in.
-        kind: Its name in the block.
+    Example:
+        >>> model = HookedTransformer.from_pretrained("headscope-demo")
+        >>> obstacle(model)
+        >>> with model.hooks([("blocks.1.attn.hook_z", lambda z, hook: None)]):
+        ...     obstacle(model)
+        'hooks on attn.hook_z of layer 1'
     """
-
-    layer: int
-    kind: str
-
-    @property
-    def name(self) -> str:
-        """Its name in the model."""
-        return f"blocks.{self.layer}.{self.kind}"
-
-
-def site_of(hook_name: str) -> Site | None:
-    """Return the site of that name; `None` for a hook point elsewhere."""
-    named = re.fullmatch(r"blocks\.(\d+)\.(.+)", hook_name)
-    return Site(int(named[1]), named[2]) if named and named[2] in RESUMABLE else None
+    if model.cfg.n_devices > 1:
+        return f"the model is spread over {model.cfg.n_devices} devices"
+    for name, module in model.named_modules():
+        if name.count(".") < 2 and not is_own(module):
+            found = f"{type(module).__name__} in" if is_plain(module, type(module)) else "hooks on"
+            return f"{found} {name or 'the model'}"
+    for layer, block in enumerate(model.blocks):
+        in_block = cast(TransformerBlock, block).obstacle
+        if in_block is not None:
+            return f"{in_block} of layer {layer}"
+    return None
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A patched residual stream, and where it goes on.
-
-    Attributes:
-        stage: `2 * layer` before a layer, one more between its attention and its MLP.
-        start: The first position that differs from the unpatched run.
-        stream: The stream from `start` on.
-    """
-
-    stage: int
-    start: int
-    stream: Float[Tensor, "batch suffix d_model"]
+def way_of_running(model: HookedTransformer) -> str:
+    """Return how patched runs of a model are made, in words for a result: `"suffix"`, or `"whole runs: ..."`."""
+    found = obstacle(model)
+    return "suffix" if found is None else f"whole runs: {found}"
 
 
 class BaseRun:
-    """One run, nothing patched: keys and values of every layer, and what patches are put into.
+    """One run, nothing patched, and what of it runs of later positions need.
 
     Args:
-        model: One that `can_be_resumed`.
+        model: One without an `obstacle`.
         tokens: `[batch, pos]`.
-        attention_mask: See `HookedTransformer.forward`.
-        sites: Where patches will be made.
+        names: The activations to keep.
+        from_layer: The lowest layer that will be run again.
         watched: Hook points to watch as the other run's were: kernels may round otherwise when somebody looks, and what
             is equal in both runs is not run again if it is equal to the last bit.
+        options: See `HookedTransformer.forward`: `attention_mask`, `padding_side`.
+
+    Attributes:
+        kept: The activations, by name.
+        final: The final residual stream.
+        is_causal: No position sees one behind it.
     """
 
     def __init__(
         self,
         model: HookedTransformer,
         tokens: Tensor,
-        attention_mask: Tensor | None,
+        names: Collection[str],
+        from_layer: int,
         *,
-        sites: Collection[Site],
         watched: Iterable[str] = (),
+        **options: Any,
     ) -> None:
         self.model = model
-        first, _, self.positions, self.mask = model.input_to_embed(tokens, attention_mask=attention_mask)
+        first, _, self.positions, self.mask = model.input_to_embed(tokens, **options)
         self.batch, self.length = first.shape[:2]
         self.blocks = [cast(TransformerBlock, block) for block in model.blocks]
-        self.allowed = [block.attn.allowed(self.length, self.length)[0, 0] for block in self.blocks]
-        self.is_causal = not any(bool(allowed.triu(1).any()) for allowed in self.allowed)
-        wanted = {Site(layer, f"attn.hook_{each}").name for layer in range(model.cfg.n_layers) for each in "kv"}
-        wanted |= {Site(at.layer, name).name for at in sites for name in self.blocks[at.layer].read_by_resumed(at.kind)}
+        self.is_causal = not any(block.looks_ahead(self.length) for block in self.blocks)
+        before = {
+            f"blocks.{at}.{name}" for at in range(from_layer, len(self.blocks)) for name in self._reads_before(at)
+        }
+        wanted = {*names, *before}
         # What is only watched is reduced to nothing.
-        readings = {name: None if name in wanted else (lambda _: None) for name in wanted.union(watched)}
-        self.kept, self.final = record(model, tokens, readings, attention_mask=attention_mask)
+        readings: dict[str, Reading] = {
+            name: None if name in wanted else (lambda _: None) for name in wanted.union(watched)
+        }
+        self.kept, self.final = record(model, tokens, readings, **options)
+        self._before: dict[int, tuple[Tensor, ...]] = {}
 
-    def enter(self, site: Site, patched: Tensor, stop: int) -> Entry:
-        """Return how the run goes on once an activation is replaced; `start` is `length` if nothing changed.
+    def _reads_before(self, layer: int) -> tuple[str, ...]:
+        return self.blocks[layer].reads_before
 
-        Args:
-            site: Where it is replaced.
-            patched: What takes its place, of the same shape.
-            stop: Positions from here on are not needed.
-        """
-        axis = 2 if site.kind == "attn.hook_pattern" else 1
-        differs = patched != self.kept[site.name]
-        at = differs.any(dim=[each for each in range(differs.ndim) if each != axis]).nonzero()
-        start = self.length if not len(at) else int(at[0]) if self.is_causal else 0
-        if start >= stop:
-            return Entry(2 * site.layer, self.length, self.final[:, :0])
-        block = self.blocks[site.layer]
-        names = {*block.read_by_resumed(site.kind), "attn.hook_k", "attn.hook_v"}
-        kept = {name: self.kept[Site(site.layer, name).name] for name in names}
-        stage, stream = block.resumed(site.kind, patched, kept, slice(start, stop), self.mask)
-        return Entry(2 * site.layer + stage, start, stream)
+    def of_block(self, layer: int, names: Iterable[str]) -> dict[str, Tensor]:
+        """Return kept activations of a layer, by their names in the block."""
+        return {name: self.kept[f"blocks.{layer}.{name}"] for name in names}
+
+    def before(self, layer: int) -> tuple[Tensor, ...]:
+        """Return what a layer's runs of later positions need of earlier ones."""
+        if layer not in self._before:
+            self._before[layer] = self.blocks[layer].before(self.of_block(layer, self._reads_before(layer)))
+        return self._before[layer]
+
+
+class SuffixRuns:
+    """Runs from the middle of a `BaseRun` on, several of them one behind the other as rows of one batch.
+
+    Args:
+        base: The unpatched run.
+        places: `[batch, read]`, the positions whose final states are wanted; `None` for all from the start of a run on.
+
+    Attributes:
+        stop: Positions from here on count for nothing that is read.
+    """
+
+    def __init__(self, base: BaseRun, places: Int[Tensor, "batch read"] | None) -> None:
+        self.base, self.places = base, places
+        self.n_layers = len(base.blocks)
+        reads_to = base.length if places is None else int(places.max()) + 1
+        cut = base.is_causal and not any(block.depends_on_length(reads_to, base.length) for block in base.blocks)
+        self.stop = reads_to if cut else base.length
+
+    def through(self, layer: int, start: int, stream: Tensor) -> Float[Tensor, "row position d_model"]:
+        """Streams that begin at `start` through a layer; behind the last one, only what is read of them."""
+        base, times = self.base, len(stream) // self.base.batch
+        is_last = layer == self.n_layers - 1
+        query_at = self._read_at(start, times) if is_last and self._reads_fewer(start) else None
+        stream = base.blocks[layer].suffix(
+            stream,
+            start,
+            base.before(layer),
+            shortformer_pos_embed=None
+            if base.positions is None
+            else base.positions[:, start : self.stop].repeat(times, 1, 1),
+            attention_mask=None if base.mask is None else base.mask[:, : self.stop].repeat(times, 1),
+            query_at=query_at,
+        )
+        if not is_last:
+            return stream
+        return self.read(start, stream) if query_at is None else self._unless_before(start, stream)
+
+    def through_mlp(self, layer: int, start: int, stream: Tensor) -> Float[Tensor, "row position d_model"]:
+        """The same from between attention and MLP."""
+        if layer < self.n_layers - 1:
+            return self.base.blocks[layer].after_mid(stream)
+        return self._unless_before(start, self.base.blocks[layer].after_mid(self._taken(start, stream)))
+
+    def read(self, start: int, stream: Tensor) -> Float[Tensor, "row position d_model"]:
+        """What is read of final states from `start` on; all of them, if nobody says what."""
+        return self._unless_before(start, self._taken(start, stream))
+
+    def finals(self, stage: int, start: int, stream: Tensor) -> Float[Tensor, "row position d_model"]:
+        """Final states where they are read, from `2 * layer` (before it) on, or one more (behind its attention)."""
+        layer = stage // 2
+        if stage % 2:
+            stream, layer = self.through_mlp(layer, start, stream), layer + 1
+        elif layer == self.n_layers:
+            return self.read(start, stream)
+        for each in range(layer, self.n_layers):
+            stream = self.through(each, start, stream)
+        return stream
+
+    @cached_property
+    def unpatched(self) -> Float[Tensor, "batch position d_model"]:
+        """What is read of the unpatched run's final states."""
+        return self._taken(0, self.base.final)
+
+    def _reads_fewer(self, start: int) -> bool:
+        return self.places is not None and self.places.shape[1] < self.stop - start
+
+    def _taken(self, start: int, stream: Tensor) -> Float[Tensor, "row position d_model"]:
+        """The positions that are read of streams that begin at `start`; the first for those before it."""
+        if self.places is None:
+            return stream
+        return at_positions(stream, self._read_at(start, len(stream) // self.base.batch) - start)
+
+    def _read_at(self, start: int, times: int) -> Int[Tensor, "row read"]:
+        assert self.places is not None
+        return self.places.clamp(min=start).repeat(times, 1)
+
+    def _unless_before(self, start: int, states: Tensor) -> Float[Tensor, "row position d_model"]:
+        """Final states that were read, those before `start` from the unpatched run."""
+        if self.places is None or bool((self.places >= start).all()):
+            return states
+        times = len(states) // self.base.batch
+        return torch.where(
+            (self.places < start).repeat(times, 1)[..., None], self.unpatched.repeat(times, 1, 1), states
+        )

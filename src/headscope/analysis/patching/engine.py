@@ -10,24 +10,24 @@ Operations for each cell, against a whole run: with the patched layer `l` of `L`
 metric reads. Cells are held in windows of bounded memory.
 """
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from headscope.analysis.patching.base_run import BaseRun, Entry, Site, can_be_resumed, site_of
+from headscope.analysis.patching.base_run import BaseRun, SuffixRuns, obstacle
 from headscope.analysis.prompts.metrics import AnswerMetric, Metric, PositionMetric, as_number
 from headscope.analysis.recording.record import Steps
+from headscope.model.block import RESUMABLE, TransformerBlock
 from headscope.model.hooks import HookPoint
-from headscope.model.parts.key_value_cache import HookedTransformerKeyValueCacheEntry
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.devices import Budget
-from headscope.ops.indexing import at_positions
 
 __all__ = ["Patch", "measure_patches"]
 
@@ -48,6 +48,43 @@ class Patch:
         """The activation after the patch; a hook, where it is used as one."""
         patched = self.apply(activation)
         return activation if patched is None else patched
+
+
+@dataclass(frozen=True)
+class _Site:
+    """A hook point at which a run can be resumed: its layer, and its name in the block."""
+
+    layer: int
+    kind: str
+
+    @property
+    def name(self) -> str:
+        return f"blocks.{self.layer}.{self.kind}"
+
+    def read_in(self, model: HookedTransformer) -> list[str]:
+        """What is read of the unpatched run, by names in the block."""
+        return cast(TransformerBlock, model.blocks[self.layer]).read_by_resumed(self.kind)
+
+    @classmethod
+    def of(cls, hook_name: str) -> "_Site | None":
+        """The site of that name; `None` for a hook point elsewhere."""
+        named = re.fullmatch(r"blocks\.(\d+)\.(.+)", hook_name)
+        return cls(int(named[1]), named[2]) if named and named[2] in RESUMABLE else None
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A patched residual stream, and where it goes on.
+
+    Attributes:
+        stage: `2 * layer` before a layer, one more between its attention and its MLP.
+        start: The first position that differs from the unpatched run.
+        stream: The stream from `start` on.
+    """
+
+    stage: int
+    start: int
+    stream: Float[Tensor, "batch suffix d_model"]
 
 
 @torch.no_grad()
@@ -80,12 +117,19 @@ def measure_patches(
     values: dict[int, float] = {}
     # Layer by layer, so that an unpatched stream is carried upwards once.
     order = sorted(range(len(patches)), key=lambda cell: _layer_of(patches[cell].name, model.cfg.n_layers))
-    sites = {patch.name: site_of(patch.name) for patch in patches} if can_be_resumed(model) else {}
+    sites = {patch.name: _Site.of(patch.name) for patch in patches} if obstacle(model) is None else {}
     known = [site for site in sites.values() if site is not None]
     unpatched = Steps(model, tokens, attention_mask)
     runs = None
     if known:
-        base = BaseRun(model, torch.atleast_2d(tokens), attention_mask, sites=known, watched=watched)
+        base = BaseRun(
+            model,
+            torch.atleast_2d(tokens),
+            {f"blocks.{site.layer}.{name}" for site in known for name in site.read_in(model)},
+            min(site.layer for site in known),
+            watched=watched,
+            attention_mask=attention_mask,
+        )
         runs = _PatchRuns(base, metric)
     with tqdm(total=len(patches), desc=description, disable=not progress, leave=False, dynamic_ncols=True) as bar:
         for cell in order:
@@ -140,13 +184,11 @@ class _PatchRuns:
 
     def __init__(self, base: BaseRun, metric: Metric | PositionMetric | AnswerMetric) -> None:
         self.base, self.model, self.metric = base, base.model, metric
-        self.places: Tensor | None = None
+        places = None
         if isinstance(metric, PositionMetric | AnswerMetric):
-            self.places = metric.places(base.batch, base.length).to(base.final.device)
-        # Behind the last position that is read nothing counts, if no position sees what is behind it.
-        reads_to = base.length if self.places is None else int(self.places.max()) + 1
-        self.stop = reads_to if base.is_causal else base.length
-        self._entries: dict[int, Entry] = {}
+            places = metric.places(base.batch, base.length).to(base.final.device)
+        self.suffixes = SuffixRuns(base, places)
+        self._entries: dict[int, _Entry] = {}
         self._held = 0
         self._budget = Budget.of(base.final.device)
 
@@ -154,16 +196,29 @@ class _PatchRuns:
     def is_full(self) -> bool:
         return self._held >= self._budget.work_bytes
 
-    def add(self, cell: int, site: Site, patched: Tensor) -> None:
+    def add(self, cell: int, site: _Site, patched: Tensor) -> None:
         """Take in a cell, with the activation as it is after its patch."""
-        entry = self.base.enter(site, patched, self.stop)
+        entry = self._entry(site, patched)
         self._entries[cell] = entry
         self._held += entry.stream.nbytes
+
+    def _entry(self, site: _Site, patched: Tensor) -> _Entry:
+        """How the run goes on once an activation is replaced; it starts behind the end if no change counts."""
+        base, stop = self.base, self.suffixes.stop
+        axis = 2 if site.kind == "attn.hook_pattern" else 1
+        differs = patched != base.kept[site.name]
+        at = differs.any(dim=[each for each in range(differs.ndim) if each != axis]).nonzero()
+        start = base.length if not len(at) else int(at[0]) if base.is_causal else 0
+        if start >= stop:
+            return _Entry(2 * site.layer, base.length, base.final[:, :0])
+        kept = base.of_block(site.layer, site.read_in(self.model))
+        stage, stream = base.blocks[site.layer].resumed(site.kind, patched, kept, slice(start, stop), base.mask)
+        return _Entry(2 * site.layer + stage, start, stream)
 
     def measured(self, advance: Callable[[int], object]) -> dict[int, float]:
         """Return the metric of each cell that was taken in; `advance` is told how many are done."""
         entries, self._entries, self._held = self._entries, {}, 0
-        changed = {cell: entry for cell, entry in entries.items() if entry.start < self.stop}
+        changed = {cell: entry for cell, entry in entries.items() if entry.start < self.suffixes.stop}
         unchanged = entries.keys() - changed.keys()
         values = dict.fromkeys(unchanged, self._unpatched_value) if unchanged else {}
         advance(len(unchanged))
@@ -171,13 +226,13 @@ class _PatchRuns:
 
     # From the patched layers to the end
 
-    def _finals(self, entries: dict[int, Entry], advance: Callable[[int], object]) -> dict[int, Tensor]:
+    def _finals(self, entries: dict[int, _Entry], advance: Callable[[int], object]) -> dict[int, Tensor]:
         """Final states of each cell, from its start on; or `[batch, read, d_model]`, if it is known what is read."""
         n_layers = self.model.cfg.n_layers
         entering: dict[int, list[int]] = {}
         for cell, entry in entries.items():
             entering.setdefault(entry.stage, []).append(cell)
-        total = sum((n_layers - entry.stage // 2) * (self.stop - entry.start) for entry in entries.values())
+        total = sum((n_layers - entry.stage // 2) * (self.suffixes.stop - entry.start) for entry in entries.values())
         done, told = 0, 0
         # Cells whose patched streams begin at one position go together.
         groups: dict[int, dict[int, Tensor]] = {}
@@ -185,21 +240,21 @@ class _PatchRuns:
         def admit(cells: Iterable[int], to: dict[int, dict[int, Tensor]], layer: int) -> None:
             for cell in cells:
                 start, stream = entries[cell].start, entries[cell].stream
-                to.setdefault(start, {})[cell] = self._read(start, stream) if layer == n_layers else stream
+                to.setdefault(start, {})[cell] = self.suffixes.read(start, stream) if layer == n_layers else stream
 
         for layer in range(min(entering) // 2, n_layers):
             admit(entering.get(2 * layer, ()), groups, layer)
             middle: dict[int, dict[int, Tensor]] = {}
             admit(entering.get(2 * layer + 1, ()), middle, layer)
             after: dict[int, dict[int, Tensor]] = {}
-            for those, run in ((groups, self._through), (middle, self._through_mlp)):
+            for those, run in ((groups, self.suffixes.through), (middle, self.suffixes.through_mlp)):
                 for start, group in those.items():
-                    n_together = self._budget.batch_tokens // (self.base.batch * (self.stop - start))
+                    n_together = self._budget.batch_tokens // (self.base.batch * (self.suffixes.stop - start))
                     rows = self.base.batch * max(1, n_together)
                     parts = [run(layer, start, part) for part in torch.cat(list(group.values())).split(rows)]
                     streams = [stream for part in parts for stream in part.split(self.base.batch)]
                     after.setdefault(start, {}).update(zip(group, streams, strict=True))
-                    done += len(group) * (self.stop - start)
+                    done += len(group) * (self.suffixes.stop - start)
             groups = after
             advance(done * len(entries) // total - told)
             told = done * len(entries) // total
@@ -207,102 +262,18 @@ class _PatchRuns:
         advance(len(entries) - told)
         return {cell: final for group in groups.values() for cell, final in group.items()}
 
-    def _through(self, layer: int, start: int, stream: Tensor) -> Float[Tensor, "row position d_model"]:
-        """Streams of several cells through a layer, and read behind the last."""
-        block, n = self.base.blocks[layer], len(stream) // self.base.batch
-        is_last = layer == self.model.cfg.n_layers - 1
-        if is_last and self._reads_one:
-            return self._through_last(start, stream)
-        mask = self.base.mask
-        stream = block(
-            stream,
-            shortformer_pos_embed=self._positions(start, n),
-            past_kv_cache_entry=self._past(layer, start, n),
-            attention_mask=None if mask is None else mask[:, : self.stop].repeat(n, 1),
-        )
-        return self._read(start, stream) if is_last else stream
-
-    def _through_mlp(self, layer: int, start: int, stream: Tensor) -> Float[Tensor, "row position d_model"]:
-        """The same from between attention and MLP."""
-        is_last = layer == self.model.cfg.n_layers - 1
-        stream = self.base.blocks[layer].after_mid(self._taken(start, stream) if is_last else stream)
-        return self._unless_before(start, stream) if is_last else stream
-
-    def _through_last(self, start: int, stream: Tensor) -> Float[Tensor, "row 1 d_model"]:
-        """Through the last layer for one position of each row: of the others only keys and values are needed."""
-        assert self.places is not None
-        layer, n = self.model.cfg.n_layers - 1, len(stream) // self.base.batch
-        block = self.base.blocks[layer]
-        # The attention takes its one query for the last position; what that may not see is masked.
-        seen = self.base.allowed[layer][self.places[:, 0], : self.stop]
-        if self.base.mask is not None:
-            seen = seen & self.base.mask[:, : self.stop].bool()
-        attn_out = block.attn_out(
-            stream,
-            shortformer_pos_embed=self._positions(start, n),
-            past_kv_cache_entry=self._past(layer, start, n),
-            attention_mask=None if bool(seen.all()) else seen.repeat(n, 1),
-            query_at=self._read_at(start, n),
-        )
-        return self._unless_before(start, block.after_attention(self._taken(start, stream), attn_out))
-
-    @property
-    def _reads_one(self) -> bool:
-        """True if the last layer's other queries can be left out."""
-        cfg = self.model.cfg
-        return (
-            self.places is not None
-            and self.places.shape[1] == 1
-            and not (cfg.use_split_qkv_input or cfg.use_attn_in)
-            and bool(self.base.allowed[-1][self.stop - 1, : self.stop].all())
-        )
-
-    def _positions(self, start: int, n: int) -> Tensor | None:
-        """Return what shortformer positions add to the inputs of queries and keys."""
-        positions = self.base.positions
-        return None if positions is None else positions[:, start : self.stop].repeat(n, 1, 1)
-
-    def _past(self, layer: int, start: int, n: int) -> HookedTransformerKeyValueCacheEntry | None:
-        if start == 0:
-            return None
-        names = (Site(layer, f"attn.hook_{each}").name for each in "kv")
-        keys, values = (self.base.kept[name][:, :start].repeat(n, 1, 1, 1) for name in names)
-        return HookedTransformerKeyValueCacheEntry(keys, values, frozen=True)
-
     # What is read
-
-    def _read(self, start: int, stream: Tensor) -> Float[Tensor, "row position d_model"]:
-        """Final states at the positions that are read; all of them, if nobody says which these are."""
-        return self._unless_before(start, self._taken(start, stream))
-
-    def _taken(self, start: int, stream: Tensor) -> Float[Tensor, "row position d_model"]:
-        """The positions that are read of streams that begin at `start`; the first for those before it."""
-        if self.places is None:
-            return stream
-        return at_positions(stream, self._read_at(start, len(stream) // self.base.batch))
-
-    def _read_at(self, start: int, n: int) -> Int[Tensor, "row read"]:
-        assert self.places is not None
-        return (self.places - start).clamp(min=0).repeat(n, 1)
-
-    def _unless_before(self, start: int, states: Tensor) -> Float[Tensor, "row position d_model"]:
-        """Final states that were read, those before `start` from the unpatched run."""
-        if self.places is None or bool((self.places >= start).all()):
-            return states
-        n = len(states) // self.base.batch
-        unpatched = self._taken(0, self.base.final).repeat(n, 1, 1)
-        return torch.where((self.places < start).repeat(n, 1)[..., None], unpatched, states)
 
     @cached_property
     def _unpatched_value(self) -> float:
-        states = self._taken(0, self.base.final)
-        return self._values({0: Entry(2 * self.model.cfg.n_layers, 0, states)}, {0: states})[0]
+        states = self.suffixes.unpatched
+        return self._values({0: _Entry(2 * self.model.cfg.n_layers, 0, states)}, {0: states})[0]
 
     @cached_property
     def _unpatched_logits(self) -> Float[Tensor, "batch pos d_vocab"]:
         return self.model.to_logits(self.base.final)
 
-    def _values(self, entries: dict[int, Entry], finals: dict[int, Tensor]) -> dict[int, float]:
+    def _values(self, entries: dict[int, _Entry], finals: dict[int, Tensor]) -> dict[int, float]:
         """The metric of final states, in the order in which cells were taken in."""
         values: dict[int, float] = {}
         cells = list(entries)
@@ -319,7 +290,7 @@ class _PatchRuns:
             sizes = [finals[cell].shape[:2] for cell in some]
             for cell, logits, size in zip(some, flat.split([b * p for b, p in sizes]), sizes, strict=True):
                 logits = logits.unflatten(0, size)
-                if self.places is None and entries[cell].start:
+                if self.suffixes.places is None and entries[cell].start:
                     logits = torch.cat([self._unpatched_logits[:, : entries[cell].start], logits], dim=1)
                 values[cell] = as_number(metric(logits))
         return values

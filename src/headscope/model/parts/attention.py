@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,7 +19,7 @@ from headscope.model.config import HookedTransformerConfig
 from headscope.model.hooks import HookPoint, is_listening
 from headscope.model.parts.key_value_cache import HookedTransformerKeyValueCacheEntry
 from headscope.model.parts.layers import HeadNorm, empty_parameter, zero_parameter
-from headscope.model.parts.masks import alibi_penalties, allowed_by_position, token_positions
+from headscope.model.parts.masks import alibi_penalties, allowed_by_position, of_queries_among, token_positions
 from headscope.model.parts.rotary import RotaryTable, attention_temperature, rotary_table, rotate
 from headscope.ops.factored import FactoredMatrix
 
@@ -38,10 +38,17 @@ class Attention(nn.Module):
     """
 
     _stored: ClassVar[str] = ""  # what the names of the weights of keys and values begin with
+    # True if `cached` and `z_of` say what `forward` makes of queries, keys and values: a run may be taken up between.
+    can_resume: ClassVar[bool] = True
     W_K: Tensor
     W_V: Tensor
     b_K: Tensor
     b_V: Tensor
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "forward" in vars(cls):  # what is said of one forward does not hold of another
+            cls.can_resume = vars(cls).get("can_resume", False)
 
     def __init__(self, cfg: HookedTransformerConfig, layer_id: int = 0) -> None:
         super().__init__()
@@ -147,31 +154,36 @@ class Attention(nn.Module):
 
     def _rotary_rows(self, length: int) -> tuple[Tensor, Tensor]:
         """Sines and cosines of the first positions."""
-        local, device = self.attn_type == "local", self.W_Q.device
-        self._table = rotary_table(self.cfg, local=local, length=length, device=device)
+        self._table = self._rotary_table(length)
         sin, cos = self._table.rows(length)
         sin, cos = sin if self._own_sin is None else self._own_sin, cos if self._own_cos is None else self._own_cos
         return sin[:length], cos[:length]
 
-    def _turned(self, q: Tensor, k: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Queries and keys as scores compare them, turned by their positions; the queries are the last of the keys."""
+    def _rotary_table(self, length: int) -> RotaryTable:
+        return rotary_table(self.cfg, local=self.attn_type == "local", length=length, device=self.W_Q.device)
+
+    def _turned(
+        self, q: Tensor, k: Tensor, attention_mask: Tensor | None, query_at: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Queries and keys as scores compare them, turned by their positions."""
         n_queries, n_keys = q.shape[1], k.shape[1]
         if n_keys > self.cfg.n_ctx:
             raise InvalidInputError(
                 f"the input has {n_keys} tokens, but this model's context is n_ctx = {self.cfg.n_ctx}. Cut it, split "
                 "it into several sequences, or set cfg.n_ctx: rotary positions go on, though the model saw none there."
             )
-        first, positions = n_keys - n_queries, None if attention_mask is None else token_positions(attention_mask)
+        positions = None if attention_mask is None else token_positions(attention_mask)
         if self.turns:
             sin, cos = (each[None] if positions is None else each[positions] for each in self._rotary_rows(n_keys))
+            of_queries = (of_queries_among(each, n_queries, query_at) for each in (sin, cos))
             adjacent = self.cfg.rotary_adjacent_pairs
-            q = rotate(q, sin[:, first:], cos[:, first:], adjacent=adjacent)
-            k = rotate(k, sin, cos, adjacent=adjacent)
+            q, k = rotate(q, *of_queries, adjacent=adjacent), rotate(k, sin, cos, adjacent=adjacent)
         if self.cfg.use_qk_norm and self.cfg.qk_norm_after_rotation:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.cfg.attn_temperature_slope:
             everywhere = torch.arange(n_keys, device=q.device)[None] if positions is None else positions
-            q = q * attention_temperature(self.cfg, everywhere[:, first:])[..., None, None].to(q.dtype)
+            of_queries_at = of_queries_among(everywhere, n_queries, query_at)
+            q = q * attention_temperature(self.cfg, of_queries_at)[..., None, None].to(q.dtype)
         return self.hook_rot_q(q), self.hook_rot_k(k)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -187,16 +199,18 @@ class Attention(nn.Module):
         value_input: Float[Tensor, "batch key_pos *key_head d_model"],
         past_kv_cache_entry: HookedTransformerKeyValueCacheEntry | None = None,
         attention_mask: Tensor | None = None,
+        query_at: Int[Tensor, "batch pos"] | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
         """Attend.
 
         Args:
             query_input: Normalized residual stream, with a head axis if each head has an input of its own; of all
-                positions, or of the last of them.
+                positions, or of some of them.
             key_input: The same for keys, of which a group of heads may share one.
             value_input: The same for values.
             past_kv_cache_entry: Keys and values in front of these; the new ones are added to it.
             attention_mask: `[batch, key_pos]`, true for real tokens; `None` when all are.
+            query_at: Where among the keys each query stands; default: the queries are the last of them.
         """
         n_cached = key_input.shape[2] if key_input.ndim == 4 else self.cfg.n_cached_heads
         shared = self._stored if n_cached == self.cfg.n_key_value_heads else ""
@@ -205,49 +219,100 @@ class Attention(nn.Module):
         k = self.hook_k(_project(key_input, W_K, b_K))
         limit, v = self.cfg.clip_qkv, _project(value_input, W_V, b_V)
         v = self.hook_v(v if limit is None else v.clamp(-limit, limit))
-        if self.cfg.use_qk_norm and not self.cfg.qk_norm_after_rotation:
-            q, k = self.q_norm(q), self.k_norm(k)
-        if limit is not None:
-            q, k = q.clamp(-limit, limit), k.clamp(-limit, limit)
+        k = self.cached(k)
         if past_kv_cache_entry is not None:
             k, v = past_kv_cache_entry.append(k, v)
+        z = self.hook_z(self.z_of(q, k, v, attention_mask, query_at))
+        if self.cfg.use_attn_result or is_listening(self.hook_result):
+            result = self.hook_result(torch.einsum("bphe,hed->bphd", z, self.W_O))
+            return result.sum(-2) + self.b_O
+        return self.out(z)
+
+    def cached(self, k: Float[Tensor, "batch pos group d_head"]) -> Float[Tensor, "batch pos group d_head"]:
+        """Return keys as `hook_k` shows them in the form that a key-value cache holds, not yet turned."""
+        return self._clipped(self.k_norm(k) if self._norms_before_turning else k)
+
+    @property
+    def _norms_before_turning(self) -> bool:
+        return self.cfg.use_qk_norm and not self.cfg.qk_norm_after_rotation
+
+    def z_of(
+        self,
+        q: Float[Tensor, "batch pos head d_head"],
+        k: Float[Tensor, "batch key_pos group d_head"],
+        v: Float[Tensor, "batch key_pos group d_head"],
+        attention_mask: Tensor | None = None,
+        query_at: Int[Tensor, "batch pos"] | None = None,
+    ) -> Float[Tensor, "batch pos head d_head"]:
+        """Return each head's output before `W_O`.
+
+        Args:
+            q: Queries as `hook_q` shows them.
+            k: Keys as a cache holds them; see `cached`.
+            v: Values as `hook_v` shows them.
+            attention_mask: See `forward`.
+            query_at: See `forward`.
+        """
+        q = self._clipped(self.q_norm(q) if self._norms_before_turning else q)
         if self.cfg.positional_embedding_type == "rotary":
-            q, k = self._turned(q, k, attention_mask)
+            q, k = self._turned(q, k, attention_mask, query_at)
         if k.shape[2] != q.shape[2]:
             k, v = (_ungrouped(shared, q.shape[2]) for shared in (k, v))
         seen = is_listening(self.hook_attn_scores) or is_listening(self.hook_pattern)
         if seen or self.cfg.attn_scores_soft_cap > 0:  # the fused kernel has no cap
-            z = self._attend_visibly(q, k, v, attention_mask)
-        else:
-            z = self._attend_fused(q, k, v, attention_mask)
-        z = self.hook_z(z)
-        if self.cfg.use_attn_result or is_listening(self.hook_result):
-            result = self.hook_result(torch.einsum("bphe,hed->bphd", z, self.W_O))
-            return result.sum(-2) + self.b_O
+            return _mixed(self._pattern(q, k, attention_mask, query_at, v.dtype), v)
+        return self._attend_fused(q, k, v, attention_mask, query_at)
+
+    def out(self, z: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "batch pos d_model"]:
+        """Return `z W_O` summed over heads, and the bias."""
         return F.linear(z.flatten(-2), self.W_O.flatten(0, 1).T, self.b_O)
 
+    def _clipped(self, projected: Tensor) -> Tensor:
+        limit = self.cfg.clip_qkv
+        return projected if limit is None else projected.clamp(-limit, limit)
+
     def allowed(
-        self, n_queries: int, n_keys: int, attention_mask: Tensor | None = None
+        self,
+        n_queries: int,
+        n_keys: int,
+        attention_mask: Tensor | None = None,
+        query_at: Int[Tensor, "batch query_pos"] | None = None,
     ) -> Bool[Tensor, "#batch 1 query_pos key_pos"]:
-        """Return which keys each query may see; the queries are the last of the positions."""
+        """Return which keys each query may see; the queries are the last of the positions, unless it is said where."""
+        n_rows = n_queries if query_at is None else n_keys
         if self._mask is not None:
-            by_position = self._mask[n_keys - n_queries : n_keys, :n_keys]
+            by_position = self._mask[n_keys - n_rows : n_keys, :n_keys]
         else:
-            by_position = self._by_position(n_queries, n_keys)
-        allowed = by_position[None, None]
+            by_position = self._by_position(n_rows, n_keys)
+        allowed = by_position[None, None] if query_at is None else by_position[query_at][:, None]
         return allowed if attention_mask is None else allowed & attention_mask.bool()[:, None, None, :]
 
-    def _attend_visibly(self, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None) -> Tensor:
-        return _mixed(self._pattern(q, k, attention_mask, v.dtype), v)
+    def looks_ahead(self, length: int) -> bool:
+        """Return True if some of `length` positions sees one behind it."""
+        return bool(self.allowed(length, length)[0, 0].triu(1).any())
 
-    def _pattern(self, q: Tensor, k: Tensor, attention_mask: Tensor | None, dtype: torch.dtype) -> Tensor:
-        allowed = self.allowed(q.shape[1], k.shape[1], attention_mask)
+    def depends_on_length(self, stop: int, length: int) -> bool:
+        """Return True if the first `stop` of `length` positions are turned otherwise in a text that ends there."""
+        if not self.turns:
+            return False
+        of_both = (self._rotary_table(each) for each in (stop, length))  # layers with the same angles share a table
+        return next(of_both) is not next(of_both)
+
+    def _pattern(
+        self,
+        q: Tensor,
+        k: Tensor,
+        attention_mask: Tensor | None,
+        query_at: Tensor | None,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        allowed = self.allowed(q.shape[1], k.shape[1], attention_mask, query_at)
         scores = torch.einsum("bqhe,bkhe->bhqk", q / self.attn_scale, k)
         cap = self.cfg.attn_scores_soft_cap
         if cap > 0:
             scores = cap * torch.tanh(scores / cap)
         if self.cfg.positional_embedding_type == "alibi":
-            scores = scores + alibi_penalties(self.cfg, q.shape[1], k.shape[1], attention_mask, scores)
+            scores = scores + alibi_penalties(self.cfg, q.shape[1], k.shape[1], attention_mask, scores, query_at)
         scores = self.hook_attn_scores(scores.masked_fill_(~allowed, -math.inf))
         pattern = scores.softmax(-1)
         if attention_mask is not None or self._mask is not None or pattern.requires_grad:
@@ -256,49 +321,41 @@ class Attention(nn.Module):
             pattern = torch.where(pattern.isnan(), 0.0, pattern)
         return self.hook_pattern(pattern.to(dtype))
 
-    def change_of_z(
-        self, site: str, value: Tensor, kept: Mapping[str, Tensor], attention_mask: Tensor | None
-    ) -> Float[Tensor, "batch pos head d_head"]:
-        """Return by how much `z` changes when one of `hook_q`, `hook_k`, `hook_v`, `hook_pattern`, `hook_z` does.
-
-        For attention that turns, normalizes and clips nothing, over all positions at once.
+    def z_with(
+        self, site: str, value: Tensor, kept: Mapping[str, Tensor], here: slice, attention_mask: Tensor | None
+    ) -> Float[Tensor, "batch here head d_head"]:
+        """Return `z` at some positions once `hook_q`, `hook_k`, `hook_v`, `hook_pattern` or `hook_z` is replaced.
 
         Args:
             site: Which of them.
-            value: What takes its place.
+            value: What takes its place, at all positions.
             kept: What they were, by name in the block (`"attn.hook_q"`, ...), as far as they are needed.
+            here: The positions; nothing behind them is seen from there.
             attention_mask: See `forward`.
         """
         if site == "hook_z":
-            return value - kept["attn.hook_z"]
-        n_heads, v = self.cfg.n_heads, kept["attn.hook_v"]
+            return value[:, here]
+        seen = slice(here.stop)
         if site == "hook_pattern":
-            return _mixed(value - kept["attn.hook_pattern"], _ungrouped(v, n_heads))
-        q, k = kept["attn.hook_q"], kept["attn.hook_k"]
+            v = kept["attn.hook_v"][:, seen]
+            return _mixed(value[:, :, here, seen], _ungrouped(v, self.cfg.n_heads))
+        q, k, v = (value if site == f"hook_{each}" else kept[f"attn.hook_{each}"] for each in "qkv")
+        mask = None if attention_mask is None else attention_mask[:, seen]
+        return self.z_of(q[:, here], self.cached(k[:, seen]), v[:, seen], mask)
 
-        def pattern(q: Tensor, k: Tensor) -> Tensor:
-            return self._pattern(q, _ungrouped(k, n_heads), attention_mask, q.dtype)
-
-        if site == "hook_v":
-            return _mixed(pattern(q, k), _ungrouped(value - v, n_heads))
-        changed = pattern(value, k) if site == "hook_q" else pattern(q, value)
-        return _mixed(changed - pattern(q, k), _ungrouped(v, n_heads))
-
-    def heads_out(self, z: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "batch pos d_model"]:
-        """Return `z W_O` summed over heads, without the bias; heads that give nothing cost nothing."""
-        heads = z.any(dim=-1).any(dim=0).any(dim=0).nonzero().flatten()
-        return F.linear(z[:, :, heads].flatten(-2), self.W_O[heads].flatten(0, 1).T)
-
-    def _attend_fused(self, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None) -> Tensor:
+    def _attend_fused(
+        self, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None, query_at: Tensor | None
+    ) -> Tensor:
         n_queries, n_keys = q.shape[1], k.shape[1]
         causal = self.cfg.attention_dir == "causal" and n_queries > 1
-        unmasked = attention_mask is None and self._mask is None and self._window(n_keys) is None
+        given = (attention_mask, query_at, self._mask, self._window(n_keys))
+        unmasked = all(each is None for each in given)
         alibi = self.cfg.positional_embedding_type == "alibi"
         plain = unmasked and not alibi and (not causal or n_queries == n_keys)
-        allowed = mask = None if plain else self.allowed(n_queries, n_keys, attention_mask)
+        allowed = mask = None if plain else self.allowed(n_queries, n_keys, attention_mask, query_at)
         if alibi:
             assert allowed is not None
-            penalties = alibi_penalties(self.cfg, n_queries, n_keys, attention_mask, q)
+            penalties = alibi_penalties(self.cfg, n_queries, n_keys, attention_mask, q, query_at)
             mask = penalties.masked_fill(~allowed, -math.inf)
         z = F.scaled_dot_product_attention(
             q.transpose(1, 2),

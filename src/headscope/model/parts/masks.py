@@ -3,12 +3,13 @@
 import math
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from headscope.model.config import HookedTransformerConfig
+from headscope.ops.indexing import at_positions
 
-__all__ = ["alibi_penalties", "alibi_slopes", "allowed_by_position", "token_positions"]
+__all__ = ["alibi_penalties", "alibi_slopes", "allowed_by_position", "of_queries_among", "token_positions"]
 
 
 def allowed_by_position(
@@ -36,6 +37,24 @@ def token_positions(
     return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
+def of_queries_among(
+    of_keys: Shaped[Tensor, "#batch key_pos *rest"],
+    n_queries: int,
+    query_at: Int[Tensor, "batch query_pos"] | None = None,
+) -> Shaped[Tensor, "#batch query_pos *rest"]:
+    """Return what queries have of something that each key has: the last of it, or that at their places among the keys.
+
+    Example:
+        >>> positions = torch.arange(5)[None]
+        >>> of_queries_among(positions, 2), of_queries_among(positions, 1, torch.tensor([[3], [0]]))
+        (tensor([[3, 4]]), tensor([[3],
+                [0]]))
+    """
+    if query_at is None:
+        return of_keys[:, of_keys.shape[1] - n_queries :]
+    return at_positions(of_keys.expand(len(query_at), *of_keys.shape[1:]), query_at)
+
+
 def alibi_slopes(n_heads: int) -> Float[Tensor, " head"]:
     """Return the slopes at which the scores of heads fall with distance (Press et al. 2022, arXiv 2108.12409).
 
@@ -53,13 +72,18 @@ def alibi_slopes(n_heads: int) -> Float[Tensor, " head"]:
 
 
 def alibi_penalties(
-    cfg: HookedTransformerConfig, n_queries: int, n_keys: int, attention_mask: Tensor | None, like: Tensor
+    cfg: HookedTransformerConfig,
+    n_queries: int,
+    n_keys: int,
+    attention_mask: Tensor | None,
+    like: Tensor,
+    query_at: Int[Tensor, "batch query_pos"] | None = None,
 ) -> Float[Tensor, "#batch head query_pos key_pos"]:
     """Return what ALiBi adds to the scores: the slope times minus the distance, between tokens that are not padding."""
     if attention_mask is None:
         positions = torch.arange(n_keys, device=like.device)[None]
     else:
         positions = token_positions(attention_mask)
-    distance = positions[:, None, :] - positions[:, n_keys - n_queries :, None]
+    distance = positions[:, None, :] - of_queries_among(positions, n_queries, query_at)[..., None]
     slopes = alibi_slopes(cfg.n_heads).to(like.device, torch.promote_types(like.dtype, torch.float32))
     return (slopes[:, None, None] * distance[:, None]).to(like.dtype)
