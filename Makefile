@@ -11,17 +11,21 @@ PYTEST_ARGS ?=
 
 # With a Chromium on the PATH (Debian: apt-get install chromium) the browser tests run too.
 CHROMIUM := $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
-NOT_RUN := $(if $(CHROMIUM),not slow and not gpu and not hub,not slow and not gpu and not hub and not browser)
+NOT_RUN := not slow and not gpu and not hub and not compat$(if $(CHROMIUM),, and not browser)
+# Packages that others built on TransformerLens, tested in an environment of their own.
+COMPAT_VENV ?= .venv-compat
+COMPAT := sae-lens==6.54.12 circuit-tracer==0.5.0
 
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help report test lint bench screenshots clean distclean
+.PHONY: help report test compat lint bench screenshots clean distclean
 
 help:
 	@echo 'make report     one offline HTML page about the demo model (MODEL=name-or-path OUT=folder)'
 	@echo 'make test       the tests (PYTEST_ARGS="-k entropy", WORKERS=2)'
+	@echo 'make compat     SAELens and circuit-tracer on headscope, in a virtual environment of their own'
 	@echo 'make lint       ruff, mypy and vulture'
 	@echo 'make bench      the benchmarks'
 	@echo 'make screenshots  the pictures of the views and the report in docs/images/views (needs Chromium)'
@@ -43,6 +47,9 @@ test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m '$(NOT_RUN)' $(PYTEST_ARGS)
 	@$(if $(CHROMIUM),:,echo 'The browser tests were SKIPPED: there is no chromium on the PATH (Debian: apt-get install chromium).')
 
+compat: $(COMPAT_VENV)/.installed
+	OMP_NUM_THREADS=1 $(COMPAT_VENV)/bin/python -m pytest -m compat tests/compat/packages $(PYTEST_ARGS)
+
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -60,7 +67,7 @@ clean:
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(COMPAT_VENV)
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "headscope needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=...")'
@@ -76,3 +83,12 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/.python
 	@echo 'Installing headscope and its development tools into $(VENV) (a few minutes the first time)...'
 	$(INSTALL) -e '.[dev]'
 	@touch $@ $(VENV)/.installed
+
+# Without the dependencies of these packages, which would bring TransformerLens itself.
+$(COMPAT_VENV)/.installed: pyproject.toml constraints.txt tests/compat/packages/requirements.txt Makefile
+	@echo 'Installing headscope and $(COMPAT) into $(COMPAT_VENV) (a few minutes the first time)...'
+	$(PYTHON) -m venv --clear $(COMPAT_VENV)
+	$(COMPAT_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -e . \
+		$(shell grep '^torch==' constraints.txt) -r tests/compat/packages/requirements.txt
+	$(COMPAT_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps $(COMPAT)
+	@touch $@

@@ -29,6 +29,8 @@ FORMS = {
     "from transformer_lens.utils import *": "USE_DEFAULT_VALUE is None and gelu_new is headscope.utils.gelu_new",
     "from transformer_lens import *": "ActivationCache is headscope.ActivationCache and utils.transpose",
     "from transformer_lens.HookedTransformer import HookedTransformer, Output": "Output._fields == ('logits', 'loss')",
+    "from transformer_lens.HookedTransformer import HookedRootModule": "HookedRootModule is headscope.HookedRootModule",
+    "from transformer_lens.components.mlps.can_be_used_as_mlp import CanBeUsedAsMLP as M": "M is parts.layers.MLP",
     "import transformer_lens.HookedTransformer as HT": "HT is headscope.HookedTransformer",
     "from transformer_lens.HookedTransformerConfig import HookedTransformerConfig as C": "C is "
     "headscope.HookedTransformerConfig",

@@ -36,7 +36,8 @@ MODULES: dict[str, dict[str, str]] = {
     "transformer_lens.FactoredMatrix": {"headscope": "FactoredMatrix"},
     "transformer_lens.HookedRootModule": {"headscope": "HookedRootModule"},
     "transformer_lens.HookedTransformer": {
-        "headscope": "HookedTransformer",
+        "headscope": "ActivationCache FactoredMatrix HookPoint HookedRootModule HookedTransformer "
+        "HookedTransformerConfig",
         "headscope.model.transformer": "Loss Output",
     },
     "transformer_lens.HookedTransformerConfig": _CONFIG,
@@ -57,6 +58,7 @@ MODULES: dict[str, dict[str, str]] = {
     "transformer_lens.components.layer_norm": _layer("LayerNorm"),
     "transformer_lens.components.layer_norm_pre": _layer("LayerNormPre"),
     "transformer_lens.components.mlps": {},
+    "transformer_lens.components.mlps.can_be_used_as_mlp": {"headscope.model.parts.layers": "CanBeUsedAsMLP=MLP"},
     "transformer_lens.components.mlps.gated_mlp": _layer("GatedMLP"),
     "transformer_lens.components.mlps.mlp": _layer("MLP"),
     "transformer_lens.components.mlps.moe": {"headscope.model.parts.experts": "MoE"},

@@ -107,7 +107,8 @@ class HookPoint(nn.Module):
 
     def clear_context(self) -> None:
         """Clear `ctx`, the scratch space shared by hooks."""
-        self.ctx = {}
+        if self.ctx:
+            self.ctx = {}
 
     def layer(self) -> int:
         """Return the layer in this point's name: 3 for `blocks.3.attn.hook_z`."""

@@ -33,6 +33,20 @@ def test_tables_can_be_read_and_set() -> None:
     assert not any("rotary" in name or "_own" in name for name in model.state_dict())
 
 
+def test_only_rotary_attention_has_tables() -> None:
+    attn = tiny_model().blocks[0].attn
+    assert not hasattr(attn, "rotary_sin") and not hasattr(attn, "rotary_cos")
+
+
+def test_assigning_what_is_shown_changes_nothing() -> None:
+    model = tiny_model(**ROTARY, n_ctx=2100, d_vocab=5)
+    attn = model.blocks[0].attn
+    tokens = tiny_tokens(1, 2060, d_vocab=5)  # more than are shown
+    wanted = model(tokens)
+    attn.rotary_sin, attn.rotary_cos = attn.rotary_sin, attn.rotary_cos
+    assert len(attn.rotary_sin) == 2048 and torch.equal(model(tokens), wanted)
+
+
 def test_layers_with_the_same_angles_share_a_table() -> None:
     cfg = tiny_config(**ROTARY)
     cpu = torch.device("cpu")

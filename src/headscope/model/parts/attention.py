@@ -137,20 +137,31 @@ class Attention(nn.Module):
     @property
     def rotary_sin(self) -> Float[Tensor, "pos rotary_dim"]:
         """Sines of the angles queries and keys are turned by by position. Assign others to change them."""
-        return self._rotary_rows(min(self.cfg.n_ctx, _SHOWN_ROWS))[0].clone()
+        return self._shown_rows()[0]
 
     @rotary_sin.setter
     def rotary_sin(self, sin: Tensor) -> None:
-        self._own_sin = sin.to(self.W_Q.device)
+        self._own_sin = self._unless_shown(sin, 0)
 
     @property
     def rotary_cos(self) -> Float[Tensor, "pos rotary_dim"]:
         """Cosines of the angles queries and keys are turned by, as `rotary_sin`."""
-        return self._rotary_rows(min(self.cfg.n_ctx, _SHOWN_ROWS))[1].clone()
+        return self._shown_rows()[1]
 
     @rotary_cos.setter
     def rotary_cos(self, cos: Tensor) -> None:
-        self._own_cos = cos.to(self.W_Q.device)
+        self._own_cos = self._unless_shown(cos, 1)
+
+    def _shown_rows(self) -> tuple[Tensor, Tensor]:
+        if self.cfg.positional_embedding_type != "rotary":
+            raise AttributeError("only rotary positions have rotary_sin and rotary_cos.")  # then `hasattr` says no
+        sin, cos = self._rotary_rows(min(self.cfg.n_ctx, _SHOWN_ROWS))
+        return sin.clone(), cos.clone()
+
+    def _unless_shown(self, rows: Tensor, which: int) -> Tensor | None:
+        # Rows that say what is so anyway are not kept: what is shown may be shorter than the context.
+        own = rows.to(self.W_Q.device)
+        return None if torch.equal(own, self._shown_rows()[which]) else own
 
     def _rotary_rows(self, length: int) -> tuple[Tensor, Tensor]:
         """Sines and cosines of the first positions."""
