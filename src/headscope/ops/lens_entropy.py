@@ -20,6 +20,7 @@ and reduced one component at a time.
 """
 
 import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -126,7 +127,12 @@ class LensEntropies:
     minus: Float[Tensor, "layer component row"]
 
 
-def lens_entropies(problem: LensProblem, *, precision: Literal["float32", "bfloat16"] = "float32") -> LensEntropies:
+def lens_entropies(
+    problem: LensProblem,
+    *,
+    precision: Literal["float32", "bfloat16"] = "float32",
+    watch: Callable[[Sequence[slice]], Iterable[slice]] = iter,
+) -> LensEntropies:
     """Solve a `LensProblem`.
 
     Cost: with a chain `2 * d_vocab * (layers + 1) * d_model` operations a row for the states (without, for all states
@@ -138,6 +144,7 @@ def lens_entropies(problem: LensProblem, *, precision: Literal["float32", "bfloa
         problem: What to measure.
         precision: `"bfloat16"` computes the heads' products in bfloat16. Their logits are then rounded to 8 bits, one
             of 4 by up to 0.008: entropies of single rows are off by about a hundredth of a nat, means by less.
+        watch: Gives the tiles of the vocabulary it is handed, as a progress bar does.
     """
     n_states, rows = problem.states.shape[:2]
     layers = problem.heads.shape[0]
@@ -150,7 +157,7 @@ def lens_entropies(problem: LensProblem, *, precision: Literal["float32", "bfloa
     size = Budget.of(device).core_tile
     heads = HeadProducts(problem.heads, problem.W_O, torch.bfloat16 if precision == "bfloat16" else None)
     with RowChunks(rows, rows_per_chunk(rows, size.rows), _Buffers, device) as chunks:
-        for tile in vocab_tiles(d_vocab, size.vocab):
+        for tile in watch(list(vocab_tiles(d_vocab, size.vocab))):
             weights = _TileWeights(problem, heads, (problem.W_U[:, tile] - mean).mul_(_BITS), tile)
 
             def reduce(chunk: slice, buffers: _Buffers, weights: _TileWeights = weights) -> None:

@@ -9,7 +9,7 @@ from sizes import SetBudget
 from tiny import tiny_model, tiny_tokenizer, tiny_tokens
 
 from headscope import HookedTransformer
-from headscope.analysis.core import batches
+from headscope.analysis.core import progress
 from headscope.analysis.core.batches import check_repeatable, describe_data, iterate_batches
 from headscope.errors import InvalidInputError
 
@@ -159,12 +159,12 @@ def test_the_bar_knows_how_long_it_takes(
 ) -> None:
     bars: list[Any] = []
 
-    class Bar(batches.tqdm):  # type: ignore[name-defined,misc]
+    class Bar(progress.tqdm):  # type: ignore[name-defined,misc]
         def __init__(self, **options: Any) -> None:
             super().__init__(**options)
             bars.append(self)
 
-    monkeypatch.setattr(batches, "tqdm", Bar)
+    monkeypatch.setattr(progress, "tqdm", Bar)
     found = iterate_batches(model, data)
     next(found)
     assert (bars[0].total, bars[0].unit) == (total, "tok")
@@ -177,7 +177,7 @@ def test_the_bar_counts_from_what_was_done(
 ) -> None:
     bars: list[Any] = []
 
-    class Bar(batches.tqdm):  # type: ignore[name-defined,misc]
+    class Bar(progress.tqdm):  # type: ignore[name-defined,misc]
         def __init__(self, **options: Any) -> None:
             super().__init__(**options)
             bars.append(self)
@@ -187,7 +187,7 @@ def test_the_bar_counts_from_what_was_done(
             steps.append(n)
 
     steps: list[Any] = []
-    monkeypatch.setattr(batches, "tqdm", Bar)
+    monkeypatch.setattr(progress, "tqdm", Bar)
     set_budget(batch_tokens=4)
     assert len(list(iterate_batches(model, TOKENS, done=done))) == 5
     assert (bars[0].n, bars[0].initial, bars[0].total, steps) == (20, done, 20, [4] * (5 - done // 4))

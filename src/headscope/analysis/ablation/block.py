@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from headscope.analysis.core.batches import Batch
 from headscope.analysis.core.components import Component
+from headscope.analysis.core.costs import run_operations
+from headscope.analysis.core.progress import progress_bar
 from headscope.analysis.recording.record import CleanRun, Replacement, clean_prediction, hook_name, record
 from headscope.errors import NotFiniteError
 from headscope.model.activations.readout import readout_of
@@ -220,15 +221,17 @@ class BatchAblation:
         listeners = any(is_listening(point) for point in self.model.hook_points())
         # A hook of the user's may count on the batch it was made for.
         together = 1 if listeners else max(1, self.budget.batch_tokens // n_tokens)
-        with tqdm(total=len(runs), desc="patched runs", leave=False, disable=not progress, dynamic_ncols=True) as bar:
+        starts = [min(plan.sets[at]).layer for at, _, _ in runs]
+        costs = [run_operations(self.model, layer) for layer in range(self.model.cfg.n_layers)]
+        with progress_bar(sum(costs[start] for start in starts), "patched runs", shown=progress) as bar:
             at = 0
             while at < len(runs):
-                start = min(plan.sets[runs[at][0]]).layer
+                start = starts[at]
                 group = [run for run in runs[at : at + together] if min(plan.sets[run[0]]).layer == start]
                 for run, final in zip(group, self._patched_finals(start, group), strict=True):
                     yield from self._cells(run, final[self.where].to(self.kind), apart)
                 at += len(group)
-                bar.update(len(group))
+                bar.update(len(group) * costs[start])
 
     def _cells(self, run: tuple[int, int, bool], final: Tensor, apart: bool) -> Iterator[tuple[Cell, Tensor]]:
         at, value, excluding = run

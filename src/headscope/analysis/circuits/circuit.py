@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_c
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
 from headscope.analysis.core.components import component_of
 from headscope.analysis.core.named_arrays import Label
+from headscope.analysis.core.progress import progress_bar
 from headscope.analysis.core.result import Array, Result, RunInfo
 from headscope.analysis.core.stats import LEVEL, estimates
 from headscope.analysis.patching.path import path_patch_sweep
@@ -205,7 +205,7 @@ def find_circuit(
         senders="components" if mlps else "heads",
         direction="noising",
         scale="metric",
-        progress=False,
+        progress=progress,
     )
     whole = sweep(receivers=FINAL)
     clean, corrupted = float(whole.clean), float(whole.corrupted)
@@ -218,19 +218,23 @@ def find_circuit(
     paths = _clear_paths(whole, FINAL, "", threshold, level)
     waiting = {path.sender: abs(path.effect) for path in paths}
     done: set[str] = set()
-    with tqdm(total=max_receivers, desc="circuit", disable=not progress, leave=False) as bar:
+    with progress_bar(max_receivers, "circuit", shown=progress) as bar:
         while waiting and len(done) < max_receivers:
             node = max(waiting, key=lambda each: waiting[each])
             del waiting[node]
             done.add(node)
-            for read in _inputs(node):
+            reads = _inputs(node)
+            bar.step = 1 / max(1, len(reads))
+            for read in reads:
                 swept = sweep(receivers=f"{node}.{read}" if read else node)
                 found = _clear_paths(swept, node, read, threshold, level)
                 paths += found
                 for path in found:
                     if path.sender not in done:
                         waiting[path.sender] = max(abs(path.effect), waiting.get(path.sender, 0.0))
-            bar.update()
+                bar.update(bar.step)
+            if not reads:
+                bar.update()
     options = {"min_effect": min_effect, "level": level, "max_receivers": max_receivers, "mlps": mlps}
     n_positions = int(task.attention_mask.sum())
     info = RunInfo(model.cfg.model_name, model.weight_processing, task.description, len(task), n_positions, options)

@@ -3,15 +3,15 @@
 Every analysis takes the same kinds of data, splits them the same way, and agrees on which positions count.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
-from tqdm import tqdm
 
+from headscope.analysis.core.progress import progress_bar
 from headscope.errors import InvalidInputError
 from headscope.model.text.tokens import bos_token_id
 from headscope.model.transformer import HookedTransformer
@@ -65,7 +65,7 @@ def iterate_batches(
     progress: bool = True,
     description: str = "",
     done: int = 0,
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """Go through data in batches of at most `Budget.batch_tokens` tokens (or one row, if a row is longer).
 
     Args:
@@ -74,9 +74,9 @@ def iterate_batches(
             `input_ids`, and optionally `attention_mask`.
         attention_mask: For a tensor of tokens: 1 for real tokens. Default: found from the padding token.
         include_bos: Let the BOS position at the start of a row count.
-        progress: Show a progress bar: tokens per second, and the time left where the data says how long it is.
+        progress: Show a progress bar, with the time left where the data says how long it is.
         description: Shown beside it.
-        done: Tokens that an earlier process did: the bar starts there, and times only what comes after.
+        done: Tokens that an earlier process did: the bar starts there.
 
     Raises:
         InvalidInputError: for data of another kind, a wrong shape, a token out of range, or rows longer than the
@@ -89,9 +89,7 @@ def iterate_batches(
     total = _n_tokens(data)
     n_batches = _n_batches(data) if total is None else None
     seen = 0
-    with tqdm(
-        total=total, initial=done, desc=description, unit="tok", disable=not progress, leave=False, dynamic_ncols=True
-    ) as bar:
+    with progress_bar(total, description, shown=progress, unit="tok", done=done) as bar:
         for number, batch in enumerate([data] if isinstance(data, Tensor) else _checked_iterable(data), 1):
             tokens, mask = _tokens_and_mask(model, batch, attention_mask)
             counted = _counted(model, tokens, mask, include_bos)
@@ -100,12 +98,11 @@ def iterate_batches(
             rows = max(1, Budget.of(tokens.device).batch_tokens // tokens.shape[1])
             for at in range(0, len(tokens), rows):
                 part = slice(at, at + rows)
+                bar.step = tokens[part].numel()
                 yield Batch(tokens[part], None if mask is None else mask[part], counted[part])
                 before, seen = seen, seen + tokens[part].numel()
                 if seen > done:
                     bar.update(seen - max(before, done))
-                elif seen == done:
-                    bar.unpause()
 
 
 def check_repeatable(data: Any, why: str) -> None:

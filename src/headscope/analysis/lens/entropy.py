@@ -5,12 +5,14 @@ predictions over the vocabulary in tiles. GPT-2 small has 25 states and 156 comp
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor
 
 from headscope.analysis.core.batches import Batch, check_repeatable, spread
+from headscope.analysis.core.progress import each_step
 from headscope.analysis.core.result import check_option
 from headscope.analysis.lens.entropy_problem import lens_problem
 from headscope.analysis.lens.entropy_result import EntropyResult
@@ -102,7 +104,7 @@ def measure_entropy(
     if baseline == "mean":
         outputs = OutputSums.of_all(model)
         means = outputs.means(passes.gather("means", Totals(model, outputs.measure)).result())
-    accumulator = EntropyAccumulator(model, options, means, passes.described)
+    accumulator = EntropyAccumulator(model, options, means, passes.described, progress=run["progress"])
     return passes.finish("entropy", accumulator, after="means" if means else None)
 
 
@@ -114,6 +116,7 @@ class EntropyAccumulator(Accumulator[EntropyResult]):
         options: How to measure.
         means: Component means, for `baseline="mean"`.
         data: What the data is, for titles.
+        progress: Show a progress bar of each batch's vocabulary.
         begins_at: Number of rows of the data that come before this part of it.
     """
 
@@ -126,10 +129,12 @@ class EntropyAccumulator(Accumulator[EntropyResult]):
         means: ComponentMeans | None,
         data: str,
         *,
+        progress: bool = False,
         begins_at: int = 0,
     ) -> None:
         super().__init__(model, options, data, against=means.tensors if means else None, begins_at=begins_at)
         self.means = means
+        self._watch = partial(each_step, name="vocabulary", shown=progress)
 
     @torch.no_grad()
     def update(self, batch: Batch) -> None:
@@ -161,7 +166,7 @@ class EntropyAccumulator(Accumulator[EntropyResult]):
         problem = lens_problem(
             self.model, states, self.means, scale=self.options.scale, lens_bias=self.options.lens_bias
         )
-        entropies = lens_entropies(problem, precision=self.options.precision)
+        entropies = lens_entropies(problem, precision=self.options.precision, watch=self._watch)
         if not all(bool(found.isfinite().all()) for found in (entropies.states, entropies.plus, entropies.minus)):
             raise NotFiniteError(
                 "the logits hold NaN or infinite values, though the residual stream is finite. Check the weights of "

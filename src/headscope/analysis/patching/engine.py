@@ -19,8 +19,8 @@ from typing import Any, cast
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
+from headscope.analysis.core.progress import progress_bar
 from headscope.analysis.patching.base_run import BaseRun, SuffixRuns, obstacle
 from headscope.analysis.prompts.metrics import AnswerMetric, Metric, PositionMetric, as_number
 from headscope.analysis.recording.record import Steps
@@ -131,7 +131,7 @@ def measure_patches(
             attention_mask=attention_mask,
         )
         runs = _PatchRuns(base, metric)
-    with tqdm(total=len(patches), desc=description, disable=not progress, leave=False, dynamic_ncols=True) as bar:
+    with progress_bar(len(patches), description, shown=progress) as bar:
         for cell in order:
             patch, site = patches[cell], sites.get(patches[cell].name)
             if runs is not None and site is not None:

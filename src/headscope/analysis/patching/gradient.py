@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
+from headscope.analysis.core.progress import progress_bar
 from headscope.analysis.patching.comparison import AttributionPatchingResult
 from headscope.analysis.patching.sites import as_sites
 from headscope.analysis.prompts.metrics import Metric
@@ -89,7 +89,7 @@ def attribution_patch(
     batches = list(scorer.batches(Budget.of(model.W_E.device).backward_tokens))
     totals: dict[str, Tensor] = {}
     ends = []
-    with tqdm(total=len(batches) * steps, desc="attribution patching", disable=not progress, leave=False) as bar:
+    with progress_bar(len(batches) * steps, "attribution patching", shown=progress) as bar:
         for rows in batches:
             batch = _Linearized(model, runs, scorer, rows, [name for names in hook_names.values() for name in names])
             ends.append(scorer.values(rows, torch.stack([batch.base_final, batch.other_final])).view(2, -1))

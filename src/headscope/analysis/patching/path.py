@@ -17,9 +17,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from headscope.analysis.core.components import all_heads, all_mlps
+from headscope.analysis.core.progress import progress_bar
 from headscope.analysis.patching.path_block import Cell, PathBlock, WholePaths
 from headscope.analysis.patching.path_ends import Receiver, as_receivers, as_senders, check_fed, sender_of
 from headscope.analysis.patching.path_result import PathPatchingResult
@@ -178,7 +178,7 @@ def _measured(
     is_unhooked = all(is_plain(module, type(module)) for module in model.modules())
     passes = PathBlock if is_unhooked else WholePaths
     parts = []
-    with tqdm(total=len(fed) * n_prompts, desc="path patching", unit="run", disable=not progress, leave=False) as bar:
+    with progress_bar(len(fed) * n_prompts, "path patching", shown=progress) as bar:
         for rows in scorer.batches(Budget.of(model.W_E.device).batch_tokens):
             batch = passes(model, runs, scorer, rows, senders, receivers, freeze_mlps)
             ends = torch.stack([batch.base, batch.other])

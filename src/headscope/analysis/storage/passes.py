@@ -1,6 +1,7 @@
 """`Passes`: the way an analysis goes through its data, once or more often, kept in a folder where there is one."""
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar, Unpack
 
@@ -114,7 +115,9 @@ class Passes:
             description=name,
             done=0 if stage is None else stage.done.n_tokens,
         )
-        return accumulate(batches, accumulator, stage=stage, flush_every=self._run["flush_every"])
+        # Closed here, so that a pass that fails leaves no progress bar open.
+        with closing(batches):
+            return accumulate(batches, accumulator, stage=stage, flush_every=self._run["flush_every"])
 
     def finish(self, name: str, accumulator: Accumulator[R], *, after: str | None = None) -> R:
         """Go through the data for the last time; the result, which the folder then holds too."""

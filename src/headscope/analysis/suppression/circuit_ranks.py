@@ -18,9 +18,9 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
 from headscope.analysis.core.head_lists import chosen_heads, heads_tensor, one_vocabulary
+from headscope.analysis.core.progress import each_step
 from headscope.analysis.core.result import RunInfo
 from headscope.analysis.recording.embedding import TokenDirections, effective_embedding, token_embedding
 from headscope.analysis.suppression.circuit_ranks_result import CircuitRanks
@@ -109,9 +109,8 @@ def weights_circuit_ranks(
     first = token_embedding(model).to(kind)
     later = effective_embedding(model, attention=attention, only_mlp=only_mlp).to(kind)
     ov, qk = (torch.empty(len(chosen), len(tokens), dtype=torch.int32) for _ in range(2))
-    bar = tqdm(chosen, desc="circuit ranks", unit="head", disable=not progress, leave=False)
     layer: _LayerCircuits | None = None
-    for row, head in enumerate(bar):
+    for row, head in enumerate(each_step(chosen, "circuit ranks", shown=progress)):
         if layer is None or layer.layer != head.layer:
             layer = _LayerCircuits(model, head.layer, first if head.layer == 0 else later, predicted, qk_biases)
         assert head.head is not None

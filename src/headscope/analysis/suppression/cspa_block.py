@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from headscope.analysis.core.batches import Batch
 from headscope.analysis.core.components import Component
+from headscope.analysis.core.progress import progress_bar
 from headscope.analysis.core.result import check_option
 from headscope.analysis.recording.component_means import ComponentMeans
 from headscope.analysis.recording.embedding import TokenDirections
@@ -75,24 +75,23 @@ class SuppressionBatch:
         check_final(final)
         clean = clean_prediction(self.readout, self.batch, self.where, final)
         scale = self.readout.scale(final)
-        bar = tqdm(total=len(self.heads), desc="heads", unit="head", leave=False, disable=not progress)
         # Each head makes two changes: CSPA, and the mean ablation.
         together = max(1, Budget.of(final.device).changes // 2)
-        for layer, resid in streams.items():
-            rows = [row for row, head in enumerate(self.heads) if head.layer == layer]
-            read = read_layer(self.model, self.batch, layer, resid, [self.heads[row] for row in rows])
-            kept = self._kept_sources(layer, read.resid)
-            for at in range(0, len(rows), together):
-                some = rows[at : at + together]
-                changed = torch.cat([self._changed(self.heads[row], read, kept, resid, clean, scale) for row in some])
-                predictions = compare_rows(clean, changed)
-                found[0, where] = predictions.loss.cpu().float()
-                losses, kls = (values.cpu().float() for values in (predictions.changed_loss, predictions.kl))
-                for number, row in enumerate(some):
-                    two = slice(2 * number, 2 * number + 2)
-                    found[1 + 4 * row : 5 + 4 * row, where] = torch.cat([losses[two], kls[two]])
-                bar.update(len(some))
-        bar.close()
+        with progress_bar(len(self.heads), "heads", shown=progress) as bar:
+            for layer, resid in streams.items():
+                rows = [row for row, head in enumerate(self.heads) if head.layer == layer]
+                read = read_layer(self.model, self.batch, layer, resid, [self.heads[row] for row in rows])
+                kept = self._kept_sources(layer, read.resid)
+                for at in range(0, len(rows), together):
+                    some = rows[at : at + together]
+                    changed = [self._changed(self.heads[row], read, kept, resid, clean, scale) for row in some]
+                    predictions = compare_rows(clean, torch.cat(changed))
+                    found[0, where] = predictions.loss.cpu().float()
+                    losses, kls = (values.cpu().float() for values in (predictions.changed_loss, predictions.kl))
+                    for number, row in enumerate(some):
+                        two = slice(2 * number, 2 * number + 2)
+                        found[1 + 4 * row : 5 + 4 * row, where] = torch.cat([losses[two], kls[two]])
+                    bar.update(len(some))
         return found
 
     def _kept_sources(
