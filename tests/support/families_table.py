@@ -18,6 +18,10 @@ _LLAMA = {
 }  # fmt: skip
 _SQUARE = {**{name: value for name, value in _LLAMA.items() if name != "head_dim"}, "hidden_size": 16}
 _EXPERTS = {**_LLAMA, "intermediate_size": 20}  # transformers' kernel wants all widths in fours
+_QWEN2_MOE = {**_SQUARE, "intermediate_size": 20, "moe_intermediate_size": 8, "num_experts": 5,
+              "num_experts_per_tok": 2}  # fmt: skip
+_GRANITE_MOE = {**_SQUARE, "intermediate_size": 20, "embedding_multiplier": 3.0, "residual_multiplier": 0.4,
+                "logits_scaling": 0.7, "attention_multiplier": 0.3}  # fmt: skip
 _ROPE = {
     "linear": {"rope_type": "linear", "factor": 2.5},
     "llama3": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -132,6 +136,17 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_moe": ("Qwen3Moe", {**_EXPERTS, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 8}),
     "qwen3_moe local": ("Qwen3Moe", {**_EXPERTS, "num_experts": 4, "num_experts_per_tok": 1, "moe_intermediate_size": 8,
                                      "norm_topk_prob": True, "use_sliding_window": True, "sliding_window": 4}),
+    "qwen3_moe dense below": ("Qwen3Moe", {**_EXPERTS, "num_experts": 4, "num_experts_per_tok": 2,
+                                           "moe_intermediate_size": 8, "mlp_only_layers": [0]}),
+    "qwen2_moe": ("Qwen2Moe", {**_QWEN2_MOE, "shared_expert_intermediate_size": 12}),
+    "qwen2_moe every other layer, local": ("Qwen2Moe", {
+        **_QWEN2_MOE, "shared_expert_intermediate_size": 8, "decoder_sparse_step": 2, "norm_topk_prob": True,
+        "qkv_bias": False, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}),
+    "granitemoe": ("GraniteMoe", {**_GRANITE_MOE, "num_local_experts": 5, "num_experts_per_tok": 2}),
+    "granitemoeshared": ("GraniteMoeShared", {**_GRANITE_MOE, "num_local_experts": 4, "num_experts_per_tok": 3,
+                                              "shared_intermediate_size": 12, "attention_bias": True}),
+    "granitemoeshared, nothing shared": ("GraniteMoeShared", {**_GRANITE_MOE, "num_local_experts": 3,
+                                                              "shared_intermediate_size": 0}),
 }  # fmt: skip
 
 

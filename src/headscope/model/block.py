@@ -58,7 +58,7 @@ class TransformerBlock(nn.Module):
         self.hook_resid_post = HookPoint()
         if not cfg.attn_only:
             self.ln2 = make_pre_norm(cfg)
-            self.mlp = make_mlp(cfg)
+            self.mlp = make_mlp(cfg, block_index)
             self.hook_mlp_in = HookPoint()
             self.hook_mlp_out = HookPoint()
         if cfg.has_post_norms:

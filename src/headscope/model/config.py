@@ -32,9 +32,24 @@ class HookedTransformerConfig:
         act_fn: MLP activation, one of `ACTIVATIONS` (`"solu_ln"` has a LayerNorm after it). Required unless
             `attn_only`.
         gated_mlp: The MLP is `(act(x W_gate + b_gate) * (x W_in + b_in)) W_out + b_out`.
+        gated_mlp_limit: A gated MLP's gate is at most this before the activation, and its linear factor within plus and
+            minus this.
+        gated_mlp_offset: Added to the linear factor of a gated MLP.
         num_experts: Number of experts, each `d_mlp` wide; `None` for a dense MLP.
         experts_per_token: Experts used for each token.
-        norm_topk_prob: Normalize the probabilities of a token's experts to sum to one.
+        mlp_types: `"experts"` or `"dense"` for each layer of a model with experts; default experts in all.
+        d_mlp_dense: Hidden width of the dense MLPs in a model with experts; default `d_mlp`.
+        d_mlp_shared: Hidden width of an MLP beside the experts that every token goes through; `None` without one.
+        gate_shared_expert: Multiply its output by the sigmoid of a product with the token's state.
+        router: How experts are scored and chosen: `"softmax"`, `"sigmoid"` or `"sparsemixer"`; see `MoE`.
+        sparsemixer_margin: Experts whose score is behind by a larger share than this have no part in a softmax of the
+            sparse mixer.
+        norm_topk_prob: Normalize the scores of a token's experts to sum to one.
+        expert_weight_scale: Multiplies the scores of a token's experts.
+        expert_groups: Number of groups of experts next to one another, of which a token's are chosen first.
+        expert_groups_per_token: Number of groups that a token's experts are chosen from.
+        scale_expert_inputs: Multiply what an expert reads by its score, instead of what it writes.
+        expert_output_biases: Experts have output biases of their own, `b_out_expert`.
         d_vocab: Number of input tokens; `-1` takes it from the tokenizer.
         d_vocab_out: Number of output tokens; `-1` means `d_vocab`.
         attn_only: No MLPs.
@@ -166,10 +181,23 @@ class HookedTransformerConfig:
     trust_remote_code: bool = False
     load_in_4bit: bool = False
     gated_mlp: bool = False
+    gated_mlp_limit: float | None = None
+    gated_mlp_offset: float = 0.0
     final_rms: bool = False
     num_experts: int | None = None
     experts_per_token: int | None = None
     norm_topk_prob: bool = False
+    mlp_types: list[str] | None = None
+    d_mlp_dense: int | None = None
+    d_mlp_shared: int | None = None
+    gate_shared_expert: bool = False
+    router: str = "softmax"
+    sparsemixer_margin: float = 0.02
+    expert_weight_scale: float = 1.0
+    expert_groups: int | None = None
+    expert_groups_per_token: int | None = None
+    scale_expert_inputs: bool = False
+    expert_output_biases: bool = False
     use_qk_norm: bool = False
     qk_norm_type: str = "RMS"
     use_local_attn: bool = False
@@ -226,6 +254,10 @@ class HookedTransformerConfig:
     def has_resid_mid(self) -> bool:
         """True if blocks have a state between attention and MLP."""
         return not (self.attn_only or self.parallel_attn_mlp)
+
+    def has_experts(self, layer: int) -> bool:
+        """Return True if the MLP of a layer is a mixture of experts."""
+        return self.num_experts is not None and (self.mlp_types is None or self.mlp_types[layer] == "experts")
 
     def is_layer_norm_activation(self) -> bool:
         """Return True if a LayerNorm follows the MLP's activation."""

@@ -18,6 +18,7 @@ ACTIVATIONS = (
     "relu", "relu2", "leaky_relu", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "quick_gelu", "silu", "solu",
     "solu_ln",
 )  # fmt: skip
+ROUTERS = ("softmax", "sigmoid", "sparsemixer")
 INIT_MODES = ("gpt2", "xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal")
 
 # Fields of TransformerLens's config that are not supported yet: only these values are accepted.
@@ -166,22 +167,62 @@ def _check_mlp(cfg: "HookedTransformerConfig") -> None:
         raise InvalidInputError("act_fn = 'solu_ln' has no gated form: set gated_mlp = False.")
     if cfg.d_mlp is None:
         cfg.d_mlp = 4 * cfg.d_model
-    if cfg.num_experts is None:
-        if cfg.experts_per_token is not None:
-            raise InvalidInputError(f"experts_per_token = {cfg.experts_per_token} needs num_experts.")
+    if (cfg.gated_mlp_limit is not None or cfg.gated_mlp_offset) and not cfg.gated_mlp:
+        raise InvalidInputError("gated_mlp_limit and gated_mlp_offset need gated_mlp = True.")
+    if cfg.gated_mlp_limit is not None and cfg.gated_mlp_limit <= 0:
+        raise InvalidInputError(f"gated_mlp_limit must be positive; got {cfg.gated_mlp_limit}.")
+    if cfg.num_experts is not None:
+        _check_experts(cfg)
         return
-    if not 1 <= (cfg.experts_per_token or 0) <= cfg.num_experts:
+    for name in ("experts_per_token", "mlp_types", "d_mlp_dense", "d_mlp_shared"):
+        if getattr(cfg, name) is not None:
+            raise InvalidInputError(f"{name} = {getattr(cfg, name)} needs num_experts.")
+
+
+def _check_experts(cfg: "HookedTransformerConfig") -> None:
+    experts, chosen = cfg.num_experts or 0, cfg.experts_per_token or 0
+    if not 1 <= chosen <= experts:
         raise InvalidInputError(
-            f"experts_per_token must be between 1 and num_experts = {cfg.num_experts}; got {cfg.experts_per_token!r}."
+            f"experts_per_token must be between 1 and num_experts = {experts}; got {cfg.experts_per_token!r}."
         )
     if cfg.is_layer_norm_activation():
         raise InvalidInputError(f"act_fn = {cfg.act_fn!r} has no form with experts: set num_experts = None.")
+    types = cfg.mlp_types
+    if types is not None and (len(types) < cfg.n_layers or not set(types) <= {"experts", "dense"}):
+        raise InvalidInputError(
+            f"mlp_types must be 'experts' or 'dense' for each of {cfg.n_layers} layers; got {types!r}."
+        )
+    _check_choice(cfg, "router", ROUTERS)
+    if cfg.router == "sparsemixer" and chosen != 2:
+        raise InvalidInputError(f"router = 'sparsemixer' chooses two experts; got experts_per_token = {chosen}.")
+    if cfg.gate_shared_expert and cfg.d_mlp_shared is None:
+        raise InvalidInputError("gate_shared_expert needs d_mlp_shared.")
+    groups, used = cfg.expert_groups, cfg.expert_groups_per_token
+    if groups is None and used is None:
+        return
+    if not groups or not used or not 1 <= used <= groups or experts % groups or chosen > used * (experts // groups):
+        raise InvalidInputError(
+            f"expert_groups must divide num_experts = {experts}, and expert_groups_per_token of them must hold "
+            f"experts_per_token = {chosen}; got {groups} and {used}."
+        )
+    if cfg.router == "sigmoid" and experts // groups < 2:
+        raise InvalidInputError(f"with router = 'sigmoid' a group needs two experts or more; got {groups} groups.")
 
 
 def _n_params(cfg: "HookedTransformerConfig") -> int:
     """Return the number of weights in attention and MLPs."""
     attention = 2 * cfg.d_model * cfg.d_head * (cfg.n_heads + (cfg.n_key_value_heads or cfg.n_heads))
-    mlp = 0 if cfg.attn_only else (2 + cfg.gated_mlp) * cfg.d_model * (cfg.d_mlp or 0)
-    if cfg.num_experts is not None:
-        mlp = cfg.num_experts * (mlp + cfg.d_model)
-    return cfg.n_layers * (attention + mlp)
+    if cfg.attn_only:
+        return cfg.n_layers * attention
+
+    def mlp(width: int | None) -> int:
+        return (2 + cfg.gated_mlp) * cfg.d_model * (width or 0)
+
+    total = cfg.n_layers * attention
+    for layer in range(cfg.n_layers):
+        if not cfg.has_experts(layer):
+            total += mlp(cfg.d_mlp_dense or cfg.d_mlp)
+            continue
+        total += (cfg.num_experts or 0) * (mlp(cfg.d_mlp) + cfg.d_model)
+        total += mlp(cfg.d_mlp_shared) + cfg.d_model * cfg.gate_shared_expert
+    return total

@@ -1,5 +1,6 @@
 """Mixtures of experts against a loop over tokens and experts in float64, and what their hooks show and change."""
 
+import math
 from typing import Any
 
 import pytest
@@ -19,7 +20,16 @@ KINDS: dict[str, dict[str, Any]] = {
     "made to sum to one": {"gated_mlp": True, "norm_topk_prob": True},
     "one of each token": {"gated_mlp": True, "experts_per_token": 1},
     "all of them": {"gated_mlp": True, "experts_per_token": 5},
-}
+    "sigmoids": {"router": "sigmoid", "norm_topk_prob": True, "expert_weight_scale": 2.5},
+    "sigmoids in groups": {"router": "sigmoid", "num_experts": 6, "expert_groups": 3, "expert_groups_per_token": 2,
+                           "experts_per_token": 3},
+    "softmax in groups": {"gated_mlp": True, "num_experts": 6, "expert_groups": 3, "expert_groups_per_token": 1},
+    "sparse mixer": {"router": "sparsemixer", "sparsemixer_margin": 0.9},
+    "one for all": {"gated_mlp": True, "d_mlp_shared": 7},
+    "one for all, with a gate": {"d_mlp_shared": 7, "gate_shared_expert": True},
+    "weights on inputs": {"router": "sigmoid", "scale_expert_inputs": True},
+    "clamped": {"gated_mlp": True, "gated_mlp_limit": 0.4, "gated_mlp_offset": 1.0, "expert_output_biases": True},
+}  # fmt: skip
 
 
 def model(**fields: Any) -> HookedTransformer:
@@ -28,19 +38,62 @@ def model(**fields: Any) -> HookedTransformer:
 
 def one_by_one(part: MoE, x: Tensor) -> Tensor:
     """Every token on its own, its experts one by one."""
-    cfg, out = part.cfg, torch.zeros_like(x)
+    out = torch.zeros_like(x)
     for place in torch.cartesian_prod(torch.arange(x.shape[0]), torch.arange(x.shape[1])).tolist():
         token = x[tuple(place)]
-        odds = torch.exp(token @ part.W_router + part.b_router)
-        odds = odds / odds.sum()
-        chosen = sorted(range(cfg.num_experts), key=lambda each: -float(odds[each]))[: cfg.experts_per_token]
-        total = sum(float(odds[each]) for each in chosen) if cfg.norm_topk_prob else 1.0
-        for expert in chosen:
-            linear = token @ part.W_in[expert] + part.b_in[expert]
-            gate = token @ part.W_gate[expert] + part.b_gate[expert] if cfg.gated_mlp else linear
-            post = gate / (1 + torch.exp(-gate)) * (linear if cfg.gated_mlp else 1.0)
-            out[tuple(place)] += odds[expert] / total * (post @ part.W_out[expert])
+        for expert, weight in weights_of(part, token).items():
+            read, written = (token * weight, 1.0) if part.cfg.scale_expert_inputs else (token, weight)
+            made = neurons(part, read, expert) @ part.W_out[expert]
+            made = made + part.b_out_expert[expert] if part.cfg.expert_output_biases else made
+            out[tuple(place)] += written * made
+        if part.cfg.d_mlp_shared:
+            gate = 1.0
+            if part.cfg.gate_shared_expert:
+                gate = 1 / (1 + torch.exp(-(token @ part.W_shared_gate + part.b_shared_gate)))
+            out[tuple(place)] += gate * (neurons(part.shared, token) @ part.shared.W_out + part.shared.b_out)
     return out + part.b_out
+
+
+def weights_of(part: MoE, token: Tensor) -> dict[int, Tensor]:
+    """The experts of one token, with what they are weighted by."""
+    cfg, logits = part.cfg, (token @ part.W_router + part.b_router).tolist()
+    everyone = range(len(logits))
+    if cfg.router == "sparsemixer":
+        return mixed_weights(logits, cfg.sparsemixer_margin)
+    odds = [math.exp(each) for each in logits]
+    scores = [each / (1 + each if cfg.router == "sigmoid" else sum(odds)) for each in odds]
+    order = [
+        score + float(part.b_choice[each]) if cfg.router == "sigmoid" else score for each, score in enumerate(scores)
+    ]
+    size = len(logits) // (cfg.expert_groups or 1)
+    best = 2 if cfg.router == "sigmoid" else 1
+    by_group = {start: sum(sorted(order[start : start + size])[-best:]) for start in range(0, len(logits), size)}
+    groups = sorted(by_group, key=lambda start: -by_group[start])[: cfg.expert_groups_per_token or 1]
+    allowed = [each for each in everyone if each // size * size in groups]
+    chosen = sorted(allowed, key=lambda each: -order[each])[: cfg.experts_per_token]
+    total = sum(scores[each] for each in chosen) if cfg.norm_topk_prob else 1.0
+    return {each: scores[each] / total * cfg.expert_weight_scale for each in chosen}
+
+
+def mixed_weights(logits: list[float], margin: float) -> dict[int, float]:
+    """The two experts of the sparse mixer: each weighted among those near it that were not chosen before."""
+    chosen: dict[int, float] = {}
+    for _ in range(2):
+        left = [each for each in range(len(logits)) if each not in chosen]
+        first = max(left, key=lambda each: logits[each])
+        top = logits[first]
+        near = [each for each in left if (top - logits[each]) / max(abs(logits[each]), top) <= margin]
+        chosen[first] = math.exp(top) / sum(math.exp(logits[each]) for each in near)
+    return chosen
+
+
+def neurons(part: Any, token: Tensor, *expert: int) -> Tensor:
+    """Activations of an MLP, or of one expert."""
+    cfg, linear = part.cfg, token @ part.W_in[expert] + part.b_in[expert]
+    gate = token @ part.W_gate[expert] + part.b_gate[expert] if cfg.gated_mlp else linear
+    if cfg.gated_mlp_limit:
+        gate, linear = gate.clamp(max=cfg.gated_mlp_limit), linear.clamp(-cfg.gated_mlp_limit, cfg.gated_mlp_limit)
+    return gate / (1 + torch.exp(-gate)) * (linear + cfg.gated_mlp_offset if cfg.gated_mlp else 1.0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -141,7 +194,9 @@ def test_processing_keeps_log_probabilities(kind: str, norm: str) -> None:
         wanted = own(tokens).log_softmax(-1)
         own.process_weights_()
         torch.testing.assert_close(own(tokens).log_softmax(-1), wanted, rtol=0, atol=1e-10)
-    assert "fold_ln" in own.weight_processing and not own.blocks[0].ln2.state_dict()
+    # What experts read is weighted behind the norm, and its bias with it.
+    folded = not (norm == "LN" and own.cfg.scale_expert_inputs)
+    assert ("fold_ln" in own.weight_processing) is folded and bool(own.blocks[0].ln2.state_dict()) is not folded
 
 
 def test_parts_of_the_stream() -> None:
@@ -157,6 +212,24 @@ def test_parts_of_the_stream() -> None:
     assert own.cfg.n_params == of_mlps + of_attention
 
 
+def test_experts_in_some_layers() -> None:
+    """The others have a dense MLP, of a width of its own; a weight that has not one shape in all layers is refused."""
+    fields = {"gated_mlp": True, "mlp_types": ["dense", "experts", "dense"], "d_mlp_dense": 9, "n_layers": 3}
+    own = model(**fields, d_mlp_shared=7, gate_shared_expert=True)
+    assert [type(block.mlp).__name__ for block in own.blocks] == ["GatedMLP", "MoE", "GatedMLP"]
+    assert own.blocks[0].mlp.W_in.shape == (10, 9) and own.blocks[1].mlp.W_in.shape == (5, 10, 14)
+    with pytest.raises(InvalidInputError, match=r"W_in has not one shape in all layers: \[10, 9\], \[5, 10, 14\]"):
+        _ = own.W_in
+    assert own.b_out.shape == (3, 10)
+    matrices = [p.numel() for n, p in own.named_parameters() if ".W_" in n and n.startswith("blocks.")]
+    assert own.cfg.n_params == sum(matrices)
+    tokens = tiny_tokens()
+    with torch.no_grad():
+        wanted = own(tokens).log_softmax(-1)
+        own.process_weights_()
+        torch.testing.assert_close(own(tokens).log_softmax(-1), wanted, rtol=0, atol=1e-10)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -164,6 +237,18 @@ def test_parts_of_the_stream() -> None:
         ({"num_experts": 4, "experts_per_token": 5}, "got 5"),
         ({"experts_per_token": 2}, "experts_per_token = 2 needs num_experts"),
         ({"num_experts": 4, "experts_per_token": 2, "act_fn": "solu_ln"}, "'solu_ln' has no form with experts"),
+        ({"mlp_types": ["dense"] * 2}, "mlp_types = .* needs num_experts"),
+        ({**EXPERTS, "mlp_types": ["dense"]}, "for each of 2 layers"),
+        ({**EXPERTS, "router": "hash"}, "router must be one of 'softmax', 'sigmoid', 'sparsemixer'; got 'hash'"),
+        ({**EXPERTS, "router": "sparsemixer", "experts_per_token": 3}, "chooses two experts; got .* 3"),
+        ({**EXPERTS, "gate_shared_expert": True}, "gate_shared_expert needs d_mlp_shared"),
+        ({**EXPERTS, "expert_groups": 2, "expert_groups_per_token": 1}, "must divide num_experts = 5"),
+        (
+            {**EXPERTS, "num_experts": 6, "expert_groups": 3, "experts_per_token": 3, "expert_groups_per_token": 1},
+            "must hold experts_per_token = 3",
+        ),
+        ({"gated_mlp_limit": 1.0}, "need gated_mlp = True"),
+        ({"gated_mlp": True, "gated_mlp_limit": -1.0}, "must be positive"),
     ],
 )
 def test_what_cannot_be(fields: dict[str, Any], message: str) -> None:

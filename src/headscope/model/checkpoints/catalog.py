@@ -18,7 +18,7 @@ _SMALL: dict[str, Any] = {
     **dict.fromkeys(("max_position_embeddings", "n_positions", "vocab_size"), 16),
     **dict.fromkeys(("num_experts", "num_local_experts", "num_experts_per_tok", "num_key_value_heads"), 2),
     **dict.fromkeys(("head_dim", "rotary_dim"), 8),
-    "moe_intermediate_size": 16,
+    **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), 16),
     "attention_types": [[["global", "local"], 1]],
     "final_logit_softcapping": 30.0,
 }

@@ -245,16 +245,17 @@ class MLP(nn.Module):
 
     ln: nn.Module
 
-    def __init__(self, cfg: HookedTransformerConfig) -> None:
+    def __init__(self, cfg: HookedTransformerConfig, d_mlp: int | None = None) -> None:
         super().__init__()
-        assert cfg.d_mlp is not None
+        d_mlp = cfg.d_mlp if d_mlp is None else d_mlp
+        assert d_mlp is not None
         self.cfg = cfg
-        self.W_in = empty_parameter(cfg, cfg.d_model, cfg.d_mlp)
-        self.b_in = zero_parameter(cfg, cfg.d_mlp)
+        self.W_in = empty_parameter(cfg, cfg.d_model, d_mlp)
+        self.b_in = zero_parameter(cfg, d_mlp)
         if cfg.gated_mlp:
-            self.W_gate = empty_parameter(cfg, cfg.d_model, cfg.d_mlp)
-            self.b_gate = zero_parameter(cfg, cfg.d_mlp)
-        self.W_out = empty_parameter(cfg, cfg.d_mlp, cfg.d_model)
+            self.W_gate = empty_parameter(cfg, cfg.d_model, d_mlp)
+            self.b_gate = zero_parameter(cfg, d_mlp)
+        self.W_out = empty_parameter(cfg, d_mlp, cfg.d_model)
         self.b_out = zero_parameter(cfg, cfg.d_model)
         self.act_fn = activation_of(cfg)
         self.hook_pre = HookPoint()
@@ -282,14 +283,24 @@ class GatedMLP(MLP):
     `hook_pre` shows what goes into the activation, `hook_pre_linear` the other factor, `hook_post` their product.
     """
 
-    def __init__(self, cfg: HookedTransformerConfig) -> None:
-        super().__init__(cfg)
+    def __init__(self, cfg: HookedTransformerConfig, d_mlp: int | None = None) -> None:
+        super().__init__(cfg, d_mlp)
         self.hook_pre_linear = HookPoint()
 
     def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
-        gate = self.act_fn(self.hook_pre(F.linear(x, self.W_gate.T, self.b_gate)))
+        gate = self.hook_pre(F.linear(x, self.W_gate.T, self.b_gate))
         linear = self.hook_pre_linear(F.linear(x, self.W_in.T, self.b_in))
-        return F.linear(self.hook_post(gate * linear), self.W_out.T, self.b_out)
+        return F.linear(self.hook_post(gated(self.cfg, self.act_fn, gate, linear)), self.W_out.T, self.b_out)
+
+
+def gated(
+    cfg: HookedTransformerConfig, act_fn: Callable[[Tensor], Tensor], gate: Tensor, linear: Tensor
+) -> Float[Tensor, "*lead d_mlp"]:
+    """`act(gate) * linear`; both clamped, and the linear factor shifted, where the config says so (as in gpt-oss)."""
+    limit = cfg.gated_mlp_limit
+    if limit is not None:
+        gate, linear = gate.clamp(max=limit), linear.clamp(-limit, limit)
+    return act_fn(gate) * (linear + cfg.gated_mlp_offset if cfg.gated_mlp_offset else linear)
 
 
 class Unembed(nn.Module):

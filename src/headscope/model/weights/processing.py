@@ -33,6 +33,12 @@ __all__ = [
 StateDict = dict[str, Tensor]
 logger = logging.getLogger("headscope")
 
+# What an MLP reads its norm with, as weights `W` and biases `b`, and what it writes to the stream with; experts have a
+# router, and may have an MLP beside them.
+_MLP_READERS = ("mlp.{}_in", "mlp.{}_gate", "mlp.{}_router", "mlp.{}_shared_gate", "mlp.shared.{}_in",
+                "mlp.shared.{}_gate")  # fmt: skip
+_MLP_WRITERS = ("mlp.W_out", "mlp.b_out", "mlp.b_out_expert", "mlp.shared.W_out", "mlp.shared.b_out")
+
 
 @dataclass(frozen=True)
 class WeightProcessing:
@@ -121,6 +127,8 @@ def _why_not(name: str, cfg: HookedTransformerConfig) -> str:
         return f"norms of type {cfg.normalization_type} have no weights to fold."
     if name == "fold_ln" and cfg.positional_embedding_type == "shortformer":
         return "shortformer positions are added after the norm, and its weight must not scale them."
+    if name == "fold_ln" and cfg.centered_norm and cfg.scale_expert_inputs:
+        return "what experts read is multiplied by their scores, and the norm's bias with it."
     if name == "refactor_factored_attn_matrices":
         if shared:
             return "keys and values shared by several heads cannot be factored for each."
@@ -176,8 +184,8 @@ def _fold_layer_norm(state: StateDict, cfg: HookedTransformerConfig) -> None:
         if cfg.attn_only:
             continue
         if cfg.has_pre_norms:
-            inputs = ["in"] + ["gate"] * cfg.gated_mlp + ["router"] * (cfg.num_experts is not None)
-            readers = [(f"{block}mlp.W_{name}", f"{block}mlp.b_{name}") for name in inputs]
+            names = [block + name for name in _MLP_READERS if block + name.format("W") in state]
+            readers = [(name.format("W"), name.format("b")) for name in names]
             _fold_into(state, block + "ln2", readers, centered=cfg.centered_norm)
         if cfg.is_layer_norm_activation():
             _fold_into(state, block + "mlp.ln", [(block + "mlp.W_out", block + "mlp.b_out")], centered=True)
@@ -218,7 +226,7 @@ def center_writing_weights(state_dict: Mapping[str, Tensor], cfg: HookedTransfor
 def _center_writing_weights(state: StateDict, cfg: HookedTransformerConfig) -> None:
     writers = ["embed.W_E", "embed.ln.b"] + (["pos_embed.W_pos"] if cfg.positional_embedding_type == "standard" else [])
     for layer in range(cfg.n_layers):
-        writers += [f"blocks.{layer}.{name}" for name in ("attn.W_O", "attn.b_O", "mlp.W_out", "mlp.b_out")]
+        writers += [f"blocks.{layer}.{name}" for name in ("attn.W_O", "attn.b_O", *_MLP_WRITERS)]
     for name in writers:
         if name in state:
             state[name] -= state[name].mean(-1, keepdim=True)

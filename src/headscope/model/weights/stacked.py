@@ -34,6 +34,12 @@ def _stack(part: str, name: str, doc: str) -> Any:
         if name.endswith("_gate") and not model.cfg.gated_mlp:
             return None
         layers = model.per_layer(part, name)
+        if len({each.shape for each in layers}) > 1:
+            shapes = ", ".join(str(list(each.shape)) for each in layers)
+            raise InvalidInputError(
+                f"{name} has not one shape in all layers: {shapes}. Take it layer by layer: "
+                f"model.per_layer({part!r}, {name!r})."
+            )
         return torch.stack([each.to(layers[0].device) for each in layers])
 
     return property(stack, doc=doc)

@@ -20,17 +20,19 @@ from headscope.model.checkpoints.families.gpt2 import GPT2
 from headscope.model.checkpoints.families.gpt_neo import GPT_NEO
 from headscope.model.checkpoints.families.gptj import GPTJ
 from headscope.model.checkpoints.families.granite import GRANITE
+from headscope.model.checkpoints.families.granite_moe import GRANITE_MOE, GRANITE_MOE_SHARED
 from headscope.model.checkpoints.families.helium import HELIUM
 from headscope.model.checkpoints.families.internlm import INTERNLM3
 from headscope.model.checkpoints.families.llama import LLAMA
 from headscope.model.checkpoints.families.mistral import MISTRAL
-from headscope.model.checkpoints.families.moe import MIXTRAL, OLMOE, QWEN3_MOE
+from headscope.model.checkpoints.families.moe import MIXTRAL, OLMOE
 from headscope.model.checkpoints.families.mpt import MPT
 from headscope.model.checkpoints.families.neox import NEOX
 from headscope.model.checkpoints.families.olmo import OLMO, OLMO2
 from headscope.model.checkpoints.families.opt import OPT
 from headscope.model.checkpoints.families.phi import PHI, PHI3
 from headscope.model.checkpoints.families.qwen import QWEN2, QWEN3
+from headscope.model.checkpoints.families.qwen_moe import QWEN2_MOE, QWEN3_MOE
 from headscope.model.checkpoints.families.squared_relu import ARCEE, JAIS2, NEMOTRON
 from headscope.model.checkpoints.families.stablelm import STABLELM
 from headscope.model.checkpoints.families.starcoder import GPT_BIGCODE, STARCODER2
@@ -43,6 +45,7 @@ FAMILIES: dict[str, Family] = {
         ARCEE, BIOGPT, CODEGEN, CWM, GPT_BIGCODE, HELIUM, INTERNLM3, JAIS2, MPT, NEMOTRON, STARCODER2, XGLM,
         BLOOM, FALCON, GEMMA, GEMMA2, GEMMA3, GPT2, GPTJ, GPT_NEO, GRANITE, LLAMA, MISTRAL, MIXTRAL, NEOX, OLMO, OLMO2,
         OLMOE, OPT, PHI, PHI3, QWEN2, QWEN3, QWEN3_MOE, STABLELM,
+        GRANITE_MOE, GRANITE_MOE_SHARED, QWEN2_MOE,
     )
 }  # fmt: skip
 

@@ -16,6 +16,7 @@ from einops import EinopsError, rearrange
 from torch import Tensor
 
 from headscope.errors import CheckpointError
+from headscope.model.block import TransformerBlock
 from headscope.model.config import HookedTransformerConfig
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Row",
     "Table",
     "Tensors",
+    "block_shapes",
     "linear",
     "norm",
     "one_plus_norms",
@@ -318,6 +320,10 @@ class Family(ABC):
     def layer(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
         """Return the rows of one layer. Names of several of our tensors in one of theirs are separated by spaces."""
 
+    def layer_at(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any], layer: int) -> Table:
+        """Return the rows of one layer, in a family whose layers differ; `layer` says what they have in common."""
+        return self.layer(cfg, hf)
+
     def rows(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Iterator[tuple[list[str], Row]]:
         """Return all rows with full names; a tied unembedding maps to the embedding."""
         outside = self.outside(cfg, hf)
@@ -327,7 +333,7 @@ class Family(ABC):
             yield names.split(), row
         for layer in range(cfg.n_layers):
             ours, theirs = f"blocks.{layer}.", self.layer_prefix.format(layer)
-            for names, row in self.layer(cfg, hf).items():
+            for names, row in self.layer_at(cfg, hf, layer).items():
                 full = [ours + own_name(name, cfg) for name in names.split()]
                 also, experts = (tuple(theirs + each for each in names) for names in (row.also, row.experts))
                 yield full, dataclasses.replace(row, theirs=theirs + row.theirs, also=also, experts=experts)
@@ -432,30 +438,23 @@ def own_name(name: str, cfg: HookedTransformerConfig) -> str:
     return f"{part}._{weight}" if shared else name
 
 
-def _bias_shapes(cfg: HookedTransformerConfig) -> dict[str, tuple[int, ...]]:
+def block_shapes(cfg: HookedTransformerConfig, layer: int) -> dict[str, torch.Size]:
+    """Return the names and shapes of all weights in a block, read off one without memory."""
+    with torch.device("meta"):
+        block = TransformerBlock(cfg, layer)
+    return {name: parameter.shape for name, parameter in block.named_parameters()}
+
+
+def _bias_shapes(cfg: HookedTransformerConfig) -> dict[str, torch.Size]:
     """Return all biases of a model with this config."""
-    keys = (cfg.n_key_value_heads or cfg.n_heads, cfg.d_head)
-    of_layer: dict[str, tuple[int, ...]] = {
-        "attn.b_Q": (cfg.n_heads, cfg.d_head), "attn.b_K": keys, "attn.b_V": keys, "attn.b_O": (cfg.d_model,),
-    }  # fmt: skip
-    if not cfg.attn_only:
-        assert cfg.d_mlp is not None
-        hidden = (cfg.d_mlp,) if cfg.num_experts is None else (cfg.num_experts, cfg.d_mlp)
-        of_layer |= {"mlp.b_in": hidden, "mlp.b_out": (cfg.d_model,)}
-        of_layer |= {"mlp.b_gate": hidden} if cfg.gated_mlp else {}
-        of_layer |= {} if cfg.num_experts is None else {"mlp.b_router": (cfg.num_experts,)}
-    if cfg.centered_norm:
-        pre = ("ln1", "ln2") if cfg.has_pre_norms and cfg.normalization_type == "LN" else ()
-        post = ("ln1_post", "ln2_post") if cfg.has_post_norms else ()
-        norms = [each for each in (*pre, *post) if not (cfg.attn_only and "2" in each)]
-        of_layer |= {f"{each}.b": (cfg.d_model,) for each in norms}
     layers = {
-        f"blocks.{layer}.{own_name(name, cfg)}": shape
+        f"blocks.{layer}.{name}": shape
         for layer in range(cfg.n_layers)
-        for name, shape in of_layer.items()
+        for name, shape in block_shapes(cfg, layer).items()
+        if name.rpartition(".")[2].lstrip("_").startswith("b")
     }
-    outside = {"ln_final.b": (cfg.d_model,)} if cfg.final_norm == "LN" else {}
-    return {**layers, **outside, "unembed.b_U": (cfg.d_vocab_out,)}
+    outside = {"ln_final.b": torch.Size([cfg.d_model])} if cfg.final_norm == "LN" else {}
+    return {**layers, **outside, "unembed.b_U": torch.Size([cfg.d_vocab_out])}
 
 
 def _folded(name: str, cfg: HookedTransformerConfig) -> Tensor:

@@ -30,9 +30,9 @@ from headscope.model.checkpoints.families.base import (
     Family,
     Row,
     Table,
+    block_shapes,
     linear,
     norm,
-    own_name,
     sizes,
 )
 from headscope.model.config import HookedTransformerConfig
@@ -194,34 +194,16 @@ class _Field(Family):
         }
 
     def layer(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
-        matrices = [f"attn.W_{each}" for each in "QKVO"]
-        if not cfg.attn_only:
-            more = ["gate"] * cfg.gated_mlp + ["router"] * (cfg.num_experts is not None)
-            matrices += [f"mlp.W_{each}" for each in ("in", "out", *more)]
-        with_weights = cfg.normalization_type in ("LN", "RMS")
-        norms = ["ln1", "ln2"] if cfg.has_pre_norms and with_weights else []
-        norms += ["ln1_post", "ln2_post"] if cfg.has_post_norms else []
-        weights = [
-            f"{norm}.{kind}"
-            for norm in norms
-            for kind in ("w", "b")
-            if (kind == "w" or cfg.centered_norm) and not (cfg.attn_only and norm.startswith("ln2"))
-        ]
-        weights += ["attn.q_norm.w", "attn.k_norm.w"] if cfg.use_qk_norm else []
-        weights += ["mlp.ln.w", "mlp.ln.b"] if _has_norm_behind_activation(cfg) else []
-        biases = [name.replace(".W_", ".b_") for name in matrices]
-        rows = _rows([*matrices, *biases, *weights], hf)
-        return {name: dataclasses.replace(row, theirs=own_name(name, cfg)) for name, row in rows.items()}
+        return self.layer_at(cfg, hf, 0)
+
+    def layer_at(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any], layer: int) -> Table:
+        return _rows(list(block_shapes(cfg, layer)), hf)
 
     def entries(self, cfg: HookedTransformerConfig, state: Mapping[str, Tensor]) -> dict[str, Any]:
         raise CheckpointError("this layout has no class in transformers: save the model with save_pretrained.")
 
 
 _TELLING = ("embed.W_E", "blocks.0.attn.W_Q", "pos_embed.W_pos")
-
-
-def _has_norm_behind_activation(cfg: HookedTransformerConfig) -> bool:
-    return not cfg.attn_only and cfg.is_layer_norm_activation() and cfg.normalization_type not in ("LNPre", "RMSPre")
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -242,7 +224,12 @@ def _is_known(entry: str, value: Any, saved: bool) -> bool:
 def _rows(names: list[str], hf: Mapping[str, Any]) -> Table:
     layouts = _LEFT_LAYOUTS if hf.get(_LEFT) else {}
     complete = _PROCESSING in hf
-    return {name: Row(name, layouts.get(name, ""), optional=".b_" in name and not complete) for name in names}
+    return {name: Row(name, layouts.get(name, ""), optional=not complete and _is_bias(name)) for name in names}
+
+
+def _is_bias(name: str) -> bool:
+    """Return True for the bias of a matrix; those of norms belong to their weights."""
+    return name.rpartition(".")[2].lstrip("_").startswith("b_")
 
 
 class _MinGPT(_Field):
@@ -283,6 +270,9 @@ class _MinGPT(_Field):
             **linear("mlp.in", "mlp.0"),
             **linear("mlp.out", "mlp.2"),
         }
+
+    def layer_at(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any], layer: int) -> Table:
+        return self.layer(cfg, hf)
 
 
 FIELD, MINGPT = _Field(), _MinGPT()

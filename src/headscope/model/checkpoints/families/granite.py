@@ -6,7 +6,7 @@ that of the attention scores is `attn_scale`. Back in `transformers` the model h
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -14,14 +14,18 @@ from headscope.model.checkpoints.families.base import Table
 from headscope.model.checkpoints.families.llama import LlamaLike
 from headscope.model.config import HookedTransformerConfig
 
-__all__ = ["GRANITE"]
+__all__ = ["GRANITE", "Granite", "with_residual_multiplier"]
+
+_WRITTEN = ("attn.W_O", "attn.b_O", "mlp.W_out", "mlp.b_out", "mlp.shared.W_out")
 
 
-class _Granite(LlamaLike):
+class Granite(LlamaLike):
+    """Granite, and what its variants share."""
+
     model_type = "granite"
     architecture = "GraniteForCausalLM"
     prepends_bos = False
-    examples = ("ibm-granite/granite-3.1-2b-base", "ibm-granite/granite-3.3-8b-base")
+    examples: ClassVar[tuple[str, ...]] = ("ibm-granite/granite-3.1-2b-base", "ibm-granite/granite-3.3-8b-base")
 
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
         return {**super().config(hf), "attn_scale": 1 / hf.get("attention_multiplier", 1.0)}
@@ -39,9 +43,13 @@ class _Granite(LlamaLike):
         }
 
     def layer(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
-        factor, written = hf.get("residual_multiplier", 1.0), ("attn.W_O", "attn.b_O", "mlp.W_out", "mlp.b_out")
-        table = super().layer(cfg, hf)
-        return {name: replace(row, scale=factor) if name in written else row for name, row in table.items()}
+        return with_residual_multiplier(super().layer(cfg, hf), hf)
 
 
-GRANITE = _Granite()
+def with_residual_multiplier(table: Table, hf: Mapping[str, Any]) -> Table:
+    """Return the rows of a layer with the residual multiplier in all that writes to the stream."""
+    factor = hf.get("residual_multiplier", 1.0)
+    return {name: replace(row, scale=factor) if name in _WRITTEN else row for name, row in table.items()}
+
+
+GRANITE = Granite()
