@@ -2,7 +2,7 @@ import pytest
 
 from headscope.data.small_english import documents, vocabulary
 from headscope.errors import InvalidInputError
-from headscope.model.checkpoints.pipeline import load_tokenizer
+from headscope.model.checkpoints.folder import CheckpointFolder
 from headscope.training.tokenizer import END_OF_TEXT, train_tokenizer
 
 
@@ -14,7 +14,7 @@ def directory(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tokenizer(directory):
-    return load_tokenizer(directory)
+    return CheckpointFolder(directory).tokenizer()
 
 
 def test_every_word_of_the_language_is_one_token(tokenizer):

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 
 from headscope.errors import InvalidInputError
-from headscope.model.checkpoints.hub import TOKENIZER_FILES, find_checkpoint
+from headscope.model.checkpoints.hub import find_checkpoint
 from headscope.model.checkpoints.names import DEMO, HUB_IDS, HUB_MODELS, refuse_unsupported, unknown_model
-from headscope.model.checkpoints.pipeline import make_config, read_config
+from headscope.model.checkpoints.pipeline import make_config, open_checkpoint
 from headscope.model.checkpoints.training import find_training_checkpoint, get_checkpoint_labels
 from headscope.model.config import HookedTransformerConfig
 from headscope.model.weights.processing import folded_norm, inapplicable_processing
@@ -88,10 +88,10 @@ def get_pretrained_model_config(
     if checkpoint_index is not None or checkpoint_value is not None:
         saved = find_training_checkpoint(model_name, index=checkpoint_index, label=checkpoint_value, **hub)
         hub |= {} if saved.revision is None else {"revision": saved.revision}
-    directory = find_checkpoint(model_name, weights=False, **hub)
+    checkpoint = open_checkpoint(find_checkpoint(model_name, weights=False, **hub))
     cfg = make_config(
-        {"_name_or_path": str(directory), **(read_config(directory) if hf_cfg is None else hf_cfg)},
-        str(directory),
+        checkpoint.config() if hf_cfg is None else {"_name_or_path": str(checkpoint.path), **hf_cfg},
+        str(checkpoint.path),
         model_name=model_name,
         device=device,
         dtype=dtype,
@@ -106,6 +106,6 @@ def get_pretrained_model_config(
         cfg.n_ctx = n_ctx
     if fold_ln and not inapplicable_processing(cfg)["fold_ln"]:
         cfg.normalization_type = folded_norm(cfg)
-    if any((directory / name).is_file() for name in TOKENIZER_FILES):
+    if checkpoint.has_tokenizer():
         cfg.tokenizer_name = model_name
     return cfg

@@ -29,7 +29,7 @@ from headscope.data.random_tokens import repeated_random_tokens
 from headscope.data.small_english import documents, ioi_prompts
 from headscope.errors import InvalidInputError, check_at_least
 from headscope.model.checkpoints.families.gpt2 import GPT2
-from headscope.model.checkpoints.pipeline import load_tokenizer
+from headscope.model.checkpoints.folder import CheckpointFolder
 from headscope.model.config import HookedTransformerConfig
 from headscope.model.transformer import HookedTransformer
 from headscope.training.tokenizer import train_tokenizer
@@ -104,7 +104,7 @@ def train_demo(out: str | Path, *, seed: int = 0, steps: int = DEMO_STEPS, progr
         raise InvalidInputError(f"{out} is a file; give a directory for the checkpoint.")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as directory:
-        tokenizer = load_tokenizer(_write_tokenizer(Path(directory), seed))
+        tokenizer = CheckpointFolder(_write_tokenizer(Path(directory), seed)).tokenizer()
     model = HookedTransformer(_config(len(tokenizer), seed), tokenizer)
     _initialize(model)
     cfg = LanguageTrainConfig(steps=steps, lr=4e-3, warmup=min(100, steps // 4))

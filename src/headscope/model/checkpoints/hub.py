@@ -27,11 +27,12 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def find_checkpoint(name: str, *, weights: bool = True, **hub: Any) -> Path:
-    """Return the local directory with a model's files, downloading them first if needed.
+    """Return the local directory with a model's files, or its GGUF file, downloading them first if needed.
 
     Args:
         name: `"headscope-demo"`, a short name (`"gpt2"`, `"gpt2-medium"`, ...), a hub id (`"owner/model"`), or the
-            path of a directory with `config.json` and weights.
+            path of a directory with `config.json` and weights, or of a GGUF file; `"owner/model:file.gguf"` is one on
+            the hub.
         weights: `False` fetches the config and the tokenizer alone.
         hub: For `huggingface_hub.snapshot_download`: `revision`, `cache_dir`, `token`, `local_files_only`.
 
@@ -47,17 +48,20 @@ def find_checkpoint(name: str, *, weights: bool = True, **hub: Any) -> Path:
     if name == DEMO:
         return _DEMO_DIRECTORY
     path = Path(name).expanduser()
-    if name and path.is_dir():
+    if name and (path.is_dir() or (path.is_file() and _is_gguf(name))):
         return path
+    if _is_gguf(name) and ":" in name:
+        return _gguf_from_hub(*name.rsplit(":", 1), **hub)
     if name.lower() in HUB_IDS:
         return _from_hub(HUB_IDS[name.lower()], weights, hub)
     if weights and not path.exists():
         refuse_unsupported(name)
-    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
-        if path.exists() or "/" in name:
+    if path.exists() or _is_gguf(name) or name.startswith((".", "/", "~")) or name.count("/") != 1:
+        if path.exists() or _is_gguf(name) or "/" in name:
             what = "is a file" if path.exists() else "does not exist"
             raise CheckpointError(
-                f"{name!r} {what}. A local model is a directory with config.json and *.safetensors in it."
+                f"{name!r} {what}. A local model is a directory with config.json and *.safetensors in it, or a GGUF "
+                "file; one on the hub is 'owner/model:file.gguf'."
             )
         raise unknown_model(name)
     return _from_hub(name, weights, hub)
@@ -76,6 +80,17 @@ def fetch_file(name: str, file: str, **hub: Any) -> Path:
         return Path(hf_hub_download(repo, file, **hub))
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HfHubHTTPError, OSError) as error:
         raise CheckpointError(f"{file} of {repo!r} cannot be downloaded ({type(error).__name__}).") from None
+
+
+def _is_gguf(name: str) -> bool:
+    return name.lower().endswith(".gguf")
+
+
+def _gguf_from_hub(repo: str, file: str, **hub: Any) -> Path:
+    """Return the local path of a GGUF file on the hub, with all its shards beside it."""
+    split = re.fullmatch(r"(.*)-\d{5}-of-(\d{5})\.gguf", file)
+    files = [f"{split[1]}-{n:05d}-of-{split[2]}.gguf" for n in range(1, int(split[2]) + 1)] if split else [file]
+    return [fetch_file(repo, each, **hub) for each in files][0]
 
 
 def _from_hub(repo: str, weights: bool, hub: dict[str, Any]) -> Path:

@@ -1,15 +1,13 @@
 """Loading of checkpoints: files -> our names -> processing -> a model, one tensor at a time.
 
-Safetensors are memory-mapped: a tensor's bytes are read when it is copied into its final layout, and its pages are
-released right after. Processing works in place on these copies, and they become the model's parameters, so that there
-is never a second copy of the weights. No Hugging Face model is built, and no code from a checkpoint is ever run.
+Safetensors and GGUF files are memory-mapped: a tensor's bytes are read when it is copied into its final layout, and its
+pages are released right after. Processing works in place on these copies, and they become the model's parameters, so
+that there is never a second copy of the weights. No Hugging Face model is built, and no code from a checkpoint is ever
+run.
 """
 
 import inspect
-import json
 import logging
-import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -19,8 +17,9 @@ from torch import Tensor, nn
 
 from headscope.errors import CheckpointError, InvalidInputError, NotFiniteError, UnknownNameError, unknown_name
 from headscope.model.checkpoints.families import family_of, saved_with
-from headscope.model.checkpoints.files import TensorFiles
-from headscope.model.checkpoints.hub import FIELD_WEIGHTS, TOKENIZER_FILES, fetch_file, find_checkpoint
+from headscope.model.checkpoints.folder import CheckpointFolder, read_pickle
+from headscope.model.checkpoints.gguf.checkpoint import GGUFCheckpoint
+from headscope.model.checkpoints.hub import fetch_file, find_checkpoint
 from headscope.model.checkpoints.training import TrainingCheckpoint, find_training_checkpoint
 from headscope.model.config import HookedTransformerConfig
 from headscope.model.config_checks import parse_dtype
@@ -31,12 +30,14 @@ from headscope.model.text.tokens import PaddingSide
 from headscope.model.weights.placement import DeviceMap, balanced_device_map, gpus
 from headscope.model.weights.processing import WeightProcessing, process_weights
 
-__all__ = ["fill", "find_tokenizer", "load_pretrained", "load_tokenizer", "read_tensors"]
+__all__ = ["fill", "find_tokenizer", "load_pretrained", "open_checkpoint"]
 
 logger = logging.getLogger("headscope")
 
 _HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only")
 _WITHOUT_EFFECT = ("trust_remote_code", "low_cpu_mem_usage")
+# A folder or a file: both have a path, `config()`, `tensors()` and `tokenizer()`.
+Checkpoint = CheckpointFolder | GGUFCheckpoint
 _PARTS = ("embed", "pos_embed", "blocks", "ln_final", "unembed")
 
 Loaded = TypeVar("Loaded", bound=Model)
@@ -75,7 +76,8 @@ def load_pretrained(
 
     Args:
         cls: `HookedTransformer` or a subclass; called as `cls(cfg, tokenizer, ...)`.
-        model_name: `"headscope-demo"`, a short name, a hub id or a directory; may be `None` with `hf_model`.
+        model_name: `"headscope-demo"`, a short name, a hub id, a directory, a GGUF file, or one on the hub
+            (`"owner/model:file.gguf"`); may be `None` with `hf_model`.
         fold_ln: Fold the norms' weights into the weights that read them. The defaults of this flag and those below
             are those of `WeightProcessing`.
         center_writing_weights: Center the weights that write to the residual stream (LayerNorm models).
@@ -124,15 +126,12 @@ def load_pretrained(
     if checkpoint_index is not None or label is not None:
         training = find_training_checkpoint(str(model_name), index=checkpoint_index, label=label, **hub)
         hub |= {} if training.revision is None else {"revision": training.revision}
-    directory = None if hf_model is not None else find_checkpoint(str(model_name), **hub)
-    if directory is not None:
-        hf_config = {"_name_or_path": str(directory), **read_config(directory)}
-    else:
-        hf_config = hf_model.config.to_dict()
+    checkpoint = None if hf_model is not None else open_checkpoint(find_checkpoint(str(model_name), **hub))
+    hf_config = hf_model.config.to_dict() if checkpoint is None else checkpoint.config()
     saved = saved_with(hf_config)
     cfg = make_config(
         hf_config,
-        str(directory or "hf_model"),
+        "hf_model" if checkpoint is None else str(checkpoint.path),
         model_name=model_name,
         device=device,
         dtype=dtype if torch_dtype is None else torch_dtype,
@@ -141,20 +140,20 @@ def load_pretrained(
         training=training,
     )
     tensors: Mapping[str, Tensor]
-    if directory is None:
+    if checkpoint is None:
         tensors = hf_model.state_dict()
     elif training is not None and training.file is not None:
-        tensors = _unpickled(fetch_file(str(model_name), training.file, **hub))
+        tensors = read_pickle(fetch_file(str(model_name), training.file, **hub))
     else:
-        tensors = read_tensors(directory)
-    checkpoint = converted(tensors, cfg, hf_config, first_n_layers=first_n_layers)
+        tensors = checkpoint.tensors()
+    weights = converted(tensors, cfg, hf_config, first_n_layers=first_n_layers)
     cfg.n_layers = first_n_layers or cfg.n_layers
     if n_ctx is not None:
         if not 1 <= n_ctx <= cfg.n_ctx:
             raise InvalidInputError(f"n_ctx must be between 1 and the checkpoint's {cfg.n_ctx}; got {n_ctx}.")
-        if "pos_embed.W_pos" in checkpoint:
+        if "pos_embed.W_pos" in weights:
             # A slice would keep the memory of all positions alive.
-            checkpoint["pos_embed.W_pos"] = checkpoint["pos_embed.W_pos"][:n_ctx].clone()
+            weights["pos_embed.W_pos"] = weights["pos_embed.W_pos"][:n_ctx].clone()
         cfg.n_ctx = n_ctx
     flags = {
         "fold_ln": fold_ln,
@@ -170,11 +169,11 @@ def load_pretrained(
         wanted = {name: given.get(name, False) and name not in saved.processing for name in flags}
         processing = WeightProcessing(**wanted)
     if tokenizer is None:
-        tokenizer, cfg.tokenizer_name = _tokenizer_of(model_name, directory, hub, cfg.tokenizer_name)
+        tokenizer, cfg.tokenizer_name = _tokenizer_of(model_name, checkpoint, hub, cfg.tokenizer_name)
     side = default_padding_side or ("right" if saved is None else saved.padding_side)
     model: Any = cls(cfg, tokenizer, move_to_device=False, default_padding_side=side)
     model.weight_processing = () if saved is None else saved.processing
-    fill(model, checkpoint, processing, in_place=True)
+    fill(model, weights, processing, in_place=True)
     if device_map is not None and not isinstance(device_map, str):
         return model.place(device_map)
     if spread is not None:
@@ -311,6 +310,11 @@ def converted(
     return state
 
 
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Return the checkpoint in a folder or a GGUF file."""
+    return GGUFCheckpoint(path) if path.suffix.lower() == ".gguf" else CheckpointFolder(path)
+
+
 def config_fields(hf_config: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Convert a Hugging Face config to fields of ours, with a clear error for a missing entry."""
     if hf_config.get("auto_map"):
@@ -323,96 +327,21 @@ def config_fields(hf_config: Mapping[str, Any], where: str) -> dict[str, Any]:
         raise CheckpointError(f"config.json of {where} lacks {error.args[0]!r}.") from None
 
 
-def read_config(directory: Path) -> dict[str, Any]:
-    """Read a checkpoint's `config.json`."""
-    path = directory / "config.json"
-    if not path.is_file():
-        raise CheckpointError(f"{directory} has no config.json. A model directory holds config.json and *.safetensors.")
-    return read_json(path)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read the JSON object in a file.
-
-    Raises:
-        CheckpointError: If it holds none.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}.") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} must hold one JSON object; got {type(content).__name__}.")
-    return content
-
-
-def read_tensors(directory: Path) -> Mapping[str, Tensor]:
-    """Read the tensors of a checkpoint, from safetensors files or else from pickles, without running code.
-
-    Pickles are `pytorch_model*.bin`, or `*final.pth` for the field's own small models.
-
-    Raises:
-        CheckpointError: If there are none, a shard is missing, or a file is corrupt or holds more than tensors.
-    """
-    index = directory / "model.safetensors.index.json"
-    if index.is_file():
-        names = _shards(index)
-        absent = [name for name in names if not (directory / name).is_file()]
-        if absent:
-            raise CheckpointError(f"{directory} lacks {', '.join(absent)}, which {index.name} lists.")
-        return TensorFiles([directory / name for name in names])
-    whole = directory / "model.safetensors"
-    paths = [whole] if whole.is_file() else sorted(directory.glob("*.safetensors"))
-    if paths:
-        return TensorFiles(paths)
-    pickles = sorted(directory.glob("pytorch_model*.bin")) or sorted(directory.glob(FIELD_WEIGHTS))
-    if not pickles:
-        raise CheckpointError(
-            f"{directory} has no weights: neither *.safetensors nor pytorch_model*.bin nor {FIELD_WEIGHTS}."
-        )
-    tensors: dict[str, Tensor] = {}
-    for path in pickles:
-        tensors |= _unpickled(path)
-    return tensors
-
-
-def _shards(index: Path) -> list[str]:
-    try:
-        names = sorted(set(read_json(index)["weight_map"].values()))
-    except (KeyError, AttributeError, TypeError):
-        names = []
-    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
-        raise CheckpointError(f"{index} does not say which file each tensor is in (weight_map).")
-    return names
-
-
-def _unpickled(path: Path) -> dict[str, Tensor]:
-    try:
-        # Files from before torch 1.6 are not zip archives, and cannot be memory-mapped.
-        tensors = torch.load(path, weights_only=True, mmap=zipfile.is_zipfile(path), map_location="cpu")
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, TypeError, ValueError, LookupError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path} is corrupt, or holds more than tensors, which is not loaded: {reason}") from None
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
-        raise CheckpointError(f"{path} does not hold a dictionary of tensors by name.")
-    return tensors
-
-
 def _tokenizer_of(
-    model_name: str | None, directory: Path | None, hub: dict[str, Any], named: str | None
+    model_name: str | None, checkpoint: Checkpoint | None, hub: dict[str, Any], named: str | None
 ) -> tuple[Any, str | None]:
     """Return the tokenizer of a checkpoint, and its source.
 
-    If the directory has none, it is that of the model named in the checkpoint's config; for weights from elsewhere,
+    If it has none, it is that of the model named in the checkpoint's config; for weights from elsewhere,
     that of the model of this name, if available.
     """
-    tokenizer = None if directory is None else load_tokenizer(directory)
-    name = model_name if directory is None or tokenizer is not None else named
+    tokenizer = None if checkpoint is None else checkpoint.tokenizer()
+    name = model_name if checkpoint is None or tokenizer is not None else named
     if tokenizer is None and name is not None:
         # The revision belongs to the checkpoint, not to another repository.
-        options = hub if directory is None else {key: value for key, value in hub.items() if key != "revision"}
+        options = hub if checkpoint is None else {key: value for key, value in hub.items() if key != "revision"}
         try:
-            tokenizer = load_tokenizer(find_checkpoint(name, weights=False, **options))
+            tokenizer = open_checkpoint(find_checkpoint(name, weights=False, **options)).tokenizer()
         except (CheckpointError, UnknownNameError) as error:
             logger.warning("the model has no tokenizer: none was found for %r. %s", name, error)
     return tokenizer, None if tokenizer is None else name
@@ -425,8 +354,8 @@ def find_tokenizer(name: str) -> Any:
         CheckpointError: If there is none, or it cannot be reached.
     """
     try:
-        tokenizer = load_tokenizer(find_checkpoint(name, weights=False))
-        reason = "the directory has no tokenizer files."
+        tokenizer = open_checkpoint(find_checkpoint(name, weights=False)).tokenizer()
+        reason = "there are no tokenizer files."
     except (CheckpointError, UnknownNameError) as error:
         tokenizer, reason = None, str(error)
     if tokenizer is None:
@@ -437,24 +366,8 @@ def find_tokenizer(name: str) -> Any:
     return tokenizer
 
 
-def load_tokenizer(directory: Path) -> Any:
-    """Load the tokenizer in a checkpoint directory; `None` if there is none."""
-    if not any((directory / name).is_file() for name in TOKENIZER_FILES):
-        return None
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"the tokenizer in {directory} cannot be loaded: {error}") from None
-    if tokenizer.pad_token is None:
-        # So that it can also pad when users call it directly. It was just created, so nobody else's is changed.
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
 def _display_name(model_name: str | None, hf_config: Mapping[str, Any]) -> str:
     if model_name is None:
         return hf_config.get("_name_or_path") or str(hf_config.get("model_type", "custom"))
     path = Path(model_name).expanduser()
-    return path.resolve().name if path.is_dir() else model_name
+    return path.resolve().name if path.exists() else model_name

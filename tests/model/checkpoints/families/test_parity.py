@@ -17,7 +17,7 @@ from torch import Tensor
 from headscope import HookedTransformer, HookedTransformerKeyValueCache
 from headscope.errors import CheckpointError, InvalidInputError
 from headscope.model.checkpoints.families import FAMILIES
-from headscope.model.checkpoints.pipeline import read_tensors
+from headscope.model.checkpoints.folder import CheckpointFolder
 from headscope.model.weights.processing import WeightProcessing
 
 TOKENS = tiny_tokens(3, LENGTH, d_vocab=VOCABULARY)
@@ -150,7 +150,7 @@ def test_experts_one_by_one(row: str, tmp_path: Path) -> None:
     """On the hub each expert has tensors of its own; `transformers` writes them so, and holds them joined."""
     hf_model(row).save_pretrained(tmp_path)
     # Copies: the file they are mapped from is written over.
-    tensors = {name: tensor.clone() for name, tensor in read_tensors(tmp_path).items()}
+    tensors = {name: tensor.clone() for name, tensor in CheckpointFolder(tmp_path).tensors().items()}
     assert any(".experts.0." in name for name in tensors) and not any("gate_up" in name for name in tensors)
     found = HookedTransformer.from_pretrained_no_processing(tmp_path)
     for name, tensor in ours(row).state_dict().items():

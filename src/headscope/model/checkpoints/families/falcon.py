@@ -96,8 +96,13 @@ class _Falcon(Family):
         two = hf.get("new_decoder_architecture") and hf.get("num_ln_in_parallel_attn") in (None, 2)
         if cfg.parallel_attn_mlp and not two:
             return norm("ln1 ln2", "input_layernorm")
-        first, second = ("ln_attn", "ln_mlp") if two else ("input_layernorm", "post_attention_layernorm")
-        return {**norm("ln1", first), **norm("ln2", second)}
+        if not two:
+            return {**norm("ln1", "input_layernorm"), **norm("ln2", "post_attention_layernorm")}
+        # In GGUF files the MLP's norm has the name that a single norm has.
+        of_mlp = {
+            f"ln2.{kind[0]}": Row(f"ln_mlp.{kind}", also=(f"input_layernorm.{kind}",)) for kind in ("weight", "bias")
+        }
+        return {**norm("ln1", "ln_attn"), **of_mlp}
 
 
 FALCON = _Falcon()

@@ -1,0 +1,191 @@
+"""Names and layouts of tensors in llama.cpp's files, architecture by architecture, and their way back.
+
+Conversion to GGUF renames tensors, permutes the rows of queries and keys for rotary positions in pairs (`llama`,
+`granite`, `olmo`), adds the one of Gemma's norms, transposes GPT-2's matrices and sorts the rows of fused
+queries, keys and values by kind instead of by head. Here is the inverse, so that the families read a GGUF file like
+any other checkpoint of theirs.
+
+Source: `convert_hf_to_gguf.py` and `llama-model.cpp` of https://github.com/ggml-org/llama.cpp
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from headscope.model.checkpoints.gguf.entries import Entries
+
+__all__ = ["ARCHITECTURES", "Architecture"]
+
+# Undoes what was done to a tensor, given the sizes of the model.
+Undo = Callable[[Tensor, Entries], Tensor]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One value of `general.architecture`.
+
+    Attributes:
+        outside: Names of tensors outside the layers, from GGUF's to those of `transformers`, without `.weight` and
+            `.bias`; one that ends in `.weight` is taken as it is, and several that are joined along their second
+            axis are separated by spaces.
+        layer: The same in a layer, after its prefix.
+        layer_prefix: That prefix in `transformers`; `{}` is the layer's number.
+        undo: What to undo, by the tensor's name within a layer or outside, with `.weight` or `.bias`.
+        norm_shift: Added to the weights of all norms by the conversion.
+    """
+
+    outside: Mapping[str, str]
+    layer: Mapping[str, str]
+    layer_prefix: str = "model.layers.{}."
+    undo: Mapping[str, Undo] = field(default_factory=dict)
+    norm_shift: float = 0.0
+
+
+def _halves(entry: str) -> Undo:
+    """Return rows of each head from pairs of rotated rows to two halves, for the size that is the number of heads."""
+    return lambda tensor, sizes: rearrange(tensor, "(h e n) ... -> (h n e) ...", h=sizes[entry], n=2)
+
+
+def _by_head(tensor: Tensor, sizes: Entries) -> Tensor:
+    """Return rows of queries, keys and values, each of all heads, to those of each head."""
+    return rearrange(tensor, "(n h e) ... -> (h n e) ...", n=3, h=sizes["num_attention_heads"])
+
+
+def _by_group(tensor: Tensor, sizes: Entries) -> Tensor:
+    """Return rows of queries, keys and values to the queries, the key and the value of each group."""
+    heads, groups, d_head = (sizes[name] for name in ("num_attention_heads", "num_key_value_heads", "head_dim"))
+    parts = tensor.split([heads * d_head, groups * d_head, groups * d_head])
+    return torch.cat([part.unflatten(0, (groups, -1)) for part in parts], 1).flatten(0, 1)
+
+
+def _transposed(tensor: Tensor, sizes: Entries) -> Tensor:
+    return tensor.T
+
+
+_OUTSIDE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_NORMS = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
+_ATTENTION = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+}
+_MLP = {"ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
+_LAYER = {**_NORMS, **_ATTENTION, **_MLP}
+_AFTER = {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"}
+_GEMMA2_LAYER = {**_LAYER, **_AFTER, "ffn_norm": "pre_feedforward_layernorm"}
+# Experts' matrices are joined in one tensor of each kind, in both; `transformers` joins gates and inputs once more.
+_EXPERTS = {
+    "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_exps.weight ffn_up_exps.weight": "mlp.experts.gate_up_proj",
+    "ffn_down_exps.weight": "mlp.experts.down_proj",
+}
+_MOE_LAYER = {**_NORMS, **_ATTENTION, **_EXPERTS}
+_IN_PAIRS: dict[str, Undo] = {
+    f"{name}.{kind}": _halves(entry)
+    for name, entry in (("attn_q", "num_attention_heads"), ("attn_k", "num_key_value_heads"))
+    for kind in ("weight", "bias")
+}
+_QKV_BY_HEAD: dict[str, Undo] = {"attn_qkv.weight": _by_head, "attn_qkv.bias": _by_head}
+_BLOOM_LAYER = {
+    "attn_norm": "input_layernorm",
+    "attn_qkv": "self_attention.query_key_value",
+    "attn_output": "self_attention.dense",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_up": "mlp.dense_h_to_4h",
+    "ffn_down": "mlp.dense_4h_to_h",
+}
+
+
+def _like_llama(layer: Mapping[str, str] = _LAYER, **more: Any) -> Architecture:
+    return Architecture(_OUTSIDE, layer, **more)
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "llama": _like_llama({**_LAYER, **_EXPERTS}, undo=_IN_PAIRS),
+    "granite": _like_llama(undo=_IN_PAIRS),
+    "olmo": _like_llama(undo=_IN_PAIRS),
+    "olmo2": _like_llama({**_ATTENTION, **_MLP, **_AFTER}),
+    "olmoe": _like_llama(_MOE_LAYER),
+    "qwen2": _like_llama(),
+    "qwen3": _like_llama(),
+    "qwen3moe": _like_llama(_MOE_LAYER),
+    "gemma": _like_llama(norm_shift=1.0),
+    "gemma2": _like_llama(_GEMMA2_LAYER, norm_shift=1.0),
+    "gemma3": _like_llama(_GEMMA2_LAYER, norm_shift=1.0),
+    "phi3": _like_llama(
+        {
+            **_NORMS,
+            "attn_qkv": "self_attn.qkv_proj",
+            "attn_output": "self_attn.o_proj",
+            "ffn_up": "mlp.gate_up_proj",
+            "ffn_down": "mlp.down_proj",
+        },
+    ),
+    "phi2": Architecture(
+        {**_OUTSIDE, "output_norm": "model.final_layernorm"},
+        {
+            **_NORMS,
+            **_ATTENTION,
+            "attn_output": "self_attn.dense",
+            "ffn_up": "mlp.fc1",
+            "ffn_down": "mlp.fc2",
+        },
+    ),
+    "stablelm": _like_llama(),
+    "gptneox": Architecture(
+        {
+            "token_embd": "gpt_neox.embed_in",
+            "output_norm": "gpt_neox.final_layer_norm",
+            "output": "embed_out",
+        },
+        {**_BLOOM_LAYER, "attn_qkv": "attention.query_key_value", "attn_output": "attention.dense"},
+        "gpt_neox.layers.{}.",
+        undo=_QKV_BY_HEAD,
+    ),
+    "bloom": Architecture(
+        {
+            "token_embd": "transformer.word_embeddings",
+            "token_embd_norm": "transformer.word_embeddings_layernorm",
+            "output_norm": "transformer.ln_f",
+            "output": "lm_head",
+        },
+        _BLOOM_LAYER,
+        "transformer.h.{}.",
+        undo=_QKV_BY_HEAD,
+    ),
+    "falcon": Architecture(
+        {
+            "token_embd": "transformer.word_embeddings",
+            "output_norm": "transformer.ln_f",
+            "output": "lm_head",
+        },
+        {**_BLOOM_LAYER, "attn_norm_2": "ln_attn"},
+        "transformer.h.{}.",
+        undo={"attn_qkv.weight": _by_group, "attn_qkv.bias": _by_group},
+    ),
+    "gpt2": Architecture(
+        {
+            "token_embd": "transformer.wte",
+            "position_embd": "transformer.wpe",
+            "output_norm": "transformer.ln_f",
+            "output": "lm_head",
+        },
+        {
+            "attn_norm": "ln_1",
+            "attn_qkv": "attn.c_attn",
+            "attn_output": "attn.c_proj",
+            "ffn_norm": "ln_2",
+            "ffn_up": "mlp.c_fc",
+            "ffn_down": "mlp.c_proj",
+        },
+        "transformer.h.{}.",
+        undo={f"{name}.weight": _transposed for name in ("attn_qkv", "attn_output", "ffn_up", "ffn_down")},
+    ),
+}

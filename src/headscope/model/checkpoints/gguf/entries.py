@@ -1,0 +1,374 @@
+"""The metadata of a GGUF file as the entries of a `config.json`, for each architecture.
+
+A value that nothing reads is refused: it may say that the model computes something else.
+
+Source: `convert_hf_to_gguf.py` and `llama-model.cpp` of https://github.com/ggml-org/llama.cpp
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from headscope.errors import CheckpointError
+from headscope.model.checkpoints.gguf.file import GGUFFile
+
+__all__ = ["ENTRIES", "Entries", "Values"]
+
+Entries = dict[str, Any]
+
+
+class Values:
+    """The metadata of a GGUF file under its architecture's name, with a record of the keys never read.
+
+    Args:
+        file: The file.
+        architecture: `general.architecture`.
+
+    Attributes:
+        file: The file.
+        tensors: Names of its tensors, less those that are no weights.
+        sizes: Entries of the sizes that every model has, by Llama's names for them.
+
+    Raises:
+        CheckpointError: If one of these is missing.
+    """
+
+    def __init__(self, file: GGUFFile, architecture: str) -> None:
+        prefix = f"{architecture}."
+        self.file = file
+        self.tensors = set(file)
+        self._prefix = prefix
+        self._values = {k.removeprefix(prefix): v for k, v in file.metadata.items() if k.startswith(prefix)}
+        self._unread = set(self._values)
+        self.sizes = self._read_sizes()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return the value of a key, of an array of equal values that value."""
+        self._unread.discard(key)
+        value = self._values.get(key, default)
+        if isinstance(value, list) and value and all(each == value[0] for each in value):
+            return value[0]
+        return value
+
+    def number(self, key: str) -> int:
+        """Return a whole number that must be there, and the same in every layer.
+
+        Raises:
+            CheckpointError: If it is not.
+        """
+        value = self.get(key)
+        if type(value) is not int or value < 1:
+            found = "it is missing" if value is None else f"got {value!r}"
+            raise CheckpointError(f"{self._prefix}{key} in the GGUF file must be a positive whole number; {found}.")
+        return value
+
+    def _read_sizes(self) -> Entries:
+        d_model, n_heads = self.number("embedding_length"), self.number("attention.head_count")
+        d_head = self.get("attention.key_length")
+        if self.get("attention.value_length", d_head) != d_head:
+            raise CheckpointError("the GGUF file has values of another width than keys, which is not supported.")
+        if "token_embd.weight" not in self.tensors:
+            raise CheckpointError("the GGUF file has no tensor 'token_embd.weight'.")
+        return {
+            "num_hidden_layers": self.number("block_count"),
+            "hidden_size": d_model,
+            "num_attention_heads": n_heads,
+            "num_key_value_heads": self.get("attention.head_count_kv", n_heads),
+            "intermediate_size": self.number("feed_forward_length"),
+            "max_position_embeddings": self.number("context_length"),
+            "vocab_size": self.file.shape("token_embd.weight")[0],
+            "head_dim": d_head or d_model // n_heads,
+            "tie_word_embeddings": "output.weight" not in self.tensors,
+        }
+
+    def has(self, *parts: str) -> bool:
+        """Return True if the first layer has a tensor of one of these names."""
+        return any(f"blk.0.{part}" in self.tensors for part in parts)
+
+    def factors(self, name: str) -> list[float] | None:
+        """Return the values of a tensor of rotary factors outside the layers, which is then no weight."""
+        if name not in self.tensors:
+            return None
+        self.tensors.discard(name)
+        return [float(value) for value in self.file[name]]
+
+    def check_all_read(self, neutral: Iterable[str]) -> None:
+        """Raise if keys were never read that may change what the model computes.
+
+        Args:
+            neutral: Keys that do not.
+
+        Raises:
+            CheckpointError: With their names and values.
+        """
+        left = sorted(self._unread - set(neutral))
+        if left:
+            named = ", ".join(f"{self._prefix}{key} = {self._values[key]!r}" for key in left[:5])
+            raise CheckpointError(f"the GGUF file has entries that are not supported: {named}.")
+
+
+def _rms_eps(values: Values) -> Entries:
+    return {"rms_norm_eps": values.get("attention.layer_norm_rms_epsilon", 1e-6)}
+
+
+def _rope(values: Values, d_head: int, *, base: float = 10000.0) -> Entries:
+    """Return the entry on rotary positions; factors of single frequencies are read from their tensors."""
+    n_rotated = values.get("rope.dimension_count", d_head)
+    rope: Entries = {
+        "rope_theta": values.get("rope.freq_base", base),
+        "partial_rotary_factor": n_rotated / d_head,
+        "rope_type": "default",
+    }
+    kind, original = values.get("rope.scaling.type"), values.get("rope.scaling.original_context_length")
+    factor = values.get("rope.scaling.factor", values.get("rope.scale_linear", 0.0)) or 1.0
+    attention = values.get("rope.scaling.attn_factor", 1.0)
+    every = values.factors("rope_freqs.weight")
+    short, long = values.factors("rope_factors_short.weight"), values.factors("rope_factors_long.weight")
+    if every is not None:
+        # Llama 3's scaling, worked out for each frequency: the same factors at every length.
+        short, long, original = every, every, original or values.get("context_length")
+    if short is not None and long is not None and factor == 1.0:
+        rope |= {
+            "rope_type": "longrope",
+            "short_factor": short,
+            "long_factor": long,
+            "original_max_position_embeddings": original,
+            "attention_factor": attention,
+        }
+    elif short is not None or long is not None or attention != 1.0:
+        raise CheckpointError("the GGUF file scales rotary positions in two ways at once, which is not supported.")
+    elif kind == "yarn":
+        rope |= {
+            "rope_type": "yarn",
+            "factor": factor,
+            "original_max_position_embeddings": original or values.get("context_length"),
+            "beta_fast": values.get("rope.scaling.yarn_beta_fast", 32.0),
+            "beta_slow": values.get("rope.scaling.yarn_beta_slow", 1.0),
+        }
+    elif factor != 1.0 and kind in (None, "linear"):
+        rope |= {"rope_type": "linear", "factor": factor}
+    elif kind not in (None, "none", "linear", "longrope"):
+        raise CheckpointError(f"rotary positions of type {kind!r} in the GGUF file are not supported.")
+    return {"rope_parameters": rope}
+
+
+def _llama_like(model_type: str, **more: Any) -> Callable[[Values], Entries]:
+    """Return the reader of a family that differs from Llama by fixed entries only."""
+
+    def entries(values: Values) -> Entries:
+        sizes = values.sizes
+        return {
+            "model_type": model_type,
+            **sizes,
+            **_rms_eps(values),
+            **_rope(values, sizes["head_dim"]),
+            "attention_bias": values.has("attn_q.bias", "attn_k.bias", "attn_v.bias", "attn_output.bias"),
+            "mlp_bias": values.has("ffn_up.bias", "ffn_down.bias"),
+            **more,
+        }
+
+    return entries
+
+
+def _whole_heads(values: Values, sizes: Entries) -> None:
+    """Raise if only part of a head is rotated, which with rows in pairs is another part than in halves."""
+    if values.get("rope.dimension_count", sizes["head_dim"]) != sizes["head_dim"]:
+        raise CheckpointError("the GGUF file rotates part of each head, which this architecture does not.")
+
+
+def _llama(values: Values) -> Entries:
+    entries = _llama_like("llama")(values)
+    _whole_heads(values, entries)
+    if values.get("expert_count", 0):
+        experts = {"num_local_experts": values.number("expert_count")}
+        chosen = {"num_experts_per_tok": values.number("expert_used_count")}
+        return {**entries, **experts, **chosen, "model_type": "mixtral"}
+    return entries
+
+
+def _granite(values: Values) -> Entries:
+    entries = _llama_like("granite")(values)
+    _whole_heads(values, entries)
+    return {
+        **entries,
+        "attention_multiplier": values.get("attention.scale") or 1 / math.sqrt(entries["head_dim"]),
+        "embedding_multiplier": values.get("embedding_scale") or 1.0,
+        "residual_multiplier": values.get("residual_scale") or 1.0,
+        "logits_scaling": values.get("logit_scale") or 1.0,
+    }
+
+
+def _olmo(values: Values) -> Entries:
+    sizes = values.sizes
+    _whole_heads(values, sizes)
+    if values.get("attention.layer_norm_epsilon", 1e-5) != 1e-5:
+        raise CheckpointError("OLMo's norms have an epsilon of 1e-5; the GGUF file has another.")
+    clip = values.get("attention.clamp_kqv")
+    return {"model_type": "olmo", **sizes, **_rope(values, sizes["head_dim"]), "clip_qkv": clip or None}
+
+
+def _moe(model_type: str, **more: Any) -> Callable[[Values], Entries]:
+    def entries(values: Values) -> Entries:
+        width = values.get("expert_feed_forward_length")
+        return {
+            **_llama_like(model_type, **more)(values),
+            "num_experts": values.number("expert_count"),
+            "num_experts_per_tok": values.number("expert_used_count"),
+            **({} if width is None else {"moe_intermediate_size": width}),
+        }
+
+    return entries
+
+
+def _phi3(values: Values) -> Entries:
+    window = values.get("attention.sliding_window") or None
+    return _llama_like("phi3", sliding_window=window)(values)
+
+
+def _gemma(values: Values) -> Entries:
+    return _llama_like("gemma", hidden_activation="gelu_pytorch_tanh")(values)
+
+
+# Layers of the largest Gemma 2 and 3, whose attention scores are divided by sqrt(d_model / n_heads).
+_LARGEST_GEMMA = {"gemma2": 46, "gemma3": 62}
+
+
+def _gemma_scale(values: Values, entries: Entries, architecture: str) -> Entries:
+    largest = entries["num_hidden_layers"] == _LARGEST_GEMMA[architecture]
+    scalar = entries["hidden_size"] / entries["num_attention_heads"] if largest else entries["head_dim"]
+    return {"query_pre_attn_scalar": scalar, "final_logit_softcapping": values.get("final_logit_softcapping")}
+
+
+def _gemma2(values: Values) -> Entries:
+    entries = _gemma(values)
+    return {
+        **entries,
+        **_gemma_scale(values, entries, "gemma2"),
+        "model_type": "gemma2",
+        "sliding_window": values.number("attention.sliding_window"),
+        "attn_logit_softcapping": values.get("attn_logit_softcapping", 50.0),
+        "final_logit_softcapping": values.get("final_logit_softcapping", 30.0),
+    }
+
+
+def _gemma3(values: Values) -> Entries:
+    sizes = values.sizes
+    everywhere = _rope(values, sizes["head_dim"], base=1_000_000.0)["rope_parameters"]
+    local = {"rope_type": "default", "rope_theta": values.get("rope.freq_base_swa", 10000.0)}
+    window = values.get("attention.sliding_window") or None
+    return {
+        "model_type": "gemma3_text",
+        **sizes,
+        **_rms_eps(values),
+        **_gemma_scale(values, sizes, "gemma3"),
+        "hidden_activation": "gelu_pytorch_tanh",
+        "rope_parameters": {"full_attention": everywhere, "sliding_attention": local},
+        "sliding_window": window,
+        "sliding_window_pattern": 6,
+    }
+
+
+def _layer_norm_llama(model_type: str) -> Callable[[Values], Entries]:
+    """Return the reader of Phi 1 and 2 and StableLM: LayerNorm, and part of each head rotated."""
+
+    def entries(values: Values) -> Entries:
+        sizes = values.sizes
+        values.get("use_parallel_residual")  # the tensors say it
+        return {
+            "model_type": model_type,
+            **sizes,
+            **_rope(values, sizes["head_dim"]),
+            "layer_norm_eps": values.get("attention.layer_norm_epsilon", 1e-5),
+            "use_parallel_residual": not values.has("ffn_norm.weight"),
+            "use_qkv_bias": values.has("attn_q.bias", "attn_k.bias", "attn_v.bias"),
+        }
+
+    return entries
+
+
+def _renamed(sizes: Entries, **names: str) -> Entries:
+    """Return some of the sizes under the names that a family has for them."""
+    return {theirs: sizes[ours] for theirs, ours in names.items()}
+
+
+_PLAIN = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size", "tie_word_embeddings")
+
+
+def _neox(values: Values) -> Entries:
+    sizes = values.sizes
+    return {
+        "model_type": "gpt_neox",
+        **{name: sizes[name] for name in (*_PLAIN, "intermediate_size", "max_position_embeddings")},
+        **_rope(values, sizes["head_dim"]),
+        "layer_norm_eps": values.get("attention.layer_norm_epsilon", 1e-5),
+        "use_parallel_residual": values.get("use_parallel_residual", True),
+        "attention_bias": values.has("attn_qkv.bias"),
+    }
+
+
+def _falcon(values: Values) -> Entries:
+    sizes = values.sizes
+    groups, two_norms = sizes["num_key_value_heads"], values.has("attn_norm_2.weight")
+    return {
+        "model_type": "falcon",
+        **{name: sizes[name] for name in _PLAIN},
+        "ffn_hidden_size": sizes["intermediate_size"],
+        "max_position_embeddings": sizes["max_position_embeddings"],
+        "num_kv_heads": groups,
+        **_rope(values, sizes["head_dim"]),
+        "layer_norm_epsilon": values.get("attention.layer_norm_epsilon", 1e-5),
+        "multi_query": groups == 1,
+        "new_decoder_architecture": groups > 1 or two_norms,
+        "num_ln_in_parallel_attn": 2 if two_norms else 1,
+        "bias": values.has("attn_qkv.bias"),
+    }
+
+
+def _bloom(values: Values) -> Entries:
+    names = {
+        "n_layer": "num_hidden_layers",
+        "hidden_size": "hidden_size",
+        "n_head": "num_attention_heads",
+        "vocab_size": "vocab_size",
+        "seq_length": "max_position_embeddings",
+        "tie_word_embeddings": "tie_word_embeddings",
+    }
+    epsilon = values.get("attention.layer_norm_epsilon", 1e-5)
+    return {"model_type": "bloom", **_renamed(values.sizes, **names), "layer_norm_epsilon": epsilon}
+
+
+def _gpt2(values: Values) -> Entries:
+    names = {
+        "n_layer": "num_hidden_layers",
+        "n_embd": "hidden_size",
+        "n_head": "num_attention_heads",
+        "n_inner": "intermediate_size",
+        "n_positions": "max_position_embeddings",
+        "vocab_size": "vocab_size",
+        "tie_word_embeddings": "tie_word_embeddings",
+    }
+    epsilon = values.get("attention.layer_norm_epsilon", 1e-5)
+    return {"model_type": "gpt2", **_renamed(values.sizes, **names), "layer_norm_epsilon": epsilon}
+
+
+# By `general.architecture`.
+ENTRIES: dict[str, Callable[[Values], Entries]] = {
+    "bloom": _bloom,
+    "falcon": _falcon,
+    "gemma": _gemma,
+    "gemma2": _gemma2,
+    "gemma3": _gemma3,
+    "gpt2": _gpt2,
+    "gptneox": _neox,
+    "granite": _granite,
+    "llama": _llama,
+    "olmo": _olmo,
+    "olmo2": _llama_like("olmo2"),
+    "olmoe": _moe("olmoe", norm_topk_prob=False),
+    "phi2": _layer_norm_llama("phi"),
+    "phi3": _phi3,
+    "qwen2": _llama_like("qwen2"),
+    "qwen3": _llama_like("qwen3"),
+    "qwen3moe": _moe("qwen3_moe", norm_topk_prob=True),
+    "stablelm": _layer_norm_llama("stablelm"),
+}
