@@ -40,6 +40,9 @@ _GEMMA = {**_LLAMA, "query_pre_attn_scalar": 5, "sliding_window": 4, "num_hidden
 _MPT = {"vocab_size": VOCABULARY, "d_model": 12, "n_heads": 3, "n_layers": 2, "max_seq_len": 32, **_COMMON}
 _HALF = {"layer_types": ["full_attention", "sliding_attention"]}
 
+_THREE, _UNTIED = {"num_hidden_layers": 3}, {"tie_word_embeddings": False}
+_LAST_GLOBAL = ["sliding_attention", "sliding_attention", "full_attention"]
+
 # family, what is odd about it: the classes' stem in transformers, and the config.
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2", {"n_layer": 2, "n_embd": 12, "n_head": 3, "n_positions": 32, "vocab_size": VOCABULARY, **_COMMON}),
@@ -84,6 +87,37 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
                             "attention_multiplier": 0.3, "attention_bias": True, "mlp_bias": True}),
     "stablelm": ("StableLm", {**_SQUARE, "use_qkv_bias": True, "partial_rotary_factor": 0.5}),
     "stablelm side by side": ("StableLm", {**_SQUARE, "use_parallel_residual": True, "partial_rotary_factor": 0.5}),
+    "olmo3": ("Olmo3", {**_SQUARE, **_THREE, "sliding_window": 4, "layer_types": _LAST_GLOBAL, "rope_parameters": {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
+        "full_attention": {**_ROPE["yarn"], "rope_theta": 500.0, "attention_factor": 1.3}}, "attention_bias": True}),
+    "olmo3 unscaled, tied": ("Olmo3", {**_SQUARE, "num_hidden_layers": 5, "sliding_window": 5,
+                                       "tie_word_embeddings": True}),
+    "smollm3": ("SmolLM3", {**_SQUARE, **_THREE, "no_rope_layer_interval": 2, "attention_bias": True}),
+    "smollm3 half local, untied": ("SmolLM3", {**_SQUARE, **_THREE, "no_rope_layers": [0, 1, 0], "sliding_window": 3,
+                                               "use_sliding_window": True, "mlp_bias": True, **_UNTIED,
+                                               "layer_types": _LAST_GLOBAL}),
+    "glm": ("Glm", {**_LLAMA, "head_dim": 8}),
+    "glm scaled, without biases": ("Glm", {**_LLAMA, "head_dim": 12, "attention_bias": False, "rope_parameters": {
+        **_ROPE["llama3"], "partial_rotary_factor": 1 / 3, "rope_theta": 500.0}}),
+    "glm4": ("Glm4", {**_LLAMA, "head_dim": 8}),
+    "seed_oss": ("SeedOss", {**_LLAMA, "attention_out_bias": True, "mlp_bias": True}),
+    "seed_oss without biases": ("SeedOss", {**_LLAMA, "attention_bias": False}),
+    "exaone4": ("Exaone4", {**_SQUARE, **_THREE, "sliding_window": 4, "layer_types": _LAST_GLOBAL}),
+    "exaone4 without a window": ("Exaone4", {**_SQUARE, "sliding_window": None, "rope_parameters": {
+        **_ROPE["llama3"], "rope_theta": 500.0}, "layer_types": ["full_attention"] * 2}),
+    "ministral": ("Ministral", {**_LLAMA, "sliding_window": 4}),
+    "ministral half local": ("Ministral", {**_LLAMA, "sliding_window": 4, **_HALF}),
+    "ministral3": ("Ministral3", {**_LLAMA, "rope_parameters": {
+        **_ROPE["yarn"], "rope_theta": 500.0, "mscale": 0.7, "mscale_all_dim": 1.2, "truncate": False,
+        "original_max_position_embeddings": 4, "llama_4_scaling_beta": 0.6}}),
+    "ministral3 with a window": ("Ministral3", {**_LLAMA, "sliding_window": 4, "rope_parameters": {
+        "rope_type": "default", "rope_theta": 500.0, "original_max_position_embeddings": 3,
+        "llama_4_scaling_beta": 0.8}}),
+    "hunyuan_v1_dense": ("HunYuanDenseV1", {**_LLAMA, "rope_parameters": {
+        "rope_type": "dynamic", "alpha": 50.0, "factor": 1.0, "rope_theta": 100.0}}),
+    "hunyuan_v1_dense tied, biases": ("HunYuanDenseV1", {**_LLAMA, "attention_bias": True,
+                                                         "tie_word_embeddings": True}),
+    "vaultgemma": ("VaultGemma", {**_GEMMA, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}),
     "falcon": ("Falcon", {**_FALCON, "alibi": False}),
     "falcon untied, one after another": ("Falcon", {**_FALCON, "multi_query": False, "parallel_attn": False,
                                                     "tie_word_embeddings": False, "bias": True}),

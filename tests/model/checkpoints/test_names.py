@@ -26,7 +26,7 @@ REASONS = {
     "facebook/hubert": "encoder models of speech", "facebook/wav2vec2": "encoder models of speech",
     **dict.fromkeys(("google/gemma-3-4b", "google/gemma-3-12b", "google/gemma-3-27b", "google/medgemma-4b",
                      "google/medgemma-27b-it"), "models that read images too"),
-    "allenai/Olmo-3": "OLMo 3 models are not supported yet", "openai/gpt-oss": "gpt-oss models are not supported yet",
+    "openai/gpt-oss": "gpt-oss models are not supported yet",
     "swiss-ai/Apertus": "Apertus models are not supported yet", "Qwen/Qwen-": "first generation need code of their own",
     "bigcode/santacoder": "code from checkpoints is never run",
 }  # fmt: skip

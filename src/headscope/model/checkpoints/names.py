@@ -161,6 +161,11 @@ HUB_MODELS = (
     HubModel("olmo-7b", "allenai/OLMo-7B-hf", "7B"),
     HubModel("olmo-2-1b", "allenai/OLMo-2-0425-1B", "1B"),
     HubModel("olmo-2-7b", "allenai/OLMo-2-1124-7B", "7B"),
+    *_sized("olmo-3-1025-{}", "allenai/Olmo-3-1025-{}", "7B"),
+    *_sized("olmo-3-1125-{}", "allenai/Olmo-3-1125-{}", "32B"),
+    *_sized("olmo-3-{}", "allenai/Olmo-3-{}", "7B", (("-instruct", "-Instruct"), ("-think", "-Think"))),
+    *_sized("olmo-3-{}", "allenai/Olmo-3-{}", "32B", (("-think", "-Think"),)),
+    *_sized("olmo-3.1-{}", "allenai/Olmo-3.1-{}", "32B", (("-instruct", "-Instruct"), ("-think", "-Think"))),
     HubModel("olmoe", "allenai/OLMoE-1B-7B-0924", "7B"),
     HubModel("phi-1", "microsoft/phi-1", "1.3B"),
     HubModel("phi-1_5", "microsoft/phi-1_5", "1.3B"),
@@ -187,7 +192,6 @@ _UNSUPPORTED = (
     ("facebook", r"(wav2vec2|w2v2)-", "encoder models of speech (wav2vec 2.0) are not supported"),
     ("google", r"gemma-3-(4|12|27)b|medgemma-(4b|27b-it)", "models that read images too (Gemma 3 from 4B on) are not "
      "supported, only those of text alone, such as 'gemma-3-1b-pt'"),
-    ("allenai", r"olmo-3", f"OLMo 3 models {_NOT_YET}"),
     ("openai", r"gpt-oss", f"gpt-oss models {_NOT_YET}"),
     ("swiss-ai", r"apertus", f"Apertus models {_NOT_YET}"),
     ("qwen", r"qwen-(1[._]8|7|14|72)b", f"Qwen models of the first generation {_OWN_CODE}; 'qwen1.5-...' and later can "

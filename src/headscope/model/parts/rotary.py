@@ -154,7 +154,7 @@ def _yarn(plain: Tensor, cfg: HookedTransformerConfig) -> Tensor:
         ends = math.floor(ends[0]), math.ceil(ends[1])
     first, last = max(ends[0], 0), min(ends[1], cfg.rotary_dim - 1)
     pairs = torch.arange(len(plain), dtype=plain.dtype)
-    divided = ((pairs - first) / max(last - first, 0.001)).clamp(0, 1)
+    divided = ((pairs - first) / (last - first or 0.001)).clamp(0, 1)
     return plain * (1 - divided + divided / cfg.yarn_factor)
 
 

@@ -23,7 +23,7 @@ from headscope.model.weights.processing import WeightProcessing
 TOKENS = tiny_tokens(3, LENGTH, d_vocab=VOCABULARY)
 RIGHT = torch.arange(LENGTH) < torch.tensor([[LENGTH - 4], [LENGTH], [2]])
 MASKS = {"right": RIGHT, "left": RIGHT.flip(-1)}
-FOLDED = {"biogpt", "gemma", "gemma2", "gemma3_text", "nemotron", "xglm"}
+FOLDED = {"biogpt", "gemma", "gemma2", "gemma3_text", "nemotron", "vaultgemma", "xglm"}
 
 
 @cache

@@ -11,10 +11,12 @@ from headscope.model.checkpoints.families import FAMILIES
 from headscope.model.config import HookedTransformerConfig
 
 # In TransformerLens 3.9.0's `HookedTransformer`; of families that it lacks, in its `TransformerBridge`; true for those
-# that both lack (BioGPT, CWM, Helium, InternLM 3, Persimmon).
+# that both lack (BioGPT, CWM, Helium, InternLM 3, Ministral, Persimmon).
 EXPECTED = {
     "arcee": True, "biogpt": True, "codegen": True, "cwm": True, "gpt_bigcode": True, "helium": True,
     "internlm3": True, "jais2": True, "mpt": False, "nemotron": True, "starcoder2": False, "xglm": True,
+    "exaone4": False, "glm": False, "glm4": False, "hunyuan_v1_dense": True, "ministral": True, "ministral3": True,
+    "olmo3": True, "seed_oss": False, "smollm3": False, "vaultgemma": True,
     "bloom": False, "falcon": True, "gemma": True, "gemma2": True, "gemma3_text": True, "gpt2": True, "gpt_neo": True,
     "gpt_neox": False, "gptj": True, "granite": False, "llama": True, "mistral": True, "mixtral": True, "olmo": True,
     "olmo2": True, "olmoe": True, "opt": True, "phi": False, "phi3": True, "qwen2": False, "qwen3": False,

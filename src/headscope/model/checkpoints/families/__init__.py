@@ -12,27 +12,32 @@ from headscope.model.checkpoints.families.base import Family
 from headscope.model.checkpoints.families.bloom import BLOOM
 from headscope.model.checkpoints.families.codegen import CODEGEN
 from headscope.model.checkpoints.families.cwm import CWM
+from headscope.model.checkpoints.families.exaone4 import EXAONE4
 from headscope.model.checkpoints.families.fairseq import BIOGPT, XGLM
 from headscope.model.checkpoints.families.falcon import FALCON
 from headscope.model.checkpoints.families.field import FIELD, MINGPT, Saved, saved_with
-from headscope.model.checkpoints.families.gemma import GEMMA, GEMMA2, GEMMA3
+from headscope.model.checkpoints.families.gemma import GEMMA, GEMMA2, GEMMA3, VAULTGEMMA
+from headscope.model.checkpoints.families.glm import GLM, GLM4
 from headscope.model.checkpoints.families.gpt2 import GPT2
 from headscope.model.checkpoints.families.gpt_neo import GPT_NEO
 from headscope.model.checkpoints.families.gptj import GPTJ
 from headscope.model.checkpoints.families.granite import GRANITE
 from headscope.model.checkpoints.families.granite_moe import GRANITE_MOE, GRANITE_MOE_SHARED
 from headscope.model.checkpoints.families.helium import HELIUM
+from headscope.model.checkpoints.families.hunyuan import HUNYUAN
 from headscope.model.checkpoints.families.internlm import INTERNLM3
 from headscope.model.checkpoints.families.llama import LLAMA
-from headscope.model.checkpoints.families.mistral import MISTRAL
+from headscope.model.checkpoints.families.mistral import MINISTRAL, MINISTRAL3, MISTRAL
 from headscope.model.checkpoints.families.moe import MIXTRAL, OLMOE
 from headscope.model.checkpoints.families.mpt import MPT
 from headscope.model.checkpoints.families.neox import NEOX
-from headscope.model.checkpoints.families.olmo import OLMO, OLMO2
+from headscope.model.checkpoints.families.olmo import OLMO, OLMO2, OLMO3
 from headscope.model.checkpoints.families.opt import OPT
 from headscope.model.checkpoints.families.phi import PHI, PHI3
 from headscope.model.checkpoints.families.qwen import QWEN2, QWEN3
 from headscope.model.checkpoints.families.qwen_moe import QWEN2_MOE, QWEN3_MOE
+from headscope.model.checkpoints.families.seed_oss import SEED_OSS
+from headscope.model.checkpoints.families.smollm3 import SMOLLM3
 from headscope.model.checkpoints.families.squared_relu import ARCEE, JAIS2, NEMOTRON
 from headscope.model.checkpoints.families.stablelm import STABLELM
 from headscope.model.checkpoints.families.starcoder import GPT_BIGCODE, STARCODER2
@@ -46,6 +51,7 @@ FAMILIES: dict[str, Family] = {
         BLOOM, FALCON, GEMMA, GEMMA2, GEMMA3, GPT2, GPTJ, GPT_NEO, GRANITE, LLAMA, MISTRAL, MIXTRAL, NEOX, OLMO, OLMO2,
         OLMOE, OPT, PHI, PHI3, QWEN2, QWEN3, QWEN3_MOE, STABLELM,
         GRANITE_MOE, GRANITE_MOE_SHARED, QWEN2_MOE,
+        EXAONE4, GLM, GLM4, HUNYUAN, MINISTRAL, MINISTRAL3, OLMO3, SEED_OSS, SMOLLM3, VAULTGEMMA,
     )
 }  # fmt: skip
 

@@ -1,8 +1,8 @@
 """Gemma 1, 2 and 3 (text): Llama with a scaled embedding, norms that multiply by one plus their weight, and GELU.
 
 Both are folded: `W_E` has the factor `sqrt(d_model)`, which the tied unembedding has not, and a norm's `w` the one.
-Gemma 2 has post-norms, soft caps and every other layer local; Gemma 3 has norms on queries and keys
-instead of the caps, and five local layers, with a base of their own, to one global.
+Gemma 2 has post-norms, soft caps and every other layer local; VaultGemma is Gemma 2 without post-norms; Gemma 3 has
+norms on queries and keys instead of the caps, and five local layers, with a base of their own, to one global.
 """
 
 import math
@@ -12,23 +12,29 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from headscope.errors import CheckpointError
 from headscope.model.checkpoints.families.base import Row, Table, one_plus_norms
 from headscope.model.checkpoints.families.llama import LlamaLike
-from headscope.model.checkpoints.families.rope import rope_entries, rope_fields
+from headscope.model.checkpoints.families.rope import rope_entries_by_type, rope_fields_by_type
 from headscope.model.config import HookedTransformerConfig
 
-__all__ = ["GEMMA", "GEMMA2", "GEMMA3"]
+__all__ = ["GEMMA", "GEMMA2", "GEMMA3", "VAULTGEMMA"]
 
 
 class _Gemma(LlamaLike):
     model_type = "gemma"
     architecture = "GemmaForCausalLM"
-    examples = ("google/gemma-2b", "google/gemma-7b")
+    examples: ClassVar[tuple[str, ...]] = ("google/gemma-2b", "google/gemma-7b")
     windowed: ClassVar[bool | None] = False
+    defaults = {**LlamaLike.defaults, "d_head": 256}
 
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
+        if hf.get("use_bidirectional_attention"):
+            raise CheckpointError("use_bidirectional_attention in config.json is not supported: attention is causal.")
         fields = super().config(hf)
-        act_fn = hf.get("hidden_activation") or hf.get("hidden_act") or "gelu_pytorch_tanh"
+        act_fn = hf.get("hidden_activation") or "gelu_pytorch_tanh"
+        if self.model_type == "gemma":
+            act_fn = hf.get("hidden_activation") or hf.get("hidden_act") or act_fn
         # Early checkpoints say "gelu" and mean its approximation.
         act_fn = "gelu_pytorch_tanh" if self.model_type == "gemma" and act_fn == "gelu" else act_fn
         return {**fields, "act_fn": act_fn, "tie_word_embeddings": hf.get("tie_word_embeddings", True)}
@@ -47,10 +53,11 @@ class _Gemma(LlamaLike):
 class _Gemma2(_Gemma):
     model_type = "gemma2"
     architecture = "Gemma2ForCausalLM"
-    examples = ("google/gemma-2-2b", "google/gemma-2-9b")
+    examples: ClassVar[tuple[str, ...]] = ("google/gemma-2-2b", "google/gemma-2-9b")
     windowed = None
     fixed: ClassVar[Mapping[str, Any]] = {**LlamaLike.fixed, "use_normalization_before_and_after": True}
-    period = 2
+    default_window = 4096
+    local_period = 2
 
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
         return {
@@ -71,12 +78,6 @@ class _Gemma2(_Gemma):
             "final_logit_softcapping": final,
         }
 
-    def local_layers(self, hf: Mapping[str, Any]) -> list[bool]:
-        if hf.get("layer_types"):
-            return super().local_layers(hf)
-        period = hf.get("sliding_window_pattern", self.period)
-        return [bool((layer + 1) % period) for layer in range(hf["num_hidden_layers"])]
-
     def layer(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
         return one_plus_norms({
             **super().layer(cfg, hf),
@@ -91,24 +92,30 @@ class _Gemma3(_Gemma2):
     architecture = "Gemma3ForCausalLM"
     examples = ("google/gemma-3-270m", "google/gemma-3-1b-pt")
     fixed = {**_Gemma2.fixed, "use_qk_norm": True}
-    period = 6
+    default_base = 1_000_000.0
+    local_period = 6
 
-    def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
-        both = hf.get("rope_parameters") or {}
-        local, everywhere = both.get("sliding_attention", {}), both.get("full_attention")
-        fields = super().config({**hf, "rope_parameters": everywhere})
-        fields |= rope_fields(hf, fields["d_head"], base=1_000_000.0, rope=everywhere)
-        return {**fields, "rotary_base_local": local.get("rope_theta", hf.get("rope_local_base_freq", 10000.0))}
+    def rope(self, hf: Mapping[str, Any], d_head: int) -> dict[str, Any]:
+        local_base = hf.get("rope_local_base_freq", 10_000.0)
+        return rope_fields_by_type(hf, d_head, base=self.default_base, local_base=local_base)
+
+    def period(self, hf: Mapping[str, Any]) -> int:
+        return hf.get("sliding_window_pattern", self.local_period)
 
     def entries(self, cfg: HookedTransformerConfig, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        rope = rope_entries(cfg)
-        assert cfg.rotary_base_local is not None
-        local = {"rope_type": "default", "rope_theta": float(cfg.rotary_base_local)}
-        return {
-            **super().entries(cfg, state),
-            "rope_parameters": {"full_attention": rope["rope_parameters"], "sliding_attention": local},
-            "rope_local_base_freq": float(cfg.rotary_base_local),
-        }
+        local_base = {"rope_local_base_freq": float(cfg.rotary_base_local or 0)}
+        return {**super().entries(cfg, state), **rope_entries_by_type(cfg), **local_base}
 
 
-GEMMA, GEMMA2, GEMMA3 = _Gemma(), _Gemma2(), _Gemma3()
+class _VaultGemma(_Gemma2):
+    model_type = "vaultgemma"
+    architecture = "VaultGemmaForCausalLM"
+    examples = ("google/vaultgemma-1b",)
+    fixed = LlamaLike.fixed
+
+    def layer(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
+        with_one_norm = _Gemma.layer(self, cfg, hf)
+        return {**with_one_norm, "ln2.w": replace(with_one_norm["ln2.w"], theirs="pre_feedforward_layernorm.weight")}
+
+
+GEMMA, GEMMA2, GEMMA3, VAULTGEMMA = _Gemma(), _Gemma2(), _Gemma3(), _VaultGemma()

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from headscope.errors import CheckpointError
 from headscope.model.checkpoints.families.base import (
     BIAS,
     KEY,
@@ -25,10 +26,9 @@ from headscope.model.checkpoints.families.base import (
 from headscope.model.checkpoints.families.rope import rope_entries, rope_fields, window_entries, window_fields
 from headscope.model.config import HookedTransformerConfig
 
-__all__ = ["LLAMA", "QKV_BIASES", "LlamaLike", "any_bias", "attention_rows"]
+__all__ = ["LLAMA", "QKV_BIASES", "LlamaLike", "any_bias", "attention_rows", "with_fused_mlp"]
 
 QKV_BIASES = ("attn.b_Q", "attn.b_K", "attn.b_V")
-_QK_NORMS = {"attn.q_norm.w": Row("self_attn.q_norm.weight"), "attn.k_norm.w": Row("self_attn.k_norm.weight")}
 
 
 def attention_rows(out: str) -> dict[str, Row]:
@@ -46,10 +46,19 @@ class LlamaLike(Family):
 
     Attributes:
         windowed: All layers have windowed attention, or none; `None` for those of the entry `layer_types`.
+        default_window: Its length if no entry says.
+        local_period: Every so many layers one is global, the others local, if no entry says; 0 if all are global.
+        default_base: Base of the rotary frequencies if no entry says.
+        rotary_part: Share of a head's dimensions that is rotated if no entry says; `None` if the class always rotates
+            all.
     """
 
     ignore = (".rotary_emb.inv_freq",)
     windowed: ClassVar[bool | None] = None
+    default_window: ClassVar[int | None] = None
+    local_period: ClassVar[int] = 0
+    default_base: ClassVar[float] = 10_000.0
+    rotary_part: ClassVar[float | None] = None
     names = {**Family.names, "eps": "rms_norm_eps", "d_head": "head_dim", "clip_qkv": "clip_qkv"}
     defaults = {"act_fn": "silu", "eps": 1e-6, "tie_word_embeddings": False, "d_head": None, "clip_qkv": None}
     fixed: ClassVar[Mapping[str, Any]] = {"gated_mlp": True, "normalization_type": "RMS"}
@@ -59,23 +68,45 @@ class LlamaLike(Family):
         return {
             **fields,
             "n_key_value_heads": None if groups == fields["n_heads"] else groups or None,
-            **rope_fields(hf, fields["d_head"]),
-            **window_fields(hf.get("sliding_window"), self.local_layers(hf)),
+            **self.rope(hf, fields["d_head"]),
+            **window_fields(self.window(hf), self.local_layers(hf)),
+            "rotary_layers": self.rotary_layers(hf),
         }
+
+    def rope(self, hf: Mapping[str, Any], d_head: int) -> dict[str, Any]:
+        """Return the fields on rotary positions."""
+        return rope_fields(hf, d_head, base=self.default_base, part=self.rotary_part)
+
+    def window(self, hf: Mapping[str, Any]) -> int | None:
+        """Return the number of keys that a query of a local layer sees."""
+        return hf.get("sliding_window", self.default_window)
 
     def local_layers(self, hf: Mapping[str, Any]) -> list[bool]:
         """Return True for each layer with windowed attention."""
         n_layers = hf["num_hidden_layers"]
         if self.windowed is not None:
             return [self.windowed] * n_layers
-        types = hf.get("layer_types") or ["full_attention"] * n_layers
+        types = hf.get("layer_types")
+        if not types:
+            period = self.period(hf)
+            return [bool(period and (layer + 1) % period) for layer in range(n_layers)]
+        if unknown := set(types) - {"full_attention", "sliding_attention"}:
+            raise CheckpointError(f"layers of type {min(unknown)!r} in config.json are not supported in this family.")
         return [layer_type == "sliding_attention" for layer_type in types]
+
+    def period(self, hf: Mapping[str, Any]) -> int:
+        """Return how many layers there are to each global one, if no entry names their types."""
+        return self.local_period
+
+    def rotary_layers(self, hf: Mapping[str, Any]) -> list[bool] | None:
+        """Return True for each layer that rotates queries and keys; `None` if all do."""
+        return None
 
     def entries(self, cfg: HookedTransformerConfig, state: Mapping[str, Tensor]) -> dict[str, Any]:
         return {
             **super().entries(cfg, state),
             "num_key_value_heads": cfg.n_key_value_heads or cfg.n_heads,
-            "attention_bias": any_bias(state, "attn.b_Q", "attn._b_K", "attn.b_K", "attn._b_V", "attn.b_V", "attn.b_O"),
+            "attention_bias": any_bias(state, *QKV_BIASES, "attn.b_O"),
             "mlp_bias": any_bias(state, "mlp.b_gate", "mlp.b_in", "mlp.b_out"),
             **rope_entries(cfg),
             **window_entries(cfg),
@@ -96,10 +127,14 @@ class LlamaLike(Family):
             **(linear("mlp.gate", "mlp.gate_proj") if cfg.gated_mlp else {}),
             **linear("mlp.in", "mlp.up_proj"),
             **linear("mlp.out", "mlp.down_proj"),
-            **(_QK_NORMS if cfg.use_qk_norm else {}),
+            **(self.qk_norms(cfg) if cfg.use_qk_norm else {}),
         }
         biases = self.biases(hf)
         return {name: row for name, row in rows.items() if ".b_" not in name or name in biases}
+
+    def qk_norms(self, cfg: HookedTransformerConfig) -> Table:
+        """Return the rows of the norms of queries and keys."""
+        return {f"attn.{each}_norm.w": Row(f"self_attn.{each}_norm.weight") for each in "qk"}
 
     def biases(self, hf: Mapping[str, Any]) -> tuple[str, ...]:
         """Return the biases that a layer of this checkpoint has."""
@@ -108,8 +143,15 @@ class LlamaLike(Family):
 
 
 def any_bias(state: Mapping[str, Tensor], *names: str) -> bool:
-    """Return True if any of these biases of a layer is not zero."""
-    return any(bool(tensor.any()) for name, tensor in state.items() if name.endswith(tuple(f".{n}" for n in names)))
+    """Return True if any of these biases of a layer is not zero, whether or not heads share it."""
+    endings = tuple(f".{name}" for name in names)
+    return any(bool(tensor.any()) for name, tensor in state.items() if name.replace("._", ".").endswith(endings))
+
+
+def with_fused_mlp(table: Table) -> Table:
+    """Return a layer's rows with one tensor for the gate and the linear factor of the MLP, one after the other."""
+    rest = {name: row for name, row in table.items() if name not in ("mlp.W_gate", "mlp.W_in")}
+    return {**rest, "mlp.W_gate mlp.W_in": Row("mlp.gate_up_proj.weight", "(n m) d -> n d m")}
 
 
 class _Llama(LlamaLike):

@@ -6,8 +6,8 @@ from typing import Any
 from torch import Tensor
 
 from headscope.errors import CheckpointError
-from headscope.model.checkpoints.families.base import KEY, LINEAR, OUT, QUERY, Row, Table, linear, norm
-from headscope.model.checkpoints.families.llama import LlamaLike, attention_rows
+from headscope.model.checkpoints.families.base import KEY, QUERY, Row, Table, linear, norm
+from headscope.model.checkpoints.families.llama import LlamaLike, attention_rows, with_fused_mlp
 from headscope.model.config import HookedTransformerConfig
 
 __all__ = ["PHI", "PHI3"]
@@ -19,6 +19,7 @@ class _Phi(LlamaLike):
     prepends_bos = False
     examples = ("microsoft/phi-1", "microsoft/phi-1_5", "microsoft/phi-2")
     windowed = False
+    rotary_part = 0.5
     names = {**LlamaLike.names, "eps": "layer_norm_eps"}
     fixed = {"gated_mlp": False, "normalization_type": "LN", "parallel_attn_mlp": True}
     defaults = {**LlamaLike.defaults, "act_fn": "gelu_new", "eps": 1e-5}
@@ -26,7 +27,7 @@ class _Phi(LlamaLike):
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
         if hf.get("qk_layernorm"):
             raise CheckpointError("Phi with qk_layernorm is not supported.")
-        return super().config({"partial_rotary_factor": 0.5, **hf})
+        return super().config(hf)
 
     def outside(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
         return {
@@ -49,20 +50,21 @@ class _Phi3(LlamaLike):
     architecture = "Phi3ForCausalLM"
     examples = ("microsoft/Phi-3-mini-4k-instruct", "microsoft/Phi-3-mini-128k-instruct", "microsoft/phi-4")
     windowed = True
+    rotary_part = 1.0
+    defaults = {**LlamaLike.defaults, "eps": 1e-5}
 
     def entries(self, cfg: HookedTransformerConfig, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        original = cfg.longrope_original_ctx_len if cfg.longrope_short_factors is not None else cfg.n_ctx
-        return {**super().entries(cfg, state), "original_max_position_embeddings": original}
+        entries = super().entries(cfg, state)
+        original = entries["rope_parameters"].get("original_max_position_embeddings", cfg.n_ctx)
+        return {**entries, "original_max_position_embeddings": original}
 
     def layer(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
-        return {
-            "attn.W_Q attn.W_K attn.W_V": Row("self_attn.qkv_proj.weight", (QUERY, KEY, KEY)),
-            "attn.W_O": Row("self_attn.o_proj.weight", OUT),
-            "ln1.w": Row("input_layernorm.weight"),
-            "ln2.w": Row("post_attention_layernorm.weight"),
-            "mlp.W_gate mlp.W_in": Row("mlp.gate_up_proj.weight", "(n m) d -> n d m"),
-            "mlp.W_out": Row("mlp.down_proj.weight", LINEAR),
-        }
+        table = with_fused_mlp(super().layer(cfg, hf))
+        rest = {name: row for name, row in table.items() if name not in ("attn.W_Q", "attn.W_K", "attn.W_V")}
+        return {**rest, "attn.W_Q attn.W_K attn.W_V": Row("self_attn.qkv_proj.weight", (QUERY, KEY, KEY))}
+
+    def biases(self, hf: Mapping[str, Any]) -> tuple[str, ...]:
+        return ()
 
 
 PHI, PHI3 = _Phi(), _Phi3()

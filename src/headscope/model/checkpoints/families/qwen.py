@@ -14,10 +14,10 @@ class _Qwen2(LlamaLike):
     prepends_bos = False
     examples: ClassVar[tuple[str, ...]] = ("Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-7B", "Qwen/Qwen2-1.5B")
 
-    def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
-        return super().config(
-            {**hf, "sliding_window": hf.get("sliding_window") if hf.get("use_sliding_window") else None}
-        )
+    default_window = 4096
+
+    def window(self, hf: Mapping[str, Any]) -> int | None:
+        return super().window(hf) if hf.get("use_sliding_window") else None
 
     def local_layers(self, hf: Mapping[str, Any]) -> list[bool]:
         if hf.get("layer_types"):

@@ -1,17 +1,37 @@
 """Rotary positions and windows in `config.json`, in the layouts of transformers 4 and 5, in both directions."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from headscope.errors import CheckpointError
 from headscope.model.config import HookedTransformerConfig
 
-__all__ = ["rope_entries", "rope_fields", "window_entries", "window_fields"]
+__all__ = [
+    "rope_entries",
+    "rope_entries_by_type",
+    "rope_fields",
+    "rope_fields_by_type",
+    "window_entries",
+    "window_fields",
+]
+
+
+# Every entry about rotary positions that a family reads; another could change the angles.
+_ENTRIES = frozenset(
+    "rope_type type rope_theta partial_rotary_factor factor original_max_position_embeddings attention_factor "
+    "beta_fast beta_slow mscale mscale_all_dim truncate short_factor long_factor low_freq_factor "
+    "high_freq_factor".split()
+)
 
 
 def rope_fields(
-    hf: Mapping[str, Any], d_head: int, *, base: float = 10000.0, rope: Mapping[str, Any] | None = None
+    hf: Mapping[str, Any],
+    d_head: int,
+    *,
+    base: float = 10000.0,
+    part: float | None = 1.0,
+    rope: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Convert entries on rotary positions to fields of our config.
 
@@ -19,58 +39,131 @@ def rope_fields(
         hf: The contents of a `config.json`.
         d_head: Width of a head.
         base: What the base is if no entry says.
-        rope: The entry on them, if it is not `rope_parameters` or `rope_scaling`.
+        part: Share of a head's dimensions that is rotated if no entry says; `None` for a class that always rotates all.
+        rope: The entry on them, if it is not `rope_scaling` or `rope_parameters`.
 
     Raises:
-        CheckpointError: for a scaling that is not supported.
+        CheckpointError: for a scaling that is not supported, or an unknown entry.
     """
-    rope = rope or hf.get("rope_parameters") or hf.get("rope_scaling") or {}
-    part = rope.get("partial_rotary_factor", hf.get("partial_rotary_factor", 1.0))
+    nested = rope is not None
+    rope = rope if rope is not None else hf.get("rope_scaling") or hf.get("rope_parameters") or {}
+    unknown = rope.keys() - _ENTRIES
+    if unknown:
+        raise CheckpointError(
+            f"config.json has {min(unknown)} among its entries on rotary positions, which this family does not read."
+        )
+    share = rope.get("partial_rotary_factor", hf.get("partial_rotary_factor"))
+    if part is None and share not in (None, 1.0):
+        raise CheckpointError(
+            f"partial_rotary_factor = {share} in config.json is not supported: this family rotates all of a head."
+        )
     fields = {
         "positional_embedding_type": "rotary",
-        "rotary_dim": int(d_head * part),
+        "rotary_dim": int(d_head * (share if share is not None else part or 1.0)),
         "rotary_base": rope.get("rope_theta", hf.get("rope_theta", base)),
     }
     kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in _SCALINGS:
+        raise CheckpointError(
+            f"rotary positions of type {kind!r} in config.json are not supported. Supported: {', '.join(_SCALINGS)}."
+        )
     n_ctx: Any = hf.get("max_position_embeddings")
-    original: Any = rope.get("original_max_position_embeddings")
-    original = original or hf.get("original_max_position_embeddings") or n_ctx
-    if kind == "default":
-        return fields
-    if kind == "linear":
-        return {**fields, "rotary_scaling_factor": float(rope["factor"])}
-    if kind == "llama3":
-        return {
-            **fields,
-            "use_NTK_by_parts_rope": True,
-            "NTK_by_parts_factor": float(rope["factor"]),
-            "NTK_by_parts_low_freq_factor": float(rope["low_freq_factor"]),
-            "NTK_by_parts_high_freq_factor": float(rope["high_freq_factor"]),
-            "NTK_original_ctx_len": original,
-        }
-    if kind == "yarn" and rope.get("truncate", True):
-        factor = float(rope.get("factor") or n_ctx / original)
-        return {
-            **fields,
-            "use_yarn_rope": True,
-            "yarn_factor": factor,
-            "yarn_attention_factor": _yarn_attention(rope, factor),
-            "yarn_beta_fast": float(rope.get("beta_fast") or 32),
-            "yarn_beta_slow": float(rope.get("beta_slow") or 1),
-            "yarn_original_max_position_embeddings": original,
-        }
-    if kind in ("longrope", "su"):
-        return {
-            **fields,
-            "longrope_short_factors": [float(each) for each in rope["short_factor"]],
-            "longrope_long_factors": [float(each) for each in rope["long_factor"]],
-            "longrope_original_ctx_len": original,
-            "longrope_attention_factor": _longrope_attention(rope, rope.get("factor") or n_ctx / original, original),
-        }
-    raise CheckpointError(
-        f"rotary positions of type {kind!r} in config.json are not supported. Supported: default, linear, llama3, yarn "
-        "(truncated), longrope."
-    )
+    # Where both are given, transformers takes the entry outside.
+    outside = None if nested else hf.get("original_max_position_embeddings")
+    original: Any = outside or rope.get("original_max_position_embeddings") or n_ctx
+    return {**fields, **_SCALINGS[kind](rope, original, n_ctx)}
+
+
+def rope_fields_by_type(hf: Mapping[str, Any], d_head: int, *, base: float, local_base: float) -> dict[str, Any]:
+    """Convert entries on rotary positions by type of layer, where only those of global layers may be scaled.
+
+    Args:
+        hf: The contents of a `config.json`.
+        d_head: Width of a head.
+        base: What the base of global layers is if no entry says.
+        local_base: That of local layers.
+
+    Raises:
+        CheckpointError: for scaled local layers, entries that are not by type, and as `rope_fields`.
+    """
+    by_type = hf.get("rope_parameters") or {}
+    if unknown := by_type.keys() - {"full_attention", "sliding_attention"}:
+        raise CheckpointError(
+            f"rope_parameters in config.json has {min(unknown)!r}; this family has them by type of layer, "
+            "'full_attention' and 'sliding_attention'."
+        )
+    everywhere = {**(by_type.get("full_attention") or {}), **(hf.get("rope_scaling") or {})}
+    local = by_type.get("sliding_attention") or {}
+    if local.get("rope_type", "default") != "default" or local.get("partial_rotary_factor", 1.0) != 1.0:
+        raise CheckpointError(f"scaled rotary positions of local layers in config.json are not supported: {local!r}.")
+    fields = rope_fields(hf, d_head, base=base, part=None, rope=everywhere)
+    return {**fields, "rotary_base_local": local.get("rope_theta", local_base)}
+
+
+def rope_entries_by_type(cfg: HookedTransformerConfig) -> dict[str, Any]:
+    """Convert fields back to entries: the inverse of `rope_fields_by_type`."""
+    assert cfg.rotary_base_local is not None
+    local = {"rope_type": "default", "rope_theta": float(cfg.rotary_base_local)}
+    entries = rope_entries(cfg)
+    return {
+        **entries,
+        "rope_parameters": {"full_attention": entries["rope_parameters"], "sliding_attention": local},
+        "rope_scaling": None,
+    }
+
+
+def _linear(rope: Mapping[str, Any], original: int, n_ctx: int) -> dict[str, Any]:
+    return {"rotary_scaling_factor": float(rope["factor"])}
+
+
+def _dynamic(rope: Mapping[str, Any], original: int, n_ctx: int) -> dict[str, Any]:
+    # Made for texts longer than those in training, which the base grows for.
+    factor = float(rope["factor"])
+    return {"dynamic_NTK_factor": factor, "NTK_original_ctx_len": n_ctx, "n_ctx": int(n_ctx * factor)}
+
+
+def _llama3(rope: Mapping[str, Any], original: int, n_ctx: int) -> dict[str, Any]:
+    return {
+        "use_NTK_by_parts_rope": True,
+        "NTK_by_parts_factor": float(rope["factor"]),
+        "NTK_by_parts_low_freq_factor": float(rope["low_freq_factor"]),
+        "NTK_by_parts_high_freq_factor": float(rope["high_freq_factor"]),
+        "NTK_original_ctx_len": original,
+    }
+
+
+def _yarn(rope: Mapping[str, Any], original: int, n_ctx: int) -> dict[str, Any]:
+    factor = float(rope.get("factor") or n_ctx / original)
+    return {
+        "use_yarn_rope": True,
+        "yarn_factor": factor,
+        "yarn_attention_factor": _yarn_attention(rope, factor),
+        "yarn_beta_fast": float(rope.get("beta_fast") or 32),
+        "yarn_beta_slow": float(rope.get("beta_slow") or 1),
+        "yarn_original_max_position_embeddings": original,
+        "yarn_truncate": bool(rope.get("truncate", True)),
+    }
+
+
+def _longrope(rope: Mapping[str, Any], original: int, n_ctx: int) -> dict[str, Any]:
+    return {
+        "longrope_short_factors": [float(each) for each in rope["short_factor"]],
+        "longrope_long_factors": [float(each) for each in rope["long_factor"]],
+        "longrope_original_ctx_len": original,
+        "longrope_attention_factor": _longrope_attention(rope, rope.get("factor") or n_ctx / original, original),
+    }
+
+
+# From the entries, the context in training and the context now to fields of our config.
+_SCALINGS: dict[str, Callable[[Mapping[str, Any], int, int], dict[str, Any]]] = {
+    "default": lambda rope, original, n_ctx: {},
+    "linear": _linear,
+    "dynamic": _dynamic,
+    "llama3": _llama3,
+    "yarn": _yarn,
+    "longrope": _longrope,
+    "su": _longrope,
+}
 
 
 def _yarn_attention(rope: Mapping[str, Any], factor: float) -> float:
@@ -94,6 +187,7 @@ def rope_entries(cfg: HookedTransformerConfig) -> dict[str, Any]:
     """Convert fields back to entries: the inverse of `rope_fields`."""
     assert cfg.rotary_dim is not None
     scaling: dict[str, Any] = {"rope_type": "default"}
+    length: dict[str, int] = {}
     if cfg.longrope_short_factors is not None:
         scaling = {
             "rope_type": "longrope",
@@ -118,7 +212,11 @@ def rope_entries(cfg: HookedTransformerConfig) -> dict[str, Any]:
             "beta_fast": cfg.yarn_beta_fast,
             "beta_slow": cfg.yarn_beta_slow,
             "original_max_position_embeddings": cfg.yarn_original_max_position_embeddings,
+            "truncate": cfg.yarn_truncate,
         }
+    elif cfg.dynamic_NTK_factor is not None:
+        scaling = {"rope_type": "dynamic", "factor": cfg.dynamic_NTK_factor}
+        length = {"max_position_embeddings": cfg.NTK_original_ctx_len}
     elif cfg.rotary_scaling_factor != 1.0:
         scaling = {"rope_type": "linear", "factor": cfg.rotary_scaling_factor}
     part = cfg.rotary_dim / cfg.d_head
@@ -128,6 +226,7 @@ def rope_entries(cfg: HookedTransformerConfig) -> dict[str, Any]:
         "rope_theta": base,
         "rope_scaling": None if scaling["rope_type"] == "default" else scaling,
         "partial_rotary_factor": part,
+        **length,
     }
 
 

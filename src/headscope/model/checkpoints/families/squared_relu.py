@@ -39,9 +39,7 @@ class _Nemotron(_Arcee):
     examples = ("nvidia/Minitron-4B-Base", "nvidia/Minitron-8B-Base", "nvidia/Nemotron-Mini-4B-Instruct")
     names = {**LlamaLike.names, "eps": "norm_eps"}
     fixed = {**_Arcee.fixed, "normalization_type": "LN"}
-
-    def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
-        return super().config({"partial_rotary_factor": 0.5, **hf})
+    rotary_part = 0.5
 
     def outside(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
         return one_plus_norms(super().outside(cfg, hf))

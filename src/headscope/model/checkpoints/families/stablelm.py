@@ -18,6 +18,7 @@ class _StableLM(LlamaLike):
     architecture = "StableLmForCausalLM"
     examples = ("stabilityai/stablelm-2-1_6b", "stabilityai/stablelm-3b-4e1t")
     windowed = False
+    rotary_part = 0.25
     names = {**LlamaLike.names, "eps": "layer_norm_eps", "parallel_attn_mlp": "use_parallel_residual"}
     fixed = {**LlamaLike.fixed, "normalization_type": "LN"}
     defaults = {**LlamaLike.defaults, "eps": 1e-5, "parallel_attn_mlp": False}
@@ -25,12 +26,12 @@ class _StableLM(LlamaLike):
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
         if hf.get("qk_layernorm"):
             raise CheckpointError("StableLM with qk_layernorm, a norm for each head, is not supported.")
-        return super().config({"partial_rotary_factor": 0.25, **hf})
+        return super().config(hf)
 
     def entries(self, cfg: HookedTransformerConfig, state: Mapping[str, Tensor]) -> dict[str, Any]:
         return {
             **super().entries(cfg, state),
-            "use_qkv_bias": any_bias(state, "attn.b_Q", "attn._b_K", "attn.b_K", "attn._b_V", "attn.b_V"),
+            "use_qkv_bias": any_bias(state, *QKV_BIASES),
         }
 
     def layer(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
