@@ -17,12 +17,15 @@ from headscope.errors import CheckpointError
 from headscope.model.checkpoints.gguf.architectures import ARCHITECTURES as READ
 
 TOKENS = tiny_tokens(3, LENGTH, d_vocab=VOCABULARY)
-# What a row has and a GGUF file does not say: windows of some families, other scales, order of layers, and so on.
-NOT_SAID = (
-    "mistral", "qwen2 half local", "qwen3 half local", "qwen3_moe", "qwen3_moe local", "gemma2", "gemma2 untied",
-    "gemma2 without caps", "gemma3_text", "gemma3_text scaled", "mixtral", "olmoe summing to one",
-    "falcon untied, one after another",
+# Rows of the families' table that a GGUF file can say. It has no place for windows of Llama-likes, for other scales of
+# Gemma's scores, for other orders of layers.
+WRITTEN = (
+    "gpt2", "llama", "llama tied, biases", "llama, a key for each head", "llama linear", "llama llama3", "llama yarn",
+    "mistral without a window", "qwen2", "qwen3", "gemma", "gpt_neox", "gpt_neox one after another, tied", "bloom", "phi",
+    "phi3", "phi3 longrope", "olmo", "olmo clipped", "olmo2", "granite", "stablelm", "stablelm side by side", "falcon",
+    "falcon new decoder", "falcon new decoder, one norm", "mixtral tied, without a window", "olmoe",
 )  # fmt: skip
+# The same with what the file can say, by names of their own.
 MORE: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_moe": ("Qwen3Moe", {**ROWS["qwen3_moe"][1], "norm_topk_prob": True}),
     "gemma2": ("Gemma2", {**ROWS["gemma2"][1], "query_pre_attn_scalar": 6}),
@@ -31,7 +34,6 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
                                      "num_hidden_layers": 6, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}),
     "falcon with biases": ("Falcon", {**ROWS["falcon"][1], "bias": True, "tie_word_embeddings": False}),
 }  # fmt: skip
-WRITTEN = [row for row in ROWS if row.split()[0].rstrip(",") in ARCHITECTURES and row not in NOT_SAID]
 
 
 @cache
