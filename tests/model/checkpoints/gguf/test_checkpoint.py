@@ -21,8 +21,9 @@ TOKENS = tiny_tokens(3, LENGTH, d_vocab=VOCABULARY)
 # Gemma's scores, for other orders of layers.
 WRITTEN = (
     "gpt2", "llama", "llama tied, biases", "llama, a key for each head", "llama linear", "llama llama3", "llama yarn",
-    "mistral without a window", "qwen2", "qwen3", "gemma", "gpt_neox", "gpt_neox one after another, tied", "bloom", "phi",
-    "phi3", "phi3 longrope", "olmo", "olmo clipped", "olmo2", "granite", "stablelm", "stablelm side by side", "falcon",
+    "mistral without a window", "qwen2", "qwen3", "gemma", "gpt_neox", "gpt_neox one after another, tied", "bloom",
+    "phi", "phi3", "phi3 longrope", "olmo", "olmo clipped", "olmo2", "granite", "stablelm", "stablelm side by side",
+    "falcon",
     "falcon new decoder", "falcon new decoder, one norm", "mixtral tied, without a window", "olmoe",
 )  # fmt: skip
 # The same with what the file can say, by names of their own.
