@@ -29,8 +29,8 @@ class HookedTransformerConfig:
         n_key_value_heads: Key-value heads per layer, each shared by a group of heads; `None` means one per head.
         ungroup_grouped_query_attention: Expose keys and values to hooks per head instead of per group.
         d_mlp: Hidden width of the MLP; default `4 * d_model`. Unused when `attn_only`.
-        act_fn: MLP activation, one of `ACTIVATIONS` (`"solu_ln"` has a LayerNorm after it). Required unless
-            `attn_only`.
+        act_fn: MLP activation, one of `ACTIVATIONS` (`"solu_ln"` has a LayerNorm after it, `"xielu"` weights of
+            its own). Required unless `attn_only`.
         gated_mlp: The MLP is `(act(x W_gate + b_gate) * (x W_in + b_in)) W_out + b_out`.
         gated_mlp_limit: A gated MLP's gate is at most this before the activation, and its linear factor within plus and
             minus this.

@@ -16,7 +16,7 @@ NORMALIZATIONS = (None, "LN", "LNPre", "RMS", "RMSPre")
 POSITIONS = ("standard", "rotary", "alibi", "shortformer", "none")
 ACTIVATIONS = (
     "relu", "relu2", "leaky_relu", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "quick_gelu", "silu", "solu",
-    "solu_ln",
+    "solu_ln", "xielu",
 )  # fmt: skip
 ROUTERS = ("softmax", "sigmoid", "sparsemixer")
 INIT_MODES = ("gpt2", "xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal")

@@ -34,6 +34,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "solu without norms": {"act_fn": "solu_ln", "normalization_type": None},
     "experts": {"num_experts": 3, "experts_per_token": 2, "gated_mlp": True},
     "all norms": {"use_normalization_before_and_after": True, "use_qk_norm": True, "post_embedding_ln": True},
+    "LayerNorms on queries and keys": {"use_qk_norm": True, "qk_norm_type": "LN"},
+    "xielu": {"act_fn": "xielu"},
     "post-norms only": {"use_normalization_after_only": True, "normalization_type": "RMS"},
     "windows": {"use_local_attn": True, "window_size": 3, "attn_types": ["local", "global"]},
     "caps": {"output_logits_soft_cap": 5.0, "attn_scores_soft_cap": 4.0, "tie_word_embeddings": True},

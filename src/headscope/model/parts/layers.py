@@ -1,6 +1,7 @@
 """The parts of a block: embeddings, norms, MLP, unembedding. Attention has a file of its own."""
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -11,10 +12,11 @@ from headscope.errors import InvalidInputError
 from headscope.model.config import HookedTransformerConfig
 from headscope.model.hooks import HookPoint, is_listening
 from headscope.model.parts.masks import token_positions
-from headscope.ops.activations import gelu_fast, gelu_new, gelu_pytorch_tanh, solu
+from headscope.ops.activations import gelu_fast, gelu_new, gelu_pytorch_tanh, solu, xielu
 
 __all__ = [
     "MLP",
+    "XIELU",
     "Embed",
     "GatedMLP",
     "HeadNorm",
@@ -45,9 +47,9 @@ _ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def activation_of(cfg: HookedTransformerConfig) -> Callable[[Tensor], Tensor]:
-    """The function `cfg.act_fn` names."""
+    """The function `cfg.act_fn` names; a module with weights for `"xielu"`."""
     assert cfg.act_fn is not None
-    return _ACTIVATION_FUNCTIONS[cfg.act_fn]
+    return XIELU(cfg) if cfg.act_fn == "xielu" else _ACTIVATION_FUNCTIONS[cfg.act_fn]
 
 
 def empty_parameter(cfg: HookedTransformerConfig, *shape: int) -> nn.Parameter:
@@ -58,6 +60,28 @@ def empty_parameter(cfg: HookedTransformerConfig, *shape: int) -> nn.Parameter:
 def zero_parameter(cfg: HookedTransformerConfig, *shape: int) -> nn.Parameter:
     """A bias, or a weight that starts at zero."""
     return nn.Parameter(torch.zeros(*shape, dtype=cfg.dtype))
+
+
+class XIELU(nn.Module):
+    """The activation `xielu`, whose curvatures a layer learns as `alpha_p` and `alpha_n [1]`; `beta` and `eps` stay."""
+
+    weights: ClassVar[tuple[str, ...]] = ("alpha_p", "alpha_n", "beta", "eps")
+
+    def __init__(self, cfg: HookedTransformerConfig) -> None:
+        super().__init__()
+
+        def parameter(value: Tensor, *, learned: bool) -> nn.Parameter:
+            return nn.Parameter(value.to(cfg.dtype), requires_grad=learned)
+
+        beta = torch.tensor(0.5)
+        # By the inverse of softplus: curvatures of 0.8 at the start, on both sides.
+        self.alpha_p = parameter(torch.tensor([0.8]).expm1().log(), learned=True)
+        self.alpha_n = parameter((torch.tensor([0.8]) - beta).expm1().log(), learned=True)
+        self.beta = parameter(beta, learned=False)
+        self.eps = parameter(torch.tensor(-1e-6), learned=False)
+
+    def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        return xielu(x, self.alpha_p, self.alpha_n, self.beta, self.eps)
 
 
 class Embed(nn.Module):

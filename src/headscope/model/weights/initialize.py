@@ -28,6 +28,8 @@ _WITH_GAIN: dict[str, Callable[..., Any]] = {
 def initialize_weights(model: nn.Module) -> None:
     """Draw every weight matrix according to `cfg.init_mode`; biases are zero and norm weights one.
 
+    Weights of other kinds, such as those of an activation function, stay as they are.
+
     `"gpt2"` is a normal of standard deviation `cfg.initializer_range`, which is the gain in the other modes. With
     `cfg.seed` the draw uses its own generator, and the global one is untouched.
     """
@@ -43,7 +45,7 @@ def initialize_weights(model: nn.Module) -> None:
             short = name.rsplit(".", 1)[-1].lstrip("_")  # weights shared by a group of heads begin with an underscore
             if short.startswith("W_"):
                 parameter.copy_(draw(torch.empty(parameter.shape, dtype=torch.float32)))
-            elif short.startswith("b"):
+            elif short == "b" or short.startswith("b_"):
                 parameter.zero_()
-            else:
+            elif short == "w":
                 parameter.fill_(1.0)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from headscope.errors import CheckpointError
+from headscope.model.checkpoints.families.apertus import APERTUS
 from headscope.model.checkpoints.families.base import Family
 from headscope.model.checkpoints.families.bloom import BLOOM
 from headscope.model.checkpoints.families.codegen import CODEGEN
@@ -30,9 +31,11 @@ from headscope.model.checkpoints.families.llama import LLAMA
 from headscope.model.checkpoints.families.mistral import MINISTRAL, MINISTRAL3, MISTRAL
 from headscope.model.checkpoints.families.moe import MIXTRAL, OLMOE
 from headscope.model.checkpoints.families.mpt import MPT
+from headscope.model.checkpoints.families.nanochat import NANOCHAT
 from headscope.model.checkpoints.families.neox import NEOX
 from headscope.model.checkpoints.families.olmo import OLMO, OLMO2, OLMO3
 from headscope.model.checkpoints.families.opt import OPT
+from headscope.model.checkpoints.families.persimmon import PERSIMMON
 from headscope.model.checkpoints.families.phi import PHI, PHI3
 from headscope.model.checkpoints.families.qwen import QWEN2, QWEN3
 from headscope.model.checkpoints.families.qwen_moe import QWEN2_MOE, QWEN3_MOE
@@ -50,6 +53,7 @@ FAMILIES: dict[str, Family] = {
         ARCEE, BIOGPT, CODEGEN, CWM, GPT_BIGCODE, HELIUM, INTERNLM3, JAIS2, MPT, NEMOTRON, STARCODER2, XGLM,
         BLOOM, FALCON, GEMMA, GEMMA2, GEMMA3, GPT2, GPTJ, GPT_NEO, GRANITE, LLAMA, MISTRAL, MIXTRAL, NEOX, OLMO, OLMO2,
         OLMOE, OPT, PHI, PHI3, QWEN2, QWEN3, QWEN3_MOE, STABLELM,
+        APERTUS, NANOCHAT, PERSIMMON,
         GRANITE_MOE, GRANITE_MOE_SHARED, QWEN2_MOE,
         EXAONE4, GLM, GLM4, HUNYUAN, MINISTRAL, MINISTRAL3, OLMO3, SEED_OSS, SMOLLM3, VAULTGEMMA,
     )

@@ -94,7 +94,7 @@ class Row:
         """Convert a tensor of theirs to `n` of ours."""
         if self.shared:
             return [tensor] * n
-        tensor = tensor[self.skip :]
+        tensor = tensor[self.skip :] if self.skip else tensor
         if self.scale != 1.0 or self.shift:
             # In bfloat16 one plus a small weight is one.
             tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32)) * self.scale + self.shift
@@ -290,11 +290,15 @@ class Family(ABC):
         """Convert the contents of a `config.json` to fields of `HookedTransformerConfig`.
 
         Raises:
-            CheckpointError: for an entry that is missing, or a width that is not a multiple of the number of heads.
+            CheckpointError: for an entry that is missing, a width that is not a multiple of the number of heads, or an
+                activation with weights that the family has no place for.
         """
         needed = [field for field in self.names if field not in self.defaults]
         fields = dict(zip(needed, sizes(hf, *(self.names[field] for field in needed)), strict=True))
         fields |= {field: hf.get(self.names[field], default) for field, default in self.defaults.items()}
+        act_fn: Any = fields.get("act_fn")
+        if act_fn == "xielu" and self.defaults["act_fn"] != act_fn:
+            raise CheckpointError(f"{self.model_type} with {act_fn!r}, an activation with weights, is not supported.")
         d_model, n_heads = fields["d_model"], fields["n_heads"]
         if not fields.get("d_head") and d_model % n_heads:
             raise CheckpointError(
@@ -451,7 +455,7 @@ def _bias_shapes(cfg: HookedTransformerConfig) -> dict[str, torch.Size]:
         f"blocks.{layer}.{name}": shape
         for layer in range(cfg.n_layers)
         for name, shape in block_shapes(cfg, layer).items()
-        if name.rpartition(".")[2].lstrip("_").startswith("b")
+        if f"{name.rpartition('.')[2].lstrip('_')}_".startswith("b_")
     }
     outside = {"ln_final.b": torch.Size([cfg.d_model])} if cfg.final_norm == "LN" else {}
     return {**layers, **outside, "unembed.b_U": torch.Size([cfg.d_vocab_out])}
