@@ -263,3 +263,13 @@ def test_a_real_signal_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
 def test_the_entry_point_is_main() -> None:
     (entry,) = entry_points(group="console_scripts", name="headscope")
     assert entry.load() is main
+
+
+@pytest.mark.parametrize(("asked", "sleeps"), [(None, True), ("ACTIVE", False)])
+def test_waiting_threads_sleep_unless_asked_to_spin(asked: str | None, sleeps: bool) -> None:
+    unset = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    environment = {name: value for name, value in os.environ.items() if name not in unset}
+    environment |= {"OMP_DISPLAY_ENV": "verbose"} | ({} if asked is None else {"OMP_WAIT_POLICY": asked})
+    script = "import headscope_command"  # OpenMP says what it goes by as PyTorch loads it
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert ("GOMP_SPINCOUNT = '0'" in done.stderr) == sleeps
