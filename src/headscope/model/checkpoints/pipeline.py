@@ -20,6 +20,7 @@ from headscope.model.checkpoints.families import family_of, saved_with
 from headscope.model.checkpoints.folder import CheckpointFolder, read_pickle
 from headscope.model.checkpoints.gguf.checkpoint import GGUFCheckpoint
 from headscope.model.checkpoints.hub import fetch_file, find_checkpoint
+from headscope.model.checkpoints.quantized import dequantized
 from headscope.model.checkpoints.training import TrainingCheckpoint, find_training_checkpoint
 from headscope.model.config import HookedTransformerConfig
 from headscope.model.config_checks import parse_dtype
@@ -146,7 +147,7 @@ def load_pretrained(
         tensors = read_pickle(fetch_file(str(model_name), training.file, **hub))
     else:
         tensors = checkpoint.tensors()
-    weights = converted(tensors, cfg, hf_config, first_n_layers=first_n_layers)
+    weights = converted(dequantized(tensors, hf_config), cfg, hf_config, first_n_layers=first_n_layers)
     cfg.n_layers = first_n_layers or cfg.n_layers
     if n_ctx is not None:
         if not 1 <= n_ctx <= cfg.n_ctx:
