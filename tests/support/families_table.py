@@ -22,6 +22,11 @@ _QWEN2_MOE = {**_SQUARE, "intermediate_size": 20, "moe_intermediate_size": 8, "n
               "num_experts_per_tok": 2}  # fmt: skip
 _GRANITE_MOE = {**_SQUARE, "intermediate_size": 20, "embedding_multiplier": 3.0, "residual_multiplier": 0.4,
                 "logits_scaling": 0.7, "attention_multiplier": 0.3}  # fmt: skip
+_PHIMOE = {**_SQUARE, "intermediate_size": 20, "num_experts_per_tok": 2}
+_DBRX = {
+    "vocab_size": VOCABULARY, "d_model": 16, "n_layers": 2, "n_heads": 4, "max_seq_len": 32, "rope_theta": 500.0,
+    "ffn_config": {"ffn_hidden_size": 20, "moe_num_experts": 5, "moe_top_k": 2}, **_COMMON,
+}  # fmt: skip
 _ROPE = {
     "linear": {"rope_type": "linear", "factor": 2.5},
     "llama3": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -188,8 +193,24 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "granitemoe": ("GraniteMoe", {**_GRANITE_MOE, "num_local_experts": 5, "num_experts_per_tok": 2}),
     "granitemoeshared": ("GraniteMoeShared", {**_GRANITE_MOE, "num_local_experts": 4, "num_experts_per_tok": 3,
                                               "shared_intermediate_size": 12, "attention_bias": True}),
-    "granitemoeshared, nothing shared": ("GraniteMoeShared", {**_GRANITE_MOE, "num_local_experts": 3,
+    "granitemoeshared with nothing shared": ("GraniteMoeShared", {**_GRANITE_MOE, "num_local_experts": 3,
                                                               "shared_intermediate_size": 0}),
+    "gpt_oss": ("GptOss", {**_EXPERTS, "num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 4,
+                           "swiglu_limit": 0.8, "num_hidden_layers": 3, "rope_parameters": {
+                               **_ROPE["yarn"], "truncate": False, "beta_fast": 4.0, "rope_theta": 500.0}}),
+    "gpt_oss as Llama's": ("GptOss", {
+        **_EXPERTS, "num_local_experts": 4, "num_experts_per_tok": 4, "attention_bias": False, "sliding_window": 4,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 500.0}, "tie_word_embeddings": True,
+        "layer_types": ["full_attention", "sliding_attention"]}),
+    "phimoe": ("Phimoe", {**_PHIMOE, "num_local_experts": 5, "sliding_window": 4, "router_jitter_noise": 0.3}),
+    "phimoe longrope, biases": ("Phimoe", {**_PHIMOE, "num_local_experts": 4, "attention_bias": True,
+        "lm_head_bias": True, "rope_parameters": {
+            "rope_type": "longrope", "rope_theta": 100.0, "short_factor": [1.0, 1.5], "long_factor": [2.0, 3.5],
+            "short_mscale": 1.3, "long_mscale": 1.3, "original_max_position_embeddings": 24}}),
+    "dbrx": ("Dbrx", {**_DBRX, "attn_config": {"kv_n_heads": 2, "clip_qkv": 0.7, "rope_theta": 500.0}}),
+    "dbrx not made to sum to one": ("Dbrx", {
+        **_DBRX, "attn_config": {"kv_n_heads": 4, "clip_qkv": 50.0, "rope_theta": 500.0},
+        "ffn_config": {**_DBRX["ffn_config"], "moe_normalize_expert_weights": None}}),
 }  # fmt: skip
 
 

@@ -93,6 +93,8 @@ class HookedTransformerConfig:
         attn_temperature_slope: Multiply queries at position `p` by `1 + slope * log(1 + floor(p / length))`, counted
             from zero: attention sharpens in long texts.
         attn_temperature_length: The length in this formula.
+        use_attn_sinks: Each head has a learned logit, `b_sink`, that takes part in the softmax over the keys of every
+            query like the score of one more key, whose value is zero: patterns sum to less than one (gpt-oss).
         eps: Added to the variance in a norm.
         use_attn_scale: Divide attention scores by `attn_scale`.
         attn_scale: Default (`-1`): `sqrt(d_head)`.
@@ -234,6 +236,7 @@ class HookedTransformerConfig:
     longrope_original_ctx_len: int = 4096
     longrope_attention_factor: float = 1.0
     attn_scores_soft_cap: float = -1.0
+    use_attn_sinks: bool = False
     attn_temperature_slope: float = 0.0
     attn_temperature_length: int = 8192
     relative_attention_max_distance: int | None = None

@@ -91,7 +91,7 @@ def read_layer(
     )
     tolerance = 64 * torch.finfo(model.cfg.dtype).eps
     for head in wanted:
-        if not _is_whole(read, head, batch.counted, tolerance):
+        if not _is_whole(read, head, batch.counted, tolerance, sink=model.cfg.use_attn_sinks):
             raise InvalidInputError(
                 f"head {layer}.{head}'s output is not its values weighted by a pattern whose rows sum to one: a hook "
                 "between hook_pattern and hook_z changes it. Take it off for this analysis."
@@ -99,10 +99,12 @@ def read_layer(
     return read
 
 
-def _is_whole(read: LayerRead, head: int, counted: Tensor, tolerance: float) -> bool:
+def _is_whole(read: LayerRead, head: int, counted: Tensor, tolerance: float, *, sink: bool) -> bool:
+    """Return True if `z` is the values weighted by a pattern that sums to one, or with a sink to no more than that."""
     pattern, values, z = read.pattern[head], read.values[head], read.z[head]
     apart = (pattern @ values - z).abs() <= tolerance * (1 + values.abs().amax())
-    sums = (pattern.sum(-1) - 1).abs() <= tolerance
+    over = pattern.sum(-1) - 1
+    sums = (over if sink else over.abs()) <= tolerance
     return bool(apart[counted].all() and sums[counted].all())
 
 

@@ -14,7 +14,8 @@ vector u_k that raises the logit of the token at k, what is written against that
 The pattern is never negative, so the sign is the source's alone: this is one product [pos, pos] by [pos, d_model].
 Where a norm comes behind attention (Gemma 2, OLMo 2), `W_O` is that through the norm, and the scale it has at q in the
 real run divides all of `out[q]`; its positive sign leaves what is kept as it is. Ablating the head to its mean keeps
-nothing. The share explained is `1 - KL(clean || CSPA) / KL(clean || mean)`.
+nothing. A sink (gpt-oss) counts as one more source, of value zero and without a token, of which nothing is kept. The
+share explained is `1 - KL(clean || CSPA) / KL(clean || mean)`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

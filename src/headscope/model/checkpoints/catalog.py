@@ -15,10 +15,12 @@ _SMALL: dict[str, Any] = {
     **dict.fromkeys(("hidden_size", "n_embd", "d_model"), 32),
     **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads"), 4),
     **dict.fromkeys(("intermediate_size", "ffn_dim", "n_inner"), 16),
-    **dict.fromkeys(("max_position_embeddings", "n_positions", "vocab_size"), 16),
+    **dict.fromkeys(("max_position_embeddings", "max_seq_len", "n_positions", "vocab_size"), 16),
     **dict.fromkeys(("num_experts", "num_local_experts", "num_experts_per_tok", "num_key_value_heads"), 2),
     **dict.fromkeys(("head_dim", "rotary_dim"), 8),
     **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), 16),
+    "attn_config": {"kv_n_heads": 2},
+    "ffn_config": {"ffn_hidden_size": 16, "moe_num_experts": 2, "moe_top_k": 2},
     "attention_types": [[["global", "local"], 1]],
     "final_logit_softcapping": 30.0,
 }

@@ -33,8 +33,8 @@ class Attention(nn.Module):
     """The heads of one layer.
 
     Weights: `W_Q W_K W_V [head, d_model, d_head]`, `W_O [head, d_head, d_model]`, `b_Q b_K b_V [head, d_head]`,
-    `b_O [d_model]`. Rotary and ALiBi positions, windows, soft caps and norms of queries and keys are read from the
-    config at each pass.
+    `b_O [d_model]`, and with `cfg.use_attn_sinks` `b_sink [head]`. Rotary and ALiBi positions, windows, soft caps and
+    norms of queries and keys are read from the config at each pass.
     """
 
     _stored: ClassVar[str] = ""  # what the names of the weights of keys and values begin with
@@ -64,6 +64,8 @@ class Attention(nn.Module):
         for name in ("b_K", "b_V"):
             setattr(self, self._stored + name, zero_parameter(cfg, groups, width))
         self.b_O = zero_parameter(cfg, d_model)
+        if cfg.use_attn_sinks:
+            self.b_sink = zero_parameter(cfg, heads)
         self.hook_q = HookPoint()
         self.hook_k = HookPoint()
         self.hook_v = HookPoint()
@@ -325,12 +327,19 @@ class Attention(nn.Module):
         if self.cfg.positional_embedding_type == "alibi":
             scores = scores + alibi_penalties(self.cfg, q.shape[1], k.shape[1], attention_mask, scores, query_at)
         scores = self.hook_attn_scores(scores.masked_fill_(~allowed, -math.inf))
-        pattern = scores.softmax(-1)
+        pattern = self._softmax(scores)
         if attention_mask is not None or self._mask is not None or pattern.requires_grad:
             # A padded query may see no key at all: its softmax is NaN, its pattern is taken as zero. With gradients,
             # the softmax keeps its output for the backward pass, so a hook that writes in place needs a copy.
             pattern = torch.where(pattern.isnan(), 0.0, pattern)
         return self.hook_pattern(pattern.to(dtype))
+
+    def _softmax(self, scores: Float[Tensor, "batch head query_pos key_pos"]) -> Tensor:
+        """Return the pattern; a sink takes its part of each row, and gives nothing for it."""
+        if not self.cfg.use_attn_sinks:
+            return scores.softmax(-1)
+        sink = self.b_sink.to(scores.dtype)[:, None, None].expand(*scores.shape[:-1], 1)
+        return torch.cat([scores, sink], dim=-1).softmax(-1)[..., :-1]
 
     def z_with(
         self, site: str, value: Tensor, kept: Mapping[str, Tensor], here: slice, attention_mask: Tensor | None
@@ -362,12 +371,22 @@ class Attention(nn.Module):
         given = (attention_mask, query_at, self._mask, self._window(n_keys))
         unmasked = all(each is None for each in given)
         alibi = self.cfg.positional_embedding_type == "alibi"
-        plain = unmasked and not alibi and (not causal or n_queries == n_keys)
+        sinks = self.cfg.use_attn_sinks
+        plain = unmasked and not (alibi or sinks) and (not causal or n_queries == n_keys)
         allowed = mask = None if plain else self.allowed(n_queries, n_keys, attention_mask, query_at)
         if alibi:
             assert allowed is not None
             penalties = alibi_penalties(self.cfg, n_queries, n_keys, attention_mask, q, query_at)
             mask = penalties.masked_fill(~allowed, -math.inf)
+        if sinks:
+            assert allowed is not None
+            if not alibi:
+                mask = torch.zeros_like(allowed, dtype=q.dtype).masked_fill(~allowed, -math.inf)
+            # One more key and value, both zero: its score is the sink's, which the mask adds.
+            k, v = (F.pad(each, (0, 0, 0, 0, 0, 1)) for each in (k, v))
+            assert mask is not None
+            sink = self.b_sink.to(q.dtype)[:, None, None].expand(len(mask), -1, n_queries, 1)
+            mask = torch.cat([mask.expand(-1, q.shape[2], -1, -1), sink], dim=-1)
         z = F.scaled_dot_product_attention(
             q.transpose(1, 2),
             k.transpose(1, 2),

@@ -136,10 +136,14 @@ def _why_not(name: str, cfg: HookedTransformerConfig) -> str:
             return "rotary positions rotate queries and keys, so W_Q W_K^T alone does not determine the scores."
         if cfg.use_qk_norm:
             return "queries and keys go through a norm, so W_Q W_K^T alone does not determine the scores."
+        if cfg.use_attn_sinks:
+            return "a sink takes part of every pattern, so value biases cannot be folded before W_V is factored."
         if cfg.clip_qkv is not None:
             return "queries and keys are clipped, so W_Q W_K^T alone does not determine the scores."
     if name == "fold_value_biases" and cfg.clip_qkv is not None:
         return "values are clipped with their biases, so the biases cannot be added afterwards."
+    if name == "fold_value_biases" and cfg.use_attn_sinks:
+        return "a sink takes part of every pattern, so heads do not add their value biases in full."
     if name == "center_writing_weights":
         if not cfg.centered_norm or cfg.final_norm in ("RMS", "RMSPre"):
             norm = cfg.final_norm if cfg.centered_norm else cfg.normalization_type
@@ -247,7 +251,11 @@ def _center_unembed(state: StateDict, cfg: HookedTransformerConfig) -> None:
 
 
 def fold_value_biases(state_dict: Mapping[str, Tensor], cfg: HookedTransformerConfig) -> StateDict:
-    """Move value biases into `b_O`: an attention pattern sums to one, so each head always adds `b_V W_O`."""
+    """Move value biases into `b_O`: an attention pattern sums to one, so each head always adds `b_V W_O`.
+
+    Raises:
+        InvalidInputError: If patterns do not sum to one, or values are clipped.
+    """
     return _rewritten("fold_value_biases", state_dict, cfg)
 
 

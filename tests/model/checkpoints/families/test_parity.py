@@ -98,7 +98,7 @@ def test_processing(row: str) -> None:
         model = HookedTransformer.from_hf(hf_model(row), **dict.fromkeys(flags, True))
         with torch.no_grad():
             torch.testing.assert_close(model(TOKENS).log_softmax(-1), wanted, rtol=0, atol=1e-4)
-    assert ("fold_value_biases" in model.weight_processing) is (model.cfg.clip_qkv is None)
+    assert ("fold_value_biases" in model.weight_processing) is not bool(model.cfg.clip_qkv or model.cfg.use_attn_sinks)
     assert ("fold_ln" in model.weight_processing) is (row.split()[0] not in WITHOUT_NORM_WEIGHTS)
 
 

@@ -22,7 +22,7 @@ EXPECTED = {
     "olmo2": True, "olmoe": True, "opt": True, "phi": False, "phi3": True, "qwen2": False, "qwen3": False,
     "qwen3_moe": False, "stablelm": True,
     "apertus": True, "nanochat": True, "persimmon": True,
-    "granitemoe": False, "granitemoeshared": False, "qwen2_moe": False,
+    "dbrx": True, "gpt_oss": True, "phimoe": False, "granitemoe": False, "granitemoeshared": False, "qwen2_moe": False,
 }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from headscope.model.checkpoints.families.base import Family
 from headscope.model.checkpoints.families.bloom import BLOOM
 from headscope.model.checkpoints.families.codegen import CODEGEN
 from headscope.model.checkpoints.families.cwm import CWM
+from headscope.model.checkpoints.families.dbrx import DBRX
 from headscope.model.checkpoints.families.exaone4 import EXAONE4
 from headscope.model.checkpoints.families.fairseq import BIOGPT, XGLM
 from headscope.model.checkpoints.families.falcon import FALCON
@@ -21,6 +22,7 @@ from headscope.model.checkpoints.families.gemma import GEMMA, GEMMA2, GEMMA3, VA
 from headscope.model.checkpoints.families.glm import GLM, GLM4
 from headscope.model.checkpoints.families.gpt2 import GPT2
 from headscope.model.checkpoints.families.gpt_neo import GPT_NEO
+from headscope.model.checkpoints.families.gpt_oss import GPT_OSS
 from headscope.model.checkpoints.families.gptj import GPTJ
 from headscope.model.checkpoints.families.granite import GRANITE
 from headscope.model.checkpoints.families.granite_moe import GRANITE_MOE, GRANITE_MOE_SHARED
@@ -37,6 +39,7 @@ from headscope.model.checkpoints.families.olmo import OLMO, OLMO2, OLMO3
 from headscope.model.checkpoints.families.opt import OPT
 from headscope.model.checkpoints.families.persimmon import PERSIMMON
 from headscope.model.checkpoints.families.phi import PHI, PHI3
+from headscope.model.checkpoints.families.phimoe import PHIMOE
 from headscope.model.checkpoints.families.qwen import QWEN2, QWEN3
 from headscope.model.checkpoints.families.qwen_moe import QWEN2_MOE, QWEN3_MOE
 from headscope.model.checkpoints.families.seed_oss import SEED_OSS
@@ -54,7 +57,7 @@ FAMILIES: dict[str, Family] = {
         BLOOM, FALCON, GEMMA, GEMMA2, GEMMA3, GPT2, GPTJ, GPT_NEO, GRANITE, LLAMA, MISTRAL, MIXTRAL, NEOX, OLMO, OLMO2,
         OLMOE, OPT, PHI, PHI3, QWEN2, QWEN3, QWEN3_MOE, STABLELM,
         APERTUS, NANOCHAT, PERSIMMON,
-        GRANITE_MOE, GRANITE_MOE_SHARED, QWEN2_MOE,
+        DBRX, GPT_OSS, GRANITE_MOE, GRANITE_MOE_SHARED, PHIMOE, QWEN2_MOE,
         EXAONE4, GLM, GLM4, HUNYUAN, MINISTRAL, MINISTRAL3, OLMO3, SEED_OSS, SMOLLM3, VAULTGEMMA,
     )
 }  # fmt: skip
