@@ -43,6 +43,7 @@ _FALCON = {
 }  # fmt: skip
 _GEMMA = {**_LLAMA, "query_pre_attn_scalar": 5, "sliding_window": 4, "num_hidden_layers": 3}
 _MPT = {"vocab_size": VOCABULARY, "d_model": 12, "n_heads": 3, "n_layers": 2, "max_seq_len": 32, **_COMMON}
+_VISION = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 8}
 _HALF = {"layer_types": ["full_attention", "sliding_attention"]}
 
 _THREE, _UNTIED = {"num_hidden_layers": 3}, {"tie_word_embeddings": False}
@@ -69,6 +70,14 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
         "sliding_attention"]}),
     "gemma3_text scaled": ("Gemma3Text", {**_GEMMA, "layer_types": ["full_attention", "sliding_attention"] + [
         "full_attention"], "rope_scaling": {"rope_type": "linear", "factor": 8.0}}),
+    "gemma3": ("Gemma3", {"text_config": {**_GEMMA, "layer_types": ["full_attention", "sliding_attention"] + [
+        "full_attention"]}, "vision_config": {**_VISION, "patch_size": 4}, "mm_tokens_per_image": 4}),
+    "gemma3 untied": ("Gemma3", {"text_config": _GEMMA, "vision_config": {**_VISION, "patch_size": 4},
+                                 "mm_tokens_per_image": 4, "tie_word_embeddings": False}),
+    "mistral3": ("Mistral3", {"text_config": {**_LLAMA, "model_type": "mistral", "sliding_window": None},
+                              "vision_config": _VISION, "tie_word_embeddings": False}),
+    "mistral3 of ministral3, tied": ("Mistral3", {"text_config": {**_LLAMA, "model_type": "ministral3"},
+                                                  "vision_config": _VISION, "tie_word_embeddings": True}),
     "gpt_neox": ("GPTNeoX", _NEOX),
     "gpt_neox one after another, tied": ("GPTNeoX", {**_NEOX, "use_parallel_residual": False, "rotary_pct": 0.5,
                                                      "tie_word_embeddings": True}),
@@ -219,6 +228,8 @@ def hf_model(row: str) -> Any:
     """A `transformers` model whose every weight is random; norms' weights are near what they are in that family."""
     stem, fields = ROWS[row]
     config = getattr(transformers, f"{stem}Config")(**fields)
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    kind = "ImageTextToText" if "text_config" in fields else "CausalLM"
+    auto = getattr(transformers, f"AutoModelFor{kind}")
+    model = auto.from_config(config, attn_implementation="eager").eval()
     randomize(model, spread=0.4)
     return model

@@ -20,15 +20,12 @@ ELSEWHERE = {
     "gpt2-large": "openai-community/gpt2-large", "gpt2-xl": "openai-community/gpt2-xl",
     "distilgpt2": "distilbert/distilgpt2", "llama-7b-hf": "huggyllama/llama-7b", "llama-13b-hf": "huggyllama/llama-13b",
     "llama-30b-hf": "huggyllama/llama-30b", "llama-65b-hf": "huggyllama/llama-65b",
+    "bigcode/santacoder": "bigcode/gpt_bigcode-santacoder",
 }  # fmt: skip
 REASONS = {
     "google-bert/": r"encoder models \(BERT\) are not supported", "google-t5/": r"encoder-decoder models \(T5\)",
     "facebook/hubert": "encoder models of speech", "facebook/wav2vec2": "encoder models of speech",
-    **dict.fromkeys(("google/gemma-3-4b", "google/gemma-3-12b", "google/gemma-3-27b", "google/medgemma-4b",
-                     "google/medgemma-27b-it"), "models that read images too"),
-    "openai/gpt-oss": "gpt-oss models are not supported yet",
-    "swiss-ai/Apertus": "Apertus models are not supported yet", "Qwen/Qwen-": "first generation need code of their own",
-    "bigcode/santacoder": "code from checkpoints is never run",
+    "openai/gpt-oss": "gpt-oss models are not supported yet", "Qwen/Qwen-": "first generation need code of their own",
 }  # fmt: skip
 
 

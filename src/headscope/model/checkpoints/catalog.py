@@ -24,7 +24,10 @@ _SMALL: dict[str, Any] = {
     "attention_types": [[["global", "local"], 1]],
     "final_logit_softcapping": 30.0,
 }
-_WITHOUT_CAP = ("gemma3_text",)
+_WITHOUT_CAP = (
+    "gemma3",
+    "gemma3_text",
+)
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,8 @@ def known_families() -> list[KnownFamily]:
     rows = []
     for model_type, family in sorted(FAMILIES.items()):
         small = {name: value for name, value in _SMALL.items() if model_type not in _WITHOUT_CAP or "cap" not in name}
-        left_out = inapplicable_processing(HookedTransformerConfig(**family.config(small), device="cpu"))
+        fields = family.config({**small, "text_config": small})
+        left_out = inapplicable_processing(HookedTransformerConfig(**fields, device="cpu"))
         rows.append(
             KnownFamily(
                 model_type=model_type,

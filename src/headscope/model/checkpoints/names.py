@@ -149,6 +149,9 @@ HUB_MODELS = (
     *_sized("gemma-2-{}", "google/gemma-2-{}", "2b 9b 27b", _IT),
     *_sized("gemma-3-{}", "google/gemma-3-{}", "270m", _IT),
     *_sized("gemma-3-{}", "google/gemma-3-{}", "1b", (("-pt", "-pt"), ("-it", "-it"))),
+    *_sized("gemma-3-{}", "google/gemma-3-{}", "4b 12b 27b", (("-pt", "-pt"), ("-it", "-it"))),
+    *_sized("medgemma-{}", "google/medgemma-{}", "4b", (("-pt", "-pt"), ("-it", "-it"))),
+    HubModel("medgemma-27b-it", "google/medgemma-27b-it", "27B"),
     HubModel("medgemma-27b-text-it", "google/medgemma-27b-text-it", "27B"),
     *_sized("qwen1.5-{}", "Qwen/Qwen1.5-{}", "0.5B 1.8B 4B 7B 14B", _CHAT),
     *_sized("qwen2-{}", "Qwen/Qwen2-{}", "0.5B 1.5B 7B", _INSTRUCT),
@@ -176,6 +179,16 @@ HUB_MODELS = (
     HubModel("falcon-40b", "tiiuae/falcon-40b", "40B"),
     HubModel("stablelm-2-1.6b", "stabilityai/stablelm-2-1_6b", "1.6B"),
     HubModel("granite-3.1-2b", "ibm-granite/granite-3.1-2b-base", "2.5B"),
+    HubModel("apertus-8b", "swiss-ai/Apertus-8B-2509", "8B", ("apertus",)),
+    HubModel("apertus-8b-instruct", "swiss-ai/Apertus-8B-Instruct-2509", "8B", ("apertus-instruct",)),
+    # The same weights for the class in transformers; the first repository runs with code of its own.
+    HubModel("santacoder", "bigcode/gpt_bigcode-santacoder", "1.1B", ("bigcode/santacoder",)),
+    *_sized("starcoder2-{}", "bigcode/starcoder2-{}", "3b 7b 15b"),
+    *_sized("mpt-{}", "mosaicml/mpt-{}", "7b 30b"),
+    *_sized("xglm-{}", "facebook/xglm-{}", "564M 1.7B 4.5B 7.5B"),
+    HubModel("biogpt", "microsoft/biogpt", "347M"),
+    HubModel("arcee-4.5b", "arcee-ai/AFM-4.5B", "4.5B"),
+    HubModel("helium-1-2b", "kyutai/helium-1-2b", "2B"),
     *_field(),
     HubModel("othello-gpt", "Baidicoot/Othello-GPT-Transformer-Lens", "25M"),
     HubModel("redwood_attn_2l", "ArthurConmy/redwood_attn_2l", "0.5M"),
@@ -190,13 +203,9 @@ _UNSUPPORTED = (
     ("google-t5", r"t5-", "encoder-decoder models (T5) are not supported"),
     ("facebook", r"hubert-", "encoder models of speech (HuBERT) are not supported"),
     ("facebook", r"(wav2vec2|w2v2)-", "encoder models of speech (wav2vec 2.0) are not supported"),
-    ("google", r"gemma-3-(4|12|27)b|medgemma-(4b|27b-it)", "models that read images too (Gemma 3 from 4B on) are not "
-     "supported, only those of text alone, such as 'gemma-3-1b-pt'"),
     ("openai", r"gpt-oss", f"gpt-oss models {_NOT_YET}"),
-    ("swiss-ai", r"apertus", f"Apertus models {_NOT_YET}"),
     ("qwen", r"qwen-(1[._]8|7|14|72)b", f"Qwen models of the first generation {_OWN_CODE}; 'qwen1.5-...' and later can "
      "be loaded"),
-    ("bigcode", r"santacoder", f"SantaCoder models {_OWN_CODE}"),
 )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ EXPECTED = {
     "gpt_neox": False, "gptj": True, "granite": False, "llama": True, "mistral": True, "mixtral": True, "olmo": True,
     "olmo2": True, "olmoe": True, "opt": True, "phi": False, "phi3": True, "qwen2": False, "qwen3": False,
     "qwen3_moe": False, "stablelm": True,
-    "apertus": True, "nanochat": True, "persimmon": True,
+    "apertus": True, "gemma3": True, "mistral3": True, "nanochat": True, "persimmon": True,
     "dbrx": True, "gpt_oss": True, "phimoe": False, "granitemoe": False, "granitemoeshared": False, "qwen2_moe": False,
 }  # fmt: skip
 
@@ -33,7 +33,8 @@ def test_every_family_is_listed() -> None:
 @pytest.mark.parametrize("model_type", EXPECTED)
 def test_bos_is_prepended_where_transformer_lens_does(model_type: str) -> None:
     small = {name: value for name, value in _SMALL.items() if "cap" not in name}
-    cfg = HookedTransformerConfig(**FAMILIES[model_type].config(small), device="cpu")
+    fields = FAMILIES[model_type].config({**small, "text_config": small})
+    cfg = HookedTransformerConfig(**fields, device="cpu")
     assert cfg.default_prepend_bos is EXPECTED[model_type]
 
 

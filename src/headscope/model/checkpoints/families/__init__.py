@@ -33,6 +33,7 @@ from headscope.model.checkpoints.families.llama import LLAMA
 from headscope.model.checkpoints.families.mistral import MINISTRAL, MINISTRAL3, MISTRAL
 from headscope.model.checkpoints.families.moe import MIXTRAL, OLMOE
 from headscope.model.checkpoints.families.mpt import MPT
+from headscope.model.checkpoints.families.multimodal import GEMMA3_MULTIMODAL, MISTRAL3
 from headscope.model.checkpoints.families.nanochat import NANOCHAT
 from headscope.model.checkpoints.families.neox import NEOX
 from headscope.model.checkpoints.families.olmo import OLMO, OLMO2, OLMO3
@@ -56,7 +57,7 @@ FAMILIES: dict[str, Family] = {
         ARCEE, BIOGPT, CODEGEN, CWM, GPT_BIGCODE, HELIUM, INTERNLM3, JAIS2, MPT, NEMOTRON, STARCODER2, XGLM,
         BLOOM, FALCON, GEMMA, GEMMA2, GEMMA3, GPT2, GPTJ, GPT_NEO, GRANITE, LLAMA, MISTRAL, MIXTRAL, NEOX, OLMO, OLMO2,
         OLMOE, OPT, PHI, PHI3, QWEN2, QWEN3, QWEN3_MOE, STABLELM,
-        APERTUS, NANOCHAT, PERSIMMON,
+        APERTUS, GEMMA3_MULTIMODAL, MISTRAL3, NANOCHAT, PERSIMMON,
         DBRX, GPT_OSS, GRANITE_MOE, GRANITE_MOE_SHARED, PHIMOE, QWEN2_MOE,
         EXAONE4, GLM, GLM4, HUNYUAN, MINISTRAL, MINISTRAL3, OLMO3, SEED_OSS, SMOLLM3, VAULTGEMMA,
     )

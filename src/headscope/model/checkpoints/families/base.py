@@ -358,9 +358,11 @@ class Family(ABC):
         Raises:
             CheckpointError: for tensors that are missing, not used, or of a shape the config does not say.
         """
+        given = Tensors(tensors, self.renamed, ignore=self.ignore)
         head = self.outside(cfg, hf)["unembed.W_U"]
-        unused = (head.theirs, *head.also) if cfg.tie_word_embeddings else ()
-        given = Tensors(tensors, self.renamed, ignore=(*self.ignore, *unused))
+        if any(name in given for name in (head.theirs, *head.also)):
+            # Then the unembedding is its own, also where the config says that it is the embedding.
+            cfg = dataclasses.replace(cfg, tie_word_embeddings=False)
         seen = set()
         for names, row in self.rows(cfg, hf):
             name = next((each for each in (row.theirs, *row.also) if each in given), row.theirs)

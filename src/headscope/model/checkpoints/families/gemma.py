@@ -95,6 +95,12 @@ class _Gemma3(_Gemma2):
     default_base = 1_000_000.0
     local_period = 6
 
+    def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
+        for entry in ("attn_logit_softcapping", "use_bidirectional_attention"):
+            if hf.get(entry):
+                raise CheckpointError(f"Gemma 3 with {entry} = {hf[entry]!r} in config.json is not supported.")
+        return super().config(hf)
+
     def rope(self, hf: Mapping[str, Any], d_head: int) -> dict[str, Any]:
         local_base = hf.get("rope_local_base_freq", 10_000.0)
         return rope_fields_by_type(hf, d_head, base=self.default_base, local_base=local_base)

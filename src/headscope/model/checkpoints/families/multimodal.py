@@ -1,0 +1,136 @@
+"""Models that read images too, of which the text model is loaded: Gemma 3 from 4B on, and Mistral 3.
+
+With tokens alone in the input, the text model is all that runs. Its config is the entry `text_config`, and its tensors
+are under `language_model`; those of the vision model and of the projection from it are left out. Back in `transformers`
+the model is one of text alone.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from headscope.errors import CheckpointError
+from headscope.model.checkpoints.families.base import Family, Table
+from headscope.model.checkpoints.families.gemma import GEMMA3
+from headscope.model.checkpoints.families.mistral import MINISTRAL3, MISTRAL
+from headscope.model.config import HookedTransformerConfig
+
+__all__ = ["GEMMA3_MULTIMODAL", "MISTRAL3"]
+
+logger = logging.getLogger("headscope")
+
+# In the layout of transformers 5 and in the older one, which the checkpoints on the hub have.
+_TEXT = ("model.language_model.", "language_model.model.", "language_model.")
+_VISION = ("vision_tower.", "multi_modal_projector.")
+
+
+class _WithText(Family):
+    """Base class of these models, which name the families of their text models.
+
+    Attributes:
+        texts: Families that the text model can be of; the first is that of a `text_config` that does not say.
+        text_defaults: Entries that a `text_config` may lack.
+    """
+
+    texts: ClassVar[tuple[Family, ...]]
+    text_defaults: ClassVar[Mapping[str, Any]] = {}
+
+    def text(self, hf: Mapping[str, Any]) -> tuple[Family, dict[str, Any]]:
+        """Return the family of the text model, and its config."""
+        entries = {"model_type": self.texts[0].model_type, **self.text_defaults, **(hf["text_config"] or {})}
+        for family in self.texts:
+            if family.model_type == entries["model_type"]:
+                # Whether embedding and unembedding are one is said outside.
+                return family, {**entries, "tie_word_embeddings": hf.get("tie_word_embeddings", True)}
+        raise CheckpointError(
+            f"{self.model_type} with a text model of model_type {entries['model_type']!r} is not supported. Supported: "
+            f"{', '.join(family.model_type for family in self.texts)}."
+        )
+
+    def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
+        family, entries = self.text(hf)
+        return family.config(entries)
+
+    def convert(
+        self, tensors: Mapping[str, Tensor], cfg: HookedTransformerConfig, hf: Mapping[str, Any]
+    ) -> Iterator[tuple[str, Tensor]]:
+        family, entries = self.text(hf)
+        vision = [name for name in tensors if name.removeprefix("model.").startswith(_VISION)]
+        if vision:
+            logger.warning("the text model alone is loaded; %d tensors that read images are left out.", len(vision))
+        names = {_of_text(name, family.prefix): name for name in tensors if name not in set(vision)}
+        yield from family.convert(_Renamed(tensors, names), cfg, entries)
+
+    def outside(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
+        family, entries = self.text(hf)
+        return family.outside(cfg, entries)
+
+    def layer(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
+        family, entries = self.text(hf)
+        return family.layer(cfg, entries)
+
+    def export(
+        self, cfg: HookedTransformerConfig, state: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        reasons = []
+        for family in self.texts:
+            try:
+                return family.export(cfg, state)
+            except CheckpointError as error:
+                reasons.append(str(error))
+        raise CheckpointError(" ".join(reasons))
+
+
+class _Renamed(Mapping[str, Tensor]):
+    """Tensors under other names, read on access like those they are."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
+        self._tensors, self._names = tensors, names
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[self._names[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _of_text(name: str, prefix: str) -> str:
+    """Return the name that a tensor has in a checkpoint of the text model alone."""
+    for each in _TEXT:
+        if name.startswith(each):
+            rest = name.removeprefix(each)
+            return rest if rest.startswith("lm_head.") else prefix + rest
+    return name
+
+
+class _Gemma3Multimodal(_WithText):
+    model_type = "gemma3"
+    architecture = "Gemma3ForConditionalGeneration"
+    examples = ("google/gemma-3-4b-pt", "google/gemma-3-12b-it", "google/gemma-3-27b-it", "google/medgemma-4b-it")
+    texts = (GEMMA3,)
+    text_defaults = {
+        "vocab_size": 262_208, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
+        "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "max_position_embeddings": 131_072,
+        "sliding_window": 4096,
+    }  # fmt: skip
+
+    def text(self, hf: Mapping[str, Any]) -> tuple[Family, dict[str, Any]]:
+        family, entries = super().text(hf)
+        if entries.get("final_logit_softcapping"):
+            raise CheckpointError("final_logit_softcapping of a Gemma 3 that reads images is not supported.")
+        return family, entries
+
+
+class _Mistral3(_WithText):
+    model_type = "mistral3"
+    architecture = "Mistral3ForConditionalGeneration"
+    examples = ("mistralai/Mistral-Small-3.1-24B-Base-2503", "mistralai/Ministral-3-3B-Instruct-2512")
+    texts = (MISTRAL, MINISTRAL3)
+
+
+GEMMA3_MULTIMODAL, MISTRAL3 = _Gemma3Multimodal(), _Mistral3()
