@@ -29,7 +29,7 @@ _CHECKS: list[tuple[str, str, dict[str, str]]] = [
     ("patching", "test_activation_patching", {}),
     ("path patching", "test_path_patching", {}),
 ]
-_FILES = {"test_parity.py", "test_families.py"}
+_FILES = {"test_parity.py", "test_families.py", "test_hybrids.py", "test_mixers.py"}
 _PROPERTY = "families table"
 
 

@@ -222,11 +222,20 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
         "ffn_config": {**_DBRX["ffn_config"], "moe_normalize_expert_weights": None}}),
 }  # fmt: skip
 
+_HYBRID = {**_SQUARE, "num_hidden_layers": 3, "intermediate_size": 20}
+# Models whose layers have no common pattern.
+HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "lfm2": ("Lfm2", {**_HYBRID, "layer_types": ["conv", "full_attention", "conv"], "block_multiple_of": 3,
+                      "conv_bias": True}),
+    "lfm2 attention first, untied": ("Lfm2", {**_HYBRID, "layer_types": ["full_attention", "conv", "full_attention"],
+                                              "block_auto_adjust_ff_dim": False, "tie_word_embeddings": False}),
+}  # fmt: skip
+
 
 @cache
 def hf_model(row: str) -> Any:
     """A `transformers` model whose every weight is random; norms' weights are near what they are in that family."""
-    stem, fields = ROWS[row]
+    stem, fields = {**ROWS, **HYBRIDS}[row]
     config = getattr(transformers, f"{stem}Config")(**fields)
     kind = "ImageTextToText" if "text_config" in fields else "CausalLM"
     auto = getattr(transformers, f"AutoModelFor{kind}")

@@ -280,6 +280,7 @@ OWN = {
     "SVDInterpreter": set(),
     "HookedTransformerConfig": {
         "centered_norm", "final_norm", "has_post_norms", "has_pre_norms", "has_resid_mid", "n_cached_heads",
+        "layers_with", "parts_of",
     },
     "evals": set(),
     "head_detector": {"ErrorMeasure", "HeadName", "LayerHeadTuple", "LayerToHead"},

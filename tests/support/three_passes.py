@@ -106,7 +106,12 @@ class ThreePasses:
         def embed(value: Tensor, hook: Any) -> Tensor:
             return torch.where(at[..., None], self.other[hook.name], self.base[hook.name])
 
-        hooks = [(f"blocks.{layer}.attn.hook_z", heads) for layer in range(self.model.cfg.n_layers)]
-        if not self.model.cfg.attn_only:
-            hooks += [(f"blocks.{layer}.hook_mlp_out", mlp) for layer in range(self.model.cfg.n_layers)]
+        def mixer(out: Tensor, hook: Any) -> Tensor:
+            out = self.base[hook.name].clone()
+            if f"mixer{hook.layer()}" in senders:
+                out[at] = self.other[hook.name][at]
+            return out
+
+        points = {"attn.hook_z": heads, "hook_mixer_out": mixer, "hook_mlp_out": mlp}
+        hooks = [(name, hook) for name in self.model.hook_dict for end, hook in points.items() if name.endswith(end)]
         return [*hooks, ("hook_embed", embed)] if "embed" in senders else hooks

@@ -48,6 +48,7 @@ OWN: dict[str, Any] = {
     "yarn_truncate": False, "attn_temperature_slope": 0.1, "attn_temperature_length": 3,
     "longrope_short_factors": [1.0, 2.0],
     "longrope_long_factors": [1.0, 2.0], "longrope_original_ctx_len": 5, "longrope_attention_factor": 2.0,
+    "layer_parts": ["attn+mlp", "mlp"], "mixer": {"model_type": "lfm2"},
 }  # fmt: skip
 CHOICES: dict[str, list[Any]] = {
     "positional_embedding_type": ["rotari", "relative_positional_bias"], "normalization_type": ["ln", "DyT"],
@@ -73,7 +74,8 @@ def test_every_field_is_in_the_tables() -> None:
 @pytest.mark.parametrize("name", [*TAKEN, *REFUSED, *OWN])
 def test_a_field_goes_through_a_dictionary(name: str) -> None:
     default, given = getattr(tiny_config(), name), {**TAKEN, **OWN}
-    needed = {"positional_embedding_type": "rotary"} if name in ROTARY else {}
+    needed: dict[str, Any] = {"positional_embedding_type": "rotary"} if name in ROTARY else {}
+    needed |= {"layer_parts": OWN["layer_parts"]} if name == "mixer" else {}
     cfg = tiny_config(**needed, **{name: given.get(name, default)})
     if name in given and name not in COMPUTED:
         assert getattr(cfg, name) == given[name] != default

@@ -1,6 +1,6 @@
 """`SVDInterpreter`: the strongest directions that a head or an MLP writes or reads, as logits over the vocabulary."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -77,16 +77,19 @@ class SVDInterpreter:
     def _head_output(self, layer: int, head: int | None) -> Float[Tensor, "rank d_model"]:
         if head is None or not 0 <= head < self.cfg.n_heads:
             raise InvalidInputError(f"'OV' needs a head_index between 0 and {self.cfg.n_heads - 1}; got {head}.")
-        W_V, W_O = self.model.per_layer("attn", "W_V")[layer][head], self.model.output_weight(layer)[head]
+        block: Any = self.model.blocks[layer]
+        W_O = self.model.output_weight(layer)[head]
+        W_V = block.attn.W_V[head]
         return FactoredMatrix(W_V.to(W_O.dtype), W_O).V.T
 
     def _mlp_side(self, layer: int, which: VectorType) -> Float[Tensor, "rank d_model"]:
-        if self.cfg.attn_only:
-            raise InvalidInputError(f"{which!r} needs an MLP, and this model has none (attn_only).")
+        if layer not in self.cfg.layers_with("mlp"):
+            raise InvalidInputError(f"{which!r} needs an MLP, and layer {layer} has none.")
         if which == "w_out":
             matrix = self.model.output_weight(layer, "mlp")
         else:
-            matrix = self.model.per_layer("mlp", "W_in")[layer].T
+            block: Any = self.model.blocks[layer]
+            matrix = block.mlp.W_in.T
             norm_weight = dict(self.model.named_parameters()).get(f"blocks.{layer}.ln2.w")
             matrix = matrix if norm_weight is None else matrix * norm_weight
         return torch.linalg.svd(at_least_float32(matrix), full_matrices=False).Vh

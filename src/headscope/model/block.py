@@ -11,12 +11,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from headscope.errors import InvalidInputError
 from headscope.model.config import HookedTransformerConfig
 from headscope.model.hooks import HookPoint, is_listening, is_own, is_plain
 from headscope.model.parts.attention import make_attention
 from headscope.model.parts.experts import make_mlp
 from headscope.model.parts.key_value_cache import HookedTransformerKeyValueCacheEntry
 from headscope.model.parts.layers import make_post_norm, make_pre_norm
+from headscope.model.parts.mixers import make_mixer, mixer_output
 from headscope.ops.indexing import at_positions
 
 __all__ = ["RESUMABLE", "TransformerBlock"]
@@ -29,6 +31,8 @@ RESUMABLE = (*_STREAMS, "hook_attn_out", "hook_mlp_out", "attn.hook_z", *_PROJEC
 
 class TransformerBlock(nn.Module):
     """Attention, then an MLP (unless `attn_only`), each reading a norm of the residual stream and adding to it.
+
+    In a model with `layer_parts`, a mixer may stand for the attention or beside it, and any part may be missing.
 
     Their outputs may go through post-norms, `ln1_post` and `ln2_post`: `hook_attn_out` and `hook_mlp_out` show what is
     added to the stream, behind these. A part that the config does not ask for is absent, not `None`.
@@ -47,23 +51,29 @@ class TransformerBlock(nn.Module):
     def __init__(self, cfg: HookedTransformerConfig, block_index: int) -> None:
         super().__init__()
         self.cfg = cfg
-        self.ln1 = make_pre_norm(cfg)
-        self.attn = make_attention(cfg, block_index)
-        self.hook_attn_in = HookPoint()
-        self.hook_q_input = HookPoint()
-        self.hook_k_input = HookPoint()
-        self.hook_v_input = HookPoint()
-        self.hook_attn_out = HookPoint()
+        self.parts = cfg.parts_of(block_index)
+        if self.parts != ("mlp",):
+            self.ln1 = make_pre_norm(cfg)
+        if "attn" in self.parts:
+            self.attn = make_attention(cfg, block_index)
+            self.hook_attn_in = HookPoint()
+            self.hook_q_input = HookPoint()
+            self.hook_k_input = HookPoint()
+            self.hook_v_input = HookPoint()
+            self.hook_attn_out = HookPoint()
+        if "mixer" in self.parts:
+            self.mixer = make_mixer(cfg)
+            self.hook_mixer_out = HookPoint()
         self.hook_resid_pre = HookPoint()
         self.hook_resid_post = HookPoint()
-        if not cfg.attn_only:
+        if "mlp" in self.parts:
             self.ln2 = make_pre_norm(cfg)
             self.mlp = make_mlp(cfg, block_index)
             self.hook_mlp_in = HookPoint()
             self.hook_mlp_out = HookPoint()
         if cfg.has_post_norms:
             self.ln1_post = make_post_norm(cfg)
-            if not cfg.attn_only:
+            if "mlp" in self.parts:
                 self.ln2_post = make_post_norm(cfg)
         if cfg.has_resid_mid:
             self.hook_resid_mid = HookPoint()
@@ -84,8 +94,18 @@ class TransformerBlock(nn.Module):
             attention_mask: `[batch, key_pos]`, true for real tokens; `None` when all are.
         """
         resid_pre = self.hook_resid_pre(resid_pre)
-        attn_out = self.attn_out(resid_pre, shortformer_pos_embed, past_kv_cache_entry, attention_mask)
-        return self.after_attention(resid_pre, self.hook_attn_out(attn_out))
+        added: list[Tensor] = []
+        if "attn" in self.parts:
+            attn_out = self.attn_out(resid_pre, shortformer_pos_embed, past_kv_cache_entry, attention_mask)
+            added.append(self.hook_attn_out(attn_out))
+        if "mixer" in self.parts:
+            if past_kv_cache_entry is not None:
+                raise InvalidInputError(
+                    "a key-value cache does not hold the states of mixers, so a model that has them runs on whole "
+                    "texts: leave past_kv_cache out."
+                )
+            added.append(self.hook_mixer_out(self.mixer_out(resid_pre, attention_mask)))
+        return self.after_attention(resid_pre, *added)
 
     def attn_out(
         self,
@@ -118,20 +138,26 @@ class TransformerBlock(nn.Module):
     def _behind_attention(self, out: Tensor) -> Tensor:
         return self.ln1_post(out) if self.cfg.has_post_norms else out
 
-    def after_attention(
-        self, resid_pre: Float[Tensor, "batch pos d_model"], attn_out: Float[Tensor, "batch pos d_model"]
+    def mixer_out(
+        self, resid_pre: Float[Tensor, "batch pos d_model"], attention_mask: Tensor | None = None
     ) -> Float[Tensor, "batch pos d_model"]:
-        """Return the stream after this block, given what attention adds to it."""
-        if self.cfg.attn_only:
-            return self.hook_resid_post(resid_pre + attn_out)
-        if self.cfg.parallel_attn_mlp:
-            return self.hook_resid_post(resid_pre + attn_out + self._mlp_out(resid_pre))
-        return self.after_mid(resid_pre + attn_out)
+        """Return what the mixer adds to the stream it reads, through its norm; padding stays out of its state."""
+        return mixer_output(self.cfg, self.mixer, self.ln1(resid_pre), attention_mask)
+
+    def after_attention(
+        self, resid_pre: Float[Tensor, "batch pos d_model"], *added: Float[Tensor, "batch pos d_model"]
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """Return the stream after this block, given what attention, or a mixer, or both, add to it."""
+        resid = sum(added, start=resid_pre)
+        if self.cfg.parallel_attn_mlp and "mlp" in self.parts:
+            return self.hook_resid_post(resid + self._mlp_out(resid_pre))
+        return self.after_mid(resid)
 
     def after_mid(self, resid_mid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         """Return the stream after this block, given that between attention and MLP."""
-        resid_mid = self.hook_resid_mid(resid_mid)
-        return self.hook_resid_post(resid_mid + self._mlp_out(resid_mid))
+        if self.cfg.has_resid_mid:
+            resid_mid = self.hook_resid_mid(resid_mid)
+        return self.hook_resid_post(resid_mid + self._mlp_out(resid_mid) if "mlp" in self.parts else resid_mid)
 
     def mlp_out(self, resid: Float[Tensor, "*lead d_model"]) -> Float[Tensor, "*lead d_model"]:
         """Return what the MLP adds to the stream it reads, through its norms."""
@@ -174,6 +200,8 @@ class TransformerBlock(nn.Module):
         it then gives `looks_ahead` and all that follows it here, and `reprojected`) or
         `can_resume = True` (attention; `cached`, `z_of`, `out`, `looks_ahead`, `depends_on_length`).
         """
+        if self.cfg.layer_parts is not None:
+            return "layers of several kinds, which are run whole"
         for name, module in self.named_modules():
             if not is_own(module):
                 found = f"{type(module).__name__} in" if is_plain(module, type(module)) else "hooks on"

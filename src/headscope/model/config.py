@@ -53,6 +53,11 @@ class HookedTransformerConfig:
         d_vocab: Number of input tokens; `-1` takes it from the tokenizer.
         d_vocab_out: Number of output tokens; `-1` means `d_vocab`.
         attn_only: No MLPs.
+        layer_parts: For layers of several kinds, the parts of each: some of `attn`, `mixer` (which has a state instead
+            of a pattern; beside attention, both read the same norm) and `mlp`, such as `"mixer+mlp"` or `"attn"`.
+            Default: attention in all, and an MLP unless `attn_only`.
+        mixer: The kind of mixers and their sizes: the `model_type` and the entries of a `transformers` config that
+            their module reads (see `model.parts.mixers`).
         parallel_attn_mlp: Attention and MLP both read the block's input.
         normalization_type: `None`, `"LN"`, `"RMS"`, or the `"...Pre"` forms whose weight and bias are folded away.
         use_normalization_before_and_after: Attention and MLP outputs also go through post-norms, `ln1_post` and
@@ -242,6 +247,8 @@ class HookedTransformerConfig:
     relative_attention_max_distance: int | None = None
     relative_attention_num_buckets: int | None = None
     decoder_start_token_id: int | None = None
+    layer_parts: list[str] | None = None
+    mixer: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         check_and_complete(self)
@@ -255,8 +262,27 @@ class HookedTransformerConfig:
 
     @property
     def has_resid_mid(self) -> bool:
-        """True if blocks have a state between attention and MLP."""
-        return not (self.attn_only or self.parallel_attn_mlp)
+        """True if blocks have a state between attention and MLP: if any has an MLP that reads what others write."""
+        if self.layer_parts is None:
+            return not (self.attn_only or self.parallel_attn_mlp)
+        return any(len(parts) > 1 and "mlp" in parts for parts in map(self.parts_of, range(self.n_layers)))
+
+    def parts_of(self, layer: int) -> tuple[str, ...]:
+        """Return the parts of a layer, in the order they write: some of `attn`, `mixer` and `mlp`."""
+        if self.layer_parts is not None:
+            return tuple(self.layer_parts[layer].split("+"))
+        return ("attn",) if self.attn_only else ("attn", "mlp")
+
+    def layers_with(self, part: str) -> tuple[int, ...]:
+        """Return the layers that have `attn`, a `mixer` or an `mlp`.
+
+        Example:
+            >>> cfg = HookedTransformerConfig(n_layers=3, d_model=8, n_ctx=16, d_head=4, d_vocab=11, act_fn="silu",
+            ...                               layer_parts=["attn", "mlp", "attn+mlp"])
+            >>> cfg.layers_with("attn"), cfg.layers_with("mixer"), cfg.parts_of(2)
+            ((0, 2), (), ('attn', 'mlp'))
+        """
+        return tuple(layer for layer in range(self.n_layers) if part in self.parts_of(layer))
 
     def has_experts(self, layer: int) -> bool:
         """Return True if the MLP of a layer is a mixture of experts."""

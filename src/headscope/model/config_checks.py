@@ -1,6 +1,7 @@
 """Validation of `HookedTransformerConfig`: its choices, the checks of its fields, and those that follow from others."""
 
 import math
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +20,7 @@ ACTIVATIONS = (
     "solu_ln", "xielu",
 )  # fmt: skip
 ROUTERS = ("softmax", "sigmoid", "sparsemixer")
+PARTS = ("attn", "mixer", "mlp")
 INIT_MODES = ("gpt2", "xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal")
 
 # Fields of TransformerLens's config that are not supported yet: only these values are accepted.
@@ -68,6 +70,7 @@ def check_and_complete(cfg: "HookedTransformerConfig") -> None:
     _check_qk_norm(cfg)
     _check_windows(cfg)
     _check_groups(cfg)
+    _check_parts(cfg)
     if not cfg.attn_only:
         _check_mlp(cfg)
     if cfg.d_vocab_out == -1:
@@ -157,6 +160,33 @@ def _check_groups(cfg: "HookedTransformerConfig") -> None:
         raise InvalidInputError(f"n_key_value_heads must divide n_heads = {cfg.n_heads}; got {cfg.n_key_value_heads}.")
 
 
+def _check_parts(cfg: "HookedTransformerConfig") -> None:
+    if cfg.layer_parts is None:
+        if cfg.mixer is not None:
+            raise InvalidInputError("mixer needs layer_parts, which say what layers have one.")
+        return
+    allowed = {"+".join(some) for n in (1, 2, 3) for some in combinations(PARTS, n)}
+    wrong = [parts for parts in cfg.layer_parts if parts not in allowed]
+    if len(cfg.layer_parts) < cfg.n_layers or wrong:
+        raise InvalidInputError(
+            f"layer_parts must name the parts of each of {cfg.n_layers} layers, some of {', '.join(PARTS)} in this "
+            f"order, such as 'mixer+mlp'; got {wrong[0] if wrong else cfg.layer_parts!r}."
+        )
+    if cfg.parallel_attn_mlp or cfg.has_post_norms:
+        raise InvalidInputError(
+            "layer_parts are for blocks whose MLP comes behind the rest, without post-norms: parallel_attn_mlp and "
+            "use_normalization_... must be False."
+        )
+    if cfg.attn_only and cfg.layers_with("mlp"):
+        raise InvalidInputError(f"attn_only = True, but layer_parts has MLPs in layers {cfg.layers_with('mlp')}.")
+    if cfg.layers_with("mixer") and not isinstance((cfg.mixer or {}).get("model_type"), str):
+        raise InvalidInputError(
+            "layers with a mixer need cfg.mixer, a dictionary with 'model_type' and the sizes of the mixers; "
+            f"got {cfg.mixer!r}."
+        )
+    cfg.attn_only = not cfg.layers_with("mlp")
+
+
 def _check_mlp(cfg: "HookedTransformerConfig") -> None:
     if cfg.act_fn is None:
         raise InvalidInputError(
@@ -212,14 +242,12 @@ def _check_experts(cfg: "HookedTransformerConfig") -> None:
 def _n_params(cfg: "HookedTransformerConfig") -> int:
     """Return the number of weights in attention and MLPs."""
     attention = 2 * cfg.d_model * cfg.d_head * (cfg.n_heads + (cfg.n_key_value_heads or cfg.n_heads))
-    if cfg.attn_only:
-        return cfg.n_layers * attention
 
     def mlp(width: int | None) -> int:
         return (2 + cfg.gated_mlp) * cfg.d_model * (width or 0)
 
-    total = cfg.n_layers * attention
-    for layer in range(cfg.n_layers):
+    total = len(cfg.layers_with("attn")) * attention
+    for layer in cfg.layers_with("mlp"):
         if not cfg.has_experts(layer):
             total += mlp(cfg.d_mlp_dense or cfg.d_mlp)
             continue

@@ -22,10 +22,11 @@ and reduced one component at a time.
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from headscope.ops.devices import Budget
@@ -80,36 +81,62 @@ class LensProblem:
 
     Attributes:
         states: Intermediate states, the final one last; `logits = gain * (states @ W_U) + offset`.
-        head_base: Index of the state that each layer's heads add to.
-        mlp_base: Index of the state that each layer's MLP adds to; empty without MLPs.
-        heads: Head outputs before `W_O`.
+        head_base: Index of the state that each layer's heads add to; `None` for a layer without.
+        mlp_base: The same for each layer's MLP; empty without MLPs.
+        heads: Head outputs before `W_O`, of the layers that have heads.
         W_O: Output weights of the heads.
-        mlps: MLP outputs, if there are MLPs.
+        mlps: MLP outputs of the layers that have one, if there are MLPs.
         W_U: Unembedding.
         offset: Added to the logits of every state but the final one, and of states with a component added.
         final_offset: Added to the final logits, with and without a component.
         soft_cap: `c` of a soft cap on all logits; 0 for none.
         gains: `None` when the rows are already divided by their (frozen) scale.
         chain: How each state follows from the one before, if it does; `None` computes every state's logits by itself.
+        mixer_base: As `mlp_base`, for mixers, which come between heads and MLP among a layer's components.
+        mixers: Mixer outputs of the layers that have one, if there are mixers.
     """
 
     states: Float[Tensor, "state row d_model"]
-    head_base: tuple[int, ...]
-    mlp_base: tuple[int, ...]
-    heads: Float[Tensor, "layer head row d_head"]
-    W_O: Float[Tensor, "layer head d_head d_model"]
-    mlps: Float[Tensor, "layer row d_model"] | None
+    head_base: tuple[int | None, ...]
+    mlp_base: tuple[int | None, ...]
+    heads: Float[Tensor, "attn_layer head row d_head"]
+    W_O: Float[Tensor, "attn_layer head d_head d_model"]
+    mlps: Float[Tensor, "mlp_layer row d_model"] | None
     W_U: Float[Tensor, "d_model d_vocab"]
     offset: Float[Tensor, " d_vocab"]
     final_offset: Float[Tensor, " d_vocab"]
     soft_cap: float = 0.0
     gains: Gains | None = None
     chain: Chain | None = None
+    mixer_base: tuple[int | None, ...] = ()
+    mixers: Float[Tensor, "mixer_layer row d_model"] | None = None
+
+    @property
+    def n_layers(self) -> int:
+        """Number of layers."""
+        return len(self.head_base)
+
+    @property
+    def whole(self) -> list[tuple[tuple[int | None, ...], Tensor]]:
+        """The bases and the outputs of components as wide as the stream, in order: mixers, MLPs."""
+        kinds = ((self.mixer_base, self.mixers), (self.mlp_base, self.mlps))
+        return [(base, outputs) for base, outputs in kinds if outputs is not None]
 
     @property
     def n_components(self) -> int:
-        """Number of components in a layer: its heads, and its MLP."""
-        return self.heads.shape[1] + (self.mlps is not None)
+        """Number of components in a layer: its heads, its mixer and its MLP."""
+        return self.heads.shape[1] + len(self.whole)
+
+    @property
+    def bases(self) -> Int[Tensor, "layer component"]:
+        """Index of the state that each component adds to; -1 for those that a layer lacks."""
+        columns = [self.head_base] * self.heads.shape[1] + [base for base, _ in self.whole]
+        return torch.tensor([[-1 if base is None else base for base in column] for column in columns]).T
+
+    @property
+    def is_uniform(self) -> bool:
+        """True if all layers have the same parts, none of them a mixer."""
+        return self.mixers is None and None not in (*self.head_base, *self.mlp_base)
 
 
 @dataclass(frozen=True)
@@ -119,7 +146,7 @@ class LensEntropies:
     Attributes:
         states: Of each state.
         plus: Of the state each component adds to, with it added.
-        minus: Of the final state, with the component removed.
+        minus: Of the final state, with the component removed. Both are NaN for components that a layer lacks.
     """
 
     states: Float[Tensor, "state row"]
@@ -147,11 +174,10 @@ def lens_entropies(
         watch: Gives the tiles of the vocabulary it is handed, as a progress bar does.
     """
     n_states, rows = problem.states.shape[:2]
-    layers = problem.heads.shape[0]
     device = problem.states.device
     states = RunningMoments((n_states, rows), device)
     # [plus or minus, layer, component, row]
-    changed = RunningMoments((2, layers, problem.n_components, rows), device)
+    changed = RunningMoments((2, problem.n_layers, problem.n_components, rows), device)
     mean = token_mean(problem.W_U, problem.soft_cap)  # where logits span less, more tiles can take the fast form
     d_vocab = problem.W_U.shape[1]
     size = Budget.of(device).core_tile
@@ -224,27 +250,58 @@ class _Tile:
         self.shape = n_rows, weights.W_U.shape[1]
         like = problem.states
         self.states = like.new_empty(3, n_states, n_rows)
-        self.changed = like.new_empty(3, 2, len(problem.heads), problem.n_components, n_rows)
+        self.changed = like.new_full((3, 2, problem.n_layers, problem.n_components, n_rows), torch.nan)
 
     def run(self) -> None:
         problem = self.problem
+        if not problem.is_uniform:
+            self._run_by_state()
+            return
         layers, n_heads = problem.heads.shape[:2]
         last = len(problem.states) - 1
         final_linear = self._product(last, "final")
         final = self._state(last, final_linear, "final", final=True)
         before = self._product(0, "linear0") if last > 0 else final_linear
+        starts = [base for base in problem.head_base if base is not None]  # all, in a uniform problem
         for layer in range(layers):
             heads = self._heads(layer)
-            base = self._state(problem.head_base[layer], before, "base")
+            base = self._state(starts[layer], before, "base")
             self._change(heads, before, base, final_linear, final, layer, slice(0, n_heads))
-            end = problem.head_base[layer + 1] if layer + 1 < layers else last
+            end = starts[layer + 1] if layer + 1 < layers else last
             after = final_linear if end == last else self._product(end, f"linear{(layer + 1) % 2}")
             if problem.mlps is not None:
-                middle, mlp = self._mlp(layer, heads, before, after)
-                if problem.mlp_base[layer] != problem.head_base[layer]:
-                    base = self._state(problem.mlp_base[layer], middle, "base")
+                between = problem.mlp_base[layer]
+                assert between is not None
+                middle, mlp = self._mlp(layer, between, heads, before, after)
+                if between != starts[layer]:
+                    base = self._state(between, middle, "base")
                 self._change(mlp, middle, base, final_linear, final, layer, slice(n_heads, n_heads + 1))
             before = after
+
+    def _run_by_state(self) -> None:
+        """Do the same where layers differ: each state with all components that add to it."""
+        problem, last = self.problem, len(self.problem.states) - 1
+        final_linear = self._product(last, "final")
+        final = self._state(last, final_linear, "final", final=True)
+        n_heads = problem.heads.shape[1]
+        writers: list[tuple[tuple[int | None, ...], Callable[[int], Tensor], slice]] = [
+            (problem.head_base, self._heads, slice(0, n_heads))
+        ]
+        for number, (base, outputs) in enumerate(problem.whole, n_heads):
+            writers.append((base, partial(self._whole, outputs), slice(number, number + 1)))
+        for index in range(last):
+            linear = self._product(index, "linear0")
+            state = self._state(index, linear, "base")
+            for bases, logits, which in writers:
+                layers = [layer for layer, base in enumerate(bases) if base is not None]
+                for at, layer in enumerate(layers):
+                    if bases[layer] == index:
+                        self._change(logits(at), linear, state, final_linear, final, layer, which)
+
+    def _whole(self, outputs: Tensor, at: int) -> Float[Tensor, "1 row tile"]:
+        """Linear part of the logits of one component's whole output."""
+        out = self.buffers.get("mlp", self.shape, outputs)
+        return torch.mm(outputs[at, self.chunk], self.weights.W_U, out=out)[None]
 
     def _product(self, state: int, name: str) -> Float[Tensor, "row tile"]:
         """Linear part of a state's logits."""
@@ -263,17 +320,16 @@ class _Tile:
         return out.copy_(torch.bmm(left, right, out=rounded))
 
     def _mlp(
-        self, layer: int, heads: Tensor, before: Tensor, after: Tensor
+        self, layer: int, between: int, heads: Tensor, before: Tensor, after: Tensor
     ) -> tuple[Float[Tensor, "row tile"], Float[Tensor, "1 row tile"]]:
-        """Linear parts of the logits of the state an MLP reads, and of the MLP's own output."""
+        """Linear parts of the logits of the state `between` that an MLP reads, and of the MLP's own output."""
         problem = self.problem
         assert problem.mlps is not None
-        sequential = problem.mlp_base[layer] != problem.head_base[layer]
+        sequential = between != problem.head_base[layer]
         chained = problem.chain is not None and all(_within(state, _CHAIN_RANGE * _BITS) for state in (before, after))
         if not chained:
-            middle = self._product(problem.mlp_base[layer], "middle") if sequential else before
-            out = self.buffers.get("mlp", self.shape, before)
-            return middle, torch.mm(problem.mlps[layer, self.chunk], self.weights.W_U, out=out)[None]
+            middle = self._product(between, "middle") if sequential else before
+            return middle, self._whole(problem.mlps, layer)
         assert problem.chain is not None and self.weights.rests is not None
         # Both by addition: the state between is that before plus the heads, the MLP the difference to the state after.
         # That replaces two products of 2 * d_model operations per logit.

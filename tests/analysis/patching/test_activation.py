@@ -70,9 +70,10 @@ def by_definition(
 @pytest.mark.parametrize("direction", ["denoising", "noising"])
 @torch.no_grad()
 def test_cells_equal_their_definition(direction: Any, model: HookedTransformer, task: Task) -> None:
-    found = activation_patch(model, task, SITES, direction=direction, progress=False)
+    sites = [site for site in SITES if site != "mixer_out"]
+    found = activation_patch(model, task, sites, direction=direction, progress=False)
     n = task.clean_tokens.shape[1]
-    for site in SITES:
+    for site in sites:
         inside = site in ("z", "q", "k", "v", "pattern")
         assert found[site].shape == ((2, 3) if inside else (2, n)), site
         assert found[site].std() > 1e-3, site

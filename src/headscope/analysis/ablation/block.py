@@ -103,7 +103,8 @@ class BatchAblation:
         self.budget = Budget.of(batch.tokens.device)
         self.where = batch.predicting()
         self.readout = readout_of(model)
-        self.weights = model.output_weights()
+        layers = {part.layer for part in plan.parts if part.head is not None}
+        self.weights = {layer: model.output_weight(layer) for layer in layers}
         self.kind = torch.promote_types(run.final.dtype, torch.float32)
         self.final = run.final[self.where].to(self.kind)
         self.scale = self.readout.scale(self.final)
@@ -178,7 +179,7 @@ class BatchAblation:
 
     def _W_O(self, component: Component) -> Float[Tensor, "d_head d_model"]:
         assert component.head is not None
-        return self.weights[component.layer, component.head].to(self.kind)
+        return self.weights[component.layer][component.head].to(self.kind)
 
     def _normalized(self, state: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:
         """A changed final state as the unembedding reads it."""

@@ -269,8 +269,12 @@ class _Path(NamedTuple):
 
 def _inputs(node: str) -> Sequence[str]:
     """The inputs of a node to search; before heads of the first layer there is only the embedding."""
-    layer, head = component_of(node) or (0, None)
-    return ("",) if head is None else INPUTS if layer else ()
+    component = component_of(node)
+    if component is not None and component.is_mixer:
+        return ()  # it reads all positions at once, which no path does
+    if component is None or component.head is None:
+        return ("",)
+    return INPUTS if component.layer else ()
 
 
 def _clear_paths(swept: PathPatchingResult, node: str, read: str, threshold: float, level: float) -> list[_Path]:
@@ -284,17 +288,18 @@ def _clear_paths(swept: PathPatchingResult, node: str, read: str, threshold: flo
     ]
 
 
-def _place(name: str, n_layers: int) -> tuple[int, bool, int]:
-    """Layer, heads before MLPs, number."""
-    layer, head = component_of(name) or (n_layers, 0)
-    return layer, head is None, head or 0
+def _place(name: str, n_layers: int) -> tuple[int, bool, bool, int]:
+    """Layer, what writes first, number."""
+    component = component_of(name)
+    return (n_layers, False, False, 0) if component is None else component.place
 
 
 def _group(name: str, head_types: KindsOfHeads | None) -> str:
     """The kind of a node."""
-    layer, head = component_of(name) or (None, None)
-    if layer is None:
+    component = component_of(name)
+    if component is None:
         return FINAL
-    if head is None:
-        return "MLP"
-    return (head_types.main_kind(layer, head) if head_types is not None else None) or "head"
+    if component.head is None:
+        return "mixer" if component.is_mixer else "MLP"
+    kind = None if head_types is None else head_types.main_kind(component.layer, component.head)
+    return kind or "head"

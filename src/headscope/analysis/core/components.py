@@ -1,4 +1,4 @@
-"""Heads and MLPs as people name them: `(10, 7)`, `"10.7"`, `"mlp3"`, and sets of these."""
+"""Heads, MLPs and mixers as people name them: `(10, 7)`, `"10.7"`, `"mlp3"`, `"mixer3"`, and sets of these."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -9,41 +9,62 @@ from headscope.model.config import HookedTransformerConfig
 
 __all__ = [
     "Component",
+    "all_components",
     "all_heads",
+    "all_mixers",
     "all_mlps",
     "canonical_label",
     "component_label",
     "component_of",
     "component_sets",
     "components",
+    "part_labels",
     "set_label",
 ]
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Component:
-    """A head, or an MLP (`head` is `None`)."""
+    """A head, or what writes to the stream as a whole: an MLP, or a mixer (`head` is `None` for both).
+
+    Components are in order of their layers, and in a layer of what writes first: heads, mixer, MLP.
+    """
 
     layer: int
     head: int | None
+    is_mixer: bool = False
 
     @property
     def label(self) -> str:
-        """`10.7` for a head, `mlp10` for an MLP."""
-        return component_label(self.layer, self.head)
+        """`10.7` for a head, `mlp10` for an MLP, `mixer10` for a mixer."""
+        return component_label(self.layer, self.head, is_mixer=self.is_mixer)
+
+    @property
+    def part(self) -> str:
+        """The part of its layer: `attn`, `mixer` or `mlp`."""
+        return "attn" if self.head is not None else "mixer" if self.is_mixer else "mlp"
+
+    @property
+    def place(self) -> tuple[int, bool, bool, int]:
+        """Its place among the components of a model, to be compared."""
+        return self.layer, self.head is None, not self.is_mixer, self.head or 0
+
+    def __lt__(self, other: "Component") -> bool:
+        return self.place < other.place
 
 
-def component_label(layer: int, head: int | None) -> str:
-    """`10.7` for a head, `mlp10` for an MLP."""
-    return f"mlp{layer}" if head is None else f"{layer}.{head}"
+def component_label(layer: int, head: int | None, *, is_mixer: bool = False) -> str:
+    """`10.7` for a head, `mlp10` for an MLP, `mixer10` for a mixer."""
+    return f"{'mixer' if is_mixer else 'mlp'}{layer}" if head is None else f"{layer}.{head}"
 
 
-def component_of(label: str) -> tuple[int, int | None] | None:
-    """Layer and head of a component's label; `None` for any other label."""
-    if label.startswith("mlp") and label[3:].isdecimal():
-        return int(label[3:]), None
+def component_of(label: str) -> Component | None:
+    """The component of a label; `None` for any other label."""
+    whole = re.fullmatch(r"(mlp|mixer)(\d+)", label)
+    if whole is not None:
+        return Component(int(whole[2]), None, whole[1] == "mixer")
     layer, _, head = label.partition(".")
-    return (int(layer), int(head)) if layer.isdecimal() and head.isdecimal() else None
+    return Component(int(layer), int(head)) if layer.isdecimal() and head.isdecimal() else None
 
 
 def canonical_label(name: object) -> str:
@@ -55,17 +76,33 @@ def canonical_label(name: object) -> str:
     """
     if isinstance(name, Sequence) and _is_pair(name):
         return f"{name[0]}.{name[1]}"
-    return re.sub(r"\bmlp[ .]?(?=\d|$)", "mlp", str(name).strip(), flags=re.IGNORECASE)
+    return re.sub(r"\b(mlp|mixer)[ .]?(?=\d|$)", lambda found: found[1].lower(), str(name).strip(), flags=re.IGNORECASE)
 
 
 def all_heads(cfg: HookedTransformerConfig) -> tuple[Component, ...]:
     """Every head of a model."""
-    return tuple(Component(layer, head) for layer in range(cfg.n_layers) for head in range(cfg.n_heads))
+    return tuple(Component(layer, head) for layer in cfg.layers_with("attn") for head in range(cfg.n_heads))
 
 
 def all_mlps(cfg: HookedTransformerConfig) -> tuple[Component, ...]:
     """Every MLP of a model."""
-    return () if cfg.attn_only else tuple(Component(layer, None) for layer in range(cfg.n_layers))
+    return tuple(Component(layer, None) for layer in cfg.layers_with("mlp"))
+
+
+def all_mixers(cfg: HookedTransformerConfig) -> tuple[Component, ...]:
+    """Every mixer of a model."""
+    return tuple(Component(layer, None, is_mixer=True) for layer in cfg.layers_with("mixer"))
+
+
+def all_components(cfg: HookedTransformerConfig) -> tuple[Component, ...]:
+    """Every head, mixer and MLP of a model, in order."""
+    return tuple(sorted((*all_heads(cfg), *all_mixers(cfg), *all_mlps(cfg))))
+
+
+def part_labels(cfg: HookedTransformerConfig) -> tuple[str, ...]:
+    """The columns of a map of all layers' components: `0`, `1`, ..., then `mixer` and `MLP` where a layer has one."""
+    whole = {"mixer": cfg.layers_with("mixer"), "MLP": cfg.layers_with("mlp")}
+    return (*map(str, range(cfg.n_heads)), *(name for name, layers in whole.items() if layers))
 
 
 def components(cfg: HookedTransformerConfig, named: Iterable[object]) -> tuple[Component, ...]:
@@ -104,7 +141,7 @@ def component_sets(cfg: HookedTransformerConfig, named: Iterable[object]) -> tup
         parts = components(cfg, together if is_set else [each])  # type: ignore[arg-type]
         if not parts:
             raise InvalidInputError("a set of components is empty; name at least one head or MLP in it.")
-        found.append(tuple(sorted(set(parts), key=lambda part: (part.layer, part.head is None, part.head))))
+        found.append(tuple(sorted(set(parts))))
     if not found:
         raise InvalidInputError("no components are named; give at least one, such as (0, 0), or None for all heads.")
     labels = [set_label(each) for each in found]
@@ -128,23 +165,32 @@ def _parsed(name: object) -> Component:
         return name
     if isinstance(name, Sequence) and _is_pair(name):
         return Component(int(name[0]), int(name[1]))
-    place = component_of(canonical_label(name)) if isinstance(name, str) else None
-    if place is not None:
-        return Component(*place)
+    found = component_of(canonical_label(name)) if isinstance(name, str) else None
+    if found is not None:
+        return found
     raise InvalidInputError(
         f"{name!r} names no component. A head is (layer, head) or 'layer.head', such as (10, 7) or '10.7'; "
-        "an MLP is 'mlp' and its layer, such as 'mlp3'."
+        "an MLP is 'mlp' and its layer, such as 'mlp3', and a mixer 'mixer' and its layer."
     )
 
 
+_KINDS = {"attn": "attention", "mixer": "mixer", "mlp": "MLP"}
+
+
 def _checked(cfg: HookedTransformerConfig, component: Component) -> Component:
-    layer, head = component.layer, component.head
+    layer, head, part = component.layer, component.head, component.part
     if not 0 <= layer < cfg.n_layers:
         raise InvalidInputError(
             f"{component.label} does not exist: layers of {cfg.model_name!r} are 0 to {cfg.n_layers - 1}."
         )
-    if head is None and cfg.attn_only:
+    if part == "mlp" and cfg.attn_only and cfg.layer_parts is None:
         raise InvalidInputError(f"{component.label} does not exist: {cfg.model_name!r} has attention only.")
+    if part not in cfg.parts_of(layer):
+        having = ", ".join(map(str, cfg.layers_with(part)))
+        raise InvalidInputError(
+            f"{component.label} does not exist: layer {layer} of {cfg.model_name!r} has no {_KINDS[part]}; "
+            + (f"layers {having} have one." if having else "no layer has one.")
+        )
     if head is not None and not 0 <= head < cfg.n_heads:
         raise InvalidInputError(
             f"{component.label} does not exist: heads of {cfg.model_name!r} are 0 to {cfg.n_heads - 1}."

@@ -5,16 +5,17 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from headscope.analysis.core.components import Component, all_heads, components
 from headscope.analysis.core.named_arrays import Label
 from headscope.analysis.core.result import Result, component_label
 from headscope.errors import InvalidInputError
+from headscope.model.config import HookedTransformerConfig
 from headscope.model.transformer import HookedTransformer
 
-__all__ = ["HeadListResult", "chosen_heads", "heads_tensor", "one_vocabulary"]
+__all__ = ["HeadListResult", "chosen_heads", "heads_tensor", "one_vocabulary", "over_layers"]
 
 
 def chosen_heads(model: HookedTransformer, heads: Iterable[object] | None) -> tuple[Component, ...]:
@@ -47,6 +48,24 @@ def one_vocabulary(model: HookedTransformer) -> int:
             f"d_vocab = {cfg.d_vocab} tokens but predicts d_vocab_out = {cfg.d_vocab_out}."
         )
     return cfg.d_vocab
+
+
+def over_layers(
+    cfg: HookedTransformerConfig, values: Shaped[Tensor, "some *measured"], part: str = "attn"
+) -> Shaped[Tensor, "layer *measured"]:
+    """Put what was measured of the layers that have a part where these layers are; NaN (a count: 0) at the others.
+
+    Args:
+        cfg: The model's config.
+        values: A row for each layer that has the part.
+        part: `attn`, `mixer` or `mlp`.
+    """
+    layers = cfg.layers_with(part)
+    if len(layers) == cfg.n_layers:
+        return values
+    rows = values.new_full((cfg.n_layers, *values.shape[1:]), torch.nan if values.is_floating_point() else 0)
+    rows[list(layers)] = values
+    return rows
 
 
 def heads_tensor(heads: Iterable[Component]) -> Int[Tensor, "head 2"]:

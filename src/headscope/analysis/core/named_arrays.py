@@ -17,6 +17,7 @@ Label = int | float | str
 
 WITHIN_LAYER = ("head", "component", "part", "key_value_head")  # with `layer`, these name a head or an MLP
 _COMPONENTS = (*WITHIN_LAYER, "sender")
+_WHOLE = {"mixer", "MLP"}  # components of a layer that are no heads
 
 
 @dataclass(frozen=True)
@@ -119,11 +120,11 @@ class NamedArray:
         return type(self)(self.values.flatten(at, at + 1), axes, labels)
 
     def heads_only(self) -> Self:
-        """Leave the MLP out of each layer's components."""
+        """Leave the mixer and the MLP out of each layer's components."""
         within = self.within_layer
-        if within is None or "MLP" not in self.labels[within]:
+        if within is None or not _WHOLE & set(self.labels[within]):
             return self
-        return self._take(within, [label for label in self.labels[within] if label != "MLP"])
+        return self._take(within, [label for label in self.labels[within] if label not in _WHOLE])
 
     def mean(self, over: Iterable[str]) -> Self:
         """The means over some axes; NaN does not count.
@@ -179,7 +180,7 @@ def cell_label(cell: Mapping[str, Label]) -> str:
 
 
 def _within(layer: Label, part: Label) -> str:
-    return component_label(int(layer), None if part == "MLP" else int(part))
+    return component_label(int(layer), None if part in _WHOLE else int(part), is_mixer=part == "mixer")
 
 
 def masked_mean(values: Tensor, dims: tuple[int, ...]) -> Tensor:
@@ -191,4 +192,4 @@ def _names_layers(label: Any) -> bool:
     """Tell `"10.7"`, `"mlp3"` and `(10, 7)`, which name a layer as well, from `7`."""
     first = label[0] if isinstance(label, list) and label else label
     name = canonical_label(first)
-    return "." in name or (name.startswith("mlp") and name != "mlp")
+    return "." in name or (name.startswith(("mlp", "mixer")) and name[-1].isdecimal())

@@ -204,7 +204,7 @@ class Result:
             by: The array; default: the result's first.
             largest: The largest, or the smallest (`False`); default: the largest, or for patches those of the largest
                 magnitude.
-            mlps: Rank MLPs among the heads of their layers.
+            mlps: Rank MLPs and mixers among the heads.
             labels: Rank only entries with these labels: `effect="direct"`, `layer=3`.
 
         Raises:
@@ -272,11 +272,12 @@ class Result:
         row = self._row(name, array, cell)
         label = self.cell_label(name, cell) or name
         component = component_of(label)
-        layer, head = component or (row.get("layer"), row.get("head"))
+        layer, head = (row.get("layer"), row.get("head")) if component is None else (component.layer, component.head)
         others = {key: float(each[index]) for key, each in beside.items()}
         row |= {self._column(getattr(spec, key)): number for key, number in others.items()}
         row[self._column(name)] = value
-        return HeadScore(layer, head, value, **others, name="" if component else label, row=row)
+        is_named = component is None or component.is_mixer
+        return HeadScore(layer, head, value, **others, name=label if is_named else "", row=row)
 
     def _row(self, name: str, array: NamedArray, cell: Mapping[str, Label]) -> dict[str, Any]:
         """The columns of a table that describe an entry."""

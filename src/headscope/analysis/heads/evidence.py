@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from headscope.analysis.core.batches import Batch
+from headscope.analysis.core.head_lists import over_layers
 from headscope.analysis.core.stats import (
     Estimate,
     estimates_of_moments,
@@ -229,10 +230,11 @@ def copying_scores(model: HookedTransformer) -> Float[Tensor, "layer head"]:
     kind = torch.promote_types(model.W_U.dtype, torch.float32)
     W_U = readout.W_U.detach().to(kind)
     W_U = W_U - W_U.mean(-1, keepdim=True)
-    found = torch.empty(cfg.n_layers, cfg.n_heads)
-    for layer in range(cfg.n_layers):
+    found = torch.full((cfg.n_layers, cfg.n_heads), math.nan)
+    onto: Tensor | None = None
+    for layer in cfg.layers_with("attn"):
         block: Any = model.blocks[layer]
-        if layer < 2:  # later layers find what the second does
+        if onto is None or layer == 1:  # later layers find what the second does
             read = (token_embedding(model) if layer == 0 else effective_embedding(model)).to(kind)
             onto = W_U @ _normalized(model, read)
         weight = dict(block.ln1.named_parameters(recurse=False)).get("w")
@@ -263,8 +265,10 @@ def k_composition(model: HookedTransformer, heads: list[tuple[int, int]]) -> Flo
     if not heads:
         return torch.empty(0, cfg.n_layers, cfg.n_heads)
     layers, numbers = (torch.tensor(each) for each in zip(*heads, strict=True))
-    writes = FactoredMatrix(model.W_V.detach().float(), model.output_weights().float())
-    W_Q, W_K = (weight.detach().float()[layers, numbers] for weight in (model.W_Q, model.W_K))
-    scores = composition_scores(writes, FactoredMatrix(W_K, W_Q.transpose(-2, -1))).permute(2, 0, 1).cpu()
+    W_Q, W_K, W_V = (torch.stack(model.per_layer("attn", f"W_{name}")).detach().float() for name in ("Q", "K", "V"))
+    at = torch.tensor([cfg.layers_with("attn").index(layer) for layer, _ in heads]), numbers
+    writes = FactoredMatrix(W_V, model.output_weights().float())
+    scores = composition_scores(writes, FactoredMatrix(W_K[at], W_Q[at].transpose(-2, -1)))
+    scores = over_layers(cfg, scores).permute(2, 0, 1).cpu()
     earlier = torch.arange(cfg.n_layers) < layers[:, None]
     return torch.where(earlier[:, :, None], scores, math.nan)

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headscope.analysis.core.batches import Batch, check_repeatable
+from headscope.analysis.core.head_lists import over_layers
 from headscope.analysis.lens.calibration_result import CalibrationResult
 from headscope.analysis.recording.component_means import ComponentMeans, OutputSums
 from headscope.analysis.recording.lens_states import LensStates, lens_states
@@ -162,7 +163,7 @@ class CalibrationAccumulator(Accumulator[CalibrationResult]):
         def of_heads(values: Tensor) -> Tensor | None:
             if not self.options.heads:
                 return None
-            return values[1:].reshape(cfg.n_layers, cfg.n_heads, *values.shape[1:])
+            return over_layers(cfg, values[1:].unflatten(0, (-1, cfg.n_heads)))
 
         return CalibrationResult(
             info=self.info(asdict(self.options)),

@@ -1,4 +1,4 @@
-"""`measure_entropy`: how each head and MLP moves the entropy of the prediction, seen through the logit lens.
+"""`measure_entropy`: how each head, mixer and MLP moves the entropy of the prediction, seen through the logit lens.
 
 One forward pass gives every state and every component's output; `ops.lens_entropy` then reduces all the perturbed
 predictions over the vocabulary in tiles. GPT-2 small has 25 states and 156 components: about 2 GFLOP a token.
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from headscope.analysis.core.batches import Batch, check_repeatable, spread
+from headscope.analysis.core.components import part_labels
 from headscope.analysis.core.progress import each_step
 from headscope.analysis.core.result import check_option
 from headscope.analysis.lens.entropy_problem import lens_problem
@@ -150,29 +151,29 @@ class EntropyAccumulator(Accumulator[EntropyResult]):
         """Return the entropies, or their means over positions."""
         entropies = rows or {name: sums / self.n_positions for name, sums in self.sums.items()}
         shown = ("baseline", "scale", "lens_bias", "include_bos", "precision")
-        cfg = self.model.cfg
         return EntropyResult(
             info=self.info({name: getattr(self.options, name) for name in shown}),
             **{name: values.float() for name, values in entropies.items()},
             state_labels=state_labels(self.model),
-            component_labels=(*map(str, range(cfg.n_heads)), *([] if cfg.attn_only else ["MLP"])),
+            component_labels=part_labels(self.model.cfg),
         )
 
     def _measure(self, states: LensStates) -> tuple[Tensor, Tensor, Tensor]:
         if states.n == 0:
-            layers, heads = states.z.shape[:2]
-            nothing = states.resid.new_zeros(layers, heads + (states.mlp is not None), 0, dtype=torch.float64)
+            shape = self.model.cfg.n_layers, len(part_labels(self.model.cfg))
+            nothing = states.resid.new_zeros(*shape, 0, dtype=torch.float64)
             return nothing.new_zeros(len(states.resid), 0), nothing, nothing
         problem = lens_problem(
             self.model, states, self.means, scale=self.options.scale, lens_bias=self.options.lens_bias
         )
         entropies = lens_entropies(problem, precision=self.options.precision, watch=self._watch)
-        if not all(bool(found.isfinite().all()) for found in (entropies.states, entropies.plus, entropies.minus)):
+        bases = problem.bases.to(entropies.states.device)
+        measured = bases >= 0  # what a layer lacks is NaN
+        changed = (entropies.plus[measured], entropies.minus[measured])
+        if not all(bool(found.isfinite().all()) for found in (entropies.states, *changed)):
             raise NotFiniteError(
                 "the logits hold NaN or infinite values, though the residual stream is finite. Check the weights of "
                 "the final norm and the unembedding."
             )
-        before = entropies.states[list(problem.head_base)][:, None].expand(-1, problem.heads.shape[1], -1)
-        if problem.mlps is not None:
-            before = torch.cat([before, entropies.states[list(problem.mlp_base)][:, None]], dim=1)
+        before = entropies.states[bases]
         return entropies.states, entropies.plus - before, entropies.states[-1] - entropies.minus

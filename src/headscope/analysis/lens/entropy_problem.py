@@ -4,6 +4,7 @@ The states handed in are worked on in place: at the end they are the problem's o
 residual stream is held twice.
 """
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from headscope.analysis.recording.component_means import ComponentMeans
 from headscope.analysis.recording.lens_states import LensStates
 from headscope.model.activations.readout import Readout, readout_of
+from headscope.model.config import HookedTransformerConfig
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.lens_entropy import Chain, Gains, LensProblem
 
@@ -39,22 +41,27 @@ def lens_problem(
     readout = readout_of(model)
     W_U, b_U = states.wide(readout.W_U), states.wide(readout.b_U)
     norm_offset = torch.zeros_like(b_U) if readout.bias is None else states.wide(readout.bias) @ W_U
-    z, mlp = states.take_heads(None if means is None else means.z), states.mlp
-    if means is not None and mlp is not None and means.mlp is not None:
-        mlp -= means.mlp[:, None]
+    z, mlp, mixer = states.take_heads(None if means is None else means.z), states.mlp, states.mixer
+    for part, outputs in (("mlp", mlp), ("mixer", mixer)):
+        of_part = None if means is None else means.of_whole(part)
+        if outputs is not None and of_part is not None:
+            outputs -= of_part[:, None]
     W_O = states.wide(model.output_weights())
-    n_layers, step = model.cfg.n_layers, 2 if model.cfg.has_resid_mid else 1
+    step = 2 if model.cfg.has_resid_mid else 1
+    bases = _bases(model.cfg, step)
     frozen = scale == "final"
     by = readout.scale(states.resid[-1]) if frozen else torch.ones_like(states.resid[-1][:, :1])
-    gains = None if frozen else _own_gains(readout, states, W_O, step)
-    chain = _chain(readout, states, W_O, 1 / by[:, 0], step)
-    for rows in (*states.resid, *(() if mlp is None else mlp)):
-        rows.copy_(readout.direction(rows)).div_(by)
+    gains = None if frozen else _own_gains(readout, states, W_O, bases)
+    uniform = model.cfg.layer_parts is None
+    chain = _chain(readout, states, W_O, 1 / by[:, 0], step) if uniform else None
+    for outputs in (states.resid, mlp, mixer):
+        for rows in () if outputs is None else outputs:
+            rows.copy_(readout.direction(rows)).div_(by)
     z /= by
     return LensProblem(
         states=states.resid,
-        head_base=tuple(range(0, step * n_layers, step)),
-        mlp_base=() if mlp is None else tuple(range(step - 1, step * n_layers, step)),
+        head_base=bases["attn"],
+        mlp_base=() if mlp is None else bases["mlp"],
         heads=z,
         W_O=readout.direction(W_O),
         mlps=mlp,
@@ -64,7 +71,18 @@ def lens_problem(
         soft_cap=readout.soft_cap,
         gains=gains,
         chain=chain,
+        mixer_base=() if mixer is None else bases["mixer"],
+        mixers=mixer,
     )
+
+
+def _bases(cfg: HookedTransformerConfig, step: int) -> dict[str, tuple[int | None, ...]]:
+    """Return the state that each part of each layer adds to, of `step` states a layer; `None` for one it lacks."""
+    offsets = {"attn": 0, "mixer": 0, "mlp": step - 1}
+    return {
+        part: tuple(step * layer + offset if part in cfg.parts_of(layer) else None for layer in range(cfg.n_layers))
+        for part, offset in offsets.items()
+    }
 
 
 def _chain(readout: Readout, states: LensStates, W_O: Tensor, by: Tensor, step: int) -> Chain | None:
@@ -106,19 +124,25 @@ def _constant_rest(
     return mean if bool((rest.sub_(mean).abs_() <= noise).all()) else None
 
 
-def _own_gains(readout: Readout, states: LensStates, W_O: Tensor, step: int) -> Gains:
+def _own_gains(readout: Readout, states: LensStates, W_O: Tensor, bases: Mapping[str, tuple[int | None, ...]]) -> Gains:
     """One over each perturbed state's own scale."""
-    plus, minus = [], []
-    for layer in range(len(states.z)):
-        written = torch.bmm(states.z[layer], W_O[layer])
-        added = [readout.scale(states.resid[step * layer] + written)]
-        taken = [readout.scale(states.resid[-1] - written)]
-        if states.mlp is not None:
-            mlp = states.mlp[layer]
-            added.append(readout.scale(states.resid[step * layer + step - 1] + mlp)[None])
-            taken.append(readout.scale(states.resid[-1] - mlp)[None])
-        plus.append(torch.cat(added).squeeze(-1))
-        minus.append(torch.cat(taken).squeeze(-1))
-    return Gains(
-        states=1 / readout.scale(states.resid).squeeze(-1), plus=1 / torch.stack(plus), minus=1 / torch.stack(minus)
-    )
+    n_heads = W_O.shape[1]
+    outputs = {"mixer": states.mixer, "mlp": states.mlp}
+    whole = [part for part, each in outputs.items() if each is not None]
+    by = states.resid.new_ones(2, len(bases["attn"]), n_heads + len(whole), states.n)
+
+    def note(layer: int, which: slice, base: int, written: Float[Tensor, "component row d_model"]) -> None:
+        by[0, layer, which] = 1 / readout.scale(states.resid[base] + written)[..., 0]
+        by[1, layer, which] = 1 / readout.scale(states.resid[-1] - written)[..., 0]
+
+    def present(part: str) -> list[tuple[int, int]]:
+        return [(layer, base) for layer, base in enumerate(bases[part]) if base is not None]
+
+    for at, (layer, base) in enumerate(present("attn")):
+        note(layer, slice(0, n_heads), base, torch.bmm(states.z[at], W_O[at]))
+    for column, part in enumerate(whole, n_heads):
+        written = outputs[part]
+        assert written is not None
+        for at, (layer, base) in enumerate(present(part)):
+            note(layer, slice(column, column + 1), base, written[at][None])
+    return Gains(states=1 / readout.scale(states.resid).squeeze(-1), plus=by[0], minus=by[1])

@@ -52,7 +52,7 @@ class EntropyResult(Result):
     @property
     def n_heads(self) -> int:
         """Heads per layer."""
-        return len(self.component_labels) - self.has_mlp
+        return len(self.component_labels) - self.has_mlp - ("mixer" in self.component_labels)
 
     @property
     def n_layers(self) -> int:

@@ -47,9 +47,9 @@ def activation_patch(
     Args:
         model: The model; hooks on it stay in force.
         task: Prompts and corrupted prompts, aligned token by token.
-        sites: One of these or several: `"resid_pre"`, `"resid_mid"`, `"resid_post"`, `"attn_out"`, `"mlp_out"`; and of
-            each head its output `"z"`, `"q"`, `"k"`, `"v"` (for each group, where heads share keys and values) and
-            `"pattern"`.
+        sites: One of these or several: `"resid_pre"`, `"resid_mid"`, `"resid_post"`, `"attn_out"`, `"mixer_out"`,
+            `"mlp_out"`; and of each head its output `"z"`, `"q"`, `"k"`, `"v"` (for each group, where heads share keys
+            and values) and `"pattern"`.
         direction: `"denoising"` puts values of the clean run into the corrupted one, `"noising"` the other way round.
         scale: `"share"` of the clean metric less the corrupted one (denoising goes from 0 to 1, noising from 0 to -1),
             or the change in the unit of the `"metric"`.
@@ -62,7 +62,7 @@ def activation_patch(
 
     Returns:
         For each site `[layer, pos]`, `[layer, head]`, `[layer, pos, head]` (a pattern's: `[layer, head, pos]`) or
-        `[layer]`.
+        `[layer]`; NaN for layers that do not have it.
 
     Raises:
         InvalidInputError: If the task has no corrupted prompts, the model has no such site, a position is not in every
@@ -87,8 +87,9 @@ def activation_patch(
         site: patch_axes(site, "head" not in AXES[site] if by_position is None else by_position) for site in hook_names
     }
     cells = [(site, cell) for site in hook_names for cell in _cells(model, site, axes[site], len(runs.positions.names))]
-    names = [name for of_site in hook_names.values() for name in of_site]
-    patched, ends = torch.zeros(len(cells), dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+    here = [at for at, (site, cell) in enumerate(cells) if cell["layer"] in hook_names[site]]
+    names = [name for of_site in hook_names.values() for name in of_site.values()]
+    patched, ends = torch.zeros(len(here), dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
     for rows in Scorer(model, runs.task, metric).batches(Budget.of(model.W_E.device).batch_tokens):
         some = runs.task[rows]
         mask, measure = some.attention_mask, AnswerMetric.of(some) if metric is None else metric
@@ -96,7 +97,7 @@ def activation_patch(
         base, _ = _run(model, runs.base[rows], measure, [], mask)
         at = runs.positions.at[:, rows]
         patches = []
-        for site, cell in cells:
+        for site, cell in (cells[at] for at in here):
             name, places = hook_names[site][cell["layer"]], at[cell["pos"]][None] if "pos" in cell else at
             patches.append(Patch(name, partial(_put, cache[name], places, site, cell.get("head"))))
         values = measure_patches(
@@ -106,9 +107,11 @@ def activation_patch(
         patched += torch.tensor(values, dtype=torch.float64) * weight
         ends += torch.tensor([base, other], dtype=torch.float64) * weight
     clean, corrupted = runs.clean_and_corrupted(*ends)
+    every = torch.full((len(cells),), torch.nan)  # also cells of a layer that lacks the site
+    every[here] = runs.scaled(patched - ends[0], *ends).float()
     return PatchingResult(
         info=runs.info(model, len(task), sites=list(hook_names), direction=direction),
-        values=runs.scaled(patched - ends[0], *ends).float(),
+        values=every,
         sites=tuple(hook_names),
         axes=tuple(" ".join(axes[site]) for site in hook_names),
         positions=runs.positions.names,

@@ -11,7 +11,7 @@ It costs two forward passes and, for each step, a forward and a backward pass, w
 that of the backward pass of a batch of prompts. `"pattern"` is `[prompt, layer, head, pos, pos]` while it lasts.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -52,8 +52,8 @@ def attribution_patch(
     Args:
         model: The model; hooks on it stay in force.
         task: Prompts and corrupted prompts, aligned token by token.
-        sites: One of these or several: `resid_pre`, `resid_mid`, `resid_post`, `attn_out`, `mlp_out`, `z`, `q`, `k`,
-            `v`, `pattern`.
+        sites: One of these or several: `resid_pre`, `resid_mid`, `resid_post`, `attn_out`, `mixer_out`, `mlp_out`,
+            `z`, `q`, `k`, `v`, `pattern`.
         direction: `"denoising"` puts values of the clean run into the corrupted one, `"noising"` the other way round.
         scale: `"share"` of the clean metric less the corrupted one, or the change in the unit of the `"metric"`.
         steps: 1 takes gradients in the run that is patched; more take their mean over so many runs on the way from its
@@ -87,11 +87,12 @@ def attribution_patch(
     at = None if positions is None else runs.positions.at.T
     scorer = Scorer(model, runs.task, metric)
     batches = list(scorer.batches(Budget.of(model.W_E.device).backward_tokens))
+    every = [name for names in hook_names.values() for name in names.values()]
     totals: dict[str, Tensor] = {}
     ends = []
     with progress_bar(len(batches) * steps, "attribution patching", shown=progress) as bar:
         for rows in batches:
-            batch = _Linearized(model, runs, scorer, rows, [name for names in hook_names.values() for name in names])
+            batch = _Linearized(model, runs, scorer, rows, every)
             ends.append(scorer.values(rows, torch.stack([batch.base_final, batch.other_final])).view(2, -1))
             for step in range(steps):
                 gradients = batch.gradients(0.0 if steps == 1 else (step + 0.5) / steps)
@@ -101,10 +102,11 @@ def attribution_patch(
                 bar.update()
     base, other = torch.cat(ends, dim=1).mean(1)
     clean, corrupted = runs.clean_and_corrupted(base, other)
-    by_site = [torch.stack([totals[name] for name in names]).to(base.dtype) for names in hook_names.values()]
+    scaled = {name: runs.scaled(total.to(base.dtype), base, other) for name, total in totals.items()}
+    by_site = [_layers(model.cfg.n_layers, names, scaled) for names in hook_names.values()]
     return AttributionPatchingResult(
         info=runs.info(model, int(runs.positions.mask.sum()) if at is None else at.numel()),
-        values=runs.scaled(torch.cat([each.flatten() for each in by_site]), base, other),
+        values=torch.cat([each.flatten() for each in by_site]),
         clean=clean,
         corrupted=corrupted,
         sites=tuple(hook_names),
@@ -114,6 +116,12 @@ def attribution_patch(
         scale=scale,
         steps=steps,
     )
+
+
+def _layers(n_layers: int, names: Mapping[int, str], values: Mapping[str, Tensor]) -> Float[Tensor, "layer *cell"]:
+    """Stack a site's values; NaN for layers that do not have it."""
+    nothing = torch.full_like(values[next(iter(names.values()))], torch.nan)
+    return torch.stack([values[names[layer]] if layer in names else nothing for layer in range(n_layers)])
 
 
 class _Linearized:

@@ -17,8 +17,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from headscope.analysis.core.components import all_heads, all_mlps
+from headscope.analysis.core.components import component_of, part_labels
+from headscope.analysis.core.named_arrays import cell_label
 from headscope.analysis.core.progress import progress_bar
 from headscope.analysis.patching.path_block import Cell, PathBlock, WholePaths
 from headscope.analysis.patching.path_ends import Receiver, as_receivers, as_senders, check_fed, sender_of
@@ -54,7 +56,8 @@ def path_patch(
     Args:
         model: The model; hooks on it stay in force.
         task: Prompts and corrupted prompts, aligned token by token.
-        senders: `(9, 9)`, `"9.9"`, `"mlp5"`, `"embed"`, or a list of these.
+        senders: `(9, 9)`, `"9.9"`, `"mlp5"`, `"mixer5"`, `"embed"`, or a list of these. Mixers in between are frozen as
+            attention is.
         receivers: What reads the change: a head's query, key or value input (`"9.9.q"`, `("9.9", "q")`), all three
             (`"9.9"`), an MLP (`"mlp5"`), the final residual stream (`"final"`), or a list. Where heads share keys and
             values, those that one head sees are changed, and not those of the others in its group.
@@ -114,8 +117,9 @@ def path_patch_sweep(
         model: See `path_patch`, as for all that is not said here.
         task: Prompts and corrupted prompts.
         receivers: What reads the change.
-        senders: `"heads"`, `"components"` (heads and MLPs), or a list, of which each entry is one sender or several
-            that change together. Of the first two, those that no path leads from get 0.
+        senders: `"heads"`, `"components"` (heads, mixers and MLPs), or a list, of which each entry is one sender or
+            several that change together. Of the first two, those that no path leads from get 0, and those that a layer
+            does not have NaN.
         direction: `"denoising"` or `"noising"`.
         scale: `"share"` or `"metric"`.
         freeze_mlps: Only direct paths.
@@ -141,11 +145,14 @@ def path_patch_sweep(
     into = as_receivers(cfg, receivers)
     cells: list[Cell]
     shape: tuple[int, ...]
+    absent: list[int] = []
     if isinstance(senders, str) and senders in ("heads", "components"):
-        mlps = all_mlps(cfg) if senders == "components" else ()
-        ordered = sorted((*all_heads(cfg), *mlps), key=lambda part: (part.layer, part.head is None))
+        columns = part_labels(cfg)[: cfg.n_heads if senders == "heads" else None]
+        places = [cell_label({"layer": layer, "part": part}) for layer in range(cfg.n_layers) for part in columns]
+        ordered = [component for component in map(component_of, places) if component is not None]
         cells = [(sender_of(component),) for component in ordered]
-        shape = (cfg.n_layers, len(cells) // cfg.n_layers)
+        shape = (cfg.n_layers, len(columns))
+        absent = [at for at, component in enumerate(ordered) if component.part not in cfg.parts_of(component.layer)]
     else:
         cells = [as_senders(cfg, each) for each in ([senders] if isinstance(senders, str) else senders)]
         shape = (len(cells),)
@@ -154,7 +161,7 @@ def path_patch_sweep(
         for cell in cells:
             check_fed(cell, into)
     runs = TaskRuns(model, task, direction, scale, positions)
-    return _measured(model, runs, cells, shape, into, freeze_mlps, metric, progress=progress)
+    return _measured(model, runs, cells, shape, into, freeze_mlps, metric, absent=absent, progress=progress)
 
 
 @torch.no_grad()
@@ -167,11 +174,12 @@ def _measured(
     freeze_mlps: bool,
     metric: Metric | None,
     *,
+    absent: Sequence[int] = (),
     progress: bool,
 ) -> PathPatchingResult:
     n_prompts = len(runs.task)
     last = max(receiver.stage for receiver in receivers)
-    fed = [at for at, cell in enumerate(cells) if cell[0].stage <= last]
+    fed = [at for at, cell in enumerate(cells) if cell[0].stage <= last and at not in absent]
     fed.sort(key=lambda at: cells[at][0].stage)
     senders = list({sender for at in fed for sender in cells[at]})
     scorer = Scorer(model, runs.task, metric)
@@ -194,11 +202,17 @@ def _measured(
     change = base.new_zeros(len(cells), *base.shape)
     change[fed] = torch.stack(patched) - base if patched else base.new_zeros(0, *base.shape)
     means = base.mean(), other.mean()
+
+    def scaled(change: Tensor) -> Tensor:
+        values = runs.scaled(change, *means)
+        values[list(absent)] = torch.nan
+        return values
+
     clean, corrupted = runs.clean_and_corrupted(*means)
     return PathPatchingResult(
         info=runs.info(model, int(runs.positions.mask.sum())),
-        values=runs.scaled(change.mean(1) if base.ndim else change, *means).view(shape),
-        per_prompt=runs.scaled(change, *means).view(*shape, n_prompts) if base.ndim else None,
+        values=scaled(change.mean(1) if base.ndim else change).view(shape),
+        per_prompt=scaled(change).view(*shape, n_prompts) if base.ndim else None,
         clean=clean,
         corrupted=corrupted,
         sender_labels=tuple("+".join(sender.label for sender in cell) for cell in cells),

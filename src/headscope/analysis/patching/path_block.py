@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headscope.analysis.core.components import Component, all_heads, all_mlps
+from headscope.analysis.core.components import Component, all_components, all_mlps
 from headscope.analysis.patching.path_ends import Receiver, Sender, mlp_stage
 from headscope.analysis.prompts.two_runs import Scorer, TaskRuns
 from headscope.analysis.recording.record import Reading, Recording, Replacement, hook_name, record
@@ -203,11 +203,11 @@ class WholePaths(PathBlock):
 
     def _run_both(self, senders: Sequence[Sender]) -> None:
         self.together, self.where = 1, self.runs.positions.mask[self.rows]
-        parts = (*all_heads(self.cfg), *all_mlps(self.cfg))
+        parts = all_components(self.cfg)
         names = {_stream(0), *map(hook_name, parts)}
         self.kept, self.base = self._run(self.runs.base, names)
         self.given, self.other = self._run(self.runs.other, names)
-        self.frozen = {hook_name(part) for part in parts if part.head is not None or part.layer not in self.mlps}
+        self.frozen = {hook_name(part) for part in parts if part.part != "mlp" or part.layer not in self.mlps}
 
     def finals(self, cells: Sequence[Cell]) -> Float[Tensor, "cell prompt read d_model"]:
         """Final states where they are read, each cell's senders patched into the receivers."""

@@ -1,8 +1,8 @@
 """Ends of paths through the model: senders, which write to the residual stream, and receivers, which read it.
 
 The stream has stages: 0 before all layers, `2l + 1` between attention and MLP of layer `l`, `2l + 2` after it. A
-sender adds to the stream at its stage; a receiver reads the stream as it is at its own. In a parallel block the MLP
-reads what attention reads, at `2l`, and so nothing of the heads beside it.
+sender adds to the stream at its stage; a receiver reads the stream as it is at its own. A mixer writes when the heads
+do. Where blocks have no state between, as parallel ones, the MLP reads at `2l`, and nothing of what is beside it.
 """
 
 import re
@@ -10,28 +10,28 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from headscope.analysis.core.components import Component, all_heads, all_mlps, components
+from headscope.analysis.core.components import Component, all_components, all_heads, all_mlps, components
 from headscope.errors import InvalidInputError, unknown_name
 from headscope.model.config import HookedTransformerConfig
 
 __all__ = ["FINAL", "INPUTS", "Receiver", "Sender", "as_receivers", "as_senders", "check_fed", "mlp_stage", "sender_of"]
 
 EMBED, FINAL, INPUTS = "embed", "final", ("q", "k", "v")
-_COMPONENT = r"\d+\.\d+|mlp[ .]?\d+"
+_COMPONENT = r"\d+\.\d+|(?:mlp|mixer)[ .]?\d+"
 
 End = TypeVar("End", "Sender", "Receiver")
 
 
 @dataclass(frozen=True)
 class Sender:
-    """A writer to the stream: a head, an MLP, or the embedding (whose component is `None`)."""
+    """A writer to the stream: a head, an MLP, a mixer, or the embedding (whose component is `None`)."""
 
     stage: int
     component: Component | None
 
     @property
     def label(self) -> str:
-        """`10.7`, `mlp3` or `embed`."""
+        """`10.7`, `mlp3`, `mixer3` or `embed`."""
         return EMBED if self.component is None else self.component.label
 
 
@@ -53,14 +53,14 @@ class Receiver:
 
 def mlp_stage(cfg: HookedTransformerConfig, layer: int) -> int:
     """Return the stage at which an MLP reads."""
-    return 2 * layer if cfg.parallel_attn_mlp else 2 * layer + 1
+    return 2 * layer + cfg.has_resid_mid
 
 
 def sender_of(component: Component | None) -> Sender:
     """Make a sender of a component; `None` is the embedding."""
     if component is None:
         return Sender(0, None)
-    return Sender(2 * component.layer + (2 if component.head is None else 1), component)
+    return Sender(2 * component.layer + (2 if component.part == "mlp" else 1), component)
 
 
 def as_senders(cfg: HookedTransformerConfig, named: object) -> tuple[Sender, ...]:
@@ -141,8 +141,8 @@ def _sender(cfg: HookedTransformerConfig, name: object) -> Sender:
     if text == EMBED:
         return sender_of(None)
     if not re.fullmatch(_COMPONENT, text):
-        known = [EMBED, *(part.label for part in (*all_heads(cfg), *all_mlps(cfg)))]
-        hint = "A sender is a head ('9.9'), an MLP ('mlp5') or 'embed'."
+        known = [EMBED, *(part.label for part in all_components(cfg))]
+        hint = "A sender is a head ('9.9'), an MLP ('mlp5'), a mixer ('mixer5') or 'embed'."
         raise unknown_name("sender", str(name), known, hint=hint)
     return sender_of(components(cfg, [text])[0])
 
@@ -158,6 +158,11 @@ def _receiver(cfg: HookedTransformerConfig, name: object) -> list[Receiver]:
         hint = "A receiver is a head's input ('9.9.q'), an MLP ('mlp5') or 'final'."
         raise unknown_name("receiver", str(name), known, hint=hint)
     component = components(cfg, [parts[1]])[0]
+    if component.part == "mixer":
+        raise InvalidInputError(
+            f"{component.label} is no receiver: a mixer reads all positions at once, and what reads a path must read "
+            "one. Name it as a sender, or a head's input, an MLP or 'final' as the receiver."
+        )
     if component.head is not None:
         return [Receiver(2 * component.layer, component, each) for each in parts[2] or INPUTS]
     if parts[2]:

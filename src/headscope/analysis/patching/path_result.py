@@ -22,8 +22,8 @@ class PathPatchingResult(Result):
 
     Attributes:
         values: The metric of the patched run less that of the run before it was patched, the mean over prompts, in the
-            scale. `[layer, head]` for all heads; `[layer, component]`, the MLP last, for all
-            components; `[sender]` for a list; no axis for `path_patch`. Zero where no path leads to the receivers.
+            scale. `[layer, head]` for all heads; `[layer, component]`, the MLP last and NaN for what a layer lacks, for
+            all components; `[sender]` for a list; no axis for `path_patch`. Zero where no path leads to the receivers.
         per_prompt: The same for each prompt, along a last axis; `None` for a metric of your own.
         clean: The metric of the clean run.
         corrupted: That of the corrupted run.

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headscope.analysis.core.batches import Batch, describe_data
+from headscope.analysis.core.head_lists import over_layers
 from headscope.analysis.prompts.attribution_result import Attribution, component_labels
 from headscope.analysis.prompts.reading import TokenStrings
 from headscope.analysis.prompts.task import Task
@@ -165,11 +166,12 @@ class _AttributionAccumulator(Accumulator[Attribution]):
         self.readout = readout_of(model)
         self.kind = torch.promote_types(self.cfg.dtype, torch.float32)
         layers = range(self.cfg.n_layers)
-        self.W_O = [model.output_weight(layer) for layer in layers]
-        self.W_out = [model.output_weight(layer, "mlp") for layer in layers] if self.neurons else []
+        self.W_O = {layer: model.output_weight(layer) for layer in self.cfg.layers_with("attn")}
+        with_neurons = self.cfg.layers_with("mlp") if self.neurons else ()
+        self.W_out = {layer: model.output_weight(layer, "mlp") for layer in with_neurons}
         self.embeddings = ["hook_embed"]
         self.embeddings += ["hook_pos_embed"] if self.cfg.positional_embedding_type == "standard" else []
-        kinds = ["hook_resid_pre", "hook_resid_mid", "hook_attn_out", "hook_mlp_out", "attn.hook_z"]
+        kinds = ["hook_resid_pre", "hook_resid_mid", "hook_attn_out", "hook_mixer_out", "hook_mlp_out", "attn.hook_z"]
         kinds += ["attn.hook_pattern", "attn.hook_v"] if self.sources else []
         kinds += ["mlp.hook_post"] if self.neurons else []
         self.names = self.embeddings + [f"blocks.{layer}.{kind}" for layer in layers for kind in kinds]
@@ -205,15 +207,16 @@ class _AttributionAccumulator(Accumulator[Attribution]):
 
         components, by_source, by_neuron = [along(acts[name]) for name in self.embeddings], [], []
         for layer in range(self.cfg.n_layers):
-            name = f"blocks.{layer}."
-            onto = torch.einsum("hed,pd->phe", self.W_O[layer].to(self.kind), behind(layer, "attn"))
-            heads = (acts[name + "attn.hook_z"] * onto).sum(-1)
-            # What attention adds besides its heads is its bias, which belongs to none of them.
-            components += [*heads.unbind(-1), along(acts[name + "hook_attn_out"]) - heads.sum(-1)]
-            components += [] if self.cfg.attn_only else [along(acts[name + "hook_mlp_out"])]
-            if self.sources:
+            name, parts = f"blocks.{layer}.", self.cfg.parts_of(layer)
+            if "attn" in parts:
+                onto = torch.einsum("hed,pd->phe", self.W_O[layer].to(self.kind), behind(layer, "attn"))
+                heads = (acts[name + "attn.hook_z"] * onto).sum(-1)
+                # What attention adds besides its heads is its bias, which belongs to none of them.
+                components += [*heads.unbind(-1), along(acts[name + "hook_attn_out"]) - heads.sum(-1)]
+            components += [along(acts[f"{name}hook_{part}_out"]) for part in parts if part != "attn"]
+            if "attn" in parts and self.sources:
                 by_source.append(acts[name + "attn.hook_pattern"] * _values_along(acts[name + "attn.hook_v"], onto))
-            if self.neurons:
+            if layer in self.W_out:
                 onto_neurons = behind(layer, "mlp") @ self.W_out[layer].to(self.kind).T
                 by_neuron.append((acts[name + "mlp.hook_post"] * onto_neurons).double().sum(0))
         kinds = ("hook_resid_pre", "hook_resid_mid") if self.cfg.has_resid_mid else ("hook_resid_pre",)
@@ -221,8 +224,9 @@ class _AttributionAccumulator(Accumulator[Attribution]):
         states = torch.stack([along(state) + constant for state in (*passed, final)], 1)
         # Rows are [..., prompt, x].
         rows = {"states": states, "components": torch.stack([*components, constant], 1)}
-        rows |= {"sources": torch.stack(by_source).movedim(2, 1)} if by_source else {}
-        self.add(batch, n, {"neurons": torch.stack(by_neuron)} if by_neuron else {}, rows)
+        rows |= {"sources": over_layers(self.cfg, torch.stack(by_source)).movedim(2, 1)} if by_source else {}
+        neurons = {"neurons": over_layers(self.cfg, torch.stack(by_neuron), "mlp")} if by_neuron else {}
+        self.add(batch, n, neurons, rows)
 
     def summary(self, rows: dict[str, Tensor]) -> Attribution:
         """Return the attributions of all prompts; those of neurons as means over them."""

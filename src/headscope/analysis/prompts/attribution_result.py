@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from headscope.analysis.core.components import component_of
-from headscope.analysis.core.named_arrays import Label
+from headscope.analysis.core.named_arrays import Label, cell_label
 from headscope.analysis.core.ranking import HeadScore, Ranking
 from headscope.analysis.core.result import Array, Result, component_label
 from headscope.errors import InvalidInputError, unknown_name
@@ -24,7 +24,9 @@ NeuronScore = HeadScore  # of an MLP's neuron, with `layer`, `neuron` and `value
 
 
 def component_labels(cfg: HookedTransformerConfig) -> tuple[str, ...]:
-    """All that adds to the logits, in order: embeddings, each layer's heads, its `b_O` and its MLP, the final bias.
+    """All that adds to the logits, in order: embeddings, the parts of each layer, the final bias.
+
+    A layer's attention gives its heads and its `b_O`; a mixer and an MLP are one component each.
 
     Example:
         >>> from headscope import HookedTransformerConfig
@@ -34,8 +36,10 @@ def component_labels(cfg: HookedTransformerConfig) -> tuple[str, ...]:
     """
     labels = ["embed", "pos_embed"] if cfg.positional_embedding_type == "standard" else ["embed"]
     for layer in range(cfg.n_layers):
-        labels += [component_label(layer, head) for head in range(cfg.n_heads)] + [f"b_O {layer}"]
-        labels += [] if cfg.attn_only else [component_label(layer, None)]
+        parts = cfg.parts_of(layer)
+        if "attn" in parts:
+            labels += [component_label(layer, head) for head in range(cfg.n_heads)] + [f"b_O {layer}"]
+        labels += [component_label(layer, None, is_mixer=part == "mixer") for part in parts if part != "attn"]
     return (*labels, "final bias")
 
 
@@ -59,8 +63,8 @@ class Attribution(Result):
         positions: Where each answer is predicted.
         word_positions: Positions that have a name, one row for each of `word_names`.
         state_labels: `0_pre`, `0_mid`, ..., `final`.
-        component_labels: `embed`, `pos_embed`, then for each layer its heads (`0.0`, ...), `b_O 0` and `mlp0`, and
-            last `final bias`: what the final norm's bias and `b_U` add.
+        component_labels: `embed`, `pos_embed`, then for each layer its heads (`0.0`, ...), `b_O 0`, `mixer0` if it has
+            a mixer, and `mlp0`, and last `final bias`: what the final norm's bias and `b_U` add.
         token_strings: The text of all real tokens, one prompt after the other.
         labels: Which kind of prompt each is.
         word_names: Such as `IO`, `S1`, `S2`.
@@ -115,37 +119,43 @@ class Attribution(Result):
 
     @property
     def has_mlp(self) -> bool:
-        """True if the layers have MLPs."""
-        return component_label(0, None) in self.component_labels
+        """True if there are MLPs."""
+        return any(label.startswith("mlp") for label in self.component_labels)
 
     @property
     def n_layers(self) -> int:
         """Layers."""
-        return sum(label.startswith("b_O ") for label in self.component_labels)
+        return sum(label.endswith("_pre") for label in self.state_labels)
 
-    def _layers(self) -> Float[Tensor, "prompt layer part"]:
-        first = self.component_labels.index(component_label(0, 0))
-        return self.components[:, first:-1].unflatten(1, (self.n_layers, -1))
+    def _of(self, part: str) -> Float[Tensor, "prompt layer"]:
+        """Effects of one column of `part_labels`; NaN for a layer without."""
+        found = self.components.new_full((len(self.components), self.n_layers), torch.nan)
+        for layer in range(self.n_layers):
+            label = cell_label({"layer": layer, "part": part})
+            if label in self.component_labels:
+                found[:, layer] = self.components[:, self.component_labels.index(label)]
+        return found
 
     @property
     def heads(self) -> Float[Tensor, "prompt layer head"]:
-        """Effect of each head."""
-        return self._layers()[:, :, : self.n_heads]
+        """Effect of each head; NaN for layers without attention."""
+        return self.heads_and_mlps[:, :, : self.n_heads]
 
     @property
     def mlps(self) -> Float[Tensor, "prompt layer"] | None:
-        """Effect of each MLP; `None` without MLPs."""
-        return self._layers()[:, :, -1] if self.has_mlp else None
+        """Effect of each MLP; `None` without MLPs, NaN for a layer without."""
+        return self._of("MLP") if self.has_mlp else None
 
     @property
     def heads_and_mlps(self) -> Float[Tensor, "prompt layer part"]:
-        """Effect of each head, and in the last column of each layer of its MLP, if there is one."""
-        return self._layers()[:, :, [*range(self.n_heads), *([self.n_heads + 1] if self.has_mlp else [])]]
+        """Effect of each head, and in the last columns of each layer of its mixer and its MLP: see `part_labels`."""
+        return torch.stack([self._of(part) for part in self.part_labels], 2)
 
     @property
     def part_labels(self) -> tuple[str, ...]:
-        """The labels of a layer's heads and MLP: `0`, `1`, ..., `MLP`."""
-        return (*map(str, range(self.n_heads)), *(["MLP"] if self.has_mlp else []))
+        """The labels of a layer's heads, mixer and MLP: `0`, `1`, ..., `mixer`, `MLP`, as far as any layer has one."""
+        has_mixer = any(label.startswith("mixer") for label in self.component_labels)
+        return (*map(str, range(self.n_heads)), *["mixer"] * has_mixer, *["MLP"] * self.has_mlp)
 
     @property
     def unexplained(self) -> Float[Tensor, " prompt"]:
@@ -266,5 +276,6 @@ def _described(label: str) -> tuple[str, int | None, int | None]:
     """Kind, layer and head of a component, from its label."""
     component, layer = component_of(label), label.removeprefix("b_O ")
     if component is not None:
-        return "MLP" if component[1] is None else "head", *component
+        kinds = {"attn": "head", "mixer": "mixer", "mlp": "MLP"}
+        return kinds[component.part], component.layer, component.head
     return ("b_O", int(layer), None) if layer.isdecimal() else (label, None, None)

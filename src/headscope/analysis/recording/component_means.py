@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headscope.analysis.core.batches import Batch
-from headscope.analysis.core.components import Component, all_heads, all_mlps
+from headscope.analysis.core.components import Component, all_components
 from headscope.analysis.recording.record import CleanRuns
 from headscope.model.transformer import HookedTransformer
 
@@ -40,16 +40,15 @@ class ComponentMeans:
 
     @property
     def z(self) -> Float[Tensor, "layer head d_head"]:
-        """Those of heads, over the data; they must be all of the model's."""
+        """Those of heads, over the data, of each layer with attention; they must be all of the model's."""
         heads = sorted(part for part in self.over_data if part.head is not None)
-        n_layers = 1 + max(part.layer for part in heads)
+        n_layers = len({part.layer for part in heads})
         return torch.stack([self.over_data[head] for head in heads]).unflatten(0, (n_layers, -1))
 
-    @property
-    def mlp(self) -> Float[Tensor, "layer d_model"] | None:
-        """Those of MLPs, over the data; `None` where there are none."""
-        mlps = sorted((part for part in self.over_data if part.head is None), key=lambda part: part.layer)
-        return torch.stack([self.over_data[part] for part in mlps]) if mlps else None
+    def of_whole(self, part: str) -> Float[Tensor, "layer d_model"] | None:
+        """Those of all MLPs (`"mlp"`) or mixers (`"mixer"`), over the data; `None` where there are none."""
+        whole = sorted(each for each in self.over_data if each.part == part)
+        return torch.stack([self.over_data[each] for each in whole]) if whole else None
 
 
 class OutputSums:
@@ -65,8 +64,8 @@ class OutputSums:
 
     @classmethod
     def of_all(cls, model: HookedTransformer) -> Self:
-        """For every head and MLP of a model."""
-        return cls(CleanRuns(model, (*all_heads(model.cfg), *all_mlps(model.cfg)), room=0))
+        """For every head, mixer and MLP of a model."""
+        return cls(CleanRuns(model, all_components(model.cfg), room=0))
 
     def measure(self, batch: Batch, n_before: int) -> dict[str, Tensor]:
         """Return the sums over a batch that `n_before` rows of the data come before."""

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headscope.analysis.core.batches import Batch
+from headscope.analysis.core.head_lists import over_layers
 from headscope.analysis.core.result import check_option
 from headscope.analysis.recording.lens_states import lens_states
 from headscope.errors import InvalidInputError
@@ -43,16 +44,18 @@ def direct_effects(
 ) -> Float[Tensor, "layer head n"]:
     """Return what each head adds along a direction of each position that counts, at the final norm's scale.
 
+    NaN for layers without attention.
+
     The scale of a norm behind attention is that of the run.
     """
     states = lens_states(model, batch)
     towards = directions.to(states.resid.dtype) / readout_of(model).scale(states.resid[-1])
     found = []
-    for layer, z in enumerate(states.take_heads()):
+    for layer, z in zip(model.cfg.layers_with("attn"), states.take_heads(), strict=True):
         W_O = states.wide(model.output_weight(layer))
         # The directions come down to the heads' width; no head's output is brought up to d_model.
         found.append(torch.einsum("hne,hne->hn", z, torch.einsum("nd,hed->hne", towards, W_O)))
-    return torch.stack(found)
+    return over_layers(model.cfg, torch.stack(found))
 
 
 @torch.no_grad()
@@ -61,8 +64,8 @@ def effective_embedding(
 ) -> Float[Tensor, "d_vocab d_model"]:
     """Return each token as later layers find it: its embedding after the MLP of the first block.
 
-    `W_E + MLP(ln2(W_E))`, without positions, by the model's own modules (hooks on them stay in force). Models with
-    attention only have no such MLP: theirs is `W_E`. A norm behind the embedding, attention or MLP takes its part.
+    `W_E + MLP(ln2(W_E))`, without positions, by the model's own modules (hooks on them stay in force). Models whose
+    first block has no such MLP have theirs in `W_E`. A norm behind the embedding, attention or MLP takes its part.
 
     Args:
         model: The model.
@@ -79,10 +82,17 @@ def effective_embedding(
         torch.Size([1024, 128])
     """
     check_option("attention", attention, ("none", "self"))
-    if only_mlp and model.cfg.attn_only:
-        raise InvalidInputError(f"only_mlp=True asks for an MLP's output, and {model.cfg.model_name!r} has no MLPs.")
+    parts = model.cfg.parts_of(0)
+    if only_mlp and "mlp" not in parts:
+        raise InvalidInputError(
+            f"only_mlp=True asks for an MLP's output, and the first block of {model.cfg.model_name!r} has no MLP."
+        )
+    if attention == "self" and "attn" not in parts:
+        raise InvalidInputError(
+            f"attention='self' asks for attention, and the first block of {model.cfg.model_name!r} has none."
+        )
     embedded = token_embedding(model)
-    if model.cfg.attn_only and attention == "none":
+    if "mlp" not in parts and attention == "none":
         return embedded
     out = torch.empty_like(embedded)
     step = max(1, Budget.of(embedded.device).batch_tokens // 2)
@@ -104,7 +114,7 @@ def _after_first_block(
 ) -> Float[Tensor, "token 1 d_model"]:
     block: Any = model.blocks[0]
     after = rows + block.attn_out(rows) if attends else rows
-    if model.cfg.attn_only:
+    if "mlp" not in block.parts:
         return after
     written = block.mlp_out(rows if model.cfg.parallel_attn_mlp else after)
     return written if only_mlp else after + written

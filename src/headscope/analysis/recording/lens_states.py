@@ -20,17 +20,19 @@ class LensStates:
 
     Attributes:
         resid: Each `resid_pre` and `resid_mid` (where blocks have one), then the final state.
-        z: Each head's output before `W_O`.
-        mlp: Each MLP's output; `None` without MLPs.
+        z: Each head's output before `W_O`, of each layer with attention.
+        mlp: Each MLP's output, of each layer with one; `None` without MLPs.
         rounding: Relative rounding of the type the model ran in.
         post_scale: What the norm behind each attention layer divided by; `None` without such norms.
+        mixer: Each mixer's output, of each layer with one; `None` without mixers.
     """
 
     resid: Float[Tensor, "state row d_model"]
-    z: Float[Tensor, "layer head row d_head"]
-    mlp: Float[Tensor, "layer row d_model"] | None
+    z: Float[Tensor, "attn_layer head row d_head"]
+    mlp: Float[Tensor, "mlp_layer row d_model"] | None
     rounding: float
     post_scale: Float[Tensor, "layer row 1"] | None = None
+    mixer: Float[Tensor, "mixer_layer row d_model"] | None = None
 
     @property
     def n(self) -> int:
@@ -38,8 +40,8 @@ class LensStates:
         return self.resid.shape[1]
 
     def take_heads(
-        self, means: Float[Tensor, "layer head d_head"] | None = None
-    ) -> Float[Tensor, "layer head row d_head"]:
+        self, means: Float[Tensor, "attn_layer head d_head"] | None = None
+    ) -> Float[Tensor, "attn_layer head row d_head"]:
         """Return what times `output_weights` is what each head added to the stream; made in place, so `z` is used up.
 
         Args:
@@ -73,24 +75,27 @@ def lens_states(model: HookedTransformer, batch: Batch) -> LensStates:
         return torch.empty(*shape, dtype=kind, device=batch.tokens.device)
 
     # Each activation is written where it stays, once: a cache of them beside would be as much again.
+    having = {part: cfg.layers_with(part) for part in ("attn", "mixer", "mlp")}
     resid = room(step * cfg.n_layers + 1, n, cfg.d_model)
-    z = room(cfg.n_layers, cfg.n_heads, n, cfg.d_head)
-    mlp = None if cfg.attn_only else room(cfg.n_layers, n, cfg.d_model)
+    z = room(len(having["attn"]), cfg.n_heads, n, cfg.d_head)
+    whole = {part: room(len(having[part]), n, cfg.d_model) if having[part] else None for part in ("mixer", "mlp")}
     post_scale = room(cfg.n_layers, n, 1) if cfg.has_post_norms else None
     places: dict[str, Tensor] = {}
     for layer in range(cfg.n_layers):
         places[f"blocks.{layer}.hook_resid_pre"] = resid[step * layer]
         places[f"blocks.{layer}.hook_resid_mid"] = resid[step * layer + step - 1]
-        places[f"blocks.{layer}.attn.hook_z"] = z[layer].transpose(0, 1)
-        if mlp is not None:
-            places[f"blocks.{layer}.hook_mlp_out"] = mlp[layer]
         if post_scale is not None:
             places[post_scale_name(layer)] = post_scale[layer]
+    for at, layer in enumerate(having["attn"]):
+        places[f"blocks.{layer}.attn.hook_z"] = z[at].transpose(0, 1)
+    for part, outputs in whole.items():
+        for layer, output in zip(having[part], () if outputs is None else outputs, strict=True):
+            places[f"blocks.{layer}.hook_{part}_out"] = output
     readings = {name: lambda each, place=place: place.copy_(each[batch.counted]) for name, place in places.items()}
     final = record(model, batch.tokens, readings, attention_mask=batch.attention_mask).final
     resid[-1] = final[batch.counted]
     check_final(resid[-1])
-    return LensStates(resid, z, mlp, torch.finfo(final.dtype).eps, post_scale)
+    return LensStates(resid, z, whole["mlp"], torch.finfo(final.dtype).eps, post_scale, whole["mixer"])
 
 
 def state_labels(model: HookedTransformer) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from headscope.analysis.core.batches import Batch
 from headscope.analysis.core.components import Component
+from headscope.analysis.core.head_lists import over_layers
 from headscope.errors import InvalidInputError, NotFiniteError
 from headscope.model.activations.readout import Readout
 from headscope.model.hooks import HookPoint
@@ -121,7 +122,7 @@ def record(
 def record_patterns(
     model: HookedTransformer, batch: Batch, reading: Callable[[Tensor], Tensor]
 ) -> Float[Tensor, "layer *read"]:
-    """Run a batch and return what each layer's attention pattern is reduced to, on the CPU.
+    """Run a batch and return what each layer's attention pattern is reduced to, on the CPU; NaN without attention.
 
     Args:
         model: The model; hooks on it stay in force.
@@ -131,9 +132,9 @@ def record_patterns(
     Raises:
         InvalidInputError: If a module stands where a pattern is read.
     """
-    names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.cfg.n_layers)]
+    names = [f"blocks.{layer}.attn.hook_pattern" for layer in model.cfg.layers_with("attn")]
     kept = record(model, batch.tokens, dict.fromkeys(names, reading), attention_mask=batch.attention_mask).kept
-    return torch.stack([kept[name].cpu() for name in names])
+    return over_layers(model.cfg, torch.stack([kept[name].cpu() for name in names]))
 
 
 class Steps:
@@ -176,8 +177,8 @@ class CleanRun:
 
     Attributes:
         resid: What enters each layer at which a patched run resumes.
-        written: What each layer's heads (`[row, pos, head, d_head]`, before `W_O`) and MLPs (`[row, pos, d_model]`)
-            gave, and what norms behind attention divided by, by hook name.
+        written: What each layer's heads (`[row, pos, head, d_head]`, before `W_O`), MLPs and mixers (`[row, pos,
+            d_model]`) gave, and what norms behind attention divided by, by hook name.
         final: The final state.
     """
 
@@ -186,7 +187,7 @@ class CleanRun:
     final: Float[Tensor, "row pos d_model"]
 
     def output(self, component: Component) -> Float[Tensor, "row pos width"]:
-        """Return a component's output: a head's `z`, or an MLP's output."""
+        """Return a component's output: a head's `z`, or what an MLP or a mixer adds."""
         written = self.written[hook_name(component)]
         return written if component.head is None else written[:, :, component.head]
 
@@ -201,7 +202,7 @@ class CleanRun:
 
 def hook_name(component: Component) -> str:
     """Return the hook point that shows a component's output."""
-    return f"blocks.{component.layer}." + ("hook_mlp_out" if component.head is None else "attn.hook_z")
+    return f"blocks.{component.layer}." + ("attn.hook_z" if component.part == "attn" else f"hook_{component.part}_out")
 
 
 @torch.no_grad()

@@ -82,13 +82,13 @@ class ResidualDecomposition:
         self,
         layer: int | None = None,
         mlp_input: bool = False,
-        mode: Literal["all", "mlp", "attn"] = "all",
+        mode: Literal["all", "mlp", "attn", "mixer"] = "all",
         apply_ln: bool = False,
         pos_slice: SliceInput | Slice = None,
         incl_embeds: bool = True,
         return_labels: bool = False,
     ) -> Any:
-        """Return what was added to the residual stream before `layer`: embeddings, then each attention and MLP.
+        """Return what was added to the residual stream before `layer`: embeddings, then each attention, mixer and MLP.
 
         Returns:
             `[component, batch, pos, d_model]`, which sums to the stream at that point (with `mode="all"`), and the
@@ -96,18 +96,17 @@ class ResidualDecomposition:
         """
         parts = self._embeddings() if incl_embeds else {}
         stop = self._stop(layer)
-        for each in range(stop):
-            if mode in ("all", "attn"):
-                parts[f"{each}_attn_out"] = self["attn_out", each]
-            if mode in ("all", "mlp") and not self._cfg.attn_only:
-                parts[f"{each}_mlp_out"] = self["mlp_out", each]
-        if mlp_input and mode in ("all", "attn") and stop < self._cfg.n_layers:
-            parts[f"{stop}_attn_out"] = self["attn_out", stop]
+        written = [(each, part) for each in range(stop) for part in self._cfg.parts_of(each)]
+        if mlp_input and stop < self._cfg.n_layers:
+            written += [(stop, part) for part in self._cfg.parts_of(stop) if part != "mlp"]
+        for each, part in written:
+            if mode in ("all", part):
+                parts[f"{each}_{part}_out"] = self[f"{part}_out", each]
         return self._stacked(parts, layer, mlp_input, apply_ln, pos_slice, return_labels)
 
     def compute_head_results(self) -> None:
         """Add every layer's `hook_result` to the cache, from its `hook_z`."""
-        for layer in range(self._cfg.n_layers):
+        for layer in self._cfg.layers_with("attn"):
             self.cache_dict[get_act_name("result", layer)] = self._head_results(layer)
 
     def stack_head_results(
@@ -147,6 +146,8 @@ class ResidualDecomposition:
         """
         if self._cfg.attn_only:
             raise InvalidInputError("the model has no MLPs (attn_only), so it has no neurons.")
+        if layer not in self._cfg.layers_with("mlp"):
+            raise InvalidInputError(f"layer {layer} has no MLP, so it has no neurons.")
         if self._cfg.num_experts is not None:
             raise InvalidInputError(
                 f"the MLPs are {self._cfg.num_experts} experts each, and which neurons a token has depends on the "
@@ -206,7 +207,7 @@ class ResidualDecomposition:
         return_labels: bool = False,
         project_output_onto: Float[Tensor, "d_model *directions"] | None = None,
     ) -> Any:
-        """Every head, every MLP neuron, the embeddings and the biases, which together sum to the stream.
+        """Every head, every MLP neuron, the mixers, the embeddings and the biases, which together sum to the stream.
 
         Args:
             layer: What the stream that enters this layer consists of; `None` or -1 for the final one.
@@ -218,8 +219,8 @@ class ResidualDecomposition:
             project_output_onto: `[d_model]` or `[d_model, direction]`: give the components along these instead.
 
         Returns:
-            `[component, batch, pos, d_model]`, and labels `L0H0`, ..., then `L0N0`, ... (or `0_mlp_out`, ...), `embed`,
-            `pos_embed`, `bias`.
+            `[component, batch, pos, d_model]`, and labels `L0H0`, ..., then `L0N0`, ... (or `0_mlp_out`, ...),
+            `0_mixer_out`, ... of layers with a mixer, `embed`, `pos_embed`, `bias`.
         """
         stop = self._stop(layer)
         heads_until = stop + 1 if mlp_input and stop < self._cfg.n_layers else stop
@@ -230,18 +231,20 @@ class ResidualDecomposition:
 
         heads = {label: read(result) for label, result in self._heads(heads_until)}
         parts, labels = list(heads.values()), list(heads)
-        if not self._cfg.attn_only and expand_neurons:
+        mlps = [each for each in self._cfg.layers_with("mlp") if each < stop]
+        if expand_neurons:
             neurons, names = self._neurons(stop, None, pos_slice, directions)
             parts += neurons
             labels += names
-        elif not self._cfg.attn_only:
-            parts += [read(self["mlp_out", each]) for each in range(stop)]
-            labels += [f"{each}_mlp_out" for each in range(stop)]
+        whole = [(each, "mixer") for each in self._cfg.layers_with("mixer") if each < heads_until]
+        for each, part in [*((each, "mlp") for each in mlps if not expand_neurons), *whole]:
+            parts.append(read(self[f"{part}_out", each]))
+            labels.append(f"{each}_{part}_out")
         embeddings = self._embeddings()
         bias = torch.zeros_like(embeddings["embed"])
-        for each in range(heads_until):
-            bias = bias + self._bias_added("attn.b_O", "ln1_post", each)
-        for each in range(stop if expand_neurons and not self._cfg.attn_only else 0):
+        for each in self._cfg.layers_with("attn"):
+            bias = bias + self._bias_added("attn.b_O", "ln1_post", each) if each < heads_until else bias
+        for each in mlps if expand_neurons else ():
             bias = bias + self._bias_added("mlp.b_out", "ln2_post", each)
         parts += [read(part) for part in (*embeddings.values(), bias)]
         stack = self._read(parts, layer, mlp_input, apply_ln, pos_slice, directions)
@@ -332,8 +335,8 @@ class ResidualDecomposition:
 
     def _heads(self, stop: int) -> Iterator[tuple[str, Tensor]]:
         """Yield the label of each head before a layer and what it adds to the stream, `[batch, pos, d_model]`."""
-        for layer in range(stop):
-            for head, added in enumerate(self._heads_added(layer).unbind(-2)):
+        for layer in self._cfg.layers_with("attn"):
+            for head, added in enumerate(self._heads_added(layer).unbind(-2)) if layer < stop else ():
                 yield f"L{layer}H{head}", added
 
     def _head_results(self, layer: int) -> Tensor:
@@ -379,12 +382,12 @@ class ResidualDecomposition:
     ) -> tuple[list[Tensor], list[str]]:
         """Return the neurons' parts of each layer before `stop`, `[neuron, batch, pos, d_model]`, and all labels."""
         axis = -1 if directions is not None and directions.ndim == 1 else -2
+        layers = [layer for layer in self._cfg.layers_with("mlp") if layer < stop]
         parts = [
-            self.get_neuron_results(layer, neuron_slice, pos_slice, directions).movedim(axis, 0)
-            for layer in range(stop)
+            self.get_neuron_results(layer, neuron_slice, pos_slice, directions).movedim(axis, 0) for layer in layers
         ]
         numbers = torch.atleast_1d(Slice(neuron_slice).apply(torch.arange(self._cfg.d_mlp or 0))).tolist()
-        return parts, [f"L{layer}N{neuron}" for layer in range(stop) for neuron in numbers]
+        return parts, [f"L{layer}N{neuron}" for layer in layers for neuron in numbers]
 
     def _stop(self, layer: int | None) -> int:
         if layer is None or layer == -1:

@@ -245,9 +245,9 @@ def _check_fit(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor]) 
 
 def _replace_norms(model: Model) -> None:
     for block in model.blocks:
-        block.ln1 = make_pre_norm(model.cfg)
-        if not model.cfg.attn_only:
-            block.ln2 = make_pre_norm(model.cfg)
+        for name in ("ln1", "ln2"):
+            if name in dict(block.named_children()):
+                setattr(block, name, make_pre_norm(model.cfg))
         for part in block.modules():
             if isinstance(part, MLP):
                 part.reset_norm()

@@ -67,7 +67,8 @@ class Generation:
             top_p: Nucleus sampling: sample from the likeliest tokens that together have this probability.
             temperature: Divides the logits; 0 takes the likeliest token.
             freq_penalty: Subtracted from a token's logit for each previous occurrence.
-            use_past_kv_cache: Keep keys and values instead of rerunning the whole text for each token.
+            use_past_kv_cache: Keep keys and values instead of rerunning the whole text for each token. Models with
+                mixers always rerun it.
             prepend_bos: For text: prepend BOS; `cfg.default_prepend_bos` by default.
             padding_side: Ignored, since prompts are always padded on the left. Kept for compatibility.
             return_type: `"str"`, `"tokens"`, `"embeds"`, or `"input"` for the type of the input.
@@ -222,7 +223,8 @@ class Generation:
     ) -> Iterator[Int[Tensor, " batch"]]:
         """Yield the new tokens, one step at a time."""
         batch = prompt.shape[0]
-        past = HookedTransformerKeyValueCache.init_cache(self.cfg, prompt.device, batch) if use_past_kv_cache else None
+        cached = use_past_kv_cache and not self.cfg.layers_with("mixer")  # whose states it does not hold
+        past = HookedTransformerKeyValueCache.init_cache(self.cfg, prompt.device, batch) if cached else None
         seen = prompt if prompt.ndim == 2 else prompt.new_zeros(batch, 0, dtype=torch.long)
         stops = torch.tensor(ends, device=prompt.device)
         finished = torch.zeros(batch, dtype=torch.bool, device=prompt.device)

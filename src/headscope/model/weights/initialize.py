@@ -43,9 +43,10 @@ def initialize_weights(model: nn.Module) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             short = name.rsplit(".", 1)[-1].lstrip("_")  # weights shared by a group of heads begin with an underscore
-            if short.startswith("W_"):
+            in_mixer = ".mixer." in name  # whose matrices have the names of `transformers`
+            if short.startswith("W_") or (in_mixer and parameter.ndim > 1):
                 parameter.copy_(draw(torch.empty(parameter.shape, dtype=torch.float32)))
-            elif short == "b" or short.startswith("b_"):
+            elif short in ("b", "bias") or short.startswith("b_"):
                 parameter.zero_()
-            elif short == "w":
+            elif short == "w" or in_mixer:
                 parameter.fill_(1.0)

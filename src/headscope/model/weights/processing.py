@@ -8,7 +8,7 @@ and logs which do not apply; it can work in place, without a second copy of the 
 import copy
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from headscope.errors import InvalidInputError
 from headscope.model.config import HookedTransformerConfig
+from headscope.model.parts.mixers import mixer_inputs
 from headscope.ops.factored import FactoredMatrix
 
 __all__ = [
@@ -125,6 +126,8 @@ def _why_not(name: str, cfg: HookedTransformerConfig) -> str:
     shared = cfg.n_key_value_heads not in (None, cfg.n_heads)
     if name == "fold_ln" and cfg.normalization_type not in ("LN", "RMS"):
         return f"norms of type {cfg.normalization_type} have no weights to fold."
+    if name == "fold_ln" and cfg.centered_norm and cfg.layers_with("mixer"):
+        return "mixers have no bias that a LayerNorm's could be folded into."
     if name == "fold_ln" and cfg.positional_embedding_type == "shortformer":
         return "shortformer positions are added after the norm, and its weight must not scale them."
     if name == "fold_ln" and cfg.centered_norm and cfg.scale_expert_inputs:
@@ -148,6 +151,8 @@ def _why_not(name: str, cfg: HookedTransformerConfig) -> str:
         if not cfg.centered_norm or cfg.final_norm in ("RMS", "RMSPre"):
             norm = cfg.final_norm if cfg.centered_norm else cfg.normalization_type
             return f"only LayerNorm ignores the mean of the residual stream; this model's norm is {norm}."
+        if cfg.layers_with("mixer"):
+            return "mixers write to the residual stream too, and their output weights are not centered."
         if cfg.has_post_norms:
             return "outputs of attention and MLP go through a post-norm before they are added to the residual stream."
     if name == "center_unembed" and cfg.d_vocab_out == 1:
@@ -181,11 +186,13 @@ def fold_layer_norm(state_dict: Mapping[str, Tensor], cfg: HookedTransformerConf
 
 def _fold_layer_norm(state: StateDict, cfg: HookedTransformerConfig) -> None:
     for layer in range(cfg.n_layers):
-        block = f"blocks.{layer}."
-        readers = [(_attention(state, layer, f"W_{m}"), _attention(state, layer, f"b_{m}")) for m in "QKV"]
-        if cfg.has_pre_norms:
-            _fold_into(state, block + "ln1", readers, centered=cfg.centered_norm)
-        if cfg.attn_only:
+        block, parts = f"blocks.{layer}.", cfg.parts_of(layer)
+        if cfg.has_pre_norms and parts != ("mlp",):
+            readers = [(_attention(state, layer, f"W_{m}"), _attention(state, layer, f"b_{m}")) for m in "QKV"]
+            readers = readers if "attn" in parts else []
+            mixer = [f"{block}mixer.{name}" for name in mixer_inputs(cfg)] if "mixer" in parts else []
+            _fold_into(state, block + "ln1", readers, centered=cfg.centered_norm, outputs_first=mixer)
+        if "mlp" not in parts:
             continue
         if cfg.has_pre_norms:
             names = [block + name for name in _MLP_READERS if block + name.format("W") in state]
@@ -202,8 +209,18 @@ def _attention(state: StateDict, layer: int, name: str) -> str:
     return full if full in state else f"blocks.{layer}.attn._{name}"
 
 
-def _fold_into(state: StateDict, norm: str, readers: list[tuple[str, str]], *, centered: bool) -> None:
+def _fold_into(
+    state: StateDict,
+    norm: str,
+    readers: list[tuple[str, str]],
+    *,
+    centered: bool,
+    outputs_first: Sequence[str] = (),
+) -> None:
+    """Fold a norm into matrices with their biases, and into a mixer's (behind an RMSNorm, which has no bias)."""
     weight, bias = state.pop(f"{norm}.w"), state.pop(f"{norm}.b", None)
+    for name in outputs_first:
+        state[name] *= weight
     for matrix_name, bias_name in readers:
         matrix = state[matrix_name]
         # The bias goes through the matrix as it was, so it comes before the weight. All in place: `matrix` is the
@@ -260,7 +277,7 @@ def fold_value_biases(state_dict: Mapping[str, Tensor], cfg: HookedTransformerCo
 
 
 def _fold_value_biases(state: StateDict, cfg: HookedTransformerConfig) -> None:
-    for layer in range(cfg.n_layers):
+    for layer in cfg.layers_with("attn"):
         b_V, W_O = state[_attention(state, layer, "b_V")], state[f"blocks.{layer}.attn.W_O"]
         # Heads of a group share a value bias, but each sends it through its own W_O.
         per_head = b_V.repeat_interleave(cfg.n_heads // b_V.shape[0], dim=0)
@@ -290,7 +307,7 @@ def refactor_factored_attn_matrices(state_dict: Mapping[str, Tensor], cfg: Hooke
 
 def _refactor_factored_attn_matrices(state: StateDict, cfg: HookedTransformerConfig) -> None:
     _fold_value_biases(state, cfg)
-    for layer in range(cfg.n_layers):
+    for layer in cfg.layers_with("attn"):
         names = {name: _attention(state, layer, name) for name in ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K")}
         wide = {name: state[full].double() for name, full in names.items()}
         u, s, v = FactoredMatrix(wide["W_V"], wide["W_O"]).svd()

@@ -33,6 +33,7 @@ def _stack(part: str, name: str, doc: str) -> Any:
     def stack(model: "StackedWeights") -> Tensor | None:
         if name.endswith("_gate") and not model.cfg.gated_mlp:
             return None
+        _check_every_layer_has(model.cfg, part, name)
         layers = model.per_layer(part, name)
         if len({each.shape for each in layers}) > 1:
             shapes = ", ".join(str(list(each.shape)) for each in layers)
@@ -43,6 +44,16 @@ def _stack(part: str, name: str, doc: str) -> Any:
         return torch.stack([each.to(layers[0].device) for each in layers])
 
     return property(stack, doc=doc)
+
+
+def _check_every_layer_has(cfg: HookedTransformerConfig, part: str, asked: str) -> None:
+    having = cfg.layers_with(part)
+    if 0 < len(having) < cfg.n_layers:
+        without = ", ".join(str(layer) for layer in range(cfg.n_layers) if layer not in having)
+        raise InvalidInputError(
+            f"{asked} is asked for every layer, and layers {without} of {cfg.model_name!r} have no {part}. Take it "
+            f"from the layers that have one, cfg.layers_with({part!r}): blocks[layer].{part}."
+        )
 
 
 class StackedWeights:
@@ -75,8 +86,9 @@ class StackedWeights:
     b_out: Float[Tensor, "layer d_model"] = _stack("mlp", "b_out", "MLP output biases.")
 
     def per_layer(self, part: str, name: str) -> list[Tensor]:
-        """Return a weight of every layer, without a copy: `per_layer("attn", "W_O")`."""
-        return [getattr(getattr(block, part), name) for block in self.blocks]
+        """Return a weight of every layer that has such a part, without a copy: `per_layer("attn", "W_O")`."""
+        layers = self.cfg.layers_with(part) or range(self.cfg.n_layers)  # without any, `part` is no attribute
+        return [getattr(getattr(self.blocks[layer], part), name) for layer in layers]
 
     def per_layer_if_shown(self, part: str, name: str) -> list[Tensor | None]:
         """`per_layer`, with `None` where that part was replaced by a module that does not show such a parameter."""
@@ -104,6 +116,8 @@ class StackedWeights:
             (torch.Size([4, 32, 128]), True)
         """
         block, name = self.blocks[layer], _OUTPUTS[of]
+        if of not in self.cfg.parts_of(layer):
+            raise InvalidInputError(f"layer {layer} of {self.cfg.model_name!r} has no {of}: it has {block.parts}.")
         try:
             weight: Tensor = getattr(getattr(block, of), name)
         except AttributeError:
@@ -122,12 +136,14 @@ class StackedWeights:
         return norm.direction(wide).detach()
 
     def output_weights(self) -> Float[Tensor, "layer head d_head d_model"]:
-        """Return `output_weight` of every layer's attention.
+        """Return `output_weight` of the attention of every layer that has one.
 
         Raises:
             InvalidInputError: As there.
         """
-        layers = [self.output_weight(layer) for layer in range(self.cfg.n_layers)]
+        layers = [self.output_weight(layer) for layer in self.cfg.layers_with("attn")]
+        if not layers:
+            return self.W_E.new_empty(0, self.cfg.n_heads, self.cfg.d_head, self.cfg.d_model)
         return torch.stack([each.to(layers[0].device) for each in layers])
 
     @property
@@ -146,8 +162,8 @@ class StackedWeights:
         return FactoredMatrix(self.W_Q, self.W_K.transpose(-2, -1))
 
     def all_head_labels(self) -> list[str]:
-        """`L0H0`, `L0H1`, ... in the order of `[layer, head]`."""
-        return [f"L{layer}H{head}" for layer in range(self.cfg.n_layers) for head in range(self.cfg.n_heads)]
+        """`L0H0`, `L0H1`, ... in the order of `[layer, head]`, of the layers that have attention."""
+        return [f"L{layer}H{head}" for layer in self.cfg.layers_with("attn") for head in range(self.cfg.n_heads)]
 
     @property
     def n_params_total(self) -> int:
@@ -158,7 +174,7 @@ class StackedWeights:
     def accumulated_bias(
         self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True
     ) -> Float[Tensor, " d_model"]:
-        """Sum the output biases of all layers before `layer`: the part of the stream that no input changes.
+        """Sum the output biases of attention and MLPs before `layer`: the part of the stream that no input changes.
 
         Args:
             layer: Sum up to this layer, exclusive; `n_layers` for all.
@@ -171,9 +187,14 @@ class StackedWeights:
         last = self.cfg.n_layers - mlp_input
         if not 0 <= layer <= last:
             raise InvalidInputError(f"layer must be between 0 and {last}; got {layer}.")
-        biases = self.per_layer("attn", "b_O")[: layer + mlp_input]
-        if include_mlp_biases and not self.cfg.attn_only:
-            biases += self.per_layer("mlp", "b_out")[:layer]
+        stops = {("attn", "b_O"): layer + mlp_input, ("mlp", "b_out"): layer if include_mlp_biases else 0}
+        biases = [
+            bias
+            for (part, name), stop in stops.items()
+            if (layers := self.cfg.layers_with(part))
+            for each, bias in zip(layers, self.per_layer(part, name), strict=True)
+            if each < stop
+        ]
         return sum(biases, torch.zeros(self.cfg.d_model, dtype=self.W_U.dtype, device=self.W_U.device))
 
     def all_composition_scores(

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from headscope.analysis.core.result import component_label
+from headscope.analysis.core.named_arrays import cell_label
 from headscope.views.drawing.theme import DIVERGING, RISING, plot_text, styled
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def component_maps(
     title: str,
     data: str,
     unit: str,
-    mlp: bool = False,
+    whole: Sequence[str] = (),
     rising: bool = False,
     limit: float | None = None,
     own_scales: bool = False,
@@ -37,7 +37,7 @@ def component_maps(
         title: The figure's title.
         data: Description of the data.
         unit: Unit of the values.
-        mlp: The last column is the MLP.
+        whole: The names of the last columns, which are no heads: `mixer`, `MLP`.
         rising: Use a scale from zero (white) up (blue), for values that are never negative; otherwise one centered on
             zero, blue above and red below.
         limit: Value with the full color; the largest magnitude by default.
@@ -46,7 +46,8 @@ def component_maps(
 
     Example:
         >>> import torch
-        >>> figure = component_maps({"score": torch.rand(2, 3)}, title="A score", data="a text", unit="nats", mlp=True)
+        >>> figure = component_maps({"score": torch.rand(2, 3)}, title="A score", data="a text", unit="nats",
+        ...                         whole=["MLP"])
         >>> figure.data[0].customdata[1][2]
         'mlp1'
     """
@@ -55,8 +56,8 @@ def component_maps(
 
     shown = {name: values.double().cpu().numpy() for name, values in maps.items()}
     n_layers, width = next(iter(shown.values())).shape
-    heads = [*range(width - mlp), *([None] if mlp else [])]
-    names = [[component_label(layer, head) for head in heads] for layer in range(n_layers)]
+    columns = [*map(str, range(width - len(whole))), *whole]
+    names = [[cell_label({"layer": layer, "part": each}) for each in columns] for layer in range(n_layers)]
     # Gaps between cells help only while cells are large.
     gap = 1 if width <= 32 and n_layers <= 32 else 0
     # Each map with its own color bar needs room: more than three go in rows of two.
@@ -72,7 +73,7 @@ def component_maps(
     for number, (name, values) in enumerate(shown.items()):
         heatmap = go.Heatmap(
             z=values,
-            x=["MLP" if head is None else str(head) for head in heads],
+            x=columns,
             y=[str(layer) for layer in range(n_layers)],
             customdata=names,
             coloraxis=_numbered("coloraxis", number if own_scales else 0),

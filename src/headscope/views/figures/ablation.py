@@ -39,15 +39,17 @@ def ablation_by_head(result: AblationResult, *, kl: bool = False) -> "go.Figure"
     if numbers is None:
         raise InvalidInputError("KL was not measured. Run ablate_heads with kl=True.")
     parts = {at: part for at, label in enumerate(means.component_labels) if (part := component_of(label)) is not None}
-    n_heads = 1 + max((head for _, head in parts.values() if head is not None), default=-1)
+    n_heads = 1 + max((part.head for part in parts.values() if part.head is not None), default=-1)
     if not n_heads:
         raise InvalidInputError(
             f"no single head is among {', '.join(means.component_labels)}; ablation_bars draws sets of components."
         )
-    has_mlp = any(head is None for _, head in parts.values())
-    layers = [layer for layer, _ in parts.values()]
-    columns = [n_heads if head is None else head for _, head in parts.values()]
-    grid = numbers.new_full((*numbers.shape[:2], 1 + max(layers), n_heads + has_mlp), torch.nan, dtype=torch.float64)
+    kinds = {part.part for part in parts.values()}
+    whole: list[str] = [kind for kind in ("mixer", "mlp") if kind in kinds]
+    layers = [part.layer for part in parts.values()]
+    columns = [n_heads + whole.index(part.part) if part.head is None else part.head for part in parts.values()]
+    shape = (*numbers.shape[:2], 1 + max(layers), n_heads + len(whole))
+    grid = numbers.new_full(shape, torch.nan, dtype=torch.float64)
     grid[:, :, layers, columns] = numbers[:, :, list(parts)].double()
     ways = [f"{_WORDS[value]}, {effect}" for value in means.values for effect in means.effects]
     return component_maps(
@@ -55,7 +57,7 @@ def ablation_by_head(result: AblationResult, *, kl: bool = False) -> "go.Figure"
         title="KL divergence from the clean prediction" if kl else "Loss difference when ablated",
         data=result.info.data,
         unit="nats",
-        mlp=has_mlp,
+        whole=[kind.replace("mlp", "MLP") for kind in whole],
         rising=kl,
         own_scales=True,
     )

@@ -118,7 +118,7 @@ def attribution_by_head(result: Attribution, *, mlps: bool = False, prompt: int 
 
     Args:
         result: Result of `attribute`.
-        mlps: Add a last column for the MLPs, which may be so large that heads look pale.
+        mlps: Add columns for the mixers and MLPs, which may be so large that heads look pale.
         prompt: One prompt instead of the mean.
 
     Raises:
@@ -127,7 +127,7 @@ def attribution_by_head(result: Attribution, *, mlps: bool = False, prompt: int 
     parts = result.heads_and_mlps if mlps else result.heads
     return component_maps(
         {"adds to the logit difference": _chosen(result, parts, prompt)},
-        mlp=mlps and result.has_mlp,
+        whole=result.part_labels[result.n_heads :] if mlps else (),
         title="Logit difference by head",
         data=_on(result, prompt),
         unit=_UNIT,

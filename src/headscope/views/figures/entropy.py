@@ -106,7 +106,7 @@ def entropy_by_head(result: EntropyResult, which: Which = "all") -> "go.Figure":
         maps = {name: values.clamp(min=0.0) for name, values in maps.items()}
     return component_maps(
         maps,
-        mlp=which == "all" and result.has_mlp,
+        whole=result.component_labels[result.n_heads :] if which == "all" else (),
         title=_TITLES[which],
         data=result.info.data,
         unit="nats",

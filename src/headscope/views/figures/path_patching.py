@@ -41,7 +41,7 @@ def path_patching_by_head(*results: PathPatchingResult, normalized: bool = True)
         title=f"Path patching ({first.direction}, {frozen}, positions: {first.positions})",
         data=first.info.data,
         unit="share" if normalized else "change",
-        mlp=first.sender_labels[first.values.shape[1] - 1].startswith("mlp"),
+        whole=[kind for kind in ("mixer", "MLP") if f"{kind.lower()}0" in first.sender_labels],
         own_scales=True,
     )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from families_table import LENGTH, ROWS, VOCABULARY, hf_model
+from families_table import HYBRIDS, LENGTH, ROWS, VOCABULARY, hf_model
 from safetensors.torch import save_file
 from tiny import tiny_tokens
 from torch import Tensor
@@ -23,6 +23,7 @@ from headscope.model.weights.processing import WeightProcessing
 TOKENS = tiny_tokens(3, LENGTH, d_vocab=VOCABULARY)
 RIGHT = torch.arange(LENGTH) < torch.tensor([[LENGTH - 4], [LENGTH], [2]])
 MASKS = {"right": RIGHT, "left": RIGHT.flip(-1)}
+EVERY = [*ROWS, *HYBRIDS]
 FOLDED = {"biogpt", "gemma", "gemma3", "gemma2", "gemma3_text", "nemotron", "vaultgemma", "xglm"}
 WITHOUT_NORM_WEIGHTS = {"nanochat", "olmo"}
 # Come back as their text model alone.
@@ -43,11 +44,11 @@ def hf_logits(row: str, mask: Tensor | None = None) -> Tensor:
 
 
 def test_every_family_has_a_row() -> None:
-    assert {row.split()[0].rstrip(",") for row in ROWS} == set(FAMILIES)
+    assert {row.split()[0].rstrip(",") for row in EVERY} == set(FAMILIES)
     assert all(family.examples for family in FAMILIES.values())
 
 
-@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("row", EVERY)
 def test_logits(row: str) -> None:
     wanted = hf_logits(row)
     with torch.no_grad():
@@ -63,7 +64,7 @@ def test_logits(row: str) -> None:
 
 
 @pytest.mark.parametrize("side", MASKS)
-@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("row", EVERY)
 def test_padded_logits(row: str, side: str) -> None:
     mask = MASKS[side]
     wanted = hf_logits(row, mask)
@@ -91,7 +92,7 @@ def test_generation(row: str) -> None:
     assert torch.equal(mine, plain)
 
 
-@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("row", EVERY)
 def test_processing(row: str) -> None:
     """Each rewrite alone and all together leave log-probabilities as they are, or say why they do not apply."""
     wanted = hf_logits(row).log_softmax(-1)
@@ -104,7 +105,7 @@ def test_processing(row: str) -> None:
     assert ("fold_ln" in model.weight_processing) is (row.split()[0] not in WITHOUT_NORM_WEIGHTS)
 
 
-@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("row", EVERY)
 def test_there_and_back_again(row: str, tmp_path: Path) -> None:
     hf, here = hf_model(row), ours(row)
     back = here.to_hf()
@@ -136,7 +137,7 @@ def test_there_and_back_again(row: str, tmp_path: Path) -> None:
     assert loaded.W_E.dtype == torch.bfloat16 and bool(loaded(TOKENS).isfinite().all())
 
 
-@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("row", EVERY)
 def test_missing_and_unused_tensors_are_named(row: str) -> None:
     class Changed:
         """A `transformers` model with other tensors."""

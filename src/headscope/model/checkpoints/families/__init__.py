@@ -28,6 +28,7 @@ from headscope.model.checkpoints.families.granite import GRANITE
 from headscope.model.checkpoints.families.granite_moe import GRANITE_MOE, GRANITE_MOE_SHARED
 from headscope.model.checkpoints.families.helium import HELIUM
 from headscope.model.checkpoints.families.hunyuan import HUNYUAN
+from headscope.model.checkpoints.families.hybrid import LFM2
 from headscope.model.checkpoints.families.internlm import INTERNLM3
 from headscope.model.checkpoints.families.llama import LLAMA
 from headscope.model.checkpoints.families.mistral import MINISTRAL, MINISTRAL3, MISTRAL
@@ -60,6 +61,7 @@ FAMILIES: dict[str, Family] = {
         APERTUS, GEMMA3_MULTIMODAL, MISTRAL3, NANOCHAT, PERSIMMON,
         DBRX, GPT_OSS, GRANITE_MOE, GRANITE_MOE_SHARED, PHIMOE, QWEN2_MOE,
         EXAONE4, GLM, GLM4, HUNYUAN, MINISTRAL, MINISTRAL3, OLMO3, SEED_OSS, SMOLLM3, VAULTGEMMA,
+        LFM2,
     )
 }  # fmt: skip
 

@@ -322,7 +322,10 @@ class Family(ABC):
 
     @abstractmethod
     def layer(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
-        """Return the rows of one layer. Names of several of our tensors in one of theirs are separated by spaces."""
+        """Return the rows of one layer. Names of several of our tensors in one of theirs are separated by spaces.
+
+        Where layers have several kinds, these are the rows of all kinds: a layer has those of its parts.
+        """
 
     def layer_at(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any], layer: int) -> Table:
         """Return the rows of one layer, in a family whose layers differ; `layer` says what they have in common."""
@@ -338,6 +341,8 @@ class Family(ABC):
         for layer in range(cfg.n_layers):
             ours, theirs = f"blocks.{layer}.", self.layer_prefix.format(layer)
             for names, row in self.layer_at(cfg, hf, layer).items():
+                if not _is_in_layer(names, cfg.parts_of(layer)):
+                    continue
                 full = [ours + own_name(name, cfg) for name in names.split()]
                 also, experts = (tuple(theirs + each for each in names) for names in (row.also, row.experts))
                 yield full, dataclasses.replace(row, theirs=theirs + row.theirs, also=also, experts=experts)
@@ -435,6 +440,14 @@ class Family(ABC):
                     f"{self.architecture} in transformers needs {field.name} to be {expected!r}; this model has "
                     f"{found!r}."
                 )
+
+
+def _is_in_layer(names: str, parts: tuple[str, ...]) -> bool:
+    """Return True if a layer of these parts has the tensors of a row."""
+    part = names.partition(".")[0]
+    if part in ("ln1", "ln1_post"):
+        return parts != ("mlp",)
+    return {"ln2": "mlp", "ln2_post": "mlp"}.get(part, part) in parts
 
 
 def own_name(name: str, cfg: HookedTransformerConfig) -> str:
