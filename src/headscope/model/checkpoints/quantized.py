@@ -94,7 +94,7 @@ class _Dequantized(Mapping[str, Tensor]):
                     f"{type(error).__name__}: {str(error).splitlines()[0]}"
                 ) from None
         tensor = self._tensors[name]
-        if tensor.dtype not in _FLOATS:
+        if tensor.dtype not in (*_FLOATS, torch.bool):  # masks kept beside the weights are boolean
             raise CheckpointError(
                 f"tensor {name!r} holds {str(tensor.dtype).removeprefix('torch.')}, which is no weight by itself: it "
                 "is quantized in a way that quantization_config in config.json does not say."
