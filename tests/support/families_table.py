@@ -89,6 +89,10 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
                       "rotary_dim": 4, "n_inner": 20, **_COMMON}),
     "opt": ("OPT", {"vocab_size": VOCABULARY, "hidden_size": 12, "word_embed_proj_dim": 12, "ffn_dim": 20,
                     "num_hidden_layers": 2, "num_attention_heads": 3, "max_position_embeddings": 32, **_COMMON}),
+    "opt untied, without biases and norms' weights": ("OPT", {
+        "vocab_size": VOCABULARY, "hidden_size": 12, "ffn_dim": 20, "num_hidden_layers": 2, "num_attention_heads": 3,
+        "max_position_embeddings": 32, "enable_bias": False, "layer_norm_elementwise_affine": False,
+        "activation_function": "gelu", "tie_word_embeddings": False, **_COMMON}),
     "bloom": ("Bloom", {"vocab_size": VOCABULARY, "hidden_size": 12, "n_layer": 2, "n_head": 3, **_COMMON}),
     "phi": ("Phi", {**_SQUARE, "partial_rotary_factor": 0.5}),
     "phi3": ("Phi3", {**_SQUARE, "sliding_window": 4}),
@@ -138,6 +142,10 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon new decoder": ("Falcon", {**_FALCON, "new_decoder_architecture": True, "num_kv_heads": 2, "bias": True}),
     "falcon new decoder, one norm": ("Falcon", {**_FALCON, "new_decoder_architecture": True, "num_kv_heads": 2,
                                                 "num_ln_in_parallel_attn": 1}),
+    # Slopes of twelve heads are not exact in bfloat16. The "eager" attention of transformers adds penalties twice.
+    "falcon alibi": ("Falcon", {**_FALCON, "hidden_size": 48, "num_attention_heads": 12, "alibi": True, "bias": True,
+                                "multi_query": False, "parallel_attn": False, "attn_implementation": "sdpa"}),
+    "falcon alibi, one key": ("Falcon", {**_FALCON, "alibi": True, "attn_implementation": "sdpa"}),
     "apertus": ("Apertus", _LLAMA),
     "apertus with biases": ("Apertus", {**_LLAMA, "hidden_size": 24, "attention_bias": True,
                                         "rope_parameters": {"rope_type": "default", "rope_theta": 300.0}}),
@@ -239,6 +247,6 @@ def hf_model(row: str) -> Any:
     config = getattr(transformers, f"{stem}Config")(**fields)
     kind = "ImageTextToText" if "text_config" in fields else "CausalLM"
     auto = getattr(transformers, f"AutoModelFor{kind}")
-    model = auto.from_config(config, attn_implementation="eager").eval()
+    model = auto.from_config(config, attn_implementation=fields.get("attn_implementation", "eager")).eval()
     randomize(model, spread=0.4)
     return model

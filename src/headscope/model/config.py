@@ -68,6 +68,7 @@ class HookedTransformerConfig:
         positional_embedding_type: `"standard"` (learned, added to the token embedding), `"rotary"` (queries and keys
             are rotated by their position), `"alibi"` (scores fall with distance), `"shortformer"` (learned, added to
             the inputs of queries and keys in every layer) or `"none"`.
+        alibi_bfloat16: ALiBi as in Falcon: what it adds is rounded to bfloat16, and divided by `attn_scale` too.
         rotary_layers: True for each layer that rotates queries and keys; by default all do.
         rotary_dim: Number of rotated dimensions of a head, from the first; all by default.
         rotary_base: Base of the geometric sequence of frequencies.
@@ -210,6 +211,7 @@ class HookedTransformerConfig:
     use_local_attn: bool = False
     window_size: int | None = None
     attn_types: list[str] | None = None
+    alibi_bfloat16: bool = False
     rotary_layers: list[bool] | None = None
     rotary_dim: int | None = None
     rotary_base: float | int = 10000

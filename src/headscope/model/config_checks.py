@@ -112,6 +112,8 @@ def _check_choice(cfg: "HookedTransformerConfig", field: str, allowed: tuple[str
 
 
 def _check_positions(cfg: "HookedTransformerConfig") -> None:
+    if cfg.alibi_bfloat16 and cfg.positional_embedding_type != "alibi":
+        raise InvalidInputError("alibi_bfloat16 = True needs positional_embedding_type = 'alibi'.")
     if cfg.positional_embedding_type != "rotary":
         for name, neutral in _ONLY_ROTARY.items():
             if getattr(cfg, name) != neutral:

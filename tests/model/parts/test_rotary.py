@@ -8,7 +8,7 @@ import torch
 from tiny import randomize, tiny_config, tiny_model, tiny_tokens
 
 from headscope.errors import InvalidInputError
-from headscope.model.parts.masks import alibi_slopes, allowed_by_position
+from headscope.model.parts.masks import alibi_penalties, alibi_slopes, allowed_by_position
 from headscope.model.parts.rotary import frequencies, rotary_table, rotate
 
 TOKENS = tiny_tokens()
@@ -174,3 +174,19 @@ def test_windows_and_slopes() -> None:
     assert torch.equal(allowed_by_position(2, 2, causal=False, window=None, device=cpu), torch.ones(2, 2).bool())
     assert alibi_slopes(4).tolist() == [2**-2, 2**-4, 2**-6, 2**-8]
     assert alibi_slopes(6).tolist() == [2**-2, 2**-4, 2**-6, 2**-8, 2**-1, 2**-3]
+
+
+def test_penalties_rounded_to_bfloat16() -> None:
+    """As Falcon has them: a slope times the place of the key, rounded, in bfloat16, and divided by the scale."""
+    cfg = tiny_config(positional_embedding_type="alibi", alibi_bfloat16=True, attn_scale=1.7, n_heads=12, n_ctx=400)
+    like = torch.empty(0, dtype=torch.float64)
+    found = alibi_penalties(cfg, 2, 400, None, like)
+    for head, slope in enumerate(alibi_slopes(12).tolist()):
+        rounded = [float(torch.tensor(slope).bfloat16() * torch.tensor(key).bfloat16()) for key in range(400)]
+        for query in range(2):
+            wanted = [(each - rounded[398 + query]) / 1.7 for each in rounded]
+            torch.testing.assert_close(found[0, head, query], torch.tensor(wanted, dtype=torch.float64))
+    plain = alibi_slopes(12)[:, None, None] * (torch.arange(400) - torch.tensor([[398], [399]])) / 1.7
+    assert float((found[0] - plain).abs().max()) > 0.1, "nothing was rounded"
+    with pytest.raises(InvalidInputError, match="alibi_bfloat16 = True needs"):
+        tiny_config(alibi_bfloat16=True)

@@ -79,11 +79,20 @@ def alibi_penalties(
     like: Tensor,
     query_at: Int[Tensor, "batch query_pos"] | None = None,
 ) -> Float[Tensor, "#batch head query_pos key_pos"]:
-    """Return what ALiBi adds to the scores: the slope times minus the distance, between tokens that are not padding."""
+    """Return what ALiBi adds to the scores: the slope times minus the distance, between tokens that are not padding.
+
+    With `cfg.alibi_bfloat16`, slope times position is rounded for key and query before one is taken from the other, so
+    that tokens at the same distance may differ, and the difference is divided by `cfg.attn_scale`.
+    """
     if attention_mask is None:
         positions = torch.arange(n_keys, device=like.device)[None]
     else:
         positions = token_positions(attention_mask)
-    distance = positions[:, None, :] - of_queries_among(positions, n_queries, query_at)[..., None]
     slopes = alibi_slopes(cfg.n_heads).to(like.device, torch.promote_types(like.dtype, torch.float32))
+    if cfg.alibi_bfloat16:
+        by_key = (slopes.bfloat16() * positions[..., None]).to(slopes.dtype)
+        by_query = of_queries_among(by_key, n_queries, query_at)
+        penalties = by_key.transpose(1, 2)[:, :, None] - by_query.transpose(1, 2)[..., None]
+        return (penalties / (cfg.attn_scale if cfg.use_attn_scale else 1.0)).to(like.dtype)
+    distance = positions[:, None, :] - of_queries_among(positions, n_queries, query_at)[..., None]
     return (slopes[:, None, None] * distance[:, None]).to(like.dtype)

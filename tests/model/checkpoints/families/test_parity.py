@@ -6,6 +6,7 @@ cache is the same, token for token; a model goes there and back again; processin
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from headscope import HookedTransformer, HookedTransformerKeyValueCache
 from headscope.errors import CheckpointError, InvalidInputError
-from headscope.model.checkpoints.families import FAMILIES
+from headscope.model.checkpoints.families import FAMILIES, family_of
 from headscope.model.checkpoints.folder import CheckpointFolder
 from headscope.model.weights.processing import WeightProcessing
 
@@ -102,7 +103,9 @@ def test_processing(row: str) -> None:
         with torch.no_grad():
             torch.testing.assert_close(model(TOKENS).log_softmax(-1), wanted, rtol=0, atol=1e-4)
     assert ("fold_value_biases" in model.weight_processing) is not bool(model.cfg.clip_qkv or model.cfg.use_attn_sinks)
-    assert ("fold_ln" in model.weight_processing) is (row.split()[0] not in WITHOUT_NORM_WEIGHTS)
+    assert ("fold_ln" in model.weight_processing) is not (
+        row.split()[0] in WITHOUT_NORM_WEIGHTS or row.endswith("without biases and norms' weights")
+    )
 
 
 @pytest.mark.parametrize("row", EVERY)
@@ -177,11 +180,24 @@ def test_experts_one_by_one(row: str, tmp_path: Path) -> None:
         HookedTransformer.from_pretrained(tmp_path)
 
 
-def test_families_that_are_refused() -> None:
-    for model_type, entry, value in [("falcon", "alibi", True)]:
-        config = {**hf_model(model_type).config.to_dict(), entry: value}
-        with pytest.raises(CheckpointError, match=f"{entry}.* not supported"):
-            FAMILIES[model_type].config(config)
+@pytest.mark.parametrize("model_type, entries, message", [
+    ("opt", {"do_layer_norm_before": False}, "do_layer_norm_before = False is not supported: .* residual stream"),
+    ("opt", {"word_embed_proj_dim": 6}, "word_embed_proj_dim = 6 is not supported"),
+    ("openai-gpt", {}, "GPT-1 .* residual stream"),
+    ("mpt", {"no_bias": False}, "no_bias = False is not supported"),
+    ("mpt", {"attn_config": {"alibi_bias_max": 16}}, "alibi_bias_max = 16 is not supported; it can only be 8"),
+    ("mpt", {"attn_config": {"qk_ln": True}}, "qk_ln = True is not supported"),
+    ("codegen", {"n_head": 6}, "n_head = 6 .* not a multiple of 4"),
+    ("internlm3", {"qkv_bias": True}, "qkv_bias = True and bias = False is not supported"),
+    ("xglm", {"add_cross_attention": True}, "cross-attention"),
+    ("gpt_bigcode", {"add_cross_attention": True}, "cross-attention"),
+])  # fmt: skip
+def test_what_is_refused(model_type: str, entries: dict[str, Any], message: str) -> None:
+    config = hf_model(model_type).config.to_dict() if model_type in FAMILIES else {"model_type": model_type}
+    if "qkv_bias" in entries:
+        del config["attention_bias"]
+    with pytest.raises(CheckpointError, match=message):
+        family_of({**config, **entries}).config({**config, **entries})
 
 
 def test_an_embedding_that_a_norm_cannot_give_is_refused() -> None:

@@ -66,6 +66,12 @@ FAMILIES: dict[str, Family] = {
 }  # fmt: skip
 
 
+# Decoder-only models that cannot be loaded, and why.
+_REFUSED = {
+    "openai-gpt": "GPT-1 has its norms on the residual stream itself, which is then no sum of what layers add to it",
+}
+
+
 def family_of(hf_config: Mapping[str, Any]) -> Family:
     """Return the family of a Hugging Face config by its `model_type`, or the field's own models without one.
 
@@ -76,6 +82,8 @@ def family_of(hf_config: Mapping[str, Any]) -> Family:
         if own.is_of(hf_config):
             return own
     model_type = hf_config.get("model_type")
+    if model_type in _REFUSED:
+        raise CheckpointError(f"model_type {model_type!r} in config.json is not supported: {_REFUSED[model_type]}.")
     if model_type not in FAMILIES:
         raise CheckpointError(
             f"model_type {model_type!r} in config.json is not supported. Supported: {', '.join(sorted(FAMILIES))}."

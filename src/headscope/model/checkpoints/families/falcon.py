@@ -1,7 +1,7 @@
 """Falcon: multi-query attention, or grouped-query (the "new decoder"), with parallel attention and MLP.
 
-Queries, keys and values are one tensor, group by group: the queries of a group, its key, its value. The models with
-ALiBi (`falcon-rw`) are refused: `transformers` rounds their penalties to bfloat16.
+Queries, keys and values are one tensor, group by group: the queries of a group, its key, its value. Those with ALiBi
+(`falcon-rw`) are what `transformers` computes with its default attention; its `"eager"` one adds the penalties twice.
 """
 
 from collections.abc import Mapping
@@ -27,20 +27,19 @@ _BIASES = {
     "mlp.b_in": Row("mlp.dense_h_to_4h.bias"),
     "mlp.b_out": Row("mlp.dense_4h_to_h.bias"),
 }
+_ALIBI = {"positional_embedding_type": "alibi", "alibi_bfloat16": True}
 
 
 class _Falcon(Family):
     model_type = "falcon"
     architecture = "FalconForCausalLM"
-    examples = ("tiiuae/falcon-7b", "tiiuae/falcon-40b", "tiiuae/falcon-11B")
+    examples = ("tiiuae/falcon-7b", "tiiuae/falcon-40b", "tiiuae/falcon-11B", "tiiuae/falcon-rw-1b")
     prefix = "transformer."
     layer_prefix = "h.{}."
     names = {**Family.names, "d_mlp": "ffn_hidden_size", "act_fn": "activation", "eps": "layer_norm_epsilon"}
     defaults = {"n_ctx": 2048, "d_mlp": None, "act_fn": "gelu", "eps": 1e-5, "tie_word_embeddings": True}
 
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
-        if hf.get("alibi"):
-            raise CheckpointError("Falcon with ALiBi (alibi in config.json) is not supported.")
         new = hf.get("new_decoder_architecture", False)
         if new and hf.get("parallel_attn") is False:
             raise CheckpointError("Falcon's new decoder with parallel_attn = False does not exist.")
@@ -52,7 +51,7 @@ class _Falcon(Family):
             **fields,
             "n_key_value_heads": None if groups == n_heads else groups,
             "parallel_attn_mlp": new or hf.get("parallel_attn", True),
-            **rope_fields(hf, fields["d_head"]),
+            **(_ALIBI if hf.get("alibi") else rope_fields(hf, fields["d_head"])),
         }
 
     def entries(self, cfg: HookedTransformerConfig, state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -68,7 +67,7 @@ class _Falcon(Family):
             "num_ln_in_parallel_attn": (2 if two else 1) if new else None,
             "parallel_attn": cfg.parallel_attn_mlp,
             "bias": any_bias(state, *(f"attn.{s}b_{m}" for s in ("", "_") for m in "QKVO"), "mlp.b_in", "mlp.b_out"),
-            **rope_entries(cfg),
+            **({"alibi": True} if cfg.positional_embedding_type == "alibi" else rope_entries(cfg)),
         }
 
     def outside(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
