@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from headscope.errors import CheckpointError, InvalidInputError, NotFiniteError, UnknownNameError, unknown_name
-from headscope.model.checkpoints.families import family_of, saved_with
+from headscope.model.checkpoints.families import FAMILIES, family_of, saved_with
 from headscope.model.checkpoints.folder import CheckpointFolder, read_pickle
 from headscope.model.checkpoints.gguf.checkpoint import GGUFCheckpoint
 from headscope.model.checkpoints.hub import fetch_file, find_checkpoint
@@ -318,10 +318,15 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 def config_fields(hf_config: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Convert a Hugging Face config to fields of ours, with a clear error for a missing entry."""
-    if hf_config.get("auto_map"):
-        raise CheckpointError(
-            f"{where} needs its own code to run (auto_map in config.json), and code from checkpoints is never run."
-        )
+    own_code = hf_config.get("auto_map")
+    if own_code:
+        family = FAMILIES.get(str(hf_config.get("model_type")))
+        code = own_code.get("AutoModelForCausalLM") if isinstance(own_code, Mapping) else None
+        name = str(code).rpartition("--")[2]  # there may be a repository in front of it
+        if family is None or name not in family.adopted:
+            raise CheckpointError(
+                f"{where} needs its own code to run (auto_map in config.json), and code from checkpoints is never run."
+            )
     try:
         return family_of(hf_config).config(hf_config)
     except KeyError as error:

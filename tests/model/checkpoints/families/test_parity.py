@@ -4,6 +4,7 @@ Logits are those of `transformers` in float32 within 1e-4, padded on either side
 cache is the same, token for token; a model goes there and back again; processing keeps log-probabilities.
 """
 
+import json
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -206,3 +207,23 @@ def test_an_embedding_that_a_norm_cannot_give_is_refused() -> None:
         model.W_E.mul_(1.01)
     with pytest.raises(CheckpointError, match="normalizes the embedding"):
         model.to_hf()
+
+
+@pytest.mark.parametrize("row, code, loads", [
+    ("phi3", "modeling_phi3.Phi3ForCausalLM", True),
+    ("falcon", "tiiuae/falcon-7b--modeling_falcon.FalconForCausalLM", True),
+    ("falcon", "modeling_phi3.Phi3ForCausalLM", False),
+    ("llama", "modeling_llama.LlamaForCausalLM", False),
+])  # fmt: skip
+def test_code_that_became_a_class_of_transformers(row: str, code: str, loads: bool, tmp_path: Path) -> None:
+    """Checkpoints from before that still bring it along; it is not run."""
+    hf_model(row).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModelForCausalLM": code}}))
+    if loads:
+        found = HookedTransformer.from_pretrained_no_processing(tmp_path)
+        with torch.no_grad():
+            torch.testing.assert_close(found(TOKENS), hf_logits(row), rtol=0, atol=1e-4)
+    else:
+        with pytest.raises(CheckpointError, match="needs its own code"):
+            HookedTransformer.from_pretrained(tmp_path)

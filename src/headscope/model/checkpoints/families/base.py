@@ -255,6 +255,7 @@ class Family(ABC):
         model_type: What `config.json` calls the family.
         architecture: The class in `transformers`, as `config.json` names it.
         examples: Models of the family, by their hub ids.
+        adopted: Code that checkpoints bring along, as `auto_map` names it, and that became the class in `transformers`.
         prefix: What their names begin with, except that of the unembedding.
         layer_prefix: What a layer's names begin with after that; `{}` is its number.
         ignore: Endings of names that carry no weights.
@@ -267,6 +268,7 @@ class Family(ABC):
     model_type: ClassVar[str]
     architecture: ClassVar[str]
     examples: ClassVar[tuple[str, ...]] = ()
+    adopted: ClassVar[tuple[str, ...]] = ()
     prefix: ClassVar[str] = "model."
     layer_prefix: ClassVar[str] = "layers.{}."
     ignore: ClassVar[tuple[str, ...]] = ()

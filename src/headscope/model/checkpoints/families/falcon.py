@@ -34,6 +34,7 @@ class _Falcon(Family):
     model_type = "falcon"
     architecture = "FalconForCausalLM"
     examples = ("tiiuae/falcon-7b", "tiiuae/falcon-40b", "tiiuae/falcon-11B", "tiiuae/falcon-rw-1b")
+    adopted = ("modeling_falcon.FalconForCausalLM",)
     prefix = "transformer."
     layer_prefix = "h.{}."
     names = {**Family.names, "d_mlp": "ffn_hidden_size", "act_fn": "activation", "eps": "layer_norm_epsilon"}

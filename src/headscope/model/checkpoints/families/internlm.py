@@ -16,6 +16,7 @@ class _InternLM3(LlamaLike):
     model_type = "internlm3"
     architecture = "InternLM3ForCausalLM"
     examples = ("internlm/internlm3-8b-instruct",)
+    adopted = ("modeling_internlm3.InternLM3ForCausalLM",)
     windowed = False
     # `transformers` runs it as LlamaForCausalLM, and writes that in the config.
     fixed = {**LlamaLike.fixed, "original_architecture": "InternLM3ForCausalLM"}

@@ -26,6 +26,7 @@ class _MPT(Family):
     architecture = "MptForCausalLM"
     prepends_bos = False
     examples = ("mosaicml/mpt-7b", "mosaicml/mpt-7b-instruct", "mosaicml/mpt-30b")
+    adopted = ("modeling_mpt.MPTForCausalLM",)
     prefix = "transformer."
     layer_prefix = "blocks.{}."
     names = {

@@ -49,6 +49,7 @@ class _Phi3(LlamaLike):
     model_type = "phi3"
     architecture = "Phi3ForCausalLM"
     examples = ("microsoft/Phi-3-mini-4k-instruct", "microsoft/Phi-3-mini-128k-instruct", "microsoft/phi-4")
+    adopted = ("modeling_phi3.Phi3ForCausalLM",)
     windowed = True
     rotary_part = 1.0
     defaults = {**LlamaLike.defaults, "eps": 1e-5}

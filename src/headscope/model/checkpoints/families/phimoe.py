@@ -24,6 +24,7 @@ class _PhiMoe(WithExperts):
     architecture = "PhimoeForCausalLM"
     prepends_bos = False
     examples = ("microsoft/Phi-3.5-MoE-instruct", "microsoft/Phi-mini-MoE-instruct", "microsoft/Phi-tiny-MoE-instruct")
+    adopted = ("modeling_phimoe.PhiMoEForCausalLM",)
     defaults = {**WithExperts.defaults, "eps": 1e-5}
     fixed: ClassVar[Mapping[str, Any]] = {"gated_mlp": True, "normalization_type": "LN", "router": "sparsemixer"}
 
