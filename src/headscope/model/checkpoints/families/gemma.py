@@ -57,14 +57,16 @@ class _Gemma2(_Gemma):
     windowed = None
     fixed: ClassVar[Mapping[str, Any]] = {**LlamaLike.fixed, "use_normalization_before_and_after": True}
     default_window = 4096
+    default_caps: ClassVar[tuple[float | None, float | None]] = (50.0, 30.0)  # of scores, of logits
     local_period = 2
 
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
+        attention, final = self.default_caps
         return {
             **super().config(hf),
             "attn_scale": math.sqrt(hf.get("query_pre_attn_scalar", 256)),
-            "attn_scores_soft_cap": float(hf.get("attn_logit_softcapping") or -1),
-            "output_logits_soft_cap": float(hf.get("final_logit_softcapping") or -1),
+            "attn_scores_soft_cap": float(hf.get("attn_logit_softcapping", attention) or -1),
+            "output_logits_soft_cap": float(hf.get("final_logit_softcapping", final) or -1),
         }
 
     def entries(self, cfg: HookedTransformerConfig, state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -94,6 +96,7 @@ class _Gemma3(_Gemma2):
     fixed = {**_Gemma2.fixed, "use_qk_norm": True}
     default_base = 1_000_000.0
     local_period = 6
+    default_caps = (None, None)
 
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
         for entry in ("attn_logit_softcapping", "use_bidirectional_attention"):

@@ -27,6 +27,7 @@ class _GptOss(WithExperts):
     architecture = "GptOssForCausalLM"
     examples = ("openai/gpt-oss-20b", "openai/gpt-oss-120b")
     windowed = None
+    default_window = 128
     defaults = {**WithExperts.defaults, "eps": 1e-5}
     fixed: ClassVar[Mapping[str, Any]] = {
         **LlamaLike.fixed, "act_fn": "quick_gelu", "gated_mlp_offset": 1.0, "expert_output_biases": True,

@@ -27,7 +27,7 @@ class _Qwen3Moe(WithExperts):
         d_mlp, d_dense, n_layers = sizes(hf, "moe_intermediate_size", "intermediate_size", "num_hidden_layers")
         dense, step = hf.get("mlp_only_layers") or (), hf.get("decoder_sparse_step", 1)
         with_experts = [layer not in dense and (layer + 1) % step == 0 for layer in range(n_layers)]
-        window = hf.get("sliding_window") if hf.get("use_sliding_window") else None
+        window = hf.get("sliding_window", 4096) if hf.get("use_sliding_window") else None
         fields = super().config({**hf, "sliding_window": window, "intermediate_size": d_mlp})
         return {**fields, **dense_fields(with_experts, d_dense)}
 
