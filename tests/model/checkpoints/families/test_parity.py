@@ -162,6 +162,18 @@ def test_missing_and_unused_tensors_are_named(row: str) -> None:
         HookedTransformer.from_hf(Changed({**tensors, gone: torch.ones(3)}))
 
 
+@pytest.mark.parametrize("row, name", [
+    ("codegen", "transformer.h.1.attn.causal_mask"), ("xglm", "model.embed_positions.weights"),
+])  # fmt: skip
+def test_buffers_of_older_checkpoints(row: str, name: str, tmp_path: Path) -> None:
+    hf_model(row).save_pretrained(tmp_path)
+    tensors = {each: tensor.clone() for each, tensor in CheckpointFolder(tmp_path).tensors().items()}
+    save_file({**tensors, name: torch.ones(3, 3)}, tmp_path / "model.safetensors")
+    found = HookedTransformer.from_pretrained_no_processing(tmp_path)
+    with torch.no_grad():
+        torch.testing.assert_close(found(TOKENS), hf_logits(row), rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("row", ["mixtral", "olmoe", "qwen3_moe"])
 def test_experts_one_by_one(row: str, tmp_path: Path) -> None:
     """On the hub each expert has tensors of its own; `transformers` writes them so, and holds them joined."""

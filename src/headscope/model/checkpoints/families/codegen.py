@@ -20,6 +20,7 @@ class _CodeGen(GPTJLike):
     model_type = "codegen"
     architecture = "CodeGenForCausalLM"
     examples = ("Salesforce/codegen-350M-mono", "Salesforce/codegen-2B-multi")
+    ignore = (*GPTJLike.ignore, ".attn.causal_mask")
 
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
         fields = super().config(hf)

@@ -54,6 +54,7 @@ class _XGLM(_Fairseq):
     model_type = "xglm"
     architecture = "XGLMForCausalLM"
     examples = ("facebook/xglm-564M", "facebook/xglm-1.7B", "facebook/xglm-7.5B")
+    ignore = ("embed_positions.weights",)
     names = {
         "n_layers": "num_layers", "d_model": "d_model", "n_heads": "attention_heads", "d_mlp": "ffn_dim",
         "n_ctx": "max_position_embeddings", "d_vocab": "vocab_size", "act_fn": "activation_function",

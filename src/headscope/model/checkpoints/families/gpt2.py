@@ -4,7 +4,7 @@ GPT-2 keeps q, k and v side by side in one `Conv1D` of shape [d_model, 3 * d_mod
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -20,7 +20,7 @@ class GPT2Like(Family):
 
     prefix = "transformer."
     layer_prefix = "h.{}."
-    ignore = (".attn.bias", ".attn.masked_bias")
+    ignore: ClassVar[tuple[str, ...]] = (".attn.bias", ".attn.masked_bias")
 
     names = {
         "n_layers": "n_layer", "d_model": "n_embd", "n_heads": "n_head", "n_ctx": "n_positions",
