@@ -21,6 +21,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "window": {"use_local_attn": True, "window_size": 3, "attn_types": ["global", "local"]},
     "rotary": {"positional_embedding_type": "rotary", "rotary_dim": 4},
     "alibi": {"positional_embedding_type": "alibi"},
+    "alibi in bfloat16": {"positional_embedding_type": "alibi", "alibi_bfloat16": True, "attn_scale": 0.7},
+    "xielu": {"act_fn": "xielu"},
     "shortformer": {"positional_embedding_type": "shortformer"},
     "post-norms": {"use_normalization_before_and_after": True},
     "post-norms only, parallel": {

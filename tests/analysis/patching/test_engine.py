@@ -35,6 +35,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "split inputs": {"use_split_qkv_input": True},
     "norms behind": {"use_normalization_before_and_after": True},
     "ALiBi": {"positional_embedding_type": "alibi", "post_embedding_ln": True},
+    "ALiBi in bfloat16": {"positional_embedding_type": "alibi", "alibi_bfloat16": True},
     "capped scores": {"attn_scores_soft_cap": 1.0},
     "a window": {"n_layers": 3, "use_local_attn": True, "window_size": 2, "attn_types": ["global", "local", "local"]},
     "rotary": {"positional_embedding_type": "rotary", "rotary_dim": 4},
