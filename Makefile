@@ -68,7 +68,7 @@ $(HEADSCOPE_REAL_MODEL): | $(VENV)/.python
 	@echo 'The model is in $@'
 
 test-real: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m real tests/real -rs $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "real and not slow" tests/real -rs $(PYTEST_ARGS)
 
 compat: $(COMPAT_VENV)/.installed
 	OMP_NUM_THREADS=1 $(COMPAT_VENV)/bin/python -m pytest -m compat tests/compat/packages $(PYTEST_ARGS)

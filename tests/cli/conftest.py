@@ -1,12 +1,12 @@
 """The command line as it is run, and what it runs on."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
+from command import run_command
 from small_models import STORY, save_checkpoint
-
-from headscope import cli
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -28,10 +28,4 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("TERMINAL_WIDTH", "200")
     monkeypatch.setenv("COLUMNS", "160")
 
-    def call(*args: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            cli.main([str(arg) for arg in args])
-        captured = capsys.readouterr()
-        return int(caught.value.code or 0), captured.out, captured.err
-
-    return call
+    return partial(run_command, capsys)

@@ -4,13 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from smollm import PATH, RealRun
+from smollm import PATH, TEXT, RealRun
 
 from headscope import HookedTransformer
 from headscope.analysis import Task
 from headscope.data import IOIDataset
-
-TEXT = "When the rain stopped, Anna opened the old window. The rain had left the old garden green, and Anna smiled."
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -18,6 +18,7 @@ from headscope import HookedTransformer
 
 _CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 PATH = Path(os.environ.get("HEADSCOPE_REAL_MODEL") or _CACHE / "headscope" / "SmolLM2-135M-Instruct.Q4_1.gguf")
+TEXT = "When the rain stopped, Anna opened the old window. The rain had left the old garden green, and Anna smiled."
 
 _NAMES = {
     "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_q": "self_attn.q_proj",
