@@ -72,8 +72,9 @@ def test_entries_that_the_class_fills_in() -> None:
     ("mistral3", {"model_type": "llama"}, "text model of model_type 'llama' is not supported"),
     ("gemma3", {"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
     ("gemma3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping = 50.0"),
+    ("gemma3", ["hidden_size"], "text_config in config.json must hold"),
     ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention = True"),
 ])  # fmt: skip
-def test_what_is_not_supported_is_said(model_type: str, text: dict[str, Any], message: str) -> None:
+def test_what_is_not_supported_is_said(model_type: str, text: Any, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         FAMILIES[model_type].config({"model_type": model_type, "text_config": text})

@@ -201,6 +201,7 @@ def test_experts_one_by_one(row: str, tmp_path: Path) -> None:
     ("openai-gpt", {}, "GPT-1 .* residual stream"),
     ("mpt", {"no_bias": False}, "no_bias = False is not supported"),
     ("mpt", {"attn_config": {"alibi_bias_max": 16}}, "alibi_bias_max = 16 is not supported; it can only be 8"),
+    ("mpt", {"attn_config": ["alibi"]}, "attn_config in config.json must hold"),
     ("mpt", {"attn_config": {"qk_ln": True}}, "qk_ln = True is not supported"),
     ("codegen", {"n_head": 6}, "n_head = 6 .* not a multiple of 4"),
     ("internlm3", {"qkv_bias": True}, "qkv_bias = True and bias = False is not supported"),

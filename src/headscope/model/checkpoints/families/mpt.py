@@ -38,6 +38,8 @@ class _MPT(Family):
 
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
         attention = hf.get("attn_config") or {}
+        if not isinstance(attention, Mapping):
+            raise CheckpointError(f"attn_config in config.json must hold entries on attention; got {attention!r}.")
         for given, only in ((hf, _ONLY), (attention, _ONLY_IN_ATTENTION)):
             for entry, allowed in only.items():
                 if given.get(entry, allowed[0]) not in allowed:

@@ -39,7 +39,10 @@ class _WithText(Family):
 
     def text(self, hf: Mapping[str, Any]) -> tuple[Family, dict[str, Any]]:
         """Return the family of the text model, and its config."""
-        entries = {"model_type": self.texts[0].model_type, **self.text_defaults, **(hf["text_config"] or {})}
+        given = hf["text_config"]
+        if not isinstance(given, Mapping):
+            raise CheckpointError(f"text_config in config.json must hold the text model's entries; got {given!r}.")
+        entries = {"model_type": self.texts[0].model_type, **self.text_defaults, **given}
         for family in self.texts:
             if family.model_type == entries["model_type"]:
                 # Whether embedding and unembedding are one is said outside.
@@ -57,10 +60,10 @@ class _WithText(Family):
         self, tensors: Mapping[str, Tensor], cfg: HookedTransformerConfig, hf: Mapping[str, Any]
     ) -> Iterator[tuple[str, Tensor]]:
         family, entries = self.text(hf)
-        vision = [name for name in tensors if name.removeprefix("model.").startswith(_VISION)]
+        vision = {name for name in tensors if name.removeprefix("model.").startswith(_VISION)}
         if vision:
             logger.warning("the text model alone is loaded; %d tensors that read images are left out.", len(vision))
-        names = {_of_text(name, family.prefix): name for name in tensors if name not in set(vision)}
+        names = {_of_text(name, family.prefix): name for name in tensors if name not in vision}
         yield from family.convert(_Renamed(tensors, names), cfg, entries)
 
     def outside(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
