@@ -240,12 +240,51 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 _HYBRID = {**_SQUARE, "num_hidden_layers": 3, "intermediate_size": 20}
+_MAMBA = {
+    **_HYBRID,
+    "mamba_n_heads": 4,
+    "mamba_d_head": 8,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 6,
+    "mamba_expand": 2,
+    "mamba_chunk_size": 4,
+    "mamba_d_conv": 3,
+    "mamba_d_ssm": 32,
+}
+_FALCON_H1 = {
+    "embedding_multiplier": 3.0, "lm_head_multiplier": 0.7, "attention_in_multiplier": 0.8, "key_multiplier": 0.6,
+    "attention_out_multiplier": 1.3, "ssm_in_multiplier": 1.2, "ssm_out_multiplier": 0.9, "mlp_multipliers": [0.7, 1.4],
+    "ssm_multipliers": [0.5, 0.9, 1.1, 1.3, 0.8],
+}  # fmt: skip
+_GRANITE_HYBRID = {
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"], "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.4, "logits_scaling": 0.7, "attention_multiplier": 0.3, "shared_intermediate_size": 12,
+}  # fmt: skip
+_NEMOTRON_H = {
+    **_LLAMA, "layers_block_type": ["linear_attention", "mlp", "full_attention", "mlp"], "mamba_num_heads": 4,
+    "mamba_head_dim": 5, "n_groups": 2, "ssm_state_size": 6, "conv_kernel": 3, "chunk_size": 4, "use_bias": True,
+    "mlp_bias": True,
+}  # fmt: skip
 # Models whose layers have no common pattern.
 HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
     "lfm2": ("Lfm2", {**_HYBRID, "layer_types": ["conv", "full_attention", "conv"], "block_multiple_of": 3,
                       "conv_bias": True}),
     "lfm2 attention first, untied": ("Lfm2", {**_HYBRID, "layer_types": ["full_attention", "conv", "full_attention"],
                                               "block_auto_adjust_ff_dim": False, "tie_word_embeddings": False}),
+    "bamba": ("Bamba", {**_MAMBA, "attn_layer_indices": [1], "attention_bias": True, "mlp_bias": True}),
+    "falcon_h1": ("FalconH1", {**_MAMBA, **_FALCON_H1, "mamba_rms_norm": True, "attention_bias": True,
+                               "mlp_bias": True, "projectors_bias": True, "mamba_proj_bias": True}),
+    "falcon_h1 tied, without norms": ("FalconH1", {**_MAMBA, "tie_word_embeddings": True, "mamba_d_ssm": None,
+                                                   "mamba_n_heads": 4}),
+    "granitemoehybrid": ("GraniteMoeHybrid", {**_MAMBA, **_GRANITE_HYBRID, "num_local_experts": 4,
+                                              "num_experts_per_tok": 2}),
+    "granitemoehybrid without experts, rotary": ("GraniteMoeHybrid", {
+        **_MAMBA, **_GRANITE_HYBRID, "num_local_experts": 0, "position_embedding_type": "rope"}),
+    "nemotron_h": ("NemotronH", _NEMOTRON_H),
+    "recurrent_gemma": ("RecurrentGemma", {
+        **{name: value for name, value in _HYBRID.items() if name != "max_position_embeddings"}, "block_types": [
+            "recurrent", "attention", "recurrent"], "attention_window_size": 4, "lru_width": 20,
+        "logits_soft_cap": 3.0, "num_key_value_heads": 1}),
 }  # fmt: skip
 
 

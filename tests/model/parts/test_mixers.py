@@ -89,6 +89,13 @@ def test_a_seed_draws_all_weights(model_type: str) -> None:
     assert set(mixer_tensors(first.cfg)) == set(make_mixer(first.cfg).state_dict())
 
 
+def test_padding_that_would_get_into_a_state_is_refused() -> None:
+    ours = HookedTransformer.from_hf(hf_model("recurrent_gemma"))
+    with pytest.raises(InvalidInputError, match="pad on the right"):
+        ours(TOKENS, attention_mask=LEFT)
+    assert ours(TOKENS, attention_mask=LEFT.flip(-1)).shape == (3, LENGTH, VOCABULARY)
+
+
 def test_configs_that_are_refused() -> None:
     parts = {"layer_parts": ["mixer+mlp", "attn+mlp"], "normalization_type": "RMS"}
     with pytest.raises(InvalidInputError, match=r"layer_parts must name the parts of each of 2 layers.*'mlp\+attn'"):

@@ -19,6 +19,8 @@ _SMALL: dict[str, Any] = {
     **dict.fromkeys(("num_experts", "num_local_experts", "num_experts_per_tok", "num_key_value_heads"), 2),
     **dict.fromkeys(("head_dim", "rotary_dim"), 8),
     **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), 16),
+    "mamba_n_heads": 4,
+    "hybrid_override_pattern": "M*-",
     "attn_config": {"kv_n_heads": 2},
     "ffn_config": {"ffn_hidden_size": 16, "moe_num_experts": 2, "moe_top_k": 2},
     "attention_types": [[["global", "local"], 1]],

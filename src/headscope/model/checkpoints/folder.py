@@ -94,12 +94,18 @@ def _read_json(path: Path) -> dict[str, Any]:
         CheckpointError: If it holds none.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), object_hook=_with_infinities)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}.") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} must hold one JSON object; got {type(content).__name__}.")
     return content
+
+
+def _with_infinities(entries: dict[str, Any]) -> Any:
+    """Read infinities, which JSON lacks, as `transformers` writes them: `{"__float__": "Infinity"}`."""
+    infinities = [({"__float__": f"{sign}Infinity"}, float(f"{sign}inf")) for sign in ("", "-")]
+    return next((number for written, number in infinities if entries == written), entries)
 
 
 def _shards(index: Path) -> list[str]:

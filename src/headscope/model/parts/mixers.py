@@ -27,6 +27,25 @@ def _masked(module: nn.Module, x: Tensor, attention_mask: Tensor | None) -> Tens
     return module(x, attention_mask=attention_mask)
 
 
+def _reset_at_first(module: nn.Module, x: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """Run a mixer whose state begins at position 0 of each row, and whose projections have biases that leak padding."""
+    if attention_mask is not None and bool((attention_mask[:, 1:] > attention_mask[:, :-1]).any()):
+        raise InvalidInputError(
+            "a real-gated linear recurrent unit (RecurrentGemma) cannot keep padding in front of a text out of its "
+            "state: pad on the right, padding_side='right'."
+        )
+    positions = torch.arange(x.shape[1], device=x.device).expand(len(x), -1)
+    out: Tensor = module(x, positions, None, use_cache=False)[0]
+    lru: Any = module.get_submodule("rg_lru")
+    lru.recurrent_states = None  # what it keeps for a token after these would keep the graph of this pass alive
+    return out
+
+
+def _scaled_by_section(module: nn.Module, config: Any, theirs: Any) -> None:
+    """Give a mixer of Falcon-H1 its multipliers, which there the whole model does."""
+    module.register_buffer("mup_vector", theirs.compute_mup_vector(config), persistent=False)
+
+
 @dataclass(frozen=True)
 class MixerKind:
     """One class of `transformers`.
@@ -37,6 +56,7 @@ class MixerKind:
         one_layer: What the config of a model of one layer, which has a mixer, says of its layers.
         inputs: The matrices that read the normalized stream.
         run: How it is called.
+        finish: What is done to a new one, with its config and the module of `transformers`.
     """
 
     name: str
@@ -44,9 +64,54 @@ class MixerKind:
     one_layer: Mapping[str, Any] = field(default_factory=dict)
     inputs: tuple[str, ...] = ("in_proj",)
     run: Callable[[nn.Module, Tensor, Tensor | None], Tensor] = _masked
+    finish: Callable[[nn.Module, Any, Any], None] | None = None
 
+
+_MAMBA = (
+    "mamba_n_heads", "mamba_d_head", "mamba_n_groups", "mamba_d_state", "mamba_d_conv", "mamba_expand",
+    "mamba_chunk_size", "mamba_conv_bias", "mamba_proj_bias", "time_step_limit", "hidden_act", "rms_norm_eps",
+)  # fmt: skip
 
 MIXERS: dict[str, MixerKind] = {
+    "bamba": MixerKind("BambaMixer", _MAMBA),
+    "falcon_h1": MixerKind(
+        "FalconH1Mixer",
+        (
+            *_MAMBA,
+            "mamba_d_ssm",
+            "mamba_rms_norm",
+            "mamba_norm_before_gate",
+            "projectors_bias",
+            "ssm_in_multiplier",
+            "ssm_multipliers",
+        ),
+        finish=_scaled_by_section,
+    ),
+    "granitemoehybrid": MixerKind("GraniteMoeHybridMambaLayer", _MAMBA),
+    "nemotron_h": MixerKind(
+        "NemotronHMamba2Mixer",
+        (
+            "mamba_num_heads",
+            "mamba_head_dim",
+            "mamba_hidden_act",
+            "n_groups",
+            "ssm_state_size",
+            "conv_kernel",
+            "chunk_size",
+            "time_step_min",
+            "use_conv_bias",
+            "use_bias",
+            "layer_norm_epsilon",
+        ),
+        {"layers_block_type": ["linear_attention"]},
+    ),
+    "recurrent_gemma": MixerKind(
+        "RecurrentGemmaRecurrentBlock",
+        ("lru_width", "conv1d_width", "hidden_activation"),
+        {"block_types": ["recurrent"]},
+        ("linear_x", "linear_y"),
+        _reset_at_first,
+    ),
     "lfm2": MixerKind("Lfm2ShortConv", ("conv_L_cache", "conv_bias"), {"layer_types": ["conv"]}),
 }
 
@@ -63,7 +128,10 @@ def make_mixer(cfg: HookedTransformerConfig) -> nn.Module:
     # On no device: their constructors would draw from the global generator.
     with torch.device("meta"):
         module: nn.Module = getattr(theirs, kind.name)(config, 0)
-    return module.to_empty(device=torch.get_default_device()).to(cfg.dtype)
+    module.to_empty(device=torch.get_default_device())
+    if kind.finish is not None:
+        kind.finish(module, config, theirs)
+    return module.to(cfg.dtype)
 
 
 def mixer_output(

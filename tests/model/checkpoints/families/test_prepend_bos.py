@@ -22,7 +22,8 @@ EXPECTED = {
     "gpt_neox": False, "gptj": True, "granite": False, "llama": True, "mistral": True, "mixtral": True, "olmo": True,
     "olmo2": True, "olmoe": True, "opt": True, "phi": False, "phi3": True, "qwen2": False, "qwen3": False,
     "qwen3_moe": False, "stablelm": True,
-    "lfm2": True,
+    "bamba": True, "falcon_h1": True, "granitemoehybrid": False, "lfm2": True, "nemotron_h": True,
+    "recurrent_gemma": False,
     "apertus": True, "gemma3": True, "mistral3": True, "nanochat": True, "persimmon": True,
     "dbrx": True, "gpt_oss": True, "phimoe": False, "granitemoe": False, "granitemoeshared": False, "qwen2_moe": False,
 }  # fmt: skip

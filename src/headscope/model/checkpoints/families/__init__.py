@@ -30,6 +30,7 @@ from headscope.model.checkpoints.families.granite_moe import GRANITE_MOE, GRANIT
 from headscope.model.checkpoints.families.helium import HELIUM
 from headscope.model.checkpoints.families.hunyuan import HUNYUAN
 from headscope.model.checkpoints.families.hybrid import LFM2
+from headscope.model.checkpoints.families.hybrid_mamba import BAMBA, FALCON_H1, GRANITE_MOE_HYBRID, NEMOTRON_H
 from headscope.model.checkpoints.families.internlm import INTERNLM3
 from headscope.model.checkpoints.families.llama import LLAMA
 from headscope.model.checkpoints.families.mistral import MINISTRAL, MINISTRAL3, MISTRAL
@@ -45,6 +46,7 @@ from headscope.model.checkpoints.families.phi import PHI, PHI3
 from headscope.model.checkpoints.families.phimoe import PHIMOE
 from headscope.model.checkpoints.families.qwen import QWEN2, QWEN3
 from headscope.model.checkpoints.families.qwen_moe import QWEN2_MOE, QWEN3_MOE
+from headscope.model.checkpoints.families.recurrent_gemma import RECURRENT_GEMMA
 from headscope.model.checkpoints.families.seed_oss import SEED_OSS
 from headscope.model.checkpoints.families.smollm3 import SMOLLM3
 from headscope.model.checkpoints.families.squared_relu import ARCEE, JAIS2, NEMOTRON
@@ -63,6 +65,8 @@ FAMILIES: dict[str, Family] = {
         DBRX, GPT_OSS, GRANITE_MOE, GRANITE_MOE_SHARED, PHIMOE, QWEN2_MOE,
         COHERE, COHERE2, EXAONE4, GLM, GLM4, HUNYUAN, MINISTRAL, MINISTRAL3, OLMO3, SEED_OSS, SMOLLM3, VAULTGEMMA,
         LFM2,
+        EXAONE4, GLM, GLM4, HUNYUAN, MINISTRAL, MINISTRAL3, OLMO3, SEED_OSS, SMOLLM3, VAULTGEMMA,
+        BAMBA, FALCON_H1, GRANITE_MOE_HYBRID, LFM2, NEMOTRON_H, RECURRENT_GEMMA,
     )
 }  # fmt: skip
 

@@ -150,6 +150,8 @@ class _Field(Family):
         return fields
 
     def renamed(self, name: str) -> str:
+        if ".mixer." in name:  # the names of `transformers`
+            return name
         name = _OLD_NORM.sub("ln", name)
         return f"ln_final.{name.removeprefix('ln.')}" if name.startswith("ln.") else name
 

@@ -13,7 +13,7 @@ from headscope.model.checkpoints.families.granite import Granite, with_residual_
 from headscope.model.checkpoints.families.moe import WithExperts
 from headscope.model.config import HookedTransformerConfig
 
-__all__ = ["GRANITE_MOE", "GRANITE_MOE_SHARED"]
+__all__ = ["GRANITE_MOE", "GRANITE_MOE_SHARED", "GraniteMoeShared"]
 
 _EXPERTS = "block_sparse_moe"
 
@@ -22,7 +22,7 @@ class _GraniteMoe(WithExperts, Granite):
     model_type = "granitemoe"
     architecture = "GraniteMoeForCausalLM"
     examples: ClassVar[tuple[str, ...]] = ("ibm-granite/granite-3.1-1b-a400m-base",)
-    windowed = False
+    windowed: ClassVar[bool | None] = False
     fixed = {**Granite.fixed, "norm_topk_prob": True}
 
     def experts(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
@@ -38,10 +38,12 @@ class _GraniteMoe(WithExperts, Granite):
         return with_residual_multiplier(table, hf)
 
 
-class _GraniteMoeShared(_GraniteMoe):
+class GraniteMoeShared(_GraniteMoe):
+    """Granite with experts, and an MLP beside them."""
+
     model_type = "granitemoeshared"
     architecture = "GraniteMoeSharedForCausalLM"
-    examples = ("ibm-research/moe-7b-1b-active-shared-experts",)
+    examples: ClassVar[tuple[str, ...]] = ("ibm-research/moe-7b-1b-active-shared-experts",)
 
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
         return {**super().config(hf), "d_mlp_shared": hf.get("shared_intermediate_size") or None}
@@ -60,4 +62,4 @@ class _GraniteMoeShared(_GraniteMoe):
         return {**table, **with_residual_multiplier(shared, hf)}
 
 
-GRANITE_MOE, GRANITE_MOE_SHARED = _GraniteMoe(), _GraniteMoeShared()
+GRANITE_MOE, GRANITE_MOE_SHARED = _GraniteMoe(), GraniteMoeShared()

@@ -1,4 +1,4 @@
-"""Hybrid models: layers with attention, and layers with a mixer in its place or beside it (LFM 2).
+"""Hybrid models: layers with attention, and layers with a mixer in its place or beside it. LFM 2, and the base class.
 
 Mixers are the modules of `transformers`, made from the entries that it fills in, and their tensors keep their names.
 """
@@ -9,15 +9,16 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from headscope.errors import CheckpointError
 from headscope.model.checkpoints.families.base import Row, Table
 from headscope.model.checkpoints.families.llama import LlamaLike
 from headscope.model.config import HookedTransformerConfig
 from headscope.model.parts.mixers import mixer_entries, mixer_tensors
 
-__all__ = ["LFM2"]
+__all__ = ["LFM2", "Hybrid", "renamed"]
 
 
-class _Hybrid(LlamaLike):
+class Hybrid(LlamaLike):
     """Base class of hybrid families.
 
     Attributes:
@@ -25,37 +26,56 @@ class _Hybrid(LlamaLike):
         kinds: What the kinds of layers are called, by their parts.
     """
 
-    windowed = False
+    windowed: ClassVar[bool | None] = False
     mixer: ClassVar[str]
     kinds: ClassVar[Mapping[str, str]]
 
     def complete(self, hf: Mapping[str, Any]) -> dict[str, Any]:
         """Return a `config.json` with the entries that `transformers` fills in, and each layer's kind."""
-        from transformers import AutoConfig
+        from transformers import CONFIG_MAPPING
 
-        config = AutoConfig.for_model(self.model_type, **{name: hf[name] for name in hf if name != "model_type"})
-        return {**config.to_dict(), "layer_types": list(config.layer_types)}
+        config = CONFIG_MAPPING[self.model_type].from_dict(dict(hf))
+        derived = {"layer_types": list(config.layer_types), "num_hidden_layers": config.num_hidden_layers}
+        return {**config.to_dict(), **derived}
 
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
         hf = self.complete(hf)
         parts = {kind: parts for parts, kind in self.kinds.items()}
+        unknown = [kind for kind in hf["layer_types"] if kind not in parts]
+        if unknown:
+            raise CheckpointError(f"layers of type {unknown[0]!r} in {self.model_type} are not supported.")
+        fields = super().config(hf)
+        if not self.rotates(hf):
+            rotary = self.rope(hf, fields["d_head"])
+            fields = {name: value for name, value in fields.items() if name not in rotary}
+            fields["positional_embedding_type"] = "none"
         return {
-            **super().config(hf),
+            **fields,
             "layer_parts": [parts[kind] for kind in hf["layer_types"]],
             "mixer": mixer_entries(self.model_type, hf),
         }
 
+    def rotates(self, hf: Mapping[str, Any]) -> bool:
+        """Return True if queries and keys are rotated; else the mixers alone tell positions apart."""
+        return True
+
     def entries(self, cfg: HookedTransformerConfig, state: Mapping[str, Tensor]) -> dict[str, Any]:
         assert cfg.layer_parts is not None and cfg.mixer is not None
         kinds = [self.kinds[parts] for parts in cfg.layer_parts[: cfg.n_layers]]
-        return {**super().entries(cfg, state), **cfg.mixer, "layer_types": kinds}
+        rotary = replace(cfg, positional_embedding_type="rotary")  # entries that nobody reads, where nothing is
+        entries = {**super().entries(rotary, state), **cfg.mixer}
+        return {name: value for name, value in entries.items() if name != "layer_types"} | self.layer_entries(kinds)
+
+    def layer_entries(self, kinds: list[str]) -> dict[str, Any]:
+        """Return the entries that say of which kind each layer is."""
+        return {"layer_types": kinds}
 
     def layer(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
         mixer = {f"mixer.{name}": Row(f"{self.mixer}.{name}") for name in mixer_tensors(cfg)}
         return {**super().layer(cfg, hf), **mixer}
 
 
-class _Lfm2(_Hybrid):
+class _Lfm2(Hybrid):
     """Gated short convolutions, and attention with norms on queries and keys; the final norm is `embedding_norm`."""
 
     model_type = "lfm2"
@@ -63,7 +83,7 @@ class _Lfm2(_Hybrid):
     examples = ("LiquidAI/LFM2-350M", "LiquidAI/LFM2-1.2B", "LiquidAI/LFM2-2.6B")
     mixer = "conv"
     kinds: ClassVar[Mapping[str, str]] = {"mixer+mlp": "conv", "attn+mlp": "full_attention"}
-    names = {**_Hybrid.names, "eps": "norm_eps"}
+    names = {**Hybrid.names, "eps": "norm_eps"}
     fixed = {**LlamaLike.fixed, "act_fn": "silu", "use_qk_norm": True}
 
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,23 +97,26 @@ class _Lfm2(_Hybrid):
 
     def layer(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
         theirs = {
-            "ln1.w": "operator_norm",
-            "ln2.w": "ffn_norm",
-            "attn.W_O": "self_attn.out_proj",
-            "attn.q_norm.w": "self_attn.q_layernorm",
-            "attn.k_norm.w": "self_attn.k_layernorm",
-            "mlp.W_gate": "feed_forward.w1",
-            "mlp.W_in": "feed_forward.w3",
-            "mlp.W_out": "feed_forward.w2",
+            "input_layernorm": "operator_norm",
+            "post_attention_layernorm": "ffn_norm",
+            "self_attn.o_proj": "self_attn.out_proj",
+            "self_attn.q_norm": "self_attn.q_layernorm",
+            "self_attn.k_norm": "self_attn.k_layernorm",
+            "mlp.gate_proj": "feed_forward.w1",
+            "mlp.up_proj": "feed_forward.w3",
+            "mlp.down_proj": "feed_forward.w2",
         }
-        return _renamed(super().layer(cfg, hf), theirs)
+        return renamed(super().layer(cfg, hf), theirs)
 
 
-def _renamed(table: Table, theirs: Mapping[str, str]) -> Table:
-    """Return a table in which some tensors have other names in the checkpoint."""
-    return {
-        name: replace(row, theirs=f"{theirs[name]}.weight") if name in theirs else row for name, row in table.items()
-    }
+def renamed(table: Table, theirs: Mapping[str, str]) -> Table:
+    """Return a table in which what begins with some names begins with others in the checkpoint."""
+    rows = dict(table)
+    for name, row in table.items():
+        for before, after in theirs.items():
+            if row.theirs.startswith(f"{before}."):
+                rows[name] = replace(row, theirs=after + row.theirs.removeprefix(before))
+    return rows
 
 
 def _lfm2_width(hf: Mapping[str, Any]) -> int:
