@@ -17,9 +17,11 @@ ARCHITECTURES = {
     "gpt2": "gpt2", "llama": "llama", "mistral": "llama", "mixtral": "llama", "granite": "granite", "olmo": "olmo",
     "olmo2": "olmo2", "olmoe": "olmoe", "qwen2": "qwen2", "qwen3": "qwen3", "qwen3_moe": "qwen3moe", "gemma": "gemma",
     "gemma2": "gemma2", "gemma3_text": "gemma3", "phi": "phi2", "phi3": "phi3", "stablelm": "stablelm",
-    "gpt_neox": "gptneox", "bloom": "bloom", "falcon": "falcon",
+    "arcee": "arcee", "nemotron": "nemotron", "starcoder2": "starcoder2", "seed_oss": "seed_oss", "smollm3": "smollm3",
+    "cohere": "command-r", "qwen2_moe": "qwen2moe", "granitemoe": "granitemoe", "granitemoeshared": "granitemoe",
+    "olmo3": "olmo2", "gpt_neox": "gptneox", "bloom": "bloom", "falcon": "falcon",
 }  # fmt: skip
-_IN_PAIRS = ("llama", "granite", "olmo")
+_IN_PAIRS = ("llama", "granite", "granitemoe", "olmo", "arcee", "smollm3")
 
 
 class Writer:
@@ -107,13 +109,14 @@ def _values(config: Any, architecture: str) -> dict[str, Any]:
     if "rms_norm_eps" in given:
         values["attention.layer_norm_rms_epsilon"] = config.rms_norm_eps
     else:
-        eps = given.get("layer_norm_eps") or given.get("layer_norm_epsilon") or 1e-5
+        names = ("layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon")
+        eps = next((given[name] for name in names if name in given), 1e-5)
         values["attention.layer_norm_epsilon"] = eps
     if given.get("head_dim"):
         values |= {"attention.key_length": head, "attention.value_length": head}
-    if architecture in ("llama", "granite"):
+    if architecture in ("llama", "granite", "granitemoe", "arcee", "smollm3"):
         values |= {"vocab_size": config.vocab_size, "rope.dimension_count": head}
-    if architecture in ("phi2", "phi3", "stablelm", "gptneox"):
+    if architecture in ("phi2", "phi3", "stablelm", "gptneox", "nemotron"):
         values["rope.dimension_count"] = int(rope.get("partial_rotary_factor", 1.0) * width) // heads
     if "rope_theta" in rope and architecture not in ("gptneox", "stablelm", "falcon", "gemma", "gemma2"):
         values["rope.freq_base"] = float(rope["rope_theta"])
@@ -125,9 +128,14 @@ def _values(config: Any, architecture: str) -> dict[str, Any]:
 
 
 def _own_values(config: Any, architecture: str, rope: dict[str, Any]) -> dict[str, Any]:
-    if architecture == "granite":
+    if architecture in ("granite", "granitemoe"):
+        experts = {}
+        if architecture == "granitemoe":
+            experts = {"expert_count": config.num_local_experts, "expert_used_count": config.num_experts_per_tok}
+        if getattr(config, "shared_intermediate_size", 0):
+            experts["expert_shared_feed_forward_length"] = config.shared_intermediate_size
         return {
-            "attention.scale": config.attention_multiplier, "embedding_scale": config.embedding_multiplier,
+            **experts, "attention.scale": config.attention_multiplier, "embedding_scale": config.embedding_multiplier,
             "residual_scale": config.residual_multiplier, "logit_scale": config.logits_scaling,
         }  # fmt: skip
     if architecture == "olmo":
@@ -140,6 +148,11 @@ def _own_values(config: Any, architecture: str, rope: dict[str, Any]) -> dict[st
             "final_logit_softcapping": config.final_logit_softcapping,
             "attention.sliding_window": config.sliding_window,
         }
+    if architecture == "command-r":
+        return {"logit_scale": config.logit_scale, "rope.scaling.type": "none"}
+    if config.model_type == "olmo3":
+        local = [each == "sliding_attention" for each in config.layer_types]
+        return {"attention.sliding_window": config.sliding_window, "attention.sliding_window_pattern": local}
     if architecture == "gemma3":
         return {"attention.sliding_window": config.sliding_window}
     if architecture == "phi3":
@@ -155,8 +168,10 @@ def _own_values(config: Any, architecture: str, rope: dict[str, Any]) -> dict[st
         return values
     if config.model_type == "mixtral":
         return {"expert_count": config.num_local_experts, "expert_used_count": config.num_experts_per_tok}
-    if architecture in ("olmoe", "qwen3moe"):
-        width = {"expert_feed_forward_length": config.moe_intermediate_size} if architecture == "qwen3moe" else {}
+    if architecture in ("olmoe", "qwen2moe", "qwen3moe"):
+        width = {} if architecture == "olmoe" else {"expert_feed_forward_length": config.moe_intermediate_size}
+        if architecture == "qwen2moe":
+            width["expert_shared_feed_forward_length"] = config.shared_expert_intermediate_size
         return {"expert_count": config.num_experts, "expert_used_count": config.num_experts_per_tok, **width}
     return {}
 
@@ -188,7 +203,7 @@ def _changed(name: str, tensor: Tensor, config: Any, architecture: str) -> list[
         tensor = _in_pairs(tensor, config.num_attention_heads)
     if architecture in _IN_PAIRS and ".k_proj." in name:
         tensor = _in_pairs(tensor, config.num_key_value_heads)
-    if architecture.startswith("gemma") and name.endswith("norm.weight"):
+    if architecture.startswith(("gemma", "nemotron")) and name.endswith("norm.weight"):
         tensor = tensor + 1
     if architecture == "gpt2" and name.endswith(("attn.c_attn.weight", "c_proj.weight", "c_fc.weight")):
         tensor = tensor.T
@@ -200,6 +215,13 @@ def _changed(name: str, tensor: Tensor, config: Any, architecture: str) -> list[
     if name.endswith("experts.gate_up_proj"):
         gate, up = tensor.chunk(2, 1)
         return [(f"blk.{layer}.ffn_gate_exps.weight", gate), (f"blk.{layer}.ffn_up_exps.weight", up)]
+    if name.endswith("shared_mlp.input_linear.weight"):
+        gate, up = tensor.chunk(2)
+        return [(f"blk.{layer}.ffn_gate_shexp.weight", gate), (f"blk.{layer}.ffn_up_shexp.weight", up)]
+    if name.endswith("block_sparse_moe.router.weight"):
+        return [(f"blk.{layer}.ffn_gate_inp.weight", tensor)]
+    if name.endswith("shared_expert_gate.weight"):
+        return [(name, tensor[0])]
     if name.endswith("experts.down_proj"):
         return [(f"blk.{layer}.ffn_down_exps.weight", tensor)]
     return [(name, tensor)]

@@ -25,9 +25,23 @@ WRITTEN = (
     "phi", "phi3", "phi3 longrope", "olmo", "olmo clipped", "olmo2", "granite", "stablelm", "stablelm side by side",
     "falcon",
     "falcon new decoder", "falcon new decoder, one norm", "mixtral tied, without a window", "olmoe",
+    "arcee", "arcee tied, biases", "starcoder2 untied, without biases", "seed_oss", "seed_oss without biases",
+    "cohere tied, biases", "qwen2_moe", "granitemoe", "granitemoeshared",
 )  # fmt: skip
 # The same with what the file can say, by names of their own.
 MORE: dict[str, tuple[str, dict[str, Any]]] = {
+    "cohere with norms": ("Cohere", {**ROWS["cohere"][1], "tie_word_embeddings": True}),
+    "starcoder2": ("Starcoder2", {**ROWS["starcoder2"][1], "sliding_window": None}),
+    "smollm3": ("SmolLM3", {**ROWS["smollm3"][1], "num_hidden_layers": 5, "no_rope_layer_interval": 4}),
+    "nemotron": ("Nemotron", {**ROWS["olmo"][1], "partial_rotary_factor": 0.5, "norm_eps": 0.01}),
+    "nemotron tied, biases": ("Nemotron", {**ROWS["olmo"][1], "partial_rotary_factor": 0.5, "mlp_bias": True,
+                                           "tie_word_embeddings": True, "attention_bias": True}),
+    "olmo3": ("Olmo3", {**ROWS["olmo3 unscaled, tied"][1], "rope_parameters": {
+        kind: {"rope_type": "default", "rope_theta": 700.0} for kind in ("sliding_attention", "full_attention")}}),
+    "olmo3 scaled": ("Olmo3", {**ROWS["olmo3 unscaled, tied"][1], "rope_parameters": {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 700.0},
+        "full_attention": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8,
+                           "rope_theta": 700.0}}}),
     "qwen3_moe": ("Qwen3Moe", {**ROWS["qwen3_moe"][1], "norm_topk_prob": True}),
     "gemma2": ("Gemma2", {**ROWS["gemma2"][1], "query_pre_attn_scalar": 6}),
     "gemma3": ("Gemma3Text", {**ROWS["gemma2 without caps"][1], "query_pre_attn_scalar": 6, "num_hidden_layers": 7}),

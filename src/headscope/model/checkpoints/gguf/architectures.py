@@ -30,8 +30,8 @@ class Architecture:
 
     Attributes:
         outside: Names of tensors outside the layers, from GGUF's to those of `transformers`, without `.weight` and
-            `.bias`; one that ends in `.weight` is taken as it is, and several that are joined along their second
-            axis are separated by spaces.
+            `.bias`; one that ends in `.weight` is taken as it is, and several that are joined along the axis
+            of outputs are separated by spaces.
         layer: The same in a layer, after its prefix.
         layer_prefix: That prefix in `transformers`; `{}` is the layer's number.
         undo: What to undo, by the tensor's name within a layer or outside, with `.weight` or `.bias`.
@@ -62,6 +62,11 @@ def _by_group(tensor: Tensor, sizes: Entries) -> Tensor:
     return torch.cat([part.unflatten(0, (groups, -1)) for part in parts], 1).flatten(0, 1)
 
 
+def _one_row(tensor: Tensor, sizes: Entries) -> Tensor:
+    """Return a matrix of one output, whose axis the conversion drops."""
+    return tensor.view(1, -1)
+
+
 def _transposed(tensor: Tensor, sizes: Entries) -> Tensor:
     return tensor.T
 
@@ -87,6 +92,19 @@ _EXPERTS = {
     "ffn_down_exps.weight": "mlp.experts.down_proj",
 }
 _MOE_LAYER = {**_NORMS, **_ATTENTION, **_EXPERTS}
+_SHARED_EXPERT = {
+    "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
+    "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
+    "ffn_up_shexp": "mlp.shared_expert.up_proj",
+    "ffn_down_shexp": "mlp.shared_expert.down_proj",
+}
+_GRANITE_EXPERTS = {
+    "ffn_gate_inp": "block_sparse_moe.router",
+    "ffn_gate_exps.weight ffn_up_exps.weight": "block_sparse_moe.experts.gate_up_proj",
+    "ffn_down_exps.weight": "block_sparse_moe.experts.down_proj",
+    "ffn_gate_shexp.weight ffn_up_shexp.weight": "shared_mlp.input_linear.weight",
+    "ffn_down_shexp": "shared_mlp.output_linear",
+}
 _IN_PAIRS: dict[str, Undo] = {
     f"{name}.{kind}": _halves(entry)
     for name, entry in (("attn_q", "num_attention_heads"), ("attn_k", "num_key_value_heads"))
@@ -108,12 +126,17 @@ def _like_llama(layer: Mapping[str, str] = _LAYER, **more: Any) -> Architecture:
 
 
 ARCHITECTURES: dict[str, Architecture] = {
+    "arcee": _like_llama(undo=_IN_PAIRS),
     "llama": _like_llama({**_LAYER, **_EXPERTS}, undo=_IN_PAIRS),
+    "command-r": _like_llama(),
     "granite": _like_llama(undo=_IN_PAIRS),
+    "granitemoe": _like_llama({**_NORMS, **_ATTENTION, **_GRANITE_EXPERTS}, undo=_IN_PAIRS),
+    "nemotron": _like_llama(norm_shift=1.0),
     "olmo": _like_llama(undo=_IN_PAIRS),
     "olmo2": _like_llama({**_ATTENTION, **_MLP, **_AFTER}),
     "olmoe": _like_llama(_MOE_LAYER),
     "qwen2": _like_llama(),
+    "qwen2moe": _like_llama({**_MOE_LAYER, **_SHARED_EXPERT}, undo={"ffn_gate_inp_shexp.weight": _one_row}),
     "qwen3": _like_llama(),
     "qwen3moe": _like_llama(_MOE_LAYER),
     "gemma": _like_llama(norm_shift=1.0),
@@ -138,7 +161,10 @@ ARCHITECTURES: dict[str, Architecture] = {
             "ffn_down": "mlp.fc2",
         },
     ),
+    "seed_oss": _like_llama({**_LAYER, **_AFTER}),
+    "smollm3": _like_llama(undo=_IN_PAIRS),
     "stablelm": _like_llama(),
+    "starcoder2": _like_llama({**_LAYER, "ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"}),
     "gptneox": Architecture(
         {
             "token_embd": "gpt_neox.embed_in",

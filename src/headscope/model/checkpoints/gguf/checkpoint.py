@@ -88,7 +88,7 @@ class _Renamed(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         parts = [self._read(place) for place in self._places[name]]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -2)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)

@@ -207,14 +207,79 @@ def _olmo(values: Values) -> Entries:
     return {"model_type": "olmo", **sizes, **_rope(values, sizes["head_dim"]), "clip_qkv": clip or None}
 
 
+def _granite_moe(values: Values) -> Entries:
+    shared = values.get("expert_shared_feed_forward_length", 0)
+    return {
+        **_granite(values),
+        "model_type": "granitemoeshared" if shared else "granitemoe",
+        "num_local_experts": values.number("expert_count"),
+        "num_experts_per_tok": values.number("expert_used_count"),
+        **({"shared_intermediate_size": shared} if shared else {}),
+    }
+
+
+def _smollm3(values: Values) -> Entries:
+    """Return entries with every fourth layer unrotated, which the file does not say: llama.cpp has it in its code."""
+    entries = _llama_like("smollm3", no_rope_layer_interval=4)(values)
+    _whole_heads(values, entries)
+    return entries
+
+
+def _olmo2(values: Values) -> Entries:
+    """Return entries of OLMo 2, or, of a file with windows, of OLMo 3, which scales rotations in global layers only."""
+    local = values.get("attention.sliding_window_pattern")
+    window = values.get("attention.sliding_window")
+    entries = _llama_like("olmo2")(values)
+    if window is None:
+        return entries
+    n_layers, rope = entries["num_hidden_layers"], entries["rope_parameters"]
+    local = [local] * n_layers if isinstance(local, bool) else local or []
+    if len(local) != n_layers:
+        raise CheckpointError("the GGUF file does not say for each layer whether it has a window.")
+    plain = {"rope_type": "default", "rope_theta": rope["rope_theta"]}
+    return {
+        **entries,
+        "model_type": "olmo3",
+        "sliding_window": window,
+        "layer_types": ["sliding_attention" if each else "full_attention" for each in local],
+        "rope_parameters": {"full_attention": rope, "sliding_attention": plain},
+    }
+
+
+def _command_r(values: Values) -> Entries:
+    sizes = values.sizes
+    _whole_heads(values, sizes)
+    return {
+        "model_type": "cohere",
+        **sizes,
+        **_rope(values, sizes["head_dim"]),
+        "layer_norm_eps": values.get("attention.layer_norm_epsilon", 1e-5),
+        "logit_scale": values.get("logit_scale") or 1.0,
+        "use_qk_norm": values.has("attn_q_norm.weight"),
+        "attention_bias": values.has("attn_q.bias"),
+    }
+
+
+def _layer_norms(model_type: str, epsilon: str, **more: Any) -> Callable[[Values], Entries]:
+    """Return the reader of a Llama-like with LayerNorms, for its name of their epsilon."""
+
+    def entries(values: Values) -> Entries:
+        found = _llama_like(model_type, **more)(values)
+        del found["rms_norm_eps"]
+        return {**found, epsilon: values.get("attention.layer_norm_epsilon", 1e-5)}
+
+    return entries
+
+
 def _moe(model_type: str, **more: Any) -> Callable[[Values], Entries]:
     def entries(values: Values) -> Entries:
-        width = values.get("expert_feed_forward_length")
+        width, shared = (values.get(f"expert_{kind}feed_forward_length") for kind in ("", "shared_"))
         return {
             **_llama_like(model_type, **more)(values),
             "num_experts": values.number("expert_count"),
             "num_experts_per_tok": values.number("expert_used_count"),
             **({} if width is None else {"moe_intermediate_size": width}),
+            **({} if shared is None else {"shared_expert_intermediate_size": shared}),
         }
 
     return entries
@@ -351,9 +416,22 @@ def _gpt2(values: Values) -> Entries:
     return {"model_type": "gpt2", **_renamed(values.sizes, **names), "layer_norm_epsilon": epsilon}
 
 
+def _starcoder2(values: Values) -> Entries:
+    biases = values.has("attn_q.bias", "ffn_up.bias")
+    entries = _layer_norms("starcoder2", "norm_epsilon", sliding_window=None, use_bias=biases)(values)
+    return {name: value for name, value in entries.items() if name not in ("attention_bias", "mlp_bias")}
+
+
+def _seed_oss(values: Values) -> Entries:
+    entries = _llama_like("seed_oss", attention_out_bias=values.has("attn_output.bias"))(values)
+    return {**entries, "attention_bias": values.has("attn_q.bias")}
+
+
 # By `general.architecture`.
 ENTRIES: dict[str, Callable[[Values], Entries]] = {
+    "arcee": _llama_like("arcee"),
     "bloom": _bloom,
+    "command-r": _command_r,
     "falcon": _falcon,
     "gemma": _gemma,
     "gemma2": _gemma2,
@@ -361,14 +439,20 @@ ENTRIES: dict[str, Callable[[Values], Entries]] = {
     "gpt2": _gpt2,
     "gptneox": _neox,
     "granite": _granite,
+    "granitemoe": _granite_moe,
     "llama": _llama,
+    "nemotron": _layer_norms("nemotron", "norm_eps"),
     "olmo": _olmo,
-    "olmo2": _llama_like("olmo2"),
+    "olmo2": _olmo2,
     "olmoe": _moe("olmoe", norm_topk_prob=False),
     "phi2": _layer_norm_llama("phi"),
     "phi3": _phi3,
     "qwen2": _llama_like("qwen2"),
+    "qwen2moe": _moe("qwen2_moe", norm_topk_prob=False),
     "qwen3": _llama_like("qwen3"),
     "qwen3moe": _moe("qwen3_moe", norm_topk_prob=True),
+    "seed_oss": _seed_oss,
+    "smollm3": _smollm3,
     "stablelm": _layer_norm_llama("stablelm"),
+    "starcoder2": _starcoder2,
 }

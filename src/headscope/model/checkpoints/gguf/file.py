@@ -34,7 +34,7 @@ _NUMBERS = {
 # Tensor types that are plain numbers: the NumPy dtype of the bytes, and the torch dtype they are.
 _PLAIN = {0: ("<f4", torch.float32), 1: ("<f2", torch.float16), 28: ("<f8", torch.float64), 30: ("<i2", torch.bfloat16)}
 _MAX_DIMENSIONS = 4
-_DEQUANTIZED_AT_ONCE = 1 << 22  # elements, so that the temporaries of a large embedding stay at some megabytes
+_DEQUANTIZED_AT_ONCE = 1 << 18  # elements, so that temporaries stay at a few megabytes
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 
 
@@ -195,6 +195,8 @@ def _tensor_entry(reader: _Reader) -> tuple[str, tuple[int, ...], int, int]:
     if n_dimensions > _MAX_DIMENSIONS:
         raise ValueError(f"tensor {name!r} has {n_dimensions} axes")
     shape = tuple(reversed(reader.numbers("<u8", n_dimensions)))
+    if not all(shape):
+        raise ValueError(f"tensor {name!r} is empty")
     return name, shape, reader.number("<u4"), reader.number("<u8")
 
 
@@ -241,8 +243,9 @@ def _dequantized(name: str, stored: _Stored) -> Tensor:
     shape = (n_rows, n_columns // n_elements * n_bytes)
     # As a plain array: each slice of a memmap object costs Python code, and gguf makes thousands.
     blocks = np.asarray(np.memmap(stored.path, np.uint8, mode="r", offset=stored.offset, shape=shape))
-    tensor = torch.empty(n_rows, n_columns)
-    values, step = tensor.numpy(), max(1, _DEQUANTIZED_AT_ONCE // n_columns)
+    # In a mapping of its own: on the heap, between weights that stay, what it leaves behind would fit nothing.
+    values = np.frombuffer(mmap.mmap(-1, 4 * n_rows * n_columns), np.float32).reshape(n_rows, n_columns)
+    step = max(1, _DEQUANTIZED_AT_ONCE // n_columns)
     try:
         for begin in range(0, n_rows, step):
             values[begin : begin + step] = gguf.dequantize(blocks[begin : begin + step], kind)
@@ -251,4 +254,4 @@ def _dequantized(name: str, stored: _Stored) -> Tensor:
             f"tensor {name!r} is quantized as {kind.name}, which the package gguf cannot expand. A file of another "
             "type, Q4_K_M or Q8_0 for example, loads."
         ) from None
-    return tensor.view(stored.shape)
+    return torch.from_numpy(values).view(stored.shape)
