@@ -265,6 +265,11 @@ _NEMOTRON_H = {
     "mamba_head_dim": 5, "n_groups": 2, "ssm_state_size": 6, "conv_kernel": 3, "chunk_size": 4, "use_bias": True,
     "mlp_bias": True,
 }  # fmt: skip
+_DELTA_NET = {
+    **_HYBRID, "layer_types": ["linear_attention", "full_attention", "linear_attention"], "head_dim": 8,
+    "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 6, "linear_value_head_dim": 5,
+    "linear_conv_kernel_dim": 3,
+}  # fmt: skip
 # Models whose layers have no common pattern.
 HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
     "lfm2": ("Lfm2", {**_HYBRID, "layer_types": ["conv", "full_attention", "conv"], "block_multiple_of": 3,
@@ -281,6 +286,10 @@ HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
     "granitemoehybrid without experts, rotary": ("GraniteMoeHybrid", {
         **_MAMBA, **_GRANITE_HYBRID, "num_local_experts": 0, "position_embedding_type": "rope"}),
     "nemotron_h": ("NemotronH", _NEMOTRON_H),
+    "qwen3_5_text": ("Qwen3_5Text", {**_DELTA_NET, "attention_bias": True}),
+    "qwen3_next": ("Qwen3Next", {
+        **_DELTA_NET, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8,
+        "shared_expert_intermediate_size": 12, "mlp_only_layers": [1], "tie_word_embeddings": True}),
     "recurrent_gemma": ("RecurrentGemma", {
         **{name: value for name, value in _HYBRID.items() if name != "max_position_embeddings"}, "block_types": [
             "recurrent", "attention", "recurrent"], "attention_window_size": 4, "lru_width": 20,

@@ -48,7 +48,7 @@ OWN: dict[str, Any] = {
     "yarn_truncate": False, "attn_temperature_slope": 0.1, "attn_temperature_length": 3,
     "longrope_short_factors": [1.0, 2.0],
     "longrope_long_factors": [1.0, 2.0], "longrope_original_ctx_len": 5, "longrope_attention_factor": 2.0,
-    "layer_parts": ["attn+mlp", "mlp"], "mixer": {"model_type": "lfm2"},
+    "gated_attn": True, "layer_parts": ["attn+mlp", "mlp"], "mixer": {"model_type": "lfm2"},
 }  # fmt: skip
 CHOICES: dict[str, list[Any]] = {
     "positional_embedding_type": ["rotari", "relative_positional_bias"], "normalization_type": ["ln", "DyT"],

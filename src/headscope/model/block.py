@@ -189,6 +189,10 @@ class TransformerBlock(nn.Module):
         # Linear in the normalized stream; biases, and the positions that queries and keys may read too, stay.
         return shown + (self.ln1(after) - self.ln1(before)) @ weight
 
+    def regated(self, head: int, after: Float[Tensor, "*lead d_model"]) -> Float[Tensor, "*lead d_head"]:
+        """Return what `hook_gate` shows of a head that reads this stream."""
+        return (self.ln1(after) @ self.attn.W_G[head] + self.attn.b_G[head]).sigmoid()
+
     # Taken up in the middle: a new kind of block or attention is run whole until it says that it does all of this
 
     @property
@@ -202,6 +206,8 @@ class TransformerBlock(nn.Module):
         """
         if self.cfg.layer_parts is not None:
             return "layers of several kinds, which are run whole"
+        if self.cfg.gated_attn:
+            return "gated attention, which is run whole"
         for name, module in self.named_modules():
             if not is_own(module):
                 found = f"{type(module).__name__} in" if is_plain(module, type(module)) else "hooks on"

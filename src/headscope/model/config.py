@@ -99,6 +99,7 @@ class HookedTransformerConfig:
         attn_temperature_slope: Multiply queries at position `p` by `1 + slope * log(1 + floor(p / length))`, counted
             from zero: attention sharpens in long texts.
         attn_temperature_length: The length in this formula.
+        gated_attn: Each head's output is multiplied by `sigmoid(x W_G + b_G)`, made of the position it is for.
         use_attn_sinks: Each head has a learned logit, `b_sink`, that takes part in the softmax over the keys of every
             query like the score of one more key, whose value is zero: patterns sum to less than one (gpt-oss).
         eps: Added to the variance in a norm.
@@ -249,6 +250,7 @@ class HookedTransformerConfig:
     relative_attention_max_distance: int | None = None
     relative_attention_num_buckets: int | None = None
     decoder_start_token_id: int | None = None
+    gated_attn: bool = False
     layer_parts: list[str] | None = None
     mixer: dict[str, Any] | None = None
 

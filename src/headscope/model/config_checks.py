@@ -244,6 +244,7 @@ def _check_experts(cfg: "HookedTransformerConfig") -> None:
 def _n_params(cfg: "HookedTransformerConfig") -> int:
     """Return the number of weights in attention and MLPs."""
     attention = 2 * cfg.d_model * cfg.d_head * (cfg.n_heads + (cfg.n_key_value_heads or cfg.n_heads))
+    attention += cfg.gated_attn * cfg.d_model * cfg.d_head * cfg.n_heads
 
     def mlp(width: int | None) -> int:
         return (2 + cfg.gated_mlp) * cfg.d_model * (width or 0)

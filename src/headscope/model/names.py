@@ -8,7 +8,7 @@ __all__ = ["POST_NORMS", "Part", "get_act_name", "post_scale_name"]
 Part = Literal["attn", "mlp"]
 POST_NORMS: dict[Part, str] = {"attn": "ln1_post", "mlp": "ln2_post"}
 
-_IN_ATTENTION = ("q", "k", "v", "z", "rot_q", "rot_k", "result", "pattern", "attn_scores")
+_IN_ATTENTION = ("q", "k", "v", "z", "gate", "rot_q", "rot_k", "result", "pattern", "attn_scores")
 _IN_MLP = ("pre", "post", "mid", "pre_linear", "expert_weights", "expert_indices")
 _SYNONYMS = {
     "attn": "pattern",

@@ -77,6 +77,7 @@ class PathBlock:
         streams = {stage: _stream(stage) for stage in read if stage < 2 * self.cfg.n_layers}
         kept = {_input(receiver) for receiver in self.receivers if receiver.component}
         kept |= {_mlp_out(layer) for layer in self.mlps}
+        kept |= {_gate(receiver) for receiver in self.receivers if self._has_gate(receiver)}
         kept |= set() if self.into_final else {_stream(2 * self.start)}
         behind = {}
         if self.cfg.has_post_norms:
@@ -124,6 +125,9 @@ class PathBlock:
             value = self._received(receiver, changes[receiver.stage])
             replacement = Replacement(value.flatten(0, 1), receiver.component.head)
             replaced.setdefault(_input(receiver), []).append(replacement)
+            if self._has_gate(receiver):
+                gate = self._gated(receiver, changes[receiver.stage]).flatten(0, 1)
+                replaced.setdefault(_gate(receiver), []).append(Replacement(gate, receiver.component.head))
         with self._heads_apart():
             final = record(
                 self.model,
@@ -197,6 +201,22 @@ class PathBlock:
         made[:, self.where] = block.reprojected(receiver.input, component.head, shown, before, before + change)
         return made
 
+    def _has_gate(self, receiver: Receiver) -> bool:
+        """Return True for queries of gated attention: the gate reads what they read."""
+        return self.cfg.gated_attn and receiver.input == "q"
+
+    def _gated(
+        self, receiver: Receiver, change: Float[Tensor, "cell row d_model"]
+    ) -> Float[Tensor, "cell prompt pos d_head"]:
+        """Return the gate of a head whose query reads a changed stream."""
+        component = receiver.component
+        assert component is not None and component.head is not None
+        made = self.kept[_gate(receiver)][:, :, component.head].repeat(len(change), 1, 1, 1)
+        made[:, self.where] = self.blocks[component.layer].regated(
+            component.head, self.streams[receiver.stage] + change
+        )
+        return made
+
 
 class WholePaths(PathBlock):
     """The same by whole runs, two for each sender, so that every hook on the model sees what it always sees."""
@@ -253,6 +273,11 @@ def _mlp_out(layer: int) -> str:
 def _output(sender: Sender) -> str:
     """Return the hook point that shows what a sender writes; the embedding is all that enters the first layer."""
     return _stream(0) if sender.component is None else hook_name(sender.component)
+
+
+def _gate(receiver: Receiver) -> str:
+    assert receiver.component is not None
+    return f"blocks.{receiver.component.layer}.attn.hook_gate"
 
 
 def _input(receiver: Receiver) -> str:

@@ -172,7 +172,7 @@ class _AttributionAccumulator(Accumulator[Attribution]):
         self.embeddings = ["hook_embed"]
         self.embeddings += ["hook_pos_embed"] if self.cfg.positional_embedding_type == "standard" else []
         kinds = ["hook_resid_pre", "hook_resid_mid", "hook_attn_out", "hook_mixer_out", "hook_mlp_out", "attn.hook_z"]
-        kinds += ["attn.hook_pattern", "attn.hook_v"] if self.sources else []
+        kinds += ["attn.hook_pattern", "attn.hook_v", "attn.hook_gate"] if self.sources else []
         kinds += ["mlp.hook_post"] if self.neurons else []
         self.names = self.embeddings + [f"blocks.{layer}.{kind}" for layer in layers for kind in kinds]
         parts: tuple[Part, ...] = ("attn", "mlp") if self.neurons else ("attn",)
@@ -215,6 +215,8 @@ class _AttributionAccumulator(Accumulator[Attribution]):
                 components += [*heads.unbind(-1), along(acts[name + "hook_attn_out"]) - heads.sum(-1)]
             components += [along(acts[f"{name}hook_{part}_out"]) for part in parts if part != "attn"]
             if "attn" in parts and self.sources:
+                # The gate is that of the position the head writes at, the same for all it attends to.
+                onto = onto * acts.get(f"{name}attn.hook_gate", 1.0)
                 by_source.append(acts[name + "attn.hook_pattern"] * _values_along(acts[name + "attn.hook_v"], onto))
             if layer in self.W_out:
                 onto_neurons = behind(layer, "mlp") @ self.W_out[layer].to(self.kind).T

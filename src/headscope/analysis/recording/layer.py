@@ -57,8 +57,14 @@ def read_layer(
     """Run one layer on what enters it, and keep what some of its heads read and did.
 
     Raises:
-        InvalidInputError: if a head's output is not its values weighted by its pattern: a hook has come between.
+        InvalidInputError: if a head's output is not its values weighted by its pattern: a hook has come between, or
+            attention is gated.
     """
+    if model.cfg.gated_attn:
+        raise InvalidInputError(
+            f"{model.cfg.model_name!r} has gated attention: what its heads write is not their values weighted by their "
+            "patterns, which this analysis takes apart."
+        )
     wanted = [head.head for head in heads if head.head is not None]
     kind = torch.promote_types(model.cfg.dtype, torch.float32)
 

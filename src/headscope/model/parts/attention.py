@@ -33,8 +33,9 @@ class Attention(nn.Module):
     """The heads of one layer.
 
     Weights: `W_Q W_K W_V [head, d_model, d_head]`, `W_O [head, d_head, d_model]`, `b_Q b_K b_V [head, d_head]`,
-    `b_O [d_model]`, and with `cfg.use_attn_sinks` `b_sink [head]`. Rotary and ALiBi positions, windows, soft caps and
-    norms of queries and keys are read from the config at each pass.
+    `b_O [d_model]`, with `cfg.use_attn_sinks` `b_sink [head]`, and with `cfg.gated_attn` `W_G [head, d_model, d_head]`
+    and `b_G [head, d_head]`, whose `hook_gate` shows what `hook_z` has been multiplied by. Rotary and ALiBi positions,
+    windows, soft caps and norms of queries and keys are read from the config at each pass.
     """
 
     _stored: ClassVar[str] = ""  # what the names of the weights of keys and values begin with
@@ -66,6 +67,10 @@ class Attention(nn.Module):
         self.b_O = zero_parameter(cfg, d_model)
         if cfg.use_attn_sinks:
             self.b_sink = zero_parameter(cfg, heads)
+        if cfg.gated_attn:
+            self.W_G = empty_parameter(cfg, heads, d_model, width)
+            self.b_G = zero_parameter(cfg, heads, width)
+            self.hook_gate = HookPoint()
         self.hook_q = HookPoint()
         self.hook_k = HookPoint()
         self.hook_v = HookPoint()
@@ -235,7 +240,10 @@ class Attention(nn.Module):
         k = self.cached(k)
         if past_kv_cache_entry is not None:
             k, v = past_kv_cache_entry.append(k, v)
-        z = self.hook_z(self.z_of(q, k, v, attention_mask, query_at))
+        z = self.z_of(q, k, v, attention_mask, query_at)
+        if self.cfg.gated_attn:
+            z = z * self.hook_gate(_project(query_input, self.W_G, self.b_G).sigmoid())
+        z = self.hook_z(z)
         if self.cfg.use_attn_result or is_listening(self.hook_result):
             result = self.hook_result(torch.einsum("bphe,hed->bphd", z, self.W_O))
             return result.sum(-2) + self.b_O

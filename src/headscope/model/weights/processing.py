@@ -143,6 +143,8 @@ def _why_not(name: str, cfg: HookedTransformerConfig) -> str:
             return "a sink takes part of every pattern, so value biases cannot be folded before W_V is factored."
         if cfg.clip_qkv is not None:
             return "queries and keys are clipped, so W_Q W_K^T alone does not determine the scores."
+    if name in ("fold_value_biases", "refactor_factored_attn_matrices") and cfg.gated_attn:
+        return "each dimension of a head's output has a gate of its own, so values must stay as they are."
     if name == "fold_value_biases" and cfg.clip_qkv is not None:
         return "values are clipped with their biases, so the biases cannot be added afterwards."
     if name == "fold_value_biases" and cfg.use_attn_sinks:
@@ -188,7 +190,8 @@ def _fold_layer_norm(state: StateDict, cfg: HookedTransformerConfig) -> None:
     for layer in range(cfg.n_layers):
         block, parts = f"blocks.{layer}.", cfg.parts_of(layer)
         if cfg.has_pre_norms and parts != ("mlp",):
-            readers = [(_attention(state, layer, f"W_{m}"), _attention(state, layer, f"b_{m}")) for m in "QKV"]
+            letters = "QKVG" if cfg.gated_attn else "QKV"
+            readers = [(_attention(state, layer, f"W_{m}"), _attention(state, layer, f"b_{m}")) for m in letters]
             readers = readers if "attn" in parts else []
             mixer = [f"{block}mixer.{name}" for name in mixer_inputs(cfg)] if "mixer" in parts else []
             _fold_into(state, block + "ln1", readers, centered=cfg.centered_norm, outputs_first=mixer)

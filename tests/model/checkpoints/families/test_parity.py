@@ -26,7 +26,19 @@ TOKENS = tiny_tokens(3, LENGTH, d_vocab=VOCABULARY)
 RIGHT = torch.arange(LENGTH) < torch.tensor([[LENGTH - 4], [LENGTH], [2]])
 MASKS = {"right": RIGHT, "left": RIGHT.flip(-1)}
 EVERY = [*ROWS, *HYBRIDS]
-FOLDED = {"biogpt", "gemma", "gemma3", "gemma2", "gemma3_text", "nemotron", "recurrent_gemma", "vaultgemma", "xglm"}
+FOLDED = {
+    "biogpt",
+    "gemma",
+    "gemma2",
+    "gemma3",
+    "gemma3_text",
+    "nemotron",
+    "qwen3_5_text",
+    "qwen3_next",
+    "recurrent_gemma",
+    "vaultgemma",
+    "xglm",
+}
 WITHOUT_NORM_WEIGHTS = {"nanochat", "olmo"}
 # Come back as their text model alone.
 READS_IMAGES = {"gemma3", "mistral3"}
@@ -106,7 +118,8 @@ def test_processing(row: str) -> None:
         model = HookedTransformer.from_hf(hf_model(row), **dict.fromkeys(flags, True))
         with torch.no_grad():
             torch.testing.assert_close(model(TOKENS).log_softmax(-1), wanted, rtol=0, atol=1e-4)
-    assert ("fold_value_biases" in model.weight_processing) is not bool(model.cfg.clip_qkv or model.cfg.use_attn_sinks)
+    kept = bool(model.cfg.clip_qkv or model.cfg.use_attn_sinks or model.cfg.gated_attn)
+    assert ("fold_value_biases" in model.weight_processing) is not kept
     assert ("fold_ln" in model.weight_processing) is not (
         row.split()[0] in WITHOUT_NORM_WEIGHTS or row.endswith("without biases and norms' weights")
     )

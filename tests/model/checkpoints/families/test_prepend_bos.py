@@ -23,7 +23,7 @@ EXPECTED = {
     "olmo2": True, "olmoe": True, "opt": True, "phi": False, "phi3": True, "qwen2": False, "qwen3": False,
     "qwen3_moe": False, "stablelm": True,
     "bamba": True, "falcon_h1": True, "granitemoehybrid": False, "lfm2": True, "nemotron_h": True,
-    "recurrent_gemma": False,
+    "qwen3_5_text": False, "qwen3_next": False, "recurrent_gemma": False,
     "apertus": True, "gemma3": True, "mistral3": True, "nanochat": True, "persimmon": True,
     "dbrx": True, "gpt_oss": True, "phimoe": False, "granitemoe": False, "granitemoeshared": False, "qwen2_moe": False,
 }  # fmt: skip

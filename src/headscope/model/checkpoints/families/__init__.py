@@ -46,6 +46,7 @@ from headscope.model.checkpoints.families.phi import PHI, PHI3
 from headscope.model.checkpoints.families.phimoe import PHIMOE
 from headscope.model.checkpoints.families.qwen import QWEN2, QWEN3
 from headscope.model.checkpoints.families.qwen_moe import QWEN2_MOE, QWEN3_MOE
+from headscope.model.checkpoints.families.qwen_next import QWEN3_5, QWEN3_NEXT
 from headscope.model.checkpoints.families.recurrent_gemma import RECURRENT_GEMMA
 from headscope.model.checkpoints.families.seed_oss import SEED_OSS
 from headscope.model.checkpoints.families.smollm3 import SMOLLM3
@@ -64,7 +65,8 @@ FAMILIES: dict[str, Family] = {
         APERTUS, GEMMA3_MULTIMODAL, MISTRAL3, NANOCHAT, PERSIMMON,
         DBRX, GPT_OSS, GRANITE_MOE, GRANITE_MOE_SHARED, PHIMOE, QWEN2_MOE,
         COHERE, COHERE2, EXAONE4, GLM, GLM4, HUNYUAN, MINISTRAL, MINISTRAL3, OLMO3, SEED_OSS, SMOLLM3, VAULTGEMMA,
-        BAMBA, FALCON_H1, GRANITE_MOE_HYBRID, LFM2, NEMOTRON_H, RECURRENT_GEMMA,
+        BAMBA, FALCON_H1, GRANITE_MOE_HYBRID, LFM2, NEMOTRON_H, QWEN3_5, QWEN3_NEXT,
+        RECURRENT_GEMMA,
     )
 }  # fmt: skip
 

@@ -166,14 +166,20 @@ class Tensors:
         tensors: Where they are read from; may be lazy.
         renamed: Their names as the rows have them.
         ignore: Endings of names that carry no weights (masks saved as buffers).
+        beside: Beginnings of names that are left out.
     """
 
     def __init__(
-        self, tensors: Mapping[str, Tensor], renamed: Callable[[str], str] = str, ignore: Iterable[str] = ()
+        self,
+        tensors: Mapping[str, Tensor],
+        renamed: Callable[[str], str] = str,
+        ignore: Iterable[str] = (),
+        beside: Iterable[str] = (),
     ) -> None:
-        endings = tuple(ignore)
+        endings, beginnings = tuple(ignore), tuple(beside)
         self._tensors = tensors
-        self._names = {renamed(name): name for name in tensors if not name.endswith(endings)}
+        left_out = {name for name in tensors if name.endswith(endings) or name.startswith(beginnings)}
+        self._names = {renamed(name): name for name in tensors if name not in left_out}
         self._unread = set(self._names)
 
     def __getitem__(self, name: str) -> Tensor:
@@ -259,6 +265,7 @@ class Family(ABC):
         prefix: What their names begin with, except that of the unembedding.
         layer_prefix: What a layer's names begin with after that; `{}` is its number.
         ignore: Endings of names that carry no weights.
+        beside: Beginnings of names of what the class in `transformers` leaves out: heads that predict further tokens.
         prepends_bos: `default_prepend_bos` of its models, as in TransformerLens 3.9.
         names: The entries of `config.json` that are fields of our config as they are, by field.
         defaults: Values of these where the entry is missing; one without a default is required, and positive.
@@ -272,6 +279,7 @@ class Family(ABC):
     prefix: ClassVar[str] = "model."
     layer_prefix: ClassVar[str] = "layers.{}."
     ignore: ClassVar[tuple[str, ...]] = ()
+    beside: ClassVar[tuple[str, ...]] = ()
     prepends_bos: ClassVar[bool] = True
 
     names: ClassVar[Mapping[str, str]] = {
@@ -365,7 +373,7 @@ class Family(ABC):
         Raises:
             CheckpointError: for tensors that are missing, not used, or of a shape the config does not say.
         """
-        given = Tensors(tensors, self.renamed, ignore=self.ignore)
+        given = Tensors(tensors, self.renamed, ignore=self.ignore, beside=self.beside)
         head = self.outside(cfg, hf)["unembed.W_U"]
         if any(name in given for name in (head.theirs, *head.also)):
             # Then the unembedding is its own, also where the config says that it is the embedding.

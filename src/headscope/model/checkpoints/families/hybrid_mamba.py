@@ -122,6 +122,7 @@ class _NemotronH(Hybrid):
     architecture = "NemotronHForCausalLM"
     examples = ("nvidia/Nemotron-H-4B-Base-8K", "nvidia/Nemotron-H-8B-Base-8K")
     mixer = "mixer"
+    beside: ClassVar[tuple[str, ...]] = ("mtp.",)
     kinds: ClassVar[Mapping[str, str]] = {"mixer": "linear_attention", "attn": "full_attention", "mlp": "mlp"}
     names = {**Hybrid.names, "eps": "layer_norm_epsilon", "act_fn": "mlp_hidden_act"}
     fixed: ClassVar[Mapping[str, Any]] = {**LlamaLike.fixed, "gated_mlp": False}

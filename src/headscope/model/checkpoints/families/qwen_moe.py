@@ -4,7 +4,7 @@ Some layers may have a dense MLP instead.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -13,7 +13,7 @@ from headscope.model.checkpoints.families.llama import QKV_BIASES, LlamaLike, an
 from headscope.model.checkpoints.families.moe import WithExperts, dense_fields, gated_rows
 from headscope.model.config import HookedTransformerConfig
 
-__all__ = ["QWEN2_MOE", "QWEN3_MOE"]
+__all__ = ["QWEN2_MOE", "QWEN3_MOE", "Qwen2Moe"]
 
 
 class _Qwen3Moe(WithExperts):
@@ -41,11 +41,13 @@ class _Qwen3Moe(WithExperts):
         }
 
 
-class _Qwen2Moe(_Qwen3Moe):
+class Qwen2Moe(_Qwen3Moe):
+    """Qwen 2 with experts, and an MLP with a gate of its own beside them."""
+
     model_type = "qwen2_moe"
     architecture = "Qwen2MoeForCausalLM"
     examples = ("Qwen/Qwen1.5-MoE-A2.7B", "Qwen/Qwen2-57B-A14B")
-    windowed = None
+    windowed: ClassVar[bool | None] = None
     fixed = {**LlamaLike.fixed, "gate_shared_expert": True}
 
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,4 +78,4 @@ class _Qwen2Moe(_Qwen3Moe):
         }
 
 
-QWEN2_MOE, QWEN3_MOE = _Qwen2Moe(), _Qwen3Moe()
+QWEN2_MOE, QWEN3_MOE = Qwen2Moe(), _Qwen3Moe()
