@@ -19,7 +19,7 @@ ARCHITECTURES = {
     "gemma2": "gemma2", "gemma3_text": "gemma3", "phi": "phi2", "phi3": "phi3", "stablelm": "stablelm",
     "arcee": "arcee", "nemotron": "nemotron", "starcoder2": "starcoder2", "seed_oss": "seed_oss", "smollm3": "smollm3",
     "cohere": "command-r", "qwen2_moe": "qwen2moe", "granitemoe": "granitemoe", "granitemoeshared": "granitemoe",
-    "olmo3": "olmo2", "gpt_neox": "gptneox", "bloom": "bloom", "falcon": "falcon",
+    "gpt_oss": "gpt-oss", "olmo3": "olmo2", "gpt_neox": "gptneox", "bloom": "bloom", "falcon": "falcon",
 }  # fmt: skip
 _IN_PAIRS = ("llama", "granite", "granitemoe", "olmo", "arcee", "smollm3")
 
@@ -148,6 +148,11 @@ def _own_values(config: Any, architecture: str, rope: dict[str, Any]) -> dict[st
             "final_logit_softcapping": config.final_logit_softcapping,
             "attention.sliding_window": config.sliding_window,
         }
+    if architecture == "gpt-oss":
+        return {
+            "attention.sliding_window": config.sliding_window, "expert_count": config.num_local_experts,
+            "expert_feed_forward_length": config.intermediate_size, "expert_used_count": config.num_experts_per_tok,
+        }  # fmt: skip
     if architecture == "command-r":
         return {"logit_scale": config.logit_scale, "rope.scaling.type": "none"}
     if config.model_type == "olmo3":
@@ -212,6 +217,14 @@ def _changed(name: str, tensor: Tensor, config: Any, architecture: str) -> list[
     if architecture == "bloom":
         name = name.removeprefix("transformer.")
     layer = name.split(".")[2] if name.startswith("model.layers.") else ""
+    if architecture == "gpt-oss" and "experts." in name:
+        kind = "bias" if name.endswith("bias") else "weight"
+        tensor = tensor if kind == "bias" else tensor.transpose(-1, -2)
+        if "down_proj" in name:
+            return [(f"blk.{layer}.ffn_down_exps.{kind}", tensor)]
+        return [(f"blk.{layer}.ffn_{part}_exps.{kind}", tensor[:, at::2]) for at, part in enumerate(("gate", "up"))]
+    if name.endswith("sinks"):
+        return [(f"{name}.weight", tensor)]
     if name.endswith("experts.gate_up_proj"):
         gate, up = tensor.chunk(2, 1)
         return [(f"blk.{layer}.ffn_gate_exps.weight", gate), (f"blk.{layer}.ffn_up_exps.weight", up)]

@@ -30,6 +30,8 @@ WRITTEN = (
 )  # fmt: skip
 # The same with what the file can say, by names of their own.
 MORE: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt_oss": ("GptOss", {**ROWS["gpt_oss"][1], "swiglu_limit": 7.0, "rope_parameters": {
+        **ROWS["gpt_oss"][1]["rope_parameters"], "beta_fast": 32.0}}),
     "cohere with norms": ("Cohere", {**ROWS["cohere"][1], "tie_word_embeddings": True}),
     "starcoder2": ("Starcoder2", {**ROWS["starcoder2"][1], "sliding_window": None}),
     "smollm3": ("SmolLM3", {**ROWS["smollm3"][1], "num_hidden_layers": 5, "no_rope_layer_interval": 4}),

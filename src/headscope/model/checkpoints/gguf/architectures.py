@@ -30,10 +30,11 @@ class Architecture:
 
     Attributes:
         outside: Names of tensors outside the layers, from GGUF's to those of `transformers`, without `.weight` and
-            `.bias`; one that ends in `.weight` is taken as it is, and several that are joined along the axis
+            `.bias`; one that ends in either is taken as it is, and several that are joined along the axis
             of outputs are separated by spaces.
         layer: The same in a layer, after its prefix.
         layer_prefix: That prefix in `transformers`; `{}` is the layer's number.
+        joined: How the parts of a name with spaces become one tensor, where they are not just one after another.
         undo: What to undo, by the tensor's name within a layer or outside, with `.weight` or `.bias`.
         norm_shift: Added to the weights of all norms by the conversion.
     """
@@ -42,6 +43,7 @@ class Architecture:
     layer: Mapping[str, str]
     layer_prefix: str = "model.layers.{}."
     undo: Mapping[str, Undo] = field(default_factory=dict)
+    joined: Mapping[str, Callable[[list[Tensor]], Tensor]] = field(default_factory=dict)
     norm_shift: float = 0.0
 
 
@@ -65,6 +67,15 @@ def _by_group(tensor: Tensor, sizes: Entries) -> Tensor:
 def _one_row(tensor: Tensor, sizes: Entries) -> Tensor:
     """Return a matrix of one output, whose axis the conversion drops."""
     return tensor.view(1, -1)
+
+
+def _taking_turns(parts: list[Tensor]) -> Tensor:
+    """Return matrices with the rows of gates and inputs one of each after another, inputs of the model first."""
+    return torch.stack(parts, 2).flatten(1, 2).transpose(-1, -2)
+
+
+def _inputs_first(tensor: Tensor, sizes: Entries) -> Tensor:
+    return tensor.transpose(-1, -2)
 
 
 def _transposed(tensor: Tensor, sizes: Entries) -> Tensor:
@@ -129,6 +140,24 @@ ARCHITECTURES: dict[str, Architecture] = {
     "arcee": _like_llama(undo=_IN_PAIRS),
     "llama": _like_llama({**_LAYER, **_EXPERTS}, undo=_IN_PAIRS),
     "command-r": _like_llama(),
+    "gpt-oss": _like_llama(
+        {
+            "attn_norm": "input_layernorm",
+            "post_attention_norm": "post_attention_layernorm",
+            **_ATTENTION,
+            "attn_sinks.weight": "self_attn.sinks",
+            "ffn_gate_inp": "mlp.router",
+            "ffn_gate_exps.weight ffn_up_exps.weight": "mlp.experts.gate_up_proj",
+            "ffn_gate_exps.bias ffn_up_exps.bias": "mlp.experts.gate_up_proj_bias",
+            "ffn_down_exps.weight": "mlp.experts.down_proj",
+            "ffn_down_exps.bias": "mlp.experts.down_proj_bias",
+        },
+        undo={"ffn_down_exps.weight": _inputs_first},
+        joined={
+            "mlp.experts.gate_up_proj": _taking_turns,
+            "mlp.experts.gate_up_proj_bias": lambda parts: torch.stack(parts, -1).flatten(-2),
+        },
+    ),
     "granite": _like_llama(undo=_IN_PAIRS),
     "granitemoe": _like_llama({**_NORMS, **_ATTENTION, **_GRANITE_EXPERTS}, undo=_IN_PAIRS),
     "nemotron": _like_llama(norm_shift=1.0),

@@ -88,7 +88,10 @@ class _Renamed(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         parts = [self._read(place) for place in self._places[name]]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, -2)
+        if len(parts) == 1:
+            return parts[0]
+        join = next((join for ending, join in self._architecture.joined.items() if name.endswith(f".{ending}")), None)
+        return torch.cat(parts, -2) if join is None else join(parts)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
@@ -119,5 +122,5 @@ def _names(architecture: Architecture, n_layers: int) -> Iterator[tuple[list[str
 
 def _with_kinds(prefix: str, names: Mapping[str, str], their_prefix: str) -> Iterator[tuple[list[str], str]]:
     for ours, theirs in names.items():
-        for kind in ("",) if ours.endswith(".weight") else (".weight", ".bias"):
+        for kind in ("",) if ours.endswith((".weight", ".bias")) else (".weight", ".bias"):
             yield [f"{prefix}{each}{kind}" for each in ours.split()], f"{their_prefix}{theirs}{kind}"

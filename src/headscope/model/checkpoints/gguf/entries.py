@@ -218,6 +218,20 @@ def _granite_moe(values: Values) -> Entries:
     }
 
 
+def _gpt_oss(values: Values) -> Entries:
+    """Return entries with every other layer local, as llama.cpp's code has it."""
+    entries = _llama_like("gpt_oss")(values)
+    rope = entries["rope_parameters"]
+    return {
+        **{name: value for name, value in entries.items() if name != "mlp_bias"},
+        "intermediate_size": values.get("expert_feed_forward_length", entries["intermediate_size"]),
+        "num_local_experts": values.number("expert_count"),
+        "num_experts_per_tok": values.number("expert_used_count"),
+        "sliding_window": values.number("attention.sliding_window"),
+        "rope_parameters": {**rope, "truncate": False} if rope["rope_type"] == "yarn" else rope,
+    }
+
+
 def _smollm3(values: Values) -> Entries:
     """Return entries with every fourth layer unrotated, which the file does not say: llama.cpp has it in its code."""
     entries = _llama_like("smollm3", no_rope_layer_interval=4)(values)
@@ -437,6 +451,7 @@ ENTRIES: dict[str, Callable[[Values], Entries]] = {
     "gemma2": _gemma2,
     "gemma3": _gemma3,
     "gpt2": _gpt2,
+    "gpt-oss": _gpt_oss,
     "gptneox": _neox,
     "granite": _granite,
     "granitemoe": _granite_moe,
