@@ -79,7 +79,9 @@ def test_ioi(run: Run) -> None:
 
 
 def test_copy_suppression(run: Run, story: Path) -> None:
-    printed = run("copy-suppression", "--text", story, "--max-tokens", 16, "--heads", "24.4", "--no-ranks", "--no-progress")
+    printed = run(
+        "copy-suppression", "--text", story, "--max-tokens", 16, "--heads", "24.4", "--no-ranks", "--no-progress"
+    )
     assert "24.4" in printed and "explained" in printed
 
 

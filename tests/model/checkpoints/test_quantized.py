@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from families_table import LENGTH, VOCABULARY, hf_model
+import transformers
+from families_table import LENGTH, ROWS, VOCABULARY, hf_model
 from safetensors.torch import load_file, save_file
-from tiny import tiny_tokens
+from tiny import randomize, tiny_tokens
 from torch import Tensor
 
 from headscope import HookedTransformer
@@ -252,3 +253,31 @@ class Rounded:
 
     def state_dict(self) -> dict[str, Tensor]:
         return self._weights
+
+
+def test_gpt_oss_as_published(tmp_path: Path) -> None:
+    """Experts in MXFP4, the rest as it is."""
+    _, fields = ROWS["gpt_oss"]
+    wide = {**fields, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    hf = transformers.GptOssForCausalLM(transformers.GptOssConfig(**wide)).eval()
+    randomize(hf, spread=0.3)
+    hf.save_pretrained(tmp_path)
+    tensors, rounded = load_file(tmp_path / "model.safetensors"), {}
+    for name in [each for each in tensors if each.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
+        n_experts, inputs, outputs = tensors.pop(name).shape
+        blocks = random(n_experts, outputs, inputs // 32, 16, below=256).to(torch.uint8)
+        exponents = (random(n_experts, outputs, inputs // 32, below=3) + 122).to(torch.uint8)
+        tensors |= {f"{name}_blocks": blocks, f"{name}_scales": exponents}
+        stored = {f"{name}_blocks": blocks, f"{name}_scales": exponents}
+        rounded[name] = dequantized(stored, {"quantization_config": {"quant_method": "mxfp4"}})[name]
+    assert len(rounded) == 4
+    save_file(tensors, tmp_path / "model.safetensors")
+    entries = json.loads((tmp_path / "config.json").read_text())
+    entries["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
+    (tmp_path / "config.json").write_text(json.dumps(entries))
+    found = HookedTransformer.from_pretrained_no_processing(tmp_path)
+    hf.load_state_dict({**hf.state_dict(), **rounded})
+    with torch.no_grad():
+        wanted = hf(TOKENS).logits
+        torch.testing.assert_close(found(TOKENS), wanted, rtol=0, atol=1e-4)
+    assert float(wanted.std()) > 0.3
