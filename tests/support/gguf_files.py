@@ -19,7 +19,8 @@ ARCHITECTURES = {
     "gemma2": "gemma2", "gemma3_text": "gemma3", "phi": "phi2", "phi3": "phi3", "stablelm": "stablelm",
     "arcee": "arcee", "nemotron": "nemotron", "starcoder2": "starcoder2", "seed_oss": "seed_oss", "smollm3": "smollm3",
     "cohere": "command-r", "qwen2_moe": "qwen2moe", "granitemoe": "granitemoe", "granitemoeshared": "granitemoe",
-    "gpt_oss": "gpt-oss", "olmo3": "olmo2", "gpt_neox": "gptneox", "bloom": "bloom", "falcon": "falcon",
+    "cohere2": "cohere2", "exaone4": "exaone4", "gpt_oss": "gpt-oss", "olmo3": "olmo2", "gpt_neox": "gptneox",
+    "bloom": "bloom", "falcon": "falcon",
 }  # fmt: skip
 _IN_PAIRS = ("llama", "granite", "granitemoe", "olmo", "arcee", "smollm3")
 
@@ -155,7 +156,11 @@ def _own_values(config: Any, architecture: str, rope: dict[str, Any]) -> dict[st
         }  # fmt: skip
     if architecture == "command-r":
         return {"logit_scale": config.logit_scale, "rope.scaling.type": "none"}
-    if config.model_type == "olmo3":
+    if architecture == "cohere2":
+        return {"attention.sliding_window": config.sliding_window, "logit_scale": config.logit_scale}
+    if architecture == "exaone4" and config.sliding_window is None:
+        return {}
+    if config.model_type in ("exaone4", "olmo3"):
         local = [each == "sliding_attention" for each in config.layer_types]
         return {"attention.sliding_window": config.sliding_window, "attention.sliding_window_pattern": local}
     if architecture == "gemma3":
@@ -187,7 +192,7 @@ def _rope_tensors(config: Any, architecture: str) -> dict[str, Tensor]:
         return {f"rope_factors_{kind}.weight": torch.tensor(rope[f"{kind}_factor"]) for kind in ("short", "long")}
     if rope.get("rope_type") != "llama3":
         return {}
-    width = config.head_dim
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     length = rope["original_max_position_embeddings"]
     factors = []
     for pair in range(0, width, 2):

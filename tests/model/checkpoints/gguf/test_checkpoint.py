@@ -26,12 +26,14 @@ WRITTEN = (
     "falcon",
     "falcon new decoder", "falcon new decoder, one norm", "mixtral tied, without a window", "olmoe",
     "arcee", "arcee tied, biases", "starcoder2 untied, without biases", "seed_oss", "seed_oss without biases",
-    "cohere tied, biases", "qwen2_moe", "granitemoe", "granitemoeshared",
+    "cohere tied, biases", "qwen2_moe", "granitemoe", "granitemoeshared", "exaone4", "exaone4 without a window",
 )  # fmt: skip
 # The same with what the file can say, by names of their own.
 MORE: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_oss": ("GptOss", {**ROWS["gpt_oss"][1], "swiglu_limit": 7.0, "rope_parameters": {
         **ROWS["gpt_oss"][1]["rope_parameters"], "beta_fast": 32.0}}),
+    "cohere2": ("Cohere2", {**ROWS["cohere2"][1], "num_hidden_layers": 5, "layer_types": None}),
+    "half of an odd head": ("Phi", {**ROWS["phi"][1], "hidden_size": 180, "partial_rotary_factor": 26.2 / 45}),
     "cohere with norms": ("Cohere", {**ROWS["cohere"][1], "tie_word_embeddings": True}),
     "starcoder2": ("Starcoder2", {**ROWS["starcoder2"][1], "sliding_window": None}),
     "smollm3": ("SmolLM3", {**ROWS["smollm3"][1], "num_hidden_layers": 5, "no_rope_layer_interval": 4}),

@@ -16,7 +16,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from headscope.model.checkpoints.gguf.entries import Entries
+from headscope.model.checkpoints.gguf.values import Entries
 
 __all__ = ["ARCHITECTURES", "Architecture"]
 
@@ -139,7 +139,9 @@ def _like_llama(layer: Mapping[str, str] = _LAYER, **more: Any) -> Architecture:
 ARCHITECTURES: dict[str, Architecture] = {
     "arcee": _like_llama(undo=_IN_PAIRS),
     "llama": _like_llama({**_LAYER, **_EXPERTS}, undo=_IN_PAIRS),
+    "cohere2": _like_llama(),
     "command-r": _like_llama(),
+    "exaone4": _like_llama({**_ATTENTION, **_MLP, **_AFTER}),
     "gpt-oss": _like_llama(
         {
             "attn_norm": "input_layernorm",

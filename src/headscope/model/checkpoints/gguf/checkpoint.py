@@ -11,9 +11,10 @@ from torch import Tensor
 
 from headscope.errors import CheckpointError
 from headscope.model.checkpoints.gguf.architectures import ARCHITECTURES, Architecture
-from headscope.model.checkpoints.gguf.entries import ENTRIES, Values
+from headscope.model.checkpoints.gguf.entries import ENTRIES
 from headscope.model.checkpoints.gguf.file import GGUFFile
 from headscope.model.checkpoints.gguf.tokenizer import read_tokenizer
+from headscope.model.checkpoints.gguf.values import Values
 
 __all__ = ["GGUFCheckpoint"]
 

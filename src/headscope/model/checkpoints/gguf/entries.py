@@ -1,114 +1,26 @@
 """The metadata of a GGUF file as the entries of a `config.json`, for each architecture.
 
-A value that nothing reads is refused: it may say that the model computes something else.
-
 Source: `convert_hf_to_gguf.py` and `llama-model.cpp` of https://github.com/ggml-org/llama.cpp
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from headscope.errors import CheckpointError
-from headscope.model.checkpoints.gguf.file import GGUFFile
+from headscope.model.checkpoints.gguf.values import Entries, Values
 
-__all__ = ["ENTRIES", "Entries", "Values"]
-
-Entries = dict[str, Any]
-
-
-class Values:
-    """The metadata of a GGUF file under its architecture's name, with a record of the keys never read.
-
-    Args:
-        file: The file.
-        architecture: `general.architecture`.
-
-    Attributes:
-        file: The file.
-        tensors: Names of its tensors, less those that are no weights.
-        sizes: Entries of the sizes that every model has, by Llama's names for them.
-
-    Raises:
-        CheckpointError: If one of these is missing.
-    """
-
-    def __init__(self, file: GGUFFile, architecture: str) -> None:
-        prefix = f"{architecture}."
-        self.file = file
-        self.tensors = set(file)
-        self._prefix = prefix
-        self._values = {k.removeprefix(prefix): v for k, v in file.metadata.items() if k.startswith(prefix)}
-        self._unread = set(self._values)
-        self.sizes = self._read_sizes()
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """Return the value of a key, of an array of equal values that value."""
-        self._unread.discard(key)
-        value = self._values.get(key, default)
-        if isinstance(value, list) and value and all(each == value[0] for each in value):
-            return value[0]
-        return value
-
-    def number(self, key: str) -> int:
-        """Return a whole number that must be there, and the same in every layer.
-
-        Raises:
-            CheckpointError: If it is not.
-        """
-        value = self.get(key)
-        if type(value) is not int or value < 1:
-            found = "it is missing" if value is None else f"got {value!r}"
-            raise CheckpointError(f"{self._prefix}{key} in the GGUF file must be a positive whole number; {found}.")
-        return value
-
-    def _read_sizes(self) -> Entries:
-        d_model, n_heads = self.number("embedding_length"), self.number("attention.head_count")
-        d_head = self.get("attention.key_length")
-        if self.get("attention.value_length", d_head) != d_head:
-            raise CheckpointError("the GGUF file has values of another width than keys, which is not supported.")
-        if "token_embd.weight" not in self.tensors:
-            raise CheckpointError("the GGUF file has no tensor 'token_embd.weight'.")
-        return {
-            "num_hidden_layers": self.number("block_count"),
-            "hidden_size": d_model,
-            "num_attention_heads": n_heads,
-            "num_key_value_heads": self.get("attention.head_count_kv", n_heads),
-            "intermediate_size": self.number("feed_forward_length"),
-            "max_position_embeddings": self.number("context_length"),
-            "vocab_size": self.file.shape("token_embd.weight")[0],
-            "head_dim": d_head or d_model // n_heads,
-            "tie_word_embeddings": "output.weight" not in self.tensors,
-        }
-
-    def has(self, *parts: str) -> bool:
-        """Return True if the first layer has a tensor of one of these names."""
-        return any(f"blk.0.{part}" in self.tensors for part in parts)
-
-    def factors(self, name: str) -> list[float] | None:
-        """Return the values of a tensor of rotary factors outside the layers, which is then no weight."""
-        if name not in self.tensors:
-            return None
-        self.tensors.discard(name)
-        return [float(value) for value in self.file[name]]
-
-    def check_all_read(self, neutral: Iterable[str]) -> None:
-        """Raise if keys were never read that may change what the model computes.
-
-        Args:
-            neutral: Keys that do not.
-
-        Raises:
-            CheckpointError: With their names and values.
-        """
-        left = sorted(self._unread - set(neutral))
-        if left:
-            named = ", ".join(f"{self._prefix}{key} = {self._values[key]!r}" for key in left[:5])
-            raise CheckpointError(f"the GGUF file has entries that are not supported: {named}.")
+__all__ = ["ENTRIES"]
 
 
 def _rms_eps(values: Values) -> Entries:
     return {"rms_norm_eps": values.get("attention.layer_norm_rms_epsilon", 1e-6)}
+
+
+def _part(n_rotated: int, d_head: int) -> float:
+    """Return the part of a head that is rotated, of which `transformers` takes the whole part times the width."""
+    part = n_rotated / d_head
+    return part if int(d_head * part) == n_rotated else math.nextafter(part, 2.0)
 
 
 def _rope(values: Values, d_head: int, *, base: float = 10000.0) -> Entries:
@@ -116,7 +28,7 @@ def _rope(values: Values, d_head: int, *, base: float = 10000.0) -> Entries:
     n_rotated = values.get("rope.dimension_count", d_head)
     rope: Entries = {
         "rope_theta": values.get("rope.freq_base", base),
-        "partial_rotary_factor": n_rotated / d_head,
+        "partial_rotary_factor": _part(n_rotated, d_head),
         "rope_type": "default",
     }
     kind, original = values.get("rope.scaling.type"), values.get("rope.scaling.original_context_length")
@@ -239,23 +151,41 @@ def _smollm3(values: Values) -> Entries:
     return entries
 
 
-def _olmo2(values: Values) -> Entries:
-    """Return entries of OLMo 2, or, of a file with windows, of OLMo 3, which scales rotations in global layers only."""
-    local = values.get("attention.sliding_window_pattern")
-    window = values.get("attention.sliding_window")
-    entries = _llama_like("olmo2")(values)
-    if window is None:
-        return entries
-    n_layers, rope = entries["num_hidden_layers"], entries["rope_parameters"]
-    local = [local] * n_layers if isinstance(local, bool) else local or []
+def _windows(values: Values, period: int) -> Entries:
+    """Return the entries on windows, of a file that has any; the last layer of each period has none by default."""
+    window, local = values.get("attention.sliding_window"), values.get("attention.sliding_window_pattern")
+    if not window:
+        return {}
+    n_layers = values.sizes["num_hidden_layers"]
+    if local is None:
+        local = [bool((layer + 1) % period) for layer in range(n_layers)]
+    local = [local] * n_layers if isinstance(local, bool) else local
     if len(local) != n_layers:
         raise CheckpointError("the GGUF file does not say for each layer whether it has a window.")
+    types = ["sliding_attention" if each else "full_attention" for each in local]
+    return {"sliding_window": window, "layer_types": types}
+
+
+def _exaone4(values: Values) -> Entries:
+    return {**_llama_like("exaone4")(values), "sliding_window": None, **_windows(values, 4)}
+
+
+def _cohere2(values: Values) -> Entries:
+    entries = {name: value for name, value in _command_r(values).items() if name != "use_qk_norm"}
+    return {**entries, "model_type": "cohere2", **_windows(values, 4)}
+
+
+def _olmo2(values: Values) -> Entries:
+    """Return entries of OLMo 2, or, of a file with windows, of OLMo 3, which scales rotations in global layers only."""
+    entries, windows = _llama_like("olmo2")(values), _windows(values, 4)
+    if not windows:
+        return entries
+    rope = entries["rope_parameters"]
     plain = {"rope_type": "default", "rope_theta": rope["rope_theta"]}
     return {
         **entries,
+        **windows,
         "model_type": "olmo3",
-        "sliding_window": window,
-        "layer_types": ["sliding_attention" if each else "full_attention" for each in local],
         "rope_parameters": {"full_attention": rope, "sliding_attention": plain},
     }
 
@@ -445,7 +375,9 @@ def _seed_oss(values: Values) -> Entries:
 ENTRIES: dict[str, Callable[[Values], Entries]] = {
     "arcee": _llama_like("arcee"),
     "bloom": _bloom,
+    "cohere2": _cohere2,
     "command-r": _command_r,
+    "exaone4": _exaone4,
     "falcon": _falcon,
     "gemma": _gemma,
     "gemma2": _gemma2,
