@@ -153,6 +153,18 @@ def test_values_that_are_not_understood_are_refused_by_name(key: str, llama: Wri
         HookedTransformer.from_pretrained(llama.write(tmp_path / "model.gguf"))
 
 
+def test_two_scalings_at_once_are_refused(tmp_path: Path) -> None:
+    writer = Writer(model_of("llama llama3"))
+    writer.values |= {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}
+    with pytest.raises(CheckpointError, match="two ways at once"):
+        HookedTransformer.from_pretrained(writer.write(tmp_path / "both.gguf"))
+    del writer.tensors["rope_freqs.weight"]
+    writer.values["rope.scaling.type"] = "longrope"  # whose factors are tensors
+    writer.values["rope.scaling.factor"] = 1.0
+    with pytest.raises(CheckpointError, match="'longrope'"):
+        HookedTransformer.from_pretrained(writer.write(tmp_path / "none.gguf"))
+
+
 @pytest.mark.parametrize("key", ["block_count", "embedding_length", "attention.head_count", "context_length"])
 def test_missing_sizes_are_refused_by_name(key: str, llama: Writer, tmp_path: Path) -> None:
     del llama.values[key]

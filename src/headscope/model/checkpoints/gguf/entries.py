@@ -39,7 +39,7 @@ def _rope(values: Values, d_head: int, *, base: float = 10000.0) -> Entries:
     if every is not None:
         # Llama 3's scaling, worked out for each frequency: the same factors at every length.
         short, long, original = every, every, original or values.get("context_length")
-    if short is not None and long is not None and factor == 1.0:
+    if short is not None and long is not None and factor == 1.0 and kind in (None, "none", "longrope"):
         rope |= {
             "rope_type": "longrope",
             "short_factor": short,
@@ -59,7 +59,7 @@ def _rope(values: Values, d_head: int, *, base: float = 10000.0) -> Entries:
         }
     elif factor != 1.0 and kind in (None, "linear"):
         rope |= {"rope_type": "linear", "factor": factor}
-    elif kind not in (None, "none", "linear", "longrope"):
+    elif kind not in (None, "none", "linear"):
         raise CheckpointError(f"rotary positions of type {kind!r} in the GGUF file are not supported.")
     return {"rope_parameters": rope}
 

@@ -81,7 +81,10 @@ def read_tokenizer(metadata: Mapping[str, Any], where: str) -> Any:
         if given.get("add_bos_token", adds_bos) and "bos_token" in special:
             parts["post_processor"] = _with_bos(special["bos_token"], given["bos_token_id"])
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"the tokenizer in {where} cannot be built: {type(error).__name__}: {error}.") from None
+        raise CheckpointError(
+            f"the tokenizer in {where} cannot be built: {type(error).__name__}: {error}. Pass the model's own as "
+            "tokenizer=."
+        ) from None
     return _built(parts, special, metadata.get("tokenizer.chat_template"))
 
 
