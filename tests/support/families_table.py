@@ -7,6 +7,7 @@ windows shorter than the text, part of a head turned, an odd vocabulary.
 from functools import cache
 from typing import Any
 
+import torch
 import transformers
 from tiny import randomize
 
@@ -26,6 +27,12 @@ _PHIMOE = {**_SQUARE, "intermediate_size": 20, "num_experts_per_tok": 2}
 _DBRX = {
     "vocab_size": VOCABULARY, "d_model": 16, "n_layers": 2, "n_heads": 4, "max_seq_len": 32, "rope_theta": 500.0,
     "ffn_config": {"ffn_hidden_size": 20, "moe_num_experts": 5, "moe_top_k": 2}, **_COMMON,
+}  # fmt: skip
+_DEEPSEEK = {
+    **{name: value for name, value in _LLAMA.items() if name != "head_dim"}, "num_key_value_heads": 4,
+    "intermediate_size": 20, "moe_intermediate_size": 8, "n_routed_experts": 6, "n_shared_experts": 2,
+    "num_experts_per_tok": 2, "q_lora_rank": 10, "kv_lora_rank": 14, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4,
+    "v_head_dim": 7,
 }  # fmt: skip
 _ROPE = {
     "linear": {"rope_type": "linear", "factor": 2.5},
@@ -237,6 +244,18 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "dbrx not made to sum to one": ("Dbrx", {
         **_DBRX, "attn_config": {"kv_n_heads": 4, "clip_qkv": 50.0, "rope_theta": 500.0},
         "ffn_config": {**_DBRX["ffn_config"], "moe_normalize_expert_weights": None}}),
+    "deepseek_v2": ("DeepseekV2", {**_DEEPSEEK, "first_k_dense_replace": 1, "topk_method": "group_limited_greedy",
+                                   "n_group": 3, "topk_group": 2, "routed_scaling_factor": 1.7, "rope_parameters": {
+                                       **_ROPE["yarn"], "rope_theta": 500.0, "mscale": 0.9, "mscale_all_dim": 0.7}}),
+    "deepseek_v2 lite, biases": ("DeepseekV2", {**_DEEPSEEK, "q_lora_rank": None, "attention_bias": True,
+                                                "mlp_bias": True, "first_k_dense_replace": 1}),
+    "deepseek_v3": ("DeepseekV3", {**_DEEPSEEK, "first_k_dense_replace": 1, "n_group": 2, "topk_group": 1,
+                                   "hidden_size": 16,
+                                   "attention_bias": True, "rope_parameters": {
+                                       **_ROPE["yarn"], "rope_theta": 500.0, "mscale": 1.0, "mscale_all_dim": 1.0}}),
+    "deepseek_v3 in halves, one group": ("DeepseekV3", {
+        **_DEEPSEEK, "rope_interleave": False, "n_group": 1, "topk_group": 1, "norm_topk_prob": False,
+        "first_k_dense_replace": 0, "q_lora_rank": None}),
 }  # fmt: skip
 
 _HYBRID = {**_SQUARE, "num_hidden_layers": 3, "intermediate_size": 20}
@@ -306,4 +325,7 @@ def hf_model(row: str) -> Any:
     auto = getattr(transformers, f"AutoModelFor{kind}")
     model = auto.from_config(config, attn_implementation=fields.get("attn_implementation", "eager")).eval()
     randomize(model, spread=0.4)
+    for name, buffer in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):  # learned, but not by its gradient
+            buffer.copy_(torch.linspace(-0.3, 0.4, len(buffer)))
     return model

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from headscope.errors import InvalidInputError
 from headscope.model.config import HookedTransformerConfig
 from headscope.model.hooks import HookPoint, is_listening, is_own, is_plain
-from headscope.model.parts.attention import make_attention
 from headscope.model.parts.experts import make_mlp
 from headscope.model.parts.key_value_cache import HookedTransformerKeyValueCacheEntry
+from headscope.model.parts.latent_attention import make_attention
 from headscope.model.parts.layers import make_post_norm, make_pre_norm
 from headscope.model.parts.mixers import make_mixer, mixer_output
 from headscope.ops.indexing import at_positions
@@ -181,13 +181,13 @@ class TransformerBlock(nn.Module):
             before: The stream it read then.
             after: The stream it reads now.
         """
-        attn, limit = self.attn, self.cfg.clip_qkv
-        weight = getattr(attn, f"W_{name.upper()}")[head]
+        attn, limit, read = self.attn, self.cfg.clip_qkv, self.ln1(after)
         if name == "v" and limit is not None:
             # Values are clipped before they are shown; queries and keys after.
-            return (self.ln1(after) @ weight + attn.b_V[head]).clamp(-limit, limit)
-        # Linear in the normalized stream; biases, and the positions that queries and keys may read too, stay.
-        return shown + (self.ln1(after) - self.ln1(before)) @ weight
+            return attn.of_head(name, head, read).clamp(-limit, limit)
+        # The difference, since the positions that queries and keys may read too stay.
+        now, then = (attn.of_head(name, head, each, biased=False) for each in (read, self.ln1(before)))
+        return shown + (now - then)
 
     def regated(self, head: int, after: Float[Tensor, "*lead d_model"]) -> Float[Tensor, "*lead d_head"]:
         """Return what `hook_gate` shows of a head that reads this stream."""

@@ -25,6 +25,11 @@ class HookedTransformerConfig:
         d_model: Width of the residual stream.
         n_ctx: Context length.
         d_head: Width of one head.
+        d_head_v: Width of a head's values, and of its output before `W_O`; default `d_head`.
+        d_latent_q: Width of the latent that the queries of all heads are made from, in a model with latent attention;
+            `None` if they are made from the stream.
+        d_latent_kv: Width of the latent that keys and values of all heads are made from, in latent attention (see
+            `LatentAttention`); `None` for attention without.
         n_heads: Heads per layer; `-1` means `d_model // d_head`.
         n_key_value_heads: Key-value heads per layer, each shared by a group of heads; `None` means one per head.
         ungroup_grouped_query_attention: Expose keys and values to hooks per head instead of per group.
@@ -245,6 +250,9 @@ class HookedTransformerConfig:
     longrope_attention_factor: float = 1.0
     attn_scores_soft_cap: float = -1.0
     use_attn_sinks: bool = False
+    d_head_v: int | None = None
+    d_latent_q: int | None = None
+    d_latent_kv: int | None = None
     attn_temperature_slope: float = 0.0
     attn_temperature_length: int = 8192
     relative_attention_max_distance: int | None = None
@@ -287,6 +295,11 @@ class HookedTransformerConfig:
             ((0, 2), (), ('attn', 'mlp'))
         """
         return tuple(layer for layer in range(self.n_layers) if part in self.parts_of(layer))
+
+    @property
+    def value_width(self) -> int:
+        """Width of a head's values, and of its output before `W_O`."""
+        return self.d_head if self.d_head_v is None else self.d_head_v
 
     def has_experts(self, layer: int) -> bool:
         """Return True if the MLP of a layer is a mixture of experts."""

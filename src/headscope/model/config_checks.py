@@ -70,6 +70,7 @@ def check_and_complete(cfg: "HookedTransformerConfig") -> None:
     _check_qk_norm(cfg)
     _check_windows(cfg)
     _check_groups(cfg)
+    _check_latents(cfg)
     _check_parts(cfg)
     if not cfg.attn_only:
         _check_mlp(cfg)
@@ -189,6 +190,26 @@ def _check_parts(cfg: "HookedTransformerConfig") -> None:
     cfg.attn_only = not cfg.layers_with("mlp")
 
 
+def _check_latents(cfg: "HookedTransformerConfig") -> None:
+    if cfg.d_latent_kv is None:
+        for name in ("d_latent_q", "d_head_v"):
+            if getattr(cfg, name) is not None:
+                raise InvalidInputError(f"{name} = {getattr(cfg, name)} needs d_latent_kv.")
+        return
+    for name in ("d_latent_kv", "d_latent_q", "d_head_v"):
+        if getattr(cfg, name) is not None and getattr(cfg, name) < 1:
+            raise InvalidInputError(f"{name} must be at least 1; got {getattr(cfg, name)}.")
+    if cfg.positional_embedding_type != "rotary" or not (cfg.rotary_dim or 0) < cfg.d_head:
+        raise InvalidInputError(
+            f"d_latent_kv needs rotary positions on a part of each head: rotary_dim below d_head = {cfg.d_head}; got "
+            f"positional_embedding_type = {cfg.positional_embedding_type!r} and rotary_dim = {cfg.rotary_dim}."
+        )
+    if cfg.n_key_value_heads is not None or cfg.use_qk_norm or cfg.gated_attn:
+        raise InvalidInputError(
+            "with d_latent_kv, n_key_value_heads must be None, use_qk_norm False and gated_attn False."
+        )
+
+
 def _check_mlp(cfg: "HookedTransformerConfig") -> None:
     if cfg.act_fn is None:
         raise InvalidInputError(
@@ -243,8 +264,7 @@ def _check_experts(cfg: "HookedTransformerConfig") -> None:
 
 def _n_params(cfg: "HookedTransformerConfig") -> int:
     """Return the number of weights in attention and MLPs."""
-    attention = 2 * cfg.d_model * cfg.d_head * (cfg.n_heads + (cfg.n_key_value_heads or cfg.n_heads))
-    attention += cfg.gated_attn * cfg.d_model * cfg.d_head * cfg.n_heads
+    attention = _n_attention_params(cfg)
 
     def mlp(width: int | None) -> int:
         return (2 + cfg.gated_mlp) * cfg.d_model * (width or 0)
@@ -257,3 +277,14 @@ def _n_params(cfg: "HookedTransformerConfig") -> int:
         total += (cfg.num_experts or 0) * (mlp(cfg.d_mlp) + cfg.d_model)
         total += mlp(cfg.d_mlp_shared) + cfg.d_model * cfg.gate_shared_expert
     return total
+
+
+def _n_attention_params(cfg: "HookedTransformerConfig") -> int:
+    heads, d_head, latent = cfg.n_heads, cfg.d_head, cfg.d_latent_kv
+    if latent is None:
+        gates = heads if cfg.gated_attn else 0
+        return cfg.d_model * d_head * (2 * heads + 2 * (cfg.n_key_value_heads or heads) + gates)
+    turned = cfg.rotary_dim or 0
+    queries = (cfg.d_latent_q or cfg.d_model) * heads * d_head + (cfg.d_latent_q or 0) * cfg.d_model
+    down, up = cfg.d_model * (latent + turned), latent * heads * (d_head - turned + cfg.value_width)
+    return queries + down + up + heads * cfg.value_width * cfg.d_model

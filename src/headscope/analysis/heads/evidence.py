@@ -259,11 +259,13 @@ def k_composition(model: HookedTransformer, heads: list[tuple[int, int]]) -> Flo
     """K-composition of some heads with each earlier head; NaN where a head is not earlier.
 
     `|W_OV1 W_QK2^T| / (|W_OV1| |W_QK2|)`, K-composition in Elhage et al. 2021; near `1 / sqrt(d_model)` for unrelated
-    heads. An induction head reads what a previous-token head writes.
+    heads. An induction head reads what a previous-token head writes. All NaN with latent attention, where no matrix
+    makes a key of the stream.
     """
     cfg = model.cfg
-    if not heads:
-        return torch.empty(0, cfg.n_layers, cfg.n_heads)
+    blocks: Any = model.blocks
+    if not (heads and all(block.attn.reads_linearly for block in blocks)):
+        return torch.full((len(heads), cfg.n_layers, cfg.n_heads), math.nan)
     layers, numbers = (torch.tensor(each) for each in zip(*heads, strict=True))
     W_Q, W_K, W_V = (torch.stack(model.per_layer("attn", f"W_{name}")).detach().float() for name in ("Q", "K", "V"))
     at = torch.tensor([cfg.layers_with("attn").index(layer) for layer, _ in heads]), numbers

@@ -77,7 +77,7 @@ def lens_states(model: HookedTransformer, batch: Batch) -> LensStates:
     # Each activation is written where it stays, once: a cache of them beside would be as much again.
     having = {part: cfg.layers_with(part) for part in ("attn", "mixer", "mlp")}
     resid = room(step * cfg.n_layers + 1, n, cfg.d_model)
-    z = room(len(having["attn"]), cfg.n_heads, n, cfg.d_head)
+    z = room(len(having["attn"]), cfg.n_heads, n, cfg.value_width)
     whole = {part: room(len(having[part]), n, cfg.d_model) if having[part] else None for part in ("mixer", "mlp")}
     post_scale = room(cfg.n_layers, n, 1) if cfg.has_post_norms else None
     places: dict[str, Tensor] = {}

@@ -151,26 +151,21 @@ class _LayerCircuits:
         x = x / (x.square().mean(-1, keepdim=True) + self.cfg.eps).sqrt()
         return x * self.norm["w"] if "w" in self.norm else x
 
-    def _weight(self, name: str, head: int) -> Tensor:
-        return getattr(self.attn, name)[head].detach().to(self.kind)
-
-    def _projected(self, read: Tensor, name: str, head: int) -> Float[Tensor, "token d_head"]:
-        projected = read @ self._weight(f"W_{name}", head)
-        if not self.qk_biases:
-            return projected
-        bias = self._weight(f"b_{name}", head)
-        return projected + (bias + self.norm["b"] @ self._weight(f"W_{name}", head) if "b" in self.norm else bias)
+    def _projected(self, read: Tensor, name: Literal["q", "k"], head: int) -> Float[Tensor, "token d_head"]:
+        if self.qk_biases and "b" in self.norm:
+            read = read + self.norm["b"]
+        return self.attn.of_head(name, head, read, biased=self.qk_biases)
 
     def ov(
         self, head: int, readout: Readout
     ) -> tuple[Float[Tensor, "d_vocab d_head"], Float[Tensor, "d_head d_vocab"]]:
         """Return each token's value, and the map from values to logits, but for the final norm's scale."""
         to_logits = readout.direction(self.written[head].to(self.kind)) @ readout.W_U.detach().to(self.kind)
-        return self.read @ self._weight("W_V", head), to_logits
+        return self.attn.of_head("v", head, self.read, biased=False), to_logits
 
     def qk(self, head: int) -> tuple[Float[Tensor, "token d_head"], Float[Tensor, "d_head d_vocab"]]:
         """Return the query of a stream that predicts each token, and each token's key."""
-        return self._projected(self.asked, "Q", head), self._projected(self.read, "K", head).T
+        return self._projected(self.asked, "q", head), self._projected(self.read, "k", head).T
 
 
 def own_token_excess(

@@ -16,11 +16,15 @@ _SMALL: dict[str, Any] = {
     **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads"), 4),
     **dict.fromkeys(("intermediate_size", "ffn_dim", "n_inner"), 16),
     **dict.fromkeys(("max_position_embeddings", "max_seq_len", "n_positions", "vocab_size"), 16),
-    **dict.fromkeys(("num_experts", "num_local_experts", "num_experts_per_tok", "num_key_value_heads"), 2),
+    **dict.fromkeys(
+        ("num_experts", "num_local_experts", "n_routed_experts", "num_experts_per_tok", "num_key_value_heads"), 2
+    ),
     **dict.fromkeys(("head_dim", "rotary_dim"), 8),
     **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), 16),
     "mamba_n_heads": 4,
     "hybrid_override_pattern": "M*-",
+    **dict.fromkeys(("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "kv_lora_rank"), 8),
+    **dict.fromkeys(("n_shared_experts", "n_group", "topk_group"), 1),
     "attn_config": {"kv_n_heads": 2},
     "ffn_config": {"ffn_hidden_size": 16, "moe_num_experts": 2, "moe_top_k": 2},
     "attention_types": [[["global", "local"], 1]],

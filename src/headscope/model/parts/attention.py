@@ -7,7 +7,7 @@ only when listened to (or `use_attn_result` is set); otherwise heads are summed 
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -23,7 +23,7 @@ from headscope.model.parts.masks import alibi_penalties, allowed_by_position, of
 from headscope.model.parts.rotary import RotaryTable, attention_temperature, rotary_table, rotate
 from headscope.ops.factored import FactoredMatrix
 
-__all__ = ["FIELD_BUFFERS", "Attention", "GroupedQueryAttention", "make_attention"]
+__all__ = ["FIELD_BUFFERS", "Attention", "GroupedQueryAttention", "project"]
 
 FIELD_BUFFERS = ("mask", "IGNORE", "rotary_sin", "rotary_cos")
 _SHOWN_ROWS = 2048
@@ -55,21 +55,13 @@ class Attention(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.layer_id = layer_id
-        heads, groups, width, d_model = cfg.n_heads, cfg.n_key_value_heads or cfg.n_heads, cfg.d_head, cfg.d_model
-        # In this order: a seed draws the weights one after another.
-        self.W_Q = empty_parameter(cfg, heads, d_model, width)
-        for name in ("W_K", "W_V"):
-            setattr(self, self._stored + name, empty_parameter(cfg, groups, d_model, width))
-        self.W_O = empty_parameter(cfg, heads, width, d_model)
-        self.b_Q = zero_parameter(cfg, heads, width)
-        for name in ("b_K", "b_V"):
-            setattr(self, self._stored + name, zero_parameter(cfg, groups, width))
-        self.b_O = zero_parameter(cfg, d_model)
+        heads, groups = cfg.n_heads, cfg.n_key_value_heads or cfg.n_heads
+        self._make_weights(cfg)
         if cfg.use_attn_sinks:
             self.b_sink = zero_parameter(cfg, heads)
         if cfg.gated_attn:
-            self.W_G = empty_parameter(cfg, heads, d_model, width)
-            self.b_G = zero_parameter(cfg, heads, width)
+            self.W_G = empty_parameter(cfg, heads, cfg.d_model, cfg.d_head)
+            self.b_G = zero_parameter(cfg, heads, cfg.d_head)
             self.hook_gate = HookPoint()
         self.hook_q = HookPoint()
         self.hook_k = HookPoint()
@@ -90,6 +82,18 @@ class Attention(nn.Module):
         self._own_cos: Tensor | None
         for name in ("_mask", "_own_sin", "_own_cos"):
             self.register_buffer(name, None, persistent=False)
+
+    def _make_weights(self, cfg: HookedTransformerConfig) -> None:
+        heads, groups, width, d_model = cfg.n_heads, cfg.n_key_value_heads or cfg.n_heads, cfg.d_head, cfg.d_model
+        # In this order: a seed draws the weights one after another.
+        self.W_Q = empty_parameter(cfg, heads, d_model, width)
+        for name in ("W_K", "W_V"):
+            setattr(self, self._stored + name, empty_parameter(cfg, groups, d_model, width))
+        self.W_O = empty_parameter(cfg, heads, width, d_model)
+        self.b_Q = zero_parameter(cfg, heads, width)
+        for name in ("b_K", "b_V"):
+            setattr(self, self._stored + name, zero_parameter(cfg, groups, width))
+        self.b_O = zero_parameter(cfg, d_model)
 
     @property
     def attn_scale(self) -> float:
@@ -114,7 +118,7 @@ class Attention(nn.Module):
 
     @mask.setter
     def mask(self, mask: Tensor) -> None:
-        own = mask.to(self.W_Q.device).bool()
+        own = mask.to(self.W_O.device).bool()
         # One that says what is so anyway is not kept: attention without a mask of its own is faster.
         self._mask = None if torch.equal(own, self._default_mask()) else own
 
@@ -123,7 +127,7 @@ class Attention(nn.Module):
 
     def _by_position(self, n_queries: int, n_keys: int) -> Tensor:
         causal, window = self.cfg.attention_dir == "causal", self._window(n_keys)
-        return allowed_by_position(n_queries, n_keys, causal=causal, window=window, device=self.W_Q.device)
+        return allowed_by_position(n_queries, n_keys, causal=causal, window=window, device=self.W_O.device)
 
     @property
     def attn_type(self) -> str:
@@ -167,7 +171,7 @@ class Attention(nn.Module):
 
     def _unless_shown(self, rows: Tensor, which: int) -> Tensor | None:
         # Rows that say what is so anyway are not kept: what is shown may be shorter than the context.
-        own = rows.to(self.W_Q.device)
+        own = rows.to(self.W_O.device)
         return None if torch.equal(own, self._shown_rows()[which]) else own
 
     def _rotary_rows(self, length: int) -> tuple[Tensor, Tensor]:
@@ -178,7 +182,7 @@ class Attention(nn.Module):
         return sin[:length], cos[:length]
 
     def _rotary_table(self, length: int) -> RotaryTable:
-        return rotary_table(self.cfg, local=self.attn_type == "local", length=length, device=self.W_Q.device)
+        return rotary_table(self.cfg, local=self.attn_type == "local", length=length, device=self.W_O.device)
 
     def _turned(
         self, q: Tensor, k: Tensor, attention_mask: Tensor | None, query_at: Tensor | None
@@ -194,8 +198,7 @@ class Attention(nn.Module):
         if self.turns:
             sin, cos = (each[None] if positions is None else each[positions] for each in self._rotary_rows(n_keys))
             of_queries = (of_queries_among(each, n_queries, query_at) for each in (sin, cos))
-            adjacent = self.cfg.rotary_adjacent_pairs
-            q, k = rotate(q, *of_queries, adjacent=adjacent), rotate(k, sin, cos, adjacent=adjacent)
+            q, k = self._rotated(q, *of_queries), self._rotated(k, sin, cos)
         if self.cfg.use_qk_norm and self.cfg.qk_norm_after_rotation:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.cfg.attn_temperature_slope:
@@ -230,24 +233,47 @@ class Attention(nn.Module):
             attention_mask: `[batch, key_pos]`, true for real tokens; `None` when all are.
             query_at: Where among the keys each query stands; default: the queries are the last of them.
         """
-        n_cached = key_input.shape[2] if key_input.ndim == 4 else self.cfg.n_cached_heads
-        shared = self._stored if n_cached == self.cfg.n_key_value_heads else ""
-        W_K, b_K, W_V, b_V = (getattr(self, shared + name) for name in ("W_K", "b_K", "W_V", "b_V"))
-        q = self.hook_q(_project(query_input, self.W_Q, self.b_Q))
-        k = self.hook_k(_project(key_input, W_K, b_K))
-        limit, v = self.cfg.clip_qkv, _project(value_input, W_V, b_V)
-        v = self.hook_v(v if limit is None else v.clamp(-limit, limit))
-        k = self.cached(k)
+        q, k, v = self.projected(query_input, key_input, value_input)
+        q, k, v = self.hook_q(q), self.cached(self.hook_k(k)), self.hook_v(self._clipped(v))
         if past_kv_cache_entry is not None:
             k, v = past_kv_cache_entry.append(k, v)
         z = self.z_of(q, k, v, attention_mask, query_at)
         if self.cfg.gated_attn:
-            z = z * self.hook_gate(_project(query_input, self.W_G, self.b_G).sigmoid())
+            z = z * self.hook_gate(project(query_input, self.W_G, self.b_G).sigmoid())
         z = self.hook_z(z)
         if self.cfg.use_attn_result or is_listening(self.hook_result):
             result = self.hook_result(torch.einsum("bphe,hed->bphd", z, self.W_O))
             return result.sum(-2) + self.b_O
         return self.out(z)
+
+    def projected(self, query_input: Tensor, key_input: Tensor, value_input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the queries, keys and values of what `forward` is given."""
+        n_cached = key_input.shape[2] if key_input.ndim == 4 else self.cfg.n_cached_heads
+        shared = self._stored if n_cached == self.cfg.n_key_value_heads else ""
+        W_K, b_K, W_V, b_V = (getattr(self, shared + name) for name in ("W_K", "b_K", "W_V", "b_V"))
+        return project(query_input, self.W_Q, self.b_Q), project(key_input, W_K, b_K), project(value_input, W_V, b_V)
+
+    def of_head(
+        self, name: Literal["q", "k", "v"], head: int, read: Float[Tensor, "*lead d_model"], *, biased: bool = True
+    ) -> Float[Tensor, "*lead d_head"]:
+        """Return what a head's queries, keys or values are of a normalized stream, in the dtype of that.
+
+        Args:
+            name: Which of them.
+            head: The head.
+            read: The stream.
+            biased: Add the head's bias.
+        """
+        weight, bias = (getattr(self, f"{kind}_{name.upper()}")[head].to(read.dtype) for kind in ("W", "b"))
+        return read @ weight + bias if biased else read @ weight
+
+    @property
+    def reads_linearly(self) -> bool:
+        """True if queries, keys and values are linear in the normalized stream, up to norms of queries and keys."""
+        return True
+
+    def _rotated(self, x: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
+        return rotate(x, sin, cos, adjacent=self.cfg.rotary_adjacent_pairs)
 
     def cached(self, k: Float[Tensor, "batch pos group d_head"]) -> Float[Tensor, "batch pos group d_head"]:
         """Return keys as `hook_k` shows them in the form that a key-value cache holds, not yet turned."""
@@ -261,10 +287,10 @@ class Attention(nn.Module):
         self,
         q: Float[Tensor, "batch pos head d_head"],
         k: Float[Tensor, "batch key_pos group d_head"],
-        v: Float[Tensor, "batch key_pos group d_head"],
+        v: Float[Tensor, "batch key_pos group d_head_v"],
         attention_mask: Tensor | None = None,
         query_at: Int[Tensor, "batch pos"] | None = None,
-    ) -> Float[Tensor, "batch pos head d_head"]:
+    ) -> Float[Tensor, "batch pos head d_head_v"]:
         """Return each head's output before `W_O`.
 
         Args:
@@ -437,11 +463,6 @@ class GroupedQueryAttention(Attention):
     b_V = _for_each_head("_b_V", "Value biases of each head.")
 
 
-def make_attention(cfg: HookedTransformerConfig, layer_id: int) -> Attention:
-    """The attention the config asks for."""
-    return (Attention if cfg.n_key_value_heads is None else GroupedQueryAttention)(cfg, layer_id)
-
-
 def _ungrouped(shared: Float[Tensor, "batch pos group d_head"], n_heads: int) -> Float[Tensor, "batch pos head d_head"]:
     """Return keys or values of each head, where a group of heads shares them."""
     return shared.repeat_interleave(n_heads // shared.shape[2], dim=2)
@@ -452,7 +473,7 @@ def _mixed(pattern: Tensor, v: Tensor) -> Tensor:
     return torch.einsum("bhqk,bkhe->bqhe", pattern, v)
 
 
-def _project(
+def project(
     x: Float[Tensor, "batch pos *head d_model"],
     weight: Float[Tensor, "head d_model d_head"],
     bias: Float[Tensor, "head d_head"],

@@ -67,7 +67,7 @@ class HookedTransformerKeyValueCacheEntry:
     def __init__(
         self,
         past_keys: Float[Tensor, "batch pos head d_head"],
-        past_values: Float[Tensor, "batch pos head d_head"],
+        past_values: Float[Tensor, "batch pos head d_head_v"],
         frozen: bool = False,
     ) -> None:
         self._keys = _Growing(past_keys)
@@ -80,7 +80,8 @@ class HookedTransformerKeyValueCacheEntry:
     ) -> Self:
         """An empty entry for one layer of a model."""
         keys, values = (
-            torch.empty(batch_size, 0, cfg.n_cached_heads, cfg.d_head, device=device, dtype=cfg.dtype) for _ in "kv"
+            torch.empty(batch_size, 0, cfg.n_cached_heads, width, device=device, dtype=cfg.dtype)
+            for width in (cfg.d_head, cfg.value_width)
         )
         return cls(keys, values)
 
@@ -90,14 +91,14 @@ class HookedTransformerKeyValueCacheEntry:
         return self._keys.tensor
 
     @property
-    def past_values(self) -> Float[Tensor, "batch pos head d_head"]:
+    def past_values(self) -> Float[Tensor, "batch pos head d_head_v"]:
         """Values so far."""
         return self._values.tensor
 
     def append(
         self,
         new_keys: Float[Tensor, "batch new_pos head d_head"],
-        new_values: Float[Tensor, "batch new_pos head d_head"],
+        new_values: Float[Tensor, "batch new_pos head d_head_v"],
     ) -> tuple[Tensor, Tensor]:
         """Past and new keys and values together; kept, unless the entry is frozen.
 

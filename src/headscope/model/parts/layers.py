@@ -158,6 +158,11 @@ class _Norm(nn.Module):
         self.hook_scale = HookPoint()
         self.hook_normalized = HookPoint()
 
+    @property
+    def eps(self) -> float:
+        """Added to the variance."""
+        return self.cfg.eps
+
     def forward(self, x: Float[Tensor, "*lead d_model"]) -> Float[Tensor, "*lead d_model"]:
         return self.normalize(x, self.w if self.affine else None, self.b if self.affine and self.centered else None)
 
@@ -165,13 +170,13 @@ class _Norm(nn.Module):
         """The norm of `x`, times a weight and plus a bias where there is one."""
         if not (is_listening(self.hook_scale) or is_listening(self.hook_normalized)):
             if self.centered:
-                return F.layer_norm(x, x.shape[-1:], weight, bias, self.cfg.eps)
-            return F.rms_norm(x, x.shape[-1:], weight, self.cfg.eps)
+                return F.layer_norm(x, x.shape[-1:], weight, bias, self.eps)
+            return F.rms_norm(x, x.shape[-1:], weight, self.eps)
         dtype = x.dtype
         wide = x.to(torch.promote_types(dtype, torch.float32))
         if self.centered:
             wide = wide - wide.mean(-1, keepdim=True)
-        scale = self.hook_scale((wide.square().mean(-1, keepdim=True) + self.cfg.eps).sqrt())
+        scale = self.hook_scale((wide.square().mean(-1, keepdim=True) + self.eps).sqrt())
         normalized = self.hook_normalized((wide / scale).to(dtype))
         if weight is not None:
             normalized = normalized * weight

@@ -190,8 +190,7 @@ def _fold_layer_norm(state: StateDict, cfg: HookedTransformerConfig) -> None:
     for layer in range(cfg.n_layers):
         block, parts = f"blocks.{layer}.", cfg.parts_of(layer)
         if cfg.has_pre_norms and parts != ("mlp",):
-            letters = "QKVG" if cfg.gated_attn else "QKV"
-            readers = [(_attention(state, layer, f"W_{m}"), _attention(state, layer, f"b_{m}")) for m in letters]
+            readers = _attention_readers(state, layer)
             readers = readers if "attn" in parts else []
             mixer = [f"{block}mixer.{name}" for name in mixer_inputs(cfg)] if "mixer" in parts else []
             _fold_into(state, block + "ln1", readers, centered=cfg.centered_norm, outputs_first=mixer)
@@ -204,6 +203,17 @@ def _fold_layer_norm(state: StateDict, cfg: HookedTransformerConfig) -> None:
         if cfg.is_layer_norm_activation():
             _fold_into(state, block + "mlp.ln", [(block + "mlp.W_out", block + "mlp.b_out")], centered=True)
     _fold_into(state, "ln_final", [("unembed.W_U", "unembed.b_U")], centered=cfg.final_norm == "LN")
+
+
+def _attention_readers(state: StateDict, layer: int) -> list[tuple[str, str]]:
+    """Return the weights and biases that attention reads its norm with."""
+    block = f"blocks.{layer}.attn."
+    if f"{block}W_KV_down" not in state:
+        letters = "QKVG" if f"{block}W_G" in state else "QKV"
+        return [(_attention(state, layer, f"W_{m}"), _attention(state, layer, f"b_{m}")) for m in letters]
+    queries = ("W_Q_down", "b_Q_down") if f"{block}W_Q_down" in state else ("W_Q_up", "b_Q")
+    pairs = [queries, ("W_KV_down", "b_KV_down"), ("W_K_rotary", "b_K_rotary")]
+    return [(block + weight, block + bias) for weight, bias in pairs]
 
 
 def _attention(state: StateDict, layer: int, name: str) -> str:

@@ -25,6 +25,7 @@ EXPECTED = {
     "bamba": True, "falcon_h1": True, "granitemoehybrid": False, "lfm2": True, "nemotron_h": True,
     "qwen3_5_text": False, "qwen3_next": False, "recurrent_gemma": False,
     "apertus": True, "gemma3": True, "mistral3": True, "nanochat": True, "persimmon": True,
+    "deepseek_v2": True, "deepseek_v3": True,
     "dbrx": True, "gpt_oss": True, "phimoe": False, "granitemoe": False, "granitemoeshared": False, "qwen2_moe": False,
 }  # fmt: skip
 

@@ -15,6 +15,7 @@ from headscope.model.checkpoints.families.codegen import CODEGEN
 from headscope.model.checkpoints.families.cohere import COHERE, COHERE2
 from headscope.model.checkpoints.families.cwm import CWM
 from headscope.model.checkpoints.families.dbrx import DBRX
+from headscope.model.checkpoints.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
 from headscope.model.checkpoints.families.exaone4 import EXAONE4
 from headscope.model.checkpoints.families.fairseq import BIOGPT, XGLM
 from headscope.model.checkpoints.families.falcon import FALCON
@@ -63,7 +64,7 @@ FAMILIES: dict[str, Family] = {
         BLOOM, FALCON, GEMMA, GEMMA2, GEMMA3, GPT2, GPTJ, GPT_NEO, GRANITE, LLAMA, MISTRAL, MIXTRAL, NEOX, OLMO, OLMO2,
         OLMOE, OPT, PHI, PHI3, QWEN2, QWEN3, QWEN3_MOE, STABLELM,
         APERTUS, GEMMA3_MULTIMODAL, MISTRAL3, NANOCHAT, PERSIMMON,
-        DBRX, GPT_OSS, GRANITE_MOE, GRANITE_MOE_SHARED, PHIMOE, QWEN2_MOE,
+        DBRX, DEEPSEEK_V2, DEEPSEEK_V3, GPT_OSS, GRANITE_MOE, GRANITE_MOE_SHARED, PHIMOE, QWEN2_MOE,
         COHERE, COHERE2, EXAONE4, GLM, GLM4, HUNYUAN, MINISTRAL, MINISTRAL3, OLMO3, SEED_OSS, SMOLLM3, VAULTGEMMA,
         BAMBA, FALCON_H1, GRANITE_MOE_HYBRID, LFM2, NEMOTRON_H, QWEN3_5, QWEN3_NEXT,
         RECURRENT_GEMMA,

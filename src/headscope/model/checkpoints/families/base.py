@@ -20,23 +20,9 @@ from headscope.model.block import TransformerBlock
 from headscope.model.config import HookedTransformerConfig
 
 __all__ = [
-    "BIAS",
-    "KEY",
-    "KEY_BIAS",
-    "LINEAR",
-    "OUT",
-    "QUERY",
-    "Family",
-    "Row",
-    "Table",
-    "Tensors",
-    "block_shapes",
-    "linear",
-    "norm",
-    "one_plus_norms",
-    "own_name",
-    "sizes",
-]
+    "BIAS", "KEY", "KEY_BIAS", "LINEAR", "OUT", "QUERY", "Family", "Row", "Table", "Tensors", "block_shapes",
+    "linear", "norm", "one_plus_norms", "own_name", "sizes",
+]  # fmt: skip
 
 StateDict = dict[str, Tensor]
 
@@ -76,7 +62,7 @@ class Row:
         experts: The names of one expert's tensors (`{}` is its number), where a checkpoint has them one by one: these
             after one another along their first axis, stacked, are the tensor.
         one_by_one: An axis that theirs has a tensor of its own for at each index, whose number is `{}` in its name.
-        axes: Sizes of axes in `pattern` that are the same in the whole family.
+        axes: Sizes of other axes in `pattern`.
     """
 
     theirs: str
@@ -102,8 +88,9 @@ class Row:
             tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32)) * self.scale + self.shift
         tensor = _arranged(tensor, self.first, cfg)
         if isinstance(self.pattern, tuple):
-            pieces = tensor.split([_first_axis(pattern, cfg) for pattern in self.pattern])
-            return [_arranged(piece, pattern, cfg) for piece, pattern in zip(pieces, self.pattern, strict=True)]
+            pieces = tensor.split([_first_axis(pattern, cfg, self.axes) for pattern in self.pattern])
+            pairs = zip(pieces, self.pattern, strict=True)
+            return [_arranged(piece, pattern, cfg, **self.axes) for piece, pattern in pairs]
         found = _arranged(tensor, self.pattern, cfg, n=n, **self.axes)
         return [found] if n == 1 else list(found.unbind())
 
@@ -116,8 +103,8 @@ class Row:
         if self.shared:
             return ours[0]
         if isinstance(self.pattern, tuple):
-            pieces = [_arranged(each, _back(p), cfg) for each, p in zip(ours, self.pattern, strict=True)]
-            tensor = torch.cat(pieces)
+            pairs = zip(ours, self.pattern, strict=True)
+            tensor = torch.cat([_arranged(each, _back(pattern), cfg, **self.axes) for each, pattern in pairs])
         else:
             joined = ours[0] if len(ours) == 1 else torch.stack(ours)
             tensor = _arranged(joined, _back(self.pattern), cfg, n=len(ours), **self.axes)
@@ -150,12 +137,12 @@ def _back(pattern: str) -> str:
     return f"{right.strip()} -> {left.strip()}" if pattern else ""
 
 
-def _first_axis(pattern: str, cfg: HookedTransformerConfig) -> int:
+def _first_axis(pattern: str, cfg: HookedTransformerConfig, axes: Mapping[str, int]) -> int:
     """Length of the first axis of a pattern's left side."""
     first = pattern[1 : pattern.index(")")] if pattern.startswith("(") else pattern.split()[0]
     size = 1
     for axis in first.split():
-        size *= _sizes_of(cfg)[axis]
+        size *= {**_sizes_of(cfg), **axes}[axis]
     return size
 
 
@@ -365,6 +352,10 @@ class Family(ABC):
         """Return the name of a checkpoint's tensor as the rows have it."""
         return name.removeprefix(self.prefix)
 
+    def left_out(self, hf: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the beginnings of names in a checkpoint that are left out: `beside`, and what its config says."""
+        return self.beside
+
     def convert(
         self, tensors: Mapping[str, Tensor], cfg: HookedTransformerConfig, hf: Mapping[str, Any]
     ) -> Iterator[tuple[str, Tensor]]:
@@ -373,7 +364,7 @@ class Family(ABC):
         Raises:
             CheckpointError: for tensors that are missing, not used, or of a shape the config does not say.
         """
-        given = Tensors(tensors, self.renamed, ignore=self.ignore, beside=self.beside)
+        given = Tensors(tensors, self.renamed, ignore=self.ignore, beside=self.left_out(hf))
         head = self.outside(cfg, hf)["unembed.W_U"]
         if any(name in given for name in (head.theirs, *head.also)):
             # Then the unembedding is its own, also where the config says that it is the embedding.
