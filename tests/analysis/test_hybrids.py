@@ -3,15 +3,19 @@
 In float64; what is computed again is held against full forward passes with hooks. What a layer lacks is NaN.
 """
 
+import re
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from families_table import HYBRIDS, LENGTH, VOCABULARY, hf_model
+from small_models import STORY, small_tokenizer
 from three_passes import ThreePasses, random_task
-from tiny import tiny_tokens
+from tiny import randomize, tiny_tokens
 from torch import Tensor
 
 from headscope import HookedTransformer
@@ -32,6 +36,7 @@ from headscope.analysis import (
 from headscope.analysis.core.components import Component, all_components, component_of, part_labels
 from headscope.analysis.recording.record import hook_name
 from headscope.errors import InvalidInputError
+from headscope.report import write_report
 
 TOKENS = tiny_tokens(3, LENGTH, d_vocab=VOCABULARY)
 MASK = torch.arange(LENGTH) < torch.tensor([[LENGTH - 4], [LENGTH], [LENGTH - 1]])
@@ -327,3 +332,21 @@ def test_what_is_about_heads(row: str) -> None:
     mixer = f"mixer{model.cfg.layers_with('mixer')[-1]}"
     with pytest.raises(InvalidInputError, match="is no receiver"):
         path_patch(model, random_task(d_vocab=VOCABULARY), senders="embed", receivers=mixer)
+
+
+def test_a_report(tmp_path: Path) -> None:
+    """A page about heads, of the layers that have some; no number on it is NaN."""
+    tokenizer = small_tokenizer()
+    config = transformers.Lfm2Config(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=20, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, layer_types=["conv", "full_attention", "conv"],
+    )  # fmt: skip
+    theirs = transformers.Lfm2ForCausalLM(config).eval()
+    randomize(theirs)
+    model = HookedTransformer.from_hf(theirs, tokenizer=tokenizer)
+    report = write_report(model, model.to_tokens(STORY)[:, :40], tmp_path / "report", task=None, progress=False)
+    page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    text = re.sub(r"<[^>]*>", " ", re.sub(r"<(script|style).*?</\1>", "", page, flags=re.DOTALL))
+    assert "3, 1 with attention, 2 with a mixer, 3 with an MLP" in text and "4 in all" in text
+    assert not re.search(r"\bnan\b", text, re.IGNORECASE) and "0.0" not in re.findall(r"[Hh]ead\s+(\d+\.\d+)", text)
+    assert report is not None

@@ -7,6 +7,7 @@ from markupsafe import Markup
 from torch import Tensor
 
 from headscope.analysis.core.ranking import HeadScore
+from headscope.analysis.core.stats import known_in_order
 from headscope.analysis.core.top_places import Position
 from headscope.report.blocks import Block, View
 from headscope.report.words import prose, signed
@@ -26,7 +27,7 @@ def head_of(score: HeadScore) -> Head:
 
 def heads_in_order(values: Float[Tensor, "layer head"]) -> list[Head]:
     """The heads, that with the largest value first."""
-    order = values.flatten().argsort(descending=True, stable=True).tolist()
+    order = known_in_order(values.flatten())
     return [divmod(index, values.shape[1]) for index in order]
 
 

@@ -32,6 +32,7 @@ __all__ = [
     "estimate",
     "estimates",
     "estimates_of_moments",
+    "known_in_order",
     "row_moments",
     "row_moments_of_sums",
     "threshold",
@@ -127,12 +128,18 @@ class Estimates:
 
         They are compared position by position, so that what moves all of them together does not blur the ranking.
         """
-        first, *others = self.values.flatten().argsort(descending=largest, stable=True).tolist()
+        first, *others = known_in_order(self.values.flatten(), largest=largest)
         if not others:
             return [first]
         each = self.each.flatten(0, -3)
         apart = estimates(each[first] - each[others]).clear().tolist()
         return [first, *(at for at, far in zip(others, apart, strict=True) if not far)]
+
+
+def known_in_order(values: Float[Tensor, " thing"], *, largest: bool = True) -> list[int]:
+    """Return the places of the values that are not NaN, the largest (or smallest) first."""
+    known = (~values.isnan()).nonzero()[:, 0]
+    return known[values[known].argsort(descending=largest, stable=True)].tolist()
 
 
 def threshold(among: int, freedom: T, level: float = LEVEL) -> T:

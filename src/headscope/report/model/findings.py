@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from headscope.analysis.ablation.result import AblationResult
+from headscope.analysis.core.components import component_of
 from headscope.analysis.core.ranking import Ranking
 from headscope.analysis.core.result import Result
 from headscope.analysis.core.stats import Estimates, estimates
@@ -114,10 +116,16 @@ class Findings:
         return float((ranks < k).double().mean())
 
     def loss_without(self, effect: str) -> Estimates:
-        """Loss difference of each head, replaced by its mean, along one kind of path, `[layer, head]`."""
+        """Loss difference of each head, replaced by its mean, along one kind of path, `[layer, head]`.
+
+        NaN for layers without attention.
+        """
         assert self.ablation is not None
         values = self.ablation.loss_diff[0, self.ablation.effects.index(effect)]
-        return estimates(values.unflatten(0, (self.entropy.n_layers, self.entropy.n_heads)))
+        grid = values.new_full((self.entropy.n_layers, self.entropy.n_heads, *values.shape[1:]), torch.nan)
+        heads = [component for component in map(component_of, self.ablation.component_labels) if component is not None]
+        grid[[each.layer for each in heads], [each.head or 0 for each in heads]] = values
+        return estimates(grid)
 
     def tables(self) -> "dict[str, pd.DataFrame]":
         """The numbers, by the name of their file."""

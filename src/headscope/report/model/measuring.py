@@ -13,6 +13,7 @@ from headscope.analysis.lens.loss import predict_next_tokens
 from headscope.analysis.suppression.circuit_ranks import weights_circuit_ranks
 from headscope.analysis.suppression.cspa import copy_suppression_preserving_ablation
 from headscope.analysis.suppression.scores import suppression_scores
+from headscope.model.config import HookedTransformerConfig
 from headscope.model.transformer import HookedTransformer
 from headscope.report.model.findings import (
     Attention,
@@ -77,16 +78,27 @@ def model_facts(model: HookedTransformer) -> dict[str, str]:
     """Names and values of what a reader wants to know of a model."""
     cfg = model.cfg
     n_params = sum(parameter.numel() for parameter in model.parameters())
+    with_heads = len(cfg.layers_with("attn"))
     return {
         "Name": cfg.model_name,
-        "Layers": f"{cfg.n_layers}, attention only" if cfg.attn_only else f"{cfg.n_layers}, attention and MLP",
-        "Heads": f"{cfg.n_heads} per layer, {cfg.n_layers * cfg.n_heads} in all",
+        "Layers": _layers(cfg),
+        "Heads": f"{cfg.n_heads} per layer{' with attention' * (with_heads < cfg.n_layers)}, "
+        f"{with_heads * cfg.n_heads} in all",
         "Width": f"{cfg.d_model} (head {cfg.d_head}" + ("" if cfg.attn_only else f", MLP {cfg.d_mlp}") + ")",
         "Vocabulary": str(count(cfg.d_vocab, "token")),
         "Context": str(count(cfg.n_ctx, "token")),
         "Parameters": f"{n_params:,}",
         "Weight processing": ", ".join(model.weight_processing) or "none",
     }
+
+
+def _layers(cfg: HookedTransformerConfig) -> str:
+    """Return how many layers there are, and what is in them."""
+    if cfg.layer_parts is None:
+        return f"{cfg.n_layers}, attention only" if cfg.attn_only else f"{cfg.n_layers}, attention and MLP"
+    names = {"attn": "attention", "mixer": "a mixer", "mlp": "an MLP"}
+    with_parts = {name: len(cfg.layers_with(part)) for part, name in names.items()}
+    return f"{cfg.n_layers}, " + ", ".join(f"{n} with {name}" for name, n in with_parts.items() if n)
 
 
 def _text(model: HookedTransformer, token: int) -> str:

@@ -79,7 +79,8 @@ def _changes(result: EntropyResult, entropy: np.ndarray) -> list[tuple[str, str,
     """Name, color and change per layer, for attention and MLP separately where there is a state between them."""
     steps = np.diff(entropy)
     if len(entropy) == 2 * result.n_layers + 1:
-        return [("attention", PALETTE[0], steps[0::2]), ("MLP", PALETTE[1], steps[1::2])]
+        first = "attention or mixer" if "mixer" in result.component_labels else "attention"
+        return [(first, PALETTE[0], steps[0::2]), ("MLP", PALETTE[1], steps[1::2])]
     return [("attention and MLP" if result.has_mlp else "attention", PALETTE[0], steps)]
 
 
