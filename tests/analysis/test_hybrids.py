@@ -35,6 +35,7 @@ from headscope.analysis import (
 )
 from headscope.analysis.core.components import Component, all_components, component_of, part_labels
 from headscope.analysis.recording.record import hook_name
+from headscope.compat.head_detector import detect_head
 from headscope.errors import InvalidInputError
 from headscope.report import write_report
 
@@ -350,3 +351,7 @@ def test_a_report(tmp_path: Path) -> None:
     assert "3, 1 with attention, 2 with a mixer, 3 with an MLP" in text and "4 in all" in text
     assert not re.search(r"\bnan\b", text, re.IGNORECASE) and "0.0" not in re.findall(r"[Hh]ead\s+(\d+\.\d+)", text)
     assert report is not None
+    scores = detect_head(model, "Mary saw Tom. Mary saw Tom.", "previous_token_head")
+    assert bool((scores[[0, 2]] == -1).all()) and bool((scores[1] > -1).all())
+    with pytest.raises(InvalidInputError, match="layer 0 has no attention"):
+        detect_head(model, "Mary saw Tom.", "previous_token_head", heads=[(0, 1)])

@@ -129,10 +129,14 @@ def _chosen_heads(
     model: HookedTransformer, heads: Sequence[LayerHeadTuple] | LayerToHead | None
 ) -> Bool[Tensor, "layer head"]:
     n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
-    chosen = torch.full((n_layers, n_heads), heads is None)
+    having = model.cfg.layers_with("attn")
+    chosen = torch.zeros(n_layers, n_heads, dtype=torch.bool)
+    chosen[list(having)] = heads is None
     if isinstance(heads, Mapping):
         heads = [(layer, head) for layer, of_layer in heads.items() for head in of_layer]
     for layer, head in heads or ():
+        if 0 <= layer < n_layers and layer not in having:
+            raise InvalidInputError(f"there is no head {layer}.{head}: layer {layer} has no attention.")
         if not (0 <= layer < n_layers and 0 <= head < n_heads):
             raise InvalidInputError(
                 f"there is no head {layer}.{head}: this model has layers 0 to {n_layers - 1}, each with heads 0 to "
