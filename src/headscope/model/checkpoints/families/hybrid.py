@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from headscope.errors import CheckpointError
+from headscope.errors import CheckpointError, MissingDependencyError
 from headscope.model.checkpoints.families.base import Row, Table
 from headscope.model.checkpoints.families.llama import LlamaLike
 from headscope.model.config import HookedTransformerConfig
@@ -31,9 +31,18 @@ class Hybrid(LlamaLike):
     kinds: ClassVar[Mapping[str, str]]
 
     def complete(self, hf: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a `config.json` with the entries that `transformers` fills in, and each layer's kind."""
+        """Return a `config.json` with the entries that `transformers` fills in, and each layer's kind.
+
+        Raises:
+            MissingDependencyError: If the installed version of `transformers` has no such models.
+        """
         from transformers import CONFIG_MAPPING
 
+        if self.model_type not in CONFIG_MAPPING:
+            raise MissingDependencyError(
+                f"models of type {self.model_type} take a version of transformers that has them. "
+                "Update it: pip install -U transformers."
+            )
         config = CONFIG_MAPPING[self.model_type].from_dict(dict(hf))
         derived = {"layer_types": list(config.layer_types), "num_hidden_layers": config.num_hidden_layers}
         return {**config.to_dict(), **derived}
