@@ -103,9 +103,8 @@ class GGUFFile(Mapping[str, Tensor]):
         shards = [self.path.with_name(f"{stem}-{n:05d}-of-{count}.gguf") for n in range(1, int(count) + 1)]
         absent = [shard.name for shard in shards if not shard.is_file()]
         if absent:
-            raise CheckpointError(
-                f"{self.path} is one of {int(count)} shards, of which {', '.join(absent)} are missing."
-            )
+            names = ", ".join(absent[:3]) + (f" and {len(absent) - 3} more" if len(absent) > 3 else "")
+            raise CheckpointError(f"{self.path} is one of {len(shards)} shards, of which {names} are missing.")
         return shards
 
     def _read_header(self, path: Path) -> None:
