@@ -75,6 +75,15 @@ FAMILIES: dict[str, Family] = {
 # Decoder-only models that cannot be loaded, and why.
 _REFUSED = {
     "openai-gpt": "GPT-1 has its norms on the residual stream itself, which is then no sum of what layers add to it",
+    **dict.fromkeys(
+        ("gemma4", "gemma4_text"),
+        "Gemma 4 has heads of another width in global layers, layers that take keys and values from an earlier one, "
+        "and embeddings added in every layer",
+    ),
+    **dict.fromkeys(
+        ("llama4", "llama4_text"),
+        "Llama 4 attends within chunks of the text, and scales queries by position in some layers only",
+    ),
 }
 
 
