@@ -37,7 +37,7 @@ def save_gpt2(cache: Path) -> None:
     train_tokenizer(texts, snapshot, vocab_size=_N_VOCAB, n_ctx=_N_CTX)
     torch.manual_seed(0)
     cfg = GPT2Config(
-        vocab_size=_N_VOCAB, n_positions=_N_CTX, n_embd=48, n_layer=12, n_head=12, n_inner=96,
+        vocab_size=_N_VOCAB, n_positions=_N_CTX, n_ctx=_N_CTX, n_embd=48, n_layer=12, n_head=12,
         bos_token_id=0, eos_token_id=0, initializer_range=0.2,
     )  # fmt: skip
     GPT2LMHeadModel(cfg).save_pretrained(snapshot)

@@ -332,10 +332,11 @@ class TransformerBlock(nn.Module):
             normalized = self.ln1(shared)
             return normalized, normalized, normalized
         copies = (self.cfg.n_heads, self.cfg.n_cached_heads, self.cfg.n_cached_heads)
-        q, k, v = (
-            self.ln1(point(shared.clone() if shared.ndim == 4 else self._per_head(shared, n)))
+        inputs = [
+            point(shared.clone() if shared.ndim == 4 else self._per_head(shared, n))
             for point, n in zip(points, copies, strict=True)
-        )
+        ]
+        q, k, v = map(self.ln1, inputs)
         return q, k, v
 
     def _per_head(self, resid: Tensor, n_heads: int) -> Float[Tensor, "batch pos head d_model"]:
