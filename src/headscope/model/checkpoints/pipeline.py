@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from headscope.errors import CheckpointError, InvalidInputError, NotFiniteError, UnknownNameError, unknown_name
+from headscope.model.checkpoints.entries import ReadEntries
 from headscope.model.checkpoints.families import FAMILIES, family_of, saved_with
 from headscope.model.checkpoints.folder import CheckpointFolder, read_pickle
 from headscope.model.checkpoints.gguf.checkpoint import GGUFCheckpoint
@@ -128,7 +129,7 @@ def load_pretrained(
         training = find_training_checkpoint(str(model_name), index=checkpoint_index, label=label, **hub)
         hub |= {} if training.revision is None else {"revision": training.revision}
     checkpoint = None if hf_model is not None else open_checkpoint(find_checkpoint(str(model_name), **hub))
-    hf_config = hf_model.config.to_dict() if checkpoint is None else checkpoint.config()
+    hf_config = ReadEntries(hf_model.config.to_dict() if checkpoint is None else checkpoint.config())
     saved = saved_with(hf_config)
     cfg = make_config(
         hf_config,
@@ -148,6 +149,8 @@ def load_pretrained(
     else:
         tensors = checkpoint.tensors()
     weights = converted(dequantized(tensors, hf_config), cfg, hf_config, first_n_layers=first_n_layers)
+    if "model_type" in hf_config:
+        hf_config.check_all_read()
     cfg.n_layers = first_n_layers or cfg.n_layers
     if n_ctx is not None:
         if not 1 <= n_ctx <= cfg.n_ctx:

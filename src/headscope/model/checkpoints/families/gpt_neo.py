@@ -27,7 +27,8 @@ class _GPTNeo(GPT2Like):
     fixed = {**GPT2Like.fixed, "use_attn_scale": False}
 
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
-        kinds = [kind for group, times in hf["attention_types"] for _ in range(times) for kind in group]
+        written_out = [kind for group, times in hf["attention_types"] for _ in range(times) for kind in group]
+        kinds = hf.get("attention_layers") or written_out
         windows = window_fields(hf.get("window_size", 256), [kind == "local" for kind in kinds])
         return {**super().config(hf), **windows}
 

@@ -1,0 +1,99 @@
+"""Entries of a `config.json`, with a record of those that were read, so that none is dropped in silence.
+
+What a family reads changes the model, and what is listed here changes nothing it computes. An entry that is neither
+may: it is refused if the class in `transformers` knows it and it is not at that class's default. Entries that the class
+does not know are ignored there, and so they are here.
+"""
+
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from headscope.errors import CheckpointError
+
+__all__ = ["ReadEntries"]
+
+logger = logging.getLogger(__name__)
+
+# Entries about tokens, training, generation, other tasks, or the form of what is returned.
+_CHANGE_NOTHING = re.compile(
+    r"""_.* | architectures | auto_map | model_type | transformers_version | (torch_)?dtype | torchscript | return_dict
+    | .*_token_ids? | .*_token_index | .*drop(out)?(_.*)? | .*pdrop | layerdrop | initializer_\w+ | init_\w+
+    | rescale_prenorm_residual | use_cache | output_\w+ | router_(aux_loss_coef|jitter_noise) | \w+_loss_coef
+    | pretraining_tp | slow_but_exact | reorder_and_upcast_attn | (scale_)?attention_softmax_in_fp32
+    | chunk_size_feed_forward | is_encoder_decoder | is_decoder | id2label | label2id | num_labels | problem_type
+    | summary_\w+ | classifier_\w+ | task_specific_params | finetuning_task | tokenizer_class | tokenizer_name
+    | gradient_checkpointing | quantization_config | use_flash_attn\w* | use_mamba_kernels | num_logits_to_keep
+    | mtp_\w+ | num_nextn_predict_layers | vision_\w+ | image_\w+ | projector_\w+ | multimodal_\w+ | mm_\w+
+    | spatial_merge_size | base_model_\w+ | max_length | (do_)?sample | temperature | top_[kp]""",
+    re.VERBOSE,
+)
+# Entries that are read where another entry asks for them, and count for nothing elsewhere.
+_CONDITIONAL = re.compile(
+    r"""(use_|_)?sliding_window(_pattern)? | max_window_layers | window_size | num_(ln_in_parallel_attn|kv_heads)
+    | num_key_value_heads | num_local_experts | rope_\w+ | rotary_\w+ | partial_rotary_factor | n_ctx | layer_types | attention_types
+    | learned_pos_emb | embedding_fraction | layer_norm_eps | mamba_\w+ | conv_\w+""",
+    re.VERBOSE,
+)
+
+
+class ReadEntries(Mapping[str, Any]):
+    """The entries of a config, and which of them were read.
+
+    Args:
+        entries: The config.
+    """
+
+    def __init__(self, entries: Mapping[str, Any]) -> None:
+        self._entries = entries
+        self._read: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        self._read.add(name)
+        return self._entries[name]
+
+    def __contains__(self, name: object) -> bool:
+        self._read.add(str(name))
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def unread(self) -> dict[str, Any]:
+        """Return the entries that nobody asked for and that may change what the model computes."""
+        known = (_CHANGE_NOTHING, _CONDITIONAL)
+        return {
+            name: value
+            for name, value in self._entries.items()
+            if name not in self._read and not any(each.fullmatch(name) for each in known)
+        }
+
+    def check_all_read(self) -> None:
+        """Refuse what was not read if it may change the logits.
+
+        Raises:
+            CheckpointError: For an entry that the class in `transformers` knows, with another value than its default.
+        """
+        unread = self.unread()
+        if not unread:
+            return
+        defaults = _defaults(str(self._entries.get("model_type")))
+        for name, value in unread.items():
+            if name not in defaults:
+                logger.info("config.json has %s = %r, which transformers ignores, and so does headscope.", name, value)
+            elif value != defaults[name]:
+                raise CheckpointError(
+                    f"{name} = {value!r} in config.json may change what the model computes, and headscope does not "
+                    f"support it for {self._entries.get('model_type')!r}; the default is {defaults[name]!r}."
+                )
+
+
+def _defaults(model_type: str) -> dict[str, Any]:
+    """Return the default entries of a family's config in `transformers`; empty if that does not know it."""
+    from transformers import CONFIG_MAPPING  # takes a second, and is rarely needed
+
+    return CONFIG_MAPPING[model_type]().to_dict() if model_type in CONFIG_MAPPING else {}

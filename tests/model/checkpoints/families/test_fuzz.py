@@ -1,0 +1,128 @@
+"""Every entry of a config changes the logits as in `transformers`, or is refused, or changes nothing in either.
+
+Each row of the families' table is built anew by `transformers` with one entry changed, and loaded here.
+"""
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from families_table import HYBRIDS, LENGTH, ROWS, VOCABULARY
+from tiny import randomize, tiny_tokens
+from torch import Tensor
+
+from headscope import HookedTransformer
+from headscope.errors import CheckpointError, HeadscopeError
+from headscope.model.checkpoints.entries import ReadEntries
+
+TABLE = {**ROWS, **HYBRIDS}
+FIRST_OF_FAMILY = list({row.split()[0].rstrip(","): row for row in reversed(TABLE)}.values())
+TOKENS = tiny_tokens(2, LENGTH, d_vocab=VOCABULARY)
+# What `PreTrainedConfig` has for all classes alike, and what the table itself sets.
+NOT_FUZZED = {*transformers.PreTrainedConfig().to_dict(), "model_type", "architectures", "attn_implementation"}
+WRONG_IN_TRANSFORMERS = {("falcon", "alibi")}  # its "eager" attention adds the penalties twice
+
+
+def built(stem: str, fields: dict[str, Any]) -> Any:
+    """A `transformers` model whose weights are the same wherever shapes are."""
+    config = getattr(transformers, f"{stem}Config")(**fields)
+    kind = "ImageTextToText" if "text_config" in fields else "CausalLM"
+    auto = getattr(transformers, f"AutoModelFor{kind}")
+    model = auto.from_config(config, attn_implementation=fields.get("attn_implementation", "eager")).eval()
+    randomize(model, spread=0.4)
+    return model
+
+
+def other_values(value: Any) -> list[Any]:
+    """Return values that an entry might also have, the likeliest to be understood first."""
+    match value:
+        case bool():
+            return [not value]
+        case None:
+            return [0.5, 3, True]
+        case int():
+            return [value + 1, 2 * value]
+        case float():
+            return [2 * value + 0.25]
+        case str():
+            return ["relu", "gelu_new", "silu"]
+        case [str(), *_]:
+            return [value[::-1], [value[0]] * len(value), [value[-1]] * len(value)]
+    return []
+
+
+def changed(row: str, every: bool) -> Iterator[tuple[str, Any, Any, Tensor]]:
+    """Yield an entry, its other value, the model it makes in `transformers`, and that model's logits."""
+    stem, fields = TABLE[row]
+    for entry, value in built(stem, fields).config.to_dict().items():
+        if entry in NOT_FUZZED or (row.split()[0].rstrip(","), entry) in WRONG_IN_TRANSFORMERS:
+            continue
+        for other in other_values(value)[: None if every else 1]:
+            try:
+                model = built(stem, {**fields, entry: other})
+                with torch.no_grad():
+                    logits = model(TOKENS).logits
+            except Exception:  # noqa: BLE001  # a config that transformers itself cannot use, in any of many ways
+                continue
+            if bool(logits.isfinite().all()):
+                yield entry, other, model, logits
+
+
+def check(row: str, *, every: bool) -> None:
+    n_checked, wrong = 0, []
+    for entry, other, model, wanted in changed(row, every):
+        n_checked += 1
+        try:
+            with torch.no_grad():
+                found = HookedTransformer.from_hf(model)(TOKENS)
+        except HeadscopeError:
+            continue
+        if found.shape != wanted.shape or not torch.allclose(found, wanted, rtol=0, atol=1e-3):
+            wrong.append(f"{entry} = {other!r}")
+    assert not wrong
+    assert n_checked >= 5
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    logging.disable(logging.WARNING)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.mark.filterwarnings("ignore")  # transformers warns of some of these configs
+@pytest.mark.parametrize("row", FIRST_OF_FAMILY)
+def test_one_other_value_of_each_entry(row: str) -> None:
+    check(row, every=False)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("row", TABLE)
+def test_several_other_values_of_each_entry(row: str) -> None:
+    check(row, every=True)
+
+
+def test_an_entry_nobody_read_is_refused_if_transformers_knows_it() -> None:
+    fields = {"model_type": "llama", "hidden_act": "silu", "hidden_size": 12, "initializer_range": 0.5}
+    entries = ReadEntries(fields)
+    assert entries["hidden_size"] == 12
+    entries.check_all_read()  # the activation is the class's default
+    entries = ReadEntries({**fields, "hidden_act": "relu"})
+    with pytest.raises(CheckpointError, match="hidden_size = 12 .* the default is 4096"):
+        entries.check_all_read()
+    assert entries["hidden_size"] == 12
+    with pytest.raises(CheckpointError, match="hidden_act = 'relu' .* the default is 'silu'"):
+        entries.check_all_read()
+    assert "hidden_act" in entries and len(entries) == 4
+
+
+def test_an_entry_that_transformers_does_not_know_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    logging.disable(logging.NOTSET)
+    entries = ReadEntries({"model_type": "llama", "color": "red"})
+    with caplog.at_level(logging.INFO):
+        entries.check_all_read()
+    assert "color = 'red', which transformers ignores" in caplog.text
