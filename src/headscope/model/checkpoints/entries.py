@@ -32,8 +32,8 @@ _CHANGE_NOTHING = re.compile(
 # Entries that are read where another entry asks for them, and count for nothing elsewhere.
 _CONDITIONAL = re.compile(
     r"""(use_|_)?sliding_window(_pattern)? | max_window_layers | window_size | num_(ln_in_parallel_attn|kv_heads)
-    | num_key_value_heads | num_local_experts | rope_\w+ | rotary_\w+ | partial_rotary_factor | n_ctx | layer_types | attention_types
-    | learned_pos_emb | embedding_fraction | layer_norm_eps | mamba_\w+ | conv_\w+""",
+    | num_key_value_heads | num_local_experts | rope_\w+ | rotary_\w+ | partial_rotary_factor | n_ctx | layer_types
+    | attention_types | learned_pos_emb | embedding_fraction | layer_norm_eps | mamba_\w+ | conv_\w+""",
     re.VERBOSE,
 )
 
