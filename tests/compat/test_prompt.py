@@ -121,3 +121,8 @@ def test_nan_logits_are_told() -> None:
         model.unembed.W_U[0, 0] = torch.nan
     with pytest.raises(NotFiniteError, match="NaN"):
         run_prompt(PROMPT, "Mary", model, print_details=False)
+
+
+def test_a_cell_that_ends_in_it_shows_the_report_once(model: HookedTransformer) -> None:
+    found = run_prompt(PROMPT, " Mary", model, print_details=False)
+    assert repr(found).startswith("PromptTest(answer=' Mary', rank=") and "\n" not in repr(found)

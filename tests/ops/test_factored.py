@@ -345,3 +345,9 @@ def test_the_triangular_factor_keeps_lengths(rows: int, columns: int) -> None:
     assert found.shape == (2, min(rows, columns), columns)
     close(found.mT @ found, matrix.mT @ matrix)
     assert torch.autograd.gradcheck(lambda x: triangular_factor(x).square(), matrix.requires_grad_())
+
+
+def test_eigenvalues_come_in_the_order_of_a_full_decomposition() -> None:
+    left, right = torch.randn(2, 3, 24, 8, generator=torch.Generator().manual_seed(0))
+    product = FactoredMatrix(left, right.mT)
+    assert torch.equal(product.eigenvalues, torch.linalg.eig(product.BA).eigenvalues)

@@ -93,7 +93,10 @@ class PromptTest:
             for place, candidate in enumerate(token.top)
         ]
 
-    __repr__ = __str__
+    def __repr__(self) -> str:
+        # One line: a notebook whose cell ends in `test_prompt(...)` shows it below the printed report.
+        answers = _listed(token.token for token in self.answer)
+        return f"PromptTest(answer={answers}, rank={self.rank}, prob={self.prob:.2%})"
 
 
 @torch.no_grad()

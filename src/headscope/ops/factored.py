@@ -221,7 +221,8 @@ class FactoredMatrix:
     @property
     def eigenvalues(self) -> Complex[Tensor, "... mdim"]:
         """The `mdim` eigenvalues that can differ from zero. Factors in half precision give complex64."""
-        return torch.linalg.eigvals(at_least_float32(self.BA))
+        # `eigvals` needs no eigenvectors, but LAPACK then gives another order than the field's notebooks index.
+        return torch.linalg.eig(at_least_float32(self.BA)).eigenvalues
 
     def norm(self) -> Float[Tensor, "..."]:
         """Frobenius norm: the root of the sum of squared singular values."""

@@ -10,7 +10,7 @@ import torch
 from tiny import tiny_config, tiny_model, tiny_tokens
 from torch import Tensor
 
-from headscope import HookedTransformer
+from headscope import HookedTransformer, HookedTransformerConfig
 from headscope.errors import CheckpointError, InvalidInputError
 from headscope.model.weights import processing
 from headscope.model.weights.processing import WeightProcessing, process_weights
@@ -217,3 +217,26 @@ def test_loading_keeps_the_models_type_and_frozen_parameters() -> None:
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert not model.embed.W_E.requires_grad and model.unembed.W_U.requires_grad
     model(TOKENS)
+
+
+@pytest.mark.parametrize(("kind", "folded"), [("LN", "LNPre"), ("RMS", "RMSPre")])
+@pytest.mark.parametrize("act_fn", ["gelu", "solu_ln"])
+def test_a_model_built_as_folded_folds_the_norms_of_weights_that_have_them(kind: str, folded: str, act_fn: str) -> None:
+    sizes: dict[str, Any] = {"n_layers": 2, "d_model": 16, "n_heads": 2, "d_head": 8, "n_ctx": 8, "d_vocab": 11}
+    raw = HookedTransformer(HookedTransformerConfig(**sizes, act_fn=act_fn, normalization_type=kind, seed=1))
+    with torch.no_grad():
+        for parameter in raw.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)), alpha=0.1)
+    tokens = torch.arange(6)[None]
+    wanted = raw(tokens)
+    model = HookedTransformer(HookedTransformerConfig(**sizes, act_fn=act_fn, normalization_type=folded, seed=3))
+    weights = raw.state_dict()
+    model.load_and_process_state_dict(weights, center_writing_weights=False, center_unembed=False)
+    assert model.cfg.normalization_type == folded
+    assert not any(".ln1." in name or "ln_final" in name for name in model.state_dict())
+    torch.testing.assert_close(model(tokens), wanted, rtol=1e-4, atol=1e-5)
+    with pytest.raises(CheckpointError, match=r"Unused: blocks\.0\.ln1"):
+        model.load_and_process_state_dict(weights, fold_ln=False)
+    del weights["blocks.1.ln2.w"]
+    with pytest.raises(CheckpointError, match=r"Missing: blocks\.1\.ln2\.w"):
+        model.load_and_process_state_dict(weights)

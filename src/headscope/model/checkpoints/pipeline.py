@@ -6,6 +6,7 @@ that there is never a second copy of the weights. No Hugging Face model is built
 run.
 """
 
+import copy
 import inspect
 import logging
 from collections.abc import Mapping
@@ -26,11 +27,11 @@ from headscope.model.checkpoints.training import TrainingCheckpoint, find_traini
 from headscope.model.config import HookedTransformerConfig
 from headscope.model.config_checks import parse_dtype
 from headscope.model.parts.attention import FIELD_BUFFERS
-from headscope.model.parts.layers import MLP, make_norm, make_pre_norm
+from headscope.model.parts.layers import MLP, LayerNormPre, RMSNormPre, make_norm, make_pre_norm
 from headscope.model.protocols import Model
 from headscope.model.text.tokens import PaddingSide
 from headscope.model.weights.placement import DeviceMap, balanced_device_map, gpus
-from headscope.model.weights.processing import WeightProcessing, process_weights
+from headscope.model.weights.processing import WeightProcessing, process_weights, unfolded_norm
 
 __all__ = ["fill", "find_tokenizer", "load_pretrained", "open_checkpoint"]
 
@@ -197,6 +198,7 @@ def fill(
 ) -> None:
     """Process weights and make them the parameters of a model, replacing its norms to match.
 
+    A model whose config says that its norms are folded takes weights that still have them, and `fold_ln` folds them.
     The parameters keep the model's dtype and device.
 
     Args:
@@ -216,8 +218,12 @@ def fill(
         for name, weight in weights.items()
         if name not in others and not name.endswith(tuple(f".attn.{buffer}" for buffer in FIELD_BUFFERS))
     }
+    cfg, norms = copy.copy(model.cfg), _norms_before_folding(model, parameters["unembed.W_U"])
+    if processing.fold_ln and not weights.keys().isdisjoint(norms):
+        cfg.normalization_type = unfolded_norm(cfg)
+        parameters |= norms
     _check_fit(parameters, weights)
-    state, norm, done = process_weights(weights, model.cfg, processing, in_place=in_place)
+    state, norm, done = process_weights(weights, cfg, processing, in_place=in_place)
     if norm != model.cfg.normalization_type:
         model.cfg.normalization_type = norm
         _replace_norms(model)
@@ -231,6 +237,16 @@ def fill(
     model.load_state_dict(own, assign=True, strict=False)
     model.weight_processing = tuple(dict.fromkeys((*model.weight_processing, *done)))
     model.setup()
+
+
+def _norms_before_folding(model: Model, like: nn.Parameter) -> dict[str, nn.Parameter]:
+    """Return the norms' parameters that a model built as folded lacks, and weights still to be folded have."""
+    return {
+        f"{path}.{name}": nn.Parameter(like.new_empty(norm.length), requires_grad=like.requires_grad)
+        for path, norm in model.named_modules()
+        if isinstance(norm, LayerNormPre | RMSNormPre)
+        for name in ("wb" if norm.centered else "w")
+    }
 
 
 def _check_fit(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:

@@ -150,11 +150,11 @@ class _Norm(nn.Module):
     def __init__(self, cfg: HookedTransformerConfig, length: int | None = None) -> None:
         super().__init__()
         self.cfg = cfg
-        width = cfg.d_model if length is None else length
+        self.length = cfg.d_model if length is None else length
         if self.affine:
-            self.w = nn.Parameter(torch.ones(width, dtype=cfg.dtype))
+            self.w = nn.Parameter(torch.ones(self.length, dtype=cfg.dtype))
         if self.affine and self.centered:
-            self.b = zero_parameter(cfg, width)
+            self.b = zero_parameter(cfg, self.length)
         self.hook_scale = HookPoint()
         self.hook_normalized = HookPoint()
 

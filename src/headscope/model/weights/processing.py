@@ -116,6 +116,11 @@ def folded_norm(cfg: HookedTransformerConfig) -> str | None:
     return {"LN": "LNPre", "RMS": "RMSPre"}.get(cfg.normalization_type or "", cfg.normalization_type)
 
 
+def unfolded_norm(cfg: HookedTransformerConfig) -> str | None:
+    """Return the normalization type a model had before its norms' weights were folded."""
+    return {"LNPre": "LN", "RMSPre": "RMS"}.get(cfg.normalization_type or "", cfg.normalization_type)
+
+
 def inapplicable_processing(cfg: HookedTransformerConfig) -> dict[str, str]:
     """Return, for each rewrite, the reason it does not apply to a model; empty if it does."""
     return {name: _why_not(name, cfg) for name in WeightProcessing.names()}
