@@ -180,3 +180,12 @@ def test_what_is_refused(model: HookedTransformer, task: Task) -> None:
         run(metric=lambda logits: logits[:, 0, 0])
     with pytest.raises(NotFiniteError):
         run(metric=lambda logits: logits.sum() * torch.nan)
+
+
+def test_the_result_says_how_patched_runs_were_made(model: HookedTransformer, task: Task) -> None:
+    result = activation_patch(model, task, "z", by_position=False, progress=False)
+    assert result.runs == "suffix" and "runs: suffix" in str(result)
+    with model.hooks([("blocks.1.attn.hook_z", lambda z, hook: z)]):
+        hooked = activation_patch(model, task, "z", by_position=False, progress=False)
+    assert hooked.runs.startswith("whole, for")
+    torch.testing.assert_close(hooked["z"], result["z"])

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headscope.analysis.patching.base_run import obstacle
+from headscope.analysis.patching.base_run import obstacle, way_of_running
 from headscope.analysis.patching.engine import Patch, measure_patches
 from headscope.analysis.patching.result import PatchingResult
 from headscope.analysis.patching.sites import AXES, as_sites, patch_axes
@@ -123,6 +123,7 @@ def activation_patch(
         unit=_unit(direction, scale, "logit difference" if metric is None else "metric"),
         clean=float(clean),
         corrupted=float(corrupted),
+        runs=way_of_running(model),
     )
 
 

@@ -45,9 +45,9 @@ def obstacle(model: HookedTransformer) -> str | None:
 
 
 def way_of_running(model: HookedTransformer) -> str:
-    """Return how patched runs of a model are made, in words for a result: `"suffix"`, or `"whole runs: ..."`."""
+    """Return how patched runs of a model are made, in the words of results: `"suffix"`, or `"whole, for ..."`."""
     found = obstacle(model)
-    return "suffix" if found is None else f"whole runs: {found}"
+    return "suffix" if found is None else f"whole, for {found}"
 
 
 class BaseRun:
@@ -83,19 +83,15 @@ class BaseRun:
         self.batch, self.length = first.shape[:2]
         self.blocks = [cast(TransformerBlock, block) for block in model.blocks]
         self.is_causal = not any(block.looks_ahead(self.length) for block in self.blocks)
-        before = {
-            f"blocks.{at}.{name}" for at in range(from_layer, len(self.blocks)) for name in self._reads_before(at)
-        }
-        wanted = {*names, *before}
+        layers = range(from_layer, len(self.blocks))
+        before = {layer: self.blocks[layer].reads_before for layer in layers}
+        wanted = {*names, *(f"blocks.{layer}.{name}" for layer in layers for name in before[layer])}
         # What is only watched is reduced to nothing.
         readings: dict[str, Reading] = {
             name: None if name in wanted else (lambda _: None) for name in wanted.union(watched)
         }
         self.kept, self.final = record(model, tokens, readings, **options)
-        self._before: dict[int, tuple[Tensor, ...]] = {}
-
-    def _reads_before(self, layer: int) -> tuple[str, ...]:
-        return self.blocks[layer].reads_before
+        self._before = {layer: self.blocks[layer].before(self.of_block(layer, before[layer])) for layer in layers}
 
     def of_block(self, layer: int, names: Iterable[str]) -> dict[str, Tensor]:
         """Return kept activations of a layer, by their names in the block."""
@@ -103,8 +99,6 @@ class BaseRun:
 
     def before(self, layer: int) -> tuple[Tensor, ...]:
         """Return what a layer's runs of later positions need of earlier ones."""
-        if layer not in self._before:
-            self._before[layer] = self.blocks[layer].before(self.of_block(layer, self._reads_before(layer)))
         return self._before[layer]
 
 
@@ -126,11 +120,20 @@ class SuffixRuns:
         cut = base.is_causal and not any(block.depends_on_length(reads_to, base.length) for block in base.blocks)
         self.stop = reads_to if cut else base.length
 
-    def through(self, layer: int, start: int, stream: Tensor) -> Float[Tensor, "row position d_model"]:
-        """Streams that begin at `start` through a layer; behind the last one, only what is read of them."""
+    def through(
+        self, layer: int, start: int, stream: Tensor, *, queries: bool = False
+    ) -> Float[Tensor, "row position d_model"]:
+        """Streams that begin at `start` through a layer; behind the last one, only what is read of them.
+
+        Args:
+            layer: The layer.
+            start: The first position.
+            stream: The streams before it.
+            queries: Make the last layer's queries and MLP at all positions, for hooks there that set them.
+        """
         base, times = self.base, len(stream) // self.base.batch
         is_last = layer == self.n_layers - 1
-        query_at = self._read_at(start, times) if is_last and self._reads_fewer(start) else None
+        query_at = self._read_at(start, times) if is_last and not queries and self._reads_fewer(start) else None
         stream = base.blocks[layer].suffix(
             stream,
             start,
@@ -155,7 +158,9 @@ class SuffixRuns:
         """What is read of final states from `start` on; all of them, if nobody says what."""
         return self._unless_before(start, self._taken(start, stream))
 
-    def finals(self, stage: int, start: int, stream: Tensor) -> Float[Tensor, "row position d_model"]:
+    def finals(
+        self, stage: int, start: int, stream: Tensor, *, queries: bool = False
+    ) -> Float[Tensor, "row position d_model"]:
         """Final states where they are read, from `2 * layer` (before it) on, or one more (behind its attention)."""
         layer = stage // 2
         if stage % 2:
@@ -163,7 +168,7 @@ class SuffixRuns:
         elif layer == self.n_layers:
             return self.read(start, stream)
         for each in range(layer, self.n_layers):
-            stream = self.through(each, start, stream)
+            stream = self.through(each, start, stream, queries=queries)
         return stream
 
     @cached_property

@@ -22,6 +22,7 @@ from torch import Tensor
 from headscope.analysis.core.components import component_of, part_labels
 from headscope.analysis.core.named_arrays import cell_label
 from headscope.analysis.core.progress import progress_bar
+from headscope.analysis.patching.base_run import way_of_running
 from headscope.analysis.patching.path_block import Cell, PathBlock, WholePaths
 from headscope.analysis.patching.path_ends import Receiver, as_receivers, as_senders, check_fed, sender_of
 from headscope.analysis.patching.path_result import PathPatchingResult
@@ -30,7 +31,6 @@ from headscope.analysis.prompts.task import Task
 from headscope.analysis.prompts.two_runs import Direction, Scale, Scorer, TaskRuns
 from headscope.analysis.recording.record import check_final
 from headscope.errors import InvalidInputError
-from headscope.model.hooks import is_plain
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.devices import Budget
 
@@ -88,6 +88,7 @@ def path_patch(
         PathPatchingResult: headscope-demo (...) on 20 prompts, such as ...
           senders -> final; denoising, MLPs frozen, positions: end
           metric: +8.8552 clean, -0.7838 corrupted
+          runs: suffix
                    change, share
           3.2      +2.29...  +23.8%
     """
@@ -183,8 +184,8 @@ def _measured(
     fed.sort(key=lambda at: cells[at][0].stage)
     senders = list({sender for at in fed for sender in cells[at]})
     scorer = Scorer(model, runs.task, metric)
-    is_unhooked = all(is_plain(module, type(module)) for module in model.modules())
-    passes = PathBlock if is_unhooked else WholePaths
+    way = way_of_running(model)
+    passes = PathBlock if way == "suffix" else WholePaths
     parts = []
     with progress_bar(len(fed) * n_prompts, "path patching", shown=progress) as bar:
         for rows in scorer.batches(Budget.of(model.W_E.device).batch_tokens):
@@ -221,4 +222,5 @@ def _measured(
         scale=runs.scale,
         freeze_mlps=freeze_mlps,
         positions=str(runs.positions),
+        runs=way,
     )

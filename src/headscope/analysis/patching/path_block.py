@@ -13,9 +13,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headscope.analysis.core.components import Component, all_components, all_mlps
+from headscope.analysis.patching.base_run import BaseRun, SuffixRuns
 from headscope.analysis.patching.path_ends import Receiver, Sender, mlp_stage
 from headscope.analysis.prompts.two_runs import Scorer, TaskRuns
-from headscope.analysis.recording.record import Reading, Recording, Replacement, hook_name, record
+from headscope.analysis.recording.record import Reading, Recording, Replacement, hook_name, record, replacing
+from headscope.model.block import TransformerBlock
 from headscope.model.names import post_scale_name
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.devices import Budget
@@ -67,8 +69,7 @@ class PathBlock:
         if self.into_final:
             # What is not read of the final state need not be changed.
             self.where = torch.zeros_like(self.where).scatter(1, scorer.places[rows], True) & self.where
-        n_passed = scorer.places[rows].numel() if self.into_final else self.tokens.numel()
-        self.together = max(1, Budget.of(self.tokens.device).batch_tokens // n_passed)
+        self.together = 1
         self._run_both(senders)
 
     def _run_both(self, senders: Sequence[Sender]) -> None:
@@ -77,16 +78,33 @@ class PathBlock:
         streams = {stage: _stream(stage) for stage in read if stage < 2 * self.cfg.n_layers}
         kept = {_input(receiver) for receiver in self.receivers if receiver.component}
         kept |= {_mlp_out(layer) for layer in self.mlps}
-        kept |= {_gate(receiver) for receiver in self.receivers if self._has_gate(receiver)}
-        kept |= set() if self.into_final else {_stream(2 * self.start)}
+        gates = {_gate(receiver) for receiver in self.receivers if self._has_gate(receiver)}
+        kept |= gates
+        if not self.into_final:
+            # One kind of input in the first layer that reads: it is taken up right behind that.
+            inputs = {_input(each) for each in self.receivers if each.component and each.component.layer == self.start}
+            self.entry = inputs.pop() if len(inputs) == 1 and not gates else _stream(2 * self.start)
+            kept |= {f"blocks.{self.start}.{name}" for name in self._block.read_by_resumed(self._entry_site)}
         behind = {}
         if self.cfg.has_post_norms:
             heads = {s.component.layer for s in senders if s.component is not None and s.component.head is not None}
             behind = {layer: post_scale_name(layer).replace("hook_scale", "hook_normalized") for layer in heads}
         shown = {*behind.values(), *map(post_scale_name, behind)}
-        base, self.base = self._run(self.runs.base, sorted(written | kept | shown | set(streams.values())))
+        names = written | kept | shown | set(streams.values())
+        with self._heads_apart():
+            run = BaseRun(self.model, self.tokens, names, self.start, **self.runs.options(self.rows))
+        self.suffixes = SuffixRuns(run, self.scorer.places[self.rows])
+        base, self.base = run.kept, self.scorer.read(self.rows, run.final)
+        run.kept = {name: base[name] for name in kept}
+        # Attention being frozen up to there, receivers read a change only where senders are patched.
+        somewhere = self.where.any(0).nonzero()
+        self.begin = int(somewhere[0]) if len(somewhere) and run.is_causal else 0
+        n_passed = self.scorer.places[self.rows].numel()
+        if not self.into_final:
+            n_passed = max(1, len(self.tokens) * (self.suffixes.stop - self.begin))
+        self.together = max(1, Budget.of(self.tokens.device).batch_tokens // n_passed)
         other, self.other = self._run(self.runs.other, sorted(written))
-        self.kept = {name: base[name] for name in kept}
+        self.kept = run.kept
         self.streams = {stage: base[name][self.where] for stage, name in streams.items()}
         self.changed = {name: other[name][self.where] - base[name][self.where] for name in written}
         # What norms behind attention were given, but for a mean that they take away: enough to go through them again.
@@ -119,25 +137,41 @@ class PathBlock:
             change = self.base.new_zeros(len(cells), *self.where.shape, self.cfg.d_model)
             change[:, self.where] = changes[self.last]
             return self.base + torch.stack([self.scorer.read(self.rows, each) for each in change])
-        replaced: dict[str, list[Replacement]] = {}
+        if self.begin >= self.suffixes.stop:
+            return self.base.expand(len(cells), *self.base.shape)
+        n, here = len(cells), slice(self.begin, self.suffixes.stop)
+        site = self._entry_site
+        kept = {
+            name: value.repeat(n, *[1] * (value.ndim - 1))
+            for name, value in self.suffixes.base.of_block(self.start, self._block.read_by_resumed(site)).items()
+        }
+        above: dict[str, list[Replacement]] = {}
         for receiver in self.receivers:
             assert receiver.component is not None
-            value = self._received(receiver, changes[receiver.stage])
-            replacement = Replacement(value.flatten(0, 1), receiver.component.head)
-            replaced.setdefault(_input(receiver), []).append(replacement)
+            value = self._received(receiver, changes[receiver.stage]).flatten(0, 1)
+            if _input(receiver) == self.entry:
+                Replacement(value, receiver.component.head).write(kept[site])
+            else:
+                replacement = Replacement(value[:, here], receiver.component.head)
+                above.setdefault(_input(receiver), []).append(replacement)
             if self._has_gate(receiver):
-                gate = self._gated(receiver, changes[receiver.stage]).flatten(0, 1)
-                replaced.setdefault(_gate(receiver), []).append(Replacement(gate, receiver.component.head))
-        with self._heads_apart():
-            final = record(
-                self.model,
-                self.kept[_stream(2 * self.start)].repeat(len(cells), 1, 1),
-                replaced=replaced,
-                start_at_layer=self.start,
-                tokens=self.tokens.repeat(len(cells), 1),
-                **self.runs.options(self.rows, len(cells)),
-            ).final
-        return torch.stack([self.scorer.read(self.rows, each) for each in final.chunk(len(cells))])
+                gate = self._gated(receiver, changes[receiver.stage]).flatten(0, 1)[:, here]
+                above.setdefault(_gate(receiver), []).append(Replacement(gate, receiver.component.head))
+        mask = self.suffixes.base.mask
+        with self._heads_apart(), self.model.hooks(replacing(above)):
+            mask = None if mask is None else mask.repeat(n, 1)
+            stage, stream = self._block.resumed(site, kept[site], kept, here, mask)
+            final = self.suffixes.finals(2 * self.start + stage, self.begin, stream, queries=bool(above))
+        return final.unflatten(0, (n, -1))
+
+    @property
+    def _block(self) -> TransformerBlock:
+        return cast(TransformerBlock, self.model.blocks[self.start])
+
+    @property
+    def _entry_site(self) -> str:
+        """The name in the block of what the third pass begins with."""
+        return self.entry.removeprefix(f"blocks.{self.start}.")
 
     # The second pass
 

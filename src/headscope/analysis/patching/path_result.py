@@ -33,6 +33,8 @@ class PathPatchingResult(Result):
         scale: `"share"` (of `clean - corrupted`) or `"metric"`.
         freeze_mlps: Whether MLPs between senders and receivers kept what they gave.
         positions: At which positions, in the caller's words; `all` for every one.
+        runs: How patched runs were made: `"suffix"` (only layers and positions from the receivers on), or
+            `"whole, for"` what stood in the way of that, such as hooks on the model.
     """
 
     kind: ClassVar[str] = "path patching"
@@ -59,6 +61,7 @@ class PathPatchingResult(Result):
     scale: str
     freeze_mlps: bool
     positions: str
+    runs: str = ""
 
     @property
     def normalized(self) -> Float[Tensor, "*sender"]:
@@ -95,4 +98,6 @@ class PathPatchingResult(Result):
         receivers = ", ".join(self.receiver_labels)
         yield f"senders -> {receivers}; {self.direction}, {mlps}, positions: {self.positions}"
         yield f"metric: {float(self.clean):+.4f} clean, {float(self.corrupted):+.4f} corrupted"
+        if self.runs:
+            yield f"runs: {self.runs}"
         yield from str(self.top(8)).splitlines()

@@ -145,6 +145,8 @@ class PatchingResult(SiteResult):
         clean: The logit difference (or your metric) of the clean run.
         corrupted: That of the corrupted run.
         info: What was run on what; `n_positions` is the number of prompts.
+        runs: How patched runs were made: `"suffix"` (only layers and positions from the patch on), or `"whole, for"`
+            what stood in the way of that, such as hooks on the model.
     """
 
     kind: ClassVar[str] = "patching"
@@ -157,6 +159,7 @@ class PatchingResult(SiteResult):
     unit: str
     clean: float
     corrupted: float
+    runs: str = ""
 
     def axes_of(self, site: str) -> tuple[str, ...]:
         if site not in self.sites:
@@ -184,4 +187,6 @@ class PatchingResult(SiteResult):
 
     def _notes(self) -> Iterator[str]:
         yield f"{self.direction}: clean {self.clean:+.3f}, corrupted {self.corrupted:+.3f}; values are {self.unit}"
+        if self.runs:
+            yield f"runs: {self.runs}"
         yield from super()._notes()

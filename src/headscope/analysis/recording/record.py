@@ -38,6 +38,7 @@ __all__ = [
     "readable_hooks",
     "record",
     "record_patterns",
+    "replacing",
 ]
 
 # What is kept of an activation; `None` keeps it as it is.
@@ -75,6 +76,18 @@ class Replacement(NamedTuple):
         target.copy_(self.value.expand_as(target))
 
 
+def replacing(replaced: Mapping[str, Sequence[Replacement]]) -> list[tuple[Any, Callable[..., Any]]]:
+    """Return hooks that put values in the place of activations, by hook name."""
+
+    def replace(activation: Tensor, hook: HookPoint) -> Tensor:
+        changed = activation.clone()
+        for each in replaced[hook.name or ""]:
+            each.write(changed)
+        return changed
+
+    return [(name, replace) for name in replaced]
+
+
 def record(
     model: HookedTransformer,
     inputs: Tensor,
@@ -106,13 +119,7 @@ def record(
         reading = readings[hook.name or ""]
         kept[hook.name or ""] = activation if reading is None else reading(activation)
 
-    def replace(activation: Tensor, hook: HookPoint) -> Tensor:
-        changed = activation.clone()
-        for each in replaced[hook.name or ""]:
-            each.write(changed)
-        return changed
-
-    hooks = [(name, replace) for name in replaced] + [(name, keep) for name in readable_hooks(model, readings)]
+    hooks = [*replacing(replaced), *((name, keep) for name in readable_hooks(model, readings))]
     final = model.run_with_hooks(
         inputs, fwd_hooks=hooks, stop_at_layer=model.cfg.n_layers if stop_at_layer is None else stop_at_layer, **options
     )
