@@ -59,8 +59,8 @@ class LlamaLike(Family):
     local_period: ClassVar[int] = 0
     default_base: ClassVar[float] = 10_000.0
     rotary_part: ClassVar[float | None] = None
-    names = {**Family.names, "eps": "rms_norm_eps", "d_head": "head_dim", "clip_qkv": "clip_qkv"}
-    defaults = {"act_fn": "silu", "eps": 1e-6, "tie_word_embeddings": False, "d_head": None, "clip_qkv": None}
+    names = {**Family.names, "eps": "rms_norm_eps", "d_head": "head_dim"}
+    defaults = {"act_fn": "silu", "eps": 1e-6, "tie_word_embeddings": False, "d_head": None}
     fixed: ClassVar[Mapping[str, Any]] = {"gated_mlp": True, "normalization_type": "RMS"}
 
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,8 @@ class _Olmo(LlamaLike):
     model_type = "olmo"
     architecture = "OlmoForCausalLM"
     examples = ("allenai/OLMo-1B-hf", "allenai/OLMo-7B-hf")
+    names = {**LlamaLike.names, "clip_qkv": "clip_qkv"}
+    defaults = {**LlamaLike.defaults, "clip_qkv": None}
     fixed = {**LlamaLike.fixed, "normalization_type": "LNPre", "eps": 1e-5}
 
     def outside(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
