@@ -105,6 +105,7 @@ class _Olmoe(WithExperts):
     model_type = "olmoe"
     architecture = "OlmoeForCausalLM"
     examples = ("allenai/OLMoE-1B-7B-0924",)
+    windowed = False
     names = {**WithExperts.names, "clip_qkv": "clip_qkv"}
     defaults = {**WithExperts.defaults, "eps": 1e-5, "clip_qkv": None}
     fixed = {**LlamaLike.fixed, "use_qk_norm": True, "qk_norm_all_heads": True}
