@@ -197,7 +197,7 @@ class TransformerBlock(nn.Module):
 
     @property
     def obstacle(self) -> str | None:
-        """What keeps `resumed` and `suffix` from giving what a whole run gives; `None` if nothing does.
+        """The obstacle to `resumed` and `suffix` giving what a whole run gives; `None` if there is none.
 
         A hook on any part may count on the batch and the positions it was made for, and a module of somebody else's may
         mix positions. A class with a `forward` of its own says that the rest of it holds by `resumes = True` (a block;

@@ -155,7 +155,7 @@ class SuffixRuns:
         return self._unless_before(start, self.base.blocks[layer].after_mid(self._taken(start, stream)))
 
     def read(self, start: int, stream: Tensor) -> Float[Tensor, "row position d_model"]:
-        """What is read of final states from `start` on; all of them, if nobody says what."""
+        """The positions of final states from `start` on that are read; all of them, if nobody says which."""
         return self._unless_before(start, self._taken(start, stream))
 
     def finals(
@@ -173,7 +173,7 @@ class SuffixRuns:
 
     @cached_property
     def unpatched(self) -> Float[Tensor, "batch position d_model"]:
-        """What is read of the unpatched run's final states."""
+        """The unpatched run's final states where they are read."""
         return self._taken(0, self.base.final)
 
     def _reads_fewer(self, start: int) -> bool:

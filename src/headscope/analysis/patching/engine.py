@@ -62,7 +62,7 @@ class _Site:
         return f"blocks.{self.layer}.{self.kind}"
 
     def read_in(self, model: HookedTransformer) -> list[str]:
-        """What is read of the unpatched run, by names in the block."""
+        """Activations of the unpatched run, by names in the block."""
         return cast(TransformerBlock, model.blocks[self.layer]).read_by_resumed(self.kind)
 
     @classmethod
@@ -203,7 +203,7 @@ class _PatchRuns:
         self._held += entry.stream.nbytes
 
     def _entry(self, site: _Site, patched: Tensor) -> _Entry:
-        """How the run goes on once an activation is replaced; it starts behind the end if no change counts."""
+        """The rest of the run once an activation is replaced; it starts behind the end if no change counts."""
         base, stop = self.base, self.suffixes.stop
         axis = 2 if site.kind == "attn.hook_pattern" else 1
         differs = patched != base.kept[site.name]
