@@ -278,7 +278,7 @@ OWN = {
     "HookedTransformerKeyValueCache": {"all_or_nothing", "n_past"},
     "HookedTransformerKeyValueCacheEntry": {"cut"},
     "SVDInterpreter": set(),
-    "HookedTransformerConfig": {
+    "HookedTransformerConfig": {"has_experts", "value_width", 
         "centered_norm", "final_norm", "has_post_norms", "has_pre_norms", "has_resid_mid", "n_cached_heads",
         "layers_with", "parts_of",
     },
@@ -324,7 +324,7 @@ LEFT_OUT = {
     },
     "ActivationCache": {"toggle_autodiff": "it switches autograd for everybody: torch.set_grad_enabled"},
     "SVDInterpreter": {"params": "the model has its own: named_parameters"},
-    "HookedTransformerConfig": {
+    "HookedTransformerConfig": {"has_experts", "value_width", 
         "set_seed_everywhere": "the global seed is nobody's: cfg.seed has a generator of its own",
     },
     "evals": {

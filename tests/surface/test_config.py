@@ -49,6 +49,10 @@ OWN: dict[str, Any] = {
     "longrope_short_factors": [1.0, 2.0],
     "longrope_long_factors": [1.0, 2.0], "longrope_original_ctx_len": 5, "longrope_attention_factor": 2.0,
     "gated_attn": True, "layer_parts": ["attn+mlp", "mlp"], "mixer": {"model_type": "lfm2"},
+    "gated_mlp_limit": 7.0, "gated_mlp_offset": 1.0, "mlp_types": ["dense", "experts"], "d_mlp_dense": 6, "d_mlp_shared": 5,
+    "gate_shared_expert": True, "router": "sigmoid", "sparsemixer_margin": 0.1, "expert_weight_scale": 2.0,
+    "expert_groups": 2, "expert_groups_per_token": 1, "scale_expert_inputs": True, "expert_output_biases": True,
+    "alibi_bfloat16": True, "use_attn_sinks": True, "d_head_v": 3, "d_latent_q": 5, "d_latent_kv": 6,
 }  # fmt: skip
 CHOICES: dict[str, list[Any]] = {
     "positional_embedding_type": ["rotari", "relative_positional_bias"], "normalization_type": ["ln", "DyT"],
@@ -57,7 +61,15 @@ CHOICES: dict[str, list[Any]] = {
     "dtype": [torch.int8],
 }  # fmt: skip
 COMPUTED = {"uses_rms_norm", "n_params"}
-# What only makes sense where queries and keys are rotated, and is refused elsewhere.
+# What only makes sense beside other fields, and is refused without them.
+EXPERTS = {"num_experts": 4, "experts_per_token": 2}
+LATENT = {"d_latent_kv": 6, "positional_embedding_type": "rotary", "rotary_dim": 2}
+NEEDED: dict[str, dict[str, Any]] = {
+    "mixer": {"layer_parts": OWN["layer_parts"]}, "alibi_bfloat16": {"positional_embedding_type": "alibi"},
+    **dict.fromkeys(("d_head_v", "d_latent_q", "d_latent_kv"), LATENT),
+    **dict.fromkeys(("d_mlp_dense", "d_mlp_shared", "mlp_types"), EXPERTS),
+    **dict.fromkeys(("gated_mlp_limit", "gated_mlp_offset"), {**EXPERTS, "gated_mlp": True}),
+}  # fmt: skip
 ROTARY = {"qk_norm_after_rotation", "rotary_layers", "dynamic_NTK_factor", "attn_temperature_slope"}
 
 
@@ -74,9 +86,8 @@ def test_every_field_is_in_the_tables() -> None:
 @pytest.mark.parametrize("name", [*TAKEN, *REFUSED, *OWN])
 def test_a_field_goes_through_a_dictionary(name: str) -> None:
     default, given = getattr(tiny_config(), name), {**TAKEN, **OWN}
-    needed: dict[str, Any] = {"positional_embedding_type": "rotary"} if name in ROTARY else {}
-    needed |= {"layer_parts": OWN["layer_parts"]} if name == "mixer" else {}
-    cfg = tiny_config(**needed, **{name: given.get(name, default)})
+    needed: dict[str, Any] = {"positional_embedding_type": "rotary"} if name in ROTARY else NEEDED.get(name, {})
+    cfg = tiny_config(**{**needed, name: given.get(name, default)})
     if name in given and name not in COMPUTED:
         assert getattr(cfg, name) == given[name] != default
     fields = cfg.to_dict()

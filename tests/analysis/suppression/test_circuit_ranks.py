@@ -113,7 +113,7 @@ def test_effective_embedding_is_made_in_chunks(set_budget):
 def test_without_mlps_it_is_the_embedding():
     model = tiny_model(attn_only=True)
     assert torch.equal(effective_embedding(model), model.W_E)
-    with pytest.raises(InvalidInputError, match="has no MLPs"):
+    with pytest.raises(InvalidInputError, match="has no MLP"):
         effective_embedding(model, only_mlp=True)
 
 
