@@ -324,7 +324,7 @@ LEFT_OUT = {
     },
     "ActivationCache": {"toggle_autodiff": "it switches autograd for everybody: torch.set_grad_enabled"},
     "SVDInterpreter": {"params": "the model has its own: named_parameters"},
-    "HookedTransformerConfig": {"has_experts", "value_width", 
+    "HookedTransformerConfig": {
         "set_seed_everywhere": "the global seed is nobody's: cfg.seed has a generator of its own",
     },
     "evals": {
