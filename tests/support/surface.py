@@ -278,9 +278,9 @@ OWN = {
     "HookedTransformerKeyValueCache": {"all_or_nothing", "n_past"},
     "HookedTransformerKeyValueCacheEntry": {"cut"},
     "SVDInterpreter": set(),
-    "HookedTransformerConfig": {"has_experts", "value_width", 
+    "HookedTransformerConfig": {
         "centered_norm", "final_norm", "has_post_norms", "has_pre_norms", "has_resid_mid", "n_cached_heads",
-        "layers_with", "parts_of",
+        "has_experts", "layers_with", "parts_of", "value_width",
     },
     "evals": set(),
     "head_detector": {"ErrorMeasure", "HeadName", "LayerHeadTuple", "LayerToHead"},

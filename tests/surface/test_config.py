@@ -49,8 +49,9 @@ OWN: dict[str, Any] = {
     "longrope_short_factors": [1.0, 2.0],
     "longrope_long_factors": [1.0, 2.0], "longrope_original_ctx_len": 5, "longrope_attention_factor": 2.0,
     "gated_attn": True, "layer_parts": ["attn+mlp", "mlp"], "mixer": {"model_type": "lfm2"},
-    "gated_mlp_limit": 7.0, "gated_mlp_offset": 1.0, "mlp_types": ["dense", "experts"], "d_mlp_dense": 6, "d_mlp_shared": 5,
-    "gate_shared_expert": True, "router": "sigmoid", "sparsemixer_margin": 0.1, "expert_weight_scale": 2.0,
+    "gated_mlp_limit": 7.0, "gated_mlp_offset": 1.0, "mlp_types": ["dense", "experts"],
+    "d_mlp_dense": 6, "d_mlp_shared": 5, "gate_shared_expert": True,
+    "router": "sigmoid", "sparsemixer_margin": 0.1, "expert_weight_scale": 2.0,
     "expert_groups": 2, "expert_groups_per_token": 1, "scale_expert_inputs": True, "expert_output_biases": True,
     "alibi_bfloat16": True, "use_attn_sinks": True, "d_head_v": 3, "d_latent_q": 5, "d_latent_kv": 6,
 }  # fmt: skip
