@@ -22,8 +22,8 @@ def layer_operations(model: HookedTransformer) -> float:
     Example:
         >>> from headscope import HookedTransformerConfig
         >>> model = HookedTransformer(HookedTransformerConfig(2, 8, 32, 4, d_vocab=20, attn_only=True))
-        >>> layer_operations(model)  # four matrices of 8 by 8, and their biases
-        576.0
+        >>> layer_operations(model)  # four matrices of 8 by 8, their biases, and a norm
+        608.0
     """
     cfg = model.cfg
     every = sum(weight.numel() for block in model.blocks for weight in block.parameters())
@@ -45,6 +45,6 @@ def run_operations(model: HookedTransformer, start_at_layer: int = 0) -> float:
         >>> from headscope import HookedTransformerConfig
         >>> model = HookedTransformer(HookedTransformerConfig(2, 8, 32, 4, d_vocab=20, attn_only=True))
         >>> run_operations(model), run_operations(model, 1)
-        (1472.0, 896.0)
+        (1536.0, 928.0)
     """
     return (model.cfg.n_layers - start_at_layer) * layer_operations(model) + row_operations(model)
