@@ -33,6 +33,17 @@ SeqLen = Annotated[
     typer.Option(help="Tokens per sequence. Default: the model's context, at most 256.", show_default=False),
 ]
 AblationTokens = Annotated[int, typer.Option(help="Tokens to ablate every head on, at most; 0 leaves ablation out.")]
+MaxTokensOrFewer = Annotated[
+    int | None,
+    typer.Option(help="Tokens to run on, at most. Default: 4096, or what --minutes allow.", show_default=False),
+]
+AblationTokensOrFewer = Annotated[
+    int | None,
+    typer.Option(
+        help="Tokens to ablate every head on, at most; 0 leaves ablation out. Default: 1024, or what --minutes allow.",
+        show_default=False,
+    ),
+]
 IncludeBos = Annotated[bool, typer.Option(help="Count BOS positions.")]
 Task = Annotated[
     Path | None,

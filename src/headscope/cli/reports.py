@@ -11,7 +11,7 @@ from headscope.errors import InvalidInputError, unknown_name
 from headscope.model.checkpoints.catalog import KnownFamily, known_families
 from headscope.model.checkpoints.names import DEMO, HUB_MODELS
 from headscope.model.transformer import HookedTransformer
-from headscope.report import ABLATION_TOKENS, MAX_TOKENS, Comparison, Report, write_comparison, write_report
+from headscope.report import ABLATION_TOKENS, MAX_TOKENS, MINUTES, Comparison, Report, write_comparison, write_report
 from headscope.training.demo_figures import EVALUATION_SEED, evaluate_demo
 
 __all__ = ["compare", "evaluate", "models", "report"]
@@ -44,11 +44,14 @@ def report(
     ] = "auto",
     no_task: Annotated[bool, typer.Option("--no-task", help="Leave out the prompts with two names.")] = False,
     out: options.Page = Path("report"),
-    max_tokens: options.MaxTokens = MAX_TOKENS,
+    max_tokens: options.MaxTokensOrFewer = None,
     seq_len: options.SeqLen = None,
     n_heads: Annotated[int, typer.Option(min=1, help="Number of heads that raise entropy to show in detail.")] = 4,
     n_positions: Annotated[int, typer.Option(min=1, help="Number of positions to show for each of them.")] = 5,
-    ablation_tokens: options.AblationTokens = ABLATION_TOKENS,
+    ablation_tokens: options.AblationTokensOrFewer = None,
+    minutes: Annotated[
+        float, typer.Option(help="How long it may take, about: sizes that are not given are cut.")
+    ] = MINUTES,
     progress: options.Progress = True,
     compare: Annotated[str | None, typer.Option(hidden=True, is_eager=True, callback=_moved)] = None,
 ) -> None:
@@ -72,6 +75,7 @@ def report(
             n_heads=n_heads,
             n_positions=n_positions,
             ablation_tokens=ablation_tokens,
+            minutes=minutes,
             task=asked,
             progress=progress,
         )

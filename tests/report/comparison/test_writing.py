@@ -11,12 +11,14 @@ from small_models import STORY, small_model
 
 from headscope import HookedTransformer
 from headscope.analysis.ablation.ablate import ablate_heads
+from headscope.analysis.core.costs import Work
 from headscope.analysis.lens.entropy import measure_entropy
 from headscope.errors import InvalidInputError, MissingTokenizerError
 from headscope.report import Comparison, token_rows, write_comparison
 from headscope.report.comparison.compared import Compared
 from headscope.report.comparison.sections import compared_loss_section
 from headscope.report.model.measuring import measure
+from headscope.report.plan import Plan
 
 TABLES = {f"comparison_{name}.parquet" for name in ("entropy", "entropy_states", "loss", "ablation", "head_scores")}
 
@@ -107,10 +109,11 @@ def test_models_that_cut_text_differently_are_compared_by_byte(tmp_path: Path) -
     first, second = small_model(), small_model(model_name="other")
     # The same tokenizer, but it begins a text differently, so that the rows are others.
     rows = [token_rows(first, [STORY] * 8, max_tokens=200), token_rows(second, [STORY[5:]] * 8, max_tokens=200)]
-    sides = [
-        measure(model, row, describe="a story", ablation_tokens=0, progress=False)
-        for model, row in zip((first, second), rows, strict=True)
-    ]
+    with Plan((), Work()).following(shown=False) as following:
+        sides = [
+            measure(model, row, describe="a story", ablation_tokens=0, following=following, progress=False)
+            for model, row in zip((first, second), rows, strict=True)
+        ]
     section = compared_loss_section(Compared(("a", "b"), *sides))
     assert "nats per byte" in section.summary[0]
     table = section.blocks[0]

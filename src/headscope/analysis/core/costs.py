@@ -1,23 +1,52 @@
 """Operations that pieces of work take, from the shape of a model: what bars and estimates of time are weighted by.
 
-Three kinds of work make up nearly all of every analysis, and run at rates of their own on a machine: products of
-weights and states; the same with an exponential for each token of the vocabulary; products of a head's small rank with
-that:
+Five kinds of work make up nearly all of every analysis, and run at rates of their own on a machine:
 
-| work    | is done for                                        | operations                         |
-|---------|----------------------------------------------------|------------------------------------|
-| `layer` | a token, in each layer it goes through             | 2 for each weight of the layer     |
-| `row`   | a final state that is read as a prediction         | 2 for each weight of the unembedding |
-| `head`  | a head's output that is read as a prediction       | `2 * d_head * d_vocab`             |
+| kind       | is done for                                                  | counted in                             |
+|------------|--------------------------------------------------------------|----------------------------------------|
+| `runs`     | a call of the model, however short                           | calls                                  |
+| `layers`   | a token, in each layer it goes through                       | 2 operations for each weight           |
+| `rows`     | a final state that is read as a prediction and reduced       | 2 for each weight of the unembedding   |
+| `heads`    | a component's output of rank d_head, read and reduced        | `2 * d_head * d_vocab` operations      |
+| `products` | products of weights alone                                    | operations                             |
 """
+
+from dataclasses import dataclass, fields
+from typing import Self
 
 from headscope.model.transformer import HookedTransformer
 
-__all__ = ["layer_operations", "row_operations", "run_operations"]
+__all__ = ["Work", "head_operations", "layer_operations", "row_operations", "run_operations"]
+
+
+@dataclass(frozen=True)
+class Work:
+    """Amounts of work, by kind; also the seconds that a unit of each kind takes.
+
+    Example:
+        >>> 2 * (Work(runs=1, rows=5.0) + Work(rows=1.0))
+        Work(runs=2.0, layers=0.0, rows=12.0, heads=0.0, products=0.0)
+    """
+
+    runs: int | float = 0.0
+    layers: int | float = 0.0
+    rows: int | float = 0.0
+    heads: int | float = 0.0
+    products: int | float = 0.0
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
+
+    def __rmul__(self, times: int | float) -> Self:
+        return type(self)(*(float(times * getattr(self, each.name)) for each in fields(self)))
+
+    def seconds(self, rates: "Work") -> float:
+        """Return how long it takes at some rates."""
+        return float(sum(getattr(self, each.name) * getattr(rates, each.name) for each in fields(self)))
 
 
 def layer_operations(model: HookedTransformer) -> float:
-    """Operations that a token takes in a layer, on average over layers; attention among positions is left out.
+    """Return the operations a token takes in a layer, on average over layers; attention among positions is left out.
 
     Example:
         >>> from headscope import HookedTransformerConfig
@@ -27,19 +56,22 @@ def layer_operations(model: HookedTransformer) -> float:
     """
     cfg = model.cfg
     every = sum(weight.numel() for block in model.blocks for weight in block.parameters())
-    used = 1.0
-    if cfg.num_experts and cfg.experts_per_token:
-        used = cfg.experts_per_token / cfg.num_experts
+    used = cfg.experts_per_token / cfg.num_experts if cfg.num_experts and cfg.experts_per_token else 1.0
     return 2.0 * every * used / cfg.n_layers
 
 
 def row_operations(model: HookedTransformer) -> float:
-    """Operations that reading a final state as a prediction takes."""
+    """Return the operations that reading a final state as a prediction takes."""
     return 2.0 * model.cfg.d_model * model.cfg.d_vocab_out
 
 
+def head_operations(model: HookedTransformer) -> float:
+    """Return the operations that reading a head's output as a prediction takes, through `W_O W_U`."""
+    return 2.0 * model.cfg.d_head * model.cfg.d_vocab_out
+
+
 def run_operations(model: HookedTransformer, start_at_layer: int = 0) -> float:
-    """Operations that a token takes from a layer to its prediction: the later the layer, the fewer.
+    """Return the operations a token takes from a layer to its prediction: the later the layer, the fewer.
 
     Example:
         >>> from headscope import HookedTransformerConfig

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from headscope.analysis.core.progress import each_step
 from headscope.analysis.patching.base_run import obstacle, way_of_running
 from headscope.analysis.patching.engine import Patch, measure_patches
 from headscope.analysis.patching.result import PatchingResult
@@ -90,7 +91,8 @@ def activation_patch(
     here = [at for at, (site, cell) in enumerate(cells) if cell["layer"] in hook_names[site]]
     names = [name for of_site in hook_names.values() for name in of_site.values()]
     patched, ends = torch.zeros(len(here), dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
-    for rows in Scorer(model, runs.task, metric).batches(Budget.of(model.W_E.device).batch_tokens):
+    batches = list(Scorer(model, runs.task, metric).batches(Budget.of(model.W_E.device).batch_tokens))
+    for rows in each_step(batches, "patching " + ", ".join(hook_names), shown=progress):
         some = runs.task[rows]
         mask, measure = some.attention_mask, AnswerMetric.of(some) if metric is None else metric
         other, cache = _run(model, runs.other[rows], measure, names, mask)

@@ -1,6 +1,7 @@
 """`write_comparison`: two models on the same text, side by side on one offline HTML page."""
 
 import itertools
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from headscope.analysis.core.costs import Work
 from headscope.data.cutting import Chunk
 from headscope.errors import InvalidInputError, check_at_least
 from headscope.model.transformer import HookedTransformer
@@ -22,9 +24,11 @@ from headscope.report.comparison.sections import (
     compared_types_section,
 )
 from headscope.report.files import staged
+from headscope.report.model.findings import Findings
 from headscope.report.model.measuring import measure
-from headscope.report.model.writing import ABLATION_TOKENS
+from headscope.report.model.planning import ABLATION_TOKENS, report_plan
 from headscope.report.numbers_section import numbers_section
+from headscope.report.plan import measured_rates
 from headscope.report.tokens import MAX_TOKENS, token_rows
 
 if TYPE_CHECKING:
@@ -118,21 +122,49 @@ def write_comparison(
         for model, copy in zip(models, copies, strict=True)
     ]
     with staged(Path(out)) as write:
-        one, other = (
-            measure(
-                model,
-                tokens[:, : model.cfg.n_ctx],
-                describe=describe or "a text",
-                ablation_tokens=ablation_tokens,
-                progress=progress,
-            )
-            for model, tokens in zip(models, rows, strict=True)
+        one, other = _measured(
+            models,
+            [tokens[:, : model.cfg.n_ctx] for model, tokens in zip(models, rows, strict=True)],
+            describe=describe or "a text",
+            ablation_tokens=ablation_tokens,
+            progress=progress,
         )
         both = Compared(_told_apart(names or (first.cfg.model_name, second.cfg.model_name)), one, other)
         tables = _tables(both)
         page, paths = write("comparison.html", _page(both, tables), tables)
     loss = (float(one.predictions.loss.nanmean()), float(other.predictions.loss.nanmean()))
     return Comparison(Path(out), page, paths, loss)
+
+
+def _measured(
+    models: tuple[HookedTransformer, HookedTransformer],
+    rows: list[Tensor],
+    *,
+    describe: str,
+    ablation_tokens: int,
+    progress: bool,
+) -> list[Findings]:
+    """Measure both models, each after its plan is told."""
+    plans = [
+        report_plan(model, tokens, ablation_tokens, measured_rates(model, tokens) if progress else Work(), alone=False)
+        for model, tokens in zip(models, rows, strict=True)
+    ]
+    if progress:
+        print("First model. {}\nSecond model. {}".format(*plans), file=sys.stderr)
+    findings = []
+    for model, tokens, plan in zip(models, rows, plans, strict=True):
+        with plan.following(shown=progress) as following:
+            findings.append(
+                measure(
+                    model,
+                    tokens,
+                    describe=describe,
+                    ablation_tokens=ablation_tokens,
+                    following=following,
+                    progress=progress,
+                )
+            )
+    return findings
 
 
 def _told_apart(names: tuple[str, str]) -> tuple[str, str]:

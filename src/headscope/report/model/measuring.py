@@ -24,13 +24,14 @@ from headscope.report.model.findings import (
     strongest,
 )
 from headscope.report.places import Head, head_of
+from headscope.report.plan import Following
 from headscope.report.words import count
 
-__all__ = ["measure", "model_facts"]
+__all__ = ["IOI_PROMPTS", "SUPPRESSORS", "measure", "model_facts", "rows_to_ablate"]
 
-_EACH = 3  # heads to look at for copy suppression, by each score
+SUPPRESSORS = 3  # heads to look at for copy suppression, by each score
 _SUPPRESSED = 10  # a token is suppressed if it is among so many
-_PROMPTS = 100
+IOI_PROMPTS = 100
 _PROMPT_CONTEXT = 64  # IOI prompts fit into it
 _SHOWN_TOKENS = 256
 
@@ -42,21 +43,27 @@ def measure(
     describe: str,
     ablation_tokens: int,
     n_heads: int = 0,
+    following: Following,
     progress: bool,
 ) -> Findings:
     """Measure loss, entropy and head types, and with `ablation_tokens` above 0 ablate every head.
 
     For a page about this model alone (`n_heads` above 0), also the attention of the heads of note, and where heads are
-    ablated, copy suppression.
+    ablated, copy suppression. `following` is the bar over the plan of it all; its parts have the names used here.
     """
-    entropy = measure_entropy(model, tokens, reduce="none", describe=describe, progress=progress)
-    ablated = tokens[: max(1, ablation_tokens // tokens.shape[1])]
-    ablation = _ablated(model, ablated, describe, progress) if ablation_tokens else None
-    predictions = predict_next_tokens(model, tokens, k=3, progress=progress)
+    with following.part("entropy"):
+        entropy = measure_entropy(model, tokens, reduce="none", describe=describe, progress=progress)
+    ablated = rows_to_ablate(tokens, ablation_tokens)
+    with following.part("ablation"):
+        ablation = _ablated(model, ablated, describe, progress) if ablation_tokens else None
+    with following.part("loss"):
+        predictions = predict_next_tokens(model, tokens, k=3, progress=progress)
     # Two copies of at least two tokens and a BOS, or there is nothing to look back at.
-    scores = head_scores(model, progress=progress) if model.cfg.n_ctx >= 5 and model.cfg.d_vocab > 4 else None
+    with following.part("types"):
+        scores = head_scores(model, progress=progress) if model.cfg.n_ctx >= 5 and model.cfg.d_vocab > 4 else None
     notable = notable_heads(entropy.mean(), n_heads) if n_heads else ()
-    suppression = _suppression(model, ablated, describe, progress) if n_heads and ablation is not None else None
+    with following.part("suppression"):
+        suppression = _suppression(model, ablated, describe, progress) if n_heads and ablation is not None else None
     shown = torch.cat([tokens.flatten().cpu(), predictions.top_tokens.flatten().cpu()]).unique().tolist()
     return Findings(
         facts=model_facts(model),
@@ -72,6 +79,11 @@ def measure(
         notable=notable,
         attention=_attention(model, tokens, entropy, scores, notable) if notable else None,
     )
+
+
+def rows_to_ablate(tokens: Tensor, ablation_tokens: int) -> Tensor:
+    """Return the first rows of some tokens, as many as a number of tokens allows, but one at least."""
+    return tokens[: max(1, ablation_tokens // tokens.shape[1])]
 
 
 def model_facts(model: HookedTransformer) -> dict[str, str]:
@@ -118,10 +130,10 @@ def _suppression(model: HookedTransformer, tokens: Tensor, describe: str, progre
     cfg = model.cfg
     if cfg.n_ctx < 5 or cfg.d_vocab <= 4 or cfg.d_vocab_out != cfg.d_vocab or cfg.attention_dir != "causal":
         return None
-    n_prompts = _PROMPTS if model.tokenizer is not None and cfg.n_ctx >= _PROMPT_CONTEXT else 0
+    n_prompts = IOI_PROMPTS if model.tokenizer is not None and cfg.n_ctx >= _PROMPT_CONTEXT else 0
     scores = suppression_scores(model, n_prompts=n_prompts, progress=progress)
     by = ("anti_induction",) if scores.ioi is None else ("anti_induction", "ioi")
-    heads = list(dict.fromkeys(score.label for name in by for score in scores.top(_EACH, by=name)))
+    heads = list(dict.fromkeys(score.label for name in by for score in scores.top(SUPPRESSORS, by=name)))
     explained = copy_suppression_preserving_ablation(model, tokens, heads, describe=describe, progress=progress)
     ranks = weights_circuit_ranks(model, heads, k=min(_SUPPRESSED, cfg.d_vocab), progress=progress)
     return Suppression(scores, explained, ranks)

@@ -4,14 +4,16 @@ The analyses run once each, then everything on the page is made from their resul
 the end or not at all.
 """
 
+import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
 from headscope.analysis.core.components import component_label
+from headscope.analysis.core.costs import Work
 from headscope.analysis.lens.entropy import EntropyResult
 from headscope.analysis.prompts.task import Task
 from headscope.data.cutting import Chunk
@@ -24,11 +26,13 @@ from headscope.report.model.entropy_section import entropy_head_section, entropy
 from headscope.report.model.findings import Findings, positions_of
 from headscope.report.model.heads_section import heads_section
 from headscope.report.model.loss_section import loss_section
-from headscope.report.model.measuring import measure
+from headscope.report.model.measuring import measure, rows_to_ablate
 from headscope.report.model.model_section import model_section
+from headscope.report.model.planning import ABLATION_TOKENS, Sizes, fitting_sizes, report_plan, task_part
 from headscope.report.model.suppression_section import suppression_section
 from headscope.report.model.types_section import attention_section, types_section
 from headscope.report.numbers_section import numbers_section
+from headscope.report.plan import Plan, measured_rates
 from headscope.report.task.measuring import ioi_task, measure_task
 from headscope.report.task.section import task_section
 from headscope.report.task.story import TaskStory
@@ -37,9 +41,9 @@ from headscope.report.tokens import MAX_TOKENS, token_rows
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["ABLATION_TOKENS", "Report", "write_report"]
+__all__ = ["ABLATION_TOKENS", "MINUTES", "Report", "write_report"]
 
-ABLATION_TOKENS = 1024
+MINUTES = 10.0
 
 _TABLES = {
     "entropy": "diff and marginal of every head and MLP",
@@ -83,11 +87,12 @@ def write_report(
     out: str | Path = "report",
     *,
     describe: str | None = None,
-    max_tokens: int = MAX_TOKENS,
+    max_tokens: int | None = None,
     seq_len: int | None = None,
     n_heads: int = 4,
     n_positions: int = 5,
-    ablation_tokens: int = ABLATION_TOKENS,
+    ablation_tokens: int | None = None,
+    minutes: float = MINUTES,
     task: Task | Literal["auto", "ioi"] | None = "auto",
     progress: bool = True,
 ) -> Report:
@@ -98,12 +103,16 @@ def write_report(
         texts: Documents, or tokens `[batch, pos]`.
         out: The folder to write to; created if necessary. Files of an earlier report in it are replaced.
         describe: The text in a few words, for titles.
-        max_tokens: Largest number of tokens to analyze (at least one sequence); time grows with it.
+        max_tokens: Largest number of tokens to analyze (at least one sequence); time grows with it. Default: 4,096, or
+            as many as `minutes` allow on this machine.
         seq_len: Tokens per sequence, BOS included; default: the model's context, at most 256.
         n_heads: Number of heads that raise entropy to show in detail.
         n_positions: Number of positions to show for each of them.
         ablation_tokens: Largest number of tokens to ablate every head on (at least one sequence), at about half a
-            forward pass for each head and way; 0 leaves out ablation and copy suppression.
+            forward pass for each head and way; 0 leaves out ablation and copy suppression. Default: 1,024, or as many
+            as `minutes` allow.
+        minutes: How long the report may take, about: sizes that are not given are halved until it does, as a short
+            probe of this machine foretells, but not below 512 tokens, of which half are ablated.
         task: Prompts with two names, to find the heads that tell them apart: `"ioi"` generates those of indirect object
             identification, `"auto"` does too, and says on the page why not where the model cannot read them; `None`
             leaves it out. It takes some seconds for a small model, and minutes for GPT-2 small, on which it measures
@@ -127,18 +136,39 @@ def write_report(
         ('report.html', 9)
     """
     check_at_least(1, n_heads=n_heads, n_positions=n_positions)
-    check_at_least(0, ablation_tokens=ablation_tokens)
-    tokens = token_rows(model, texts, max_tokens=max_tokens, seq_len=seq_len)
+    fixed = max_tokens is not None, ablation_tokens is not None
+    asked = Sizes(
+        MAX_TOKENS if max_tokens is None else max_tokens,
+        ABLATION_TOKENS if ablation_tokens is None else ablation_tokens,
+    )
+    check_at_least(0, ablation_tokens=asked.ablated)
+    if not minutes > 0:
+        raise InvalidInputError(f"minutes must be above 0; got {minutes}.")
+    tokens = token_rows(model, texts, max_tokens=asked.tokens, seq_len=seq_len)
     with staged(Path(out)) as write:
-        findings = measure(
-            model,
-            tokens,
-            describe=describe or "a text",
-            ablation_tokens=ablation_tokens,
-            n_heads=n_heads,
-            progress=progress,
-        )
-        story = _measured_task(model, task, progress)
+        prompts = _prompts(model, task)
+        parts = (task_part(model, prompts),) if isinstance(prompts, Task) else ()
+        # The probe is for defaults, and for telling.
+        rates = Work() if all(fixed) and not progress else measured_rates(model, tokens)
+        seconds = 60 * minutes - Plan(parts, rates).seconds
+        sizes = fitting_sizes(model, tokens, rates, seconds=seconds, asked=asked, fixed=fixed)
+        tokens = rows_to_ablate(tokens, sizes.tokens)
+        plan = report_plan(model, tokens, sizes.ablated, rates)
+        plan = replace(plan, parts=plan.parts + parts)
+        if progress:
+            _tell(plan, asked, sizes, minutes)
+        with plan.following(shown=progress) as following:
+            findings = measure(
+                model,
+                tokens,
+                describe=describe or "a text",
+                ablation_tokens=sizes.ablated,
+                n_heads=n_heads,
+                following=following,
+                progress=progress,
+            )
+            with following.part("task"):
+                story = measure_task(model, prompts, progress=progress) if isinstance(prompts, Task) else prompts
         tables = findings.tables() | {"positions": _positions_table(findings, n_positions)}
         if isinstance(story, TaskStory):
             tables |= story.tables()
@@ -147,19 +177,27 @@ def write_report(
     return Report(Path(out), page, paths, findings.entropy, float(findings.predictions.loss.nanmean()))
 
 
-def _measured_task(
-    model: HookedTransformer, task: Task | Literal["auto", "ioi"] | None, progress: bool
-) -> TaskStory | str | None:
-    """Return what was measured, or why nothing was."""
-    if task is None:
-        return None
+def _prompts(model: HookedTransformer, task: Task | Literal["auto", "ioi"] | None) -> Task | str | None:
+    """Return the prompts to measure, or why there are none."""
+    if not isinstance(task, str):
+        return task
     try:
-        prompts = ioi_task(model) if isinstance(task, str) else task
+        return ioi_task(model)
     except (InvalidInputError, MissingTokenizerError) as error:
         if task == "auto":
             return str(error)
         raise
-    return measure_task(model, prompts, progress=progress)
+
+
+def _tell(plan: Plan, asked: Sizes, sizes: Sizes, minutes: float) -> None:
+    """Say what will be done, and what was cut to end in time."""
+    lines = [str(plan)]
+    if sizes != asked:
+        lines.append(
+            f"Cut from {asked.tokens:,} tokens, of which {asked.ablated:,} ablated, to end in {minutes:g} minutes; "
+            "max_tokens and ablation_tokens (--max-tokens, --ablation-tokens) set them, minutes (--minutes) the time."
+        )
+    print("\n".join(lines), file=sys.stderr)
 
 
 def _page(findings: Findings, story: TaskStory | str | None, n_positions: int, tables: Iterable[str]) -> Page:

@@ -18,13 +18,13 @@ from headscope.errors import InvalidInputError, MissingTokenizerError
 from headscope.model.transformer import HookedTransformer
 from headscope.report.task.story import LOOKED_AT, SWAPPED_WORDS, WORDS, Order, TaskStory
 
-__all__ = ["SWAPPED", "ioi_task", "measure_task", "with_words"]
+__all__ = ["RECEIVERS", "SWAPPED", "finds_circuit", "ioi_task", "measure_task", "with_words"]
 
 SWAPPED = "ABB->ABA, BAB->BAA"
 _MOST_PROMPTS, _FEWEST_PROMPTS = 100, 16
 # Operations that a report may spend on a task: some ten seconds of a laptop.
 _BUDGET = 1e12
-_RECEIVERS = 8
+RECEIVERS = 8
 
 
 def ioi_task(model: HookedTransformer, n: int | None = None, *, seed: int = 0) -> Task:
@@ -39,7 +39,7 @@ def ioi_task(model: HookedTransformer, n: int | None = None, *, seed: int = 0) -
         raise MissingTokenizerError("the model has no tokenizer to write the prompts with.")
     if model.cfg.attention_dir != "causal":
         raise InvalidInputError("the model sees what follows, and the prompts are for models that predict it.")
-    n = n or (_MOST_PROMPTS if _affordable(model) else _FEWEST_PROMPTS)
+    n = n or (_MOST_PROMPTS if finds_circuit(model) else _FEWEST_PROMPTS)
     prepend = model.cfg.default_prepend_bos
     dataset = IOIDataset("mixed", n, model.tokenizer, prepend_bos=prepend, seed=seed, device=model.W_E.device)
     task = Task.from_ioi(dataset, SWAPPED)
@@ -74,8 +74,8 @@ def measure_task(model: HookedTransformer, task: Task, *, progress: bool = True)
         for site, words in (("resid_pre", WORDS), ("z", SWAPPED_WORDS))
     )
     story = replace(story, stream=stream, heads=heads)
-    if _affordable(model):
-        circuit = find_circuit(model, task, types, max_receivers=_RECEIVERS, progress=progress)
+    if finds_circuit(model):
+        circuit = find_circuit(model, task, types, max_receivers=RECEIVERS, progress=progress)
         story = replace(story, circuit=circuit)
     return story
 
@@ -88,13 +88,13 @@ def with_words(task: Task) -> Task:
     return replace(task, word_idx={**places, "S1+1": places["S1"] + 1, **task.word_idx})
 
 
-def _affordable(model: HookedTransformer) -> bool:
+def finds_circuit(model: HookedTransformer) -> bool:
     """Tell whether finding the circuit takes some seconds, from the number of operations."""
     cfg = model.cfg
     per_token = 2 * cfg.n_layers * (4 * cfg.d_model * cfg.n_heads * cfg.d_head + 2 * cfg.d_model * (cfg.d_mlp or 0))
     senders = cfg.n_layers * (cfg.n_heads + 1)
     # For each receiver and its three inputs, each sender runs half of the layers on average; prompts have 18 tokens.
-    return _MOST_PROMPTS * 18 * per_token * senders * 3 * _RECEIVERS / 4 < _BUDGET
+    return _MOST_PROMPTS * 18 * per_token * senders * 3 * RECEIVERS / 4 < _BUDGET
 
 
 @torch.no_grad()

@@ -1,0 +1,161 @@
+"""The work of each analysis, in stages named as the bars it opens: the only place that knows what an analysis costs.
+
+Amounts are those of `analysis.core.costs`; a plan multiplies them by rates measured on the machine at hand.
+"""
+
+from collections.abc import Sequence
+
+from headscope.analysis.core.costs import Work, head_operations, layer_operations, row_operations
+from headscope.analysis.prompts.task import Task
+from headscope.model.transformer import HookedTransformer
+from headscope.ops.devices import Budget
+
+__all__ = [
+    "Stages",
+    "ablation_work",
+    "circuit_work",
+    "entropy_work",
+    "loss_work",
+    "patching_work",
+    "ranks_work",
+    "scores_work",
+    "suppression_scores_work",
+    "suppression_work",
+    "types_work",
+]
+
+# Work by the name of the bar that moves with it.
+Stages = dict[str, Work]
+
+_REPEATED = 32  # rows of random tokens in the analyses that make them
+_SAID = 50  # random tokens said twice
+_MOST_MOVERS = 4
+
+
+def _forward(model: HookedTransformer, n_tokens: int | float, layers: int | float | None = None) -> Work:
+    """The work of running tokens through the layers."""
+    n_layers = model.cfg.n_layers if layers is None else layers
+    calls = max(1.0, n_tokens / Budget.of(model.W_E.device).batch_tokens)
+    return Work(runs=calls, layers=n_tokens * n_layers * layer_operations(model))
+
+
+def _batches(model: HookedTransformer, n_tokens: int) -> int:
+    return -(-n_tokens // Budget.of(model.W_E.device).batch_tokens)
+
+
+def _unembedded_heads(model: HookedTransformer, n_heads: int) -> Work:
+    """The work of making `W_O W_U` for some heads, once for a batch."""
+    return Work(products=n_heads * model.cfg.d_model * head_operations(model))
+
+
+def entropy_work(model: HookedTransformer, n_tokens: int, *, baseline: str = "zero") -> Stages:
+    """Return the work of `measure_entropy`."""
+    cfg = model.cfg
+    n_components = cfg.n_layers * (cfg.n_heads + (not cfg.attn_only))
+    states = Work(products=n_tokens * (cfg.n_layers + 1) * row_operations(model))
+    reduced = Work(heads=n_tokens * n_components * head_operations(model))
+    weights = _batches(model, n_tokens) * _unembedded_heads(model, cfg.n_layers * cfg.n_heads)
+    stages = {"entropy": _forward(model, n_tokens) + states + reduced + weights}
+    return stages if baseline == "zero" else {"means": _forward(model, n_tokens), **stages}
+
+
+def loss_work(model: HookedTransformer, n_tokens: int) -> Stages:
+    """Return the work of `predict_next_tokens`."""
+    return {"loss": _forward(model, n_tokens) + Work(rows=n_tokens * row_operations(model))}
+
+
+def ablation_work(
+    model: HookedTransformer,
+    n_tokens: int,
+    *,
+    layers: Sequence[int] | None = None,
+    values: Sequence[str] = ("zero", "mean"),
+    effects: Sequence[str] = ("patched", "direct"),
+) -> Stages:
+    """Return the work of `ablate_heads`; `layers` has the first layer of each set of components, by default each head.
+
+    Single heads are assumed in direct effects, which are made at the rank of a head.
+    """
+    cfg = model.cfg
+    starts = (
+        [layer for layer in cfg.layers_with("attn") for _ in range(cfg.n_heads)] if layers is None else list(layers)
+    )
+    work = Work()
+    if set(effects) != {"direct"}:
+        left = sum(cfg.n_layers - start for start in starts)
+        runs = max(1.0, n_tokens / Budget.of(model.W_E.device).batch_tokens) * len(starts)
+        resumed = Work(runs=runs, layers=n_tokens * left * layer_operations(model))
+        work += len(values) * (resumed + Work(rows=n_tokens * len(starts) * row_operations(model)))
+    if "direct" in effects:
+        reduced = Work(heads=len(values) * n_tokens * len(starts) * head_operations(model))
+        work += reduced + _batches(model, n_tokens) * _unembedded_heads(model, len(starts))
+    clean = _forward(model, n_tokens)
+    return {"means": clean, "ablation": work} if "mean" in values else {"ablation": clean + work}
+
+
+def scores_work(model: HookedTransformer) -> Stages:
+    """Return the work of `head_scores` on random tokens."""
+    return {"head scores": _forward(model, _REPEATED * _repeated_tokens(model))}
+
+
+def suppression_scores_work(model: HookedTransformer, n_prompts: int) -> Stages:
+    """Return the work of `suppression_scores`."""
+    stages = {"anti-induction": _forward(model, _REPEATED * _repeated_tokens(model))}
+    return stages | ({"IOI": _forward(model, n_prompts * 18)} if n_prompts else {})
+
+
+def suppression_work(model: HookedTransformer, n_tokens: int, n_heads: int, *, effect: str = "direct") -> Stages:
+    """Return the work of `copy_suppression_preserving_ablation`: two changed predictions for each head and token."""
+    clean = _forward(model, n_tokens)
+    changed = 2 * n_heads * Work(rows=n_tokens * row_operations(model))
+    if effect == "patched":
+        changed += 2 * n_heads * _forward(model, n_tokens, model.cfg.n_layers / 2)
+    return {"means": clean, "suppression": clean + changed}
+
+
+def ranks_work(model: HookedTransformer, n_heads: int, n_tokens: int | None = None) -> Stages:
+    """Return the work of `weights_circuit_ranks`: two rows of the vocabulary for each head and token."""
+    n_tokens = model.cfg.d_vocab if n_tokens is None else n_tokens
+    embedded = Work(layers=model.cfg.d_vocab * layer_operations(model))
+    made = n_heads * 3 * Work(products=model.cfg.d_vocab * 2.0 * model.cfg.d_model * model.cfg.d_head)
+    # Two products a head, without exponentials: about half of what a head's output takes elsewhere.
+    return {"circuit ranks": embedded + made + n_heads * Work(heads=n_tokens * head_operations(model))}
+
+
+def types_work(model: HookedTransformer, task: Task | None = None) -> Stages:
+    """Return the work of `detect_heads`; with a task, as if it had as many name movers as are looked into."""
+    repeated = _REPEATED * _repeated_tokens(model)
+    stages = {"attention": 2 * _forward(model, repeated), "repeats": _forward(model, repeated)}
+    if task is None:
+        return stages
+    prompts = _forward(model, task.clean_tokens.numel())
+    senders = model.cfg.n_layers * model.cfg.n_heads / 2
+    swept = _swept(model, task, senders, receivers=_MOST_MOVERS) if task.corrupted_tokens is not None else Work()
+    return {**stages, "attribution": prompts, "path patching": 2 * prompts + swept, "patched heads": 8 * prompts}
+
+
+def patching_work(model: HookedTransformer, task: Task, cells: Sequence[tuple[int, float]], *, sites: str) -> Stages:
+    """Return the work of `activation_patch`; for each cell its layer, and the positions a prompt is run anew on.
+
+    The metric is taken to be a difference of two logits, which reads no whole prediction.
+    """
+    layers = sum((model.cfg.n_layers - layer) * n_positions for layer, n_positions in cells)
+    n_prompts = len(task)
+    runs = len(cells) / max(1.0, Budget.of(model.W_E.device).batch_tokens / max(1, task.clean_tokens.numel()))
+    run = Work(runs=runs, layers=n_prompts * layers * layer_operations(model))
+    return {f"patching {sites}": 2 * _forward(model, task.clean_tokens.numel()) + run}
+
+
+def circuit_work(model: HookedTransformer, task: Task, max_receivers: int) -> Stages:
+    """Return the work of `find_circuit`: of each receiver three inputs, into which every earlier sender is swept."""
+    senders = model.cfg.n_layers * (model.cfg.n_heads + 1) / 2
+    return {"circuit": 3 * max_receivers * _swept(model, task, senders, receivers=1)}
+
+
+def _swept(model: HookedTransformer, task: Task, senders: int | float, *, receivers: int) -> Work:
+    """The work of path patching: for each sender, half of the layers of one position of every prompt run anew."""
+    return receivers * senders * _forward(model, len(task), model.cfg.n_layers / 2)
+
+
+def _repeated_tokens(model: HookedTransformer) -> int:
+    return 2 * min(_SAID, (model.cfg.n_ctx - 1) // 2) + 1
