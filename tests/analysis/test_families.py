@@ -225,7 +225,7 @@ def test_attribution(row: str, processed: bool) -> None:
         torch.testing.assert_close(found.neurons[:, 0], neurons, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("row", SOME)
+@pytest.mark.parametrize("row", EVERY)
 def test_activation_patching(row: str) -> None:
     model, task = model_of(row), random_task((9, 6), d_vocab=VOCABULARY)
     mask = task.attention_mask
@@ -237,6 +237,7 @@ def test_activation_patching(row: str) -> None:
     found = activation_patch(
         model, task, ["resid_pre", "z", "k"], scale="metric", metric=scored, by_position=False, progress=False
     )
+    assert found.runs == "suffix"
     layer = model.cfg.n_layers - 1
     for site, name, part in (
         ("resid_pre", "hook_resid_pre", slice(None)), ("z", "attn.hook_z", 1), ("k", "attn.hook_k", 0),
@@ -266,7 +267,7 @@ def test_path_patching(row: str) -> None:
         wanted = passes.change(senders, receivers).mean()
         found = path_patch(model, task, senders=senders, receivers=receivers, direction="noising", scale="metric")
         assert float(found) == pytest.approx(float(wanted), abs=2e-6), (senders, receivers)
-        assert abs(float(wanted)) > 1e-6
+        assert abs(float(wanted)) > 1e-6 and found.runs == "suffix"
 
 
 @pytest.mark.parametrize("row", SOME)

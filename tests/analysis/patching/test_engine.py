@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from sizes import SetBudget
 from tiny import tiny_model, tiny_tokens
 from torch import Tensor
 
 from headscope import HookedTransformer, patching
 from headscope.analysis.patching.base_run import obstacle
+from headscope.analysis.patching.engine import Patch, measure_patches
 from headscope.analysis.prompts.metrics import AnswerMetric, last_position, reads
 from headscope.errors import InvalidInputError
 from headscope.model.block import TransformerBlock
@@ -61,6 +64,23 @@ KINDS: dict[str, dict[str, Any]] = {
     },
     "summed by head": {"use_attn_result": True, "use_attn_in": True, "use_hook_mlp_in": True},
 }  # fmt: skip
+# What a model may have, alone and together with others.
+FEATURES: dict[str, dict[str, Any]] = {
+    "rotary": {"positional_embedding_type": "rotary", "rotary_dim": 2},
+    "ALiBi": {"positional_embedding_type": "alibi"},
+    "groups": {"n_heads": 4, "n_key_value_heads": 2},
+    "a window": {"use_local_attn": True, "window_size": 2, "attn_types": ["local", "global", "local"]},
+    "norms behind": {"use_normalization_before_and_after": True},
+    "queries normalized": {"use_qk_norm": True},
+    "queries normalized together": {"use_qk_norm": True, "qk_norm_all_heads": True},
+    "capped": {"attn_scores_soft_cap": 1.5, "clip_qkv": 0.5},
+    "sinks": {"use_attn_sinks": True},
+    "parallel": {"parallel_attn_mlp": True},
+    "gated": {"gated_mlp": True},
+    "experts": {"num_experts": 3, "experts_per_token": 2},
+}
+SITES = ("hook_resid_pre", "hook_resid_post", "hook_attn_out", "hook_mlp_out", "attn.hook_z", "attn.hook_q",
+         "attn.hook_k", "attn.hook_v", "attn.hook_pattern")  # fmt: skip
 SWEEPS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "attn_head_out_by_pos", "attn_head_q_by_pos",
           "attn_head_k_by_pos", "attn_head_v_all_pos", "attn_head_pattern_by_pos")  # fmt: skip
 HOOKS = {
@@ -138,6 +158,43 @@ def test_padded_rows_equal_whole_runs(kind: str, side: str) -> None:
         found = sweep_of(sweep)(model, corrupted, cache, measured, attention_mask=mask)
         expected = whole_runs(model, corrupted, cache, sweep, found.shape, measured, attention_mask=mask)
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6, msg=lambda text, at=sweep: f"{at}: {text}")
+
+
+@given(
+    parts=st.lists(st.sampled_from(sorted(FEATURES)), unique=True, max_size=3),
+    real=st.lists(st.integers(1, 6), min_size=2, max_size=2),
+    left=st.booleans(),
+    reads_at=st.lists(st.integers(0, 5), min_size=1, max_size=3),
+    cells=st.lists(st.tuples(st.sampled_from(SITES), st.integers(0, 2), st.integers(0, 5)), min_size=1, max_size=3),
+    seed=st.integers(0, 99),
+)
+def test_any_features_together_equal_whole_runs(
+    parts: list[str],
+    real: list[int],
+    left: bool,
+    reads_at: list[int],
+    cells: list[tuple[str, int, int]],
+    seed: int,
+) -> None:
+    model = tiny_model(n_layers=3, **{name: value for part in parts for name, value in FEATURES[part].items()})
+    assert obstacle(model) is None
+    clean, corrupted = tiny_tokens(2, 6, seed=seed), tiny_tokens(2, 6, seed=seed + 100)
+    mask = torch.arange(6) < torch.tensor(real)[:, None]
+    mask = mask.flip(1) if left else mask
+    _, cache = model.run_with_cache(clean, attention_mask=mask)
+
+    def put(value: Tensor, name: str, at: int) -> None:
+        axis = 2 if name.endswith("pattern") else 1
+        value.select(axis, at).copy_(cache[name].select(axis, at))
+
+    patches = [Patch(f"blocks.{layer}.{site}", partial(put, name=f"blocks.{layer}.{site}", at=at))
+               for site, layer, at in cells]  # fmt: skip
+    measured = reads(lambda logits: logits.log_softmax(-1)[..., 3].sum(), reads_at)
+    found = measure_patches(model, corrupted, measured, patches, attention_mask=mask, progress=False)
+    for patch, value in zip(patches, found, strict=True):
+        with torch.no_grad():
+            logits = model.run_with_hooks(corrupted, fwd_hooks=[(patch.name, patch.replaced)], attention_mask=mask)
+            assert value == pytest.approx(float(measured(logits)), rel=1e-9, abs=1e-9), (parts, patch.name)
 
 
 def test_a_mask_of_ones_own_is_kept_to() -> None:

@@ -17,6 +17,7 @@ from headscope.analysis.prompts.metrics import AnswerMetric, reads
 from headscope.analysis.prompts.task import Task
 from headscope.data.ioi import IOIDataset
 from headscope.errors import InvalidInputError, NotFiniteError, UnknownNameError
+from headscope.model.parts.attention import Attention
 
 SHAPES: dict[str, dict[str, Any]] = {
     "mlps": {},
@@ -27,7 +28,16 @@ SHAPES: dict[str, dict[str, Any]] = {
     "bidirectional": {"attention_dir": "bidirectional", "output_logits_soft_cap": 2.0, "normalization_type": None},
     "norms on both sides": {"use_normalization_before_and_after": True, "positional_embedding_type": "rotary"},
     "norms behind": {"use_normalization_after_only": True, "normalization_type": "RMS", "use_qk_norm": True},
-}
+    "llama": {
+        "n_heads": 4, "n_key_value_heads": 2, "positional_embedding_type": "rotary", "gated_mlp": True,
+        "normalization_type": "RMS",
+    },
+    "a window, ALiBi, capped": {
+        "use_local_attn": True, "window_size": 3, "attn_types": ["global", "local", "local"],
+        "positional_embedding_type": "alibi", "attn_scores_soft_cap": 2.0,
+    },
+    "experts": {"num_experts": 3, "experts_per_token": 2, "clip_qkv": 0.4},
+}  # fmt: skip
 
 
 NOISING: dict[str, Any] = {"direction": "noising", "scale": "metric"}
@@ -268,6 +278,41 @@ def test_nothing_to_take_shares_of() -> None:
         _ = found.normalized
     with pytest.raises(InvalidInputError, match=r"clean and the corrupted metric are both 1\.0000"):
         path_patch_sweep(model, task, **options)
+
+
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape != "attn_only"])
+@pytest.mark.parametrize("pad_left", [True, False])
+def test_some_positions_alone_are_those_of_three_passes(shape: str, pad_left: bool) -> None:
+    model, task = three_layers(shape), random_task((7, 5), pad_left=pad_left)
+    reference = ThreePasses(model, task)
+    where = torch.zeros_like(task.attention_mask)
+    where[torch.arange(2), task.positions - 1] = True
+    for receivers in (["1.1.v"], ["1.0.k"], ["2.1.q", "2.0.v"], ["1.1.k", "mlp2"], ["mlp1"]):
+        found = path_patch(model, task, senders=["0.1", "embed"], receivers=receivers, positions="S2", **NOISING)
+        expected = reference.change(["0.1", "embed"], receivers, where=where)
+        torch.testing.assert_close(found.per_prompt, expected, atol=1e-11, rtol=1e-7)
+        assert found.runs == "suffix" and "runs: suffix" in str(found)
+
+
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape not in ("attn_only", "bidirectional")])
+def test_the_third_pass_runs_what_is_behind_the_receivers(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, task = three_layers(shape), random_task((7, 5))
+    queries: list[int] = []
+
+    def forward(self: Any, x: Tensor, *args: Any, run: Any = Attention.forward, **kwargs: Any) -> Tensor:
+        queries.append(x.shape[:2].numel())
+        return run(self, x, *args, **kwargs)
+
+    monkeypatch.setattr(Attention, "forward", forward)
+    path_patch(model, task, senders="0.1", receivers="1.1.v", positions="S2", **NOISING)
+    # Both runs whole; then layer 1 is taken up behind its values, and of the last layer one query is read.
+    assert queries == [14] * 6 + [2]
+    queries.clear()
+    path_patch(model, task, senders="0.1", receivers=["1.1.v", "2.1.q"], positions="S2", **NOISING)
+    assert queries == [14] * 6 + [2 * (7 - 3)]  # queries that are set are made at all positions from S2 on
+    queries.clear()
+    path_patch(model, task, senders="0.1", receivers="final", positions="S2", **NOISING)
+    assert queries == [14] * 6
 
 
 def test_a_name_mover_of_the_demo_writes_the_name() -> None:
