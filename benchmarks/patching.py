@@ -1,13 +1,19 @@
-"""Activation patching against TransformerLens's `patching`, on GPT-2 small's shape with random weights.
+"""Activation patching beside TransformerLens's `patching`, and path patching beside three passes with hooks.
 
-Two sweeps, `resid_pre` over all layers and positions and head outputs (all positions at once) over all heads, each
-with the logit difference as a function of all logits ("opaque"), as one that says it reads the last position, and as an
-`AnswerMetric`. Prompts differ at every position, so that nothing can be left out (`everywhere`), or from the repeated
-name on, as those of the IOI notebooks do (`--differ name`). Each library has a process of its own with the same
-weights and tokens; they are asked in turn, and the best of the repeated runs is compared, as are the values cell by
-cell.
+On random weights in the shape of GPT-2 small, or of SmolLM2-135M (`--model llama`: grouped heads, rotary positions,
+RMSNorm, a gated MLP). Activation sweeps are `resid_pre` over all layers and positions and head outputs (all positions
+at once) over all heads, each with the logit difference as a function of all logits ("opaque"), as one that says it
+reads the last position, and as an `AnswerMetric`. Prompts differ at every position, so that nothing can be left out
+(`everywhere`), or from the repeated name on, as those of the IOI notebooks do (`--differ name`). Each library has a
+process of its own with the same weights and tokens; they are asked in turn, and the best of the repeated runs is
+compared, as are the values cell by cell. A plain run costs the same whatever its cell: the peer may be asked for some
+cells only (`--peer-cells`), and its time is that of as many as there are.
 
-    python benchmarks/patching.py --peer PYTHON_WITH_TRANSFORMER_LENS_3 [--sweep heads] [--repeats 3]
+`paths` goes from every head into one head's values, at two thirds of the layers, beside a loop of three passes with
+hooks on the same model: it shares both runs, begins the second pass at the sender's layer and the third at the
+receiver's, and unembeds the last position alone.
+
+    python benchmarks/patching.py --peer PYTHON_WITH_TRANSFORMER_LENS_3 [--model llama] [--sweep heads] [--repeats 3]
 
 What to expect, in operations: `L` layers of `n` weights, `P` positions, `U` weights of the unembedding. A plain run of
 a cell multiplies by `P (L n + U)` weights. Patching the residual stream before layer `l` at `p` needs
@@ -30,15 +36,27 @@ from workers.protocol import Side, Worker, workers
 import headscope
 
 SCRIPT = Path(__file__).parent / "workers" / "patching.py"
+SMOLLM2: dict[str, Any] = {
+    "n_layers": 30, "d_model": 576, "n_ctx": 1024, "d_head": 64, "n_heads": 9, "n_key_value_heads": 3, "d_mlp": 1536,
+    "d_vocab": 49152, "act_fn": "silu", "gated_mlp": True, "normalization_type": "RMSPre",
+    "positional_embedding_type": "rotary", "rotary_dim": 64,
+}  # fmt: skip
+# The shape, its name, and how many cells the peer is asked for unless told.
+MODELS: dict[str, tuple[dict[str, Any], str, int | None]] = {
+    "gpt2": (GPT2_SMALL, "GPT-2 small", None),
+    "llama": (SMOLLM2, "SmolLM2-135M", 16),
+}
 SWEEPS = ("resid_pre", "heads")
 METRICS = ("opaque", "last position", "answers")
 
 
 def weights_of(shape: dict[str, Any]) -> tuple[float, float, float, float]:
     """Weights of keys and values, of a layer's attention, of its MLP, and of the unembedding."""
-    width, heads = shape["d_model"], shape["d_model"] // shape["d_head"]
-    projection = width * heads * shape["d_head"]
-    return 2.0 * projection, 4.0 * projection, 8.0 * width**2, float(width * shape["d_vocab"])
+    width, d_head = shape["d_model"], shape["d_head"]
+    heads = shape.get("n_heads", width // d_head)
+    keys_and_values = 2.0 * width * d_head * shape.get("n_key_value_heads", heads)
+    mlp = (3.0 if shape.get("gated_mlp") else 2.0) * width * shape.get("d_mlp", 4 * width)
+    return keys_and_values, 2.0 * width * d_head * heads + keys_and_values, mlp, float(width * shape["d_vocab"])
 
 
 def expected(shape: dict[str, Any], sweep: str, metric: str, length: int) -> float:
@@ -68,19 +86,26 @@ def expected(shape: dict[str, Any], sweep: str, metric: str, length: int) -> flo
 
 def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Run both libraries in turn; a table for each sweep."""
-    sides = [Side("headscope", sys.executable), Side("transformer_lens", str(options.peer.absolute()))]
-    print(f"beside {peer_version(sides[1], folder)}", flush=True)
+    shape, _, peer_cells = MODELS[options.model]
+    options.peer_cells = options.peer_cells or peer_cells
+    sides = [Side("headscope", sys.executable)]
+    if options.peer:
+        sides.append(Side("transformer_lens", str(options.peer.absolute())))
+        print(f"beside {peer_version(sides[1], folder)}", flush=True)
     weights = folder / "weights.safetensors"
-    write_weights(GPT2_SMALL, weights)
+    write_weights(shape, weights)
     name_at = 2 * options.length // 3
     differ_at = list(range(options.length)) if options.differ == "everywhere" else [name_at]
     results: dict[str, Any] = {}
-    with workers(SCRIPT, sides, folder, options.threads) as (ours, theirs):
-        for worker in (ours, theirs):
-            worker.ask(task="load", shape=GPT2_SMALL, weights=str(weights))
-        for sweep in SWEEPS if options.sweep is None else (options.sweep,):
-            question = {"sweep": sweep, "rows": options.rows, "length": options.length, "differ_at": differ_at}
-            results[sweep] = run(ours, theirs, question, options, folder)
+    with workers(SCRIPT, sides, folder, options.threads) as asked:
+        for worker in asked:
+            worker.ask(task="load", shape=shape, weights=str(weights))
+        question = {"rows": options.rows, "length": options.length, "differ_at": differ_at}
+        for sweep in (*SWEEPS, "paths") if options.sweep is None else (options.sweep,):
+            if sweep == "paths":
+                results[sweep] = paths(asked[0], question, options, folder)
+            elif options.peer:
+                results[sweep] = run(asked[0], asked[1], {"sweep": sweep, **question}, options, folder)
     return results
 
 
@@ -94,16 +119,19 @@ def run(
             save = str(folder / f"{name}.pt")
             seconds[name].append(ours.ask(task="measure", metric=name, save=save, **question)["seconds"])
         save = str(folder / "peer.pt")
-        seconds["peer"].append(theirs.ask(task="measure", metric="opaque", save=save, **question)["seconds"])
+        asked = theirs.ask(task="measure", metric="opaque", save=save, cells=options.peer_cells, **question)
+        seconds["peer"].append(asked["seconds"])
     peer = torch.load(folder / "peer.pt", weights_only=True)
-    print(f"\n{question['sweep']}: {peer.numel()} cells; prompts differ: {options.differ}")
+    known = ~peer.isnan()
+    some = "" if bool(known.all()) else f" (TransformerLens: {int(known.sum())} of them)"
+    print(f"\n{question['sweep']}: {peer.numel()} cells{some}; prompts differ: {options.differ}")
     print(f"{'':<28} {'s, best':>8} {'ratio':>6} {'by operations':>14} {'values differ by':>17}")
     print(f"{'TransformerLens':<28} {min(seconds['peer']):>8.2f}")
     found: dict[str, Any] = {"seconds": seconds}
     for name in METRICS:
-        off = float((torch.load(folder / f"{name}.pt", weights_only=True) - peer).abs().max())
+        off = float((torch.load(folder / f"{name}.pt", weights_only=True) - peer)[known].abs().max())
         ratio = min(seconds["peer"]) / min(seconds[name])
-        count = expected(GPT2_SMALL, question["sweep"], name, options.length)
+        count = expected(MODELS[options.model][0], question["sweep"], name, options.length)
         count_text = f"{count:.2f}" if options.differ == "everywhere" else ""
         print(
             f"{'headscope, ' + name:<28} {min(seconds[name]):>8.2f} {ratio:>6.2f} {count_text:>14} {off:>17.1e}",
@@ -113,20 +141,38 @@ def run(
     return found
 
 
+def paths(ours: Worker, question: dict[str, Any], options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Path patching from every head into one head's values, beside three passes for some of them."""
+    seconds: dict[str, list[float]] = {"plain": [], "sweep": []}
+    for _ in range(options.repeats):
+        for kind, cells in (("plain", options.peer_cells), ("sweep", None)):
+            asked = ours.ask(task="paths", kind=kind, cells=cells, save=str(folder / f"{kind}.pt"), **question)
+            seconds[kind].append(asked["seconds"])
+    plain, sweep = (torch.load(folder / f"{kind}.pt", weights_only=True) for kind in seconds)
+    known = ~plain.isnan()
+    off, ratio = float((sweep - plain)[known].abs().max()), min(seconds["plain"]) / min(seconds["sweep"])
+    print(f"\npaths: {plain.numel()} senders ({int(known.sum())} by three passes); prompts differ: {options.differ}")
+    print(f"{'three passes':<28} {min(seconds['plain']):>8.2f}")
+    print(f"{'headscope':<28} {min(seconds['sweep']):>8.2f} {ratio:>6.2f} {'':>14} {off:>17.1e}", flush=True)
+    return {"seconds": seconds, "ratio": ratio, "largest_difference": off}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--length", type=int, default=15)
-    parser.add_argument("--sweep", choices=SWEEPS, help="only this one")
+    parser.add_argument("--model", choices=MODELS, default="gpt2")
+    parser.add_argument("--sweep", choices=(*SWEEPS, "paths"), help="only this one")
+    parser.add_argument("--peer-cells", type=int, help="how many cells plain code runs; default: all, or 16 for llama")
     parser.add_argument("--differ", choices=("everywhere", "name"), default="everywhere")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--peer", type=Path, required=True, help="the Python of an environment with TransformerLens 3")
+    parser.add_argument("--peer", type=Path, help="the Python of an environment with TransformerLens 3")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     options = parser.parse_args()
     print(
-        f"GPT-2 small's shape, random weights, {options.rows} prompts of {options.length} tokens, {options.threads} "
-        f"threads, best of {options.repeats}"
+        f"{MODELS[options.model][1]}'s shape, random weights, {options.rows} prompts of {options.length} tokens, "
+        f"{options.threads} threads, best of {options.repeats}"
     )
     print(f"headscope {headscope.__version__} with torch {torch.__version__}")
     with tempfile.TemporaryDirectory() as folder:

@@ -45,6 +45,34 @@ def test_every_form_of_the_metric_is_one(scripts: tuple[ModuleType, ModuleType])
                 torch.testing.assert_close(other, found[0], rtol=1e-5, atol=1e-5)
 
 
+@torch.no_grad()
+def test_some_cells_are_those_of_all(scripts: tuple[ModuleType, ModuleType]) -> None:
+    benchmark, worker = scripts
+    library = worker.Patching("headscope")
+    library.model = tiny_model(spread=0.7)
+    question = {"metric": "opaque", "rows": 2, "length": 5, "differ_at": [1]}
+    for sweep in benchmark.SWEEPS:
+        every = library.measure(sweep=sweep, **question)[1]
+        some = library.measure(sweep=sweep, cells=3, **question)[1]
+        known = ~some.isnan()
+        assert int(known.sum()) == 3 and some.shape == every.shape
+        torch.testing.assert_close(some[known], every[known])
+
+
+@torch.no_grad()
+def test_paths_are_those_of_three_passes(scripts: tuple[ModuleType, ModuleType]) -> None:
+    library = scripts[1].Patching("headscope")
+    library.model = tiny_model(
+        n_layers=3, n_heads=4, n_key_value_heads=2, positional_embedding_type="rotary", gated_mlp=True, spread=0.7
+    )
+    question = {"rows": 2, "length": 5, "differ_at": [1, 3]}
+    plain = library.paths(kind="plain", **question)[1]
+    assert plain.std() > 1e-3, "too little happens to tell"
+    torch.testing.assert_close(library.paths(kind="sweep", **question)[1], plain)
+    some = library.paths(kind="plain", cells=3, **question)[1]
+    torch.testing.assert_close(some[~some.isnan()], plain[~some.isnan()])
+
+
 def test_operations_are_counted(scripts: tuple[ModuleType, ModuleType]) -> None:
     benchmark, _ = scripts
     # Layers of 12 weights (keys and values: 2, MLP: 8), an unembedding of 12; a plain run of two positions takes 72.

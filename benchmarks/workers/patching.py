@@ -11,10 +11,15 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import pandas as pd
 import torch
 from protocol import serve
 from torch import Tensor
 
+SETTERS = {
+    "resid_pre": ("resid_pre", ["layer", "pos"], "layer_pos_patch_setter"),
+    "heads": ("z", ["layer", "head"], "layer_head_vector_patch_setter"),
+}
 SWEEPS = {"resid_pre": "get_act_patch_resid_pre", "heads": "get_act_patch_attn_head_out_all_pos"}
 
 
@@ -36,6 +41,35 @@ def logit_difference(logits: Tensor, wanted: Tensor) -> Tensor:
     """The right answer's logit less the wrong one's at the last position, the mean over prompts."""
     found = logits[:, -1].gather(-1, wanted)
     return (found[:, 0] - found[:, 1]).mean()
+
+
+def spread(total: int, n: int) -> Tensor:
+    """Return `n` numbers below `total`, evenly spread."""
+    return torch.linspace(0, total - 1, min(n, total)).round().long()
+
+
+def among(total: int, at: Tensor, values: Tensor) -> Tensor:
+    """Values at their places among `total`, NaN elsewhere."""
+    return values.new_full((total,), torch.nan).index_copy(0, at, values)
+
+
+def task_of(clean: Tensor, corrupted: Tensor, wanted: Tensor) -> Any:
+    """The prompts as a task, which is answered at the last position."""
+    module = importlib.import_module("headscope.analysis.prompts.task")
+    n, length = clean.shape
+    return module.Task(
+        clean_tokens=clean,
+        correct=wanted[:, :1],
+        incorrect=wanted[:, 1:],
+        attention_mask=torch.ones_like(clean, dtype=torch.bool),
+        positions=torch.full((n,), length - 1),
+        corrupted_tokens=corrupted,
+        prompts=("",) * n,
+        str_tokens=(("",) * length,) * n,
+        answers=(("right", "wrong"),) * n,
+        labels=("",) * n,
+        word_idx={},
+    )
 
 
 def metric_of(kind: str, wanted: Tensor, length: int) -> Callable[[Tensor], Any]:
@@ -67,16 +101,123 @@ class Patching:
         found = importlib.import_module("safetensors.torch").load_file(weights)
         self.model.load_state_dict(found, strict=False)  # which may have buffers besides
 
-    def measure(self, sweep: str, metric: str, rows: int, length: int, differ_at: list[int]) -> tuple[float, Tensor]:
-        """Seconds that a sweep takes, and its values."""
-        d_vocab = self.model.cfg.d_vocab
-        clean, corrupted = prompts(d_vocab, rows, length, differ_at)
+    def measure(
+        self, sweep: str, metric: str, rows: int, length: int, differ_at: list[int], cells: int | None = None
+    ) -> tuple[float, Tensor]:
+        """Seconds that a sweep takes, and its values; with `cells`, of so many runs alike, and NaN for the others."""
+        cfg = self.model.cfg
+        clean, corrupted = prompts(cfg.d_vocab, rows, length, differ_at)
         _, cache = self.model.run_with_cache(clean)
-        measured = metric_of(metric, answers(d_vocab, rows), length)
+        measured = metric_of(metric, answers(cfg.d_vocab, rows), length)
         gc.collect()
         start = time.perf_counter()
-        found = getattr(self.patching, SWEEPS[sweep])(self.model, corrupted, cache, measured, **self.options)
-        return time.perf_counter() - start, found
+        if cells is None:
+            found = getattr(self.patching, SWEEPS[sweep])(self.model, corrupted, cache, measured, **self.options)
+            return time.perf_counter() - start, found
+        name, axes, setter = SETTERS[sweep]
+        shape = (cfg.n_layers, length if axes[1] == "pos" else cfg.n_heads)
+        asked = spread(shape[0] * shape[1], cells)
+        index = pd.DataFrame([divmod(at, shape[1]) for at in asked.tolist()], columns=axes)
+        values = self.patching.generic_activation_patch(
+            self.model, corrupted, cache, measured, getattr(self.patching, setter), name, index_df=index, **self.options
+        )
+        seconds = (time.perf_counter() - start) / len(asked) * shape[0] * shape[1]
+        return seconds, among(shape[0] * shape[1], asked, values).view(shape)
+
+    def paths(
+        self, kind: str, rows: int, length: int, differ_at: list[int], cells: int | None = None
+    ) -> tuple[float, Tensor]:
+        """Seconds that path patching takes from every head into one's values, and the changes, `[layer, head]`."""
+        cfg = self.model.cfg
+        clean, corrupted = prompts(cfg.d_vocab, rows, length, differ_at)
+        wanted = answers(cfg.d_vocab, rows)
+        layer, head = 2 * cfg.n_layers // 3, cfg.n_heads // 2
+        n = layer * cfg.n_heads
+        asked = torch.arange(n) if cells is None else spread(n, cells)
+        gc.collect()
+        start = time.perf_counter()
+        if kind == "plain":
+            changes = ThreePasses(self.model, clean, corrupted, wanted, layer, head).changes(asked.tolist())
+            seconds = (time.perf_counter() - start) / len(asked) * n
+            return seconds, among(n, asked, changes).view(layer, -1)
+        analysis = importlib.import_module("headscope.analysis")
+        found = analysis.path_patch_sweep(
+            self.model,
+            task_of(clean, corrupted, wanted),
+            receivers=f"{layer}.{head}.v",
+            direction="noising",
+            scale="metric",
+            progress=False,
+        )
+        return time.perf_counter() - start, found.values[:layer]
+
+
+class ThreePasses:
+    """Path patching by hooks: both runs are made once, and each pass begins where it may differ from them.
+
+    Args:
+        model: The model, headscope's.
+        clean: The tokens that are patched.
+        corrupted: The tokens that patches are from.
+        wanted: A right and a wrong token for each prompt.
+        layer: The layer of the receiver.
+        head: The receiver, whose values are patched.
+    """
+
+    def __init__(self, model: Any, clean: Tensor, corrupted: Tensor, wanted: Tensor, layer: int, head: int) -> None:
+        self.model, self.wanted, self.layer, self.head = model, wanted, layer, head
+        names = [f"blocks.{at}.hook_resid_pre" for at in range(layer + 1)]
+        self.written = [f"blocks.{at}.{name}" for at in range(layer) for name in ("attn.hook_z", "hook_mlp_out")]
+        given: dict[str, Any] = {"return_type": None, "names_filter": [*names, *self.written]}
+        (_, self.base), (_, self.other) = (model.run_with_cache(tokens, **given) for tokens in (clean, corrupted))
+        self.before = self.scored(
+            model(self.base[names[layer]], start_at_layer=layer, stop_at_layer=model.cfg.n_layers)
+        )
+
+    def scored(self, final: Tensor) -> Tensor:
+        """The logit difference of final states; only those of the last position are unembedded."""
+        return logit_difference(self.model.to_logits(final[:, -1:]), self.wanted)
+
+    def changes(self, senders: list[int]) -> Tensor:
+        """The change from each head, by its number among all."""
+        before = self.model.cfg.ungroup_grouped_query_attention
+        self.model.cfg.ungroup_grouped_query_attention = True  # one head's values are patched
+        try:
+            return torch.stack([self.change(*divmod(at, self.model.cfg.n_heads)) for at in senders])
+        finally:
+            self.model.cfg.ungroup_grouped_query_attention = before
+
+    def change(self, layer: int, head: int) -> Tensor:
+        """The change from one head."""
+        sender = f"blocks.{layer}.attn.hook_z"
+
+        def frozen(value: Tensor, hook: Any) -> Tensor:
+            kept = self.base[hook.name]
+            if hook.name == sender:
+                kept = kept.clone()
+                kept[:, :, head] = self.other[sender][:, :, head]
+            return kept
+
+        stream = self.model.run_with_hooks(
+            self.base["resid_pre", layer],
+            fwd_hooks=[(name, frozen) for name in self.written],
+            start_at_layer=layer,
+            stop_at_layer=self.layer,
+        )
+        block = self.model.blocks[self.layer]
+        received = block.ln1(stream) @ block.attn.W_V[self.head] + block.attn.b_V[self.head]
+
+        def put(values: Tensor, hook: Any) -> Tensor:
+            values[:, :, self.head] = received
+            return values
+
+        final = self.model.run_with_hooks(
+            self.base["resid_pre", self.layer],
+            fwd_hooks=[(f"blocks.{self.layer}.attn.hook_v", put)],
+            start_at_layer=self.layer,
+            stop_at_layer=self.model.cfg.n_layers,
+        )
+        return self.scored(final) - self.before
 
 
 def prepare(name: str) -> Callable[..., dict[str, Any]]:
@@ -88,8 +229,7 @@ def prepare(name: str) -> Callable[..., dict[str, Any]]:
         if task == "load":
             library.load(**question)
             return {}
-        assert task == "measure", task
-        seconds, found = library.measure(**question)
+        seconds, found = {"measure": library.measure, "paths": library.paths}[task](**question)
         torch.save(found, save)
         return {"seconds": seconds}
 
