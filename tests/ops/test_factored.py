@@ -351,3 +351,14 @@ def test_eigenvalues_come_in_the_order_of_a_full_decomposition() -> None:
     left, right = torch.randn(2, 3, 24, 8, generator=torch.Generator().manual_seed(0))
     product = FactoredMatrix(left, right.mT)
     assert torch.equal(product.eigenvalues, torch.linalg.eig(product.BA).eigenvalues)
+
+
+def test_the_largest_entry_of_each_right_singular_vector_is_positive() -> None:
+    left, right = torch.randn(2, 3, 9, 4, generator=torch.Generator().manual_seed(0))
+    first, turned = FactoredMatrix(left, right.mT), FactoredMatrix(-left, -right.mT)
+    V = first.V
+    assert bool((V.gather(-2, V.abs().argmax(-2, keepdim=True)) > 0).all())
+    for one, other in zip(first.svd(), turned.svd(), strict=True):
+        torch.testing.assert_close(one, other)
+    u, s, v = first.svd()
+    torch.testing.assert_close(u * s[:, None] @ v.mT, first.AB)

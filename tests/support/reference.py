@@ -97,11 +97,11 @@ class Reference:
         if self.cfg.positional_embedding_type == "standard":
             rows = []
             for row in range(batch):
-                positions, seen = [], 0
+                positions, seen = self.state["pos_embed.W_pos"], 0
+                rows.append(positions.new_zeros(length, positions.shape[1]))  # zero at padding
                 for place in range(length):
-                    seen += int(real[row, place])
-                    positions.append(max(seen - 1, 0))
-                rows.append(self.state["pos_embed.W_pos"][positions])
+                    if real[row, place]:
+                        rows[row][place], seen = positions[seen], seen + 1
             x = x + self.at("hook_pos_embed", torch.stack(rows))
         return self.run_blocks(x, real, 0)
 

@@ -74,10 +74,10 @@ WEIGHTS = Area("HookedTransformer", {
 })  # fmt: skip
 
 MAKING = Area("HookedTransformer", {
-    "from_pretrained": "model_name, **options",
+    "from_pretrained": "model_name, *flags, **options",
     "from_pretrained_no_processing": "model_name, **options",
     "init_weights": "",
-    "load_and_process_state_dict": "state_dict, **processing",
+    "load_and_process_state_dict": "state_dict, *flags, **processing",
     "process_weights_": "**processing",
     "to": "*args, print_details=False, **kwargs",
     "cpu": "",

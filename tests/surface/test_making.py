@@ -104,6 +104,17 @@ def test_from_pretrained_takes_the_options_of_old(checkpoint: Path, hf: GPT2LMHe
     same(model(TOKENS), hf.lm_head(hf.transformer.ln_f(stream)))
 
 
+def test_flags_may_be_given_by_position(checkpoint: Path) -> None:
+    by_name = HookedTransformer.from_pretrained(
+        checkpoint, fold_ln=False, center_writing_weights=True, center_unembed=False, fold_value_biases=False
+    )
+    by_position = HookedTransformer.from_pretrained(checkpoint, False, True, False, False, fold_value_biases=False)
+    assert by_position.weight_processing == by_name.weight_processing == ("center_writing_weights",)
+    model = HookedTransformer.from_pretrained_no_processing(checkpoint)
+    model.load_and_process_state_dict(model.state_dict(), False, False, True, False)
+    assert model.weight_processing == ("center_unembed",)
+
+
 @pytest.fixture
 def plain() -> HookedTransformer:
     return tiny_model()
@@ -138,7 +149,10 @@ def test_processing(name: str, rewrite: str, plain: HookedTransformer) -> None:
     elif rewrite == "fold_value_biases":
         assert not bool(model.b_V.any())
     else:
-        for one, other in ((model.W_Q, model.W_K), (model.W_O.transpose(-2, -1), model.W_O.transpose(-2, -1))):
+        queries, keys = (
+            torch.cat([getattr(model, f"W_{name}"), getattr(model, f"b_{name}")[:, :, None]], dim=2) for name in "QK"
+        )
+        for one, other in ((queries, keys), (model.W_O.transpose(-2, -1), model.W_O.transpose(-2, -1))):
             gram, like = one.transpose(-2, -1) @ one, other.transpose(-2, -1) @ other
             same(gram, like)
             same(gram, torch.diag_embed(gram.diagonal(dim1=-2, dim2=-1)))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from headscope.errors import InvalidInputError, UnknownNameError
 from headscope.model.transformer import HookedTransformer
-from headscope.ops.factored import FactoredMatrix, at_least_float32
+from headscope.ops.factored import FactoredMatrix, at_least_float32, with_signs
 
 __all__ = ["SVDInterpreter", "VectorType"]
 
@@ -19,7 +19,8 @@ class SVDInterpreter:
     """Singular vectors of a model's weights, seen through its unembedding.
 
     After Millidge & Black 2022, "The singular value decompositions of transformer weight matrices are highly
-    interpretable". A singular vector has no sign: the tokens it promotes and suppresses may change places.
+    interpretable". A singular vector has no sign of its own: here its largest entry is positive. In another library the
+    tokens it promotes and suppresses may change places.
 
     Args:
         model: The model; its weights are read at each call.
@@ -92,4 +93,5 @@ class SVDInterpreter:
             matrix = block.mlp.W_in.T
             norm_weight = dict(self.model.named_parameters()).get(f"blocks.{layer}.ln2.w")
             matrix = matrix if norm_weight is None else matrix * norm_weight
-        return torch.linalg.svd(at_least_float32(matrix), full_matrices=False).Vh
+        u, s, vh = torch.linalg.svd(at_least_float32(matrix), full_matrices=False)
+        return with_signs(u, s, vh.mT)[2].mT

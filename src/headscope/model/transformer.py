@@ -123,7 +123,7 @@ class HookedTransformer(Tokenization, TrainingText, Generation, StackedWeights, 
     # Construction
 
     @classmethod
-    def from_pretrained(cls, model_name: str | Path, **options: Any) -> Self:
+    def from_pretrained(cls, model_name: str | Path, *flags: bool, **options: Any) -> Self:
         """Load a model by short name, Hugging Face hub id or local checkpoint directory.
 
         See `headscope.model.checkpoints.pipeline.load_pretrained` for every option (`fold_ln`, `center_unembed`,
@@ -133,7 +133,7 @@ class HookedTransformer(Tokenization, TrainingText, Generation, StackedWeights, 
             >>> HookedTransformer.from_pretrained("headscope-demo").cfg.model_name
             'headscope-demo'
         """
-        return loading.load_pretrained(cls, model_name, **options)
+        return loading.load_pretrained(cls, model_name, *flags, **options)
 
     @classmethod
     def from_pretrained_no_processing(cls, model_name: str | Path, **options: Any) -> Self:
@@ -147,17 +147,17 @@ class HookedTransformer(Tokenization, TrainingText, Generation, StackedWeights, 
         raw = dict.fromkeys(WeightProcessing.names(), False)
         return loading.load_pretrained(cls, None, hf_model=hf_model, **{**raw, **options})
 
-    def load_and_process_state_dict(self, state_dict: Mapping[str, Tensor], **processing: bool) -> None:
+    def load_and_process_state_dict(self, state_dict: Mapping[str, Tensor], *flags: bool, **processing: bool) -> None:
         """Fill the model with these weights after processing them; no second copy of them is made.
 
         Args:
             state_dict: Weights under this model's names; it is not changed.
-            processing: The flags of `headscope.model.weights.processing.WeightProcessing`.
+            flags: Those of `headscope.model.weights.processing.WeightProcessing`, in its order or by name.
 
         Raises:
             CheckpointError: for missing or unused names, or a wrong shape, each by name.
         """
-        loading.fill(self, state_dict, WeightProcessing(**processing))
+        loading.fill(self, state_dict, WeightProcessing(*flags, **processing))
 
     def process_weights_(self, **processing: bool) -> None:
         """Process this model's own weights: `load_and_process_state_dict` on its state dict."""

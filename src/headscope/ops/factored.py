@@ -16,7 +16,7 @@ from torch import Tensor
 
 from headscope.errors import InvalidInputError
 
-__all__ = ["FactoredMatrix", "at_least_float32", "triangular_factor"]
+__all__ = ["FactoredMatrix", "at_least_float32", "triangular_factor", "with_signs"]
 
 _SVD = tuple[Tensor, Tensor, Tensor]
 
@@ -164,7 +164,8 @@ class FactoredMatrix:
     def svd(self) -> tuple[Float[Tensor, "... ldim rank"], Float[Tensor, "... rank"], Float[Tensor, "... rdim rank"]]:
         """Singular value decomposition: `U`, `S`, `V` with `AB = U @ diag(S) @ V.T` and `S` from large to small.
 
-        `rank` is the smallest of `ldim`, `mdim` and `rdim`. Factors in half precision give float32.
+        `rank` is the smallest of `ldim`, `mdim` and `rdim`. Factors in half precision give float32. Signs follow
+        `with_signs`.
 
         Two thin QR factorizations leave an SVD of at most `[mdim, mdim]`. The result is cached until a factor or the
         result itself is written to in place. Nothing is cached while gradients are tracked: each call then makes a
@@ -184,7 +185,7 @@ class FactoredMatrix:
         left, left_small = torch.linalg.qr(at_least_float32(self.A))
         right, right_small = torch.linalg.qr(at_least_float32(self.B).transpose(-2, -1))
         u, s, vh = torch.linalg.svd(left_small @ right_small.transpose(-2, -1), full_matrices=False)
-        return left @ u, s, right @ vh.transpose(-2, -1)
+        return with_signs(left @ u, s, right @ vh.transpose(-2, -1))
 
     def turned_l(self) -> Float[Tensor, "... rank rdim"]:
         """Return `Q.T @ AB` for a `Q` with orthonormal columns that span those of `A`.
@@ -320,6 +321,22 @@ def _keep_axis(index: Any, size: int) -> Any:
 def at_least_float32(tensor: Tensor) -> Tensor:
     """Cast half precision to float32: PyTorch has no QR, SVD or eigenvalues in less."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def with_signs(
+    U: Float[Tensor, "*lead rows rank"], S: Float[Tensor, "*lead rank"], V: Float[Tensor, "*lead columns rank"]
+) -> _SVD:
+    """Choose the signs of singular vectors, which their product leaves open.
+
+    The largest entry of each column of `V` is made positive, and the column of `U` turned with it.
+
+    Example:
+        >>> with_signs(torch.tensor([[1.0]]), torch.tensor([5.0]), torch.tensor([[0.6], [-0.8]]))[2].flatten()
+        tensor([-0.6000,  0.8000])
+    """
+    largest = V.gather(-2, V.abs().argmax(-2, keepdim=True))
+    signs = torch.where(largest < 0, -1.0, 1.0).to(V.dtype)
+    return U * signs, S, V * signs
 
 
 def triangular_factor(matrix: Float[Tensor, "*lead rows columns"]) -> Float[Tensor, "*lead rank columns"]:

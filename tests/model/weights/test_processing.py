@@ -152,7 +152,8 @@ def test_refactoring_makes_queries_and_keys_even_and_outputs_orthonormal() -> No
     new = processed(model, refactor_factored_attn_matrices=True)
     torch.testing.assert_close(log_probs(new), log_probs(model), rtol=0, atol=1e-9)
     off = ~torch.eye(4).bool()
-    grams = {name: getattr(new, name).transpose(-2, -1) @ getattr(new, name) for name in ("W_Q", "W_K")}
+    rows = {name: torch.cat([getattr(new, f"W_{name}"), getattr(new, f"b_{name}")[:, :, None]], dim=2) for name in "QK"}
+    grams = {name: each.mT @ each for name, each in rows.items()}
     for gram in grams.values():
         assert float(gram[..., off].abs().max()) < 1e-10
     norms = [gram.diagonal(dim1=-2, dim2=-1) for gram in grams.values()]
@@ -161,7 +162,11 @@ def test_refactoring_makes_queries_and_keys_even_and_outputs_orthonormal() -> No
     W_O = new.W_O
     torch.testing.assert_close(W_O @ W_O.transpose(-2, -1), torch.eye(4).double().expand(2, 3, 4, 4).contiguous())
     torch.testing.assert_close(new.OV.AB, model.OV.AB)
-    torch.testing.assert_close(new.QK.AB, model.QK.AB)
+    scores = [
+        torch.cat([each.W_Q, each.b_Q[:, :, None]], 2) @ torch.cat([each.W_K, each.b_K[:, :, None]], 2).mT
+        for each in (new, model)
+    ]
+    torch.testing.assert_close(*scores)
     assert bool((new.b_V == 0).all())
 
 

@@ -49,12 +49,12 @@ Loaded = TypeVar("Loaded", bound=Model)
 def load_pretrained(
     cls: type[Loaded],
     model_name: str | Path | None,
-    *,
     fold_ln: bool | None = None,
     center_writing_weights: bool | None = None,
     center_unembed: bool | None = None,
-    fold_value_biases: bool | None = None,
     refactor_factored_attn_matrices: bool | None = None,
+    *,
+    fold_value_biases: bool | None = None,
     hf_model: Any = None,
     tokenizer: Any = None,
     device: torch.device | str | None = None,
@@ -85,8 +85,8 @@ def load_pretrained(
             are those of `WeightProcessing`.
         center_writing_weights: Center the weights that write to the residual stream (LayerNorm models).
         center_unembed: Center the unembedding over tokens.
-        fold_value_biases: Move value biases into the output bias.
         refactor_factored_attn_matrices: Factor QK and OV by SVD.
+        fold_value_biases: Move value biases into the output bias.
         hf_model: Take config and weights from this `transformers` model instead of files; `model_name` is then used
             for the tokenizer only.
         tokenizer: Use this tokenizer instead of the checkpoint's.

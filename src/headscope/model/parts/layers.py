@@ -107,7 +107,7 @@ class Embed(nn.Module):
 
 
 class PosEmbed(nn.Module):
-    """Learned positional embedding, `W_pos [n_ctx, d_model]`. Padded positions do not count."""
+    """Learned positional embedding, `W_pos [n_ctx, d_model]`. Padded positions do not count; theirs is zero."""
 
     def __init__(self, cfg: HookedTransformerConfig) -> None:
         super().__init__()
@@ -136,7 +136,8 @@ class PosEmbed(nn.Module):
             )
         if attention_mask is None:
             return self.W_pos[past_kv_pos_offset:end].expand(batch, -1, -1)
-        return F.embedding(token_positions(attention_mask)[:, past_kv_pos_offset:], self.W_pos)
+        embedding = F.embedding(token_positions(attention_mask)[:, past_kv_pos_offset:], self.W_pos)
+        return embedding.masked_fill(~attention_mask.bool()[:, past_kv_pos_offset:, None], 0.0)
 
 
 class _Norm(nn.Module):

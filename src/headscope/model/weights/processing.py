@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from headscope.errors import InvalidInputError
@@ -306,13 +305,10 @@ def _fold_value_biases(state: StateDict, cfg: HookedTransformerConfig) -> None:
 def refactor_factored_attn_matrices(state_dict: Mapping[str, Tensor], cfg: HookedTransformerConfig) -> StateDict:
     """Factor QK and OV by SVD into the factors that are easiest to interpret.
 
-    Only the products `W_Q W_K^T` and `W_V W_O` matter. With `W_Q W_K^T = U S V^T`, the new `W_Q = U sqrt(S)` and
-    `W_K = V sqrt(S)` have orthogonal columns of equal norm; with `W_V W_O = U S V^T`, `W_V = U S` and `W_O = V^T`, so
-    that `z` has the norm of the head's output. Value biases are folded into `b_O` first.
-
-    Query and key biases follow the change of basis (`b_Q A` for `W_Q A`), which preserves every attention score. If a
-    head's `W_Q` or `W_K` lacks full rank there is no such basis; then the biases are factored along with the weights,
-    as an extra row: scores are preserved, and the columns including that row are orthogonal.
+    Only the products `W_Q W_K^T` and `W_V W_O` matter. With `W_V W_O = U S V^T`, the new `W_V = U S` and `W_O = V^T`,
+    so that `z` has the norm of the head's output; value biases are folded into `b_O` first. Queries and keys are
+    factored with their biases as an extra row: with `[W_Q; b_Q] [W_K; b_K]^T = U S V^T`, the new `[W_Q; b_Q]` is
+    `U sqrt(S)` and `[W_K; b_K]` is `V sqrt(S)`, whose columns are orthogonal and of equal norm; every score stays.
 
     Computed in float64.
 
@@ -330,31 +326,12 @@ def _refactor_factored_attn_matrices(state: StateDict, cfg: HookedTransformerCon
         wide = {name: state[full].double() for name, full in names.items()}
         u, s, v = FactoredMatrix(wide["W_V"], wide["W_O"]).svd()
         new = {"W_V": u * s[:, None, :], "W_O": v.transpose(-2, -1)}
-        heads = [
-            _even_query_key(*(wide[name][head] for name in ("W_Q", "W_K", "b_Q", "b_K"))) for head in range(cfg.n_heads)
-        ]
-        for name, tensors in zip(("W_Q", "W_K", "b_Q", "b_K"), zip(*heads, strict=True), strict=True):
-            new[name] = torch.stack(tensors)
+        queries, keys = (torch.cat([wide[f"W_{name}"], wide[f"b_{name}"][:, None]], dim=1) for name in "QK")
+        even = FactoredMatrix(queries, keys.mT).make_even()
+        for name, rows in (("Q", even.A), ("K", even.B.mT)):
+            new |= {f"W_{name}": rows[:, :-1], f"b_{name}": rows[:, -1]}
         for name, tensor in new.items():
             state[names[name]].copy_(_padded(tensor, state[names[name]].shape))
-
-
-def _even_query_key(
-    W_Q: Float[Tensor, "d_model d_head"],
-    W_K: Float[Tensor, "d_model d_head"],
-    b_Q: Float[Tensor, " d_head"],
-    b_K: Float[Tensor, " d_head"],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    # W_Q A = new_Q gives A = pinv(W_Q) new_Q when W_Q has full column rank; its bias then becomes b_Q A.
-    singular = torch.linalg.svdvals(W_Q), torch.linalg.svdvals(W_K)
-    full_rank = W_Q.shape[0] >= W_Q.shape[1] and all(bool(s[-1] > 1e-7 * s[0]) for s in singular)
-    if full_rank:
-        u, s, v = FactoredMatrix(W_Q, W_K.T).svd()
-        new_Q, new_K = u * s.sqrt(), v * s.sqrt()
-        return new_Q, new_K, b_Q @ torch.linalg.pinv(W_Q) @ new_Q, b_K @ torch.linalg.pinv(W_K) @ new_K
-    u, s, v = FactoredMatrix(torch.cat([W_Q, b_Q[None]]), torch.cat([W_K, b_K[None]]).T).svd()
-    with_bias_Q, with_bias_K = u * s.sqrt(), v * s.sqrt()
-    return with_bias_Q[:-1], with_bias_K[:-1], with_bias_Q[-1], with_bias_K[-1]
 
 
 def _padded(tensor: Tensor, shape: torch.Size) -> Tensor:
