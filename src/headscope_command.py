@@ -1,7 +1,7 @@
 """The command `headscope`: says how threads wait, which is heard only before PyTorch is imported, and hands on.
 
 By default OpenMP's threads spin while they wait for each other. Beside a busy process, on two cores, that made a
-forward pass five times slower and cost four times the CPU time; sleeping threads cost a few percent of an idle machine.
+forward pass several times slower.
 This module stands outside the package because importing anything from that imports PyTorch. `OMP_WAIT_POLICY` in the
 environment wins. As a library headscope leaves the setting alone.
 """

@@ -6,6 +6,7 @@ import pytest
 from small_models import small_model
 from torch import nn
 
+from headscope import HookedTransformer
 from headscope.compat.overrides import (
     LocallyOverridenDefaults,
     filter_dict_by_prefix,
@@ -97,3 +98,9 @@ def test_only_what_a_function_takes_by_keyword() -> None:
     assert select_compatible_kwargs(options, takes) == {"b": 1, "d": 3}
     kept = select_compatible_kwargs({"bias": False, "d_model": 4}, nn.Linear)
     assert nn.Linear(2, 3, **kept).bias is None
+
+
+def test_options_of_from_pretrained_are_kept() -> None:
+    options = {"fold_ln": False, "device": "cpu", "hf_model": None, "color": "red"}
+    kept = select_compatible_kwargs(options, HookedTransformer.from_pretrained)
+    assert kept == {"fold_ln": False, "device": "cpu", "hf_model": None}

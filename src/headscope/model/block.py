@@ -189,10 +189,6 @@ class TransformerBlock(nn.Module):
         now, then = (attn.of_head(name, head, each, biased=False) for each in (read, self.ln1(before)))
         return shown + (now - then)
 
-    def regated(self, head: int, after: Float[Tensor, "*lead d_model"]) -> Float[Tensor, "*lead d_head"]:
-        """Return what `hook_gate` shows of a head that reads this stream."""
-        return (self.ln1(after) @ self.attn.W_G[head] + self.attn.b_G[head]).sigmoid()
-
     # Taken up in the middle: a new kind of block or attention is run whole until it says that it does all of this
 
     @property

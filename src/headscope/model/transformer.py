@@ -123,6 +123,7 @@ class HookedTransformer(Tokenization, TrainingText, Generation, StackedWeights, 
     # Construction
 
     @classmethod
+    @loading.with_its_options
     def from_pretrained(cls, model_name: str | Path, *flags: bool, **options: Any) -> Self:
         """Load a model by short name, Hugging Face hub id or local checkpoint directory.
 

@@ -125,7 +125,9 @@ def test_awq() -> None:
 
 
 def test_mxfp4_is_that_of_transformers() -> None:
-    theirs = pytest.importorskip("transformers.integrations.mxfp4").convert_moe_packed_tensors
+    theirs = pytest.importorskip(
+        "transformers.integrations.mxfp4", reason="an older transformers, without MXFP4"
+    ).convert_moe_packed_tensors
     blocks = random(2, 6, 3, 16, below=256).to(torch.uint8)
     exponents = (random(2, 6, 3, below=8) + 124).to(torch.uint8)
     stored = {"experts.down_proj_blocks": blocks, "experts.down_proj_scales": exponents, "norm.weight": torch.ones(2)}

@@ -55,9 +55,12 @@ def layer_operations(model: HookedTransformer) -> float:
         608.0
     """
     cfg = model.cfg
-    every = sum(weight.numel() for block in model.blocks for weight in block.parameters())
     used = cfg.experts_per_token / cfg.num_experts if cfg.num_experts and cfg.experts_per_token else 1.0
-    return 2.0 * every * used / cfg.n_layers
+    total = 0.0
+    for name, weight in (named for block in model.blocks for named in block.named_parameters()):
+        # Experts' matrices have an axis of experts, of which a token uses some.
+        total += weight.numel() * (used if name.startswith("mlp.") and weight.ndim == 3 else 1.0)
+    return 2.0 * total / cfg.n_layers
 
 
 def row_operations(model: HookedTransformer) -> float:

@@ -1,7 +1,7 @@
 """`SuffixRuns`: the end of a text run again from somewhere in the middle, with what stands before it kept.
 
 Where no position looks ahead, a change at a position leaves everything before it as it was: of those positions later
-ones need keys and values alone, which the unpatched run gave (of a mixer that carries a state: what it read there).
+ones need keys and values alone, which the unpatched run gave.
 """
 
 from collections.abc import Collection, Iterable

@@ -69,7 +69,6 @@ class PathBlock:
         if self.into_final:
             # What is not read of the final state need not be changed.
             self.where = torch.zeros_like(self.where).scatter(1, scorer.places[rows], True) & self.where
-        self.together = 1
         self._run_both(senders)
 
     def _run_both(self, senders: Sequence[Sender]) -> None:
@@ -78,12 +77,10 @@ class PathBlock:
         streams = {stage: _stream(stage) for stage in read if stage < 2 * self.cfg.n_layers}
         kept = {_input(receiver) for receiver in self.receivers if receiver.component}
         kept |= {_mlp_out(layer) for layer in self.mlps}
-        gates = {_gate(receiver) for receiver in self.receivers if self._has_gate(receiver)}
-        kept |= gates
         if not self.into_final:
             # One kind of input in the first layer that reads: it is taken up right behind that.
             inputs = {_input(each) for each in self.receivers if each.component and each.component.layer == self.start}
-            self.entry = inputs.pop() if len(inputs) == 1 and not gates else _stream(2 * self.start)
+            self.entry = inputs.pop() if len(inputs) == 1 else _stream(2 * self.start)
             kept |= {f"blocks.{self.start}.{name}" for name in self._block.read_by_resumed(self._entry_site)}
         behind = {}
         if self.cfg.has_post_norms:
@@ -154,9 +151,6 @@ class PathBlock:
             else:
                 replacement = Replacement(value[:, here], receiver.component.head)
                 above.setdefault(_input(receiver), []).append(replacement)
-            if self._has_gate(receiver):
-                gate = self._gated(receiver, changes[receiver.stage]).flatten(0, 1)[:, here]
-                above.setdefault(_gate(receiver), []).append(Replacement(gate, receiver.component.head))
         mask = self.suffixes.base.mask
         with self._heads_apart(), self.model.hooks(replacing(above)):
             mask = None if mask is None else mask.repeat(n, 1)
@@ -235,22 +229,6 @@ class PathBlock:
         made[:, self.where] = block.reprojected(receiver.input, component.head, shown, before, before + change)
         return made
 
-    def _has_gate(self, receiver: Receiver) -> bool:
-        """Return True for queries of gated attention: the gate reads what they read."""
-        return self.cfg.gated_attn and receiver.input == "q"
-
-    def _gated(
-        self, receiver: Receiver, change: Float[Tensor, "cell row d_model"]
-    ) -> Float[Tensor, "cell prompt pos d_head"]:
-        """Return the gate of a head whose query reads a changed stream."""
-        component = receiver.component
-        assert component is not None and component.head is not None
-        made = self.kept[_gate(receiver)][:, :, component.head].repeat(len(change), 1, 1, 1)
-        made[:, self.where] = self.blocks[component.layer].regated(
-            component.head, self.streams[receiver.stage] + change
-        )
-        return made
-
 
 class WholePaths(PathBlock):
     """The same by whole runs, two for each sender, so that every hook on the model sees what it always sees."""
@@ -307,11 +285,6 @@ def _mlp_out(layer: int) -> str:
 def _output(sender: Sender) -> str:
     """Return the hook point that shows what a sender writes; the embedding is all that enters the first layer."""
     return _stream(0) if sender.component is None else hook_name(sender.component)
-
-
-def _gate(receiver: Receiver) -> str:
-    assert receiver.component is not None
-    return f"blocks.{receiver.component.layer}.attn.hook_gate"
 
 
 def _input(receiver: Receiver) -> str:

@@ -19,21 +19,22 @@ logger = logging.getLogger(__name__)
 # Entries about tokens, training, generation, other tasks, or the form of what is returned.
 _CHANGE_NOTHING = re.compile(
     r"""_.* | architectures | auto_map | model_type | transformers_version | (torch_)?dtype | torchscript | return_dict
-    | .*_token_ids? | .*_token_index | .*drop(out)?(_.*)? | .*pdrop | layerdrop | initializer_\w+ | init_\w+
-    | rescale_prenorm_residual | use_cache | output_\w+ | router_(aux_loss_coef|jitter_noise) | \w+_loss_coef
-    | pretraining_tp | slow_but_exact | reorder_and_upcast_attn | (scale_)?attention_softmax_in_fp32
-    | chunk_size_feed_forward | is_encoder_decoder | is_decoder | id2label | label2id | num_labels | problem_type
-    | summary_\w+ | classifier_\w+ | task_specific_params | finetuning_task | tokenizer_class | tokenizer_name
-    | gradient_checkpointing | quantization_config | use_flash_attn\w* | use_mamba_kernels | num_logits_to_keep
-    | mtp_\w+ | num_nextn_predict_layers | vision_\w+ | image_\w+ | projector_\w+ | multimodal_\w+ | mm_\w+
-    | spatial_merge_size | base_model_\w+ | max_length | (do_)?sample | temperature | top_[kp]""",
+    | .*_token_ids? | .*_token_index | .*drop(out)?(_.*)? | .*pdrop | layerdrop | initializer_\w+ | init_(std|device)
+    | rescale_prenorm_residual | use_cache | output_(attentions|hidden_states|router_logits)
+    | (input|router)_jitter_noise | \w+_loss_coef | pretraining_tp | slow_but_exact | reorder_and_upcast_attn
+    | (scale_)?attention_softmax_in_fp32 | chunk_size_feed_forward | is_encoder_decoder | is_decoder | id2label
+    | label2id | num_labels | problem_type | summary_\w+ | classifier_\w+ | task_specific_params | finetuning_task
+    | tokenizer_class | tokenizer_name | gradient_checkpointing | quantization_config | use_flash_attn\w*
+    | use_mamba_kernels | num_logits_to_keep | mtp_\w+ | num_nextn_predict_layers | vision_\w+ | image_\w+
+    | projector_\w+ | multimodal_\w+ | mm_\w+ | spatial_merge_size | base_model_\w+ | max_length | (do_)?sample
+    | temperature | top_[kp]""",
     re.VERBOSE,
 )
 # Entries that are read where another entry asks for them, and count for nothing elsewhere.
 _CONDITIONAL = re.compile(
-    r"""(use_|_)?sliding_window(_pattern)? | max_window_layers | window_size | num_(ln_in_parallel_attn|kv_heads)
-    | num_key_value_heads | num_local_experts | rope_\w+ | rotary_\w+ | partial_rotary_factor | n_ctx | layer_types
-    | attention_types | learned_pos_emb | embedding_fraction | layer_norm_eps | mamba_\w+ | conv_\w+""",
+    r"""(use_|_)?sliding_window(_pattern)? | max_window_layers | num_(ln_in_parallel_attn|kv_heads)
+    | num_key_value_heads | num_local_experts | rope_\w+ | n_ctx | learned_pos_emb | embedding_fraction
+    | layer_norm_eps""",
     re.VERBOSE,
 )
 

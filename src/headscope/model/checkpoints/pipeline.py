@@ -9,7 +9,7 @@ run.
 import copy
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -33,7 +33,7 @@ from headscope.model.text.tokens import PaddingSide
 from headscope.model.weights.placement import DeviceMap, balanced_device_map, gpus
 from headscope.model.weights.processing import WeightProcessing, process_weights, unfolded_norm
 
-__all__ = ["fill", "find_tokenizer", "load_pretrained", "open_checkpoint"]
+__all__ = ["fill", "find_tokenizer", "load_pretrained", "open_checkpoint", "with_its_options"]
 
 logger = logging.getLogger("headscope")
 
@@ -44,6 +44,7 @@ Checkpoint = CheckpointFolder | GGUFCheckpoint
 _PARTS = ("embed", "pos_embed", "blocks", "ln_final", "unembed")
 
 Loaded = TypeVar("Loaded", bound=Model)
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def load_pretrained(
@@ -187,6 +188,12 @@ def load_pretrained(
 
 
 _OPTIONS = tuple(inspect.signature(load_pretrained).parameters)[2:-1]
+
+
+def with_its_options(method: Method) -> Method:
+    """Give a class method that hands its arguments on to `load_pretrained` that signature, for `help` and `inspect`."""
+    method.__signature__ = inspect.signature(load_pretrained)  # type: ignore[attr-defined]
+    return method
 
 
 def fill(

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from headscope.model.checkpoints.families.base import Row, Table
+from headscope.model.checkpoints.families.base import Row, Table, changed
 from headscope.model.checkpoints.families.llama import LlamaLike
 from headscope.model.config import HookedTransformerConfig
 from headscope.model.parts.layers import XIELU
@@ -38,7 +38,7 @@ class _Apertus(LlamaLike):
         }
 
     def biases(self, hf: Mapping[str, Any]) -> tuple[str, ...]:
-        return super().biases({**hf, "mlp_bias": False})
+        return super().biases(changed(hf, mlp_bias=False))
 
 
 APERTUS = _Apertus()

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from headscope.errors import CheckpointError
-from headscope.model.checkpoints.families.base import Table, norm
+from headscope.model.checkpoints.families.base import Table, changed, norm
 from headscope.model.checkpoints.families.llama import LlamaLike
 from headscope.model.config import HookedTransformerConfig
 
@@ -49,7 +49,7 @@ class _Cohere(LlamaLike):
         return {**rest, **norm("ln1 ln2", "input_layernorm", bias=False)}
 
     def biases(self, hf: Mapping[str, Any]) -> tuple[str, ...]:
-        return super().biases({**hf, "mlp_bias": False})
+        return super().biases(changed(hf, mlp_bias=False))
 
 
 class _Cohere2(_Cohere):
@@ -63,7 +63,7 @@ class _Cohere2(_Cohere):
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
         if self.window(hf) is None:
             raise CheckpointError("Cohere 2 without a sliding_window in config.json is not supported.")
-        return super().config({**hf, "use_qk_norm": False})  # an entry that this class does not read
+        return super().config(changed(hf, use_qk_norm=False))  # an entry that this class does not read
 
     def period(self, hf: Mapping[str, Any]) -> int:
         return hf.get("sliding_window_pattern", 4)

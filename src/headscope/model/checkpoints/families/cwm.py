@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from headscope.model.checkpoints.families.base import changed
 from headscope.model.checkpoints.families.llama import LlamaLike
 from headscope.model.config import HookedTransformerConfig
 
@@ -36,7 +37,7 @@ class _CWM(LlamaLike):
         return {**super().entries(cfg, state), "bos_token_id": 128000}  # its class does not accept none
 
     def biases(self, hf: Mapping[str, Any]) -> tuple[str, ...]:
-        return super().biases({**hf, "attention_bias": False})
+        return super().biases(changed(hf, attention_bias=False))
 
 
 CWM = _CWM()

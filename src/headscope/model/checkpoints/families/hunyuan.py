@@ -6,7 +6,7 @@ Its scaling for long texts multiplies the base of the frequencies by a constant,
 from collections.abc import Mapping
 from typing import Any
 
-from headscope.model.checkpoints.families.base import Row, Table
+from headscope.model.checkpoints.families.base import Row, Table, changed
 from headscope.model.checkpoints.families.llama import LlamaLike
 from headscope.model.checkpoints.families.rope import rope_fields
 from headscope.model.config import HookedTransformerConfig
@@ -26,9 +26,9 @@ class _HunYuan(LlamaLike):
         rope = dict(hf.get("rope_scaling") or hf.get("rope_parameters") or {})
         alpha = rope.pop("alpha", None)
         if alpha and rope.get("rope_type", rope.get("type")) == "dynamic":
-            fields = rope_fields({**hf, "rope_scaling": {**rope, "rope_type": "default"}}, d_head, part=None)
+            fields = rope_fields(changed(hf, rope_scaling={**rope, "rope_type": "default"}), d_head, part=None)
             return {**fields, "rotary_base": fields["rotary_base"] * alpha ** (d_head / (d_head - 2))}
-        return rope_fields({**hf, "rope_scaling": rope}, d_head, part=None)
+        return rope_fields(changed(hf, rope_scaling=rope), d_head, part=None)
 
     def qk_norms(self, cfg: HookedTransformerConfig) -> Table:
         theirs = {"q": "query", "k": "key"}

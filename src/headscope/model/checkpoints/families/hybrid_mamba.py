@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from headscope.model.checkpoints.families.base import LINEAR, Row, Table
+from headscope.model.checkpoints.families.base import LINEAR, Row, Table, changed
 from headscope.model.checkpoints.families.granite import with_residual_multiplier
 from headscope.model.checkpoints.families.granite_moe import GraniteMoeShared
 from headscope.model.checkpoints.families.hybrid import Hybrid, renamed
@@ -90,7 +90,7 @@ class _GraniteMoeHybrid(Hybrid, GraniteMoeShared):
         one = dict.fromkeys(("num_experts", "num_local_experts", "num_experts_per_tok"), 1)
         one["intermediate_size"] = hf["shared_intermediate_size"]
         dense = {"num_experts": None, "experts_per_token": None, "norm_topk_prob": False, "d_mlp_shared": None}
-        return {**super().config({**hf, **one}), **dense}
+        return {**super().config(changed(hf, **one)), **dense}
 
     def rotates(self, hf: Mapping[str, Any]) -> bool:
         return bool(hf["position_embedding_type"] == "rope")
@@ -140,7 +140,7 @@ class _NemotronH(Hybrid):
         return super().renamed(name).removeprefix("backbone.")
 
     def biases(self, hf: Mapping[str, Any]) -> tuple[str, ...]:
-        return super().biases({**hf, "attention_bias": False})
+        return super().biases(changed(hf, attention_bias=False))
 
     def outside(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
         return renamed(super().outside(cfg, hf), {"embed_tokens": "embeddings", "norm": "norm_f"})

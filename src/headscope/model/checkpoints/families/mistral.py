@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from headscope.errors import CheckpointError
+from headscope.model.checkpoints.families.base import changed
 from headscope.model.checkpoints.families.llama import LlamaLike
 from headscope.model.checkpoints.families.rope import rope_fields
 from headscope.model.config import HookedTransformerConfig
@@ -53,7 +54,7 @@ class _Ministral3(_Mistral):
     def rope(self, hf: Mapping[str, Any], d_head: int) -> dict[str, Any]:
         entries = hf.get("rope_scaling") or hf.get("rope_parameters") or self.scaling
         rope = {name: value for name, value in entries.items() if name not in (_SLOPE, "max_position_embeddings")}
-        fields = rope_fields({**hf, "rope_scaling": rope}, d_head, part=None)
+        fields = rope_fields(changed(hf, rope_scaling=rope), d_head, part=None)
         length = fields.get("yarn_original_max_position_embeddings", rope.get(_LENGTH))
         if entries.get(_SLOPE) is None or length is None:
             raise CheckpointError(f"the entries on rotary positions in config.json must have {_SLOPE} and {_LENGTH}.")

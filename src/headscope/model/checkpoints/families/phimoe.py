@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from headscope.errors import CheckpointError
-from headscope.model.checkpoints.families.base import LINEAR, Row, Table, norm
+from headscope.model.checkpoints.families.base import LINEAR, Row, Table, changed, norm
 from headscope.model.checkpoints.families.llama import any_bias
 from headscope.model.checkpoints.families.moe import WithExperts, one_by_one
 from headscope.model.checkpoints.families.rope import rope_fields
@@ -30,7 +30,7 @@ class _PhiMoe(WithExperts):
 
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
         rope = dict(hf.get("rope_scaling") or hf.get("rope_parameters") or {})
-        fields = super().config({**hf, "rope_scaling": None, "rope_parameters": None})
+        fields = super().config(changed(hf, rope_scaling=None, rope_parameters=None))
         if rope.get("rope_type", rope.get("type", "default")) != "default":
             rope = _with_attention_factor(rope)
         return {

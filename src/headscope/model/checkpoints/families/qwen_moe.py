@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from headscope.model.checkpoints.families.base import LINEAR, Row, Table, sizes
+from headscope.model.checkpoints.families.base import LINEAR, Row, Table, changed, sizes
 from headscope.model.checkpoints.families.llama import QKV_BIASES, LlamaLike, any_bias
 from headscope.model.checkpoints.families.moe import WithExperts, dense_fields, gated_rows
 from headscope.model.config import HookedTransformerConfig
@@ -28,7 +28,7 @@ class _Qwen3Moe(WithExperts):
         dense, step = hf.get("mlp_only_layers") or (), hf.get("decoder_sparse_step", 1)
         with_experts = [layer not in dense and (layer + 1) % step == 0 for layer in range(n_layers)]
         window = hf.get("sliding_window", 4096) if hf.get("use_sliding_window") else None
-        fields = super().config({**hf, "sliding_window": window, "intermediate_size": d_mlp})
+        fields = super().config(changed(hf, sliding_window=window, intermediate_size=d_mlp))
         return {**fields, **dense_fields(with_experts, d_dense)}
 
     def entries(self, cfg: HookedTransformerConfig, state: Mapping[str, Tensor]) -> dict[str, Any]:

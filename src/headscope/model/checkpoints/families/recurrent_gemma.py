@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from headscope.errors import CheckpointError
-from headscope.model.checkpoints.families.base import Table, one_plus_norms, sizes
+from headscope.model.checkpoints.families.base import Table, changed, one_plus_norms, sizes
 from headscope.model.checkpoints.families.hybrid import Hybrid, renamed
 from headscope.model.checkpoints.families.llama import LlamaLike, any_bias
 from headscope.model.config import HookedTransformerConfig
@@ -42,7 +42,7 @@ class _RecurrentGemma(Hybrid):
         (width,) = sizes(self.complete(hf), "intermediate_size")
         if width % 2:
             raise CheckpointError(f"intermediate_size in config.json must be even; got {width}.")
-        return {**super().config({**hf, "max_position_embeddings": 8192}), "d_mlp": width // 2}
+        return {**super().config(changed(hf, max_position_embeddings=8192)), "d_mlp": width // 2}
 
     def complete(self, hf: Mapping[str, Any]) -> dict[str, Any]:
         complete = super().complete(hf)
@@ -65,7 +65,7 @@ class _RecurrentGemma(Hybrid):
         return {"block_types": [_KINDS[kind] for kind in kinds]}
 
     def biases(self, hf: Mapping[str, Any]) -> tuple[str, ...]:
-        return tuple(dict.fromkeys((*super().biases({**hf, "mlp_bias": True}), "attn.b_O")))
+        return tuple(dict.fromkeys((*super().biases(changed(hf, mlp_bias=True)), "attn.b_O")))
 
     def outside(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
         table = one_plus_norms(renamed(super().outside(cfg, hf), {"norm": "final_norm"}))

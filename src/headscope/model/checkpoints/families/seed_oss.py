@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from headscope.model.checkpoints.families.base import changed
 from headscope.model.checkpoints.families.llama import QKV_BIASES, LlamaLike, any_bias
 from headscope.model.config import HookedTransformerConfig
 
@@ -27,7 +28,7 @@ class _SeedOss(LlamaLike):
         }
 
     def biases(self, hf: Mapping[str, Any]) -> tuple[str, ...]:
-        with_mlp = super().biases({**hf, "attention_bias": False})
+        with_mlp = super().biases(changed(hf, attention_bias=False))
         attention = QKV_BIASES if hf.get("attention_bias", True) else ()
         return (*attention, *(("attn.b_O",) if hf.get("attention_out_bias") else ()), *with_mlp)
 

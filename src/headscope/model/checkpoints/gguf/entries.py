@@ -333,31 +333,21 @@ def _falcon(values: Values) -> Entries:
     }
 
 
-def _bloom(values: Values) -> Entries:
+def _early(model_type: str, **more: str) -> Callable[[Values], Entries]:
+    """Return the entries of GPT-2 or BLOOM, whose sizes have names of their own."""
     names = {
         "n_layer": "num_hidden_layers",
-        "hidden_size": "hidden_size",
         "n_head": "num_attention_heads",
         "vocab_size": "vocab_size",
-        "seq_length": "max_position_embeddings",
         "tie_word_embeddings": "tie_word_embeddings",
+        **more,
     }
-    epsilon = values.get("attention.layer_norm_epsilon", 1e-5)
-    return {"model_type": "bloom", **_renamed(values.sizes, **names), "layer_norm_epsilon": epsilon}
 
+    def entries(values: Values) -> Entries:
+        epsilon = values.get("attention.layer_norm_epsilon", 1e-5)
+        return {"model_type": model_type, **_renamed(values.sizes, **names), "layer_norm_epsilon": epsilon}
 
-def _gpt2(values: Values) -> Entries:
-    names = {
-        "n_layer": "num_hidden_layers",
-        "n_embd": "hidden_size",
-        "n_head": "num_attention_heads",
-        "n_inner": "intermediate_size",
-        "n_positions": "max_position_embeddings",
-        "vocab_size": "vocab_size",
-        "tie_word_embeddings": "tie_word_embeddings",
-    }
-    epsilon = values.get("attention.layer_norm_epsilon", 1e-5)
-    return {"model_type": "gpt2", **_renamed(values.sizes, **names), "layer_norm_epsilon": epsilon}
+    return entries
 
 
 def _starcoder2(values: Values) -> Entries:
@@ -374,7 +364,7 @@ def _seed_oss(values: Values) -> Entries:
 # By `general.architecture`.
 ENTRIES: dict[str, Callable[[Values], Entries]] = {
     "arcee": _llama_like("arcee"),
-    "bloom": _bloom,
+    "bloom": _early("bloom", hidden_size="hidden_size", seq_length="max_position_embeddings"),
     "cohere2": _cohere2,
     "command-r": _command_r,
     "exaone4": _exaone4,
@@ -382,7 +372,7 @@ ENTRIES: dict[str, Callable[[Values], Entries]] = {
     "gemma": _gemma,
     "gemma2": _gemma2,
     "gemma3": _gemma3,
-    "gpt2": _gpt2,
+    "gpt2": _early("gpt2", n_embd="hidden_size", n_inner="intermediate_size", n_positions="max_position_embeddings"),
     "gpt-oss": _gpt_oss,
     "gptneox": _neox,
     "granite": _granite,
