@@ -74,7 +74,8 @@ WEIGHTS = Area("HookedTransformer", {
 })  # fmt: skip
 
 MAKING = Area("HookedTransformer", {
-    "from_pretrained": "model_name, *flags, **options",
+    "from_pretrained": "model_name, fold_ln=None, center_writing_weights=None, center_unembed=None, "
+    "refactor_factored_attn_matrices=None",
     "from_pretrained_no_processing": "model_name, **options",
     "init_weights": "",
     "load_and_process_state_dict": "state_dict, *flags, **processing",
