@@ -23,6 +23,10 @@ _QWEN2_MOE = {**_SQUARE, "intermediate_size": 20, "moe_intermediate_size": 8, "n
               "num_experts_per_tok": 2}  # fmt: skip
 _GRANITE_MOE = {**_SQUARE, "intermediate_size": 20, "embedding_multiplier": 3.0, "residual_multiplier": 0.4,
                 "logits_scaling": 0.7, "attention_multiplier": 0.3}  # fmt: skip
+_LLAMA4 = {
+    **_EXPERTS, "intermediate_size_mlp": 16, "num_hidden_layers": 3, "num_local_experts": 4, "attention_chunk_size": 3,
+    "interleave_moe_layer_step": 2, "no_rope_layer_interval": 2, "floor_scale": 3, "attn_scale": 0.6,
+}  # fmt: skip
 _PHIMOE = {**_SQUARE, "intermediate_size": 20, "num_experts_per_tok": 2}
 _DBRX = {
     "vocab_size": VOCABULARY, "d_model": 16, "n_layers": 2, "n_heads": 4, "max_seq_len": 32, "rope_theta": 500.0,
@@ -240,6 +244,15 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
         "lm_head_bias": True, "rope_parameters": {
             "rope_type": "longrope", "rope_theta": 100.0, "short_factor": [1.0, 1.5], "long_factor": [2.0, 3.5],
             "short_mscale": 1.3, "long_mscale": 1.3, "original_max_position_embeddings": 24}}),
+    # Chunks of three, and attention that sharpens from the third token on.
+    "llama4_text": ("Llama4Text", {**_LLAMA4, "rope_parameters": {
+        **_ROPE["llama3"], "low_freq_factor": 1.0, "high_freq_factor": 1.0, "rope_theta": 500.0}}),
+    "llama4_text two experts, biases, tied": ("Llama4Text", {
+        **_LLAMA4, "num_experts_per_tok": 2, "moe_layers": [0, 2], "attention_bias": True, "use_qk_norm": False,
+        "tie_word_embeddings": True, "no_rope_layers": [0, 1, 0],
+        "layer_types": ["chunked_attention", "full_attention", "full_attention"]}),
+    "llama4": ("Llama4", {"text_config": _LLAMA4, "vision_config": {
+        **_VISION, "vision_output_dim": 12, "projector_input_dim": 12, "projector_output_dim": 12, "patch_size": 4}}),
     "dbrx": ("Dbrx", {**_DBRX, "attn_config": {"kv_n_heads": 2, "clip_qkv": 0.7, "rope_theta": 500.0}}),
     "dbrx not made to sum to one": ("Dbrx", {
         **_DBRX, "attn_config": {"kv_n_heads": 4, "clip_qkv": 50.0, "rope_theta": 500.0},

@@ -46,6 +46,8 @@ OWN: dict[str, Any] = {
     "clip_qkv": 8.0, "use_normalization_after_only": True, "qk_norm_all_heads": True, "qk_norm_type": "LN",
     "qk_norm_per_head": True, "qk_norm_after_rotation": True, "rotary_layers": [True, False], "dynamic_NTK_factor": 2.0,
     "yarn_truncate": False, "attn_temperature_slope": 0.1, "attn_temperature_length": 3,
+    "attn_temperature_start": 1, "attn_temperature_layers": [True, False], "qk_norm_layers": [True, False],
+    "attn_in_chunks": True,
     "longrope_short_factors": [1.0, 2.0],
     "longrope_long_factors": [1.0, 2.0], "longrope_original_ctx_len": 5, "longrope_attention_factor": 2.0,
     "gated_attn": True, "layer_parts": ["attn+mlp", "mlp"], "mixer": {"model_type": "lfm2"},
@@ -67,11 +69,19 @@ EXPERTS = {"num_experts": 4, "experts_per_token": 2}
 LATENT = {"d_latent_kv": 6, "positional_embedding_type": "rotary", "rotary_dim": 2}
 NEEDED: dict[str, dict[str, Any]] = {
     "mixer": {"layer_parts": OWN["layer_parts"]}, "alibi_bfloat16": {"positional_embedding_type": "alibi"},
+    "attn_in_chunks": {"use_local_attn": True, "window_size": 2, "attn_types": ["local", "global"]},
+    "qk_norm_layers": {"use_qk_norm": True},
     **dict.fromkeys(("d_head_v", "d_latent_q", "d_latent_kv"), LATENT),
     **dict.fromkeys(("d_mlp_dense", "d_mlp_shared", "mlp_types"), EXPERTS),
     **dict.fromkeys(("gated_mlp_limit", "gated_mlp_offset"), {**EXPERTS, "gated_mlp": True}),
 }  # fmt: skip
-ROTARY = {"qk_norm_after_rotation", "rotary_layers", "dynamic_NTK_factor", "attn_temperature_slope"}
+ROTARY = {
+    "qk_norm_after_rotation",
+    "rotary_layers",
+    "dynamic_NTK_factor",
+    "attn_temperature_slope",
+    "attn_temperature_layers",
+}
 
 
 def test_every_field_is_in_the_tables() -> None:

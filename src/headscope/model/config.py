@@ -96,14 +96,19 @@ class HookedTransformerConfig:
         qk_norm_all_heads: It treats all heads of a layer together as one vector.
         qk_norm_per_head: It has a weight for each head.
         qk_norm_after_rotation: It comes after the rotation by position.
+        qk_norm_layers: True for each layer that has this norm; by default all do.
         clip_qkv: Clip queries, keys and values to `[-c, c]` (after the norms of queries and keys).
         use_local_attn: Use local (windowed) attention in the layers that `attn_types` marks.
         attn_types: `"global"` or `"local"` for each layer.
         window_size: Number of keys that a query of a local layer can attend to, including its own.
+        attn_in_chunks: Local layers attend within chunks of `window_size` tokens, of which the first begins with the
+            first real token, instead of to the last `window_size` (Llama 4).
         attn_scores_soft_cap: `c > 0` makes the attention scores `c * tanh(scores / c)`.
         attn_temperature_slope: Multiply queries at position `p` by `1 + slope * log(1 + floor(p / length))`, counted
-            from zero: attention sharpens in long texts.
+            from `attn_temperature_start`: attention sharpens in long texts.
         attn_temperature_length: The length in this formula.
+        attn_temperature_start: The position of the first token in it.
+        attn_temperature_layers: True for each layer that does this; by default all do.
         gated_attn: Each head's output is multiplied by `sigmoid(x W_G + b_G)`, made of the position it is for.
         use_attn_sinks: Each head has a learned logit, `b_sink`, that takes part in the softmax over the keys of every
             query like the score of one more key, whose value is zero: patterns sum to less than one (gpt-oss).
@@ -217,6 +222,7 @@ class HookedTransformerConfig:
     use_local_attn: bool = False
     window_size: int | None = None
     attn_types: list[str] | None = None
+    attn_in_chunks: bool = False
     alibi_bfloat16: bool = False
     rotary_layers: list[bool] | None = None
     rotary_dim: int | None = None
@@ -243,6 +249,7 @@ class HookedTransformerConfig:
     qk_norm_all_heads: bool = False
     qk_norm_per_head: bool = False
     qk_norm_after_rotation: bool = False
+    qk_norm_layers: list[bool] | None = None
     clip_qkv: float | None = None
     longrope_short_factors: list[float] | None = None
     longrope_long_factors: list[float] | None = None
@@ -255,6 +262,8 @@ class HookedTransformerConfig:
     d_latent_kv: int | None = None
     attn_temperature_slope: float = 0.0
     attn_temperature_length: int = 8192
+    attn_temperature_start: int = 0
+    attn_temperature_layers: list[bool] | None = None
     relative_attention_max_distance: int | None = None
     relative_attention_num_buckets: int | None = None
     decoder_start_token_id: int | None = None

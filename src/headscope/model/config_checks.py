@@ -33,6 +33,7 @@ _NOT_YET: dict[str, Any] = {
 # Fields about rotating queries and keys, with the values that ask for nothing.
 _ONLY_ROTARY: dict[str, Any] = {
     "rotary_layers": None, "qk_norm_after_rotation": False, "dynamic_NTK_factor": None, "attn_temperature_slope": 0.0,
+    "attn_temperature_layers": None,
 }  # fmt: skip
 
 
@@ -120,12 +121,12 @@ def _check_positions(cfg: "HookedTransformerConfig") -> None:
             if getattr(cfg, name) != neutral:
                 raise InvalidInputError(f"{name} = {getattr(cfg, name)!r} needs positional_embedding_type = 'rotary'.")
         return
-    if cfg.rotary_layers is not None and len(cfg.rotary_layers) < cfg.n_layers:
-        raise InvalidInputError(
-            f"rotary_layers must have True or False for each of {cfg.n_layers} layers; got {cfg.rotary_layers!r}."
-        )
+    for name in ("rotary_layers", "attn_temperature_layers"):
+        _check_layers(cfg, name)
     if cfg.attn_temperature_length < 1:
         raise InvalidInputError(f"attn_temperature_length must be at least 1; got {cfg.attn_temperature_length}.")
+    if cfg.attn_temperature_start < 0:
+        raise InvalidInputError(f"attn_temperature_start must not be negative; got {cfg.attn_temperature_start}.")
     if cfg.rotary_dim is None:
         cfg.rotary_dim = cfg.d_head
     if not 0 < cfg.rotary_dim <= cfg.d_head or cfg.rotary_dim % 2:
@@ -139,7 +140,16 @@ def _check_positions(cfg: "HookedTransformerConfig") -> None:
             )
 
 
+def _check_layers(cfg: "HookedTransformerConfig", name: str) -> None:
+    layers = getattr(cfg, name)
+    if layers is not None and len(layers) < cfg.n_layers:
+        raise InvalidInputError(f"{name} must have True or False for each of {cfg.n_layers} layers; got {layers!r}.")
+
+
 def _check_qk_norm(cfg: "HookedTransformerConfig") -> None:
+    _check_layers(cfg, "qk_norm_layers")
+    if cfg.qk_norm_layers is not None and not cfg.use_qk_norm:
+        raise InvalidInputError(f"qk_norm_layers = {cfg.qk_norm_layers!r} needs use_qk_norm = True.")
     _check_choice(cfg, "qk_norm_type", ("RMS", "LN"))
     if cfg.qk_norm_per_head and cfg.qk_norm_all_heads:
         raise InvalidInputError("qk_norm_per_head and qk_norm_all_heads cannot both be set.")
@@ -147,7 +157,11 @@ def _check_qk_norm(cfg: "HookedTransformerConfig") -> None:
 
 def _check_windows(cfg: "HookedTransformerConfig") -> None:
     if not cfg.use_local_attn:
+        if cfg.attn_in_chunks:
+            raise InvalidInputError("attn_in_chunks = True needs use_local_attn = True.")
         return
+    if cfg.attn_in_chunks and cfg.attention_dir != "causal":
+        raise InvalidInputError(f"attn_in_chunks = True needs attention_dir = 'causal'; got {cfg.attention_dir!r}.")
     if cfg.window_size is None or cfg.window_size < 1:
         raise InvalidInputError(f"use_local_attn needs a window_size of at least 1; got {cfg.window_size}.")
     types = cfg.attn_types

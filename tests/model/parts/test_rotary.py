@@ -7,12 +7,17 @@ import pytest
 import torch
 from tiny import randomize, tiny_config, tiny_model, tiny_tokens
 
+from headscope.analysis.core.batches import Batch
+from headscope.analysis.recording.layer import sources
 from headscope.errors import InvalidInputError
 from headscope.model.parts.masks import alibi_penalties, alibi_slopes, allowed_by_position
 from headscope.model.parts.rotary import frequencies, rotary_table, rotate
 
 TOKENS = tiny_tokens()
 ROTARY: dict[str, Any] = {"positional_embedding_type": "rotary"}
+CHUNKS: dict[str, Any] = {
+    "use_local_attn": True, "attn_in_chunks": True, "window_size": 3, "attn_types": ["local", "global"],
+}  # fmt: skip
 
 
 def test_tables_can_be_read_and_set() -> None:
@@ -119,6 +124,23 @@ def test_queries_are_sharpened_by_position(mask: torch.Tensor | None) -> None:
     assert torch.equal(acts["rot_k", 0], without["rot_k", 0])
 
 
+def test_layers_may_sharpen_or_norm_nothing() -> None:
+    layers = [False, True]
+    model = tiny_model(**ROTARY, attn_temperature_slope=0.5, attn_temperature_length=2, attn_temperature_start=1,
+                       attn_temperature_layers=layers, use_qk_norm=True, qk_norm_layers=layers,
+                       qk_norm_after_rotation=True, rotary_layers=[True, False])  # fmt: skip
+    assert not hasattr(model.blocks[0].attn, "q_norm") and model.blocks[1].attn.q_norm.w.shape == (4,)
+    _, acts = model.run_with_cache(TOKENS)
+    length = TOKENS.shape[1]
+    factors = torch.tensor([1 + 0.5 * math.log(1 + (position + 1) // 2) for position in range(length)]).double()
+    normed = acts["q", 1] * (acts["q", 1].square().mean(-1, keepdim=True) + model.cfg.eps).rsqrt()
+    weighted = normed * model.blocks[1].attn.q_norm.w
+    torch.testing.assert_close(acts["rot_q", 1], weighted * factors[:, None, None])
+    attn = model.blocks[0].attn
+    sin, cos = attn.rotary_sin[None, :length], attn.rotary_cos[None, :length]
+    torch.testing.assert_close(acts["rot_q", 0], rotate(acts["q", 0], sin, cos, adjacent=False))
+
+
 @pytest.mark.parametrize("kind", ["RMS", "LN"])
 @pytest.mark.parametrize("which", ["", "qk_norm_per_head", "qk_norm_all_heads"])
 @pytest.mark.parametrize("after", [False, True])
@@ -151,6 +173,13 @@ def test_norms_of_queries_and_keys(kind: str, which: str, after: bool) -> None:
     ({**ROTARY, "rotary_dim": 6}, "rotary_dim must be even"),
     ({**ROTARY, "longrope_short_factors": [1.0, 2.0]}, "longrope_long_factors"),
     ({**ROTARY, "rotary_layers": [True]}, r"rotary_layers .* each of 2 layers; got \[True\]"),
+    ({**ROTARY, "attn_temperature_layers": [True]}, r"attn_temperature_layers .* each of 2 layers; got \[True\]"),
+    ({"use_qk_norm": True, "qk_norm_layers": [True]}, r"qk_norm_layers .* each of 2 layers; got \[True\]"),
+    ({"qk_norm_layers": [True, False]}, "needs use_qk_norm = True"),
+    ({**ROTARY, "attn_temperature_start": -1}, "attn_temperature_start must not be negative; got -1"),
+    ({"attn_temperature_layers": [True, False]}, "attn_temperature_layers = .* needs positional_embedding_type"),
+    ({"attn_in_chunks": True}, "attn_in_chunks = True needs use_local_attn"),
+    ({**CHUNKS, "attention_dir": "bidirectional"}, "needs attention_dir = 'causal'; got 'bidirectional'"),
     ({**ROTARY, "attn_temperature_length": 0}, "attn_temperature_length must be at least 1; got 0"),
     ({"attn_temperature_slope": 0.1}, "attn_temperature_slope = 0.1 needs positional_embedding_type = 'rotary'"),
     ({"qk_norm_per_head": True, "qk_norm_all_heads": True}, "qk_norm_per_head and qk_norm_all_heads cannot both"),
@@ -170,8 +199,8 @@ def test_choices_that_do_not_go_together_are_refused(fields: dict[str, Any], mes
 def test_windows_and_slopes() -> None:
     wanted = torch.tensor([[0, 1, 1, 0], [0, 0, 1, 1]]).bool()
     cpu = torch.device("cpu")
-    assert torch.equal(allowed_by_position(2, 4, causal=True, window=2, device=cpu), wanted)
-    assert torch.equal(allowed_by_position(2, 2, causal=False, window=None, device=cpu), torch.ones(2, 2).bool())
+    assert torch.equal(allowed_by_position(2, 4, causal=True, window=2, device=cpu)[0], wanted)
+    assert torch.equal(allowed_by_position(2, 2, causal=False, window=None, device=cpu)[0], torch.ones(2, 2).bool())
     assert alibi_slopes(4).tolist() == [2**-2, 2**-4, 2**-6, 2**-8]
     assert alibi_slopes(6).tolist() == [2**-2, 2**-4, 2**-6, 2**-8, 2**-1, 2**-3]
 
@@ -190,3 +219,22 @@ def test_penalties_rounded_to_bfloat16() -> None:
     assert float((found[0] - plain).abs().max()) > 0.1, "nothing was rounded"
     with pytest.raises(InvalidInputError, match="alibi_bfloat16 = True needs"):
         tiny_config(alibi_bfloat16=True)
+
+
+def test_chunks_begin_with_the_first_real_token() -> None:
+    """By the mask, in both ways of attending, and for analyses; padding in front moves the chunks with the text."""
+    model = tiny_model(**ROTARY, **CHUNKS)
+    tokens = tiny_tokens(1, 7)
+    chunk = torch.tensor([0, 0, 0, 1, 1, 1, 2])
+    wanted = (chunk[:, None] == chunk) & torch.ones(7, 7).bool().tril()
+    assert torch.equal(model.blocks[0].attn.mask[:7, :7], wanted) and int(model.blocks[1].attn.mask[6].sum()) == 7
+    logits, acts = model.run_with_cache(tokens)
+    assert torch.equal(acts["pattern", 0][0, 0] > 0, wanted)
+    torch.testing.assert_close(model(tokens), logits)
+    padded = torch.cat([tiny_tokens(1, 2), tokens], dim=1)
+    mask = torch.arange(9)[None] >= 2
+    found, acts = model.run_with_cache(padded, attention_mask=mask)
+    assert torch.equal(acts["pattern", 0][0, 0, 2:, 2:] > 0, wanted)
+    for each in (found, model(padded, attention_mask=mask)):
+        torch.testing.assert_close(each[:, 2:], logits)
+    assert torch.equal(sources(model, Batch(padded, mask, mask), 0)[0, 2:, 2:], wanted)

@@ -118,7 +118,8 @@ def sources(model: HookedTransformer, batch: Batch, layer: int) -> Bool[Tensor, 
     """Return the sources each destination may see in a layer: positions that count up to its own, within its window."""
     n_pos = batch.tokens.shape[1]
     attn: Any = model.blocks[layer].attn
-    return batch.counted[:, None, :] & batch.counted[:, :, None] & attn.allowed(n_pos, n_pos)[0, 0].tril()
+    allowed = attn.allowed(n_pos, n_pos, batch.attention_mask)[:, 0].tril()
+    return batch.counted[:, None, :] & batch.counted[:, :, None] & allowed
 
 
 def _run_from(

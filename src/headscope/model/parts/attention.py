@@ -73,7 +73,7 @@ class Attention(nn.Module):
         if cfg.positional_embedding_type == "rotary":
             self.hook_rot_q = HookPoint()
             self.hook_rot_k = HookPoint()
-        if cfg.use_qk_norm:
+        if self.norms_qk:
             self.q_norm = HeadNorm(cfg, heads)
             self.k_norm = HeadNorm(cfg, groups)
         self._table: RotaryTable | None = None
@@ -123,22 +123,36 @@ class Attention(nn.Module):
         self._mask = None if torch.equal(own, self._default_mask()) else own
 
     def _default_mask(self) -> Tensor:
-        return self._by_position(self.cfg.n_ctx, self.cfg.n_ctx)
+        return self._by_position(self.cfg.n_ctx, self.cfg.n_ctx)[0]
 
-    def _by_position(self, n_queries: int, n_keys: int) -> Tensor:
-        causal, window = self.cfg.attention_dir == "causal", self._window(n_keys)
-        return allowed_by_position(n_queries, n_keys, causal=causal, window=window, device=self.W_O.device)
+    def _by_position(self, n_queries: int, n_keys: int, attention_mask: Tensor | None = None) -> Tensor:
+        return allowed_by_position(
+            n_queries,
+            n_keys,
+            causal=self.cfg.attention_dir == "causal",
+            window=self._window(n_keys),
+            device=self.W_O.device,
+            chunked=self.cfg.attn_in_chunks,
+            attention_mask=attention_mask,
+        )
 
     @property
     def attn_type(self) -> str:
-        """`"local"` if a query sees the last `cfg.window_size` keys only, else `"global"`."""
+        """`"local"` if a query sees `cfg.window_size` keys only (see `cfg.attn_in_chunks`), else `"global"`."""
         return self.cfg.attn_types[self.layer_id] if self.cfg.use_local_attn and self.cfg.attn_types else "global"
 
     @property
     def turns(self) -> bool:
         """True if queries and keys are turned by their positions."""
-        layers = self.cfg.rotary_layers
-        return self.cfg.positional_embedding_type == "rotary" and (layers is None or layers[self.layer_id])
+        return self.cfg.positional_embedding_type == "rotary" and self._is_among(self.cfg.rotary_layers)
+
+    @property
+    def norms_qk(self) -> bool:
+        """True if queries and keys go through norms."""
+        return self.cfg.use_qk_norm and self._is_among(self.cfg.qk_norm_layers)
+
+    def _is_among(self, layers: list[bool] | None) -> bool:
+        return layers is None or layers[self.layer_id]
 
     def _window(self, n_keys: int) -> int | None:
         """Return the number of keys a query sees; `None` if it sees them all."""
@@ -199,9 +213,9 @@ class Attention(nn.Module):
             sin, cos = (each[None] if positions is None else each[positions] for each in self._rotary_rows(n_keys))
             of_queries = (of_queries_among(each, n_queries, query_at) for each in (sin, cos))
             q, k = self._rotated(q, *of_queries), self._rotated(k, sin, cos)
-        if self.cfg.use_qk_norm and self.cfg.qk_norm_after_rotation:
+        if self.norms_qk and self.cfg.qk_norm_after_rotation:
             q, k = self.q_norm(q), self.k_norm(k)
-        if self.cfg.attn_temperature_slope:
+        if self.cfg.attn_temperature_slope and self._is_among(self.cfg.attn_temperature_layers):
             everywhere = torch.arange(n_keys, device=q.device)[None] if positions is None else positions
             of_queries_at = of_queries_among(everywhere, n_queries, query_at)
             q = q * attention_temperature(self.cfg, of_queries_at)[..., None, None].to(q.dtype)
@@ -281,7 +295,7 @@ class Attention(nn.Module):
 
     @property
     def _norms_before_turning(self) -> bool:
-        return self.cfg.use_qk_norm and not self.cfg.qk_norm_after_rotation
+        return self.norms_qk and not self.cfg.qk_norm_after_rotation
 
     def z_of(
         self,
@@ -327,11 +341,9 @@ class Attention(nn.Module):
     ) -> Bool[Tensor, "#batch 1 query_pos key_pos"]:
         """Return which keys each query may see; the queries are the last of the positions, unless it is said where."""
         n_rows = n_queries if query_at is None else n_keys
-        if self._mask is not None:
-            by_position = self._mask[n_keys - n_rows : n_keys, :n_keys]
-        else:
-            by_position = self._by_position(n_rows, n_keys)
-        allowed = by_position[None, None] if query_at is None else by_position[query_at][:, None]
+        own = None if self._mask is None else self._mask[None, n_keys - n_rows : n_keys, :n_keys]
+        of_all = self._by_position(n_rows, n_keys, attention_mask) if own is None else own
+        allowed = of_queries_among(of_all, n_queries, query_at)[:, None]
         return allowed if attention_mask is None else allowed & attention_mask.bool()[:, None, None, :]
 
     def looks_ahead(self, length: int) -> bool:

@@ -13,8 +13,15 @@ __all__ = ["alibi_penalties", "alibi_slopes", "allowed_by_position", "of_queries
 
 
 def allowed_by_position(
-    n_queries: int, n_keys: int, *, causal: bool, window: int | None, device: torch.device
-) -> Bool[Tensor, "query_pos key_pos"]:
+    n_queries: int,
+    n_keys: int,
+    *,
+    causal: bool,
+    window: int | None,
+    device: torch.device,
+    chunked: bool = False,
+    attention_mask: Tensor | None = None,
+) -> Bool[Tensor, "#batch query_pos key_pos"]:
     """Return which keys each query may see; the queries are the last of the positions.
 
     Args:
@@ -23,11 +30,24 @@ def allowed_by_position(
         causal: No key behind the query.
         window: Only the last so many keys, the query's own among them; `None` for all.
         device: Where the mask is.
+        chunked: Instead of the last `window` keys, those in the query's chunk of so many.
+        attention_mask: `[batch, key_pos]`; the first chunk begins with the first token that it has.
+
+    Example:
+        >>> cpu = torch.device("cpu")
+        >>> allowed_by_position(1, 5, causal=True, window=3, device=cpu, chunked=True)
+        tensor([[[False, False, False,  True,  True]]])
     """
     allowed = torch.ones(n_queries, n_keys, dtype=torch.bool, device=device)
     if causal:
         allowed = allowed.tril(n_keys - n_queries)
-    return allowed if window is None else allowed.triu(n_keys - n_queries - window + 1)
+    if window is None:
+        return allowed[None]
+    if not chunked:
+        return allowed.triu(n_keys - n_queries - window + 1)[None]
+    positions = torch.arange(n_keys, device=device)[None]
+    chunks = (positions if attention_mask is None else token_positions(attention_mask)) // window
+    return allowed & (of_queries_among(chunks, n_queries)[..., None] == chunks[:, None, :])
 
 
 def token_positions(

@@ -190,8 +190,8 @@ def attention_temperature(
 ) -> Float[Tensor, "batch pos"]:
     """Return what queries are multiplied by at each position, so that attention stays sharp among many keys.
 
-    `1 + slope * log(1 + floor(position / length))`, with the config's `attn_temperature_...` (Llama 4).
+    `1 + slope * log(1 + floor((start + position) / length))`, with the config's `attn_temperature_...` (Llama 4).
     """
     wide = torch.float64 if cfg.dtype == torch.float64 else torch.float32
-    periods = (positions // cfg.attn_temperature_length).to(wide)
+    periods = ((positions + cfg.attn_temperature_start) // cfg.attn_temperature_length).to(wide)
     return 1 + cfg.attn_temperature_slope * torch.log1p(periods)

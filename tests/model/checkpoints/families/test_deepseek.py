@@ -26,9 +26,9 @@ def test_entries_that_are_refused(row: str, entry: str, value: Any) -> None:
         FAMILIES[row].config({**hf_model(row).config.to_dict(), entry: value})
 
 
-@pytest.mark.parametrize("model_type", ["gemma4", "gemma4_text", "llama4", "llama4_text"])
+@pytest.mark.parametrize("model_type", ["gemma4", "gemma4_text"])
 def test_families_that_are_refused(model_type: str) -> None:
-    with pytest.raises(CheckpointError, match=f"'{model_type}' in config.json is not supported: (Gemma|Llama) 4 "):
+    with pytest.raises(CheckpointError, match=f"'{model_type}' in config.json is not supported: Gemma 4 "):
         family_of({"model_type": model_type})
 
 

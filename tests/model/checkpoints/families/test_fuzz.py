@@ -83,7 +83,7 @@ def check(row: str, *, every: bool) -> None:
         if found.shape != wanted.shape or not torch.allclose(found, wanted, rtol=0, atol=1e-3):
             wrong.append(f"{entry} = {other!r}")
     assert not wrong
-    assert n_checked >= 5
+    assert n_checked >= (3 if "text_config" in TABLE[row][1] else 5)  # the text model's entries have rows of their own
 
 
 @pytest.fixture(autouse=True)

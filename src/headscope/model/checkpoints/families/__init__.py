@@ -34,10 +34,11 @@ from headscope.model.checkpoints.families.hybrid import LFM2
 from headscope.model.checkpoints.families.hybrid_mamba import BAMBA, FALCON_H1, GRANITE_MOE_HYBRID, NEMOTRON_H
 from headscope.model.checkpoints.families.internlm import INTERNLM3
 from headscope.model.checkpoints.families.llama import LLAMA
+from headscope.model.checkpoints.families.llama4 import LLAMA4
 from headscope.model.checkpoints.families.mistral import MINISTRAL, MINISTRAL3, MISTRAL
 from headscope.model.checkpoints.families.moe import MIXTRAL, OLMOE
 from headscope.model.checkpoints.families.mpt import MPT
-from headscope.model.checkpoints.families.multimodal import GEMMA3_MULTIMODAL, MISTRAL3
+from headscope.model.checkpoints.families.multimodal import GEMMA3_MULTIMODAL, LLAMA4_MULTIMODAL, MISTRAL3
 from headscope.model.checkpoints.families.nanochat import NANOCHAT
 from headscope.model.checkpoints.families.neox import NEOX
 from headscope.model.checkpoints.families.olmo import OLMO, OLMO2, OLMO3
@@ -63,7 +64,7 @@ FAMILIES: dict[str, Family] = {
         ARCEE, BIOGPT, CODEGEN, CWM, GPT_BIGCODE, HELIUM, INTERNLM3, JAIS2, MPT, NEMOTRON, STARCODER2, XGLM,
         BLOOM, FALCON, GEMMA, GEMMA2, GEMMA3, GPT2, GPTJ, GPT_NEO, GRANITE, LLAMA, MISTRAL, MIXTRAL, NEOX, OLMO, OLMO2,
         OLMOE, OPT, PHI, PHI3, QWEN2, QWEN3, QWEN3_MOE, STABLELM,
-        APERTUS, GEMMA3_MULTIMODAL, MISTRAL3, NANOCHAT, PERSIMMON,
+        APERTUS, GEMMA3_MULTIMODAL, LLAMA4, LLAMA4_MULTIMODAL, MISTRAL3, NANOCHAT, PERSIMMON,
         DBRX, DEEPSEEK_V2, DEEPSEEK_V3, GPT_OSS, GRANITE_MOE, GRANITE_MOE_SHARED, PHIMOE, QWEN2_MOE,
         COHERE, COHERE2, EXAONE4, GLM, GLM4, HUNYUAN, MINISTRAL, MINISTRAL3, OLMO3, SEED_OSS, SMOLLM3, VAULTGEMMA,
         BAMBA, FALCON_H1, GRANITE_MOE_HYBRID, LFM2, NEMOTRON_H, QWEN3_5, QWEN3_NEXT,
@@ -79,10 +80,6 @@ _REFUSED = {
         ("gemma4", "gemma4_text"),
         "Gemma 4 has heads of another width in global layers, layers that take keys and values from an earlier one, "
         "and embeddings added in every layer",
-    ),
-    **dict.fromkeys(
-        ("llama4", "llama4_text"),
-        "Llama 4 attends within chunks of the text, and scales queries by position in some layers only",
     ),
 }
 

@@ -7,6 +7,7 @@ are saved as `model_type: llama`.
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from headscope.errors import CheckpointError
@@ -26,7 +27,9 @@ from headscope.model.checkpoints.families.base import (
 from headscope.model.checkpoints.families.rope import rope_entries, rope_fields, window_entries, window_fields
 from headscope.model.config import HookedTransformerConfig
 
-__all__ = ["LLAMA", "QKV_BIASES", "LlamaLike", "any_bias", "attention_rows", "with_fused_mlp"]
+__all__ = [
+    "LLAMA", "QKV_BIASES", "LlamaLike", "any_bias", "attention_rows", "norms_without_weights", "with_fused_mlp",
+]  # fmt: skip
 
 QKV_BIASES = ("attn.b_Q", "attn.b_K", "attn.b_V")
 
@@ -140,6 +143,13 @@ class LlamaLike(Family):
         """Return the biases that a layer of this checkpoint has."""
         attention = (*QKV_BIASES, "attn.b_O") if hf.get("attention_bias") else ()
         return (*attention, *(("mlp.b_gate", "mlp.b_in", "mlp.b_out") if hf.get("mlp_bias") else ()))
+
+
+def norms_without_weights(cfg: HookedTransformerConfig) -> dict[str, Tensor]:
+    """Return the weights, all one, of norms of queries and keys that have none in the checkpoint."""
+    layers = cfg.qk_norm_layers or [cfg.use_qk_norm] * cfg.n_layers
+    names = [f"blocks.{layer}.attn.{each}_norm.w" for layer in range(cfg.n_layers) if layers[layer] for each in "qk"]
+    return {name: torch.ones(cfg.d_head) for name in names}
 
 
 def any_bias(state: Mapping[str, Tensor], *names: str) -> bool:

@@ -1,4 +1,4 @@
-"""Models that read images too, of which the text model is loaded: Gemma 3 from 4B on, and Mistral 3.
+"""Models that read images too, of which the text model is loaded: Gemma 3 from 4B on, Mistral 3 and Llama 4.
 
 With tokens alone in the input, the text model is all that runs. Its config is the entry `text_config`, and its tensors
 are under `language_model`; those of the vision model and of the projection from it are left out. Back in `transformers`
@@ -14,16 +14,17 @@ from torch import Tensor
 from headscope.errors import CheckpointError
 from headscope.model.checkpoints.families.base import Family, Table
 from headscope.model.checkpoints.families.gemma import GEMMA3
+from headscope.model.checkpoints.families.llama4 import LLAMA4
 from headscope.model.checkpoints.families.mistral import MINISTRAL3, MISTRAL
 from headscope.model.config import HookedTransformerConfig
 
-__all__ = ["GEMMA3_MULTIMODAL", "MISTRAL3"]
+__all__ = ["GEMMA3_MULTIMODAL", "LLAMA4_MULTIMODAL", "MISTRAL3"]
 
 logger = logging.getLogger("headscope")
 
 # In the layout of transformers 5 and in the older one, which the checkpoints on the hub have.
 _TEXT = ("model.language_model.", "language_model.model.", "language_model.")
-_VISION = ("vision_tower.", "multi_modal_projector.")
+_VISION = ("vision_tower.", "vision_model.", "multi_modal_projector.")
 
 
 class _WithText(Family):
@@ -32,10 +33,12 @@ class _WithText(Family):
     Attributes:
         texts: Families that the text model can be of; the first is that of a `text_config` that does not say.
         text_defaults: Entries that a `text_config` may lack.
+        tied: Embedding and unembedding are one if no entry says.
     """
 
     texts: ClassVar[tuple[Family, ...]]
     text_defaults: ClassVar[Mapping[str, Any]] = {}
+    tied: ClassVar[bool] = True
 
     def text(self, hf: Mapping[str, Any]) -> tuple[Family, dict[str, Any]]:
         """Return the family of the text model, and its config."""
@@ -46,7 +49,7 @@ class _WithText(Family):
         for family in self.texts:
             if family.model_type == entries["model_type"]:
                 # Whether embedding and unembedding are one is said outside.
-                return family, {**entries, "tie_word_embeddings": hf.get("tie_word_embeddings", True)}
+                return family, {**entries, "tie_word_embeddings": hf.get("tie_word_embeddings", self.tied)}
         raise CheckpointError(
             f"{self.model_type} with a text model of model_type {entries['model_type']!r} is not supported. Supported: "
             f"{', '.join(family.model_type for family in self.texts)}."
@@ -139,4 +142,17 @@ class _Mistral3(_WithText):
     texts = (MISTRAL, MINISTRAL3)
 
 
-GEMMA3_MULTIMODAL, MISTRAL3 = _Gemma3Multimodal(), _Mistral3()
+class _Llama4Multimodal(_WithText):
+    model_type = "llama4"
+    architecture = "Llama4ForConditionalGeneration"
+    examples = ("meta-llama/Llama-4-Scout-17B-16E-Instruct", "meta-llama/Llama-4-Maverick-17B-128E")
+    texts = (LLAMA4,)
+    text_defaults = {
+        "vocab_size": 202_048, "hidden_size": 5120, "intermediate_size": 8192, "intermediate_size_mlp": 16_384,
+        "num_hidden_layers": 48, "num_attention_heads": 40, "num_key_value_heads": 8, "num_local_experts": 16,
+        "num_experts_per_tok": 1, "max_position_embeddings": 131_072,
+    }  # fmt: skip
+    tied = False
+
+
+GEMMA3_MULTIMODAL, LLAMA4_MULTIMODAL, MISTRAL3 = _Gemma3Multimodal(), _Llama4Multimodal(), _Mistral3()

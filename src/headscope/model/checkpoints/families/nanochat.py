@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from headscope.errors import CheckpointError
 from headscope.model.checkpoints.families.base import Table, linear
-from headscope.model.checkpoints.families.llama import LlamaLike
+from headscope.model.checkpoints.families.llama import LlamaLike, norms_without_weights
 from headscope.model.config import HookedTransformerConfig
 
 __all__ = ["NANOCHAT"]
@@ -48,8 +48,7 @@ class _NanoChat(LlamaLike):
         return {**attention, **{name: row for name, row in mlp.items() if ".W_" in name}}
 
     def computed(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> dict[str, Tensor]:
-        norms = [f"blocks.{layer}.attn.{name}_norm.w" for layer in range(cfg.n_layers) for name in "qk"]
-        return {name: torch.ones(cfg.d_head) for name in norms}
+        return norms_without_weights(cfg)
 
     def convert(
         self, tensors: Mapping[str, Tensor], cfg: HookedTransformerConfig, hf: Mapping[str, Any]
