@@ -20,7 +20,7 @@ _SMALL: dict[str, Any] = {
         ("num_experts", "num_local_experts", "n_routed_experts", "num_experts_per_tok", "num_key_value_heads"), 2
     ),
     **dict.fromkeys(("head_dim", "rotary_dim"), 8),
-    **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), 16),
+    **dict.fromkeys(("moe_intermediate_size", "intermediate_size_mlp", "shared_expert_intermediate_size"), 16),
     "mamba_n_heads": 4,
     "hybrid_override_pattern": "M*-",
     **dict.fromkeys(("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "kv_lora_rank"), 8),
