@@ -61,7 +61,7 @@ MAX_MODULES = 16
 CATALOGS = {"model/checkpoints/families", "views/figures"}  # of like things, one file for each
 FORBIDDEN_DOWNWARD = {("views", "model")}  # a view never runs a model
 # A page tells what was measured before: of `report`, only these see a model, to run an analysis or foretell its cost.
-MEASURING = {"measuring", "writing", "tokens", "costs", "plan", "planning", "__init__"}
+MEASURING = {"measuring", "writing", "tokens", "costs", "plan", "planning", "kept", "__init__"}
 PURE_ROOMS = {"core", "storage"}  # of analysis, whose functions run no model
 HEAVY = {
     "datasets",

@@ -1,5 +1,6 @@
 """Every failure is one line and an exit code; help explains; defaults are those of the functions."""
 
+import html
 import inspect
 import os
 import signal
@@ -99,6 +100,9 @@ def test_defaults_are_the_functions(command: Callable[..., object], function: Ca
 BAD = {
     "unknown model": (["report", "gtp2"], "Unknown model 'gtp2'. Did you mean 'gpt2'"),
     "no such checkpoint": (["report", "./missing"], "does not exist"),
+    "no such section": (["report", "CHECKPOINT", "--sections", "loss,entropi"], "Did you mean 'entropy'"),
+    "no section": (["report", "CHECKPOINT", "--sections", ","], "no section is asked for"),
+    "a section without its task": (["report", "CHECKPOINT", "--sections", "task", "--no-task"], "leaves it out"),
     "no such text": (["report", "CHECKPOINT", "--text", "missing.txt"], "No such file: 'missing.txt'"),
     "empty text": (["report", "CHECKPOINT", "--text", "TMP/empty.txt"], "holds no text"),
     "binary text": (["report", "CHECKPOINT", "--text", "TMP/binary.txt"], "is not UTF-8: byte 3"),
@@ -247,17 +251,23 @@ def test_a_closed_pipe_is_no_traceback() -> None:
 
 
 @pytest.mark.slow
-def test_a_real_signal_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
-    args = ("report", checkpoint, "--out", tmp_path / "out", "--max-tokens", 10**7)
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_real_signal_keeps_what_is_done(checkpoint: Path, tmp_path: Path, stop: signal.Signals) -> None:
+    out = tmp_path / "my report"
+    args = ("report", checkpoint, "--out", out, "--max-tokens", 2**16, "--sections", "types,entropy")
     process = subprocess.Popen(command(*args), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment())
     deadline = time.monotonic() + 120
-    while not list(tmp_path.iterdir()) and time.monotonic() < deadline:
-        time.sleep(0.1)  # until it has begun
-    process.send_signal(signal.SIGINT)
+    while not (out / "measured" / "entropy").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(stop)
     printed, error = process.communicate(timeout=120)
-    assert (process.returncode, printed) == (130, b"")
-    assert error.decode().splitlines()[-1].endswith("Stopped.") and "Traceback" not in error.decode()
-    assert list(tmp_path.iterdir()) == []
+    assert (process.returncode, printed) == (130, b"") and "Traceback" not in error.decode()
+    again = f"headscope report {checkpoint} --out '{out}' --max-tokens 65536 --sections types,entropy --resume"
+    told = error.decode().splitlines()[-1]
+    assert "Stopped. " in told and "(types), and lacks entropy." in told and told.endswith(f"to continue: {again}")
+    assert f"<code>{html.escape(again)}</code>" in (out / "report.html").read_text(encoding="utf-8").replace(
+        "&#39;", "'"
+    )
 
 
 def test_the_entry_point_is_main() -> None:

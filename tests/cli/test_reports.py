@@ -1,6 +1,7 @@
 """`headscope report`, `compare`, `models`, `evaluate`: what they are given, write and print."""
 
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +13,12 @@ from datasets_stand_in import StandInDataset, datasets_module
 from small_models import STORY
 
 from headscope import HookedTransformer
+from headscope.analysis.ablation.ablate import ablate_heads
 from headscope.cli import reports
 from headscope.model.checkpoints.families import FAMILIES
 from headscope.model.checkpoints.names import DEMO, HUB_MODELS
 from headscope.report import Comparison
+from headscope.report.model import measuring
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -55,7 +58,9 @@ def test_what_a_comparison_is_given(
     assert second == "headscope-demo" != first and out == tmp_path
     assert options == {
         "names": ("/".join(checkpoint.parts[-2:]), "headscope-demo"), "describe": "generated small English",
-        "max_tokens": 4096, "seq_len": 20, "ablation_tokens": 1024, "progress": False,
+        "max_tokens": 4096, "seq_len": 20, "ablation_tokens": 1024, "resume": False,
+        "command": f"headscope compare {checkpoint} {second} --out {out} --seq-len 20 --no-progress --resume",
+        "progress": False,
     }  # fmt: skip
 
 
@@ -116,6 +121,76 @@ def test_report_takes_a_task(run: Run, checkpoint: Path, tmp_path: Path) -> None
     assert code == 1 and "missing.csv" in error
     code, _, error = run("report", checkpoint, "--task", "ioi", "--no-task", *options)
     assert code == 1 and "give one of them" in error
+
+
+def test_a_report_that_was_stopped_goes_on(
+    run: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("--out", tmp_path, "--max-tokens", 96, "--sections", "loss,types,entropy", "--no-progress")
+    with monkeypatch.context() as patch:
+        patch.setattr(measuring, "measure_entropy", _stopped)
+        code, printed, error = run("report", checkpoint, *options)
+    assert (code, printed) == (130, "") and len(error.splitlines()) == 1
+    again = f"headscope report {checkpoint} {' '.join(map(str, options))} --resume"
+    assert error.startswith(f"Stopped. {tmp_path / 'report.html'} has the sections that were done (loss, types), and")
+    assert error.endswith(
+        f"lacks entropy. What was measured is kept in {tmp_path / 'measured'}; to continue: {again}\n"
+    )
+    assert again in (tmp_path / "report.html").read_text(encoding="utf-8")
+    code, _, error = run("report", checkpoint, *options)
+    assert code == 1 and "holds the measurements of a report that was stopped" in error
+    code, _, error = run("report", checkpoint, *options, "--seq-len", 24, "--resume")
+    assert code == 1 and "data.shape is [2, 48] there and [4, 24] here" in error and len(error.splitlines()) == 1
+    assert run(*shlex.split(again)[1:])[0] == 0
+    assert not (tmp_path / "measured").exists() and (tmp_path / "entropy.parquet").exists()
+
+
+def test_a_section_that_fails_is_told_and_the_page_stands(
+    run: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise IndexError("index 7 is out of\nbounds")
+
+    monkeypatch.setattr(measuring, "measure_entropy", failing)
+    options = ("--out", tmp_path, "--max-tokens", 96, "--sections", "loss,entropy", "--no-progress")
+    code, printed, error = run("report", checkpoint, *options)
+    assert code == 1 and "report.html (and 1 tables beside it)" in printed
+    assert error.startswith(
+        "Error: the page is not whole, for a part of it failed: entropy (IndexError: index 7 is out"
+    )
+    assert error.endswith(" --no-progress --resume\n") and len(error.splitlines()) == 1
+
+
+def test_a_comparison_that_was_stopped_goes_on(
+    run: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = tmp_path / "whole"
+    options = ("--max-tokens", 96, "--ablation-tokens", 48, "--no-progress")
+    assert run("compare", checkpoint, checkpoint, "--out", whole, *options)[0] == 0
+    calls: list[object] = []
+
+    def stopping(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args)
+        return ablate_heads(*args, **kwargs) if len(calls) % 2 else _stopped()
+
+    monkeypatch.setattr(measuring, "ablate_heads", stopping)
+    out = tmp_path / "out"
+    code, _, error = run("compare", checkpoint, checkpoint, "--out", out, *options)
+    assert code == 130 and f"{out / 'comparison.html'} has the sections that were done (loss, entropy, types)" in error
+    assert "Missing: <b>ablation</b>" in (out / "comparison.html").read_text(encoding="utf-8")
+    calls.clear()
+    monkeypatch.setattr(measuring, "predict_next_tokens", _stopped)
+    code, _, error = run("compare", checkpoint, "headscope-demo", "--out", out, *options, "--resume")
+    assert code == 1 and "second" not in error and "model." in error
+    monkeypatch.undo()
+    assert run("compare", checkpoint, checkpoint, "--out", out, *options, "--resume")[0] == 0
+    assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in whole.iterdir())
+    for table in whole.glob("*.parquet"):
+        pd.testing.assert_frame_equal(pd.read_parquet(table), pd.read_parquet(out / table.name), check_exact=True)
+
+
+def _stopped(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_report_makes_a_text_where_none_is_given(run: Run, checkpoint: Path, tmp_path: Path) -> None:

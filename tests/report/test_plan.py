@@ -12,7 +12,7 @@ from headscope.analysis.core.costs import Work, head_operations, layer_operation
 from headscope.analysis.core.progress import progress_bar
 from headscope.report import plan as planning
 from headscope.report.costs import ablation_work, entropy_work, loss_work, ranks_work
-from headscope.report.model.planning import Sizes, fitting_sizes, report_plan
+from headscope.report.model.planning import Sizes, fitting_sizes, parts_of, report_plan
 from headscope.report.plan import Part, Plan, measured_rates
 
 
@@ -82,12 +82,15 @@ def test_one_bar_moves_by_planned_time(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_sizes_are_halved_until_they_fit(model: HookedTransformer) -> None:
     tokens = torch.zeros(128, 32, dtype=torch.long)
     rates = Work(rows=1.0, layers=1.0, heads=1.0, products=1.0)
+    parts = parts_of(["loss", "entropy", "ablation", "suppression", "types"])
 
     def seconds(sizes: Sizes) -> float:
-        return report_plan(model, tokens[: sizes.tokens // 32], sizes.ablated, rates).seconds
+        return report_plan(model, tokens[: sizes.tokens // 32], sizes.ablated, rates, parts=parts).seconds
 
     def fitted(limit: float, asked: Sizes | None = None, fixed: tuple[bool, bool] = (False, False)) -> Sizes:
-        return fitting_sizes(model, tokens, rates, seconds=limit, asked=asked or Sizes(), fixed=fixed)
+        sizes = asked or Sizes()
+        some = parts if sizes.ablated else parts_of(["loss", "entropy"])
+        return fitting_sizes(model, tokens, rates, parts=some, seconds=limit, asked=sizes, fixed=fixed)
 
     whole = seconds(Sizes())
     assert fitted(whole) == Sizes(4096, 1024)

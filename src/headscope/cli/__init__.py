@@ -12,7 +12,7 @@ import typer
 
 from headscope.analysis.storage.manifest import headscope_version
 from headscope.cli import analyses, heads, migrate, patching, reports, suppression, tasks, training
-from headscope.cli.shared import app, fail, say
+from headscope.cli.shared import app, arguments, fail, stopped
 from headscope.errors import HeadscopeError
 
 __all__ = ["analyses", "app", "heads", "main", "migrate", "patching", "reports", "suppression", "tasks", "training"]
@@ -37,6 +37,7 @@ def _options(
 def main(args: list[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
     try:
+        arguments.set(sys.argv[1:] if args is None else args)
         app(args, prog_name="headscope")
     except HeadscopeError as error:
         fail(str(error))
@@ -46,7 +47,6 @@ def main(args: list[str] | None = None) -> NoReturn:
         sys.exit(1)
     except OSError as error:
         fail(f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
-    except KeyboardInterrupt:
-        say("Stopped.")
-        sys.exit(130)
+    except KeyboardInterrupt as stop:
+        stopped(stop)
     sys.exit(0)

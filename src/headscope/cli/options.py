@@ -76,4 +76,7 @@ Run = Annotated[
     ),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run that --out holds, if any.")]
+ResumeReport = Annotated[
+    bool, typer.Option("--resume", help="Continue the report that was stopped in --out, if any: all else as it was.")
+]
 Progress = Annotated[bool, typer.Option(help="Show progress bars.")]

@@ -6,12 +6,21 @@ from typing import Annotated, Any
 import typer
 
 from headscope.cli import options
-from headscope.cli.shared import app, command, task_of, texts_of
+from headscope.cli.shared import app, command, continuing, fail, listed, task_of, texts_of
 from headscope.errors import InvalidInputError, unknown_name
 from headscope.model.checkpoints.catalog import KnownFamily, known_families
 from headscope.model.checkpoints.names import DEMO, HUB_MODELS
 from headscope.model.transformer import HookedTransformer
-from headscope.report import ABLATION_TOKENS, MAX_TOKENS, MINUTES, Comparison, Report, write_comparison, write_report
+from headscope.report import (
+    ABLATION_TOKENS,
+    MAX_TOKENS,
+    MINUTES,
+    SECTIONS,
+    Comparison,
+    Report,
+    write_comparison,
+    write_report,
+)
 from headscope.training.demo_figures import EVALUATION_SEED, evaluate_demo
 
 __all__ = ["compare", "evaluate", "models", "report"]
@@ -27,6 +36,8 @@ def _moved(value: str | None) -> None:
     "headscope report",
     "headscope report gpt2 --text story.txt --out gpt2-report",
     "headscope report ./my-checkpoint --max-tokens 20000",
+    "headscope report gpt2 --sections entropy,ablation --out gpt2-report",
+    "headscope report gpt2 --sections entropy,ablation --out gpt2-report --resume",
     "headscope report gpt2 --dataset owt --task my-prompts.csv",
 )
 def report(
@@ -52,6 +63,13 @@ def report(
     minutes: Annotated[
         float, typer.Option(help="How long it may take, about: sizes that are not given are cut.")
     ] = MINUTES,
+    sections: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Only these sections, separated by commas: {', '.join(SECTIONS)}. Default: all.", show_default=False
+        ),
+    ] = None,
+    resume: options.ResumeReport = False,
     progress: options.Progress = True,
     compare: Annotated[str | None, typer.Option(hidden=True, is_eager=True, callback=_moved)] = None,
 ) -> None:
@@ -77,6 +95,9 @@ def report(
             ablation_tokens=ablation_tokens,
             minutes=minutes,
             task=asked,
+            sections=listed(sections),
+            resume=resume,
+            command=continuing(),
             progress=progress,
         )
     )
@@ -104,6 +125,7 @@ def compare(
     max_tokens: options.MaxTokens = MAX_TOKENS,
     seq_len: options.SeqLen = None,
     ablation_tokens: options.AblationTokens = ABLATION_TOKENS,
+    resume: options.ResumeReport = False,
     progress: options.Progress = True,
 ) -> None:
     """Write one offline HTML page that sets two models, or two checkpoints of one, side by side on the same text."""
@@ -119,13 +141,19 @@ def compare(
             max_tokens=max_tokens,
             seq_len=seq_len,
             ablation_tokens=ablation_tokens,
+            resume=resume,
+            command=continuing(),
             progress=progress,
         )
     )
 
 
 def _tell(written: Report | Comparison) -> None:
+    """Say where the page is; and fail if a section of it did."""
     typer.echo(f"{written.page} (and {len(written.tables)} tables beside it)")
+    if written.failed:
+        told = "; ".join(f"{name} ({type(error).__name__}: {error})" for name, error in written.failed.items())
+        fail(f"the page is not whole, for a part of it failed: {told}. To try that again: {continuing()}")
 
 
 def _called(name: str) -> str:

@@ -1,9 +1,12 @@
 """The app, the registration of commands, what they run on, and what they write."""
 
 import functools
+import shlex
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, get_args
 
@@ -33,6 +36,9 @@ R = TypeVar("R")
 _SAMPLE_SEED = 1  # the demo model was trained on seed 0
 _SAMPLE = "generated small English"
 
+# What the command line was given, as `main` has it.
+arguments: ContextVar[list[str]] = ContextVar("arguments", default=sys.argv[1:])
+
 app = typer.Typer(
     name="headscope",
     help="See what the attention heads of a transformer do, on which tokens, and to the certainty of its predictions.",
@@ -46,22 +52,42 @@ app.add_typer(train, name="train")
 
 
 def command(group: typer.Typer, *examples: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Register a command, whose Ctrl-C ends in one line and exit code 130."""
+    """Register a command, whose Ctrl-C (or SIGTERM) ends in one line and exit code 130."""
 
     def register(function: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(function)
         def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
             try:
-                return function(*args, **kwargs)
-            except KeyboardInterrupt:
-                say("Stopped.")
-                raise typer.Exit(130) from None
+                with _terminated_as_interrupted():
+                    return function(*args, **kwargs)
+            except KeyboardInterrupt as stop:
+                stopped(stop)
 
         name = function.__name__.replace("_", "-")
         group.command(name, epilog="Examples:\n\n" + "\n\n".join(examples))(guarded)
         return function
 
     return register
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Let SIGTERM stop a command as Ctrl-C does, so that what is done is kept."""
+
+    def interrupt(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def continuing() -> str:
+    """Return the command line that continues this one."""
+    args = arguments.get()
+    return shlex.join(["headscope", *args, *(["--resume"] if "--resume" not in args else [])])
 
 
 def texts_of(path: Path | None, dataset: str | None = None) -> tuple[Iterable[str] | Iterable[Chunk], str]:
@@ -163,6 +189,12 @@ def fail(message: str) -> NoReturn:
     """Print one line on stderr, and exit with code 1."""
     say("Error: " + " ".join(message.split()))
     sys.exit(1)
+
+
+def stopped(stop: KeyboardInterrupt) -> NoReturn:
+    """Say that a command was stopped, and what of it is kept; and exit with code 130."""
+    say(" ".join(["Stopped.", *map(str, stop.args)]))
+    sys.exit(130)
 
 
 def say(message: str) -> None:

@@ -145,8 +145,16 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """A whole page: its heading, its subject under it, and its sections."""
+    """A whole page.
+
+    Attributes:
+        title: Its heading.
+        subtitle: Its subject, under the heading.
+        sections: Its sections.
+        notices: What a reader must know before all else, such as what is missing.
+    """
 
     title: str
     subtitle: str
     sections: Sequence[Section]
+    notices: Sequence[Markup] = ()

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from headscope.analysis.core.batches import iterate_batches
 from headscope.data.cutting import Chunk
 from headscope.data.packing import tokenize_and_concatenate
 from headscope.errors import InvalidInputError, MissingTokenizerError
@@ -55,6 +56,7 @@ def token_rows(
         if texts.ndim not in (1, 2) or texts.shape[-1] < 2:
             raise InvalidInputError(f"tokens must be [batch, pos], with 2 positions or more; got {list(texts.shape)}.")
         cut = torch.atleast_2d(texts)[:, : model.cfg.n_ctx]
+        next(iterate_batches(model, cut, progress=False))  # refuses tokens that are not the model's
         return cut[: max(1, max_tokens // cut.shape[1])]
     tokenizer = model.tokenizer
     if tokenizer is None:

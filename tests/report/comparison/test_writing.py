@@ -17,6 +17,7 @@ from headscope.errors import InvalidInputError, MissingTokenizerError
 from headscope.report import Comparison, token_rows, write_comparison
 from headscope.report.comparison.compared import Compared
 from headscope.report.comparison.sections import compared_loss_section
+from headscope.report.kept import Kept
 from headscope.report.model.measuring import measure
 from headscope.report.plan import Plan
 
@@ -111,7 +112,16 @@ def test_models_that_cut_text_differently_are_compared_by_byte(tmp_path: Path) -
     rows = [token_rows(first, [STORY] * 8, max_tokens=200), token_rows(second, [STORY[5:]] * 8, max_tokens=200)]
     with Plan((), Work()).following(shown=False) as following:
         sides = [
-            measure(model, row, describe="a story", ablation_tokens=0, following=following, progress=False)
+            measure(
+                model,
+                row,
+                parts=["loss"],
+                describe="a story",
+                ablation_tokens=0,
+                following=following,
+                kept=Kept(None),
+                progress=False,
+            )
             for model, row in zip((first, second), rows, strict=True)
         ]
     section = compared_loss_section(Compared(("a", "b"), *sides))

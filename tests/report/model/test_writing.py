@@ -24,8 +24,9 @@ from headscope.analysis.prompts.task import Task
 from headscope.analysis.suppression.cspa import copy_suppression_preserving_ablation
 from headscope.analysis.suppression.scores import suppression_scores
 from headscope.errors import HeadscopeError, InvalidInputError, MissingTokenizerError, NotFiniteError
-from headscope.report import Report, files, token_rows, write_report
-from headscope.report.model import writing
+from headscope.report import Report, Stopped, files, token_rows, write_report
+from headscope.report.kept import Kept
+from headscope.report.model import measuring
 from headscope.report.model.findings import notable_heads
 from headscope.report.task.story import TaskStory
 from headscope.report.words import visible
@@ -270,11 +271,11 @@ def test_a_task_is_part_of_the_page(
 ) -> None:
     task = demo_story.task
 
-    def measured(model: HookedTransformer, asked: Task, *, progress: bool) -> TaskStory:
-        assert (model, asked, progress) == (demo, task, False)
+    def measured(model: HookedTransformer, asked: Task, *, kept: Kept, progress: bool) -> TaskStory:
+        assert (model, asked, kept.folder, progress) == (demo, task, tmp_path / "measured", False)
         return demo_story
 
-    monkeypatch.setattr(writing, "measure_task", measured)
+    monkeypatch.setattr(measuring, "measure_task", measured)
     written = write_report(
         demo, ["Anna met Tom."], tmp_path, max_tokens=16, ablation_tokens=0, task=task, progress=False
     )
@@ -403,19 +404,23 @@ def test_nan_weights_are_told_and_leave_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), OSError(28, os.strerror(28))])
-def test_a_run_that_stops_leaves_nothing(
+def test_a_page_that_could_not_be_written_leaves_what_was_measured(
     model: HookedTransformer, stop: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stopping(*_: object) -> str:
         raise stop
 
-    monkeypatch.setattr(files, "render_page", stopping)
-    expected = InvalidInputError if isinstance(stop, OSError) else KeyboardInterrupt
-    with pytest.raises(expected) as caught:
-        write_report(model, [STORY], tmp_path / "deep" / "report", ablation_tokens=0, progress=False)
-    if isinstance(stop, OSError):
-        assert "No space left" in str(caught.value)
-    assert list(tmp_path.iterdir()) == []
+    out = tmp_path / "deep" / "report"
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "render_page", stopping)
+        expected = InvalidInputError if isinstance(stop, OSError) else Stopped
+        with pytest.raises(expected) as caught:
+            write_report(model, [STORY], out, ablation_tokens=0, progress=False)
+    stopped = f"The page was not written. What was measured is kept in {out}"
+    assert ("No space left" if isinstance(stop, OSError) else stopped) in str(caught.value)
+    assert [path.name for path in out.iterdir()] == ["measured"]
+    write_report(model, [STORY], out, ablation_tokens=0, resume=True, progress=False)
+    assert (out / "report.html").exists() and not (out / "measured").exists()
 
 
 def test_a_file_in_the_way_is_told(model: HookedTransformer, tmp_path: Path) -> None:

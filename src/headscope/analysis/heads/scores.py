@@ -28,6 +28,7 @@ from headscope.analysis.storage.accumulator import Accumulator
 from headscope.analysis.storage.options import StreamOptions, streaming
 from headscope.analysis.storage.passes import Passes
 from headscope.data.random_tokens import repeated_random_tokens
+from headscope.errors import NotFiniteError
 from headscope.model.text.tokens import bos_token_id
 from headscope.model.transformer import HookedTransformer
 
@@ -87,6 +88,7 @@ def head_scores(
 
     Raises:
         InvalidInputError: For tokens that do not fit the model, or if no position counts.
+        NotFiniteError: If an attention pattern is not finite.
 
     Example:
         >>> from headscope import HookedTransformer, HookedTransformerConfig
@@ -117,6 +119,10 @@ class _ScoreAccumulator(Accumulator[HeadScores]):
         paid = record_patterns(
             self.model, batch, lambda pattern: torch.einsum("rhqk,srqk->sh", pattern.float(), weights).double()
         )
+        if not bool(paid[list(self.model.cfg.layers_with("attn"))].isfinite().all()):
+            raise NotFiniteError(
+                "an attention pattern holds NaN or infinite values. Check the model's weights, and any hooks on it."
+            )
         self.add(batch, int(batch.counted.sum()), {"paid": paid.movedim(0, 1), "queries": n_queries})
 
     def summary(self, rows: dict[str, Tensor]) -> HeadScores:

@@ -120,7 +120,7 @@ def detect_heads(
         run["describe"] = run["describe"] or f"repeated random tokens (seed {seed})"
     options = {"min_attention": min_attention, "min_effect": min_effect, "level": level}
     options |= {"include_bos": run["include_bos"]}
-    asked = None if task is None else fingerprint(_tensors(task))
+    asked = None if task is None else fingerprint(task.tensors())
     passes = Passes("head-types", model, data, {**options, "seed": seed, "task": asked}, **run)
     if (finished := passes.finished(HeadTypes)) is not None:
         return finished
@@ -176,12 +176,6 @@ def detect_heads(
         notes=tuple(notes),
     )
     return passes.keep(types)
-
-
-def _tensors(task: Task) -> dict[str, Tensor]:
-    """Fingerprint of a task: everything that makes it differ from another."""
-    tensors = {"clean": task.clean_tokens, "correct": task.correct, "incorrect": task.incorrect, "at": task.positions}
-    return tensors if task.corrupted_tokens is None else {**tensors, "corrupted": task.corrupted_tokens}
 
 
 def _check(model: HookedTransformer, n_sequences: int, **shares: float) -> None:

@@ -361,6 +361,16 @@ class Task:
         moved: dict[str, Any] = {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
         return replace(self, **moved, word_idx={name: at.to(device) for name, at in self.word_idx.items()})
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Return everything that makes it differ from another task, by name."""
+        tensors = {
+            "clean": self.clean_tokens,
+            "correct": self.correct,
+            "incorrect": self.incorrect,
+            "at": self.positions,
+        }
+        return tensors if self.corrupted_tokens is None else {**tensors, "corrupted": self.corrupted_tokens}
+
     def logit_difference(
         self, logits: Float[Tensor, "prompt *pos d_vocab"], per_prompt: bool = False
     ) -> Float[Tensor, "*prompt"]:

@@ -39,7 +39,7 @@ class Compared:
     @cached_property
     def one_shape(self) -> bool:
         """Both have the same layers and heads."""
-        return self.first.diff.values.shape == self.second.diff.values.shape
+        return (self.first.n_layers, self.first.n_heads) == (self.second.n_layers, self.second.n_heads)
 
     def gap(self, first: Tensor, second: Tensor) -> Estimate:
         """Mean of `second [batch, pos]` less that of `first`; token by token if both read the same tokens."""

@@ -55,7 +55,7 @@ def compared_models_section(both: Compared) -> Section:
     sequences = f"{shapes[0]} tokens, the same for both"
     if not both.paired:
         sequences = f"{shapes[0]} tokens, and {shapes[1]}: the two cut the text into different tokens"
-    data = FactList("Data", {"Text": both.first.means.info.data, "Sequences": sequences})
+    data = FactList("Data", {"Text": both.first.data, "Sequences": sequences})
     models = [FactList(name, side.facts) for name, side in both.sides.items()]
     return Section("models", "The two models", (), (Row(models), data, glossary()))
 
@@ -71,7 +71,7 @@ def compared_loss_section(both: Compared) -> Section:
         compared_lines(
             curves,
             title="Loss by position",
-            data=both.first.means.info.data,
+            data=both.first.data,
             x="position of the predicted token",
             y="loss (nats)",
         ),
@@ -188,7 +188,7 @@ def compared_layer_section(both: Compared) -> Section:
         compared_lines(
             curves,
             title="Entropy along the residual stream",
-            data=both.first.means.info.data,
+            data=both.first.data,
             x="state" if same else "share of the way through the layers",
             y="entropy (nats)",
         ),
@@ -263,7 +263,7 @@ def _compared_heads(
     drawing = compared_maps(
         {name: each.values for name, each in zip(both.names, effects, strict=True)},
         title=title,
-        data=both.first.means.info.data,
+        data=both.first.data,
         unit="nats",
     )
     shows = "Every head of both models, layers down and heads across"

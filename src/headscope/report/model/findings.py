@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -22,7 +22,9 @@ from headscope.analysis.lens.loss import NextTokens
 from headscope.analysis.suppression.circuit_ranks_result import CircuitRanks
 from headscope.analysis.suppression.cspa_result import CopySuppression
 from headscope.analysis.suppression.scores import SuppressionScores
+from headscope.report.parts import Outcome
 from headscope.report.places import Head, head_of
+from headscope.report.task.story import TaskStory
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,35 +62,66 @@ class Attention:
 
 @dataclass(frozen=True)
 class Findings:
-    """Results of the analyses of one model on one text; `None` for what was not measured.
+    """Results of the analyses of one model on one text.
 
     Attributes:
         facts: Names and values of what a reader wants to know of the model.
+        model_name: Its name.
+        processing: The weight processing it went through.
+        n_layers: Number of layers.
+        n_heads: Number of heads in each.
         d_vocab: Size of the vocabulary.
         d_vocab_out: Number of tokens it predicts among.
+        data: What the text is.
         tokens: The tokens it ran on.
         texts: Text of every token that the page shows, by token.
-        entropy: Entropy effects at every position.
-        predictions: Next-token predictions.
-        scores: Scores of the head types.
-        ablation: Loss without each head.
-        suppression: Copy suppression.
-        notable: Heads to show in detail.
-        attention: Their attention patterns.
+        outcome: What came of each part of the measurement.
+        notable: Heads to show in detail; none where entropy was not measured.
+        attention: Their attention patterns, where they were asked for.
     """
 
     facts: Mapping[str, str]
+    model_name: str
+    processing: tuple[str, ...]
+    n_layers: int
+    n_heads: int
     d_vocab: int
     d_vocab_out: int
+    data: str
     tokens: Int[Tensor, "batch pos"]
     texts: Mapping[int, str]
-    entropy: EntropyResult
-    predictions: NextTokens
-    scores: HeadScores | None
-    ablation: AblationResult | None
-    suppression: Suppression | None
+    outcome: Outcome
     notable: tuple[Head, ...]
     attention: Attention | None
+
+    def has(self, *parts: str) -> bool:
+        """Whether parts were measured."""
+        return all(self.outcome.results.get(part) is not None for part in parts)
+
+    @property
+    def entropy(self) -> EntropyResult:
+        """Entropy effects at every position; only where `has("entropy")`."""
+        return cast(EntropyResult, self.outcome.results["entropy"])
+
+    @property
+    def predictions(self) -> NextTokens:
+        """Next-token predictions; only where `has("loss")`."""
+        return cast(NextTokens, self.outcome.results["loss"])
+
+    @property
+    def scores(self) -> HeadScores | None:
+        """Scores of the head types."""
+        return cast(HeadScores | None, self.outcome.results.get("types"))
+
+    @property
+    def ablation(self) -> AblationResult | None:
+        """Loss without each head."""
+        return cast(AblationResult | None, self.outcome.results.get("ablation"))
+
+    @property
+    def suppression(self) -> Suppression | None:
+        """Copy suppression."""
+        return cast(Suppression | None, self.outcome.results.get("suppression"))
 
     @cached_property
     def strings(self) -> list[list[str]]:
@@ -122,18 +155,27 @@ class Findings:
         """
         assert self.ablation is not None
         values = self.ablation.loss_diff[0, self.ablation.effects.index(effect)]
-        grid = values.new_full((self.entropy.n_layers, self.entropy.n_heads, *values.shape[1:]), torch.nan)
+        grid = values.new_full((self.n_layers, self.n_heads, *values.shape[1:]), torch.nan)
         heads = [component for component in map(component_of, self.ablation.component_labels) if component is not None]
         grid[[each.layer for each in heads], [each.head or 0 for each in heads]] = values
         return estimates(grid)
 
+    @property
+    def story(self) -> TaskStory | None:
+        """The task of two names."""
+        return cast(TaskStory | None, self.outcome.results.get("task"))
+
     def tables(self) -> "dict[str, pd.DataFrame]":
         """The numbers, by the name of their file."""
-        loss = self.predictions.to_frame().rename(columns={"batch": "sequence", "pos": "position"})
-        loss = loss.astype({"loss": "float32"})
-        for at, (name, tokens) in enumerate((("token", self.tokens[:, :-1]), ("next_token", self.tokens[:, 1:])), 2):
-            loss.insert(at, name, tokens.flatten().numpy())
-        tables = {"entropy": self.means.to_frame(), "entropy_states": self.means.resid_frame(), "loss": loss}
+        tables: dict[str, pd.DataFrame] = {}
+        if self.has("entropy"):
+            tables |= {"entropy": self.means.to_frame(), "entropy_states": self.means.resid_frame()}
+        if self.has("loss"):
+            loss = self.predictions.to_frame().rename(columns={"batch": "sequence", "pos": "position"})
+            loss = loss.astype({"loss": "float32"})
+            loss.insert(2, "token", self.tokens[:, :-1].flatten().numpy())
+            loss.insert(3, "next_token", self.tokens[:, 1:].flatten().numpy())
+            tables["loss"] = loss
         results: dict[str, Result | None] = {"ablation": self.ablation, "head_scores": self.scores}
         if self.suppression is not None:
             results["suppression_scores"] = self.suppression.scores

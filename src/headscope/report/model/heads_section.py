@@ -114,9 +114,9 @@ def _tokens(findings: Findings, means: Iterable[TokenMean]) -> Markup:
 
 def _outcome(findings: Findings, head: Head, place: Position) -> Prose:
     """The next token with its probability and the model's choices, unless the text ends; and the final entropy."""
-    row, pos = place.row, place.pos
-    predictions, words = findings.predictions, Markup("")
-    if pos < predictions.loss.shape[1] and not bool(predictions.loss[row, pos].isnan()):
+    row, pos, words = place.row, place.pos, Markup("")
+    predictions = findings.predictions if findings.has("loss") else None
+    if predictions and pos < predictions.loss.shape[1] and not bool(predictions.loss[row, pos].isnan()):
         rank = int(predictions.rank[row, pos])
         top = zip(predictions.top_tokens[row, pos].tolist(), predictions.top_probs[row, pos].tolist(), strict=True)
         words = say(

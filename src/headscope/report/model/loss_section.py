@@ -23,7 +23,7 @@ def loss_section(findings: Findings) -> Section:
     predictions, uniform = findings.predictions, math.log(findings.d_vocab_out)
     first, mean = findings.among_first(1), estimate(predictions.loss)
     figure = captioned(
-        loss_by_position(predictions.loss, data=findings.means.info.data, uniform=uniform),
+        loss_by_position(predictions.loss, data=findings.data, uniform=uniform),
         "Left: the mean loss at each position (dots) and its running mean (line), which falls to the right where a "
         "model uses its context. Right: the number of tokens by their loss.",
         "Loss is minus the log-probability of the token that came, in nats, averaged over the sequences.",

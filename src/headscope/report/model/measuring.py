@@ -1,5 +1,8 @@
 """Analyses of a page about one model: everything that runs the model or reads its weights."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -10,11 +13,14 @@ from headscope.analysis.core.components import component_label
 from headscope.analysis.heads.scores import MIN_ATTENTION, HeadScores, head_scores
 from headscope.analysis.lens.entropy import EntropyResult, measure_entropy
 from headscope.analysis.lens.loss import predict_next_tokens
+from headscope.analysis.prompts.task import Task
 from headscope.analysis.suppression.circuit_ranks import weights_circuit_ranks
+from headscope.analysis.suppression.circuit_ranks_result import CircuitRanks
 from headscope.analysis.suppression.cspa import copy_suppression_preserving_ablation
 from headscope.analysis.suppression.scores import suppression_scores
 from headscope.model.config import HookedTransformerConfig
 from headscope.model.transformer import HookedTransformer
+from headscope.report.kept import Kept
 from headscope.report.model.findings import (
     Attention,
     Findings,
@@ -23,8 +29,10 @@ from headscope.report.model.findings import (
     positions_of,
     strongest,
 )
+from headscope.report.parts import run_parts
 from headscope.report.places import Head, head_of
 from headscope.report.plan import Following
+from headscope.report.task.measuring import measure_task
 from headscope.report.words import count
 
 __all__ = ["IOI_PROMPTS", "SUPPRESSORS", "measure", "model_facts", "rows_to_ablate"]
@@ -40,44 +48,71 @@ def measure(
     model: HookedTransformer,
     tokens: Tensor,
     *,
+    parts: Sequence[str],
     describe: str,
     ablation_tokens: int,
     n_heads: int = 0,
+    task: Task | None = None,
     following: Following,
+    kept: Kept,
     progress: bool,
 ) -> Findings:
-    """Measure loss, entropy and head types, and with `ablation_tokens` above 0 ablate every head.
+    """Measure some parts of what a page shows, in their order: loss, types, entropy, attention, ablation, and so on.
 
-    For a page about this model alone (`n_heads` above 0), also the attention of the heads of note, and where heads are
-    ablated, copy suppression. `following` is the bar over the plan of it all; its parts have the names used here.
+    A stop ends it with what is done by then, and a failure leaves out one part (see `run_parts`).
+
+    Args:
+        model: The model.
+        tokens: What it runs on.
+        parts: The parts, by name.
+        describe: What the tokens are.
+        ablation_tokens: Number of them that heads are ablated on.
+        n_heads: Number of heads that raise entropy whose attention is shown.
+        task: The prompts of the part of that name.
+        following: The bar over the plan of it all.
+        kept: Where measurements are kept until the page is whole.
+        progress: Show progress bars.
     """
-    with following.part("entropy"):
-        entropy = measure_entropy(model, tokens, reduce="none", describe=describe, progress=progress)
     ablated = rows_to_ablate(tokens, ablation_tokens)
-    with following.part("ablation"):
-        ablation = _ablated(model, ablated, describe, progress) if ablation_tokens else None
-    with following.part("loss"):
-        predictions = predict_next_tokens(model, tokens, k=3, progress=progress)
-    # Two copies of at least two tokens and a BOS, or there is nothing to look back at.
-    with following.part("types"):
-        scores = head_scores(model, progress=progress) if model.cfg.n_ctx >= 5 and model.cfg.d_vocab > 4 else None
-    notable = notable_heads(entropy.mean(), n_heads) if n_heads else ()
-    with following.part("suppression"):
-        suppression = _suppression(model, ablated, describe, progress) if n_heads and ablation is not None else None
-    shown = torch.cat([tokens.flatten().cpu(), predictions.top_tokens.flatten().cpu()]).unique().tolist()
+    done: dict[str, Any] = {}
+
+    def attention() -> Attention | None:
+        entropy = done.get("entropy")
+        if entropy is None:
+            return None
+        return _attention(model, tokens, entropy, done.get("types"), notable_heads(entropy.mean(), n_heads))
+
+    steps: dict[str, Callable[[], object]] = {
+        "loss": lambda: predict_next_tokens(
+            model, tokens, k=3, describe=describe, progress=progress, **kept.run("loss")
+        ),
+        "types": lambda: _scores(model, kept, progress),
+        "entropy": lambda: measure_entropy(
+            model, tokens, reduce="none", describe=describe, progress=progress, **kept.run("entropy")
+        ),
+        "attention": attention,
+        "ablation": lambda: _ablated(model, ablated, describe, kept, progress),
+        "suppression": lambda: _suppression(model, ablated, describe, kept, progress),
+    }
+    if task is not None:
+        steps["task"] = lambda: measure_task(model, task, kept=kept, progress=progress)
+    outcome = run_parts({part: steps[part] for part in parts if part in steps}, done, following, kept)
+    entropy, predictions, pattern = (done.get(part) for part in ("entropy", "loss", "attention"))
+    shown = [tokens.flatten().cpu()] + ([] if predictions is None else [predictions.top_tokens.flatten().cpu()])
     return Findings(
         facts=model_facts(model),
+        model_name=model.cfg.model_name,
+        processing=model.weight_processing,
+        n_layers=model.cfg.n_layers,
+        n_heads=model.cfg.n_heads,
         d_vocab=model.cfg.d_vocab,
         d_vocab_out=model.cfg.d_vocab_out,
+        data=describe,
         tokens=tokens.cpu(),
-        texts={token: _text(model, token) for token in shown if token >= 0},
-        entropy=entropy,
-        predictions=predictions,
-        scores=scores,
-        ablation=ablation,
-        suppression=suppression,
-        notable=notable,
-        attention=_attention(model, tokens, entropy, scores, notable) if notable else None,
+        texts={token: _text(model, token) for token in torch.cat(shown).unique().tolist() if token >= 0},
+        outcome=outcome,
+        notable=notable_heads(entropy.mean(), n_heads) if n_heads and entropy is not None else (),
+        attention=pattern,
     )
 
 
@@ -118,24 +153,46 @@ def _text(model: HookedTransformer, token: int) -> str:
     return f" {token}" if model.tokenizer is None else model.to_single_str_token(token)
 
 
-def _ablated(model: HookedTransformer, tokens: Tensor, describe: str, progress: bool) -> AblationResult | None:
-    """Ablate every head; `None` where nothing is predicted."""
-    if not any(bool(batch.predicting().any()) for batch in iterate_batches(model, tokens, progress=False)):
+def _predicts(model: HookedTransformer, tokens: Tensor) -> bool:
+    return any(bool(batch.predicting().any()) for batch in iterate_batches(model, tokens, progress=False))
+
+
+def _scores(model: HookedTransformer, kept: Kept, progress: bool) -> HeadScores | None:
+    """Score head types; `None` where BOS and two copies of two tokens do not fit: there is nothing to look back at."""
+    if model.cfg.n_ctx < 5 or model.cfg.d_vocab <= 4:
         return None
-    return ablate_heads(model, tokens, values=["mean", "zero"], describe=describe, progress=progress)
+    return head_scores(model, progress=progress, **kept.run("types"))
 
 
-def _suppression(model: HookedTransformer, tokens: Tensor, describe: str, progress: bool) -> Suppression | None:
+def _ablated(
+    model: HookedTransformer, tokens: Tensor, describe: str, kept: Kept, progress: bool
+) -> AblationResult | None:
+    """Ablate every head; `None` where nothing is predicted."""
+    if not _predicts(model, tokens):
+        return None
+    run = {"describe": describe, "progress": progress, **kept.run("ablation")}
+    return ablate_heads(model, tokens, values=["mean", "zero"], **run)
+
+
+def _suppression(
+    model: HookedTransformer, tokens: Tensor, describe: str, kept: Kept, progress: bool
+) -> Suppression | None:
     """Score every head, and look closely at the best by either score; `None` where there is nothing to measure on."""
     cfg = model.cfg
     if cfg.n_ctx < 5 or cfg.d_vocab <= 4 or cfg.d_vocab_out != cfg.d_vocab or cfg.attention_dir != "causal":
         return None
+    if not _predicts(model, tokens):
+        return None
     n_prompts = IOI_PROMPTS if model.tokenizer is not None and cfg.n_ctx >= _PROMPT_CONTEXT else 0
-    scores = suppression_scores(model, n_prompts=n_prompts, progress=progress)
+    scores = suppression_scores(model, n_prompts=n_prompts, progress=progress, **kept.run("suppression/scores"))
     by = ("anti_induction",) if scores.ioi is None else ("anti_induction", "ioi")
     heads = list(dict.fromkeys(score.label for name in by for score in scores.top(SUPPRESSORS, by=name)))
-    explained = copy_suppression_preserving_ablation(model, tokens, heads, describe=describe, progress=progress)
-    ranks = weights_circuit_ranks(model, heads, k=min(_SUPPRESSED, cfg.d_vocab), progress=progress)
+    run = {"describe": describe, "progress": progress, **kept.run("suppression/explained")}
+    explained = copy_suppression_preserving_ablation(model, tokens, heads, **run)
+    k = min(_SUPPRESSED, cfg.d_vocab)
+    ranks = kept.result(
+        "suppression/ranks", CircuitRanks, lambda: weights_circuit_ranks(model, heads, k=k, progress=progress)
+    )
     return Suppression(scores, explained, ranks)
 
 

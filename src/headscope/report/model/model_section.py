@@ -1,5 +1,7 @@
 """The section on the model and the data, and the glossary."""
 
+from collections.abc import Sequence
+
 from headscope.report.blocks import FactList, Fold, Row, Section
 from headscope.report.model.findings import Findings
 from headscope.report.words import prose
@@ -20,16 +22,18 @@ _GLOSSARY = {
 }
 
 
-def model_section(findings: Findings) -> Section:
-    """The model and the data."""
-    info = findings.means.info
+def model_section(findings: Findings, chosen: Sequence[str] = ()) -> Section:
+    """The model and the data, and the sections where only some were chosen."""
     n_rows, width = findings.tokens.shape
     data = {
-        "Text": info.data,
+        "Text": findings.data,
         "Sequences": f"{n_rows:,} of {width:,} tokens",
-        "Positions measured": f"{info.n_positions:,}",
         "Different tokens": f"{len(findings.tokens.unique()):,} of {findings.d_vocab:,}",
     }
+    if findings.has("entropy"):
+        data["Positions measured"] = f"{findings.means.info.n_positions:,}"
+    if chosen:
+        data["Sections asked for"] = ", ".join(chosen)
     facts = Row((FactList("Model", findings.facts), FactList("Data", data)))
     return Section("facts", "Model and data", (), (facts, glossary()))
 

@@ -57,8 +57,8 @@ def attention_section(findings: Findings) -> Section | None:
     if shown is None:
         return None
     intro = prose(
-        "The heads above on one sequence. Choose a head by its thumbnail, and point at a token to see which tokens it "
-        "attends to, or is attended from; click to keep it."
+        "The heads that raise entropy most, and the strongest of each type, on one sequence. Choose a head by its "
+        "thumbnail, and point at a token to see which tokens it attends to, or is attended from; click to keep it."
     )
     figure = captioned(
         attention_heads(

@@ -1,42 +1,45 @@
 """`write_report`: one offline HTML page about a model on a text, with its numbers as parquet beside it.
 
-The analyses run once each, then everything on the page is made from their results, and the files appear together at
-the end or not at all.
+The analyses run once each and are kept beside the page until it is whole; then everything on it is made from their
+results, and its files appear together or not at all.
 """
 
+import math
 import sys
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
-from headscope.analysis.core.components import component_label
 from headscope.analysis.core.costs import Work
 from headscope.analysis.lens.entropy import EntropyResult
 from headscope.analysis.prompts.task import Task
+from headscope.analysis.storage.manifest import fingerprint, make_manifest
 from headscope.data.cutting import Chunk
 from headscope.errors import InvalidInputError, MissingTokenizerError, check_at_least
 from headscope.model.transformer import HookedTransformer
+from headscope.ops.devices import budget
+from headscope.report.assembly import write_assembled
 from headscope.report.blocks import Page
-from headscope.report.files import staged
-from headscope.report.model.ablation_section import ablation_section
-from headscope.report.model.entropy_section import entropy_head_section, entropy_layer_section
-from headscope.report.model.findings import Findings, positions_of
-from headscope.report.model.heads_section import heads_section
-from headscope.report.model.loss_section import loss_section
+from headscope.report.files import check_writable
+from headscope.report.kept import Kept
 from headscope.report.model.measuring import measure, rows_to_ablate
-from headscope.report.model.model_section import model_section
-from headscope.report.model.planning import ABLATION_TOKENS, Sizes, fitting_sizes, report_plan, task_part
-from headscope.report.model.suppression_section import suppression_section
-from headscope.report.model.types_section import attention_section, types_section
-from headscope.report.numbers_section import numbers_section
+from headscope.report.model.model_page import TABLES, assembled_sections, model_page, page_tables
+from headscope.report.model.planning import (
+    ABLATION_TOKENS,
+    Sizes,
+    batch_tokens,
+    chosen_sections,
+    fitting_sizes,
+    parts_of,
+    report_plan,
+    task_part,
+)
 from headscope.report.plan import Plan, measured_rates
-from headscope.report.task.measuring import ioi_task, measure_task
-from headscope.report.task.section import task_section
-from headscope.report.task.story import TaskStory
-from headscope.report.tokens import MAX_TOKENS, token_rows
+from headscope.report.task.measuring import ioi_task
+from headscope.report.tokens import token_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,22 +47,6 @@ if TYPE_CHECKING:
 __all__ = ["ABLATION_TOKENS", "MINUTES", "Report", "write_report"]
 
 MINUTES = 10.0
-
-_TABLES = {
-    "entropy": "diff and marginal of every head and MLP",
-    "entropy_states": "entropy at each state of the residual stream",
-    "loss": "loss and rank of every next token",
-    "positions": "the positions shown above",
-    "ablation": "loss difference without each head",
-    "suppression_scores": "anti-induction and IOI scores of every head",
-    "copy_suppression": "what copy suppression explains",
-    "circuit_ranks": "ranks of tokens in OV and QK circuits",
-    "head_scores": "the scores behind the head types",
-    "task_prompts": "the prompts with two names, and the logit difference of each",
-    "task_heads": "every head's scores in them, for each head type, with the evidence",
-    "task_patching": "what each patch of them changes, as a share of the whole swap",
-    "task_paths": "the paths of the circuit",
-}
 
 
 @dataclass(frozen=True)
@@ -70,15 +57,19 @@ class Report:
         directory: Where everything is.
         page: The HTML page.
         tables: The parquet files.
-        entropy: Entropy per position.
-        loss: Mean next-token loss in nats.
+        entropy: Entropy per position; `None` if it was not measured.
+        loss: Mean next-token loss in nats; NaN if it was not measured.
+        sections: The sections on the page, by the names of `sections`.
+        failed: The error of each section that could not be made; the page says so too.
     """
 
     directory: Path
     page: Path
     tables: tuple[Path, ...]
-    entropy: EntropyResult
+    entropy: EntropyResult | None
     loss: float
+    sections: tuple[str, ...] = ()
+    failed: Mapping[str, Exception] = field(default_factory=dict)
 
 
 def write_report(
@@ -94,9 +85,16 @@ def write_report(
     ablation_tokens: int | None = None,
     minutes: float = MINUTES,
     task: Task | Literal["auto", "ioi"] | None = "auto",
+    sections: str | Sequence[str] | None = None,
+    resume: bool = False,
+    command: str | None = None,
     progress: bool = True,
 ) -> Report:
     """Analyze a model on some text and write a page about it.
+
+    What is measured is kept in `out/measured` until the page is whole. A Ctrl-C writes the page with the sections that
+    are done, which says what is missing, and raises `Stopped`; with `resume=True` the same call goes on from there, and
+    the page is that of a report never stopped. A section that fails is told on the page, and the others stand.
 
     Args:
         model: The model.
@@ -117,11 +115,19 @@ def write_report(
             identification, `"auto"` does too, and says on the page why not where the model cannot read them; `None`
             leaves it out. It takes some seconds for a small model, and minutes for GPT-2 small, on which it measures
             16 prompts and not the circuit.
+        sections: Names of the sections to make; default: all of loss, entropy, ablation, task, suppression, types,
+            attention. Nothing is measured for others, or said of them. Entropy comes with the loss of each token, and
+            attention patterns with the entropies and head types that their heads are chosen by.
+        resume: Continue the report in `out` that was stopped, if there is one. The model, the tokens, the prompts and
+            the sections must be the same; numbers of tokens that are not given are those it was begun with.
+        command: The command line that continues the report, for its page; default: this call with `resume=True`.
         progress: Show progress bars.
 
     Raises:
-        InvalidInputError: If `out` cannot be written, an option is out of range, the text is empty, or the model cannot
-            read the prompts of a task that was asked for.
+        InvalidInputError: If `out` cannot be written or holds another report's measurements, an option is out of
+            range, the text is empty, or the model cannot read the prompts of a task that was asked for.
+        UnknownNameError: For a section there is none of.
+        Stopped: By Ctrl-C; it is a `KeyboardInterrupt` that says what is kept.
         MissingTokenizerError: For text (or `task="ioi"`) and a model without a tokenizer.
         NotFiniteError: If the model's activations are not finite.
 
@@ -136,45 +142,99 @@ def write_report(
         ('report.html', 9)
     """
     check_at_least(1, n_heads=n_heads, n_positions=n_positions)
-    fixed = max_tokens is not None, ablation_tokens is not None
-    asked = Sizes(
-        MAX_TOKENS if max_tokens is None else max_tokens,
-        ABLATION_TOKENS if ablation_tokens is None else ablation_tokens,
-    )
-    check_at_least(0, ablation_tokens=asked.ablated)
     if not minutes > 0:
         raise InvalidInputError(f"minutes must be above 0; got {minutes}.")
+    check_at_least(0, ablation_tokens=ABLATION_TOKENS if ablation_tokens is None else ablation_tokens)
+    left_out = ["task"] * (task is None) + ["ablation", "suppression"] * (ablation_tokens == 0)
+    chosen = chosen_sections(sections, without=left_out)
+    out, described = Path(out), describe or "a text"
+    check_writable(out)
+    kept = Kept(out / "measured", resume=resume)
+    asked, fixed = _sizes_asked(max_tokens, ablation_tokens, kept)
     tokens = token_rows(model, texts, max_tokens=asked.tokens, seq_len=seq_len)
-    with staged(Path(out)) as write:
-        prompts = _prompts(model, task)
-        parts = (task_part(model, prompts),) if isinstance(prompts, Task) else ()
-        # The probe is for defaults, and for telling.
-        rates = Work() if all(fixed) and not progress else measured_rates(model, tokens)
-        seconds = 60 * minutes - Plan(parts, rates).seconds
-        sizes = fitting_sizes(model, tokens, rates, seconds=seconds, asked=asked, fixed=fixed)
+    prompts = _prompts(model, task) if "task" in chosen else None
+    with budget(batch_tokens=batch_tokens(model)):
+        sizes, plan = _planned(model, tokens, prompts, chosen, asked, fixed, 60 * minutes, kept, probed=progress)
         tokens = rows_to_ablate(tokens, sizes.tokens)
-        plan = report_plan(model, tokens, sizes.ablated, rates)
-        plan = replace(plan, parts=plan.parts + parts)
+        kept.begin({"model": _manifest(model, tokens, described, sizes, chosen, prompts)})
         if progress:
-            _tell(plan, asked, sizes, minutes)
-        with plan.following(shown=progress) as following:
-            findings = measure(
-                model,
-                tokens,
-                describe=describe or "a text",
-                ablation_tokens=sizes.ablated,
-                n_heads=n_heads,
-                following=following,
-                progress=progress,
-            )
-            with following.part("task"):
-                story = measure_task(model, prompts, progress=progress) if isinstance(prompts, Task) else prompts
-        tables = findings.tables() | {"positions": _positions_table(findings, n_positions)}
-        if isinstance(story, TaskStory):
-            tables |= story.tables()
-        tables = {name: tables[name] for name in _TABLES if name in tables}
-        page, paths = write("report.html", _page(findings, story, n_positions, tables), tables)
-    return Report(Path(out), page, paths, findings.entropy, float(findings.predictions.loss.nanmean()))
+            _tell(plan, asked, sizes, minutes, kept)
+        try:
+            with plan.following(shown=progress) as following:
+                findings = measure(
+                    model,
+                    tokens,
+                    parts=parts_of(chosen),
+                    describe=described,
+                    ablation_tokens=sizes.ablated,
+                    n_heads=n_heads,
+                    task=prompts if isinstance(prompts, Task) else None,
+                    following=following,
+                    kept=kept,
+                    progress=progress,
+                )
+        finally:
+            kept.remove_if_empty()
+    story = findings.story if isinstance(prompts, Task) else prompts
+    assembly = assembled_sections(findings, story, chosen, n_positions=n_positions)
+    command = command or "the same call with resume=True"
+
+    def make() -> "tuple[Page, dict[str, pd.DataFrame]]":
+        tables = page_tables(findings, story, n_positions)
+        return model_page(findings, assembly, tables, chosen, command), tables
+
+    page, tables = write_assembled(assembly, out, "report.html", make, kept=kept, command=command, of_old=TABLES)
+    entropy = findings.entropy if findings.has("entropy") else None
+    loss = float(findings.predictions.loss.nanmean()) if findings.has("loss") else math.nan
+    return Report(out, page, tables, entropy, loss, tuple(assembly.sections), assembly.failed)
+
+
+def _sizes_asked(max_tokens: int | None, ablation_tokens: int | None, kept: Kept) -> tuple[Sizes, tuple[bool, bool]]:
+    """The numbers of tokens that are given, else those a stopped report was begun with; and which of the two stand."""
+    begun = kept.begun.get("model", {}).get("options", {})
+    given = [begun.get(name) if value is None else value
+             for name, value in (("max_tokens", max_tokens), ("ablation_tokens", ablation_tokens))]  # fmt: skip
+    defaults = Sizes()
+    asked = Sizes(defaults.tokens if given[0] is None else given[0], defaults.ablated if given[1] is None else given[1])
+    return asked, (given[0] is not None, given[1] is not None)
+
+
+def _planned(
+    model: HookedTransformer,
+    tokens: Tensor,
+    prompts: Task | str | None,
+    chosen: tuple[str, ...],
+    asked: Sizes,
+    fixed: tuple[bool, bool],
+    seconds: float,
+    kept: Kept,
+    *,
+    probed: bool,
+) -> tuple[Sizes, Plan]:
+    """The numbers of tokens that end in time, and the plan of what is left to do."""
+    parts = [part for part in parts_of(chosen) if not kept.has(part)]
+    task = prompts if isinstance(prompts, Task) and "task" in parts else None
+    # The probe is for defaults, and for telling.
+    rates = Work() if all(fixed) and not probed else measured_rates(model, tokens)
+    if task is not None:
+        seconds -= Plan((task_part(model, task),), rates).seconds
+    sizes = fitting_sizes(model, tokens, rates, parts=parts, seconds=seconds, asked=asked, fixed=fixed)
+    rows = rows_to_ablate(tokens, sizes.tokens)
+    return sizes, report_plan(model, rows, sizes.ablated, rates, parts=parts, task=task)
+
+
+def _manifest(
+    model: HookedTransformer,
+    tokens: Tensor,
+    described: str,
+    sizes: Sizes,
+    chosen: tuple[str, ...],
+    prompts: Task | str | None,
+) -> dict[str, Any]:
+    """What the numbers depend on: a report that is continued must be the same in all of it."""
+    task = fingerprint(prompts.tensors()) if isinstance(prompts, Task) else None
+    options = {"sections": chosen, "max_tokens": sizes.tokens, "ablation_tokens": sizes.ablated, "task": task}
+    return make_manifest("report", model, tokens, None, None, described, options)
 
 
 def _prompts(model: HookedTransformer, task: Task | Literal["auto", "ioi"] | None) -> Task | str | None:
@@ -189,46 +249,13 @@ def _prompts(model: HookedTransformer, task: Task | Literal["auto", "ioi"] | Non
         raise
 
 
-def _tell(plan: Plan, asked: Sizes, sizes: Sizes, minutes: float) -> None:
+def _tell(plan: Plan, asked: Sizes, sizes: Sizes, minutes: float, kept: Kept) -> None:
     """Say what will be done, and what was cut to end in time."""
-    lines = [str(plan)]
+    lines = [f"Continuing a report: {', '.join(kept.done)} done before."] if kept.done else []
+    lines += [str(plan)] if plan.parts else []
     if sizes != asked:
         lines.append(
             f"Cut from {asked.tokens:,} tokens, of which {asked.ablated:,} ablated, to end in {minutes:g} minutes; "
             "max_tokens and ablation_tokens (--max-tokens, --ablation-tokens) set them, minutes (--minutes) the time."
         )
     print("\n".join(lines), file=sys.stderr)
-
-
-def _page(findings: Findings, story: TaskStory | str | None, n_positions: int, tables: Iterable[str]) -> Page:
-    """The sections, in the order of the page."""
-    info = findings.means.info
-    sections = (
-        model_section(findings),
-        loss_section(findings),
-        entropy_layer_section(findings),
-        entropy_head_section(findings),
-        heads_section(findings, n_positions),
-        ablation_section(findings),
-        None if story is None else task_section(story),
-        suppression_section(findings),
-        types_section(findings),
-        attention_section(findings),
-        numbers_section({f"{name}.parquet": _TABLES[name] for name in tables}, info),
-    )
-    return Page(
-        title=info.model,
-        subtitle=f"What its attention heads do to the certainty of its predictions, on {info.data}",
-        sections=[section for section in sections if section is not None],
-    )
-
-
-def _positions_table(findings: Findings, n_positions: int) -> "pd.DataFrame":
-    import pandas as pd
-
-    positions = [
-        (component_label(*head), place.row, place.pos, place.value, findings.strings[place.row][place.pos])
-        for head in findings.notable
-        for place in positions_of(findings.entropy, head, n_positions)
-    ]
-    return pd.DataFrame(positions, columns=["head", "sequence", "position", "diff", "token"])

@@ -1,21 +1,24 @@
 """Measuring a task of two names: everything that runs the model."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headscope.analysis.circuits.circuit import find_circuit
+from headscope.analysis.circuits.circuit import Circuit, find_circuit
 from headscope.analysis.core.stats import estimate
 from headscope.analysis.heads.name_evidence import attention_between, name_places, orders_of
 from headscope.analysis.heads.types import detect_heads
 from headscope.analysis.patching.activation import activation_patch
+from headscope.analysis.patching.result import PatchingResult
 from headscope.analysis.prompts.attribution import attribute
 from headscope.analysis.prompts.task import Task
 from headscope.data.ioi import IOIDataset
 from headscope.errors import InvalidInputError, MissingTokenizerError
 from headscope.model.transformer import HookedTransformer
+from headscope.report.kept import Kept
 from headscope.report.task.story import LOOKED_AT, SWAPPED_WORDS, WORDS, Order, TaskStory
 
 __all__ = ["RECEIVERS", "SWAPPED", "finds_circuit", "ioi_task", "measure_task", "with_words"]
@@ -49,7 +52,7 @@ def ioi_task(model: HookedTransformer, n: int | None = None, *, seed: int = 0) -
     return task
 
 
-def measure_task(model: HookedTransformer, task: Task, *, progress: bool = True) -> TaskStory:
+def measure_task(model: HookedTransformer, task: Task, *, kept: Kept | None = None, progress: bool = True) -> TaskStory:
     """Measure a task of two names.
 
     The circuit is left out for models where finding it takes more than some ten seconds (GPT-2 small: some minutes).
@@ -57,27 +60,34 @@ def measure_task(model: HookedTransformer, task: Task, *, progress: bool = True)
     Args:
         model: The model, without hooks.
         task: Prompts, with corrupted ones if patching is to be measured.
+        kept: Where what is measured is kept until the page is whole.
         progress: Show progress bars.
 
     Raises:
         InvalidInputError: If the names cannot be found in the prompts, or fewer than four have an order of the names.
     """
     task = with_words(task.to(model.W_E.device))
-    types = detect_heads(model, task=task, progress=progress)
-    differences, orders, attention = _orders(model, task)
+    kept = kept or Kept(None)
+    types = detect_heads(model, task=task, progress=progress, **kept.run("task/types"))
+    differences, orders, attention = _orders(task, kept.tensors("task/orders", lambda: _orders_measured(model, task)))
     story = TaskStory(task, differences, orders, attention, types, None, None, None)
     if not story.can or task.corrupted_tokens is None:
         return story
+
     # With a position given by name, both the stream and heads are patched at it alone.
-    stream, heads = (
-        activation_patch(model, task, site, direction="noising", by_position=True, positions=words, progress=progress)
-        for site, words in (("resid_pre", WORDS), ("z", SWAPPED_WORDS))
+    def patched(site: str, words: tuple[str, ...]) -> PatchingResult:
+        return activation_patch(
+            model, task, site, direction="noising", by_position=True, positions=words, progress=progress
+        )
+
+    stream = kept.result("task/stream", PatchingResult, lambda: patched("resid_pre", WORDS))
+    heads = kept.result("task/heads", PatchingResult, lambda: patched("z", SWAPPED_WORDS))
+    if not finds_circuit(model):
+        return replace(story, stream=stream, heads=heads)
+    circuit = kept.result(
+        "task/circuit", Circuit, lambda: find_circuit(model, task, types, max_receivers=RECEIVERS, progress=progress)
     )
-    story = replace(story, stream=stream, heads=heads)
-    if finds_circuit(model):
-        circuit = find_circuit(model, task, types, max_receivers=RECEIVERS, progress=progress)
-        story = replace(story, circuit=circuit)
-    return story
+    return replace(story, stream=stream, heads=heads, circuit=circuit)
 
 
 def with_words(task: Task) -> Task:
@@ -97,20 +107,30 @@ def finds_circuit(model: HookedTransformer) -> bool:
     return _MOST_PROMPTS * 18 * per_token * senders * 3 * RECEIVERS / 4 < _BUDGET
 
 
-@torch.no_grad()
 def _orders(
-    model: HookedTransformer, task: Task
+    task: Task, measured: Mapping[str, Tensor]
 ) -> tuple[Float[Tensor, " prompt"], tuple[Order, ...], Float[Tensor, "order word layer head"]]:
-    def differences(some: Task) -> Tensor:
-        return attribute(model, some, sources=False, neurons=False, progress=False).logit_difference.double().cpu()
-
-    clean, swapped = differences(task), None
-    if task.corrupted_tokens is not None:
-        swapped = differences(replace(task, clean_tokens=task.corrupted_tokens, corrupted_tokens=None))
-    orders, looks = [], []
+    """Put together how well the prompts of each order are done, and where heads look in them."""
+    clean, swapped = measured["clean"], measured.get("swapped")
+    orders = []
     for name, rows in orders_of(name_places(task)).items():
         changed = None if swapped is None else estimate(swapped[rows, None])
         orders.append(Order(name, estimate(clean[rows, None]), changed, float((clean[rows] > 0).double().mean())))
-        paid = attention_between(model, task[rows], [("end", word) for word in LOOKED_AT])
-        looks.append(torch.stack(list(paid.values())))
-    return clean, tuple(orders), torch.stack(looks)
+    return clean, tuple(orders), measured["attention"]
+
+
+@torch.no_grad()
+def _orders_measured(model: HookedTransformer, task: Task) -> dict[str, Tensor]:
+    """Measure logit differences, and the attention from the end to each name."""
+
+    def differences(some: Task) -> Tensor:
+        return attribute(model, some, sources=False, neurons=False, progress=False).logit_difference.double().cpu()
+
+    measured = {"clean": differences(task)}
+    if task.corrupted_tokens is not None:
+        measured["swapped"] = differences(replace(task, clean_tokens=task.corrupted_tokens, corrupted_tokens=None))
+    looks = [
+        torch.stack(list(attention_between(model, task[rows], [("end", word) for word in LOOKED_AT]).values()))
+        for rows in orders_of(name_places(task)).values()
+    ]
+    return {**measured, "attention": torch.stack(looks)}

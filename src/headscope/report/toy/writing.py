@@ -10,7 +10,7 @@ from pathlib import Path
 from headscope.data.tasks import TaskDataset
 from headscope.model.transformer import HookedTransformer
 from headscope.report.blocks import Page
-from headscope.report.files import staged
+from headscope.report.files import check_writable, write_page
 from headscope.report.toy.measuring import measure_toy
 from headscope.report.toy.sections import toy_sections
 from headscope.training.toy_dynamics import TrainingDynamics
@@ -77,10 +77,11 @@ def write_toy_report(
         ...     write_toy_report(task.model, task.validation, result, folder, progress=False).page.name
         'report.html'
     """
-    with staged(Path(out)) as write:
-        findings = measure_toy(model, data, result, run, progress=progress)
-        tables = findings.tables()
-        sections = toy_sections(findings, {f"{name}.parquet": _TABLES[name] for name in tables})
-        page = Page(model.cfg.model_name, f"Trained on {result.data}", sections)
-        path, paths = write("report.html", page, tables)
+    out = Path(out)
+    check_writable(out)
+    findings = measure_toy(model, data, result, run, progress=progress)
+    tables = findings.tables()
+    sections = toy_sections(findings, {f"{name}.parquet": _TABLES[name] for name in tables})
+    page = Page(model.cfg.model_name, f"Trained on {result.data}", sections)
+    path, paths = write_page(out, "report.html", page, tables, of_old=_TABLES)
     return ToyReport(path, paths, findings.heads, findings.dynamics)
