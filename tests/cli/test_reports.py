@@ -154,7 +154,7 @@ def test_a_section_that_fails_is_told_and_the_page_stands(
     monkeypatch.setattr(measuring, "measure_entropy", failing)
     options = ("--out", tmp_path, "--max-tokens", 96, "--sections", "loss,entropy", "--no-progress")
     code, printed, error = run("report", checkpoint, *options)
-    assert code == 1 and "report.html (and 1 tables beside it)" in printed
+    assert code == 1 and "report.html (and 1 table beside it)" in printed
     assert error.startswith(
         "Error: the page is not whole, for a part of it failed: entropy (IndexError: index 7 is out"
     )

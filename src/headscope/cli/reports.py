@@ -150,7 +150,8 @@ def compare(
 
 def _tell(written: Report | Comparison) -> None:
     """Say where the page is; and fail if a section of it did."""
-    typer.echo(f"{written.page} (and {len(written.tables)} tables beside it)")
+    n = len(written.tables)
+    typer.echo(f"{written.page} (and {n} table{'s' * (n != 1)} beside it)")
     if written.failed:
         told = "; ".join(f"{name} ({type(error).__name__}: {error})" for name, error in written.failed.items())
         fail(f"the page is not whole, for a part of it failed: {told}. To try that again: {continuing()}")
