@@ -32,6 +32,7 @@ from headscope.analysis import (
     path_patch,
     path_patch_sweep,
     suppression_scores,
+    weights_circuit_ranks,
 )
 from headscope.analysis.core.components import Component, all_components, component_of, part_labels
 from headscope.analysis.recording.record import hook_name
@@ -333,6 +334,22 @@ def test_what_is_about_heads(row: str) -> None:
     mixer = f"mixer{model.cfg.layers_with('mixer')[-1]}"
     with pytest.raises(InvalidInputError, match="is no receiver"):
         path_patch(model, random_task(d_vocab=VOCABULARY), senders="embed", receivers=mixer)
+
+
+def test_gates_count_as_open_in_circuits_of_weights() -> None:
+    """Of gated attention; that the ranks are of this is in their options."""
+    model = model_of("qwen3_next")
+    assert model.cfg.gated_attn
+    attn: Any = model.blocks[1].attn
+    torch.testing.assert_close(attn.OV.AB, attn.W_V @ attn.W_O)
+    options = {"tokens": torch.arange(5), "progress": False}
+    ranks = weights_circuit_ranks(model, [(1, 0)], **options)
+    assert ranks.info.options["gates"] == "open"
+    before, attn.W_G.data = attn.W_G.data, torch.zeros_like(attn.W_G)
+    try:
+        assert torch.equal(weights_circuit_ranks(model, [(1, 0)], **options).ov, ranks.ov)
+    finally:
+        attn.W_G.data = before
 
 
 def test_a_report(tmp_path: Path) -> None:

@@ -72,7 +72,11 @@ NEEDED: dict[str, dict[str, Any]] = {
     "attn_in_chunks": {"use_local_attn": True, "window_size": 2, "attn_types": ["local", "global"]},
     "qk_norm_layers": {"use_qk_norm": True},
     **dict.fromkeys(("d_head_v", "d_latent_q", "d_latent_kv"), LATENT),
-    **dict.fromkeys(("d_mlp_dense", "d_mlp_shared", "mlp_types"), EXPERTS),
+    **dict.fromkeys(("d_mlp_dense", "d_mlp_shared", "mlp_types", "norm_topk_prob", "router", "sparsemixer_margin",
+                     "expert_weight_scale", "scale_expert_inputs", "expert_output_biases"), EXPERTS),
+    "gate_shared_expert": {**EXPERTS, "d_mlp_shared": 5},
+    **dict.fromkeys(("expert_groups", "expert_groups_per_token"), {
+        **EXPERTS, "expert_groups": 2, "expert_groups_per_token": 1}),
     **dict.fromkeys(("gated_mlp_limit", "gated_mlp_offset"), {**EXPERTS, "gated_mlp": True}),
 }  # fmt: skip
 ROTARY = {

@@ -35,6 +35,13 @@ _ONLY_ROTARY: dict[str, Any] = {
     "rotary_layers": None, "qk_norm_after_rotation": False, "dynamic_NTK_factor": None, "attn_temperature_slope": 0.0,
     "attn_temperature_layers": None,
 }  # fmt: skip
+# The same for experts.
+_ONLY_EXPERTS: dict[str, Any] = {
+    "experts_per_token": None, "mlp_types": None, "d_mlp_dense": None, "d_mlp_shared": None,
+    "gate_shared_expert": False, "router": "softmax", "sparsemixer_margin": 0.02, "norm_topk_prob": False,
+    "expert_weight_scale": 1.0, "expert_groups": None, "expert_groups_per_token": None, "scale_expert_inputs": False,
+    "expert_output_biases": False,
+}  # fmt: skip
 
 
 def parse_dtype(dtype: torch.dtype | str) -> torch.dtype:
@@ -241,9 +248,9 @@ def _check_mlp(cfg: "HookedTransformerConfig") -> None:
     if cfg.num_experts is not None:
         _check_experts(cfg)
         return
-    for name in ("experts_per_token", "mlp_types", "d_mlp_dense", "d_mlp_shared"):
-        if getattr(cfg, name) is not None:
-            raise InvalidInputError(f"{name} = {getattr(cfg, name)} needs num_experts.")
+    for name, neutral in _ONLY_EXPERTS.items():
+        if getattr(cfg, name) != neutral:
+            raise InvalidInputError(f"{name} = {getattr(cfg, name)!r} needs num_experts.")
 
 
 def _check_experts(cfg: "HookedTransformerConfig") -> None:

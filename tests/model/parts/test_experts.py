@@ -235,9 +235,7 @@ def test_experts_in_some_layers() -> None:
     [
         ({"num_experts": 4}, "between 1 and num_experts = 4; got None"),
         ({"num_experts": 4, "experts_per_token": 5}, "got 5"),
-        ({"experts_per_token": 2}, "experts_per_token = 2 needs num_experts"),
         ({"num_experts": 4, "experts_per_token": 2, "act_fn": "solu_ln"}, "'solu_ln' has no form with experts"),
-        ({"mlp_types": ["dense"] * 2}, "mlp_types = .* needs num_experts"),
         ({**EXPERTS, "mlp_types": ["dense"]}, "for each of 2 layers"),
         ({**EXPERTS, "router": "hash"}, "router must be one of 'softmax', 'sigmoid', 'sparsemixer'; got 'hash'"),
         ({**EXPERTS, "router": "sparsemixer", "experts_per_token": 3}, "chooses two experts; got .* 3"),
@@ -255,3 +253,13 @@ def test_what_cannot_be(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
         tiny_config(**fields)
     assert HookedTransformerConfig.from_dict(tiny_config(**EXPERTS).to_dict()).num_experts == 5
+
+
+@pytest.mark.parametrize(("name", "value"), {
+    "experts_per_token": 2, "mlp_types": ["dense"] * 2, "d_mlp_dense": 8, "d_mlp_shared": 8, "gate_shared_expert": True,
+    "router": "sigmoid", "sparsemixer_margin": 0.1, "norm_topk_prob": True, "expert_weight_scale": 2.0,
+    "expert_groups": 2, "expert_groups_per_token": 1, "scale_expert_inputs": True, "expert_output_biases": True,
+}.items())  # fmt: skip
+def test_options_of_experts_without_experts_are_refused(name: str, value: Any) -> None:
+    with pytest.raises(InvalidInputError, match=f"{name} = .* needs num_experts"):
+        tiny_config(**{name: value})

@@ -215,7 +215,8 @@ def copying_scores(model: HookedTransformer) -> Float[Tensor, "layer head"]:
     The sum of the eigenvalues of the full OV circuit `W_E W_V W_O W_U` over the sum of their magnitudes (Elhage et al.
     2021, "Summarizing OV/QK matrices"). Random heads are near 0. Tokens are embedded by `effective_embedding`, those
     of the first layer by `W_E`, and normalized; nothing of size `d_vocab` by `d_vocab` is made. Of a norm behind
-    attention only the weight takes part.
+    attention only the weight takes part; gates on heads' outputs (`cfg.gated_attn`), which depend on the text, count
+    as open.
 
     Raises:
         InvalidInputError: If the model does not read and predict the same vocabulary.

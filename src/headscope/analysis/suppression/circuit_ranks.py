@@ -70,7 +70,8 @@ def weights_circuit_ranks(
 
     Of a norm behind attention only the weight takes part: its scale is one for all sources of a destination. Scores are
     those of content at no distance: rotary positions and ALiBi are left out, and so are norms of queries and keys, with
-    which the order of keys is approximate.
+    which the order of keys is approximate. Gates on heads' outputs (`cfg.gated_attn`), which depend on the text, count
+    as open; then the result's `info.options` has `gates`, `"open"`.
 
     Cost: about `4 * n_tokens * d_vocab * d_head` operations for each head: for GPT-2 small ten seconds of one core, or
     half an hour for all 144 heads, shared among the cores there are. `circuit_ranks_cost` tells it in advance. Memory:
@@ -119,7 +120,8 @@ def weights_circuit_ranks(
         qk_excess = own_token_excess(*layer.qk(head.head), tokens)
         ov[row] = (d_vocab - 1 - ov_excess) // 2
         qk[row] = (d_vocab - 1 + qk_excess) // 2
-    options = {"k": k, "attention": attention, "only_mlp": only_mlp, "qk_biases": qk_biases}
+    options: dict[str, object] = {"k": k, "attention": attention, "only_mlp": only_mlp, "qk_biases": qk_biases}
+    options |= {"gates": "open"} if model.cfg.gated_attn else {}
     info = RunInfo(model.cfg.model_name, model.weight_processing, "weights", 0, len(tokens), options)
     return CircuitRanks(info, heads_tensor(chosen), tokens.cpu(), ov, qk, k, d_vocab)
 

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
+from headscope.errors import MissingDependencyError
 from headscope.model.checkpoints.families import FAMILIES
 from headscope.model.config import HookedTransformerConfig
-from headscope.model.weights.processing import inapplicable_processing
+from headscope.model.weights.processing import WeightProcessing, inapplicable_processing
 
 __all__ = ["KnownFamily", "known_families"]
 
@@ -45,7 +46,7 @@ class KnownFamily:
         architecture: The class in `transformers`.
         examples: Hub ids of models.
         processing: The rewrites of `WeightProcessing` that apply.
-        left_out: Those that do not, with the reason.
+        left_out: Those that do not, with the reason; all, if the installed `transformers` is too old for the family.
     """
 
     model_type: str
@@ -66,8 +67,11 @@ def known_families() -> list[KnownFamily]:
     rows = []
     for model_type, family in sorted(FAMILIES.items()):
         small = {name: value for name, value in _SMALL.items() if model_type not in _WITHOUT_CAP or "cap" not in name}
-        fields = family.config({**small, "text_config": small})
-        left_out = inapplicable_processing(HookedTransformerConfig(**fields, device="cpu"))
+        try:
+            fields = family.config({**small, "text_config": small})
+            left_out = inapplicable_processing(HookedTransformerConfig(**fields, device="cpu"))
+        except MissingDependencyError as error:
+            left_out = dict.fromkeys(WeightProcessing.names(), str(error))
         rows.append(
             KnownFamily(
                 model_type=model_type,

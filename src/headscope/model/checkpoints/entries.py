@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from headscope.errors import CheckpointError
+from headscope.errors import CheckpointError, MissingDependencyError
 
 __all__ = ["ReadEntries"]
 
@@ -78,23 +78,31 @@ class ReadEntries(Mapping[str, Any]):
 
         Raises:
             CheckpointError: For an entry that the class in `transformers` knows, with another value than its default.
+            MissingDependencyError: If the installed version has no such class, and cannot tell.
         """
         unread = self.unread()
         if not unread:
             return
-        defaults = _defaults(str(self._entries.get("model_type")))
+        model_type = self._entries.get("model_type")
+        defaults = {} if model_type is None else _defaults(model_type, min(unread))
         for name, value in unread.items():
             if name not in defaults:
                 logger.info("config.json has %s = %r, which transformers ignores, and so does headscope.", name, value)
             elif value != defaults[name]:
                 raise CheckpointError(
                     f"{name} = {value!r} in config.json may change what the model computes, and headscope does not "
-                    f"support it for {self._entries.get('model_type')!r}; the default is {defaults[name]!r}."
+                    f"support it for {model_type!r}; the default is {defaults[name]!r}."
                 )
 
 
-def _defaults(model_type: str) -> dict[str, Any]:
-    """Return the default entries of a family's config in `transformers`; empty if that does not know it."""
+def _defaults(model_type: str, unread: str) -> dict[str, Any]:
+    """Return the default entries of a family's config in `transformers`."""
     from transformers import CONFIG_MAPPING  # takes a second, and is rarely needed
 
-    return CONFIG_MAPPING[model_type]().to_dict() if model_type in CONFIG_MAPPING else {}
+    if model_type not in CONFIG_MAPPING:
+        raise MissingDependencyError(
+            f"config.json has {unread}, and the installed transformers, too old for models of type {model_type}, "
+            "cannot tell whether it changes what the model computes. Update it: pip install -U transformers."
+        )
+    defaults: dict[str, Any] = CONFIG_MAPPING[model_type]().to_dict()
+    return defaults

@@ -103,7 +103,7 @@ class Attention(nn.Module):
 
     @property
     def OV(self) -> FactoredMatrix:
-        """`W_V W_O` of each head: what a head writes for what it reads."""
+        """`W_V W_O` of each head: what a head writes for what it reads, with its gates open if `cfg.gated_attn`."""
         return FactoredMatrix(self.W_V, self.W_O)
 
     @property

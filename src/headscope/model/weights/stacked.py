@@ -153,7 +153,7 @@ class StackedWeights:
 
     @property
     def OV(self) -> FactoredMatrix:
-        """`W_V W_O` of every head, `[layer, head, d_model, d_model]`."""
+        """`W_V W_O` of every head, `[layer, head, d_model, d_model]`; gates (`cfg.gated_attn`) count as open."""
         return FactoredMatrix(self.W_V, self.W_O)
 
     @property

@@ -26,9 +26,11 @@ def test_entries_that_are_refused(row: str, entry: str, value: Any) -> None:
         FAMILIES[row].config({**hf_model(row).config.to_dict(), entry: value})
 
 
-@pytest.mark.parametrize("model_type", ["gemma4", "gemma4_text"])
+@pytest.mark.parametrize(
+    "model_type", ["gemma3n", "gemma3n_text", "gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"]
+)
 def test_families_that_are_refused(model_type: str) -> None:
-    with pytest.raises(CheckpointError, match=f"'{model_type}' in config.json is not supported: Gemma 4 "):
+    with pytest.raises(CheckpointError, match=f"'{model_type}' in config.json is not supported: Gemma (3n|4) has "):
         family_of({"model_type": model_type})
 
 

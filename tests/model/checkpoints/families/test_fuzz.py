@@ -15,8 +15,10 @@ from tiny import randomize, tiny_tokens
 from torch import Tensor
 
 from headscope import HookedTransformer
-from headscope.errors import CheckpointError, HeadscopeError
+from headscope.errors import CheckpointError, HeadscopeError, MissingDependencyError
+from headscope.model.checkpoints.catalog import known_families
 from headscope.model.checkpoints.entries import ReadEntries
+from headscope.model.checkpoints.families import FAMILIES
 
 TABLE = {**ROWS, **HYBRIDS}
 FIRST_OF_FAMILY = list({row.split()[0].rstrip(","): row for row in reversed(TABLE)}.values())
@@ -117,6 +119,24 @@ def test_an_entry_nobody_read_is_refused_if_transformers_knows_it() -> None:
         entries.check_all_read()
     assert "hidden_act" in entries and len(entries) == 4
     entries.check_all_read()
+
+
+def test_an_entry_of_a_family_that_an_old_transformers_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(transformers.CONFIG_MAPPING._mapping, "nanochat")
+    entries = ReadEntries({"model_type": "nanochat", "hidden_act": "silu", "attention_dropout": 0.1})
+    with pytest.raises(MissingDependencyError, match="has hidden_act, and .* too old for models of type nanochat"):
+        entries.check_all_read()
+    assert "hidden_act" in entries
+    entries.check_all_read()
+
+
+def test_hybrids_that_an_old_transformers_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The catalog has them all the same, and says why they cannot be loaded."""
+    monkeypatch.delitem(transformers.CONFIG_MAPPING._mapping, "bamba")
+    with pytest.raises(MissingDependencyError, match="models of type bamba take a newer version of transformers"):
+        FAMILIES["bamba"].config({"model_type": "bamba"})
+    found = next(family for family in known_families() if family.model_type == "bamba")
+    assert not found.processing and "pip install -U transformers" in found.left_out["fold_ln"]
 
 
 def test_an_entry_that_transformers_does_not_know_is_named(caplog: pytest.LogCaptureFixture) -> None:

@@ -77,9 +77,15 @@ FAMILIES: dict[str, Family] = {
 _REFUSED = {
     "openai-gpt": "GPT-1 has its norms on the residual stream itself, which is then no sum of what layers add to it",
     **dict.fromkeys(
-        ("gemma4", "gemma4_text"),
-        "Gemma 4 has heads of another width in global layers, layers that take keys and values from an earlier one, "
-        "and embeddings added in every layer",
+        ("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"),
+        "Gemma 4 has heads of another width in global layers, norms on values, and layers that multiply the whole "
+        "residual stream by a number; its small models also take keys and values from earlier layers, and add "
+        "embeddings in every layer",
+    ),
+    **dict.fromkeys(
+        ("gemma3n", "gemma3n_text"),
+        "Gemma 3n has several residual streams side by side, layers that take keys and values from an earlier one, and "
+        "embeddings added in every layer",
     ),
 }
 

@@ -38,13 +38,15 @@ class Hybrid(LlamaLike):
         """
         from transformers import CONFIG_MAPPING
 
-        if self.model_type not in CONFIG_MAPPING:
+        known = self.model_type in CONFIG_MAPPING
+        config: Any = CONFIG_MAPPING[self.model_type].from_dict(dict(hf)) if known else None
+        kinds = getattr(config, "layer_types", None)  # which early versions of transformers give other names
+        if kinds is None:
             raise MissingDependencyError(
-                f"models of type {self.model_type} take a version of transformers that has them. "
+                f"models of type {self.model_type} take a newer version of transformers than the one installed. "
                 "Update it: pip install -U transformers."
             )
-        config = CONFIG_MAPPING[self.model_type].from_dict(dict(hf))
-        derived = {"layer_types": list(config.layer_types), "num_hidden_layers": config.num_hidden_layers}
+        derived = {"layer_types": list(kinds), "num_hidden_layers": config.num_hidden_layers}
         return {**config.to_dict(), **derived}
 
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
