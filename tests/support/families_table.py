@@ -302,6 +302,10 @@ _DELTA_NET = {
     "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 6, "linear_value_head_dim": 5,
     "linear_conv_kernel_dim": 3,
 }  # fmt: skip
+_QWEN_VISION = {
+    "depth": 1, "hidden_size": 8, "intermediate_size": 12, "num_heads": 2, "patch_size": 4, "out_hidden_size": 16,
+    "num_position_embeddings": 4,
+}  # fmt: skip
 # Models whose layers have no common pattern.
 HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
     "lfm2": ("Lfm2", {**_HYBRID, "layer_types": ["conv", "full_attention", "conv"], "block_multiple_of": 3,
@@ -318,7 +322,18 @@ HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
     "granitemoehybrid without experts, rotary": ("GraniteMoeHybrid", {
         **_MAMBA, **_GRANITE_HYBRID, "num_local_experts": 0, "position_embedding_type": "rope"}),
     "nemotron_h": ("NemotronH", _NEMOTRON_H),
+    "nemotron_h with experts": ("NemotronH", {
+        **_NEMOTRON_H, "layers_block_type": ["linear_attention", "moe", "full_attention", "mlp"],
+        "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1, "routed_scaling_factor": 1.7,
+        "moe_intermediate_size": 8, "moe_shared_expert_intermediate_size": 12}),
     "qwen3_5_text": ("Qwen3_5Text", {**_DELTA_NET, "attention_bias": True}),
+    "qwen3_5": ("Qwen3_5", {"text_config": _DELTA_NET, "vision_config": _QWEN_VISION, "tie_word_embeddings": True}),
+    "qwen3_5_moe_text": ("Qwen3_5MoeText", {
+        **_DELTA_NET, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8,
+        "shared_expert_intermediate_size": 12, "attention_bias": True}),
+    "qwen3_5_moe": ("Qwen3_5Moe", {"vision_config": _QWEN_VISION, "text_config": {
+        **_DELTA_NET, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8,
+        "shared_expert_intermediate_size": 12}}),
     "qwen3_next": ("Qwen3Next", {
         **_DELTA_NET, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8,
         "shared_expert_intermediate_size": 12, "mlp_only_layers": [1], "tie_word_embeddings": True}),

@@ -76,6 +76,7 @@ _DELTA_NET = (
     "linear_num_value_heads", "linear_num_key_heads", "linear_key_head_dim", "linear_value_head_dim",
     "linear_conv_kernel_dim", "hidden_act", "rms_norm_eps",
 )  # fmt: skip
+_DELTA_NET_INPUTS = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a")
 _LINEAR = {"layer_types": ["linear_attention"]}
 MIXERS: dict[str, MixerKind] = {
     "bamba": MixerKind("BambaMixer", _MAMBA),
@@ -110,9 +111,8 @@ MIXERS: dict[str, MixerKind] = {
         ),
         {"layers_block_type": ["linear_attention"]},
     ),
-    "qwen3_5_text": MixerKind(
-        "Qwen3_5GatedDeltaNet", _DELTA_NET, _LINEAR, ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a")
-    ),
+    "qwen3_5_text": MixerKind("Qwen3_5GatedDeltaNet", _DELTA_NET, _LINEAR, _DELTA_NET_INPUTS),
+    "qwen3_5_moe_text": MixerKind("Qwen3_5MoeGatedDeltaNet", _DELTA_NET, _LINEAR, _DELTA_NET_INPUTS),
     "qwen3_next": MixerKind("Qwen3NextGatedDeltaNet", _DELTA_NET, _LINEAR, ("in_proj_qkvz", "in_proj_ba")),
     "recurrent_gemma": MixerKind(
         "RecurrentGemmaRecurrentBlock",

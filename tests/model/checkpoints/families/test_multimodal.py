@@ -39,7 +39,9 @@ def folder_of(row: str, folder: Path, *, older: bool) -> Path:
 
 
 @pytest.mark.parametrize("older", [False, True])
-@pytest.mark.parametrize("row", ["gemma3", "gemma3 untied", "llama4", "mistral3", "mistral3 of ministral3, tied"])
+@pytest.mark.parametrize(
+    "row", ["gemma3", "gemma3 untied", "llama4", "mistral3", "mistral3 of ministral3, tied", "qwen3_5", "qwen3_5_moe"]
+)
 def test_both_layouts_of_the_files(row: str, older: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="headscope"):
         found = HookedTransformer.from_pretrained_no_processing(folder_of(row, tmp_path, older=older))

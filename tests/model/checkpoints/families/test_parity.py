@@ -33,6 +33,9 @@ FOLDED = {
     "gemma3",
     "gemma3_text",
     "nemotron",
+    "qwen3_5",
+    "qwen3_5_moe",
+    "qwen3_5_moe_text",
     "qwen3_5_text",
     "qwen3_next",
     "recurrent_gemma",
@@ -41,7 +44,7 @@ FOLDED = {
 }
 WITHOUT_NORM_WEIGHTS = {"nanochat", "olmo"}
 # Come back as their text model alone.
-READS_IMAGES = {"gemma3", "llama4", "mistral3"}
+READS_IMAGES = {"gemma3", "llama4", "mistral3", "qwen3_5", "qwen3_5_moe"}
 # Come back with the factors, or the norm behind the embedding, in the weights.
 REWRITTEN = {"falcon_h1", "granite", "granitemoe", "granitemoehybrid", "granitemoeshared", "nanochat"}
 # It would get into the state.
@@ -231,6 +234,7 @@ def test_experts_one_by_one(row: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("model_type, entries, message", [
     ("opt", {"do_layer_norm_before": False}, "do_layer_norm_before = False is not supported: .* residual stream"),
     ("opt", {"word_embed_proj_dim": 6}, "word_embed_proj_dim = 6 is not supported"),
+    ("nemotron_h", {"layers_block_type": ["moe"], "moe_latent_size": 8}, "moe_latent_size = 8 .* is not supported"),
     ("openai-gpt", {}, "GPT-1 .* residual stream"),
     ("mpt", {"no_bias": False}, "no_bias = False is not supported"),
     ("mpt", {"attn_config": {"alibi_bias_max": 16}}, "alibi_bias_max = 16 is not supported; it can only be 8"),

@@ -38,7 +38,13 @@ from headscope.model.checkpoints.families.llama4 import LLAMA4
 from headscope.model.checkpoints.families.mistral import MINISTRAL, MINISTRAL3, MISTRAL
 from headscope.model.checkpoints.families.moe import MIXTRAL, OLMOE
 from headscope.model.checkpoints.families.mpt import MPT
-from headscope.model.checkpoints.families.multimodal import GEMMA3_MULTIMODAL, LLAMA4_MULTIMODAL, MISTRAL3
+from headscope.model.checkpoints.families.multimodal import (
+    GEMMA3_MULTIMODAL,
+    LLAMA4_MULTIMODAL,
+    MISTRAL3,
+    QWEN3_5_MOE_MULTIMODAL,
+    QWEN3_5_MULTIMODAL,
+)
 from headscope.model.checkpoints.families.nanochat import NANOCHAT
 from headscope.model.checkpoints.families.neox import NEOX
 from headscope.model.checkpoints.families.olmo import OLMO, OLMO2, OLMO3
@@ -48,7 +54,7 @@ from headscope.model.checkpoints.families.phi import PHI, PHI3
 from headscope.model.checkpoints.families.phimoe import PHIMOE
 from headscope.model.checkpoints.families.qwen import QWEN2, QWEN3
 from headscope.model.checkpoints.families.qwen_moe import QWEN2_MOE, QWEN3_MOE
-from headscope.model.checkpoints.families.qwen_next import QWEN3_5, QWEN3_NEXT
+from headscope.model.checkpoints.families.qwen_next import QWEN3_5, QWEN3_5_MOE, QWEN3_NEXT
 from headscope.model.checkpoints.families.recurrent_gemma import RECURRENT_GEMMA
 from headscope.model.checkpoints.families.seed_oss import SEED_OSS
 from headscope.model.checkpoints.families.smollm3 import SMOLLM3
@@ -67,8 +73,8 @@ FAMILIES: dict[str, Family] = {
         APERTUS, GEMMA3_MULTIMODAL, LLAMA4, LLAMA4_MULTIMODAL, MISTRAL3, NANOCHAT, PERSIMMON,
         DBRX, DEEPSEEK_V2, DEEPSEEK_V3, GPT_OSS, GRANITE_MOE, GRANITE_MOE_SHARED, PHIMOE, QWEN2_MOE,
         COHERE, COHERE2, EXAONE4, GLM, GLM4, HUNYUAN, MINISTRAL, MINISTRAL3, OLMO3, SEED_OSS, SMOLLM3, VAULTGEMMA,
-        BAMBA, FALCON_H1, GRANITE_MOE_HYBRID, LFM2, NEMOTRON_H, QWEN3_5, QWEN3_NEXT,
-        RECURRENT_GEMMA,
+        BAMBA, FALCON_H1, GRANITE_MOE_HYBRID, LFM2, NEMOTRON_H, QWEN3_5, QWEN3_5_MOE, QWEN3_NEXT,
+        QWEN3_5_MOE_MULTIMODAL, QWEN3_5_MULTIMODAL, RECURRENT_GEMMA,
     )
 }  # fmt: skip
 

@@ -10,11 +10,13 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from headscope.model.checkpoints.families.base import LINEAR, Row, Table, changed
+from headscope.errors import CheckpointError
+from headscope.model.checkpoints.families.base import LINEAR, Row, Table, changed, sizes
 from headscope.model.checkpoints.families.granite import with_residual_multiplier
 from headscope.model.checkpoints.families.granite_moe import GraniteMoeShared
 from headscope.model.checkpoints.families.hybrid import Hybrid, renamed
-from headscope.model.checkpoints.families.llama import LlamaLike
+from headscope.model.checkpoints.families.llama import LlamaLike, any_bias
+from headscope.model.checkpoints.families.moe import dense_fields
 from headscope.model.config import HookedTransformerConfig
 
 __all__ = ["BAMBA", "FALCON_H1", "GRANITE_MOE_HYBRID", "NEMOTRON_H"]
@@ -116,16 +118,54 @@ class _GraniteMoeHybrid(Hybrid, GraniteMoeShared):
 
 
 class _NemotronH(Hybrid):
-    """Layers of one part each, called a mixer whatever it is: Mamba 2, attention without positions, or an MLP."""
+    """Layers of one part each, called a mixer whatever it is: Mamba 2, attention without positions, or an MLP.
+
+    An MLP may be one of experts, chosen as in DeepSeek V3, beside a shared one.
+    """
 
     model_type = "nemotron_h"
     architecture = "NemotronHForCausalLM"
-    examples = ("nvidia/Nemotron-H-4B-Base-8K", "nvidia/Nemotron-H-8B-Base-8K")
+    examples = (
+        "nvidia/Nemotron-H-4B-Base-8K", "nvidia/Nemotron-H-8B-Base-8K", "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16",
+    )  # fmt: skip
     mixer = "mixer"
     beside: ClassVar[tuple[str, ...]] = ("mtp.",)
     kinds: ClassVar[Mapping[str, str]] = {"mixer": "linear_attention", "attn": "full_attention", "mlp": "mlp"}
     names = {**Hybrid.names, "eps": "layer_norm_epsilon", "act_fn": "mlp_hidden_act"}
     fixed: ClassVar[Mapping[str, Any]] = {**LlamaLike.fixed, "gated_mlp": False}
+
+    def complete(self, hf: Mapping[str, Any]) -> dict[str, Any]:
+        complete = super().complete(hf)
+        kinds = complete["layer_types"]
+        plain = ["mlp" if kind == "moe" else kind for kind in kinds]
+        return {**complete, "layers_block_type": kinds, "layer_types": plain}
+
+    def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
+        complete = self.complete(hf)
+        kinds = complete["layers_block_type"]
+        if "moe" not in kinds:
+            return super().config(hf)
+        if complete["moe_latent_size"] is not None:
+            raise CheckpointError(
+                f"moe_latent_size = {complete['moe_latent_size']} in config.json is not supported: experts must read "
+                "the stream itself."
+            )
+        n_experts, chosen, n_groups, used, d_mlp, d_shared = sizes(
+            complete, "n_routed_experts", "num_experts_per_tok", "n_group", "topk_group", "moe_intermediate_size",
+            "moe_shared_expert_intermediate_size",
+        )  # fmt: skip
+        types = dense_fields([kind != "mlp" for kind in kinds], complete["intermediate_size"])
+        return {
+            **super().config(changed(hf, intermediate_size=d_mlp)),
+            **types,
+            **({} if n_groups == 1 else {"expert_groups": n_groups, "expert_groups_per_token": used}),
+            "num_experts": n_experts,
+            "experts_per_token": chosen,
+            "router": "sigmoid",
+            "norm_topk_prob": complete["norm_topk_prob"],
+            "expert_weight_scale": float(complete["routed_scaling_factor"]),
+            "d_mlp_shared": d_shared,
+        }
 
     def rotates(self, hf: Mapping[str, Any]) -> bool:
         return False
@@ -134,7 +174,25 @@ class _NemotronH(Hybrid):
         return {"layers_block_type": kinds}
 
     def entries(self, cfg: HookedTransformerConfig, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        return {name: value for name, value in super().entries(cfg, state).items() if not name.startswith("rope_")}
+        entries = {name: value for name, value in super().entries(cfg, state).items() if not name.startswith("rope_")}
+        if cfg.num_experts is None:
+            return entries
+        with_experts = [layer for layer in cfg.layers_with("mlp") if cfg.has_experts(layer)]
+        kinds = ["moe" if layer in with_experts else kind for layer, kind in enumerate(entries["layers_block_type"])]
+        return {
+            **entries,
+            "layers_block_type": kinds,
+            "intermediate_size": cfg.d_mlp_dense or cfg.d_mlp,
+            "mlp_bias": entries["mlp_bias"] or any_bias(state, "mlp.shared.b_in", "mlp.shared.b_out"),
+            "n_routed_experts": cfg.num_experts,
+            "num_experts_per_tok": cfg.experts_per_token,
+            "n_group": cfg.expert_groups or 1,
+            "topk_group": cfg.expert_groups_per_token or 1,
+            "norm_topk_prob": cfg.norm_topk_prob,
+            "routed_scaling_factor": cfg.expert_weight_scale,
+            "moe_intermediate_size": cfg.d_mlp,
+            "moe_shared_expert_intermediate_size": cfg.d_mlp_shared,
+        }
 
     def renamed(self, name: str) -> str:
         return super().renamed(name).removeprefix("backbone.")
@@ -148,6 +206,25 @@ class _NemotronH(Hybrid):
     def layer(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
         theirs = {"self_attn": "mixer", "mlp": "mixer", "input_layernorm": "norm", "post_attention_layernorm": "norm"}
         return renamed(super().layer(cfg, hf), theirs)
+
+    def layer_at(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any], layer: int) -> Table:
+        table = self.layer(cfg, hf)
+        if not cfg.has_experts(layer):
+            return table
+        shared = {
+            name.replace("mlp.", "mlp.shared."): replace(row, theirs=row.theirs.replace(".", ".shared_experts.", 1))
+            for name, row in table.items()
+            if name.startswith("mlp.")
+        }
+        of_one = "mixer.experts.{}."
+        return {
+            **{name: row for name, row in table.items() if not name.startswith("mlp.")},
+            **shared,
+            "mlp.W_router": Row("mixer.gate.weight", LINEAR),
+            "mlp.b_choice": Row("mixer.gate.e_score_correction_bias"),
+            "mlp.W_in": Row("mixer.experts.up_proj", "x m d -> x d m", experts=(f"{of_one}up_proj.weight",)),
+            "mlp.W_out": Row("mixer.experts.down_proj", "x d m -> x m d", experts=(f"{of_one}down_proj.weight",)),
+        }
 
 
 BAMBA, FALCON_H1, GRANITE_MOE_HYBRID, NEMOTRON_H = _Bamba(), _FalconH1(), _GraniteMoeHybrid(), _NemotronH()

@@ -1,4 +1,5 @@
-"""Models that read images too, of which the text model is loaded: Gemma 3 from 4B on, Mistral 3 and Llama 4.
+"""Models that read images too, of which the text model is loaded: Gemma 3 from 4B on, Mistral 3, Llama 4
+and Qwen 3.5.
 
 With tokens alone in the input, the text model is all that runs. Its config is the entry `text_config`, and its tensors
 are under `language_model`; those of the vision model and of the projection from it are left out. Back in `transformers`
@@ -16,15 +17,16 @@ from headscope.model.checkpoints.families.base import Family, Table
 from headscope.model.checkpoints.families.gemma import GEMMA3
 from headscope.model.checkpoints.families.llama4 import LLAMA4
 from headscope.model.checkpoints.families.mistral import MINISTRAL3, MISTRAL
+from headscope.model.checkpoints.families.qwen_next import QWEN3_5, QWEN3_5_MOE
 from headscope.model.config import HookedTransformerConfig
 
-__all__ = ["GEMMA3_MULTIMODAL", "LLAMA4_MULTIMODAL", "MISTRAL3"]
+__all__ = ["GEMMA3_MULTIMODAL", "LLAMA4_MULTIMODAL", "MISTRAL3", "QWEN3_5_MOE_MULTIMODAL", "QWEN3_5_MULTIMODAL"]
 
 logger = logging.getLogger("headscope")
 
 # In the layout of transformers 5 and in the older one, which the checkpoints on the hub have.
 _TEXT = ("model.language_model.", "language_model.model.", "language_model.")
-_VISION = ("vision_tower.", "vision_model.", "multi_modal_projector.")
+_VISION = ("vision_tower.", "vision_model.", "visual.", "multi_modal_projector.")
 
 
 class _WithText(Family):
@@ -155,4 +157,21 @@ class _Llama4Multimodal(_WithText):
     tied = False
 
 
+class _Qwen35Multimodal(_WithText):
+    model_type = "qwen3_5"
+    architecture = "Qwen3_5ForConditionalGeneration"
+    examples = ("Qwen/Qwen3.5-0.8B", "Qwen/Qwen3.5-4B", "Qwen/Qwen3.5-27B")
+    texts = (QWEN3_5,)
+    tied = False
+
+
+class _Qwen35MoeMultimodal(_WithText):
+    model_type = "qwen3_5_moe"
+    architecture = "Qwen3_5MoeForConditionalGeneration"
+    examples = ("Qwen/Qwen3.5-35B-A3B", "Qwen/Qwen3.5-122B-A10B")
+    texts = (QWEN3_5_MOE,)
+    tied = False
+
+
 GEMMA3_MULTIMODAL, LLAMA4_MULTIMODAL, MISTRAL3 = _Gemma3Multimodal(), _Llama4Multimodal(), _Mistral3()
+QWEN3_5_MULTIMODAL, QWEN3_5_MOE_MULTIMODAL = _Qwen35Multimodal(), _Qwen35MoeMultimodal()

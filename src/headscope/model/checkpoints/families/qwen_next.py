@@ -1,6 +1,7 @@
-"""Qwen3-Next and Qwen 3.5 (its text model): three layers with a gated delta net to each with gated attention.
+"""Qwen3-Next and Qwen 3.5 (text, with experts or without): three layers with a gated delta net to each with attention.
 
-A head's gate is in the projection of its queries. Norms multiply by one plus their weight, but for those in the mixers.
+Attention is gated; a head's gate is in the projection of its queries. Norms multiply by one plus their weight, but for
+those in the mixers.
 """
 
 from collections.abc import Mapping
@@ -15,14 +16,14 @@ from headscope.model.checkpoints.families.llama import LlamaLike
 from headscope.model.checkpoints.families.qwen_moe import Qwen2Moe
 from headscope.model.config import HookedTransformerConfig
 
-__all__ = ["QWEN3_5", "QWEN3_NEXT"]
+__all__ = ["QWEN3_5", "QWEN3_5_MOE", "QWEN3_NEXT"]
 
 # Where in a head's dimensions the positions of images are; those of text are the same everywhere.
 _OF_IMAGES = ("mrope_section", "mrope_interleaved")
 
 
 class _GatedAttention(Hybrid):
-    """Base class of both."""
+    """Base class of them all."""
 
     prepends_bos = False
     mixer = "linear_attn"
@@ -67,4 +68,18 @@ class _Qwen3Next(_GatedAttention, Qwen2Moe):
     fixed = {**_Qwen35.fixed, "gate_shared_expert": True}
 
 
-QWEN3_5, QWEN3_NEXT = _Qwen35(), _Qwen3Next()
+class _Qwen35Moe(_Qwen3Next):
+    """Experts in every layer, whose scores sum to one; the entries for dense layers are not read."""
+
+    model_type = "qwen3_5_moe_text"
+    architecture = "Qwen3_5MoeForCausalLM"
+    examples = ("Qwen/Qwen3.5-35B-A3B", "Qwen/Qwen3.5-122B-A10B")
+    fixed = {**_Qwen3Next.fixed, "norm_topk_prob": True}
+
+    def complete(self, hf: Mapping[str, Any]) -> dict[str, Any]:
+        complete = super().complete(hf)
+        unread = {"mlp_only_layers": [], "decoder_sparse_step": 1}
+        return {**complete, **unread, "intermediate_size": complete["moe_intermediate_size"]}
+
+
+QWEN3_5, QWEN3_5_MOE, QWEN3_NEXT = _Qwen35(), _Qwen35Moe(), _Qwen3Next()
