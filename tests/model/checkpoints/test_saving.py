@@ -14,6 +14,7 @@ from tiny import randomize, tiny_model, tiny_tokenizer, tiny_tokens
 from headscope import HookedTransformer
 from headscope.errors import CheckpointError, InvalidInputError
 from headscope.model.checkpoints import exporting
+from headscope.model.weights import processing
 from headscope.model.weights.processing import WeightProcessing
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -266,7 +267,8 @@ def test_a_subclass_saves_and_loads(tmp_path: Path) -> None:
     assert_same(found, model)
 
 
-def test_one_output_is_not_centered(caplog: pytest.LogCaptureFixture) -> None:
+def test_one_output_is_not_centered(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processing, "_told", set())
     model = tiny_model(d_vocab_out=1)
     wanted = logits(model)
     with caplog.at_level(logging.WARNING, "headscope"):

@@ -83,13 +83,33 @@ def test_processing_can_be_done_one_by_one() -> None:
     ("soft cap", {"center_unembed"}),
 ])  # fmt: skip
 def test_what_does_not_apply_is_said_and_left_out(
-    shape: str, left_out: set[str], caplog: pytest.LogCaptureFixture
+    shape: str, left_out: set[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(processing, "_told", set())
     model = tiny_model(**SHAPES[shape])
     with caplog.at_level(logging.WARNING, "headscope"):
         other = processed(model, **dict.fromkeys(NAMES, True))
+        processed(model, **dict.fromkeys(NAMES, True))
     assert set(NAMES) - set(other.weight_processing) == left_out
-    assert {record.getMessage().split()[0] for record in caplog.records} == left_out
+    # In one line, and once for a model.
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == bool(left_out) and not any("\n" in line for line in said)
+    for name in left_out:
+        assert f"{name} is left out: " in said[0] and f"{name}=False" in said[0]
+
+
+def test_another_model_is_told_of_too_and_who_asks_for_nothing_hears_nothing(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processing, "_told", set())
+    with caplog.at_level(logging.WARNING, "headscope"):
+        for name in ("one", "one", "other"):
+            processed(tiny_model(**SHAPES["RMS"], model_name=name), **dict.fromkeys(NAMES, True))
+        assert [record.getMessage().split(":")[0] for record in caplog.records] == ["one", "other"]
+        caplog.clear()
+        asked = {name: name != "center_writing_weights" for name in NAMES}
+        processed(tiny_model(**SHAPES["RMS"], model_name="third"), **asked)
+        assert not caplog.records
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -2,7 +2,7 @@
 
 Each public function takes a state dict (under headscope's names) and the config and returns a new state dict; the
 tensors it was given are never written to. Its docstring says why it is exact. `process_weights` runs those requested
-and logs which do not apply; it can work in place, without a second copy of the weights.
+and logs, once for a model, which do not apply; it can work in place, without a second copy of the weights.
 """
 
 import copy
@@ -83,19 +83,35 @@ def process_weights(
         The new state dict, its normalization type, and the names of the rewrites done.
     """
     state, cfg, done = dict(state_dict) if in_place else _copied(state_dict), copy.copy(cfg), []
+    left_out: dict[str, str] = {}
     for name, rewrite in _STEPS.items():
         if not getattr(processing, name):
             continue
         reason = _why_not(name, cfg)
         if reason:
-            logger.warning("%s is left out: %s", name, reason)
+            left_out[name] = reason
             continue
         with torch.no_grad():
             rewrite(state, cfg)
         if name == "fold_ln":
             cfg.normalization_type = folded_norm(cfg)
         done.append(name)
+    if left_out:
+        _tell(cfg.model_name, left_out)
     return state, cfg.normalization_type, tuple(done)
+
+
+# Models whose processing was told of, which is enough once.
+_told: set[tuple[str, ...]] = set()
+
+
+def _tell(model_name: str, left_out: Mapping[str, str]) -> None:
+    """Log in one line, once for a model, which rewrites do not apply to it, and how to ask for none of them."""
+    if (key := (model_name, *left_out)) in _told:
+        return
+    _told.add(key)
+    reasons = "; ".join(f"{name} is left out: {reason.rstrip('.')}" for name, reason in left_out.items())
+    logger.warning("%s: %s (%s is silent).", model_name, reasons, ", ".join(f"{name}=False" for name in left_out))
 
 
 def _copied(state_dict: Mapping[str, Tensor]) -> StateDict:
