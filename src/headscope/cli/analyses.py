@@ -3,16 +3,21 @@
 from typing import Annotated, Any, Literal
 
 import typer
+from torch import Tensor
 
 from headscope.analysis.ablation.ablate import Effect, Value, ablate_heads
 from headscope.analysis.ablation.result import AblationResult
+from headscope.analysis.core.components import all_heads, component_sets
 from headscope.analysis.lens.entropy import EntropyResult, measure_entropy
 from headscope.cli import options
-from headscope.cli.shared import app, command, each_of, ends, kept_run, listed
+from headscope.cli.foretelling import foretold
+from headscope.cli.shared import app, command, count_of, each_of, ends, kept_run, listed
 from headscope.compat.prompt import test_prompt
 from headscope.model.checkpoints.names import DEMO
 from headscope.model.transformer import HookedTransformer
 from headscope.report import ABLATION_TOKENS, MAX_TOKENS
+from headscope.report.costs import ablation_work, entropy_work
+from headscope.report.plan import Part
 
 __all__ = ["ablate", "entropy", "prompt"]
 
@@ -75,17 +80,19 @@ def entropy(
 ) -> None:
     """Measure what each head and MLP does to the entropy of the prediction, and rank the heads."""
     with kept_run(model, text, max_tokens, seq_len, out, resume) as (loaded, tokens, run):
-        result = measure_entropy(
-            loaded,
-            tokens,
-            baseline=baseline,
-            scale=scale,
-            lens_bias=lens_bias,
-            include_bos=include_bos,
-            precision=precision,
-            progress=progress,
-            **run,
-        )
+        part = Part("entropy", count_of(tokens), entropy_work(loaded, tokens.numel(), baseline=baseline))
+        with foretold(loaded, [part], shown=progress and not resume) as within, within("entropy"):
+            result = measure_entropy(
+                loaded,
+                tokens,
+                baseline=baseline,
+                scale=scale,
+                lens_bias=lens_bias,
+                include_bos=include_bos,
+                precision=precision,
+                progress=progress,
+                **run,
+            )
         typer.echo(_entropy_table(result, top))
 
 
@@ -146,18 +153,29 @@ def ablate(
     """Measure the next-token loss without each head, and rank the heads by how much they are missed."""
     checked: Any = {"values": values, "effects": effects}  # by `each_of`
     with kept_run(model, text, max_tokens, seq_len, out, resume) as (loaded, tokens, run):
-        result = ablate_heads(
-            loaded,
-            tokens,
-            heads=listed(heads),
-            **checked,
-            mean_over=mean_over,
-            scale=scale,
-            include_bos=include_bos,
-            progress=progress,
-            **run,
-        )
+        part = _ablation_part(loaded, tokens, listed(heads), values, effects)
+        with foretold(loaded, [part], shown=progress and not resume) as within, within("ablation"):
+            result = ablate_heads(
+                loaded,
+                tokens,
+                heads=listed(heads),
+                **checked,
+                mean_over=mean_over,
+                scale=scale,
+                include_bos=include_bos,
+                progress=progress,
+                **run,
+            )
         typer.echo(_ablation_table(result, top, positions))
+
+
+def _ablation_part(
+    model: HookedTransformer, tokens: Tensor, heads: list[str] | None, values: list[str], effects: list[str]
+) -> Part:
+    sets = [(head,) for head in all_heads(model.cfg)] if heads is None else component_sets(model.cfg, heads)
+    layers = [min(each.layer for each in together) for together in sets]
+    says = f"{count_of(tokens)}, {len(sets)} component{'s' * (len(sets) != 1)}, {', '.join((*values, *effects))}"
+    return Part("ablation", says, ablation_work(model, tokens.numel(), layers=layers, values=values, effects=effects))
 
 
 def _ablation_table(result: AblationResult, top: int, positions: int) -> str:

@@ -12,10 +12,13 @@ from headscope.analysis.heads.scores import MIN_ATTENTION
 from headscope.analysis.heads.types import detect_heads
 from headscope.analysis.heads.types_result import HeadTypes
 from headscope.cli import options
+from headscope.cli.foretelling import foretold
 from headscope.cli.shared import app, command, task_of, write_folder
 from headscope.errors import InvalidInputError
 from headscope.model.checkpoints.names import DEMO
 from headscope.model.transformer import HookedTransformer
+from headscope.report.costs import circuit_work, types_work
+from headscope.report.plan import Part
 from headscope.report.task.measuring import SWAPPED
 from headscope.views.figures.circuit import circuit_picture
 from headscope.views.figures.head_types import head_type_maps, k_composition_maps
@@ -23,6 +26,7 @@ from headscope.views.figures.head_types import head_type_maps, k_composition_map
 __all__ = ["heads"]
 
 _WIDE = 120  # characters
+_RECEIVERS = 12  # at most, as by default
 
 
 @command(
@@ -61,9 +65,18 @@ def heads(
         loaded = HookedTransformer.from_pretrained(model)
     else:
         loaded, asked = task_of(model, None if task == "ioi" else Path(task), prompts, "mixed", seed, SWAPPED)
-    types = detect_heads(
-        loaded, task=asked, seed=seed, min_attention=min_attention, min_effect=min_effect, progress=progress
-    )
+    paths = None
+    parts = [Part("head types", f"{len(asked)} prompts" if asked else "random tokens", types_work(loaded, asked))]
+    if circuit and asked is not None:
+        parts.append(Part("circuit", f"at most {_RECEIVERS} receivers", circuit_work(loaded, asked, _RECEIVERS)))
+    with foretold(loaded, parts, shown=progress) as within:
+        with within("head types"):
+            types = detect_heads(
+                loaded, task=asked, seed=seed, min_attention=min_attention, min_effect=min_effect, progress=progress
+            )
+        if circuit and asked is not None:
+            with within("circuit"):
+                paths = find_circuit(loaded, asked, types, max_receivers=_RECEIVERS, progress=progress)
     console = Console()
     wide = console.width >= _WIDE
     console.print(types.table(evidence=wide))
@@ -71,9 +84,7 @@ def heads(
         typer.echo("In a wider window, and in the files of --out, each label comes with its evidence.")
     for note in types.notes:
         typer.echo(note)
-    paths = None
-    if circuit and asked is not None:
-        paths = find_circuit(loaded, asked, types, progress=progress)
+    if paths is not None:
         console.print(paths.table())
     if out is not None:
         _write(types, paths, out)

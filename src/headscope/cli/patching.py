@@ -1,6 +1,6 @@
 """`headscope patch`: activation patching on a task."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -8,8 +8,11 @@ from headscope.analysis.patching.activation import activation_patch
 from headscope.analysis.patching.result import PatchingResult
 from headscope.analysis.prompts.two_runs import Direction, Scale
 from headscope.cli import options
+from headscope.cli.foretelling import foretold
 from headscope.cli.shared import app, command, listed, task_of, write_folder
 from headscope.model.checkpoints.names import DEMO
+from headscope.report.costs import patching_work
+from headscope.report.plan import Part
 from headscope.views.figures.patching import patching_by_head, patching_by_head_and_position, patching_by_position
 
 if TYPE_CHECKING:
@@ -69,15 +72,17 @@ def patch(
 ) -> None:
     """Patch activations of one run into another, and measure which of them restore a task's answer, or break it."""
     asked = listed(positions)
-    result = activation_patch(
-        *task_of(model, task, prompts, prompt_type, seed),
-        listed(sites) or [],
-        direction=direction,
-        scale=scale,
-        by_position=by_position,
-        positions=asked and [int(name) if name.lstrip("-").isdecimal() else name for name in asked],
-        progress=progress,
+    loaded, prompted = task_of(model, task, prompts, prompt_type, seed)
+    names = listed(sites) or []
+    where: Any = {
+        "by_position": by_position,
+        "positions": asked and [int(name) if name.lstrip("-").isdecimal() else name for name in asked],
+    }
+    part = Part(
+        "patching", f"{len(prompted)} prompts, {', '.join(names)}", patching_work(loaded, prompted, names, **where)
     )
+    with foretold(loaded, [part], shown=progress) as within, within("patching"):
+        result = activation_patch(loaded, prompted, names, direction=direction, scale=scale, progress=progress, **where)
     typer.echo(f"{result}\n\n{result.top(top)}")
     if out is not None:
         frames, results = {"patches": result.to_frame()}, {"result": result}

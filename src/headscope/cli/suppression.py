@@ -4,17 +4,23 @@ from typing import Annotated, Literal
 
 import typer
 
-from headscope.analysis.suppression.circuit_ranks import circuit_ranks_cost, weights_circuit_ranks
+from headscope.analysis.core.head_lists import chosen_heads
+from headscope.analysis.suppression.circuit_ranks import weights_circuit_ranks
 from headscope.analysis.suppression.circuit_ranks_result import CircuitRanks
 from headscope.analysis.suppression.cspa import copy_suppression_preserving_ablation
 from headscope.analysis.suppression.cspa_result import CopySuppression
 from headscope.analysis.suppression.scores import SuppressionScores, suppression_scores
 from headscope.cli import options
-from headscope.cli.shared import app, command, kept_run, listed, say
+from headscope.cli.foretelling import foretold
+from headscope.cli.shared import app, command, count_of, kept_run, listed
 from headscope.model.checkpoints.names import DEMO
 from headscope.report import ABLATION_TOKENS
+from headscope.report.costs import ranks_work, suppression_scores_work, suppression_work
+from headscope.report.plan import Part
 
 __all__ = ["copy_suppression"]
+
+_PROMPTS = 200  # of indirect objects, for the scores
 
 
 @command(
@@ -50,23 +56,34 @@ def copy_suppression(
 ) -> None:
     """Measure how much of each head's effect is copy suppression: lowering tokens that are already predicted."""
     with kept_run(model, text, max_tokens, seq_len, out, resume) as (loaded, tokens, run):
-        explained = copy_suppression_preserving_ablation(
-            loaded,
-            tokens,
-            listed(heads),
-            top=top,
-            effect=effect,
-            include_bos=include_bos,
-            progress=progress,
-            **run,
-        )
-        scores = suppression_scores(loaded, progress=progress)
-        ranked = None
-        if ranks:
-            labels = explained.labels
-            if progress:
-                say(f"Ranking tokens in {len(labels)} heads' circuits: {circuit_ranks_cost(loaded, labels)}.")
-            ranked = weights_circuit_ranks(loaded, labels, progress=progress)
+        n_heads, of_scores = len(chosen_heads(loaded, listed(heads))), suppression_scores_work(loaded, _PROMPTS)
+        parts = [
+            Part(
+                "suppression",
+                f"{count_of(tokens)}, {n_heads} heads",
+                suppression_work(loaded, tokens.numel(), n_heads, effect=effect),
+            ),
+            Part("scores", "random tokens and prompts", of_scores),
+            *([Part("ranks", f"every token, {n_heads} heads", ranks_work(loaded, n_heads))] if ranks else []),
+        ]
+        with foretold(loaded, parts, shown=progress and not resume) as within:
+            with within("suppression"):
+                explained = copy_suppression_preserving_ablation(
+                    loaded,
+                    tokens,
+                    listed(heads),
+                    top=top,
+                    effect=effect,
+                    include_bos=include_bos,
+                    progress=progress,
+                    **run,
+                )
+            with within("scores"):
+                scores = suppression_scores(loaded, n_prompts=_PROMPTS, progress=progress)
+            ranked = None
+            if ranks:
+                with within("ranks"):
+                    ranked = weights_circuit_ranks(loaded, explained.labels, progress=progress)
         typer.echo(_table(explained, scores, ranked, rows))
 
 

@@ -11,9 +11,12 @@ from headscope.analysis.prompts.attribution import attribute as attribute_answer
 from headscope.analysis.prompts.attribution_result import Attribution
 from headscope.analysis.prompts.task import Task
 from headscope.cli import options
+from headscope.cli.foretelling import foretold
 from headscope.cli.shared import app, command, ends, task_of, write_folder
 from headscope.model.checkpoints.names import DEMO
 from headscope.model.transformer import HookedTransformer
+from headscope.report.costs import attribution_work
+from headscope.report.plan import Part
 from headscope.views.figures.attribution import (
     attribution_by_component,
     attribution_by_head,
@@ -43,7 +46,17 @@ def ioi(
 ) -> None:
     """Show prompts, their answers, the logit difference between right and wrong, and what corrupting them does."""
     loaded, asked = task_of(model, task, prompts, prompt_type, seed)
-    clean = _differences(loaded, asked, progress)
+    both = [("clean", asked)]
+    if asked.corrupted_tokens is not None:
+        swapped = dataclasses.replace(asked, clean_tokens=asked.corrupted_tokens, corrupted_tokens=None)
+        both.append(("corrupted", swapped))
+    parts = [Part(name, f"{len(asked)} prompts", attribution_work(loaded, some)) for name, some in both]
+    measured = {}
+    with foretold(loaded, parts, shown=progress) as within:
+        for name, some in both:
+            with within(name):
+                measured[name] = _differences(loaded, some, progress)
+    clean = measured["clean"]
     if rows:
         Console().print(asked[:rows].table(clean[:rows]))
         if len(asked) > rows:
@@ -54,10 +67,8 @@ def ioi(
     for label in labels if len(labels) > 1 else []:
         chosen = [at for at, each in enumerate(asked.labels) if each == label]
         typer.echo(f"  {label}: {float(clean[chosen].mean()):+.3f} ({len(chosen)} prompts)")
-    if asked.corrupted_tokens is not None:
-        corrupted = dataclasses.replace(asked, clean_tokens=asked.corrupted_tokens, corrupted_tokens=None)
-        broken = _differences(loaded, corrupted, progress)
-        typer.echo(f"Corrupted, with the same answers: {float(broken.mean()):+.3f}.")
+    if "corrupted" in measured:
+        typer.echo(f"Corrupted, with the same answers: {float(measured['corrupted'].mean()):+.3f}.")
 
 
 @command(
@@ -77,7 +88,10 @@ def attribute(
     progress: options.Progress = True,
 ) -> None:
     """Measure the direct effect of each part of the model on the logit difference of right and wrong answers."""
-    result = attribute_answers(*task_of(model, task, prompts, prompt_type, seed), progress=progress)
+    loaded, asked = task_of(model, task, prompts, prompt_type, seed)
+    part = Part("attribution", f"{len(asked)} prompts", attribution_work(loaded, asked))
+    with foretold(loaded, [part], shown=progress) as within, within("attribution"):
+        result = attribute_answers(loaded, asked, progress=progress)
     typer.echo(_attribution_text(result, top))
     if out is not None:
         figures = (

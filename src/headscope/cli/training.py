@@ -10,11 +10,15 @@ from typing import Annotated, Any
 import typer
 
 from headscope.cli import options
+from headscope.cli.foretelling import foretell
 from headscope.cli.shared import check_resume, command, train
 from headscope.errors import InvalidInputError
+from headscope.model.transformer import HookedTransformer
 from headscope.report import write_toy_report
+from headscope.report.costs import training_work
+from headscope.report.plan import Part
 from headscope.training import toy
-from headscope.training.demo import DEMO_STEPS, train_demo
+from headscope.training.demo import DEMO_BATCH, DEMO_STEPS, demo_config, train_demo
 from headscope.training.toy_tasks import ToyTask, toy_task
 
 __all__ = ["demo", "induction", "modular_addition", "skip_trigram"]
@@ -28,6 +32,8 @@ def demo(
     progress: options.Progress = True,
 ) -> None:
     """Train the demo model by its recipe: a small GPT-2 on generated English, in minutes on a laptop."""
+    if progress:
+        _foretell(HookedTransformer(demo_config()), DEMO_BATCH, steps)
     history = train_demo(out, seed=seed, steps=steps, progress=progress)
     typer.echo(
         f"{out}: loss {history.loss[-1]:.3f} nats in the last of {len(history.loss)} steps, {history.seconds:.0f} s. "
@@ -82,6 +88,8 @@ def _train_toy(name: str, config: Path | None, seed: int, out: Path | None, resu
     with tempfile.TemporaryDirectory(prefix="headscope-") as temporary:
         # Without a folder of its own the run is kept for as long as its page is made.
         folder = Path(temporary) if out is None else out
+        if progress and not resume:
+            _foretell(task.model, cfg.batch_size * task.data.tokens.shape[1], cfg.n_steps(len(task.data)))
         result = toy.train(
             task.model,
             task.data,
@@ -97,6 +105,11 @@ def _train_toy(name: str, config: Path | None, seed: int, out: Path | None, resu
         written = write_toy_report(task.model, task.validation, result, page, run=folder, progress=progress)
     kept = "" if out is None else f"{out}: checkpoint, snapshots; "
     typer.echo(f"{kept}the page: {written.page}")
+
+
+def _foretell(model: HookedTransformer, n_tokens: int, n_steps: int) -> None:
+    """Say how long training takes, for a number of tokens in a step."""
+    foretell(model, [Part("training", f"{n_steps:,} steps", training_work(model, n_tokens, n_steps))])
 
 
 def _recipe(name: str, seed: int, changes: dict[str, Any]) -> tuple[ToyTask, toy.TrainConfig]:

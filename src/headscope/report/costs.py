@@ -4,15 +4,19 @@ Amounts are those of `analysis.core.costs`; a plan multiplies them by rates meas
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from headscope.analysis.core.costs import Work, head_operations, layer_operations, row_operations
+from headscope.analysis.patching.sites import AXES, as_sites, patch_axes
 from headscope.analysis.prompts.task import Task
+from headscope.analysis.prompts.two_runs import Positions
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.devices import Budget
 
 __all__ = [
     "Stages",
     "ablation_work",
+    "attribution_work",
     "circuit_work",
     "entropy_work",
     "loss_work",
@@ -21,6 +25,7 @@ __all__ = [
     "scores_work",
     "suppression_scores_work",
     "suppression_work",
+    "training_work",
     "types_work",
 ]
 
@@ -122,6 +127,12 @@ def ranks_work(model: HookedTransformer, n_heads: int, n_tokens: int | None = No
     return {"circuit ranks": embedded + made + n_heads * Work(heads=n_tokens * head_operations(model))}
 
 
+def training_work(model: HookedTransformer, n_tokens: int, n_steps: int) -> Stages:
+    """Return the work of training on some tokens in each step; a backward pass is two forward passes."""
+    step = _forward(model, n_tokens) + Work(layers=n_tokens * row_operations(model))
+    return {"train": 3 * n_steps * step}
+
+
 def types_work(model: HookedTransformer, task: Task | None = None) -> Stages:
     """Return the work of `detect_heads`; with a task, as if it had as many name movers as are looked into."""
     repeated = _REPEATED * _repeated_tokens(model)
@@ -134,16 +145,35 @@ def types_work(model: HookedTransformer, task: Task | None = None) -> Stages:
     return {**stages, "attribution": prompts, "path patching": 2 * prompts + swept, "patched heads": 8 * prompts}
 
 
-def patching_work(model: HookedTransformer, task: Task, cells: Sequence[tuple[int, float]], *, sites: str) -> Stages:
-    """Return the work of `activation_patch`; for each cell its layer, and the positions a prompt is run anew on.
+def attribution_work(model: HookedTransformer, task: Task) -> Stages:
+    """Return the work of `attribute`, whose readings of the run are cheap beside it."""
+    return {"attribution": _forward(model, task.clean_tokens.numel())}
+
+
+def patching_work(
+    model: HookedTransformer,
+    task: Task,
+    sites: Sequence[str],
+    *,
+    by_position: bool | None = None,
+    positions: Any = None,
+) -> Stages:
+    """Return the work of `activation_patch`.
 
     The metric is taken to be a difference of two logits, which reads no whole prediction.
     """
+    at = Positions.of(task, positions).at
+    anew = [float(each) for each in (task.positions - at + 1).clamp(min=0).double().mean(1)]
+    cells: list[tuple[int, float]] = []  # the layer of each, and on how many positions a prompt is run anew
+    for site, hook_names in as_sites(model, sites).items():
+        axes = patch_axes(site, "head" not in AXES[site] if by_position is None else by_position)
+        of_layer = (anew if "pos" in axes else [max(anew)]) * (model.cfg.n_heads if "head" in axes else 1)
+        cells += [(layer, n_positions) for layer in hook_names for n_positions in of_layer]
     layers = sum((model.cfg.n_layers - layer) * n_positions for layer, n_positions in cells)
     n_prompts = len(task)
     runs = len(cells) / max(1.0, Budget.of(model.W_E.device).batch_tokens / max(1, task.clean_tokens.numel()))
     run = Work(runs=runs, layers=n_prompts * layers * layer_operations(model))
-    return {f"patching {sites}": 2 * _forward(model, task.clean_tokens.numel()) + run}
+    return {f"patching {', '.join(sites)}": 2 * _forward(model, task.clean_tokens.numel()) + run}
 
 
 def circuit_work(model: HookedTransformer, task: Task, max_receivers: int) -> Stages:

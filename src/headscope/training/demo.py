@@ -36,9 +36,10 @@ from headscope.training.tokenizer import train_tokenizer
 from headscope.training.toy_configs import easy_positions
 from headscope.training.trainer import LanguageTrainConfig, TrainHistory, train_language_model
 
-__all__ = ["DEMO_STEPS", "train_demo"]
+__all__ = ["DEMO_BATCH", "DEMO_STEPS", "demo_config", "train_demo"]
 
 DEMO_STEPS = 2800
+DEMO_BATCH = 2048  # tokens in a step, at every stage
 _N_CTX = 256
 _VOCAB_SIZE = 1024
 _TOKENIZER_DOCUMENTS = 20_000
@@ -105,7 +106,7 @@ def train_demo(out: str | Path, *, seed: int = 0, steps: int = DEMO_STEPS, progr
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as directory:
         tokenizer = CheckpointFolder(_write_tokenizer(Path(directory), seed)).tokenizer()
-    model = HookedTransformer(_config(len(tokenizer), seed), tokenizer)
+    model = HookedTransformer(demo_config(len(tokenizer), seed), tokenizer)
     _initialize(model)
     cfg = LanguageTrainConfig(steps=steps, lr=4e-3, warmup=min(100, steps // 4))
     history = train_language_model(model, _batches(tokenizer, seed, steps), cfg, progress=progress)
@@ -119,7 +120,8 @@ def train_demo(out: str | Path, *, seed: int = 0, steps: int = DEMO_STEPS, progr
     return history
 
 
-def _config(d_vocab: int, seed: int) -> HookedTransformerConfig:
+def demo_config(d_vocab: int = _VOCAB_SIZE, seed: int = 0) -> HookedTransformerConfig:
+    """Return the config of the demo model."""
     return HookedTransformerConfig(
         n_layers=5,
         d_model=128,

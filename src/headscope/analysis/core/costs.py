@@ -40,6 +40,11 @@ class Work:
     def __rmul__(self, times: int | float) -> Self:
         return type(self)(*(float(times * getattr(self, each.name)) for each in fields(self)))
 
+    @property
+    def operations(self) -> float:
+        """All operations, of whatever kind."""
+        return float(self.layers + self.rows + self.heads + self.products)
+
     def seconds(self, rates: "Work") -> float:
         """Return how long it takes at some rates."""
         return float(sum(getattr(self, each.name) * getattr(rates, each.name) for each in fields(self)))

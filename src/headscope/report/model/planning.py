@@ -139,13 +139,8 @@ def task_part(model: HookedTransformer, task: Task) -> Part:
     stages = types_work(model, task)
     if task.corrupted_tokens is not None:
         task = with_words(task)
-        ends = task.positions.float()
-        anew = {word: float((ends - task.word_idx[word].float() + 1).mean()) for word in WORDS if word != "end"}
-        anew["end"] = 1.0
-        stream = [(layer, anew[word]) for layer in range(model.cfg.n_layers) for word in WORDS]
-        heads = [(layer, anew[word]) for layer in model.cfg.layers_with("attn") for word in SWAPPED_WORDS]
-        stages |= patching_work(model, task, stream, sites="resid_pre")
-        stages |= patching_work(model, task, heads * model.cfg.n_heads, sites="z")
+        for site, words in (("resid_pre", WORDS), ("z", SWAPPED_WORDS)):
+            stages |= patching_work(model, task, [site], by_position=True, positions=words)
         if finds_circuit(model):
             stages |= circuit_work(model, task, RECEIVERS)
     return Part("task", count(len(task), "prompt"), stages)
