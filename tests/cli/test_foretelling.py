@@ -8,6 +8,7 @@ import pytest
 from small_models import small_model
 
 from headscope.analysis.core.costs import Work
+from headscope.analysis.core.progress import progress_bar
 from headscope.cli import foretelling
 from headscope.cli.foretelling import foretold
 from headscope.report.plan import Part
@@ -32,7 +33,7 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     ),
     "copy-suppression": (
         ["copy-suppression", "headscope-demo", "--max-tokens", "64", "--heads", "0.1"],
-        "on this machine: suppression (64 tokens, 1 heads) ",
+        "on this machine: suppression (256 tokens, 1 head) ",
     ),
     "attribute": (["attribute", "headscope-demo", "--prompts", "8"], "attribution: 8 prompts; about "),
     "ioi": (["ioi", "headscope-demo", "--prompts", "8"], "on this machine: clean (8 prompts) "),
@@ -77,9 +78,11 @@ def test_a_short_command_says_nothing_and_measures_nothing(
 def test_one_bar_is_over_all_parts(capsys: pytest.CaptureFixture[str]) -> None:
     parts = [Part(name, "4 runs", {name: Work(runs=4)}) for name in ("first", "second")]
     with foretold(small_model(), parts) as within:
-        for part in parts:
-            with within(part.name):
-                pass
+        bar: Any = within.__self__  # type: ignore[attr-defined]
+        with within("first"), progress_bar(2, "first") as inner:
+            assert bar.share == 0
+            inner.update()
+            assert bar.share == 0.25
+        assert bar.share == 0.5
     error = capsys.readouterr().err.replace("\r", "\n")
     assert error.startswith("About 20 s on this machine: first (4 runs) 10 s, second (4 runs) 10 s.\n")
-    assert "first:   0%" in error and "second:  50%" in error

@@ -11,13 +11,14 @@ from headscope.analysis.core.components import all_heads, component_sets
 from headscope.analysis.lens.entropy import EntropyResult, measure_entropy
 from headscope.cli import options
 from headscope.cli.foretelling import foretold
-from headscope.cli.shared import app, command, count_of, each_of, ends, kept_run, listed
+from headscope.cli.shared import app, command, each_of, ends, kept_run, listed
 from headscope.compat.prompt import test_prompt
 from headscope.model.checkpoints.names import DEMO
 from headscope.model.transformer import HookedTransformer
 from headscope.report import ABLATION_TOKENS, MAX_TOKENS
 from headscope.report.costs import ablation_work, entropy_work
 from headscope.report.plan import Part
+from headscope.report.words import count
 
 __all__ = ["ablate", "entropy", "prompt"]
 
@@ -80,7 +81,7 @@ def entropy(
 ) -> None:
     """Measure what each head and MLP does to the entropy of the prediction, and rank the heads."""
     with kept_run(model, text, max_tokens, seq_len, out, resume) as (loaded, tokens, run):
-        part = Part("entropy", count_of(tokens), entropy_work(loaded, tokens.numel(), baseline=baseline))
+        part = Part("entropy", count(tokens.numel(), "token"), entropy_work(loaded, tokens.numel(), baseline=baseline))
         with foretold(loaded, [part], shown=progress and not resume) as within, within("entropy"):
             result = measure_entropy(
                 loaded,
@@ -174,7 +175,7 @@ def _ablation_part(
 ) -> Part:
     sets = [(head,) for head in all_heads(model.cfg)] if heads is None else component_sets(model.cfg, heads)
     layers = [min(each.layer for each in together) for together in sets]
-    says = f"{count_of(tokens)}, {len(sets)} component{'s' * (len(sets) != 1)}, {', '.join((*values, *effects))}"
+    says = f"{count(tokens.numel(), 'token')}, {count(len(sets), 'component')}, {', '.join((*values, *effects))}"
     return Part("ablation", says, ablation_work(model, tokens.numel(), layers=layers, values=values, effects=effects))
 
 

@@ -20,6 +20,7 @@ from headscope.model.transformer import HookedTransformer
 from headscope.report.costs import circuit_work, types_work
 from headscope.report.plan import Part
 from headscope.report.task.measuring import SWAPPED
+from headscope.report.words import count
 from headscope.views.figures.circuit import circuit_picture
 from headscope.views.figures.head_types import head_type_maps, k_composition_maps
 
@@ -66,7 +67,7 @@ def heads(
     else:
         loaded, asked = task_of(model, None if task == "ioi" else Path(task), prompts, "mixed", seed, SWAPPED)
     paths = None
-    parts = [Part("head types", f"{len(asked)} prompts" if asked else "random tokens", types_work(loaded, asked))]
+    parts = [Part("head types", count(len(asked), "prompt") if asked else "random tokens", types_work(loaded, asked))]
     if circuit and asked is not None:
         parts.append(Part("circuit", f"at most {_RECEIVERS} receivers", circuit_work(loaded, asked, _RECEIVERS)))
     with foretold(loaded, parts, shown=progress) as within:

@@ -13,6 +13,7 @@ from headscope.cli.shared import app, command, listed, task_of, write_folder
 from headscope.model.checkpoints.names import DEMO
 from headscope.report.costs import patching_work
 from headscope.report.plan import Part
+from headscope.report.words import count
 from headscope.views.figures.patching import patching_by_head, patching_by_head_and_position, patching_by_position
 
 if TYPE_CHECKING:
@@ -78,9 +79,8 @@ def patch(
         "by_position": by_position,
         "positions": asked and [int(name) if name.lstrip("-").isdecimal() else name for name in asked],
     }
-    part = Part(
-        "patching", f"{len(prompted)} prompts, {', '.join(names)}", patching_work(loaded, prompted, names, **where)
-    )
+    says = f"{count(len(prompted), 'prompt')}, {', '.join(names)}"
+    part = Part("patching", says, patching_work(loaded, prompted, names, **where))
     with foretold(loaded, [part], shown=progress) as within, within("patching"):
         result = activation_patch(loaded, prompted, names, direction=direction, scale=scale, progress=progress, **where)
     typer.echo(f"{result}\n\n{result.top(top)}")

@@ -112,11 +112,6 @@ def task_of(
     return loaded, Task.from_ioi(dataset, flip)
 
 
-def count_of(tokens: Tensor) -> str:
-    """Say how many tokens there are."""
-    return f"{tokens.numel():,} tokens"
-
-
 def listed(text: str | None) -> list[str] | None:
     """Return the parts of a list separated by commas."""
     return None if text is None else [part.strip() for part in text.split(",") if part.strip()]

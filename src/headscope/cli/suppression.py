@@ -12,11 +12,12 @@ from headscope.analysis.suppression.cspa_result import CopySuppression
 from headscope.analysis.suppression.scores import SuppressionScores, suppression_scores
 from headscope.cli import options
 from headscope.cli.foretelling import foretold
-from headscope.cli.shared import app, command, count_of, kept_run, listed
+from headscope.cli.shared import app, command, kept_run, listed
 from headscope.model.checkpoints.names import DEMO
 from headscope.report import ABLATION_TOKENS
 from headscope.report.costs import ranks_work, suppression_scores_work, suppression_work
 from headscope.report.plan import Part
+from headscope.report.words import count
 
 __all__ = ["copy_suppression"]
 
@@ -60,11 +61,11 @@ def copy_suppression(
         parts = [
             Part(
                 "suppression",
-                f"{count_of(tokens)}, {n_heads} heads",
+                f"{count(tokens.numel(), 'token')}, {count(n_heads, 'head')}",
                 suppression_work(loaded, tokens.numel(), n_heads, effect=effect),
             ),
             Part("scores", "random tokens and prompts", of_scores),
-            *([Part("ranks", f"every token, {n_heads} heads", ranks_work(loaded, n_heads))] if ranks else []),
+            *([Part("ranks", f"every token, {count(n_heads, 'head')}", ranks_work(loaded, n_heads))] if ranks else []),
         ]
         with foretold(loaded, parts, shown=progress and not resume) as within:
             with within("suppression"):

@@ -17,6 +17,7 @@ from headscope.model.checkpoints.names import DEMO
 from headscope.model.transformer import HookedTransformer
 from headscope.report.costs import attribution_work
 from headscope.report.plan import Part
+from headscope.report.words import count
 from headscope.views.figures.attribution import (
     attribution_by_component,
     attribution_by_head,
@@ -50,7 +51,7 @@ def ioi(
     if asked.corrupted_tokens is not None:
         swapped = dataclasses.replace(asked, clean_tokens=asked.corrupted_tokens, corrupted_tokens=None)
         both.append(("corrupted", swapped))
-    parts = [Part(name, f"{len(asked)} prompts", attribution_work(loaded, some)) for name, some in both]
+    parts = [Part(name, count(len(asked), "prompt"), attribution_work(loaded, some)) for name, some in both]
     measured = {}
     with foretold(loaded, parts, shown=progress) as within:
         for name, some in both:
@@ -89,7 +90,7 @@ def attribute(
 ) -> None:
     """Measure the direct effect of each part of the model on the logit difference of right and wrong answers."""
     loaded, asked = task_of(model, task, prompts, prompt_type, seed)
-    part = Part("attribution", f"{len(asked)} prompts", attribution_work(loaded, asked))
+    part = Part("attribution", count(len(asked), "prompt"), attribution_work(loaded, asked))
     with foretold(loaded, [part], shown=progress) as within, within("attribution"):
         result = attribute_answers(loaded, asked, progress=progress)
     typer.echo(_attribution_text(result, top))

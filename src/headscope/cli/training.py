@@ -17,6 +17,7 @@ from headscope.model.transformer import HookedTransformer
 from headscope.report import write_toy_report
 from headscope.report.costs import training_work
 from headscope.report.plan import Part
+from headscope.report.words import count
 from headscope.training import toy
 from headscope.training.demo import DEMO_BATCH, DEMO_STEPS, demo_config, train_demo
 from headscope.training.toy_tasks import ToyTask, toy_task
@@ -109,7 +110,7 @@ def _train_toy(name: str, config: Path | None, seed: int, out: Path | None, resu
 
 def _foretell(model: HookedTransformer, n_tokens: int, n_steps: int) -> None:
     """Say how long training takes, for a number of tokens in a step."""
-    foretell(model, [Part("training", f"{n_steps:,} steps", training_work(model, n_tokens, n_steps))])
+    foretell(model, [Part("training", count(n_steps, "step"), training_work(model, n_tokens, n_steps))])
 
 
 def _recipe(name: str, seed: int, changes: dict[str, Any]) -> tuple[ToyTask, toy.TrainConfig]:
