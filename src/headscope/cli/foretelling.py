@@ -1,4 +1,4 @@
-"""What a command will run and about how long, said before it starts where that is long; and one bar over it all."""
+"""The foretelling of long commands: the work and its time, said before it starts, and one bar over it all."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext

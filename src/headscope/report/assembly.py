@@ -42,7 +42,7 @@ class Assembly:
         return [section for each in self.sections.values() for section in each]
 
     def notices(self, command: str) -> list[Markup]:
-        """What a reader must know before all else: what is not on the page, and why.
+        """Return sentences for the top of the page: what is not on it, and why.
 
         Args:
             command: What continues a report that was stopped.

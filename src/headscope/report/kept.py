@@ -90,7 +90,7 @@ class Kept:
             self._write()
 
     def has(self, part: str) -> bool:
-        """Whether a part is done."""
+        """Tell whether a part is done."""
         return self._prefix + part in self.done
 
     def run(self, name: str) -> dict[str, Any]:

@@ -25,7 +25,7 @@ class Stopped(KeyboardInterrupt):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of parts.
+    """The results of parts, and the parts without one.
 
     Attributes:
         results: The result of each that was done; `None` where there is nothing to measure.

@@ -95,7 +95,7 @@ class Findings:
     attention: Attention | None
 
     def has(self, *parts: str) -> bool:
-        """Whether parts were measured."""
+        """Tell whether parts were measured."""
         return all(self.outcome.results.get(part) is not None for part in parts)
 
     @property

@@ -231,7 +231,7 @@ def _manifest(
     chosen: tuple[str, ...],
     prompts: Task | str | None,
 ) -> dict[str, Any]:
-    """What the numbers depend on: a report that is continued must be the same in all of it."""
+    """Return everything that the numbers depend on, in which a report that is continued must be the same."""
     task = fingerprint(prompts.tensors()) if isinstance(prompts, Task) else None
     options = {"sections": chosen, "max_tokens": sizes.tokens, "ablation_tokens": sizes.ablated, "task": task}
     return make_manifest("report", model, tokens, None, None, described, options)
