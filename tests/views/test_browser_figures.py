@@ -12,6 +12,7 @@ import torch
 from browser import NEEDS_CHROMIUM, visit
 
 from headscope.views import bar, figure_page, hist, imshow, line, scatter
+from headscope.views.drawing.maps import component_maps, position_maps
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -173,3 +174,31 @@ def test_hostile_text_in_a_figure_is_text(chromium: "Browser", tmp_path: Path) -
         wait(opened)
         assert opened.title() == "headscope"
         assert opened.locator(".js-plotly-plot :is(img, script)").count() == 0
+
+
+def test_a_phone_shows_panels_below_each_other_and_where_a_figure_scrolls(chromium: "Browser", tmp_path: Path) -> None:
+    panels = component_maps({"diff": torch.randn(30, 9), "marginal": torch.randn(30, 9)}, title="T", data="", unit="")
+    tokens = [f"word{at}" for at in range(40)]
+    wide = position_maps(
+        {"z": torch.randn(3, 40)}, rows=list("abc"), row_title="layer", positions=range(40), tokens=tokens, title="T",
+        data="", unit="",
+    )  # fmt: skip
+    path = tmp_path / "figures.html"
+    path.write_text(figure_page(panels, wide), encoding="utf-8")
+    with visit(chromium, path, width=390, height=844, touch=True) as opened:
+        wait(opened)
+        opened.locator(".figure.hs-more").wait_for()
+        fits, scrolls = opened.locator(".figure").all()
+        assert fits.evaluate("box => box.scrollWidth - box.clientWidth") <= 0
+        first, second = (map.bounding_box() for map in fits.locator(".heatmaplayer image").all())
+        assert first is not None and second is not None
+        assert second["y"] > first["y"] + first["height"] and second["x"] == first["x"]
+        assert opened.evaluate("document.documentElement.scrollWidth") == 390
+        assert "hs-more" in (scrolls.get_attribute("class") or "")
+        scrolls.evaluate("box => box.scrollTo(9999, 0)")
+        opened.locator(".figure.hs-more").wait_for(state="detached")
+        # Turned on its side it has room, and is drawn as elsewhere.
+        opened.set_viewport_size({"width": 844, "height": 390})
+        fits.locator(f'.main-svg[height="{panels.layout.height}"]').first.wait_for(state="attached")
+        first, second = (map.bounding_box() for map in fits.locator(".heatmaplayer image").all())
+        assert first is not None and second is not None and second["y"] == first["y"]

@@ -6,7 +6,8 @@ from pathlib import Path
 from markupsafe import Markup
 
 from headscope.analysis.storage.manifest import headscope_version
-from headscope.report.blocks import Page, Plot
+from headscope.report.blocks import Page
+from headscope.views.drawing.saving import figure_json, fitting_script
 from headscope.views.html import CONTENT_POLICY, HtmlView, bundle
 
 __all__ = ["render_page"]
@@ -26,22 +27,17 @@ def render_page(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["json"] = _json
+    environment.filters["json"] = lambda figure: Markup(figure_json(figure))
     environment.filters["fragment"] = lambda view: Markup(view.fragment())
     environment.tests["view"] = lambda drawing: isinstance(drawing, HtmlView)
     style, script = (Markup((_TEMPLATES / f"report.{kind}").read_text(encoding="utf-8")) for kind in ("css", "js"))
     return environment.get_template("report.html.j2").render(
         page=page,
         policy=CONTENT_POLICY,
-        bundle=Markup(bundle()),
+        bundle=Markup(bundle() + fitting_script()),
         plotly=Markup(get_plotlyjs()),
         style=style,
         script=script,
         version=headscope_version(),
         date=datetime.now().strftime("%d %B %Y, %H:%M"),
     )
-
-
-def _json(plot: Plot) -> Markup:
-    """Return JSON that can stand in a script element: no `<` could end it."""
-    return Markup(plot.to_json().replace("<", "\\u003c"))

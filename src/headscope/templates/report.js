@@ -20,19 +20,22 @@
     return change;
   };
   const config = { displaylogo: false, responsive: true, modeBarButtons: [["toImage", "resetScale2d"]] };
+  const { fade, fitting, held, hold, phone } = window.headscopeFigures;
   const plots = all(".plot").map((plot) => {
     const here = plot.querySelector(".plot-here");
-    const { data, layout, frames } = JSON.parse(plot.querySelector("script").textContent);
+    const { data, layout, frames } = held(plot);
     delete layout.width;
-    here.style.minHeight = `${layout.height || 450}px`;
+    hold(here, layout);
     return { here, data, layout, frames, drawn: false };
   });
+  all(".plot, .scroll").forEach(fade);
   const theme = () => (dark.matches ? night : light);
-  const draw = (plot) => {
-    if (plot.drawn) return;
+  const draw = (plot, again = false, paper = false) => {
+    if (plot.drawn && !again) return;
     plot.drawn = true;
     const clear = "rgba(0,0,0,0)";
-    const layout = { ...plot.layout, paper_bgcolor: clear, plot_bgcolor: clear };
+    const layout = { ...fitting(plot.layout, paper), paper_bgcolor: clear, plot_bgcolor: clear };
+    hold(plot.here, plot.layout, paper);
     window.Plotly.newPlot(plot.here, { data: plot.data, layout, config, frames: plot.frames });
     window.Plotly.relayout(plot.here, themed(plot.here.layout, theme()));
     plot.here.dataset.plotted = "yes";
@@ -46,6 +49,8 @@
   };
   const paint = (colors, size = {}) =>
     plots.forEach((plot) => window.Plotly.relayout(plot.here, { ...themed(plot.here.layout, colors), ...size }));
+  const redraw = (paper) => plots.forEach((plot) => plot.drawn && draw(plot, true, paper));
+  phone.addEventListener("change", () => redraw(false));
   dark.addEventListener("change", () => plots.every((plot) => plot.drawn) && paint(theme()));
   const fit = () => plots.forEach((plot) => plot.drawn && plot.here.offsetWidth && window.Plotly.Plots.resize(plot.here));
 
@@ -70,13 +75,14 @@
   window.addEventListener("beforeprint", () => {
     closed = parts.filter((part) => !part.open);
     closed.forEach((part) => { part.open = true; });
-    plots.forEach(draw);
+    plots.forEach((plot) => draw(plot, phone.matches, true));
     // The width of a sheet between its margins, in CSS pixels
     paint(light, { width: 660, autosize: false });
   });
   window.addEventListener("afterprint", () => {
     closed.forEach((part) => { part.open = false; });
-    paint(theme(), { width: null, autosize: true });
+    if (phone.matches) redraw(false);
+    else paint(theme(), { width: null, autosize: true });
   });
 
   // Contents: a menu on narrow screens; where the reader is, everywhere

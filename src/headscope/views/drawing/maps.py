@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["color_scale", "component_maps", "position_maps"]
 
+# Pixels: above the panels, below them, and between two rows of them; the least width of a panel's column.
+_TOP, _BOTTOM, _BETWEEN, _COLUMN = 96, 60, 84, 9
+_BELOW_TOKENS = 130
 _FRAMED = {"showgrid": False, "showline": True, "mirror": True, "linecolor": "rgb(128,128,128)"}
 
 
@@ -42,7 +45,7 @@ def component_maps(
             zero, blue above and red below.
         limit: Value with the full color; the largest magnitude by default.
         own_scales: Give each map its own color scale, for values of different magnitude.
-        across: Maps in a row; all by default, or two if more than three have their own scales.
+        across: Maps in a row; as many as have room by default, or two if more than three have their own scales.
 
     Example:
         >>> import torch
@@ -61,14 +64,17 @@ def component_maps(
     # Gaps between cells help only while cells are large.
     gap = 1 if width <= 32 and n_layers <= 32 else 0
     # Each map with its own color bar needs room: more than three go in rows of two.
-    across = across or (2 if own_scales and len(shown) > 3 else len(shown))
+    fitting = max(1, 1000 // (_COLUMN * width + 100))
+    across = across or min(len(shown), 2 if own_scales and len(shown) > 3 else fitting)
     down = -(-len(shown) // across)
+    tall = max(170, n_layers * min(26, max(13, 640 // n_layers)))
+    area = down * tall + (down - 1) * _BETWEEN
     figure = make_subplots(
         rows=down,
         cols=across,
         subplot_titles=tuple(shown),
         horizontal_spacing=0.18 if own_scales else 0.08,
-        vertical_spacing=0.3 / down,
+        vertical_spacing=_BETWEEN / area,
     )
     for number, (name, values) in enumerate(shown.items()):
         heatmap = go.Heatmap(
@@ -83,17 +89,17 @@ def component_maps(
         )
         figure.add_trace(heatmap, row=1 + number // across, col=1 + number % across)
     figure.update_xaxes(type="category", **_FRAMED)
-    figure.update_xaxes(title_text="head", row=down)
+    for number in range(max(0, len(shown) - across), len(shown)):  # the lowest of each column
+        figure.update_xaxes(title_text="head", row=1 + number // across, col=1 + number % across)
     figure.update_yaxes(autorange="reversed", type="category", **_FRAMED)
     figure.update_yaxes(title_text="layer", col=1)
-    height = max(320, min(900 * down, down * (60 + 26 * n_layers) + 90))
-    styled(figure, title, data, height=height, margin={"t": 96})
+    styled(figure, title, data, height=_TOP + area + _BOTTOM, margin={"t": _TOP, "b": _BOTTOM})
     every = list(shown.values())
     for number, measured in enumerate([[values] for values in every] if own_scales else [every]):
         bar: dict[str, Any] = {}
         if own_scales:
             (_, right), (low, high) = (figure.layout[_numbered(f"{each}axis", number)].domain for each in "xy")
-            bar = {"x": right + 0.01, "y": (low + high) / 2, "len": min(1.0, 1.15 * (high - low))}
+            bar = {"x": right + 0.01, "y": (low + high) / 2, "len": high - low}
         scale = color_scale(measured, unit, rising=rising, limit=limit, **bar)
         figure.update_layout({_numbered("coloraxis", number): scale})
     return figure
@@ -129,12 +135,14 @@ def position_maps(
 
     shown = {name: values.double().cpu().numpy() for name, values in maps.items()}
     down = -(-len(shown) // across)
+    tall = max(150, len(rows) * min(26, max(13, 640 // len(rows))))
+    area = down * tall + (down - 1) * _BELOW_TOKENS
     figure = make_subplots(
         rows=down,
         cols=across,
         subplot_titles=tuple(shown),
         horizontal_spacing=0.06,
-        vertical_spacing=0.35 / down,
+        vertical_spacing=_BELOW_TOKENS / area,
         shared_yaxes=True,
     )
     tokens = [plot_text(token.replace("\n", "\\n")) for token in tokens]
@@ -158,8 +166,8 @@ def position_maps(
         figure,
         title,
         data,
-        height=max(360, min(900 * down, down * (90 + 26 * len(rows)) + 120)),
-        margin={"t": 96, "b": 110},
+        height=_TOP + area + 110,
+        margin={"t": _TOP, "b": 110},
         coloraxis=color_scale(shown.values(), unit),
     )
 

@@ -1,23 +1,24 @@
 """Plotly figures as files: offline HTML pages, and pictures (PNG, SVG, PDF) through the optional kaleido."""
 
 import importlib.util
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headscope.errors import InvalidInputError, MissingDependencyError
+from headscope.views.drawing.narrow import with_narrow_layout
 from headscope.views.html import document, write
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-__all__ = ["figure_page", "save_figure"]
+__all__ = ["figure_json", "figure_page", "fitting_script", "save_figure"]
 
 # A figure takes the page's background, and light text on a dark one; marks and the text on them keep their colors.
 _STYLE = """<style>
 :root { color-scheme: light dark; }
 body { margin: 1rem; background: #ffffff; }
-.figure { overflow-x: auto; }  /* on a phone it scrolls instead of shrinking */
-.figure .plotly-graph-div { min-width: 620px; }
+.figure { overflow-x: auto; }
 @media (max-width: 640px) { .figure .modebar { display: none; } }
 .js-plotly-plot :is(.main-svg, .svg-container) { background: transparent !important; }
 .js-plotly-plot .main-svg :is(.bg, .plotbg) { fill: transparent !important; }
@@ -28,6 +29,10 @@ body { margin: 1rem; background: #ffffff; }
   .js-plotly-plot :is(.gtitle, .gtitle-subtitle) tspan { fill: #e4e8ee !important; }
 }
 </style>"""
+_FADING = """@media screen {
+  .hs-more { --fade: linear-gradient(to left, transparent, #000 3rem); -webkit-mask: var(--fade); mask: var(--fade); }
+}
+"""
 _PICTURES = ("png", "svg", "pdf", "jpg", "jpeg", "webp")
 
 
@@ -35,7 +40,7 @@ def figure_page(*figures: "go.Figure", title: str = "headscope") -> str:
     """Make an offline HTML page of figures, one below the other, with plotly's script included once.
 
     Its content security policy forbids every request, so it looks and works the same anywhere; animations do not start
-    by themselves.
+    by themselves. On a phone the panels of a figure stand below each other.
 
     Raises:
         InvalidInputError: If there is no figure.
@@ -47,11 +52,27 @@ def figure_page(*figures: "go.Figure", title: str = "headscope") -> str:
     """
     if not figures:
         raise InvalidInputError("there is no figure to put on the page; give at least one.")
+    from plotly.offline import get_plotlyjs
+
     parts = [
-        figure.to_html(full_html=False, include_plotlyjs=at == 0, config={"displaylogo": False}, auto_play=False)
-        for at, figure in enumerate(figures)
+        f'<div class="figure"><div class="plotly-graph-div"></div><script type="application/json">'
+        f"{figure_json(figure)}</script></div>"
+        for figure in figures
     ]
-    return document(_STYLE, "\n".join(f'<div class="figure">{part}</div>' for part in parts), title=title)
+    scripts = f"<script>{get_plotlyjs()}</script>\n<script>headscopeFigures.page()</script>"
+    return document(_STYLE + fitting_script(), "\n".join([*parts, scripts]), title=title)
+
+
+def figure_json(figure: "go.Figure") -> str:
+    """Return a figure with its layout for narrow screens, as JSON for a script element: no `<` could end it."""
+    return str(with_narrow_layout(figure).to_json()).replace("<", "\\u003c")
+
+
+@cache
+def fitting_script() -> str:
+    """Return the script and style that fit figures to a narrow page and show where a box scrolls on."""
+    script = (Path(__file__).parent.parent / "static" / "figures.js").read_text(encoding="utf-8")
+    return f"<style>\n{_FADING}</style>\n<script>\n{script}</script>"
 
 
 def save_figure(

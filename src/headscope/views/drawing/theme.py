@@ -1,11 +1,22 @@
 """Common style of all plotly figures: template, colors, titles, and text escaped from markup."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-__all__ = ["DIVERGING", "PALETTE", "RISING", "house_template", "plot_text", "plot_title", "styled", "whole"]
+__all__ = [
+    "DIVERGING",
+    "PALETTE",
+    "RISING",
+    "house_template",
+    "plot_text",
+    "plot_title",
+    "state_axis",
+    "styled",
+    "whole",
+]
 
 DIVERGING = "RdBu"
 # The blue half of RdBu, for values that cannot be negative: blue means "more" everywhere.
@@ -68,6 +79,13 @@ def plot_title(title: str, data: str) -> dict[str, Any]:
     data = data if len(data) <= 80 else data[:79].rstrip() + "…"
     subtitle = {"text": f"on {plot_text(data)}" if data else "", "font": {"size": 13}}
     return {"text": title, "subtitle": subtitle}
+
+
+def state_axis(labels: Sequence[str]) -> dict[str, Any]:
+    """Make an x axis of states of the residual stream, with a label at each as long as there is room."""
+    n = len(labels)
+    angle, size = (0, 13) if n <= 7 else (-45, 13) if n <= 25 else (-90, 10)
+    return {"title": {"text": "state"}, "type": "category", "tickangle": angle, "tickfont": {"size": size}}
 
 
 def styled(figure: "go.Figure", title: str, data: str, **layout: Any) -> "go.Figure":

@@ -11,7 +11,7 @@ from headscope.analysis.core.result import component_label
 from headscope.analysis.prompts.attribution_result import Attribution
 from headscope.errors import InvalidInputError
 from headscope.views.drawing.maps import component_maps, position_maps
-from headscope.views.drawing.theme import PALETTE, styled
+from headscope.views.drawing.theme import PALETTE, state_axis, styled
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -63,7 +63,7 @@ def attribution_by_layer(result: Attribution, *, prompt: int | None = None) -> "
         figure,
         "Logit difference along the residual stream",
         _on(result, prompt),
-        xaxis={"title": {"text": "state"}, "type": "category", "tickangle": -45 if len(labels) > 7 else 0},
+        xaxis=state_axis(labels),
         yaxis={"title": {"text": f"logit difference ({_UNIT})"}, "zeroline": True},
         height=420,
         margin={"t": 96, "b": 90},

@@ -15,6 +15,7 @@ __all__ = ["circuit_picture"]
 
 _HELPS, _HARMS = "rgb(67,147,195)", "rgb(214,96,77)"
 _WIDEST = 9.0
+_LONGEST_BEND = 5.0
 _BENDS = {"q": -0.3, "k": 0.3, "v": 0.1, "": 0.1}
 _DASHES = {"q": "solid", "k": "dash", "v": "solid", "": "solid"}
 _COLORS = {
@@ -69,7 +70,8 @@ def circuit_picture(circuit: Circuit, *, k: int = 40) -> "go.Figure":
     shown = list(range(min(k, len(circuit.inputs))))
     ends = circuit.edges.tolist()
     used = sorted({end for number in shown for end in ends[number]})
-    places = _places(circuit, used)
+    rows = {layer: row for row, layer in enumerate(sorted({int(circuit.layers[node]) for node in used}))}
+    places = _places(circuit, used, rows)
     figure = go.Figure()
     # Drawn last, the strongest are on top.
     for trace in _paths(circuit, shown[::-1], places):
@@ -77,42 +79,42 @@ def circuit_picture(circuit: Circuit, *, k: int = 40) -> "go.Figure":
     for group in dict.fromkeys(circuit.groups[node] for node in used):
         figure.add_trace(_nodes(circuit, group, [node for node in used if circuit.groups[node] == group], places))
     n_layers = int(circuit.layers.max())
-    rows = sorted({int(places[node][1]) for node in used})
     names = {layer: f"layer {layer}" for layer in range(n_layers)} | {n_layers: "answer"}
     figure.update_xaxes(visible=False, range=[-1.15, 1.15])
     figure.update_yaxes(
-        tickvals=rows, ticktext=[names[row] for row in rows], showgrid=False, zeroline=False,
-        range=[rows[0] - 0.6, rows[-1] + 0.6],
+        tickvals=list(rows.values()), ticktext=[names[layer] for layer in rows], showgrid=False, zeroline=False,
+        range=[-0.6, len(rows) - 0.4],
     )  # fmt: skip
     return styled(
         figure,
         "Paths that carry the task",
         circuit.info.data,
-        height=max(380, min(950, 150 + 95 * (rows[-1] - rows[0] + 1))),
+        height=max(380, 150 + len(rows) * min(95, max(52, 800 // len(rows)))),
         margin={"t": 96},
         legend={"orientation": "h", "y": -0.05},
         hovermode="closest",
     )
 
 
-def _places(circuit: Circuit, used: list[int]) -> dict[int, tuple[float, float]]:
+def _places(circuit: Circuit, used: list[int], rows: dict[int, int]) -> dict[int, tuple[float, float]]:
     """Place layers upwards, with heads side by side, grouped by type, and the MLP to their right, slightly higher.
 
-    Neighboring layers are shifted sideways, so that paths across several layers do not run behind nodes.
+    Layers without a node take no room. Neighboring ones are shifted sideways, so that paths across several layers do
+    not run behind nodes.
     """
     places: dict[int, tuple[float, float]] = {}
-    for layer in sorted({int(circuit.layers[node]) for node in used}):
+    for layer, row in rows.items():
         here = [node for node in used if int(circuit.layers[node]) == layer]
         heads = sorted(
             (node for node in here if circuit.groups[node] != "MLP"), key=lambda at: (circuit.groups[at], at)
         )
-        shift = 0.08 * (layer % 3 - 1)
+        shift = 0.08 * (row % 3 - 1)
         for at, node in enumerate(heads):
             across = -0.25 if len(heads) == 1 else -0.85 + 1.2 * at / (len(heads) - 1)
-            places[node] = (0.0, float(layer)) if circuit.nodes[node] == FINAL else (across + shift, float(layer))
+            places[node] = (0.0, float(row)) if circuit.nodes[node] == FINAL else (across + shift, float(row))
         for node in here:
             if circuit.groups[node] == "MLP":
-                places[node] = (0.8 + shift, layer + 0.3)
+                places[node] = (0.8 + shift, row + 0.3)
     return places
 
 
@@ -147,9 +149,9 @@ def _paths(circuit: Circuit, shown: list[int], places: dict[int, tuple[float, fl
 
 
 def _curve(start: tuple[float, float], end: tuple[float, float], bend: float) -> tuple[list[float], list[float]]:
-    """Points of a quadratic curve, bent sideways by a share of its length."""
+    """Points of a quadratic curve, bent sideways by a share of its length, within the figure."""
     (x0, y0), (x1, y1) = start, end
-    length = math.hypot(x1 - x0, y1 - y0)
+    length = min(_LONGEST_BEND, math.hypot(x1 - x0, y1 - y0))
     middle = ((x0 + x1) / 2 + bend * length * 0.5, (y0 + y1) / 2)
     steps = [step / 20 for step in range(21)]
     xs = [(1 - t) ** 2 * x0 + 2 * t * (1 - t) * middle[0] + t**2 * x1 for t in steps]

@@ -7,13 +7,14 @@ import numpy as np
 from headscope.analysis.core.result import check_option
 from headscope.analysis.lens.entropy import EntropyResult
 from headscope.views.drawing.maps import component_maps
-from headscope.views.drawing.theme import PALETTE, styled
+from headscope.views.drawing.theme import PALETTE, state_axis, styled
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 __all__ = ["entropy_by_head", "entropy_by_layer"]
 
+_SIDE_BY_SIDE = 33  # states: more have their labels only in a panel as wide as the figure
 Which = Literal["all", "heads", "increases"]
 _TITLES = {
     "all": "Entropy change by each head and MLP",
@@ -29,7 +30,8 @@ def entropy_by_layer(result: EntropyResult) -> "go.Figure":
         result: Result of `measure_entropy`; its means are shown.
 
     Returns:
-        A figure with two panels, in nats.
+        A figure with two panels, in nats: side by side, or one below the other where there are many states, so that
+        each has a label.
     """
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
@@ -37,11 +39,14 @@ def entropy_by_layer(result: EntropyResult) -> "go.Figure":
     means = result.mean()
     entropy = means.resid.double().cpu().numpy()
     labels = list(result.state_labels)
+    is_deep = len(labels) > _SIDE_BY_SIDE
+    second = {"row": 2, "col": 1} if is_deep else {"row": 1, "col": 2}
     figure = make_subplots(
-        rows=1,
-        cols=2,
+        rows=second["row"],
+        cols=second["col"],
         subplot_titles=("Entropy along the residual stream", "Change in each layer"),
         horizontal_spacing=0.11,
+        vertical_spacing=0.24,
     )
     figure.add_trace(
         go.Scatter(
@@ -59,19 +64,19 @@ def entropy_by_layer(result: EntropyResult) -> "go.Figure":
         layers = [str(layer) for layer in range(len(values))]
         template = name + " of layer %{x}<br>%{y:+.4f} nats<extra></extra>"
         bars = go.Bar(x=layers, y=values, name=name, marker={"color": color}, hovertemplate=template)
-        figure.add_trace(bars, row=1, col=2)
-    figure.update_xaxes(title_text="state", tickangle=-45 if len(labels) > 7 else 0, row=1, col=1)
-    figure.update_xaxes(title_text="layer", type="category", row=1, col=2)
+        figure.add_trace(bars, **second)
+    figure.update_xaxes(state_axis(labels), row=1, col=1)
+    figure.update_xaxes(title_text="layer", type="category", **second)
     figure.update_yaxes(title_text="entropy (nats)", rangemode="tozero", row=1, col=1)
-    figure.update_yaxes(title_text="change (nats)", zeroline=True, row=1, col=2)
+    figure.update_yaxes(title_text="change (nats)", zeroline=True, **second)
     return styled(
         figure,
         "Entropy per layer",
         result.info.data,
         barmode="group",
-        height=420,
+        height=740 if is_deep else 420,
         margin={"t": 96, "b": 90},
-        legend={"orientation": "h", "x": 1, "xanchor": "right", "y": -0.27, "yanchor": "top"},
+        legend={"orientation": "h", "x": 1, "xanchor": "right", "y": -0.11 if is_deep else -0.27, "yanchor": "top"},
     )
 
 
