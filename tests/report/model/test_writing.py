@@ -116,7 +116,7 @@ def test_the_words_agree_with_the_numbers(model: HookedTransformer, report: Repo
     assert f"from {ends[0]}" in words and f"nats at the embedding to {ends[1]}" in words
     raising = estimates(measure_entropy(model, tokens, reduce="none", progress=False).marginal[:, :3]).clear(1)
     assert raising.nonzero().tolist() == [[1, 2]]
-    said = "the number that clearly raise entropy is 0 in the stream written to (diff), 1 in the final prediction"
+    said = "0 clearly raise the entropy of the stream they write to (diff), 1 that of the final prediction"
     assert said in page.words and "by marginal, head 1.2 (+0.015 ± 0.003 nats)" in page.words
     assert "4 of 48 tokens" in words and f"{entropy.info.n_positions:,}" in words
 
@@ -142,7 +142,7 @@ def test_what_is_clear_is_said(tmp_path: Path) -> None:
         raising = estimates(getattr(entropy, by)[:, :3]).clear(1)
         assert raising.nonzero().tolist() == [[1, 0]] and top.label == "1.0"
         assert f"by {by}, head 1.0 ({top.value:+.3f} ± " in words
-    assert "the number that clearly raise entropy is 1 in the stream written to (diff), 1 in the final" in words
+    assert "1 clearly raise the entropy of the stream they write to (diff), 1 that of the final" in words
 
 
 def test_the_page_has_every_part(page: Page, text: str) -> None:
@@ -195,7 +195,7 @@ def test_copy_suppression_is_looked_for(model: HookedTransformer, report: Report
     pd.testing.assert_frame_equal(table, explained.to_frame(), check_dtype=False)
     assert len(pd.read_parquet(report.directory / "suppression_scores.parquet")) == 6
     words = " ".join(page.text.split())
-    assert "Here no head clearly does: among the candidates" in words
+    assert "Here no candidate clearly does" in words
     best = explained.top(1)[0]
     assert f"(head {best.label})" in words
 
@@ -281,7 +281,7 @@ def test_a_task_is_part_of_the_page(
     )
     text = written.page.read_text(encoding="utf-8")
     page = Page(text)
-    assert "It tells the indirect object by" in page.words
+    assert "It prefers the indirect object to the subject by" in page.words
     tables = {path.stem: pd.read_parquet(path) for path in written.tables if path.stem.startswith("task_")}
     assert set(tables) == {"task_prompts", "task_heads", "task_patching", "task_paths"}
     n = len(task)

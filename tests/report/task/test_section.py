@@ -79,7 +79,7 @@ def test_a_model_with_name_movers_is_told_so() -> None:
     said = words(section)
     assert "Name movers, which look from the end of the prompt at the right name" in said
     assert "Negative name movers" in said and "Backups" in said
-    assert "From the second mention of the subject, heads look back: 0.0 at the first mention (100 %)" in said
+    assert "From the second mention of the subject, these heads look back: 0.0 to the first mention (100 %)" in said
     assert "What they write there matters" in said
     assert "S-inhibition heads tell the name movers where not to look" in said
 

@@ -35,10 +35,10 @@ def entropy_layer_section(findings: Findings) -> Section:
         how += " Every state is read with the final norm's scale of the same position."
     figure = captioned(
         entropy_by_layer(findings.means),
-        "Left: mean entropy of the prediction at each state of the residual stream: <code>2_pre</code> is the "
+        "First panel: mean entropy of the prediction at each state of the residual stream: <code>2_pre</code> is the "
         "stream as it enters layer 2, <code>2_mid</code> the same after that layer's attention, <code>final</code> "
-        "what the model really predicts. Right: the change in each layer; below zero, the prediction becomes more "
-        "certain.",
+        "what the model really predicts. Second panel: the change in each layer; below zero, the prediction becomes "
+        "more certain.",
         how,
         "Blue bars are attention, orange ones MLPs.",
         n=count(info.n_positions, "position"),
@@ -64,7 +64,7 @@ def _from_first_to_last(findings: Findings) -> Markup:
             if close:
                 part += ", not clearly apart from " + listed((names[at] for at in close[:2]), last="or")
             parts.append(part)
-    tail = say(" The {parts}.", parts=Markup(", the ").join(parts)) if parts else ""
+    tail = say(" The {parts}.", parts=Markup("; the ").join(parts)) if parts else ""
     first, last = (spread(estimate(state), sign=False) for state in (resid[0], resid[-1]))
     verb = "falls" if change.value < 0 else "rises"
     return say(sentence, verb=verb, first=first, last=last, change=spread(change)) + tail
@@ -113,8 +113,8 @@ def _raising(findings: Findings) -> Markup:
             positions=count(findings.means.info.n_positions, "position"),
         )
     first = say(
-        "Of its {n}, the number that clearly raise entropy is <b>{diff}</b> in the stream written to (<i>diff</i>), "
-        "<b>{marginal}</b> in the final prediction (<i>marginal</i>), and {both} in both.",
+        "Of its {n}, <b>{diff}</b> clearly raise the entropy of the stream they write to (<i>diff</i>), "
+        "<b>{marginal}</b> that of the final prediction (<i>marginal</i>), and {both} both.",
         n=count(n, "head"),
         diff=int(up_diff.sum()),
         marginal=int(up_marginal.sum()),

@@ -24,8 +24,8 @@ def loss_section(findings: Findings) -> Section:
     first, mean = findings.among_first(1), estimate(predictions.loss)
     figure = captioned(
         loss_by_position(predictions.loss, data=findings.data, uniform=uniform),
-        "Left: the mean loss at each position (dots) and its running mean (line), which falls to the right where a "
-        "model uses its context. Right: the number of tokens by their loss.",
+        "First panel: the mean loss at each position (dots) and its running mean (line), which falls to the right "
+        "where a model uses its context. Second panel: the number of tokens by their loss.",
         "Loss is minus the log-probability of the token that came, in nats, averaged over the sequences.",
         "Color tells the curves apart, as the legend says; it has no scale.",
     )

@@ -25,8 +25,8 @@ def suppression_section(findings: Findings) -> Section | None:
     shares = _shares(measured.explained)
     verdict, summary = _verdict(measured.explained.labels, shares)
     intro = prose(
-        "Some heads hold back what the model is about to copy: they attend to tokens of the text that are already "
-        "predicted, and lower their logits. {verdict}",
+        "Some heads keep the model from copying: they attend to tokens of the text that are already predicted, and "
+        "lower their logits. {verdict}",
         verdict=verdict,
     )
     figures = () if measured.scores.ioi is None else (_figure(measured),)
@@ -54,8 +54,8 @@ def _verdict(labels: tuple[str, ...], shares: list[Estimate]) -> tuple[Markup, t
         summary = "Head <b>{label}</b> suppresses copying: this explains {worth} of its direct effect."
         return verdict, (say(summary, **values),)
     none = (
-        "Here no head clearly does: among the candidates, it explains at most {share} of a head's direct effect (head "
-        "{label})."
+        "Here no candidate clearly does: by the measure below, this explains at most {share} of a head's direct effect "
+        "(head {label})."
     )
     return say(none, share=percent(max(_sortable(share), 0.0)), label=label), ()
 

@@ -62,7 +62,7 @@ def attention_figure(story: TaskStory) -> Figure:
             across=len(LOOKED_AT),
         ),
         "How much of each head's attention goes, from the word before the answer, to the right name (IO) and to "
-        "the subject's two mentions (S1, S2), for each order of the names by itself. A head that follows a place "
+        "the subject's two mentions (S1, S2), for each order of the names. A head that follows a place "
         "rather than a person changes its panel with the order.",
         "Mean attention over the prompts of that order ({prompts} in all).",
         "The stronger the blue, the more of its attention, from none to all of it.",
@@ -102,7 +102,7 @@ def stream_figure(story: TaskStory) -> Figure:
     moves = ": it moves from S2 to the end" if (strongest[0], strongest[-1]) == ("S2", "end") else ""
     return captioned(
         figure,
-        "Which word's place in the residual stream says who the subject is, as it enters each layer{moves}. S1 and "
+        "At which word the residual stream entering each layer says who the subject is{moves}. S1 and "
         "S2 are the subject's mentions, S1+1 is the word after the first, IO the other name, end the last word "
         "before the answer.",
         "Activation patching: the stream at that word is replaced by that of the prompts with the other name as "
@@ -137,9 +137,9 @@ def types_figure(story: TaskStory) -> Figure:
     """The score of every head for each type."""
     return captioned(
         head_type_maps(story.types, unit="logits"),
-        "The score of every head for each head type; those that are called by it are framed.",
+        "The score of every head for each head type; heads that are given the label are framed.",
         "The direct effect on the logit difference that comes from the names' places, in the order of the names "
-        "where it is lowest. A head is called by a type if its score is at least {share} of the logit difference "
+        "where it is lowest. A head is given a label if its score is at least {share} of the logit difference "
         "and clearly exceeds its control, the same number for the answers of other prompts.",
         "Blue above zero, red below; each panel has its own scale.",
         share=percent(float(story.types.info.options["min_effect"])),

@@ -101,7 +101,7 @@ def _summary(story: TaskStory) -> Markup:
         heads = listed(say("<b>{label}</b>", label=score.label) for score in story.types.heads(kind)[:_LISTED])
         if heads:
             parts.append(say("{heads} {does}", heads=heads, does=does))
-    told = say("It tells the indirect object by {difference} logits", difference=spread(story.whole))
+    told = say("It prefers the indirect object to the subject by {difference} logits", difference=spread(story.whole))
     return told + (say(": heads {parts}.", parts=listed(parts)) if parts else Markup("."))
 
 
@@ -118,8 +118,8 @@ def _orders_table(story: TaskStory) -> Table:
     ]
     caption = say(
         "The last column is the same prompts with the second mention of the subject swapped for the other name, scored "
-        "with the same answers: a model that follows the subject turns the difference round. ± is one standard error "
-        "over prompts."
+        "with the same answers: a model that follows the subject reverses the sign of the difference. ± is one "
+        "standard error over prompts."
     )
     measured = ("prompts", "logit difference", "right name ahead", "with the other name as subject")
     return Table(("order of the names", *measured), rows, caption, words=(0,))
@@ -190,10 +190,8 @@ def _looking(story: TaskStory) -> Block:
             for mean, order in zip(means, story.orders, strict=True)
         )
         label = component_label(*head)
-        parts.append(say("at {called}, <b>{label}</b> ({shares})", called=called, label=label, shares=shares))
-    return prose(
-        "From the end of the prompt, the heads that look most are these: {parts}.", parts=Markup("; ").join(parts)
-    )
+        parts.append(say("to {called}, <b>{label}</b> ({shares})", called=called, label=label, shares=shares))
+    return prose("These heads attend most from the end of the prompt: {parts}.", parts=Markup("; ").join(parts))
 
 
 def _duplicates(story: TaskStory) -> list[Block]:
@@ -207,11 +205,11 @@ def _duplicates(story: TaskStory) -> list[Block]:
                 if float(shares[head]) >= _LOOKS:
                     looking.append((head, float(shares[head]), words))
     parts = (
-        say("<b>{label}</b> at {words} ({share})", label=component_label(*head), words=words, share=percent(share))
+        say("<b>{label}</b> to {words} ({share})", label=component_label(*head), words=words, share=percent(share))
         for head, share, words in looking
     )
     sentence = (
-        "From the second mention of the subject, heads look back: {parts}."
+        "From the second mention of the subject, these heads look back: {parts}."
         if looking
         else "No head gives {share} of its attention, from the second mention of the subject, to the first or to what "
         "followed it."
@@ -241,7 +239,7 @@ def _whether_they_matter(story: TaskStory, looking: set[Head]) -> Block:
         else "No head's output at that word matters by itself."
     )
     if carried:
-        sentence = "What they write there matters: patched at that word alone, {carried} logits."
+        sentence = "What they write there matters: patched at that word alone, it changes {carried} logits."
     elif looking:
         sentence = (
             "But what they write there does not tell who the subject is: patched at that word alone, none of them "
