@@ -59,7 +59,7 @@ OWN: dict[str, Any] = {
 }  # fmt: skip
 CHOICES: dict[str, list[Any]] = {
     "positional_embedding_type": ["rotari", "relative_positional_bias"], "normalization_type": ["ln", "DyT"],
-    "act_fn": ["swish"], "attention_dir": ["causal_only"], "init_mode": ["muP"],
+    "act_fn": ["swish"], "attention_dir": ["causal_only"], "init_mode": ["normal"],
     "n_layers": [0], "d_model": [0], "n_ctx": [0], "d_head": [0], "n_heads": [0], "n_key_value_heads": [2],
     "dtype": [torch.int8],
 }  # fmt: skip

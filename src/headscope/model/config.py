@@ -127,11 +127,11 @@ class HookedTransformerConfig:
         tie_word_embeddings: The checkpoint shares embedding and unembedding (for information only).
         init_weights: Draw random weights on construction; `False` leaves them unset, to be loaded.
         init_mode: Initialization: `"gpt2"` (normal), or `"xavier_..."`, `"kaiming_..."` with `"uniform"` or `"normal"`,
-            where `initializer_range` is the gain.
+            where `initializer_range` is the gain, or `"muP"`; see `headscope.model.weights.initialize`.
         initializer_range: Standard deviation of random weights; `-1` means `0.8 / sqrt(d_model)` (a gain of 1 in the
             other modes).
         n_devices: Number of devices that the model is spread over; set by `place` and `to`.
-        seed: Seed of the random weights; the global generator is untouched.
+        seed: Seed of the random weights, which are those of TransformerLens 3.9; the global generator is untouched.
         dtype: Floating-point dtype of the weights, or its name.
         device: Device of the weights; CUDA if there is one, else the CPU, by default.
         model_name: Name in results and titles.

@@ -21,7 +21,7 @@ ACTIVATIONS = (
 )  # fmt: skip
 ROUTERS = ("softmax", "sigmoid", "sparsemixer")
 PARTS = ("attn", "mixer", "mlp")
-INIT_MODES = ("gpt2", "xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal")
+INIT_MODES = ("gpt2", "xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "muP")
 
 # Fields of TransformerLens's config that are not supported yet: only these values are accepted.
 _NOT_YET: dict[str, Any] = {

@@ -87,7 +87,8 @@ def init_kaiming_uniform_(
         >>> init_kaiming_uniform_(torch.empty(100, 200)).abs().max().round(decimals=3)  # at most sqrt(6 / 100)
         tensor(0.2450)
     """
-    bound = math.sqrt(3.0) * _kaiming_deviation(param, a, nonlinearity, gain, mode)
+    gain, fan = _kaiming_gain_and_fan(param, a, nonlinearity, gain, mode)
+    bound = gain * math.sqrt(3.0 / fan)  # a deviation times sqrt(3) would differ in its last bit
     return nn.init.uniform_(param, -bound, bound, generator)
 
 
@@ -118,10 +119,11 @@ def init_kaiming_normal_(
         >>> init_kaiming_normal_(torch.empty(100, 200)).shape
         torch.Size([100, 200])
     """
-    return nn.init.normal_(param, 0.0, _kaiming_deviation(param, a, nonlinearity, gain, mode), generator)
+    gain, fan = _kaiming_gain_and_fan(param, a, nonlinearity, gain, mode)
+    return nn.init.normal_(param, 0.0, gain * math.sqrt(1.0 / fan), generator)
 
 
-def _kaiming_deviation(param: Tensor, a: float, nonlinearity: str, gain: float, mode: FanMode) -> float:
+def _kaiming_gain_and_fan(param: Tensor, a: float, nonlinearity: str, gain: float, mode: FanMode) -> tuple[float, int]:
     if mode not in ("fan_in", "fan_out"):
         raise InvalidInputError(f"mode must be 'fan_in' or 'fan_out'; got {mode!r}.")
     try:
@@ -129,4 +131,4 @@ def _kaiming_deviation(param: Tensor, a: float, nonlinearity: str, gain: float, 
     except ValueError as error:
         raise InvalidInputError(f"{error}; torch.nn.init.calculate_gain lists the names.") from None
     fan_in, fan_out = calc_fan_in_and_fan_out(param)
-    return gain / math.sqrt(fan_in if mode == "fan_in" else fan_out)
+    return gain, fan_in if mode == "fan_in" else fan_out

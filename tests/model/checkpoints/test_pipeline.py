@@ -1,7 +1,6 @@
 """Checkpoints from disk: every layout, every way to be broken, and nothing of theirs ever run or shared."""
 
 import json
-import math
 import pickle
 import shutil
 from collections.abc import Callable
@@ -12,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from small_models import save_checkpoint
-from tiny import randomize, tiny_config, tiny_tokenizer, tiny_tokens
+from tiny import randomize, tiny_tokenizer, tiny_tokens
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -462,15 +461,3 @@ def test_the_tokenizer_of_a_named_model_whose_weights_are_in_memory(tmp_path: Pa
 def test_a_name_is_no_config() -> None:
     with pytest.raises(InvalidInputError, match=r"from_pretrained\('gpt2'\)"):
         HookedTransformerConfig.unwrap("gpt2")  # what the model's constructor does
-
-
-@pytest.mark.parametrize("mode", ["xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal"])
-def test_other_ways_to_draw_weights(mode: str) -> None:
-    cfg = tiny_config(init_mode=mode, d_model=64, d_head=32, n_heads=2, seed=3, dtype=torch.float32)
-    model = HookedTransformer(cfg)
-    spread = float(model.blocks[0].attn.W_Q.detach().std())
-    # Fan-in 64, fan-out 32 for each of two heads.
-    wanted = math.sqrt(2 / (64 + 64)) if mode.startswith("xavier") else math.sqrt(2 / 64)
-    assert spread == pytest.approx(wanted, rel=0.05)
-    assert not bool(model.b_Q.any()) and bool((model.ln_final.w == 1).all())
-    assert torch.equal(HookedTransformer(cfg).W_E, model.W_E)

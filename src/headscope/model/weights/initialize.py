@@ -1,14 +1,21 @@
-"""Random weights for a model made from a config."""
+"""Random weights for a model made from a config: for a seed, those of TransformerLens 3.9 to the bit.
 
-from collections.abc import Callable
-from functools import partial
+A seed's numbers depend on the order in which weights are drawn, on their shapes and on their dtype. Matrices are drawn
+module by module in the order in which modules register them, on the CPU, in the dtype of the weight; experts one by
+one, as the `[out, in]` matrices of `torch.nn.Linear`. There, a model with ALiBi has a table of positions that nothing
+reads: its numbers are drawn and dropped.
+"""
+
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from headscope.model.config import HookedTransformerConfig
+from headscope.model.parts.experts import MoE
 from headscope.ops.initialization import (
+    calc_fan_in_and_fan_out,
     init_kaiming_normal_,
     init_kaiming_uniform_,
     init_xavier_normal_,
@@ -28,25 +35,61 @@ _WITH_GAIN: dict[str, Callable[..., Any]] = {
 def initialize_weights(model: nn.Module) -> None:
     """Draw every weight matrix according to `cfg.init_mode`; biases are zero and norm weights one.
 
-    Weights of other kinds, such as those of an activation function, stay as they are.
+    Weights of other kinds, such as those of an activation function, stay as they are. With `cfg.seed` the draw uses its
+    own generator, and the global one is untouched. The modes:
 
-    `"gpt2"` is a normal of standard deviation `cfg.initializer_range`, which is the gain in the other modes. With
-    `cfg.seed` the draw uses its own generator, and the global one is untouched.
+    - `"gpt2"`: a normal of standard deviation `cfg.initializer_range`.
+    - `"xavier_..."`, `"kaiming_..."`: as in `headscope.ops.initialization`, with `cfg.initializer_range` as the gain.
+    - `"muP"`: a normal of standard deviation `fan_in ** -0.5` (Yang et al. 2022, arXiv 2203.03466), but one for
+      embedding, positions and unembedding. The paper's table 3 has `1 / fan_in` for the unembedding.
     """
     cfg = model.cfg
     assert isinstance(cfg, HookedTransformerConfig)
     generator = None if cfg.seed is None else torch.Generator().manual_seed(cfg.seed)
-    if cfg.init_mode == "gpt2":
-        draw = partial(nn.init.normal_, mean=0.0, std=cfg.initializer_range, generator=generator)
-    else:
-        draw = partial(_WITH_GAIN[cfg.init_mode], gain=cfg.initializer_range, generator=generator)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            short = name.rsplit(".", 1)[-1].lstrip("_")  # weights shared by a group of heads begin with an underscore
-            in_mixer = ".mixer." in name  # whose matrices have the names of `transformers`
-            if short.startswith("W_") or (in_mixer and parameter.ndim > 1):
-                parameter.copy_(draw(torch.empty(parameter.shape, dtype=torch.float32)))
-            elif short in ("b", "bias") or short.startswith("b_"):
-                parameter.zero_()
-            elif short == "w" or in_mixer:
-                parameter.fill_(1.0)
+        for path, module in model.named_modules():
+            for matrix in _matrices(path, module):
+                # Contiguous, and on the CPU: a seed gives other numbers elsewhere.
+                matrix.copy_(_draw(torch.empty(matrix.shape, dtype=matrix.dtype), cfg, path, generator))
+            if path == "embed" and cfg.positional_embedding_type == "alibi":
+                _draw(torch.empty(cfg.n_ctx, cfg.d_model, dtype=cfg.dtype), cfg, path, generator)
+            _fill_biases_and_norms(path, module)
+
+
+def _draw(empty: Tensor, cfg: HookedTransformerConfig, path: str, generator: torch.Generator | None) -> Tensor:
+    if cfg.init_mode in _WITH_GAIN:
+        drawn: Tensor = _WITH_GAIN[cfg.init_mode](empty, gain=cfg.initializer_range, generator=generator)
+        return drawn
+    deviation = cfg.initializer_range
+    if cfg.init_mode == "muP":
+        deviation = 1.0 if path in ("embed", "pos_embed", "unembed") else 1 / calc_fan_in_and_fan_out(empty)[0] ** 0.5
+    return nn.init.normal_(empty, 0.0, deviation, generator)
+
+
+def _matrices(path: str, module: nn.Module) -> Iterator[Tensor]:
+    """Yield a module's own weight matrices in the order and the layout they are drawn in."""
+    own = {name: weight for name, weight in module.named_parameters(recurse=False) if _is_matrix(path, name, weight)}
+    if isinstance(module, MoE):
+        experts = [own.pop(name) for name in ("W_in", "W_out", "W_gate") if name in own]
+        yield from (weight[expert].T for expert in range(len(experts[0])) for weight in experts)
+        yield own.pop("W_router").T
+    yield from own.values()
+
+
+def _is_matrix(path: str, name: str, weight: Tensor) -> bool:
+    # Weights shared by a group of heads begin with an underscore; a mixer's have the names of `transformers`.
+    return name.lstrip("_").startswith("W_") or (_in_mixer(path) and weight.ndim > 1)
+
+
+def _in_mixer(path: str) -> bool:
+    return ".mixer" in path
+
+
+def _fill_biases_and_norms(path: str, module: nn.Module) -> None:
+    for name, weight in module.named_parameters(recurse=False):
+        if _is_matrix(path, name, weight):
+            continue
+        if name in ("b", "bias") or name.lstrip("_").startswith("b_"):
+            weight.zero_()
+        elif name == "w" or _in_mixer(path):
+            weight.fill_(1.0)
