@@ -19,6 +19,7 @@ MAX_LINES = 500
 
 # An import may go from a part to one with a smaller number, or within the part itself.
 LEVELS = {
+    "differences": 0,
     "errors": 0,
     "ops": 1,
     "model": 2,
@@ -325,6 +326,7 @@ def test_the_package_is_what_was_read() -> None:
         "headscope.data.hub",
         "headscope.data.protocols",
         "headscope.data.text",
+        "headscope.differences",
         "headscope.errors",
     ]
 

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from headscope.compat.alias_table import MODULES, ROOTS, home_of, offered, why_not
+from headscope.differences import expect_transformer_lens
 from headscope.errors import AliasError
 
 __all__ = ["AliasModule", "install"]
@@ -75,6 +76,7 @@ def install() -> None:
                 f"{root} itself is already imported, so headscope cannot stand in for it. Import "
                 "headscope.compat.transformer_lens before anything else, in a fresh process."
             )
+    expect_transformer_lens()
     if not present:
         sys.modules.update({path: AliasModule(path) for path in MODULES})
         sys.meta_path.insert(0, _Refusal())

@@ -18,6 +18,7 @@ from headscope.data.packing import tokenize_and_concatenate
 from headscope.data.protocols import Tokenizer
 from headscope.data.random_tokens import repeated_random_tokens
 from headscope.data.text import hf_dataset_texts
+from headscope.differences import tell
 from headscope.errors import InvalidInputError, check_at_least
 from headscope.model.text.tokens import begin_token
 from headscope.model.transformer import HookedTransformer
@@ -144,6 +145,7 @@ def evaluate_on_dataset(
         1.9
     """
     check_at_least(1, truncate=truncate)
+    tell("truncate")
     losses: list[float] = []
     with tqdm(total=truncate, desc="loss", unit="batch", disable=not progress, leave=False) as bar:
         for batch in islice(data_loader, truncate):
@@ -216,6 +218,7 @@ def induction_loss(
         >>> print(f"{induction_loss(HookedTransformer.from_pretrained('headscope-demo'), subseq_len=50):.2f}")
         0.24
     """
+    tell("induction tokens")
     n_ctx = model.cfg.n_ctx
     if subseq_len is None:
         subseq_len = min(384, n_ctx // 2)

@@ -22,6 +22,7 @@ from headscope.data.cutting import PIECE_CHARS, Chunk, Cutter
 from headscope.data.hub import HFDataset, keep_single_column
 from headscope.data.protocols import Tokenizer
 from headscope.data.text import checked_text
+from headscope.differences import tell
 from headscope.errors import InvalidInputError, check_at_least
 
 __all__ = ["Packing", "batched", "shuffled", "special_tokens", "tokenize_and_concatenate"]
@@ -254,6 +255,7 @@ def _grouped(pieces: Iterable[Chunk], n_chars: int) -> Iterator[list[Chunk]]:
 def _pack_dataset(dataset: HFDataset, packing: Packing, column_name: str, *, set_format: bool) -> HFDataset:
     import datasets
 
+    tell("rows")
     rows = keep_single_column(dataset, column_name).map(
         partial(_pack_some, packing=packing, column_name=column_name),
         batched=True,

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import torch
 
+from headscope.differences import tell
 from headscope.errors import InvalidInputError, unknown_name
 from headscope.model.config_checks import check_and_complete
 
@@ -273,6 +274,8 @@ class HookedTransformerConfig:
 
     def __post_init__(self) -> None:
         check_and_complete(self)
+        if self.seed is not None:
+            tell("seed")
 
     @property
     def n_cached_heads(self) -> int:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from headscope.differences import tell
 from headscope.errors import InvalidInputError, unknown_name
 from headscope.ops.indexing import Slice, SliceInput
 
@@ -75,6 +76,8 @@ class HookPoint(nn.Module):
         if dir not in ("fwd", "bwd"):
             raise InvalidInputError(f"dir must be 'fwd' or 'bwd'; got {dir!r}.")
 
+        if dir == "bwd" and (self.name or "").endswith((".ln1.hook_scale", ".ln1.hook_normalized")):
+            tell("gradients of norms")
         if dir == "fwd":
             handle = self.register_forward_hook(partial(_call_on_output, hook, self), prepend=prepend)
         else:
@@ -278,6 +281,8 @@ class HookedRootModule(nn.Module):
         **model_kwargs: Any,
     ) -> Any:
         """Run a forward pass with hooks. To keep backward hooks until `backward()` is called, use `hooks` instead."""
+        if any(not self.fires_by_default(name) for name, _ in fwd_hooks if isinstance(name, str)):
+            tell("optional points")
         with self.hooks(fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts):
             return self(*model_args, **model_kwargs)
 
@@ -293,6 +298,8 @@ class HookedRootModule(nn.Module):
         """Return a dictionary and the hooks that fill it (gradients under `name + "_grad"`)."""
         store: dict[str, Tensor] = {} if cache is None else cache
         chosen = self._filter_names(names_filter)
+        if callable(names_filter) and not all(map(self.fires_by_default, chosen)):
+            tell("optional points")
         positions = Slice(pos_slice)
 
         def save(value: Tensor, hook: HookPoint, suffix: str = "") -> None:

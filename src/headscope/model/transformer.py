@@ -271,7 +271,7 @@ class HookedTransformer(Tokenization, TrainingText, Generation, StackedWeights, 
             return logits
         if tokens is None:
             raise InvalidInputError("a loss needs the tokens: pass tokens=[batch, pos] along with start_at_layer.")
-        loss = lm_cross_entropy_loss(logits, checked_targets(tokens, self.cfg), masks.counted, loss_per_token)
+        loss = lm_cross_entropy_loss(logits, checked_targets(tokens, self.cfg), masks.of_loss, loss_per_token)
         return loss if return_type == "loss" else Output(logits, loss)
 
     def input_to_embed(
@@ -309,7 +309,7 @@ class HookedTransformer(Tokenization, TrainingText, Generation, StackedWeights, 
         per_token: bool = False,
     ) -> Tensor:
         """Return the next-token cross-entropy in nats: the mean, or `[batch, pos - 1]` with `per_token`."""
-        mask = self.attention_mask(tokens) if attention_mask is None else attention_mask
+        mask = Masks(self.attention_mask(tokens), None, 0).of_loss if attention_mask is None else attention_mask
         return lm_cross_entropy_loss(logits, checked_targets(tokens, self.cfg).to(logits.device), mask, per_token)
 
     def run_with_cache(

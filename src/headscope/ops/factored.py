@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
+from headscope.differences import tell
 from headscope.errors import InvalidInputError
 
 __all__ = ["FactoredMatrix", "at_least_float32", "triangular_factor", "with_signs"]
@@ -171,6 +172,10 @@ class FactoredMatrix:
         result itself is written to in place. Nothing is cached while gradients are tracked: each call then makes a
         graph of its own.
         """
+        tell("singular vectors")
+        return self._factors()
+
+    def _factors(self) -> _SVD:
         tracked = torch.is_grad_enabled() and (self.A.requires_grad or self.B.requires_grad)
         # Inference tensors have no version counter, so a stale cache could not be noticed.
         if tracked or torch.is_inference_mode_enabled() or self.A.is_inference() or self.B.is_inference():
@@ -207,7 +212,7 @@ class FactoredMatrix:
     @property
     def S(self) -> Float[Tensor, "... rank"]:
         """Singular values, largest first."""
-        return self.svd()[1]
+        return self._factors()[1]
 
     @property
     def V(self) -> Float[Tensor, "... rdim rank"]:

@@ -5,6 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from headscope.differences import tell
 from headscope.errors import InvalidInputError, NotFiniteError
 
 __all__ = ["sample_logits"]
@@ -49,6 +50,8 @@ def sample_logits(
         >>> sample_logits(logits, temperature=0.0, repetition_penalty=2.0, tokens=torch.tensor([[1, 0], [0, 0]]))
         tensor([2, 2])
     """
+    if top_k is not None and top_p is not None and temperature != 0.0:
+        tell("top_k and top_p")
     _check_options(final_logits, top_k, top_p, temperature, repetition_penalty)
     logits = final_logits.float()
     if repetition_penalty != 1.0:

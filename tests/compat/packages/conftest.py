@@ -1,5 +1,7 @@
 """A small model with a tokenizer, and headscope under the name of TransformerLens."""
 
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from headscope import HookedTransformer, HookedTransformerConfig
 from headscope.compat import install
+from headscope.differences import DifferenceWarning
 
 WORDS = ("Mary", "and", "John", "went", "to", "the", "shop", "store", "gave", "a", "drink", "book")
 
@@ -15,6 +18,13 @@ WORDS = ("Mary", "and", "John", "went", "to", "the", "shop", "store", "gave", "a
 @pytest.fixture(scope="session")
 def alias() -> None:
     install()
+
+
+@pytest.fixture(autouse=True)
+def _differences_may_be_told() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DifferenceWarning)
+        yield
 
 
 @pytest.fixture(scope="session")

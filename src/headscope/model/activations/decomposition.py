@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from headscope.differences import tell
 from headscope.errors import InvalidInputError
 from headscope.model.activations.readout import Readout
 from headscope.model.config import HookedTransformerConfig
@@ -67,6 +68,8 @@ class ResidualDecomposition:
             `[state, batch, pos, d_model]`, and the labels if asked for.
         """
         stop = self._stop(layer)
+        if apply_ln and stop == self._cfg.n_layers and self._cfg.normalization_type is not None:
+            tell("accumulated_resid")
         parts: dict[str, Tensor] = {}
         for each in range(stop + 1):
             last = each == stop
@@ -307,6 +310,7 @@ class ResidualDecomposition:
         if incorrect_tokens is not None:
             directions = directions - residual_directions(incorrect_tokens, W_U, self._tokenizer)
         if self.readout.weight is not None:
+            tell("logit_attrs")
             directions = directions * self.readout.weight
         scaled = self.apply_ln_to_stack(
             residual_stack, pos_slice=pos_slice, batch_slice=batch_slice, has_batch_dim=has_batch_dim

@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from headscope.differences import tell
 from headscope.errors import CheckpointError, InvalidInputError, NotFiniteError, UnknownNameError, unknown_name
 from headscope.model.checkpoints.entries import ReadEntries
 from headscope.model.checkpoints.families import FAMILIES, family_of, saved_with
@@ -230,6 +231,8 @@ def fill(
         cfg.normalization_type = unfolded_norm(cfg)
         parameters |= norms
     _check_fit(parameters, weights)
+    if cfg.gated_mlp and any(name.endswith("mlp.b_in") and bool(bias.any()) for name, bias in weights.items()):
+        tell("gated biases")
     state, norm, done = process_weights(weights, cfg, processing, in_place=in_place)
     if norm != model.cfg.normalization_type:
         model.cfg.normalization_type = norm

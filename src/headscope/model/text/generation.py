@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from headscope.differences import tell
 from headscope.errors import InvalidInputError
 from headscope.model.config import HookedTransformerConfig
 from headscope.model.hooks import HookPoint, is_listening, is_plain
@@ -110,6 +111,8 @@ class Generation:
         tokens = new if embedded else torch.cat([prompt, new], dim=1)
         if return_type == "str" or (return_type == "input" and is_text(input)):
             texts = self._texts(tokens)
+            if not isinstance(input, str) and len(texts) == 1:
+                tell("list of one")
             return texts if isinstance(input, (list, tuple)) or len(texts) > 1 else texts[0]
         return tokens
 

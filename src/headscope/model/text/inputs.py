@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from headscope.differences import tell
 from headscope.errors import InvalidInputError
 from headscope.model.config import HookedTransformerConfig
 from headscope.model.parts.key_value_cache import HookedTransformerKeyValueCache
@@ -117,6 +118,13 @@ class Masks:
     counted: Tensor | None
     seen: Tensor | None
     n_past: int
+
+    @property
+    def of_loss(self) -> Tensor | None:
+        """The tokens that a loss counts, `counted`; code that expects padding on the right to count is told."""
+        if self.counted is not None and self.seen is None:
+            tell("padding")
+        return self.counted
 
 
 def with_past(mask: Tensor | None, past: HookedTransformerKeyValueCache, beside: Tensor) -> Tensor | None:

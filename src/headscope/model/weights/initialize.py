@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from headscope.differences import tell
 from headscope.model.config import HookedTransformerConfig
 from headscope.model.parts.experts import MoE
 from headscope.ops.initialization import (
@@ -45,6 +46,8 @@ def initialize_weights(model: nn.Module) -> None:
     """
     cfg = model.cfg
     assert isinstance(cfg, HookedTransformerConfig)
+    if cfg.gated_mlp and not cfg.num_experts:
+        tell("gated biases")
     generator = None if cfg.seed is None else torch.Generator().manual_seed(cfg.seed)
     with torch.no_grad():
         for path, module in model.named_modules():
