@@ -28,7 +28,7 @@ def randomize(model: torch.nn.Module, *, spread: float = 0.4, seed: int = 0) -> 
     """Give every parameter random values, biases and norm weights too, so that none can hide."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, parameter in sorted(model.named_parameters()):  # whatever order modules make them in
+        for name, parameter in model.named_parameters():
             values = spread * torch.randn(parameter.shape, generator=generator)
             one = name.rsplit(".", 1)[-1] == "w" or (".ln_" in name and name.endswith("weight"))
             parameter.copy_(values + 1.0 if one else values)

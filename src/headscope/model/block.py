@@ -54,8 +54,6 @@ class TransformerBlock(nn.Module):
         self.parts = cfg.parts_of(block_index)
         if self.parts != ("mlp",):
             self.ln1 = make_pre_norm(cfg)
-        if "mlp" in self.parts:
-            self.ln2 = make_pre_norm(cfg)
         if "attn" in self.parts:
             self.attn = make_attention(cfg, block_index)
             self.hook_attn_in = HookPoint()
@@ -69,6 +67,7 @@ class TransformerBlock(nn.Module):
         self.hook_resid_pre = HookPoint()
         self.hook_resid_post = HookPoint()
         if "mlp" in self.parts:
+            self.ln2 = make_pre_norm(cfg)
             self.mlp = make_mlp(cfg, block_index)
             self.hook_mlp_in = HookPoint()
             self.hook_mlp_out = HookPoint()

@@ -85,15 +85,14 @@ class Attention(nn.Module):
 
     def _make_weights(self, cfg: HookedTransformerConfig) -> None:
         heads, groups, width, d_model = cfg.n_heads, cfg.n_key_value_heads or cfg.n_heads, cfg.d_head, cfg.d_model
-        # In the order of TransformerLens, in which a seed draws the weights one after another.
         self.W_Q = empty_parameter(cfg, heads, d_model, width)
-        self.W_O = empty_parameter(cfg, heads, width, d_model)
-        self.b_Q = zero_parameter(cfg, heads, width)
-        self.b_O = zero_parameter(cfg, d_model)
         for name in ("W_K", "W_V"):
             setattr(self, self._stored + name, empty_parameter(cfg, groups, d_model, width))
+        self.W_O = empty_parameter(cfg, heads, width, d_model)
+        self.b_Q = zero_parameter(cfg, heads, width)
         for name in ("b_K", "b_V"):
             setattr(self, self._stored + name, zero_parameter(cfg, groups, width))
+        self.b_O = zero_parameter(cfg, d_model)
 
     @property
     def attn_scale(self) -> float:

@@ -282,11 +282,11 @@ class MLP(nn.Module):
         self.cfg = cfg
         self.W_in = empty_parameter(cfg, cfg.d_model, d_mlp)
         self.b_in = zero_parameter(cfg, d_mlp)
-        self.W_out = empty_parameter(cfg, d_mlp, cfg.d_model)
-        self.b_out = zero_parameter(cfg, cfg.d_model)
-        if cfg.gated_mlp:  # last, as in TransformerLens: a seed draws the weights one after another
+        if cfg.gated_mlp:
             self.W_gate = empty_parameter(cfg, cfg.d_model, d_mlp)
             self.b_gate = zero_parameter(cfg, d_mlp)
+        self.W_out = empty_parameter(cfg, d_mlp, cfg.d_model)
+        self.b_out = zero_parameter(cfg, cfg.d_model)
         self.act_fn = activation_of(cfg)
         self.hook_pre = HookPoint()
         self.hook_post = HookPoint()

@@ -1,9 +1,9 @@
 """Random weights for a model made from a config: for a seed, those of TransformerLens 3.9 to the bit.
 
 A seed's numbers depend on the order in which weights are drawn, on their shapes and on their dtype. Matrices are drawn
-module by module in the order in which modules register them, on the CPU, in the dtype of the weight; experts one by
-one, as the `[out, in]` matrices of `torch.nn.Linear`. There, a model with ALiBi has a table of positions that nothing
-reads: its numbers are drawn and dropped.
+module by module, within one in the order of `_ORDER`, on the CPU, in the dtype of the weight; experts one by one, as
+the `[out, in]` matrices of `torch.nn.Linear`. There, a model with ALiBi has a table of positions that nothing reads:
+its numbers are drawn and dropped.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,6 +25,8 @@ from headscope.ops.initialization import (
 
 __all__ = ["initialize_weights"]
 
+# Of heads and MLPs; what has no place here comes before, as it is registered.
+_ORDER = "W_Q W_O W_K W_V W_in W_out W_gate "
 _WITH_GAIN: dict[str, Callable[..., Any]] = {
     "xavier_uniform": init_xavier_uniform_,
     "xavier_normal": init_xavier_normal_,
@@ -71,11 +73,13 @@ def _draw(empty: Tensor, cfg: HookedTransformerConfig, path: str, generator: tor
 
 def _matrices(path: str, module: nn.Module) -> Iterator[Tensor]:
     """Yield a module's own weight matrices in the order and the layout they are drawn in."""
-    own = {name: weight for name, weight in module.named_parameters(recurse=False) if _is_matrix(path, name, weight)}
+    named = [each for each in module.named_parameters(recurse=False) if _is_matrix(path, *each)]
+    own = dict(sorted(named, key=lambda each: _ORDER.find(each[0].lstrip("_") + " ")))
     if isinstance(module, MoE):
-        experts = [own.pop(name) for name in ("W_in", "W_out", "W_gate") if name in own]
-        yield from (weight[expert].T for expert in range(len(experts[0])) for weight in experts)
-        yield own.pop("W_router").T
+        router, shared_gate = own.pop("W_router"), own.pop("W_shared_gate", None)
+        yield from (weight[expert].T for expert in range(router.shape[-1]) for weight in own.values())
+        yield from (weight.T for weight in (router, shared_gate) if weight is not None)
+        return
     yield from own.values()
 
 
