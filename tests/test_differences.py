@@ -12,9 +12,9 @@ from headscope.differences import DIFFERENCES
 
 PAGE = Path(__file__).parents[1] / "docs" / "migration.md"
 BEGIN = """
-import sys, torch
+import os, sys, tempfile, torch
 from datasets_stand_in import StandInDataset, datasets_module
-from headscope import HookedTransformer, HookedTransformerConfig
+from headscope import FactoredMatrix, HookedTransformer, HookedTransformerConfig
 from headscope.evals import evaluate_on_dataset, induction_loss
 from headscope.utils import sample_logits, tokenize_and_concatenate
 
@@ -22,6 +22,8 @@ sys.modules["datasets"] = datasets_module()
 SIZES = dict(n_layers=1, d_model=8, n_ctx=8, d_head=4, d_vocab=9, act_fn="gelu", d_mlp=4)
 tokens, demo = torch.arange(5)[None], HookedTransformer.from_pretrained("headscope-demo")
 plain = HookedTransformer(HookedTransformerConfig(**SIZES))
+os.chdir(tempfile.mkdtemp())
+demo.save_pretrained("roneneldan/TinyStories-1M")  # a folder is found before a model of that name on the hub
 _, cache = plain.run_with_cache(tokens)
 logits = torch.zeros(1, 9)
 def same(value, hook): pass
@@ -37,6 +39,8 @@ CALLS = {
     "optional points": "plain.run_with_hooks(tokens, fwd_hooks=[('blocks.0.attn.hook_result', same)])",
     "padding": "demo(['Mary went home', 'John'], return_type='loss')",
     "top_k and top_p": "sample_logits(logits, top_k=3, top_p=0.5)",
+    "context": "HookedTransformer.from_pretrained('roneneldan/TinyStories-1M')",
+    "index": "FactoredMatrix(torch.ones(2, 4, 3), torch.ones(2, 3, 5))[[0, 1], [0, 1]]",
     "rows": "tokenize_and_concatenate(StandInDataset({'text': ['Mary went home'] * 9}), demo.tokenizer, max_length=4)",
     "truncate": "evaluate_on_dataset(plain, [{'tokens': tokens}], progress=False)",
     "induction tokens": "induction_loss(plain, subseq_len=3, prepend_bos=False)",
@@ -49,6 +53,9 @@ ALSO = {
     "padding": "demo.loss_fn(demo(['a b', 'a']), demo.to_tokens(['a b', 'a']))",
 }
 NEAR = [
+    "HookedTransformer.from_pretrained('roneneldan/TinyStories-1M', n_ctx=8)",
+    "FactoredMatrix(torch.ones(2, 4, 3), torch.ones(2, 3, 5))[0, [0, 1], [0, 1]]",
+    "tokenize_and_concatenate(StandInDataset({'text': ['Mary'] * 9}), demo.tokenizer, max_length=4, num_proc=1)",
     "HookedTransformerConfig(**SIZES)",
     "plain.OV.S; plain.OV.eigenvalues; plain.OV.norm()",
     "cache.accumulated_resid(); cache.accumulated_resid(layer=0, apply_ln=True); cache.decompose_resid(apply_ln=True)",
@@ -115,6 +122,11 @@ def test_other_ways_to_the_same() -> None:
     heard = told(list(ALSO.values()), through_alias=True)
     for name, call in ALSO.items():
         assert heard[call][0][-1][0].startswith(DIFFERENCES[name])
+
+
+def test_the_page_marks_what_is_told() -> None:
+    rows = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| ⚠")]
+    assert len(rows) == len(DIFFERENCES)
 
 
 def test_native_code_is_told_nothing() -> None:

@@ -27,8 +27,12 @@ DIFFERENCES = {
     "out without its switch, such as set_use_attn_result(True)",
     "padding": "losses leave out padding on the right too; TransformerLens counts it as text",
     "top_k and top_p": "top_k and top_p are both applied; TransformerLens ignores top_p where top_k is given",
-    "rows": "tokenize_and_concatenate packs a thousand documents at a time and drops what is left over; "
-    "TransformerLens divides them among num_proc processes first, and pads the row of too short a text",
+    "context": "TinyStories models keep all 2048 positions of their checkpoints; TransformerLens cuts them to the 512 "
+    "they were trained with, as n_ctx=512 does",
+    "index": "lists of leading indices and of rows of a FactoredMatrix select every combination, as lists of rows and "
+    "of columns do; TransformerLens pairs leading indices with rows",
+    "rows": "tokenize_and_concatenate gives the rows of num_proc=1 whatever num_proc is; in TransformerLens each "
+    "process drops the tokens left over from its part",
     "truncate": "evaluate_on_dataset reads `truncate` batches; TransformerLens reads one more",
     "induction tokens": "induction_loss draws its tokens with a seed of its own; TransformerLens draws them with the "
     "global generator",

@@ -319,7 +319,7 @@ def test_caching_on_a_root(name: str, chain: Chain) -> None:
         own: dict[str, Tensor] = {}
         assert cached(cache=own) is own and list(own) == ["hook_a", "inner.hook_b"]
     if name != "add_caching_hooks":
-        assert values(names_filter="hook_a", pos_slice=1) == {"hook_a": [2.0]}
+        assert values(names_filter="hook_a", pos_slice=1) == {"hook_a": [[2.0]]}
         assert values(names_filter="hook_a", pos_slice=(0, 1)) == {"hook_a": [[1.0]]}
 
 

@@ -141,7 +141,7 @@ def test_options_of_run_with_cache(model: HookedTransformer) -> None:
     assert type(plain) is dict and set(plain) == {pattern, "hook_embed"}
     same(logits, by_hand(model).logits)
     _, cache = model.run_with_cache(TOKENS, names_filter=pattern, pos_slice=-1)
-    same(cache[pattern], acts[pattern][:, :, -1])
+    same(cache[pattern], acts[pattern][:, :, -1:])
     _, cache = model.run_with_cache(TOKENS, names_filter=lambda each: each.endswith("hook_z"), pos_slice=[1, 3])
     assert set(cache) == {"blocks.0.attn.hook_z", "blocks.1.attn.hook_z"}
     same(cache["z", 1], acts["blocks.1.attn.hook_z"][:, [1, 3]])

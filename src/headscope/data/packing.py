@@ -127,6 +127,8 @@ def tokenize_and_concatenate(
         )
     packing = Packing(tokenizer, max_length, *special_tokens(tokenizer, add_bos_token, separator_id))
     if isinstance(dataset, HFDataset):
+        if not streaming and num_proc is not None and num_proc > 1:
+            tell("rows")
         return _pack_dataset(dataset, packing, column_name, set_format=set_format)
     rows = packing.rows(_chunks(dataset), keep_last=keep_last)
     if shuffle_seed is not None:
@@ -255,7 +257,6 @@ def _grouped(pieces: Iterable[Chunk], n_chars: int) -> Iterator[list[Chunk]]:
 def _pack_dataset(dataset: HFDataset, packing: Packing, column_name: str, *, set_format: bool) -> HFDataset:
     import datasets
 
-    tell("rows")
     rows = keep_single_column(dataset, column_name).map(
         partial(_pack_some, packing=packing, column_name=column_name),
         batched=True,

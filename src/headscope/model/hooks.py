@@ -300,7 +300,7 @@ class HookedRootModule(nn.Module):
         chosen = self._filter_names(names_filter)
         if callable(names_filter) and not all(map(self.fires_by_default, chosen)):
             tell("optional points")
-        positions = Slice(pos_slice)
+        positions = Slice.unwrap(pos_slice)
 
         def save(value: Tensor, hook: HookPoint, suffix: str = "") -> None:
             name = hook.name or ""

@@ -274,6 +274,8 @@ class FactoredMatrix:
         """
         key = index if isinstance(index, tuple) else (index,)
         lead, rows, columns = self._split_index(tuple(map(_as_tensor, key)))
+        if isinstance(rows, Tensor) and any(isinstance(each, Tensor) for each in lead):
+            tell("index")
         A, B = self.A[lead], self.B[lead]
         return FactoredMatrix(A[..., _keep_axis(rows, self.ldim), :], B[..., _keep_axis(columns, self.rdim)])
 

@@ -23,6 +23,7 @@ from headscope.model.checkpoints.families import FAMILIES, family_of, saved_with
 from headscope.model.checkpoints.folder import CheckpointFolder, read_pickle
 from headscope.model.checkpoints.gguf.checkpoint import GGUFCheckpoint
 from headscope.model.checkpoints.hub import fetch_file, find_checkpoint
+from headscope.model.checkpoints.names import HUB_IDS
 from headscope.model.checkpoints.quantized import dequantized
 from headscope.model.checkpoints.training import TrainingCheckpoint, find_training_checkpoint
 from headscope.model.config import HookedTransformerConfig
@@ -126,6 +127,8 @@ def load_pretrained(
             raise unknown_name("option of from_pretrained", name, [*_OPTIONS, *_HUB_OPTIONS])
     hub = {name: value for name, value in hub_options.items() if name in _HUB_OPTIONS}
     model_name = None if model_name is None else str(model_name)
+    if n_ctx is None and HUB_IDS.get(str(model_name).lower(), str(model_name)).startswith("roneneldan/TinyStories"):
+        tell("context")
     training: TrainingCheckpoint | None = None
     label = checkpoint_value if checkpoint_label is None else checkpoint_label
     if checkpoint_index is not None or label is not None:
