@@ -1,6 +1,6 @@
 """One example of every view, of the demo model: what the pictures in the documentation show and the browser tests open.
 
-from gallery import token_views, figures
+from gallery import token_views, figures, real_figures
 """
 
 import dataclasses
@@ -29,6 +29,7 @@ from headscope.analysis import (
 )
 from headscope.analysis.prompts.task import Task
 from headscope.data.ioi import IOIDataset
+from headscope.data.small_english import documents
 from headscope.training import token_circuits, toy_task, train, training_dynamics
 from headscope.training.toy_fourier import fourier_power
 from headscope.views.figures.head_scores import head_score_maps
@@ -190,6 +191,27 @@ def figures(*, draft: bool = False) -> "dict[str, go.Figure]":
         "loss_by_position": loss_by_position(next_token_loss(model, tokens), data="two texts about gifts"),
     }
     return drawn | _tasks(model) | _comparison(model) | _training(draft)
+
+
+@torch.no_grad()
+def real_figures(path: Path) -> "dict[str, go.Figure]":
+    """Figures of the pretrained model of docs/real-model.md, by name.
+
+    Args:
+        path: SmolLM2-135M-Instruct as GGUF, which `make real-model` fetches.
+    """
+    model = HookedTransformer.from_pretrained(path)
+    tokens = model.to_tokens("\n".join(documents(0, n=40)))[:, :256]
+    entropy = measure_entropy(model, tokens, progress=False, describe="256 tokens of generated small English")
+    task = Task.from_ioi(IOIDataset("mixed", 16, model.tokenizer, prepend_bos=True))
+    return {
+        "entropy_by_layer": views.entropy_by_layer(entropy),
+        "entropy_by_head": views.entropy_by_head(entropy, "heads"),
+        "attribution_by_head": views.attribution_by_head(
+            attribute(model, task, progress=False, describe="16 prompts with two names, both orders")
+        ),
+        "head_score_maps": head_score_maps(head_scores(model, n_sequences=8, progress=False)),
+    }
 
 
 def _tasks(model: HookedTransformer) -> "dict[str, go.Figure]":

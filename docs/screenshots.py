@@ -1,13 +1,16 @@
 """Pictures of every view and of the report, taken by headless Chromium: light, dark, and as wide as a phone.
 
     python docs/screenshots.py [--out docs/images/views] [--only NAME ...] [--no-report]
+    python docs/screenshots.py --real [--only NAME ...]
 
-The examples are those of `gallery.py`; the report is that of `headscope report headscope-demo`. Pictures have few
+The examples are those of `gallery.py`; the report is that of `headscope report headscope-demo`. With `--real` they are
+the figures of docs/real-model.md, in docs/images/real, of the model that `make real-model` fetches. Pictures have few
 colors, so that each is small.
 """
 
 import argparse
 import io
+import os
 import shutil
 import subprocess
 import sys
@@ -15,7 +18,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from gallery import figures, token_views
+from gallery import figures, real_figures, token_views
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
@@ -35,23 +38,27 @@ HOVER = {
     "topk_samples": 5,
 }
 CLICK = {"token_log_probs": 13, "direct_effects": 12}
+REAL_MODEL = Path(
+    os.environ.get("HEADSCOPE_REAL_MODEL", "~/.cache/headscope/SmolLM2-135M-Instruct.Q4_1.gguf")
+).expanduser()
 REPORT_HEIGHT = 2400  # of the report, its top
 
 
-def pages(folder: Path, only: list[str], report: bool) -> Iterator[tuple[str, Path]]:
+def pages(folder: Path, only: list[str], report: bool, real: bool) -> Iterator[tuple[str, Path]]:
     """The name and the file of each page to take pictures of."""
     asked = set(only) - {"report"}
     drawn = {}
-    if asked or not only:
+    if (asked or not only) and not real:
         drawn = {name: str(view) for name, view in token_views().items()}
     if asked - drawn.keys() or not only:
-        drawn |= {name: views.figure_page(figure, title=name) for name, figure in figures().items()}
+        plots = real_figures(REAL_MODEL) if real else figures()
+        drawn |= {name: views.figure_page(figure, title=name) for name, figure in plots.items()}
     for name, text in drawn.items():
         if not only or name in asked:
             path = folder / f"{name}.html"
             path.write_text(text, encoding="utf-8")
             yield name, path
-    if report and (not only or "report" in only):
+    if report and not real and (not only or "report" in only):
         command = "from headscope.cli import main; main()"
         arguments = ["report", "headscope-demo", "--out", str(folder / "report")]
         subprocess.run([sys.executable, "-c", command, *arguments], check=True, stdout=subprocess.DEVNULL)
@@ -93,19 +100,22 @@ def take(browser: Browser, name: str, path: Path, mode: str) -> bytes:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "images" / "views")
+    parser.add_argument("--out", type=Path, help="docs/images/views by default, docs/images/real with --real")
     parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="these views alone")
     parser.add_argument("--no-report", action="store_true", help="leave out the report")
+    parser.add_argument("--real", action="store_true", help="the pretrained model's figures instead")
     options = parser.parse_args()
+    out = options.out or Path(__file__).parent / "images" / ("real" if options.real else "views")
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         sys.exit("Pictures are taken by Chromium, and there is none on the PATH. Debian: apt-get install chromium.")
-    options.out.mkdir(parents=True, exist_ok=True)
+    modes = ("light", "phone") if options.real else tuple(MODES)
+    out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        for name, path in pages(Path(folder), options.only, not options.no_report):
-            for mode in MODES:
-                picture = options.out / f"{name}-{mode}.png"
+        for name, path in pages(Path(folder), options.only, not options.no_report, options.real):
+            for mode in modes:
+                picture = out / f"{name}-{mode}.png"
                 picture.write_bytes(take(browser, name, path, mode))
                 print(f"{picture} {picture.stat().st_size / 1024:.0f} KB", flush=True)
         browser.close()

@@ -151,7 +151,7 @@ def _narrow(plain: dict[str, Any], panels: list[_Panel]) -> tuple[dict[str, Any]
 def _titles(layout: dict[str, Any], changes: dict[str, Any]) -> int:
     """Break the title and the line below it; return the height of both."""
     title = layout.get("title", {})
-    lines, soft = _broken(title.get("text"), 38), _broken(title.get("subtitle", {}).get("text"), 48)
+    lines, soft = _broken(title.get("text"), 34), _broken(title.get("subtitle", {}).get("text"), 48)
     if lines:
         changes |= {"title.text": "<br>".join(lines)}
     if soft:
