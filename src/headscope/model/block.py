@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from headscope.errors import InvalidInputError
 from headscope.model.config import HookedTransformerConfig
-from headscope.model.hooks import HookPoint, is_listening, is_own, is_plain
+from headscope.model.hooks import HookPoint, is_listening, is_own, is_plain, only_reads
 from headscope.model.parts.experts import make_mlp
 from headscope.model.parts.key_value_cache import HookedTransformerKeyValueCacheEntry
 from headscope.model.parts.latent_attention import make_attention
@@ -318,22 +318,25 @@ class TransformerBlock(nn.Module):
         return self.hook_mlp_out(self.mlp_out(resid))
 
     def _attention_inputs(self, resid_pre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the normalized inputs of q, k and v: one tensor for all, unless somebody wants them per head."""
-        if self.cfg.use_attn_in or is_listening(self.hook_attn_in):
-            shared = self.hook_attn_in(self._per_head(resid_pre, self.cfg.n_heads))
-        else:
-            shared = resid_pre
+        """Return the normalized inputs of q, k and v: one tensor for all, unless they may come to differ."""
         points = (self.hook_q_input, self.hook_k_input, self.hook_v_input)
-        if not (self.cfg.use_split_qkv_input or any(map(is_listening, points))):
-            normalized = self.ln1(shared)
-            return normalized, normalized, normalized
-        copies = (self.cfg.n_heads, self.cfg.n_cached_heads, self.cfg.n_cached_heads)
-        inputs = [
-            point(shared.clone() if shared.ndim == 4 else self._per_head(shared, n))
-            for point, n in zip(points, copies, strict=True)
-        ]
-        q, k, v = map(self.ln1, inputs)
-        return q, k, v
+        joint = self.cfg.use_attn_in or not only_reads(self.hook_attn_in)
+        split = self.cfg.use_split_qkv_input or not all(map(only_reads, points))
+        shared = resid_pre
+        if joint or is_listening(self.hook_attn_in):
+            shown = self.hook_attn_in(self._per_head(resid_pre, self.cfg.n_heads))
+            shared = shown if joint else resid_pre
+        if split or any(map(is_listening, points)):
+            copies = (self.cfg.n_heads, self.cfg.n_cached_heads, self.cfg.n_cached_heads)
+            inputs = [
+                point(shared.clone() if joint else self._per_head(shared, n))
+                for point, n in zip(points, copies, strict=True)
+            ]
+            if split:
+                q, k, v = map(self.ln1, inputs)
+                return q, k, v
+        normalized = self.ln1(shared)
+        return normalized, normalized, normalized
 
     def _per_head(self, resid: Tensor, n_heads: int) -> Float[Tensor, "batch pos head d_model"]:
         # A copy, not a broadcast view: a hook may write to one head's input in place.

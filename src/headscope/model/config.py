@@ -119,7 +119,7 @@ class HookedTransformerConfig:
         scale_attn_by_inverse_layer_idx: Divide the scores of layer `l` by `l + 1` as well.
         attention_dir: `"causal"` or `"bidirectional"`.
         output_logits_soft_cap: `c > 0` makes the logits `c * tanh(logits / c)`.
-        use_attn_result: Always compute `hook_result`, and sum it.
+        use_attn_result: Include `hook_result` in a cache of everything.
         use_split_qkv_input: Always give q, k and v separate inputs for each head.
         use_attn_in: Always give each head a separate input.
         use_hook_mlp_in: Always run `hook_mlp_in`.

@@ -2,7 +2,8 @@
 
 A `HookPoint` is an identity whose output hooks can read or replace. Hooks live in torch's own registries, so a point
 without hooks costs one call, and `is_listening` tells a layer whether a tensor that only a hook would need has to be
-computed at all. A point may be replaced by any module (a sparse autoencoder, say): that counts as listening.
+computed at all. A point may be replaced by any module (a sparse autoencoder, say): that counts as listening. Of a
+`Reader`, which fills a cache, a layer knows beforehand that it changes nothing.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,12 +20,40 @@ from headscope.differences import tell
 from headscope.errors import InvalidInputError, unknown_name
 from headscope.ops.indexing import Slice, SliceInput
 
-__all__ = ["HookFunction", "HookPoint", "HookedRootModule", "NamesFilter", "is_listening", "is_own", "is_plain"]
+__all__ = [
+    "HookFunction",
+    "HookPoint",
+    "HookedRootModule",
+    "NamesFilter",
+    "Reader",
+    "is_listening",
+    "is_own",
+    "is_plain",
+    "only_reads",
+]
 
 HookFunction = Callable[..., Any]
 Hooks = Sequence[tuple[str | Callable[[str], bool], HookFunction]]
 Direction = Literal["fwd", "bwd", "both"]
 NamesFilter = Callable[[str], bool] | Sequence[str] | str | None
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A hook that only looks: it neither writes to a value, returns another, nor asks for its gradient later.
+
+    Example:
+        >>> point, shapes = HookPoint(), []
+        >>> point.add_hook(Reader(lambda value, hook: shapes.append(tuple(value.shape))))
+        >>> point(torch.zeros(2, 3)).shape, shapes
+        (torch.Size([2, 3]), [(2, 3)])
+    """
+
+    read: HookFunction
+
+    def __call__(self, value: Any, hook: "HookPoint") -> None:
+        """Have the value read."""
+        self.read(value, hook=hook)
 
 
 @dataclass(frozen=True)
@@ -149,6 +178,16 @@ def is_own(module: nn.Module) -> bool:
 def is_listening(point: nn.Module) -> bool:
     """Return True if a hook or a replacement module would see or change the value at `point`."""
     return not is_plain(point, HookPoint)
+
+
+def only_reads(point: nn.Module) -> bool:
+    """Return True if nothing at `point` changes its value or needs its gradient: there are only hooks made to read."""
+    if type(point) is not HookPoint or point._forward_pre_hooks or point._backward_hooks or point._backward_pre_hooks:
+        return False
+    return all(
+        isinstance(hook, partial) and hook.func is _call_on_output and isinstance(hook.args[0], Reader)
+        for hook in point._forward_hooks.values()
+    )
 
 
 class HookedRootModule(nn.Module):
@@ -318,8 +357,8 @@ class HookedRootModule(nn.Module):
                 kept = kept.to(device)
             store[name + suffix] = kept
 
-        save_gradient = partial(save, suffix="_grad")
-        return store, [(name, save) for name in chosen], [(name, save_gradient) for name in chosen if incl_bwd]
+        reader, save_gradient = Reader(save), partial(save, suffix="_grad")
+        return store, [(name, reader) for name in chosen], [(name, save_gradient) for name in chosen if incl_bwd]
 
     def add_caching_hooks(
         self,

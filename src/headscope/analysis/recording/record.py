@@ -18,7 +18,7 @@ from headscope.analysis.core.components import Component
 from headscope.analysis.core.head_lists import over_layers
 from headscope.errors import InvalidInputError, NotFiniteError
 from headscope.model.activations.readout import Readout
-from headscope.model.hooks import HookPoint
+from headscope.model.hooks import HookPoint, Reader
 from headscope.model.names import post_scale_name
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.changed_predictions import Prediction
@@ -119,7 +119,9 @@ def record(
         reading = readings[hook.name or ""]
         kept[hook.name or ""] = activation if reading is None else reading(activation)
 
-    hooks = [*replacing(replaced), *((name, keep) for name in readable_hooks(model, readings))]
+    # With gradients, one may be asked for of what is kept.
+    hook = keep if torch.is_grad_enabled() else Reader(keep)
+    hooks = [*replacing(replaced), *((name, hook) for name in readable_hooks(model, readings))]
     final = model.run_with_hooks(
         inputs, fwd_hooks=hooks, stop_at_layer=model.cfg.n_layers if stop_at_layer is None else stop_at_layer, **options
     )

@@ -2,7 +2,8 @@
 
 With nobody on `hook_attn_scores` or `hook_pattern`, scores and pattern never exist: the work is one
 `scaled_dot_product_attention`. The per-head `hook_result` [batch, pos, head, d_model] is one batched product, made
-only when listened to (or `use_attn_result` is set); otherwise heads are summed inside one matrix product.
+only when listened to. Its sum, or the pattern times the values, goes on only where a hook changes it; otherwise the
+kernel's output does, and heads are summed inside one matrix product.
 """
 
 import math
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 from headscope.errors import InvalidInputError
 from headscope.model.config import HookedTransformerConfig
 from headscope.model.hooks import HookPoint, is_listening
+from headscope.model.listening import Show, unless_changed
 from headscope.model.parts.key_value_cache import HookedTransformerKeyValueCacheEntry
 from headscope.model.parts.layers import HeadNorm, empty_parameter, zero_parameter
 from headscope.model.parts.masks import alibi_penalties, allowed_by_position, of_queries_among, token_positions
@@ -254,10 +256,12 @@ class Attention(nn.Module):
         if self.cfg.gated_attn:
             z = z * self.hook_gate(project(query_input, self.W_G, self.b_G).sigmoid())
         z = self.hook_z(z)
-        if self.cfg.use_attn_result or is_listening(self.hook_result):
-            result = self.hook_result(torch.einsum("bphe,hed->bphd", z, self.W_O))
-            return result.sum(-2) + self.b_O
-        return self.out(z)
+        return unless_changed(
+            [self.hook_result],
+            inside=lambda show: show(self.hook_result, torch.einsum("bphe,hed->bphd", z, self.W_O)),
+            outside=lambda result: result.sum(-2) + self.b_O,
+            fused=lambda: self.out(z),
+        )
 
     def projected(self, query_input: Tensor, key_input: Tensor, value_input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the queries, keys and values of what `forward` is given."""
@@ -318,10 +322,19 @@ class Attention(nn.Module):
             q, k = self._turned(q, k, attention_mask, query_at)
         if k.shape[2] != q.shape[2]:
             k, v = (_ungrouped(shared, q.shape[2]) for shared in (k, v))
-        seen = is_listening(self.hook_attn_scores) or is_listening(self.hook_pattern)
-        if seen or self.cfg.attn_scores_soft_cap > 0:  # the fused kernel has no cap
-            return _mixed(self._pattern(q, k, attention_mask, query_at, v.dtype), v)
-        return self._attend_fused(q, k, v, attention_mask, query_at)
+
+        def inside(show: Show) -> Tensor:
+            return self._pattern(q, k, attention_mask, query_at, v.dtype, show)
+
+        def outside(pattern: Tensor) -> Tensor:
+            return _mixed(pattern, v)
+
+        def fused() -> Tensor:
+            return self._attend_fused(q, k, v, attention_mask, query_at)
+
+        if self.cfg.attn_scores_soft_cap > 0:  # the fused kernel has no cap
+            return outside(inside(lambda point, value: point(value)))
+        return unless_changed([self.hook_attn_scores, self.hook_pattern], inside, outside, fused)
 
     def out(self, z: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "batch pos d_model"]:
         """Return `z W_O` summed over heads, and the bias."""
@@ -363,6 +376,7 @@ class Attention(nn.Module):
         attention_mask: Tensor | None,
         query_at: Tensor | None,
         dtype: torch.dtype,
+        show: Show,
     ) -> Tensor:
         allowed = self.allowed(q.shape[1], k.shape[1], attention_mask, query_at)
         scores = torch.einsum("bqhe,bkhe->bhqk", q / self.attn_scale, k)
@@ -371,13 +385,13 @@ class Attention(nn.Module):
             scores = cap * torch.tanh(scores / cap)
         if self.cfg.positional_embedding_type == "alibi":
             scores = scores + alibi_penalties(self.cfg, q.shape[1], k.shape[1], attention_mask, scores, query_at)
-        scores = self.hook_attn_scores(scores.masked_fill_(~allowed, -math.inf))
+        scores = show(self.hook_attn_scores, scores.masked_fill_(~allowed, -math.inf))
         pattern = self._softmax(scores)
         if attention_mask is not None or self._mask is not None or pattern.requires_grad:
             # A padded query may see no key at all: its softmax is NaN, its pattern is taken as zero. With gradients,
             # the softmax keeps its output for the backward pass, so a hook that writes in place needs a copy.
             pattern = torch.where(pattern.isnan(), 0.0, pattern)
-        return self.hook_pattern(pattern.to(dtype))
+        return show(self.hook_pattern, pattern.to(dtype))
 
     def _softmax(self, scores: Float[Tensor, "batch head query_pos key_pos"]) -> Tensor:
         """Return the pattern; a sink takes its part of each row, and gives nothing for it."""

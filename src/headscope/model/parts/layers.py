@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from headscope.errors import InvalidInputError
 from headscope.model.config import HookedTransformerConfig
-from headscope.model.hooks import HookPoint, is_listening
+from headscope.model.hooks import HookPoint
+from headscope.model.listening import Show, unless_changed
 from headscope.model.parts.masks import token_positions
 from headscope.ops.activations import gelu_fast, gelu_new, gelu_pytorch_tanh, solu, xielu
 
@@ -169,19 +170,24 @@ class _Norm(nn.Module):
 
     def normalize(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         """The norm of `x`, times a weight and plus a bias where there is one."""
-        if not (is_listening(self.hook_scale) or is_listening(self.hook_normalized)):
+
+        def inside(show: Show) -> Tensor:
+            wide = x.to(torch.promote_types(x.dtype, torch.float32))
+            if self.centered:
+                wide = wide - wide.mean(-1, keepdim=True)
+            scale = show(self.hook_scale, (wide.square().mean(-1, keepdim=True) + self.eps).sqrt())
+            return show(self.hook_normalized, (wide / scale).to(x.dtype))
+
+        def outside(normalized: Tensor) -> Tensor:
+            weighted = normalized if weight is None else normalized * weight
+            return weighted if bias is None else weighted + bias
+
+        def fused() -> Tensor:
             if self.centered:
                 return F.layer_norm(x, x.shape[-1:], weight, bias, self.eps)
             return F.rms_norm(x, x.shape[-1:], weight, self.eps)
-        dtype = x.dtype
-        wide = x.to(torch.promote_types(dtype, torch.float32))
-        if self.centered:
-            wide = wide - wide.mean(-1, keepdim=True)
-        scale = self.hook_scale((wide.square().mean(-1, keepdim=True) + self.eps).sqrt())
-        normalized = self.hook_normalized((wide / scale).to(dtype))
-        if weight is not None:
-            normalized = normalized * weight
-        return normalized if bias is None else normalized + bias
+
+        return unless_changed([self.hook_scale, self.hook_normalized], inside, outside, fused)
 
     def direction(self, x: Float[Tensor, "*lead d_model"]) -> Float[Tensor, "*lead d_model"]:
         """The linear part of the norm without its scale: centered, and times its weight.
