@@ -22,10 +22,11 @@ from headscope.model.listening import Show, unless_changed
 from headscope.model.parts.key_value_cache import HookedTransformerKeyValueCacheEntry
 from headscope.model.parts.layers import HeadNorm, empty_parameter, zero_parameter
 from headscope.model.parts.masks import alibi_penalties, allowed_by_position, of_queries_among, token_positions
+from headscope.model.parts.projections import mixed, project, ungrouped
 from headscope.model.parts.rotary import RotaryTable, attention_temperature, rotary_table, rotate
 from headscope.ops.factored import FactoredMatrix
 
-__all__ = ["FIELD_BUFFERS", "Attention", "GroupedQueryAttention", "project"]
+__all__ = ["FIELD_BUFFERS", "Attention", "GroupedQueryAttention"]
 
 FIELD_BUFFERS = ("mask", "IGNORE", "rotary_sin", "rotary_cos")
 _SHOWN_ROWS = 2048
@@ -321,13 +322,13 @@ class Attention(nn.Module):
         if self.cfg.positional_embedding_type == "rotary":
             q, k = self._turned(q, k, attention_mask, query_at)
         if k.shape[2] != q.shape[2]:
-            k, v = (_ungrouped(shared, q.shape[2]) for shared in (k, v))
+            k, v = (ungrouped(shared, q.shape[2]) for shared in (k, v))
 
         def inside(show: Show) -> Tensor:
             return self._pattern(q, k, attention_mask, query_at, v.dtype, show)
 
         def outside(pattern: Tensor) -> Tensor:
-            return _mixed(pattern, v)
+            return mixed(pattern, v)
 
         def fused() -> Tensor:
             return self._attend_fused(q, k, v, attention_mask, query_at)
@@ -417,7 +418,7 @@ class Attention(nn.Module):
         seen = slice(here.stop)
         if site == "hook_pattern":
             v = kept["attn.hook_v"][:, seen]
-            return _mixed(value[:, :, here, seen], _ungrouped(v, self.cfg.n_heads))
+            return mixed(value[:, :, here, seen], ungrouped(v, self.cfg.n_heads))
         q, k, v = (value if site == f"hook_{each}" else kept[f"attn.hook_{each}"] for each in "qkv")
         mask = None if attention_mask is None else attention_mask[:, seen]
         return self.z_of(q[:, here], self.cached(k[:, seen]), v[:, seen], mask)
@@ -486,25 +487,3 @@ class GroupedQueryAttention(Attention):
     W_V = _for_each_head("_W_V", "Value weights of each head.")
     b_K = _for_each_head("_b_K", "Key biases of each head.")
     b_V = _for_each_head("_b_V", "Value biases of each head.")
-
-
-def _ungrouped(shared: Float[Tensor, "batch pos group d_head"], n_heads: int) -> Float[Tensor, "batch pos head d_head"]:
-    """Return keys or values of each head, where a group of heads shares them."""
-    return shared.repeat_interleave(n_heads // shared.shape[2], dim=2)
-
-
-def _mixed(pattern: Tensor, v: Tensor) -> Tensor:
-    """Weight values by a pattern, `[batch, pos, head, d_head]`; a hook's pattern may be broadcast over the batch."""
-    return torch.einsum("bhqk,bkhe->bqhe", pattern, v)
-
-
-def project(
-    x: Float[Tensor, "batch pos *head d_model"],
-    weight: Float[Tensor, "head d_model d_head"],
-    bias: Float[Tensor, "head d_head"],
-) -> Float[Tensor, "batch pos head d_head"]:
-    """`x W + b` for each head, by one batched product: no weight is copied into another layout."""
-    batch, length = x.shape[:2]
-    by_head = x.flatten(0, 1).transpose(0, 1) if x.ndim == 4 else x.flatten(0, 1).expand(weight.shape[0], -1, -1)
-    out = torch.baddbmm(bias[:, None], by_head, weight)
-    return out.unflatten(1, (batch, length)).permute(1, 2, 0, 3)

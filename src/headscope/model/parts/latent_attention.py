@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from headscope.errors import InvalidInputError
 from headscope.model.config import HookedTransformerConfig
-from headscope.model.parts.attention import Attention, GroupedQueryAttention, project
+from headscope.model.parts.attention import Attention, GroupedQueryAttention
 from headscope.model.parts.layers import RMSNorm, empty_parameter, zero_parameter
+from headscope.model.parts.projections import project
 from headscope.model.parts.rotary import rotate
 
 __all__ = ["LatentAttention", "make_attention"]
