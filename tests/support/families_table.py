@@ -321,6 +321,13 @@ HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
                                               "num_experts_per_tok": 2}),
     "granitemoehybrid without experts, rotary": ("GraniteMoeHybrid", {
         **_MAMBA, **_GRANITE_HYBRID, "num_local_experts": 0, "position_embedding_type": "rope"}),
+    "jamba": ("Jamba", {
+        **_HYBRID, "num_hidden_layers": 4, "attn_layer_period": 3, "attn_layer_offset": 1, "num_experts": 4,
+        "expert_layer_period": 2, "expert_layer_offset": 1, "mamba_d_state": 6, "mamba_d_conv": 3, "mamba_dt_rank": 3,
+        "mamba_proj_bias": True}),
+    "jamba without experts, tied": ("Jamba", {
+        **_HYBRID, "attn_layer_period": 2, "attn_layer_offset": 0, "num_experts": 1, "mamba_d_state": 6,
+        "tie_word_embeddings": True}),
     "nemotron_h": ("NemotronH", _NEMOTRON_H),
     "nemotron_h with experts": ("NemotronH", {
         **_NEMOTRON_H, "layers_block_type": ["linear_attention", "moe", "full_attention", "mlp"],

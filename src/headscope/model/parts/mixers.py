@@ -1,10 +1,10 @@
 """Mixers: parts of a layer that carry a state from token to token, where attention would look back.
 
-Gated short convolutions (LFM 2), Mamba 2 (Bamba, Granite 4, Falcon-H1, Nemotron-H), gated delta nets (Qwen3-Next, Qwen
-3.5) and real-gated linear recurrent units (RecurrentGemma). A mixer has no heads that could be told apart on the
-residual stream: it is one component, and `hook_mixer_out` shows what it adds. Its arithmetic is that of the module in
-`transformers`, made from the checkpoint's own entries, without a cache and in plain PyTorch where the kernels of other
-packages are not installed; its tensors have their names there, under `blocks.{l}.mixer`.
+Gated short convolutions (LFM 2), Mamba (Jamba), Mamba 2 (Bamba, Granite 4, Falcon-H1, Nemotron-H), gated delta nets
+(Qwen3-Next, Qwen 3.5) and real-gated linear recurrent units (RecurrentGemma). A mixer has no heads that could be told
+apart on the residual stream: it is one component, and `hook_mixer_out` shows what it adds. Its arithmetic is that of
+the module in `transformers`, made from the checkpoint's own entries, without a cache and in plain PyTorch where the
+kernels of other packages are not installed; its tensors have their names there, under `blocks.{l}.mixer`.
 """
 
 import importlib
@@ -120,6 +120,20 @@ MIXERS: dict[str, MixerKind] = {
         {"block_types": ["recurrent"]},
         ("linear_x", "linear_y"),
         _reset_at_first,
+    ),
+    "jamba": MixerKind(
+        "JambaMambaMixer",
+        (
+            "mamba_d_state",
+            "mamba_d_conv",
+            "mamba_expand",
+            "mamba_dt_rank",
+            "mamba_conv_bias",
+            "mamba_proj_bias",
+            "hidden_act",
+            "rms_norm_eps",
+        ),
+        {"attn_layer_period": 2, "attn_layer_offset": 1},
     ),
     "lfm2": MixerKind("Lfm2ShortConv", ("conv_L_cache", "conv_bias"), {"layer_types": ["conv"]}),
 }

@@ -253,6 +253,13 @@ def test_what_is_refused(model_type: str, entries: dict[str, Any], message: str)
         family_of({**config, **entries}).config({**config, **entries})
 
 
+def test_attention_at_unequal_distances_is_no_jamba() -> None:
+    model = HookedTransformer.from_hf(hf_model("jamba"))
+    model.cfg.layer_parts = ["attn+mlp", "mixer+mlp", "attn+mlp", "attn+mlp"]
+    with pytest.raises(CheckpointError, match=r"attn layers at equal distances; here they are \[0, 2, 3\]"):
+        model.to_hf()
+
+
 def test_an_embedding_that_a_norm_cannot_give_is_refused() -> None:
     model = HookedTransformer.from_hf(hf_model("nanochat"))
     with torch.no_grad():

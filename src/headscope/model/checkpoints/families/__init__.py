@@ -33,6 +33,7 @@ from headscope.model.checkpoints.families.hunyuan import HUNYUAN
 from headscope.model.checkpoints.families.hybrid import LFM2
 from headscope.model.checkpoints.families.hybrid_mamba import BAMBA, FALCON_H1, GRANITE_MOE_HYBRID, NEMOTRON_H
 from headscope.model.checkpoints.families.internlm import INTERNLM3
+from headscope.model.checkpoints.families.jamba import JAMBA
 from headscope.model.checkpoints.families.llama import LLAMA
 from headscope.model.checkpoints.families.llama4 import LLAMA4
 from headscope.model.checkpoints.families.mistral import MINISTRAL, MINISTRAL3, MISTRAL
@@ -73,7 +74,7 @@ FAMILIES: dict[str, Family] = {
         APERTUS, GEMMA3_MULTIMODAL, LLAMA4, LLAMA4_MULTIMODAL, MISTRAL3, NANOCHAT, PERSIMMON,
         DBRX, DEEPSEEK_V2, DEEPSEEK_V3, GPT_OSS, GRANITE_MOE, GRANITE_MOE_SHARED, PHIMOE, QWEN2_MOE,
         COHERE, COHERE2, EXAONE4, GLM, GLM4, HUNYUAN, MINISTRAL, MINISTRAL3, OLMO3, SEED_OSS, SMOLLM3, VAULTGEMMA,
-        BAMBA, FALCON_H1, GRANITE_MOE_HYBRID, LFM2, NEMOTRON_H, QWEN3_5, QWEN3_5_MOE, QWEN3_NEXT,
+        BAMBA, FALCON_H1, GRANITE_MOE_HYBRID, JAMBA, LFM2, NEMOTRON_H, QWEN3_5, QWEN3_5_MOE, QWEN3_NEXT,
         QWEN3_5_MOE_MULTIMODAL, QWEN3_5_MULTIMODAL, RECURRENT_GEMMA,
     )
 }  # fmt: skip
@@ -88,6 +89,11 @@ _REFUSED = {
         "residual stream by a number; its small models also take keys and values from earlier layers, and add "
         "embeddings in every layer",
     ),
+    **dict.fromkeys(
+        ("zamba", "zamba2"),
+        "Zamba has one attention block that several layers share, which reads the embedding beside the residual stream",
+    ),
+    "olmo_hybrid": "OLMo Hybrid has its norms behind attention, and before its mixers",
     **dict.fromkeys(
         ("gemma3n", "gemma3n_text"),
         "Gemma 3n has several residual streams side by side, layers that take keys and values from an earlier one, and "

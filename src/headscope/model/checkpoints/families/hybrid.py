@@ -15,7 +15,10 @@ from headscope.model.checkpoints.families.llama import LlamaLike
 from headscope.model.config import HookedTransformerConfig
 from headscope.model.parts.mixers import mixer_entries, mixer_tensors
 
-__all__ = ["LFM2", "Hybrid", "renamed"]
+__all__ = ["IN_PLACE", "LFM2", "Hybrid", "renamed"]
+
+# A mixer in place of attention.
+IN_PLACE = {"mixer+mlp": "linear_attention", "attn+mlp": "full_attention"}
 
 
 class Hybrid(LlamaLike):

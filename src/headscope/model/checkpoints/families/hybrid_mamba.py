@@ -14,14 +14,12 @@ from headscope.errors import CheckpointError
 from headscope.model.checkpoints.families.base import LINEAR, Row, Table, changed, sizes
 from headscope.model.checkpoints.families.granite import with_residual_multiplier
 from headscope.model.checkpoints.families.granite_moe import GraniteMoeShared
-from headscope.model.checkpoints.families.hybrid import Hybrid, renamed
+from headscope.model.checkpoints.families.hybrid import IN_PLACE, Hybrid, renamed
 from headscope.model.checkpoints.families.llama import LlamaLike, any_bias
 from headscope.model.checkpoints.families.moe import dense_fields
 from headscope.model.config import HookedTransformerConfig
 
 __all__ = ["BAMBA", "FALCON_H1", "GRANITE_MOE_HYBRID", "NEMOTRON_H"]
-
-_IN_PLACE = {"mixer+mlp": "linear_attention", "attn+mlp": "full_attention"}
 
 
 class _Bamba(Hybrid):
@@ -29,7 +27,7 @@ class _Bamba(Hybrid):
     architecture = "BambaForCausalLM"
     examples: ClassVar[tuple[str, ...]] = ("ibm-ai-platform/Bamba-9B-v2", "ibm-ai-platform/Bamba-9B-v1")
     mixer = "mamba"
-    kinds: ClassVar[Mapping[str, str]] = _IN_PLACE
+    kinds: ClassVar[Mapping[str, str]] = IN_PLACE
     rotary_part: ClassVar[float | None] = 0.5
 
     def layer_entries(self, kinds: list[str]) -> dict[str, Any]:
@@ -83,7 +81,7 @@ class _GraniteMoeHybrid(Hybrid, GraniteMoeShared):
     architecture = "GraniteMoeHybridForCausalLM"
     examples = ("ibm-granite/granite-4.0-h-350m", "ibm-granite/granite-4.0-h-tiny")
     mixer = "mamba"
-    kinds: ClassVar[Mapping[str, str]] = _IN_PLACE
+    kinds: ClassVar[Mapping[str, str]] = IN_PLACE
 
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
         hf = self.complete(hf)

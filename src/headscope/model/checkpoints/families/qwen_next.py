@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from headscope.model.checkpoints.families.base import Table, one_plus_norms
-from headscope.model.checkpoints.families.hybrid import Hybrid
+from headscope.model.checkpoints.families.hybrid import IN_PLACE, Hybrid
 from headscope.model.checkpoints.families.llama import LlamaLike
 from headscope.model.checkpoints.families.qwen_moe import Qwen2Moe
 from headscope.model.config import HookedTransformerConfig
@@ -27,7 +27,7 @@ class _GatedAttention(Hybrid):
 
     prepends_bos = False
     mixer = "linear_attn"
-    kinds: ClassVar[Mapping[str, str]] = {"mixer+mlp": "linear_attention", "attn+mlp": "full_attention"}
+    kinds: ClassVar[Mapping[str, str]] = IN_PLACE
     rotary_part: ClassVar[float | None] = 0.25
     beside: ClassVar[tuple[str, ...]] = ("mtp.",)
 
