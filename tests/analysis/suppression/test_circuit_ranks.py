@@ -164,6 +164,13 @@ def test_some_heads_and_some_tokens_are_those_of_all():
     assert torch.equal(some.ov, whole.ov[[4, 2]][:, tokens]) and torch.equal(some.qk, whole.qk[[4, 2]][:, tokens])
 
 
+def test_a_number_of_tokens_is_a_sample_that_is_always_the_same():
+    model = tiny_model()
+    whole, some = ranks(model), ranks(model, tokens=9)
+    assert len(some.tokens.unique()) == 9 and torch.equal(some.tokens, ranks(model, tokens=9).tokens)
+    assert torch.equal(some.ov, whole.ov[:, some.tokens]) and torch.equal(some.qk, whole.qk[:, some.tokens])
+
+
 def test_ties_count_half():
     left, right = torch.tensor([[1.0], [1.0], [1.0]]), torch.tensor([[2.0, 2.0, 2.0, 1.0, 3.0]])
     assert own_token_excess(left, right, torch.tensor([0, 3, 4])).tolist() == [0, 4, -4]
@@ -222,6 +229,7 @@ def test_cost_is_told_in_advance():
     (None, {"k": 0}, "k must be between 1 and d_vocab = 23; got 0"),
     (None, {"k": 24}, "got 24"),
     (None, {"tokens": torch.tensor([23])}, "between 0 and d_vocab - 1 = 22"),
+    (None, {"tokens": 24}, "a number between 1 and d_vocab = 23; got 24"),
     (None, {"tokens": torch.tensor([], dtype=torch.long)}, "one or more ids"),
 ])  # fmt: skip
 def test_bad_options_are_refused(heads, options, message):
