@@ -167,10 +167,11 @@ def repeat_moments(model: HookedTransformer) -> Measure:
         if not len(rows):
             return {}
         read = Batch(batch.tokens, batch.attention_mask, where)
-        toward = [directions.of(batch.tokens.roll(-ahead, dims=1)[where]) for ahead in (1, 2)]
-        against = [-direct_effects(model, read, each) for each in toward]
-        final = lens_states(model, read).resid[-1]
+        states = lens_states(model, Batch(batch.tokens, batch.attention_mask, where))
+        toward = torch.stack([directions.of(batch.tokens.roll(-ahead, dims=1)[where]) for ahead in (1, 2)])
+        final = states.resid[-1]
         logits = ((final / readout.scale(final)) * (toward[0] - toward[1]).to(final.dtype)).sum(-1)
+        against = (-direct_effects(model, states, toward)).unbind(2)
         return {
             "heads": row_moments(torch.stack([*against, against[0] - against[1]]), rows),
             "model": row_moments(logits, rows),

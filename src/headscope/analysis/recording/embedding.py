@@ -6,10 +6,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headscope.analysis.core.batches import Batch
 from headscope.analysis.core.head_lists import over_layers
 from headscope.analysis.core.result import check_option
-from headscope.analysis.recording.lens_states import lens_states
+from headscope.analysis.recording.lens_states import LensStates
 from headscope.errors import InvalidInputError
 from headscope.model.activations.readout import readout_of
 from headscope.model.transformer import HookedTransformer
@@ -40,21 +39,20 @@ class TokenDirections:
 
 
 def direct_effects(
-    model: HookedTransformer, batch: Batch, directions: Float[Tensor, "n d_model"]
-) -> Float[Tensor, "layer head n"]:
-    """Return what each head adds along a direction of each position that counts, at the final norm's scale.
+    model: HookedTransformer, states: LensStates, directions: Float[Tensor, "*each n d_model"]
+) -> Float[Tensor, "layer head *each n"]:
+    """Return what each head adds along directions of each position that counts, at the final norm's scale.
 
     NaN for layers without attention.
 
-    The scale of a norm behind attention is that of the run.
+    The scale of a norm behind attention is that of the run, whose heads are used up (`LensStates.take_heads`).
     """
-    states = lens_states(model, batch)
     towards = directions.to(states.resid.dtype) / readout_of(model).scale(states.resid[-1])
     found = []
     for layer, z in zip(model.cfg.layers_with("attn"), states.take_heads(), strict=True):
         W_O = states.wide(model.output_weight(layer))
         # The directions come down to the heads' width; no head's output is brought up to d_model.
-        found.append(torch.einsum("hne,hne->hn", z, torch.einsum("nd,hed->hne", towards, W_O)))
+        found.append(torch.einsum("hne,h...ne->h...n", z, torch.einsum("...nd,hed->h...ne", towards, W_O)))
     return over_layers(model.cfg, torch.stack(found))
 
 

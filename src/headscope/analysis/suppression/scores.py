@@ -20,6 +20,7 @@ from headscope.analysis.core.batches import Batch
 from headscope.analysis.core.head_lists import one_vocabulary
 from headscope.analysis.core.result import Array, Result, RunInfo
 from headscope.analysis.recording.embedding import TokenDirections, direct_effects
+from headscope.analysis.recording.lens_states import lens_states
 from headscope.analysis.storage.accumulator import Measure, Totals
 from headscope.analysis.storage.manifest import fingerprint
 from headscope.analysis.storage.options import RunOptions, streaming
@@ -144,7 +145,8 @@ def _anti_induction(model: HookedTransformer, length: int) -> Measure:
         where = torch.zeros_like(batch.counted)
         where[:, -length:-1] = True
         expected = directions.of(batch.tokens.roll(-1, dims=1)[where])
-        effects = direct_effects(model, Batch(batch.tokens, batch.attention_mask, where), expected)
+        states = lens_states(model, Batch(batch.tokens, batch.attention_mask, where))
+        effects = direct_effects(model, states, expected)
         return {"effect": effects.double().sum(-1).cpu(), "n": where.sum().cpu()}
 
     return measure
@@ -167,7 +169,7 @@ def _ioi(model: HookedTransformer, n_prompts: int, answers: Int[Tensor, "answer 
         names = answers[n_before : n_before + len(batch.tokens)].to(batch.tokens.device)
         toward = directions.of(names[:, 0]) - directions.of(names[:, 1])
         last = Batch(batch.tokens, batch.attention_mask, _last(batch.counted))
-        return {"effect": direct_effects(model, last, toward).double().sum(-1).cpu()}
+        return {"effect": direct_effects(model, lens_states(model, last), toward).double().sum(-1).cpu()}
 
     return measure
 
