@@ -1,5 +1,6 @@
 """Path patching against three full forward passes with hooks."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from headscope import HookedTransformer
 from headscope.analysis.patching.path import path_patch, path_patch_sweep
 from headscope.analysis.patching.path_result import PathPatchingResult
+from headscope.analysis.prompts import two_runs
 from headscope.analysis.prompts.metrics import AnswerMetric, reads
 from headscope.analysis.prompts.task import Task
 from headscope.data.ioi import IOIDataset
@@ -114,6 +116,31 @@ def test_a_sweep_is_one_path_after_another(set_budget: SetBudget, pad_left: bool
             late = found.values[2] if receivers != ["final"] else found.values[:0]
             assert bool((late == 0).all())
             torch.testing.assert_close(found.values, found.per_prompt.mean(-1))
+
+
+@pytest.mark.parametrize("shape", ["mlps", "bidirectional"])
+@pytest.mark.parametrize("n_many", [1, 32])
+def test_prompts_run_from_where_they_change(shape: str, n_many: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(two_runs, "_MANY_CELLS", n_many)  # prompts that are alike by themselves, or all together
+    model, task = three_layers(shape), random_task((6, 4, 6, 5, 6, 3))
+    assert task.corrupted_tokens is not None
+    changes_at = torch.tensor([3, 1, 4, 2, 3, 3])  # the last one nowhere before its end
+    same = torch.arange(6) < changes_at[:, None]
+    task = replace(task, corrupted_tokens=torch.where(same, task.clean_tokens, task.corrupted_tokens))
+    scorer = two_runs.Scorer(model, task)
+    assert scorer.changes_at.tolist() == changes_at.tolist()
+    batches = [rows.tolist() for rows in scorer.batches(100, 6)]
+    assert batches == ([[1], [3], [5], [0, 4], [2]] if n_many == 1 else [[0, 1, 2, 3, 4, 5]])
+    reference = ThreePasses(model, task)
+    for receivers in (["2.1.q", "2.1.v"], ["final"]):
+        found = path_patch_sweep(model, task, receivers=receivers, **NOISING, progress=False)
+        assert found.per_prompt is not None
+        for layer, head in ((0, 1), (1, 2)):
+            expected = reference.change([f"{layer}.{head}"], receivers, freeze_mlps=True)
+            torch.testing.assert_close(found.per_prompt[layer, head], expected, atol=1e-11, rtol=1e-7)
+        assert found.per_prompt[:2, :, :5].abs().max() > 1e-6
+        if shape == "mlps":
+            assert bool((found.per_prompt[..., 5] == 0).all())
 
 
 def test_positions_are_those_of_the_senders() -> None:

@@ -166,7 +166,6 @@ def repeat_moments(model: HookedTransformer) -> Measure:
         rows = where.nonzero()[:, 0]
         if not len(rows):
             return {}
-        read = Batch(batch.tokens, batch.attention_mask, where)
         states = lens_states(model, Batch(batch.tokens, batch.attention_mask, where))
         toward = torch.stack([directions.of(batch.tokens.roll(-ahead, dims=1)[where]) for ahead in (1, 2)])
         final = states.resid[-1]

@@ -28,14 +28,19 @@ from torch import Tensor
 from headscope.analysis.core.batches import iterate_batches
 from headscope.analysis.core.stats import estimate, estimates
 from headscope.analysis.heads.evidence import Measured
+from headscope.analysis.patching.base_run import obstacle
+from headscope.analysis.patching.engine import Patch, measure_patches
 from headscope.analysis.patching.path import path_patch_sweep
 from headscope.analysis.prompts.attribution import attribute
 from headscope.analysis.prompts.attribution_result import Attribution
+from headscope.analysis.prompts.metrics import AnswerMetric
 from headscope.analysis.prompts.task import Task
+from headscope.analysis.prompts.two_runs import Scorer, TaskRuns
 from headscope.analysis.recording.record import record, record_patterns
 from headscope.errors import InvalidInputError
 from headscope.model.hooks import HookPoint
 from headscope.model.transformer import HookedTransformer
+from headscope.ops.devices import Budget
 
 __all__ = [
     "ORDERS",
@@ -285,19 +290,32 @@ def changes_when_patched(
 ) -> Float[Tensor, "layer head"]:
     """Measure the change of the mean logit difference when a head's output is that of the corrupted prompts.
 
-    One forward pass for each head; NaN for the others.
+    Runs of the layers behind each head; NaN for the other heads.
     """
-    task = task.to(model.W_E.device)
     found = torch.full((model.cfg.n_layers, model.cfg.n_heads), math.nan)
-
-    def differences() -> Tensor:
-        return attribute(model, task, sources=False, neurons=False, progress=False).logit_difference.double()
-
-    clean = differences()
-    for head in heads:
-        with _replaced(model, task, [head], task.attention_mask):
-            found[head] = float((differences() - clean).mean())
+    if not heads:
+        return found
+    runs = TaskRuns(model, task, direction="noising", scale="metric")
+    names = {place: f"blocks.{place[0]}.attn.hook_z" for place in heads}
+    side_by_side = len(heads) if obstacle(model) is None else 1
+    changes = torch.zeros(len(heads), dtype=torch.float64)
+    for rows in Scorer(model, runs.task).batches(Budget.of(model.W_E.device).batch_tokens, side_by_side):
+        some = runs.task[rows]
+        other = record(model, runs.other[rows], set(names.values()), attention_mask=some.attention_mask).kept
+        # The first changes nothing, which gives the clean logit difference.
+        patches = [Patch(name, Tensor.clone) for name in list(names.values())[:1]]
+        patches += [Patch(name, partial(_put_head, other[name], head)) for (_, head), name in names.items()]
+        clean, *patched = measure_patches(
+            model, runs.base[rows], AnswerMetric.of(some), patches, attention_mask=some.attention_mask, progress=False
+        )
+        changes += (torch.tensor(patched, dtype=torch.float64) - clean) * (len(rows) / len(task))
+    for place, change in zip(heads, changes.tolist(), strict=True):
+        found[place] = change
     return found
+
+
+def _put_head(source: Tensor, head: int, z: Float[Tensor, "row pos head d_head"]) -> None:
+    z[:, :, head] = source[:, :, head]
 
 
 @contextmanager

@@ -91,7 +91,8 @@ def activation_patch(
     here = [at for at, (site, cell) in enumerate(cells) if cell["layer"] in hook_names[site]]
     names = [name for of_site in hook_names.values() for name in of_site.values()]
     patched, ends = torch.zeros(len(here), dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
-    batches = list(Scorer(model, runs.task, metric).batches(Budget.of(model.W_E.device).batch_tokens))
+    n_side_by_side = len(here) if obstacle(model) is None else 1
+    batches = list(Scorer(model, runs.task, metric).batches(Budget.of(model.W_E.device).batch_tokens, n_side_by_side))
     for rows in each_step(batches, "patching " + ", ".join(hook_names), shown=progress):
         some = runs.task[rows]
         mask, measure = some.attention_mask, AnswerMetric.of(some) if metric is None else metric

@@ -128,7 +128,7 @@ class _Linearized:
     """Both runs of some prompts, and the gradients of their metric at every site."""
 
     def __init__(
-        self, model: HookedTransformer, runs: TaskRuns, scorer: Scorer, rows: slice, names: Iterable[str]
+        self, model: HookedTransformer, runs: TaskRuns, scorer: Scorer, rows: Tensor, names: Iterable[str]
     ) -> None:
         self.model, self.runs, self.scorer, self.rows = model, runs, scorer, rows
         self.names = list(names)

@@ -186,9 +186,9 @@ def _measured(
     scorer = Scorer(model, runs.task, metric)
     way = way_of_running(model)
     passes = PathBlock if way == "suffix" else WholePaths
-    parts = []
+    parts, order = [], []
     with progress_bar(len(fed) * n_prompts, "path patching", shown=progress) as bar:
-        for rows in scorer.batches(Budget.of(model.W_E.device).batch_tokens):
+        for rows in scorer.batches(Budget.of(model.W_E.device).batch_tokens, len(fed) if way == "suffix" else 1):
             batch = passes(model, runs, scorer, rows, senders, receivers, freeze_mlps)
             ends = torch.stack([batch.base, batch.other])
             check_final(ends)
@@ -196,10 +196,11 @@ def _measured(
             for start in range(0, len(fed), batch.together):
                 some = [cells[at] for at in fed[start : start + batch.together]]
                 metrics.append(scorer.values(rows, batch.finals(some)))
-                bar.update(len(some) * (rows.stop - rows.start))
+                bar.update(len(some) * len(rows))
             parts.append(torch.cat(metrics))
+            order.append(rows)
     # The logit difference has a value for each prompt, a metric of your own one for all.
-    base, other, *patched = torch.cat(parts, dim=-1) if parts[0].ndim > 1 else parts[0]
+    base, other, *patched = torch.cat(parts, dim=-1)[:, torch.cat(order).argsort()] if parts[0].ndim > 1 else parts[0]
     change = base.new_zeros(len(cells), *base.shape)
     change[fed] = torch.stack(patched) - base if patched else base.new_zeros(0, *base.shape)
     means = base.mean(), other.mean()

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from headscope.analysis.core.components import Component, all_components, all_mlps
@@ -51,7 +51,7 @@ class PathBlock:
         model: HookedTransformer,
         runs: TaskRuns,
         scorer: Scorer,
-        rows: slice,
+        rows: Int[Tensor, " row"],
         senders: Sequence[Sender],
         receivers: tuple[Receiver, ...],
         freeze_mlps: bool,
@@ -93,9 +93,13 @@ class PathBlock:
         self.suffixes = SuffixRuns(run, self.scorer.places[self.rows])
         base, self.base = run.kept, self.scorer.read(self.rows, run.final)
         run.kept = {name: base[name] for name in kept}
+        if run.is_causal:
+            # Before the first token that differs, both runs are one: to give the other's values there changes nothing.
+            places = torch.arange(self.where.shape[1], device=self.where.device)
+            self.where = self.where & (places >= self.scorer.changes_at[self.rows][:, None])
         # Attention being frozen up to there, receivers read a change only where senders are patched.
         somewhere = self.where.any(0).nonzero()
-        self.begin = int(somewhere[0]) if len(somewhere) and run.is_causal else 0
+        self.begin = 0 if not run.is_causal else int(somewhere[0]) if len(somewhere) else self.suffixes.stop
         n_passed = self.scorer.places[self.rows].numel()
         if not self.into_final:
             n_passed = max(1, len(self.tokens) * (self.suffixes.stop - self.begin))

@@ -136,7 +136,7 @@ class AnswerMetric:
         return (difference - self.zero) / self.unit
 
     def differences(
-        self, model: HookedTransformer, states: Float[Tensor, "cell prompt d_model"], rows: slice = slice(None)
+        self, model: HookedTransformer, states: Float[Tensor, "cell prompt d_model"], rows: Any = slice(None)
     ) -> Float[Tensor, "cell prompt"]:
         """Return each prompt's right minus wrong answers' logits, from final states where they are predicted.
 

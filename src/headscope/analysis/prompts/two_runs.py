@@ -37,6 +37,7 @@ Direction = Literal["denoising", "noising"]
 Scale = Literal["share", "metric"]
 
 _OWN = "one per prompt"
+_MANY_CELLS = 32  # from here on a batch of one prompt is enough to fill products of matrices
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,7 @@ class TaskRuns:
         behind = model.cfg.attention_dir == "causal" and bool((mask[:, 1:] <= mask[:, :-1]).all())
         self._mask = None if behind else mask
 
-    def options(self, rows: slice, times: int = 1) -> dict[str, Any]:
+    def options(self, rows: Int[Tensor, " row"], times: int = 1) -> dict[str, Any]:
         """Return the options on padding for a forward pass of some prompts, repeated `times` times."""
         mask = None if self._mask is None else self._mask[rows].repeat(times, 1)
         return {"attention_mask": mask, "padding_side": "right"}
@@ -242,18 +243,40 @@ class Scorer:
             places = reader.places(n, length)
         self.places: Int[Tensor, "prompt read"] = places.to(task.clean_tokens.device)
 
-    def batches(self, n_tokens: int) -> Iterator[slice]:
-        """Cut the prompts into batches of at most `n_tokens` (or one prompt); a metric of your own gets all at once."""
-        n, width = self.task.clean_tokens.shape
-        step = max(1, n_tokens // width) if self.metric is None else n
-        for start in range(0, n, step):
-            yield slice(start, min(start + step, n))
+    @cached_property
+    def changes_at(self) -> Int[Tensor, " prompt"]:
+        """The first position at which each prompt and its corrupted one differ; the length, where they never do."""
+        assert self.task.corrupted_tokens is not None
+        differ = self.task.clean_tokens != self.task.corrupted_tokens
+        return torch.where(differ.any(1), differ.int().argmax(1), differ.shape[1])
 
-    def read(self, rows: slice, final: Float[Tensor, "prompt pos d_model"]) -> Float[Tensor, "prompt read d_model"]:
+    def batches(self, n_tokens: int, n_cells: int = 1) -> Iterator[Int[Tensor, " row"]]:
+        """Cut the prompts into batches of at most `n_tokens` (or one prompt); a metric of your own gets all at once.
+
+        With many patches to run on each, prompts go together that change, and predict their answers, at the same
+        places: patched runs of a batch are of the positions between its first change and its last answer.
+        """
+        n, width = self.task.clean_tokens.shape
+        if self.metric is not None:
+            yield torch.arange(n)
+            return
+        alike = [torch.arange(n)]
+        if n_cells >= _MANY_CELLS:
+            ends = torch.stack([self.changes_at, self.task.positions]).cpu()
+            which = ends.unique(dim=1, return_inverse=True)[1]
+            alike = [(which == number).nonzero()[:, 0] for number in range(int(which.max()) + 1)]
+        for rows in alike:
+            yield from rows.split(max(1, n_tokens // width))
+
+    def read(
+        self, rows: Int[Tensor, " row"], final: Float[Tensor, "prompt pos d_model"]
+    ) -> Float[Tensor, "prompt read d_model"]:
         """Return the final states at the positions that the metric reads."""
         return final[torch.arange(len(final), device=final.device)[:, None], self.places[rows]]
 
-    def values(self, rows: slice, final: Float[Tensor, "run prompt read d_model"]) -> Float[Tensor, "run *prompt"]:
+    def values(
+        self, rows: Int[Tensor, " row"], final: Float[Tensor, "run prompt read d_model"]
+    ) -> Float[Tensor, "run *prompt"]:
         """Return the metric of each run: for each prompt if it is the logit difference, else one number.
 
         Raises:

@@ -162,9 +162,7 @@ class _LayerCircuits:
             read = read + self.norm["b"]
         return self.attn.of_head(name, head, read, biased=self.qk_biases)
 
-    def ov(
-        self, head: int, readout: Readout
-    ) -> tuple[Float[Tensor, "token d_head"], Float[Tensor, "d_head d_vocab"]]:
+    def ov(self, head: int, readout: Readout) -> tuple[Float[Tensor, "token d_head"], Float[Tensor, "d_head d_vocab"]]:
         """Return each ranked token's value, and the map from values to logits, but for the final norm's scale."""
         to_logits = readout.direction(self.written[head].to(self.kind)) @ readout.W_U.detach().to(self.kind)
         return self.attn.of_head("v", head, self.read_of_ranked, biased=False), to_logits
