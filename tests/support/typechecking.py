@@ -41,7 +41,7 @@ def checked(target: Any) -> Any:
     if inspect.isgeneratorfunction(target):
         hints.pop("return", None)
     hints = {name: hint for name, hint in hints.items() if hint is not Any and not _uncheckable(hint)}
-    if not hints:
+    if not hints.keys() - {"return"} and hints.get("return") is None:  # nothing to check, or that nothing is returned
         return target
     # A copy with these annotations: the function itself keeps its own, which signatures are read from.
     code = types.FunctionType(

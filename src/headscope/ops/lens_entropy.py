@@ -6,20 +6,14 @@ For every state `r` with logits `a`, the final logits `f`, and every component w
 - a head's logits have rank d_head: `z (W_O W_U)`, with `W_O W_U` of a vocabulary tile made once for all rows;
 - in a plain residual stream only the states before each layer need a product with `W_U`: the logits between attention
   and MLP are these plus the heads' logits, and an MLP's logits are a difference of two states' (`Chain`);
-- `exp(a)` and `exp(f)` are made once per state, and `exp(d)` and its reciprocal then serve both sums,
-  `Z = sum exp(a) exp(d)` and `sum exp(f) / exp(d)`, with S = sum l exp(l) from the same factors; the sums over the
-  vocabulary are batched products;
-- inside a tile, logits are in bits, `l / ln 2`: PyTorch's `exp2` takes a third of the time of its `exp`;
+- `exp(a)` and `exp(f)` are made once per state, and `exp(d)` and its reciprocal then serve the sums of both changes
+  (`ops.kernels`: fused loops on a CPU, PyTorch's operations elsewhere);
 - a tile of rows by a tile of the vocabulary stays in a core's cache, in buffers that are reused, and each thread
   takes tiles of its own.
 
-That product form is used where every `|d|` in the tile is at most `SAFE_RANGE` nats: then a term lost to underflow,
-`2^(l - max l) < 2^-126`, is at most `2^(-126 + 43)` beside a sum of at least `2^-43`, so all d_vocab of them together
-change nothing in float32. Elsewhere, under a soft cap, and when each state has a scale of its own, logits are formed
-and reduced one component at a time.
+Under a soft cap, and when each state has a scale of its own, logits are formed and reduced one component at a time.
 """
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -31,15 +25,16 @@ from torch import Tensor
 
 from headscope.ops.devices import Budget
 from headscope.ops.head_products import HeadProducts
+from headscope.ops.kernels.dispatch import kernels_for
+from headscope.ops.kernels.interface import BITS, Factors, Kernels
+from headscope.ops.kernels.torch_kernels import within
 from headscope.ops.parallel import RowChunks, rows_per_chunk
 from headscope.ops.vocab import RunningMoments, cap_logits, tile_moments, token_mean, vocab_tiles
 
-__all__ = ["SAFE_RANGE", "Chain", "Gains", "LensEntropies", "LensProblem", "lens_entropies"]
+__all__ = ["Chain", "Gains", "LensEntropies", "LensProblem", "lens_entropies"]
 
-SAFE_RANGE = 30.0
 # Larger logits are not chained (added and subtracted), so that errors stay small: float32 rounds 300 by 2e-5.
 _CHAIN_RANGE = 300.0
-_BITS = 1 / math.log(2)
 
 
 @dataclass(frozen=True)
@@ -182,15 +177,15 @@ def lens_entropies(
     d_vocab = problem.W_U.shape[1]
     size = Budget.of(device).core_tile
     heads = HeadProducts(problem.heads, problem.W_O, torch.bfloat16 if precision == "bfloat16" else None)
-    with RowChunks(rows, rows_per_chunk(rows, size.rows), _Buffers, device) as chunks:
+    with RowChunks(rows, rows_per_chunk(rows, size.rows), kernels_for(device, problem.states.dtype), device) as chunks:
         for tile in watch(list(vocab_tiles(d_vocab, size.vocab))):
-            weights = _TileWeights(problem, heads, (problem.W_U[:, tile] - mean).mul_(_BITS), tile)
+            weights = _TileWeights(problem, heads, (problem.W_U[:, tile] - mean).mul_(BITS), tile)
 
-            def reduce(chunk: slice, buffers: _Buffers, weights: _TileWeights = weights) -> None:
-                sums = _Tile(problem, weights, chunk, buffers)
+            def reduce(chunk: slice, kernels: Kernels, weights: _TileWeights = weights) -> None:
+                sums = _Tile(problem, weights, chunk, kernels)
                 sums.run()
                 for moments, (shift, z, s) in ((states, sums.states), (changed, sums.changed)):
-                    moments.add(shift / _BITS, z, s / _BITS, chunk)
+                    moments.add(shift / BITS, z, s / BITS, chunk)
 
             chunks.run(reduce)
     plus, minus = changed.entropy()
@@ -204,48 +199,19 @@ class _TileWeights:
         self.W_U = W_U
         self.heads = heads
         self.right = heads.right(W_U)
-        self.offsets = problem.offset[tile] * _BITS, problem.final_offset[tile] * _BITS
+        self.offsets = problem.offset[tile] * BITS, problem.final_offset[tile] * BITS
         chain = problem.chain
         self.rests = None if chain is None else (chain.attn_rest @ W_U, chain.mlp_rest @ W_U)
-
-
-class _Buffers:
-    """Memory that a thread reuses for every tile: allocating it each time costs more than filling it."""
-
-    def __init__(self) -> None:
-        self._kept: dict[str, Tensor] = {}
-
-    def get(self, name: str, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """Return an uninitialized tensor of this shape."""
-        dtype = like.dtype if dtype is None else dtype
-        size = math.prod(shape)
-        kept = self._kept.get(name)
-        if kept is None or kept.numel() < size or kept.dtype != dtype or kept.device != like.device:
-            kept = self._kept[name] = torch.empty(size, dtype=dtype, device=like.device)
-        return kept[:size].view(shape)
-
-
-@dataclass(frozen=True)
-class _State:
-    """A state's logits in a tile, as the factors that Z and S of its changes are products of.
-
-    Attributes:
-        shift: Row maximum of the logits `l`.
-        pair: `e = 2^(l - shift)` and `(l - shift) e`.
-    """
-
-    shift: Float[Tensor, " row"]
-    pair: Float[Tensor, "row 2 tile"]
 
 
 class _Tile:
     """Shift, Z and S of every state and change, in one tile of rows by vocabulary, in bits."""
 
-    def __init__(self, problem: LensProblem, weights: _TileWeights, chunk: slice, buffers: _Buffers) -> None:
+    def __init__(self, problem: LensProblem, weights: _TileWeights, chunk: slice, kernels: Kernels) -> None:
         self.problem = problem
         self.weights = weights
         self.chunk = chunk
-        self.buffers = buffers
+        self.kernels = kernels
         n_states, n_rows = len(problem.states), chunk.stop - chunk.start
         self.shape = n_rows, weights.W_U.shape[1]
         like = problem.states
@@ -300,12 +266,12 @@ class _Tile:
 
     def _whole(self, outputs: Tensor, at: int) -> Float[Tensor, "1 row tile"]:
         """Linear part of the logits of one component's whole output."""
-        out = self.buffers.get("mlp", self.shape, outputs)
+        out = self.kernels.buffer("mlp", self.shape, outputs)
         return torch.mm(outputs[at, self.chunk], self.weights.W_U, out=out)[None]
 
     def _product(self, state: int, name: str) -> Float[Tensor, "row tile"]:
         """Linear part of a state's logits."""
-        out = self.buffers.get(name, self.shape, self.problem.states)
+        out = self.kernels.buffer(name, self.shape, self.problem.states)
         return torch.mm(self.problem.states[state, self.chunk], self.weights.W_U, out=out)
 
     def _heads(self, layer: int) -> Float[Tensor, "head row tile"]:
@@ -313,10 +279,10 @@ class _Tile:
         products = self.weights.heads
         left, right = products.left[layer, :, self.chunk], self.weights.right[layer]
         shape = (len(left), *self.shape)
-        out = self.buffers.get("heads", shape, self.problem.states)
+        out = self.kernels.buffer("heads", shape, self.problem.states)
         if products.dtype == out.dtype:
             return torch.bmm(left, right, out=out)
-        rounded = self.buffers.get("rounded", shape, out, products.dtype)
+        rounded = self.kernels.buffer("rounded", shape, out, products.dtype)
         return out.copy_(torch.bmm(left, right, out=rounded))
 
     def _mlp(
@@ -326,7 +292,7 @@ class _Tile:
         problem = self.problem
         assert problem.mlps is not None
         sequential = between != problem.head_base[layer]
-        chained = problem.chain is not None and all(_within(state, _CHAIN_RANGE * _BITS) for state in (before, after))
+        chained = problem.chain is not None and all(within(state, _CHAIN_RANGE * BITS) for state in (before, after))
         if not chained:
             middle = self._product(between, "middle") if sequential else before
             return middle, self._whole(problem.mlps, layer)
@@ -335,62 +301,40 @@ class _Tile:
         # That replaces two products of 2 * d_model operations per logit.
         by = problem.chain.by[self.chunk, None]
         attn_rest, mlp_rest = (rest[layer] for rest in self.weights.rests)
-        summed = torch.sum(heads, dim=0, out=self.buffers.get("middle", self.shape, before)).add_(before)
+        summed = torch.sum(heads, dim=0, out=self.kernels.buffer("middle", self.shape, before)).add_(before)
         summed.addcmul_(by, attn_rest)
-        mlp = torch.sub(after, summed, out=self.buffers.get("mlp", self.shape, before)).addcmul_(by, mlp_rest, value=-1)
+        mlp = torch.sub(after, summed, out=self.kernels.buffer("mlp", self.shape, before)).addcmul_(by, mlp_rest, value=-1)
         return (summed if sequential else before), mlp[None]
 
     def _logits(self, linear: Tensor, gain: Tensor | None, *, final: bool) -> Tensor:
         scaled = linear if gain is None else linear * gain[..., None]
-        return cap_logits(scaled + self.weights.offsets[final], self.problem.soft_cap * _BITS)
+        return cap_logits(scaled + self.weights.offsets[final], self.problem.soft_cap * BITS)
 
-    def _state(self, index: int, linear: Tensor, name: str, *, final: bool = False) -> _State:
+    def _state(self, index: int, linear: Tensor, name: str, *, final: bool = False) -> Factors:
         """Return a state's factors, and note its own moments on the way."""
         gains = self.problem.gains
         logits = self._logits(linear, None if gains is None else gains.states[index, self.chunk], final=final)
-        # All tokens of a tile may be masked, so the shift must be finite; a masked token's exp is 0, and 0 * inf would
-        # make S NaN.
-        shift = logits.amax(-1).clamp_(min=torch.finfo(logits.dtype).min / 2)
-        shifted = logits.sub_(shift[:, None]).clamp_(min=-1e4)
-        pair = self.buffers.get(f"{name} pair", (self.shape[0], 2, self.shape[1]), linear)
-        torch.exp2(shifted, out=pair[:, 0])
-        torch.mul(shifted, pair[:, 0], out=pair[:, 1])
-        self.states[0, index] = shift
-        self.states[1:, index] = pair.sum(-1).T
-        return _State(shift, pair)
+        state = self.kernels.factors(logits, name)
+        for at, moment in enumerate((state.shift, state.z, state.s)):
+            self.states[at, index] = moment
+        return state
 
     def _change(
         self,
         added: Float[Tensor, "component row tile"],
         linear: Float[Tensor, "row tile"],
-        base: _State,
+        base: Factors,
         final_linear: Float[Tensor, "row tile"],
-        final: _State,
+        final: Factors,
         layer: int,
         which: slice,
     ) -> None:
-        """Note Shift, Z and S of `a + d` and `f - d`, for the logits `d` of some components.
-
-        With `e = 2^(a - shift)` and `p = 2^d`: `Z = sum e p` and `S = sum (a - shift) e p + sum e (d p)`. The last sum
-        has the other sign for `f - d`, whose `p` is a reciprocal and not a second exponential.
-        """
+        """Note Shift, Z and S of `a + d` and `f - d`, for the logits `d` of some components."""
         out = self.changed[:, :, layer, which]
-        nonlinear = self.problem.gains is not None or self.problem.soft_cap > 0
-        if nonlinear or not _within(added, SAFE_RANGE * _BITS):
+        if self.problem.gains is None and self.problem.soft_cap == 0:
+            self.kernels.changes(added, base, final, out)
+        else:
             self._change_one_by_one(out, added, linear, final_linear, layer, which)
-            return
-        factor = torch.exp2(added, out=self.buffers.get("factor", tuple(added.shape), added))
-        product = self.buffers.get("product", tuple(added.shape), added)
-        for sign, state in enumerate((base, final)):
-            if sign:
-                factor = factor.reciprocal_()
-            # Z and half of S in one product with two rows: it runs at the speed of matrix products, where single dot
-            # products do not.
-            moments = torch.bmm(state.pair, factor.permute(1, 2, 0))
-            rest = torch.bmm(state.pair[:, :1], torch.mul(factor, added, out=product).permute(1, 2, 0))[:, 0]
-            out[0, sign] = state.shift
-            out[1, sign] = moments[:, 0].T
-            out[2, sign] = (moments[:, 1] - rest if sign else moments[:, 1] + rest).T
 
     def _change_one_by_one(
         self, out: Tensor, added: Tensor, linear: Tensor, final_linear: Tensor, layer: int, which: slice
@@ -406,10 +350,5 @@ class _Tile:
                 self._logits(final_linear - component, minus, final=True),
             )
             for sign, logits in enumerate(sums):
-                shift, z, s = tile_moments(logits / _BITS)
-                out[:, sign, number] = torch.stack((shift * _BITS, z, s * _BITS))
-
-
-def _within(values: Tensor, bound: float) -> bool:
-    """Return True if all values lie between plus and minus `bound`; False if one is NaN."""
-    return float(values.amax()) <= bound and float(values.amin()) >= -bound
+                shift, z, s = tile_moments(logits / BITS)
+                out[:, sign, number] = torch.stack((shift * BITS, z, s * BITS))

@@ -1,0 +1,86 @@
+"""What a set of kernels computes: sums over one tile of logits, in bits (`l / ln 2`), so that every exponential is 2^x.
+
+A state's logits are kept as the factors that sums of their changes are products of: with `e = 2^(a - shift)` and
+`p = 2^d`, a change `d` of the logits `a` has `Z = sum e p` and `S = sum (a - shift + d) e p`, and removing it has the
+same sums with `1 / p`. That holds while every `|d|` of a row is within `SAFE_BITS`: a term lost to underflow,
+`2^(a - shift) < 2^-126`, is then at most `2^(-126 + 43)` beside a sum of at least `2^-43`, so all d_vocab of them
+together change nothing in float32. In other rows the changed logits are formed, and have a maximum of their own.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+__all__ = ["BITS", "SAFE_BITS", "Factors", "Kernels"]
+
+BITS = 1 / math.log(2)
+SAFE_BITS = 30.0 * BITS
+# Masked tokens (logits of minus infinity) stand this many bits below the maximum: their exponential is 0, and 0 times a
+# finite number is no NaN.
+MASKED_BITS = -1e4
+
+
+@dataclass(frozen=True)
+class Factors:
+    """A state's logits in a tile.
+
+    Attributes:
+        shift: Row maximum of the logits, finite even where all are masked.
+        logits: The logits less `shift`, in bits, at least `MASKED_BITS`.
+        weights: `e = 2^logits`.
+        z: Sum of `e`.
+        s: Sum of `logits * e`.
+    """
+
+    shift: Float[Tensor, " row"]
+    logits: Float[Tensor, "row tile"]
+    weights: Float[Tensor, "row tile"]
+    z: Float[Tensor, " row"]
+    s: Float[Tensor, " row"]
+
+
+class Kernels(ABC):
+    """A set of kernels with memory that is reused from tile to tile: every thread has a set of its own.
+
+    Attributes:
+        name: As `HEADSCOPE_KERNELS` has it, and as results name it.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Tensor] = {}
+
+    def buffer(self, name: str, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Return an uninitialized tensor of this shape: allocating one for every tile costs more than filling it."""
+        dtype = like.dtype if dtype is None else dtype
+        size = math.prod(shape)
+        kept = self._kept.get(name)
+        if kept is None or kept.numel() < size or kept.dtype != dtype or kept.device != like.device:
+            kept = self._kept[name] = torch.empty(size, dtype=dtype, device=like.device)
+        return kept[:size].view(shape)
+
+    @abstractmethod
+    def factors(self, logits: Float[Tensor, "row tile"], name: str) -> Factors:
+        """Return a state's factors, in the buffers of this name; the memory of `logits` becomes theirs."""
+
+    @abstractmethod
+    def changes(
+        self,
+        added: Float[Tensor, "component row tile"],
+        base: Factors,
+        final: Factors,
+        out: Float[Tensor, "3 2 component row"],
+    ) -> None:
+        """Write shift, Z and S of `base + d` and `final - d` into `out`, for the logits `d` each component adds."""
+
+    @abstractmethod
+    def removals(
+        self, removed: Float[Tensor, "change row tile"], clean: Factors, out: Float[Tensor, "3 change row"]
+    ) -> None:
+        """Write shift and Z of `clean - d`, and `sum e d` for clean's `e`, into `out`; `removed` is overwritten."""
