@@ -68,6 +68,8 @@ HEAVY = {
     "datasets",
     "huggingface_hub",
     "jinja2",
+    "llvmlite",
+    "numba",
     "pandas",
     "plotly",
     "pyarrow",
@@ -79,7 +81,7 @@ HEAVY = {
     "typer",
     "xarray",
 }
-HEAVY_ALLOWED = {("cli", "typer")}
+HEAVY_ALLOWED = {("cli", "typer"), ("ops", "numba"), ("ops", "llvmlite")}  # of `ops`, only the loops, loaded when used
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from sizes import SetBudget
 from torch import Tensor
 
-from headscope.ops import lens_entropy
 from headscope.ops.devices import Tile
 from headscope.ops.kernels.interface import BITS, SAFE_BITS
 from headscope.ops.lens_entropy import Chain, Gains, LensEntropies, LensProblem, lens_entropies

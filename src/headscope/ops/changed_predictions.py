@@ -121,7 +121,6 @@ class HeadChanges:
         by_head = removed.transpose(0, 1).reshape(1, self.n_heads, self.n_values * self.n_rows, d_head)
         self.products = HeadProducts(by_head, W_O[None])
         self.heads_at_once = max(1, Budget.of(removed.device).changes // max(self.n_values, 1))
-        self.at_once = self.heads_at_once * self.n_values
 
     def prepare(self, W_U: Float[Tensor, "d_model tile"]) -> _RemovedLogits:
         """Return a function that yields the logits removed in this tile, head by head."""

@@ -303,7 +303,9 @@ class _Tile:
         attn_rest, mlp_rest = (rest[layer] for rest in self.weights.rests)
         summed = torch.sum(heads, dim=0, out=self.kernels.buffer("middle", self.shape, before)).add_(before)
         summed.addcmul_(by, attn_rest)
-        mlp = torch.sub(after, summed, out=self.kernels.buffer("mlp", self.shape, before)).addcmul_(by, mlp_rest, value=-1)
+        mlp = torch.sub(after, summed, out=self.kernels.buffer("mlp", self.shape, before)).addcmul_(
+            by, mlp_rest, value=-1
+        )
         return (summed if sequential else before), mlp[None]
 
     def _logits(self, linear: Tensor, gain: Tensor | None, *, final: bool) -> Tensor:

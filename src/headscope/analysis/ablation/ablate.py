@@ -247,8 +247,9 @@ class AblationAccumulator(Accumulator[AblationResult]):
         tokens = losses.pop("tokens", None)
         ids = None if tokens is None else tokens[tokens >= 0].unique()
         hidden = ("components", "reduce", "kl")
+        shown = {name: value for name, value in asdict(options).items() if name not in hidden}
         return AblationResult(
-            info=self.info({name: value for name, value in asdict(options).items() if name not in hidden}),
+            info=self.info({**shown, "kernels": self.kernels}),
             loss=losses["loss"],
             loss_diff=losses["loss_diff"],
             kl=losses["kl"] if options.kl else None,

@@ -152,7 +152,7 @@ class EntropyAccumulator(Accumulator[EntropyResult]):
         entropies = rows or {name: sums / self.n_positions for name, sums in self.sums.items()}
         shown = ("baseline", "scale", "lens_bias", "include_bos", "precision")
         return EntropyResult(
-            info=self.info({name: getattr(self.options, name) for name in shown}),
+            info=self.info({**{name: getattr(self.options, name) for name in shown}, "kernels": self.kernels}),
             **{name: values.float() for name, values in entropies.items()},
             state_labels=state_labels(self.model),
             component_labels=part_labels(self.model.cfg),

@@ -18,6 +18,7 @@ from headscope.analysis.core.result import RunInfo
 from headscope.analysis.storage.manifest import fingerprint
 from headscope.errors import InvalidInputError
 from headscope.model.transformer import HookedTransformer
+from headscope.ops.kernels.dispatch import kernels_for
 
 __all__ = ["Accumulator", "Measure", "Totals", "as_mapping", "join_rows"]
 
@@ -151,6 +152,12 @@ class Accumulator(ABC, Generic[T]):
         """Hand over the rows since the last time, `[..., batch, pos]` each, and forget them."""
         rows, self._kept = join_rows(self._kept), []
         return rows
+
+    @property
+    def kernels(self) -> str:
+        """The name of the kernels that reduce this model's logits over the vocabulary: see `ops.kernels`."""
+        W_U = self.model.W_U
+        return kernels_for(W_U.device, torch.promote_types(W_U.dtype, torch.float32)).name
 
     def info(self, options: Mapping[str, Any]) -> RunInfo:
         """Return what was run on what, for a result, with the options that it shows."""

@@ -35,7 +35,9 @@ def kernels_for(device: torch.device, dtype: torch.dtype) -> type[Kernels]:
         return TorchKernels
     if importlib.util.find_spec("numba") is None:
         if wanted:
-            raise MissingDependencyError(f"{_VARIABLE}=cpu needs numba, which compiles these kernels: pip install numba")
+            raise MissingDependencyError(
+                f"{_VARIABLE}=cpu needs numba, which compiles these kernels: pip install numba"
+            )
         return TorchKernels
     # Imported when used: the compiler takes half a second to load.
     fused: type[Kernels] = importlib.import_module(f"{__package__}.cpu_kernels").CpuKernels

@@ -8,7 +8,6 @@ call into a math library it is inlined, and runs on whole vectors.
 
 from typing import Any
 
-
 import numpy as np
 from llvmlite import ir
 from numba import float32, int32, njit

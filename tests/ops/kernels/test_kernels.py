@@ -1,0 +1,144 @@
+"""Every set of kernels against plain float64 formulas, on awkward tiles, and the choice between them."""
+
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from headscope.errors import InvalidInputError, MissingDependencyError
+from headscope.ops.kernels.cpu_kernels import CpuKernels
+from headscope.ops.kernels.dispatch import kernels_for
+from headscope.ops.kernels.interface import SAFE_BITS, Factors, Kernels
+from headscope.ops.kernels.torch_kernels import TorchKernels
+
+KERNELS = [TorchKernels, CpuKernels]
+# Relative: a sum of T float32 terms, each with a 2^x off by at most 2e-7.
+TOLERANCE = 2e-6
+
+
+def moments(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return `log2 Z` and entropy (in bits) of float64 logits in bits, any of which may be minus infinity."""
+    log_z = (logits * torch.log(torch.tensor(2.0))).logsumexp(-1) / torch.log(torch.tensor(2.0))
+    log_p = logits - log_z[..., None]
+    return log_z, -torch.nan_to_num(log_p.exp2() * log_p, nan=0.0, neginf=0.0).sum(-1)
+
+
+def of_sums(shift: Tensor, z: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    return shift.double() + z.double().log2(), z.double().log2() - s.double() / z.double()
+
+
+def tiles(seed: int, rows: int, tile: int, changes: int, spread: float, *, masked: bool) -> tuple[Tensor, ...]:
+    """Logits of two states and changes to them; `spread` is how far the largest change goes, in bits."""
+    generator = torch.Generator().manual_seed(seed)
+    base, final = 5 * torch.randn(2, rows, tile, generator=generator)
+    added = torch.randn(changes, rows, tile, generator=generator)
+    added *= spread / added.abs().max()
+    if masked and tile > 1:
+        base[:, 0] = -torch.inf
+        final[:, -1] = -torch.inf
+    return base, final, added
+
+
+def close(found: Tensor, wanted: Tensor, by: float) -> bool:
+    return bool(((found.double() - wanted).abs() <= by * (1 + wanted.abs())).all())
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 10**6), st.integers(1, 5), st.integers(1, 70), st.integers(1, 4),
+    st.sampled_from([1e-3, 1.0, 0.999 * SAFE_BITS, 1.001 * SAFE_BITS, 200.0]), st.booleans(),
+)  # fmt: skip
+def test_sums_equal_plain_ones(
+    kernels: type[Kernels], seed: int, rows: int, tile: int, changes: int, spread: float, masked: bool
+) -> None:
+    base, final, added = tiles(seed, rows, tile, changes, spread, masked=masked)
+    set_of = kernels()
+    states = [set_of.factors(logits.clone(), name) for logits, name in ((base, "base"), (final, "final"))]
+    for state, logits in zip(states, (base, final), strict=True):
+        log_z, entropy = moments(logits.double())
+        found_z, found_entropy = of_sums(state.shift, state.z, state.s)
+        assert close(found_z, log_z, TOLERANCE) and close(found_entropy, entropy, TOLERANCE)
+
+    out = torch.full((3, 2, changes, rows), torch.nan)
+    set_of.changes(added.clone(), *states, out)
+    by = TOLERANCE * (1 + spread)  # float32 rounds a changed logit of 200 by 1e-5
+    for sign, changed in enumerate((base.double() + added, final.double() - added)):
+        log_z, entropy = moments(changed)
+        found_z, found_entropy = of_sums(*out[:, sign])
+        assert close(found_z, log_z, by) and close(found_entropy, entropy, by)
+
+    sums = torch.full((3, changes, rows), torch.nan)
+    set_of.removals(added.clone(), states[1], sums)
+    log_z, _ = moments(final.double() - added)
+    assert close(sums[0].double() + sums[1].double().log2(), log_z, by)
+    weights = (final.double() - states[1].shift.double()[:, None]).exp2()
+    assert close(sums[2], (weights * added.double()).sum(-1), by)
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_what_is_not_finite_is_not_hidden(kernels: type[Kernels]) -> None:
+    base, final, added = tiles(0, 3, 20, 2, 1.0, masked=False)
+    added[0, 1, 5], added[1, 2, 6] = torch.nan, torch.inf
+    set_of = kernels()
+    out = torch.zeros(3, 2, 2, 3)
+    set_of.changes(added, set_of.factors(base, "base"), set_of.factors(final, "final"), out)
+    finite = out.isfinite().all(0).all(0)
+    assert finite.tolist() == [[True, False, True], [True, True, False]]
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_a_tile_that_is_masked_whole_weighs_nothing(kernels: type[Kernels]) -> None:
+    state = kernels().factors(torch.full((2, 9), -torch.inf), "base")
+    assert isinstance(state, Factors)
+    assert float(state.shift.max()) < -1e37 and bool(state.z.isfinite().all() and state.s.isfinite().all())
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_a_row_does_not_depend_on_the_rows_beside_it(kernels: type[Kernels]) -> None:
+    """So neither do results on how rows were shared among threads; a row out of range takes another way alone."""
+    base, final, added = tiles(1, 6, 40, 3, 20.0, masked=True)
+
+    def run(rows: slice) -> Tensor:
+        set_of = kernels()
+        states = (set_of.factors(base[rows].clone(), "base"), set_of.factors(final[rows].clone(), "final"))
+        out = torch.empty(3, 2, 3, rows.stop - rows.start)
+        set_of.changes(added[:, rows].contiguous(), *states, out)
+        return out
+
+    if kernels is CpuKernels:
+        assert torch.equal(run(slice(0, 6)), torch.cat([run(slice(0, 2)), run(slice(2, 6))], dim=-1))
+    else:
+        torch.testing.assert_close(run(slice(0, 6)), torch.cat([run(slice(0, 2)), run(slice(2, 6))], dim=-1))
+
+
+def test_the_best_kernels_are_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    monkeypatch.delenv("HEADSCOPE_KERNELS", raising=False)
+    assert kernels_for(cpu, torch.float32) is CpuKernels
+    assert kernels_for(cpu, torch.float64) is kernels_for(gpu, torch.float32) is TorchKernels
+    monkeypatch.setenv("HEADSCOPE_KERNELS", "torch")
+    assert kernels_for(cpu, torch.float32) is TorchKernels
+    monkeypatch.setenv("HEADSCOPE_KERNELS", "fast")
+    with pytest.raises(InvalidInputError, match="HEADSCOPE_KERNELS is 'fast'.*torch.*cpu"):
+        kernels_for(cpu, torch.float32)
+
+
+def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.delenv("HEADSCOPE_KERNELS", raising=False)
+    assert kernels_for(torch.device("cpu"), torch.float32) is TorchKernels
+    monkeypatch.setenv("HEADSCOPE_KERNELS", "cpu")
+    with pytest.raises(MissingDependencyError, match="pip install numba"):
+        kernels_for(torch.device("cpu"), torch.float32)
+
+
+def test_the_compiler_loads_when_it_is_used() -> None:
+    code = "import sys, headscope.analysis, headscope.ops.lens_entropy; print('numba' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
