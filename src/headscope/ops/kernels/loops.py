@@ -22,7 +22,7 @@ _MASKED = float32(-1e4)
 _LOWEST = float32(-125.0)  # 2^-125 is nothing beside a sum of at least 1
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _as_float(typing_context: Any, bits: Any) -> Any:
     """Read the bits of an int32 as a float32."""
     del typing_context, bits
@@ -34,7 +34,7 @@ def _as_float(typing_context: Any, bits: Any) -> Any:
     return types.float32(types.int32), generate
 
 
-@njit(fastmath=_FUSED, inline="always")  # type: ignore[untyped-decorator]
+@njit(fastmath=_FUSED, inline="always")
 def _exp2(x: Any) -> Any:
     """Return 2^x for x between -125 and 127."""
     whole = np.rint(x)
@@ -49,7 +49,7 @@ def _exp2(x: Any) -> Any:
     return power * _as_float((int32(whole) + int32(127)) << int32(23))
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=_FUSED)  # type: ignore[untyped-decorator]
+@njit(nogil=True, cache=True, error_model="numpy", fastmath=_FUSED)
 def factors(logits: Any, shift: Any, weights: Any, sums: Any) -> None:
     """Subtract `shift` from the logits, and fill `weights` with their powers and `sums [2, row]` with Z and S."""
     rows, tile = logits.shape
@@ -70,7 +70,7 @@ def factors(logits: Any, shift: Any, weights: Any, sums: Any) -> None:
         sums[1, row] = s
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=_FUSED)  # type: ignore[untyped-decorator]
+@njit(nogil=True, cache=True, error_model="numpy", fastmath=_FUSED)
 def _moments_of_sum(logits: Any, changes: Any, sign: Any, out: Any) -> None:
     """Fill `out` with maximum, Z and S of one row's `logits + sign * changes`."""
     highest = logits[0] + sign * changes[0]
@@ -89,7 +89,7 @@ def _moments_of_sum(logits: Any, changes: Any, sign: Any, out: Any) -> None:
     out[2] = s
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=_FUSED)  # type: ignore[untyped-decorator]
+@njit(nogil=True, cache=True, error_model="numpy", fastmath=_FUSED)
 def changes(
     added: Any,
     base_shift: Any,
@@ -135,7 +135,7 @@ def changes(
             out[1, 1, component, row], out[2, 1, component, row] = moments[1], moments[2]
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=_FUSED)  # type: ignore[untyped-decorator]
+@njit(nogil=True, cache=True, error_model="numpy", fastmath=_FUSED)
 def removals(removed: Any, shift: Any, logits: Any, weights: Any, bound: Any, out: Any) -> None:
     """Fill `out [3, change, row]` with shift and Z of `logits - removed`, and the sum of `weights * removed`."""
     components, rows, tile = removed.shape
