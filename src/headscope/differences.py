@@ -1,4 +1,4 @@
-"""Where code written for TransformerLens 3.9 runs and gives other numbers, without an error to show it.
+"""Places where code written for TransformerLens 3.9 runs and gives other numbers, without an error to show it.
 
 Code that comes through the alias (`headscope.compat`) is warned where it happens, once in a process for each
 difference. Other code is not: it chose headscope's numbers. docs/migration.md has the reasons.

@@ -295,7 +295,7 @@ def test_a_result_says_what_it_was_measured_on() -> None:
     assert (info.model, info.data, info.n_sequences, info.n_positions) == ("tiny", "a story", 3, 21)
     assert info.processing == ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases")
     assert info.options == {"baseline": "mean", "scale": "final", "lens_bias": True, "include_bos": False,
-                            "precision": "float32"}  # fmt: skip
+                            "precision": "float32", "kernels": "torch"}  # fmt: skip
     text = str(result)
     assert text == repr(result)
     for part in ("tiny", "fold_ln", "a story", "3 sequences", "21 positions", "baseline=mean", "nats"):
