@@ -1,4 +1,4 @@
-"""Sums over one tile of logits, which a set of kernels computes, in bits (`l / ln 2`), so that every exponential is 2^x.
+"""Sums over one tile of logits, as a set of kernels computes them, in bits (`l / ln 2`): every exponential is 2^x.
 
 A state's logits are kept as the factors that sums of their changes are products of: with `e = 2^(a - shift)` and
 `p = 2^d`, a change `d` of the logits `a` has `Z = sum e p` and `S = sum (a - shift + d) e p`, and removing it has the
