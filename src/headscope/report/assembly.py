@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Assembly", "Builder", "assembled", "write_assembled"]
 
+# The words for sections whose names are short for them.
+_CALLED = {"task": "indirect objects", "suppression": "copy suppression", "types": "head types",
+           "attention": "attention patterns"}  # fmt: skip
+
 # Makes the parts of a section; `None` stands for what there is nothing to say of.
 Builder = Callable[[], Sequence[Section | None]]
 
@@ -144,4 +148,4 @@ def write_assembled(
 
 
 def _names(sections: Sequence[str]) -> Markup:
-    return listed(say("<b>{name}</b>", name=name) for name in sections)
+    return listed(say("<b>{name}</b>", name=_CALLED.get(name, name)) for name in sections)
