@@ -39,7 +39,9 @@ def model() -> HookedTransformer:
 
 @pytest.fixture(scope="module")
 def whole(model: HookedTransformer, tmp_path_factory: pytest.TempPathFactory) -> Report:
-    return write_report(model, [STORY] * 8, tmp_path_factory.mktemp("whole"), **OPTIONS)
+    report = write_report(model, [STORY] * 8, tmp_path_factory.mktemp("whole"), **OPTIONS)
+    assert not report.failed
+    return report
 
 
 def words_of(folder: Path) -> tuple[str, set[str]]:
@@ -113,6 +115,23 @@ def test_a_stopped_report_is_continued_as_if_it_never_was(
     words, sections = words_of(tmp_path)
     assert "not whole" not in words and not (tmp_path / "measured").exists()
     assert continued.loss == whole.loss and set(continued.sections) == set(SECTIONS) - {"task"}
+
+
+def test_ablation_goes_on_behind_the_layers_that_are_done(
+    model: HookedTransformer, whole: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measuring, "_ABLATED_AT_ONCE", 1.0)  # a layer at a time
+    asked = {**OPTIONS, "sections": ["ablation", "loss"]}
+    with monkeypatch.context() as patch:
+        before = stopping_at(patch, AblationAccumulator, 3)  # within the second layer, of two batches
+        with pytest.raises(Stopped):
+            write_report(model, [STORY] * 8, tmp_path, **asked)
+    with monkeypatch.context() as patch:
+        after = stopping_at(patch, AblationAccumulator, 99)
+        write_report(model, [STORY] * 8, tmp_path, resume=True, **asked)
+    assert (len(before), len(after)) == (3, 1)
+    there, here = (pd.read_parquet(folder / "ablation.parquet") for folder in (whole.directory, tmp_path))
+    pd.testing.assert_frame_equal(there, here, rtol=1e-4, atol=1e-6)
 
 
 def test_a_kill_leaves_what_was_flushed(

@@ -1,6 +1,7 @@
 """Analyses of a page about one model: everything that runs the model or reads its weights."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from headscope.analysis.ablation.ablate import ablate_heads
 from headscope.analysis.ablation.result import AblationResult
 from headscope.analysis.core.batches import iterate_batches
 from headscope.analysis.core.components import component_label
+from headscope.analysis.core.costs import run_operations
+from headscope.analysis.core.progress import progress_bar
 from headscope.analysis.heads.scores import MIN_ATTENTION, HeadScores, head_scores
 from headscope.analysis.lens.entropy import EntropyResult, measure_entropy
 from headscope.analysis.lens.loss import predict_next_tokens
@@ -42,6 +45,7 @@ _SUPPRESSED = 10  # a token is suppressed if it is among so many
 IOI_PROMPTS = 100
 _PROMPT_CONTEXT = 64  # IOI prompts fit into it
 _SHOWN_TOKENS = 256
+_ABLATED_AT_ONCE = 3e12  # operations that a stop may lose
 
 
 def measure(
@@ -167,11 +171,46 @@ def _scores(model: HookedTransformer, kept: Kept, progress: bool) -> HeadScores 
 def _ablated(
     model: HookedTransformer, tokens: Tensor, describe: str, kept: Kept, progress: bool
 ) -> AblationResult | None:
-    """Ablate every head; `None` where nothing is predicted."""
+    """Ablate every head, some layers at a time, of which a stop loses none; `None` where nothing is predicted."""
     if not _predicts(model, tokens):
         return None
-    run = {"describe": describe, "progress": progress, **kept.run("ablation")}
-    return ablate_heads(model, tokens, values=["mean", "zero"], **run)
+    results = []
+    groups = _head_groups(model, tokens.numel())
+    with progress_bar(sum(len(group) for group in groups), "ablation", shown=progress) as bar:
+        for number, heads in enumerate(groups):
+            bar.step = len(heads)
+            run = {"describe": describe, "progress": progress, **kept.run(f"ablation/{number}")}
+            results.append(ablate_heads(model, tokens, heads=heads, values=["mean", "zero"], **run))
+            bar.update(len(heads))
+    return _joined(results)
+
+
+def _head_groups(model: HookedTransformer, n_tokens: int) -> list[list[str]]:
+    """Return the heads in groups of whole layers, each of which takes some tens of seconds of a laptop."""
+    groups: list[list[str]] = []
+    room = 0.0
+    for layer in model.cfg.layers_with("attn"):
+        runs = 2 * model.cfg.n_heads * n_tokens  # patched, for each of two values
+        cost = runs * run_operations(model, layer)
+        if not groups or cost > room:
+            groups.append([])
+            room = _ABLATED_AT_ONCE
+        room -= cost
+        groups[-1] += [component_label(layer, head) for head in range(model.cfg.n_heads)]
+    return groups
+
+
+def _joined(results: Sequence[AblationResult]) -> AblationResult:
+    """Return one result on all components, from results on some of them each, on the same tokens."""
+    first, *others = results
+    if not others:
+        return first
+    return replace(
+        first,
+        loss_diff=torch.cat([each.loss_diff for each in results], 2),
+        loss_diff_error=torch.cat([each.loss_diff_error for each in results], 2),
+        component_labels=tuple(label for each in results for label in each.component_labels),
+    )
 
 
 def _suppression(
