@@ -34,15 +34,14 @@ def test_every_form_of_the_metric_is_one(scripts: tuple[ModuleType, ModuleType])
     benchmark, worker = scripts
     library = worker.Patching("headscope")
     library.model = tiny_model(spread=0.7)
-    for differ_at in ([0, 1, 2, 3, 4], [3]):
-        for sweep in benchmark.SWEEPS:
-            found = [
-                library.measure(sweep=sweep, metric=metric, rows=2, length=5, differ_at=differ_at)[1]
-                for metric in benchmark.METRICS
-            ]
-            assert found[0].std() > 0.01, "too little happens to tell"
-            for other in found[1:]:
-                torch.testing.assert_close(other, found[0], rtol=1e-5, atol=1e-5)
+    for sweep in benchmark.SWEEPS:
+        found = [
+            library.measure(sweep=sweep, metric=metric, rows=2, length=4, differ_at=[1, 2])[1]
+            for metric in benchmark.METRICS
+        ]
+        assert found[0].std() > 0.01, "too little happens to tell"
+        for other in found[1:]:
+            torch.testing.assert_close(other, found[0], rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()
@@ -50,7 +49,7 @@ def test_some_cells_are_those_of_all(scripts: tuple[ModuleType, ModuleType]) -> 
     benchmark, worker = scripts
     library = worker.Patching("headscope")
     library.model = tiny_model(spread=0.7)
-    question = {"metric": "opaque", "rows": 2, "length": 5, "differ_at": [1]}
+    question = {"metric": "opaque", "rows": 2, "length": 3, "differ_at": [1]}
     for sweep in benchmark.SWEEPS:
         every = library.measure(sweep=sweep, **question)[1]
         some = library.measure(sweep=sweep, cells=3, **question)[1]
@@ -63,9 +62,9 @@ def test_some_cells_are_those_of_all(scripts: tuple[ModuleType, ModuleType]) -> 
 def test_paths_are_those_of_three_passes(scripts: tuple[ModuleType, ModuleType]) -> None:
     library = scripts[1].Patching("headscope")
     library.model = tiny_model(
-        n_layers=3, n_heads=4, n_key_value_heads=2, positional_embedding_type="rotary", gated_mlp=True, spread=0.7
+        n_layers=2, n_heads=4, n_key_value_heads=2, positional_embedding_type="rotary", gated_mlp=True, spread=0.7
     )
-    question = {"rows": 2, "length": 5, "differ_at": [1, 3]}
+    question = {"rows": 2, "length": 3, "differ_at": [1]}
     plain = library.paths(kind="plain", **question)[1]
     assert plain.std() > 1e-3, "too little happens to tell"
     torch.testing.assert_close(library.paths(kind="sweep", **question)[1], plain)

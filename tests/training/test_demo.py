@@ -20,6 +20,14 @@ FILES = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_documents_for_the_tokenizer():
+    """A tenth of the time; the whole number is tested where the tokenizer is."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(demo, "_TOKENIZER_DOCUMENTS", 2000)
+        yield
+
+
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo") / "trained"
@@ -47,8 +55,7 @@ def test_the_same_seed_gives_the_same_checkpoint(directory, tmp_path):
     assert history.loss.shape == (4,)
 
 
-def test_another_seed_gives_other_weights(directory, tmp_path, monkeypatch):
-    monkeypatch.setattr(demo, "_TOKENIZER_DOCUMENTS", 2000)  # a tenth of the time
+def test_another_seed_gives_other_weights(directory, tmp_path):
     train_demo(tmp_path, seed=1, steps=2, progress=False)
     name = "model.safetensors"
     assert (tmp_path / name).read_bytes() != (directory / name).read_bytes()
