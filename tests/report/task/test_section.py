@@ -30,10 +30,10 @@ def test_the_demo_model_is_told_as_it_works(demo_story: TaskStory) -> None:
     section = task_section(demo_story)
     assert demo_story.can
     said = words(section)
-    assert "copy a name by its place" in said and "lower that name in either order: 3.2" in said
-    assert "No head raises the right name from its place in both orders" in said
+    assert "copy a name by its place" in said and "lower that name in either order (in logits): 3.2" in said
+    assert "No head clearly raises the right name by attending to it in both orders" in said
     assert "does not tell who the subject is" in said and "0.2" in said
-    assert "What sets the answer directly is sent most by" in said
+    assert "The strongest paths straight to the answer, in logits, come from" in said
     summary = section.summary[0].striptags()
     assert "3.2" in summary and "lower the subject" in summary
     headings = [block.text for block in section.blocks if isinstance(block, Heading)]

@@ -143,24 +143,24 @@ def _moving(story: TaskStory) -> list[Block]:
         "order: {heads}.",
         "negative_name_mover": "Negative name movers, which look at the right name and lower it: {heads}.",
         "backup_name_mover": "Backups, which raise the right name once the name movers are taken out: {heads}.",
-        "name_copier": "Heads that copy a name by its place, whoever it is: {heads} logits. What helps in one order "
-        "harms in the other, so these heads bring both names up, and do not choose.",
+        "name_copier": "Heads that copy a name by its place, whoever it is (in logits): {heads}. What helps in one "
+        "order harms in the other, so these heads bring both names up, and do not choose.",
         "subject_suppressor": "Heads that look at the subject, or at what follows it, and lower that name in either "
-        "order: {heads} logits.",
+        "order (in logits): {heads}.",
     }
     for kind, text in texts.items():
         heads = story.types.heads(kind)
         if heads:
             blocks.append(prose(text, heads=listed(_effects(story, score) for score in heads[:_LISTED])))
     if not story.types.heads("name_mover"):
-        none = "No head raises the right name from its place in both orders, as a name mover would."
+        none = "No head clearly raises the right name by attending to it in both orders, as a name mover would."
         blocks.append(prose(none, soft=True))
     patched = [] if story.heads is None else _strongest_patched(story, "end")
     if patched:
         blocks.append(
             prose(
-                "Replacing one head's output at the end by that with the other name as subject changes the logit "
-                "difference most for these heads: {heads} (the whole swap: {gap} logits).",
+                "Replacing a head's output at the end by its output with the other name as subject changes the logit "
+                "difference most for {heads} (the whole swap: {gap} logits).",
                 heads=scored(patched),
                 gap=signed(story.gap),
             )
@@ -275,7 +275,7 @@ def _circuit_blocks(story: TaskStory) -> list[Block]:
     )
     return [
         Heading("Along which paths"),
-        prose("What sets the answer directly is sent most by {paths}, in logits.", paths=paths),
+        prose("The strongest paths straight to the answer, in logits, come from {paths}.", paths=paths),
         circuit_figure(circuit),
         Fold("The paths as a table", (_paths_table(circuit),)),
     ]
