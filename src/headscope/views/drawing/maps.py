@@ -17,7 +17,7 @@ __all__ = ["color_scale", "component_maps", "position_maps"]
 
 # Pixels: above the panels, below them, and between two rows of them; the least width of a panel's column.
 _TOP, _BOTTOM, _BETWEEN, _COLUMN = 96, 60, 84, 9
-_BELOW_TOKENS = 130
+_BELOW_TOKENS, _BAR = 130, 210  # the latter is the least length of a color bar, with its title
 _FRAMED = {"showgrid": False, "showline": True, "mirror": True, "linecolor": "rgb(128,128,128)"}
 
 
@@ -99,7 +99,7 @@ def component_maps(
         bar: dict[str, Any] = {}
         if own_scales:
             (_, right), (low, high) = (figure.layout[_numbered(f"{each}axis", number)].domain for each in "xy")
-            bar = {"x": right + 0.01, "y": (low + high) / 2, "len": high - low}
+            bar = {"x": right + 0.01, "y": (low + high) / 2, "len": max(high - low, min(1.0, _BAR / area))}
         scale = color_scale(measured, unit, rising=rising, limit=limit, **bar)
         figure.update_layout({_numbered("coloraxis", number): scale})
     return figure
