@@ -56,6 +56,29 @@ def test_each_hook_gets_what_the_one_before_it_returned(model: HookedTransformer
     assert bool((seen[0] == 3).all()) and bool((cache["z", 0] == 4).all())
 
 
+def test_a_hook_under_aliases_runs_once_for_each(model: HookedTransformer) -> None:
+    seen: list[tuple[str | None, int, float]] = []
+
+    def halve(value: Tensor, hook: HookPoint) -> Tensor:
+        seen.append((hook.name, hook.layer(), value[0, 0, 0, 0].item()))
+        hook.ctx["seen"] = len(seen)
+        return 0.5 * value
+
+    names = ["blocks.0.attn.hook_z", "blocks.0.attn.o.hook_in"]
+    plain = model.run_with_cache(TOKENS)[1][Z]
+    point = model.hook_dict[Z]
+    point.add_hook(halve, alias_names=names)
+    torch.testing.assert_close(model.run_with_cache(TOKENS)[1][Z], 0.25 * plain)
+    first = plain[0, 0, 0, 0].item()
+    assert seen == [(names[0], 0, first), (names[1], 0, 0.5 * first)]
+    assert point.name == Z and point.ctx == {"seen": 2}
+    model.reset_hooks()
+    gradients: list[str | None] = []
+    point.add_hook(lambda gradient, hook: gradients.append(hook.name), dir="bwd", alias_names=names)
+    model(TOKENS, return_type="loss").backward()
+    assert gradients == names
+
+
 def test_a_hook_knows_its_point_its_layer_and_its_scratch_space(model: HookedTransformer) -> None:
     seen: list[tuple[str | None, int]] = []
 
@@ -328,7 +351,7 @@ def test_caching_hooks_fill_a_dictionary(model: HookedTransformer) -> None:
     assert not cache[Z].requires_grad
 
 
-@pytest.mark.parametrize("pos_slice, positions", [(2, 2), (-1, -1), ((1, 4), slice(1, 4)), ([0, 3], [0, 3])])
+@pytest.mark.parametrize("pos_slice, positions", [(2, [2]), (-1, [-1]), ((1, 4), slice(1, 4)), ([0, 3], [0, 3])])
 @pytest.mark.parametrize("remove_batch_dim", [False, True])
 def test_pos_slice_keeps_positions_of_everything(pos_slice: Any, positions: Any, remove_batch_dim: bool) -> None:
     model = tiny_model()

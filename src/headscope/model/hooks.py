@@ -8,6 +8,7 @@ computed at all. A point may be replaced by any module (a sparse autoencoder, sa
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -92,6 +93,7 @@ class HookPoint(nn.Module):
         is_permanent: bool = False,
         level: int | None = None,
         prepend: bool = False,
+        alias_names: Sequence[str] | None = None,
     ) -> None:
         """Run `hook(value, hook=self)` on each pass; its return value, unless `None`, replaces the value.
 
@@ -101,9 +103,12 @@ class HookPoint(nn.Module):
             is_permanent: Survive `reset_hooks()` unless permanent hooks are included.
             level: Context level at whose end the hook is removed.
             prepend: Run before existing hooks.
+            alias_names: Run it once for each of these names, with a point of that name as `hook`.
         """
         if dir not in ("fwd", "bwd"):
             raise InvalidInputError(f"dir must be 'fwd' or 'bwd'; got {dir!r}.")
+        if alias_names is not None:
+            hook = partial(_call_under_names, hook, tuple(alias_names))
 
         if dir == "bwd" and (self.name or "").endswith((".ln1.hook_scale", ".ln1.hook_normalized")):
             tell("gradients of norms")
@@ -148,6 +153,16 @@ class HookPoint(nn.Module):
             if part.isdigit():
                 return int(part)
         raise InvalidInputError(f"hook point {self.name!r} belongs to no layer.")
+
+
+def _call_under_names(function: HookFunction, names: Sequence[str], value: Any, hook: HookPoint) -> Any:
+    replaced = None
+    for name in names:
+        named = copy(hook)
+        named.name = name
+        returned = function(value if replaced is None else replaced, hook=named)
+        replaced = replaced if returned is None else returned
+    return replaced
 
 
 def _call_on_output(hook: HookFunction, point: HookPoint, _module: nn.Module, _inputs: Any, output: Any) -> Any:

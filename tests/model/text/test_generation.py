@@ -173,3 +173,52 @@ def test_special_tokens_are_no_text() -> None:
     model = small_model()
     bos = small_tokenizer().bos_token
     assert bos not in model.generate("Mary", 3, **GREEDY)
+
+
+def test_logits_of_each_step_come_with_the_tokens(pair: tuple[HookedTransformer, GPT2LMHeadModel]) -> None:
+    model, hf = pair
+    prompt = tiny_tokens(2, 7, d_vocab=83)
+    asked = {"output_logits": True, "return_dict_in_generate": True}
+    options = {"attention_mask": torch.ones_like(prompt), "do_sample": False, "max_new_tokens": 5, "eos_token_id": None}
+    wanted = hf.generate(prompt, **options, **asked)
+    found = model.generate(prompt, 5, **GREEDY, **asked)
+    assert type(found) is type(wanted) and torch.equal(found.sequences, wanted.sequences)
+    assert isinstance(found.logits, tuple) and len(found.logits) == 5
+    for mine, theirs in zip(found.logits, wanted.logits, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+    assert torch.equal(model.generate(prompt, 5, return_dict_in_generate=True, **GREEDY), wanted.sequences)
+    # Before the temperature, and with a prompt of embeddings the new tokens alone.
+    generator = torch.Generator().manual_seed(0)
+    warm = model.generate(
+        model.embed(prompt),
+        1,
+        temperature=7.0,
+        stop_at_eos=False,
+        verbose=False,
+        output_logits=True,
+        generator=generator,
+    )
+    torch.testing.assert_close(warm.logits[0], found.logits[0], rtol=1e-4, atol=1e-4)
+    assert warm.sequences.shape == (2, 1)
+
+
+def test_rows_that_ended_at_one_of_several_tokens_are_filled_with_eos() -> None:
+    model = small_model()
+    prompt = tiny_tokens(3, 5, d_vocab=300)
+    free = model.generate(prompt, 6, **GREEDY)[:, 5:]
+    ends = [int(free[0, 1]), int(free[1, 2])]
+    eos = model.tokenizer.eos_token_id
+    assert eos not in ends
+    found = model.generate(prompt, 6, eos_token_id=ends, do_sample=False, verbose=False)[:, 5:]
+    for row, wanted in zip(found.tolist(), free.tolist(), strict=True):
+        until = next((at + 1 for at, token in enumerate(wanted) if token in ends), len(row))
+        assert row[:until] == wanted[:until][: len(row)] and set(row[until:]) <= {eos}
+    assert eos in found
+    model.tokenizer = None
+    without = model.generate(prompt, 6, eos_token_id=ends, do_sample=False, verbose=False)[:, 5:]
+    assert torch.equal(without, torch.where(found == eos, ends[0], found))
+
+
+def test_options_of_transformers_that_are_not_taken_are_refused_by_name() -> None:
+    with pytest.raises(InvalidInputError, match="no option 'num_beams', 'use_cache'"):
+        small_model().generate("Mary", 2, num_beams=4, use_cache=True)

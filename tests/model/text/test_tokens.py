@@ -260,6 +260,18 @@ def test_masks_and_rows_without_bos_by_the_tokenizer_alone() -> None:
             get_tokens_with_bos_removed(tokenizer, torch.tensor([[bos, 7], [7, 8]]))
 
 
+def test_a_side_given_goes_before_the_tokenizers() -> None:
+    tokenizer = tiny_tokenizer(bos_token="<bos>", pad_token="<pad>")
+    bos, pad = tokenizer.bos_token_id, tokenizer.pad_token_id
+    tokens = torch.tensor([[pad, bos, 7, pad]])
+    for own in ("left", "right"):
+        tokenizer.padding_side = own
+        assert get_attention_mask(tokenizer, tokens, True, "left").tolist() == [[0, 1, 1, 1]]
+        assert get_attention_mask(tokenizer, tokens, True, padding_side="right").tolist() == [[1, 1, 1, 0]]
+        assert get_tokens_with_bos_removed(tokenizer, tokens, "left").tolist() == [[pad, 7, pad]]
+        assert get_tokens_with_bos_removed(tokenizer, tokens[:, 1:], "right").tolist() == [[7, pad]]
+
+
 def test_tokens_in_arrays() -> None:
     model = tiny_model(tiny_tokenizer(bos_token="<bos>", eos_token="<eos>", pad_token="<pad>"), d_vocab=-1)
     tokens = model.to_tokens("Mary and John", prepend_bos=False)

@@ -59,6 +59,10 @@ def test_the_config_follows_the_weights(capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().out == ""
     model.to(torch.float16, print_details=True)
     assert "torch.float16" in capsys.readouterr().out
+    model.to(torch.float32, False)
+    assert model.cfg.dtype is torch.float32 and capsys.readouterr().out == ""
+    model.to(device_or_dtype=torch.float16)
+    assert model.cfg.dtype is torch.float16
 
 
 def test_gradients_on_and_off() -> None:

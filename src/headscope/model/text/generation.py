@@ -55,13 +55,17 @@ class Generation:
         repetition_penalty: float = 1.0,
         attention_mask: Tensor | None = None,
         generator: torch.Generator | None = None,
+        output_logits: bool = False,
+        return_dict_in_generate: bool = False,
+        **generation_kwargs: Any,
     ) -> Any:
         """Continue a text, texts, tokens or token embeddings.
 
         Args:
             input: The prompt. Texts of different length are padded on the left.
             max_new_tokens: Maximum number of new tokens.
-            stop_at_eos: Stop once every row has produced an end token; rows that end earlier are filled with it.
+            stop_at_eos: Stop once every row has produced an end token; rows that end earlier are filled with it (of
+                several, with the tokenizer's EOS, or the first without).
             eos_token_id: The end token, or several; the tokenizer's EOS by default.
             do_sample: Sample from the distribution; otherwise take the likeliest token.
             top_k: Sample from the `k` likeliest tokens only.
@@ -78,6 +82,10 @@ class Generation:
                 (Keskar et al. 2019, arXiv 1909.05858).
             attention_mask: For tokens padded on the left: 1 for real ones.
             generator: Generator to sample with instead of the global one.
+            output_logits: Return transformers' `GenerateDecoderOnlyOutput` instead: tokens as `sequences`, and as
+                `logits` those of each step, `[batch, d_vocab]`, before penalties and temperature.
+            return_dict_in_generate: Ignored: `output_logits` alone says what is returned. Kept for compatibility.
+            generation_kwargs: Refused.
 
         Returns:
             Prompt and continuation: a string (a list of them for a list), tokens `[batch, pos]`, or embeddings
@@ -85,7 +93,7 @@ class Generation:
 
         Raises:
             MissingTokenizerError: For text without a tokenizer.
-            InvalidInputError: If prompt and continuation exceed the context, or an option is out of range.
+            InvalidInputError: If prompt and continuation exceed the context, or an option is unknown or out of range.
 
         Example:
             >>> from headscope import HookedTransformer
@@ -96,15 +104,25 @@ class Generation:
         """
         if return_type not in ("input", "str", "tokens", "embeds"):
             raise InvalidInputError(f"return_type must be 'input', 'str', 'tokens' or 'embeds'; got {return_type!r}.")
+        if generation_kwargs:
+            raise InvalidInputError(
+                f"generate has no option {', '.join(map(repr, generation_kwargs))}: leave it out. Of the options of "
+                "transformers it takes those in its signature."
+            )
         prompt, mask = self._prompt(input, attention_mask, prepend_bos, max_new_tokens)
         embedded = prompt.ndim == 3
         ends = self._end_tokens(eos_token_id) if stop_at_eos else []
         sampling = {"top_k": top_k, "top_p": top_p, "temperature": temperature, "freq_penalty": freq_penalty,
                     "repetition_penalty": repetition_penalty, "generator": generator}  # fmt: skip
         options = sampling if do_sample else _LIKELIEST
-        written = list(self._write(prompt, mask, max_new_tokens, ends, use_past_kv_cache, options, verbose))
-        none = torch.zeros(prompt.shape[0], 0, dtype=torch.long, device=prompt.device)
-        new = torch.stack(written, dim=1) if written else none
+        written, logits = [torch.zeros(prompt.shape[0], 0, dtype=torch.long, device=prompt.device)], []
+        for token, step in self._write(prompt, mask, max_new_tokens, ends, use_past_kv_cache, options, verbose):
+            written.append(token[:, None])
+            if output_logits:
+                logits.append(step)
+        new = torch.cat(written, dim=1)
+        if output_logits:
+            return _output(new if embedded else torch.cat([prompt, new], dim=1), logits)
         if return_type == "embeds" or (return_type == "input" and embedded):
             before = prompt if embedded else self.embed(prompt)  # type: ignore[attr-defined]
             return torch.cat([before, self.embed(new)], dim=1)  # type: ignore[attr-defined]
@@ -155,7 +173,7 @@ class Generation:
         as_text = return_type == "str" or (return_type == "input" and is_text(input))
         steps = self._write(prompt, mask, max_new_tokens, ends, use_past_kv_cache, options, verbose)
         piece = list(prompt.unbind(1)) if prompt.ndim == 2 else []
-        for count, token in enumerate(steps, 1):
+        for count, (token, _) in enumerate(steps, 1):
             piece.append(token)
             if count % max_tokens_per_yield == 0:
                 yield self._piece(piece, as_text)
@@ -214,6 +232,11 @@ class Generation:
             )
         return [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id)
 
+    def _filling(self, ends: list[int]) -> int:
+        """Return what is written to rows that have ended."""
+        own = None if self.tokenizer is None else self.tokenizer.eos_token_id
+        return ends[0] if len(ends) == 1 or own is None else own
+
     def _write(
         self,
         prompt: Int[Tensor, "batch pos"] | Float[Tensor, "batch pos d_model"],
@@ -223,8 +246,8 @@ class Generation:
         use_past_kv_cache: bool,
         options: Mapping[str, Any],
         verbose: bool,
-    ) -> Iterator[Int[Tensor, " batch"]]:
-        """Yield the new tokens, one step at a time."""
+    ) -> Iterator[tuple[Int[Tensor, " batch"], Float[Tensor, "batch d_vocab"]]]:
+        """Yield the new tokens, one step at a time, and the logits of each."""
         batch = prompt.shape[0]
         cached = use_past_kv_cache and not self.cfg.layers_with("mixer")  # whose states it does not hold
         past = HookedTransformerKeyValueCache.init_cache(self.cfg, prompt.device, batch) if cached else None
@@ -236,9 +259,9 @@ class Generation:
             logits = self._last_logits(unread, mask, past)
             token = sample_logits(logits, tokens=seen, **options)
             if ends:
-                token = torch.where(finished, stops[0], token)
+                token = torch.where(finished, self._filling(ends), token)
                 finished = finished | torch.isin(token, stops)
-            yield token
+            yield token, logits
             if ends and bool(finished.all()):
                 return
             seen = torch.cat([seen, token[:, None]], dim=1)
@@ -265,3 +288,9 @@ class Generation:
         parts = [*run.ln_final.modules(), *run.unembed.modules()]
         points = [part for part in parts if isinstance(part, HookPoint)]
         return any(map(is_listening, points)) or not is_plain(run.unembed, Unembed)
+
+
+def _output(sequences: Int[Tensor, "batch pos"], logits: list[Tensor]) -> Any:
+    from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+    return GenerateDecoderOnlyOutput(sequences=sequences, logits=tuple(logits))

@@ -107,8 +107,10 @@ def residual_directions(
     return W_U.T[ids.squeeze() if ids.numel() == 1 else ids]
 
 
-def get_attention_mask(tokenizer: Any, tokens: Int[Tensor, "batch pos"], prepend_bos: bool) -> Int[Tensor, "batch pos"]:
-    """Return 1 for real tokens, 0 for padding, by the tokenizer's padding token and side.
+def get_attention_mask(
+    tokenizer: Any, tokens: Int[Tensor, "batch pos"], prepend_bos: bool, padding_side: PaddingSide | None = None
+) -> Int[Tensor, "batch pos"]:
+    """Return 1 for real tokens, 0 for padding, by the tokenizer's padding token, and its side unless one is given.
 
     Example:
         >>> from headscope import HookedTransformer
@@ -123,11 +125,15 @@ def get_attention_mask(tokenizer: Any, tokens: Int[Tensor, "batch pos"], prepend
     if pad is None:
         raise InvalidInputError("the tokenizer has no padding or EOS token to find padding by.")
     bos = bos_token_id(tokenizer) if prepend_bos else None
-    return padding_mask(tokens, pad, padding_side=tokenizer.padding_side, bos_id=bos).long()
+    return padding_mask(tokens, pad, padding_side=padding_side or tokenizer.padding_side, bos_id=bos).long()
 
 
-def get_tokens_with_bos_removed(tokenizer: Any, tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos-1"]:
+def get_tokens_with_bos_removed(
+    tokenizer: Any, tokens: Int[Tensor, "batch pos"], padding_side: PaddingSide | None = None
+) -> Int[Tensor, "batch pos-1"]:
     """Remove the BOS of each row: the first token, or with left padding, the last of the leading run.
+
+    Padding is on the tokenizer's side unless one is given.
 
     Example:
         >>> from headscope import HookedTransformer
@@ -141,7 +147,8 @@ def get_tokens_with_bos_removed(tokenizer: Any, tokens: Int[Tensor, "batch pos"]
     bos, pad = bos_token_id(tokenizer), pad_token_id(tokenizer)
     wanted = torch.tensor([-1 if token is None else token for token in (bos, pad)], device=tokens.device)
     leading = torch.isin(tokens, wanted).cumprod(-1).bool()
-    at = leading.sum(-1) - 1 if tokenizer.padding_side == "left" else torch.zeros_like(tokens[:, 0])
+    left = (padding_side or tokenizer.padding_side) == "left"
+    at = leading.sum(-1) - 1 if left else torch.zeros_like(tokens[:, 0])
     rows = torch.arange(len(tokens), device=tokens.device)
     if bool((at < 0).any()) or not torch.equal(tokens[rows, at], wanted[:1].expand(len(tokens))):
         raise InvalidInputError(f"not every row begins with a BOS token ({bos}).")

@@ -79,7 +79,18 @@ class Placement(nn.Module):
         return next(self.get_submodule("embed").parameters()).device
 
     def to(self, *args: Any, print_details: bool = False, **kwargs: Any) -> Self:
-        """Move to a device or convert to a dtype, in place, updating `cfg.device` and `cfg.dtype`."""
+        """Move to a device or convert to a dtype, in place, updating `cfg.device` and `cfg.dtype`.
+
+        Args:
+            args: As for any module; `print_details` may stand second.
+            print_details: Say where the model is now.
+            kwargs: As for any module; `device_or_dtype` is its first argument.
+        """
+        *first, last = args or (None,)
+        if first and isinstance(last, bool):
+            args, print_details = tuple(first), last
+        if "device_or_dtype" in kwargs:
+            args = (kwargs.pop("device_or_dtype"), *args)
         moved = super().to(*args, **kwargs)
         if print_details:
             print(f"Moved {self.cfg.model_name} to {self.cfg.device}, {self.cfg.dtype}.")
