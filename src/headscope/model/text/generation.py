@@ -56,7 +56,6 @@ class Generation:
         attention_mask: Tensor | None = None,
         generator: torch.Generator | None = None,
         output_logits: bool = False,
-        return_dict_in_generate: bool = False,
         **generation_kwargs: Any,
     ) -> Any:
         """Continue a text, texts, tokens or token embeddings.
@@ -84,8 +83,8 @@ class Generation:
             generator: Generator to sample with instead of the global one.
             output_logits: Return transformers' `GenerateDecoderOnlyOutput` instead: tokens as `sequences`, and as
                 `logits` those of each step, `[batch, d_vocab]`, before penalties and temperature.
-            return_dict_in_generate: Ignored: `output_logits` alone says what is returned. Kept for compatibility.
-            generation_kwargs: Refused.
+            generation_kwargs: `return_dict_in_generate` is ignored, since `output_logits` alone says what is returned.
+                Others are refused.
 
         Returns:
             Prompt and continuation: a string (a list of them for a list), tokens `[batch, pos]`, or embeddings
@@ -104,6 +103,7 @@ class Generation:
         """
         if return_type not in ("input", "str", "tokens", "embeds"):
             raise InvalidInputError(f"return_type must be 'input', 'str', 'tokens' or 'embeds'; got {return_type!r}.")
+        generation_kwargs.pop("return_dict_in_generate", None)
         if generation_kwargs:
             raise InvalidInputError(
                 f"generate has no option {', '.join(map(repr, generation_kwargs))}: leave it out. Of the options of "
