@@ -133,7 +133,7 @@ POINT = Area("HookPoint", {
     "__init__": "",
     "name": None, "ctx": None, "fwd_hooks": None, "bwd_hooks": None,
     "forward": "x",
-    "add_hook": "hook, dir='fwd', is_permanent=False, level=None, prepend=False",
+    "add_hook": "hook, dir='fwd', is_permanent=False, level=None, prepend=False, alias_names=None",
     "add_perma_hook": "hook, dir='fwd'",
     "has_hooks": "dir='both', including_permanent=True, level=None",
     "remove_hooks": "dir='fwd', including_permanent=False, level=None",
