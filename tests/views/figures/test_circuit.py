@@ -89,3 +89,21 @@ def test_nothing_to_draw():
         circuit_picture(nothing)
     with pytest.raises(InvalidInputError, match="k must be at least 1"):
         circuit_picture(circuit(), k=0)
+
+
+def test_layers_far_apart_stand_close_and_paths_stay_on_the_figure():
+    figure = circuit_picture(circuit(layers=torch.tensor([1, 12, 12, 27, 30])))
+    axis, drawn = figure.layout.yaxis, lines(figure)
+    assert list(axis.ticktext) == ["layer 1", "layer 12", "layer 27", "answer"] and list(axis.tickvals) == [0, 1, 2, 3]
+    low, high = figure.layout.xaxis.range
+    assert all(low <= min(path.x) and max(path.x) <= high for path in drawn)
+    # One node in each of 31 layers, and a path from the first to the last.
+    n = 31
+    deep = circuit(
+        edges=torch.tensor([[at, at + 1] for at in range(n)] + [[0, n - 1], [0, n]]), effects=torch.ones(n + 2),
+        errors=torch.ones(n + 2), layers=torch.arange(n + 1), nodes=(*(f"{at}.0" for at in range(n)), "final"),
+        groups=("head",) * n + ("final",), inputs=("q",) * (n + 1) + ("",), left_out=(),
+    )  # fmt: skip
+    figure = circuit_picture(deep)
+    assert (figure.layout.height - 150) / (n + 1) > 40, "nodes are 34 pixels wide"
+    assert all(low <= min(path.x) and max(path.x) <= high for path in lines(figure))

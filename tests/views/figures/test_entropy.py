@@ -55,6 +55,38 @@ def test_diff_stands_beside_marginal(which: str, batch: tuple[int, ...]) -> None
     assert figure.layout.yaxis.autorange == figure.layout.yaxis2.autorange == "reversed"
 
 
+def deep(layers: int, heads: int) -> EntropyResult:
+    places = [f"{layer}_{place}" for layer in range(layers) for place in ("pre", "mid")]
+    shape = (layers, heads + 1)
+    return EntropyResult(
+        INFO, torch.rand(len(places) + 1), torch.randn(shape), torch.randn(shape), (*places, "final"),
+        (*map(str, range(heads)), "MLP"),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("layers", [30, 32])
+def test_each_of_many_states_has_room_for_its_label(layers: int) -> None:
+    figure = entropy_by_layer(deep(layers, 9))
+    states, changes = figure.layout.xaxis, figure.layout.xaxis2
+    assert states.domain == changes.domain and figure.layout.yaxis.domain[0] > figure.layout.yaxis2.domain[1]
+    assert (states.tickangle, states.tickvals) == (-90, None)  # plotly leaves labels out only where they would touch
+    assert states.tickfont.size * 1.2 * (2 * layers + 1) < 860, "on a figure of 960 pixels"
+    few = entropy_by_layer(result()).layout
+    assert few.xaxis.domain[1] < few.xaxis2.domain[0]
+
+
+@pytest.mark.parametrize(("layers", "heads", "across"), [(12, 12, 2), (30, 9, 2), (32, 32, 2), (48, 64, 1)])
+def test_cells_of_large_models_can_be_told_apart(layers: int, heads: int, across: int) -> None:
+    figure = entropy_by_head(deep(layers, heads))
+    assert len({axis.domain for axis in figure.select_xaxes()}) == across
+    area = figure.layout.height - figure.layout.margin.t - figure.layout.margin.b
+    for axis in figure.select_yaxes():
+        assert area * (axis.domain[1] - axis.domain[0]) / layers >= 13
+    for axis in figure.select_xaxes():
+        assert 860 * (axis.domain[1] - axis.domain[0]) / (heads + 1) > 9
+    assert figure.layout.height < 1700
+
+
 def test_an_mlp_is_called_by_its_layer() -> None:
     assert entropy_by_head(result()).data[0].customdata[1][4] == "mlp1"
 

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["color_scale", "component_maps", "position_maps"]
 
-# Pixels: above the panels, below them, and between two rows of them; the least width of a panel's column.
-_TOP, _BOTTOM, _BETWEEN, _COLUMN = 96, 60, 84, 9
-_BELOW_TOKENS, _BAR = 130, 210  # the latter is the least length of a color bar, with its title
+# Pixels: above the panels, below them, between two rows of them (more under tokens), the least width of a panel's
+# column, and the least length of a color bar with its title.
+_TOP, _BOTTOM, _BETWEEN, _BELOW_TOKENS, _COLUMN, _BAR = 96, 60, 84, 130, 9, 210
 _FRAMED = {"showgrid": False, "showline": True, "mirror": True, "linecolor": "rgb(128,128,128)"}
 
 
