@@ -14,10 +14,12 @@ from small_models import STORY, small_model
 from headscope import HookedTransformer
 from headscope.analysis.ablation.ablate import AblationAccumulator
 from headscope.analysis.core.batches import Batch
+from headscope.analysis.core.progress import Bar, watching
 from headscope.analysis.lens.entropy import EntropyAccumulator
 from headscope.errors import InvalidInputError, StorageError, UnknownNameError
 from headscope.ops.devices import budget
-from headscope.report import SECTIONS, Report, Stopped, write_report
+from headscope.report import SECTIONS, Report, Stopped, token_rows, write_report
+from headscope.report.kept import Kept
 from headscope.report.model import measuring
 
 OPTIONS: dict[str, Any] = {
@@ -132,6 +134,17 @@ def test_ablation_goes_on_behind_the_layers_that_are_done(
     assert (len(before), len(after)) == (3, 1)
     there, here = (pd.read_parquet(folder / "ablation.parquet") for folder in (whole.directory, tmp_path))
     pd.testing.assert_frame_equal(there, here, rtol=1e-4, atol=1e-6)
+
+
+def test_ablation_moves_the_bar_as_it_goes(model: HookedTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "_ABLATED_AT_ONCE", 1.0)
+    seen: list[float] = []
+    bar = Bar(1.0, "all", lambda bar: seen.append(float(bar.share)))
+    with watching(bar):
+        measuring._ablated(model, token_rows(model, [STORY] * 8, max_tokens=150), "a story", Kept(None), True)
+    # Two layers, in each of which the means are not taken for the whole of it.
+    assert any(0 < share < 0.4 for share in seen) and any(0.5 < share < 0.9 for share in seen)
+    assert seen == sorted(seen) and seen[-1] == 1
 
 
 def test_a_kill_leaves_what_was_flushed(

@@ -35,6 +35,8 @@ class Bar:
         done: The steps that are finished.
         step: The size of the step under way, which bars opened within it share.
         outer: The bar within whose step this one is open.
+        follows: The name of the bars within its steps that move it, where those of other names are small beside them;
+            `None` for all.
     """
 
     def __init__(self, total: Amount | None, name: str, moved: Callable[["Bar"], None] = lambda _: None) -> None:
@@ -42,6 +44,7 @@ class Bar:
         self.done: Amount = 0
         self.step: Amount = 1
         self.outer: Bar | None = None
+        self.follows: str | None = None
         self._within: Amount = 0
         self._moved = moved
 
@@ -74,8 +77,9 @@ class Bar:
 
     def moved_within(self, inner: "Bar") -> None:
         """Move by what is done of the step under way; never back, where a step opens several bars one by one."""
-        self._within = max(self._within, self.step * inner.share)
-        self._moved(self)
+        if self.follows in (None, inner.name):
+            self._within = max(self._within, self.step * inner.share)
+            self._moved(self)
 
 
 # The bar whose step is under way.

@@ -177,6 +177,7 @@ def _ablated(
     results = []
     groups = _head_groups(model, tokens.numel())
     with progress_bar(sum(len(group) for group in groups), "ablation", shown=progress) as bar:
+        bar.follows = "ablation"  # not the means before it
         for number, heads in enumerate(groups):
             bar.step = len(heads)
             run = {"describe": describe, "progress": progress, **kept.run(f"ablation/{number}")}
