@@ -64,6 +64,13 @@ def set_budget() -> Iterator[SetBudget]:
         yield lambda **sizes: stack.enter_context(budget(**sizes))
 
 
+@pytest.fixture
+def no_gradients() -> Iterator[None]:
+    """Keep no graph, for modules marked with `pytest.mark.usefixtures("no_gradients")`."""
+    with torch.no_grad():
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     """Start each test from the same global random state."""

@@ -4,7 +4,6 @@ What is measured with a frozen scale is held against the formula spelled out, wi
 frozen too; what is computed again is held against full forward passes with hooks.
 """
 
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,11 @@ import pytest
 import torch
 import transformers
 from families_report import FamiliesTable, listed_families
-from families_table import LENGTH, ROWS, VOCABULARY, hf_model
+from families_table import CLOSE, LENGTH, MASK, ROWS, TOKENS, VOCABULARY, hf_model
 from reference import heads_written, naive_entropy_of, scale_of
 from small_models import STORY, small_tokenizer
 from three_passes import ThreePasses, random_task
-from tiny import randomize, tiny_model, tiny_tokens
+from tiny import randomize, tiny_model
 from torch import Tensor
 
 from headscope import HookedTransformer
@@ -51,15 +50,9 @@ EVERY = [*ROWS, *SHAPES]
 SOME = [*{row.split()[0].rstrip(","): row for row in reversed(ROWS)}.values(), *SHAPES]
 # Every row as converted or processed, turn and turn about; those that stand for a family both ways.
 BOTH = [(row, flag) for at, row in enumerate(EVERY) for flag in (False, True) if row in SOME or flag == bool(at % 2)]
-TOKENS = tiny_tokens(3, LENGTH, d_vocab=VOCABULARY)
-MASK = torch.arange(LENGTH) < torch.tensor([[LENGTH - 4], [LENGTH], [LENGTH - 1]])
-CLOSE = {"rtol": 0, "atol": 2e-6}  # results are float32
 
 
-@pytest.fixture(autouse=True)
-def _no_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("no_gradients")
 
 
 @cache

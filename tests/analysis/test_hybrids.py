@@ -4,7 +4,6 @@ In float64; what is computed again is held against full forward passes with hook
 """
 
 import re
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from families_table import HYBRIDS, LENGTH, VOCABULARY, hf_model
+from families_table import CLOSE, HYBRIDS, MASK, TOKENS, VOCABULARY, hf_model
 from small_models import STORY, small_tokenizer
 from three_passes import ThreePasses, random_task
-from tiny import randomize, tiny_tokens
+from tiny import randomize
 from torch import Tensor
 
 from headscope import HookedTransformer
@@ -40,15 +39,7 @@ from headscope.compat.head_detector import detect_head
 from headscope.errors import InvalidInputError
 from headscope.report import write_report
 
-TOKENS = tiny_tokens(3, LENGTH, d_vocab=VOCABULARY)
-MASK = torch.arange(LENGTH) < torch.tensor([[LENGTH - 4], [LENGTH], [LENGTH - 1]])
-CLOSE = {"rtol": 0, "atol": 2e-6}  # results are float32
-
-
-@pytest.fixture(autouse=True)
-def _no_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("no_gradients")
 
 
 @cache

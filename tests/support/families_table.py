@@ -9,9 +9,13 @@ from typing import Any
 
 import torch
 import transformers
-from tiny import randomize
+from tiny import randomize, tiny_tokens
 
 LENGTH, VOCABULARY = 11, 29
+# What analyses are run on, their texts padded behind; and how close their results, in float32, come to float64.
+TOKENS = tiny_tokens(3, LENGTH, d_vocab=VOCABULARY)
+MASK = torch.arange(LENGTH) < torch.tensor([[LENGTH - 4], [LENGTH], [LENGTH - 1]])
+CLOSE = {"rtol": 0, "atol": 2e-6}
 _COMMON = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
 _LLAMA = {
     "vocab_size": VOCABULARY, "hidden_size": 12, "intermediate_size": 14, "num_hidden_layers": 2,

@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,7 @@ from headscope.analysis.core.stats import estimates
 from headscope.analysis.recording import record as clean_run
 from headscope.errors import InvalidInputError, NotFiniteError
 
-
-@pytest.fixture(autouse=True)
-def _no_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("no_gradients")
 
 
 LOSSES = ("loss", "loss_diff", "kl")

@@ -25,10 +25,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 TOKENS = tiny_tokens(3)
 
 
-@pytest.fixture(autouse=True)
-def _no_gradients() -> Any:
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("no_gradients")
 
 
 @pytest.fixture(params=SHAPES)

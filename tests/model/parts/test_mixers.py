@@ -4,14 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from families_table import HYBRIDS, LENGTH, VOCABULARY, hf_model
+from families_table import HYBRIDS, LENGTH, TOKENS, VOCABULARY, hf_model
 from tiny import tiny_config, tiny_tokens
 
 from headscope import HookedTransformer, HookedTransformerKeyValueCache
 from headscope.errors import InvalidInputError
 from headscope.model.parts.mixers import MIXERS, make_mixer, mixer_tensors
 
-TOKENS = tiny_tokens(3, LENGTH, d_vocab=VOCABULARY)
 LEFT = torch.arange(LENGTH) >= torch.tensor([[4], [0], [LENGTH - 2]])
 
 

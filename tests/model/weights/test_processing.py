@@ -2,7 +2,6 @@
 
 import itertools
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -32,10 +31,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 TOKENS = tiny_tokens(3)
 
 
-@pytest.fixture(autouse=True)
-def _no_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("no_gradients")
 
 
 def processed(model: HookedTransformer, **flags: bool) -> HookedTransformer:

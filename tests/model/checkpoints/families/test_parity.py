@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from families_table import HYBRIDS, LENGTH, ROWS, VOCABULARY, hf_model
+from families_table import HYBRIDS, LENGTH, ROWS, TOKENS, VOCABULARY, hf_model
 from safetensors.torch import save_file
-from tiny import tiny_tokens
 from torch import Tensor
 
 from headscope import HookedTransformer, HookedTransformerKeyValueCache
@@ -22,7 +21,6 @@ from headscope.model.checkpoints.families import FAMILIES, family_of
 from headscope.model.checkpoints.folder import CheckpointFolder
 from headscope.model.weights.processing import WeightProcessing
 
-TOKENS = tiny_tokens(3, LENGTH, d_vocab=VOCABULARY)
 RIGHT = torch.arange(LENGTH) < torch.tensor([[LENGTH - 4], [LENGTH], [2]])
 MASKS = {"right": RIGHT, "left": RIGHT.flip(-1)}
 EVERY = [*ROWS, *HYBRIDS]

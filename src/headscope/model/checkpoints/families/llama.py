@@ -28,7 +28,8 @@ from headscope.model.checkpoints.families.rope import rope_entries, rope_fields,
 from headscope.model.config import HookedTransformerConfig
 
 __all__ = [
-    "LLAMA", "QKV_BIASES", "LlamaLike", "any_bias", "attention_rows", "norms_without_weights", "with_fused_mlp",
+    "LLAMA", "QKV_BIASES", "LlamaLike", "any_bias", "attention_rows", "layers_that_rotate",
+    "norms_without_weights", "with_fused_mlp",
 ]  # fmt: skip
 
 QKV_BIASES = ("attn.b_Q", "attn.b_K", "attn.b_V")
@@ -49,6 +50,7 @@ class LlamaLike(Family):
 
     Attributes:
         windowed: All layers have windowed attention, or none; `None` for those of the entry `layer_types`.
+        local_type: What `layer_types` calls them.
         default_window: Its length if no entry says.
         local_period: Every so many layers one is global, the others local, if no entry says; 0 if all are global.
         default_base: Base of the rotary frequencies if no entry says.
@@ -58,6 +60,7 @@ class LlamaLike(Family):
 
     ignore = (".rotary_emb.inv_freq",)
     windowed: ClassVar[bool | None] = None
+    local_type: ClassVar[str] = "sliding_attention"
     default_window: ClassVar[int | None] = None
     local_period: ClassVar[int] = 0
     default_base: ClassVar[float] = 10_000.0
@@ -93,9 +96,9 @@ class LlamaLike(Family):
         if not types:
             period = self.period(hf)
             return [bool(period and (layer + 1) % period) for layer in range(n_layers)]
-        if unknown := set(types) - {"full_attention", "sliding_attention"}:
+        if unknown := set(types) - {"full_attention", self.local_type}:
             raise CheckpointError(f"layers of type {min(unknown)!r} in config.json are not supported in this family.")
-        return [layer_type == "sliding_attention" for layer_type in types]
+        return [layer_type == self.local_type for layer_type in types]
 
     def period(self, hf: Mapping[str, Any]) -> int:
         """Return how many layers there are to each global one, if no entry names their types."""
@@ -143,6 +146,14 @@ class LlamaLike(Family):
         """Return the biases that a layer of this checkpoint has."""
         attention = (*QKV_BIASES, "attn.b_O") if hf.get("attention_bias") else ()
         return (*attention, *(("mlp.b_gate", "mlp.b_in", "mlp.b_out") if hf.get("mlp_bias") else ()))
+
+
+def layers_that_rotate(hf: Mapping[str, Any]) -> list[bool]:
+    """Return True for each layer that rotates queries and keys, of entries on those that do not."""
+    period = hf.get("no_rope_layer_interval", 4)
+    # The entry is 1 for layers that do rotate, whatever its name says.
+    rotate = hf.get("no_rope_layers") or [(layer + 1) % period for layer in range(hf["num_hidden_layers"])]
+    return [bool(each) for each in rotate[: hf["num_hidden_layers"]]]
 
 
 def norms_without_weights(cfg: HookedTransformerConfig) -> dict[str, Tensor]:

@@ -10,13 +10,12 @@ from torch import Tensor
 
 from headscope.errors import CheckpointError
 from headscope.model.checkpoints.families.base import LINEAR, Row, Table, sizes
-from headscope.model.checkpoints.families.llama import LlamaLike, norms_without_weights
+from headscope.model.checkpoints.families.llama import LlamaLike, layers_that_rotate, norms_without_weights
 from headscope.model.checkpoints.families.moe import WithExperts, dense_fields, gated_rows
 from headscope.model.config import HookedTransformerConfig
 
 __all__ = ["LLAMA4"]
 
-_TYPES = {"local": "chunked_attention", "global": "full_attention"}
 _CHUNK, _LENGTH, _SLOPE = 8192, 8192, 0.1
 
 
@@ -24,6 +23,8 @@ class _Llama4(WithExperts):
     model_type = "llama4_text"
     architecture = "Llama4ForCausalLM"
     examples = ("meta-llama/Llama-4-Scout-17B-16E", "meta-llama/Llama-4-Maverick-17B-128E-Instruct")
+    windowed = None
+    local_type = "chunked_attention"
     default_base = 500_000.0
     names = LlamaLike.names
     defaults = {**LlamaLike.defaults, "eps": 1e-5, "d_head": 128}
@@ -50,10 +51,7 @@ class _Llama4(WithExperts):
         return {**fields, **dense_fields([layer in experts for layer in range(n_layers)], d_dense)}
 
     def rotary_layers(self, hf: Mapping[str, Any]) -> list[bool]:
-        period = hf.get("no_rope_layer_interval", 4)
-        # The entry is 1 for layers that do rotate, whatever its name says.
-        rotated = hf.get("no_rope_layers") or [(layer + 1) % period for layer in range(hf["num_hidden_layers"])]
-        return [bool(each) for each in rotated[: hf["num_hidden_layers"]]]
+        return layers_that_rotate(hf)
 
     def window(self, hf: Mapping[str, Any]) -> int | None:
         size = hf.get("attention_chunk_size", _CHUNK)
@@ -62,16 +60,10 @@ class _Llama4(WithExperts):
         return size
 
     def local_layers(self, hf: Mapping[str, Any]) -> list[bool]:
-        types = hf.get("layer_types")
-        if types is None:
-            return self.rotary_layers(hf)
-        if unknown := set(types) - set(_TYPES.values()):
-            raise CheckpointError(f"layers of type {min(unknown)!r} in config.json are not supported in this family.")
-        return [layer_type == _TYPES["local"] for layer_type in types[: hf["num_hidden_layers"]]]
+        return self.rotary_layers(hf) if hf.get("layer_types") is None else super().local_layers(hf)
 
     def entries(self, cfg: HookedTransformerConfig, state: Mapping[str, Tensor]) -> dict[str, Any]:
         entries = {name: value for name, value in super().entries(cfg, state).items() if "sliding" not in name}
-        types = cfg.attn_types if cfg.use_local_attn and cfg.attn_types else ["global"] * cfg.n_layers
         return {
             **entries,
             "intermediate_size_mlp": cfg.d_mlp_dense or cfg.d_mlp,
@@ -79,7 +71,7 @@ class _Llama4(WithExperts):
             "no_rope_layers": [int(each) for each in cfg.rotary_layers or [True] * cfg.n_layers],
             "use_qk_norm": cfg.use_qk_norm,
             "attention_chunk_size": cfg.window_size or _CHUNK,
-            "layer_types": [_TYPES[each] for each in types],
+            "layer_types": [each.replace("sliding", "chunked") for each in entries["layer_types"]],
             "attn_temperature_tuning": bool(cfg.attn_temperature_slope),
             "attn_scale": cfg.attn_temperature_slope,
             "floor_scale": cfg.attn_temperature_length,

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from headscope.model.checkpoints.families.llama import LlamaLike
+from headscope.model.checkpoints.families.llama import LlamaLike, layers_that_rotate
 from headscope.model.config import HookedTransformerConfig
 
 __all__ = ["SMOLLM3"]
@@ -20,10 +20,7 @@ class _SmolLM3(LlamaLike):
     default_base = 2_000_000.0
 
     def rotary_layers(self, hf: Mapping[str, Any]) -> list[bool]:
-        layers, period = hf.get("no_rope_layers"), hf.get("no_rope_layer_interval", 4)
-        if layers is None:  # the entry is 1 for layers that do rotate, whatever its name says
-            return [bool((layer + 1) % period) for layer in range(hf["num_hidden_layers"])]
-        return [bool(each) for each in layers[: hf["num_hidden_layers"]]]
+        return layers_that_rotate(hf)
 
     def local_layers(self, hf: Mapping[str, Any]) -> list[bool]:
         if hf.get("layer_types") is not None:
