@@ -11,10 +11,10 @@ import pytest
 SOURCE = Path(__file__).parents[2] / "src"
 
 
-def run(code: str) -> subprocess.CompletedProcess[str]:
+def run(code: str, given: str | None = None) -> subprocess.CompletedProcess[str]:
     paths = [str(SOURCE), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, input=given)
 
 
 # A statement, and an expression that must be true after it.
@@ -129,6 +129,56 @@ def test_every_name_in_the_table_exists() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 500
+
+
+NAMES = Path(__file__).with_name("transformer_lens_3_9.txt")
+WALK = """
+import importlib, json, sys
+import headscope.compat.transformer_lens
+
+told = {}
+for path, names in json.load(sys.stdin).items():
+    try:
+        module = importlib.import_module(path)
+    except ImportError as error:
+        told.update({f"{path}.{name}".rstrip("."): str(error) for name in names or [""]})
+        continue
+    for name in names:
+        try:
+            exec(f"from {path} import {name}")
+            getattr(module, name)
+            told[f"{path}.{name}"] = ""
+        except ImportError as error:
+            told[f"{path}.{name}"] = str(error)
+            assert not hasattr(module, name)
+print(json.dumps(told))
+"""
+
+
+# Small names that notebooks import.
+WANTED = {
+    "HookedTransformer": "Loss LossPerToken Output SingleLoss",
+    "SVDInterpreter": "OUTPUT_EMBEDDING VECTOR_TYPES",
+    "loading_from_pretrained": "PYTHIA_CHECKPOINTS PYTHIA_V0_CHECKPOINTS STANFORD_CRFM_CHECKPOINTS",
+    "supported_models": "DEFAULT_MODEL_ALIASES",
+    "utils": "check_structure",
+    "utilities.tensors": "check_structure",
+}
+
+
+def test_every_public_name_of_3_9_is_there_or_refused_by_name() -> None:
+    lines = NAMES.read_text().replace("\n    ", " ").splitlines()
+    names = {path: rest.split() for path, _, rest in (line.partition(":") for line in lines if line[0] != "#")}
+    done = run(WALK, json.dumps(names))
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert len(told) > 400
+    for path, said in told.items():
+        assert said == "" or said.startswith("headscope does not support transformer_lens."), path
+    there = {path.removeprefix("transformer_lens.") for path, said in told.items() if not said}
+    assert len(there) > 200
+    for module, wanted in WANTED.items():
+        assert {f"{module}.{name}" for name in wanted.split()} <= there
 
 
 NOTEBOOK = """

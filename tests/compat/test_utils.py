@@ -16,6 +16,7 @@ from headscope import utils
 SIGNATURES = {
     "LocallyOverridenDefaults": "model",
     "calc_fan_in_and_fan_out": "tensor",
+    "check_structure": "t1 t2",
     "composition_scores": "left right broadcast_dims",
     "download_file_from_hf": "repo_name file_name subfolder cache_dir force_is_torch",
     "filter_dict_by_prefix": "dictionary prefix",

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from headscope import FactoredMatrix
 from headscope.errors import InvalidInputError
 from headscope.ops.arrays import (
+    check_structure,
     get_corner,
     get_cumsum_along_dim,
     get_matrix_corner,
@@ -163,3 +164,20 @@ def test_heads_get_the_same_vectors() -> None:
     assert bool((own[:, :, 1] == tensor).all()) and bool((tensor != 0).all())
     shared = repeat_along_head_dimension(tensor, 5, clone_tensor=False)
     assert shared.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
+
+
+@pytest.mark.parametrize("other, said", [
+    ([[0.0, 5.0, 1.0], [6.0, 7.0, 2.0]], "PASSED"),
+    ([[0.0, 5.0, 1.0], [6.0, 3.0, 1.0]], "row mismatch: [0]"),
+    ([[0.0, 5.0, 6.0], [6.0, 7.0, 8.0]], "column mismatch: [1]"),
+    ([[9.0, 5.0, 1.0], [6.0, 7.0, 2.0]], "row mismatch: [0]"),
+])  # fmt: skip
+def test_check_structure(other: list[list[float]], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    matrix = torch.tensor([[1.0, 4.0, 2.0], [3.0, 5.0, 4.0]])
+    check_structure(matrix, torch.tensor(other))
+    assert capsys.readouterr().out == f"{said}\n"
+    check_structure(matrix, torch.tensor(other), verbose=True)
+    *details, last = capsys.readouterr().out.splitlines()
+    assert last == said and bool(details) == (said != "PASSED")
+    with pytest.raises(InvalidInputError, match="one shape"):
+        check_structure(matrix, matrix[:, :2])

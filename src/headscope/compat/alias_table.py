@@ -38,10 +38,14 @@ MODULES: dict[str, dict[str, str]] = {
     "transformer_lens.HookedTransformer": {
         "headscope": "ActivationCache FactoredMatrix HookPoint HookedRootModule HookedTransformer "
         "HookedTransformerConfig",
-        "headscope.model.transformer": "Loss Output",
+        "headscope.model.transformer": "Output",
+        "headscope.ops.losses": "Loss LossPerToken SingleLoss",
     },
     "transformer_lens.HookedTransformerConfig": _CONFIG,
-    "transformer_lens.SVDInterpreter": {"headscope": "SVDInterpreter"},
+    "transformer_lens.SVDInterpreter": {
+        "headscope": "SVDInterpreter",
+        "headscope.compat.svd": "OUTPUT_EMBEDDING VECTOR_TYPES",
+    },
     "transformer_lens.cache": {},
     "transformer_lens.cache.key_value_cache": _CACHES,
     "transformer_lens.cache.key_value_cache_entry": _CACHES,
@@ -79,7 +83,9 @@ MODULES: dict[str, dict[str, str]] = {
     "transformer_lens.loading_from_pretrained": _LOADING,
     "transformer_lens.past_key_value_caching": _CACHES,
     "transformer_lens.patching": {"headscope.patching": "*"},
-    "transformer_lens.supported_models": {"headscope.compat.loading": "MODEL_ALIASES OFFICIAL_MODEL_NAMES"},
+    "transformer_lens.supported_models": {
+        "headscope.compat.loading": "DEFAULT_MODEL_ALIASES MODEL_ALIASES OFFICIAL_MODEL_NAMES"
+    },
     "transformer_lens.utils": _UTILS,
     "transformer_lens.utilities": _UTILS,
     **{
@@ -110,6 +116,10 @@ _LEFT_OUT = {
     "transformer_lens.model_bridge": _NO_BRIDGE,
     "transformer_lens.evals.mmlu_eval": "MMLU is not among its evaluations",
     "transformer_lens.tools.analysis.direct_path_patching": "see headscope.analysis.path_patch",
+    **{
+        f"transformer_lens.head_detector.{name}_ERR": "the errors of headscope.errors say more"
+        for name in ("CACHE_WITH_SEQ_LIST", "DET_PAT_NOT_SQUARE", "INVALID_HEAD_NAME", "SEQ_LEN")
+    },
     "transformer_lens.train": "training is in headscope.training: see train_language_model",
     "transformer_lens.weight_processing": "see headscope.model.weights.processing",
     "transformer_lens.utilities.hf_utils.clear_huggingface_cache": "it deletes every model on the machine",

@@ -8,13 +8,23 @@ from headscope.errors import InvalidInputError
 from headscope.model.checkpoints.hub import find_checkpoint
 from headscope.model.checkpoints.names import DEMO, HUB_IDS, HUB_MODELS, refuse_unsupported, unknown_model
 from headscope.model.checkpoints.pipeline import make_config, open_checkpoint
-from headscope.model.checkpoints.training import find_training_checkpoint, get_checkpoint_labels
+from headscope.model.checkpoints.training import (
+    PYTHIA_CHECKPOINTS,
+    PYTHIA_V0_CHECKPOINTS,
+    STANFORD_CRFM_CHECKPOINTS,
+    find_training_checkpoint,
+    get_checkpoint_labels,
+)
 from headscope.model.config import HookedTransformerConfig
 from headscope.model.weights.processing import folded_norm, inapplicable_processing
 
 __all__ = [
+    "DEFAULT_MODEL_ALIASES",
     "MODEL_ALIASES",
     "OFFICIAL_MODEL_NAMES",
+    "PYTHIA_CHECKPOINTS",
+    "PYTHIA_V0_CHECKPOINTS",
+    "STANFORD_CRFM_CHECKPOINTS",
     "get_checkpoint_labels",
     "get_official_model_name",
     "get_pretrained_model_config",
@@ -24,6 +34,7 @@ MODEL_ALIASES: dict[str, list[str]] = {}
 for _model in HUB_MODELS:
     MODEL_ALIASES.setdefault(_model.hub_id, []).extend([_model.name, *_model.aliases])
 OFFICIAL_MODEL_NAMES = [DEMO, *MODEL_ALIASES]
+DEFAULT_MODEL_ALIASES = [MODEL_ALIASES.get(_name, [_name])[0] for _name in OFFICIAL_MODEL_NAMES]
 _OFFICIAL = {**HUB_IDS, **{name.lower(): name for name in OFFICIAL_MODEL_NAMES}}
 
 

@@ -10,9 +10,11 @@ from headscope.errors import InvalidInputError, UnknownNameError
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.factored import FactoredMatrix, at_least_float32, with_signs
 
-__all__ = ["SVDInterpreter", "VectorType"]
+__all__ = ["OUTPUT_EMBEDDING", "VECTOR_TYPES", "SVDInterpreter", "VectorType"]
 
 VectorType = Literal["OV", "w_in", "w_out"]
+VECTOR_TYPES: list[VectorType] = ["OV", "w_in", "w_out"]
+OUTPUT_EMBEDDING = "unembed.W_U"  # the parameter that singular vectors are read with
 
 
 class SVDInterpreter:

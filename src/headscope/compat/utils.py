@@ -18,6 +18,7 @@ from headscope.model.names import get_act_name
 from headscope.model.text.tokens import USE_DEFAULT_VALUE, get_attention_mask, get_tokens_with_bos_removed
 from headscope.ops.activations import gelu_fast, gelu_new, gelu_pytorch_tanh, solu
 from headscope.ops.arrays import (
+    check_structure,
     get_corner,
     get_cumsum_along_dim,
     get_matrix_corner,
@@ -48,6 +49,7 @@ __all__ = [
     "Slice",
     "SliceInput",
     "calc_fan_in_and_fan_out",
+    "check_structure",
     "composition_scores",
     "download_file_from_hf",
     "filter_dict_by_prefix",

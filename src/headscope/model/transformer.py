@@ -40,7 +40,7 @@ from headscope.model.weights.initialize import initialize_weights
 from headscope.model.weights.placement import Placement, near
 from headscope.model.weights.processing import WeightProcessing
 from headscope.model.weights.stacked import StackedWeights
-from headscope.ops.losses import lm_cross_entropy_loss
+from headscope.ops.losses import Loss, lm_cross_entropy_loss
 
 __all__ = ["HookedTransformer", "Loss", "Output"]
 
@@ -53,7 +53,6 @@ _OPTIONAL_POINTS = {
     "hook_attn_in": "use_attn_in",
     "hook_mlp_in": "use_hook_mlp_in",
 }
-Loss = Float[Tensor, ""] | Float[Tensor, "batch pos"]
 
 
 class Output(NamedTuple):

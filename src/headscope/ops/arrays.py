@@ -11,6 +11,7 @@ from headscope.errors import InvalidInputError
 from headscope.ops.factored import FactoredMatrix
 
 __all__ = [
+    "check_structure",
     "get_corner",
     "get_cumsum_along_dim",
     "get_matrix_corner",
@@ -184,3 +185,30 @@ def repeat_along_head_dimension(
     """
     repeated = tensor.unsqueeze(-2).expand(*tensor.shape[:-1], n_heads, -1)
     return repeated.clone(memory_format=torch.contiguous_format) if clone_tensor else repeated
+
+
+def check_structure(t1: Float[Tensor, "row column"], t2: Float[Tensor, "row column"], *, verbose: bool = False) -> None:
+    """Print whether two matrices rise and fall alike, from each row to the next and from each column to the next.
+
+    Args:
+        t1: One matrix.
+        t2: The other, of the same shape.
+        verbose: Print too where the two differ, and how.
+
+    Example:
+        >>> check_structure(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[0.0, 5.0], [6.0, 7.0]]))
+        PASSED
+        >>> check_structure(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[0.0, 5.0], [6.0, 3.0]]))
+        row mismatch: [0]
+    """
+    if t1.shape != t2.shape:
+        raise InvalidInputError(f"t1 and t2 must have one shape; got {list(t1.shape)} and {list(t2.shape)}.")
+    mismatches = {}
+    for dim, axis in enumerate(("row", "column")):
+        falls = [(each.diff(dim=dim) <= 0).movedim(dim, 0) for each in (t1, t2)]
+        mismatches[axis] = (falls[0] != falls[1]).any(1).nonzero().flatten().tolist()
+        for at in mismatches[axis] if verbose else ():
+            first, second = (each[at].tolist() for each in falls)
+            print(f"{axis}s {at} and {at + 1}: t1 falls {first}, t2 falls {second}")
+    found = [f"{axis} mismatch: {places}" for axis, places in mismatches.items() if places]
+    print(found[0] if found else "PASSED")

@@ -8,8 +8,11 @@ from torch.nn import functional as F
 from headscope.errors import InvalidInputError
 from headscope.ops.devices import Budget
 
-__all__ = ["lm_accuracy", "lm_cross_entropy_loss"]
+__all__ = ["Loss", "LossPerToken", "SingleLoss", "lm_accuracy", "lm_cross_entropy_loss"]
 
+SingleLoss = Float[Tensor, ""]
+LossPerToken = Float[Tensor, "batch pos-1"]
+Loss = SingleLoss | LossPerToken
 _NO_TARGET = torch.iinfo(torch.int64).min
 
 

@@ -7,14 +7,23 @@ from typing import Any
 from headscope.errors import CheckpointError, InvalidInputError
 from headscope.model.checkpoints.names import HUB_IDS
 
-__all__ = ["TrainingCheckpoint", "find_training_checkpoint", "get_checkpoint_labels"]
+__all__ = [
+    "PYTHIA_CHECKPOINTS",
+    "PYTHIA_V0_CHECKPOINTS",
+    "STANFORD_CRFM_CHECKPOINTS",
+    "TrainingCheckpoint",
+    "find_training_checkpoint",
+    "get_checkpoint_labels",
+]
 
-_PYTHIA_LATE = tuple(range(1000, 144_000, 1000))
 # When Pythia was saved (Biderman et al. 2023): at each power of two up to 512 steps, then every 1,000; at first (v0)
 # only the latter.
-_PYTHIA = (0, *(2**power for power in range(10)), *_PYTHIA_LATE)
+PYTHIA_V0_CHECKPOINTS = list(range(1000, 144_000, 1000))
+PYTHIA_CHECKPOINTS = [0, *(2**power for power in range(10)), *PYTHIA_V0_CHECKPOINTS]
 # When Stanford's GPT-2 models were saved (Karamcheti et al. 2021).
-_STANFORD = (*range(0, 100, 10), *range(100, 2000, 50), *range(2000, 20_000, 100), *range(20_000, 401_000, 1000))
+STANFORD_CRFM_CHECKPOINTS = [
+    *range(0, 100, 10), *range(100, 2000, 50), *range(2000, 20_000, 100), *range(20_000, 401_000, 1000),
+]  # fmt: skip
 _FILE = re.compile(r"checkpoints/.*_(\d+)\.pth")
 
 
@@ -101,10 +110,13 @@ def _checkpoints(name: str, hub: dict[str, Any]) -> list[TrainingCheckpoint]:
     """Return all training checkpoints of a model, in the order of training."""
     repo = HUB_IDS.get(name.lower(), name)
     if repo.startswith("EleutherAI/pythia-"):
-        steps = _PYTHIA_LATE if repo.endswith("-v0") else _PYTHIA
+        steps = PYTHIA_V0_CHECKPOINTS if repo.endswith("-v0") else PYTHIA_CHECKPOINTS
         return [TrainingCheckpoint(index, step, "step", f"step{step}") for index, step in enumerate(steps)]
     if repo.startswith("stanford-crfm/"):
-        return [TrainingCheckpoint(index, step, "step", f"checkpoint-{step}") for index, step in enumerate(_STANFORD)]
+        return [
+            TrainingCheckpoint(index, step, "step", f"checkpoint-{step}")
+            for index, step in enumerate(STANFORD_CRFM_CHECKPOINTS)
+        ]
     files = _files(repo, hub) if repo.startswith("NeelNanda/") else {}
     if not files:
         raise InvalidInputError(f"no training checkpoints are known for {name!r}. Give a revision on the hub instead.")
