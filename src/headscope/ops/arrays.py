@@ -187,7 +187,9 @@ def repeat_along_head_dimension(
     return repeated.clone(memory_format=torch.contiguous_format) if clone_tensor else repeated
 
 
-def check_structure(t1: Float[Tensor, "row column"], t2: Float[Tensor, "row column"], *, verbose: bool = False) -> None:
+def check_structure(
+    t1: Float[Tensor, "row column"], t2: Float[Tensor, "row2 column2"], *, verbose: bool = False
+) -> None:
     """Print whether two matrices rise and fall alike, from each row to the next and from each column to the next.
 
     Args:
