@@ -7,9 +7,14 @@ environment wins. As a library headscope leaves the setting alone.
 """
 
 import os
+import sys
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from headscope.cli import main
+try:
+    from headscope.cli import main
+except KeyboardInterrupt:  # PyTorch takes seconds to import, in which nothing has begun
+    print("Stopped.", file=sys.stderr)
+    sys.exit(130)
 
 __all__ = ["main"]

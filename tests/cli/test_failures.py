@@ -281,3 +281,18 @@ def test_waiting_threads_sleep_unless_asked_to_spin(asked: str | None, sleeps: b
     script = "import headscope_command"  # OpenMP says what it goes by as PyTorch loads it
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
     assert ("GOMP_SPINCOUNT = '0'" in done.stderr) == sleeps
+
+
+def test_ctrl_c_while_libraries_load_is_one_line() -> None:
+    script = (
+        "import builtins\n"
+        "load = builtins.__import__\n"
+        "def stopped(name, *rest):\n"
+        "    if name == 'headscope.cli':\n"
+        "        raise KeyboardInterrupt\n"
+        "    return load(name, *rest)\n"
+        "builtins.__import__ = stopped\n"
+        "import headscope_command"
+    )
+    done = subprocess.run([sys.executable, "-c", script], env=environment(), capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "Stopped.\n")
