@@ -3,6 +3,7 @@
 from typing import Annotated, Literal
 
 import typer
+from torch import Tensor
 
 from headscope.analysis.core.head_lists import chosen_heads
 from headscope.analysis.suppression.circuit_ranks import weights_circuit_ranks
@@ -14,6 +15,7 @@ from headscope.cli import options
 from headscope.cli.foretelling import foretold
 from headscope.cli.shared import app, command, kept_run, listed
 from headscope.model.checkpoints.names import DEMO
+from headscope.model.transformer import HookedTransformer
 from headscope.report import ABLATION_TOKENS
 from headscope.report.costs import ranks_work, suppression_scores_work, suppression_work
 from headscope.report.plan import Part
@@ -57,16 +59,7 @@ def copy_suppression(
 ) -> None:
     """Measure how much of each head's effect is copy suppression: lowering tokens that are already predicted."""
     with kept_run(model, text, max_tokens, seq_len, out, resume) as (loaded, tokens, run):
-        n_heads, of_scores = len(chosen_heads(loaded, listed(heads))), suppression_scores_work(loaded, _PROMPTS)
-        parts = [
-            Part(
-                "suppression",
-                f"{count(tokens.numel(), 'token')}, {count(n_heads, 'head')}",
-                suppression_work(loaded, tokens.numel(), n_heads, effect=effect),
-            ),
-            Part("scores", "random tokens and prompts", of_scores),
-            *([Part("ranks", f"every token, {count(n_heads, 'head')}", ranks_work(loaded, n_heads))] if ranks else []),
-        ]
+        parts = _parts(loaded, tokens, listed(heads), effect, ranks)
         with foretold(loaded, parts, shown=progress and not resume) as within:
             with within("suppression"):
                 explained = copy_suppression_preserving_ablation(
@@ -86,6 +79,17 @@ def copy_suppression(
                 with within("ranks"):
                     ranked = weights_circuit_ranks(loaded, explained.labels, progress=progress)
         typer.echo(_table(explained, scores, ranked, rows))
+
+
+def _parts(model: HookedTransformer, tokens: Tensor, heads: list[str] | None, effect: str, ranks: bool) -> list[Part]:
+    n_heads = len(chosen_heads(model, heads))
+    on_heads = count(n_heads, "head")
+    explained = suppression_work(model, tokens.numel(), n_heads, effect=effect)
+    parts = [
+        Part("suppression", f"{count(tokens.numel(), 'token')}, {on_heads}", explained),
+        Part("scores", "random tokens and prompts", suppression_scores_work(model, _PROMPTS)),
+    ]
+    return [*parts, Part("ranks", f"every token, {on_heads}", ranks_work(model, n_heads))] if ranks else parts
 
 
 def _table(explained: CopySuppression, scores: SuppressionScores, ranks: CircuitRanks | None, rows: int) -> str:
