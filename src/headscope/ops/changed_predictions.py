@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headscope.ops.devices import Budget
-from headscope.ops.head_products import HeadProducts
+from headscope.ops.head_products import HeadProducts, times
 from headscope.ops.kernels.dispatch import kernels_for
 from headscope.ops.kernels.interface import BITS, Kernels
 from headscope.ops.parallel import RowChunks, rows_per_chunk
@@ -133,7 +133,7 @@ class HeadChanges:
                 heads = slice(start, min(start + self.heads_at_once, self.n_heads))
                 rows = left[heads, :, chunk].flatten(1, 2)
                 out = kernels.buffer("removed", (len(rows), rows.shape[1], W_U.shape[1]), W_U)
-                torch.bmm(rows, right[heads], out=out)
+                times(rows, right[heads], out)
                 changes = slice(start * n_values, heads.stop * n_values)
                 yield changes, out.view(-1, rows.shape[1] // n_values, out.shape[2])
 

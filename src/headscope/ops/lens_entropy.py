@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headscope.ops.devices import Budget
-from headscope.ops.head_products import HeadProducts
+from headscope.ops.head_products import HeadProducts, times
 from headscope.ops.kernels.dispatch import kernels_for
 from headscope.ops.kernels.interface import BITS, Factors, Kernels
 from headscope.ops.kernels.torch_kernels import within
@@ -281,9 +281,9 @@ class _Tile:
         shape = (len(left), *self.shape)
         out = self.kernels.buffer("heads", shape, self.problem.states)
         if products.dtype == out.dtype:
-            return torch.bmm(left, right, out=out)
+            return times(left, right, out)
         rounded = self.kernels.buffer("rounded", shape, out, products.dtype)
-        return out.copy_(torch.bmm(left, right, out=rounded))
+        return out.copy_(times(left, right, rounded))
 
     def _mlp(
         self, layer: int, between: int, heads: Tensor, before: Tensor, after: Tensor
