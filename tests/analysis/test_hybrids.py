@@ -34,6 +34,7 @@ from headscope.analysis import (
     weights_circuit_ranks,
 )
 from headscope.analysis.core.components import Component, all_components, component_of, part_labels
+from headscope.analysis.heads.evidence import k_composition
 from headscope.analysis.recording.record import hook_name
 from headscope.compat.head_detector import detect_head
 from headscope.errors import InvalidInputError
@@ -325,6 +326,20 @@ def test_what_is_about_heads(row: str) -> None:
     mixer = f"mixer{model.cfg.layers_with('mixer')[-1]}"
     with pytest.raises(InvalidInputError, match="is no receiver"):
         path_patch(model, random_task(d_vocab=VOCABULARY), senders="embed", receivers=mixer)
+
+
+@pytest.mark.parametrize("row", ["nemotron_h", "lfm2 attention first, untied"])
+def test_k_composition(row: str) -> None:
+    """With earlier heads, where there are any; NaN for layers without attention."""
+    model, at = model_of(row), model_of(row).cfg.layers_with("attn")
+    found = k_composition(model, [(at[-1], 1)])[0]
+    assert bool(found[[layer for layer in range(model.cfg.n_layers) if layer not in at[:-1]]].isnan().all())
+    for layer in at[:-1]:
+        earlier, reader = model.blocks[layer].attn, model.blocks[at[-1]].attn
+        writes, reads = earlier.OV.AB, reader.QK.AB[1].T
+        norms = writes.norm(dim=(-2, -1)) * reads.norm()
+        wanted = (writes @ reads).norm(dim=(-2, -1)) / norms
+        torch.testing.assert_close(found[layer], wanted.float(), rtol=1e-4, atol=1e-6)
 
 
 def test_gates_count_as_open_in_circuits_of_weights() -> None:

@@ -265,7 +265,7 @@ def k_composition(model: HookedTransformer, heads: list[tuple[int, int]]) -> Flo
     """
     cfg = model.cfg
     blocks: Any = model.blocks
-    if not (heads and all(block.attn.reads_linearly for block in blocks)):
+    if not (heads and all(blocks[layer].attn.reads_linearly for layer in cfg.layers_with("attn"))):
         return torch.full((len(heads), cfg.n_layers, cfg.n_heads), math.nan)
     layers, numbers = (torch.tensor(each) for each in zip(*heads, strict=True))
     W_Q, W_K, W_V = (torch.stack(model.per_layer("attn", f"W_{name}")).detach().float() for name in ("Q", "K", "V"))
