@@ -26,7 +26,7 @@ OPTIONS = [
 
 @pytest.fixture(scope="module")
 def model() -> HookedTransformer:
-    return small_model(dtype=torch.float64)
+    return small_model(dtype=torch.float64, seed=1)
 
 
 def expected_pattern(name: str, tokens: list[int]) -> list[list[float]]:
