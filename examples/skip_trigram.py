@@ -11,11 +11,11 @@ the unordered pair {3, 4} in an arbitrary table of ten. Half of the prompts are 
 4. Pairs of equal operands are half as frequent: are they treated differently?
 5. How few heads and dimensions solve the task?
 
-What comes out: three heads of width 1 solve it from each of eight seeds, two from five, one from none, although weights
+What comes out: three heads of width 1 solve it from each of eight seeds, two from six, one from none, although weights
 for one can be written down by hand (`one_number_is_enough`). Heads share out operand values, never places, for there
-are no positions. And equal operands are treated differently: drawn half as often, their loss is about twice that of
+are no positions. And equal operands are treated differently: drawn half as often, their loss is over twice that of
 different ones; drawn as often, most of the difference goes. They are also what a model that is too small gives up: one
-head of width 2 missed three of the four, and nothing else, from five of eight seeds. It gives one operand, say 4, no
+head of width 2 missed three of the four, and nothing else, from four of eight seeds. It gives one operand, say 4, no
 attention, so that a 1 beside it has all of it, as beside another 1; {1, 4} and {1, 1} then look the same, and the
 answer goes to the more frequent. (`--seeds 8` prints what these sentences say.)
 

@@ -58,6 +58,8 @@ FORMS = {
     " 'openai-community/gpt2' in loading.OFFICIAL_MODEL_NAMES",
     "from transformer_lens.head_detector import detect_head": "detect_head is headscope.head_detector.detect_head",
     "from transformer_lens.evals import induction_loss": "induction_loss is headscope.evals.induction_loss",
+    "from transformer_lens.train import HookedTransformerTrainConfig, train": "train.__module__ == "
+    "'headscope.training.epochs'",
     "import circuitsvis as cv": "cv.attention.attention_heads is views.attention.attention_heads",
     "from circuitsvis.topk_tokens import topk_tokens": "topk_tokens is views.topk_tokens.topk_tokens",
     "from circuitsvis.examples import hello": "hello is views.examples.hello",
@@ -73,8 +75,6 @@ MISSING = {
     "transformer_lens.model_bridge: the alias stands for HookedTransformer; there is no TransformerBridge.",
     "from transformer_lens.components import BertBlock": "ImportError: headscope does not support "
     "transformer_lens.components.BertBlock.",
-    "from transformer_lens.train import train": "ImportError: headscope does not support transformer_lens.train: "
-    "training is in headscope.training: see train_language_model.",
     "import transformer_lens; transformer_lens.nope": "AttributeError: headscope does not support "
     "transformer_lens.nope.",
     "import transformer_lens\nassert hasattr(transformer_lens, 'HookedEncoder')": "AssertionError: ",

@@ -86,6 +86,7 @@ MODULES: dict[str, dict[str, str]] = {
     "transformer_lens.supported_models": {
         "headscope.compat.loading": "DEFAULT_MODEL_ALIASES MODEL_ALIASES OFFICIAL_MODEL_NAMES"
     },
+    "transformer_lens.train": {"headscope.training.epochs": "*"},
     "transformer_lens.utils": _UTILS,
     "transformer_lens.utilities": _UTILS,
     **{
@@ -120,7 +121,6 @@ _LEFT_OUT = {
         f"transformer_lens.head_detector.{name}_ERR": "the errors of headscope.errors say more"
         for name in ("CACHE_WITH_SEQ_LIST", "DET_PAT_NOT_SQUARE", "INVALID_HEAD_NAME", "SEQ_LEN")
     },
-    "transformer_lens.train": "training is in headscope.training: see train_language_model",
     "transformer_lens.weight_processing": "see headscope.model.weights.processing",
     "transformer_lens.utilities.hf_utils.clear_huggingface_cache": "it deletes every model on the machine",
 }
