@@ -131,6 +131,7 @@ def weights_with_norms_for_a_folded_model():
 def small_helpers():
     from transformer_lens.HookedTransformer import Loss, Output
     assert utils.select_compatible_kwargs({"a": 1, "c": 2}, lambda a, b=3: a) == {"a": 1}
+    utils.check_structure(torch.eye(3), torch.eye(3))
     logits, loss = toy()(TOKENS, return_type="both")
     assert isinstance(toy()(TOKENS, return_type="both"), Output) and Loss is not None
     assert loss.shape == () and logits.shape == (1, 10, 30)
@@ -179,7 +180,7 @@ def filtered_and_sliced_caches():
     model = toy()
     _, everything = model.run_with_cache(TOKENS)
     _, some = model.run_with_cache(TOKENS, names_filter=lambda name: name.endswith("hook_z"))
-    torch.testing.assert_close(some["z", 1], everything["z", 1])
+    assert torch.equal(some["z", 1], everything["z", 1])
     _, last = model.run_with_cache(TOKENS, pos_slice=-1)
     assert last["z", 1].shape == (1, 1, 4, 4) and last["pattern", 1].shape == (1, 4, 1, 10)
 
@@ -259,6 +260,8 @@ def generated():
     tokens = demo.to_tokens("Mary went")
     written = demo.generate(tokens, max_new_tokens=3, do_sample=False, verbose=False, stop_at_eos=False)
     assert written.shape == (1, tokens.shape[1] + 3) and torch.equal(written[:, :-3], tokens)
+    given = demo.generate(tokens, 2, do_sample=False, verbose=False, output_logits=True, return_dict_in_generate=True)
+    assert given.sequences.shape == (1, tokens.shape[1] + 2) and len(given.logits) == 2
     assert demo.generate("Mary went", max_new_tokens=2, temperature=0.0, verbose=False).startswith("Mary went")
 
 

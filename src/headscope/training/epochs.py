@@ -37,7 +37,7 @@ class HookedTransformerTrainConfig:
         save_every: Save the weights every so many steps, to `save_dir/model_{step}.pt`.
         save_dir: An existing folder.
         wandb: Only `False`.
-        wandb_project_name: Ignored.
+        wandb_project_name: Of no use without it.
         print_every: Print the loss every so many steps; `None` prints nothing.
         max_steps: Number of an epoch's last step, from 0.
     """
@@ -82,7 +82,8 @@ def train(model: HookedTransformer, config: HookedTransformerTrainConfig, datase
         Epoch 1 Samples 10 Step 0 Loss 1.75
     """
     if config.wandb:
-        raise InvalidInputError("wandb=True: nothing is logged to Weights & Biases here. Print the loss (print_every).")
+        project = "" if config.wandb_project_name is None else f" for the project {config.wandb_project_name!r}"
+        raise InvalidInputError(f"wandb=True: nothing is logged to Weights & Biases here{project}; see print_every.")
     model.to(model.cfg.device if config.device is None else config.device)
     model.train()
     optimizer = _optimizer(model, config)
