@@ -23,8 +23,8 @@ DIFFERENCES = {
     "gradients of norms": "ln1 runs once for queries, keys and values, and a backward hook gets the sum of their "
     "gradients; TransformerLens runs it three times, and a cache keeps one of the three",
     "optional points": "a hook, or a predicate over names, that matches hook_result, hook_attn_in, hook_mlp_in or a "
-    "split input has it computed, and inputs split by head give ln1's points a head axis; TransformerLens leaves it "
-    "out without its switch, such as set_use_attn_result(True)",
+    "split input has it computed; TransformerLens leaves it out without its switch, such as set_use_attn_result(True). "
+    "Where a hook of your own is on a split input, the points of ln1 have a head axis",
     "padding": "losses leave out padding on the right too; TransformerLens counts it as text",
     "top_k and top_p": "top_k and top_p are both applied; TransformerLens ignores top_p where top_k is given",
     "context": "TinyStories models keep all 2048 positions of their checkpoints; TransformerLens cuts them to the 512 "
