@@ -48,6 +48,9 @@ CALLS = {
 }
 ALSO = {
     "optional points": "plain.run_with_cache(tokens, names_filter=lambda name: True)",
+    "optional points ": "plain.run_with_hooks(tokens, fwd_hooks=[(lambda name: name.endswith('result'), same)])",
+    "optional points  ": "with plain.hooks([('blocks.0.attn.hook_result', same)]): plain(tokens)",
+    "optional points   ": "plain.add_hook(lambda name: True, same)",
     "gated biases": "gated = HookedTransformer(HookedTransformerConfig(**SIZES, gated_mlp=True, init_weights=False))\n"
     "gated.load_and_process_state_dict({name: torch.ones_like(p) for name, p in gated.state_dict().items()})",
     "padding": "demo.loss_fn(demo(['a b', 'a']), demo.to_tokens(['a b', 'a']))",

@@ -12,7 +12,7 @@ from tiny import tiny_config, tiny_model, tiny_tokens
 
 from headscope import HookedTransformerConfig
 
-# Each field of TransformerLens 3.5.1's config, with a value other than its default that a model here can have.
+# Each field of TransformerLens 3.9.0's config, with a value other than its default that a model here can have.
 TAKEN: dict[str, Any] = {
     "d_model": 16, "d_head": 2, "n_layers": 3, "n_ctx": 9, "n_heads": 5, "d_mlp": 7, "d_vocab": 31, "d_vocab_out": 5,
     "n_key_value_heads": 1, "attn_only": True, "parallel_attn_mlp": True, "gated_mlp": True, "act_fn": "solu",
@@ -34,12 +34,14 @@ TAKEN: dict[str, Any] = {
     "NTK_by_parts_low_freq_factor": 2.0, "NTK_by_parts_high_freq_factor": 3.0, "NTK_by_parts_factor": 4.0,
     "NTK_original_ctx_len": 5, "yarn_factor": 2.0, "yarn_attention_factor": 2.0, "yarn_beta_fast": 2.0,
     "yarn_beta_slow": 2.0, "yarn_original_max_position_embeddings": 5, "n_devices": 2,
-    # What only other values of refused fields would read.
+    "train_seq_length": 9,  # which only refused fields would read
 }  # fmt: skip
 # ... and those of which a model here can only have the default, with values that are refused.
 REFUSED: dict[str, list[Any]] = {
     "num_experts": [8], "experts_per_token": [2], "use_local_attn": [True], "relative_attention_max_distance": [128],
     "relative_attention_num_buckets": [32], "load_in_4bit": [True], "trust_remote_code": [True],
+    "quantization_method": ["mxfp4"], "use_attention_sinks": [True], "use_dynamic_ntk_rope": [True],
+    "use_logn_attn": [True], "yarn_global_attn_only": [True],
 }  # fmt: skip
 # Our own, of families the field's config has no fields for.
 OWN: dict[str, Any] = {
@@ -71,6 +73,8 @@ NEEDED: dict[str, dict[str, Any]] = {
     "mixer": {"layer_parts": OWN["layer_parts"]}, "alibi_bfloat16": {"positional_embedding_type": "alibi"},
     "attn_in_chunks": {"use_local_attn": True, "window_size": 2, "attn_types": ["local", "global"]},
     "qk_norm_layers": {"use_qk_norm": True},
+    "qk_norm_after_rotation": {"use_qk_norm": True, "positional_embedding_type": "rotary"},
+    "attn_temperature_layers": {"attn_temperature_slope": 0.1, "positional_embedding_type": "rotary"},
     **dict.fromkeys(("d_head_v", "d_latent_q", "d_latent_kv"), LATENT),
     **dict.fromkeys(("d_mlp_dense", "d_mlp_shared", "mlp_types", "norm_topk_prob", "router", "sparsemixer_margin",
                      "expert_weight_scale", "scale_expert_inputs", "expert_output_biases"), EXPERTS),
@@ -85,12 +89,13 @@ ROTARY = {
     "dynamic_NTK_factor",
     "attn_temperature_slope",
     "attn_temperature_layers",
+    "attn_temperature_start",
 }
 
 
 def test_every_field_is_in_the_tables() -> None:
     fields = {field.name for field in dataclasses.fields(HookedTransformerConfig)}
-    assert fields == {*TAKEN, *REFUSED, *OWN} and len(TAKEN) + len(REFUSED) == len(fields) - len(OWN) == 79
+    assert fields == {*TAKEN, *REFUSED, *OWN} and len(TAKEN) + len(REFUSED) == len(fields) - len(OWN) == 85
     public = {name for name in dir(tiny_config()) if not name.startswith("_")} - fields
     assert (
         public
@@ -101,7 +106,7 @@ def test_every_field_is_in_the_tables() -> None:
 @pytest.mark.parametrize("name", [*TAKEN, *REFUSED, *OWN])
 def test_a_field_goes_through_a_dictionary(name: str) -> None:
     default, given = getattr(tiny_config(), name), {**TAKEN, **OWN}
-    needed: dict[str, Any] = {"positional_embedding_type": "rotary"} if name in ROTARY else NEEDED.get(name, {})
+    needed: dict[str, Any] = NEEDED.get(name, {"positional_embedding_type": "rotary"} if name in ROTARY else {})
     cfg = tiny_config(**{**needed, name: given.get(name, default)})
     if name in given and name not in COMPUTED:
         assert getattr(cfg, name) == given[name] != default

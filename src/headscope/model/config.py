@@ -200,6 +200,7 @@ class HookedTransformerConfig:
     n_devices: int = 1
     trust_remote_code: bool = False
     load_in_4bit: bool = False
+    quantization_method: str | None = None
     gated_mlp: bool = False
     gated_mlp_limit: float | None = None
     gated_mlp_offset: float = 0.0
@@ -268,6 +269,11 @@ class HookedTransformerConfig:
     relative_attention_max_distance: int | None = None
     relative_attention_num_buckets: int | None = None
     decoder_start_token_id: int | None = None
+    train_seq_length: int | None = None
+    use_attention_sinks: bool = False
+    use_dynamic_ntk_rope: bool = False
+    use_logn_attn: bool = False
+    yarn_global_attn_only: bool = False
     gated_attn: bool = False
     layer_parts: list[str] | None = None
     mixer: dict[str, Any] | None = None

@@ -29,11 +29,16 @@ _NOT_YET: dict[str, Any] = {
     "relative_attention_num_buckets": None,
     "load_in_4bit": False,
     "trust_remote_code": False,
+    "quantization_method": None,
+    "use_attention_sinks": False,  # `use_attn_sinks` here
+    "use_dynamic_ntk_rope": False,  # the first Qwen's, as is the next; both read `train_seq_length`
+    "use_logn_attn": False,
+    "yarn_global_attn_only": False,
 }
 # Fields about rotating queries and keys, with the values that ask for nothing.
 _ONLY_ROTARY: dict[str, Any] = {
     "rotary_layers": None, "qk_norm_after_rotation": False, "dynamic_NTK_factor": None, "attn_temperature_slope": 0.0,
-    "attn_temperature_layers": None,
+    "attn_temperature_layers": None, "attn_temperature_start": 0,
 }  # fmt: skip
 # The same for experts.
 _ONLY_EXPERTS: dict[str, Any] = {
@@ -82,6 +87,8 @@ def check_and_complete(cfg: "HookedTransformerConfig") -> None:
     _check_parts(cfg)
     if not cfg.attn_only:
         _check_mlp(cfg)
+    if cfg.num_experts is None or cfg.attn_only:
+        _check_no_experts(cfg)
     if cfg.d_vocab_out == -1:
         cfg.d_vocab_out = cfg.d_vocab
     if cfg.attn_scale == -1.0:
@@ -130,6 +137,10 @@ def _check_positions(cfg: "HookedTransformerConfig") -> None:
         return
     for name in ("rotary_layers", "attn_temperature_layers"):
         _check_layers(cfg, name)
+    if cfg.attn_temperature_layers is not None and not cfg.attn_temperature_slope:
+        raise InvalidInputError(
+            f"attn_temperature_layers = {cfg.attn_temperature_layers!r} needs an attn_temperature_slope."
+        )
     if cfg.attn_temperature_length < 1:
         raise InvalidInputError(f"attn_temperature_length must be at least 1; got {cfg.attn_temperature_length}.")
     if cfg.attn_temperature_start < 0:
@@ -157,6 +168,8 @@ def _check_qk_norm(cfg: "HookedTransformerConfig") -> None:
     _check_layers(cfg, "qk_norm_layers")
     if cfg.qk_norm_layers is not None and not cfg.use_qk_norm:
         raise InvalidInputError(f"qk_norm_layers = {cfg.qk_norm_layers!r} needs use_qk_norm = True.")
+    if cfg.qk_norm_after_rotation and not cfg.use_qk_norm:
+        raise InvalidInputError("qk_norm_after_rotation = True needs use_qk_norm = True.")
     _check_choice(cfg, "qk_norm_type", ("RMS", "LN"))
     if cfg.qk_norm_per_head and cfg.qk_norm_all_heads:
         raise InvalidInputError("qk_norm_per_head and qk_norm_all_heads cannot both be set.")
@@ -247,10 +260,13 @@ def _check_mlp(cfg: "HookedTransformerConfig") -> None:
         raise InvalidInputError(f"gated_mlp_limit must be positive; got {cfg.gated_mlp_limit}.")
     if cfg.num_experts is not None:
         _check_experts(cfg)
-        return
+
+
+def _check_no_experts(cfg: "HookedTransformerConfig") -> None:
+    needs = "layers with an MLP" if cfg.attn_only else "num_experts"
     for name, neutral in _ONLY_EXPERTS.items():
         if getattr(cfg, name) != neutral:
-            raise InvalidInputError(f"{name} = {getattr(cfg, name)!r} needs num_experts.")
+            raise InvalidInputError(f"{name} = {getattr(cfg, name)!r} needs {needs}.")
 
 
 def _check_experts(cfg: "HookedTransformerConfig") -> None:

@@ -277,7 +277,10 @@ class HookedRootModule(nn.Module):
         Raises:
             UnknownNameError: If there is no hook point of that name; the message suggests the nearest names.
         """
-        for point in self._matching(name):
+        points = self._matching(name)
+        if not isinstance(hook, Reader) and not all(self.fires_by_default(point.name or "") for point in points):
+            tell("optional points")
+        for point in points:
             point.add_hook(hook, dir=dir, is_permanent=is_permanent, level=level, prepend=prepend)
 
     def add_perma_hook(
@@ -335,8 +338,6 @@ class HookedRootModule(nn.Module):
         **model_kwargs: Any,
     ) -> Any:
         """Run a forward pass with hooks. To keep backward hooks until `backward()` is called, use `hooks` instead."""
-        if any(not self.fires_by_default(name) for name, _ in fwd_hooks if isinstance(name, str)):
-            tell("optional points")
         with self.hooks(fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts):
             return self(*model_args, **model_kwargs)
 

@@ -1,6 +1,5 @@
 """Every set of kernels against plain float64 formulas, on awkward tiles, and the choice between them."""
 
-import importlib.util
 import subprocess
 import sys
 
@@ -11,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from headscope.errors import InvalidInputError, MissingDependencyError
+from headscope.ops.kernels import dispatch
 from headscope.ops.kernels.cpu_kernels import CpuKernels
 from headscope.ops.kernels.dispatch import kernels_for
 from headscope.ops.kernels.interface import SAFE_BITS, Factors, Kernels
@@ -88,8 +88,20 @@ def test_what_is_not_finite_is_not_hidden(kernels: type[Kernels]) -> None:
     set_of = kernels()
     out = torch.zeros(3, 2, 2, 3)
     set_of.changes(added, set_of.factors(base, "base"), set_of.factors(final, "final"), out)
-    finite = out.isfinite().all(0).all(0)
-    assert finite.tolist() == [[True, False, True], [True, True, False]]
+    every_sum = out[1:].isfinite().all(0).all(0)
+    assert every_sum.tolist() == [[True, False, True], [True, True, False]]
+    assert not out[1:, :, 0, 1].isfinite().any(), "of Z too"
+
+    removed = torch.zeros(1, 3, 20)
+    removed[0, 1, 5] = torch.nan
+    sums = torch.zeros(3, 1, 3)
+    set_of.removals(removed, set_of.factors(base, "base"), sums)
+    assert sums[1:].isfinite().all(0).tolist() == [[True, False, True]]
+
+    logits = torch.zeros(2, 20)
+    logits[1, 3] = torch.nan
+    state = set_of.factors(logits, "base")
+    assert state.z.isfinite().tolist() == state.s.isfinite().tolist() == [True, False]
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
@@ -129,13 +141,20 @@ def test_the_best_kernels_are_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
         kernels_for(cpu, torch.float32)
 
 
-def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+@pytest.mark.parametrize("error", [ImportError("no numba"), RuntimeError("no locator available")])
+def test_without_a_compiler(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    dispatch._cpu_kernels.cache_clear()
+
+    def fail(name: str) -> None:
+        raise error
+
+    monkeypatch.setattr(dispatch.importlib, "import_module", fail)
     monkeypatch.delenv("HEADSCOPE_KERNELS", raising=False)
     assert kernels_for(torch.device("cpu"), torch.float32) is TorchKernels
     monkeypatch.setenv("HEADSCOPE_KERNELS", "cpu")
-    with pytest.raises(MissingDependencyError, match="pip install numba"):
+    with pytest.raises(MissingDependencyError, match=f"{error}.*pip install numba"):
         kernels_for(torch.device("cpu"), torch.float32)
+    dispatch._cpu_kernels.cache_clear()
 
 
 def test_the_compiler_loads_when_it_is_used() -> None:

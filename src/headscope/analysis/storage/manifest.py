@@ -14,6 +14,7 @@ from torch import Tensor
 from headscope.errors import CheckpointError, InvalidInputError
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.devices import Budget
+from headscope.ops.kernels.dispatch import kernels_for
 
 __all__ = [
     "START_ANEW",
@@ -52,7 +53,11 @@ def make_manifest(
         },
         "data": {"description": description, **_describe_data(data, attention_mask)},
         "reference": {} if reference is None else _describe_data(reference, None),
-        "options": {**options, "batch_tokens": Budget.of(model.W_E.device).batch_tokens},
+        "options": {
+            **options,
+            "batch_tokens": Budget.of(model.W_E.device).batch_tokens,
+            "kernels": kernels_for(model.W_U.device, torch.promote_types(model.W_U.dtype, torch.float32)).name,
+        },
         "software": {"headscope": headscope_version(), "torch": torch.__version__},
     }
     return json.loads(json.dumps(manifest, default=str))

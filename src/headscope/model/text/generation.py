@@ -129,7 +129,7 @@ class Generation:
         tokens = new if embedded else torch.cat([prompt, new], dim=1)
         if return_type == "str" or (return_type == "input" and is_text(input)):
             texts = self._texts(tokens)
-            if not isinstance(input, str) and len(texts) == 1:
+            if isinstance(input, (list, tuple)) and len(texts) == 1:
                 tell("list of one")
             return texts if isinstance(input, (list, tuple)) or len(texts) > 1 else texts[0]
         return tokens

@@ -55,9 +55,9 @@ def initialize_weights(model: nn.Module) -> None:
         for path, module in model.named_modules():
             for matrix in _matrices(path, module):
                 # Contiguous, and on the CPU: a seed gives other numbers elsewhere.
-                matrix.copy_(_draw(torch.empty(matrix.shape, dtype=matrix.dtype), cfg, path, generator))
+                matrix.copy_(_draw(torch.empty(matrix.shape, dtype=matrix.dtype, device="cpu"), cfg, path, generator))
             if path == "embed" and cfg.positional_embedding_type == "alibi":
-                _draw(torch.empty(cfg.n_ctx, cfg.d_model, dtype=cfg.dtype), cfg, path, generator)
+                _draw(torch.empty(cfg.n_ctx, cfg.d_model, dtype=cfg.dtype, device="cpu"), cfg, path, generator)
             _fill_biases_and_norms(path, module)
 
 

@@ -107,11 +107,12 @@ _told: set[tuple[str, ...]] = set()
 
 def _tell(model_name: str, left_out: Mapping[str, str]) -> None:
     """Log in one line, once for a model, which rewrites do not apply to it, and how to ask for none of them."""
-    if (key := (model_name, *left_out)) in _told:
+    if (key := (model_name, *left_out.values())) in _told:
         return
     _told.add(key)
     reasons = "; ".join(f"{name} is left out: {reason.rstrip('.')}" for name, reason in left_out.items())
-    logger.warning("%s: %s (%s is silent).", model_name, reasons, ", ".join(f"{name}=False" for name in left_out))
+    silent = ", ".join(f"{name}=False" for name in left_out)
+    logger.warning("%s: %s (to silence this: %s).", model_name, reasons, silent)
 
 
 def _copied(state_dict: Mapping[str, Tensor]) -> StateDict:

@@ -1,8 +1,8 @@
 """The choice of kernels, by device, by dtype, and by what is installed."""
 
 import importlib
-import importlib.util
 import os
+from functools import cache
 
 import torch
 
@@ -18,7 +18,7 @@ _VARIABLE = "HEADSCOPE_KERNELS"
 def kernels_for(device: torch.device, dtype: torch.dtype) -> type[Kernels]:
     """Return the best kernels for logits of this device and dtype, or those that `HEADSCOPE_KERNELS` names.
 
-    The `cpu` kernels take float32 on the CPU, and need numba; the `torch` kernels take everything.
+    The `cpu` kernels take float32 on the CPU, and need numba; the `torch` kernels take everything, and everything else.
 
     Raises:
         InvalidInputError: if the variable names no kernels.
@@ -33,12 +33,19 @@ def kernels_for(device: torch.device, dtype: torch.dtype) -> type[Kernels]:
         raise InvalidInputError(f'{_VARIABLE} is {wanted!r}; it can be "torch" or "cpu", or empty for the best.')
     if wanted == "torch" or device.type != "cpu" or dtype != torch.float32:
         return TorchKernels
-    if importlib.util.find_spec("numba") is None:
-        if wanted:
-            raise MissingDependencyError(
-                f"{_VARIABLE}=cpu needs numba, which compiles these kernels: pip install numba"
-            )
-        return TorchKernels
-    # Imported when used: the compiler takes half a second to load.
-    fused: type[Kernels] = importlib.import_module(f"{__package__}.cpu_kernels").CpuKernels
-    return fused
+    fused, reason = _cpu_kernels()
+    if fused is None and wanted:
+        raise MissingDependencyError(
+            f"{_VARIABLE}=cpu needs numba, which compiles its loops, and a folder that it can write to "
+            f"(NUMBA_CACHE_DIR): {reason}. To install it: pip install numba"
+        )
+    return TorchKernels if fused is None else fused
+
+
+@cache
+def _cpu_kernels() -> tuple[type[Kernels] | None, str]:
+    """Import the CPU kernels when first used, as the compiler takes half a second to load; or say what failed."""
+    try:
+        return importlib.import_module(f"{__package__}.cpu_kernels").CpuKernels, ""
+    except (ImportError, RuntimeError) as error:  # numba is missing or broken, or has no folder for what it compiles
+        return None, str(error)

@@ -14,11 +14,13 @@ from numba import float32, int32, njit
 from numba.core import types
 from numba.extending import intrinsic
 
+from headscope.ops.kernels.interface import MASKED_BITS
+
 __all__ = ["changes", "factors", "removals"]
 
 # Sums may be reordered into vectors and products fused; NaN and infinities keep their meaning.
 _FUSED = {"reassoc", "contract", "arcp", "nsz", "afn"}
-_MASKED = float32(-1e4)
+_MASKED = float32(MASKED_BITS)
 _LOWEST = float32(-125.0)  # 2^-125 is nothing beside a sum of at least 1
 
 
@@ -66,7 +68,7 @@ def factors(logits: Any, shift: Any, weights: Any, sums: Any) -> None:
             row_weights[token] = weight
             z += weight
             s += logit * weight
-        sums[0, row] = z
+        sums[0, row] = z if s == s else s  # the clamps above hide NaN from z
         sums[1, row] = s
 
 
@@ -85,7 +87,7 @@ def _moments_of_sum(logits: Any, changes: Any, sign: Any, out: Any) -> None:
         z += weight
         s += logit * weight
     out[0] = highest
-    out[1] = z
+    out[1] = z if s == s else s  # comparisons hide NaN from the maximum and from z
     out[2] = s
 
 

@@ -45,9 +45,9 @@ WITHOUT_NORM_WEIGHTS = {"nanochat", "olmo"}
 READS_IMAGES = {"gemma3", "llama4", "mistral3", "qwen3_5", "qwen3_5_moe"}
 # Come back with the factors, or the norm behind the embedding, in the weights.
 REWRITTEN = {"falcon_h1", "granite", "granitemoe", "granitemoehybrid", "granitemoeshared", "nanochat"}
-# It would get into the state.
 # Queries are scaled by their place in the row, which counts padding: what we compare with is each text alone.
 COUNTS_PADDING = {"llama4", "llama4_text"}
+# It would get into the state.
 REFUSED_PADDING = {("recurrent_gemma", "left")}
 
 
