@@ -48,9 +48,6 @@ CALLS = {
 }
 ALSO = {
     "optional points": "plain.run_with_cache(tokens, names_filter=lambda name: True)",
-    "optional points ": "plain.run_with_hooks(tokens, fwd_hooks=[(lambda name: name.endswith('result'), same)])",
-    "optional points  ": "with plain.hooks([('blocks.0.attn.hook_result', same)]): plain(tokens)",
-    "optional points   ": "plain.add_hook(lambda name: True, same)",
     "gated biases": "gated = HookedTransformer(HookedTransformerConfig(**SIZES, gated_mlp=True, init_weights=False))\n"
     "gated.load_and_process_state_dict({name: torch.ones_like(p) for name, p in gated.state_dict().items()})",
     "padding": "demo.loss_fn(demo(['a b', 'a']), demo.to_tokens(['a b', 'a']))",
@@ -119,6 +116,16 @@ def test_told_once_at_the_line_of_the_caller(aliased: dict[str, list[list[list[s
 @pytest.mark.parametrize("call", NEAR)
 def test_not_told_where_numbers_agree(aliased: dict[str, list[list[list[str]]]], call: str) -> None:
     assert aliased[call] == [[], []]
+
+
+@pytest.mark.parametrize("call", [
+    "plain.run_with_hooks(tokens, fwd_hooks=[(lambda name: name.endswith('result'), same)])",
+    "with plain.hooks([('blocks.0.attn.hook_result', same)]): plain(tokens)",
+    "plain.add_hook(lambda name: True, same)",
+])  # fmt: skip
+def test_every_way_to_an_optional_point(call: str) -> None:
+    first, second = told([call], through_alias=True)[call]
+    assert first == [[f"{DIFFERENCES['optional points']}. See docs/migration.md.", "notebook"]] and second == []
 
 
 def test_other_ways_to_the_same() -> None:

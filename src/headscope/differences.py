@@ -44,6 +44,9 @@ class DifferenceWarning(UserWarning):
     """Numbers differ from those that TransformerLens 3.9 gives for the same call."""
 
 
+# Whose frames are no caller's: ours, and those that call us for somebody.
+_PASSED = ("headscope", "torch", "contextlib")
+
 _aliased = False
 _told: set[str] = set()
 
@@ -63,6 +66,6 @@ def tell(name: str) -> None:
         return
     _told.add(name)
     level, frame = 1, sys._getframe()
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("headscope", "torch"):
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _PASSED:
         level, frame = level + 1, frame.f_back
     warnings.warn(f"{DIFFERENCES[name]}. See docs/migration.md.", DifferenceWarning, stacklevel=level)

@@ -13,7 +13,6 @@ Both have rank d_head, and only the rank of each diagonal entry in its row is ke
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any, Literal
 
 import torch
@@ -257,7 +256,7 @@ def circuit_ranks_cost(
 def _checked_tokens(tokens: Tensor | int | None, d_vocab: int) -> Int[Tensor, " token"]:
     if tokens is None:
         return torch.arange(d_vocab)
-    if isinstance(tokens, Integral):
+    if not isinstance(tokens, Tensor):
         if isinstance(tokens, bool) or not 1 <= tokens <= d_vocab:
             raise InvalidInputError(f"tokens must be a number between 1 and d_vocab = {d_vocab}; got {tokens}.")
         return torch.randperm(d_vocab, generator=torch.Generator().manual_seed(0))[: int(tokens)].sort().values

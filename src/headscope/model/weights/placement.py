@@ -86,8 +86,8 @@ class Placement(nn.Module):
             print_details: Say where the model is now.
             kwargs: As for any module; `device_or_dtype` is its first argument.
         """
-        if len(args) == 2 and isinstance(args[1], bool):
-            args, print_details = args[:1], args[1]
+        if len(args) == 2 and isinstance(args[-1], bool):
+            args, print_details = args[:1], args[-1]
         if "device_or_dtype" in kwargs:
             args = (kwargs.pop("device_or_dtype"), *args)
         moved = super().to(*args, **kwargs)

@@ -68,8 +68,9 @@ def factors(logits: Any, shift: Any, weights: Any, sums: Any) -> None:
             row_weights[token] = weight
             z += weight
             s += logit * weight
-        sums[0, row] = z if s == s else s  # the clamps above hide NaN from z
-        sums[1, row] = s
+        # The clamps above hide NaN, which the maximum has.
+        sums[0, row] = z if highest == highest else highest
+        sums[1, row] = s if highest == highest else highest
 
 
 @njit(nogil=True, cache=True, error_model="numpy", fastmath=_FUSED)
