@@ -28,6 +28,7 @@ from browser import headless
 from families_report import FamiliesTable
 from sizes import SetBudget
 
+from headscope import differences
 from headscope.ops.devices import budget
 
 if TYPE_CHECKING:
@@ -49,12 +50,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(NoNotebook())
     page = config.getoption("--families-table", None)
     if page is not None and "PYTEST_XDIST_WORKER" not in os.environ:
         from headscope.model.checkpoints.families import FAMILIES
 
         examples = {name: family.examples for name, family in FAMILIES.items()}
         config.pluginmanager.register(FamiliesTable(page, examples))
+
+
+class NoNotebook:
+    """Forgets, before each test and example, that the alias was imported: by its own, or in search of them."""
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collectstart(self) -> None:
+        differences._aliased = False
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self) -> None:
+        differences._aliased = False
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ REWRITTEN = {
     "from transformer_lens import utils, loading_from_pretrained as loading\n": "from headscope import utils\n"
     "from headscope.compat import loading\n",
     "from transformer_lens.utilities.tensors import to_numpy\n": "from headscope.utils import to_numpy\n",
+    "from transformer_lens.train import train\n": "from headscope.training.epochs import train\n",
     "from transformer_lens.utils import *\n": "from headscope.utils import *\n",
     "from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache\n": "from headscope import "
     "HookedTransformerKeyValueCache as TransformerLensKeyValueCache\n",
@@ -43,13 +44,14 @@ LEFT = {
     "from transformer_lens import *\n": "line 1: from transformer_lens import *: name what you use of it",
     "import transformer_lens.components as c\n": "line 1: the names of transformer_lens.components are in several "
     "modules here: import them one by one",
-    "import transformer_lens.train\n": "line 1: headscope does not support transformer_lens.train: training is in "
-    "headscope.training: see train_language_model.",
+    "import transformer_lens.weight_processing\n": "line 1: headscope does not support "
+    "transformer_lens.weight_processing: see headscope.model.weights.processing.",
     "x = 'transformer_lens.utils'\n": "line 1: the string 'transformer_lens.utils' is not changed",
 }
 # What is rewritten, but is used in a way that has to be changed by hand.
 USES = {
     "tl.loading.OFFICIAL_MODEL_NAMES": "tl.loading is headscope.compat.loading here",
+    "tl.train.train": "tl.train is headscope.training.epochs here",
     "tl.utils.nope": "headscope does not support transformer_lens.utils.nope.",
     "tl.TransformerLensKeyValueCache": "is headscope.HookedTransformerKeyValueCache here",
     "tl.HookedEncoder": "only decoder-only models",

@@ -174,8 +174,8 @@ def generic_activation_patch(
         ...     return logits[0, -1, 4]
         >>> axes = ("layer", "pos")
         >>> generic_activation_patch(model, tokens, cache, metric, swap, "attn_out", axes, progress=False)
-        tensor([[-0.5217, -0.4481, -0.6502],
-                [-0.5217, -0.5217, -0.4819]])
+        tensor([[-0.8718, -0.7643, -0.4502],
+                [-0.8718, -0.8718, -0.6201]])
     """
     if (index_axis_names is None) == (index_df is None):
         raise InvalidInputError(

@@ -144,9 +144,9 @@ def train(
         >>> cfg = TrainConfig(epochs=3, batch_size=50, lr=0.03)
         >>> train(model, data, cfg, progress=False).train_epochs.to_frame().round(1)[["step", "signal_loss"]]
            step  signal_loss
-        0    40          2.5
-        1    80          2.2
-        2   120          1.0
+        0    40          2.4
+        1    80          1.9
+        2   120          0.6
     """
     if snapshots and out is None:
         raise InvalidInputError("snapshots need a folder: give out=... as well.")
