@@ -18,7 +18,7 @@ from headscope.analysis.core.result import RunInfo
 from headscope.analysis.storage.manifest import fingerprint
 from headscope.errors import InvalidInputError
 from headscope.model.transformer import HookedTransformer
-from headscope.ops.kernels.dispatch import kernels_for
+from headscope.ops.kernels.dispatch import kernels_of
 
 __all__ = ["Accumulator", "Measure", "Totals", "as_mapping", "join_rows"]
 
@@ -156,8 +156,7 @@ class Accumulator(ABC, Generic[T]):
     @property
     def kernels(self) -> str:
         """The name of the kernels that reduce this model's logits over the vocabulary: see `ops.kernels`."""
-        W_U = self.model.W_U
-        return kernels_for(W_U.device, torch.promote_types(W_U.dtype, torch.float32)).name
+        return kernels_of(self.model.W_U)
 
     def info(self, options: Mapping[str, Any]) -> RunInfo:
         """Return what was run on what, for a result, with the options that it shows."""

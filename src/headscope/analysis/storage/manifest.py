@@ -14,7 +14,7 @@ from torch import Tensor
 from headscope.errors import CheckpointError, InvalidInputError
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.devices import Budget
-from headscope.ops.kernels.dispatch import kernels_for
+from headscope.ops.kernels.dispatch import kernels_of
 
 __all__ = [
     "START_ANEW",
@@ -56,7 +56,7 @@ def make_manifest(
         "options": {
             **options,
             "batch_tokens": Budget.of(model.W_E.device).batch_tokens,
-            "kernels": kernels_for(model.W_U.device, torch.promote_types(model.W_U.dtype, torch.float32)).name,
+            "kernels": kernels_of(model.W_U),
         },
         "software": {"headscope": headscope_version(), "torch": torch.__version__},
     }

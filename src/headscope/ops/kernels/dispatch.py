@@ -10,7 +10,7 @@ from headscope.errors import InvalidInputError, MissingDependencyError
 from headscope.ops.kernels.interface import Kernels
 from headscope.ops.kernels.torch_kernels import TorchKernels
 
-__all__ = ["kernels_for"]
+__all__ = ["kernels_for", "kernels_of"]
 
 _VARIABLE = "HEADSCOPE_KERNELS"
 
@@ -40,6 +40,11 @@ def kernels_for(device: torch.device, dtype: torch.dtype) -> type[Kernels]:
             f"(NUMBA_CACHE_DIR): {reason}. To install it: pip install numba"
         )
     return TorchKernels if fused is None else fused
+
+
+def kernels_of(W_U: torch.Tensor) -> str:
+    """Return the name of the kernels that reduce logits made with this unembedding, in float32 or wider."""
+    return kernels_for(W_U.device, torch.promote_types(W_U.dtype, torch.float32)).name
 
 
 @cache
