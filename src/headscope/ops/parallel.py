@@ -8,6 +8,7 @@ them alone. PyTorch releases the interpreter lock inside an operation, so plain 
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
@@ -93,11 +94,18 @@ class RowChunks(Generic[Buffers]):
             for rows in self._chunks:
                 self._work(work, rows)
             return
-        for future in [self._pool.submit(self._work, work, rows) for rows in self._chunks]:
+        # Modes are per thread, and only in inference mode may tensors made in it be written to.
+        mode = torch.inference_mode if torch.is_inference_mode_enabled() else torch.no_grad
+        for future in [self._pool.submit(self._work, work, rows, mode) for rows in self._chunks]:
             future.result()
 
-    @torch.no_grad()
-    def _work(self, work: Callable[[slice, Buffers], None], rows: slice) -> None:
-        if self._local.buffers is None:
-            self._local.buffers = (self._make_buffers(),)
-        work(rows, self._local.buffers[0])
+    def _work(
+        self,
+        work: Callable[[slice, Buffers], None],
+        rows: slice,
+        mode: Callable[[], AbstractContextManager[None]] = torch.no_grad,
+    ) -> None:
+        with mode():
+            if self._local.buffers is None:
+                self._local.buffers = (self._make_buffers(),)
+            work(rows, self._local.buffers[0])

@@ -77,7 +77,7 @@ class ReadEntries(Mapping[str, Any]):
         """Refuse what was not read if it may change the logits.
 
         Raises:
-            CheckpointError: For an entry that the class in `transformers` knows, with another value than its default.
+            CheckpointError: For entries that the class in `transformers` knows, with other values than its defaults.
             MissingDependencyError: If the installed version has no such class, and cannot tell.
         """
         unread = self.unread()
@@ -85,14 +85,17 @@ class ReadEntries(Mapping[str, Any]):
             return
         model_type = self._entries.get("model_type")
         defaults = {} if model_type is None else _defaults(model_type, min(unread))
+        refused = []
         for name, value in unread.items():
             if name not in defaults:
                 logger.info("config.json has %s = %r, which transformers ignores, and so does headscope.", name, value)
             elif value != defaults[name]:
-                raise CheckpointError(
-                    f"{name} = {value!r} in config.json may change what the model computes, and headscope does not "
-                    f"support it for {model_type!r}; the default is {defaults[name]!r}."
-                )
+                refused.append(f"{name} = {value!r} (the default is {defaults[name]!r})")
+        if refused:
+            raise CheckpointError(
+                f"{', '.join(refused)} in config.json may change what the model computes, and headscope does not "
+                f"support {'it' if len(refused) == 1 else 'them'} for {model_type!r}."
+            )
 
 
 def _defaults(model_type: str, unread: str) -> dict[str, Any]:

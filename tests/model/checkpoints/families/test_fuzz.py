@@ -113,11 +113,13 @@ def test_an_entry_nobody_read_is_refused_if_transformers_knows_it() -> None:
     entries = ReadEntries(fields)
     assert entries["hidden_size"] == 12
     entries.check_all_read()  # the activation is the class's default
-    entries = ReadEntries({**fields, "hidden_act": "relu"})
+    entries = ReadEntries({**fields, "hidden_act": "relu", "attention_bias": True})
     assert entries["hidden_size"] == 12
-    with pytest.raises(CheckpointError, match="hidden_act = 'relu' .* the default is 'silu'"):
+    both = r"hidden_act = 'relu' \(the default is 'silu'\), attention_bias = True \(the default is False\) in config"
+    with pytest.raises(CheckpointError, match=both):
         entries.check_all_read()
-    assert "hidden_act" in entries and len(entries) == 4
+    assert entries["attention_bias"]
+    assert "hidden_act" in entries and len(entries) == 5
     entries.check_all_read()
 
 

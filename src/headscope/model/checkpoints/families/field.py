@@ -124,6 +124,7 @@ class _Field(Family):
         sizes(hf, *_REQUIRED, "d_vocab")
         saved = _PROCESSING in hf
         fields: dict[str, Any] = {}
+        unknown = []
         for entry, value in hf.items():
             if entry in _TYPES and (saved or entry not in _NOT_READ):
                 if not _fits(value, _TYPES[entry]):
@@ -135,10 +136,12 @@ class _Field(Family):
                 elif value:
                     fields[_RENAMED[entry]] = "shortformer"
             elif not (entry in _NOT_READ or _is_known(entry, value, saved)):
-                raise CheckpointError(
-                    f"config.json has {entry} = {value!r}, which is no field of HookedTransformerConfig, and the model "
-                    f"may compute something else with it. If it changes nothing, remove {entry} from config.json."
-                )
+                unknown.append(f"{entry} = {value!r}")
+        if unknown:
+            raise CheckpointError(
+                f"config.json has entries that are no fields of HookedTransformerConfig: {', '.join(unknown)}. The "
+                "model may compute something else with them. Those that change nothing can be removed from config.json."
+            )
         if not saved:
             fields["act_fn"] = None if fields.get("attn_only") else fields.get("act_fn")
             called = _OLD if _CALLED_OLD.search(hf.get("_name_or_path", "")) else self.architecture
