@@ -24,7 +24,30 @@ def test_memory_is_printed_in_gib(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 def test_a_budget_is_the_devices() -> None:
     assert Budget.of("cpu") == Budget() == Budget.of(torch.device("cpu"))
-    assert Budget.of("cuda:1") == Budget.of("mps") != Budget.of("cpu")
+    assert Budget.of("cuda:1") == Budget.of("mps") == Budget.of_accelerator(16 * 2**30)
+
+
+@pytest.mark.parametrize("gib", [4, 8, 16, 24, 80, 141])
+def test_an_accelerator_gets_few_large_launches_within_its_memory(gib: int) -> None:
+    sizes = Budget.of_accelerator(gib * 2**30)
+    assert sizes.is_accelerators and not Budget().is_accelerators
+    assert 8 * sizes.launch_bytes <= gib * 2**30 / 4 and sizes.launch_bytes >= 2**26
+    assert 4 * sizes.tile.rows * sizes.tile.vocab == sizes.launch_bytes
+    for n_rows, per_row, shared in [(1024, 12, 9216), (8192, 64, 10**6), (3, 1, 0), (0, 1, 0)]:
+        tile = sizes.tile_of(n_rows, 50257, per_row=per_row, shared=shared)
+        assert 1 <= tile.rows <= 2048
+        # A tile is at least 512 wide, whatever the shape, and its width is rounded up to 128.
+        bound = max(512, sizes.launch_bytes / (4 * max(tile.rows * per_row, shared))) + 128
+        assert tile.vocab <= bound and tile.vocab % 128 == 0
+
+
+def test_the_sizes_of_another_device() -> None:
+    with budget("cuda", changes=3):
+        assert Budget.of("cpu") == Budget.of("cuda:0") and Budget.of("cpu").is_accelerators
+        with budget(batch_tokens=7):
+            assert Budget.of("cpu").launch_bytes and Budget.of("cpu").batch_tokens == 7
+            assert Budget.of("cpu").changes == 3
+    assert Budget.of("cpu") == Budget()
 
 
 def test_other_sizes_hold_for_a_with_block() -> None:

@@ -20,7 +20,7 @@ from headscope.ops.devices import Budget
 from headscope.ops.head_products import HeadProducts, times
 from headscope.ops.kernels.dispatch import kernels_for
 from headscope.ops.kernels.interface import BITS, Kernels
-from headscope.ops.parallel import RowChunks, rows_per_chunk
+from headscope.ops.parallel import RowChunks
 from headscope.ops.vocab import cap_logits, check_targets, token_mean, vocab_tiles
 
 __all__ = [
@@ -81,6 +81,7 @@ class RowChanges:
         self.clean, self.changed = clean, changed
         self.n_changes = len(changed)
         self.at_once = Budget.of(clean.device).changes
+        self.shared_numbers = 0
 
     def prepare(self, W_U: Float[Tensor, "d_model tile"]) -> _RemovedLogits:
         """Return a function that yields the logits each change removes in this tile."""
@@ -121,6 +122,7 @@ class HeadChanges:
         by_head = removed.transpose(0, 1).reshape(1, self.n_heads, self.n_values * self.n_rows, d_head)
         self.products = HeadProducts(by_head, W_O[None])
         self.heads_at_once = max(1, Budget.of(removed.device).changes // max(self.n_values, 1))
+        self.shared_numbers = self.n_heads * d_head  # of `W_O W_U`, for each token
 
     def prepare(self, W_U: Float[Tensor, "d_model tile"]) -> _RemovedLogits:
         """Return a function that yields the logits removed in this tile, head by head."""
@@ -170,10 +172,12 @@ def compare(clean: Prediction, *changes: RowChanges | HeadChanges) -> tuple[Chan
     running = _RunningSums(clean, sum(change.n_changes for change in changes))
     starts = list(itertools.accumulate((change.n_changes for change in changes), initial=0))
     mean = token_mean(clean.W_U, clean.soft_cap)
-    size = Budget.of(clean.rows.device).core_tile
-    chunk_rows = rows_per_chunk(n_rows, size.rows)
+    budget = Budget.of(clean.rows.device)
+    size = budget.tile_of(
+        n_rows, d_vocab, per_row=budget.changes, shared=sum(change.shared_numbers for change in changes)
+    )
     kernels_here = kernels_for(clean.rows.device, clean.rows.dtype)
-    with RowChunks(n_rows, chunk_rows, kernels_here, clean.rows.device) as chunks:
+    with RowChunks(n_rows, size.rows, kernels_here, clean.rows.device) as chunks:
         for tile in vocab_tiles(d_vocab, size.vocab):
             W_U = (clean.W_U[:, tile] - mean).mul_(BITS)
             prepared = [change.prepare(W_U) for change in changes]

@@ -21,6 +21,9 @@ class Tile(NamedTuple):
 class Budget:
     """Limits on the numbers computed and kept at a time, which bound memory whatever the data.
 
+    A CPU core wants tiles that stay near its cache; an accelerator wants few launches of hundreds of megabytes each,
+    and nobody who waits for what it computes in between.
+
     Attributes:
         batch_tokens: Tokens that go through the model together.
         backward_tokens: The same where gradients are taken, which keep every activation.
@@ -33,6 +36,7 @@ class Budget:
         changes: Changes to a prediction that a core evaluates together.
         loss_logits: Logits whose log-probabilities are made together.
         pair_numbers: Numbers in the products of pairs of heads that are made together.
+        launch_bytes: On an accelerator, the logits of one launch, in float32; 0 where `core_tile` gives the size.
     """
 
     batch_tokens: int = 2048
@@ -45,37 +49,122 @@ class Budget:
     changes: int = 12
     loss_logits: int = 2**21
     pair_numbers: int = 2**22
+    launch_bytes: int = 0
 
     @classmethod
     def of(cls, device: torch.device | str) -> "Budget":
-        """Return the budget of a device, by its kind.
+        """Return the budget of a device, by its kind and its memory.
 
         Example:
             >>> Budget.of("cpu").batch_tokens
             2048
         """
-        return _BUDGETS["cpu" if torch.device(device).type == "cpu" else "accelerator"]
+        device = torch.device(_forced.like or device)
+        found = cls() if device.type == "cpu" else cls.of_accelerator(_memory(device))
+        return replace(found, **_forced.sizes)
+
+    @classmethod
+    def of_accelerator(cls, memory: int) -> "Budget":
+        """Return the budget of an accelerator with this many bytes in all.
+
+        The memory that happens to be free does not count: results to the last bit would depend on it. About eight
+        buffers of `launch_bytes` are alive at once, an eighth of the memory.
+
+        Example:
+            >>> small, large = Budget.of_accelerator(8 * 2**30), Budget.of_accelerator(140 * 2**30)
+            >>> small.launch_bytes // 2**20, large.launch_bytes // 2**20, large.batch_tokens
+            (128, 512, 8192)
+        """
+        launch_bytes = _power_of_two(memory // 64, 2**25, 2**29)
+        batch_tokens = _power_of_two(memory // 2**24, 2048, 8192)
+        return cls(
+            batch_tokens=batch_tokens,
+            backward_tokens=batch_tokens // 4,
+            kept_bytes=max(cls.kept_bytes, memory // 16),
+            work_bytes=4 * launch_bytes,
+            held_rows=16 * batch_tokens,
+            tile=Tile(4096, launch_bytes // (4 * 4096)),
+            core_tile=Tile(2048, 512),
+            changes=16,
+            loss_logits=2**26,
+            pair_numbers=launch_bytes // 4,
+            launch_bytes=launch_bytes,
+        )
+
+    @property
+    def is_accelerators(self) -> bool:
+        """True for an accelerator's: few large launches, and no look at values in between."""
+        return self.launch_bytes > 0
+
+    def tile_of(self, n_rows: int, d_vocab: int, *, per_row: int, shared: int = 0) -> Tile:
+        """Return the tile of rows by vocabulary whose logits are made and reduced together.
+
+        It does not depend on the number of threads, so neither do the last bits of results.
+
+        Args:
+            n_rows: Rows in all. On a CPU they come in up to eight chunks where they are few, so that threads share
+                them; fewer than 64 would not repay the calls of operations on their tiles.
+            d_vocab: Vocabulary in all.
+            per_row: Logits of each row and token that are alive together, such as those of a layer's heads.
+            shared: Numbers for each token that all rows share, such as those of `W_O W_U`.
+
+        Example:
+            >>> Budget.of("cpu").tile_of(4096, 50257, per_row=12), Budget.of("cpu").tile_of(256, 50257, per_row=12)
+            (Tile(rows=128, vocab=512), Tile(rows=64, vocab=512))
+            >>> Budget.of_accelerator(140 * 2**30).tile_of(1024, 50257, per_row=12)
+            Tile(rows=1024, vocab=10112)
+        """
+        if not self.is_accelerators:
+            return Tile(min(self.core_tile.rows, max(64, n_rows // 8)), self.core_tile.vocab)
+        rows = max(1, min(self.core_tile.rows, n_rows))
+        widest = max(self.core_tile.vocab, self.launch_bytes // (4 * max(rows * per_row, shared, 1)))
+        n_tiles = -(-d_vocab // widest)
+        return Tile(rows, -(-d_vocab // n_tiles // 128) * 128)  # tiles of one width, and the last not much narrower
 
 
-# Sizes for a GPU, which wants few large launches, go here; but for the loss they are those of a CPU core so far.
-_BUDGETS = {"cpu": Budget(), "accelerator": Budget(loss_logits=2**26)}
+@dataclass
+class _Forced:
+    """What `budget` changes."""
+
+    like: str | None
+    sizes: dict[str, Any]
+
+
+_forced = _Forced(None, {})
 
 
 @contextmanager
-def budget(**sizes: Any) -> Iterator[None]:
+def budget(like: str | None = None, **sizes: Any) -> Iterator[None]:
     """Compute with other sizes, on every device, for the length of a `with` block.
+
+    Args:
+        like: A device such as `"cuda"`: compute with its sizes, and in its order, wherever the tensors are.
+        **sizes: Fields of `Budget`.
 
     Example:
         >>> with budget(batch_tokens=256):
         ...     Budget.of("cpu").batch_tokens
         256
     """
-    before = dict(_BUDGETS)
-    _BUDGETS.update({kind: replace(each, **sizes) for kind, each in before.items()})
+    global _forced
+    replace(Budget(), **sizes)  # refuses a name that is none
+    before = _forced
+    _forced = _Forced(before.like if like is None else like, {**before.sizes, **sizes})
     try:
         yield
     finally:
-        _BUDGETS.update(before)
+        _forced = before
+
+
+def _memory(device: torch.device) -> int:
+    """Return the bytes of a GPU's memory; 16 GiB where it cannot be asked."""
+    if device.type == "cuda" and torch.cuda.is_available():
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return 16 * 2**30
+
+
+def _power_of_two(at_most: int, lowest: int, highest: int) -> int:
+    return min(highest, max(lowest, 1 << (at_most.bit_length() - 1)))
 
 
 def get_device() -> str:

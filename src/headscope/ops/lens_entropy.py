@@ -28,7 +28,7 @@ from headscope.ops.head_products import HeadProducts, times
 from headscope.ops.kernels.dispatch import kernels_for
 from headscope.ops.kernels.interface import BITS, Factors, Kernels
 from headscope.ops.kernels.torch_kernels import within
-from headscope.ops.parallel import RowChunks, rows_per_chunk
+from headscope.ops.parallel import RowChunks
 from headscope.ops.vocab import RunningMoments, cap_logits, tile_moments, token_mean, vocab_tiles
 
 __all__ = ["Chain", "Gains", "LensEntropies", "LensProblem", "lens_entropies"]
@@ -175,9 +175,11 @@ def lens_entropies(
     changed = RunningMoments((2, problem.n_layers, problem.n_components, rows), device)
     mean = token_mean(problem.W_U, problem.soft_cap)  # where logits span less, more tiles can take the fast form
     d_vocab = problem.W_U.shape[1]
-    size = Budget.of(device).core_tile
+    size = Budget.of(device).tile_of(
+        rows, d_vocab, per_row=max(n_states, problem.n_components), shared=problem.W_O[..., 0].numel()
+    )
     heads = HeadProducts(problem.heads, problem.W_O, torch.bfloat16 if precision == "bfloat16" else None)
-    with RowChunks(rows, rows_per_chunk(rows, size.rows), kernels_for(device, problem.states.dtype), device) as chunks:
+    with RowChunks(rows, size.rows, kernels_for(device, problem.states.dtype), device) as chunks:
         for tile in watch(list(vocab_tiles(d_vocab, size.vocab))):
             weights = _TileWeights(problem, heads, (problem.W_U[:, tile] - mean).mul_(BITS), tile)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from headscope.errors import InvalidInputError
 from headscope.ops.changed_predictions import Prediction
-from headscope.ops.devices import Budget
+from headscope.ops.devices import Budget, Tile
 from headscope.ops.head_products import HeadProducts
 from headscope.ops.parallel import RowChunks
 from headscope.ops.vocab import cap_logits, check_targets, token_mean
@@ -80,12 +80,15 @@ def lens_top(problem: TopProblem, *, k: int = 1) -> LensTop:
     n_predictions = 1 + n_layers * n_heads
     running = _RunningTop(problem, n_predictions, k)
     mean = token_mean(problem.W_U, problem.soft_cap)
-    # Half as high and twice as wide as other tiles, as the largest values of each are merged.
-    core_tile = Budget.of(device).core_tile
-    chunk_rows = max(1, core_tile.rows // 2)
-    n_tiles = -(-d_vocab // (2 * core_tile.vocab))
-    size = max(n_heads, 1) * min(chunk_rows, rows) * (-(-d_vocab // n_tiles))
-    with RowChunks(rows, chunk_rows, partial(problem.rows.new_empty, size), device) as chunks:
+    budget = Budget.of(device)
+    if budget.is_accelerators:
+        shared = problem.W_O[..., 0].numel()
+        size = budget.tile_of(rows, d_vocab, per_row=max(n_heads, 1), shared=shared)
+    else:  # half as high and twice as wide as other tiles, as the largest values of each are merged
+        size = Tile(max(1, budget.core_tile.rows // 2), 2 * budget.core_tile.vocab)
+    n_tiles = -(-d_vocab // size.vocab)
+    space = max(n_heads, 1) * min(size.rows, rows) * (-(-d_vocab // n_tiles))
+    with RowChunks(rows, size.rows, partial(problem.rows.new_empty, space), device) as chunks:
         for number in range(n_tiles):
             tile = slice(number * d_vocab // n_tiles, (number + 1) * d_vocab // n_tiles)
             W_U = problem.W_U[:, tile] - mean

@@ -14,22 +14,9 @@ from typing import Any, Generic, Self, TypeVar
 
 import torch
 
-__all__ = ["RowChunks", "rows_per_chunk"]
+__all__ = ["RowChunks"]
 
 Buffers = TypeVar("Buffers")
-
-
-def rows_per_chunk(n_rows: int, at_most: int) -> int:
-    """Return the number of rows to take at a time: up to eight chunks where rows are few, so that threads share them.
-
-    Fewer rows than 64 would not repay the calls of operations on their tiles. It does not depend on the number of
-    threads, so neither do the last bits of results.
-
-    Example:
-        >>> rows_per_chunk(4096, 128), rows_per_chunk(256, 128)
-        (128, 64)
-    """
-    return min(at_most, max(64, n_rows // 8))
 
 
 class _ThreadLocal(threading.local):
