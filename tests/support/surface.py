@@ -270,6 +270,7 @@ OWN = {
         "attention_mask", "b_gate", "fires_by_default", "freeze", "from_hf", "input_device", "output_weight",
         "output_weights", "padding_side_or_default",
         "per_layer", "per_layer_if_shown", "save_pretrained", "to_hf", "to_logits", "training_dataset", "unfreeze",
+        "n_params_checkpoint",
         "weight_processing",
     },
     "HookedRootModule": {"fires_by_default"},

@@ -21,6 +21,7 @@ class Model(Protocol):
         cfg: HookedTransformerConfig
         tokenizer: Any
         weight_processing: tuple[str, ...]
+        n_params_checkpoint: int | None
         default_padding_side: PaddingSide
         blocks: nn.ModuleList
         ln_final: nn.Module

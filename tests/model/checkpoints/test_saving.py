@@ -84,6 +84,7 @@ def assert_same(found: HookedTransformer, wanted: HookedTransformer) -> None:
         if field.name not in FREE:
             assert getattr(found.cfg, field.name) == getattr(wanted.cfg, field.name), field.name
     assert found.weight_processing == wanted.weight_processing
+    assert found.n_params_checkpoint == wanted.n_params_checkpoint
     assert torch.equal(logits(found), logits(wanted))
 
 

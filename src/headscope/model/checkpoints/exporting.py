@@ -55,7 +55,8 @@ def save_pretrained(model: Model, folder: str | Path) -> Path:
     fields["dtype"] = str(dtypes.pop()).removeprefix("torch.")
     if model.tokenizer is None:
         fields["tokenizer_name"] = None  # else loading would go and look for it
-    entries = {**fields, **Saved(model.weight_processing, model.default_padding_side).entries()}
+    kept = Saved(model.weight_processing, model.default_padding_side, model.n_params_checkpoint)
+    entries = {**fields, **kept.entries()}
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".headscope-", dir=folder.parent) as temporary:
         stage = Path(temporary) / "model"

@@ -9,7 +9,7 @@ run.
 import copy
 import inspect
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -154,7 +154,8 @@ def load_pretrained(
         tensors = read_pickle(fetch_file(str(model_name), training.file, **hub))
     else:
         tensors = checkpoint.tensors()
-    weights = converted(dequantized(tensors, hf_config), cfg, hf_config, first_n_layers=first_n_layers)
+    read = CountedTensors(dequantized(tensors, hf_config))
+    weights = converted(read, cfg, hf_config, first_n_layers=first_n_layers)
     if "model_type" in hf_config:
         hf_config.check_all_read()
     cfg.n_layers = first_n_layers or cfg.n_layers
@@ -183,6 +184,7 @@ def load_pretrained(
     side = default_padding_side or ("right" if saved is None else saved.padding_side)
     model: Any = cls(cfg, tokenizer, move_to_device=False, default_padding_side=side)
     model.weight_processing = () if saved is None else saved.processing
+    model.n_params_checkpoint = read.counted if saved is None else None if first_n_layers else saved.n_params
     fill(model, weights, processing, in_place=True)
     if device_map is not None and not isinstance(device_map, str):
         return model.place(device_map)
@@ -319,8 +321,39 @@ def make_config(
     return HookedTransformerConfig(**fields)
 
 
+class CountedTensors(Mapping[str, Tensor]):
+    """A checkpoint's tensors, and how many numbers those hold that were kept, each counted once.
+
+    Args:
+        tensors: Where they are read from; may be lazy.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._tensors = tensors
+        self._seen: set[str] = set()
+        self._since = 0
+        self.counted = 0
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self._tensors[name]
+        self._since += 0 if name in self._seen else tensor.numel()
+        self._seen.add(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def count(self, *, kept: bool) -> None:
+        """Count what was read for the first time since the last call, if it is kept."""
+        self.counted += self._since * kept
+        self._since = 0
+
+
 def converted(
-    tensors: Mapping[str, Tensor],
+    tensors: CountedTensors,
     cfg: HookedTransformerConfig,
     hf_config: Mapping[str, Any],
     *,
@@ -329,7 +362,10 @@ def converted(
     """Convert a checkpoint's tensors to our names and the config's dtype, and check that they are finite."""
     state = {}
     for name, theirs in family_of(hf_config).convert(tensors, cfg, hf_config):
-        if first_n_layers and name.startswith("blocks.") and int(name.split(".")[1]) >= first_n_layers:
+        left_out = first_n_layers and name.startswith("blocks.") and int(name.split(".")[1]) >= first_n_layers
+        # Some files hold a tied unembedding too, which is the embedding once more.
+        tensors.count(kept=not left_out and not (name == "unembed.W_U" and cfg.tie_word_embeddings))
+        if left_out:
             continue
         tensor = theirs.detach()
         own = torch.empty(tensor.shape, dtype=cfg.dtype, device=tensor.device).copy_(tensor)

@@ -57,7 +57,14 @@ def _check_every_layer_has(cfg: HookedTransformerConfig, part: str, asked: str) 
 
 
 class StackedWeights:
-    """Mixin without fields: read-only properties over `self.blocks`, `self.embed` and `self.unembed`."""
+    """Mixin: read-only properties over `self.blocks`, `self.embed` and `self.unembed`.
+
+    Attributes:
+        n_params_checkpoint: Number of parameters in the checkpoint that the model was loaded from: a tied matrix counts
+            once, and biases that it lacks, which are zero here, not at all. `None` for a model made from a config.
+    """
+
+    n_params_checkpoint: int | None = None
 
     cfg: HookedTransformerConfig
     blocks: nn.ModuleList

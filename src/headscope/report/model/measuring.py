@@ -128,7 +128,8 @@ def rows_to_ablate(tokens: Tensor, ablation_tokens: int) -> Tensor:
 def model_facts(model: HookedTransformer) -> dict[str, str]:
     """Names and values of what a reader wants to know of a model."""
     cfg = model.cfg
-    n_params = sum(parameter.numel() for parameter in model.parameters())
+    # The model itself holds a tied matrix twice, and zeros for the biases that the checkpoint has not.
+    n_params = model.n_params_checkpoint or model.n_params_total
     with_heads = len(cfg.layers_with("attn"))
     return {
         "Name": cfg.model_name,

@@ -87,6 +87,15 @@ def test_logits(row: str) -> None:
     torch.testing.assert_close(heads, acts["resid_post", -1], rtol=1e-4, atol=1e-4)
 
 
+# Type checks of the tests read the first tensor of a mapping: of these, one that reads images.
+@pytest.mark.parametrize("row", [row for row in EVERY if row.split()[0].rstrip(",") not in READS_IMAGES])
+def test_parameters_are_counted_as_there(row: str) -> None:
+    """A tied matrix once, and no zeros for biases that are not there; what is saved beside parameters counts too."""
+    saved = hf_model(row).state_dict().values()
+    distinct = {(tensor.data_ptr(), tensor.shape): tensor.numel() for tensor in saved}
+    assert ours(row).n_params_checkpoint == sum(distinct.values())
+
+
 @pytest.mark.parametrize(
     ("row", "side"), [(row, side) for row in EVERY for side in MASKS if (row, side) not in REFUSED_PADDING]
 )

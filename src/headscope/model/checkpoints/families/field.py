@@ -43,7 +43,7 @@ from headscope.model.weights.processing import WeightProcessing
 __all__ = ["FIELD", "MINGPT", "NOT_SAVED", "Saved", "saved_with"]
 
 # What `save_pretrained` writes beside the fields; the first marks the folders that it wrote.
-_PROCESSING, _SIDE = "weight_processing", "default_padding_side"
+_PROCESSING, _SIDE, _N_PARAMS = "weight_processing", "default_padding_side", "n_params_checkpoint"
 # Fields about this run, or computed from the others.
 NOT_SAVED = frozenset({"device", "init_weights", "n_devices", "n_params", "uses_rms_norm"})
 # Fields that say nothing about the weights in a folder that others wrote: options and the folder's name decide.
@@ -83,10 +83,11 @@ class Saved:
 
     processing: tuple[str, ...]
     padding_side: PaddingSide
+    n_params: int | None
 
     def entries(self) -> dict[str, Any]:
         """Return these as entries of a `config.json`: the inverse of `saved_with`."""
-        return {_PROCESSING: list(self.processing), _SIDE: self.padding_side}
+        return {_PROCESSING: list(self.processing), _SIDE: self.padding_side, _N_PARAMS: self.n_params}
 
 
 def saved_with(hf: Mapping[str, Any]) -> Saved | None:
@@ -97,13 +98,15 @@ def saved_with(hf: Mapping[str, Any]) -> Saved | None:
     """
     if not FIELD.is_of(hf) or _PROCESSING not in hf:
         return None
-    processing, side = hf[_PROCESSING], hf.get(_SIDE)
+    processing, side, n_params = hf[_PROCESSING], hf.get(_SIDE), hf.get(_N_PARAMS)
     names = WeightProcessing.names()
     if not isinstance(processing, list) or not all(each in names for each in processing):
         raise CheckpointError(f"{_PROCESSING} in config.json must list some of {', '.join(names)}; got {processing!r}.")
     if side not in ("left", "right"):
         raise CheckpointError(f"{_SIDE} in config.json must be 'left' or 'right'; got {side!r}.")
-    return Saved(tuple(processing), side)
+    if n_params is not None and (type(n_params) is not int or n_params < 1):
+        raise CheckpointError(f"{_N_PARAMS} in config.json must be a number above 0, or null; got {n_params!r}.")
+    return Saved(tuple(processing), side, n_params)
 
 
 class _Field(Family):
@@ -221,7 +224,7 @@ def _fits(value: Any, kind: Any) -> bool:
 
 def _is_known(entry: str, value: Any, saved: bool) -> bool:
     """Return True if an entry that is no field changes nothing."""
-    if saved and entry in (_PROCESSING, _SIDE):
+    if saved and entry in (_PROCESSING, _SIDE, _N_PARAMS):
         return True
     return value == _ONLY[entry] if entry in _ONLY else bool(_NOTES.fullmatch(entry))
 
