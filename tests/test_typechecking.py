@@ -49,6 +49,27 @@ def test_an_axis_has_one_length_within_a_call_and_any_between_calls() -> None:
         outer(torch.ones(4), torch.ones(3))
 
 
+def test_a_function_made_anew_is_checked_anew() -> None:
+    def adder(amount: float, kind: type = int) -> Any:
+        @checked
+        def add(x: Float[Tensor, " pos"], times: kind, *, more: float = amount) -> Float[Tensor, " pos"]:
+            return x + times * amount + more
+
+        return add
+
+    one, two = adder(1.0), adder(2.0)
+    for add, amount in ((one, 1.0), (two, 2.0)):
+        assert (
+            add(torch.zeros(2), 1).tolist() == [2 * amount] * 2 and add(torch.zeros(1), 2, more=0.5) == 2 * amount + 0.5
+        )
+        with pytest.raises(TypeCheckError, match="adder.*parameter x="):
+            add(torch.zeros(2, 2), 1)
+        with pytest.raises(TypeCheckError, match="parameter times="):
+            add(torch.zeros(2), 1.5)
+    # The same code with other hints.
+    assert adder(1.0, kind=float)(torch.zeros(1), 1.5) == 2.5
+
+
 def test_checks_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(TypeError, match="concatenate"):

@@ -3,6 +3,9 @@
 jaxtyping's own decorator binds a call's arguments by name, checks them, calls the function, and checks them again
 with the result: most of the time of a suite of small models. Here beartype checks each of them once, and only
 functions that name the axes of a tensor open a scope for these names.
+
+A function inside a function is decorated whenever the outer one runs, and compiling its checks costs milliseconds: more
+than a norm or an attention of these models, which are such functions. So its checks are compiled once.
 """
 
 import dataclasses
@@ -17,6 +20,8 @@ from beartype import BeartypeConf, beartype
 
 _WITH_AXES = jaxtyping.jaxtyped
 _WITH_TYPES = beartype(conf=BeartypeConf(violation_type=jaxtyping.TypeCheckError, is_color=False))
+# What checks the first function made of a code inside another function, by that code.
+_INSIDE: dict[types.CodeType, "_Checks"] = {}
 
 
 def jaxtyped(*, typechecker: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -37,22 +42,14 @@ def checked(target: Any) -> Any:
         return target
     if not inspect.isfunction(target):
         return _WITH_AXES(target, typechecker=checked)
-    hints = {name: _looked_up(hint, target.__globals__) for name, hint in target.__annotations__.items()}
-    if inspect.isgeneratorfunction(target):
-        hints.pop("return", None)
-    hints = {name: hint for name, hint in hints.items() if hint is not Any and not _uncheckable(hint)}
-    if not hints.keys() - {"return"} and hints.get("return") is None:  # nothing to check, or that nothing is returned
+    made = _INSIDE.get(target.__code__)
+    if made is None or made.annotations != target.__annotations__:
+        made = _Checks.of(target)
+        if "<locals>" in target.__qualname__:
+            _INSIDE[target.__code__] = made
+    checking, scoped = made.around(target), made.scoped
+    if checking is target:
         return target
-    # A copy with these annotations: the function itself keeps its own, which signatures are read from.
-    code = types.FunctionType(
-        target.__code__, target.__globals__, target.__name__, target.__defaults__, target.__closure__
-    )
-    checking = functools.update_wrapper(code, target)
-    del checking.__wrapped__
-    checking.__kwdefaults__ = target.__kwdefaults__
-    checking.__annotations__ = hints
-    checking = _WITH_TYPES(checking)
-    scoped = any(_has_axes(hint) for hint in hints.values())
 
     @functools.wraps(target)
     def unless_disabled(*args: Any, **kwargs: Any) -> Any:
@@ -65,6 +62,54 @@ def checked(target: Any) -> Any:
             return checking(*args, **kwargs)
 
     return unless_disabled
+
+
+@dataclasses.dataclass(frozen=True)
+class _Checks:
+    """What checks a function's arguments and result.
+
+    Args:
+        annotations: The function's own.
+        checking: The function as beartype checks it; None if nothing in it can be wrong.
+        function: The one that beartype's code calls.
+        scoped: If the annotations name axes.
+    """
+
+    annotations: dict[str, Any]
+    checking: types.FunctionType | None
+    function: types.FunctionType
+    scoped: bool
+
+    @classmethod
+    def of(cls, target: types.FunctionType) -> Self:
+        hints = {name: _looked_up(hint, target.__globals__) for name, hint in target.__annotations__.items()}
+        if inspect.isgeneratorfunction(target):
+            hints.pop("return", None)
+        hints = {name: hint for name, hint in hints.items() if hint is not Any and not _uncheckable(hint)}
+        # A copy with these annotations: the function itself keeps its own, which signatures are read from.
+        code = types.FunctionType(
+            target.__code__, target.__globals__, target.__name__, target.__defaults__, target.__closure__
+        )
+        copy = functools.update_wrapper(code, target)
+        del copy.__wrapped__
+        copy.__kwdefaults__ = target.__kwdefaults__
+        copy.__annotations__ = hints
+        anything = hints.keys() - {"return"} or hints.get("return") is not None  # not just that nothing is returned
+        checking = _WITH_TYPES(copy) if anything else copy
+        scoped = any(_has_axes(hint) for hint in hints.values())
+        return cls(target.__annotations__, None if checking is copy else checking, copy, scoped)
+
+    def around(self, target: types.FunctionType) -> types.FunctionType:
+        """Check another function of the same code; beartype's code has the one it calls as default of a keyword."""
+        if self.checking is None:
+            return target
+        given = self.checking
+        again = types.FunctionType(given.__code__, given.__globals__, given.__name__, given.__defaults__)
+        again.__kwdefaults__ = {
+            name: target if value is self.function else value for name, value in given.__kwdefaults__.items()
+        }
+        assert target in again.__kwdefaults__.values()
+        return again
 
 
 def _looked_up(hint: object, names: dict[str, Any]) -> object:
