@@ -117,9 +117,13 @@ def compare(problem: LensProblem, tolerance: float) -> None:
         assert difference <= tolerance, f"{name} is off by {difference}"
 
 
-@pytest.fixture(params=[Tile(2, 4), Tile(64, 1024), Tile(5, 23)], ids=["small tiles", "default tiles", "exact tiles"])
+@pytest.fixture(
+    params=[{"core_tile": Tile(2, 4)}, {"core_tile": Tile(64, 1024)}, {"core_tile": Tile(5, 23)}, {"like": "cuda"},
+            {"like": "cuda", "core_tile": Tile(2, 1), "launch_bytes": 4}],
+    ids=["small tiles", "default tiles", "exact tiles", "accelerator", "accelerator, small tiles"],
+)  # fmt: skip
 def tiles(request: pytest.FixtureRequest, set_budget: SetBudget) -> None:
-    set_budget(core_tile=request.param)
+    set_budget(**request.param)
 
 
 @pytest.mark.parametrize("kind", [

@@ -233,11 +233,11 @@ class _RunningSums:
     ) -> None:
         """Merge a tile, from the clean logits before the cap and the removed ones, whose memory is overwritten."""
         targets = self.targets[chunk] - tile.start
-        rows = ((targets >= 0) & (targets < tile.stop - tile.start)).nonzero()[:, 0]  # whose target is in this tile
-        targets_here = targets[rows]
+        here = (targets >= 0) & (targets < tile.stop - tile.start)  # rows whose target is in this tile
+        column = targets.clamp(0, tile.stop - tile.start - 1)[:, None]
         logits = cap_logits(linear, self.soft_cap)
-        clean_targets = logits[rows, targets_here].double()
-        self.target[0, rows + chunk.start] = clean_targets
+        clean_targets = logits.gather(1, column)[:, 0].double()
+        self.target[0, chunk] = torch.where(here, clean_targets, self.target[0, chunk])
         # The factors take the logits' memory; under a cap the linear part is needed again.
         capped = logits.clone() if self.soft_cap else logits
         clean = kernels.factors(logits, "clean")
@@ -246,7 +246,8 @@ class _RunningSums:
             if self.soft_cap:
                 removed = capped - cap_logits(linear - removed, self.soft_cap)
             after = slice(1 + which.start, 1 + which.stop)
-            self.target[after, rows + chunk.start] = clean_targets - removed[:, rows, targets_here]
+            changed_targets = clean_targets - removed.gather(2, column.expand(len(removed), -1, -1))[..., 0]
+            self.target[after, chunk] = torch.where(here, changed_targets, self.target[after, chunk])
             sums = removed.new_empty(3, *removed.shape[:2])
             kernels.removals(removed, clean, sums)
             shift, z, gap = sums

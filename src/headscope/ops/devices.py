@@ -68,14 +68,14 @@ class Budget:
         """Return the budget of an accelerator with this many bytes in all.
 
         The memory that happens to be free does not count: results to the last bit would depend on it. About eight
-        buffers of `launch_bytes` are alive at once, an eighth of the memory.
+        buffers of `launch_bytes` are alive at once, a quarter of the memory.
 
         Example:
             >>> small, large = Budget.of_accelerator(8 * 2**30), Budget.of_accelerator(140 * 2**30)
             >>> small.launch_bytes // 2**20, large.launch_bytes // 2**20, large.batch_tokens
-            (128, 512, 8192)
+            (256, 512, 8192)
         """
-        launch_bytes = _power_of_two(memory // 64, 2**25, 2**29)
+        launch_bytes = _power_of_two(memory // 32, 2**25, 2**29)
         batch_tokens = _power_of_two(memory // 2**24, 2048, 8192)
         return cls(
             batch_tokens=batch_tokens,
@@ -118,8 +118,8 @@ class Budget:
             return Tile(min(self.core_tile.rows, max(64, n_rows // 8)), self.core_tile.vocab)
         rows = max(1, min(self.core_tile.rows, n_rows))
         widest = max(self.core_tile.vocab, self.launch_bytes // (4 * max(rows * per_row, shared, 1)))
-        n_tiles = -(-d_vocab // widest)
-        return Tile(rows, -(-d_vocab // n_tiles // 128) * 128)  # tiles of one width, and the last not much narrower
+        n_tiles, step = -(-d_vocab // widest), min(128, self.core_tile.vocab)
+        return Tile(rows, -(-d_vocab // n_tiles // step) * step)  # tiles of one width, and the last not much narrower
 
 
 @dataclass

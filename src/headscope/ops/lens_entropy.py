@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headscope.ops.devices import Budget
-from headscope.ops.head_products import HeadProducts, times
+from headscope.ops.head_products import HeadProducts
 from headscope.ops.kernels.dispatch import kernels_for
 from headscope.ops.kernels.interface import BITS, Factors, Kernels
 from headscope.ops.kernels.torch_kernels import within
@@ -129,6 +129,11 @@ class LensProblem:
         return torch.tensor([[-1 if base is None else base for base in column] for column in columns]).T
 
     @property
+    def is_sequential(self) -> bool:
+        """True if MLPs read the state behind the heads of their layer."""
+        return self.mlps is not None and self.mlp_base != self.head_base
+
+    @property
     def is_uniform(self) -> bool:
         """True if all layers have the same parts, none of them a mixer."""
         return self.mixers is None and None not in (*self.head_base, *self.mlp_base)
@@ -175,16 +180,21 @@ def lens_entropies(
     changed = RunningMoments((2, problem.n_layers, problem.n_components, rows), device)
     mean = token_mean(problem.W_U, problem.soft_cap)  # where logits span less, more tiles can take the fast form
     d_vocab = problem.W_U.shape[1]
-    size = Budget.of(device).tile_of(
-        rows, d_vocab, per_row=max(n_states, problem.n_components), shared=problem.W_O[..., 0].numel()
+    budget = Budget.of(device)
+    schedule = _Launches if budget.is_accelerators else _Tile
+    chained = budget.is_accelerators and _is_chained(problem, mean)
+    n_products = n_states // 2 + 1 if chained and problem.is_sequential else n_states
+    size = budget.tile_of(
+        rows, d_vocab, per_row=max(n_products, problem.n_components), shared=problem.W_O[..., 0].numel()
     )
     heads = HeadProducts(problem.heads, problem.W_O, torch.bfloat16 if precision == "bfloat16" else None)
     with RowChunks(rows, size.rows, kernels_for(device, problem.states.dtype), device) as chunks:
         for tile in watch(list(vocab_tiles(d_vocab, size.vocab))):
-            weights = _TileWeights(problem, heads, (problem.W_U[:, tile] - mean).mul_(BITS), tile)
+            W_U = (problem.W_U[:, tile] - mean).mul_(BITS)
+            weights = _TileWeights(problem, heads, W_U, tile, chained=chained)
 
             def reduce(chunk: slice, kernels: Kernels, weights: _TileWeights = weights) -> None:
-                sums = _Tile(problem, weights, chunk, kernels)
+                sums = schedule(problem, weights, chunk, kernels)
                 sums.run()
                 for moments, (shift, z, s) in ((states, sums.states), (changed, sums.changed)):
                     moments.add(shift / BITS, z, s / BITS, chunk)
@@ -197,8 +207,11 @@ def lens_entropies(
 class _TileWeights:
     """Products of weights that all rows share, for one vocabulary tile and logits in bits."""
 
-    def __init__(self, problem: LensProblem, heads: HeadProducts, W_U: Tensor, tile: slice) -> None:
+    def __init__(
+        self, problem: LensProblem, heads: HeadProducts, W_U: Tensor, tile: slice, *, chained: bool = False
+    ) -> None:
         self.W_U = W_U
+        self.chained = chained
         self.heads = heads
         self.right = heads.right(W_U)
         self.offsets = problem.offset[tile] * BITS, problem.final_offset[tile] * BITS
@@ -217,6 +230,8 @@ class _Tile:
         n_states, n_rows = len(problem.states), chunk.stop - chunk.start
         self.shape = n_rows, weights.W_U.shape[1]
         like = problem.states
+        # Neither gains nor a cap: the logits of a sum are the sum of its parts' logits.
+        self.is_plain = problem.gains is None and problem.soft_cap == 0
         self.states = like.new_empty(3, n_states, n_rows)
         self.changed = like.new_full((3, 2, problem.n_layers, problem.n_components, n_rows), torch.nan)
 
@@ -234,7 +249,7 @@ class _Tile:
         for layer in range(layers):
             heads = self._heads(layer)
             base = self._state(starts[layer], before, "base")
-            self._change(heads, before, base, final_linear, final, layer, slice(0, n_heads))
+            self._change(heads, before, base, final_linear, final, (layer, slice(0, n_heads)))
             end = starts[layer + 1] if layer + 1 < layers else last
             after = final_linear if end == last else self._product(end, f"linear{(layer + 1) % 2}")
             if problem.mlps is not None:
@@ -243,7 +258,7 @@ class _Tile:
                 middle, mlp = self._mlp(layer, between, heads, before, after)
                 if between != starts[layer]:
                     base = self._state(between, middle, "base")
-                self._change(mlp, middle, base, final_linear, final, layer, slice(n_heads, n_heads + 1))
+                self._change(mlp, middle, base, final_linear, final, (layer, slice(n_heads, n_heads + 1)))
             before = after
 
     def _run_by_state(self) -> None:
@@ -264,7 +279,7 @@ class _Tile:
                 layers = [layer for layer, base in enumerate(bases) if base is not None]
                 for at, layer in enumerate(layers):
                     if bases[layer] == index:
-                        self._change(logits(at), linear, state, final_linear, final, layer, which)
+                        self._change(logits(at), linear, state, final_linear, final, (layer, which))
 
     def _whole(self, outputs: Tensor, at: int) -> Float[Tensor, "1 row tile"]:
         """Linear part of the logits of one component's whole output."""
@@ -280,12 +295,7 @@ class _Tile:
         """Each head's contribution to the linear part of the logits."""
         products = self.weights.heads
         left, right = products.left[layer, :, self.chunk], self.weights.right[layer]
-        shape = (len(left), *self.shape)
-        out = self.kernels.buffer("heads", shape, self.problem.states)
-        if products.dtype == out.dtype:
-            return times(left, right, out)
-        rounded = self.kernels.buffer("rounded", shape, out, products.dtype)
-        return out.copy_(times(left, right, rounded))
+        return self.kernels.head_logits(left, right, self.problem.states.dtype)
 
     def _mlp(
         self, layer: int, between: int, heads: Tensor, before: Tensor, after: Tensor
@@ -326,33 +336,146 @@ class _Tile:
     def _change(
         self,
         added: Float[Tensor, "component row tile"],
-        linear: Float[Tensor, "row tile"],
+        linear: Float[Tensor, "*component row tile"],
         base: Factors,
         final_linear: Float[Tensor, "row tile"],
         final: Factors,
-        layer: int,
-        which: slice,
+        where: tuple[int | slice, int | slice],
     ) -> None:
-        """Note Shift, Z and S of `a + d` and `f - d`, for the logits `d` of some components."""
-        out = self.changed[:, :, layer, which]
-        if self.problem.gains is None and self.problem.soft_cap == 0:
+        """Note Shift, Z and S of `a + d` and `f - d`, for the logits `d` of the components at `[layer, component]`."""
+        out = self.changed[:, :, *where]
+        if self.is_plain:
             self.kernels.changes(added, base, final, out)
-        else:
-            self._change_one_by_one(out, added, linear, final_linear, layer, which)
-
-    def _change_one_by_one(
-        self, out: Tensor, added: Tensor, linear: Tensor, final_linear: Tensor, layer: int, which: slice
-    ) -> None:
+            return
         gains = self.problem.gains
-        plus_gain = None if gains is None else gains.plus[layer, which, self.chunk]
-        minus_gain = None if gains is None else gains.minus[layer, which, self.chunk]
-        for number, component in enumerate(added):
-            plus = None if plus_gain is None else plus_gain[number]
-            minus = None if minus_gain is None else minus_gain[number]
+        for some in self._together(len(added)):
+            plus_gain = None if gains is None else gains.plus[where][some, self.chunk]
+            minus_gain = None if gains is None else gains.minus[where][some, self.chunk]
             sums = (
-                self._logits(linear + component, plus, final=False),
-                self._logits(final_linear - component, minus, final=True),
+                self._logits(linear + added[some], plus_gain, final=False),
+                self._logits(final_linear - added[some], minus_gain, final=True),
             )
             for sign, logits in enumerate(sums):
-                shift, z, s = tile_moments(logits / BITS)
-                out[:, sign, number] = torch.stack((shift * BITS, z, s * BITS))
+                out[:, sign, some] = self._moments(logits)
+
+    def _moments(self, logits: Float[Tensor, "component row tile"]) -> Float[Tensor, "3 component row"]:
+        """Shift, Z and S of logits in bits."""
+        shift, z, s = tile_moments(logits / BITS)
+        return torch.stack((shift * BITS, z, s * BITS))
+
+    def _together(self, n_components: int) -> Iterable[slice]:
+        """Cut components into those whose logits are formed together: one, on a CPU, so that they stay in its cache."""
+        return (slice(at, at + 1) for at in range(n_components))
+
+
+class _Launches(_Tile):
+    """The same on an accelerator, where tiles are large: all of a kind is one launch, and no value is awaited."""
+
+    def run(self) -> None:
+        problem, kernels, weights = self.problem, self.kernels, self.weights
+        rest = slice(0, len(problem.states) - 1)  # all but the final state
+        # With a chain, states between attention and MLP follow from those before.
+        stride = 2 if weights.chained and problem.is_sequential else 1
+        linear = kernels.buffer("linear", (len(problem.states[::stride]), *self.shape), problem.states)
+        self._into(problem.states[::stride], linear)
+        final_linear, before = linear[-1], linear[:-1]
+        final = self._note(slice(len(problem.states) - 1, None), linear[-1:], "final", final=True)[0]
+        base = self._note(rest if stride == 1 else slice(0, rest.stop, stride), before, "base")
+        totals = kernels.buffer("totals", before.shape, linear) if weights.chained else None
+        n_heads = problem.heads.shape[1]
+        for at, (layer, start) in enumerate(_with_base(problem.head_base)):
+            left, right = weights.heads.left[at, :, self.chunk], weights.right[at]
+            state, where = start // stride, (layer, slice(0, n_heads))
+            total = None if totals is None else totals[at]
+            if self.is_plain:
+                kernels.head_changes(left, right, base[state], final, self.changed[:, :, *where], total)
+                continue
+            heads = kernels.head_logits(left, right, linear.dtype)
+            if total is not None:
+                torch.sum(heads, 0, out=total)
+            self._change(heads, before[state], base[state], final_linear, final, where)
+        if totals is not None:
+            self._chained_mlps(totals, linear, base, final, stride)
+            return
+        for number, (bases, outputs) in enumerate(problem.whole, n_heads):
+            for layers, written, states in _runs(bases):
+                added = kernels.buffer("heads", (written.stop - written.start, *self.shape), linear)
+                self._into(outputs[written], added)
+                self._change(added, before[states], base[states], final_linear, final, (layers, number))
+
+    def _chained_mlps(self, totals: Tensor, linear: Tensor, base: Factors, final: Factors, stride: int) -> None:
+        """Do all MLPs, from the sums of each layer's heads and the logits of the states around it: see `_mlp`."""
+        chain = self.problem.chain
+        assert chain is not None and self.weights.rests is not None
+        by = chain.by[self.chunk, None]
+        attn_rest, mlp_rest = (rest[:, None] for rest in self.weights.rests)
+        middle = totals.add_(linear[:-1]).addcmul_(by, attn_rest)
+        mlps = torch.sub(linear[1:], middle, out=self.kernels.buffer("heads", middle.shape, middle))
+        mlps.addcmul_(by, mlp_rest, value=-1)
+        if stride == 2:
+            base = self._note(slice(1, None, 2), middle, "middle")
+        else:
+            middle = linear[:-1]
+        self._change(mlps, middle, base, linear[-1], final, (slice(None), self.problem.heads.shape[1]))
+
+    def _into(self, rows: Float[Tensor, "each all_rows d_model"], out: Float[Tensor, "each row tile"]) -> None:
+        """Write the linear part of the logits of some states or outputs, in one product."""
+        torch.mm(rows[:, self.chunk].reshape(-1, rows.shape[-1]), self.weights.W_U, out=out.view(-1, out.shape[-1]))
+
+    def _note(
+        self, states: slice, linear: Float[Tensor, "each row tile"], name: str, *, final: bool = False
+    ) -> Factors:
+        """Return the factors of some states, and note their own moments on the way."""
+        gains = self.problem.gains
+        gain = None if gains is None else gains.states[states, self.chunk]
+        factors = self.kernels.factors(self._logits(linear, gain, final=final), name)
+        torch.stack((factors.shift, factors.z, factors.s), out=self.states[:, states])
+        return factors
+
+    def _moments(self, logits: Float[Tensor, "component row tile"]) -> Float[Tensor, "3 component row"]:
+        factors = self.kernels.factors(logits, "formed")
+        return torch.stack((factors.shift, factors.z, factors.s))
+
+    def _together(self, n_components: int) -> Iterable[slice]:
+        return [slice(0, n_components)]
+
+
+def _with_base(bases: tuple[int | None, ...]) -> list[tuple[int, int]]:
+    """Return the layers that have a part, with the states it adds to."""
+    return [(layer, base) for layer, base in enumerate(bases) if base is not None]
+
+
+def _runs(bases: tuple[int | None, ...]) -> list[tuple[slice, slice, slice]]:
+    """Cut the layers that have a part into runs of neighbors: slices of layers, of outputs, and of states added to."""
+    runs: list[list[tuple[int, int, int]]] = []
+    for at, (layer, base) in enumerate(_with_base(bases)):
+        last = runs[-1] if runs else []
+        step = last[1][2] - last[0][2] if len(last) > 1 else None
+        if not last or last[-1][0] + 1 != layer or step not in (None, base - last[-1][2]) or base <= last[-1][2]:
+            runs.append([])
+        runs[-1].append((layer, at, base))
+    return [
+        (
+            slice(run[0][0], run[-1][0] + 1),
+            slice(run[0][1], run[-1][1] + 1),
+            slice(run[0][2], run[-1][2] + 1, run[1][2] - run[0][2] if len(run) > 1 else 1),
+        )
+        for run in runs
+    ]
+
+
+def _is_chained(problem: LensProblem, mean: Tensor) -> bool:
+    """Return whether logits may be added and subtracted for states and MLPs, in all tiles: they cannot be larger.
+
+    A row and a column make no logit above the product of their lengths, so nobody looks at logits to tell.
+    """
+    last, chain = len(problem.states) - 1, problem.chain
+    if chain is None or problem.mlps is None or not problem.states.numel():
+        return False
+    if problem.head_base != tuple(range(0, last, 2 if problem.is_sequential else 1)):
+        return False
+    # |w - m|^2 without a copy of W_U.
+    columns = torch.linalg.vector_norm(problem.W_U, dim=0).square() - 2 * (mean[:, 0] @ problem.W_U)
+    columns += mean.square().sum()
+    longest = torch.linalg.vector_norm(problem.states, dim=-1).amax() * columns.clamp_(min=0).amax().sqrt()
+    return bool(longest <= _CHAIN_RANGE)

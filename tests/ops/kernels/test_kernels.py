@@ -10,13 +10,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from headscope.errors import InvalidInputError, MissingDependencyError
+from headscope.ops.devices import budget
 from headscope.ops.kernels import dispatch
+from headscope.ops.kernels.accelerator_kernels import AcceleratorKernels
 from headscope.ops.kernels.cpu_kernels import CpuKernels
 from headscope.ops.kernels.dispatch import kernels_for
 from headscope.ops.kernels.interface import SAFE_BITS, Factors, Kernels
 from headscope.ops.kernels.torch_kernels import TorchKernels
 
-KERNELS = [TorchKernels, CpuKernels]
+KERNELS = [TorchKernels, CpuKernels, AcceleratorKernels]
 # Relative: a sum of T float32 terms, each with a 2^x off by at most 2e-7.
 TOLERANCE = 2e-6
 
@@ -133,7 +135,10 @@ def test_the_best_kernels_are_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     monkeypatch.delenv("HEADSCOPE_KERNELS", raising=False)
     assert kernels_for(cpu, torch.float32) is CpuKernels
-    assert kernels_for(cpu, torch.float64) is kernels_for(gpu, torch.float32) is TorchKernels
+    assert kernels_for(cpu, torch.float64) is TorchKernels
+    assert kernels_for(gpu, torch.float32) is kernels_for(gpu, torch.float64) is AcceleratorKernels
+    with budget("cuda"):
+        assert kernels_for(cpu, torch.float32) is AcceleratorKernels
     monkeypatch.setenv("HEADSCOPE_KERNELS", "torch")
     assert kernels_for(cpu, torch.float32) is TorchKernels
     monkeypatch.setenv("HEADSCOPE_KERNELS", "fast")

@@ -101,7 +101,9 @@ class BatchAblation:
     ) -> None:
         self.model, self.batch, self.plan, self.run, self.instead = model, batch, plan, run, instead
         self.budget = Budget.of(batch.tokens.device)
-        self.where = batch.predicting()
+        # Places rather than a mask, which the host would wait for at every use.
+        rows, columns = batch.predicting().nonzero(as_tuple=True)
+        self.where = rows, columns
         self.readout = readout_of(model)
         layers = {part.layer for part in plan.parts if part.head is not None}
         self.weights = {layer: model.output_weight(layer) for layer in layers}

@@ -5,6 +5,7 @@ Every analysis takes the same kinds of data, splits them the same way, and agree
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -33,6 +34,12 @@ class Batch:
     tokens: Int[Tensor, "row pos"]
     attention_mask: Bool[Tensor, "row pos"] | None
     counted: Bool[Tensor, "row pos"]
+
+    @cached_property
+    def places(self) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
+        """Rows and columns of the positions that count. To index by a mask, the host waits for the device each time."""
+        rows, columns = self.counted.nonzero(as_tuple=True)
+        return rows, columns
 
     def predicting(self) -> Bool[Tensor, "row pos"]:
         """Return the positions that count and whose next token is real."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from headscope.analysis.recording.component_means import ComponentMeans
@@ -89,22 +89,24 @@ def _chain(readout: Readout, states: LensStates, W_O: Tensor, by: Tensor, step: 
     """Return the way each state follows from the one before; `None` where a hook or coarse rounding comes between."""
     if states.mlp is None or states.rounding > 1e-6:
         return None
-    attn_rest, mlp_rest = [], []
+    attn_rest, mlp_rest, constant = [], [], []
     for layer in range(len(states.z)):
         start, end = states.resid[step * layer], states.resid[step * (layer + 1)]
         heads = torch.einsum("hre,hed->rd", states.z[layer], W_O[layer])
         mlp = states.mlp[layer]
-        rest: Tensor | None = torch.zeros_like(W_O[0, 0, 0])
         if step == 1:
-            attn = _constant_rest(start, (heads, mlp), end, states.rounding)
+            attn, is_constant = _constant_rest(start, (heads, mlp), end, states.rounding)
+            rest = torch.zeros_like(attn)
         else:
             middle = states.resid[step * layer + 1]
-            attn = _constant_rest(start, (heads,), middle, states.rounding)
-            rest = _constant_rest(middle, (mlp,), end, states.rounding)
-        if attn is None or rest is None:
-            return None
+            attn, is_constant = _constant_rest(start, (heads,), middle, states.rounding)
+            rest, also = _constant_rest(middle, (mlp,), end, states.rounding)
+            is_constant &= also
         attn_rest.append(attn)
         mlp_rest.append(rest)
+        constant.append(is_constant)
+    if not bool(torch.stack(constant).all()):  # asked once: a GPU has to be waited for
+        return None
     return Chain(readout.direction(torch.stack(attn_rest)), readout.direction(torch.stack(mlp_rest)), by)
 
 
@@ -113,15 +115,15 @@ def _constant_rest(
     written: tuple[Float[Tensor, "row d_model"], ...],
     end: Float[Tensor, "row d_model"],
     rounding: float,
-) -> Float[Tensor, " d_model"] | None:
-    """Return what `end` holds besides `start` and what was written, if it is the same in every row but for rounding."""
+) -> tuple[Float[Tensor, " d_model"], Bool[Tensor, ""]]:
+    """Return what `end` holds besides `start` and what was written, and whether all rows agree but for rounding."""
     rest = end - start
     for each in written:
         rest -= each
     mean = rest.mean(0)
     largest = torch.stack([each.abs().amax(-1, keepdim=True) for each in written]).amax(0) + mean.abs().amax()
     noise = 16 * rounding * (start.abs() + end.abs()) + 64 * rounding * largest
-    return mean if bool((rest.sub_(mean).abs_() <= noise).all()) else None
+    return mean, (rest.sub_(mean).abs_() <= noise).all()
 
 
 def _own_gains(readout: Readout, states: LensStates, W_O: Tensor, bases: Mapping[str, tuple[int | None, ...]]) -> Gains:

@@ -70,13 +70,13 @@ class OutputSums:
     def measure(self, batch: Batch, n_before: int) -> dict[str, Tensor]:
         """Return the sums over a batch that `n_before` rows of the data come before."""
         run = self.runs.first(batch, n_before)
-        pos = batch.counted.nonzero()[:, 1]
+        pos = batch.places[1]
         n_ctx = self.runs.model.cfg.n_ctx
         sums = {"n": batch.counted.sum().double()}
         if self.by_position:
             sums["n at"] = torch.bincount(pos, minlength=n_ctx).double()
         for part in self.runs.parts:
-            output = run.output(part)[batch.counted].double()
+            output = run.output(part)[batch.places].double()
             sums[part.label] = output.sum(0)
             if self.by_position:
                 sums[f"{part.label} at"] = output.new_zeros(n_ctx, output.shape[1]).index_add_(0, pos, output)

@@ -69,7 +69,7 @@ def lens_states(model: HookedTransformer, batch: Batch) -> LensStates:
     """
     cfg = model.cfg
     kind = torch.promote_types(cfg.dtype, torch.float32)
-    n, step = int(batch.counted.sum()), 2 if cfg.has_resid_mid else 1
+    n, step = len(batch.places[0]), 2 if cfg.has_resid_mid else 1
 
     def room(*shape: int) -> Tensor:
         return torch.empty(*shape, dtype=kind, device=batch.tokens.device)
@@ -91,9 +91,9 @@ def lens_states(model: HookedTransformer, batch: Batch) -> LensStates:
     for part, outputs in whole.items():
         for layer, output in zip(having[part], () if outputs is None else outputs, strict=True):
             places[f"blocks.{layer}.hook_{part}_out"] = output
-    readings = {name: lambda each, place=place: place.copy_(each[batch.counted]) for name, place in places.items()}
+    readings = {name: lambda each, place=place: place.copy_(each[batch.places]) for name, place in places.items()}
     final = record(model, batch.tokens, readings, attention_mask=batch.attention_mask).final
-    resid[-1] = final[batch.counted]
+    resid[-1] = final[batch.places]
     check_final(resid[-1])
     return LensStates(resid, z, whole["mlp"], torch.finfo(final.dtype).eps, post_scale, whole["mixer"])
 

@@ -230,12 +230,15 @@ def clean_run(
     names += [post_scale_name(layer) for layer in sorted({part.layer for part in parts if part.head is not None})]
     # Copies: the stream may be written to in place afterwards, by later hooks too.
     kept, final = record(model, batch.tokens, dict.fromkeys(names, torch.clone), attention_mask=batch.attention_mask)
-    check_final(final[batch.counted])
+    check_final(final[batch.places])
     return CleanRun({layer: kept[name] for name, layer in entries.items()}, kept, final)
 
 
 def clean_prediction(
-    readout: Readout, batch: Batch, where: Bool[Tensor, "row pos"], final: Float[Tensor, "n d_model"]
+    readout: Readout,
+    batch: Batch,
+    where: Bool[Tensor, "row pos"] | tuple[Tensor, Tensor],
+    final: Float[Tensor, "n d_model"],
 ) -> Prediction:
     """Return the predictions at some positions of a batch, for changed ones to be compared with."""
     return Prediction(

@@ -7,6 +7,8 @@ from functools import cache
 import torch
 
 from headscope.errors import InvalidInputError, MissingDependencyError
+from headscope.ops.devices import Budget
+from headscope.ops.kernels.accelerator_kernels import AcceleratorKernels
 from headscope.ops.kernels.interface import Kernels
 from headscope.ops.kernels.torch_kernels import TorchKernels
 
@@ -31,7 +33,9 @@ def kernels_for(device: torch.device, dtype: torch.dtype) -> type[Kernels]:
     wanted = os.environ.get(_VARIABLE, "")
     if wanted not in ("", "cpu", "torch"):
         raise InvalidInputError(f'{_VARIABLE} is {wanted!r}; it can be "torch" or "cpu", or empty for the best.')
-    if wanted == "torch" or device.type != "cpu" or dtype != torch.float32:
+    if Budget.of(device).is_accelerators:
+        return AcceleratorKernels
+    if wanted == "torch" or dtype != torch.float32:
         return TorchKernels
     fused, reason = _cpu_kernels()
     if fused is None and wanted:

@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from headscope.ops.head_products import times
+
 __all__ = ["BITS", "SAFE_BITS", "Factors", "Kernels"]
 
 BITS = 1 / math.log(2)
@@ -27,7 +29,7 @@ MASKED_BITS = -1e4
 
 @dataclass(frozen=True)
 class Factors:
-    """A state's logits in a tile.
+    """A state's logits in a tile, or several states'.
 
     Attributes:
         shift: Row maximum of the logits, finite even where all are masked.
@@ -37,11 +39,15 @@ class Factors:
         s: Sum of `logits * e`.
     """
 
-    shift: Float[Tensor, " row"]
-    logits: Float[Tensor, "row tile"]
-    weights: Float[Tensor, "row tile"]
-    z: Float[Tensor, " row"]
-    s: Float[Tensor, " row"]
+    shift: Float[Tensor, "*state row"]
+    logits: Float[Tensor, "*state row tile"]
+    weights: Float[Tensor, "*state row tile"]
+    z: Float[Tensor, "*state row"]
+    s: Float[Tensor, "*state row"]
+
+    def __getitem__(self, which: int | slice) -> "Factors":
+        """Return one of several states' factors, or some of them."""
+        return Factors(*(getattr(self, name)[which] for name in ("shift", "logits", "weights", "z", "s")))
 
 
 class Kernels(ABC):
@@ -77,7 +83,35 @@ class Kernels(ABC):
         final: Factors,
         out: Float[Tensor, "3 2 component row"],
     ) -> None:
-        """Write shift, Z and S of `base + d` and `final - d` into `out`, for the logits `d` each component adds."""
+        """Write shift, Z and S of `base + d` and `final - d` into `out`, for the logits `d` each component adds.
+
+        On an accelerator, `base` may be a state for each component.
+        """
+
+    def head_logits(
+        self, left: Float[Tensor, "head row inner"], right: Float[Tensor, "head inner tile"], dtype: torch.dtype
+    ) -> Float[Tensor, "head row tile"]:
+        """Return the products of heads' factors, in a buffer that the next call overwrites."""
+        shape = (*left.shape[:2], right.shape[2])
+        out = self.buffer("heads", shape, left, dtype)
+        if left.dtype == dtype:
+            return times(left, right, out)
+        return out.copy_(times(left, right, self.buffer("rounded", shape, left)))
+
+    def head_changes(
+        self,
+        left: Float[Tensor, "head row inner"],
+        right: Float[Tensor, "head inner tile"],
+        base: Factors,
+        final: Factors,
+        out: Float[Tensor, "3 2 head row"],
+        total: Float[Tensor, "row tile"] | None = None,
+    ) -> None:
+        """Do the same as `changes` for heads given by the factors of their logits, and fill `total` with their sum."""
+        added = self.head_logits(left, right, base.logits.dtype)
+        if total is not None:
+            torch.sum(added, 0, out=total)
+        self.changes(added, base, final, out)
 
     @abstractmethod
     def removals(
