@@ -20,6 +20,7 @@ from headscope.ops.devices import Budget
 from headscope.ops.head_products import HeadProducts, times
 from headscope.ops.kernels.dispatch import kernels_for
 from headscope.ops.kernels.interface import BITS, Kernels
+from headscope.ops.kernels.products import linear, product
 from headscope.ops.parallel import RowChunks
 from headscope.ops.vocab import cap_logits, check_targets, token_mean, vocab_tiles
 
@@ -91,7 +92,7 @@ class RowChanges:
                 which = slice(start, min(start + self.at_once, self.n_changes))
                 removed = self.clean[chunk] - self.changed[which, chunk]
                 out = kernels.buffer("removed", (*removed.shape[:2], W_U.shape[1]), W_U)
-                torch.mm(removed.flatten(0, 1), W_U, out=out.view(-1, W_U.shape[1]))
+                product(removed.flatten(0, 1), W_U, out.view(-1, W_U.shape[1]))
                 yield which, out
 
         return removed_logits
@@ -189,13 +190,13 @@ def compare(clean: Prediction, *changes: RowChanges | HeadChanges) -> tuple[Chan
                 W_U: Tensor = W_U,
                 prepared: list[_RemovedLogits] = prepared,
             ) -> None:
-                linear = (clean.rows[chunk] @ W_U).add_(clean.offset[tile], alpha=BITS)
+                logits = linear(clean.rows[chunk], W_U).add_(clean.offset[tile], alpha=BITS)
                 removed = (
-                    (slice(first + which.start, first + which.stop), logits)
+                    (slice(first + which.start, first + which.stop), each)
                     for first, removed_logits in zip(starts, prepared, strict=False)
-                    for which, logits in removed_logits(chunk, kernels)
+                    for which, each in removed_logits(chunk, kernels)
                 )
-                running.add(linear, removed, chunk, tile, kernels)
+                running.add(logits, removed, chunk, tile, kernels)
 
             chunks.run(reduce)
     everything = running.result()

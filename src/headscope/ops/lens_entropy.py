@@ -27,6 +27,7 @@ from headscope.ops.devices import Budget
 from headscope.ops.head_products import HeadProducts
 from headscope.ops.kernels.dispatch import kernels_for
 from headscope.ops.kernels.interface import BITS, Factors, Kernels
+from headscope.ops.kernels.products import product
 from headscope.ops.kernels.torch_kernels import within
 from headscope.ops.parallel import RowChunks
 from headscope.ops.vocab import RunningMoments, cap_logits, tile_moments, token_mean, vocab_tiles
@@ -284,12 +285,12 @@ class _Tile:
     def _whole(self, outputs: Tensor, at: int) -> Float[Tensor, "1 row tile"]:
         """Linear part of the logits of one component's whole output."""
         out = self.kernels.buffer("mlp", self.shape, outputs)
-        return torch.mm(outputs[at, self.chunk], self.weights.W_U, out=out)[None]
+        return product(outputs[at, self.chunk], self.weights.W_U, out)[None]
 
     def _product(self, state: int, name: str) -> Float[Tensor, "row tile"]:
         """Linear part of a state's logits."""
         out = self.kernels.buffer(name, self.shape, self.problem.states)
-        return torch.mm(self.problem.states[state, self.chunk], self.weights.W_U, out=out)
+        return product(self.problem.states[state, self.chunk], self.weights.W_U, out)
 
     def _heads(self, layer: int) -> Float[Tensor, "head row tile"]:
         """Each head's contribution to the linear part of the logits."""

@@ -17,7 +17,8 @@ from torch import Tensor
 from headscope.errors import InvalidInputError
 from headscope.ops.changed_predictions import Prediction
 from headscope.ops.devices import Budget, Tile
-from headscope.ops.head_products import HeadProducts
+from headscope.ops.head_products import HeadProducts, times
+from headscope.ops.kernels.products import linear
 from headscope.ops.parallel import RowChunks
 from headscope.ops.vocab import cap_logits, check_targets, token_mean
 
@@ -97,12 +98,12 @@ def lens_top(problem: TopProblem, *, k: int = 1) -> LensTop:
             def reduce(
                 chunk: slice, buffer: Tensor, tile: slice = tile, W_U: Tensor = W_U, right: Tensor | None = right
             ) -> None:
-                final = (problem.rows[chunk] @ W_U).add_(problem.offset[tile])
+                final = linear(problem.rows[chunk], W_U).add_(problem.offset[tile])
                 if products is not None and right is not None:
                     for layer in range(n_layers):
                         left = products.left[layer, :, chunk]
                         out = buffer[: n_heads * final.numel()].view(n_heads, *final.shape)
-                        torch.bmm(left, right[layer], out=out)
+                        times(left, right[layer], out)
                         torch.sub(final, out, out=out)
                         which = slice(1 + layer * n_heads, 1 + (layer + 1) * n_heads)
                         running.add(out, which, chunk, tile)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from headscope.errors import InvalidInputError
 from headscope.ops.devices import Budget
+from headscope.ops.kernels.products import linear
 
 __all__ = [
     "RunningMoments",
@@ -227,7 +228,7 @@ def vocab_tiles(d_vocab: int, width: int) -> Iterator[slice]:
 
 
 def _tile_logits(rows: Tensor, W_U: Tensor, b_U: Tensor | None, tile: slice, soft_cap: float) -> Tensor:
-    logits = rows @ W_U[:, tile]
+    logits = linear(rows, W_U[:, tile])
     if b_U is not None:
         logits += b_U[tile]
     return cap_logits(logits, soft_cap)

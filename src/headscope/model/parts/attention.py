@@ -25,6 +25,7 @@ from headscope.model.parts.masks import alibi_penalties, allowed_by_position, of
 from headscope.model.parts.projections import mixed, project, ungrouped
 from headscope.model.parts.rotary import RotaryTable, attention_temperature, rotary_table, rotate
 from headscope.ops.factored import FactoredMatrix
+from headscope.ops.kernels.products import linear
 
 __all__ = ["FIELD_BUFFERS", "Attention", "GroupedQueryAttention"]
 
@@ -339,7 +340,7 @@ class Attention(nn.Module):
 
     def out(self, z: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "batch pos d_model"]:
         """Return `z W_O` summed over heads, and the bias."""
-        return F.linear(z.flatten(-2), self.W_O.flatten(0, 1).T, self.b_O)
+        return linear(z.flatten(-2), self.W_O.flatten(0, 1), self.b_O)
 
     def _clipped(self, projected: Tensor) -> Tensor:
         limit = self.cfg.clip_qkv

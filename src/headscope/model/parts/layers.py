@@ -14,6 +14,7 @@ from headscope.model.hooks import HookPoint
 from headscope.model.listening import Show, unless_changed
 from headscope.model.parts.masks import token_positions
 from headscope.ops.activations import gelu_fast, gelu_new, gelu_pytorch_tanh, solu, xielu
+from headscope.ops.kernels.products import linear
 
 __all__ = [
     "MLP",
@@ -307,10 +308,10 @@ class MLP(nn.Module):
             self.ln = make_norm(self.cfg, "LNPre" if folded else "LN", self.cfg.d_mlp)
 
     def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
-        post = self.act_fn(self.hook_pre(F.linear(x, self.W_in.T, self.b_in)))
+        post = self.act_fn(self.hook_pre(linear(x, self.W_in, self.b_in)))
         if self.cfg.is_layer_norm_activation():
             post = self.ln(self.hook_mid(post))
-        return F.linear(self.hook_post(post), self.W_out.T, self.b_out)
+        return linear(self.hook_post(post), self.W_out, self.b_out)
 
 
 class GatedMLP(MLP):
@@ -324,9 +325,9 @@ class GatedMLP(MLP):
         self.hook_pre_linear = HookPoint()
 
     def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
-        gate = self.hook_pre(F.linear(x, self.W_gate.T, self.b_gate))
-        linear = self.hook_pre_linear(F.linear(x, self.W_in.T, self.b_in))
-        return F.linear(self.hook_post(gated(self.cfg, self.act_fn, gate, linear)), self.W_out.T, self.b_out)
+        gate = self.hook_pre(linear(x, self.W_gate, self.b_gate))
+        factor = self.hook_pre_linear(linear(x, self.W_in, self.b_in))
+        return linear(self.hook_post(gated(self.cfg, self.act_fn, gate, factor)), self.W_out, self.b_out)
 
 
 def gated(
@@ -349,4 +350,4 @@ class Unembed(nn.Module):
         self.b_U = zero_parameter(cfg, cfg.d_vocab_out)
 
     def forward(self, residual: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
-        return F.linear(residual, self.W_U.T, self.b_U)
+        return linear(residual, self.W_U, self.b_U)

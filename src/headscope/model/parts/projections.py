@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from headscope.ops.kernels.products import linear_each
+
 __all__ = ["mixed", "project", "ungrouped"]
 
 
@@ -24,6 +26,5 @@ def project(
 ) -> Float[Tensor, "batch pos head d_head"]:
     """`x W + b` for each head, by one batched product: no weight is copied into another layout."""
     batch, length = x.shape[:2]
-    by_head = x.flatten(0, 1).transpose(0, 1) if x.ndim == 4 else x.flatten(0, 1).expand(weight.shape[0], -1, -1)
-    out = torch.baddbmm(bias[:, None], by_head, weight)
+    out = linear_each(x.flatten(0, 1).transpose(0, 1) if x.ndim == 4 else x.flatten(0, 1)[None], weight, bias)
     return out.unflatten(1, (batch, length)).permute(1, 2, 0, 3)

@@ -1,0 +1,106 @@
+"""Products by oneDNN: where they are taken, that they are right, and that everything else is PyTorch's own."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from headscope.ops.kernels import products
+
+here = pytest.mark.skipif(not products._is_faster(), reason="needs an AMD processor with AVX-512")
+dense = [torch.Tensor.contiguous, lambda weight: weight.T.contiguous().T]
+
+
+def check(found: Tensor, in_double: Tensor) -> None:
+    """512 rounded sums of products of normal numbers."""
+    torch.testing.assert_close(found.double(), in_double, atol=2e-4, rtol=0.0)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Shapes of what oneDNN was handed; it is taken to be the faster one, and replaced by a plain product."""
+    seen: list[tuple[int, ...]] = []
+
+    def onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        seen.append((*x.shape, weight.shape[1]))
+        return x @ weight if bias is None else x @ weight + bias
+
+    monkeypatch.setattr(products, "_is_faster", lambda: True)
+    monkeypatch.setattr(products, "_onednn", onednn)
+    return seen
+
+
+@here
+@pytest.mark.parametrize("layout", [*dense, lambda weight: torch.stack([weight, weight], 2)[..., 0]])
+@pytest.mark.parametrize("rows", [(4,), (2, 77), (130,)])
+@torch.no_grad()
+def test_products_are_right_in_every_layout(rows: tuple[int, ...], layout: Callable[[Tensor], Tensor]) -> None:
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(*rows, 512), layout(torch.randn(512, 1030)), torch.randn(1030)
+    check(products.linear(x, weight, bias), x.double() @ weight.double() + bias)
+    flat, out = x.flatten(0, -2), torch.empty(x.flatten(0, -2).shape[0], 1030)
+    assert products.product(flat, weight, out) is out
+    check(out, flat.double() @ weight.double())
+
+
+@here
+@torch.no_grad()
+def test_each_head_has_its_own_product() -> None:
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(3, 64, 256), torch.randn(3, 256, 130), torch.randn(3, 130)
+    plain = torch.einsum("hri,hio->hro", x.double(), weight.double())
+    check(products.linear_each(x, weight, bias), plain + bias[:, None])
+    check(products.product_each(x, weight, torch.empty(3, 64, 130)), plain)
+    same = torch.einsum("ri,hio->hro", x[0].double(), weight.double())
+    check(products.linear_each(x[:1], weight, bias), same + bias[:, None])
+
+
+@here
+@torch.no_grad()
+def test_what_is_not_finite_stays_so() -> None:
+    x, weight = torch.ones(64, 256), torch.ones(256, 256)
+    x[1, 2], x[2, 2] = torch.nan, torch.inf
+    found = products.linear(x, weight)
+    assert found[1].isnan().all() and (found[2] == torch.inf).all() and (found[0] == 256).all()
+
+
+def test_only_large_float32_products_without_gradients_are_onednns(
+    calls: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, weight = torch.randn(64, 256), torch.randn(256, 256)
+    plain: dict[str, tuple[Any, Any]] = {
+        "few rows": (x[:3], torch.randn(256, 8192)),
+        "small": (x[:16], weight),
+        "float64": (x.double(), weight.double()),
+        "a gradient": (x, Parameter(weight)),
+        "columns apart": (torch.randn(256, 64).T, weight),
+    }
+    for case, (left, right) in plain.items():
+        torch.testing.assert_close(products.linear(left, right), left @ right)
+        assert not calls, case
+    with torch.no_grad():
+        products.linear(x, Parameter(weight))
+        assert calls == [(64, 256, 256)]
+        torch.vmap(lambda each: products.linear(each, weight))(torch.stack([x, x]))
+        with torch.autocast("cpu"):
+            assert products.linear(x, weight).dtype == torch.bfloat16
+        monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
+        products.linear(x, weight)
+    assert len(calls) == 1
+
+
+def test_without_the_operation_nothing_is_onednns(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object) -> Tensor:
+        raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute '_linear_pointwise'")
+
+    products._is_faster.cache_clear()
+    monkeypatch.setattr(products, "_onednn", missing)
+    monkeypatch.setattr(products, "_processor", lambda: "AuthenticAMD")
+    assert not products._is_faster()
+    monkeypatch.setattr(products, "_processor", lambda: "GenuineIntel")
+    products._is_faster.cache_clear()
+    assert not products._is_faster()
+    products._is_faster.cache_clear()
