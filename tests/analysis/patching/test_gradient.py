@@ -60,22 +60,25 @@ class Patches:
             _, self.other = model.run_with_cache(other, **self.given)
         self.before = float(task.logit_difference(logits))
 
-    def change(self, site: str, cell: tuple[int, ...], part: float = 1.0) -> float:
-        name = get_act_name(site, cell[0])
-        where = (slice(None), *cell[1:])
-
-        def patch(value: Tensor, hook: Any) -> Tensor:
-            value = value.clone()
-            value[where] += part * (self.other[name][where] - self.base[name][where])
-            return value
-
-        with torch.no_grad():
-            logits = self.model.run_with_hooks(self.tokens, fwd_hooks=[(name, patch)], **self.given)
-        return float(self.task.logit_difference(logits)) - self.before
-
     def every(self, site: str, shape: tuple[int, ...], part: float = 1.0) -> Tensor:
-        cells = [self.change(site, cell, part) for cell in product(*map(range, shape))]
-        return torch.tensor(cells, dtype=torch.float64).view(shape)
+        """Of each cell what a patch of it alone changes; the cells of a layer run beside each other."""
+        changes = []
+        for layer in range(shape[0]):
+            name, cells = get_act_name(site, layer), list(product(*map(range, shape[1:])))
+
+            def patch(value: Tensor, hook: Any, name: str = name, cells: list[tuple[int, ...]] = cells) -> Tensor:
+                copies = value.clone().unflatten(0, (len(cells), -1))
+                for copy, cell in zip(copies, cells, strict=True):
+                    where = (slice(None), *cell)
+                    copy[where] += part * (self.other[name][where] - self.base[name][where])
+                return copies.flatten(0, 1)
+
+            tokens, mask = (rows.repeat(len(cells), 1) for rows in (self.tokens, self.task.attention_mask))
+            with torch.no_grad():
+                logits = self.model.run_with_hooks(tokens, fwd_hooks=[(name, patch)], attention_mask=mask)
+            of_cells = logits.unflatten(0, (len(cells), -1))
+            changes += [float(self.task.logit_difference(of_cell)) - self.before for of_cell in of_cells]
+        return torch.tensor(changes, dtype=torch.float64).view(shape)
 
 
 @pytest.mark.parametrize(
