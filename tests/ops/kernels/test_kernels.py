@@ -166,3 +166,18 @@ def test_the_compiler_loads_when_it_is_used() -> None:
     code = "import sys, headscope.analysis, headscope.ops.lens_entropy; print('numba' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 5), st.integers(1, 70))
+def test_excess_counts_what_is_above_less_what_is_below(
+    kernels: type[Kernels], seed: int, rows: int, tile: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    entries = torch.randint(-3, 4, (rows, tile), generator=generator).float()  # with ties
+    entries[0, 0], entries[-1, -1] = torch.inf, -torch.inf
+    than = torch.randint(-3, 4, (rows, 1), generator=generator).float()
+    excess = torch.arange(rows)
+    kernels().count_excess(entries.clone(), than, excess)
+    assert torch.equal(excess, torch.arange(rows) + (entries > than).sum(-1) - (entries < than).sum(-1))

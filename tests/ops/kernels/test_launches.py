@@ -119,6 +119,8 @@ def changes(n_heads: int) -> tuple[Prediction, HeadChanges, RowChanges]:
 @pytest.fixture(autouse=True)
 def _chosen_by_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HEADSCOPE_KERNELS", raising=False)
+    # A CPU's products may be oneDNN's, one call for each head; an accelerator's never are.
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
 
 
 # Own scales form each changed state's logits. That is the most any options take.

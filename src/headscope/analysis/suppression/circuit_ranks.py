@@ -28,6 +28,9 @@ from headscope.errors import InvalidInputError, NotFiniteError
 from headscope.model.activations.readout import Readout, readout_of
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.devices import Budget
+from headscope.ops.kernels.dispatch import kernels_for
+from headscope.ops.kernels.interface import Kernels
+from headscope.ops.kernels.products import linear
 from headscope.ops.parallel import RowChunks
 from headscope.ops.vocab import vocab_tiles
 
@@ -73,10 +76,10 @@ def weights_circuit_ranks(
     which the order of keys is approximate. Gates on heads' outputs (`cfg.gated_attn`), which depend on the text, count
     as open; then the result's `info.options` has `gates`, `"open"`.
 
-    Cost: about `4 * n_tokens * d_vocab * d_head` operations for each head: for GPT-2 small eight seconds of one core,
-    or twenty minutes for all 144 heads, shared among the cores there are. A sample of tokens is enough for the share of
-    them at the bottom or the top: 2,000 of 50,000 give it with an error of about 0.01 in a twentieth of the time.
-    `circuit_ranks_cost` tells the cost in advance. Memory: tiles, and a few matrices of the size of the embedding.
+    Cost: about `4 * n_tokens * d_vocab * d_head` operations for each head: for GPT-2 small four to eight seconds of one
+    core, or ten to twenty minutes for all 144 heads, shared among the cores there are. A sample of tokens is enough for
+    the share of them at the bottom or the top: 2,000 of 50,000 give it with an error of about 0.01 in a twentieth of
+    the time. `circuit_ranks_cost` tells the cost in advance. Memory: tiles, and a few matrices of the embedding's size.
 
     Args:
         model: The model.
@@ -164,7 +167,7 @@ class _LayerCircuits:
 
     def ov(self, head: int, readout: Readout) -> tuple[Float[Tensor, "token d_head"], Float[Tensor, "d_head d_vocab"]]:
         """Return each ranked token's value, and the map from values to logits, but for the final norm's scale."""
-        to_logits = readout.direction(self.written[head].to(self.kind)) @ readout.W_U.detach().to(self.kind)
+        to_logits = linear(readout.direction(self.written[head].to(self.kind)), readout.W_U.detach().to(self.kind))
         return self.attn.of_head("v", head, self.read_of_ranked, biased=False), to_logits
 
     def qk(self, head: int) -> tuple[Float[Tensor, "token d_head"], Float[Tensor, "d_head d_vocab"]]:
@@ -187,32 +190,24 @@ def own_token_excess(
         raise NotFiniteError("a head's circuit holds NaN or infinite values. Check the model's weights.")
     d_vocab = right.shape[1]
     own = (left * right.T[tokens]).sum(-1, keepdim=True)
-    # Sums of signs are whole numbers below 2^24 for any vocabulary, which float32 holds exactly.
-    excess = left.new_zeros(len(left))
+    excess = torch.zeros(len(left), dtype=torch.long, device=left.device)
     size = Budget.of(left.device).tile
-    tiles = list(vocab_tiles(d_vocab, size.vocab))
+    tiles = [right[:, columns].contiguous() for columns in vocab_tiles(d_vocab, size.vocab)]
 
-    def make_space() -> Tensor:
-        return left.new_empty(size.rows * min(size.vocab, d_vocab))
-
-    def count(rows: slice, space: Tensor) -> None:
-        n = rows.stop - rows.start
+    def count(rows: slice, kernels: Kernels) -> None:
         tile_of, place_in = tokens[rows] // size.vocab, tokens[rows] % size.vocab
         with_own = set(tile_of.tolist())
         for number, columns in enumerate(tiles):
-            width = columns.stop - columns.start
-            tile = space[: n * width].view(n, width)
-            torch.mm(left[rows], right[:, columns], out=tile)
-            tile.sub_(own[rows])
+            entries = linear(left[rows], columns)
             if number in with_own:
                 here = (tile_of == number).nonzero()[:, 0]
                 # Made apart, the own entry may differ in its last bits from what it is compared with.
-                tile[here, place_in[here]] = 0.0
-            excess[rows] += tile.sign_().sum(-1)
+                entries[here, place_in[here]] = own[rows][here, 0]
+            kernels.count_excess(entries, own[rows], excess[rows])
 
-    with RowChunks(len(left), size.rows, make_space, left.device) as chunks:
+    with RowChunks(len(left), size.rows, kernels_for(left.device, left.dtype), left.device) as chunks:
         chunks.run(count)
-    return excess.long().cpu()
+    return excess.cpu()
 
 
 def circuit_ranks_cost(

@@ -3,7 +3,7 @@
 from typing import ClassVar
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from headscope.ops.kernels import loops
@@ -42,3 +42,8 @@ class CpuKernels(Kernels):
     ) -> None:
         factors = (clean.shift.numpy(), clean.logits.numpy(), clean.weights.numpy())
         loops.removals(removed.numpy(), *factors, _SAFE, out.numpy())
+
+    def count_excess(
+        self, entries: Float[Tensor, "row tile"], than: Float[Tensor, "row 1"], excess: Int[Tensor, " row"]
+    ) -> None:
+        loops.count_excess(entries.numpy(), than.numpy(), excess.numpy())

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from headscope.ops.head_products import times
@@ -118,3 +118,10 @@ class Kernels(ABC):
         self, removed: Float[Tensor, "change row tile"], clean: Factors, out: Float[Tensor, "3 change row"]
     ) -> None:
         """Write shift and Z of `clean - d`, and `sum e d` for clean's `e`, into `out`; `removed` is overwritten."""
+
+    def count_excess(
+        self, entries: Float[Tensor, "row tile"], than: Float[Tensor, "row 1"], excess: Int[Tensor, " row"]
+    ) -> None:
+        """Add to `excess` how many entries of a row are above `than`, less how many are below; they are overwritten."""
+        # Sums of signs are whole numbers below 2^24 for any tile, which float32 holds exactly.
+        excess += entries.sub_(than).sign_().sum(-1).to(excess.dtype)

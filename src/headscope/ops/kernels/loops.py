@@ -16,7 +16,7 @@ from numba.extending import intrinsic
 
 from headscope.ops.kernels.interface import MASKED_BITS
 
-__all__ = ["changes", "factors", "removals"]
+__all__ = ["changes", "count_excess", "factors", "removals"]
 
 # Sums may be reordered into vectors and products fused; NaN and infinities keep their meaning.
 _FUSED = {"reassoc", "contract", "arcp", "nsz", "afn"}
@@ -161,3 +161,15 @@ def removals(removed: Any, shift: Any, logits: Any, weights: Any, bound: Any, ou
                 z = moments[1]
             out[1, component, row] = z
             out[2, component, row] = gap
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def count_excess(entries: Any, than: Any, excess: Any) -> None:
+    """Add to `excess [row]` how many entries of a row are above `than [row, 1]`, less how many are below."""
+    rows, tile = entries.shape
+    for row in range(rows):
+        of_row, own = entries[row], than[row, 0]
+        more = int32(0)
+        for token in range(tile):
+            more += int32(of_row[token] > own) - int32(of_row[token] < own)
+        excess[row] += more
