@@ -1,13 +1,16 @@
 """Numbers, tokens and sentences as HTML: values put into a sentence are escaped, the sentence itself is not."""
 
+import math
 import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
+from jaxtyping import Bool
 from markupsafe import Markup
+from torch import Tensor
 
 from headscope.analysis.core.result import component_label
-from headscope.analysis.core.stats import Estimate, Estimates
+from headscope.analysis.core.stats import Estimate, Estimates, threshold
 from headscope.report.blocks import Cell, Figure, Plot, Prose
 from headscope.views.html import HtmlView
 
@@ -15,6 +18,8 @@ _UNSEEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 _BLANK = set(
     "\xa0\u034f\u115f\u1160\u1680\u17b4\u17b5\u180b\u180c\u180d\u180e\u180f\u202f\u205f\u2800\u3164\uffa0"
 ) | set(map(chr, range(0x2000, 0x200B)))
+SHOWN = 0.0005  # what is smaller is zero in three decimals
+_NAMED = 3  # rivals of a head that are called by name; more are counted
 
 
 def say(sentence: str, /, **values: Any) -> Markup:
@@ -25,6 +30,11 @@ def say(sentence: str, /, **values: Any) -> Markup:
         <b>&lt;script&gt;</b>
     """
     return Markup(sentence).format(**values)
+
+
+def those(*sentences: Markup | None) -> tuple[Markup, ...]:
+    """Return the sentences that there are."""
+    return tuple(sentence for sentence in sentences if sentence is not None)
 
 
 def prose(sentence: str, /, *, soft: bool = False, **values: Any) -> Prose:
@@ -75,6 +85,30 @@ def percent(share: float) -> Markup:
     return _number(f"{text}\xa0%")
 
 
+def percents(share: Estimate) -> Markup:
+    """A share in percent and its standard error.
+
+    Example:
+        >>> print(percents(Estimate(0.25, 0.0125, 9)).striptags())
+        25 % ± 1.2 %
+    """
+    if share.error != share.error:
+        return percent(share.value)
+    return say("{share}\xa0±\xa0{error}", share=percent(share.value), error=percent(share.error))
+
+
+def probability(p: float) -> Markup:
+    """A probability in percent, small ones to two digits.
+
+    Example:
+        >>> [str(probability(p).striptags()) for p in (0.5, 0.00031, 0.00000002)]
+        ['50 %', '0.031 %', '<0.0001 %']
+    """
+    if p >= 0.0005 or p == 0:
+        return percent(p)
+    return _number("<0.0001\xa0%" if p < 1e-6 else f"{float(f'{100 * p:.2g}'):f}".rstrip("0") + "\xa0%")
+
+
 def count(n: int, what: str) -> Markup:
     """A number of things.
 
@@ -83,6 +117,21 @@ def count(n: int, what: str) -> Markup:
         1 head 2,000 heads
     """
     return Markup("{n:,} {what}").format(n=n, what=what if n == 1 else what + "s")
+
+
+def n_heads(each: Estimates) -> Markup:
+    """The number of heads that a mean is known of."""
+    return count(int((~each.values.isnan()).sum()), "head")
+
+
+def clearly(n: int, verb: str) -> Markup:
+    """The subject and verb of so many heads.
+
+    Example:
+        >>> print(*(clearly(n, "help").striptags() for n in (0, 1, 2)), sep=", ")
+        none clearly helps, 1 clearly helps, 2 clearly help
+    """
+    return say("<b>{n}</b> clearly {verb}", n=n or "none", verb=verb if n > 1 else verb + "s")
 
 
 def token(text: str) -> Markup:
@@ -113,15 +162,49 @@ def scored(scores: Iterable[tuple[str, float]]) -> Markup:
     return listed(say("<b>{label}</b> {value}", label=label, value=signed(value)) for label, value in scores)
 
 
-def leaders(each: Estimates, *, largest: bool = True, of: str = "") -> Markup:
-    """Name the head with the most extreme mean `[layer, head]`, and those it is not clearly different from."""
-    n_heads = each.values.shape[1]
-    best, *close = (divmod(index, n_heads) for index in each.contenders(largest=largest))
-    rivals = [component_label(*at) for at in close[:3]] + [f"{len(close) - 3} more"] * (len(close) > 3)
-    value = say("{of}{value} nats", of=of, value=spread(each[best]))
+def stand_out(each: Estimates, sign: int = 0) -> Bool[Tensor, "*thing"]:
+    """Tell which are clearly different from zero (above it, below it) and not zero in the digits that are shown.
+
+    Example:
+        >>> print(stand_out(Estimates(torch.tensor([0.5, 0.0001]), torch.zeros(2), torch.zeros(2) + 40, n=9)))
+        tensor([ True, False])
+    """
+    return each.clear(sign) & (each.values.abs() >= SHOWN)
+
+
+def leaders(each: Estimates, *, largest: bool = True, of: str = "") -> Markup | None:
+    """Name the head with the most extreme mean `[layer, head]` of those clearly above zero (or below it), if any.
+
+    With it come those of them that it is not clearly different from.
+    """
+    sure = stand_out(each, 1 if largest else -1).flatten().nonzero()[:, 0]
+    if not len(sure):
+        return None
+    values, errors, freedom = (numbers.flatten()[sure] for numbers in (each.values, each.errors, each.freedom))
+    clear = Estimates(values, errors, freedom, each.n, each.each.flatten(0, -3)[sure])
+    best, *close = clear.contenders(largest=largest)
+    label, *rivals = (component_label(*divmod(int(sure[at]), each.values.shape[1])) for at in (best, *close))
+    value = say("{of}{value} nats", of=of, value=spread(clear[best]))
     if rivals:
-        value += say(", not clearly apart from {rivals}", rivals=listed(rivals))
-    return say("head <b>{label}</b> ({value})", label=component_label(*best), value=value)
+        named = listed(rivals) if len(rivals) <= _NAMED else count(len(rivals), "other")
+        value += say(", not clearly apart from {rivals}", rivals=named)
+    return say("head <b>{label}</b> ({value})", label=label, value=value)
+
+
+def too_small_to_see(each: Estimates, *, unit: str = "nats") -> Markup:
+    """Say how large a mean must be to be clear, which bounds what "none" says; nothing where no error is known.
+
+    Example:
+        >>> errors = torch.tensor([0.1, 0.2, 0.3])
+        >>> print(too_small_to_see(Estimates(0 * errors, errors, 0 * errors + 40, n=500)).striptags())
+         On this much text, half of them would have to be at 0.500 nats or further from zero to stand out.
+    """
+    bounds = threshold(each.values.numel(), each.freedom) * each.errors
+    bound = float(bounds.flatten().nanmedian())
+    if not math.isfinite(bound):
+        return say(" This is too little text to know the error of any.")
+    sentence = " On this much text, half of them would have to be at {bound} {unit} or further from zero to stand out."
+    return say(sentence, bound=nats(bound), unit=unit)
 
 
 def number_cell(value: float | None, shown: Markup | None = None) -> Cell:

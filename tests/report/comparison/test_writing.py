@@ -60,12 +60,10 @@ def test_the_words_agree_with_the_numbers(
     # The models have the same name, so they are told apart; the text is the same for both.
     assert "4 of 48 tokens, the same for both" in page.words
     entropies = [measure_entropy(model, tokens, progress=False) for model in models]
-    for entropy, name in zip(entropies, ("first", "second"), strict=True):
-        assert re.search(
-            rf"{float(entropy.resid[-1]):.3f} ± \d\.\d+ nats? for small \({name}\)|"
-            rf"{float(entropy.resid[-1]):.3f} ± \d\.\d+ for small \({name}\)",
-            page.words,
-        )
+    final = dict(zip(("small (first)", "small (second)"), (float(each.resid[-1]) for each in entropies), strict=True))
+    low, high = sorted(final, key=lambda name: final[name])
+    said = rf"of {re.escape(high)} are less certain: their entropy is {final[high]:.3f} ± \S+ nats, and that of "
+    assert re.search(rf"{said}{re.escape(low)} {final[low]:.3f} ± ", page.words)
     diffs = [float(entropy.diff[1, 2]) for entropy in entropies]
     assert abs(diffs[1]) < 1e-6 < abs(diffs[0])
     assert f"1.2{diffs[0]:+.3f} ± " in page.words

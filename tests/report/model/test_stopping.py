@@ -105,7 +105,7 @@ def test_a_stopped_report_is_continued_as_if_it_never_was(
     assert "This report is not whole: it was stopped. Missing: " in words
     assert "What was measured is kept; to continue: headscope report --resume" in words
     assert {"loss", "types"} <= sections and not {"ablation", "suppression", "task"} & sections
-    assert "Of 6 heads, " not in words and "suppresses copying" not in words and "missed most" not in words
+    assert "of 6 heads" not in words and "suppresses copying" not in words and "missed most" not in words
     with monkeypatch.context() as patch:
         after = stopping_at(patch, accumulator, 99)
         continued = write_report(model, [STORY] * 8, tmp_path, task=None, resume=True, **OPTIONS)

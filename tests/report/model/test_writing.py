@@ -27,6 +27,7 @@ from headscope.errors import HeadscopeError, InvalidInputError, MissingTokenizer
 from headscope.report import Report, Stopped, files, token_rows, write_report
 from headscope.report.kept import Kept
 from headscope.report.model import measuring
+from headscope.report.model.entropy_section import no_head_raises, raising_heads
 from headscope.report.model.findings import notable_heads
 from headscope.report.task.story import TaskStory
 from headscope.report.words import visible
@@ -115,9 +116,9 @@ def test_the_words_agree_with_the_numbers(model: HookedTransformer, report: Repo
     ends = [f"{float(entropy.resid[at]):.3f} ± " for at in (0, -1)]
     assert f"from {ends[0]}" in words and f"nats at the embedding to {ends[1]}" in words
     effects = measure_entropy(model, tokens, reduce="none", progress=False)
-    diff, marginal = (int(estimates(each[:, :3]).clear(1).sum()) for each in (effects.diff, effects.marginal))
-    said = f"{diff} clearly raise the entropy of the stream they write to (diff), {marginal} that of the final"
-    assert (said if diff + marginal else "None of its 6 heads clearly raises entropy") in page.words
+    diff, marginal = (estimates(each[:, :3]) for each in (effects.diff, effects.marginal))
+    wanted = raising_heads(diff, marginal) or no_head_raises(diff, marginal)
+    assert " ".join(wanted.striptags().split()).replace("\u2212", "-") in page.words
     assert "4 of 48 tokens" in words and f"{entropy.info.n_positions:,}" in words
 
 
@@ -134,8 +135,8 @@ def test_what_is_clear_is_said(tmp_path: Path) -> None:
     best = effect.top(1)[0]
     worst = effect.top(1, largest=False)[0]
     assert "0.1" in (best.label, worst.label)
-    said = [f"head {score.label} (loss {score.loss_diff:+.3f} ± " in words for score in (best, worst)]
-    assert any(said) and "Of 6 heads, " in words
+    said = [f"without head {score.label} ({score.loss_diff:+.3f} ± " in words for score in (best, worst)]
+    assert any(said) and "of 6 heads " in words
     entropy = measure_entropy(model, tokens, reduce="none", progress=False)
     raising = {}
     for by in ("diff", "marginal"):
@@ -143,8 +144,9 @@ def test_what_is_clear_is_said(tmp_path: Path) -> None:
         raising[by] = estimates(getattr(entropy, by)[:, :3]).clear(1)
         assert raising[by].any() and raising[by][top.layer, top.head]
         assert f"by {by}, head {top.label} ({top.value:+.3f} ± " in words
-    diff, marginal = (int(each.sum()) for each in raising.values())
-    assert f"{diff} clearly raise the entropy of the stream they write to (diff), {marginal} that of the final" in words
+    diff, marginal = ("s" * (int(each.sum()) == 1) for each in raising.values())
+    assert f"{int(raising['diff'].sum())} clearly raise{diff} the entropy of the stream (diff)" in words
+    assert f"{int(raising['marginal'].sum())} clearly raise{marginal} that of the final prediction (marginal)" in words
 
 
 def test_the_page_has_every_part(page: Page, text: str) -> None:
@@ -179,10 +181,12 @@ def test_what_breaks_without_each_head(model: HookedTransformer, report: Report,
     words = page.words
     # No head's effect is far enough from zero, beside its error, to be told from chance among six.
     assert all(abs(score.loss_diff) < 2.6 * score.error for score in effect.top(6))
-    assert "the loss changes clearly for none of 6 heads (on 184 predictions)" in words
+    assert "By the patched effect, the loss changes clearly for none of 6 heads." in words
+    summary = words[: words.index("Model and data Model")]
+    assert "of 6 heads" not in summary[summary.index("What was found") :]
     assert all(f"{score.label}{score.loss_diff:+.3f} ± " in words for score in effect.top(6))
     first = effect.top(1, effect="direct")[0]
-    assert f"Head {first.label}: its direct effect helps most" in words
+    assert f"Head {first.label}: the largest direct effect" in words
     place = effect.top_positions(1, component=first.label, effect="direct")[0]
     shown = visible(place.next_token)
     assert f"{place.loss_diff:+.3f} nats for {shown}".replace("  ", " ") in words

@@ -2,34 +2,41 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from markupsafe import Markup
 from torch import Tensor
 
 from headscope.analysis.core.components import component_label
+from headscope.analysis.core.ranking import HeadScore
 from headscope.analysis.core.stats import Estimate, Estimates, difference, estimate
 from headscope.analysis.core.top_places import top_positions
-from headscope.analysis.heads.scores import MIN_ATTENTION
-from headscope.report.blocks import Block, Card, Cell, FactList, Row, Section, Table
+from headscope.report.blocks import Block, Card, Cell, FactList, Prose, Row, Section, Table
 from headscope.report.comparison.compared import Compared
+from headscope.report.comparison.sentences import (
+    better_model,
+    differing_heads,
+    heads_of_each,
+    less_certain_model,
+    no_head_differs,
+    types_in_both,
+)
 from headscope.report.model.findings import TYPES, Findings, strongest
-from headscope.report.model.model_section import glossary
+from headscope.report.model.model_section import few_sequences, glossary, in_front
 from headscope.report.places import heads_in_order, place_blocks
 from headscope.report.words import (
     captioned,
     count,
     estimate_cell,
     head_cell,
-    leaders,
-    listed,
+    number_cell,
     percent,
-    percent_cell,
+    percents,
+    probability,
     prose,
     say,
-    signed,
-    spread,
+    those,
     token,
 )
 from headscope.views.figures.comparison import compared_lines, compared_maps
@@ -46,6 +53,7 @@ __all__ = [
 _PLACES = 4
 _LISTED = 10
 _WINDOW = 9
+_MISSED = "Missed most when replaced by its mean (patched): {most}."
 _LINE_COLORS = "Blue and solid is the first model, orange and dashed the second."
 
 
@@ -54,10 +62,12 @@ def compared_models_section(both: Compared) -> Section:
     shapes = [" of ".join(f"{n:,}" for n in side.tokens.shape) for side in both.sides.values()]
     sequences = f"{shapes[0]} tokens, the same for both"
     if not both.paired:
-        sequences = f"{shapes[0]} tokens, and {shapes[1]}: the two cut the text into different tokens"
+        sequences = f"{shapes[0]} tokens, and {shapes[1]}: the two read the text as different tokens"
     data = FactList("Data", {"Text": both.first.data, "Sequences": sequences})
     models = [FactList(name, side.facts) for name, side in both.sides.items()]
-    return Section("models", "The two models", (), (Row(models), data, glossary()))
+    read = [(side.bos, len(side.tokens)) for side in both.sides.values()]
+    said = those(*(in_front(*each) for each in dict.fromkeys(read)), few_sequences(min(n for _, n in read)))
+    return Section("models", "The two models", (), (Row(models), data, *map(Prose, said), glossary()))
 
 
 # Loss
@@ -86,7 +96,7 @@ def compared_loss_section(both: Compared) -> Section:
             Cell(name, at),
             estimate_cell(estimate(side.predictions.loss), sign=False),
             estimate_cell(_per_byte(side), sign=False),
-            percent_cell(side.among_first(1)),
+            number_cell(side.among_first(1).value, percents(side.among_first(1))),
         )
         for at, (name, side) in enumerate(both.sides.items())
     ]
@@ -95,28 +105,15 @@ def compared_loss_section(both: Compared) -> Section:
     )
     columns = ("model", "loss (nats per token)", "loss (nats per byte of text)", "first choice right")
     table = Table(columns, rows, caption, words=(0,))
-    return Section("loss", "Loss", (_loss_summary(both),), (table, figure, *(_places(both) if both.paired else ())))
+    said = better_model(both.names, _loss_gap(both), paired=both.paired)
+    return Section("loss", "Loss", (said,), (table, figure, *(_places(both) if both.paired else ())))
 
 
-def _loss_summary(both: Compared) -> Markup:
+def _loss_gap(both: Compared) -> Estimate:
+    """The loss of the second model less that of the first, per token or per byte."""
     if both.paired:
-        gap = both.gap(both.first.predictions.loss, both.second.predictions.loss)
-        unit, how = "nats per token", say("token by token over {n}", n=count(gap.n, "prediction"))
-    else:
-        gap = difference(_per_byte(both.second), _per_byte(both.first))
-        unit, how = "nats per byte", say("over {n}", n=count(gap.n, "prediction"))
-    if not gap.clear():
-        sentence = "Neither model clearly predicts this text better: the loss differs by {gap} {unit}, {how}."
-        return say(sentence, gap=spread(gap), unit=unit, how=how)
-    better, worse = both.names if gap.value > 0 else reversed(both.names)
-    return say(
-        "<b>{better}</b> predicts this text better than {worse}: its loss is lower by <b>{gap}</b> {unit}, {how}.",
-        better=better,
-        worse=worse,
-        gap=spread(dataclasses.replace(gap, value=abs(gap.value)), sign=False),
-        unit=unit,
-        how=how,
-    )
+        return both.gap(both.first.predictions.loss, both.second.predictions.loss)
+    return difference(_per_byte(both.second), _per_byte(both.first))
 
 
 def _smooth(loss: Tensor) -> list[float]:
@@ -155,8 +152,8 @@ def _places(both: Compared) -> list[Block]:
             says=lambda place: say(
                 "for {token}: {first} under {a}, {second} under {b}",
                 token=token(both.first.strings[place.row][place.pos + 1]),
-                first=percent(math.exp(-float(losses[0][place.row, place.pos]))),
-                second=percent(math.exp(-float(losses[1][place.row, place.pos]))),
+                first=probability(math.exp(-float(losses[0][place.row, place.pos]))),
+                second=probability(math.exp(-float(losses[1][place.row, place.pos]))),
                 a=both.names[0],
                 b=both.names[1],
             ),
@@ -197,18 +194,9 @@ def compared_layer_section(both: Compared) -> Section:
         "averaged over positions.",
         _LINE_COLORS,
     )
-    gap = both.gap(both.first.entropy.resid[-1], both.second.entropy.resid[-1])
-    first, second = (spread(estimate(side.entropy.resid[-1]), sign=False) for side in both.sides.values())
-    summary = say(
-        "The entropy of the final prediction is {clearly} different: {first} nats for {a}, {second} for {b} ({gap}).",
-        clearly="clearly" if gap.clear() else "not clearly",
-        first=first,
-        second=second,
-        a=both.names[0],
-        b=both.names[1],
-        gap=spread(gap),
-    )
-    return Section("layers", "Entropy per layer", (summary,), (figure,))
+    final = [side.entropy.resid[-1] for side in both.sides.values()]
+    said = less_certain_model(both.names, (estimate(final[0]), estimate(final[1])), both.gap(*final))
+    return Section("layers", "Entropy per layer", those(said), (figure,))
 
 
 def compared_head_section(both: Compared) -> Section:
@@ -224,6 +212,7 @@ def compared_head_section(both: Compared) -> Section:
             [getattr(side, by) for side in both.sides.values()],
             title=f"Entropy {by} of each head",
             what=f"entropy {by}",
+            first=f"Entropy raised most, by {by}: {{most}}.",
             unit=f"{by} (nats)",
             how=f"{by}: {what}; a mean over positions, in nats.",
             colors="Blue raises entropy, red lowers it, no color is no change. All panels share one scale.",
@@ -238,23 +227,24 @@ def compared_ablation_section(both: Compared) -> Section | None:
     if any(side.ablation is None for side in both.sides.values()):
         return None
     effects = [side.loss_without("patched") for side in both.sides.values()]
-    differing, blocks = _compared_heads(
+    sentences, blocks = _compared_heads(
         both,
         effects,
         title="Loss difference when ablated",
         what="ablation effect",
+        first=_MISSED,
         unit="loss difference (nats)",
         how="One head at a time is replaced by its mean output and everything after it is recomputed; loss difference, "
         f"ablated minus original, in nats, averaged over {count(min(each.n for each in effects), 'prediction')}.",
         colors="Blue: the head helps, the loss rises without it; red: it costs. All panels share one scale.",
     )
-    most = _leaders(both, effects, "in {name}, {heads}", lambda each: each.clear(1).flatten()[each.values.argmax()])
-    missed = [say("Missed most when replaced by its mean: {most}.", most=most)] if most else []
-    return Section("ablation", "What breaks without each head", missed + differing, blocks)
+    if both.one_shape:
+        sentences = [*those(heads_of_each(both.names, effects, _MISSED)), *sentences]
+    return Section("ablation", "What breaks without each head", sentences, blocks)
 
 
 def _compared_heads(
-    both: Compared, effects: Sequence[Estimates], *, title: str, what: str, unit: str, how: str, colors: str
+    both: Compared, effects: Sequence[Estimates], *, title: str, what: str, first: str, unit: str, how: str, colors: str
 ) -> tuple[list[Markup], list[Block]]:
     """Sentences on the heads whose effects differ, and a figure and a table of them.
 
@@ -277,43 +267,19 @@ def _compared_heads(
         ]
         caption = say("The heads that differ most, by {what}, with one standard error.", what=unit)
         table = Table(("head", *both.names, "difference"), rows, caption)
-        return [_differing(both, effects, gaps, what)], [figure, table]
+        said = differing_heads(both.names, effects, gaps, what)
+        none = () if said else (Prose(no_head_differs(gaps, what)),)
+        return [*those(said)], [*none, figure, table]
     of_each = [
         (Cell(name, number), head_cell(component_label(*head)), estimate_cell(each[head]))
         for number, (name, each) in enumerate(zip(both.names, effects, strict=True))
         for head in heads_in_order(each.values.abs())[: _LISTED // 2]
     ]
     caption = say("The heads with the largest effect in each model, with one standard error.")
-    most = _leaders(both, effects, "{heads} in {name}", lambda each: each.clear(1).any())
-    summary = [say("The largest {what}: {heads}.", what=what, heads=most)] if most else []
-    return summary, [figure, Table(("model", "head", unit), of_each, caption, words=(0,))]
-
-
-def _leaders(both: Compared, effects: Sequence[Estimates], told: str, sure: Callable[[Estimates], Tensor]) -> Markup:
-    """The strongest heads of each model in which there surely are any."""
-    each_of = zip(both.names, effects, strict=True)
-    return listed(say(told, name=name, heads=leaders(each)) for name, each in each_of if bool(sure(each)))
-
-
-def _differing(both: Compared, effects: Sequence[Estimates], gaps: Estimates, what: str) -> Markup:
-    """The number of heads that differ, and the clearest."""
-    clear, n = gaps.clear(), gaps.values.numel()
-    k = int(clear.sum())
-    if k == 0:
-        return say("By {what}, none of {n} clearly differs.", what=what, n=count(n, "head"))
-    head = heads_in_order(gaps.values.abs().masked_fill(~clear, -1.0))[0]
-    return say(
-        "By {what}, {k} of {n} clearly differ{s}, head <b>{label}</b> most ({a} in {first}, {b} in {second}).",
-        what=what,
-        k=k,
-        n=count(n, "head"),
-        s="s" if k == 1 else "",
-        label=component_label(*head),
-        a=signed(effects[0][head].value),
-        b=signed(effects[1][head].value),
-        first=both.names[0],
-        second=both.names[1],
-    )
+    return [*those(heads_of_each(both.names, effects, first))], [
+        figure,
+        Table(("model", "head", unit), of_each, caption, words=(0,)),
+    ]
 
 
 # Head types
@@ -326,7 +292,7 @@ def compared_types_section(both: Compared) -> Section | None:
         return None
     best = [strongest(each, 1) for each in (first, second)]
     blocks: list[Block] = []
-    sentences: list[Markup] = []
+    found: dict[str, tuple[HeadScore, HeadScore]] = {}
     rows: list[tuple[Cell, ...]] = []
     for key, name in TYPES.items():
         if any(name not in each for each in best):
@@ -341,20 +307,11 @@ def compared_types_section(both: Compared) -> Section | None:
                 "No color is none of it, the strongest blue all of it; of the difference, red is below zero.",
             )
         )
-        scores = [each[name][0] for each in best]
-        cells = (Cell(say("{l} ({p})", l=score.label, p=percent(score.value)), score.value) for score in scores)
+        found[name] = best[0][name][0], best[1][name][0]
+        cells = (Cell(say("{l} ({p})", l=each.label, p=percent(each.value)), each.value) for each in found[name])
         rows.append((Cell(name, len(rows)), *cells))
-        labels = [score.label if score.value >= MIN_ATTENTION else "none" for score in scores]
-        if labels != ["none", "none"]:
-            sentences.append(say("{name} {a} and {b}", name=name, a=labels[0], b=labels[1]))
     if not rows:
         return None
     caption = say("The strongest head of each type, and how much of its attention it gives to it.")
-    summary = say(
-        "The strongest heads that clearly are of their type, in {first} and in {second}: {parts}.",
-        first=both.names[0],
-        second=both.names[1],
-        parts=Markup("; ").join(sentences),
-    )
     table = Table(("type", *both.names), rows, caption, words=(0,))
-    return Section("types", "Head types", (summary,) if sentences else (), (table, *blocks))
+    return Section("types", "Head types", those(types_in_both(both.names, found)), (table, *blocks))

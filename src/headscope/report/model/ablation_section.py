@@ -8,26 +8,33 @@ from markupsafe import Markup
 from headscope.analysis.core.result import component_label
 from headscope.analysis.core.stats import Estimates
 from headscope.analysis.core.top_places import top_positions
-from headscope.report.blocks import Card, Figure, Heading, Section, Table
+from headscope.report.blocks import Card, Figure, Heading, Prose, Section, Table
 from headscope.report.model.findings import Findings
+from headscope.report.model.model_section import few_sequences
 from headscope.report.places import Head, heads_in_order, place_blocks, share_above
 from headscope.report.words import (
     captioned,
+    clearly,
     count,
     estimate_cell,
     head_cell,
     leaders,
+    n_heads,
     nats,
     percent,
     percent_cell,
+    probability,
     prose,
     say,
     spread,
+    stand_out,
+    those,
     token,
+    too_small_to_see,
 )
 from headscope.views.figures.ablation import ablation_by_head, ablation_on_text
 
-__all__ = ["ablation_section"]
+__all__ = ["ablation_section", "missed_heads", "no_head_missed"]
 
 _PLACES = 3
 _IN_TEXT = 8
@@ -52,35 +59,40 @@ def ablation_section(findings: Findings) -> Section | None:
     )
     by_head, on_text = _figures(findings, patched.n)
     table = _table(patched, direct, looked_at)
-    blocks = (intro, by_head, table, Heading("On the text"), on_text, *cards)
-    return Section("ablation", "What breaks without each head", (_summary(patched),), blocks)
+    said = missed_heads(patched)
+    asides = those(None if said else no_head_missed(patched), few_sequences(findings.ablation.loss.shape[0]))
+    blocks = (intro, *map(Prose, asides), by_head, table, Heading("On the text"), on_text, *cards)
+    return Section("ablation", "What breaks without each head", those(said), blocks)
 
 
-def _summary(patched: Estimates) -> Markup:
-    """The heads that are missed, and those that are not, as far as can be told."""
-    n = patched.values.numel()
-    helping, costing = (int(patched.clear(sign).sum()) for sign in (1, -1))
+def missed_heads(patched: Estimates) -> Markup | None:
+    """The numbers of heads that clearly help and that clearly cost, and the first of each; nothing where none does."""
+    helping, costing = (int(stand_out(patched, sign).sum()) for sign in (1, -1))
     if not helping and not costing:
-        sentence = (
-            "With one head at a time replaced by its mean, the loss changes clearly for none of {n} (on {positions})."
+        return None
+    most = [
+        say(sentence, heads=heads)
+        for sentence, heads in (
+            ("The loss rises most without {heads}.", leaders(patched)),
+            ("It falls most without {heads}.", leaders(patched, largest=False)),
         )
-        return say(sentence, n=count(n, "head"), positions=count(patched.n, "prediction"))
-    parts = []
-    if helping:
-        parts.append(say("{heads} is missed most", heads=leaders(patched, of="loss ")))
-    if costing:
-        heads = leaders(patched, largest=False, of="loss ")
-        parts.append(say("without {heads} the model would do better", heads=heads))
+        if heads
+    ]
     return say(
-        "With one head at a time replaced by its mean and everything after it recomputed, {parts}. Of {n}, {helping} "
-        "clearly help{s} and {costing} clearly cost{t}.",
-        parts=Markup(", and ").join(parts),
-        n=count(n, "head"),
-        helping=helping or "none",
-        s="" if helping > 1 else "s",
-        costing=costing or "none",
-        t="" if costing > 1 else "s",
+        "With one head at a time replaced by its mean and everything after it recomputed, of {n} {helping} and "
+        "{costing} (on {positions}). {most}",
+        helping=clearly(helping, "help"),
+        costing=clearly(costing, "cost"),
+        n=n_heads(patched),
+        positions=count(patched.n, "prediction"),
+        most=Markup(" ").join(most),
     )
+
+
+def no_head_missed(patched: Estimates) -> Markup:
+    """Say that the loss changes clearly for no head, and how much would have been seen."""
+    sentence = "By the patched effect, the loss changes clearly for none of {n}.{bound}"
+    return say(sentence, n=n_heads(patched), bound=too_small_to_see(patched))
 
 
 def _figures(findings: Findings, n: int) -> tuple[Figure, Figure]:
@@ -124,12 +136,12 @@ def _table(patched: Estimates, direct: Estimates, shown: Collection[Head]) -> Ta
 
 def _card(findings: Findings, head: Head, effects: Estimates, largest: bool) -> Card:
     assert findings.ablation is not None
-    label, direct, values, loss = component_label(*head), effects[head], effects.each[head], findings.ablation.loss
-    verdict = "helps most" if largest else "costs most" if direct.value < 0 and direct.clear() else "helps least"
+    label, values, loss = component_label(*head), effects.each[head], findings.ablation.loss
     words = prose(
-        "{value} nats on average; it helps at {helps} of positions. Below is where it {does} most: each text ends at "
-        "the framed token, from which the next one is predicted. Blue where the head helps, red where it costs.",
-        value=spread(direct),
+        "{value} nats on average (direct, by the mean); on this text it helps at {helps} of positions. Below is where "
+        "it {does} most: each text ends at the framed token, from which the next one is predicted. Blue where the head "
+        "helps, red where it costs.",
+        value=spread(effects[head]),
         helps=percent(share_above(values)),
         does="helps" if largest else "costs",
     )
@@ -141,8 +153,9 @@ def _card(findings: Findings, head: Head, effects: Estimates, largest: bool) -> 
         says=lambda place: say(
             "for {token}: {before} with the head, {after} without it",
             token=token(findings.strings[place.row][place.pos + 1]),
-            before=percent(math.exp(-float(loss[place.row, place.pos]))),
-            after=percent(math.exp(-(float(loss[place.row, place.pos]) + place.value))),
+            before=probability(math.exp(-float(loss[place.row, place.pos]))),
+            after=probability(math.exp(-(float(loss[place.row, place.pos]) + place.value))),
         ),
     )
-    return Card(f"ablated-{label}", f"Head {label}: its direct effect {verdict}", (), (words, *places))
+    title = f"Head {label}: the {'largest' if largest else 'lowest'} direct effect"
+    return Card(f"ablated-{label}", title, (), (words, *places))

@@ -1,16 +1,40 @@
 """The sections on entropy: along the layers, and by head."""
 
 import itertools
+from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from headscope.analysis.core.stats import estimate, estimates
-from headscope.report.blocks import Section
+from headscope.analysis.core.stats import Estimate, Estimates, estimate, estimates
+from headscope.report.blocks import Prose, Section
 from headscope.report.model.findings import Findings
-from headscope.report.words import captioned, count, leaders, listed, prose, say, spread
+from headscope.report.words import (
+    captioned,
+    clearly,
+    count,
+    leaders,
+    listed,
+    n_heads,
+    prose,
+    say,
+    spread,
+    stand_out,
+    those,
+    too_small_to_see,
+)
 from headscope.views.figures.entropy import Which, entropy_by_head, entropy_by_layer
 
-__all__ = ["entropy_head_section", "entropy_layer_section"]
+__all__ = [
+    "along_the_layers",
+    "entropy_head_section",
+    "entropy_layer_section",
+    "largest_steps",
+    "lowering_heads",
+    "no_head_raises",
+    "raising_heads",
+]
+
+_NAMED = 3  # other steps that are called by name
 
 _EVERY_COLOR = (
     "Blue raises entropy (the prediction becomes less certain), red lowers it, no color is no change. All panels of "
@@ -43,31 +67,54 @@ def entropy_layer_section(findings: Findings) -> Section:
         "Blue bars are attention, orange ones MLPs.",
         n=count(info.n_positions, "position"),
     )
-    return Section("layers", "Entropy per layer", (_from_first_to_last(findings),), (figure,))
-
-
-def _from_first_to_last(findings: Findings) -> Markup:
     resid, labels = findings.entropy.resid, findings.entropy.state_labels
-    change = estimate(resid[-1] - resid[0])
     steps = estimates(resid[1:] - resid[:-1])
     names = [_step_name(before, after) for before, after in itertools.pairwise(labels)]
-    sentence = "Read through the logit lens, the entropy of its prediction "
-    if change.clear():
-        sentence += "{verb} from <b>{first}</b> nats at the embedding to <b>{last}</b> at the end ({change})."
-    else:
-        sentence += "is {first} nats at the embedding and {last} at the end, which is no clear change ({change})."
+    summary = those(
+        along_the_layers(estimate(resid[0]), estimate(resid[-1]), estimate(resid[-1] - resid[0])),
+        largest_steps(steps, names),
+    )
+    return Section("layers", "Entropy per layer", summary, (figure,))
+
+
+def along_the_layers(first: Estimate, last: Estimate, change: Estimate) -> Markup | None:
+    """The entropy at the embedding and at the end; nothing where it does not clearly change.
+
+    Args:
+        first: The entropy at the embedding.
+        last: The entropy at the end.
+        change: The mean of what they differ by at each position.
+    """
+    if not change.clear():
+        return None
+    return say(
+        "Read through the logit lens, the entropy of the model's prediction {verb} from <b>{first}</b> nats at the "
+        "embedding to <b>{last}</b> at the end ({change}).",
+        verb="falls" if change.value < 0 else "rises",
+        first=spread(first, sign=False),
+        last=spread(last, sign=False),
+        change=spread(change),
+    )
+
+
+def largest_steps(steps: Estimates, names: Sequence[str]) -> Markup | None:
+    """The largest clear drop of entropy from one state of the stream to the next, and the largest clear rise.
+
+    Args:
+        steps: The change from each state to the next.
+        names: The part of the model that makes each.
+    """
     parts = []
     for sign, word in ((-1, "drop"), (1, "rise")):
-        if bool(steps.clear(sign).any()):
-            best, *close = steps.contenders(largest=sign > 0)
-            part = say("largest {word} is {value} at {place}", word=word, value=spread(steps[best]), place=names[best])
+        best, *close = steps.contenders(largest=sign > 0)
+        if bool(stand_out(steps, sign)[best]):
+            sentence = "largest {word} of that entropy is {value} nats, at {place}"
+            part = say(sentence, word=word, value=spread(steps[best]), place=names[best])
             if close:
-                part += ", not clearly apart from " + listed((names[at] for at in close[:2]), last="or")
+                others = [names[at] for at in close] if len(close) < _NAMED else [count(len(close), "other")]
+                part += say(", not clearly apart from {others}", others=listed(others, last="or"))
             parts.append(part)
-    tail = say(" The {parts}.", parts=Markup("; the ").join(parts)) if parts else ""
-    first, last = (spread(estimate(state), sign=False) for state in (resid[0], resid[-1]))
-    verb = "falls" if change.value < 0 else "rises"
-    return say(sentence, verb=verb, first=first, last=last, change=spread(change)) + tail
+    return say("The {parts}.", parts=Markup("; the ").join(parts)) if parts else None
 
 
 def _step_name(before: str, after: str) -> str:
@@ -100,29 +147,48 @@ def entropy_head_section(findings: Findings) -> Section:
         "component writes. <b>marginal</b>: how the entropy of the final prediction would differ without it. To "
         "raise entropy is to make the prediction less certain."
     )
-    return Section("by-head", "Entropy per head", (_raising(findings),), (words, *figures))
+    measures = (findings.diff, findings.marginal)
+    said = raising_heads(*measures)
+    asides = those(None if said else no_head_raises(*measures), lowering_heads(*measures))
+    return Section("by-head", "Entropy per head", those(said), (words, *map(Prose, asides), *figures))
 
 
-def _raising(findings: Findings) -> Markup:
-    up_diff, up_marginal = (each.clear(1) for each in (findings.diff, findings.marginal))
-    n = up_diff.numel()
-    if not bool((up_diff | up_marginal).any()):
-        return say(
-            "None of its {n} clearly raises entropy on average over {positions}.",
-            n=count(n, "head"),
-            positions=count(findings.means.info.n_positions, "position"),
-        )
-    first = say(
-        "Of its {n}, <b>{diff}</b> clearly raise the entropy of the stream they write to (<i>diff</i>), "
-        "<b>{marginal}</b> that of the final prediction (<i>marginal</i>), and {both} both.",
-        n=count(n, "head"),
-        diff=int(up_diff.sum()),
-        marginal=int(up_marginal.sum()),
-        both=int((up_diff & up_marginal).sum()),
-    )
+def raising_heads(diff: Estimates, marginal: Estimates) -> Markup | None:
+    """The numbers of heads that clearly raise entropy, and the first of each measure; nothing where none does."""
+    ups = [int(stand_out(each, 1).sum()) for each in (diff, marginal)]
+    if not any(ups):
+        return None
+    both = int((stand_out(diff, 1) & stand_out(marginal, 1)).sum())
     most = [
-        say("by {by}, {heads}", by=by, heads=leaders(each))
-        for by, each, raising in (("diff", findings.diff, up_diff), ("marginal", findings.marginal, up_marginal))
-        if bool(raising.any())
+        say("by {by}, {heads}", by=by, heads=heads)
+        for by, heads in (("diff", leaders(diff)), ("marginal", leaders(marginal)))
+        if heads
     ]
-    return first + say(" Most of all: {most}.", most=Markup("; ").join(most))
+    return say(
+        "Of {n}, {up} the entropy of the stream (<i>diff</i>) and {final_up} that of the final prediction "
+        "(<i>marginal</i>){both}. Most of all: {most}.",
+        n=n_heads(diff),
+        up=clearly(ups[0], "raise"),
+        final_up=clearly(ups[1], "raise"),
+        both=say("; {both} of them do both", both=both) if both else "",
+        most=Markup("; ").join(most),
+    )
+
+
+def no_head_raises(diff: Estimates, marginal: Estimates) -> Markup:
+    """Say that no head clearly raises entropy, and how much would have been seen by the coarser of both measures."""
+    coarser = max(diff, marginal, key=lambda each: float(each.errors.nanmedian()))
+    sentence = "By neither measure does one of {n} clearly raise entropy.{bound}"
+    return say(sentence, n=n_heads(diff), bound=too_small_to_see(coarser))
+
+
+def lowering_heads(diff: Estimates, marginal: Estimates) -> Markup | None:
+    """The numbers of heads that clearly lower entropy, and how little that means; nothing where none does."""
+    down, final_down = (int(stand_out(each, -1).sum()) for each in (diff, marginal))
+    if not down and not final_down:
+        return None
+    sentence = (
+        "By diff {down} entropy, by marginal {final_down} it. That alone is little: nearly any vector, added to a "
+        "stream whose prediction is close to uniform, makes it less so, and heads of untrained models do that too."
+    )
+    return say(sentence, down=clearly(down, "lower"), final_down=clearly(final_down, "lower"))

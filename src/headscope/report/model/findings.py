@@ -14,7 +14,7 @@ from headscope.analysis.ablation.result import AblationResult
 from headscope.analysis.core.components import component_of
 from headscope.analysis.core.ranking import Ranking
 from headscope.analysis.core.result import Result
-from headscope.analysis.core.stats import Estimates, estimates
+from headscope.analysis.core.stats import Estimate, Estimates, estimate, estimates
 from headscope.analysis.core.top_places import Position, top_positions
 from headscope.analysis.heads.scores import MIN_ATTENTION, HeadScores
 from headscope.analysis.lens.entropy import EntropyResult
@@ -74,6 +74,7 @@ class Findings:
         d_vocab_out: Number of tokens it predicts among.
         data: What the text is.
         tokens: The tokens it ran on.
+        bos: Text of the tokenizer's BOS token, if every sequence begins with it.
         texts: Text of every token that the page shows, by token.
         outcome: What came of each part of the measurement.
         notable: Heads to show in detail; none where entropy was not measured.
@@ -89,6 +90,7 @@ class Findings:
     d_vocab_out: int
     data: str
     tokens: Int[Tensor, "batch pos"]
+    bos: str | None
     texts: Mapping[int, str]
     outcome: Outcome
     notable: tuple[Head, ...]
@@ -143,10 +145,10 @@ class Findings:
         """Effect of each head on the entropy of the final prediction, `[layer, head]`."""
         return estimates(self.entropy.marginal[:, : self.entropy.n_heads])
 
-    def among_first(self, k: int) -> float:
+    def among_first(self, k: int) -> Estimate:
         """Share of the next tokens that are among the model's first `k` choices."""
-        ranks = self.predictions.rank[~self.predictions.loss.isnan()]
-        return float((ranks < k).double().mean())
+        among = (self.predictions.rank < k).double()
+        return estimate(among.masked_fill(self.predictions.loss.isnan(), torch.nan))
 
     def loss_without(self, effect: str) -> Estimates:
         """Loss difference of each head, replaced by its mean, along one kind of path, `[layer, head]`.

@@ -1,7 +1,7 @@
 """The section on the heads that raise entropy most: a table, and each of them where it does so."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from markupsafe import Markup
 
@@ -17,28 +17,36 @@ from headscope.report.words import (
     nats,
     percent,
     percent_cell,
+    probability,
     prose,
     say,
     signed,
     spread,
+    stand_out,
     token,
 )
 
-__all__ = ["heads_section"]
+__all__ = ["came", "heads_section", "heads_title"]
 
 
 def heads_section(findings: Findings, n_positions: int) -> Section:
     """A table of the heads that raise entropy most, and a card for each of the notable ones."""
-    intro = (
+    raising = bool((stand_out(findings.diff, 1) | stand_out(findings.marginal, 1)).any())
+    title = heads_title(raising)
+    intro = prose(
         "Each text below ends at the framed token, where the head raises entropy, with up to {n} tokens before it. "
         "Color is the head's diff at every token: blue where it raises entropy, red where it lowers it, on one scale "
-        "per head."
+        "per head.",
+        n=CONTEXT,
     )
-    if not bool((findings.diff.clear(1) | findings.marginal.clear(1)).any()):
-        intro = "No head clearly raises entropy on average; these come nearest to it. " + intro
+    none = () if raising else (Prose(say("No head clearly raises entropy on average; these come nearest to it.")),)
     cards = (_card(findings, head, n_positions) for head in findings.notable)
-    title = "The heads that raise entropy most"
-    return Section("heads", title, (), (_table(findings), prose(intro, n=CONTEXT), *cards))
+    return Section("heads", title, (), (*none, _table(findings), intro, *cards))
+
+
+def heads_title(raising: bool) -> str:
+    """The section's title, which claims no more than was found."""
+    return "The heads that raise entropy most" if raising else "The heads that come nearest to raising entropy"
 
 
 def _table(findings: Findings) -> Table:
@@ -76,24 +84,25 @@ def _card(findings: Findings, head: Head, n_positions: int) -> Card:
     by_token = token_means(diff, findings.tokens)
     blocks: list[Block] = [
         prose(
-            "diff {diff}, marginal {marginal} nats on average; it raises entropy at {share} of positions.",
+            "diff {diff}, marginal {marginal} nats on average; its diff is above zero at {share} of positions.",
             diff=spread(findings.diff[head]),
             marginal=spread(findings.marginal[head]),
             share=percent(share_above(diff)),
         )
     ]
     for word, means in (
-        ("Raises", [mean for mean in by_token[:6] if mean.mean > 0]),
-        ("Lowers", [mean for mean in by_token[::-1][:4] if mean.mean < 0]),
+        ("Highest", [mean for mean in by_token[:6] if mean.mean > 0]),
+        ("Lowest", [mean for mean in by_token[::-1][:4] if mean.mean < 0]),
     ):
         if means:
-            blocks.append(prose("{word} it most at: {tokens}", word=word, tokens=_tokens(findings, means)))
+            sentence = "{word} mean diff by token, of those that stand here three times or more: {tokens}"
+            blocks.append(prose(sentence, word=word, tokens=_tokens(findings, means)))
     blocks += place_blocks(
         findings.strings,
         diff,
         positions_of(findings.entropy, head, n_positions),
         name=f"entropy diff of {label}",
-        says=lambda place: say("at {token}", token=token(findings.strings[place.row][place.pos])),
+        says=lambda place: say("(diff) at {token}", token=token(findings.strings[place.row][place.pos])),
         then=lambda place: [_outcome(findings, head, place)],
     )
     tags = [say("{name} {share}", name=name, share=percent(v)) for name, v in types_of(findings.scores, head).items()]
@@ -117,16 +126,27 @@ def _outcome(findings: Findings, head: Head, place: Position) -> Prose:
     row, pos, words = place.row, place.pos, Markup("")
     predictions = findings.predictions if findings.has("loss") else None
     if predictions and pos < predictions.loss.shape[1] and not bool(predictions.loss[row, pos].isnan()):
-        rank = int(predictions.rank[row, pos])
         top = zip(predictions.top_tokens[row, pos].tolist(), predictions.top_probs[row, pos].tolist(), strict=True)
-        words = say(
-            "Then came {token} ({prob}, {rank}). The model's choices: {top}. ",
-            token=token(findings.strings[row][pos + 1]),
-            prob=percent(math.exp(-float(predictions.loss[row, pos]))),
-            rank="the model's first choice" if rank == 0 else f"choice {rank + 1:,}",
-            top=Markup(", ").join(say("{t} {p}", t=token(findings.texts[t]), p=percent(p)) for t, p in top),
+        words = came(
+            findings.strings[row][pos + 1],
+            math.exp(-float(predictions.loss[row, pos])),
+            int(predictions.rank[row, pos]),
+            [(findings.texts[token], chance) for token, chance in top],
         )
     final = float(findings.entropy.resid[-1, row, pos])
     without = nats(final - float(findings.entropy.marginal[head][row, pos]))
-    words += say("Final entropy {final} nats; without the head {without}.", final=nats(final), without=without)
+    words += say(
+        "Final entropy {final} nats; without the head (marginal) {without}.", final=nats(final), without=without
+    )
     return Prose(words, soft=True)
+
+
+def came(next_token: str, chance: float, rank: int, choices: Sequence[tuple[str, float]]) -> Markup:
+    """The token that came, with its probability and rank, and the model's choices where they are others too."""
+    if rank == 0:
+        sentence, others, called = "Then came {token}, the model's first choice ({chance}). ", choices[1:], "Its next: "
+    else:
+        sentence, others, called = "Then came {token} ({chance}), choice {rank:,}. ", choices, "The model's first: "
+    first = say(sentence, token=token(next_token), chance=probability(chance), rank=rank + 1)
+    told = Markup(", ").join(say("{token} {chance}", token=token(text), chance=probability(p)) for text, p in others)
+    return first + (say("{called}{told}. ", called=called, told=told) if others else "")

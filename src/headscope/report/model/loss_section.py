@@ -3,19 +3,22 @@
 import dataclasses
 import math
 
+from jaxtyping import Float
 from markupsafe import Markup
+from torch import Tensor
 
 from headscope.analysis.core.stats import Estimate, difference, estimate
 from headscope.report.blocks import Heading, Section
 from headscope.report.model.findings import Findings
-from headscope.report.words import captioned, count, nats, percent, prose, say, spread
+from headscope.report.words import captioned, count, nats, percents, prose, say, spread, those
 from headscope.views.figures.loss import loss_by_position
 from headscope.views.html import HtmlView
 from headscope.views.tokens import colored_tokens
 
-__all__ = ["loss_section"]
+__all__ = ["loss_section", "mean_loss", "use_of_context"]
 
 _SHOWN_TOKENS = 256
+_LONG = 8  # positions, from which early and late are told apart
 
 
 def loss_section(findings: Findings) -> Section:
@@ -41,15 +44,21 @@ def loss_section(findings: Findings) -> Section:
         "time, and among its first ten {top10}.",
         n=count(mean.n, "prediction"),
         mean=spread(mean, sign=False),
-        first=percent(first),
-        top10=percent(findings.among_first(10)),
+        first=percents(first),
+        top10=percents(findings.among_first(10)),
     )
-    summary = (_summary(mean, uniform, first), *_use_of_context(findings))
+    summary = those(mean_loss(mean, uniform, first), use_of_context(_late_less_early(predictions.loss)))
     return Section("loss", "Loss", summary, (words, figure, Heading("The text, as the model finds it"), text))
 
 
-def _summary(mean: Estimate, uniform: float, first: float) -> Markup:
-    """The quality of the predictions, beside a uniform guess."""
+def mean_loss(mean: Estimate, uniform: float, first: Estimate) -> Markup:
+    """The quality of the predictions, beside a uniform guess.
+
+    Args:
+        mean: The mean loss.
+        uniform: The loss of a uniform guess.
+        first: Share of the predictions whose first choice is right.
+    """
     gain = dataclasses.replace(mean, value=mean.value - uniform)
     if not gain.clear():
         verdict = "which on this much text is not clearly different from a uniform guess ({uniform})"
@@ -64,24 +73,27 @@ def _summary(mean: Estimate, uniform: float, first: float) -> Markup:
         ppl=f"{math.exp(min(mean.value, 700.0)):,.1f}",
         n=count(mean.n, "prediction"),
         uniform=nats(uniform),
-        first=percent(first),
+        first=percents(first),
     )
 
 
-def _use_of_context(findings: Findings) -> tuple[Markup, ...]:
-    """The change of the loss from early to late in a sequence; nothing where it is not clear."""
-    loss = findings.predictions.loss
+def _late_less_early(loss: Float[Tensor, "batch pos"]) -> Estimate:
+    """The mean loss in the second half of a sequence less that in its first quarter; NaN for short ones."""
     width = loss.shape[1]
-    if width < 8:
-        return ()
-    change = difference(estimate(loss[:, width // 2 :]), estimate(loss[:, : width // 4]))
+    if width < _LONG:
+        return Estimate(math.nan, math.nan, 0)
+    return difference(estimate(loss[:, width // 2 :]), estimate(loss[:, : width // 4]))
+
+
+def use_of_context(change: Estimate) -> Markup | None:
+    """The change of the loss from early to late in a sequence; nothing where it is not clear."""
     if not change.clear():
-        return ()
+        return None
     sentence = (
-        "Late in a sequence it predicts {word} than early: {change} nats in the second half, compared with the first "
-        "quarter."
+        "Late in a sequence it predicts {word} than early: the loss changes by {change} nats from the first quarter to "
+        "the second half."
     )
-    return (say(sentence, word="better" if change.value < 0 else "worse", change=spread(change)),)
+    return say(sentence, word="better" if change.value < 0 else "worse", change=spread(change))
 
 
 def _sample_view(findings: Findings, uniform: float) -> HtmlView:

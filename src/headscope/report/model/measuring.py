@@ -113,6 +113,7 @@ def measure(
         d_vocab_out=model.cfg.d_vocab_out,
         data=describe,
         tokens=tokens.cpu(),
+        bos=_bos(model, tokens),
         texts={token: _text(model, token) for token in torch.cat(shown).unique().tolist() if token >= 0},
         outcome=outcome,
         notable=notable_heads(entropy.mean(), n_heads) if n_heads and entropy is not None else (),
@@ -156,6 +157,12 @@ def _layers(cfg: HookedTransformerConfig) -> str:
 def _text(model: HookedTransformer, token: int) -> str:
     """Return a token's text, or its number for a model without a tokenizer."""
     return f" {token}" if model.tokenizer is None else model.to_single_str_token(token)
+
+
+def _bos(model: HookedTransformer, tokens: Tensor) -> str | None:
+    """Return the text of the tokenizer's BOS token, if every row begins with it."""
+    bos = None if model.tokenizer is None else model.tokenizer.bos_token_id
+    return None if bos is None or bool((tokens[:, 0] != bos).any()) else _text(model, bos)
 
 
 def _predicts(model: HookedTransformer, tokens: Tensor) -> bool:

@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping
 
 import torch
-from markupsafe import Markup
 
 from headscope.analysis.heads.scores import SCORES
 from headscope.data.tasks import ModularAdditionDataset
@@ -12,17 +11,24 @@ from headscope.report.blocks import Block, Cell, FactList, Figure, Row, Section,
 from headscope.report.numbers_section import table_links
 from headscope.report.places import head_of
 from headscope.report.toy.findings import ToyFindings
+from headscope.report.toy.sentences import (
+    answered,
+    few_waves,
+    head_missed,
+    heads_of_types,
+    loss_of,
+    share_of,
+    when_learned,
+)
 from headscope.report.words import (
     captioned,
-    count,
     head_cell,
-    listed,
-    nats,
     number_cell,
     percent,
     percent_cell,
     prose,
     say,
+    those,
 )
 from headscope.training.toy_study import HeadLogits
 from headscope.views.attention import attention_heads
@@ -36,7 +42,6 @@ __all__ = ["toy_sections"]
 
 _LEARNED = 0.99
 _FEW_EPOCHS = 8
-_POWER = 0.95
 _BLUE_RED = "Blue adds, red takes away, no color is nothing; the maps share one scale."
 
 
@@ -46,15 +51,6 @@ def toy_sections(findings: ToyFindings, tables: Mapping[str, str]) -> list[Secti
     numbers = Section("numbers", "The numbers", (), (table_links(tables), measured))
     parts = (_answers, _training, _along, _heads, _circuits, _types, _waves)
     return [section for section in (*(part(findings) for part in parts), numbers) if section is not None]
-
-
-def _share(value: float) -> Markup:
-    """A share that may be close to all, in percent with two decimals."""
-    return say('<span class="number">{value:.2f}\xa0%</span>', value=100 * value)
-
-
-def _loss(value: float) -> Markup:
-    return say('<span class="number">{value:.4f}</span>', value=value)
 
 
 def _answers(findings: ToyFindings) -> Section:
@@ -68,27 +64,19 @@ def _answers(findings: ToyFindings) -> Section:
             Cell(name, at),
             *(
                 number_cell(value, shown(value))
-                for metric, shown in (("loss", _loss), ("accuracy", _share))
+                for metric, shown in (("loss", loss_of), ("accuracy", share_of))
                 for value in (getattr(final, kind + metric), getattr(best, kind + metric))
             ),
         )
         for at, (name, kind) in enumerate(kinds)
     ]
-    summary = say(
-        "After {steps} ({seconds:.1f} s) <b>{accuracy}</b> of the answers that their prompt settles are right, at a "
-        "loss of <b>{loss}</b> nats (the best possible: {best})",
-        steps=count(len(result.train), "step"),
-        seconds=result.seconds,
-        accuracy=_share(final.signal_accuracy),
-        loss=_loss(final.signal_loss),
-        best=_loss(best.signal_loss),
+    summary = answered(
+        len(result.train),
+        result.seconds,
+        signal=(final.signal_accuracy, final.signal_loss, best.signal_loss),
+        every=(final.accuracy, best.accuracy) if both else None,
+        held_out=result.validation is not None,
     )
-    if both:
-        summary += say(
-            "; of all answers, noise included, {all} (the best possible: {best})",
-            all=_share(final.accuracy),
-            best=_share(best.accuracy),
-        )
     facts = {
         "Task": data.task,
         "Trained on": result.data,
@@ -105,7 +93,7 @@ def _answers(findings: ToyFindings) -> Section:
         Table(("answers", "loss, nats", "best possible", "right", "best possible"), rows, caption),
         _prompts(findings),
     )
-    return Section("answers", "The model and its answers", (summary + ".",), blocks)
+    return Section("answers", "The model and its answers", (summary,), blocks)
 
 
 def _prompts(findings: ToyFindings) -> Table:
@@ -119,7 +107,7 @@ def _prompts(findings: ToyFindings) -> Table:
                 Cell(say("<code>{prompt}</code>", prompt=prompt), prompt),
                 Cell(str(each.label), each.label),
                 Cell(say(reply, reply=each.reply), each.reply),
-                Cell(_share(each.probability), each.probability),
+                Cell(share_of(each.probability), each.probability),
             )
         )
     caption = say("The first prompt with each answer, {n} at most; tokens by their numbers.", n=len(rows))
@@ -138,19 +126,10 @@ def _training(findings: ToyFindings) -> Section:
             "One color for each kind of answer.",
         )
     ]
-    summary = []
-    by_heart = result.train.reached(_LEARNED)
     held_out = None if result.validation is None else result.validation.reached(_LEARNED)
-    if held_out is not None:
-        summary.append(
-            say(
-                "{share} of the signal in a training batch was first right at step {training}, of that in held-out "
-                "data when it was measured at step {held_out}.",
-                share=percent(_LEARNED),
-                training="–" if by_heart is None else f"{by_heart:,}",
-                held_out=f"{held_out:,}",
-            )
-        )
+    learned = (
+        when_learned(_LEARNED, result.train.reached(_LEARNED), held_out) if result.validation is not None else None
+    )
     if findings.power is not None and result.validation is not None:
         figures.append(
             captioned(
@@ -161,7 +140,7 @@ def _training(findings: ToyFindings) -> Section:
                 share=percent(_LEARNED),
             )
         )
-    return Section("training", "How it was learned", summary, figures)
+    return Section("training", "How it was learned", those(learned), figures)
 
 
 def _along(findings: ToyFindings) -> Section | None:
@@ -184,13 +163,12 @@ def _heads(findings: ToyFindings) -> Section:
     """Attention of the heads, the loss without each, and what they add to the logits."""
     needed, labels = findings.heads, findings.head_labels
     worst = int(needed.loss_without.argmax())
-    summary = say(
-        "When one head at a time is replaced by its mean over the data, head <b>{label}</b> is missed most: {accuracy} "
-        "are right without it, and the loss is {loss} nats instead of {whole}.",
-        label=labels[worst],
-        accuracy=_share(float(needed.accuracy_without.flatten()[worst])),
-        loss=nats(float(needed.loss_without.flatten()[worst])),
-        whole=nats(needed.loss),
+    missed = head_missed(
+        labels[worst],
+        right=(needed.accuracy, float(needed.accuracy_without.flatten()[worst])),
+        loss=(needed.loss, float(needed.loss_without.flatten()[worst])),
+        n_rows=int(findings.data.signal.any(-1).sum()),
+        n_heads=len(labels),
     )
     attention = captioned(
         attention_heads(
@@ -205,7 +183,7 @@ def _heads(findings: ToyFindings) -> Section:
         "The attention weights of one forward pass. Point at a token to see where it looks.",
         "No color is no attention, the strongest blue is all of it.",
     )
-    missed = captioned(
+    rises = captioned(
         component_maps(
             {"loss, nats": needed.loss_without - needed.loss},
             title="What the loss of settled answers gains without a head",
@@ -217,7 +195,7 @@ def _heads(findings: ToyFindings) -> Section:
         "Blue: without the head the loss is higher. Red: lower.",
     )
     parts = () if findings.parts is None else (_parts(findings, findings.parts),)
-    return Section("heads", "What each head does", (summary,), (attention, missed, *parts))
+    return Section("heads", "What each head does", those(missed), (attention, rises, *parts))
 
 
 def _parts(findings: ToyFindings, parts: HeadLogits) -> Figure:
@@ -301,13 +279,8 @@ def _types(findings: ToyFindings) -> Section | None:
                 "No color is none; the strongest blue is the most there is.",
             )
         )
-    named = [
-        say("{name}: <b>{heads}</b>", name=key.replace("_", " "), heads=listed([score.label for score in ranking]))
-        for key, ranking in ranked.items()
-        if ranking
-    ]
-    summary = (say("Heads of known types: {named}.", named=Markup("; ").join(named)),) if named else ()
-    return Section("types", "Head types", summary, blocks)
+    said = heads_of_types({key: [score.label for score in ranking] for key, ranking in ranked.items()})
+    return Section("types", "Head types", those(said), blocks)
 
 
 def _waves(findings: ToyFindings) -> Section | None:
@@ -315,13 +288,6 @@ def _waves(findings: ToyFindings) -> Section | None:
     power, data = findings.power, findings.data
     if power is None or not isinstance(data, ModularAdditionDataset):
         return None
-    ranked = power["after"].sort(descending=True).values.cumsum(0)
-    summary = say(
-        "<b>{n}</b> of {of} frequencies hold {share} of what differs between the numbers' embeddings.",
-        n=int((ranked < _POWER).sum()) + 1,
-        of=len(ranked),
-        share=percent(_POWER),
-    )
     figure = captioned(
         fourier_bars(power, data="W_E"),
         "How much of what differs between the numbers' embeddings is a wave of each frequency.",
@@ -329,4 +295,4 @@ def _waves(findings: ToyFindings) -> Section | None:
         "Blue is the model as it is, gray as it was before training.",
         p=data.p,
     )
-    return Section("waves", "Waves in the embedding", (summary,), (figure,))
+    return Section("waves", "Waves in the embedding", those(few_waves(power.get("before"), power["after"])), (figure,))

@@ -1,0 +1,144 @@
+"""Each sentence of a page about a model: numbers that it is said of, and numbers for which it would be false."""
+
+from collections.abc import Callable
+
+import pytest
+from markupsafe import Markup
+from sentences import check_words, mean, means
+
+from headscope.report.model.ablation_section import missed_heads, no_head_missed
+from headscope.report.model.entropy_section import (
+    along_the_layers,
+    largest_steps,
+    lowering_heads,
+    no_head_raises,
+    raising_heads,
+)
+from headscope.report.model.heads_section import came, heads_title
+from headscope.report.model.loss_section import mean_loss, use_of_context
+from headscope.report.model.model_section import few_sequences, in_front
+from headscope.report.numbers_section import how_it_was_made
+
+Sentence = Callable[[], Markup | str | None]
+
+NOISE = means([[0.01, -0.02], [0.0, 0.01]], noise=0.5)
+UP = means([[0.5, 0.01], [0.0, -0.01]], noise=0.1)
+TWO_UP = means([[0.5, 0.01], [0.49, -0.01]], noise=0.1)
+DOWN = means([[0.0, 0.01], [-0.4, 0.0]], noise=0.1)
+TINY = means([[0.0003, 0.0], [0.0, 0.0]], noise=0.00001)
+STEP, TWO_STEPS, DROP = [0.5, 0.01, 0.0, -0.01], [0.5, 0.01, 0.49, -0.01], [0.0, 0.01, -0.4, 0.0]
+STEPS = ["layer 0", "layer 1", "layer 2", "layer 3"]
+
+# A sentence with its numbers, and what it says of them; what begins with "~" it must not say.
+SAID: dict[str, tuple[Sentence, list[str]]] = {
+    "better than uniform": (
+        lambda: mean_loss(mean(3.0, 0.1), 6.9, mean(0.4, 0.02)),
+        ["mean loss of 3.000 ± 0.100 nats (perplexity 20.1, over 400 predictions)", "a uniform guess would cost 6.900",
+         "right 40 % ± 2.0 % of the time", "~worse", "~clearly different"],
+    ),
+    "worse than uniform": (lambda: mean_loss(mean(7.5, 0.1), 6.9, mean(0.0, 0.0)), ["worse than a uniform guess"]),
+    "like uniform": (
+        lambda: mean_loss(mean(7.0, 0.1), 6.9, mean(0.0, 0.0)),
+        ["not clearly different from a uniform guess (6.900)", "~worse", "~would cost"],
+    ),
+    "context helps": (lambda: use_of_context(mean(-0.5, 0.1)), ["better than early", "changes by -0.500 ± 0.100"]),
+    "context harms": (lambda: use_of_context(mean(0.5, 0.1)), ["worse than early"]),
+    "entropy falls": (
+        lambda: along_the_layers(mean(6.0, 0.1), mean(2.0, 0.1), mean(-4.0, 0.1)),
+        ["logit lens", "falls from 6.000 ± 0.100 nats at the embedding to 2.000 ± 0.100 at the end (-4.000 ± 0.100)"],
+    ),
+    "entropy rises": (lambda: along_the_layers(mean(1.0, 0.1), mean(2.0, 0.1), mean(1.0, 0.1)), ["rises from 1.000"]),
+    "one step": (
+        lambda: largest_steps(means(STEP, 0.1), STEPS),
+        ["The largest rise of that entropy is +0.500 ± 0.018 nats, at layer 0.", "~apart", "~drop"],
+    ),
+    "two steps": (lambda: largest_steps(means(TWO_STEPS, 0.1), STEPS), ["at layer 0, not clearly apart from layer 2."]),
+    "a drop": (lambda: largest_steps(means(DROP, 0.1), STEPS), ["The largest drop of that entropy is -0.400", "~rise"]),
+    "one raises by diff": (
+        lambda: raising_heads(UP, NOISE),
+        ["Of 4 heads, 1 clearly raises the entropy of the stream (diff) and none clearly raises that of the final",
+         "Most of all: by diff, head 0.0 (+0.500 ± 0.018 nats).", "~by marginal", "~do both", "~apart"],
+    ),
+    "two raise by marginal": (
+        lambda: raising_heads(UP, TWO_UP),
+        ["1 clearly raises", "2 clearly raise that", "1 of them do both",
+         "by marginal, head 0.0 (+0.500 ± 0.018 nats, not clearly apart from 1.0)"],
+    ),
+    "none raises": (
+        lambda: no_head_raises(NOISE, UP),
+        ["By neither measure does one of 4 heads clearly raise entropy.", "at 0.238 nats or further from zero"],
+    ),
+    "one lowers": (lambda: lowering_heads(DOWN, UP), ["By diff 1 clearly lowers entropy", "That alone is little"]),
+    "one is missed": (
+        lambda: missed_heads(UP),
+        ["of 4 heads 1 clearly helps and none clearly costs (on 32 predictions)",
+         "The loss rises most without head 0.0 (+0.500 ± 0.018 nats).", "~falls"],
+    ),
+    "one costs": (
+        lambda: missed_heads(DOWN),
+        ["none clearly helps and 1 clearly costs", "It falls most without head 1.0 (-0.400 ± ", "~rises"],
+    ),
+    "none is missed": (
+        lambda: no_head_missed(NOISE),
+        ["By the patched effect, the loss changes clearly for none of 4 heads.", "at 0.238 nats or further from zero"],
+    ),
+    "some raise": (lambda: heads_title(True), ["The heads that raise entropy most"]),
+    "some come near": (lambda: heads_title(False), ["come nearest to raising entropy", "~raise entropy most"]),
+    "came first": (
+        lambda: came(" cat", 0.5, 0, [(" cat", 0.5), (" dog", 0.00031)]),
+        ["Then came cat, the model's first choice (50 %). Its next: dog 0.031 %.", "~choice 1"],
+    ),
+    "came third": (
+        lambda: came(" cat", 0.1, 2, [(" dog", 0.5)]),
+        ["Then came cat (10 %), choice 3. The model's first: dog 50 %.", "~first choice"],
+    ),
+    "BOS in front": (
+        lambda: in_front("<|im_start|>", 2),
+        ["In front of each of the 2 sequences stands <|im_start|>", "no part of the text"],
+    ),
+    "BOS in front of one": (lambda: in_front("<s>", 1), ["In front of the sequence stands <s>"]),
+    "two sequences": (lambda: few_sequences(2), ["There are only 2 sequences", "pieces of them", "likely too small"]),
+    "one sequence": (lambda: few_sequences(1), ["There is only 1 sequence", "pieces of it"]),
+    "entropy was measured": (
+        lambda: how_it_was_made({"scale": "final"}, ["fold_ln"]),
+        ["Entropy was measured with scale=final, on weights processed by fold_ln.", "are left out of all means"],
+    ),
+    "with BOS": (lambda: how_it_was_made({"include_bos": True}, ()), ["on weights as they are", "~left out"]),
+    "no entropy": (
+        lambda: how_it_was_made({}, ["fold_ln", "center_unembed"]),
+        ["All was measured on weights processed by fold_ln and center_unembed.", "~Entropy was", "~left out"],
+    ),
+}  # fmt: skip
+
+SILENT: dict[str, Sentence] = {
+    "context: no clear change": lambda: use_of_context(mean(-0.5, 0.4)),
+    "context: a short sequence": lambda: use_of_context(mean(float("nan"), float("nan"))),
+    "entropy along layers: no clear change": lambda: along_the_layers(mean(6.0, 1.0), mean(5.5, 1.0), mean(-0.5, 0.5)),
+    "steps: noise": lambda: largest_steps(means([0.01, -0.02, 0.0, 0.01], 0.5), STEPS),
+    "raising: noise": lambda: raising_heads(NOISE, NOISE),
+    "raising: only lowered": lambda: raising_heads(DOWN, DOWN),
+    "raising: clear, but zero in three decimals": lambda: raising_heads(TINY, TINY),
+    "lowering: only raised": lambda: lowering_heads(UP, UP),
+    "missed: noise": lambda: missed_heads(NOISE),
+    "missed: zero in three decimals": lambda: missed_heads(TINY),
+    "in front: no BOS": lambda: in_front(None, 8),
+    "few sequences: eight": lambda: few_sequences(8),
+}
+
+
+@pytest.mark.parametrize("case", SAID)
+def test_what_is_so_is_said(case: str) -> None:
+    sentence, parts = SAID[case]
+    check_words(sentence(), parts)
+
+
+@pytest.mark.parametrize("case", SILENT)
+def test_what_is_not_so_is_not_said(case: str) -> None:
+    assert SILENT[case]() is None
+
+
+def test_a_bound_is_that_of_a_head_that_just_stands_out() -> None:
+    """What "none" excludes: at the bound that is told, half of the heads would have been called clear."""
+    just_seen = means([[0.24, -0.24], [0.24, -0.24]], noise=0.5)
+    just_not = means([[0.237, -0.237], [0.237, -0.237]], noise=0.5)
+    assert bool(just_seen.clear().all()) and not bool(just_not.clear().any())
