@@ -15,6 +15,7 @@ from headscope.cli.shared import app, command, each_of, ends, kept_run, listed
 from headscope.compat.prompt import test_prompt
 from headscope.model.checkpoints.names import DEMO
 from headscope.model.transformer import HookedTransformer
+from headscope.ops.kernels.interface import Precision
 from headscope.report import ABLATION_TOKENS, MAX_TOKENS
 from headscope.report.costs import ablation_work, entropy_work
 from headscope.report.plan import Part
@@ -71,8 +72,11 @@ def entropy(
     lens_bias: Annotated[bool, typer.Option(help="Use the unembedding's bias at every state.")] = True,
     include_bos: options.IncludeBos = False,
     precision: Annotated[
-        Literal["float32", "bfloat16"],
-        typer.Option(help="Precision of the heads' products: bfloat16 is faster and slightly less exact."),
+        Precision,
+        typer.Option(
+            help="Precision of the heads' products: bfloat16 is faster and slightly less exact; tf32 and bfloat16x3 "
+            "are between, and need a GPU."
+        ),
     ] = "float32",
     max_tokens: options.MaxTokens = MAX_TOKENS,
     seq_len: options.SeqLen = None,

@@ -17,16 +17,16 @@ Under a soft cap, and when each state has a scale of its own, logits are formed 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from headscope.errors import InvalidInputError
 from headscope.ops.devices import Budget
 from headscope.ops.head_products import HeadProducts
 from headscope.ops.kernels.dispatch import kernels_for
-from headscope.ops.kernels.interface import BITS, Factors, Kernels
+from headscope.ops.kernels.interface import BITS, Factors, Kernels, Precision
 from headscope.ops.kernels.products import product
 from headscope.ops.kernels.torch_kernels import within
 from headscope.ops.parallel import RowChunks
@@ -158,7 +158,7 @@ class LensEntropies:
 def lens_entropies(
     problem: LensProblem,
     *,
-    precision: Literal["float32", "bfloat16"] = "float32",
+    precision: Precision = "float32",
     watch: Callable[[Sequence[slice]], Iterable[slice]] = iter,
 ) -> LensEntropies:
     """Solve a `LensProblem`.
@@ -172,7 +172,13 @@ def lens_entropies(
         problem: What to measure.
         precision: `"bfloat16"` computes the heads' products in bfloat16. Their logits are then rounded to 8 bits, one
             of 4 by up to 0.008: entropies of single rows are off by about a hundredth of a nat, means by less.
+            `"tf32"` rounds the two factors to 11 bits, `"bfloat16x3"` to two bfloat16 each, of 16 bits, and leaves the
+            product of the two rests out: they are off by 2^-11 and 2^-16 of what the factors' sizes multiply to.
+            The triton kernels alone have these two.
         watch: Gives the tiles of the vocabulary it is handed, as a progress bar does.
+
+    Raises:
+        InvalidInputError: if the kernels at hand do not have this precision.
     """
     n_states, rows = problem.states.shape[:2]
     device = problem.states.device
@@ -189,7 +195,13 @@ def lens_entropies(
         rows, d_vocab, per_row=max(n_products, problem.n_components), shared=problem.W_O[..., 0].numel()
     )
     heads = HeadProducts(problem.heads, problem.W_O, torch.bfloat16 if precision == "bfloat16" else None)
-    with RowChunks(rows, size.rows, kernels_for(device, problem.states.dtype), device) as chunks:
+    kernels_here = kernels_for(device, problem.states.dtype)
+    if precision not in kernels_here.precisions:
+        raise InvalidInputError(
+            f"precision={precision!r} needs the triton kernels (a GPU, float32, and pip install 'headscope[gpu]'); "
+            f"the {kernels_here.name} kernels that are used here have {', '.join(map(repr, kernels_here.precisions))}."
+        )
+    with RowChunks(rows, size.rows, partial(kernels_here, precision), device) as chunks:
         for tile in watch(list(vocab_tiles(d_vocab, size.vocab))):
             W_U = (problem.W_U[:, tile] - mean).mul_(BITS)
             weights = _TileWeights(problem, heads, W_U, tile, chained=chained)

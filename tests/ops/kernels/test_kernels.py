@@ -1,5 +1,6 @@
 """Every set of kernels against plain float64 formulas, on awkward tiles, and the choice between them."""
 
+import importlib.util
 import subprocess
 import sys
 
@@ -18,7 +19,12 @@ from headscope.ops.kernels.dispatch import kernels_for
 from headscope.ops.kernels.interface import SAFE_BITS, Factors, Kernels
 from headscope.ops.kernels.torch_kernels import TorchKernels
 
+# What Triton's interpreter makes numpy say of infinities, which are not hidden.
+pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|overflow|All-NaN slice) encountered:RuntimeWarning")
+
 KERNELS = [TorchKernels, CpuKernels, AcceleratorKernels]
+if importlib.util.find_spec("triton"):
+    KERNELS.append(dispatch._fused("triton")[0])
 # Relative: a sum of T float32 terms, each with a 2^x off by at most 2e-7.
 TOLERANCE = 2e-6
 
@@ -132,40 +138,49 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(kernels: type[Kernels]) -> 
 
 
 def test_the_best_kernels_are_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    cpu, gpu, mps = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
     monkeypatch.delenv("HEADSCOPE_KERNELS", raising=False)
     assert kernels_for(cpu, torch.float32) is CpuKernels
     assert kernels_for(cpu, torch.float64) is TorchKernels
-    assert kernels_for(gpu, torch.float32) is kernels_for(gpu, torch.float64) is AcceleratorKernels
+    assert kernels_for(mps, torch.float32) is kernels_for(gpu, torch.float64) is AcceleratorKernels
     with budget("cuda"):
         assert kernels_for(cpu, torch.float32) is AcceleratorKernels
+    monkeypatch.setenv("HEADSCOPE_KERNELS", "cpu")
+    assert kernels_for(gpu, torch.float32) is AcceleratorKernels
     monkeypatch.setenv("HEADSCOPE_KERNELS", "torch")
     assert kernels_for(cpu, torch.float32) is TorchKernels
+    assert kernels_for(gpu, torch.float32) is AcceleratorKernels
     monkeypatch.setenv("HEADSCOPE_KERNELS", "fast")
-    with pytest.raises(InvalidInputError, match="HEADSCOPE_KERNELS is 'fast'.*torch.*cpu"):
+    with pytest.raises(InvalidInputError, match="HEADSCOPE_KERNELS is 'fast'.*torch.*cpu.*triton"):
         kernels_for(cpu, torch.float32)
 
 
-@pytest.mark.parametrize("error", [ImportError("no numba"), RuntimeError("no locator available")])
-def test_without_a_compiler(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    dispatch._cpu_kernels.cache_clear()
+@pytest.mark.parametrize("error", [ImportError("not installed"), RuntimeError("no locator available")])
+@pytest.mark.parametrize(
+    ("device", "name", "plain", "repair"),
+    [("cpu", "cpu", TorchKernels, "pip install numba"), ("cuda", "triton", AcceleratorKernels, r"headscope\[gpu\]")],
+)
+def test_without_a_compiler(
+    device: str, name: str, plain: type[Kernels], repair: str, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dispatch._fused.cache_clear()
 
     def fail(name: str) -> None:
         raise error
 
     monkeypatch.setattr(dispatch.importlib, "import_module", fail)
     monkeypatch.delenv("HEADSCOPE_KERNELS", raising=False)
-    assert kernels_for(torch.device("cpu"), torch.float32) is TorchKernels
-    monkeypatch.setenv("HEADSCOPE_KERNELS", "cpu")
-    with pytest.raises(MissingDependencyError, match=f"{error}.*pip install numba"):
-        kernels_for(torch.device("cpu"), torch.float32)
-    dispatch._cpu_kernels.cache_clear()
+    assert kernels_for(torch.device(device), torch.float32) is plain
+    monkeypatch.setenv("HEADSCOPE_KERNELS", name)
+    with pytest.raises(MissingDependencyError, match=f"HEADSCOPE_KERNELS={name} needs .*{repair}.*{error}"):
+        kernels_for(torch.device(device), torch.float32)
+    dispatch._fused.cache_clear()
 
 
-def test_the_compiler_loads_when_it_is_used() -> None:
-    code = "import sys, headscope.analysis, headscope.ops.lens_entropy; print('numba' in sys.modules)"
+def test_compilers_load_when_they_are_used() -> None:
+    code = "import sys, headscope.analysis, headscope.ops.lens_entropy; print({'numba', 'triton'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+    assert done.stdout.strip() == "set()"
 
 
 @pytest.mark.parametrize("kernels", KERNELS)

@@ -24,6 +24,7 @@ from headscope.analysis.storage.options import StreamOptions, streaming
 from headscope.analysis.storage.passes import Passes
 from headscope.errors import NotFiniteError
 from headscope.model.transformer import HookedTransformer
+from headscope.ops.kernels.interface import PRECISIONS, Precision
 from headscope.ops.lens_entropy import lens_entropies
 
 __all__ = ["EntropyAccumulator", "EntropyOptions", "EntropyResult", "measure_entropy"]
@@ -40,10 +41,10 @@ class EntropyOptions:
     lens_bias: bool = True
     reduce: Literal["mean", "none"] = "mean"
     include_bos: bool = False
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
-        check_option("precision", self.precision, ("float32", "bfloat16"))
+        check_option("precision", self.precision, PRECISIONS)
         check_option("baseline", self.baseline, ("zero", "mean"))
         check_option("scale", self.scale, ("final", "own"))
         check_option("reduce", self.reduce, ("mean", "none"))
@@ -58,7 +59,7 @@ def measure_entropy(
     scale: Literal["final", "own"] = "final",
     lens_bias: bool = True,
     reduce: Literal["mean", "none"] = "mean",
-    precision: Literal["float32", "bfloat16"] = "float32",
+    precision: Precision = "float32",
     **run: Unpack[StreamOptions],
 ) -> EntropyResult:
     """Measure how each head and each MLP moves the entropy of the next-token prediction.
@@ -77,7 +78,8 @@ def measure_entropy(
         lens_bias: Use `b_U` for every state; `False` leaves it out for all but the final logits.
         reduce: `"mean"` over positions, or `"none"` to keep batch and position.
         precision: `"bfloat16"` rounds the heads' logits to 8 bits, which is faster on CPUs with bfloat16 arithmetic.
-            Everything else stays in float32 (or the model's own type, if that is wider).
+            On a GPU with the triton kernels also `"tf32"` (11 bits) and `"bfloat16x3"` (16 bits). Everything else stays
+            in float32 (or the model's own type, if that is wider).
         **run: Options of every run; see `StreamOptions`.
 
     With `out` and `reduce="none"`, the numbers of each position are read into memory once, at the end: 4 bytes for each

@@ -3,14 +3,16 @@
 from typing import ClassVar
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from headscope.ops.devices import Budget
 from headscope.ops.kernels import loops
 from headscope.ops.kernels.interface import SAFE_BITS, Factors, Kernels
 from headscope.ops.kernels.torch_kernels import finite_maximum
 
-__all__ = ["CpuKernels"]
+__all__ = ["KERNELS", "CpuKernels"]
 
 _SAFE = np.float32(SAFE_BITS)
 
@@ -19,6 +21,10 @@ class CpuKernels(Kernels):
     """Compiled loops over float32 tiles. Threads may run them at once: they hold no interpreter lock."""
 
     name: ClassVar[str] = "cpu"
+
+    @classmethod
+    def runs_on(cls, device: torch.device) -> bool:
+        return not Budget.of(device).is_accelerators
 
     def factors(self, logits: Float[Tensor, "row tile"], name: str) -> Factors:
         shift = finite_maximum(logits)
@@ -47,3 +53,6 @@ class CpuKernels(Kernels):
         self, entries: Float[Tensor, "row tile"], than: Float[Tensor, "row 1"], excess: Int[Tensor, " row"]
     ) -> None:
         loops.count_excess(entries.numpy(), than.numpy(), excess.numpy())
+
+
+KERNELS = CpuKernels

@@ -15,12 +15,18 @@ from headscope.ops.kernels.torch_kernels import TorchKernels
 __all__ = ["kernels_for", "kernels_of"]
 
 _VARIABLE = "HEADSCOPE_KERNELS"
+_COMPILERS = {
+    "cpu": "numba (pip install numba), which compiles its loops, and a folder that it can write to (NUMBA_CACHE_DIR)",
+    "triton": "Triton (pip install 'headscope[gpu]'), which compiles its programs",
+}
 
 
 def kernels_for(device: torch.device, dtype: torch.dtype) -> type[Kernels]:
     """Return the best kernels for logits of this device and dtype, or those that `HEADSCOPE_KERNELS` names.
 
-    The `cpu` kernels take float32 on the CPU, and need numba; the `torch` kernels take everything, and everything else.
+    The `cpu` kernels take float32 on the CPU, and need numba; the `triton` kernels take float32 on a GPU, and need
+    Triton (under its interpreter, `TRITON_INTERPRET=1`, they take the CPU's if asked for by name); the `torch` kernels
+    take everything, and everything else.
 
     Raises:
         InvalidInputError: if the variable names no kernels.
@@ -31,19 +37,21 @@ def kernels_for(device: torch.device, dtype: torch.dtype) -> type[Kernels]:
         'torch'
     """
     wanted = os.environ.get(_VARIABLE, "")
-    if wanted not in ("", "cpu", "torch"):
-        raise InvalidInputError(f'{_VARIABLE} is {wanted!r}; it can be "torch" or "cpu", or empty for the best.')
-    if Budget.of(device).is_accelerators:
-        return AcceleratorKernels
-    if wanted == "torch" or dtype != torch.float32:
-        return TorchKernels
-    fused, reason = _cpu_kernels()
-    if fused is None and wanted:
-        raise MissingDependencyError(
-            f"{_VARIABLE}=cpu needs numba, which compiles its loops, and a folder that it can write to "
-            f"(NUMBA_CACHE_DIR): {reason}. To install it: pip install numba"
+    if wanted not in ("", *_COMPILERS, "torch"):
+        raise InvalidInputError(
+            f'{_VARIABLE} is {wanted!r}; it can be "torch", "cpu" or "triton", or empty for the best.'
         )
-    return TorchKernels if fused is None else fused
+    on_accelerator = Budget.of(device).is_accelerators
+    plain = AcceleratorKernels if on_accelerator else TorchKernels
+    by_device = "triton" if device.type == "cuda" else "" if on_accelerator else "cpu"
+    asked = wanted or by_device
+    if dtype != torch.float32 or asked not in _COMPILERS:
+        return plain
+    fused, reason = _fused(asked)
+    if fused is None and wanted:
+        raise MissingDependencyError(f"{_VARIABLE}={asked} needs {_COMPILERS[asked]}: {reason}.")
+    # What was asked for cannot run everywhere: loops run on a CPU, Triton's programs on a GPU or in its interpreter.
+    return fused if fused is not None and fused.runs_on(device) else plain
 
 
 def kernels_of(W_U: torch.Tensor) -> str:
@@ -52,9 +60,11 @@ def kernels_of(W_U: torch.Tensor) -> str:
 
 
 @cache
-def _cpu_kernels() -> tuple[type[Kernels] | None, str]:
-    """Import the CPU kernels when first used, as the compiler takes half a second to load; or say what failed."""
+def _fused(name: str) -> tuple[type[Kernels] | None, str]:
+    """Import kernels when first used, as their compiler takes half a second or more to load; or say what failed."""
     try:
-        return importlib.import_module(f"{__package__}.cpu_kernels").CpuKernels, ""
-    except (ImportError, RuntimeError) as error:  # numba is missing or broken, or has no folder for what it compiles
+        module = importlib.import_module(f"{__package__}.{name}_kernels")
+    except (ImportError, RuntimeError) as error:  # it is missing or broken, or has no folder for what it compiles
         return None, str(error)
+    kernels: type[Kernels] = module.KERNELS
+    return kernels, ""

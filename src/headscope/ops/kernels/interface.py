@@ -10,7 +10,7 @@ together change nothing in float32. In other rows the changed logits are formed,
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -18,7 +18,11 @@ from torch import Tensor
 
 from headscope.ops.head_products import times
 
-__all__ = ["BITS", "SAFE_BITS", "Factors", "Kernels"]
+__all__ = ["BITS", "PRECISIONS", "SAFE_BITS", "Factors", "Kernels", "Precision"]
+
+# Of products of heads. "tf32" rounds factors to 10 bits of fraction, "bfloat16x3" to two bfloat16 each, of 8 bits.
+Precision = Literal["float32", "bfloat16", "bfloat16x3", "tf32"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 BITS = 1 / math.log(2)
 SAFE_BITS = 30.0 * BITS
@@ -53,14 +57,26 @@ class Factors:
 class Kernels(ABC):
     """A set of kernels with memory that is reused from tile to tile: every thread has a set of its own.
 
+    Args:
+        precision: Of the heads' products, one of `precisions`.
+
     Attributes:
         name: As `HEADSCOPE_KERNELS` has it, and as results name it.
+        precisions: Those that it can compute heads' products in.
     """
 
     name: ClassVar[str]
+    precisions: ClassVar[tuple[Precision, ...]] = ("float32", "bfloat16")
 
-    def __init__(self) -> None:
+    def __init__(self, precision: Precision = "float32") -> None:
+        self.precision = precision
         self._kept: dict[str, Tensor] = {}
+
+    @classmethod
+    def runs_on(cls, device: torch.device) -> bool:
+        """Return whether they can compute there."""
+        del device
+        return True
 
     def buffer(self, name: str, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Return an uninitialized tensor of this shape: allocating one for every tile costs more than filling it."""
