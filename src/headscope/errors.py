@@ -11,6 +11,7 @@ __all__ = [
     "AliasError",
     "CheckpointError",
     "HeadscopeError",
+    "IncompleteRunError",
     "InvalidInputError",
     "MissingDependencyError",
     "MissingTokenizerError",
@@ -52,6 +53,10 @@ class NotFiniteError(HeadscopeError, ArithmeticError):
 
 class StorageError(HeadscopeError, OSError):
     """A file that could not be written: a full disk, or a folder not made by headscope."""
+
+
+class IncompleteRunError(HeadscopeError, RuntimeError):
+    """A sharded run that has no result yet: shards of it are still to be measured, here or elsewhere."""
 
 
 class MissingDependencyError(HeadscopeError, ImportError):

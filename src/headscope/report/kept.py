@@ -15,7 +15,7 @@ from torch import Tensor
 
 from headscope.analysis.core.result import Result
 from headscope.analysis.storage.manifest import compare_manifests, read_manifest
-from headscope.analysis.storage.run_folder import writing
+from headscope.analysis.storage.places import place_of, writing
 from headscope.errors import InvalidInputError
 from headscope.model.checkpoints.files import TensorFiles, write_bytes, write_tensors
 
@@ -55,7 +55,7 @@ class Kept:
                     f"{str(folder)!r} holds the measurements of a report that was stopped. Continue it with "
                     "resume=True (--resume), delete that folder to begin anew, or write to another one."
                 )
-            there = read_manifest(self._file)
+            there = read_manifest(place_of(folder), self._file.name)
             self.begun |= there["begun"]
             self.done += there["done"]
 
@@ -73,7 +73,7 @@ class Kept:
             return
         for name, manifest in manifests.items():
             if name in self.begun:
-                compare_manifests(self.folder, self.begun[name], manifest)
+                compare_manifests(place_of(self.folder), self.begun[name], manifest)
             self.begun[name] = manifest
         self._write()
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from headscope.analysis.storage.manifest import check_same_run
-from headscope.analysis.storage.run_folder import writing
+from headscope.analysis.storage.places import writing
 from headscope.errors import CheckpointError, InvalidInputError
 from headscope.model.checkpoints.files import TensorFiles, read_metadata, write_bytes, write_tensors
 from headscope.model.config import HookedTransformerConfig

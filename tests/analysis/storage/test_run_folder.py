@@ -372,7 +372,7 @@ def test_files_are_on_the_disk_before_they_are_named(
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(Path, "replace", replace)
     measure(model, make_data(), folder, reduce="none", flush_every=100)
-    names = ["manifest.json", "entropy-rows-000000.safetensors", "entropy.safetensors", "result.safetensors"]
+    names = ["manifest.json", "entropy-rows-000000-000007.safetensors", "entropy.safetensors", "result.safetensors"]
     assert done == [step for name in names for step in ("file", f"named {name}", "folder")]
 
 
@@ -472,8 +472,8 @@ def test_a_damaged_state_is_told(
 def test_damaged_rows_are_told(model: HookedTransformer, folder: Path, damage: Callable[[Path], None]) -> None:
     stage = Stage(new_folder(folder), "sums")
     accumulate(batches_of(model), Sums(model), stage=stage, flush_every=2)
-    damage(folder / "sums-rows-000001.safetensors")
-    with pytest.raises(CheckpointError, match=r"sums-rows-000001.safetensors.*delete the folder"):
+    damage(folder / "sums-rows-000002-000004.safetensors")
+    with pytest.raises(CheckpointError, match=r"sums-rows-000002-000004.safetensors.*delete the folder"):
         stage.rows()
 
 
@@ -695,8 +695,15 @@ def test_the_bar_starts_at_what_was_done(
 
 def test_passes_are_made_by_hand(model: HookedTransformer, folder: Path) -> None:
     """What an analysis other than entropy would do."""
-    run = {"attention_mask": None, "include_bos": False, "describe": "d", "progress": False, "flush_every": 2}
-    given = {**run, "out": folder}
+    run = {
+        "attention_mask": None,
+        "include_bos": False,
+        "describe": "d",
+        "progress": False,
+        "flush_every": 2,
+        "engine": None,
+    }
+    given = {**run, "out": folder, "engine": None}
     data = make_data()
     sums = Passes("sums", model, data, {"k": 1}, **given, resume=False).gather("sums", Sums(model))
     assert sums.n_updates == 7

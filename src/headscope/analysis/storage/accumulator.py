@@ -20,7 +20,7 @@ from headscope.errors import InvalidInputError
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.kernels.dispatch import kernels_of
 
-__all__ = ["Accumulator", "Measure", "Totals", "as_mapping", "join_rows"]
+__all__ = ["Accumulator", "Measure", "Totals", "added", "as_mapping", "join_rows"]
 
 T = TypeVar("T")
 Measure = Callable[[Batch, int], Mapping[str, Tensor]]
@@ -102,7 +102,7 @@ class Accumulator(ABC, Generic[T]):
             sums: By name; floating-point ones are added in float64.
             rows: Results `[..., batch, pos]`, kept as they are.
         """
-        self.sums = _added(self.sums, sums or {})
+        self.sums = added(self.sums, sums or {})
         if rows:
             self._kept.append(rows)
         self.n_sequences += len(batch.tokens)
@@ -124,7 +124,7 @@ class Accumulator(ABC, Generic[T]):
                 f"only parts of one run are merged, and these {type(self).__name__}s were measured against different "
                 f"{' and '.join(sorted({*self.against, *other.against})[:3])}, ... Make these once, for all parts."
             )
-        self.sums = _added(self.sums, other.sums)
+        self.sums = added(self.sums, other.sums)
         self._kept += other._kept
         self.n_sequences += other.n_sequences
         self.n_positions += other.n_positions
@@ -181,12 +181,13 @@ class Totals(Accumulator[dict[str, Tensor]]):
         return self.sums
 
 
-def _added(sums: Mapping[str, Tensor], more: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    added = dict(sums)
+def added(sums: Mapping[str, Tensor], more: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Add tensors to those of the same names, floating-point ones in float64, without changing any in place."""
+    totals = dict(sums)
     for name, values in more.items():
         values = values.double() if values.is_floating_point() else values
-        added[name] = added[name].to(values.device) + values if name in added else values
-    return added
+        totals[name] = totals[name].to(values.device) + values if name in totals else values
+    return totals
 
 
 def as_mapping(options: Any) -> dict[str, Any]:

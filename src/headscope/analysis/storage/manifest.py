@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from headscope.analysis.storage.places import Place
 from headscope.errors import CheckpointError, InvalidInputError
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.devices import Budget
@@ -26,9 +27,9 @@ __all__ = [
     "read_manifest",
 ]
 
-FORMAT = 2
+FORMAT = 3
 START_ANEW = "It cannot be continued: delete the folder and start again, or give another one."
-_COMPARED = ("analysis", "model", "data", "reference", "options")
+_COMPARED = ("analysis", "model", "data", "reference", "options", "shards")
 
 
 def make_manifest(
@@ -63,22 +64,22 @@ def make_manifest(
     return json.loads(json.dumps(manifest, default=str))
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """Read a manifest from its file.
+def read_manifest(place: Place, name: str) -> dict[str, Any]:
+    """Read a manifest from a file in a folder.
 
     Raises:
         CheckpointError: if it is damaged.
     """
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = json.loads(place.read(name))
     except ValueError as error:
-        raise CheckpointError(f"{path} is damaged: {error}. {START_ANEW}") from None
+        raise CheckpointError(f"{place}/{name} is damaged: {error}. {START_ANEW}") from None
     if not isinstance(manifest, dict):
-        raise CheckpointError(f"{path} is damaged: it holds no JSON object. {START_ANEW}")
+        raise CheckpointError(f"{place}/{name} is damaged: it holds no JSON object. {START_ANEW}")
     return manifest
 
 
-def compare_manifests(folder: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
+def compare_manifests(folder: Place, there: dict[str, Any], here: dict[str, Any]) -> None:
     """Refuse to go on in a folder that holds another run; warn if other software began it.
 
     Raises:
@@ -90,8 +91,13 @@ def compare_manifests(folder: Path, there: dict[str, Any], here: dict[str, Any])
             f"format {FORMAT}. Go on with it with headscope {there.get('software', {}).get('headscope')}, or give "
             "another folder."
         )
-    check_same_run(folder, {name: there.get(name) for name in _COMPARED}, {name: here[name] for name in _COMPARED})
+    check_same_run(folder, *({name: each.get(name) for name in _COMPARED} for each in (there, here)))
     software = _differences(there.get("software"), here["software"], "software")
+    if software and here.get("shards"):
+        raise InvalidInputError(
+            f"the run in {str(folder)!r} was begun with other software ({'; '.join(software)}), and its shards are "
+            "merged only with others of the same. Go on with that, or give another folder."
+        )
     if software:
         warnings.warn(
             f"the run in {str(folder)!r} was begun with other software ({'; '.join(software)}): its last digits may "
@@ -100,7 +106,7 @@ def compare_manifests(folder: Path, there: dict[str, Any], here: dict[str, Any])
         )
 
 
-def check_same_run(folder: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+def check_same_run(folder: Place | Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     """Refuse to go on in a folder that holds another run.
 
     Raises:

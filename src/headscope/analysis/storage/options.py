@@ -15,6 +15,8 @@ from typing import Any, ParamSpec, TypedDict, TypeVar, get_args, get_type_hints
 
 from torch import Tensor
 
+from headscope.analysis.storage.sharded import Call, Sharding
+
 __all__ = ["RunOptions", "StreamOptions", "streaming"]
 
 P = ParamSpec("P")
@@ -30,6 +32,7 @@ class RunOptions(TypedDict, total=False):
     out: str | Path | None
     resume: bool
     flush_every: int
+    engine: Any
 
 
 class StreamOptions(RunOptions, total=False):
@@ -61,7 +64,15 @@ _OPTIONS: dict[str, tuple[Any, str]] = {
         "How many batches (of about 2,000 tokens) are measured between two writes to `out`; 20 seconds "
         "after the last one it is written to anyway.",
     ),
+    "engine": (
+        None,
+        "Who measures, where the data is cut into shards that `out` keeps: one of `headscope.scale`, such as "
+        "`Processes(8)`. The result has the same bits whoever measures, in whatever order. `IncompleteRunError` "
+        "says that shards are left to others.",
+    ),
 }
+# Those that belong to one process of a run, not to the run.
+_OF_A_PROCESS = ("engine", "out", "resume", "progress")
 
 
 def streaming(**defaults: Any) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -89,7 +100,17 @@ def streaming(**defaults: Any) -> Callable[[Callable[P, R]], Callable[P, R]]:
         def run(*args: P.args, **kwargs: P.kwargs) -> R:
             bound = shown.bind(*args, **kwargs)
             bound.apply_defaults()
-            return function(*bound.args, **bound.kwargs)
+            engine = bound.arguments["engine"]
+            if engine is None or isinstance(engine, Sharding):
+                return function(*bound.args, **bound.kwargs)
+            given = dict(list(bound.arguments.items())[1:])  # without the model
+            called = {name: value for name, value in given.items() if name not in _OF_A_PROCESS}
+            call = Call(f"{function.__module__}:{function.__qualname__}", called)
+            bound.arguments["engine"] = Sharding(engine, call)
+            try:
+                return function(*bound.args, **bound.kwargs)
+            finally:
+                engine.end()
 
         run.__signature__ = shown  # type: ignore[attr-defined]
         if function.__doc__ is not None:

@@ -1,18 +1,23 @@
 """`Passes`: the way an analysis goes through its data, once or more often, kept in a folder where there is one."""
 
 import json
+from collections.abc import Generator, Mapping
 from contextlib import closing
-from pathlib import Path
 from typing import Any, TypeVar, Unpack
 
-from headscope.analysis.core.batches import describe_data, iterate_batches
+from torch import Tensor
+
+from headscope.analysis.core.batches import Batch, describe_data, iterate_batches
 from headscope.analysis.core.result import Result
 from headscope.analysis.storage.accumulator import Accumulator, as_mapping
 from headscope.analysis.storage.manifest import compare_manifests, make_manifest, read_manifest
 from headscope.analysis.storage.options import StreamOptions
-from headscope.analysis.storage.run_folder import Stage, accumulate, check_folder, writing
+from headscope.analysis.storage.places import Place, place_of
+from headscope.analysis.storage.run_folder import Stage, accumulate, check_folder
+from headscope.analysis.storage.sharded import SHARD_TOKENS, RunFiles, ShardedRun, Sharding
+from headscope.analysis.storage.shards import Cut
+from headscope.data.corpus import Corpus
 from headscope.errors import CheckpointError, InvalidInputError, check_at_least
-from headscope.model.checkpoints.files import write_bytes
 from headscope.model.transformer import HookedTransformer
 
 __all__ = ["Passes"]
@@ -20,9 +25,13 @@ __all__ = ["Passes"]
 A = TypeVar("A", bound=Accumulator[Any])
 R = TypeVar("R", bound=Result)
 
+_MANIFEST, _RESULT = "manifest.json", "result.safetensors"
+
 
 class Passes:
     """The passes of one analysis over its data, kept in a folder where `out` names one (see `run_folder`).
+
+    With an `engine` the data is cut, and each pass is the merge of its shards (see `sharded`).
 
     Args:
         analysis: Name of the analysis.
@@ -36,8 +45,8 @@ class Passes:
         described: What the data is.
 
     Raises:
-        InvalidInputError: if `out` holds other files or another run, or a run and `resume` is false; if `resume` has no
-            `out`, or `flush_every` is below 1.
+        InvalidInputError: if `out` holds other files or another run, or a run and `resume` is false; if `resume` or
+            `engine` has no `out`, or `flush_every` is below 1.
         CheckpointError: if what `out` holds is damaged.
         StorageError: if `out` cannot be written.
     """
@@ -53,34 +62,100 @@ class Passes:
         **run: Unpack[StreamOptions],
     ) -> None:
         check_at_least(1, flush_every=run["flush_every"])
+        sharding: Sharding | None = run["engine"]
         if run["out"] is None and run["resume"]:
             raise InvalidInputError("resume=True goes on with the run in a folder; say which by out.")
+        if run["out"] is None and sharding is not None:
+            raise InvalidInputError("an engine keeps the shards of a run in a folder; say which by out.")
         self.model, self.data, self.reference, self._run = model, data, reference, run
         self.described = run["describe"] or describe_data(data)
         self._stages: dict[str, Stage] = {}
-        self._folder = None if run["out"] is None else Path(run["out"])
-        if self._folder is None:
+        self._place = None if run["out"] is None else place_of(run["out"])
+        self._sharded: ShardedRun | None = None
+        if self._place is None:
             return
-        path = self._folder / "manifest.json"
-        check_folder(self._folder, path, run["resume"])
-        described = self.described, as_mapping(options)
-        manifest = make_manifest(analysis, model, data, reference, run["attention_mask"], *described)
-        if run["resume"] and path.exists():
-            compare_manifests(self._folder, read_manifest(path), manifest)
-            return
-        with writing(path):
-            write_bytes(path, json.dumps(manifest, indent=2).encode())
+        files = None if sharding is None else sharding.files
+        if files is None:
+            described = self.described, as_mapping(options)
+            manifest = make_manifest(analysis, model, data, reference, run["attention_mask"], *described)
+            manifest = self._begun(self._place, manifest, sharding)
+            files = RunFiles(self._place, manifest, {} if sharding is None else self._cuts(self._place, manifest))
+        if sharding is not None:
+            self._sharded = ShardedRun(
+                files,
+                model,
+                sharding,
+                described=self.described,
+                flush_every=run["flush_every"],
+                progress=run["progress"],
+            )
+
+    def _begun(self, place: Place, manifest: dict[str, Any], sharding: Sharding | None) -> dict[str, Any]:
+        """Note what is run on what, or compare it with what the folder holds; return the folder's."""
+        check_folder(place, _MANIFEST, self._run["resume"])
+        there = read_manifest(place, _MANIFEST) if self._run["resume"] and place.has(_MANIFEST) else None
+        cut_there = None if there is None else there.get("shards")
+        if sharding is not None:
+            if isinstance(self.data, Corpus):
+                manifest["data"]["corpus"] = self.data.fingerprint()
+            size = sharding.engine.shard_tokens if sharding.engine is not None else None
+            size = size or (cut_there or {}).get("shard_tokens", SHARD_TOKENS)
+            check_at_least(1, shard_tokens=size)
+            manifest["shards"] = {"shard_tokens": size}
+        elif there is not None and cut_there is not None:
+            if not place.has(_RESULT):
+                raise InvalidInputError(
+                    f"the run in {str(place)!r} is in shards: go on with it by an engine, such as scale.InProcess() or "
+                    "scale.Processes() (--workers), or give another folder."
+                )
+            manifest["shards"] = cut_there
+            manifest["data"] = there["data"]
+        if there is not None:
+            compare_manifests(place, there, manifest)
+            return there
+        place.write(_MANIFEST, json.dumps(manifest, indent=2).encode())
+        return manifest
+
+    def _cuts(self, place: Place, manifest: Mapping[str, Any]) -> dict[str, Cut]:
+        """Cut the data into shards, or find those that the folder holds."""
+        cuts = {}
+        given = {"data": self.data, "reference": self.reference}
+        for name, data in given.items():
+            if data is None:
+                continue
+            size = manifest["shards"]["shard_tokens"]
+            cut = Cut.read(place, name)
+            if cut is None:
+                with closing(self._batches(name == "reference", "cutting", include_bos=True)) as batches:
+                    cut = Cut.make(place, name, batches, size)
+            elif not isinstance(data, (Tensor, Mapping, Corpus)) and not place.has(_RESULT):
+                # Those are known by their fingerprints in the manifest.
+                with closing(self._batches(name == "reference", "comparing", include_bos=True)) as batches:
+                    cut.check(batches, size)
+            cuts[name] = cut
+        return cuts
+
+    def _batches(self, of_reference: bool, description: str, *, include_bos: bool, done: int = 0) -> Generator[Batch]:
+        return iterate_batches(
+            self.model,
+            self.reference if of_reference else self.data,
+            attention_mask=None if of_reference else self._run["attention_mask"],
+            include_bos=include_bos,
+            progress=self._run["progress"],
+            description=description,
+            done=done,
+        )
 
     def finished(self, kind: type[R]) -> R | None:
         """Return the result, if the folder holds it already."""
-        path = self._result_path
-        if path is None or not path.exists():
+        if self._place is None or not self._place.has(_RESULT):
             return None
         try:
-            result = kind.load(path)
+            with self._place.file(_RESULT) as path:
+                result = kind.load(path)
         except CheckpointError as error:
             raise CheckpointError(f"{error} Delete that file, and resume=True makes it again from the rest.") from None
-        self._remove_rows()
+        self._tidy()
         return result
 
     def gather(
@@ -101,22 +176,19 @@ class Passes:
             of_reference: Go through the reference, if there is one, instead.
             include_bos: Other than for the other passes.
         """
-        stage = None
-        if self._folder is not None:
-            before = self._stages[after] if after else None
-            stage = self._stages[name] = Stage(self._folder, name.replace(" ", "-"), after=before)
         elsewhere = of_reference and self.reference is not None
-        batches = iterate_batches(
-            self.model,
-            self.reference if elsewhere else self.data,
-            attention_mask=None if elsewhere else self._run["attention_mask"],
-            include_bos=self._run["include_bos"] if include_bos is None else include_bos,
-            progress=self._run["progress"],
-            description=name,
-            done=0 if stage is None else stage.done.n_tokens,
-        )
+        counting = self._run["include_bos"] if include_bos is None else include_bos
+        if self._sharded is not None:
+            data = "reference" if elsewhere else "data"
+            accumulator, self._stages[name] = self._sharded.gather(name, accumulator, data=data, include_bos=counting)
+            return accumulator
+        stage = None
+        if self._place is not None:
+            before = self._stages[after] if after else None
+            stage = self._stages[name] = Stage(self._place, name.replace(" ", "-"), after=before)
+        done = 0 if stage is None else stage.done.n_tokens
         # Closed here, so that a pass that fails leaves no progress bar open.
-        with closing(batches):
+        with closing(self._batches(elsewhere, name, include_bos=counting, done=done)) as batches:
             return accumulate(batches, accumulator, stage=stage, flush_every=self._run["flush_every"])
 
     def finish(self, name: str, accumulator: Accumulator[R], *, after: str | None = None) -> R:
@@ -125,18 +197,19 @@ class Passes:
         return self.keep(accumulator.result(self._stages[name].rows() if self._stages else None))
 
     def keep(self, result: R) -> R:
-        """Write the result to the folder, where there is one, and remove the rows it was put together from."""
-        path = self._result_path
-        if path is not None:
-            with writing(path):
+        """Write the result to the folder, where there is one, and remove what it was put together from."""
+        if self._place is not None:
+            with self._place.new_file(_RESULT) as path:
                 result.save(path)
-            self._remove_rows()
+            self._tidy()
         return result
 
-    @property
-    def _result_path(self) -> Path | None:
-        return None if self._folder is None else self._folder / "result.safetensors"
-
-    def _remove_rows(self) -> None:
-        for shard in [] if self._folder is None else self._folder.glob("*-rows-*.safetensors*"):
-            shard.unlink(missing_ok=True)
+    def _tidy(self) -> None:
+        """Remove what only a run under way needs: rows of results, tokens of shards, files half written."""
+        assert self._place is not None
+        for name in self._place.names():
+            if "-rows-" in name:
+                self._place.remove(name)
+        if self._sharded is not None:
+            self._sharded.tidy()
+        self._place.clear_partial()

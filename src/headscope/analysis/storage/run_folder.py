@@ -5,20 +5,23 @@ A folder (`Passes(out=...)`) holds one run of one analysis:
 - `manifest.json`: what is run on what. Nothing else is ever continued in this folder.
 - `<stage>.safetensors`: for each pass over the data, the accumulator's state after the last flush, how many batches it
   counts, and a chained hash of their tokens.
-- `<stage>-rows-000000.safetensors`, ...: results per position, one file for each flush, until the result is whole.
+- `<stage>-rows-000000-000004.safetensors`, ...: results per position of batches 0 to 3, one file for each flush, until
+  the result is whole.
 - `result.safetensors`: the result.
 
-Every file is written beside its place, forced to the disk and renamed, and a state is written after the rows it
-counts: a process may die at any moment, and what it leaves is the run as it was at a flush. To resume, the data is
-gone through again from its start; what was counted is hashed and compared instead of measured.
+Every file appears whole or not at all, and a state is written after the rows it counts, which it lists with their
+hashes: a process may die at any moment, and what it leaves is the run as it was at a flush. Two processes that do the
+same work in the same folder, because one was thought dead, do not harm each other: a name of rows says all that is in
+them. To resume, the data is gone through again from its start; what was counted is hashed and compared instead of
+measured.
 
 The analysis brings an `Accumulator`; `accumulate` drives it, with a folder or without.
 """
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,10 +31,11 @@ from torch import Tensor
 from headscope.analysis.core.batches import Batch
 from headscope.analysis.storage.accumulator import Accumulator, join_rows
 from headscope.analysis.storage.manifest import START_ANEW, fingerprint
-from headscope.errors import CheckpointError, InvalidInputError, StorageError
+from headscope.analysis.storage.places import Place, place_of
+from headscope.errors import CheckpointError, InvalidInputError
 from headscope.model.checkpoints.files import TensorFiles, read_metadata, write_tensors
 
-__all__ = ["Stage", "accumulate", "check_folder", "writing"]
+__all__ = ["Progress", "Stage", "accumulate", "check_folder"]
 
 A = TypeVar("A", bound=Accumulator[Any])
 
@@ -61,7 +65,7 @@ def accumulate(batches: Iterable[Batch], accumulator: A, *, stage: "Stage | None
         return accumulator
     trail, n_done, written = _Trail(), stage.done.n_batches, time.monotonic()
     rows: list[dict[str, Tensor]] = []
-    held: tuple[_Done, dict[str, Any], list[dict[str, Tensor]]] | None = None
+    held: tuple[Progress, dict[str, Any], list[dict[str, Tensor]]] | None = None
     try:
         for batch in batches:
             trail.add(batch)
@@ -86,16 +90,20 @@ def accumulate(batches: Iterable[Batch], accumulator: A, *, stage: "Stage | None
 
 
 @dataclass(frozen=True)
-class _Done:
+class Progress:
     """Progress of a pass over the data.
 
     Attributes:
+        n_batches: Batches gone through.
+        n_tokens: Tokens in them.
+        rows: The files of results per position, in order, and the hash of each.
         marks: The hash of all tokens after some numbers of batches: the powers of two, and the last.
+        finished: The data ends here.
     """
 
     n_batches: int = 0
     n_tokens: int = 0
-    n_shards: int = 0
+    rows: Mapping[str, str] = field(default_factory=dict)
     marks: Mapping[int, str] = field(default_factory=dict)
     finished: bool = False
 
@@ -118,9 +126,9 @@ class _Trail:
         if self.n_batches & (self.n_batches - 1) == 0:
             self._marks[self.n_batches] = self.digest
 
-    def noted(self, *, finished: bool = False) -> _Done:
+    def noted(self, *, finished: bool = False) -> Progress:
         marks = {**self._marks, **({self.n_batches: self.digest} if self.n_batches else {})}
-        return _Done(self.n_batches, self.n_tokens, 0, marks, finished)
+        return Progress(self.n_batches, self.n_tokens, {}, marks, finished)
 
 
 class Stage:
@@ -130,23 +138,35 @@ class Stage:
         folder: The run's folder.
         name: Of the pass; its files begin with it.
         after: An earlier pass over the same data.
+        identity: What it is a part of, which is written beside the state; a state of something else is refused.
 
     Attributes:
         done: How far it has come.
         state: The accumulator's state at that point; `None` if nothing was flushed yet.
+        checksum: The hash of what is on disk; empty if there is nothing.
 
     Raises:
         CheckpointError: if the state on disk is damaged.
+        InvalidInputError: if it is of another identity.
     """
 
-    def __init__(self, folder: Path, name: str, *, after: "Stage | None" = None) -> None:
-        self.folder = folder
+    def __init__(
+        self,
+        folder: Place | Path,
+        name: str,
+        *,
+        after: "Stage | None" = None,
+        identity: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.place = place_of(folder)
         self.name = name
-        self.path = folder / f"{name}.safetensors"
-        self.done = _Done()
+        self.file = f"{name}.safetensors"
+        self.identity = dict(identity or {})
+        self.done = Progress()
         self.state: dict[str, Any] | None = None
-        if self.path.exists():
-            self.done, self.state = _read_state(self.path)
+        self.checksum = ""
+        if self.place.has(self.file):
+            self._read()
         self._length = after.done.n_batches if after is not None else None
         self._expected = {**(after.done.marks if after is not None else {}), **self.done.marks}
 
@@ -154,7 +174,7 @@ class Stage:
         """Refuse data that is not what an earlier pass, or process, went through."""
         if self._expected.get(trail.n_batches, trail.digest) != trail.digest:
             raise InvalidInputError(
-                f"the data is not that of the run in {str(self.folder)!r}: the first {trail.n_batches} batches hash to "
+                f"the data is not that of the run in {str(self.place)!r}: the first {trail.n_batches} batches hash to "
                 f"{trail.digest[:12]} now and to {self._expected[trail.n_batches][:12]} there. Give the same data in "
                 "the same order and batches (no shuffling), or another folder."
             )
@@ -164,27 +184,32 @@ class Stage:
         wanted = self.done.n_batches if self._length is None else self._length
         if trail.n_batches < wanted or (self._length is not None and trail.n_batches != wanted):
             raise InvalidInputError(
-                f"the data is not that of the run in {str(self.folder)!r}: it ends after {trail.n_batches} batches, "
+                f"the data is not that of the run in {str(self.place)!r}: it ends after {trail.n_batches} batches, "
                 f"and {wanted} were gone through there. Give the same data, or another folder."
             )
 
-    def flush(self, done: _Done, state: Mapping[str, Any], rows: Sequence[dict[str, Tensor]]) -> None:
+    def flush(self, done: Progress, state: Mapping[str, Any], rows: Sequence[dict[str, Tensor]]) -> None:
         """Write rows, then the state that counts them."""
         if (done.n_batches, done.finished) == (self.done.n_batches, self.done.finished):
             return
-        shard = self._shard(self.done.n_shards)
         joined = join_rows([each for each in rows if each])
+        written = dict(self.done.rows)
         if joined:
-            with writing(shard):
-                write_tensors(shard, joined, {"kind": "rows", "stage": self.name})
-        done = replace(done, n_shards=self.done.n_shards + bool(joined))
+            name = f"{self.name}-rows-{self.done.n_batches:06d}-{done.n_batches:06d}.safetensors"
+            with self.place.new_file(name) as path:
+                write_tensors(path, joined, {"kind": "rows", "stage": self.name})
+            written[name] = fingerprint(joined)
+        self.write(replace(done, rows=written), state)
+
+    def write(self, done: Progress, state: Mapping[str, Any]) -> None:
+        """Write a state, which counts rows that are written already."""
         tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
         numbers = {name: value for name, value in state.items() if not isinstance(value, Tensor)}
-        header = json.dumps({"done": asdict(done), "numbers": numbers})
-        with writing(self.path):
-            metadata = {"kind": "state", "header": header, "checksum": fingerprint(tensors, header)}
-            write_tensors(self.path, tensors, metadata)
-        self.done = done
+        header = json.dumps({"done": asdict(done), "numbers": numbers, "identity": self.identity})
+        checksum = fingerprint(tensors, header)
+        with self.place.new_file(self.file) as path:
+            write_tensors(path, tensors, {"kind": "state", "header": header, "checksum": checksum})
+        self.done, self.checksum = done, checksum
 
     def rows(self) -> dict[str, Tensor]:
         """Results per position of all flushes, joined in memory; empty if there are none.
@@ -192,65 +217,69 @@ class Stage:
         Raises:
             CheckpointError: if a file of them is damaged or gone.
         """
-        shards = [self._shard(number) for number in range(self.done.n_shards)]
+        with ExitStack() as opened:
+            try:
+                files = [TensorFiles([opened.enter_context(self.place.file(name))]) for name in self.done.rows]
+                joined = join_rows(files)
+                # Those of one file are still mapped from it, and it may be a copy that goes away.
+                return {name: rows.clone() for name, rows in joined.items()} if len(files) == 1 else joined
+            except CheckpointError as error:
+                raise CheckpointError(f"{error} {START_ANEW}") from None
+
+    def check_rows(self) -> None:
+        """Compare each file of rows with its hash.
+
+        Raises:
+            CheckpointError: if one is damaged or gone.
+        """
+        for name, wanted in self.done.rows.items():
+            with self.place.file(name) as path:
+                if fingerprint(TensorFiles([path])) != wanted:
+                    raise CheckpointError(f"{self.place}/{name} is damaged: its content does not match its checksum.")
+
+    def remove(self) -> None:
+        """Remove the state and the rows it counts."""
+        for name in (self.file, *self.done.rows):
+            self.place.remove(name)
+
+    def _read(self) -> None:
+        where = f"{self.place}/{self.file}"
         try:
-            return join_rows([TensorFiles([shard]) for shard in shards])
+            with self.place.file(self.file) as path:
+                metadata = read_metadata(path)
+                tensors = {name: tensor.clone() for name, tensor in TensorFiles([path]).items()}
+            if metadata["checksum"] != fingerprint(tensors, metadata["header"]):
+                raise CheckpointError(f"{where} is damaged: its content does not match its checksum.")
+            header = json.loads(metadata["header"])
+            done = header["done"]
+            done["marks"] = {int(number): mark for number, mark in done["marks"].items()}
+            self.done, self.state = Progress(**done), {**header["numbers"], **tensors}
+            self.checksum = metadata["checksum"]
         except CheckpointError as error:
             raise CheckpointError(f"{error} {START_ANEW}") from None
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{where} holds no state of a run: {error!r}. {START_ANEW}") from None
+        there = header.get("identity", {})
+        differing = [name for name in self.identity if there.get(name) != self.identity[name]]
+        if differing:
+            found = ", ".join(f"{name} {there.get(name)!r} (here {self.identity[name]!r})" for name in differing)
+            raise InvalidInputError(f"{where} is of another run: it has {found}. Remove it, and it is done again.")
 
-    def _shard(self, number: int) -> Path:
-        return self.folder / f"{self.name}-rows-{number:06d}.safetensors"
 
-
-def check_folder(folder: Path, manifest: Path, resume: bool) -> None:
+def check_folder(place: Place, manifest: str, resume: bool) -> None:
     """Refuse a folder that holds other files, or a run that is not to be resumed.
 
     Raises:
         InvalidInputError: if it does, or is a file.
     """
-    if folder.exists() and not folder.is_dir():
-        raise InvalidInputError(f"{str(folder)!r} is a file; a run is kept in a folder.")
-    names = sorted(entry.name for entry in folder.iterdir()) if folder.exists() else []
-    names = [name for name in names if not name.endswith(".partial")]
-    if names and not manifest.exists():
+    names = place.names()
+    if names and manifest not in names:
         raise InvalidInputError(
-            f"{str(folder)!r} is no run's folder: it has no manifest.json, and holds {names[0]!r}. "
+            f"{str(place)!r} is no run's folder: it has no {manifest}, and holds {names[0]!r}. "
             "Give an empty folder, or one that does not exist yet."
         )
     # A manifest alone is a run that had not come to its first flush: nothing is lost by starting again.
-    if not resume and any(name != manifest.name for name in names):
+    if not resume and any(name != manifest for name in names):
         raise InvalidInputError(
-            f"{str(folder)!r} holds a run already. Go on with it by resume=True (--resume), or give another folder."
+            f"{str(place)!r} holds a run already. Go on with it by resume=True (--resume), or give another folder."
         )
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Say what stands, and what to do, where a file cannot be written.
-
-    Raises:
-        StorageError: for an `OSError`.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(
-            f"{path} could not be written: {error.strerror or error}. What was there before stands: make room, or mend "
-            "what is in the way, and go on with resume=True (--resume)."
-        ) from error
-
-
-def _read_state(path: Path) -> tuple[_Done, dict[str, Any]]:
-    try:
-        metadata = read_metadata(path)
-        tensors = {name: tensor.clone() for name, tensor in TensorFiles([path]).items()}
-        if metadata["checksum"] != fingerprint(tensors, metadata["header"]):
-            raise CheckpointError(f"{path} is damaged: its content does not match its checksum.")
-        header = json.loads(metadata["header"])
-        done = header["done"]
-        done["marks"] = {int(number): mark for number, mark in done["marks"].items()}
-        return _Done(**done), {**header["numbers"], **tensors}
-    except CheckpointError as error:
-        raise CheckpointError(f"{error} {START_ANEW}") from None
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} holds no state of a run: {error!r}. {START_ANEW}") from None

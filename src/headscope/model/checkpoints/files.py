@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -102,7 +103,8 @@ def _opened(path: Path) -> safe_open:
 
 
 def _partial(path: Path) -> Path:
-    return path.with_name(path.name + ".partial")
+    """Return a place beside a file to write it to, which no other process writes to."""
+    return path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
 
 
 def _put_in_place(partial: Path, path: Path) -> None:
