@@ -16,6 +16,7 @@ __all__ = [
     "MissingDependencyError",
     "MissingTokenizerError",
     "NotFiniteError",
+    "ShardError",
     "StorageError",
     "UnknownNameError",
     "check_at_least",
@@ -49,6 +50,10 @@ class CheckpointError(HeadscopeError, ValueError):
 
 class NotFiniteError(HeadscopeError, ArithmeticError):
     """NaN or infinite weights or activations where finite ones are needed."""
+
+
+class ShardError(HeadscopeError, RuntimeError):
+    """A shard that could not be measured, wherever it was tried; the rest of its run can go on."""
 
 
 class StorageError(HeadscopeError, OSError):

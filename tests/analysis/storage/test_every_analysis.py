@@ -1,82 +1,23 @@
 """Every analysis of a stream: stopped anywhere and resumed, cut in two and merged, and in another run's folder."""
 
 import copy
-import dataclasses
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from sizes import SetBudget
-from torch import Tensor
+from streams import CASES, make_model, make_tokens, same_bits, tensors_of
 
-from headscope import HookedTransformer, HookedTransformerConfig
-from headscope.analysis import (
-    ablate_heads,
-    attribute,
-    copy_suppression_preserving_ablation,
-    detect_heads,
-    dynamic_ov,
-    head_scores,
-    logit_lens,
-    measure_calibration,
-    measure_entropy,
-    next_token_loss,
-    predict_next_tokens,
-    suppression_scores,
-)
+from headscope import HookedTransformer
+from headscope.analysis import ablate_heads, attribute, measure_entropy
 from headscope.analysis.core.batches import Batch
 from headscope.analysis.storage import passes as passes_module
 from headscope.analysis.storage.accumulator import Accumulator, Totals
 from headscope.errors import InvalidInputError
 
-D_VOCAB = 23
-
-
-def make_model(seed: int = 0) -> HookedTransformer:
-    return HookedTransformer(
-        HookedTransformerConfig(
-            n_layers=2, d_model=8, n_ctx=12, d_head=4, d_vocab=D_VOCAB, act_fn="gelu_new", seed=seed, device="cpu"
-        )
-    )
-
-
-def make_tokens(seed: int = 0) -> Tensor:
-    """Nine rows, in which tokens come again."""
-    half = torch.randint(0, D_VOCAB, (9, 4), generator=torch.Generator().manual_seed(seed))
-    return torch.cat([half, half], 1)
-
-
-PROMPTS = {"answer_tokens": make_tokens(3)[:, :2]}
-IOI = {"prompts": make_tokens(1), "answers": make_tokens(2)[:, :2], "n_sequences": 5, "length": 4}
-
-# name -> the function over (model, tokens), and an option that makes another run of it
-CASES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
-    "entropy": (measure_entropy, {"scale": "own"}),
-    "entropy, mean, every position": (
-        lambda *a, **o: measure_entropy(*a, **{"baseline": "mean", "reduce": "none", **o}),
-        {"reduce": "mean"},
-    ),
-    "calibration": (measure_calibration, {"n_bins": 7}),
-    "ablation": (lambda *a, **o: ablate_heads(*a, kl=True, **o), {"heads": ["0.1"]}),
-    "ablation, resampled, means": (
-        lambda *a, **o: ablate_heads(
-            *a, values=["mean", "resample"], mean_over="position", reference=make_tokens(5), reduce="mean", **o
-        ),
-        {"seed": 1},
-    ),
-    "CSPA": (copy_suppression_preserving_ablation, {"top": 0.5}),
-    "dynamic OV": (dynamic_ov, {"threshold": 0.2}),
-    "suppression scores": (lambda model, _, **o: suppression_scores(model, **{**IOI, **o}), {"seed": 1}),
-    "loss": (next_token_loss, {"data": make_tokens(7)}),
-    "next tokens": (predict_next_tokens, {"k": 3}),
-    "logit lens": (logit_lens, {"lens_bias": False}),
-    "attribution": (lambda *a, **o: attribute(*a, **{**PROMPTS, **o}), {"sources": False}),
-    "head scores": (head_scores, {"include_bos": True}),
-    "head types": (detect_heads, {"min_effect": 0.1}),
-}
 every_analysis = pytest.mark.parametrize(("measure", "other"), CASES.values(), ids=CASES.keys())
 
 
@@ -90,24 +31,6 @@ def _small_batches(monkeypatch: pytest.MonkeyPatch, set_budget: SetBudget) -> No
     """Five batches of two rows or one; files need not be forced to the disk."""
     set_budget(batch_tokens=16)
     monkeypatch.setattr("os.fsync", lambda _: None)
-
-
-def tensors_of(found: Any) -> dict[str, Tensor]:
-    if isinstance(found, Tensor):
-        return {"values": found}
-    values = {each.name: getattr(found, each.name) for each in dataclasses.fields(found)}
-    numbers = {name: torch.tensor(value) for name, value in values.items() if isinstance(value, (int, float))}
-    return numbers | {name: value for name, value in values.items() if isinstance(value, Tensor)}
-
-
-def same_bits(found: Any, wanted: Any) -> None:
-    ours, theirs = tensors_of(found), tensors_of(wanted)
-    assert ours.keys() == theirs.keys() and ours
-    for name, value in ours.items():
-        assert value.dtype == theirs[name].dtype and value.shape == theirs[name].shape, name
-        assert value.contiguous().numpy().tobytes() == theirs[name].contiguous().numpy().tobytes(), name
-    if not isinstance(found, Tensor):
-        assert found.info == wanted.info
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError], ids=["Ctrl-C", "killed"])
@@ -222,7 +145,7 @@ def test_unknown_options_are_refused(model: HookedTransformer, measure: Any, oth
 
 def test_help_shows_every_option() -> None:
     assert measure_entropy.__doc__ is not None
-    for name in ("attention_mask", "include_bos", "describe", "progress", "out", "resume", "flush_every"):
+    for name in ("attention_mask", "include_bos", "describe", "progress", "out", "resume", "flush_every", "engine"):
         assert name in inspect.signature(measure_entropy).parameters
         assert f"\n        {name}: " in measure_entropy.__doc__
     assert "**run" not in measure_entropy.__doc__

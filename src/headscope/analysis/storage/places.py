@@ -111,7 +111,7 @@ class _Remote(Place):
         with tempfile.TemporaryDirectory(prefix="headscope-") as folder, writing(f"{self.url}/{name}"):
             path = Path(folder) / Path(name).name
             yield path
-            self._files.pipe_file(f"{self.url}/{name}", path.read_bytes())
+            self._files.put_file(str(path), f"{self.url}/{name}")
 
     def read(self, name: str) -> bytes:
         return self._files.cat_file(f"{self.url}/{name}")

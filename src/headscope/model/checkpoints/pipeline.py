@@ -67,6 +67,7 @@ def load_pretrained(
     default_prepend_bos: bool | None = None,
     first_n_layers: int | None = None,
     n_ctx: int | None = None,
+    mapped: bool = False,
     move_to_device: bool = True,
     n_devices: int = 1,
     device_map: DeviceMap | Literal["auto"] | None = None,
@@ -101,6 +102,9 @@ def load_pretrained(
             TransformerLens 3.9, which does for all families but those listed in `docs/migration.md`.
         first_n_layers: Keep only the first layers.
         n_ctx: A shorter context than the checkpoint's.
+        mapped: On the CPU, use the weights in the checkpoint's files as they lie there, wherever nothing has to be
+            computed of them (as in a folder of `save_pretrained`): several processes then share one copy in memory,
+            and only what is in use needs to be there. Mapped weights are not checked for NaN.
         move_to_device: `False` leaves the model on the CPU.
         n_devices: Spread the layers over this many GPUs, about the same number of bytes on each.
         device_map: Device of each part (see `Placement.place`), or `"auto"` to spread over all GPUs.
@@ -155,7 +159,7 @@ def load_pretrained(
     else:
         tensors = checkpoint.tensors()
     read = CountedTensors(dequantized(tensors, hf_config))
-    weights = converted(read, cfg, hf_config, first_n_layers=first_n_layers)
+    weights = converted(read, cfg, hf_config, first_n_layers=first_n_layers, mapped=mapped)
     if "model_type" in hf_config:
         hf_config.check_all_read()
     cfg.n_layers = first_n_layers or cfg.n_layers
@@ -358,8 +362,12 @@ def converted(
     hf_config: Mapping[str, Any],
     *,
     first_n_layers: int | None = None,
+    mapped: bool = False,
 ) -> dict[str, Tensor]:
-    """Convert a checkpoint's tensors to our names and the config's dtype, and check that they are finite."""
+    """Convert a checkpoint's tensors to our names and the config's dtype, and check that they are finite.
+
+    Those that may stay `mapped`, since they are as they should be, are taken as they lie in their files, unread.
+    """
     state = {}
     for name, theirs in family_of(hf_config).convert(tensors, cfg, hf_config):
         left_out = first_n_layers and name.startswith("blocks.") and int(name.split(".")[1]) >= first_n_layers
@@ -368,6 +376,9 @@ def converted(
         if left_out:
             continue
         tensor = theirs.detach()
+        if mapped and tensor.dtype == cfg.dtype:
+            state[name] = tensor
+            continue
         own = torch.empty(tensor.shape, dtype=cfg.dtype, device=tensor.device).copy_(tensor)
         # Drops the last references to the memory map, so that its pages need not stay in memory.
         del theirs, tensor

@@ -1,0 +1,95 @@
+"""The model of a run for its workers: a copy of its weights, memory-mapped, so that workers on a node share one.
+
+A copy is what `save_pretrained` writes, and so the model as it stands, however it was made, trained or processed. One
+behind a URL is fetched once to a node's own disk.
+"""
+
+import contextlib
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from headscope.analysis.storage.places import Place
+from headscope.errors import InvalidInputError, StorageError
+from headscope.model.transformer import HookedTransformer
+
+__all__ = ["check_without_hooks", "load_model", "write_model"]
+
+_FOLDER = "model"
+_LAST = "config.json"
+
+
+def check_without_hooks(model: HookedTransformer) -> None:
+    """Refuse a model with hooks, which stay in the process that put them there.
+
+    Raises:
+        InvalidInputError: naming the first hook point that has one.
+    """
+    for name, point in model.hook_dict.items():
+        if point.fwd_hooks or point.bwd_hooks:
+            raise InvalidInputError(
+                f"{name} has a hook, and hooks cannot be sent to workers. Remove it (model.reset_hooks()), or measure "
+                "in this process: InProcess()."
+            )
+
+
+def write_model(model: HookedTransformer, place: Place) -> None:
+    """Write a copy of a model to a run's folder, if there is none yet.
+
+    Raises:
+        StorageError: if it cannot be written.
+    """
+    target = place / _FOLDER
+    if target.has(_LAST):
+        return
+    if type(place) is Place:
+        try:
+            model.save_pretrained(place.path / _FOLDER)
+        except OSError as error:
+            if not target.has(_LAST):  # else another process was faster
+                raise StorageError(f"a copy of the model could not be written to {place}: {error}.") from error
+        return
+    with tempfile.TemporaryDirectory(prefix="headscope-") as temporary:
+        folder = model.save_pretrained(Path(temporary) / _FOLDER)
+        # The config last: a copy is whole when it is there.
+        for path in sorted(folder.iterdir(), key=lambda path: path.name == _LAST):
+            with target.new_file(path.name) as there:
+                shutil.copyfile(path, there)
+
+
+def load_model(source: str | None, place: Place, weights: str, device: str | None) -> HookedTransformer:
+    """Load the model of a run.
+
+    Args:
+        source: What `from_pretrained` takes; `None` for the copy in the run's folder.
+        place: The run's folder.
+        weights: The fingerprint of its weights.
+        device: Where to.
+
+    Raises:
+        InvalidInputError: if the folder has no copy.
+    """
+    options: dict[str, Any] = {} if device is None else {"device": device}
+    if source is not None and not (Path(source) / _LAST).is_file():
+        return HookedTransformer.from_pretrained(source, **options)
+    folder = Path(source) if source is not None else _on_this_node(place, weights)
+    return HookedTransformer.from_pretrained(folder, mapped=True, **options)
+
+
+def _on_this_node(place: Place, weights: str) -> Path:
+    copy = place / _FOLDER
+    if not copy.has(_LAST):
+        raise InvalidInputError(f"{str(place)!r} has no copy of its model: say by model= (--model) what to load.")
+    if type(place) is Place:
+        return place.path / _FOLDER
+    folder = Path(tempfile.gettempdir()) / f"headscope-model-{weights[:16]}"
+    with tempfile.TemporaryDirectory(prefix="headscope-", dir=folder.parent) as temporary:
+        if not folder.exists():
+            fetched = Path(temporary) / _FOLDER
+            fetched.mkdir()
+            for name in copy.names():
+                (fetched / name).write_bytes(copy.read(name))
+            with contextlib.suppress(OSError):  # when another worker of this node was faster
+                fetched.rename(folder)
+    return folder
