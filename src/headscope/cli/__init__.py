@@ -11,11 +11,23 @@ from typing import Annotated, NoReturn
 import typer
 
 from headscope.analysis.storage.manifest import headscope_version
-from headscope.cli import analyses, heads, migrate, patching, reports, suppression, tasks, training
+from headscope.cli import analyses, heads, migrate, patching, reports, scale, suppression, tasks, training
 from headscope.cli.shared import app, arguments, fail, stopped
 from headscope.errors import HeadscopeError
 
-__all__ = ["analyses", "app", "heads", "main", "migrate", "patching", "reports", "suppression", "tasks", "training"]
+__all__ = [
+    "analyses",
+    "app",
+    "heads",
+    "main",
+    "migrate",
+    "patching",
+    "reports",
+    "scale",
+    "suppression",
+    "tasks",
+    "training",
+]
 
 
 def _show_version(wanted: bool) -> bool:

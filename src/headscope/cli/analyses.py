@@ -11,7 +11,8 @@ from headscope.analysis.core.components import all_heads, component_sets
 from headscope.analysis.lens.entropy import EntropyResult, measure_entropy
 from headscope.cli import options
 from headscope.cli.foretelling import foretold
-from headscope.cli.shared import app, command, each_of, ends, kept_run, listed
+from headscope.cli.scale import engine_of
+from headscope.cli.shared import app, command, each_of, ends, kept_run, listed, texts_of
 from headscope.compat.prompt import test_prompt
 from headscope.model.checkpoints.names import DEMO
 from headscope.model.transformer import HookedTransformer
@@ -61,8 +62,13 @@ def prompt(
 def entropy(
     model: options.Model = DEMO,
     text: options.Text = None,
+    dataset: options.Dataset = None,
     out: options.Run = None,
     resume: options.Resume = False,
+    workers: options.Workers = None,
+    ray: options.Ray = None,
+    shard: options.Shard = None,
+    shard_tokens: options.ShardTokens = None,
     baseline: Annotated[
         Literal["zero", "mean"], typer.Option(help="Subtract nothing from a component's output, or its mean.")
     ] = "zero",
@@ -84,9 +90,11 @@ def entropy(
     progress: options.Progress = True,
 ) -> None:
     """Measure what each head and MLP does to the entropy of the prediction, and rank the heads."""
-    with kept_run(model, text, max_tokens, seq_len, out, resume) as (loaded, tokens, run):
+    engine = engine_of(model, out, workers, ray, shard, shard_tokens)
+    texts = texts_of(text, dataset)
+    with kept_run(model, texts, max_tokens, seq_len, out, resume, engine) as (loaded, tokens, run):
         part = Part("entropy", count(tokens.numel(), "token"), entropy_work(loaded, tokens.numel(), baseline=baseline))
-        with foretold(loaded, [part], shown=progress and not resume) as within, within("entropy"):
+        with foretold(loaded, [part], shown=progress and not resume and engine is None) as within, within("entropy"):
             result = measure_entropy(
                 loaded,
                 tokens,
@@ -110,6 +118,7 @@ def entropy(
 def ablate(
     model: options.Model = DEMO,
     text: options.Text = None,
+    dataset: options.Dataset = None,
     heads: Annotated[
         str | None,
         typer.Option(
@@ -147,6 +156,10 @@ def ablate(
     include_bos: options.IncludeBos = False,
     out: options.Run = None,
     resume: options.Resume = False,
+    workers: options.Workers = None,
+    ray: options.Ray = None,
+    shard: options.Shard = None,
+    shard_tokens: options.ShardTokens = None,
     max_tokens: options.MaxTokens = ABLATION_TOKENS,
     seq_len: options.SeqLen = None,
     top: options.Top = 10,
@@ -157,9 +170,11 @@ def ablate(
 ) -> None:
     """Measure the next-token loss without each head, and rank the heads by how much they are missed."""
     checked: Any = {"values": values, "effects": effects}  # by `each_of`
-    with kept_run(model, text, max_tokens, seq_len, out, resume) as (loaded, tokens, run):
+    engine = engine_of(model, out, workers, ray, shard, shard_tokens)
+    texts = texts_of(text, dataset)
+    with kept_run(model, texts, max_tokens, seq_len, out, resume, engine) as (loaded, tokens, run):
         part = _ablation_part(loaded, tokens, listed(heads), values, effects)
-        with foretold(loaded, [part], shown=progress and not resume) as within, within("ablation"):
+        with foretold(loaded, [part], shown=progress and not resume and engine is None) as within, within("ablation"):
             result = ablate_heads(
                 loaded,
                 tokens,

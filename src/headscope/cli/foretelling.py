@@ -5,9 +5,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
+from headscope.analysis.core.progress import duration
 from headscope.cli.shared import say
 from headscope.model.transformer import HookedTransformer
-from headscope.report.plan import Part, Plan, duration, measured_rates
+from headscope.report.plan import Part, Plan, measured_rates
 
 __all__ = ["foretell", "foretold"]
 

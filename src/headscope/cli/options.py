@@ -57,6 +57,44 @@ Prompts = Annotated[int, typer.Option(help="Number of prompts to generate, witho
 PromptType = Annotated[str, typer.Option(help="Kind of generated prompts: mixed, ABBA or BABA.")]
 Seed = Annotated[int, typer.Option(help="Seed of the generated prompts.")]
 
+# Who measures
+
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Measure in so many processes on this machine, which share the run in --out; with --ray, in so many "
+        "workers of the cluster.",
+        show_default=False,
+    ),
+]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS|local",
+        help="Measure on a Ray cluster, such as auto or ray://head:10001, or one started on this machine (local). "
+        "Needs the extra ray.",
+        show_default=False,
+    ),
+]
+Shard = Annotated[
+    str | None,
+    typer.Option(
+        metavar="I/N",
+        help="Measure one part of N of the run in --out, I from 0 to N - 1, as the tasks of a SLURM array do; "
+        "headscope merge puts them together.",
+        show_default=False,
+    ),
+]
+ShardTokens = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Tokens of a shard, with --workers, --ray or --shard. Default: 32768, or what the run has.",
+        show_default=False,
+    ),
+]
+
 # What to do with it
 
 Top = Annotated[int, typer.Option(min=1, help="Number of rows to print at each end of a ranking.")]
@@ -68,9 +106,9 @@ Folder = Annotated[
     ),
 ]
 Run = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
-        file_okay=False,
+        metavar="DIRECTORY|URL",
         help="A folder to keep the run in: its result.safetensors, and what --resume needs.",
         show_default=False,
     ),

@@ -16,14 +16,16 @@ from torch import Tensor
 from headscope.analysis.core.ranking import Ranking
 from headscope.analysis.core.result import Result
 from headscope.analysis.prompts.task import Task
+from headscope.analysis.storage.sharded import Engine
 from headscope.data.cutting import Chunk
 from headscope.data.hub import get_dataset
 from headscope.data.ioi import IOIDataset
 from headscope.data.small_english import documents
 from headscope.data.text import read_chunks
-from headscope.errors import InvalidInputError
+from headscope.errors import IncompleteRunError, InvalidInputError
 from headscope.model.transformer import HookedTransformer
 from headscope.report import token_rows
+from headscope.scale import Part
 from headscope.views.drawing.saving import figure_page
 
 if TYPE_CHECKING:
@@ -136,7 +138,7 @@ def each_of(choices: object) -> Callable[[list[str]], list[str]]:
     return check
 
 
-def check_resume(out: Path | None, resume: bool) -> None:
+def check_resume(out: Path | str | None, resume: bool) -> None:
     """Refuse to resume without a folder."""
     if resume and out is None:
         raise InvalidInputError("--resume continues the run in a folder; name it with --out.")
@@ -144,25 +146,38 @@ def check_resume(out: Path | None, resume: bool) -> None:
 
 @contextmanager
 def kept_run(
-    name: str, text: Path | None, max_tokens: int, seq_len: int | None, out: Path | None, resume: bool
+    name: str,
+    texts: tuple[Iterable[str] | Iterable[Chunk], str],
+    max_tokens: int,
+    seq_len: int | None,
+    out: str | None,
+    resume: bool,
+    engine: Engine | None = None,
 ) -> Iterator[tuple[HookedTransformer, Tensor, dict[str, Any]]]:
     """Load a model and the tokens `[batch, pos]` it runs on, with the text's name and the run's folder as options.
 
-    At the end say where the run was saved, or, after Ctrl-C, how to continue it.
+    At the end say where the run was saved, or, after Ctrl-C, how to continue it, or what is left to others.
     """
     check_resume(out, resume)
     try:
-        texts, described = texts_of(text)
+        documents, described = texts
         model = HookedTransformer.from_pretrained(name)
-        tokens = token_rows(model, texts, max_tokens=max_tokens, seq_len=seq_len)
-        yield model, tokens, {"describe": described, "out": out, "resume": resume}
+        tokens = token_rows(model, documents, max_tokens=max_tokens, seq_len=seq_len)
+        # Parts of a run begin it together, and go on with it as they come.
+        shared = resume or isinstance(engine, Part)
+        yield model, tokens, {"describe": described, "out": out, "resume": shared, "engine": engine}
     except KeyboardInterrupt:
         if out is None:
             raise
         say(f"Stopped. What was measured is kept in {out}: the same command with --resume continues it.")
         raise typer.Exit(130) from None
+    except IncompleteRunError as others:
+        if not isinstance(engine, Part):
+            raise
+        typer.echo(f"This part is measured. {others}")
+        return
     if out is not None:
-        typer.echo(f"\nSaved to {out / 'result.safetensors'}")
+        typer.echo(f"\nSaved to {out}/result.safetensors")
 
 
 def write_folder(

@@ -13,7 +13,8 @@ from headscope.analysis.suppression.cspa_result import CopySuppression
 from headscope.analysis.suppression.scores import SuppressionScores, suppression_scores
 from headscope.cli import options
 from headscope.cli.foretelling import foretold
-from headscope.cli.shared import app, command, kept_run, listed
+from headscope.cli.scale import engine_of
+from headscope.cli.shared import app, command, kept_run, listed, texts_of
 from headscope.model.checkpoints.names import DEMO
 from headscope.model.transformer import HookedTransformer
 from headscope.report import ABLATION_TOKENS
@@ -35,6 +36,7 @@ _PROMPTS = 200  # of indirect objects, for the scores
 def copy_suppression(
     model: options.Model = DEMO,
     text: options.Text = None,
+    dataset: options.Dataset = None,
     heads: Annotated[
         str | None,
         typer.Option(help="Heads, separated by commas, such as 10.7,11.10. Default: every head.", show_default=False),
@@ -55,12 +57,18 @@ def copy_suppression(
     rows: Annotated[int, typer.Option(min=1, help="Number of heads to print, the most explained first.")] = 20,
     out: options.Run = None,
     resume: options.Resume = False,
+    workers: options.Workers = None,
+    ray: options.Ray = None,
+    shard: options.Shard = None,
+    shard_tokens: options.ShardTokens = None,
     progress: options.Progress = True,
 ) -> None:
     """Measure how much of each head's effect is copy suppression: lowering tokens that are already predicted."""
-    with kept_run(model, text, max_tokens, seq_len, out, resume) as (loaded, tokens, run):
+    engine = engine_of(model, out, workers, ray, shard, shard_tokens)
+    texts = texts_of(text, dataset)
+    with kept_run(model, texts, max_tokens, seq_len, out, resume, engine) as (loaded, tokens, run):
         parts = _parts(loaded, tokens, listed(heads), effect, ranks)
-        with foretold(loaded, parts, shown=progress and not resume) as within:
+        with foretold(loaded, parts, shown=progress and not resume and engine is None) as within:
             with within("suppression"):
                 explained = copy_suppression_preserving_ablation(
                     loaded,

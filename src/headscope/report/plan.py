@@ -17,14 +17,14 @@ from headscope.analysis.core.costs import (
     row_operations,
     run_operations,
 )
-from headscope.analysis.core.progress import Bar, watching
+from headscope.analysis.core.progress import Bar, duration, watching
 from headscope.model.activations.readout import readout_of
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.changed_predictions import Prediction, RowChanges, compare
 from headscope.ops.lens_entropy import LensProblem, lens_entropies
 from headscope.report.costs import Stages
 
-__all__ = ["Following", "Part", "Plan", "duration", "measured_rates"]
+__all__ = ["Following", "Part", "Plan", "measured_rates"]
 
 _PROBE = 2e10  # operations: some tenths of a second of one core
 _ROWS, _COLUMNS = 64, 8192
@@ -130,20 +130,6 @@ class Following(Bar):
         left = self.left(time.monotonic() - self._start)
         self._terminal.set_postfix_str(f"about {duration(left)} left", refresh=False)
         self._terminal.update(self.position - self._terminal.n)
-
-
-def duration(seconds: float) -> str:
-    """Return a length of time, as exact as an estimate is.
-
-    Example:
-        >>> [duration(seconds) for seconds in (0.2, 17.0, 130.0, 4000.0, 9000.0)]
-        ['1 s', '20 s', '2 min', '1.1 h', '2.5 h']
-    """
-    if seconds < 9.5:
-        return f"{max(1, round(seconds))} s"
-    if seconds < 90:
-        return f"{round(seconds, -1):.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 3570 else f"{seconds / 3600:.1f} h"
 
 
 @torch.no_grad()

@@ -8,5 +8,19 @@ to is merged in a fixed order, so that the result has the same bits whoever meas
 from headscope.analysis.storage.sharded import Engine, Receipt, ShardJob, map_shards
 from headscope.scale.engines import InProcess, MergeOnly, Part
 from headscope.scale.processes import Processes
+from headscope.scale.runs import PassStatus, RunStatus, merge, status
 
-__all__ = ["Engine", "InProcess", "MergeOnly", "Part", "Processes", "Receipt", "ShardJob", "map_shards"]
+__all__ = [
+    "Engine",
+    "InProcess",
+    "MergeOnly",
+    "Part",
+    "PassStatus",
+    "Processes",
+    "Receipt",
+    "RunStatus",
+    "ShardJob",
+    "map_shards",
+    "merge",
+    "status",
+]

@@ -7,6 +7,7 @@ but ours: the function is an analysis of this package, and objects are made of i
 
 import dataclasses
 import importlib
+import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -108,7 +109,7 @@ def _function(name: str) -> Callable[..., Any]:
     if not module.startswith("headscope.analysis."):
         raise ValueError(f"{name!r} is no analysis")
     function = getattr(importlib.import_module(module), attribute)
-    if not hasattr(function, "__wrapped__") or "engine" not in function.__signature__.parameters:
+    if "engine" not in inspect.signature(function).parameters:
         raise ValueError(f"{name!r} is no analysis of a stream")
     return function
 

@@ -115,30 +115,20 @@ class Processes(Engine):
                 process = self._free(running)
                 running[process] = waiting[0], self._deadline(process)
                 process.ask(waiting.popleft())
-            reason, reply = "", None
-            first = min(running, key=lambda each: running[each][1])
-            try:
-                process, reply = self._replies.get(timeout=self._until(running[first][1]))
-            except queue.Empty:
-                process, reason = first, f"it took more than {self.timeout} seconds."
-                process.kill()
-            if reply == {"ready": True} and process in running:
+            process, reply, reason = self._next(running)
+            if process not in running:
+                continue  # the end of one that had nothing to do
+            if reply == {"ready": True}:
                 process.ready = True
                 running[process] = running[process][0], self._deadline(process)
                 continue
-            if process not in running:
-                continue  # the last words of one that was given up
             job, _ = running.pop(process)
-            if reply is not None and "receipt" in reply:
+            if "receipt" in reply:
                 yield Receipt(**reply["receipt"])
                 continue
-            if reply is None:
-                self._started.remove(process)
-                reason = reason or process.last_words()
-            else:
-                _raise_refusal(reply)
-                reason = reply["error"]
+            _raise_refusal(reply)
             failures[job.number] += 1
+            job.run.note_failure(job, f"process {process.pid}: {reason}")
             if failures[job.number] > self.retries:
                 raise ShardError(
                     f"shard {job.number} of {job.stage!r} failed {failures[job.number]} times, last in process "
@@ -170,14 +160,28 @@ class Processes(Engine):
         self._started.append(process)
         return process
 
+    def _next(self, running: "dict[_Process, tuple[ShardJob, float]]") -> "tuple[_Process, dict[str, Any], str]":
+        """Wait for a worker to reply, to end, or to take too long; one that failed comes with the reason."""
+        first = min(running, key=lambda each: running[each][1])
+        deadline, reason = running[first][1], ""
+        try:
+            wait = None if deadline == math.inf else max(0.01, deadline - time.monotonic())
+            process, reply = self._replies.get(timeout=wait)
+        except queue.Empty:
+            process, reply, reason = first, None, f"it took more than {self.timeout} seconds."
+            process.kill()
+        if reply is None and process in self._started:
+            self._started.remove(process)
+            said = process.last_words()
+            reason = reason or said
+        reply = reply or {}
+        return process, reply, reason or str(reply.get("error", ""))
+
     def _deadline(self, process: "_Process") -> float:
         """Return the time by which a shard that a worker begins now should be done."""
         if self.timeout is None:
             return math.inf
         return time.monotonic() + self.timeout + (0 if process.ready else _LOADING)
-
-    def _until(self, deadline: float) -> float | None:
-        return None if deadline == math.inf else max(0.01, deadline - time.monotonic())
 
 
 class _Process:
@@ -221,7 +225,7 @@ class _Process:
     def stop(self) -> None:
         """Ask it to stop when it has written what it has."""
         assert self._process.stdin is not None
-        with suppress(OSError):
+        with suppress(OSError):  # it died
             self._process.stdin.close()
 
     def wait(self, seconds: float) -> None:
@@ -230,7 +234,7 @@ class _Process:
             self._process.wait(seconds)
         except subprocess.TimeoutExpired:
             self.kill()
-        self._errors.close()
+        self._close()
 
     def kill(self) -> None:
         """End it at once."""
@@ -243,8 +247,12 @@ class _Process:
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         self._errors.seek(max(0, self._errors.seek(0, os.SEEK_END) - _TAIL))
         said = self._errors.read().decode(errors="replace").strip().splitlines()
-        self._errors.close()
+        self._close()
         return f"it ended with {how}" + (f": {said[-1]}" if said else ".")
+
+    def _close(self) -> None:
+        self.stop()
+        self._errors.close()
 
     def _listen(self, replies: "queue.SimpleQueue[tuple[_Process, dict[str, Any] | None]]") -> None:
         assert self._process.stdout is not None
@@ -256,6 +264,6 @@ class _Process:
 
 def _raise_refusal(reply: dict[str, Any]) -> None:
     """Raise what a worker refused on purpose, which trying again does not change."""
-    kind = getattr(errors, reply["kind"], None)
+    kind = getattr(errors, reply.get("kind", ""), None)
     if isinstance(kind, type) and issubclass(kind, HeadscopeError) and kind not in (StorageError, ShardError):
         raise kind(reply["error"])

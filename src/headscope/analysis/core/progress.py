@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-__all__ = ["Bar", "each_step", "progress_bar", "watching"]
+__all__ = ["Bar", "duration", "each_step", "progress_bar", "watching"]
 
 T = TypeVar("T")
 Amount = int | float
@@ -151,6 +151,20 @@ def each_step(items: Iterable[T], name: str, *, shown: bool = True) -> Iterator[
         for item in items:
             yield item
             bar.update()
+
+
+def duration(seconds: float) -> str:
+    """Return a length of time, as exact as an estimate is.
+
+    Example:
+        >>> [duration(seconds) for seconds in (0.2, 17.0, 130.0, 4000.0, 9000.0)]
+        ['1 s', '20 s', '2 min', '1.1 h', '2.5 h']
+    """
+    if seconds < 9.5:
+        return f"{max(1, round(seconds))} s"
+    if seconds < 90:
+        return f"{round(seconds, -1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 3570 else f"{seconds / 3600:.1f} h"
 
 
 @contextmanager

@@ -7,6 +7,8 @@ those of any run. Beside the files of a run (see `run_folder`) the folder holds
 - `cut-data.json` and `tokens/`: the shards, and their tokens (see `shards`);
 - `shards/<stage>/000003.safetensors`: the state of a shard, which resumes as a whole run does;
 - `shards/<stage>/000003.json`: its receipt, written when it is finished. A shard is done when its receipt is there.
+- `shards/<stage>/000003.failure`: why it failed last, where it did.
+- `pass-<stage>.json`: which data a pass goes through, and when it began.
 
 Measuring a shard changes no file but its own, and always in the same way: it may be done twice, or by two at once.
 
@@ -21,6 +23,7 @@ import time
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
@@ -33,7 +36,7 @@ from headscope.analysis.storage.merging import merge_states
 from headscope.analysis.storage.places import Place
 from headscope.analysis.storage.run_folder import Progress, Stage, accumulate
 from headscope.analysis.storage.shards import Cut
-from headscope.errors import CheckpointError, IncompleteRunError, InvalidInputError
+from headscope.errors import CheckpointError, IncompleteRunError, InvalidInputError, StorageError
 from headscope.model.transformer import HookedTransformer
 
 __all__ = ["Call", "Engine", "Receipt", "RunFiles", "ShardJob", "ShardMeasured", "ShardedRun", "Sharding", "map_shards"]
@@ -178,8 +181,7 @@ class RunFiles:
         Raises:
             InvalidInputError: for receipts of shards that the run does not have.
         """
-        names = [name for name in (self.place / _SHARDS / stage).names() if name.endswith(".json")]
-        numbers = {int(name.removesuffix(".json")) for name in names}
+        numbers = {number for number, kinds in self.shard_files(stage).items() if "json" in kinds}
         foreign = sorted(number for number in numbers if number >= len(cut.shards))
         if foreign:
             raise InvalidInputError(
@@ -188,10 +190,28 @@ class RunFiles:
             )
         return numbers
 
-    def receipts(self, stage: str) -> list[Receipt]:
-        """Return all receipts of a stage, in order of their shards."""
-        place = self.place / _SHARDS / stage
-        return [Receipt(**json.loads(place.read(name))) for name in place.names() if name.endswith(".json")]
+    def passes(self) -> dict[str, dict[str, Any]]:
+        """Return the passes that were begun, in that order, with the `data` and the time (`begun`) of each."""
+        names = [name for name in self.place.names() if name.startswith("pass-")]
+        found = {name[len("pass-") : -len(".json")]: json.loads(self.place.read(name)) for name in names}
+        return dict(sorted(found.items(), key=lambda each: each[1]["begun"]))
+
+    def shard_files(self, stage: str) -> dict[int, set[str]]:
+        """Return the kinds of files that there are of each shard: `safetensors`, `json`, `failure`."""
+        files: dict[int, set[str]] = {}
+        for name in (self.place / _SHARDS / stage).names():
+            number, _, kind = name.partition(".")
+            if number.isdecimal():
+                files.setdefault(int(number), set()).add(kind)
+        return files
+
+    def receipt(self, stage: str, number: int) -> Receipt:
+        """Return the receipt of a shard."""
+        return Receipt(**json.loads((self.place / _SHARDS / stage).read(f"{_name(number)}.json")))
+
+    def failure(self, stage: str, number: int) -> str:
+        """Return why a shard failed last."""
+        return (self.place / _SHARDS / stage).read(f"{_name(number)}.failure").decode()
 
     def stage(self, stage: str, number: int) -> Stage:
         """Return the state of a shard.
@@ -266,8 +286,10 @@ class ShardedRun:
         if self.sharding.wanted is not None:
             stage, number = self.sharding.wanted
             if stage != stage_name:
-                raise IncompleteRunError(f"a shard of {stage!r} is wanted, and {stage_name!r} before it is not merged.")
+                raise IncompleteRunError(f"a shard of {stage!r} is wanted, and {stage_name!r} comes first.")
             raise ShardMeasured(self.measure(stage, number))
+        if not self.place.has(f"pass-{stage_name}.json"):
+            self.place.write(f"pass-{stage_name}.json", json.dumps({"data": data, "begun": time.time()}).encode())
         with progress_bar(cut.n_tokens, name, shown=self._progress, unit="tok") as self._bar:
             for _ in range(_ROUNDS):
                 self._measure_missing(stage_name, cut)
@@ -306,6 +328,11 @@ class ShardedRun:
         receipt = Receipt(stage, number, shard.n_tokens, seconds, worker, time.time(), kept.checksum)
         (self.place / _SHARDS / stage).write(f"{_name(number)}.json", json.dumps(asdict(receipt)).encode())
         return receipt
+
+    def note_failure(self, job: ShardJob, reason: str) -> None:
+        """Note that a shard failed, for `headscope status` to tell."""
+        with suppress(StorageError):  # which may be why
+            (self.place / _SHARDS / job.stage).write(f"{_name(job.number)}.failure", reason.encode())
 
     def tidy(self) -> None:
         """Remove what a run that has its result needs no more: tokens, results per position, files half written."""

@@ -1,0 +1,65 @@
+"""`headscope merge` and `status`, and the engines that commands take by `--workers`, `--ray` and `--shard`."""
+
+import re
+from typing import Annotated
+
+import typer
+
+from headscope.analysis.core.result import Result
+from headscope.analysis.storage.sharded import Engine
+from headscope.cli import options
+from headscope.cli.shared import app, command
+from headscope.errors import InvalidInputError
+from headscope.scale import Part, Processes, runs
+
+__all__ = ["engine_of", "merge", "status"]
+
+Run = Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run in shards, or its URL.")]
+
+
+def engine_of(
+    model: str, out: str | None, workers: int | None, ray: str | None, shard: str | None, shard_tokens: int | None
+) -> Engine | None:
+    """Return who measures; `None` for this process, without shards.
+
+    Raises:
+        InvalidInputError: for options that do not go together, or without a folder.
+    """
+    given = {"--workers": workers, "--ray": ray, "--shard": shard}
+    named = [name for name, value in given.items() if value is not None]
+    if not named:
+        if shard_tokens is not None:
+            raise InvalidInputError("--shard-tokens goes with --workers, --ray or --shard.")
+        return None
+    if out is None:
+        raise InvalidInputError(f"{named[0]} needs a folder that workers share; name it with --out.")
+    if shard is not None:
+        if len(named) > 1:
+            raise InvalidInputError(f"{named[0]} and --shard are two ways to share a run: give one of them.")
+        found = re.fullmatch(r"(\d+)/(\d+)", shard)
+        if found is None:
+            raise InvalidInputError(f"--shard is a part I of N, written I/N, such as 3/64; got {shard!r}.")
+        return Part(int(found[1]), int(found[2]), shard_tokens=shard_tokens, model=model)
+    return Processes(workers, shard_tokens=shard_tokens)
+
+
+@command(app, "headscope merge story-entropy")
+def merge(
+    run: Run,
+    model: Annotated[
+        str | None,
+        typer.Option(help="The model, where it lies elsewhere than when the run was begun.", show_default=False),
+    ] = None,
+    progress: options.Progress = True,
+) -> None:
+    """Put the shards of a run together, when all are measured: the result of one pass over the data, or of the run."""
+    result = runs.merge(run, model=model, progress=progress)
+    if isinstance(result, Result):
+        typer.echo(str(result.info))
+    typer.echo(f"Saved to {run}/result.safetensors")
+
+
+@command(app, "headscope status story-entropy")
+def status(run: Run) -> None:
+    """Show how far a run in shards is: shards done, under way and failed, tokens a second and the time left."""
+    typer.echo(str(runs.status(run)))

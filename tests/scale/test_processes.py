@@ -1,0 +1,113 @@
+"""Workers on this machine that are stopped, killed and left hanging: the bits of one process."""
+
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sizes import SetBudget
+from streams import make_model, same_bits
+
+from headscope import HookedTransformer
+from headscope.analysis import measure_entropy
+from headscope.errors import InvalidInputError, NotFiniteError, ShardError
+from headscope.scale import InProcess, Processes, Receipt, ShardJob, merge, status
+
+TOKENS = torch.randint(0, 23, (40, 8), generator=torch.Generator().manual_seed(0))
+SHARD = 24  # tokens: ten shards of two batches
+
+
+@pytest.fixture(scope="module")
+def model() -> HookedTransformer:
+    return make_model()
+
+
+@pytest.fixture(autouse=True)
+def _small_batches(monkeypatch: pytest.MonkeyPatch, set_budget: SetBudget) -> None:
+    set_budget(batch_tokens=16)
+    monkeypatch.setattr("os.fsync", lambda _: None)
+
+
+def measure(model: HookedTransformer, out: Path, engine: Any) -> Any:
+    options = {"baseline": "mean", "reduce": "none", "progress": False, "resume": True}
+    return measure_entropy(model, TOKENS, out=out, engine=engine, **options)
+
+
+class Interrupted(Processes):
+    """Ctrl-C when the first shard is done."""
+
+    def map_shards(self, jobs: Sequence[ShardJob]) -> Iterator[Receipt]:
+        for receipt in super().map_shards(jobs):
+            yield receipt
+            self.left = [process._process for process in self._started]
+            raise KeyboardInterrupt
+
+
+class Disturbed(Processes):
+    """One worker is killed, and another stops without a word, while they have shards."""
+
+    def map_shards(self, jobs: Sequence[ShardJob]) -> Iterator[Receipt]:
+        self.done = getattr(self, "done", 0)
+        for receipt in super().map_shards(jobs):
+            yield receipt
+            self.done += 1
+            ready = [process for process in self._started if process.ready]
+            if self.done == 2:
+                os.kill(ready[0].pid, signal.SIGKILL)
+            if self.done == 5:
+                os.kill(ready[-1].pid, signal.SIGSTOP)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="stops and kills with signals")
+def test_stopped_killed_and_hanging_workers(model: HookedTransformer, tmp_path: Path) -> None:
+    wanted = measure(model, tmp_path / "one", InProcess(shard_tokens=SHARD))
+    run = tmp_path / "run"
+    first = Interrupted(1, threads=1, shard_tokens=SHARD)
+    with pytest.raises(KeyboardInterrupt):
+        measure(model, run, first)
+    assert [process.returncode for process in first.left] in ([0], [130]), "it stopped by itself"
+    found = status(run)
+    assert found.passes[0].name == "means" and 1 <= found.passes[0].done <= 3 and not found.finished
+    assert f"means: {found.passes[0].done} of 10 shards done" in str(found) and "left" in str(found)
+    engine = Disturbed(2, threads=1, timeout=2.0)
+    same_bits(measure(model, run, engine), wanted)
+    assert engine._started == [] and engine.done >= 12
+    assert "entropy: 10 of 10 shards done, merged\nThe result is there." in str(status(run))
+    same_bits(merge(run, loaded=model, progress=False), wanted)
+
+
+def test_a_shard_that_always_fails_is_named(model: HookedTransformer, tmp_path: Path) -> None:
+    """The worker fails before it comes to the shard: it has no such model."""
+    run = tmp_path / "run"
+    with pytest.raises(ShardError, match=r"shard 0 of 'means' failed 1 times, last in process \d+ .*exit code"):
+        measure(model, run, Broken(1, shard_tokens=SHARD, retries=0, model=str(tmp_path / "none")))
+    assert "shard 0 failed: process" in str(status(run))
+    same_bits(measure(model, run, InProcess()), measure(model, tmp_path / "one", InProcess(shard_tokens=SHARD)))
+
+
+class Broken(Processes):
+    def begin(self, run: Any) -> None:
+        super().begin(run)
+        self.threads = -1
+
+
+def test_what_a_worker_refuses_is_refused_here(model: HookedTransformer, tmp_path: Path) -> None:
+    broken = make_model(seed=3)
+    with torch.no_grad():
+        broken.W_U.fill_(torch.nan)
+    with pytest.raises(NotFiniteError, match="the logits hold NaN"):
+        measure(broken, tmp_path / "run", Processes(1, threads=1, shard_tokens=640))
+
+
+def test_bad_numbers_and_hooks(model: HookedTransformer, tmp_path: Path) -> None:
+    for options in ({"workers": 0}, {"threads": 0}, {"retries": -1}):
+        with pytest.raises(InvalidInputError, match=f"{next(iter(options))} must be at least"):
+            Processes(**options)
+    with pytest.raises(InvalidInputError, match="is in the memory of this process"):
+        measure(model, "memory://run", Processes(1))  # type: ignore[arg-type]
+    with model.hooks(fwd_hooks=[("blocks.0.hook_resid_pre", lambda value, hook: value)]):
+        with pytest.raises(InvalidInputError, match=r"blocks.0.hook_resid_pre has a hook"):
+            measure(model, tmp_path / "run", Processes(1))
