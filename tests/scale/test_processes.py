@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,27 +79,40 @@ def test_stopped_killed_and_hanging_workers(model: HookedTransformer, tmp_path: 
     same_bits(merge(run, loaded=model, progress=False), wanted)
 
 
-def test_a_shard_that_always_fails_is_named(model: HookedTransformer, tmp_path: Path) -> None:
-    """The worker fails before it comes to the shard: it has no such model."""
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Put a shell script in the place of the worker's Python."""
+
+    def put(script: str) -> None:
+        path = tmp_path / "python"
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+        monkeypatch.setattr("sys.executable", str(path))
+
+    return put
+
+
+def test_a_shard_that_always_fails_is_named(
+    model: HookedTransformer, tmp_path: Path, stand_in: Callable[[str], None]
+) -> None:
     run = tmp_path / "run"
-    with pytest.raises(ShardError, match=r"shard 0 of 'means' failed 1 times, last in process \d+ .*exit code"):
-        measure(model, run, Broken(1, shard_tokens=SHARD, retries=0, model=str(tmp_path / "none")))
-    assert "shard 0 failed: process" in str(status(run))
+    stand_in("echo no such module >&2; exit 3")
+    message = r"shard \d of 'means' failed 3 times, last in process \d+ .*exit code 3: no such module"
+    with pytest.raises(ShardError, match=message):
+        measure(model, run, Processes(2, shard_tokens=SHARD, retries=2))
+    stand_in("""read job; echo '{"ready": true}'; echo '{"error": "out of memory", "kind": "MemoryError"}'; read job""")
+    with pytest.raises(ShardError, match=r"shard 0 of 'means' failed 1 times, .*: out of memory"):
+        measure(model, run, Processes(1, retries=0))
+    assert "0 of 10 shards done" in str(status(run)) and "shard 0 failed: process" in str(status(run))
     same_bits(measure(model, run, InProcess()), measure(model, tmp_path / "one", InProcess(shard_tokens=SHARD)))
 
 
-class Broken(Processes):
-    def begin(self, run: Any) -> None:
-        super().begin(run)
-        self.threads = -1
-
-
-def test_what_a_worker_refuses_is_refused_here(model: HookedTransformer, tmp_path: Path) -> None:
-    broken = make_model(seed=3)
-    with torch.no_grad():
-        broken.W_U.fill_(torch.nan)
+def test_what_a_worker_refuses_is_refused_here(
+    model: HookedTransformer, tmp_path: Path, stand_in: Callable[[str], None]
+) -> None:
+    stand_in("""read job; echo '{"error": "the logits hold NaN", "kind": "NotFiniteError"}'; read job""")
     with pytest.raises(NotFiniteError, match="the logits hold NaN"):
-        measure(broken, tmp_path / "run", Processes(1, threads=1, shard_tokens=640))
+        measure(model, tmp_path / "run", Processes(1, shard_tokens=SHARD))
 
 
 def test_bad_numbers_and_hooks(model: HookedTransformer, tmp_path: Path) -> None:

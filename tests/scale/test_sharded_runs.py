@@ -30,7 +30,18 @@ from headscope.scale import Engine, InProcess, MergeOnly, Part, Receipt, ShardJo
 from headscope.scale.calls import read_call, write_call
 from headscope.scale.worker import Worker, read_run
 
-every_analysis = pytest.mark.parametrize("measure", [measure for measure, _ in CASES.values()], ids=CASES.keys())
+# One of each kind: one pass and two, rows, other data for a pass, none from outside, one within another.
+KINDS = [
+    "entropy, mean, every position",
+    "calibration",
+    "ablation, resampled, means",
+    "CSPA",
+    "suppression scores",
+    "loss",
+    "attribution",
+    "head scores",
+    "head types",
+]
 SHARD = 24  # tokens: three rows of eight, two batches
 
 
@@ -64,8 +75,9 @@ class Elsewhere(Engine):
 
 
 @pytest.mark.filterwarnings("ignore:.*is done again")
-@every_analysis
-def test_workers_elsewhere_give_the_bits_of_one_process(model: HookedTransformer, tmp_path: Path, measure: Any) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_workers_elsewhere_give_the_bits_of_one_process(model: HookedTransformer, tmp_path: Path, kind: str) -> None:
+    measure, _ = CASES[kind]
     given = {"progress": False, "describe": "d"}
     plain = measure(model, make_tokens(), **given)
     one = measure(model, make_tokens(), **given, engine=InProcess(shard_tokens=SHARD), out=tmp_path / "one")

@@ -291,3 +291,20 @@ def test_a_loss_needs_a_logit_for_each_token() -> None:
     with pytest.raises(InvalidInputError, match="d_vocab_out is 5"):
         model.loss_fn(model(tokens), torch.tensor([[0, 1, 2, 9]]))
     assert model(torch.tensor([[22]]), return_type="loss", loss_per_token=True).shape == (1, 0)
+
+
+def test_mapped_weights_are_those_of_the_file(tmp_path: Path) -> None:
+    model = tiny_model(tokenizer=tiny_tokenizer())
+    folder = model.save_pretrained(tmp_path / "model")
+    before = (folder / "model.safetensors").read_bytes()
+    mapped = HookedTransformer.from_pretrained(folder, mapped=True, device="cpu")
+    tokens = tiny_tokens()
+    assert torch.equal(mapped(tokens), model(tokens))
+    maps = Path("/proc/self/maps")
+    if maps.exists():
+        assert str(folder / "model.safetensors") in maps.read_text()
+    with torch.no_grad():
+        mapped.W_U.zero_()  # pages that are written to are this process's own
+    assert (folder / "model.safetensors").read_bytes() == before
+    narrow = HookedTransformer.from_pretrained(folder, mapped=True, device="cpu", dtype="float32")
+    torch.testing.assert_close(narrow(tokens).double(), model(tokens), rtol=1e-4, atol=1e-4)

@@ -170,7 +170,7 @@ class RunFiles:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What every state of this run has written beside it."""
+        """The marks that every state of this run bears."""
         shown = {name: value for name, value in self.manifest.items() if name != "software"}
         cuts = [cut.hash for _, cut in sorted(self.cuts.items())]
         return {"run": fingerprint({}, json.dumps(shown, sort_keys=True), *cuts), **self.manifest["software"]}
