@@ -50,6 +50,26 @@ def test_imshow_is_centered_on_zero_with_blue_above() -> None:
     assert figure.layout.xaxis.mirror and figure.layout.yaxis.showline
 
 
+@pytest.mark.parametrize(
+    ("shape", "options", "height", "numbered"),
+    [
+        ((6, 12), {}, None, (1, 1)),
+        ((30, 9), {}, 610, (1, 1)),  # room for the number of each layer
+        ((30, 9), {"height": 300}, 300, (1, None)),
+        ((32, 32), {}, 642, (None, 1)),
+        ((3, 100), {}, None, (None, 1)),  # no number between two rows
+        ((2000, 4), {}, 930, (1, None)),
+        ((4, 30, 9), {"facet_col": 0, "facet_col_wrap": 2}, 1090, (1, 1)),
+        ((6, 12), {"x": list(range(12)), "y": list("abcdef")}, None, (None, None)),
+    ],
+)
+def test_rows_of_a_heat_map_have_room(
+    shape: tuple[int, ...], options: dict[str, Any], height: int | None, numbered: tuple[int | None, int | None]
+) -> None:
+    layout = imshow(torch.zeros(shape), return_fig=True, **options).layout
+    assert (layout.height, (layout.xaxis.dtick, layout.yaxis.dtick)) == (height, numbered)
+
+
 def test_imshow_takes_limits_and_other_scales() -> None:
     figure = imshow(np.eye(2), zmin=-2.0, zmax=2.0, return_fig=True, color_continuous_scale="Blues", text_auto=True)
     assert figure is not None
@@ -267,8 +287,8 @@ def test_what_does_not_fit_is_told(draw: Any, error: type[Exception], message: s
 
 
 def test_a_long_name_of_the_data_is_cut() -> None:
-    assert plot_title("Loss", "x" * 80)["subtitle"]["text"] == "on " + "x" * 80
-    assert plot_title("Loss", "x" * 81)["subtitle"]["text"] == "on " + "x" * 79 + "…"
+    assert plot_title("Loss", "x" * 110)["subtitle"]["text"] == "on " + "x" * 110
+    assert plot_title("Loss", "x" * 111)["subtitle"]["text"] == "on " + "x" * 109 + "…"
     assert plot_title("Loss", "")["subtitle"]["text"] == ""
 
 

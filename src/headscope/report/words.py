@@ -102,11 +102,11 @@ def probability(p: float) -> Markup:
 
     Example:
         >>> [str(probability(p).striptags()) for p in (0.5, 0.00031, 0.00000002)]
-        ['50 %', '0.031 %', '<0.0001 %']
+        ['50 %', '0.031 %', '2e-06 %']
     """
     if p >= 0.0005 or p == 0:
         return percent(p)
-    return _number("<0.0001\xa0%" if p < 1e-6 else f"{float(f'{100 * p:.2g}'):f}".rstrip("0") + "\xa0%")
+    return _number((f"{float(f'{100 * p:.2g}'):f}".rstrip("0") if p >= 1e-6 else f"{100 * p:.1g}") + "\xa0%")
 
 
 def count(n: int, what: str) -> Markup:

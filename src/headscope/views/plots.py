@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 
 __all__ = ["bar", "hist", "imshow", "line", "scatter"]
 
+# Pixels of a heat map: plotly's own height, what is around the cells, a row whose number can be read, and the most that
+# all rows of a map get; and columns that are all numbered.
+_PLOTLYS_HEIGHT, _AROUND, _ROW, _TALLEST, _NUMBERED_COLUMNS = 450, 130, 16, 800, 16
+
 
 def imshow(
     tensor: Any,
@@ -123,6 +127,17 @@ def imshow(
     if border:
         frame = {"showline": True, "linewidth": 1, "linecolor": "rgb(120,120,120)", "mirror": True}
         figure.update_xaxes(frame).update_yaxes(frame)
+    rows, columns = (n for axis, n in enumerate(values.shape) if axis not in taken.values())
+    across = drawn.get("facet_col_wrap") or 0
+    down = -(-values.shape[taken["facet_col"]] // across) if across and "facet_col" in taken else 1
+    tall = _AROUND + down * min(_ROW * rows, _TALLEST)
+    if height is None and tall > _PLOTLYS_HEIGHT:
+        height = tall
+    # Numbers of rows and columns, none skipped where there is room, and none between two.
+    if x is None and columns <= _NUMBERED_COLUMNS:
+        figure.update_xaxes(dtick=1)
+    if y is None and down * _ROW * rows <= (height or _PLOTLYS_HEIGHT) - _AROUND:
+        figure.update_yaxes(dtick=1)
     style_axes(figure, layout)
     return _finish(figure, title, width, height, layout, renderer, return_fig, draw, static)
 

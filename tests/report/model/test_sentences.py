@@ -93,10 +93,11 @@ SAID: dict[str, tuple[Sentence, list[str]]] = {
         ["Then came cat (10 %), choice 3. The model's first: dog 50 %.", "~first choice"],
     ),
     "BOS in front": (
-        lambda: in_front("<|im_start|>", 2),
-        ["In front of each of the 2 sequences stands <|im_start|>", "no part of the text"],
+        lambda: in_front("<|im_start|>", "<|im_end|>", 2),
+        ["In front of each of the 2 sequences stands <|im_start|>", "no part of the text",
+         "Documents are set apart by <|im_end|>"],
     ),
-    "BOS in front of one": (lambda: in_front("<s>", 1), ["In front of the sequence stands <s>"]),
+    "BOS in front of one": (lambda: in_front("<s>", None, 1), ["In front of the sequence stands <s>", "~Documents"]),
     "two sequences": (lambda: few_sequences(2), ["There are only 2 sequences", "pieces of them", "likely too small"]),
     "one sequence": (lambda: few_sequences(1), ["There is only 1 sequence", "pieces of it"]),
     "entropy was measured": (
@@ -121,7 +122,7 @@ SILENT: dict[str, Sentence] = {
     "lowering: only raised": lambda: lowering_heads(UP, UP),
     "missed: noise": lambda: missed_heads(NOISE),
     "missed: zero in three decimals": lambda: missed_heads(TINY),
-    "in front: no BOS": lambda: in_front(None, 8),
+    "in front: no BOS": lambda: in_front(None, None, 8),
     "few sequences: eight": lambda: few_sequences(8),
 }
 

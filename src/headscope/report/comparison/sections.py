@@ -65,8 +65,8 @@ def compared_models_section(both: Compared) -> Section:
         sequences = f"{shapes[0]} tokens, and {shapes[1]}: the two read the text as different tokens"
     data = FactList("Data", {"Text": both.first.data, "Sequences": sequences})
     models = [FactList(name, side.facts) for name, side in both.sides.items()]
-    read = [(side.bos, len(side.tokens)) for side in both.sides.values()]
-    said = those(*(in_front(*each) for each in dict.fromkeys(read)), few_sequences(min(n for _, n in read)))
+    read = dict.fromkeys((side.bos, side.separator, len(side.tokens)) for side in both.sides.values())
+    said = those(*(in_front(*each) for each in read), few_sequences(min(n_rows for *_, n_rows in read)))
     return Section("models", "The two models", (), (Row(models), data, *map(Prose, said), glossary()))
 
 

@@ -75,6 +75,7 @@ class Findings:
         data: What the text is.
         tokens: The tokens it ran on.
         bos: Text of the tokenizer's BOS token, if every sequence begins with it.
+        separator: Text of its EOS token, if that stands within a sequence.
         texts: Text of every token that the page shows, by token.
         outcome: What came of each part of the measurement.
         notable: Heads to show in detail; none where entropy was not measured.
@@ -91,6 +92,7 @@ class Findings:
     data: str
     tokens: Int[Tensor, "batch pos"]
     bos: str | None
+    separator: str | None
     texts: Mapping[int, str]
     outcome: Outcome
     notable: tuple[Head, ...]

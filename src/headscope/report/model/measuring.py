@@ -113,7 +113,7 @@ def measure(
         d_vocab_out=model.cfg.d_vocab_out,
         data=describe,
         tokens=tokens.cpu(),
-        bos=_bos(model, tokens),
+        **_special(model, tokens),
         texts={token: _text(model, token) for token in torch.cat(shown).unique().tolist() if token >= 0},
         outcome=outcome,
         notable=notable_heads(entropy.mean(), n_heads) if n_heads and entropy is not None else (),
@@ -159,10 +159,13 @@ def _text(model: HookedTransformer, token: int) -> str:
     return f" {token}" if model.tokenizer is None else model.to_single_str_token(token)
 
 
-def _bos(model: HookedTransformer, tokens: Tensor) -> str | None:
-    """Return the text of the tokenizer's BOS token, if every row begins with it."""
-    bos = None if model.tokenizer is None else model.tokenizer.bos_token_id
-    return None if bos is None or bool((tokens[:, 0] != bos).any()) else _text(model, bos)
+def _special(model: HookedTransformer, tokens: Tensor) -> dict[str, str | None]:
+    """Return the texts of the tokenizer's BOS, if every row begins with it, and of its EOS, if it stands within one."""
+    bos, eos = (getattr(model.tokenizer, f"{name}_token_id", None) for name in ("bos", "eos"))
+    return {
+        "bos": None if bos is None or bool((tokens[:, 0] != bos).any()) else _text(model, bos),
+        "separator": None if eos is None or bool((tokens[:, 1:] != eos).all()) else _text(model, eos),
+    }
 
 
 def _predicts(model: HookedTransformer, tokens: Tensor) -> bool:

@@ -44,26 +44,30 @@ def model_section(findings: Findings, chosen: Sequence[str] = ()) -> Section:
     if chosen:
         data["Sections asked for"] = ", ".join(chosen)
     facts = Row((FactList("Model", findings.facts), FactList("Data", data)))
-    said = those(in_front(findings.bos, n_rows), few_sequences(n_rows))
+    said = those(in_front(findings.bos, findings.separator, n_rows), few_sequences(n_rows))
     return Section("facts", "Model and data", (), (facts, *map(Prose, said), glossary()))
 
 
-def in_front(bos: str | None, n_rows: int) -> Markup | None:
-    """Say that a token stands in front of the text; nothing where none does.
+def in_front(bos: str | None, separator: str | None, n_rows: int) -> Markup | None:
+    """Say which special tokens stand in front of the text and in it; nothing where none does.
 
     Args:
         bos: The text of the tokenizer's BOS token, if every sequence begins with it.
+        separator: The text of its EOS token, if that stands within a sequence.
         n_rows: Number of sequences.
     """
-    if bos is None:
-        return None
-    sentence = (
-        "In front of {sequences} stands {token}, the tokenizer's token for the beginning of a sequence, which is no "
-        "part of the text. Many heads rest their attention on it. What is predicted from it alone counts in no mean of "
-        "loss or entropy."
-    )
-    sequences = "the sequence" if n_rows == 1 else f"each of the {n_rows:,} sequences"
-    return say(sentence, sequences=sequences, token=token(bos))
+    said = []
+    if bos is not None:
+        sentence = (
+            "In front of {sequences} stands {token}, the tokenizer's token for the beginning of a sequence, which is "
+            "no part of the text. Many heads rest their attention on it. What is predicted from it alone counts in no "
+            "mean of loss or entropy."
+        )
+        sequences = "the sequence" if n_rows == 1 else f"each of the {n_rows:,} sequences"
+        said.append(say(sentence, sequences=sequences, token=token(bos)))
+    if separator is not None:
+        said.append(say("Documents are set apart by {token}, which is predicted too.", token=token(separator)))
+    return Markup(" ").join(said) if said else None
 
 
 def few_sequences(n_rows: int) -> Markup | None:

@@ -76,7 +76,7 @@ def whole(text: str) -> str:
 
 def plot_title(title: str, data: str) -> dict[str, Any]:
     """Make a title with the name of the data below it, truncated where it would run off the figure."""
-    data = data if len(data) <= 80 else data[:79].rstrip() + "…"
+    data = data if len(data) <= 110 else data[:109].rstrip() + "…"
     subtitle = {"text": f"on {plot_text(data)}" if data else "", "font": {"size": 13}}
     return {"text": title, "subtitle": subtitle}
 
