@@ -102,7 +102,7 @@ def probability(p: float) -> Markup:
 
     Example:
         >>> [str(probability(p).striptags()) for p in (0.5, 0.00031, 0.00000002)]
-        ['50 %', '0.031 %', '2e-06 %']
+        ['50 %', '0.031 %', '2e−06 %']
     """
     if p >= 0.0005 or p == 0:
         return percent(p)
@@ -166,6 +166,7 @@ def stand_out(each: Estimates, sign: int = 0) -> Bool[Tensor, "*thing"]:
     """Tell which are clearly different from zero (above it, below it) and not zero in the digits that are shown.
 
     Example:
+        >>> import torch
         >>> print(stand_out(Estimates(torch.tensor([0.5, 0.0001]), torch.zeros(2), torch.zeros(2) + 40, n=9)))
         tensor([ True, False])
     """
@@ -195,6 +196,7 @@ def too_small_to_see(each: Estimates, *, unit: str = "nats") -> Markup:
     """Say how large a mean must be to be clear, which bounds what "none" says; nothing where no error is known.
 
     Example:
+        >>> import torch
         >>> errors = torch.tensor([0.1, 0.2, 0.3])
         >>> print(too_small_to_see(Estimates(0 * errors, errors, 0 * errors + 40, n=500)).striptags())
          On this much text, half of them would have to be at 0.500 nats or further from zero to stand out.
