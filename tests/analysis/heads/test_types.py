@@ -14,7 +14,8 @@ from tiny import randomize, tiny_model
 from headscope import HookedTransformer
 from headscope.analysis.core.stats import LEVEL, threshold
 from headscope.analysis.heads.evidence import copying_scores, k_composition
-from headscope.analysis.heads.name_evidence import TASK_KINDS, name_places
+from headscope.analysis.heads.name_evidence import TASK_KINDS
+from headscope.analysis.heads.names import name_places
 from headscope.analysis.heads.scores import SCORES, head_scores
 from headscope.analysis.heads.types import KINDS, detect_heads
 from headscope.analysis.heads.types_result import HeadTypes
@@ -67,6 +68,7 @@ def test_a_name_moving_model_set_by_hand_gets_the_classes_of_wang_et_al(swap):
     found = detect(name_moving_model(), task=name_task(swap=swap), length=10)
     assert labels(found) == {
         "duplicate_token": [DUPLICATE],
+        "duplicate_name": [DUPLICATE],
         "name_mover": [MOVER],
         "negative_name_mover": [NEGATIVE],
         "s_inhibition": [INHIBITION],
@@ -141,6 +143,7 @@ def test_scores_are_those_of_head_scores(demo):
 
 
 def test_previous_token_control_is_an_even_spread_over_the_other_keys():
+    """Or what the token before that gets, if it is more; with errors over rows and over positions."""
     model = tiny_model(n_ctx=12, dtype=torch.float64)
     tokens = repeated_random_tokens(5, 6, d_vocab=23, seed=1)
     found = detect(model, tokens)
@@ -151,10 +154,16 @@ def test_previous_token_control_is_an_even_spread_over_the_other_keys():
             # Position 1 sees itself and the one before: one key, one other.
             paid = torch.stack([pattern[:, q, q - 1] for q in range(1, 12)], 1)
             even = torch.stack([(1 - pattern[:, q, q - 1]) / q for q in range(1, 12)], 1)
+            nearby = torch.stack([pattern[:, q, max(q - 2, 0)] * (q > 1) for q in range(1, 12)], 1)
             assert float(found.scores[0, layer, head]) == pytest.approx(float(paid.mean()), abs=1e-6)
-            assert float(found.controls[0, layer, head]) == pytest.approx(float(even.mean()), abs=1e-6)
-            # Rows count alike, so that the error is that of a mean of rows.
-            error = (paid - even).mean(1).std() / 5**0.5
+            control = even if float(even.mean()) > float(nearby.mean()) else nearby
+            assert float(found.controls[0, layer, head]) == pytest.approx(float(control.mean()), abs=1e-6)
+            # Rows count alike, and so do positions: each error is that of a mean of means.
+            rows = (paid - control).mean(1).var() / 5
+            moving = paid if control is even else paid - nearby
+            away = moving - moving.mean()
+            places = away.mean(0).square().sum() / 11 / 10 - away.square().sum() / 55**2
+            error = (rows + places.clamp(min=0)).sqrt()
             assert float(found.errors[0, layer, head]) == pytest.approx(float(error), rel=1e-4)
 
 
@@ -162,7 +171,8 @@ def test_the_level_is_kept_and_decides(demo):
     found, strict = detect(demo, n_sequences=6), detect(demo, n_sequences=6, level=1e-12)
     n = found.scores.numel()
     assert found.info.options["level"] == LEVEL and strict.info.options["level"] == 1e-12
-    assert found.bound == pytest.approx(threshold(n, 5.0)) and strict.bound == pytest.approx(threshold(n, 5.0, 1e-12))
+    # Six rows leave five degrees of freedom at most.
+    assert found.bound >= threshold(n, 5.0) and strict.bound > 10 * found.bound
     assert torch.equal(found.scores, strict.scores) and int(found.labelled.sum()) > int(strict.labelled.sum())
     above = found.scores - found.controls
     assert bool((above > threshold(n, 1e9) * found.errors)[found.labelled].all())
@@ -292,7 +302,7 @@ def test_what_cannot_be_told_is_said(moving):
 
 def test_models_that_read_and_predict_other_vocabularies_have_no_copying():
     found = detect(tiny_model(n_ctx=32, d_vocab_out=7), n_sequences=4)
-    assert found.kinds == SCORES and found.evidence_names == () and found.evidence.shape == (0, 2, 3)
+    assert found.kinds == SCORES and found.evidence_names == ("start",) and found.evidence.shape == (1, 2, 3)
 
 
 # What is wrong to ask for
@@ -317,7 +327,7 @@ def test_bad_options(options, message):
 
 def test_bad_models():
     with pytest.raises(InvalidInputError, match="attends both ways"):
-        detect(tiny_model(attention_dir="bidirectional"))
+        detect(tiny_model(attention_dir="bidirectional"), task=name_task())
     with pytest.raises(InvalidInputError, match="n_ctx = 4"):
         detect(tiny_model(n_ctx=4))
 
@@ -342,7 +352,8 @@ def test_a_result_is_saved_and_read(moving, tmp_path):
 def test_a_result_tells_its_heads(moving):
     assert moving.kinds == KINDS
     assert moving.kinds_of(*MOVER) == ("name_mover",) and moving.kinds_of(1, 1) == ()
-    assert moving.top(1, by="s_inhibition")[0].label == "1.0" and len(moving.top(3, by="s_inhibition")) == 3
+    # Only the likeliest heads are tested for it.
+    assert moving.top(1, by="s_inhibition")[0].label == "1.0" and len(moving.top(3, by="s_inhibition")) == 1
     assert moving.heads("name_mover").unit == "logits" and moving.heads("duplicate_token").unit == "attention"
     assert "name_mover" in str(moving) and "2.0 (6.00)" in str(moving)
     with pytest.raises(UnknownNameError, match="name_mover"):
@@ -366,7 +377,7 @@ def test_a_result_is_a_table(moving):
     assert bool(row.labelled) and row.score == pytest.approx(6.0, abs=1e-4)
     assert row.threshold == pytest.approx(0.2, abs=1e-4)
     assert row["direct effect (ABBA)"] == pytest.approx(6.0, abs=0.05)
-    console = Console(width=160, record=True, file=io.StringIO())
+    console = Console(width=200, record=True, file=io.StringIO())
     console.print(moving.table())
     text = console.export_text()
     assert "backup name mover" in text and "attention end to IO +1.00" in text

@@ -12,6 +12,10 @@ From fewer than eight rows an error is hardly known. They are then cut, each in 
 piece is compared with the pieces at its place in other rows, so that a trend along rows is no error: batch means, as of
 a long simulation (Schmeiser 1982), in strata. They are right as long as positions are correlated over distances shorter
 than a piece, and too small where whole rows differ. Of a single row, pieces are compared with the mean of all.
+
+Rows are not all that varies. A head that goes by position does at each position the same in every row, so that more
+rows say nothing more about it: with eight positions there are eight numbers. Where that matters, `with_places` adds what
+positions differ by: the two-way clustered error of Cameron, Gelbach and Miller 2011, V = V_rows + V_places - V_cells.
 """
 
 import dataclasses
@@ -33,9 +37,11 @@ __all__ = [
     "estimates",
     "estimates_of_moments",
     "known_in_order",
+    "place_moments",
     "row_moments",
     "row_moments_of_sums",
     "threshold",
+    "with_places",
 ]
 
 LEVEL = 0.05
@@ -262,6 +268,59 @@ def estimates_of_moments(moments: Float[Tensor, "moment stratum *thing"]) -> Est
         freedom = torch.where(better, ((rows[here] - 1) * several[here]).sum(0) + (lone - 1).clamp(min=0), freedom)
     errors = torch.where(freedom > 0, spread.sqrt() / n[0], torch.nan)
     return Estimates(means, errors, freedom, n=int(n[0].flatten()[0]) if means.numel() else 0)
+
+
+def place_moments(
+    sums: Float[Tensor, "*thing row place"], counts: Float[Tensor, "*thing row place"], n_places: int | None = None
+) -> Float[Tensor, "*thing moment"]:
+    """Return sums over rows from which `with_places` knows how places differ; those of other rows may be added.
+
+    Args:
+        sums: Sum over the positions of a row that are at a place, such as one position, or a few neighboring ones.
+        counts: Number of these positions.
+        n_places: As many as other rows may have; default: as there are.
+    """
+    x, c = sums.double(), counts.double()
+    cells = torch.stack([(a * b).sum((-2, -1)) for a, b in ((x, x), (x, c), (c, c))], dim=-1)
+    more = 0 if n_places is None else n_places - x.shape[-1]
+    by_place = (torch.nn.functional.pad(each.sum(-2), (0, more)) for each in (x, c))
+    return torch.cat([*by_place, cells], dim=-1)
+
+
+def with_places(found: Estimates, moments: Float[Tensor, "*thing moment"]) -> Estimates:
+    """Return the same means, with errors over places as well as over rows.
+
+    Degrees of freedom are those of Satterthwaite (1946) for the two parts.
+
+    Args:
+        found: Means and errors over rows.
+        moments: Of `place_moments`, added over all rows.
+
+    Example:
+        >>> by_place = torch.tensor([0.9, 0.1, 0.2, 0.8]).expand(20, 4)  # the same in every row
+        >>> ones = torch.ones(20, 4)
+        >>> rows = estimates_of_moments(row_moments_of_sums(by_place.sum(-1), ones.sum(-1)))
+        >>> both = with_places(rows, place_moments(by_place, ones))
+        >>> print(f"{rows[()].error:.2f}, {both[()].error:.2f} with {both[()].freedom:.0f} degrees of freedom")
+        0.00, 0.20 with 3 degrees of freedom
+    """
+    n_places = (moments.shape[-1] - 3) // 2
+    x, c, (squares, products, squared_counts) = (
+        moments[..., :n_places],
+        moments[..., n_places : 2 * n_places],
+        moments[..., -3:].unbind(-1),
+    )
+    total, mean = c.sum(-1), found.values
+    n = (c > 0).sum(-1)
+    among_places = (x - c * mean[..., None]).square().sum(-1) * n / (n - 1).clamp(min=1)
+    within = squares - 2 * mean * products + squared_counts * mean.square()
+    # Places that differ no more than their cells would by chance add nothing.
+    more = ((among_places - within) / total.square()).clamp(min=0)
+    more = torch.where(more > _ROUNDING * mean.square(), more, 0.0)
+    rows = found.errors.square()
+    freedom = (rows + more).square() / (rows.square() / found.freedom + more.square() / (n - 1).clamp(min=1))
+    freedom = torch.where(more > 0, freedom, found.freedom)
+    return dataclasses.replace(found, errors=(rows + more).sqrt(), freedom=freedom)
 
 
 def difference(first: E, second: E) -> E:

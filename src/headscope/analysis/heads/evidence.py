@@ -1,4 +1,4 @@
-"""Evidence for head types that needs no task: attention to defining keys beside its control, copying, composition.
+"""Evidence for head types that needs no task: what heads write where tokens repeat, copying, composition.
 
 A *control* is the same number for the same head where what defines the kind is taken out. With it, a label says more
 than "this head pays some attention there": a head that looks a fixed distance back, or at everything alike, has a
@@ -6,21 +6,21 @@ control as high as its score.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from headscope.analysis.core.batches import Batch
 from headscope.analysis.core.head_lists import over_layers
 from headscope.analysis.core.stats import (
     Estimate,
+    estimates,
     estimates_of_moments,
     row_moments,
-    row_moments_of_sums,
     threshold,
 )
 from headscope.analysis.heads.scores import SCORES, defining_keys
@@ -31,7 +31,6 @@ from headscope.analysis.recording.embedding import (
     token_embedding,
 )
 from headscope.analysis.recording.lens_states import lens_states
-from headscope.analysis.recording.record import record_patterns
 from headscope.analysis.storage.accumulator import Measure
 from headscope.model.activations.readout import readout_of
 from headscope.model.transformer import HookedTransformer
@@ -39,9 +38,9 @@ from headscope.ops.composition import composition_scores
 from headscope.ops.factored import FactoredMatrix
 
 __all__ = [
+    "Condition",
+    "HeadKind",
     "Measured",
-    "attention_evidence",
-    "attention_moments",
     "copying_scores",
     "k_composition",
     "repeat_evidence",
@@ -51,12 +50,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Measured:
-    """A number of every head, for some kinds, with its control; NaN where nothing was measured.
+    """A number of every head, with its control; NaN where nothing was measured.
 
     Attributes:
         scores: The numbers.
         controls: The same where what defines the kind is taken out.
-        errors: Standard error of their difference, over rows.
+        errors: Standard error of their difference.
         freedom: Degrees of freedom of that error.
     """
 
@@ -68,93 +67,101 @@ class Measured:
     @classmethod
     def nothing(cls, n_layers: int, n_heads: int) -> "Measured":
         """One kind that was not measured."""
-        return cls(*torch.full((4, 1, n_layers, n_heads), math.nan))
+        return cls(*torch.full((4, n_layers, n_heads), math.nan))
 
     @classmethod
-    def joined(cls, parts: Sequence["Measured"]) -> "Measured":
-        """All kinds of several."""
-        return cls(*(torch.cat([getattr(part, each.name) for part in parts]) for each in fields(cls)))
+    def beside(
+        cls, values: Float[Tensor, "prompt layer head"], control: Float[Tensor, "prompt layer head"]
+    ) -> "Measured":
+        """Means over prompts, and the error of their difference."""
+        margin = estimates((values - control).movedim(0, -1)[..., None])
+        parts = (values.mean(0), control.mean(0), margin.errors, margin.freedom)
+        return cls(*(part.float() for part in parts))
 
-    def reaches(
-        self, least: float | Float[Tensor, "*kind 1 1"], among: int, level: float
-    ) -> Bool[Tensor, "*kind layer head"]:
-        """Tell which scores, and their excess over the control, are at least so high, the excess significantly so.
+    @classmethod
+    def chosen(cls, several: Sequence["Measured"], by: Callable[..., Tensor]) -> "Measured":
+        """The lowest of several scores, head by head, with its control and error; the highest with `torch.argmax`."""
+        at = by(torch.stack([each.scores.nan_to_num(-math.inf) for each in several]), dim=0, keepdim=True)
+        return cls(
+            *(torch.stack([getattr(each, part.name) for each in several]).gather(0, at)[0] for part in fields(cls))
+        )
+
+    def __getitem__(self, at: int) -> "Measured":
+        return Measured(*(getattr(self, each.name)[at] for each in fields(self)))
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A number that a head of a kind must have.
+
+    Attributes:
+        measured: The number of every head, with its control.
+        least: What it and its excess over the control must reach.
+        of_the_rest: The number is a share, which exceeds a control c by at most 1 - c: so much of that is asked for, as
+            in Cohen's kappa. Where half of all keys in sight define a kind, no head could exceed that by a half.
+        confirms: It is asked beside another that makes the kind, and so it is tested by itself.
+    """
+
+    measured: Measured
+    least: float
+    of_the_rest: bool = False
+    confirms: bool = False
+
+    def holds(self, among: int, level: float) -> Bool[Tensor, "layer head"]:
+        """Tell where the number and its excess are high enough, the excess significantly above zero.
 
         Args:
-            least: What both must reach.
-            among: How many numbers were looked at.
-            level: The family-wise level.
+            among: How many such numbers are looked at.
+            level: The level for all of them.
         """
-        excess = self.scores - self.controls
-        significant = excess > threshold(among, self.freedom, level) * self.errors
-        return (self.scores >= least) & (excess >= least) & significant
+        scores, controls = self.measured.scores, self.measured.controls
+        excess, room = scores - controls, 1 - controls if self.of_the_rest else torch.ones_like(controls)
+        bound = threshold(1 if self.confirms else among, self.measured.freedom, level)
+        return (scores >= self.least) & (excess >= self.least * room) & (excess > bound * self.measured.errors)
 
 
-def attention_moments(model: HookedTransformer, seed: int) -> Measure:
-    """Return a function that sums attention to the keys that define each of `SCORES`, for `attention_evidence`.
+@dataclass(frozen=True)
+class HeadKind:
+    """A kind of head: numbers that must all be high enough, in one of several ways.
 
-    Args:
-        model: The model.
-        seed: Of the shuffled control. Each batch is shuffled by its place in the data, so that any part of the data
-            gives what it gives as a part of all of it.
+    In each way every condition has to hold. They are tested at the same level, and none is corrected for the others,
+    since one that fails is enough (an intersection-union test: Berger 1982).
+
+    Attributes:
+        name: The kind.
+        shown: The number that stands for the kind.
+        ways: Conditions that make a head one of the kind.
+        unless: Heads that are of another kind that has the same marks; `None` for none.
     """
 
-    def measure(batch: Batch, n_before: int) -> dict[str, Tensor]:
-        keys = defining_keys(batch)
-        real = torch.ones_like(batch.tokens) if batch.attention_mask is None else batch.attention_mask.long()
-        n_keys = keys.sum(-1)
-        n_others = real.cumsum(-1)[None] - n_keys
-        # A query with nothing else to look at tells nothing.
-        keys = keys & (n_others > 0)[..., None]
-        share = n_keys / n_others.clamp(min=1)
-        paid, paid_by_share = _attention_to(model, batch, [keys.double(), keys * share[..., None]])
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + n_before)
-        other = Batch(_shuffled(batch, generator), batch.attention_mask, batch.counted)
-        by_place = _attention_to(model, other, [keys.double()])[0]
-        counts = keys.any(-1).sum(-1).double().cpu().T[:, :, None, None]
-        # With attention p on the keys, others get (1 - p) / n_others each.
-        spread = (keys.any(-1) * share).sum(-1).double().cpu().T[:, :, None, None] - paid_by_share
-        sums = torch.stack([paid, spread, by_place, paid - spread, paid - by_place], dim=1)
-        return {"moments": row_moments_of_sums(sums, counts[:, None].expand_as(sums))}
+    name: str
+    shown: Measured
+    ways: tuple[tuple[Condition, ...], ...]
+    unless: Bool[Tensor, "layer head"] | None = None
 
-    return measure
+    @classmethod
+    def by_weakest(
+        cls, name: str, conditions: Sequence[Condition], unless: Bool[Tensor, "layer head"] | None = None
+    ) -> "HeadKind":
+        """A kind that its lowest number stands for, head by head; all are of one unit."""
+        shown = Measured.chosen([each.measured for each in conditions], torch.argmin)
+        return cls(name, shown, (tuple(conditions),), unless)
 
+    @property
+    def least(self) -> float:
+        """What the number that is shown must reach."""
+        return self.ways[0][0].least
 
-def attention_evidence(moments: Float[Tensor, "moment stratum number kind layer head"]) -> Measured:
-    """Attention to the keys that define each of `SCORES`, and its controls, from sums over the data.
+    def n_measured(self) -> int:
+        """Number of heads that were measured."""
+        return int((~self.shown.scores.isnan()).sum())
 
-    The control is the larger of two: what these keys would get if the rest of the attention were spread evenly over all
-    other keys in sight, and, for the kinds that match tokens, what the same positions get when the tokens of the row
-    are shuffled.
-    """
-    means = estimates_of_moments(moments)
-    paid, even, shuffled = means.values[:3]
-    matches = torch.tensor([name != "previous_token" for name in SCORES])[:, None, None]
-    use_place = matches & (shuffled > even)
-    control = torch.where(use_place, shuffled, even)
-    error, freedom = (torch.where(use_place, each[4], each[3]) for each in (means.errors, means.freedom))
-    return Measured(paid.float(), control.float(), error.float(), freedom)
-
-
-def _shuffled(batch: Batch, generator: torch.Generator) -> Int[Tensor, "row pos"]:
-    """The tokens that count in another order, row by row."""
-    tokens = batch.tokens.clone()
-    for row, counted in enumerate(batch.counted):
-        places = counted.nonzero()[:, 0]
-        order = torch.randperm(len(places), generator=generator).to(places.device)
-        tokens[row, places] = batch.tokens[row, places[order]]
-    return tokens
-
-
-def _attention_to(
-    model: HookedTransformer, batch: Batch, weights: list[Tensor]
-) -> list[Float[Tensor, "row kind layer head"]]:
-    """Return the attention of each row's queries to keys, weighted by `[kind, row, query_pos, key_pos]`, summed."""
-    stacked = torch.stack(weights).float()
-    paid = record_patterns(
-        model, batch, lambda pattern: torch.einsum("rhqk,wsrqk->wrsh", pattern.float(), stacked).double()
-    )
-    return list(paid.movedim(0, -2).unbind())
+    def labelled(self, n_kinds: int, level: float) -> Bool[Tensor, "layer head"]:
+        """Tell which heads are of the kind, at a level for all kinds together, shared out among them alike."""
+        among = n_kinds * self.n_measured() * len(self.ways)
+        ways = [torch.stack([each.holds(among, level) for each in way]).all(0) for way in self.ways]
+        holds = torch.stack(ways).any(0)
+        return holds if self.unless is None else holds & ~self.unless
 
 
 def repeat_moments(model: HookedTransformer) -> Measure:
@@ -192,8 +199,8 @@ def repeat_evidence(model: HookedTransformer, sums: Mapping[str, Tensor]) -> tup
     if not sums:
         return Measured.nothing(model.cfg.n_layers, model.cfg.n_heads), Estimate(math.nan, math.nan, 0)
     heads, whole = (estimates_of_moments(sums[name]) for name in ("heads", "model"))
-    scores, controls = heads.values[:2, None].float()
-    return Measured(scores, controls, heads.errors[2:].float(), heads.freedom[2:]), whole[()]
+    scores, controls = heads.values[:2].float()
+    return Measured(scores, controls, heads.errors[2].float(), heads.freedom[2]), whole[()]
 
 
 def _repeats(batch: Batch) -> Bool[Tensor, "row pos"]:

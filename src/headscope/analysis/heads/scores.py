@@ -10,7 +10,8 @@ A score is the attention a head pays, on average, to the keys that define the ki
 
 On repeated random tokens `[BOS, r, r]` the last two are the stripes one and one-less block length below the
 diagonal (plus the few chance repeats within `r`), as in Elhage et al. 2021 and Olsson et al. 2022, "In-context
-Learning and Induction Heads". A pattern is reduced as soon as a layer has made it; none is kept.
+Learning and Induction Heads". In a model that attends both ways, later copies are copies too, and what was counted is
+said with the result. A pattern is reduced as soon as a layer has made it; none is kept.
 """
 
 from collections.abc import Mapping
@@ -18,10 +19,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Unpack
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from headscope.analysis.core.batches import Batch
+from headscope.analysis.core.batches import Batch, describe_data
 from headscope.analysis.core.result import Array, Result
 from headscope.analysis.recording.record import record_patterns
 from headscope.analysis.storage.accumulator import Accumulator
@@ -100,6 +101,8 @@ def head_scores(
     if data is None:
         data = scored_tokens(model, n_sequences, length, seed)
         run["describe"] = run["describe"] or f"repeated random tokens (seed {seed})"
+    if model.cfg.attention_dir != "causal":
+        run["describe"] = f"{run['describe'] or describe_data(data)}, copies on either side"
     options = {"include_bos": run["include_bos"]}
     passes = Passes("head-scores", model, data, options, **run)
     if (finished := passes.finished(HeadScores)) is not None:
@@ -113,7 +116,7 @@ class _ScoreAccumulator(Accumulator[HeadScores]):
     @torch.no_grad()
     def update(self, batch: Batch) -> None:
         """Add up the attention of a batch, and the queries that have such keys."""
-        keys = defining_keys(batch)
+        keys = defining_keys(batch, both_ways=self.model.cfg.attention_dir != "causal")
         n_queries = keys.any(-1).sum((1, 2)).double().cpu()
         weights = keys.float()
         paid = record_patterns(
@@ -142,15 +145,22 @@ def scored_tokens(model: HookedTransformer, n_sequences: int, length: int | None
     return repeated_random_tokens(n_sequences, length, allowed=allowed, bos=bos, seed=seed)
 
 
-def defining_keys(batch: Batch) -> Tensor:
-    """The keys that define each kind, `[kind, row, query_pos, key_pos]`; nothing for queries that do not count."""
+def defining_keys(batch: Batch, *, both_ways: bool = False) -> Bool[Tensor, "kind row query_pos key_pos"]:
+    """Return the keys that define each of `SCORES`; none for queries that do not count.
+
+    Args:
+        batch: The batch.
+        both_ways: Later copies of a token are copies too, and what follows them counts.
+    """
     tokens, counted = batch.tokens, batch.counted
     n_pos = tokens.shape[1]
     real = counted if batch.attention_mask is None else batch.attention_mask
-    earlier = torch.ones(n_pos, n_pos, dtype=torch.bool, device=tokens.device).tril(-1)
+    here = torch.arange(n_pos, device=tokens.device)
+    earlier = here[:, None] > here
+    in_sight = here[:, None] != here if both_ways else earlier
     # Only where both query and key count: padding and BOS are neither.
     pairs = (counted[:, :, None] & counted[:, None, :]) & (real[:, :, None] & real[:, None, :])
-    copies = (tokens[:, :, None] == tokens[:, None, :]) & earlier & pairs
+    copies = (tokens[:, :, None] == tokens[:, None, :]) & in_sight & pairs
     followers = torch.zeros_like(copies)
     followers[:, :, 1:] = copies[:, :, :-1]
-    return torch.stack([earlier.triu(-1) & pairs, copies, followers & earlier & pairs])
+    return torch.stack([earlier.triu(-1) & pairs, copies, followers & in_sight & pairs])

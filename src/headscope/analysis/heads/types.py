@@ -11,43 +11,54 @@ And on a task of two names (the right one `IO`, the wrong one `S`, which is name
 
 | kind                  | what the head does                                                        | score in  |
 |-----------------------|---------------------------------------------------------------------------|-----------|
-| `name_mover`          | raises the right name from its place, in either order of the names        | logits    |
-| `negative_name_mover` | lowers the right name from its place, in either order                     | logits    |
-| `name_copier`         | raises whom it attends to: the right name in one order, the wrong in the other | logits |
-| `subject_suppressor`  | lowers the wrong name from its places, in either order                    | logits    |
-| `s_inhibition`        | tells the queries of name movers where not to look                        | logits    |
-| `backup_name_mover`   | becomes a name mover when the name movers are taken out                   | logits    |
+| `duplicate_name`      | looks from a name's second mention to its first, not to the other name    | attention |
+| `name_mover`          | does the task in either order of the names, by raising the right name from its place | logits |
+| `subject_suppressor`  | does the task in either order, by lowering the wrong name from its places | logits    |
+| `amplifier`           | does the task in either order, by adding to what is written at the end    | logits    |
+| `negative_name_mover` | works against the task, by lowering the right name from its place         | logits    |
+| `dampener`            | works against it in either order, by taking from what is written at the end | logits  |
+| `name_copier`         | raises both names from their places, and the right one no more in some order | logits |
+| `s_inhibition`        | tells the queries of heads that do the task where to look                 | logits    |
+| `backup_name_mover`   | raises the right name from its place when the heads that do the task are taken out | logits |
 
 After Elhage et al. 2021 and Olsson et al. 2022 (induction), McDougall et al. 2023 (copy suppression), and Wang et al.
-2022 (the classes of heads in indirect object identification; copiers and suppressors are what smaller models have).
+2022 (the classes of heads in indirect object identification; copiers, suppressors, amplifiers and dampeners are what
+other models have).
 
-A head gets a label if its score is above the threshold, if it is so by more than the control (the same number with
-what defines the kind taken out), and if the difference is significant: by a two-sided t-test over rows or prompts, at a
-level of 5 % for all heads and kinds together (Bonferroni). The thresholds are choices and are kept with the result: a
-share of attention, and a share of the logit difference. A head may have several labels.
+A head gets a label if all numbers that the kind is told by are above the threshold, if they are so by more than their
+control (the same number with what defines the kind taken out), and if each difference is significant: by a two-sided
+t-test over rows and positions, or over prompts, at a level of 5 % for all labels together, which kinds share alike, and
+within a kind the heads that were measured (Bonferroni). The score is the lowest of the numbers. The thresholds are
+choices and are kept with the result: a share of attention, and a share of the logit difference. A head may have several
+labels.
 """
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Unpack
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from headscope.analysis.core.batches import check_repeatable
 from headscope.analysis.core.result import RunInfo
 from headscope.analysis.core.stats import LEVEL, threshold
+from headscope.analysis.heads.attention_evidence import AttentionEvidence, attention_evidence, attention_moments
 from headscope.analysis.heads.evidence import (
+    Condition,
+    HeadKind,
     Measured,
-    attention_evidence,
-    attention_moments,
     copying_scores,
     k_composition,
     repeat_evidence,
     repeat_moments,
 )
-from headscope.analysis.heads.name_evidence import TASK_KINDS, changes_when_patched, task_evidence
-from headscope.analysis.heads.scores import MIN_ATTENTION, SCORES, scored_tokens
+from headscope.analysis.heads.inhibition import changes_when_patched
+from headscope.analysis.heads.name_evidence import NAME_KINDS, TASK_KINDS, task_evidence
+from headscope.analysis.heads.probes import random_repeats, repeats_of, rows_of
+from headscope.analysis.heads.scores import MIN_ATTENTION, SCORES
 from headscope.analysis.heads.types_result import HeadTypes
 from headscope.analysis.prompts.task import Task
 from headscope.analysis.storage.accumulator import Totals
@@ -59,8 +70,9 @@ from headscope.model.transformer import HookedTransformer
 
 __all__ = ["KINDS", "HeadTypes", "detect_heads"]
 
-KINDS = (*SCORES, "copy_suppression", *TASK_KINDS)
-_SHORTEST = 2
+KINDS = (*SCORES, "copy_suppression", *NAME_KINDS, *TASK_KINDS)
+_BOTH_WAYS = ("previous_token", "duplicate_token")  # what makes sense where nothing is predicted
+_CONFIRMS = 1 / 3  # of the least attention, on the other of running text and pieces of it that are said twice
 
 
 @streaming()
@@ -69,6 +81,7 @@ def detect_heads(
     model: HookedTransformer,
     data: Any = None,
     *,
+    text: Any = None,
     task: Task | None = None,
     n_sequences: int = 32,
     length: int | None = None,
@@ -80,21 +93,25 @@ def detect_heads(
 ) -> HeadTypes:
     """Find the heads of known kinds, with the evidence for each.
 
-    Kinds that need no task are measured on repeated random tokens, where meaning cannot help. With a task of two names,
-    such as indirect object identification, so are the classes of heads of Wang et al. 2022.
+    Kinds that need no task are measured on tokens that are said twice: random ones, where meaning cannot help, or
+    pieces of a text. With a task of two names, such as indirect object identification, so are the classes of heads of
+    Wang et al. 2022.
 
-    Cost: three forward passes over the random tokens. With a task five over its prompts, one for each labeled head,
-    and, where there are name movers, path patching from every head to their queries, which is most of it.
+    Cost: three forward passes over the repeated tokens, and two over the text. With a task three over its prompts, one
+    for each labeled head, and, where heads do the task, path patching from every head to their queries on a few
+    prompts, and from the likeliest on more, which is most of it.
 
     Args:
         model: The model; hooks on it stay in force.
         data: Tokens `[batch, pos]` in which something repeats, or an iterable of batches that can be gone through
-            twice, in the place of `n_sequences` rows of random tokens said twice.
+            twice, in the place of `n_sequences` rows of tokens said twice.
+        text: Text of the kind that the model was trained on: a string, or tokens as for `data`. Pieces of it are said
+            twice in the place of random tokens, and a label must hold on the running text too.
         task: Prompts with a right and a wrong name. The places `IO`, `S1` and `S2` are found from the answers where the
             task does not name them.
-        n_sequences: Rows of random tokens; at least 2, to know the error.
-        length: Tokens that are said twice; default 50, or what fits in the context.
-        seed: Of the random tokens and of the shuffled control.
+        n_sequences: Rows of tokens said twice; at least 2, to know the error.
+        length: Tokens that are said twice; default: 50, or what fits in the context, and half and a quarter of it.
+        seed: Of the random tokens, of where pieces of the text start, and of the shuffled control.
         min_attention: The share of attention that makes a head one of the first three kinds.
         min_effect: The share of the logit difference (for `copy_suppression`: of what the model gives the token that
             repeats) that makes a head one of the others.
@@ -102,110 +119,158 @@ def detect_heads(
         **run: Options of every run; see `StreamOptions`. With `include_bos`, BOS counts as the token before, too.
 
     Raises:
-        InvalidInputError: For a model that attends both ways, too short a context, fewer than two rows, a threshold
-            out of range, or a task whose names cannot be found in its prompts.
+        InvalidInputError: For too short a context or text, fewer than two rows, a threshold out of range, or a task
+            whose names cannot be found in its prompts.
         NotFiniteError: If the model's values are not finite.
 
     Example:
         >>> from headscope import HookedTransformer
         >>> model = HookedTransformer.from_pretrained("headscope-demo")
-        >>> found = detect_heads(model, n_sequences=8, progress=False)
+        >>> found = detect_heads(model, progress=False)
         >>> [score.label for score in found.heads("previous_token")], len(found.heads("induction"))
         (['0.3'], 4)
     """
-    _check(model, n_sequences, min_attention=min_attention, min_effect=min_effect, level=level)
+    _check(model, task, n_sequences, min_attention=min_attention, min_effect=min_effect, level=level)
     check_repeatable(data, "detect_heads")
-    if data is None:
-        data = _random_rows(model, n_sequences, length, seed)
+    check_repeatable(text, "detect_heads")
+    notes: list[str] = []
+    text = None if text is None else rows_of(model, text)
+    if data is None and text is not None:
+        data = repeats_of(model, text, n_sequences, length, seed)
+        run["describe"] = run["describe"] or f"pieces of a text said twice (seed {seed})"
+    elif data is None:
+        data = random_repeats(model, n_sequences, length, seed)
         run["describe"] = run["describe"] or f"repeated random tokens (seed {seed})"
+        if model.tokenizer is not None:
+            notes.append("scored on random tokens: what heads do on text is told with text=.")
     options = {"min_attention": min_attention, "min_effect": min_effect, "level": level}
     options |= {"include_bos": run["include_bos"]}
     asked = None if task is None else fingerprint(task.tensors())
-    passes = Passes("head-types", model, data, {**options, "seed": seed, "task": asked}, **run)
+    every_option = {**options, "seed": seed, "task": asked}
+    passes = Passes("head-types", model, data, every_option, reference=text, **run)
     if (finished := passes.finished(HeadTypes)) is not None:
         return finished
     paid = passes.gather("attention", Totals(model, attention_moments(model, seed)))
-    attention = attention_evidence(paid.result()["moments"])
     if paid.n_sequences < 2:
         raise InvalidInputError("the data has one row; give two or more, so that the error of a score can be known.")
-    notes: list[str] = []
-    evidence: dict[str, Tensor] = {}
-    names, measured, thresholds = list(SCORES), [attention], [min_attention] * len(SCORES)
-    if model.cfg.d_vocab == model.cfg.d_vocab_out:
+    kinds = SCORES if model.cfg.attention_dir == "causal" else _BOTH_WAYS
+    on_text = None
+    if text is not None:
+        running = passes.gather("text", Totals(model, attention_moments(model, seed)), of_reference=True)
+        on_text = attention_evidence(running.result())
+    found = _Found.of_attention(kinds, attention_evidence(paid.result()), on_text, min_attention)
+    if len(kinds) < len(SCORES):
+        notes.append("the model attends both ways, so kinds that are about what follows were not looked for.")
+    elif model.cfg.d_vocab == model.cfg.d_vocab_out:
         repeating = passes.gather("repeats", Totals(model, repeat_moments(model)), after="attention")
         against, whole = repeat_evidence(model, repeating.result())
-        names.append("copy_suppression")
-        measured.append(against)
         repeats = whole.value > 0 and whole.clear(level=level)
-        thresholds.append(min_effect * whole.value if repeats else math.inf)
+        condition = Condition(against, min_effect * whole.value if repeats else math.inf)
+        found.kinds.append(HeadKind("copy_suppression", against, ((condition,),)))
         if not repeats:
             notes.append("copy_suppression: the model does not surely predict what repeats, so nothing is suppressed.")
-        evidence["copying"] = copying_scores(model)
-        evidence["adds to the repeated token"] = -against.scores[0]
+        found.evidence["copying"] = copying_scores(model)
+        found.evidence["adds to the repeated token"] = -against.scores
     if task is not None:
-        found = task_evidence(model, task, min_effect=min_effect, level=level, progress=run["progress"])
-        names += TASK_KINDS
-        measured.append(found.measured)
-        thresholds += [found.threshold] * len(TASK_KINDS)
-        evidence |= found.evidence
-        notes += found.notes
-    every = Measured.joined(measured)
-    bounds = torch.tensor(thresholds, dtype=torch.float32)
-    labelled = _labelled(names, every, bounds, level)
+        of_task = task_evidence(
+            model,
+            task,
+            min_attention=min_attention,
+            min_effect=min_effect,
+            level=level,
+            n_kinds=len(found.kinds) + len(NAME_KINDS) + len(TASK_KINDS),
+            progress=run["progress"],
+        )
+        found.kinds += of_task.kinds
+        found.evidence |= of_task.evidence
+        notes += of_task.notes
+    labelled = found.labelled(level)
     if task is not None and task.corrupted_tokens is not None:
-        moving = labelled[len(names) - len(TASK_KINDS) :].any(0).nonzero().tolist()
-        evidence["change when patched"] = changes_when_patched(model, task, [(layer, head) for layer, head in moving])
-    readers = labelled[SCORES.index("induction")].nonzero()
-    nothing = torch.empty(0, model.cfg.n_layers, model.cfg.n_heads)
+        moving = labelled[-len(TASK_KINDS) :].any(0).nonzero().tolist()
+        patched = changes_when_patched(model, task, [(layer, head) for layer, head in moving])
+        found.evidence["change when patched"] = patched
+    readers = labelled[kinds.index("induction")].nonzero() if "induction" in kinds else torch.empty(0, 2).long()
     described = passes.described + (f" and {task.description}" if task is not None else "")
     types = HeadTypes(
         info=RunInfo(
             model.cfg.model_name, model.weight_processing, described, paid.n_sequences, paid.n_positions, options
         ),
-        scores=every.scores,
-        controls=every.controls,
-        errors=every.errors,
-        thresholds=bounds,
+        scores=found.stacked("scores"),
+        controls=found.stacked("controls"),
+        errors=found.stacked("errors"),
+        thresholds=torch.tensor([kind.least for kind in found.kinds], dtype=torch.float32),
         labelled=labelled,
-        evidence=torch.stack([each.float().cpu() for each in evidence.values()]) if evidence else nothing,
+        evidence=torch.stack([each.float().cpu() for each in found.evidence.values()]),
         composition=k_composition(model, [(layer, head) for layer, head in readers.tolist()]),
         composition_heads=readers,
-        kinds=tuple(names),
-        evidence_names=tuple(evidence),
-        bound=threshold(every.scores.numel(), float(every.freedom.nan_to_num(nan=math.inf).min()), level),
+        kinds=tuple(kind.name for kind in found.kinds),
+        evidence_names=tuple(found.evidence),
+        bound=found.bound(level),
         notes=tuple(notes),
     )
     return passes.keep(types)
 
 
-def _check(model: HookedTransformer, n_sequences: int, **shares: float) -> None:
-    if model.cfg.attention_dir != "causal":
+@dataclass
+class _Found:
+    """The kinds that were looked for, by the numbers they are told by, and further evidence."""
+
+    kinds: list[HeadKind]
+    evidence: dict[str, Float[Tensor, "layer head"]]
+
+    @classmethod
+    def of_attention(
+        cls, names: Sequence[str], repeated: AttentionEvidence, text: AttentionEvidence | None, least: float
+    ) -> "_Found":
+        """The kinds that are told by attention, which must hold on the running text too, if there is one."""
+        kinds = []
+        evidence = {"start": repeated.start}
+        for name in names:
+            at = SCORES.index(name)
+            said_twice = repeated.measured[at]
+            if text is None:
+                kinds.append(HeadKind(name, said_twice, ((Condition(said_twice, least, of_the_rest=True),),)))
+                continue
+            running = text.measured[at]
+            ways = tuple(
+                (
+                    Condition(one, least, of_the_rest=True),
+                    Condition(other, _CONFIRMS * least, of_the_rest=True, confirms=True),
+                )
+                for one, other in ((said_twice, running), (running, said_twice))
+            )
+            kinds.append(HeadKind(name, Measured.chosen((said_twice, running), torch.argmax), ways))
+            evidence |= {f"{name} said twice": said_twice.scores, f"{name} on text": running.scores}
+        if text is not None:
+            evidence["start on text"] = text.start
+        return cls(kinds, evidence)
+
+    def labelled(self, level: float) -> Bool[Tensor, "kind layer head"]:
+        """Tell which heads are of which kind."""
+        labelled = {kind.name: kind.labelled(len(self.kinds), level) for kind in self.kinds}
+        if "copy_suppression" in labelled:
+            # It attends where an induction head does, and writes against what it finds there.
+            labelled["induction"] &= ~labelled["copy_suppression"]
+        return torch.stack(list(labelled.values()))
+
+    def stacked(self, part: str) -> Float[Tensor, "kind layer head"]:
+        """The numbers that stand for each kind."""
+        return torch.stack([getattr(kind.shown, part) for kind in self.kinds])
+
+    def bound(self, level: float) -> float:
+        """Standard errors that an excess must be above zero, for the error with the fewest degrees of freedom."""
+        among = len(self.kinds) * max(kind.n_measured() for kind in self.kinds)
+        return threshold(among, float(self.stacked("freedom").nan_to_num(nan=math.inf).min()), level)
+
+
+def _check(model: HookedTransformer, task: Task | None, n_sequences: int, **shares: float) -> None:
+    if task is not None and model.cfg.attention_dir != "causal":
         raise InvalidInputError(
-            f"{model.cfg.model_name!r} attends both ways: these kinds of heads are about tokens that came before."
+            f"{model.cfg.model_name!r} attends both ways: heads of a task are about a prompt that goes on. Leave out "
+            "task=."
         )
     if n_sequences < 2:
         raise InvalidInputError(f"n_sequences must be at least 2, so that errors are known; got {n_sequences}.")
     for name, value in shares.items():
         if not 0 < value < 1:
             raise InvalidInputError(f"{name} is a share, between 0 and 1; got {value}.")
-
-
-def _random_rows(model: HookedTransformer, n_sequences: int, length: int | None, seed: int) -> Int[Tensor, "row pos"]:
-    longest = (model.cfg.n_ctx - 1) // 2
-    if (length is not None and not _SHORTEST <= length <= longest) or longest < _SHORTEST:
-        raise InvalidInputError(
-            f"length must be between {_SHORTEST} and {longest}, since it is said twice after BOS and the context is "
-            f"n_ctx = {model.cfg.n_ctx}; got {length}."
-        )
-    return scored_tokens(model, n_sequences, length, seed)
-
-
-def _labelled(
-    names: list[str], measured: Measured, thresholds: Float[Tensor, " kind"], level: float
-) -> Bool[Tensor, "kind layer head"]:
-    """Return which heads are of which kind."""
-    labelled = measured.reaches(thresholds[:, None, None], measured.scores.numel(), level)
-    if "copy_suppression" in names:
-        # It attends where an induction head does, and writes against what it finds there.
-        labelled[SCORES.index("induction")] &= ~labelled[names.index("copy_suppression")]
-    return labelled

@@ -5,12 +5,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from headscope.analysis.core.ranking import Ranking
 from headscope.analysis.core.result import Array, Result, component_label
-from headscope.analysis.heads.name_evidence import TASK_KINDS
+from headscope.analysis.heads.name_evidence import NAME_KINDS, TASK_KINDS
 from headscope.analysis.heads.scores import SCORES
 from headscope.errors import InvalidInputError, unknown_name
 
@@ -31,7 +32,7 @@ class HeadTypes(Result):
     Attributes:
         scores: How much each head is of each kind.
         controls: The same number with what defines the kind taken out.
-        errors: Standard error of scores less controls, over rows or prompts.
+        errors: Standard error of scores less controls, over rows and positions, or over prompts.
         thresholds: What a score, and its excess over the control, must reach.
         labelled: True for the heads of each kind.
         evidence: Further numbers of every head; `evidence_names` names them.
@@ -82,6 +83,20 @@ class HeadTypes(Result):
         every = self.top(labelled.numel(), by=kind)
         return every.only(lambda score: bool(labelled[score.layer, score.head]))
 
+    def undecided(self, kind: str) -> Ranking:
+        """The heads whose score of a kind is high enough, and its error too large to be sure: more rows or prompts tell.
+
+        Raises:
+            UnknownNameError: If the kind was not looked for.
+        """
+        at = self._at(kind)
+        score, control, error = self.scores[at], self.controls[at], self.errors[at]
+        room = 1 - control if self.unit(kind) == "attention" else torch.ones_like(control)
+        least = self.thresholds[at]
+        reached = (score >= least) & (score - control >= least * room) & ~(score - control > self.bound * error)
+        open_ = reached & ~self.labelled[at]
+        return self.top(open_.numel(), by=kind).only(lambda found: bool(open_[found.layer, found.head]))
+
     def _asked(self, by: str | None, labels: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
         # A kind stands for its scores: `top(by="induction")`.
         if by is None or by in self.arrays:
@@ -115,7 +130,7 @@ class HeadTypes(Result):
     def main_kind(self, layer: int, head: int) -> str | None:
         """The label that says most about a head's part in the task: one of the task's kinds before any other."""
         kinds = self.kinds_of(layer, head)
-        return next((kind for kind in kinds if kind not in SCORES), kinds[0] if kinds else None)
+        return next((kind for kind in kinds if self.unit(kind) == "logits"), kinds[0] if kinds else None)
 
     def evidence_of(self, name: str) -> Float[Tensor, "layer head"]:
         """One kind of evidence, for every head.
@@ -129,11 +144,11 @@ class HeadTypes(Result):
 
     def unit(self, kind: str) -> str:
         """`attention` or `logits`."""
-        return "attention" if kind in SCORES else "logits"
+        return "attention" if kind in (*SCORES, *NAME_KINDS) else "logits"
 
     def _at(self, kind: str) -> int:
         if kind not in self.kinds:
-            hint = "It takes a task: detect_heads(model, task=...)." if kind in TASK_KINDS else ""
+            hint = "It takes a task: detect_heads(model, task=...)." if kind in (*NAME_KINDS, *TASK_KINDS) else ""
             raise unknown_name("kind of head", kind, self.kinds, hint=hint)
         return self.kinds.index(kind)
 
@@ -194,17 +209,25 @@ class HeadTypes(Result):
             found = self.heads(name)
             shown = ", ".join(f"{score.label} ({score.value:.2f})" for score in found[:_IN_LINE])
             more = f" and {len(found) - _IN_LINE} more" if len(found) > _IN_LINE else ""
-            yield f"{name:<{width}}  {shown + more or 'none'}"
+            left = ", ".join(score.label for score in self.undecided(name)[:_IN_LINE])
+            yield f"{name:<{width}}  {shown + more or 'none'}{f'; undecided: {left}' if left else ''}"
         yield from self.notes
 
 
 _REPEATING = ("copying", "adds to the repeated token")
-_MOVING = ("attention end to IO", "direct effect", "copying", "change when patched")
+_NAMES = ("direct effect", "from IO", "from S", "attention end to IO", "copying", "change when patched")
+_SUBJECT = ("direct effect", "from S", "attention end to S2", "copying", "change when patched")
+_END = ("direct effect", "from end", "attention end to end", "copying", "change when patched")
+_TEXT = {name: (f"{name} said twice", f"{name} on text", "start", "start on text") for name in SCORES}
 _EVIDENCE_OF = {
-    **dict.fromkeys(("induction", "copy_suppression"), _REPEATING),
-    **dict.fromkeys(("name_mover", "negative_name_mover", "name_copier"), _MOVING),
-    "duplicate_token": ("attention S2 to S1",),
-    "subject_suppressor": ("attention end to S2", "direct effect", "copying", "change when patched"),
+    "previous_token": _TEXT["previous_token"],
+    "duplicate_token": (*_TEXT["duplicate_token"], "attention S2 to S1"),
+    "induction": (*_REPEATING, *_TEXT["induction"]),
+    "copy_suppression": _REPEATING,
+    "duplicate_name": ("attention S2 to S1", "attention S2 to IO"),
+    **dict.fromkeys(("name_mover", "negative_name_mover", "name_copier"), _NAMES),
+    "subject_suppressor": _SUBJECT,
+    **dict.fromkeys(("amplifier", "dampener"), _END),
     "s_inhibition": ("attention end to S2", "direct effect", "change when patched"),
     "backup_name_mover": ("attention end to IO", "direct effect", "copying"),
 }

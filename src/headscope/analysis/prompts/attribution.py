@@ -8,13 +8,14 @@ attention and MLP (Gemma 2, OLMo 2) have their scales frozen too, at the positio
 one sum, and all parts together still give the logit difference (before a soft cap, if there is one).
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headscope.analysis.core.batches import Batch, describe_data
+from headscope.analysis.core.batches import Batch, describe_data, iterate_batches
 from headscope.analysis.core.head_lists import over_layers
 from headscope.analysis.prompts.attribution_result import Attribution, component_labels
 from headscope.analysis.prompts.reading import TokenStrings
@@ -30,7 +31,7 @@ from headscope.model.activations.readout import Readout, readout_of
 from headscope.model.names import Part, post_scale_name
 from headscope.model.transformer import HookedTransformer
 
-__all__ = ["attribute"]
+__all__ = ["attribute", "attribute_each"]
 
 
 @streaming()
@@ -87,6 +88,29 @@ def attribute(
     return passes.finish(
         "attribution", _AttributionAccumulator(model, options, passes.described, against=asked, task=task)
     )
+
+
+@torch.no_grad()
+def attribute_each(model: HookedTransformer, tasks: Sequence[Task], *, progress: bool = True) -> list[Attribution]:
+    """Attribute tasks that differ in their answers alone, from one forward pass; by source, not by neuron.
+
+    Args:
+        model: The model.
+        tasks: The tasks, with the same prompts.
+        progress: Show a progress bar.
+
+    Raises:
+        InvalidInputError, NotFiniteError: As for `attribute`.
+    """
+    options = {"sources": True, "neurons": False}
+    tasks = [_as_task(model, task, None, None, None) for task in tasks]
+    each = [_AttributionAccumulator(model, options, task.description, task=task) for task in tasks]
+    prompts = {"tokens": tasks[0].clean_tokens, "attention_mask": tasks[0].attention_mask}
+    for batch in iterate_batches(model, prompts, include_bos=True, progress=progress, description="attribution"):
+        acts, final = each[0].recorded(batch)
+        for one in each:
+            one.read(batch, acts, final)
+    return [one.result() for one in each]
 
 
 def _as_task(
@@ -181,9 +205,13 @@ class _AttributionAccumulator(Accumulator[Attribution]):
     @torch.no_grad()
     def update(self, batch: Batch) -> None:
         """Run a batch of prompts, and read it along the directions of its answers."""
+        self.read(batch, *self.recorded(batch))
+
+    def recorded(self, batch: Batch) -> tuple[dict[str, Tensor], Float[Tensor, "prompt d_model"]]:
+        """Run a batch of prompts; what is read of it, and its final state."""
         n = len(batch.tokens)
-        task, which = self.task, slice(self.n_before, self.n_before + n)
-        prompts, positions = torch.arange(n, device=batch.tokens.device), task.positions[which]
+        prompts = torch.arange(n, device=batch.tokens.device)
+        positions = self.task.positions[self.n_before : self.n_before + n]
 
         def reading(name: str) -> Reading:
             if name.endswith("hook_v"):
@@ -196,7 +224,13 @@ class _AttributionAccumulator(Accumulator[Attribution]):
         acts, final = record(self.model, batch.tokens, readings, attention_mask=batch.attention_mask)
         final = final[prompts, positions].to(self.kind)
         check_final(final)
-        toward, constant = self._directions(final, task.correct[which], task.incorrect[which])
+        return acts, final
+
+    def read(self, batch: Batch, acts: Mapping[str, Tensor], final: Float[Tensor, "prompt d_model"]) -> None:
+        """Read a batch that was run along the directions of its answers."""
+        n = len(batch.tokens)
+        which = slice(self.n_before, self.n_before + n)
+        toward, constant = self._directions(final, self.task.correct[which], self.task.incorrect[which])
 
         def along(state: Float[Tensor, "prompt d_model"]) -> Float[Tensor, " prompt"]:
             return (state * toward).sum(-1)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from headscope.analysis.circuits.circuit import Circuit, find_circuit
 from headscope.analysis.core.stats import estimate
-from headscope.analysis.heads.name_evidence import attention_between, name_places, orders_of
+from headscope.analysis.heads.names import attention_between, name_places, orders_of
 from headscope.analysis.heads.types import detect_heads
 from headscope.analysis.patching.activation import activation_patch
 from headscope.analysis.patching.result import PatchingResult

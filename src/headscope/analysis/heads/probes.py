@@ -1,0 +1,123 @@
+"""Rows in which something is said twice: random tokens, or pieces of a text, at several distances.
+
+A head that looks a fixed distance back attends to what is repeated at that distance and to nothing at others, and one
+that works only near the start of a row is not seen on long rows. So a third of the tokens is in rows of each of three
+lengths: the longest, half and a quarter of it.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from headscope.analysis.core.batches import iterate_batches
+from headscope.analysis.heads.scores import scored_tokens
+from headscope.errors import InvalidInputError
+from headscope.model.text.tokens import bos_token_id
+from headscope.model.transformer import HookedTransformer
+
+__all__ = ["random_repeats", "repeats_of", "rows_of"]
+
+_SHORTEST, _SHORTEST_OF_SEVERAL = 2, 8
+_LONGEST = 50
+_FEW = 12  # rows, from which they are shared out among lengths
+_PIECES = 4096  # tokens of a text, from which pieces are cut
+_ROW, _ROWS = 128, 8  # tokens in a row at most, and rows at least, of a text
+
+
+def random_repeats(
+    model: HookedTransformer, n_sequences: int, length: int | None, seed: int
+) -> list[Int[Tensor, "row pos"]]:
+    """Return rows of random tokens said twice.
+
+    Args:
+        model: Whose tokens they are.
+        n_sequences: Rows in all.
+        length: Tokens that are said twice; default: three lengths, where there are rows enough.
+        seed: Of the draw.
+
+    Raises:
+        InvalidInputError: For a length that does not fit.
+    """
+    shares = _lengths(model, n_sequences, length)
+    return [scored_tokens(model, n, each, seed) for each, n in shares.items()]
+
+
+def repeats_of(
+    model: HookedTransformer, text: Any, n_sequences: int, length: int | None, seed: int
+) -> list[Int[Tensor, "row pos"]]:
+    """Return rows that say a piece of a text twice: the text's own tokens, in their own order.
+
+    Args:
+        model: Whose tokens they are.
+        text: Its tokens, see `rows_of`.
+        n_sequences: Rows in all.
+        length: Tokens that are said twice; default: three lengths, where there are rows enough.
+        seed: Where pieces start.
+
+    Raises:
+        InvalidInputError: For a length that does not fit, or a text shorter than that.
+    """
+    shares = _lengths(model, n_sequences, length)
+    longest = max(shares)
+    # A piece lies within a row, so that none joins two texts.
+    rows = [row for row in _counted(model, text) if len(row) >= longest]
+    if not rows:
+        raise InvalidInputError(f"the text has no row of {longest} tokens to say twice: give a longer one, or length=.")
+    bos = None if model.tokenizer is None else bos_token_id(model.tokenizer)
+    begin = torch.tensor([] if bos is None else [bos], dtype=torch.long)
+    generator = torch.Generator().manual_seed(seed)
+    starts = torch.tensor([len(row) - longest + 1 for row in rows]).cumsum(0)
+    found = []
+    for each, n in shares.items():
+        said = []
+        for place in torch.randint(int(starts[-1]), (n,), generator=generator).tolist():
+            number = int((starts <= place).sum())
+            at = place - (int(starts[number - 1]) if number else 0)
+            piece = rows[number][at : at + each]
+            said.append(torch.cat([begin, piece, piece]))
+        found.append(torch.stack(said))
+    return found
+
+
+def rows_of(model: HookedTransformer, text: Any) -> Any:
+    """Return a text as data: a string cut into rows after BOS, where the model has one; anything else as it is."""
+    if not isinstance(text, str):
+        return text
+    bos = bos_token_id(model.tokenizer) if model.tokenizer is not None else None
+    tokens = model.to_tokens(text, prepend_bos=False, truncate=False)[0]
+    # Errors are over rows, so that there should be some.
+    length = max(1, min(_ROW, model.cfg.n_ctx, len(tokens) // _ROWS) - (bos is not None))
+    rows = tokens[: len(tokens) // length * length].view(-1, length)
+    return rows if bos is None else torch.nn.functional.pad(rows, (1, 0), value=bos)
+
+
+def _counted(model: HookedTransformer, text: Any) -> Iterable[Int[Tensor, " pos"]]:
+    """The positions of each row of a text that count, of the first few thousand tokens."""
+    seen = 0
+    for batch in iterate_batches(model, text, progress=False):
+        for row, counted in zip(batch.tokens.cpu(), batch.counted.cpu(), strict=True):
+            yield row[counted]
+            seen += int(counted.sum())
+            if seen >= _PIECES:
+                return
+
+
+def _lengths(model: HookedTransformer, n_sequences: int, length: int | None) -> dict[int, int]:
+    """Return how many rows say how many tokens twice."""
+    longest = (model.cfg.n_ctx - 1) // 2
+    if (length is not None and not _SHORTEST <= length <= longest) or longest < _SHORTEST:
+        raise InvalidInputError(
+            f"length must be between {_SHORTEST} and {longest}, since it is said twice after BOS and the context is "
+            f"n_ctx = {model.cfg.n_ctx}; got {length}."
+        )
+    if length is not None or n_sequences < _FEW:
+        return {length or min(_LONGEST, longest): n_sequences}
+    most = min(_LONGEST, longest)
+    lengths = [most, *(most // part for part in (2, 4) if most // part >= _SHORTEST_OF_SEVERAL)]
+    weights = [1 / each for each in lengths]
+    counts = [round(n_sequences * weight / sum(weights)) for weight in weights]
+    counts[-1] += n_sequences - sum(counts)
+    return dict(zip(lengths, counts, strict=True))
