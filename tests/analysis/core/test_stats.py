@@ -14,9 +14,11 @@ from headscope.analysis.core.stats import (
     estimate,
     estimates,
     estimates_of_moments,
+    place_moments,
     row_moments,
     row_moments_of_sums,
     threshold,
+    with_places,
 )
 
 
@@ -249,3 +251,42 @@ def test_differences_of_different_rows() -> None:
         one = difference(first[at], second[at])
         assert (gaps[at].value, gaps[at].error) == pytest.approx((one.value, one.error)) and gaps.n == one.n == 60
         assert gaps[at].freedom == one.freedom
+
+
+# Over rows and positions
+
+
+def test_two_way_errors_are_those_of_rows_and_positions_less_their_cells() -> None:
+    """Cameron, Gelbach and Miller 2011, one sum at a time; of two halves added, too."""
+    generator = torch.Generator().manual_seed(3)
+    n_rows, n_places = 12, 7
+    by_place = torch.randn(n_places, generator=generator)
+    counts = torch.randint(0, 4, (n_rows, n_places), generator=generator).double()
+    sums = counts * (0.3 * torch.randn(n_rows, n_places, generator=generator) + by_place + 1)
+    moments = [
+        (row_moments_of_sums(s.sum(-1), c.sum(-1)), place_moments(s, c, n_places + 2))
+        for s, c in ((sums[:5], counts[:5]), (sums[5:], counts[5:]))
+    ]
+    of_rows, of_places = (first + second for first, second in zip(*moments, strict=True))
+    rows = estimates_of_moments(of_rows)[()]
+    found = with_places(estimates_of_moments(of_rows), of_places)[()]
+    total = float(counts.sum())
+    mean = float(sums.sum()) / total
+    left = [[float(sums[r, p] - counts[r, p] * mean) for p in range(n_places)] for r in range(n_rows)]
+    among = sum(sum(row[p] for row in left) ** 2 for p in range(n_places)) * n_places / (n_places - 1)
+    cells = sum(each**2 for row in left for each in row)
+    assert found.value == pytest.approx(mean)
+    assert found.error == pytest.approx(math.sqrt(rows.error**2 + (among - cells) / total**2))
+    assert found.error > 3 * rows.error and n_places - 1 <= found.freedom < n_places + 1
+
+
+def test_positions_that_differ_by_chance_add_little() -> None:
+    """Of independent values the two-way error is that of rows, and a 5 % test is one."""
+    generator = torch.Generator().manual_seed(4)
+    values = torch.randn(400, 20, 15, generator=generator, dtype=torch.float64)
+    ones = torch.ones_like(values)
+    rows = estimates_of_moments(row_moments_of_sums(values.sum(-1).T, ones.sum(-1).T))
+    found = with_places(rows, place_moments(values, ones))
+    assert bool((found.errors >= rows.errors).all())
+    assert float((found.errors / rows.errors).median()) < 1.1
+    assert float(found.clear(among=1).double().mean()) < 0.06

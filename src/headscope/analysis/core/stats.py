@@ -14,8 +14,9 @@ a long simulation (Schmeiser 1982), in strata. They are right as long as positio
 than a piece, and too small where whole rows differ. Of a single row, pieces are compared with the mean of all.
 
 Rows are not all that varies. A head that goes by position does at each position the same in every row, so that more
-rows say nothing more about it: with eight positions there are eight numbers. Where that matters, `with_places` adds what
-positions differ by: the two-way clustered error of Cameron, Gelbach and Miller 2011, V = V_rows + V_places - V_cells.
+rows say nothing more about it: with eight positions there are eight numbers. Where that matters, `with_places` adds
+what positions differ by: the two-way clustered error of Cameron, Gelbach and Miller 2011, V = V_rows + V_places -
+V_cells.
 """
 
 import dataclasses

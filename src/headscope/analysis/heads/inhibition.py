@@ -1,8 +1,8 @@
 """Evidence for head types by patching: who tells the heads that do the task where to look, and who steps in for them.
 
-Patching is dear, so that it goes in two steps: every head on a few prompts, then those with the largest effects there on
-other prompts, by which they are tested. Since these were not chosen by the prompts that test them, they are all that a
-level is shared out among. More prompts are taken until a tenth of the logit difference would be told from zero: the
+Patching is dear, so that it goes in two steps: every head on a few prompts, then those with the largest effects there
+on other prompts, by which they are tested. Since these were not chosen by the prompts that test them, they are all that
+a level is shared out among. More prompts are taken until a tenth of the logit difference would be told from zero: the
 rule looks at errors only, never at effects, so that stopping early makes no effect look surer (Chow and Robbins 1965).
 """
 
@@ -45,9 +45,9 @@ def in_turn(orders: Mapping[str, Int[Tensor, " some"]]) -> Int[Tensor, " prompt"
     return torch.cat(list(orders.values()))[place.argsort(stable=True)]
 
 
-def some_prompts(orders: Mapping[str, Int[Tensor, " some"]]) -> Int[Tensor, " prompt"]:
-    """Return as many prompts as dear measures take, in the order of the task."""
-    return in_turn(orders)[:_MOST].sort().values
+def some_prompts(orders: Mapping[str, Int[Tensor, " some"]], most: int = _MOST) -> Int[Tensor, " prompt"]:
+    """Return as many prompts as dear measures take, alike of each order, in the order of the task."""
+    return in_turn(orders)[:most].sort().values
 
 
 def inhibition(
@@ -137,9 +137,9 @@ def changes_when_patched(
 ) -> Float[Tensor, "layer head"]:
     """Measure the change of the mean logit difference when a head's output is that of the corrupted prompts.
 
-    Runs of the layers behind each head, on at most some hundred prompts; NaN for the other heads.
+    Runs of the layers behind each head, on some fifty prompts at most; NaN for the other heads.
     """
-    task = task[some_prompts(orders_of(name_places(task)))]
+    task = task[some_prompts(orders_of(name_places(task)), _MOST // 2)]
     found = torch.full((model.cfg.n_layers, model.cfg.n_heads), math.nan)
     if not heads:
         return found

@@ -14,9 +14,9 @@ one unit, logits, which are parts of the direct effect:
 A part is not the whole: a head that raises `IO` from its place may raise `S` from its own as much, and choose neither.
 So a head that is said to do the task has a direct effect that does it, whole, and the part by which it does it.
 
-Prompts that name `IO` first (ABBA) and those that name `S` first (BABA) are measured apart, and what must hold in either
-has the number of the order in which it is lowest: a head that copies the first name, whoever it is, helps in one and
-harms in the other. The control is the same number for the answers of other prompts.
+Prompts that name `IO` first (ABBA) and those that name `S` first (BABA) are measured apart, and what must hold in
+either has the number of the order in which it is lowest: a head that copies the first name, whoever it is, helps in one
+and harms in the other. The control is the same number for the answers of other prompts.
 """
 
 import math

@@ -60,12 +60,13 @@ def repeats_of(
     Raises:
         InvalidInputError: For a length that does not fit, or a text shorter than that.
     """
-    shares = _lengths(model, n_sequences, length)
+    every = list(_counted(model, text))
+    shares = _lengths(model, n_sequences, length, fits=max(map(len, every), default=0))
     longest = max(shares)
     # A piece lies within a row, so that none joins two texts.
-    rows = [row for row in _counted(model, text) if len(row) >= longest]
+    rows = [row for row in every if len(row) >= longest]
     if not rows:
-        raise InvalidInputError(f"the text has no row of {longest} tokens to say twice: give a longer one, or length=.")
+        raise InvalidInputError(f"the text has no row of {longest} tokens to say twice: give a longer one.")
     bos = None if model.tokenizer is None else bos_token_id(model.tokenizer)
     begin = torch.tensor([] if bos is None else [bos], dtype=torch.long)
     generator = torch.Generator().manual_seed(seed)
@@ -105,17 +106,17 @@ def _counted(model: HookedTransformer, text: Any) -> Iterable[Int[Tensor, " pos"
                 return
 
 
-def _lengths(model: HookedTransformer, n_sequences: int, length: int | None) -> dict[int, int]:
-    """Return how many rows say how many tokens twice."""
+def _lengths(model: HookedTransformer, n_sequences: int, length: int | None, fits: int = _LONGEST) -> dict[int, int]:
+    """Return how many rows say how many tokens twice; without `length`, at most `fits`."""
     longest = (model.cfg.n_ctx - 1) // 2
     if (length is not None and not _SHORTEST <= length <= longest) or longest < _SHORTEST:
         raise InvalidInputError(
             f"length must be between {_SHORTEST} and {longest}, since it is said twice after BOS and the context is "
             f"n_ctx = {model.cfg.n_ctx}; got {length}."
         )
+    most = max(_SHORTEST, min(_LONGEST, longest, fits))
     if length is not None or n_sequences < _FEW:
-        return {length or min(_LONGEST, longest): n_sequences}
-    most = min(_LONGEST, longest)
+        return {length or most: n_sequences}
     lengths = [most, *(most // part for part in (2, 4) if most // part >= _SHORTEST_OF_SEVERAL)]
     weights = [1 / each for each in lengths]
     counts = [round(n_sequences * weight / sum(weights)) for weight in weights]

@@ -12,14 +12,17 @@ And on a task of two names (the right one `IO`, the wrong one `S`, which is name
 | kind                  | what the head does                                                        | score in  |
 |-----------------------|---------------------------------------------------------------------------|-----------|
 | `duplicate_name`      | looks from a name's second mention to its first, not to the other name    | attention |
-| `name_mover`          | does the task in either order of the names, by raising the right name from its place | logits |
-| `subject_suppressor`  | does the task in either order, by lowering the wrong name from its places | logits    |
-| `amplifier`           | does the task in either order, by adding to what is written at the end    | logits    |
-| `negative_name_mover` | works against the task, by lowering the right name from its place         | logits    |
-| `dampener`            | works against it in either order, by taking from what is written at the end | logits  |
-| `name_copier`         | raises both names from their places, and the right one no more in some order | logits |
-| `s_inhibition`        | tells the queries of heads that do the task where to look                 | logits    |
-| `backup_name_mover`   | raises the right name from its place when the heads that do the task are taken out | logits |
+| `name_mover`          | does the task by raising the right name from its place                    | logits    |
+| `subject_suppressor`  | does the task by lowering the wrong name from its places                  | logits    |
+| `amplifier`           | does the task by adding to what is written at the end                     | logits    |
+| `negative_name_mover` | works against the task by lowering the right name from its place          | logits    |
+| `dampener`            | works against the task by taking from what is written at the end          | logits    |
+| `name_copier`         | raises both names from their places, and does not do the task             | logits    |
+| `s_inhibition`        | tells the queries of heads that move names where to look                  | logits    |
+| `backup_name_mover`   | raises the right name when the heads that do the task are taken out       | logits    |
+
+A head does the task, or works against it, by its whole direct effect on the logit difference, in prompts that name the
+right one first and in those that name it second (negative name movers: over all prompts).
 
 After Elhage et al. 2021 and Olsson et al. 2022 (induction), McDougall et al. 2023 (copy suppression), and Wang et al.
 2022 (the classes of heads in indirect object identification; copiers, suppressors, amplifiers and dampeners are what
@@ -228,7 +231,7 @@ class _Found:
         for name in names:
             at = SCORES.index(name)
             said_twice = repeated.measured[at]
-            if text is None:
+            if text is None or bool(text.measured[at].scores.isnan().all()):  # nothing repeats in the text
                 kinds.append(HeadKind(name, said_twice, ((Condition(said_twice, least, of_the_rest=True),),)))
                 continue
             running = text.measured[at]

@@ -84,7 +84,7 @@ class HeadTypes(Result):
         return every.only(lambda score: bool(labelled[score.layer, score.head]))
 
     def undecided(self, kind: str) -> Ranking:
-        """The heads whose score of a kind is high enough, and its error too large to be sure: more rows or prompts tell.
+        """The heads whose score of a kind is high enough, and its error too large: more rows or prompts tell.
 
         Raises:
             UnknownNameError: If the kind was not looked for.

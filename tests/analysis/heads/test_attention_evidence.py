@@ -1,0 +1,149 @@
+"""Kinds told by attention: what a score must stand beside, on random tokens, on a text, and where little fits."""
+
+import pytest
+import torch
+from induction_model import D_VOCAB, INDUCTION, PREVIOUS, induction_model
+from tiny import randomize, tiny_model
+
+from headscope import HookedTransformer, HookedTransformerConfig
+from headscope.analysis.core.stats import threshold
+from headscope.analysis.heads.probes import random_repeats, repeats_of, rows_of
+from headscope.analysis.heads.scores import SCORES, head_scores
+from headscope.analysis.heads.types import detect_heads
+from headscope.data.random_tokens import repeated_random_tokens
+from headscope.errors import InvalidInputError
+
+
+def detect(model, data=None, **options):
+    return detect_heads(model, data, progress=False, **options)
+
+
+def matching_model(attention_dir: str) -> HookedTransformer:
+    """One layer whose head 1 attends alike to every copy of its token, itself among them, in a context of nine."""
+    cfg = HookedTransformerConfig(
+        n_layers=1, n_heads=2, d_model=6, d_head=6, n_ctx=9, d_vocab=6, d_vocab_out=2, attn_only=True,
+        normalization_type=None, use_attn_scale=False, device="cpu", attention_dir=attention_dir, init_weights=False,
+        positional_embedding_type="none",
+    )  # fmt: skip
+    model = HookedTransformer(cfg)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        model.embed.W_E.copy_(torch.eye(6))
+        model.blocks[0].attn.W_Q[1] = 30 * torch.eye(6)
+        model.blocks[0].attn.W_K[1] = torch.eye(6)
+    return model
+
+
+@pytest.mark.parametrize("attention_dir", ["causal", "bidirectional"])
+def test_a_head_that_shares_its_attention_with_itself_is_a_duplicate_token_head(attention_dir):
+    """It pays half to an earlier copy, and chance a quarter: no fixed excess would do."""
+    found = detect(matching_model(attention_dir))
+    at = found.kinds.index("duplicate_token")
+    assert found.kinds_of(0, 1) == ("duplicate_token",) and found.kinds_of(0, 0) == ()
+    excess = float(found.scores[at, 0, 1] - found.controls[at, 0, 1])
+    assert 0.5 < float(found.scores[at, 0, 1]) < 0.65 and excess < 0.6
+
+
+def test_models_that_attend_both_ways_are_told_what_was_looked_for():
+    model = matching_model("bidirectional")
+    found = detect(model)
+    assert found.kinds == ("previous_token", "duplicate_token")
+    assert any("attends both ways" in note for note in found.notes)
+    scores = head_scores(model, progress=False)
+    assert "copies on either side" in str(scores.info)
+    # Every token is there twice at least, so that each query pays a half or more to other copies.
+    assert float(scores.duplicate_token[0, 1]) > 0.5
+    causal = head_scores(matching_model("causal"), progress=False)
+    assert "either side" not in str(causal.info)
+
+
+def test_idle_heads_in_a_short_context_get_no_label():
+    """A head that goes by position does in every row the same: rows alone would make eight positions look sure."""
+    model = tiny_model(n_layers=24, n_heads=16, d_model=24, d_head=6, n_ctx=9, d_vocab=6, d_vocab_out=2)
+    randomize(model, spread=1.5, seed=0)
+    with torch.no_grad():
+        model.embed.W_E.mul_(0.05)
+    found = detect(model)
+    high = (found.scores - found.controls) / (1 - found.controls)
+    assert int(((found.scores > 0.3) & (high > 0.3)).sum()) >= 3
+    assert not bool(found.labelled.any())
+    assert sum(len(found.undecided(kind)) for kind in SCORES) >= 3
+    assert "undecided" in str(found)
+
+
+def test_errors_are_over_positions_too():
+    """Both parts, from the attention itself: a head by position, in sixty rows."""
+    model = tiny_model(n_ctx=12, dtype=torch.float64)
+    tokens = repeated_random_tokens(60, 6, d_vocab=23, seed=1)
+    found = detect(model, tokens)
+    _, cache = model.run_with_cache(tokens)
+    previous = torch.stack([cache["pattern", 1][:, 1, q, q - 1] for q in range(1, 12)], 1)
+    between = float(previous.mean(0).std() / 11**0.5)
+    assert float(found.errors[0, 1, 1]) > 0.8 * between > 5 * float(previous.mean(1).std() / 60**0.5)
+
+
+def without(tokens: range) -> HookedTransformer:
+    """The induction model, whose induction head looks nowhere from some tokens."""
+    model = induction_model()
+    with torch.no_grad():
+        model.blocks[1].attn.W_Q[INDUCTION[1], tokens.start : tokens.stop] = 0
+    return model
+
+
+def test_a_label_must_hold_on_the_text():
+    text = torch.randint(12, (24, 48), generator=torch.Generator().manual_seed(0))
+    for model, labelled in ((induction_model(), True), (without(range(12)), False)):
+        found = detect(model, text=text)
+        assert (INDUCTION in [(each.layer, each.head) for each in found.heads("induction")]) == labelled
+        assert PREVIOUS in [(each.layer, each.head) for each in found.heads("previous_token")]
+        assert (float(found.evidence_of("induction on text")[INDUCTION]) > 0.5) == labelled
+        at = found.kinds.index("induction")
+        both = [found.evidence_of(f"induction {where}")[INDUCTION] for where in ("said twice", "on text")]
+        assert float(found.scores[at][INDUCTION]) == pytest.approx(max(map(float, both)))
+        assert "induction on text" in found.reasons(*INDUCTION, "induction")
+    # On random tokens it is an induction head, which is what is said of it there.
+    found = detect(without(range(12)))
+    assert found.kinds_of(*INDUCTION) == ("induction",)
+    assert "text" not in found.reasons(*INDUCTION, "induction")
+
+
+def test_a_text_where_nothing_repeats_says_nothing_of_matching_tokens():
+    text = torch.stack([torch.randperm(D_VOCAB, generator=torch.Generator().manual_seed(row)) for row in range(8)])
+    found = detect(induction_model(), text=text, length=10)
+    assert found.kinds_of(*INDUCTION) == ("induction",) and found.kinds_of(*PREVIOUS) == ("previous_token",)
+    assert "induction on text" not in found.evidence_names and "previous_token on text" in found.evidence_names
+
+
+def test_rows_say_pieces_of_the_text_twice():
+    model = induction_model()
+    text = torch.arange(40).repeat(6, 1)
+    for rows in (repeats_of(model, text, 30, None, 0), random_repeats(model, 30, None, 0)):
+        assert [row.shape[1] for row in rows] == [46, 22] and sum(map(len, rows)) == 30
+        for each in rows:
+            half = each.shape[1] // 2
+            assert torch.equal(each[:, :half], each[:, half:])
+    assert all(bool((each[:, 1:5] - each[:, :4] == 1).all()) for each in repeats_of(model, text, 30, None, 0))
+    assert [row.shape for row in random_repeats(model, 30, 7, 0)] == [(30, 14)]
+    assert [row.shape[1] for row in repeats_of(model, text[:, :20], 30, None, 0)] == [40, 20]
+    with pytest.raises(InvalidInputError, match="no row of 21 tokens"):
+        repeats_of(model, text[:, :20], 30, 21, 0)
+
+
+def test_a_string_is_cut_into_rows_after_bos():
+    demo = HookedTransformer.from_pretrained("headscope-demo")
+    rows = rows_of(demo, "Mary gave a drink to John. " * 40)
+    assert rows.ndim == 2 and len(rows) >= 8 and bool((rows[:, 0] == demo.tokenizer.bos_token_id).all())
+    found = detect(demo, text="When Mary and John went to the store, John gave a drink to Mary. " * 20, n_sequences=8)
+    assert [each.label for each in found.heads("previous_token")] == ["0.3"]
+    assert "pieces of a text said twice" in str(found)
+
+
+def test_attention_to_the_start_of_rows_stands_beside():
+    model = tiny_model(n_ctx=12, dtype=torch.float64)
+    tokens = repeated_random_tokens(5, 6, d_vocab=23, seed=1)
+    found = detect(model, tokens)
+    _, cache = model.run_with_cache(tokens)
+    wanted = torch.stack([cache["pattern", layer][..., 0].mean((0, 2)) for layer in range(2)])
+    torch.testing.assert_close(found.evidence_of("start"), wanted.float(), rtol=0, atol=1e-6)
+    assert threshold(1, 4.0) < found.bound

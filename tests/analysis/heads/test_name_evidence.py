@@ -1,0 +1,115 @@
+"""Kinds told by direct effects: the whole of it, the part by which it comes, and errors that decide."""
+
+import pytest
+import torch
+from name_moving_model import DUPLICATE, INHIBITION, MOVER, name_moving_model, name_task
+
+from headscope.analysis.heads import inhibition
+from headscope.analysis.heads.evidence import Condition, HeadKind, Measured
+from headscope.analysis.heads.names import orders_of
+from headscope.analysis.heads.types import detect_heads
+
+AT_END = (3, 1)
+
+
+def with_head_at_the_end(strength: float):
+    """One more head: from the end, to the end, where it reads what is predicted."""
+    model = name_moving_model()
+    attn = model.blocks[AT_END[0]].attn
+    with torch.no_grad():
+        attn.W_V[1].zero_()
+        attn.W_O[1].zero_()
+        attn.W_Q[1, 1, -1] = 30.0
+        attn.W_K[1, 1, -1] = 1.0
+        attn.W_V[1, 54:72, :18] = torch.eye(18)
+        attn.W_O[1, :18, 54:72] = strength * torch.eye(18)
+    return model
+
+
+@pytest.mark.parametrize(("strength", "kind"), [(0.3, "amplifier"), (-0.3, "dampener")])
+def test_heads_that_go_by_what_is_written_at_the_end(strength, kind):
+    found = detect_heads(with_head_at_the_end(strength), task=name_task(), length=10, progress=False)
+    assert found.kinds_of(*AT_END) == (kind,) and found.unit(kind) == "logits"
+    # The mover writes 6 for the name, the negative one 2 against it.
+    assert found.heads(kind)[0].value == pytest.approx(abs(strength) * 4, abs=0.05)
+    for order in ("ABBA", "BABA"):
+        whole, part = (found.evidence_of(f"{name} ({order})")[AT_END] for name in ("direct effect", "from end"))
+        assert float(whole) == pytest.approx(strength * 4, abs=0.05) and float(part) == pytest.approx(float(whole))
+    assert "attention end to end +1.00" in found.reasons(*AT_END, kind)
+
+
+def test_a_head_that_raises_the_name_and_does_not_help_is_no_mover():
+    """Made to write as much for the subject, from where it is named, it raises both names and chooses neither."""
+    model = name_moving_model()
+    with torch.no_grad():
+        attn = model.blocks[MOVER[0]].attn
+        attn.W_Q[MOVER[1], 36:54] = 0  # the inhibited name is looked at, too
+        # Another head does the task.
+        other = model.blocks[AT_END[0]].attn
+        other.W_V[1].zero_()
+        other.W_V[1, 6:18, 6:18] = torch.eye(12)
+        other.W_O[1, 6:18, 60:72] = -20 * torch.eye(12)
+        other.W_Q[1, 1, -1] = 30.0
+        other.W_K[1, -model.cfg.n_ctx + 5, -1] = 1.0
+    found = detect_heads(model, task=name_task(), length=10, progress=False)
+    assert "name_mover" not in found.kinds_of(*MOVER) and "name_copier" in found.kinds_of(*MOVER)
+    assert "subject_suppressor" in found.kinds_of(*AT_END)
+    assert float(found.evidence_of("from IO (ABBA)")[MOVER]) > 1.9
+    assert float(found.evidence_of("direct effect (ABBA)")[MOVER]) < 0
+
+
+def test_duplicates_on_names_look_at_the_same_name_alone():
+    found = detect_heads(name_moving_model(), task=name_task(), length=10, progress=False)
+    assert [each.label for each in found.heads("duplicate_name")] == ["0.0"]
+    assert found.heads("duplicate_name").unit == "attention"
+    assert float(found.evidence_of("attention S2 to S1")[DUPLICATE]) == pytest.approx(1.0, abs=1e-3)
+    assert float(found.evidence_of("attention S2 to IO")[DUPLICATE]) == pytest.approx(0.0, abs=1e-3)
+
+
+def test_the_likeliest_heads_are_tested_on_other_prompts(monkeypatch):
+    asked = []
+    sweep = inhibition.path_patch_sweep
+
+    def watched(model, task, **options):
+        asked.append((options["senders"], {tuple(row) for row in task.corrupted_tokens.tolist()}))
+        return sweep(model, task, **options)
+
+    monkeypatch.setattr(inhibition, "path_patch_sweep", watched)
+    task = name_task(80, swap=False)
+    found = detect_heads(name_moving_model(), task=task, length=10, progress=False)
+    (everyone, screened), *tests = asked
+    assert everyone == "heads" and len(screened) == 8
+    assert all(isinstance(senders, list) and "1.0" in senders for senders, _ in tests)
+    assert not any(screened & prompts for _, prompts in tests)
+    assert [each.label for each in found.heads("s_inhibition")] == ["1.0"]
+    # No prompt differs from another in this model, so that the first step tells what more would.
+    assert len(tests) == 1
+    assert float(found.evidence_of("path to name movers' queries")[INHIBITION]) == pytest.approx(-2, abs=0.01)
+
+
+def test_prompts_of_both_orders_in_turn():
+    places = {"IO": torch.tensor([1, 1, 1, 3, 3]), "S1": torch.tensor([3, 3, 3, 1, 1])}
+    orders = orders_of(places)
+    assert inhibition.in_turn(orders).tolist() == [0, 3, 1, 4, 2]
+    assert inhibition.some_prompts(orders, 3).tolist() == [0, 1, 3]
+
+
+def measured(score: float, error: float, control: float = 0.0) -> Measured:
+    return Measured(*(torch.tensor([[value]]) for value in (score, control, error, 50.0)))
+
+
+def test_a_kind_holds_where_all_its_numbers_do():
+    def labelled(*pairs, **options) -> bool:
+        conditions = [Condition(measured(*pair), 0.5) for pair in pairs]
+        return bool(HeadKind.by_weakest("kind", conditions, **options).labelled(1, 0.05))
+
+    assert labelled((1.0, 0.1), (0.7, 0.1))
+    assert not labelled((1.0, 0.1), (0.4, 0.1))  # too little
+    assert not labelled((1.0, 0.6), (0.7, 0.1))  # not sure, though not the lowest
+    assert not labelled((1.0, 0.1, 0.6), (0.7, 0.1))  # its control is as good
+    assert not labelled((1.0, 0.1), unless=torch.tensor([[True]]))
+    share = Condition(measured(0.6, 0.05, 0.4), 0.3, of_the_rest=True)
+    assert bool(share.holds(1, 0.05)) and not bool(Condition(share.measured, 0.3).holds(1, 0.05))
+    sure = Condition(measured(0.6, 0.25), 0.3)
+    confirms = Condition(sure.measured, 0.3, confirms=True)
+    assert bool(confirms.holds(100, 0.05)) and not bool(sure.holds(100, 0.05))
