@@ -31,7 +31,7 @@ def test_a_task_with_its_circuit_is_written(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "heads"
     code, printed, _ = run("heads", "--task", "ioi", "--prompts", 32, "--circuit", "--out", out, "--no-progress")
     assert code == 0
-    assert "name copier" in printed and "subject suppressor" in printed and "no head is a name mover" in printed
+    assert "name copier" in printed and "subject suppressor" in printed and "raises both names" not in printed
     assert "Paths of the circuit" in printed and str(out) in printed
     types, circuit = HeadTypes.load(out / "result.safetensors"), Circuit.load(out / "circuit.safetensors")
     assert [score.label for score in types.heads("subject_suppressor")][0] == "3.2" and "3.2" in circuit.nodes

@@ -6,6 +6,7 @@ from headscope.analysis.circuits.circuit import Circuit, find_circuit
 from headscope.analysis.core.result import HeadScore, Ranking, RunInfo
 from headscope.analysis.core.top_places import Position, TokenMean, token_means, top_positions
 from headscope.analysis.heads.evidence import copying_scores
+from headscope.analysis.heads.power import prompts_needed
 from headscope.analysis.heads.scores import HeadScores, head_scores
 from headscope.analysis.heads.types import detect_heads
 from headscope.analysis.heads.types_result import HeadTypes
@@ -109,6 +110,7 @@ __all__ = [
     "path_patch",
     "path_patch_sweep",
     "predict_next_tokens",
+    "prompts_needed",
     "reads",
     "suppression_scores",
     "test_prompt",

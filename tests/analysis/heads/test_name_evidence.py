@@ -1,13 +1,19 @@
 """Kinds told by direct effects: the whole of it, the part by which it comes, and errors that decide."""
 
+import dataclasses
+import math
+
 import pytest
 import torch
 from name_moving_model import DUPLICATE, INHIBITION, MOVER, name_moving_model, name_task
+from tiny import tiny_model
 
-from headscope.analysis.heads import inhibition
+from headscope.analysis.core.stats import threshold
+from headscope.analysis.heads import inhibition, power
 from headscope.analysis.heads.evidence import Condition, HeadKind, Measured
 from headscope.analysis.heads.names import orders_of
-from headscope.analysis.heads.types import detect_heads
+from headscope.analysis.heads.power import prompts_needed
+from headscope.analysis.heads.types import KINDS, detect_heads
 
 AT_END = (3, 1)
 
@@ -92,6 +98,31 @@ def test_prompts_of_both_orders_in_turn():
     orders = orders_of(places)
     assert inhibition.in_turn(orders).tolist() == [0, 3, 1, 4, 2]
     assert inhibition.some_prompts(orders, 3).tolist() == [0, 1, 3]
+
+
+def test_prompts_needed_follow_from_how_heads_vary(monkeypatch):
+    """By hand: an effect of a tenth is as many errors from zero as a test of all heads and kinds asks for."""
+    task = name_task(40)
+    assert prompts_needed(name_moving_model(), task) == 40  # nothing varies
+    lost = tiny_model(n_ctx=24, d_vocab=24, dtype=torch.float32)
+    assert prompts_needed(lost, task) == 40  # and here nothing is done
+    real = power.attribute
+
+    def noisy(model, task, **options):
+        found = real(model, task, **options)
+        components = found.components.clone()
+        at = found.component_labels.index("1.1")
+        components[:, at] = torch.linspace(-1, 1, 40)[torch.randperm(40, generator=torch.Generator().manual_seed(0))]
+        return dataclasses.replace(found, components=components)
+
+    monkeypatch.setattr(power, "attribute", noisy)
+    effects = noisy(name_moving_model(), task, sources=False, neurons=False, progress=False)
+    whole, values = float(effects.logit_difference.mean()), effects.heads[:, 1, 1]
+    bound = threshold(len(KINDS) * 8, float("inf"))
+    each = [
+        (bound * float(values[at::2].std()) / max(0.1 * whole, abs(float(values[at::2].mean())))) ** 2 for at in (0, 1)
+    ]
+    assert prompts_needed(name_moving_model(), task) == 2 * math.ceil(max(each)) > 40
 
 
 def measured(score: float, error: float, control: float = 0.0) -> Measured:

@@ -215,9 +215,9 @@ class HeadTypes(Result):
 
 
 _REPEATING = ("copying", "adds to the repeated token")
-_NAMES = ("direct effect", "from IO", "from S", "attention end to IO", "copying", "change when patched")
-_SUBJECT = ("direct effect", "from S", "attention end to S2", "copying", "change when patched")
-_END = ("direct effect", "from end", "attention end to end", "copying", "change when patched")
+_NAMES = ("attention end to IO", "direct effect", "from IO", "from S", "copying", "change when patched")
+_SUBJECT = ("attention end to S2", "direct effect", "from S", "copying", "change when patched")
+_END = ("attention end to end", "direct effect", "from end", "copying", "change when patched")
 _TEXT = {name: (f"{name} said twice", f"{name} on text", "start", "start on text") for name in SCORES}
 _EVIDENCE_OF = {
     "previous_token": _TEXT["previous_token"],

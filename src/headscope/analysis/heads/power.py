@@ -1,0 +1,58 @@
+"""The number of prompts that tell what heads do from chance."""
+
+import math
+
+from headscope.analysis.core.stats import LEVEL, estimate, threshold
+from headscope.analysis.heads.inhibition import TOLD
+from headscope.analysis.heads.names import name_places, orders_of
+from headscope.analysis.heads.types import KINDS
+from headscope.analysis.prompts.attribution import attribute
+from headscope.analysis.prompts.task import Task
+from headscope.model.transformer import HookedTransformer
+
+__all__ = ["prompts_needed"]
+
+
+def prompts_needed(
+    model: HookedTransformer, task: Task, *, share: float = TOLD, level: float = LEVEL, progress: bool = False
+) -> int:
+    """Return how many prompts tell a head with a share of a task's effect from zero, in each order of the names.
+
+    From how much the direct effects of heads differ among some prompts (two stages, as in Stein 1945). A head whose own
+    effect is larger than that share needs fewer prompts, and counts for no more.
+
+    Args:
+        model: The model.
+        task: Some prompts like those to come, thirty or so.
+        share: Of the logit difference.
+        level: The level for all heads and kinds together, as in `detect_heads`.
+        progress: Show a progress bar.
+
+    Returns:
+        The number; that of the prompts given, if the model does not surely do the task.
+
+    Raises:
+        InvalidInputError: If the names cannot be found in the prompts.
+
+    Example:
+        >>> from headscope import HookedTransformer
+        >>> from headscope.data.ioi import IOIDataset
+        >>> model = HookedTransformer.from_pretrained("headscope-demo")
+        >>> task = Task.from_ioi(IOIDataset("mixed", N=32, tokenizer=model.tokenizer, prepend_bos=True))
+        >>> prompts_needed(model, task), prompts_needed(model, task, share=0.02)
+        (40, 720)
+    """
+    found = attribute(model, task, sources=False, neurons=False, progress=progress)
+    whole = estimate(found.logit_difference[:, None])
+    if whole.value <= 0 or not whole.clear(level=level):
+        return len(task)
+    heads = found.heads.double().flatten(1).cpu()
+    bound = threshold(len(KINDS) * heads.shape[1], math.inf, level)
+    orders = orders_of(name_places(task))
+    needed = 0.0
+    for rows in orders.values():
+        effects = heads[rows]
+        told = effects.mean(0).abs().clamp(min=share * whole.value)
+        each = (bound * effects.std(0) / told).square().nan_to_num(0.0)
+        needed = max(needed, float(each.max()))
+    return max(len(task), len(orders) * math.ceil(needed))
