@@ -149,7 +149,7 @@ class HeadKind:
 
     @property
     def least(self) -> float:
-        """What the number that is shown must reach."""
+        """The least that the number that is shown must reach."""
         return self.ways[0][0].least
 
     def n_measured(self) -> int:

@@ -60,7 +60,7 @@ _FEWEST = 4  # prompts of an order
 
 @dataclass(frozen=True)
 class TaskEvidence:
-    """What was found out about every head on a task of two names.
+    """Kinds and numbers of every head on a task of two names.
 
     Attributes:
         kinds: `NAME_KINDS` and `TASK_KINDS`, with the numbers they are told by.

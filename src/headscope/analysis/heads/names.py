@@ -88,7 +88,7 @@ class Looks:
         kept.append(torch.stack([pattern[rows, :, at[query], at[key]] for query, key in self.pairs], dim=1).float())
 
     def all(self) -> dict[tuple[str, str], Float[Tensor, "prompt layer head"]]:
-        """What was read, for each pair."""
+        """Return the attention read, for each pair."""
         layers = torch.stack([torch.cat(parts).cpu() for parts in self._read.values()])  # [layer, prompt, pair, head]
         by_pair = over_layers(self.model.cfg, layers).permute(2, 1, 0, 3)
         return dict(zip(self.pairs, by_pair, strict=True))
