@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from side_by_side import changed_runs
 from sizes import SetBudget
 from tiny import tiny_model, tiny_tokens
 from torch import Tensor
@@ -113,16 +114,13 @@ def whole_runs(
 ) -> Tensor:
     """The sweep by its definition: for each cell a forward pass from the tokens on, with a hook."""
     found = torch.zeros(*shape)
-    for index in product(*map(range, shape)):
-        name, place = f"blocks.{index[0]}.{hook_of(sweep)}", where(sweep, list(index[1:]))
-
-        def put(value: Tensor, hook: Any, place: tuple[Any, ...] = place) -> Tensor:
-            value = value.clone()
-            value[place] = cache[hook.name][place]
-            return value
-
-        with torch.no_grad():
-            found[index] = float(measured(model.run_with_hooks(tokens, fwd_hooks=[(name, put)], **options)))
+    for layer in range(shape[0]):
+        name = f"blocks.{layer}.{hook_of(sweep)}"
+        indices = list(product(*map(range, shape[1:])))
+        places = [where(sweep, list(index)) for index in indices]
+        writes = [lambda value, at=at, name=name: value[at].copy_(cache[name][at]) for at in places]
+        for index, logits in zip(indices, changed_runs(model, tokens, name, writes, **options), strict=True):
+            found[layer, *index] = float(measured(logits))
     return found
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from side_by_side import changed_runs
 from sizes import SetBudget
 from tiny import tiny_model, tiny_tokens
 from torch import Tensor
@@ -61,23 +62,15 @@ class Patches:
         self.before = float(task.logit_difference(logits))
 
     def every(self, site: str, shape: tuple[int, ...], part: float = 1.0) -> Tensor:
-        """Of each cell what a patch of it alone changes; the cells of a layer run beside each other."""
+        """Return what a patch of each cell alone changes."""
         changes = []
         for layer in range(shape[0]):
-            name, cells = get_act_name(site, layer), list(product(*map(range, shape[1:])))
-
-            def patch(value: Tensor, hook: Any, name: str = name, cells: list[tuple[int, ...]] = cells) -> Tensor:
-                copies = value.clone().unflatten(0, (len(cells), -1))
-                for copy, cell in zip(copies, cells, strict=True):
-                    where = (slice(None), *cell)
-                    copy[where] += part * (self.other[name][where] - self.base[name][where])
-                return copies.flatten(0, 1)
-
-            tokens, mask = (rows.repeat(len(cells), 1) for rows in (self.tokens, self.task.attention_mask))
-            with torch.no_grad():
-                logits = self.model.run_with_hooks(tokens, fwd_hooks=[(name, patch)], attention_mask=mask)
-            of_cells = logits.unflatten(0, (len(cells), -1))
-            changes += [float(self.task.logit_difference(of_cell)) - self.before for of_cell in of_cells]
+            name = get_act_name(site, layer)
+            step = part * (self.other[name] - self.base[name])
+            places = [(slice(None), *cell) for cell in product(*map(range, shape[1:]))]
+            writes = [lambda value, at=at, step=step: value[at].add_(step[at]) for at in places]
+            for logits in changed_runs(self.model, self.tokens, name, writes, **self.given):
+                changes.append(float(self.task.logit_difference(logits)) - self.before)
         return torch.tensor(changes, dtype=torch.float64).view(shape)
 
 

@@ -4,6 +4,7 @@ Each row of the families' table is built anew by `transformers` with one entry c
 """
 
 import logging
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,6 +26,8 @@ FIRST_OF_FAMILY = list({row.split()[0].rstrip(","): row for row in reversed(TABL
 TOKENS = tiny_tokens(2, LENGTH, d_vocab=VOCABULARY)
 # What `PreTrainedConfig` has for all classes alike, and what the table itself sets.
 NOT_FUZZED = {*transformers.PreTrainedConfig().to_dict(), "model_type", "architectures", "attn_implementation"}
+# What acts in training or generation only.
+NO_FORWARD = re.compile("dropout|pdrop|layerdrop|initializer_range|init_std|init_variance|_loss|jitter|use_cache")
 WRONG_IN_TRANSFORMERS = {("falcon", "alibi")}  # its "eager" attention adds the penalties twice
 
 
@@ -57,9 +60,14 @@ def other_values(value: Any) -> list[Any]:
 
 
 def changed(row: str, every: bool) -> Iterator[tuple[str, Any, Any, Tensor]]:
-    """Yield an entry, its other value, the model it makes in `transformers`, and that model's logits."""
+    """Yield an entry, its other value, the model it makes in `transformers`, and that model's logits.
+
+    With `every`, several other values of it, and of entries that act in training or generation only.
+    """
     stem, fields = TABLE[row]
     for entry, value in built(stem, fields).config.to_dict().items():
+        if not every and NO_FORWARD.search(entry):
+            continue
         if entry in NOT_FUZZED or (row.split()[0].rstrip(","), entry) in WRONG_IN_TRANSFORMERS:
             continue
         for other in other_values(value)[: None if every else 1]:
