@@ -4,6 +4,7 @@ Where no position looks ahead, a change at a position leaves everything before i
 ones need keys and values alone, which the unpatched run gave.
 """
 
+import copy
 from collections.abc import Collection, Iterable
 from functools import cached_property
 from typing import Any, cast
@@ -92,6 +93,15 @@ class BaseRun:
         }
         self.kept, self.final = record(model, tokens, readings, **options)
         self._before = {layer: self.blocks[layer].before(self.of_block(layer, before[layer])) for layer in layers}
+
+    def of(self, rows: Int[Tensor, " row"]) -> "BaseRun":
+        """Return the same of some rows of the batch."""
+        part = copy.copy(self)
+        part.batch, part.final = len(rows), self.final[rows]
+        part.positions, part.mask = (None if each is None else each[rows] for each in (self.positions, self.mask))
+        part.kept = {name: each[rows] for name, each in self.kept.items() if each is not None}
+        part._before = {layer: tuple(each[rows] for each in before) for layer, before in self._before.items()}
+        return part
 
     def of_block(self, layer: int, names: Iterable[str]) -> dict[str, Tensor]:
         """Return kept activations of a layer, by their names in the block."""

@@ -188,17 +188,17 @@ def _measured(
     passes = PathBlock if way == "suffix" else WholePaths
     parts, order = [], []
     with progress_bar(len(fed) * n_prompts, "path patching", shown=progress) as bar:
-        for rows in scorer.batches(Budget.of(model.W_E.device).batch_tokens, len(fed) if way == "suffix" else 1):
-            batch = passes(model, runs, scorer, rows, senders, receivers, freeze_mlps)
-            ends = torch.stack([batch.base, batch.other])
-            check_final(ends)
-            metrics = [scorer.values(rows, ends)]
-            for start in range(0, len(fed), batch.together):
-                some = [cells[at] for at in fed[start : start + batch.together]]
-                metrics.append(scorer.values(rows, batch.finals(some)))
-                bar.update(len(some) * len(rows))
-            parts.append(torch.cat(metrics))
-            order.append(rows)
+        for rows in scorer.batches(Budget.of(model.W_E.device).batch_tokens):
+            for batch in passes(model, runs, scorer, rows, senders, receivers, freeze_mlps).alike(len(fed)):
+                ends = torch.stack([batch.base, batch.other])
+                check_final(ends)
+                metrics = [scorer.values(batch.rows, ends)]
+                for start in range(0, len(fed), batch.together):
+                    some = [cells[at] for at in fed[start : start + batch.together]]
+                    metrics.append(scorer.values(batch.rows, batch.finals(some)))
+                    bar.update(len(some) * len(batch.rows))
+                parts.append(torch.cat(metrics))
+                order.append(batch.rows)
     # The logit difference has a value for each prompt, a metric of your own one for all.
     base, other, *patched = torch.cat(parts, dim=-1)[:, torch.cat(order).argsort()] if parts[0].ndim > 1 else parts[0]
     change = base.new_zeros(len(cells), *base.shape)

@@ -4,8 +4,10 @@ What senders change lives on rows: the positions at which they are patched, of o
 being frozen, a change never leaves its row on the way to the receivers.
 """
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -26,6 +28,37 @@ __all__ = ["Cell", "PathBlock", "WholePaths"]
 
 # Senders that are patched together.
 Cell = tuple[Sender, ...]
+
+
+@dataclass(frozen=True)
+class _BothRuns:
+    """Both runs of some prompts.
+
+    Attributes:
+        run: The base run.
+        base: Its final states where they are read.
+        other: Those of the other run.
+        streams: The base run's residual stream, by the stage at which it is read.
+        changed: The other run's activations less the base run's, by hook name.
+        behind: For each layer, what the norm behind attention was given, but for a mean that it takes away: enough to
+            go through it again.
+    """
+
+    run: BaseRun
+    base: Float[Tensor, "prompt read d_model"]
+    other: Float[Tensor, "prompt read d_model"]
+    streams: Mapping[int, Float[Tensor, "prompt pos d_model"]]
+    changed: Mapping[str, Tensor]
+    behind: Mapping[int, Float[Tensor, "prompt pos d_model"]]
+
+    def of(self, rows: Int[Tensor, " row"]) -> "_BothRuns":
+        """Return the same of some of the prompts."""
+
+        def taken(found: Mapping[Any, Tensor]) -> dict[Any, Tensor]:
+            return {key: each[rows] for key, each in found.items()}
+
+        parts = (taken(each) for each in (self.streams, self.changed, self.behind))
+        return _BothRuns(self.run.of(rows), self.base[rows], self.other[rows], *parts)
 
 
 class PathBlock:
@@ -64,12 +97,18 @@ class PathBlock:
         self.start = min(receiver.stage for receiver in receivers) // 2
         between = [] if freeze_mlps else [mlp.layer for mlp in all_mlps(self.cfg)]
         self.mlps = [at for at in between if mlp_stage(self.cfg, at) >= self.first and 2 * at + 2 <= self.last]
-        self.tokens = runs.base[rows]
-        self.where = runs.positions.mask[rows]
-        if self.into_final:
-            # What is not read of the final state need not be changed.
-            self.where = torch.zeros_like(self.where).scatter(1, scorer.places[rows], True) & self.where
+        if not self.into_final:
+            # One kind of input in the first layer that reads: it is taken up right behind that.
+            inputs = {_input(each) for each in self.receivers if each.component and each.component.layer == self.start}
+            self.entry = inputs.pop() if len(inputs) == 1 else _stream(2 * self.start)
         self._run_both(senders)
+
+    def alike(self, n_cells: int) -> Iterator["PathBlock"]:
+        """The prompts in parts: with many cells those together that change, and predict their answers, at one place."""
+        for rows in self.scorer.alike(self.rows, n_cells):
+            part = copy.copy(self)
+            part._narrow(rows)
+            yield part
 
     def _run_both(self, senders: Sequence[Sender]) -> None:
         written = {_output(sender) for sender in senders}
@@ -78,9 +117,6 @@ class PathBlock:
         kept = {_input(receiver) for receiver in self.receivers if receiver.component}
         kept |= {_mlp_out(layer) for layer in self.mlps}
         if not self.into_final:
-            # One kind of input in the first layer that reads: it is taken up right behind that.
-            inputs = {_input(each) for each in self.receivers if each.component and each.component.layer == self.start}
-            self.entry = inputs.pop() if len(inputs) == 1 else _stream(2 * self.start)
             kept |= {f"blocks.{self.start}.{name}" for name in self._block.read_by_resumed(self._entry_site)}
         behind = {}
         if self.cfg.has_post_norms:
@@ -89,30 +125,43 @@ class PathBlock:
         shown = {*behind.values(), *map(post_scale_name, behind)}
         names = written | kept | shown | set(streams.values())
         with self._heads_apart():
-            run = BaseRun(self.model, self.tokens, names, self.start, **self.runs.options(self.rows))
-        self.suffixes = SuffixRuns(run, self.scorer.places[self.rows])
-        base, self.base = run.kept, self.scorer.read(self.rows, run.final)
+            run = BaseRun(self.model, self.runs.base[self.rows], names, self.start, **self.runs.options(self.rows))
+        other, other_final = self._run(self.runs.other, sorted(written))
+        base = run.kept
         run.kept = {name: base[name] for name in kept}
-        if run.is_causal:
+        self._of_all = _BothRuns(
+            run,
+            self.scorer.read(self.rows, run.final),
+            other_final,
+            {stage: base[name] for stage, name in streams.items()},
+            {name: other[name] - base[name] for name in written},
+            {layer: (base[name] * base[post_scale_name(layer)]).to(base[name].dtype) for layer, name in behind.items()},
+        )
+        self._narrow(self.rows)
+
+    def _narrow(self, rows: Int[Tensor, " row"]) -> None:
+        """Go on with some of the prompts that were run."""
+        ran = self._of_all.of((self.rows[None] == rows[:, None]).int().argmax(1))
+        self.rows, self.base, self.other, self.kept = rows, ran.base, ran.other, ran.run.kept
+        self.suffixes = SuffixRuns(ran.run, self.scorer.places[rows])
+        self.where = self.runs.positions.mask[rows]
+        if self.into_final:
+            # What is not read of the final state need not be changed.
+            self.where = torch.zeros_like(self.where).scatter(1, self.scorer.places[rows], True) & self.where
+        if ran.run.is_causal:
             # Before the first token that differs, both runs are one: to give the other's values there changes nothing.
             places = torch.arange(self.where.shape[1], device=self.where.device)
-            self.where = self.where & (places >= self.scorer.changes_at[self.rows][:, None])
+            self.where = self.where & (places >= self.scorer.changes_at[rows][:, None])
         # Attention being frozen up to there, receivers read a change only where senders are patched.
         somewhere = self.where.any(0).nonzero()
-        self.begin = 0 if not run.is_causal else int(somewhere[0]) if len(somewhere) else self.suffixes.stop
-        n_passed = self.scorer.places[self.rows].numel()
+        self.begin = 0 if not ran.run.is_causal else int(somewhere[0]) if len(somewhere) else self.suffixes.stop
+        n_passed = self.scorer.places[rows].numel()
         if not self.into_final:
-            n_passed = max(1, len(self.tokens) * (self.suffixes.stop - self.begin))
-        self.together = max(1, Budget.of(self.tokens.device).batch_tokens // n_passed)
-        other, self.other = self._run(self.runs.other, sorted(written))
-        self.kept = run.kept
-        self.streams = {stage: base[name][self.where] for stage, name in streams.items()}
-        self.changed = {name: other[name][self.where] - base[name][self.where] for name in written}
-        # What norms behind attention were given, but for a mean that they take away: enough to go through them again.
-        self.behind = {
-            layer: (base[name] * base[post_scale_name(layer)]).to(base[name].dtype)[self.where]
-            for layer, name in behind.items()
-        }
+            n_passed = max(1, len(rows) * (self.suffixes.stop - self.begin))
+        self.together = max(1, Budget.of(self.where.device).batch_tokens // n_passed)
+        self.streams = {stage: stream[self.where] for stage, stream in ran.streams.items()}
+        self.changed = {name: change[self.where] for name, change in ran.changed.items()}
+        self.behind = {layer: given[self.where] for layer, given in ran.behind.items()}
 
     def _run(self, tokens: Tensor, wanted: Mapping[str, Reading] | Iterable[str] = (), **options: Any) -> Recording:
         """Run the prompts; of the final states only those are kept that are read."""
@@ -244,6 +293,10 @@ class WholePaths(PathBlock):
         self.kept, self.base = self._run(self.runs.base, names)
         self.given, self.other = self._run(self.runs.other, names)
         self.frozen = {hook_name(part) for part in parts if part.part != "mlp" or part.layer not in self.mlps}
+
+    def alike(self, n_cells: int) -> Iterator[PathBlock]:
+        """All prompts: a whole run gains nothing by what they have in common."""
+        yield self
 
     def finals(self, cells: Sequence[Cell]) -> Float[Tensor, "cell prompt read d_model"]:
         """Final states where they are read, each cell's senders patched into the receivers."""

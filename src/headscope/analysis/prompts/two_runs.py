@@ -257,16 +257,16 @@ class Scorer:
         places: patched runs of a batch are of the positions between its first change and its last answer.
         """
         n, width = self.task.clean_tokens.shape
-        if self.metric is not None:
-            yield torch.arange(n)
-            return
-        alike = [torch.arange(n)]
-        if n_cells >= _MANY_CELLS:
-            ends = torch.stack([self.changes_at, self.task.positions]).cpu()
-            which = ends.unique(dim=1, return_inverse=True)[1]
-            alike = [(which == number).nonzero()[:, 0] for number in range(int(which.max()) + 1)]
-        for rows in alike:
-            yield from rows.split(max(1, n_tokens // width))
+        for rows in self.alike(torch.arange(n), n_cells):
+            yield from [rows] if self.metric is not None else rows.split(max(1, n_tokens // width))
+
+    def alike(self, rows: Int[Tensor, " row"], n_cells: int) -> list[Int[Tensor, " _"]]:
+        """Cut some prompts in the same way, but for their number."""
+        if self.metric is not None or n_cells < _MANY_CELLS:
+            return [rows]
+        ends = torch.stack([self.changes_at, self.task.positions]).cpu()[:, rows]
+        which = ends.unique(dim=1, return_inverse=True)[1]
+        return [rows[which == number] for number in range(int(which.max()) + 1)]
 
     def read(
         self, rows: Int[Tensor, " row"], final: Float[Tensor, "prompt pos d_model"]
