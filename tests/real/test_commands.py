@@ -96,6 +96,7 @@ def test_report(run: Run, story: Path, tmp_path: Path) -> None:
     run("report", "--text", story, *options, "--out", tmp_path / "report", "--no-progress")
     page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
     assert PATH.name in page and "18.6" in page and len(page) > 50_000
+    assert 'stands <q class="token">&lt;|im_start|&gt;</q>, the tokenizer' in page
     # The file's numbers: the embedding is the unembedding too, and there are no biases.
     assert "<dt>Parameters</dt><dd>134,515,008</dd>" in page
     assert (tmp_path / "report" / "entropy.parquet").is_file()

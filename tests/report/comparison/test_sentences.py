@@ -43,6 +43,10 @@ SAID: dict[str, tuple[Sentence, list[str]]] = {
         ["Neither model clearly predicts this text better: the loss of B less that of A is +0.100 ± 0.100 nats per",
          "(95 % confidence interval: -0.100 to +0.300)", "~B predicts"],
     ),
+    "clear, but zero in three decimals": (
+        lambda: better_model(AB, mean(-0.0002, 0.00001), paired=True),
+        ["Both models predict this text alike: their losses differ by less than 0.0005 nats per token", "~better"],
+    ),
     "one is less certain": (
         lambda: less_certain_model(AB, (mean(1.0, 0.1), mean(2.0, 0.1)), mean(1.0, 0.1)),
         ["predictions of B are less certain: their entropy is 2.000 ± 0.100 nats, and that of A 1.000", "(1.000 ± 0.1"],

@@ -7,9 +7,9 @@ import torch
 from markupsafe import Markup
 from sentences import check_words
 
-from headscope.report.toy.sentences import answered, few_waves, head_missed, heads_of_types, when_learned
+from headscope.report.toy.sentences import answered, composition, few_waves, head_missed, heads_of_types, when_learned
 
-Sentence = Callable[[], Markup | None]
+Sentence = Callable[[], Markup | str | None]
 
 EVEN, FEW = torch.full((10,), 0.1), torch.tensor([0.5, 0.48, 0.02, *[0.0] * 7])
 
@@ -43,6 +43,8 @@ SAID: dict[str, tuple[Sentence, list[str]]] = {
         lambda: heads_of_types({"induction": ["1.0", "1.1"], "previous_token": ["0.3"], "duplicate_token": []}),
         ["Heads of known types: induction: 1.0 and 1.1; previous token: 0.3.", "~duplicate"],
     ),
+    "composition": (lambda: composition(True), ["a previous-token head (outlined) wrote"]),
+    "composition without previous-token heads": (lambda: composition(False), ["no head is surely one", "~outlined"]),
     "few waves": (
         lambda: few_waves(EVEN, FEW),
         ["2 of 10 frequencies hold 95 % of what differs", "where it took 10 before training"],

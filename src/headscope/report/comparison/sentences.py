@@ -45,6 +45,9 @@ def better_model(names: tuple[str, str], gap: Estimate, *, paired: bool) -> Mark
     """
     unit = "nats per token" if paired else "nats per byte"
     n = say("the same {n}" if paired else "{n}", n=count(gap.n, "prediction"))
+    if gap.clear() and abs(gap.value) < SHOWN:
+        sentence = "Both models predict this text alike: their losses differ by less than {least} {unit}, over {n}."
+        return say(sentence, least=SHOWN, unit=unit, n=n)
     if not gap.clear():
         low, high = gap.interval()
         sentence = (

@@ -100,7 +100,7 @@ def _figures(findings: Findings, n: int) -> tuple[Figure, Figure]:
     by_head = captioned(
         ablation_by_head(findings.ablation),
         "Mean loss difference of each head, layers down and heads across. Where patched is large and direct is "
-        "not, later layers build on what the head writes.",
+        "not, the head acts through later layers.",
         "The difference is ablated minus original loss, in nats, averaged over {n}.",
         "Blue: the head helps, the loss rises without it; red: it costs, the loss falls without it; no color: no "
         "change. Each panel has its own scale.",

@@ -13,6 +13,7 @@ from headscope.report.places import head_of
 from headscope.report.toy.findings import ToyFindings
 from headscope.report.toy.sentences import (
     answered,
+    composition,
     few_waves,
     head_missed,
     heads_of_types,
@@ -273,8 +274,7 @@ def _types(findings: ToyFindings) -> Section | None:
         blocks.append(
             captioned(
                 k_composition_maps(types),
-                "How much the keys of each induction head read what each earlier head writes. An induction head looks "
-                "for what a previous-token head (outlined) wrote.",
+                composition(bool(ranked["previous_token"])),
                 "K-composition, |A B| / (|A| |B|) in Frobenius norms, from the weights alone.",
                 "No color is none; the strongest blue is the most there is.",
             )

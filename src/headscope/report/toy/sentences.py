@@ -10,7 +10,16 @@ from torch import Tensor
 from headscope.analysis.core.stats import Estimate
 from headscope.report.words import count, listed, nats, percent, say
 
-__all__ = ["answered", "few_waves", "head_missed", "heads_of_types", "loss_of", "share_of", "when_learned"]
+__all__ = [
+    "answered",
+    "composition",
+    "few_waves",
+    "head_missed",
+    "heads_of_types",
+    "loss_of",
+    "share_of",
+    "when_learned",
+]
 
 _POWER = 0.95  # of what differs between embeddings, that the strongest frequencies are counted up to
 
@@ -117,6 +126,14 @@ def heads_of_types(labels: Mapping[str, Sequence[str]]) -> Markup | None:
         if heads
     ]
     return say("Heads of known types: {named}.", named=Markup("; ").join(named)) if named else None
+
+
+def composition(previous: bool) -> str:
+    """The caption of K-composition, which names previous-token heads only where there are some."""
+    caption = "How much the keys of each induction head read what each earlier head writes."
+    if previous:
+        return caption + " An induction head looks for what a previous-token head (outlined) wrote."
+    return caption + " What a previous-token head would write is what they look for; here no head is surely one."
 
 
 def few_waves(before: Float[Tensor, " frequency"] | None, after: Float[Tensor, " frequency"]) -> Markup | None:
