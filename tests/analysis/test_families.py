@@ -293,7 +293,7 @@ def test_the_rest_agrees_with_the_model(row: str) -> None:
 def test_attribution_patching(row: str) -> None:
     """The slope of a patch: what a thousandth of it changes, a thousand times."""
     model, task = model_of(row), random_task((9, 6), d_vocab=VOCABULARY)
-    found = attribution_patch(model, task, sites=("z", "attn_out"), scale="metric", progress=False)
+    found = attribution_patch(model, task, sites=("z", "attn_out", "k"), scale="metric", progress=False)
     mask, point = task.attention_mask, "blocks.0.attn.hook_z"
     _, clean = model.run_with_cache(task.clean_tokens, attention_mask=mask)
 

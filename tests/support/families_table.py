@@ -57,6 +57,16 @@ _FALCON = {
     "num_attention_heads": 4, "max_position_embeddings": 32, **_COMMON,
 }  # fmt: skip
 _GEMMA = {**_LLAMA, "query_pre_attn_scalar": 5, "sliding_window": 4, "num_hidden_layers": 3}
+_GEMMA4_UNIFIED = {
+    **_EXPERTS,
+    "num_hidden_layers": 3,
+    "sliding_window": 4,
+    "global_head_dim": 10,
+    "rms_norm_eps": 0.01,
+    "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+    "pad_token_id": 0,
+}
+_GEMMA4 = {**_GEMMA4_UNIFIED, "hidden_size_per_layer_input": 0}
 _MPT = {"vocab_size": VOCABULARY, "d_model": 12, "n_heads": 3, "n_layers": 2, "max_seq_len": 32, **_COMMON}
 _VISION = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 8}
 _HALF = {"layer_types": ["full_attention", "sliding_attention"]}
@@ -89,6 +99,19 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
         "full_attention"]}, "vision_config": {**_VISION, "patch_size": 4}, "mm_tokens_per_image": 4}),
     "gemma3 untied": ("Gemma3", {"text_config": _GEMMA, "vision_config": {**_VISION, "patch_size": 4},
                                  "mm_tokens_per_image": 4, "tie_word_embeddings": False}),
+    "gemma4_text": ("Gemma4Text", {**_GEMMA4, "attention_k_eq_v": True,
+                                   "num_global_key_value_heads": 1, "final_logit_softcapping": 3.0}),
+    "gemma4_text with experts": ("Gemma4Text", {
+        **_GEMMA4, "enable_moe_block": True, "num_experts": 5, "top_k_experts": 2, "moe_intermediate_size": 8,
+        "layer_types": _LAST_GLOBAL, **_UNTIED}),
+    "gemma4_text narrow global heads, biases": ("Gemma4Text", {
+        **_GEMMA4, "global_head_dim": 4, "attention_bias": True, "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+            "full_attention": {"rope_type": "proportional", "rope_theta": 300.0, "partial_rotary_factor": 0.5}}}),
+    "gemma4": ("Gemma4", {"text_config": _GEMMA4}),
+    "gemma4_unified": ("Gemma4Unified", {"text_config": _GEMMA4_UNIFIED}),
+    "gemma4_unified_text": ("Gemma4UnifiedText", {
+        **_GEMMA4_UNIFIED, "attention_k_eq_v": True, "num_global_key_value_heads": 4}),
     "mistral3": ("Mistral3", {"text_config": {**_LLAMA, "model_type": "mistral", "sliding_window": None},
                               "vision_config": _VISION, "tie_word_embeddings": False}),
     "mistral3 of ministral3, tied": ("Mistral3", {"text_config": {**_LLAMA, "model_type": "ministral3"},
@@ -367,4 +390,6 @@ def hf_model(row: str) -> Any:
     for name, buffer in model.named_buffers():
         if name.endswith("e_score_correction_bias"):  # learned, but not by its gradient
             buffer.copy_(torch.linspace(-0.3, 0.4, len(buffer)))
+        if name.endswith("layer_scalar"):
+            buffer.copy_(0.3 + 0.4 * float(name.split(".layers.")[1].split(".")[0]))
     return model

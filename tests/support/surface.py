@@ -282,7 +282,8 @@ OWN = {
     "SVDInterpreter": set(),
     "HookedTransformerConfig": {
         "centered_norm", "final_norm", "has_post_norms", "has_pre_norms", "has_resid_mid", "n_cached_heads",
-        "has_experts", "layers_with", "parts_of", "value_width",
+        "has_experts", "layers_with", "parts_of", "value_width", "cached_heads_of", "eps_of", "groups_of",
+        "head_width_of", "value_width_of",
     },
     "evals": set(),
     "head_detector": {"ErrorMeasure", "HeadName", "LayerHeadTuple", "LayerToHead"},

@@ -58,6 +58,8 @@ OWN: dict[str, Any] = {
     "router": "sigmoid", "sparsemixer_margin": 0.1, "expert_weight_scale": 2.0,
     "expert_groups": 2, "expert_groups_per_token": 1, "scale_expert_inputs": True, "expert_output_biases": True,
     "alibi_bfloat16": True, "use_attn_sinks": True, "d_head_v": 3, "d_latent_q": 5, "d_latent_kv": 6,
+    "d_head_layers": [4, 2], "n_key_value_heads_layers": [1, 3], "resid_scales": [0.5, 0.7, 1.0], "use_v_norm": True,
+    "norm_expert_outputs": True, "rotary_dim_local": 2, "rotary_pairs": 1,
 }  # fmt: skip
 CHOICES: dict[str, list[Any]] = {
     "positional_embedding_type": ["rotari", "relative_positional_bias"], "normalization_type": ["ln", "DyT"],
@@ -78,7 +80,8 @@ NEEDED: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("d_head_v", "d_latent_q", "d_latent_kv"), LATENT),
     **dict.fromkeys(("d_mlp_dense", "d_mlp_shared", "mlp_types", "norm_topk_prob", "router", "sparsemixer_margin",
                      "expert_weight_scale", "scale_expert_inputs", "expert_output_biases"), EXPERTS),
-    "gate_shared_expert": {**EXPERTS, "d_mlp_shared": 5},
+    **dict.fromkeys(("gate_shared_expert", "norm_expert_outputs"), {**EXPERTS, "d_mlp_shared": 5}),
+    "rotary_dim_local": {"positional_embedding_type": "rotary", "rotary_base_local": 100.0},
     **dict.fromkeys(("expert_groups", "expert_groups_per_token"), {
         **EXPERTS, "expert_groups": 2, "expert_groups_per_token": 1}),
     **dict.fromkeys(("gated_mlp_limit", "gated_mlp_offset"), {**EXPERTS, "gated_mlp": True}),
@@ -90,6 +93,7 @@ ROTARY = {
     "attn_temperature_slope",
     "attn_temperature_layers",
     "attn_temperature_start",
+    "rotary_pairs",
 }
 
 

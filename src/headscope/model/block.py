@@ -51,9 +51,10 @@ class TransformerBlock(nn.Module):
     def __init__(self, cfg: HookedTransformerConfig, block_index: int) -> None:
         super().__init__()
         self.cfg = cfg
+        self.layer = block_index
         self.parts = cfg.parts_of(block_index)
         if self.parts != ("mlp",):
-            self.ln1 = make_pre_norm(cfg)
+            self.ln1 = make_pre_norm(cfg, block_index)
         if "attn" in self.parts:
             self.attn = make_attention(cfg, block_index)
             self.hook_attn_in = HookPoint()
@@ -67,7 +68,7 @@ class TransformerBlock(nn.Module):
         self.hook_resid_pre = HookPoint()
         self.hook_resid_post = HookPoint()
         if "mlp" in self.parts:
-            self.ln2 = make_pre_norm(cfg)
+            self.ln2 = make_pre_norm(cfg, block_index)
             self.mlp = make_mlp(cfg, block_index)
             self.hook_mlp_in = HookPoint()
             self.hook_mlp_out = HookPoint()
@@ -327,7 +328,8 @@ class TransformerBlock(nn.Module):
             shown = self.hook_attn_in(self._per_head(resid_pre, self.cfg.n_heads))
             shared = shown if joint else resid_pre
         if split or any(map(is_listening, points)):
-            copies = (self.cfg.n_heads, self.cfg.n_cached_heads, self.cfg.n_cached_heads)
+            n_cached = self.cfg.cached_heads_of(self.layer)
+            copies = (self.cfg.n_heads, n_cached, n_cached)
             inputs = [
                 point(shared.clone() if joint else self._per_head(shared, n))
                 for point, n in zip(points, copies, strict=True)

@@ -25,14 +25,17 @@ class HookedTransformerConfig:
         n_layers: Number of blocks.
         d_model: Width of the residual stream.
         n_ctx: Context length.
-        d_head: Width of one head.
+        d_head: Width of one head; of the widest, where layers differ.
+        d_head_layers: Width of the heads of each layer, where layers differ.
         d_head_v: Width of a head's values, and of its output before `W_O`; default `d_head`.
         d_latent_q: Width of the latent that the queries of all heads are made from, in a model with latent attention;
             `None` if they are made from the stream.
         d_latent_kv: Width of the latent that keys and values of all heads are made from, in latent attention (see
             `LatentAttention`); `None` for attention without.
         n_heads: Heads per layer; `-1` means `d_model // d_head`.
-        n_key_value_heads: Key-value heads per layer, each shared by a group of heads; `None` means one per head.
+        n_key_value_heads: Key-value heads per layer, each shared by a group of heads; `None` means one per head. The
+            most of any layer, where layers differ.
+        n_key_value_heads_layers: Those of each layer, where layers differ.
         ungroup_grouped_query_attention: Expose keys and values to hooks per head instead of per group.
         d_mlp: Hidden width of the MLP; default `4 * d_model`. Unused when `attn_only`.
         act_fn: MLP activation, one of `ACTIVATIONS` (`"solu_ln"` has a LayerNorm after it, `"xielu"` weights of
@@ -54,6 +57,8 @@ class HookedTransformerConfig:
         expert_weight_scale: Multiplies the scores of a token's experts.
         expert_groups: Number of groups of experts next to one another, of which a token's are chosen first.
         expert_groups_per_token: Number of groups that a token's experts are chosen from.
+        norm_expert_outputs: What the experts write together, and what the MLP beside them writes, go through a norm
+            each, `mlp.ln_experts` and `mlp.ln_shared`, before they are added up.
         scale_expert_inputs: Multiply what an expert reads by its score, instead of what it writes.
         expert_output_biases: Experts have output biases of their own, `b_out_expert`.
         d_vocab: Number of input tokens; `-1` takes it from the tokenizer.
@@ -77,6 +82,9 @@ class HookedTransformerConfig:
         alibi_bfloat16: ALiBi as in Falcon: what it adds is rounded to bfloat16, and divided by `attn_scale` too.
         rotary_layers: True for each layer that rotates queries and keys; by default all do.
         rotary_dim: Number of rotated dimensions of a head, from the first; all by default.
+        rotary_dim_local: The same of local layers with a base of their own; `rotary_dim` by default.
+        rotary_pairs: Only so many pairs of the rotated dimensions turn, the fastest; the angles of the others are zero.
+            Local layers with a base of their own turn all.
         rotary_base: Base of the geometric sequence of frequencies.
         rotary_base_local: Another base for local layers, which are then not scaled.
         rotary_adjacent_pairs: Rotate adjacent dimensions (0 and 1, 2 and 3, ...) together, instead of each with the one
@@ -98,6 +106,7 @@ class HookedTransformerConfig:
         qk_norm_per_head: It has a weight for each head.
         qk_norm_after_rotation: It comes after the rotation by position.
         qk_norm_layers: True for each layer that has this norm; by default all do.
+        use_v_norm: An RMSNorm without weights on each head's values; `hook_v` shows what comes out of it.
         clip_qkv: Clip queries, keys and values to `[-c, c]` (after the norms of queries and keys).
         use_local_attn: Use local (windowed) attention in the layers that `attn_types` marks.
         attn_types: `"global"` or `"local"` for each layer.
@@ -114,6 +123,9 @@ class HookedTransformerConfig:
         use_attn_sinks: Each head has a learned logit, `b_sink`, that takes part in the softmax over the keys of every
             query like the score of one more key, whose value is zero: patterns sum to less than one (gpt-oss).
         eps: Added to the variance in a norm.
+        resid_scales: For the stream that enters each layer, and the final one: it is this times the stream of the model
+            that the checkpoint was made for, whose layers multiply all of it by a number. The numbers are in the
+            weights here, and norms that read a stream take `eps` times the square of its scale.
         use_attn_scale: Divide attention scores by `attn_scale`.
         attn_scale: Default (`-1`): `sqrt(d_head)`.
         scale_attn_by_inverse_layer_idx: Divide the scores of layer `l` by `l + 1` as well.
@@ -218,7 +230,9 @@ class HookedTransformerConfig:
     expert_groups: int | None = None
     expert_groups_per_token: int | None = None
     scale_expert_inputs: bool = False
+    norm_expert_outputs: bool = False
     expert_output_biases: bool = False
+    use_v_norm: bool = False
     use_qk_norm: bool = False
     qk_norm_type: str = "RMS"
     use_local_attn: bool = False
@@ -228,6 +242,8 @@ class HookedTransformerConfig:
     alibi_bfloat16: bool = False
     rotary_layers: list[bool] | None = None
     rotary_dim: int | None = None
+    rotary_dim_local: int | None = None
+    rotary_pairs: int | None = None
     rotary_base: float | int = 10000
     rotary_base_local: float | int | None = None
     rotary_scaling_factor: float = 1.0
@@ -259,6 +275,9 @@ class HookedTransformerConfig:
     longrope_attention_factor: float = 1.0
     attn_scores_soft_cap: float = -1.0
     use_attn_sinks: bool = False
+    d_head_layers: list[int] | None = None
+    n_key_value_heads_layers: list[int] | None = None
+    resid_scales: list[float] | None = None
     d_head_v: int | None = None
     d_latent_q: int | None = None
     d_latent_kv: int | None = None
@@ -285,10 +304,32 @@ class HookedTransformerConfig:
 
     @property
     def n_cached_heads(self) -> int:
-        """Number of key-value heads in a key-value cache: one per group, where heads share them."""
+        """Number of key-value heads in a cache, the most of any layer: one per group, where heads share them."""
         if self.n_key_value_heads is None or self.ungroup_grouped_query_attention:
             return self.n_heads
         return self.n_key_value_heads
+
+    def cached_heads_of(self, layer: int) -> int:
+        """Return the number of key-value heads that a cache holds of a layer, and that `hook_k` and `hook_v` show."""
+        if self.n_key_value_heads_layers is None or self.ungroup_grouped_query_attention:
+            return self.n_cached_heads
+        return self.n_key_value_heads_layers[layer]
+
+    def groups_of(self, layer: int) -> int:
+        """Return the number of key-value heads that a layer has weights for."""
+        if self.n_key_value_heads_layers is not None:
+            return self.n_key_value_heads_layers[layer]
+        return self.n_heads if self.n_key_value_heads is None else self.n_key_value_heads
+
+    def head_width_of(self, layer: int) -> int:
+        """Return the width of the heads of a layer."""
+        return self.d_head if self.d_head_layers is None else self.d_head_layers[layer]
+
+    def eps_of(self, layer: int | None) -> float:
+        """Return what norms that read the stream of a layer add to the variance; `n_layers` for the final one."""
+        if layer is None or self.resid_scales is None:
+            return self.eps
+        return self.eps * self.resid_scales[layer] ** 2
 
     @property
     def has_resid_mid(self) -> bool:
@@ -318,6 +359,10 @@ class HookedTransformerConfig:
     def value_width(self) -> int:
         """Width of a head's values, and of its output before `W_O`."""
         return self.d_head if self.d_head_v is None else self.d_head_v
+
+    def value_width_of(self, layer: int) -> int:
+        """Return the same of a layer."""
+        return self.head_width_of(layer) if self.d_head_v is None else self.d_head_v
 
     def has_experts(self, layer: int) -> bool:
         """Return True if the MLP of a layer is a mixture of experts."""

@@ -38,14 +38,14 @@ _NOT_YET: dict[str, Any] = {
 # Fields about rotating queries and keys, with the values that ask for nothing.
 _ONLY_ROTARY: dict[str, Any] = {
     "rotary_layers": None, "qk_norm_after_rotation": False, "dynamic_NTK_factor": None, "attn_temperature_slope": 0.0,
-    "attn_temperature_layers": None, "attn_temperature_start": 0,
+    "attn_temperature_layers": None, "attn_temperature_start": 0, "rotary_pairs": None, "rotary_dim_local": None,
 }  # fmt: skip
 # The same for experts.
 _ONLY_EXPERTS: dict[str, Any] = {
     "experts_per_token": None, "mlp_types": None, "d_mlp_dense": None, "d_mlp_shared": None,
     "gate_shared_expert": False, "router": "softmax", "sparsemixer_margin": 0.02, "norm_topk_prob": False,
     "expert_weight_scale": 1.0, "expert_groups": None, "expert_groups_per_token": None, "scale_expert_inputs": False,
-    "expert_output_biases": False,
+    "expert_output_biases": False, "norm_expert_outputs": False,
 }  # fmt: skip
 
 
@@ -79,6 +79,7 @@ def check_and_complete(cfg: "HookedTransformerConfig") -> None:
         if getattr(cfg, name) < 1:
             raise InvalidInputError(f"{name} must be at least 1; got {getattr(cfg, name)}.")
     _check_choices(cfg)
+    _check_widths(cfg)
     _check_positions(cfg)
     _check_qk_norm(cfg)
     _check_windows(cfg)
@@ -127,6 +128,23 @@ def _check_choice(cfg: "HookedTransformerConfig", field: str, allowed: tuple[str
         )
 
 
+def _check_widths(cfg: "HookedTransformerConfig") -> None:
+    for name, total in (("d_head_layers", "d_head"), ("n_key_value_heads_layers", "n_key_value_heads")):
+        by_layer = getattr(cfg, name)
+        if by_layer is None:
+            continue
+        if len(by_layer) < cfg.n_layers or min(by_layer) < 1:
+            raise InvalidInputError(
+                f"{name} must have a positive number for each of {cfg.n_layers} layers; got {by_layer!r}."
+            )
+        setattr(cfg, total, max(by_layer[: cfg.n_layers]))
+    if cfg.resid_scales is not None and (len(cfg.resid_scales) <= cfg.n_layers or min(cfg.resid_scales) <= 0):
+        raise InvalidInputError(
+            f"resid_scales must have a positive number for each of {cfg.n_layers} layers, and one for the final "
+            f"stream; got {cfg.resid_scales!r}."
+        )
+
+
 def _check_positions(cfg: "HookedTransformerConfig") -> None:
     if cfg.alibi_bfloat16 and cfg.positional_embedding_type != "alibi":
         raise InvalidInputError("alibi_bfloat16 = True needs positional_embedding_type = 'alibi'.")
@@ -149,6 +167,7 @@ def _check_positions(cfg: "HookedTransformerConfig") -> None:
         cfg.rotary_dim = cfg.d_head
     if not 0 < cfg.rotary_dim <= cfg.d_head or cfg.rotary_dim % 2:
         raise InvalidInputError(f"rotary_dim must be even and at most d_head = {cfg.d_head}; got {cfg.rotary_dim}.")
+    _check_local_positions(cfg)
     n_pairs = cfg.rotary_dim // 2
     for name in ("longrope_short_factors", "longrope_long_factors"):
         factors = getattr(cfg, name)
@@ -156,6 +175,25 @@ def _check_positions(cfg: "HookedTransformerConfig") -> None:
             raise InvalidInputError(
                 f"{name} must have rotary_dim / 2 = {n_pairs} numbers, and the other as well; got {factors!r}."
             )
+
+
+def _check_local_positions(cfg: "HookedTransformerConfig") -> None:
+    if cfg.rotary_dim_local is not None and cfg.rotary_base_local is None:
+        raise InvalidInputError(f"rotary_dim_local = {cfg.rotary_dim_local} needs rotary_base_local.")
+    if cfg.rotary_dim_local is not None and (cfg.rotary_dim_local < 1 or cfg.rotary_dim_local % 2):
+        raise InvalidInputError(f"rotary_dim_local must be even and positive; got {cfg.rotary_dim_local}.")
+    for layer in range(cfg.n_layers if cfg.d_head_layers or cfg.rotary_dim_local else 0):
+        local = cfg.use_local_attn and (cfg.attn_types or [])[layer : layer + 1] == ["local"]
+        turned = cfg.rotary_dim_local if local and cfg.rotary_dim_local else cfg.rotary_dim
+        if (turned or 0) > cfg.head_width_of(layer):
+            raise InvalidInputError(
+                f"layer {layer} has heads {cfg.head_width_of(layer)} wide, of which {turned} dimensions cannot be "
+                "rotated: rotary_dim, and rotary_dim_local for local layers, must be no more than the widths of heads."
+            )
+    if cfg.rotary_pairs is not None and not 0 <= cfg.rotary_pairs <= (cfg.rotary_dim or 0) // 2:
+        raise InvalidInputError(
+            f"rotary_pairs must be at most rotary_dim / 2 = {(cfg.rotary_dim or 0) // 2}; got {cfg.rotary_pairs}."
+        )
 
 
 def _check_layers(cfg: "HookedTransformerConfig", name: str) -> None:
@@ -193,8 +231,9 @@ def _check_windows(cfg: "HookedTransformerConfig") -> None:
 
 def _check_groups(cfg: "HookedTransformerConfig") -> None:
     groups = cfg.n_heads if cfg.n_key_value_heads is None else cfg.n_key_value_heads
-    if groups < 1 or cfg.n_heads % groups:
-        raise InvalidInputError(f"n_key_value_heads must divide n_heads = {cfg.n_heads}; got {cfg.n_key_value_heads}.")
+    wrong = [each for each in (groups, *(cfg.n_key_value_heads_layers or ())) if each < 1 or cfg.n_heads % each]
+    if wrong:
+        raise InvalidInputError(f"n_key_value_heads must divide n_heads = {cfg.n_heads}; got {wrong[0]}.")
 
 
 def _check_parts(cfg: "HookedTransformerConfig") -> None:
@@ -238,10 +277,10 @@ def _check_latents(cfg: "HookedTransformerConfig") -> None:
             f"d_latent_kv needs rotary positions on a part of each head: rotary_dim below d_head = {cfg.d_head}; got "
             f"positional_embedding_type = {cfg.positional_embedding_type!r} and rotary_dim = {cfg.rotary_dim}."
         )
-    if cfg.n_key_value_heads is not None or cfg.use_qk_norm or cfg.gated_attn:
-        raise InvalidInputError(
-            "with d_latent_kv, n_key_value_heads must be None, use_qk_norm False and gated_attn False."
-        )
+    only = {"n_key_value_heads": None, "d_head_layers": None, "use_qk_norm": False, "use_v_norm": False}
+    for name, needed in {**only, "gated_attn": False}.items():
+        if getattr(cfg, name) != needed:
+            raise InvalidInputError(f"with d_latent_kv, {name} must be {needed}; got {getattr(cfg, name)!r}.")
 
 
 def _check_mlp(cfg: "HookedTransformerConfig") -> None:
@@ -287,6 +326,8 @@ def _check_experts(cfg: "HookedTransformerConfig") -> None:
         raise InvalidInputError(f"router = 'sparsemixer' chooses two experts; got experts_per_token = {chosen}.")
     if cfg.gate_shared_expert and cfg.d_mlp_shared is None:
         raise InvalidInputError("gate_shared_expert needs d_mlp_shared.")
+    if cfg.norm_expert_outputs and cfg.d_mlp_shared is None:
+        raise InvalidInputError("norm_expert_outputs needs d_mlp_shared.")
     groups, used = cfg.expert_groups, cfg.expert_groups_per_token
     if groups is None and used is None:
         return
@@ -301,12 +342,11 @@ def _check_experts(cfg: "HookedTransformerConfig") -> None:
 
 def _n_params(cfg: "HookedTransformerConfig") -> int:
     """Return the number of weights in attention and MLPs."""
-    attention = _n_attention_params(cfg)
 
     def mlp(width: int | None) -> int:
         return (2 + cfg.gated_mlp) * cfg.d_model * (width or 0)
 
-    total = len(cfg.layers_with("attn")) * attention
+    total = sum(_n_attention_params(cfg, layer) for layer in cfg.layers_with("attn"))
     for layer in cfg.layers_with("mlp"):
         if not cfg.has_experts(layer):
             total += mlp(cfg.d_mlp_dense or cfg.d_mlp)
@@ -316,11 +356,11 @@ def _n_params(cfg: "HookedTransformerConfig") -> int:
     return total
 
 
-def _n_attention_params(cfg: "HookedTransformerConfig") -> int:
-    heads, d_head, latent = cfg.n_heads, cfg.d_head, cfg.d_latent_kv
+def _n_attention_params(cfg: "HookedTransformerConfig", layer: int) -> int:
+    heads, d_head, latent = cfg.n_heads, cfg.head_width_of(layer), cfg.d_latent_kv
     if latent is None:
         gates = heads if cfg.gated_attn else 0
-        return cfg.d_model * d_head * (2 * heads + 2 * (cfg.n_key_value_heads or heads) + gates)
+        return cfg.d_model * d_head * (2 * heads + 2 * cfg.groups_of(layer) + gates)
     turned = cfg.rotary_dim or 0
     queries = (cfg.d_latent_q or cfg.d_model) * heads * d_head + (cfg.d_latent_q or 0) * cfg.d_model
     down, up = cfg.d_model * (latent + turned), latent * heads * (d_head - turned + cfg.value_width)

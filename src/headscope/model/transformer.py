@@ -21,7 +21,7 @@ from headscope.model.checkpoints import pipeline as loading
 from headscope.model.config import HookedTransformerConfig
 from headscope.model.hooks import HookedRootModule, HookPoint, is_listening
 from headscope.model.parts.key_value_cache import HookedTransformerKeyValueCache
-from headscope.model.parts.layers import Embed, PosEmbed, Unembed, make_norm
+from headscope.model.parts.layers import Embed, PosEmbed, Unembed, make_final_norm
 from headscope.model.text.generation import Generation
 from headscope.model.text.inputs import (
     Masks,
@@ -111,7 +111,7 @@ class HookedTransformer(Tokenization, TrainingText, Generation, StackedWeights, 
             self.pos_embed = PosEmbed(self.cfg)
             self.hook_pos_embed = HookPoint()
         self.blocks = nn.ModuleList(TransformerBlock(self.cfg, layer) for layer in range(self.cfg.n_layers))
-        self.ln_final = make_norm(self.cfg, self.cfg.final_norm)
+        self.ln_final = make_final_norm(self.cfg)
         self.unembed = Unembed(self.cfg)
         if self.cfg.init_weights:
             self.init_weights()

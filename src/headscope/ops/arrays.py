@@ -1,11 +1,13 @@
 """Small helpers on arrays: conversion to NumPy, corners, the batch axis, transposes, triangles, sums along an axis."""
 
+from collections.abc import Sequence
 from typing import Any, overload
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from headscope.errors import InvalidInputError
 from headscope.ops.factored import FactoredMatrix
@@ -20,6 +22,7 @@ __all__ = [
     "is_square",
     "remove_batch_dim",
     "repeat_along_head_dimension",
+    "stack_padded",
     "to_numpy",
     "transpose",
 ]
@@ -214,3 +217,29 @@ def check_structure(
             print(f"{axis}s {at} and {at + 1}: t1 falls {first}, t2 falls {second}")
     found = [f"{axis} mismatch: {places}" for axis, places in mismatches.items() if places]
     print(found[0] if found else "PASSED")
+
+
+def stack_padded(tensors: Sequence[Tensor], fill: float = 0.0) -> Tensor:
+    """Stack tensors on the device of the first, those that are shorter along some axis with zeros at its end.
+
+    For what layers have of heads whose widths differ: products over the width are those of the tensors as they are.
+
+    Args:
+        tensors: Tensors with the same number of axes.
+        fill: Number to pad with.
+
+    Example:
+        >>> stack_padded([torch.ones(2), torch.ones(3)])
+        tensor([[1., 1., 0.],
+                [1., 1., 1.]])
+    """
+    longest = [max(sizes) for sizes in zip(*(each.shape for each in tensors), strict=True)]
+
+    def padded(tensor: Tensor) -> Tensor:
+        lacking = [total - size for total, size in zip(longest, tensor.shape, strict=True)]
+        # `pad` takes the last axis first, and for each axis what comes in front and behind.
+        return (
+            F.pad(tensor, [n for each in reversed(lacking) for n in (0, each)], value=fill) if any(lacking) else tensor
+        )
+
+    return torch.stack([padded(each).to(tensors[0].device) for each in tensors])

@@ -21,6 +21,7 @@ from headscope.errors import NotFiniteError
 from headscope.model.activations.readout import readout_of
 from headscope.model.hooks import is_listening
 from headscope.model.transformer import HookedTransformer
+from headscope.ops.arrays import stack_padded
 from headscope.ops.changed_predictions import ChangedPredictions, HeadChanges, RowChanges, compare
 from headscope.ops.devices import Budget
 
@@ -202,8 +203,8 @@ class BatchAblation:
         parts = []
         for some in (low_rank[start : start + step] for start in range(0, len(low_rank), step)):
             heads = [sets[at][0] for at in some]
-            taken = torch.stack([torch.stack([self._taken(head, value) for head in heads]) for value in values])
-            W_O = torch.stack([self.readout.direction(self._W_O(head)) for head in heads])
+            taken = torch.stack([stack_padded([self._taken(head, value) for head in heads]) for value in values])
+            W_O = stack_padded([self.readout.direction(self._W_O(head)) for head in heads])
             cells = [(value, effect, at) for value in range(len(values)) for at in some]
             parts.append((cells, HeadChanges(taken.div_(self.scale), W_O)))
         return parts

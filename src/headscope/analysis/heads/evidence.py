@@ -34,6 +34,7 @@ from headscope.analysis.recording.lens_states import lens_states
 from headscope.analysis.storage.accumulator import Measure
 from headscope.model.activations.readout import readout_of
 from headscope.model.transformer import HookedTransformer
+from headscope.ops.arrays import stack_padded
 from headscope.ops.composition import composition_scores
 from headscope.ops.factored import FactoredMatrix
 
@@ -244,7 +245,7 @@ def copying_scores(model: HookedTransformer) -> Float[Tensor, "layer head"]:
         block: Any = model.blocks[layer]
         if onto is None or layer == 1:  # later layers find what the second does
             read = (token_embedding(model) if layer == 0 else effective_embedding(model)).to(kind)
-            onto = W_U @ _normalized(model, read)
+            onto = W_U @ _normalized(model, read, layer)
         weight = dict(block.ln1.named_parameters(recurse=False)).get("w")
         W_V, W_O = (each.detach().to(kind) for each in (block.attn.W_V, model.output_weight(layer)))
         W_V = W_V if weight is None else W_V * weight.detach().to(kind)[:, None]
@@ -254,12 +255,14 @@ def copying_scores(model: HookedTransformer) -> Float[Tensor, "layer head"]:
     return found
 
 
-def _normalized(model: HookedTransformer, x: Float[Tensor, "d_vocab d_model"]) -> Float[Tensor, "d_vocab d_model"]:
+def _normalized(
+    model: HookedTransformer, x: Float[Tensor, "d_vocab d_model"], layer: int
+) -> Float[Tensor, "d_vocab d_model"]:
     cfg = model.cfg
     if not cfg.has_pre_norms:
         return x
     x = x - x.mean(-1, keepdim=True) if cfg.centered_norm else x
-    return x / (x.square().mean(-1, keepdim=True) + cfg.eps).sqrt()
+    return x / (x.square().mean(-1, keepdim=True) + cfg.eps_of(layer)).sqrt()
 
 
 @torch.no_grad()
@@ -275,7 +278,7 @@ def k_composition(model: HookedTransformer, heads: list[tuple[int, int]]) -> Flo
     if not (heads and all(blocks[layer].attn.reads_linearly for layer in cfg.layers_with("attn"))):
         return torch.full((len(heads), cfg.n_layers, cfg.n_heads), math.nan)
     layers, numbers = (torch.tensor(each) for each in zip(*heads, strict=True))
-    W_Q, W_K, W_V = (torch.stack(model.per_layer("attn", f"W_{name}")).detach().float() for name in ("Q", "K", "V"))
+    W_Q, W_K, W_V = (stack_padded(model.per_layer("attn", f"W_{name}")).detach().float() for name in ("Q", "K", "V"))
     at = torch.tensor([cfg.layers_with("attn").index(layer) for layer, _ in heads]), numbers
     writes = FactoredMatrix(W_V, model.output_weights().float())
     scores = composition_scores(writes, FactoredMatrix(W_K[at], W_Q[at].transpose(-2, -1)))

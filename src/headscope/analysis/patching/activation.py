@@ -1,6 +1,6 @@
 """`activation_patch`: which pieces of one run, put into the other, bring a task's answer back or break it."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from functools import partial
 from itertools import product
 from typing import Any
@@ -88,7 +88,7 @@ def activation_patch(
         site: patch_axes(site, "head" not in AXES[site] if by_position is None else by_position) for site in hook_names
     }
     cells = [(site, cell) for site in hook_names for cell in _cells(model, site, axes[site], len(runs.positions.names))]
-    here = [at for at, (site, cell) in enumerate(cells) if cell["layer"] in hook_names[site]]
+    here = [at for at, (site, cell) in enumerate(cells) if _is_in(model, cell, site, hook_names[site])]
     names = [name for of_site in hook_names.values() for name in of_site.values()]
     patched, ends = torch.zeros(len(here), dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
     n_side_by_side = len(here) if obstacle(model) is None else 1
@@ -110,7 +110,7 @@ def activation_patch(
         patched += torch.tensor(values, dtype=torch.float64) * weight
         ends += torch.tensor([base, other], dtype=torch.float64) * weight
     clean, corrupted = runs.clean_and_corrupted(*ends)
-    every = torch.full((len(cells),), torch.nan)  # also cells of a layer that lacks the site
+    every = torch.full((len(cells),), torch.nan)  # also cells of a layer that lacks the site, or the head
     every[here] = runs.scaled(patched - ends[0], *ends).float()
     return PatchingResult(
         info=runs.info(model, len(task), sites=list(hook_names), direction=direction),
@@ -142,6 +142,13 @@ def _cells(model: HookedTransformer, site: str, axes: tuple[str, ...], n_positio
     heads = cfg.n_cached_heads if site in ("k", "v") else cfg.n_heads
     sizes = {"layer": cfg.n_layers, "head": heads, "pos": n_positions}
     return [dict(zip(axes, index, strict=True)) for index in product(*(range(sizes[axis]) for axis in axes))]
+
+
+def _is_in(model: HookedTransformer, cell: _Cell, site: str, layers: Container[int]) -> bool:
+    """Return True if the layer of a patch has the site, and the head: some have fewer key-value heads than others."""
+    layer, of_keys = cell["layer"], site in ("k", "v")
+    n_heads = model.cfg.cached_heads_of(layer) if of_keys else model.cfg.n_heads
+    return layer in layers and cell.get("head", 0) < n_heads
 
 
 def _put(source: Tensor, positions: Tensor, site: str, head: int | None, activation: Tensor) -> None:

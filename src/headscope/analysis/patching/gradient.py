@@ -27,6 +27,7 @@ from headscope.analysis.prompts.two_runs import Direction, Scale, Scorer, TaskRu
 from headscope.analysis.recording.record import check_final, record
 from headscope.errors import InvalidInputError
 from headscope.model.transformer import HookedTransformer
+from headscope.ops.arrays import stack_padded
 from headscope.ops.devices import Budget
 
 __all__ = ["attribution_patch"]
@@ -121,7 +122,8 @@ def attribution_patch(
 def _layers(n_layers: int, names: Mapping[int, str], values: Mapping[str, Tensor]) -> Float[Tensor, "layer *cell"]:
     """Stack a site's values; NaN for layers that do not have it."""
     nothing = torch.full_like(values[next(iter(names.values()))], torch.nan)
-    return torch.stack([values[names[layer]] if layer in names else nothing for layer in range(n_layers)])
+    by_layer = [values[names[layer]] if layer in names else nothing for layer in range(n_layers)]
+    return stack_padded(by_layer, fill=torch.nan)  # layers may have fewer key-value heads than others
 
 
 class _Linearized:

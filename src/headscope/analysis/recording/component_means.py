@@ -12,6 +12,7 @@ from headscope.analysis.core.batches import Batch
 from headscope.analysis.core.components import Component, all_components
 from headscope.analysis.recording.record import CleanRuns
 from headscope.model.transformer import HookedTransformer
+from headscope.ops.arrays import stack_padded
 
 __all__ = ["ComponentMeans", "OutputSums"]
 
@@ -43,7 +44,7 @@ class ComponentMeans:
         """Those of heads, over the data, of each layer with attention; they must be all of the model's."""
         heads = sorted(part for part in self.over_data if part.head is not None)
         n_layers = len({part.layer for part in heads})
-        return torch.stack([self.over_data[head] for head in heads]).unflatten(0, (n_layers, -1))
+        return stack_padded([self.over_data[head] for head in heads]).unflatten(0, (n_layers, -1))
 
     def of_whole(self, part: str) -> Float[Tensor, "layer d_model"] | None:
         """Those of all MLPs (`"mlp"`) or mixers (`"mixer"`), over the data; `None` where there are none."""

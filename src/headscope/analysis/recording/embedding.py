@@ -52,7 +52,8 @@ def direct_effects(
     for layer, z in zip(model.cfg.layers_with("attn"), states.take_heads(), strict=True):
         W_O = states.wide(model.output_weight(layer))
         # The directions come down to the heads' width; no head's output is brought up to d_model.
-        found.append(torch.einsum("hne,h...ne->h...n", z, torch.einsum("...nd,hed->h...ne", towards, W_O)))
+        onto = torch.einsum("...nd,hed->h...ne", towards, W_O)
+        found.append(torch.einsum("hne,h...ne->h...n", z[..., : W_O.shape[1]], onto))
     return over_layers(model.cfg, torch.stack(found))
 
 

@@ -20,7 +20,7 @@ class LensStates:
 
     Attributes:
         resid: Each `resid_pre` and `resid_mid` (where blocks have one), then the final state.
-        z: Each head's output before `W_O`, of each layer with attention.
+        z: Each head's output before `W_O`, of each layer with attention; zeros behind heads narrower than others.
         mlp: Each MLP's output, of each layer with one; `None` without MLPs.
         rounding: Relative rounding of the type the model ran in.
         post_scale: What the norm behind each attention layer divided by; `None` without such norms.
@@ -87,7 +87,9 @@ def lens_states(model: HookedTransformer, batch: Batch) -> LensStates:
         if post_scale is not None:
             places[post_scale_name(layer)] = post_scale[layer]
     for at, layer in enumerate(having["attn"]):
-        places[f"blocks.{layer}.attn.hook_z"] = z[at].transpose(0, 1)
+        width = cfg.value_width_of(layer)
+        z[at, ..., width:] = 0
+        places[f"blocks.{layer}.attn.hook_z"] = z[at, ..., :width].transpose(0, 1)
     for part, outputs in whole.items():
         for layer, output in zip(having[part], () if outputs is None else outputs, strict=True):
             places[f"blocks.{layer}.hook_{part}_out"] = output

@@ -157,7 +157,7 @@ class _LayerCircuits:
         if not self.cfg.has_pre_norms:
             return x
         x = x - x.mean(-1, keepdim=True) if self.cfg.centered_norm else x
-        x = x / (x.square().mean(-1, keepdim=True) + self.cfg.eps).sqrt()
+        x = x / (x.square().mean(-1, keepdim=True) + self.cfg.eps_of(self.layer)).sqrt()
         return x * self.norm["w"] if "w" in self.norm else x
 
     def _projected(self, read: Tensor, name: Literal["q", "k"], head: int) -> Float[Tensor, "token d_head"]:

@@ -82,7 +82,7 @@ def readout_of(model: Model) -> Readout:
     return Readout(
         normalized=cfg.normalization_type is not None,
         centered=cfg.final_norm in ("LN", "LNPre"),
-        eps=cfg.eps,
+        eps=cfg.eps_of(cfg.n_layers),
         weight=norm.get("w"),
         bias=norm.get("b"),
         W_U=unembed.W_U,

@@ -30,6 +30,7 @@ _SMALL: dict[str, Any] = {
     "ffn_config": {"ffn_hidden_size": 16, "moe_num_experts": 2, "moe_top_k": 2},
     "attention_types": [[["global", "local"], 1]],
     "final_logit_softcapping": 30.0,
+    "hidden_size_per_layer_input": 0,
 }
 _WITHOUT_CAP = (
     "gemma3",

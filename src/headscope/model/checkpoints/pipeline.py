@@ -29,7 +29,7 @@ from headscope.model.checkpoints.training import TrainingCheckpoint, find_traini
 from headscope.model.config import HookedTransformerConfig
 from headscope.model.config_checks import parse_dtype
 from headscope.model.parts.attention import FIELD_BUFFERS
-from headscope.model.parts.layers import MLP, LayerNormPre, RMSNormPre, make_norm, make_pre_norm
+from headscope.model.parts.layers import MLP, LayerNormPre, RMSNormPre, make_final_norm, make_pre_norm
 from headscope.model.protocols import Model
 from headscope.model.text.tokens import PaddingSide
 from headscope.model.weights.placement import DeviceMap, balanced_device_map, gpus
@@ -282,14 +282,14 @@ def _check_fit(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor]) 
 
 
 def _replace_norms(model: Model) -> None:
-    for block in model.blocks:
+    for layer, block in enumerate(model.blocks):
         for name in ("ln1", "ln2"):
             if name in dict(block.named_children()):
-                setattr(block, name, make_pre_norm(model.cfg))
+                setattr(block, name, make_pre_norm(model.cfg, layer))
         for part in block.modules():
             if isinstance(part, MLP):
                 part.reset_norm()
-    model.ln_final = make_norm(model.cfg, model.cfg.final_norm)
+    model.ln_final = make_final_norm(model.cfg)
 
 
 def make_config(

@@ -20,7 +20,7 @@ from headscope.model.config import HookedTransformerConfig
 from headscope.model.hooks import HookPoint, is_listening
 from headscope.model.listening import Show, unless_changed
 from headscope.model.parts.key_value_cache import HookedTransformerKeyValueCacheEntry
-from headscope.model.parts.layers import HeadNorm, empty_parameter, zero_parameter
+from headscope.model.parts.layers import HeadNorm, ValueNorm, empty_parameter, zero_parameter
 from headscope.model.parts.masks import alibi_penalties, allowed_by_position, of_queries_among, token_positions
 from headscope.model.parts.projections import mixed, project, ungrouped
 from headscope.model.parts.rotary import RotaryTable, attention_temperature, rotary_table, rotate
@@ -59,13 +59,13 @@ class Attention(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.layer_id = layer_id
-        heads, groups = cfg.n_heads, cfg.n_key_value_heads or cfg.n_heads
+        heads, groups, width = cfg.n_heads, cfg.groups_of(layer_id), cfg.head_width_of(layer_id)
         self._make_weights(cfg)
         if cfg.use_attn_sinks:
             self.b_sink = zero_parameter(cfg, heads)
         if cfg.gated_attn:
-            self.W_G = empty_parameter(cfg, heads, cfg.d_model, cfg.d_head)
-            self.b_G = zero_parameter(cfg, heads, cfg.d_head)
+            self.W_G = empty_parameter(cfg, heads, cfg.d_model, width)
+            self.b_G = zero_parameter(cfg, heads, width)
             self.hook_gate = HookPoint()
         self.hook_q = HookPoint()
         self.hook_k = HookPoint()
@@ -78,8 +78,10 @@ class Attention(nn.Module):
             self.hook_rot_q = HookPoint()
             self.hook_rot_k = HookPoint()
         if self.norms_qk:
-            self.q_norm = HeadNorm(cfg, heads)
-            self.k_norm = HeadNorm(cfg, groups)
+            self.q_norm = HeadNorm(cfg, heads, width)
+            self.k_norm = HeadNorm(cfg, groups, width)
+        if cfg.use_v_norm:
+            self.v_norm = ValueNorm(cfg, width)
         self._table: RotaryTable | None = None
         self._mask: Tensor | None
         self._own_sin: Tensor | None
@@ -88,7 +90,8 @@ class Attention(nn.Module):
             self.register_buffer(name, None, persistent=False)
 
     def _make_weights(self, cfg: HookedTransformerConfig) -> None:
-        heads, groups, width, d_model = cfg.n_heads, cfg.n_key_value_heads or cfg.n_heads, cfg.d_head, cfg.d_model
+        heads, d_model = cfg.n_heads, cfg.d_model
+        groups, width = cfg.groups_of(self.layer_id), cfg.head_width_of(self.layer_id)
         self.W_Q = empty_parameter(cfg, heads, d_model, width)
         for name in ("W_K", "W_V"):
             setattr(self, self._stored + name, empty_parameter(cfg, groups, d_model, width))
@@ -251,7 +254,8 @@ class Attention(nn.Module):
             query_at: Where among the keys each query stands; default: the queries are the last of them.
         """
         q, k, v = self.projected(query_input, key_input, value_input)
-        q, k, v = self.hook_q(q), self.cached(self.hook_k(k)), self.hook_v(self._clipped(v))
+        v = self._clipped(self.v_norm(v) if self.cfg.use_v_norm else v)
+        q, k, v = self.hook_q(q), self.cached(self.hook_k(k)), self.hook_v(v)
         if past_kv_cache_entry is not None:
             k, v = past_kv_cache_entry.append(k, v)
         z = self.z_of(q, k, v, attention_mask, query_at)
@@ -267,8 +271,8 @@ class Attention(nn.Module):
 
     def projected(self, query_input: Tensor, key_input: Tensor, value_input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the queries, keys and values of what `forward` is given."""
-        n_cached = key_input.shape[2] if key_input.ndim == 4 else self.cfg.n_cached_heads
-        shared = self._stored if n_cached == self.cfg.n_key_value_heads else ""
+        n_cached = key_input.shape[2] if key_input.ndim == 4 else self.cfg.cached_heads_of(self.layer_id)
+        shared = self._stored if n_cached == self.cfg.groups_of(self.layer_id) else ""
         W_K, b_K, W_V, b_V = (getattr(self, shared + name) for name in ("W_K", "b_K", "W_V", "b_V"))
         return project(query_input, self.W_Q, self.b_Q), project(key_input, W_K, b_K), project(value_input, W_V, b_V)
 
@@ -281,14 +285,16 @@ class Attention(nn.Module):
             name: Which of them.
             head: The head.
             read: The stream.
-            biased: Add the head's bias.
+            biased: Add the head's bias; a norm on values reads it in any case.
         """
         weight, bias = (getattr(self, f"{kind}_{name.upper()}")[head].to(read.dtype) for kind in ("W", "b"))
+        if name == "v" and self.cfg.use_v_norm:
+            return self.v_norm(read @ weight + bias)
         return read @ weight + bias if biased else read @ weight
 
     @property
     def reads_linearly(self) -> bool:
-        """True if queries, keys and values are linear in the normalized stream, up to norms of queries and keys."""
+        """True if queries, keys and values are linear in the normalized stream, up to norms of each head's."""
         return True
 
     def _rotated(self, x: Tensor, sin: Tensor, cos: Tensor) -> Tensor:

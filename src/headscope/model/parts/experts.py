@@ -13,7 +13,15 @@ from torch.nn import functional as F
 
 from headscope.model.config import HookedTransformerConfig
 from headscope.model.hooks import HookPoint, is_listening
-from headscope.model.parts.layers import MLP, GatedMLP, activation_of, empty_parameter, gated, zero_parameter
+from headscope.model.parts.layers import (
+    MLP,
+    GatedMLP,
+    activation_of,
+    empty_parameter,
+    gated,
+    make_post_norm,
+    zero_parameter,
+)
 
 __all__ = ["MoE", "make_mlp"]
 
@@ -39,7 +47,8 @@ class MoE(nn.Module):
     `W_out [expert, d_mlp, d_model]`, `b_in`, `b_gate [expert, d_mlp]`, `W_router [d_model, expert]`, and with
     `cfg.expert_output_biases` `b_out_expert [expert, d_model]`. With `cfg.d_mlp_shared`, every token goes through the
     MLP `shared` as well, whose output `cfg.gate_shared_expert` multiplies by `sigmoid(x W_shared_gate +
-    b_shared_gate)`.
+    b_shared_gate)`. With `cfg.norm_expert_outputs`, what experts write together and what that MLP writes go through the
+    norms `ln_experts` and `ln_shared` before they are added up.
 
     Hook points: `hook_expert_weights [batch, pos, expert]`, the scores of all experts, before any is chosen (set one to
     zero, and another is chosen instead; for the sparse mixer these are the logits, to be set to minus infinity);
@@ -74,6 +83,8 @@ class MoE(nn.Module):
         if cfg.gate_shared_expert:
             self.W_shared_gate = empty_parameter(cfg, d_model, 1)
             self.b_shared_gate = zero_parameter(cfg, 1)
+        if cfg.norm_expert_outputs:
+            self.ln_experts, self.ln_shared = make_post_norm(cfg), make_post_norm(cfg)
         self.act_fn = activation_of(cfg)
         self.hook_expert_weights = HookPoint()
         self.hook_expert_indices = HookPoint()
@@ -108,7 +119,10 @@ class MoE(nn.Module):
         if not self.cfg.scale_expert_inputs:
             made = made * weight
         out = torch.zeros_like(x).flatten(0, 1).index_add(0, tokens, made).view_as(x) + self.b_out
-        return out if self.cfg.d_mlp_shared is None else out + self._shared_out(x)
+        if self.cfg.d_mlp_shared is None:
+            return out
+        shared = self._shared_out(x)
+        return self.ln_experts(out) + self.ln_shared(shared) if self.cfg.norm_expert_outputs else out + shared
 
     def _shared_out(self, x: Tensor) -> Tensor:
         out: Tensor = self.shared(x)

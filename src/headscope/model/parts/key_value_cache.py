@@ -76,12 +76,12 @@ class HookedTransformerKeyValueCacheEntry:
 
     @classmethod
     def init_cache_entry(
-        cls, cfg: HookedTransformerConfig, device: torch.device | str | None, batch_size: int = 1
+        cls, cfg: HookedTransformerConfig, device: torch.device | str | None, batch_size: int = 1, layer: int = 0
     ) -> Self:
         """An empty entry for one layer of a model."""
         keys, values = (
-            torch.empty(batch_size, 0, cfg.n_cached_heads, width, device=device, dtype=cfg.dtype)
-            for width in (cfg.d_head, cfg.value_width)
+            torch.empty(batch_size, 0, cfg.cached_heads_of(layer), width, device=device, dtype=cfg.dtype)
+            for width in (cfg.head_width_of(layer), cfg.value_width_of(layer))
         )
         return cls(keys, values)
 
@@ -165,7 +165,7 @@ class HookedTransformerKeyValueCache:
         device = cfg.device if device is None else device
         entry = HookedTransformerKeyValueCacheEntry.init_cache_entry
         return cls(
-            [entry(cfg, device, batch_size) for _ in range(cfg.n_layers)],
+            [entry(cfg, device, batch_size, layer) for layer in range(cfg.n_layers)],
             torch.ones(batch_size, 0, dtype=torch.bool, device=device),
         )
 

@@ -28,6 +28,8 @@ __all__ = [
     "RMSNorm",
     "RMSNormPre",
     "Unembed",
+    "ValueNorm",
+    "make_final_norm",
     "make_norm",
     "make_post_norm",
     "make_pre_norm",
@@ -150,10 +152,11 @@ class _Norm(nn.Module):
     w: nn.Parameter
     b: nn.Parameter
 
-    def __init__(self, cfg: HookedTransformerConfig, length: int | None = None) -> None:
+    def __init__(self, cfg: HookedTransformerConfig, length: int | None = None, layer: int | None = None) -> None:
         super().__init__()
         self.cfg = cfg
         self.length = cfg.d_model if length is None else length
+        self.layer = layer  # whose stream it reads, if it reads one
         if self.affine:
             self.w = nn.Parameter(torch.ones(self.length, dtype=cfg.dtype))
         if self.affine and self.centered:
@@ -164,7 +167,7 @@ class _Norm(nn.Module):
     @property
     def eps(self) -> float:
         """Added to the variance."""
-        return self.cfg.eps
+        return self.cfg.eps_of(self.layer)
 
     def forward(self, x: Float[Tensor, "*lead d_model"]) -> Float[Tensor, "*lead d_model"]:
         return self.normalize(x, self.w if self.affine else None, self.b if self.affine and self.centered else None)
@@ -236,10 +239,11 @@ class HeadNorm(_Norm):
 
     centered, affine = False, True
 
-    def __init__(self, cfg: HookedTransformerConfig, n_heads: int) -> None:
-        super().__init__(cfg, cfg.d_head * n_heads if cfg.qk_norm_all_heads else cfg.d_head)
+    def __init__(self, cfg: HookedTransformerConfig, n_heads: int, width: int | None = None) -> None:
+        self.width = cfg.d_head if width is None else width
+        super().__init__(cfg, self.width * n_heads if cfg.qk_norm_all_heads else self.width)
         if cfg.qk_norm_per_head:
-            self.w = nn.Parameter(torch.ones(n_heads, cfg.d_head, dtype=cfg.dtype))
+            self.w = nn.Parameter(torch.ones(n_heads, self.width, dtype=cfg.dtype))
         if cfg.qk_norm_type == "LN":
             self.centered = True
             self.b = nn.Parameter(torch.zeros_like(self.w))
@@ -258,18 +262,38 @@ class HeadNorm(_Norm):
         """A weight for so many heads. Keys of a group, written out for each of its heads, all have their group's."""
         if not (self.cfg.qk_norm_all_heads or self.cfg.qk_norm_per_head):
             return weight
-        by_group = weight.view(-1, self.cfg.d_head)
+        by_group = weight.view(-1, self.width)
         return by_group.repeat_interleave(n_heads // len(by_group), dim=0).view(-1, *weight.shape[1:])
 
 
-def make_norm(cfg: HookedTransformerConfig, kind: str | None, length: int | None = None) -> nn.Module:
-    """A norm of this type (`"LN"`, ...) over `d_model` or another length; an identity for `None`."""
-    return nn.Identity() if kind is None else _NORMS[kind](cfg, length)
+class ValueNorm(_Norm):
+    """An RMSNorm without weights on each head's values."""
+
+    centered, affine = False, False
 
 
-def make_pre_norm(cfg: HookedTransformerConfig) -> nn.Module:
-    """Return the norm that attention or MLP reads the stream through; an identity if there is none."""
-    return make_norm(cfg, cfg.normalization_type if cfg.has_pre_norms else None)
+def make_norm(
+    cfg: HookedTransformerConfig, kind: str | None, length: int | None = None, layer: int | None = None
+) -> nn.Module:
+    """A norm of this type (`"LN"`, ...) over `d_model` or another length; an identity for `None`.
+
+    Args:
+        cfg: The model's config.
+        kind: The type.
+        length: The length.
+        layer: The layer whose stream it reads, if it reads one; `n_layers` for the final one.
+    """
+    return nn.Identity() if kind is None else _NORMS[kind](cfg, length, layer)
+
+
+def make_pre_norm(cfg: HookedTransformerConfig, layer: int) -> nn.Module:
+    """Return the norm that attention or MLP of a layer reads the stream through; an identity if there is none."""
+    return make_norm(cfg, cfg.normalization_type if cfg.has_pre_norms else None, layer=layer)
+
+
+def make_final_norm(cfg: HookedTransformerConfig) -> nn.Module:
+    """Return the norm in front of the unembedding."""
+    return make_norm(cfg, cfg.final_norm, layer=cfg.n_layers)
 
 
 def make_post_norm(cfg: HookedTransformerConfig) -> nn.Module:

@@ -18,11 +18,11 @@ from headscope.model.config import HookedTransformerConfig
 __all__ = ["RotaryTable", "attention_temperature", "frequencies", "rotary_table", "rotate"]
 
 _SETTINGS = (
-    "rotary_dim", "rotary_base", "rotary_base_local", "rotary_adjacent_pairs", "rotary_scaling_factor",
-    "use_NTK_by_parts_rope", "NTK_by_parts_low_freq_factor", "NTK_by_parts_high_freq_factor", "NTK_by_parts_factor",
-    "NTK_original_ctx_len", "use_yarn_rope", "yarn_factor", "yarn_attention_factor", "yarn_beta_fast",
-    "yarn_beta_slow", "yarn_original_max_position_embeddings", "yarn_truncate", "dynamic_NTK_factor",
-    "longrope_original_ctx_len", "longrope_attention_factor", "dtype",
+    "rotary_dim", "rotary_dim_local", "rotary_pairs", "rotary_base", "rotary_base_local", "rotary_adjacent_pairs",
+    "rotary_scaling_factor", "use_NTK_by_parts_rope", "NTK_by_parts_low_freq_factor",
+    "NTK_by_parts_high_freq_factor", "NTK_by_parts_factor", "NTK_original_ctx_len", "use_yarn_rope", "yarn_factor",
+    "yarn_attention_factor", "yarn_beta_fast", "yarn_beta_slow", "yarn_original_max_position_embeddings",
+    "yarn_truncate", "dynamic_NTK_factor", "longrope_original_ctx_len", "longrope_attention_factor", "dtype",
 )  # fmt: skip
 
 
@@ -107,9 +107,12 @@ def frequencies(
     assert base is not None
     if not own_base:
         base *= _base_growth(cfg, length)
-    plain = 1.0 / base ** (torch.arange(0, cfg.rotary_dim, 2, dtype=wide) / cfg.rotary_dim)
+    width = cfg.rotary_dim_local if own_base and cfg.rotary_dim_local is not None else cfg.rotary_dim
+    plain = 1.0 / base ** (torch.arange(0, width, 2, dtype=wide) / width)
     if own_base:
         return plain, 1.0
+    if cfg.rotary_pairs is not None:
+        plain[cfg.rotary_pairs :] = 0.0
     factors = _longrope_factors(cfg, length)
     if factors is not None:
         return plain / torch.tensor(factors, dtype=wide), cfg.longrope_attention_factor

@@ -168,6 +168,8 @@ def _why_not(name: str, cfg: HookedTransformerConfig) -> str:
         return "each dimension of a head's output has a gate of its own, so values must stay as they are."
     if name == "fold_value_biases" and cfg.clip_qkv is not None:
         return "values are clipped with their biases, so the biases cannot be added afterwards."
+    if name in ("fold_value_biases", "refactor_factored_attn_matrices") and cfg.use_v_norm:
+        return "values go through a norm with their biases, so the biases cannot be added afterwards."
     if name == "fold_value_biases" and cfg.use_attn_sinks:
         return "a sink takes part of every pattern, so heads do not add their value biases in full."
     if name == "center_writing_weights":

@@ -1,7 +1,8 @@
 """`StackedWeights`: read-only weights of all layers under TransformerLens's names, and quantities made from them.
 
 Each property stacks the layers' tensors at every access (a copy of that weight over all layers); `per_layer` gives one
-layer at a time without a copy.
+layer at a time without a copy. Where layers have heads of several widths (`cfg.d_head_layers`), a stack has zeros
+behind the narrower ones, up to `cfg.d_head`.
 """
 
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from headscope.errors import InvalidInputError
 from headscope.model.config import HookedTransformerConfig
 from headscope.model.names import POST_NORMS, Part
 from headscope.model.parts.layers import LayerNorm, RMSNorm
+from headscope.ops.arrays import stack_padded
 from headscope.ops.composition import composition_scores
 from headscope.ops.factored import FactoredMatrix
 
@@ -35,13 +37,14 @@ def _stack(part: str, name: str, doc: str) -> Any:
             return None
         _check_every_layer_has(model.cfg, part, name)
         layers = model.per_layer(part, name)
-        if len({each.shape for each in layers}) > 1:
+        # Heads may be of several widths, which zeros make one; anything else differs in kind.
+        if part != "attn" and len({each.shape for each in layers}) > 1:
             shapes = ", ".join(str(list(each.shape)) for each in layers)
             raise InvalidInputError(
                 f"{name} has not one shape in all layers: {shapes}. Take it layer by layer: "
                 f"model.per_layer({part!r}, {name!r})."
             )
-        return torch.stack([each.to(layers[0].device) for each in layers])
+        return stack_padded(layers)
 
     return property(stack, doc=doc)
 
@@ -129,6 +132,11 @@ class StackedWeights:
             weight: Tensor = getattr(getattr(block, of), name)
         except AttributeError:
             raise InvalidInputError(f"blocks.{layer}.{of} was replaced by a module without {name}.") from None
+        if of == "mlp" and self.cfg.norm_expert_outputs:
+            raise InvalidInputError(
+                f"blocks.{layer}.mlp has norms behind its experts (cfg.norm_expert_outputs): W_out does not write to "
+                "the stream, even through ln2_post."
+            )
         norm = dict(block.named_children()).get(POST_NORMS[of])
         if norm is None and not self.cfg.has_post_norms:
             return weight.detach()
@@ -151,7 +159,7 @@ class StackedWeights:
         layers = [self.output_weight(layer) for layer in self.cfg.layers_with("attn")]
         if not layers:
             return self.W_E.new_empty(0, self.cfg.n_heads, self.cfg.d_head, self.cfg.d_model)
-        return torch.stack([each.to(layers[0].device) for each in layers])
+        return stack_padded(layers)
 
     @property
     def W_E_pos(self) -> Float[Tensor, "d_vocab_plus_n_ctx d_model"]:

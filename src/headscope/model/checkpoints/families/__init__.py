@@ -21,6 +21,7 @@ from headscope.model.checkpoints.families.fairseq import BIOGPT, XGLM
 from headscope.model.checkpoints.families.falcon import FALCON
 from headscope.model.checkpoints.families.field import FIELD, MINGPT, Saved, saved_with
 from headscope.model.checkpoints.families.gemma import GEMMA, GEMMA2, GEMMA3, VAULTGEMMA
+from headscope.model.checkpoints.families.gemma4 import GEMMA4, GEMMA4_UNIFIED
 from headscope.model.checkpoints.families.glm import GLM, GLM4
 from headscope.model.checkpoints.families.gpt2 import GPT2
 from headscope.model.checkpoints.families.gpt_neo import GPT_NEO
@@ -41,6 +42,8 @@ from headscope.model.checkpoints.families.moe import MIXTRAL, OLMOE
 from headscope.model.checkpoints.families.mpt import MPT
 from headscope.model.checkpoints.families.multimodal import (
     GEMMA3_MULTIMODAL,
+    GEMMA4_MULTIMODAL,
+    GEMMA4_UNIFIED_MULTIMODAL,
     LLAMA4_MULTIMODAL,
     MISTRAL3,
     QWEN3_5_MOE_MULTIMODAL,
@@ -68,13 +71,13 @@ __all__ = ["FAMILIES", "FIELD", "Family", "Saved", "family_of", "saved_with"]
 FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
-        ARCEE, BIOGPT, CODEGEN, CWM, GPT_BIGCODE, HELIUM, INTERNLM3, JAIS2, MPT, NEMOTRON, STARCODER2, XGLM,
-        BLOOM, FALCON, GEMMA, GEMMA2, GEMMA3, GPT2, GPTJ, GPT_NEO, GRANITE, LLAMA, MISTRAL, MIXTRAL, NEOX, OLMO, OLMO2,
-        OLMOE, OPT, PHI, PHI3, QWEN2, QWEN3, QWEN3_MOE, STABLELM,
-        APERTUS, GEMMA3_MULTIMODAL, LLAMA4, LLAMA4_MULTIMODAL, MISTRAL3, NANOCHAT, PERSIMMON,
-        DBRX, DEEPSEEK_V2, DEEPSEEK_V3, GPT_OSS, GRANITE_MOE, GRANITE_MOE_SHARED, PHIMOE, QWEN2_MOE,
-        COHERE, COHERE2, EXAONE4, GLM, GLM4, HUNYUAN, MINISTRAL, MINISTRAL3, OLMO3, SEED_OSS, SMOLLM3, VAULTGEMMA,
-        BAMBA, FALCON_H1, GRANITE_MOE_HYBRID, JAMBA, LFM2, NEMOTRON_H, QWEN3_5, QWEN3_5_MOE, QWEN3_NEXT,
+        ARCEE, BIOGPT, CODEGEN, CWM, GPT_BIGCODE, HELIUM, INTERNLM3, JAIS2, MPT, NEMOTRON, STARCODER2, XGLM, BLOOM,
+        FALCON, GEMMA, GEMMA2, GEMMA3, GEMMA4, GEMMA4_UNIFIED, GPT2, GPTJ, GPT_NEO, GRANITE, LLAMA, MISTRAL,
+        MIXTRAL, NEOX, OLMO, OLMO2, OLMOE, OPT, PHI, PHI3, QWEN2, QWEN3, QWEN3_MOE, STABLELM, APERTUS,
+        GEMMA3_MULTIMODAL, GEMMA4_MULTIMODAL, GEMMA4_UNIFIED_MULTIMODAL, LLAMA4, LLAMA4_MULTIMODAL, MISTRAL3,
+        NANOCHAT, PERSIMMON, DBRX, DEEPSEEK_V2, DEEPSEEK_V3, GPT_OSS, GRANITE_MOE, GRANITE_MOE_SHARED, PHIMOE,
+        QWEN2_MOE, COHERE, COHERE2, EXAONE4, GLM, GLM4, HUNYUAN, MINISTRAL, MINISTRAL3, OLMO3, SEED_OSS, SMOLLM3,
+        VAULTGEMMA, BAMBA, FALCON_H1, GRANITE_MOE_HYBRID, JAMBA, LFM2, NEMOTRON_H, QWEN3_5, QWEN3_5_MOE, QWEN3_NEXT,
         QWEN3_5_MOE_MULTIMODAL, QWEN3_5_MULTIMODAL, RECURRENT_GEMMA,
     )
 }  # fmt: skip
@@ -83,12 +86,6 @@ FAMILIES: dict[str, Family] = {
 # Decoder-only models that cannot be loaded, and why.
 _REFUSED = {
     "openai-gpt": "GPT-1 has its norms on the residual stream itself, which is then no sum of what layers add to it",
-    **dict.fromkeys(
-        ("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"),
-        "Gemma 4 has heads of another width in global layers, norms on values, and layers that multiply the whole "
-        "residual stream by a number; its small models also take keys and values from earlier layers, and add "
-        "embeddings in every layer",
-    ),
     **dict.fromkeys(
         ("zamba", "zamba2"),
         "Zamba has one attention block that several layers share, which reads the embedding beside the residual stream",

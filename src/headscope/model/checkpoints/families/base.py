@@ -56,7 +56,7 @@ class Row:
         scale: Ours is theirs times this,
         shift: plus this.
         skip: So many rows at the front are not ours; they are written as zeros.
-        shared: Several of ours are this one tensor, and must be equal to be written.
+        shared: Several of ours are this one tensor, arranged by `pattern`, and must be equal to be written.
         also: Other names it goes under.
         first: How einops rearranges it before `pattern`: for pieces that do not follow one another as they are.
         optional: A bias that may be missing, and is zero then.
@@ -82,7 +82,8 @@ class Row:
     def read(self, tensor: Tensor, cfg: HookedTransformerConfig, n: int) -> list[Tensor]:
         """Convert a tensor of theirs to `n` of ours."""
         if self.shared:
-            return [tensor] * n
+            assert isinstance(self.pattern, str)
+            return [_arranged(tensor, self.pattern, cfg, **self.axes)] * n
         tensor = tensor[self.skip :] if self.skip else tensor
         if self.scale != 1.0 or self.shift:
             # In bfloat16 one plus a small weight is one.
@@ -101,8 +102,7 @@ class Row:
             raise CheckpointError(
                 f"{self.theirs} is one tensor in transformers, and stands for several that differ here."
             )
-        if self.shared:
-            return ours[0]
+        ours = ours[:1] if self.shared else ours
         if isinstance(self.pattern, tuple):
             pairs = zip(ours, self.pattern, strict=True)
             tensor = torch.cat([_arranged(each, _back(pattern), cfg, **self.axes) for each, pattern in pairs])
@@ -120,9 +120,9 @@ class Row:
 Table = Mapping[str, Row]
 
 
-def _sizes_of(cfg: HookedTransformerConfig) -> dict[str, int]:
-    groups = cfg.n_key_value_heads or cfg.n_heads
-    own = {"h": cfg.n_heads, "g": groups, "r": cfg.n_heads // groups, "e": cfg.d_head}
+def _sizes_of(cfg: HookedTransformerConfig, layer: int = 0) -> dict[str, int]:
+    groups = cfg.groups_of(layer)
+    own = {"h": cfg.n_heads, "g": groups, "r": cfg.n_heads // groups, "e": cfg.head_width_of(layer)}
     return {**own, "m": cfg.d_mlp or 0, "x": cfg.num_experts or 0}
 
 
@@ -348,7 +348,8 @@ class Family(ABC):
                     continue
                 full = [ours + own_name(name, cfg) for name in names.split()]
                 also, experts = (tuple(theirs + each for each in names) for names in (row.also, row.experts))
-                yield full, dataclasses.replace(row, theirs=theirs + row.theirs, also=also, experts=experts)
+                axes = {**_sizes_of(cfg, layer), **row.axes}
+                yield full, dataclasses.replace(row, theirs=theirs + row.theirs, also=also, experts=experts, axes=axes)
 
     def computed(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> StateDict:
         """Return weights of ours that are the same in every checkpoint of this config, and in no file."""

@@ -58,7 +58,7 @@ class LlamaLike(Family):
             all.
     """
 
-    ignore = (".rotary_emb.inv_freq",)
+    ignore: ClassVar[tuple[str, ...]] = (".rotary_emb.inv_freq",)
     windowed: ClassVar[bool | None] = None
     local_type: ClassVar[str] = "sliding_attention"
     default_window: ClassVar[int | None] = None

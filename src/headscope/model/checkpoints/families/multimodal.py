@@ -1,5 +1,5 @@
-"""Models that read images too, of which the text model is loaded: Gemma 3 from 4B on, Mistral 3, Llama 4
-and Qwen 3.5.
+"""Models that read images too, of which the text model is loaded: Gemma 3 from 4B on, Gemma 4, Mistral 3,
+Llama 4 and Qwen 3.5.
 
 With tokens alone in the input, the text model is all that runs. Its config is the entry `text_config`, and its tensors
 are under `language_model`; those of the vision model and of the projection from it are left out. Back in `transformers`
@@ -15,18 +15,30 @@ from torch import Tensor
 from headscope.errors import CheckpointError
 from headscope.model.checkpoints.families.base import Family, Table
 from headscope.model.checkpoints.families.gemma import GEMMA3
+from headscope.model.checkpoints.families.gemma4 import GEMMA4, GEMMA4_UNIFIED
 from headscope.model.checkpoints.families.llama4 import LLAMA4
 from headscope.model.checkpoints.families.mistral import MINISTRAL3, MISTRAL
 from headscope.model.checkpoints.families.qwen_next import QWEN3_5, QWEN3_5_MOE
 from headscope.model.config import HookedTransformerConfig
 
-__all__ = ["GEMMA3_MULTIMODAL", "LLAMA4_MULTIMODAL", "MISTRAL3", "QWEN3_5_MOE_MULTIMODAL", "QWEN3_5_MULTIMODAL"]
+__all__ = [
+    "GEMMA3_MULTIMODAL",
+    "GEMMA4_MULTIMODAL",
+    "GEMMA4_UNIFIED_MULTIMODAL",
+    "LLAMA4_MULTIMODAL",
+    "MISTRAL3",
+    "QWEN3_5_MOE_MULTIMODAL",
+    "QWEN3_5_MULTIMODAL",
+]
 
 logger = logging.getLogger("headscope")
 
 # In the layout of transformers 5 and in the older one, which the checkpoints on the hub have.
 _TEXT = ("model.language_model.", "language_model.model.", "language_model.")
-_VISION = ("vision_tower.", "vision_model.", "visual.", "multi_modal_projector.")
+_VISION = (
+    "vision_tower.", "vision_model.", "visual.", "multi_modal_projector.", "vision_embedder.", "embed_vision.",
+    "audio_tower.", "embed_audio.",
+)  # fmt: skip
 
 
 class _WithText(Family):
@@ -67,7 +79,9 @@ class _WithText(Family):
         family, entries = self.text(hf)
         vision = {name for name in tensors if name.removeprefix("model.").startswith(_VISION)}
         if vision:
-            logger.warning("the text model alone is loaded; %d tensors that read images are left out.", len(vision))
+            logger.warning(
+                "the text model alone is loaded; %d tensors that read images or sound are left out.", len(vision)
+            )
         names = {_of_text(name, family.prefix): name for name in tensors if name not in vision}
         yield from family.convert(_Renamed(tensors, names), cfg, entries)
 
@@ -137,6 +151,25 @@ class _Gemma3Multimodal(_WithText):
         return family, entries
 
 
+class _Gemma4Multimodal(_WithText):
+    model_type = "gemma4"
+    architecture = "Gemma4ForConditionalGeneration"
+    examples: ClassVar[tuple[str, ...]] = ("google/gemma-4-31B-it", "google/gemma-4-26B-A4B-it")
+    texts = (GEMMA4,)
+    text_defaults = {
+        "vocab_size": 262_144, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 30,
+        "num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 131_072,
+    }  # fmt: skip
+
+
+class _Gemma4UnifiedMultimodal(_Gemma4Multimodal):
+    model_type = "gemma4_unified"
+    architecture = "Gemma4UnifiedForConditionalGeneration"
+    examples = ("google/gemma-4-12B-it",)
+    texts = (GEMMA4_UNIFIED,)
+    text_defaults = {**_Gemma4Multimodal.text_defaults, "max_position_embeddings": 262_144}
+
+
 class _Mistral3(_WithText):
     model_type = "mistral3"
     architecture = "Mistral3ForConditionalGeneration"
@@ -173,5 +206,6 @@ class _Qwen35MoeMultimodal(_WithText):
     tied = False
 
 
+GEMMA4_MULTIMODAL, GEMMA4_UNIFIED_MULTIMODAL = _Gemma4Multimodal(), _Gemma4UnifiedMultimodal()
 GEMMA3_MULTIMODAL, LLAMA4_MULTIMODAL, MISTRAL3 = _Gemma3Multimodal(), _Llama4Multimodal(), _Mistral3()
 QWEN3_5_MULTIMODAL, QWEN3_5_MOE_MULTIMODAL = _Qwen35Multimodal(), _Qwen35MoeMultimodal()

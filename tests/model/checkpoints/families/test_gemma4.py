@@ -1,0 +1,106 @@
+"""Gemma 4: numbers that multiply the stream, heads of two widths and copies of key weights, and what is refused."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from families_table import LENGTH, TOKENS, hf_model
+
+from headscope import HookedTransformer
+from headscope.errors import CheckpointError, InvalidInputError
+from headscope.model.checkpoints.families import family_of
+
+
+def with_numbers(row: str, *numbers: float) -> Any:
+    """A `transformers` model whose layers multiply the stream by these."""
+    hf = copy.deepcopy(hf_model(row))
+    for layer, number in zip(hf.model.layers, numbers, strict=True):
+        layer.layer_scalar.fill_(number)
+    return hf
+
+
+@pytest.mark.parametrize("numbers", [(1e-3, 40.0, 0.02), (1.0, 1.0, 1.0)])
+def test_streams_are_those_of_transformers_but_for_their_scales(numbers: tuple[float, ...]) -> None:
+    """Far from one, `eps` counts: 0.01 in this row, beside streams of a millionth."""
+    hf = with_numbers("gemma4_text", *numbers)
+    model = HookedTransformer.from_hf(hf)
+    with torch.no_grad():
+        theirs = hf(TOKENS, output_hidden_states=True)
+        logits, cache = model.run_with_cache(TOKENS)
+    torch.testing.assert_close(logits, theirs.logits, rtol=0, atol=1e-4)
+    assert model.cfg.resid_scales is not None
+    for layer, stream in enumerate(theirs.hidden_states[:-1]):
+        scaled = stream * model.cfg.resid_scales[layer]
+        torch.testing.assert_close(cache["resid_pre", layer], scaled, rtol=1e-4, atol=1e-6)
+
+
+def test_the_first_layers_alone() -> None:
+    """Their stream is at another scale than the final one, and so is the final norm's `eps`."""
+    hf = with_numbers("gemma4_text", 0.5, 0.3, 0.2)
+    first = HookedTransformer.from_hf(hf, first_n_layers=2)
+    hf.model.layers = hf.model.layers[:2]
+    hf.config.num_hidden_layers = 2
+    with torch.no_grad():
+        torch.testing.assert_close(first(TOKENS), hf(TOKENS).logits, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("number", [0.0, -0.5])
+def test_a_number_that_cannot_be_folded_is_refused(number: float) -> None:
+    with pytest.raises(CheckpointError, match=f"layer_scalar of {number}; only positive"):
+        HookedTransformer.from_hf(with_numbers("gemma4_text", 0.5, number, 0.5))
+
+
+def test_shapes_of_hooks_and_stacks() -> None:
+    """Hooks have a layer's own width and key-value heads; stacked weights have zeros behind narrower heads."""
+    model = HookedTransformer.from_hf(hf_model("gemma4_text"))
+    cache = model.run_with_cache(TOKENS)[1]
+    assert [cache["z", layer].shape[2:] for layer in range(3)] == [(4, 10), (4, 6), (4, 10)]
+    assert [cache["v", layer].shape[2:] for layer in range(3)] == [(1, 10), (2, 6), (1, 10)]
+    assert model.W_Q.shape == (3, 4, 12, 10) and not bool(model.W_Q[1, ..., 6:].any())
+    W_K, W_Q = (getattr(model.blocks[1].attn, name) for name in ("W_K", "W_Q"))
+    torch.testing.assert_close(model.QK.AB[1], W_Q @ W_K.mT)
+    # Padding is not counted, and in global layers values have weights of their own, copies of the keys'.
+    attention, mlp = 12 * (2 * 4 * 10 + 2 * 10), 3 * 12 * 20
+    assert model.cfg.n_params == 2 * attention + 12 * (2 * 4 * 6 + 2 * 2 * 6) + 3 * mlp
+    assert torch.equal(model.blocks[0].attn.W_K, model.blocks[0].attn.W_V)
+    assert not torch.equal(model.blocks[1].attn.W_K, model.blocks[1].attn.W_V)
+
+
+def test_values_are_shown_behind_their_norm() -> None:
+    model = HookedTransformer.from_hf(hf_model("gemma4_text"))
+    values = model.run_with_cache(TOKENS)[1]["v", 1]
+    expected = torch.full(values.shape[:-1], 1.0)
+    torch.testing.assert_close(values.square().mean(-1), expected, rtol=0.3, atol=0)  # `eps` is large
+    assert float(values.mean(-1).abs().max()) > 0.1  # no LayerNorm
+    pattern = model.run_with_cache(TOKENS)[1]["pattern", 1]
+    z = torch.einsum("bhqk,bkhe->bqhe", pattern, values.repeat_interleave(2, dim=2))
+    torch.testing.assert_close(z, model.run_with_cache(TOKENS)[1]["z", 1], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("row", ["gemma4_text", "gemma4_text with experts"])
+def test_resumed_runs_are_whole_ones(row: str) -> None:
+    model = HookedTransformer.from_hf(hf_model(row), dtype="float64")
+    with torch.no_grad():
+        middle = model(TOKENS, stop_at_layer=1)
+        torch.testing.assert_close(model(middle, start_at_layer=1, tokens=TOKENS), model(TOKENS))
+    assert all(block.can_resume and not block.looks_ahead(LENGTH) for block in model.blocks)
+
+
+def test_neurons_behind_norms_of_their_own_do_not_write_to_the_stream() -> None:
+    model = HookedTransformer.from_hf(hf_model("gemma4_text with experts"))
+    with pytest.raises(InvalidInputError, match="norms behind its experts"):
+        model.output_weight(0, "mlp")
+
+
+@pytest.mark.parametrize("entries, message", [
+    ({"use_bidirectional_attention": "all"}, "use_bidirectional_attention = 'all'"),
+    ({"per_layer_config": {"0": {"head_dim": 6}, "2": {"head_dim": 8}}}, r"heads of widths \[6, 6, 8\]"),
+    ({"per_layer_config": {"0": {"intermediate_size": 6}}}, "per_layer_config .* 'intermediate_size' for layer 0"),
+    ({"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5}}},
+     "partial_rotary_factor = 0.5"),
+])  # fmt: skip
+def test_what_is_refused(entries: dict[str, Any], message: str) -> None:
+    config = {**hf_model("gemma4_text").config.to_dict(), **entries}
+    with pytest.raises(CheckpointError, match=message):
+        family_of(config).config(config)
