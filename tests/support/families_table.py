@@ -108,8 +108,12 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
         **_GEMMA4, "global_head_dim": 4, "attention_bias": True, "rope_parameters": {
             "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
             "full_attention": {"rope_type": "proportional", "rope_theta": 300.0, "partial_rotary_factor": 0.5}}}),
-    "gemma4": ("Gemma4", {"text_config": _GEMMA4}),
-    "gemma4_unified": ("Gemma4Unified", {"text_config": _GEMMA4_UNIFIED}),
+    "gemma4": ("Gemma4", {"text_config": _GEMMA4, "vision_config": {
+        **_VISION, "num_key_value_heads": 2, "head_dim": 4, "patch_size": 4, "position_embedding_size": 16},
+        "audio_config": {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "output_proj_dims": 8,
+                         "subsampling_conv_channels": [4, 4]}}),
+    "gemma4_unified": ("Gemma4Unified", {"text_config": _GEMMA4_UNIFIED, "vision_config": {
+        "patch_size": 4, "mm_embed_dim": 8, "mm_posemb_size": 4}}),
     "gemma4_unified_text": ("Gemma4UnifiedText", {
         **_GEMMA4_UNIFIED, "attention_k_eq_v": True, "num_global_key_value_heads": 4}),
     "mistral3": ("Mistral3", {"text_config": {**_LLAMA, "model_type": "mistral", "sliding_window": None},

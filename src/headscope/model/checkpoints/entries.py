@@ -25,7 +25,7 @@ _CHANGE_NOTHING = re.compile(
     | (scale_)?attention_softmax_in_fp32 | chunk_size_feed_forward | is_encoder_decoder | is_decoder | id2label
     | label2id | num_labels | problem_type | summary_\w+ | classifier_\w+ | task_specific_params | finetuning_task
     | tokenizer_class | tokenizer_name | gradient_checkpointing | quantization_config | use_flash_attn\w*
-    | use_mamba_kernels | num_logits_to_keep | mtp_\w+ | num_nextn_predict_layers | vision_\w+ | image_\w+
+    | use_mamba_kernels | num_logits_to_keep | mtp_\w+ | num_nextn_predict_layers | vision_\w+ | image_\w+ | audio_\w+
     | projector_\w+ | multimodal_\w+ | mm_\w+ | spatial_merge_size | base_model_\w+ | max_length | (do_)?sample
     | temperature | top_[kp]""",
     re.VERBOSE,

@@ -11,9 +11,11 @@ from families_table import VOCABULARY, hf_model
 from safetensors.torch import save_file
 from tiny import tiny_tokens
 from torch import Tensor
+from transformers import CONFIG_MAPPING
 
 from headscope import HookedTransformer
 from headscope.errors import CheckpointError
+from headscope.model.checkpoints import entries
 from headscope.model.checkpoints.families import FAMILIES
 
 TOKENS = tiny_tokens(2, 9, d_vocab=VOCABULARY)
@@ -40,7 +42,9 @@ def folder_of(row: str, folder: Path, *, older: bool) -> Path:
 
 @pytest.mark.parametrize("older", [False, True])
 @pytest.mark.parametrize(
-    "row", ["gemma3", "gemma3 untied", "llama4", "mistral3", "mistral3 of ministral3, tied", "qwen3_5", "qwen3_5_moe"]
+    "row",
+    ["gemma3", "gemma3 untied", "gemma4", "gemma4_unified", "llama4", "mistral3", "mistral3 of ministral3, tied"]
+    + ["qwen3_5", "qwen3_5_moe"],
 )
 def test_both_layouts_of_the_files(row: str, older: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="headscope"):
@@ -49,7 +53,7 @@ def test_both_layouts_of_the_files(row: str, older: bool, tmp_path: Path, caplog
         torch.testing.assert_close(found(TOKENS), hf_model(row)(TOKENS).logits, rtol=0, atol=1e-4)
     said = [record.getMessage() for record in caplog.records if "images" in record.getMessage()]
     n_vision = sum(not name.startswith(TEXT) for name in hf_model(row).state_dict())
-    assert said == [f"the text model alone is loaded; {n_vision} tensors that read images are left out."]
+    assert said == [f"the text model alone is loaded; {n_vision} tensors that read images or sound are left out."]
 
 
 def test_an_unembedding_beside_the_embedding_counts(tmp_path: Path) -> None:
@@ -81,3 +85,27 @@ def test_entries_that_the_class_fills_in() -> None:
 def test_what_is_not_supported_is_said(model_type: str, text: Any, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         FAMILIES[model_type].config({"model_type": model_type, "text_config": text})
+
+
+@pytest.mark.parametrize("row", ["gemma3", "gemma4", "llama4", "mistral3"])
+def test_an_entry_of_the_text_model_that_nobody_read_is_refused(row: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a config of text alone: what `transformers` knows, with another value than its default."""
+    hf = hf_model(row)
+    config = hf.config.to_dict()
+    config["text_config"] |= {"attention_multiplier": 3.0}
+    family = FAMILIES[row].texts[0]  # type: ignore[attr-defined]
+    defaults = CONFIG_MAPPING[family.model_type]().to_dict()
+    monkeypatch.setattr(entries, "_defaults", lambda *_: {**defaults, "attention_multiplier": 1.0})
+
+    class Checkpoint:
+        def __init__(self) -> None:
+            self.config = self
+
+        def to_dict(self) -> dict[str, Any]:
+            return config
+
+        def state_dict(self) -> dict[str, Tensor]:
+            return hf.state_dict()
+
+    with pytest.raises(CheckpointError, match=r"attention_multiplier = 3.0 \(the default is 1.0\)"):
+        HookedTransformer.from_hf(Checkpoint())

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from headscope.errors import CheckpointError
+from headscope.model.checkpoints.entries import ReadEntries
 from headscope.model.checkpoints.families.base import Family, Table
 from headscope.model.checkpoints.families.gemma import GEMMA3
 from headscope.model.checkpoints.families.gemma4 import GEMMA4, GEMMA4_UNIFIED
@@ -83,7 +84,10 @@ class _WithText(Family):
                 "the text model alone is loaded; %d tensors that read images or sound are left out.", len(vision)
             )
         names = {_of_text(name, family.prefix): name for name in tensors if name not in vision}
-        yield from family.convert(_Renamed(tensors, names), cfg, entries)
+        read = ReadEntries(entries)
+        family.config(read)
+        yield from family.convert(_Renamed(tensors, names), cfg, read)
+        read.check_all_read()
 
     def outside(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
         family, entries = self.text(hf)
