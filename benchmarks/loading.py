@@ -1,6 +1,6 @@
-"""Memory and time of loading a checkpoint of several shards: Llama's shape, about 1 GB, random weights.
+"""Memory and time of loading a checkpoint of several shards, about 1 GB of random weights.
 
-    python benchmarks/loading.py [--gigabytes 1] [--shards 4] [--stored bfloat16] [--dtype float32]
+    python benchmarks/loading.py [--family gemma4] [--gigabytes 1] [--shards 4] [--stored bfloat16] [--dtype float32]
 
 Loading should hold the weights once, in their final form: peak memory at most 1.15 times the converted weights, with
 the pages of the mapped files counted too.
@@ -8,60 +8,79 @@ the pages of the mapped files counted too.
 
 import argparse
 import json
+import math
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
+import transformers
 from safetensors.torch import save_file
 from workers.protocol import MEMORY, Side, workers
 
 WORKER = Path(__file__).parent / "workers" / "loading.py"
 LIMIT = 1.15
-D_MODEL, D_MLP, HEADS, GROUPS, D_HEAD, VOCABULARY = 1024, 2816, 16, 4, 64, 32000
+COMMON = {
+    "vocab_size": 32000, "hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 16, "head_dim": 64,
+    "num_key_value_heads": 4, "max_position_embeddings": 2048,
+}  # fmt: skip
+GEMMA4 = {**COMMON, "global_head_dim": 128, "attention_k_eq_v": True, "num_global_key_value_heads": 2,
+          "hidden_size_per_layer_input": 0}  # fmt: skip
+# By family: its config in transformers. Where layers differ, they come round after six.
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", COMMON),
+    "gpt2": ("GPT2Config", {"vocab_size": 32000, "n_embd": 1024, "n_head": 16, "n_positions": 2048}),
+    "mixtral": ("MixtralConfig", {**COMMON, "num_local_experts": 8, "num_experts_per_tok": 2}),
+    "gemma3": ("Gemma3TextConfig", COMMON),
+    "gemma4": ("Gemma4TextConfig", GEMMA4),
+    "gemma4-experts": ("Gemma4TextConfig", {
+        **GEMMA4, "enable_moe_block": True, "num_experts": 8, "top_k_experts": 2, "moe_intermediate_size": 256}),
+}  # fmt: skip
 
 
-def write_checkpoint(folder: Path, gigabytes: float, n_shards: int, stored: torch.dtype) -> int:
-    """A Llama checkpoint of random weights in float32 of about this size; returns its number of layers."""
-    of_layer = D_MODEL * (2 * D_HEAD * (HEADS + GROUPS) + 3 * D_MLP)
-    n_layers = max(1, round((gigabytes * 2**30 / 4 - 2 * VOCABULARY * D_MODEL) / of_layer))
-    shapes = {"model.embed_tokens.weight": (VOCABULARY, D_MODEL), "lm_head.weight": (VOCABULARY, D_MODEL)}
-    for layer in range(n_layers):
-        name = f"model.layers.{layer}."
-        shapes |= {
-            f"{name}self_attn.q_proj.weight": (HEADS * D_HEAD, D_MODEL),
-            f"{name}self_attn.k_proj.weight": (GROUPS * D_HEAD, D_MODEL),
-            f"{name}self_attn.v_proj.weight": (GROUPS * D_HEAD, D_MODEL),
-            f"{name}self_attn.o_proj.weight": (D_MODEL, HEADS * D_HEAD),
-            f"{name}mlp.gate_proj.weight": (D_MLP, D_MODEL),
-            f"{name}mlp.up_proj.weight": (D_MLP, D_MODEL),
-            f"{name}mlp.down_proj.weight": (D_MODEL, D_MLP),
-            f"{name}input_layernorm.weight": (D_MODEL,),
-            f"{name}post_attention_layernorm.weight": (D_MODEL,),
-        }
-    shapes["model.norm.weight"] = (D_MODEL,)
+def config_of(family: str, n_layers: int) -> Any:
+    stem, entries = FAMILIES[family]
+    return getattr(transformers, stem)(**entries, num_hidden_layers=n_layers)
+
+
+def shapes_of(config: Any) -> dict[str, torch.Size]:
+    """Names and shapes of all tensors, read off a model without memory."""
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    tied = config.tie_word_embeddings
+    return {name: each.shape for name, each in model.state_dict().items() if not (tied and name == "lm_head.weight")}
+
+
+def write_checkpoint(folder: Path, family: str, gigabytes: float, n_shards: int, stored: torch.dtype) -> int:
+    """A checkpoint of random weights in float32 of about this size; returns its number of layers."""
+    of_six, of_twelve = (sum(map(math.prod, shapes_of(config_of(family, n)).values())) for n in (6, 12))
+    wanted, of_layer = gigabytes * 2**30 / 4, (of_twelve - of_six) / 6
+    n_layers = max(1, round((wanted - of_six) / of_layer) + 6)
+    config = config_of(family, n_layers)
+    shapes = shapes_of(config)
     names = list(shapes)
     generator = torch.Generator().manual_seed(0)
     shard_of: dict[str, str] = {}
     for number in range(n_shards):
         some = names[number * len(names) // n_shards : (number + 1) * len(names) // n_shards]
         file = f"model-{number + 1:05d}-of-{n_shards:05d}.safetensors"
-        tensors = {name: (0.02 * torch.randn(shapes[name], generator=generator)).to(stored) for name in some}
+        # A number that multiplies a stream has to be positive.
+        tensors = {
+            name: torch.ones(1) if name.endswith("scalar") else 0.02 * torch.randn(shapes[name], generator=generator)
+            for name in some
+        }
+        tensors = {name: tensor.to(stored) for name, tensor in tensors.items()}
         save_file(tensors, folder / file, metadata={"format": "pt"})
         shard_of |= dict.fromkeys(some, file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": shard_of}))
-    config = {
-        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_hidden_layers": n_layers,
-        "hidden_size": D_MODEL, "intermediate_size": D_MLP, "num_attention_heads": HEADS, "head_dim": D_HEAD,
-        "num_key_value_heads": GROUPS, "vocab_size": VOCABULARY, "max_position_embeddings": 2048,
-        "rms_norm_eps": 1e-5, "hidden_act": "silu", "rope_theta": 10000.0, "tie_word_embeddings": False,
-    }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(config.to_dict()))
     return n_layers
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--family", default="llama", choices=tuple(FAMILIES))
     parser.add_argument("--gigabytes", type=float, default=1.0, help="of the weights in float32")
     parser.add_argument("--shards", type=int, default=4)
     parser.add_argument("--stored", default="float32", choices=("float32", "bfloat16"), help="type in the files")
@@ -70,8 +89,10 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        n_layers = write_checkpoint(folder, options.gigabytes, options.shards, getattr(torch, options.stored))
-        print(f"Llama's shape, {n_layers} layers, {options.shards} shards of {options.stored}, as {options.dtype}:")
+        n_layers = write_checkpoint(
+            folder, options.family, options.gigabytes, options.shards, getattr(torch, options.stored)
+        )
+        print(f"{options.family}, {n_layers} layers, {options.shards} shards of {options.stored}, as {options.dtype}:")
         print(f"{'':<14} {'seconds':>8} {'weights MB':>11} {'peak':>6} {'with mapped pages':>18}   (of the weights)")
         worst = 0.0
         for processed in (False, True):

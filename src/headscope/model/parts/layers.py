@@ -156,7 +156,7 @@ class _Norm(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.length = cfg.d_model if length is None else length
-        self.layer = layer  # whose stream it reads, if it reads one
+        self._layer = layer  # whose stream it reads, if it reads one
         if self.affine:
             self.w = nn.Parameter(torch.ones(self.length, dtype=cfg.dtype))
         if self.affine and self.centered:
@@ -167,7 +167,7 @@ class _Norm(nn.Module):
     @property
     def eps(self) -> float:
         """Added to the variance."""
-        return self.cfg.eps_of(self.layer)
+        return self.cfg.eps_of(self._layer)
 
     def forward(self, x: Float[Tensor, "*lead d_model"]) -> Float[Tensor, "*lead d_model"]:
         return self.normalize(x, self.w if self.affine else None, self.b if self.affine and self.centered else None)

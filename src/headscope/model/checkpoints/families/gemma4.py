@@ -32,6 +32,10 @@ _ROPE = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
     "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1_000_000.0},
 }
+# Entries that count for nothing where others, which are read, are not set.
+_OF_OTHER_ENTRIES = (
+    "use_double_wide_mlp", "vocab_size_per_layer_input", "num_experts", "top_k_experts", "moe_intermediate_size",
+)  # fmt: skip
 _NUMBER = "layer_scalar"
 # Vectors of a layer with experts that are folded into matrices, by the matrix.
 _FOLDED = {
@@ -68,7 +72,7 @@ class _Gemma4(LlamaLike):
         ):
             if value:
                 raise CheckpointError(f"{entry} = {value} in config.json is not supported: {reason}.")
-        _ = [hf.get(name) for name in ("use_double_wide_mlp", "vocab_size_per_layer_input")]  # count with these only
+        _ = [hf.get(name) for name in _OF_OTHER_ENTRIES]
         fields = super().config(hf)
         local = self.local_layers(hf)
         groups = _by_layer(hf, "num_key_value_heads", fields["n_key_value_heads"] or fields["n_heads"], local)
