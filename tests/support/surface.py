@@ -194,7 +194,7 @@ PAST = Area("HookedTransformerKeyValueCache", {
 PAST_ENTRY = Area("HookedTransformerKeyValueCacheEntry", {
     "__init__": "past_keys, past_values, frozen=False",
     "past_keys": None, "past_values": None, "frozen": None,
-    "init_cache_entry": "cfg, device, batch_size=1",
+    "init_cache_entry": "cfg, device, batch_size=1, layer=0",
     "append": "new_keys, new_values",
 })  # fmt: skip
 
