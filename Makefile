@@ -11,7 +11,7 @@ PYTEST_ARGS ?=
 
 # With a Chromium on the PATH (Debian: apt-get install chromium) the browser tests run too.
 CHROMIUM := $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
-NOT_RUN := not slow and not gpu and not hub and not compat and not real$(if $(CHROMIUM),, and not browser)
+NOT_RUN := not slow and not gpu and not hub and not compat and not real and not ray$(if $(CHROMIUM),, and not browser)
 # Packages that others built on TransformerLens, tested in an environment of their own.
 COMPAT_VENV ?= .venv-compat
 COMPAT := sae-lens==6.54.12 circuit-tracer==0.5.0
@@ -26,13 +26,14 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help report test real-model test-real compat lint bench screenshots clean distclean
+.PHONY: help report test real-model test-real test-ray compat lint bench screenshots clean distclean
 
 help:
 	@echo 'make report     one offline HTML page about the demo model (MODEL=name-or-path OUT=folder)'
 	@echo 'make test       the tests (PYTEST_ARGS="-k entropy", WORKERS=2)'
 	@echo 'make real-model the pretrained model of the tests marked real, into the cache (HEADSCOPE_REAL_MODEL=file; 98 MB)'
 	@echo 'make test-real  every analysis and command on that model (a few minutes)'
+	@echo 'make test-ray   the tests on a Ray cluster of this machine (installs Ray, 80 MB)'
 	@echo 'make compat     SAELens and circuit-tracer on headscope, in a virtual environment of their own'
 	@echo 'make lint       ruff, mypy and vulture'
 	@echo 'make bench      the benchmarks'
@@ -69,6 +70,10 @@ $(HEADSCOPE_REAL_MODEL): | $(VENV)/.python
 
 test-real: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "real and not slow" tests/real -rs $(PYTEST_ARGS)
+
+test-ray: $(VENV)/.installed-dev
+	$(INSTALL) -e '.[ray]'
+	OMP_NUM_THREADS=1 timeout 600 $(BIN)/python -m pytest -m ray tests/scale -rs $(PYTEST_ARGS)
 
 compat: $(COMPAT_VENV)/.installed
 	OMP_NUM_THREADS=1 $(COMPAT_VENV)/bin/python -m pytest -m compat tests/compat/packages $(PYTEST_ARGS)

@@ -10,7 +10,7 @@ from headscope.analysis.storage.sharded import Engine
 from headscope.cli import options
 from headscope.cli.shared import app, command
 from headscope.errors import InvalidInputError
-from headscope.scale import Part, Processes, runs
+from headscope.scale import Part, Processes, Ray, runs
 
 __all__ = ["engine_of", "merge", "status"]
 
@@ -40,6 +40,8 @@ def engine_of(
         if found is None:
             raise InvalidInputError(f"--shard is a part I of N, written I/N, such as 3/64; got {shard!r}.")
         return Part(int(found[1]), int(found[2]), shard_tokens=shard_tokens, model=model)
+    if ray is not None:
+        return Ray(ray, workers=workers, shard_tokens=shard_tokens)
     return Processes(workers, shard_tokens=shard_tokens)
 
 

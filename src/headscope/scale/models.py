@@ -14,7 +14,7 @@ from headscope.analysis.storage.places import Place
 from headscope.errors import InvalidInputError, StorageError
 from headscope.model.transformer import HookedTransformer
 
-__all__ = ["check_without_hooks", "load_model", "write_model"]
+__all__ = ["check_without_hooks", "load_model", "remove_model", "write_model"]
 
 _FOLDER = "model"
 _LAST = "config.json"
@@ -58,6 +58,14 @@ def write_model(model: HookedTransformer, place: Place) -> None:
                 shutil.copyfile(path, there)
 
 
+def remove_model(place: Place) -> None:
+    """Remove the copy of a model from a run's folder."""
+    for name in (place / _FOLDER).names():
+        (place / _FOLDER).remove(name)
+    if type(place) is Place and (place.path / _FOLDER).is_dir():
+        (place.path / _FOLDER).rmdir()
+
+
 def load_model(source: str | None, place: Place, weights: str, device: str | None) -> HookedTransformer:
     """Load the model of a run.
 
@@ -71,10 +79,8 @@ def load_model(source: str | None, place: Place, weights: str, device: str | Non
         InvalidInputError: if the folder has no copy.
     """
     options: dict[str, Any] = {} if device is None else {"device": device}
-    if source is not None and not (Path(source) / _LAST).is_file():
-        return HookedTransformer.from_pretrained(source, **options)
-    folder = Path(source) if source is not None else _on_this_node(place, weights)
-    return HookedTransformer.from_pretrained(folder, mapped=True, **options)
+    source = str(_on_this_node(place, weights)) if source is None else source
+    return HookedTransformer.from_pretrained(source, mapped=True, **options)
 
 
 def _on_this_node(place: Place, weights: str) -> Path:

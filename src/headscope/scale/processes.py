@@ -16,11 +16,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from headscope import errors
 from headscope.analysis.storage.sharded import Engine, Receipt, ShardedRun, ShardJob
-from headscope.errors import HeadscopeError, InvalidInputError, ShardError, StorageError, check_at_least
+from headscope.errors import InvalidInputError, ShardError, check_at_least
 from headscope.scale.calls import write_call
 from headscope.scale.models import check_without_hooks
+from headscope.scale.worker import raise_refusal
 
 __all__ = ["Processes", "n_cores"]
 
@@ -126,7 +126,7 @@ class Processes(Engine):
             if "receipt" in reply:
                 yield Receipt(**reply["receipt"])
                 continue
-            _raise_refusal(reply)
+            raise_refusal(reply)
             failures[job.number] += 1
             job.run.note_failure(job, f"process {process.pid}: {reason}")
             if failures[job.number] > self.retries:
@@ -260,10 +260,3 @@ class _Process:
             for line in lines:
                 replies.put((self, json.loads(line)))
         replies.put((self, None))
-
-
-def _raise_refusal(reply: dict[str, Any]) -> None:
-    """Raise what a worker refused on purpose, which trying again does not change."""
-    kind = getattr(errors, reply.get("kind", ""), None)
-    if isinstance(kind, type) and issubclass(kind, HeadscopeError) and kind not in (StorageError, ShardError):
-        raise kind(reply["error"])

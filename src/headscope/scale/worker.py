@@ -13,23 +13,25 @@ import queue
 import signal
 import sys
 import threading
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import IO, Any
 
 import torch
 
+from headscope import errors
 from headscope.analysis.storage.manifest import fingerprint, headscope_version, read_manifest
 from headscope.analysis.storage.places import Place, place_of
 from headscope.analysis.storage.sharded import Call, Receipt, RunFiles, Sharding, ShardMeasured
 from headscope.analysis.storage.shards import Cut
-from headscope.errors import HeadscopeError, IncompleteRunError, InvalidInputError
+from headscope.errors import HeadscopeError, IncompleteRunError, InvalidInputError, ShardError, StorageError
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.devices import budget
 from headscope.ops.kernels.dispatch import kernels_of
 from headscope.scale.calls import read_call
 from headscope.scale.models import load_model
 
-__all__ = ["Worker", "read_run"]
+__all__ = ["Worker", "raise_refusal", "read_run", "reply_of"]
 
 
 def read_run(place: Place) -> RunFiles:
@@ -119,6 +121,21 @@ class Worker:
             return self.call.function(self.model, **self.call.arguments, **process)
 
 
+def reply_of(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return what a function does, or the `error` that it raises and its `kind`, for another process."""
+    try:
+        return measure()
+    except (HeadscopeError, RuntimeError, OSError, MemoryError) as error:
+        return {"error": str(error), "kind": type(error).__name__}
+
+
+def raise_refusal(reply: Mapping[str, Any]) -> None:
+    """Raise what a worker refused on purpose, which trying again does not change."""
+    kind = getattr(errors, reply.get("kind", ""), None)
+    if isinstance(kind, type) and issubclass(kind, HeadscopeError) and kind not in (StorageError, ShardError):
+        raise kind(reply["error"])
+
+
 def _serve(jobs: IO[str], replies: IO[str], run: str, model: str, device: str, threads: str) -> None:
     """Measure what is asked on one stream, and answer on the other."""
     torch.set_num_threads(int(threads))
@@ -132,22 +149,22 @@ def _serve(jobs: IO[str], replies: IO[str], run: str, model: str, device: str, t
         if busy.is_set():  # whoever asked has gone: keep what there is, and stop
             os.kill(os.getpid(), signal.SIGINT)
 
-    threading.Thread(target=listen, daemon=True).start()
-    worker: Worker | None = None
-
     def answer(reply: dict[str, Any]) -> None:
         replies.write(json.dumps(reply) + "\n")
         replies.flush()
 
+    made: list[Worker] = []
+
+    def worker() -> Worker:
+        if not made:
+            made.append(Worker(run, model=model or None, device=device or None))
+            answer({"ready": True})
+        return made[0]
+
+    threading.Thread(target=listen, daemon=True).start()
     while (job := wanted.get()) is not None:
         busy.set()
-        try:
-            if worker is None:
-                worker = Worker(run, model=model or None, device=device or None)
-                answer({"ready": True})
-            reply: dict[str, Any] = {"receipt": asdict(worker.measure(job["stage"], job["number"]))}
-        except (HeadscopeError, RuntimeError, OSError, MemoryError) as error:
-            reply = {"error": str(error), "kind": type(error).__name__}
+        reply = reply_of(lambda: {"receipt": asdict(worker().measure(job["stage"], job["number"]))})
         busy.clear()
         answer(reply)
 

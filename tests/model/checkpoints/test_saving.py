@@ -306,5 +306,9 @@ def test_mapped_weights_are_those_of_the_file(tmp_path: Path) -> None:
     with torch.no_grad():
         mapped.W_U.zero_()  # pages that are written to are this process's own
     assert (folder / "model.safetensors").read_bytes() == before
+    folded = {"fold_ln": True, "center_unembed": True, "mapped": True}
+    for options in (folded, {**folded, "mapped": False}):
+        processed = HookedTransformer.from_pretrained(folder, device="cpu", **options)
+        torch.testing.assert_close(processed(tokens).log_softmax(-1), model(tokens).log_softmax(-1))
     narrow = HookedTransformer.from_pretrained(folder, mapped=True, device="cpu", dtype="float32")
     torch.testing.assert_close(narrow(tokens).double(), model(tokens), rtol=1e-4, atol=1e-4)

@@ -7,6 +7,7 @@ run.
 """
 
 import copy
+import dataclasses
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -102,9 +103,9 @@ def load_pretrained(
             TransformerLens 3.9, which does for all families but those listed in `docs/migration.md`.
         first_n_layers: Keep only the first layers.
         n_ctx: A shorter context than the checkpoint's.
-        mapped: On the CPU, use the weights in the checkpoint's files as they lie there, wherever nothing has to be
-            computed of them (as in a folder of `save_pretrained`): several processes then share one copy in memory,
-            and only what is in use needs to be there. Mapped weights are not checked for NaN.
+        mapped: On the CPU, and without weight processing (as for a folder of `save_pretrained`), use the weights in
+            the checkpoint's files as they lie there, where their layout and dtype allow it: several processes then
+            share one copy in memory, and only what is in use needs to be there. They are not checked for NaN.
         move_to_device: `False` leaves the model on the CPU.
         n_devices: Spread the layers over this many GPUs, about the same number of bytes on each.
         device_map: Device of each part (see `Placement.place`), or `"auto"` to spread over all GPUs.
@@ -158,18 +159,6 @@ def load_pretrained(
         tensors = read_pickle(fetch_file(str(model_name), training.file, **hub))
     else:
         tensors = checkpoint.tensors()
-    read = CountedTensors(dequantized(tensors, hf_config))
-    weights = converted(read, cfg, hf_config, first_n_layers=first_n_layers, mapped=mapped)
-    if "model_type" in hf_config:
-        hf_config.check_all_read()
-    cfg.n_layers = first_n_layers or cfg.n_layers
-    if n_ctx is not None:
-        if not 1 <= n_ctx <= cfg.n_ctx:
-            raise InvalidInputError(f"n_ctx must be between 1 and the checkpoint's {cfg.n_ctx}; got {n_ctx}.")
-        if "pos_embed.W_pos" in weights:
-            # A slice would keep the memory of all positions alive.
-            weights["pos_embed.W_pos"] = weights["pos_embed.W_pos"][:n_ctx].clone()
-        cfg.n_ctx = n_ctx
     flags = {
         "fold_ln": fold_ln,
         "center_writing_weights": center_writing_weights,
@@ -183,6 +172,20 @@ def load_pretrained(
     else:
         wanted = {name: given.get(name, False) and name not in saved.processing for name in flags}
         processing = WeightProcessing(**wanted)
+    # Rewrites change weights where they are, each once, and a file may hold one tensor for two of them.
+    mapped = mapped and not any(dataclasses.astuple(processing))
+    read = CountedTensors(dequantized(tensors, hf_config))
+    weights = converted(read, cfg, hf_config, first_n_layers=first_n_layers, mapped=mapped)
+    if "model_type" in hf_config:
+        hf_config.check_all_read()
+    cfg.n_layers = first_n_layers or cfg.n_layers
+    if n_ctx is not None:
+        if not 1 <= n_ctx <= cfg.n_ctx:
+            raise InvalidInputError(f"n_ctx must be between 1 and the checkpoint's {cfg.n_ctx}; got {n_ctx}.")
+        if "pos_embed.W_pos" in weights:
+            # A slice would keep the memory of all positions alive.
+            weights["pos_embed.W_pos"] = weights["pos_embed.W_pos"][:n_ctx].clone()
+        cfg.n_ctx = n_ctx
     if tokenizer is None:
         tokenizer, cfg.tokenizer_name = _tokenizer_of(model_name, checkpoint, hub, cfg.tokenizer_name)
     side = default_padding_side or ("right" if saved is None else saved.padding_side)

@@ -1,0 +1,59 @@
+"""Runs in shards from the command line: parts and their merge, workers, and what is refused."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from streams import same_bits
+
+from headscope.analysis.lens.entropy import EntropyResult
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def command(checkpoint: Path, story: Path) -> list[object]:
+    options = ["--text", story, "--max-tokens", 64, "--seq-len", 8, "--shard-tokens", 16, "--baseline", "mean"]
+    return ["entropy", checkpoint, *options, "--no-progress"]
+
+
+def test_parts_are_merged(run: Run, command: list[object], tmp_path: Path, set_budget: Callable[..., None]) -> None:
+    set_budget(batch_tokens=16)
+    out = tmp_path / "run"
+    part = [*command, "--out", out]
+    code, printed, _ = run(*part, "--shard", "0/2")
+    assert code == 0 and "This part is measured. 2 of 4 shards of 'means'" in printed and "1, 3 are not" in printed
+    assert "means: 2 of 4 shards done" in run("status", out)[1]
+    code, _, error = run("merge", out, "--no-progress")
+    assert code == 1 and "2 of 4 shards of 'means'" in error
+    code, printed, _ = run(*part, "--shard", "1/2")  # merges the means, and goes on to the entropies
+    assert code == 0 and "2 of 4 shards of 'entropy'" in printed
+    code, printed, _ = run(*part, "--shard", "0/2")
+    assert code == 0 and printed.endswith(f"Saved to {out}/result.safetensors\n")
+    code, printed, _ = run("merge", out, "--no-progress")
+    assert code == 0 and "story.txt" in printed and f"Saved to {out}/result.safetensors" in printed
+    assert run("status", out)[1].endswith("merged\nThe result is there.\n")
+    assert run(*command[:2], *command[2:8], "--baseline", "mean", "--no-progress", "--out", tmp_path / "one")[0] == 0
+    found = [EntropyResult.load(tmp_path / name / "result.safetensors") for name in ("run", "one")]
+    same_bits(*found)
+
+
+def test_what_does_not_go_together(run: Run, command: list[object], tmp_path: Path) -> None:
+    out = ["--out", tmp_path / "run"]
+    for options, message in (
+        (["--shard", "0/2"], "--shard needs a folder that workers share"),
+        ([*out, "--shard", "3"], "--shard is a part I of N, written I/N, such as 3/64; got '3'"),
+        ([*out, "--shard", "2/2"], "parts are numbered from 0 to 1; got 2"),
+        ([*out, "--shard", "0/2", "--workers", 2], "--workers and --shard are two ways to share a run"),
+        ([], "--shard-tokens goes with --workers, --ray or --shard"),
+    ):
+        code, _, error = run(*command, *options)
+        assert code == 1 and message in error, error
+    assert not (tmp_path / "run").exists()
+    code, _, error = run("status", tmp_path / "none")
+    assert code == 1 and "is no run's folder" in error
+
+
+def test_workers_of_the_command_line(run: Run, command: list[object], tmp_path: Path) -> None:
+    code, printed, error = run(*command, "--out", tmp_path / "run", "--workers", 1)
+    assert (code, error) == (0, "") and printed.endswith(f"Saved to {tmp_path / 'run'}/result.safetensors\n")
