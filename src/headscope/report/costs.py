@@ -34,7 +34,7 @@ Stages = dict[str, Work]
 
 _REPEATED = 32  # rows of random tokens in the analyses that make them
 _SAID = 50  # random tokens said twice
-_MOST_MOVERS = 4
+_SCREENED, _CANDIDATES, _MOST_PATCHED = 8, 12, 96  # prompts, heads, prompts: see `analysis.heads.inhibition`
 
 
 def _forward(model: HookedTransformer, n_tokens: int | float, layers: int | float | None = None) -> Work:
@@ -134,15 +134,20 @@ def training_work(model: HookedTransformer, n_tokens: int, n_steps: int) -> Stag
 
 
 def types_work(model: HookedTransformer, task: Task | None = None) -> Stages:
-    """Return the work of `detect_heads`; with a task, as if it had as many name movers as are looked into."""
+    """Return the work of `detect_heads`; with a task, as if some heads moved names."""
     repeated = _REPEATED * _repeated_tokens(model)
     stages = {"attention": 2 * _forward(model, repeated), "repeats": _forward(model, repeated)}
     if task is None:
         return stages
     prompts = _forward(model, task.clean_tokens.numel())
-    senders = model.cfg.n_layers * model.cfg.n_heads / 2
-    swept = _swept(model, task, senders, receivers=_MOST_MOVERS) if task.corrupted_tokens is not None else Work()
-    return {**stages, "attribution": prompts, "path patching": 2 * prompts + swept, "patched heads": 8 * prompts}
+    if task.corrupted_tokens is None:
+        return {**stages, "attribution": prompts}
+    # Every head on a few prompts, then the likeliest on more; what runs anew is one position, in half of the layers.
+    n_few = min(_MOST_PATCHED, len(task))
+    runs = _SCREENED * model.cfg.n_layers * model.cfg.n_heads / 2 + _CANDIDATES * n_few
+    few = (n_few / len(task)) * prompts
+    swept = 3 * few + _forward(model, runs, model.cfg.n_layers / 2)
+    return {**stages, "attribution": prompts, "path patching": swept, "patched heads": 5 * few}
 
 
 def attribution_work(model: HookedTransformer, task: Task) -> Stages:

@@ -30,12 +30,12 @@ def test_the_demo_model_is_told_as_it_works(demo_story: TaskStory) -> None:
     section = task_section(demo_story)
     assert demo_story.can
     said = words(section)
-    assert "copy a name by its place" in said and "lower that name in either order (in logits): 3.2" in said
-    assert "No head clearly raises the right name by attending to it in both orders" in said
+    assert "Subject suppressors do it by lowering the subject" in said and "Name copiers raise both names" in said
+    assert "Name movers" not in said and "No head surely does the task" not in said
     assert "does not tell who the subject is" in said and "0.2" in said
     assert "The strongest paths straight to the answer, in logits, come from" in said
     summary = section.summary[0].striptags()
-    assert "3.2" in summary and "lower the subject" in summary
+    assert "done by 3.2, which lowers the subject where it stands" in summary
     headings = [block.text for block in section.blocks if isinstance(block, Heading)]
     assert headings == [
         "Which heads move the names",
@@ -44,6 +44,37 @@ def test_the_demo_model_is_told_as_it_works(demo_story: TaskStory) -> None:
         "The heads that matter, in numbers",
     ]
     assert sum(isinstance(block, Figure) for block in section.blocks) == 5
+
+
+def test_nothing_is_said_of_types_that_no_head_has(demo_story: TaskStory) -> None:
+    """The same numbers without their labels, and with errors that leave them undecided."""
+    types = demo_story.types
+    none = dataclasses.replace(types, labelled=torch.zeros_like(types.labelled))
+    section = task_section(dataclasses.replace(demo_story, types=none))
+    said, summary = words(section), section.summary[0].striptags()
+    for kind in ("Subject suppressors", "Name copiers", "Name movers", "Amplifiers", "Dampeners", "S-inhibition"):
+        assert kind not in said, kind
+    assert "No head surely does the task" in said and "Undecided" not in said
+    assert summary.endswith("logits.") and "done by" not in summary and "held back" not in summary
+    unsure = dataclasses.replace(none, errors=types.errors * 1e3)
+    said = words(task_section(dataclasses.replace(demo_story, types=unsure)))
+    assert "Undecided with 48 prompts" in said and "3.2 (subject suppressor)" in said
+
+
+def test_the_first_head_named_has_the_largest_effect(demo_story: TaskStory) -> None:
+    """By its number, not by its type: with the effects of two heads exchanged, the other one comes first."""
+    types = demo_story.types
+    summary = task_section(demo_story).summary[0].striptags()
+    assert summary.index("3.2") < summary.index("2.2")
+    evidence = types.evidence.clone()
+    for at, name in enumerate(types.evidence_names):
+        if name.startswith("direct effect"):
+            evidence[at, 3, 2], evidence[at, 2, 2] = types.evidence[at, 2, 2], types.evidence[at, 3, 2]
+    other = dataclasses.replace(demo_story, types=dataclasses.replace(types, evidence=evidence))
+    summary = task_section(other).summary[0].striptags()
+    assert summary.index("2.2") < summary.index("3.2")
+    effect = float(types.evidence_of("direct effect (ABBA)")[3, 2])
+    assert f"2.2, which lowers the subject where it stands ({effect:+.3f} in ABBA" in summary
 
 
 def test_numbers_on_the_page_are_those_measured(demo_story: TaskStory) -> None:
@@ -77,11 +108,15 @@ def test_a_model_with_name_movers_is_told_so() -> None:
     story = measure_task(name_moving_model(), dataclasses.replace(task, word_idx=places), progress=False)
     section = task_section(story)
     said = words(section)
-    assert "Name movers, which look from the end of the prompt at the right name" in said
-    assert "Negative name movers" in said and "Backups" in said
-    assert "From the second mention of the subject, these heads look back: 0.0 to the first mention (100 %)" in said
+    assert "Name movers do the task by raising the right name" in said and "2.0 +6.000 in ABBA" in said
+    assert "Negative name movers work against it" in said and "Backups" in said
+    assert "From the second mention of the subject, these heads look back: 0.0 to the first mention, and not" in said
     assert "What they write there matters" in said
-    assert "S-inhibition heads tell the name movers where not to look" in said
+    assert "S-inhibition heads tell heads that move names where to look" in said and "by 1.0 -6.000 logits" in said
+    summary = section.summary[0].striptags().replace("−", "-")
+    assert "done by 2.0, which raises the right name where it stands (+6.000 in ABBA, +6.000 in BABA)" in summary
+    assert "held back by 2.1, which lowers the right name where it stands (-2.000 in ABBA" in summary
+    assert "the subject is found by 1.0" in summary
 
 
 def test_a_model_that_cannot_do_it_is_told_so() -> None:

@@ -30,7 +30,7 @@ from headscope.model.hooks import HookPoint
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.devices import Budget
 
-__all__ = ["TOLD", "changes_when_patched", "inhibition", "replaced", "some_prompts"]
+__all__ = ["TOLD", "changes_when_patched", "in_turn", "inhibition", "replaced", "some_prompts"]
 
 TOLD = 0.1  # of the logit difference: the effect that prompts should suffice to tell from zero
 _MOST_RECEIVERS = 4

@@ -25,7 +25,7 @@ from headscope.report.costs import (
 from headscope.report.model.measuring import IOI_PROMPTS, SUPPRESSORS, rows_to_ablate
 from headscope.report.model.model_page import SECTIONS
 from headscope.report.plan import Part, Plan
-from headscope.report.task.measuring import RECEIVERS, finds_circuit, with_words
+from headscope.report.task.measuring import RECEIVERS, few_prompts, finds_circuit, with_words
 from headscope.report.task.story import SWAPPED_WORDS, WORDS
 from headscope.report.tokens import MAX_TOKENS
 from headscope.report.words import count
@@ -136,14 +136,14 @@ def report_plan(
 
 def task_part(model: HookedTransformer, task: Task) -> Part:
     """Return what a task of two names takes, if the model does it."""
-    stages = types_work(model, task)
+    stages, prompts = types_work(model, task), count(len(task), "prompt")
     if task.corrupted_tokens is not None:
-        task = with_words(task)
+        task = few_prompts(model, with_words(task))
         for site, words in (("resid_pre", WORDS), ("z", SWAPPED_WORDS)):
             stages |= patching_work(model, task, [site], by_position=True, positions=words)
         if finds_circuit(model):
             stages |= circuit_work(model, task, RECEIVERS)
-    return Part("task", count(len(task), "prompt"), stages)
+    return Part("task", prompts, stages)
 
 
 def fitting_sizes(

@@ -84,7 +84,7 @@ def patched_heads_figure(story: TaskStory) -> Figure:
         "Activation patching of the head's output, everything after it recomputed. Mean over {prompts}; the whole "
         "swap changes {gap} logits.",
         _PATCH_COLORS + " Both panels share one scale.",
-        prompts=_prompts(story),
+        prompts=_patched_prompts(story),
         gap=signed(story.gap),
     )
 
@@ -109,7 +109,7 @@ def stream_figure(story: TaskStory) -> Figure:
         "subject. Mean over {prompts}; the whole swap changes {gap} logits.",
         _PATCH_COLORS,
         moves=moves,
-        prompts=_prompts(story),
+        prompts=_patched_prompts(story),
         gap=signed(story.gap),
     )
 
@@ -138,9 +138,10 @@ def types_figure(story: TaskStory) -> Figure:
     return captioned(
         head_type_maps(story.types, unit="logits"),
         "The score of every head for each head type; heads that are given the label are framed.",
-        "The direct effect on the logit difference that comes from the names' places, in the order of the names "
-        "where it is lowest. A head is given a label if its score is at least {share} of the logit difference "
-        "and clearly exceeds its control, the same number for the answers of other prompts.",
+        "The lowest of the numbers that make the type: direct effects on the logit difference, whole and from the "
+        "places that the type is about, in the order of the names where they are lowest. A head is given a label if "
+        "each is at least {share} of the logit difference and clearly exceeds its control, the same number for the "
+        "answers of other prompts.",
         "Blue above zero, red below; each panel has its own scale.",
         share=percent(float(story.types.info.options["min_effect"])),
     )
@@ -152,3 +153,8 @@ def _maps(story: TaskStory, panels: Mapping[str, Tensor], title: str, unit: str 
 
 def _prompts(story: TaskStory) -> Markup:
     return count(len(story.task), "prompt")
+
+
+def _patched_prompts(story: TaskStory) -> Markup:
+    assert story.heads is not None
+    return count(story.heads.info.n_sequences, "prompt")

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from headscope.analysis.circuits.circuit import Circuit, find_circuit
 from headscope.analysis.core.stats import estimate
+from headscope.analysis.heads.inhibition import in_turn
 from headscope.analysis.heads.names import attention_between, name_places, orders_of
+from headscope.analysis.heads.power import prompts_needed
 from headscope.analysis.heads.types import detect_heads
 from headscope.analysis.patching.activation import activation_patch
 from headscope.analysis.patching.result import PatchingResult
@@ -21,17 +23,23 @@ from headscope.model.transformer import HookedTransformer
 from headscope.report.kept import Kept
 from headscope.report.task.story import LOOKED_AT, SWAPPED_WORDS, WORDS, Order, TaskStory
 
-__all__ = ["RECEIVERS", "SWAPPED", "finds_circuit", "ioi_task", "measure_task", "with_words"]
+__all__ = ["RECEIVERS", "SWAPPED", "few_prompts", "finds_circuit", "ioi_task", "measure_task", "with_words"]
 
 SWAPPED = "ABB->ABA, BAB->BAA"
-_MOST_PROMPTS, _FEWEST_PROMPTS = 100, 16
-# Operations that a report may spend on a task: some ten seconds of a laptop.
-_BUDGET = 1e12
+_PILOT, _MOST_PROMPTS = 32, 200
+# Prompts of paths and patched words: fewer for a model that takes long.
+_MANY, _FEW = 100, 16
+# Operations that a report may spend on a circuit, some ten seconds of a laptop; and on running the prompts.
+_BUDGET, _OF_PROMPTS = 1e12, 2e12
 RECEIVERS = 8
+_TOKENS = 18  # of a prompt
 
 
 def ioi_task(model: HookedTransformer, n: int | None = None, *, seed: int = 0) -> Task:
-    """Generate IOI prompts of both orders, with the subject swapped; by default fewer for a model that takes long.
+    """Generate IOI prompts of both orders, with the subject swapped.
+
+    By default as many as tell a head with a tenth of the task's effect from zero (`prompts_needed`), but not more than
+    200, nor than a large model runs in some twenty seconds.
 
     Raises:
         MissingTokenizerError: If the model has no tokenizer.
@@ -42,14 +50,29 @@ def ioi_task(model: HookedTransformer, n: int | None = None, *, seed: int = 0) -
         raise MissingTokenizerError("the model has no tokenizer to write the prompts with.")
     if model.cfg.attention_dir != "causal":
         raise InvalidInputError("the model sees what follows, and the prompts are for models that predict it.")
-    n = n or (_MOST_PROMPTS if finds_circuit(model) else _FEWEST_PROMPTS)
-    prepend = model.cfg.default_prepend_bos
-    dataset = IOIDataset("mixed", n, model.tokenizer, prepend_bos=prepend, seed=seed, device=model.W_E.device)
-    task = Task.from_ioi(dataset, SWAPPED)
+    task = _ioi_task(model, n or _PILOT, seed)
     longest = task.clean_tokens.shape[1]
     if longest > model.cfg.n_ctx:
         raise InvalidInputError(f"the prompts have up to {longest} tokens, and the model reads {model.cfg.n_ctx}.")
-    return task
+    if n is not None:
+        return task
+    affordable = int(_OF_PROMPTS / (_TOKENS * _operations(model)))
+    fewest = _MANY if finds_circuit(model) else _FEW
+    most = max(fewest, min(_MOST_PROMPTS, affordable))
+    needed = prompts_needed(model, task) if most > _PILOT else 0
+    return _ioi_task(model, min(most, max(fewest, needed)), seed)
+
+
+def _ioi_task(model: HookedTransformer, n: int, seed: int) -> Task:
+    prepend = model.cfg.default_prepend_bos
+    dataset = IOIDataset("mixed", n, model.tokenizer, prepend_bos=prepend, seed=seed, device=model.W_E.device)
+    return Task.from_ioi(dataset, SWAPPED)
+
+
+def few_prompts(model: HookedTransformer, task: Task) -> Task:
+    """Return the prompts, alike of each order, on which words are patched and paths are found."""
+    rows = in_turn(orders_of(name_places(task)))[: _MANY if finds_circuit(model) else _FEW]
+    return task[rows.sort().values]
 
 
 def measure_task(model: HookedTransformer, task: Task, *, kept: Kept | None = None, progress: bool = True) -> TaskStory:
@@ -74,10 +97,12 @@ def measure_task(model: HookedTransformer, task: Task, *, kept: Kept | None = No
     if not story.can or task.corrupted_tokens is None:
         return story
 
+    few = few_prompts(model, task)
+
     # With a position given by name, both the stream and heads are patched at it alone.
     def patched(site: str, words: tuple[str, ...]) -> PatchingResult:
         return activation_patch(
-            model, task, site, direction="noising", by_position=True, positions=words, progress=progress
+            model, few, site, direction="noising", by_position=True, positions=words, progress=progress
         )
 
     stream = kept.result("task/stream", PatchingResult, lambda: patched("resid_pre", WORDS))
@@ -85,7 +110,7 @@ def measure_task(model: HookedTransformer, task: Task, *, kept: Kept | None = No
     if not finds_circuit(model):
         return replace(story, stream=stream, heads=heads)
     circuit = kept.result(
-        "task/circuit", Circuit, lambda: find_circuit(model, task, types, max_receivers=RECEIVERS, progress=progress)
+        "task/circuit", Circuit, lambda: find_circuit(model, few, types, max_receivers=RECEIVERS, progress=progress)
     )
     return replace(story, stream=stream, heads=heads, circuit=circuit)
 
@@ -100,11 +125,15 @@ def with_words(task: Task) -> Task:
 
 def finds_circuit(model: HookedTransformer) -> bool:
     """Tell whether finding the circuit takes some seconds, from the number of operations."""
+    senders = model.cfg.n_layers * (model.cfg.n_heads + 1)
+    # For each receiver and its three inputs, each sender runs half of the layers on average.
+    return _MANY * _TOKENS * _operations(model) * senders * 3 * RECEIVERS / 4 < _BUDGET
+
+
+def _operations(model: HookedTransformer) -> float:
+    """The number of operations of a token."""
     cfg = model.cfg
-    per_token = 2 * cfg.n_layers * (4 * cfg.d_model * cfg.n_heads * cfg.d_head + 2 * cfg.d_model * (cfg.d_mlp or 0))
-    senders = cfg.n_layers * (cfg.n_heads + 1)
-    # For each receiver and its three inputs, each sender runs half of the layers on average; prompts have 18 tokens.
-    return _MOST_PROMPTS * 18 * per_token * senders * 3 * RECEIVERS / 4 < _BUDGET
+    return 2.0 * cfg.n_layers * (4 * cfg.d_model * cfg.n_heads * cfg.d_head + 2 * cfg.d_model * (cfg.d_mlp or 0))
 
 
 def _orders(

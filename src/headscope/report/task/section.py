@@ -1,6 +1,6 @@
 """The section on indirect objects: the heads that tell them from the subject, in words that follow from the numbers."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from markupsafe import Markup
@@ -8,7 +8,6 @@ from torch import Tensor
 
 from headscope.analysis.circuits.circuit import FINAL, Circuit
 from headscope.analysis.core.components import component_label
-from headscope.analysis.core.ranking import HeadScore
 from headscope.report.blocks import Block, Cell, Fold, Heading, Section, Table
 from headscope.report.places import Head, head_of, heads_in_order
 from headscope.report.task.figures import (
@@ -20,7 +19,7 @@ from headscope.report.task.figures import (
     stream_figure,
     types_figure,
 )
-from headscope.report.task.story import TaskStory
+from headscope.report.task.story import Order, TaskStory
 from headscope.report.words import (
     count,
     estimate_cell,
@@ -43,6 +42,42 @@ _LOOKS = 0.3  # of its attention, from which a head is said to look somewhere
 _MATTERS = 0.05  # of what swapping the subject changes
 _LISTED = 6
 _ROWS = 14
+# What heads of a type do, for or against the right name.
+_DOES = {
+    "name_mover": "raises the right name where it stands",
+    "subject_suppressor": "lowers the subject where it stands",
+    "amplifier": "adds to what is written at the end",
+}
+_HOLDS_BACK = {
+    "negative_name_mover": "lowers the right name where it stands",
+    "dampener": "takes from what is written at the end",
+}
+# What they are, the part of the direct effect that makes the type, and the place it comes from.
+_TYPES = {
+    "name_mover": (
+        "Name movers do the task by raising the right name, at which they look from the end of the prompt.",
+        "from IO",
+        "the right name's place",
+    ),
+    "subject_suppressor": (
+        "Subject suppressors do it by lowering the subject: they look at it, or at what follows it.",
+        "from S",
+        "the subject's places",
+    ),
+    "amplifier": ("Amplifiers do it by adding to what is written at the end.", "from end", "the end"),
+    "negative_name_mover": (
+        "Negative name movers work against it, over all prompts, by lowering the right name, at which they look.",
+        "from IO",
+        "the right name's place",
+    ),
+    "dampener": ("Dampeners work against it by taking from what is written at the end.", "from end", "the end"),
+    "name_copier": (
+        "Name copiers raise both names where these stand. In one order of the names at least, the right one gains "
+        "nothing by it, or next to nothing.",
+        "from IO",
+        "the right name's place",
+    ),
+}
 
 
 def task_section(story: TaskStory | str) -> Section:
@@ -91,18 +126,44 @@ def _verdict(story: TaskStory) -> Block:
 
 
 def _summary(story: TaskStory) -> Markup:
-    parts = []
-    for kind, does in (
-        ("name_mover", "move it"),
-        ("negative_name_mover", "hold it back"),
-        ("name_copier", "copy a name by its place"),
-        ("subject_suppressor", "lower the subject"),
-    ):
-        heads = listed(say("<b>{label}</b>", label=score.label) for score in story.types.heads(kind)[:_LISTED])
-        if heads:
-            parts.append(say("{heads} {does}", heads=heads, does=does))
+    """How well it is done, and the heads that are known to do it or work against it, by their direct effects."""
     told = say("It prefers the indirect object to the subject by {difference} logits", difference=spread(story.whole))
-    return told + (say(": heads {parts}.", parts=listed(parts)) if parts else Markup("."))
+    parts = []
+    for sentence, kinds in (("done by {heads}", _DOES), ("held back by {heads}", _HOLDS_BACK)):
+        heads = listed(_does(story, head, kinds) for head in _labelled(story, kinds)[:_LISTED])
+        if heads:
+            parts.append(say(sentence, heads=heads))
+    finders = listed(say("<b>{label}</b>", label=score.label) for score in story.types.heads("s_inhibition")[:_LISTED])
+    if finders:
+        parts.append(say("the subject is found by {heads}", heads=finders))
+    if not parts:
+        return told + Markup(".")
+    return told + say(": {parts} (direct effects, in logits).", parts=Markup("; ").join(parts))
+
+
+def _labelled(story: TaskStory, kinds: Mapping[str, str]) -> list[Head]:
+    """The heads of some kinds, those with the largest direct effect over both orders first."""
+    effects = torch.stack([_direct(story, order) for order in story.orders]).mean(0).abs()
+    heads = {head_of(score) for kind in kinds for score in story.types.heads(kind)}
+    return [head for head in heads_in_order(effects) if head in heads]
+
+
+def _does(story: TaskStory, head: Head, kinds: Mapping[str, str]) -> Markup:
+    """A head, by what it does, its direct effect in each order."""
+    does = listed(kinds[kind] for kind in story.types.kinds_of(*head) if kind in kinds)
+    return say(
+        "<b>{label}</b>, which {does} ({effects})", label=component_label(*head), does=does, effects=_each(story, head)
+    )
+
+
+def _direct(story: TaskStory, order: Order) -> Tensor:
+    return story.types.evidence_of(f"direct effect ({order.name})")
+
+
+def _each(story: TaskStory, head: Head, part: str = "direct effect") -> Markup:
+    """The direct effect of a head in each order, or a part of it."""
+    values = ((order.name, float(story.types.evidence_of(f"{part} ({order.name})")[head])) for order in story.orders)
+    return Markup(", ").join(say("{value} in {order}", value=signed(value), order=order) for order, value in values)
 
 
 def _orders_table(story: TaskStory) -> Table:
@@ -125,36 +186,36 @@ def _orders_table(story: TaskStory) -> Table:
     return Table(("order of the names", *measured), rows, caption, words=(0,))
 
 
-def _effects(story: TaskStory, score: HeadScore) -> Markup:
-    """The direct effects of a head in each order."""
-    values = (
-        (order.name, float(story.types.evidence_of(f"direct effect ({order.name})")[head_of(score)]))
-        for order in story.orders
-    )
-    parts = (say("{value} in {order}", value=signed(value), order=order) for order, value in values)
-    return say("<b>{label}</b> ({parts})", label=score.label, parts=Markup(", ").join(parts))
-
-
 def _moving(story: TaskStory) -> list[Block]:
-    """Direct effects of each type of head."""
+    """Direct effects of each type of head, whole and by the part that makes the type."""
     blocks: list[Block] = []
-    texts = {
-        "name_mover": "Name movers, which look from the end of the prompt at the right name and raise it, in either "
-        "order: {heads}.",
-        "negative_name_mover": "Negative name movers, which look at the right name and lower it: {heads}.",
-        "backup_name_mover": "Backups, which raise the right name once the name movers are taken out: {heads}.",
-        "name_copier": "Heads that copy a name by its place, whoever it is (in logits): {heads}. What helps in one "
-        "order harms in the other, so these heads bring both names up, and do not choose.",
-        "subject_suppressor": "Heads that look at the subject, or at what follows it, and lower that name in either "
-        "order (in logits): {heads}.",
-    }
-    for kind, text in texts.items():
-        heads = story.types.heads(kind)
+    for kind, (text, part, place) in _TYPES.items():
+        heads = [head_of(score) for score in story.types.heads(kind)[:_LISTED]]
+        parts = (
+            say(
+                "<b>{label}</b> {whole} (of it from {place} {part})",
+                label=component_label(*head),
+                whole=_each(story, head),
+                place=place,
+                part=_each(story, head, part),
+            )
+            for head in heads
+        )
         if heads:
-            blocks.append(prose(text, heads=listed(_effects(story, score) for score in heads[:_LISTED])))
-    if not story.types.heads("name_mover"):
-        none = "No head clearly raises the right name by attending to it in both orders, as a name mover would."
+            blocks.append(prose(text + " Direct effects, in logits: {heads}.", heads=Markup("; ").join(parts)))
+    backups = story.types.heads("backup_name_mover")[:_LISTED]
+    if backups:
+        blocks.append(
+            prose(
+                "Backups, which raise the right name, where it stands, by so many logits once the heads that do the "
+                "task are taken out: {heads}.",
+                heads=scored((score.label, score.value) for score in backups),
+            )
+        )
+    if not _labelled(story, _DOES):
+        none = "No head surely does the task by itself, in both orders of the names."
         blocks.append(prose(none, soft=True))
+    blocks += _undecided(story)
     patched = [] if story.heads is None else _strongest_patched(story, "end")
     if patched:
         blocks.append(
@@ -166,6 +227,20 @@ def _moving(story: TaskStory) -> list[Block]:
             )
         )
     return blocks
+
+
+def _undecided(story: TaskStory) -> list[Block]:
+    """The heads that more prompts would tell."""
+    parts = (
+        say("<b>{label}</b> ({kind})", label=score.label, kind=kind.replace("_", " "))
+        for kind in _TYPES
+        for score in story.types.undecided(kind)[:_LISTED]
+    )
+    heads = listed(parts)
+    if not heads:
+        return []
+    sentence = "Undecided with {prompts}, since these effects are high enough and not sure: {heads}. More prompts tell."
+    return [prose(sentence, prompts=count(len(story.task), "prompt"), heads=heads, soft=True)]
 
 
 def _with_values(values: Tensor, heads: Iterable[Head]) -> list[tuple[str, float]]:
@@ -198,12 +273,12 @@ def _duplicates(story: TaskStory) -> list[Block]:
     """The heads that look back from the second mention to the first, and whether that matters."""
     types = story.types
     looking = []
-    for name, words in (("attention S2 to S1", "the first mention"), ("attention S2 to S1+1", "what followed it")):
-        if name in types.evidence_names:
-            shares = types.evidence_of(name)
-            for head in heads_in_order(shares.abs())[:_LISTED]:
-                if float(shares[head]) >= _LOOKS:
-                    looking.append((head, float(shares[head]), words))
+    first, following = (types.evidence_of(f"attention S2 to {place}") for place in ("S1", "S1+1"))
+    for score in types.heads("duplicate_name")[:_LISTED]:
+        looking.append((head_of(score), float(first[head_of(score)]), "the first mention, and not to the other name"))
+    for head in heads_in_order(following)[:_LISTED]:
+        if float(following[head]) >= _LOOKS:
+            looking.append((head, float(following[head]), "what followed it"))
     parts = (
         say("<b>{label}</b> to {words} ({share})", label=component_label(*head), words=words, share=percent(share))
         for head, share, words in looking
@@ -211,19 +286,21 @@ def _duplicates(story: TaskStory) -> list[Block]:
     sentence = (
         "From the second mention of the subject, these heads look back: {parts}."
         if looking
-        else "No head gives {share} of its attention, from the second mention of the subject, to the first or to what "
-        "followed it."
+        else "No head surely gives {share} of its attention, from the second mention of the subject, to the first and "
+        "not to the other name, or gives so much to what followed the first."
     )
     blocks: list[Block] = [prose(sentence, parts=listed(parts), share=percent(_LOOKS))]
     if story.heads is not None:
         blocks.append(_whether_they_matter(story, {head for head, _, _ in looking}))
-    inhibiting = types.heads("s_inhibition")[:_LISTED]
+    inhibiting, at_s2 = types.heads("s_inhibition")[:_LISTED], types.evidence_of("attention end to S2")
     if inhibiting:
         blocks.append(
             prose(
-                "S-inhibition heads tell the name movers where not to look: corrupting what they send to the movers' "
-                "queries costs {heads} logits.",
+                "S-inhibition heads tell heads that move names where to look. Corrupting what they send to the queries "
+                "of these changes the logit difference by {heads} logits; from the end they look at the subject's "
+                "second mention with {shares} of their attention.",
                 heads=scored((score.label, -score.value) for score in inhibiting),
+                shares=listed(percent(float(at_s2[head_of(score)])) for score in inhibiting),
             )
         )
     return blocks
