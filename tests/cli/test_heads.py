@@ -42,6 +42,13 @@ def test_a_task_with_its_circuit_is_written(run: Run, tmp_path: Path) -> None:
     assert page.count("plotly-graph-div") >= 4 and "K-composition of induction heads" in page
 
 
+def test_a_text_takes_the_place_of_random_tokens(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("When Mary and John went to the store, John gave a drink to Mary. " * 40, encoding="utf-8")
+    code, printed, _ = run("heads", "--text", path, "--no-progress")
+    assert code == 0 and "pieces of a text said" in printed and "0.3" in printed
+
+
 def test_prompts_of_ones_own(run: Run, tmp_path: Path) -> None:
     tokenizer = HookedTransformer.from_pretrained("headscope-demo").tokenizer
     names = IOIDataset(N=1, tokenizer=tokenizer).names[:5]

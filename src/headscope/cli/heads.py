@@ -14,6 +14,7 @@ from headscope.analysis.heads.types_result import HeadTypes
 from headscope.cli import options
 from headscope.cli.foretelling import foretold
 from headscope.cli.shared import app, command, task_of, write_folder
+from headscope.data.text import read_chunks
 from headscope.errors import InvalidInputError
 from headscope.model.checkpoints.names import DEMO
 from headscope.model.transformer import HookedTransformer
@@ -28,12 +29,14 @@ __all__ = ["heads"]
 
 _WIDE = 120  # characters
 _RECEIVERS = 12  # at most, as by default
+_CHARACTERS = 20_000  # of a text
 
 
 @command(
     app,
     "headscope heads",
     "headscope heads --task ioi --circuit --out heads",
+    "headscope heads gpt2 --text book.txt",
     "headscope heads gpt2 --task my.csv --out heads",
 )
 def heads(
@@ -45,6 +48,14 @@ def heads(
             help="Also find the heads that move names: on generated prompts (ioi), or on your own, a .csv or .jsonl "
             "file with the columns prompt, correct, incorrect and corrupted, in which the right name appears once and "
             "the wrong one twice.",
+            show_default=False,
+        ),
+    ] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            help="A file of text like that the model was trained on: pieces of it are said twice in the place of "
+            "random tokens, and labels must hold on the running text.",
             show_default=False,
         ),
     ] = None,
@@ -73,7 +84,13 @@ def heads(
     with foretold(loaded, parts, shown=progress) as within:
         with within("head types"):
             types = detect_heads(
-                loaded, task=asked, seed=seed, min_attention=min_attention, min_effect=min_effect, progress=progress
+                loaded,
+                text=None if text is None else _beginning(text),
+                task=asked,
+                seed=seed,
+                min_attention=min_attention,
+                min_effect=min_effect,
+                progress=progress,
             )
         if circuit and asked is not None:
             with within("circuit"):
@@ -89,6 +106,16 @@ def heads(
         console.print(paths.table())
     if out is not None:
         _write(types, paths, out)
+
+
+def _beginning(path: Path) -> str:
+    """The beginning of a text: as much as `detect_heads` looks at."""
+    found = ""
+    for chunk in read_chunks(path):
+        found += chunk.text + "\n\n" * chunk.ends
+        if len(found) >= _CHARACTERS:
+            break
+    return found[:_CHARACTERS]
 
 
 def _write(types: HeadTypes, circuit: Circuit | None, out: Path) -> None:

@@ -49,22 +49,24 @@ def test_the_demo_model_is_told_as_it_works(demo_story: TaskStory) -> None:
 def test_nothing_is_said_of_types_that_no_head_has(demo_story: TaskStory) -> None:
     """The same numbers without their labels, and with errors that leave them undecided."""
     types = demo_story.types
-    none = dataclasses.replace(types, labelled=torch.zeros_like(types.labelled))
+    none = dataclasses.replace(types, labelled=torch.zeros_like(types.labelled), errors=torch.zeros_like(types.errors))
     section = task_section(dataclasses.replace(demo_story, types=none))
     said, summary = words(section), section.summary[0].striptags()
     for kind in ("Subject suppressors", "Name copiers", "Name movers", "Amplifiers", "Dampeners", "S-inhibition"):
         assert kind not in said, kind
     assert "No head surely does the task" in said and "Undecided" not in said
     assert summary.endswith("logits.") and "done by" not in summary and "held back" not in summary
-    unsure = dataclasses.replace(none, errors=types.errors * 1e3)
+    unsure = dataclasses.replace(none, errors=types.errors + 1e3)
     said = words(task_section(dataclasses.replace(demo_story, types=unsure)))
     assert "Undecided with 48 prompts" in said and "3.2 (subject suppressor)" in said
 
 
 def test_the_first_head_named_has_the_largest_effect(demo_story: TaskStory) -> None:
     """By its number, not by its type: with the effects of two heads exchanged, the other one comes first."""
-    types = demo_story.types
-    summary = task_section(demo_story).summary[0].striptags()
+    labelled = demo_story.types.labelled.clone()
+    labelled[demo_story.types.kinds.index("subject_suppressor"), 2, 2] = True
+    types = dataclasses.replace(demo_story.types, labelled=labelled)
+    summary = task_section(dataclasses.replace(demo_story, types=types)).summary[0].striptags()
     assert summary.index("3.2") < summary.index("2.2")
     evidence = types.evidence.clone()
     for at, name in enumerate(types.evidence_names):

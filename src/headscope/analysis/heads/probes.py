@@ -84,11 +84,14 @@ def repeats_of(
 
 
 def rows_of(model: HookedTransformer, text: Any) -> Any:
-    """Return a text as data: a string cut into rows after BOS, where the model has one; anything else as it is."""
+    """Return a text as data: a string, of its first 4,096 tokens, cut into rows after BOS, where the model has one.
+
+    Anything else is data as it is.
+    """
     if not isinstance(text, str):
         return text
     bos = bos_token_id(model.tokenizer) if model.tokenizer is not None else None
-    tokens = model.to_tokens(text, prepend_bos=False, truncate=False)[0]
+    tokens = model.to_tokens(text, prepend_bos=False, truncate=False)[0, :_PIECES]
     # Errors are over rows, so that there should be some.
     length = max(1, min(_ROW, model.cfg.n_ctx, len(tokens) // _ROWS) - (bos is not None))
     rows = tokens[: len(tokens) // length * length].view(-1, length)

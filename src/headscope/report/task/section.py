@@ -126,7 +126,7 @@ def _verdict(story: TaskStory) -> Block:
 
 
 def _summary(story: TaskStory) -> Markup:
-    """How well it is done, and the heads that are known to do it or work against it, by their direct effects."""
+    """Result and heads: those that are known to do it or to work against it, by their direct effects."""
     told = say("It prefers the indirect object to the subject by {difference} logits", difference=spread(story.whole))
     parts = []
     for sentence, kinds in (("done by {heads}", _DOES), ("held back by {heads}", _HOLDS_BACK)):
