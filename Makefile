@@ -53,7 +53,7 @@ report: $(VENV)/.installed
 # One thread a worker: two workers with two threads each would fight over two cores. A file's tests stay together, so
 # that what they share (a measured model, a browser) is made once.
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m '$(NOT_RUN)' $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m '$(NOT_RUN)' $(PYTEST_ARGS)
 	@$(if $(CHROMIUM),:,echo 'The browser tests were SKIPPED: there is no chromium on the PATH (Debian: apt-get install chromium).')
 
 real-model: $(HEADSCOPE_REAL_MODEL)
