@@ -92,7 +92,6 @@ def _is_onednns(x: Tensor, weight: Tensor) -> bool:
     return (
         rows >= _ROWS_WORTH
         and rows * wide >= _WORTH
-        and _is_faster()
         and {type(x), type(weight)} <= {Tensor, Parameter}
         and x.dtype == weight.dtype == torch.float32
         and x.device.type == weight.device.type == "cpu"
@@ -102,6 +101,7 @@ def _is_onednns(x: Tensor, weight: Tensor) -> bool:
         and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
         and not torch.is_autocast_enabled("cpu")
         and maybe_current_level() is None
+        and _is_faster()
     )
 
 
@@ -112,7 +112,7 @@ def _is_faster() -> bool:
         return False
     if "AuthenticAMD" not in _processor():
         return False
-    x, weight = torch.arange(12.0).view(3, 4), torch.arange(8.0).view(4, 2)
+    x, weight = torch.arange(12.0, device="cpu").view(3, 4), torch.arange(8.0, device="cpu").view(4, 2)
     try:
         return torch.equal(_onednn(x, weight, None), x @ weight)
     except (AttributeError, RuntimeError, TypeError):  # the operation is PyTorch's own: another version may lack it
