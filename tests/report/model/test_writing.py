@@ -120,6 +120,8 @@ def test_the_words_agree_with_the_numbers(model: HookedTransformer, report: Repo
     wanted = raising_heads(diff, marginal) or no_head_raises(diff, marginal)
     assert " ".join(wanted.striptags().split()).replace("\u2212", "-") in page.words
     assert "4 of 48 tokens" in words and f"{entropy.info.n_positions:,}" in words
+    assert "In front of each of the 4 sequences stands <|end|>, " in words and "There are only 4 sequences" in words
+    assert ("Documents are set apart by <|end|>" in words) == bool((tokens[:, 1:] == 0).any())
 
 
 def test_what_is_clear_is_said(tmp_path: Path) -> None:
@@ -355,6 +357,7 @@ def test_tokens_do_where_there_is_no_tokenizer(tmp_path: Path) -> None:
     tokens = torch.randint(0, 30, (3, 20))
     written = write_report(model, tokens, tmp_path, progress=False)
     assert written.entropy.info.n_sequences == 3
+    assert "In front of" not in Page(written.page.read_text(encoding="utf-8")).words
     with pytest.raises(MissingTokenizerError, match="no tokenizer, so it takes no text"):
         write_report(model, [STORY], tmp_path / "other", progress=False)
     assert not (tmp_path / "other").exists()
