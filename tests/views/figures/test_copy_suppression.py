@@ -7,9 +7,12 @@ import torch
 
 from headscope import HookedTransformer
 from headscope.analysis import copy_suppression_preserving_ablation, suppression_scores, weights_circuit_ranks
+from headscope.analysis.core.result import RunInfo
+from headscope.analysis.suppression.scores import SuppressionScores
 from headscope.errors import InvalidInputError
 from headscope.views.figures.copy_suppression import circuit_rank_maps, copy_suppression_by_head, suppression_scatter
 
+INFO = RunInfo("model", (), "data", 1, 1, {})
 HEADS = ["1.3", "3.2", "4.0"]
 
 
@@ -53,6 +56,38 @@ def test_every_head_is_a_dot(model: HookedTransformer) -> None:
     assert list(points.x) == scores.anti_induction.flatten().tolist()
     assert list(points.y) == scores.ioi.flatten().tolist()
     assert sum(bool(label) for label in points.text) == 6
+    assert len(points.textposition) == len(points.text)
     without = suppression_scores(model, n_sequences=2, length=20, n_prompts=0, progress=False)
     with pytest.raises(InvalidInputError, match="IOI prompts were not measured"):
         suppression_scatter(without)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_labels_touch_neither_each_other_nor_labeled_dots(seed: int) -> None:
+    """Six heads far out and three of them close together, on a plot as small as a phone shows it."""
+    generator = torch.Generator().manual_seed(seed)
+    x, y = (torch.randn(6, 5, generator=generator) for _ in range(2))
+    x[0, :3], y[0, :3] = 9.0, 9.0 + 0.3 * torch.rand(3, generator=generator)
+    scores = SuppressionScores(INFO, x, y)
+    (points,) = suppression_scatter(scores).data
+    across, up = ((size * (v - v.min()) / (v.max() - v.min())).flatten().tolist() for v, size in ((x, 260), (y, 230)))
+    named = [at for at, label in enumerate(points.text) if label]
+    assert len(named) >= 5
+    boxes = []
+    for at in named:
+        upward, sideways = points.textposition[at].split()
+        left = {"left": -30.0, "center": -15.0, "right": 0.0}[sideways]
+        bottom = {"bottom": -17.0, "middle": -7.0, "top": 4.0}[upward]
+        left, bottom = across[at] + left, up[at] + bottom
+        boxes.append((left, bottom, left + 28, bottom + 13))
+    for one, box in enumerate(boxes):
+        for other in boxes[:one]:
+            apart = box[0] >= other[2] or other[0] >= box[2] or box[1] >= other[3] or other[1] >= box[3]
+            assert apart, (box, other)
+
+
+def test_heads_of_layers_without_attention_are_no_dots() -> None:
+    x = torch.arange(6.0).view(3, 2)
+    x[1] = torch.nan
+    (points,) = suppression_scatter(SuppressionScores(INFO, x, x)).data
+    assert list(points.customdata) == ["0.0", "0.1", "2.0", "2.1"] and sum(map(bool, points.text)) == 4

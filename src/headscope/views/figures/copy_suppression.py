@@ -12,6 +12,7 @@ from headscope.analysis.suppression.circuit_ranks_result import CircuitRanks
 from headscope.analysis.suppression.cspa_result import CopySuppression
 from headscope.analysis.suppression.scores import SuppressionScores
 from headscope.errors import InvalidInputError
+from headscope.views.drawing.labels import label_places
 from headscope.views.drawing.maps import component_maps
 from headscope.views.drawing.theme import PALETTE, styled
 
@@ -44,6 +45,8 @@ def circuit_rank_maps(ranks: CircuitRanks) -> "go.Figure":
 def suppression_scatter(scores: SuppressionScores) -> "go.Figure":
     """Draw every head's anti-induction score against its IOI copy-suppression score; suppressors are at the top right.
 
+    The heads furthest out are named, as far as there is room for their labels; all are where the mouse points.
+
     Raises:
         InvalidInputError: If IOI prompts were not measured.
     """
@@ -51,16 +54,19 @@ def suppression_scatter(scores: SuppressionScores) -> "go.Figure":
 
     if scores.ioi is None:
         raise InvalidInputError("IOI prompts were not measured: give suppression_scores prompts and answers.")
-    n_heads = scores.ioi.shape[1]
-    labels = [component_label(*divmod(at, n_heads)) for at in range(scores.ioi.numel())]
-    x, y = scores.anti_induction.flatten(), scores.ioi.flatten()
+    # NaN stands where a layer has no attention.
+    heads = (~scores.ioi.isnan()).nonzero()
+    labels = [component_label(*head) for head in heads.tolist()]
+    x, y = (values[tuple(heads.T)] for values in (scores.anti_induction, scores.ioi))
     far = set((_far(x) + _far(y)).argsort(descending=True)[:_NAMED].tolist())
+    named = [label if at in far else "" for at, label in enumerate(labels)]
+    places = label_places(x.tolist(), y.tolist(), named)
     points = go.Scatter(
         x=x.tolist(),
         y=y.tolist(),
         mode="markers+text",
-        text=[label if at in far else "" for at, label in enumerate(labels)],
-        textposition="top center",
+        text=[label if place else "" for label, place in zip(named, places, strict=True)],
+        textposition=[place or "top center" for place in places],
         customdata=labels,
         marker={"color": PALETTE[0], "size": 8, "opacity": 0.8},
         hovertemplate="%{customdata}<br>anti-induction %{x:+.3f} logits<br>IOI %{y:+.3f} logits<extra></extra>",
