@@ -44,8 +44,9 @@ def padding(tokens, side):
 class Naive:
     """The ablation by its definition: one destination, one source, one vector of the stream at a time, all logits."""
 
-    def __init__(self, model, tokens, real, *, top, effect, related=None, bos=None):
+    def __init__(self, model, tokens, real, *, top, effect, related=None, bos=None, variant="paper"):
         self.model, self.tokens, self.mask, self.top, self.effect = model, tokens, real, top, effect
+        self.variant = variant
         # What counts: real tokens, and not those which begin the rows.
         self.real = real if bos is None else real & (tokens != bos)
         self.related = related or {}
@@ -67,10 +68,65 @@ class Naive:
             u = u - u.mean()
         return u
 
-    def basis(self, token):
+    def part_against(self, written, token):
+        """What is written against a token and its related ones: one at a time, in the stream or in all logits."""
+        cfg = self.model.cfg
         vectors = torch.stack([self.unembedding(each) for each in (token, *self.related.get(token, ()))])
-        Q, _ = torch.linalg.qr(vectors.T)
-        return [q if q @ u > 0 else -q for q, u in zip(Q.T, vectors, strict=True)]
+        if self.variant != "own_logit":
+            Q, _ = torch.linalg.qr(vectors.T)
+            basis = [q if q @ u > 0 else -q for q, u in zip(Q.T, vectors, strict=True)]
+            return sum(min(0.0, float(written @ q)) * q for q in basis)
+        # The least change of all logits that moves a token's by one, found by least squares under that constraint; of
+        # each further token, one that leaves the tokens before as they are.
+        U = torch.stack([self.unembedding(each) for each in range(cfg.d_vocab)])
+        part = torch.zeros_like(written)
+        inverse = torch.linalg.pinv(U.T @ U, hermitian=True)
+        done = []
+        for u in vectors:
+            e = inverse @ u
+            for before in done:
+                e = e - (before @ U.T @ U @ e) / (before @ U.T @ U @ before) * before
+            done.append(e)
+            change = (written @ U.T @ U @ e) / (e @ U.T @ U @ e)
+            part += min(0.0, float(change)) * e
+        return part
+
+    def predicted(self, layer):
+        """How far each position predicts each token, `[row, pos, d_vocab]`."""
+        model, cache = self.model, self.cache
+        state = cache["resid_pre", layer] if layer < model.cfg.n_layers else cache["resid_post", layer - 1]
+        lens = self.read(state) @ model.W_U + model.b_U
+        if self.variant == "paper":
+            return lens
+        return lens - lens[self.real].mean(0)
+
+    def kept(self, layer, row, query):
+        """The sources that are kept."""
+        sources = [k for k in range(query + 1) if self.real[row, k]] if self.real[row, query] else []
+        scores = {k: float(self.predicted(layer)[row, query, self.tokens[row, k]]) for k in sources}
+        n = math.ceil(self.top * len(sources))
+        best = sorted(sources, key=lambda k: -scores[k])
+        if self.variant == "paper":
+            return best[:n]
+        allowed = list(dict.fromkeys(int(self.tokens[row, k]) for k in best))[:n]
+        return [k for k in sources if int(self.tokens[row, k]) in allowed]
+
+    def planted(self, layer):
+        """Of the token in sight that the prediction raises most: p (1 - p), and that on kept sources."""
+        n_rows, n_pos = self.tokens.shape
+        lens = self.read(self.cache["resid_post", self.model.cfg.n_layers - 1]) @ self.model.W_U + self.model.b_U
+        raised, p = lens - lens[self.real].mean(0), self.logits.softmax(-1)
+        found = torch.full((2, n_rows, n_pos), torch.nan, dtype=torch.float64)
+        for r in range(n_rows):
+            for q in range(n_pos - 1):
+                if self.real[r, q] and self.mask[r, q + 1]:
+                    sources = [k for k in range(q + 1) if self.real[r, k]]
+                    token = int(self.tokens[r, max(sources, key=lambda k: raised[r, q, self.tokens[r, k]])])
+                    copies = [k for k in sources if int(self.tokens[r, k]) == token]
+                    found[0, r, q] = p[r, q, token] * (1 - p[r, q, token])
+                    share = sum(k in self.kept(layer, r, q) for k in copies) / len(copies)
+                    found[1, r, q] = found[0, r, q] * share
+        return found
 
     def outputs(self, layer, head):
         """The head's clean output, that under CSPA, and its mean, [row, pos, d_model]."""
@@ -81,16 +137,12 @@ class Naive:
         v = v[:, :, head * v.shape[2] // model.cfg.n_heads]
         clean = torch.stack([torch.stack([z[r, q] @ W_O for q in range(n_pos)]) for r in range(n_rows)])
         mean = clean[self.real].mean(0)
-        lens = self.read(cache["resid_pre", layer]) @ model.W_U + model.b_U
         cspa = mean.expand_as(clean).clone()
         for r in range(n_rows):
             for q in range(n_pos):
-                sources = [k for k in range(q + 1) if self.real[r, k]] if self.real[r, q] else []
-                best = sorted(sources, key=lambda k, r=r, q=q: -float(lens[r, q, self.tokens[r, k]]))
-                for k in best[: math.ceil(self.top * len(sources))]:
+                for k in self.kept(layer, r, q):
                     contribution = pattern[r, q, k] * (v[r, k] @ W_O - mean)
-                    for u in self.basis(int(self.tokens[r, k])):
-                        cspa[r, q] += min(0.0, float(contribution @ u)) * u
+                    cspa[r, q] += self.part_against(contribution, int(self.tokens[r, k]))
         return clean, cspa, mean.expand_as(clean)
 
     def logits_with(self, layer, clean, instead):
@@ -137,9 +189,10 @@ class Naive:
 
 
 @torch.no_grad()
-def check(model, tokens, real, *, heads=HEADS, top=0.3, effect="direct", related=None):
-    found = measure(model, tokens, heads, attention_mask=real, top=top, effect=effect, related=related)
-    naive = Naive(model, tokens, real, top=top, effect=effect, related=related)
+def check(model, tokens, real, *, heads=HEADS, top=0.3, effect="direct", related=None, variant="paper"):
+    options = {"top": top, "effect": effect, "related": related, "variant": variant}
+    found = measure(model, tokens, heads, attention_mask=real, **options)
+    naive = Naive(model, tokens, real, **options)
     assert found.heads.tolist() == [list(head) for head in heads]
     for row, (layer, head) in enumerate(heads):
         loss, loss_cspa, loss_mean, kl_cspa, kl_mean = naive.numbers(layer, head).float()
@@ -149,6 +202,9 @@ def check(model, tokens, real, *, heads=HEADS, top=0.3, effect="direct", related
         torch.testing.assert_close(found.loss_mean[row], loss_mean, **kwargs)
         torch.testing.assert_close(found.kl_cspa[row], kl_cspa, **kwargs)
         torch.testing.assert_close(found.kl_mean[row], kl_mean, **kwargs)
+        planted, planted_kept = naive.planted(layer).float()
+        torch.testing.assert_close(found.planted[row], planted, **kwargs)
+        torch.testing.assert_close(found.planted_kept[row], planted_kept, **kwargs)
         # Something is kept, and enough of it to be seen.
         assert kl_mean.nanmean() > 1e-4 and (kl_cspa - kl_mean).abs().nan_to_num().max() > 1e-5
     return found
@@ -162,6 +218,27 @@ def test_equals_the_definition(effect, side, processed):
     if processed:
         model.process_weights_(**PROCESSED)
     check(model, tokens, padding(tokens, side), effect=effect)
+
+
+@pytest.mark.parametrize("effect", ["direct", "patched"])
+@pytest.mark.parametrize("variant", ["relative", "own_logit"])
+def test_variants_equal_their_definitions(variant, effect):
+    model, tokens = tiny_model(), repeating_tokens()
+    related = {token: [(token + 1) % 23, (token + 7) % 23] for token in range(23) if token % 3}
+    found = check(model, tokens, padding(tokens, "left"), variant=variant, effect=effect, related=related)
+    paper = measure(model, tokens, attention_mask=padding(tokens, "left"), effect=effect, related=related, top=0.3)
+    assert (found.kl_cspa - paper.kl_cspa).abs().nan_to_num().max() > 1e-4
+    torch.testing.assert_close(found.kl_mean, paper.kl_mean, equal_nan=True)
+    assert found.info.options["variant"] == variant and paper.info.options["variant"] == "paper"
+
+
+@pytest.mark.parametrize("fields", [
+    {"normalization_type": "RMS"}, {"normalization_type": None}, {"output_logits_soft_cap": 3.0},
+    {"n_heads": 4, "n_key_value_heads": 2},
+])  # fmt: skip
+def test_variants_on_other_kinds_of_models(fields):
+    tokens = repeating_tokens()
+    check(tiny_model(**fields), tokens, padding(tokens, "right"), variant="own_logit", heads=[(1, 2)])
 
 
 @pytest.mark.parametrize("fields", [

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from headscope.analysis.core.batches import Batch
 from headscope.analysis.core.components import Component, all_components
-from headscope.analysis.recording.record import CleanRuns
+from headscope.analysis.recording.record import CleanRun, CleanRuns
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.arrays import stack_padded
 
@@ -70,7 +70,10 @@ class OutputSums:
 
     def measure(self, batch: Batch, n_before: int) -> dict[str, Tensor]:
         """Return the sums over a batch that `n_before` rows of the data come before."""
-        run = self.runs.first(batch, n_before)
+        return self.of_run(self.runs.first(batch, n_before), batch)
+
+    def of_run(self, run: CleanRun, batch: Batch) -> dict[str, Tensor]:
+        """Return the sums over a batch that was run."""
         pos = batch.places[1]
         n_ctx = self.runs.model.cfg.n_ctx
         sums = {"n": batch.counted.sum().double()}

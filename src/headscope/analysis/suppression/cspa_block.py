@@ -1,12 +1,12 @@
-"""One batch with heads ablated to their copy suppression, and to their means; `copy_suppression` says what is kept."""
+"""One batch with heads ablated to their copy suppression, and to their means; `cspa` says what is kept."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
 from headscope.analysis.core.batches import Batch
 from headscope.analysis.core.components import Component
@@ -16,13 +16,18 @@ from headscope.analysis.recording.component_means import ComponentMeans
 from headscope.analysis.recording.embedding import TokenDirections
 from headscope.analysis.recording.layer import LayerRead, entering, read_layer, run_changed, sources
 from headscope.analysis.recording.record import check_final, clean_prediction
+from headscope.analysis.suppression.cspa_variants import VARIANTS, LogitCoordinates, kept_sources, token_bases
 from headscope.errors import InvalidInputError
 from headscope.model.activations.readout import readout_of
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.changed_predictions import Prediction, compare_rows
 from headscope.ops.devices import Budget
+from headscope.ops.vocab import cap_logits
 
-__all__ = ["SuppressionBatch", "SuppressionOptions"]
+__all__ = ["NUMBERS", "Against", "SuppressionBatch", "SuppressionOptions"]
+
+NUMBERS = ("loss_cspa", "loss_mean", "kl_cspa", "kl_mean", "planted", "planted_kept")
+"""What is measured of each head at each position, in order."""
 
 
 @dataclass(frozen=True)
@@ -33,38 +38,53 @@ class SuppressionOptions:
     top: float = 0.05
     effect: Literal["direct", "patched"] = "direct"
     include_bos: bool = False
+    variant: Literal["paper", "relative", "own_logit"] = "paper"
 
     def __post_init__(self) -> None:
         check_option("effect", self.effect, ("direct", "patched"))
+        check_option("variant", self.variant, tuple(VARIANTS))
         if not 0 < self.top <= 1:
             raise InvalidInputError(
                 f"top is the share of sources that are kept, above 0 and at most 1; got {self.top}."
             )
 
 
+@dataclass(frozen=True)
+class Against:
+    """What batches are measured against, the same for all.
+
+    Attributes:
+        means: The heads' means over the data.
+        lens: Means over the data of what enters a layer, and of the final state (`n_layers`), normalized as the final
+            norm does: what the logit lens reads on average. Without them nothing is planted.
+        related: Tokens related to each, -1 for none.
+        coordinates: In which what is kept is an orthogonal projection; `None` for those of the stream.
+    """
+
+    means: ComponentMeans
+    lens: Mapping[int, Float[Tensor, " d_model"]]
+    related: Int[Tensor, "d_vocab n"] | None = None
+    coordinates: LogitCoordinates | None = None
+
+
 class SuppressionBatch:
     """One batch, and what ablating each head does to its predictions."""
 
-    def __init__(
-        self,
-        model: HookedTransformer,
-        batch: Batch,
-        options: SuppressionOptions,
-        means: ComponentMeans,
-        related: Int[Tensor, "d_vocab n"] | None,
-    ) -> None:
-        self.model, self.batch, self.heads, self.means = model, batch, options.heads, means
-        self.top, self.effect = options.top, options.effect
+    def __init__(self, model: HookedTransformer, batch: Batch, options: SuppressionOptions, against: Against) -> None:
+        self.model, self.batch, self.heads, self.against = model, batch, options.heads, against
+        self.top, self.effect, self.variant = options.top, options.effect, VARIANTS[options.variant]
         self.where = batch.predicting()
         self.kind = torch.promote_types(model.cfg.dtype, torch.float32)
         self.readout = readout_of(model)
         # The batch's different tokens, and which of them stands where.
         self.ids, self.at = batch.tokens.unique(return_inverse=True)
-        self.bases = _bases(TokenDirections(model), self.ids, related)
+        bases = token_bases(TokenDirections(model), self.ids, against.related, against.coordinates)
+        self.bases = bases.at(self.at)
 
     def measure(self, progress: bool) -> Float[Tensor, "number row pos"]:
-        """The clean loss, then of each head the losses and KLs of CSPA and mean ablation."""
-        shape = (1 + 4 * len(self.heads), *self.batch.tokens.shape)
+        """The clean loss, then of each head its `NUMBERS`."""
+        width = len(NUMBERS)
+        shape = (1 + width * len(self.heads), *self.batch.tokens.shape)
         found = torch.full(shape, torch.nan)
         where = self.where.cpu()
         if not bool(where.any()):
@@ -81,29 +101,63 @@ class SuppressionBatch:
             for layer, resid in streams.items():
                 rows = [row for row, head in enumerate(self.heads) if head.layer == layer]
                 read = read_layer(self.model, self.batch, layer, resid, [self.heads[row] for row in rows])
-                kept = self._kept_sources(layer, read.resid)
+                in_sight = sources(self.model, self.batch, layer)
+                kept = self._kept_sources(layer, read.resid, in_sight)
                 for at in range(0, len(rows), together):
                     some = rows[at : at + together]
                     changed = [self._changed(self.heads[row], read, kept, resid, clean, scale) for row in some]
                     predictions = compare_rows(clean, torch.cat(changed))
                     found[0, where] = predictions.loss.cpu().float()
+                    planted = self._planted(clean, predictions.loss, in_sight, kept).cpu().float()
                     losses, kls = (values.cpu().float() for values in (predictions.changed_loss, predictions.kl))
                     for number, row in enumerate(some):
-                        two = slice(2 * number, 2 * number + 2)
-                        found[1 + 4 * row : 5 + 4 * row, where] = torch.cat([losses[two], kls[two]])
+                        two, first = slice(2 * number, 2 * number + 2), 1 + width * row
+                        found[first : first + width, where] = torch.cat([losses[two], kls[two], planted])
                     bar.update(len(some))
         return found
 
     def _kept_sources(
-        self, layer: int, resid: Float[Tensor, "row pos d_model"]
+        self, layer: int, resid: Float[Tensor, "row pos d_model"], in_sight: Bool[Tensor, "row query_pos key_pos"]
     ) -> Bool[Tensor, "row query_pos key_pos"]:
         """The sources most predicted at each destination by the logit lens of what enters the layer."""
-        W_U, b_U = (each.detach().to(self.kind) for each in (self.readout.W_U, self.readout.b_U))
-        # Unembedded once for each different token: sources with one token are then predicted exactly alike.
-        logits = self.readout.normalize(resid) @ W_U[:, self.ids] + b_U[self.ids]
-        n_pos = resid.shape[1]
-        predicted = logits.gather(2, self.at[:, None].expand(-1, n_pos, -1))
-        return _most_predicted(predicted, sources(self.model, self.batch, layer), self.top)
+        state = self.readout.normalize(resid)
+        predicted = self._above_average(state, layer) if self.variant.relative else self._lens(state)
+        return kept_sources(predicted, self.at, in_sight, self.top, once=self.variant.relative)
+
+    def _lens(self, state: Float[Tensor, "*lead d_model"]) -> Float[Tensor, "*lead id"]:
+        """Logits of the batch's tokens, each made once, so that sources with one token are predicted exactly alike."""
+        return state @ self.readout.W_U.detach().to(self.kind)[:, self.ids] + self.readout.b_U.detach()[self.ids]
+
+    def _above_average(self, state: Float[Tensor, "*lead d_model"], layer: int) -> Float[Tensor, "*lead id"]:
+        """Logits less their means over the data; `n_layers` stands for the final state."""
+        mean = self.against.lens[layer].to(state.dtype)
+        return (state - mean) @ self.readout.W_U.detach().to(self.kind)[:, self.ids]
+
+    def _planted(
+        self,
+        clean: Prediction,
+        loss: Float[Tensor, " n"],
+        in_sight: Bool[Tensor, "row query_pos key_pos"],
+        kept: Bool[Tensor, "row query_pos key_pos"],
+    ) -> Float[Tensor, "2 n"]:
+        """The KL of ablating an ideal suppressor in the heads' place, and the part of it that the kept sources explain.
+
+        It lowers by a small step d the logit of one token in sight: the one that the model's own prediction raises most
+        above its average. With p the token's probability, that is a KL of `d^2 p (1 - p) / 2`; here without d^2 / 2.
+        """
+        if not self.against.lens:
+            return loss.new_full((2, len(loss)), torch.nan)
+        row, query = self.where.nonzero(as_tuple=True)
+        in_sight, kept, at = in_sight[row, query], kept[row, query], self.at[row]
+        raised = self._above_average(clean.rows, self.model.cfg.n_layers).gather(1, at)
+        token = at.gather(1, raised.masked_fill(~in_sight, -torch.inf).argmax(-1, keepdim=True))
+        copies = in_sight & (at == token)
+        share = (kept & copies).sum(-1) / copies.sum(-1).clamp(min=1)
+        columns = torch.stack([self.ids[token[:, 0]], clean.targets])
+        logits = torch.einsum("nd,dtn->tn", clean.rows, clean.W_U[:, columns]) + clean.offset[columns]
+        logits = cap_logits(logits, clean.soft_cap)
+        p = (logits[0] - logits[1] - loss).exp().clamp(max=1)
+        return torch.stack([p * (1 - p), p * (1 - p) * share])
 
     def _changed(
         self, head: Component, read: LayerRead, kept: Tensor, resid: Tensor, clean: Prediction, scale: Tensor
@@ -111,9 +165,9 @@ class SuppressionBatch:
         """Final states, normalized, with the head's output replaced by its CSPA and by its mean."""
         assert head.head is not None
         W_O = self.model.output_weight(head.layer)[head.head].to(self.kind)
-        mean = self.means.over_data[head].to(self.kind) @ W_O
+        mean = self.against.means.over_data[head].to(self.kind) @ W_O
         written = read.values[head.head] @ W_O - mean
-        against = _negative_part(written, self.bases[self.at])
+        against = self.bases.negative_part(written)
         taken = mean - read.z[head.head] @ W_O
         changes = torch.stack([taken + (read.pattern[head.head] * kept) @ against, taken])
         if read.post_scale is not None:
@@ -123,48 +177,3 @@ class SuppressionBatch:
         changes = torch.where(self.batch.counted[..., None], changes, 0.0).to(resid.dtype)
         finals = [run_changed(self.model, self.batch, head, resid, change) for change in changes]
         return self.readout.normalize(torch.stack([final[self.where].to(self.kind) for final in finals]))
-
-
-def _negative_part(
-    written: Float[Tensor, "row pos d_model"], bases: Float[Tensor, "row pos basis d_model"]
-) -> Float[Tensor, "row pos d_model"]:
-    """Return what each source writes against its basis: the negative ones of its coefficients."""
-    coefficients = torch.einsum("rpd,rpnd->rpn", written, bases).clamp(max=0)
-    return torch.einsum("rpn,rpnd->rpd", coefficients, bases)
-
-
-def _most_predicted(
-    predicted: Float[Tensor, "row query_pos key_pos"], sources: Bool[Tensor, "row query_pos key_pos"], top: float
-) -> Bool[Tensor, "row query_pos key_pos"]:
-    """The given share of each query's sources, rounded up, highest first, then earliest first."""
-    # Less a hair: 0.07 * 100 is above 7 in floating point.
-    n_kept = (top * sources.sum(-1, keepdim=True).double() - 1e-9).ceil()
-    order = predicted.masked_fill(~sources, -torch.inf).argsort(dim=-1, descending=True, stable=True)
-    first = torch.arange(order.shape[-1], device=order.device) < n_kept
-    return torch.zeros_like(sources).scatter(-1, order, first) & sources
-
-
-def _bases(
-    directions: TokenDirections, ids: Int[Tensor, " id"], related: Int[Tensor, "d_vocab n"] | None
-) -> Float[Tensor, "id basis d_model"]:
-    """For each token an orthonormal basis of its own and its related tokens' directions, each pointing as they do.
-
-    A vector that adds nothing to those before it (or stands for no token) is zero.
-    """
-    own = directions.of(ids)[:, None]
-    if related is None:
-        return F.normalize(own, dim=-1, eps=torch.finfo(own.dtype).tiny)
-    others = related.to(ids.device)[ids]
-    wanted = torch.cat([own, directions.of(others.clamp(min=0)) * (others >= 0)[..., None]], dim=1)
-    basis: list[Tensor] = []
-    lengths = wanted.norm(dim=-1, keepdim=True)
-    for vector, length in zip(wanted.unbind(1), lengths.unbind(1), strict=True):
-        rest = vector
-        # Twice: once leaves rounding of the size of what was taken.
-        for _ in range(2):
-            for other in basis:
-                rest = rest - (rest * other).sum(-1, keepdim=True) * other
-        size = rest.norm(dim=-1, keepdim=True)
-        adds = size > 1e-4 * length
-        basis.append(torch.where(adds, rest / size.clamp(min=torch.finfo(size.dtype).tiny), 0.0))
-    return torch.stack(basis, dim=1)
