@@ -126,9 +126,9 @@ def test_copy_suppression_prints_every_head_asked_for(run: Run, tmp_path: Path) 
     assert run(*command)[0] == 1 and run(*command, "--resume")[1] == printed
     printed = printed.partition("\n\nSaved to")[0]
     lines = printed.splitlines()
-    assert lines[2].split() == "head explained KL mean KL CSPA anti-ind. IOI OV bottom 10 QK top 10".split()
+    assert lines[2].split() == "head explained +- power KL mean KL CSPA anti-ind. IOI OV bottom 10 QK top 10".split()
     rows = {line.split()[0]: line.split()[1:] for line in lines[3:]}
-    assert list(rows) == ["3.2", "1.3"] and all(len(cells) == 7 for cells in rows.values())
+    assert list(rows) == ["3.2", "1.3"] and all(len(cells) == 9 for cells in rows.values())
     model = HookedTransformer.from_pretrained("headscope-demo")
     ranks = weights_circuit_ranks(model, ["3.2"], progress=False)
     assert rows["3.2"][-2:] == [f"{float(ranks.ov_bottom):.1%}", f"{float(ranks.qk_top):.1%}"]

@@ -32,6 +32,7 @@ _PROMPTS = 200  # of indirect objects, for the scores
     "headscope copy-suppression",
     "headscope copy-suppression gpt2 --heads 10.7,11.10 --text story.txt",
     "headscope copy-suppression gpt2 --heads 10.7 --no-ranks",
+    "headscope copy-suppression smollm2.gguf --heads 24.4,23.3 --variant own_logit --no-ranks",
 )
 def copy_suppression(
     model: options.Model = DEMO,
@@ -41,6 +42,13 @@ def copy_suppression(
         str | None,
         typer.Option(help="Heads, separated by commas, such as 10.7,11.10. Default: every head.", show_default=False),
     ] = None,
+    variant: Annotated[
+        Literal["paper", "relative", "own_logit"],
+        typer.Option(
+            help="What is kept: as published; of tokens predicted above their average; or of these what lowers their "
+            "own logit alone, which finds suppressors in more models."
+        ),
+    ] = "paper",
     effect: Annotated[
         Literal["direct", "patched"],
         typer.Option(help="Ablate the direct effect alone, or recompute everything after the head."),
@@ -67,7 +75,7 @@ def copy_suppression(
     engine = engine_of(model, out, workers, ray, shard, shard_tokens)
     texts = texts_of(text, dataset)
     with kept_run(model, texts, max_tokens, seq_len, out, resume, engine) as (loaded, tokens, run):
-        parts = _parts(loaded, tokens, listed(heads), effect, ranks)
+        parts = _parts(loaded, tokens, listed(heads), effect, variant, ranks)
         with foretold(loaded, parts, shown=progress and not resume and engine is None) as within:
             with within("suppression"):
                 explained = copy_suppression_preserving_ablation(
@@ -75,6 +83,7 @@ def copy_suppression(
                     tokens,
                     listed(heads),
                     top=top,
+                    variant=variant,
                     effect=effect,
                     include_bos=include_bos,
                     progress=progress,
@@ -89,10 +98,12 @@ def copy_suppression(
         typer.echo(_table(explained, scores, ranked, rows))
 
 
-def _parts(model: HookedTransformer, tokens: Tensor, heads: list[str] | None, effect: str, ranks: bool) -> list[Part]:
+def _parts(
+    model: HookedTransformer, tokens: Tensor, heads: list[str] | None, effect: str, variant: str, ranks: bool
+) -> list[Part]:
     n_heads = len(chosen_heads(model, heads))
     on_heads = count(n_heads, "head")
-    explained = suppression_work(model, tokens.numel(), n_heads, effect=effect)
+    explained = suppression_work(model, tokens.numel(), n_heads, effect=effect, variant=variant)
     parts = [
         Part("suppression", f"{count(tokens.numel(), 'token')}, {on_heads}", explained),
         Part("scores", "random tokens and prompts", suppression_scores_work(model, _PROMPTS)),
@@ -105,6 +116,8 @@ def _table(explained: CopySuppression, scores: SuppressionScores, ranks: Circuit
     at = frame.layer.tolist(), frame["head"].tolist()
     columns = {
         "explained": (frame.share, "{:.1%}"),
+        "+-": (frame.share_error, "{:.1%}"),
+        "power": (frame.power, "{:.1%}"),
         "KL mean": (frame.kl_mean, "{:.4f}"),
         "KL CSPA": (frame.kl_cspa, "{:.4f}"),
         "anti-ind.": (scores.anti_induction[at].tolist(), "{:+.3f}"),

@@ -109,12 +109,16 @@ def suppression_scores_work(model: HookedTransformer, n_prompts: int) -> Stages:
     return stages | ({"IOI": _forward(model, n_prompts * 18)} if n_prompts else {})
 
 
-def suppression_work(model: HookedTransformer, n_tokens: int, n_heads: int, *, effect: str = "direct") -> Stages:
+def suppression_work(
+    model: HookedTransformer, n_tokens: int, n_heads: int, *, effect: str = "direct", variant: str = "paper"
+) -> Stages:
     """Return the work of `copy_suppression_preserving_ablation`: two changed predictions for each head and token."""
     clean = _forward(model, n_tokens)
     changed = 2 * n_heads * Work(rows=n_tokens * row_operations(model))
     if effect == "patched":
         changed += 2 * n_heads * _forward(model, n_tokens, model.cfg.n_layers / 2)
+    if variant == "own_logit":
+        changed += Work(products=2.0 * model.cfg.d_model**2 * model.cfg.d_vocab)
     return {"means": clean, "suppression": clean + changed}
 
 

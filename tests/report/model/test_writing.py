@@ -17,7 +17,7 @@ from headscope import HookedTransformer
 from headscope.analysis.ablation.ablate import ablate_heads
 from headscope.analysis.core.components import component_label
 from headscope.analysis.core.result import RunInfo
-from headscope.analysis.core.stats import estimate, estimates
+from headscope.analysis.core.stats import Estimate, estimate, estimates
 from headscope.analysis.core.top_places import top_positions
 from headscope.analysis.lens.entropy import EntropyResult, measure_entropy
 from headscope.analysis.prompts.task import Task
@@ -29,6 +29,7 @@ from headscope.report.kept import Kept
 from headscope.report.model import measuring
 from headscope.report.model.entropy_section import no_head_raises, raising_heads
 from headscope.report.model.findings import notable_heads
+from headscope.report.model.suppression_section import suppression_verdict
 from headscope.report.task.story import TaskStory
 from headscope.report.words import visible
 from headscope.training.toy_configs import palindrome
@@ -198,14 +199,44 @@ def test_copy_suppression_is_looked_for(model: HookedTransformer, report: Report
     scores = suppression_scores(model, n_prompts=0, progress=False)
     heads = [score.label for score in scores.top(3)]
     tokens = token_rows(model, [STORY] * 8, max_tokens=200)
-    explained = copy_suppression_preserving_ablation(model, tokens, heads, progress=False)
+    explained = copy_suppression_preserving_ablation(model, tokens, heads, variant="own_logit", progress=False)
     table = pd.read_parquet(report.directory / "copy_suppression.parquet")
     pd.testing.assert_frame_equal(table, explained.to_frame(), check_dtype=False)
     assert len(pd.read_parquet(report.directory / "suppression_scores.parquet")) == 6
     words = " ".join(page.text.split())
-    assert "Here no candidate clearly does" in words
-    best = explained.top(1)[0]
-    assert f"(head {best.label})" in words
+    shares, powers = explained.share_estimates(), explained.power_estimates()
+    verdict, summary = suppression_verdict(explained.labels, shares, powers)
+    assert verdict.striptags() in words and summary == ()
+    assert "variant own_logit" in words and "5 % of tokens in sight" in words
+
+
+def test_what_is_said_of_copy_suppression() -> None:
+    """Each sentence with numbers for which it is said, and with some for which it is not."""
+
+    def said(shares: list[float], powers: list[float], error: float = 0.02) -> tuple[str, int]:
+        labels = [f"{at}.0" for at in range(len(shares))]
+        found = [Estimate(share, error, 99, 30.0) for share in shares]
+        verdict, summary = suppression_verdict(labels, found, [Estimate(power, 0.01, 99, 30.0) for power in powers])
+        return " ".join(verdict.striptags().split()), len(summary)
+
+    whole, n = said([0.05, 0.8], [0.9, 0.9])
+    assert whole.startswith("Here head 1.0 does: this explains 80 % ± 2.0 % of its direct effect, where an") and n == 1
+    assert "in part" not in whole and "less so" not in whole
+    part, n = said([0.4, 0.01, 0.2], [0.6, 0.9, 0.6])
+    assert part.startswith("Here head 0.0 does in part: this explains 40 %") and "given 60 %" in part and n == 1
+    assert part.endswith("; less so 2.0 (20 % ± 2.0 %).")
+    # Not clearly above half, above zero, or above what is small.
+    assert "in part" in said([0.52], [0.9])[0] and "no candidate" in said([0.4], [0.9], error=0.2)[0]
+    none, n = said([0.05, -0.3], [0.8, 0.5])
+    assert "no candidate clearly does" in none and "at most 5.0 % of" in none and "(head 0.0)" in none and n == 0
+    assert "would have been seen from 20 % on" in none and "cannot" not in none
+    # Where an ideal suppressor would not be found, none is said to be absent.
+    blind, n = said([0.05, -0.3], [0.04, math.nan])
+    assert blind.startswith("Whether one of the candidates does cannot be told here: even an ideal") and n == 0
+    assert "4.0 %" in blind
+    assert "Of 1.0 this cannot be told." in said([0.0, 0.0], [0.8, 0.04])[0]
+    assert "too little text" in said([math.nan], [math.nan], error=math.nan)[0]
+    assert "cannot be told" in said([0.0], [0.9], error=0.45)[0]
 
 
 def test_without_ablation_nothing_is_said_of_it(model: HookedTransformer, tmp_path: Path) -> None:

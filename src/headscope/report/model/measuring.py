@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -38,8 +38,9 @@ from headscope.report.plan import Following
 from headscope.report.task.measuring import measure_task
 from headscope.report.words import count
 
-__all__ = ["IOI_PROMPTS", "SUPPRESSORS", "measure", "model_facts", "rows_to_ablate"]
+__all__ = ["IOI_PROMPTS", "SUPPRESSION_VARIANT", "SUPPRESSORS", "measure", "model_facts", "rows_to_ablate"]
 
+SUPPRESSION_VARIANT: Literal["own_logit"] = "own_logit"  # finds suppressors in models where the paper's keeps nothing
 SUPPRESSORS = 3  # heads to look at for copy suppression, by each score
 _SUPPRESSED = 10  # a token is suppressed if it is among so many
 IOI_PROMPTS = 100
@@ -239,7 +240,7 @@ def _suppression(
     by = ("anti_induction",) if scores.ioi is None else ("anti_induction", "ioi")
     heads = list(dict.fromkeys(score.label for name in by for score in scores.top(SUPPRESSORS, by=name)))
     run = {"describe": describe, "progress": progress, **kept.run("suppression/explained")}
-    explained = copy_suppression_preserving_ablation(model, tokens, heads, **run)
+    explained = copy_suppression_preserving_ablation(model, tokens, heads, variant=SUPPRESSION_VARIANT, **run)
     k = min(_SUPPRESSED, cfg.d_vocab)
     ranks = kept.result(
         "suppression/ranks", CircuitRanks, lambda: weights_circuit_ranks(model, heads, k=k, progress=progress)

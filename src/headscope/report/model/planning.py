@@ -22,7 +22,7 @@ from headscope.report.costs import (
     suppression_work,
     types_work,
 )
-from headscope.report.model.measuring import IOI_PROMPTS, SUPPRESSORS, rows_to_ablate
+from headscope.report.model.measuring import IOI_PROMPTS, SUPPRESSION_VARIANT, SUPPRESSORS, rows_to_ablate
 from headscope.report.model.model_page import SECTIONS
 from headscope.report.plan import Part, Plan
 from headscope.report.task.measuring import RECEIVERS, few_prompts, finds_circuit, with_words
@@ -126,7 +126,8 @@ def report_plan(
         if name == "ablation":
             return Part(name, f"{on_ablated}, {count(heads, 'head')}, 2 values", ablation_work(model, n_ablated))
         if name == "suppression":
-            stages = suppression_scores_work(model, IOI_PROMPTS) | suppression_work(model, n_ablated, looked_at)
+            explained = suppression_work(model, n_ablated, looked_at, variant=SUPPRESSION_VARIANT)
+            stages = suppression_scores_work(model, IOI_PROMPTS) | explained
             return Part(name, f"{on_ablated}, {looked_at} heads", stages | ranks_work(model, looked_at))
         return None if task is None else task_part(model, task)
 

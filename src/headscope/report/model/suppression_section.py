@@ -2,19 +2,27 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from headscope.analysis.core.stats import Estimate, estimate
-from headscope.analysis.suppression.cspa_result import CopySuppression
+from headscope.analysis.core.stats import Estimate, threshold
 from headscope.report.blocks import Figure, Section, Table
 from headscope.report.model.findings import Findings, Suppression
-from headscope.report.words import captioned, head_cell, number_cell, percent, percent_cell, prose, say
+from headscope.report.words import captioned, head_cell, listed, number_cell, percent, percent_cell, prose, say
 from headscope.views.figures.copy_suppression import suppression_scatter
 
-__all__ = ["suppression_section"]
+__all__ = ["suppression_section", "suppression_verdict"]
 
 _SURE = 0.5  # a share explained from which a head is said to suppress copying
+_SOME = 0.1  # and from which it is said to do so in part
+
+_MOST = "the {top:.0f} % of tokens in sight that are predicted most"
+_KEPT = {
+    "paper": f"what it writes against {_MOST}",
+    "relative": f"what it writes against {_MOST} above their average",
+    "own_logit": f"by how much it lowers the own logits of {_MOST} above their average",
+}
 
 
 def suppression_section(findings: Findings) -> Section | None:
@@ -22,42 +30,79 @@ def suppression_section(findings: Findings) -> Section | None:
     measured = findings.suppression
     if measured is None:
         return None
-    shares = _shares(measured.explained)
-    verdict, summary = _verdict(measured.explained.labels, shares)
+    explained = measured.explained
+    shares, powers = explained.share_estimates(), explained.power_estimates()
+    verdict, summary = suppression_verdict(explained.labels, shares, powers)
     intro = prose(
         "Some heads keep the model from copying: they attend to tokens of the text that are already predicted, and "
         "lower their logits. {verdict}",
         verdict=verdict,
     )
     figures = () if measured.scores.ioi is None else (_figure(measured),)
-    return Section("suppression", "Copy suppression", summary, (intro, *figures, _table(measured, shares)))
+    return Section("suppression", "Copy suppression", summary, (intro, *figures, _table(measured, shares, powers)))
 
 
-def _shares(explained: CopySuppression) -> list[Estimate]:
-    """The share each head's copy suppression explains; its error is that of a ratio of means, to first order."""
-    shares = []
-    for share, kept, whole in zip(explained.share().tolist(), explained.kl_cspa, explained.kl_mean, strict=True):
-        mean, rest = estimate(whole), estimate(kept - (1 - share) * whole)
-        error = rest.error / mean.value if mean.value else math.nan
-        shares.append(Estimate(share, error, mean.n, rest.freedom))
-    return shares
+def suppression_verdict(
+    labels: Sequence[str], shares: Sequence[Estimate], powers: Sequence[Estimate]
+) -> tuple[Markup, tuple[Markup, ...]]:
+    """What can be said of the candidates, for the section and for the summary, which says nothing if there is none.
 
+    A head does copy suppression if its share is clearly above half, and in part if it is clearly above zero and not
+    small. That none does is said only if one would have been found: with the power as the share of an ideal suppressor,
+    a head of which copy suppression is the part z is given about z times the power.
 
-def _verdict(labels: tuple[str, ...], shares: list[Estimate]) -> tuple[Markup, tuple[Markup, ...]]:
-    """The clearest copy suppressor, for the section and for the summary, which says nothing if there is none."""
-    best = max(range(len(labels)), key=lambda at: _sortable(shares[at]))
-    share, label = shares[best], labels[best]
-    above = dataclasses.replace(share, value=share.value - _SURE)
-    if above.value > 0 and above.clear(among=len(labels)):
-        values = {"label": label, "worth": _worth(share)}
-        verdict = say("Here head <b>{label}</b> does: this alone explains {worth} of its direct effect.", **values)
-        summary = "Head <b>{label}</b> suppresses copying: this explains {worth} of its direct effect."
-        return verdict, (say(summary, **values),)
-    none = (
+    Args:
+        labels: The candidates.
+        shares: What copy suppression explains of each.
+        powers: The share that the measure gives an ideal suppressor in the place of each.
+    """
+    among = len(labels)
+    found = [at for at in _by_size(shares) if shares[at].value >= _SOME and shares[at].clear(among)]
+    if found:
+        best = found[0]
+        above = dataclasses.replace(shares[best], value=shares[best].value - _SURE)
+        whole = above.value > 0 and above.clear(among)
+        part = "" if whole else " in part"
+        values = {"label": labels[best], "part": part, "worth": _worth(shares[best])}
+        verdict = say("Here head <b>{label}</b> does{part}: this explains {worth} of its direct effect", **values)
+        if powers[best].value == powers[best].value:
+            verdict += say(", where an ideal suppressor would be given {power}", power=percent(powers[best].value))
+        if others := [say("{label} ({worth})", label=labels[at], worth=_worth(shares[at])) for at in found[1:]]:
+            verdict += say("; less so {others}", others=listed(others))
+        summary = "Head <b>{label}</b> suppresses copying{part}: this explains {worth} of its direct effect."
+        return verdict + ".", (say(summary, **values),)
+    least = {at: _detectable(shares[at], powers[at], among) for at in range(among)}
+    seen = [at for at in _by_size(shares) if least[at] <= 1]
+    if not seen:
+        known = [power.value for power in powers if power.value == power.value]
+        ideal = say(
+            "even an ideal suppressor in the place of one of them would be given {power} of its effect at most, on so "
+            "little text",
+            power=percent(max(known)),
+        )
+        why = ideal if known else "there is too little text"
+        return say("Whether one of the candidates does cannot be told here: {why}.", why=why), ()
+    none = say(
         "Here no candidate clearly does: by the measure below, this explains at most {share} of a head's direct effect "
-        "(head {label})."
+        "(head {label}), and it would have been seen from {least} on.",
+        share=percent(max(shares[seen[0]].value, 0.0)),
+        label=labels[seen[0]],
+        least=percent(max(least[at] for at in seen)),
     )
-    return say(none, share=percent(max(_sortable(share), 0.0)), label=label), ()
+    if blind := [labels[at] for at in range(among) if at not in seen]:
+        none += say(" Of {blind} this cannot be told.", blind=listed(blind))
+    return none, ()
+
+
+def _detectable(share: Estimate, power: Estimate, among: int) -> float:
+    """The least part of a head's effect that would have been called copy suppression; infinite if none would."""
+    needed = max(_SOME, threshold(among, share.freedom) * share.error)
+    return needed / power.value if power.value > 0 and needed == needed else math.inf
+
+
+def _by_size(shares: Sequence[Estimate]) -> list[int]:
+    """The places of the shares, the largest first."""
+    return sorted(range(len(shares)), key=lambda at: _sortable(shares[at]), reverse=True)
 
 
 def _sortable(share: Estimate) -> float:
@@ -80,17 +125,18 @@ def _figure(measured: Suppression) -> Figure:
     )
 
 
-def _table(measured: Suppression, shares: list[Estimate]) -> Table:
-    scores, ranks = measured.scores, measured.ranks
+def _table(measured: Suppression, shares: Sequence[Estimate], powers: Sequence[Estimate]) -> Table:
+    scores, ranks, explained = measured.scores, measured.ranks, measured.explained
     ioi = {} if scores.ioi is None else {"IOI (logits)": scores.ioi}
     of_scores = {"anti-induction (logits)": scores.anti_induction} | ioi
     rows = []
-    for at in sorted(range(len(shares)), key=lambda at: _sortable(shares[at]), reverse=True):
-        layer, head = measured.explained.heads[at].tolist()
+    for at in _by_size(shares):
+        layer, head = explained.heads[at].tolist()
         rows.append(
             (
-                head_cell(measured.explained.labels[at]),
+                head_cell(explained.labels[at]),
                 number_cell(shares[at].value, _worth(shares[at])),
+                number_cell(powers[at].value, _worth(powers[at])),
                 *(number_cell(float(values[layer, head])) for values in of_scores.values()),
                 percent_cell(float(ranks.ov_bottom[at])),
                 percent_cell(float(ranks.qk_top[at])),
@@ -98,11 +144,14 @@ def _table(measured: Suppression, shares: list[Estimate]) -> Table:
         )
     caption = say(
         "The heads that score highest, in detail. <b>Explained</b>: of the KL divergence that mean-ablating the head's "
-        "direct effect causes, the share that is avoided by keeping only what it writes against the {top:.0f} % of "
-        "tokens in sight that are predicted most (McDougall et al. 2023); below zero, keeping that does harm. The last "
-        "two columns are read from the weights alone: for how many tokens attending to a token lowers its own logit "
-        "most, and for how many a stream that predicts a token looks for that token.",
-        top=100 * measured.explained.info.options["top"],
+        "direct effect causes, the share that is avoided by keeping only {kept} (after McDougall et al. 2023; variant "
+        "<code>{variant}</code>); below zero, keeping that does harm. <b>Ideal</b>: the share that this measure would "
+        "give a head in its place that did nothing but hold back the token in sight which the model comes to predict "
+        "most above its average; where it is small, little can be found. The last two columns come from the weights "
+        "alone: for how many tokens attending to a token lowers its own logit most, and for how many a stream that "
+        "predicts a token looks for that token.",
+        kept=say(_KEPT[explained.info.options["variant"]], top=100 * explained.info.options["top"]),
+        variant=explained.info.options["variant"],
     )
     of_ranks = (f"OV: own token in the bottom {ranks.k}", f"QK: own token in the top {ranks.k}")
-    return Table(("head", "explained", *of_scores, *of_ranks), rows, caption, sorted_by=1)
+    return Table(("head", "explained", "ideal", *of_scores, *of_ranks), rows, caption, sorted_by=1)
