@@ -235,8 +235,8 @@ def test_what_is_said_of_copy_suppression() -> None:
     assert blind.startswith("Whether one of the candidates does cannot be told here: even an ideal") and n == 0
     assert "4.0 %" in blind
     assert "Of 1.0 this cannot be told." in said([0.0, 0.0], [0.8, 0.04])[0]
-    assert "too little text" in said([math.nan], [math.nan], error=math.nan)[0]
-    assert "cannot be told" in said([0.0], [0.9], error=0.45)[0]
+    assert "on so little text" in said([math.nan], [math.nan], error=math.nan)[0]
+    assert "cannot be told here: the numbers" in said([0.0], [0.9], error=0.45)[0]
 
 
 def test_without_ablation_nothing_is_said_of_it(model: HookedTransformer, tmp_path: Path) -> None:

@@ -74,13 +74,13 @@ def suppression_verdict(
     least = {at: _detectable(shares[at], powers[at], among) for at in range(among)}
     seen = [at for at in _by_size(shares) if least[at] <= 1]
     if not seen:
-        known = [power.value for power in powers if power.value == power.value]
-        ideal = say(
-            "even an ideal suppressor in the place of one of them would be given {power} of its effect at most, on so "
-            "little text",
-            power=percent(max(known)),
-        )
-        why = ideal if known else "there is too little text"
+        most = max((power.value for power in powers if power.value == power.value), default=math.nan)
+        why = Markup("the numbers are too uncertain on so little text")
+        if most < _SOME:
+            why = say(
+                "even an ideal suppressor in their place would be given at most {most} of its effect",
+                most=percent(most),
+            )
         return say("Whether one of the candidates does cannot be told here: {why}.", why=why), ()
     none = say(
         "Here no candidate clearly does: by the measure below, this explains at most {share} of a head's direct effect "
