@@ -51,7 +51,7 @@ class SuppressionOptions:
 
 @dataclass(frozen=True)
 class Against:
-    """What batches are measured against, the same for all.
+    """Means, related tokens and coordinates that all batches are measured against.
 
     Attributes:
         means: The heads' means over the data.

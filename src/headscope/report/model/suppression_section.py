@@ -45,7 +45,7 @@ def suppression_section(findings: Findings) -> Section | None:
 def suppression_verdict(
     labels: Sequence[str], shares: Sequence[Estimate], powers: Sequence[Estimate]
 ) -> tuple[Markup, tuple[Markup, ...]]:
-    """What can be said of the candidates, for the section and for the summary, which says nothing if there is none.
+    """Say of the candidates what the numbers bear, for the section and, if one does, for the summary.
 
     A head does copy suppression if its share is clearly above half, and in part if it is clearly above zero and not
     small. That none does is said only if one would have been found: with the power as the share of an ideal suppressor,
