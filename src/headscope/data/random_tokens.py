@@ -49,11 +49,11 @@ def repeated_random_tokens(
     check_at_least(1, batch=batch, length=length, n_repeats=n_repeats)
     ids = _allowed_ids(d_vocab, allowed, bos)
     generator = torch.Generator().manual_seed(seed)
-    copy = ids[torch.randint(len(ids), (batch, length), generator=generator)]
+    copy = ids[torch.randint(len(ids), (batch, length), generator=generator, device="cpu")]
     tokens = copy.repeat(1, n_repeats)
     if bos is None:
         return tokens
-    return torch.cat([torch.full((batch, 1), bos, dtype=torch.long), tokens], dim=1)
+    return torch.cat([torch.full((batch, 1), bos, dtype=torch.long, device="cpu"), tokens], dim=1)
 
 
 def _allowed_ids(
@@ -65,10 +65,10 @@ def _allowed_ids(
             f"d_vocab is {d_vocab} and allowed is {'missing' if allowed is None else 'given'}."
         )
     if allowed is not None:
-        ids = torch.as_tensor(allowed, dtype=torch.long).flatten().cpu()
+        ids = torch.as_tensor(allowed, dtype=torch.long, device="cpu").flatten()
     else:
         assert d_vocab is not None
-        ids = torch.arange(d_vocab)
+        ids = torch.arange(d_vocab, device="cpu")
         if bos is not None:
             ids = ids[ids != bos]
     if len(ids) == 0:

@@ -172,7 +172,7 @@ def _repeats(tokenizer: Any, stage: _Stage, generator: torch.Generator) -> Int[T
     longest = (stage.length - 1) // 2
     rows = []
     for _ in range(stage.repeats):
-        draw = float(torch.rand((), generator=generator))
+        draw = float(torch.rand((), generator=generator, device="cpu"))
         length = round(stage.shortest * (longest / stage.shortest) ** draw)
         row = repeated_random_tokens(
             1,
@@ -180,7 +180,7 @@ def _repeats(tokenizer: Any, stage: _Stage, generator: torch.Generator) -> Int[T
             allowed=allowed,
             bos=tokenizer.bos_token_id,
             n_repeats=math.ceil(stage.length / length),
-            seed=int(torch.randint(2**40, (), generator=generator)),
+            seed=int(torch.randint(2**40, (), generator=generator, device="cpu")),
         )
         rows.append(row[:, : stage.length])
     return torch.cat(rows)

@@ -207,7 +207,8 @@ def log_spaced_steps(steps: int, n: int = 20) -> list[int]:
         >>> log_spaced_steps(1000, 8)
         [0, 1, 3, 10, 32, 100, 316, 1000]
     """
-    spaced = torch.logspace(0, torch.tensor(float(steps)).log10().item(), max(2, n - 1), dtype=torch.float64)
+    last = torch.tensor(float(steps), device="cpu").log10().item()
+    spaced = torch.logspace(0, last, max(2, n - 1), dtype=torch.float64, device="cpu")
     return sorted({0, *(int(step) for step in spaced.round())})
 
 
@@ -221,7 +222,7 @@ def sample_order(n_samples: int, epoch: int, seed: int) -> Int[Tensor, " sample"
     # A generator reads 32 bits of its seed. The factor keeps runs with neighboring seeds far apart: without it, epoch 1
     # of one seed would be epoch 0 of the next.
     epoch_seed = (seed * 0x9E3779B1 + epoch + _ORDER) % 2**32
-    return torch.randperm(n_samples, generator=torch.Generator().manual_seed(epoch_seed))
+    return torch.randperm(n_samples, generator=torch.Generator().manual_seed(epoch_seed), device="cpu")
 
 
 def _losses(
@@ -339,7 +340,7 @@ class _Run:
         tensors |= optimizer_tensors(self.optimizer)
         tensors["metrics/train"] = self.sums[: self.step]
         rows = [[step, *vars(metrics).values()] for step, metrics in self.points]
-        tensors["metrics/validation"] = torch.tensor(rows, dtype=torch.float64).view(-1, 7)
+        tensors["metrics/validation"] = torch.tensor(rows, dtype=torch.float64, device="cpu").view(-1, 7)
         return RunState(tensors, self.step, self.seconds)
 
     def restore(self, state: RunState) -> None:
@@ -352,17 +353,19 @@ class _Run:
 
     def result(self) -> TrainingResult:
         """Return the curves."""
-        epoch_ends = torch.tensor([*range(self.steps_per_epoch, self.steps, self.steps_per_epoch), self.steps])
+        epoch_ends = torch.tensor(
+            [*range(self.steps_per_epoch, self.steps, self.steps_per_epoch), self.steps], device="cpu"
+        )
         sums = self.sums.cpu()
         return TrainingResult(
             model=self.model.cfg.model_name,
             data=repr(self.data),
-            train=MetricCurve.of_sums(sums, torch.arange(1, self.steps + 1)),
+            train=MetricCurve.of_sums(sums, torch.arange(1, self.steps + 1, device="cpu")),
             train_epochs=MetricCurve.of_sums(sums, epoch_ends),
             validation=None if self.validation is None else MetricCurve.of_points(self.points),
             bayes=self.data.bayes,
             validation_bayes=None if self.validation is None else self.validation.bayes,
-            lr=torch.tensor([self.cfg.rate(step, self.steps) for step in range(self.steps)]),
+            lr=torch.tensor([self.cfg.rate(step, self.steps) for step in range(self.steps)], device="cpu"),
             seconds=self.seconds,
         )
 
@@ -404,7 +407,9 @@ class _Run:
     def _show(self, bar: Any, now: float) -> None:
         if bar.disable or (now - self.shown[0] < _SHOW_EVERY and self.step < self.steps):
             return
-        recent = MetricCurve.of_sums(self.sums[: self.step].cpu(), torch.tensor([self.shown[1], self.step])).at(-1)
+        recent = MetricCurve.of_sums(
+            self.sums[: self.step].cpu(), torch.tensor([self.shown[1], self.step], device="cpu")
+        ).at(-1)
         self.shown = (now, self.step)
         text = f"loss {recent.loss:.3f}, signal {recent.signal_loss:.3f} ({recent.signal_accuracy:.1%})"
         if self.validation is not None:
@@ -416,9 +421,9 @@ class _Run:
 def _distinct(data: TaskDataset) -> tuple[Int[Tensor, "prompt pos"], Int[Tensor, " sample"]]:
     """Return the distinct prompts, and the index of each sample's; rows too long to encode count as distinct."""
     if data.d_vocab**data.n_ctx >= 2**63:
-        return data.tokens, torch.arange(len(data))
+        return data.tokens, torch.arange(len(data), device="cpu")
     # Encode each row as one integer, since sorting integers is many times faster than sorting rows.
-    places = data.d_vocab ** torch.arange(data.n_ctx)
+    places = data.d_vocab ** torch.arange(data.n_ctx, device="cpu")
     numbers, prompts = (data.tokens * places).sum(1).unique(return_inverse=True)
     return numbers[:, None] // places % data.d_vocab, prompts
 

@@ -177,7 +177,7 @@ def training_dynamics(
             n_positions=int(data.signal[:n_rows].numel()),
             options={"measures": list(measures), "n_prompts": len(prompts)},
         ),
-        steps=torch.tensor(steps),
+        steps=torch.tensor(steps, device="cpu"),
         tokens=prompts,
         labels=data.labels[signal_rows, -1],
         **series,
@@ -191,7 +191,10 @@ def _measure(
     """Return all measures of one snapshot, and the labels of states and components."""
     metrics = evaluate_task(model, data)
     rows, answers = data.tokens[:n_rows], data.answer_positions
-    values = {"loss": torch.tensor(metrics.signal_loss), "accuracy": torch.tensor(metrics.signal_accuracy)}
+    values = {
+        "loss": torch.tensor(metrics.signal_loss, device="cpu"),
+        "accuracy": torch.tensor(metrics.signal_accuracy, device="cpu"),
+    }
     labels: dict[str, Any] = {}
     if "entropy" in measures:
         entropy = measure_entropy(model, rows, reduce="none", include_bos=True, progress=False)

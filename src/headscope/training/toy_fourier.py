@@ -37,10 +37,10 @@ def fourier_basis(p: int) -> Float[Tensor, "wave number"]:
     if p < 3:
         raise InvalidInputError(f"p is {p}; it must be 3 or more for there to be a frequency.")
     # Products are reduced modulo p as integers, before they become angles: small angles have small rounding errors.
-    turns = torch.arange(1, p // 2 + 1)[:, None] * torch.arange(p) % p
+    turns = torch.arange(1, p // 2 + 1, device="cpu")[:, None] * torch.arange(p, device="cpu") % p
     angle = 2 * torch.pi * turns.double() / p
     waves = torch.stack([angle.cos(), angle.sin()], dim=1).flatten(0, 1)[: p - 1]
-    both = torch.cat([torch.ones(1, p, dtype=torch.float64), waves])
+    both = torch.cat([torch.ones(1, p, dtype=torch.float64, device="cpu"), waves])
     return both / both.norm(dim=1, keepdim=True)
 
 

@@ -59,8 +59,10 @@ class MetricCurve:
     @classmethod
     def of_points(cls, points: Sequence[tuple[int, TaskMetrics]]) -> "MetricCurve":
         """Make a curve from single points, each a step and its metrics."""
-        rows = torch.tensor([list(vars(metrics).values()) for _, metrics in points], dtype=torch.float64).view(-1, 6)
-        return cls(torch.tensor([step for step, _ in points], dtype=torch.long), *rows.unbind(1))
+        rows = torch.tensor(
+            [list(vars(metrics).values()) for _, metrics in points], dtype=torch.float64, device="cpu"
+        ).view(-1, 6)
+        return cls(torch.tensor([step for step, _ in points], dtype=torch.long, device="cpu"), *rows.unbind(1))
 
     @classmethod
     def of_sums(cls, sums: Float[Tensor, "step 6"], ends: Int[Tensor, " point"]) -> "MetricCurve":
@@ -70,8 +72,8 @@ class MetricCurve:
             sums: For each step, the sums of loss and accuracy and the number of answers: of signal, then of noise.
             ends: Number of steps after which each point ends.
         """
-        total = torch.cat([torch.zeros(1, 6, dtype=torch.float64), sums.double().cumsum(0)])[ends]
-        total = torch.diff(total, dim=0, prepend=torch.zeros(1, 6, dtype=torch.float64))
+        total = torch.cat([torch.zeros(1, 6, dtype=torch.float64, device="cpu"), sums.double().cumsum(0)])[ends]
+        total = torch.diff(total, dim=0, prepend=torch.zeros(1, 6, dtype=torch.float64, device="cpu"))
         signal, noise = total[:, :3], total[:, 3:]
         both = signal + noise
         means = [part[:, column] / part[:, 2] for part in (both, signal, noise) for column in (0, 1)]

@@ -186,12 +186,12 @@ class OperandStudy:
     @property
     def repeated(self) -> OperandGroup:
         """Pairs of equal operands: labels 0, 4, 7 and 9, half as frequent in training as the others."""
-        return self._group(torch.eye(_N_OPERANDS, dtype=torch.bool))
+        return self._group(torch.eye(_N_OPERANDS, dtype=torch.bool, device="cpu"))
 
     @property
     def mixed(self) -> OperandGroup:
         """Pairs of different operands."""
-        return self._group(~torch.eye(_N_OPERANDS, dtype=torch.bool))
+        return self._group(~torch.eye(_N_OPERANDS, dtype=torch.bool, device="cpu"))
 
     @property
     def carried(self) -> Float[Tensor, "layer head value"]:
@@ -255,7 +255,7 @@ def heads_needed(model: HookedTransformer, data: TaskDataset) -> HeadsNeeded:
     intact = evaluate_task(model, data)
     names = [get_act_name("z", layer) for layer in range(model.cfg.n_layers)]
     _, cache = model.run_with_cache(data.tokens.to(model.input_device), names_filter=names, return_type=None)
-    ablated = torch.zeros(2, model.cfg.n_layers, model.cfg.n_heads)
+    ablated = torch.zeros(2, model.cfg.n_layers, model.cfg.n_heads, device="cpu")
     for layer, name in enumerate(names):
         means = cache[name].mean(0)
         for head in range(model.cfg.n_heads):
@@ -267,7 +267,7 @@ def heads_needed(model: HookedTransformer, data: TaskDataset) -> HeadsNeeded:
 
             with model.hooks(fwd_hooks=[(name, put_mean)]):
                 metrics = evaluate_task(model, data)
-            ablated[:, layer, head] = torch.tensor([metrics.signal_loss, metrics.signal_accuracy])
+            ablated[:, layer, head] = torch.tensor([metrics.signal_loss, metrics.signal_accuracy], device="cpu")
     return HeadsNeeded(intact.signal_loss, intact.signal_accuracy, ablated[0], ablated[1])
 
 

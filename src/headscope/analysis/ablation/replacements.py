@@ -73,14 +73,14 @@ class Replacements:
                     "values=['resample'] puts in what other rows give, and here a row is alone in its batch. Give "
                     "more or shorter rows, or other texts' tokens as reference."
                 )
-            by = int(torch.randint(1, n_rows, (1,), generator=generator))
+            by = int(torch.randint(1, n_rows, (1,), generator=generator, device="cpu"))
             return {part: run.output(part).roll(by, dims=0) for part in self.parts}
         if self.reference.shape[1] < length:
             raise InvalidInputError(
                 f"the reference has rows of {self.reference.shape[1]} tokens, and the data of {length}: rows to "
                 "resample from must be at least as long."
             )
-        rows = torch.randint(len(self.reference), (n_rows,), generator=generator)
+        rows = torch.randint(len(self.reference), (n_rows,), generator=generator, device="cpu")
         tokens = self.reference[rows, :length].to(batch.tokens.device)
         drawn = clean_run(model, Batch(tokens, None, torch.ones_like(tokens, dtype=torch.bool)), self.parts)
         return {part: drawn.output(part) for part in self.parts}

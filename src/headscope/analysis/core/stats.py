@@ -164,10 +164,10 @@ def threshold(among: int, freedom: T, level: float = LEVEL) -> T:
     """
     from scipy.special import stdtrit
 
-    whole = torch.as_tensor(freedom, dtype=torch.float64).floor()
+    whole = torch.as_tensor(freedom, dtype=torch.float64, device="cpu").floor()
     quantiles = -torch.from_numpy(np.asarray(stdtrit(whole.numpy(), level / max(1, among) / 2)))
     bounds = torch.where(whole >= 1, quantiles, math.inf)
-    return bounds if isinstance(freedom, Tensor) else float(bounds)
+    return bounds.to(freedom.device) if isinstance(freedom, Tensor) else float(bounds)
 
 
 def estimate(values: Float[Tensor, "batch pos"]) -> Estimate:
@@ -341,5 +341,5 @@ def difference(first: E, second: E) -> E:
 
 
 def _as_estimates(one: Estimate) -> Estimates:
-    value, error, freedom = torch.tensor([one.value, one.error, one.freedom], dtype=torch.float64)
+    value, error, freedom = torch.tensor([one.value, one.error, one.freedom], dtype=torch.float64, device="cpu")
     return Estimates(value, error, freedom, one.n)

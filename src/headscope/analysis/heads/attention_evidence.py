@@ -59,7 +59,7 @@ def attention_moments(model: HookedTransformer, seed: int) -> Measure:
             gives what it gives as a part of all of it.
     """
     both_ways = model.cfg.attention_dir != "causal"
-    n_places = int(_places(torch.tensor([model.cfg.n_ctx - 1]))[0]) + 1
+    n_places = int(_places(torch.tensor([model.cfg.n_ctx - 1], device="cpu"))[0]) + 1
 
     def measure(batch: Batch, n_before: int) -> dict[str, Tensor]:
         keys = defining_keys(batch, both_ways=both_ways)
@@ -130,7 +130,7 @@ def _shuffled(batch: Batch, generator: torch.Generator) -> Int[Tensor, "row pos"
     tokens = batch.tokens.clone()
     for row, counted in enumerate(batch.counted):
         places = counted.nonzero()[:, 0]
-        order = torch.randperm(len(places), generator=generator).to(places.device)
+        order = torch.randperm(len(places), generator=generator, device="cpu").to(places.device)
         tokens[row, places] = batch.tokens[row, places[order]]
     return tokens
 

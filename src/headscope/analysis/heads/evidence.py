@@ -68,7 +68,7 @@ class Measured:
     @classmethod
     def nothing(cls, n_layers: int, n_heads: int) -> "Measured":
         """One kind that was not measured."""
-        return cls(*torch.full((4, n_layers, n_heads), math.nan))
+        return cls(*torch.full((4, n_layers, n_heads), math.nan, device="cpu"))
 
     @classmethod
     def beside(
@@ -239,7 +239,7 @@ def copying_scores(model: HookedTransformer) -> Float[Tensor, "layer head"]:
     kind = torch.promote_types(model.W_U.dtype, torch.float32)
     W_U = readout.W_U.detach().to(kind)
     W_U = W_U - W_U.mean(-1, keepdim=True)
-    found = torch.full((cfg.n_layers, cfg.n_heads), math.nan)
+    found = torch.full((cfg.n_layers, cfg.n_heads), math.nan, device="cpu")
     onto: Tensor | None = None
     for layer in cfg.layers_with("attn"):
         block: Any = model.blocks[layer]
@@ -276,12 +276,12 @@ def k_composition(model: HookedTransformer, heads: list[tuple[int, int]]) -> Flo
     cfg = model.cfg
     blocks: Any = model.blocks
     if not (heads and all(blocks[layer].attn.reads_linearly for layer in cfg.layers_with("attn"))):
-        return torch.full((len(heads), cfg.n_layers, cfg.n_heads), math.nan)
-    layers, numbers = (torch.tensor(each) for each in zip(*heads, strict=True))
+        return torch.full((len(heads), cfg.n_layers, cfg.n_heads), math.nan, device="cpu")
+    layers, numbers = (torch.tensor(each, device="cpu") for each in zip(*heads, strict=True))
     W_Q, W_K, W_V = (stack_padded(model.per_layer("attn", f"W_{name}")).detach().float() for name in ("Q", "K", "V"))
-    at = torch.tensor([cfg.layers_with("attn").index(layer) for layer, _ in heads]), numbers
+    at = torch.tensor([cfg.layers_with("attn").index(layer) for layer, _ in heads], device="cpu"), numbers
     writes = FactoredMatrix(W_V, model.output_weights().float())
     scores = composition_scores(writes, FactoredMatrix(W_K[at], W_Q[at].transpose(-2, -1)))
     scores = over_layers(cfg, scores).permute(2, 0, 1).cpu()
-    earlier = torch.arange(cfg.n_layers) < layers[:, None]
+    earlier = torch.arange(cfg.n_layers, device="cpu") < layers[:, None]
     return torch.where(earlier[:, :, None], scores, math.nan)

@@ -41,7 +41,7 @@ _STEP, _MOST = 32, 96  # prompts
 
 def in_turn(orders: Mapping[str, Int[Tensor, " some"]]) -> Int[Tensor, " prompt"]:
     """Return the prompts of all orders of the names, one of each order in turn."""
-    place = torch.cat([torch.arange(len(rows)) for rows in orders.values()])
+    place = torch.cat([torch.arange(len(rows), device="cpu") for rows in orders.values()])
     return torch.cat(list(orders.values()))[place.argsort(stable=True)]
 
 
@@ -122,7 +122,7 @@ def _tested(
 ) -> Measured:
     """Measure some senders on ever more prompts, until a loss that is not less could be told from zero."""
     labels = [component_label(*head) for head in heads]
-    losses = torch.empty(0, len(heads), 1, dtype=torch.float64)
+    losses = torch.empty(0, len(heads), 1, dtype=torch.float64, device="cpu")
     while True:
         some = rows[len(losses) : len(losses) + _STEP]
         losses = torch.cat([losses, lost(some, labels)[..., None]])
@@ -140,13 +140,13 @@ def changes_when_patched(
     Runs of the layers behind each head, on some fifty prompts at most; NaN for the other heads.
     """
     task = task[some_prompts(orders_of(name_places(task)), _MOST // 2)]
-    found = torch.full((model.cfg.n_layers, model.cfg.n_heads), math.nan)
+    found = torch.full((model.cfg.n_layers, model.cfg.n_heads), math.nan, device="cpu")
     if not heads:
         return found
     runs = TaskRuns(model, task, direction="noising", scale="metric")
     names = {place: f"blocks.{place[0]}.attn.hook_z" for place in heads}
     side_by_side = len(heads) if obstacle(model) is None else 1
-    changes = torch.zeros(len(heads), dtype=torch.float64)
+    changes = torch.zeros(len(heads), dtype=torch.float64, device="cpu")
     for rows in Scorer(model, runs.task).batches(Budget.of(model.W_E.device).batch_tokens, side_by_side):
         some = runs.task[rows]
         other = record(model, runs.other[rows], set(names.values()), attention_mask=some.attention_mask).kept
@@ -156,7 +156,7 @@ def changes_when_patched(
         clean, *patched = measure_patches(
             model, runs.base[rows], AnswerMetric.of(some), patches, attention_mask=some.attention_mask, progress=False
         )
-        changes += (torch.tensor(patched, dtype=torch.float64) - clean) * (len(rows) / len(task))
+        changes += (torch.tensor(patched, dtype=torch.float64, device="cpu") - clean) * (len(rows) / len(task))
     for place, change in zip(heads, changes.tolist(), strict=True):
         found[place] = change
     return found

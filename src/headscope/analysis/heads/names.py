@@ -102,7 +102,7 @@ def attention_between(
     taken = [(query, key) for query, key in pairs if query in known and key in known]
     if not taken:
         return {}
-    total = torch.zeros(model.cfg.n_layers, len(taken), model.cfg.n_heads, dtype=torch.float64)
+    total = torch.zeros(model.cfg.n_layers, len(taken), model.cfg.n_heads, dtype=torch.float64, device="cpu")
     seen = 0
     prompts = {"tokens": task.clean_tokens, "attention_mask": task.attention_mask}
     for batch in iterate_batches(model, prompts, include_bos=True, progress=False):

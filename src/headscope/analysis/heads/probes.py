@@ -68,13 +68,13 @@ def repeats_of(
     if not rows:
         raise InvalidInputError(f"the text has no row of {longest} tokens to say twice: give a longer one.")
     bos = None if model.tokenizer is None else bos_token_id(model.tokenizer)
-    begin = torch.tensor([] if bos is None else [bos], dtype=torch.long)
+    begin = torch.tensor([] if bos is None else [bos], dtype=torch.long, device="cpu")
     generator = torch.Generator().manual_seed(seed)
-    starts = torch.tensor([len(row) - longest + 1 for row in rows]).cumsum(0)
+    starts = torch.tensor([len(row) - longest + 1 for row in rows], device="cpu").cumsum(0)
     found = []
     for each, n in shares.items():
         said = []
-        for place in torch.randint(int(starts[-1]), (n,), generator=generator).tolist():
+        for place in torch.randint(int(starts[-1]), (n,), generator=generator, device="cpu").tolist():
             number = int((starts <= place).sum())
             at = place - (int(starts[number - 1]) if number else 0)
             piece = rows[number][at : at + each]

@@ -192,7 +192,8 @@ def detect_heads(
         moving = labelled[-len(TASK_KINDS) :].any(0).nonzero().tolist()
         patched = changes_when_patched(model, task, [(layer, head) for layer, head in moving])
         found.evidence["change when patched"] = patched
-    readers = labelled[kinds.index("induction")].nonzero() if "induction" in kinds else torch.empty(0, 2).long()
+    nobody = torch.empty(0, 2, dtype=torch.long, device="cpu")
+    readers = labelled[kinds.index("induction")].nonzero() if "induction" in kinds else nobody
     described = passes.described + (f" and {task.description}" if task is not None else "")
     types = HeadTypes(
         info=RunInfo(
@@ -201,7 +202,7 @@ def detect_heads(
         scores=found.stacked("scores"),
         controls=found.stacked("controls"),
         errors=found.stacked("errors"),
-        thresholds=torch.tensor([kind.least for kind in found.kinds], dtype=torch.float32),
+        thresholds=torch.tensor([kind.least for kind in found.kinds], dtype=torch.float32, device="cpu"),
         labelled=labelled,
         evidence=torch.stack([each.float().cpu() for each in found.evidence.values()]),
         composition=k_composition(model, [(layer, head) for layer, head in readers.tolist()]),

@@ -114,7 +114,7 @@ def weights_circuit_ranks(
     predicted = TokenDirections(model).of(tokens)
     first = token_embedding(model).to(kind)
     later = effective_embedding(model, attention=attention, only_mlp=only_mlp).to(kind)
-    ov, qk = (torch.empty(len(chosen), len(tokens), dtype=torch.int32) for _ in range(2))
+    ov, qk = (torch.empty(len(chosen), len(tokens), dtype=torch.int32, device="cpu") for _ in range(2))
     layer: _LayerCircuits | None = None
     for row, head in enumerate(each_step(chosen, "circuit ranks", shown=progress)):
         if layer is None or layer.layer != head.layer:
@@ -250,11 +250,12 @@ def circuit_ranks_cost(
 
 def _checked_tokens(tokens: Tensor | int | None, d_vocab: int) -> Int[Tensor, " token"]:
     if tokens is None:
-        return torch.arange(d_vocab)
+        return torch.arange(d_vocab, device="cpu")
     if not isinstance(tokens, Tensor):
         if isinstance(tokens, bool) or not 1 <= tokens <= d_vocab:
             raise InvalidInputError(f"tokens must be a number between 1 and d_vocab = {d_vocab}; got {tokens}.")
-        return torch.randperm(d_vocab, generator=torch.Generator().manual_seed(0))[: int(tokens)].sort().values
+        generator = torch.Generator().manual_seed(0)
+        return torch.randperm(d_vocab, generator=generator, device="cpu")[: int(tokens)].sort().values
     if not tokens.numel() or int(tokens.min()) < 0 or int(tokens.max()) >= d_vocab:
         raise InvalidInputError(
             f"tokens must be one or more ids between 0 and d_vocab - 1 = {d_vocab - 1}; got "

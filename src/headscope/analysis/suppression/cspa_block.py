@@ -85,7 +85,7 @@ class SuppressionBatch:
         """The clean loss, then of each head its `NUMBERS`."""
         width = len(NUMBERS)
         shape = (1 + width * len(self.heads), *self.batch.tokens.shape)
-        found = torch.full(shape, torch.nan)
+        found = torch.full(shape, torch.nan, device="cpu")
         where = self.where.cpu()
         if not bool(where.any()):
             return found

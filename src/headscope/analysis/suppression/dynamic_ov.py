@@ -124,7 +124,7 @@ class _DynamicOVAccumulator(Accumulator[DynamicOV]):
     def update(self, batch: Batch) -> None:
         """Count the pairs of a batch, head by head."""
         threshold, k = self.options["threshold"], self.options["k"]
-        counts = torch.zeros(len(self.heads), 4, dtype=torch.long)
+        counts = torch.zeros(len(self.heads), 4, dtype=torch.long, device="cpu")
         for layer, resid in entering(self.model, batch, {head.layer for head in self.heads}).items():
             rows = {head: row for row, head in enumerate(self.heads) if head.layer == layer}
             read = read_layer(self.model, batch, layer, resid, rows)
@@ -149,7 +149,7 @@ def _own_logit_counts(
     pairs = (((read.pattern[head.head] > threshold) & sources(model, batch, head.layer)).sum(1)).cpu()
     chosen = pairs > 0
     if not bool(chosen.any()):
-        return torch.zeros(4, dtype=torch.long)
+        return torch.zeros(4, dtype=torch.long, device="cpu")
     attended = chosen.to(batch.tokens.device)
     tokens, values, n_pairs = batch.tokens[attended], read.values[head.head][attended], pairs[chosen]
     readout = readout_of(model)

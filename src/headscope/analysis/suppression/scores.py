@@ -184,6 +184,6 @@ def _last(real: Bool[Tensor, "row pos"]) -> Bool[Tensor, "row pos"]:
 def _drawn_prompts(model: HookedTransformer, n: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Prompts of `IOIDataset` without their last word, with the two names' tokens and the mask."""
     data = IOIDataset("mixed", n, model.tokenizer, prepend_bos=True, symmetric=True, seed=seed)
-    answers = torch.tensor([data.io_tokenIDs, data.s_tokenIDs]).T
-    before_answer = torch.arange(data.toks.shape[1]) <= data.word_idx["end"][:, None]
+    answers = torch.tensor([data.io_tokenIDs, data.s_tokenIDs], device=data.toks.device).T
+    before_answer = torch.arange(data.toks.shape[1], device=data.toks.device) <= data.word_idx["end"][:, None]
     return data.toks, answers, data.attention_mask.bool() & before_answer

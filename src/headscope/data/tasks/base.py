@@ -146,9 +146,9 @@ def settled(labels: Int[Tensor, "sample answer"]) -> dict[str, Tensor]:
     """Return `signal`, `best_loss` and `best_accuracy` for answers that are all determined by the prompt."""
     shape = labels.shape
     return {
-        "signal": torch.ones(shape, dtype=torch.bool),
-        "best_loss": torch.zeros(shape),
-        "best_accuracy": torch.ones(shape),
+        "signal": torch.ones(shape, dtype=torch.bool, device="cpu"),
+        "best_loss": torch.zeros(shape, device="cpu"),
+        "best_accuracy": torch.ones(shape, device="cpu"),
     }
 
 

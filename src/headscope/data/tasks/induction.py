@@ -73,9 +73,9 @@ class InductionDataset(TaskDataset):
                     f"longest is {longest}; with {name} {limit} blocks have at most {limit} tokens."
                 )
         generator = new_generator(seed)
-        blocks = torch.rand(size, d_vocab, generator=generator).argsort(dim=1)
-        lengths = torch.randint(shortest, longest + 1, (size,), generator=generator)
-        position = torch.arange(length)
+        blocks = torch.rand(size, d_vocab, generator=generator, device="cpu").argsort(dim=1)
+        lengths = torch.randint(shortest, longest + 1, (size,), generator=generator, device="cpu")
+        position = torch.arange(length, device="cpu")
         tokens = blocks.gather(1, position % lengths[:, None])
         signal = position[:-1] >= lengths[:, None]
         entropy, likeliest = _before_the_block_ends(length - 1, d_vocab, shortest, longest)
@@ -103,7 +103,7 @@ def _before_the_block_ends(
     n: int, d_vocab: int, shortest: int, longest: int
 ) -> tuple[Float[Tensor, " pos"], Float[Tensor, " pos"]]:
     """Entropy of the next token, and probability of the likeliest one, while all tokens so far differ."""
-    entropy, likeliest = torch.zeros(n), torch.ones(n)
+    entropy, likeliest = torch.zeros(n, device="cpu"), torch.ones(n, device="cpu")
     for t in range(min(n, longest)):
         ends = 1.0 / (longest - max(t + 1, shortest) + 1) if t + 1 >= shortest else 0.0
         new = d_vocab - t - 1

@@ -47,7 +47,7 @@ class ModularAdditionDataset(TaskDataset):
             raise InvalidInputError(
                 f"fraction is {fraction}; it must be between 0 and 1, so that both parts have one of the {p * p} sums."
             )
-        shuffled = torch.randperm(p * p, generator=new_generator(seed))
+        shuffled = torch.randperm(p * p, generator=new_generator(seed), device="cpu")
         chosen = shuffled[n_training:] if rest else shuffled[:n_training]
         a, b = chosen // p, chosen % p
         labels: Int[Tensor, "sample 1"] = ((a + b) % p)[:, None]

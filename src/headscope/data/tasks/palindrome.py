@@ -42,19 +42,19 @@ class PalindromeDataset(TaskDataset):
         generator = new_generator(seed)
 
         def draw(low: int, high: int, *shape: int) -> torch.Tensor:
-            return torch.randint(low, high, shape, generator=generator)
+            return torch.randint(low, high, shape, generator=generator, device="cpu")
 
         first = draw(0, n_symbols, size, half)
         palindrome = draw(0, 2, size).bool()
         n_replaced = draw(1, half + 1, size)
         # A random order of each row's places: the first `n_replaced` are replaced. Adding 1 to n_symbols - 1 modulo
         # n_symbols gives any symbol but the original.
-        rank = torch.rand(size, half, generator=generator).argsort(dim=1)
+        rank = torch.rand(size, half, generator=generator, device="cpu").argsort(dim=1)
         replaced = (rank < n_replaced[:, None]) & ~palindrome[:, None]
         second = (first.flip(1) + replaced * draw(1, n_symbols, size, half)) % n_symbols
         labels = palindrome.long()[:, None]
         super().__init__(
-            tokens=torch.cat([first, second, torch.full((size, 1), n_symbols)], dim=1),
+            tokens=torch.cat([first, second, torch.full((size, 1), n_symbols, device="cpu")], dim=1),
             labels=labels,
             answer_positions=range(2 * half, 2 * half + 1),
             d_vocab=n_symbols + 1,

@@ -69,17 +69,17 @@ class SkipTrigramDataset(TaskDataset):
         generator = new_generator(seed)
 
         def draw(low: int, high: int, *shape: int) -> Tensor:
-            return torch.randint(low, high, shape, generator=generator)
+            return torch.randint(low, high, shape, generator=generator, device="cpu")
 
         signal = draw(0, prob, size) == prob - 1
         operands = draw(min(_OPERANDS), max(_OPERANDS) + 1, size, 2)
         if equal_pairs:
             # `ANSWERS` lists each pair with its smaller operand first; swap half of them, so that both orders occur.
-            pairs = torch.tensor(list(self.ANSWERS))[draw(0, len(self.ANSWERS), size)]
+            pairs = torch.tensor(list(self.ANSWERS), device="cpu")[draw(0, len(self.ANSWERS), size)]
             operands = torch.where(draw(0, 2, size, 1).bool(), pairs, pairs.flip(1))
         operands = operands * signal[:, None]
         tokens = draw(_FIRST_NOISE, _N_TOKENS, size, prompt_length)
-        query = torch.full((size,), _QUERY)
+        query = torch.full((size,), _QUERY, device="cpu")
         for place, values in ((0, operands[:, 0]), (-2, operands[:, 1]), (-1, query)):
             tokens[:, place] = torch.where(signal, values, tokens[:, place])
         labels = torch.where(signal, self.label_table()[operands[:, 0], operands[:, 1]], draw(0, _N_TOKENS, size))
@@ -109,7 +109,7 @@ class SkipTrigramDataset(TaskDataset):
     @classmethod
     def label_table(cls) -> Int[Tensor, "operand other"]:
         """Return the label of each ordered pair of operands, `[5, 5]`; −1 where one is 0, which is not an operand."""
-        table = torch.full((max(_OPERANDS) + 1,) * 2, -1)
+        table = torch.full((max(_OPERANDS) + 1,) * 2, -1, device="cpu")
         for (low, high), label in cls.ANSWERS.items():
             table[low, high] = table[high, low] = label
         return table
@@ -131,6 +131,7 @@ class SkipTrigramDataset(TaskDataset):
             raise InvalidInputError(
                 f"prompt_length is {prompt_length}; above {_LONGEST_LISTED} there are too many prompts to list."
             )
-        operand, filler = torch.tensor(_OPERANDS), torch.arange(_FIRST_NOISE, _N_TOKENS)
-        tokens = torch.cartesian_prod(operand, *[filler] * (prompt_length - 3), operand, torch.tensor([_QUERY]))
+        operand = torch.tensor(_OPERANDS, device="cpu")
+        filler, query = torch.arange(_FIRST_NOISE, _N_TOKENS, device="cpu"), torch.tensor([_QUERY], device="cpu")
+        tokens = torch.cartesian_prod(operand, *[filler] * (prompt_length - 3), operand, query)
         return tokens, cls.label_table()[tokens[:, 0], tokens[:, -2]]
