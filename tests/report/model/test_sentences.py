@@ -6,6 +6,7 @@ import pytest
 from markupsafe import Markup
 from sentences import check_words, mean, means
 
+from headscope.analysis.core.ranking import HeadScore, Ranking
 from headscope.report.model.ablation_section import missed_heads, no_head_missed
 from headscope.report.model.entropy_section import (
     along_the_layers,
@@ -17,9 +18,16 @@ from headscope.report.model.entropy_section import (
 from headscope.report.model.heads_section import came, heads_title
 from headscope.report.model.loss_section import mean_loss, use_of_context
 from headscope.report.model.model_section import few_sequences, in_front
+from headscope.report.model.types_section import strongest_heads, types_without_heads, whose_attention
 from headscope.report.numbers_section import how_it_was_made
 
 Sentence = Callable[[], Markup | str | None]
+
+
+def of_types(**values: float) -> dict[str, Ranking]:
+    """The strongest head of each type, with the share of its attention."""
+    return {name: Ranking([HeadScore(1, 2, value), HeadScore(0, 0, 0.01)]) for name, value in values.items()}
+
 
 NOISE = means([[0.01, -0.02], [0.0, 0.01]], noise=0.5)
 UP = means([[0.5, 0.01], [0.0, -0.01]], noise=0.1)
@@ -100,6 +108,22 @@ SAID: dict[str, tuple[Sentence, list[str]]] = {
     "BOS in front of one": (lambda: in_front("<s>", None, 1), ["In front of the sequence stands <s>", "~Documents"]),
     "two sequences": (lambda: few_sequences(2), ["There are only 2 sequences", "pieces of them", "likely too small"]),
     "one sequence": (lambda: few_sequences(1), ["There is only 1 sequence", "pieces of it"]),
+    "one type": (
+        lambda: strongest_heads(of_types(induction=0.9, duplicate=0.29), 32),
+        ["On 32 sequences of repeated random tokens, 1.2 is the strongest induction head (90 % of its attention).",
+         "~duplicate", "~previous"],
+    ),
+    "a type without heads": (
+        lambda: types_without_heads(of_types(induction=0.9, duplicate=0.29)),
+        ["no head pays 30 % or more of its attention as a duplicate head would (at most 29 %, head 1.2).",
+         "~induction"],
+    ),
+    "heads by entropy and by type": (
+        lambda: whose_attention(["2.3", "0.3 previous-token", "1.3 induction"]),
+        ["The first heads by entropy diff and marginal in turn, and the strongest previous-token and induction heads,"],
+    ),
+    "heads by entropy": (lambda: whose_attention(["2.3", "1.0"]), ["marginal in turn, on one sequence.", "~strongest"]),
+    "heads by type": (lambda: whose_attention(["1.3 induction"]), ["The strongest induction head, on", "~entropy"]),
     "entropy was measured": (
         lambda: how_it_was_made({"scale": "final"}, ["fold_ln"]),
         ["Entropy was measured with scale=final, on weights processed by fold_ln.", "are left out of all means"],
@@ -122,6 +146,10 @@ SILENT: dict[str, Sentence] = {
     "lowering: only raised": lambda: lowering_heads(UP, UP),
     "missed: noise": lambda: missed_heads(NOISE),
     "missed: zero in three decimals": lambda: missed_heads(TINY),
+    "types: too little attention": lambda: strongest_heads(of_types(induction=0.29), 32),
+    "types: none looked for": lambda: strongest_heads({}, 32),
+    "types without heads: each has one": lambda: types_without_heads(of_types(induction=0.3)),
+    "types without heads: none looked for": lambda: types_without_heads({}),
     "in front: no BOS": lambda: in_front(None, None, 8),
     "few sequences: eight": lambda: few_sequences(8),
 }

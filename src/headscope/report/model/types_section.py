@@ -1,18 +1,18 @@
 """The sections on head types, and on where the notable heads look."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
 from headscope.analysis.core.ranking import Ranking
 from headscope.analysis.heads.scores import MIN_ATTENTION
-from headscope.report.blocks import Cell, Section, Table
+from headscope.report.blocks import Cell, Prose, Section, Table
 from headscope.report.model.findings import Findings, strongest
-from headscope.report.words import captioned, head_cell, listed, percent, percent_cell, prose, say
+from headscope.report.words import captioned, head_cell, listed, percent, percent_cell, prose, say, those
 from headscope.views.attention import attention_heads
 from headscope.views.figures.head_scores import head_score_maps
 
-__all__ = ["attention_section", "types_section"]
+__all__ = ["attention_section", "strongest_heads", "types_section", "types_without_heads", "whose_attention"]
 
 _LISTED = 5
 
@@ -36,19 +36,51 @@ def types_section(findings: Findings) -> Section | None:
     ]
     caption = say("The {k} heads that score highest in each type.", k=max(map(len, types.values())))
     table = Table(("type", "head", "of its attention"), rows, caption, words=(0,))
-    return Section("types", "Head types", (_summary(types, scores.info.n_sequences),), (figure, table))
+    said, absent = strongest_heads(types, scores.info.n_sequences), types_without_heads(types)
+    return Section("types", "Head types", those(said), (*map(Prose, those(absent)), figure, table))
 
 
-def _summary(types: Mapping[str, Ranking], n_sequences: int) -> Markup:
-    parts = []
-    for name, (best, *_) in types.items():
-        if best.value >= MIN_ATTENTION:
-            sentence = "<b>{label}</b> is the strongest {name} head ({share} of its attention)"
-        else:
-            sentence = "no head is clearly {a} {name} head (at most {share} of attention, head {label})"
-        article = "an" if name == "induction" else "a"
-        parts.append(say(sentence, label=best.label, name=name, share=percent(best.value), a=article))
+def strongest_heads(types: Mapping[str, Ranking], n_sequences: int) -> Markup | None:
+    """The strongest head of each type that one is clearly of; nothing where there is none.
+
+    Args:
+        types: The heads of each type that was looked for, the strongest first.
+        n_sequences: Number of sequences of random tokens.
+    """
+    parts = [
+        say("<b>{label}</b> is the strongest {name} head ({share} of its attention)",
+            label=best.label, name=name, share=percent(best.value))
+        for name, (best, *_) in types.items() if best.value >= MIN_ATTENTION
+    ]  # fmt: skip
+    if not parts:
+        return None
     return say("On {n} sequences of repeated random tokens, {parts}.", n=n_sequences, parts=listed(parts))
+
+
+def types_without_heads(types: Mapping[str, Ranking]) -> Markup | None:
+    """The types that were looked for and that no head is clearly of; nothing where there are none."""
+    parts = [
+        say("as {article} {name} head would (at most {share}, head {label})",
+            article="an" if name == "induction" else "a", name=name, share=percent(best.value), label=best.label)
+        for name, (best, *_) in types.items() if best.value < MIN_ATTENTION
+    ]  # fmt: skip
+    if not parts:
+        return None
+    sentence = "On repeated random tokens no head pays {least} or more of its attention {parts}."
+    return say(sentence, least=percent(MIN_ATTENTION), parts=listed(parts, last="or"))
+
+
+def whose_attention(names: Sequence[str]) -> Markup:
+    """Say which heads' patterns are shown.
+
+    Args:
+        names: The heads by their labels, with their type behind them for those that are shown for it.
+    """
+    typed = [name.partition(" ")[2] for name in names if " " in name]
+    parts = ["the first heads by entropy diff and marginal in turn"] if len(typed) < len(names) else []
+    parts += [f"the strongest {listed(typed)} head{'s' * (len(typed) > 1)}"] if typed else []
+    sentence = ", and ".join(parts)
+    return say("{sentence}, on one sequence.", sentence=sentence[:1].upper() + sentence[1:])
 
 
 def attention_section(findings: Findings) -> Section | None:
@@ -57,8 +89,9 @@ def attention_section(findings: Findings) -> Section | None:
     if shown is None:
         return None
     intro = prose(
-        "The heads that raise entropy most, and the strongest of each type, on one sequence. Choose a head by its "
-        "thumbnail, and point at a token to see which tokens it attends to, or is attended from; click to keep it."
+        "{whose} Choose a head by its thumbnail, and point at a token to see which tokens it attends to, or is "
+        "attended from; click to keep it.",
+        whose=whose_attention(shown.names),
     )
     figure = captioned(
         attention_heads(
