@@ -161,8 +161,19 @@ class ActivationCache(ResidualDecomposition):
     def stack_activation(
         self, activation_name: str, layer: int | None = -1, sublayer_type: str | None = None
     ) -> Tensor:
-        """One activation of all layers before `layer` (-1 or `None`: all), `[layer, ...]`."""
-        return torch.stack([self[activation_name, each, sublayer_type] for each in range(self._stop(layer))])
+        """One activation of all layers before `layer` (-1 or `None`: all), `[layer, ...]`.
+
+        Raises:
+            InvalidInputError: If it has not one shape in all of them, as where layers have heads of several widths.
+        """
+        found = [self[activation_name, each, sublayer_type] for each in range(self._stop(layer))]
+        if len({each.shape for each in found}) > 1:
+            shapes = ", ".join(str(list(each.shape)) for each in found)
+            raise InvalidInputError(
+                f"{activation_name} has not one shape in all layers: {shapes}. Take it layer by layer: "
+                f"cache[{activation_name!r}, layer]."
+            )
+        return torch.stack(found)
 
     # On disk
 

@@ -57,6 +57,8 @@ def test_shapes_of_hooks_and_stacks() -> None:
     cache = model.run_with_cache(TOKENS)[1]
     assert [cache["z", layer].shape[2:] for layer in range(3)] == [(4, 10), (4, 6), (4, 10)]
     assert [cache["v", layer].shape[2:] for layer in range(3)] == [(1, 10), (2, 6), (1, 10)]
+    with pytest.raises(InvalidInputError, match=r"z has not one shape .*, 4, 10\], .*, 4, 6\].* cache\['z', layer\]"):
+        cache.stack_activation("z")
     assert model.W_Q.shape == (3, 4, 12, 10) and not bool(model.W_Q[1, ..., 6:].any())
     W_K, W_Q = (getattr(model.blocks[1].attn, name) for name in ("W_K", "W_Q"))
     torch.testing.assert_close(model.QK.AB[1], W_Q @ W_K.mT)
