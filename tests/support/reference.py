@@ -306,8 +306,10 @@ def naive_entropy_of(
         kind = "RMS" if "ln_final.w" in weights else "RMSPre"
     final = acts[f"blocks.{cfg.n_layers - 1}.hook_resid_post"]
 
-    def lens(x: Tensor, *, at_the_end: bool) -> Tensor:
-        by = scale_of(final if scale == "final" else x, kind, cfg.eps)
+    def lens(x: Tensor, *, at_the_end: bool, layer: int = cfg.n_layers) -> Tensor:
+        scales = cfg.resid_scales or [1.0] * (cfg.n_layers + 1)
+        own = cfg.eps * scales[layer] ** 2
+        by = scale_of(final, kind, cfg.eps) if scale == "final" else scale_of(x, kind, own)
         x = (x - x.mean(-1, keepdim=True) if kind is not None and kind.startswith("LN") else x) / by
         x = x * weights["ln_final.w"] if kind in ("LN", "RMS") else x
         x = x + weights["ln_final.b"] if kind == "LN" else x
@@ -337,10 +339,13 @@ def naive_entropy_of(
         diff.append([])
         marginal.append([])
         for before, change in components:
-            added = entropy_of(lens(before + change, at_the_end=False))
-            diff[-1].append(spread(added - entropy_of(lens(before, at_the_end=False))))
+            added = entropy_of(lens(before + change, at_the_end=False, layer=layer))
+            diff[-1].append(spread(added - entropy_of(lens(before, at_the_end=False, layer=layer))))
             marginal[-1].append(spread(end - entropy_of(lens(final - change, at_the_end=True))))
-    resid = [spread(entropy_of(lens(state, at_the_end=False))) for state in states] + [spread(end)]
+    per_layer = len(states) // cfg.n_layers
+    resid = [
+        spread(entropy_of(lens(state, at_the_end=False, layer=at // per_layer))) for at, state in enumerate(states)
+    ] + [spread(end)]
     return NaiveEntropy(
         torch.stack(resid),
         torch.stack([torch.stack(row) for row in diff]),

@@ -134,7 +134,7 @@ def _own_gains(readout: Readout, states: LensStates, W_O: Tensor, bases: Mapping
     by = states.resid.new_ones(2, len(bases["attn"]), n_heads + len(whole), states.n)
 
     def note(layer: int, which: slice, base: int, written: Float[Tensor, "component row d_model"]) -> None:
-        by[0, layer, which] = 1 / readout.scale(states.resid[base] + written)[..., 0]
+        by[0, layer, which] = 1 / readout.scale(states.resid[base] + written, states.eps_of(base))[..., 0]
         by[1, layer, which] = 1 / readout.scale(states.resid[-1] - written)[..., 0]
 
     def present(part: str) -> list[tuple[int, int]]:
@@ -147,4 +147,4 @@ def _own_gains(readout: Readout, states: LensStates, W_O: Tensor, bases: Mapping
         assert written is not None
         for at, (layer, base) in enumerate(present(part)):
             note(layer, slice(column, column + 1), base, written[at][None])
-    return Gains(states=1 / readout.scale(states.resid).squeeze(-1), plus=by[0], minus=by[1])
+    return Gains(states=1 / readout.scale(states.resid, states.eps).squeeze(-1), plus=by[0], minus=by[1])

@@ -131,7 +131,8 @@ class _LensAccumulator(Accumulator[LogitLensResult]):
         predictions: list[dict[str, Tensor]] = []
         for index, resid in enumerate(states.resid):
             last = index == len(states.resid) - 1
-            by = readout.scale(states.resid[-1] if options["scale"] == "final" else resid)
+            final = options["scale"] == "final"
+            by = readout.scale(states.resid[-1]) if final else readout.scale(resid, states.eps_of(index))
             rows = readout.direction(resid) / by
             rows = rows if readout.bias is None else rows + readout.bias
             bias = b_U if options["lens_bias"] or last else None

@@ -25,6 +25,7 @@ class LensStates:
         rounding: Relative rounding of the type the model ran in.
         post_scale: What the norm behind each attention layer divided by; `None` without such norms.
         mixer: Each mixer's output, of each layer with one; `None` without mixers.
+        eps: What a norm adds to the variance of each state; `None` if that is the same for all.
     """
 
     resid: Float[Tensor, "state row d_model"]
@@ -33,11 +34,16 @@ class LensStates:
     rounding: float
     post_scale: Float[Tensor, "layer row 1"] | None = None
     mixer: Float[Tensor, "mixer_layer row d_model"] | None = None
+    eps: Float[Tensor, "state 1 1"] | None = None
 
     @property
     def n(self) -> int:
         """Positions that count."""
         return self.resid.shape[1]
+
+    def eps_of(self, state: int) -> float | None:
+        """Return what the final norm adds to the variance of a state at a scale of its own; `None`: as to the last."""
+        return None if self.eps is None else float(self.eps[state])
 
     def take_heads(
         self, means: Float[Tensor, "attn_layer head d_head"] | None = None
@@ -97,7 +103,10 @@ def lens_states(model: HookedTransformer, batch: Batch) -> LensStates:
     final = record(model, batch.tokens, readings, attention_mask=batch.attention_mask).final
     resid[-1] = final[batch.places]
     check_final(resid[-1])
-    return LensStates(resid, z, whole["mlp"], torch.finfo(final.dtype).eps, post_scale, whole["mixer"])
+    eps = None
+    if cfg.resid_scales is not None:
+        eps = resid.new_tensor([cfg.eps_of(at // step) for at in range(len(resid))])[:, None, None]
+    return LensStates(resid, z, whole["mlp"], torch.finfo(final.dtype).eps, post_scale, whole["mixer"], eps)
 
 
 def state_labels(model: HookedTransformer) -> tuple[str, ...]:

@@ -120,7 +120,7 @@ class SuppressionBatch:
         self, layer: int, resid: Float[Tensor, "row pos d_model"], in_sight: Bool[Tensor, "row query_pos key_pos"]
     ) -> Bool[Tensor, "row query_pos key_pos"]:
         """The sources most predicted at each destination by the logit lens of what enters the layer."""
-        state = self.readout.normalize(resid)
+        state = self.readout.normalize(resid, self.model.cfg.eps_of(layer))
         predicted = self._above_average(state, layer) if self.variant.relative else self._lens(state)
         return kept_sources(predicted, self.at, in_sight, self.top, once=self.variant.relative)
 

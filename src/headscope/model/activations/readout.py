@@ -50,11 +50,18 @@ class Readout:
         """Return `x` without its mean over d_model, if the norm takes it away."""
         return x - x.mean(-1, keepdim=True) if self.centered else x
 
-    def scale(self, x: Float[Tensor, "*lead d_model"]) -> Float[Tensor, "*lead 1"]:
-        """Return the scale by which the final norm divides `x` (1 without a norm)."""
+    def scale(
+        self, x: Float[Tensor, "*lead d_model"], eps: float | Float[Tensor, "*of_lead 1"] | None = None
+    ) -> Float[Tensor, "*lead 1"]:
+        """Return the scale by which the final norm divides `x` (1 without a norm).
+
+        Args:
+            x: States of the stream.
+            eps: Added to their variance: for earlier states at a scale of their own, `cfg.eps_of` of their layer.
+        """
         if not self.normalized:
             return torch.ones_like(x[..., :1])
-        return (self.center(x).square().mean(-1, keepdim=True) + self.eps).sqrt()
+        return (self.center(x).square().mean(-1, keepdim=True) + (self.eps if eps is None else eps)).sqrt()
 
     def direction(self, x: Float[Tensor, "*lead d_model"]) -> Float[Tensor, "*lead d_model"]:
         """The linear part of the norm without its scale: centered, and times its weight.
@@ -64,9 +71,9 @@ class Readout:
         centered = self.center(x)
         return centered if self.weight is None else centered * self.weight
 
-    def normalize(self, x: Float[Tensor, "*lead d_model"]) -> Float[Tensor, "*lead d_model"]:
-        """The final norm of states, each with a scale of its own."""
-        state = self.direction(x) / self.scale(x)
+    def normalize(self, x: Float[Tensor, "*lead d_model"], eps: float | None = None) -> Float[Tensor, "*lead d_model"]:
+        """The final norm of states, each with a scale of its own; for `eps` see `scale`."""
+        state = self.direction(x) / self.scale(x, eps)
         return state if self.bias is None else state + self.bias
 
     def logits(self, x: Float[Tensor, "*lead d_model"]) -> Float[Tensor, "*lead d_vocab"]:

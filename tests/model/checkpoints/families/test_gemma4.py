@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from families_table import LENGTH, TOKENS, hf_model
+import transformers
+from families_table import _GEMMA4, LENGTH, TOKENS, hf_model
 
 from headscope import HookedTransformer
+from headscope.analysis import logit_lens
 from headscope.errors import CheckpointError, InvalidInputError
-from headscope.model.checkpoints.families import family_of
+from headscope.model.checkpoints.families import FAMILIES, family_of
 
 
 def with_numbers(row: str, *numbers: float) -> Any:
@@ -20,7 +22,7 @@ def with_numbers(row: str, *numbers: float) -> Any:
     return hf
 
 
-@pytest.mark.parametrize("numbers", [(1e-3, 40.0, 0.02), (1.0, 1.0, 1.0)])
+@pytest.mark.parametrize("numbers", [(1e-3, 40.0, 0.02), (1.0, 1.0, 1.0), (1e-6, 1e-5, 1e-4)])
 def test_streams_are_those_of_transformers_but_for_their_scales(numbers: tuple[float, ...]) -> None:
     """Far from one, `eps` counts: 0.01 in this row, beside streams of a millionth."""
     hf = with_numbers("gemma4_text", *numbers)
@@ -33,6 +35,14 @@ def test_streams_are_those_of_transformers_but_for_their_scales(numbers: tuple[f
     for layer, stream in enumerate(theirs.hidden_states[:-1]):
         scaled = stream * model.cfg.resid_scales[layer]
         torch.testing.assert_close(cache["resid_pre", layer], scaled, rtol=1e-4, atol=1e-6)
+    # Each state at its own scale reads as theirs does, through the final norm and the unembedding.
+    own = logit_lens(model, TOKENS, k=1, scale="own", include_bos=True, progress=False)
+    with torch.no_grad():
+        for at, stream in enumerate(theirs.hidden_states[:-1]):
+            logits = hf.lm_head(hf.model.norm(stream)) / 3.0
+            expected = (3.0 * logits.tanh()).log_softmax(-1)
+            entropy = -(expected.exp() * expected).sum(-1)
+            torch.testing.assert_close(own.entropy[2 * at], entropy, rtol=0, atol=1e-4)
 
 
 def test_the_first_layers_alone() -> None:
@@ -43,6 +53,31 @@ def test_the_first_layers_alone() -> None:
     hf.config.num_hidden_layers = 2
     with torch.no_grad():
         torch.testing.assert_close(first(TOKENS), hf(TOKENS).logits, rtol=0, atol=1e-4)
+
+
+def test_scales_too_far_apart_for_a_dtype() -> None:
+    hf = with_numbers("gemma4_text", 1e-3, 1e-3, 1e-3)
+    with pytest.raises(CheckpointError, match="scales 1e\\+09 apart, which float16 cannot hold: pass dtype='bfloat16'"):
+        HookedTransformer.from_hf(hf, dtype="float16")
+    with torch.no_grad():
+        found = HookedTransformer.from_hf(hf, dtype="bfloat16")(TOKENS).log_softmax(-1)
+        torch.testing.assert_close(found.float(), hf(TOKENS).logits.log_softmax(-1), rtol=0, atol=0.1)
+
+
+def test_the_layout_of_the_hub() -> None:
+    """There, the entries of global layers have names of their own."""
+    hub = {
+        **{name: value for name, value in _GEMMA4.items() if name != "layer_types"}, "model_type": "gemma4_text",
+        "num_hidden_layers": 8, "attention_k_eq_v": True, "num_global_key_value_heads": 1,
+        "use_bidirectional_attention": "vision", "tie_word_embeddings": True,
+    }  # fmt: skip
+    fields = FAMILIES["gemma4_text"].config(hub)
+    assert fields["d_head_layers"] == [6] * 5 + [10, 6, 10]
+    assert fields["n_key_value_heads_layers"] == [2] * 5 + [1, 2, 1]
+    assert fields["attn_types"] == ["local"] * 5 + ["global", "local", "global"]
+    assert (fields["rotary_dim"], fields["rotary_pairs"], fields["rotary_dim_local"]) == (10, 1, 6)
+    written = transformers.Gemma4TextConfig(**hub).to_dict()
+    assert "per_layer_config" in written and FAMILIES["gemma4_text"].config(written) == fields
 
 
 @pytest.mark.parametrize("number", [0.0, -0.5])

@@ -4,7 +4,7 @@ Global layers have wider heads than local ones, other key-value heads, and in so
 before the norms (`W_V` is a copy of `W_K` then). Each layer multiplies the stream, what came before it and what it
 adds, by a number. Here the stream is a sum all the same: the numbers of the layer and of those behind it are in the
 weights that write to the stream, so that the final stream is that of `transformers`, and norms on earlier ones take an
-`eps` that is as much smaller (`cfg.resid_scales`). So nothing a model computes changes, up to rounding.
+`eps` that fits their scale (`cfg.resid_scales`). So nothing a model computes changes, up to rounding.
 
 In models with experts, the MLP and the experts read the stream through norms that differ in their weights, which are
 folded into what reads them, as are the factors of the router.
@@ -194,7 +194,7 @@ class _Gemma4(LlamaLike):
             raise CheckpointError(
                 f"the checkpoint has a {_NUMBER} of {min(numbers)}; only positive ones can be folded into weights."
             )
-        cfg.resid_scales = [math.prod(numbers[layer:], start=1.0) for layer in range(cfg.n_layers + 1)]
+        cfg.resid_scales = _resid_scales(numbers, cfg.dtype)
         yield from super().convert(_Folding(tensors, given, cfg), cfg, hf)
 
     def export(
@@ -248,6 +248,28 @@ class _Folding(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
+
+
+def _resid_scales(numbers: list[float], dtype: torch.dtype) -> list[float]:
+    """Return the scale of the stream that enters each layer, and of the final one: 1, unless others are then too small.
+
+    Raises:
+        CheckpointError: If the dtype cannot hold streams that are so far apart.
+    """
+    scales = [math.prod(numbers[layer:], start=1.0) for layer in range(len(numbers) + 1)]
+    # Norms square a stream in float32, and weights have its scale.
+    smallest = 1e-2 if dtype == torch.float16 else 1e-12
+    if min(scales) < smallest or max(scales) > 1 / smallest:
+        middle = math.sqrt(min(scales)) * math.sqrt(max(scales))
+        scales = [scale / middle for scale in scales]
+    if min(scales) < smallest:
+        apart = max(scales) / min(scales)
+        raise CheckpointError(
+            f"the numbers that layers multiply the stream by ({_NUMBER}) put its scales {apart:.0e} apart, which "
+            f"{str(dtype).removeprefix('torch.')} cannot hold"
+            + (": pass dtype='bfloat16' or 'float32'." if dtype == torch.float16 else ".")
+        )
+    return scales
 
 
 def _scales(cfg: HookedTransformerConfig) -> list[float]:
