@@ -150,14 +150,14 @@ class _MeanSums:
         self.layers = sorted({head.layer for head in heads})
         self.runs = CleanRuns(model, heads, self.layers, room=0)
         self.outputs, self.readout = OutputSums(self.runs), readout_of(model)
-        self.last = model.cfg.n_layers
+        self.cfg, self.last = model.cfg, model.cfg.n_layers
 
     def measure(self, batch: Batch, n_before: int) -> dict[str, Tensor]:
         """Return the sums over a batch."""
         run = self.runs.first(batch, n_before)
         states = {**run.resid, self.last: run.final}
         return self.outputs.of_run(run, batch) | {
-            f"lens at {layer}": self.readout.normalize(state[batch.counted]).double().sum(0)
+            f"lens at {layer}": self.readout.normalize(state[batch.counted], self.cfg.eps_of(layer)).double().sum(0)
             for layer, state in states.items()
         }
 
