@@ -79,7 +79,7 @@ def percent(share: float) -> Markup:
     if share == 0 or size >= 0.1:
         text = f"{100 * share:.0f}"
     elif size < 0.0005:
-        text = "<0.1" if share > 0 else ">-0.1"
+        text = "<0.1" if share > 0 else "-0.0"
     else:
         text = f"{100 * share:.1f}"
     return _number(f"{text}\xa0%")

@@ -9,7 +9,17 @@ from markupsafe import Markup
 from headscope.analysis.core.stats import Estimate, threshold
 from headscope.report.blocks import Figure, Section, Table
 from headscope.report.model.findings import Findings, Suppression
-from headscope.report.words import captioned, head_cell, listed, number_cell, percent, percent_cell, prose, say
+from headscope.report.words import (
+    captioned,
+    head_cell,
+    listed,
+    number_cell,
+    percent,
+    percent_cell,
+    percents,
+    prose,
+    say,
+)
 from headscope.views.figures.copy_suppression import suppression_scatter
 
 __all__ = ["suppression_section", "suppression_verdict"]
@@ -63,11 +73,11 @@ def suppression_verdict(
         above = dataclasses.replace(shares[best], value=shares[best].value - _SURE)
         whole = above.value > 0 and above.clear(among)
         part = "" if whole else " in part"
-        values = {"label": labels[best], "part": part, "worth": _worth(shares[best])}
+        values = {"label": labels[best], "part": part, "worth": percents(shares[best])}
         verdict = say("Here head <b>{label}</b> does{part}: this explains {worth} of its direct effect", **values)
         if powers[best].value == powers[best].value:
             verdict += say(", where an ideal suppressor would be given {power}", power=percent(powers[best].value))
-        if others := [say("{label} ({worth})", label=labels[at], worth=_worth(shares[at])) for at in found[1:]]:
+        if others := [say("{label} ({worth})", label=labels[at], worth=percents(shares[at])) for at in found[1:]]:
             verdict += say("; less so {others}", others=listed(others))
         summary = "Head <b>{label}</b> suppresses copying{part}: this explains {worth} of its direct effect."
         return verdict + ".", (say(summary, **values),)
@@ -110,10 +120,6 @@ def _sortable(share: Estimate) -> float:
     return share.value if share.value == share.value else -9.0
 
 
-def _worth(share: Estimate) -> Markup:
-    return say("{share}\xa0±\xa0{error}", share=percent(share.value), error=percent(share.error))
-
-
 def _figure(measured: Suppression) -> Figure:
     return captioned(
         suppression_scatter(measured.scores),
@@ -135,8 +141,8 @@ def _table(measured: Suppression, shares: Sequence[Estimate], powers: Sequence[E
         rows.append(
             (
                 head_cell(explained.labels[at]),
-                number_cell(shares[at].value, _worth(shares[at])),
-                number_cell(powers[at].value, _worth(powers[at])),
+                number_cell(shares[at].value, percents(shares[at])),
+                number_cell(powers[at].value, percents(powers[at])),
                 *(number_cell(float(values[layer, head])) for values in of_scores.values()),
                 percent_cell(float(ranks.ov_bottom[at])),
                 percent_cell(float(ranks.qk_top[at])),
