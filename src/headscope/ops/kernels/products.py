@@ -68,8 +68,8 @@ def product_each(
     """Write each head's `left @ right` into `out`."""
     if not _is_onednns(left[0], right[0]):
         return torch.bmm(left, right, out=out)
-    for factors in zip(left, right, out, strict=True):
-        product(*factors)
+    for one_left, one_right, one_out in zip(left, right, out, strict=True):
+        one_out.copy_(_onednn(one_left, one_right, None))
     return out
 
 
