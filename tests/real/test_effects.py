@@ -19,6 +19,7 @@ from headscope.analysis import (
     path_patch,
     weights_circuit_ranks,
 )
+from headscope.data import IOIDataset
 
 pytestmark = pytest.mark.real
 
@@ -201,6 +202,56 @@ def test_copy_suppression(model: HookedTransformer, real_run: RealRun, tokens: T
         wanted = (clean.exp() * (clean - logits)).sum(-1)[0, :-1]
         torch.testing.assert_close(stored[0, 0, :-1].double(), wanted, rtol=0, atol=1e-4)
         assert float(wanted.max()) > 0.01
+
+
+def test_copy_suppression_in_logits(model: HookedTransformer, real_run: RealRun, tokens: Tensor, acts: Acts) -> None:
+    """By the definition of `own_logit`: sources above their token's average, and the least change of all logits."""
+    layer, head, top = 24, 4, 0.2
+    found = copy_suppression_preserving_ablation(
+        model, tokens, [(layer, head)], top=top, include_bos=True, variant="own_logit", progress=False
+    )
+    W_U = real_run.state["unembed.W_U"]
+    centered = W_U - W_U.mean(1, keepdim=True)
+    directions = centered[:, tokens[0]]
+    least = torch.linalg.solve(centered @ centered.T, directions)
+    least = (least / (least * directions).sum(0)).T
+    pattern = acts[f"blocks.{layer}.attn.hook_pattern"][0, head]
+    values = acts[f"blocks.{layer}.attn.hook_v"][0, :, head] @ real_run.state[f"blocks.{layer}.attn.W_O"][head]
+    written = real_run.written(acts, layer, head)[0]
+    mean = written.mean(0)
+    predicted = real_run.read(acts[f"blocks.{layer}.hook_resid_pre"])[0]
+    predicted = predicted - predicted.mean(0)
+    instead = mean.expand_as(written).clone()
+    for query in range(tokens.shape[1]):
+        n = -(-(query + 1) * 1000 * top // 1000)
+        seen = set(tokens[0, : query + 1].tolist())
+        kept = sorted(seen, key=lambda token, query=query: -float(predicted[query, token]))[: int(n)]
+        for key in range(query + 1):
+            if int(tokens[0, key]) in kept:
+                change = float((values[key] - mean) @ directions[:, key])
+                instead[query] += pattern[query, key] * min(0.0, change) * least[key]
+    final, clean = real_run.final(acts), acts["logits"].log_softmax(-1)
+    logits = real_run.read(final - written + instead, real_run.scale(final)).log_softmax(-1)
+    wanted = (clean.exp() * (clean - logits)).sum(-1)[0, :-1]
+    torch.testing.assert_close(found.kl_cspa[0, 0, :-1].double(), wanted, rtol=0, atol=1e-4)
+    assert float((found.kl_mean[0, 0, :-1] - wanted).abs().max()) > 1e-3
+
+
+def test_a_negative_name_mover_suppresses_copying_and_a_name_mover_does_not(
+    model: HookedTransformer, ioi: IOIDataset
+) -> None:
+    """In this model the paper's variant keeps function words only, and finds nothing."""
+    tokens = ioi.toks[:12]
+    mask = torch.arange(tokens.shape[1]) <= ioi.word_idx["end"][:12, None] + 1
+    heads = ["24.4", "23.0", "29.0"]
+    options = {"attention_mask": mask, "progress": False}
+    found = copy_suppression_preserving_ablation(model, tokens, heads, variant="own_logit", **options)
+    suppressor, mover, late = found.share_estimates()
+    assert suppressor.value > 0.3 and suppressor.clear(among=3)
+    assert abs(mover.value) < 0.02 and abs(late.value) < 0.05
+    assert float(found.power()[0]) > 0.3 and float(found.power()[2]) > 0.5
+    paper = copy_suppression_preserving_ablation(model, tokens, heads[:1], **options)
+    assert float(paper.share()) < 0.05 and float(paper.power()) < 0.3
 
 
 def test_circuit_ranks(model: HookedTransformer, real_run: RealRun) -> None:

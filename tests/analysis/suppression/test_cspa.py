@@ -370,10 +370,11 @@ def test_a_module_in_the_place_of_a_hook_point_is_refused():
         measure(model, repeating_tokens(), [(1, 0)])
 
 
+@pytest.mark.parametrize("variant", ["paper", "relative", "own_logit"])
 @pytest.mark.parametrize("effect", ["direct", "patched"])
-def test_a_head_made_to_suppress_copying_is_explained_and_its_neighbours_are_not(effect):
+def test_a_head_made_to_suppress_copying_is_explained_and_its_neighbours_are_not(effect, variant):
     model = suppressing_model()
-    found = measure(model, repeated_rows(), None, effect=effect)
+    found = measure(model, repeated_rows(), None, effect=effect, variant=variant)
     share = dict(zip(found.labels, found.share().tolist(), strict=True))
     assert share.pop("2.0") > 0.95
     # In the final state nothing reads what 0.0 writes.
@@ -384,6 +385,53 @@ def test_a_head_made_to_suppress_copying_is_explained_and_its_neighbours_are_not
     # The neighbours do something too: one looks alike but copies, one suppresses what nobody predicts.
     for layer, head in (SUPPRESSOR, COPIER, BLIND):
         assert kl[f"{layer}.{head}"] > 5e-3
+
+
+def test_variants_are_one_where_unembeddings_are_orthogonal_and_the_lens_is_calibrated():
+    """Of one source a query, so that a token which stands twice makes no difference."""
+    found = {v: measure(suppressing_model(), repeated_rows(), [SUPPRESSOR], variant=v) for v in ("paper", "own_logit")}
+    assert found["own_logit"].share() == pytest.approx(found["paper"].share(), abs=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layer", [0, 1])
+def test_power_is_the_share_of_an_ideal_suppressor(layer):
+    """One in the place of the layer's heads, whose small step down of one logit is kept where its source is."""
+    model, tokens, step = tiny_model(), repeating_tokens(), 1e-3
+    found = measure(model, tokens, [(layer, 0)], top=0.2, variant="own_logit")
+    naive = Naive(model, tokens, padding(tokens, None), top=0.2, effect="direct", variant="own_logit")
+    final = naive.read(naive.cache["resid_post", 1]) @ model.W_U + model.b_U
+    raised = final - final.flatten(0, 1).mean(0)
+    with_it, kept = naive.logits.clone(), naive.logits.clone()
+    for r in range(tokens.shape[0]):
+        for q in range(tokens.shape[1]):
+            token = tokens[r, max(range(q + 1), key=lambda k, r=r, q=q: float(raised[r, q, tokens[r, k]]))]
+            with_it[r, q, token] += step
+            if token not in tokens[r, naive.kept(layer, r, q)]:
+                kept[r, q, token] += step
+    clean = naive.logits.log_softmax(-1)
+    kls = [(clean.exp() * (clean - without.log_softmax(-1))).sum(-1)[:, :-1].mean() for without in (kept, with_it)]
+    assert 0.1 < float(found.power()) < 0.95
+    assert float(found.power()) == pytest.approx(float(1 - kls[0] / kls[1]), abs=2e-3)
+
+
+def test_power_has_an_error_and_old_results_say_that_they_lack_it():
+    found = measure(tiny_model(), repeating_tokens(), top=0.3)
+    power, share = found.power_estimates()[1], found.share_estimates()[1]
+    assert power.value == float(found.power()[1]) and 0 < power.error < 1
+    assert share.value == pytest.approx(float(found.share()[1])) and share.error > 0
+    old = dataclasses.replace(found, planted=None, planted_kept=None)
+    assert "power" not in old.to_frame() and "power" in found.to_frame()
+    with pytest.raises(InvalidInputError, match="measure it again"):
+        old.power()
+
+
+def test_accumulators_of_a_variant_need_the_means_of_the_lens():
+    model, tokens = tiny_model(), repeating_tokens()
+    means = component_means(model, list(core_batches.iterate_batches(model, tokens, progress=False)))
+    options = SuppressionOptions((Component(1, 0),), variant="relative")
+    with pytest.raises(InvalidInputError, match=r"layers \[1, 2\]"):
+        SuppressionAccumulator(model, options, means, "noise")
 
 
 @torch.no_grad()
