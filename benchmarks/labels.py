@@ -6,8 +6,8 @@
 
 A probe shares nothing with the analysis but the model: attention weights and values from the cache, products with
 `W_O` and `W_U`, runs with plain hooks, and prompts written here. It says what it found and whether that is what the
-label says; the last lines count the labels that failed. Each model is also tried with all its weights in another
-order, which must give no label.
+label says; the last line counts those where it is not. Each model is also tried with all its weights in another order,
+which must give no label.
 """
 
 import argparse
@@ -295,49 +295,49 @@ def checked(source: str, text_file: Path | None, n_prompts: int) -> tuple[list[s
         HookedTransformer.from_pretrained_no_processing(source) if truth else HookedTransformer.from_pretrained(source)
     )
     name = model.cfg.model_name
-    text = tokens = data = None
+    text = tokens = None
     if text_file is not None and model.tokenizer is not None:
         text = text_file.read_text(encoding="utf-8")
         tokens = model.to_tokens(text, prepend_bos=False, truncate=False)[0]
     longest = (model.cfg.n_ctx - 1) // 2
     rows = repeating(model, tokens, min(24, longest), min(7, model.cfg.n_ctx - 1 - 2 * min(24, longest)))
-    if name == "induction-2l":
-        rows, data = thirds, thirds(0)[0]
     task = names = None
     if truth is None:
         # Prompts of both orders; the corrupted ones name the other person again.
         dataset = IOIDataset("mixed", n_prompts, model.tokenizer, prepend_bos=model.cfg.default_prepend_bos)
         task, names = Task.from_ioi(dataset, "ABB->ABA, BAB->BAA"), Names.of(model)
-    found = detect_heads(model, data, text=text, task=task, progress=False)
-    probes = attention_probes(model, rows)
-    probes |= {} if names is None else name_probes(names, found)
-    lines, failed = [f"## {name}", ""], 0
-    lines += ["| kind | head | score | control | error | probe | agrees |", "|---|---|---|---|---|---|---|"]
-    for at, kind in enumerate(found.kinds):
-        for score in found.heads(kind):
-            head = (score.layer, int(score.head or 0))
-            said, agrees = probes[kind](head)
-            failed += not agrees
-            control, error = float(found.controls[at][head]), float(found.errors[at][head])
-            lines.append(
-                f"| {kind} | {score.label} | {score.value:.3f} | {control:.3f} | {error:.3f} | {said} | "
-                f"{'yes' if agrees else '**no**'} |"
-            )
-    if not bool(found.labelled.any()):
-        lines = [*lines[:2], "No label."]
+    runs: list[tuple[str, Any, Rows]] = [("pieces of a text" if text else "random", None, rows)]
+    if name == "induction-2l":
+        runs.append(("its own", thirds(0)[0], thirds))
+    elif truth is not None and truth.get("examples"):
+        runs.append(("its own", torch.tensor([each["clean"] for each in truth["examples"]]), rows))
+    lines, failed, labelled = [], 0, torch.zeros(model.cfg.n_layers, model.cfg.n_heads, dtype=torch.bool)
+    for called, data, probed in runs:
+        found = detect_heads(model, data, text=text, task=task, progress=False)
+        labelled |= found.labelled.any(0)
+        probes = attention_probes(model, probed) | ({} if names is None else name_probes(names, found))
+        for at, kind in enumerate(found.kinds):
+            for score in found.heads(kind):
+                head = (score.layer, int(score.head or 0))
+                said, agrees = probes[kind](head)
+                failed += not agrees
+                on = called if found.unit(kind) == "attention" and kind != "duplicate_name" else "two names"
+                numbers = (score.value, *(float(each[at][head]) for each in (found.controls, found.errors)))
+                shown = " | ".join(f"{number:.3f}" for number in numbers)
+                lines.append(f"| {kind} | {score.label} | {on} | {shown} | {said} | {'yes' if agrees else '**no**'} |")
+    heading = ["| kind | head | rows | score | control | error | probe | agrees |", "|---|---|---|---|---|---|---|---|"]
+    lines = [f"## {name}", "", *([*heading, *lines] if lines else ["No label."])]
     if names is not None:
         whole = names.orders(names.difference(model(names.tokens)))
-        lines += [
-            "",
-            f"Logit difference of the probe's {len(names.tokens)} prompts: {whole[0]:+.2f} (ABBA), {whole[1]:+.2f}.",
-        ]
+        about = f"Logit difference of the probe's {len(names.tokens)} prompts: {whole[0]:+.2f} (ABBA), {whole[1]:+.2f}."
+        lines += ["", about]
     if truth is not None and truth.get("idle"):
         idle = [tuple(map(int, head.split("."))) for head in truth["idle"] if "." in head]
-        labels = sum(bool(found.labelled[:, layer, head].any()) for layer, head in idle)
+        labels = sum(bool(labelled[head]) for head in idle)
         lines += ["", f"Of {len(idle)} heads known to be idle, {labels} have a label."]
         failed += labels
     few = None if task is None else task[: min(48, n_prompts)]
-    without = detect_heads(shuffled(model), data, text=text, task=few, progress=False)
+    without = detect_heads(shuffled(model), text=text, task=few, progress=False)
     n_labels = int(without.labelled.sum())
     lines += ["", f"With every weight in another order: {n_labels or 'no'} labels.", ""]
     return lines, failed + n_labels

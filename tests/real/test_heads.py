@@ -1,13 +1,15 @@
 """The kinds of heads of the pretrained model: as found, and by probes written out by hand."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from smollm import RealRun
 from torch import Tensor
 
 from headscope import HookedTransformer
-from headscope.analysis import detect_heads, head_scores
+from headscope.analysis import HeadTypes, Task, detect_heads, head_scores
 from headscope.data import IOIDataset
 
 pytestmark = pytest.mark.real
@@ -16,6 +18,7 @@ INDUCTION = [(18, 6), (17, 3), (17, 4)]
 NAME_MOVERS = [(23, 0), (23, 1)]
 NEGATIVE = (24, 4)
 S_INHIBITION = (20, 0)
+PROSE = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")[:7000]
 
 
 @pytest.fixture(scope="module")
@@ -136,3 +139,71 @@ def test_an_s_inhibition_head_keeps_movers_off_the_subject(
         assert float((attention(after, ioi, "IO") - attention(before, ioi, "IO"))[mover]) < -0.05
         assert float((attention(after, ioi, "S1") - attention(before, ioi, "S1"))[mover]) > 0.02
     assert float((answers(ioi, logits) - answers(ioi, seen["logits"])).mean()) < -0.8
+
+
+@pytest.fixture(scope="module")
+def kinds(model: HookedTransformer) -> HeadTypes:
+    """On 160 prompts of two names, and a text."""
+    prompts = IOIDataset("mixed", N=160, tokenizer=model.tokenizer, prepend_bos=True)
+    return detect_heads(model, text=PROSE, task=Task.from_ioi(prompts, "ABB->ABA, BAB->BAA"), progress=False)
+
+
+def of_kind(found: HeadTypes, kind: str) -> set[str]:
+    return {score.label for score in found.heads(kind)}
+
+
+def test_the_heads_that_do_indirect_objects(kinds: HeadTypes) -> None:
+    """23.3 does most; 29.1 adds to it where it writes; 24.4 and 29.0 work against it; 20.0 finds the subject."""
+    assert of_kind(kinds, "subject_suppressor") == {"23.3"} and of_kind(kinds, "amplifier") == {"29.1"}
+    assert of_kind(kinds, "negative_name_mover") | of_kind(kinds, "dampener") == {"24.4", "29.0"}
+    assert "20.0" in of_kind(kinds, "s_inhibition") and kinds.heads("s_inhibition")[0].label == "20.0"
+    assert {"8.1", "9.2", "5.6", "2.4"} <= of_kind(kinds, "duplicate_name")
+    # 23.1 raises whom it looks at, and 23.0 helps in both orders: neither is what the other is.
+    assert "23.1" in of_kind(kinds, "name_copier") and "23.1" not in of_kind(kinds, "name_mover")
+    assert "23.0" not in of_kind(kinds, "name_copier")
+    for kind in ("name_mover", "subject_suppressor", "amplifier"):
+        for score in kinds.heads(kind):
+            for order in ("ABBA", "BABA"):
+                whole = float(kinds.evidence_of(f"direct effect ({order})")[score.layer, score.head])
+                assert whole >= score.value - 1e-4 > 0
+    effects = sum(kinds.evidence_of(f"direct effect ({order})") for order in ("ABBA", "BABA"))
+    assert divmod(int(effects.argmax()), 9) == (23, 3)
+
+
+def test_the_suppressor_lowers_the_subject_by_hand(real_run: RealRun, task: Task) -> None:
+    """23.3 looks at the second subject, and what it takes from there lowers that name below all others."""
+    rows, clean = torch.arange(len(task)), real_run(task.clean_tokens)
+    pattern = clean["blocks.23.attn.hook_pattern"][rows, 3, task.positions]
+    assert float(pattern[rows, task.word_idx["S2"]].min()) > 0.3
+    values = clean["blocks.23.attn.hook_v"][rows, task.word_idx["S2"], 3]
+    logits = values @ real_run.state["blocks.23.attn.W_O"][3] @ real_run.state["unembed.W_U"]
+    own = logits[rows, task.incorrect[:, 0]]
+    assert int((logits < own[:, None]).sum(-1).max()) < 10
+
+
+def test_induction_on_random_tokens_is_not_induction_on_text(model: HookedTransformer, kinds: HeadTypes) -> None:
+    """18.7 rests at BOS on prose, where 18.6, 17.3 and 17.5 still attend to what followed."""
+    random = detect_heads(model, n_sequences=12, length=20, progress=False)
+    assert {"18.6", "17.3", "17.4", "17.5", "18.7"} <= of_kind(random, "induction")
+    assert {"18.6", "17.3", "17.5"} <= of_kind(kinds, "induction") and "18.7" not in of_kind(kinds, "induction")
+    assert float(kinds.evidence_of("start on text")[18, 7]) > 0.9
+    tokens = model.to_tokens(PROSE)[:, :128]
+    _, cache = model.run_with_cache(tokens, names_filter=lambda name: name == "blocks.18.attn.hook_pattern")
+    assert float(cache["pattern", 18][0, 7, 64:, 0].mean()) > 0.9
+
+
+def test_shuffled_weights_have_no_kinds(model: HookedTransformer) -> None:
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    generator = torch.Generator().manual_seed(0)
+    try:
+        model.load_state_dict(
+            {
+                name: value.flatten()[torch.randperm(value.numel(), generator=generator)].view(value.shape)
+                if value.is_floating_point()
+                else value
+                for name, value in state.items()
+            }
+        )
+        assert not bool(detect_heads(model, n_sequences=6, length=20, progress=False).labelled.any())
+    finally:
+        model.load_state_dict(state)
