@@ -183,8 +183,8 @@ def test_the_suppressor_lowers_the_subject_by_hand(real_run: RealRun, task: Task
 
 def test_induction_on_random_tokens_is_not_induction_on_text(model: HookedTransformer, kinds: HeadTypes) -> None:
     """18.7 rests at BOS on prose, where 18.6, 17.3 and 17.5 still attend to what followed."""
-    random = detect_heads(model, n_sequences=12, length=20, progress=False)
-    assert {"18.6", "17.3", "17.4", "17.5", "18.7"} <= of_kind(random, "induction")
+    random = head_scores(model, n_sequences=4, progress=False).induction
+    assert float(random[18, 7]) > 0.45 and float(random[18, 6]) > 0.8
     assert {"18.6", "17.3", "17.5"} <= of_kind(kinds, "induction") and "18.7" not in of_kind(kinds, "induction")
     assert float(kinds.evidence_of("start on text")[18, 7]) > 0.9
     tokens = model.to_tokens(PROSE)[:, :128]
