@@ -18,7 +18,12 @@ from headscope.report.model.entropy_section import (
 from headscope.report.model.heads_section import came, heads_title
 from headscope.report.model.loss_section import mean_loss, use_of_context
 from headscope.report.model.model_section import few_sequences, in_front
-from headscope.report.model.types_section import strongest_heads, types_without_heads, whose_attention
+from headscope.report.model.types_section import (
+    otherwise_on_text,
+    strongest_heads,
+    types_without_heads,
+    whose_attention,
+)
 from headscope.report.numbers_section import how_it_was_made
 
 Sentence = Callable[[], Markup | str | None]
@@ -118,6 +123,10 @@ SAID: dict[str, tuple[Sentence, list[str]]] = {
         ["no head pays 30 % or more of its attention as a duplicate head would (at most 29 %, head 1.2).",
          "~induction"],
     ),
+    "heads that do otherwise on the text": (
+        lambda: otherwise_on_text([("induction", "18.7", 0.59, 0.02), ("induction", "18.6", 0.9, 0.3)]),
+        ["these do otherwise than on random tokens: 18.7 (induction: 2 % instead of 59 %).", "~18.6"],
+    ),
     "heads by entropy and by type": (
         lambda: whose_attention(["2.3", "0.3 previous-token", "1.3 induction"]),
         ["The first heads by entropy diff and marginal in turn, and the strongest previous-token and induction heads,"],
@@ -150,6 +159,9 @@ SILENT: dict[str, Sentence] = {
     "types: none looked for": lambda: strongest_heads({}, 32),
     "types without heads: each has one": lambda: types_without_heads(of_types(induction=0.3)),
     "types without heads: none looked for": lambda: types_without_heads({}),
+    "types on the text: as on random tokens": lambda: otherwise_on_text([("induction", "1.0", 0.9, 0.1)]),
+    "types on the text: no head of the type": lambda: otherwise_on_text([("induction", "1.0", 0.29, 0.0)]),
+    "types on the text: not known": lambda: otherwise_on_text([("induction", "1.0", 0.9, None)]),
     "in front: no BOS": lambda: in_front(None, None, 8),
     "few sequences: eight": lambda: few_sequences(8),
 }

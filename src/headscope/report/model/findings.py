@@ -80,6 +80,7 @@ class Findings:
         outcome: What came of each part of the measurement.
         notable: Heads to show in detail; none where entropy was not measured.
         attention: Their attention patterns, where they were asked for.
+        scores_on_text: Scores of the head types on the text itself, beside those of `scores`.
     """
 
     facts: Mapping[str, str]
@@ -97,6 +98,7 @@ class Findings:
     outcome: Outcome
     notable: tuple[Head, ...]
     attention: Attention | None
+    scores_on_text: HeadScores | None = None
 
     def has(self, *parts: str) -> bool:
         """Tell whether parts were measured."""

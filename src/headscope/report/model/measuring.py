@@ -87,11 +87,20 @@ def measure(
             return None
         return _attention(model, tokens, entropy, done.get("types"), notable_heads(entropy.mean(), n_heads))
 
+    on_text: list[HeadScores] = []
+
+    def types() -> HeadScores | None:
+        scores = _scores(model, kept, progress)
+        if scores is not None and _predicts(model, tokens):
+            run = {"describe": describe, "progress": progress, **kept.run("types-on-text")}
+            on_text.append(head_scores(model, tokens, **run))
+        return scores
+
     steps: dict[str, Callable[[], object]] = {
         "loss": lambda: predict_next_tokens(
             model, tokens, k=3, describe=describe, progress=progress, **kept.run("loss")
         ),
-        "types": lambda: _scores(model, kept, progress),
+        "types": types,
         "entropy": lambda: measure_entropy(
             model, tokens, reduce="none", describe=describe, progress=progress, **kept.run("entropy")
         ),
@@ -119,6 +128,7 @@ def measure(
         outcome=outcome,
         notable=notable_heads(entropy.mean(), n_heads) if n_heads and entropy is not None else (),
         attention=pattern,
+        scores_on_text=on_text[0] if on_text else None,
     )
 
 

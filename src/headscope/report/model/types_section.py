@@ -1,20 +1,30 @@
 """The sections on head types, and on where the notable heads look."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 
 from markupsafe import Markup
+from torch import Tensor
 
-from headscope.analysis.core.ranking import Ranking
+from headscope.analysis.core.ranking import HeadScore, Ranking
 from headscope.analysis.heads.scores import MIN_ATTENTION
 from headscope.report.blocks import Cell, Prose, Section, Table
-from headscope.report.model.findings import Findings, strongest
+from headscope.report.model.findings import TYPES, Findings, strongest
 from headscope.report.words import captioned, head_cell, listed, percent, percent_cell, prose, say, those
 from headscope.views.attention import attention_heads
 from headscope.views.figures.head_scores import head_score_maps
 
-__all__ = ["attention_section", "strongest_heads", "types_section", "types_without_heads", "whose_attention"]
+__all__ = [
+    "attention_section",
+    "otherwise_on_text",
+    "strongest_heads",
+    "types_section",
+    "types_without_heads",
+    "whose_attention",
+]
 
 _LISTED = 5
+_HARDLY = 1 / 3  # of the least attention that makes a type
 
 
 def types_section(findings: Findings) -> Section | None:
@@ -29,15 +39,50 @@ def types_section(findings: Findings) -> Section | None:
         "Measured on repeated random tokens, where meaning cannot help: a mean over positions, between 0 and 1.",
         "No color is none of its attention, the strongest blue is all of it; the panels share one scale.",
     )
+    text = findings.scores_on_text
+    shares = {} if text is None else {name: getattr(text, type_) for type_, name in TYPES.items()}
     rows = [
-        (Cell(name, at), head_cell(score.label), percent_cell(score.value))
+        (Cell(name, at), head_cell(score.label), percent_cell(score.value), percent_cell(_share(shares, name, score)))
         for at, (name, ranking) in enumerate(types.items())
         for score in ranking
     ]
-    caption = say("The {k} heads that score highest in each type.", k=max(map(len, types.values())))
-    table = Table(("type", "head", "of its attention"), rows, caption, words=(0,))
+    caption = say(
+        "The {k} heads that score highest in each type on random tokens, and what they pay on the text of this page.",
+        k=max(map(len, types.values())),
+    )
+    table = Table(("type", "head", "of its attention", "on the text"), rows, caption, words=(0,))
     said, absent = strongest_heads(types, scores.info.n_sequences), types_without_heads(types)
-    return Section("types", "Head types", those(said), (*map(Prose, those(absent)), figure, table))
+    unlike = otherwise_on_text(
+        [
+            (name, score.label, score.value, _share(shares, name, score))
+            for name, best in types.items()
+            for score in best
+        ]
+    )
+    return Section("types", "Head types", those(said), (*map(Prose, those(absent, unlike)), figure, table))
+
+
+def _share(shares: Mapping[str, Tensor], name: str, score: HeadScore) -> float | None:
+    """What a head pays on the text, if anything there counts."""
+    value = float(shares[name][score.layer, score.head]) if name in shares else math.nan
+    return None if math.isnan(value) else value
+
+
+def otherwise_on_text(scored: Iterable[tuple[str, str, float, float | None]]) -> Markup | None:
+    """The heads of a type on random tokens that hardly are so on the text; nothing where there are none.
+
+    Args:
+        scored: Type, head, and its attention on random tokens and on the text; `None` where it is not known.
+    """
+    parts = [
+        say("{label} ({name}: {share} instead of {random})", label=label, name=name, share=percent(there),
+            random=percent(value))
+        for name, label, value, there in scored
+        if value >= MIN_ATTENTION and there is not None and there < _HARDLY * MIN_ATTENTION
+    ]  # fmt: skip
+    if not parts:
+        return None
+    return say("On the text of this page these do otherwise than on random tokens: {heads}.", heads=listed(parts))
 
 
 def strongest_heads(types: Mapping[str, Ranking], n_sequences: int) -> Markup | None:
