@@ -124,8 +124,8 @@ SAID: dict[str, tuple[Sentence, list[str]]] = {
          "~induction"],
     ),
     "heads that do otherwise on the text": (
-        lambda: otherwise_on_text([("induction", "18.7", 0.59, 0.02), ("induction", "18.6", 0.9, 0.3)]),
-        ["these do otherwise than on random tokens: 18.7 (induction: 2 % instead of 59 %).", "~18.6"],
+        lambda: otherwise_on_text([("induction", "18.7", 0.59, 0.021), ("induction", "18.6", 0.9, 0.3)]),
+        ["these do otherwise than on random tokens: 18.7 (induction: 2.1 % instead of 59 %).", "~18.6"],
     ),
     "heads by entropy and by type": (
         lambda: whose_attention(["2.3", "0.3 previous-token", "1.3 induction"]),
