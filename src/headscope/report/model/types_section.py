@@ -63,7 +63,7 @@ def types_section(findings: Findings) -> Section | None:
 
 
 def _share(shares: Mapping[str, Tensor], name: str, score: HeadScore) -> float | None:
-    """What a head pays on the text, if anything there counts."""
+    """Attention of a head on the text; `None` where nothing counts."""
     value = float(shares[name][score.layer, score.head]) if name in shares else math.nan
     return None if math.isnan(value) else value
 
