@@ -68,6 +68,12 @@ Workers = Annotated[
         show_default=False,
     ),
 ]
+ReportWorkers = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Measure what is streamed in so many processes on this machine, in shards.", show_default=False
+    ),
+]
 Ray = Annotated[
     str | None,
     typer.Option(

@@ -21,6 +21,7 @@ from headscope.report import (
     write_comparison,
     write_report,
 )
+from headscope.scale import Processes
 from headscope.training.demo_figures import EVALUATION_SEED, evaluate_demo
 
 __all__ = ["compare", "evaluate", "models", "report"]
@@ -70,6 +71,7 @@ def report(
         ),
     ] = None,
     resume: options.ResumeReport = False,
+    workers: options.ReportWorkers = None,
     progress: options.Progress = True,
     compare: Annotated[str | None, typer.Option(hidden=True, is_eager=True, callback=_moved)] = None,
 ) -> None:
@@ -97,6 +99,7 @@ def report(
             task=asked,
             sections=listed(sections),
             resume=resume,
+            engine=None if workers is None else Processes(workers),
             command=continuing(),
             progress=progress,
         )

@@ -16,6 +16,7 @@ from torch import Tensor
 from headscope.analysis.core.result import Result
 from headscope.analysis.storage.manifest import compare_manifests, read_manifest
 from headscope.analysis.storage.places import place_of, writing
+from headscope.analysis.storage.sharded import Engine
 from headscope.errors import InvalidInputError
 from headscope.model.checkpoints.files import TensorFiles, write_bytes, write_tensors
 
@@ -30,6 +31,7 @@ class Kept:
     Args:
         folder: The folder, which need not exist; `None` keeps nothing.
         resume: Go on with what it holds.
+        engine: Who measures what is streamed; `None` for this process, without shards.
 
     Attributes:
         begun: What a report that is continued was begun with, by model; nothing for a new one.
@@ -40,8 +42,8 @@ class Kept:
         CheckpointError: If what it holds is damaged.
     """
 
-    def __init__(self, folder: Path | None, *, resume: bool = False) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path | None, *, resume: bool = False, engine: Engine | None = None) -> None:
+        self.folder, self._engine = folder, engine
         self.begun: dict[str, dict[str, Any]] = {}
         self.done: list[str] = []
         self._prefix = ""
@@ -95,7 +97,9 @@ class Kept:
 
     def run(self, name: str) -> dict[str, Any]:
         """Return the options with which an analysis that streams keeps its run, and goes on with it."""
-        return {} if self.folder is None else {"out": self.folder / (self._prefix + name), "resume": True}
+        if self.folder is None:
+            return {}
+        return {"out": self.folder / (self._prefix + name), "resume": True, "engine": self._engine}
 
     def result(self, name: str, kind: type[R], measure: Callable[[], R]) -> R:
         """Return a result that is there, or measure it."""

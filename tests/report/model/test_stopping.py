@@ -21,6 +21,7 @@ from headscope.ops.devices import budget
 from headscope.report import SECTIONS, Report, Stopped, token_rows, write_report
 from headscope.report.kept import Kept
 from headscope.report.model import measuring
+from headscope.scale import InProcess
 
 OPTIONS: dict[str, Any] = {
     "describe": "a story", "max_tokens": 300, "ablation_tokens": 150, "n_heads": 2, "progress": False,
@@ -293,3 +294,13 @@ def test_a_disk_that_fails_ends_it_all(
     with pytest.raises(StorageError, match="no room"):
         write_report(model, [STORY] * 8, tmp_path, task=None, **OPTIONS)
     assert not (tmp_path / "report.html").exists() and (tmp_path / "measured" / "report.json").exists()
+
+
+def test_a_report_in_shards_is_the_report(model: HookedTransformer, tmp_path: Path) -> None:
+    options = {**OPTIONS, "sections": "entropy"}
+    whole = write_report(model, [STORY] * 8, tmp_path / "whole", **options)
+    sharded = write_report(model, [STORY] * 8, tmp_path / "shards", **options, engine=InProcess(shard_tokens=128))
+    assert not sharded.failed and not (tmp_path / "shards" / "measured").exists()
+    assert whole.entropy is not None and sharded.entropy is not None
+    assert torch.equal(sharded.entropy.diff.nan_to_num(), whole.entropy.diff.nan_to_num())
+    assert words_of(tmp_path / "shards") == words_of(tmp_path / "whole")

@@ -17,6 +17,7 @@ from headscope.analysis.core.costs import Work
 from headscope.analysis.lens.entropy import EntropyResult
 from headscope.analysis.prompts.task import Task
 from headscope.analysis.storage.manifest import fingerprint, make_manifest
+from headscope.analysis.storage.sharded import Engine
 from headscope.data.cutting import Chunk
 from headscope.errors import InvalidInputError, MissingTokenizerError, check_at_least
 from headscope.model.transformer import HookedTransformer
@@ -87,6 +88,7 @@ def write_report(
     task: Task | Literal["auto", "ioi"] | None = "auto",
     sections: str | Sequence[str] | None = None,
     resume: bool = False,
+    engine: Engine | None = None,
     command: str | None = None,
     progress: bool = True,
 ) -> Report:
@@ -120,6 +122,7 @@ def write_report(
             attention patterns with the entropies and head types that their heads are chosen by.
         resume: Continue the report in `out` that was stopped, if there is one. The model, the tokens, the prompts and
             the sections must be the same; numbers of tokens that are not given are those it was begun with.
+        engine: Who measures what is streamed, such as `headscope.scale.Processes(8)`; default: this process.
         command: The command line that continues the report, for its page; default: this call with `resume=True`.
         progress: Show progress bars.
 
@@ -149,7 +152,7 @@ def write_report(
     chosen = chosen_sections(sections, without=left_out)
     out, described = Path(out), describe or "a text"
     check_writable(out)
-    kept = Kept(out / "measured", resume=resume)
+    kept = Kept(out / "measured", resume=resume, engine=engine)
     asked, fixed = _sizes_asked(max_tokens, ablation_tokens, kept)
     tokens = token_rows(model, texts, max_tokens=asked.tokens, seq_len=seq_len)
     prompts = _prompts(model, task) if "task" in chosen else None
