@@ -22,6 +22,7 @@ from headscope.analysis.lens.entropy import EntropyAccumulator, EntropyResult
 from headscope.analysis.storage import manifest as run_manifest
 from headscope.analysis.storage.merging import merge_states
 from headscope.analysis.storage.places import place_of
+from headscope.analysis.storage.run_folder import Stage
 from headscope.analysis.storage.sharded import RunFiles
 from headscope.analysis.storage.shards import Cut
 from headscope.data import Corpus
@@ -161,6 +162,28 @@ def test_parts_end_at_the_barrier_and_the_last_one_merges(model: HookedTransform
     for bad in ((3, 3), (-1, 2), (0, 0)):
         with pytest.raises(InvalidInputError):
             Part(*bad)
+
+
+@pytest.mark.parametrize("when", ["merging", "reading rows"])
+def test_a_part_that_finds_the_run_finished_meanwhile(
+    model: HookedTransformer, tmp_path: Path, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two tasks that find all shards done: one writes the result and tidies up under the other."""
+    folder, wanted = tmp_path / "run", []
+
+    def other() -> None:
+        if not wanted:
+            wanted.append(None)  # it does not disturb itself
+            wanted[0] = run(model, folder, Part(0, 1), reduce="none")
+
+    check, rows = Stage.check_rows, Stage.rows
+    if when == "merging":
+        monkeypatch.setattr(Stage, "check_rows", lambda self: [other(), check(self)][1])
+    else:
+        monkeypatch.setattr(Stage, "rows", lambda self: [other(), rows(self)][1])
+    with pytest.raises(IncompleteRunError, match="another process has just finished the run"):
+        run(model, folder, Part(0, 1, shard_tokens=SHARD), reduce="none")
+    same_bits(run(model, folder, Part(0, 1), reduce="none"), wanted[0])
 
 
 # What is refused

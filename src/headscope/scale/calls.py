@@ -88,8 +88,8 @@ def read_call(place: Place) -> RecordedCall:
     """
     if not place.has(_FILE):
         raise InvalidInputError(
-            f"{str(place)!r} is no sharded run's folder: it has no {_FILE}. Such a run is begun with an engine, or on "
-            "the command line with --workers, --ray or --shard."
+            f"{str(place)!r} is no sharded run's folder: it has no {_FILE}. Such a run is begun by Processes, Ray or "
+            "Part, which are --workers, --ray and --shard on the command line."
         )
     try:
         content = json.loads(place.read(_FILE))

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from headscope.analysis.storage.run_folder import RESULT
 from headscope.analysis.storage.sharded import Engine, Receipt, ShardedRun, ShardJob
 from headscope.errors import InvalidInputError, MissingDependencyError, ShardError, check_at_least
 from headscope.scale.calls import write_call
@@ -132,7 +133,7 @@ class Ray(Engine):
         if self._connected_here:
             self._ray.shutdown()
             self._connected_here = False
-        if self._run is not None and self._run.place.has("result.safetensors"):
+        if self._run is not None and self._run.place.has(RESULT):
             remove_model(self._run.place)
         self._run = None
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from headscope.analysis.core.progress import duration
 from headscope.analysis.storage.places import place_of
+from headscope.analysis.storage.run_folder import RESULT
 from headscope.analysis.storage.sharded import Call, RunFiles, Sharding
 from headscope.model.transformer import HookedTransformer
 from headscope.scale.engines import MergeOnly
@@ -116,7 +117,7 @@ def status(run: str | Path) -> RunStatus:
     files = read_run(place_of(run))
     passes = tuple(_pass(files, name, files.cuts[begun["data"]]) for name, begun in files.passes().items())
     manifest = files.manifest
-    finished = files.place.has("result.safetensors")
+    finished = files.place.has(RESULT)
     return RunStatus(manifest["analysis"], manifest["model"]["name"], manifest["data"]["description"], passes, finished)
 
 

@@ -13,7 +13,7 @@ from headscope.analysis.storage.accumulator import Accumulator, as_mapping
 from headscope.analysis.storage.manifest import compare_manifests, make_manifest, read_manifest
 from headscope.analysis.storage.options import StreamOptions
 from headscope.analysis.storage.places import Place, place_of
-from headscope.analysis.storage.run_folder import Stage, accumulate, check_folder
+from headscope.analysis.storage.run_folder import RESULT, Stage, accumulate, check_folder
 from headscope.analysis.storage.sharded import SHARD_TOKENS, RunFiles, ShardedRun, Sharding
 from headscope.analysis.storage.shards import Cut
 from headscope.data.corpus import Corpus
@@ -25,7 +25,7 @@ __all__ = ["Passes"]
 A = TypeVar("A", bound=Accumulator[Any])
 R = TypeVar("R", bound=Result)
 
-_MANIFEST, _RESULT = "manifest.json", "result.safetensors"
+_MANIFEST = "manifest.json"
 
 
 class Passes:
@@ -103,7 +103,7 @@ class Passes:
             check_at_least(1, shard_tokens=size)
             manifest["shards"] = {"shard_tokens": size}
         elif there is not None and cut_there is not None:
-            if not place.has(_RESULT):
+            if not place.has(RESULT):
                 raise InvalidInputError(
                     f"the run in {str(place)!r} is in shards: go on with it by an engine, such as scale.InProcess() or "
                     "scale.Processes() (--workers), or give another folder."
@@ -128,7 +128,7 @@ class Passes:
             if cut is None:
                 with closing(self._batches(name == "reference", "cutting", include_bos=True)) as batches:
                     cut = Cut.make(place, name, batches, size)
-            elif not isinstance(data, (Tensor, Mapping, Corpus)) and not place.has(_RESULT):
+            elif not isinstance(data, (Tensor, Mapping, Corpus)) and not place.has(RESULT):
                 # Those are known by their fingerprints in the manifest.
                 with closing(self._batches(name == "reference", "comparing", include_bos=True)) as batches:
                     cut.check(batches, size)
@@ -148,10 +148,10 @@ class Passes:
 
     def finished(self, kind: type[R]) -> R | None:
         """Return the result, if the folder holds it already."""
-        if self._place is None or not self._place.has(_RESULT):
+        if self._place is None or not self._place.has(RESULT):
             return None
         try:
-            with self._place.file(_RESULT) as path:
+            with self._place.file(RESULT) as path:
                 result = kind.load(path)
         except CheckpointError as error:
             raise CheckpointError(f"{error} Delete that file, and resume=True makes it again from the rest.") from None
@@ -194,12 +194,18 @@ class Passes:
     def finish(self, name: str, accumulator: Accumulator[R], *, after: str | None = None) -> R:
         """Go through the data for the last time; the result, which the folder then holds too."""
         self.gather(name, accumulator, after=after)
-        return self.keep(accumulator.result(self._stages[name].rows() if self._stages else None))
+        try:
+            rows = self._stages[name].rows() if self._stages else None
+        except CheckpointError:
+            if self._sharded is not None:
+                self._sharded.check_unfinished()
+            raise
+        return self.keep(accumulator.result(rows))
 
     def keep(self, result: R) -> R:
         """Write the result to the folder, where there is one, and remove what it was put together from."""
         if self._place is not None:
-            with self._place.new_file(_RESULT) as path:
+            with self._place.new_file(RESULT) as path:
                 result.save(path)
             self._tidy()
         return result

@@ -35,10 +35,11 @@ from headscope.analysis.storage.places import Place, place_of
 from headscope.errors import CheckpointError, InvalidInputError
 from headscope.model.checkpoints.files import TensorFiles, read_metadata, write_tensors
 
-__all__ = ["Progress", "Stage", "accumulate", "check_folder"]
+__all__ = ["RESULT", "Progress", "Stage", "accumulate", "check_folder"]
 
 A = TypeVar("A", bound=Accumulator[Any])
 
+RESULT = "result.safetensors"
 # The longest that is measured without a write, and so lost to a kill: well within 30 seconds with a slow batch.
 _SECONDS = 20.0
 

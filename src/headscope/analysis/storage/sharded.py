@@ -34,7 +34,7 @@ from headscope.analysis.storage.accumulator import Accumulator
 from headscope.analysis.storage.manifest import fingerprint
 from headscope.analysis.storage.merging import merge_states
 from headscope.analysis.storage.places import Place
-from headscope.analysis.storage.run_folder import Progress, Stage, accumulate
+from headscope.analysis.storage.run_folder import RESULT, Progress, Stage, accumulate
 from headscope.analysis.storage.shards import Cut
 from headscope.errors import CheckpointError, IncompleteRunError, InvalidInputError, StorageError
 from headscope.model.transformer import HookedTransformer
@@ -296,6 +296,7 @@ class ShardedRun:
                 damaged = self._merge(merged, stage_name, cut)
                 if not damaged:
                     return accumulator.restore(merged.state or {}), merged
+                self.check_unfinished()
                 for number, reason in damaged:
                     warnings.warn(f"shard {number} of {stage_name!r} is done again: {reason}", stacklevel=2)
                     self.files.discard(stage_name, number)
@@ -328,6 +329,17 @@ class ShardedRun:
         receipt = Receipt(stage, number, shard.n_tokens, seconds, worker, time.time(), kept.checksum)
         (self.place / _SHARDS / stage).write(f"{_name(number)}.json", json.dumps(asdict(receipt)).encode())
         return receipt
+
+    def check_unfinished(self) -> None:
+        """Tell a file that is damaged from one that another process, which has finished the run, removed.
+
+        Raises:
+            IncompleteRunError: if the result is there.
+        """
+        if self.place.has(RESULT):
+            raise IncompleteRunError(
+                f"another process has just finished the run in {str(self.place)!r}: the same call gives its result."
+            )
 
     def note_failure(self, job: ShardJob, reason: str) -> None:
         """Note that a shard failed, for `headscope status` to tell."""
