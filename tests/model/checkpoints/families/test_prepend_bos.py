@@ -28,6 +28,7 @@ EXPECTED = {
     "qwen3_next": False, "recurrent_gemma": False,
     "apertus": True, "gemma3": True, "mistral3": True, "nanochat": True, "persimmon": True,
     "deepseek_v2": True, "deepseek_v3": True,
+    "gemma4": True, "gemma4_text": True, "gemma4_unified": True, "gemma4_unified_text": True,
     "dbrx": True, "gpt_oss": True, "phimoe": False, "granitemoe": False, "granitemoeshared": False, "qwen2_moe": False,
 }  # fmt: skip
 
