@@ -124,7 +124,7 @@ class Budget:
 
 @dataclass
 class _Forced:
-    """What `budget` changes."""
+    """Sizes, and the device whose sizes they are, that `budget` has set."""
 
     like: str | None
     sizes: dict[str, Any]
