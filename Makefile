@@ -73,7 +73,7 @@ test-real: $(VENV)/.installed-dev
 
 test-ray: $(VENV)/.installed-dev
 	$(INSTALL) -e '.[ray]'
-	OMP_NUM_THREADS=1 timeout 600 $(BIN)/python -m pytest -m ray tests/scale -rs $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(if $(shell command -v timeout),timeout 600) $(BIN)/python -m pytest -m ray tests/scale -rs $(PYTEST_ARGS)
 
 compat: $(COMPAT_VENV)/.installed
 	OMP_NUM_THREADS=1 $(COMPAT_VENV)/bin/python -m pytest -m compat tests/compat/packages $(PYTEST_ARGS)

@@ -12,7 +12,7 @@
 #SBATCH --mem=16G
 #SBATCH --time=04:00:00
 #SBATCH --requeue
-#SBATCH --signal=TERM@60
+#SBATCH --signal=B:TERM@60
 set -euo pipefail
 
 MODEL=$1 TEXT=$2 RUN=$3
