@@ -139,14 +139,21 @@ def test_prompts_have_one_error_in_every_place(demo: HookedTransformer) -> None:
     assert len(find_circuit(demo, task[:3], max_receivers=0, progress=False).effects) < len(circuit.effects)
 
 
-def test_kinds_of_heads_have_the_error_of_their_rows(demo: HookedTransformer) -> None:
+def test_kinds_of_heads_have_the_error_of_their_rows_and_positions(demo: HookedTransformer) -> None:
     """The previous-token score less its control, from the patterns of each row."""
     found = detect_heads(demo, n_sequences=9, length=12, progress=False)
     tokens = scored_tokens(demo, 9, 12, 0)
     _, cache = demo.run_with_cache(tokens)
     n_keys = torch.arange(2, 25)
-    for layer, head in ((0, 3), (2, 1)):
+    # Positions count by themselves up to the sixteenth, and then a few together.
+    place = [min(at, 16) + int(max(0.0, 8 * math.log2(at / 16))) for at in range(2, 25)]
+    together = torch.tensor([[float(one == other) for other in sorted(set(place))] for one in place])
+    for layer, head in ((0, 0), (2, 1)):  # of which the even spread is the larger control
         paid = cache["pattern", layer][:, head].diagonal(-1, 1, 2)[:, 1:]  # not to BOS
         margin = paid - (1 - paid) / n_keys
-        assert float(found.errors[0, layer, head]) == pytest.approx(estimate(margin).error, rel=1e-4)
+        n_places = together.shape[1]
+        away = (paid - paid.mean()) @ together
+        between = away.sum(0).square().sum() * n_places / (n_places - 1) - away.square().sum()
+        error = math.sqrt(estimate(margin).error ** 2 + max(0.0, float(between)) / paid.numel() ** 2)
+        assert float(found.errors[0, layer, head]) == pytest.approx(error, rel=1e-3)
         assert float((found.scores - found.controls)[0, layer, head]) == pytest.approx(estimate(margin).value, rel=1e-4)

@@ -59,6 +59,11 @@ def test_nothing_is_said_of_types_that_no_head_has(demo_story: TaskStory) -> Non
     unsure = dataclasses.replace(none, errors=types.errors + 1e3)
     said = words(task_section(dataclasses.replace(demo_story, types=unsure)))
     assert "Undecided with 48 prompts" in said and "3.2 (subject suppressor)" in said
+    # One that is known by another kind of the task is not undecided.
+    labelled = torch.zeros_like(types.labelled)
+    labelled[types.kinds.index("dampener"), 3, 2] = True
+    other = dataclasses.replace(unsure, labelled=labelled)
+    assert "3.2 (subject suppressor)" not in words(task_section(dataclasses.replace(demo_story, types=other)))
 
 
 def test_the_first_head_named_has_the_largest_effect(demo_story: TaskStory) -> None:

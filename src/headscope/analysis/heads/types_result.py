@@ -95,6 +95,9 @@ class HeadTypes(Result):
         least = self.thresholds[at]
         reached = (score >= least) & (score - control >= least * room) & ~(score - control > self.bound * error)
         open_ = reached & ~self.labelled[at]
+        if kind in TASK_KINDS:
+            # Those that have a part in the task by another kind are decided: a mover is no copier.
+            open_ &= ~self.labelled[[self.kinds.index(each) for each in TASK_KINDS]].any(0)
         return self.top(open_.numel(), by=kind).only(lambda found: bool(open_[found.layer, found.head]))
 
     def _asked(self, by: str | None, labels: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
