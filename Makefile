@@ -51,7 +51,8 @@ report: $(VENV)/.installed
 	@echo 'Open in a browser:' $(abspath $(OUT))/*.html
 
 # One thread a worker: two workers with two threads each would fight over two cores. A file's tests stay together, so
-# that what they share (a measured model, a browser) is made once.
+# that what they share (a measured model, a browser) is made once. Files come in the order of the folders: the last are
+# short examples, so that both workers end together.
 test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m '$(NOT_RUN)' $(PYTEST_ARGS)
 	@$(if $(CHROMIUM),:,echo 'The browser tests were SKIPPED: there is no chromium on the PATH (Debian: apt-get install chromium).')

@@ -18,6 +18,7 @@ import typechecking
 jaxtyping.jaxtyped = typechecking.jaxtyped
 jaxtyping.install_import_hook("headscope", "typechecking.checked")
 
+import gc
 import random
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -73,6 +74,11 @@ class NoNotebook:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self) -> None:
         differences._aliased = False
+
+
+def pytest_collection_finish() -> None:
+    """Let the collector of garbage pass over what stays to the end: ten thousand tests and the package."""
+    gc.freeze()
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from headscope.views.drawing.maps import component_maps, position_maps
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Locator, Page
 
 pytestmark = NEEDS_CHROMIUM
 DOCS = Path(__file__).parent.parent.parent / "docs"
@@ -32,11 +32,11 @@ def finite(values: Any) -> int:
     return sum(value is not None and value == value for value in np.ravel(np.asarray(values, dtype=object)))
 
 
-def wait(opened: "Page") -> None:
+def wait(opened: "Page | Locator") -> None:
     opened.locator(".js-plotly-plot .main-svg").first.wait_for(state="attached")
 
 
-def check_marks(figure: "go.Figure", opened: "Page") -> None:
+def check_marks(figure: "go.Figure", opened: "Page | Locator") -> None:
     """As many marks as there are numbers: lines, points, bars, pictures of heat maps."""
     of = {kind: [trace for trace in figure.data if trace.type == kind] for kind in ("scatter", "bar", "heatmap")}
     lines = [trace for trace in of["scatter"] if "lines" in (trace.mode or "lines")]
@@ -53,19 +53,21 @@ def check_marks(figure: "go.Figure", opened: "Page") -> None:
             assert note.text.partition("<")[0].split("&")[0] in words
 
 
-def check_slider(figure: "go.Figure", opened: "Page") -> None:
+def check_slider(figure: "go.Figure", opened: "Locator") -> None:
     """It stands where the figure says until it is moved, and then every mark is still there."""
     (slider,) = figure.layout.sliders
-    at = "document.querySelector('.js-plotly-plot')._fullLayout.sliders[0].active"
-    assert opened.evaluate(at) == (slider.active or 0)
+    at = "box.querySelector('.js-plotly-plot')._fullLayout.sliders[0].active"
+    assert opened.evaluate(f"box => {at}") == (slider.active or 0)
     rail = opened.locator(".slider-rail-touch-rect").first
     box = rail.bounding_box()
     assert box is not None
     rail.click(position={"x": 3, "y": box["height"] / 2})
-    opened.wait_for_function(f"{at} === 0")
+    handle = opened.element_handle()
+    opened.page.wait_for_function(f"box => {at} === 0", arg=handle)
     # While a frame is drawn its maps are taken away and put back: wait for all of them.
     n_maps = sum(trace.type == "heatmap" for trace in figure.data)
-    opened.wait_for_function(f"document.querySelectorAll('.heatmaplayer image').length === {n_maps}")
+    drawn_maps = "box.querySelectorAll('.heatmaplayer image').length"
+    opened.page.wait_for_function(f"box => {drawn_maps} === {n_maps}", arg=handle)
     lines = [trace for trace in figure.data if trace.type == "scatter" and trace.mode == "lines+text"]
     names = [text for trace in lines for text in trace.text if text]
     drawn = opened.locator(".textpoint").all_text_contents()
@@ -155,13 +157,15 @@ def test_every_figure_of_the_gallery_is_drawn(
     gallery = importlib.import_module("gallery")
     figures = gallery.figures(draft=True)
     assert len(figures) >= 35
-    for name, figure in figures.items():
-        with visit(chromium, saved(figure, tmp_path)) as opened:
-            wait(opened)
+    path = tmp_path / "gallery.html"
+    path.write_text(figure_page(*figures.values()), encoding="utf-8")
+    with visit(chromium, path) as opened:
+        for (name, figure), box in zip(figures.items(), opened.locator(".figure").all(), strict=True):
+            wait(box)
             try:
-                check_marks(figure, opened)
+                check_marks(figure, box)
                 if figure.frames:
-                    check_slider(figure, opened)
+                    check_slider(figure, box)
             except AssertionError as error:
                 raise AssertionError(f"{name}: {error}") from None
     sys.modules.pop("gallery")

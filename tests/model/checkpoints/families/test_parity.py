@@ -4,6 +4,7 @@ Logits are those of `transformers` in float32 within 1e-4, padded on either side
 cache is the same, token for token; a model goes there and back again; processing keeps log-probabilities.
 """
 
+import copy
 import json
 from functools import cache
 from pathlib import Path
@@ -150,8 +151,12 @@ def test_processing(row: str) -> None:
     """Each rewrite alone and all together leave log-probabilities as they are, or say why they do not apply."""
     wanted = hf_logits(row).log_softmax(-1)
     names = WeightProcessing.names()
-    for flags in [*([name] for name in names), names]:
-        model = HookedTransformer.from_hf(hf_model(row), **dict.fromkeys(flags, True))
+    for alone in [*names, None]:
+        if alone is None:
+            model = HookedTransformer.from_hf(hf_model(row), **dict.fromkeys(names, True))
+        else:
+            model = copy.deepcopy(ours(row))
+            model.process_weights_(**{name: name == alone for name in names})
         with torch.no_grad():
             torch.testing.assert_close(model(TOKENS).log_softmax(-1), wanted, rtol=0, atol=1e-4)
     kept = bool(model.cfg.clip_qkv or model.cfg.use_attn_sinks or model.cfg.gated_attn or model.cfg.use_v_norm)
