@@ -16,7 +16,7 @@ from headscope.views.drawing.maps import component_maps, position_maps
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
-    from playwright.sync_api import Browser, Locator, Page
+    from playwright.sync_api import Browser
 
 pytestmark = NEEDS_CHROMIUM
 DOCS = Path(__file__).parent.parent.parent / "docs"
@@ -32,11 +32,11 @@ def finite(values: Any) -> int:
     return sum(value is not None and value == value for value in np.ravel(np.asarray(values, dtype=object)))
 
 
-def wait(opened: "Page | Locator") -> None:
+def wait(opened: Any) -> None:
     opened.locator(".js-plotly-plot .main-svg").first.wait_for(state="attached")
 
 
-def check_marks(figure: "go.Figure", opened: "Page | Locator") -> None:
+def check_marks(figure: "go.Figure", opened: Any) -> None:
     """As many marks as there are numbers: lines, points, bars, pictures of heat maps."""
     of = {kind: [trace for trace in figure.data if trace.type == kind] for kind in ("scatter", "bar", "heatmap")}
     lines = [trace for trace in of["scatter"] if "lines" in (trace.mode or "lines")]
@@ -53,7 +53,7 @@ def check_marks(figure: "go.Figure", opened: "Page | Locator") -> None:
             assert note.text.partition("<")[0].split("&")[0] in words
 
 
-def check_slider(figure: "go.Figure", opened: "Locator") -> None:
+def check_slider(figure: "go.Figure", opened: Any) -> None:
     """It stands where the figure says until it is moved, and then every mark is still there."""
     (slider,) = figure.layout.sliders
     at = "box.querySelector('.js-plotly-plot')._fullLayout.sliders[0].active"
