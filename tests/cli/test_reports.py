@@ -212,7 +212,7 @@ def test_one_family_says_which_processing_applies(run: Run) -> None:
     assert "applies: fold_ln, fold_value_biases" in printed
     assert "not center_unembed: a soft cap on the logits" in printed
     code, _, error = run("models", "--family", "gemma9")
-    assert code == 1 and "Unknown family 'gemma9'" in error and "gemma2" in error
+    assert code == 1 and "Unknown family 'gemma9'" in error and "gemma3" in error
 
 
 def test_evaluate_prints_the_card(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,8 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 
 __all__ = ["FAR", "FarTensor", "far", "far_device", "near"]
 
-_setup_privateuseone_for_python_backend("far")
+if not hasattr(Tensor, "is_far"):  # once a process, and the collection of examples imports this file again
+    _setup_privateuseone_for_python_backend("far")
 FAR = torch.device("far", 0)
 COPIES = {"_to_copy", "copy_", "_copy_from", "_copy_from_and_resize"}
 INDEXING = {"index", "index_put", "index_put_", "_unsafe_index", "_unsafe_index_put", "_index_put_impl_"}

@@ -111,9 +111,18 @@ Folder = Annotated[
         file_okay=False, help="A folder for the figures, the numbers as parquet, and the result.", show_default=False
     ),
 ]
+
+
+def _no_file(out: str | None) -> str | None:
+    if out is not None and Path(out).is_file():
+        raise typer.BadParameter(f"Directory '{out}' is a file.")
+    return out
+
+
 Run = Annotated[
     str | None,
     typer.Option(
+        callback=_no_file,
         metavar="DIRECTORY|URL",
         help="A folder to keep the run in: its result.safetensors, and what --resume needs.",
         show_default=False,

@@ -27,6 +27,7 @@ def merge_states(states: Iterable[State]) -> dict[str, Any]:
         The state of an accumulator that saw all of it: numbers and sums added (floating-point ones in float64).
 
     Example:
+        >>> import torch
         >>> merge_states([{"n_positions": 2, "total": torch.ones(2)}, {"n_positions": 3, "total": torch.ones(2)}])
         {'n_positions': 5, 'total': tensor([2., 2.], dtype=torch.float64)}
     """
