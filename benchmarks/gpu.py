@@ -48,7 +48,8 @@ SPREAD = 0.05  # of the weights: far enough from zero that predictions are not f
 SECONDS = 150.0  # after which nothing is repeated
 PROMPTS, LENGTH = 8, 16  # of patching
 
-Way = tuple[Callable[[], Tensor], float]
+# What to run, and the operations that takes; `None` where nobody counted them.
+Way = tuple[Callable[[], Tensor], float | None]
 
 
 class Bench:
@@ -90,9 +91,10 @@ class Bench:
         for name, (_, operations) in ways.items():
             seconds = statistics.median(times[name])
             ratio = statistics.median(one / other for one, other in zip(times[first], times[name], strict=True))
-            rate = operations / seconds / 1e12
+            rate = operations / seconds / 1e12 if operations is not None else None
+            shown = "-" if rate is None else f"{rate:.3f}"
             off = float((found[name] - found[first]).abs().max())
-            print(f"{name:<24} {1e3 * seconds:>10.2f} {ratio:>14.2f} {rate:>9.3f} {peaks[name]:>9.0f} {off:>9.1e}")
+            print(f"{name:<24} {1e3 * seconds:>10.2f} {ratio:>14.2f} {shown:>9} {peaks[name]:>9.0f} {off:>9.1e}")
             self.results.append(
                 {"work": what, "way": name, "seconds": seconds, "ratio": ratio, "tflops": rate,
                  "peak_mb": peaks[name], "off": off}
@@ -176,7 +178,7 @@ class Bench:
 
             return measure
 
-        ways: dict[str, Way] = {"naive": (naive, needed), "torch": (ours("torch"), needed)}
+        ways: dict[str, Way] = {"naive": (naive, None), "torch": (ours("torch"), needed)}
         if kernels("triton", self.model) == "triton":
             ways["triton"] = (ours("triton"), needed)
         self.compare(f"ablation of {len(heads)} heads, zero and mean, patched and direct, {n} tokens", ways)
@@ -208,7 +210,7 @@ class Bench:
         def ours() -> Tensor:
             return activation_patch(self.model, task, "z", scale="metric", progress=False)["z"].flatten()
 
-        ways: dict[str, Way] = {"naive": (naive, needed), "activation_patch": (ours, needed)}
+        ways: dict[str, Way] = {"naive": (naive, None), "activation_patch": (ours, needed)}
         self.compare(f"patching of {runs} heads' outputs, {PROMPTS} prompts of {LENGTH} tokens", ways)
 
     def forward(self) -> None:

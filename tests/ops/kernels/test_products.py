@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from headscope.ops.kernels import products
@@ -67,6 +68,7 @@ def test_what_is_not_finite_stays_so() -> None:
     assert found[1].isnan().all() and (found[2] == torch.inf).all() and (found[0] == 256).all()
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # PyTorch's forward mode
 def test_only_large_float32_products_without_gradients_are_onednns(
     calls: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,6 +83,15 @@ def test_only_large_float32_products_without_gradients_are_onednns(
     for case, (left, right) in plain.items():
         torch.testing.assert_close(products.linear(left, right), left @ right)
         assert not calls, case
+    bias = Parameter(torch.randn(256))
+    products.linear(x, weight, bias).sum().backward()
+    products.linear_each(x[None], weight[None], bias[None]).sum().backward()
+    assert bias.grad is not None and bool((bias.grad == 128).all()) and not calls
+    with forward_ad.dual_level():
+        dual = products.linear(forward_ad.make_dual(x, torch.ones_like(x)), weight)
+        tangent = forward_ad.unpack_dual(dual).tangent
+        torch.testing.assert_close(tangent, torch.ones_like(x) @ weight)
+        assert not calls
     with torch.no_grad():
         products.linear(x, Parameter(weight))
         assert calls == [(64, 256, 256)]

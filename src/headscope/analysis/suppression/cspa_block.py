@@ -27,7 +27,7 @@ from headscope.ops.vocab import cap_logits
 __all__ = ["NUMBERS", "Against", "SuppressionBatch", "SuppressionOptions"]
 
 NUMBERS = ("loss_cspa", "loss_mean", "kl_cspa", "kl_mean", "planted", "planted_kept")
-"""What is measured of each head at each position, in order."""
+"""The numbers of each head at each position, in order."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch._C._functorch import maybe_current_level
+from torch.autograd import forward_ad
 from torch.nn import Parameter
 from torch.nn import functional as F
 
@@ -36,7 +37,7 @@ def linear(
         tensor([[1., 2., 3.],
                 [1., 2., 3.]])
     """
-    if _is_onednns(x, weight):
+    if _is_onednns(x, weight, bias):
         return _onednn(x, weight, bias)
     return F.linear(x, weight.T, bias)
 
@@ -45,7 +46,7 @@ def linear_each(
     x: Float[Tensor, "#head row inner"], weight: Float[Tensor, "head inner outer"], bias: Float[Tensor, "head outer"]
 ) -> Float[Tensor, "head row outer"]:
     """Return `x @ weight + bias` for each head, of rows of its own or of the same for all."""
-    if _is_onednns(x[0], weight[0]):
+    if _is_onednns(x[0], weight[0], bias):
         heads = x.expand(len(weight), -1, -1)
         return torch.stack([_onednn(*each) for each in zip(heads, weight, bias, strict=True)])
     return torch.baddbmm(bias[:, None], x.expand(len(weight), -1, -1), weight)
@@ -84,7 +85,7 @@ def _is_dense(weight: Tensor) -> bool:
     return weight.is_contiguous() or weight.T.is_contiguous()
 
 
-def _is_onednns(x: Tensor, weight: Tensor) -> bool:
+def _is_onednns(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     """Return True if oneDNN can make this product, and sooner."""
     if torch.compiler.is_compiling():
         return False
@@ -98,11 +99,19 @@ def _is_onednns(x: Tensor, weight: Tensor) -> bool:
         and (_is_dense(weight) or rows >= _ROWS_WORTH_COPYING)
         and (x.is_contiguous() or (x.ndim == 2 and x.stride(1) == 1))
         and bool(torch.backends.mkldnn.enabled)
-        and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
+        and not _is_differentiated(x, weight, bias)
         and not torch.is_autocast_enabled("cpu")
         and maybe_current_level() is None
         and _is_faster()
     )
+
+
+def _is_differentiated(*tensors: Tensor | None) -> bool:
+    """Return True if gradients or tangents go through an operation on these."""
+    given = [each for each in tensors if each is not None]
+    if torch.is_grad_enabled() and any(each.requires_grad for each in given):
+        return True
+    return any(forward_ad.unpack_dual(each).tangent is not None for each in given)
 
 
 @cache
