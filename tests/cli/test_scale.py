@@ -57,3 +57,6 @@ def test_what_does_not_go_together(run: Run, command: list[object], tmp_path: Pa
 def test_workers_of_the_command_line(run: Run, command: list[object], tmp_path: Path) -> None:
     code, printed, error = run(*command, "--out", tmp_path / "run", "--workers", 1)
     assert (code, error) == (0, "") and printed.endswith(f"Saved to {tmp_path / 'run'}/result.safetensors\n")
+    (tmp_path / "run" / "result.safetensors").unlink()
+    code, _, error = run("merge", tmp_path / "run", "--no-progress")  # knows the model by what the command was given
+    assert (code, error) == (0, "") and (tmp_path / "run" / "result.safetensors").exists()

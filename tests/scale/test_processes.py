@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from streams import make_model, same_bits
 from headscope import HookedTransformer
 from headscope.analysis import measure_entropy
 from headscope.errors import InvalidInputError, NotFiniteError, ShardError
-from headscope.scale import InProcess, Processes, Receipt, ShardJob, merge, status
+from headscope.scale import InProcess, Processes, Receipt, ShardJob, merge, status, worker
 
 TOKENS = torch.randint(0, 23, (40, 8), generator=torch.Generator().manual_seed(0))
 SHARD = 24  # tokens: ten shards of two batches
@@ -62,7 +63,13 @@ class Disturbed(Processes):
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="stops and kills with signals")
-def test_stopped_killed_and_hanging_workers(model: HookedTransformer, tmp_path: Path) -> None:
+def test_stopped_killed_and_hanging_workers(
+    model: HookedTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "queue.py").write_text("raise SystemExit('a file of the current folder was taken for a module')")
+    monkeypatch.chdir(here)
     wanted = measure(model, tmp_path / "one", InProcess(shard_tokens=SHARD))
     run = tmp_path / "run"
     first = Interrupted(1, threads=1, shard_tokens=SHARD)
@@ -105,6 +112,34 @@ def test_a_shard_that_always_fails_is_named(
         measure(model, run, Processes(1, retries=0))
     assert "0 of 10 shards done" in str(status(run)) and "shard 0 failed: process" in str(status(run))
     same_bits(measure(model, run, InProcess()), measure(model, tmp_path / "one", InProcess(shard_tokens=SHARD)))
+
+
+def test_half_a_reply_is_the_end_of_a_worker(
+    model: HookedTransformer, tmp_path: Path, stand_in: Callable[[str], None]
+) -> None:
+    stand_in("""read job; printf '{"error": "half'; echo no more room >&2; exit 1""")
+    with pytest.raises(ShardError, match=r"shard 0 of 'means' failed 1 times, last in process \d+"):
+        measure(model, tmp_path / "run", Processes(1, shard_tokens=SHARD, retries=0))
+    stand_in("read job; echo no JSON; exec sleep 60")
+    with pytest.raises(ShardError, match=r"it ended with signal SIGKILL"):
+        measure(model, tmp_path / "run", Processes(1, retries=0))
+
+
+def test_a_worker_stops_where_interrupts_were_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    def serve(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+
+    monkeypatch.setattr(worker, "_serve", serve)
+    output, before = os.dup(1), signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            worker._main([])
+        assert stopped.value.code == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+        os.dup2(output, 1)
+        os.close(output)
 
 
 def test_what_a_worker_refuses_is_refused_here(

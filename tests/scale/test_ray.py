@@ -4,7 +4,9 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,8 +16,10 @@ from streams import make_model, same_bits
 
 from headscope import HookedTransformer
 from headscope.analysis import measure_entropy
-from headscope.errors import InvalidInputError, MissingDependencyError, NotFiniteError
+from headscope.analysis.storage.sharded import map_shards
+from headscope.errors import InvalidInputError, MissingDependencyError, NotFiniteError, ShardError
 from headscope.scale import InProcess, Ray, Receipt, ShardJob, status
+from headscope.scale.ray_workers import _Actor
 
 TOKENS = torch.randint(0, 23, (64, 8), generator=torch.Generator().manual_seed(0))
 SHARD = 24  # tokens: sixteen shards of two batches
@@ -40,6 +44,69 @@ def test_without_ray(model: HookedTransformer, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'headscope\[ray\]'.*Processes"):
         Ray()
+
+
+class StandIn:
+    """Ray without Ray: workers that answer at once, or never."""
+
+    def __init__(self, answers: bool) -> None:
+        self.results: dict[Any, Any] = {}
+        self.answers, self.n_killed = answers, 0
+        self.exceptions = SimpleNamespace(RayError=OSError)
+
+    def wait(self, refs: list[Any], num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
+        return [ref for ref in refs if ref in self.results][:num_returns], []
+
+    def get(self, ref: Any) -> Any:
+        return self.results[ref]
+
+    def kill(self, handle: Any) -> None:
+        self.n_killed += 1
+
+    def actor(self) -> _Actor:
+        return _Actor(SimpleNamespace(measure=SimpleNamespace(remote=self.measure)), None)
+
+    def measure(self, stage: str, number: int) -> Any:
+        ref = object()
+        if self.answers:
+            self.results[ref] = answer(stage, number)
+        return ref
+
+
+def answer(stage: str, number: int) -> dict[str, Any]:
+    return {"receipt": asdict(Receipt(stage, number, 1, 0.1, "worker", 0.0, ""))}
+
+
+def without_cluster(monkeypatch: pytest.MonkeyPatch, answers: bool, **options: Any) -> tuple[Ray, StandIn]:
+    ray = StandIn(answers)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    engine = Ray(**options)
+    monkeypatch.setattr(engine, "_connect", lambda: setattr(engine, "_room", options["workers"]))
+    monkeypatch.setattr(engine, "_started", ray.actor)
+    return engine, ray
+
+
+RUN: Any = SimpleNamespace(note_failure=lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    "stale", [answer("means", 0), {"error": "'entropy' comes first.", "kind": "IncompleteRunError"}]
+)
+def test_a_reply_of_the_pass_before_counts_for_nothing(monkeypatch: pytest.MonkeyPatch, stale: dict[str, Any]) -> None:
+    engine, ray = without_cluster(monkeypatch, answers=True, workers=2, timeout=60.0)
+    late = ray.actor()  # its shard was raced by another, and the pass is over
+    late.jobs["stale"], late.is_late = ShardJob("means", 0, 1, RUN), True
+    ray.results["stale"] = stale
+    engine._actors = [late, ray.actor()]
+    found = list(map_shards([ShardJob("entropy", number, 1, RUN) for number in range(6)], engine))
+    assert {(receipt.stage, receipt.number) for receipt in found} == {("entropy", number) for number in range(6)}
+
+
+def test_a_shard_that_always_hangs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, ray = without_cluster(monkeypatch, answers=False, workers=1, timeout=0.01, retries=1)
+    with pytest.raises(ShardError, match=r"shard 0 of 'means' failed 2 times, .* it took more than 0.01 seconds"):
+        list(map_shards([ShardJob("means", 0, 1, RUN)], engine))
+    assert ray.n_killed == 2
 
 
 @pytest.fixture(scope="module")

@@ -217,7 +217,7 @@ def test_shards_of_others_are_not_merged(
     others = begun(model, tmp_path / "others", 2, scale="own")
     for name in ("000002.safetensors", "000002.json"):
         (ours / "shards" / "entropy" / name).write_bytes((others / "shards" / "entropy" / name).read_bytes())
-    with pytest.raises(InvalidInputError, match=r"000002.safetensors is of another run: it has run"):
+    with pytest.raises(InvalidInputError, match=r"000002.safetensors belongs to another run: it has run"):
         run(model, ours, MergeOnly())
     for name in ("000002.safetensors", "000002.json"):
         (ours / "shards" / "entropy" / name).unlink()
@@ -241,7 +241,7 @@ def test_shards_of_others_are_not_merged(
     manifest = json.loads((ours / "manifest.json").read_text())
     manifest["software"]["headscope"] = "9.9"
     files = RunFiles(place_of(ours), manifest, {"data": Cut.read(place_of(ours), "data") or pytest.fail("no cut")})
-    with pytest.raises(InvalidInputError, match=r"000000.safetensors is of another run: it has headscope"):
+    with pytest.raises(InvalidInputError, match=r"000000.safetensors belongs to another run: it has headscope"):
         files.stage("entropy", 0)
     same_bits(run(model, ours, InProcess()), run(model, tmp_path / "new", InProcess(shard_tokens=SHARD)))
 

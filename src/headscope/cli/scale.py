@@ -41,8 +41,8 @@ def engine_of(
             raise InvalidInputError(f"--shard is a part I of N, written I/N, such as 3/64; got {shard!r}.")
         return Part(int(found[1]), int(found[2]), shard_tokens=shard_tokens, model=model)
     if ray is not None:
-        return Ray(ray, workers=workers, shard_tokens=shard_tokens)
-    return Processes(workers, shard_tokens=shard_tokens)
+        return Ray(ray, workers=workers, shard_tokens=shard_tokens, source=model)
+    return Processes(workers, shard_tokens=shard_tokens, source=model)
 
 
 @command(app, "headscope merge story-entropy")

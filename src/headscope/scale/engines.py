@@ -71,7 +71,7 @@ class Part(Engine):
 
 
 class MergeOnly(Engine):
-    """Nobody: shards that were measured are merged, and a run with others is refused."""
+    """An engine that measures nothing: it lets measured shards be merged, and a run that lacks some be refused."""
 
     def map_shards(self, jobs: Sequence[ShardJob]) -> Iterable[Receipt]:
         """Measure nothing."""

@@ -66,27 +66,31 @@ def remove_model(place: Place) -> None:
         (place.path / _FOLDER).rmdir()
 
 
-def load_model(source: str | None, place: Place, weights: str, device: str | None) -> HookedTransformer:
+def load_model(
+    given: str | None, noted: str | None, place: Place, weights: str, device: str | None
+) -> HookedTransformer:
     """Load the model of a run.
 
     Args:
-        source: What `from_pretrained` takes; `None` for the copy in the run's folder.
+        given: What `from_pretrained` takes; `None` for the copy in the run's folder.
+        noted: What it takes where there is no copy.
         place: The run's folder.
         weights: The fingerprint of its weights.
         device: Where to.
 
     Raises:
-        InvalidInputError: if the folder has no copy.
+        InvalidInputError: if nothing says what to load.
     """
     options: dict[str, Any] = {} if device is None else {"device": device}
-    source = str(_on_this_node(place, weights)) if source is None else source
+    is_copied = (place / _FOLDER).has(_LAST)
+    source = given or (noted if noted and not is_copied else str(_on_this_node(place, weights)))
     return HookedTransformer.from_pretrained(source, mapped=True, **options)
 
 
 def _on_this_node(place: Place, weights: str) -> Path:
     copy = place / _FOLDER
     if not copy.has(_LAST):
-        raise InvalidInputError(f"{str(place)!r} has no copy of its model: say by model= (--model) what to load.")
+        raise InvalidInputError(f"{str(place)!r} has no copy of its model: name what to load with model= (--model).")
     if type(place) is Place:
         return place.path / _FOLDER
     folder = Path(tempfile.gettempdir()) / f"headscope-model-{weights[:16]}"

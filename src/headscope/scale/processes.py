@@ -49,6 +49,7 @@ class Processes(Engine):
         devices: Devices that workers take in turn; default: the model's.
         retries: How often a shard is tried again before the run stops.
         timeout: Seconds after which a worker is held to hang on a shard, and is replaced; default: never.
+        source: What `from_pretrained` takes to load the model, for `headscope merge` and others to know.
 
     Raises:
         InvalidInputError: for a number below 1.
@@ -68,6 +69,7 @@ class Processes(Engine):
         devices: Sequence[str] | None = None,
         retries: int = 3,
         timeout: float | None = None,
+        source: str | None = None,
     ) -> None:
         self.workers = n_cores() if workers is None else workers
         check_at_least(1, workers=self.workers)
@@ -75,7 +77,7 @@ class Processes(Engine):
         check_at_least(1, threads=self.threads)
         check_at_least(0, retries=retries)
         self.shard_tokens, self.model, self.retries, self.timeout = shard_tokens, model, retries, timeout
-        self._devices = devices
+        self.source, self._devices = source, devices
         self._started: list[_Process] = []
         self._replies: queue.SimpleQueue[tuple[_Process, dict[str, Any] | None]] = queue.SimpleQueue()
         self._copy: tempfile.TemporaryDirectory[str] | None = None
@@ -93,7 +95,7 @@ class Processes(Engine):
         if str(run.place).startswith("memory://"):
             raise InvalidInputError(f"{run.place} is in the memory of this process, where no other can reach it.")
         check_without_hooks(run.model)
-        write_call(run, self.model)
+        write_call(run, self.model or self.source)
         source = self.model
         if source is None:
             self._copy = tempfile.TemporaryDirectory(prefix="headscope-", ignore_cleanup_errors=True)
@@ -199,11 +201,12 @@ class _Process:
         replies: "queue.SimpleQueue[tuple[_Process, dict[str, Any] | None]]",
     ) -> None:
         self._errors = tempfile.TemporaryFile()
-        # Threads are set before torch is imported; paths of this process are those of the worker.
+        # Threads are set before torch is imported. Paths of this process are those of the worker, but for the current
+        # folder (-P), whose files may have the names of modules.
         sizes = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
-        paths = os.pathsep.join(path for path in sys.path if path)
+        paths = os.pathsep.join([*filter(None, sys.path), str(Path(__file__).parents[2])])
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "headscope.scale.worker", *arguments],
+            [sys.executable, "-P", "-m", "headscope.scale.worker", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -256,7 +259,11 @@ class _Process:
 
     def _listen(self, replies: "queue.SimpleQueue[tuple[_Process, dict[str, Any] | None]]") -> None:
         assert self._process.stdout is not None
-        with self._process.stdout as lines:
-            for line in lines:
-                replies.put((self, json.loads(line)))
-        replies.put((self, None))
+        try:
+            with self._process.stdout as lines:
+                for line in lines:
+                    replies.put((self, json.loads(line)))
+        except ValueError:  # half a line
+            self._process.kill()
+        finally:
+            replies.put((self, None))

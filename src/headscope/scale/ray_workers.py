@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -47,6 +48,7 @@ class Ray(Engine):
         model: What `from_pretrained` takes on a worker's node, such as a folder on its own disk, in place of a copy.
         retries: How often a shard is tried again before the run stops.
         timeout: Seconds after which a worker is late with a shard; default: never.
+        source: What `from_pretrained` takes to load the model, for `headscope merge` and others to know.
 
     Raises:
         InvalidInputError: for a number out of range.
@@ -64,6 +66,7 @@ class Ray(Engine):
         model: str | None = None,
         retries: int = 3,
         timeout: float | None = None,
+        source: str | None = None,
     ) -> None:
         check_at_least(1, cpus=cpus, workers=1 if workers is None else workers)
         check_at_least(0, retries=retries)
@@ -77,6 +80,7 @@ class Ray(Engine):
         self.address = None if address == "local" else address
         self.workers, self.cpus, self.gpus = workers, cpus, gpus
         self.shard_tokens, self.model, self.retries, self.timeout = shard_tokens, model, retries, timeout
+        self.source = source
         self._run: ShardedRun | None = None
         self._connected_here = False
         self._actors: list[_Actor] = []
@@ -91,7 +95,7 @@ class Ray(Engine):
         if str(run.place).startswith("memory://"):
             raise InvalidInputError(f"{run.place} is in the memory of this process, where no other can reach it.")
         check_without_hooks(run.model)
-        write_call(run, self.model)
+        write_call(run, self.model or self.source)
         self._run = run
 
     def map_shards(self, jobs: Sequence[ShardJob]) -> Iterator[Receipt]:
@@ -102,28 +106,27 @@ class Ray(Engine):
             HeadscopeError: for what a worker refuses, as it would be here.
         """
         self._connect()
-        waiting, failures = deque(jobs), dict.fromkeys((job.number for job in jobs), 0)
-        left = {job.number for job in jobs}
+        waiting, failures = deque(jobs), dict.fromkeys(jobs, 0)
+        left = set(jobs)
         while left:
             self._hand_out(waiting, left)
-            for actor, job, reply in self._come_back():
-                if job.number not in left:
-                    continue  # the second to bring this shard
+            for actor, job, reply in chain(self._come_back(), self._late(waiting)):
+                if job not in left:
+                    continue  # one raced in the pass before, or the second to bring this shard
                 if "receipt" in reply:
-                    left.remove(job.number)
+                    left.remove(job)
                     yield Receipt(**reply["receipt"])
                     continue
                 raise_refusal(reply)
-                failures[job.number] += 1
+                failures[job] += 1
                 job.run.note_failure(job, f"{actor.node}: {reply['error']}")
-                if failures[job.number] > self.retries:
+                if failures[job] > self.retries:
                     raise ShardError(
-                        f"shard {job.number} of {job.stage!r} failed {failures[job.number]} times, last on "
+                        f"shard {job.number} of {job.stage!r} failed {failures[job]} times, last on "
                         f"{actor.node}: {reply['error']} The other shards are kept; resume=True (--resume) goes on "
                         "with the run."
                     )
                 waiting.appendleft(job)
-            waiting.extendleft(self._late())
 
     def end(self) -> None:
         """Let the workers go, and what was begun here of Ray itself; a finished run needs no copy of its model."""
@@ -159,7 +162,7 @@ class Ray(Engine):
         room = int(there.get("CPU", 0) // self.cpus)
         return max(1, min(room, int(there.get("GPU", 0) // self.gpus)) if self.gpus else room)
 
-    def _hand_out(self, waiting: deque[ShardJob], left: set[int]) -> None:
+    def _hand_out(self, waiting: deque[ShardJob], left: set[ShardJob]) -> None:
         """Start workers that are missing, and give waiting shards to those that are ready and have the fewest."""
         while len(self._actors) < min(self._room, len(left)):
             self._actors.append(self._started())
@@ -167,7 +170,7 @@ class Ray(Engine):
             for actor in self._actors:
                 if waiting and actor.ready and not actor.is_late and len(actor.jobs) == n_before:
                     job = waiting.popleft()
-                    if job.number in left:
+                    if job in left:
                         actor.jobs[actor.handle.measure.remote(job.stage, job.number)] = job
                         actor.since = actor.since if n_before else time.monotonic()
 
@@ -202,7 +205,7 @@ class Ray(Engine):
                 yield actor, actor.jobs.pop(ref), reply
 
     def _gone(self, actor: "_Actor", reason: str) -> "Iterator[tuple[_Actor, ShardJob, dict[str, Any]]]":
-        """Forget a worker that died, and give back its shards."""
+        """Forget a worker that died or hung, and give back its shards."""
         if actor not in self._actors:
             return
         self._actors.remove(actor)
@@ -214,23 +217,19 @@ class Ray(Engine):
         for job in actor.jobs.values():
             yield actor, job, {"error": reason}
 
-    def _late(self) -> list[ShardJob]:
-        """Return the shards of workers that are late, for others to race them; end those that are later still."""
-        if self.timeout is None:
-            return []
-        raced: list[ShardJob] = []
+    def _late(self, waiting: deque[ShardJob]) -> "Iterator[tuple[_Actor, ShardJob, dict[str, Any]]]":
+        """Let others race the shards of workers that are late; end those that are later still, and yield theirs."""
         for actor in list(self._actors):
             seconds = time.monotonic() - actor.since
-            if not actor.jobs or seconds < self.timeout:
+            if self.timeout is None or not actor.jobs or seconds < self.timeout:
                 continue
-            if not actor.is_late:
-                actor.is_late = True
-                raced += actor.jobs.values()
+            was_late, actor.is_late = actor.is_late, True
             # Its place is needed where nobody is left to race it.
             if seconds > 2 * self.timeout or all(other.is_late for other in self._actors):
                 self._ray.kill(actor.handle)
-                self._actors.remove(actor)
-        return raced
+                yield from self._gone(actor, f"it took more than {self.timeout} seconds.")
+            elif not was_late:
+                waiting.extendleft(actor.jobs.values())
 
 
 @dataclass(eq=False)

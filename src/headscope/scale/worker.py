@@ -86,7 +86,7 @@ class Worker:
         self.files = read_run(place)
         self.call = read_call(place)
         there, options = self.files.manifest["model"], self.files.manifest["options"]
-        self.model = loaded or load_model(model or self.call.model, place, there["weights"], device)
+        self.model = loaded or load_model(model, self.call.model, place, there["weights"], device)
         if fingerprint(self.model.state_dict()) != there["weights"]:
             raise InvalidInputError(
                 f"the weights of {model or self.call.model or self.model.cfg.model_name!r} are not those of the run in "
@@ -170,6 +170,7 @@ def _serve(jobs: IO[str], replies: IO[str], run: str, model: str, device: str, t
 
 
 def _main(arguments: list[str]) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, if by whoever started us (nohup, `&`)
     # Nothing but replies goes where replies go, whatever a library prints.
     with os.fdopen(os.dup(1), "w") as replies:
         os.dup2(2, 1)

@@ -229,10 +229,13 @@ def test_a_finished_run_is_not_run_again(model: HookedTransformer, folder: Path)
     def never() -> Iterator[Tensor]:
         yield pytest.fail("the data is left alone")
 
-    (folder / "manifest.json.partial").write_bytes(b"{")
+    for name, age in (("left", 4000.0), ("being-written", 0.0)):
+        (folder / f"{name}.partial").write_bytes(b"{")
+        os.utime(folder / f"{name}.partial", (time.time() - age,) * 2)
     same_bits(measure(model, never(), folder, resume=True), wanted)
     (folder / "result.safetensors").unlink()
     same_bits(measure(model, never(), folder, resume=True), wanted)
+    assert [path.name for path in folder.glob("*.partial")] == ["being-written.partial"], "another process writes it"
 
 
 # Killed
@@ -348,6 +351,8 @@ def test_killed_at_every_moment_of_writing(
         folder = tmp_path / str(moment)
         ask(server, moment, folder)
         end = ended(server)
+        for path in folder.glob("*.partial"):
+            os.utime(path, (0, 0))
         same_bits(measure(model, make_data()[:4], folder, **options, resume=True), wanted)
         left = {path.name for path in folder.iterdir()}
         assert left == {"manifest.json", "means.safetensors", "entropy.safetensors", "result.safetensors"}

@@ -6,8 +6,9 @@ object is there only once all of it was sent.
 
 import importlib
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from headscope.errors import InvalidInputError, MissingDependencyError, StorageE
 from headscope.model.checkpoints.files import write_bytes
 
 __all__ = ["Place", "place_of", "writing"]
+
+_ABANDONED = 3600.0  # seconds without a byte, after which a file half written is nobody's
 
 
 class Place:
@@ -81,9 +84,11 @@ class Place:
         (self.path / name).unlink(missing_ok=True)
 
     def clear_partial(self) -> None:
-        """Remove what a process that died left half written; no other may be writing here."""
+        """Remove what a process that died left half written, when it is too old for another to be writing it still."""
         for path in self.path.glob("*.partial"):
-            path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # the other put it in its place, or removed it
+                if time.time() - path.stat().st_mtime > _ABANDONED:
+                    path.unlink()
 
 
 class _Remote(Place):

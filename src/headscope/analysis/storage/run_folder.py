@@ -264,7 +264,7 @@ class Stage:
         differing = [name for name in self.identity if there.get(name) != self.identity[name]]
         if differing:
             found = ", ".join(f"{name} {there.get(name)!r} (here {self.identity[name]!r})" for name in differing)
-            raise InvalidInputError(f"{where} is of another run: it has {found}. Remove it, and it is done again.")
+            raise InvalidInputError(f"{where} belongs to another run: it has {found}. Remove it, and it is done again.")
 
 
 def check_folder(place: Place, manifest: str, resume: bool) -> None:

@@ -186,7 +186,7 @@ class RunFiles:
         if foreign:
             raise InvalidInputError(
                 f"{self.place}/{_SHARDS}/{stage} holds shard {foreign[0]}, and this run has {len(cut.shards)} shards, "
-                "from 0: it is of another run. Remove it, or give another folder."
+                "from 0: it belongs to another run. Remove it, or give another folder."
             )
         return numbers
 
