@@ -16,7 +16,7 @@ from streams import CASES, make_model, make_tokens, same_bits, tensors_of
 from torch import Tensor
 
 from headscope import HookedTransformer
-from headscope.analysis import measure_calibration, measure_entropy
+from headscope.analysis import ablate_heads, measure_calibration, measure_entropy
 from headscope.analysis.core.batches import Batch, iterate_batches
 from headscope.analysis.lens.entropy import EntropyAccumulator, EntropyResult
 from headscope.analysis.storage import manifest as run_manifest
@@ -27,7 +27,7 @@ from headscope.analysis.storage.sharded import RunFiles
 from headscope.analysis.storage.shards import Cut
 from headscope.data import Corpus
 from headscope.errors import CheckpointError, IncompleteRunError, InvalidInputError, StorageError
-from headscope.scale import Engine, InProcess, MergeOnly, Part, Receipt, ShardJob, map_shards
+from headscope.scale import Engine, InProcess, MergeOnly, Part, Receipt, ShardJob, map_shards, status
 from headscope.scale.calls import read_call, write_call
 from headscope.scale.worker import Worker, read_run
 
@@ -258,6 +258,35 @@ def test_a_damaged_shard_is_done_again(model: HookedTransformer, tmp_path: Path,
         same_bits(run(model, folder, InProcess(), reduce="none"), wanted)
 
 
+def test_a_damaged_merged_pass_is_merged_again(model: HookedTransformer, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    wanted = run(model, folder, InProcess(shard_tokens=SHARD), baseline="mean")
+    (folder / "result.safetensors").unlink()
+    merged = folder / "means.safetensors"
+    content = bytearray(merged.read_bytes())
+    content[-1] ^= 1
+    merged.write_bytes(content)
+    receipts = {path: path.stat().st_mtime_ns for path in folder.glob("shards/*/*.json")}
+    with pytest.warns(UserWarning, match=r"the shards of 'means' are merged again: .*means.safetensors is damaged"):
+        same_bits(run(model, folder, InProcess(), baseline="mean"), wanted)
+    assert receipts == {path: path.stat().st_mtime_ns for path in folder.glob("shards/*/*.json")}, "measured again"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"begun": "soon"}'])
+@pytest.mark.parametrize("name", ["shards/entropy/000000.json", "pass-entropy.json"])
+def test_status_tells_which_record_is_damaged(
+    model: HookedTransformer, tmp_path: Path, name: str, content: str
+) -> None:
+    folder = begun(model, tmp_path / "run", 0)
+    assert status(folder).passes[0].done == 1
+    (folder / name).write_text(content)
+    with pytest.raises(CheckpointError, match=rf"{name} is damaged: .* Delete that file, and resume=True makes it"):
+        status(folder)
+    (folder / name).unlink()
+    run(model, folder, InProcess())
+    assert status(folder).finished
+
+
 def test_other_data_and_other_cuts_are_refused(model: HookedTransformer, tmp_path: Path) -> None:
     rows = [make_tokens()[:5], make_tokens()[5:]]
     folder = begun(model, tmp_path / "run", 0, data=rows)
@@ -271,8 +300,9 @@ def test_other_data_and_other_cuts_are_refused(model: HookedTransformer, tmp_pat
         measure_entropy(model, rows, progress=False, out=folder, resume=True)
     with pytest.raises(InvalidInputError, match="say which by out"):
         measure_entropy(model, rows, progress=False, engine=InProcess())
-    with pytest.raises(InvalidInputError, match="shard_tokens must be at least 1"):
-        run(model, tmp_path / "bad", InProcess(shard_tokens=-1))
+    for size in (-1, 0):
+        with pytest.raises(InvalidInputError, match=f"shard_tokens must be at least 1; got {size}"):
+            run(model, tmp_path / "bad", InProcess(shard_tokens=size))
     plain = tmp_path / "plain"
     measure_entropy(model, rows, progress=False, out=plain)
     with pytest.raises(InvalidInputError, match="shards is None there"):
@@ -296,23 +326,79 @@ def test_damaged_tokens_are_told(model: HookedTransformer, tmp_path: Path) -> No
     same_bits(run(model, folder, InProcess()), run(model, tmp_path / "whole", InProcess(shard_tokens=SHARD)))
 
 
+class Letters:
+    bos_token_id, eos_token_id = 0, 1
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        return [ord(letter) % 23 for letter in text]
+
+
+TEXT = "When Mary and John went to the store, John gave a drink to Mary."
+
+
+def corpus(text: str) -> Corpus:
+    return Corpus([text], Letters(), row_length=8, batch_size=2)
+
+
 def test_a_corpus_is_known_by_its_fingerprint(model: HookedTransformer, tmp_path: Path) -> None:
-    class Letters:
-        bos_token_id, eos_token_id = 0, 1
-
-        def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-            return [ord(letter) % 23 for letter in text]
-
-    def corpus(text: str) -> Corpus:
-        return Corpus([text], Letters(), row_length=8, batch_size=2)
-
-    text = "When Mary and John went to the store, John gave a drink to Mary."
-    folder = begun(model, tmp_path / "run", 1, data=corpus(text))
+    folder = begun(model, tmp_path / "run", 1, data=corpus(TEXT))
     with pytest.raises(InvalidInputError, match=r"data\.corpus is"):
-        run(model, folder, InProcess(), corpus(text[::-1]))
-    wanted = run(model, tmp_path / "whole", InProcess(shard_tokens=SHARD), corpus(text))
-    same_bits(run(model, folder, InProcess(), corpus(text)), wanted)
-    same_bits(wanted, measure_entropy(model, corpus(text), progress=False))
+        run(model, folder, InProcess(), corpus(TEXT[::-1]))
+    wanted = run(model, tmp_path / "whole", InProcess(shard_tokens=SHARD), corpus(TEXT))
+    same_bits(run(model, folder, InProcess(), corpus(TEXT)), wanted)
+    same_bits(wanted, measure_entropy(model, corpus(TEXT), progress=False))
+
+
+@pytest.mark.parametrize(("ours", "others"), [
+    (make_tokens(), make_tokens().flip(0)),
+    ({"input_ids": make_tokens()}, {"input_ids": make_tokens().flip(0)}),
+    (corpus(TEXT), corpus(TEXT[::-1])),
+], ids=["tokens", "input_ids", "corpus"])  # fmt: skip
+def test_a_finished_run_is_not_that_of_other_data(
+    model: HookedTransformer, tmp_path: Path, ours: Any, others: Any
+) -> None:
+    wanted = run(model, tmp_path / "run", InProcess(shard_tokens=SHARD), ours)
+    resumed = {"progress": False, "out": tmp_path / "run", "resume": True}
+    same_bits(measure_entropy(model, ours, **resumed), wanted)
+    for engine in (None, InProcess()):
+        with pytest.raises(InvalidInputError, match=r"holds another run: data\.(tokens|corpus) is"):
+            measure_entropy(model, others, engine=engine, **resumed)
+
+
+def test_input_ids_are_known_by_their_tokens(model: HookedTransformer, tmp_path: Path) -> None:
+    tokens = make_tokens()
+    folder = begun(model, tmp_path / "run", 0, data={"input_ids": tokens})
+    with pytest.raises(InvalidInputError, match=r"data\.tokens is"):
+        run(model, folder, Part(1, 2), {"input_ids": tokens.flip(0)})
+    found = run(model, folder, InProcess(), {"input_ids": tokens})
+    same_bits(found, measure_entropy(model, {"input_ids": tokens}, progress=False))
+
+
+def test_documents_of_a_function_are_compared_with_the_shards(model: HookedTransformer, tmp_path: Path) -> None:
+    def made(text: str) -> Corpus:
+        return Corpus(lambda: [text], Letters(), row_length=8, batch_size=2)
+
+    assert made(TEXT).fingerprint() == made(TEXT[::-1]).fingerprint(), "only the function's name is known"
+    assert corpus(TEXT).has_fixed_text
+    assert not made(TEXT).has_fixed_text
+    folder = begun(model, tmp_path / "run", 1, data=made(TEXT))
+    with pytest.raises(InvalidInputError, match="shard 0 hashes to"):
+        run(model, folder, InProcess(), made(TEXT[::-1]))
+    same_bits(run(model, folder, InProcess(), made(TEXT)), measure_entropy(model, corpus(TEXT), progress=False))
+
+
+def test_another_reference_is_refused(model: HookedTransformer, tmp_path: Path) -> None:
+    def ablate(reference: Corpus, engine: Engine) -> Any:
+        given = {"heads": ["0.0"], "values": ("mean",), "progress": False, "out": tmp_path / "run", "resume": True}
+        return ablate_heads(model, corpus(TEXT), reference=reference, engine=engine, **given)
+
+    with pytest.raises(IncompleteRunError):
+        ablate(corpus(TEXT), Part(0, 2, shard_tokens=SHARD))
+    with pytest.raises(InvalidInputError, match=r"reference\.corpus is"):
+        ablate(corpus(TEXT[::-1]), Part(1, 2, shard_tokens=SHARD))
+    ablate(corpus(TEXT), InProcess())
+    with pytest.raises(InvalidInputError, match=r"reference\.corpus is"):
+        ablate(corpus(TEXT[::-1]), InProcess())
 
 
 def test_workers_refuse_other_models_and_kernels(
@@ -325,6 +411,13 @@ def test_workers_refuse_other_models_and_kernels(
         run(model, folder, Part(0, 3))
     with pytest.raises(InvalidInputError, match="weights of 'custom' are not those of the run"):
         Worker(place_of(folder), loaded=make_model(seed=1))
+    other = make_model()
+    other.cfg.eps = 0.5
+    with pytest.raises(InvalidInputError, match=r"config of the worker's model .*: eps is 1e-05 there and 0\.5 here"):
+        Worker(place_of(folder), loaded=other)
+    moved = make_model()
+    moved.cfg.tokenizer_name = "elsewhere"
+    Worker(place_of(folder), loaded=moved)
     with pytest.raises(InvalidInputError, match="has no copy of its model"):
         Worker(place_of(folder))
     with pytest.raises(IncompleteRunError, match="'means' is wanted, and 'entropy' comes first"):

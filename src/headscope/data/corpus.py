@@ -177,6 +177,12 @@ class Corpus:
         """Return the SHA-256 digest of `describe()`: a different one means different batches, or touched files."""
         return hashlib.sha256(json.dumps(self.describe(), sort_keys=True).encode()).hexdigest()
 
+    @property
+    def has_fixed_text(self) -> bool:
+        """True for files and lists of strings, for whose text `fingerprint` stands; a function may return another."""
+        is_list = isinstance(self._source, list)
+        return bool(self._files) or (is_list and all(isinstance(text, str) for text in self._source))
+
     def _chunks(self) -> Iterator[Chunk]:
         source, column = self._source, self._options["column"]
         texts: Any

@@ -20,7 +20,7 @@ from typing import IO, Any
 import torch
 
 from headscope import errors
-from headscope.analysis.storage.manifest import fingerprint, headscope_version, read_manifest
+from headscope.analysis.storage.manifest import describe_config, fingerprint, headscope_version, read_manifest
 from headscope.analysis.storage.places import Place, place_of
 from headscope.analysis.storage.sharded import Call, Receipt, RunFiles, Sharding, ShardMeasured
 from headscope.analysis.storage.shards import Cut
@@ -32,6 +32,10 @@ from headscope.scale.calls import read_call
 from headscope.scale.models import load_model
 
 __all__ = ["Worker", "raise_refusal", "read_run", "reply_of"]
+
+
+# Where a model comes from and what it was before it had weights: a copy of it may say something else.
+_NOT_OF_NUMBERS = {"model_name", "tokenizer_name", "init_weights", "init_mode", "initializer_range", "n_devices"}
 
 
 def read_run(place: Place) -> RunFiles:
@@ -71,7 +75,7 @@ class Worker:
         files: The run's records.
 
     Raises:
-        InvalidInputError: for a model with other weights than the run's, or other kernels.
+        InvalidInputError: for a model with other weights or another config than the run's, or other kernels.
     """
 
     def __init__(
@@ -92,6 +96,7 @@ class Worker:
                 f"the weights of {model or self.call.model or self.model.cfg.model_name!r} are not those of the run in "
                 f"{str(place)!r}, whose model is {there['name']!r}. Give the same, loaded with the same options."
             )
+        self._check_config(there["config"])
         self.model.weight_processing = tuple(there["weight_processing"])
         self.model.cfg.model_name = there["name"]
         kernels = kernels_of(self.model.W_U)
@@ -99,6 +104,17 @@ class Worker:
             raise InvalidInputError(
                 f"this worker has the kernels {kernels!r}, and the run was begun with {options['kernels']!r}, whose "
                 f"last digits differ. Set HEADSCOPE_KERNELS={options['kernels']} for both, or install the same."
+            )
+
+    def _check_config(self, there: Mapping[str, Any]) -> None:
+        here = describe_config(self.model)
+        names = sorted({*here, *there} - _NOT_OF_NUMBERS)
+        differing = [name for name in names if here.get(name) != there.get(name)]
+        if differing:
+            values = "; ".join(f"{name} is {there.get(name)!r} there and {here.get(name)!r} here" for name in differing)
+            raise InvalidInputError(
+                f"the config of the worker's model is not that of the run in {str(self.files.place)!r}: {values}. Load "
+                "it with the same options; or leave out model=, and workers get a copy of the model as it is."
             )
 
     def measure(self, stage: str, number: int) -> Receipt:

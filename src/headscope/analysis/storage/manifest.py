@@ -21,6 +21,7 @@ __all__ = [
     "START_ANEW",
     "check_same_run",
     "compare_manifests",
+    "describe_config",
     "fingerprint",
     "headscope_version",
     "make_manifest",
@@ -42,7 +43,6 @@ def make_manifest(
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Describe a run as JSON keeps it; the arguments are those of `Passes`."""
-    config = {name: value for name, value in model.cfg.to_dict().items() if name not in ("device", "seed")}
     manifest = {
         "format": FORMAT,
         "analysis": analysis,
@@ -50,7 +50,7 @@ def make_manifest(
             "name": model.cfg.model_name,
             "weights": fingerprint(model.state_dict()),
             "weight_processing": model.weight_processing,
-            "config": config,
+            "config": describe_config(model),
         },
         "data": {"description": description, **_describe_data(data, attention_mask)},
         "reference": {} if reference is None else _describe_data(reference, None),
@@ -62,6 +62,12 @@ def make_manifest(
         "software": {"headscope": headscope_version(), "torch": torch.__version__},
     }
     return json.loads(json.dumps(manifest, default=str))
+
+
+def describe_config(model: HookedTransformer) -> dict[str, Any]:
+    """Return the config of a model as JSON keeps it, without what its numbers do not depend on."""
+    config = {name: value for name, value in model.cfg.to_dict().items() if name not in ("device", "seed")}
+    return json.loads(json.dumps(config, default=str))
 
 
 def read_manifest(place: Place, name: str) -> dict[str, Any]:
@@ -155,10 +161,11 @@ def _short(value: Any) -> str:
 def _describe_data(data: Any, attention_mask: Tensor | None) -> dict[str, Any]:
     """Describe data as far as that takes no pass over it."""
     tensors = dict(data) if isinstance(data, Mapping) else {"tokens": data, "attention_mask": attention_mask}
-    if not isinstance(tensors.get("tokens"), Tensor):
+    tokens = tensors.get("tokens", tensors.get("input_ids"))
+    if not isinstance(tokens, Tensor):
         return {}
     tensors = {name: each for name, each in tensors.items() if isinstance(each, Tensor)}
-    return {"shape": list(tensors["tokens"].shape), "tokens": fingerprint(tensors)}
+    return {"shape": list(tokens.shape), "tokens": fingerprint(tensors)}
 
 
 def headscope_version() -> str:

@@ -5,8 +5,6 @@ from collections.abc import Generator, Mapping
 from contextlib import closing
 from typing import Any, TypeVar, Unpack
 
-from torch import Tensor
-
 from headscope.analysis.core.batches import Batch, describe_data, iterate_batches
 from headscope.analysis.core.result import Result
 from headscope.analysis.storage.accumulator import Accumulator, as_mapping
@@ -95,11 +93,15 @@ class Passes:
         check_folder(place, _MANIFEST, self._run["resume"])
         there = read_manifest(place, _MANIFEST) if self._run["resume"] and place.has(_MANIFEST) else None
         cut_there = None if there is None else there.get("shards")
+        if sharding is not None or cut_there is not None:
+            # Shards are taken without the data being read again, so a corpus has to be known by its description.
+            for name, data in (("data", self.data), ("reference", self.reference)):
+                if isinstance(data, Corpus):
+                    manifest[name]["corpus"] = data.fingerprint()
         if sharding is not None:
-            if isinstance(self.data, Corpus):
-                manifest["data"]["corpus"] = self.data.fingerprint()
             size = sharding.engine.shard_tokens if sharding.engine is not None else None
-            size = size or (cut_there or {}).get("shard_tokens", SHARD_TOKENS)
+            if size is None:
+                size = (cut_there or {}).get("shard_tokens", SHARD_TOKENS)
             check_at_least(1, shard_tokens=size)
             manifest["shards"] = {"shard_tokens": size}
         elif there is not None and cut_there is not None:
@@ -109,7 +111,6 @@ class Passes:
                     "scale.Processes() (--workers), or give another folder."
                 )
             manifest["shards"] = cut_there
-            manifest["data"] = there["data"]
         if there is not None:
             compare_manifests(place, there, manifest)
             return there
@@ -128,8 +129,7 @@ class Passes:
             if cut is None:
                 with closing(self._batches(name == "reference", "cutting", include_bos=True)) as batches:
                     cut = Cut.make(place, name, batches, size)
-            elif not isinstance(data, (Tensor, Mapping, Corpus)) and not place.has(RESULT):
-                # Those are known by their fingerprints in the manifest.
+            elif not _fingerprinted(data, manifest[name]) and not place.has(RESULT):
                 with closing(self._batches(name == "reference", "comparing", include_bos=True)) as batches:
                     cut.check(batches, size)
             cuts[name] = cut
@@ -154,7 +154,10 @@ class Passes:
             with self._place.file(RESULT) as path:
                 result = kind.load(path)
         except CheckpointError as error:
-            raise CheckpointError(f"{error} Delete that file, and resume=True makes it again from the rest.") from None
+            raise CheckpointError(
+                f"{error} Delete that file, and resume=True makes it again from the rest; for a result per position, "
+                "whose rows are kept nowhere else, delete the folder and start again."
+            ) from None
         self._tidy()
         return result
 
@@ -219,3 +222,8 @@ class Passes:
         if self._sharded is not None:
             self._sharded.tidy()
         self._place.clear_partial()
+
+
+def _fingerprinted(data: Any, described: Mapping[str, Any]) -> bool:
+    """Return True if what the manifest says of data stands for its tokens, which need no comparison then."""
+    return "tokens" in described or (isinstance(data, Corpus) and data.has_fixed_text)

@@ -22,7 +22,7 @@ import socket
 import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -42,6 +42,7 @@ from headscope.model.transformer import HookedTransformer
 __all__ = ["Call", "Engine", "Receipt", "RunFiles", "ShardJob", "ShardMeasured", "ShardedRun", "Sharding", "map_shards"]
 
 A = TypeVar("A", bound=Accumulator[Any])
+T = TypeVar("T")
 
 SHARD_TOKENS = 2**15
 _SHARDS = "shards"
@@ -191,9 +192,13 @@ class RunFiles:
         return numbers
 
     def passes(self) -> dict[str, dict[str, Any]]:
-        """Return the passes that were begun, in that order, with the `data` and the time (`begun`) of each."""
+        """Return the passes that were begun, in that order, with the `data` and the time (`begun`) of each.
+
+        Raises:
+            CheckpointError: if the file of one is damaged.
+        """
         names = [name for name in self.place.names() if name.startswith("pass-")]
-        found = {name[len("pass-") : -len(".json")]: json.loads(self.place.read(name)) for name in names}
+        found = {name[len("pass-") : -len(".json")]: _read_json(self.place, name, _pass) for name in names}
         return dict(sorted(found.items(), key=lambda each: each[1]["begun"]))
 
     def shard_files(self, stage: str) -> dict[int, set[str]]:
@@ -206,12 +211,16 @@ class RunFiles:
         return files
 
     def receipt(self, stage: str, number: int) -> Receipt:
-        """Return the receipt of a shard."""
-        return Receipt(**json.loads((self.place / _SHARDS / stage).read(f"{_name(number)}.json")))
+        """Return the receipt of a shard.
+
+        Raises:
+            CheckpointError: if it is damaged.
+        """
+        return _read_json(self.place / _SHARDS / stage, f"{_name(number)}.json", lambda fields: Receipt(**fields))
 
     def failure(self, stage: str, number: int) -> str:
         """Return why a shard failed last."""
-        return (self.place / _SHARDS / stage).read(f"{_name(number)}.failure").decode()
+        return (self.place / _SHARDS / stage).read(f"{_name(number)}.failure").decode(errors="replace")
 
     def stage(self, stage: str, number: int) -> Stage:
         """Return the state of a shard.
@@ -278,7 +287,7 @@ class ShardedRun:
             InvalidInputError: if there are shards of another run, or of another version.
         """
         stage_name = name.replace(" ", "-")
-        merged = Stage(self.place, stage_name, identity=self.files.identity)
+        merged = self._merged(stage_name)
         if merged.done.finished:
             return accumulator.restore(merged.state or {}), merged
         cut = self.files.cuts[data]
@@ -357,6 +366,17 @@ class ShardedRun:
         for cut in self.files.cuts.values():
             cut.remove_tokens()
 
+    def _merged(self, stage: str) -> Stage:
+        """Return what the shards came to, if they are merged; a damaged one is removed, as its shards are there."""
+        try:
+            return Stage(self.place, stage, identity=self.files.identity)
+        except CheckpointError as error:
+            if self.sharding.wanted is not None:  # a worker changes no file but those of its shard
+                raise
+            warnings.warn(f"the shards of {stage!r} are merged again: {error}", stacklevel=2)
+            self.place.remove(f"{stage}.safetensors")
+            return Stage(self.place, stage, identity=self.files.identity)
+
     def _measure_missing(self, stage: str, cut: Cut) -> None:
         done = self.files.done(stage, cut)
         self._bar.done = sum(cut.shards[number].n_tokens for number in done)
@@ -423,3 +443,17 @@ def map_shards(jobs: Sequence[ShardJob], engine: Engine) -> Iterator[Receipt]:
 
 def _name(number: int) -> str:
     return f"{number:06d}"
+
+
+def _read_json(place: Place, name: str, make: Callable[[Any], T]) -> T:
+    """Make something of what a file of JSON holds; damage is told by the file's name."""
+    try:
+        return make(json.loads(place.read(name)))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{place}/{name} is damaged: {error!r}. Delete that file, and resume=True makes it again."
+        ) from None
+
+
+def _pass(fields: Any) -> dict[str, Any]:
+    return {"data": str(fields["data"]), "begun": float(fields["begun"])}
