@@ -163,6 +163,11 @@ def _check_positions(cfg: "HookedTransformerConfig") -> None:
         raise InvalidInputError(f"attn_temperature_length must be at least 1; got {cfg.attn_temperature_length}.")
     if cfg.attn_temperature_start < 0:
         raise InvalidInputError(f"attn_temperature_start must not be negative; got {cfg.attn_temperature_start}.")
+    local = cfg.use_local_attn and set((cfg.attn_types or ["global"])[: cfg.n_layers]) == {"local"}
+    if cfg.d_head_layers is not None and cfg.rotary_dim_local is not None and local:
+        # The first layers of a model whose wider, global ones are left out.
+        cfg.rotary_dim = min(cfg.rotary_dim or cfg.d_head, cfg.d_head)
+        cfg.rotary_pairs = cfg.rotary_pairs and min(cfg.rotary_pairs, cfg.rotary_dim // 2)
     if cfg.rotary_dim is None:
         cfg.rotary_dim = cfg.d_head
     if not 0 < cfg.rotary_dim <= cfg.d_head or cfg.rotary_dim % 2:

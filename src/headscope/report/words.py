@@ -199,13 +199,13 @@ def too_small_to_see(each: Estimates, *, unit: str = "nats") -> Markup:
         >>> import torch
         >>> errors = torch.tensor([0.1, 0.2, 0.3])
         >>> print(too_small_to_see(Estimates(0 * errors, errors, 0 * errors + 40, n=500)).striptags())
-         On this much text, half of them would have to be at 0.500 nats or further from zero to stand out.
+         On this much text, the median head would have to be at least 0.500 nats from zero to stand out.
     """
     bounds = threshold(each.values.numel(), each.freedom) * each.errors
     bound = float(bounds.flatten().nanmedian())
     if not math.isfinite(bound):
         return say(" This is too little text to know the error of any.")
-    sentence = " On this much text, half of them would have to be at {bound} {unit} or further from zero to stand out."
+    sentence = " On this much text, the median head would have to be at least {bound} {unit} from zero to stand out."
     return say(sentence, bound=nats(bound), unit=unit)
 
 

@@ -65,7 +65,7 @@ SAID: dict[str, tuple[Sentence, list[str]]] = {
     ),
     "none differs": (
         lambda: no_head_differs(NOISE, "entropy diff"),
-        ["By entropy diff, none of 4 heads clearly differs.", "at 0.238 nats or further"],
+        ["By entropy diff, none of 4 heads clearly differs.", "at least 0.238 nats from zero"],
     ),
     "a type in one": (
         lambda: types_in_both(AB, {"induction": (score(2, 0.9), score(0, 0.29)), "previous": (score(1, 0.2),) * 2}),

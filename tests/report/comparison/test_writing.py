@@ -1,5 +1,6 @@
 """Two models on one page: what is said, what is drawn, and what is refused."""
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from headscope.analysis.core.costs import Work
 from headscope.analysis.lens.entropy import measure_entropy
 from headscope.errors import InvalidInputError, MissingTokenizerError
 from headscope.report import Comparison, token_rows, write_comparison
+from headscope.report.blocks import Prose
 from headscope.report.comparison.compared import Compared
-from headscope.report.comparison.sections import compared_loss_section
+from headscope.report.comparison.sections import compared_loss_section, compared_models_section
 from headscope.report.kept import Kept
 from headscope.report.model.measuring import measure
 from headscope.report.plan import Plan
@@ -128,6 +130,11 @@ def test_models_that_cut_text_differently_are_compared_by_byte(tmp_path: Path) -
     for side, cells in zip(sides, table.rows, strict=True):  # type: ignore[union-attr]
         n_bytes = sum(len(string.encode()) for strings in side.strings for string in strings[2:])
         assert cells[2].value == pytest.approx(float(side.predictions.loss.nansum()) / n_bytes, rel=1e-5)
+    # What stands in front of the text is said of both, or of the model that has it.
+    for bos, beginning in ((sides[0].bos, "In front of each"), (None, "a: In front of each")):
+        both = Compared(("a", "b"), sides[0], dataclasses.replace(sides[1], bos=bos))
+        said = [block.text.striptags() for block in compared_models_section(both).blocks if isinstance(block, Prose)]
+        assert said[0].startswith(beginning) and "In front" not in said[1], said
 
 
 def test_tokens_do_where_there_is_no_tokenizer(tmp_path: Path) -> None:

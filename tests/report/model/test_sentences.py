@@ -79,9 +79,11 @@ SAID: dict[str, tuple[Sentence, list[str]]] = {
     ),
     "none raises": (
         lambda: no_head_raises(NOISE, UP),
-        ["By neither measure does one of 4 heads clearly raise entropy.", "at 0.238 nats or further from zero"],
+        ["By neither measure does any of 4 heads clearly raise entropy.", "the median head",
+         "at least 0.238 nats from zero"],
     ),
-    "one lowers": (lambda: lowering_heads(DOWN, UP), ["By diff 1 clearly lowers entropy", "That alone is little"]),
+    "one lowers": (lambda: lowering_heads(DOWN, UP), ["By diff 1 clearly lowers", "By diff, that alone is little"]),
+    "one lowers by marginal alone": (lambda: lowering_heads(UP, DOWN), ["by marginal 1 clearly lowers", "~is little"]),
     "one is missed": (
         lambda: missed_heads(UP),
         ["of 4 heads 1 clearly helps and none clearly costs (on 32 predictions)",
@@ -93,7 +95,9 @@ SAID: dict[str, tuple[Sentence, list[str]]] = {
     ),
     "none is missed": (
         lambda: no_head_missed(NOISE),
-        ["By the patched effect, the loss changes clearly for none of 4 heads.", "at 0.238 nats or further from zero"],
+        ["By the patched effect, the loss changes clearly for none of 4 heads.",
+         "the median head",
+         "at least 0.238 nats from zero"],
     ),
     "some raise": (lambda: heads_title(True), ["The heads that raise entropy most"]),
     "some come near": (lambda: heads_title(False), ["come nearest to raising entropy", "~raise entropy most"]),

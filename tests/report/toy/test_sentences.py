@@ -44,7 +44,7 @@ SAID: dict[str, tuple[Sentence, list[str]]] = {
         ["Heads of known types: induction: 1.0 and 1.1; previous token: 0.3.", "~duplicate"],
     ),
     "composition": (lambda: composition(True), ["a previous-token head (outlined) wrote"]),
-    "composition without previous-token heads": (lambda: composition(False), ["no head is surely one", "~outlined"]),
+    "composition without previous-token heads": (lambda: composition(False), ["no head is clearly one", "~outlined"]),
     "few waves": (
         lambda: few_waves(EVEN, FEW),
         ["2 of 10 frequencies hold 95 % of what differs", "where it took 10 before training"],

@@ -144,6 +144,8 @@ class SuppressionBatch:
 
         It lowers by a small step d the logit of one token in sight: the one that the model's own prediction raises most
         above its average. With p the token's probability, that is a KL of `d^2 p (1 - p) / 2`; here without d^2 / 2.
+        Its step comes in equal parts from the token's copies. Where a share s of them is kept, a step of `(1 - s) d` is
+        still ablated, so that the part explained is `1 - (1 - s)^2`.
         """
         if not self.against.lens:
             return loss.new_full((2, len(loss)), torch.nan)
@@ -157,7 +159,7 @@ class SuppressionBatch:
         logits = torch.einsum("nd,dtn->tn", clean.rows, clean.W_U[:, columns]) + clean.offset[columns]
         logits = cap_logits(logits, clean.soft_cap)
         p = (logits[0] - logits[1] - loss).exp().clamp(max=1)
-        return torch.stack([p * (1 - p), p * (1 - p) * share])
+        return torch.stack([p * (1 - p), p * (1 - p) * (1 - (1 - share) ** 2)])
 
     def _changed(
         self, head: Component, read: LayerRead, kept: Tensor, resid: Tensor, clean: Prediction, scale: Tensor

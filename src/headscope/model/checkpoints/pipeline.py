@@ -10,7 +10,7 @@ import copy
 import dataclasses
 import inspect
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -28,7 +28,7 @@ from headscope.model.checkpoints.names import HUB_IDS
 from headscope.model.checkpoints.quantized import dequantized
 from headscope.model.checkpoints.training import TrainingCheckpoint, find_training_checkpoint
 from headscope.model.config import HookedTransformerConfig
-from headscope.model.config_checks import parse_dtype
+from headscope.model.config_checks import check_and_complete, parse_dtype
 from headscope.model.parts.attention import FIELD_BUFFERS
 from headscope.model.parts.layers import MLP, LayerNormPre, RMSNormPre, make_final_norm, make_pre_norm
 from headscope.model.protocols import Model
@@ -174,11 +174,13 @@ def load_pretrained(
         processing = WeightProcessing(**wanted)
     # Rewrites change weights where they are, each once, and a file may hold one tensor for two of them.
     mapped = mapped and not any(dataclasses.astuple(processing))
-    read = CountedTensors(dequantized(tensors, hf_config))
+    read = CountedTensors(dequantized(tensors, hf_config), beside=family_of(hf_config).ignore)
     weights = converted(read, cfg, hf_config, first_n_layers=first_n_layers, mapped=mapped)
     if "model_type" in hf_config:
         hf_config.check_all_read()
-    cfg.n_layers = first_n_layers or cfg.n_layers
+    if first_n_layers:
+        cfg.n_layers = first_n_layers
+        check_and_complete(cfg)  # widths that are the largest of any layer
     if n_ctx is not None:
         if not 1 <= n_ctx <= cfg.n_ctx:
             raise InvalidInputError(f"n_ctx must be between 1 and the checkpoint's {cfg.n_ctx}; got {n_ctx}.")
@@ -333,17 +335,19 @@ class CountedTensors(Mapping[str, Tensor]):
 
     Args:
         tensors: Where they are read from; may be lazy.
+        beside: Endings of names that are no parameters.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], beside: Iterable[str] = ()) -> None:
         self._tensors = tensors
+        self._beside = tuple(beside)
         self._seen: set[str] = set()
         self._since = 0
         self.counted = 0
 
     def __getitem__(self, name: str) -> Tensor:
         tensor = self._tensors[name]
-        self._since += 0 if name in self._seen else tensor.numel()
+        self._since += 0 if name in self._seen or name.endswith(self._beside) else tensor.numel()
         self._seen.add(name)
         return tensor
 

@@ -65,8 +65,12 @@ def compared_models_section(both: Compared) -> Section:
         sequences = f"{shapes[0]} tokens, and {shapes[1]}: the two read the text as different tokens"
     data = FactList("Data", {"Text": both.first.data, "Sequences": sequences})
     models = [FactList(name, side.facts) for name, side in both.sides.items()]
-    read = dict.fromkeys((side.bos, side.separator, len(side.tokens)) for side in both.sides.values())
-    said = those(*(in_front(*each) for each in read), few_sequences(min(n_rows for *_, n_rows in read)))
+    read = {name: in_front(side.bos, side.separator, len(side.tokens)) for name, side in both.sides.items()}
+    if len(set(read.values())) == 1:
+        in_front_of_each = [read[both.names[0]]]
+    else:
+        in_front_of_each = [said and say("{name}: {said}", name=name, said=said) for name, said in read.items()]
+    said = those(*in_front_of_each, few_sequences(min(len(side.tokens) for side in both.sides.values())))
     return Section("models", "The two models", (), (Row(models), data, *map(Prose, said), glossary()))
 
 

@@ -178,17 +178,19 @@ def raising_heads(diff: Estimates, marginal: Estimates) -> Markup | None:
 def no_head_raises(diff: Estimates, marginal: Estimates) -> Markup:
     """Say that no head clearly raises entropy, and how much would have been seen by the coarser of both measures."""
     coarser = max(diff, marginal, key=lambda each: float(each.errors.nanmedian()))
-    sentence = "By neither measure does one of {n} clearly raise entropy.{bound}"
+    sentence = "By neither measure does any of {n} clearly raise entropy.{bound}"
     return say(sentence, n=n_heads(diff), bound=too_small_to_see(coarser))
 
 
 def lowering_heads(diff: Estimates, marginal: Estimates) -> Markup | None:
-    """The numbers of heads that clearly lower entropy, and how little that means; nothing where none does."""
+    """The numbers of heads that clearly lower entropy, and how little that means by diff; nothing where none does."""
     down, final_down = (int(stand_out(each, -1).sum()) for each in (diff, marginal))
     if not down and not final_down:
         return None
-    sentence = (
-        "By diff {down} entropy, by marginal {final_down} it. That alone is little: nearly any vector, added to a "
-        "stream whose prediction is close to uniform, makes it less so, and heads of untrained models do that too."
-    )
+    sentence = "By diff {down} entropy, by marginal {final_down} it."
+    if down:
+        sentence += (
+            " By diff, that alone is little: nearly any vector, added to a stream whose prediction is close to "
+            "uniform, makes it less so, and heads of untrained models do that too."
+        )
     return say(sentence, down=clearly(down, "lower"), final_down=clearly(final_down, "lower"))

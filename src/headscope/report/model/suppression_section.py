@@ -57,9 +57,10 @@ def suppression_verdict(
 ) -> tuple[Markup, tuple[Markup, ...]]:
     """Say of the candidates what the numbers bear, for the section and, if one does, for the summary.
 
-    A head does copy suppression if its share is clearly above half, and in part if it is clearly above zero and not
-    small. That none does is said only if one would have been found: with the power as the share of an ideal suppressor,
-    a head of which copy suppression is the part z is given about z times the power.
+    With the power as the share of an ideal suppressor, a head of which copy suppression is the part z is given about z
+    times the power. A head does copy suppression if its share is clearly above half of that, in part if its share is
+    clearly above zero, not small, and clearly below that half, and at least in part if it is on neither side of it.
+    That none does is said only if one would have been found.
 
     Args:
         labels: The candidates.
@@ -70,9 +71,10 @@ def suppression_verdict(
     found = [at for at in _by_size(shares) if shares[at].value >= _SOME and shares[at].clear(among)]
     if found:
         best = found[0]
-        above = dataclasses.replace(shares[best], value=shares[best].value - _SURE)
-        whole = above.value > 0 and above.clear(among)
-        part = "" if whole else " in part"
+        beyond = _beyond_half(shares[best], powers[best])
+        part = " at least in part"
+        if beyond.clear(among):
+            part = "" if beyond.value > 0 else " in part"
         values = {"label": labels[best], "part": part, "worth": percents(shares[best])}
         verdict = say("Here head <b>{label}</b> does{part}: this explains {worth} of its direct effect", **values)
         if powers[best].value == powers[best].value:
@@ -86,7 +88,9 @@ def suppression_verdict(
     if not seen:
         most = max((power.value for power in powers if power.value == power.value), default=math.nan)
         why = Markup("the numbers are too uncertain on so little text")
-        if most < _SOME:
+        if math.isnan(most):
+            why = Markup("the model gives the tokens in sight no probability")
+        elif most < _SOME:
             why = say(
                 "even an ideal suppressor in their place would be given at most {most} of its effect",
                 most=percent(most),
@@ -104,10 +108,17 @@ def suppression_verdict(
     return none, ()
 
 
+def _beyond_half(share: Estimate, power: Estimate) -> Estimate:
+    """The share less half of what an ideal suppressor would be given; of all where that is not known."""
+    ideal = power if math.isfinite(power.value) else dataclasses.replace(power, value=1.0, error=0.0)
+    error = math.hypot(share.error, _SURE * ideal.error)
+    return dataclasses.replace(share, value=share.value - _SURE * ideal.value, error=error)
+
+
 def _detectable(share: Estimate, power: Estimate, among: int) -> float:
     """The least part of a head's effect that would have been called copy suppression; infinite if none would."""
-    needed = max(_SOME, threshold(among, share.freedom) * share.error)
-    return needed / power.value if power.value > 0 and needed == needed else math.inf
+    clear = threshold(among, share.freedom) * share.error
+    return max(_SOME, clear) / power.value if power.value > 0 and not math.isnan(clear) else math.inf
 
 
 def _by_size(shares: Sequence[Estimate]) -> list[int]:

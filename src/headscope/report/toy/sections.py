@@ -249,7 +249,7 @@ def _types(findings: ToyFindings) -> Section | None:
         captioned(
             head_type_maps(types),
             "Attention that a head pays to the token before, to earlier copies of the token, and to what followed "
-            "these; heads that surely are of a type are outlined.",
+            "these; heads that are clearly of a type are outlined.",
             "On repeated random tokens; a mean over positions, between 0 and 1.",
             "No color is none of its attention, the strongest blue is all of it.",
         )
@@ -269,7 +269,7 @@ def _types(findings: ToyFindings) -> Section | None:
         caption = say("The outlined heads. The control is the same number with what defines the type taken out.")
         blocks.append(Table(("type", "head", "of its attention", "control"), rows, caption, words=(0,)))
     else:
-        blocks.append(prose("No head is surely of one of these types."))
+        blocks.append(prose("No head is clearly of one of these types."))
     if len(findings.heads.loss_without) > 1 and ranked["induction"]:
         blocks.append(
             captioned(

@@ -93,7 +93,7 @@ def when_learned(share: float, training: int | None, held_out: int | None) -> Ma
 def head_missed(
     label: str, *, right: tuple[float, float], loss: tuple[float, float], n_rows: int, n_heads: int
 ) -> Markup | None:
-    """The head without which most answers are lost; nothing where no head's are clearly fewer.
+    """The head without which the loss is highest; nothing unless clearly fewer answers are right without it.
 
     Args:
         label: The head with the largest loss without it.
@@ -133,7 +133,7 @@ def composition(previous: bool) -> str:
     caption = "How much the keys of each induction head read what each earlier head writes."
     if previous:
         return caption + " An induction head looks for what a previous-token head (outlined) wrote."
-    return caption + " What a previous-token head would write is what they look for; here no head is surely one."
+    return caption + " What a previous-token head would write is what they look for; here no head is clearly one."
 
 
 def few_waves(before: Float[Tensor, " frequency"] | None, after: Float[Tensor, " frequency"]) -> Markup | None:

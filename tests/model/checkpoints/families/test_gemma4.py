@@ -1,6 +1,8 @@
 """Gemma 4: numbers that multiply the stream, heads of two widths and copies of key weights, and what is refused."""
 
 import copy
+import dataclasses
+import math
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from headscope import HookedTransformer
 from headscope.analysis import logit_lens
 from headscope.errors import CheckpointError, InvalidInputError
 from headscope.model.checkpoints.families import FAMILIES, family_of
+from headscope.model.checkpoints.families.gemma4 import _resid_scales
 
 
 def with_numbers(row: str, *numbers: float) -> Any:
@@ -55,6 +58,14 @@ def test_the_first_layers_alone() -> None:
         torch.testing.assert_close(first(TOKENS), hf(TOKENS).logits, rtol=0, atol=1e-4)
 
 
+def test_the_first_layers_have_widths_of_their_own() -> None:
+    """Without global layers, whose heads are wider; and numbers of dropped layers count nowhere."""
+    hf = copy.deepcopy(hf_model("gemma4_text with experts"))
+    cfg = HookedTransformer.from_hf(hf, first_n_layers=2).cfg
+    assert (cfg.d_head, cfg.rotary_dim, cfg.n_layers) == (6, 6, 2) == (cfg.head_width_of(1), cfg.rotary_dim_local, 2)
+    assert dataclasses.replace(cfg) == cfg
+
+
 def test_scales_too_far_apart_for_a_dtype() -> None:
     hf = with_numbers("gemma4_text", 1e-3, 1e-3, 1e-3)
     with pytest.raises(CheckpointError, match="scales 1e\\+09 apart, which float16 cannot hold: pass dtype='bfloat16'"):
@@ -80,10 +91,22 @@ def test_the_layout_of_the_hub() -> None:
     assert "per_layer_config" in written and FAMILIES["gemma4_text"].config(written) == fields
 
 
-@pytest.mark.parametrize("number", [0.0, -0.5])
+@pytest.mark.parametrize("number", [0.0, -0.5, math.nan, math.inf])
 def test_a_number_that_cannot_be_folded_is_refused(number: float) -> None:
     with pytest.raises(CheckpointError, match=f"layer_scalar of {number}; only positive"):
         HookedTransformer.from_hf(with_numbers("gemma4_text", 0.5, number, 0.5))
+
+
+def test_numbers_that_are_none_or_leave_the_range_of_floats_are_refused() -> None:
+    with pytest.raises(CheckpointError, match="cannot hold"):
+        _resid_scales([1e-200, 1e-200, 1.0], torch.float32)
+    with pytest.raises(CheckpointError, match="cannot hold"):
+        _resid_scales([1e200, 1e200, 1.0], torch.float32)
+    hf = with_numbers("gemma4_text", 1.0, 1.0, 1.0)
+    for shape in ((2,), (0,)):
+        hf.model.layers[1].layer_scalar = torch.ones(shape)
+        with pytest.raises(CheckpointError, match="layers.1.layer_scalar' must hold one number"):
+            HookedTransformer.from_hf(hf)
 
 
 def test_shapes_of_hooks_and_stacks() -> None:
@@ -136,6 +159,16 @@ def test_neurons_behind_norms_of_their_own_do_not_write_to_the_stream() -> None:
     ({"per_layer_config": {"0": {"intermediate_size": 6}}}, "per_layer_config .* 'intermediate_size' for layer 0"),
     ({"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5}}},
      "partial_rotary_factor = 0.5"),
+    ({"per_layer_config": [1]}, r"per_layer_config in .* must be a mapping; got \[1\]"),
+    ({"per_layer_config": {"0": "x"}}, r"per_layer_config\['0'\] in .* must be a mapping; got 'x'"),
+    ({"per_layer_config": {"x": {}}}, "per_layer_config in .* has 'x', which is no number"),
+    ({"per_layer_config": {"0": {"head_dim": "x"}}}, "head_dim in .* must be a positive whole number; got 'x'"),
+    ({"rope_parameters": [1]}, r"rope_parameters in .* must be a mapping; got \[1\]"),
+    ({"rope_parameters": {"full_attention": "x"}}, r"rope_parameters\['full_attention'\] in .* must be a mapping"),
+    ({"rope_parameters": {"full_attention": {"rope_type": "proportional", "partial_rotary_factor": "a"}}},
+     "partial_rotary_factor in .* must be from 0 to 1; got 'a'"),
+    ({"final_logit_softcapping": "x"}, "final_logit_softcapping in .* must be a positive number; got 'x'"),
+    ({"final_logit_softcapping": -3.0}, "final_logit_softcapping in .* must be a positive number; got -3.0"),
 ])  # fmt: skip
 def test_what_is_refused(entries: dict[str, Any], message: str) -> None:
     config = {**hf_model("gemma4_text").config.to_dict(), **entries}

@@ -12,6 +12,7 @@ folded into what reads them, as are the factors of the router.
 
 import dataclasses
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -63,6 +64,8 @@ class _Gemma4(LlamaLike):
     }  # fmt: skip
 
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
+        cap = hf.get("final_logit_softcapping")
+        cap = _number(cap, "final_logit_softcapping", "a positive number", least=0.0) if cap else -1.0
         if hf.get("use_bidirectional_attention") == "all":
             raise CheckpointError("use_bidirectional_attention = 'all' in config.json is not supported.")
         by_layer = hf.get("hidden_size_per_layer_input", self.default_width_by_layer)
@@ -85,7 +88,7 @@ class _Gemma4(LlamaLike):
             "d_head": max(widths),
             "d_head_layers": widths if len(set(widths)) > 1 else None,
             **self._experts(hf, fields["d_mlp"]),
-            "output_logits_soft_cap": float(hf.get("final_logit_softcapping") or -1),
+            "output_logits_soft_cap": cap,
         }
 
     def local_layers(self, hf: Mapping[str, Any]) -> list[bool]:
@@ -101,12 +104,16 @@ class _Gemma4(LlamaLike):
                 f"per_layer_config in config.json has layers with heads of widths {widths}; supported are one width "
                 "for local layers and one for global ones."
             )
-        by_type = dict(hf.get("rope_parameters") or _ROPE)
-        width, scaled, pairs = of_global.pop(), dict(by_type.get("full_attention") or {}), None
+        by_type = _mapping(hf.get("rope_parameters") or _ROPE, "rope_parameters")
+        of_types = {kind: _mapping(each or {}, f"rope_parameters[{kind!r}]") for kind, each in by_type.items()}
+        width, scaled, pairs = of_global.pop(), of_types.get("full_attention", {}), None
         if scaled.get("rope_type") == "proportional":
-            pairs = int(scaled.pop("partial_rotary_factor", 1.0) * width // 2)
-            scaled |= {"rope_type": "linear", "factor": scaled.get("factor", 1.0)}
-        entries = changed(hf, rope_parameters={**by_type, "full_attention": scaled})
+            part = _number(
+                scaled.pop("partial_rotary_factor", 1.0), "partial_rotary_factor", "from 0 to 1", least=0.0, most=1.0
+            )
+            pairs = int(part * width // 2)
+            scaled |= {"rope_type": "linear", "factor": _number(scaled.get("factor", 1.0), "factor", "a number")}
+        entries = changed(hf, rope_parameters={**of_types, "full_attention": scaled})
         fields = rope_fields_by_type(entries, width, base=1_000_000.0, local_base=10_000.0)
         return {**fields, "rotary_pairs": pairs, "rotary_dim_local": of_local.pop() if of_local else None}
 
@@ -189,10 +196,14 @@ class _Gemma4(LlamaLike):
             name = f"layers.{layer}.{_NUMBER}"
             if name not in given:
                 raise CheckpointError(f"the checkpoint has no tensor {name!r}.")
-            numbers.append(float(tensors[given[name]]))
-        if min(numbers) <= 0:
+            tensor = tensors[given[name]]
+            if tensor.numel() != 1:
+                raise CheckpointError(f"tensor {name!r} must hold one number; its shape is {list(tensor.shape)}.")
+            numbers.append(float(tensor))
+        wrong = [number for number in numbers if not 0 < number < math.inf]
+        if wrong:
             raise CheckpointError(
-                f"the checkpoint has a {_NUMBER} of {min(numbers)}; only positive ones can be folded into weights."
+                f"the checkpoint has a {_NUMBER} of {wrong[0]}; only positive, finite ones can be folded into weights."
             )
         cfg.resid_scales = _resid_scales(numbers, cfg.dtype)
         yield from super().convert(_Folding(tensors, given, cfg), cfg, hf)
@@ -259,11 +270,13 @@ def _resid_scales(numbers: list[float], dtype: torch.dtype) -> list[float]:
     scales = [math.prod(numbers[layer:], start=1.0) for layer in range(len(numbers) + 1)]
     # Norms square a stream in float32, and weights have its scale.
     smallest = 1e-2 if dtype == torch.float16 else 1e-12
-    if min(scales) < smallest or max(scales) > 1 / smallest:
+    # One of them is 1, so that others which leave the range of a float are too far from it, whatever the middle.
+    in_range = min(scales) > 0 and max(scales) < math.inf
+    if in_range and (min(scales) < smallest or max(scales) > 1 / smallest):
         middle = math.sqrt(min(scales)) * math.sqrt(max(scales))
         scales = [scale / middle for scale in scales]
-    if min(scales) < smallest:
-        apart = max(scales) / min(scales)
+    if not in_range or min(scales) < smallest:
+        apart = min(max(scales) / max(min(scales), sys.float_info.min), sys.float_info.max)
         raise CheckpointError(
             f"the numbers that layers multiply the stream by ({_NUMBER}) put its scales {apart:.0e} apart, which "
             f"{str(dtype).removeprefix('torch.')} cannot hold"
@@ -283,7 +296,12 @@ def _by_layer(hf: Mapping[str, Any], entry: str, otherwise: int, local: list[boo
         "num_key_value_heads": hf.get("num_global_key_value_heads") if hf.get("attention_k_eq_v") else None,
     }
     by_layer = hf.get("per_layer_config")
-    if by_layer is None:
+    if by_layer is not None:
+        by_layer = _mapping(by_layer, "per_layer_config")
+        if wrong := [layer for layer in by_layer if not str(layer).isdecimal()]:
+            raise CheckpointError(f"per_layer_config in config.json has {wrong[0]!r}, which is no number of a layer.")
+        by_layer = {layer: _mapping(own, f"per_layer_config[{layer!r}]") for layer, own in by_layer.items()}
+    else:
         by_layer = {
             layer: {name: value for name, value in of_global.items() if value is not None}
             for layer, is_local in enumerate(local)
@@ -295,8 +313,31 @@ def _by_layer(hf: Mapping[str, Any], entry: str, otherwise: int, local: list[boo
                 f"per_layer_config in config.json has {min(unknown)!r} for layer {layer}; supported are "
                 f"{', '.join(of_global)}."
             )
+        sizes(own, *own)
     own = {int(layer): each[entry] for layer, each in by_layer.items() if entry in each}
     return [own.get(layer, otherwise) for layer in range(hf["num_hidden_layers"])]
+
+
+def _mapping(value: Any, entry: str) -> dict[str, Any]:
+    """Copy an entry that must be a mapping.
+
+    Raises:
+        CheckpointError: If it is none.
+    """
+    if not isinstance(value, Mapping):
+        raise CheckpointError(f"{entry} in config.json must be a mapping; got {value!r}.")
+    return dict(value)
+
+
+def _number(value: Any, entry: str, wanted: str, *, least: float = -math.inf, most: float = math.inf) -> float:
+    """Read an entry that must be a finite number, not out of bounds.
+
+    Raises:
+        CheckpointError: If it is not; `wanted` says what it must be.
+    """
+    if type(value) not in (int, float) or not math.isfinite(value) or not least <= value <= most:
+        raise CheckpointError(f"{entry} in config.json must be {wanted}; got {value!r}.")
+    return float(value)
 
 
 def _rope_entries(cfg: HookedTransformerConfig, local: list[bool]) -> dict[str, Any]:
