@@ -8,6 +8,7 @@ from rich.console import Console
 
 from headscope.analysis.circuits.circuit import Circuit, find_circuit
 from headscope.analysis.core.result import Result
+from headscope.analysis.heads.probes import rows_of
 from headscope.analysis.heads.scores import MIN_ATTENTION
 from headscope.analysis.heads.types import detect_heads
 from headscope.analysis.heads.types_result import HeadTypes
@@ -55,7 +56,8 @@ def heads(
         Path | None,
         typer.Option(
             help="A file of text like that the model was trained on: pieces of it are said twice in the place of "
-            "random tokens, and labels must hold on the running text.",
+            "random tokens, and labels by attention must reach the least share on one of the two, and a third of it "
+            "on the other.",
             show_default=False,
         ),
     ] = None,
@@ -78,14 +80,17 @@ def heads(
     else:
         loaded, asked = task_of(model, None if task == "ioi" else Path(task), prompts, "mixed", seed, SWAPPED)
     paths = None
-    parts = [Part("head types", count(len(asked), "prompt") if asked else "random tokens", types_work(loaded, asked))]
+    tokens = None if text is None else rows_of(loaded, _beginning(text))
+    said = "random tokens" if tokens is None else f"a text of {count(tokens.numel(), 'token')}"
+    work = types_work(loaded, asked, 0 if tokens is None else tokens.numel())
+    parts = [Part("head types", f"{said}, {count(len(asked), 'prompt')}" if asked else said, work)]
     if circuit and asked is not None:
         parts.append(Part("circuit", f"at most {_RECEIVERS} receivers", circuit_work(loaded, asked, _RECEIVERS)))
     with foretold(loaded, parts, shown=progress) as within:
         with within("head types"):
             types = detect_heads(
                 loaded,
-                text=None if text is None else _beginning(text),
+                text=tokens,
                 task=asked,
                 seed=seed,
                 min_attention=min_attention,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from headscope.analysis.core.costs import Work, head_operations, layer_operations, row_operations
+from headscope.analysis.heads.inhibition import CANDIDATES, MOST, SCREENED
 from headscope.analysis.patching.sites import AXES, as_sites, patch_axes
 from headscope.analysis.prompts.task import Task
 from headscope.analysis.prompts.two_runs import Positions
@@ -34,7 +35,6 @@ Stages = dict[str, Work]
 
 _REPEATED = 32  # rows of random tokens in the analyses that make them
 _SAID = 50  # random tokens said twice
-_SCREENED, _CANDIDATES, _MOST_PATCHED = 8, 12, 96  # prompts, heads, prompts: see `analysis.heads.inhibition`
 
 
 def _forward(model: HookedTransformer, n_tokens: int | float, layers: int | float | None = None) -> Work:
@@ -98,9 +98,10 @@ def ablation_work(
     return {"means": clean, "ablation": work} if "mean" in values else {"ablation": clean + work}
 
 
-def scores_work(model: HookedTransformer) -> Stages:
-    """Return the work of `head_scores` on random tokens."""
-    return {"head scores": _forward(model, _REPEATED * _repeated_tokens(model))}
+def scores_work(model: HookedTransformer, n_text: int = 0) -> Stages:
+    """Return the work of `head_scores` on random tokens, and on a text of some tokens."""
+    on_text = _forward(model, n_text) if n_text else Work()
+    return {"head scores": _forward(model, _REPEATED * _repeated_tokens(model)) + on_text}
 
 
 def suppression_scores_work(model: HookedTransformer, n_prompts: int) -> Stages:
@@ -137,18 +138,20 @@ def training_work(model: HookedTransformer, n_tokens: int, n_steps: int) -> Stag
     return {"train": 3 * n_steps * step}
 
 
-def types_work(model: HookedTransformer, task: Task | None = None) -> Stages:
-    """Return the work of `detect_heads`; with a task, as if some heads moved names."""
+def types_work(model: HookedTransformer, task: Task | None = None, n_text: int = 0) -> Stages:
+    """Return the work of `detect_heads` with a text of some tokens; with a task, as if some heads moved names."""
     repeated = _REPEATED * _repeated_tokens(model)
     stages = {"attention": 2 * _forward(model, repeated), "repeats": _forward(model, repeated)}
+    if n_text:
+        stages["text"] = 2 * _forward(model, n_text)
     if task is None:
         return stages
     prompts = _forward(model, task.clean_tokens.numel())
     if task.corrupted_tokens is None:
         return {**stages, "attribution": prompts}
     # Every head on a few prompts, then the likeliest on more; what runs anew is one position, in half of the layers.
-    n_few = min(_MOST_PATCHED, len(task))
-    runs = _SCREENED * model.cfg.n_layers * model.cfg.n_heads / 2 + _CANDIDATES * n_few
+    n_few = min(MOST, len(task))
+    runs = 2 * SCREENED * model.cfg.n_layers * model.cfg.n_heads / 2 + CANDIDATES * n_few
     few = (n_few / len(task)) * prompts
     swept = 3 * few + _forward(model, runs, model.cfg.n_layers / 2)
     return {**stages, "attribution": prompts, "path patching": swept, "patched heads": 5 * few}

@@ -292,12 +292,12 @@ def test_few_prompts_of_an_order_are_refused():
 
 
 def test_what_cannot_be_told_is_said(moving):
-    assert any("not surely predict what repeats" in note for note in moving.notes)
+    assert any("not clearly predict what repeats" in note for note in moving.notes)
     found = detect(name_moving_model(), task=name_task(corrupted=False), length=10)
     assert any("no corrupted prompts" in note for note in found.notes)
     assert labels(found)["name_mover"] == [MOVER] and "s_inhibition" not in labels(found)
     lost = detect(small_model(tokenizer=False), task=name_task(), n_sequences=4)
-    assert any("does not surely do the task" in note for note in lost.notes) and labels(lost) == {}
+    assert any("does not clearly do the task" in note for note in lost.notes) and labels(lost) == {}
 
 
 def test_models_that_read_and_predict_other_vocabularies_have_no_copying():

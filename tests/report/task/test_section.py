@@ -30,12 +30,15 @@ def test_the_demo_model_is_told_as_it_works(demo_story: TaskStory) -> None:
     section = task_section(demo_story)
     assert demo_story.can
     said = words(section)
-    assert "Subject suppressors do it by lowering the subject" in said and "Name copiers raise both names" in said
-    assert "Name movers" not in said and "No head surely does the task" not in said
+    assert (
+        "Subject suppressors do it by lowering the subject" in said
+        and "Name copiers raise the name they look at" in said
+    )
+    assert "Name movers" not in said and "No head clearly does the task" not in said
     assert "does not tell who the subject is" in said and "0.2" in said
     assert "The strongest paths straight to the answer, in logits, come from" in said
     summary = section.summary[0].striptags()
-    assert "done by 3.2, which lowers the subject where it stands" in summary
+    assert "done most of all by 3.2, which lowers the subject where it stands" in summary
     headings = [block.text for block in section.blocks if isinstance(block, Heading)]
     assert headings == [
         "Which heads move the names",
@@ -54,7 +57,7 @@ def test_nothing_is_said_of_types_that_no_head_has(demo_story: TaskStory) -> Non
     said, summary = words(section), section.summary[0].striptags()
     for kind in ("Subject suppressors", "Name copiers", "Name movers", "Amplifiers", "Dampeners", "S-inhibition"):
         assert kind not in said, kind
-    assert "No head surely does the task" in said and "Undecided" not in said
+    assert "No head clearly does the task" in said and "Undecided" not in said
     assert summary.endswith("logits.") and "done by" not in summary and "held back" not in summary
     unsure = dataclasses.replace(none, errors=types.errors + 1e3)
     said = words(task_section(dataclasses.replace(demo_story, types=unsure)))
@@ -121,9 +124,12 @@ def test_a_model_with_name_movers_is_told_so() -> None:
     assert "What they write there matters" in said
     assert "S-inhibition heads tell heads that move names where to look" in said and "by 1.0 -6.000 logits" in said
     summary = section.summary[0].striptags().replace("−", "-")
-    assert "done by 2.0, which raises the right name where it stands (+6.000 in ABBA, +6.000 in BABA)" in summary
+    assert (
+        "done most of all by 2.0, which raises the right name where it stands (+6.000 in ABBA, +6.000 in BABA)"
+        in summary
+    )
     assert "held back by 2.1, which lowers the right name where it stands (-2.000 in ABBA" in summary
-    assert "the subject is found by 1.0" in summary
+    assert "the queries of heads that move names depend on 1.0 (path patching)" in summary
 
 
 def test_a_model_that_cannot_do_it_is_told_so() -> None:

@@ -73,6 +73,7 @@ def attention_moments(model: HookedTransformer, seed: int) -> Measure:
         # For the token before, the one before that; and for all kinds, the start of the row.
         nearby = torch.zeros_like(keys[0])
         nearby[:, :, :-1] = keys[_PREVIOUS, :, :, 1:]
+        nearby &= batch.counted[:, None, :]
         start = batch.counted[:, :, None] & (real.cumsum(-1) * real == 1)[:, None, :]
         place = _places(torch.arange(keys.shape[2], device=keys.device))
         by_place = torch.nn.functional.one_hot(place).float()

@@ -115,10 +115,14 @@ class Condition:
             among: How many such numbers are looked at.
             level: The level for all of them.
         """
-        scores, controls = self.measured.scores, self.measured.controls
-        excess, room = scores - controls, 1 - controls if self.of_the_rest else torch.ones_like(controls)
         bound = threshold(1 if self.confirms else among, self.measured.freedom, level)
-        return (scores >= self.least) & (excess >= self.least * room) & (excess > bound * self.measured.errors)
+        return self.high() & (self.measured.scores - self.measured.controls > bound * self.measured.errors)
+
+    def high(self) -> Bool[Tensor, "layer head"]:
+        """Tell where the number and its excess are high enough, sure or not."""
+        scores, controls = self.measured.scores, self.measured.controls
+        room = 1 - controls if self.of_the_rest else torch.ones_like(controls)
+        return (scores >= self.least) & (scores - controls >= self.least * room)
 
 
 @dataclass(frozen=True)
@@ -153,16 +157,23 @@ class HeadKind:
         """The least that the number that is shown must reach."""
         return self.ways[0][0].least
 
-    def n_measured(self) -> int:
-        """Number of heads that were measured."""
-        return int((~self.shown.scores.isnan()).sum())
+    def n_tests(self) -> int:
+        """Number of heads that were measured, times the ways in which each may be of the kind."""
+        return int((~self.shown.scores.isnan()).sum()) * len(self.ways)
 
     def labelled(self, n_kinds: int, level: float) -> Bool[Tensor, "layer head"]:
         """Tell which heads are of the kind, at a level for all kinds together, shared out among them alike."""
-        among = n_kinds * self.n_measured() * len(self.ways)
-        ways = [torch.stack([each.holds(among, level) for each in way]).all(0) for way in self.ways]
-        holds = torch.stack(ways).any(0)
-        return holds if self.unless is None else holds & ~self.unless
+        among = n_kinds * self.n_tests()
+        return self._in_a_way(lambda each: each.holds(among, level))
+
+    def reached(self) -> Bool[Tensor, "layer head"]:
+        """Tell which heads would be of the kind if all numbers were sure."""
+        return self._in_a_way(Condition.high)
+
+    def _in_a_way(self, holds: Callable[[Condition], Tensor]) -> Bool[Tensor, "layer head"]:
+        """Tell for which heads all conditions of a way hold."""
+        found = torch.stack([torch.stack([holds(each) for each in way]).all(0) for way in self.ways]).any(0)
+        return found if self.unless is None else found & ~self.unless
 
 
 def repeat_moments(model: HookedTransformer) -> Measure:

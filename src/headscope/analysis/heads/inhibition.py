@@ -1,9 +1,10 @@
 """Evidence for head types by patching: who tells the heads that do the task where to look, and who steps in for them.
 
-Patching is dear, so that it goes in two steps: every head on a few prompts, then those with the largest effects there
+Patching is expensive, so that it goes in two steps: every head on a few prompts, then those with the largest effects there
 on other prompts, by which they are tested. Since these were not chosen by the prompts that test them, they are all that
 a level is shared out among. More prompts are taken until a tenth of the logit difference would be told from zero: the
-rule looks at errors only, never at effects, so that stopping early makes no effect look surer (Chow and Robbins 1965).
+rule looks at errors only, never at effects (Chow and Robbins 1965). An error that is small by chance stops it sooner,
+so that effects look a little surer than they are.
 """
 
 import math
@@ -30,13 +31,24 @@ from headscope.model.hooks import HookPoint
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.devices import Budget
 
-__all__ = ["TOLD", "changes_when_patched", "in_turn", "inhibition", "replaced", "some_prompts"]
+__all__ = [
+    "CANDIDATES",
+    "MOST",
+    "SCREENED",
+    "TOLD",
+    "changes_when_patched",
+    "in_turn",
+    "inhibition",
+    "replaced",
+    "some_prompts",
+]
 
 TOLD = 0.1  # of the logit difference: the effect that prompts should suffice to tell from zero
 _MOST_RECEIVERS = 4
-_SCREENED = 4  # prompts of each order
-_CANDIDATES = 12
-_STEP, _MOST = 32, 96  # prompts
+SCREENED = 4  # prompts of each order
+CANDIDATES = 12  # heads
+MOST = 96  # prompts
+_STEP = 32
 
 
 def in_turn(orders: Mapping[str, Int[Tensor, " some"]]) -> Int[Tensor, " prompt"]:
@@ -45,8 +57,8 @@ def in_turn(orders: Mapping[str, Int[Tensor, " some"]]) -> Int[Tensor, " prompt"
     return torch.cat(list(orders.values()))[place.argsort(stable=True)]
 
 
-def some_prompts(orders: Mapping[str, Int[Tensor, " some"]], most: int = _MOST) -> Int[Tensor, " prompt"]:
-    """Return as many prompts as dear measures take, alike of each order, in the order of the task."""
+def some_prompts(orders: Mapping[str, Int[Tensor, " some"]], most: int = MOST) -> Int[Tensor, " prompt"]:
+    """Return as many prompts as expensive measures take, alike of each order, in the order of the task."""
     return in_turn(orders)[:most].sort().values
 
 
@@ -94,13 +106,13 @@ def inhibition(
         return -found.per_prompt.double().cpu().movedim(-1, 0)
 
     rows = in_turn(orders)
-    n_screened = _SCREENED * len(orders)
+    n_screened = SCREENED * len(orders)
     if len(rows) < 3 * n_screened:
         # Too few to be divided: every head is measured on all of them.
         every = lost(rows, "heads")
         return Measured.beside(every, torch.zeros_like(every)), -every.mean(0).float()
     screened = lost(rows[:n_screened], "heads").mean(0)
-    likeliest = screened.flatten().nan_to_num(-math.inf).topk(min(_CANDIDATES, screened.numel()))
+    likeliest = screened.flatten().nan_to_num(-math.inf).topk(min(CANDIDATES, screened.numel()))
     heads = [divmod(int(place), model.cfg.n_heads) for place in likeliest.indices[likeliest.values > 0]]
     measured, changes = Measured.nothing(*screened.shape), -screened.float()
     if heads:
@@ -128,7 +140,7 @@ def _tested(
         losses = torch.cat([losses, lost(some, labels)[..., None]])
         tested = Measured.beside(losses, torch.zeros_like(losses))
         told = threshold(among, tested.freedom, level) * tested.errors
-        if float(told.max()) <= least or len(losses) >= min(len(rows), _MOST):
+        if float(told.max()) <= least or len(losses) >= min(len(rows), MOST):
             return tested
 
 
@@ -139,7 +151,7 @@ def changes_when_patched(
 
     Runs of the layers behind each head, on some fifty prompts at most; NaN for the other heads.
     """
-    task = task[some_prompts(orders_of(name_places(task)), _MOST // 2)]
+    task = task[some_prompts(orders_of(name_places(task)), MOST // 2)]
     found = torch.full((model.cfg.n_layers, model.cfg.n_heads), math.nan, device="cpu")
     if not heads:
         return found

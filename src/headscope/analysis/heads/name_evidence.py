@@ -110,7 +110,7 @@ def task_evidence(
     notes, least = [], min_effect * whole.value
     if whole.value <= 0 or not whole.clear(level=level):
         shown = f"{whole.value:+.3f} ± {whole.error:.3f}"
-        notes.append(f"the model does not surely do the task: logit difference {shown}.")
+        notes.append(f"the model does not clearly do the task: logit difference {shown}.")
         least = math.inf
     if len(orders) == 1:
         notes.append(f"all prompts are {next(iter(orders))}: a head that copies by place looks like a name mover.")
@@ -125,7 +125,7 @@ def task_evidence(
     path = after = Measured.nothing(*found.heads.shape[1:])
     raised = [Condition(after, least)]
     if not movers:
-        notes.append("no head surely moves a name, so S-inhibition heads and backup name movers were not looked for.")
+        notes.append("no head clearly moves a name, so S-inhibition heads and backup name movers were not looked for.")
     elif task.corrupted_tokens is None:
         notes.append("the task has no corrupted prompts, so S-inhibition heads and backups were not looked for.")
     else:

@@ -2,8 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -12,7 +10,6 @@ from torch import Tensor
 from headscope.analysis.core.batches import iterate_batches
 from headscope.analysis.core.head_lists import over_layers
 from headscope.analysis.prompts.task import Task
-from headscope.analysis.recording.record import record_patterns
 from headscope.errors import InvalidInputError
 from headscope.model.hooks import HookPoint
 from headscope.model.transformer import HookedTransformer
@@ -102,19 +99,9 @@ def attention_between(
     taken = [(query, key) for query, key in pairs if query in known and key in known]
     if not taken:
         return {}
-    total = torch.zeros(model.cfg.n_layers, len(taken), model.cfg.n_heads, dtype=torch.float64, device="cpu")
-    seen = 0
+    looks = Looks(model, known, taken)
     prompts = {"tokens": task.clean_tokens, "attention_mask": task.attention_mask}
-    for batch in iterate_batches(model, prompts, include_bos=True, progress=False):
-        rows = torch.arange(len(batch.tokens), device=batch.tokens.device)
-        here = {name: at[seen : seen + len(rows)] for name, at in known.items()}
-        seen += len(rows)
-        # The attention of each row from one position to another, summed over rows, pair by pair.
-        total += record_patterns(
-            model, batch, partial(_summed, [(rows, slice(None), here[query], here[key]) for query, key in taken])
-        )
-    return dict(zip(taken, (total / len(task)).float().unbind(1), strict=True))
-
-
-def _summed(at: list[tuple[Any, ...]], pattern: Tensor) -> Float[Tensor, "pair head"]:
-    return torch.stack([pattern[each].double().sum(0) for each in at])
+    with looks.reading():
+        for batch in iterate_batches(model, prompts, include_bos=True, progress=False):
+            model(batch.tokens, attention_mask=batch.attention_mask, return_type=None)
+    return {pair: each.double().mean(0).float() for pair, each in looks.all().items()}

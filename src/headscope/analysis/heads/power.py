@@ -12,13 +12,16 @@ from headscope.model.transformer import HookedTransformer
 
 __all__ = ["prompts_needed"]
 
+_POWER = 0.8416  # standard errors: of effects at a bound half are told, of those so far above it four in five
+
 
 def prompts_needed(
     model: HookedTransformer, task: Task, *, share: float = TOLD, level: float = LEVEL, progress: bool = False
 ) -> int:
-    """Return how many prompts tell a head with a share of a task's effect from zero, in each order of the names.
+    """Return how many prompts tell a head with a share of a task's effect from zero, four times in five.
 
-    From how much the direct effects of heads differ among some prompts (two stages, as in Stein 1945). A head whose own
+    In each order of the names, from how much the direct effects of heads differ among some prompts (two stages, as in
+    Stein 1945): so many that the effect is `threshold + 0.84` errors from zero, a power of 80 %. A head whose own
     effect is larger than that share needs fewer prompts, and counts for no more.
 
     Args:
@@ -29,7 +32,7 @@ def prompts_needed(
         progress: Show a progress bar.
 
     Returns:
-        The number; that of the prompts given, if the model does not surely do the task.
+        The number; that of the prompts given, if the model does not clearly do the task.
 
     Raises:
         InvalidInputError: If the names cannot be found in the prompts.
@@ -47,12 +50,13 @@ def prompts_needed(
     if whole.value <= 0 or not whole.clear(level=level):
         return len(task)
     heads = found.heads.double().flatten(1).cpu()
-    bound = threshold(len(KINDS) * heads.shape[1], math.inf, level)
+    bound = threshold(len(KINDS) * heads.shape[1], math.inf, level) + _POWER
     orders = orders_of(name_places(task))
-    needed = 0.0
+    needed = 0
     for rows in orders.values():
         effects = heads[rows]
         told = effects.mean(0).abs().clamp(min=share * whole.value)
         each = (bound * effects.std(0) / told).square().nan_to_num(0.0)
-        needed = max(needed, float(each.max()))
-    return max(len(task), len(orders) * math.ceil(needed))
+        # As many of this order, at its share of the prompts.
+        needed = max(needed, math.ceil(math.ceil(float(each.max())) * len(task) / len(rows)))
+    return max(len(task), needed)

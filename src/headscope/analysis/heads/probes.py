@@ -5,7 +5,7 @@ that works only near the start of a row is not seen on long rows. So a third of 
 lengths: the longest, half and a quarter of it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ _LONGEST = 50
 _FEW = 12  # rows, from which they are shared out among lengths
 _PIECES = 4096  # tokens of a text, from which pieces are cut
 _ROW, _ROWS = 128, 8  # tokens in a row at most, and rows at least, of a text
+_FEWEST = 8  # different pieces, of which an error can be known
 
 
 def random_repeats(
@@ -50,15 +51,18 @@ def repeats_of(
 ) -> list[Int[Tensor, "row pos"]]:
     """Return rows that say a piece of a text twice: the text's own tokens, in their own order.
 
+    Rows count as independent, so no start serves two of them, no two are alike, and pieces of one length do not
+    overlap: a short text has fewer.
+
     Args:
         model: Whose tokens they are.
         text: Its tokens, see `rows_of`.
-        n_sequences: Rows in all.
+        n_sequences: Rows in all, at most.
         length: Tokens that are said twice; default: three lengths, where there are rows enough.
         seed: Where pieces start.
 
     Raises:
-        InvalidInputError: For a length that does not fit, or a text shorter than that.
+        InvalidInputError: For a length that does not fit, a text shorter than that, or one of fewer than eight pieces.
     """
     every = list(_counted(model, text))
     shares = _lengths(model, n_sequences, length, fits=max(map(len, every), default=0))
@@ -69,17 +73,40 @@ def repeats_of(
         raise InvalidInputError(f"the text has no row of {longest} tokens to say twice: give a longer one.")
     bos = None if model.tokenizer is None else bos_token_id(model.tokenizer)
     begin = torch.tensor([] if bos is None else [bos], dtype=torch.long, device="cpu")
-    generator = torch.Generator().manual_seed(seed)
-    starts = torch.tensor([len(row) - longest + 1 for row in rows], device="cpu").cumsum(0)
-    found = []
+    places = [(number, at) for number, row in enumerate(rows) for at in range(len(row) - min(shares) + 1)]
+    order = torch.randperm(len(places), generator=torch.Generator().manual_seed(seed), device="cpu")
+    drawn = [places[at] for at in order.tolist()]
+    found, taken = [], set[tuple[int, int]]()
     for each, n in shares.items():
-        said = []
-        for place in torch.randint(int(starts[-1]), (n,), generator=generator, device="cpu").tolist():
-            number = int((starts <= place).sum())
-            at = place - (int(starts[number - 1]) if number else 0)
-            piece = rows[number][at : at + each]
-            said.append(torch.cat([begin, piece, piece]))
-        found.append(torch.stack(said))
+        pieces = _apart([place for place in drawn if place not in taken], rows, each, n)
+        taken.update(pieces)
+        if pieces:
+            found.append(torch.stack([torch.cat([begin, piece, piece]) for piece in pieces.values()]))
+    n_found, wanted = sum(map(len, found)), min(_FEWEST, n_sequences)
+    if n_found < wanted:
+        raise InvalidInputError(
+            f"the text has {n_found} different pieces of {' or '.join(map(str, shares))} tokens to say twice, and an "
+            f"error needs {wanted}: give a longer text, or a smaller length."
+        )
+    return found
+
+
+def _apart(
+    places: Iterable[tuple[int, int]], rows: Sequence[Int[Tensor, " pos"]], length: int, most: int
+) -> dict[tuple[int, int], Int[Tensor, " pos"]]:
+    """The first places, by row and start, whose pieces lie within a row, do not overlap and differ from each other."""
+    found: dict[tuple[int, int], Int[Tensor, " pos"]] = {}
+    seen = set[tuple[int, ...]]()
+    begun: dict[int, list[int]] = {}
+    for number, at in places:
+        if len(found) == most:
+            break
+        piece = rows[number][at : at + length]
+        said, near = tuple(piece.tolist()), begun.setdefault(number, [])
+        if len(said) == length and said not in seen and all(abs(at - other) >= length for other in near):
+            seen.add(said)
+            near.append(at)
+            found[number, at] = piece
     return found
 
 

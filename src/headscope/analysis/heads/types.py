@@ -17,7 +17,7 @@ And on a task of two names (the right one `IO`, the wrong one `S`, which is name
 | `amplifier`           | does the task by adding to what is written at the end                     | logits    |
 | `negative_name_mover` | works against the task by lowering the right name from its place          | logits    |
 | `dampener`            | works against the task by taking from what is written at the end          | logits    |
-| `name_copier`         | raises both names from their places, and does not do the task             | logits    |
+| `name_copier`         | raises the name it looks at, right or wrong, and does not do the task     | logits    |
 | `s_inhibition`        | tells the queries of heads that move names where to look                  | logits    |
 | `backup_name_mover`   | raises the right name when the heads that do the task are taken out       | logits    |
 
@@ -109,7 +109,8 @@ def detect_heads(
         data: Tokens `[batch, pos]` in which something repeats, or an iterable of batches that can be gone through
             twice, in the place of `n_sequences` rows of tokens said twice.
         text: Text of the kind that the model was trained on: a string, or tokens as for `data`. Pieces of it are said
-            twice in the place of random tokens, and a label must hold on the running text too.
+            twice in the place of random tokens, and kinds told by attention are scored on the running text too: one of the
+            two must reach `min_attention`, the other a third of it. The higher number is shown.
         task: Prompts with a right and a wrong name. The places `IO`, `S1` and `S2` are found from the answers where the
             task does not name them.
         n_sequences: Rows of tokens said twice; at least 2, to know the error.
@@ -136,10 +137,13 @@ def detect_heads(
     _check(model, task, n_sequences, min_attention=min_attention, min_effect=min_effect, level=level)
     check_repeatable(data, "detect_heads")
     check_repeatable(text, "detect_heads")
-    notes: list[str] = []
+    notes, twice = [], "the data"
     text = None if text is None else rows_of(model, text)
     if data is None and text is not None:
-        data = repeats_of(model, text, n_sequences, length, seed)
+        data, twice = repeats_of(model, text, n_sequences, length, seed), "pieces said twice"
+        n_pieces = sum(map(len, data))
+        if n_pieces < n_sequences:
+            notes.append(f"the text has {n_pieces} different pieces to say twice, of the {n_sequences} asked for.")
         run["describe"] = run["describe"] or f"pieces of a text said twice (seed {seed})"
     elif data is None:
         data = random_repeats(model, n_sequences, length, seed)
@@ -161,6 +165,8 @@ def detect_heads(
     if text is not None:
         running = passes.gather("text", Totals(model, attention_moments(model, seed)), of_reference=True)
         on_text = attention_evidence(running.result())
+        silent = [name for name in kinds if _says_nothing(on_text, name)]
+        notes += [f"{name}: nothing repeats in the text, so it was scored on {twice} alone." for name in silent]
     found = _Found.of_attention(kinds, attention_evidence(paid.result()), on_text, min_attention)
     if len(kinds) < len(SCORES):
         notes.append("the model attends both ways, so kinds that are about what follows were not looked for.")
@@ -171,7 +177,7 @@ def detect_heads(
         condition = Condition(against, min_effect * whole.value if repeats else math.inf)
         found.kinds.append(HeadKind("copy_suppression", against, ((condition,),)))
         if not repeats:
-            notes.append("copy_suppression: the model does not surely predict what repeats, so nothing is suppressed.")
+            notes.append("copy_suppression: the model does not clearly predict what repeats, so nothing is suppressed.")
         found.evidence["copying"] = copying_scores(model)
         found.evidence["adds to the repeated token"] = -against.scores
     if task is not None:
@@ -204,6 +210,7 @@ def detect_heads(
         errors=found.stacked("errors"),
         thresholds=torch.tensor([kind.least for kind in found.kinds], dtype=torch.float32, device="cpu"),
         labelled=labelled,
+        open=found.undecided(labelled),
         evidence=torch.stack([each.float().cpu() for each in found.evidence.values()]),
         composition=k_composition(model, [(layer, head) for layer, head in readers.tolist()]),
         composition_heads=readers,
@@ -226,13 +233,13 @@ class _Found:
     def of_attention(
         cls, names: Sequence[str], repeated: AttentionEvidence, text: AttentionEvidence | None, least: float
     ) -> "_Found":
-        """The kinds that are told by attention, which must hold on the running text too, if there is one."""
+        """The kinds that are told by attention; with a text by one of two numbers, which the other confirms."""
         kinds = []
         evidence = {"start": repeated.start}
         for name in names:
             at = SCORES.index(name)
             said_twice = repeated.measured[at]
-            if text is None or bool(text.measured[at].scores.isnan().all()):  # nothing repeats in the text
+            if text is None or _says_nothing(text, name):
                 kinds.append(HeadKind(name, said_twice, ((Condition(said_twice, least, of_the_rest=True),),)))
                 continue
             running = text.measured[at]
@@ -257,14 +264,30 @@ class _Found:
             labelled["induction"] &= ~labelled["copy_suppression"]
         return torch.stack(list(labelled.values()))
 
+    def undecided(self, labelled: Bool[Tensor, "kind layer head"]) -> Bool[Tensor, "kind layer head"]:
+        """Tell which heads have numbers high enough for a kind, of which one at least is not sure."""
+        found = torch.stack([kind.reached() for kind in self.kinds]) & ~labelled
+        at = {kind.name: number for number, kind in enumerate(self.kinds)}
+        if "copy_suppression" in at:
+            found[at["induction"]] &= ~labelled[at["copy_suppression"]]
+        # Those that have a part in the task by another kind are decided: a mover is no copier.
+        task = [at[name] for name in TASK_KINDS if name in at]
+        found[task] &= ~labelled[task].any(0)
+        return found
+
     def stacked(self, part: str) -> Float[Tensor, "kind layer head"]:
         """The numbers that stand for each kind."""
         return torch.stack([getattr(kind.shown, part) for kind in self.kinds])
 
     def bound(self, level: float) -> float:
         """Standard errors that an excess must be above zero, for the error with the fewest degrees of freedom."""
-        among = len(self.kinds) * max(kind.n_measured() for kind in self.kinds)
+        among = len(self.kinds) * max(kind.n_tests() for kind in self.kinds)
         return threshold(among, float(self.stacked("freedom").nan_to_num(nan=math.inf).min()), level)
+
+
+def _says_nothing(text: AttentionEvidence, kind: str) -> bool:
+    """Tell whether no position of a text counts for a kind, since nothing repeats there."""
+    return bool(text.measured[SCORES.index(kind)].scores.isnan().all())
 
 
 def _check(model: HookedTransformer, task: Task | None, n_sequences: int, **shares: float) -> None:

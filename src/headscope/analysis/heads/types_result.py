@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -35,6 +34,8 @@ class HeadTypes(Result):
         errors: Standard error of scores less controls, over rows and positions, or over prompts.
         thresholds: What a score, and its excess over the control, must reach.
         labelled: True for the heads of each kind.
+        open: True for heads that are not, though all numbers that the kind is told by are high enough: one at least of
+            these is not significant.
         evidence: Further numbers of every head; `evidence_names` names them.
         composition: For each induction head, how much its keys read what each earlier head writes (K-composition).
         composition_heads: Layer and head of these induction heads.
@@ -48,6 +49,7 @@ class HeadTypes(Result):
     kind: ClassVar[str] = "head_types"
     arrays: ClassVar[Mapping[str, Array]] = {
         "labelled": Array("kind layer head"),
+        "open": Array("kind layer head"),
         "scores": Array("kind layer head", column="score"),
         "controls": Array("kind layer head", column="control"),
         "errors": Array("kind layer head", column="error"),
@@ -65,6 +67,7 @@ class HeadTypes(Result):
     errors: Float[Tensor, "kind layer head"]
     thresholds: Float[Tensor, " kind"]
     labelled: Bool[Tensor, "kind layer head"]
+    open: Bool[Tensor, "kind layer head"]
     evidence: Float[Tensor, "evidence layer head"]
     composition: Float[Tensor, "reader layer head"]
     composition_heads: Int[Tensor, "reader 2"]
@@ -84,21 +87,13 @@ class HeadTypes(Result):
         return every.only(lambda score: bool(labelled[score.layer, score.head]))
 
     def undecided(self, kind: str) -> Ranking:
-        """The heads whose score of a kind is high enough, and its error too large: more rows or prompts tell.
+        """The heads whose numbers are all high enough for a kind, and not all sure: more rows or prompts would decide.
 
         Raises:
             UnknownNameError: If the kind was not looked for.
         """
-        at = self._at(kind)
-        score, control, error = self.scores[at], self.controls[at], self.errors[at]
-        room = 1 - control if self.unit(kind) == "attention" else torch.ones_like(control)
-        least = self.thresholds[at]
-        reached = (score >= least) & (score - control >= least * room) & ~(score - control > self.bound * error)
-        open_ = reached & ~self.labelled[at]
-        if kind in TASK_KINDS:
-            # Those that have a part in the task by another kind are decided: a mover is no copier.
-            open_ &= ~self.labelled[[self.kinds.index(each) for each in TASK_KINDS]].any(0)
-        return self.top(open_.numel(), by=kind).only(lambda found: bool(open_[found.layer, found.head]))
+        undecided = self.open[self._at(kind)]
+        return self.top(undecided.numel(), by=kind).only(lambda found: bool(undecided[found.layer, found.head]))
 
     def _asked(self, by: str | None, labels: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
         # A kind stands for its scores: `top(by="induction")`.

@@ -122,7 +122,7 @@ def report_plan(
         if name == "loss":
             return Part(name, on_tokens, loss_work(model, n_tokens))
         if name == "types":
-            return Part(name, "repeated random tokens", scores_work(model))
+            return Part(name, f"repeated random tokens, and {on_tokens}", scores_work(model, n_tokens))
         if name == "ablation":
             return Part(name, f"{on_ablated}, {count(heads, 'head')}, 2 values", ablation_work(model, n_ablated))
         if name == "suppression":

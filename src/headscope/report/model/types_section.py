@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
+from jaxtyping import Int
 from markupsafe import Markup
 from torch import Tensor
 
@@ -24,6 +25,8 @@ __all__ = [
 ]
 
 _LISTED = 5
+_FEWEST = 50  # repeats in a text, from which it is said that heads of a type do otherwise there
+_ALWAYS = TYPES["previous_token"]  # needs no repeats
 _HARDLY = 1 / 3  # of the least attention that makes a type
 
 
@@ -41,6 +44,10 @@ def types_section(findings: Findings) -> Section | None:
     )
     text = findings.scores_on_text
     shares = {} if text is None else {name: getattr(text, type_) for type_, name in TYPES.items()}
+    # Of a few chance repeats on the page nothing follows.
+    told = (
+        shares if _repeats(findings.tokens) >= _FEWEST else {name: shares[name] for name in shares if name == _ALWAYS}
+    )
     rows = [
         (Cell(name, at), head_cell(score.label), percent_cell(score.value), percent_cell(_share(shares, name, score)))
         for at, (name, ranking) in enumerate(types.items())
@@ -53,13 +60,14 @@ def types_section(findings: Findings) -> Section | None:
     table = Table(("type", "head", "of its attention", "on the text"), rows, caption, words=(0,))
     said, absent = strongest_heads(types, scores.info.n_sequences), types_without_heads(types)
     unlike = otherwise_on_text(
-        [
-            (name, score.label, score.value, _share(shares, name, score))
-            for name, best in types.items()
-            for score in best
-        ]
+        [(name, score.label, score.value, _share(told, name, score)) for name, best in types.items() for score in best]
     )
     return Section("types", "Head types", those(said), (*map(Prose, those(absent, unlike)), figure, table))
+
+
+def _repeats(tokens: Int[Tensor, "row pos"]) -> int:
+    """Number of tokens that stand in their row for the second time or more."""
+    return sum(len(row) - len(set(row)) for row in tokens.tolist())
 
 
 def _share(shares: Mapping[str, Tensor], name: str, score: HeadScore) -> float | None:
@@ -86,7 +94,7 @@ def otherwise_on_text(scored: Iterable[tuple[str, str, float, float | None]]) ->
 
 
 def strongest_heads(types: Mapping[str, Ranking], n_sequences: int) -> Markup | None:
-    """The strongest head of each type that one is clearly of; nothing where there is none.
+    """The strongest head of each type that has one, by the least attention; nothing where there is none.
 
     Args:
         types: The heads of each type that was looked for, the strongest first.
@@ -103,7 +111,7 @@ def strongest_heads(types: Mapping[str, Ranking], n_sequences: int) -> Markup | 
 
 
 def types_without_heads(types: Mapping[str, Ranking]) -> Markup | None:
-    """The types that were looked for and that no head is clearly of; nothing where there are none."""
+    """The types that were looked for and that no head is of, by the least attention; nothing where there are none."""
     parts = [
         say("as {article} {name} head would (at most {share}, head {label})",
             article="an" if name == "induction" else "a", name=name, share=percent(best.value), label=best.label)

@@ -55,7 +55,7 @@ _HOLDS_BACK = {
 # What they are, the part of the direct effect that makes the type, and the place it comes from.
 _TYPES = {
     "name_mover": (
-        "Name movers do the task by raising the right name, at which they look from the end of the prompt.",
+        "Name movers do the task by raising the right name: from the end of the prompt they look at it, or just after it.",
         "from IO",
         "the right name's place",
     ),
@@ -66,14 +66,15 @@ _TYPES = {
     ),
     "amplifier": ("Amplifiers do it by adding to what is written at the end.", "from end", "the end"),
     "negative_name_mover": (
-        "Negative name movers work against it, over all prompts, by lowering the right name, at which they look.",
+        "Negative name movers work against it, over all prompts, by lowering the right name: they "
+        "look at it, or just after it.",
         "from IO",
         "the right name's place",
     ),
     "dampener": ("Dampeners work against it by taking from what is written at the end.", "from end", "the end"),
     "name_copier": (
-        "Name copiers raise both names where these stand. In one order of the names at least, the right one gains "
-        "nothing by it, or next to nothing.",
+        "Name copiers raise the name they look at, the right one or the wrong one: in one order of the names at least "
+        "they harm, or hardly help.",
         "from IO",
         "the right name's place",
     ),
@@ -129,16 +130,16 @@ def _summary(story: TaskStory) -> Markup:
     """Result and heads: those that are known to do it or to work against it, by their direct effects."""
     told = say("It prefers the indirect object to the subject by {difference} logits", difference=spread(story.whole))
     parts = []
-    for sentence, kinds in (("done by {heads}", _DOES), ("held back by {heads}", _HOLDS_BACK)):
+    for sentence, kinds in (("done most of all by {heads}", _DOES), ("held back by {heads}", _HOLDS_BACK)):
         heads = listed(_does(story, head, kinds) for head in _labelled(story, kinds)[:_LISTED])
         if heads:
-            parts.append(say(sentence, heads=heads))
+            parts.append(say(sentence + " (direct effects, in logits)", heads=heads))
     finders = listed(say("<b>{label}</b>", label=score.label) for score in story.types.heads("s_inhibition")[:_LISTED])
     if finders:
-        parts.append(say("the subject is found by {heads}", heads=finders))
+        parts.append(say("the queries of heads that move names depend on {heads} (path patching)", heads=finders))
     if not parts:
         return told + Markup(".")
-    return told + say(": {parts} (direct effects, in logits).", parts=Markup("; ").join(parts))
+    return told + say(": {parts}.", parts=Markup("; ").join(parts))
 
 
 def _labelled(story: TaskStory, kinds: Mapping[str, str]) -> list[Head]:
@@ -213,7 +214,7 @@ def _moving(story: TaskStory) -> list[Block]:
             )
         )
     if not _labelled(story, _DOES):
-        none = "No head surely does the task by itself, in both orders of the names."
+        none = "No head clearly does the task by itself, in both orders of the names."
         blocks.append(prose(none, soft=True))
     blocks += _undecided(story)
     patched = [] if story.heads is None else _strongest_patched(story, "end")
@@ -230,7 +231,7 @@ def _moving(story: TaskStory) -> list[Block]:
 
 
 def _undecided(story: TaskStory) -> list[Block]:
-    """The heads that more prompts would tell."""
+    """The heads that more prompts would decide."""
     parts = (
         say("<b>{label}</b> ({kind})", label=score.label, kind=kind.replace("_", " "))
         for kind in _TYPES
@@ -239,7 +240,7 @@ def _undecided(story: TaskStory) -> list[Block]:
     heads = listed(parts)
     if not heads:
         return []
-    sentence = "Undecided with {prompts}, since these effects are high enough and not sure: {heads}. More prompts tell."
+    sentence = "Undecided with {prompts}, since these effects are high enough and not sure: {heads}. More prompts would decide."
     return [prose(sentence, prompts=count(len(story.task), "prompt"), heads=heads, soft=True)]
 
 
@@ -286,7 +287,7 @@ def _duplicates(story: TaskStory) -> list[Block]:
     sentence = (
         "From the second mention of the subject, these heads look back: {parts}."
         if looking
-        else "No head surely gives {share} of its attention, from the second mention of the subject, to the first and "
+        else "No head clearly gives {share} of its attention, from the second mention of the subject, to the first and "
         "not to the other name, or gives so much to what followed the first."
     )
     blocks: list[Block] = [prose(sentence, parts=listed(parts), share=percent(_LOOKS))]
