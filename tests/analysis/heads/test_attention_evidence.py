@@ -1,5 +1,7 @@
 """Kinds told by attention: what a score must stand beside, on random tokens, on a text, and where little fits."""
 
+import itertools
+
 import pytest
 import torch
 from induction_model import D_VOCAB, INDUCTION, PREVIOUS, induction_model
@@ -113,11 +115,13 @@ def test_a_text_where_nothing_repeats_says_nothing_of_matching_tokens():
     found = detect(induction_model(), text=text, length=10)
     assert found.kinds_of(*INDUCTION) == ("induction",) and found.kinds_of(*PREVIOUS) == ("previous_token",)
     assert "induction on text" not in found.evidence_names and "previous_token on text" in found.evidence_names
+    note = "induction: nothing repeats in the text, so it was scored on pieces said twice alone."
+    assert note in found.notes and not any(each.startswith("previous_token") for each in found.notes)
 
 
 def test_rows_say_pieces_of_the_text_twice():
     model = induction_model()
-    text = torch.arange(40).repeat(6, 1)
+    text = torch.arange(40).repeat(12, 1)
     for rows in (repeats_of(model, text, 30, None, 0), random_repeats(model, 30, None, 0)):
         assert [row.shape[1] for row in rows] == [46, 22] and sum(map(len, rows)) == 30
         for each in rows:
@@ -128,6 +132,26 @@ def test_rows_say_pieces_of_the_text_twice():
     assert [row.shape[1] for row in repeats_of(model, text[:, :20], 30, None, 0)] == [40, 20]
     with pytest.raises(InvalidInputError, match="no row of 21 tokens"):
         repeats_of(model, text[:, :20], 30, 21, 0)
+
+
+def test_no_piece_of_a_text_counts_twice():
+    """Rows are taken to be independent: a short text has fewer, and too short a one none."""
+    model = induction_model()
+    text = torch.randint(D_VOCAB, (8, 30), generator=torch.Generator().manual_seed(0))
+    (rows,) = repeats_of(model, text, 100, 5, 0)
+    pieces = {tuple(row[:5].tolist()) for row in rows}
+    assert 8 * 30 // 5 >= len(pieces) == len(rows) > 24
+    for row in text.tolist():
+        here = [at for at in range(26) if tuple(row[at : at + 5]) in pieces]
+        assert all(later - one >= 5 for one, later in itertools.pairwise(here))
+    found = detect(model, text=text, n_sequences=100, length=5)
+    assert f"the text has {len(pieces)} different pieces to say twice, of the 100 asked for." in found.notes
+    few = torch.stack([torch.arange(8).roll(shift) for shift in range(7)])
+    with pytest.raises(InvalidInputError, match="7 different pieces of 8 tokens to say twice, and an error needs 8"):
+        repeats_of(model, few, 32, 8, 0)
+    # Saying the same over and over is not more text.
+    with pytest.raises(InvalidInputError, match="has 1 different pieces"):
+        repeats_of(model, torch.arange(8).repeat(30, 1), 32, 8, 0)
 
 
 def test_a_string_is_cut_into_rows_after_bos():

@@ -1,6 +1,6 @@
 """Evidence for head types by patching: who tells the heads that do the task where to look, and who steps in for them.
 
-Patching is expensive, so that it goes in two steps: every head on a few prompts, then those with the largest effects there
+Patching is expensive, so it goes in two steps: every head on a few prompts, then those with the largest effects there
 on other prompts, by which they are tested. Since these were not chosen by the prompts that test them, they are all that
 a level is shared out among. More prompts are taken until a tenth of the logit difference would be told from zero: the
 rule looks at errors only, never at effects (Chow and Robbins 1965). An error that is small by chance stops it sooner,

@@ -92,10 +92,10 @@ def repeats_of(
 
 
 def _apart(
-    places: Iterable[tuple[int, int]], rows: Sequence[Int[Tensor, " pos"]], length: int, most: int
-) -> dict[tuple[int, int], Int[Tensor, " pos"]]:
+    places: Iterable[tuple[int, int]], rows: Sequence[Tensor], length: int, most: int
+) -> dict[tuple[int, int], Tensor]:
     """The first places, by row and start, whose pieces lie within a row, do not overlap and differ from each other."""
-    found: dict[tuple[int, int], Int[Tensor, " pos"]] = {}
+    found: dict[tuple[int, int], Tensor] = {}
     seen = set[tuple[int, ...]]()
     begun: dict[int, list[int]] = {}
     for number, at in places:

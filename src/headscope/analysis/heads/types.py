@@ -109,8 +109,8 @@ def detect_heads(
         data: Tokens `[batch, pos]` in which something repeats, or an iterable of batches that can be gone through
             twice, in the place of `n_sequences` rows of tokens said twice.
         text: Text of the kind that the model was trained on: a string, or tokens as for `data`. Pieces of it are said
-            twice in the place of random tokens, and kinds told by attention are scored on the running text too: one of the
-            two must reach `min_attention`, the other a third of it. The higher number is shown.
+            twice in the place of random tokens, and kinds told by attention are scored on the running text too: one of
+            the two must reach `min_attention`, the other a third of it. The higher number is shown.
         task: Prompts with a right and a wrong name. The places `IO`, `S1` and `S2` are found from the answers where the
             task does not name them.
         n_sequences: Rows of tokens said twice; at least 2, to know the error.

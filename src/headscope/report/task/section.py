@@ -55,7 +55,7 @@ _HOLDS_BACK = {
 # What they are, the part of the direct effect that makes the type, and the place it comes from.
 _TYPES = {
     "name_mover": (
-        "Name movers do the task by raising the right name: from the end of the prompt they look at it, or just after it.",
+        "Name movers do the task by raising the right name, at or just after which they look from the end.",
         "from IO",
         "the right name's place",
     ),
@@ -66,8 +66,8 @@ _TYPES = {
     ),
     "amplifier": ("Amplifiers do it by adding to what is written at the end.", "from end", "the end"),
     "negative_name_mover": (
-        "Negative name movers work against it, over all prompts, by lowering the right name: they "
-        "look at it, or just after it.",
+        "Negative name movers work against it, over all prompts, by lowering the right name, at or "
+        "just after which they look.",
         "from IO",
         "the right name's place",
     ),
