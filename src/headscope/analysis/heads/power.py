@@ -43,7 +43,7 @@ def prompts_needed(
         >>> model = HookedTransformer.from_pretrained("headscope-demo")
         >>> task = Task.from_ioi(IOIDataset("mixed", N=32, tokenizer=model.tokenizer, prepend_bos=True))
         >>> prompts_needed(model, task), prompts_needed(model, task, share=0.02)
-        (40, 720)
+        (64, 1155)
     """
     found = attribute(model, task, sources=False, neurons=False, progress=progress)
     whole = estimate(found.logit_difference[:, None])

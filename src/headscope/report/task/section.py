@@ -240,7 +240,7 @@ def _undecided(story: TaskStory) -> list[Block]:
     heads = listed(parts)
     if not heads:
         return []
-    sentence = "Undecided with {prompts}, since these effects are high enough and not sure: {heads}. More prompts would decide."
+    sentence = "Undecided with {prompts}, as effects are high enough and not sure: {heads}. More prompts would decide."
     return [prose(sentence, prompts=count(len(story.task), "prompt"), heads=heads, soft=True)]
 
 
