@@ -16,6 +16,7 @@ from headscope.model.checkpoints.training import (
     get_checkpoint_labels,
 )
 from headscope.model.config import HookedTransformerConfig
+from headscope.model.config_checks import keep_first_layers
 from headscope.model.weights.processing import folded_norm, inapplicable_processing
 
 __all__ = [
@@ -110,7 +111,8 @@ def get_pretrained_model_config(
         first_n_layers=first_n_layers,
         training=saved,
     )
-    cfg.n_layers, cfg.n_devices = first_n_layers or cfg.n_layers, n_devices
+    keep_first_layers(cfg, first_n_layers or cfg.n_layers)
+    cfg.n_devices = n_devices
     if n_ctx is not None:
         if not 1 <= n_ctx <= cfg.n_ctx:
             raise InvalidInputError(f"n_ctx must be between 1 and the checkpoint's {cfg.n_ctx}; got {n_ctx}.")

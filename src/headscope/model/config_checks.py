@@ -11,7 +11,7 @@ from headscope.errors import InvalidInputError
 if TYPE_CHECKING:
     from headscope.model.config import HookedTransformerConfig
 
-__all__ = ["ACTIVATIONS", "NORMALIZATIONS", "POSITIONS", "check_and_complete", "parse_dtype"]
+__all__ = ["ACTIVATIONS", "NORMALIZATIONS", "POSITIONS", "check_and_complete", "keep_first_layers", "parse_dtype"]
 
 NORMALIZATIONS = (None, "LN", "LNPre", "RMS", "RMSPre")
 POSITIONS = ("standard", "rotary", "alibi", "shortformer", "none")
@@ -103,6 +103,13 @@ def check_and_complete(cfg: "HookedTransformerConfig") -> None:
         cfg.device = "cuda" if torch.cuda.is_available() else "cpu"
     cfg.uses_rms_norm = cfg.normalization_type in ("RMS", "RMSPre")
     cfg.n_params = _n_params(cfg)
+
+
+def keep_first_layers(cfg: "HookedTransformerConfig", n_layers: int) -> None:
+    """Leave out later layers, and fit the widths that are the largest of any layer."""
+    cfg.n_layers = n_layers
+    _check_widths(cfg)
+    _check_positions(cfg)
 
 
 def _check_choices(cfg: "HookedTransformerConfig") -> None:

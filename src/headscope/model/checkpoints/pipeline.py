@@ -28,7 +28,7 @@ from headscope.model.checkpoints.names import HUB_IDS
 from headscope.model.checkpoints.quantized import dequantized
 from headscope.model.checkpoints.training import TrainingCheckpoint, find_training_checkpoint
 from headscope.model.config import HookedTransformerConfig
-from headscope.model.config_checks import check_and_complete, parse_dtype
+from headscope.model.config_checks import keep_first_layers, parse_dtype
 from headscope.model.parts.attention import FIELD_BUFFERS
 from headscope.model.parts.layers import MLP, LayerNormPre, RMSNormPre, make_final_norm, make_pre_norm
 from headscope.model.protocols import Model
@@ -179,8 +179,7 @@ def load_pretrained(
     if "model_type" in hf_config:
         hf_config.check_all_read()
     if first_n_layers:
-        cfg.n_layers = first_n_layers
-        check_and_complete(cfg)  # widths that are the largest of any layer
+        keep_first_layers(cfg, first_n_layers)
     if n_ctx is not None:
         if not 1 <= n_ctx <= cfg.n_ctx:
             raise InvalidInputError(f"n_ctx must be between 1 and the checkpoint's {cfg.n_ctx}; got {n_ctx}.")
