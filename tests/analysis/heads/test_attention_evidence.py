@@ -8,7 +8,9 @@ from induction_model import D_VOCAB, INDUCTION, PREVIOUS, induction_model
 from tiny import randomize, tiny_model
 
 from headscope import HookedTransformer, HookedTransformerConfig
-from headscope.analysis.core.stats import threshold
+from headscope.analysis.core.batches import Batch
+from headscope.analysis.core.stats import estimates_of_moments, threshold
+from headscope.analysis.heads.attention_evidence import attention_moments
 from headscope.analysis.heads.probes import random_repeats, repeats_of, rows_of
 from headscope.analysis.heads.scores import SCORES, head_scores
 from headscope.analysis.heads.types import detect_heads
@@ -171,3 +173,19 @@ def test_attention_to_the_start_of_rows_stands_beside():
     wanted = torch.stack([cache["pattern", layer][..., 0].mean((0, 2)) for layer in range(2)])
     torch.testing.assert_close(found.evidence_of("start"), wanted.float(), rtol=0, atol=1e-6)
     assert threshold(1, 4.0) < found.bound
+
+
+def test_the_control_of_the_token_before_leaves_bos_out():
+    """From the second token after BOS the one two back is BOS, where heads rest: that is no control."""
+    model = tiny_model(n_ctx=12, dtype=torch.float64)
+    tokens = repeated_random_tokens(5, 5, d_vocab=23, bos=0, seed=1)
+    counted = torch.ones_like(tokens, dtype=torch.bool)
+    counted[:, 0] = False
+    _, cache = model.run_with_cache(tokens)
+    sums = attention_moments(model, 0)(Batch(tokens, None, counted), 0)
+    # [number, kind, layer, head]: the third number is attention to the control's keys, of the queries 2 and on.
+    _, _, elsewhere = estimates_of_moments(sums["moments"]).values[:3]
+    pattern = torch.stack([cache["pattern", layer] for layer in range(model.cfg.n_layers)])
+    two_back = pattern.diagonal(-2, -2, -1)[..., 1:]  # from BOS on, which is left out
+    wanted = two_back.sum(-1).mean(1) / len(range(2, tokens.shape[1]))
+    torch.testing.assert_close(elsewhere[0], wanted, rtol=0, atol=1e-5, check_dtype=False)
