@@ -11,7 +11,7 @@ from headscope import HookedTransformer
 from headscope.analysis.core.costs import Work, head_operations, layer_operations, row_operations
 from headscope.analysis.core.progress import progress_bar
 from headscope.report import plan as planning
-from headscope.report.costs import ablation_work, entropy_work, loss_work, ranks_work
+from headscope.report.costs import ablation_work, entropy_work, loss_work, ranks_work, scores_work, types_work
 from headscope.report.model.planning import Sizes, fitting_sizes, parts_of, report_plan
 from headscope.report.plan import Part, Plan, measured_rates
 
@@ -39,6 +39,9 @@ def test_work_is_that_of_the_formulas(model: HookedTransformer) -> None:
     assert ablation_work(model, n, layers=[cfg.n_layers - 1], values=["zero"], effects=["patched"])[
         "ablation"
     ].layers == n * layer * (1 + cfg.n_layers)
+    text = n * cfg.n_layers * layer  # heads' scores on a text take one pass over it, their types two
+    assert scores_work(model, n)["head scores"].layers - scores_work(model)["head scores"].layers == text
+    assert types_work(model, n_text=n)["text"].layers == 2 * text and "text" not in types_work(model)
     assert ranks_work(model, 2, 10)["circuit ranks"].heads == 2 * 10 * head
 
 

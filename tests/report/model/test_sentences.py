@@ -3,10 +3,12 @@
 from collections.abc import Callable
 
 import pytest
+import torch
 from markupsafe import Markup
 from sentences import check_words, mean, means
 
 from headscope.analysis.core.ranking import HeadScore, Ranking
+from headscope.report.model import types_section
 from headscope.report.model.ablation_section import missed_heads, no_head_missed
 from headscope.report.model.entropy_section import (
     along_the_layers,
@@ -187,3 +189,10 @@ def test_a_bound_is_that_of_a_head_that_just_stands_out() -> None:
     just_seen = means([[0.24, -0.24], [0.24, -0.24]], noise=0.5)
     just_not = means([[0.237, -0.237], [0.237, -0.237]], noise=0.5)
     assert bool(just_seen.clear().all()) and not bool(just_not.clear().any())
+
+
+def test_of_few_repeats_on_a_text_nothing_is_said() -> None:
+    """Attention to what repeats is a mean over the repeats; all positions have a token before."""
+    shares = {"previous-token": torch.zeros(1, 1), "induction": torch.zeros(1, 1)}
+    assert set(types_section._told(shares, torch.zeros(10, 6, dtype=torch.long))) == set(shares)  # 50 repeats
+    assert set(types_section._told(shares, torch.zeros(7, 7, dtype=torch.long))) == {"previous-token"}  # 42

@@ -44,10 +44,7 @@ def types_section(findings: Findings) -> Section | None:
     )
     text = findings.scores_on_text
     shares = {} if text is None else {name: getattr(text, type_) for type_, name in TYPES.items()}
-    # Of a few chance repeats on the page nothing follows.
-    told = (
-        shares if _repeats(findings.tokens) >= _FEWEST else {name: shares[name] for name in shares if name == _ALWAYS}
-    )
+    told = _told(shares, findings.tokens)
     rows = [
         (Cell(name, at), head_cell(score.label), percent_cell(score.value), percent_cell(_share(shares, name, score)))
         for at, (name, ranking) in enumerate(types.items())
@@ -65,9 +62,10 @@ def types_section(findings: Findings) -> Section | None:
     return Section("types", "Head types", those(said), (*map(Prose, those(absent, unlike)), figure, table))
 
 
-def _repeats(tokens: Int[Tensor, "row pos"]) -> int:
-    """Number of tokens that stand in their row for the second time or more."""
-    return sum(len(row) - len(set(row)) for row in tokens.tolist())
+def _told(shares: Mapping[str, Tensor], tokens: Int[Tensor, "row pos"]) -> Mapping[str, Tensor]:
+    """The shares by type of which something follows: where few tokens repeat, that of the token before alone."""
+    n_repeats = sum(len(row) - len(set(row)) for row in tokens.tolist())
+    return {name: share for name, share in shares.items() if n_repeats >= _FEWEST or name == _ALWAYS}
 
 
 def _share(shares: Mapping[str, Tensor], name: str, score: HeadScore) -> float | None:
