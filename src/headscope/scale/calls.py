@@ -21,8 +21,9 @@ from headscope.analysis.storage.sharded import ShardedRun
 from headscope.errors import CheckpointError, InvalidInputError
 from headscope.model.checkpoints.files import TensorFiles, write_tensors
 from headscope.ops.devices import Budget, Tile
+from headscope.scale.models import check_without_hooks
 
-__all__ = ["RecordedCall", "read_call", "write_call"]
+__all__ = ["RecordedCall", "read_call", "write_call", "write_call_for_others"]
 
 _FILE, _TENSORS = "call.json", "call.safetensors"
 _DATA = ("data", "reference")
@@ -77,6 +78,18 @@ def write_call(run: ShardedRun, model: str | None) -> None:
             write_tensors(path, tensors, {"kind": "call"})
     content = {"function": call.function, "arguments": arguments, "model": model, "budget": budget}
     run.place.write(_FILE, json.dumps(content, indent=2).encode())
+
+
+def write_call_for_others(run: ShardedRun, model: str | None) -> None:
+    """Write the call of a run for processes that have neither this one's memory nor its hooks.
+
+    Raises:
+        InvalidInputError: for a model with hooks, a folder in memory, or an argument that cannot be sent.
+    """
+    if str(run.place).startswith("memory://"):
+        raise InvalidInputError(f"{run.place} is in the memory of this process, where no other can reach it.")
+    check_without_hooks(run.model)
+    write_call(run, model)
 
 
 def read_call(place: Place) -> RecordedCall:

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from headscope.analysis.storage.sharded import Engine, Receipt, ShardedRun, ShardJob
-from headscope.errors import InvalidInputError, ShardError, check_at_least
-from headscope.scale.calls import write_call
-from headscope.scale.models import check_without_hooks
+from headscope.errors import ShardError, check_at_least
+from headscope.scale.calls import write_call_for_others
 from headscope.scale.worker import raise_refusal
 
 __all__ = ["Processes", "n_cores"]
@@ -92,10 +91,7 @@ class Processes(Engine):
         Raises:
             InvalidInputError: if the model has hooks, or an argument cannot be sent.
         """
-        if str(run.place).startswith("memory://"):
-            raise InvalidInputError(f"{run.place} is in the memory of this process, where no other can reach it.")
-        check_without_hooks(run.model)
-        write_call(run, self.model or self.source)
+        write_call_for_others(run, self.model or self.source)
         source = self.model
         if source is None:
             self._copy = tempfile.TemporaryDirectory(prefix="headscope-", ignore_cleanup_errors=True)

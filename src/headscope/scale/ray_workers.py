@@ -19,9 +19,9 @@ import torch
 
 from headscope.analysis.storage.run_folder import RESULT
 from headscope.analysis.storage.sharded import Engine, Receipt, ShardedRun, ShardJob
-from headscope.errors import InvalidInputError, MissingDependencyError, ShardError, check_at_least
-from headscope.scale.calls import write_call
-from headscope.scale.models import check_without_hooks, remove_model, write_model
+from headscope.errors import MissingDependencyError, ShardError, check_at_least
+from headscope.scale.calls import write_call_for_others
+from headscope.scale.models import remove_model, write_model
 from headscope.scale.processes import n_cores
 from headscope.scale.worker import Worker, raise_refusal, reply_of
 
@@ -92,10 +92,7 @@ class Ray(Engine):
         Raises:
             InvalidInputError: if the model has hooks, or an argument cannot be sent.
         """
-        if str(run.place).startswith("memory://"):
-            raise InvalidInputError(f"{run.place} is in the memory of this process, where no other can reach it.")
-        check_without_hooks(run.model)
-        write_call(run, self.model or self.source)
+        write_call_for_others(run, self.model or self.source)
         self._run = run
 
     def map_shards(self, jobs: Sequence[ShardJob]) -> Iterator[Receipt]:
