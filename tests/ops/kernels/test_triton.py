@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sizes import SetBudget
 from torch import Tensor
 
-pytest.importorskip("triton")
+pytest.importorskip("triton", reason="Triton is not installed: pip install 'headscope[gpu]'")
 
 from headscope import HookedTransformer, HookedTransformerConfig
 from headscope.analysis import ablate_heads, measure_entropy
