@@ -41,6 +41,7 @@ __all__ = [
     "place_moments",
     "row_moments",
     "row_moments_of_sums",
+    "standard_errors",
     "threshold",
     "with_places",
 ]
@@ -196,6 +197,18 @@ def estimates(values: Float[Tensor, "*thing batch pos"]) -> Estimates:
     away = (exact - means[..., None, None])[..., counted]
     found = estimates_of_moments(row_moments(away, counted.nonzero()[:, 0]))
     return dataclasses.replace(found, values=means, each=values.detach().cpu())
+
+
+def standard_errors(rows: Float[Tensor, "prompt *cell"]) -> Float[Tensor, "*cell"]:
+    """Return one standard error of each cell's mean over prompts, `std / sqrt(n)`; NaN for a single prompt.
+
+    Example:
+        >>> standard_errors(torch.tensor([[1.0, 2.0], [3.0, 2.0]]))
+        tensor([1., 0.])
+    """
+    if len(rows) < 2:
+        return torch.full_like(rows[0], torch.nan)
+    return (rows.double().std(0) / math.sqrt(len(rows))).to(rows.dtype)
 
 
 def row_moments(values: Float[Tensor, "*thing n"], rows: Int[Tensor, " n"]) -> Float[Tensor, "moment stratum *thing"]:
