@@ -105,16 +105,18 @@ def _percentile(values: Tensor, counts: Tensor, level: float) -> Float[Tensor, "
 def _bca(values: Tensor, counts: Tensor, level: float) -> Float[Tensor, "2 cell"]:
     from scipy.special import ndtr, ndtri
 
-    drawn, mean = values.T @ counts.T, values.mean(0)
-    below = ((drawn < mean[:, None]).double().mean(1) + (drawn <= mean[:, None]).double().mean(1)) / 2
-    bias = ndtri(below.numpy())
-    # Left out one at a time, the means differ as the values do, the other way round.
+    mean = values.mean(0)
     away = values - mean
-    spread = away.square().sum(0)
+    drawn, spread = away.T @ counts.T, away.square().sum(0)
+    tie = 1e-9 * spread.sqrt()[:, None]  # a draw whose mean is the same but for rounding counts half
+    below = ((drawn < -tie).double().mean(1) + (drawn <= tie).double().mean(1)) / 2
+    least = 0.5 / len(counts)
+    bias = ndtri(below.clamp(least, 1 - least).numpy())
+    # Left out one at a time, the means differ as the values do, the other way round.
     acceleration = (away.pow(3).sum(0) / (6 * spread.pow(1.5))).nan_to_num().numpy()
     moved = bias + ndtri(np.array([[level / 2], [1 - level / 2]]))
     shares = torch.from_numpy(ndtr(bias + moved / (1 - acceleration * moved)))
-    return torch.where(spread > 0, _quantiles(drawn, shares), mean)
+    return mean + torch.where(spread > 0, _quantiles(drawn, shares), 0.0)
 
 
 def _quantiles(drawn: Float[Tensor, "cell draw"], shares: object) -> Float[Tensor, "share cell"]:
