@@ -99,7 +99,8 @@ def _studentized(values: Tensor, counts: Tensor, level: float) -> Float[Tensor, 
 
 
 def _percentile(values: Tensor, counts: Tensor, level: float) -> Float[Tensor, "2 cell"]:
-    return _quantiles(values.T @ counts.T, [[level / 2], [1 - level / 2]])
+    mean = values.mean(0)
+    return mean + _quantiles((values - mean).T @ counts.T, [[level / 2], [1 - level / 2]])
 
 
 def _bca(values: Tensor, counts: Tensor, level: float) -> Float[Tensor, "2 cell"]:
