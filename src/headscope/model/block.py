@@ -125,7 +125,30 @@ class TransformerBlock(nn.Module):
             attention_mask: See `forward`.
             query_at: Attend from these positions of each row only, counted from the start of the text.
         """
-        queries, keys, values = self._attention_inputs(resid_pre)
+        read = self._attention_inputs(resid_pre)
+        return self.attend(*read, shortformer_pos_embed, past_kv_cache_entry, attention_mask, query_at)
+
+    def attend(
+        self,
+        queries: Float[Tensor, "batch pos *head d_model"],
+        keys: Float[Tensor, "batch pos *head d_model"],
+        values: Float[Tensor, "batch pos *head d_model"],
+        shortformer_pos_embed: Float[Tensor, "batch pos d_model"] | None = None,
+        past_kv_cache_entry: HookedTransformerKeyValueCacheEntry | None = None,
+        attention_mask: Tensor | None = None,
+        query_at: Int[Tensor, "batch query_pos"] | None = None,
+    ) -> Float[Tensor, "batch query_pos d_model"]:
+        """Return what attention adds to the stream, given what its queries, keys and values read of it.
+
+        Args:
+            queries: The normalized stream that queries are made from, or one for each head.
+            keys: The same for keys; with a head axis for each head, or each group that shares them.
+            values: The same for values.
+            shortformer_pos_embed: See `forward`.
+            past_kv_cache_entry: See `forward`.
+            attention_mask: See `forward`.
+            query_at: See `attn_out`.
+        """
         if shortformer_pos_embed is not None:
             positions = shortformer_pos_embed if queries.ndim == 3 else shortformer_pos_embed.unsqueeze(-2)
             queries, keys = queries + positions, keys + positions

@@ -14,7 +14,18 @@ from headscope.analysis.core.components import Component, all_components, all_he
 from headscope.errors import InvalidInputError, unknown_name
 from headscope.model.config import HookedTransformerConfig
 
-__all__ = ["FINAL", "INPUTS", "Receiver", "Sender", "as_receivers", "as_senders", "check_fed", "mlp_stage", "sender_of"]
+__all__ = [
+    "EMBED",
+    "FINAL",
+    "INPUTS",
+    "Receiver",
+    "Sender",
+    "as_receivers",
+    "as_senders",
+    "check_fed",
+    "mlp_stage",
+    "sender_of",
+]
 
 EMBED, FINAL, INPUTS = "embed", "final", ("q", "k", "v")
 _COMPONENT = r"\d+\.\d+|(?:mlp|mixer)[ .]?\d+"
