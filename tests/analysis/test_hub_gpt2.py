@@ -10,8 +10,9 @@ import torch
 
 from headscope import HookedTransformer
 from headscope.analysis.heads.types import detect_heads
+from headscope.analysis.prompts.answers import logit_difference
 from headscope.analysis.prompts.attribution import attribute
-from headscope.analysis.prompts.task import Task, logit_difference
+from headscope.analysis.prompts.task import Task
 from headscope.data.ioi import IOIDataset
 from headscope.utils import test_prompt as run_prompt
 

@@ -22,10 +22,18 @@ from headscope.analysis.patching.gradient import attribution_patch
 from headscope.analysis.patching.path import path_patch, path_patch_sweep
 from headscope.analysis.patching.path_result import PathPatchingResult
 from headscope.analysis.patching.result import PatchingResult
+from headscope.analysis.prompts.answers import logit_difference
 from headscope.analysis.prompts.attribution import attribute
 from headscope.analysis.prompts.attribution_result import Attribution, NeuronScore
-from headscope.analysis.prompts.metrics import AnswerMetric, last_position, reads
-from headscope.analysis.prompts.task import Task, logit_difference
+from headscope.analysis.prompts.metrics import (
+    AnswerMetric,
+    LinearMetric,
+    NumberMetric,
+    PromptMetric,
+    last_position,
+    reads,
+)
+from headscope.analysis.prompts.task import Task
 from headscope.analysis.recording.embedding import effective_embedding
 from headscope.analysis.suppression.circuit_ranks import (
     RanksCost,
@@ -69,12 +77,15 @@ __all__ = [
     "HeadScores",
     "HeadTypes",
     "IOIMetric",
+    "LinearMetric",
     "LogitLensResult",
     "NeuronScore",
     "NextTokens",
+    "NumberMetric",
     "PatchingResult",
     "PathPatchingResult",
     "Position",
+    "PromptMetric",
     "PromptTest",
     "Ranking",
     "RanksCost",

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from headscope.analysis.prompts.answers import logit_difference
 from headscope.analysis.prompts.metrics import AnswerMetric, gap_between
-from headscope.analysis.prompts.task import logit_difference
 from headscope.compat.ioi_eval import tokenizer_of
 from headscope.data.ioi import IOIDataset
 from headscope.model.activations.cache import ActivationCache

@@ -193,7 +193,7 @@ def test_senders_that_go_together_and_a_metric_of_ones_own() -> None:
             own = path_patch_sweep(model, task, senders=pairs, metric=metric, **options)
             torch.testing.assert_close(own.values, usual.values, atol=1e-12, rtol=0)
             torch.testing.assert_close((own.clean, own.corrupted), (usual.clean, usual.corrupted))
-            assert own.per_prompt is None
+            assert (own.per_prompt is None) is (metric is not answers)
     everywhere = path_patch(model, task, senders="0.0", receivers="final", metric=lambda logits: logits[:, 1, 3].sum())
     assert float(everywhere) != 0
     last = path_patch(model, task, senders="0.0", receivers="final", positions=0, metric=answers)

@@ -10,7 +10,8 @@ import torch
 from rich.console import Console
 
 from headscope import HookedTransformer
-from headscope.analysis.prompts.task import Task, answer_difference, logit_difference
+from headscope.analysis.prompts.answers import answer_difference, logit_difference
+from headscope.analysis.prompts.task import Task
 from headscope.data.ioi import IOIDataset
 from headscope.errors import InvalidInputError, UnknownNameError
 

@@ -23,6 +23,7 @@ from headscope.analysis.core.stats import LEVEL, estimates
 from headscope.analysis.patching.path import path_patch_sweep
 from headscope.analysis.patching.path_ends import FINAL, INPUTS
 from headscope.analysis.patching.path_result import PathPatchingResult
+from headscope.analysis.prompts.metrics import Metric, PromptMetric
 from headscope.analysis.prompts.task import Task
 from headscope.errors import InvalidInputError
 from headscope.model.transformer import HookedTransformer
@@ -157,6 +158,7 @@ def find_circuit(
     level: float = LEVEL,
     max_receivers: int = 12,
     mlps: bool = True,
+    metric: Metric | None = None,
     progress: bool = True,
 ) -> Circuit:
     """Find the paths that carry a task, from the final residual stream back.
@@ -172,6 +174,7 @@ def find_circuit(
         level: The probability that chance alone gives any path into a receiver's input that is kept.
         max_receivers: Into how many heads and MLPs, the ones with the strongest paths first, further paths are sought.
         mlps: Let MLPs be senders and receivers. Without, paths through MLPs are left out (they stay as they are).
+        metric: A `PromptMetric`, which has a number for each prompt; default: the task's own.
         progress: Show a progress bar.
 
     Raises:
@@ -196,6 +199,11 @@ def find_circuit(
             raise InvalidInputError(f"{name} is a share, between 0 and 1; got {share}.")
     if max_receivers < 0:
         raise InvalidInputError(f"max_receivers must be at least 0; got {max_receivers}.")
+    if not isinstance(task.measure if metric is None else metric, PromptMetric):
+        raise InvalidInputError(
+            "a circuit is found from errors over prompts, and the metric has one number for all of them. Give one with "
+            "a number for each prompt: an AnswerMetric or a NumberMetric."
+        )
     if len(task) < 2:
         raise InvalidInputError("a circuit is found from two prompts or more, so that errors are known.")
     sweep = partial(
@@ -205,13 +213,14 @@ def find_circuit(
         senders="components" if mlps else "heads",
         direction="noising",
         scale="metric",
+        metric=metric,
         progress=progress,
     )
     whole = sweep(receivers=FINAL)
     clean, corrupted = float(whole.clean), float(whole.corrupted)
     if abs(clean - corrupted) < 1e-6:
         raise InvalidInputError(
-            f"the clean and the corrupted logit difference are both {clean:.4f}: no path can carry what tells them "
+            f"the clean and the corrupted metric are both {clean:.4f}: no path can carry what tells them "
             "apart. Does the model do the task, and are the corrupted prompts others?"
         )
     threshold = min_effect * abs(clean - corrupted)

@@ -14,7 +14,7 @@ from headscope.analysis.patching.base_run import obstacle, way_of_running
 from headscope.analysis.patching.engine import Patch, measure_patches
 from headscope.analysis.patching.result import PatchingResult
 from headscope.analysis.patching.sites import AXES, as_sites, patch_axes
-from headscope.analysis.prompts.metrics import AnswerMetric, Metric, as_number
+from headscope.analysis.prompts.metrics import Metric, PromptMetric, as_number
 from headscope.analysis.prompts.task import Task
 from headscope.analysis.prompts.two_runs import Direction, Scale, Scorer, TaskRuns
 from headscope.analysis.recording.record import record
@@ -92,17 +92,20 @@ def activation_patch(
     names = [name for of_site in hook_names.values() for name in of_site.values()]
     patched, ends = torch.zeros(len(here), dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
     n_side_by_side = len(here) if obstacle(model) is None else 1
-    batches = list(Scorer(model, runs.task, metric).batches(Budget.of(model.W_E.device).batch_tokens, n_side_by_side))
+    scorer = Scorer(model, runs.task, metric)
+    batches = list(scorer.batches(Budget.of(model.W_E.device).batch_tokens, n_side_by_side))
     for rows in each_step(batches, "patching " + ", ".join(hook_names), shown=progress):
         some = runs.task[rows]
-        mask, measure = some.attention_mask, AnswerMetric.of(some) if metric is None else metric
-        other, cache = _run(model, runs.other[rows], measure, names, mask)
+        measure = scorer.of_rows(rows)
+        mask, other_mask = some.masks if direction == "noising" else some.masks[::-1]
+        real = None if some.corrupted_mask is None else mask & other_mask
+        other, cache = _run(model, runs.other[rows], measure, names, other_mask)
         base, _ = _run(model, runs.base[rows], measure, [], mask)
         at = runs.positions.at[:, rows]
         patches = []
         for site, cell in (cells[at] for at in here):
             name, places = hook_names[site][cell["layer"]], at[cell["pos"]][None] if "pos" in cell else at
-            patches.append(Patch(name, partial(_put, cache[name], places, site, cell.get("head"))))
+            patches.append(Patch(name, partial(_put, cache[name], places, site, cell.get("head"), real)))
         values = measure_patches(
             model, runs.base[rows], measure, patches, attention_mask=mask, watched=names, progress=progress
         )
@@ -151,13 +154,19 @@ def _is_in(model: HookedTransformer, cell: _Cell, site: str, layers: Container[i
     return layer in layers and cell.get("head", 0) < n_heads
 
 
-def _put(source: Tensor, positions: Tensor, site: str, head: int | None, activation: Tensor) -> None:
-    """Set some positions of an activation (of a head), a position of a pattern being its query's."""
+def _put(
+    source: Tensor, positions: Tensor, site: str, head: int | None, real: Tensor | None, activation: Tensor
+) -> None:
+    """Set some positions of an activation (of a head) where they are `real`; a pattern's position is its query's."""
     rows = torch.arange(len(activation), device=activation.device)
     for position in positions:
         of_head = (position,) if head is None else (position, head)
         at = (rows, head, position) if site == "pattern" else (rows, *of_head)
-        activation[at] = source[at]
+        given = source[at]
+        if real is not None:
+            here = real[rows, position].view(-1, *[1] * (given.ndim - 1))
+            given = torch.where(here, given, activation[at])
+        activation[at] = given
 
 
 def _run(
@@ -165,7 +174,7 @@ def _run(
 ) -> tuple[float, dict[str, Float[Tensor, "prompt ..."]]]:
     """Return a run's metric, and its activations at some hook points."""
     kept, states = record(model, tokens, names, attention_mask=attention_mask)
-    if not (isinstance(metric, AnswerMetric) and obstacle(model) is None):
+    if not (isinstance(metric, PromptMetric) and obstacle(model) is None):
         return as_number(metric(model.to_logits(states))), kept
     rows = torch.arange(len(states), device=states.device)
     return float(metric.of_states(model, states[rows, metric.positions][None])), kept

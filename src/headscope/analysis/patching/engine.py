@@ -22,7 +22,7 @@ from torch import Tensor
 
 from headscope.analysis.core.progress import progress_bar
 from headscope.analysis.patching.base_run import BaseRun, SuffixRuns, obstacle
-from headscope.analysis.prompts.metrics import AnswerMetric, Metric, PositionMetric, as_number
+from headscope.analysis.prompts.metrics import Metric, PositionMetric, PromptMetric, as_number
 from headscope.analysis.recording.record import Steps
 from headscope.model.block import RESUMABLE, TransformerBlock
 from headscope.model.hooks import HookPoint
@@ -182,10 +182,10 @@ def _instead(patched: Tensor, _: Tensor) -> Tensor:
 class _PatchRuns:
     """A window of cells: taken in until it is full, then run together."""
 
-    def __init__(self, base: BaseRun, metric: Metric | PositionMetric | AnswerMetric) -> None:
+    def __init__(self, base: BaseRun, metric: Metric | PositionMetric | PromptMetric) -> None:
         self.base, self.model, self.metric = base, base.model, metric
         places = None
-        if isinstance(metric, PositionMetric | AnswerMetric):
+        if isinstance(metric, PositionMetric | PromptMetric):
             places = metric.places(base.batch, base.length).to(base.final.device)
         self.suffixes = SuffixRuns(base, places)
         self._entries: dict[int, _Entry] = {}
@@ -277,7 +277,7 @@ class _PatchRuns:
         """The metric of final states, in the order in which cells were taken in."""
         values: dict[int, float] = {}
         cells = list(entries)
-        if isinstance(self.metric, AnswerMetric):
+        if isinstance(self.metric, PromptMetric):
             states = torch.stack([finals[cell][:, 0] for cell in cells])
             return dict(zip(cells, self.metric.of_states(self.model, states).tolist(), strict=True))
         metric = self.metric.metric if isinstance(self.metric, PositionMetric) else self.metric

@@ -135,19 +135,31 @@ class _Linearized:
         self.model, self.runs, self.scorer, self.rows = model, runs, scorer, rows
         self.names = list(names)
         self.start, base, self.base_final = self._ends(runs.base)
-        other_start, other, self.other_final = self._ends(runs.other)
+        other_start, other, self.other_final = self._ends(runs.other, of_other=True)
         self.way = other_start - self.start
         self.difference = {name: other[name] - base[name] for name in self.names}
+        if runs.task.corrupted_mask is not None:
+            self._leave_padding()
 
-    def _ends(self, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        tokens, options = tokens[self.rows], self.runs.options(self.rows)
-        start = self.model.input_to_embed(tokens, **options)[0]
-        kept, final = self._run(start.clone())
+    def _leave_padding(self) -> None:
+        """Keep what is at padding of either run; a pattern's positions are its queries', behind the heads."""
+        clean, corrupted = self.runs.task.masks
+        real = (clean & corrupted)[self.rows]
+        for name, each in self.difference.items():
+            behind = (1, real.shape[1], 1) if name.endswith("pattern") else (real.shape[1], *[1] * (each.ndim - 2))
+            self.difference[name] = each * real.view(len(real), *behind)
+
+    def _ends(self, tokens: Tensor, *, of_other: bool = False) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        options = self.runs.options(self.rows, of_other=of_other)
+        start = self.model.input_to_embed(tokens[self.rows], **options)[0]
+        kept, final = self._run(start.clone(), of_other=of_other)
         check_final(final)
         return start, kept, final
 
-    def _run(self, start: Tensor) -> tuple[dict[str, Tensor], Float[Tensor, "prompt read d_model"]]:
-        tokens, options = self.runs.base[self.rows], self.runs.options(self.rows)
+    def _run(
+        self, start: Tensor, *, of_other: bool = False
+    ) -> tuple[dict[str, Tensor], Float[Tensor, "prompt read d_model"]]:
+        tokens, options = self.runs.base[self.rows], self.runs.options(self.rows, of_other=of_other)
         kept, final = record(self.model, start, self.names, start_at_layer=0, tokens=tokens, **options)
         return kept, self.scorer.read(self.rows, final)
 

@@ -126,7 +126,7 @@ class PathBlock:
         names = written | kept | shown | set(streams.values())
         with self._heads_apart():
             run = BaseRun(self.model, self.runs.base[self.rows], names, self.start, **self.runs.options(self.rows))
-        other, other_final = self._run(self.runs.other, sorted(written))
+        other, other_final = self._run(self.runs.other, sorted(written), of_other=True)
         base = run.kept
         run.kept = {name: base[name] for name in kept}
         self._of_all = _BothRuns(
@@ -163,10 +163,13 @@ class PathBlock:
         self.changed = {name: change[self.where] for name, change in ran.changed.items()}
         self.behind = {layer: given[self.where] for layer, given in ran.behind.items()}
 
-    def _run(self, tokens: Tensor, wanted: Mapping[str, Reading] | Iterable[str] = (), **options: Any) -> Recording:
+    def _run(
+        self, tokens: Tensor, wanted: Mapping[str, Reading] | Iterable[str] = (), *, of_other: bool = False, **more: Any
+    ) -> Recording:
         """Run the prompts; of the final states only those are kept that are read."""
+        options = self.runs.options(self.rows, of_other=of_other)
         with self._heads_apart():
-            kept, final = record(self.model, tokens[self.rows], wanted, **self.runs.options(self.rows), **options)
+            kept, final = record(self.model, tokens[self.rows], wanted, **options, **more)
         return Recording(kept, self.scorer.read(self.rows, final))
 
     @contextmanager
@@ -291,7 +294,7 @@ class WholePaths(PathBlock):
         parts = all_components(self.cfg)
         names = {_stream(0), *map(hook_name, parts)}
         self.kept, self.base = self._run(self.runs.base, names)
-        self.given, self.other = self._run(self.runs.other, names)
+        self.given, self.other = self._run(self.runs.other, names, of_other=True)
         self.frozen = {hook_name(part) for part in parts if part.part != "mlp" or part.layer not in self.mlps}
 
     def alike(self, n_cells: int) -> Iterator[PathBlock]:

@@ -9,6 +9,7 @@ one sum, and all parts together still give the logit difference (before a soft c
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Unpack
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from headscope.analysis.core.batches import Batch, describe_data, iterate_batches
 from headscope.analysis.core.head_lists import over_layers
 from headscope.analysis.prompts.attribution_result import Attribution, component_labels
+from headscope.analysis.prompts.metrics import LinearMetric
 from headscope.analysis.prompts.reading import TokenStrings
 from headscope.analysis.prompts.task import Task
 from headscope.analysis.recording.lens_states import state_labels
@@ -42,11 +44,15 @@ def attribute(
     *,
     answer_tokens: Int[Tensor, "prompt 2"] | None = None,
     positions: Int[Tensor, " prompt"] | None = None,
+    metric: LinearMetric | None = None,
     sources: bool = True,
     neurons: bool = True,
     **run: Unpack[RunOptions],
 ) -> Attribution:
     """Attribute the logit difference to what each part of the model adds to it directly.
+
+    Or another metric, if it is linear in the logits: that of a task, or `metric`. It sees direct paths to the logits
+    alone: a part whose work other parts read on the way has no share of its own.
 
     Memory is bounded by a batch of prompts, and by what is returned: with `sources` that is a number for each prompt,
     head and position.
@@ -56,13 +62,15 @@ def attribute(
         data: A task, or prompts as tokens.
         answer_tokens: For tokens: the right and the wrong answer of each prompt.
         positions: For tokens: where each answer is predicted; default: at the last real token.
+        metric: An `AnswerMetric`, a `NumberMetric` or another `LinearMetric` of these prompts, in the place of answers
+            and positions; default: the task's own.
         sources: Also by the position that each head attends to.
         neurons: Also by MLP neuron; not where MLPs are experts, as each token has other neurons then.
         **run: Options of every run; see `RunOptions`.
 
     Raises:
-        InvalidInputError: For answers or positions that do not fit, tokens out of range, or a part of the model that
-            was replaced by something that cannot be read.
+        InvalidInputError: For answers or positions that do not fit, a metric that is not linear in the logits, tokens
+            out of range, or a part of the model that was replaced by something that cannot be read.
         NotFiniteError: If a final state is not finite.
 
     Example:
@@ -76,12 +84,13 @@ def attribute(
     """
     if not Readout.is_shown_by(model.unembed):
         raise InvalidInputError("the model's unembedding was replaced by a module without W_U and b_U.")
-    task = _as_task(model, data, answer_tokens, positions, run["attention_mask"])
+    task = _as_task(model, data, answer_tokens, positions, run["attention_mask"], metric)
     run["attention_mask"] = None
     run["describe"] = run["describe"] or (data.description if isinstance(data, Task) else describe_data(data))
     options = {"sources": sources, "neurons": neurons}
     batch = {"tokens": task.clean_tokens, "attention_mask": task.attention_mask}
-    asked = {"answers": task.correct, "wrong answers": task.incorrect, "positions": task.positions}
+    answers, weights = _linear_of(task).terms()
+    asked = {"answers": answers, "weights": weights, "positions": _linear_of(task).positions}
     passes = Passes("attribution", model, batch, {**options, "asked": fingerprint(asked)}, include_bos=True, **run)
     if (finished := passes.finished(Attribution)) is not None:
         return finished
@@ -103,7 +112,7 @@ def attribute_each(model: HookedTransformer, tasks: Sequence[Task], *, progress:
         InvalidInputError, NotFiniteError: As for `attribute`.
     """
     options = {"sources": True, "neurons": False}
-    tasks = [_as_task(model, task, None, None, None) for task in tasks]
+    tasks = [_as_task(model, task, None, None, None, None) for task in tasks]
     each = [_AttributionAccumulator(model, options, task.description, task=task) for task in tasks]
     prompts = {"tokens": tasks[0].clean_tokens, "attention_mask": tasks[0].attention_mask}
     for batch in iterate_batches(model, prompts, include_bos=True, progress=progress, description="attribution"):
@@ -119,20 +128,31 @@ def _as_task(
     answer_tokens: Tensor | None,
     positions: Tensor | None,
     attention_mask: Tensor | None,
+    metric: LinearMetric | None,
 ) -> Task:
     """Return the prompts as a task on the model's device; one made of tokens has no texts but those of its tokens."""
     device = model.W_E.device
     if isinstance(data, Task):
         if answer_tokens is not None or positions is not None or attention_mask is not None:
             raise InvalidInputError("a Task has its answers, positions and mask: give these only with tokens.")
-        _check_answers(model, torch.cat([data.correct, data.incorrect], 1), data.clean_tokens)
-        return data.to(device)
+        task = data if metric is None else replace(data, metric=metric)
+        _check_answers(model, _linear_of(task).terms()[0], data.clean_tokens)
+        return task.to(device)
     if not isinstance(data, Tensor):
         raise InvalidInputError(f"data must be a Task, or tokens [prompt, pos]; got {type(data).__name__}.")
-    if answer_tokens is None:
-        raise InvalidInputError("tokens need answer_tokens [prompt, 2]: the right and the wrong answer of each prompt.")
-    tokens, answers = data.to(device), answer_tokens.to(device)
-    _check_answers(model, answers, tokens)
+    if (answer_tokens is None) == (metric is None) or (metric is not None and positions is not None):
+        raise InvalidInputError(
+            "tokens need either answer_tokens [prompt, 2], the right and the wrong answer of each prompt, or a metric, "
+            "which has positions of its own."
+        )
+    tokens = data.to(device)
+    if metric is not None:
+        answers, positions = tokens.new_empty(len(tokens), 0), metric.places(*tokens.shape)[:, 0]
+        _check_answers(model, metric.terms()[0], tokens)
+    else:
+        assert answer_tokens is not None
+        answers = answer_tokens.to(device)
+        _check_answers(model, answers, tokens)
     mask = attention_mask if attention_mask is not None else model.attention_mask(tokens)
     mask = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask.to(device).bool()
     if mask.shape != tokens.shape:
@@ -159,7 +179,23 @@ def _as_task(
         str_tokens=tuple(tuple(map(text, row[real].tolist())) for row, real in zip(tokens, mask, strict=True)),
         answers=(("", ""),) * n,
         labels=("",) * n,
-    )
+        metric=metric,
+    ).to(device)
+
+
+def _linear_of(task: Task) -> LinearMetric:
+    """Return a task's metric, if it is one that can be attributed.
+
+    Raises:
+        InvalidInputError: If it is not linear in the logits.
+    """
+    metric = task.measure
+    if not isinstance(metric, LinearMetric):
+        raise InvalidInputError(
+            f"only a metric that is linear in the logits adds up over the parts of a model; got {metric!r}. Give an "
+            "AnswerMetric, a NumberMetric or another LinearMetric, or use activation_patch or attribution_patch."
+        )
+    return metric
 
 
 def _check_answers(model: HookedTransformer, answers: Tensor, tokens: Tensor) -> None:
@@ -184,7 +220,8 @@ class _AttributionAccumulator(Accumulator[Attribution]):
         self, model: HookedTransformer, options: dict[str, Any], data: str, *, task: Task, **part: Any
     ) -> None:
         super().__init__(model, options, data, **part)
-        self.task, self.cfg = task, model.cfg
+        self.task, self.cfg, self.metric = task, model.cfg, _linear_of(task)
+        self.positions = self.metric.places(*task.clean_tokens.shape)[:, 0].to(task.clean_tokens.device)
         self.sources = options["sources"]
         self.neurons = options["neurons"] and not (self.cfg.attn_only or self.cfg.num_experts is not None)
         self.readout = readout_of(model)
@@ -211,7 +248,7 @@ class _AttributionAccumulator(Accumulator[Attribution]):
         """Run a batch of prompts; what is read of it, and its final state."""
         n = len(batch.tokens)
         prompts = torch.arange(n, device=batch.tokens.device)
-        positions = self.task.positions[self.n_before : self.n_before + n]
+        positions = self.positions[self.n_before : self.n_before + n]
 
         def reading(name: str) -> Reading:
             if name.endswith("hook_v"):
@@ -230,7 +267,7 @@ class _AttributionAccumulator(Accumulator[Attribution]):
         """Read a batch that was run along the directions of its answers."""
         n = len(batch.tokens)
         which = slice(self.n_before, self.n_before + n)
-        toward, constant = self._directions(final, self.task.correct[which], self.task.incorrect[which])
+        toward, constant = self._directions(final, *self.metric.terms(which))
 
         def along(state: Float[Tensor, "prompt d_model"]) -> Float[Tensor, " prompt"]:
             return (state * toward).sum(-1)
@@ -278,7 +315,7 @@ class _AttributionAccumulator(Accumulator[Attribution]):
             neurons=None if neurons is None else (neurons / self.n_sequences).to(total.dtype),
             tokens=task.clean_tokens,
             attention_mask=task.attention_mask,
-            positions=task.positions,
+            positions=self.positions,
             word_positions=torch.stack(words) if words else task.positions.new_empty(0, len(task)),
             state_labels=state_labels(self.model),
             component_labels=component_labels(self.cfg),
@@ -289,13 +326,14 @@ class _AttributionAccumulator(Accumulator[Attribution]):
         )
 
     def _directions(
-        self, final: Float[Tensor, "prompt d_model"], correct: Tensor, incorrect: Tensor
+        self, final: Float[Tensor, "prompt d_model"], answers: Tensor, weights: Tensor
     ) -> tuple[Float[Tensor, "prompt d_model"], Float[Tensor, " prompt"]]:
         """Return the direction that the stream is read along, and what the biases behind it add."""
         readout = self.readout
-        columns, b_U = readout.W_U.detach().T, readout.b_U.detach()
-        u = columns[correct].to(self.kind).mean(1) - columns[incorrect].to(self.kind).mean(1)
-        constant = b_U[correct].to(self.kind).mean(1) - b_U[incorrect].to(self.kind).mean(1)
+        columns, b_U = readout.W_U.detach().T[answers].to(self.kind), readout.b_U.detach()[answers].to(self.kind)
+        by = weights.to(self.kind).to(columns.device)
+        u = (columns * by[..., None]).sum(1)
+        constant = (b_U * by).sum(1) + self.metric.constant
         if readout.bias is not None:
             constant = constant + u @ readout.bias.detach().to(self.kind)
         if readout.weight is not None:

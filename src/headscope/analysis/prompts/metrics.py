@@ -1,8 +1,9 @@
 """Metrics of patched runs, and the positions and tokens they read.
 
 A metric is any function of logits `[batch, pos, d_vocab]` that gives one number. A metric that says where it looks
-costs less: `last_position` and `reads` save the logits everywhere else, and an `AnswerMetric`, which looks at a few
-tokens only, all logits but theirs.
+costs less: `last_position` and `reads` save the logits everywhere else. A `PromptMetric` has a number for each prompt,
+made of its final state at one position: an `AnswerMetric` (right minus wrong answers' logits) or a `NumberMetric` (the
+output of a model that gives numbers) makes only the logits it looks at.
 
     >>> import torch
     >>> metric = last_position(lambda logits: logits[:, -1, 3].mean())
@@ -10,23 +11,52 @@ tokens only, all logits but theirs.
     48.5
 """
 
+import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headscope.analysis.prompts.task import Task, answer_difference
 from headscope.errors import InvalidInputError
 from headscope.model.activations.readout import Readout, readout_of
 from headscope.model.hooks import is_plain
 from headscope.model.transformer import HookedTransformer
 
-__all__ = ["AnswerMetric", "Metric", "PositionMetric", "as_number", "gap_between", "last_position", "reads"]
+__all__ = [
+    "AnswerMetric",
+    "LinearMetric",
+    "Metric",
+    "NumberMetric",
+    "PositionMetric",
+    "PromptMetric",
+    "as_number",
+    "gap_between",
+    "last_position",
+    "reads",
+]
 
 Metric = Callable[[Float[Tensor, "batch pos d_vocab"]], Tensor | float]
+
+
+@runtime_checkable
+class HasAnswers(Protocol):
+    """An owner of right and wrong answers, such as a `Task`."""
+
+    @property
+    def correct(self) -> Tensor:
+        """The right answers of each prompt."""
+
+    @property
+    def incorrect(self) -> Tensor:
+        """The wrong ones."""
+
+    @property
+    def positions(self) -> Tensor:
+        """The position at which each prompt's are predicted."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,11 +118,113 @@ def reads(metric: Metric, positions: int | Sequence[int] | Int[Tensor, " batch"]
     return PositionMetric(metric, tuple(some))
 
 
-@dataclass(frozen=True, eq=False)
-class AnswerMetric:
-    """`(d - zero) / unit`, where `d` is the mean over prompts of right minus wrong answers' logits.
+class PromptMetric(ABC):
+    """A metric with a number for each prompt, read from its final state at one position; over prompts, their mean.
 
-    Only the answers' logits are computed for it.
+    Attributes:
+        positions: Where each prompt is read.
+    """
+
+    positions: Int[Tensor, " prompt"]
+
+    @abstractmethod
+    def of_prompts(
+        self, model: HookedTransformer, states: Float[Tensor, "cell prompt d_model"], rows: Any = slice(None)
+    ) -> Float[Tensor, "cell prompt"]:
+        """Return each prompt's number, from final states where they are read.
+
+        Args:
+            model: Whose states they are.
+            states: Of the residual stream, before the final norm.
+            rows: Which prompts they are of.
+        """
+
+    @abstractmethod
+    def of_rows(self, rows: Any) -> "PromptMetric":
+        """Return the metric of some of the prompts."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """Return the metric on another device."""
+        moved = copy.copy(self)
+        vars(moved).update({name: each.to(device) for name, each in vars(self).items() if isinstance(each, Tensor)})
+        return moved
+
+    @abstractmethod
+    def __call__(self, logits: Float[Tensor, "prompt pos d_vocab"]) -> Float[Tensor, ""]:
+        """Return the mean over prompts, from their logits at every position."""
+
+    def places(self, batch: int, length: int) -> Int[Tensor, "batch 1"]:
+        """Return the position at which each row is read.
+
+        Raises:
+            InvalidInputError: If there are not as many prompts as rows, or a position is out of range.
+        """
+        return _checked(self.positions[:, None], batch, length)
+
+    def of_states(
+        self, model: HookedTransformer, states: Float[Tensor, "cell prompt d_model"]
+    ) -> Float[Tensor, " cell"]:
+        """Return the mean over prompts, from final states where they are read."""
+        return self.of_prompts(model, states).mean(-1)
+
+
+class LinearMetric(PromptMetric):
+    """A `PromptMetric` that is a weighted sum of a few logits and a constant, so that it can be attributed."""
+
+    @abstractmethod
+    def terms(self, rows: Any = slice(None)) -> tuple[Int[Tensor, "prompt term"], Float[Tensor, "prompt term"]]:
+        """Return the tokens whose logits are summed, and their weights, in float64 on the CPU."""
+
+    @property
+    def constant(self) -> float:
+        """The number that is added to the sum."""
+        return 0.0
+
+    def __call__(self, logits: Float[Tensor, "prompt pos d_vocab"]) -> Float[Tensor, ""]:
+        tokens, weights = self.terms()
+        tokens, weights = tokens.to(logits.device), weights.to(logits.dtype).to(logits.device)
+        if len(logits) != len(tokens):
+            raise InvalidInputError(f"the metric is of {len(tokens)} prompts, and the logits of {len(logits)}.")
+        at = self.places(*logits.shape[:2]).to(logits.device)
+        read = logits.gather(1, at[..., None].expand(-1, -1, logits.shape[-1]))[:, 0]
+        _check_outputs(tokens, logits.shape[-1])
+        return (read.gather(-1, tokens) * weights).sum(-1).mean() + self.constant
+
+    def of_prompts(
+        self, model: HookedTransformer, states: Float[Tensor, "cell prompt d_model"], rows: Any = slice(None)
+    ) -> Float[Tensor, "cell prompt"]:
+        """Return each prompt's number, from final states where they are read.
+
+        Only the logits it looks at are made, in float32 at least, unless a module in the unembedding's place hides its
+        weights, or hooks are to see the logits made.
+
+        Args:
+            model: Whose states they are.
+            states: Of the residual stream, before the final norm.
+            rows: Which prompts they are of.
+
+        Raises:
+            InvalidInputError: For an answer that the model has no logit for.
+        """
+        tokens, weights = self.terms(rows)
+        tokens = tokens.to(states.device)
+        _check_outputs(tokens, model.cfg.d_vocab_out)
+        parts = (*model.ln_final.modules(), *model.unembed.modules())
+        if Readout.is_shown_by(model.unembed) and all(is_plain(part, type(part)) for part in parts):
+            readout = readout_of(model)
+            state = readout.normalize(states.to(torch.promote_types(states.dtype, torch.float32)))
+            columns = readout.W_U.T[tokens].to(state.dtype)
+            logits = torch.einsum("cpd,pad->cpa", state, columns) + readout.b_U[tokens].to(state.dtype)
+            if readout.soft_cap:
+                logits = readout.soft_cap * torch.tanh(logits / readout.soft_cap)
+        else:
+            logits = torch.stack([model.to_logits(cell[:, None])[:, 0].gather(-1, tokens) for cell in states])
+        return (logits * weights.to(logits.dtype).to(logits.device)).sum(-1) + self.constant
+
+
+@dataclass(frozen=True, eq=False)
+class AnswerMetric(LinearMetric):
+    """`(d - zero) / unit`, where `d` is the mean over prompts of right minus wrong answers' logits.
 
     Attributes:
         correct: The right answers of each prompt.
@@ -109,67 +241,93 @@ class AnswerMetric:
     unit: float = 1.0
 
     @classmethod
-    def of(cls, task: Task, *, zero: float = 0.0, unit: float = 1.0) -> Self:
-        """Make the metric of a task's answers."""
-        return cls(task.correct, task.incorrect, task.positions, zero, unit)
-
-    def places(self, batch: int, length: int) -> Int[Tensor, "batch 1"]:
-        """Return the position at which each row's answer is predicted.
+    def of(cls, task: HasAnswers, *, zero: float = 0.0, unit: float = 1.0) -> Self:
+        """Make the metric of a task's answers.
 
         Raises:
-            InvalidInputError: If there are not as many prompts as rows, or a position is out of range.
+            InvalidInputError: If the task has no right or no wrong ones.
         """
-        return _checked(self.positions[:, None], batch, length)
+        if not (task.correct.shape[-1] and task.incorrect.shape[-1]):
+            raise InvalidInputError(
+                "the task has no right and wrong answers to take the logit difference of. Give it some (correct and "
+                "incorrect), or name the metric."
+            )
+        return cls(task.correct, task.incorrect, task.positions, zero, unit)
 
-    def __call__(self, logits: Float[Tensor, "prompt pos d_vocab"]) -> Float[Tensor, ""]:
-        return self._share(answer_difference(logits, self.correct, self.incorrect, positions=self.positions).mean())
+    @property
+    def constant(self) -> float:
+        return -self.zero / self._unit
 
-    def of_states(
-        self, model: HookedTransformer, states: Float[Tensor, "cell prompt d_model"]
-    ) -> Float[Tensor, " cell"]:
-        """Return the metric of final states where the answers are predicted."""
-        return self._share(self.differences(model, states).mean(-1))
+    def terms(self, rows: Any = slice(None)) -> tuple[Int[Tensor, "prompt term"], Float[Tensor, "prompt term"]]:
+        right, wrong = self.correct[rows], self.incorrect[rows]
+        weights = [
+            torch.full(each.shape, by / each.shape[1], dtype=torch.float64, device="cpu")
+            for each, by in ((right, 1.0), (wrong, -1.0))
+        ]
+        return torch.cat([right, wrong], dim=1), torch.cat(weights, dim=1) / self._unit
 
-    def _share(self, difference: Float[Tensor, "*cell"]) -> Float[Tensor, "*cell"]:
-        if self.unit == 0:
-            raise _no_gap("equal")
-        return (difference - self.zero) / self.unit
+    def of_rows(self, rows: Any) -> "AnswerMetric":
+        return AnswerMetric(self.correct[rows], self.incorrect[rows], self.positions[rows], self.zero, self.unit)
 
     def differences(
         self, model: HookedTransformer, states: Float[Tensor, "cell prompt d_model"], rows: Any = slice(None)
     ) -> Float[Tensor, "cell prompt"]:
-        """Return each prompt's right minus wrong answers' logits, from final states where they are predicted.
+        """Return each prompt's right minus wrong answers' logits; see `of_prompts`."""
+        return AnswerMetric(self.correct, self.incorrect, self.positions).of_prompts(model, states, rows)
 
-        Only the answers' own logits are made, in float32 at least, unless a module in the unembedding's place hides its
-        weights, or hooks are to see the logits made.
+    @property
+    def _unit(self) -> float:
+        if self.unit == 0:
+            raise _no_gap("equal")
+        return self.unit
 
-        Args:
-            model: Whose states they are.
-            states: Of the residual stream, before the final norm.
-            rows: Which prompts they are of.
+
+@dataclass(frozen=True, eq=False)
+class NumberMetric(LinearMetric):
+    """The output of a model that gives numbers, where each prompt is read: its logit times a sign.
+
+    With the sign of the clean number less the corrupted one, the clean run has the higher metric on every prompt, and
+    what prompts differ by does not cancel.
+
+    Attributes:
+        positions: Where the number is read.
+        signs: What each prompt's number is multiplied by.
+        output: Which of the model's outputs it is.
+    """
+
+    positions: Int[Tensor, " prompt"]
+    signs: Float[Tensor, " prompt"]
+    output: int = 0
+
+    @classmethod
+    def between(
+        cls, clean: Float[Tensor, " prompt"], corrupted: Float[Tensor, " prompt"], positions: Int[Tensor, " prompt"]
+    ) -> Self:
+        """Make the metric of prompts whose right number is known, for both runs.
 
         Raises:
-            InvalidInputError: For an answer that the model has no logit for.
+            InvalidInputError: If both are the same for a prompt.
+
+        Example:
+            >>> metric = NumberMetric.between(torch.tensor([0.5, 0.0]), torch.tensor([0.0, 1.0]), torch.tensor([2, 1]))
+            >>> metric.signs
+            tensor([ 1., -1.])
         """
-        correct, incorrect = self.correct[rows], self.incorrect[rows]
-        answers = torch.cat([correct, incorrect], dim=1).to(states.device)
-        low, high = int(answers.min()), int(answers.max())
-        if low < 0 or high >= model.cfg.d_vocab_out:
+        signs = (clean - corrupted).sign()
+        if bool((signs == 0).any()):
+            row = int((signs == 0).nonzero()[0])
             raise InvalidInputError(
-                f"answers must be tokens from 0 to {model.cfg.d_vocab_out - 1}; they go from {low} to {high}."
+                f"the right number of prompt {row} is {float(clean[row])} in both runs, so that it tells nothing of a "
+                "patch. Leave it out, or read another position."
             )
-        parts = (*model.ln_final.modules(), *model.unembed.modules())
-        if Readout.is_shown_by(model.unembed) and all(is_plain(part, type(part)) for part in parts):
-            readout = readout_of(model)
-            state = readout.normalize(states.to(torch.promote_types(states.dtype, torch.float32)))
-            columns = readout.W_U.T[answers].to(state.dtype)
-            logits = torch.einsum("cpd,pad->cpa", state, columns) + readout.b_U[answers].to(state.dtype)
-            if readout.soft_cap:
-                logits = readout.soft_cap * torch.tanh(logits / readout.soft_cap)
-        else:
-            logits = torch.stack([model.to_logits(cell[:, None])[:, 0].gather(-1, answers) for cell in states])
-        right = correct.shape[1]
-        return logits[..., :right].mean(-1) - logits[..., right:].mean(-1)
+        return cls(positions, signs)
+
+    def terms(self, rows: Any = slice(None)) -> tuple[Int[Tensor, "prompt term"], Float[Tensor, "prompt term"]]:
+        signs = self.signs[rows][:, None]
+        return torch.full_like(signs, self.output, dtype=torch.long), signs.cpu().double()
+
+    def of_rows(self, rows: Any) -> "NumberMetric":
+        return NumberMetric(self.positions[rows], self.signs[rows], self.output)
 
 
 def gap_between(clean: float | Tensor, corrupted: float | Tensor, hint: str = "") -> float | Tensor:
@@ -221,3 +379,9 @@ def _checked(positions: Tensor, batch: int, length: int) -> Tensor:
             f"the metric reads positions from {int(positions.min())} to {int(positions.max())}; there are {length}."
         )
     return from_start
+
+
+def _check_outputs(tokens: Tensor, d_vocab_out: int) -> None:
+    low, high = int(tokens.min()), int(tokens.max())
+    if low < 0 or high >= d_vocab_out:
+        raise InvalidInputError(f"answers must be tokens from 0 to {d_vocab_out - 1}; they go from {low} to {high}.")

@@ -1,8 +1,8 @@
 """`Task`: prompts whose next token has right and wrong answers, and corrupted versions of the same prompts.
 
 The model's score is the logit difference: the mean logit of the right answers less that of the wrong ones, where the
-answer is predicted. A corrupted prompt has as many tokens as its clean one, so that activations of either run can
-be put into the other.
+answer is predicted; or a metric that the task is given. A corrupted prompt is aligned with its clean one token by
+token, so that activations of either run can be put into the other.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from headscope.analysis.prompts.answers import answer_difference, positions_error
+from headscope.analysis.prompts.metrics import AnswerMetric, Metric, PromptMetric
 from headscope.analysis.prompts.reading import RowMaker, TokenStrings, check_alike, read_rows
+from headscope.analysis.prompts.token_rows import TokenRows
 from headscope.data.ioi import IOIDataset
 from headscope.errors import InvalidInputError
 from headscope.model.text.tokens import pad_token_id
@@ -23,74 +26,14 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.table import Table
 
-__all__ = ["Task", "answer_difference", "logit_difference"]
-
-
-def logit_difference(
-    logits: Float[Tensor, "prompt *pos d_vocab"],
-    answer_tokens: Int[Tensor, "prompt 2"],
-    per_prompt: bool = False,
-    *,
-    positions: Int[Tensor, " prompt"] | None = None,
-) -> Float[Tensor, "*prompt"]:
-    """Return the right answer's logit less the wrong one's.
-
-    Args:
-        logits: At every position, or (without that axis) where the answer is predicted.
-        answer_tokens: For each prompt the right token, then the wrong one.
-        per_prompt: One number for each prompt, instead of their mean.
-        positions: Where each prompt's answer is predicted; default: at the last position.
-
-    Raises:
-        InvalidInputError: If shapes do not fit, or a token or position is out of range.
-
-    Example:
-        >>> logits = torch.tensor([[[0.0, 1.0, 5.0]], [[2.0, 0.0, 1.0]]])
-        >>> logit_difference(logits, torch.tensor([[2, 1], [1, 0]]), per_prompt=True)
-        tensor([ 4., -2.])
-    """
-    differences = answer_difference(logits, answer_tokens[:, :1], answer_tokens[:, 1:], positions=positions)
-    return differences if per_prompt else differences.mean()
-
-
-def answer_difference(
-    logits: Float[Tensor, "prompt *pos d_vocab"],
-    correct: Int[Tensor, "prompt n_correct"],
-    incorrect: Int[Tensor, "prompt n_incorrect"],
-    *,
-    positions: Int[Tensor, " prompt"] | None = None,
-) -> Float[Tensor, " prompt"]:
-    """Return the mean logit of each prompt's right answers less that of its wrong ones.
-
-    Raises:
-        InvalidInputError: If shapes do not fit, or a token or position is out of range.
-    """
-    if not len(logits) == len(correct) == len(incorrect):
-        raise InvalidInputError(
-            f"there are answers for {len(correct)} and {len(incorrect)} prompts, and logits {list(logits.shape)} for "
-            f"{len(logits)}; give a row of each for every prompt."
-        )
-    if logits.ndim == 3:
-        last = torch.full_like(correct[:, 0], logits.shape[1] - 1) if positions is None else positions
-        if bool(((last < 0) | (last >= logits.shape[1])).any()):
-            raise _positions_error(last, logits.shape[1])
-        rows = torch.arange(len(logits), device=logits.device)
-        logits = logits[rows, last.to(logits.device)]
-    both = torch.cat([correct, incorrect], dim=1).to(logits.device)
-    d_vocab = logits.shape[-1]
-    if bool(((both < 0) | (both >= d_vocab)).any()):
-        raise InvalidInputError(
-            f"answers must be tokens from 0 to {d_vocab - 1}; they go from {int(both.min())} to {int(both.max())}."
-        )
-    right, wrong = logits.gather(-1, both).split([correct.shape[1], incorrect.shape[1]], dim=1)
-    return right.mean(-1) - wrong.mean(-1)
+__all__ = ["Task"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Task:
     """Prompts with right and wrong next tokens.
 
-    Made by `from_prompts`, `from_templates`, `from_ioi`, or read from a file of one's own by `read`.
+    Made by `from_prompts`, `from_templates`, `from_ioi`, `from_tokens`, or read from a file of one's own by `read`.
 
     Attributes:
         clean_tokens: The prompts, padded on the right.
@@ -104,6 +47,9 @@ class Task:
         answers: The right and the wrong answers of each prompt as text; several have `|` between them.
         labels: The kind of each prompt; empty strings where none is given.
         word_idx: Named positions, such as `IO` and `S2`, where they are known.
+        metric: What is measured in the place of the logit difference; `None` for that. Without answers, `correct` and
+            `incorrect` have no columns.
+        corrupted_mask: The real tokens of corrupted prompts, where they are not those of the clean ones.
     """
 
     clean_tokens: Int[Tensor, "prompt pos"]
@@ -117,6 +63,8 @@ class Task:
     answers: tuple[tuple[str, str], ...]
     labels: tuple[str, ...]
     word_idx: Mapping[str, Int[Tensor, " prompt"]] = field(default_factory=dict)
+    metric: Metric | None = None
+    corrupted_mask: Bool[Tensor, "prompt pos"] | None = None
 
     @classmethod
     def from_prompts(
@@ -262,6 +210,77 @@ class Task:
         )
 
     @classmethod
+    def from_tokens(
+        cls,
+        clean: Tensor | Sequence[Any],
+        corrupted: Tensor | Sequence[Any] | None = None,
+        *,
+        correct: Tensor | Sequence[Any] | None = None,
+        incorrect: Tensor | Sequence[Any] | None = None,
+        metric: Metric | None = None,
+        positions: Tensor | Sequence[int] | None = None,
+        attention_mask: Tensor | None = None,
+        corrupted_mask: Tensor | None = None,
+        labels: Sequence[str] | None = None,
+        word_idx: Mapping[str, Int[Tensor, " prompt"]] | None = None,
+        tokenizer: Any = None,
+    ) -> Self:
+        """Make a task of token ids, for any model, with a tokenizer or without.
+
+        Args:
+            clean: The prompts, `[prompt, pos]`; lists may differ in length.
+            corrupted: The same without what tells the answer, aligned position by position.
+            correct: The right answer of each prompt, or several.
+            incorrect: The wrong ones.
+            metric: What to measure in the place of the logit difference: a `NumberMetric` for models that give numbers,
+                or any function of the logits `[prompt, pos, d_vocab]`.
+            positions: Where the answer is predicted; default: where the metric reads, or each prompt's last real token.
+            attention_mask: The real tokens of `clean`, which begin each row; default: all, or as long as its lists are.
+            corrupted_mask: Those of `corrupted`; default: the clean ones.
+            labels: The kind of each prompt.
+            word_idx: Named positions.
+            tokenizer: Where there is one, the text of prompts and answers is shown, in the place of numbers.
+
+        Raises:
+            InvalidInputError: For tokens that are no ids, shapes that do not fit, a mask without real tokens in a
+                prompt, an answer position at padding of either run, or neither answers nor a metric.
+
+        Example:
+            >>> task = Task.from_tokens([[1, 5, 7], [1, 6]], [[1, 8, 7], [1, 9]], correct=[5, 6], incorrect=[8, 9])
+            >>> task, task.positions.tolist()
+            (Task(2 prompts of up to 3 tokens, with corrupted ones, e.g. '1 5 7': '5', not '8'), [2, 1])
+        """
+        maker = TokenRows(tokenizer)
+        tokens, mask = maker.padded("clean", clean, attention_mask)
+        other, other_mask = (None, None) if corrupted is None else maker.padded("corrupted", corrupted, corrupted_mask)
+        if corrupted is None and corrupted_mask is not None:
+            raise InvalidInputError("corrupted_mask is of corrupted prompts, and there are none; leave it out.")
+        if other is not None and corrupted_mask is None and isinstance(corrupted, Tensor):
+            other_mask = mask
+        if other is not None and other.shape != tokens.shape:
+            raise InvalidInputError(
+                f"the corrupted tokens {list(other.shape)} are not aligned with the clean ones {list(tokens.shape)}; "
+                "give as many rows, padded to one length."
+            )
+        right, wrong = maker.answers(len(tokens), correct, incorrect, metric is not None)
+        at = maker.positions(positions if metric is None else _read_by(metric, positions), mask, other_mask)
+        return cls(
+            clean_tokens=tokens,
+            correct=right.to(tokens.device),
+            incorrect=wrong.to(tokens.device),
+            attention_mask=mask,
+            positions=at,
+            corrupted_tokens=other,
+            prompts=maker.texts(tokens, mask),
+            str_tokens=maker.rows(tokens, mask),
+            answers=tuple((maker.text(each), maker.text(other)) for each, other in zip(right, wrong, strict=True)),
+            labels=("",) * len(tokens) if labels is None else tuple(labels),
+            word_idx=dict(word_idx or {}),
+            metric=metric,
+            corrupted_mask=None if other_mask is None or torch.equal(other_mask, mask) else other_mask,
+        )
+
+    @classmethod
     def read(
         cls, path: str | Path, tokenizer: Any, *, prepend_bos: bool = True, prepend_space_to_answer: bool = True
     ) -> Self:
@@ -327,7 +346,8 @@ class Task:
         for name, values in given.items():
             if len(values) != n:
                 raise InvalidInputError(f"there are {n} prompts, and {len(values)} of {name}; give as many.")
-        for name, tokens in (("attention_mask", self.attention_mask), ("corrupted_tokens", self.corrupted_tokens)):
+        for name in ("attention_mask", "corrupted_tokens", "corrupted_mask"):
+            tokens = getattr(self, name)
             if tokens is not None and tokens.shape != self.clean_tokens.shape:
                 raise InvalidInputError(
                     f"{name} must have the clean tokens' shape {[n, length]}; got {list(tokens.shape)}."
@@ -335,7 +355,7 @@ class Task:
         if n == 0:
             raise InvalidInputError("a task needs at least one prompt.")
         if bool(((self.positions < 0) | (self.positions >= length)).any()):
-            raise _positions_error(self.positions, length)
+            raise positions_error(self.positions, length)
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -350,16 +370,41 @@ class Task:
         def some(values: Any) -> Any:
             if isinstance(values, Tensor):
                 return values[rows]
+            if isinstance(values, PromptMetric):
+                return values.of_rows(rows.to(values.positions.device))
+            if callable(values):
+                return self._whole(values, numbers)
             return None if values is None else tuple(values[number] for number in numbers.tolist())
 
         taken = {each.name: some(getattr(self, each.name)) for each in fields(self) if each.name != "word_idx"}
         return type(self)(**taken, word_idx={name: at[rows] for name, at in self.word_idx.items()})
 
+    def _whole(self, metric: Metric, numbers: Tensor) -> Metric:
+        """Refuse a metric of all prompts for some of them."""
+        if numbers.tolist() != list(range(len(self))):
+            raise InvalidInputError(
+                f"the task's metric is a function of the logits of all {len(self)} prompts, so that some of them have "
+                "none. Give a metric with a number for each prompt (an AnswerMetric or a NumberMetric)."
+            )
+        return metric
+
     def to(self, device: torch.device | str) -> Self:
         """Return the task on another device."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
-        moved: dict[str, Any] = {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
+        moved: dict[str, Any] = {
+            name: value.to(device) for name, value in values.items() if isinstance(value, Tensor | PromptMetric)
+        }
         return replace(self, **moved, word_idx={name: at.to(device) for name, at in self.word_idx.items()})
+
+    @property
+    def measure(self) -> Metric:
+        """The metric of the task: the one it was given, or the logit difference of its answers."""
+        return AnswerMetric.of(self) if self.metric is None else self.metric
+
+    @property
+    def masks(self) -> tuple[Bool[Tensor, "prompt pos"], Bool[Tensor, "prompt pos"]]:
+        """The real tokens of the clean and of the corrupted prompts."""
+        return self.attention_mask, self.attention_mask if self.corrupted_mask is None else self.corrupted_mask
 
     def tensors(self) -> dict[str, Tensor]:
         """Return everything that makes it differ from another task, by name."""
@@ -369,7 +414,8 @@ class Task:
             "incorrect": self.incorrect,
             "at": self.positions,
         }
-        return tensors if self.corrupted_tokens is None else {**tensors, "corrupted": self.corrupted_tokens}
+        more = {"corrupted": self.corrupted_tokens, "corrupted mask": self.corrupted_mask}
+        return tensors | {name: each for name, each in more.items() if each is not None}
 
     def logit_difference(
         self, logits: Float[Tensor, "prompt *pos d_vocab"], per_prompt: bool = False
@@ -379,6 +425,9 @@ class Task:
         Args:
             logits: Of these prompts, at every position; or (without that axis) at `positions`.
             per_prompt: One number for each prompt, instead of their mean.
+
+        Raises:
+            InvalidInputError: If the task has a metric, and no answers.
         """
         differences = answer_difference(logits, self.correct, self.incorrect, positions=self.positions)
         return differences if per_prompt else differences.mean()
@@ -425,12 +474,17 @@ class Task:
     def __repr__(self) -> str:
         right, wrong = self.answers[0]
         corrupted = "with" if self.corrupted_tokens is not None else "without"
+        asked = f"{right!r}, not {wrong!r}" if self.metric is None else "a metric of its own"
         return (
             f"Task({len(self)} prompts of up to {self.clean_tokens.shape[1]} tokens, {corrupted} corrupted ones, e.g. "
-            f"{self.prompts[0]!r}: {right!r}, not {wrong!r})"
+            f"{self.prompts[0]!r}: {asked})"
         )
 
 
-def _positions_error(positions: Tensor, length: int) -> InvalidInputError:
-    lowest, highest = int(positions.min()), int(positions.max())
-    return InvalidInputError(f"positions must be from 0 to {length - 1}; they go from {lowest} to {highest}.")
+def _read_by(metric: Metric, positions: Any) -> Any:
+    """Return where the answer is predicted: where a metric of single prompts reads, which no other may contradict."""
+    if not isinstance(metric, PromptMetric):
+        return positions
+    if positions is not None and not torch.equal(torch.as_tensor(positions).cpu(), metric.positions.cpu()):
+        raise InvalidInputError("the metric reads other positions than positions names; leave these out.")
+    return metric.positions

@@ -10,8 +10,9 @@
 - **positions**: a name (`"end"`, where the answer is predicted, which every task has, and those of `task.word_idx`), a
   number (negative ones count back from each prompt's last token), a tensor with one position for each prompt, or a list
   of these. Each is a real token of every prompt.
-- **metric**: the task's logit difference, or a function of the logits `[prompt, pos, d_vocab]` of all prompts that
-  gives one number (`prompts.metrics`).
+- **metric**: the task's own (its logit difference, unless it was given another), or a function of the logits
+  `[prompt, pos, d_vocab]` of all prompts that gives one number (`prompts.metrics`). A `PromptMetric` has one for each
+  prompt.
 - **hooks** on the model stay in force in every run, and cost the shortcuts.
 """
 
@@ -26,7 +27,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from headscope.analysis.core.result import RunInfo, check_option
-from headscope.analysis.prompts.metrics import AnswerMetric, Metric, PositionMetric, as_number, gap_between
+from headscope.analysis.prompts.metrics import Metric, PositionMetric, PromptMetric, as_number, gap_between
 from headscope.analysis.prompts.task import Task
 from headscope.errors import InvalidInputError, NotFiniteError, unknown_name
 from headscope.model.transformer import HookedTransformer
@@ -83,8 +84,9 @@ class Positions:
 
     @cached_property
     def mask(self) -> Bool[Tensor, "prompt pos"]:
-        """The real tokens at any of these positions."""
-        mask = self.task.attention_mask
+        """The tokens at any of these positions that are real in both runs."""
+        clean, corrupted = self.task.masks
+        mask = clean & corrupted
         return torch.zeros_like(mask).scatter(1, self.at.T, True) & mask
 
     @cached_property
@@ -110,7 +112,7 @@ class Positions:
 
 def _place(task: Task, asked: Any) -> tuple[int | str, Int[Tensor, " prompt"]]:
     """Return a position's name, and its place in each prompt."""
-    mask = task.attention_mask
+    mask = task.masks[0] & task.masks[1]
     n, width = mask.shape
     if isinstance(asked, Tensor) and asked.ndim == 0 and not asked.is_floating_point():
         asked = int(asked)
@@ -131,7 +133,7 @@ def _place(task: Task, asked: Any) -> tuple[int | str, Int[Tensor, " prompt"]]:
             f"positions must be names, numbers, a tensor with one for each prompt, or a list of these; got {asked!r}."
         )
     if not isinstance(asked, str):
-        lasts = (mask * torch.arange(width, device=mask.device)).amax(1)
+        lasts = (task.attention_mask * torch.arange(width, device=mask.device)).amax(1)
         at = torch.where(at < 0, at + lasts + 1, at)
     inside = (at >= 0) & (at < width)
     if not bool(inside.all()) or not bool(mask.gather(1, at[:, None]).all()):
@@ -172,7 +174,7 @@ class TaskRuns:
         if task.corrupted_tokens is None:
             raise InvalidInputError(
                 f"patching needs corrupted prompts, and {task!r} has none. Give them: `corrupted` in from_prompts, a "
-                "column of that name in a file, from_templates, or from_ioi."
+                "column of that name in a file, from_templates, from_tokens, or from_ioi."
             )
         self.direction, self.scale = direction, scale
         self.task = task = task.to(model.W_E.device)
@@ -181,14 +183,21 @@ class TaskRuns:
         self.base, self.other = runs if direction == "noising" else runs[::-1]
         self.positions = Positions.of(task, positions)
         # No real token looks at the padding behind it: without a mask it gets the same, and faster.
-        mask = task.attention_mask
-        behind = model.cfg.attention_dir == "causal" and bool((mask[:, 1:] <= mask[:, :-1]).all())
-        self._mask = None if behind else mask
+        behind = model.cfg.attention_dir == "causal"
+        behind &= all(bool((mask[:, 1:] <= mask[:, :-1]).all()) for mask in task.masks)
+        masks = task.masks if direction == "noising" else task.masks[::-1]
+        self._masks = None if behind else masks
 
-    def options(self, rows: Int[Tensor, " row"], times: int = 1) -> dict[str, Any]:
-        """Return the options on padding for a forward pass of some prompts, repeated `times` times."""
-        mask = None if self._mask is None else self._mask[rows].repeat(times, 1)
-        return {"attention_mask": mask, "padding_side": "right"}
+    def options(self, rows: Int[Tensor, " row"], times: int = 1, *, of_other: bool = False) -> dict[str, Any]:
+        """Return the options on padding for a forward pass of some prompts, repeated `times` times.
+
+        Args:
+            rows: Which prompts.
+            times: How often.
+            of_other: For the run that values are from, in the place of the one that is patched.
+        """
+        mask = None if self._masks is None else self._masks[of_other]
+        return {"attention_mask": None if mask is None else mask[rows].repeat(times, 1), "padding_side": "right"}
 
     def info(self, model: HookedTransformer, n_positions: int, **options: Any) -> RunInfo:
         """Return the record of a run on the task."""
@@ -226,22 +235,30 @@ class TaskRuns:
 class Scorer:
     """A metric of final states, read only where it looks.
 
-    The task's logit difference (`metric=None`) takes the answers' logits where they are predicted. A metric of your own
-    says where it looks (`last_position`, `reads`, an `AnswerMetric`), or is given all logits of all prompts.
+    The task's own metric (`metric=None`), if it is the logit difference, takes the answers' logits where they are
+    predicted. Another says where it looks (`last_position`, `reads`, a `PromptMetric`), or is given all logits of all
+    prompts.
 
     Attributes:
         places: The positions whose final states it takes.
     """
 
     def __init__(self, model: HookedTransformer, task: Task, metric: Metric | None = None) -> None:
-        self.model, self.task, self.metric = model, task, metric
-        self._answers = AnswerMetric.of(task)
+        self.model, self.task, self.metric = model, task, task.measure if metric is None else metric
         n, length = task.clean_tokens.shape
-        reader = self._answers if metric is None else metric
         places = torch.arange(length).expand(n, -1)
-        if isinstance(reader, AnswerMetric | PositionMetric):
-            places = reader.places(n, length)
+        if isinstance(self.metric, PromptMetric | PositionMetric):
+            places = self.metric.places(n, length)
         self.places: Int[Tensor, "prompt read"] = places.to(task.clean_tokens.device)
+
+    @property
+    def is_of_prompts(self) -> bool:
+        """True if it has a number for each prompt."""
+        return isinstance(self.metric, PromptMetric)
+
+    def of_rows(self, rows: Int[Tensor, " row"]) -> Metric:
+        """Return the metric of a batch; one of all prompts as it is."""
+        return self.metric.of_rows(rows) if isinstance(self.metric, PromptMetric) else self.metric
 
     @cached_property
     def changes_at(self) -> Int[Tensor, " prompt"]:
@@ -251,20 +268,20 @@ class Scorer:
         return torch.where(differ.any(1), differ.int().argmax(1), differ.shape[1])
 
     def batches(self, n_tokens: int, n_cells: int = 1) -> Iterator[Int[Tensor, " row"]]:
-        """Cut the prompts into batches of at most `n_tokens` (or one prompt); a metric of your own gets all at once.
+        """Cut the prompts into batches of at most `n_tokens` (or one prompt); one for a metric of all prompts.
 
         With many patches to run on each, prompts go together that change, and predict their answers, at the same
         places: patched runs of a batch are of the positions between its first change and its last answer.
         """
         n, width = self.task.clean_tokens.shape
         for rows in self.alike(torch.arange(n), n_cells):
-            yield from [rows] if self.metric is not None else rows.split(max(1, n_tokens // width))
+            yield from rows.split(max(1, n_tokens // width)) if self.is_of_prompts else [rows]
 
     def alike(self, rows: Int[Tensor, " row"], n_cells: int) -> list[Int[Tensor, " _"]]:
         """Cut some prompts in the same way, but for their number."""
-        if self.metric is not None or n_cells < _MANY_CELLS:
+        if not self.is_of_prompts or n_cells < _MANY_CELLS:
             return [rows]
-        ends = torch.stack([self.changes_at, self.task.positions]).cpu()[:, rows]
+        ends = torch.stack([self.changes_at, self.places[:, -1]]).cpu()[:, rows]
         which = ends.unique(dim=1, return_inverse=True)[1]
         return [rows[which == number] for number in range(int(which.max()) + 1)]
 
@@ -277,16 +294,14 @@ class Scorer:
     def values(
         self, rows: Int[Tensor, " row"], final: Float[Tensor, "run prompt read d_model"]
     ) -> Float[Tensor, "run *prompt"]:
-        """Return the metric of each run: for each prompt if it is the logit difference, else one number.
+        """Return the metric of each run: for each prompt if it is a `PromptMetric`, else one number.
 
         Raises:
             InvalidInputError: If a metric of your own is not one number.
         """
         metric = self.metric
-        if metric is None:
-            return self._answers.differences(self.model, final[:, :, 0], rows)
-        if isinstance(metric, AnswerMetric):
-            return metric.of_states(self.model, final[:, :, 0])
+        if isinstance(metric, PromptMetric):
+            return metric.of_prompts(self.model, final[:, :, 0], rows)
         of_logits = metric.metric if isinstance(metric, PositionMetric) else metric
         return torch.stack([_one_number(of_logits(self.model.to_logits(each))) for each in final])
 
