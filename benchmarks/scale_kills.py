@@ -1,14 +1,16 @@
 """Random kills of drivers and workers, of every engine, until there were enough: does a run still come out to the bit?
 
-    python benchmarks/scale_kills.py --kills 500 [--ray]
+    python benchmarks/scale_kills.py --kills 500 [--ray] [--folder kills]
 
 A driver process runs an analysis in shards, is killed or loses a worker after a random time, and is started again with
 another engine, until the result is there; then a new run begins. Every result is compared with that of one process.
 """
 
 import argparse
+import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +24,7 @@ import torch
 from headscope import HookedTransformer, HookedTransformerConfig
 from headscope.analysis import measure_entropy
 from headscope.analysis.lens.entropy import EntropyResult
+from headscope.model.checkpoints.files import write_bytes
 from headscope.ops.devices import budget
 from headscope.scale import InProcess, Processes, Ray
 
@@ -84,39 +87,69 @@ def disturb(driver: subprocess.Popen[bytes], chance: random.Random, patience: fl
                 return kills
 
 
+class Tally:
+    """Kills and runs so far, kept in a folder, so that a count that is itself stopped goes on."""
+
+    def __init__(self, folder: Path, names: list[str]) -> None:
+        self.path = folder / "tally.json"
+        kept = json.loads(self.path.read_text()) if self.path.exists() else {}
+        self.kills = {**dict.fromkeys(names, 0), **kept.get("kills", {})}
+        self.runs, self.seconds = kept.get("runs", 0), kept.get("seconds", 0.0)
+
+    def add(self, name: str, kills: int, seconds: float) -> None:
+        self.kills[name] += kills
+        self.seconds += seconds
+        self.write()
+
+    def write(self) -> None:
+        write_bytes(self.path, json.dumps({"kills": self.kills, "runs": self.runs, "seconds": self.seconds}).encode())
+
+    def __str__(self) -> str:
+        shown = ", ".join(f"{number} of {name}" for name, number in self.kills.items())
+        return f"{self.runs} runs with the same bits, after {shown} killed, in {self.seconds:.0f} s"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--patience", type=float, default=8.0, help="the longest time between two kills, in seconds")
     parser.add_argument("--ray", action="store_true")
+    parser.add_argument("--folder", type=Path, help="where the count is kept, to go on with it; default: nowhere")
     parser.add_argument("--drive", nargs=2, metavar=("ENGINE", "RUN"), help="what a driver does")
     args = parser.parse_args()
     if args.drive:
         measure(Path(args.drive[1]), engine(args.drive[0]))
         return
-    chance = random.Random(args.seed)
     names = ["in process", "processes", *(["ray"] if args.ray else [])]
-    kills, runs, began = dict.fromkeys(names, 0), 0, time.monotonic()
     with tempfile.TemporaryDirectory() as temporary:
-        wanted = measure(Path(temporary) / "wanted", engine("in process"))
-        while sum(kills.values()) < args.kills:
-            folder, left = Path(temporary) / str(runs), 20
-            while not (folder / "result.safetensors").exists():
-                name = chance.choice(names)
-                driver = subprocess.Popen([sys.executable, __file__, "--drive", name, str(folder)])
-                # After some kills a run may come to its end.
-                kills[name] += disturb(driver, chance, args.patience if left > 0 else 600.0)
-                left -= 1
-            found = EntropyResult.load(folder / "result.safetensors")
+        folder = args.folder or Path(temporary)
+        tally = Tally(folder, names)
+        chance = random.Random(f"{args.seed} {tally}")
+        wanted = measure(folder / "wanted", engine("in process"))
+        while sum(tally.kills.values()) < args.kills:
+            run_to_its_end(folder / str(tally.runs), names, tally, chance, args.patience)
+            found = EntropyResult.load(folder / str(tally.runs) / "result.safetensors")
             for of in ARRAYS:
-                assert torch.equal(getattr(found, of).nan_to_num(), getattr(wanted, of).nan_to_num()), f"{folder}: {of}"
-            assert found.info == wanted.info, folder
-            runs += 1
-            shown = ", ".join(f"{number} of {name}" for name, number in kills.items())
-            print(
-                f"{runs} runs with the same bits, after {shown} killed, in {time.monotonic() - began:.0f} s", flush=True
-            )
+                same = torch.equal(getattr(found, of).nan_to_num(), getattr(wanted, of).nan_to_num())
+                assert same, f"{folder / str(tally.runs)}: other bits of {of}"
+            assert found.info == wanted.info, folder / str(tally.runs)
+            shutil.rmtree(folder / str(tally.runs))
+            tally.runs += 1
+            tally.write()
+            print(tally, flush=True)
+
+
+def run_to_its_end(folder: Path, names: list[str], tally: Tally, chance: random.Random, patience: float) -> None:
+    """Start drivers of a run, one after another, and disturb them, until its result is there."""
+    left = 20
+    while not (folder / "result.safetensors").exists():
+        name, began = chance.choice(names), time.monotonic()
+        driver = subprocess.Popen([sys.executable, __file__, "--drive", name, str(folder)])
+        # After some kills a run may come to its end.
+        kills = disturb(driver, chance, patience if left > 0 else 600.0)
+        tally.add(name, kills, time.monotonic() - began)
+        left -= 1
 
 
 if __name__ == "__main__":

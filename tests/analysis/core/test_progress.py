@@ -9,7 +9,7 @@ from small_models import small_model
 from headscope.analysis.ablation.ablate import ablate_heads
 from headscope.analysis.core import progress
 from headscope.analysis.core.costs import layer_operations, row_operations, run_operations
-from headscope.analysis.core.progress import Bar, each_step, progress_bar, watching
+from headscope.analysis.core.progress import Bar, each_step, mark_safe, progress_bar, watching
 from headscope.analysis.lens.entropy import measure_entropy
 
 
@@ -105,3 +105,19 @@ def test_later_layers_are_cheaper() -> None:
     weights = sum(weight.numel() for weight in model.blocks.parameters())
     assert layer == 2 * weights / n and row == 2 * model.cfg.d_model * model.cfg.d_vocab_out
     assert [run_operations(model, at) for at in range(n + 1)] == [row + layer * (n - at) for at in range(n + 1)]
+
+
+def test_a_bar_says_how_much_is_safe(lines: list[Any]) -> None:
+    mark_safe(1)  # where no bar is open, nothing is said
+    with progress_bar(10, "outer") as outer:
+        assert str(outer) == ""
+        outer.update(5)
+        outer.step = 4
+        with progress_bar(100, "inner") as inner:
+            inner.update(50)
+            assert not lines[0].postfix
+            mark_safe(25)
+            assert str(inner) == "safe: 25%" and str(outer) == lines[0].postfix == "safe: 60%"
+    with progress_bar(None, "unknown") as bar:
+        mark_safe(12345)
+        assert str(bar) == "safe: 12,345"

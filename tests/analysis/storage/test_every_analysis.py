@@ -149,5 +149,5 @@ def test_help_shows_every_option() -> None:
         assert name in inspect.signature(measure_entropy).parameters
         assert f"\n        {name}: " in measure_entropy.__doc__
     assert "**run" not in measure_entropy.__doc__
-    assert inspect.signature(ablate_heads).parameters["flush_every"].default == 1
+    assert inspect.signature(ablate_heads).parameters["flush_every"].default is None
     assert "include_bos" not in inspect.signature(attribute).parameters

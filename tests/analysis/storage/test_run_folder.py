@@ -10,7 +10,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from torch import Tensor
 
 import headscope
 from headscope import HookedTransformer, HookedTransformerConfig
+from headscope.analysis.core import progress
 from headscope.analysis.core.batches import Batch, iterate_batches
 from headscope.analysis.lens.entropy import EntropyAccumulator, EntropyOptions, EntropyResult, measure_entropy
 from headscope.analysis.storage import manifest as run_manifest
@@ -65,8 +68,9 @@ def model() -> HookedTransformer:
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only a loss of power needs files forced to the disk, which is slow."""
+    """Only a loss of power needs files forced to the disk, which is slow; and no write comes by the time of day."""
     monkeypatch.setattr(os, "fsync", lambda _: None)
+    monkeypatch.setattr(run_folder, "_FIRST", run_folder._SECONDS)
 
 
 @pytest.fixture
@@ -154,20 +158,86 @@ def test_ctrl_c_keeps_every_whole_batch(model: HookedTransformer, folder: Path) 
     check_sums(sums, stage)
 
 
-def test_slow_batches_are_written_without_waiting_for_more(
-    model: HookedTransformer, folder: Path, monkeypatch: pytest.MonkeyPatch
+class Clock:
+    """A clock that batches and writes move."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, batch: float, write: float = 0.0) -> None:
+        self.now, self.batch, self.write, self.writes = 1000.0, batch, write, list[float]()
+        self.lives = float("inf")
+        monkeypatch.setattr(run_folder, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(run_folder, "_FIRST", 1.0)
+        flush = Stage.flush
+
+        def flushing(stage: Stage, *args: Any) -> None:
+            self.passes(self.write)
+            self.writes.append(self.now)
+            flush(stage, *args)
+
+        monkeypatch.setattr(Stage, "flush", flushing)
+
+    def passes(self, seconds: float) -> None:
+        self.now += seconds
+        if self.now > self.lives:
+            raise Killed
+
+    def gaps(self) -> list[float]:
+        return [end - start for start, end in zip([1000.0, *self.writes], self.writes, strict=False)]
+
+
+class Killed(BaseException):
+    """The end of a process, between two batches or within one."""
+
+
+class Timed(Accumulator[int]):
+    """An accumulator whose batches take time on a clock."""
+
+    def __init__(self, model: HookedTransformer, clock: Clock) -> None:
+        super().__init__(model, {})
+        self.clock = clock
+
+    def update(self, batch: Batch) -> None:
+        self.clock.passes(self.clock.batch)
+        self.add(batch, batch.tokens.numel(), {"tokens": batch.tokens.sum()})
+
+    def summary(self, rows: dict[str, Tensor]) -> int:
+        return int(self.sums["tokens"])
+
+
+def one_by_one(model: HookedTransformer, n: int) -> Iterator[Batch]:
+    return iterate_batches(model, [torch.tensor([[at % 23]]) for at in range(n)], progress=False)
+
+
+@pytest.mark.parametrize(("batch", "n_writes"), [(0.25, 15), (2.0, 16), (29.0, 11), (31.0, 10), (150.0, 2)])
+def test_a_run_is_on_disk_within_thirty_seconds(
+    model: HookedTransformer, folder: Path, monkeypatch: pytest.MonkeyPatch, batch: float, n_writes: int
 ) -> None:
-    monkeypatch.setattr(run_folder, "_SECONDS", -1.0)
-    stage, n_written = Stage(new_folder(folder), "sums"), []
+    clock = Clock(monkeypatch, batch)
+    accumulate(one_by_one(model, round(310 / batch)), Timed(model, clock), stage=Stage(new_folder(folder), "slow"))
+    assert max(clock.gaps()) <= max(30.0, batch) + 1e-6
+    assert len(clock.writes) <= n_writes + 1, "the last one is the end of the pass"
 
-    def watched() -> Iterator[Batch]:
-        for batch in batches_of(model):
-            n_written.append(stage.done.n_batches)
-            yield batch
 
-    accumulate(watched(), Sums(model), stage=stage, flush_every=100)
-    assert n_written == list(range(7))
-    check_sums(Sums(model).restore(Stage(folder, "sums").state or {}), Stage(folder, "sums"))
+@pytest.mark.parametrize("write", [0.004, 0.02, 0.25])
+def test_writes_take_a_hundredth_of_the_time(
+    model: HookedTransformer, folder: Path, monkeypatch: pytest.MonkeyPatch, write: float
+) -> None:
+    clock = Clock(monkeypatch, 0.5, write)
+    accumulate(one_by_one(model, 600), Timed(model, clock), stage=Stage(new_folder(folder), "slow"))
+    assert len(clock.writes) * write < 0.0101 * (clock.now - 1000.0)
+
+
+@pytest.mark.parametrize(("batch", "life"), [(10.0, 12.0), (10.0, 25.0), (5.0, 12.0), (0.5, 4.0), (45.0, 46.0)])
+def test_a_run_of_few_batches_whose_processes_die_young_gets_on(
+    model: HookedTransformer, folder: Path, monkeypatch: pytest.MonkeyPatch, batch: float, life: float
+) -> None:
+    """Eight batches, and at least half of what each process measured counts."""
+    clock, place, n_lives = Clock(monkeypatch, batch, 0.01), new_folder(folder), 0
+    while not (stage := Stage(place, "slow")).done.finished:
+        clock.lives, n_lives = clock.now + life, n_lives + 1
+        with contextlib.suppress(Killed):
+            accumulate(one_by_one(model, 8), Timed(model, clock), stage=stage)
+    assert n_lives <= 2 * 8 / (life // batch) + 1
+    assert Timed(model, clock).restore(stage.state or {}).result() == sum(range(8))
 
 
 def test_without_a_folder_nothing_is_written(model: HookedTransformer, tmp_path: Path) -> None:
@@ -690,13 +760,16 @@ def test_rows_are_joined() -> None:
 
 
 def test_the_bar_starts_at_what_was_done(
-    model: HookedTransformer, folder: Path, capfd: pytest.CaptureFixture[str]
+    model: HookedTransformer, folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(progress, "tqdm", partial(progress.tqdm, mininterval=0.0, miniters=1))
     stopped_run(model, folder)
     capfd.readouterr()
     measure(model, make_data(), folder, resume=True, progress=True)
-    first = capfd.readouterr().err.split("\r")[1]
-    assert "66/94" in first and "tok/s" in first
+    first, *rest = [line for line in capfd.readouterr().err.split("\r") if "tok/s" in line]
+    assert "66/94" in first
+    safe = [line.rpartition("safe: ")[2].split()[0] for line in rest if "safe: " in line]
+    assert list(dict.fromkeys(safe)) == ["70%", "100%"], "written after two batches"
 
 
 def test_passes_are_made_by_hand(model: HookedTransformer, folder: Path) -> None:

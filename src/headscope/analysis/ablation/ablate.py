@@ -80,7 +80,7 @@ class AblationOptions:
         return Plan(sets, self.values, self.effects, excluded, self.scale == "final")
 
 
-@streaming(flush_every=1)
+@streaming()
 def ablate_heads(
     model: HookedTransformer,
     data: Any,

@@ -14,13 +14,15 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-__all__ = ["Bar", "duration", "each_step", "progress_bar", "watching"]
+__all__ = ["Bar", "duration", "each_step", "mark_safe", "progress_bar", "watching"]
 
 T = TypeVar("T")
 Amount = int | float
 
-_TIMED = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left"
-_COUNTED = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} {unit} {elapsed}, {remaining} left, {rate_fmt}"
+_TIMED = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left{postfix}"
+_COUNTED = (
+    "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} {unit} {elapsed}, {remaining} left, {rate_fmt}{postfix}"
+)
 
 
 class Bar:
@@ -37,6 +39,7 @@ class Bar:
         outer: The bar within whose step this one is open.
         follows: The name of the bars within its steps that move it, where those of other names are small beside them;
             `None` for all.
+        safe: How much is on disk, and so outlives this process; `None` where nothing is kept.
     """
 
     def __init__(self, total: Amount | None, name: str, moved: Callable[["Bar"], None] = lambda _: None) -> None:
@@ -45,6 +48,7 @@ class Bar:
         self.step: Amount = 1
         self.outer: Bar | None = None
         self.follows: str | None = None
+        self.safe: Amount | None = None
         self._within: Amount = 0
         self._moved = moved
 
@@ -79,7 +83,20 @@ class Bar:
         """Move by what is done of the step under way; never back, where a step opens several bars one by one."""
         if self.follows in (None, inner.name):
             self._within = max(self._within, self.step * inner.share)
+            if inner.safe is not None and inner.total:
+                self.safe = max(self.safe or 0, self.done + self.step * inner.safe / inner.total)
             self._moved(self)
+
+    def mark_safe(self, amount: Amount) -> None:
+        """Note how much is on disk."""
+        self.safe = amount
+        self._moved(self)
+
+    def __str__(self) -> str:
+        """Return the words beside the bar: how much of the work is safe on disk."""
+        if self.safe is None:
+            return ""
+        return f"safe: {100 * self.safe / self.total:.0f}%" if self.total else f"safe: {self.safe:,.0f}"
 
 
 # The bar whose step is under way.
@@ -122,6 +139,8 @@ def progress_bar(
             def show(bar: Bar) -> None:
                 terminal.total, terminal.bar_format = bar.total, _line(bar.total, unit)
                 terminal.update(bar.position - terminal.n)
+                if str(bar) != (terminal.postfix or ""):
+                    terminal.set_postfix_str(str(bar))
 
             bar = Bar(total, name, show)
             bar.done = done
@@ -131,6 +150,13 @@ def progress_bar(
 
 def _line(total: Amount | None, unit: str) -> str | None:
     return None if total is None else _COUNTED if unit else _TIMED
+
+
+def mark_safe(amount: Amount) -> None:
+    """Note how much of the work of the bar that is open is on disk; nothing where none is."""
+    bar = _open.get()
+    if bar is not None:
+        bar.mark_safe(amount)
 
 
 @contextmanager

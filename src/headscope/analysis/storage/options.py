@@ -31,7 +31,7 @@ class RunOptions(TypedDict, total=False):
     progress: bool
     out: str | Path | None
     resume: bool
-    flush_every: int
+    flush_every: int | None
     engine: Any
 
 
@@ -60,9 +60,9 @@ _OPTIONS: dict[str, tuple[Any, str]] = {
         "model, the data and the options must be the same.",
     ),
     "flush_every": (
-        20,
-        "How many batches (of about 2,000 tokens) are measured between two writes to `out`; 20 seconds "
-        "after the last one it is written to anyway.",
+        None,
+        "Write to `out` after so many batches (of about 2,000 tokens) too. By default what was measured is there "
+        "within 30 seconds, or the time of one batch, and sooner where a process has just begun.",
     ),
     "engine": (
         None,

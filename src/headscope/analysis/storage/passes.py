@@ -59,7 +59,8 @@ class Passes:
         reference: Any = None,
         **run: Unpack[StreamOptions],
     ) -> None:
-        check_at_least(1, flush_every=run["flush_every"])
+        if run["flush_every"] is not None:
+            check_at_least(1, flush_every=run["flush_every"])
         sharding: Sharding | None = run["engine"]
         if run["out"] is None and run["resume"]:
             raise InvalidInputError("resume=True goes on with the run in a folder; say which by out.")

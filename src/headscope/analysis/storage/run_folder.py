@@ -20,8 +20,8 @@ The analysis brings an `Accumulator`; `accumulate` drives it, with a folder or w
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,6 +29,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from headscope.analysis.core.batches import Batch
+from headscope.analysis.core.progress import mark_safe
 from headscope.analysis.storage.accumulator import Accumulator, join_rows
 from headscope.analysis.storage.manifest import START_ANEW, fingerprint
 from headscope.analysis.storage.places import Place, place_of
@@ -40,18 +41,21 @@ __all__ = ["RESULT", "Progress", "Stage", "accumulate", "check_folder"]
 A = TypeVar("A", bound=Accumulator[Any])
 
 RESULT = "result.safetensors"
-# The longest that is measured without a write, and so lost to a kill: well within 30 seconds with a slow batch.
-_SECONDS = 20.0
+_SECONDS = 30.0  # the longest that is measured without a write, and so lost to a kill
+_FIRST = 1.0  # a process is written down after a second, in case it is not let live for thirty
+_SHARE = 0.01  # of the time, that writes may take
 
 
-def accumulate(batches: Iterable[Batch], accumulator: A, *, stage: "Stage | None" = None, flush_every: int = 20) -> A:
+def accumulate(
+    batches: Iterable[Batch], accumulator: A, *, stage: "Stage | None" = None, flush_every: int | None = None
+) -> A:
     """Go through batches with an accumulator, keeping its state on disk where there is a `stage`.
 
     Args:
         batches: The data, from its start. Untouched if the stage is finished.
         accumulator: A new one, which is returned.
         stage: Where the state is kept; its rows are then found there too, not in the accumulator.
-        flush_every: How many batches are measured between two writes; 20 seconds after one there is another anyway.
+        flush_every: Write after so many batches too; default: by time alone (see `_Pace`).
 
     Raises:
         InvalidInputError: if the data is not that of the run that is resumed.
@@ -64,7 +68,7 @@ def accumulate(batches: Iterable[Batch], accumulator: A, *, stage: "Stage | None
     accumulator.restore(stage.state or {})
     if stage.done.finished:
         return accumulator
-    trail, n_done, written = _Trail(), stage.done.n_batches, time.monotonic()
+    trail, n_done, pace = _Trail(), stage.done.n_batches, _Pace()
     rows: list[dict[str, Tensor]] = []
     held: tuple[Progress, dict[str, Any], list[dict[str, Tensor]]] | None = None
     try:
@@ -72,15 +76,18 @@ def accumulate(batches: Iterable[Batch], accumulator: A, *, stage: "Stage | None
             trail.add(batch)
             stage.check(trail)
             if trail.n_batches <= n_done:
+                pace = _Pace()
+                mark_safe(stage.done.n_tokens)
                 continue
             accumulator.update(batch)
             rows = [*rows, accumulator.take_rows()]
             # In one assignment, so that an interrupt finds all of a batch or nothing of it.
             held = trail.noted(), accumulator.state(), rows
-            due = trail.n_batches - stage.done.n_batches >= flush_every
-            if due or time.monotonic() - written > _SECONDS:
-                stage.flush(*held)
-                held, rows, written = None, [], time.monotonic()
+            if pace.is_due() or trail.n_batches - stage.done.n_batches == flush_every:
+                with pace.writing():
+                    stage.flush(*held)
+                held, rows = None, []
+                mark_safe(stage.done.n_tokens)
     except KeyboardInterrupt:
         if held is not None:
             stage.flush(*held)
@@ -88,6 +95,35 @@ def accumulate(batches: Iterable[Batch], accumulator: A, *, stage: "Stage | None
     stage.check_end(trail)
     stage.flush(trail.noted(finished=True), accumulator.state(), rows)
     return accumulator
+
+
+class _Pace:
+    """The times at which a pass is written: within 30 seconds, and sooner while a process is young.
+
+    The first write is due after a second, and each later one after as long as the process had measured at the one
+    before: a process that is killed loses half of what it did, at most, so that a run gets on however short-lived its
+    processes are. Where writes are slow they are fewer, to cost a hundredth of the time, but never later than in 30
+    seconds; where a batch takes longer than that, each is written.
+    """
+
+    def __init__(self) -> None:
+        self._began = self._written = self._batch = time.monotonic()
+        self._cost = 0.0
+
+    def is_due(self) -> bool:
+        """Tell, after a batch, whether it is time to write: whether another as long as it would come too late."""
+        now = time.monotonic()
+        took, self._batch = now - self._batch, now
+        wait = min(_SECONDS, max(_FIRST, self._written - self._began, self._cost / _SHARE))
+        return now - self._written + took > wait
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Note how long a write takes."""
+        began = time.monotonic()
+        yield
+        self._written = self._batch = time.monotonic()
+        self._cost = self._written - began
 
 
 @dataclass(frozen=True)

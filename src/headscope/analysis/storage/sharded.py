@@ -246,7 +246,7 @@ class ShardedRun:
         model: The model.
         sharding: Who measures, or what is wanted.
         described: What the data is.
-        flush_every: Batches between two writes.
+        flush_every: Batches between two writes; `None`: by time alone.
         progress: Show a progress bar.
     """
 
@@ -257,7 +257,7 @@ class ShardedRun:
         sharding: Sharding,
         *,
         described: str,
-        flush_every: int,
+        flush_every: int | None,
         progress: bool,
     ) -> None:
         self.files, self.model, self.sharding, self.described = files, model, sharding, described
@@ -379,12 +379,13 @@ class ShardedRun:
 
     def _measure_missing(self, stage: str, cut: Cut) -> None:
         done = self.files.done(stage, cut)
-        self._bar.done = sum(cut.shards[number].n_tokens for number in done)
+        self._bar.done = self._bar.safe = sum(cut.shards[number].n_tokens for number in done)
         self._bar.update(0)
         jobs = [ShardJob(stage, shard.number, shard.n_tokens, self) for shard in cut.shards if shard.number not in done]
         engine = self.sharding.engine
         assert engine is not None
         for receipt in map_shards(jobs, engine):
+            self._bar.safe = self._bar.done + receipt.n_tokens
             self._bar.update(receipt.n_tokens)
         missing = sorted({shard.number for shard in cut.shards} - self.files.done(stage, cut)) if jobs else []
         if missing:

@@ -67,7 +67,7 @@ from headscope.model.transformer import HookedTransformer
 __all__ = ["SuppressionAccumulator", "SuppressionOptions", "copy_suppression_preserving_ablation"]
 
 
-@streaming(flush_every=1)
+@streaming()
 @torch.no_grad()
 def copy_suppression_preserving_ablation(
     model: HookedTransformer,
