@@ -8,12 +8,11 @@ another engine, until the result is there; then a new run begins. Every result i
 
 import argparse
 import json
+import multiprocessing
 import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -50,6 +49,11 @@ def engine(name: str) -> Any:
     return Ray("local", workers=2, shard_tokens=64, retries=10**6)
 
 
+def drive(name: str, folder: Path) -> None:
+    """Be a driver, in a process of its own."""
+    measure(folder, engine(name))
+
+
 def children(pid: int) -> list[int]:
     """The processes below one, from /proc."""
     parents = {}
@@ -67,24 +71,23 @@ def children(pid: int) -> list[int]:
     return found
 
 
-def disturb(driver: subprocess.Popen[bytes], chance: random.Random, patience: float) -> int:
+def disturb(driver: Any, chance: random.Random, patience: float) -> int:
     """Kill a driver or its workers after random times, until it ends; the number of kills."""
     kills = 0
     while True:
-        try:
-            driver.wait(chance.uniform(0.0, patience))
+        driver.join(chance.uniform(0.0, patience))
+        if driver.exitcode is not None:
             return kills
-        except subprocess.TimeoutExpired:
-            workers = children(driver.pid)
-            victim = chance.choice(workers) if workers and chance.random() < 0.7 else driver.pid
-            try:
-                os.kill(victim, signal.SIGKILL)
-                kills += 1
-            except ProcessLookupError:
-                continue
-            if victim == driver.pid:
-                driver.wait()
-                return kills
+        workers = children(driver.pid)
+        victim = chance.choice(workers) if workers and chance.random() < 0.7 else driver.pid
+        try:
+            os.kill(victim, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+        kills += 1
+        if victim == driver.pid:
+            driver.join()
+            return kills
 
 
 class Tally:
@@ -113,14 +116,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--patience", type=float, default=8.0, help="the longest time between two kills, in seconds")
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=5.0,
+        help="the longest time between two kills of a run in one process, in seconds",
+    )
     parser.add_argument("--ray", action="store_true")
     parser.add_argument("--folder", type=Path, help="where the count is kept, to go on with it; default: nowhere")
-    parser.add_argument("--drive", nargs=2, metavar=("ENGINE", "RUN"), help="what a driver does")
     args = parser.parse_args()
-    if args.drive:
-        measure(Path(args.drive[1]), engine(args.drive[0]))
-        return
+    multiprocessing.set_start_method("forkserver")  # which imports once: kills shall hit runs, not imports
+    multiprocessing.set_forkserver_preload(["headscope.analysis", "headscope.scale"])
     names = ["in process", "processes", *(["ray"] if args.ray else [])]
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary)
@@ -145,9 +151,10 @@ def run_to_its_end(folder: Path, names: list[str], tally: Tally, chance: random.
     left = 20
     while not (folder / "result.safetensors").exists():
         name, began = chance.choice(names), time.monotonic()
-        driver = subprocess.Popen([sys.executable, __file__, "--drive", name, str(folder)])
-        # After some kills a run may come to its end.
-        kills = disturb(driver, chance, patience if left > 0 else 600.0)
+        driver = multiprocessing.Process(target=drive, args=(name, folder))
+        driver.start()
+        # Workers take seconds to start. After some kills a run may come to its end.
+        kills = disturb(driver, chance, (1 if name == "in process" else 3) * patience if left > 0 else 600.0)
         tally.add(name, kills, time.monotonic() - began)
         left -= 1
 

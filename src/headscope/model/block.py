@@ -19,6 +19,7 @@ from headscope.model.parts.key_value_cache import HookedTransformerKeyValueCache
 from headscope.model.parts.latent_attention import make_attention
 from headscope.model.parts.layers import make_post_norm, make_pre_norm
 from headscope.model.parts.mixers import make_mixer, mixer_output
+from headscope.model.weights.mapped import give_back
 from headscope.ops.indexing import at_positions
 
 __all__ = ["RESUMABLE", "TransformerBlock"]
@@ -52,6 +53,7 @@ class TransformerBlock(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.layer = block_index
+        self.gives_back = False  # the memory of weights that are mapped from a file, whenever it has run
         self.parts = cfg.parts_of(block_index)
         if self.parts != ("mlp",):
             self.ln1 = make_pre_norm(cfg, block_index)
@@ -106,7 +108,10 @@ class TransformerBlock(nn.Module):
                     "texts: leave past_kv_cache out."
                 )
             added.append(self.hook_mixer_out(self.mixer_out(resid_pre, attention_mask)))
-        return self.after_attention(resid_pre, *added)
+        resid_post = self.after_attention(resid_pre, *added)
+        if self.gives_back:
+            give_back(self.parameters())
+        return resid_post
 
     def attn_out(
         self,

@@ -37,6 +37,7 @@ class Budget:
         loss_logits: Logits whose log-probabilities are made together.
         pair_numbers: Numbers in the products of pairs of heads that are made together.
         launch_bytes: On an accelerator, the logits of one launch, in float32; 0 where `core_tile` gives the size.
+        mapped_bytes: Weights mapped from a file that may stay in memory; a larger model's go when a block has run.
     """
 
     batch_tokens: int = 2048
@@ -50,6 +51,7 @@ class Budget:
     loss_logits: int = 2**21
     pair_numbers: int = 2**22
     launch_bytes: int = 0
+    mapped_bytes: int = 2**30
 
     @classmethod
     def of(cls, device: torch.device | str) -> "Budget":

@@ -14,6 +14,7 @@ from torch import Tensor
 from headscope.analysis.storage.places import Place
 from headscope.errors import CheckpointError, InvalidInputError
 from headscope.model.transformer import HookedTransformer
+from headscope.model.weights.mapped import give_back
 from headscope.ops.devices import Budget
 from headscope.ops.kernels.dispatch import kernels_of
 
@@ -29,6 +30,7 @@ __all__ = [
 ]
 
 FORMAT = 3
+_LARGE = 2**20  # bytes of a tensor whose memory is given back, where it is mapped from a file
 START_ANEW = "It cannot be continued: delete the folder and start again, or give another one."
 _COMPARED = ("analysis", "model", "data", "reference", "options", "shards")
 
@@ -139,6 +141,8 @@ def fingerprint(tensors: Mapping[str, Tensor], *texts: str) -> str:
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        if tensor.nbytes >= _LARGE:
+            give_back([tensor])
     return digest.hexdigest()
 
 

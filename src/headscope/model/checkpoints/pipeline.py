@@ -33,6 +33,7 @@ from headscope.model.parts.attention import FIELD_BUFFERS
 from headscope.model.parts.layers import MLP, LayerNormPre, RMSNormPre, make_final_norm, make_pre_norm
 from headscope.model.protocols import Model
 from headscope.model.text.tokens import PaddingSide
+from headscope.model.weights.mapped import give_back_blocks
 from headscope.model.weights.placement import DeviceMap, balanced_device_map, gpus
 from headscope.model.weights.processing import WeightProcessing, process_weights, unfolded_norm
 
@@ -105,7 +106,8 @@ def load_pretrained(
         n_ctx: A shorter context than the checkpoint's.
         mapped: On the CPU, and without weight processing (as for a folder of `save_pretrained`), use the weights in
             the checkpoint's files as they lie there, where their layout and dtype allow it: several processes then
-            share one copy in memory, and only what is in use needs to be there. They are not checked for NaN.
+            share one copy in memory, and of a model of more than `Budget.mapped_bytes` (1 GiB) a block is there only
+            while it runs. They are not checked for NaN.
         move_to_device: `False` leaves the model on the CPU.
         n_devices: Spread the layers over this many GPUs, about the same number of bytes on each.
         device_map: Device of each part (see `Placement.place`), or `"auto"` to spread over all GPUs.
@@ -194,6 +196,8 @@ def load_pretrained(
     model.weight_processing = () if saved is None else saved.processing
     model.n_params_checkpoint = read.counted if saved is None else None if first_n_layers else saved.n_params
     fill(model, weights, processing, in_place=True)
+    if mapped:
+        give_back_blocks(model)
     if device_map is not None and not isinstance(device_map, str):
         return model.place(device_map)
     if spread is not None:
