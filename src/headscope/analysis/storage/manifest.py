@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 FORMAT = 3
-_LARGE = 2**20  # bytes of a tensor whose memory is given back, where it is mapped from a file
+_LARGE = 2**16  # bytes of a tensor whose memory is given back, where it is mapped from a file
 START_ANEW = "It cannot be continued: delete the folder and start again, or give another one."
 _COMPARED = ("analysis", "model", "data", "reference", "options", "shards")
 
