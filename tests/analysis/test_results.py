@@ -54,6 +54,7 @@ def made(name: str, folder: Path) -> Result:
         "ablation of sets": lambda: analysis.ablate_heads(
             model, tokens, heads=["0.1+1.2", "mlp1"], reduce="mean", **QUIET
         ),
+        "task ablation": lambda: analysis.ablate_components(model, task, **QUIET),
         "attribution": lambda: analysis.attribute(model, tokens, answer_tokens=answers, **QUIET),
         "patching": lambda: analysis.activation_patch(grouped, task, ["resid_pre", "z", "k", "attn_out"], **QUIET),
         "attribution patching": lambda: analysis.attribution_patch(
@@ -81,8 +82,8 @@ def made(name: str, folder: Path) -> Result:
 
 NAMES = (
     "entropy", "entropy by position", "calibration", "calibration without heads", "ablation", "ablation of sets",
-    "attribution", "patching", "attribution patching", "path patching", "one path", "head types", "head scores",
-    "circuit", "copy suppression", "circuit ranks", "dynamic OV", "suppression scores", "logit lens",
+    "task ablation", "attribution", "patching", "attribution patching", "path patching", "one path", "head types",
+    "head scores", "circuit", "copy suppression", "circuit ranks", "dynamic OV", "suppression scores", "logit lens",
     "next tokens", "dynamics",
 )  # fmt: skip
 

@@ -16,6 +16,7 @@ from headscope.analysis.lens.entropy import EntropyAccumulator, EntropyOptions, 
 from headscope.analysis.lens.entropy_result import EntropyResult
 from headscope.analysis.lens.logit_lens import LogitLensResult, logit_lens
 from headscope.analysis.lens.loss import NextTokens, next_token_loss, predict_next_tokens
+from headscope.analysis.patching.ablation import TaskAblation, ablate_components
 from headscope.analysis.patching.activation import activation_patch
 from headscope.analysis.patching.comparison import AttributionPatchingResult
 from headscope.analysis.patching.gradient import attribution_patch
@@ -95,7 +96,9 @@ __all__ = [
     "SuppressionOptions",
     "SuppressionScores",
     "Task",
+    "TaskAblation",
     "TokenMean",
+    "ablate_components",
     "ablate_heads",
     "activation_patch",
     "attribute",
