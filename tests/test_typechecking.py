@@ -1,6 +1,7 @@
 """The tests' own type checker: it is on, and it checks shapes and types."""
 
 import inspect
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Self, TypeVar
@@ -8,9 +9,9 @@ from typing import Any, Literal, Self, TypeVar
 import jaxtyping
 import pytest
 import torch
-from jaxtyping import Float, TypeCheckError
-from torch import Tensor
-from typechecking import checked
+from jaxtyping import Bool, Float, Int, Shaped, TypeCheckError
+from torch import Tensor, nn
+from typechecking import Fit, checked
 
 from headscope.errors import unknown_name
 
@@ -117,3 +118,52 @@ def test_only_what_cannot_be_looked_up_goes_unchecked() -> None:
     for size, side in (("3", "left"), (3, "right")):
         with pytest.raises(TypeCheckError):
             then(None, [], size, side)
+
+
+PLAIN = [
+    Float[Tensor, ""], Float[Tensor, " a"], Int[Tensor, "a b"], Bool[Tensor, "b a"], Shaped[Tensor, "a a"],
+    Float[Tensor, "3 a"], Float[Tensor, "a _ 1"], Shaped[Tensor, "..."], Float[Tensor, "... a"], Int[Tensor, "a ... b"],
+    Float[Tensor, "*a b"], Float[Tensor, "b *a"], Float[Tensor, "b *c a"], jaxtyping.Float64[Tensor, "*c"],
+    Float[Float[Tensor, " a"], " b"],
+]  # fmt: skip
+# What jaxtyping itself is asked.
+ODD = [Float[Tensor, "#a b"], Int[Tensor, "*#a b"], Float[Tensor, "a+1 a"], Float[nn.Parameter, "a b"]]
+SHAPES = [(), (2,), (3,), (1, 2), (3, 2), (2, 3), (2, 2, 1), (3, 3, 2), (2, 3, 3)]
+VALUES = [
+    *(torch.ones(shape) for shape in SHAPES),
+    *(torch.ones(3, 2, dtype=dtype) for dtype in (torch.int64, torch.bool, torch.float64)),
+    *(torch.ones(2, 2, dtype=dtype) for dtype in (torch.int64, torch.bool, torch.float64)),
+    nn.Parameter(torch.ones(3, 2)), torch.ones(2, 3, dtype=torch.bfloat16, device="meta"), torch.ones(2, 3).numpy(),
+    None, 1.0, [1.0],
+]  # fmt: skip
+# Of the axes with one length each, and of the variadic ones: whether they may be broadcast, and their lengths.
+KNOWN: list[Any] = [
+    ({}, {}),
+    ({"a": 2, "b": 3}, {}),
+    ({"b": 2}, {"a": (False, (3,)), "c": (False, ())}),
+    ({}, {"a": (True, (1,))}),
+]
+
+
+@pytest.mark.parametrize("hint", PLAIN + ODD, ids=lambda hint: hint.__name__)
+def test_what_fits_is_what_jaxtyping_says(hint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what is known of the axes afterwards; on tensors in turn, as of one call, and on others of no tensors."""
+
+    def told(values: Any, known: Any) -> tuple[list[Any], Any]:
+        singles, several = known
+        memos = (dict(singles), dict(several), {}, {})
+        monkeypatch.setattr(jaxtyping._storage._shape_storage, "memo_stack", [memos])
+        said = []
+        for value in values:
+            try:
+                said.append(isinstance(value, hint))
+            except jaxtyping.AnnotationError:
+                said.append("axes unknown")
+        return said, jaxtyping._storage.get_shape_memo()[:2]
+
+    cases = [(pair, known) for pair in itertools.product(VALUES, repeat=2) for known in KNOWN]
+    quick = [told(*case) for case in cases]
+    monkeypatch.setattr(type(hint), "__instancecheck__", lambda hint, value: hint.__instancecheck_str__(value) == "")
+    assert quick == [told(*case) for case in cases]
+    assert any(True in said for said, _ in quick)
+    assert (Fit.of(hint) is None) == (hint in ODD)
