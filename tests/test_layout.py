@@ -53,8 +53,8 @@ ROOMS = {
     "ablation": 2,
     "prompts": 2,
     "suppression": 2,
-    "attention": 2,
     "patching": 3,
+    "attention": 3,
     "heads": 4,
     "circuits": 4,
 }

@@ -2,6 +2,8 @@
 
 from headscope.analysis.ablation.ablate import AblationAccumulator, AblationOptions, ablate_heads
 from headscope.analysis.ablation.result import AblationResult
+from headscope.analysis.attention.score import attribute_attention
+from headscope.analysis.attention.score_result import AttentionAttribution
 from headscope.analysis.circuits.circuit import Circuit, find_circuit
 from headscope.analysis.core.result import HeadScore, Ranking, RunInfo
 from headscope.analysis.core.top_places import Position, TokenMean, token_means, top_positions
@@ -62,6 +64,7 @@ __all__ = [
     "AblationOptions",
     "AblationResult",
     "AnswerMetric",
+    "AttentionAttribution",
     "Attribution",
     "AttributionPatchingResult",
     "CalibrationAccumulator",
@@ -102,6 +105,7 @@ __all__ = [
     "ablate_heads",
     "activation_patch",
     "attribute",
+    "attribute_attention",
     "attribution_patch",
     "circuit_ranks_cost",
     "copy_suppression_preserving_ablation",

@@ -33,7 +33,7 @@ from headscope.model.activations.readout import Readout, readout_of
 from headscope.model.names import Part, post_scale_name
 from headscope.model.transformer import HookedTransformer
 
-__all__ = ["attribute", "attribute_each"]
+__all__ = ["attribute", "attribute_each", "values_along"]
 
 
 @streaming()
@@ -288,7 +288,7 @@ class _AttributionAccumulator(Accumulator[Attribution]):
             if "attn" in parts and self.sources:
                 # The gate is that of the position the head writes at, the same for all it attends to.
                 onto = onto * acts.get(f"{name}attn.hook_gate", 1.0)
-                by_source.append(acts[name + "attn.hook_pattern"] * _values_along(acts[name + "attn.hook_v"], onto))
+                by_source.append(acts[name + "attn.hook_pattern"] * values_along(acts[name + "attn.hook_v"], onto))
             if layer in self.W_out:
                 onto_neurons = behind(layer, "mlp") @ self.W_out[layer].to(self.kind).T
                 by_neuron.append((acts[name + "mlp.hook_post"] * onto_neurons).double().sum(0))
@@ -342,7 +342,7 @@ class _AttributionAccumulator(Accumulator[Attribution]):
         return readout.center(u) / readout.scale(final), constant
 
 
-def _values_along(
+def values_along(
     v: Float[Tensor, "prompt key_pos group d_head"], onto: Float[Tensor, "prompt head d_head"]
 ) -> Float[Tensor, "prompt head key_pos"]:
     """Return what each position's value adds through each head, were it attended to fully; heads may share values."""

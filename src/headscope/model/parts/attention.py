@@ -12,28 +12,26 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from headscope.errors import InvalidInputError
 from headscope.model.config import HookedTransformerConfig
 from headscope.model.hooks import HookPoint, is_listening
 from headscope.model.listening import Show, unless_changed
+from headscope.model.parts.compared import ComparedHeads
 from headscope.model.parts.key_value_cache import HookedTransformerKeyValueCacheEntry
 from headscope.model.parts.layers import HeadNorm, ValueNorm, empty_parameter, zero_parameter
-from headscope.model.parts.masks import alibi_penalties, allowed_by_position, of_queries_among, token_positions
+from headscope.model.parts.masks import alibi_penalties, allowed_by_position, of_queries_among
 from headscope.model.parts.projections import mixed, project, ungrouped
-from headscope.model.parts.rotary import RotaryTable, attention_temperature, rotary_table, rotate
 from headscope.ops.factored import FactoredMatrix
 from headscope.ops.kernels.products import linear
 
 __all__ = ["FIELD_BUFFERS", "Attention", "GroupedQueryAttention"]
 
 FIELD_BUFFERS = ("mask", "IGNORE", "rotary_sin", "rotary_cos")
-_SHOWN_ROWS = 2048
 
 
-class Attention(nn.Module):
+class Attention(ComparedHeads):
     """The heads of one layer.
 
     Weights: `W_Q W_K W_V [head, d_model, d_head]`, `W_O [head, d_head, d_model]`, `b_Q b_K b_V [head, d_head]`,
@@ -82,7 +80,7 @@ class Attention(nn.Module):
             self.k_norm = HeadNorm(cfg, groups, width)
         if cfg.use_v_norm:
             self.v_norm = ValueNorm(cfg, width)
-        self._table: RotaryTable | None = None
+        self._table = None
         self._mask: Tensor | None
         self._own_sin: Tensor | None
         self._own_cos: Tensor | None
@@ -142,90 +140,10 @@ class Attention(nn.Module):
             attention_mask=attention_mask,
         )
 
-    @property
-    def attn_type(self) -> str:
-        """`"local"` if a query sees `cfg.window_size` keys only (see `cfg.attn_in_chunks`), else `"global"`."""
-        return self.cfg.attn_types[self.layer_id] if self.cfg.use_local_attn and self.cfg.attn_types else "global"
-
-    @property
-    def turns(self) -> bool:
-        """True if queries and keys are turned by their positions."""
-        return self.cfg.positional_embedding_type == "rotary" and self._is_among(self.cfg.rotary_layers)
-
-    @property
-    def norms_qk(self) -> bool:
-        """True if queries and keys go through norms."""
-        return self.cfg.use_qk_norm and self._is_among(self.cfg.qk_norm_layers)
-
-    def _is_among(self, layers: list[bool] | None) -> bool:
-        return layers is None or layers[self.layer_id]
-
     def _window(self, n_keys: int) -> int | None:
         """Return the number of keys a query sees; `None` if it sees them all."""
         window = self.cfg.window_size if self.attn_type == "local" else None
         return None if window is None or window >= n_keys else window
-
-    @property
-    def rotary_sin(self) -> Float[Tensor, "pos rotary_dim"]:
-        """Sines of the angles queries and keys are turned by by position. Assign others to change them."""
-        return self._shown_rows()[0]
-
-    @rotary_sin.setter
-    def rotary_sin(self, sin: Tensor) -> None:
-        self._own_sin = self._unless_shown(sin, 0)
-
-    @property
-    def rotary_cos(self) -> Float[Tensor, "pos rotary_dim"]:
-        """Cosines of the angles queries and keys are turned by, as `rotary_sin`."""
-        return self._shown_rows()[1]
-
-    @rotary_cos.setter
-    def rotary_cos(self, cos: Tensor) -> None:
-        self._own_cos = self._unless_shown(cos, 1)
-
-    def _shown_rows(self) -> tuple[Tensor, Tensor]:
-        if self.cfg.positional_embedding_type != "rotary":
-            raise AttributeError("only rotary positions have rotary_sin and rotary_cos.")  # then `hasattr` says no
-        sin, cos = self._rotary_rows(min(self.cfg.n_ctx, _SHOWN_ROWS))
-        return sin.clone(), cos.clone()
-
-    def _unless_shown(self, rows: Tensor, which: int) -> Tensor | None:
-        # Rows that say what is so anyway are not kept: what is shown may be shorter than the context.
-        own = rows.to(self.W_O.device)
-        return None if torch.equal(own, self._shown_rows()[which]) else own
-
-    def _rotary_rows(self, length: int) -> tuple[Tensor, Tensor]:
-        """Sines and cosines of the first positions."""
-        self._table = self._rotary_table(length)
-        sin, cos = self._table.rows(length)
-        sin, cos = sin if self._own_sin is None else self._own_sin, cos if self._own_cos is None else self._own_cos
-        return sin[:length], cos[:length]
-
-    def _rotary_table(self, length: int) -> RotaryTable:
-        return rotary_table(self.cfg, local=self.attn_type == "local", length=length, device=self.W_O.device)
-
-    def _turned(
-        self, q: Tensor, k: Tensor, attention_mask: Tensor | None, query_at: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Queries and keys as scores compare them, turned by their positions."""
-        n_queries, n_keys = q.shape[1], k.shape[1]
-        if n_keys > self.cfg.n_ctx:
-            raise InvalidInputError(
-                f"the input has {n_keys} tokens, but this model's context is n_ctx = {self.cfg.n_ctx}. Cut it, split "
-                "it into several sequences, or set cfg.n_ctx: rotary positions go on, though the model saw none there."
-            )
-        positions = None if attention_mask is None else token_positions(attention_mask)
-        if self.turns:
-            sin, cos = (each[None] if positions is None else each[positions] for each in self._rotary_rows(n_keys))
-            of_queries = (of_queries_among(each, n_queries, query_at) for each in (sin, cos))
-            q, k = self._rotated(q, *of_queries), self._rotated(k, sin, cos)
-        if self.norms_qk and self.cfg.qk_norm_after_rotation:
-            q, k = self.q_norm(q), self.k_norm(k)
-        if self.cfg.attn_temperature_slope and self._is_among(self.cfg.attn_temperature_layers):
-            everywhere = torch.arange(n_keys, device=q.device)[None] if positions is None else positions
-            of_queries_at = of_queries_among(everywhere, n_queries, query_at)
-            q = q * attention_temperature(self.cfg, of_queries_at)[..., None, None].to(q.dtype)
-        return self.hook_rot_q(q), self.hook_rot_k(k)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # Checkpoints of the field keep these two buffers beside the weights.
@@ -297,17 +215,6 @@ class Attention(nn.Module):
         """True if queries, keys and values are linear in the normalized stream, up to norms of each head's."""
         return True
 
-    def _rotated(self, x: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
-        return rotate(x, sin, cos, adjacent=self.cfg.rotary_adjacent_pairs)
-
-    def cached(self, k: Float[Tensor, "batch pos group d_head"]) -> Float[Tensor, "batch pos group d_head"]:
-        """Return keys as `hook_k` shows them in the form that a key-value cache holds, not yet turned."""
-        return self._clipped(self.k_norm(k) if self._norms_before_turning else k)
-
-    @property
-    def _norms_before_turning(self) -> bool:
-        return self.norms_qk and not self.cfg.qk_norm_after_rotation
-
     def z_of(
         self,
         q: Float[Tensor, "batch pos head d_head"],
@@ -348,10 +255,6 @@ class Attention(nn.Module):
         """Return `z W_O` summed over heads, and the bias."""
         return linear(z.flatten(-2), self.W_O.flatten(0, 1), self.b_O)
 
-    def _clipped(self, projected: Tensor) -> Tensor:
-        limit = self.cfg.clip_qkv
-        return projected if limit is None else projected.clamp(-limit, limit)
-
     def allowed(
         self,
         n_queries: int,
@@ -369,13 +272,6 @@ class Attention(nn.Module):
     def looks_ahead(self, length: int) -> bool:
         """Return True if some of `length` positions sees one behind it."""
         return bool(self.allowed(length, length)[0, 0].triu(1).any())
-
-    def depends_on_length(self, stop: int, length: int) -> bool:
-        """Return True if the first `stop` of `length` positions are turned otherwise in a text that ends there."""
-        if not self.turns:
-            return False
-        of_both = (self._rotary_table(each) for each in (stop, length))  # layers with the same angles share a table
-        return next(of_both) is not next(of_both)
 
     def _pattern(
         self,
