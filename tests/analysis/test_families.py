@@ -24,6 +24,7 @@ from headscope.analysis import (
     ablate_heads,
     activation_patch,
     attribute,
+    attribute_attention,
     attribution_patch,
     copy_suppression_preserving_ablation,
     detect_heads,
@@ -110,6 +111,28 @@ def test_decomposition_and_patterns(row: str, processed: bool) -> None:
         assert bool((pattern.triu(1) == 0).all())
         written = torch.stack(heads_written(dict(cache.items()), weights, model.cfg, layer))
         torch.testing.assert_close(heads[layer], written, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("row", EVERY)
+def test_attention_attribution(row: str) -> None:
+    model = model_of(row)
+    layer = model.cfg.layers_with("attn")[-1]
+    found = attribute_attention(model, TOKENS[:1], (layer, 1), progress=False)
+    names = [f"blocks.{layer}.attn.hook_{kind}" for kind in ("attn_scores", "pattern")]
+    _, cache = model.run_with_cache(TOKENS[:1], names_filter=names)
+    scores, pattern = (cache[name][0, 1, -1] for name in names)
+    score, cap = found.pairs.sum(), model.cfg.attn_scores_soft_cap
+    score = cap * torch.tanh(score / cap) if cap > 0 else score
+    key = int(pattern.argmax())
+    assert found.looked_at.tolist() == [[LENGTH - 1, key]]
+    torch.testing.assert_close(score + found.penalties[0], scores[key], rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(found.attention[0, 0], pattern[key])
+    heads = [label for label in found.part_labels if label[0].isdigit()]
+    for parts, sources in ((found.query_parts, found.query_sources), (found.key_parts, found.key_sources)):
+        at = [found.part_labels.index(label) for label in heads]
+        assert sources is not None
+        by_source = sources[0].sum(-1)
+        torch.testing.assert_close(by_source[~by_source.isnan()], parts[0, at], rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("row", EVERY)

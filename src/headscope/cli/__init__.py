@@ -11,13 +11,14 @@ from typing import Annotated, NoReturn
 import typer
 
 from headscope.analysis.storage.manifest import headscope_version
-from headscope.cli import analyses, heads, migrate, patching, reports, scale, suppression, tasks, training
+from headscope.cli import analyses, attention, heads, migrate, patching, reports, scale, suppression, tasks, training
 from headscope.cli.shared import app, arguments, fail, stopped
 from headscope.errors import HeadscopeError
 
 __all__ = [
     "analyses",
     "app",
+    "attention",
     "heads",
     "main",
     "migrate",

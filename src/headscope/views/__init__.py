@@ -12,6 +12,7 @@ from headscope.views.attention import attention_heads, attention_pattern, attent
 from headscope.views.drawing.saving import figure_page, save_figure
 from headscope.views.figures import ablation, attribution, calibration, entropy, patching
 from headscope.views.figures.ablation import ablation_bars, ablation_by_head, ablation_on_text
+from headscope.views.figures.attention_score import attention_pairs, attention_sides
 from headscope.views.figures.attribution import (
     attribution_by_component,
     attribution_by_head,
@@ -43,8 +44,10 @@ __all__ = [
     "activations",
     "attention",
     "attention_heads",
+    "attention_pairs",
     "attention_pattern",
     "attention_patterns",
+    "attention_sides",
     "attribution",
     "attribution_by_component",
     "attribution_by_head",

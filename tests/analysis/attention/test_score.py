@@ -194,7 +194,7 @@ def test_errors_are_of_means_over_prompts(ragged: Task, set_budget: Any) -> None
     each = torch.stack([one.pairs for one in alone])
     torch.testing.assert_close(found.pairs, each.mean(0))
     torch.testing.assert_close(found.errors, each.std(0) / 3**0.5)
-    assert alone[0].errors.isnan().all()
+    assert alone[0].errors is None
     assert torch.equal(found.scores, torch.cat([one.scores for one in alone]))
 
 
@@ -257,3 +257,26 @@ def test_scores_that_are_not_finite(ragged: Task) -> None:
         model.blocks[1].attn.W_Q[0, 0, 0] = torch.nan
     with pytest.raises(NotFiniteError, match=r"head 1\.0 is not finite"):
         attribute_attention(model, ragged, (1, 0), "end", 0, progress=False)
+
+
+def test_others_are_the_mean_of_all_keys_in_sight(ragged: Task) -> None:
+    model = three_layers("grouped, rotary")
+    found = attribute_attention(model, ragged, (2, 3), "end", 1, against="others", progress=False)
+    for row in range(3):
+        alone, end = ragged[[row]], int(ragged.positions[row])
+        each = [attribute_attention(model, alone, (2, 3), "end", key, progress=False) for key in range(end + 1)]
+        for name in ("query_parts", "key_parts", "query_sources", "key_sources", "scores"):
+            values = [getattr(one, name)[0] for one in each]
+            expected = values[1] - torch.stack(values[:1] + values[2:]).mean(0)
+            torch.testing.assert_close(getattr(found, name)[row], expected, atol=1e-12, rtol=1e-9)
+    with pytest.raises(InvalidInputError, match="there is no other key"):
+        attribute_attention(model, ragged, (2, 3), 0, 0, against="others", progress=False)
+
+
+def test_the_key_is_by_default_where_each_prompt_looks_most(ragged: Task) -> None:
+    model = three_layers()
+    found = attribute_attention(model, ragged, (2, 1), "S2", progress=False)
+    _, cache = model.run_with_cache(ragged.clean_tokens, attention_mask=ragged.attention_mask)
+    rows = cache["pattern", 2][torch.arange(3), 1, ragged.word_idx["S2"]]
+    assert torch.equal(found.looked_at[:, 1], rows.argmax(-1))
+    torch.testing.assert_close(found.attention[:, 0], rows.amax(-1))

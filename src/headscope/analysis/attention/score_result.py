@@ -14,9 +14,10 @@ from headscope.errors import InvalidInputError
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["OWN", "AttentionAttribution"]
+__all__ = ["OTHERS", "OWN", "AttentionAttribution"]
 
 OWN = "own bias"
+OTHERS = "others"
 _NO_SOURCES = "nothing is known about source positions: this was made with sources=False."
 
 
@@ -31,7 +32,7 @@ class AttentionAttribution(Result):
     Attributes:
         pairs: What the query that one part gives, times the key that another gives, adds to the score; the mean over
             prompts.
-        errors: Standard error of each, over prompts; NaN for a single one.
+        errors: Standard error of each, over prompts; `None` for a single one.
         scores: The score of each prompt.
         penalties: What ALiBi adds to it.
         attention: The share of its attention that the head gives to the key, and to the second one if there are two.
@@ -51,7 +52,7 @@ class AttentionAttribution(Result):
     kind: ClassVar[str] = "attention_attribution"
     arrays: ClassVar[Mapping[str, Array]] = {
         "pairs": Array("query_part key_part", title="query x key", column="score", error="errors"),
-        "errors": Array("query_part key_part", column="error"),
+        "errors": Array("query_part key_part", column="error", absent="a single prompt has no errors."),
         "query_parts": Array("prompt query_part", title="query side", column="score"),
         "key_parts": Array("prompt key_part", title="key side", column="score"),
         "scores": Array("prompt"),
@@ -65,7 +66,7 @@ class AttentionAttribution(Result):
     ranked: ClassVar[tuple[str, ...]] = ("pairs", "query_parts", "key_parts")
     either_way: ClassVar[bool] = True
     pairs: Float[Tensor, "query_part key_part"]
-    errors: Float[Tensor, "query_part key_part"]
+    errors: Float[Tensor, "query_part key_part"] | None
     scores: Float[Tensor, " prompt"]
     penalties: Float[Tensor, " prompt"]
     attention: Float[Tensor, "prompt key"]
@@ -99,7 +100,10 @@ class AttentionAttribution(Result):
         check_option("side", side, ("query", "key"))
         if not 0 <= prompt < len(self.scores):
             raise InvalidInputError(f"prompts are numbered from 0 to {len(self.scores) - 1}; got {prompt}.")
-        values = self.array(f"{side}_sources").values[prompt]
+        sources = self.query_sources if side == "query" else self.key_sources
+        if sources is None:
+            raise InvalidInputError(_NO_SOURCES)
+        values = sources[prompt].cpu()
         real = self.attention_mask.cpu()
         start = int(real[:prompt].sum())
         tokens = dict(zip(real[prompt].nonzero()[:, 0].tolist(), self.token_strings[start:], strict=False))
@@ -117,7 +121,10 @@ class AttentionAttribution(Result):
         n, score = len(self.scores), float(self.scores.mean())
         error = f" ± {float(self.scores.std()) / n**0.5:.3f}" if n > 1 else ""
         seen = ", ".join(f"{float(share):.1%}" for share in self.attention.mean(0))
-        less = f" less that at {options['against']}" if "against" in options else ""
+        against = options.get("against")
+        less = (
+            "" if against is None else " less the mean of others" if against == OTHERS else f" less that at {against}"
+        )
         yield (
             f"{options['head']} from {options['query']} to {options['key']}{less}: score {score:+.3f}{error}, "
             f"attention {seen}"
