@@ -1,5 +1,7 @@
 """Runs in shards from the command line: parts and their merge, workers, and what is refused."""
 
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,6 +9,8 @@ import pytest
 from streams import same_bits
 
 from headscope.analysis.lens.entropy import EntropyResult
+from headscope.cli import scale
+from headscope.errors import MissingDependencyError
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -23,7 +27,9 @@ def test_parts_are_merged(run: Run, command: list[object], tmp_path: Path, set_b
     part = [*command, "--out", out]
     code, printed, _ = run(*part, "--shard", "0/2")
     assert code == 0 and "This part is measured. 2 of 4 shards of 'means'" in printed and "1, 3 are not" in printed
-    assert "means: 2 of 4 shards done" in run("status", out)[1]
+    told = run("status", out)[1]
+    assert "means: 2 of 4 shards done" in told and told.endswith("\nentropy: not begun\n")
+    assert f":{os.getpid()}: 2 shards, " in run("status", out, "--workers")[1]
     code, _, error = run("merge", out, "--no-progress")
     assert code == 1 and "2 of 4 shards of 'means'" in error
     code, printed, _ = run(*part, "--shard", "1/2")  # merges the means, and goes on to the entropies
@@ -46,6 +52,7 @@ def test_what_does_not_go_together(run: Run, command: list[object], tmp_path: Pa
         ([*out, "--shard", "2/2"], "parts are numbered from 0 to 1; got 2"),
         ([*out, "--shard", "0/2", "--workers", 2], "--workers and --shard are two ways to share a run"),
         ([], "--shard-tokens goes with --workers, --ray or --shard"),
+        ([*out, "--workers", 2, "--gpus", 1], "--gpus goes with --ray"),
     ):
         code, _, error = run(*command, *options)
         assert code == 1 and message in error, error
@@ -55,8 +62,25 @@ def test_what_does_not_go_together(run: Run, command: list[object], tmp_path: Pa
 
 
 def test_workers_of_the_command_line(run: Run, command: list[object], tmp_path: Path) -> None:
-    code, printed, error = run(*command, "--out", tmp_path / "run", "--workers", 1)
-    assert (code, error) == (0, "") and printed.endswith(f"Saved to {tmp_path / 'run'}/result.safetensors\n")
+    code, printed, error = run(*command, "--out", tmp_path / "run", "--workers", 1, "--worker-lines")
+    assert code == 0 and printed.endswith(f"Saved to {tmp_path / 'run'}/result.safetensors\n")
+    told = re.findall(r"^\S+:\d+: shard (\d) of (\w+), 64 tokens at [\d,]+ tokens/s$", error, re.M)
+    assert told == [("0", "means"), ("0", "entropy")]
     (tmp_path / "run" / "result.safetensors").unlink()
     code, _, error = run("merge", tmp_path / "run", "--no-progress")  # knows the model by what the command was given
     assert (code, error) == (0, "") and (tmp_path / "run" / "result.safetensors").exists()
+
+
+def test_gpus_of_a_ray_clusters_workers(
+    run: Run, command: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, object]] = []
+
+    def ray(address: str, **options: object) -> None:
+        asked.append({"address": address, **options})
+        raise MissingDependencyError("no cluster here.")
+
+    monkeypatch.setattr(scale, "Ray", ray)
+    code, _, error = run(*command, "--out", tmp_path / "run", "--ray", "auto", "--gpus", 0.5, "--worker-lines")
+    assert code == 1 and "no cluster here" in error
+    assert asked[0]["address"] == "auto" and asked[0]["gpus"] == 0.5 and asked[0]["tells_workers"] is True

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from headscope import HookedTransformer
 from headscope.analysis import ablate_heads, measure_calibration, measure_entropy
+from headscope.analysis.core import progress
 from headscope.analysis.core.batches import Batch, iterate_batches
 from headscope.analysis.lens.entropy import EntropyAccumulator, EntropyResult
 from headscope.analysis.storage import manifest as run_manifest
@@ -128,6 +129,35 @@ def test_the_tree_is_fixed_by_the_number_of_shards(values: list[float]) -> None:
     if len(values) > 1:
         assert merged["x"].item() == total([float(torch.tensor(value)) for value in values])
     assert merge_states([]) == {}
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_one_bar_goes_over_all_passes(
+    model: HookedTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sharded: bool
+) -> None:
+    lines: list[Any] = []
+
+    class Line(progress.tqdm):  # type: ignore[name-defined,misc]
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            lines.append(self)
+            self.passed: list[float] = []
+
+        def update(self, n: float | None = 1) -> None:
+            super().update(n)
+            self.passed.append(self.n)
+
+    monkeypatch.setattr(progress, "tqdm", Line)
+    engine = InProcess(shard_tokens=SHARD) if sharded else None
+    measure_entropy(model, make_tokens(), baseline="mean", engine=engine, out=tmp_path / "run")
+    ours = [line for line in lines if line.desc != "cutting"]
+    assert [(line.desc, line.total, line.initial) for line in ours] == [
+        ("means (1 of 2)", 144, 0),
+        ("entropy (2 of 2)", 144, 72),
+    ]
+    for line, start in zip(ours, (0, 72), strict=True):
+        assert line.passed == sorted(line.passed) and line.passed[-1] == start + 72
+        assert line.postfix == f"safe: {100 * (start + 72) / 144:.0f}%"
 
 
 # Parts started apart

@@ -67,8 +67,10 @@ def entropy(
     resume: options.Resume = False,
     workers: options.Workers = None,
     ray: options.Ray = None,
+    gpus: options.Gpus = None,
     shard: options.Shard = None,
     shard_tokens: options.ShardTokens = None,
+    worker_lines: options.WorkerLines = False,
     baseline: Annotated[
         Literal["zero", "mean"], typer.Option(help="Subtract nothing from a component's output, or its mean.")
     ] = "zero",
@@ -90,7 +92,16 @@ def entropy(
     progress: options.Progress = True,
 ) -> None:
     """Measure what each head and MLP does to the entropy of the prediction, and rank the heads."""
-    engine = engine_of(model, out, workers, ray, shard, shard_tokens)
+    engine = engine_of(
+        model,
+        out,
+        workers=workers,
+        ray=ray,
+        gpus=gpus,
+        shard=shard,
+        shard_tokens=shard_tokens,
+        worker_lines=worker_lines,
+    )
     texts = texts_of(text, dataset)
     with kept_run(model, texts, max_tokens, seq_len, out, resume, engine) as (loaded, tokens, run):
         part = Part("entropy", count(tokens.numel(), "token"), entropy_work(loaded, tokens.numel(), baseline=baseline))
@@ -158,8 +169,10 @@ def ablate(
     resume: options.Resume = False,
     workers: options.Workers = None,
     ray: options.Ray = None,
+    gpus: options.Gpus = None,
     shard: options.Shard = None,
     shard_tokens: options.ShardTokens = None,
+    worker_lines: options.WorkerLines = False,
     max_tokens: options.MaxTokens = ABLATION_TOKENS,
     seq_len: options.SeqLen = None,
     top: options.Top = 10,
@@ -170,7 +183,16 @@ def ablate(
 ) -> None:
     """Measure the next-token loss without each head, and rank the heads by how much they are missed."""
     checked: Any = {"values": values, "effects": effects}  # by `each_of`
-    engine = engine_of(model, out, workers, ray, shard, shard_tokens)
+    engine = engine_of(
+        model,
+        out,
+        workers=workers,
+        ray=ray,
+        gpus=gpus,
+        shard=shard,
+        shard_tokens=shard_tokens,
+        worker_lines=worker_lines,
+    )
     texts = texts_of(text, dataset)
     with kept_run(model, texts, max_tokens, seq_len, out, resume, engine) as (loaded, tokens, run):
         part = _ablation_part(loaded, tokens, listed(heads), values, effects)

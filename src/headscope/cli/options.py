@@ -83,6 +83,13 @@ Ray = Annotated[
         show_default=False,
     ),
 ]
+Gpus = Annotated[
+    float | None,
+    typer.Option(min=0, help="GPUs of each worker of --ray, where its model goes. Default: none.", show_default=False),
+]
+WorkerLines = Annotated[
+    bool, typer.Option("--worker-lines", help="With --workers or --ray, print a line for each shard that is done.")
+]
 Shard = Annotated[
     str | None,
     typer.Option(

@@ -18,7 +18,15 @@ Run = Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run in 
 
 
 def engine_of(
-    model: str, out: str | None, workers: int | None, ray: str | None, shard: str | None, shard_tokens: int | None
+    model: str,
+    out: str | None,
+    *,
+    workers: int | None,
+    ray: str | None,
+    gpus: float | None,
+    shard: str | None,
+    shard_tokens: int | None,
+    worker_lines: bool,
 ) -> Engine | None:
     """Return who measures; `None` for this process, without shards.
 
@@ -26,6 +34,8 @@ def engine_of(
         InvalidInputError: for options that do not go together, or without a folder.
     """
     given = {"--workers": workers, "--ray": ray, "--shard": shard}
+    if gpus is not None and ray is None:
+        raise InvalidInputError("--gpus goes with --ray: workers of a cluster get so many each.")
     named = [name for name, value in given.items() if value is not None]
     if not named:
         if shard_tokens is not None:
@@ -41,8 +51,9 @@ def engine_of(
             raise InvalidInputError(f"--shard is a part I of N, written I/N, such as 3/64; got {shard!r}.")
         return Part(int(found[1]), int(found[2]), shard_tokens=shard_tokens, model=model)
     if ray is not None:
-        return Ray(ray, workers=workers, shard_tokens=shard_tokens, source=model)
-    return Processes(workers, shard_tokens=shard_tokens, source=model)
+        each = gpus or 0
+        return Ray(ray, workers=workers, gpus=each, shard_tokens=shard_tokens, source=model, tells_workers=worker_lines)
+    return Processes(workers, shard_tokens=shard_tokens, source=model, tells_workers=worker_lines)
 
 
 @command(app, "headscope merge story-entropy")
@@ -61,7 +72,10 @@ def merge(
     typer.echo(f"Saved to {run}/result.safetensors")
 
 
-@command(app, "headscope status story-entropy")
-def status(run: Run) -> None:
+@command(app, "headscope status story-entropy", "headscope status story-entropy --workers")
+def status(
+    run: Run,
+    workers: Annotated[bool, typer.Option("--workers", help="Show each worker too: its shards and its rate.")] = False,
+) -> None:
     """Show how far a run in shards is: shards done, under way and failed, tokens a second and the time left."""
-    typer.echo(str(runs.status(run)))
+    typer.echo(runs.status(run).told(workers=workers))

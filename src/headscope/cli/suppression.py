@@ -67,12 +67,23 @@ def copy_suppression(
     resume: options.Resume = False,
     workers: options.Workers = None,
     ray: options.Ray = None,
+    gpus: options.Gpus = None,
     shard: options.Shard = None,
     shard_tokens: options.ShardTokens = None,
+    worker_lines: options.WorkerLines = False,
     progress: options.Progress = True,
 ) -> None:
     """Measure how much of each head's effect is copy suppression: lowering tokens that are already predicted."""
-    engine = engine_of(model, out, workers, ray, shard, shard_tokens)
+    engine = engine_of(
+        model,
+        out,
+        workers=workers,
+        ray=ray,
+        gpus=gpus,
+        shard=shard,
+        shard_tokens=shard_tokens,
+        worker_lines=worker_lines,
+    )
     texts = texts_of(text, dataset)
     with kept_run(model, texts, max_tokens, seq_len, out, resume, engine) as (loaded, tokens, run):
         parts = _parts(loaded, tokens, listed(heads), effect, variant, ranks)

@@ -10,7 +10,7 @@ from headscope.analysis.storage.sharded import Engine, Receipt, ShardJob, map_sh
 from headscope.scale.engines import InProcess, MergeOnly, Part
 from headscope.scale.processes import Processes
 from headscope.scale.ray_workers import Ray
-from headscope.scale.runs import PassStatus, RunStatus, merge, status
+from headscope.scale.runs import PassStatus, RunStatus, WorkerStatus, merge, status
 
 __all__ = [
     "Engine",
@@ -23,6 +23,7 @@ __all__ = [
     "Receipt",
     "RunStatus",
     "ShardJob",
+    "WorkerStatus",
     "map_shards",
     "merge",
     "status",

@@ -49,6 +49,7 @@ class Processes(Engine):
         retries: How often a shard is tried again before the run stops.
         timeout: Seconds after which a worker is held to hang on a shard, and is replaced; default: never.
         source: What `from_pretrained` takes to load the model, for `headscope merge` and others to know.
+        tells_workers: Print a line for each shard that a worker has done.
 
     Raises:
         InvalidInputError: for a number below 1.
@@ -69,6 +70,7 @@ class Processes(Engine):
         retries: int = 3,
         timeout: float | None = None,
         source: str | None = None,
+        tells_workers: bool = False,
     ) -> None:
         self.workers = n_cores() if workers is None else workers
         check_at_least(1, workers=self.workers)
@@ -76,7 +78,7 @@ class Processes(Engine):
         check_at_least(1, threads=self.threads)
         check_at_least(0, retries=retries)
         self.shard_tokens, self.model, self.retries, self.timeout = shard_tokens, model, retries, timeout
-        self.source, self._devices = source, devices
+        self.source, self._devices, self.tells_workers = source, devices, tells_workers
         self._started: list[_Process] = []
         self._replies: queue.SimpleQueue[tuple[_Process, dict[str, Any] | None]] = queue.SimpleQueue()
         self._copy: tempfile.TemporaryDirectory[str] | None = None

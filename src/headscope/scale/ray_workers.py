@@ -49,6 +49,7 @@ class Ray(Engine):
         retries: How often a shard is tried again before the run stops.
         timeout: Seconds after which a worker is late with a shard; default: never.
         source: What `from_pretrained` takes to load the model, for `headscope merge` and others to know.
+        tells_workers: Print a line for each shard that a worker has done.
 
     Raises:
         InvalidInputError: for a number out of range.
@@ -67,6 +68,7 @@ class Ray(Engine):
         retries: int = 3,
         timeout: float | None = None,
         source: str | None = None,
+        tells_workers: bool = False,
     ) -> None:
         check_at_least(1, cpus=cpus, workers=1 if workers is None else workers)
         check_at_least(0, retries=retries)
@@ -80,7 +82,7 @@ class Ray(Engine):
         self.address = None if address == "local" else address
         self.workers, self.cpus, self.gpus = workers, cpus, gpus
         self.shard_tokens, self.model, self.retries, self.timeout = shard_tokens, model, retries, timeout
-        self.source = source
+        self.source, self.tells_workers = source, tells_workers
         self._run: ShardedRun | None = None
         self._connected_here = False
         self._actors: list[_Actor] = []

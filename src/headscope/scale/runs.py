@@ -1,6 +1,7 @@
 """Sharded runs from their folders alone: `merge`, and `status`."""
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,12 @@ from typing import Any
 from headscope.analysis.core.progress import duration
 from headscope.analysis.storage.places import place_of
 from headscope.analysis.storage.run_folder import RESULT
-from headscope.analysis.storage.sharded import Call, RunFiles, Sharding
+from headscope.analysis.storage.sharded import Call, Receipt, RunFiles, Sharding
 from headscope.model.transformer import HookedTransformer
 from headscope.scale.engines import MergeOnly
 from headscope.scale.worker import Worker, read_run
 
-__all__ = ["PassStatus", "RunStatus", "merge", "status"]
+__all__ = ["PassStatus", "RunStatus", "WorkerStatus", "merge", "status"]
 
 
 def merge(
@@ -39,6 +40,29 @@ def merge(
 
 
 @dataclass(frozen=True)
+class WorkerStatus:
+    """The part of a process in a pass over the data.
+
+    Attributes:
+        worker: Its host and number.
+        n_shards: Shards that it finished.
+        n_tokens: Tokens in them.
+        seconds: How long it took.
+        ended: When it finished the last, in seconds since 1970.
+    """
+
+    worker: str
+    n_shards: int
+    n_tokens: int
+    seconds: float
+    ended: float
+
+    def __str__(self) -> str:
+        rate, ago = self.n_tokens / max(self.seconds, 1e-3), duration(max(0.0, time.time() - self.ended))
+        return f"  {self.worker}: {self.n_shards} shards, {rate:,.0f} tokens/s, the last one {ago} ago"
+
+
+@dataclass(frozen=True)
 class PassStatus:
     """The state of a pass over the data.
 
@@ -52,6 +76,8 @@ class PassStatus:
         tokens_done: Tokens of the shards that are done.
         tokens_per_second: From the first shard's start to the last one's end; 0 before there is one.
         merged: What the shards come to is written.
+        workers: Who measured the shards that are done.
+        then: The passes that come after it, which are not begun.
     """
 
     name: str
@@ -63,6 +89,8 @@ class PassStatus:
     tokens_done: int
     tokens_per_second: float
     merged: bool
+    workers: tuple[WorkerStatus, ...] = ()
+    then: tuple[str, ...] = ()
 
     @property
     def seconds_left(self) -> float | None:
@@ -102,7 +130,14 @@ class RunStatus:
     finished: bool
 
     def __str__(self) -> str:
-        lines = [f"{self.analysis} of {self.model} on {self.data}", *map(str, self.passes)]
+        return self.told()
+
+    def told(self, *, workers: bool = False) -> str:
+        """Return the state in words, with a line for each worker where asked for."""
+        lines = [f"{self.analysis} of {self.model} on {self.data}"]
+        for each in self.passes:
+            lines += [str(each), *(map(str, each.workers) if workers else ())]
+        lines += [f"{name}: not begun" for name in (self.passes[-1].then if self.passes else ())]
         lines += ["Nothing is measured yet."] if not self.passes else []
         return "\n".join([*lines, *(["The result is there."] if self.finished else [])])
 
@@ -115,14 +150,14 @@ def status(run: str | Path) -> RunStatus:
         IncompleteRunError: if its data is not cut yet.
     """
     files = read_run(place_of(run))
-    passes = tuple(_pass(files, name, files.cuts[begun["data"]]) for name, begun in files.passes().items())
+    passes = tuple(_pass(files, name, begun) for name, begun in files.passes().items())
     manifest = files.manifest
     finished = files.place.has(RESULT)
     return RunStatus(manifest["analysis"], manifest["model"]["name"], manifest["data"]["description"], passes, finished)
 
 
-def _pass(files: RunFiles, name: str, cut: Any) -> PassStatus:
-    of_shards = files.shard_files(name)
+def _pass(files: RunFiles, name: str, begun: Mapping[str, Any]) -> PassStatus:
+    cut, of_shards = files.cuts[begun["data"]], files.shard_files(name)
     done = files.done(name, cut)
     receipts = [files.receipt(name, number) for number in done]
     began, ended = (
@@ -141,4 +176,22 @@ def _pass(files: RunFiles, name: str, cut: Any) -> PassStatus:
         tokens_done=tokens,
         tokens_per_second=tokens / max(ended - began, 1e-3) if receipts else 0.0,
         merged=files.place.has(f"{name}.safetensors"),
+        workers=_workers(receipts),
+        then=begun["then"],
+    )
+
+
+def _workers(receipts: Sequence[Receipt]) -> tuple[WorkerStatus, ...]:
+    of_each: dict[str, list[Receipt]] = {}
+    for receipt in sorted(receipts, key=lambda each: each.ended):
+        of_each.setdefault(receipt.worker, []).append(receipt)
+    return tuple(
+        WorkerStatus(
+            worker,
+            len(each),
+            sum(receipt.n_tokens for receipt in each),
+            sum(receipt.seconds for receipt in each),
+            each[-1].ended,
+        )
+        for worker, each in sorted(of_each.items())
     )

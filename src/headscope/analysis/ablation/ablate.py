@@ -157,7 +157,8 @@ def ablate_heads(
     resample_from = _resampled(reference) if "resample" in values else None
     if "mean" in values:
         check_repeatable(data if reference is None else reference, "values=['mean']")
-    passes = Passes("ablation", model, data, options, reference=reference, **run)
+    order = {"means": "reference", "ablation": "data"} if "mean" in values else {}
+    passes = Passes("ablation", model, data, options, reference=reference, order=order, **run)
     if (finished := passes.finished(AblationResult)) is not None:
         return finished
     runs = CleanRuns(model, plan.reads, plan.resumes)
@@ -167,7 +168,7 @@ def ablate_heads(
         shared = runs if reference is None else CleanRuns(model, plan.parts, room=0)
         outputs = OutputSums(shared, by_position=by_position)
         counts = run["include_bos"] or by_position
-        sums = passes.gather("means", Totals(model, outputs.measure), of_reference=True, include_bos=counts)
+        sums = passes.gather("means", Totals(model, outputs.measure), include_bos=counts)
         means = outputs.means(sums.result())
         # Passes over the same data, with the same positions counting, are held against each other.
         before = "means" if reference is None and not by_position else None

@@ -18,7 +18,7 @@ from headscope.model.text.tokens import bos_token_id
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.devices import Budget
 
-__all__ = ["Batch", "check_repeatable", "describe_data", "iterate_batches", "spread"]
+__all__ = ["Batch", "check_repeatable", "count_tokens", "describe_data", "iterate_batches", "spread"]
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def iterate_batches(
         raise InvalidInputError(
             "attention_mask goes with one tensor of tokens; give an iterable's masks in its batches."
         )
-    total = _n_tokens(data)
+    total = count_tokens(data)
     n_batches = _n_batches(data) if total is None else None
     seen = 0
     with progress_bar(total, description, shown=progress, unit="tok", done=done) as bar:
@@ -126,10 +126,10 @@ def describe_data(data: Any) -> str:
     return f"tokens {list(data.shape)}" if isinstance(data, Tensor) else f"batches from a {type(data).__name__}"
 
 
-def _n_tokens(data: Any) -> int | None:
-    """Return the number of tokens, where it is known without going through the data."""
+def count_tokens(data: Any) -> int | None:
+    """Return the number of tokens of data, where it is known without going through it."""
     if isinstance(data, (list, tuple)):
-        sizes = [_n_tokens(batch) if isinstance(batch, (Tensor, Mapping)) else None for batch in data]
+        sizes = [count_tokens(batch) if isinstance(batch, (Tensor, Mapping)) else None for batch in data]
         return None if None in sizes else sum(size for size in sizes if size is not None)
     tokens = data.get("tokens", data.get("input_ids")) if isinstance(data, Mapping) else data
     return tokens.numel() if isinstance(tokens, Tensor) else None

@@ -7,6 +7,7 @@ So a bar never stands still for a whole batch, and `watching` lets one bar stand
 Steps need not cost the same: a bar's total and its steps are in any unit of work, and the time left follows from it.
 """
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,7 +15,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-__all__ = ["Bar", "duration", "each_step", "mark_safe", "progress_bar", "watching"]
+__all__ = ["Bar", "duration", "each_step", "is_shown", "mark_safe", "progress_bar", "say", "watching"]
 
 T = TypeVar("T")
 Amount = int | float
@@ -152,11 +153,21 @@ def _line(total: Amount | None, unit: str) -> str | None:
     return None if total is None else _COUNTED if unit else _TIMED
 
 
+def is_shown() -> bool:
+    """Return True if a bar is open that one opened now would move."""
+    return _open.get() is not None
+
+
 def mark_safe(amount: Amount) -> None:
     """Note how much of the work of the bar that is open is on disk; nothing where none is."""
     bar = _open.get()
     if bar is not None:
         bar.mark_safe(amount)
+
+
+def say(line: str) -> None:
+    """Print a line above the bars that are shown."""
+    tqdm.write(line, file=sys.stderr)
 
 
 @contextmanager

@@ -154,7 +154,10 @@ def detect_heads(
     options |= {"include_bos": run["include_bos"]}
     asked = None if task is None else fingerprint(task.tensors())
     every_option = {**options, "seed": seed, "task": asked}
-    passes = Passes("head-types", model, data, every_option, reference=text, **run)
+    may_repeat = model.cfg.attention_dir == "causal" and model.cfg.d_vocab == model.cfg.d_vocab_out
+    given = {"attention": True, "text": text is not None, "repeats": may_repeat}
+    order = {name: "reference" if name == "text" else "data" for name, is_given in given.items() if is_given}
+    passes = Passes("head-types", model, data, every_option, reference=text, order=order, **run)
     if (finished := passes.finished(HeadTypes)) is not None:
         return finished
     paid = passes.gather("attention", Totals(model, attention_moments(model, seed)))
@@ -163,14 +166,14 @@ def detect_heads(
     kinds = SCORES if model.cfg.attention_dir == "causal" else _BOTH_WAYS
     on_text = None
     if text is not None:
-        running = passes.gather("text", Totals(model, attention_moments(model, seed)), of_reference=True)
+        running = passes.gather("text", Totals(model, attention_moments(model, seed)))
         on_text = attention_evidence(running.result())
         silent = [name for name in kinds if _says_nothing(on_text, name)]
         notes += [f"{name}: nothing repeats in the text, so it was scored on {twice} alone." for name in silent]
     found = _Found.of_attention(kinds, attention_evidence(paid.result()), on_text, min_attention)
     if len(kinds) < len(SCORES):
         notes.append("the model attends both ways, so kinds that are about what follows were not looked for.")
-    elif model.cfg.d_vocab == model.cfg.d_vocab_out:
+    elif may_repeat:
         repeating = passes.gather("repeats", Totals(model, repeat_moments(model)), after="attention")
         against, whole = repeat_evidence(model, repeating.result())
         repeats = whole.value > 0 and whole.clear(level=level)

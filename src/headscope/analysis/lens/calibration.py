@@ -83,7 +83,8 @@ def measure_calibration(
     options = CalibrationOptions(k, n_bins, heads, run["include_bos"])
     if heads:
         check_repeatable(data, "heads=True")
-    passes = Passes("calibration", model, data, options, **run)
+    order = {"means": "data", "calibration": "data"} if heads else {}
+    passes = Passes("calibration", model, data, options, order=order, **run)
     if (finished := passes.finished(CalibrationResult)) is not None:
         return finished
     means = None

@@ -100,7 +100,8 @@ def measure_entropy(
     options = EntropyOptions(baseline, scale, lens_bias, reduce, run["include_bos"], precision)
     if baseline == "mean":
         check_repeatable(data, "baseline='mean'")
-    passes = Passes("entropy", model, data, options, **run)
+    order = {"means": "data", "entropy": "data"} if baseline == "mean" else {}
+    passes = Passes("entropy", model, data, options, order=order, **run)
     if (finished := passes.finished(EntropyResult)) is not None:
         return finished
     means = None

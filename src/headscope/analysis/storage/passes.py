@@ -1,11 +1,13 @@
 """`Passes`: the way an analysis goes through its data, once or more often, kept in a folder where there is one."""
 
 import json
-from collections.abc import Generator, Mapping
-from contextlib import closing
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
+from types import MappingProxyType
 from typing import Any, TypeVar, Unpack
 
-from headscope.analysis.core.batches import Batch, describe_data, iterate_batches
+from headscope.analysis.core.batches import Batch, count_tokens, describe_data, iterate_batches
+from headscope.analysis.core.progress import is_shown, progress_bar
 from headscope.analysis.core.result import Result
 from headscope.analysis.storage.accumulator import Accumulator, as_mapping
 from headscope.analysis.storage.manifest import compare_manifests, make_manifest, read_manifest
@@ -37,6 +39,8 @@ class Passes:
         data: See `iterate_batches`.
         options: The options that the result depends on, as a dataclass or a mapping.
         reference: Other data that a pass may go through; `None` for the data itself.
+        order: The names of the passes, where there are several, and which data each goes through: `"data"` or
+            `"reference"`.
         **run: All of `StreamOptions`, as `streaming` fills them in.
 
     Attributes:
@@ -57,6 +61,7 @@ class Passes:
         options: Any,
         *,
         reference: Any = None,
+        order: Mapping[str, str] = MappingProxyType({}),
         **run: Unpack[StreamOptions],
     ) -> None:
         if run["flush_every"] is not None:
@@ -68,6 +73,7 @@ class Passes:
             raise InvalidInputError("an engine keeps the shards of a run in a folder; say which by out.")
         self.model, self.data, self.reference, self._run = model, data, reference, run
         self.described = run["describe"] or describe_data(data)
+        self._order = order
         self._stages: dict[str, Stage] = {}
         self._place = None if run["out"] is None else place_of(run["out"])
         self._sharded: ShardedRun | None = None
@@ -85,6 +91,7 @@ class Passes:
                 model,
                 sharding,
                 described=self.described,
+                order=tuple(order),
                 flush_every=run["flush_every"],
                 progress=run["progress"],
             )
@@ -128,15 +135,16 @@ class Passes:
             size = manifest["shards"]["shard_tokens"]
             cut = Cut.read(place, name)
             if cut is None:
-                with closing(self._batches(name == "reference", "cutting", include_bos=True)) as batches:
+                with closing(self._batches(name, "cutting", include_bos=True)) as batches:
                     cut = Cut.make(place, name, batches, size)
             elif not _fingerprinted(data, manifest[name]) and not place.has(RESULT):
-                with closing(self._batches(name == "reference", "comparing", include_bos=True)) as batches:
+                with closing(self._batches(name, "comparing", include_bos=True)) as batches:
                     cut.check(batches, size)
             cuts[name] = cut
         return cuts
 
-    def _batches(self, of_reference: bool, description: str, *, include_bos: bool, done: int = 0) -> Generator[Batch]:
+    def _batches(self, data: str, description: str, *, include_bos: bool, done: int = 0) -> Generator[Batch]:
+        of_reference = data == "reference"
         return iterate_batches(
             self.model,
             self.reference if of_reference else self.data,
@@ -168,7 +176,6 @@ class Passes:
         accumulator: A,
         *,
         after: str | None = None,
-        of_reference: bool = False,
         include_bos: bool | None = None,
     ) -> A:
         """Go through the data once, or on from where the folder is.
@@ -177,14 +184,18 @@ class Passes:
             name: The name of the pass, in the folder and beside the progress bar.
             accumulator: A new one, which is returned.
             after: A pass before this one over the same data, which must not have changed since.
-            of_reference: Go through the reference, if there is one, instead.
             include_bos: Other than for the other passes.
         """
-        elsewhere = of_reference and self.reference is not None
         counting = self._run["include_bos"] if include_bos is None else include_bos
+        with self._bar_of_all(name):
+            return self._gathered(name, accumulator, after, counting)
+
+    def _gathered(self, name: str, accumulator: A, after: str | None, include_bos: bool) -> A:
+        data = self._data_of(name)
         if self._sharded is not None:
-            data = "reference" if elsewhere else "data"
-            accumulator, self._stages[name] = self._sharded.gather(name, accumulator, data=data, include_bos=counting)
+            accumulator, self._stages[name] = self._sharded.gather(
+                name, accumulator, data=data, include_bos=include_bos
+            )
             return accumulator
         stage = None
         if self._place is not None:
@@ -192,8 +203,32 @@ class Passes:
             stage = self._stages[name] = Stage(self._place, name.replace(" ", "-"), after=before)
         done = 0 if stage is None else stage.done.n_tokens
         # Closed here, so that a pass that fails leaves no progress bar open.
-        with closing(self._batches(elsewhere, name, include_bos=counting, done=done)) as batches:
+        with closing(self._batches(data, name, include_bos=include_bos, done=done)) as batches:
             return accumulate(batches, accumulator, stage=stage, flush_every=self._run["flush_every"])
+
+    def _data_of(self, name: str) -> str:
+        """Return which data a pass goes through."""
+        return "data" if self.reference is None else self._order.get(name, "data")
+
+    @contextmanager
+    def _bar_of_all(self, name: str) -> Iterator[None]:
+        """Open one bar for all passes, at the start of this one, where their sizes are known and no bar is open."""
+        sizes = [self._n_tokens(self._data_of(each)) for each in self._order]
+        if len(sizes) < 2 or None in sizes or is_shown() or not self._run["progress"]:
+            yield
+            return
+        known = [size for size in sizes if size is not None]
+        at = list(self._order).index(name)
+        with progress_bar(sum(known), f"{name} ({at + 1} of {len(known)})", unit="tok", done=sum(known[:at])) as bar:
+            bar.step = known[at]
+            yield
+            if self._place is not None:
+                bar.mark_safe(sum(known[: at + 1]))
+
+    def _n_tokens(self, data: str) -> int | None:
+        if self._sharded is not None:
+            return self._sharded.files.cuts[data].n_tokens
+        return count_tokens(self.reference if data == "reference" else self.data)
 
     def finish(self, name: str, accumulator: Accumulator[R], *, after: str | None = None) -> R:
         """Go through the data for the last time; the result, which the folder then holds too."""

@@ -8,7 +8,7 @@ those of any run. Beside the files of a run (see `run_folder`) the folder holds
 - `shards/<stage>/000003.safetensors`: the state of a shard, which resumes as a whole run does;
 - `shards/<stage>/000003.json`: its receipt, written when it is finished. A shard is done when its receipt is there.
 - `shards/<stage>/000003.failure`: why it failed last, where it did.
-- `pass-<stage>.json`: which data a pass goes through, and when it began.
+- `pass-<stage>.json`: which data a pass goes through, when it began, and which passes come then.
 
 Measuring a shard changes no file but its own, and always in the same way: it may be done twice, or by two at once.
 
@@ -29,7 +29,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from headscope.analysis.core.batches import iterate_batches
-from headscope.analysis.core.progress import Bar, progress_bar
+from headscope.analysis.core.progress import Bar, progress_bar, say
 from headscope.analysis.storage.accumulator import Accumulator
 from headscope.analysis.storage.manifest import fingerprint
 from headscope.analysis.storage.merging import merge_states
@@ -71,6 +71,10 @@ class Receipt:
     ended: float
     checksum: str
 
+    def __str__(self) -> str:
+        rate = self.n_tokens / max(self.seconds, 1e-3)
+        return f"{self.worker}: shard {self.number} of {self.stage}, {self.n_tokens:,} tokens at {rate:,.0f} tokens/s"
+
 
 @dataclass(frozen=True)
 class ShardJob:
@@ -98,9 +102,11 @@ class Engine(ABC):
 
     Attributes:
         shard_tokens: Least number of tokens of a shard; `None` for that of the run's folder, or 32,768.
+        tells_workers: Print a line for each shard that a worker has done.
     """
 
     shard_tokens: int | None = None
+    tells_workers: bool = False
 
     def begin(self, run: "ShardedRun") -> None:  # noqa: B027 - an engine may have nothing to make ready
         """Make ready for a run."""
@@ -192,7 +198,7 @@ class RunFiles:
         return numbers
 
     def passes(self) -> dict[str, dict[str, Any]]:
-        """Return the passes that were begun, in that order, with the `data` and the time (`begun`) of each.
+        """Return the passes that were begun, in that order, with the `data`, the time (`begun`), and what comes `then`.
 
         Raises:
             CheckpointError: if the file of one is damaged.
@@ -246,6 +252,7 @@ class ShardedRun:
         model: The model.
         sharding: Who measures, or what is wanted.
         described: What the data is.
+        order: The passes over the data, where there are several.
         flush_every: Batches between two writes; `None`: by time alone.
         progress: Show a progress bar.
     """
@@ -257,11 +264,12 @@ class ShardedRun:
         sharding: Sharding,
         *,
         described: str,
+        order: tuple[str, ...],
         flush_every: int | None,
         progress: bool,
     ) -> None:
         self.files, self.model, self.sharding, self.described = files, model, sharding, described
-        self._flush_every, self._progress = flush_every, progress
+        self._order, self._flush_every, self._progress = order, flush_every, progress
         self._passes: dict[str, tuple[Cut, Accumulator[Any], bool]] = {}
         self._bar = Bar(None, "")
         if sharding.engine is not None:
@@ -298,7 +306,10 @@ class ShardedRun:
                 raise IncompleteRunError(f"a shard of {stage!r} is wanted, and {stage_name!r} comes first.")
             raise ShardMeasured(self.measure(stage, number))
         if not self.place.has(f"pass-{stage_name}.json"):
-            self.place.write(f"pass-{stage_name}.json", json.dumps({"data": data, "begun": time.time()}).encode())
+            rest = self._order[self._order.index(name) + 1 :] if name in self._order else ()
+            self.place.write(
+                f"pass-{stage_name}.json", json.dumps({"data": data, "begun": time.time(), "then": rest}).encode()
+            )
         with progress_bar(cut.n_tokens, name, shown=self._progress, unit="tok") as self._bar:
             for _ in range(_ROUNDS):
                 self._measure_missing(stage_name, cut)
@@ -387,6 +398,8 @@ class ShardedRun:
         for receipt in map_shards(jobs, engine):
             self._bar.safe = self._bar.done + receipt.n_tokens
             self._bar.update(receipt.n_tokens)
+            if engine.tells_workers:
+                say(str(receipt))
         missing = sorted({shard.number for shard in cut.shards} - self.files.done(stage, cut)) if jobs else []
         if missing:
             shown = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
@@ -457,4 +470,4 @@ def _read_json(place: Place, name: str, make: Callable[[Any], T]) -> T:
 
 
 def _pass(fields: Any) -> dict[str, Any]:
-    return {"data": str(fields["data"]), "begun": float(fields["begun"])}
+    return {"data": str(fields["data"]), "begun": float(fields["begun"]), "then": tuple(fields["then"])}

@@ -127,7 +127,8 @@ def copy_suppression_preserving_ablation(
     table = _related_table(related, one_vocabulary(model))
     check_repeatable(data, "copy-suppression-preserving ablation")
     table_hash = None if table is None else fingerprint({"related": table})
-    passes = Passes("copy-suppression", model, data, {**asdict(options), "related": table_hash}, **run)
+    order = {"means": "data", "suppression": "data"}
+    passes = Passes("copy-suppression", model, data, {**asdict(options), "related": table_hash}, order=order, **run)
     if (finished := passes.finished(CopySuppression)) is not None:
         return finished
     sums = _MeanSums(model, options.heads)

@@ -111,13 +111,16 @@ def suppression_scores(
         given = {"tokens": prompts, "attention_mask": mask}
         measure_ioi, options = _ioi(model, len(prompts), answers), {"answers": fingerprint({"answers": answers})}
     run["describe"] = run["describe"] or described
-    passes = Passes("suppression-scores", model, tokens, options, reference=given, include_bos=False, **run)
+    order = {} if given is None else {"anti-induction": "data", "IOI": "reference"}
+    passes = Passes(
+        "suppression-scores", model, tokens, options, reference=given, order=order, include_bos=False, **run
+    )
     if (finished := passes.finished(SuppressionScores)) is not None:
         return finished
     repeats = passes.gather("anti-induction", Totals(model, _anti_induction(model, length)))
     sums, ioi = repeats.result(), None
     if measure_ioi is not None:
-        against = passes.gather("IOI", Totals(model, measure_ioi), of_reference=True, include_bos=True)
+        against = passes.gather("IOI", Totals(model, measure_ioi), include_bos=True)
         ioi = (-against.result()["effect"] / against.n_sequences).float()
     info = RunInfo(model.cfg.model_name, model.weight_processing, passes.described, n_sequences, int(sums["n"]))
     return passes.keep(SuppressionScores(info, (-sums["effect"] / sums["n"]).float(), ioi))
