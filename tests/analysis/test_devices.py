@@ -20,6 +20,7 @@ from headscope.analysis import (
     activation_patch,
     attribute,
     attribution_patch,
+    circuit_faithfulness,
     copy_suppression_preserving_ablation,
     copying_scores,
     detect_heads,
@@ -131,6 +132,9 @@ WORK: dict[str, Callable[[HookedTransformer], Any]] = {
     "path": lambda model: path_patch(model, task(model), senders=["0.1", "mlp0"], receivers=["1.0.q", "mlp1"]),
     "paths": lambda model: path_patch_sweep(model, task(model), receivers="1.0.q", progress=False),
     "circuit": lambda model: find_circuit(model, task(model), max_receivers=1, progress=False),
+    "faithfulness": lambda model: circuit_faithfulness(
+        model, task(model), torch.ones(2, 3), sizes=[2], ablation="mean", controls=1, progress=False
+    ),
     "circuit ranks": lambda model: weights_circuit_ranks(model, ["0.1"], progress=False),
     "copying": copying_scores,
     "effective embedding": effective_embedding,

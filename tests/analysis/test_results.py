@@ -67,6 +67,9 @@ def made(name: str, folder: Path) -> Result:
         "head types": lambda: analysis.detect_heads(model, task=task, n_sequences=2, **QUIET),
         "head scores": lambda: analysis.head_scores(model, n_sequences=2, **QUIET),
         "circuit": lambda: analysis.find_circuit(name_moving_model(), task, max_receivers=1, **QUIET),
+        "faithfulness": lambda: analysis.circuit_faithfulness(
+            model, name_task(4), torch.ones(2, 3), sizes=[1, 6], controls=2, **QUIET
+        ),
         "copy suppression": lambda: analysis.copy_suppression_preserving_ablation(model, tokens, **QUIET),
         "circuit ranks": lambda: analysis.weights_circuit_ranks(model, tokens=torch.arange(3, 9), **QUIET),
         "dynamic OV": lambda: analysis.dynamic_ov(model, tokens, **QUIET),
@@ -83,7 +86,7 @@ def made(name: str, folder: Path) -> Result:
 NAMES = (
     "entropy", "entropy by position", "calibration", "calibration without heads", "ablation", "ablation of sets",
     "task ablation", "attribution", "patching", "attribution patching", "path patching", "one path", "head types",
-    "head scores", "circuit", "copy suppression", "circuit ranks", "dynamic OV", "suppression scores", "logit lens",
+    "head scores", "circuit", "faithfulness", "copy suppression", "circuit ranks", "dynamic OV", "suppression scores", "logit lens",
     "next tokens", "dynamics",
 )  # fmt: skip
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from headscope import HookedTransformer
-from headscope.analysis.circuits.circuit import Circuit
+from headscope.analysis.circuits.circuit_result import Circuit
 from headscope.analysis.heads.types_result import HeadTypes
 from headscope.data.ioi import IOIDataset
 

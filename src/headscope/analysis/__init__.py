@@ -4,7 +4,10 @@ from headscope.analysis.ablation.ablate import AblationAccumulator, AblationOpti
 from headscope.analysis.ablation.result import AblationResult
 from headscope.analysis.attention.score import attribute_attention
 from headscope.analysis.attention.score_result import AttentionAttribution
-from headscope.analysis.circuits.circuit import Circuit, find_circuit
+from headscope.analysis.circuits.circuit import find_circuit
+from headscope.analysis.circuits.circuit_result import Circuit
+from headscope.analysis.circuits.faithfulness import circuit_faithfulness
+from headscope.analysis.circuits.faithfulness_result import Faithfulness
 from headscope.analysis.core.result import HeadScore, Ranking, RunInfo
 from headscope.analysis.core.top_places import Position, TokenMean, token_means, top_positions
 from headscope.analysis.heads.evidence import copying_scores
@@ -77,6 +80,7 @@ __all__ = [
     "EntropyAccumulator",
     "EntropyOptions",
     "EntropyResult",
+    "Faithfulness",
     "HeadScore",
     "HeadScores",
     "HeadTypes",
@@ -107,6 +111,7 @@ __all__ = [
     "attribute",
     "attribute_attention",
     "attribution_patch",
+    "circuit_faithfulness",
     "circuit_ranks_cost",
     "copy_suppression_preserving_ablation",
     "copying_scores",

@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from headscope.analysis.circuits.circuit import Circuit, find_circuit
+from headscope.analysis.circuits.circuit import find_circuit
+from headscope.analysis.circuits.circuit_result import Circuit
 from headscope.analysis.core.result import Result
 from headscope.analysis.heads.probes import rows_of
 from headscope.analysis.heads.scores import MIN_ATTENTION

@@ -6,7 +6,8 @@ from name_moving_model import name_moving_model, name_task
 from tiny import tiny_model
 
 from headscope import HookedTransformer
-from headscope.analysis.circuits.circuit import Circuit, find_circuit
+from headscope.analysis.circuits.circuit import find_circuit
+from headscope.analysis.circuits.circuit_result import Circuit
 from headscope.analysis.heads.types import detect_heads
 from headscope.analysis.patching.path import path_patch
 from headscope.analysis.prompts.task import Task

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from headscope.analysis.circuits.circuit import Circuit
+from headscope.analysis.circuits.circuit_result import Circuit
 from headscope.analysis.core.result import RunInfo
 from headscope.errors import InvalidInputError
 from headscope.views.figures.circuit import circuit_picture

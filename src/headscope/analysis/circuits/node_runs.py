@@ -7,14 +7,15 @@ circuits go through the model as rows of one batch. Layers below the first compo
 made are not run again, nor, where no position looks ahead, positions before the first at which prompts differ.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from headscope.analysis.circuits.edge_runs import Ablation
 from headscope.analysis.core.components import all_components, all_heads
 from headscope.analysis.core.result import check_option
 from headscope.analysis.patching.base_run import BaseRun, SuffixRuns, way_of_running
@@ -22,14 +23,11 @@ from headscope.analysis.prompts.metrics import Metric
 from headscope.analysis.prompts.task import Task
 from headscope.analysis.prompts.two_runs import Scorer, TaskRuns
 from headscope.analysis.recording.record import check_final, hook_name, record
-from headscope.errors import InvalidInputError
 from headscope.model.hooks import HookPoint
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.devices import Budget
 
-__all__ = ["Ablation", "NodeRuns"]
-
-Ablation = Literal["patch", "mean", "zero"]
+__all__ = ["NodeRuns"]
 
 
 class NodeRuns:
@@ -39,7 +37,7 @@ class NodeRuns:
         model: The model; hooks on it stay in force.
         task: Prompts with corrupted ones.
         ablation: In the place of a component's output: that on the corrupted prompt (`"patch"`), its mean over the
-            corrupted prompts at each position (`"mean"`), or zero (`"zero"`).
+            corrupted prompts at that position, counted from a prompt's first token (`"mean"`), or zero (`"zero"`).
         keep_mlps: MLPs and mixers are in every circuit, so that parts are heads alone.
         metric: See `Scorer`.
 
@@ -74,32 +72,21 @@ class NodeRuns:
         # Small batches, since gradients are taken through them too; several circuits fill them up.
         batches = list(self.scorer.batches(Budget.of(model.W_E.device).backward_tokens))
         others = [self._other(rows) for rows in batches]
-        if ablation == "mean":
-            means = _means([outputs for outputs, _ in others], [self.runs.task.attention_mask[rows] for rows in batches])
+        masks, other_masks = ([mask[rows] for rows in batches] for mask in self.runs.task.masks)
+        means = _means([outputs for outputs, _ in others], other_masks) if ablation == "mean" else {}
         self._blocks = []
-        for rows, (outputs, _) in zip(batches, others, strict=True):
-            if ablation == "zero":
-                outputs = {name: torch.zeros_like(output) for name, output in outputs.items()}
-            elif ablation == "mean":
-                outputs = {name: means[name].expand_as(output) for name, output in outputs.items()}
-            self._blocks.append(_Block(model, self.runs, self.scorer, rows, outputs, same_start=ablation == "patch"))
+        for rows, mask, (outputs, _) in zip(batches, masks, others, strict=True):
+            given = outputs
+            if ablation == "mean":
+                given = {name: mean[_places(mask)] for name, mean in means.items()}
+            elif ablation == "zero":
+                given = {name: torch.zeros_like(output) for name, output in outputs.items()}
+            self._blocks.append(_Block(model, self.runs, self.scorer, rows, given, same_start=ablation == "patch"))
         self.whole = self._joined([block.whole[None] for block in self._blocks])[0]
         if ablation == "patch":
             self.nothing = self._joined([final[None] for _, final in others])[0]
         else:
             self.nothing = self._values(torch.zeros(1, len(self._every), dtype=torch.bool))[0]
-
-    def mask(self, labels: Any) -> Bool[Tensor, " part"]:
-        """Return the circuit of some parts, by their labels.
-
-        Raises:
-            InvalidInputError: For a label that is no part.
-        """
-        wanted = set(labels)
-        unknown = sorted(wanted - set(self.parts))
-        if unknown:
-            raise InvalidInputError(f"{unknown[0]!r} is no part of a circuit here: parts are {_some(self.parts)}.")
-        return torch.tensor([part in wanted for part in self.parts])
 
     @torch.no_grad()
     def values(
@@ -153,7 +140,7 @@ class NodeRuns:
     def _joined(self, finals: list[Tensor]) -> Float[Tensor, "circuit *prompt"]:
         """The metric of final states `[circuit, prompt, read, d_model]` of each block, prompts in their own order."""
         values = [self.scorer.values(block.rows, final) for block, final in zip(self._blocks, finals, strict=True)]
-        if values[0].ndim == 1:
+        if not self.scorer.is_of_prompts:
             return values[0]
         order = torch.cat([block.rows for block in self._blocks]).argsort()
         return torch.cat(values, dim=1)[:, order]
@@ -161,27 +148,28 @@ class NodeRuns:
     def _other(self, rows: Int[Tensor, " row"]) -> tuple[dict[str, Tensor], Tensor]:
         """Every component's output in the corrupted run, by hook name, and the final states that are read."""
         names = dict.fromkeys(map(hook_name, self._every), torch.clone)
-        kept, final = record(self.model, self.runs.other[rows], names, **self.runs.options(rows))
+        kept, final = record(self.model, self.runs.other[rows], names, **self.runs.options(rows, of_other=True))
         check_final(final)
         return kept, self.scorer.read(rows, final)
 
 
-def _some(names: tuple[str, ...]) -> str:
-    return ", ".join(names) if len(names) <= 6 else f"{', '.join(names[:3])}, ..., {names[-1]}"
+def _means(
+    outputs: Sequence[Mapping[str, Tensor]], masks: Sequence[Tensor]
+) -> dict[str, Float[Tensor, "place *width"]]:
+    """Means over prompts at each place, counted from a prompt's first token."""
+    real = [mask.bool() for mask in masks]
+    places = torch.cat([_places(mask)[mask] for mask in real])
+    counts = torch.bincount(places, minlength=masks[0].shape[1]).clamp(min=1)
+    means = {}
+    for name, first in outputs[0].items():
+        given = torch.cat([each[name][mask] for each, mask in zip(outputs, real, strict=True)]).double()
+        total = given.new_zeros(len(counts), *given.shape[1:]).index_add_(0, places, given)
+        means[name] = (total / counts.view(-1, *[1] * (given.ndim - 1))).to(first.dtype)
+    return means
 
 
-def _means(outputs: list[dict[str, Tensor]], masks: list[Tensor]) -> dict[str, Float[Tensor, "1 pos *width"]]:
-    """Means over prompts at each position, of the prompts that have a token there."""
-    counts = sum(mask.sum(0) for mask in masks).clamp(min=1)
-    found = {}
-    for name in outputs[0]:
-        wide = [(slice(None), slice(None), *[None] * (each[name].ndim - 2)) for each in outputs]
-        total = sum(
-            (each[name].double() * mask[at]).sum(0)
-            for each, mask, at in zip(outputs, masks, wide, strict=True)
-        )
-        found[name] = (total / counts[wide[0][1:]])[None].to(outputs[0][name].dtype)
-    return found
+def _places(mask: Tensor) -> Int[Tensor, "row pos"]:
+    return (mask.long().cumsum(1) - 1).clamp(min=0)
 
 
 class _Block:

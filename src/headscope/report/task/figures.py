@@ -6,7 +6,7 @@ from typing import Any
 from markupsafe import Markup
 from torch import Tensor
 
-from headscope.analysis.circuits.circuit import Circuit
+from headscope.analysis.circuits.circuit_result import Circuit
 from headscope.report.blocks import Figure
 from headscope.report.task.story import LOOKED_AT, SWAPPED_WORDS, TaskStory
 from headscope.report.words import captioned, count, percent, signed

@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headscope.analysis.circuits.circuit import Circuit, find_circuit
+from headscope.analysis.circuits.circuit import find_circuit
+from headscope.analysis.circuits.circuit_result import Circuit
 from headscope.analysis.core.stats import estimate
 from headscope.analysis.heads.inhibition import in_turn
 from headscope.analysis.heads.names import attention_between, name_places, orders_of

@@ -6,7 +6,7 @@ import torch
 from markupsafe import Markup
 from torch import Tensor
 
-from headscope.analysis.circuits.circuit import FINAL, Circuit
+from headscope.analysis.circuits.circuit_result import FINAL, Circuit
 from headscope.analysis.core.components import component_label
 from headscope.report.blocks import Block, Cell, Fold, Heading, Section, Table
 from headscope.report.places import Head, head_of, heads_in_order

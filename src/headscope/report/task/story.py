@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from jaxtyping import Float
 from torch import Tensor
 
-from headscope.analysis.circuits.circuit import Circuit
+from headscope.analysis.circuits.circuit_result import Circuit
 from headscope.analysis.core.stats import Estimate, estimate
 from headscope.analysis.heads.types_result import HeadTypes
 from headscope.analysis.patching.result import PatchingResult

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from headscope.analysis.circuits.circuit import FINAL, Circuit
+from headscope.analysis.circuits.circuit_result import FINAL, Circuit
 from headscope.errors import InvalidInputError
 from headscope.views.drawing.theme import PALETTE, styled
 

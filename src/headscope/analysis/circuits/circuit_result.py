@@ -1,0 +1,125 @@
+"""`Circuit`: the heads and MLPs that carry a task, and the paths between them, as `find_circuit` found them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from headscope.analysis.core.named_arrays import Label
+from headscope.analysis.core.result import Array, Result
+from headscope.analysis.patching.path_ends import FINAL
+from headscope.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["FINAL", "Circuit"]
+
+_SHOWN = 12
+
+
+@dataclass(frozen=True, repr=False)
+class Circuit(Result):
+    """Parts of a model, and how much of a logit difference goes along the paths between them.
+
+    Attributes:
+        edges: Sender and receiver of each path, as numbers of nodes; the strongest first.
+        effects: What the logit difference loses when the path, and it alone, carries what it carried in the corrupted
+            prompts, mean over prompts: above zero, the path works for the right answer.
+        errors: Standard error of each, over prompts.
+        layers: The layer of each node; that of `final` is the number of layers.
+        nodes: `3.2`, `mlp3`, and `final`, the stream that the answer is read from.
+        groups: The kind of each node: that of a head (`name_mover`, ...), `head`, `MLP`, `final`.
+        inputs: What of the receiver reads the path: `q`, `k`, `v`, or nothing for MLPs and `final`.
+        threshold: The least effect of a path that was kept, in logits.
+        clean: The logit difference.
+        corrupted: That on the corrupted prompts.
+        left_out: Nodes into which no paths were looked for, since there were too many.
+        info: What was run on what.
+    """
+
+    kind: ClassVar[str] = "circuit"
+    arrays: ClassVar[Mapping[str, Array]] = {
+        "effects": Array("edge", unit="logits", title="effect", column="effect", error="errors", share="shares"),
+        "errors": Array("edge", unit="logits", column="error"),
+        "shares": Array("edge", column="share", style="+.1%"),
+        "layers": Array("node"),
+    }
+    coords: ClassVar[Mapping[str, str]] = {"edge": "edge_labels", "node": "nodes"}
+    columns: ClassVar[tuple[str, ...]] = ("effects", "errors", "shares")
+    ranked: ClassVar[tuple[str, ...]] = ("effects",)
+    either_way: ClassVar[bool] = True
+    edges: Int[Tensor, "edge 2"]
+    effects: Float[Tensor, " edge"]
+    errors: Float[Tensor, " edge"]
+    layers: Int[Tensor, " node"]
+    nodes: tuple[str, ...]
+    groups: tuple[str, ...]
+    inputs: tuple[str, ...]
+    threshold: float
+    clean: float
+    corrupted: float
+    left_out: tuple[str, ...]
+
+    def into(self, node: str) -> tuple[int, ...]:
+        """The numbers of the paths into a node, the strongest first.
+
+        Raises:
+            InvalidInputError: If the node is not in the circuit.
+        """
+        if node not in self.nodes:
+            raise InvalidInputError(f"{node!r} is not in the circuit, whose nodes are {', '.join(self.nodes)}.")
+        at = self.nodes.index(node)
+        return tuple(number for number, (_, receiver) in enumerate(self.edges.tolist()) if receiver == at)
+
+    @property
+    def shares(self) -> Float[Tensor, " edge"]:
+        """Effects as shares of the clean logit difference less the corrupted one."""
+        return self.effects / (self.clean - self.corrupted)
+
+    @property
+    def edge_labels(self) -> tuple[str, ...]:
+        """`2.0 -> final`, `1.3 -> 2.0.q`, ... for each path."""
+        ends = zip(self.edges.tolist(), self.inputs, strict=True)
+        return tuple(
+            f"{self.nodes[sender]} -> {self.nodes[receiver]}" + (f".{read}" if read else "")
+            for (sender, receiver), read in ends
+        )
+
+    def axis_columns(self, axis: str, labels: Sequence[Label]) -> dict[str, Sequence[Any]]:
+        if axis != "edge":
+            return super().axis_columns(axis, labels)
+        senders, receivers = ([int(at) for at in ends] for ends in self.edges.T)
+        return {
+            "sender": [self.nodes[at] for at in senders],
+            "receiver": [self.nodes[at] for at in receivers],
+            "input": self.inputs,
+            "sender_group": [self.groups[at] for at in senders],
+            "receiver_group": [self.groups[at] for at in receivers],
+        }
+
+    def table(self) -> "Table":
+        """The paths as a table for `rich.print`."""
+        from rich.table import Table
+
+        table = Table(title="Paths of the circuit", caption=str(self.info), caption_justify="left")
+        for name in ("Sender", "Receiver"):
+            table.add_column(name)
+        for name in ("Effect (logits)", "Error", "Share"):
+            table.add_column(name, justify="right")
+        for row in self.to_frame().itertuples(index=False):
+            to = f"{row.receiver}.{row.input}" if row.input else row.receiver
+            table.add_row(row.sender, to, f"{row.effect:+.3f}", f"{row.error:.3f}", f"{row.share:+.1%}")
+        return table
+
+    def _notes(self) -> Iterator[str]:
+        yield (
+            f"logit difference {self.clean:+.3f}, corrupted {self.corrupted:+.3f}; {len(self.nodes)} nodes, "
+            f"{len(self.inputs)} paths of at least {self.threshold:.3f}"
+        )
+        if self.inputs:
+            yield from str(self.top(_SHOWN)).splitlines()
+        if len(self.inputs) > _SHOWN:
+            yield f"... and {len(self.inputs) - _SHOWN} more"
