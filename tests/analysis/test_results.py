@@ -86,8 +86,8 @@ def made(name: str, folder: Path) -> Result:
 NAMES = (
     "entropy", "entropy by position", "calibration", "calibration without heads", "ablation", "ablation of sets",
     "task ablation", "attribution", "patching", "attribution patching", "path patching", "one path", "head types",
-    "head scores", "circuit", "faithfulness", "copy suppression", "circuit ranks", "dynamic OV", "suppression scores", "logit lens",
-    "next tokens", "dynamics",
+    "head scores", "circuit", "faithfulness", "copy suppression", "circuit ranks", "dynamic OV", "suppression scores",
+    "logit lens", "next tokens", "dynamics",
 )  # fmt: skip
 
 
