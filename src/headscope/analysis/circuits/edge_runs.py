@@ -88,7 +88,7 @@ class CircuitRuns:
         check_rewirable(model)
         self.model, self.ablation = model, ablation
         self.graph = Graph.of(model.cfg)
-        self.runs = TaskRuns(model, task, "denoising")
+        self.runs = TaskRuns(model, task, "noising")
         self.scorer = Scorer(model, self.runs.task, metric)
         self._weights = {layer: model.output_weight(layer) for layer in model.cfg.layers_with("attn")}
         self._kept: dict[int, dict[str, Tensor]] = {}  # by the first prompt of a batch
@@ -112,10 +112,10 @@ class CircuitRuns:
             finals: list[list[Tensor]] = [[] for _ in circuits]
             for rows in self._split(together):
                 other = self._other(rows)
-                wiring = _Wiring(self._embedded(rows)[0], other[_EMBED], len(self.graph.senders))
+                wiring = _Wiring(self._embedded(rows)[0], other, len(self.graph.senders), self._real(rows))
                 for each, mask in zip(finals, circuits, strict=True):
                     wiring.begin(mask)
-                    each.append(self._final(rows, wiring, other))
+                    each.append(self._final(rows, wiring))
             states = torch.stack([torch.cat(each) for each in finals])
             check_final(states)
             parts.append(self.scorer.values(together, states))
@@ -125,9 +125,7 @@ class CircuitRuns:
 
     # The run of a circuit
 
-    def _final(
-        self, rows: Int[Tensor, " row"], wiring: "_Wiring", other: Mapping[str, Tensor]
-    ) -> Float[Tensor, "row read d_model"]:
+    def _final(self, rows: Int[Tensor, " _"], wiring: "_Wiring") -> Float[Tensor, "row read d_model"]:
         """Final states of some prompts where they are read."""
         model, graph = self.model, self.graph
         _, positions, mask = self._embedded(rows)
@@ -139,24 +137,22 @@ class CircuitRuns:
                     read, which = wiring.read(graph.readers(layer, "attn"), entering)
                     queries, keys, values = _for_heads(block.ln1(read), which)
                     attn_out = block.attend(queries, keys, values, positions, attention_mask=mask)
-                    given = self._given(layer, shown) - other[_z(layer)]
+                    given = self._given(layer, shown) - wiring.other[_z(layer)]
                     change = torch.einsum("nphe,hed->hnpd", given, self._weights[layer].to(given.dtype))
-                    wiring.write(graph.writers(layer, "attn"), change)
-                    # What others' heads gave, and the bias, at the scale of this run's norm behind attention.
-                    wiring.others = wiring.others + attn_out - change.sum(0)
+                    wiring.write(graph.writers(layer, "attn"), attn_out, change)
                 if "mixer" in block.parts:
                     read, _ = wiring.read(graph.readers(layer, "mixer"), entering)
                     mixer_out = block.mixer_out(read[0], mask)
-                    wiring.add(graph.writers(layer, "mixer"), mixer_out, other[_out(layer, "mixer")])
+                    wiring.write_whole(graph.writers(layer, "mixer"), mixer_out, _out(layer, "mixer"))
                 if "mlp" in block.parts:
                     stream = wiring.others if model.cfg.has_resid_mid else entering
                     read, _ = wiring.read(graph.readers(layer, "mlp"), stream)
-                    wiring.add(graph.writers(layer, "mlp"), block.mlp_out(read[0]), other[_out(layer, "mlp")])
+                    wiring.write_whole(graph.writers(layer, "mlp"), block.mlp_out(read[0]), _out(layer, "mlp"))
         return self.scorer.read(rows, wiring.read(slice(-1, None), wiring.others)[0][0])
 
     def _embedded(self, rows: Int[Tensor, " _"]) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Return the clean run's first stream, and the positions and the mask that blocks take beside it."""
-        first, _, positions, mask = self.model.input_to_embed(self.runs.other[rows], **self.runs.options(rows))
+        first, _, positions, mask = self.model.input_to_embed(self.runs.base[rows], **self.runs.options(rows))
         return first, positions, mask
 
     def _given(self, layer: int, shown: Mapping[str, Tensor]) -> Float[Tensor, "row pos head d_head"]:
@@ -170,9 +166,7 @@ class CircuitRuns:
     def _other(self, rows: Int[Tensor, " row"]) -> Mapping[str, Tensor]:
         """Return what each sender gave in the other run, by hook name."""
         if self._means is not None:
-            mask = self.runs.task.attention_mask[rows]
-            places = (mask.long().cumsum(1) - 1).clamp(min=0)
-            return {name: mean[places] for name, mean in self._means.items()}
+            return {name: mean[self._places(rows)] for name, mean in self._means.items()}
         if self.ablation == "zero":
             nothing = self.model.W_E.new_zeros(())
             return dict.fromkeys(self._written, nothing)
@@ -188,28 +182,40 @@ class CircuitRuns:
 
     def _on_corrupted(self, rows: Int[Tensor, " row"]) -> dict[str, Tensor]:
         wanted = dict.fromkeys([*self._written, *self._shown], torch.clone)
-        kept, final = record(self.model, self.runs.base[rows], wanted, **self.runs.options(rows))
+        kept, final = record(self.model, self.runs.other[rows], wanted, **self.runs.options(rows, of_other=True))
         check_final(final)
         heads = {_z(layer): self._given(layer, kept) for layer in self._weights}
         return {name: heads.get(name, kept[name]) for name in self._written}
 
+    def _places(self, rows: Int[Tensor, " _"]) -> Int[Tensor, "row pos"]:
+        """The position of each token of the clean prompts, counted from the first one."""
+        return (self.runs.task.attention_mask[rows].long().cumsum(1) - 1).clamp(min=0)
+
+    def _real(self, rows: Int[Tensor, " _"]) -> Bool[Tensor, "row pos"] | None:
+        """Where the other run has something to give; `None` where it has all that the clean one has."""
+        clean, corrupted = self.runs.task.masks
+        if self.ablation == "zero" or self.runs.task.corrupted_mask is None:
+            return None
+        if self.ablation == "mean":
+            return self._places(rows) < int(corrupted.sum(1).max())
+        return (clean & corrupted)[rows]
+
     def _mean_written(self) -> dict[str, Float[Tensor, "place *width"]]:
         sums: dict[str, Tensor] = {}
-        counts = self.runs.task.attention_mask.sum(0).double() * 0
+        mask = self.runs.task.masks[1].bool()
+        counts = torch.zeros(mask.shape[1], dtype=torch.float64, device=mask.device)
         for together in self.scorer.batches(self._tokens):
             for rows in self._split(together):
-                mask = self.runs.task.attention_mask[rows].bool()
-                places = (mask.long().cumsum(1) - 1)[mask]
+                here = mask[rows]
+                places = (here.long().cumsum(1) - 1)[here]
                 counts.index_add_(0, places, torch.ones_like(places, dtype=counts.dtype))
                 for name, given in self._on_corrupted(rows).items():
-                    of_tokens = given[mask].double()
+                    of_tokens = given[here].double()
                     total = sums.setdefault(name, of_tokens.new_zeros(len(counts), *of_tokens.shape[1:]))
                     total.index_add_(0, places, of_tokens)
         wide = torch.promote_types(self.model.W_E.dtype, torch.float32)
-        return {
-            name: (total / counts.clamp(min=1).view(-1, *[1] * (total.ndim - 1))).to(wide)
-            for name, total in sums.items()
-        }
+        shared = {name: counts.clamp(min=1).view(-1, *[1] * (total.ndim - 1)) for name, total in sums.items()}
+        return {name: (total / shared[name]).to(wide) for name, total in sums.items()}
 
     @property
     def _written(self) -> list[str]:
@@ -238,8 +244,9 @@ class _Wiring:
 
     Args:
         embedded: The clean run's first stream.
-        embedded_other: That of the other run.
+        other: What each sender gave in the other run, by hook name.
         n_senders: How many there are.
+        real: Where the other run has something to give; elsewhere readers always get the circuit's own run.
 
     Attributes:
         others: The stream if no edge were kept.
@@ -247,26 +254,43 @@ class _Wiring:
 
     others: Float[Tensor, "row pos d_model"]
 
-    def __init__(self, embedded: Tensor, embedded_other: Tensor, n_senders: int) -> None:
-        self.embedded, self.embedded_other = embedded, embedded_other
+    def __init__(
+        self,
+        embedded: Float[Tensor, "row pos d_model"],
+        other: Mapping[str, Tensor],
+        n_senders: int,
+        real: Bool[Tensor, "row pos"] | None,
+    ) -> None:
+        self.embedded, self.other = embedded, other
+        self.unreal = None if real is None else ~real[..., None]
         self.wide = torch.promote_types(embedded.dtype, torch.float32)
         self.changes = embedded.new_empty(n_senders, *embedded.shape, dtype=self.wide)
 
     def begin(self, kept: Bool[Tensor, "sender receiver"]) -> None:
         """Begin the run of a circuit with the embedding."""
         self.kept = kept.T.to(self.wide)
-        self.others = self.embedded_other.to(self.wide).expand_as(self.embedded)
-        self.write(slice(0, 1), (self.embedded - self.embedded_other)[None])
+        self.others = torch.zeros_like(self.embedded, dtype=self.wide)
+        self.write_whole(slice(0, 1), self.embedded, _EMBED)
 
-    def write(self, senders: slice, change: Float[Tensor, "sender row pos d_model"]) -> None:
-        """Note what senders give, less what they gave in the other run."""
+    def write(
+        self, senders: slice, given: Float[Tensor, "row pos d_model"], change: Float[Tensor, "sender row pos d_model"]
+    ) -> None:
+        """Note what senders change.
+
+        Args:
+            senders: Which.
+            given: What they add to the stream together, with a bias that is in every circuit.
+            change: What each adds, less what it added in the other run.
+        """
+        if self.unreal is not None:
+            change = change.masked_fill(self.unreal, 0.0)
         self.changes[senders] = change
         self.written = senders.stop
+        self.others = self.others + (given - change.sum(0))
 
-    def add(self, sender: slice, given: Tensor, other: Tensor) -> None:
-        """Note what a sender gives as a whole, and let others' be what it gave in the other run."""
-        self.write(sender, (given - other)[None])
-        self.others = self.others + other
+    def write_whole(self, sender: slice, given: Float[Tensor, "row pos d_model"], name: str) -> None:
+        """Note what a sender changes that gives all of what a hook point shows."""
+        self.write(sender, given, (given - self.other[name])[None])
 
     def read(
         self, receivers: slice, stream: Float[Tensor, "row pos d_model"]
