@@ -26,25 +26,28 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from headscope.analysis.circuits.graph import Graph
+from headscope.analysis.circuits.sender_outputs import (
+    EMBEDDED,
+    SenderOutputs,
+    check_rewirable,
+    heads_name,
+    whole_name,
+)
 from headscope.analysis.core.result import check_option
 from headscope.analysis.patching.path_ends import INPUTS
 from headscope.analysis.prompts.metrics import Metric
 from headscope.analysis.prompts.task import Task
 from headscope.analysis.prompts.two_runs import Scorer, TaskRuns
 from headscope.analysis.recording.record import check_final, record
-from headscope.errors import InvalidInputError
 from headscope.model.block import TransformerBlock
-from headscope.model.hooks import HookPoint, Reader, is_plain
-from headscope.model.names import post_scale_name
+from headscope.model.hooks import HookPoint, Reader
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.devices import Budget
 from headscope.ops.kernels.products import product
 
-__all__ = ["Ablation", "CircuitRuns", "check_rewirable"]
+__all__ = ["Ablation", "CircuitRuns"]
 
 Ablation = Literal["patch", "mean", "zero"]
-
-_EMBED = "blocks.0.hook_resid_pre"
 
 
 class CircuitRuns:
@@ -90,7 +93,7 @@ class CircuitRuns:
         self.graph = Graph.of(model.cfg)
         self.runs = TaskRuns(model, task, "noising")
         self.scorer = Scorer(model, self.runs.task, metric)
-        self._weights = {layer: model.output_weight(layer) for layer in model.cfg.layers_with("attn")}
+        self._senders = SenderOutputs(model)
         self._kept: dict[int, dict[str, Tensor]] = {}  # by the first prompt of a batch
         self._room = Budget.of(model.W_E.device).kept_bytes
         self._means = self._mean_written() if ablation == "mean" else None
@@ -130,36 +133,30 @@ class CircuitRuns:
         model, graph = self.model, self.graph
         _, positions, mask = self._embedded(rows)
         shown: dict[str, Tensor] = {}
-        with model.hooks([(name, Reader(_keeping(shown))) for name in self._shown]):
+        with model.hooks([(name, Reader(_keeping(shown))) for name in self._senders.shown]):
             for layer, block in enumerate(map(_as_block, model.blocks)):
                 entering = wiring.others
                 if "attn" in block.parts:
                     read, which = wiring.read(graph.readers(layer, "attn"), entering)
                     queries, keys, values = _for_heads(block.ln1(read), which)
                     attn_out = block.attend(queries, keys, values, positions, attention_mask=mask)
-                    given = self._given(layer, shown) - wiring.other[_z(layer)]
-                    change = torch.einsum("nphe,hed->hnpd", given, self._weights[layer].to(given.dtype))
+                    given = self._senders.of_heads(layer, shown)
+                    change = self._senders.added(layer, given - wiring.other[heads_name(layer)])
                     wiring.write(graph.writers(layer, "attn"), attn_out, change)
                 if "mixer" in block.parts:
                     read, _ = wiring.read(graph.readers(layer, "mixer"), entering)
                     mixer_out = block.mixer_out(read[0], mask)
-                    wiring.write_whole(graph.writers(layer, "mixer"), mixer_out, _out(layer, "mixer"))
+                    wiring.write_whole(graph.writers(layer, "mixer"), mixer_out, whole_name(layer, "mixer"))
                 if "mlp" in block.parts:
                     stream = wiring.others if model.cfg.has_resid_mid else entering
                     read, _ = wiring.read(graph.readers(layer, "mlp"), stream)
-                    wiring.write_whole(graph.writers(layer, "mlp"), block.mlp_out(read[0]), _out(layer, "mlp"))
+                    wiring.write_whole(graph.writers(layer, "mlp"), block.mlp_out(read[0]), whole_name(layer, "mlp"))
         return self.scorer.read(rows, wiring.read(slice(-1, None), wiring.others)[0][0])
 
     def _embedded(self, rows: Int[Tensor, " _"]) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Return the clean run's first stream, and the positions and the mask that blocks take beside it."""
         first, _, positions, mask = self.model.input_to_embed(self.runs.base[rows], **self.runs.options(rows))
         return first, positions, mask
-
-    def _given(self, layer: int, shown: Mapping[str, Tensor]) -> Float[Tensor, "row pos head d_head"]:
-        """Return what a layer's heads gave, over the scale of the norm behind attention if there is one."""
-        z, scale = shown[_z(layer)], shown.get(post_scale_name(layer))
-        wide = z.to(torch.promote_types(z.dtype, torch.float32))
-        return wide if scale is None else wide / scale[..., None]
 
     # The other run
 
@@ -169,7 +166,7 @@ class CircuitRuns:
             return {name: mean[self._places(rows)] for name, mean in self._means.items()}
         if self.ablation == "zero":
             nothing = self.model.W_E.new_zeros(())
-            return dict.fromkeys(self._written, nothing)
+            return dict.fromkeys(self._senders.names, nothing)
         number = int(rows[0])
         if number in self._kept:
             return self._kept[number]
@@ -181,11 +178,10 @@ class CircuitRuns:
         return kept
 
     def _on_corrupted(self, rows: Int[Tensor, " row"]) -> dict[str, Tensor]:
-        wanted = dict.fromkeys([*self._written, *self._shown], torch.clone)
+        wanted = dict.fromkeys(self._senders.watched, torch.clone)
         kept, final = record(self.model, self.runs.other[rows], wanted, **self.runs.options(rows, of_other=True))
         check_final(final)
-        heads = {_z(layer): self._given(layer, kept) for layer in self._weights}
-        return {name: heads.get(name, kept[name]) for name in self._written}
+        return self._senders.given(kept)
 
     def _places(self, rows: Int[Tensor, " _"]) -> Int[Tensor, "row pos"]:
         """The position of each token of the clean prompts, counted from the first one."""
@@ -216,17 +212,6 @@ class CircuitRuns:
         wide = torch.promote_types(self.model.W_E.dtype, torch.float32)
         shared = {name: counts.clamp(min=1).view(-1, *[1] * (total.ndim - 1)) for name, total in sums.items()}
         return {name: (total / shared[name]).to(wide) for name, total in sums.items()}
-
-    @property
-    def _written(self) -> list[str]:
-        cfg = self.model.cfg
-        whole = [_out(layer, part) for part in ("mixer", "mlp") for layer in cfg.layers_with(part)]
-        return [_EMBED, *map(_z, self._weights), *whole]
-
-    @property
-    def _shown(self) -> list[str]:
-        scales = map(post_scale_name, self._weights if self.model.cfg.has_post_norms else ())
-        return [*map(_z, self._weights), *scales]
 
     @property
     def _tokens(self) -> int:
@@ -270,7 +255,7 @@ class _Wiring:
         """Begin the run of a circuit with the embedding."""
         self.kept = kept.T.to(self.wide)
         self.others = torch.zeros_like(self.embedded, dtype=self.wide)
-        self.write_whole(slice(0, 1), self.embedded, _EMBED)
+        self.write_whole(slice(0, 1), self.embedded, EMBEDDED)
 
     def write(
         self, senders: slice, given: Float[Tensor, "row pos d_model"], change: Float[Tensor, "sender row pos d_model"]
@@ -314,26 +299,6 @@ def _for_heads(
     return [normalized[each].permute(1, 2, 0, 3) for each in which.chunk(len(INPUTS))]
 
 
-def check_rewirable(model: HookedTransformer) -> None:
-    """Refuse a model whose readers cannot be given inputs of their own.
-
-    Raises:
-        InvalidInputError: Naming what stands in the way.
-    """
-    found = None
-    if model.cfg.n_devices > 1:
-        found = f"it is spread over {model.cfg.n_devices} devices; load it on one"
-    for name, module in model.mod_dict.items():
-        if not is_plain(module, type(module)):
-            found = f"there are hooks on {name}; take them off (model.reset_hooks())"
-        elif name.rsplit(".", 1)[-1].startswith("hook_") and type(module) is not HookPoint:
-            found = f"a {type(module).__name__} stands at {name}; take it out"
-        elif isinstance(module, TransformerBlock) and not module.resumes:
-            found = f"{name} is a {type(module).__name__}, whose forward may read the stream in another way"
-    if found is not None:
-        raise InvalidInputError(f"edges of {model.cfg.model_name!r} cannot be told apart: {found}.")
-
-
 def _as_block(block: Any) -> TransformerBlock:
     return cast(TransformerBlock, block)
 
@@ -343,11 +308,3 @@ def _keeping(kept: dict[str, Tensor]) -> Callable[..., None]:
         kept[hook.name or ""] = value
 
     return keep
-
-
-def _z(layer: int) -> str:
-    return f"blocks.{layer}.attn.hook_z"
-
-
-def _out(layer: int, part: str) -> str:
-    return f"blocks.{layer}.hook_{part}_out"
