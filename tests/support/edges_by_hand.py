@@ -3,11 +3,31 @@
 from typing import Any
 
 import torch
+from tiny import tiny_model
 from torch import Tensor
 
 from headscope import HookedTransformer
 from headscope.analysis.circuits.graph import Graph
 from headscope.analysis.prompts.task import Task
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "mlps": {},
+    "attn_only": {"attn_only": True, "normalization_type": "LNPre"},
+    "grouped, rotary": {
+        "n_heads": 4, "n_key_value_heads": 2, "positional_embedding_type": "rotary", "gated_mlp": True,
+        "normalization_type": "RMS", "use_qk_norm": True,
+    },
+    "parallel": {"parallel_attn_mlp": True, "normalization_type": "RMS"},
+    "norms on both sides": {"use_normalization_before_and_after": True, "positional_embedding_type": "rotary"},
+    "norms behind": {"use_normalization_after_only": True, "normalization_type": "RMS"},
+    "shortformer, clipped": {"positional_embedding_type": "shortformer", "clip_qkv": 0.4, "normalization_type": None},
+    "gated, experts": {"gated_attn": True, "num_experts": 3, "experts_per_token": 2},
+    "layers of several kinds": {"layer_parts": ["attn", "mlp", "attn+mlp"]},
+}  # fmt: skip
+
+
+def three_layers(shape: str = "mlps", **fields: Any) -> HookedTransformer:
+    return tiny_model(n_layers=3, **SHAPES[shape], **fields)
 
 
 class EdgesByHand:
@@ -118,3 +138,55 @@ class EdgesByHand:
             return self.scored(model.run_with_hooks(self.task.clean_tokens, fwd_hooks=hooks, **self.given)).detach()
         finally:
             model.cfg.ungroup_grouped_query_attention = False
+
+    def gradients(self, start: Tensor, score: Any) -> dict[str, Tensor]:
+        """The gradient of a metric at each receiver's input, each head reading a copy of the stream of its own."""
+        shown: dict[str, Tensor] = {}
+
+        def keep(value: Tensor, hook: Any) -> Tensor:
+            value = value.clone().requires_grad_() if not value.requires_grad else value.clone()
+            shown[hook.name] = value
+            return value
+
+        cfg = self.model.cfg
+        kinds = ("hook_q_input", "hook_k_input", "hook_v_input", "hook_mlp_in")
+        final = f"blocks.{cfg.n_layers - 1}.hook_resid_post"
+        hooks = [(lambda name: name.endswith(kinds) or name == final, keep)]
+        cfg.ungroup_grouped_query_attention = True
+        try:
+            with torch.enable_grad():
+                logits = self.model.run_with_hooks(
+                    start.detach().clone(),
+                    start_at_layer=0,
+                    tokens=self.task.clean_tokens,
+                    fwd_hooks=hooks,
+                    **self.given,
+                )
+                found = torch.autograd.grad(score(logits), list(shown.values()))
+        finally:
+            cfg.ungroup_grouped_query_attention = False
+        by_receiver = {}
+        for name, each in zip(shown, found, strict=True):
+            layer, kind = name.split(".")[1], name.rsplit("_", 2)[1]
+            if name == final:
+                by_receiver["final"] = each
+            elif name.endswith("hook_mlp_in"):
+                by_receiver[f"mlp{layer}"] = each
+            else:
+                by_receiver |= {f"{layer}.{head}.{kind}": each[:, :, head] for head in range(each.shape[2])}
+        return by_receiver
+
+    def attribution(self, points: list[float], score: Any = None) -> Tensor:
+        """Edge attribution, noising: `[sender, receiver, prompt]`, a loop over edges and points."""
+        clean, corrupted = self.written(self.task.clean_tokens), self.written(self.task.corrupted_tokens)
+        graph = self.graph
+        scores = torch.full((*graph.allowed.shape, len(self.task)), torch.nan, dtype=torch.float64)
+        scores[graph.allowed] = 0.0
+        for point in points:
+            start = clean["embed"] + point * (corrupted["embed"] - clean["embed"])
+            gradients = self.gradients(start, score or (lambda logits: self.scored(logits).sum()))
+            for sender, receiver in graph.allowed.nonzero().tolist():
+                u, v = graph.sender_labels[sender], graph.receiver_labels[receiver]
+                product = (corrupted[u] - clean[u]) * gradients[v]
+                scores[sender, receiver] += product.sum((1, 2)) / len(points)
+        return scores

@@ -5,36 +5,16 @@ from typing import Any
 
 import pytest
 import torch
-from edges_by_hand import EdgesByHand
+from edges_by_hand import SHAPES, EdgesByHand, three_layers
 from families_table import VOCABULARY, hf_model
 from sizes import SetBudget
 from three_passes import random_task
-from tiny import tiny_model
 
 from headscope import HookedTransformer
 from headscope.analysis.circuits.edge_runs import CircuitRuns
 from headscope.analysis.circuits.graph import Graph
 from headscope.analysis.prompts.metrics import reads
 from headscope.errors import InvalidInputError, UnknownNameError
-
-SHAPES: dict[str, dict[str, Any]] = {
-    "mlps": {},
-    "attn_only": {"attn_only": True, "normalization_type": "LNPre"},
-    "grouped, rotary": {
-        "n_heads": 4, "n_key_value_heads": 2, "positional_embedding_type": "rotary", "gated_mlp": True,
-        "normalization_type": "RMS", "use_qk_norm": True,
-    },
-    "parallel": {"parallel_attn_mlp": True, "normalization_type": "RMS"},
-    "norms on both sides": {"use_normalization_before_and_after": True, "positional_embedding_type": "rotary"},
-    "norms behind": {"use_normalization_after_only": True, "normalization_type": "RMS"},
-    "shortformer, clipped": {"positional_embedding_type": "shortformer", "clip_qkv": 0.4, "normalization_type": None},
-    "gated, experts": {"gated_attn": True, "num_experts": 3, "experts_per_token": 2},
-    "layers of several kinds": {"layer_parts": ["attn", "mlp", "attn+mlp"]},
-}  # fmt: skip
-
-
-def three_layers(shape: str = "mlps", **fields: Any) -> HookedTransformer:
-    return tiny_model(n_layers=3, **SHAPES[shape], **fields)
 
 
 def some_edges(graph: Graph, share: float, *, seed: int = 0) -> torch.Tensor:

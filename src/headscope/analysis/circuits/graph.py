@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import Self
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from headscope.analysis.core.components import Component, all_components, canonical_label
@@ -108,6 +108,12 @@ class Graph:
         """The sender that each receiver feeds; that behind the last one for the final norm."""
         at = {sender.component: number for number, sender in enumerate(self.senders)}
         return [len(at) if receiver.component is None else at[receiver.component] for receiver in self.receivers]
+
+    def spread(self, of_edges: Float[Tensor, " edge"]) -> Float[Tensor, "sender receiver"]:
+        """Return a number for each edge, in the order of senders, then receivers, as a matrix; NaN for no edge."""
+        values = torch.full(self.allowed.shape, torch.nan, dtype=of_edges.dtype)
+        values[self.allowed] = of_edges
+        return values
 
     # Circuits
 

@@ -1,0 +1,117 @@
+"""`EdgeAttributionResult`, which `edge_attribution` returns."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from headscope.analysis.core.named_arrays import Label
+from headscope.analysis.core.result import Array, Result
+from headscope.errors import InvalidInputError, check_at_least
+
+__all__ = ["EdgeAttributionResult"]
+
+_SHOWN = 8
+
+
+@dataclass(frozen=True, repr=False)
+class EdgeAttributionResult(Result):
+    """The change of a metric that patching each edge alone would make, to first order.
+
+    Attributes:
+        values: The estimate for each edge, the mean over prompts, in the scale; NaN where there is no edge.
+        errors: One standard error over prompts; NaN for a metric of all prompts together.
+        per_prompt: The values of each prompt, edges in the order of senders, then receivers; `None` for a metric of all
+            prompts together, or more prompts than there was room for.
+        clean: The metric of the clean run.
+        corrupted: That of the corrupted run.
+        sender_labels: `embed`, `0.0`, ..., `mlp0`, ...
+        receiver_labels: `0.0.q`, ..., `mlp0`, ..., `final`.
+        method: Where gradients were taken; see `edge_attribution`.
+        steps: In how many runs.
+        direction: `"noising"` or `"denoising"`.
+        scale: `"share"` (of `clean - corrupted`) or `"metric"`.
+
+    Example:
+        >>> from headscope import HookedTransformer
+        >>> from headscope.analysis import edge_attribution, Task
+        >>> from headscope.data.ioi import IOIDataset
+        >>> model = HookedTransformer.from_pretrained("headscope-demo")
+        >>> task = Task.from_ioi(IOIDataset(N=20, tokenizer=model.tokenizer, prepend_bos=True))
+        >>> found = edge_attribution(model, task, progress=False)
+        >>> found.top(3)
+        ...
+        >>> found.strongest(100).sum()
+        tensor(100)
+    """
+
+    kind: ClassVar[str] = "edge attribution"
+    arrays: ClassVar[Mapping[str, Array]] = {
+        "score": Array("edge", error="error", of=lambda found: found.values[found.allowed]),
+        "error": Array("edge", of=lambda found: found.errors[found.allowed]),
+        "per_prompt": Array("edge prompt", absent="values of single prompts were not kept."),
+    }
+    coords: ClassVar[Mapping[str, str]] = {"edge": "edge_labels"}
+    columns: ClassVar[tuple[str, ...]] = ("score", "error")
+    ranked: ClassVar[tuple[str, ...]] = ("score",)
+    either_way: ClassVar[bool] = True
+    values: Float[Tensor, "sender receiver"]
+    errors: Float[Tensor, "sender receiver"]
+    per_prompt: Float[Tensor, "edge prompt"] | None
+    clean: Float[Tensor, ""]
+    corrupted: Float[Tensor, ""]
+    sender_labels: tuple[str, ...]
+    receiver_labels: tuple[str, ...]
+    method: str
+    steps: int
+    direction: str
+    scale: str
+
+    @property
+    def allowed(self) -> Bool[Tensor, "sender receiver"]:
+        """The edges there are."""
+        return ~self.values.isnan()
+
+    @property
+    def edge_labels(self) -> tuple[str, ...]:
+        """`embed -> 0.0.q`, ... for each edge."""
+        return tuple(f"{sender} -> {receiver}" for sender, receiver in self._pairs())
+
+    def strongest(self, n: int, *, magnitude: bool = True) -> Bool[Tensor, "sender receiver"]:
+        """Return the circuit of the edges with the largest scores, for `CircuitRuns`.
+
+        Args:
+            n: How many edges.
+            magnitude: Whatever their sign; else those that work for the answer most.
+
+        Raises:
+            InvalidInputError: If there are not as many edges.
+        """
+        check_at_least(0, n=n)
+        n_edges = int(self.allowed.sum())
+        if n > n_edges:
+            raise InvalidInputError(f"there are {n_edges:,} edges, and {n:,} are asked for.")
+        for_answer = self.values if self.direction == "denoising" else -self.values
+        sizes = (self.values.abs() if magnitude else for_answer).masked_fill(~self.allowed, -torch.inf)
+        kept = torch.zeros_like(self.allowed)
+        kept.view(-1)[sizes.flatten().argsort(descending=True, stable=True)[:n]] = True
+        return kept
+
+    def axis_columns(self, axis: str, labels: Sequence[Label]) -> dict[str, Sequence[Any]]:
+        if axis != "edge":
+            return super().axis_columns(axis, labels)
+        ends = [str(label).split(" -> ") for label in labels]
+        return {"sender": [sender for sender, _ in ends], "receiver": [receiver for _, receiver in ends]}
+
+    def _pairs(self) -> Iterator[tuple[str, str]]:
+        for sender, receiver in self.allowed.nonzero().tolist():
+            yield self.sender_labels[sender], self.receiver_labels[receiver]
+
+    def _notes(self) -> Iterator[str]:
+        runs = f", {self.steps} steps" if self.steps > 1 else ""
+        yield f"{self.method}{runs}; {self.direction}, {self.scale}; {int(self.allowed.sum()):,} edges"
+        yield f"metric: {float(self.clean):+.4f} clean, {float(self.corrupted):+.4f} corrupted"
+        yield from str(self.top(_SHOWN)).splitlines()
