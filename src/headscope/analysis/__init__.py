@@ -6,8 +6,13 @@ from headscope.analysis.attention.score import attribute_attention
 from headscope.analysis.attention.score_result import AttentionAttribution
 from headscope.analysis.circuits.circuit import find_circuit
 from headscope.analysis.circuits.circuit_result import Circuit
+from headscope.analysis.circuits.edge_patching import EdgePatchingResult, edge_patch
+from headscope.analysis.circuits.edge_runs import CircuitRuns
+from headscope.analysis.circuits.edges import edge_attribution
+from headscope.analysis.circuits.edges_result import EdgeAttributionResult
 from headscope.analysis.circuits.faithfulness import circuit_faithfulness
 from headscope.analysis.circuits.faithfulness_result import Faithfulness
+from headscope.analysis.circuits.graph import Graph
 from headscope.analysis.core.result import HeadScore, Ranking, RunInfo
 from headscope.analysis.core.top_places import Position, TokenMean, token_means, top_positions
 from headscope.analysis.heads.evidence import copying_scores
@@ -75,12 +80,16 @@ __all__ = [
     "CalibrationResult",
     "Circuit",
     "CircuitRanks",
+    "CircuitRuns",
     "CopySuppression",
     "DynamicOV",
+    "EdgeAttributionResult",
+    "EdgePatchingResult",
     "EntropyAccumulator",
     "EntropyOptions",
     "EntropyResult",
     "Faithfulness",
+    "Graph",
     "HeadScore",
     "HeadScores",
     "HeadTypes",
@@ -117,6 +126,8 @@ __all__ = [
     "copying_scores",
     "detect_heads",
     "dynamic_ov",
+    "edge_attribution",
+    "edge_patch",
     "effective_embedding",
     "find_circuit",
     "generate_data_and_caches",

@@ -13,9 +13,11 @@ from three_passes import random_task
 from torch import Tensor
 
 from headscope import HookedTransformer
+from headscope.analysis.circuits.edge_patching import edge_patch
 from headscope.analysis.circuits.edge_runs import CircuitRuns
 from headscope.analysis.circuits.edges import edge_attribution
 from headscope.analysis.circuits.edges_result import EdgeAttributionResult
+from headscope.analysis.patching.path import path_patch
 from headscope.analysis.prompts.task import Task
 from headscope.errors import InvalidInputError
 
@@ -58,7 +60,9 @@ def test_integrated_gradients_sum_to_what_patching_changes(shape: str) -> None:
         change = runs.measure(runs.graph.allowed & False) - everything
         errors.append((found[0].nansum(0) - change).abs())
     # Of one prompt of the grouped model the embeddings' line passes near zero, where a norm bends sharply.
-    assert errors[1].median() < (2e-2 if shape == "grouped, rotary" else 5e-3) and errors[1].max() < errors[0].max() / 5, errors
+    assert (
+        errors[1].median() < (2e-2 if shape == "grouped, rotary" else 5e-3) and errors[1].max() < errors[0].max() / 5
+    ), errors
     if shape not in ("mlps", "norms behind"):
         return
     found = each_of(edge_attribution(model, task, "eap_ig_activations", steps=10, **OPTIONS))
@@ -174,3 +178,42 @@ def test_padding_of_either_run_changes_nothing() -> None:
     assert float((runs.measure(kept) - clean)[2].abs()) < 1e-12 < float((runs.measure(kept) - clean)[0].abs())
     found = each_of(edge_attribution(model, task, "eap", **OPTIONS))
     assert float(found[:, -1, 2].abs().max()) == 0 < float(found[:, -1, 0].abs().max())
+
+
+@pytest.mark.parametrize("shape", ["mlps", "grouped, rotary", "parallel"])
+def test_patched_edges_are_runs_of_all_other_edges(shape: str) -> None:
+    model, task = three_layers(shape), random_task()
+    runs = CircuitRuns(model, task)
+    whole = runs.measure(runs.graph.allowed)
+    estimates = edge_attribution(model, task, "eap_ig", **OPTIONS)
+    found = edge_patch(model, task, estimates, n=12, progress=False)
+    assert found.per_prompt is not None and found.estimates is not None and len(set(found.edges)) == 12
+    for edge, change, error, estimate in zip(found.edges, found.per_prompt, found.errors, found.estimates, strict=True):
+        alone = runs.graph.of_edges([edge])
+        expected = runs.measure(runs.graph.allowed & ~alone) - whole
+        torch.testing.assert_close(change, expected, atol=1e-10, rtol=1e-8)
+        assert float(error) == pytest.approx(float(expected.std() / 3**0.5))
+        assert float(estimate) == float(estimates.values[alone]) and bool(estimates.strongest(12)[alone])
+    assert found.compare().pearson == pytest.approx(
+        float(torch.corrcoef(torch.stack([found.values, found.estimates]))[0, 1])
+    )
+    assert f"Pearson {found.compare().pearson:.3f}" in str(found) and found.to_frame().shape == (12, 5)
+
+
+def test_edges_by_name_are_patched_in_either_direction() -> None:
+    model, task = three_layers(), random_task()
+    named = ["0.1 -> 1.2.k", "embed -> mlp0", "1.0 -> final"]
+    found = edge_patch(model, task, named, direction="denoising", progress=False)
+    assert set(found.edges) == set(named) and found.scale == "share" and "Pearson" not in str(found)
+    for edge, value in zip(found.edges, found.values, strict=True):
+        sender, receiver = edge.split(" -> ")
+        assert float(value) == pytest.approx(float(path_patch(model, task, senders=sender, receivers=receiver)))
+    with pytest.raises(InvalidInputError, match="named, not estimated first"):
+        found.compare()
+    with pytest.raises(InvalidInputError, match="no edges are named"):
+        edge_patch(model, task, [], progress=False)
+    estimates = edge_attribution(model, task, "eap", **OPTIONS)
+    with pytest.raises(InvalidInputError, match="the estimates have scale='metric'"):
+        edge_patch(model, task, estimates, scale="share", progress=False)
+    with pytest.raises(InvalidInputError, match="of a model with other heads"):
+        edge_patch(three_layers("attn_only"), task, estimates, progress=False)

@@ -12,7 +12,7 @@ from headscope.analysis.core.named_arrays import Label
 from headscope.analysis.core.result import Array, Result
 from headscope.errors import InvalidInputError, check_at_least
 
-__all__ = ["EdgeAttributionResult"]
+__all__ = ["EdgeAttributionResult", "edge_columns"]
 
 _SHOWN = 8
 
@@ -43,7 +43,10 @@ class EdgeAttributionResult(Result):
         >>> task = Task.from_ioi(IOIDataset(N=20, tokenizer=model.tokenizer, prepend_bos=True))
         >>> found = edge_attribution(model, task, progress=False)
         >>> found.top(3)
-        ...
+                       score
+        embed -> mlp0  -0.3... ± 0.08...
+        embed -> 0.3.v -0.2... ± 0.1...
+        3.2 -> final   -0.2... ± 0.03...
         >>> found.strongest(100).sum()
         tensor(100)
     """
@@ -101,10 +104,7 @@ class EdgeAttributionResult(Result):
         return kept
 
     def axis_columns(self, axis: str, labels: Sequence[Label]) -> dict[str, Sequence[Any]]:
-        if axis != "edge":
-            return super().axis_columns(axis, labels)
-        ends = [str(label).split(" -> ") for label in labels]
-        return {"sender": [sender for sender, _ in ends], "receiver": [receiver for _, receiver in ends]}
+        return edge_columns(labels) if axis == "edge" else super().axis_columns(axis, labels)
 
     def _pairs(self) -> Iterator[tuple[str, str]]:
         for sender, receiver in self.allowed.nonzero().tolist():
@@ -115,3 +115,9 @@ class EdgeAttributionResult(Result):
         yield f"{self.method}{runs}; {self.direction}, {self.scale}; {int(self.allowed.sum()):,} edges"
         yield f"metric: {float(self.clean):+.4f} clean, {float(self.corrupted):+.4f} corrupted"
         yield from str(self.top(_SHOWN)).splitlines()
+
+
+def edge_columns(labels: Sequence[Label]) -> dict[str, Sequence[Any]]:
+    """Return the columns of a table that say where edges lead from and to."""
+    ends = [str(label).split(" -> ") for label in labels]
+    return {"sender": [sender for sender, _ in ends], "receiver": [receiver for _, receiver in ends]}

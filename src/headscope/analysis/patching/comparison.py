@@ -106,6 +106,7 @@ class PatchingComparison:
         true: Its change.
         positions: What positions there are: numbers, or names of words.
         data: On which prompts.
+        names: The cells by name, where they are not of a layer.
     """
 
     site: str
@@ -114,6 +115,7 @@ class PatchingComparison:
     true: Float[Tensor, "*cell"]
     positions: tuple[int | str, ...] | None = None
     data: str = ""
+    names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if int(self._both()[0].numel()) < 2:
@@ -131,11 +133,13 @@ class PatchingComparison:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """`10.7`, `10.7 at 14` or `layer 3 at 14`, in the order of `true.flatten()`."""
-        return tuple(_label(dict(zip(self.axes, cell, strict=True))) for cell in self._cells())
+        """`10.7`, `10.7 at 14`, `layer 3 at 14` or `1.0 -> 2.1.q`, in the order of `true.flatten()`."""
+        return self.names or tuple(_label(dict(zip(self.axes, cell, strict=True))) for cell in self._cells())
 
     def _cells(self) -> list[tuple[Label, ...]]:
         named = {"pos": self.positions, "dest_pos": self.positions} if self.positions else {}
+        if self.names:
+            return [(name,) for name in self.names]
         sizes = zip(self.axes, self.true.shape, strict=True)
         return list(product(*(named.get(axis, range(size)) for axis, size in sizes)))
 
