@@ -193,7 +193,7 @@ class _Attribution:
 
     @property
     def _written(self) -> list[str]:
-        """What is needed of the base run to take it up in the middle."""
+        """Hook points of the base run that are needed to take it up in the middle."""
         if self.method != "eap_ig_activations":
             return []
         layers = range(self.model.cfg.n_layers)
