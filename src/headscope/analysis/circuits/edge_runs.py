@@ -188,7 +188,7 @@ class CircuitRuns:
         return (self.runs.task.attention_mask[rows].long().cumsum(1) - 1).clamp(min=0)
 
     def _real(self, rows: Int[Tensor, " _"]) -> Bool[Tensor, "row pos"] | None:
-        """The positions at which the other run has something to give; `None` where it has all that the clean one has."""
+        """The positions at which the other run has something to give; `None` where it has all the tokens."""
         clean, corrupted = self.runs.task.masks
         if self.ablation == "zero" or self.runs.task.corrupted_mask is None:
             return None
