@@ -42,6 +42,7 @@ def test_the_demo_model_is_told_as_it_works(demo_story: TaskStory) -> None:
     headings = [block.text for block in section.blocks if isinstance(block, Heading)]
     assert headings == [
         "Which heads move the names",
+        "Why they look there",
         "Which heads know who is named twice",
         "Along which paths",
         "The heads that matter, in numbers",

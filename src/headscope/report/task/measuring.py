@@ -1,12 +1,14 @@
 """Measuring a task of two names: everything that runs the model."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from headscope.analysis.attention.score import attribute_attention
+from headscope.analysis.attention.score_result import AttentionAttribution
 from headscope.analysis.circuits.circuit import find_circuit
 from headscope.analysis.circuits.circuit_result import Circuit
 from headscope.analysis.core.stats import estimate
@@ -22,6 +24,7 @@ from headscope.data.ioi import IOIDataset
 from headscope.errors import InvalidInputError, MissingTokenizerError
 from headscope.model.transformer import HookedTransformer
 from headscope.report.kept import Kept
+from headscope.report.places import head_of
 from headscope.report.task.story import LOOKED_AT, SWAPPED_WORDS, WORDS, Order, TaskStory
 
 __all__ = ["RECEIVERS", "SWAPPED", "few_prompts", "finds_circuit", "ioi_task", "measure_task", "with_words"]
@@ -34,6 +37,7 @@ _MANY, _FEW = 100, 16
 _BUDGET, _OF_PROMPTS = 1e12, 2e12
 RECEIVERS = 8
 _TOKENS = 18  # of a prompt
+_ASKED, _LOOKS = 2, 0.3  # heads of each kind that are asked why they look at a name, and the share from which they do
 
 
 def ioi_task(model: HookedTransformer, n: int | None = None, *, seed: int = 0) -> Task:
@@ -99,6 +103,7 @@ def measure_task(model: HookedTransformer, task: Task, *, kept: Kept | None = No
         return story
 
     few = few_prompts(model, task)
+    story = replace(story, why=tuple(_why(model, few, story, kept)))
 
     # With a position given by name, both the stream and heads are patched at it alone.
     def patched(site: str, words: tuple[str, ...]) -> PatchingResult:
@@ -114,6 +119,25 @@ def measure_task(model: HookedTransformer, task: Task, *, kept: Kept | None = No
         "task/circuit", Circuit, lambda: find_circuit(model, few, types, max_receivers=RECEIVERS, progress=progress)
     )
     return replace(story, stream=stream, heads=heads, circuit=circuit)
+
+
+def _why(model: HookedTransformer, few: Task, story: TaskStory, kept: Kept) -> Iterator[AttentionAttribution]:
+    """Ask of the heads that do the task, and of those that tell them where to look, why they look at a name."""
+    kinds = ("name_mover", "subject_suppressor", "negative_name_mover", "s_inhibition")
+    heads = dict.fromkeys(head_of(score) for kind in kinds for score in story.types.heads(kind)[:_ASKED])
+    for layer, head in heads:
+        shares = story.attention.mean(0)[:, layer, head]
+        word = LOOKED_AT[int(shares.argmax())]
+        if float(shares.max()) < _LOOKS:
+            continue
+        against = "S1" if word == "IO" else "IO"
+        yield kept.result(
+            f"task/why {layer}.{head}",
+            AttentionAttribution,
+            lambda at=(layer, head), word=word, against=against: attribute_attention(  # type: ignore[misc]
+                model, few, at, "end", word, against=against, sources=False, progress=False
+            ),
+        )
 
 
 def with_words(task: Task) -> Task:

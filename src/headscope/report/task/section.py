@@ -20,6 +20,7 @@ from headscope.report.task.figures import (
     types_figure,
 )
 from headscope.report.task.story import Order, TaskStory
+from headscope.report.task.why import why_blocks
 from headscope.report.words import (
     count,
     estimate_cell,
@@ -89,7 +90,7 @@ def task_section(story: TaskStory | str) -> Section:
     blocks: list[Block] = [_verdict(story), _orders_table(story)]
     if story.can:
         blocks += [Heading("Which heads move the names"), *_moving(story), direct_figure(story)]
-        blocks += [_looking(story), attention_figure(story)]
+        blocks += [_looking(story), attention_figure(story), *why_blocks(story)]
         blocks += [Heading("Which heads know who is named twice"), *_duplicates(story)]
         if story.heads is not None:
             blocks += [patched_heads_figure(story), stream_figure(story)]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from jaxtyping import Float
 from torch import Tensor
 
+from headscope.analysis.attention.score_result import AttentionAttribution
 from headscope.analysis.circuits.circuit_result import Circuit
 from headscope.analysis.core.stats import Estimate, estimate
 from headscope.analysis.heads.types_result import HeadTypes
@@ -59,6 +60,7 @@ class TaskStory:
             are no corrupted prompts.
         heads: The same of each head at `SWAPPED_WORDS`.
         circuit: The paths that carry the task; `None` if the model does not do the task, or it would take too long.
+        why: For heads that look at a name from the end, the score there less that at the other name, in parts.
     """
 
     task: Task
@@ -69,6 +71,7 @@ class TaskStory:
     stream: PatchingResult | None
     heads: PatchingResult | None
     circuit: Circuit | None
+    why: tuple[AttentionAttribution, ...] = ()
 
     @cached_property
     def whole(self) -> Estimate:
@@ -107,6 +110,15 @@ class TaskStory:
         patched = [result.to_frame() for result in (self.stream, self.heads) if result is not None]
         if patched:
             tables["task_patching"] = pd.concat(patched, ignore_index=True)
+        sides = [
+            result.to_frame(f"{side}_parts")
+            .rename(columns={f"{side}_part": "part"})
+            .assign(head=str(result.info.options["head"]), side=side)
+            for result in self.why
+            for side in ("query", "key")
+        ]
+        if sides:
+            tables["task_attention"] = pd.concat(sides, ignore_index=True)
         if self.circuit is not None:
             tables["task_paths"] = self.circuit.to_frame()
         return tables
