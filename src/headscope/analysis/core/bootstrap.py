@@ -79,7 +79,7 @@ def bootstrap_interval(
 
 
 def _draws(n: int, draws: int, seed: int) -> Float[Tensor, "draw prompt"]:
-    """How often each prompt is in each draw, as shares of the draw."""
+    """Draw prompts: the share of each draw that each prompt is."""
     drawn = torch.randint(n, (draws, n), generator=torch.Generator().manual_seed(seed))
     counts = torch.zeros(draws, n, dtype=torch.float64).scatter_add_(1, drawn, torch.ones(draws, n).double())
     return counts / n
