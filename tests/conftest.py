@@ -76,6 +76,10 @@ class NoNotebook:
         differences._aliased = False
 
 
+# Models and their activations make millions of small objects, hardly any in circles: these are looked for seldom.
+gc.set_threshold(20_000, 10, 10)
+
+
 def pytest_collection_finish() -> None:
     """Let the collector of garbage pass over what stays to the end: ten thousand tests and the package."""
     gc.freeze()
