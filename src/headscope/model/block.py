@@ -136,8 +136,8 @@ class TransformerBlock(nn.Module):
     def attend(
         self,
         queries: Float[Tensor, "batch pos *head d_model"],
-        keys: Float[Tensor, "batch pos *head d_model"],
-        values: Float[Tensor, "batch pos *head d_model"],
+        keys: Float[Tensor, "batch pos *key_head d_model"],
+        values: Float[Tensor, "batch pos *key_head d_model"],
         shortformer_pos_embed: Float[Tensor, "batch pos d_model"] | None = None,
         past_kv_cache_entry: HookedTransformerKeyValueCacheEntry | None = None,
         attention_mask: Tensor | None = None,

@@ -115,7 +115,7 @@ def _the_head(model: HookedTransformer, head: tuple[int, int] | str) -> tuple[in
 
 
 def _as_task(model: HookedTransformer, data: Any) -> Task:
-    """Return the prompts as a task on the model's device; of tokens, one whose answers nobody reads."""
+    """Return the prompts as a task on the model's device; of tokens, one that measures nothing."""
     if isinstance(data, Task):
         return data.to(model.W_E.device)
     if not isinstance(data, Tensor) or data.ndim not in (1, 2) or not data.numel() or data.is_floating_point():
@@ -124,20 +124,12 @@ def _as_task(model: HookedTransformer, data: Any) -> Task:
             f"data must be a Task, or tokens [prompt, pos]; got {found}. For text: model.to_tokens."
         )
     tokens = torch.atleast_2d(data).to(model.W_E.device)
-    text = str if model.tokenizer is None else model.to_single_str_token
-    n, length = tokens.shape
-    return Task(
-        clean_tokens=tokens,
-        correct=tokens[:, -1:],
-        incorrect=tokens[:, -1:],
-        attention_mask=torch.ones_like(tokens, dtype=torch.bool),
-        positions=torch.full((n,), length - 1, device=tokens.device),
-        corrupted_tokens=None,
-        prompts=tuple("".join(map(text, row)) for row in tokens.tolist()),
-        str_tokens=tuple(tuple(map(text, row)) for row in tokens.tolist()),
-        answers=(("", ""),) * n,
-        labels=("",) * n,
-    )
+    return Task.from_tokens(tokens, metric=_nothing, tokenizer=model.tokenizer)
+
+
+def _nothing(logits: Tensor) -> float:
+    """Measure nothing: a score is no matter of what is predicted."""
+    return 0.0
 
 
 def _looks_most(
