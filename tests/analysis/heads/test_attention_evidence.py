@@ -103,13 +103,41 @@ def test_a_label_must_hold_on_the_text():
         assert PREVIOUS in [(each.layer, each.head) for each in found.heads("previous_token")]
         assert (float(found.evidence_of("induction on text")[INDUCTION]) > 0.5) == labelled
         at = found.kinds.index("induction")
-        both = [found.evidence_of(f"induction {where}")[INDUCTION] for where in ("said twice", "on text")]
-        assert float(found.scores[at][INDUCTION]) == pytest.approx(max(map(float, both)))
+        each = [found.evidence_of(f"induction said twice ({length} tokens)")[INDUCTION] for length in (11, 23)]
+        assert float(found.scores[at][INDUCTION]) == pytest.approx(min(map(float, each)))
         assert "induction on text" in found.reasons(*INDUCTION, "induction")
     # On random tokens it is an induction head, which is what is said of it there.
     found = detect(without(range(12)))
     assert found.kinds_of(*INDUCTION) == ("induction",)
     assert "text" not in found.reasons(*INDUCTION, "induction")
+
+
+def near_matching_model(reach: int) -> HookedTransformer:
+    """The induction model, whose head 0.0 attends to copies of its token, from so many positions back at most."""
+    model = induction_model()
+    d_vocab, n_ctx, attn = model.cfg.d_vocab, model.cfg.n_ctx, model.blocks[0].attn
+    far = torch.ones(n_ctx, n_ctx).tril(-reach - 1)
+    with torch.no_grad():
+        # Tokens in one half of what the head reads by, and in the other by how much each key is too far for a query.
+        attn.W_Q[0], attn.W_K[0] = 0, 0
+        attn.W_Q[0, :d_vocab, :d_vocab] = 30.0 * torch.eye(d_vocab)
+        attn.W_K[0, :d_vocab, :d_vocab] = torch.eye(d_vocab)
+        left = n_ctx - d_vocab
+        u, s, v = torch.linalg.svd(far)
+        attn.W_Q[0, -n_ctx:, d_vocab:] = -60.0 * u[:, :left] * s[:left]
+        attn.W_K[0, -n_ctx:, d_vocab:] = v[:left].T
+    return model
+
+
+def test_a_kind_must_hold_at_each_length():
+    """A head that finds its token eleven back and not twenty-three."""
+    near, everywhere = (detect(near_matching_model(reach)) for reach in (14, 48))
+    at = near.kinds.index("duplicate_token")
+    both = [float(near.evidence_of(f"duplicate_token said twice ({length} tokens)")[0, 0]) for length in (11, 23)]
+    assert both[0] > 0.4 > 0.25 > both[1] and float(near.scores[at, 0, 0]) == pytest.approx(both[1])
+    assert "duplicate_token" not in near.kinds_of(0, 0) and "duplicate_token" in everywhere.kinds_of(0, 0)
+    reasons = near.reasons(0, 0, "duplicate_token")
+    assert "duplicate_token said twice (11 tokens)" in reasons and "duplicate_token said twice (23 tokens)" in reasons
 
 
 def test_a_text_where_nothing_repeats_says_nothing_of_matching_tokens():
@@ -123,7 +151,7 @@ def test_a_text_where_nothing_repeats_says_nothing_of_matching_tokens():
 
 def test_rows_say_pieces_of_the_text_twice():
     model = induction_model()
-    text = torch.arange(40).repeat(12, 1)
+    text = torch.arange(40).repeat(20, 1)
     for rows in (repeats_of(model, text, 30, None, 0), random_repeats(model, 30, None, 0)):
         assert [row.shape[1] for row in rows] == [46, 22] and sum(map(len, rows)) == 30
         for each in rows:
@@ -131,7 +159,10 @@ def test_rows_say_pieces_of_the_text_twice():
             assert torch.equal(each[:, :half], each[:, half:])
     assert all(bool((each[:, 1:5] - each[:, :4] == 1).all()) for each in repeats_of(model, text, 30, None, 0))
     assert [row.shape for row in random_repeats(model, 30, 7, 0)] == [(30, 14)]
-    assert [row.shape[1] for row in repeats_of(model, text[:, :20], 30, None, 0)] == [40, 20]
+    other = torch.stack([row.roll(shift) for shift, row in enumerate(text[:, :20])])
+    assert [row.shape[1] for row in repeats_of(model, other, 30, None, 0)] == [40, 20]
+    # The same row again and again has one piece of twenty tokens.
+    assert [row.shape[1] for row in repeats_of(model, text[:, :20], 30, None, 0)] == [20]
     with pytest.raises(InvalidInputError, match="no row of 21 tokens"):
         repeats_of(model, text[:, :20], 30, 21, 0)
 
@@ -184,7 +215,7 @@ def test_the_control_of_the_token_before_leaves_bos_out():
     _, cache = model.run_with_cache(tokens)
     sums = attention_moments(model, 0)(Batch(tokens, None, counted), 0)
     # [number, kind, layer, head]: the third number is attention to the control's keys, of the queries 2 and on.
-    _, _, elsewhere = estimates_of_moments(sums["moments"]).values[:3]
+    _, _, elsewhere = estimates_of_moments(sums["rows 0"]).values[:3]
     pattern = torch.stack([cache["pattern", layer] for layer in range(model.cfg.n_layers)])
     two_back = pattern.diagonal(-2, -2, -1)[..., 1:]  # from BOS on, which is left out
     wanted = two_back.sum(-1).mean(1) / len(range(2, tokens.shape[1]))

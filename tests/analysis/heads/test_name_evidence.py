@@ -157,9 +157,6 @@ def test_what_is_high_in_all_numbers_and_sure_in_some_is_undecided():
     assert not is_open((1.0, 0.1), (0.7, 0.1))  # labeled
     assert not is_open((1.0, 0.6), (0.4, 0.1))  # too little, however sure
     assert not is_open((1.0, 0.6), (0.7, 0.1), unless=torch.tensor([[True]]))
-    ways = ((Condition(measured(1.0, 0.6), 0.5),), (Condition(measured(0.1, 0.6), 0.5),))
-    kind = HeadKind("kind", ways[0][0].measured, ways)
-    assert bool(kind.reached()) and kind.n_tests() == 2
 
 
 def test_heads_with_another_part_in_the_task_are_decided():

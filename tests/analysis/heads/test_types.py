@@ -1,6 +1,7 @@
 """Kinds of heads: models with weights set by hand get their labels and no others, random ones get none."""
 
 import io
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -143,7 +144,7 @@ def test_scores_are_those_of_head_scores(demo):
 
 
 def test_previous_token_control_is_an_even_spread_over_the_other_keys():
-    """Or what the token before that gets, if it is more; with errors over rows and over positions."""
+    """Or what the token before that gets, if it is more; with errors over rows, over positions and over tokens."""
     model = tiny_model(n_ctx=12, dtype=torch.float64)
     tokens = repeated_random_tokens(5, 6, d_vocab=23, seed=1)
     found = detect(model, tokens)
@@ -163,7 +164,13 @@ def test_previous_token_control_is_an_even_spread_over_the_other_keys():
             moving = paid if control is even else paid - nearby
             away = moving - moving.mean()
             places = away.mean(0).square().sum() / 11 / 10 - away.square().sum() / 55**2
-            error = (rows + places.clamp(min=0)).sqrt()
+            of_token, left = torch.zeros(23, dtype=torch.float64), torch.zeros(5, 23, dtype=torch.float64)
+            for row, pos in itertools.product(range(5), range(11)):
+                of_token[tokens[row, pos + 1]] += away[row, pos]
+                left[row, tokens[row, pos + 1]] += away[row, pos]
+            n = len(tokens[:, 1:].unique())
+            by_token = (of_token.square().sum() * n / (n - 1) - left.square().sum()) / 55**2
+            error = (rows + places.clamp(min=0) + by_token.clamp(min=0)).sqrt()
             assert float(found.errors[0, layer, head]) == pytest.approx(float(error), rel=1e-4)
 
 

@@ -15,8 +15,8 @@ than a piece, and too small where whole rows differ. Of a single row, pieces are
 
 Rows are not all that varies. A head that goes by position does at each position the same in every row, so that more
 rows say nothing more about it: with eight positions there are eight numbers. Where that matters, `with_places` adds
-what positions differ by: the two-way clustered error of Cameron, Gelbach and Miller 2011, V = V_rows + V_places -
-V_cells.
+what positions (or tokens) differ by: the two-way clustered error of Cameron, Gelbach and Miller 2011, V = V_rows +
+V_places - V_cells.
 """
 
 import dataclasses
@@ -304,10 +304,11 @@ def place_moments(
 def with_places(found: Estimates, moments: Float[Tensor, "*thing moment"]) -> Estimates:
     """Return the same means, with errors over places as well as over rows.
 
-    Degrees of freedom are those of Satterthwaite (1946) for the two parts.
+    Degrees of freedom are those of Satterthwaite (1946) for the two parts, and at most those of the places (Cameron and
+    Miller 2015): what is the same at three places may be so by chance, however many rows there are.
 
     Args:
-        found: Means and errors over rows.
+        found: Means and errors over rows, or over rows and other places.
         moments: Of `place_moments`, added over all rows.
 
     Example:
@@ -333,7 +334,7 @@ def with_places(found: Estimates, moments: Float[Tensor, "*thing moment"]) -> Es
     more = torch.where(more > _ROUNDING * mean.square(), more, 0.0)
     rows = found.errors.square()
     freedom = (rows + more).square() / (rows.square() / found.freedom + more.square() / (n - 1).clamp(min=1))
-    freedom = torch.where(more > 0, freedom, found.freedom)
+    freedom = torch.where(more > 0, freedom, found.freedom).minimum((n - 1).clamp(min=0))
     return dataclasses.replace(found, errors=(rows + more).sqrt(), freedom=freedom)
 
 

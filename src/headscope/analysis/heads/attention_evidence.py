@@ -6,8 +6,9 @@
 | position | kinds that match tokens: the row's tokens are shuffled            | go by position, or rest at its start|
 |          | `previous_token`: they are those two before                       | look at all that is near            |
 
-The control is the larger of the two. Errors are over rows and positions (`with_places`): what a head does by position
-it does in every row, and a context of nine tokens has eight positions to tell that from.
+The control is the larger of the two. Errors are over rows, positions and tokens (`with_places`): what a head does by
+position it does in every row, and a context of nine tokens has eight positions to tell that from; and a vocabulary of
+three tokens has three, for which any weights at all may happen to match each with itself.
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from headscope.analysis.core.batches import Batch
 from headscope.analysis.core.stats import (
@@ -35,6 +37,8 @@ __all__ = ["AttentionEvidence", "attention_evidence", "attention_moments"]
 
 _PREVIOUS = SCORES.index("previous_token")
 _SINGLE, _PER_DOUBLING = 16, 8  # positions that are places of their own, and places for each doubling after them
+_VARYING = [0, 0, 0, 0, 4]  # what stands for paid, even, elsewhere, and what is paid above each, place by place
+_GROUPS = 32  # of tokens, in which those of a large vocabulary are put together
 
 
 @dataclass(frozen=True)
@@ -42,24 +46,26 @@ class AttentionEvidence:
     """Attention of every head to the keys that define each of `SCORES`.
 
     Attributes:
-        measured: Scores, controls, errors.
+        measured: Scores, controls, errors, by the length of rows; of all rows at once under 0.
         start: Attention to the first position of a row: BOS, where there is one.
     """
 
-    measured: Measured
+    measured: Mapping[int, Measured]
     start: Float[Tensor, "layer head"]
 
 
-def attention_moments(model: HookedTransformer, seed: int) -> Measure:
+def attention_moments(model: HookedTransformer, seed: int, *, by_length: bool = False) -> Measure:
     """Return a function that sums attention to the keys that define each of `SCORES`, for `attention_evidence`.
 
     Args:
         model: The model.
         seed: Of the shuffled control. Each batch is shuffled by its place in the data, so that any part of the data
             gives what it gives as a part of all of it.
+        by_length: Rows of different lengths are summed apart.
     """
     both_ways = model.cfg.attention_dir != "causal"
     n_places = int(_places(torch.tensor([model.cfg.n_ctx - 1], device="cpu"))[0]) + 1
+    n_groups = min(model.cfg.d_vocab, _GROUPS)
 
     def measure(batch: Batch, n_before: int) -> dict[str, Tensor]:
         keys = defining_keys(batch, both_ways=both_ways)
@@ -75,32 +81,39 @@ def attention_moments(model: HookedTransformer, seed: int) -> Measure:
         nearby[:, :, :-1] = keys[_PREVIOUS, :, :, 1:]
         nearby &= batch.counted[:, None, :]
         start = batch.counted[:, :, None] & (real.cumsum(-1) * real == 1)[:, None, :]
-        place = _places(torch.arange(keys.shape[2], device=keys.device))
-        by_place = torch.nn.functional.one_hot(place).float()
+        place = _places(torch.arange(keys.shape[2], device=keys.device)).expand_as(batch.tokens)
+        # Positions and tokens, side by side: two ways to put the queries of a row together.
+        cells = torch.cat([one_hot(place), one_hot(batch.tokens % n_groups, n_groups)], dim=-1).float()
+        of_place, of_token = slice(0, -n_groups), slice(-n_groups, None)
         weights = torch.cat([keys.float(), (keys * share[..., None]).float(), torch.stack([nearby, start]).float()])
-        paid, paid_by_share, (paid_nearby, paid_start) = _attention_to(model, batch, weights, by_place).split(
+        paid, paid_by_share, (paid_nearby, paid_start) = _attention_to(model, batch, weights, cells).split(
             [len(SCORES), len(SCORES), 2]
         )
         generator = torch.Generator().manual_seed(seed * 1_000_003 + n_before)
         other = Batch(_shuffled(batch, generator), batch.attention_mask, batch.counted)
-        elsewhere = _attention_to(model, other, keys.float(), by_place)
+        elsewhere = _attention_to(model, other, keys.float(), cells)
         elsewhere[_PREVIOUS] = paid_nearby
         asked = keys.any(-1)
         counts, spread = (
-            (each.double() @ by_place.double()).cpu()[:, :, None, None] for each in (asked, asked * share)
+            torch.einsum("nrq,rqc->nrc", each.double(), cells.double()).cpu()[:, :, None, None]
+            for each in (asked, asked * share)
         )
         # With attention p on the keys, others get (1 - p) / n_others each.
         spread = spread - paid_by_share
-        # [number, kind, row, layer, head, place]
+        # [number, kind, row, layer, head, cell]
         sums = torch.stack([paid, spread, elsewhere, paid - spread, paid - elsewhere])
-        # An even spread over the keys in sight changes along the row by itself: what varies is what is paid.
-        varying = sums[[0, 0, 0, 0, 4]]
+        # An even spread over the keys in sight changes along the row, and with how common a token is, by itself: what
+        # varies is what is paid.
+        varying = sums[_VARYING]
         counts = counts.expand_as(sums)
-        rows_first = (each.sum(-1).movedim(2, 0) for each in (sums, counts))
+        width = keys.shape[2] if by_length else 0
+        by_row = (each[..., of_place].sum(-1).movedim(2, 0) for each in (sums, counts))
+        varying, counts = varying.movedim(2, -2), counts.movedim(2, -2)
         return {
-            "moments": row_moments_of_sums(*rows_first),
-            "places": place_moments(varying.movedim(2, -2), counts.movedim(2, -2), n_places),
-            "start": paid_start.sum((0, -1)),
+            f"rows {width}": row_moments_of_sums(*by_row),
+            f"places {width}": place_moments(varying[..., of_place], counts[..., of_place], n_places),
+            f"tokens {width}": place_moments(varying[..., of_token], counts[..., of_token]),
+            "start": paid_start[..., of_place].sum((0, -1)),
             "queries": batch.counted.sum().double().cpu(),
         }
 
@@ -109,15 +122,22 @@ def attention_moments(model: HookedTransformer, seed: int) -> Measure:
 
 def attention_evidence(sums: Mapping[str, Tensor]) -> AttentionEvidence:
     """Attention to the keys that define each of `SCORES`, and its controls, from sums over the data."""
-    means = estimates_of_moments(sums["moments"])
-    varying = dataclasses.replace(means, values=means.values[[0, 0, 0, 0, 4]])
-    means = dataclasses.replace(with_places(varying, sums["places"]), values=means.values)
+    widths = sorted(int(name.removeprefix("rows ")) for name in sums if name.startswith("rows "))
+    parts = ("rows", "places", "tokens")
+    measured = {width: _measured(*(sums[f"{part} {width}"] for part in parts)) for width in widths}
+    return AttentionEvidence(measured, (sums["start"] / sums["queries"]).float())
+
+
+def _measured(rows: Tensor, places: Tensor, tokens: Tensor) -> Measured:
+    """Scores, the larger of both controls, and the errors of their difference."""
+    means = estimates_of_moments(rows)
+    varying = dataclasses.replace(means, values=means.values[_VARYING])
+    found = with_places(with_places(varying, places), tokens)
     paid, even, elsewhere = means.values[:3]
     use_place = elsewhere > even
     control = torch.where(use_place, elsewhere, even)
-    error, freedom = (torch.where(use_place, each[4], each[3]) for each in (means.errors, means.freedom))
-    measured = Measured(paid.float(), control.float(), error.float(), freedom)
-    return AttentionEvidence(measured, (sums["start"] / sums["queries"]).float())
+    error, freedom = (torch.where(use_place, each[4], each[3]) for each in (found.errors, found.freedom))
+    return Measured(paid.float(), control.float(), error.float(), freedom)
 
 
 def _places(positions: Int[Tensor, " pos"]) -> Int[Tensor, " pos"]:
@@ -140,11 +160,12 @@ def _attention_to(
     model: HookedTransformer,
     batch: Batch,
     weights: Float[Tensor, "number row query_pos key_pos"],
-    by_place: Float[Tensor, "query_pos place"],
-) -> Float[Tensor, "number row layer head place"]:
-    """Return the weighted attention of each row's queries, summed over the queries at each place."""
+    cells: Float[Tensor, "row query_pos cell"],
+) -> Float[Tensor, "number row layer head cell"]:
+    """Return the weighted attention of each row's queries, summed over the queries in each cell."""
 
-    def summed(pattern: Float[Tensor, "row head query_pos key_pos"]) -> Float[Tensor, "number row head place"]:
-        return (torch.einsum("rhqk,nrqk->nrhq", pattern.float(), weights) @ by_place).double()
+    def summed(pattern: Float[Tensor, "row head query_pos key_pos"]) -> Float[Tensor, "number row head cell"]:
+        paid = torch.einsum("rhqk,nrqk->nrhq", pattern.float(), weights)
+        return torch.einsum("nrhq,rqc->nrhc", paid, cells).double()
 
     return record_patterns(model, batch, summed).movedim(0, 2)

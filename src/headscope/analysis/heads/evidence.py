@@ -80,9 +80,9 @@ class Measured:
         return cls(*(part.float() for part in parts))
 
     @classmethod
-    def chosen(cls, several: Sequence["Measured"], by: Callable[..., Tensor]) -> "Measured":
-        """The lowest of several scores, head by head, with its control and error; the highest with `torch.argmax`."""
-        at = by(torch.stack([each.scores.nan_to_num(-math.inf) for each in several]), dim=0, keepdim=True)
+    def lowest(cls, several: Sequence["Measured"]) -> "Measured":
+        """The lowest of several scores, head by head, with its control and error; NaN if one is."""
+        at = torch.stack([each.scores.nan_to_num(-math.inf) for each in several]).argmin(0, keepdim=True)
         return cls(
             *(torch.stack([getattr(each, part.name) for each in several]).gather(0, at)[0] for part in fields(cls))
         )
@@ -127,21 +127,21 @@ class Condition:
 
 @dataclass(frozen=True)
 class HeadKind:
-    """A kind of head: numbers that must all be high enough, in one of several ways.
+    """A kind of head: numbers that must all be high enough.
 
-    In each way every condition has to hold. They are tested at the same level, and none is corrected for the others,
-    since one that fails is enough (an intersection-union test: Berger 1982).
+    They are tested at the same level, and none is corrected for the others, since one that fails is enough (an
+    intersection-union test: Berger 1982).
 
     Attributes:
         name: The kind.
         shown: The number that stands for the kind.
-        ways: Conditions that make a head one of the kind.
+        conditions: What makes a head one of the kind.
         unless: Heads that are of another kind that has the same marks; `None` for none.
     """
 
     name: str
     shown: Measured
-    ways: tuple[tuple[Condition, ...], ...]
+    conditions: tuple[Condition, ...]
     unless: Bool[Tensor, "layer head"] | None = None
 
     @classmethod
@@ -149,30 +149,29 @@ class HeadKind:
         cls, name: str, conditions: Sequence[Condition], unless: Bool[Tensor, "layer head"] | None = None
     ) -> "HeadKind":
         """A kind that its lowest number stands for, head by head; all are of one unit."""
-        shown = Measured.chosen([each.measured for each in conditions], torch.argmin)
-        return cls(name, shown, (tuple(conditions),), unless)
+        return cls(name, Measured.lowest([each.measured for each in conditions]), tuple(conditions), unless)
 
     @property
     def least(self) -> float:
         """The least that the number that is shown must reach."""
-        return self.ways[0][0].least
+        return self.conditions[0].least
 
     def n_tests(self) -> int:
-        """Number of heads that were measured, times the ways in which each may be of the kind."""
-        return int((~self.shown.scores.isnan()).sum()) * len(self.ways)
+        """Number of heads that were measured."""
+        return int((~self.shown.scores.isnan()).sum())
 
     def labelled(self, n_kinds: int, level: float) -> Bool[Tensor, "layer head"]:
         """Tell which heads are of the kind, at a level for all kinds together, shared out among them alike."""
         among = n_kinds * self.n_tests()
-        return self._in_a_way(lambda each: each.holds(among, level))
+        return self._where(lambda each: each.holds(among, level))
 
     def reached(self) -> Bool[Tensor, "layer head"]:
         """Tell which heads would be of the kind if all numbers were sure."""
-        return self._in_a_way(Condition.high)
+        return self._where(Condition.high)
 
-    def _in_a_way(self, holds: Callable[[Condition], Tensor]) -> Bool[Tensor, "layer head"]:
-        """Tell for which heads all conditions of a way hold."""
-        found = torch.stack([torch.stack([holds(each) for each in way]).all(0) for way in self.ways]).any(0)
+    def _where(self, holds: Callable[[Condition], Tensor]) -> Bool[Tensor, "layer head"]:
+        """Tell for which heads all conditions hold."""
+        found = torch.stack([holds(each) for each in self.conditions]).all(0)
         return found if self.unless is None else found & ~self.unless
 
 

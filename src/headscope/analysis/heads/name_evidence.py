@@ -134,7 +134,7 @@ def task_evidence(
         )
         if workers:
             raised = _raised_without(model, task, workers, effects)
-    kinds.append(HeadKind("s_inhibition", path, ((Condition(path, least),),)))
+    kinds.append(HeadKind("s_inhibition", path, (Condition(path, least),)))
     kinds.append(HeadKind.by_weakest("backup_name_mover", raised))
     return TaskEvidence(kinds, evidence, notes)
 

@@ -22,7 +22,7 @@ __all__ = ["random_repeats", "repeats_of", "rows_of"]
 
 _SHORTEST, _SHORTEST_OF_SEVERAL = 2, 8
 _LONGEST = 50
-_FEW = 12  # rows, from which they are shared out among lengths
+_FEW = 24  # rows, from which they are shared out among lengths, so that each has eight
 _PIECES = 4096  # tokens of a text, from which pieces are cut
 _ROW, _ROWS = 128, 8  # tokens in a row at most, and rows at least, of a text
 _FEWEST = 8  # different pieces, of which an error can be known
@@ -52,7 +52,7 @@ def repeats_of(
     """Return rows that say a piece of a text twice: the text's own tokens, in their own order.
 
     Rows count as independent, so no start serves two of them, no two are alike, and pieces of one length do not
-    overlap: a short text has fewer.
+    overlap: a short text has fewer, and none of a length of which it has fewer than eight.
 
     Args:
         model: Whose tokens they are.
@@ -76,17 +76,17 @@ def repeats_of(
     places = [(number, at) for number, row in enumerate(rows) for at in range(len(row) - min(shares) + 1)]
     order = torch.randperm(len(places), generator=torch.Generator().manual_seed(seed), device="cpu")
     drawn = [places[at] for at in order.tolist()]
-    found, taken = [], set[tuple[int, int]]()
+    found, taken, most = [], set[tuple[int, int]](), 0
     for each, n in shares.items():
         pieces = _apart([place for place in drawn if place not in taken], rows, each, n)
         taken.update(pieces)
-        if pieces:
+        most = max(most, len(pieces))
+        if len(pieces) >= min(_FEWEST, n):
             found.append(torch.stack([torch.cat([begin, piece, piece]) for piece in pieces.values()]))
-    n_found, wanted = sum(map(len, found)), min(_FEWEST, n_sequences)
-    if n_found < wanted:
+    if not found:
         raise InvalidInputError(
-            f"the text has {n_found} different pieces of {' or '.join(map(str, shares))} tokens to say twice, and an "
-            f"error needs {wanted}: give a longer text, or a smaller length."
+            f"the text has {most} different pieces of {' or '.join(map(str, shares))} tokens to say twice, and an "
+            f"error needs {min(_FEWEST, n_sequences)}: give a longer text, or a smaller length."
         )
     return found
 
@@ -148,7 +148,6 @@ def _lengths(model: HookedTransformer, n_sequences: int, length: int | None, fit
     if length is not None or n_sequences < _FEW:
         return {length or most: n_sequences}
     lengths = [most, *(most // part for part in (2, 4) if most // part >= _SHORTEST_OF_SEVERAL)]
-    weights = [1 / each for each in lengths]
-    counts = [round(n_sequences * weight / sum(weights)) for weight in weights]
-    counts[-1] += n_sequences - sum(counts)
+    # Alike, since each length has an error of its own.
+    counts = [(n_sequences + at) // len(lengths) for at in range(len(lengths))]
     return dict(zip(lengths, counts, strict=True))

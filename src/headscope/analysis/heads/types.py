@@ -30,10 +30,11 @@ other models have).
 
 A head gets a label if all numbers that the kind is told by are above the threshold, if they are so by more than their
 control (the same number with what defines the kind taken out), and if each difference is significant: by a two-sided
-t-test over rows and positions, or over prompts, at a level of 5 % for all labels together, which kinds share alike, and
-within a kind the heads that were measured (Bonferroni). The score is the lowest of the numbers. The thresholds are
-choices and are kept with the result: a share of attention, and a share of the logit difference. A head may have several
-labels.
+t-test over rows, positions and tokens, or over prompts, at a level of 5 % for all labels together, which kinds share
+alike, and within a kind the heads that were measured (Bonferroni). The score is the lowest of the numbers: where
+pieces of several lengths are said twice, that of the length at which it is lowest, since a head may look for what is
+twelve tokens back and not for what is fifty. The thresholds are choices and are kept with the result: a share of
+attention, and a share of the logit difference. A head may have several labels.
 """
 
 import math
@@ -75,7 +76,7 @@ __all__ = ["KINDS", "HeadTypes", "detect_heads"]
 
 KINDS = (*SCORES, "copy_suppression", *NAME_KINDS, *TASK_KINDS)
 _BOTH_WAYS = ("previous_token", "duplicate_token")  # what makes sense where nothing is predicted
-_CONFIRMS = 1 / 3  # of the least attention, on the other of running text and pieces of it that are said twice
+_CONFIRMS = 1 / 3  # of the least attention, on the running text
 
 
 @streaming()
@@ -109,12 +110,13 @@ def detect_heads(
         data: Tokens `[batch, pos]` in which something repeats, or an iterable of batches that can be gone through
             twice, in the place of `n_sequences` rows of tokens said twice.
         text: Text of the kind that the model was trained on: a string, or tokens as for `data`. Pieces of it are said
-            twice in the place of random tokens, and kinds told by attention are scored on the running text too: one of
-            the two must reach `min_attention`, the other a third of it. The higher number is shown.
+            twice in the place of random tokens, and kinds told by attention need a third of `min_attention` on the
+            running text too.
         task: Prompts with a right and a wrong name. The places `IO`, `S1` and `S2` are found from the answers where the
             task does not name them.
         n_sequences: Rows of tokens said twice; at least 2, to know the error.
-        length: Tokens that are said twice; default: 50, or what fits in the context, and half and a quarter of it.
+        length: Tokens that are said twice; default: 50, or what fits in the context, and half and a quarter of it, at
+            each of which the score must be reached. Fewer than 24 rows have one length.
         seed: Of the random tokens, of where pieces of the text start, and of the shuffled control.
         min_attention: The share of attention that makes a head one of the first three kinds.
         min_effect: The share of the logit difference (for `copy_suppression`: of what the model gives the token that
@@ -137,7 +139,7 @@ def detect_heads(
     _check(model, task, n_sequences, min_attention=min_attention, min_effect=min_effect, level=level)
     check_repeatable(data, "detect_heads")
     check_repeatable(text, "detect_heads")
-    notes, twice = [], "the data"
+    notes, twice, given = [], "the data", data is not None
     text = None if text is None else rows_of(model, text)
     if data is None and text is not None:
         data, twice = repeats_of(model, text, n_sequences, length, seed), "pieces said twice"
@@ -160,7 +162,7 @@ def detect_heads(
     passes = Passes("head-types", model, data, every_option, reference=text, order=order, **run)
     if (finished := passes.finished(HeadTypes)) is not None:
         return finished
-    paid = passes.gather("attention", Totals(model, attention_moments(model, seed)))
+    paid = passes.gather("attention", Totals(model, attention_moments(model, seed, by_length=not given)))
     if paid.n_sequences < 2:
         raise InvalidInputError("the data has one row; give two or more, so that the error of a score can be known.")
     kinds = SCORES if model.cfg.attention_dir == "causal" else _BOTH_WAYS
@@ -178,7 +180,7 @@ def detect_heads(
         against, whole = repeat_evidence(model, repeating.result())
         repeats = whole.value > 0 and whole.clear(level=level)
         condition = Condition(against, min_effect * whole.value if repeats else math.inf)
-        found.kinds.append(HeadKind("copy_suppression", against, ((condition,),)))
+        found.kinds.append(HeadKind("copy_suppression", against, (condition,)))
         if not repeats:
             notes.append("copy_suppression: the model does not clearly predict what repeats, so nothing is suppressed.")
         found.evidence["copying"] = copying_scores(model)
@@ -236,25 +238,23 @@ class _Found:
     def of_attention(
         cls, names: Sequence[str], repeated: AttentionEvidence, text: AttentionEvidence | None, least: float
     ) -> "_Found":
-        """The kinds that are told by attention; with a text by one of two numbers, which the other confirms."""
+        """The kinds that are told by attention: at each length of what is said twice, and confirmed by a text."""
         kinds = []
         evidence = {"start": repeated.start}
         for name in names:
             at = SCORES.index(name)
-            said_twice = repeated.measured[at]
-            if text is None or _says_nothing(text, name):
-                kinds.append(HeadKind(name, said_twice, ((Condition(said_twice, least, of_the_rest=True),),)))
-                continue
-            running = text.measured[at]
-            ways = tuple(
-                (
-                    Condition(one, least, of_the_rest=True),
-                    Condition(other, _CONFIRMS * least, of_the_rest=True, confirms=True),
-                )
-                for one, other in ((said_twice, running), (running, said_twice))
-            )
-            kinds.append(HeadKind(name, Measured.chosen((said_twice, running), torch.argmax), ways))
-            evidence |= {f"{name} said twice": said_twice.scores, f"{name} on text": running.scores}
+            said_twice = {width: each[at] for width, each in repeated.measured.items()}
+            conditions = [Condition(each, least, of_the_rest=True) for each in said_twice.values()]
+            if len(said_twice) > 1:
+                evidence |= {
+                    f"{name} said twice ({width // 2} tokens)": each.scores for width, each in said_twice.items()
+                }
+            shown = Measured.lowest(list(said_twice.values()))
+            if text is not None and not _says_nothing(text, name):
+                (running,) = (each[at] for each in text.measured.values())
+                conditions.append(Condition(running, _CONFIRMS * least, of_the_rest=True, confirms=True))
+                evidence[f"{name} on text"] = running.scores
+            kinds.append(HeadKind(name, shown, tuple(conditions)))
         if text is not None:
             evidence["start on text"] = text.start
         return cls(kinds, evidence)
@@ -290,7 +290,7 @@ class _Found:
 
 def _says_nothing(text: AttentionEvidence, kind: str) -> bool:
     """Tell whether no position of a text counts for a kind, since nothing repeats there."""
-    return bool(text.measured[SCORES.index(kind)].scores.isnan().all())
+    return all(bool(each[SCORES.index(kind)].scores.isnan().all()) for each in text.measured.values())
 
 
 def _check(model: HookedTransformer, task: Task | None, n_sequences: int, **shares: float) -> None:

@@ -250,7 +250,7 @@ def _types(findings: ToyFindings) -> Section | None:
             head_type_maps(types),
             "Attention that a head pays to the token before, to earlier copies of the token, and to what followed "
             "these; heads that are clearly of a type are outlined.",
-            "On repeated random tokens; a mean over positions, between 0 and 1.",
+            "On repeated random tokens; a mean over positions, between 0 and 1, of the length at which it is lowest.",
             "No color is none of its attention, the strongest blue is all of it.",
         )
     ]
