@@ -14,6 +14,7 @@ from headscope.report.comparison.sentences import (
     less_certain_model,
     no_head_differs,
     types_in_both,
+    under_each,
 )
 
 Sentence = Callable[[], Markup | None]
@@ -66,6 +67,9 @@ SAID: dict[str, tuple[Sentence, list[str]]] = {
     "none differs": (
         lambda: no_head_differs(NOISE, "entropy diff"),
         ["By entropy diff, none of 4 heads clearly differs.", "at least 0.238 nats from zero"],
+    ),
+    "a token under each": (
+        lambda: under_each(AB, " cat", (0.5, 0.0003)), ["for cat: 50 % under A, 0.03 % under B", "~50 % under B"],
     ),
     "a type in one": (
         lambda: types_in_both(AB, {"induction": (score(2, 0.9), score(0, 0.29)), "previous": (score(1, 0.2),) * 2}),

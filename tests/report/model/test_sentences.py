@@ -1,5 +1,7 @@
 """Each sentence of a page about a model: numbers that it is said of, and numbers for which it would be false."""
 
+import dataclasses
+import math
 from collections.abc import Callable
 
 import pytest
@@ -8,8 +10,9 @@ from markupsafe import Markup
 from sentences import check_words, mean, means
 
 from headscope.analysis.core.ranking import HeadScore, Ranking
+from headscope.report.assembly import Assembly
 from headscope.report.model import types_section
-from headscope.report.model.ablation_section import missed_heads, no_head_missed
+from headscope.report.model.ablation_section import missed_heads, no_head_missed, where_it_matters
 from headscope.report.model.entropy_section import (
     along_the_layers,
     largest_steps,
@@ -17,9 +20,10 @@ from headscope.report.model.entropy_section import (
     no_head_raises,
     raising_heads,
 )
-from headscope.report.model.heads_section import came, heads_title
-from headscope.report.model.loss_section import mean_loss, use_of_context
+from headscope.report.model.heads_section import came, final_entropy, heads_title, nearest_heads, on_average
+from headscope.report.model.loss_section import loss_and_choices, mean_loss, use_of_context
 from headscope.report.model.model_section import few_sequences, in_front
+from headscope.report.model.suppression_section import suppression_verdict
 from headscope.report.model.types_section import (
     otherwise_on_text,
     strongest_heads,
@@ -27,6 +31,7 @@ from headscope.report.model.types_section import (
     whose_attention,
 )
 from headscope.report.numbers_section import how_it_was_made
+from headscope.report.words import too_small_to_see
 
 Sentence = Callable[[], Markup | str | None]
 
@@ -34,6 +39,19 @@ Sentence = Callable[[], Markup | str | None]
 def of_types(**values: float) -> dict[str, Ranking]:
     """The strongest head of each type, with the share of its attention."""
     return {name: Ranking([HeadScore(1, 2, value), HeadScore(0, 0, 0.01)]) for name, value in values.items()}
+
+
+def suppresses(shares: list[float], powers: list[float], *, error: float = 0.02, summary: bool = False) -> Sentence:
+    """The verdict on candidates 0.0, 1.0, ... or what the summary says of them."""
+    labels = [f"{at}.0" for at in range(len(shares))]
+    found = [mean(share, error, 99) for share in shares]
+    verdict, told = suppression_verdict(labels, found, [mean(power, 0.01, 99) for power in powers])
+    return lambda: (told[0] if told else None) if summary else verdict
+
+
+def stopped(missing: tuple[str, ...] = (), **failed: Exception) -> Sentence:
+    """The notices of a page that is not whole."""
+    return lambda: Markup(" ").join(Assembly({}, missing, failed).notices("headscope report --resume")) or None
 
 
 NOISE = means([[0.01, -0.02], [0.0, 0.01]], noise=0.5)
@@ -55,6 +73,11 @@ SAID: dict[str, tuple[Sentence, list[str]]] = {
     "like uniform": (
         lambda: mean_loss(mean(7.0, 0.1), 6.9, mean(0.0, 0.0)),
         ["not clearly different from a uniform guess (6.900)", "~worse", "~would cost"],
+    ),
+    "loss and choices": (
+        lambda: loss_and_choices(mean(3.0, 0.1), mean(0.4, 0.02), mean(0.7, 0.02)),
+        ["over 400 predictions: 3.000 ± 0.100 nats", "first choice 40 % ± 2.0 % of the time", "first ten 70 %",
+         "~+3.000"],
     ),
     "context helps": (lambda: use_of_context(mean(-0.5, 0.1)), ["better than early", "changes by -0.500 ± 0.100"]),
     "context harms": (lambda: use_of_context(mean(0.5, 0.1)), ["worse than early"]),
@@ -101,8 +124,81 @@ SAID: dict[str, tuple[Sentence, list[str]]] = {
          "the median head",
          "at least 0.238 nats from zero"],
     ),
+    "it helps most": (
+        lambda: where_it_matters(mean(0.5, 0.1), 0.7, [0.9, 0.8], largest=True),
+        ["+0.500 ± 0.100 nats on average", "it helps at 70 % of positions", "where it helps most", "~costs most"],
+    ),
+    "it costs most": (
+        lambda: where_it_matters(mean(-0.5, 0.1), 0.2, [-0.9, -0.8], largest=False),
+        ["where it costs most", "~helps most", "~least"],
+    ),
+    "the lowest head helps": (
+        lambda: where_it_matters(mean(0.1, 0.1), 1.0, [0.01, 0.02], largest=False), ["where it helps least", "~most"],
+    ),
+    "the largest head costs": (
+        lambda: where_it_matters(mean(-0.1, 0.1), 0.0, [-0.01, -0.02], largest=True), ["it costs least", "~most"],
+    ),
+    "on both sides of zero": (
+        lambda: where_it_matters(mean(-0.1, 0.1), 0.5, [-0.01, 0.02], largest=False), ["is lowest", "~most", "~least"],
+    ),
+    "a suppressor": (
+        suppresses([0.05, 0.8], [0.9, 0.9]),
+        ["Here head 1.0 does: this explains 80 % ± 2.0 % of its direct effect, where an ideal suppressor would be "
+         "given 90 %.", "~in part", "~less so"],
+    ),
+    "a suppressor, in the summary": (
+        suppresses([0.05, 0.8], [0.9, 0.9], summary=True),
+        ["Head 1.0 suppresses copying: this explains 80 % ± 2.0 % of its direct effect.", "~in part", "~0.0"],
+    ),
+    "suppressors in part": (
+        suppresses([0.2, 0.01, 0.15], [0.6, 0.9, 0.6]),
+        ["Here head 0.0 does in part: this explains 20 %", "given 60 %; less so 2.0 (15 % ± 2.0 %).", "~1.0"],
+    ),
+    "above half of an ideal suppressor": (suppresses([0.4], [0.6]), ["does: this explains 40 %", "~in part"]),
+    "on neither side of half of one": (suppresses([0.47], [0.9]), ["does at least in part: this explains 47 %"]),
+    "no ideal suppressor known, below half": (suppresses([0.4], [math.nan]), ["does in part", "~ideal"]),
+    "no ideal suppressor known, above half": (suppresses([0.6], [math.nan]), ["does: this", "~ideal"]),
+    "no suppressor: not clear": (suppresses([0.4], [0.9], error=0.2), ["no candidate clearly does", "~in part"]),
+    "no suppressor": (
+        suppresses([0.05, -0.3], [0.8, 0.5]),
+        ["no candidate clearly does", "at most 5.0 % of a head's direct effect (head 0.0)",
+         "would have been seen from 20 % on", "~cannot"],
+    ),
+    "no suppressor, and one that cannot be told": (
+        suppresses([0.0, 0.0], [0.8, 0.04]), ["no candidate clearly does", "Of 1.0 this cannot be told."],
+    ),
+    "an ideal suppressor would not be found": (
+        suppresses([0.05, -0.3], [0.04, math.nan]),
+        ["Whether one of the candidates does cannot be told here: even an ideal", "at most 4.0 %", "~no candidate"],
+    ),
+    "errors not known": (suppresses([math.nan], [0.9], error=math.nan), ["on so little text", "~no candidate"]),
+    "too little text": (suppresses([0.0], [0.9], error=0.45), ["cannot be told here: the numbers", "~no candidate"]),
+    "no probability": (
+        suppresses([0.0], [math.nan]),
+        ["told here: the model gives the tokens in sight no probability.", "~no candidate"],
+    ),
+    "stopped": (
+        stopped(("ablation",)),
+        ["not whole: it was stopped. Missing: ablation; nothing", "to continue: headscope report --resume", "~failed"],
+    ),
+    "failed": (stopped(task=ValueError("why")), ["indirect objects failed; nothing is said", "ValueError: why", "~stopped"]),
+    "how much would be seen": (
+        lambda: too_small_to_see(NOISE), ["the median head", "at least 0.238 nats from zero", "~too little"],
+    ),
+    "no error known": (
+        lambda: too_small_to_see(dataclasses.replace(NOISE, errors=NOISE.errors * math.nan)),
+        ["This is too little text to know the error of any.", "~at least"],
+    ),
     "some raise": (lambda: heads_title(True), ["The heads that raise entropy most"]),
     "some come near": (lambda: heads_title(False), ["come nearest to raising entropy", "~raise entropy most"]),
+    "none raises, in its place": (lambda: nearest_heads(False), ["No head clearly raises entropy on average"]),
+    "a head on average": (
+        lambda: on_average(mean(0.5, 0.1), mean(-0.2, 0.1), 0.8),
+        ["diff +0.500 ± 0.100, marginal -0.200 ± 0.100 nats", "above zero at 80 % of positions", "~-0.500"],
+    ),
+    "final entropy": (
+        lambda: final_entropy(3.0, 0.25), ["Final entropy 3.000 nats; without the head (marginal) 2.750.", "~3.250"],
+    ),
     "came first": (
         lambda: came(" cat", 0.5, 0, [(" cat", 0.5), (" dog", 0.00031)]),
         ["Then came cat, the model's first choice (50 %). Its next: dog 0.031 %.", "~choice 1"],
@@ -151,6 +247,9 @@ SAID: dict[str, tuple[Sentence, list[str]]] = {
 }  # fmt: skip
 
 SILENT: dict[str, Sentence] = {
+    "nearest: some raise": lambda: nearest_heads(True),
+    "suppressors, in the summary: none": suppresses([0.05, -0.3], [0.8, 0.5], summary=True),
+    "notices: the page is whole": stopped(),
     "context: no clear change": lambda: use_of_context(mean(-0.5, 0.4)),
     "context: a short sequence": lambda: use_of_context(mean(float("nan"), float("nan"))),
     "entropy along layers: no clear change": lambda: along_the_layers(mean(6.0, 1.0), mean(5.5, 1.0), mean(-0.5, 0.5)),

@@ -17,7 +17,7 @@ from headscope import HookedTransformer
 from headscope.analysis.ablation.ablate import ablate_heads
 from headscope.analysis.core.components import component_label
 from headscope.analysis.core.result import RunInfo
-from headscope.analysis.core.stats import Estimate, estimate, estimates
+from headscope.analysis.core.stats import estimate, estimates
 from headscope.analysis.core.top_places import top_positions
 from headscope.analysis.lens.entropy import EntropyResult, measure_entropy
 from headscope.analysis.prompts.task import Task
@@ -208,40 +208,6 @@ def test_copy_suppression_is_looked_for(model: HookedTransformer, report: Report
     verdict, summary = suppression_verdict(explained.labels, shares, powers)
     assert verdict.striptags() in words and summary == ()
     assert "variant own_logit" in words and "5 % of tokens in sight" in words
-
-
-def test_what_is_said_of_copy_suppression() -> None:
-    """Each sentence with numbers for which it is said, and with some for which it is not."""
-
-    def said(shares: list[float], powers: list[float], error: float = 0.02) -> tuple[str, int]:
-        labels = [f"{at}.0" for at in range(len(shares))]
-        found = [Estimate(share, error, 99, 30.0) for share in shares]
-        verdict, summary = suppression_verdict(labels, found, [Estimate(power, 0.01, 99, 30.0) for power in powers])
-        return " ".join(verdict.striptags().split()), len(summary)
-
-    whole, n = said([0.05, 0.8], [0.9, 0.9])
-    assert whole.startswith("Here head 1.0 does: this explains 80 % ± 2.0 % of its direct effect, where an") and n == 1
-    assert "in part" not in whole and "less so" not in whole
-    part, n = said([0.2, 0.01, 0.15], [0.6, 0.9, 0.6])
-    assert part.startswith("Here head 0.0 does in part: this explains 20 %") and "given 60 %" in part and n == 1
-    assert part.endswith("; less so 2.0 (15 % ± 2.0 %).")
-    # Clearly above half of what an ideal suppressor is given, and on neither side of it.
-    assert "head 0.0 does: this explains 40 %" in said([0.4], [0.6])[0]
-    assert "head 0.0 does at least in part: this explains 47 %" in said([0.47], [0.9])[0]
-    assert "does in part" in said([0.4], [math.nan])[0] and "does: this" in said([0.6], [math.nan])[0]
-    # Not clearly above zero.
-    assert "no candidate" in said([0.4], [0.9], error=0.2)[0]
-    none, n = said([0.05, -0.3], [0.8, 0.5])
-    assert "no candidate clearly does" in none and "at most 5.0 % of" in none and "(head 0.0)" in none and n == 0
-    assert "would have been seen from 20 % on" in none and "cannot" not in none
-    # Where an ideal suppressor would not be found, none is said to be absent.
-    blind, n = said([0.05, -0.3], [0.04, math.nan])
-    assert blind.startswith("Whether one of the candidates does cannot be told here: even an ideal") and n == 0
-    assert "4.0 %" in blind
-    assert "Of 1.0 this cannot be told." in said([0.0, 0.0], [0.8, 0.04])[0]
-    assert "on so little text" in said([math.nan], [0.9], error=math.nan)[0]
-    assert "told here: the model gives the tokens in sight no probability." in said([0.0], [math.nan])[0]
-    assert "cannot be told here: the numbers" in said([0.0], [0.9], error=0.45)[0]
 
 
 def test_without_ablation_nothing_is_said_of_it(model: HookedTransformer, tmp_path: Path) -> None:

@@ -7,7 +7,15 @@ import torch
 from markupsafe import Markup
 from sentences import check_words
 
-from headscope.report.toy.sentences import answered, composition, few_waves, head_missed, heads_of_types, when_learned
+from headscope.report.toy.sentences import (
+    answered,
+    composition,
+    few_waves,
+    head_missed,
+    heads_of_types,
+    no_head_of_types,
+    when_learned,
+)
 
 Sentence = Callable[[], Markup | str | None]
 
@@ -43,6 +51,7 @@ SAID: dict[str, tuple[Sentence, list[str]]] = {
         lambda: heads_of_types({"induction": ["1.0", "1.1"], "previous_token": ["0.3"], "duplicate_token": []}),
         ["Heads of known types: induction: 1.0 and 1.1; previous token: 0.3.", "~duplicate"],
     ),
+    "no types": (lambda: no_head_of_types({"induction": []}), ["No head is clearly of one of these types."]),
     "composition": (lambda: composition(True), ["a previous-token head (outlined) wrote"]),
     "composition without previous-token heads": (lambda: composition(False), ["no head is clearly one", "~outlined"]),
     "few waves": (
@@ -58,6 +67,7 @@ SILENT: dict[str, Sentence] = {
     "missed: fewer right answers, but a lower loss": missed((0.06, 0.02), (9.6, 9.1), n_rows=10_000),
     "missed: fewer by chance, in so few prompts": missed((0.9, 0.8), (0.1, 0.5), n_rows=40),
     "missed: fewer by chance, among so many heads": missed((0.9, 0.8), (0.1, 0.5), n_rows=170, n_heads=100),
+    "no types: one is": lambda: no_head_of_types({"induction": ["1.0"], "previous_token": []}),
     "types: none": lambda: heads_of_types({"induction": []}),
     "waves: no fewer than before": lambda: few_waves(FEW, FEW),
     "waves: not known before": lambda: few_waves(None, FEW),

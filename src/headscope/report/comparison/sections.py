@@ -21,6 +21,7 @@ from headscope.report.comparison.sentences import (
     less_certain_model,
     no_head_differs,
     types_in_both,
+    under_each,
 )
 from headscope.report.model.findings import TYPES, Findings, strongest
 from headscope.report.model.model_section import few_sequences, glossary, in_front
@@ -33,11 +34,9 @@ from headscope.report.words import (
     number_cell,
     percent,
     percents,
-    probability,
     prose,
     say,
     those,
-    token,
 )
 from headscope.views.figures.comparison import compared_lines, compared_maps
 
@@ -153,13 +152,10 @@ def _places(both: Compared) -> list[Block]:
             gap,
             [place for place in places if place.value and (place.value > 0) == largest],
             name="loss difference",
-            says=lambda place: say(
-                "for {token}: {first} under {a}, {second} under {b}",
-                token=token(both.first.strings[place.row][place.pos + 1]),
-                first=probability(math.exp(-float(losses[0][place.row, place.pos]))),
-                second=probability(math.exp(-float(losses[1][place.row, place.pos]))),
-                a=both.names[0],
-                b=both.names[1],
+            says=lambda place: under_each(
+                both.names,
+                both.first.strings[place.row][place.pos + 1],
+                tuple(math.exp(-float(loss[place.row, place.pos])) for loss in losses),
             ),
         )
         if blocks:

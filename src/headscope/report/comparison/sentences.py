@@ -18,10 +18,12 @@ from headscope.report.words import (
     listed,
     n_heads,
     percent,
+    probability,
     say,
     signed,
     spread,
     stand_out,
+    token,
     too_small_to_see,
 )
 
@@ -32,6 +34,7 @@ __all__ = [
     "less_certain_model",
     "no_head_differs",
     "types_in_both",
+    "under_each",
 ]
 
 
@@ -151,3 +154,10 @@ def types_in_both(names: tuple[str, str], found: Mapping[str, tuple[HeadScore, H
         least=percent(MIN_ATTENTION),
         parts=Markup("; ").join(parts),
     )
+
+
+def under_each(names: tuple[str, str], next_token: str, chances: Sequence[float]) -> Markup:
+    """The probability of a token under both models."""
+    first, second = map(probability, chances)
+    sentence = "for {token}: {first} under {a}, {second} under {b}"
+    return say(sentence, token=token(next_token), first=first, second=second, a=names[0], b=names[1])

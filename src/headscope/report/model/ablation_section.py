@@ -1,12 +1,12 @@
 """The section on ablation: the loss without each head."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from markupsafe import Markup
 
 from headscope.analysis.core.result import component_label
-from headscope.analysis.core.stats import Estimates
+from headscope.analysis.core.stats import Estimate, Estimates
 from headscope.analysis.core.top_places import top_positions
 from headscope.report.blocks import Card, Figure, Heading, Prose, Section, Table
 from headscope.report.model.findings import Findings
@@ -34,7 +34,7 @@ from headscope.report.words import (
 )
 from headscope.views.figures.ablation import ablation_by_head, ablation_on_text
 
-__all__ = ["ablation_section", "missed_heads", "no_head_missed"]
+__all__ = ["ablation_section", "missed_heads", "no_head_missed", "where_it_matters"]
 
 _PLACES = 3
 _IN_TEXT = 8
@@ -134,21 +134,39 @@ def _table(patched: Estimates, direct: Estimates, shown: Collection[Head]) -> Ta
     return Table(("head", "patched (nats)", "direct (nats)", "helps at"), rows, caption, sorted_by=1)
 
 
+def where_it_matters(direct: Estimate, helps: float, shown: Sequence[float], largest: bool) -> Markup:
+    """The direct effect of a head, and if it helps or costs at the places that are shown.
+
+    Args:
+        direct: Its mean.
+        helps: Share of the positions where it is above zero.
+        shown: Its values at the places below.
+        largest: They are its largest ones, not its lowest.
+    """
+    helping, costing = all(value > 0 for value in shown), all(value < 0 for value in shown)
+    if largest:
+        does = "helps most" if helping else "costs least" if costing else "is largest"
+    else:
+        does = "costs most" if costing else "helps least" if helping else "is lowest"
+    return say(
+        "{value} nats on average (direct, by the mean); on this text it helps at {helps} of positions. Below is where "
+        "it {does}: each text ends at the framed token, from which the next one is predicted. Blue where the head "
+        "helps, red where it costs.",
+        value=spread(direct),
+        helps=percent(helps),
+        does=does,
+    )
+
+
 def _card(findings: Findings, head: Head, effects: Estimates, largest: bool) -> Card:
     assert findings.ablation is not None
     label, values, loss = component_label(*head), effects.each[head], findings.ablation.loss
-    words = prose(
-        "{value} nats on average (direct, by the mean); on this text it helps at {helps} of positions. Below is where "
-        "it {does} most: each text ends at the framed token, from which the next one is predicted. Blue where the head "
-        "helps, red where it costs.",
-        value=spread(effects[head]),
-        helps=percent(share_above(values)),
-        does="helps" if largest else "costs",
-    )
+    shown = top_positions(values, _PLACES, largest=largest, apart=5)
+    words = Prose(where_it_matters(effects[head], share_above(values), [place.value for place in shown], largest))
     places = place_blocks(
         findings.strings,
         values,
-        top_positions(values, _PLACES, largest=largest, apart=5),
+        shown,
         name=f"loss difference without {label}",
         says=lambda place: say(
             "for {token}: {before} with the head, {after} without it",

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from markupsafe import Markup
 
 from headscope.analysis.core.components import component_label
+from headscope.analysis.core.stats import Estimate
 from headscope.analysis.core.top_places import Position, TokenMean, token_means
 from headscope.analysis.heads.scores import MIN_ATTENTION
 from headscope.report.blocks import Block, Card, Cell, Prose, Section, Table
@@ -23,10 +24,11 @@ from headscope.report.words import (
     signed,
     spread,
     stand_out,
+    those,
     token,
 )
 
-__all__ = ["came", "heads_section", "heads_title"]
+__all__ = ["came", "final_entropy", "heads_section", "heads_title", "nearest_heads", "on_average"]
 
 
 def heads_section(findings: Findings, n_positions: int) -> Section:
@@ -34,14 +36,19 @@ def heads_section(findings: Findings, n_positions: int) -> Section:
     raising = bool((stand_out(findings.diff, 1) | stand_out(findings.marginal, 1)).any())
     title = heads_title(raising)
     intro = prose(
-        "Each text below ends at the framed token, where the head raises entropy, with up to {n} tokens before it. "
+        "Each text below ends at the framed token, where the head's diff is highest, with up to {n} tokens before it. "
         "Color is the head's diff at every token: blue where it raises entropy, red where it lowers it, on one scale "
         "per head.",
         n=CONTEXT,
     )
-    none = () if raising else (Prose(say("No head clearly raises entropy on average; these come nearest to it.")),)
+    none = map(Prose, those(nearest_heads(raising)))
     cards = (_card(findings, head, n_positions) for head in findings.notable)
     return Section("heads", title, (), (*none, _table(findings), intro, *cards))
+
+
+def nearest_heads(raising: bool) -> Markup | None:
+    """Say that the heads shown do not clearly raise entropy; nothing where some do."""
+    return None if raising else say("No head clearly raises entropy on average; these come nearest to it.")
 
 
 def heads_title(raising: bool) -> str:
@@ -83,12 +90,7 @@ def _card(findings: Findings, head: Head, n_positions: int) -> Card:
     label, diff = component_label(*head), findings.entropy.diff[head]
     by_token = token_means(diff, findings.tokens)
     blocks: list[Block] = [
-        prose(
-            "diff {diff}, marginal {marginal} nats on average; its diff is above zero at {share} of positions.",
-            diff=spread(findings.diff[head]),
-            marginal=spread(findings.marginal[head]),
-            share=percent(share_above(diff)),
-        )
+        Prose(on_average(findings.diff[head], findings.marginal[head], share_above(diff))),
     ]
     for word, means in (
         ("Highest", [mean for mean in by_token[:6] if mean.mean > 0]),
@@ -107,6 +109,22 @@ def _card(findings: Findings, head: Head, n_positions: int) -> Card:
     )
     tags = [say("{name} {share}", name=name, share=percent(v)) for name, v in types_of(findings.scores, head).items()]
     return Card(f"head-{label}", f"Head {label}", tags, blocks)
+
+
+def on_average(diff: Estimate, marginal: Estimate, raised: float) -> Markup:
+    """The means of a head.
+
+    Args:
+        diff: Its diff.
+        marginal: Its marginal.
+        raised: Share of the positions where its diff is above zero.
+    """
+    return say(
+        "diff {diff}, marginal {marginal} nats on average; its diff is above zero at {share} of positions.",
+        diff=spread(diff),
+        marginal=spread(marginal),
+        share=percent(raised),
+    )
 
 
 def _tokens(findings: Findings, means: Iterable[TokenMean]) -> Markup:
@@ -134,11 +152,19 @@ def _outcome(findings: Findings, head: Head, place: Position) -> Prose:
             [(findings.texts[token], chance) for token, chance in top],
         )
     final = float(findings.entropy.resid[-1, row, pos])
-    without = nats(final - float(findings.entropy.marginal[head][row, pos]))
-    words += say(
-        "Final entropy {final} nats; without the head (marginal) {without}.", final=nats(final), without=without
-    )
+    words += final_entropy(final, float(findings.entropy.marginal[head][row, pos]))
     return Prose(words, soft=True)
+
+
+def final_entropy(final: float, marginal: float) -> Markup:
+    """The entropy of a final prediction, and without a head.
+
+    Args:
+        final: With the head.
+        marginal: That less the entropy without it.
+    """
+    sentence = "Final entropy {final} nats; without the head (marginal) {without}."
+    return say(sentence, final=nats(final), without=nats(final - marginal))
 
 
 def came(next_token: str, chance: float, rank: int, choices: Sequence[tuple[str, float]]) -> Markup:

@@ -8,14 +8,14 @@ from markupsafe import Markup
 from torch import Tensor
 
 from headscope.analysis.core.stats import Estimate, difference, estimate
-from headscope.report.blocks import Heading, Section
+from headscope.report.blocks import Heading, Prose, Section
 from headscope.report.model.findings import Findings
-from headscope.report.words import captioned, count, nats, percents, prose, say, spread, those
+from headscope.report.words import captioned, count, nats, percents, say, spread, those
 from headscope.views.figures.loss import loss_by_position
 from headscope.views.html import HtmlView
 from headscope.views.tokens import colored_tokens
 
-__all__ = ["loss_section", "mean_loss", "use_of_context"]
+__all__ = ["loss_and_choices", "loss_section", "mean_loss", "use_of_context"]
 
 _SHOWN_TOKENS = 256
 _LONG = 8  # positions, from which early and late are told apart
@@ -39,16 +39,27 @@ def loss_section(findings: Findings) -> Section:
         "The stronger the blue, the more surprised the model was; no color is no surprise, the full color is the "
         "loss of a uniform guess.",
     )
-    words = prose(
+    words = Prose(loss_and_choices(mean, first, findings.among_first(10)))
+    summary = those(mean_loss(mean, uniform, first), use_of_context(_late_less_early(predictions.loss)))
+    return Section("loss", "Loss", summary, (words, figure, Heading("The text, as the model finds it"), text))
+
+
+def loss_and_choices(mean: Estimate, first: Estimate, first_ten: Estimate) -> Markup:
+    """The mean loss, and how often the token that came was among the first choices.
+
+    Args:
+        mean: The mean loss.
+        first: Share of the predictions whose first choice came.
+        first_ten: The same of the first ten.
+    """
+    return say(
         "Mean loss over {n}: <b>{mean} nats</b>. The token that came was the model's first choice {first} of the "
-        "time, and among its first ten {top10}.",
+        "time, and among its first ten {first_ten}.",
         n=count(mean.n, "prediction"),
         mean=spread(mean, sign=False),
         first=percents(first),
-        top10=percents(findings.among_first(10)),
+        first_ten=percents(first_ten),
     )
-    summary = those(mean_loss(mean, uniform, first), use_of_context(_late_less_early(predictions.loss)))
-    return Section("loss", "Loss", summary, (words, figure, Heading("The text, as the model finds it"), text))
 
 
 def mean_loss(mean: Estimate, uniform: float, first: Estimate) -> Markup:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from headscope.analysis.circuits.circuit_result import Circuit
 from headscope.report.blocks import Figure
+from headscope.report.task.sentences import moves_along
 from headscope.report.task.story import LOOKED_AT, SWAPPED_WORDS, TaskStory
 from headscope.report.words import captioned, count, percent, signed
 from headscope.views.drawing.maps import component_maps
@@ -18,7 +19,6 @@ __all__ = [
     "attention_figure",
     "circuit_figure",
     "direct_figure",
-    "least_path",
     "patched_heads_figure",
     "stream_figure",
     "types_figure",
@@ -99,7 +99,6 @@ def stream_figure(story: TaskStory) -> Figure:
     figure.update_xaxes(tickvals=numbers, ticktext=words, title_text="word")
     figure.data[0].customdata = [[f"layer {layer}, {word}" for word in words] for layer in range(len(values))]
     strongest = [words[at] for at in values.abs().argmax(1).tolist()]
-    moves = ": it moves from S2 to the end" if (strongest[0], strongest[-1]) == ("S2", "end") else ""
     return captioned(
         figure,
         "At which word the residual stream entering each layer says who the subject is{moves}. S1 and "
@@ -108,7 +107,7 @@ def stream_figure(story: TaskStory) -> Figure:
         "Activation patching: the stream at that word is replaced by that of the prompts with the other name as "
         "subject. Mean over {prompts}; the whole swap changes {gap} logits.",
         _PATCH_COLORS,
-        moves=moves,
+        moves=moves_along(strongest),
         prompts=_patched_prompts(story),
         gap=signed(story.gap),
     )
@@ -124,13 +123,8 @@ def circuit_figure(circuit: Circuit) -> Figure:
         "values of heads each by themselves; keys dashed). Paths of at least {share} of what swapping the subject "
         "changes, and clearly above zero, are drawn, as wide as their effect.",
         "Blue paths work for the right answer, red ones against it.",
-        share=least_path(circuit),
+        share=percent(float(circuit.info.options["min_effect"])),
     )
-
-
-def least_path(circuit: Circuit) -> Markup:
-    """The least share of the whole swap that a path must carry."""
-    return percent(float(circuit.info.options["min_effect"]))
 
 
 def types_figure(story: TaskStory) -> Figure:

@@ -7,7 +7,7 @@ import torch
 
 from headscope.analysis.heads.scores import SCORES
 from headscope.data.tasks import ModularAdditionDataset
-from headscope.report.blocks import Block, Cell, FactList, Figure, Row, Section, Table
+from headscope.report.blocks import Block, Cell, FactList, Figure, Prose, Row, Section, Table
 from headscope.report.numbers_section import table_links
 from headscope.report.places import head_of
 from headscope.report.toy.findings import ToyFindings
@@ -18,6 +18,7 @@ from headscope.report.toy.sentences import (
     head_missed,
     heads_of_types,
     loss_of,
+    no_head_of_types,
     share_of,
     when_learned,
 )
@@ -255,6 +256,7 @@ def _types(findings: ToyFindings) -> Section | None:
         )
     ]
     ranked = {key: types.heads(key) for key in SCORES}
+    labels = {key: [score.label for score in ranking] for key, ranking in ranked.items()}
     rows = [
         (
             Cell(key.replace("_", " "), at),
@@ -268,8 +270,7 @@ def _types(findings: ToyFindings) -> Section | None:
     if rows:
         caption = say("The outlined heads. The control is the same number with what defines the type taken out.")
         blocks.append(Table(("type", "head", "of its attention", "control"), rows, caption, words=(0,)))
-    else:
-        blocks.append(prose("No head is clearly of one of these types."))
+    blocks += map(Prose, those(no_head_of_types(labels)))
     if len(findings.heads.loss_without) > 1 and ranked["induction"]:
         blocks.append(
             captioned(
@@ -279,8 +280,7 @@ def _types(findings: ToyFindings) -> Section | None:
                 "No color is none; the strongest blue is the most there is.",
             )
         )
-    said = heads_of_types({key: [score.label for score in ranking] for key, ranking in ranked.items()})
-    return Section("types", "Head types", those(said), blocks)
+    return Section("types", "Head types", those(heads_of_types(labels)), blocks)
 
 
 def _waves(findings: ToyFindings) -> Section | None:

@@ -17,6 +17,7 @@ __all__ = [
     "head_missed",
     "heads_of_types",
     "loss_of",
+    "no_head_of_types",
     "share_of",
     "when_learned",
 ]
@@ -126,6 +127,11 @@ def heads_of_types(labels: Mapping[str, Sequence[str]]) -> Markup | None:
         if heads
     ]
     return say("Heads of known types: {named}.", named=Markup("; ").join(named)) if named else None
+
+
+def no_head_of_types(labels: Mapping[str, Sequence[str]]) -> Markup | None:
+    """Say that no head is labeled with any of these types; nothing where one is."""
+    return None if any(labels.values()) else say("No head is clearly of one of these types.")
 
 
 def composition(previous: bool) -> str:
