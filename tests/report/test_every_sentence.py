@@ -9,11 +9,11 @@ import headscope.report
 _SOURCE = Path(headscope.report.__file__).parent
 _TABLES = sorted(Path(__file__).parent.glob("*/test_sentences.py"))
 _SAYS = {"say", "prose", "Markup"}
-# Functions whose sentences hold of any numbers: how to read what is below, or a message of an error.
+# Functions whose sentences hold of any numbers: how to read what is below, a message of an error, or a list of numbers.
 _EXPLAINS = {
     "ablation_section", "attention_section", "compared_ablation_section", "compared_head_section", "_compared_heads",
     "entropy_head_section", "entropy_layer_section", "heads_section", "suppression_section", "task_section",
-    "toy_sections", "_places",
+    "toy_sections", "_places", "_tokens", "place_blocks",
 }  # fmt: skip
 
 
@@ -38,7 +38,13 @@ def _says(function: ast.FunctionDef) -> list[str]:
     )  # fmt: skip
     doc = ast.get_docstring(function, clean=False)
     speaks = any(_called(node) in _SAYS for node in ast.walk(function))
-    return [text for text in literals if speaks and text != doc and text.rstrip().endswith(".") and " " in text.strip()]
+    return [text for text in literals if speaks and text != doc and _is_sentence(text)]
+
+
+def _is_sentence(text: str) -> bool:
+    """It ends as a sentence, has one in it, or has several words and a number to come."""
+    words = text.split()
+    return len(words) > 1 and (". " in text or text.rstrip().endswith(".") or ("{" in text and len(words) > 3))
 
 
 def _names(node: ast.AST, helpers: dict[str, set[str]]) -> set[str]:

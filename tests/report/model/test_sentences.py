@@ -12,7 +12,7 @@ from sentences import check_words, mean, means
 from headscope.analysis.core.ranking import HeadScore, Ranking
 from headscope.report.assembly import Assembly
 from headscope.report.model import types_section
-from headscope.report.model.ablation_section import missed_heads, no_head_missed, where_it_matters
+from headscope.report.model.ablation_section import missed_heads, no_head_missed, where_it_matters, with_and_without
 from headscope.report.model.entropy_section import (
     along_the_layers,
     largest_steps,
@@ -20,7 +20,15 @@ from headscope.report.model.entropy_section import (
     no_head_raises,
     raising_heads,
 )
-from headscope.report.model.heads_section import came, final_entropy, heads_title, nearest_heads, on_average
+from headscope.report.model.heads_section import (
+    came,
+    final_entropy,
+    heads_title,
+    highest_tokens,
+    lowest_tokens,
+    nearest_heads,
+    on_average,
+)
 from headscope.report.model.loss_section import loss_and_choices, mean_loss, use_of_context
 from headscope.report.model.model_section import few_sequences, in_front
 from headscope.report.model.suppression_section import suppression_verdict
@@ -31,7 +39,7 @@ from headscope.report.model.types_section import (
     whose_attention,
 )
 from headscope.report.numbers_section import how_it_was_made
-from headscope.report.words import too_small_to_see
+from headscope.report.words import leaders, too_small_to_see
 
 Sentence = Callable[[], Markup | str | None]
 
@@ -59,6 +67,7 @@ UP = means([[0.5, 0.01], [0.0, -0.01]], noise=0.1)
 TWO_UP = means([[0.5, 0.01], [0.49, -0.01]], noise=0.1)
 DOWN = means([[0.0, 0.01], [-0.4, 0.0]], noise=0.1)
 TINY = means([[0.0003, 0.0], [0.0, 0.0]], noise=0.00001)
+BY_TOKEN = [(" the", 0.5, 9), (" cat", 0.1, 3), (" dog", -0.2, 4)]
 STEP, TWO_STEPS, DROP = [0.5, 0.01, 0.0, -0.01], [0.5, 0.01, 0.49, -0.01], [0.0, 0.01, -0.4, 0.0]
 STEPS = ["layer 0", "layer 1", "layer 2", "layer 3"]
 
@@ -141,6 +150,10 @@ SAID: dict[str, tuple[Sentence, list[str]]] = {
     "on both sides of zero": (
         lambda: where_it_matters(mean(-0.1, 0.1), 0.5, [-0.01, 0.02], largest=False), ["is lowest", "~most", "~least"],
     ),
+    "with and without": (
+        lambda: with_and_without(" cat", math.log(2), math.log(5)),
+        ["for cat: 50 % with the head, 10 % without it", "~10 % with the"],
+    ),
     "a suppressor": (
         suppresses([0.05, 0.8], [0.9, 0.9]),
         ["Here head 1.0 does: this explains 80 % ± 2.0 % of its direct effect, where an ideal suppressor would be "
@@ -181,7 +194,9 @@ SAID: dict[str, tuple[Sentence, list[str]]] = {
         stopped(("ablation",)),
         ["not whole: it was stopped. Missing: ablation; nothing", "to continue: headscope report --resume", "~failed"],
     ),
-    "failed": (stopped(task=ValueError("why")), ["indirect objects failed; nothing is said", "ValueError: why", "~stopped"]),
+    "failed": (
+        stopped(task=ValueError("why")), ["indirect objects failed; nothing is said", "ValueError: why", "~stopped"],
+    ),
     "how much would be seen": (
         lambda: too_small_to_see(NOISE), ["the median head", "at least 0.238 nats from zero", "~too little"],
     ),
@@ -196,6 +211,14 @@ SAID: dict[str, tuple[Sentence, list[str]]] = {
         lambda: on_average(mean(0.5, 0.1), mean(-0.2, 0.1), 0.8),
         ["diff +0.500 ± 0.100, marginal -0.200 ± 0.100 nats", "above zero at 80 % of positions", "~-0.500"],
     ),
+    "the highest tokens": (
+        lambda: highest_tokens(BY_TOKEN), ["Highest mean diff by token", "the +0.500 ×9, cat +0.100 ×3", "~dog"],
+    ),
+    "the lowest tokens": (
+        lambda: lowest_tokens(BY_TOKEN), ["Lowest mean diff by token", "dog -0.200 ×4", "~cat", "~Highest"],
+    ),
+    "a leader": (lambda: leaders(UP), ["head 0.0 (+0.500 ± 0.018 nats)", "~apart"]),
+    "two leaders": (lambda: leaders(TWO_UP), ["head 0.0 (+0.500 ± 0.018 nats, not clearly apart from 1.0)"]),
     "final entropy": (
         lambda: final_entropy(3.0, 0.25), ["Final entropy 3.000 nats; without the head (marginal) 2.750.", "~3.250"],
     ),
@@ -247,6 +270,10 @@ SAID: dict[str, tuple[Sentence, list[str]]] = {
 }  # fmt: skip
 
 SILENT: dict[str, Sentence] = {
+    "highest tokens: all below zero": lambda: highest_tokens(BY_TOKEN[2:]),
+    "lowest tokens: all above zero": lambda: lowest_tokens(BY_TOKEN[:2]),
+    "leaders: noise": lambda: leaders(NOISE),
+    "leaders: only below zero": lambda: leaders(DOWN),
     "nearest: some raise": lambda: nearest_heads(True),
     "suppressors, in the summary: none": suppresses([0.05, -0.3], [0.8, 0.5], summary=True),
     "notices: the page is whole": stopped(),

@@ -14,6 +14,7 @@ from headscope.report.toy.sentences import (
     head_missed,
     heads_of_types,
     no_head_of_types,
+    replied,
     when_learned,
 )
 
@@ -52,6 +53,8 @@ SAID: dict[str, tuple[Sentence, list[str]]] = {
         ["Heads of known types: induction: 1.0 and 1.1; previous token: 0.3.", "~duplicate"],
     ),
     "no types": (lambda: no_head_of_types({"induction": []}), ["No head is clearly of one of these types."]),
+    "a wrong reply": (lambda: replied(3, 4), ["3, which is wrong", "~4"]),
+    "a right reply": (lambda: replied(3, 3), ["3", "~wrong"]),
     "composition": (lambda: composition(True), ["a previous-token head (outlined) wrote"]),
     "composition without previous-token heads": (lambda: composition(False), ["no head is clearly one", "~outlined"]),
     "few waves": (

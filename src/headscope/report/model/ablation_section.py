@@ -34,7 +34,7 @@ from headscope.report.words import (
 )
 from headscope.views.figures.ablation import ablation_by_head, ablation_on_text
 
-__all__ = ["ablation_section", "missed_heads", "no_head_missed", "where_it_matters"]
+__all__ = ["ablation_section", "missed_heads", "no_head_missed", "where_it_matters", "with_and_without"]
 
 _PLACES = 3
 _IN_TEXT = 8
@@ -158,6 +158,19 @@ def where_it_matters(direct: Estimate, helps: float, shown: Sequence[float], lar
     )
 
 
+def with_and_without(next_token: str, loss: float, rise: float) -> Markup:
+    """The probability of a token, with a head and without it.
+
+    Args:
+        next_token: Its text.
+        loss: With the head.
+        rise: The loss without it less that.
+    """
+    before, after = (probability(math.exp(-each)) for each in (loss, loss + rise))
+    sentence = "for {token}: {before} with the head, {after} without it"
+    return say(sentence, token=token(next_token), before=before, after=after)
+
+
 def _card(findings: Findings, head: Head, effects: Estimates, largest: bool) -> Card:
     assert findings.ablation is not None
     label, values, loss = component_label(*head), effects.each[head], findings.ablation.loss
@@ -168,11 +181,8 @@ def _card(findings: Findings, head: Head, effects: Estimates, largest: bool) -> 
         values,
         shown,
         name=f"loss difference without {label}",
-        says=lambda place: say(
-            "for {token}: {before} with the head, {after} without it",
-            token=token(findings.strings[place.row][place.pos + 1]),
-            before=probability(math.exp(-float(loss[place.row, place.pos]))),
-            after=probability(math.exp(-(float(loss[place.row, place.pos]) + place.value))),
+        says=lambda place: with_and_without(
+            findings.strings[place.row][place.pos + 1], float(loss[place.row, place.pos]), place.value
         ),
     )
     title = f"Head {label}: the {'largest' if largest else 'lowest'} direct effect"

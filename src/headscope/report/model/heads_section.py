@@ -7,7 +7,7 @@ from markupsafe import Markup
 
 from headscope.analysis.core.components import component_label
 from headscope.analysis.core.stats import Estimate
-from headscope.analysis.core.top_places import Position, TokenMean, token_means
+from headscope.analysis.core.top_places import Position, token_means
 from headscope.analysis.heads.scores import MIN_ATTENTION
 from headscope.report.blocks import Block, Card, Cell, Prose, Section, Table
 from headscope.report.model.findings import Findings, positions_of, types_of
@@ -28,7 +28,16 @@ from headscope.report.words import (
     token,
 )
 
-__all__ = ["came", "final_entropy", "heads_section", "heads_title", "nearest_heads", "on_average"]
+__all__ = [
+    "came",
+    "final_entropy",
+    "heads_section",
+    "heads_title",
+    "highest_tokens",
+    "lowest_tokens",
+    "nearest_heads",
+    "on_average",
+]
 
 
 def heads_section(findings: Findings, n_positions: int) -> Section:
@@ -92,13 +101,8 @@ def _card(findings: Findings, head: Head, n_positions: int) -> Card:
     blocks: list[Block] = [
         Prose(on_average(findings.diff[head], findings.marginal[head], share_above(diff))),
     ]
-    for word, means in (
-        ("Highest", [mean for mean in by_token[:6] if mean.mean > 0]),
-        ("Lowest", [mean for mean in by_token[::-1][:4] if mean.mean < 0]),
-    ):
-        if means:
-            sentence = "{word} mean diff by token, of those that stand here three times or more: {tokens}"
-            blocks.append(prose(sentence, word=word, tokens=_tokens(findings, means)))
+    told = [(findings.texts[each.token], each.mean, each.count) for each in by_token]
+    blocks += map(Prose, those(highest_tokens(told), lowest_tokens(told)))
     blocks += place_blocks(
         findings.strings,
         diff,
@@ -127,16 +131,31 @@ def on_average(diff: Estimate, marginal: Estimate, raised: float) -> Markup:
     )
 
 
-def _tokens(findings: Findings, means: Iterable[TokenMean]) -> Markup:
-    return Markup(", ").join(
-        say(
-            '{token} {mean} <span class="soft">×{count}</span>',
-            token=token(findings.texts[mean.token]),
-            mean=signed(mean.mean),
-            count=mean.count,
-        )
-        for mean in means
-    )
+def highest_tokens(by_token: Sequence[tuple[str, float, int]]) -> Markup | None:
+    """The tokens with the highest mean diff; nothing if all are below zero.
+
+    Args:
+        by_token: Text, mean, and how often it stands here; the highest mean first.
+    """
+    above = [each for each in by_token[:6] if each[1] > 0]
+    if not above:
+        return None
+    sentence = "Highest mean diff by token, of those that stand here three times or more: {tokens}"
+    return say(sentence, tokens=_tokens(above))
+
+
+def lowest_tokens(by_token: Sequence[tuple[str, float, int]]) -> Markup | None:
+    """The tokens with the lowest mean diff, of the same; nothing if all are above zero."""
+    below = [each for each in by_token[::-1][:4] if each[1] < 0]
+    if not below:
+        return None
+    sentence = "Lowest mean diff by token, of those that stand here three times or more: {tokens}"
+    return say(sentence, tokens=_tokens(below))
+
+
+def _tokens(means: Iterable[tuple[str, float, int]]) -> Markup:
+    told = '{token} {mean} <span class="soft">×{count}</span>'
+    return Markup(", ").join(say(told, token=token(text), mean=signed(mean), count=n) for text, mean, n in means)
 
 
 def _outcome(findings: Findings, head: Head, place: Position) -> Prose:

@@ -19,6 +19,7 @@ from headscope.report.toy.sentences import (
     heads_of_types,
     loss_of,
     no_head_of_types,
+    replied,
     share_of,
     when_learned,
 )
@@ -103,12 +104,11 @@ def _prompts(findings: ToyFindings) -> Table:
     rows = []
     for each in findings.answers:
         prompt = " ".join(map(str, each.prompt))
-        reply = "{reply}" if each.reply == each.label else "<b>{reply}, which is wrong</b>"
         rows.append(
             (
                 Cell(say("<code>{prompt}</code>", prompt=prompt), prompt),
                 Cell(str(each.label), each.label),
-                Cell(say(reply, reply=each.reply), each.reply),
+                Cell(replied(each.reply, each.label), each.reply),
                 Cell(share_of(each.probability), each.probability),
             )
         )

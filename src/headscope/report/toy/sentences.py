@@ -18,6 +18,7 @@ __all__ = [
     "heads_of_types",
     "loss_of",
     "no_head_of_types",
+    "replied",
     "share_of",
     "when_learned",
 ]
@@ -132,6 +133,11 @@ def heads_of_types(labels: Mapping[str, Sequence[str]]) -> Markup | None:
 def no_head_of_types(labels: Mapping[str, Sequence[str]]) -> Markup | None:
     """Say that no head is labeled with any of these types; nothing where one is."""
     return None if any(labels.values()) else say("No head is clearly of one of these types.")
+
+
+def replied(reply: int, right: int) -> Markup:
+    """An answer of the model, and that it is wrong where it is."""
+    return say("{reply}" if reply == right else "<b>{reply}, which is wrong</b>", reply=reply)
 
 
 def composition(previous: bool) -> str:
