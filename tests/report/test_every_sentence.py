@@ -11,8 +11,8 @@ _TABLES = sorted(Path(__file__).parent.glob("*/test_sentences.py"))
 _SAYS = {"say", "prose", "Markup"}
 # Functions whose sentences hold of any numbers: how to read what is below, a message of an error, or a list of numbers.
 _EXPLAINS = {
-    "ablation_section", "attention_section", "compared_ablation_section", "compared_head_section", "_compared_heads",
-    "entropy_head_section", "entropy_layer_section", "heads_section", "suppression_section", "task_section",
+    "ablation_section", "attention_section", "_compared_heads",
+    "entropy_head_section", "heads_section", "suppression_section", "task_section",
     "toy_sections", "_places", "_tokens", "place_blocks",
 }  # fmt: skip
 

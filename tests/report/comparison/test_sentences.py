@@ -85,6 +85,7 @@ SILENT: dict[str, Sentence] = {
     "leading: noise in both": lambda: heads_of_each(AB, [NOISE, NOISE], "Missed most: {most}."),
     "differing: noise": lambda: differing_heads(AB, [UP, UP], NOISE, "entropy diff"),
     "differing: zero in three decimals": lambda: differing_heads(AB, [UP, UP], TINY, "entropy diff"),
+    "no head differs: one does": lambda: no_head_differs(UP, "entropy diff"),
     "types: too little attention": lambda: types_in_both(AB, {"induction": (score(2, 0.29), score(0, 0.2))}),
     "types: none looked for": lambda: types_in_both(AB, {}),
 }

@@ -112,7 +112,7 @@ SAID: dict[str, tuple[Sentence, list[str]]] = {
          "by marginal, head 0.0 (+0.500 ± 0.018 nats, not clearly apart from 1.0)"],
     ),
     "none raises": (
-        lambda: no_head_raises(NOISE, UP),
+        lambda: no_head_raises(NOISE, DOWN),
         ["By neither measure does any of 4 heads clearly raise entropy.", "the median head",
          "at least 0.238 nats from zero"],
     ),
@@ -272,6 +272,9 @@ SAID: dict[str, tuple[Sentence, list[str]]] = {
 SILENT: dict[str, Sentence] = {
     "highest tokens: all below zero": lambda: highest_tokens(BY_TOKEN[2:]),
     "lowest tokens: all above zero": lambda: lowest_tokens(BY_TOKEN[:2]),
+    "no head raises: one does, by marginal": lambda: no_head_raises(NOISE, UP),
+    "no head is missed: one is": lambda: no_head_missed(UP),
+    "no head is missed: one costs": lambda: no_head_missed(DOWN),
     "leaders: noise": lambda: leaders(NOISE),
     "leaders: only below zero": lambda: leaders(DOWN),
     "nearest: some raise": lambda: nearest_heads(True),

@@ -268,7 +268,7 @@ def _compared_heads(
         caption = say("The heads that differ most, by {what}, with one standard error.", what=unit)
         table = Table(("head", *both.names, "difference"), rows, caption)
         said = differing_heads(both.names, effects, gaps, what)
-        none = () if said else (Prose(no_head_differs(gaps, what)),)
+        none = map(Prose, those(no_head_differs(gaps, what)))
         return [*those(said)], [*none, figure, table]
     of_each = [
         (Cell(name, number), head_cell(component_label(*head)), estimate_cell(each[head]))

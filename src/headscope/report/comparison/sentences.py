@@ -123,8 +123,10 @@ def differing_heads(names: tuple[str, str], effects: Sequence[Estimates], gaps: 
     )
 
 
-def no_head_differs(gaps: Estimates, what: str) -> Markup:
-    """Say that no head differs, and how much would have been seen."""
+def no_head_differs(gaps: Estimates, what: str) -> Markup | None:
+    """Say that no head differs, and how much would have been seen; nothing where one does."""
+    if bool(stand_out(gaps).any()):
+        return None
     sentence = "By {what}, none of {n} clearly differs.{bound}"
     return say(sentence, what=what, n=n_heads(gaps), bound=too_small_to_see(gaps))
 

@@ -60,7 +60,7 @@ def ablation_section(findings: Findings) -> Section | None:
     by_head, on_text = _figures(findings, patched.n)
     table = _table(patched, direct, looked_at)
     said = missed_heads(patched)
-    asides = those(None if said else no_head_missed(patched), few_sequences(findings.ablation.loss.shape[0]))
+    asides = those(no_head_missed(patched), few_sequences(findings.ablation.loss.shape[0]))
     blocks = (intro, *map(Prose, asides), by_head, table, Heading("On the text"), on_text, *cards)
     return Section("ablation", "What breaks without each head", those(said), blocks)
 
@@ -89,8 +89,10 @@ def missed_heads(patched: Estimates) -> Markup | None:
     )
 
 
-def no_head_missed(patched: Estimates) -> Markup:
-    """Say that the loss changes clearly for no head, and how much would have been seen."""
+def no_head_missed(patched: Estimates) -> Markup | None:
+    """Say that the loss changes clearly for no head, and how much would have been seen; nothing where it does."""
+    if bool(stand_out(patched).any()):
+        return None
     sentence = "By the patched effect, the loss changes clearly for none of {n}.{bound}"
     return say(sentence, n=n_heads(patched), bound=too_small_to_see(patched))
 

@@ -149,7 +149,7 @@ def entropy_head_section(findings: Findings) -> Section:
     )
     measures = (findings.diff, findings.marginal)
     said = raising_heads(*measures)
-    asides = those(None if said else no_head_raises(*measures), lowering_heads(*measures))
+    asides = those(no_head_raises(*measures), lowering_heads(*measures))
     return Section("by-head", "Entropy per head", those(said), (words, *map(Prose, asides), *figures))
 
 
@@ -175,8 +175,13 @@ def raising_heads(diff: Estimates, marginal: Estimates) -> Markup | None:
     )
 
 
-def no_head_raises(diff: Estimates, marginal: Estimates) -> Markup:
-    """Say that no head clearly raises entropy, and how much would have been seen by the coarser of both measures."""
+def no_head_raises(diff: Estimates, marginal: Estimates) -> Markup | None:
+    """Say that no head clearly raises entropy, and how much would have been seen by the coarser of both measures.
+
+    Nothing where one does.
+    """
+    if bool((stand_out(diff, 1) | stand_out(marginal, 1)).any()):
+        return None
     coarser = max(diff, marginal, key=lambda each: float(each.errors.nanmedian()))
     sentence = "By neither measure does any of {n} clearly raise entropy.{bound}"
     return say(sentence, n=n_heads(diff), bound=too_small_to_see(coarser))
