@@ -92,8 +92,9 @@ SAID: dict[str, tuple[Sentence, list[str]]] = {
         ["Undecided with 16 prompts", "23.0 (name mover). More prompts would decide."],
     ),
     "changed at the end": (
-        lambda: changed_at_end({"23.3": -3.2, "1.0": 0.1, "29.0": 1.3}, SWAP),
-        ["changes the logit difference most for 23.3 -3.200 and 29.0 +1.300 (the whole swap: -7.000 logits)", "~1.0 "],
+        lambda: changed_at_end({"23.3": -3.2, "1.0": 0.1, "29.0": 1.3}, SWAP, 16),
+        ["logit difference most for 23.3 -3.200 and 29.0 +1.300 (the whole swap: -7.000 logits), on 16 prompts.",
+         "~1.0 "],
     ),
     "where they look": (
         lambda: where_they_look({"the right name": ("24.4", {"ABBA": 0.57, "BABA": 0.5}),
@@ -140,7 +141,7 @@ SILENT: dict[str, Sentence] = {
     "nobody does it: one does": lambda: no_head_does([COPIER, SUPPRESSOR]),
     "backups: none": lambda: backups([]),
     "undecided: none": lambda: undecided(16, []),
-    "changed at the end: too little": lambda: changed_at_end({"23.3": -0.34, "1.0": 0.1}, SWAP),
+    "changed at the end: too little": lambda: changed_at_end({"23.3": -0.34, "1.0": 0.1}, SWAP, 16),
     "where they look: nobody looks much": lambda: where_they_look(
         {"the right name": ("1.0", {"ABBA": 0.5, "BABA": 0})}
     ),

@@ -139,7 +139,7 @@ def detect_heads(
     _check(model, task, n_sequences, min_attention=min_attention, min_effect=min_effect, level=level)
     check_repeatable(data, "detect_heads")
     check_repeatable(text, "detect_heads")
-    notes, twice, given = [], "the data", data is not None
+    notes, twice, by_length = [], "the data", data is None
     text = None if text is None else rows_of(model, text)
     if data is None and text is not None:
         data, twice = repeats_of(model, text, n_sequences, length, seed), "pieces said twice"
@@ -162,7 +162,7 @@ def detect_heads(
     passes = Passes("head-types", model, data, every_option, reference=text, order=order, **run)
     if (finished := passes.finished(HeadTypes)) is not None:
         return finished
-    paid = passes.gather("attention", Totals(model, attention_moments(model, seed, by_length=not given)))
+    paid = passes.gather("attention", Totals(model, attention_moments(model, seed, by_length=by_length)))
     if paid.n_sequences < 2:
         raise InvalidInputError("the data has one row; give two or more, so that the error of a score can be known.")
     kinds = SCORES if model.cfg.attention_dir == "causal" else _BOTH_WAYS

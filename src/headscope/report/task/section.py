@@ -130,7 +130,8 @@ def _moving(story: TaskStory) -> list[Block]:
     told.append(backups([(score.label, score.value) for score in types.heads("backup_name_mover")]))
     unsure = [(score.label, kind) for kind in KINDS for score in types.undecided(kind)[:LISTED]]
     soft = those(no_head_does(_workers(story)), undecided(len(story.task), unsure))
-    end = None if story.heads is None else changed_at_end(_changes(story, "end"), story.gap)
+    n_patched = 0 if story.heads is None else story.heads.info.n_sequences
+    end = None if story.heads is None else changed_at_end(_changes(story, "end"), story.gap, n_patched)
     return [*map(Prose, those(*told)), *(Prose(each, soft=True) for each in soft), *map(Prose, those(end))]
 
 
@@ -226,7 +227,7 @@ def _heads_table(story: TaskStory) -> Table:
     caption = say(
         "The heads with the largest direct effects on the logit difference, in logits for each order of the names; how "
         "much of their attention goes from the end to each name; and, for heads of a type of this task, the change "
-        "when the head's output is that with the other name as subject."
+        "when the head's output, at every word, is that with the other name as subject."
     )
     places = (name.removeprefix("attention ") for name in attention)
     return Table(("head", "types", *orders, *places, "patched"), rows, caption, words=(1,))

@@ -221,21 +221,23 @@ def undecided(n: int, heads: Sequence[tuple[str, str]]) -> Markup | None:
     )
 
 
-def changed_at_end(changes: Mapping[str, float], gap: float) -> Markup | None:
+def changed_at_end(changes: Mapping[str, float], gap: float, n: int) -> Markup | None:
     """The heads whose output at the end matters; nothing if none does.
 
     Args:
         changes: Change of the logit difference, in logits, with each head's output swapped.
         gap: That of swapping the subject.
+        n: Number of prompts.
     """
     matter = _that_matter(changes, gap)
     if not matter:
         return None
     return say(
         "Replacing a head's output at the end by its output with the other name as subject changes the logit "
-        "difference most for {heads} (the whole swap: {gap} logits).",
+        "difference most for {heads} (the whole swap: {gap} logits), on {prompts}.",
         heads=scored(matter),
         gap=signed(gap),
+        prompts=count(n, "prompt"),
     )
 
 
