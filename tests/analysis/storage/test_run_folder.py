@@ -24,6 +24,7 @@ import headscope
 from headscope import HookedTransformer, HookedTransformerConfig
 from headscope.analysis.core import progress
 from headscope.analysis.core.batches import Batch, iterate_batches
+from headscope.analysis.core.top_places import TopPlaces
 from headscope.analysis.lens.entropy import EntropyAccumulator, EntropyOptions, EntropyResult, measure_entropy
 from headscope.analysis.storage import manifest as run_manifest
 from headscope.analysis.storage import run_folder
@@ -88,7 +89,8 @@ class Sums(Accumulator[int]):
     def update(self, batch: Batch) -> None:
         self.n_updates += 1
         counts = batch.tokens.flatten().bincount(minlength=23)
-        self.add(batch, batch.tokens.numel(), {"total": counts}, {"twice": 2.0 * batch.tokens})
+        largest = TopPlaces.of(batch.tokens.double(), 5, first_row=self.n_before)
+        self.add(batch, batch.tokens.numel(), {"total": counts}, {"twice": 2.0 * batch.tokens}, {"largest": largest})
 
     def summary(self, rows: dict[str, Tensor]) -> int:
         return int(self.sums["total"].sum())
@@ -101,6 +103,9 @@ def batches_of(model: HookedTransformer, data: Any = None) -> Iterator[Batch]:
 def check_sums(sums: Sums, stage: Stage) -> None:
     data = make_data()
     assert sums.n_positions == stage.done.n_tokens == sum(batch.numel() for batch in data)
+    lines = [line for batch in data for line in batch.tolist()]
+    places = [(float(token), row, pos) for row, line in enumerate(lines) for pos, token in enumerate(line)]
+    assert sums.tops["largest"].rows() == tuple(sorted(places, key=lambda place: (-place[0], *place[1:]))[:5])
     assert torch.equal(sums.sums["total"], sum(batch.flatten().bincount(minlength=23) for batch in data))
     wanted = torch.cat(
         [torch.nn.functional.pad(2.0 * batch, (0, 9 - batch.shape[1]), value=torch.nan) for batch in data]

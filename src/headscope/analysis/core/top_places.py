@@ -1,14 +1,15 @@
-"""The largest values: `top_positions` over batch and position, and `token_means` by token."""
+"""The largest values: `top_positions` of a batch, `TopPlaces` over a corpus, and `token_means` by token."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Self
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from headscope.errors import check_at_least
 
-__all__ = ["Position", "TokenMean", "token_means", "top_positions"]
+__all__ = ["Position", "TokenMean", "TopPlaces", "token_means", "top_positions"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,80 @@ class Position:
             range(0, 3)
         """
         return range(max(0, self.pos - before), self.pos + 1)
+
+
+@dataclass(frozen=True)
+class TopPlaces:
+    """The largest values over a corpus, of each of several series (such as heads), and where they are.
+
+    They are ordered by value, and equal ones by sequence, then by position. So parts of a corpus may be gone through in
+    any order, and merged in any order, with the same outcome.
+
+    Attributes:
+        values: The values, largest first; NaN behind the last, where there are fewer than k.
+        sequences: The row of the data that each is in; -1 there.
+        positions: The position in it; -1 there.
+    """
+
+    values: Float[Tensor, "*series k"]
+    sequences: Int[Tensor, "*series k"]
+    positions: Int[Tensor, "*series k"]
+
+    @classmethod
+    def of(cls, values: Float[Tensor, "*series row pos"], k: int, *, first_row: int = 0) -> Self:
+        """Return the largest values of some rows.
+
+        Args:
+            values: One for each position; NaN is left out. One for each row: `[..., row, 1]`.
+            k: How many are kept of each series.
+            first_row: Number of rows of the data before these.
+
+        Raises:
+            InvalidInputError: if `k` is below 1.
+
+        Example:
+            >>> left = TopPlaces.of(torch.tensor([[0.5, 2.0], [2.0, 1.0]]), 2)
+            >>> right = TopPlaces.of(torch.tensor([[2.0, 3.0]]), 2, first_row=2)
+            >>> right.merged(left).rows()
+            ((3.0, 2, 1), (2.0, 0, 1))
+        """
+        check_at_least(1, k=k)
+        n_rows, n_pos = values.shape[-2:]
+        sequences = torch.arange(first_row, first_row + n_rows, device=values.device).repeat_interleave(n_pos)
+        positions = torch.arange(n_pos, device=values.device).repeat(n_rows)
+        flat = values.flatten(-2)
+        return cls._largest(flat, sequences.expand(flat.shape), positions.expand(flat.shape), k)
+
+    def merged(self, other: "TopPlaces") -> Self:
+        """Return the largest of this part of the data and another."""
+        pairs = zip(self.tensors().values(), other.tensors().values(), strict=True)
+        values, sequences, positions = (torch.cat(pair, -1) for pair in pairs)
+        return self._largest(values, sequences, positions, self.values.shape[-1])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors by name."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
+
+    def rows(self, *series: int) -> tuple[tuple[float, int, int], ...]:
+        """Return value, sequence and position of each, of one of the series."""
+        values, sequences, positions = (each[series].tolist() for each in self.tensors().values())
+        return tuple(each for each in zip(values, sequences, positions, strict=True) if each[1] >= 0)
+
+    @classmethod
+    def _largest(cls, values: Tensor, sequences: Tensor, positions: Tensor, k: int) -> Self:
+        absent = values.isnan()
+        order = torch.arange(values.shape[-1], device=values.device).expand(values.shape)
+        # Stable sorts, the first key last. Equal floats are in no order of their own, and topk takes any of them.
+        for key in (positions, sequences, -values.masked_fill(absent, 0.0), absent.long()):
+            order = order.gather(-1, key.gather(-1, order).argsort(dim=-1, stable=True))
+        order, missing = order[..., :k], max(0, k - values.shape[-1])
+        found = (values, sequences.masked_fill(absent, -1), positions.masked_fill(absent, -1))
+        return cls(
+            *(
+                nn.functional.pad(each.gather(-1, order), (0, missing), value=fill)
+                for each, fill in zip(found, (torch.nan, -1, -1), strict=True)
+            )
+        )
 
 
 @dataclass(frozen=True)

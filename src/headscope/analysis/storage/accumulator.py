@@ -1,4 +1,4 @@
-"""`Accumulator`: sums, counts and rows over a stream of batches, the same for every analysis.
+"""`Accumulator`: sums, counts, largest values and rows over a stream of batches, the same for every analysis.
 
 An analysis says what a batch gives (`update`) and what becomes of it all (`summary`). Stopping, going on, and adding
 up what several processes measured is the base's, and so the same for all: sums are kept in float64 and never changed in
@@ -15,15 +15,27 @@ from torch import Tensor
 
 from headscope.analysis.core.batches import Batch
 from headscope.analysis.core.result import RunInfo
+from headscope.analysis.core.top_places import TopPlaces
 from headscope.analysis.storage.manifest import fingerprint
 from headscope.errors import InvalidInputError
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.kernels.dispatch import kernels_of
 
-__all__ = ["Accumulator", "Measure", "Totals", "added", "as_mapping", "join_rows"]
+__all__ = [
+    "Accumulator",
+    "Measure",
+    "Totals",
+    "added",
+    "as_mapping",
+    "flat_tops",
+    "join_rows",
+    "joined_tops",
+    "split_tops",
+]
 
 T = TypeVar("T")
 Measure = Callable[[Batch, int], Mapping[str, Tensor]]
+_TOP = "top."
 
 
 class Accumulator(ABC, Generic[T]):
@@ -40,6 +52,7 @@ class Accumulator(ABC, Generic[T]):
         n_sequences: Rows gone through.
         n_positions: Positions that count, of which there must be some for a result.
         sums: Sums over batches, by name; new tensors after each batch.
+        tops: The largest values over batches and where they are, by name.
     """
 
     predicting: ClassVar[bool] = False  # a position counts if a token comes next
@@ -58,6 +71,7 @@ class Accumulator(ABC, Generic[T]):
         self.begins_at = begins_at
         self.n_sequences = self.n_positions = 0
         self.sums: dict[str, Tensor] = {}
+        self.tops: dict[str, TopPlaces] = {}
         self._kept: list[Mapping[str, Tensor]] = []
 
     @abstractmethod
@@ -93,6 +107,7 @@ class Accumulator(ABC, Generic[T]):
         n_positions: int,
         sums: Mapping[str, Tensor] | None = None,
         rows: Mapping[str, Tensor] | None = None,
+        tops: Mapping[str, TopPlaces] | None = None,
     ) -> None:
         """Add what a batch gave.
 
@@ -101,8 +116,10 @@ class Accumulator(ABC, Generic[T]):
             n_positions: How many of its positions count.
             sums: By name; floating-point ones are added in float64.
             rows: Results `[..., batch, pos]`, kept as they are.
+            tops: Its largest values, with rows counted from the start of the data (`n_before`).
         """
         self.sums = added(self.sums, sums or {})
+        self.tops = joined_tops(self.tops, tops or {})
         if rows:
             self._kept.append(rows)
         self.n_sequences += len(batch.tokens)
@@ -125,6 +142,7 @@ class Accumulator(ABC, Generic[T]):
                 f"{' and '.join(sorted({*self.against, *other.against})[:3])}, ... Make these once, for all parts."
             )
         self.sums = added(self.sums, other.sums)
+        self.tops = joined_tops(self.tops, other.tops)
         self._kept += other._kept
         self.n_sequences += other.n_sequences
         self.n_positions += other.n_positions
@@ -132,11 +150,18 @@ class Accumulator(ABC, Generic[T]):
     def state(self) -> dict[str, Any]:
         """Return all that was accumulated and not taken, flat: tensors, and numbers that JSON keeps."""
         rows = {f"rows.{name}": values for name, values in join_rows(self._kept).items()}
-        return {"n_sequences": self.n_sequences, "n_positions": self.n_positions, **self.sums, **rows}
+        return {
+            "n_sequences": self.n_sequences,
+            "n_positions": self.n_positions,
+            **self.sums,
+            **flat_tops(self.tops),
+            **rows,
+        }
 
     def restore(self, state: Mapping[str, Any]) -> Self:
         """Go on from a `state()`; an empty one is the start. Returns itself."""
         self.n_sequences, self.n_positions = state.get("n_sequences", 0), state.get("n_positions", 0)
+        self.tops, state = split_tops(state)
         tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
         rows = {name.removeprefix("rows."): value for name, value in tensors.items() if name.startswith("rows.")}
         self.sums = {name: value for name, value in tensors.items() if not name.startswith("rows.")}
@@ -188,6 +213,27 @@ def added(sums: Mapping[str, Tensor], more: Mapping[str, Tensor]) -> dict[str, T
         values = values.double() if values.is_floating_point() else values
         totals[name] = totals[name].to(values.device) + values if name in totals else values
     return totals
+
+
+def joined_tops(tops: Mapping[str, TopPlaces], more: Mapping[str, TopPlaces]) -> dict[str, TopPlaces]:
+    """Merge the largest values of the same names."""
+    merged = {name: tops[name].merged(each) if name in tops else each for name, each in more.items()}
+    return {**tops, **merged}
+
+
+def flat_tops(tops: Mapping[str, TopPlaces]) -> dict[str, Tensor]:
+    """Return largest values as tensors of a state."""
+    return {f"{_TOP}{name}.{of}": value for name, top in tops.items() for of, value in top.tensors().items()}
+
+
+def split_tops(state: Mapping[str, Any]) -> tuple[dict[str, TopPlaces], dict[str, Any]]:
+    """Return the largest values of a state, and the rest of it."""
+    rest = {name: value for name, value in state.items() if not name.startswith(_TOP)}
+    found: dict[str, dict[str, Tensor]] = {}
+    for name in state.keys() - rest.keys():
+        top, _, of = name.removeprefix(_TOP).rpartition(".")
+        found.setdefault(top, {})[of] = state[name]
+    return {name: TopPlaces(**tensors) for name, tensors in sorted(found.items())}, rest
 
 
 def as_mapping(options: Any) -> dict[str, Any]:

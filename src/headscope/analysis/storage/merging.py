@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from headscope.analysis.storage.accumulator import added
+from headscope.analysis.storage.accumulator import added, flat_tops, joined_tops, split_tops
 
 __all__ = ["merge_states"]
 
@@ -24,7 +24,8 @@ def merge_states(states: Iterable[State]) -> dict[str, Any]:
         states: As `Accumulator.state` gives them; read one by one.
 
     Returns:
-        The state of an accumulator that saw all of it: numbers and sums added (floating-point ones in float64).
+        The state of an accumulator that saw all of it: numbers and sums added (floating-point ones in float64), and
+        the largest values of all (see `TopPlaces`).
 
     Example:
         >>> import torch
@@ -47,10 +48,11 @@ def _join_last(levels: list[tuple[int, State]]) -> None:
 
 
 def _joined(left: State, right: State) -> State:
+    (left_tops, left), (right_tops, right) = split_tops(left), split_tops(right)
     numbers = {
         name: left.get(name, 0) + right.get(name, 0)
         for name in {**left, **right}
         if not isinstance(left.get(name, right.get(name)), Tensor)
     }
     tensors = [{name: value for name, value in each.items() if isinstance(value, Tensor)} for each in (left, right)]
-    return {**numbers, **added(*tensors)}
+    return {**numbers, **added(*tensors), **flat_tops(joined_tops(left_tops, right_tops))}
