@@ -2,6 +2,9 @@
 
 import os
 import signal
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,6 +19,7 @@ from headscope import HookedTransformer
 from headscope.analysis import measure_entropy
 from headscope.errors import InvalidInputError, NotFiniteError, ShardError
 from headscope.scale import InProcess, Processes, Receipt, ShardJob, merge, status, worker
+from headscope.scale.models import ModelCopy
 
 TOKENS = torch.randint(0, 23, (40, 8), generator=torch.Generator().manual_seed(0))
 SHARD = 24  # tokens: ten shards of two batches
@@ -159,3 +163,42 @@ def test_bad_numbers_and_hooks(model: HookedTransformer, tmp_path: Path) -> None
     with model.hooks(fwd_hooks=[("blocks.0.hook_resid_pre", lambda value, hook: value)]):
         with pytest.raises(InvalidInputError, match=r"blocks.0.hook_resid_pre has a hook"):
             measure(model, tmp_path / "run", Processes(1))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="locks as Unix has them")
+def test_copies_of_processes_that_were_killed_are_removed(
+    model: HookedTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    killed = subprocess.Popen(
+        [sys.executable, "-c", LEAVES_A_COPY], stdout=subprocess.PIPE, env={**os.environ, "TMPDIR": str(tmp_path)}
+    )
+    assert killed.stdout is not None and killed.stdout.readline() == b"locked\n"
+    (left,) = tmp_path.iterdir()
+    ours = ModelCopy(model)
+    assert left.exists() and HookedTransformer.from_pretrained(ours.path).cfg.n_layers == 2
+    killed.kill()
+    killed.communicate()
+    other = ModelCopy(model)
+    assert not left.exists() and ours.path.exists()
+    ours.remove()
+    other.remove()
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
+        patch.setattr(HookedTransformer, "save_pretrained", full_disk)
+        ModelCopy(model)
+    assert list(tmp_path.iterdir()) == []
+
+
+def full_disk(*_: Any) -> Path:
+    raise OSError("the disk is full")
+
+
+# The folder of a copy without what takes time to make.
+LEAVES_A_COPY = """
+import fcntl, os, tempfile, time
+folder = tempfile.mkdtemp(prefix="headscope-copy-")
+file = os.open(f"{folder}/lock", os.O_RDWR | os.O_CREAT)
+fcntl.flock(file, fcntl.LOCK_EX)
+print("locked", flush=True)
+time.sleep(60)
+"""

@@ -5,19 +5,26 @@ behind a URL is fetched once to a node's own disk.
 """
 
 import contextlib
+import os
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
+try:
+    import fcntl
+except ImportError:  # Windows, where copies that were left are the user's to remove
+    fcntl = None  # type: ignore[assignment]
+
 from headscope.analysis.storage.places import Place
 from headscope.errors import InvalidInputError, StorageError
 from headscope.model.transformer import HookedTransformer
 
-__all__ = ["check_without_hooks", "load_model", "remove_model", "write_model"]
+__all__ = ["ModelCopy", "check_without_hooks", "load_model", "remove_model", "write_model"]
 
 _FOLDER = "model"
 _LAST = "config.json"
+_COPIES, _LOCK = "headscope-copy-", "lock"
 
 
 def check_without_hooks(model: HookedTransformer) -> None:
@@ -32,6 +39,63 @@ def check_without_hooks(model: HookedTransformer) -> None:
                 f"{name} has a hook, and hooks cannot be sent to workers. Remove it (model.reset_hooks()), or measure "
                 "in this process: InProcess()."
             )
+
+
+class ModelCopy:
+    """A copy of a model in the system's temporary folder, for the workers of this process.
+
+    It holds a lock, which goes with the process: a copy that nobody locks was left by one that was killed, and the next
+    that is made removes it.
+
+    Args:
+        model: The model.
+
+    Attributes:
+        path: The copy, as `from_pretrained` takes it.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+
+    def __init__(self, model: HookedTransformer) -> None:
+        _remove_left_copies()
+        self._folder = Path(tempfile.mkdtemp(prefix=_COPIES))
+        self._lock = _lock(self._folder / "locking")
+        (self._folder / "locking").rename(self._folder / _LOCK)  # locked before others find it
+        try:
+            self.path = model.save_pretrained(self._folder / _FOLDER)
+        except BaseException:
+            self.remove()
+            raise
+
+    def remove(self) -> None:
+        """Remove it."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+        os.close(self._lock)
+
+
+def _lock(path: Path) -> int:
+    """Lock a file, and return what holds the lock.
+
+    Raises:
+        OSError: if another process has locked it.
+    """
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(file)
+        raise
+    return file
+
+
+def _remove_left_copies() -> None:
+    for lock in Path(tempfile.gettempdir()).glob(f"{_COPIES}*/{_LOCK}") if fcntl is not None else ():
+        with contextlib.suppress(OSError):  # in use, another user's, or just removed
+            file = _lock(lock)
+            shutil.rmtree(lock.parent, ignore_errors=True)
+            os.close(file)
 
 
 def write_model(model: HookedTransformer, place: Place) -> None:

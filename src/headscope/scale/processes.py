@@ -19,6 +19,7 @@ from typing import Any
 from headscope.analysis.storage.sharded import Engine, Receipt, ShardedRun, ShardJob
 from headscope.errors import ShardError, check_at_least
 from headscope.scale.calls import write_call_for_others
+from headscope.scale.models import ModelCopy
 from headscope.scale.worker import raise_refusal
 
 __all__ = ["Processes", "n_cores"]
@@ -81,7 +82,7 @@ class Processes(Engine):
         self.source, self._devices, self.tells_workers = source, devices, tells_workers
         self._started: list[_Process] = []
         self._replies: queue.SimpleQueue[tuple[_Process, dict[str, Any] | None]] = queue.SimpleQueue()
-        self._copy: tempfile.TemporaryDirectory[str] | None = None
+        self._copy: ModelCopy | None = None
         self._arguments: tuple[str, str, Sequence[str]] = ("", "", ())
 
     def __repr__(self) -> str:
@@ -96,8 +97,8 @@ class Processes(Engine):
         write_call_for_others(run, self.model or self.source)
         source = self.model
         if source is None:
-            self._copy = tempfile.TemporaryDirectory(prefix="headscope-", ignore_cleanup_errors=True)
-            source = str(run.model.save_pretrained(Path(self._copy.name) / "model"))
+            self._copy = ModelCopy(run.model)
+            source = str(self._copy.path)
         devices = self._devices or [str(run.model.W_E.device)]
         self._arguments = str(run.place), source, devices
 
@@ -146,7 +147,7 @@ class Processes(Engine):
             process.wait(max(0.0, deadline - time.monotonic()))
         self._started.clear()
         if self._copy is not None:
-            self._copy.cleanup()
+            self._copy.remove()
             self._copy = None
 
     def _free(self, running: "dict[_Process, tuple[ShardJob, float]]") -> "_Process":
