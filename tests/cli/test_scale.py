@@ -1,7 +1,6 @@
 """Runs in shards from the command line: parts and their merge, workers, and what is refused."""
 
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,16 +58,6 @@ def test_what_does_not_go_together(run: Run, command: list[object], tmp_path: Pa
     assert not (tmp_path / "run").exists()
     code, _, error = run("status", tmp_path / "none")
     assert code == 1 and "is no run's folder" in error
-
-
-def test_workers_of_the_command_line(run: Run, command: list[object], tmp_path: Path) -> None:
-    code, printed, error = run(*command, "--out", tmp_path / "run", "--workers", 1, "--worker-lines")
-    assert code == 0 and printed.endswith(f"Saved to {tmp_path / 'run'}/result.safetensors\n")
-    told = re.findall(r"^\S+:\d+: shard (\d) of (\w+), 64 tokens at [\d,]+ tokens/s$", error, re.M)
-    assert told == [("0", "means"), ("0", "entropy")]
-    (tmp_path / "run" / "result.safetensors").unlink()
-    code, _, error = run("merge", tmp_path / "run", "--no-progress")  # knows the model by what the command was given
-    assert (code, error) == (0, "") and (tmp_path / "run" / "result.safetensors").exists()
 
 
 def test_gpus_of_a_ray_clusters_workers(

@@ -12,33 +12,15 @@ from typing import Any
 
 import pytest
 import torch
-from sizes import SetBudget
-from streams import make_model, same_bits
+from streams import measured, same_bits
 
 from headscope import HookedTransformer
-from headscope.analysis import measure_entropy
 from headscope.errors import InvalidInputError, NotFiniteError, ShardError
 from headscope.scale import InProcess, Processes, Receipt, ShardJob, merge, status, worker
 from headscope.scale.models import ModelCopy
 
 TOKENS = torch.randint(0, 23, (40, 8), generator=torch.Generator().manual_seed(0))
 SHARD = 24  # tokens: ten shards of two batches
-
-
-@pytest.fixture(scope="module")
-def model() -> HookedTransformer:
-    return make_model()
-
-
-@pytest.fixture(autouse=True)
-def _small_batches(monkeypatch: pytest.MonkeyPatch, set_budget: SetBudget) -> None:
-    set_budget(batch_tokens=16)
-    monkeypatch.setattr("os.fsync", lambda _: None)
-
-
-def measure(model: HookedTransformer, out: Path, engine: Any) -> Any:
-    options = {"baseline": "mean", "reduce": "none", "progress": False, "resume": True}
-    return measure_entropy(model, TOKENS, out=out, engine=engine, **options)
 
 
 class Interrupted(Processes):
@@ -74,17 +56,17 @@ def test_stopped_killed_and_hanging_workers(
     here.mkdir()
     (here / "queue.py").write_text("raise SystemExit('a file of the current folder was taken for a module')")
     monkeypatch.chdir(here)
-    wanted = measure(model, tmp_path / "one", InProcess(shard_tokens=SHARD))
+    wanted = measured(model, TOKENS, tmp_path / "one", InProcess(shard_tokens=SHARD))
     run = tmp_path / "run"
     first = Interrupted(1, threads=1, shard_tokens=SHARD)
     with pytest.raises(KeyboardInterrupt):
-        measure(model, run, first)
+        measured(model, TOKENS, run, first)
     assert [process.returncode for process in first.left] in ([0], [130]), "it stopped by itself"
     found = status(run)
     assert found.passes[0].name == "means" and 1 <= found.passes[0].done <= 3 and not found.finished
     assert f"means: {found.passes[0].done} of 10 shards done" in str(found) and "left" in str(found)
     engine = Disturbed(2, threads=1, timeout=2.0)
-    same_bits(measure(model, run, engine), wanted)
+    same_bits(measured(model, TOKENS, run, engine), wanted)
     assert engine._started == [] and engine.done >= 12
     assert "entropy: 10 of 10 shards done, merged\nThe result is there." in str(status(run))
     same_bits(merge(run, loaded=model, progress=False), wanted)
@@ -110,12 +92,15 @@ def test_a_shard_that_always_fails_is_named(
     stand_in("echo no such module >&2; exit 3")
     message = r"shard \d of 'means' failed 3 times, last in process \d+ .*exit code 3: no such module"
     with pytest.raises(ShardError, match=message):
-        measure(model, run, Processes(2, shard_tokens=SHARD, retries=2))
+        measured(model, TOKENS, run, Processes(2, shard_tokens=SHARD, retries=2))
     stand_in("""read job; echo '{"ready": true}'; echo '{"error": "out of memory", "kind": "MemoryError"}'; read job""")
     with pytest.raises(ShardError, match=r"shard 0 of 'means' failed 1 times, .*: out of memory"):
-        measure(model, run, Processes(1, retries=0))
+        measured(model, TOKENS, run, Processes(1, retries=0))
     assert "0 of 10 shards done" in str(status(run)) and "shard 0 failed: process" in str(status(run))
-    same_bits(measure(model, run, InProcess()), measure(model, tmp_path / "one", InProcess(shard_tokens=SHARD)))
+    same_bits(
+        measured(model, TOKENS, run, InProcess()),
+        measured(model, TOKENS, tmp_path / "one", InProcess(shard_tokens=SHARD)),
+    )
 
 
 def test_half_a_reply_is_the_end_of_a_worker(
@@ -123,10 +108,10 @@ def test_half_a_reply_is_the_end_of_a_worker(
 ) -> None:
     stand_in("""read job; printf '{"error": "half'; echo no more room >&2; exit 1""")
     with pytest.raises(ShardError, match=r"shard 0 of 'means' failed 1 times, last in process \d+"):
-        measure(model, tmp_path / "run", Processes(1, shard_tokens=SHARD, retries=0))
+        measured(model, TOKENS, tmp_path / "run", Processes(1, shard_tokens=SHARD, retries=0))
     stand_in("read job; echo no JSON; exec sleep 60")
     with pytest.raises(ShardError, match=r"it ended with signal SIGKILL"):
-        measure(model, tmp_path / "run", Processes(1, retries=0))
+        measured(model, TOKENS, tmp_path / "run", Processes(1, retries=0))
 
 
 def test_a_worker_stops_where_interrupts_were_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +136,7 @@ def test_what_a_worker_refuses_is_refused_here(
 ) -> None:
     stand_in("""read job; echo '{"error": "the logits hold NaN", "kind": "NotFiniteError"}'; read job""")
     with pytest.raises(NotFiniteError, match="the logits hold NaN"):
-        measure(model, tmp_path / "run", Processes(1, shard_tokens=SHARD))
+        measured(model, TOKENS, tmp_path / "run", Processes(1, shard_tokens=SHARD))
 
 
 def test_bad_numbers_and_hooks(model: HookedTransformer, tmp_path: Path) -> None:
@@ -159,10 +144,10 @@ def test_bad_numbers_and_hooks(model: HookedTransformer, tmp_path: Path) -> None
         with pytest.raises(InvalidInputError, match=f"{next(iter(options))} must be at least"):
             Processes(**options)
     with pytest.raises(InvalidInputError, match="is in the memory of this process"):
-        measure(model, "memory://run", Processes(1))  # type: ignore[arg-type]
+        measured(model, TOKENS, "memory://run", Processes(1))  # type: ignore[arg-type]
     with model.hooks(fwd_hooks=[("blocks.0.hook_resid_pre", lambda value, hook: value)]):
         with pytest.raises(InvalidInputError, match=r"blocks.0.hook_resid_pre has a hook"):
-            measure(model, tmp_path / "run", Processes(1))
+            measured(model, TOKENS, tmp_path / "run", Processes(1))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="locks as Unix has them")

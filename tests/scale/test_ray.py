@@ -11,11 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from sizes import SetBudget
-from streams import make_model, same_bits
+from streams import make_model, measured, same_bits
 
 from headscope import HookedTransformer
-from headscope.analysis import measure_entropy
 from headscope.analysis.storage.sharded import map_shards
 from headscope.errors import InvalidInputError, MissingDependencyError, NotFiniteError, ShardError
 from headscope.scale import InProcess, Ray, Receipt, ShardJob, status
@@ -23,21 +21,6 @@ from headscope.scale.ray_workers import _Actor
 
 TOKENS = torch.randint(0, 23, (64, 8), generator=torch.Generator().manual_seed(0))
 SHARD = 24  # tokens: sixteen shards of two batches
-
-
-@pytest.fixture(scope="module")
-def model() -> HookedTransformer:
-    return make_model()
-
-
-@pytest.fixture(autouse=True)
-def _small_batches(set_budget: SetBudget) -> None:
-    set_budget(batch_tokens=16)
-
-
-def measure(model: HookedTransformer, out: Path, engine: Any) -> Any:
-    options = {"baseline": "mean", "reduce": "none", "progress": False, "resume": True}
-    return measure_entropy(model, TOKENS, out=out, engine=engine, **options)
 
 
 def test_without_ray(model: HookedTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +49,7 @@ class StandIn:
     def actor(self) -> _Actor:
         return _Actor(SimpleNamespace(measure=SimpleNamespace(remote=self.measure)), None)
 
-    def measure(self, stage: str, number: int) -> Any:
+    def measured(self, TOKENS, stage: str, number: int) -> Any:
         ref = object()
         if self.answers:
             self.results[ref] = answer(stage, number)
@@ -112,19 +95,28 @@ def test_a_shard_that_always_hangs_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """A head without cores, and three nodes of one core each."""
-    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'headscope[ray]'")
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'headscope[ray]'")
     from ray.cluster_utils import Cluster
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     for _ in range(3):
         cluster.add_node(num_cpus=1)
+    try:
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+@pytest.fixture
+def connected(cluster: Any) -> Iterator[Any]:
+    """This cluster, to which the process is connected already."""
+    ray = pytest.importorskip("ray")
     ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
     try:
         yield cluster
     finally:
         ray.shutdown()
-        cluster.shutdown()
 
 
 class Disturbed(Ray):
@@ -148,11 +140,11 @@ class Disturbed(Ray):
 
 @pytest.mark.ray
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_a_cluster_whose_workers_and_nodes_die(model: HookedTransformer, tmp_path: Path, cluster: Any) -> None:
-    wanted = measure(model, tmp_path / "one", InProcess(shard_tokens=SHARD))
-    engine = Disturbed(cluster.address, workers=2, shard_tokens=SHARD, timeout=3.0, retries=10)
-    engine.cluster = cluster
-    same_bits(measure(model, tmp_path / "run", engine), wanted)
+def test_a_cluster_whose_workers_and_nodes_die(model: HookedTransformer, tmp_path: Path, connected: Any) -> None:
+    wanted = measured(model, TOKENS, tmp_path / "one", InProcess(shard_tokens=SHARD))
+    engine = Disturbed(connected.address, workers=2, shard_tokens=SHARD, timeout=3.0, retries=10)
+    engine.cluster = connected
+    same_bits(measured(model, TOKENS, tmp_path / "run", engine), wanted)
     assert engine.done == 32 and engine._actors == []
     assert "entropy: 16 of 16 shards done, merged\nThe result is there." in str(status(tmp_path / "run"))
     assert not (tmp_path / "run" / "model").exists()
@@ -160,11 +152,11 @@ def test_a_cluster_whose_workers_and_nodes_die(model: HookedTransformer, tmp_pat
 
 @pytest.mark.ray
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_what_a_worker_refuses_is_refused_here(model: HookedTransformer, tmp_path: Path, cluster: Any) -> None:
+def test_what_a_worker_refuses_is_refused_here(model: HookedTransformer, tmp_path: Path, connected: Any) -> None:
     broken = make_model(seed=3)
     with torch.no_grad():
         broken.W_U.fill_(torch.nan)
     with pytest.raises(NotFiniteError, match="the logits hold NaN"):
-        measure(broken, tmp_path / "run", Ray(workers=1, shard_tokens=SHARD))
+        measured(broken, TOKENS, tmp_path / "run", Ray(workers=1, shard_tokens=SHARD))
     with pytest.raises(InvalidInputError, match="is in the memory of this process"):
-        measure(model, "memory://run", Ray(workers=1))  # type: ignore[arg-type]
+        measured(model, TOKENS, "memory://run", Ray(workers=1))  # type: ignore[arg-type]

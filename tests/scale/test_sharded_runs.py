@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sizes import SetBudget
 from streams import CASES, make_model, make_tokens, same_bits, tensors_of
 from torch import Tensor
 
@@ -45,18 +44,6 @@ KINDS = [
     "head types",
 ]
 SHARD = 24  # tokens: three rows of eight, two batches
-
-
-@pytest.fixture(scope="module")
-def model() -> HookedTransformer:
-    return make_model()
-
-
-@pytest.fixture(autouse=True)
-def _small_batches(monkeypatch: pytest.MonkeyPatch, set_budget: SetBudget) -> None:
-    """Five batches of two rows or one; files need not be forced to the disk."""
-    set_budget(batch_tokens=16)
-    monkeypatch.setattr("os.fsync", lambda _: None)
 
 
 class Elsewhere(Engine):

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,8 +23,9 @@ from headscope.analysis import (
     predict_next_tokens,
     suppression_scores,
 )
+from headscope.analysis.lens.entropy import EntropyResult
 
-__all__ = ["CASES", "make_model", "make_tokens", "same_bits", "tensors_of"]
+__all__ = ["CASES", "make_model", "make_tokens", "measured", "same_bits", "tensors_of"]
 
 D_VOCAB = 23
 
@@ -40,6 +42,12 @@ def make_tokens(seed: int = 0) -> Tensor:
     """Nine rows, in which tokens come again."""
     half = torch.randint(0, D_VOCAB, (9, 4), generator=torch.Generator().manual_seed(seed))
     return torch.cat([half, half], 1)
+
+
+def measured(model: HookedTransformer, tokens: Tensor, out: str | Path, engine: Any) -> EntropyResult:
+    """A run of two passes that keeps every position."""
+    options: dict[str, Any] = {"baseline": "mean", "reduce": "none", "progress": False, "resume": True}
+    return measure_entropy(model, tokens, out=out, engine=engine, **options)
 
 
 PROMPTS = {"answer_tokens": make_tokens(3)[:, :2]}

@@ -756,6 +756,12 @@ def test_a_state_is_flat_and_goes_through_files(model: HookedTransformer, reduce
         )
 
 
+def test_a_number_with_a_stride_has_the_fingerprint_of_a_number() -> None:
+    tensor = torch.arange(6.0).reshape(2, 3)[:1, 1:2].T
+    assert run_manifest.fingerprint({"a": tensor}) == run_manifest.fingerprint({"a": torch.tensor([[1.0]])})
+    assert run_manifest.fingerprint({"a": tensor[0, 0]}) != run_manifest.fingerprint({"a": torch.tensor([1.0])})
+
+
 def test_rows_are_joined() -> None:
     left, right = torch.rand(2, 1, 3, dtype=torch.float64), torch.rand(2, 2, 5, dtype=torch.float64)
     joined = join_rows([{"a": left}, {"a": right}])["a"]

@@ -140,7 +140,8 @@ def fingerprint(tensors: Mapping[str, Tensor], *texts: str) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        # A single number counts as contiguous whatever its stride, and is viewed as bytes only with one of 1.
+        digest.update(tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8).numpy().data)
         if tensor.nbytes >= _LARGE:
             give_back([tensor])
     return digest.hexdigest()
