@@ -62,11 +62,11 @@ class ModelCopy:
         self._folder = Path(tempfile.mkdtemp(prefix=_COPIES))
         self._lock = _lock(self._folder / "locking")
         (self._folder / "locking").rename(self._folder / _LOCK)  # locked before others find it
-        try:
-            self.path = model.save_pretrained(self._folder / _FOLDER)
-        except BaseException:
-            self.remove()
-            raise
+        self.path = self._folder / _FOLDER
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.remove)
+            model.save_pretrained(self.path)
+            undo.pop_all()
 
     def remove(self) -> None:
         """Remove it."""
