@@ -57,6 +57,7 @@ ROOMS = {
     "attention": 3,
     "heads": 4,
     "circuits": 4,
+    "scoreboard": 5,
 }
 MAX_MODULES = 16
 CATALOGS = {"model/checkpoints/families", "views/figures"}  # of like things, one file for each

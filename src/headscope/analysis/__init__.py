@@ -46,6 +46,8 @@ from headscope.analysis.prompts.metrics import (
 )
 from headscope.analysis.prompts.task import Task
 from headscope.analysis.recording.embedding import effective_embedding
+from headscope.analysis.scoreboard.board import KnownModel, Scoreboard, scoreboard
+from headscope.analysis.scoreboard.truth import Truth
 from headscope.analysis.suppression.circuit_ranks import (
     RanksCost,
     circuit_ranks_cost,
@@ -94,6 +96,7 @@ __all__ = [
     "HeadScores",
     "HeadTypes",
     "IOIMetric",
+    "KnownModel",
     "LinearMetric",
     "LogitLensResult",
     "NeuronScore",
@@ -108,12 +111,14 @@ __all__ = [
     "RanksCost",
     "RunInfo",
     "SVDInterpreter",
+    "Scoreboard",
     "SuppressionAccumulator",
     "SuppressionOptions",
     "SuppressionScores",
     "Task",
     "TaskAblation",
     "TokenMean",
+    "Truth",
     "ablate_components",
     "ablate_heads",
     "activation_patch",
@@ -146,6 +151,7 @@ __all__ = [
     "predict_next_tokens",
     "prompts_needed",
     "reads",
+    "scoreboard",
     "suppression_scores",
     "test_prompt",
     "token_means",

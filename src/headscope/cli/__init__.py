@@ -11,7 +11,19 @@ from typing import Annotated, NoReturn
 import typer
 
 from headscope.analysis.storage.manifest import headscope_version
-from headscope.cli import analyses, attention, heads, migrate, patching, reports, scale, suppression, tasks, training
+from headscope.cli import (
+    analyses,
+    attention,
+    heads,
+    migrate,
+    patching,
+    reports,
+    scale,
+    scoreboard,
+    suppression,
+    tasks,
+    training,
+)
 from headscope.cli.shared import app, arguments, fail, stopped
 from headscope.errors import HeadscopeError
 
@@ -25,6 +37,7 @@ __all__ = [
     "patching",
     "reports",
     "scale",
+    "scoreboard",
     "suppression",
     "tasks",
     "training",

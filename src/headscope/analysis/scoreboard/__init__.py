@@ -1,0 +1,1 @@
+"""Scores of every method on models whose answers are known."""
