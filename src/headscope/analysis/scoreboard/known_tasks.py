@@ -53,7 +53,9 @@ def _text_right(model: HookedTransformer, text: str) -> float:
     """The share of a text that greedy generation gives, from its start to the first letter that differs."""
     n = len(model.to_tokens(text, prepend_bos=False, truncate=False)[0])
     bos = torch.tensor([[model.tokenizer.bos_token_id]])
-    written = model.generate(bos, max_new_tokens=n, do_sample=False, stop_at_eos=False, return_type="tokens")
+    written = model.generate(
+        bos, max_new_tokens=n, do_sample=False, stop_at_eos=False, return_type="tokens", verbose=False
+    )
     said = model.tokenizer.decode(written[0, 1:].tolist(), skip_special_tokens=True).strip()
     wanted = text.strip()
     same = next(
