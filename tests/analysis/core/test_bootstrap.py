@@ -102,7 +102,8 @@ def test_values_alike_and_numbers_that_are_none() -> None:
 @pytest.mark.parametrize(
     "options", [{"method": "normal"}, {"level": 0.0}, {"level": 1.0}, {"draws": 0}, {"rows": torch.zeros(1, 3)}]
 )
-def test_what_makes_no_interval_is_refused(options: dict[str, Any]) -> None:
+def test_what_makes_no_interval_is_refused(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)
     with pytest.raises(InvalidInputError):
         bootstrap_interval(**{"rows": torch.randn(5, 3), **options})
 

@@ -141,6 +141,7 @@ def test_six_prompts_are_enough_for_the_largest_and_not_for_holm() -> None:
         {"rows": torch.zeros(1, 2)},
     ],
 )
-def test_what_is_no_test_is_refused(options: dict[str, Any]) -> None:
+def test_what_is_no_test_is_refused(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)
     with pytest.raises(InvalidInputError):
         adjusted(**{"rows": torch.randn(5, 2), **options})
