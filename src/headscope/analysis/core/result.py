@@ -274,7 +274,8 @@ class Result:
         component = component_of(label)
         layer, head = (row.get("layer"), row.get("head")) if component is None else (component.layer, component.head)
         others = {key: float(each[index]) for key, each in beside.items()}
-        row |= {self._column(getattr(spec, key)): number for key, number in others.items()}
+        columns = {key: getattr(spec, key) for key in others}
+        row |= {key if of is None else self._column(of): others[key] for key, of in columns.items()}
         row[self._column(name)] = value
         is_named = component is None or component.is_mixer
         return HeadScore(layer, head, value, **others, name=label if is_named else "", row=row)

@@ -1,7 +1,7 @@
 """`PathPatchingResult`, which `path_patch` and `path_patch_sweep` return."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -9,15 +9,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headscope.analysis.core.named_arrays import Label
-from headscope.analysis.core.result import Array, Result
+from headscope.analysis.core.over_prompts import OverPrompts
+from headscope.analysis.core.result import Array, check_option
+from headscope.analysis.core.stats import standard_errors
 from headscope.analysis.prompts.metrics import gap_between
 from headscope.errors import InvalidInputError
 
 __all__ = ["PathPatchingResult"]
 
+_NO_PROMPTS = "a metric of your own has no values of single prompts; a PromptMetric has."
+
 
 @dataclass(frozen=True, repr=False)
-class PathPatchingResult(Result):
+class PathPatchingResult(OverPrompts):
     """The change of a metric when senders change as receivers see them.
 
     Attributes:
@@ -39,11 +43,12 @@ class PathPatchingResult(Result):
 
     kind: ClassVar[str] = "path patching"
     arrays: ClassVar[Mapping[str, Array]] = {
-        "change": Array("sender", share="normalized", of=lambda found: found.change.flatten()),
+        "change": Array("sender", error="error", share="normalized", of=lambda found: found.change.flatten()),
         "normalized": Array("sender", style="+.1%", of=lambda found: found._shares().flatten()),
+        "error": Array("sender", of=lambda found: found._change_errors(), absent=_NO_PROMPTS),
         "per_prompt": Array(
             "sender prompt",
-            absent="a metric of your own has no values of single prompts.",
+            absent=_NO_PROMPTS,
             of=lambda found: None if (each := found.per_prompt) is None else each.reshape(-1, each.shape[-1]),
         ),
     }
@@ -51,6 +56,7 @@ class PathPatchingResult(Result):
     columns: ClassVar[tuple[str, ...]] = ("change", "normalized")
     ranked: ClassVar[tuple[str, ...]] = ("change",)
     either_way: ClassVar[bool] = True
+    judged: ClassVar[str | None] = "change"
     values: Float[Tensor, "*sender"]
     per_prompt: Float[Tensor, "*sender prompt"] | None
     clean: Float[Tensor, ""]
@@ -79,6 +85,18 @@ class PathPatchingResult(Result):
         """`values` in the metric's unit, whatever their scale."""
         return self.values * (self.clean - self.corrupted) if self.scale == "share" else self.values
 
+    def by_prompt(self, by: str | None = None) -> Float[Tensor, "prompt *sender"]:
+        """The value of each prompt, prompts first: in the scale of `values`, or of `change` or `normalized`.
+
+        Raises:
+            InvalidInputError: For a metric of your own, which has none.
+        """
+        if self.per_prompt is None:
+            raise InvalidInputError(_NO_PROMPTS)
+        check_option("by", by, (None, "change", "normalized"))
+        scaled = replace(self, values=self.per_prompt.movedim(-1, 0), per_prompt=None)
+        return scaled.values if by is None else scaled.change if by == "change" else scaled.normalized
+
     def __float__(self) -> float:
         """The one value of a `path_patch`."""
         if self.values.numel() != 1:
@@ -89,6 +107,9 @@ class PathPatchingResult(Result):
         receivers = ", ".join(self.receiver_labels)
         columns = super().axis_columns(axis, labels)
         return columns | {"receivers": [receivers] * len(labels)} if axis == "sender" else columns
+
+    def _change_errors(self) -> Tensor | None:
+        return standard_errors(self.by_prompt("change")).flatten() if self.has_rows else None
 
     def _shares(self) -> Tensor:
         return torch.full_like(self.values, torch.nan) if self.clean == self.corrupted else self.normalized
@@ -101,3 +122,5 @@ class PathPatchingResult(Result):
         if self.runs:
             yield f"runs: {self.runs}"
         yield from str(self.top(8)).splitlines()
+        if note := self._evidence_note():
+            yield note

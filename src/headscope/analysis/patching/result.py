@@ -2,15 +2,16 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from headscope.analysis.core.named_arrays import Array, Label, NamedArray
-from headscope.analysis.core.result import Result
-from headscope.errors import unknown_name
+from headscope.analysis.core.over_prompts import OverPrompts, evidence
+from headscope.errors import InvalidInputError, unknown_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,13 +22,16 @@ _PLURALS = {"layer": "layers", "head": "heads"}
 
 
 @dataclass(frozen=True, repr=False)
-class SiteResult(Result):
+class SiteResult(OverPrompts):
     """Numbers for each patch of some sites; `result["z"]` has a site's, with axes of its own.
 
     `top` ranks the patches of all sites, those that move the metric most first, either way; `site="z"` those of one.
+    Errors and tests are of all patches too, or with `by="z"` of a site's, and corrected for as many.
 
     Attributes:
         values: Of all patches, one site after the other.
+        per_prompt: The same of each prompt, in the same scale: their mean is `values`. `None` for a metric of your own,
+            and for more than 256 MB.
         sites: What was patched: `"resid_pre"`, `"z"`, ...
         positions: The positions that were asked for: numbers, or names of words.
         direction: `"denoising"` or `"noising"`.
@@ -41,6 +45,7 @@ class SiteResult(Result):
     sites: tuple[str, ...]
     positions: tuple[int | str, ...]
     direction: str
+    per_prompt: Float[Tensor, "prompt patch"] | None = field(default=None, kw_only=True)
 
     def axes_of(self, site: str) -> tuple[str, ...]:
         """The axes of a site's values.
@@ -60,9 +65,31 @@ class SiteResult(Result):
         Raises:
             UnknownNameError: If it was not patched.
         """
+        return self.of_site(site, self.values)
+
+    def of_site(self, site: str, each: Float[Tensor, "*prompt patch"]) -> Float[Tensor, "..."]:
+        """A site's part of numbers for all patches, such as `errors`, with the axes that `axes_of` names.
+
+        Raises:
+            UnknownNameError: If it was not patched.
+        """
         shape = self.shape_of(site)
-        start = sum(math.prod(self.shape_of(each)) for each in self.sites[: self.sites.index(site)])
-        return self.values[start : start + math.prod(shape)].view(shape)
+        start = sum(math.prod(self.shape_of(other)) for other in self.sites[: self.sites.index(site)])
+        return each[..., start : start + math.prod(shape)].unflatten(-1, shape)
+
+    def by_prompt(self, by: str | None = None) -> Float[Tensor, "prompt *cell"]:
+        """The value of each prompt, for all patches or those of one site.
+
+        Raises:
+            InvalidInputError: If there are none, for a metric of your own or one of too many numbers.
+            UnknownNameError: If the site was not patched.
+        """
+        if self.per_prompt is None:
+            raise InvalidInputError(
+                "nothing is known of single prompts: the metric gives one number for all of them, or there were too "
+                "many numbers to keep. See `metric` and PromptMetric."
+            )
+        return self.per_prompt if by is None else self.of_site(by, self.per_prompt)
 
     def declared(self) -> Mapping[str, Array]:
         return {site: self._site_array(site) for site in self.sites}
@@ -91,6 +118,12 @@ class SiteResult(Result):
     def _row(self, name: str, array: NamedArray, cell: Mapping[str, Label]) -> dict[str, Any]:
         return dict.fromkeys(self.table) | super()._row(name, array, cell) | {"site": name}
 
+    def _beside(self, name: str, mlps: bool, labels: Mapping[str, Any]) -> dict[str, Tensor]:
+        if not self.has_rows:
+            return {}
+        errors = replace(self, values=self.errors, per_prompt=None)
+        return {"error": errors._reduced(name, mlps, labels).values.flatten()}
+
     def _asked(self, by: str | None, labels: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
         # `site="z"` names the array, and what a table calls a position is the axis `pos`.
         renamed = {"pos" if axis == "position" else axis: label for axis, label in labels.items() if axis != "site"}
@@ -106,17 +139,24 @@ class SiteResult(Result):
         return self._unit() or "change", ""
 
     def to_frame(self, *names: str, means: bool = True) -> "pd.DataFrame":
-        """One row per patch: site, layer, head, position, what stands there, and the value; for all sites, or some."""
+        """One row per patch: site, layer, head, position, what stands there, and the value; for all sites, or some.
+
+        With values of two prompts or more also the columns of `OverPrompts.to_frame`, for the patches of these sites.
+        """
         import pandas as pd
 
+        sites = names or self.sites
         frame = pd.concat(
-            [super(SiteResult, self).to_frame(site).assign(site=site) for site in names or self.sites],
-            ignore_index=True,
+            [super(SiteResult, self).to_frame(site).assign(site=site) for site in sites], ignore_index=True
         )
         positions = "string" if any(isinstance(position, str) for position in self.positions) else "Int64"
         kinds = {"head": "Int64", "pos": positions, "position": positions, "dest_pos": positions, "src_pos": "Int64"}
         kept = {name: kind for name, kind in {**kinds, "token": "string"}.items() if name in self.table}
-        return frame.reindex(columns=self.table).astype(kept)
+        frame = frame.reindex(columns=self.table).astype(kept)
+        if not self.has_rows:
+            return frame
+        chosen = torch.cat([self.by_prompt(site).flatten(1) for site in sites], 1)
+        return frame.assign(**evidence(chosen))
 
     def _notes(self) -> Iterator[str]:
         for site in self.sites:
@@ -126,6 +166,8 @@ class SiteResult(Result):
                 f"{score.label.removeprefix(site + ' ')} {score.value:+.3f}" for score in self.top(3, by=site)
             )
             yield f"{site} ({shape}): {best}"
+        if note := self._evidence_note():
+            yield note
 
 
 @dataclass(frozen=True, repr=False)

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from headscope.analysis.core.components import component_of
 from headscope.analysis.core.named_arrays import Label, cell_label
+from headscope.analysis.core.over_prompts import OverPrompts
 from headscope.analysis.core.ranking import HeadScore, Ranking
-from headscope.analysis.core.result import Array, Result, component_label
+from headscope.analysis.core.result import Array, component_label
 from headscope.errors import InvalidInputError, unknown_name
 from headscope.model.config import HookedTransformerConfig
 
@@ -44,7 +45,7 @@ def component_labels(cfg: HookedTransformerConfig) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, repr=False)
-class Attribution(Result):
+class Attribution(OverPrompts):
     """Direct logit attribution: the effect of each part of the model on the logit difference, in logits.
 
     Positive: towards the right answer. The final norm's scale is the one the prompt's final state had, so that the
@@ -74,7 +75,13 @@ class Attribution(Result):
 
     kind: ClassVar[str] = "attribution"
     arrays: ClassVar[Mapping[str, Array]] = {
-        "heads_and_mlps": Array("prompt layer part", unit="logits", title="logit difference"),
+        "heads_and_mlps": Array("prompt layer part", unit="logits", title="logit difference", error="error"),
+        "error": Array(
+            "layer part",
+            unit="logits",
+            of=lambda found: found._errors(),
+            absent="a single prompt has no error.",
+        ),
         "logit_difference": Array("prompt", unit="logits"),
         "accumulated": Array("prompt state", unit="logits", column="mean"),
         "accumulated_std": Array("state", unit="logits", column="std", of=lambda found: _std(found.accumulated)),
@@ -98,6 +105,7 @@ class Attribution(Result):
     }
     columns: ClassVar[tuple[str, ...]] = ("components", "components_std")
     ranked: ClassVar[tuple[str, ...]] = ("heads_and_mlps",)
+    judged: ClassVar[str | None] = "components"
     ends: ClassVar[tuple[str, str]] = ("add most", "take most away")
     logit_difference: Float[Tensor, " prompt"]
     accumulated: Float[Tensor, "prompt state"]
@@ -263,6 +271,8 @@ class Attribution(Result):
             f"{len(self.logit_difference)} prompts"
         )
         yield from super()._notes()
+        if note := self._evidence_note():
+            yield note
         left = float(self.unexplained.abs().mean())
         if left > 1e-3 * (1 + float(self.components.abs().sum(1).mean())):
             yield f"{left:.3f} of it is in no component: a hook changes the stream between them"

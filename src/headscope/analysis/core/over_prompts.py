@@ -1,0 +1,191 @@
+"""Results that keep a value of each prompt: errors, intervals, tests, and what stands out of all that was looked at.
+
+A table `[prompt, *cell]` of float32 costs 4 bytes a number: 144 heads at 20 positions and 100 prompts, 1.2 MB. Means,
+errors and tests are of the prompts, taken to be drawn independently: they say what other prompts of the same kind would
+give, not what another task or another seed would (`stability` asks that).
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from headscope.analysis.core.bootstrap import IntervalMethod, bootstrap_interval
+from headscope.analysis.core.result import Result
+from headscope.analysis.core.significance import Correction, TestMethod, adjusted, looked_at, p_values
+from headscope.analysis.core.stats import LEVEL, standard_errors
+from headscope.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["OverPrompts", "evidence"]
+
+_TOLD_NUMBERS = 2**20  # of the table, up to which `str` says what stands out
+
+
+@dataclass(frozen=True, repr=False)
+class OverPrompts(Result):
+    """A result whose entries are means over prompts, each of which has a value of its own.
+
+    The arrays that `by` may name are those with an axis `prompt`, and what a subclass adds to them.
+
+    Attributes:
+        judged: The array whose rows are those of `to_frame()`, which gets columns for errors and tests.
+
+    Example:
+        >>> from headscope import HookedTransformer
+        >>> from headscope.analysis import Task, attribute
+        >>> from headscope.data.ioi import IOIDataset
+        >>> model = HookedTransformer.from_pretrained("headscope-demo")
+        >>> task = Task.from_ioi(IOIDataset(N=12, tokenizer=model.tokenizer, prepend_bos=True))
+        >>> found = attribute(model, task, progress=False)
+        >>> low, high = found.interval()
+        >>> print(f"3.2 adds {low[3, 2]:.2f} to {high[3, 2]:.2f} logits; {int(found.significant().sum())} stand out")
+        3.2 adds ... to ... logits; ... stand out
+    """
+
+    judged: ClassVar[str | None] = None
+
+    def by_prompt(self, by: str | None = None) -> Float[Tensor, "prompt *cell"]:
+        """The value of each prompt, prompts first.
+
+        Args:
+            by: An array; default: the one that rankings are of.
+
+        Raises:
+            InvalidInputError: If the array does not exist, was not measured, or has no values of prompts.
+        """
+        array = self.array(by or self.ranked[0])
+        if "prompt" not in array.axes:
+            raise InvalidInputError(f"{by!r} has no values of single prompts: its axes are {', '.join(array.axes)}.")
+        return array.values.movedim(array.axes.index("prompt"), 0)
+
+    @property
+    def errors(self) -> Float[Tensor, "*cell"]:
+        """One standard error of each entry's mean over prompts; NaN for a single prompt.
+
+        Raises:
+            InvalidInputError: If there are no values of single prompts.
+        """
+        return standard_errors(self.by_prompt())
+
+    def interval(
+        self,
+        level: float = LEVEL,
+        *,
+        by: str | None = None,
+        method: IntervalMethod = "studentized",
+        draws: int = 1_999,
+        seed: int = 0,
+    ) -> tuple[Float[Tensor, "*cell"], Float[Tensor, "*cell"]]:
+        """Return the ends of the bootstrap interval of each entry, which misses the mean with probability `level`.
+
+        Each entry's interval stands by itself: of 100 entries some 5 are missed. `core.bootstrap` says more.
+
+        Raises:
+            InvalidInputError: As for `by_prompt`, and for fewer than two prompts.
+        """
+        return bootstrap_interval(self.by_prompt(by), level, method=method, draws=draws, seed=seed)
+
+    def p_values(
+        self, method: TestMethod = "sign_flip", *, by: str | None = None, seed: int = 0
+    ) -> Float[Tensor, "*cell"]:
+        """Return the p-value of each entry by itself, for a mean of zero; see `core.significance`.
+
+        Raises:
+            InvalidInputError: As for `by_prompt`, and for fewer than two prompts.
+        """
+        return p_values(self.by_prompt(by), method, seed=seed)
+
+    def significant(
+        self,
+        correction: Correction = "max",
+        *,
+        level: float = LEVEL,
+        by: str | None = None,
+        method: TestMethod = "sign_flip",
+        seed: int = 0,
+    ) -> Bool[Tensor, "*cell"]:
+        """Tell the entries that stand out of all that were looked at.
+
+        Args:
+            correction: `"max"` or `"holm"`: the probability that any entry stands out by chance is at most `level`.
+                `"bh"`: of those that stand out, a share of at most `level` does so by chance.
+            level: The probability, or the share.
+            by: The entries that are looked at; default: all that rankings are of.
+            method: `"sign_flip"`, or `"t"` (with `"holm"` or `"bh"`).
+            seed: Of the flips, where not all are gone through.
+
+        Raises:
+            InvalidInputError: As for `by_prompt`, and for fewer than two prompts.
+        """
+        p = adjusted(self.by_prompt(by), correction, method=method, seed=seed)
+        return p <= level
+
+    def rule(
+        self,
+        correction: Correction = "max",
+        *,
+        level: float = LEVEL,
+        by: str | None = None,
+        method: TestMethod = "sign_flip",
+    ) -> str:
+        """The rule of `significant`, in words for a legend."""
+        rows = self.by_prompt(by)
+        test = "sign flips" if method == "sign_flip" else "Student's t"
+        n = int(looked_at(rows).sum())
+        of_all = {
+            "max": f"the largest of {n} cells, {level:.0%} for all",
+            "holm": f"Holm over {n} cells, {level:.0%} for all",
+            "bh": f"Benjamini-Hochberg over {n} cells, {level:.0%} false",
+            "none": f"each of {n} cells by itself, {level:.0%}",
+        }
+        return f"{test} over {len(rows)} prompts; {of_all[correction]}"
+
+    @property
+    def has_rows(self) -> bool:
+        """True if there are values of two prompts or more, so that errors are known."""
+        try:
+            return len(self.by_prompt()) > 1
+        except InvalidInputError:
+            return False
+
+    def to_frame(self, *names: str, means: bool = True) -> "pd.DataFrame":
+        """A table with a column for each array and a row for each entry, and what is known of the entry's error.
+
+        The columns `error` (one standard error), `low` and `high` (of the bootstrap interval, 95 %), `p_value` (of sign
+        flips, corrected by the largest of all entries) and `significant` stand where there are values of two prompts or
+        more, unless other arrays are named.
+
+        Args:
+            names: The arrays; the rows run over the axes of the first. Default: those the result's class names.
+            means: Take means over positions and prompts; else each has rows of its own.
+
+        Raises:
+            InvalidInputError: For an array that does not exist, or was not measured.
+        """
+        frame = super().to_frame(*names, means=means)
+        return (
+            frame if names or not means or not self.has_rows else frame.assign(**evidence(self.by_prompt(self.judged)))
+        )
+
+    def _evidence_note(self) -> str:
+        """A line on what stands out; empty where nothing is known."""
+        if not self.has_rows or (rows := self.by_prompt()).numel() > _TOLD_NUMBERS:
+            return ""
+        clear, among = int((adjusted(rows) <= LEVEL).sum()), int(looked_at(rows).sum())
+        return f"{clear} of {among} stand out ({self.rule()})"
+
+    def _errors(self) -> Tensor | None:
+        """Standard errors, `None` without values of prompts."""
+        return self.errors if self.has_rows else None
+
+
+def evidence(rows: Float[Tensor, "prompt *cell"]) -> dict[str, list[Any]]:
+    """Return columns on errors and tests, an entry for each cell."""
+    p = adjusted(rows)
+    low, high = bootstrap_interval(rows)
+    numbers = {"error": standard_errors(rows), "low": low, "high": high, "p_value": p, "significant": p <= LEVEL}
+    return {name: each.flatten().tolist() for name, each in numbers.items()}
