@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from headscope.analysis.core.named_arrays import cell_label
@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 __all__ = ["color_scale", "component_maps", "position_maps"]
 
 # Pixels: above the panels, below them, between two rows of them (more under tokens), the least width of a panel's
-# column, and the least length of a color bar with its title.
-_TOP, _BOTTOM, _BETWEEN, _BELOW_TOKENS, _COLUMN, _BAR = 96, 60, 84, 130, 9, 210
+# column, the least length of a color bar with its title, and the height of a legend.
+_TOP, _BOTTOM, _BETWEEN, _BELOW_TOKENS, _COLUMN, _BAR, _LEGEND = 96, 60, 84, 130, 9, 210, 34
+_AT_THE_BOTTOM = {"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"}
+_HATCH = {"symbol": "line-ne", "line": {"color": "rgba(96,96,96,0.55)", "width": 1.2}}
 _FRAMED = {"showgrid": False, "showline": True, "mirror": True, "linecolor": "rgb(128,128,128)"}
 
 
@@ -32,6 +34,8 @@ def component_maps(
     limit: float | None = None,
     own_scales: bool = False,
     across: int | None = None,
+    idle: Mapping[str, Bool[Tensor, "layer component"]] | None = None,
+    rule: str = "",
 ) -> "go.Figure":
     """Draw one map for each entry of `maps`.
 
@@ -46,6 +50,8 @@ def component_maps(
         limit: Value with the full color; the largest magnitude by default.
         own_scales: Give each map its own color scale, for values of different magnitude.
         across: Maps in a row; as many as have room by default, or two if more than three have their own scales.
+        idle: The cells of each map that do not stand out, which are hatched.
+        rule: What it takes to stand out, for the legend.
 
     Example:
         >>> import torch
@@ -88,12 +94,16 @@ def component_maps(
             hovertemplate="%{customdata}: " + name + " %{z:+.4f} " + unit + "<extra></extra>",
         )
         figure.add_trace(heatmap, row=1 + number // across, col=1 + number % across)
+        if idle:
+            hatching = _hatching(heatmap, idle[name], rule, tall / n_layers, in_legend=number == 0)
+            figure.add_trace(hatching, row=1 + number // across, col=1 + number % across)
     figure.update_xaxes(type="category", **_FRAMED)
     for number in range(max(0, len(shown) - across), len(shown)):  # the lowest of each column
         figure.update_xaxes(title_text="head", row=1 + number // across, col=1 + number % across)
     figure.update_yaxes(autorange="reversed", type="category", **_FRAMED)
     figure.update_yaxes(title_text="layer", col=1)
-    styled(figure, title, data, height=_TOP + area + _BOTTOM, margin={"t": _TOP, "b": _BOTTOM})
+    below = _BOTTOM + (_LEGEND if idle else 0)
+    styled(figure, title, data, height=_TOP + area + below, margin={"t": _TOP, "b": below}, legend=_AT_THE_BOTTOM)
     every = list(shown.values())
     for number, measured in enumerate([[values] for values in every] if own_scales else [every]):
         bar: dict[str, Any] = {}
@@ -116,6 +126,8 @@ def position_maps(
     data: str,
     unit: str,
     across: int = 1,
+    idle: Mapping[str, Bool[Tensor, "row pos"]] | None = None,
+    rule: str = "",
 ) -> "go.Figure":
     """Draw one map for each entry of `maps`, all on one color scale, with the tokens of a prompt across.
 
@@ -129,6 +141,8 @@ def position_maps(
         data: Description of the data.
         unit: Unit of the values.
         across: Maps in a row.
+        idle: The cells of each map that do not stand out, which are hatched.
+        rule: What it takes to stand out, for the legend.
     """
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
@@ -159,6 +173,10 @@ def position_maps(
             hovertemplate=f"{name}, {row_title} %{{y}}, %{{customdata}}: %{{z:+.4f}} {unit}<extra></extra>",
         )
         figure.add_trace(heatmap, row=1 + number // across, col=1 + number % across)
+        if idle:
+            hatching = _hatching(heatmap, idle[name], rule, tall / len(rows), in_legend=number == 0)
+            figure.add_trace(hatching, row=1 + number // across, col=1 + number % across)
+    below = 110 + (_LEGEND if idle else 0)
     figure.update_xaxes(tickvals=places, ticktext=tokens, tickangle=-45 if len(tokens) <= 20 else -90, **_FRAMED)
     figure.update_yaxes(autorange="reversed", type="category", **_FRAMED)
     figure.update_yaxes(title_text=row_title, col=1)
@@ -166,9 +184,30 @@ def position_maps(
         figure,
         title,
         data,
-        height=_TOP + area + 110,
-        margin={"t": _TOP, "b": 110},
+        height=_TOP + area + below,
+        margin={"t": _TOP, "b": below},
+        legend=_AT_THE_BOTTOM,
         coloraxis=color_scale(shown.values(), unit),
+    )
+
+
+def _hatching(
+    heatmap: "go.Heatmap", idle: Bool[Tensor, "row column"], rule: str, row_height: float, *, in_legend: bool
+) -> "go.Scatter":
+    """A stroke across each cell that does not stand out; its color goes on being seen."""
+    import plotly.graph_objects as go
+
+    drawn = idle.cpu().numpy() & np.isfinite(np.asarray(heatmap.z, dtype=float))
+    rows, columns = drawn.nonzero()
+    return go.Scatter(
+        x=[heatmap.x[column] for column in columns],
+        y=[heatmap.y[row] for row in rows],
+        mode="markers",
+        marker={**_HATCH, "size": max(4.0, 0.55 * row_height)},
+        name=f"does not stand out ({rule})",
+        showlegend=in_legend,
+        legendgroup="idle",
+        hoverinfo="skip",
     )
 
 

@@ -116,6 +116,9 @@ def attribution_by_component(result: Attribution, *, k: int | None = 20, prompt:
 def attribution_by_head(result: Attribution, *, mlps: bool = False, prompt: int | None = None) -> "go.Figure":
     """Draw each head's contribution to the logit difference, layers down and heads across; blue is for the answer.
 
+    Means over two prompts or more that do not stand out of all heads, mixers and MLPs are hatched (see
+    `Attribution.significant`).
+
     Args:
         result: Result of `attribute`.
         mlps: Add columns for the mixers and MLPs, which may be so large that heads look pale.
@@ -124,13 +127,16 @@ def attribution_by_head(result: Attribution, *, mlps: bool = False, prompt: int 
     Raises:
         InvalidInputError: If there is no such prompt.
     """
-    parts = result.heads_and_mlps if mlps else result.heads
+    name, width = "adds to the logit difference", len(result.part_labels) if mlps else result.n_heads
+    judged = prompt is None and result.has_rows
     return component_maps(
-        {"adds to the logit difference": _chosen(result, parts, prompt)},
+        {name: _chosen(result, result.heads_and_mlps[..., :width], prompt)},
         whole=result.part_labels[result.n_heads :] if mlps else (),
         title="Logit difference by head",
         data=_on(result, prompt),
         unit=_UNIT,
+        idle={name: ~result.significant()[:, :width]} if judged else None,
+        rule=result.rule() if judged else "",
     )
 
 

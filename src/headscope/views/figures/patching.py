@@ -1,4 +1,8 @@
-"""Figures of a `PatchingResult`: effects of patches by layer and position, by head, or by both."""
+"""Figures of a `PatchingResult`: effects of patches by layer and position, by head, or by both.
+
+Cells that do not stand out of all patches of the result are hatched, where values of single prompts are known: see
+`PatchingResult.significant`.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -36,7 +40,7 @@ def patching_by_position(result: PatchingResult, *, sites: Sequence[str] | None 
     chosen = _chosen(result, sites, ("layer", "pos"))
     across = len(chosen) if len(chosen) * len(result.positions) <= _COLUMNS else 1
     rows = [str(layer) for layer in range(result.n_layers)]
-    return _maps(result, {site: result[site] for site in chosen}, rows, "layer", across)
+    return _maps(result, {site: result[site] for site in chosen}, rows, "layer", across, _idle(result, chosen))
 
 
 def patching_by_head(result: PatchingResult, *, sites: Sequence[str] | None = None) -> "go.Figure":
@@ -53,12 +57,15 @@ def patching_by_head(result: PatchingResult, *, sites: Sequence[str] | None = No
     chosen = _chosen(result, sites, ("layer", "head"))
     # Where heads share keys and values, these sites have fewer columns.
     width = max(result.shape_of(site)[1] for site in chosen)
-    maps = {site: F.pad(result[site], (0, width - result.shape_of(site)[1]), value=torch.nan) for site in chosen}
+    maps = {site: _widened(result[site], width, torch.nan) for site in chosen}
+    idle = _idle(result, chosen)
     return component_maps(
         maps,
         title=_TITLE[result.direction],
         data=result.info.data,
         unit=_unit(result),
+        idle=idle and {site: _widened(each, width, False) for site, each in idle.items()},
+        rule=result.rule() if idle else "",
     )
 
 
@@ -79,11 +86,15 @@ def patching_by_head_and_position(result: PatchingResult, site: str, *, k: int =
     axes = result.axes_of(site)
     if len(axes) != 3:
         raise _wrong_axes(site, axes, ("layer", "head", "pos"))
-    values = result[site].double()
-    heads = (values if axes[1] == "head" else values.transpose(1, 2)).flatten(0, 1)
+
+    def by_head(values: Tensor) -> Tensor:
+        return (values if axes[1] == "head" else values.transpose(1, 2)).flatten(0, 1)
+
+    heads, idle = by_head(result[site].double()), _idle(result, [site])
     order = sorted(heads.abs().amax(1).argsort(descending=True, stable=True)[:k].tolist())
     names = [component_label(*divmod(head, result.shape_of(site)[axes.index("head")])) for head in order]
-    return _maps(result, {site: heads[order]}, names, "head")
+    idle = idle and {site: by_head(idle[site])[order]}
+    return _maps(result, {site: heads[order]}, names, "head", idle=idle)
 
 
 def _chosen(result: PatchingResult, sites: Sequence[str] | None, axes: tuple[str, ...]) -> list[str]:
@@ -112,7 +123,12 @@ def _unit(result: PatchingResult) -> str:
 
 
 def _maps(
-    result: PatchingResult, maps: Mapping[str, Tensor], rows: Sequence[str], row_title: str, across: int = 1
+    result: PatchingResult,
+    maps: Mapping[str, Tensor],
+    rows: Sequence[str],
+    row_title: str,
+    across: int = 1,
+    idle: Mapping[str, Tensor] | None = None,
 ) -> "go.Figure":
     return position_maps(
         maps,
@@ -124,4 +140,18 @@ def _maps(
         data=result.info.data,
         unit=_unit(result),
         across=across,
+        idle=idle,
+        rule=result.rule() if idle else "",
     )
+
+
+def _idle(result: PatchingResult, sites: Sequence[str]) -> dict[str, Tensor] | None:
+    """The cells that do not stand out; `None` where nothing is known of single prompts."""
+    if not result.has_rows:
+        return None
+    idle = ~result.significant()
+    return {site: result.of_site(site, idle) for site in sites}
+
+
+def _widened(values: Tensor, width: int, fill: float) -> Tensor:
+    return F.pad(values, (0, width - values.shape[1]), value=fill)
