@@ -202,7 +202,8 @@ def generic_activation_patch(
         progress=progress,
         description=f"patching {activation_name}",
     )
-    patched = torch.tensor(values, device=model.W_E.device).view(shape)
+    means = values.flatten(1).mean(1) if values.ndim > 1 else values
+    patched = means.to(device=model.W_E.device, dtype=torch.get_default_dtype()).view(shape)
     return (patched, index_df) if return_index_df else patched
 
 

@@ -189,7 +189,7 @@ def test_any_features_together_equal_whole_runs(
                for site, layer, at in cells]  # fmt: skip
     measured = reads(lambda logits: logits.log_softmax(-1)[..., 3].sum(), reads_at)
     found = measure_patches(model, corrupted, measured, patches, attention_mask=mask, progress=False)
-    for patch, value in zip(patches, found, strict=True):
+    for patch, value in zip(patches, found.tolist(), strict=True):
         with torch.no_grad():
             logits = model.run_with_hooks(corrupted, fwd_hooks=[(patch.name, patch.replaced)], attention_mask=mask)
             assert value == pytest.approx(float(measured(logits)), rel=1e-9, abs=1e-9), (parts, patch.name)

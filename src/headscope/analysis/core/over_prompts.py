@@ -5,6 +5,7 @@ errors and tests are of the prompts, taken to be drawn independently: they say w
 give, not what another task or another seed would (`stability` asks that).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,7 +21,7 @@ from headscope.errors import InvalidInputError
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["OverPrompts", "evidence"]
+__all__ = ["OverPrompts", "control_notes", "evidence"]
 
 _TOLD_NUMBERS = 2**20  # of the table, up to which `str` says what stands out
 
@@ -189,3 +190,10 @@ def evidence(rows: Float[Tensor, "prompt *cell"]) -> dict[str, list[Any]]:
     low, high = bootstrap_interval(rows)
     numbers = {"error": standard_errors(rows), "low": low, "high": high, "p_value": p, "significant": p <= LEVEL}
     return {name: each.flatten().tolist() for name, each in numbers.items()}
+
+
+def control_notes(control: str, found: OverPrompts) -> Iterator[str]:
+    """Lines on what a control gave, beside the finding."""
+    yield f"control, {control.replace('_', ' ')}: {found.top(3).line()}"
+    if note := found._evidence_note():
+        yield f"  of the control, {note}"

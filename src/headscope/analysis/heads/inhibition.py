@@ -168,7 +168,7 @@ def changes_when_patched(
         clean, *patched = measure_patches(
             model, runs.base[rows], AnswerMetric.of(some), patches, attention_mask=some.attention_mask, progress=False
         )
-        changes += (torch.tensor(patched, dtype=torch.float64, device="cpu") - clean) * (len(rows) / len(task))
+        changes += (torch.stack(patched) - clean).sum(1) / len(task)
     for place, change in zip(heads, changes.tolist(), strict=True):
         found[place] = change
     return found

@@ -1,9 +1,9 @@
 """`activation_patch`: which pieces of one run, put into the other, bring a task's answer back or break it."""
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 from functools import partial
-from itertools import product
-from typing import Any
+from itertools import product, repeat
+from typing import Any, overload
 
 import torch
 from jaxtyping import Float
@@ -11,13 +11,17 @@ from torch import Tensor
 
 from headscope.analysis.core.progress import each_step
 from headscope.analysis.patching.base_run import obstacle, way_of_running
-from headscope.analysis.patching.engine import Patch, measure_patches
+from headscope.analysis.patching.engine import Patch, measure_patches, measured_of_logits
+from headscope.analysis.patching.measured import ByMetric, Measured, Numbers, by_metric
 from headscope.analysis.patching.result import PatchingResult
 from headscope.analysis.patching.sites import AXES, as_sites, patch_axes
-from headscope.analysis.prompts.metrics import Metric, PromptMetric, as_number
+from headscope.analysis.prompts.controls import Control, RandomWay, controlled
+from headscope.analysis.prompts.metrics import Metric, PromptMetric
+from headscope.analysis.prompts.named_metrics import ManyMetrics, MetricLike, OneMetric, as_metric
 from headscope.analysis.prompts.task import Task
 from headscope.analysis.prompts.two_runs import Direction, Scale, Scorer, TaskRuns
 from headscope.analysis.recording.record import record
+from headscope.errors import InvalidInputError
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.devices import Budget
 
@@ -25,6 +29,40 @@ __all__ = ["activation_patch"]
 
 # A patch's axes and its index along each.
 _Cell = dict[str, int]
+
+
+@overload
+def activation_patch(
+    model: HookedTransformer,
+    task: Task,
+    sites: str | Sequence[str] = "resid_pre",
+    *,
+    direction: Direction = "denoising",
+    scale: Scale = "share",
+    by_position: bool | None = None,
+    positions: Any = None,
+    metric: OneMetric = None,
+    control: Control | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> PatchingResult: ...
+
+
+@overload
+def activation_patch(
+    model: HookedTransformer,
+    task: Task,
+    sites: str | Sequence[str] = "resid_pre",
+    *,
+    direction: Direction = "denoising",
+    scale: Scale = "share",
+    by_position: bool | None = None,
+    positions: Any = None,
+    metric: ManyMetrics,
+    control: Control | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> ByMetric[PatchingResult]: ...
 
 
 @torch.no_grad()
@@ -37,9 +75,11 @@ def activation_patch(
     scale: Scale = "share",
     by_position: bool | None = None,
     positions: Any = None,
-    metric: Metric | None = None,
+    metric: MetricLike = None,
+    control: Control | None = None,
+    seed: int = 0,
     progress: bool = True,
-) -> PatchingResult:
+) -> PatchingResult | ByMetric[PatchingResult]:
     """Put each piece of one run into the other, one at a time, and measure the answer.
 
     Prompts are run in batches of bounded size, and only what a patch can change is run (see `patching.engine`). Prompts
@@ -57,13 +97,20 @@ def activation_patch(
         by_position: Each position by itself, or all that are asked for together; default: by itself for the residual
             stream and what layers add to it, together for what is inside heads. A pattern's position is the query's.
         positions: `"end"` or another name (`task.word_idx`), a number, a tensor `[prompt]`, or a list; default: all.
-        metric: A function of the logits `[prompt, pos, d_vocab]` of all prompts that gives one number; default: the
-            task's logit difference.
+        metric: A name (`"logit_difference"`, `"probability"`, `"kl"`, `"rank"`: see `prompts.named_metrics`), a
+            `PromptMetric`, or a function of the logits `[prompt, pos, d_vocab]` of all prompts that gives one number;
+            default: the task's logit difference. A list of names, or a mapping from names of your own, measures
+            several of the same patched runs.
+        control: Also measure where there is nothing to find: `"reinitialized"`, `"shuffled_answers"` or
+            `"norm_matched"` (see `prompts.controls`). It costs as much again.
+        seed: Of the control.
         progress: Show a progress bar.
 
     Returns:
         For each site `[layer, pos]`, `[layer, head]`, `[layer, pos, head]` (a pattern's: `[layer, head, pos]`) or
-        `[layer]`; NaN for layers that do not have it.
+        `[layer]`; NaN for layers that do not have it. The values of single prompts, errors and tests come with it (see
+        `OverPrompts`), unless the metric has one number for all prompts. Of several metrics, a result for each, by
+        name.
 
     Raises:
         InvalidInputError: If the task has no corrupted prompts, the model has no such site, a position is not in every
@@ -82,55 +129,113 @@ def activation_patch(
         resid_pre 0 at S2   +0.81...
         resid_pre 2 at S2   +0.66...
     """
-    hook_names = as_sites(model, sites)
     runs = TaskRuns(model, task, direction, scale, positions)
-    axes = {
-        site: patch_axes(site, "head" not in AXES[site] if by_position is None else by_position) for site in hook_names
-    }
-    cells = [(site, cell) for site in hook_names for cell in _cells(model, site, axes[site], len(runs.positions.names))]
-    here = [at for at, (site, cell) in enumerate(cells) if _is_in(model, cell, site, hook_names[site])]
-    names = [name for of_site in hook_names.values() for name in of_site.values()]
-    patched, ends = torch.zeros(len(here), dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
-    n_side_by_side = len(here) if obstacle(model) is None else 1
-    scorer = Scorer(model, runs.task, metric)
-    batches = list(scorer.batches(Budget.of(model.W_E.device).batch_tokens, n_side_by_side))
-    for rows in each_step(batches, "patching " + ", ".join(hook_names), shown=progress):
-        some = runs.task[rows]
-        measure = scorer.of_rows(rows)
-        mask, other_mask = some.masks if direction == "noising" else some.masks[::-1]
-        real = None if some.corrupted_mask is None else mask & other_mask
-        other, cache = _run(model, runs.other[rows], measure, names, other_mask)
-        base, _ = _run(model, runs.base[rows], measure, [], mask)
-        at = runs.positions.at[:, rows]
-        patches = []
-        for site, cell in (cells[at] for at in here):
-            name, places = hook_names[site][cell["layer"]], at[cell["pos"]][None] if "pos" in cell else at
-            patches.append(Patch(name, partial(_put, cache[name], places, site, cell.get("head"), real)))
-        values = measure_patches(
-            model, runs.base[rows], measure, patches, attention_mask=mask, watched=names, progress=progress
+    sweep = _Sweep(model, sites, by_position, len(runs.positions.names))
+    measured = sweep.measured(model, runs, metric, progress=progress)
+    beside: Iterable[Numbers | None] = repeat(None)
+    if control is not None:
+        of_control = controlled(model, task, control, metric=metric, seed=seed)
+        other_runs = TaskRuns(*of_control, direction, scale, positions)
+        way = RandomWay(seed) if control == "norm_matched" else None
+        beside = sweep.measured(of_control[0], other_runs, metric, way, progress=progress).numbers(measured)
+    made = {}
+    for numbers, of_control_too in zip(measured.numbers(), beside, strict=False):
+        name = numbers.name or (metric if isinstance(metric, str) else "logit_difference" if metric is None else "")
+        made[numbers.name] = PatchingResult(
+            info=runs.info(model, len(task), sites=list(sweep.hook_names), direction=direction),
+            **sweep.every(numbers),
+            sites=tuple(sweep.hook_names),
+            axes=tuple(" ".join(axes) for axes in sweep.axes.values()),
+            positions=runs.positions.names,
+            position_labels=runs.positions.labels,
+            n_layers=model.cfg.n_layers,
+            n_heads=model.cfg.n_heads,
+            n_key_value_heads=model.cfg.n_cached_heads,
+            direction=direction,
+            unit=_unit(direction, scale, name.replace("_", " ") or "metric"),
+            clean=float(numbers.clean),
+            corrupted=float(numbers.corrupted),
+            runs=way_of_running(model),
+            **({} if of_control_too is None else sweep.every(of_control_too, "control_")),
+            control=control or "",
         )
-        weight = len(some) / len(task)
-        patched += torch.tensor(values, dtype=torch.float64) * weight
-        ends += torch.tensor([base, other], dtype=torch.float64) * weight
-    clean, corrupted = runs.clean_and_corrupted(*ends)
-    every = torch.full((len(cells),), torch.nan)  # also cells of a layer that lacks the site, or the head
-    every[here] = runs.scaled(patched - ends[0], *ends).float()
-    return PatchingResult(
-        info=runs.info(model, len(task), sites=list(hook_names), direction=direction),
-        values=every,
-        sites=tuple(hook_names),
-        axes=tuple(" ".join(axes[site]) for site in hook_names),
-        positions=runs.positions.names,
-        position_labels=runs.positions.labels,
-        n_layers=model.cfg.n_layers,
-        n_heads=model.cfg.n_heads,
-        n_key_value_heads=model.cfg.n_cached_heads,
-        direction=direction,
-        unit=_unit(direction, scale, "logit difference" if metric is None else "metric"),
-        clean=float(clean),
-        corrupted=float(corrupted),
-        runs=way_of_running(model),
-    )
+    return by_metric(made)
+
+
+class _Sweep:
+    """The patches of some sites, whatever they are measured by.
+
+    Attributes:
+        hook_names: The hook points of each site, by layer.
+        axes: The axes of each site.
+    """
+
+    def __init__(
+        self, model: HookedTransformer, sites: str | Sequence[str], by_position: bool | None, n_positions: int
+    ) -> None:
+        self.hook_names = as_sites(model, sites)
+        self.axes = {
+            site: patch_axes(site, "head" not in AXES[site] if by_position is None else by_position)
+            for site in self.hook_names
+        }
+        self.cells = [
+            (site, cell) for site in self.hook_names for cell in _cells(model, site, self.axes[site], n_positions)
+        ]
+        # Not cells of a layer that lacks the site, or the head.
+        self.here = [
+            at for at, (site, cell) in enumerate(self.cells) if _is_in(model, cell, site, self.hook_names[site])
+        ]
+
+    def measured(
+        self,
+        model: HookedTransformer,
+        runs: TaskRuns,
+        metric: MetricLike,
+        way: RandomWay | None = None,
+        *,
+        progress: bool,
+    ) -> Measured:
+        """Run all patches; with a `way`, what is put in moves there from the base run."""
+        if way is not None and "pattern" in self.hook_names:
+            raise InvalidInputError(
+                "control='norm_matched' is of vectors: a pattern moved in a random direction is no distribution. Take "
+                "another control, or leave the site out."
+            )
+        names = [name for of_site in self.hook_names.values() for name in of_site.values()]
+        n_side_by_side = len(self.here) if obstacle(model) is None else 1
+        scorer = Scorer(model, runs.task, as_metric(model, runs.task, metric))
+        found = Measured(runs, scorer, len(self.here))
+        batches = list(scorer.batches(Budget.of(model.W_E.device).batch_tokens, n_side_by_side))
+        for rows in each_step(batches, "patching " + ", ".join(self.hook_names), shown=progress):
+            some = runs.task[rows]
+            measure = scorer.of_rows(rows)
+            mask, other_mask = some.masks if runs.direction == "noising" else some.masks[::-1]
+            real = None if some.corrupted_mask is None else mask & other_mask
+            other, cache = _run(model, runs.other[rows], measure, names, other_mask)
+            base, of_base = _run(model, runs.base[rows], measure, names if way else [], mask)
+            if way is not None:
+                cache = {name: of_base[name] + way.instead_of(cache[name] - of_base[name]) for name in names}
+            at = runs.positions.at[:, rows]
+            patches = []
+            for site, cell in (self.cells[at] for at in self.here):
+                name = self.hook_names[site][cell["layer"]]
+                places = at[cell["pos"]][None] if "pos" in cell else at
+                patches.append(Patch(name, partial(_put, cache[name], places, site, cell.get("head"), real)))
+            values = measure_patches(
+                model, runs.base[rows], measure, patches, attention_mask=mask, watched=names, progress=progress
+            )
+            found.add(rows, base, other, values - base)
+        return found
+
+    def every(self, numbers: Numbers, prefix: str = "") -> dict[str, Any]:
+        """The numbers of all cells, NaN for those that are not there."""
+        every = torch.full((len(self.cells),), torch.nan)
+        every[self.here] = numbers.values.float()
+        rows = None
+        if numbers.per_prompt is not None:
+            rows = torch.full((len(numbers.per_prompt), len(self.cells)), torch.nan)
+            rows[:, self.here] = numbers.per_prompt.float()
+        return {f"{prefix}values": every, f"{prefix}per_prompt": rows}
 
 
 def _unit(direction: Direction, scale: Scale, measured: str) -> str:
@@ -171,10 +276,11 @@ def _put(
 
 def _run(
     model: HookedTransformer, tokens: Tensor, metric: Metric, names: list[str], attention_mask: Tensor
-) -> tuple[float, dict[str, Float[Tensor, "prompt ..."]]]:
-    """Return a run's metric, and its activations at some hook points."""
+) -> tuple[Float[Tensor, "..."], dict[str, Float[Tensor, "prompt ..."]]]:
+    """Return a run's metric (of each prompt, if it is a `PromptMetric`), and its activations at some hook points."""
     kept, states = record(model, tokens, names, attention_mask=attention_mask)
     if not (isinstance(metric, PromptMetric) and obstacle(model) is None):
-        return as_number(metric(model.to_logits(states))), kept
+        return measured_of_logits(metric, model.to_logits(states)), kept
     rows = torch.arange(len(states), device=states.device)
-    return float(metric.of_states(model, states[rows, metric.positions][None])), kept
+    at = metric.places(*states.shape[:2])[:, 0].to(states.device)
+    return metric.of_prompts(model, states[rows, at][None])[0].double().cpu(), kept

@@ -29,7 +29,7 @@ from headscope.model.hooks import HookPoint
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.devices import Budget
 
-__all__ = ["Patch", "measure_patches"]
+__all__ = ["Patch", "measure_patches", "measured_of_logits"]
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,8 @@ def measure_patches(
     watched: Iterable[str] = (),
     progress: bool = True,
     description: str = "patching",
-) -> list[float]:
-    """Return the metric of each patched run.
+) -> Float[Tensor, "cell *prompt"]:
+    """Return the metric of each patched run, of each prompt if it is a `PromptMetric`; in float64 on the CPU.
 
     A model with hooks on it, or whose blocks cannot be resumed in the middle, is run whole: all positions, from the
     patched layer on, one cell at a time.
@@ -114,7 +114,7 @@ def measure_patches(
         progress: Show a progress bar.
         description: Beside it.
     """
-    values: dict[int, float] = {}
+    values: dict[int, Tensor] = {}
     # Layer by layer, so that an unpatched stream is carried upwards once.
     order = sorted(range(len(patches)), key=lambda cell: _layer_of(patches[cell].name, model.cfg.n_layers))
     sites = {patch.name: _Site.of(patch.name) for patch in patches} if obstacle(model) is None else {}
@@ -143,11 +143,22 @@ def measure_patches(
                         values |= runs.measured(bar.update)
                     continue
                 patch = Patch(patch.name, partial(_instead, patched))  # made already; the model says if it fits
-            values[cell] = as_number(metric(_whole_run(unpatched, patch)))
+            values[cell] = measured_of_logits(metric, _whole_run(unpatched, patch))
             bar.update()
         if runs is not None:
             values |= runs.measured(bar.update)
-    return [values[cell] for cell in range(len(patches))]
+    return torch.stack([values[cell] for cell in range(len(patches))]) if patches else torch.zeros(0)
+
+
+def measured_of_logits(metric: Metric, logits: Float[Tensor, "prompt pos d_vocab"]) -> Float[Tensor, "*prompt"]:
+    """Return a run's metric, of each prompt if it is a `PromptMetric`; in float64 on the CPU.
+
+    Raises:
+        InvalidInputError: If another metric is not one number.
+    """
+    if isinstance(metric, PromptMetric):
+        return metric.each(logits).double().cpu()
+    return torch.tensor(as_number(metric(logits)), dtype=torch.float64, device="cpu")
 
 
 def _layer_of(hook_name: str, n_layers: int) -> int:
@@ -215,7 +226,7 @@ class _PatchRuns:
         stage, stream = base.blocks[site.layer].resumed(site.kind, patched, kept, slice(start, stop), base.mask)
         return _Entry(2 * site.layer + stage, start, stream)
 
-    def measured(self, advance: Callable[[int], object]) -> dict[int, float]:
+    def measured(self, advance: Callable[[int], object]) -> dict[int, Tensor]:
         """Return the metric of each cell that was taken in; `advance` is told how many are done."""
         entries, self._entries, self._held = self._entries, {}, 0
         changed = {cell: entry for cell, entry in entries.items() if entry.start < self.suffixes.stop}
@@ -265,7 +276,7 @@ class _PatchRuns:
     # What is read
 
     @cached_property
-    def _unpatched_value(self) -> float:
+    def _unpatched_value(self) -> Tensor:
         states = self.suffixes.unpatched
         return self._values({0: _Entry(2 * self.model.cfg.n_layers, 0, states)}, {0: states})[0]
 
@@ -273,13 +284,13 @@ class _PatchRuns:
     def _unpatched_logits(self) -> Float[Tensor, "batch pos d_vocab"]:
         return self.model.to_logits(self.base.final)
 
-    def _values(self, entries: dict[int, _Entry], finals: dict[int, Tensor]) -> dict[int, float]:
+    def _values(self, entries: dict[int, _Entry], finals: dict[int, Tensor]) -> dict[int, Tensor]:
         """The metric of final states, in the order in which cells were taken in."""
-        values: dict[int, float] = {}
+        values: dict[int, Tensor] = {}
         cells = list(entries)
         if isinstance(self.metric, PromptMetric):
             states = torch.stack([finals[cell][:, 0] for cell in cells])
-            return dict(zip(cells, self.metric.of_states(self.model, states).tolist(), strict=True))
+            return dict(zip(cells, self.metric.of_prompts(self.model, states).double().cpu(), strict=True))
         metric = self.metric.metric if isinstance(self.metric, PositionMetric) else self.metric
         widest = max(final.shape[1] for final in finals.values()) * self.base.batch * self.model.cfg.d_vocab_out
         step = max(1, self._budget.work_bytes // (widest * self.base.final.element_size()))
@@ -292,5 +303,5 @@ class _PatchRuns:
                 logits = logits.unflatten(0, size)
                 if self.suffixes.places is None and entries[cell].start:
                     logits = torch.cat([self._unpatched_logits[:, : entries[cell].start], logits], dim=1)
-                values[cell] = as_number(metric(logits))
+                values[cell] = measured_of_logits(metric, logits)
         return values

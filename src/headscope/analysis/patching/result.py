@@ -3,14 +3,14 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from headscope.analysis.core.named_arrays import Array, Label, NamedArray
-from headscope.analysis.core.over_prompts import OverPrompts, evidence
+from headscope.analysis.core.over_prompts import OverPrompts, control_notes, evidence
 from headscope.errors import InvalidInputError, unknown_name
 
 if TYPE_CHECKING:
@@ -35,6 +35,9 @@ class SiteResult(OverPrompts):
         sites: What was patched: `"resid_pre"`, `"z"`, ...
         positions: The positions that were asked for: numbers, or names of words.
         direction: `"denoising"` or `"noising"`.
+        control: The control that was measured beside it (see `prompts.controls`); empty without.
+        control_values: What the control gave, in the same scale as `values`.
+        control_per_prompt: The same of each prompt.
     """
 
     sampled: ClassVar[tuple[str, ...]] = ()
@@ -46,6 +49,9 @@ class SiteResult(OverPrompts):
     positions: tuple[int | str, ...]
     direction: str
     per_prompt: Float[Tensor, "prompt patch"] | None = field(default=None, kw_only=True)
+    control: str = field(default="", kw_only=True)
+    control_values: Float[Tensor, " patch"] | None = field(default=None, kw_only=True)
+    control_per_prompt: Float[Tensor, "prompt patch"] | None = field(default=None, kw_only=True)
 
     def axes_of(self, site: str) -> tuple[str, ...]:
         """The axes of a site's values.
@@ -118,6 +124,17 @@ class SiteResult(OverPrompts):
     def _row(self, name: str, array: NamedArray, cell: Mapping[str, Label]) -> dict[str, Any]:
         return dict.fromkeys(self.table) | super()._row(name, array, cell) | {"site": name}
 
+    def of_control(self) -> Self:
+        """The control as a result of its own.
+
+        Raises:
+            InvalidInputError: If none was measured.
+        """
+        if self.control_values is None:
+            raise InvalidInputError("no control was measured: name one in `control`.")
+        values, rows = self.control_values, self.control_per_prompt
+        return replace(self, values=values, per_prompt=rows, control="", control_values=None, control_per_prompt=None)
+
     def _beside(self, name: str, mlps: bool, labels: Mapping[str, Any]) -> dict[str, Tensor]:
         if not self.has_rows:
             return {}
@@ -153,6 +170,8 @@ class SiteResult(OverPrompts):
         kinds = {"head": "Int64", "pos": positions, "position": positions, "dest_pos": positions, "src_pos": "Int64"}
         kept = {name: kind for name, kind in {**kinds, "token": "string"}.items() if name in self.table}
         frame = frame.reindex(columns=self.table).astype(kept)
+        if self.control_values is not None:
+            frame["control"] = torch.cat([self.of_site(site, self.control_values).flatten() for site in sites]).tolist()
         if not self.has_rows:
             return frame
         chosen = torch.cat([self.by_prompt(site).flatten(1) for site in sites], 1)
@@ -168,6 +187,8 @@ class SiteResult(OverPrompts):
             yield f"{site} ({shape}): {best}"
         if note := self._evidence_note():
             yield note
+        if self.control:
+            yield from control_notes(self.control, self.of_control())
 
 
 @dataclass(frozen=True, repr=False)

@@ -150,8 +150,12 @@ class PromptMetric(ABC):
         return moved
 
     @abstractmethod
+    def each(self, logits: Float[Tensor, "prompt pos d_vocab"]) -> Float[Tensor, " prompt"]:
+        """Return each prompt's number, from its logits at every position."""
+
     def __call__(self, logits: Float[Tensor, "prompt pos d_vocab"]) -> Float[Tensor, ""]:
         """Return the mean over prompts, from their logits at every position."""
+        return self.each(logits).mean()
 
     def places(self, batch: int, length: int) -> Int[Tensor, "batch 1"]:
         """Return the position at which each row is read.
@@ -180,7 +184,8 @@ class LinearMetric(PromptMetric):
         """The number that is added to the sum."""
         return 0.0
 
-    def __call__(self, logits: Float[Tensor, "prompt pos d_vocab"]) -> Float[Tensor, ""]:
+    def each(self, logits: Float[Tensor, "prompt pos d_vocab"]) -> Float[Tensor, " prompt"]:
+        """Return each prompt's number, from its logits at every position."""
         tokens, weights = self.terms()
         tokens, weights = tokens.to(logits.device), weights.to(logits.dtype).to(logits.device)
         if len(logits) != len(tokens):
@@ -188,7 +193,7 @@ class LinearMetric(PromptMetric):
         at = self.places(*logits.shape[:2]).to(logits.device)
         read = logits.gather(1, at[..., None].expand(-1, -1, logits.shape[-1]))[:, 0]
         _check_outputs(tokens, logits.shape[-1])
-        return (read.gather(-1, tokens) * weights).sum(-1).mean() + self.constant
+        return (read.gather(-1, tokens) * weights).sum(-1) + self.constant
 
     def of_prompts(
         self, model: HookedTransformer, states: Float[Tensor, "cell prompt d_model"], rows: Any = slice(None)
