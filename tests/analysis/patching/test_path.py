@@ -287,7 +287,8 @@ def test_results_print_and_are_kept(tmp_path: Path) -> None:
     for said in ("senders -> mlp2; denoising, MLPs frozen, positions: end", "prompt 0", f"{float(found.clean):+.4f}"):
         assert said in str(found)
     frame = found.to_frame()
-    assert list(frame.columns) == ["sender", "receivers", "change", "normalized"] and len(frame) == 12
+    evidence = ["error", "low", "high", "p_value", "significant"]
+    assert list(frame.columns) == ["sender", "receivers", "change", "normalized", *evidence] and len(frame) == 12
     assert frame.normalized.tolist() == found.values.flatten().tolist()
     assert frame.change.tolist() == found.change.flatten().tolist()
     with pytest.raises(InvalidInputError, match="these are 12 values, not one"):

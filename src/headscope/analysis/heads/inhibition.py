@@ -8,7 +8,7 @@ so that effects look a little surer than they are.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 
@@ -90,13 +90,13 @@ def inhibition(
     """
     receivers = [f"{layer}.{head}.q" for layer, head in movers[:_MOST_RECEIVERS]]
 
-    def lost(rows: Tensor, senders: object) -> Float[Tensor, "prompt *sender"]:
+    def lost(rows: Tensor, senders: str | Iterable[object]) -> Float[Tensor, "prompt *sender"]:
         """The loss of each prompt."""
         found = path_patch_sweep(
             model,
             task[rows],
             receivers=receivers,
-            senders=senders,  # type: ignore[arg-type]
+            senders=senders,
             direction="noising",
             scale="metric",
             positions="end",

@@ -15,13 +15,12 @@ from headscope.analysis.patching.engine import Patch, measure_patches, measured_
 from headscope.analysis.patching.measured import ByMetric, Measured, Numbers, by_metric
 from headscope.analysis.patching.result import PatchingResult
 from headscope.analysis.patching.sites import AXES, as_sites, patch_axes
-from headscope.analysis.prompts.controls import Control, RandomWay, controlled
+from headscope.analysis.prompts.controls import Control, RandomWay, check_moves, controlled
 from headscope.analysis.prompts.metrics import Metric, PromptMetric
 from headscope.analysis.prompts.named_metrics import ManyMetrics, MetricLike, OneMetric, as_metric
 from headscope.analysis.prompts.task import Task
 from headscope.analysis.prompts.two_runs import Direction, Scale, Scorer, TaskRuns
 from headscope.analysis.recording.record import record
-from headscope.errors import InvalidInputError
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.devices import Budget
 
@@ -196,11 +195,8 @@ class _Sweep:
         progress: bool,
     ) -> Measured:
         """Run all patches; with a `way`, what is put in moves there from the base run."""
-        if way is not None and "pattern" in self.hook_names:
-            raise InvalidInputError(
-                "control='norm_matched' is of vectors: a pattern moved in a random direction is no distribution. Take "
-                "another control, or leave the site out."
-            )
+        if way is not None:
+            check_moves(self.hook_names)
         names = [name for of_site in self.hook_names.values() for name in of_site.values()]
         n_side_by_side = len(self.here) if obstacle(model) is None else 1
         scorer = Scorer(model, runs.task, as_metric(model, runs.task, metric))

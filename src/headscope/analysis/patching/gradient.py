@@ -11,8 +11,9 @@ It costs two forward passes and, for each step, a forward and a backward pass, w
 that of the backward pass of a batch of prompts. `"pattern"` is `[prompt, layer, head, pos, pos]` while it lasts.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import repeat
+from typing import Any, overload
 
 import torch
 from jaxtyping import Float, Int
@@ -20,8 +21,10 @@ from torch import Tensor
 
 from headscope.analysis.core.progress import progress_bar
 from headscope.analysis.patching.comparison import AttributionPatchingResult
+from headscope.analysis.patching.measured import ByMetric, Measured, Numbers, by_metric
 from headscope.analysis.patching.sites import as_sites
-from headscope.analysis.prompts.metrics import Metric
+from headscope.analysis.prompts.controls import Control, RandomWay, check_moves, controlled
+from headscope.analysis.prompts.named_metrics import ManyMetrics, MetricLike, OneMetric, SeveralMetrics, as_metric
 from headscope.analysis.prompts.task import Task
 from headscope.analysis.prompts.two_runs import Direction, Scale, Scorer, TaskRuns
 from headscope.analysis.recording.record import check_final, record
@@ -31,6 +34,40 @@ from headscope.ops.arrays import stack_padded
 from headscope.ops.devices import Budget
 
 __all__ = ["attribution_patch"]
+
+
+@overload
+def attribution_patch(
+    model: HookedTransformer,
+    task: Task,
+    sites: str | Sequence[str] = ("resid_pre", "attn_out", "mlp_out", "z"),
+    *,
+    direction: Direction = "denoising",
+    scale: Scale = "share",
+    steps: int = 1,
+    positions: Any = None,
+    metric: OneMetric = None,
+    control: Control | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> AttributionPatchingResult: ...
+
+
+@overload
+def attribution_patch(
+    model: HookedTransformer,
+    task: Task,
+    sites: str | Sequence[str] = ("resid_pre", "attn_out", "mlp_out", "z"),
+    *,
+    direction: Direction = "denoising",
+    scale: Scale = "share",
+    steps: int = 1,
+    positions: Any = None,
+    metric: ManyMetrics,
+    control: Control | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> ByMetric[AttributionPatchingResult]: ...
 
 
 @torch.no_grad()
@@ -43,9 +80,11 @@ def attribution_patch(
     scale: Scale = "share",
     steps: int = 1,
     positions: Any = None,
-    metric: Metric | None = None,
+    metric: MetricLike = None,
+    control: Control | None = None,
+    seed: int = 0,
     progress: bool = True,
-) -> AttributionPatchingResult:
+) -> AttributionPatchingResult | ByMetric[AttributionPatchingResult]:
     """Estimate to first order what `activation_patch` measures, for every layer, position and head at once.
 
     `prompts.two_runs` explains the options that all kinds of patching share.
@@ -61,8 +100,13 @@ def attribution_patch(
             embeddings to the other's.
         positions: `"end"` or another name (`task.word_idx`), a number, a tensor `[prompt]`, or a list (of a pattern:
             the query's); default: all.
-        metric: A differentiable function of the logits `[prompt, pos, d_vocab]` of all prompts that gives one number;
-            all prompts go through one backward pass then. Default: the task's logit difference.
+        metric: A name (`"logit_difference"`, `"probability"`, `"kl"`: see `prompts.named_metrics`), a `PromptMetric`,
+            or a differentiable function of the logits `[prompt, pos, d_vocab]` of all prompts that gives one number;
+            all prompts go through one backward pass then. Default: the task's logit difference. A list of names, or a
+            mapping from names of your own, takes the gradients of several in the same runs.
+        control: Also measure where there is nothing to find: `"reinitialized"`, `"shuffled_answers"` or
+            `"norm_matched"` (see `prompts.controls`). It costs as much again.
+        seed: Of the control.
         progress: Show a progress bar.
 
     Raises:
@@ -85,38 +129,90 @@ def attribution_patch(
         raise InvalidInputError(f"steps must be at least 1; got {steps}.")
     hook_names = as_sites(model, sites)
     runs = TaskRuns(model, task, direction, scale, positions)
-    at = None if positions is None else runs.positions.at.T
-    scorer = Scorer(model, runs.task, metric)
+    estimated, sizes = _estimated(model, runs, hook_names, steps, positions is None, metric, progress=progress)
+    beside: Iterable[Numbers | None] = repeat(None)
+    if control is not None:
+        of_control = controlled(model, task, control, metric=metric, seed=seed)
+        other_runs = TaskRuns(*of_control, direction, scale, positions)
+        way = RandomWay(seed) if control == "norm_matched" else None
+        options = (hook_names, steps, positions is None, metric, way)
+        beside = _estimated(of_control[0], other_runs, *options, progress=progress)[0].numbers(estimated)
+    made = {}
+    for numbers, of_control_too in zip(estimated.numbers(), beside, strict=False):
+        shapes, values = _every(model.cfg.n_layers, hook_names, sizes, numbers)
+        if of_control_too is not None:
+            of_it = _every(model.cfg.n_layers, hook_names, sizes, of_control_too)[1]
+            values |= {f"control_{name}": each for name, each in of_it.items()}
+        n_positions = int(runs.positions.mask.sum()) if positions is None else runs.positions.at.numel()
+        made[numbers.name] = AttributionPatchingResult(
+            info=runs.info(model, n_positions),
+            **values,
+            clean=numbers.clean,
+            corrupted=numbers.corrupted,
+            sites=tuple(hook_names),
+            shapes=shapes,
+            positions=runs.positions.names,
+            direction=direction,
+            scale=scale,
+            steps=steps,
+            control=control or "",
+        )
+    return by_metric(made)
+
+
+def _estimated(
+    model: HookedTransformer,
+    runs: TaskRuns,
+    hook_names: Mapping[str, Mapping[int, str]],
+    steps: int,
+    everywhere: bool,
+    metric: MetricLike,
+    way: RandomWay | None = None,
+    *,
+    progress: bool,
+) -> tuple[Measured, dict[str, torch.Size]]:
+    """Return estimates of all patches, hook point by hook point, and the shape of each one's cells."""
+    if way is not None:
+        check_moves(hook_names)
+    scorer = Scorer(model, runs.task, as_metric(model, runs.task, metric))
     batches = list(scorer.batches(Budget.of(model.W_E.device).backward_tokens))
-    every = [name for names in hook_names.values() for name in names.values()]
-    totals: dict[str, Tensor] = {}
-    ends = []
+    names = [name for of_site in hook_names.values() for name in of_site.values()]
+    found: Measured | None = None
+    sizes: dict[str, torch.Size] = {}
     with progress_bar(len(batches) * steps, "attribution patching", shown=progress) as bar:
         for rows in batches:
-            batch = _Linearized(model, runs, scorer, rows, every)
-            ends.append(scorer.values(rows, torch.stack([batch.base_final, batch.other_final])).view(2, -1))
+            batch = _Linearized(model, runs, scorer, rows, names, way)
+            at = None if everywhere else runs.positions.at.T[rows]
+            sizes = {name: batch.cells_of(name, at) for name in names}
+            found = found or Measured(runs, scorer, sum(size.numel() for size in sizes.values()))
+            changes: Any = 0.0
             for step in range(steps):
-                gradients = batch.gradients(0.0 if steps == 1 else (step + 0.5) / steps)
-                for name, gradient in gradients.items():
-                    part = batch.summed(name, gradient, None if at is None else at[rows]) / steps
-                    totals[name] = totals[name] + part if name in totals else part
+                of_metrics = batch.gradients(0.0 if steps == 1 else (step + 0.5) / steps)
+                parts = [batch.along(gradients, at, by_prompt=found.keeps_rows) for gradients in of_metrics]
+                changes = changes + (torch.stack(parts, -1) if found.names else parts[0]) / steps
                 bar.update()
-    base, other = torch.cat(ends, dim=1).mean(1)
-    clean, corrupted = runs.clean_and_corrupted(base, other)
-    scaled = {name: runs.scaled(total.to(base.dtype), base, other) for name, total in totals.items()}
-    by_site = [_layers(model.cfg.n_layers, names, scaled) for names in hook_names.values()]
-    return AttributionPatchingResult(
-        info=runs.info(model, int(runs.positions.mask.sum()) if at is None else at.numel()),
-        values=torch.cat([each.flatten() for each in by_site]),
-        clean=clean,
-        corrupted=corrupted,
-        sites=tuple(hook_names),
-        shapes=tuple(tuple(each.shape) for each in by_site),
-        positions=runs.positions.names,
-        direction=direction,
-        scale=scale,
-        steps=steps,
-    )
+            base, other = scorer.values(rows, torch.stack([batch.base_final, batch.other_final]))
+            found.add(rows, base, other, changes if scorer.is_of_prompts else changes[:, 0])
+    assert found is not None
+    return found, sizes
+
+
+def _every(
+    n_layers: int, hook_names: Mapping[str, Mapping[int, str]], sizes: Mapping[str, torch.Size], numbers: Numbers
+) -> tuple[tuple[tuple[int, ...], ...], dict[str, Any]]:
+    """The shape of each site, and the numbers of all cells, NaN for those that a layer does not have."""
+
+    def stacked(cells: Float[Tensor, "cell *prompt"]) -> list[Float[Tensor, "..."]]:
+        parts = cells.to(numbers.clean.dtype).split([size.numel() for size in sizes.values()])
+        by_name = {name: part.unflatten(0, size) for (name, size), part in zip(sizes.items(), parts, strict=True)}
+        return [_layers(n_layers, names, by_name) for names in hook_names.values()]
+
+    by_site = stacked(numbers.values)
+    values = torch.cat([each.flatten() for each in by_site])
+    rows = None
+    if numbers.per_prompt is not None:
+        rows = torch.cat([each.flatten(0, -2) for each in stacked(numbers.per_prompt.T)]).T.contiguous()
+    return tuple(tuple(each.shape) for each in by_site), {"values": values, "per_prompt": rows}
 
 
 def _layers(n_layers: int, names: Mapping[int, str], values: Mapping[str, Tensor]) -> Float[Tensor, "layer *cell"]:
@@ -130,7 +226,13 @@ class _Linearized:
     """Both runs of some prompts, and the gradients of their metric at every site."""
 
     def __init__(
-        self, model: HookedTransformer, runs: TaskRuns, scorer: Scorer, rows: Tensor, names: Iterable[str]
+        self,
+        model: HookedTransformer,
+        runs: TaskRuns,
+        scorer: Scorer,
+        rows: Tensor,
+        names: Iterable[str],
+        way: RandomWay | None = None,
     ) -> None:
         self.model, self.runs, self.scorer, self.rows = model, runs, scorer, rows
         self.names = list(names)
@@ -138,6 +240,8 @@ class _Linearized:
         other_start, other, self.other_final = self._ends(runs.other, of_other=True)
         self.way = other_start - self.start
         self.difference = {name: other[name] - base[name] for name in self.names}
+        if way is not None:
+            self.difference = {name: way.instead_of(each) for name, each in self.difference.items()}
         if runs.task.corrupted_mask is not None:
             self._leave_padding()
 
@@ -163,23 +267,47 @@ class _Linearized:
         kept, final = record(self.model, start, self.names, start_at_layer=0, tokens=tokens, **options)
         return kept, self.scorer.read(self.rows, final)
 
-    def gradients(self, at: float) -> dict[str, Tensor]:
-        """Return the gradients of the mean metric at each site, `at` of the way from the base run to the other."""
+    def gradients(self, at: float) -> Iterator[dict[str, Tensor]]:
+        """Yield the gradients of each metric at each site, `at` of the way from the base run to the other.
+
+        A prompt's activations move its own metric alone, so that the gradient of the sum is that of each prompt.
+        """
         with torch.enable_grad():
             start = (self.start + at * self.way).detach().requires_grad_()
             kept, final = self._run(start)
-            # What these prompts add to the mean over all prompts; a metric of your own is one number for all.
-            metrics = self.scorer.values(self.rows, final[None])
-            value = metrics.sum() / (1 if metrics.ndim == 1 else len(self.runs.task))
-            if not value.requires_grad:
-                raise InvalidInputError(
-                    "metric has no gradient: it must be made of its logits by torch functions alone."
-                )
-            gradients = torch.autograd.grad(value, list(kept.values()), allow_unused=True, materialize_grads=True)
-        return dict(zip(kept, gradients, strict=True))
+            metric = self.scorer.metric
+            each = metric.metrics if isinstance(metric, SeveralMetrics) else {"metric": metric}
+            values = {
+                name: Scorer(self.model, self.runs.task, one).values(self.rows, final[None]).sum()
+                for name, one in each.items()
+            }
+            for name, value in values.items():
+                if not value.requires_grad:
+                    raise InvalidInputError(
+                        f"{name} has no gradient: it must be made of its logits by torch functions alone."
+                    )
+        for number, value in enumerate(values.values(), start=1):
+            gradients = torch.autograd.grad(
+                value, list(kept.values()), allow_unused=True, materialize_grads=True, retain_graph=number < len(values)
+            )
+            yield dict(zip(kept, gradients, strict=True))
 
-    def summed(self, name: str, gradient: Tensor, at: Int[Tensor, "prompt position"] | None) -> Float[Tensor, "*cell"]:
-        """Return the difference along the gradient, summed over prompts and over what a cell consists of."""
+    def cells_of(self, name: str, at: Int[Tensor, "prompt position"] | None) -> torch.Size:
+        """The shape of a hook point's cells, for one prompt."""
+        shape = list(self.difference[name].shape[1:] if name.endswith("pattern") else self.difference[name].shape[1:-1])
+        if at is not None:
+            shape[1 if name.endswith("pattern") else 0] = at.shape[1]
+        return torch.Size(shape)
+
+    def along(
+        self, gradients: Mapping[str, Tensor], at: Int[Tensor, "prompt position"] | None, *, by_prompt: bool
+    ) -> Float[Tensor, "cell prompt"]:
+        """Return the differences along the gradients, summed over what a cell consists of, and over prompts if told."""
+        return torch.cat([self._summed(name, gradients[name], at, by_prompt) for name in self.names])
+
+    def _summed(
+        self, name: str, gradient: Tensor, at: Int[Tensor, "prompt position"] | None, by_prompt: bool
+    ) -> Float[Tensor, "cell prompt"]:
         product = self.difference[name] * gradient
         if not name.endswith("pattern"):
             product = product.sum(-1)
@@ -188,4 +316,5 @@ class _Linearized:
             axis = 2 if name.endswith("pattern") else 1
             prompts = torch.arange(len(product), device=product.device)[:, None]
             product = product.movedim(axis, 1)[prompts, at].movedim(1, axis)
-        return product.sum(0).double()
+        product = product if by_prompt else product.sum(0, keepdim=True)
+        return product.double().flatten(1).T

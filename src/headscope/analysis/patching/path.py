@@ -14,7 +14,9 @@ together. The third pass resumes at the first receiver's layer; into `"final"` t
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from itertools import repeat
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -23,10 +25,12 @@ from headscope.analysis.core.components import component_of, part_labels
 from headscope.analysis.core.named_arrays import cell_label
 from headscope.analysis.core.progress import progress_bar
 from headscope.analysis.patching.base_run import way_of_running
+from headscope.analysis.patching.measured import ByMetric, Measured, Numbers, by_metric
 from headscope.analysis.patching.path_block import Cell, PathBlock, WholePaths
 from headscope.analysis.patching.path_ends import Receiver, as_receivers, as_senders, check_fed, sender_of
 from headscope.analysis.patching.path_result import PathPatchingResult
-from headscope.analysis.prompts.metrics import Metric
+from headscope.analysis.prompts.controls import Control, RandomWay, controlled
+from headscope.analysis.prompts.named_metrics import ManyMetrics, MetricLike, OneMetric, as_metric
 from headscope.analysis.prompts.task import Task
 from headscope.analysis.prompts.two_runs import Direction, Scale, Scorer, TaskRuns
 from headscope.analysis.recording.record import check_final
@@ -35,6 +39,40 @@ from headscope.model.transformer import HookedTransformer
 from headscope.ops.devices import Budget
 
 __all__ = ["path_patch", "path_patch_sweep"]
+
+
+@overload
+def path_patch(
+    model: HookedTransformer,
+    task: Task,
+    *,
+    senders: object,
+    receivers: object,
+    direction: Direction = "denoising",
+    scale: Scale = "share",
+    freeze_mlps: bool = True,
+    positions: Any = None,
+    metric: OneMetric = None,
+    control: Control | None = None,
+    seed: int = 0,
+) -> PathPatchingResult: ...
+
+
+@overload
+def path_patch(
+    model: HookedTransformer,
+    task: Task,
+    *,
+    senders: object,
+    receivers: object,
+    direction: Direction = "denoising",
+    scale: Scale = "share",
+    freeze_mlps: bool = True,
+    positions: Any = None,
+    metric: ManyMetrics,
+    control: Control | None = None,
+    seed: int = 0,
+) -> ByMetric[PathPatchingResult]: ...
 
 
 def path_patch(
@@ -47,8 +85,10 @@ def path_patch(
     scale: Scale = "share",
     freeze_mlps: bool = True,
     positions: Any = None,
-    metric: Metric | None = None,
-) -> PathPatchingResult:
+    metric: MetricLike = None,
+    control: Control | None = None,
+    seed: int = 0,
+) -> PathPatchingResult | ByMetric[PathPatchingResult]:
     """Change senders as the receivers see them, all of them at once, and measure the answer.
 
     `prompts.two_runs` explains the options that all kinds of patching share.
@@ -67,8 +107,13 @@ def path_patch(
         freeze_mlps: Only direct paths through the residual stream. `False` also takes those through the MLPs between.
         positions: Where the senders change, and so (attention being frozen) where receivers read a change: `"end"` or
             another name (`task.word_idx`), a number, a tensor `[prompt]`, or a list; default: everywhere.
-        metric: A function of the logits `[prompt, pos, d_vocab]` of all prompts that gives one number; those that say
-            what they read (`reads`, `last_position`) are faster. Default: the task's logit difference.
+        metric: A name (`"logit_difference"`, `"probability"`, `"kl"`, `"rank"`: see `prompts.named_metrics`), a
+            `PromptMetric`, or a function of the logits `[prompt, pos, d_vocab]` of all prompts that gives one number;
+            those that say what they read (`reads`, `last_position`) are faster. Default: the task's logit difference. A
+            list of names, or a mapping from names of your own, measures several of the same patched runs.
+        control: Also measure where there is nothing to find: `"reinitialized"`, `"shuffled_answers"` or
+            `"norm_matched"` (see `prompts.controls`). It costs as much again.
+        seed: Of the control.
 
     Returns:
         A result with a single value, which `float` gives: the metric's change.
@@ -95,8 +140,45 @@ def path_patch(
     cell = as_senders(model.cfg, senders)
     into = as_receivers(model.cfg, receivers)
     check_fed(cell, into)
-    runs = TaskRuns(model, task, direction, scale, positions)
-    return _measured(model, runs, [cell], (), into, freeze_mlps, metric, progress=False)
+    sweep = _Sweep([cell], (), into, freeze_mlps)
+    options = {"direction": direction, "scale": scale, "positions": positions}
+    return sweep.measured(model, task, options, metric, control, seed, progress=False)
+
+
+@overload
+def path_patch_sweep(
+    model: HookedTransformer,
+    task: Task,
+    *,
+    receivers: object,
+    senders: str | Iterable[object] = "heads",
+    direction: Direction = "denoising",
+    scale: Scale = "share",
+    freeze_mlps: bool = True,
+    positions: Any = None,
+    metric: OneMetric = None,
+    control: Control | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> PathPatchingResult: ...
+
+
+@overload
+def path_patch_sweep(
+    model: HookedTransformer,
+    task: Task,
+    *,
+    receivers: object,
+    senders: str | Iterable[object] = "heads",
+    direction: Direction = "denoising",
+    scale: Scale = "share",
+    freeze_mlps: bool = True,
+    positions: Any = None,
+    metric: ManyMetrics,
+    control: Control | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> ByMetric[PathPatchingResult]: ...
 
 
 def path_patch_sweep(
@@ -109,9 +191,11 @@ def path_patch_sweep(
     scale: Scale = "share",
     freeze_mlps: bool = True,
     positions: Any = None,
-    metric: Metric | None = None,
+    metric: MetricLike = None,
+    control: Control | None = None,
+    seed: int = 0,
     progress: bool = True,
-) -> PathPatchingResult:
+) -> PathPatchingResult | ByMetric[PathPatchingResult]:
     """Run `path_patch` from each of many senders, by itself, into the same receivers.
 
     Args:
@@ -126,6 +210,8 @@ def path_patch_sweep(
         freeze_mlps: Only direct paths.
         positions: Where the senders change.
         metric: What is measured.
+        control: What stands beside it.
+        seed: Of the control.
         progress: Show a progress bar.
 
     Raises:
@@ -161,67 +247,115 @@ def path_patch_sweep(
             raise InvalidInputError("no senders are named; give 'heads', 'components' or a list, such as ['0.0'].")
         for cell in cells:
             check_fed(cell, into)
-    runs = TaskRuns(model, task, direction, scale, positions)
-    return _measured(model, runs, cells, shape, into, freeze_mlps, metric, absent=absent, progress=progress)
+    sweep = _Sweep(cells, shape, into, freeze_mlps, absent)
+    options = {"direction": direction, "scale": scale, "positions": positions}
+    return sweep.measured(model, task, options, metric, control, seed, progress=progress)
 
 
-@torch.no_grad()
-def _measured(
-    model: HookedTransformer,
-    runs: TaskRuns,
-    cells: Sequence[Cell],
-    shape: tuple[int, ...],
-    receivers: tuple[Receiver, ...],
-    freeze_mlps: bool,
-    metric: Metric | None,
-    *,
-    absent: Sequence[int] = (),
-    progress: bool,
-) -> PathPatchingResult:
-    n_prompts = len(runs.task)
-    last = max(receiver.stage for receiver in receivers)
-    fed = [at for at, cell in enumerate(cells) if cell[0].stage <= last and at not in absent]
-    fed.sort(key=lambda at: cells[at][0].stage)
-    senders = list({sender for at in fed for sender in cells[at]})
-    scorer = Scorer(model, runs.task, metric)
-    way = way_of_running(model)
-    passes = PathBlock if way == "suffix" else WholePaths
-    parts, order = [], []
-    with progress_bar(len(fed) * n_prompts, "path patching", shown=progress) as bar:
-        for rows in scorer.batches(Budget.of(model.W_E.device).batch_tokens):
-            for batch in passes(model, runs, scorer, rows, senders, receivers, freeze_mlps).alike(len(fed)):
-                ends = torch.stack([batch.base, batch.other])
-                check_final(ends)
-                metrics = [scorer.values(batch.rows, ends)]
-                for start in range(0, len(fed), batch.together):
-                    some = [cells[at] for at in fed[start : start + batch.together]]
-                    metrics.append(scorer.values(batch.rows, batch.finals(some)))
-                    bar.update(len(some) * len(batch.rows))
-                parts.append(torch.cat(metrics))
-                order.append(batch.rows)
-    # The logit difference has a value for each prompt, a metric of your own one for all.
-    base, other, *patched = torch.cat(parts, dim=-1)[:, torch.cat(order).argsort()] if parts[0].ndim > 1 else parts[0]
-    change = base.new_zeros(len(cells), *base.shape)
-    change[fed] = torch.stack(patched) - base if patched else base.new_zeros(0, *base.shape)
-    means = base.mean(), other.mean()
+@dataclass(frozen=True)
+class _Sweep:
+    """Paths from each of some senders into the same receivers, whatever they are measured by.
 
-    def scaled(change: Tensor) -> Tensor:
-        values = runs.scaled(change, *means)
-        values[list(absent)] = torch.nan
-        return values
+    Attributes:
+        cells: The senders that change together.
+        shape: Of the values.
+        receivers: What reads the change.
+        freeze_mlps: Only direct paths.
+        absent: Cells that the model does not have.
+    """
 
-    clean, corrupted = runs.clean_and_corrupted(*means)
-    return PathPatchingResult(
-        info=runs.info(model, int(runs.positions.mask.sum())),
-        values=scaled(change.mean(1) if base.ndim else change).view(shape),
-        per_prompt=scaled(change).view(*shape, n_prompts) if base.ndim else None,
-        clean=clean,
-        corrupted=corrupted,
-        sender_labels=tuple("+".join(sender.label for sender in cell) for cell in cells),
-        receiver_labels=tuple(receiver.label for receiver in receivers),
-        direction=runs.direction,
-        scale=runs.scale,
-        freeze_mlps=freeze_mlps,
-        positions=str(runs.positions),
-        runs=way,
-    )
+    cells: Sequence[Cell]
+    shape: tuple[int, ...]
+    receivers: tuple[Receiver, ...]
+    freeze_mlps: bool
+    absent: Sequence[int] = ()
+
+    @torch.no_grad()
+    def measured(
+        self,
+        model: HookedTransformer,
+        task: Task,
+        options: dict[str, Any],
+        metric: MetricLike,
+        control: Control | None,
+        seed: int,
+        *,
+        progress: bool,
+    ) -> PathPatchingResult | ByMetric[PathPatchingResult]:
+        """Measure all paths, and beside them those of a control."""
+        runs = TaskRuns(model, task, **options)
+        found = self.run(model, runs, metric, progress=progress)
+        beside: Iterable[Numbers | None] = repeat(None)
+        if control is not None:
+            other_model, other_task = controlled(model, task, control, metric=metric, seed=seed)
+            other_runs = TaskRuns(other_model, other_task, **options)
+            way = RandomWay(seed) if control == "norm_matched" else None
+            beside = self.run(other_model, other_runs, metric, way, progress=progress).numbers(found)
+        made = {}
+        for numbers, of_control in zip(found.numbers(), beside, strict=False):
+            of_it = {} if of_control is None else self.every(of_control, "control_")
+            made[numbers.name] = PathPatchingResult(
+                info=runs.info(model, int(runs.positions.mask.sum())),
+                **self.every(numbers),
+                clean=numbers.clean,
+                corrupted=numbers.corrupted,
+                sender_labels=tuple("+".join(sender.label for sender in cell) for cell in self.cells),
+                receiver_labels=tuple(receiver.label for receiver in self.receivers),
+                direction=runs.direction,
+                scale=runs.scale,
+                freeze_mlps=self.freeze_mlps,
+                positions=str(runs.positions),
+                runs=way_of_running(model),
+                control=control or "",
+                **of_it,
+            )
+        return by_metric(made)
+
+    @property
+    def fed(self) -> list[int]:
+        """The cells that a path leads from, in the order in which they write."""
+        last = max(receiver.stage for receiver in self.receivers)
+        fed = [at for at, cell in enumerate(self.cells) if cell[0].stage <= last and at not in self.absent]
+        return sorted(fed, key=lambda at: self.cells[at][0].stage)
+
+    def run(
+        self,
+        model: HookedTransformer,
+        runs: TaskRuns,
+        metric: MetricLike,
+        way: RandomWay | None = None,
+        *,
+        progress: bool,
+    ) -> Measured:
+        """Run all paths; with a `way`, senders move there from the base run."""
+        fed = self.fed
+        senders = list({sender for at in fed for sender in self.cells[at]})
+        scorer = Scorer(model, runs.task, as_metric(model, runs.task, metric))
+        found = Measured(runs, scorer, len(fed))
+        passes = PathBlock if way_of_running(model) == "suffix" else WholePaths
+        with progress_bar(len(fed) * len(runs.task), "path patching", shown=progress) as bar:
+            for rows in scorer.batches(Budget.of(model.W_E.device).batch_tokens):
+                block = passes(model, runs, scorer, rows, senders, self.receivers, self.freeze_mlps, way)
+                for batch in block.alike(len(fed)):
+                    ends = torch.stack([batch.base, batch.other])
+                    check_final(ends)
+                    base, other = scorer.values(batch.rows, ends)
+                    patched = [base.new_zeros(0, *base.shape)]
+                    for start in range(0, len(fed), batch.together):
+                        some = [self.cells[at] for at in fed[start : start + batch.together]]
+                        patched.append(scorer.values(batch.rows, batch.finals(some)))
+                        bar.update(len(some) * len(batch.rows))
+                    found.add(batch.rows, base, other, torch.cat(patched) - base)
+        return found
+
+    def every(self, numbers: Numbers, prefix: str = "") -> dict[str, Any]:
+        """The numbers of all cells: 0 for those that no path leads from, NaN for those that are not there."""
+
+        def filled(of_fed: Tensor) -> Tensor:
+            every = of_fed.new_zeros(len(self.cells), *of_fed.shape[1:])
+            every[self.fed] = of_fed
+            every[list(self.absent)] = torch.nan
+            return every.view((*self.shape, *of_fed.shape[1:]))
+
+        rows = None if numbers.per_prompt is None else filled(numbers.per_prompt.T)
+        return {f"{prefix}values": filled(numbers.values), f"{prefix}per_prompt": rows}

@@ -17,6 +17,7 @@ from torch import Tensor
 from headscope.analysis.core.components import Component, all_components, all_mlps
 from headscope.analysis.patching.base_run import BaseRun, SuffixRuns
 from headscope.analysis.patching.path_ends import Receiver, Sender, mlp_stage
+from headscope.analysis.prompts.controls import RandomWay
 from headscope.analysis.prompts.two_runs import Scorer, TaskRuns
 from headscope.analysis.recording.record import Reading, Recording, Replacement, hook_name, record, replacing
 from headscope.model.block import TransformerBlock
@@ -72,6 +73,7 @@ class PathBlock:
         senders: All that will be patched.
         receivers: What reads the changes.
         freeze_mlps: Whether MLPs in between keep what they gave.
+        way: Random directions in which senders change, in the place of the other run's.
 
     Attributes:
         base: The base run's final states where they are read, `[prompt, read, d_model]`.
@@ -88,7 +90,9 @@ class PathBlock:
         senders: Sequence[Sender],
         receivers: tuple[Receiver, ...],
         freeze_mlps: bool,
+        way: RandomWay | None = None,
     ) -> None:
+        self.way = way
         self.model, self.cfg, self.runs, self.rows, self.receivers = model, model.cfg, runs, rows, receivers
         self.scorer, self.blocks = scorer, cast(Sequence[Any], model.blocks)
         self.into_final = receivers[0].component is None
@@ -134,10 +138,14 @@ class PathBlock:
             self.scorer.read(self.rows, run.final),
             other_final,
             {stage: base[name] for stage, name in streams.items()},
-            {name: other[name] - base[name] for name in written},
+            {name: self._change(other[name] - base[name]) for name in sorted(written)},
             {layer: (base[name] * base[post_scale_name(layer)]).to(base[name].dtype) for layer, name in behind.items()},
         )
         self._narrow(self.rows)
+
+    def _change(self, way: Tensor) -> Tensor:
+        """The change of what senders write: that of the other run, or a random one as long."""
+        return way if self.way is None else self.way.instead_of(way)
 
     def _narrow(self, rows: Int[Tensor, " row"]) -> None:
         """Go on with some of the prompts that were run."""
@@ -294,7 +302,10 @@ class WholePaths(PathBlock):
         parts = all_components(self.cfg)
         names = {_stream(0), *map(hook_name, parts)}
         self.kept, self.base = self._run(self.runs.base, names)
-        self.given, self.other = self._run(self.runs.other, names, of_other=True)
+        given, self.other = self._run(self.runs.other, names, of_other=True)
+        if self.way is not None:
+            given = {name: self.kept[name] + self._change(given[name] - self.kept[name]) for name in sorted(names)}
+        self.given = given
         self.frozen = {hook_name(part) for part in parts if part.part != "mlp" or part.layer not in self.mlps}
 
     def alike(self, n_cells: int) -> Iterator[PathBlock]:

@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from headscope.analysis.core.named_arrays import Label
-from headscope.analysis.core.over_prompts import OverPrompts
+from headscope.analysis.core.over_prompts import OverPrompts, control_notes
 from headscope.analysis.core.result import Array, check_option
 from headscope.analysis.core.stats import standard_errors
 from headscope.analysis.prompts.metrics import gap_between
@@ -39,6 +39,9 @@ class PathPatchingResult(OverPrompts):
         positions: At which positions, in the caller's words; `all` for every one.
         runs: How patched runs were made: `"suffix"` (only layers and positions from the receivers on), or
             `"whole, for"` what stood in the way of that, such as hooks on the model.
+        control: The control that was measured beside it (see `prompts.controls`); empty without.
+        control_values: What the control gave, in the same scale as `values`.
+        control_per_prompt: The same of each prompt.
     """
 
     kind: ClassVar[str] = "path patching"
@@ -46,6 +49,12 @@ class PathPatchingResult(OverPrompts):
         "change": Array("sender", error="error", share="normalized", of=lambda found: found.change.flatten()),
         "normalized": Array("sender", style="+.1%", of=lambda found: found._shares().flatten()),
         "error": Array("sender", of=lambda found: found._change_errors(), absent=_NO_PROMPTS),
+        "control_change": Array(
+            "sender",
+            column="control",
+            absent="no control was measured.",
+            of=lambda found: None if not found.control else found.of_control().change.flatten(),
+        ),
         "per_prompt": Array(
             "sender prompt",
             absent=_NO_PROMPTS,
@@ -53,7 +62,7 @@ class PathPatchingResult(OverPrompts):
         ),
     }
     coords: ClassVar[Mapping[str, str]] = {"sender": "sender_labels"}
-    columns: ClassVar[tuple[str, ...]] = ("change", "normalized")
+    columns: ClassVar[tuple[str, ...]] = ("change", "normalized", "control_change")
     ranked: ClassVar[tuple[str, ...]] = ("change",)
     either_way: ClassVar[bool] = True
     judged: ClassVar[str | None] = "change"
@@ -68,6 +77,20 @@ class PathPatchingResult(OverPrompts):
     freeze_mlps: bool
     positions: str
     runs: str = ""
+    control: str = ""
+    control_values: Float[Tensor, "*sender"] | None = None
+    control_per_prompt: Float[Tensor, "*sender prompt"] | None = None
+
+    def of_control(self) -> Self:
+        """The control as a result of its own.
+
+        Raises:
+            InvalidInputError: If none was measured.
+        """
+        if self.control_values is None:
+            raise InvalidInputError("no control was measured: name one in `control`.")
+        values, rows = self.control_values, self.control_per_prompt
+        return replace(self, values=values, per_prompt=rows, control="", control_values=None, control_per_prompt=None)
 
     @property
     def normalized(self) -> Float[Tensor, "*sender"]:
@@ -124,3 +147,5 @@ class PathPatchingResult(OverPrompts):
         yield from str(self.top(8)).splitlines()
         if note := self._evidence_note():
             yield note
+        if self.control:
+            yield from control_notes(self.control, self.of_control())

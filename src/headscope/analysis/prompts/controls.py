@@ -11,7 +11,7 @@
 A control's numbers are in the scale of the finding: as shares of the finding's clean metric less its corrupted one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Literal, get_args
 
@@ -26,7 +26,7 @@ from headscope.errors import InvalidInputError
 from headscope.model.config import HookedTransformerConfig
 from headscope.model.transformer import HookedTransformer
 
-__all__ = ["Control", "RandomWay", "controlled", "reinitialized", "shuffled_answers"]
+__all__ = ["Control", "RandomWay", "check_moves", "controlled", "reinitialized", "shuffled_answers"]
 
 Control = Literal["reinitialized", "shuffled_answers", "norm_matched"]
 
@@ -96,6 +96,19 @@ def shuffled_answers(task: Task, seed: int = 0) -> Task:
         )
     answers = tuple(task.answers[at] for at in taken.tolist())
     return replace(task, correct=right, incorrect=wrong, answers=answers)
+
+
+def check_moves(sites: Iterable[str]) -> None:
+    """Refuse sites whose activations cannot move in a random direction.
+
+    Raises:
+        InvalidInputError: For attention patterns.
+    """
+    if "pattern" in sites:
+        raise InvalidInputError(
+            "control='norm_matched' is of vectors: a pattern moved in a random direction is no distribution. Take "
+            "another control, or leave the site out."
+        )
 
 
 class RandomWay:
