@@ -125,7 +125,7 @@ def inhibition(
 
 
 def _tested(
-    lost: Callable[[Tensor, object], Tensor],
+    lost: Callable[[Tensor, str | Iterable[object]], Tensor],
     rows: Int[Tensor, " prompt"],
     heads: list[tuple[int, int]],
     least: float,
