@@ -153,6 +153,11 @@ class OverPrompts(Result):
         except InvalidInputError:
             return False
 
+    @property
+    def is_judged(self) -> bool:
+        """True if there are prompts enough for an entry to stand out by sign flips: six or more."""
+        return self.has_rows and 2.0 ** (1 - len(self.by_prompt())) <= LEVEL
+
     def to_frame(self, *names: str, means: bool = True) -> "pd.DataFrame":
         """A table with a column for each array and a row for each entry, and what is known of the entry's error.
 
@@ -176,8 +181,10 @@ class OverPrompts(Result):
         """A line on what stands out; empty where nothing is known."""
         if not self.has_rows or (rows := self.by_prompt()).numel() > _TOLD_NUMBERS:
             return ""
+        if not self.is_judged:
+            return f"{len(rows)} prompts are too few for anything to stand out by sign flips: take six or more"
         clear, among = int((adjusted(rows) <= LEVEL).sum()), int(looked_at(rows).sum())
-        return f"{clear} of {among} stand out ({self.rule()})"
+        return f"{clear} of {among} stand{'s' * (clear == 1)} out ({self.rule()})"
 
     def _errors(self) -> Tensor | None:
         """Standard errors, `None` without values of prompts."""

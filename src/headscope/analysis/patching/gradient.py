@@ -124,6 +124,7 @@ def attribution_patch(
           denoising, share, gradients of the patched run: +8.8552 clean, -0.7838 corrupted
           z (5 layers x 2 positions x 4 heads): 3.2 at end +0.491, 2.2 at end +0.257, 0.2 at S2 +0.126
           resid_pre (5 layers x 2 positions): 4 at end +0.658, 0 at S2 +0.637, 3 at S2 +0.491
+          8 of 45 stand out (sign flips over 20 prompts; the largest of 45 cells, 5% for all)
     """
     if steps < 1:
         raise InvalidInputError(f"steps must be at least 1; got {steps}.")

@@ -1,4 +1,4 @@
-"""What a sweep of patches measured, put together from batches of prompts: means and single prompts, for each metric."""
+"""Measurements of a sweep of patches, put together from batches of prompts: means and single prompts, by metric."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ R = TypeVar("R", bound=OverPrompts)
 
 @dataclass(frozen=True)
 class Numbers:
-    """What one metric measured of a sweep.
+    """Measurements of a sweep by one metric.
 
     Attributes:
         name: The metric's name, where several were named; else empty.
@@ -81,7 +81,7 @@ class Measured:
         self._changes.append(changes)
 
     def numbers(self, beside: "Measured | None" = None) -> Iterator[Numbers]:
-        """What each metric measured; a control's in the scale of the sweep that it stands beside."""
+        """Yield each metric's measurements; a control's in the scale of the sweep that it stands beside."""
         for at, name in enumerate(self.names or ("",)):
             ends, changes = self._of(at)
             base, other = (beside._of(at)[0] if beside else ends).reshape(2, -1).mean(1)

@@ -135,7 +135,8 @@ def path_patch(
           metric: +8.8552 clean, -0.7838 corrupted
           runs: suffix
                    change, share
-          3.2      +2.29...  +23.8%
+          3.2      +2.29... ± 0.27...  +23.8%
+          1 of 1 stands out (sign flips over 20 prompts; the largest of 1 cells, 5% for all)
     """
     cell = as_senders(model.cfg, senders)
     into = as_receivers(model.cfg, receivers)
@@ -224,9 +225,9 @@ def path_patch_sweep(
         >>> task = Task.from_ioi(IOIDataset(N=20, tokenizer=model.tokenizer, prepend_bos=True))
         >>> path_patch_sweep(model, task, receivers="final", positions="end", progress=False).top(3)
                  change, share
-        3.2      +2.29...  +23.8%
-        2.2      +1.32...  +13.8%
-        1.3      -0.15...   -1.6%
+        3.2      +2.29... ± 0.27...  +23.8%
+        2.2      +1.32... ± 0.17...  +13.8%
+        1.3      -0.15... ± 0.51...   -1.6%
     """
     cfg = model.cfg
     into = as_receivers(cfg, receivers)

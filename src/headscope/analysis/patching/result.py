@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from headscope.analysis.core.named_arrays import Array, Label, NamedArray
@@ -73,7 +73,7 @@ class SiteResult(OverPrompts):
         """
         return self.of_site(site, self.values)
 
-    def of_site(self, site: str, each: Float[Tensor, "*prompt patch"]) -> Float[Tensor, "..."]:
+    def of_site(self, site: str, each: Shaped[Tensor, "*prompt patch"]) -> Shaped[Tensor, "..."]:
         """A site's part of numbers for all patches, such as `errors`, with the axes that `axes_of` names.
 
         Raises:

@@ -81,7 +81,7 @@ def shuffled_answers(task: Task, seed: int = 0) -> Task:
         >>> texts = ["Mary gave a book to", "John gave a book to", "Tom gave a book to"]
         >>> task = Task.from_prompts(texts, ["John", "Tom", "Mary"], ["Mary", "John", "Tom"], tokenizer)
         >>> shuffled_answers(task).answers
-        ((' Tom', ' John'), (' Mary', ' Tom'), (' John', ' Mary'))
+        ((' Mary', ' Tom'), (' John', ' Mary'), (' Tom', ' John'))
     """
     n = len(task)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))

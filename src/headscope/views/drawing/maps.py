@@ -19,7 +19,7 @@ __all__ = ["color_scale", "component_maps", "position_maps"]
 # column, the least length of a color bar with its title, and the height of a legend.
 _TOP, _BOTTOM, _BETWEEN, _BELOW_TOKENS, _COLUMN, _BAR, _LEGEND = 96, 60, 84, 130, 9, 210, 34
 _AT_THE_BOTTOM = {"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"}
-_HATCH = {"symbol": "line-ne", "line": {"color": "rgba(96,96,96,0.55)", "width": 1.2}}
+_HATCH = {"symbol": "line-ne", "line": {"color": "rgba(140,140,140,0.9)", "width": 1.4}}
 _FRAMED = {"showgrid": False, "showline": True, "mirror": True, "linecolor": "rgb(128,128,128)"}
 
 
@@ -94,14 +94,12 @@ def component_maps(
             hovertemplate="%{customdata}: " + name + " %{z:+.4f} " + unit + "<extra></extra>",
         )
         figure.add_trace(heatmap, row=1 + number // across, col=1 + number % across)
-        if idle:
-            hatching = _hatching(heatmap, idle[name], rule, tall / n_layers, in_legend=number == 0)
-            figure.add_trace(hatching, row=1 + number // across, col=1 + number % across)
     figure.update_xaxes(type="category", **_FRAMED)
     for number in range(max(0, len(shown) - across), len(shown)):  # the lowest of each column
         figure.update_xaxes(title_text="head", row=1 + number // across, col=1 + number % across)
     figure.update_yaxes(autorange="reversed", type="category", **_FRAMED)
     figure.update_yaxes(title_text="layer", col=1)
+    _hatch(figure, idle, rule, tall / n_layers, across)
     below = _BOTTOM + (_LEGEND if idle else 0)
     styled(figure, title, data, height=_TOP + area + below, margin={"t": _TOP, "b": below}, legend=_AT_THE_BOTTOM)
     every = list(shown.values())
@@ -173,13 +171,11 @@ def position_maps(
             hovertemplate=f"{name}, {row_title} %{{y}}, %{{customdata}}: %{{z:+.4f}} {unit}<extra></extra>",
         )
         figure.add_trace(heatmap, row=1 + number // across, col=1 + number % across)
-        if idle:
-            hatching = _hatching(heatmap, idle[name], rule, tall / len(rows), in_legend=number == 0)
-            figure.add_trace(hatching, row=1 + number // across, col=1 + number % across)
     below = 110 + (_LEGEND if idle else 0)
     figure.update_xaxes(tickvals=places, ticktext=tokens, tickangle=-45 if len(tokens) <= 20 else -90, **_FRAMED)
     figure.update_yaxes(autorange="reversed", type="category", **_FRAMED)
     figure.update_yaxes(title_text=row_title, col=1)
+    _hatch(figure, idle, rule, tall / len(rows), across)
     return styled(
         figure,
         title,
@@ -191,24 +187,35 @@ def position_maps(
     )
 
 
-def _hatching(
-    heatmap: "go.Heatmap", idle: Bool[Tensor, "row column"], rule: str, row_height: float, *, in_legend: bool
-) -> "go.Scatter":
-    """A stroke across each cell that does not stand out; its color goes on being seen."""
+def _hatch(
+    figure: "go.Figure",
+    idle: Mapping[str, Bool[Tensor, "row column"]] | None,
+    rule: str,
+    row_height: float,
+    across: int,
+) -> None:
+    """Draw a stroke across each cell that does not stand out, in the order of the maps; colors go on being seen."""
     import plotly.graph_objects as go
 
-    drawn = idle.cpu().numpy() & np.isfinite(np.asarray(heatmap.z, dtype=float))
-    rows, columns = drawn.nonzero()
-    return go.Scatter(
-        x=[heatmap.x[column] for column in columns],
-        y=[heatmap.y[row] for row in rows],
-        mode="markers",
-        marker={**_HATCH, "size": max(4.0, 0.55 * row_height)},
-        name=f"does not stand out ({rule})",
-        showlegend=in_legend,
-        legendgroup="idle",
-        hoverinfo="skip",
-    )
+    if not idle:
+        return
+    for number, (heatmap, cells) in enumerate(zip(figure.data, idle.values(), strict=True)):
+        rows, columns = (cells.cpu().numpy() & np.isfinite(np.asarray(heatmap.z, dtype=float))).nonzero()
+        strokes = go.Scatter(
+            x=[heatmap.x[column] for column in columns],
+            y=[heatmap.y[row] for row in rows],
+            mode="markers",
+            marker={**_HATCH, "size": max(4.0, 0.55 * row_height)},
+            name=f"does not stand out ({rule})",
+            showlegend=number == 0,
+            legendgroup="idle",
+            hoverinfo="skip",
+        )
+        figure.add_trace(strokes, row=1 + number // across, col=1 + number % across)
+    # Markers would stretch the axes beyond the cells.
+    n_rows, n_columns = next(iter(idle.values())).shape
+    figure.update_xaxes(range=[-0.5, n_columns - 0.5], zeroline=False)
+    figure.update_yaxes(autorange=False, range=[n_rows - 0.5, -0.5], zeroline=False)
 
 
 def color_scale(

@@ -116,7 +116,7 @@ def attribution_by_component(result: Attribution, *, k: int | None = 20, prompt:
 def attribution_by_head(result: Attribution, *, mlps: bool = False, prompt: int | None = None) -> "go.Figure":
     """Draw each head's contribution to the logit difference, layers down and heads across; blue is for the answer.
 
-    Means over two prompts or more that do not stand out of all heads, mixers and MLPs are hatched (see
+    Means over six prompts or more that do not stand out of all heads, mixers and MLPs are hatched (see
     `Attribution.significant`).
 
     Args:
@@ -128,7 +128,7 @@ def attribution_by_head(result: Attribution, *, mlps: bool = False, prompt: int 
         InvalidInputError: If there is no such prompt.
     """
     name, width = "adds to the logit difference", len(result.part_labels) if mlps else result.n_heads
-    judged = prompt is None and result.has_rows
+    judged = prompt is None and result.is_judged
     return component_maps(
         {name: _chosen(result, result.heads_and_mlps[..., :width], prompt)},
         whole=result.part_labels[result.n_heads :] if mlps else (),

@@ -1,6 +1,6 @@
 """Figures of a `PatchingResult`: effects of patches by layer and position, by head, or by both.
 
-Cells that do not stand out of all patches of the result are hatched, where values of single prompts are known: see
+Cells that do not stand out of all patches of the result are hatched, where values of six prompts or more are known: see
 `PatchingResult.significant`.
 """
 
@@ -146,8 +146,8 @@ def _maps(
 
 
 def _idle(result: PatchingResult, sites: Sequence[str]) -> dict[str, Tensor] | None:
-    """The cells that do not stand out; `None` where nothing is known of single prompts."""
-    if not result.has_rows:
+    """The cells that do not stand out; `None` where nothing is known of six prompts or more."""
+    if not result.is_judged:
         return None
     idle = ~result.significant()
     return {site: result.of_site(site, idle) for site in sites}

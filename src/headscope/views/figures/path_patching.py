@@ -19,7 +19,7 @@ def path_patching_by_head(*results: PathPatchingResult, normalized: bool = True)
     """Draw each head's effect through the receivers, one map for each sweep, layers down and heads (and MLPs) across.
 
     Blue raises the metric when patched, red lowers it: with noising, the model relies on red heads. Cells that do not
-    stand out are hatched, where values of single prompts are known (see `PathPatchingResult.significant`).
+    stand out are hatched, where values of six prompts or more are known (see `PathPatchingResult.significant`).
 
     Args:
         results: Results of `path_patch_sweep` for all heads, or all components.
@@ -36,7 +36,7 @@ def path_patching_by_head(*results: PathPatchingResult, normalized: bool = True)
         )
     first = results[0]
     maps = {f"into {_receivers(result)}": result.normalized if normalized else result.change for result in results}
-    judged = all(result.has_rows for result in results)
+    judged = all(result.is_judged for result in results)
     idle = {f"into {_receivers(result)}": ~result.significant() for result in results} if judged else None
     frozen = "MLPs frozen" if first.freeze_mlps else "MLPs recomputed"
     return component_maps(
