@@ -24,7 +24,14 @@ from headscope.analysis.patching.comparison import AttributionPatchingResult
 from headscope.analysis.patching.measured import ByMetric, Measured, Numbers, by_metric
 from headscope.analysis.patching.sites import as_sites
 from headscope.analysis.prompts.controls import Control, RandomWay, check_moves, controlled
-from headscope.analysis.prompts.named_metrics import ManyMetrics, MetricLike, OneMetric, SeveralMetrics, as_metric
+from headscope.analysis.prompts.named_metrics import (
+    KLMetric,
+    ManyMetrics,
+    MetricLike,
+    OneMetric,
+    SeveralMetrics,
+    as_metric,
+)
 from headscope.analysis.prompts.task import Task
 from headscope.analysis.prompts.two_runs import Direction, Scale, Scorer, TaskRuns
 from headscope.analysis.recording.record import check_final, record
@@ -110,7 +117,8 @@ def attribution_patch(
         progress: Show a progress bar.
 
     Raises:
-        InvalidInputError: As for `activation_patch`; for `steps` below 1, or a metric that has no gradient.
+        InvalidInputError: As for `activation_patch`; for `steps` below 1, a metric that has no gradient, or `"kl"` with
+            noising in one step, where it has none to first order.
         UnknownNameError: For a site or a position of another name.
         NotFiniteError: If a final state or an estimate is not finite.
 
@@ -176,6 +184,12 @@ def _estimated(
     if way is not None:
         check_moves(hook_names)
     scorer = Scorer(model, runs.task, as_metric(model, runs.task, metric))
+    measured = scorer.metric.metrics.values() if isinstance(scorer.metric, SeveralMetrics) else [scorer.metric]
+    if runs.direction == "noising" and steps == 1 and any(isinstance(each, KLMetric) for each in measured):
+        raise InvalidInputError(
+            "kl has no first-order change at the clean run, where it is at its least: every estimate would be 0. Use "
+            "direction='denoising', or steps=5."
+        )
     batches = list(scorer.batches(Budget.of(model.W_E.device).backward_tokens))
     names = [name for of_site in hook_names.values() for name in of_site.values()]
     found: Measured | None = None

@@ -93,7 +93,7 @@ class Measured:
                 values = scaled.mean(1) if self.keeps_rows else scaled.sum(1) / len(self.runs.task)
                 yield Numbers(name, values, scaled.T if self.keeps_rows else None, clean, corrupted)
 
-    def _of(self, at: int) -> tuple[Float[Tensor, "2 *prompt"], Float[Tensor, "cell *prompt"]]:
+    def _of(self, at: int) -> tuple[Float[Tensor, "2 *prompt"], Float[Tensor, "cell ..."]]:
         """One metric of both runs, and what patches change of it, prompts in order."""
         if not self.scorer.is_of_prompts:
             return self._ends[0], self._changes[0]

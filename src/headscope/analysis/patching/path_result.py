@@ -101,12 +101,12 @@ class PathPatchingResult(OverPrompts):
         Raises:
             InvalidInputError: If the two runs' metrics are equal.
         """
-        return self.values if self.scale == "share" else self.values / gap_between(self.clean, self.corrupted)
+        return self._in_scale(self.values, "normalized")
 
     @property
     def change(self) -> Float[Tensor, "*sender"]:
         """`values` in the metric's unit, whatever their scale."""
-        return self.values * (self.clean - self.corrupted) if self.scale == "share" else self.values
+        return self._in_scale(self.values, "change")
 
     def by_prompt(self, by: str | None = None) -> Float[Tensor, "prompt *sender"]:
         """The value of each prompt, prompts first: in the scale of `values`, or of `change` or `normalized`.
@@ -117,8 +117,13 @@ class PathPatchingResult(OverPrompts):
         if self.per_prompt is None:
             raise InvalidInputError(_NO_PROMPTS)
         check_option("by", by, (None, "change", "normalized"))
-        scaled = replace(self, values=self.per_prompt.movedim(-1, 0), per_prompt=None)
-        return scaled.values if by is None else scaled.change if by == "change" else scaled.normalized
+        return self._in_scale(self.per_prompt.movedim(-1, 0), by)
+
+    def _in_scale(self, values: Tensor, by: str | None) -> Tensor:
+        """Numbers in the scale of `values` as they are, as changes, or as shares."""
+        if by == "normalized" and self.scale != "share":
+            return values / gap_between(self.clean, self.corrupted)
+        return values * (self.clean - self.corrupted) if by == "change" and self.scale == "share" else values
 
     def __float__(self) -> float:
         """The one value of a `path_patch`."""
