@@ -14,6 +14,7 @@ from headscope.analysis.storage.manifest import headscope_version
 from headscope.cli import (
     analyses,
     attention,
+    edges,
     heads,
     migrate,
     patching,
@@ -31,6 +32,7 @@ __all__ = [
     "analyses",
     "app",
     "attention",
+    "edges",
     "heads",
     "main",
     "migrate",

@@ -6,6 +6,7 @@ Amounts are those of `analysis.core.costs`; a plan multiplies them by rates meas
 from collections.abc import Sequence
 from typing import Any
 
+from headscope.analysis.circuits.graph import Graph
 from headscope.analysis.core.costs import Work, head_operations, layer_operations, row_operations
 from headscope.analysis.heads.inhibition import CANDIDATES, MOST, SCREENED
 from headscope.analysis.patching.sites import AXES, as_sites, patch_axes
@@ -19,6 +20,8 @@ __all__ = [
     "ablation_work",
     "attribution_work",
     "circuit_work",
+    "edge_patching_work",
+    "edges_work",
     "entropy_work",
     "loss_work",
     "patching_work",
@@ -192,6 +195,21 @@ def circuit_work(model: HookedTransformer, task: Task, max_receivers: int) -> St
     """Return the work of `find_circuit`: of each receiver three inputs, into which every earlier sender is swept."""
     senders = model.cfg.n_layers * (model.cfg.n_heads + 1) / 2
     return {"circuit": 3 * max_receivers * _swept(model, task, senders, receivers=1)}
+
+
+def edges_work(model: HookedTransformer, task: Task, method: str, steps: int) -> Stages:
+    """Return the work of `edge_attribution`: passes forward and backward, and two more products for each edge."""
+    graph, n_tokens = Graph.of(model.cfg), task.clean_tokens.numel()
+    passes = {"eap": 1.0, "clean_corrupted": 2.0, "eap_ig_activations": steps * (model.cfg.n_layers + 0.5)}
+    scored = Work(products=2.0 * graph.n_edges * n_tokens * model.cfg.d_model)
+    backward = 3 * _forward(model, n_tokens) + scored
+    return {"edges": 2 * _forward(model, n_tokens) + passes.get(method, float(steps)) * backward}
+
+
+def edge_patching_work(model: HookedTransformer, task: Task, n_edges: int) -> Stages:
+    """Return the work of `edge_patch`: each edge a run of half the layers, each receiver both runs."""
+    n_tokens = task.clean_tokens.numel()
+    return {"edge patching": n_edges * (_forward(model, n_tokens) + _forward(model, n_tokens, model.cfg.n_layers / 2))}
 
 
 def _swept(model: HookedTransformer, task: Task, senders: int | float, *, receivers: int) -> Work:

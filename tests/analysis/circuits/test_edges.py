@@ -17,9 +17,11 @@ from headscope.analysis.circuits.edge_patching import edge_patch
 from headscope.analysis.circuits.edge_runs import CircuitRuns
 from headscope.analysis.circuits.edges import edge_attribution
 from headscope.analysis.circuits.edges_result import EdgeAttributionResult
+from headscope.analysis.circuits.graph import Graph
 from headscope.analysis.patching.path import path_patch
 from headscope.analysis.prompts.task import Task
 from headscope.errors import InvalidInputError
+from headscope.views.figures.circuit import circuit_picture
 
 OPTIONS: dict[str, Any] = {"scale": "metric", "progress": False}
 
@@ -160,6 +162,24 @@ def test_results_are_printed_saved_and_ranked(tmp_path: Path) -> None:
     with model.hooks([("blocks.1.hook_mlp_out", lambda value, hook: 0 * value)]):
         with pytest.raises(InvalidInputError, match="hooks on"):
             edge_attribution(model, task)
+
+
+def test_the_strongest_edges_are_a_circuit() -> None:
+    model, task = three_layers(), random_task()
+    found = edge_attribution(model, task, "eap_ig", progress=False)
+    circuit = found.circuit(25)
+    assert len(circuit.effects) == 25 and set(circuit.edge_labels) == set(
+        Graph.of(model.cfg).labels_of(found.strongest(25))
+    )
+    gap = float(found.clean - found.corrupted)
+    for label, effect, error in zip(circuit.edge_labels, circuit.effects, circuit.errors, strict=True):
+        at = graph.of_edges([label])
+        assert float(effect) == pytest.approx(-gap * float(found.values[at]))
+        assert float(error) == pytest.approx(abs(gap) * float(found.errors[at]))
+    again = edge_attribution(model, task, "eap_ig", direction="denoising", scale="metric", progress=False).circuit(25)
+    torch.testing.assert_close(again.effects, circuit.effects)
+    assert circuit.nodes[0] == "embed" and circuit.groups[0] == "embed" and circuit.layers[0] == -1
+    assert "embedding" in str(circuit_picture(circuit).layout.yaxis.ticktext)
 
 
 def test_padding_of_either_run_changes_nothing() -> None:

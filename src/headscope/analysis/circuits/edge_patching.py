@@ -159,7 +159,7 @@ def edge_patch(
     into: dict[int, list[int]] = {}
     for sender, receiver in ends:
         into.setdefault(receiver, []).append(sender)
-    with progress_bar(len(ends), "edges", shown=progress) as bar:
+    with progress_bar(len(ends), "edge patching", shown=progress) as bar:
         for receiver, senders in into.items():
             bar.step = len(senders)
             labels = [graph.sender_labels[sender] for sender in senders]

@@ -8,13 +8,17 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from headscope.analysis.circuits.circuit_result import FINAL, Circuit
+from headscope.analysis.core.components import component_of
 from headscope.analysis.core.named_arrays import Label
 from headscope.analysis.core.result import Array, Result
+from headscope.analysis.patching.path_ends import EMBED, INPUTS
 from headscope.errors import InvalidInputError, check_at_least
 
 __all__ = ["EdgeAttributionResult", "edge_columns"]
 
 _SHOWN = 8
+_GROUPS = {"attn": "head", "mixer": "mixer", "mlp": "MLP"}
 
 
 @dataclass(frozen=True, repr=False)
@@ -103,6 +107,45 @@ class EdgeAttributionResult(Result):
         kept.view(-1)[sizes.flatten().argsort(descending=True, stable=True)[:n]] = True
         return kept
 
+    def circuit(self, k: int = 40) -> Circuit:
+        """The strongest edges as a `Circuit`, for `views.circuit_picture` and `circuit_faithfulness`.
+
+        Its effects are what corrupting an edge takes from the metric, to first order: above zero, the edge works for
+        the answer.
+
+        Args:
+            k: How many edges.
+
+        Raises:
+            InvalidInputError: If there are not as many edges.
+        """
+        ends = self.strongest(k).nonzero().tolist()
+        ends.sort(key=lambda pair: -abs(float(self.values[*pair])))
+        unit = float(self.clean - self.corrupted) if self.scale == "share" else 1.0
+        sign = unit if self.direction == "denoising" else -unit
+        names = {self.sender_labels[sender] for sender, _ in ends}
+        pairs = [(self.sender_labels[sender], *_reader(self.receiver_labels[receiver])) for sender, receiver in ends]
+        names |= {receiver for _, receiver, _ in pairs} | {FINAL}
+        n_layers = 1 + max(part.layer for label in self.sender_labels if (part := component_of(label)) is not None)
+        nodes = [EMBED] * (EMBED in names) + [name for name in self.sender_labels[1:] if name in names] + [FINAL]
+        parts = {name: component_of(name) for name in nodes}
+        layers = [n_layers if name == FINAL else -1 if part is None else part.layer for name, part in parts.items()]
+        effects = torch.tensor([sign * float(self.values[*pair]) for pair in ends])
+        return Circuit(
+            info=self.info,
+            edges=torch.tensor([(nodes.index(u), nodes.index(v)) for u, v, _ in pairs], dtype=torch.long).view(-1, 2),
+            effects=effects,
+            errors=torch.tensor([abs(unit) * float(self.errors[*pair]) for pair in ends]),
+            layers=torch.tensor(layers),
+            nodes=tuple(nodes),
+            groups=tuple(name if part is None else _GROUPS[part.part] for name, part in parts.items()),
+            inputs=tuple(read for _, _, read in pairs),
+            threshold=float(effects.abs().min()) if len(effects) else 0.0,
+            clean=float(self.clean),
+            corrupted=float(self.corrupted),
+            left_out=(),
+        )
+
     def axis_columns(self, axis: str, labels: Sequence[Label]) -> dict[str, Sequence[Any]]:
         return edge_columns(labels) if axis == "edge" else super().axis_columns(axis, labels)
 
@@ -115,6 +158,12 @@ class EdgeAttributionResult(Result):
         yield f"{self.method}{runs}; {self.direction}, {self.scale}; {int(self.allowed.sum()):,} edges"
         yield f"metric: {float(self.clean):+.4f} clean, {float(self.corrupted):+.4f} corrupted"
         yield from str(self.top(_SHOWN)).splitlines()
+
+
+def _reader(label: str) -> tuple[str, str]:
+    """A receiver's component, and what of it reads."""
+    component, _, read = label.rpartition(".")
+    return (component, read) if read in INPUTS else (label, "")
 
 
 def edge_columns(labels: Sequence[Label]) -> dict[str, Sequence[Any]]:

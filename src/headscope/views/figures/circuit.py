@@ -79,7 +79,7 @@ def circuit_picture(circuit: Circuit, *, k: int = 40) -> "go.Figure":
     for group in dict.fromkeys(circuit.groups[node] for node in used):
         figure.add_trace(_nodes(circuit, group, [node for node in used if circuit.groups[node] == group], places))
     n_layers = int(circuit.layers.max())
-    names = {layer: f"layer {layer}" for layer in range(n_layers)} | {n_layers: "answer"}
+    names = {-1: "embedding", n_layers: "answer"} | {layer: f"layer {layer}" for layer in range(n_layers)}
     figure.update_xaxes(visible=False, range=[-1.15, 1.15])
     figure.update_yaxes(
         tickvals=list(rows.values()), ticktext=[names[layer] for layer in rows], showgrid=False, zeroline=False,
