@@ -167,10 +167,8 @@ def test_results_are_printed_saved_and_ranked(tmp_path: Path) -> None:
 def test_the_strongest_edges_are_a_circuit() -> None:
     model, task = three_layers(), random_task()
     found = edge_attribution(model, task, "eap_ig", progress=False)
-    circuit = found.circuit(25)
-    assert len(circuit.effects) == 25 and set(circuit.edge_labels) == set(
-        Graph.of(model.cfg).labels_of(found.strongest(25))
-    )
+    circuit, graph = found.circuit(25), Graph.of(model.cfg)
+    assert len(circuit.effects) == 25 and set(circuit.edge_labels) == set(graph.labels_of(found.strongest(25)))
     gap = float(found.clean - found.corrupted)
     for label, effect, error in zip(circuit.edge_labels, circuit.effects, circuit.errors, strict=True):
         at = graph.of_edges([label])
