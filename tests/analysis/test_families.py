@@ -151,20 +151,26 @@ def test_entropy(row: str) -> None:
             assert float(value.nan_to_num().abs().max()) > 0.01, "too little happens to tell"
 
 
-def ablated(model: HookedTransformer, acts: dict[str, Tensor], name: str, head: int | None, value: str) -> Tensor:
-    """Final states of a full run with hooks."""
-    output = acts[name] if head is None else acts[name][:, :, head]
-    instead = output[MASK].mean(0) if value == "mean" else torch.zeros_like(output[0, 0])
+def ablated(
+    model: HookedTransformer, acts: dict[str, Tensor], cases: list[tuple[str, int | None, str]]
+) -> list[Tensor]:
+    """Final states of a full run with hooks for each: a point, the head of it or all, and what is put there."""
     kept: list[Tensor] = []
 
     def put(activation: Tensor, hook: Any) -> Tensor:
-        activation = activation.clone()
-        (activation if head is None else activation[:, :, head])[:] = instead
-        return activation
+        runs = [*activation.clone().split(len(TOKENS))]
+        for run, (name, head, value) in zip(runs, cases, strict=True):
+            if name == hook.name:
+                output = acts[name] if head is None else acts[name][:, :, head]
+                instead = output[MASK].mean(0) if value == "mean" else torch.zeros_like(output[0, 0])
+                (run if head is None else run[:, :, head])[:] = instead
+        return torch.cat(runs)
 
-    hooks = [(name, put), (f"blocks.{model.cfg.n_layers - 1}.hook_resid_post", lambda x, hook: kept.append(x.clone()))]
-    model.run_with_hooks(TOKENS, attention_mask=MASK, fwd_hooks=hooks)
-    return kept[0]
+    hooks = [(name, put) for name in {name for name, _, _ in cases}]
+    hooks += [(f"blocks.{model.cfg.n_layers - 1}.hook_resid_post", lambda x, hook: kept.append(x.clone()))]
+    n = len(cases)  # one after another in one batch
+    model.run_with_hooks(TOKENS.repeat(n, 1), attention_mask=MASK.repeat(n, 1), fwd_hooks=hooks)
+    return [*kept[0].split(len(TOKENS))]
 
 
 def losses(model: HookedTransformer, final: Tensor, scale_of_state: Tensor | None = None) -> Tensor:
@@ -190,10 +196,13 @@ def test_ablation(row: str) -> None:
     clean = losses(model, final)
     told = MASK[:, :-1] & MASK[:, 1:]
     weights = weights_of(model)
-    for at, (layer, head) in enumerate([(0, 1), (last, 0), (0, None)]):
-        name = f"blocks.{layer}." + ("hook_mlp_out" if head is None else "attn.hook_z")
+    places = [(0, 1, "attn.hook_z"), (last, 0, "attn.hook_z"), (0, None, "hook_mlp_out")]
+    cases = [(f"blocks.{layer}.{name}", head, value) for layer, head, name in places for value in ("zero", "mean")]
+    runs = iter(ablated(model, acts, cases))
+    for at, (layer, head, name) in enumerate(places):
+        name = f"blocks.{layer}.{name}"
         for number, value in enumerate(("zero", "mean")):
-            patched = losses(model, ablated(model, acts, name, head, value)) - clean
+            patched = losses(model, next(runs)) - clean
             means = acts[name][MASK].mean(0) if value == "mean" else None
             if head is None:
                 written = acts[name] if means is None else acts[name] - means
@@ -254,22 +263,28 @@ def test_activation_patching(row: str) -> None:
         model, task, ["resid_pre", "z", "k"], scale="metric", metric=scored, by_position=False, progress=False
     )
     assert found.runs == "suffix"
-    layer = model.cfg.n_layers - 1
-    for site, name, part in (
-        ("resid_pre", "hook_resid_pre", slice(None)), ("z", "attn.hook_z", 1), ("k", "attn.hook_k", 0),
-    ):  # fmt: skip
-        for at in (0, layer):
-            point = f"blocks.{at}.{name}"
+    last, size = model.cfg.n_layers - 1, len(mask)
+    places = [
+        (site, at, f"blocks.{at}.{name}", part)
+        for site, name, part in (
+            ("resid_pre", "hook_resid_pre", slice(None)), ("z", "attn.hook_z", 1), ("k", "attn.hook_k", 0),
+        )
+        for at in (0, last)
+    ]  # fmt: skip
 
-            def put(value: Tensor, hook: Any, part: Any = part) -> Tensor:
-                value = value.clone()
-                value[:, :, part] = clean[hook.name][:, :, part]
-                return value
+    def put(value: Tensor, hook: Any) -> Tensor:
+        runs = [*value.clone().split(size)]
+        for run, (_, _, point, part) in zip(runs, places, strict=True):
+            if point == hook.name:
+                run[:, :, part] = clean[point][:, :, part]
+        return torch.cat(runs)
 
-            logits = model.run_with_hooks(task.corrupted_tokens, fwd_hooks=[(point, put)], attention_mask=mask)
-            wanted = float(scored(logits))
-            value = found[site][at] if isinstance(part, slice) else found[site][at, part]
-            assert float(value) == pytest.approx(wanted - found.corrupted, abs=2e-6), (site, at)
+    n = len(places)  # one after another in one batch
+    hooks = [(point, put) for _, _, point, _ in places]
+    logits = model.run_with_hooks(task.corrupted_tokens.repeat(n, 1), fwd_hooks=hooks, attention_mask=mask.repeat(n, 1))
+    for run, (site, at, _, part) in zip(logits.split(size), places, strict=True):
+        value = found[site][at] if isinstance(part, slice) else found[site][at, part]
+        assert float(value) == pytest.approx(float(scored(run)) - found.corrupted, abs=2e-6), (site, at)
 
 
 @pytest.mark.parametrize("row", SOME)
