@@ -2,7 +2,7 @@
 
     python benchmarks/labels.py headscope-demo --out docs/kinds.md
     python benchmarks/labels.py ~/.cache/headscope/SmolLM2-135M-Instruct.Q4_1.gguf --text README.md
-    python benchmarks/labels.py known/*        # models of known answers, with a `truth.json` beside the weights
+    python benchmarks/labels.py known/* --shuffles 200  # models of known answers: a `truth.json` beside the weights
 
 A probe shares nothing with the analysis but the model: attention weights and values from the cache, products with
 `W_O` and `W_U`, runs with plain hooks, and prompts written here. It says what it found and whether that is what the
@@ -240,15 +240,14 @@ def name_probes(names: Names, found: HeadTypes) -> dict[str, Probe]:
     }
 
 
-def shuffled(model: HookedTransformer) -> HookedTransformer:
-    """The model with each of its weights in another order."""
-    generator = torch.Generator().manual_seed(1)
+def shuffle(model: HookedTransformer, seed: int) -> None:
+    """Put each of the model's weights in another order."""
+    generator = torch.Generator().manual_seed(seed)
     state = {name: value.clone() for name, value in model.state_dict().items()}
     for name, _ in model.named_parameters():
         value = state[name]
         state[name] = value.flatten()[torch.randperm(value.numel(), generator=generator)].view(value.shape)
     model.load_state_dict(state)
-    return model
 
 
 def repeating(model: HookedTransformer, text: Tensor | None, length: int, gap: int) -> Callable[[int], Any]:
@@ -287,7 +286,7 @@ def thirds(seed: int) -> tuple[Tensor, Tensor, Tensor]:
     return tokens, starts[:, 2:] + at[:-1], starts[:, :1] + at[:-1]
 
 
-def checked(source: str, text_file: Path | None, n_prompts: int) -> tuple[list[str], int]:
+def checked(source: str, text_file: Path | None, n_prompts: int, n_shuffles: int) -> tuple[list[str], int]:
     """Return the lines of a model's table, and the number of labels that failed."""
     truth_file = Path(source) / "truth.json"
     truth = json.loads(truth_file.read_text()) if truth_file.is_file() else None
@@ -337,9 +336,14 @@ def checked(source: str, text_file: Path | None, n_prompts: int) -> tuple[list[s
         lines += ["", f"Of {len(idle)} heads known to be idle, {labels} have a label."]
         failed += labels
     few = None if task is None else task[: min(48, n_prompts)]
-    without = detect_heads(shuffled(model), text=text, task=few, progress=False)
-    n_labels = int(without.labelled.sum())
-    lines += ["", f"With every weight in another order: {n_labels or 'no'} labels.", ""]
+    n_labels = 0
+    for seed in range(1, n_shuffles + 1):
+        shuffle(model, seed)
+        for _, data, _ in runs:
+            n_labels += int(detect_heads(model, data, text=text, task=few, progress=False).labelled.sum())
+    tries = f"{n_shuffles} times" if n_shuffles > 1 else "once"
+    on = " and ".join(called for called, _, _ in runs)
+    lines += ["", f"With every weight in another order ({tries}, on rows of {on}): {n_labels or 'no'} labels.", ""]
     return lines, failed + n_labels
 
 
@@ -349,11 +353,12 @@ def main() -> None:
     parser.add_argument("models", nargs="+", help="what from_pretrained takes, or folders of models of known answers")
     parser.add_argument("--text", type=Path, help="text for models with a tokenizer; default: random tokens")
     parser.add_argument("--prompts", type=int, default=200, help="prompts of two names")
+    parser.add_argument("--shuffles", type=int, default=1, help="tries with the weights in another order")
     parser.add_argument("--out", type=Path, help="a file for the tables")
     given = parser.parse_args()
     failed = 0
     for source in given.models:
-        lines, wrong = checked(source, given.text, given.prompts)
+        lines, wrong = checked(source, given.text, given.prompts, given.shuffles)
         failed += wrong
         print("\n".join(lines), flush=True)
         if given.out is not None:
