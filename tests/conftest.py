@@ -99,12 +99,16 @@ def no_gradients() -> Iterator[None]:
         yield
 
 
+# Without a GPU `torch.manual_seed` keeps, for when it finds one, the stack of whoever called it: 0.7 ms for each test.
+_seed_torch = torch.manual_seed if torch.cuda.is_available() else torch.default_generator.manual_seed
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     """Start each test from the same global random state."""
     random.seed(0)
     np.random.seed(0)
-    torch.manual_seed(0)
+    _seed_torch(0)
 
 
 @pytest.fixture(scope="module")
