@@ -76,12 +76,16 @@ class HookPoint(nn.Module):
         tensor(6.)
     """
 
+    fwd_hooks: list[LensHandle]
+    bwd_hooks: list[LensHandle]
+    ctx: dict[Any, Any]
+    name: str | None
+
     def __init__(self) -> None:
         super().__init__()
-        self.fwd_hooks: list[LensHandle] = []
-        self.bwd_hooks: list[LensHandle] = []
-        self.ctx: dict[Any, Any] = {}
-        self.name: str | None = None
+        # Past `nn.Module.__setattr__`, which looks for parameters first: more than half of the time it took to make a
+        # point, and a block has two dozen.
+        self.__dict__.update(fwd_hooks=[], bwd_hooks=[], ctx={}, name=None)
 
     def forward(self, x: Any) -> Any:
         return x
