@@ -17,10 +17,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headscope.ops.devices import Budget
-from headscope.ops.head_products import HeadProducts, times
+from headscope.ops.head_products import HeadProducts
 from headscope.ops.kernels.dispatch import kernels_for
 from headscope.ops.kernels.interface import BITS, Kernels
-from headscope.ops.kernels.products import linear, product
+from headscope.ops.kernels.products import linear
 from headscope.ops.parallel import RowChunks
 from headscope.ops.vocab import cap_logits, check_targets, token_mean, vocab_tiles
 
@@ -84,15 +84,16 @@ class RowChanges:
         self.at_once = Budget.of(clean.device).changes
         self.shared_numbers = 0
 
-    def prepare(self, W_U: Float[Tensor, "d_model tile"]) -> _RemovedLogits:
+    def prepare(self, W_U: Float[Tensor, "d_model tile"], kernels_here: type[Kernels]) -> _RemovedLogits:
         """Return a function that yields the logits each change removes in this tile."""
+        unembed = kernels_here.prepared(W_U)
 
         def removed_logits(chunk: slice, kernels: Kernels) -> Iterator[tuple[slice, Tensor]]:
             for start in range(0, self.n_changes, self.at_once):
                 which = slice(start, min(start + self.at_once, self.n_changes))
                 removed = self.clean[chunk] - self.changed[which, chunk]
                 out = kernels.buffer("removed", (*removed.shape[:2], W_U.shape[1]), W_U)
-                product(removed.flatten(0, 1), W_U, out.view(-1, W_U.shape[1]))
+                kernels.product(removed.flatten(0, 1), unembed, out.view(-1, W_U.shape[1]))
                 yield which, out
 
         return removed_logits
@@ -125,18 +126,17 @@ class HeadChanges:
         self.heads_at_once = max(1, Budget.of(removed.device).changes // max(self.n_values, 1))
         self.shared_numbers = self.n_heads * d_head  # of `W_O W_U`, for each token
 
-    def prepare(self, W_U: Float[Tensor, "d_model tile"]) -> _RemovedLogits:
+    def prepare(self, W_U: Float[Tensor, "d_model tile"], kernels_here: type[Kernels]) -> _RemovedLogits:
         """Return a function that yields the logits removed in this tile, head by head."""
         left = self.products.left[0].unflatten(1, (self.n_values, self.n_rows))
-        right = self.products.right(W_U)[0]
+        right = kernels_here.prepared(self.products.right(W_U)[0])
         n_values = self.n_values
 
         def removed_logits(chunk: slice, kernels: Kernels) -> Iterator[tuple[slice, Tensor]]:
             for start in range(0, self.n_heads, self.heads_at_once):
                 heads = slice(start, min(start + self.heads_at_once, self.n_heads))
                 rows = left[heads, :, chunk].flatten(1, 2)
-                out = kernels.buffer("removed", (len(rows), rows.shape[1], W_U.shape[1]), W_U)
-                times(rows, right[heads], out)
+                out = kernels.head_logits(rows, right[heads], rows.dtype)
                 changes = slice(start * n_values, heads.stop * n_values)
                 yield changes, out.view(-1, rows.shape[1] // n_values, out.shape[2])
 
@@ -181,7 +181,7 @@ def compare(clean: Prediction, *changes: RowChanges | HeadChanges) -> tuple[Chan
     with RowChunks(n_rows, size.rows, kernels_here, clean.rows.device) as chunks:
         for tile in vocab_tiles(d_vocab, size.vocab):
             W_U = (clean.W_U[:, tile] - mean).mul_(BITS)
-            prepared = [change.prepare(W_U) for change in changes]
+            prepared = [change.prepare(W_U, kernels_here) for change in changes]
 
             def reduce(
                 chunk: slice,

@@ -31,8 +31,8 @@ class Budget:
         work_bytes: Changed states that are held to be run together, and the logits that are made of them together.
         held_rows: Changed final states that are held to be unembedded together.
         tile: Of one product after another, over all cores (float32: 2 MiB).
-        core_tile: Of each core's own products (256 KiB); times heads or changes, near its cache, and large enough to
-            dwarf the overhead of an operator call.
+        core_tile: Of each core's own products (264 KiB); times heads or changes, near its cache, and large enough to
+            dwarf the overhead of an operator call. A whole number of the blocks of 48 or 16 columns, and of vectors.
         changes: Changes to a prediction that a core evaluates together.
         loss_logits: Logits whose log-probabilities are made together.
         pair_numbers: Numbers in the products of pairs of heads that are made together.
@@ -46,7 +46,7 @@ class Budget:
     work_bytes: int = 128 * 2**20
     held_rows: int = 16 * 2048
     tile: Tile = Tile(512, 1024)
-    core_tile: Tile = Tile(128, 512)
+    core_tile: Tile = Tile(128, 528)
     changes: int = 12
     loss_logits: int = 2**21
     pair_numbers: int = 2**22
@@ -112,7 +112,7 @@ class Budget:
 
         Example:
             >>> Budget.of("cpu").tile_of(4096, 50257, per_row=12), Budget.of("cpu").tile_of(256, 50257, per_row=12)
-            (Tile(rows=128, vocab=512), Tile(rows=64, vocab=512))
+            (Tile(rows=128, vocab=528), Tile(rows=64, vocab=528))
             >>> Budget.of_accelerator(140 * 2**30).tile_of(1024, 50257, per_row=12)
             Tile(rows=1024, vocab=10112)
         """

@@ -27,7 +27,6 @@ from headscope.ops.devices import Budget
 from headscope.ops.head_products import HeadProducts
 from headscope.ops.kernels.dispatch import kernels_for
 from headscope.ops.kernels.interface import BITS, Factors, Kernels, Precision
-from headscope.ops.kernels.products import product
 from headscope.ops.kernels.torch_kernels import within
 from headscope.ops.parallel import RowChunks
 from headscope.ops.vocab import RunningMoments, cap_logits, tile_moments, token_mean, vocab_tiles
@@ -204,7 +203,7 @@ def lens_entropies(
     with RowChunks(rows, size.rows, partial(kernels_here, precision), device) as chunks:
         for tile in watch(list(vocab_tiles(d_vocab, size.vocab))):
             W_U = (problem.W_U[:, tile] - mean).mul_(BITS)
-            weights = _TileWeights(problem, heads, W_U, tile, chained=chained)
+            weights = _TileWeights(problem, heads, kernels_here, W_U, tile, chained=chained)
 
             def reduce(chunk: slice, kernels: Kernels, weights: _TileWeights = weights) -> None:
                 sums = schedule(problem, weights, chunk, kernels)
@@ -221,12 +220,20 @@ class _TileWeights:
     """Products of weights that all rows share, for one vocabulary tile and logits in bits."""
 
     def __init__(
-        self, problem: LensProblem, heads: HeadProducts, W_U: Tensor, tile: slice, *, chained: bool = False
+        self,
+        problem: LensProblem,
+        heads: HeadProducts,
+        kernels: type[Kernels],
+        W_U: Tensor,
+        tile: slice,
+        *,
+        chained: bool = False,
     ) -> None:
         self.W_U = W_U
+        self.unembed = kernels.prepared(W_U)
         self.chained = chained
         self.heads = heads
-        self.right = heads.right(W_U)
+        self.right = kernels.prepared(heads.right(W_U))
         self.offsets = problem.offset[tile] * BITS, problem.final_offset[tile] * BITS
         chain = problem.chain
         self.rests = None if chain is None else (chain.attn_rest @ W_U, chain.mlp_rest @ W_U)
@@ -258,17 +265,19 @@ class _Tile:
         final_linear = self._product(last, "final")
         final = self._state(last, final_linear, "final", final=True)
         before = self._product(0, "linear0") if last > 0 else final_linear
+        is_small = self._is_small(before)
         starts = [base for base in problem.head_base if base is not None]  # all, in a uniform problem
         for layer in range(layers):
-            heads = self._heads(layer)
             base = self._state(starts[layer], before, "base")
-            self._change(heads, before, base, final_linear, final, (layer, slice(0, n_heads)))
             end = starts[layer + 1] if layer + 1 < layers else last
             after = final_linear if end == last else self._product(end, f"linear{(layer + 1) % 2}")
+            is_small, was_small = self._is_small(after), is_small
+            total = self.kernels.buffer("middle", self.shape, before) if is_small and was_small else None
+            self._heads(layer, layer, before, base, final_linear, final, total)
             if problem.mlps is not None:
                 between = problem.mlp_base[layer]
                 assert between is not None
-                middle, mlp = self._mlp(layer, between, heads, before, after)
+                middle, mlp = self._mlp(layer, between, total, before, after)
                 if between != starts[layer]:
                     base = self._state(between, middle, "base")
                 self._change(mlp, middle, base, final_linear, final, (layer, slice(n_heads, n_heads + 1)))
@@ -279,59 +288,77 @@ class _Tile:
         problem, last = self.problem, len(self.problem.states) - 1
         final_linear = self._product(last, "final")
         final = self._state(last, final_linear, "final", final=True)
-        n_heads = problem.heads.shape[1]
-        writers: list[tuple[tuple[int | None, ...], Callable[[int], Tensor], slice]] = [
-            (problem.head_base, self._heads, slice(0, n_heads))
-        ]
-        for number, (base, outputs) in enumerate(problem.whole, n_heads):
-            writers.append((base, partial(self._whole, outputs), slice(number, number + 1)))
+        heads, whole = (
+            list(enumerate(_with_base(problem.head_base))),
+            list(enumerate(problem.whole, problem.heads.shape[1])),
+        )
         for index in range(last):
             linear = self._product(index, "linear0")
             state = self._state(index, linear, "base")
-            for bases, logits, which in writers:
-                layers = [layer for layer, base in enumerate(bases) if base is not None]
-                for at, layer in enumerate(layers):
-                    if bases[layer] == index:
-                        self._change(logits(at), linear, state, final_linear, final, (layer, which))
+            for at, (layer, base) in heads:
+                if base == index:
+                    self._heads(at, layer, linear, state, final_linear, final)
+            for number, (bases, outputs) in whole:
+                for at, (layer, base) in enumerate(_with_base(bases)):
+                    if base == index:
+                        added = self._whole(outputs, at)
+                        self._change(added, linear, state, final_linear, final, (layer, slice(number, number + 1)))
 
     def _whole(self, outputs: Tensor, at: int) -> Float[Tensor, "1 row tile"]:
         """Linear part of the logits of one component's whole output."""
         out = self.kernels.buffer("mlp", self.shape, outputs)
-        return product(outputs[at, self.chunk], self.weights.W_U, out)[None]
+        return self.kernels.product(outputs[at, self.chunk], self.weights.unembed, out)[None]
 
     def _product(self, state: int, name: str) -> Float[Tensor, "row tile"]:
         """Linear part of a state's logits."""
         out = self.kernels.buffer(name, self.shape, self.problem.states)
-        return product(self.problem.states[state, self.chunk], self.weights.W_U, out)
+        return self.kernels.product(self.problem.states[state, self.chunk], self.weights.unembed, out)
 
-    def _heads(self, layer: int) -> Float[Tensor, "head row tile"]:
-        """Each head's contribution to the linear part of the logits."""
-        products = self.weights.heads
-        left, right = products.left[layer, :, self.chunk], self.weights.right[layer]
-        return self.kernels.head_logits(left, right, self.problem.states.dtype)
+    def _heads(
+        self,
+        at: int,
+        layer: int,
+        linear: Float[Tensor, "row tile"],
+        base: Factors,
+        final_linear: Float[Tensor, "row tile"],
+        final: Factors,
+        total: Float[Tensor, "row tile"] | None = None,
+    ) -> None:
+        """Note the changes of a layer's heads, the `at`th of those with heads; `total` becomes their sum."""
+        heads, right = self.weights.heads.left[at, :, self.chunk], self.weights.right[at]
+        where = layer, slice(0, self.problem.heads.shape[1])
+        if self.is_plain:
+            self.kernels.head_changes(heads, right, base, final, self.changed[:, :, *where], total)
+            return
+        added = self.kernels.head_logits(heads, right, linear.dtype)
+        if total is not None:
+            torch.sum(added, 0, out=total)
+        self._change(added, linear, base, final_linear, final, where)
+
+    def _is_small(self, linear: Float[Tensor, "row tile"]) -> bool:
+        """Return True if other logits may follow from these by addition, where states are a chain."""
+        chained = self.problem.chain is not None and self.problem.mlps is not None
+        return chained and within(linear, _CHAIN_RANGE * BITS)
 
     def _mlp(
-        self, layer: int, between: int, heads: Tensor, before: Tensor, after: Tensor
+        self, layer: int, between: int, total: Tensor | None, before: Tensor, after: Tensor
     ) -> tuple[Float[Tensor, "row tile"], Float[Tensor, "1 row tile"]]:
-        """Linear parts of the logits of the state `between` that an MLP reads, and of the MLP's own output."""
+        """Linear parts of the logits of the state `between` that an MLP reads, and of the MLP's own output.
+
+        With the heads' `total`, both by addition: the state between is that before plus the heads, the MLP the
+        difference to the state after. That replaces two products of 2 * d_model operations per logit.
+        """
         problem = self.problem
         assert problem.mlps is not None
         sequential = between != problem.head_base[layer]
-        chained = problem.chain is not None and all(within(state, _CHAIN_RANGE * BITS) for state in (before, after))
-        if not chained:
+        if total is None:
             middle = self._product(between, "middle") if sequential else before
             return middle, self._whole(problem.mlps, layer)
         assert problem.chain is not None and self.weights.rests is not None
-        # Both by addition: the state between is that before plus the heads, the MLP the difference to the state after.
-        # That replaces two products of 2 * d_model operations per logit.
-        by = problem.chain.by[self.chunk, None]
-        attn_rest, mlp_rest = (rest[layer] for rest in self.weights.rests)
-        summed = torch.sum(heads, dim=0, out=self.kernels.buffer("middle", self.shape, before)).add_(before)
-        summed.addcmul_(by, attn_rest)
-        mlp = torch.sub(after, summed, out=self.kernels.buffer("mlp", self.shape, before)).addcmul_(
-            by, mlp_rest, value=-1
-        )
-        return (summed if sequential else before), mlp[None]
+        rests = tuple(rest[layer] for rest in self.weights.rests)
+        mlp = self.kernels.buffer("mlp", self.shape, before)
+        self.kernels.follow(total, before, after, problem.chain.by[self.chunk], rests, mlp)
+        return (total if sequential else before), mlp[None]
 
     def _logits(self, linear: Tensor, gain: Tensor | None, *, final: bool) -> Tensor:
         scaled = linear if gain is None else linear * gain[..., None]
@@ -340,8 +367,11 @@ class _Tile:
     def _state(self, index: int, linear: Tensor, name: str, *, final: bool = False) -> Factors:
         """Return a state's factors, and note its own moments on the way."""
         gains = self.problem.gains
-        logits = self._logits(linear, None if gains is None else gains.states[index, self.chunk], final=final)
-        state = self.kernels.factors(logits, name)
+        if self.is_plain:
+            state = self.kernels.factors(linear, name, self.weights.offsets[final])
+        else:
+            logits = self._logits(linear, None if gains is None else gains.states[index, self.chunk], final=final)
+            state = self.kernels.factors(logits, name)
         for at, moment in enumerate((state.shift, state.z, state.s)):
             self.states[at, index] = moment
         return state
@@ -397,16 +427,8 @@ class _Launches(_Tile):
         totals = kernels.buffer("totals", before.shape, linear) if weights.chained else None
         n_heads = problem.heads.shape[1]
         for at, (layer, start) in enumerate(_with_base(problem.head_base)):
-            left, right = weights.heads.left[at, :, self.chunk], weights.right[at]
-            state, where = start // stride, (layer, slice(0, n_heads))
-            total = None if totals is None else totals[at]
-            if self.is_plain:
-                kernels.head_changes(left, right, base[state], final, self.changed[:, :, *where], total)
-                continue
-            heads = kernels.head_logits(left, right, linear.dtype)
-            if total is not None:
-                torch.sum(heads, 0, out=total)
-            self._change(heads, before[state], base[state], final_linear, final, where)
+            state, total = start // stride, None if totals is None else totals[at]
+            self._heads(at, layer, before[state], base[state], final_linear, final, total)
         if totals is not None:
             self._chained_mlps(totals, linear, base, final, stride)
             return
@@ -420,11 +442,9 @@ class _Launches(_Tile):
         """Do all MLPs, from the sums of each layer's heads and the logits of the states around it: see `_mlp`."""
         chain = self.problem.chain
         assert chain is not None and self.weights.rests is not None
-        by = chain.by[self.chunk, None]
-        attn_rest, mlp_rest = (rest[:, None] for rest in self.weights.rests)
-        middle = totals.add_(linear[:-1]).addcmul_(by, attn_rest)
-        mlps = torch.sub(linear[1:], middle, out=self.kernels.buffer("heads", middle.shape, middle))
-        mlps.addcmul_(by, mlp_rest, value=-1)
+        middle, mlps = totals, self.kernels.buffer("heads", totals.shape, totals)
+        rests = tuple(rest[:, None] for rest in self.weights.rests)
+        self.kernels.follow(totals, linear[:-1], linear[1:], chain.by[self.chunk], rests, mlps)
         if stride == 2:
             base = self._note(slice(1, None, 2), middle, "middle")
         else:

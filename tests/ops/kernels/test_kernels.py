@@ -106,10 +106,10 @@ def test_what_is_not_finite_is_not_hidden(kernels: type[Kernels]) -> None:
     set_of.removals(removed, set_of.factors(base, "base"), sums)
     assert sums[1:].isfinite().all(0).tolist() == [[True, False, True]]
 
-    logits = torch.zeros(2, 20)
-    logits[1, 3] = torch.nan
+    logits = torch.zeros(3, 20)
+    logits[1, 3], logits[2, 4] = torch.nan, -torch.nan  # sums of infinities are NaN of either sign
     state = set_of.factors(logits, "base")
-    assert state.z.isfinite().tolist() == state.s.isfinite().tolist() == [True, False]
+    assert state.z.isfinite().tolist() == state.s.isfinite().tolist() == [True, False, False]
 
 
 @pytest.mark.parametrize("kernels", KERNELS)

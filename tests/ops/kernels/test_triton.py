@@ -75,7 +75,7 @@ def test_heads_are_multiplied_and_summed_in_one_pass(
     kernels = TritonKernels()
     states = [kernels.factors(logits.clone(), name) for name, logits in (("base", base), ("final", final))]
     out, total = torch.full((3, 2, heads, rows), torch.nan), torch.full((rows, tile), torch.nan)
-    kernels.head_changes(left, right, *states, out, total)
+    kernels.head_changes(left, kernels.prepared(right), *states, out, total)
     d = left.double() @ right.double()
     largest = 1 + float(d.abs().max())
     assert torch.allclose(total.double(), d.sum(0), atol=3e-6 * largest)
@@ -98,7 +98,7 @@ def test_the_error_of_each_precision(precision: Precision, share: float) -> None
     states = [kernels.factors(logits, name) for name, logits in (("base", base), ("final", final))]
     factors = (left.bfloat16(), right.bfloat16()) if precision == "bfloat16" else (left, right)
     out, total = torch.empty(3, 2, 2, 20), torch.empty(20, 200)
-    kernels.head_changes(*factors, *states, out, total)
+    kernels.head_changes(factors[0], kernels.prepared(factors[1]), *states, out, total)
     sizes = (left.double().abs() @ right.double().abs()).sum(0)
     off = ((total.double() - (left.double() @ right.double()).sum(0)).abs() / sizes).max()
     assert share / 2**7 < off < share, "no better than it says, either: the option is in force"

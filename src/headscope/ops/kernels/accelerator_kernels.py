@@ -21,7 +21,10 @@ class AcceleratorKernels(Kernels):
 
     name: ClassVar[str] = "torch"
 
-    def factors(self, logits: Float[Tensor, "*each row tile"], name: str) -> Factors:
+    def factors(
+        self, linear: Float[Tensor, "*each row tile"], name: str, offset: Float[Tensor, " tile"] | None = None
+    ) -> Factors:
+        logits = linear if offset is None else linear + offset
         shift = finite_maximum(logits)
         logits = logits.sub_(shift[..., None]).clamp_(min=MASKED_BITS)
         weights = torch.exp2(logits, out=self.buffer(f"{name} weights", tuple(logits.shape), logits))

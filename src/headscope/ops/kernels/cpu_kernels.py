@@ -1,6 +1,8 @@
 """Kernels for the CPU: loops that read a tile of logits once and write nothing of its size."""
 
-from typing import ClassVar
+import math
+import platform
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -9,12 +11,15 @@ from torch import Tensor
 
 from headscope.ops.devices import Budget
 from headscope.ops.kernels import loops
-from headscope.ops.kernels.interface import SAFE_BITS, Factors, Kernels
-from headscope.ops.kernels.torch_kernels import finite_maximum
+from headscope.ops.kernels.interface import SAFE_BITS, Factors, Kernels, RightFactors
 
 __all__ = ["KERNELS", "CpuKernels"]
 
 _SAFE = np.float32(SAFE_BITS)
+# Rows of a head's logits that are made before their sums: 64 KiB of a tile of 512.
+_STRIP_ROWS = 32
+# Elsewhere (AMX of Apple's processors, SVE) libraries know instructions that these loops do not.
+_PACKS = platform.machine() in ("x86_64", "AMD64")
 
 
 class CpuKernels(Kernels):
@@ -26,12 +31,48 @@ class CpuKernels(Kernels):
     def runs_on(cls, device: torch.device) -> bool:
         return not Budget.of(device).is_accelerators
 
-    def factors(self, logits: Float[Tensor, "row tile"], name: str) -> Factors:
-        shift = finite_maximum(logits)
-        weights = self.buffer(f"{name} weights", tuple(logits.shape), logits)
-        sums = logits.new_empty(2, len(logits))
-        loops.factors(logits.numpy(), shift.numpy(), weights.numpy(), sums.numpy())
-        return Factors(shift, logits, weights, sums[0], sums[1])
+    @classmethod
+    def prepared(cls, right: Float[Tensor, "*each inner tile"]) -> RightFactors:
+        if right.dtype != torch.float32 or not _PACKS:
+            return super().prepared(right)
+        inner, tile = right.shape[-2:]
+        each = right.shape[:-2]
+        is_shared = math.prod(each) > 1 and not any(right.stride()[:-2])
+        heads = right.view(-1, inner, tile) if not is_shared else right[(0,) * len(each)][None]
+        packed = right.new_empty(len(heads), -(-tile // loops.N_COLUMNS), inner, loops.N_COLUMNS)
+        loops.pack(heads.numpy(), packed.numpy())
+        return RightFactors(
+            packed.view(*each, *packed.shape[1:]) if not is_shared else packed.expand(*each, -1, -1, -1), tile
+        )
+
+    def product(
+        self, left: Float[Tensor, "row inner"], right: RightFactors, out: Float[Tensor, "row tile"]
+    ) -> Float[Tensor, "row tile"]:
+        if not _is_packed(right):
+            return super().product(left, right, out)
+        loops.product(left.numpy(), right.entries.numpy(), out.numpy())
+        return out
+
+    def head_logits(
+        self, left: Float[Tensor, "head row inner"], right: RightFactors, dtype: torch.dtype
+    ) -> Float[Tensor, "head row tile"]:
+        if not _is_packed(right):
+            return super().head_logits(left, right, dtype)
+        out = self.buffer("heads", (*left.shape[:2], right.tile), left)
+        for each in zip(left.numpy(), right.entries.numpy(), out.numpy(), strict=True):
+            loops.product(*each)
+        return out
+
+    def factors(
+        self, linear: Float[Tensor, "row tile"], name: str, offset: Float[Tensor, " tile"] | None = None
+    ) -> Factors:
+        shape = tuple(linear.shape)
+        logits = linear if offset is None else self.buffer(f"{name} logits", shape, linear)
+        weights = self.buffer(f"{name} weights", shape, linear)
+        offset = linear.new_zeros(shape[1]) if offset is None else offset
+        shift, z, s = sums = linear.new_empty(3, shape[0])
+        loops.factors(*(each.numpy() for each in (linear, offset, logits, weights, shift, sums[1:])))
+        return Factors(shift, logits, weights, z, s)
 
     def changes(
         self,
@@ -40,19 +81,55 @@ class CpuKernels(Kernels):
         final: Factors,
         out: Float[Tensor, "3 2 component row"],
     ) -> None:
-        states = (each.numpy() for state in (base, final) for each in (state.shift, state.logits, state.weights))
-        loops.changes(added.numpy(), *states, _SAFE, out.numpy())
+        loops.changes(added.numpy(), *_arrays(base), *_arrays(final), _SAFE, out.numpy())
+
+    def head_changes(
+        self,
+        left: Float[Tensor, "head row inner"],
+        right: RightFactors,
+        base: Factors,
+        final: Factors,
+        out: Float[Tensor, "3 2 head row"],
+        total: Float[Tensor, "row tile"] | None = None,
+    ) -> None:
+        if not _is_packed(right):
+            super().head_changes(left, right, base, final, out, total)
+            return
+        strip = self.buffer("heads", (min(_STRIP_ROWS, left.shape[1]), right.tile), left)
+        total = left.new_empty(0, 0) if total is None else total
+        loops.head_changes(
+            left.numpy(), right.entries.numpy(), *_arrays(base), *_arrays(final), _SAFE,
+            strip.numpy(), total.numpy(), out.numpy(),
+        )  # fmt: skip
+
+    def follow(
+        self,
+        total: Float[Tensor, "row tile"],
+        before: Float[Tensor, "row tile"],
+        after: Float[Tensor, "row tile"],
+        by: Float[Tensor, " row"],
+        rests: tuple[Float[Tensor, " tile"], ...],
+        mlp: Float[Tensor, "row tile"],
+    ) -> None:
+        loops.follow(*(each.numpy() for each in (total, before, after, by, *rests, mlp)))
 
     def removals(
         self, removed: Float[Tensor, "change row tile"], clean: Factors, out: Float[Tensor, "3 change row"]
     ) -> None:
-        factors = (clean.shift.numpy(), clean.logits.numpy(), clean.weights.numpy())
-        loops.removals(removed.numpy(), *factors, _SAFE, out.numpy())
+        loops.removals(removed.numpy(), *_arrays(clean), _SAFE, out.numpy())
 
     def count_excess(
         self, entries: Float[Tensor, "row tile"], than: Float[Tensor, "row 1"], excess: Int[Tensor, " row"]
     ) -> None:
         loops.count_excess(entries.numpy(), than.numpy(), excess.numpy())
+
+
+def _is_packed(right: RightFactors) -> bool:
+    return _PACKS and right.entries.dtype == torch.float32
+
+
+def _arrays(state: Factors) -> tuple[Any, Any, Any]:
+    return state.shift.numpy(), state.logits.numpy(), state.weights.numpy()
 
 
 KERNELS = CpuKernels

@@ -17,8 +17,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headscope.ops.head_products import times
+from headscope.ops.kernels.products import product
 
-__all__ = ["BITS", "PRECISIONS", "SAFE_BITS", "Factors", "Kernels", "Precision"]
+__all__ = ["BITS", "PRECISIONS", "SAFE_BITS", "Factors", "Kernels", "Precision", "RightFactors"]
 
 # Of products of heads. "tf32" rounds factors to 10 bits of fraction, "bfloat16x3" to two bfloat16 each, of 8 bits.
 Precision = Literal["float32", "bfloat16", "bfloat16x3", "tf32"]
@@ -54,6 +55,23 @@ class Factors:
         return Factors(*(getattr(self, name)[which] for name in ("shift", "logits", "weights", "z", "s")))
 
 
+@dataclass(frozen=True)
+class RightFactors:
+    """The right factors of products, in the layout that a set of kernels reads them in.
+
+    Attributes:
+        entries: `[..., inner, tile]`, or what the kernels made of it.
+        tile: Columns of a product.
+    """
+
+    entries: Tensor
+    tile: int
+
+    def __getitem__(self, which: int | slice) -> "RightFactors":
+        """Return some of them, such as one head's or one layer's."""
+        return RightFactors(self.entries[which], self.tile)
+
+
 class Kernels(ABC):
     """A set of kernels with memory that is reused from tile to tile: every thread has a set of its own.
 
@@ -87,9 +105,25 @@ class Kernels(ABC):
             kept = self._kept[name] = torch.empty(size, dtype=dtype, device=like.device)
         return kept[:size].view(shape)
 
+    @classmethod
+    def prepared(cls, right: Float[Tensor, "*each inner tile"]) -> RightFactors:
+        """Return the right factors of products, which all threads share, as these kernels read them."""
+        return RightFactors(right, right.shape[-1])
+
+    def product(
+        self, left: Float[Tensor, "row inner"], right: RightFactors, out: Float[Tensor, "row tile"]
+    ) -> Float[Tensor, "row tile"]:
+        """Write `left @ right` into `out`."""
+        return product(left, right.entries, out)
+
     @abstractmethod
-    def factors(self, logits: Float[Tensor, "row tile"], name: str) -> Factors:
-        """Return a state's factors, in the buffers of this name; the memory of `logits` becomes theirs."""
+    def factors(
+        self, linear: Float[Tensor, "row tile"], name: str, offset: Float[Tensor, " tile"] | None = None
+    ) -> Factors:
+        """Return the factors of the logits `linear + offset`, in the buffers of this name.
+
+        Without an offset, the memory of `linear` becomes theirs.
+        """
 
     @abstractmethod
     def changes(
@@ -105,19 +139,19 @@ class Kernels(ABC):
         """
 
     def head_logits(
-        self, left: Float[Tensor, "head row inner"], right: Float[Tensor, "head inner tile"], dtype: torch.dtype
+        self, left: Float[Tensor, "head row inner"], right: RightFactors, dtype: torch.dtype
     ) -> Float[Tensor, "head row tile"]:
         """Return the products of heads' factors, in a buffer that the next call overwrites."""
-        shape = (*left.shape[:2], right.shape[2])
+        shape = (*left.shape[:2], right.tile)
         out = self.buffer("heads", shape, left, dtype)
         if left.dtype == dtype:
-            return times(left, right, out)
-        return out.copy_(times(left, right, self.buffer("rounded", shape, left)))
+            return times(left, right.entries, out)
+        return out.copy_(times(left, right.entries, self.buffer("rounded", shape, left)))
 
     def head_changes(
         self,
         left: Float[Tensor, "head row inner"],
-        right: Float[Tensor, "head inner tile"],
+        right: RightFactors,
         base: Factors,
         final: Factors,
         out: Float[Tensor, "3 2 head row"],
@@ -128,6 +162,25 @@ class Kernels(ABC):
         if total is not None:
             torch.sum(added, 0, out=total)
         self.changes(added, base, final, out)
+
+    def follow(
+        self,
+        total: Float[Tensor, "*layer row tile"],
+        before: Float[Tensor, "*layer row tile"],
+        after: Float[Tensor, "*layer row tile"],
+        by: Float[Tensor, " row"],
+        rests: tuple[Tensor, ...],
+        mlp: Float[Tensor, "*layer row tile"],
+    ) -> None:
+        """Make the heads' `total` the logits behind attention, and fill `mlp` with what is left to those of `after`.
+
+        Args:
+            by: Factor on both `rests`.
+            rests: Logits of what else attention and MLP add.
+        """
+        attn_rest, mlp_rest = rests
+        total.add_(before).addcmul_(by[:, None], attn_rest)
+        torch.sub(after, total, out=mlp).addcmul_(by[:, None], mlp_rest, value=-1)
 
     @abstractmethod
     def removals(

@@ -4,36 +4,53 @@ A row's factors (a few KiB) stay in the first cache while all components pass ov
 signs and summed on the spot, so nothing of the size of a tile is written. 2^x is a polynomial of degree 6 on
 [-1/2, 1/2] (relative error 1.6e-7, two bits in the last place) whose exponent is set by integer arithmetic: unlike a
 call into a math library it is inlined, and runs on whole vectors.
+
+A head's logits are made a few rows at a time, in the first cache, right before their sums are: a library's product
+writes all of them to memory and a second loop reads them back, which for factors of rank 64 costs as much as the
+multiplications. A block of the product stays in registers over the whole inner axis, both factors repacked so that
+every step reads what lies side by side (Goto and van de Geijn 2008, "Anatomy of High-Performance Matrix
+Multiplication", sections 4 and 6).
 """
 
 from typing import Any
 
+import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
 from numba import float32, int32, njit
-from numba.core import types
+from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from headscope.ops.kernels.interface import MASKED_BITS
 
-__all__ = ["changes", "count_excess", "factors", "removals"]
+__all__ = ["N_COLUMNS", "changes", "count_excess", "factors", "follow", "head_changes", "pack", "product", "removals"]
 
 # Sums may be reordered into vectors and products fused; NaN and infinities keep their meaning.
 _FUSED = {"reassoc", "contract", "arcp", "nsz", "afn"}
 _MASKED = float32(MASKED_BITS)
+_NOTHING, _NAN = float32(np.finfo(np.float32).min / 2), float32(np.nan)
 _LOWEST = float32(-125.0)  # 2^-125 is nothing beside a sum of at least 1
 
 
-@intrinsic
-def _as_float(typing_context: Any, bits: Any) -> Any:
-    """Read the bits of an int32 as a float32."""
-    del typing_context, bits
+# Rows, and vectors of so many numbers in a row, whose sums are kept in registers: of 32 vectors of AVX-512, 24, while 3
+# vectors and 8 numbers are read for 24 multiplications; of 16 of AVX2, 12.
+_ROWS, _VECTORS, _WIDTH = (8, 3, 16) if llvm.get_host_cpu_features().get("avx512f", False) else (6, 2, 8)
+N_COLUMNS = _VECTORS * _WIDTH
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        del context, signature
-        return builder.bitcast(arguments[0], ir.FloatType())
 
-    return types.float32(types.int32), generate
+def _bitcast(given: Any, read: Any, kind: Any) -> Any:
+    """Make a function that reads the bits of one type of number as another."""
+
+    @intrinsic
+    def bitcast(typing_context: Any, bits: Any) -> Any:
+        del typing_context, bits
+        return read(given), lambda context, builder, signature, arguments: builder.bitcast(arguments[0], kind)
+
+    return bitcast
+
+
+_as_float = _bitcast(types.int32, types.float32, ir.FloatType())
+_as_int = _bitcast(types.float32, types.int32, ir.IntType(32))
 
 
 @njit(fastmath=_FUSED, inline="always")
@@ -52,14 +69,26 @@ def _exp2(x: Any) -> Any:
 
 
 @njit(nogil=True, cache=True, error_model="numpy", fastmath=_FUSED)
-def factors(logits: Any, shift: Any, weights: Any, sums: Any) -> None:
-    """Subtract `shift` from the logits, and fill `weights` with their powers and `sums [2, row]` with Z and S."""
-    rows, tile = logits.shape
+def factors(linear: Any, offset: Any, logits: Any, weights: Any, shift: Any, sums: Any) -> None:
+    """Fill `shift [row]`, `logits` and `weights`, and `sums [2, row]` with Z and S, of `linear + offset`."""
+    rows, tile = linear.shape
     for row in range(rows):
+        from_row, row_logits, row_weights = linear[row], logits[row], weights[row]
+        # A maximum of floats is not taken in vectors, where it would lose NaN. As whole numbers they have the same
+        # order once the bits below the sign of negative ones are turned, and NaN is counted.
+        largest, strange = int32(-(2**31)), float32(0.0)
+        for token in range(tile):
+            logit = from_row[token] + offset[token]
+            row_logits[token] = logit
+            bits = _as_int(logit)
+            ordered = bits ^ ((bits >> int32(31)) & int32(0x7FFFFFFF))
+            largest = largest if largest > ordered else ordered
+            strange += float32(0.0) if logit == logit else float32(1.0)
+        highest = _as_float(largest ^ ((largest >> int32(31)) & int32(0x7FFFFFFF)))
+        highest = highest if highest > _NOTHING else _NOTHING
+        highest = highest if strange == 0.0 else _NAN
         z = float32(0.0)
         s = float32(0.0)
-        highest = shift[row]
-        row_logits, row_weights = logits[row], weights[row]
         for token in range(tile):
             logit = row_logits[token] - highest
             logit = logit if logit > _MASKED else _MASKED
@@ -68,14 +97,15 @@ def factors(logits: Any, shift: Any, weights: Any, sums: Any) -> None:
             row_weights[token] = weight
             z += weight
             s += logit * weight
+        shift[row] = highest
         # The clamps above hide NaN, which the maximum has.
         sums[0, row] = z if highest == highest else highest
         sums[1, row] = s if highest == highest else highest
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=_FUSED)
-def _moments_of_sum(logits: Any, changes: Any, sign: Any, out: Any) -> None:
-    """Fill `out` with maximum, Z and S of one row's `logits + sign * changes`."""
+@njit(error_model="numpy", fastmath=_FUSED)
+def _moments_of_sum(logits: Any, changes: Any, sign: Any) -> Any:
+    """Return maximum, Z and S of one row's `logits + sign * changes`."""
     highest = logits[0] + sign * changes[0]
     for token in range(len(logits)):
         logit = logits[token] + sign * changes[token]
@@ -87,9 +117,28 @@ def _moments_of_sum(logits: Any, changes: Any, sign: Any, out: Any) -> None:
         weight = _exp2(logit if logit > _LOWEST else _LOWEST)
         z += weight
         s += logit * weight
-    out[0] = highest
-    out[1] = z if s == s else s  # comparisons hide NaN from the maximum and from z
-    out[2] = s
+    return highest, z if s == s else s, s  # comparisons hide NaN from the maximum and from z
+
+
+@njit(error_model="numpy", fastmath=_FUSED, inline="always")
+def _sums_of_change(change: Any, base: Any, of_base: Any, final: Any, of_final: Any, bound: Any) -> Any:
+    """Return shift, Z and S of one row's `base + change`, and those of `final - change`."""
+    plus_z, plus_s, minus_z, minus_s = float32(0.0), float32(0.0), float32(0.0), float32(0.0)
+    outside = float32(0.0)  # counted in the lanes of the sums beside it
+    for token in range(len(base)):
+        d = change[token]
+        outside += float32(0.0) if abs(d) <= bound else float32(1.0)
+        power = _exp2(d)
+        inverse = float32(1.0) / power
+        plus = of_base[token] * power
+        plus_z += plus
+        plus_s += (base[token] + d) * plus
+        minus = of_final[token] * inverse
+        minus_z += minus
+        minus_s += (final[token] - d) * minus
+    if outside == 0.0:
+        return (float32(0.0), plus_z, plus_s), (float32(0.0), minus_z, minus_s)
+    return _moments_of_sum(base, change, float32(1.0)), _moments_of_sum(final, change, float32(-1.0))
 
 
 @njit(nogil=True, cache=True, error_model="numpy", fastmath=_FUSED)
@@ -105,44 +154,172 @@ def changes(
     out: Any,
 ) -> None:
     """Fill `out [3, 2, component, row]` with shift, Z and S of `base + added` and `final - added`."""
-    components, rows, tile = added.shape
-    moments = np.empty(3, np.float32)
+    components, rows, _ = added.shape
     for row in range(rows):
-        base, final = base_logits[row], final_logits[row]
-        of_base, of_final = base_weights[row], final_weights[row]
+        base, of_base, final, of_final = base_logits[row], base_weights[row], final_logits[row], final_weights[row]
         for component in range(components):
-            change = added[component, row]
-            plus_z, plus_s, minus_z, minus_s = float32(0.0), float32(0.0), float32(0.0), float32(0.0)
-            outside = float32(0.0)  # counted in the lanes of the sums beside it
-            for token in range(tile):
-                d = change[token]
-                outside += float32(0.0) if abs(d) <= bound else float32(1.0)
-                power = _exp2(d)
-                inverse = float32(1.0) / power
-                plus = of_base[token] * power
-                plus_z += plus
-                plus_s += (base[token] + d) * plus
-                minus = of_final[token] * inverse
-                minus_z += minus
-                minus_s += (final[token] - d) * minus
-            if outside == 0.0:
-                out[0, 0, component, row], out[0, 1, component, row] = base_shift[row], final_shift[row]
-                out[1, 0, component, row], out[1, 1, component, row] = plus_z, minus_z
-                out[2, 0, component, row], out[2, 1, component, row] = plus_s, minus_s
+            plus, minus = _sums_of_change(added[component, row], base, of_base, final, of_final, bound)
+            out[0, 0, component, row], out[0, 1, component, row] = (
+                base_shift[row] + plus[0],
+                final_shift[row] + minus[0],
+            )
+            for moment in range(1, 3):
+                out[moment, 0, component, row], out[moment, 1, component, row] = plus[moment], minus[moment]
+
+
+@intrinsic
+def _block(typing_context: Any, left: Any, step: Any, right: Any, inner: Any, out: Any, stride: Any) -> Any:
+    """Write a block of a product to the address `out`, with `stride` bytes from row to row.
+
+    Its factors are at the addresses `left`, with `step` bytes from row to row, and `right`, as `[inner, N_COLUMNS]`.
+    """
+    del typing_context, left, step, right, inner, out, stride
+    number, integer = ir.FloatType(), ir.IntType(64)
+    vector = ir.VectorType(number, _WIDTH)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        del signature
+        left, step, right, inner, out, stride = arguments
+
+        def at(address: Any, offset: Any, kind: Any) -> Any:
+            return builder.inttoptr(builder.add(address, offset), kind.as_pointer())
+
+        kind = ir.FunctionType(vector, [vector] * 3)
+        multiply_add = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{_WIDTH}f32")
+        of_row = [builder.mul(step, integer(row)) for row in range(_ROWS)]
+        before, body, after = builder.block, builder.append_basic_block("body"), builder.append_basic_block("after")
+        builder.branch(body)
+
+        builder.position_at_end(body)
+        k, left_now, right_now = (builder.phi(integer) for _ in range(3))
+        sums = [builder.phi(vector) for _ in range(_ROWS * _VECTORS)]
+        columns = [builder.load(at(right_now, integer(4 * _WIDTH * v), vector), align=4) for v in range(_VECTORS)]
+        added = []
+        for row in range(_ROWS):
+            entry = builder.load(at(left_now, of_row[row], number), align=4)
+            first = builder.insert_element(vector(ir.Undefined), entry, ir.IntType(32)(0))
+            spread = builder.shuffle_vector(first, first, ir.VectorType(ir.IntType(32), _WIDTH)(None))
+            for v, column in enumerate(columns):
+                added.append(builder.call(multiply_add, [spread, column, sums[row * _VECTORS + v]]))
+        walks = [(k, integer(0), 1), (left_now, left, 4), (right_now, right, 4 * N_COLUMNS)]
+        ends = [(phi, start, builder.add(phi, integer(by))) for phi, start, by in walks]
+        for phi, start, end in ends + [(each, vector(None), end) for each, end in zip(sums, added, strict=True)]:
+            phi.add_incoming(start, before)
+            phi.add_incoming(end, body)
+        builder.cbranch(builder.icmp_signed("<", ends[0][2], inner), body, after)
+
+        builder.position_at_end(after)
+        for row in range(_ROWS):
+            start = builder.add(out, builder.mul(stride, integer(row)))
+            for v in range(_VECTORS):
+                builder.store(added[row * _VECTORS + v], at(start, integer(4 * _WIDTH * v), vector), align=4)
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 6), generate
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def pack(right: Any, packed: Any) -> None:
+    """Copy `right [head, inner, tile]` to `packed [head, block, inner, columns]`, with zeros behind the last column."""
+    heads, inner, tile = right.shape
+    for head in range(heads):
+        for block in range(packed.shape[1]):
+            start = block * N_COLUMNS
+            width = min(N_COLUMNS, tile - start)
+            for k in range(inner):
+                into, entries = packed[head, block, k], right[head, k]
+                if width == N_COLUMNS:  # a fixed number of vectors
+                    for column in range(N_COLUMNS):
+                        into[column] = entries[start + column]
+                else:
+                    into[:] = float32(0.0)
+                    for column in range(width):
+                        into[column] = entries[start + column]
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def product(left: Any, right: Any, out: Any) -> None:
+    """Fill `out [row, tile]` with `left [row, inner]` times the packed `right [block, inner, columns]`."""
+    rows, inner = left.shape
+    tile = out.shape[1]
+    whole = rows // _ROWS * _ROWS
+    # The last rows, and what goes over an edge, take a detour.
+    last = np.zeros((_ROWS if whole < rows else 0, inner), np.float32)
+    for row in range(whole, rows):
+        last[row - whole] = left[row]
+    edge = np.empty((_ROWS, N_COLUMNS), np.float32)
+    for block in range(len(right)):
+        column = block * N_COLUMNS
+        width = min(N_COLUMNS, tile - column)
+        factor = right.ctypes.data + block * right.strides[0]
+        for row in range(0, rows, _ROWS):
+            source, step = left.ctypes.data + row * left.strides[0], left.strides[0]
+            if row == whole:
+                source, step = last.ctypes.data, last.strides[0]
+            elif width == N_COLUMNS:
+                into = out.ctypes.data + row * out.strides[0] + column * out.itemsize
+                _block(source, step, factor, inner, into, out.strides[0])
                 continue
-            _moments_of_sum(base, change, float32(1.0), moments)
-            out[0, 0, component, row] = base_shift[row] + moments[0]
-            out[1, 0, component, row], out[2, 0, component, row] = moments[1], moments[2]
-            _moments_of_sum(final, change, float32(-1.0), moments)
-            out[0, 1, component, row] = final_shift[row] + moments[0]
-            out[1, 1, component, row], out[2, 1, component, row] = moments[1], moments[2]
+            _block(source, step, factor, inner, edge.ctypes.data, edge.strides[0])
+            for each in range(min(_ROWS, rows - row)):
+                for entry in range(width):
+                    out[row + each, column + entry] = edge[each, entry]
+
+
+@njit(nogil=True, cache=True, error_model="numpy", fastmath=_FUSED)
+def head_changes(
+    left: Any,
+    right: Any,
+    base_shift: Any,
+    base_logits: Any,
+    base_weights: Any,
+    final_shift: Any,
+    final_logits: Any,
+    final_weights: Any,
+    bound: Any,
+    strip: Any,
+    total: Any,
+    out: Any,
+) -> None:
+    """Do the same as `changes` for `left [head, row, inner]` times the packed `right`, and make `total` their sum.
+
+    `strip` is room for the products of some rows; `total` may be without rows, and then is not filled.
+    """
+    heads, rows, _ = left.shape
+    for head in range(heads):
+        for start in range(0, rows, len(strip)):
+            stop = min(start + len(strip), rows)
+            product(left[head, start:stop], right[head], strip[: stop - start])
+            for row in range(start, stop):
+                change = strip[row - start]
+                if len(total):
+                    of_row = total[row]
+                    for token in range(len(change)):
+                        of_row[token] = change[token] if head == 0 else of_row[token] + change[token]
+                plus, minus = _sums_of_change(
+                    change, base_logits[row], base_weights[row], final_logits[row], final_weights[row], bound
+                )
+                out[0, 0, head, row], out[0, 1, head, row] = base_shift[row] + plus[0], final_shift[row] + minus[0]
+                for moment in range(1, 3):
+                    out[moment, 0, head, row], out[moment, 1, head, row] = plus[moment], minus[moment]
+
+
+@njit(nogil=True, cache=True, error_model="numpy", fastmath=_FUSED)
+def follow(total: Any, before: Any, after: Any, by: Any, attn_rest: Any, mlp_rest: Any, mlp: Any) -> None:
+    """Add `before + by * attn_rest` to `total`, and fill `mlp` with `after - total - by * mlp_rest`."""
+    rows, tile = total.shape
+    for row in range(rows):
+        middle, start, end, out, factor = total[row], before[row], after[row], mlp[row], by[row]
+        for token in range(tile):
+            logit = middle[token] + start[token] + factor * attn_rest[token]
+            middle[token] = logit
+            out[token] = end[token] - logit - factor * mlp_rest[token]
 
 
 @njit(nogil=True, cache=True, error_model="numpy", fastmath=_FUSED)
 def removals(removed: Any, shift: Any, logits: Any, weights: Any, bound: Any, out: Any) -> None:
     """Fill `out [3, change, row]` with shift and Z of `logits - removed`, and the sum of `weights * removed`."""
     components, rows, tile = removed.shape
-    moments = np.empty(3, np.float32)
     for row in range(rows):
         clean = weights[row]
         for component in range(components):
@@ -156,9 +333,8 @@ def removals(removed: Any, shift: Any, logits: Any, weights: Any, bound: Any, ou
                 gap += clean[token] * d
             out[0, component, row] = shift[row]
             if outside > 0.0:
-                _moments_of_sum(logits[row], change, float32(-1.0), moments)
-                out[0, component, row] += moments[0]
-                z = moments[1]
+                highest, z, _ = _moments_of_sum(logits[row], change, float32(-1.0))
+                out[0, component, row] += highest
             out[1, component, row] = z
             out[2, component, row] = gap
 

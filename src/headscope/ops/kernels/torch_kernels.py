@@ -24,7 +24,10 @@ class TorchKernels(Kernels):
 
     name: ClassVar[str] = "torch"
 
-    def factors(self, logits: Float[Tensor, "row tile"], name: str) -> Factors:
+    def factors(
+        self, linear: Float[Tensor, "row tile"], name: str, offset: Float[Tensor, " tile"] | None = None
+    ) -> Factors:
+        logits = linear if offset is None else linear + offset
         shift = finite_maximum(logits)
         logits = logits.sub_(shift[:, None]).clamp_(min=MASKED_BITS)
         pair = self.buffer(f"{name} pair", (len(logits), 2, logits.shape[1]), logits)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from headscope.ops.kernels import programs
 from headscope.ops.kernels.accelerator_kernels import AcceleratorKernels
-from headscope.ops.kernels.interface import MASKED_BITS, PRECISIONS, Factors, Precision
+from headscope.ops.kernels.interface import MASKED_BITS, PRECISIONS, Factors, Precision, RightFactors
 from headscope.ops.kernels.torch_kernels import finite_maximum
 
 __all__ = ["INTERPRETED", "KERNELS", "TritonKernels"]
@@ -37,7 +37,10 @@ class TritonKernels(AcceleratorKernels):
     def runs_on(cls, device: torch.device) -> bool:
         return INTERPRETED or device.type == "cuda"
 
-    def factors(self, logits: Float[Tensor, "*each row tile"], name: str) -> Factors:
+    def factors(
+        self, linear: Float[Tensor, "*each row tile"], name: str, offset: Float[Tensor, " tile"] | None = None
+    ) -> Factors:
+        logits = linear if offset is None else linear + offset
         shift = finite_maximum(logits)
         weights = self.buffer(f"{name} weights", tuple(logits.shape), logits)
         sums = logits.new_empty(2, *shift.shape)
@@ -62,13 +65,13 @@ class TritonKernels(AcceleratorKernels):
     def head_changes(
         self,
         left: Float[Tensor, "head row inner"],
-        right: Float[Tensor, "head inner tile"],
+        right: RightFactors,
         base: Factors,
         final: Factors,
         out: Float[Tensor, "3 2 head row"],
         total: Float[Tensor, "row tile"] | None = None,
     ) -> None:
-        self._launch(left, right, base, final, out, total)
+        self._launch(left, right.entries, base, final, out, total)
 
     def removals(
         self, removed: Float[Tensor, "change row tile"], clean: Factors, out: Float[Tensor, "3 change row"]
