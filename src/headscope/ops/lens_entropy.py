@@ -11,7 +11,7 @@ For every state `r` with logits `a`, the final logits `f`, and every component w
 - a tile of rows by a tile of the vocabulary stays in a core's cache, in buffers that are reused, and each thread
   takes tiles of its own.
 
-Under a soft cap, and when each state has a scale of its own, logits are formed and reduced one component at a time.
+Under a soft cap, and when each state has a scale of its own, logits are formed first: no factors of a state serve.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -26,10 +26,10 @@ from headscope.errors import InvalidInputError
 from headscope.ops.devices import Budget
 from headscope.ops.head_products import HeadProducts
 from headscope.ops.kernels.dispatch import kernels_for
-from headscope.ops.kernels.interface import BITS, Factors, Kernels, Precision
+from headscope.ops.kernels.interface import BITS, Factors, Kernels, Precision, formed_logits
 from headscope.ops.kernels.torch_kernels import within
 from headscope.ops.parallel import RowChunks
-from headscope.ops.vocab import RunningMoments, cap_logits, tile_moments, token_mean, vocab_tiles
+from headscope.ops.vocab import RunningMoments, token_mean, vocab_tiles
 
 __all__ = ["Chain", "Gains", "LensEntropies", "LensProblem", "lens_entropies"]
 
@@ -361,8 +361,7 @@ class _Tile:
         return (total if sequential else before), mlp[None]
 
     def _logits(self, linear: Tensor, gain: Tensor | None, *, final: bool) -> Tensor:
-        scaled = linear if gain is None else linear * gain[..., None]
-        return cap_logits(scaled + self.weights.offsets[final], self.problem.soft_cap * BITS)
+        return formed_logits(linear, gain, self.weights.offsets[final], self.problem.soft_cap * BITS)
 
     def _state(self, index: int, linear: Tensor, name: str, *, final: bool = False) -> Factors:
         """Return a state's factors, and note its own moments on the way."""
@@ -390,25 +389,13 @@ class _Tile:
         if self.is_plain:
             self.kernels.changes(added, base, final, out)
             return
-        gains = self.problem.gains
-        for some in self._together(len(added)):
-            plus_gain = None if gains is None else gains.plus[where][some, self.chunk]
-            minus_gain = None if gains is None else gains.minus[where][some, self.chunk]
-            sums = (
-                self._logits(linear + added[some], plus_gain, final=False),
-                self._logits(final_linear - added[some], minus_gain, final=True),
-            )
-            for sign, logits in enumerate(sums):
-                out[:, sign, some] = self._moments(logits)
-
-    def _moments(self, logits: Float[Tensor, "component row tile"]) -> Float[Tensor, "3 component row"]:
-        """Shift, Z and S of logits in bits."""
-        shift, z, s = tile_moments(logits / BITS)
-        return torch.stack((shift * BITS, z, s * BITS))
-
-    def _together(self, n_components: int) -> Iterable[slice]:
-        """Cut components into those whose logits are formed together: one, on a CPU, so that they stay in its cache."""
-        return (slice(at, at + 1) for at in range(n_components))
+        gains, signs = self.problem.gains, (1, -1)
+        of_gains = (None, None) if gains is None else (gains.plus[where], gains.minus[where])
+        for sign, gain, state, offset, sums in zip(
+            signs, of_gains, (linear, final_linear), self.weights.offsets, out.unbind(1), strict=True
+        ):
+            gain = None if gain is None else gain[:, self.chunk]
+            self.kernels.formed(added, sign, state, offset, self.problem.soft_cap * BITS, gain, sums)
 
 
 class _Launches(_Tile):
@@ -464,13 +451,6 @@ class _Launches(_Tile):
         factors = self.kernels.factors(self._logits(linear, gain, final=final), name)
         torch.stack((factors.shift, factors.z, factors.s), out=self.states[:, states])
         return factors
-
-    def _moments(self, logits: Float[Tensor, "component row tile"]) -> Float[Tensor, "3 component row"]:
-        factors = self.kernels.factors(logits, "formed")
-        return torch.stack((factors.shift, factors.z, factors.s))
-
-    def _together(self, n_components: int) -> Iterable[slice]:
-        return [slice(0, n_components)]
 
 
 def _with_base(bases: tuple[int | None, ...]) -> list[tuple[int, int]]:

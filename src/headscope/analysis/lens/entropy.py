@@ -154,10 +154,8 @@ class EntropyAccumulator(Accumulator[EntropyResult]):
         """Return the entropies, or their means over positions."""
         entropies = rows or {name: sums / self.n_positions for name, sums in self.sums.items()}
         shown = ("baseline", "scale", "lens_bias", "include_bos", "precision")
-        one_by_one = self.options.scale == "own" or self.model.cfg.output_logits_soft_cap > 0
-        kernels = "torch" if one_by_one and self.kernels == "cpu" else self.kernels
         return EntropyResult(
-            info=self.info({**{name: getattr(self.options, name) for name in shown}, "kernels": kernels}),
+            info=self.info({**{name: getattr(self.options, name) for name in shown}, "kernels": self.kernels}),
             **{name: values.float() for name, values in entropies.items()},
             state_labels=state_labels(self.model),
             component_labels=part_labels(self.model.cfg),

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headscope.ops.kernels.interface import MASKED_BITS, Factors, Kernels
+from headscope.ops.kernels.interface import MASKED_BITS, Factors, Kernels, formed_logits
 from headscope.ops.kernels.torch_kernels import finite_maximum
 
 __all__ = ["AcceleratorKernels"]
@@ -43,6 +43,20 @@ class AcceleratorKernels(Kernels):
             torch.add(state.logits, added, alpha=-1 if sign else 1, out=changed)
             weights = self._weights(changed, state, out[:2, sign])
             torch.sum(changed.mul_(weights), -1, out=out[2, sign])
+
+    def formed(
+        self,
+        added: Float[Tensor, "component row tile"],
+        sign: int,
+        linear: Float[Tensor, "*component row tile"],
+        offset: Float[Tensor, " tile"],
+        soft_cap: float,
+        gain: Float[Tensor, "component row"] | None,
+        out: Float[Tensor, "3 component row"],
+    ) -> None:
+        logits = formed_logits(torch.add(linear, added, alpha=sign), gain, offset, soft_cap)
+        factors = self.factors(logits, "formed")
+        torch.stack((factors.shift, factors.z, factors.s), out=out)
 
     def removals(
         self, removed: Float[Tensor, "change row tile"], clean: Factors, out: Float[Tensor, "3 change row"]

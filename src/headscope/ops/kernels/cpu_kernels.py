@@ -102,6 +102,20 @@ class CpuKernels(Kernels):
             strip.numpy(), total.numpy(), out.numpy(),
         )  # fmt: skip
 
+    def formed(
+        self,
+        added: Float[Tensor, "component row tile"],
+        sign: int,
+        linear: Float[Tensor, "*component row tile"],
+        offset: Float[Tensor, " tile"],
+        soft_cap: float,
+        gain: Float[Tensor, "component row"] | None,
+        out: Float[Tensor, "3 component row"],
+    ) -> None:
+        gain = added.new_ones(added.shape[:2]) if gain is None else gain
+        cap, by = np.float32(soft_cap), np.float32(sign)
+        loops.formed(added.numpy(), by, linear.numpy(), offset.numpy(), cap, gain.numpy(), out.numpy())
+
     def follow(
         self,
         total: Float[Tensor, "row tile"],

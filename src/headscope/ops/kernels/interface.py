@@ -18,8 +18,9 @@ from torch import Tensor
 
 from headscope.ops.head_products import times
 from headscope.ops.kernels.products import product
+from headscope.ops.vocab import cap_logits
 
-__all__ = ["BITS", "PRECISIONS", "SAFE_BITS", "Factors", "Kernels", "Precision", "RightFactors"]
+__all__ = ["BITS", "PRECISIONS", "SAFE_BITS", "Factors", "Kernels", "Precision", "RightFactors", "formed_logits"]
 
 # Of products of heads. "tf32" rounds factors to 10 bits of fraction, "bfloat16x3" to two bfloat16 each, of 8 bits.
 Precision = Literal["float32", "bfloat16", "bfloat16x3", "tf32"]
@@ -138,6 +139,28 @@ class Kernels(ABC):
         On an accelerator, `base` may be a state for each component.
         """
 
+    def formed(
+        self,
+        added: Float[Tensor, "component row tile"],
+        sign: int,
+        linear: Float[Tensor, "*component row tile"],
+        offset: Float[Tensor, " tile"],
+        soft_cap: float,
+        gain: Float[Tensor, "component row"] | None,
+        out: Float[Tensor, "3 component row"],
+    ) -> None:
+        """Write shift, Z and S of each component's changed logits into `out`.
+
+        They are `gain (linear + sign * added) + offset`, capped softly: with a gain for each or a cap, no factors of a
+        state serve its changes. On an accelerator, `linear` may be a state's for each component.
+        """
+        # One component at a time, so that a core's logits stay in its cache.
+        for number, each in enumerate(added):
+            changed = torch.add(linear, each, alpha=sign)
+            logits = formed_logits(changed, None if gain is None else gain[number], offset, soft_cap)
+            factors = self.factors(logits, "formed")
+            torch.stack((factors.shift, factors.z, factors.s), out=out[:, number])
+
     def head_logits(
         self, left: Float[Tensor, "head row inner"], right: RightFactors, dtype: torch.dtype
     ) -> Float[Tensor, "head row tile"]:
@@ -194,3 +217,13 @@ class Kernels(ABC):
         """Add to `excess` how many entries of a row are above `than`, less how many are below; they are overwritten."""
         # Sums of signs are whole numbers below 2^24 for any tile, which float32 holds exactly.
         excess += entries.sub_(than).sign_().sum(-1).to(excess.dtype)
+
+
+def formed_logits(
+    linear: Float[Tensor, "*each row tile"],
+    gain: Float[Tensor, "*each row"] | None,
+    offset: Float[Tensor, " tile"],
+    soft_cap: float,
+) -> Float[Tensor, "*each row tile"]:
+    """Return the logits that a linear part leads to, in memory of their own."""
+    return cap_logits((linear if gain is None else linear * gain[..., None]) + offset, soft_cap)

@@ -21,14 +21,26 @@ from numba import float32, int32, njit
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from headscope.ops.kernels.interface import MASKED_BITS
+from headscope.ops.kernels.interface import BITS, MASKED_BITS
 
-__all__ = ["N_COLUMNS", "changes", "count_excess", "factors", "follow", "head_changes", "pack", "product", "removals"]
+__all__ = [
+    "N_COLUMNS",
+    "changes",
+    "count_excess",
+    "factors",
+    "follow",
+    "formed",
+    "head_changes",
+    "pack",
+    "product",
+    "removals",
+]
 
 # Sums may be reordered into vectors and products fused; NaN and infinities keep their meaning.
 _FUSED = {"reassoc", "contract", "arcp", "nsz", "afn"}
 _MASKED = float32(MASKED_BITS)
 _NOTHING, _NAN = float32(np.finfo(np.float32).min / 2), float32(np.nan)
+_MINUS_TWO_NATS = float32(-2 * BITS)
 _LOWEST = float32(-125.0)  # 2^-125 is nothing beside a sum of at least 1
 
 
@@ -68,25 +80,31 @@ def _exp2(x: Any) -> Any:
     return power * _as_float((int32(whole) + int32(127)) << int32(23))
 
 
+@njit(error_model="numpy", fastmath=_FUSED, inline="always")
+def _highest(logits: Any) -> Any:
+    """Return the maximum, finite where all are masked; NaN if one is."""
+    # A maximum of floats is not taken in vectors, where it would lose NaN. As whole numbers they have the same order
+    # once the bits below the sign of negative ones are turned, and NaN is counted.
+    largest, strange = int32(-(2**31)), float32(0.0)
+    for token in range(len(logits)):
+        bits = _as_int(logits[token])
+        ordered = bits ^ ((bits >> int32(31)) & int32(0x7FFFFFFF))
+        largest = largest if largest > ordered else ordered
+        strange += float32(0.0) if logits[token] == logits[token] else float32(1.0)
+    highest = _as_float(largest ^ ((largest >> int32(31)) & int32(0x7FFFFFFF)))
+    highest = highest if highest > _NOTHING else _NOTHING
+    return highest if strange == 0.0 else _NAN
+
+
 @njit(nogil=True, cache=True, error_model="numpy", fastmath=_FUSED)
 def factors(linear: Any, offset: Any, logits: Any, weights: Any, shift: Any, sums: Any) -> None:
     """Fill `shift [row]`, `logits` and `weights`, and `sums [2, row]` with Z and S, of `linear + offset`."""
     rows, tile = linear.shape
     for row in range(rows):
         from_row, row_logits, row_weights = linear[row], logits[row], weights[row]
-        # A maximum of floats is not taken in vectors, where it would lose NaN. As whole numbers they have the same
-        # order once the bits below the sign of negative ones are turned, and NaN is counted.
-        largest, strange = int32(-(2**31)), float32(0.0)
         for token in range(tile):
-            logit = from_row[token] + offset[token]
-            row_logits[token] = logit
-            bits = _as_int(logit)
-            ordered = bits ^ ((bits >> int32(31)) & int32(0x7FFFFFFF))
-            largest = largest if largest > ordered else ordered
-            strange += float32(0.0) if logit == logit else float32(1.0)
-        highest = _as_float(largest ^ ((largest >> int32(31)) & int32(0x7FFFFFFF)))
-        highest = highest if highest > _NOTHING else _NOTHING
-        highest = highest if strange == 0.0 else _NAN
+            row_logits[token] = from_row[token] + offset[token]
+        highest = _highest(row_logits)
         z = float32(0.0)
         s = float32(0.0)
         for token in range(tile):
@@ -101,6 +119,42 @@ def factors(linear: Any, offset: Any, logits: Any, weights: Any, shift: Any, sum
         # The clamps above hide NaN, which the maximum has.
         sums[0, row] = z if highest == highest else highest
         sums[1, row] = s if highest == highest else highest
+
+
+@njit(nogil=True, cache=True, error_model="numpy", fastmath=_FUSED)
+def formed(added: Any, sign: Any, linear: Any, offset: Any, cap: Any, gain: Any, out: Any) -> None:
+    """Fill `out [3, component, row]` with shift, Z and S of `gain (linear + sign * added) + offset`, capped softly.
+
+    The cap is `c tanh(l / c)`, with `tanh y = (1 - t) / (1 + t)` for `t = exp(-2 y)`, and none if 0.
+    """
+    components, rows, tile = added.shape
+    logits = np.empty(tile, np.float32)
+    for row in range(rows):
+        state = linear[row]
+        for component in range(components):
+            change, factor = added[component, row], gain[component, row]
+            for token in range(tile):
+                logits[token] = factor * (state[token] + sign * change[token]) + offset[token]
+            if cap > 0.0:
+                for token in range(tile):
+                    ratio = logits[token] / cap
+                    power = abs(ratio) * _MINUS_TWO_NATS
+                    t = _exp2(power if power > _LOWEST else _LOWEST)
+                    capped = cap * (float32(1.0) - t) / (float32(1.0) + t)
+                    capped = capped if ratio > 0.0 else -capped
+                    logits[token] = capped if ratio == ratio else ratio
+            highest = _highest(logits)
+            z = float32(0.0)
+            s = float32(0.0)
+            for token in range(tile):
+                logit = logits[token] - highest
+                logit = logit if logit > _MASKED else _MASKED
+                weight = _exp2(logit if logit > _LOWEST else _LOWEST)
+                z += weight
+                s += logit * weight
+            out[0, component, row] = highest
+            out[1, component, row] = z if highest == highest else highest
+            out[2, component, row] = s if highest == highest else highest
 
 
 @njit(error_model="numpy", fastmath=_FUSED)
