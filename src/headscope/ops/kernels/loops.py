@@ -222,7 +222,7 @@ def changes(
 
 
 @intrinsic
-def _block(typing_context: Any, left: Any, step: Any, right: Any, inner: Any, out: Any, stride: Any) -> Any:
+def _multiply(typing_context: Any, left: Any, step: Any, right: Any, inner: Any, out: Any, stride: Any) -> Any:
     """Write a block of a product to the address `out`, with `stride` bytes from row to row.
 
     Its factors are at the addresses `left`, with `step` bytes from row to row, and `right`, as `[inner, N_COLUMNS]`.
@@ -233,6 +233,7 @@ def _block(typing_context: Any, left: Any, step: Any, right: Any, inner: Any, ou
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         del signature
+        builder.function.attributes.add("noinline")  # one copy: its compilation takes longer than the loops'
         left, step, right, inner, out, stride = arguments
 
         def at(address: Any, offset: Any, kind: Any) -> Any:
@@ -273,6 +274,11 @@ def _block(typing_context: Any, left: Any, step: Any, right: Any, inner: Any, ou
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
+def _block(left: Any, step: Any, right: Any, inner: Any, out: Any, stride: Any) -> None:
+    _multiply(left, step, right, inner, out, stride)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
 def pack(right: Any, packed: Any) -> None:
     """Copy `right [head, inner, tile]` to `packed [head, block, inner, columns]`, with zeros behind the last column."""
     heads, inner, tile = right.shape
@@ -281,14 +287,13 @@ def pack(right: Any, packed: Any) -> None:
             start = block * N_COLUMNS
             width = min(N_COLUMNS, tile - start)
             for k in range(inner):
-                into, entries = packed[head, block, k], right[head, k]
                 if width == N_COLUMNS:  # a fixed number of vectors
                     for column in range(N_COLUMNS):
-                        into[column] = entries[start + column]
+                        packed[head, block, k, column] = right[head, k, start + column]
                 else:
-                    into[:] = float32(0.0)
-                    for column in range(width):
-                        into[column] = entries[start + column]
+                    for column in range(N_COLUMNS):
+                        entry = right[head, k, start + min(column, width - 1)]
+                        packed[head, block, k, column] = entry if column < width else float32(0.0)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -300,7 +305,8 @@ def product(left: Any, right: Any, out: Any) -> None:
     # The last rows, and what goes over an edge, take a detour.
     last = np.zeros((_ROWS if whole < rows else 0, inner), np.float32)
     for row in range(whole, rows):
-        last[row - whole] = left[row]
+        for k in range(inner):
+            last[row - whole, k] = left[row, k]
     edge = np.empty((_ROWS, N_COLUMNS), np.float32)
     for block in range(len(right)):
         column = block * N_COLUMNS
