@@ -71,6 +71,9 @@ def made(name: str, folder: Path) -> Result:
         "faithfulness": lambda: analysis.circuit_faithfulness(
             model, name_task(4), torch.ones(2, 3), sizes=[1, 6], controls=2, **QUIET
         ),
+        "stability": lambda: analysis.stability(
+            lambda each: [f"label {int(each.clean_tokens[0, 1]) % 2}"], task, resamples=3, progress=False
+        ),
         "copy suppression": lambda: analysis.copy_suppression_preserving_ablation(model, tokens, **QUIET),
         "circuit ranks": lambda: analysis.weights_circuit_ranks(model, tokens=torch.arange(3, 9), **QUIET),
         "dynamic OV": lambda: analysis.dynamic_ov(model, tokens, **QUIET),
@@ -87,8 +90,8 @@ def made(name: str, folder: Path) -> Result:
 NAMES = (
     "entropy", "entropy by position", "calibration", "calibration without heads", "ablation", "ablation of sets",
     "task ablation", "attribution", "patching", "attribution patching", "path patching", "one path", "head types",
-    "head scores", "circuit", "faithfulness", "copy suppression", "circuit ranks", "dynamic OV", "suppression scores",
-    "logit lens", "next tokens", "dynamics",
+    "head scores", "circuit", "stability", "faithfulness", "copy suppression", "circuit ranks", "dynamic OV",
+    "suppression scores", "logit lens", "next tokens", "dynamics",
 )  # fmt: skip
 
 

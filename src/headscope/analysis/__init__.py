@@ -13,6 +13,7 @@ from headscope.analysis.circuits.edges_result import EdgeAttributionResult
 from headscope.analysis.circuits.faithfulness import circuit_faithfulness
 from headscope.analysis.circuits.faithfulness_result import Faithfulness
 from headscope.analysis.circuits.graph import Graph
+from headscope.analysis.circuits.stability import Stability, stability
 from headscope.analysis.core.result import HeadScore, Ranking, RunInfo
 from headscope.analysis.core.top_places import Position, TokenMean, token_means, top_positions
 from headscope.analysis.heads.evidence import copying_scores
@@ -112,6 +113,7 @@ __all__ = [
     "RunInfo",
     "SVDInterpreter",
     "Scoreboard",
+    "Stability",
     "SuppressionAccumulator",
     "SuppressionOptions",
     "SuppressionScores",
@@ -152,6 +154,7 @@ __all__ = [
     "prompts_needed",
     "reads",
     "scoreboard",
+    "stability",
     "suppression_scores",
     "test_prompt",
     "token_means",

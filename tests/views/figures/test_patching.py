@@ -1,5 +1,7 @@
 """Figures of patching, read back from their traces."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -72,6 +74,44 @@ def test_heads_with_the_largest_effects_by_position(site: str, axes: str) -> Non
     for name, row in zip(trace.y, trace.z, strict=True):
         layer, head = map(int, name.split("."))
         np.testing.assert_allclose(row, values[layer, head])
+
+
+def judged(found: PatchingResult, n: int = 10) -> PatchingResult:
+    """The same with prompts of which every third cell alone is sure."""
+    noise = torch.randn(n, len(found.values), generator=torch.Generator().manual_seed(1))
+    noise[:, 1::3] = 5 + 0.1 * noise[:, 1::3]
+    noise[:, 2::3] = 0
+    return dataclasses.replace(found, per_prompt=noise, values=noise.mean(0))
+
+
+@pytest.mark.parametrize("kind", ["position", "head", "both"])
+def test_cells_that_do_not_stand_out_are_hatched(kind: str) -> None:
+    axes = {"position": {"resid_pre": "layer pos", "attn_out": "layer pos"}, "both": {"z": "layer pos head"}}
+    found = judged(result(axes.get(kind, {"z": "layer head", "k": "layer head"})))
+    draw = {"position": patching_by_position, "head": patching_by_head}
+    figure = draw[kind](found) if kind in draw else patching_by_head_and_position(found, "z", k=8)
+    heats = [trace for trace in figure.data if trace.type == "heatmap"]
+    strokes = [trace for trace in figure.data if trace.type == "scatter"]
+    assert len(heats) == len(strokes) == len(found.sites) and [each.showlegend for each in strokes][0]
+    assert sum(each.showlegend for each in strokes) == 1 and found.rule() in strokes[0].name
+    drawn = 0
+    for heat, hatch in zip(heats, strokes, strict=True):
+        hatched = set(zip(map(str, hatch.x), map(str, hatch.y), strict=True))
+        for row, label in enumerate(heat.y):
+            for column, name in enumerate(heat.x):
+                value = heat.z[row][column]
+                if np.isnan(value):
+                    assert (str(name), str(label)) not in hatched
+                    continue
+                # Sure cells are near 5, the others far from it.
+                assert ((str(name), str(label)) in hatched) == (abs(value - 5) > 1), (name, label)
+                drawn += 1
+    assert drawn == len(found.values)
+
+
+def test_few_prompts_hatch_nothing() -> None:
+    found = judged(result({"z": "layer head"}), n=5)
+    assert found.has_rows and [trace.type for trace in patching_by_head(found).data] == ["heatmap"]
 
 
 def test_what_cannot_be_drawn_is_named() -> None:

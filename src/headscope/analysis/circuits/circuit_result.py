@@ -88,6 +88,10 @@ class Circuit(Result):
             for (sender, receiver), read in ends
         )
 
+    def findings(self) -> tuple[str, ...]:
+        """The labels of the paths."""
+        return self.edge_labels
+
     def axis_columns(self, axis: str, labels: Sequence[Label]) -> dict[str, Sequence[Any]]:
         if axis != "edge":
             return super().axis_columns(axis, labels)

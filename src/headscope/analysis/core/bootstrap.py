@@ -21,7 +21,7 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from headscope.analysis.core.stats import LEVEL
@@ -140,7 +140,7 @@ _MAKERS: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
 
 
 def proportion_interval(
-    count: Float[Tensor, "*cell"], n: Float[Tensor, "*cell"] | int, level: float = LEVEL
+    count: Shaped[Tensor, "*cell"], n: int, level: float = LEVEL
 ) -> tuple[Float[Tensor, "*cell"], Float[Tensor, "*cell"]]:
     """Return the ends of the confidence interval of a share, `count` of `n` (Wilson 1927).
 
@@ -152,8 +152,7 @@ def proportion_interval(
     from scipy.special import ndtri
 
     z = float(-ndtri(level / 2))
-    total = torch.as_tensor(n, dtype=torch.float64)
-    share = count.double() / total
-    center = (share + z**2 / (2 * total)) / (1 + z**2 / total)
-    reach = z / (1 + z**2 / total) * (share * (1 - share) / total + z**2 / (4 * total.square())).sqrt()
+    share = count.double() / n
+    center = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    reach = z / (1 + z**2 / n) * (share * (1 - share) / n + z**2 / (4 * n**2)).sqrt()
     return (center - reach).clamp(min=0), (center + reach).clamp(max=1)

@@ -125,6 +125,20 @@ class OverPrompts(Result):
         p = adjusted(self.by_prompt(by), correction, method=method, seed=seed)
         return p <= level
 
+    def findings(self) -> tuple[str, ...]:
+        """Return the labels of the entries that stand out; none from fewer than six prompts.
+
+        Raises:
+            InvalidInputError: If there are no values of single prompts.
+        """
+        clear, start, found = self.significant().flatten(), 0, []
+        for name in self._default():
+            array = self.array(name).mean(self.sampled)
+            here = clear[start : start + array.values.numel()]
+            start += array.values.numel()
+            found += [self.cell_label(name, array.cell(at)) for at in here.nonzero()[:, 0].tolist()]
+        return tuple(found)
+
     def rule(
         self,
         correction: Correction = "max",

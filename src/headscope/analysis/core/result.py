@@ -230,6 +230,10 @@ class Result:
         name, unit = self._heading(names[0], labels)
         return Ranking(scores, name=name, unit=unit, style=spec.style)
 
+    def findings(self) -> tuple[str, ...]:
+        """Return the labels of what was found: the first ten of the ranking, where nothing better is known."""
+        return tuple(score.label for score in self.top())
+
     def _asked(self, by: str | None, labels: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
         """The array and the labels that a caller means; some results take other names for them."""
         return by, labels

@@ -125,6 +125,11 @@ class HeadTypes(Result):
             )
         return tuple(name for name, has in zip(self.kinds, self.labelled[:, layer, head].tolist(), strict=True) if has)
 
+    def findings(self) -> tuple[str, ...]:
+        """The labeled heads, with their kinds: `induction 2.0`, ..."""
+        heads = self.labelled.nonzero().tolist()
+        return tuple(f"{self.kinds[kind]} {component_label(layer, head)}" for kind, layer, head in heads)
+
     def main_kind(self, layer: int, head: int) -> str | None:
         """The label that says most about a head's part in the task: one of the task's kinds before any other."""
         kinds = self.kinds_of(layer, head)

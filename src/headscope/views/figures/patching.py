@@ -64,7 +64,7 @@ def patching_by_head(result: PatchingResult, *, sites: Sequence[str] | None = No
         title=_TITLE[result.direction],
         data=result.info.data,
         unit=_unit(result),
-        idle=idle and {site: _widened(each, width, False) for site, each in idle.items()},
+        idle=idle and {site: _widened(each, width, 0.0) for site, each in idle.items()},
         rule=result.rule() if idle else "",
     )
 
