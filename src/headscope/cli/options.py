@@ -16,7 +16,9 @@ Model = Annotated[
 Text = Annotated[
     Path | None,
     typer.Option(
-        help="A .txt, .jsonl or .parquet file to run on. Default: generated small English.", show_default=False
+        help="A .txt, .jsonl or .parquet file to run on, or a file of token ids, [batch, pos]: .npy, .safetensors or "
+        ".json. Default: generated small English.",
+        show_default=False,
     ),
 ]
 Dataset = Annotated[
@@ -49,7 +51,8 @@ Task = Annotated[
     Path | None,
     typer.Option(
         help="Prompts of your own: a .csv or .jsonl file with the columns prompt, correct, incorrect, and optionally "
-        "corrupted and label. Default: indirect object identification.",
+        "corrupted and label (prompts of a .jsonl file may be lists of token ids). Default: indirect object "
+        "identification.",
         show_default=False,
     ),
 ]

@@ -22,6 +22,7 @@ from headscope.data.hub import get_dataset
 from headscope.data.ioi import IOIDataset
 from headscope.data.small_english import documents
 from headscope.data.text import read_chunks
+from headscope.data.token_files import TOKEN_SUFFIXES, read_tokens
 from headscope.errors import IncompleteRunError, InvalidInputError
 from headscope.model.transformer import HookedTransformer
 from headscope.report import token_rows
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Texts = Iterable[str] | Iterable[Chunk] | Tensor
 
 _SAMPLE_SEED = 1  # the demo model was trained on seed 0
 _SAMPLE = "generated small English"
@@ -92,14 +94,16 @@ def continuing() -> str:
     return shlex.join(["headscope", *args, *(["--resume"] if "--resume" not in args else [])])
 
 
-def texts_of(path: Path | None, dataset: str | None = None) -> tuple[Iterable[str] | Iterable[Chunk], str]:
-    """Return the documents to run on, and what to call them."""
+def texts_of(path: Path | None, dataset: str | None = None) -> tuple[Texts, str]:
+    """Return the documents, or the rows of tokens, to run on, and what to call them."""
     if dataset is not None:
         if path is not None:
             raise InvalidInputError("--text and --dataset are two texts: give one of them.")
         return (row["text"] for row in get_dataset(dataset)), f"the dataset {dataset}"
     if path is None:
         return documents(_SAMPLE_SEED), _SAMPLE
+    if path.suffix.lower() in TOKEN_SUFFIXES:
+        return read_tokens(path), path.name
     return read_chunks(path), path.name
 
 
@@ -147,7 +151,7 @@ def check_resume(out: Path | str | None, resume: bool) -> None:
 @contextmanager
 def kept_run(
     name: str,
-    texts: tuple[Iterable[str] | Iterable[Chunk], str],
+    texts: tuple[Texts, str],
     max_tokens: int,
     seq_len: int | None,
     out: str | None,

@@ -139,7 +139,8 @@ def activation_patch(
         beside = sweep.measured(of_control[0], other_runs, metric, way, progress=progress).numbers(measured)
     made = {}
     for numbers, of_control_too in zip(measured.numbers(), beside, strict=False):
-        name = numbers.name or (metric if isinstance(metric, str) else "logit_difference" if metric is None else "")
+        of_task = "logit_difference" if metric is None and task.metric is None else ""
+        name = numbers.name or (metric if isinstance(metric, str) else of_task)
         made[numbers.name] = PatchingResult(
             info=runs.info(model, len(task), sites=list(sweep.hook_names), direction=direction),
             **sweep.every(numbers),

@@ -19,6 +19,7 @@ from headscope.model.text.tokens import begin_token, pad_token_id, single_token
 __all__ = ["RowMaker", "TaskRow", "TokenStrings", "check_alike", "read_rows"]
 
 _COLUMNS = ("prompt", "correct", "incorrect", "corrupted", "label")
+_OF_TOKENS = "position"  # a column of rows whose prompts are token ids
 _REQUIRED = _COLUMNS[:3]
 
 
@@ -163,9 +164,10 @@ def read_rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     numbered = _csv_rows(text, path) if path.suffix == ".csv" else _jsonl_rows(text, path)
     if not numbered:
         raise InvalidInputError(f"{path} has no rows. Columns: {', '.join(_COLUMNS)}.")
+    allowed = {*_COLUMNS, _OF_TOKENS} if any(isinstance(row.get("prompt"), list) for _, row in numbered) else _COLUMNS
     for _, row in numbered:
         for column in row:
-            if column not in _COLUMNS:
+            if column not in allowed:
                 raise unknown_name("column", str(column), _COLUMNS, hint=f"{path} may have {', '.join(_COLUMNS)}.")
     return [row for _, row in numbered], [f"{path.name}, line {line}" for line, _ in numbered]
 

@@ -17,9 +17,9 @@ from torch import Tensor
 from headscope.analysis.prompts.answers import answer_difference, positions_error
 from headscope.analysis.prompts.metrics import AnswerMetric, Metric, PromptMetric
 from headscope.analysis.prompts.reading import RowMaker, TokenStrings, check_alike, read_rows
-from headscope.analysis.prompts.token_rows import TokenRows
+from headscope.analysis.prompts.token_rows import TokenRows, token_columns
 from headscope.data.ioi import IOIDataset
-from headscope.errors import InvalidInputError
+from headscope.errors import InvalidInputError, MissingTokenizerError
 from headscope.model.text.tokens import pad_token_id
 
 if TYPE_CHECKING:
@@ -287,7 +287,9 @@ class Task:
         r"""Read a task from a table with a row for each prompt.
 
         Columns (or keys): `prompt`, `correct`, `incorrect`, and where wanted `corrupted` and `label`. Several answers
-        are a list in `.jsonl`, and separated by `|` in `.csv`.
+        are a list in `.jsonl`, and separated by `|` in `.csv`. In `.jsonl` prompts may be lists of token ids, with
+        answers that are ids too, and where wanted the `position` at which the answer is read; answers with a decimal
+        point are what a model that gives numbers should say of the clean and the corrupted prompt (`NumberMetric`).
 
         Args:
             path: A `.csv` file with a line of column names, or `.jsonl`, in UTF-8.
@@ -297,6 +299,7 @@ class Task:
 
         Raises:
             InvalidInputError: If the file cannot be read, or for a bad row, whose line it names.
+            MissingTokenizerError: For prompts of text without a tokenizer.
             UnknownNameError: For an unknown column.
 
         Example:
@@ -311,6 +314,13 @@ class Task:
             ((' John| Tom', ' Mary| Mary'),)
         """
         rows, names = read_rows(Path(path))
+        if any(isinstance(row.get("prompt"), list) for row in rows):
+            return cls.from_tokens(**token_columns(rows, names), tokenizer=tokenizer)
+        if tokenizer is None:
+            raise MissingTokenizerError(
+                f"{Path(path).name} has prompts of text, and the model has no tokenizer. Give lists of token ids in a "
+                ".jsonl file."
+            )
         return cls._from_rows(rows, names, RowMaker(tokenizer, prepend_bos, prepend_space_to_answer))
 
     @classmethod

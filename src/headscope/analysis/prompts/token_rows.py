@@ -1,16 +1,17 @@
 """Prompts and answers that are token ids already, checked and padded; see `Task.from_tokens`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from headscope.analysis.prompts.metrics import NumberMetric
 from headscope.analysis.prompts.reading import TokenStrings
 from headscope.errors import InvalidInputError
 
-__all__ = ["TokenRows"]
+__all__ = ["TokenRows", "token_columns"]
 
 
 class TokenRows:
@@ -118,6 +119,37 @@ class TokenRows:
     def text(self, answers: Tensor) -> str:
         """Return answers as one text, with `|` between them."""
         return "|".join(str(each) if self._strings is None else self._strings[each] for each in answers.tolist())
+
+
+def token_columns(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Any]:
+    """Return the arguments of `Task.from_tokens` that the rows of a file come to; errors call them by `names`.
+
+    Answers with a decimal point are numbers, and make a `NumberMetric`.
+
+    Raises:
+        InvalidInputError: For a row without what others have, or without a prompt and both answers.
+    """
+    columns: dict[str, Any] = {}
+    for key in ("prompt", "corrupted", "correct", "incorrect", "position"):
+        values = [row.get(key) for row in rows]
+        without = [name for name, value in zip(names, values, strict=True) if value is None]
+        if without and (len(without) < len(rows) or key in ("prompt", "correct", "incorrect")):
+            raise InvalidInputError(f"{without[0]} has no {key!r}, which all rows need or none of them.")
+        columns[key] = None if without else values
+    for name, prompt in zip(names, columns["prompt"], strict=True):
+        if not isinstance(prompt, list):
+            raise InvalidInputError(f"{name}: 'prompt' is text, and that of another row a list of token ids.")
+    found = {name: columns[key] for name, key in (("clean", "prompt"), ("corrupted", "corrupted"))}
+    found["labels"] = [row.get("label") or "" for row in rows]
+    right, wrong, at = columns["correct"], columns["incorrect"], columns["position"]
+    if not any(isinstance(each, float) for each in (*right, *wrong)):
+        return {**found, "correct": right, "incorrect": wrong, "positions": at}
+    try:
+        both = [torch.tensor(list(map(float, each)), dtype=torch.float64) for each in (right, wrong)]
+        at = torch.tensor([len(prompt) - 1 for prompt in columns["prompt"]] if at is None else at)
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(f"numbers as answers are one for each prompt, and positions whole: {error}.") from None
+    return {**found, "metric": NumberMetric.between(both[0], both[1], at)}
 
 
 def _listed(rows: Sequence[Any]) -> tuple[Tensor, Tensor]:
