@@ -153,5 +153,5 @@ def _idle(result: PatchingResult, sites: Sequence[str]) -> dict[str, Tensor] | N
     return {site: result.of_site(site, idle) for site in sites}
 
 
-def _widened(values: Tensor, width: int, fill: float) -> Tensor:
+def _widened(values: Tensor, width: int, fill: float | bool) -> Tensor:
     return F.pad(values, (0, width - values.shape[1]), value=fill)
