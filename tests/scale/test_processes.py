@@ -1,6 +1,7 @@
 """Workers on this machine that are stopped, killed and left hanging: the bits of one process."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -34,7 +35,7 @@ class Interrupted(Processes):
 
 
 class Disturbed(Processes):
-    """One worker is killed, and another stops without a word, while they have shards."""
+    """One worker is killed, another stops without a word, and a third cannot write, while they have shards."""
 
     def map_shards(self, jobs: Sequence[ShardJob]) -> Iterator[Receipt]:
         self.done = getattr(self, "done", 0)
@@ -46,6 +47,9 @@ class Disturbed(Processes):
                 os.kill(ready[0].pid, signal.SIGKILL)
             if self.done == 5:
                 os.kill(ready[-1].pid, signal.SIGSTOP)
+            if self.done == 8:  # as on a full disk
+                resource.prlimit(ready[0].pid, resource.RLIMIT_FSIZE, (0, 0))
+                self.without_room = ready[0].pid
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="stops and kills with signals")
@@ -68,6 +72,8 @@ def test_stopped_killed_and_hanging_workers(
     engine = Disturbed(2, threads=1, timeout=2.0)
     same_bits(measured(model, TOKENS, run, engine), wanted)
     assert engine._started == [] and engine.done >= 12
+    failures = [path.read_text() for path in run.glob("shards/*/*.failure")]
+    assert [each for each in failures if f"process {engine.without_room}: " in each and "could not be written" in each]
     assert "entropy: 10 of 10 shards done, merged\nThe result is there." in str(status(run))
     same_bits(merge(run, loaded=model, progress=False), wanted)
 
@@ -151,39 +157,60 @@ def test_bad_numbers_and_hooks(model: HookedTransformer, tmp_path: Path) -> None
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="locks as Unix has them")
-def test_copies_of_processes_that_were_killed_are_removed(
-    model: HookedTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    killed = subprocess.Popen(
-        [sys.executable, "-c", LEAVES_A_COPY], stdout=subprocess.PIPE, env={**os.environ, "TMPDIR": str(tmp_path)}
-    )
-    assert killed.stdout is not None and killed.stdout.readline() == b"locked\n"
-    (left,) = tmp_path.iterdir()
+def test_a_driver_that_is_killed(model: HookedTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its workers stop, its copy of the model is removed by the next driver, and its shards are gone on with."""
+    copies, run = tmp_path / "copies", tmp_path / "run"
+    copies.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(copies))
+    paths = {"TMPDIR": str(copies), "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    driver = subprocess.run([sys.executable, "-c", KILLED, str(run)], env={**os.environ, **paths}, capture_output=True)
+    assert driver.returncode == -signal.SIGKILL, driver.stderr.decode()
+    (worker,) = map(int, driver.stdout.split())
+    (left,) = copies.iterdir()
+    assert 1 <= status(run).passes[0].done < 10
     ours = ModelCopy(model)
-    assert left.exists() and HookedTransformer.from_pretrained(ours.path).cfg.n_layers == 2
-    killed.kill()
-    killed.communicate()
+    assert not left.exists() and HookedTransformer.from_pretrained(ours.path).cfg.n_layers == 2
     other = ModelCopy(model)
-    assert not left.exists() and ours.path.exists()
+    assert ours.path.exists(), "it is in use"
     ours.remove()
     other.remove()
     with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
         patch.setattr(HookedTransformer, "save_pretrained", full_disk)
         ModelCopy(model)
-    assert list(tmp_path.iterdir()) == []
+    assert list(copies.iterdir()) == []
+    wanted = measured(model, TOKENS, tmp_path / "one", InProcess(shard_tokens=SHARD))
+    same_bits(measured(model, TOKENS, run, InProcess()), wanted)
+    deadline = time.monotonic() + 20
+    while is_running(worker) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_running(worker)
 
 
 def full_disk(*_: Any) -> Path:
     raise OSError("the disk is full")
 
 
-# The folder of a copy without what takes time to make.
-LEAVES_A_COPY = """
-import fcntl, os, tempfile, time
-folder = tempfile.mkdtemp(prefix="headscope-copy-")
-file = os.open(f"{folder}/lock", os.O_RDWR | os.O_CREAT)
-fcntl.flock(file, fcntl.LOCK_EX)
-print("locked", flush=True)
-time.sleep(60)
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except OSError:
+        return False
+
+
+# A driver that dies when a shard is done.
+KILLED = """
+import os, signal, sys
+from streams import make_model, measured
+from headscope.ops.devices import budget
+from headscope.scale import Processes
+from test_processes import SHARD, TOKENS
+
+class Dies(Processes):
+    def map_shards(self, jobs):
+        for receipt in super().map_shards(jobs):
+            print(self._started[0].pid, flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+with budget(batch_tokens=16):
+    measured(make_model(), TOKENS, sys.argv[1], Dies(1, threads=1, shard_tokens=SHARD))
 """

@@ -5,6 +5,7 @@ import os
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from headscope.analysis.core import progress
 from headscope.analysis.core.batches import Batch, iterate_batches
 from headscope.analysis.lens.entropy import EntropyAccumulator, EntropyResult
 from headscope.analysis.storage import manifest as run_manifest
+from headscope.analysis.storage import run_folder, sharded
 from headscope.analysis.storage.merging import merge_states
 from headscope.analysis.storage.places import place_of
 from headscope.analysis.storage.run_folder import Stage
@@ -90,8 +92,13 @@ def test_any_order_and_number_of_workers(
     options = {"baseline": "mean", "reduce": "none", "progress": False}
     folder = tmp_path_factory.mktemp("runs")
     wanted = measure_entropy(model, make_tokens(), **options, engine=InProcess(shard_tokens=SHARD), out=folder / "one")
-    engine = Elsewhere(workers, random.Random(seed), twice)
-    same_bits(measure_entropy(model, make_tokens(), **options, engine=engine, out=folder / "many"), wanted)
+    chance = random.Random(seed)
+    with pytest.MonkeyPatch.context() as patch:  # and clocks that go as they like
+        clock = SimpleNamespace(time=lambda: chance.uniform(0, 2e9), monotonic=lambda: chance.uniform(-1e6, 1e6))
+        for module in (run_folder, sharded):
+            patch.setattr(module, "time", clock)
+        engine = Elsewhere(workers, chance, twice)
+        same_bits(measure_entropy(model, make_tokens(), **options, engine=engine, out=folder / "many"), wanted)
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40))

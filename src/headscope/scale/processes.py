@@ -39,7 +39,7 @@ class Processes(Engine):
 
     Each loads the model once, memory-mapped from one copy, so that they share its weights in memory, and computes with
     its share of the cores. They are started apart: a script that uses this needs no `if __name__ == "__main__"`. One
-    that dies is replaced, and its shard goes on where it was written last.
+    that dies or fails is replaced, and its shard goes on where it was written last.
 
     Args:
         workers: How many; default: one for each core.
@@ -128,6 +128,7 @@ class Processes(Engine):
                 yield Receipt(**reply["receipt"])
                 continue
             raise_refusal(reply)
+            self._let_go(process)  # what failed it may be its own: its memory, its disk
             failures[job.number] += 1
             job.run.note_failure(job, f"process {process.pid}: {reason}")
             if failures[job.number] > self.retries:
@@ -149,6 +150,12 @@ class Processes(Engine):
         if self._copy is not None:
             self._copy.remove()
             self._copy = None
+
+    def _let_go(self, process: "_Process") -> None:
+        """Stop a worker that failed; another takes its place."""
+        if process in self._started:
+            self._started.remove(process)
+            process.wait(0.0)
 
     def _free(self, running: "dict[_Process, tuple[ShardJob, float]]") -> "_Process":
         """Return a worker without a shard, started if need be."""

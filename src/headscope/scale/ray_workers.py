@@ -35,8 +35,8 @@ class Ray(Engine):
     """Workers of a Ray cluster.
 
     Each holds the model, mapped from a copy in the run's folder, or loaded from what `model` names. Shards go to the
-    workers that are free, two at most to each. A worker that dies is replaced; one that is late is raced by another,
-    and replaced if it is later still.
+    workers that are free, two at most to each. A worker that dies or fails is replaced; one that is late is raced by
+    another, and replaced if it is later still.
 
     Args:
         address: The cluster: `"auto"`, or `"ray://head:10001"`; `None` or `"local"` starts one on this machine, unless
@@ -117,6 +117,10 @@ class Ray(Engine):
                     yield Receipt(**reply["receipt"])
                     continue
                 raise_refusal(reply)
+                if actor in self._actors:  # what failed it may be its own: its memory, its node's disk
+                    self._actors.remove(actor)
+                    self._ray.kill(actor.handle)
+                    waiting.extendleft(actor.jobs.values())
                 failures[job] += 1
                 job.run.note_failure(job, f"{actor.node}: {reply['error']}")
                 if failures[job] > self.retries:
