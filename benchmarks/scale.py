@@ -1,11 +1,16 @@
-"""What sharding costs: one process against several, in wall time and CPU seconds, and the merge of many shards.
+"""What sharding costs: in one process, from one worker to two, for each shard, and for the merge of many.
 
-    python benchmarks/scale.py headscope-demo --tokens 65536 --shard-tokens 8192 --workers 2 [--ray]
+    python benchmarks/scale.py [--ray] [--only overhead,efficiency,merge,schedule]
 
-Runs of the same data are made in turn, `--repeats` times, each by one thread a worker: without shards, with shards in
-this process, and with workers. On a machine that does other work too, only CPU seconds say something: those of workers
-count from their start, imports included. The bits of sharded runs are compared each time. `MODEL` is what
-`from_pretrained` takes, or `gpt2-small-shape` for random weights.
+- overhead: CPU seconds of a run in shards over those of one without, both in this process, in turn.
+- efficiency: the rate of two workers over twice that of one, each with one thread: of the whole run, start and merge
+  included, and of the measuring alone, from the first shard's start to the last one's end. Needs a machine that does
+  nothing else.
+- merge: time and memory for a thousand simulated shards.
+- schedule: all that is paid for a shard beside its tokens, of ten thousand with next to nothing in them.
+
+The bits of sharded runs are compared. A model (`--models`) is what `from_pretrained` takes, or `gpt2-small-shape` for
+random weights. Less than four minutes on two cores.
 """
 
 import argparse
@@ -24,7 +29,10 @@ from headscope.analysis import measure_entropy
 from headscope.analysis.storage.merging import merge_states
 from headscope.analysis.storage.places import place_of
 from headscope.analysis.storage.run_folder import Progress, Stage
-from headscope.scale import InProcess, Part, Processes, Ray
+from headscope.ops.devices import budget
+from headscope.scale import InProcess, Part, Processes, Ray, status
+
+LENGTH = 128
 
 
 def loaded(name: str) -> HookedTransformer:
@@ -46,41 +54,63 @@ def seconds(run: Callable[[], Any]) -> tuple[Any, float, float]:
     return found, time.monotonic() - began, cpu() - before
 
 
-def compare(model: HookedTransformer, args: argparse.Namespace) -> None:
-    """Time runs without shards, in shards, and by workers."""
-    rows = args.tokens // args.length
+def tokens_of(model: HookedTransformer, rows: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(5, model.cfg.d_vocab - 5, (rows, args.length), generator=generator)
-    size = {"shard_tokens": args.shard_tokens}
-    engines: dict[str, Callable[[], Any]] = {
-        "no shards": lambda: None,
-        "shards in this process": lambda: InProcess(**size),
-        "1 worker": lambda: Processes(1, threads=1, **size),
-        f"{args.workers} workers": lambda: Processes(args.workers, threads=1, **size),
-    }
-    if args.ray:
-        engines[f"Ray, {args.workers} workers"] = lambda: Ray("local", workers=args.workers, **size)
-    measure_entropy(model, tokens[:1], progress=False)  # compiles
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in engines}
-    sharded = None
-    for _ in range(args.repeats):
-        for name, make in engines.items():
-            with tempfile.TemporaryDirectory() as folder:
-                options = {"out": Path(folder) / "run", "engine": make(), "progress": False}
-                found, wall, cpu = seconds(lambda options=options: measure_entropy(model, tokens, **options))
-            times[name].append((wall, cpu))
-            if name != "no shards":
-                sharded = sharded or found
-                same = all(
-                    torch.equal(getattr(found, of), getattr(sharded, of)) for of in ("resid", "diff", "marginal")
-                )
-                assert same, f"{name}: other bits"
-    print(f"entropy of {model.cfg.model_name}, {tokens.numel()} tokens, load average {os.getloadavg()[0]:.1f}")
-    base_wall, base_cpu = (min(each[at] for each in times["no shards"]) for at in (0, 1))
-    for name, each in times.items():
-        wall, cpu = min(wall for wall, _ in each), min(cpu for _, cpu in each)
-        rates = f"{base_wall / wall:5.2f} of the rate; {cpu:7.1f} CPU s, {cpu / base_cpu:5.2f} of the work"
-        print(f"{name:24} {wall:7.1f} s, {rates}")
+    return torch.randint(5, model.cfg.d_vocab - 5, (rows, LENGTH), generator=generator)
+
+
+def one_run(model: HookedTransformer, rows: int, engine: Any) -> tuple[Any, float, float, float]:
+    """The result, the wall time, the CPU seconds, and the tokens a second while shards were measured."""
+    with tempfile.TemporaryDirectory() as folder:
+        options: dict[str, Any] = {"out": Path(folder) / "run", "engine": engine, "progress": False}
+        found, wall, cpu = seconds(lambda: measure_entropy(model, tokens_of(model, rows), **options))
+        rate = 0.0 if engine is None else status(options["out"]).passes[-1].tokens_per_second
+    return found, wall, cpu, rate
+
+
+def same_bits(found: Any, wanted: Any) -> bool:
+    return all(torch.equal(getattr(found, name), getattr(wanted, name)) for name in ("resid", "diff", "marginal"))
+
+
+def overhead(repeats: int) -> None:
+    """Compare CPU seconds with and without shards of the default size, in this process."""
+    model = loaded("headscope-demo")
+    one_run(model, 16, None)  # compiles
+    used: dict[str, list[float]] = {"plain": [], "in shards": []}
+    for repeat in range(repeats):
+        for name in sorted(used, reverse=bool(repeat % 2)):
+            used[name].append(one_run(model, 512, None if name == "plain" else InProcess())[2])
+    plain, sharded = map(min, used.values())
+    print(
+        f"{512 * LENGTH} tokens of the demo: {plain:.2f} CPU s, in shards {sharded:.2f}: overhead of shards in one "
+        f"process {100 * (sharded / plain - 1):+.1f} % (least of {repeats} each)",
+        flush=True,
+    )
+
+
+def efficiency(name: str, ray: bool) -> None:
+    """Compare one worker with two."""
+    model = loaded(name)
+    # Batches, and so shards, that are many beside two workers, of some seconds each.
+    rows, sizes = (1024, {"batch_tokens": 2048}) if name == "headscope-demo" else (16, {"batch_tokens": 256})
+    shard = {"shard_tokens": 8192 if name == "headscope-demo" else 256}
+    engines: dict[str, Callable[[int], Any]] = {"processes": lambda n: Processes(n, threads=1, **shard)}
+    if ray:
+        engines["Ray"] = lambda n: Ray("local", workers=n, **shard)
+    wanted = None
+    with budget(**sizes):
+        for kind, make in engines.items():
+            walls, rates = {}, {}
+            for n in (1, 2):
+                found, walls[n], _, rates[n] = one_run(model, rows, make(n))
+                wanted = wanted or found
+                assert same_bits(found, wanted), f"{kind}: other bits"
+            print(
+                f"{name}, {rows * LENGTH} tokens, {kind}: one worker {rates[1]:,.0f} tokens/s, two {rates[2]:,.0f}: "
+                f"efficiency {rates[2] / rates[1] / 2:.2f}; of the whole run, {walls[1]:.1f} s and {walls[2]:.1f} s, "
+                f"{walls[1] / walls[2] / 2:.2f}",
+                flush=True,
+            )
 
 
 def merge_many(n: int, numbers: int) -> None:
@@ -115,23 +145,25 @@ def schedule(n: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", nargs="?", default="headscope-demo")
-    parser.add_argument("--tokens", type=int, default=65536)
-    parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--shard-tokens", type=int, default=8192)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--ray", action="store_true")
+    parser.add_argument("--only", default="overhead,efficiency,merge,schedule")
+    parser.add_argument("--models", default="headscope-demo,gpt2-small-shape")
+    parser.add_argument("--repeats", type=int, default=3, help="pairs of runs for the overhead")
+    parser.add_argument("--ray", action="store_true", help="measure the efficiency of Ray workers too")
     parser.add_argument("--merge", type=int, default=1000, help="simulated shards to merge")
-    parser.add_argument("--schedule", type=int, default=1000, help="shards with next to nothing in them")
+    parser.add_argument("--schedule", type=int, default=10_000, help="shards with next to nothing in them")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    if args.tokens:
-        compare(loaded(args.model), args)
-    if args.merge:
-        merge_many(args.merge, 100_000)
-    if args.schedule:
-        schedule(args.schedule)
+    print(f"load average {os.getloadavg()[0]:.1f}", flush=True)
+    for part in args.only.split(","):
+        if part == "overhead":
+            overhead(args.repeats)
+        elif part == "efficiency":
+            for name in args.models.split(","):
+                efficiency(name, args.ray and name == "headscope-demo")
+        elif part == "merge":
+            merge_many(args.merge, 100_000)
+        else:
+            schedule(args.schedule)
 
 
 if __name__ == "__main__":
