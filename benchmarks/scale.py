@@ -92,7 +92,7 @@ def efficiency(name: str, ray: bool) -> None:
     """Compare one worker with two."""
     model = loaded(name)
     # Batches, and so shards, that are many beside two workers, of some seconds each.
-    rows, sizes = (1024, {"batch_tokens": 2048}) if name == "headscope-demo" else (16, {"batch_tokens": 256})
+    rows, sizes = (1024, {"batch_tokens": 2048}) if name == "headscope-demo" else (8, {"batch_tokens": 256})
     shard = {"shard_tokens": 8192 if name == "headscope-demo" else 256}
     engines: dict[str, Callable[[int], Any]] = {"processes": lambda n: Processes(n, threads=1, **shard)}
     if ray:

@@ -93,7 +93,8 @@ def test_what_the_page_says_without_a_cluster(here: Path, capsys: pytest.Capture
     results = [EntropyResult.load(here / folder / "result.safetensors") for folder in folders]
     for each in results[1:]:
         same_bits(each, results[0])
-    assert names["entropy"].info.options["baseline"] == "mean"
+    assert EntropyResult.load(here / "runs" / "mean" / "result.safetensors").info.options["baseline"] == "mean"
+    assert EntropyResult.load(here / "runs" / "mapped" / "result.safetensors").info == names["entropy"].info
 
 
 @pytest.mark.ray

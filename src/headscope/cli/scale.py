@@ -51,7 +51,7 @@ def engine_of(
             raise InvalidInputError(f"--shard is a part I of N, written I/N, such as 3/64; got {shard!r}.")
         return Part(int(found[1]), int(found[2]), shard_tokens=shard_tokens, model=model)
     if ray is not None:
-        each = gpus or 0
+        each = gpus or 0.0
         return Ray(ray, workers=workers, gpus=each, shard_tokens=shard_tokens, source=model, tells_workers=worker_lines)
     return Processes(workers, shard_tokens=shard_tokens, source=model, tells_workers=worker_lines)
 

@@ -100,7 +100,7 @@ class Processes(Engine):
             self._copy = ModelCopy(run.model)
             source = str(self._copy.path)
         devices = self._devices or [str(run.model.W_E.device)]
-        self._arguments = str(run.place), source, devices
+        self._arguments = run.place.address, source, devices
 
     def map_shards(self, jobs: Sequence[ShardJob]) -> Iterator[Receipt]:
         """Hand the shards to workers as they come free, and yield receipts as they come.

@@ -181,7 +181,7 @@ class Ray(Engine):
         assert self._run is not None
         options = {"num_cpus": self.cpus, "num_gpus": self.gpus, "max_restarts": 0}
         device = "cuda" if self.gpus else "cpu" if str(self._run.model.W_E.device) == "cpu" else None
-        handle = self._ray.remote(**options)(_RayWorker).remote(str(self._run.place), self.model, device, self.cpus)
+        handle = self._ray.remote(**options)(_RayWorker).remote(self._run.place.address, self.model, device, self.cpus)
         return _Actor(handle, handle.begin.remote())
 
     def _come_back(self) -> "Iterator[tuple[_Actor, ShardJob, dict[str, Any]]]":

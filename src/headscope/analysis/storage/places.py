@@ -36,6 +36,11 @@ class Place:
     def __truediv__(self, name: str) -> "Place":
         return Place(self.path / name)
 
+    @property
+    def address(self) -> str:
+        """The name by which a process with another current folder finds it."""
+        return str(self.path.absolute())
+
     @contextmanager
     def file(self, name: str) -> Iterator[Path]:
         """Give the path of a file to be read."""
@@ -102,6 +107,10 @@ class _Remote(Place):
 
     def __truediv__(self, name: str) -> Place:
         return _Remote(f"{self.url}/{name}", self._files)
+
+    @property
+    def address(self) -> str:
+        return self.url
 
     @contextmanager
     def file(self, name: str) -> Iterator[Path]:
