@@ -1,5 +1,8 @@
 """The kinds of heads of the pretrained model: as found, and by probes written out by hand."""
 
+import importlib.util
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,9 @@ from torch import Tensor
 from headscope import HookedTransformer
 from headscope.analysis import HeadTypes, Task, detect_heads, head_scores
 from headscope.data import IOIDataset
+from headscope.report.blocks import Prose
+from headscope.report.task import measuring
+from headscope.report.task.section import task_section
 
 pytestmark = pytest.mark.real
 
@@ -144,8 +150,12 @@ def test_an_s_inhibition_head_keeps_movers_off_the_subject(
 @pytest.fixture(scope="module")
 def kinds(model: HookedTransformer) -> HeadTypes:
     """On 160 prompts of two names, and a text."""
+    return detect_heads(model, text=PROSE, task=two_names(model), progress=False)
+
+
+def two_names(model: HookedTransformer) -> Task:
     prompts = IOIDataset("mixed", N=160, tokenizer=model.tokenizer, prepend_bos=True)
-    return detect_heads(model, text=PROSE, task=Task.from_ioi(prompts, "ABB->ABA, BAB->BAA"), progress=False)
+    return Task.from_ioi(prompts, "ABB->ABA, BAB->BAA")
 
 
 def of_kind(found: HeadTypes, kind: str) -> set[str]:
@@ -168,6 +178,69 @@ def test_the_heads_that_do_indirect_objects(kinds: HeadTypes) -> None:
                 assert whole >= score.value - 1e-4 > 0
     effects = sum(kinds.evidence_of(f"direct effect ({order})") for order in ("ABBA", "BABA"))
     assert divmod(int(effects.argmax()), 9) == (23, 3)
+
+
+def test_the_report_says_who_does_the_task(
+    model: HookedTransformer, kinds: HeadTypes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In words, with the numbers of `kinds`: 23.3 first, 24.4 and 29.0 against it, 20.0 as what queries depend on."""
+    monkeypatch.setattr(measuring, "detect_heads", lambda *args, **options: kinds)
+    story = measuring.measure_task(model, replace(two_names(model), corrupted_tokens=None), progress=False)
+    section = task_section(story)
+    summary = " ".join(section.summary[0].striptags().replace("\u2212", "-").split())
+    does, against, queries = summary.split("(direct effects, in logits)")
+    whole = {
+        (label, order): float(kinds.evidence_of(f"direct effect ({order})")[layer, head])
+        for label, layer, head in (("23.3", 23, 3), ("24.4", 24, 4), ("29.0", 29, 0))
+        for order in ("ABBA", "BABA")
+    }
+
+    def told(label: str) -> str:
+        return f"({whole[label, 'ABBA']:+.3f} in ABBA, {whole[label, 'BABA']:+.3f} in BABA)"
+
+    assert f"done most of all by 23.3, which lowers the subject where it stands {told('23.3')}" in does
+    assert min(whole["23.3", order] for order in ("ABBA", "BABA")) > 1.2
+    for label in ("24.4", "29.0"):
+        assert told(label) in against and max(whole[label, order] for order in ("ABBA", "BABA")) < 0
+    assert "depend on 20.0" in queries
+    said = " ".join(block.text.striptags() for block in section.blocks if isinstance(block, Prose))
+    assert "8.1 to the first mention, and not to the other name" in said
+    assert "nothing was patched" in said and "Backups" not in said
+
+
+def test_no_label_fails_its_probe(model: HookedTransformer, kinds: HeadTypes) -> None:
+    """Of docs/kinds.md: each label beside a check written by hand, on other inputs."""
+    path = Path(__file__).parents[2] / "benchmarks" / "labels.py"
+    spec = importlib.util.spec_from_file_location("labels_of_heads", path)
+    assert spec is not None and spec.loader is not None
+    labels = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = labels
+    spec.loader.exec_module(labels)
+    rows = labels.repeating(model, model.to_tokens(PROSE, prepend_bos=False)[0], 24, 7)
+    probes = labels.attention_probes(model, rows) | labels.name_probes(labels.Names.of(model), kinds)
+    checked = {
+        f"{kind} {score.label}": probes[kind]((score.layer, score.head))
+        for kind in kinds.kinds
+        for score in kinds.heads(kind)
+    }
+    assert len(checked) > 25 and {label: said for label, (said, agrees) in checked.items() if not agrees} == {}
+    # Near by, it finds any token; far back only names do it.
+    assert "8.1" not in of_kind(kinds, "duplicate_token")
+    near, far = (kinds.evidence_of(f"duplicate_token said twice ({length} tokens)")[8, 1] for length in (12, 50))
+    assert float(near) > 0.4 > 0.25 > float(far)
+
+
+def test_a_head_closes_brackets(model: HookedTransformer) -> None:
+    """26.6 looks at an open bracket and writes for closing ones; without the bracket it does neither."""
+    close, names = model.to_single_token(")"), {"blocks.26.attn.hook_pattern", "blocks.26.attn.hook_z"}
+    for text in ("The author (who was born in London", "He called his brother (the older one"):
+        for said, is_open in ((text, True), (text.replace("(", ""), False)):
+            _, cache = model.run_with_cache(said, names_filter=lambda name: name in names)
+            logits = cache["z", 26][0, -1, 6] @ model.blocks[26].attn.W_O[6] @ model.W_U
+            place = [at for at, token in enumerate(model.to_str_tokens(said)) if "(" in token]
+            paid = cache["pattern", 26][0, 6, -1, place].sum()
+            rank = int((logits > logits[close]).sum())
+            assert (float(paid) > 0.9 and rank < 10) if is_open else rank > 10_000
 
 
 def test_the_suppressor_lowers_the_subject_by_hand(real_run: RealRun, task: Task) -> None:
