@@ -1,36 +1,42 @@
-"""`find_circuit`: the heads and MLPs a task goes through, and the paths between them, by path patching.
+"""`find_circuit`: the heads that carry a task by themselves, and the paths between these and MLPs.
 
-From the final residual stream back: what sends to it, then what sends to the queries, keys and values of those heads
-and into those MLPs, and so on (Wang et al. 2022, arXiv 2211.00593, section 3). A path is kept if corrupting it alone
-changes the logit difference by a stated share, and significantly so (two-sided Student t over prompts, with
-Bonferroni's correction for all that sends to one input).
+Heads are found by what they keep of the task when they alone are at work (`search`). Paths are found by path patching,
+from the final residual stream back: what sends to it, then what sends to the queries, keys and values of the heads, and
+into MLPs (Wang et al. 2022, arXiv 2211.00593, section 3). A path is kept if corrupting it alone changes the metric by a
+stated share, and significantly so (two-sided Student t over prompts, with Bonferroni's correction for all that sends to
+one input).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from headscope.analysis.circuits.circuit_result import FINAL, Circuit
-from headscope.analysis.core.components import component_of
-from headscope.analysis.core.progress import progress_bar
+from headscope.analysis.circuits.edges import edge_attribution
+from headscope.analysis.circuits.faithfulness import kept_by
+from headscope.analysis.circuits.node_runs import NodeRuns
+from headscope.analysis.circuits.search import FEW, effects_alone, faithful_parts
+from headscope.analysis.core.components import all_components, component_of
+from headscope.analysis.core.progress import Bar, progress_bar
 from headscope.analysis.core.result import RunInfo
 from headscope.analysis.core.stats import LEVEL, estimates
 from headscope.analysis.patching.path import path_patch_sweep
 from headscope.analysis.patching.path_ends import INPUTS
 from headscope.analysis.patching.path_result import PathPatchingResult
-from headscope.analysis.prompts.metrics import Metric, PromptMetric
+from headscope.analysis.prompts.metrics import AnswerMetric, Metric, PromptMetric
 from headscope.analysis.prompts.task import Task
 from headscope.errors import InvalidInputError
 from headscope.model.transformer import HookedTransformer
 
-if TYPE_CHECKING:
-    pass
-
 __all__ = ["find_circuit"]
 
-_SHOWN = 12
+_ENOUGH = 16  # prompts, of which half may be kept from the search
+_SEARCHING = 4  # steps of the bar for the search, where a receiver is one
+_SIZES = 6  # numbers of heads that are run by themselves
 
 
 @runtime_checkable
@@ -51,22 +57,32 @@ def find_circuit(
     max_receivers: int = 12,
     mlps: bool = True,
     metric: Metric | None = None,
+    controls: int = 2,
     progress: bool = True,
 ) -> Circuit:
-    """Find the paths that carry a task, from the final residual stream back.
+    """Find the heads that carry a task by themselves, and the paths between them.
 
-    Cost: for each receiver, and each of a head's three inputs, one path-patching sweep over all that comes before: as
-    many runs of the layers behind the receiver as there are senders. The sweep into the final stream costs no run.
+    The heads are those that keep what the whole model does when they alone are at work, MLPs staying as they are (see
+    `faithful_parts`). Half of the prompts of each label judge the search, and the other half say how faithful the
+    circuit is; fewer than 16 prompts do both. The paths are sought from the final residual stream back, into the heads
+    found first, those that matter most before others. In models of more than 64 heads and MLPs only the heads found and
+    MLPs are senders, and only those are patched for which gradients estimate half of the least effect
+    (`edge_attribution`); else all components are senders, and heads on the paths join the circuit.
+
+    Cost: the search, some 40 forward passes of half of the prompts; then for each receiver and input, and each sender, a
+    run of the layers behind the receiver. The sweep into the final stream costs no run.
 
     Args:
         model: The model, without hooks.
         task: Prompts with corrupted ones.
         head_types: What `detect_heads` found, to group the heads by.
-        min_effect: The least effect of a path, as a share of what corrupting the prompts changes.
+        min_effect: The least effect of a head in the circuit, and of a path, as a share of what corrupting the prompts
+            changes.
         level: The probability that chance alone gives any path into a receiver's input that is kept.
-        max_receivers: Into how many heads and MLPs, the ones with the strongest paths first, further paths are sought.
+        max_receivers: Into how many heads and MLPs, the heads found first, paths are sought.
         mlps: Let MLPs be senders and receivers. Without, paths through MLPs are left out (they stay as they are).
         metric: A `PromptMetric`, which has a number for each prompt; default: the task's own.
+        controls: Number of sets of random heads to be run beside the circuit.
         progress: Show a progress bar.
 
     Raises:
@@ -85,79 +101,91 @@ def find_circuit(
         mlp4 -> final
         3.2 -> final
         mlp0 -> 3.2 v
+        >>> alone = circuit.faithfulness
+        >>> print(f"{len(circuit.kept)} heads keep {alone.faithfulness[-1]:.0%} of {alone.gap:+.1f} logits")
+        5 heads keep ...
     """
+    measured = _checked(task, min_effect, level, max_receivers, metric)
+    searched, said = _halves(task)
+    paths = _Paths(model, task, min_effect, level, mlps, measured, progress)
+    n_steps = _SEARCHING + max_receivers + 1
+    with progress_bar(n_steps, "circuit", shown=progress) as bar:
+        bar.step = _SEARCHING
+        whole = paths.into_final()
+        judging = NodeRuns(model, task[searched], metric=measured.of_rows(searched))
+        found = faithful_parts(judging, min_effect, progress=progress)
+        paths.narrow(found.parts, task[searched], measured.of_rows(searched))
+        bar.update(bar.step)
+        strength = dict(zip(found.parts, found.effects.abs().tolist(), strict=True))
+        left_out = paths.follow(strength, max_receivers, bar)
+        bar.step = 1
+        heads = paths.heads(found.parts)
+        saying = judging if said is searched else NodeRuns(model, task[said], metric=measured.of_rows(said))
+        sizes = sorted({max(1, round(len(heads) * at / _SIZES)) for at in range(1, _SIZES + 1)}) if heads else [0]
+        options = {"min_effect": min_effect, "level": level, "max_receivers": max_receivers, "mlps": mlps}
+        n_positions = int(task.attention_mask.sum())
+        info = RunInfo(model.cfg.model_name, model.weight_processing, task.description, len(task), n_positions, options)
+        has_answers = isinstance(measured, AnswerMetric)
+        shares = [size / max(1, len(saying.parts)) for size in sizes]
+        kept = kept_by(saying, heads, sizes, shares, info=info, has_answers=has_answers, controls=controls)
+        inside = torch.tensor([part in heads for part in judging.parts], dtype=torch.bool)
+        alone = dict(zip(sorted(heads, key=judging.parts.index), effects_alone(judging, inside).tolist(), strict=True))
+        bar.update(n_steps - bar.done)
+    # Nodes in order of layers, paths in order of strength.
+    names = {end for path in paths.found for end in (path.sender, path.receiver)} | {FINAL, *heads}
+    nodes = sorted(names, key=lambda name: _place(name, model.cfg.n_layers))
+    ordered = sorted(paths.found, key=lambda path: -abs(path.effect))
+    pairs = [(nodes.index(path.sender), nodes.index(path.receiver)) for path in ordered]
+    return Circuit(
+        info=info,
+        edges=torch.tensor(pairs, dtype=torch.long).reshape(-1, 2),
+        effects=torch.tensor([path.effect for path in ordered]),
+        errors=torch.tensor([path.error for path in ordered]),
+        layers=torch.tensor([_place(name, model.cfg.n_layers)[0] for name in nodes]),
+        nodes=tuple(nodes),
+        groups=tuple(_group(name, head_types) for name in nodes),
+        inputs=tuple(path.read for path in ordered),
+        threshold=paths.threshold,
+        clean=float(whole.clean),
+        corrupted=float(whole.corrupted),
+        left_out=left_out,
+        node_effects=torch.tensor([alone.get(name, torch.nan) for name in nodes]),
+        kept=heads,
+        kept_sizes=kept.sizes,
+        kept_per_prompt=kept.per_prompt,
+        kept_random=kept.random,
+        kept_whole=kept.whole,
+        kept_nothing=kept.nothing,
+        n_parts=kept.n_parts,
+        held_out=said is not searched,
+        has_answers=has_answers,
+    )
+
+
+def _checked(task: Task, min_effect: float, level: float, max_receivers: int, metric: Metric | None) -> PromptMetric:
+    """Refuse options out of range, and return the metric."""
     for name, share in (("min_effect", min_effect), ("level", level)):
         if not 0 < share < 1:
             raise InvalidInputError(f"{name} is a share, between 0 and 1; got {share}.")
     if max_receivers < 0:
         raise InvalidInputError(f"max_receivers must be at least 0; got {max_receivers}.")
-    if not isinstance(task.measure if metric is None else metric, PromptMetric):
+    measured = task.measure if metric is None else metric
+    if not isinstance(measured, PromptMetric):
         raise InvalidInputError(
             "a circuit is found from errors over prompts, and the metric has one number for all of them. Give one with "
             "a number for each prompt: an AnswerMetric or a NumberMetric."
         )
     if len(task) < 2:
         raise InvalidInputError("a circuit is found from two prompts or more, so that errors are known.")
-    sweep = partial(
-        path_patch_sweep,
-        model,
-        task,
-        senders="components" if mlps else "heads",
-        direction="noising",
-        scale="metric",
-        metric=metric,
-        progress=progress,
-    )
-    whole = sweep(receivers=FINAL)
-    clean, corrupted = float(whole.clean), float(whole.corrupted)
-    if abs(clean - corrupted) < 1e-6:
-        raise InvalidInputError(
-            f"the clean and the corrupted metric are both {clean:.4f}: no path can carry what tells them "
-            "apart. Does the model do the task, and are the corrupted prompts others?"
-        )
-    threshold = min_effect * abs(clean - corrupted)
-    paths = _clear_paths(whole, FINAL, "", threshold, level)
-    waiting = {path.sender: abs(path.effect) for path in paths}
-    done: set[str] = set()
-    with progress_bar(max_receivers, "circuit", shown=progress) as bar:
-        while waiting and len(done) < max_receivers:
-            node = max(waiting, key=lambda each: waiting[each])
-            del waiting[node]
-            done.add(node)
-            reads = _inputs(node)
-            bar.step = 1 / max(1, len(reads))
-            for read in reads:
-                swept = sweep(receivers=f"{node}.{read}" if read else node)
-                found = _clear_paths(swept, node, read, threshold, level)
-                paths += found
-                for path in found:
-                    if path.sender not in done:
-                        waiting[path.sender] = max(abs(path.effect), waiting.get(path.sender, 0.0))
-                bar.update(bar.step)
-            if not reads:
-                bar.update()
-    options = {"min_effect": min_effect, "level": level, "max_receivers": max_receivers, "mlps": mlps}
-    n_positions = int(task.attention_mask.sum())
-    info = RunInfo(model.cfg.model_name, model.weight_processing, task.description, len(task), n_positions, options)
-    # Nodes in order of layers, paths in order of strength.
-    names = {end for path in paths for end in (path.sender, path.receiver)} | {FINAL}
-    nodes = sorted(names, key=lambda name: _place(name, model.cfg.n_layers))
-    paths.sort(key=lambda path: -abs(path.effect))
-    pairs = [(nodes.index(path.sender), nodes.index(path.receiver)) for path in paths]
-    return Circuit(
-        info=info,
-        edges=torch.tensor(pairs, dtype=torch.long).reshape(-1, 2),
-        effects=torch.tensor([path.effect for path in paths]),
-        errors=torch.tensor([path.error for path in paths]),
-        layers=torch.tensor([_place(name, model.cfg.n_layers)[0] for name in nodes]),
-        nodes=tuple(nodes),
-        groups=tuple(_group(name, head_types) for name in nodes),
-        inputs=tuple(path.read for path in paths),
-        threshold=threshold,
-        clean=clean,
-        corrupted=corrupted,
-        left_out=tuple(sorted(waiting)),
-    )
+    return measured
+
+
+def _halves(task: Task) -> tuple[Int[Tensor, " row"], Int[Tensor, " row"]]:
+    """The prompts that judge a search, and those that say how faithful it is: as many of each label, if enough."""
+    by_label = torch.tensor(sorted(range(len(task)), key=lambda row: task.labels[row]))
+    if len(task) < _ENOUGH:
+        return by_label, by_label
+    return by_label[::2].sort().values, by_label[1::2].sort().values
 
 
 class _Path(NamedTuple):
@@ -166,6 +194,110 @@ class _Path(NamedTuple):
     read: str
     effect: float
     error: float
+
+
+class _Paths:
+    """Paths, and the search for more of them from the final stream back.
+
+    Attributes:
+        found: The paths.
+        threshold: The least effect of a path, in the metric's unit.
+    """
+
+    threshold: float
+
+    def __init__(
+        self,
+        model: HookedTransformer,
+        task: Task,
+        min_effect: float,
+        level: float,
+        mlps: bool,
+        metric: PromptMetric,
+        progress: bool,
+    ) -> None:
+        self.model, self.min_effect, self.level, self.mlps, self.progress = model, min_effect, level, mlps, progress
+        self.found: list[_Path] = []
+        self._senders: str | list[str] = "components" if mlps else "heads"
+        self._estimated: dict[str, dict[str, float]] | None = None  # by receiver, of each sender
+        self._sweep = partial(
+            path_patch_sweep, model, task, direction="noising", scale="metric", metric=metric, progress=progress
+        )
+
+    def into_final(self) -> PathPatchingResult:
+        """Find the paths into the final stream, which cost no run."""
+        whole = self._sweep(receivers=FINAL, senders=self._senders)
+        clean, corrupted = float(whole.clean), float(whole.corrupted)
+        if abs(clean - corrupted) < 1e-6:
+            raise InvalidInputError(
+                f"the clean and the corrupted metric are both {clean:.4f}: no path can carry what tells them "
+                "apart. Does the model do the task, and are the corrupted prompts others?"
+            )
+        self.threshold = self.min_effect * abs(clean - corrupted)
+        self.found += self._clear(whole, FINAL, "", whole.values.numel())
+        return whole
+
+    def narrow(self, heads: Sequence[str], task: Task, metric: PromptMetric) -> None:
+        """Of many components, look only at some heads and MLPs, and there at the paths that gradients see."""
+        parts = all_components(self.model.cfg)
+        if len(parts) <= FEW:
+            return
+        self._senders = [*heads, *(part.label for part in parts if self.mlps and part.head is None)]
+        self.found = [path for path in self.found if path.sender in self._senders]
+        edges = edge_attribution(self.model, task, "eap", metric=metric, progress=self.progress)
+        among = {sender: at for at, sender in enumerate(edges.sender_labels) if sender in self._senders}
+        self._estimated = {
+            receiver: {sender: abs(float(edges.values[u, v])) for sender, u in among.items() if edges.allowed[u, v]}
+            for v, receiver in enumerate(edges.receiver_labels)
+        }
+
+    def follow(self, strength: Mapping[str, float], max_receivers: int, bar: Bar) -> tuple[str, ...]:
+        """Find the paths into heads and MLPs, first into those of known strength; return those left out."""
+        waiting = {path.sender: abs(path.effect) for path in self.found} | dict(strength)
+        done: set[str] = set()
+        while waiting and len(done) < max_receivers:
+            node = max(waiting, key=lambda each: (each in strength, waiting[each]))
+            del waiting[node]
+            done.add(node)
+            reads = _inputs(node)
+            bar.step = 1 / max(1, len(reads))
+            for read in reads:
+                more = self._into(node, read)
+                self.found += more
+                for path in more:
+                    if path.sender not in done:
+                        waiting[path.sender] = max(abs(path.effect), waiting.get(path.sender, 0.0))
+                bar.update(bar.step)
+            if not reads:
+                bar.update()
+        return tuple(sorted(waiting))
+
+    def heads(self, first: Sequence[str]) -> tuple[str, ...]:
+        """Return some heads, then all others that send along a path, the strongest first."""
+        ends = {path.sender: abs(path.effect) for path in sorted(self.found, key=lambda path: abs(path.effect))}
+        others = [name for name in reversed(ends) if _is_head(name) and name not in first]
+        return (*first, *others)
+
+    def _into(self, node: str, read: str) -> list[_Path]:
+        """The paths into an input of a node."""
+        receiver, senders, among = f"{node}.{read}" if read else node, self._senders, None
+        if self._estimated is not None:
+            known = self._estimated[receiver]
+            senders, among = [sender for sender, size in known.items() if size >= self.min_effect / 2], len(known)
+            if not senders:
+                return []
+        swept = self._sweep(receivers=receiver, senders=senders)
+        return self._clear(swept, node, read, among or swept.values.numel())
+
+    def _clear(self, swept: PathPatchingResult, node: str, read: str, among: int) -> list[_Path]:
+        """The paths into an input of a node that change enough, and significantly so as one of `among`."""
+        assert swept.per_prompt is not None
+        lost = estimates(-swept.per_prompt.flatten(0, -2)[..., None])
+        kept = (lost.values.abs() >= self.threshold) & lost.clear(among=among, level=self.level)
+        return [
+            _Path(swept.sender_labels[at], node, read, lost[at].value, lost[at].error)
+            for at in kept.nonzero()[:, 0].tolist()
+        ]
 
 
 def _inputs(node: str) -> Sequence[str]:
@@ -178,15 +310,9 @@ def _inputs(node: str) -> Sequence[str]:
     return INPUTS if component.layer else ()
 
 
-def _clear_paths(swept: PathPatchingResult, node: str, read: str, threshold: float, level: float) -> list[_Path]:
-    """The paths into an input of a node that change enough, and significantly so."""
-    assert swept.per_prompt is not None
-    lost = estimates(-swept.per_prompt.flatten(0, -2)[..., None])
-    kept = (lost.values.abs() >= threshold) & lost.clear(level=level)
-    return [
-        _Path(swept.sender_labels[at], node, read, lost[at].value, lost[at].error)
-        for at in kept.nonzero()[:, 0].tolist()
-    ]
+def _is_head(name: str) -> bool:
+    component = component_of(name)
+    return component is not None and component.head is not None
 
 
 def _place(name: str, n_layers: int) -> tuple[int, bool, bool, int]:

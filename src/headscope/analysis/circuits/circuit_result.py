@@ -1,12 +1,13 @@
 """`Circuit`: the heads and MLPs that carry a task, and the paths between them, as `find_circuit` found them."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from headscope.analysis.circuits.faithfulness_result import Faithfulness
 from headscope.analysis.core.named_arrays import Label
 from headscope.analysis.core.result import Array, Result
 from headscope.analysis.patching.path_ends import FINAL
@@ -37,6 +38,17 @@ class Circuit(Result):
         clean: The logit difference.
         corrupted: That on the corrupted prompts.
         left_out: Nodes into which no paths were looked for, since there were too many.
+        node_effects: What the metric loses when a head alone leaves the circuit, everything else outside giving what it
+            gives on the corrupted prompts; NaN for MLPs, which stay, and `final`.
+        kept: The heads of the circuit, in the order in which `kept_sizes` takes them.
+        kept_sizes: Numbers of heads that were run by themselves; see `faithfulness`.
+        kept_per_prompt: The metric of each.
+        kept_random: That of as many heads drawn at random, mean over prompts.
+        kept_whole: That of the whole model, on the same prompts.
+        kept_nothing: That of the corrupted run.
+        n_parts: The number of heads of the model.
+        held_out: These prompts are others than those that the search for heads was judged by.
+        has_answers: The metric is a logit difference.
         info: What was run on what.
     """
 
@@ -46,6 +58,7 @@ class Circuit(Result):
         "errors": Array("edge", unit="logits", column="error"),
         "shares": Array("edge", column="share", style="+.1%"),
         "layers": Array("node"),
+        "node_effects": Array("node", unit="logits", absent="no circuit was run by itself."),
     }
     coords: ClassVar[Mapping[str, str]] = {"edge": "edge_labels", "node": "nodes"}
     columns: ClassVar[tuple[str, ...]] = ("effects", "errors", "shares")
@@ -62,6 +75,38 @@ class Circuit(Result):
     clean: float
     corrupted: float
     left_out: tuple[str, ...]
+    node_effects: Float[Tensor, " node"] | None = None
+    kept: tuple[str, ...] = ()
+    kept_sizes: Int[Tensor, " size"] | None = None
+    kept_per_prompt: Float[Tensor, "size prompt"] | None = None
+    kept_random: Float[Tensor, "draw size"] | None = None
+    kept_whole: Float[Tensor, " prompt"] | None = None
+    kept_nothing: Float[Tensor, " prompt"] | None = None
+    n_parts: int = 0
+    held_out: bool = False
+    has_answers: bool = False
+
+    @property
+    def faithfulness(self) -> Faithfulness | None:
+        """The share of the metric that the circuit's heads keep, MLPs being at work as they are, over their number."""
+        if self.kept_sizes is None or self.kept_whole is None or self.kept_nothing is None:
+            return None
+        assert self.kept_per_prompt is not None
+        return Faithfulness(
+            info=replace(self.info, n_sequences=len(self.kept_whole)),
+            sizes=self.kept_sizes,
+            shares=self.kept_sizes / self.n_parts,
+            metrics=self.kept_per_prompt.mean(1),
+            per_prompt=self.kept_per_prompt,
+            random=self.kept_random,
+            whole=self.kept_whole,
+            nothing=self.kept_nothing,
+            ranking=self.kept,
+            n_parts=self.n_parts,
+            level="nodes",
+            ablation="patch",
+            has_answers=self.has_answers,
+        )
 
     def into(self, node: str) -> tuple[int, ...]:
         """The numbers of the paths into a node, the strongest first.
@@ -123,7 +168,22 @@ class Circuit(Result):
             f"logit difference {self.clean:+.3f}, corrupted {self.corrupted:+.3f}; {len(self.nodes)} nodes, "
             f"{len(self.inputs)} paths of at least {self.threshold:.3f}"
         )
+        found = self.faithfulness
+        if found is not None and self.kept:
+            yield from self._says_faithful(found)
         if self.inputs:
             yield from str(self.top(_SHOWN)).splitlines()
         if len(self.inputs) > _SHOWN:
             yield f"... and {len(self.inputs) - _SHOWN} more"
+
+    def _says_faithful(self, found: Faithfulness) -> Iterator[str]:
+        which = "that the search did not see" if self.held_out else "that it was found on"
+        yield (
+            f"its {len(self.kept)} heads alone keep {float(found.faithfulness[-1]):.1%} ± {float(found.errors[-1]):.1%} "
+            f"of it, {float(found.metrics[-1]):+.3f} of {float(found.whole.mean()):+.3f}, on {len(found.whole)} prompts "
+            + which
+        )
+        if found.right is not None and found.whole_right is not None:
+            yield f"right in {float(found.right[-1]):.0%} of these, the whole model in {found.whole_right:.0%}"
+        if found.control is not None:
+            yield f"as many heads at random keep {float(found.control[-1]):.1%}"

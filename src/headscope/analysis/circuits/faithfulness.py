@@ -36,7 +36,7 @@ from headscope.analysis.prompts.task import Task
 from headscope.errors import InvalidInputError, unknown_name
 from headscope.model.transformer import HookedTransformer
 
-__all__ = ["SHARES", "Level", "PartRuns", "circuit_faithfulness", "runs_of"]
+__all__ = ["SHARES", "Level", "PartRuns", "circuit_faithfulness", "kept_by", "runs_of"]
 
 Level = Literal["nodes", "edges"]
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -152,24 +152,55 @@ def circuit_faithfulness(
     runs = runs_of(model, task, level, ablation, keep_mlps=keep_mlps, metric=metric)
     gap_between(runs.whole.mean(), runs.nothing.mean())
     ranking = _ranked(runs.parts, named, scores, absolute)
-    counts, shares = _sizes(
-        sizes if sizes is not None else SHARES if scores else [len(ranking)], len(runs.parts), len(ranking)
-    )
-    generator = torch.Generator("cpu").manual_seed(seed)
-    orders = [torch.tensor([runs.parts.index(name) for name in ranking], dtype=torch.long)]
-    orders += [torch.randperm(len(runs.parts), generator=generator, device="cpu") for _ in range(controls)]
-    values = []
-    with progress_bar(len(orders), "faithfulness", shown=progress) as bar:
-        for order in orders:
-            values.append(runs.values(_beginnings(order, counts, len(runs.parts))).cpu())
-            bar.update()
-    is_of_prompts = values[0].ndim > 1
-    own, *random = (each.mean(1) for each in values) if is_of_prompts else values
+    if sizes is None:
+        sizes = SHARES if scores else [len(ranking)]
+    counts, shares = _sizes(sizes, len(runs.parts), len(ranking))
     options = {"level": level, "ablation": ablation, "controls": controls, "seed": seed}
     options |= {"keep_mlps": keep_mlps} if level == "nodes" else {}
     n_positions = int(task.attention_mask.sum())
-    return Faithfulness(
+    return kept_by(
+        runs,
+        ranking,
+        counts,
+        shares,
         info=RunInfo(model.cfg.model_name, model.weight_processing, task.description, len(task), n_positions, options),
+        has_answers=isinstance(task.measure if metric is None else metric, AnswerMetric),
+        level=level,
+        ablation=ablation,
+        controls=controls,
+        seed=seed,
+        progress=progress,
+    )
+
+
+def kept_by(
+    runs: PartRuns,
+    ranking: Sequence[str],
+    counts: Sequence[int],
+    shares: Sequence[float],
+    *,
+    info: RunInfo,
+    has_answers: bool,
+    level: str = "nodes",
+    ablation: str = "patch",
+    controls: int = 0,
+    seed: int = 0,
+    progress: bool = False,
+) -> Faithfulness:
+    """Run the first parts of a ranking, as many as `counts` says, and as many random ones."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    n_parts = len(runs.parts)
+    orders = [torch.tensor([runs.parts.index(name) for name in ranking], dtype=torch.long)]
+    orders += [torch.randperm(n_parts, generator=generator, device="cpu") for _ in range(controls)]
+    values = []
+    with progress_bar(len(orders), "faithfulness", shown=progress) as bar:
+        for order in orders:
+            values.append(runs.values(_beginnings(order, counts, n_parts)).cpu())
+            bar.update()
+    is_of_prompts = values[0].ndim > 1
+    own, *random = (each.mean(1) for each in values) if is_of_prompts else values
+    return Faithfulness(
+        info=info,
         sizes=torch.tensor(counts),
         shares=torch.tensor(shares, dtype=own.dtype),
         metrics=own,
@@ -177,11 +208,11 @@ def circuit_faithfulness(
         random=torch.stack(random) if random else None,
         whole=runs.whole.cpu(),
         nothing=runs.nothing.cpu(),
-        ranking=ranking,
-        n_parts=len(runs.parts),
+        ranking=tuple(ranking),
+        n_parts=n_parts,
         level=level,
         ablation=ablation,
-        has_answers=isinstance(task.measure if metric is None else metric, AnswerMetric),
+        has_answers=has_answers,
     )
 
 

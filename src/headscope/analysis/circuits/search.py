@@ -9,6 +9,7 @@ A gradient sees nothing of attention that is all or nothing. Where the search en
 parts are few enough to be taken out one by one, they are: from the whole model down, those that matter least first.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 from headscope.analysis.circuits.node_runs import NodeRuns
 from headscope.analysis.core.progress import progress_bar
 
-__all__ = ["FEW", "FaithfulParts", "faithful_parts"]
+__all__ = ["FEW", "FaithfulParts", "effects_alone", "faithful_parts"]
 
 FEW = 64
 """Up to so many parts, each is measured by itself."""
@@ -57,10 +58,19 @@ def faithful_parts(runs: NodeRuns, min_effect: float, *, progress: bool = False)
             kept = search.thinned(torch.ones(len(runs.parts), dtype=torch.bool))
         kept = search.thinned(kept)
         bar.update(_ROUNDS - bar.done)
-    effects = search.effects(kept)
+    effects = effects_alone(runs, kept)
     order = effects.abs().argsort(descending=True, stable=True)
     inside = kept.nonzero()[:, 0][order].tolist()
     return FaithfulParts(tuple(runs.parts[at] for at in inside), effects[order])
+
+
+def effects_alone(runs: NodeRuns, kept: Bool[Tensor, " part"]) -> Float[Tensor, " inside"]:
+    """Return what the metric loses when each part of a circuit, and it alone, leaves it."""
+    inside = kept.nonzero()[:, 0]
+    without = kept.repeat(len(inside), 1)
+    without[torch.arange(len(inside)), inside] = False
+    both = runs.values(torch.cat([kept[None], without]), near=kept).mean(1)
+    return (both[0] - both[1:]).cpu()
 
 
 class _Search:
@@ -82,15 +92,7 @@ class _Search:
         """Tell if what a circuit lacks is no more than a few parts that matter would bring."""
         return abs(self.lacks(kept)) <= 3 * self.least
 
-    def effects(self, kept: Bool[Tensor, " part"]) -> Float[Tensor, " inside"]:
-        """Return what the metric loses when each part of a circuit leaves it."""
-        inside = kept.nonzero()[:, 0]
-        without = kept.repeat(len(inside), 1)
-        without[torch.arange(len(inside)), inside] = False
-        both = self.runs.values(torch.cat([kept[None], without]), near=kept).mean(1)
-        return (both[0] - both[1:]).cpu()
-
-    def grown(self, advance: object) -> Bool[Tensor, " part"]:
+    def grown(self, advance: Callable[[], object]) -> Bool[Tensor, " part"]:
         """Return a circuit grown from nothing until no part outside brings it closer by enough."""
         kept = torch.zeros(len(self.runs.parts), dtype=torch.bool)
         lacks = self.lacks(kept)
@@ -109,10 +111,11 @@ class _Search:
             else:
                 break
             kept, lacks = larger, still
+            advance()
         return kept
 
     def _joining(self, scores: Float[Tensor, " part"], lacks: float) -> list[int]:
-        """The parts with the highest scores, until what is lacking is made up for; at most half of those that matter."""
+        """The parts with the highest scores, until nothing is lacking; at most half of those that matter."""
         candidates = [at for at in scores.argsort(descending=True).tolist() if float(scores[at]) >= self.least]
         joining: list[int] = []
         for at in candidates[: max(_AT_LEAST, len(candidates) // 2)]:
@@ -125,7 +128,7 @@ class _Search:
     def thinned(self, kept: Bool[Tensor, " part"]) -> Bool[Tensor, " part"]:
         """Return a circuit without the parts that matter least, as long as it stays as close to the whole model."""
         while bool(kept.any()):
-            inside, effects = kept.nonzero()[:, 0], self.effects(kept)
+            inside, effects = kept.nonzero()[:, 0], effects_alone(self.runs, kept)
             weak = inside[effects.abs() < self.least]
             weak = weak[effects.abs()[effects.abs() < self.least].argsort(stable=True)]
             most = max(abs(self.lacks(kept)), self.least) + self.least / 3
