@@ -24,6 +24,7 @@ from headscope.views.figures.circuit import circuit_picture
 from headscope.views.figures.comparison import compared_lines, compared_maps
 from headscope.views.figures.copy_suppression import circuit_rank_maps, copy_suppression_by_head, suppression_scatter
 from headscope.views.figures.entropy import entropy_by_head, entropy_by_layer
+from headscope.views.figures.faithfulness import faithfulness_curve
 from headscope.views.figures.head_types import head_type_maps, k_composition_maps
 from headscope.views.figures.patching import patching_by_head, patching_by_head_and_position, patching_by_position
 from headscope.views.figures.path_patching import attribution_scatter, path_patching_by_head
@@ -69,6 +70,7 @@ __all__ = [
     "entropy_by_head",
     "entropy_by_layer",
     "examples",
+    "faithfulness_curve",
     "figure_page",
     "fourier_bars",
     "grokking_curve",

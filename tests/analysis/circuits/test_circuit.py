@@ -8,6 +8,7 @@ from tiny import tiny_model
 from headscope import HookedTransformer
 from headscope.analysis.circuits.circuit import find_circuit
 from headscope.analysis.circuits.circuit_result import Circuit
+from headscope.analysis.circuits.faithfulness import circuit_faithfulness
 from headscope.analysis.heads.types import detect_heads
 from headscope.analysis.patching.path import path_patch
 from headscope.analysis.prompts.task import Task
@@ -44,6 +45,13 @@ def test_a_model_set_by_hand_has_its_paths_and_no_other(by_hand):
     assert by_hand.groups == ("duplicate_token", "s_inhibition", "name_mover", "negative_name_mover", "final")
     assert (by_hand.clean, by_hand.corrupted) == pytest.approx((4.0, -4.0), abs=0.05)
     assert by_hand.threshold == pytest.approx(0.24, abs=0.01) and by_hand.left_out == ()
+    assert by_hand.kept == ("2.0", "0.0", "1.0", "2.1") and by_hand.held_out
+    assert by_hand.node_effects is not None
+    assert by_hand.node_effects[:4].tolist() == pytest.approx([8.0, 8.0, 12.0, -4.0], abs=0.1)
+    found = by_hand.faithfulness
+    assert found is not None and len(found.whole) == 20
+    assert float(found.faithfulness[-1]) == pytest.approx(1.0, abs=0.01) and found.sizes.tolist() == [1, 2, 3, 4]
+    assert "its 4 heads alone keep 100.0% ± 0.0% of it, +4.000 of +4.000, on 20 prompts" in str(by_hand)
 
 
 def test_effects_are_those_of_single_paths():
@@ -61,6 +69,15 @@ def test_effects_are_those_of_single_paths():
         assert float(circuit.errors[row]) == pytest.approx(float(change.std() / 24**0.5), rel=1e-3)
     assert len(circuit.left_out) > 0
     assert set(circuit.groups) <= {"head", "MLP", "final"}
+    # The faithfulness is that of its heads, on the half of the prompts that the search did not see.
+    found = circuit.faithfulness
+    assert found is not None and circuit.held_out and len(found.whole) == 12
+    rows = torch.tensor(sorted(range(24), key=lambda row: task.labels[row]))[1::2].sort().values
+    heads = [node for node in circuit.nodes if "." in node]
+    again = circuit_faithfulness(model, task[rows], heads, controls=0, progress=False)
+    torch.testing.assert_close(found.per_prompt[-1], again.per_prompt[0], rtol=0, atol=1e-4)
+    assert set(circuit.kept) == set(heads) and 0.9 < float(found.faithfulness[-1]) < 1.1
+    assert found.control is not None and abs(float(found.control[-1])) < 0.5
     only_heads = find_circuit(model, task, max_receivers=1, mlps=False, progress=False)
     assert not any(name.startswith("mlp") for name in only_heads.nodes)
 

@@ -47,7 +47,8 @@ def test_the_demo_model_is_told_as_it_works(demo_story: TaskStory) -> None:
         "Along which paths",
         "The heads that matter, in numbers",
     ]
-    assert sum(isinstance(block, Figure) for block in section.blocks) == 5
+    assert sum(isinstance(block, Figure) for block in section.blocks) == 6
+    assert "heads alone at work" in said and "that the search for them did not see" in said
 
 
 def test_nothing_is_said_of_types_that_no_head_has(demo_story: TaskStory) -> None:

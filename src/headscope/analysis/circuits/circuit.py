@@ -65,12 +65,12 @@ def find_circuit(
     The heads are those that keep what the whole model does when they alone are at work, MLPs staying as they are (see
     `faithful_parts`). Half of the prompts of each label judge the search, and the other half say how faithful the
     circuit is; fewer than 16 prompts do both. The paths are sought from the final residual stream back, into the heads
-    found first, those that matter most before others. In models of more than 64 heads and MLPs only the heads found and
-    MLPs are senders, and only those are patched for which gradients estimate half of the least effect
-    (`edge_attribution`); else all components are senders, and heads on the paths join the circuit.
+    found first, the strongest before others. In models of more than 64 heads and MLPs only the heads found and
+    MLPs send, and only those are patched for which gradients estimate half of the least effect; in smaller ones all
+    components send, and the heads on the paths join the circuit.
 
-    Cost: the search, some 40 forward passes of half of the prompts; then for each receiver and input, and each sender, a
-    run of the layers behind the receiver. The sweep into the final stream costs no run.
+    Cost: the search, some 40 forward passes of half of the prompts; then for each receiver, input and sender a run of
+    the layers behind the receiver. The sweep into the final stream costs no run.
 
     Args:
         model: The model, without hooks.

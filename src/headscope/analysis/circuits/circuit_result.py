@@ -177,11 +177,11 @@ class Circuit(Result):
             yield f"... and {len(self.inputs) - _SHOWN} more"
 
     def _says_faithful(self, found: Faithfulness) -> Iterator[str]:
-        which = "that the search did not see" if self.held_out else "that it was found on"
+        share, error = float(found.faithfulness[-1]), float(found.errors[-1])
         yield (
-            f"its {len(self.kept)} heads alone keep {float(found.faithfulness[-1]):.1%} ± {float(found.errors[-1]):.1%} "
-            f"of it, {float(found.metrics[-1]):+.3f} of {float(found.whole.mean()):+.3f}, on {len(found.whole)} prompts "
-            + which
+            f"its {len(self.kept)} heads alone keep {share:.1%} ± {error:.1%} of it, {float(found.metrics[-1]):+.3f} "
+            f"of {float(found.whole.mean()):+.3f}, on {len(found.whole)} prompts that "
+            + ("the search did not see" if self.held_out else "they were found on")
         )
         if found.right is not None and found.whole_right is not None:
             yield f"right in {float(found.right[-1]):.0%} of these, the whole model in {found.whole_right:.0%}"

@@ -7,18 +7,21 @@ from markupsafe import Markup
 from torch import Tensor
 
 from headscope.analysis.circuits.circuit_result import Circuit
+from headscope.analysis.circuits.faithfulness_result import Faithfulness
 from headscope.report.blocks import Figure
 from headscope.report.task.sentences import moves_along
 from headscope.report.task.story import LOOKED_AT, SWAPPED_WORDS, TaskStory
 from headscope.report.words import captioned, count, percent, signed
 from headscope.views.drawing.maps import component_maps
 from headscope.views.figures.circuit import circuit_picture
+from headscope.views.figures.faithfulness import faithfulness_curve
 from headscope.views.figures.head_types import head_type_maps
 
 __all__ = [
     "attention_figure",
     "circuit_figure",
     "direct_figure",
+    "faithfulness_figure",
     "patched_heads_figure",
     "stream_figure",
     "types_figure",
@@ -124,6 +127,19 @@ def circuit_figure(circuit: Circuit) -> Figure:
         "changes, and clearly above zero, are drawn, as wide as their effect.",
         "Blue paths work for the right answer, red ones against it.",
         share=percent(float(circuit.info.options["min_effect"])),
+    )
+
+
+def faithfulness_figure(found: Faithfulness) -> Figure:
+    """The share that the circuit's heads keep alone, over their number."""
+    return captioned(
+        faithfulness_curve(found),
+        "The share of the logit difference that heads of the circuit keep by themselves, the strongest first. At 1 "
+        "they do what the whole model does.",
+        "All other heads give what they give with the other name as subject, MLPs are recomputed. Share of what the "
+        "swap changes, {prompts}; bars are one standard error over prompts, dotted as many heads drawn at random.",
+        "Blue: the circuit; gray: random heads.",
+        prompts=count(len(found.whole), "prompt"),
     )
 
 

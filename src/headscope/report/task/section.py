@@ -11,10 +11,12 @@ from headscope.analysis.core.components import component_label
 from headscope.analysis.core.ranking import HeadScore
 from headscope.report.blocks import Block, Cell, Fold, Heading, Prose, Section, Table
 from headscope.report.places import Head, head_of, heads_in_order
+from headscope.report.task.faithful import kept_alone
 from headscope.report.task.figures import (
     attention_figure,
     circuit_figure,
     direct_figure,
+    faithfulness_figure,
     patched_heads_figure,
     stream_figure,
     types_figure,
@@ -187,12 +189,11 @@ def _circuit_blocks(story: TaskStory) -> list[Block]:
     told = Prose(paths_to_answer(paths, float(circuit.info.options["min_effect"])), soft=not paths)
     if not circuit.inputs:
         return [told]
-    return [
-        Heading("Along which paths"),
-        told,
-        circuit_figure(circuit),
-        Fold("The paths as a table", (_paths_table(circuit),)),
-    ]
+    blocks = [Heading("Along which paths"), told, circuit_figure(circuit)]
+    faithful = circuit.faithfulness
+    if faithful is not None and circuit.kept:
+        blocks += [Prose(kept_alone(faithful, held_out=circuit.held_out)), faithfulness_figure(faithful)]
+    return [*blocks, Fold("The paths as a table", (_paths_table(circuit),))]
 
 
 def _paths_table(circuit: Circuit) -> Table:

@@ -1,0 +1,51 @@
+"""The sentence on a circuit at work by itself: numbers that it is said of, and numbers for which it would be false."""
+
+from typing import Any
+
+import pytest
+import torch
+from sentences import check_words
+
+from headscope.analysis.circuits.faithfulness_result import Faithfulness
+from headscope.analysis.core.result import RunInfo
+from headscope.report.task.faithful import kept_alone
+
+SCATTER = torch.tensor([1.0, -1.0]).repeat(10)  # of twenty prompts
+
+
+def circuit(share: float, noise: float = 0.02, **fields: Any) -> Faithfulness:
+    """Two heads that keep a share of a difference from -2 to 2 logits, give or take noise on single prompts."""
+    whole, nothing = torch.full((20,), 2.0), torch.full((20,), -2.0)
+    kept = (nothing + 4 * (share + noise * SCATTER))[None]
+    values: dict[str, Any] = {
+        "info": RunInfo("m", (), "prompts", 20, 100), "sizes": torch.tensor([2]), "shares": torch.tensor([0.1]),
+        "metrics": kept.mean(1), "per_prompt": kept, "random": torch.tensor([[-1.9], [-1.9]]), "whole": whole,
+        "nothing": nothing, "ranking": ("0.0", "1.1"), "n_parts": 20, "level": "nodes", "ablation": "patch",
+        "has_answers": True,
+    }  # fmt: skip
+    return Faithfulness(**{**values, **fields})
+
+
+@pytest.mark.parametrize(
+    ("found", "held_out", "parts"),
+    [
+        (
+            circuit(0.9),
+            True,
+            [
+                "these 2 heads alone at work", "90 % ± 0.5 % of what the swap changes", "+1.600 of +2.000 logits",
+                "20 prompts that the search for them did not see",
+                "ahead in 100 % of them, where the whole model has 100 %",
+                "something is missing from them", "at random keep 2.5 %", "~do more", "~not clearly",
+            ],
+        ),
+        (circuit(1.0), False, ["they were found on", "do not clearly do less or more", "~missing", "~did not see"]),
+        (circuit(0.9, noise=0.6), True, ["do not clearly do less or more", "~missing"]),
+        (circuit(1.2), True, ["do more than the whole model", "work against the answer are missing", "~something is"]),
+        (circuit(0.02, noise=0.5), True, ["they are not the circuit", "~do not clearly do less", "~something is"]),
+        (circuit(-0.3), True, ["they are not the circuit", "~something is"]),
+        (circuit(0.9, random=None, has_answers=False), True, ["~random", "~ahead", "something is missing"]),
+    ],
+)  # fmt: skip
+def test_it_says_what_the_numbers_do(found: Faithfulness, held_out: bool, parts: list[str]) -> None:
+    check_words(kept_alone(found, held_out=held_out), parts)
