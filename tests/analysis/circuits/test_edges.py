@@ -78,6 +78,26 @@ def test_integrated_gradients_sum_to_what_patching_changes(shape: str) -> None:
             assert change.abs().max() > 3e-2
 
 
+@pytest.mark.parametrize("shape", ["mlps", "bidirectional", "shortformer, clipped"])
+def test_positions_before_the_first_change_are_left_out(shape: str) -> None:
+    model = three_layers(attention_dir="bidirectional") if shape == "bidirectional" else three_layers(shape)
+    task = random_task((6, 6, 6))
+    assert task.corrupted_tokens is not None
+    same = torch.arange(6) < torch.tensor([3, 4, 4])[:, None]
+    task = replace(task, corrupted_tokens=torch.where(same, task.clean_tokens, task.corrupted_tokens))
+    for method, points in (("eap", [0.0]), ("eap_ig", [0.25, 0.75])):
+        found = edge_attribution(model, task, method, steps=2, **OPTIONS)
+        expected = EdgesByHand(model, task).attribution(points)
+        torch.testing.assert_close(each_of(found), expected, atol=1e-11, rtol=1e-8, equal_nan=True)
+    runs = CircuitRuns(model, task)
+    group = runs.graph.writers(1, "attn")
+    without = runs.graph.allowed.clone()
+    without[group] = False
+    change = runs.measure(without) - runs.measure(runs.graph.allowed)
+    found = each_of(edge_attribution(model, task, "eap_ig_activations", steps=12, **OPTIONS))
+    torch.testing.assert_close(found[group].nansum((0, 1)), change, atol=1e-2, rtol=2e-2)
+
+
 def test_a_linear_model_is_attributed_exactly() -> None:
     """Without norms, MLPs linear and patterns that depend on nothing, one step is the true effect of every edge."""
     model = three_layers(normalization_type=None, act_fn="leaky_relu")

@@ -25,16 +25,18 @@ Cost for P passes (a pass is a forward and a backward one; 1, `steps`, `steps` t
 two forward passes, and for each pass E T d_model multiplications for E edges and T tokens, and as many as a layer's
 query, key and value weights take. Memory: `out_u(other) - out_u(base)`, `[sender, prompt, pos, d_model]`, the gradients
 of one layer's inputs, `[3 heads, prompt, pos, d_model]`, and what a backward pass keeps; prompts come in batches for
-which it is bounded. Scores of each prompt, `[prompt, sender, receiver]`, are kept as long as they fit
+which it is bounded. Where attention only looks back, positions before the first token that differs are left out of all
+of these. Scores of each prompt, `[prompt, sender, receiver]`, are kept as long as they fit
 `Budget.kept_bytes`, and after that their sums and squares.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from headscope.analysis.circuits.edges_result import EdgeAttributionResult
 from headscope.analysis.circuits.graph import Graph
@@ -53,6 +55,7 @@ from headscope.analysis.prompts.task import Task
 from headscope.analysis.prompts.two_runs import Direction, Scale, Scorer, TaskRuns
 from headscope.analysis.recording.record import Replacement, check_final, record
 from headscope.errors import check_at_least
+from headscope.model.block import TransformerBlock
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.devices import Budget
 from headscope.ops.kernels.products import product_each
@@ -156,6 +159,10 @@ class _Attribution:
         self.outputs, self.inputs = SenderOutputs(model), InputGradients(model, graph)
         midpoints = [(step + 0.5) / steps for step in range(steps)]
         self.points = {"eap": [0.0], "clean_corrupted": [0.0, 1.0]}.get(method, midpoints)
+        # With attention that only looks back, both runs are one before the first token that differs.
+        blocks = [cast(TransformerBlock, model.blocks[layer]) for layer in model.cfg.layers_with("attn")]
+        length = runs.task.clean_tokens.shape[1]
+        self.ahead = runs.task.corrupted_mask is not None or any(block.looks_ahead(length) for block in blocks)
         self.together = self._senders_together() if method == "eap_ig_activations" else [slice(0, len(graph.senders))]
 
     @property
@@ -170,16 +177,18 @@ class _Attribution:
         ends = self.scorer.values(
             rows, torch.stack([self.scorer.read(rows, each) for each in (base_final, other_final)])
         )
-        changes = self._changes(rows, base, other)
+        length = base[EMBEDDED].shape[1]
+        first = 0 if self.ahead else min(int(self.scorer.changes_at[rows].min()), length - 1)
+        changes = self._changes(rows, base, other, slice(first, length))
         scores = changes.new_zeros(len(rows), len(self.graph.senders), len(self.graph.receivers))
         for senders in self.together:
             for point in self.points:
                 if self.method == "eap_ig_activations":
-                    begin, start, replaced = self._moved(senders, point, base, changes)
+                    layer, start, replaced = self._moved(senders, point, base, changes)
                 else:
                     way = other[EMBEDDED] - base[EMBEDDED]
-                    begin, start, replaced = 0, base[EMBEDDED] + point * way, {}
-                self._add(scores, changes, senders, rows, start, begin, replaced)
+                    layer, start, replaced = 0, base[EMBEDDED] + point * way, {}
+                self._add(scores, changes, senders, rows, start, layer, replaced)
                 bar.update()
         return ends.view(2, -1), scores / len(self.points)
 
@@ -200,23 +209,26 @@ class _Attribution:
         return [f"blocks.{layer}.hook_{each}" for layer in layers for each in ("resid_pre", "resid_post", "attn_out")]
 
     def _changes(
-        self, rows: Int[Tensor, " row"], base: Mapping[str, Tensor], other: Mapping[str, Tensor]
-    ) -> Float[Tensor, "row sender pos d_model"]:
-        """Return what each sender adds to the stream in the other run, less what it adds in the base run."""
+        self, rows: Int[Tensor, " row"], base: Mapping[str, Tensor], other: Mapping[str, Tensor], here: slice
+    ) -> Float[Tensor, "row sender here d_model"]:
+        """Return what each sender adds to the stream in the other run, less what it adds in the base run.
+
+        Where both runs are one that is nothing: `here` are the other positions.
+        """
         given, given_other = self.outputs.given(base), self.outputs.given(other)
-        first = given[EMBEDDED]
+        first = given[EMBEDDED][:, here]
         wide = torch.promote_types(first.dtype, torch.float32)
         # Prompts first, so that one product for each of them makes its scores.
         changes = first.new_empty(len(first), len(self.graph.senders), *first.shape[1:], dtype=wide)
         for name, where in self._places():
-            change = given_other[name].to(wide) - given[name]
+            change = given_other[name][:, here].to(wide) - given[name][:, here]
             if name.endswith("hook_z"):
                 layer = int(name.split(".")[1])
                 changes[:, where] = self.outputs.added(layer, change).movedim(0, 1)
             else:
                 changes[:, where] = change[:, None]
         if self.runs.task.corrupted_mask is not None:
-            clean, corrupted = (mask[rows] for mask in self.runs.task.masks)
+            clean, corrupted = (mask[rows, here] for mask in self.runs.task.masks)
             changes.masked_fill_(~(clean & corrupted)[:, None, :, None], 0.0)
         return changes
 
@@ -233,11 +245,16 @@ class _Attribution:
         return [where for _, where in self._places()]
 
     def _moved(
-        self, senders: slice, point: float, base: Mapping[str, Tensor], changes: Float[Tensor, "row sender pos d_model"]
+        self,
+        senders: slice,
+        point: float,
+        base: Mapping[str, Tensor],
+        changes: Float[Tensor, "row sender here d_model"],
     ) -> tuple[int, Tensor, dict[str, Sequence[Replacement]]]:
         """Return a layer, and the stream that enters it, from which on senders are on the way to the other run."""
         sender = self.graph.senders[senders.start]
-        moved = point * changes[:, senders].sum(1)
+        before = base[EMBEDDED].shape[1] - changes.shape[2]
+        moved = F.pad(point * changes[:, senders].sum(1), (0, 0, before, 0))
         if sender.component is None:
             return 0, base[EMBEDDED] + moved, {}
         layer = sender.component.layer
@@ -250,7 +267,7 @@ class _Attribution:
     def _add(
         self,
         scores: Float[Tensor, "row sender receiver"],
-        changes: Float[Tensor, "row sender pos d_model"],
+        changes: Float[Tensor, "row sender here d_model"],
         senders: slice,
         rows: Int[Tensor, " row"],
         start: Tensor,
@@ -263,8 +280,9 @@ class _Attribution:
             return self.scorer.values(rows, self.scorer.read(rows, final)[None]).sum()
 
         options = {"tokens": self.runs.base[rows], **self.runs.options(rows)}
+        here = slice(start.shape[1] - changes.shape[2], start.shape[1])
         start = start.to(self.model.W_E.dtype)
-        for receivers, gradient in self.inputs.of(start, score, layer=layer, replaced=replaced, **options):
+        for receivers, gradient in self.inputs.of(start, score, here, layer=layer, replaced=replaced, **options):
             # Senders stand in the order in which they write: what a receiver reads is a first part of them.
             stop = min(senders.stop, int(self.graph.allowed[:, receivers.start].sum()))
             if senders.start < stop:

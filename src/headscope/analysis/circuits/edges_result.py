@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -10,12 +11,12 @@ from torch import Tensor
 
 from headscope.analysis.circuits.circuit_result import FINAL, Circuit
 from headscope.analysis.core.components import component_of
-from headscope.analysis.core.named_arrays import Label
+from headscope.analysis.core.named_arrays import Label, NamedArray
 from headscope.analysis.core.result import Array, Result
 from headscope.analysis.patching.path_ends import EMBED, INPUTS
 from headscope.errors import InvalidInputError, check_at_least
 
-__all__ = ["EdgeAttributionResult", "edge_columns"]
+__all__ = ["EdgeAttributionResult", "edge_columns", "edge_row"]
 
 _SHOWN = 8
 _GROUPS = {"attn": "head", "mixer": "mixer", "mlp": "MLP"}
@@ -82,7 +83,7 @@ class EdgeAttributionResult(Result):
         """The edges there are."""
         return ~self.values.isnan()
 
-    @property
+    @cached_property
     def edge_labels(self) -> tuple[str, ...]:
         """`embed -> 0.0.q`, ... for each edge."""
         return tuple(f"{sender} -> {receiver}" for sender, receiver in self._pairs())
@@ -149,6 +150,9 @@ class EdgeAttributionResult(Result):
     def axis_columns(self, axis: str, labels: Sequence[Label]) -> dict[str, Sequence[Any]]:
         return edge_columns(labels) if axis == "edge" else super().axis_columns(axis, labels)
 
+    def _row(self, name: str, array: NamedArray, cell: Mapping[str, Label]) -> dict[str, Any]:
+        return edge_row(cell)
+
     def _pairs(self) -> Iterator[tuple[str, str]]:
         for sender, receiver in self.allowed.nonzero().tolist():
             yield self.sender_labels[sender], self.receiver_labels[receiver]
@@ -164,6 +168,11 @@ def _reader(label: str) -> tuple[str, str]:
     """A receiver's component, and what of it reads."""
     component, _, read = label.rpartition(".")
     return (component, read) if read in INPUTS else (label, "")
+
+
+def edge_row(cell: Mapping[str, Label]) -> dict[str, Any]:
+    """Return the columns of a single edge, without those of all others."""
+    return {column: values[0] for column, values in edge_columns([cell["edge"]]).items()}
 
 
 def edge_columns(labels: Sequence[Label]) -> dict[str, Sequence[Any]]:

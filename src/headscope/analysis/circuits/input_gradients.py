@@ -49,16 +49,18 @@ class InputGradients:
         self,
         start: Float[Tensor, "row pos d_model"],
         score: Callable[[Float[Tensor, "row pos d_model"]], Tensor],
+        here: slice,
         *,
         layer: int = 0,
         replaced: Mapping[str, Sequence[Replacement]] | None = None,
         **options: Any,
-    ) -> Iterator[tuple[slice, Float[Tensor, "receiver row pos d_model"]]]:
+    ) -> Iterator[tuple[slice, Float[Tensor, "receiver row here d_model"]]]:
         """Yield receivers, and the gradients at their inputs, from a layer on.
 
         Args:
             start: The stream that enters the layer.
             score: Gives the metric, one number, of the final residual stream.
+            here: The positions whose gradients are wanted.
             layer: The layer.
             replaced: What takes the place of some activations.
             options: See `HookedTransformer.forward`: `tokens`, `attention_mask`, ...
@@ -78,11 +80,11 @@ class InputGradients:
             ends = [*kept.values(), final]
             found = torch.autograd.grad(value, ends, allow_unused=True, materialize_grads=True)
         gradients = dict(zip(kept, found, strict=False))
-        yield slice(len(self.graph.receivers) - 1, len(self.graph.receivers)), found[-1][None]
+        yield slice(len(self.graph.receivers) - 1, len(self.graph.receivers)), found[-1][None, :, here]
         streams = {name: each.detach() for name, each in kept.items()}
         del kept, ends, final, value
         for each in range(layer, self.model.cfg.n_layers):
-            yield from self._of_layer(each, streams, gradients, options)
+            yield from self._of_layer(each, streams, gradients, here, options)
 
     @contextmanager
     def _heads_apart(self) -> Iterator[None]:
@@ -111,27 +113,33 @@ class InputGradients:
         return [f"blocks.{layer}.attn.hook_{each}" for each in (*INPUTS, *more)]
 
     def _of_layer(
-        self, layer: int, kept: Mapping[str, Tensor], gradients: Mapping[str, Tensor], options: Mapping[str, Any]
+        self,
+        layer: int,
+        kept: Mapping[str, Tensor],
+        gradients: Mapping[str, Tensor],
+        here: slice,
+        options: Mapping[str, Any],
     ) -> Iterator[tuple[slice, Tensor]]:
         block, graph = self._block(layer), self.graph
         stream = kept.get(f"blocks.{layer}.hook_resid_pre")
         if "attn" in block.parts:
             assert stream is not None
             made = [gradients[name] for name in self._made(layer)]
-            through = self._through_linear if layer in self._linear else self._through_block
-            yield graph.readers(layer, "attn"), through(layer, stream, made, options.get("shortformer_pos_embed"))
+            if layer in self._linear:
+                found = self._through_linear(layer, stream[:, here], [each[:, here] for each in made])
+            else:
+                found = self._through_block(layer, stream, made, options.get("shortformer_pos_embed"))[:, :, here]
+            yield graph.readers(layer, "attn"), found
         if "mixer" in block.parts:
             assert stream is not None
             with torch.enable_grad():
                 read = stream.clone().requires_grad_()
                 mask = None if (given := options.get("attention_mask")) is None else given.bool()
                 out = block.mixer_out(read, mask)
-            yield (
-                graph.readers(layer, "mixer"),
-                torch.autograd.grad(out, read, gradients[whole_name(layer, "mixer")])[0][None],
-            )
+            (found,) = torch.autograd.grad(out, read, gradients[whole_name(layer, "mixer")])
+            yield graph.readers(layer, "mixer"), found[None, :, here]
         if "mlp" in block.parts:
-            yield graph.readers(layer, "mlp"), gradients[f"blocks.{layer}.hook_mlp_in"][None]
+            yield graph.readers(layer, "mlp"), gradients[f"blocks.{layer}.hook_mlp_in"][None, :, here]
 
     # From queries, keys and values to the stream
 
@@ -153,7 +161,7 @@ class InputGradients:
         return (wide - wide.mean(-1, keepdim=True) if norm.centered else wide).contiguous()
 
     def _through_linear(
-        self, layer: int, stream: Float[Tensor, "row pos d_model"], made: Sequence[Tensor], _positions: Tensor | None
+        self, layer: int, stream: Float[Tensor, "row pos d_model"], made: Sequence[Tensor]
     ) -> Float[Tensor, "receiver row pos d_model"]:
         weights = self._linear[layer]
         given = torch.cat([each.permute(2, 0, 1, 3) for each in made]).flatten(1, 2).to(weights.dtype)
