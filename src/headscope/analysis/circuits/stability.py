@@ -57,7 +57,7 @@ class Stability(Result):
         labels: The labels, most often found first.
         ways: `"resamples"`, `"seeds"`, `"templates"`, as far as there were any.
         repeats: The way of each repeat.
-        info: What was run on what; `n_positions` is the number of repeats.
+        info: What was run on what: the name of the method stands for the model.
     """
 
     kind: ClassVar[str] = "stability"
@@ -118,13 +118,10 @@ class Stability(Result):
         """Return the labels that came back in more than half of the repeats."""
         return tuple(label for label, share in zip(self.labels, self.shares.tolist(), strict=True) if share > 0.5)
 
-    def __repr__(self) -> str:
-        heading = f"{type(self).__name__}: {len(self.repeats)} repeats on {self.info.data}"
-        return "\n".join([heading, *(f"  {line}" for line in self._notes())])
-
     def _notes(self) -> Iterator[str]:
         each = ", ".join(f"{way} {self.jaccard(way):.2f}" for way in self.ways)
-        yield f"overlap with the task itself (Jaccard): {self.jaccard():.2f} ({each}); of pairs: {self.pairs:.2f}"
+        overlap = f"{self.jaccard():.2f} ({each}); of pairs: {self.pairs:.2f}"
+        yield f"{len(self.repeats)} repeats, overlap with the task itself (Jaccard): {overlap}"
         width = max([8, *map(len, self.labels[:_SHOWN])])
         counted = zip(*(part.tolist() for part in (*self.interval(), self.shares, self.found)), strict=True)
         for at, (low, high, share, found) in enumerate(counted):
@@ -181,8 +178,8 @@ def stability(
         >>> def method(task):
         ...     return activation_patch(model, task, "z", positions="end", progress=False)
         >>> stability(method, made, resamples=4, seeds=[1, 2, 3, 4], progress=False)
-        Stability: 8 repeats on 12 prompts, such as ...
-          overlap with the task itself (Jaccard): 0.74 (resamples 0.64, seeds 0.83); of pairs: 0.61
+        Stability: method (weight processing: none) on 12 prompts, such as ...
+          8 repeats, overlap with the task itself (Jaccard): 0.74 (resamples 0.64, seeds 0.83); of pairs: 0.61
           z 2.2    100%, 68% to 100%: resamples 4/4, seeds 4/4
           z 3.2    100%, 68% to 100%: resamples 4/4, seeds 4/4
           z 4.1     38%, 14% to 69%: resamples 2/4, seeds 1/4  (not on the task itself)
@@ -218,9 +215,10 @@ def stability(
     labels = sorted(own | times.keys(), key=lambda label: (-times[label], label not in own, label))
     per_way = {way: [one for (each, _), one in zip(repeats, sets, strict=True) if each == way] for way in ways}
     pairs = [_jaccard(one, other) for at, one in enumerate(sets) for other in sets[:at]]
+    name = getattr(method, "__name__", type(method).__name__)
     options = {"resamples": resamples, "seeds": len(seeds), "templates": len(templates)}
     return Stability(
-        info=RunInfo("repeats", (), first.description, len(first), len(repeats), options),
+        info=RunInfo(name, (), first.description, len(first), len(first), options),
         counts=torch.tensor([[sum(label in one for one in per_way[way]) for label in labels] for way in ways]).long(),
         runs=torch.tensor([len(per_way[way]) for way in ways]),
         found=torch.tensor([int(label in own) for label in labels], dtype=torch.long),
