@@ -71,6 +71,9 @@ def made(name: str, folder: Path) -> Result:
         "faithfulness": lambda: analysis.circuit_faithfulness(
             model, name_task(4), torch.ones(2, 3), sizes=[1, 6], controls=2, **QUIET
         ),
+        "attention": lambda: analysis.attribute_attention(name_moving_model(), task, "2.0", "end", 2, **QUIET),
+        "edges": lambda: analysis.edge_attribution(name_moving_model(), task, **QUIET),
+        "patched edges": lambda: analysis.edge_patch(name_moving_model(), task, ["embed -> 0.0.v"], **QUIET),
         "stability": lambda: analysis.stability(
             lambda each: [f"label {int(each.clean_tokens[0, 1]) % 2}"], task, resamples=3, progress=False
         ),
@@ -91,7 +94,7 @@ NAMES = (
     "entropy", "entropy by position", "calibration", "calibration without heads", "ablation", "ablation of sets",
     "task ablation", "attribution", "patching", "attribution patching", "path patching", "one path", "head types",
     "head scores", "circuit", "stability", "faithfulness", "copy suppression", "circuit ranks", "dynamic OV",
-    "suppression scores", "logit lens", "next tokens", "dynamics",
+    "suppression scores", "attention", "edges", "patched edges", "logit lens", "next tokens", "dynamics",
 )  # fmt: skip
 
 
