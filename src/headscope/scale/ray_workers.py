@@ -150,7 +150,8 @@ class Ray(Engine):
             quiet = {"log_to_driver": False, "logging_level": "error"}
             if self.address is None:
                 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-                self._ray.init(num_cpus=max(n_cores(), self.cpus), include_dashboard=False, **quiet)
+                # By name: without an address Ray joins a cluster that it finds here, or that RAY_ADDRESS names.
+                self._ray.init("local", num_cpus=max(n_cores(), self.cpus), include_dashboard=False, **quiet)
             else:
                 self._ray.init(address=self.address, **quiet)
             self._connected_here = True
