@@ -1,12 +1,13 @@
 """`measure_entropy` against the notebooks' formula written out naively, on GPT-2 small's shape with random weights.
 
 The naive form makes the logits [batch, pos, d_vocab] of every head and MLP added to its state and taken from the final
-one, and asks `Categorical(...).entropy()`. It runs on headscope's model and, with `--peer`, on that of TransformerLens
+one, and asks `Categorical(...).entropy()`. It runs on headscope's model or, with `--peer`, on that of TransformerLens
 in its own environment. Every method has a process of its own (`workers/entropy.py`) with the same weights and tokens;
 they are asked in turn, so that all meet the same moods of the machine, and ratios are taken pair by pair. Values are
 compared position by position with the naive form in float64. Memory is read from `/proc` (Linux).
 
     python benchmarks/entropy.py [--tokens 64,1024,4096] [--repeats 5] [--peer PYTHON_WITH_TRANSFORMER_LENS_3]
+                                 [--before SRC_OF_AN_OLDER_CHECKOUT] [--table]
     python benchmarks/entropy.py --scaling docs/images/entropy-scaling   # writes .csv and .svg; headscope alone
 
 Beside each time stands the floor: the operations that are needed over the rates that this machine was measured at,
@@ -60,6 +61,7 @@ LABELS = {
     "naive": "naive, headscope",
     "headscope": "headscope float32",
     "headscope-bfloat16": "headscope bfloat16",
+    "headscope-before": "headscope before",
 }
 OURS = ("headscope", "headscope-bfloat16")
 SCALING = {
@@ -150,8 +152,12 @@ def check(worker: Worker, library: str, folder: Path) -> None:
 def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Run all methods in turn; a table for each number of tokens."""
     # Those whose ratio matters most are next to each other.
-    sides = [Side(library, sys.executable) for library in (*OURS, "naive")]
-    if options.peer:
+    sides = [Side(library, sys.executable) for library in OURS]
+    if options.before:
+        sides.append(Side("headscope-before", sys.executable, str(options.before)))
+    if options.peer is None:
+        sides.append(Side("naive", sys.executable))
+    else:
         sides.insert(0, Side("transformer_lens", str(options.peer.absolute())))
         print(f"beside {peer_version(sides[0], folder)}", flush=True)
     weights = folder / "weights.safetensors"
@@ -170,7 +176,9 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         off = differences(folder, sides)
         for n_tokens in sorted(options.tokens):
             methods = {
-                side.library: Method(n_tokens if side.library in OURS else min(n_tokens, options.naive_tokens))
+                side.library: Method(
+                    n_tokens if side.library.startswith("headscope") else min(n_tokens, options.naive_tokens)
+                )
                 for side in sides
             }
             rates = []
@@ -217,7 +225,7 @@ def show(
             f"{LABELS[name]:<24} {per_token:>9.1f} {over:>8} {anonymous:>8.0f} {total:>9.0f} "
             f"{single:>11.1e} {mean:>9.1e}{note}"
         )
-    for slow in ("transformer_lens", "naive"):
+    for slow in ("transformer_lens", "naive", "headscope-before"):
         for quick in OURS:
             if slow in methods:
                 pairs = zip(methods[slow].per_token, methods[quick].per_token, strict=True)
@@ -225,6 +233,28 @@ def show(
                 each = ", ".join(f"{ratio:.2f}" for ratio in ratios)
                 print(f"{LABELS[slow]} / {LABELS[quick]}: {statistics.median(ratios):.2f} (pair by pair {each})")
     sys.stdout.flush()
+
+
+def table(results: dict[str, Any]) -> str:
+    """The rows of docs/entropy-speed.md."""
+    lines = [
+        "| tokens | naive, ms/token | float32 (limit) | bfloat16 (limit) | peak beyond the model |",
+        "|---|---|---|---|---|",
+    ]
+    for n_tokens, of_tokens in results.items():
+        methods = {name: Method(**given) for name, given in of_tokens["methods"].items()}
+        naive = next(each for name, each in methods.items() if not name.startswith("headscope"))
+        rates = median_rates(of_tokens["rates"])
+        cells = [f"{statistics.median(naive.per_token):.0f}, on {naive.n_tokens}"]
+        for name in OURS:
+            least = floor(GPT2_SMALL, int(n_tokens), rates, bfloat16=name == "headscope-bfloat16").total
+            ours = methods[name].per_token
+            ratio = statistics.median(slow / quick for slow, quick in zip(naive.per_token, ours, strict=True))
+            cells.append(f"{statistics.median(ours):.1f} ({least:.1f}), {ratio:.1f} times as fast")
+        peaks = [methods[name].memory["RssAnon"] / 2**20 for name in OURS]
+        cells.append(f"{peaks[0]:.0f} MB, {peaks[1]:.0f} MB; naive {naive.memory['RssAnon'] / 2**20:,.0f} MB")
+        lines.append(f"| {int(n_tokens):,} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -376,6 +406,8 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--peer", type=Path, metavar="PYTHON", help="one that has TransformerLens 3")
+    parser.add_argument("--before", type=Path, metavar="SRC", help="also measure the headscope of another checkout")
+    parser.add_argument("--table", action="store_true", help="print the rows of docs/entropy-speed.md")
     parser.add_argument("--naive-tokens", type=int, default=1024, help="the naive forms are run on no more tokens")
     parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", 2)))
     parser.add_argument("--json", type=Path, help="write every number here")
@@ -408,6 +440,8 @@ def main() -> None:
             return
         options.tokens = options.tokens or [128]
         results = compare(options, Path(name))
+    if options.table:
+        print("\n" + table(results))
     if options.json:
         options.json.write_text(json.dumps({"threads": options.threads, "tokens": results}, indent=1))
 

@@ -3,7 +3,8 @@
 It runs under the Python of the library's own environment. The naive form is one function for both libraries, which
 name their weights and hook points alike.
 
-    python benchmarks/workers/entropy.py (headscope | headscope-bfloat16 | naive | naive-float64 | transformer_lens)
+    python benchmarks/workers/entropy.py (headscope | headscope-bfloat16 | headscope-before | naive | naive-float64 |
+                                          transformer_lens)
 """
 
 import gc
@@ -106,6 +107,7 @@ class Headscope(Naive):
 METHODS: dict[str, Callable[[], Naive]] = {
     "headscope": lambda: Headscope("float32"),
     "headscope-bfloat16": lambda: Headscope("bfloat16"),
+    "headscope-before": lambda: Headscope("float32"),
     "naive": lambda: Naive("headscope"),
     "naive-float64": lambda: Naive("headscope", torch.float64),
     "transformer_lens": lambda: Naive("transformer_lens"),
@@ -115,24 +117,30 @@ METHODS: dict[str, Callable[[], Naive]] = {
 def machine_rates() -> dict[str, float]:
     """Operations a second, all threads together, each on tiles of its own that fit its cache.
 
-    Products by the library that headscope takes here; exponentials by its loop, with the two sums made on the way.
+    Products by the kernels that headscope takes here; exponentials by theirs, with the two sums made on the way.
     """
-    products = importlib.import_module("headscope.ops.kernels.products")
     chosen = importlib.import_module("headscope.ops.kernels.dispatch").kernels_for(torch.device("cpu"), torch.float32)
-    kernels = chosen()
-    state, unembed = torch.randn(64, 768), torch.randn(768, 1024)
+    state, unembed = torch.randn(64, 768), chosen.prepared(torch.randn(768, 1024))
     z, rank = torch.randn(12, 64, 64), torch.randn(12, 64, 1024)
-    half_z, half_rank = z.bfloat16(), rank.bfloat16()
-    # Name: operations of one call, its result's shape and kind, the call.
-    calls: dict[str, tuple[float, Tensor, Callable[[Tensor], Any]]] = {
-        "mm": (2.0 * 64 * 768 * 1024, torch.empty(64, 1024), lambda out: products.product(state, unembed, out)),
-        "bmm": (2.0 * 12 * 64 * 64 * 1024, torch.empty(12, 64, 1024), lambda out: products.product_each(z, rank, out)),
+    half_z, half_rank, right = z.bfloat16(), rank.bfloat16(), chosen.prepared(rank)
+    # Name: operations of one call, its result's shape and kind, the call with a thread's own kernels.
+    calls: dict[str, tuple[float, Tensor, Callable[[Any, Tensor], Any]]] = {
+        "mm": (
+            2.0 * 64 * 768 * 1024,
+            torch.empty(64, 1024),
+            lambda kernels, out: kernels.product(state, unembed, out),
+        ),
+        "bmm": (
+            2.0 * 12 * 64 * 64 * 1024,
+            torch.empty(12, 64, 1024),
+            lambda kernels, out: [kernels.product(z[head], right[head], out[head]) for head in range(12)],
+        ),
         "bmm_bfloat16": (
             2.0 * 12 * 64 * 64 * 1024,
             torch.empty(12, 64, 1024, dtype=torch.bfloat16),
-            lambda out: torch.bmm(half_z, half_rank, out=out),
+            lambda kernels, out: torch.bmm(half_z, half_rank, out=out),
         ),
-        "exp2": (64.0 * 1024, torch.zeros(64, 1024), lambda out: kernels.factors(out, "rate")),
+        "exp2": (64.0 * 1024, torch.zeros(64, 1024), lambda kernels, out: kernels.factors(out, "rate")),
     }
     n_threads = torch.get_num_threads()
     rates = {}
@@ -140,11 +148,11 @@ def machine_rates() -> dict[str, float]:
         for name, (amount, like, call) in calls.items():
 
             def rate(_: int, amount: float = amount, like: Tensor = like, call: Any = call) -> float:
-                out, done = torch.zeros_like(like), 0
-                call(out)  # the first may compile
+                kernels, out, done = chosen(), torch.zeros_like(like), 0
+                call(kernels, out)  # the first may compile
                 start = time.thread_time()  # of this thread alone, whatever else the machine does
                 while (passed := time.thread_time() - start) < RATE_SECONDS:
-                    call(out)
+                    call(kernels, out)
                     done += 1
                 return amount * done / passed
 

@@ -21,10 +21,11 @@ MEMORY = ("RssAnon", "VmRSS")  # without and with mapped files, which the system
 
 @dataclass(frozen=True)
 class Side:
-    """A library, and the Python that has it."""
+    """A library, and the Python that has it; `sources` is the folder of another checkout that it comes from."""
 
     library: str
     python: str
+    sources: str = ""
 
 
 def process_options(python: str, folder: Path, threads: int) -> dict[str, Any]:
@@ -46,6 +47,8 @@ class Worker:
         self._log = tempfile.TemporaryFile("w+")
         command = [side.python, str(script.absolute()), side.library]
         options = process_options(side.python, folder, threads)
+        if side.sources:
+            options["env"]["PYTHONPATH"] = os.path.abspath(side.sources)
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=self._log, **options)
         self._answer()
 
