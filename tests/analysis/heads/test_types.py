@@ -17,6 +17,7 @@ from headscope.analysis.core.stats import LEVEL, threshold
 from headscope.analysis.heads.evidence import copying_scores, k_composition
 from headscope.analysis.heads.name_evidence import TASK_KINDS
 from headscope.analysis.heads.names import name_places
+from headscope.analysis.heads.probes import random_repeats
 from headscope.analysis.heads.scores import SCORES, head_scores
 from headscope.analysis.heads.types import KINDS, detect_heads
 from headscope.analysis.heads.types_result import HeadTypes
@@ -397,3 +398,15 @@ def test_the_demo_model_copies_both_names_and_lowers_the_subject(demo):
     assert found["subject_suppressor"][0] == (3, 2)
     assert {(1, 0), (1, 3)} <= set(found["name_copier"])
     assert not set(found) & set(TASK_KINDS) - {"name_copier", "subject_suppressor"}
+
+
+def test_special_tokens_are_left_out_without_a_tokenizer() -> None:
+    model = tiny_model(d_vocab=9)
+    (rows,) = random_repeats(model, 8, 4, 0, (3, 5))
+    assert (rows[:, 0] == 3).all() and not torch.isin(rows[:, 1:], torch.tensor([3, 5])).any()
+    assert set(rows[:, 1:].unique().tolist()) == {0, 1, 2, 4, 6, 7, 8}
+    named = detect_heads(model, n_sequences=8, length=4, special_tokens=(3, 5), progress=False)
+    given = detect_heads(model, [rows], progress=False)
+    torch.testing.assert_close(named.scores, given.scores, equal_nan=True)
+    scores = head_scores(model, n_sequences=8, length=4, special_tokens=(3, 5), progress=False)
+    torch.testing.assert_close(scores.induction, head_scores(model, rows, progress=False).induction)

@@ -352,3 +352,14 @@ def test_a_name_mover_of_the_demo_writes_the_name() -> None:
         assert sign * strongest.normalized > 0.2
         alone = path_patch(model, task, senders=strongest.label, receivers="final", direction=direction, scale="metric")
         assert sign * float(alone) > 1
+
+
+def test_all_senders_are_the_embedding_and_every_component() -> None:
+    model, task = tiny_model(), random_task()
+    options: dict[str, Any] = {"receivers": "1.0.k", "progress": False}
+    every = path_patch_sweep(model, task, senders="all", **options)
+    assert every.sender_labels[0] == "embed" and len(every.sender_labels) == 1 + 2 * (3 + 1)
+    fed = list(every.sender_labels[:5])
+    listed = path_patch_sweep(model, task, senders=fed, **options)
+    torch.testing.assert_close(every.values[:5], listed.values)
+    assert every.values[:5].abs().min() > 0 and (every.values[5:] == 0).all()

@@ -29,7 +29,7 @@ _FEWEST = 8  # different pieces, of which an error can be known
 
 
 def random_repeats(
-    model: HookedTransformer, n_sequences: int, length: int | None, seed: int
+    model: HookedTransformer, n_sequences: int, length: int | None, seed: int, special_tokens: Sequence[int] = ()
 ) -> list[Int[Tensor, "row pos"]]:
     """Return rows of random tokens said twice.
 
@@ -38,12 +38,13 @@ def random_repeats(
         n_sequences: Rows in all.
         length: Tokens that are said twice; default: three lengths, where there are rows enough.
         seed: Of the draw.
+        special_tokens: Ids to leave out; without a tokenizer the first begins each row.
 
     Raises:
         InvalidInputError: For a length that does not fit.
     """
     shares = _lengths(model, n_sequences, length)
-    return [scored_tokens(model, n, each, seed) for each, n in shares.items()]
+    return [scored_tokens(model, n, each, seed, special_tokens) for each, n in shares.items()]
 
 
 def repeats_of(

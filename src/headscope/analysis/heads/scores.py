@@ -14,7 +14,7 @@ Learning and Induction Heads". In a model that attends both ways, later copies a
 said with the result. A pattern is reduced as soon as a layer has made it; none is kept.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Unpack
 
@@ -74,6 +74,7 @@ def head_scores(
     n_sequences: int = 32,
     length: int | None = None,
     seed: int = 0,
+    special_tokens: Sequence[int] = (),
     **run: Unpack[StreamOptions],
 ) -> HeadScores:
     """Score every head of `model` as a previous-token, duplicate-token and induction head.
@@ -85,6 +86,7 @@ def head_scores(
         n_sequences: Rows of random tokens; unused with `data`.
         length: Length of `r`, unused with `data`; default 50, or what fits in the context.
         seed: Seed of the random tokens; unused with `data`.
+        special_tokens: Ids that random tokens leave out besides; without a tokenizer the first begins each row.
         **run: Options of every run; see `StreamOptions`. With `include_bos`, BOS counts as the token before, too.
 
     Raises:
@@ -99,7 +101,7 @@ def head_scores(
         (torch.Size([2, 4]), 3)
     """
     if data is None:
-        data = scored_tokens(model, n_sequences, length, seed)
+        data = scored_tokens(model, n_sequences, length, seed, special_tokens)
         run["describe"] = run["describe"] or f"repeated random tokens (seed {seed})"
     if model.cfg.attention_dir != "causal":
         run["describe"] = f"{run['describe'] or describe_data(data)}, copies on either side"
@@ -134,11 +136,13 @@ class _ScoreAccumulator(Accumulator[HeadScores]):
         return HeadScores(self.info(self.options), *means.float().unbind())
 
 
-def scored_tokens(model: HookedTransformer, n_sequences: int, length: int | None, seed: int) -> Tensor:
+def scored_tokens(
+    model: HookedTransformer, n_sequences: int, length: int | None, seed: int, special_tokens: Sequence[int] = ()
+) -> Tensor:
     """Rows of repeated random tokens, as long as fits; without special tokens, and after BOS where there is one."""
-    special, bos = set(), None
+    special, bos = set(special_tokens), next(iter(special_tokens), None)
     if model.tokenizer is not None:
-        special, bos = set(model.tokenizer.all_special_ids), bos_token_id(model.tokenizer)
+        special, bos = special.union(model.tokenizer.all_special_ids), bos_token_id(model.tokenizer)
     if length is None:
         length = min(50, (model.cfg.n_ctx - 1) // 2)
     allowed = [token for token in range(model.cfg.d_vocab) if token not in special]

@@ -90,6 +90,7 @@ def detect_heads(
     n_sequences: int = 32,
     length: int | None = None,
     seed: int = 0,
+    special_tokens: Sequence[int] = (),
     min_attention: float = MIN_ATTENTION,
     min_effect: float = 0.05,
     level: float = LEVEL,
@@ -118,6 +119,8 @@ def detect_heads(
         length: Tokens that are said twice; default: 50, or what fits in the context, and half and a quarter of it, at
             each of which the score must be reached. Fewer than 24 rows have one length.
         seed: Of the random tokens, of where pieces of the text start, and of the shuffled control.
+        special_tokens: Ids that random tokens leave out besides those of the tokenizer; without one, the first begins
+            each row.
         min_attention: The share of attention that makes a head one of the first three kinds.
         min_effect: The share of the logit difference (for `copy_suppression`: of what the model gives the token that
             repeats) that makes a head one of the others.
@@ -148,7 +151,7 @@ def detect_heads(
             notes.append(f"the text has {n_pieces} different pieces to say twice, of the {n_sequences} asked for.")
         run["describe"] = run["describe"] or f"pieces of a text said twice (seed {seed})"
     elif data is None:
-        data = random_repeats(model, n_sequences, length, seed)
+        data = random_repeats(model, n_sequences, length, seed, special_tokens)
         run["describe"] = run["describe"] or f"repeated random tokens (seed {seed})"
         if model.tokenizer is not None:
             notes.append("scored on random tokens: what heads do on text is told with text=.")

@@ -21,7 +21,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from headscope.analysis.core.components import component_of, part_labels
+from headscope.analysis.core.components import all_components, component_of, part_labels
 from headscope.analysis.core.named_arrays import cell_label
 from headscope.analysis.core.progress import progress_bar
 from headscope.analysis.patching.base_run import way_of_running
@@ -203,9 +203,9 @@ def path_patch_sweep(
         model: See `path_patch`, as for all that is not said here.
         task: Prompts and corrupted prompts.
         receivers: What reads the change.
-        senders: `"heads"`, `"components"` (heads, mixers and MLPs), or a list, of which each entry is one sender or
-            several that change together. Of the first two, those that no path leads from get 0, and those that a layer
-            does not have NaN.
+        senders: `"heads"`, `"components"` (heads, mixers and MLPs), `"all"` (these one after the other, behind the
+            embedding), or a list, of which each entry is one sender or several that change together. Without a list,
+            those that no path leads from get 0, and those that a layer does not have NaN.
         direction: `"denoising"` or `"noising"`.
         scale: `"share"` or `"metric"`.
         freeze_mlps: Only direct paths.
@@ -241,11 +241,16 @@ def path_patch_sweep(
         cells = [(sender_of(component),) for component in ordered]
         shape = (cfg.n_layers, len(columns))
         absent = [at for at, component in enumerate(ordered) if component.part not in cfg.parts_of(component.layer)]
+    elif senders == "all":
+        cells = [(sender_of(component),) for component in (None, *all_components(cfg))]
+        shape = (len(cells),)
     else:
         cells = [as_senders(cfg, each) for each in ([senders] if isinstance(senders, str) else senders)]
         shape = (len(cells),)
         if not cells:
-            raise InvalidInputError("no senders are named; give 'heads', 'components' or a list, such as ['0.0'].")
+            raise InvalidInputError(
+                "no senders are named; give 'heads', 'components', 'all' or a list, such as ['0.0']."
+            )
         for cell in cells:
             check_fed(cell, into)
     sweep = _Sweep(cells, shape, into, freeze_mlps, absent)

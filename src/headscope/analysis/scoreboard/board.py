@@ -32,7 +32,6 @@ from headscope.analysis.scoreboard.methods import COMPONENTS, EDGES
 from headscope.analysis.scoreboard.scoring import Found, auroc, found
 from headscope.analysis.scoreboard.truth import EMBED, Truth
 from headscope.data.ioi import IOIDataset
-from headscope.data.random_tokens import repeated_random_tokens
 from headscope.errors import HeadscopeError, InvalidInputError
 from headscope.model.checkpoints.names import DEMO
 from headscope.model.transformer import HookedTransformer
@@ -328,9 +327,11 @@ def _without_input(receiver: str) -> str:
 def _score_labels(score: ModelScore, model: HookedTransformer, truth: Truth) -> None:
     try:
         data = _rows(model, truth)
-        labels = _labels(detect_heads(model, data, progress=False))
+        special = sorted(truth.special, key=lambda token: token != truth.bos)
+        labels = _labels(detect_heads(model, data, special_tokens=special, progress=False))
         _reorder(model)
-        score.labels_reinitialized = len(_labels(detect_heads(model, data, progress=False)))
+        again = detect_heads(model, data, special_tokens=special, progress=False)
+        score.labels_reinitialized = len(_labels(again))
     except HeadscopeError as error:
         score.notes.append(f"detect_heads: {_said(error)}")
         return
@@ -354,17 +355,13 @@ def _labels(types: HeadTypes) -> set[tuple[str, str]]:
 
 
 def _rows(model: HookedTransformer, truth: Truth) -> Tensor | list[Tensor] | None:
-    """Rows that heads are labeled on; `None` for random tokens said twice that the model's tokenizer knows of."""
+    """Rows that heads are labeled on; `None` for random tokens said twice."""
     if truth.examples:
         lengths = sorted({len(each.clean) for each in truth.examples})
         return [torch.tensor([each.clean for each in truth.examples if len(each.clean) == n]) for n in lengths]
-    if model.tokenizer is not None:
-        return None
-    if "induction" in truth.some:
+    if model.tokenizer is None and "induction" in truth.some:
         return thirds(model, truth.special, truth.bos, 0)[0]
-    length = (model.cfg.n_ctx - 1) // 2
-    allowed = [token for token in range(model.cfg.d_vocab) if token not in truth.special]
-    return repeated_random_tokens(32, min(50, length), allowed=allowed, bos=truth.bos)
+    return None
 
 
 def _reorder(model: HookedTransformer) -> None:

@@ -130,18 +130,27 @@ def thirds(model: HookedTransformer, special: Sequence[int], bos: int | None, se
 
 
 def _of_repeats(model: HookedTransformer, truth: Truth, seed: int) -> Task:
-    """Pieces said three times: what follows a token in the last, against another token in the first two."""
+    """Pieces said three times: what follows a token in the last one.
+
+    In the corrupted prompts that token has changed places with another one in the first two, so that what followed the
+    other follows it now; both the heads that look one back and those that look for the token get something else.
+    """
     tokens, starts = thirds(model, truth.special, truth.bos, seed)
     piece = max(2, (model.cfg.n_ctx - (truth.bos is not None)) // 3 * 4 // 7)
+    if piece < 4:
+        raise InvalidInputError(f"a context of {model.cfg.n_ctx} tokens is too short to say something three times.")
     generator = torch.Generator().manual_seed(seed + 1)
     rows = torch.arange(len(tokens))
     step = torch.randint(1, piece, (len(tokens),), generator=generator)  # of the answer in the piece
+    further = 1 + (step - 1 + 2 + torch.randint(0, max(1, piece - 4), (len(tokens),), generator=generator)) % (
+        piece - 1
+    )
     corrupted = tokens.clone()
-    right = tokens[rows, starts[:, 2] + step]
-    wrong = right.roll(1)
     for third in (0, 1):
-        corrupted[rows, starts[:, third] + step] = wrong
+        here, there = starts[:, third] + step - 1, starts[:, third] + further - 1
+        corrupted[rows, here], corrupted[rows, there] = tokens[rows, there], tokens[rows, here]
     position = starts[:, 2] + step - 1
+    right, wrong = tokens[rows, position + 1], tokens[rows, starts[:, 2] + further]
     mask = torch.arange(tokens.shape[1]) <= position[:, None]
     keep: Int[Tensor, " row"] = (right != wrong).nonzero()[:, 0]
     return Task.from_tokens(
