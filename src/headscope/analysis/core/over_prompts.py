@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OverPrompts", "control_notes", "evidence"]
 
-_TOLD_NUMBERS = 2**20  # of the table, up to which `str` says what stands out
+_TOLD_NUMBERS = 2**18  # of the table, up to which `str` says what stands out
 
 
 @dataclass(frozen=True, repr=False)
