@@ -17,6 +17,7 @@ from headscope.analysis.circuits.edge_patching import edge_patch
 from headscope.analysis.circuits.edge_runs import CircuitRuns
 from headscope.analysis.circuits.edges import edge_attribution
 from headscope.analysis.circuits.edges_result import EdgeAttributionResult
+from headscope.analysis.circuits.faithfulness import circuit_faithfulness
 from headscope.analysis.circuits.graph import Graph
 from headscope.analysis.patching.path import path_patch
 from headscope.analysis.prompts.task import Task
@@ -196,6 +197,13 @@ def test_the_strongest_edges_are_a_circuit() -> None:
         assert float(error) == pytest.approx(abs(gap) * float(found.errors[at]))
     again = edge_attribution(model, task, "eap_ig", direction="denoising", scale="metric", progress=False).circuit(25)
     torch.testing.assert_close(again.effects, circuit.effects)
+    options: dict[str, Any] = {"controls": 0, "progress": False}
+    kept = circuit_faithfulness(model, task, circuit, level="edges", **options)
+    torch.testing.assert_close(kept.metrics[0], CircuitRuns(model, task).measure(found.strongest(25)).mean())
+    nodes = circuit_faithfulness(model, task, circuit, keep_mlps=False, **options).ranking
+    assert len(nodes) == len(circuit.nodes) - 2
+    by_score = circuit_faithfulness(model, task, found, sizes=[25], **options)
+    torch.testing.assert_close(by_score.metrics, kept.metrics)
     assert circuit.nodes[0] == "embed" and circuit.groups[0] == "embed" and circuit.layers[0] == -1
     assert "embedding" in str(circuit_picture(circuit).layout.yaxis.ticktext)
 

@@ -31,6 +31,7 @@ from headscope.analysis.core.components import canonical_label, component_of, pa
 from headscope.analysis.core.named_arrays import cell_label
 from headscope.analysis.core.progress import progress_bar
 from headscope.analysis.core.result import Result, RunInfo, check_option
+from headscope.analysis.patching.path_ends import EMBED
 from headscope.analysis.prompts.metrics import AnswerMetric, Metric, gap_between
 from headscope.analysis.prompts.task import Task
 from headscope.errors import InvalidInputError, unknown_name
@@ -190,7 +191,8 @@ def kept_by(
     """Run the first parts of a ranking, as many as `counts` says, and as many random ones."""
     generator = torch.Generator("cpu").manual_seed(seed)
     n_parts = len(runs.parts)
-    orders = [torch.tensor([runs.parts.index(name) for name in ranking], dtype=torch.long)]
+    places = {name: at for at, name in enumerate(runs.parts)}
+    orders = [torch.tensor([places[name] for name in ranking], dtype=torch.long)]
     orders += [torch.randperm(n_parts, generator=generator, device="cpu") for _ in range(controls)]
     values = []
     with progress_bar(len(orders), "faithfulness", shown=progress) as bar:
@@ -227,12 +229,14 @@ def _beginnings(order: Int[Tensor, " ranked"], sizes: Sequence[int], n_parts: in
 def _read(model: HookedTransformer, circuit: Any, level: str | None) -> tuple[list[str], dict[str, float]]:
     """Return the labels of parts, and what they are ranked by where that was given."""
     if isinstance(circuit, Circuit):
+        nodes = [node for node in circuit.nodes if node not in (EMBED, FINAL)]
         if level != "edges":
-            return [node for node in circuit.nodes if node != FINAL], {}
+            return nodes, {}
         graph = Graph.of(model.cfg)
-        embedded = graph.of_nodes(circuit.nodes[:-1])
-        embedded[1:] = False
-        return list(graph.labels_of(graph.of_edges(circuit.edge_labels) | embedded)), {}
+        kept = graph.of_edges(circuit.edge_labels)
+        if EMBED not in circuit.nodes:  # where nobody looked for paths from it
+            kept[0] |= graph.of_nodes(nodes)[0]
+        return list(graph.labels_of(kept)), {}
     if isinstance(circuit, Result):
         size = sum(circuit.array(name).values.numel() for name in circuit.declared() if name in circuit.measured())
         circuit = {each.label: each.value for each in circuit.top(size, mlps=True)}
