@@ -68,6 +68,8 @@ def made(name: str, folder: Path) -> Result:
         "head types": lambda: analysis.detect_heads(model, task=task, n_sequences=2, **QUIET),
         "head scores": lambda: analysis.head_scores(model, n_sequences=2, **QUIET),
         "circuit": lambda: analysis.find_circuit(name_moving_model(), task, max_receivers=1, **QUIET),
+        "completeness": lambda: analysis.circuit_completeness(model, name_task(4), ["0.0", "1.1"], draws=2),
+        "minimality": lambda: analysis.circuit_minimality(model, name_task(4), ["0.0", "1.1"]),
         "faithfulness": lambda: analysis.circuit_faithfulness(
             model, name_task(4), torch.ones(2, 3), sizes=[1, 6], controls=2, **QUIET
         ),

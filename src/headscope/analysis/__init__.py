@@ -6,6 +6,12 @@ from headscope.analysis.attention.score import attribute_attention
 from headscope.analysis.attention.score_result import AttentionAttribution
 from headscope.analysis.circuits.circuit import find_circuit
 from headscope.analysis.circuits.circuit_result import Circuit
+from headscope.analysis.circuits.completeness import (
+    Completeness,
+    Minimality,
+    circuit_completeness,
+    circuit_minimality,
+)
 from headscope.analysis.circuits.edge_patching import EdgePatchingResult, edge_patch
 from headscope.analysis.circuits.edge_runs import CircuitRuns
 from headscope.analysis.circuits.edges import edge_attribution
@@ -84,6 +90,7 @@ __all__ = [
     "Circuit",
     "CircuitRanks",
     "CircuitRuns",
+    "Completeness",
     "CopySuppression",
     "DynamicOV",
     "EdgeAttributionResult",
@@ -100,6 +107,7 @@ __all__ = [
     "KnownModel",
     "LinearMetric",
     "LogitLensResult",
+    "Minimality",
     "NeuronScore",
     "NextTokens",
     "NumberMetric",
@@ -127,7 +135,9 @@ __all__ = [
     "attribute",
     "attribute_attention",
     "attribution_patch",
+    "circuit_completeness",
     "circuit_faithfulness",
+    "circuit_minimality",
     "circuit_ranks_cost",
     "copy_suppression_preserving_ablation",
     "copying_scores",

@@ -110,6 +110,8 @@ def heads(
         typer.echo(note)
     if paths is not None:
         console.print(paths.table())
+        for line in paths.kept_alone:
+            typer.echo(line)
     if out is not None:
         _write(types, paths, out)
 

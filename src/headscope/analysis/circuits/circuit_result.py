@@ -168,22 +168,26 @@ class Circuit(Result):
             f"logit difference {self.clean:+.3f}, corrupted {self.corrupted:+.3f}; {len(self.nodes)} nodes, "
             f"{len(self.inputs)} paths of at least {self.threshold:.3f}"
         )
-        found = self.faithfulness
-        if found is not None and self.kept:
-            yield from self._says_faithful(found)
+        yield from self.kept_alone
         if self.inputs:
             yield from str(self.top(_SHOWN)).splitlines()
         if len(self.inputs) > _SHOWN:
             yield f"... and {len(self.inputs) - _SHOWN} more"
 
-    def _says_faithful(self, found: Faithfulness) -> Iterator[str]:
+    @property
+    def kept_alone(self) -> tuple[str, ...]:
+        """The lines of `str` on what the heads keep by themselves."""
+        found = self.faithfulness
+        if found is None or not self.kept:
+            return ()
         share, error = float(found.faithfulness[-1]), float(found.errors[-1])
-        yield (
+        lines = [
             f"its {len(self.kept)} heads alone keep {share:.1%} ± {error:.1%} of it, {float(found.metrics[-1]):+.3f} "
             f"of {float(found.whole.mean()):+.3f}, on {len(found.whole)} prompts that "
             + ("the search did not see" if self.held_out else "they were found on")
-        )
+        ]
         if found.right is not None and found.whole_right is not None:
-            yield f"right in {float(found.right[-1]):.0%} of these, the whole model in {found.whole_right:.0%}"
+            lines.append(f"right in {float(found.right[-1]):.0%} of these, the whole model in {found.whole_right:.0%}")
         if found.control is not None:
-            yield f"as many heads at random keep {float(found.control[-1]):.1%}"
+            lines.append(f"as many heads at random keep {float(found.control[-1]):.1%}")
+        return tuple(lines)

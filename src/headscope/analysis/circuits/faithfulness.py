@@ -37,7 +37,7 @@ from headscope.analysis.prompts.task import Task
 from headscope.errors import InvalidInputError, unknown_name
 from headscope.model.transformer import HookedTransformer
 
-__all__ = ["SHARES", "Level", "PartRuns", "circuit_faithfulness", "kept_by", "runs_of"]
+__all__ = ["SHARES", "Level", "PartRuns", "circuit_faithfulness", "kept_by", "ranked_parts", "read_circuit", "runs_of"]
 
 Level = Literal["nodes", "edges"]
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -144,7 +144,7 @@ def circuit_faithfulness(
           4 nodes (20.0%): ...
           CPR ..., CMD ...
     """
-    named, scores = _read(model, circuit, level)
+    named, scores = read_circuit(model, circuit, level)
     if level is None:
         level = "edges" if any("->" in name for name in named) else "nodes"
     check_option("level", level, ("nodes", "edges"))
@@ -152,7 +152,7 @@ def circuit_faithfulness(
         raise InvalidInputError(f"controls is a number of random circuits, 0 or more; got {controls}.")
     runs = runs_of(model, task, level, ablation, keep_mlps=keep_mlps, metric=metric)
     gap_between(runs.whole.mean(), runs.nothing.mean())
-    ranking = _ranked(runs.parts, named, scores, absolute)
+    ranking = ranked_parts(runs.parts, named, scores, absolute)
     if sizes is None:
         sizes = SHARES if scores else [len(ranking)]
     counts, shares = _sizes(sizes, len(runs.parts), len(ranking))
@@ -226,7 +226,7 @@ def _beginnings(order: Int[Tensor, " ranked"], sizes: Sequence[int], n_parts: in
     return kept
 
 
-def _read(model: HookedTransformer, circuit: Any, level: str | None) -> tuple[list[str], dict[str, float]]:
+def read_circuit(model: HookedTransformer, circuit: Any, level: str | None) -> tuple[list[str], dict[str, float]]:
     """Return the labels of parts, and what they are ranked by where that was given."""
     if isinstance(circuit, Circuit):
         nodes = [node for node in circuit.nodes if node not in (EMBED, FINAL)]
@@ -274,7 +274,7 @@ def _by_component(model: HookedTransformer, scores: Tensor) -> dict[str, float]:
     return {label: score for label, score in cells.items() if score == score}
 
 
-def _ranked(
+def ranked_parts(
     parts: tuple[str, ...], named: Sequence[str], scores: Mapping[str, float], absolute: bool
 ) -> tuple[str, ...]:
     """The parts of a circuit, the highest score first; without MLPs where these are in every circuit."""
