@@ -96,8 +96,8 @@ NAMES = (
     "entropy", "entropy by position", "calibration", "calibration without heads", "ablation", "ablation of sets",
     "task ablation", "attribution", "patching", "attribution patching", "path patching", "one path", "head types",
     "head scores", "circuit", "stability", "faithfulness", "copy suppression", "circuit ranks", "dynamic OV",
-    "suppression scores", "attention", "edges", "patched edges", "completeness", "minimality", "logit lens", "next tokens",
-    "dynamics",
+    "suppression scores", "attention", "edges", "patched edges", "completeness", "minimality", "logit lens",
+    "next tokens", "dynamics",
 )  # fmt: skip
 
 
