@@ -129,8 +129,8 @@ def edge_attribution(
     runs.scaled(means, base, other)  # which refuses what is not finite
     return EdgeAttributionResult(
         info=runs.info(model, int(runs.task.attention_mask.sum())),
-        values=graph.spread(means),
-        errors=graph.spread(errors),
+        values=graph.spread(means.to(base.dtype)),
+        errors=graph.spread(errors.to(base.dtype)),
         per_prompt=each,
         clean=clean,
         corrupted=corrupted,
