@@ -247,10 +247,11 @@ def test_activation_patching(row: str) -> None:
         run = model.run_with_hooks(
             task.corrupted_tokens, attention_mask=task.attention_mask, fwd_hooks=[(name, keep) for name in names]
         )
-        gradients = torch.autograd.grad(task.logit_difference(run), list(kept.values()))
+        # Of the sum over prompts, as the analysis takes them: some mixers work in float32, whatever the model.
+        gradients = torch.autograd.grad(task.logit_difference(run, per_prompt=True).sum(), list(kept.values()))
     positions = (1, 3)
     for (name, layer), gradient in zip(names.items(), gradients, strict=True):
-        wanted = ((clean[name] - corrupted[name]) * gradient).sum(-1).sum(0)
+        wanted = ((clean[name] - corrupted[name]) * gradient).sum(-1).mean(0)
         torch.testing.assert_close(estimated["mixer_out"][layer], wanted, rtol=0, atol=1e-9)
 
         def put(value: Tensor, hook: Any) -> Tensor:
