@@ -136,3 +136,13 @@ def test_text_needs_a_tokenizer(tmp_path: Path, run: Run, program: Path) -> None
         Task.read(file, None)
     code, _, error = run("patch", program, "--task", file)
     assert code == 1 and "no tokenizer" in error
+
+
+def test_a_report_leaves_out_what_needs_next_tokens(run: Run, tmp_path: Path, program: Path) -> None:
+    file = write(tmp_path / "tokens.json", [each["clean"] for each in TRUTH["examples"]])
+    code, printed, error = run("report", program, "--text", file, "--out", tmp_path / "report", "--no-progress")
+    assert code == 0, error
+    page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    assert "tokens.json" in page and not (tmp_path / "report" / "loss.parquet").exists()
+    code, _, error = run("report", program, "--text", file, "--sections", "loss", "--out", tmp_path / "other")
+    assert code == 1 and "reads 5 tokens and predicts among 4 others" in error

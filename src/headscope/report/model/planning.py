@@ -1,6 +1,6 @@
 """The plan of a report: its sections and what they take, and how many tokens if it is to end in time."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -59,12 +59,14 @@ class Sizes:
     ablated: int = ABLATION_TOKENS
 
 
-def chosen_sections(sections: str | Sequence[str] | None, *, without: Collection[str] = ()) -> tuple[str, ...]:
+def chosen_sections(
+    sections: str | Sequence[str] | None, *, without: Mapping[str, str] | None = None
+) -> tuple[str, ...]:
     """Return the names of the sections that are wanted, in the order of the page.
 
     Args:
         sections: Their names; `None` for all.
-        without: Those that other options leave out.
+        without: Those that are left out, and what leaves them out.
 
     Raises:
         UnknownNameError: For a section there is none of.
@@ -74,24 +76,24 @@ def chosen_sections(sections: str | Sequence[str] | None, *, without: Collection
         >>> chosen_sections(["ablation", "entropy"])
         ('entropy', 'ablation')
     """
+    without = without or {}
     names = [sections] if isinstance(sections, str) else SECTIONS if sections is None else sections
     for name in names:
         if name not in SECTIONS:
             raise unknown_name("section", name, SECTIONS, hint=f"A report has the sections {', '.join(SECTIONS)}.")
         if sections is not None and name in without:
             raise InvalidInputError(
-                f"the section {name} is asked for, and {'task=None' if name == 'task' else 'ablation_tokens=0'} leaves "
-                "it out: give one of them."
+                f"the section {name} is asked for, and {without[name]} leaves it out: give one of them."
             )
     if not names:
         raise InvalidInputError(f"no section is asked for; a report has {', '.join(SECTIONS)}.")
     return tuple(name for name in SECTIONS if name in names and name not in without)
 
 
-def parts_of(sections: Collection[str]) -> tuple[str, ...]:
+def parts_of(sections: Collection[str], *, without: Collection[str] = ()) -> tuple[str, ...]:
     """Return the parts of the measurement that sections need, in the order in which they are measured."""
     needed = {part for name in sections for part in (*SECTIONS[name], *_ALONG.get(name, ()))}
-    return tuple(part for part in _PARTS if part in needed)
+    return tuple(part for part in _PARTS if part in needed and part not in without)
 
 
 def batch_tokens(model: HookedTransformer) -> int:

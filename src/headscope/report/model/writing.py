@@ -148,7 +148,7 @@ def write_report(
     if not minutes > 0:
         raise InvalidInputError(f"minutes must be above 0; got {minutes}.")
     check_at_least(0, ablation_tokens=ABLATION_TOKENS if ablation_tokens is None else ablation_tokens)
-    left_out = ["task"] * (task is None) + ["ablation", "suppression"] * (ablation_tokens == 0)
+    left_out = _left_out(model, task, ablation_tokens)
     chosen = chosen_sections(sections, without=left_out)
     out, described = Path(out), describe or "a text"
     check_writable(out)
@@ -157,7 +157,8 @@ def write_report(
     tokens = token_rows(model, texts, max_tokens=asked.tokens, seq_len=seq_len)
     prompts = _prompts(model, task) if "task" in chosen else None
     with budget(batch_tokens=batch_tokens(model)):
-        sizes, plan = _planned(model, tokens, prompts, chosen, asked, fixed, 60 * minutes, kept, probed=progress)
+        parts = parts_of(chosen, without=left_out)
+        sizes, plan = _planned(model, tokens, prompts, parts, asked, fixed, 60 * minutes, kept, probed=progress)
         tokens = rows_to_ablate(tokens, sizes.tokens)
         kept.begin({"model": _manifest(model, tokens, described, sizes, chosen, prompts)})
         if progress:
@@ -167,7 +168,7 @@ def write_report(
                 findings = measure(
                     model,
                     tokens,
-                    parts=parts_of(chosen),
+                    parts=parts,
                     describe=described,
                     ablation_tokens=sizes.ablated,
                     n_heads=n_heads,
@@ -192,6 +193,17 @@ def write_report(
     return Report(out, page, tables, entropy, loss, tuple(assembly.sections), assembly.failed)
 
 
+def _left_out(model: HookedTransformer, task: object, ablation_tokens: int | None) -> dict[str, str]:
+    """The sections that are left out, and what leaves them out."""
+    left_out = {} if task is not None else {"task": "task=None"}
+    if ablation_tokens == 0:
+        left_out |= dict.fromkeys(("ablation", "suppression"), "ablation_tokens=0")
+    if model.cfg.d_vocab_out != model.cfg.d_vocab:
+        why = f"a model that reads {model.cfg.d_vocab} tokens and predicts among {model.cfg.d_vocab_out} others"
+        left_out |= dict.fromkeys(("loss", "ablation", "suppression"), why)
+    return left_out
+
+
 def _sizes_asked(max_tokens: int | None, ablation_tokens: int | None, kept: Kept) -> tuple[Sizes, tuple[bool, bool]]:
     """The numbers of tokens that are given, else those a stopped report was begun with; and which of the two stand."""
     begun = kept.begun.get("model", {}).get("options", {})
@@ -206,7 +218,7 @@ def _planned(
     model: HookedTransformer,
     tokens: Tensor,
     prompts: Task | str | None,
-    chosen: tuple[str, ...],
+    needed: tuple[str, ...],
     asked: Sizes,
     fixed: tuple[bool, bool],
     seconds: float,
@@ -215,7 +227,7 @@ def _planned(
     probed: bool,
 ) -> tuple[Sizes, Plan]:
     """The numbers of tokens that end in time, and the plan of what is left to do."""
-    parts = [part for part in parts_of(chosen) if not kept.has(part)]
+    parts = [part for part in needed if not kept.has(part)]
     task = prompts if isinstance(prompts, Task) and "task" in parts else None
     # The probe is for defaults, and for telling.
     rates = Work() if all(fixed) and not probed else measured_rates(model, tokens)
