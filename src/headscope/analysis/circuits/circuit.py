@@ -128,7 +128,7 @@ def find_circuit(
         has_answers = isinstance(measured, AnswerMetric)
         shares = [size / max(1, len(saying.parts)) for size in sizes]
         kept = kept_by(saying, heads, sizes, shares, info=info, has_answers=has_answers, controls=controls)
-        inside = torch.tensor([part in heads for part in judging.parts], dtype=torch.bool)
+        inside = torch.tensor([part in heads for part in judging.parts], dtype=torch.bool, device="cpu")
         alone = dict(zip(sorted(heads, key=judging.parts.index), effects_alone(judging, inside).tolist(), strict=True))
         bar.update(n_steps - bar.done)
     # Nodes in order of layers, paths in order of strength.
@@ -182,7 +182,7 @@ def _checked(task: Task, min_effect: float, level: float, max_receivers: int, me
 
 def _halves(task: Task) -> tuple[Int[Tensor, " row"], Int[Tensor, " row"]]:
     """The prompts that judge a search, and those that say how faithful it is: as many of each label, if enough."""
-    by_label = torch.tensor(sorted(range(len(task)), key=lambda row: task.labels[row]))
+    by_label = torch.tensor(sorted(range(len(task)), key=lambda row: task.labels[row]), device="cpu")
     if len(task) < _ENOUGH:
         return by_label, by_label
     return by_label[::2].sort().values, by_label[1::2].sort().values

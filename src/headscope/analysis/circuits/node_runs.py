@@ -68,7 +68,7 @@ class NodeRuns:
         self._every = all_components(model.cfg)
         parts = all_heads(model.cfg) if keep_mlps else self._every
         self.parts = tuple(part.label for part in parts)
-        self._at = torch.tensor([self._every.index(part) for part in parts])
+        self._at = torch.tensor([self._every.index(part) for part in parts], device="cpu")
         # Small batches, since gradients are taken through them too; several circuits fill them up.
         batches = list(self.scorer.batches(Budget.of(model.W_E.device).backward_tokens))
         others = [self._other(rows) for rows in batches]
@@ -86,7 +86,7 @@ class NodeRuns:
         if ablation == "patch":
             self.nothing = self._joined([final[None] for _, final in others])[0]
         else:
-            self.nothing = self._values(torch.zeros(1, len(self._every), dtype=torch.bool))[0]
+            self.nothing = self._values(torch.zeros(1, len(self._every), dtype=torch.bool, device="cpu"))[0]
 
     @torch.no_grad()
     def values(
@@ -117,12 +117,12 @@ class NodeRuns:
             steps: The number of runs, each with a backward pass.
         """
         inside = self._whole_masks(kept[None])[0]
-        found = torch.zeros(len(self.runs.task), len(self._every), dtype=torch.float64)
+        found = torch.zeros(len(self.runs.task), len(self._every), dtype=torch.float64, device="cpu")
         for block in self._blocks:
             for step in range(steps):
                 gates = torch.where(inside, 1.0, (step + 0.5) / steps)
                 found[block.rows.cpu()] += block.gradient(gates).double().cpu() / steps
-        return found.T[self._at].masked_fill(kept[:, None], 0.0)
+        return found.T[self._at].masked_fill(kept.cpu()[:, None], 0.0)
 
     def _values(self, kept: Tensor, near: Tensor | None = None) -> Tensor:
         parts = []
@@ -133,8 +133,8 @@ class NodeRuns:
         return self._joined(parts)
 
     def _whole_masks(self, kept: Tensor) -> Bool[Tensor, "circuit component"]:
-        every = torch.ones(len(kept), len(self._every), dtype=torch.bool)
-        every[:, self._at] = kept
+        every = torch.ones(len(kept), len(self._every), dtype=torch.bool, device="cpu")
+        every[:, self._at] = kept.cpu()
         return every
 
     def _joined(self, finals: list[Tensor]) -> Float[Tensor, "circuit *prompt"]:
@@ -231,8 +231,10 @@ class _Block:
             return self.whole.expand(len(kept), *self.whole.shape)
         streams = self.streams if near is None else self._streams_of(near)
         # Of each circuit, the first layer with a component in which it is not the run that was made.
-        differs = (kept != (1 if near is None else near)).view(len(kept), -1, len(self.every)).any(1)
-        layers = torch.tensor([part.layer for part in self.every])
+        differs = (
+            (kept.detach().cpu() != (1 if near is None else near.cpu())).view(len(kept), -1, len(self.every)).any(1)
+        )
+        layers = torch.tensor([part.layer for part in self.every], device="cpu")
         first = torch.where(differs, layers, self.n_layers).amin(1)
         order = first.argsort(stable=True)
         together = max(1, Budget.of(self.whole.device).batch_tokens // self.streams[0][..., 0].numel())

@@ -55,7 +55,7 @@ def faithful_parts(runs: NodeRuns, min_effect: float, *, progress: bool = False)
     with progress_bar(_ROUNDS, "faithful parts", shown=progress) as bar:
         kept = search.grown(bar.update)
         if not search.is_close(kept) and len(runs.parts) <= FEW:
-            kept = search.thinned(torch.ones(len(runs.parts), dtype=torch.bool))
+            kept = search.thinned(torch.ones(len(runs.parts), dtype=torch.bool, device="cpu"))
         kept = search.thinned(kept)
         bar.update(_ROUNDS - bar.done)
     effects = effects_alone(runs, kept)
@@ -68,7 +68,7 @@ def effects_alone(runs: NodeRuns, kept: Bool[Tensor, " part"]) -> Float[Tensor, 
     """Return what the metric loses when each part of a circuit, and it alone, leaves it."""
     inside = kept.nonzero()[:, 0]
     without = kept.repeat(len(inside), 1)
-    without[torch.arange(len(inside)), inside] = False
+    without[torch.arange(len(inside), device="cpu"), inside] = False
     both = runs.values(torch.cat([kept[None], without]), near=kept).mean(1)
     return (both[0] - both[1:]).cpu()
 
@@ -94,7 +94,7 @@ class _Search:
 
     def grown(self, advance: Callable[[], object]) -> Bool[Tensor, " part"]:
         """Return a circuit grown from nothing until no part outside brings it closer by enough."""
-        kept = torch.zeros(len(self.runs.parts), dtype=torch.bool)
+        kept = torch.zeros(len(self.runs.parts), dtype=torch.bool, device="cpu")
         lacks = self.lacks(kept)
         for _ in range(_ROUNDS):
             if abs(lacks) <= self.least:
