@@ -50,6 +50,8 @@ class Task:
         metric: What is measured in the place of the logit difference; `None` for that. Without answers, `correct` and
             `incorrect` have no columns.
         corrupted_mask: The real tokens of corrupted prompts, where they are not those of the clean ones.
+        clusters: A number for each prompt, the same for those that were not drawn independently, such as the two of a
+            template; `None` where each prompt stands by itself. Errors and tests are of clusters.
     """
 
     clean_tokens: Int[Tensor, "prompt pos"]
@@ -65,6 +67,7 @@ class Task:
     word_idx: Mapping[str, Int[Tensor, " prompt"]] = field(default_factory=dict)
     metric: Metric | None = None
     corrupted_mask: Bool[Tensor, "prompt pos"] | None = None
+    clusters: Int[Tensor, " prompt"] | None = None
 
     @classmethod
     def from_prompts(
@@ -124,7 +127,7 @@ class Task:
     ) -> Self:
         """Fill each template twice, with either name of its pair in its gap; the right answer is the other one.
 
-        The two are each other's corrupted prompts.
+        The two are each other's corrupted prompts, and one of the task's `clusters`.
 
         Args:
             templates: Texts with a gap `{}`; a single text goes with all pairs.
@@ -155,7 +158,8 @@ class Task:
                 row = {"prompt": filled[wrong], "corrupted": filled[right]}
                 rows.append({**row, "correct": pair[right], "incorrect": pair[wrong]})
                 names.append(f"pair {i} ({pair[right]!r}, {pair[wrong]!r})")
-        return cls._from_rows(rows, names, RowMaker(tokenizer, prepend_bos, True))
+        made = cls._from_rows(rows, names, RowMaker(tokenizer, prepend_bos, True))
+        return replace(made, clusters=torch.arange(len(pairs)).repeat_interleave(2))
 
     @classmethod
     def from_ioi(
@@ -263,7 +267,7 @@ class Task:
                 "give as many rows, padded to one length."
             )
         right, wrong = maker.answers(len(tokens), correct, incorrect, metric is not None)
-        at = maker.positions(positions if metric is None else _read_by(metric, positions), mask, other_mask)
+        at = maker.positions(positions, metric, mask, other_mask)
         return cls(
             clean_tokens=tokens,
             correct=right.to(tokens.device),
@@ -351,10 +355,10 @@ class Task:
         given: dict[str, Any] = {
             "correct": self.correct, "incorrect": self.incorrect, "positions": self.positions,
             "prompts": self.prompts, "str_tokens": self.str_tokens, "answers": self.answers, "labels": self.labels,
-            **self.word_idx,
+            "clusters": self.clusters, **self.word_idx,
         }  # fmt: skip
         for name, values in given.items():
-            if len(values) != n:
+            if values is not None and len(values) != n:
                 raise InvalidInputError(f"there are {n} prompts, and {len(values)} of {name}; give as many.")
         for name in ("attention_mask", "corrupted_tokens", "corrupted_mask"):
             tokens = getattr(self, name)
@@ -424,7 +428,11 @@ class Task:
             "incorrect": self.incorrect,
             "at": self.positions,
         }
-        more = {"corrupted": self.corrupted_tokens, "corrupted mask": self.corrupted_mask}
+        more = {
+            "corrupted": self.corrupted_tokens,
+            "corrupted mask": self.corrupted_mask,
+            "clusters": self.clusters,
+        }
         return tensors | {name: each for name, each in more.items() if each is not None}
 
     def logit_difference(
@@ -489,12 +497,3 @@ class Task:
             f"Task({len(self)} prompts of up to {self.clean_tokens.shape[1]} tokens, {corrupted} corrupted ones, e.g. "
             f"{self.prompts[0]!r}: {asked})"
         )
-
-
-def _read_by(metric: Metric, positions: Any) -> Any:
-    """Return where the answer is predicted: where a metric of single prompts reads, which no other may contradict."""
-    if not isinstance(metric, PromptMetric):
-        return positions
-    if positions is not None and not torch.equal(torch.as_tensor(positions).cpu(), metric.positions.cpu()):
-        raise InvalidInputError("the metric reads other positions than positions names; leave these out.")
-    return metric.positions

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from headscope.analysis.prompts.metrics import NumberMetric
+from headscope.analysis.prompts.metrics import Metric, NumberMetric, PromptMetric
 from headscope.analysis.prompts.reading import TokenStrings
 from headscope.errors import InvalidInputError
 
@@ -83,13 +83,21 @@ class TokenRows:
         return found[0], found[1]
 
     def positions(
-        self, given: Any, mask: Bool[Tensor, "prompt pos"], other: Bool[Tensor, "prompt pos"] | None
+        self,
+        given: Any,
+        metric: Metric | None,
+        mask: Bool[Tensor, "prompt pos"],
+        other: Bool[Tensor, "prompt pos"] | None,
     ) -> Int[Tensor, " prompt"]:
-        """Return where answers are predicted; by default at the last real token of the clean prompt.
+        """Return where answers are predicted; by default where the metric reads, or at the clean prompt's last token.
 
         Raises:
-            InvalidInputError: If one is not a real token of both prompts.
+            InvalidInputError: If the metric reads elsewhere, or one is not a real token of both prompts.
         """
+        if isinstance(metric, PromptMetric):
+            if given is not None and not torch.equal(torch.as_tensor(given).cpu(), metric.positions.cpu()):
+                raise InvalidInputError("the metric reads other positions than positions names; leave these out.")
+            given = metric.positions
         n, length = mask.shape
         ends = (mask * torch.arange(length, device=mask.device)).amax(1)
         at = ends if given is None else torch.as_tensor(given).to(mask.device).long()
