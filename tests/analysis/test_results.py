@@ -14,8 +14,9 @@ from tiny import tiny_model, tiny_tokens
 from torch import Tensor
 
 import headscope.analysis as analysis
+from headscope.analysis.circuits.edges_result import EdgeResult
 from headscope.analysis.core.head_lists import HeadListResult
-from headscope.analysis.core.over_prompts import OverPrompts
+from headscope.analysis.core.over_prompts import Controlled, OverPrompts
 from headscope.analysis.core.result import Ranking, Result
 from headscope.analysis.patching.result import SiteResult
 from headscope.errors import InvalidInputError
@@ -113,7 +114,7 @@ def subclasses(kind: type) -> set[type]:
 def test_no_result_is_left_out(tmp_path: Path) -> None:
     here = {type(made(name, tmp_path / name)) for name in NAMES}
     public = {each for each in subclasses(Result) if each.__module__.startswith("headscope.")}
-    assert here == public - {HeadListResult, OverPrompts, SiteResult}
+    assert here == public - {HeadListResult, OverPrompts, Controlled, EdgeResult, SiteResult}
 
 
 def test_arrays_have_the_axes_they_are_declared_with(result: Result) -> None:

@@ -1,6 +1,8 @@
 """Edge attribution against autograd through a copy of the stream for every reader, and what it must sum to."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +12,21 @@ from edges_by_hand import SHAPES, EdgesByHand, three_layers
 from families_table import VOCABULARY, hf_model
 from sizes import SetBudget
 from three_passes import random_task
+from tiny import tiny_model
 from torch import Tensor
 
 from headscope import HookedTransformer
+from headscope.analysis.circuits import edges_result
 from headscope.analysis.circuits.edge_patching import edge_patch
 from headscope.analysis.circuits.edge_runs import CircuitRuns
 from headscope.analysis.circuits.edges import edge_attribution
-from headscope.analysis.circuits.edges_result import EdgeAttributionResult
+from headscope.analysis.circuits.edges_result import EdgeAttributionResult, EdgeResult
 from headscope.analysis.circuits.faithfulness import circuit_faithfulness
 from headscope.analysis.circuits.graph import Graph
+from headscope.analysis.core.bootstrap import bootstrap_interval
+from headscope.analysis.core.significance import adjusted, p_values
 from headscope.analysis.patching.path import path_patch
+from headscope.analysis.prompts.controls import RandomWay, reinitialized, shuffled_answers
 from headscope.analysis.prompts.task import Task
 from headscope.errors import InvalidInputError
 from headscope.views.figures.circuit import circuit_picture
@@ -33,6 +40,10 @@ def each_of(found: EdgeAttributionResult) -> Tensor:
     each = torch.full((*found.values.shape, found.per_prompt.shape[-1]), torch.nan, dtype=found.per_prompt.dtype)
     each[found.allowed] = found.per_prompt
     return each
+
+
+def labels_of(found: EdgeResult) -> list[Any]:
+    return list(found.array(found.ranked[0]).labels["edge"])
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -172,7 +183,8 @@ def test_results_are_printed_saved_and_ranked(tmp_path: Path) -> None:
     again = EdgeAttributionResult.load(found.save(tmp_path / "edges.safetensors"))
     assert str(again) == str(found) and "eap_ig, 5 steps; noising, share; 172 edges" in str(found)
     frame = found.to_frame()
-    assert list(frame.columns) == ["sender", "receiver", "score", "error"] and len(frame) == 172
+    assert list(frame.columns) == ["sender", "receiver", "score", "error", "low", "high", "p_value", "significant"]
+    assert len(frame) == 172
     strongest = frame.iloc[frame.score.abs().argmax()]
     assert found.top(1)[0].label == f"{strongest.sender} -> {strongest.receiver}"
     assert float(found.sel(edge="embed -> final")) == pytest.approx(float(found.values[0, -1]))
@@ -183,6 +195,70 @@ def test_results_are_printed_saved_and_ranked(tmp_path: Path) -> None:
     with model.hooks([("blocks.1.hook_mlp_out", lambda value, hook: 0 * value)]):
         with pytest.raises(InvalidInputError, match="hooks on"):
             edge_attribution(model, task)
+
+
+@pytest.mark.parametrize("of_edges", [edge_attribution, partial(edge_patch, edges=["embed -> 1.0.q", "0.1 -> final"])])
+def test_edges_have_intervals_and_stand_out(of_edges: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, task = tiny_model(attn_only=True), random_task((5,) * 9)
+    found = of_edges(model, task, progress=False)
+    rows, values = found.per_prompt.T, found.array(found.ranked[0]).values
+    assert torch.equal(found.by_prompt(), rows) and len(labels_of(found)) == rows.shape[1]
+    torch.testing.assert_close(found.array(found.declared()[found.ranked[0]].error).values, rows.std(0) / 3)
+    torch.testing.assert_close(found.p_values(), p_values(rows))
+    low, high = found.interval()
+    torch.testing.assert_close(low, bootstrap_interval(rows)[0])
+    assert bool((low <= values).all() and (values <= high).all())
+    for correction in ("max", "holm", "bh"):
+        assert torch.equal(found.significant(correction, level=0.2), adjusted(rows, correction) <= 0.2)
+    labels = [label for label, clear in zip(labels_of(found), found.significant(), strict=True) if clear]
+    assert list(found.findings()) == labels and f"{len(labels)} of " in str(found)
+    frame = found.to_frame()
+    assert frame.p_value.tolist() == adjusted(rows).tolist() and frame.low.tolist() == low.tolist()
+    assert f"sign flips over 9 prompts; the largest of {rows.shape[1]} cells" in found.rule()
+    monkeypatch.setattr(edges_result, "TOLD_NUMBERS", rows.numel() - 1)
+    assert list(found.to_frame().columns) == list(frame.columns[: -len(["low", "high", "p_value", "significant"])])
+    few = of_edges(model, task, metric=lambda logits: logits[:, -1, 3].mean(), progress=False)
+    assert not few.has_rows and "p_value" not in few.to_frame()
+
+
+@pytest.mark.parametrize("of_edges", [edge_attribution, partial(edge_patch, edges=["embed -> 1.0.q", "0.1 -> final"])])
+def test_controls_are_in_the_scale_of_the_finding(of_edges: Callable[..., Any], tmp_path: Path) -> None:
+    model, task = tiny_model(attn_only=True), random_task((5,) * 7)
+    bare = of_edges(model, task, progress=False)
+    gap = float(bare.clean - bare.corrupted)
+    for control, asked in (
+        ("reinitialized", (reinitialized(model, 3), task)),
+        ("shuffled_answers", (model, shuffled_answers(task, 3))),
+    ):
+        found = of_edges(model, task, control=control, seed=3, progress=False)
+        torch.testing.assert_close(found.values, bare.values, atol=0, rtol=0, equal_nan=True)
+        alone, beside = of_edges(*asked, scale="metric", progress=False), found.of_control()
+        order = [labels_of(beside).index(label) for label in labels_of(alone)]
+        torch.testing.assert_close(beside.per_prompt[order], alone.per_prompt / gap)
+        error = found.declared()[found.ranked[0]].error
+        torch.testing.assert_close(beside.array(error).values[order], alone.array(error).values / abs(gap))
+        control_column = torch.tensor(found.to_frame().control.tolist(), dtype=torch.float64)
+        torch.testing.assert_close(control_column, beside.per_prompt.mean(1))
+        assert f"control, {control.replace('_', ' ')}: {beside.top(3).line()}" in str(found)
+        again = type(found).load(found.save(tmp_path / "edges.safetensors"))
+        assert str(again.of_control()) == str(beside) and not beside.control
+    with pytest.raises(InvalidInputError, match="no control was measured"):
+        bare.of_control()
+
+
+def test_changes_of_the_same_length_go_along_the_same_gradients() -> None:
+    model, task = three_layers("grouped, rotary"), random_task((6, 4, 5))
+    by_hand = EdgesByHand(model, task)
+    assert task.corrupted_tokens is not None
+    clean, corrupted = by_hand.written(task.clean_tokens), by_hand.written(task.corrupted_tokens)
+    changes = torch.stack([corrupted[label] - clean[label] for label in by_hand.graph.sender_labels], dim=1)
+    moved = RandomWay(3).instead_of(changes)
+    gradients = by_hand.gradients(clean["embed"], lambda logits: by_hand.scored(logits).sum())
+    expected = torch.stack(
+        [(moved * gradients[label][:, None]).sum((2, 3)).T for label in by_hand.graph.receiver_labels], dim=1
+    )
+    found = edge_attribution(model, task, "eap", control="norm_matched", seed=3, **OPTIONS)
+    torch.testing.assert_close(each_of(found.of_control())[found.allowed], expected[found.allowed])
 
 
 def test_the_strongest_edges_are_a_circuit() -> None:
@@ -243,7 +319,7 @@ def test_patched_edges_are_runs_of_all_other_edges(shape: str) -> None:
     assert found.compare().pearson == pytest.approx(
         float(torch.corrcoef(torch.stack([found.values, found.estimates]))[0, 1])
     )
-    assert f"Pearson {found.compare().pearson:.3f}" in str(found) and found.to_frame().shape == (12, 5)
+    assert f"Pearson {found.compare().pearson:.3f}" in str(found) and found.to_frame().shape == (12, 9)
 
 
 def test_edges_by_name_are_patched_in_either_direction() -> None:

@@ -6,21 +6,21 @@ that receiver on for each of them.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from headscope.analysis.circuits.edges_result import EdgeAttributionResult, edge_columns
+from headscope.analysis.circuits.edges_result import EdgeAttributionResult, EdgeResult
 from headscope.analysis.circuits.graph import Graph
-from headscope.analysis.core.named_arrays import Label
 from headscope.analysis.core.progress import progress_bar
-from headscope.analysis.core.result import Array, Result
+from headscope.analysis.core.result import Array
 from headscope.analysis.core.stats import standard_errors
 from headscope.analysis.patching.comparison import PatchingComparison
 from headscope.analysis.patching.path import path_patch_sweep
+from headscope.analysis.prompts.controls import Control
 from headscope.analysis.prompts.metrics import Metric
 from headscope.analysis.prompts.task import Task
 from headscope.analysis.prompts.two_runs import Direction, Scale
@@ -29,23 +29,18 @@ from headscope.model.transformer import HookedTransformer
 
 __all__ = ["EdgePatchingResult", "edge_patch"]
 
-_SHOWN = 8
-
 
 @dataclass(frozen=True, repr=False)
-class EdgePatchingResult(Result):
+class EdgePatchingResult(EdgeResult):
     """The change of a metric when single edges are patched.
 
     Attributes:
         values: The metric of the patched run less that of the run before, the mean over prompts, in the scale.
         errors: One standard error over prompts; NaN for a metric of all prompts together.
-        per_prompt: The values of each prompt; `None` for a metric of all prompts together.
         estimates: What `edge_attribution` estimated, in the same scale; `None` for edges by name.
         edges: `embed -> 0.0.q`, ...
-        clean: The metric of the clean run.
-        corrupted: That of the corrupted run.
-        direction: `"noising"` or `"denoising"`.
-        scale: `"share"` (of `clean - corrupted`) or `"metric"`.
+        control_values: What the control gave, in the same scale as `values`.
+        control_errors: One standard error of it.
     """
 
     kind: ClassVar[str] = "edge patching"
@@ -53,21 +48,18 @@ class EdgePatchingResult(Result):
         "values": Array("edge", title="change", column="change", error="errors"),
         "errors": Array("edge", column="error"),
         "estimates": Array("edge", column="estimate", absent="these edges were named, not estimated first."),
+        "control_values": Array("edge", column="control", absent="no control was measured."),
         "per_prompt": Array("edge prompt", absent="a metric of all prompts has no values of single ones."),
     }
     coords: ClassVar[Mapping[str, str]] = {"edge": "edges"}
-    columns: ClassVar[tuple[str, ...]] = ("values", "errors", "estimates")
+    columns: ClassVar[tuple[str, ...]] = ("values", "errors", "estimates", "control_values")
     ranked: ClassVar[tuple[str, ...]] = ("values",)
-    either_way: ClassVar[bool] = True
     values: Float[Tensor, " edge"]
-    errors: Float[Tensor, " edge"]
-    per_prompt: Float[Tensor, "edge prompt"] | None
+    errors: Float[Tensor, " edge"] = field()
     estimates: Float[Tensor, " edge"] | None
     edges: tuple[str, ...]
-    clean: Float[Tensor, ""]
-    corrupted: Float[Tensor, ""]
-    direction: str
-    scale: str
+    control_values: Float[Tensor, " edge"] | None = field(default=None, kw_only=True)
+    control_errors: Float[Tensor, " edge"] | None = field(default=None, kw_only=True)
 
     def compare(self) -> PatchingComparison:
         """Agreement of the estimates with the patches, which `views.attribution_scatter` draws.
@@ -83,16 +75,12 @@ class EdgePatchingResult(Result):
             "edges", ("edge",), self.estimates, self.values, data=self.info.data, names=self.edges
         )
 
-    def axis_columns(self, axis: str, labels: Sequence[Label]) -> dict[str, Sequence[Any]]:
-        return edge_columns(labels) if axis == "edge" else super().axis_columns(axis, labels)
-
     def _notes(self) -> Iterator[str]:
         yield f"{len(self.edges)} edges; {self.direction}, {self.scale}"
-        yield f"metric: {float(self.clean):+.4f} clean, {float(self.corrupted):+.4f} corrupted"
         if self.estimates is not None and len(self.edges) > 1:
             both = self.compare()
             yield f"with what gradients estimate: Pearson {both.pearson:.3f}, Spearman {both.spearman:.3f}"
-        yield from str(self.top(_SHOWN)).splitlines()
+        yield from super()._notes()
 
 
 @torch.no_grad()
@@ -105,6 +93,8 @@ def edge_patch(
     direction: Direction | None = None,
     scale: Scale | None = None,
     metric: Metric | None = None,
+    control: Control | None = None,
+    seed: int = 0,
     progress: bool = True,
 ) -> EdgePatchingResult:
     """Patch edges one at a time, and measure the answer.
@@ -118,6 +108,9 @@ def edge_patch(
         direction: `"noising"` or `"denoising"`; default: that of the estimates, else `"noising"`.
         scale: `"share"` or `"metric"`; default: that of the estimates, else `"share"`.
         metric: What is measured; default: the task's own. Give the one that the estimates are of.
+        control: Also measure where there is nothing to find: `"reinitialized"`, `"shuffled_answers"` or
+            `"norm_matched"` (see `prompts.controls`). It costs as much again.
+        seed: Of the control.
         progress: Show a progress bar.
 
     Raises:
@@ -152,41 +145,48 @@ def edge_patch(
         "direction": direction or (estimated.direction if estimated is not None else "noising"),
         "scale": scale or (estimated.scale if estimated is not None else "share"),
         "metric": metric,
+        "control": control,
+        "seed": seed,
         "progress": progress,
     }
-    values: dict[tuple[int, int], Tensor] = {}
-    each: dict[tuple[int, int], Tensor] = {}
     into: dict[int, list[int]] = {}
     for sender, receiver in ends:
         into.setdefault(receiver, []).append(sender)
+    pairs, sweeps = [], []
     with progress_bar(len(ends), "edge patching", shown=progress) as bar:
         for receiver, senders in into.items():
             bar.step = len(senders)
-            labels = [graph.sender_labels[sender] for sender in senders]
-            swept = path_patch_sweep(model, task, senders=labels, receivers=graph.receiver_labels[receiver], **options)
-            for at, sender in enumerate(senders):
-                values[sender, receiver] = swept.values[at]
-                if swept.per_prompt is not None:
-                    each[sender, receiver] = swept.per_prompt[at]
+            labels, reader = [graph.sender_labels[sender] for sender in senders], graph.receiver_labels[receiver]
+            sweeps.append(path_patch_sweep(model, task, senders=labels, receivers=reader, **options))
+            pairs += [(sender, receiver) for sender in senders]
             bar.update(len(senders))
-    pairs = [(sender, receiver) for sender, receiver in ends]
-    changes = torch.stack([values[pair] for pair in pairs])
-    per_prompt = torch.stack([each[pair] for pair in pairs]) if each else None
-    estimates = None if estimated is None else torch.stack([estimated.values[pair] for pair in pairs]).to(changes)
+    changes = torch.cat([swept.values for swept in sweeps])
     order = changes.abs().argsort(descending=True, stable=True)
-    names = graph.labels_of(kept)
+    measured = _joined([(swept.values, swept.per_prompt) for swept in sweeps], order)
+    if control is not None:
+        of_control = _joined([(swept.control_values, swept.control_per_prompt) for swept in sweeps], order)
+        measured |= {f"control_{name}": each for name, each in of_control.items()}
+    ordered = [pairs[at] for at in order.tolist()]
     return EdgePatchingResult(
-        info=swept.info,
-        values=changes[order],
-        errors=torch.full_like(changes, torch.nan) if per_prompt is None else standard_errors(per_prompt.T)[order],
-        per_prompt=None if per_prompt is None else per_prompt[order],
-        estimates=None if estimates is None else estimates[order],
-        edges=tuple(names[at] for at in order.tolist()),
-        clean=swept.clean,
-        corrupted=swept.corrupted,
+        info=sweeps[0].info,
+        **measured,
+        estimates=None if estimated is None else torch.stack([estimated.values[pair] for pair in ordered]).to(changes),
+        edges=tuple(f"{graph.sender_labels[sender]} -> {graph.receiver_labels[reader]}" for sender, reader in ordered),
+        clean=sweeps[0].clean,
+        corrupted=sweeps[0].corrupted,
         direction=options["direction"],
         scale=options["scale"],
+        control=control or "",
     )
+
+
+def _joined(parts: Sequence[tuple[Tensor | None, Tensor | None]], order: Int[Tensor, " edge"]) -> dict[str, Any]:
+    """Return the values, errors and single prompts of several sweeps, edges in some order."""
+    values = torch.cat([each for each, _ in parts if each is not None])[order]
+    rows = [each for _, each in parts if each is not None]
+    per_prompt = torch.cat(rows)[order] if rows else None
+    errors = torch.full_like(values, torch.nan) if per_prompt is None else standard_errors(per_prompt.T)
+    return {"values": values, "errors": errors, "per_prompt": per_prompt}
 
 
 def _strongest(graph: Graph, estimated: EdgeAttributionResult, n: int) -> Tensor:

@@ -31,7 +31,7 @@ of these. Scores of each prompt, `[prompt, sender, receiver]`, are kept as long 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -50,6 +50,7 @@ from headscope.analysis.circuits.sender_outputs import (
 )
 from headscope.analysis.core.progress import Bar, progress_bar
 from headscope.analysis.core.result import check_option
+from headscope.analysis.prompts.controls import Control, RandomWay, controlled
 from headscope.analysis.prompts.metrics import Metric
 from headscope.analysis.prompts.task import Task
 from headscope.analysis.prompts.two_runs import Direction, Scale, Scorer, TaskRuns
@@ -75,6 +76,8 @@ def edge_attribution(
     direction: Direction = "noising",
     scale: Scale = "share",
     metric: Metric | None = None,
+    control: Control | None = None,
+    seed: int = 0,
     progress: bool = True,
 ) -> EdgeAttributionResult:
     """Estimate what patching each edge by itself would change, for all edges at once.
@@ -90,6 +93,10 @@ def edge_attribution(
         scale: `"share"` of the clean metric less the corrupted one (an edge that carried all would score -1 in noising
             and 1 in denoising), or the change in the unit of the `"metric"`.
         metric: A differentiable metric; default: the task's own.
+        control: Also measure where there is nothing to find: `"reinitialized"`, `"shuffled_answers"` or
+            `"norm_matched"` (see `prompts.controls`; what each sender adds at a position changes in a random direction
+            then, along the same gradients). It costs as much again.
+        seed: Of the control.
         progress: Show a progress bar.
 
     Raises:
@@ -110,28 +117,28 @@ def edge_attribution(
     check_rewirable(model)
     graph = Graph.of(model.cfg)
     runs = TaskRuns(model, task, direction, scale)
-    scorer = Scorer(model, runs.task, metric)
-    attribution = _Attribution(model, graph, runs, scorer, method, steps)
-    per_token = len(graph.senders) * model.cfg.d_model * max(4, model.W_E.element_size())
-    budget = Budget.of(model.W_E.device)
-    batches = list(scorer.batches(max(1, min(budget.backward_tokens, budget.work_bytes // per_token))))
-    totals = _Totals(len(runs.task), graph, budget.kept_bytes)
-    ends = []
-    with progress_bar(len(batches) * attribution.n_passes, "edges", shown=progress) as bar:
-        for rows in batches:
-            metrics, scores = attribution.of(rows, bar)
-            ends.append(metrics)
-            totals.add(rows, scores)
-    base, other = torch.cat(ends, dim=1).mean(1)
+    attribution = _Attribution(model, graph, runs, metric, method, steps)
+    (base, other), totals = attribution.of_all(progress=progress)
     clean, corrupted = runs.clean_and_corrupted(base, other)
     unit = 1.0 if scale == "metric" else float(runs.scaled(torch.ones_like(base), base, other))
-    means, errors, each = totals.scaled(unit, of_prompts=scorer.is_of_prompts)
-    runs.scaled(means, base, other)  # which refuses what is not finite
+    measured = {"": totals}
+    if control is not None:
+        of_control = controlled(model, task, control, metric=metric, seed=seed)
+        way = RandomWay(seed) if control == "norm_matched" else None
+        other_runs = TaskRuns(*of_control, direction, scale)
+        beside = _Attribution(of_control[0], graph, other_runs, metric, method, steps, way)
+        measured["control_"] = beside.of_all(progress=progress)[1]
+    values: dict[str, Any] = {}
+    for prefix, each in measured.items():
+        means, errors, rows = each.scaled(unit, of_prompts=attribution.scorer.is_of_prompts)
+        runs.scaled(means, base, other)  # which refuses what is not finite
+        values[f"{prefix}values"] = graph.spread(means.to(base.dtype))
+        values[f"{prefix}errors"] = graph.spread(errors.to(base.dtype))
+        values[f"{prefix}per_prompt"] = rows
     return EdgeAttributionResult(
         info=runs.info(model, int(runs.task.attention_mask.sum())),
-        values=graph.spread(means.to(base.dtype)),
-        errors=graph.spread(errors.to(base.dtype)),
-        per_prompt=each,
+        **values,
+        control=control or "",
         clean=clean,
         corrupted=corrupted,
         sender_labels=graph.sender_labels,
@@ -151,11 +158,13 @@ class _Attribution:
         model: HookedTransformer,
         graph: Graph,
         runs: TaskRuns,
-        scorer: Scorer,
+        metric: Metric | None,
         method: EdgeMethod,
         steps: int,
+        way: RandomWay | None = None,
     ) -> None:
-        self.model, self.graph, self.runs, self.scorer, self.method = model, graph, runs, scorer, method
+        self.model, self.graph, self.runs, self.method, self.way = model, graph, runs, method, way
+        self.scorer = Scorer(model, runs.task, metric)
         self.outputs, self.inputs = SenderOutputs(model), InputGradients(model, graph)
         midpoints = [(step + 0.5) / steps for step in range(steps)]
         self.points = {"eap": [0.0], "clean_corrupted": [0.0, 1.0]}.get(method, midpoints)
@@ -170,6 +179,21 @@ class _Attribution:
         """Backward passes for a batch."""
         return len(self.points) * len(self.together)
 
+    def of_all(self, *, progress: bool) -> tuple[Float[Tensor, " run"], "_Totals"]:
+        """Return the metric of both runs, the mean over prompts, and the scores."""
+        model, graph = self.model, self.graph
+        per_token = len(graph.senders) * model.cfg.d_model * max(4, model.W_E.element_size())
+        budget = Budget.of(model.W_E.device)
+        batches = list(self.scorer.batches(max(1, min(budget.backward_tokens, budget.work_bytes // per_token))))
+        totals = _Totals(len(self.runs.task), graph, budget.kept_bytes)
+        ends = []
+        with progress_bar(len(batches) * self.n_passes, "edges", shown=progress) as bar:
+            for rows in batches:
+                metrics, scores = self.of(rows, bar)
+                ends.append(metrics)
+                totals.add(rows, scores)
+        return torch.cat(ends, dim=1).mean(1), totals
+
     def of(self, rows: Int[Tensor, " row"], bar: Bar) -> tuple[Tensor, Float[Tensor, "row sender receiver"]]:
         """Return the metric of both runs, `[run, *prompt]` with the prompts last, and each prompt's scores."""
         base, base_final = self._run(rows)
@@ -180,6 +204,7 @@ class _Attribution:
         length = base[EMBEDDED].shape[1]
         first = 0 if self.ahead else min(int(self.scorer.changes_at[rows].min()), length - 1)
         changes = self._changes(rows, base, other, slice(first, length))
+        along = changes if self.way is None else self.way.instead_of(changes)
         scores = changes.new_zeros(len(rows), len(self.graph.senders), len(self.graph.receivers))
         for senders in self.together:
             for point in self.points:
@@ -188,7 +213,7 @@ class _Attribution:
                 else:
                     way = other[EMBEDDED] - base[EMBEDDED]
                     layer, start, replaced = 0, base[EMBEDDED] + point * way, {}
-                self._add(scores, changes, senders, rows, start, layer, replaced)
+                self._add(scores, along, senders, rows, start, layer, replaced)
                 bar.update()
         return ends.view(2, -1), scores / len(self.points)
 

@@ -1,9 +1,9 @@
-"""`EdgeAttributionResult`, which `edge_attribution` returns."""
+"""Results that have a number for each edge; `EdgeAttributionResult`, which `edge_attribution` returns."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -12,33 +12,91 @@ from torch import Tensor
 from headscope.analysis.circuits.circuit_result import FINAL, Circuit
 from headscope.analysis.core.components import component_of
 from headscope.analysis.core.named_arrays import Label, NamedArray
-from headscope.analysis.core.result import Array, Result
+from headscope.analysis.core.over_prompts import TOLD_NUMBERS, Controlled
+from headscope.analysis.core.result import Array, check_option
 from headscope.analysis.patching.path_ends import EMBED, INPUTS
 from headscope.errors import InvalidInputError, check_at_least
 
-__all__ = ["EdgeAttributionResult", "edge_columns", "edge_row"]
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["EdgeAttributionResult", "EdgeResult"]
 
 _SHOWN = 8
 _GROUPS = {"attn": "head", "mixer": "mixer", "mlp": "MLP"}
 
 
 @dataclass(frozen=True, repr=False)
-class EdgeAttributionResult(Result):
+class EdgeResult(Controlled):
+    """A change of a metric for each edge.
+
+    Intervals, tests and findings are of the edges, one after the other as in the table.
+
+    Attributes:
+        per_prompt: The values of each prompt; `None` for a metric of all prompts together, or more prompts than there
+            was room for.
+        clean: The metric of the clean run.
+        corrupted: That of the corrupted run.
+        direction: `"noising"` or `"denoising"`.
+        scale: `"share"` (of `clean - corrupted`) or `"metric"`.
+        control_per_prompt: What the control gave for each prompt, in the same scale.
+    """
+
+    either_way: ClassVar[bool] = True
+    per_prompt: Float[Tensor, "edge prompt"] | None
+    clean: Float[Tensor, ""]
+    corrupted: Float[Tensor, ""]
+    direction: str
+    scale: str
+    control_per_prompt: Float[Tensor, "edge prompt"] | None = field(default=None, kw_only=True)
+
+    def by_prompt(self, by: str | None = None) -> Float[Tensor, "prompt edge"]:
+        """The value of each prompt, prompts first.
+
+        Raises:
+            InvalidInputError: If there are none, or for an array of other numbers.
+        """
+        check_option("by", by, (None, self.ranked[0], "per_prompt"))
+        return self.array("per_prompt").values.T
+
+    def axis_columns(self, axis: str, labels: Sequence[Label]) -> dict[str, Sequence[Any]]:
+        return _edge_columns(labels) if axis == "edge" else super().axis_columns(axis, labels)
+
+    def _row(self, name: str, array: NamedArray, cell: Mapping[str, Label]) -> dict[str, Any]:
+        # Of a single edge, without those of all others.
+        return {column: values[0] for column, values in _edge_columns([cell["edge"]]).items()}
+
+    def to_frame(self, *names: str, means: bool = True) -> "pd.DataFrame":
+        """A row for each edge: its ends, its numbers, and those of `OverPrompts.to_frame`.
+
+        The columns `low`, `high`, `p_value` and `significant` are left out of tables of more than 2^18 values of
+        prompts, as they would take longer than the edges: ask `interval`, `p_values` and `significant` for them.
+        """
+        is_small = not self.has_rows or self.by_prompt().numel() <= TOLD_NUMBERS
+        chosen = names if names or is_small else (name for name in self.columns if name in self.measured())
+        return super().to_frame(*chosen, means=means)
+
+    def _notes(self) -> Iterator[str]:
+        yield f"metric: {float(self.clean):+.4f} clean, {float(self.corrupted):+.4f} corrupted"
+        yield from str(self.top(_SHOWN)).splitlines()
+        if note := self._evidence_note():
+            yield note
+        yield from self._control_notes()
+
+
+@dataclass(frozen=True, repr=False)
+class EdgeAttributionResult(EdgeResult):
     """The change of a metric that patching each edge alone would make, to first order.
 
     Attributes:
         values: The estimate for each edge, the mean over prompts, in the scale; NaN where there is no edge.
         errors: One standard error over prompts; NaN for a metric of all prompts together.
-        per_prompt: The values of each prompt, edges in the order of senders, then receivers; `None` for a metric of all
-            prompts together, or more prompts than there was room for.
-        clean: The metric of the clean run.
-        corrupted: That of the corrupted run.
         sender_labels: `embed`, `0.0`, ..., `mlp0`, ...
         receiver_labels: `0.0.q`, ..., `mlp0`, ..., `final`.
         method: Where gradients were taken; see `edge_attribution`.
         steps: In how many runs.
-        direction: `"noising"` or `"denoising"`.
-        scale: `"share"` (of `clean - corrupted`) or `"metric"`.
+        control_values: What the control gave, in the same scale as `values`.
+        control_errors: One standard error of it.
 
     Example:
         >>> from headscope import HookedTransformer
@@ -60,23 +118,25 @@ class EdgeAttributionResult(Result):
     arrays: ClassVar[Mapping[str, Array]] = {
         "score": Array("edge", error="error", of=lambda found: found.values[found.allowed]),
         "error": Array("edge", of=lambda found: found.errors[found.allowed]),
+        "control_score": Array(
+            "edge",
+            column="control",
+            absent="no control was measured.",
+            of=lambda found: None if (given := found.control_values) is None else given[found.allowed],
+        ),
         "per_prompt": Array("edge prompt", absent="values of single prompts were not kept."),
     }
     coords: ClassVar[Mapping[str, str]] = {"edge": "edge_labels"}
-    columns: ClassVar[tuple[str, ...]] = ("score", "error")
+    columns: ClassVar[tuple[str, ...]] = ("score", "error", "control_score")
     ranked: ClassVar[tuple[str, ...]] = ("score",)
-    either_way: ClassVar[bool] = True
     values: Float[Tensor, "sender receiver"]
-    errors: Float[Tensor, "sender receiver"]
-    per_prompt: Float[Tensor, "edge prompt"] | None
-    clean: Float[Tensor, ""]
-    corrupted: Float[Tensor, ""]
+    errors: Float[Tensor, "sender receiver"] = field()  # known of more prompts than have values of their own
     sender_labels: tuple[str, ...]
     receiver_labels: tuple[str, ...]
     method: str
     steps: int
-    direction: str
-    scale: str
+    control_values: Float[Tensor, "sender receiver"] | None = field(default=None, kw_only=True)
+    control_errors: Float[Tensor, "sender receiver"] | None = field(default=None, kw_only=True)
 
     @property
     def allowed(self) -> Bool[Tensor, "sender receiver"]:
@@ -147,12 +207,6 @@ class EdgeAttributionResult(Result):
             left_out=(),
         )
 
-    def axis_columns(self, axis: str, labels: Sequence[Label]) -> dict[str, Sequence[Any]]:
-        return edge_columns(labels) if axis == "edge" else super().axis_columns(axis, labels)
-
-    def _row(self, name: str, array: NamedArray, cell: Mapping[str, Label]) -> dict[str, Any]:
-        return edge_row(cell)
-
     def _pairs(self) -> Iterator[tuple[str, str]]:
         for sender, receiver in self.allowed.nonzero().tolist():
             yield self.sender_labels[sender], self.receiver_labels[receiver]
@@ -160,8 +214,7 @@ class EdgeAttributionResult(Result):
     def _notes(self) -> Iterator[str]:
         runs = f", {self.steps} steps" if self.steps > 1 else ""
         yield f"{self.method}{runs}; {self.direction}, {self.scale}; {int(self.allowed.sum()):,} edges"
-        yield f"metric: {float(self.clean):+.4f} clean, {float(self.corrupted):+.4f} corrupted"
-        yield from str(self.top(_SHOWN)).splitlines()
+        yield from super()._notes()
 
 
 def _reader(label: str) -> tuple[str, str]:
@@ -170,12 +223,7 @@ def _reader(label: str) -> tuple[str, str]:
     return (component, read) if read in INPUTS else (label, "")
 
 
-def edge_row(cell: Mapping[str, Label]) -> dict[str, Any]:
-    """Return the columns of a single edge, without those of all others."""
-    return {column: values[0] for column, values in edge_columns([cell["edge"]]).items()}
-
-
-def edge_columns(labels: Sequence[Label]) -> dict[str, Sequence[Any]]:
+def _edge_columns(labels: Sequence[Label]) -> dict[str, Sequence[Any]]:
     """Return the columns of a table that say where edges lead from and to."""
     ends = [str(label).split(" -> ") for label in labels]
     return {"sender": [sender for sender, _ in ends], "receiver": [receiver for _, receiver in ends]}

@@ -6,8 +6,9 @@ give, not what another task or another seed would (`stability` asks that).
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -21,9 +22,10 @@ from headscope.errors import InvalidInputError
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["OverPrompts", "control_notes", "evidence"]
+__all__ = ["TOLD_NUMBERS", "Controlled", "OverPrompts", "evidence"]
 
-_TOLD_NUMBERS = 2**18  # of the table, up to which `str` says what stands out
+_CONTROL = "control_"
+TOLD_NUMBERS = 2**18  # of the table, up to which `str` says what stands out
 
 
 @dataclass(frozen=True, repr=False)
@@ -63,7 +65,7 @@ class OverPrompts(Result):
             raise InvalidInputError(f"{by!r} has no values of single prompts: its axes are {', '.join(array.axes)}.")
         return array.values.movedim(array.axes.index("prompt"), 0)
 
-    @property
+    @cached_property
     def errors(self) -> Float[Tensor, "*cell"]:
         """One standard error of each entry's mean over prompts; NaN for a single prompt.
 
@@ -193,7 +195,7 @@ class OverPrompts(Result):
 
     def _evidence_note(self) -> str:
         """A line on what stands out; empty where nothing is known."""
-        if not self.has_rows or (rows := self.by_prompt()).numel() > _TOLD_NUMBERS:
+        if not self.has_rows or (rows := self.by_prompt()).numel() > TOLD_NUMBERS:
             return ""
         if not self.is_judged:
             return f"{len(rows)} prompts are too few for anything to stand out by sign flips: take six or more"
@@ -205,16 +207,40 @@ class OverPrompts(Result):
         return self.errors if self.has_rows else None
 
 
+@dataclass(frozen=True, repr=False)
+class Controlled(OverPrompts):
+    """A result that a control may stand beside: for a field `values`, the control's is `control_values`.
+
+    Attributes:
+        control: The control that was measured beside it (see `prompts.controls`); empty without.
+    """
+
+    control: str = field(default="", kw_only=True)
+
+    def of_control(self) -> Self:
+        """The control as a result of its own.
+
+        Raises:
+            InvalidInputError: If none was measured.
+        """
+        if not self.control:
+            raise InvalidInputError("no control was measured: name one in `control`.")
+        beside = [each.name for each in fields(self) if each.name.startswith(_CONTROL)]
+        taken: dict[str, Any] = {name.removeprefix(_CONTROL): getattr(self, name) for name in beside}
+        return replace(self, **taken | dict.fromkeys(beside), control="")
+
+    def _control_notes(self) -> Iterator[str]:
+        """Lines on what the control gave; none without."""
+        if self.control:
+            found = self.of_control()
+            yield f"control, {self.control.replace('_', ' ')}: {found.top(3).line()}"
+            if note := found._evidence_note():
+                yield f"  of the control, {note}"
+
+
 def evidence(rows: Float[Tensor, "prompt *cell"]) -> dict[str, list[Any]]:
     """Return columns on errors and tests, an entry for each cell."""
     p = adjusted(rows)
     low, high = bootstrap_interval(rows)
     numbers = {"error": standard_errors(rows), "low": low, "high": high, "p_value": p, "significant": p <= LEVEL}
     return {name: each.flatten().tolist() for name, each in numbers.items()}
-
-
-def control_notes(control: str, found: OverPrompts) -> Iterator[str]:
-    """Lines on what a control gave, beside the finding."""
-    yield f"control, {control.replace('_', ' ')}: {found.top(3).line()}"
-    if note := found._evidence_note():
-        yield f"  of the control, {note}"

@@ -1,15 +1,15 @@
 """`PathPatchingResult`, which `path_patch` and `path_patch_sweep` return."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from headscope.analysis.core.named_arrays import Label
-from headscope.analysis.core.over_prompts import OverPrompts, control_notes
+from headscope.analysis.core.over_prompts import Controlled
 from headscope.analysis.core.result import Array, check_option
 from headscope.analysis.core.stats import standard_errors
 from headscope.analysis.prompts.metrics import gap_between
@@ -21,7 +21,7 @@ _NO_PROMPTS = "a metric of your own has no values of single prompts; a PromptMet
 
 
 @dataclass(frozen=True, repr=False)
-class PathPatchingResult(OverPrompts):
+class PathPatchingResult(Controlled):
     """The change of a metric when senders change as receivers see them.
 
     Attributes:
@@ -39,7 +39,6 @@ class PathPatchingResult(OverPrompts):
         positions: At which positions, in the caller's words; `all` for every one.
         runs: How patched runs were made: `"suffix"` (only layers and positions from the receivers on), or
             `"whole, for"` what stood in the way of that, such as hooks on the model.
-        control: The control that was measured beside it (see `prompts.controls`); empty without.
         control_values: What the control gave, in the same scale as `values`.
         control_per_prompt: The same of each prompt.
     """
@@ -77,20 +76,8 @@ class PathPatchingResult(OverPrompts):
     freeze_mlps: bool
     positions: str
     runs: str = ""
-    control: str = ""
     control_values: Float[Tensor, "*sender"] | None = None
     control_per_prompt: Float[Tensor, "*sender prompt"] | None = None
-
-    def of_control(self) -> Self:
-        """The control as a result of its own.
-
-        Raises:
-            InvalidInputError: If none was measured.
-        """
-        if self.control_values is None:
-            raise InvalidInputError("no control was measured: name one in `control`.")
-        values, rows = self.control_values, self.control_per_prompt
-        return replace(self, values=values, per_prompt=rows, control="", control_values=None, control_per_prompt=None)
 
     @property
     def normalized(self) -> Float[Tensor, "*sender"]:
@@ -152,5 +139,4 @@ class PathPatchingResult(OverPrompts):
         yield from str(self.top(8)).splitlines()
         if note := self._evidence_note():
             yield note
-        if self.control:
-            yield from control_notes(self.control, self.of_control())
+        yield from self._control_notes()

@@ -3,14 +3,14 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from headscope.analysis.core.named_arrays import Array, Label, NamedArray
-from headscope.analysis.core.over_prompts import OverPrompts, control_notes, evidence
+from headscope.analysis.core.over_prompts import Controlled, evidence
 from headscope.errors import InvalidInputError, unknown_name
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _PLURALS = {"layer": "layers", "head": "heads"}
 
 
 @dataclass(frozen=True, repr=False)
-class SiteResult(OverPrompts):
+class SiteResult(Controlled):
     """Numbers for each patch of some sites; `result["z"]` has a site's, with axes of its own.
 
     `top` ranks the patches of all sites, those that move the metric most first, either way; `site="z"` those of one.
@@ -35,7 +35,6 @@ class SiteResult(OverPrompts):
         sites: What was patched: `"resid_pre"`, `"z"`, ...
         positions: The positions that were asked for: numbers, or names of words.
         direction: `"denoising"` or `"noising"`.
-        control: The control that was measured beside it (see `prompts.controls`); empty without.
         control_values: What the control gave, in the same scale as `values`.
         control_per_prompt: The same of each prompt.
     """
@@ -49,7 +48,6 @@ class SiteResult(OverPrompts):
     positions: tuple[int | str, ...]
     direction: str
     per_prompt: Float[Tensor, "prompt patch"] | None = field(default=None, kw_only=True)
-    control: str = field(default="", kw_only=True)
     control_values: Float[Tensor, " patch"] | None = field(default=None, kw_only=True)
     control_per_prompt: Float[Tensor, "prompt patch"] | None = field(default=None, kw_only=True)
 
@@ -124,17 +122,6 @@ class SiteResult(OverPrompts):
     def _row(self, name: str, array: NamedArray, cell: Mapping[str, Label]) -> dict[str, Any]:
         return dict.fromkeys(self.table) | super()._row(name, array, cell) | {"site": name}
 
-    def of_control(self) -> Self:
-        """The control as a result of its own.
-
-        Raises:
-            InvalidInputError: If none was measured.
-        """
-        if self.control_values is None:
-            raise InvalidInputError("no control was measured: name one in `control`.")
-        values, rows = self.control_values, self.control_per_prompt
-        return replace(self, values=values, per_prompt=rows, control="", control_values=None, control_per_prompt=None)
-
     def _beside(self, name: str, mlps: bool, labels: Mapping[str, Any]) -> dict[str, Tensor]:
         if not self.has_rows:
             return {}
@@ -187,8 +174,7 @@ class SiteResult(OverPrompts):
             yield f"{site} ({shape}): {best}"
         if note := self._evidence_note():
             yield note
-        if self.control:
-            yield from control_notes(self.control, self.of_control())
+        yield from self._control_notes()
 
 
 @dataclass(frozen=True, repr=False)
