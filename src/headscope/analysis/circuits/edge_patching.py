@@ -15,6 +15,7 @@ from torch import Tensor
 
 from headscope.analysis.circuits.edges_result import EdgeAttributionResult, EdgeResult
 from headscope.analysis.circuits.graph import Graph
+from headscope.analysis.core.over_prompts import NO_CONTROL
 from headscope.analysis.core.progress import progress_bar
 from headscope.analysis.core.result import Array
 from headscope.analysis.core.stats import standard_errors
@@ -48,7 +49,8 @@ class EdgePatchingResult(EdgeResult):
         "values": Array("edge", title="change", column="change", error="errors"),
         "errors": Array("edge", column="error"),
         "estimates": Array("edge", column="estimate", absent="these edges were named, not estimated first."),
-        "control_values": Array("edge", column="control", absent="no control was measured."),
+        "control_values": Array("edge", column="control", error="control_errors", absent=NO_CONTROL),
+        "control_errors": Array("edge", absent=NO_CONTROL, of=lambda found: found.control_errors),
         "per_prompt": Array("edge prompt", absent="a metric of all prompts has no values of single ones."),
     }
     coords: ClassVar[Mapping[str, str]] = {"edge": "edges"}

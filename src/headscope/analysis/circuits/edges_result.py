@@ -12,7 +12,7 @@ from torch import Tensor
 from headscope.analysis.circuits.circuit_result import FINAL, Circuit
 from headscope.analysis.core.components import component_of
 from headscope.analysis.core.named_arrays import Label, NamedArray
-from headscope.analysis.core.over_prompts import TOLD_NUMBERS, Controlled
+from headscope.analysis.core.over_prompts import NO_CONTROL, TOLD_NUMBERS, Controlled
 from headscope.analysis.core.result import Array, check_option
 from headscope.analysis.patching.path_ends import EMBED, INPUTS
 from headscope.errors import InvalidInputError, check_at_least
@@ -121,8 +121,14 @@ class EdgeAttributionResult(EdgeResult):
         "control_score": Array(
             "edge",
             column="control",
-            absent="no control was measured.",
+            error="control_error",
+            absent=NO_CONTROL,
             of=lambda found: None if (given := found.control_values) is None else given[found.allowed],
+        ),
+        "control_error": Array(
+            "edge",
+            absent=NO_CONTROL,
+            of=lambda found: None if (given := found.control_errors) is None else given[found.allowed],
         ),
         "per_prompt": Array("edge prompt", absent="values of single prompts were not kept."),
     }

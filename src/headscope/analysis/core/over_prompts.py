@@ -22,8 +22,9 @@ from headscope.errors import InvalidInputError
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["TOLD_NUMBERS", "Controlled", "OverPrompts", "evidence"]
+__all__ = ["NO_CONTROL", "TOLD_NUMBERS", "Controlled", "OverPrompts", "evidence"]
 
+NO_CONTROL = "no control was measured: name one in `control`."
 _CONTROL = "control_"
 TOLD_NUMBERS = 2**18  # of the table, up to which `str` says what stands out
 
@@ -224,7 +225,7 @@ class Controlled(OverPrompts):
             InvalidInputError: If none was measured.
         """
         if not self.control:
-            raise InvalidInputError("no control was measured: name one in `control`.")
+            raise InvalidInputError(NO_CONTROL)
         beside = [each.name for each in fields(self) if each.name.startswith(_CONTROL)]
         taken: dict[str, Any] = {name.removeprefix(_CONTROL): getattr(self, name) for name in beside}
         return replace(self, **taken | dict.fromkeys(beside), control="")

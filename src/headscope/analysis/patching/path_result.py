@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headscope.analysis.core.named_arrays import Label
-from headscope.analysis.core.over_prompts import Controlled
+from headscope.analysis.core.over_prompts import NO_CONTROL, Controlled
 from headscope.analysis.core.result import Array, check_option
 from headscope.analysis.core.stats import standard_errors
 from headscope.analysis.prompts.metrics import gap_between
@@ -51,7 +51,7 @@ class PathPatchingResult(Controlled):
         "control_change": Array(
             "sender",
             column="control",
-            absent="no control was measured.",
+            absent=NO_CONTROL,
             of=lambda found: None if not found.control else found.of_control().change.flatten(),
         ),
         "per_prompt": Array(
