@@ -280,3 +280,9 @@ def test_the_key_is_by_default_where_each_prompt_looks_most(ragged: Task) -> Non
     rows = cache["pattern", 2][torch.arange(3), 1, ragged.word_idx["S2"]]
     assert torch.equal(found.looked_at[:, 1], rows.argmax(-1))
     torch.testing.assert_close(found.attention[:, 0], rows.amax(-1))
+
+
+def test_half_precision_is_refused(ragged: Task) -> None:
+    model = tiny_model(n_layers=3, dtype=torch.bfloat16)
+    with pytest.raises(InvalidInputError, match="model.to\\(torch.float32\\)"):
+        attribute_attention(model, ragged, (2, 1), "end", 0, progress=False)

@@ -1,9 +1,11 @@
 """The sentence on a circuit at work by itself: numbers that it is said of, and numbers for which it would be false."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from markupsafe import Markup
 from sentences import check_words
 
 from headscope.analysis.circuits.faithfulness_result import Faithfulness
@@ -26,26 +28,44 @@ def circuit(share: float, noise: float = 0.02, **fields: Any) -> Faithfulness:
     return Faithfulness(**{**values, **fields})
 
 
-@pytest.mark.parametrize(
-    ("found", "held_out", "parts"),
-    [
-        (
-            circuit(0.9),
-            True,
-            [
-                "these 2 heads alone at work", "90 % ± 0.5 % of what the swap changes", "+1.600 of +2.000 logits",
-                "20 prompts that the search for them did not see",
-                "ahead in 100 % of them, where the whole model has 100 %",
-                "something is missing from them", "at random keep 2.5 %", "~do more", "~not clearly",
-            ],
-        ),
-        (circuit(1.0), False, ["they were found on", "do not clearly do less or more", "~missing", "~did not see"]),
-        (circuit(0.9, noise=0.6), True, ["do not clearly do less or more", "~missing"]),
-        (circuit(1.2), True, ["do more than the whole model", "work against the answer are missing", "~something is"]),
-        (circuit(0.02, noise=0.5), True, ["they are not the circuit", "~do not clearly do less", "~something is"]),
-        (circuit(-0.3), True, ["they are not the circuit", "~something is"]),
-        (circuit(0.9, random=None, has_answers=False), True, ["~random", "~ahead", "something is missing"]),
-    ],
-)  # fmt: skip
-def test_it_says_what_the_numbers_do(found: Faithfulness, held_out: bool, parts: list[str]) -> None:
-    check_words(kept_alone(found, held_out=held_out), parts)
+# A circuit, whether it is said of prompts that the search did not see, and what is said; what begins with "~" is not.
+SAID: dict[str, tuple[Callable[[], Markup], list[str]]] = {
+    "most of it": (
+        lambda: kept_alone(circuit(0.9), held_out=True),
+        [
+            "these 2 heads alone at work", "90 % ± 0.5 % of what the swap changes", "+1.600 of +2.000 logits",
+            "20 prompts that the search for them did not see",
+            "ahead in 100 % of them, where the whole model has 100 %",
+            "something is missing from them", "at random keep 2.5 %", "~do more", "~not clearly",
+        ],
+    ),
+    "all of it": (
+        lambda: kept_alone(circuit(1.0), held_out=False),
+        ["they were found on", "do not clearly do less or more", "~missing", "~did not see"],
+    ),
+    "perhaps all of it": (
+        lambda: kept_alone(circuit(0.9, noise=0.6), held_out=True), ["do not clearly do less or more", "~missing"],
+    ),
+    "more than all": (
+        lambda: kept_alone(circuit(1.2), held_out=True),
+        ["do more than the whole model", "work against the answer are missing", "~something is"],
+    ),
+    "nothing": (
+        lambda: kept_alone(circuit(0.02, noise=0.5), held_out=True),
+        ["not clearly anything: they are not the circuit", "~do not clearly do less", "~something is", "~opposite"],
+    ),
+    "the opposite": (
+        lambda: kept_alone(circuit(-0.3), held_out=True),
+        ["By themselves they do the opposite", "~not clearly anything", "~something is"],
+    ),
+    "another metric": (
+        lambda: kept_alone(circuit(0.9, random=None, has_answers=False), held_out=True),
+        ["~random", "~ahead", "something is missing"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SAID)
+def test_it_says_what_the_numbers_do(case: str) -> None:
+    sentence, parts = SAID[case]
+    check_words(sentence(), parts)

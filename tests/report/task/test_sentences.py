@@ -6,6 +6,7 @@ import pytest
 from markupsafe import Markup
 from sentences import check_words, mean
 
+from headscope.analysis.core.stats import Estimate
 from headscope.report.task.sentences import (
     Worker,
     backups,
@@ -40,6 +41,12 @@ AMPLIFIER = worker("29.1", "amplifier", abba=0.7, baba=0.87, end=(0.6, 0.8))
 NEGATIVE = worker("24.4", "negative_name_mover", abba=-0.07, baba=-0.72, IO=(-0.4, -0.5))
 COPIER = worker("23.1", "name_copier", abba=-0.1, baba=0.72, IO=(0.6, 0.9))
 SWAP = -7.0
+
+
+def known(changes: dict[str, float], error: float = 0.01) -> dict[str, Estimate]:
+    """Changes with an error over 16 prompts."""
+    return {label: Estimate(value, error, 16, freedom=15.0) for label, value in changes.items()}
+
 
 SAID: dict[str, tuple[Sentence, list[str]]] = {
     "told apart": (
@@ -92,7 +99,7 @@ SAID: dict[str, tuple[Sentence, list[str]]] = {
         ["Undecided with 16 prompts", "23.0 (name mover). More prompts would decide."],
     ),
     "changed at the end": (
-        lambda: changed_at_end({"23.3": -3.2, "1.0": 0.1, "29.0": 1.3}, SWAP, 16),
+        lambda: changed_at_end(known({"23.3": -3.2, "1.0": 0.1, "29.0": 1.3}), SWAP, 16),
         ["logit difference most for 23.3 -3.200 and 29.0 +1.300 (the whole swap: -7.000 logits), on 16 prompts.",
          "~1.0 "],
     ),
@@ -107,17 +114,26 @@ SAID: dict[str, tuple[Sentence, list[str]]] = {
     ),
     "nobody looks back": (lambda: who_looks_back([], [("17.4", 0.29)]), ["No head clearly gives 30 %", "~17.4"]),
     "it matters": (
-        lambda: whether_it_matters({"8.1": -0.4, "8.0": -0.3}, ["8.1", "8.0"], SWAP),
+        lambda: whether_it_matters(known({"8.1": -0.4, "8.0": -0.3}), ["8.1", "8.0"], SWAP),
         ["What they write there matters", "it changes 8.1 -0.400 logits.", "~8.0", "~But"],
     ),
     "others matter": (
-        lambda: whether_it_matters({"8.1": -0.3, "0.2": 1.0}, ["8.1"], SWAP),
+        lambda: whether_it_matters(known({"8.1": -0.3, "0.2": 1.0}), ["8.1"], SWAP),
         ["does not tell who the subject is", "none of them changes the logit difference by 5.0 %",
          "Heads whose output at that word does matter: 0.2 +1.000 logits.", "~there matters"],
     ),
     "nobody matters": (
-        lambda: whether_it_matters({"8.1": -0.3}, [], SWAP),
-        ["No head's output at that word matters by itself.", "~But", "~there matters"],
+        lambda: whether_it_matters(known({"8.1": -0.3}), [], SWAP),
+        ["No head's output at that word clearly matters by itself.", "~But", "~there matters"],
+    ),
+    "it goes against the swap": (
+        lambda: whether_it_matters(known({"8.1": 0.6, "9.9": -1.0}), ["8.1"], SWAP),
+        ["is not clear that what they write there tells", "does matter: 9.9 -1.000 and 8.1 +0.600", "~does not tell"],
+    ),
+    "too few prompts to tell": (
+        lambda: whether_it_matters(known({"8.1": -0.6, "0.2": 1.0}, error=0.5), ["8.1"], SWAP),
+        ["it is not clear that what they write there tells", "No head's output at that word clearly matters",
+         "~does not tell", "~0.2"],
     ),
     "inhibition": (
         lambda: inhibition([("20.0", 1.93, 0.8)]),
@@ -129,7 +145,10 @@ SAID: dict[str, tuple[Sentence, list[str]]] = {
         lambda: paths_to_answer([("23.3", 3.1), ("29.0", -1.2)], 0.05),
         ["straight to the answer, in logits, come from 23.3 (+3.100) and 29.0 (-1.200).", "~No single"],
     ),
-    "no path": (lambda: paths_to_answer([], 0.05), ["No single path to the answer carries 5.0 % of it.", "~strongest"]),
+    "no path": (
+        lambda: paths_to_answer([], 0.05),
+        ["No single path to the answer clearly carries 5.0 % of it.", "~strongest"],
+    ),
     "no corrupted prompts": (lambda: no_paths(patched=False), ["so nothing was patched.", "~minutes"]),
     "a large model": (lambda: no_paths(patched=True), ["for a model of this size that takes minutes.", "~corrupted"]),
 }  # fmt: skip
@@ -141,7 +160,8 @@ SILENT: dict[str, Sentence] = {
     "nobody does it: one does": lambda: no_head_does([COPIER, SUPPRESSOR]),
     "backups: none": lambda: backups([]),
     "undecided: none": lambda: undecided(16, []),
-    "changed at the end: too little": lambda: changed_at_end({"23.3": -0.34, "1.0": 0.1}, SWAP, 16),
+    "changed at the end: too little": lambda: changed_at_end(known({"23.3": -0.34, "1.0": 0.1}), SWAP, 16),
+    "changed at the end: not sure": lambda: changed_at_end(known({"23.3": -3.2, "1.0": 0.1}, error=2.0), SWAP, 16),
     "where they look: nobody looks much": lambda: where_they_look(
         {"the right name": ("1.0", {"ABBA": 0.5, "BABA": 0})}
     ),

@@ -51,8 +51,12 @@ SAID = {
     "both sides": (
         why([1.0, 3.0, 1.0, 0.0], [0.0, 0.0, 5.0, 0.0]),
         ["3.2 looks from the end at the subject's second mention (90 %) rather than at the right name (5.0 %)",
-         "its score is 5.000 ±", "through the key 2.7 (+3.000 ± 0.030), embed (+1.000 ± 0.030) and mlp0",
+         "its score is 5.000 ±", "through the key 2.7 (+3.000 ± 0.030), embed (+1.000 ± 0.030) and mlp0 (+1.000 ±",
+         "100 % of it",
          "through the query mlp0 (+5.000", "~bias"],
+    ),
+    "small parts are said to be small": (
+        why([0.4, 0.0, 0.0, 4.6], [0.0, 0.0, 0.0, 5.0]), ["through the query bias (+5.000 ± 0.030), 100 % of it"],
     ),
     "a part against it is not named": (why([5.0, -2.0, 2.0, 0.0], [5.0, 0.0, 0.0, 0.0]), ["~2.7", "embed (+5.000"]),
     "parts that do not stand out are not named": (

@@ -68,7 +68,8 @@ def attribute_attention(
 
     Raises:
         InvalidInputError: For a head, a position or a pair of positions that the model or the prompts do not have, a
-            query that may not see the key, or a model on which the parts do not sum to the score.
+            query that may not see the key, a model in half precision, or one on which the parts do not sum to the
+            score.
         NotFiniteError: If a score is not finite.
         UnknownNameError: For a position that the task has no name for.
 
@@ -84,6 +85,11 @@ def attribute_attention(
         0.3      +0.9775
         1.1      +0.6450
     """
+    if torch.finfo(model.cfg.dtype).bits < 32:
+        raise InvalidInputError(
+            f"the model is in {str(model.cfg.dtype).removeprefix('torch.')}, whose rounding of a score is as large as "
+            "most of its parts. Split the score of a copy in float32: model.to(torch.float32)."
+        )
     layer, number = _the_head(model, head)
     task = _as_task(model, data)
     places = {"query": Positions.of(task, [query_pos])}

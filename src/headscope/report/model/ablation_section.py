@@ -150,10 +150,10 @@ def where_it_matters(direct: Estimate, helps: float, shown: Sequence[float], lar
         does = "helps most" if helping else "costs least" if costing else "is largest"
     else:
         does = "costs most" if costing else "helps least" if helping else "is lowest"
+    colors = " Blue where the head helps, red where it costs." if any(value != 0 for value in shown) else ""
     return say(
         "{value} nats on average (direct, by the mean); on this text it helps at {helps} of positions. Below is where "
-        "it {does}: each text ends at the framed token, from which the next one is predicted. Blue where the head "
-        "helps, red where it costs.",
+        "it {does}: each text ends at the framed token, from which the next one is predicted." + colors,
         value=spread(direct),
         helps=percent(helps),
         does=does,

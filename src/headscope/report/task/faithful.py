@@ -28,7 +28,9 @@ def kept_alone(found: Faithfulness, *, held_out: bool) -> Markup:
         which="that the search for them did not see" if held_out else "they were found on",
         right=_right(found),
     )
-    if not works:
+    if share < 0 and kept.clear():
+        verdict = say("By themselves they do the opposite: they are not the circuit.")
+    elif not works:
         verdict = say("That is not clearly anything: they are not the circuit.")
     elif not lacks.clear():
         verdict = say("They do not clearly do less or more than the whole model.")

@@ -9,6 +9,7 @@ from torch import Tensor
 from headscope.analysis.circuits.circuit_result import FINAL, Circuit
 from headscope.analysis.core.components import component_label
 from headscope.analysis.core.ranking import HeadScore
+from headscope.analysis.core.stats import Estimate
 from headscope.report.blocks import Block, Cell, Fold, Heading, Prose, Section, Table
 from headscope.report.places import Head, head_of, heads_in_order
 from headscope.report.task.faithful import kept_alone
@@ -137,9 +138,10 @@ def _moving(story: TaskStory) -> list[Block]:
     return [*map(Prose, those(*told)), *(Prose(each, soft=True) for each in soft), *map(Prose, those(end))]
 
 
-def _changes(story: TaskStory, word: str) -> dict[str, float]:
+def _changes(story: TaskStory, word: str) -> dict[str, Estimate]:
     """Change from noising each head at a word, in logits."""
-    return _labelled(story.head_changes(word))
+    each = story.head_estimates(word)
+    return {component_label(*head): each[head] for head in heads_in_order(each.values)}
 
 
 def _labelled(values: Tensor) -> dict[str, float]:
@@ -187,13 +189,13 @@ def _circuit_blocks(story: TaskStory) -> list[Block]:
         (circuit.nodes[int(circuit.edges[number, 0])], float(circuit.effects[number])) for number in circuit.into(FINAL)
     ]
     told = Prose(paths_to_answer(paths, float(circuit.info.options["min_effect"])), soft=not paths)
-    if not circuit.inputs:
-        return [told]
-    blocks = [Heading("Along which paths"), told, circuit_figure(circuit)]
+    blocks = [Heading("Along which paths"), told]
+    if circuit.inputs:
+        blocks += [circuit_figure(circuit), Fold("The paths as a table", (_paths_table(circuit),))]
     faithful = circuit.faithfulness
     if faithful is not None and circuit.kept:
         blocks += [Prose(kept_alone(faithful, held_out=circuit.held_out)), faithfulness_figure(faithful)]
-    return [*blocks, Fold("The paths as a table", (_paths_table(circuit),))]
+    return blocks
 
 
 def _paths_table(circuit: Circuit) -> Table:

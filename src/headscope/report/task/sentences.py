@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
-from headscope.analysis.core.stats import Estimate
+from headscope.analysis.core.stats import Estimate, threshold
 from headscope.report.words import count, listed, percent, say, scored, signed, spread
 
 __all__ = [
@@ -221,7 +221,7 @@ def undecided(n: int, heads: Sequence[tuple[str, str]]) -> Markup | None:
     )
 
 
-def changed_at_end(changes: Mapping[str, float], gap: float, n: int) -> Markup | None:
+def changed_at_end(changes: Mapping[str, Estimate], gap: float, n: int) -> Markup | None:
     """The heads whose output at the end matters; nothing if none does.
 
     Args:
@@ -284,7 +284,7 @@ def who_looks_back(first: Sequence[tuple[str, float]], following: Sequence[tuple
     return say("From the second mention of the subject, these heads look back: {parts}.", parts=listed(parts))
 
 
-def whether_it_matters(changes: Mapping[str, float], looking: Sequence[str], gap: float) -> Markup:
+def whether_it_matters(changes: Mapping[str, Estimate], looking: Sequence[str], gap: float) -> Markup:
     """Say if what heads write at the subject's second mention tells the rest of the model that it stands there.
 
     Args:
@@ -293,21 +293,34 @@ def whether_it_matters(changes: Mapping[str, float], looking: Sequence[str], gap
         gap: Change from swapping the subject.
     """
     matter = _that_matter(changes, gap)
-    carried = [(label, changes[label]) for label in looking if abs(changes[label]) >= _MATTERS * abs(gap)]
     others = (
         say("Heads whose output at that word does matter: {matter} logits.", matter=scored(matter))
         if matter
-        else say("No head's output at that word matters by itself.")
+        else say("No head's output at that word clearly matters by itself.")
     )
+    clear = _all_that_matter(changes, gap)
+    carried = [(label, value) for label, value in clear if label in looking and value * gap > 0]  # not against the swap
     if carried:
         sentence = "What they write there matters: patched at that word alone, it changes {carried} logits."
         return say(sentence, carried=scored(carried))
     if not looking:
         return others
-    return say(
+    among = len(changes)
+    least = _MATTERS * abs(gap)
+    small = all(
+        abs(changes[label].value) + threshold(among, changes[label].freedom) * changes[label].error < least
+        for label in looking
+    )
+    told = (
         "But what they write there does not tell who the subject is: patched at that word alone, none of them "
-        "changes the logit difference by {share} of what swapping the subject does. Nothing measured here says "
-        "that the model goes by the name being there twice, rather than by who is named last. {others}",
+        "changes the logit difference by {share} of what swapping the subject does."
+        if small
+        else "But it is not clear that what they write there tells who the subject is: patched at that word alone, "
+        "none of them clearly changes the logit difference, as swapping the subject does, by {share} of it."
+    )
+    return say(
+        told + " Nothing measured here says that the model goes by the name being there twice, rather than by who is "
+        "named last. {others}",
         share=percent(_MATTERS),
         others=others,
     )
@@ -348,7 +361,7 @@ def paths_to_answer(paths: Sequence[tuple[str, float]], least: float) -> Markup:
         least: The share of the whole swap that a path must carry.
     """
     if not paths:
-        return say("No single path to the answer carries {share} of it.", share=percent(least))
+        return say("No single path to the answer clearly carries {share} of it.", share=percent(least))
     told = listed(say("<b>{sender}</b> ({value})", sender=sender, value=signed(value)) for sender, value in paths[:4])
     return say("The strongest paths straight to the answer, in logits, come from {paths}.", paths=told)
 
@@ -360,10 +373,16 @@ def no_paths(*, patched: bool) -> Markup:
     return say("The paths between heads were not measured: for a model of this size that takes minutes.")
 
 
-def _that_matter(changes: Mapping[str, float], gap: float) -> list[tuple[str, float]]:
-    """The largest changes that are not a small part of the whole swap's."""
-    largest = sorted(changes.items(), key=lambda each: -abs(each[1]))[:LISTED]
-    return [(label, value) for label, value in largest if abs(value) >= _MATTERS * abs(gap)]
+def _all_that_matter(changes: Mapping[str, Estimate], gap: float) -> list[tuple[str, float]]:
+    """The changes that are clear among all heads, and no small part of the whole swap's; the largest first."""
+    largest = sorted(changes.items(), key=lambda each: -abs(each[1].value))
+    among = len(changes)
+    least = _MATTERS * abs(gap)
+    return [(label, each.value) for label, each in largest if abs(each.value) >= least and each.clear(among)]
+
+
+def _that_matter(changes: Mapping[str, Estimate], gap: float) -> list[tuple[str, float]]:
+    return _all_that_matter(changes, gap)[:LISTED]
 
 
 def _by_order(values: Mapping[str, float]) -> Markup:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from headscope.analysis.attention.score_result import AttentionAttribution
 from headscope.analysis.circuits.circuit_result import Circuit
-from headscope.analysis.core.stats import Estimate, estimate
+from headscope.analysis.core.stats import Estimate, Estimates, estimate, estimates
 from headscope.analysis.heads.types_result import HeadTypes
 from headscope.analysis.patching.result import PatchingResult
 from headscope.analysis.prompts.task import Task
@@ -97,6 +97,12 @@ class TaskStory:
         """Change from noising each head at one of `SWAPPED_WORDS`, in logits."""
         assert self.heads is not None
         return self.heads["z"][:, SWAPPED_WORDS.index(word)] * -self.gap
+
+    def head_estimates(self, word: str) -> Estimates:
+        """The same with errors over prompts."""
+        assert self.heads is not None
+        rows = self.heads.by_prompt("z")[:, :, SWAPPED_WORDS.index(word)] * -self.gap
+        return estimates(rows.movedim(0, -1)[..., None])
 
     def attention_to(self, word: str) -> Float[Tensor, "order layer head"]:
         """Attention of each head from the end to one of `LOOKED_AT`, in each order."""

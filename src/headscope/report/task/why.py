@@ -52,9 +52,10 @@ def why_it_looks(why: AttentionAttribution) -> Markup | None:
         return None
     sides = []
     for side, parts in (("key", why.key_parts), ("query", why.query_parts)):
-        named = _strongest(why.part_labels, parts)
+        named, total = _strongest(why.part_labels, parts)
         if named:
-            sides.append(say("through the {side} {parts}", side=side, parts=listed(named)))
+            share = percent(total / difference.value)
+            sides.append(say("through the {side} {parts}, {share} of it", side=side, parts=listed(named), share=share))
     told = say(
         "<b>{head}</b> looks from the end at {here} ({share}) rather than at {there} ({other}): its score is "
         "{difference} higher there.",
@@ -65,12 +66,13 @@ def why_it_looks(why: AttentionAttribution) -> Markup | None:
         other=percent(there),
         difference=spread(difference, sign=False),
     )
-    return told + say(" Most is added {sides}.", sides=Markup("; ").join(sides)) if sides else told
+    return told + say(" The largest parts: {sides}.", sides=Markup("; ").join(sides)) if sides else told
 
 
-def _strongest(labels: tuple[str, ...], parts: Tensor) -> list[Markup]:
-    """The parts that clearly add to the score, those that add most first."""
+def _strongest(labels: tuple[str, ...], parts: Tensor) -> tuple[list[Markup], float]:
+    """The parts that clearly add to the score, those that add most first, and what they add together."""
     each: Estimates = estimates(parts.double().T[..., None])
     adds = stand_out(each, 1)
     order = torch.where(adds, each.values, -torch.inf).argsort(descending=True)[: min(_PARTS, int(adds.sum()))]
-    return [say("<b>{label}</b> ({value})", label=labels[at], value=spread(each[at])) for at in order.tolist()]
+    named = [say("<b>{label}</b> ({value})", label=labels[at], value=spread(each[at])) for at in order.tolist()]
+    return named, float(each.values[order].sum())
