@@ -16,6 +16,10 @@ def kept_alone(found: Faithfulness, *, held_out: bool) -> Markup:
     share, error = float(found.faithfulness[-1]), float(found.errors[-1])
     kept = Estimate(share, error, len(found.whole), len(found.whole) - 1.0)
     lacks, works = replace(kept, value=1 - share), kept.clear() and share > 0
+    right = Markup("")
+    if found.right is not None and found.whole_right is not None:
+        ahead = ", and the right name ahead in {share} of them, where the whole model has {whole}"
+        right = say(ahead, share=percent(float(found.right[-1])), whole=percent(found.whole_right))
     told = say(
         "With these {heads} alone at work, MLPs as they are and every other head giving what it gives with the other "
         "name as subject, {share} of what the swap changes is there ({metric} of {whole} logits, on {prompts} "
@@ -26,7 +30,7 @@ def kept_alone(found: Faithfulness, *, held_out: bool) -> Markup:
         whole=signed(float(found.whole.mean())),
         prompts=count(len(found.whole), "prompt"),
         which="that the search for them did not see" if held_out else "they were found on",
-        right=_right(found),
+        right=right,
     )
     if share < 0 and kept.clear():
         verdict = say("By themselves they do the opposite: they are not the circuit.")
@@ -42,10 +46,3 @@ def kept_alone(found: Faithfulness, *, held_out: bool) -> Markup:
     if found.control is not None:
         random = say("As many heads at random keep {share}.", share=percent(float(found.control[-1])))
     return Markup(" ").join(part for part in (told, verdict, random) if part)
-
-
-def _right(found: Faithfulness) -> Markup:
-    if found.right is None or found.whole_right is None:
-        return Markup("")
-    shares = {"share": percent(float(found.right[-1])), "whole": percent(found.whole_right)}
-    return say(", and the right name ahead in {share} of them, where the whole model has {whole}", **shares)
