@@ -13,9 +13,13 @@ from tiny import tiny_model
 from headscope import HookedTransformer
 from headscope.analysis.circuits.circuit import find_circuit
 from headscope.analysis.circuits.edge_runs import CircuitRuns
+from headscope.analysis.circuits.edges import edge_attribution
 from headscope.analysis.circuits.faithfulness import SHARES, circuit_faithfulness
 from headscope.analysis.circuits.faithfulness_result import Faithfulness
 from headscope.analysis.circuits.node_runs import NodeRuns
+from headscope.analysis.patching.ablation import ablate_components
+from headscope.analysis.patching.activation import activation_patch
+from headscope.analysis.patching.path import path_patch_sweep
 from headscope.analysis.prompts.metrics import NumberMetric
 from headscope.analysis.prompts.task import Task
 from headscope.errors import InvalidInputError, UnknownNameError
@@ -116,6 +120,32 @@ def test_numbers_are_the_formulas() -> None:
     assert found.control is not None and found.control.shape == (10,)
     upwards = circuit_faithfulness(model, task, scores, keep_mlps=False, absolute=False, controls=0, **QUIET)
     assert list(upwards.ranking) == sorted(labels, key=lambda name: -values[name]) and upwards.control is None
+
+
+def test_results_of_noising_and_ablation_are_ranked_for_the_answer() -> None:
+    """Half the edges of a random model work against the answer: by value those that work for it come first."""
+    model, task = tiny_model(n_layers=2), random_task((6, 4, 5, 6), seed=3)
+    options: dict[str, Any] = {"controls": 0, "sizes": [0, 5], "absolute": False, **QUIET}
+    for direction in ("noising", "denoising"):
+        found = edge_attribution(model, task, direction=direction, scale="metric", progress=False)
+        kept = circuit_faithfulness(model, task, found, **options)
+        graph = CircuitRuns(model, task).graph
+        assert set(kept.parts_of(5)) == set(graph.labels_of(found.strongest(5, magnitude=False)))
+        scores = dict(zip(found.edge_labels, found.values[found.allowed].tolist(), strict=True))
+        signs = {scores[part] > 0 for part in kept.parts_of(5)}
+        assert signs == {direction == "denoising"}
+    for sweep in (
+        ablate_components(model, task, values=("zero",), **QUIET),
+        path_patch_sweep(model, task, receivers="final", senders="heads", direction="noising", **QUIET),
+    ):
+        kept = circuit_faithfulness(model, task, sweep, **{**options, "sizes": [1]})
+        lowest = sweep.top(1, largest=False)[0]
+        assert kept.ranking[0] == lowest.label and lowest.value < 0 and sweep.answer_sign == -1
+    assert activation_patch(model, task, "z", positions="end", direction="noising", **QUIET).answer_sign == -1
+    reversed_task = random_task((6, 4, 5, 6), seed=1)  # the model does better on its corrupted prompts
+    found = edge_attribution(model, reversed_task, progress=False)
+    with pytest.raises(InvalidInputError, match="lower on the clean prompts"):
+        circuit_faithfulness(model, reversed_task, found, **options)
 
 
 @pytest.mark.parametrize("ablation", ["patch", "mean"])

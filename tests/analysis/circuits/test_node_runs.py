@@ -12,6 +12,7 @@ from headscope import HookedTransformer
 from headscope.analysis.circuits.node_runs import NodeRuns
 from headscope.analysis.core.components import component_of
 from headscope.analysis.prompts.task import Task
+from headscope.ops.devices import budget
 
 SHAPES: dict[str, dict[str, Any]] = {
     "MLPs": {},
@@ -47,7 +48,7 @@ def others(model: HookedTransformer, task: Task, ablation: str) -> dict[str, Ten
 def by_hooks(
     model: HookedTransformer, task: Task, kept: Tensor, parts: tuple[str, ...], other: dict[str, Tensor]
 ) -> Tensor:
-    """The logit differences of one circuit, by a whole run."""
+    """The logit differences of one circuit, by a whole run; where others give NaN, parts keep their own output."""
 
     def replace(output: Tensor, hook: Any) -> Tensor:
         output = output.clone()
@@ -56,7 +57,8 @@ def by_hooks(
             assert part is not None
             if not is_kept and part.layer == hook.layer() and (part.head is None) == hook.name.endswith("mlp_out"):
                 where = slice(None) if part.head is None else (slice(None), slice(None), part.head)
-                output[where] = other[hook.name][where]
+                given = other[hook.name][where]
+                output[where] = torch.where(given.isnan(), output[where], given)
         return output
 
     hooks = [(name, replace) for name in other]
@@ -86,9 +88,9 @@ def test_runs_are_whole_runs_with_hooks(shape: str, ablation: str) -> None:
             corrupted = model(task.corrupted_tokens, attention_mask=task.attention_mask)
             nothing = task.logit_difference(corrupted, per_prompt=True)
         else:
-            every = NodeRuns(model, task, ablation, keep_mlps=False).parts  # type: ignore[arg-type]
-            nothing = by_hooks(model, task, torch.zeros(len(every), dtype=torch.bool), every, other)
+            nothing = wanted[1]
         torch.testing.assert_close(runs.nothing, nothing, rtol=0, atol=1e-12)
+        torch.testing.assert_close(runs.empty, wanted[1], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -145,10 +147,60 @@ def test_batches_and_metrics_of_ones_own() -> None:
     model = tiny_model(n_layers=2, n_ctx=40)
     task = random_task(tuple(range(20, 40)))
     runs = NodeRuns(model, task)
-    assert len(runs._blocks) > 1
+    assert len(runs._batches) > 1
     kept = torch.arange(6)[None] < 3
     wanted = by_hooks(model, task, kept[0], runs.parts, others(model, task, "patch"))
     torch.testing.assert_close(runs.values(kept)[0], wanted, rtol=0, atol=1e-12)
     own = NodeRuns(model, task, metric=lambda logits: task.logit_difference(logits) ** 2)
     assert own.values(kept).shape == (1,)
     torch.testing.assert_close(own.values(kept)[0], wanted.mean() ** 2, rtol=0, atol=1e-12)
+
+
+def masked_task(fill: int = 0) -> Task:
+    """Prompts of eight tokens whose corrupted ones have six; other ids stand behind these."""
+    generator = torch.Generator().manual_seed(2)
+    clean, corrupted = (torch.randint(0, 20, (4, 8), generator=generator) for _ in range(2))
+    corrupted[:, 6:] = (corrupted[:, 6:] + fill) % 20
+    mask = torch.ones(4, 8, dtype=torch.bool)
+    shorter = mask.clone()
+    shorter[:, 6:] = False
+    answers = {"correct": torch.arange(4), "incorrect": torch.arange(4) + 9, "positions": torch.full((4,), 5)}
+    return Task.from_tokens(clean, corrupted, attention_mask=mask, corrupted_mask=shorter, **answers)
+
+
+@pytest.mark.parametrize("ablation", ["patch", "mean", "zero"])
+def test_padding_of_corrupted_prompts_gives_nothing(ablation: Any) -> None:
+    """Tokens that only the clean prompts have keep the circuit's own output; NaN stands for that here."""
+    model = tiny_model(n_layers=2, n_ctx=10, attention_dir="bidirectional")
+    runs, again = (NodeRuns(model, masked_task(fill), ablation, keep_mlps=False) for fill in (0, 7))
+    kept = torch.zeros(2, len(runs.parts), dtype=torch.bool)
+    kept[0, ::2] = True
+    values = runs.values(kept)
+    torch.testing.assert_close(again.values(kept), values, rtol=0, atol=1e-12)
+    task = masked_task()
+    _, cache = model.run_with_cache(task.corrupted_tokens, attention_mask=task.corrupted_mask)
+    other = {name: cache[name].clone() for name in model.hook_dict if name.endswith(("attn.hook_z", "hook_mlp_out"))}
+    for given in other.values():
+        if ablation == "mean":
+            given[:] = given.mean(0)
+        given *= ablation != "zero"
+        given[:, 6:] = 0.0 if ablation == "zero" else torch.nan
+    wanted = torch.stack([by_hooks(model, task, each, runs.parts, other) for each in kept])
+    torch.testing.assert_close(values, wanted, rtol=0, atol=1e-12)
+    scores = runs.scores(kept[0], steps=30)
+    torch.testing.assert_close(scores.sum(0), runs.whole - values[0], rtol=0, atol=5e-3)
+
+
+@pytest.mark.parametrize("ablation", ["patch", "mean", "zero"])
+def test_runs_beyond_the_memory_are_made_again(ablation: Any) -> None:
+    model, task = tiny_model(n_layers=2, n_ctx=40), random_task(tuple(range(20, 40)))
+    kept = torch.arange(6)[None].repeat(2, 1) < torch.tensor([[3], [5]])
+    whole = NodeRuns(model, task, ablation)
+    with budget(kept_bytes=whole._kept[0].nbytes):
+        part = NodeRuns(model, task, ablation)
+        assert len(whole._kept) == len(whole._batches) > len(part._kept) == 1
+        for each in ("whole", "nothing", "empty"):
+            assert torch.equal(getattr(part, each), getattr(whole, each))
+        assert torch.equal(part.values(kept), whole.values(kept))
+        assert torch.equal(part.scores(kept[0], steps=1), whole.scores(kept[0], steps=1))
+        assert len(part._kept) == 1

@@ -63,6 +63,10 @@ class EdgePatchingResult(EdgeResult):
     control_values: Float[Tensor, " edge"] | None = field(default=None, kw_only=True)
     control_errors: Float[Tensor, " edge"] | None = field(default=None, kw_only=True)
 
+    @property
+    def answer_sign(self) -> int:
+        return 1 if self.direction == "denoising" else -1
+
     def compare(self) -> PatchingComparison:
         """Agreement of the estimates with the patches, which `views.attribution_scatter` draws.
 

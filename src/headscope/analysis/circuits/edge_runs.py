@@ -45,9 +45,27 @@ from headscope.model.transformer import HookedTransformer
 from headscope.ops.devices import Budget
 from headscope.ops.kernels.products import product
 
-__all__ = ["Ablation", "CircuitRuns"]
+__all__ = ["Ablation", "CircuitRuns", "given_at", "places_of"]
 
 Ablation = Literal["patch", "mean", "zero"]
+
+
+def places_of(mask: Bool[Tensor, "row pos"]) -> Int[Tensor, "row pos"]:
+    """Return the position of each real token, counted from the first one of its prompt."""
+    return (mask.long().cumsum(1) - 1).clamp(min=0)
+
+
+def given_at(task: Task, rows: Int[Tensor, " row"], ablation: Ablation) -> Bool[Tensor, "row pos"] | None:
+    """Return where the other run has something to give; `None` where it has that at every token.
+
+    Elsewhere, at tokens that only the clean prompts have, parts outside a circuit give what they give in its own run.
+    """
+    if ablation == "zero" or task.corrupted_mask is None:
+        return None
+    clean, corrupted = task.masks
+    if ablation == "mean":
+        return places_of(clean[rows]) < int(corrupted.sum(1).max())
+    return (clean & corrupted)[rows]
 
 
 class CircuitRuns:
@@ -115,7 +133,8 @@ class CircuitRuns:
             finals: list[list[Tensor]] = [[] for _ in circuits]
             for rows in self._split(together):
                 other = self._other(rows)
-                wiring = _Wiring(self._embedded(rows)[0], other, len(self.graph.senders), self._real(rows))
+                real = given_at(self.runs.task, rows, self.ablation)
+                wiring = _Wiring(self._embedded(rows)[0], other, len(self.graph.senders), real)
                 for each, mask in zip(finals, circuits, strict=True):
                     wiring.begin(mask)
                     each.append(self._final(rows, wiring))
@@ -163,7 +182,8 @@ class CircuitRuns:
     def _other(self, rows: Int[Tensor, " row"]) -> Mapping[str, Tensor]:
         """Return what each sender gave in the other run, by hook name."""
         if self._means is not None:
-            return {name: mean[self._places(rows)] for name, mean in self._means.items()}
+            places = places_of(self.runs.task.attention_mask[rows])
+            return {name: mean[places] for name, mean in self._means.items()}
         if self.ablation == "zero":
             nothing = self.model.W_E.new_zeros(())
             return dict.fromkeys(self._senders.names, nothing)
@@ -183,19 +203,6 @@ class CircuitRuns:
         check_final(final)
         return self._senders.given(kept)
 
-    def _places(self, rows: Int[Tensor, " _"]) -> Int[Tensor, "row pos"]:
-        """The position of each token of the clean prompts, counted from the first one."""
-        return (self.runs.task.attention_mask[rows].long().cumsum(1) - 1).clamp(min=0)
-
-    def _real(self, rows: Int[Tensor, " _"]) -> Bool[Tensor, "row pos"] | None:
-        """The positions at which the other run has something to give; `None` where it has all the tokens."""
-        clean, corrupted = self.runs.task.masks
-        if self.ablation == "zero" or self.runs.task.corrupted_mask is None:
-            return None
-        if self.ablation == "mean":
-            return self._places(rows) < int(corrupted.sum(1).max())
-        return (clean & corrupted)[rows]
-
     def _mean_written(self) -> dict[str, Float[Tensor, "place *width"]]:
         sums: dict[str, Tensor] = {}
         mask = self.runs.task.masks[1].bool()
@@ -203,7 +210,7 @@ class CircuitRuns:
         for together in self.scorer.batches(self._tokens):
             for rows in self._split(together):
                 here = mask[rows]
-                places = (here.long().cumsum(1) - 1)[here]
+                places = places_of(here)[here]
                 counts.index_add_(0, places, torch.ones_like(places, dtype=counts.dtype))
                 for name, given in self._on_corrupted(rows).items():
                     of_tokens = given[here].double()

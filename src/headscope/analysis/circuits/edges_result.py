@@ -145,6 +145,10 @@ class EdgeAttributionResult(EdgeResult):
     control_errors: Float[Tensor, "sender receiver"] | None = field(default=None, kw_only=True)
 
     @property
+    def answer_sign(self) -> int:
+        return 1 if self.direction == "denoising" else -1
+
+    @property
     def allowed(self) -> Bool[Tensor, "sender receiver"]:
         """The edges there are."""
         return ~self.values.isnan()
@@ -168,8 +172,8 @@ class EdgeAttributionResult(EdgeResult):
         n_edges = int(self.allowed.sum())
         if n > n_edges:
             raise InvalidInputError(f"there are {n_edges:,} edges, and {n:,} are asked for.")
-        for_answer = self.values if self.direction == "denoising" else -self.values
-        sizes = (self.values.abs() if magnitude else for_answer).masked_fill(~self.allowed, -torch.inf)
+        sizes = self.values.abs() if magnitude else self.answer_sign * self.values
+        sizes = sizes.masked_fill(~self.allowed, -torch.inf)
         kept = torch.zeros_like(self.allowed)
         kept.view(-1)[sizes.flatten().argsort(descending=True, stable=True)[:n]] = True
         return kept
@@ -189,7 +193,7 @@ class EdgeAttributionResult(EdgeResult):
         ends = self.strongest(k).nonzero().tolist()
         ends.sort(key=lambda pair: -abs(float(self.values[*pair])))
         unit = float(self.clean - self.corrupted) if self.scale == "share" else 1.0
-        sign = unit if self.direction == "denoising" else -unit
+        sign = self.answer_sign * unit
         names = {self.sender_labels[sender] for sender, _ in ends}
         pairs = [(self.sender_labels[sender], *_reader(self.receiver_labels[receiver])) for sender, receiver in ends]
         names |= {receiver for _, receiver, _ in pairs} | {FINAL}

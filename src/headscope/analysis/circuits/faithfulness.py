@@ -119,7 +119,8 @@ def circuit_faithfulness(
             each position (`"mean"`), or zero.
         sizes: Numbers of parts (`10`), or shares of all (`0.1`, rounded down); default: the circuit's own size, and for
             scores the shares of the benchmark MIB, 0.1 % to 100 %.
-        absolute: Rank scores by magnitude, else by value.
+        absolute: Rank scores by magnitude, else by value: those that work most for the answer first, which in a result
+            of noising or ablation are the lowest.
         keep_mlps: MLPs and mixers are at work in every circuit of nodes, as the embedding is, so that parts are heads.
         metric: What is measured; default: the task's metric.
         controls: Number of random circuits of each size.
@@ -151,7 +152,12 @@ def circuit_faithfulness(
     if controls < 0:
         raise InvalidInputError(f"controls is a number of random circuits, 0 or more; got {controls}.")
     runs = runs_of(model, task, level, ablation, keep_mlps=keep_mlps, metric=metric)
-    gap_between(runs.whole.mean(), runs.nothing.mean())
+    gap = gap_between(runs.whole.mean(), runs.nothing.mean())
+    if scores and gap < 0 and isinstance(circuit, Result) and not absolute:
+        raise InvalidInputError(
+            "the metric is lower on the clean prompts, so that the sign of a result does not say what works for the "
+            "answer. Rank by magnitude (absolute=True), or give a mapping of scores."
+        )
     ranking = ranked_parts(runs.parts, named, scores, absolute)
     if sizes is None:
         sizes = SHARES if scores else [len(ranking)]
@@ -239,7 +245,7 @@ def read_circuit(model: HookedTransformer, circuit: Any, level: str | None) -> t
         return list(graph.labels_of(kept)), {}
     if isinstance(circuit, Result):
         size = sum(circuit.array(name).values.numel() for name in circuit.declared() if name in circuit.measured())
-        circuit = {each.label: each.value for each in circuit.top(size, mlps=True)}
+        circuit = {each.label: circuit.answer_sign * each.value for each in circuit.top(size, mlps=True)}
     if isinstance(circuit, Tensor):
         circuit = _by_component(model, circuit)
     if isinstance(circuit, Mapping):

@@ -4,10 +4,11 @@ A component outside the circuit has its output replaced: a head's before `W_O`, 
 the stream (so that a norm behind attention is given kept and replaced heads together). Components of the circuit read
 what the others leave them. One forward pass of a batch of prompts serves a circuit, whatever its size, and several
 circuits go through the model as rows of one batch. Layers below the first component that differs from a run already
-made are not run again, nor, where no position looks ahead, positions before the first at which prompts differ.
+made are not run again, nor, where no position looks ahead, positions before the first at which prompts differ. Both
+runs of a batch are kept for the next circuits up to `Budget.kept_bytes`, and made again for those beyond.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, get_args
 
@@ -15,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from headscope.analysis.circuits.edge_runs import Ablation
+from headscope.analysis.circuits.edge_runs import Ablation, given_at, places_of
 from headscope.analysis.core.components import all_components, all_heads
 from headscope.analysis.core.result import check_option
 from headscope.analysis.patching.base_run import BaseRun, SuffixRuns, way_of_running
@@ -44,7 +45,8 @@ class NodeRuns:
     Attributes:
         parts: The labels of the components that a circuit keeps or leaves out, in order.
         whole: The metric of the clean run: for each prompt, if it is the logit difference.
-        nothing: That of the corrupted run; for other ablations, of a run with every component's output replaced.
+        empty: That of the circuit without any part.
+        nothing: That of the corrupted run; for other ablations, that of the empty circuit.
 
     Raises:
         InvalidInputError: For another ablation, or a task without corrupted prompts.
@@ -62,7 +64,7 @@ class NodeRuns:
         metric: Metric | None = None,
     ) -> None:
         check_option("ablation", ablation, get_args(Ablation))
-        self.model = model
+        self.model, self.ablation = model, ablation
         self.runs = TaskRuns(model, task, direction="noising", scale="metric")
         self.scorer = Scorer(model, self.runs.task, metric)
         self._every = all_components(model.cfg)
@@ -70,23 +72,22 @@ class NodeRuns:
         self.parts = tuple(part.label for part in parts)
         self._at = torch.tensor([self._every.index(part) for part in parts], device="cpu")
         # Small batches, since gradients are taken through them too; several circuits fill them up.
-        batches = list(self.scorer.batches(Budget.of(model.W_E.device).backward_tokens))
-        others = [self._other(rows) for rows in batches]
-        masks, other_masks = ([mask[rows] for rows in batches] for mask in self.runs.task.masks)
-        means = _means([outputs for outputs, _ in others], other_masks) if ablation == "mean" else {}
-        self._blocks = []
-        for rows, mask, (outputs, _) in zip(batches, masks, others, strict=True):
-            given = outputs
-            if ablation == "mean":
-                given = {name: mean[_places(mask)] for name, mean in means.items()}
-            elif ablation == "zero":
-                given = {name: torch.zeros_like(output) for name, output in outputs.items()}
-            self._blocks.append(_Block(model, self.runs, self.scorer, rows, given, same_start=ablation == "patch"))
-        self.whole = self._joined([block.whole[None] for block in self._blocks])[0]
-        if ablation == "patch":
-            self.nothing = self._joined([final[None] for _, final in others])[0]
-        else:
-            self.nothing = self._values(torch.zeros(1, len(self._every), dtype=torch.bool, device="cpu"))[0]
+        budget = Budget.of(model.W_E.device)
+        self._batches = list(self.scorer.batches(budget.backward_tokens))
+        self._kept: dict[int, _Block] = {}
+        self._room = budget.kept_bytes
+        self._means = self._mean_outputs() if ablation == "mean" else {}
+        none = self._whole_masks(torch.zeros(1, len(self.parts), dtype=torch.bool, device="cpu"))
+        whole, empty, corrupted = [], [], []
+        for block in self._blocks():
+            whole.append(block.whole[None])
+            empty.append(block.finals(none))
+            if ablation == "patch":
+                assert block.corrupted is not None
+                corrupted.append(block.corrupted[None])
+        check_final(torch.cat([each.flatten(0, -2) for each in empty]))
+        self.whole, self.empty = self._joined(whole)[0], self._joined(empty)[0]
+        self.nothing = self._joined(corrupted)[0] if corrupted else self.empty
 
     @torch.no_grad()
     def values(
@@ -118,7 +119,7 @@ class NodeRuns:
         """
         inside = self._whole_masks(kept[None])[0]
         found = torch.zeros(len(self.runs.task), len(self._every), dtype=torch.float64, device="cpu")
-        for block in self._blocks:
+        for block in self._blocks():
             for step in range(steps):
                 gates = torch.where(inside, 1.0, (step + 0.5) / steps)
                 found[block.rows.cpu()] += block.gradient(gates).double().cpu() / steps
@@ -126,7 +127,7 @@ class NodeRuns:
 
     def _values(self, kept: Tensor, near: Tensor | None = None) -> Tensor:
         parts = []
-        for block in self._blocks:
+        for block in self._blocks():
             finals = block.finals(kept, near)
             check_final(finals)
             parts.append(finals)
@@ -139,11 +140,36 @@ class NodeRuns:
 
     def _joined(self, finals: list[Tensor]) -> Float[Tensor, "circuit *prompt"]:
         """The metric of final states `[circuit, prompt, read, d_model]` of each block, prompts in their own order."""
-        values = [self.scorer.values(block.rows, final) for block, final in zip(self._blocks, finals, strict=True)]
+        values = [self.scorer.values(rows, final) for rows, final in zip(self._batches, finals, strict=True)]
         if not self.scorer.is_of_prompts:
             return values[0]
-        order = torch.cat([block.rows for block in self._blocks]).argsort()
+        order = torch.cat(self._batches).argsort()
         return torch.cat(values, dim=1)[:, order]
+
+    def _blocks(self) -> Iterator["_Block"]:
+        """The prompts batch by batch; those for which there was no room are run again."""
+        for number, rows in enumerate(self._batches):
+            yield self._kept[number] if number in self._kept else self._made(number, rows)
+
+    @torch.no_grad()
+    def _made(self, number: int, rows: Int[Tensor, " row"]) -> "_Block":
+        """A batch, kept if there is room."""
+        if self._means:
+            places = places_of(self.runs.task.attention_mask[rows])
+            given, corrupted = {name: mean[places] for name, mean in self._means.items()}, None
+        else:
+            given, corrupted = self._other(rows)
+        if self.ablation == "zero":
+            given = {name: torch.zeros_like(output) for name, output in given.items()}
+        real = given_at(self.runs.task, rows, self.ablation)
+        block = _Block(
+            self.model, self.runs, self.scorer, rows, given, real,
+            corrupted=corrupted, same_start=self.ablation == "patch" and real is None,
+        )  # fmt: skip
+        if block.nbytes <= self._room:
+            self._room -= block.nbytes
+            self._kept[number] = block
+        return block
 
     def _other(self, rows: Int[Tensor, " row"]) -> tuple[dict[str, Tensor], Tensor]:
         """Every component's output in the corrupted run, by hook name, and the final states that are read."""
@@ -152,24 +178,20 @@ class NodeRuns:
         check_final(final)
         return kept, self.scorer.read(rows, final)
 
-
-def _means(
-    outputs: Sequence[Mapping[str, Tensor]], masks: Sequence[Tensor]
-) -> dict[str, Float[Tensor, "place *width"]]:
-    """Means over prompts at each place, counted from a prompt's first token."""
-    real = [mask.bool() for mask in masks]
-    places = torch.cat([_places(mask)[mask] for mask in real])
-    counts = torch.bincount(places, minlength=masks[0].shape[1]).clamp(min=1)
-    means = {}
-    for name, first in outputs[0].items():
-        given = torch.cat([each[name][mask] for each, mask in zip(outputs, real, strict=True)]).double()
-        total = given.new_zeros(len(counts), *given.shape[1:]).index_add_(0, places, given)
-        means[name] = (total / counts.view(-1, *[1] * (given.ndim - 1))).to(first.dtype)
-    return means
-
-
-def _places(mask: Tensor) -> Int[Tensor, "row pos"]:
-    return (mask.long().cumsum(1) - 1).clamp(min=0)
+    def _mean_outputs(self) -> dict[str, Float[Tensor, "place *width"]]:
+        """Means over the corrupted prompts at each place, counted from a prompt's first token."""
+        sums: dict[str, Tensor] = {}
+        mask = self.runs.task.masks[1]
+        counts = torch.bincount(places_of(mask)[mask], minlength=mask.shape[1]).clamp(min=1)
+        for rows in self._batches:
+            here = mask[rows]
+            places = places_of(here)[here]
+            for name, output in self._other(rows)[0].items():
+                of_tokens = output[here].double()
+                total = sums.setdefault(name, of_tokens.new_zeros(len(counts), *of_tokens.shape[1:]))
+                total.index_add_(0, places, of_tokens)
+        dtype = self.model.W_E.dtype
+        return {name: (total / counts.view(-1, *[1] * (total.ndim - 1))).to(dtype) for name, total in sums.items()}
 
 
 class _Block:
@@ -181,6 +203,8 @@ class _Block:
         scorer: What reads final states.
         rows: Which of its prompts.
         given: What components outside a circuit give, `[prompt, pos, ...]` by hook name.
+        real: Where they do; elsewhere they give what they do in the circuit's run. `None`: everywhere.
+        corrupted: The corrupted run's final states where they are read, if that is what `given` is of.
         same_start: Before the first token that differs, `given` is what the clean run has.
 
     Attributes:
@@ -194,10 +218,13 @@ class _Block:
         scorer: Scorer,
         rows: Int[Tensor, " row"],
         given: Mapping[str, Tensor],
+        real: Bool[Tensor, "row pos"] | None,
         *,
+        corrupted: Tensor | None,
         same_start: bool,
     ) -> None:
-        self.model, self.runs, self.scorer, self.rows, self.given = model, runs, scorer, rows, given
+        self.model, self.runs, self.scorer, self.rows, self.given, self.real = model, runs, scorer, rows, given, real
+        self.corrupted = corrupted
         self.every = all_components(model.cfg)
         self.n_layers = model.cfg.n_layers
         self.suffixes: SuffixRuns | None = None
@@ -216,6 +243,12 @@ class _Block:
             self.begin = min(self.stop, int(scorer.changes_at[rows].min()))
         self.whole = self.suffixes.unpatched
         self.streams = [base.kept[name][:, self.begin : self.stop] for name in streams]
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of both runs."""
+        given = sum(each.nbytes for each in self.given.values())
+        return given + (0 if self.suffixes is None else self.suffixes.base.nbytes)
 
     def finals(self, kept: Tensor, near: Tensor | None = None) -> Float[Tensor, "circuit prompt read d_model"]:
         """Return the final states of circuits, or of gates, where they are read.
@@ -283,6 +316,7 @@ class _Block:
                 by_name.setdefault(hook_name(part), []).append(at)
         each = kept if kept.ndim == 3 else kept[:, None]  # [circuit, prompt, component]
         shares = {name: each[..., at] for name, at in by_name.items()}
+        real = None if self.real is None else self.real[:, self.begin : self.stop]
 
         def replace(output: Tensor, hook: HookPoint) -> Tensor:
             share = shares[hook.name or ""].to(output.device)
@@ -291,6 +325,8 @@ class _Block:
             # Heads have an axis of their own behind positions; what is no head has one number for its vector.
             share = share[:, :, None, :, None] if output.ndim == 4 else share[:, :, None]
             mixed = torch.where(share, own, other) if share.dtype == torch.bool else other + share * (own - other)
+            if real is not None:
+                mixed = torch.where(real.view(*real.shape, *[1] * (own.ndim - 3)), mixed, own)
             return mixed.flatten(0, 1)
 
         changed = [name for name, share in shares.items() if share.requires_grad or not bool((share == 1).all())]

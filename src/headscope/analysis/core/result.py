@@ -121,6 +121,11 @@ class Result:
     ends: ClassVar[tuple[str, str]] = ("highest", "lowest")
     info: RunInfo
 
+    @property
+    def answer_sign(self) -> int:
+        """The sign of ranked values that work for the answer: -1 for changes that breaking something makes."""
+        return 1
+
     # Arrays by name
 
     def declared(self) -> Mapping[str, Array]:

@@ -62,6 +62,10 @@ class TaskAblation(Result):
     values: tuple[str, ...]
     component_labels: tuple[str, ...]
 
+    @property
+    def answer_sign(self) -> int:
+        return -1
+
     def mean(self) -> Float[Tensor, "value component"]:
         """The changes, means over prompts."""
         return self.change.mean(2) if self.change.ndim == 3 else self.change

@@ -94,6 +94,12 @@ class BaseRun:
         self.kept, self.final = record(model, tokens, readings, **options)
         self._before = {layer: self.blocks[layer].before(self.of_block(layer, before[layer])) for layer in layers}
 
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all that is kept."""
+        held = [self.final, *self.kept.values(), *(each for before in self._before.values() for each in before)]
+        return sum(each.nbytes for each in held if each is not None)
+
     def of(self, rows: Int[Tensor, " row"]) -> "BaseRun":
         """Return the same of some rows of the batch."""
         part = copy.copy(self)

@@ -80,6 +80,10 @@ class PathPatchingResult(Controlled):
     control_per_prompt: Float[Tensor, "*sender prompt"] | None = None
 
     @property
+    def answer_sign(self) -> int:
+        return 1 if self.direction == "denoising" else -1
+
+    @property
     def normalized(self) -> Float[Tensor, "*sender"]:
         """`values` as shares of the clean metric less the corrupted one, whatever their scale.
 

@@ -51,6 +51,10 @@ class SiteResult(Controlled):
     control_values: Float[Tensor, " patch"] | None = field(default=None, kw_only=True)
     control_per_prompt: Float[Tensor, "prompt patch"] | None = field(default=None, kw_only=True)
 
+    @property
+    def answer_sign(self) -> int:
+        return 1 if self.direction == "denoising" else -1
+
     def axes_of(self, site: str) -> tuple[str, ...]:
         """The axes of a site's values.
 
