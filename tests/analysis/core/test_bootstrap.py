@@ -37,6 +37,28 @@ def test_the_default_covers_the_mean_as_often_as_it_says(shape: str, n: int) -> 
     assert 0.90 <= covered <= 0.98, covered
 
 
+@pytest.mark.parametrize("n", [2, 3, 4, 8])
+def test_few_prompts_are_covered_as_often(n: int) -> None:
+    """Two prompts have no draw with a spread of its own; three had intervals that covered 80 %."""
+    rows = drawn("normal", n, 2000, seed=n)[0]
+    low, high = bootstrap_interval(rows, draws=999)
+    assert 0.93 <= float(((low <= 0) & (0 <= high)).double().mean()) <= 0.97
+
+
+def test_two_and_three_prompts_have_students_interval() -> None:
+    for values in ([1.0, 3.0], [1.0, 3.0, 4.0]):
+        wanted = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
+        assert [float(end) for end in bootstrap_interval(torch.tensor(values))] == pytest.approx(wanted)
+
+
+def test_draws_without_spread_count_on_their_side() -> None:
+    """Most draws of one value among zeros hold zeros alone: the far end may not come from the few others."""
+    rows = torch.zeros(8)
+    rows[3] = 1.0
+    low, high = (float(end) for end in bootstrap_interval(rows))
+    assert low < 0 and high == pytest.approx(0.125 + stats.t.ppf(0.975, 7) * 0.125)
+
+
 def test_plain_percentiles_do_not_cover_at_eight_prompts() -> None:
     rows, mean = drawn("exponential", 8, 2000)
     low, high = bootstrap_interval(rows, method="percentile")

@@ -6,7 +6,8 @@ Of n prompts, n are drawn with replacement, thousands of times, and the mean is 
 - `"studentized"` (chapter 12.5; the default) takes quantiles of `t = (drawn mean - mean) / error of the draw`, and goes
   out from the mean by these times the mean's own error. It is the one to use for 8 to 20 prompts: nominal 95 %
   intervals cover 93 to 98 % whether prompts' values are normal, uniform, exponential or of heavy tails (Student t with
-  5 degrees of freedom), in 3,000 simulated tables each.
+  5 degrees of freedom), in 3,000 simulated tables each. Two or three prompts have hardly any draws that differ: their
+  ends are Student's t's, and so is an end whose quantile is of draws without spread (few prompts differ from zero).
 - `"bca"` (bias-corrected and accelerated, chapter 14.3) takes quantiles of the drawn means themselves, moved for their
   bias and skewness. It covers 86 to 92 % at 8 prompts, 91 to 94 % at 20.
 - `"percentile"` takes these quantiles as they are: 85 to 90 % at 8, 90 to 93 % at 20.
@@ -24,7 +25,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from headscope.analysis.core.stats import LEVEL
+from headscope.analysis.core.stats import LEVEL, threshold
 from headscope.errors import InvalidInputError, check_at_least
 
 __all__ = ["IntervalMethod", "bootstrap_interval", "proportion_interval"]
@@ -32,6 +33,7 @@ __all__ = ["IntervalMethod", "bootstrap_interval", "proportion_interval"]
 IntervalMethod = Literal["studentized", "bca", "percentile"]
 
 _BLOCK_NUMBERS = 2**22  # float64 held of the draws at a time
+_FEWEST = 4  # prompts whose draws make quantiles
 
 
 def bootstrap_interval(
@@ -87,15 +89,19 @@ def _draws(n: int, draws: int, seed: int) -> Float[Tensor, "draw prompt"]:
 
 def _studentized(values: Tensor, counts: Tensor, level: float) -> Float[Tensor, "2 cell"]:
     n, mean = len(values), values.mean(0)
-    away = values - mean  # moments of what is left lose nothing to cancellation
-    drawn, squares = away.T @ counts.T, away.square().T @ counts.T
     error = values.std(0) / math.sqrt(n)
-    # Of a draw as of the prompts themselves. A draw of one prompt alone has no error, and says nothing.
-    of_draw = ((squares - drawn.square()).clamp(min=0) / (n - 1)).sqrt()
-    known = of_draw > 1e-6 * error[:, None]
-    t = torch.where(known, drawn / of_draw, torch.nan)
-    low, high = _quantiles(t, [[1 - level / 2], [level / 2]])
-    return torch.where(error > 0, torch.stack([mean - low * error, mean - high * error]), mean)
+    t = mean.new_tensor([[1.0], [-1.0]]) * threshold(1, n - 1.0, level)
+    if n >= _FEWEST:
+        away = values - mean  # moments of what is left lose nothing to cancellation
+        drawn, squares = away.T @ counts.T, away.square().T @ counts.T
+        # Of a draw as of the prompts themselves. A draw of one prompt alone has no error: it is as far out as can be.
+        of_draw = ((squares - drawn.square()).clamp(min=0) / (n - 1)).sqrt()
+        tiny = 1e-6 * error[:, None]
+        alone = torch.where(drawn.abs() > tiny, drawn.sign() * torch.inf, 0.0)
+        of_draws = torch.where(of_draw > tiny, drawn / of_draw, alone)
+        quantiles = _quantiles(of_draws, [[1 - level / 2], [level / 2]])
+        t = torch.where(quantiles.isfinite(), quantiles, t)
+    return torch.where(error > 0, mean - t * error, mean)
 
 
 def _percentile(values: Tensor, counts: Tensor, level: float) -> Float[Tensor, "2 cell"]:
