@@ -4,15 +4,16 @@ A test over prompts says that a head's effect is not chance on these prompts. It
 found on others: prompts that share a template, a list of names or a seed share more than the task. So the finding is
 repeated, and each label counted.
 
-Repeats on resampled prompts (drawn with replacement, as many as there are) have prompts in common, and are the mildest
-question; new seeds draw new prompts; other templates word the task in another way. They are counted apart. A resample
-holds some prompts twice, which a test takes for two: its errors are too small, by a quarter or so, and labels that come
-from a test are found in resamples more often than they should be. Those that only resamples find are of that kind.
+Repeats on resampled prompts (drawn with replacement, as many as there are; of clusters of prompts, whole ones) have
+prompts in common, and are the mildest question; new seeds draw new prompts; other templates word the task in another
+way. They are counted apart. A resample holds some prompts twice, which a test takes for two: its errors are too small,
+by a quarter or so, and labels that come from a test are found in resamples more often than they should be. Those that
+only resamples find are of that kind.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -158,7 +159,7 @@ def stability(
             first ten of another ranking.
         task: The prompts; for `seeds` and `templates` a function that makes them, which is called without arguments
             for the finding itself, and by `seed=` or `template=` for a repeat.
-        resamples: How many times the task's prompts are drawn with replacement.
+        resamples: How many times the task's prompts (or its clusters of them) are drawn with replacement.
         seeds: Of the generated data.
         templates: Other wordings, in whatever form the function takes them.
         seed: Of the resampling.
@@ -204,7 +205,7 @@ def stability(
 
     def again(way: str, each: Any) -> Task:
         if way == "resamples":
-            return first[torch.randint(len(first), (len(first),), generator=generator)]
+            return _resampled(first, generator)
         assert not isinstance(task, Task)
         return task(seed=each) if way == "seeds" else task(template=each)
 
@@ -228,6 +229,16 @@ def stability(
         ways=ways,
         repeats=tuple(way for way, _ in repeats),
     )
+
+
+def _resampled(task: Task, generator: torch.Generator) -> Task:
+    """Draw prompts with replacement; those of a cluster together, each draw a cluster of its own."""
+    if task.clusters is None:
+        return task[torch.randint(len(task), (len(task),), generator=generator)]
+    numbers = task.clusters.unique()
+    drawn = numbers[torch.randint(len(numbers), (len(numbers),), generator=generator)]
+    draw, prompt = (drawn[:, None] == task.clusters).nonzero().unbind(1)
+    return replace(task[prompt], clusters=draw)
 
 
 def _labels(found: Findings | Iterable[str]) -> frozenset[str]:

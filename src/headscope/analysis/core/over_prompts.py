@@ -2,7 +2,9 @@
 
 A table `[prompt, *cell]` of float32 costs 4 bytes a number: 144 heads at 20 positions and 100 prompts, 1.2 MB. Means,
 errors and tests are of the prompts, taken to be drawn independently: they say what other prompts of the same kind would
-give, not what another task or another seed would (`stability` asks that).
+give, not what another task or another seed would (`stability` asks that). Prompts that were not, such as the two of a
+template that are each other's corruption, are averaged first: errors and tests are then of these clusters. Counted one
+by one, errors of mirrored prompts are too small by up to the square root of two.
 """
 
 from collections.abc import Iterator
@@ -10,13 +12,13 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from headscope.analysis.core.bootstrap import IntervalMethod, bootstrap_interval
 from headscope.analysis.core.result import Result
 from headscope.analysis.core.significance import Correction, TestMethod, adjusted, looked_at, p_values
-from headscope.analysis.core.stats import LEVEL, standard_errors
+from headscope.analysis.core.stats import LEVEL, by_cluster, standard_errors
 from headscope.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -37,6 +39,8 @@ class OverPrompts(Result):
 
     Attributes:
         judged: The array whose rows are those of `to_frame()`, which gets columns for errors and tests.
+        clusters: A number for each prompt, the same for those not drawn independently (see `Task`); `None` where each
+            stands by itself.
 
     Example:
         >>> from headscope import HookedTransformer
@@ -51,6 +55,7 @@ class OverPrompts(Result):
     """
 
     judged: ClassVar[str | None] = None
+    clusters: Int[Tensor, " prompt"] | None = field(default=None, kw_only=True)
 
     def by_prompt(self, by: str | None = None) -> Float[Tensor, "prompt *cell"]:
         """The value of each prompt, prompts first.
@@ -66,14 +71,33 @@ class OverPrompts(Result):
             raise InvalidInputError(f"{by!r} has no values of single prompts: its axes are {', '.join(array.axes)}.")
         return array.values.movedim(array.axes.index("prompt"), 0)
 
+    @property
+    def n_independent(self) -> int:
+        """The number of prompts with values, or of clusters of them, that were drawn independently; 0 without values.
+
+        Example:
+            >>> from headscope import HookedTransformer
+            >>> from headscope.analysis import Task, attribute
+            >>> model = HookedTransformer.from_pretrained("headscope-demo")
+            >>> pairs = [("Mary", "John"), ("Tom", "James")]
+            >>> task = Task.from_templates(["So {} gave a drink to"], pairs, model.tokenizer)
+            >>> len(task), attribute(model, task, progress=False).n_independent
+            (4, 2)
+        """
+        try:
+            n = len(self.by_prompt())
+        except InvalidInputError:
+            return 0
+        return n if self.clusters is None else len(self.clusters.unique())
+
     @cached_property
     def errors(self) -> Float[Tensor, "*cell"]:
-        """One standard error of each entry's mean over prompts; NaN for a single prompt.
+        """One standard error of each entry's mean over prompts; NaN for a single prompt, or cluster.
 
         Raises:
             InvalidInputError: If there are no values of single prompts.
         """
-        return standard_errors(self.by_prompt())
+        return standard_errors(self.by_prompt(), self.clusters)
 
     def interval(
         self,
@@ -91,7 +115,9 @@ class OverPrompts(Result):
         Raises:
             InvalidInputError: As for `by_prompt`, and for fewer than two prompts.
         """
-        return bootstrap_interval(self.by_prompt(by), level, method=method, draws=draws, seed=seed)
+        rows = self.by_prompt(by)
+        rows = by_cluster(rows, self.clusters, rows.mean(0))
+        return bootstrap_interval(rows, level, method=method, draws=draws, seed=seed)
 
     def p_values(
         self, method: TestMethod = "sign_flip", *, by: str | None = None, seed: int = 0
@@ -101,7 +127,7 @@ class OverPrompts(Result):
         Raises:
             InvalidInputError: As for `by_prompt`, and for fewer than two prompts.
         """
-        return p_values(self.by_prompt(by), method, seed=seed)
+        return p_values(self._clustered(by), method, seed=seed)
 
     def significant(
         self,
@@ -125,8 +151,11 @@ class OverPrompts(Result):
         Raises:
             InvalidInputError: As for `by_prompt`, and for fewer than two prompts.
         """
-        p = adjusted(self.by_prompt(by), correction, method=method, seed=seed)
-        return p <= level
+        return adjusted(self._clustered(by), correction, method=method, seed=seed) <= level
+
+    def _clustered(self, by: str | None = None) -> Float[Tensor, "cluster *cell"]:
+        """The rows of a test: the value of each prompt, or the mean of each cluster."""
+        return by_cluster(self.by_prompt(by), self.clusters)
 
     def findings(self) -> tuple[str, ...]:
         """Return the labels of the entries that stand out; none from fewer than six prompts.
@@ -151,7 +180,7 @@ class OverPrompts(Result):
         method: TestMethod = "sign_flip",
     ) -> str:
         """The rule of `significant`, in words for a legend."""
-        rows = self.by_prompt(by)
+        rows = self._clustered(by)
         test = "sign flips" if method == "sign_flip" else "Student's t"
         n = int(looked_at(rows).sum())
         of_all = {
@@ -160,20 +189,22 @@ class OverPrompts(Result):
             "bh": f"Benjamini-Hochberg over {n} cells, {level:.0%} false",
             "none": f"each of {n} cells by itself, {level:.0%}",
         }
-        return f"{test} over {len(rows)} prompts; {of_all[correction]}"
+        return f"{test} over {self._counted()}; {of_all[correction]}"
+
+    def _counted(self) -> str:
+        """The independent prompts in words."""
+        of = "prompts" if self.clusters is None else "clusters of prompts"
+        return f"{self.n_independent} {of}"
 
     @property
     def has_rows(self) -> bool:
-        """True if there are values of two prompts or more, so that errors are known."""
-        try:
-            return len(self.by_prompt()) > 1
-        except InvalidInputError:
-            return False
+        """True if there are values of two independent prompts or more, so that errors are known."""
+        return self.n_independent > 1
 
     @property
     def is_judged(self) -> bool:
-        """True if there are prompts enough for an entry to stand out by sign flips: six or more."""
-        return self.has_rows and 2.0 ** (1 - len(self.by_prompt())) <= LEVEL
+        """True if there are independent prompts enough for an entry to stand out by sign flips: six or more."""
+        return self.has_rows and 2.0 ** (1 - self.n_independent) <= LEVEL
 
     def to_frame(self, *names: str, means: bool = True) -> "pd.DataFrame":
         """A table with a column for each array and a row for each entry, and what is known of the entry's error.
@@ -190,16 +221,16 @@ class OverPrompts(Result):
             InvalidInputError: For an array that does not exist, or was not measured.
         """
         frame = super().to_frame(*names, means=means)
-        return (
-            frame if names or not means or not self.has_rows else frame.assign(**evidence(self.by_prompt(self.judged)))
-        )
+        if names or not means or not self.has_rows:
+            return frame
+        return frame.assign(**evidence(self.by_prompt(self.judged), self.clusters))
 
     def _evidence_note(self) -> str:
         """A line on what stands out; empty where nothing is known."""
-        if not self.has_rows or (rows := self.by_prompt()).numel() > TOLD_NUMBERS:
+        if not self.has_rows or (rows := self._clustered()).numel() > TOLD_NUMBERS:
             return ""
         if not self.is_judged:
-            return f"{len(rows)} prompts are too few for anything to stand out by sign flips: take six or more"
+            return f"{self._counted()} are too few for anything to stand out by sign flips: take six or more"
         clear, among = int((adjusted(rows) <= LEVEL).sum()), int(looked_at(rows).sum())
         return f"{clear} of {among} stand{'s' * (clear == 1)} out ({self.rule()})"
 
@@ -239,9 +270,15 @@ class Controlled(OverPrompts):
                 yield f"  of the control, {note}"
 
 
-def evidence(rows: Float[Tensor, "prompt *cell"]) -> dict[str, list[Any]]:
+def evidence(rows: Float[Tensor, "prompt *cell"], clusters: Int[Tensor, " prompt"] | None) -> dict[str, list[Any]]:
     """Return columns on errors and tests, an entry for each cell."""
-    p = adjusted(rows)
-    low, high = bootstrap_interval(rows)
-    numbers = {"error": standard_errors(rows), "low": low, "high": high, "p_value": p, "significant": p <= LEVEL}
+    p = adjusted(by_cluster(rows, clusters))
+    low, high = bootstrap_interval(by_cluster(rows, clusters, rows.mean(0)))
+    numbers = {
+        "error": standard_errors(rows, clusters),
+        "low": low,
+        "high": high,
+        "p_value": p,
+        "significant": p <= LEVEL,
+    }
     return {name: each.flatten().tolist() for name, each in numbers.items()}

@@ -33,6 +33,7 @@ __all__ = [
     "LEVEL",
     "Estimate",
     "Estimates",
+    "by_cluster",
     "difference",
     "estimate",
     "estimates",
@@ -199,13 +200,48 @@ def estimates(values: Float[Tensor, "*thing batch pos"]) -> Estimates:
     return dataclasses.replace(found, values=means, each=values.detach().cpu())
 
 
-def standard_errors(rows: Float[Tensor, "prompt *cell"]) -> Float[Tensor, "*cell"]:
+def by_cluster(
+    rows: Float[Tensor, "prompt *cell"],
+    clusters: Int[Tensor, " prompt"] | None,
+    about: Float[Tensor, "*cell"] | float = 0.0,
+) -> Float[Tensor, "cluster *cell"]:
+    """Return a value for each cluster of prompts: the mean over its prompts, so that clusters are rows of a test.
+
+    Clusters of several sizes count by these: the mean over clusters is that over prompts.
+
+    Args:
+        rows: The value of each prompt.
+        clusters: A number for each prompt, the same within a cluster; `None`: each prompt is its own.
+        about: The number whose distances are averaged: zero for tests of a mean of zero, the mean itself for its error,
+            which then is that of a ratio of sums (see the module).
+
+    Example:
+        >>> rows = torch.tensor([[1.0], [3.0], [5.0], [7.0], [2.0]])
+        >>> by_cluster(rows[:4], torch.tensor([0, 0, 1, 1])).flatten(), by_cluster(rows, None).shape
+        (tensor([2., 6.]), torch.Size([5, 1]))
+    """
+    if clusters is None:
+        return rows
+    _, cluster = clusters.to(rows.device).unique(return_inverse=True)
+    n_clusters = int(cluster.max()) + 1
+    sums = rows.new_zeros(n_clusters, *rows.shape[1:]).index_add_(0, cluster, rows - about)
+    return about + sums * (n_clusters / len(rows))
+
+
+def standard_errors(
+    rows: Float[Tensor, "prompt *cell"], clusters: Int[Tensor, " prompt"] | None = None
+) -> Float[Tensor, "*cell"]:
     """Return one standard error of each cell's mean over prompts, `std / sqrt(n)`; NaN for a single prompt.
+
+    Args:
+        rows: The value of each prompt.
+        clusters: A number for each prompt, the same for those not drawn independently; the error is over clusters.
 
     Example:
         >>> standard_errors(torch.tensor([[1.0, 2.0], [3.0, 2.0]]))
         tensor([1., 0.])
     """
+    rows = by_cluster(rows, clusters, rows.mean(0))
     if len(rows) < 2:
         return torch.full_like(rows[0], torch.nan)
     return (rows.double().std(0) / math.sqrt(len(rows))).to(rows.dtype)

@@ -158,6 +158,7 @@ def activation_patch(
             runs=way_of_running(model),
             **({} if of_control_too is None else sweep.every(of_control_too, "control_")),
             control=control or "",
+            clusters=task.clusters,
         )
     return by_metric(made)
 

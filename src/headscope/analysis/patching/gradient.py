@@ -165,6 +165,7 @@ def attribution_patch(
             scale=scale,
             steps=steps,
             control=control or "",
+            clusters=task.clusters,
         )
     return by_metric(made)
 

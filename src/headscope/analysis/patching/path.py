@@ -313,6 +313,7 @@ class _Sweep:
                 positions=str(runs.positions),
                 runs=way_of_running(model),
                 control=control or "",
+                clusters=task.clusters,
                 **of_it,
             )
         return by_metric(made)

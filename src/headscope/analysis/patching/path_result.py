@@ -128,7 +128,7 @@ class PathPatchingResult(Controlled):
         return columns | {"receivers": [receivers] * len(labels)} if axis == "sender" else columns
 
     def _change_errors(self) -> Tensor | None:
-        return standard_errors(self.by_prompt("change")).flatten() if self.has_rows else None
+        return standard_errors(self.by_prompt("change"), self.clusters).flatten() if self.has_rows else None
 
     def _shares(self) -> Tensor:
         return torch.full_like(self.values, torch.nan) if self.clean == self.corrupted else self.normalized

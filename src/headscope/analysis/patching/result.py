@@ -166,7 +166,7 @@ class SiteResult(Controlled):
         if not self.has_rows:
             return frame
         chosen = torch.cat([self.by_prompt(site).flatten(1) for site in sites], 1)
-        return frame.assign(**evidence(chosen))
+        return frame.assign(**evidence(chosen, self.clusters))
 
     def _notes(self) -> Iterator[str]:
         for site in self.sites:

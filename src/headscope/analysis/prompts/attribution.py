@@ -323,6 +323,7 @@ class _AttributionAccumulator(Accumulator[Attribution]):
             labels=task.labels,
             word_names=tuple(task.word_idx),
             n_heads=self.cfg.n_heads,
+            clusters=task.clusters,
         )
 
     def _directions(

@@ -222,6 +222,7 @@ class Attribution(OverPrompts):
             sources=None if self.sources is None else self.sources[keep],
             neurons=None,
             word_positions=self.word_positions[:, keep],
+            clusters=None if self.clusters is None else self.clusters[keep],
             token_strings=tuple(string for number in keep for string in strings[number]),
             labels=(label,) * len(keep),
         )
