@@ -74,7 +74,7 @@ def test_values_of_clusters_against_a_loop() -> None:
 
 
 def test_values_seen_twice_are_no_evidence_of_their_own() -> None:
-    rows = torch.randn(8, 3000, generator=torch.Generator().manual_seed(1)).double()
+    rows = torch.randn(8, 1000, generator=torch.Generator().manual_seed(1)).double()
     twice, clusters = rows.repeat_interleave(2, 0), torch.arange(8).repeat_interleave(2)
     found = of_rows(twice, clusters)
     assert found.n_independent == 8 and found.is_judged
