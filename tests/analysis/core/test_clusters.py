@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headscope import HookedTransformer
-from headscope.analysis import Task, activation_patch, attribute, attribution_patch, path_patch, stability
+from headscope.analysis import (
+    Task,
+    activation_patch,
+    attribute,
+    attribution_patch,
+    edge_attribution,
+    edge_patch,
+    path_patch,
+    stability,
+)
 from headscope.analysis.core.bootstrap import bootstrap_interval
 from headscope.analysis.core.result import RunInfo
 from headscope.analysis.core.significance import adjusted, p_values
@@ -118,6 +128,8 @@ def test_all_patching_and_attribution_keeps_clusters(model: HookedTransformer, t
         attribution_patch(model, some, "z", positions="end", progress=False),
         path_patch(model, some, senders="3.2", receivers="final"),
         attribute(model, some, progress=False),
+        edge_attribution(model, some, progress=False),
+        edge_patch(model, some, ["3.2 -> final", "embed -> mlp0"], progress=False),
     ]
     for found in results:
         assert found.clusters is not None and found.clusters.tolist() == [0, 0, 1, 1, 3]
@@ -126,6 +138,18 @@ def test_all_patching_and_attribution_keeps_clusters(model: HookedTransformer, t
     torch.testing.assert_close(
         path.array("error").values, standard_errors(path.by_prompt("change"), some.clusters)[None]
     )
+
+
+@pytest.mark.parametrize("error_of", ["score", "change"])
+def test_errors_of_edges_are_over_clusters(model: HookedTransformer, task: Task, error_of: str) -> None:
+    some = task[:8]
+    if error_of == "score":
+        found: Any = edge_attribution(model, some, progress=False)
+    else:
+        found = edge_patch(model, some, ["3.2 -> final", "embed -> mlp0"], progress=False)
+    rows = found.by_prompt().double().numpy()
+    wanted = ((rows[0::2] + rows[1::2]) / 2).std(0, ddof=1) / 2
+    np.testing.assert_allclose(found.array("error").values.flatten(), wanted, rtol=1e-4, atol=1e-7)
 
 
 def test_resamples_are_of_clusters(task: Task) -> None:

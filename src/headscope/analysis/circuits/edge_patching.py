@@ -168,9 +168,11 @@ def edge_patch(
             bar.update(len(senders))
     changes = torch.cat([swept.values for swept in sweeps])
     order = changes.abs().argsort(descending=True, stable=True)
-    measured = _joined([(swept.values, swept.per_prompt) for swept in sweeps], order)
+    measured = _joined([(swept.values, swept.per_prompt) for swept in sweeps], order, task.clusters)
     if control is not None:
-        of_control = _joined([(swept.control_values, swept.control_per_prompt) for swept in sweeps], order)
+        of_control = _joined(
+            [(swept.control_values, swept.control_per_prompt) for swept in sweeps], order, task.clusters
+        )
         measured |= {f"control_{name}": each for name, each in of_control.items()}
     ordered = [pairs[at] for at in order.tolist()]
     return EdgePatchingResult(
@@ -183,15 +185,20 @@ def edge_patch(
         direction=options["direction"],
         scale=options["scale"],
         control=control or "",
+        clusters=task.clusters,
     )
 
 
-def _joined(parts: Sequence[tuple[Tensor | None, Tensor | None]], order: Int[Tensor, " edge"]) -> dict[str, Any]:
+def _joined(
+    parts: Sequence[tuple[Tensor | None, Tensor | None]],
+    order: Int[Tensor, " edge"],
+    clusters: Int[Tensor, " prompt"] | None,
+) -> dict[str, Any]:
     """Return the values, errors and single prompts of several sweeps, edges in some order."""
     values = torch.cat([each for each, _ in parts if each is not None])[order]
     rows = [each for _, each in parts if each is not None]
     per_prompt = torch.cat(rows)[order] if rows else None
-    errors = torch.full_like(values, torch.nan) if per_prompt is None else standard_errors(per_prompt.T)
+    errors = torch.full_like(values, torch.nan) if per_prompt is None else standard_errors(per_prompt.T, clusters)
     return {"values": values, "errors": errors, "per_prompt": per_prompt}
 
 

@@ -50,6 +50,7 @@ from headscope.analysis.circuits.sender_outputs import (
 )
 from headscope.analysis.core.progress import Bar, progress_bar
 from headscope.analysis.core.result import check_option
+from headscope.analysis.core.stats import standard_errors
 from headscope.analysis.prompts.controls import Control, RandomWay, controlled
 from headscope.analysis.prompts.metrics import Metric
 from headscope.analysis.prompts.task import Task
@@ -139,6 +140,7 @@ def edge_attribution(
         info=runs.info(model, int(runs.task.attention_mask.sum())),
         **values,
         control=control or "",
+        clusters=task.clusters,
         clean=clean,
         corrupted=corrupted,
         sender_labels=graph.sender_labels,
@@ -185,7 +187,7 @@ class _Attribution:
         per_token = len(graph.senders) * model.cfg.d_model * max(4, model.W_E.element_size())
         budget = Budget.of(model.W_E.device)
         batches = list(self.scorer.batches(max(1, min(budget.backward_tokens, budget.work_bytes // per_token))))
-        totals = _Totals(len(self.runs.task), graph, budget.kept_bytes)
+        totals = _Totals(self.runs.task, graph, budget.kept_bytes)
         ends = []
         with progress_bar(len(batches) * self.n_passes, "edges", shown=progress) as bar:
             for rows in batches:
@@ -318,9 +320,13 @@ class _Attribution:
 
 
 class _Totals:
-    """Scores over prompts: those of each as long as there is room, else sums and sums of squares."""
+    """Scores over prompts: those of each as long as there is room, else sums and sums of squares.
 
-    def __init__(self, n_prompts: int, graph: Graph, room: int) -> None:
+    Without room for each, errors over clusters of prompts are not known.
+    """
+
+    def __init__(self, task: Task, graph: Graph, room: int) -> None:
+        n_prompts, self._clusters = len(task), task.clusters
         self._allowed = graph.allowed
         self._rows: list[Tensor] = []
         self._scores: list[Tensor] = []
@@ -353,4 +359,7 @@ class _Totals:
             each = (ordered * unit).T.contiguous()
             spread = (ordered.double() - means).square().sum(0) / max(1, n - 1)
         errors = (spread / n).sqrt() * abs(unit) if n > 1 else torch.full_like(means, torch.nan)
+        if self._clusters is not None:
+            rows = torch.full_like(means, torch.nan)[None] if each is None else each.T.double()
+            errors = standard_errors(rows, None if each is None else self._clusters)
         return means * unit, errors, each
