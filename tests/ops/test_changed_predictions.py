@@ -69,6 +69,13 @@ def test_rows(dtype: torch.dtype, tolerance: float, soft_cap: float, tiles: None
     check(clean, changed, compare_rows(clean, changed), tolerance)
 
 
+def test_rows_may_be_transposed_in_memory() -> None:
+    clean = make(d_model=16)
+    changed = clean.rows[None] + torch.randn(1, 40, 16, generator=torch.Generator().manual_seed(1))
+    transposed = Prediction(clean.rows.T.contiguous().T, clean.W_U, clean.offset, clean.targets)
+    check(clean, changed, compare_rows(transposed, changed.mT.contiguous().mT), 2e-5)
+
+
 @pytest.mark.parametrize("n_rows", [3, 40])  # heads go through d_model, or through their rank
 @pytest.mark.parametrize("n_values", [1, 2, 15])
 def test_heads(n_rows: int, n_values: int, tiles: None) -> None:

@@ -1,15 +1,18 @@
 """Products of the CPU kernels' own loops, in blocks that registers hold, against float64."""
 
 import importlib.util
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
-import llvmlite.binding as llvm
 import numba
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numba.core.registry import cpu_target
 from torch import Tensor
 
 from headscope.ops.kernels import cpu_kernels, loops
@@ -40,6 +43,31 @@ def test_a_product_has_every_row_and_column_and_nothing_beside_them(
     assert torch.equal(room[1:-1, 1:-1], kernels.product(left, kernels.prepared(right), torch.empty(rows, tile)))
     room[1:-1, 1:-1] = 7.0
     assert bool((room == 7.0).all()), "nothing around it was written"
+
+
+def otherwise_laid_out(factor: Tensor) -> list[Tensor]:
+    """The same numbers in memory that a product has to walk through differently: transposed, and with gaps."""
+    rows, inner = factor.shape[-2:]
+    gaps = torch.full((*factor.shape[:-2], 2 * rows, 3 * inner), torch.nan)[..., ::2, ::3].copy_(factor)
+    return [factor.mT.contiguous().mT, gaps]
+
+
+@pytest.mark.parametrize(("rows", "inner", "tile"), [(10, 64, 70), (16, 5, 96), (1, 7, 48), (9, 1, 50)])
+def test_factors_may_lie_in_memory_in_any_way(rows: int, inner: int, tile: int) -> None:
+    kernels = CpuKernels()
+    left, right = draw(0, 2, rows, inner), kernels.prepared(draw(1, 2, inner, tile))
+    base, final = draw(2, 2, rows, tile)
+    states = kernels.factors(base.clone(), "base"), kernels.factors(final.clone(), "final")
+    heads = kernels.head_logits(left, right, torch.float32).clone()
+    sums, found = torch.empty(3, 2, 2, rows), torch.empty(3, 2, 2, rows)
+    kernels.head_changes(left, right, *states, sums)
+    for factor in otherwise_laid_out(left):
+        assert torch.equal(kernels.product(factor[0], right[0], torch.empty(rows, tile)), heads[0])
+        assert torch.equal(kernels.head_logits(factor, right, torch.float32), heads)
+        kernels.head_changes(factor, right, *states, found)
+        assert torch.equal(found, sums)
+    for out in otherwise_laid_out(torch.empty(rows, tile)):
+        assert torch.equal(kernels.product(left[0], right[0], out), heads[0])
 
 
 @settings(max_examples=30, deadline=None)
@@ -85,7 +113,8 @@ def without_avx512(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     """The loops as a processor with 16 registers of 8 numbers has them, compiled apart from the others."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(numba.config, "CACHE_DIR", str(tmp_path_factory.mktemp("numba")))
-        patch.setattr(llvm, "get_host_cpu_features", dict)
+        triple, processor, _ = cpu_target.target_context.codegen().magic_tuple()
+        patch.setattr(cpu_target.target_context.codegen(), "magic_tuple", lambda: (triple, processor, "+avx2,-avx512f"))
         spec = importlib.util.spec_from_file_location("narrow_loops", Path(loops.__file__))
         assert spec is not None and spec.loader is not None
         narrow = importlib.util.module_from_spec(spec)
@@ -101,3 +130,26 @@ def test_blocks_of_another_shape(without_avx512: ModuleType) -> None:
     narrow.pack(right.numpy(), packed.numpy())
     narrow.product(left.numpy(), packed[0].numpy(), out.numpy())
     torch.testing.assert_close(out, left @ right[0], rtol=1e-5, atol=1e-5)
+
+
+# Said of a processor to a program that has numba compile for none in particular.
+PRODUCT_ON = """
+import sys
+import llvmlite.binding as llvm
+features = llvm.get_host_cpu_features()
+features["avx512f"] = sys.argv[1] == "wide"
+llvm.get_host_cpu_features = lambda: features
+import torch
+from headscope.ops.kernels.cpu_kernels import CpuKernels
+left, right, out = torch.arange(200.0).view(20, 10), torch.arange(1000.0).view(10, 100), torch.empty(20, 100)
+print(torch.equal(CpuKernels().product(left, CpuKernels.prepared(right), out), left @ right))
+"""
+
+
+def test_machines_may_share_what_was_compiled(tmp_path: Path) -> None:
+    """A folder of compiled code for all of a cluster, whose processors have registers of different lengths."""
+    environment = {**os.environ, "NUMBA_CPU_NAME": "generic", "NUMBA_CACHE_DIR": str(tmp_path)}
+    for processor in ("wide", "narrow"):
+        command = [sys.executable, "-c", PRODUCT_ON, processor]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert (done.stdout, done.returncode) == ("True\n", 0), (processor, done.stderr)

@@ -89,6 +89,20 @@ def test_sums_equal_plain_ones(
     assert close(sums[2], (weights * added.double()).sum(-1), by)
 
 
+@pytest.mark.parametrize("cap", [2.0, 30.0, 1e3, 1e5, 1e7])
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_a_soft_cap_of_any_size(kernels: type[Kernels], cap: float) -> None:
+    """Logits from a thousandth of a bit, which a large cap leaves as they are, to far beyond a small one."""
+    linear, _, added = tiles(0, 4, 300, 2, 3.0, masked=False)
+    linear *= torch.tensor([1e-3, 0.1, 1.0, 4.0])[:, None]
+    added *= torch.tensor([1e-3, 0.1, 1.0, 4.0])[:, None]
+    out = torch.full((3, 2, 4), torch.nan)
+    kernels().formed(added.clone(), -1, linear, torch.zeros(300), cap, None, out)
+    log_z, entropy = moments(cap * torch.tanh((linear.double() - added.double()) / cap))
+    found_z, found_entropy = of_sums(*out)
+    assert close(found_z, log_z, TOLERANCE) and close(found_entropy, entropy, TOLERANCE)
+
+
 @pytest.mark.parametrize("kernels", KERNELS)
 def test_what_is_not_finite_is_not_hidden(kernels: type[Kernels]) -> None:
     base, final, added = tiles(0, 3, 20, 2, 1.0, masked=False)

@@ -14,11 +14,11 @@ Multiplication", sections 4 and 6).
 
 from typing import Any
 
-import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
 from numba import float32, int32, njit
 from numba.core import cgutils, types
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 from headscope.ops.kernels.interface import BITS, MASKED_BITS
@@ -45,8 +45,11 @@ _LOWEST = float32(-125.0)  # 2^-125 is nothing beside a sum of at least 1
 
 
 # Rows, and vectors of so many numbers in a row, whose sums are kept in registers: of 32 vectors of AVX-512, 24, while 3
-# vectors and 8 numbers are read for 24 multiplications; of 16 of AVX2, 12.
-_ROWS, _VECTORS, _WIDTH = (8, 3, 16) if llvm.get_host_cpu_features().get("avx512f", False) else (6, 2, 8)
+# vectors and 8 numbers are read for 24 multiplications; of 16 of AVX2, 12. The compiled code has these numbers in it,
+# and machines may share a folder of it (NUMBA_CACHE_DIR): they follow from the features that numba compiles for, which
+# it looks code up by, not from those of this processor, which NUMBA_CPU_NAME may hide from it.
+_FEATURES: str = cpu_target.target_context.codegen().magic_tuple()[2]
+_ROWS, _VECTORS, _WIDTH = (8, 3, 16) if "+avx512f" in _FEATURES.split(",") else (6, 2, 8)
 N_COLUMNS = _VECTORS * _WIDTH
 
 
@@ -78,6 +81,22 @@ def _exp2(x: Any) -> Any:
     power = power * rest + float32(6.931472028550421e-1)
     power = power * rest + float32(1.0)
     return power * _as_float((int32(whole) + int32(127)) << int32(23))
+
+
+@njit(fastmath=_FUSED, inline="always")
+def _tanh(y: Any) -> Any:
+    """Return the hyperbolic tangent; NaN becomes a number."""
+    size = abs(y)
+    power = size * _MINUS_TWO_NATS
+    t = _exp2(power if power > _LOWEST else _LOWEST)
+    # Near 0, where `1 - t` would keep few bits, an odd polynomial (relative error 1.5e-8 up to 1/2).
+    square = y * y
+    rest = float32(1.724149095e-2)
+    rest = rest * square + float32(-5.304549400e-2)
+    rest = rest * square + float32(1.332587895e-1)
+    rest = rest * square + float32(-3.333314390e-1)
+    far = (float32(1.0) - t) / (float32(1.0) + t)
+    return y + y * (square * rest) if size < float32(0.5) else far if y > float32(0.0) else -far
 
 
 @njit(error_model="numpy", fastmath=_FUSED, inline="always")
@@ -125,7 +144,7 @@ def factors(linear: Any, offset: Any, logits: Any, weights: Any, shift: Any, sum
 def formed(added: Any, sign: Any, linear: Any, offset: Any, cap: Any, gain: Any, out: Any) -> None:
     """Fill `out [3, component, row]` with shift, Z and S of `gain (linear + sign * added) + offset`, capped softly.
 
-    The cap is `c tanh(l / c)`, with `tanh y = (1 - t) / (1 + t)` for `t = exp(-2 y)`, and none if 0.
+    The cap is `c tanh(l / c)`, with `tanh y = (1 - t) / (1 + t)` for `t = exp(-2 y)` unless y is small, and none if 0.
     """
     components, rows, tile = added.shape
     logits = np.empty(tile, np.float32)
@@ -138,11 +157,7 @@ def formed(added: Any, sign: Any, linear: Any, offset: Any, cap: Any, gain: Any,
             if cap > 0.0:
                 for token in range(tile):
                     ratio = logits[token] / cap
-                    power = abs(ratio) * _MINUS_TWO_NATS
-                    t = _exp2(power if power > _LOWEST else _LOWEST)
-                    capped = cap * (float32(1.0) - t) / (float32(1.0) + t)
-                    capped = capped if ratio > 0.0 else -capped
-                    logits[token] = capped if ratio == ratio else ratio
+                    logits[token] = cap * _tanh(ratio) if ratio == ratio else ratio
             highest = _highest(logits)
             z = float32(0.0)
             s = float32(0.0)
@@ -301,23 +316,25 @@ def product(left: Any, right: Any, out: Any) -> None:
     """Fill `out [row, tile]` with `left [row, inner]` times the packed `right [block, inner, columns]`."""
     rows, inner = left.shape
     tile = out.shape[1]
-    whole = rows // _ROWS * _ROWS
-    # The last rows, and what goes over an edge, take a detour.
-    last = np.zeros((_ROWS if whole < rows else 0, inner), np.float32)
-    for row in range(whole, rows):
+    # Blocks are read and written by address, with numbers of float32 side by side. What lies otherwise takes a detour:
+    # rows, as do the last ones, which fill no block, and columns, as do those that go over an edge.
+    in_place = rows // _ROWS * _ROWS if left.strides[1] == 4 or inner == 1 else 0
+    copied = np.zeros((-(-(rows - in_place) // _ROWS) * _ROWS, inner), np.float32)
+    for row in range(in_place, rows):
         for k in range(inner):
-            last[row - whole, k] = left[row, k]
+            copied[row - in_place, k] = left[row, k]
     edge = np.empty((_ROWS, N_COLUMNS), np.float32)
     for block in range(len(right)):
         column = block * N_COLUMNS
         width = min(N_COLUMNS, tile - column)
+        is_direct = width == N_COLUMNS and out.strides[1] == 4
         factor = right.ctypes.data + block * right.strides[0]
         for row in range(0, rows, _ROWS):
             source, step = left.ctypes.data + row * left.strides[0], left.strides[0]
-            if row == whole:
-                source, step = last.ctypes.data, last.strides[0]
-            elif width == N_COLUMNS:
-                into = out.ctypes.data + row * out.strides[0] + column * out.itemsize
+            if row >= in_place:
+                source, step = copied.ctypes.data + (row - in_place) * copied.strides[0], copied.strides[0]
+            if is_direct and row + _ROWS <= rows:
+                into = out.ctypes.data + row * out.strides[0] + 4 * column
                 _block(source, step, factor, inner, into, out.strides[0])
                 continue
             _block(source, step, factor, inner, edge.ctypes.data, edge.strides[0])
