@@ -51,6 +51,12 @@ def test_tokens_are_read_from_any_of_the_files(tmp_path: Path, suffix: str) -> N
         ("a.json", "[[1.5, 2.0]]", "holds torch.float32"),
         ("a.json", "[]", "holds torch.float32"),
         ("a.json", "{", "cannot be read as tokens"),
+        ("a.json", '{"tokens": [[1, 2, 3]]}', r"it holds a dict, not a list of rows such as \[\[3, 1, 2"),
+        ("a.json", '"1, 2"', "it holds a str, not a list"),
+        ("a.json", "7", "it holds a int, not a list"),
+        ("a.json", "[[null, 1]]", "cannot be read as tokens: Could not infer dtype of NoneType"),
+        ("a.json", '[{"tokens": [1, 2]}]', "cannot be read as tokens: Could not infer dtype of dict"),
+        ("a.json", "[[1, 99999999999999999999]]", "cannot be read as tokens: Overflow"),
         ("a.npy", "no array", "cannot be read as tokens"),
         ("a.safetensors", "no tensors", "cannot be read as tokens"),
         ("a.bin", "", "is no file of tokens"),
@@ -62,6 +68,22 @@ def test_what_holds_no_tokens_says_why(tmp_path: Path, name: str, content: str |
         (tmp_path / name).write_text(content)
     with pytest.raises(InvalidInputError, match=said):
         read_tokens(tmp_path / name)
+
+
+def test_what_is_no_array_of_ids_says_why(tmp_path: Path) -> None:
+    path = tmp_path / "a.npy"
+    with path.open("wb") as file:
+        np.savez(file, tokens=np.array(ROWS))
+    with pytest.raises(InvalidInputError, match=r"a.npy cannot be read as tokens: .*magic string"):
+        read_tokens(path)
+    np.save(path, np.array([[1, 2**64 - 3]], dtype=np.uint64))
+    with pytest.raises(InvalidInputError, match="18446744073709551613 is too large for a token id"):
+        read_tokens(path)
+    np.save(path, np.array([["1", "2"]]))
+    with pytest.raises(InvalidInputError, match=r"cannot be read as tokens: .*can't convert"):
+        read_tokens(path)
+    np.save(path, np.array(ROWS, dtype=np.uint64))
+    assert read_tokens(path).tolist() == ROWS
 
 
 def test_several_tensors_need_a_name(tmp_path: Path) -> None:

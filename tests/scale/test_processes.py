@@ -17,7 +17,7 @@ from streams import measured, same_bits
 
 from headscope import HookedTransformer
 from headscope.errors import InvalidInputError, NotFiniteError, ShardError
-from headscope.scale import InProcess, Processes, Receipt, ShardJob, merge, status, worker
+from headscope.scale import InProcess, Processes, Receipt, ShardJob, merge, processes, status, worker
 from headscope.scale.models import ModelCopy
 
 TOKENS = torch.randint(0, 23, (40, 8), generator=torch.Generator().manual_seed(0))
@@ -107,6 +107,29 @@ def test_a_shard_that_always_fails_is_named(
         measured(model, TOKENS, run, InProcess()),
         measured(model, TOKENS, tmp_path / "one", InProcess(shard_tokens=SHARD)),
     )
+
+
+@pytest.mark.parametrize("devices", [["cuda:0", "cuda:1"], ["cuda:0", "cuda:0", "cuda:1"]])
+def test_a_worker_in_the_place_of_another_takes_its_device(monkeypatch: pytest.MonkeyPatch, devices: list[str]) -> None:
+    class Started:
+        def __init__(self, arguments: Sequence[str], *_: Any) -> None:
+            self.device, self.slot = arguments[2], _[-1]
+
+        def wait(self, seconds: float) -> None: ...
+
+    monkeypatch.setattr(processes, "_Process", Started)
+    n_workers = 2 * len(devices)
+    engine = Processes(n_workers, devices=devices)
+    engine._arguments = "run", "model", devices
+    running: dict[Any, Any] = {}
+    for _ in range(n_workers):
+        running[engine._free(running)] = None
+    assert [each.device for each in engine._started] == devices * 2
+    for each in list(engine._started):
+        engine._let_go(each)
+        assert engine._free(running).device == each.device
+        running[engine._started[-1]] = None
+    assert sorted(each.device for each in engine._started) == sorted(devices * 2)
 
 
 def test_half_a_reply_is_the_end_of_a_worker(

@@ -296,6 +296,17 @@ def test_a_damaged_merged_pass_is_merged_again(model: HookedTransformer, tmp_pat
     assert receipts == {path: path.stat().st_mtime_ns for path in folder.glob("shards/*/*.json")}, "measured again"
 
 
+def test_a_run_begun_before_passes_said_what_comes_then(model: HookedTransformer, tmp_path: Path) -> None:
+    folder = begun(model, tmp_path / "run", 0)
+    record = folder / "pass-entropy.json"
+    fields = json.loads(record.read_text())
+    del fields["then"]
+    record.write_text(json.dumps(fields))
+    (found,) = status(folder).passes
+    assert (found.name, found.done, found.then) == ("entropy", 1, ())
+    same_bits(run(model, folder, InProcess()), run(model, tmp_path / "whole", InProcess(shard_tokens=SHARD)))
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"begun": "soon"}'])
 @pytest.mark.parametrize("name", ["shards/entropy/000000.json", "pass-entropy.json"])
 def test_status_tells_which_record_is_damaged(

@@ -55,7 +55,10 @@ def read_tokens(path: Path | str) -> Int[Tensor, "batch pos"]:
 
 
 def _numpy(path: Path) -> Tensor:
-    values = np.load(path, allow_pickle=False)
+    with path.open("rb") as file:  # np.load would open an archive of arrays too
+        values = np.lib.format.read_array(file, allow_pickle=False)
+    if np.issubdtype(values.dtype, np.integer) and values.size and values.max() > np.iinfo(np.int64).max:
+        raise ValueError(f"{values.max()} is too large for a token id")
     # Unsigned ids (as corpora keep them) have no tensor of their own width.
     return torch.from_numpy(values.astype(np.int64) if np.issubdtype(values.dtype, np.integer) else values)
 
@@ -71,4 +74,9 @@ def _safetensors(path: Path) -> Tensor:
 
 def _json(path: Path) -> Tensor:
     rows: Any = json.loads(path.read_text(encoding="utf-8"))
-    return torch.as_tensor(rows)
+    if not isinstance(rows, list):
+        raise ValueError(f"it holds a {type(rows).__name__}, not a list of rows such as [[3, 1, 2], [3, 0, 1]]")
+    try:
+        return torch.as_tensor(rows)
+    except RuntimeError as error:  # of what is no number
+        raise ValueError(str(error)) from None

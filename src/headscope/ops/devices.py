@@ -38,6 +38,7 @@ class Budget:
         pair_numbers: Numbers in the products of pairs of heads that are made together.
         launch_bytes: On an accelerator, the logits of one launch, in float32; 0 where `core_tile` gives the size.
         mapped_bytes: Weights mapped from a file that may stay in memory; a larger model's go when a block has run.
+        unwritten_bytes: Results per position that a run in a folder holds before it writes them.
     """
 
     batch_tokens: int = 2048
@@ -52,6 +53,7 @@ class Budget:
     pair_numbers: int = 2**22
     launch_bytes: int = 0
     mapped_bytes: int = 2**30
+    unwritten_bytes: int = 256 * 2**20
 
     @classmethod
     def of(cls, device: torch.device | str) -> "Budget":

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -46,7 +46,7 @@ class Processes(Engine):
         threads: Threads of each; default: the cores divided among them.
         shard_tokens: Least number of tokens of a shard; default: that of the run's folder, or 32,768.
         model: What `from_pretrained` takes, to load in place of a copy of the model.
-        devices: Devices that workers take in turn; default: the model's.
+        devices: Devices; a worker takes the first of those that the fewest others have; default: the model's.
         retries: How often a shard is tried again before the run stops.
         timeout: Seconds after which a worker is held to hang on a shard, and is replaced; default: never.
         source: What `from_pretrained` takes to load the model, for `headscope merge` and others to know.
@@ -163,8 +163,9 @@ class Processes(Engine):
             if process not in running:
                 return process
         run, model, devices = self._arguments
-        device = devices[len(self._started) % len(devices)]
-        process = _Process([run, model, device, str(self.threads)], self.threads, self._replies)
+        n_there = Counter(process.slot for process in self._started)
+        slot = min(range(len(devices)), key=lambda each: n_there[each])
+        process = _Process([run, model, devices[slot], str(self.threads)], self.threads, self._replies, slot)
         self._started.append(process)
         return process
 
@@ -197,6 +198,7 @@ class _Process:
 
     Attributes:
         pid: Its number.
+        slot: Which of the engine's devices it computes on.
         ready: The model is loaded.
     """
 
@@ -205,7 +207,9 @@ class _Process:
         arguments: Sequence[str],
         threads: int,
         replies: "queue.SimpleQueue[tuple[_Process, dict[str, Any] | None]]",
+        slot: int,
     ) -> None:
+        self.slot = slot
         self._errors = tempfile.TemporaryFile()
         # Threads are set before torch is imported. Paths of this process are those of the worker, but for the current
         # folder (-P), whose files may have the names of modules.

@@ -231,6 +231,29 @@ def test_writes_take_a_hundredth_of_the_time(
     assert len(clock.writes) * write < 0.0101 * (clock.now - 1000.0)
 
 
+@pytest.mark.parametrize(("most", "most_held", "n_writes"), [(130, 112, 5), (1, 72, 8), (10**9, 376, 1)])
+def test_rows_are_written_before_they_fill_the_memory(
+    model: HookedTransformer,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    set_budget: Any,
+    most: int,
+    most_held: int,
+    n_writes: int,
+) -> None:
+    held, flush = list[int](), Stage.flush
+
+    def flushing(stage: Stage, done: Any, state: Any, rows: Any) -> None:
+        held.append(sum(tensor.nbytes for each in rows for tensor in each.values()))
+        flush(stage, done, state, rows)
+
+    monkeypatch.setattr(Stage, "flush", flushing)
+    set_budget(unwritten_bytes=most)
+    stage = Stage(new_folder(folder), "sums")
+    check_sums(accumulate(batches_of(model), Sums(model), stage=stage), stage)
+    assert (max(held), len(held)) == (most_held, n_writes) and sum(held) == 4 * 94
+
+
 @pytest.mark.parametrize(("batch", "life"), [(10.0, 12.0), (10.0, 25.0), (5.0, 12.0), (0.5, 4.0), (45.0, 46.0)])
 def test_a_run_of_few_batches_whose_processes_die_young_gets_on(
     model: HookedTransformer, folder: Path, monkeypatch: pytest.MonkeyPatch, batch: float, life: float
@@ -311,6 +334,40 @@ def test_a_finished_run_is_not_run_again(model: HookedTransformer, folder: Path)
     (folder / "result.safetensors").unlink()
     same_bits(measure(model, never(), folder, resume=True), wanted)
     assert [path.name for path in folder.glob("*.partial")] == ["being-written.partial"], "another process writes it"
+
+
+def test_rows_that_nobody_lived_to_count_are_removed(
+    model: HookedTransformer, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of an hour ago: another process may be about to count younger ones."""
+    options = {"reduce": "none", "resume": True}
+    wanted, write = measure(model, make_data(), reduce="none"), Stage.write
+
+    def dying(at: int) -> None:
+        def writes(stage: Stage, done: Any, state: Any) -> None:
+            if done.n_batches >= at:
+                raise Killed
+            write(stage, done, state)
+
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(Stage, "write", writes)
+            measure(model, make_data(), folder, **options, flush_every=at)
+
+    def rows() -> list[str]:
+        return sorted(path.name.removesuffix(".safetensors") for path in folder.glob("*-rows-*"))
+
+    for at in (5, 4, 3):
+        dying(at)
+    assert rows() == [f"entropy-rows-000000-00000{at}" for at in (3, 4, 5)]
+    stopped_run(model, folder, flush_every=2, **options)
+    counted = sorted(name.removesuffix(".safetensors") for name in Stage(folder, "entropy").done.rows)
+    assert counted == ["entropy-rows-000000-000002", "entropy-rows-000002-000004", "entropy-rows-000004-000005"]
+    assert set(rows()) > set(counted), "too young"
+    for path in folder.glob("*-rows-*"):
+        os.utime(path, (time.time() - 4000.0,) * 2)
+    dying(7)
+    assert rows() == [*counted, "entropy-rows-000005-000007"]
+    same_bits(measure(model, make_data(), folder, **options), wanted)
 
 
 # Killed

@@ -201,6 +201,7 @@ class Passes:
         if self._place is not None:
             before = self._stages[after] if after else None
             stage = self._stages[name] = Stage(self._place, name.replace(" ", "-"), after=before)
+            stage.clear_uncounted()
         done = 0 if stage is None else stage.done.n_tokens
         # Closed here, so that a pass that fails leaves no progress bar open.
         with closing(self._batches(data, name, include_bos=include_bos, done=done)) as batches:

@@ -17,7 +17,7 @@ from headscope.model.checkpoints.files import write_bytes
 
 __all__ = ["Place", "place_of", "writing"]
 
-_ABANDONED = 3600.0  # seconds without a byte, after which a file half written is nobody's
+_ABANDONED = 3600.0  # seconds without a byte, after which what a process left unfinished is nobody's
 
 
 class Place:
@@ -91,9 +91,14 @@ class Place:
     def clear_partial(self) -> None:
         """Remove what a process that died left half written, when it is too old for another to be writing it still."""
         for path in self.path.glob("*.partial"):
-            with suppress(FileNotFoundError):  # the other put it in its place, or removed it
-                if time.time() - path.stat().st_mtime > _ABANDONED:
-                    path.unlink()
+            self.remove_abandoned(path.name)
+
+    def remove_abandoned(self, name: str) -> None:
+        """Remove a file that a process left unfinished, if it is too old for another to be about to finish it."""
+        path = self.path / name
+        with suppress(FileNotFoundError):  # the other put it in its place, or removed it
+            if time.time() - path.stat().st_mtime > _ABANDONED:
+                path.unlink()
 
 
 class _Remote(Place):
@@ -148,6 +153,9 @@ class _Remote(Place):
 
     def clear_partial(self) -> None:
         """Nothing is ever half there."""
+
+    def remove_abandoned(self, name: str) -> None:
+        """Leave it: not every kind of store tells a file's age."""
 
 
 def place_of(folder: str | Path | Place) -> Place:

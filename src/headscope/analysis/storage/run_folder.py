@@ -10,7 +10,8 @@ A folder (`Passes(out=...)`) holds one run of one analysis:
 - `result.safetensors`: the result.
 
 Every file appears whole or not at all, and a state is written after the rows it counts, which it lists with their
-hashes: a process may die at any moment, and what it leaves is the run as it was at a flush. Two processes that do the
+hashes: a process may die at any moment, and what it leaves is the run as it was at a flush. Rows that it did not live
+to count are removed by one that goes on with the run an hour later, or with the result. Two processes that do the
 same work in the same folder, because one was thought dead, do not harm each other: a name of rows says all that is in
 them. To resume, the data is gone through again from its start; what was counted is hashed and compared instead of
 measured.
@@ -35,6 +36,7 @@ from headscope.analysis.storage.manifest import START_ANEW, fingerprint
 from headscope.analysis.storage.places import Place, place_of
 from headscope.errors import CheckpointError, InvalidInputError
 from headscope.model.checkpoints.files import TensorFiles, read_metadata, write_tensors
+from headscope.ops.devices import Budget
 
 __all__ = ["RESULT", "Progress", "Stage", "accumulate", "check_folder"]
 
@@ -55,7 +57,7 @@ def accumulate(
         batches: The data, from its start. Untouched if the stage is finished.
         accumulator: A new one, which is returned.
         stage: Where the state is kept; its rows are then found there too, not in the accumulator.
-        flush_every: Write after so many batches too; default: by time alone (see `_Pace`).
+        flush_every: Write after so many batches too; default: by time and memory alone (see `_Pace`).
 
     Raises:
         InvalidInputError: if the data is not that of the run that is resumed.
@@ -68,7 +70,8 @@ def accumulate(
     accumulator.restore(stage.state or {})
     if stage.done.finished:
         return accumulator
-    trail, n_done, pace = _Trail(), stage.done.n_batches, _Pace()
+    most_bytes = Budget.of(accumulator.model.W_E.device).unwritten_bytes
+    trail, n_done, pace = _Trail(), stage.done.n_batches, _Pace(most_bytes)
     rows: list[dict[str, Tensor]] = []
     held: tuple[Progress, dict[str, Any], list[dict[str, Tensor]]] | None = None
     try:
@@ -76,14 +79,15 @@ def accumulate(
             trail.add(batch)
             stage.check(trail)
             if trail.n_batches <= n_done:
-                pace = _Pace()
+                pace = _Pace(most_bytes)
                 mark_safe(stage.done.n_tokens)
                 continue
             accumulator.update(batch)
             rows = [*rows, accumulator.take_rows()]
             # In one assignment, so that an interrupt finds all of a batch or nothing of it.
             held = trail.noted(), accumulator.state(), rows
-            if pace.is_due() or trail.n_batches - stage.done.n_batches == flush_every:
+            n_bytes = sum(tensor.nbytes for tensor in rows[-1].values())
+            if pace.is_due(n_bytes) or trail.n_batches - stage.done.n_batches == flush_every:
                 with pace.writing():
                     stage.flush(*held)
                 held, rows = None, []
@@ -98,24 +102,34 @@ def accumulate(
 
 
 class _Pace:
-    """The times at which a pass is written: within 30 seconds, and sooner while a process is young.
+    """The times at which a pass is written: within 30 seconds, and sooner while a process is young or holds much.
 
     The first write is due after a second, and each later one after as long as the process had measured at the one
     before: a process that is killed loses half of what it did, at most, so that a run gets on however short-lived its
     processes are. Where writes are slow they are fewer, to cost a hundredth of the time, but never later than in 30
-    seconds; where a batch takes longer than that, each is written.
+    seconds; where a batch takes longer than that, each is written. Results per position take as long to write in few
+    pieces as in many, so they may cost more than a hundredth; they are written before they exceed `most_bytes`.
+
+    Args:
+        most_bytes: Of results per position that may be held (of one batch, if that has more).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most_bytes: int) -> None:
         self._began = self._written = self._batch = time.monotonic()
         self._cost = 0.0
+        self._most_bytes, self._bytes = most_bytes, 0
 
-    def is_due(self) -> bool:
-        """Tell, after a batch, whether it is time to write: whether another as long as it would come too late."""
+    def is_due(self, n_bytes: int) -> bool:
+        """Tell whether it is time to write: whether another batch like the last would come too late, or be too much.
+
+        Args:
+            n_bytes: Of results per position that the last batch gave.
+        """
         now = time.monotonic()
         took, self._batch = now - self._batch, now
+        self._bytes += n_bytes
         wait = min(_SECONDS, max(_FIRST, self._written - self._began, self._cost / _SHARE))
-        return now - self._written + took > wait
+        return now - self._written + took > wait or self._bytes + n_bytes > self._most_bytes
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -123,7 +137,7 @@ class _Pace:
         began = time.monotonic()
         yield
         self._written = self._batch = time.monotonic()
-        self._cost = self._written - began
+        self._cost, self._bytes = self._written - began, 0
 
 
 @dataclass(frozen=True)
@@ -273,6 +287,15 @@ class Stage:
             with self.place.file(name) as path:
                 if fingerprint(TensorFiles([path])) != wanted:
                     raise CheckpointError(f"{self.place}/{name} is damaged: its content does not match its checksum.")
+
+    def clear_uncounted(self) -> None:
+        """Remove rows that the state does not count, if they are too old for another process to be about to count them.
+
+        For a run that is one process's: the rows of shards go with the result.
+        """
+        for name in self.place.names():
+            if name.startswith(f"{self.name}-rows-") and name not in self.done.rows:
+                self.place.remove_abandoned(name)
 
     def remove(self) -> None:
         """Remove the state and the rows it counts."""

@@ -470,4 +470,5 @@ def _read_json(place: Place, name: str, make: Callable[[Any], T]) -> T:
 
 
 def _pass(fields: Any) -> dict[str, Any]:
-    return {"data": str(fields["data"]), "begun": float(fields["begun"]), "then": tuple(fields["then"])}
+    # The first folders of format 3 do not say what comes then.
+    return {"data": str(fields["data"]), "begun": float(fields["begun"]), "then": tuple(fields.get("then", ()))}
