@@ -214,8 +214,9 @@ class Passes:
     @contextmanager
     def _bar_of_all(self, name: str) -> Iterator[None]:
         """Open one bar for all passes, at the start of this one, where their sizes are known and no bar is open."""
-        sizes = [self._n_tokens(self._data_of(each)) for each in self._order]
-        if len(sizes) < 2 or None in sizes or is_shown() or not self._run["progress"]:
+        wanted = self._run["progress"] and len(self._order) > 1 and not is_shown()
+        sizes = [self._n_tokens(self._data_of(each)) for each in self._order] if wanted else []
+        if not sizes or None in sizes:
             yield
             return
         known = [size for size in sizes if size is not None]
