@@ -33,7 +33,8 @@ SAID: dict[str, tuple[Callable[[], Markup], list[str]]] = {
     "most of it": (
         lambda: kept_alone(circuit(0.9), held_out=True),
         [
-            "these 2 heads alone at work", "90 % ± 0.5 % of what the swap changes", "+1.600 of +2.000 logits",
+            "With 2 heads alone at work (0.0, 1.1), MLPs as they are",
+            "90 % ± 0.5 % of what the swap changes", "+1.600 of +2.000 logits",
             "20 prompts that the search for them did not see",
             "ahead in 100 % of them, where the whole model has 100 %",
             "something is missing from them", "at random keep 2.5 %", "~do more", "~not clearly",

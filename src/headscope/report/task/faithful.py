@@ -10,6 +10,8 @@ from headscope.report.words import count, percent, percents, say, signed
 
 __all__ = ["kept_alone"]
 
+_NAMED = 20
+
 
 def kept_alone(found: Faithfulness, *, held_out: bool) -> Markup:
     """The share that the circuit's heads keep by themselves, and if that is all of it."""
@@ -21,10 +23,11 @@ def kept_alone(found: Faithfulness, *, held_out: bool) -> Markup:
         ahead = ", and the right name ahead in {share} of them, where the whole model has {whole}"
         right = say(ahead, share=percent(float(found.right[-1])), whole=percent(found.whole_right))
     told = say(
-        "With these {heads} alone at work, MLPs as they are and every other head giving what it gives with the other "
-        "name as subject, {share} of what the swap changes is there ({metric} of {whole} logits, on {prompts} "
+        "With {heads} alone at work ({names}), MLPs as they are and every other head giving what it gives with the "
+        "other name as subject, {share} of what the swap changes is there ({metric} of {whole} logits, on {prompts} "
         "{which}){right}.",
         heads=count(len(found.ranking), "head"),
+        names=", ".join(found.ranking[:_NAMED]) + (", ..." if len(found.ranking) > _NAMED else ""),
         share=percents(kept),
         metric=signed(float(found.metrics[-1])),
         whole=signed(float(found.whole.mean())),

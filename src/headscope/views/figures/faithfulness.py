@@ -14,6 +14,7 @@ __all__ = ["faithfulness_curve"]
 _GRAY = "rgb(120,120,120)"
 _SHOWN = 3  # parts named when hovering
 _WIDE = 20  # times the smallest circuit, from which on the axis is logarithmic
+_NUMBERED = 20  # parts, up to which each is numbered
 
 
 def faithfulness_curve(found: Faithfulness, *, title: str = "What the circuit keeps by itself") -> "go.Figure":
@@ -71,7 +72,11 @@ def faithfulness_curve(found: Faithfulness, *, title: str = "What the circuit ke
     parts = "heads" if found.level == "nodes" and not any("mlp" in part for part in found.ranking) else found.level
     figure.update_xaxes(title_text=f"{parts} kept, of {found.n_parts}", type=kind)
     figure.update_yaxes(title_text="share of the metric kept")
-    return styled(figure, title, found.info.data, height=380, legend={"orientation": "h", "y": -0.25})
+    if kind == "linear" and ends[1] <= _NUMBERED:
+        figure.update_xaxes(dtick=1)
+    return styled(
+        figure, title, found.info.data, height=400, margin={"t": 96, "b": 90}, legend={"orientation": "h", "y": -0.3}
+    )
 
 
 def _said(found: Faithfulness, at: int) -> str:
