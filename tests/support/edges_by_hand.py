@@ -22,6 +22,10 @@ SHAPES: dict[str, dict[str, Any]] = {
     "norms behind": {"use_normalization_after_only": True, "normalization_type": "RMS"},
     "shortformer, clipped": {"positional_embedding_type": "shortformer", "clip_qkv": 0.4, "normalization_type": None},
     "gated, experts": {"gated_attn": True, "num_experts": 3, "experts_per_token": 2},
+    "latent": {
+        "d_latent_kv": 6, "d_latent_q": 5, "positional_embedding_type": "rotary", "rotary_dim": 2,
+        "normalization_type": "RMS",
+    },
     "layers of several kinds": {"layer_parts": ["attn", "mlp", "attn+mlp"]},
 }  # fmt: skip
 
