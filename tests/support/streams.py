@@ -74,7 +74,7 @@ CASES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "loss": (next_token_loss, {"data": make_tokens(7)}),
     "next tokens": (predict_next_tokens, {"k": 3}),
     "logit lens": (logit_lens, {"lens_bias": False}),
-    "attribution": (lambda *a, **o: attribute(*a, **{**PROMPTS, **o}), {"sources": False}),
+    "attribution": (lambda *a, **o: attribute(*a, **{**PROMPTS, **o}), {"sources": False, "control": "reinitialized"}),
     "head scores": (head_scores, {"include_bos": True}),
     "head types": (detect_heads, {"min_effect": 0.1}),
 }

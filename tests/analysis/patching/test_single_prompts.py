@@ -262,6 +262,43 @@ def test_controls_stand_beside_an_unchanged_finding(
         bare.of_control()
 
 
+@pytest.mark.parametrize("control", ["reinitialized", "shuffled_answers"])
+def test_direct_effects_stand_beside_those_of_a_control(
+    control: Any, model: HookedTransformer, tmp_path: Path, set_budget: SetBudget
+) -> None:
+    task = dataclasses.replace(random_task(9), labels=("odd", "even") * 4 + ("odd",))
+    bare = attribute(model, task, progress=False)
+    measured = (reinitialized(model, 3), task) if control == "reinitialized" else (model, shuffled_answers(task, 3))
+    alone = attribute(*measured, sources=False, neurons=False, progress=False)
+    set_budget(batch_tokens=2 * LENGTH)
+    found = attribute(model, task, control=control, seed=3, progress=False)
+    beside = found.of_control()
+    for name in ("components", "accumulated", "logit_difference", "sources", "neurons"):
+        torch.testing.assert_close(getattr(found, name), getattr(bare, name), check_dtype=True)
+    for name in ("components", "accumulated", "logit_difference"):
+        torch.testing.assert_close(getattr(beside, name), getattr(alone, name))
+    assert beside.sources is None and beside.neurons is None and not beside.control
+    assert f"control, {control.replace('_', ' ')}: {alone.top(3).line()}" in str(found)
+    column = torch.tensor(found.to_frame().control.tolist(), dtype=torch.float64)
+    torch.testing.assert_close(column, alone.components.mean(0))
+    torch.testing.assert_close(found.only("even").of_control().components, alone.components[1::2])
+    again = type(found).load(found.save(tmp_path / "attribution.safetensors"))
+    assert str(again) == str(found) and str(again.of_control()) == str(beside)
+
+
+def test_a_control_goes_on_with_the_run_in_a_folder(model: HookedTransformer, task: Task, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    found = attribute(model, task, control="shuffled_answers", out=out, progress=False)
+    again = attribute(model, task, control="shuffled_answers", out=out, resume=True, progress=False)
+    assert again.control_components is not None and found.control_components is not None
+    assert torch.equal(again.control_components, found.control_components)
+    for other in ({}, {"control": "reinitialized"}, {"control": "shuffled_answers", "seed": 1}):
+        with pytest.raises(InvalidInputError, match="control|seed"):
+            attribute(model, task, out=out, resume=True, progress=False, **other)
+    with pytest.raises(InvalidInputError, match="attribution patches none"):
+        attribute(model, task, control="norm_matched", progress=False)
+
+
 @pytest.mark.parametrize("kind", ["activation", "attribution", "sweep"])
 def test_a_reinitialized_model_is_measured_in_the_findings_scale(
     kind: str, model: HookedTransformer, task: Task

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from headscope.analysis.attention.score_result import OWN
 from headscope.analysis.core.components import component_label, component_of
-from headscope.analysis.prompts.attribution import values_along
+from headscope.analysis.prompts.direct_effects import values_along
 from headscope.analysis.prompts.task import Task
 from headscope.analysis.recording.record import record
 from headscope.errors import InvalidInputError, NotFiniteError

@@ -1,39 +1,34 @@
 """Direct logit attribution: what each part of the model adds to the logit difference of right and wrong answers.
 
-With the final norm's scale frozen to that of the real final state, logits are linear in the residual stream: for a
-prompt with scale `s`, norm weight `w` and answers whose unembeddings differ by `u`, anything written to the stream adds
-its product with `center(w * u) / s`. That vector is made once per prompt, and everything is read along it: a head as
-`z . (W_O v)`, a head's source as `pattern * (value . (W_O v))`, a neuron as `activation * (W_out v)`. Norms behind
-attention and MLP (Gemma 2, OLMo 2) have their scales frozen too, at the position that is read: so are these shares of
-one sum, and all parts together still give the logit difference (before a soft cap, if there is one).
+`direct_effects` says how one forward pass is read. Prompts come in batches, which are streamed, resumed and sharded as
+those of every analysis.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Unpack
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from headscope.analysis.core.batches import Batch, describe_data, iterate_batches
-from headscope.analysis.core.head_lists import over_layers
 from headscope.analysis.prompts.attribution_result import Attribution, component_labels
+from headscope.analysis.prompts.controls import Control, controlled
+from headscope.analysis.prompts.direct_effects import DirectEffects, Recorded, linear_of
 from headscope.analysis.prompts.metrics import LinearMetric
 from headscope.analysis.prompts.reading import TokenStrings
 from headscope.analysis.prompts.task import Task
 from headscope.analysis.recording.lens_states import state_labels
-from headscope.analysis.recording.record import Reading, check_final, record
 from headscope.analysis.storage.accumulator import Accumulator
 from headscope.analysis.storage.manifest import fingerprint
 from headscope.analysis.storage.options import RunOptions, streaming
 from headscope.analysis.storage.passes import Passes
 from headscope.errors import InvalidInputError
-from headscope.model.activations.readout import Readout, readout_of
-from headscope.model.names import Part, post_scale_name
+from headscope.model.activations.readout import Readout
 from headscope.model.transformer import HookedTransformer
 
-__all__ = ["attribute", "attribute_each", "values_along"]
+__all__ = ["attribute", "attribute_each"]
 
 
 @streaming()
@@ -47,6 +42,8 @@ def attribute(
     metric: LinearMetric | None = None,
     sources: bool = True,
     neurons: bool = True,
+    control: Control | None = None,
+    seed: int = 0,
     **run: Unpack[RunOptions],
 ) -> Attribution:
     """Attribute the logit difference to what each part of the model adds to it directly.
@@ -66,11 +63,16 @@ def attribute(
             and positions; default: the task's own.
         sources: Also by the position that each head attends to.
         neurons: Also by MLP neuron; not where MLPs are experts, as each token has other neurons then.
+        control: Also measure where there is nothing to find: `"reinitialized"` (another run of each prompt) or
+            `"shuffled_answers"` (the same run); see `prompts.controls`. `"norm_matched"` is of patches, which there
+            are none of here. By component, not by source or neuron.
+        seed: Of the control.
         **run: Options of every run; see `RunOptions`.
 
     Raises:
         InvalidInputError: For answers or positions that do not fit, a metric that is not linear in the logits, tokens
-            out of range, or a part of the model that was replaced by something that cannot be read.
+            out of range, a control that would change nothing, or a part of the model that was replaced by something
+            that cannot be read.
         NotFiniteError: If a final state is not finite.
 
     Example:
@@ -89,14 +91,17 @@ def attribute(
     run["describe"] = run["describe"] or (data.description if isinstance(data, Task) else describe_data(data))
     options = {"sources": sources, "neurons": neurons}
     batch = {"tokens": task.clean_tokens, "attention_mask": task.attention_mask}
-    answers, weights = _linear_of(task).terms()
-    asked = {"answers": answers, "weights": weights, "positions": _linear_of(task).positions}
-    passes = Passes("attribution", model, batch, {**options, "asked": fingerprint(asked)}, include_bos=True, **run)
+    answers, weights = linear_of(task).terms()
+    asked = {"answers": answers, "weights": weights, "positions": linear_of(task).positions}
+    beside = _control(model, task, control, metric, seed)
+    described = {**options, "asked": fingerprint(asked)} | ({"control": control, "seed": seed} if control else {})
+    passes = Passes("attribution", model, batch, described, include_bos=True, **run)
     if (finished := passes.finished(Attribution)) is not None:
         return finished
-    return passes.finish(
-        "attribution", _AttributionAccumulator(model, options, passes.described, against=asked, task=task)
+    made = _AttributionAccumulator(
+        model, options, passes.described, against=asked, task=task, control=control or "", beside=beside
     )
+    return passes.finish("attribution", made)
 
 
 @torch.no_grad()
@@ -114,11 +119,12 @@ def attribute_each(model: HookedTransformer, tasks: Sequence[Task], *, progress:
     options = {"sources": True, "neurons": False}
     tasks = [_as_task(model, task, None, None, None, None) for task in tasks]
     each = [_AttributionAccumulator(model, options, task.description, task=task) for task in tasks]
+    run = each[0].effects
     prompts = {"tokens": tasks[0].clean_tokens, "attention_mask": tasks[0].attention_mask}
     for batch in iterate_batches(model, prompts, include_bos=True, progress=progress, description="attribution"):
-        acts, final = each[0].recorded(batch)
+        recorded = run.recorded(batch, each[0].prompts_of(batch))
         for one in each:
-            one.read(batch, acts, final)
+            one.take(batch, recorded)
     return [one.result() for one in each]
 
 
@@ -136,7 +142,7 @@ def _as_task(
         if answer_tokens is not None or positions is not None or attention_mask is not None:
             raise InvalidInputError("a Task has its answers, positions and mask: give these only with tokens.")
         task = data if metric is None else replace(data, metric=metric)
-        _check_answers(model, _linear_of(task).terms()[0], data.clean_tokens)
+        _check_answers(model, linear_of(task).terms()[0], data.clean_tokens)
         return task.to(device)
     if not isinstance(data, Tensor):
         raise InvalidInputError(f"data must be a Task, or tokens [prompt, pos]; got {type(data).__name__}.")
@@ -183,21 +189,6 @@ def _as_task(
     ).to(device)
 
 
-def _linear_of(task: Task) -> LinearMetric:
-    """Return a task's metric, if it is one that can be attributed.
-
-    Raises:
-        InvalidInputError: If it is not linear in the logits.
-    """
-    metric = task.measure
-    if not isinstance(metric, LinearMetric):
-        raise InvalidInputError(
-            f"only a metric that is linear in the logits adds up over the parts of a model; got {metric!r}. Give an "
-            "AnswerMetric, a NumberMetric or another LinearMetric, or use activation_patch or attribution_patch."
-        )
-    return metric
-
-
 def _check_answers(model: HookedTransformer, answers: Tensor, tokens: Tensor) -> None:
     if answers.ndim != 2 or len(answers) != len(tokens):
         raise InvalidInputError(
@@ -213,139 +204,89 @@ def _check_answers(model: HookedTransformer, answers: Tensor, tokens: Tensor) ->
         )
 
 
+def _control(
+    model: HookedTransformer, task: Task, control: Control | None, metric: LinearMetric | None, seed: int
+) -> "DirectEffects | None":
+    """Return what reads a control, if one is asked for.
+
+    Raises:
+        InvalidInputError: For a control that there is not, or that would change nothing.
+    """
+    if control is None:
+        return None
+    if control == "norm_matched":
+        raise InvalidInputError(
+            "control='norm_matched' is of patched activations, and attribution patches none. Take 'reinitialized' or "
+            "'shuffled_answers'."
+        )
+    other, other_task = controlled(model, task, control, metric=metric, seed=seed)
+    return DirectEffects(other, other_task, sources=False, neurons=False)
+
+
 class _AttributionAccumulator(Accumulator[Attribution]):
     """Direct logit attribution over a stream of batches of prompts."""
 
     def __init__(
-        self, model: HookedTransformer, options: dict[str, Any], data: str, *, task: Task, **part: Any
+        self,
+        model: HookedTransformer,
+        options: dict[str, Any],
+        data: str,
+        *,
+        task: Task,
+        control: str = "",
+        beside: DirectEffects | None = None,
+        **part: Any,
     ) -> None:
         super().__init__(model, options, data, **part)
-        self.task, self.cfg, self.metric = task, model.cfg, _linear_of(task)
-        self.positions = self.metric.places(*task.clean_tokens.shape)[:, 0].to(task.clean_tokens.device)
-        self.sources = options["sources"]
-        self.neurons = options["neurons"] and not (self.cfg.attn_only or self.cfg.num_experts is not None)
-        self.readout = readout_of(model)
-        self.kind = torch.promote_types(self.cfg.dtype, torch.float32)
-        layers = range(self.cfg.n_layers)
-        self.W_O = {layer: model.output_weight(layer) for layer in self.cfg.layers_with("attn")}
-        with_neurons = self.cfg.layers_with("mlp") if self.neurons else ()
-        self.W_out = {layer: model.output_weight(layer, "mlp") for layer in with_neurons}
-        self.embeddings = ["hook_embed"]
-        self.embeddings += ["hook_pos_embed"] if self.cfg.positional_embedding_type == "standard" else []
-        kinds = ["hook_resid_pre", "hook_resid_mid", "hook_attn_out", "hook_mixer_out", "hook_mlp_out", "attn.hook_z"]
-        kinds += ["attn.hook_pattern", "attn.hook_v", "attn.hook_gate"] if self.sources else []
-        kinds += ["mlp.hook_post"] if self.neurons else []
-        self.names = self.embeddings + [f"blocks.{layer}.{kind}" for layer in layers for kind in kinds]
-        parts: tuple[Part, ...] = ("attn", "mlp") if self.neurons else ("attn",)
-        self.names += [post_scale_name(layer, of) for layer in layers for of in parts]
+        self.task, self.control, self.beside = task, control, beside
+        self.effects = DirectEffects(model, task, **options)
+
+    def prompts_of(self, batch: Batch) -> slice:
+        """The place of a batch among all prompts."""
+        return slice(self.n_before, self.n_before + len(batch.tokens))
 
     @torch.no_grad()
     def update(self, batch: Batch) -> None:
         """Run a batch of prompts, and read it along the directions of its answers."""
-        self.read(batch, *self.recorded(batch))
+        self.take(batch, self.effects.recorded(batch, self.prompts_of(batch)))
 
-    def recorded(self, batch: Batch) -> tuple[dict[str, Tensor], Float[Tensor, "prompt d_model"]]:
-        """Run a batch of prompts; what is read of it, and its final state."""
-        n = len(batch.tokens)
-        prompts = torch.arange(n, device=batch.tokens.device)
-        positions = self.positions[self.n_before : self.n_before + n]
-
-        def reading(name: str) -> Reading:
-            if name.endswith("hook_v"):
-                return lambda values: values.to(self.kind)
-            if name.endswith("hook_pattern"):
-                return lambda pattern: pattern[prompts, :, positions].to(self.kind)
-            return lambda activation: activation[prompts, positions].to(self.kind)
-
-        readings = {name: reading(name) for name in self.names}
-        acts, final = record(self.model, batch.tokens, readings, attention_mask=batch.attention_mask)
-        final = final[prompts, positions].to(self.kind)
-        check_final(final)
-        return acts, final
-
-    def read(self, batch: Batch, acts: Mapping[str, Tensor], final: Float[Tensor, "prompt d_model"]) -> None:
-        """Read a batch that was run along the directions of its answers."""
-        n = len(batch.tokens)
-        which = slice(self.n_before, self.n_before + n)
-        toward, constant = self._directions(final, *self.metric.terms(which))
-
-        def along(state: Float[Tensor, "prompt d_model"]) -> Float[Tensor, " prompt"]:
-            return (state * toward).sum(-1)
-
-        def behind(layer: int, of: Part) -> Float[Tensor, "prompt d_model"]:
-            scale = acts.get(post_scale_name(layer, of))
-            return toward if scale is None else toward / scale
-
-        components, by_source, by_neuron = [along(acts[name]) for name in self.embeddings], [], []
-        for layer in range(self.cfg.n_layers):
-            name, parts = f"blocks.{layer}.", self.cfg.parts_of(layer)
-            if "attn" in parts:
-                onto = torch.einsum("hed,pd->phe", self.W_O[layer].to(self.kind), behind(layer, "attn"))
-                heads = (acts[name + "attn.hook_z"] * onto).sum(-1)
-                # What attention adds besides its heads is its bias, which belongs to none of them.
-                components += [*heads.unbind(-1), along(acts[name + "hook_attn_out"]) - heads.sum(-1)]
-            components += [along(acts[f"{name}hook_{part}_out"]) for part in parts if part != "attn"]
-            if "attn" in parts and self.sources:
-                # The gate is that of the position the head writes at, the same for all it attends to.
-                onto = onto * acts.get(f"{name}attn.hook_gate", 1.0)
-                by_source.append(acts[name + "attn.hook_pattern"] * values_along(acts[name + "attn.hook_v"], onto))
-            if layer in self.W_out:
-                onto_neurons = behind(layer, "mlp") @ self.W_out[layer].to(self.kind).T
-                by_neuron.append((acts[name + "mlp.hook_post"] * onto_neurons).double().sum(0))
-        kinds = ("hook_resid_pre", "hook_resid_mid") if self.cfg.has_resid_mid else ("hook_resid_pre",)
-        passed = [acts[f"blocks.{layer}.{kind}"] for layer in range(self.cfg.n_layers) for kind in kinds]
-        states = torch.stack([along(state) + constant for state in (*passed, final)], 1)
-        # Rows are [..., prompt, x].
-        rows = {"states": states, "components": torch.stack([*components, constant], 1)}
-        rows |= {"sources": over_layers(self.cfg, torch.stack(by_source)).movedim(2, 1)} if by_source else {}
-        neurons = {"neurons": over_layers(self.cfg, torch.stack(by_neuron), "mlp")} if by_neuron else {}
-        self.add(batch, n, neurons, rows)
+    def take(self, batch: Batch, recorded: Recorded) -> None:
+        """Read a batch that was run."""
+        which = self.prompts_of(batch)
+        rows, neurons = self.effects.read(which, recorded)
+        if (beside := self.beside) is not None:
+            of_control = recorded if beside.model is self.model else beside.recorded(batch, which)
+            rows |= {f"control_{name}": each for name, each in beside.read(which, of_control)[0].items()}
+        self.add(batch, len(batch.tokens), neurons, rows)
 
     def summary(self, rows: dict[str, Tensor]) -> Attribution:
         """Return the attributions of all prompts; those of neurons as means over them."""
         task, neurons = self.task, self.sums.get("neurons")
         total = rows["states"][:, -1].clone()
+        beside = {}
+        if self.beside is not None:
+            states = rows["control_states"]
+            beside = {"control_logit_difference": states[:, -1].clone(), "control_accumulated": states}
+            beside["control_components"] = rows["control_components"]
         words = list(task.word_idx.values())
         return Attribution(
             info=self.info(self.options),
             logit_difference=total,
             accumulated=rows["states"],
             components=rows["components"],
-            sources=rows["sources"].movedim(-2, 0).contiguous() if self.sources else None,
+            sources=rows["sources"].movedim(-2, 0).contiguous() if self.effects.sources else None,
             neurons=None if neurons is None else (neurons / self.n_sequences).to(total.dtype),
             tokens=task.clean_tokens,
             attention_mask=task.attention_mask,
-            positions=self.positions,
+            positions=self.effects.positions,
             word_positions=torch.stack(words) if words else task.positions.new_empty(0, len(task)),
             state_labels=state_labels(self.model),
-            component_labels=component_labels(self.cfg),
+            component_labels=component_labels(self.model.cfg),
             token_strings=tuple(string for row in task.str_tokens for string in row),
             labels=task.labels,
             word_names=tuple(task.word_idx),
-            n_heads=self.cfg.n_heads,
+            n_heads=self.model.cfg.n_heads,
             clusters=task.clusters,
+            control=self.control,
+            **beside,
         )
-
-    def _directions(
-        self, final: Float[Tensor, "prompt d_model"], answers: Tensor, weights: Tensor
-    ) -> tuple[Float[Tensor, "prompt d_model"], Float[Tensor, " prompt"]]:
-        """Return the direction that the stream is read along, and what the biases behind it add."""
-        readout = self.readout
-        columns, b_U = readout.W_U.detach().T[answers].to(self.kind), readout.b_U.detach()[answers].to(self.kind)
-        by = weights.to(self.kind).to(columns.device)
-        u = (columns * by[..., None]).sum(1)
-        constant = (b_U * by).sum(1) + self.metric.constant
-        if readout.bias is not None:
-            constant = constant + u @ readout.bias.detach().to(self.kind)
-        if readout.weight is not None:
-            u = u * readout.weight.detach().to(self.kind)
-        # Centering is its own transpose: what is read of a centered state is read along the centered direction.
-        return readout.center(u) / readout.scale(final), constant
-
-
-def values_along(
-    v: Float[Tensor, "prompt key_pos group d_head"], onto: Float[Tensor, "prompt head d_head"]
-) -> Float[Tensor, "prompt head key_pos"]:
-    """Return what each position's value adds through each head, were it attended to fully; heads may share values."""
-    by_group = onto.unflatten(1, (v.shape[2], -1))
-    return torch.einsum("pkge,pgre->pgrk", v, by_group).flatten(1, 2)

@@ -1,7 +1,7 @@
 """`Attribution`, which `attribute` returns."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from headscope.analysis.core.components import component_of
 from headscope.analysis.core.named_arrays import Label, cell_label
-from headscope.analysis.core.over_prompts import OverPrompts
+from headscope.analysis.core.over_prompts import NO_CONTROL, Controlled
 from headscope.analysis.core.ranking import HeadScore, Ranking
 from headscope.analysis.core.result import Array, component_label
 from headscope.errors import InvalidInputError, unknown_name
@@ -45,7 +45,7 @@ def component_labels(cfg: HookedTransformerConfig) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, repr=False)
-class Attribution(OverPrompts):
+class Attribution(Controlled):
     """Direct logit attribution: the effect of each part of the model on the logit difference, in logits.
 
     Positive: towards the right answer. The final norm's scale is the one the prompt's final state had, so that the
@@ -70,6 +70,9 @@ class Attribution(OverPrompts):
         labels: Which kind of prompt each is.
         word_names: Such as `IO`, `S1`, `S2`.
         n_heads: Heads per layer.
+        control_logit_difference: What the control gave (of sources and neurons nothing is known there).
+        control_accumulated: The same at each state.
+        control_components: What each component adds there.
         info: What was run on what; `n_positions` is the number of prompts.
     """
 
@@ -87,6 +90,7 @@ class Attribution(OverPrompts):
         "accumulated_std": Array("state", unit="logits", column="std", of=lambda found: _std(found.accumulated)),
         "components": Array("prompt component", unit="logits", column="mean"),
         "components_std": Array("component", unit="logits", column="std", of=lambda found: _std(found.components)),
+        "control_components": Array("prompt component", unit="logits", column="control", absent=NO_CONTROL),
         "sources": Array(
             "prompt layer head key_pos",
             unit="logits",
@@ -103,7 +107,7 @@ class Attribution(OverPrompts):
         "component": "component_labels",
         "part": "part_labels",
     }
-    columns: ClassVar[tuple[str, ...]] = ("components", "components_std")
+    columns: ClassVar[tuple[str, ...]] = ("components", "components_std", "control_components")
     ranked: ClassVar[tuple[str, ...]] = ("heads_and_mlps",)
     judged: ClassVar[str | None] = "components"
     ends: ClassVar[tuple[str, str]] = ("add most", "take most away")
@@ -122,6 +126,9 @@ class Attribution(OverPrompts):
     labels: tuple[str, ...]
     word_names: tuple[str, ...]
     n_heads: int
+    control_logit_difference: Float[Tensor, " prompt"] | None = field(default=None, kw_only=True)
+    control_accumulated: Float[Tensor, "prompt state"] | None = field(default=None, kw_only=True)
+    control_components: Float[Tensor, "prompt component"] | None = field(default=None, kw_only=True)
 
     # The components, by what they are
 
@@ -212,7 +219,8 @@ class Attribution(OverPrompts):
             raise unknown_name("label", label, dict.fromkeys(self.labels))
         keep = [number for number, each in enumerate(self.labels) if each == label]
         strings = self.str_tokens
-        names = ("logit_difference", "accumulated", "components", "tokens", "attention_mask", "positions")
+        names = ["logit_difference", "accumulated", "components", "tokens", "attention_mask", "positions"]
+        names += [f"control_{name}" for name in names[:3]] if self.control else []
         taken: dict[str, Any] = {name: getattr(self, name)[keep] for name in names}
         info = replace(self.info, n_sequences=len(keep), n_positions=len(keep), data=f"{self.info.data} ({label})")
         return replace(
@@ -226,6 +234,14 @@ class Attribution(OverPrompts):
             token_strings=tuple(string for number in keep for string in strings[number]),
             labels=(label,) * len(keep),
         )
+
+    def of_control(self) -> Self:
+        """The control as a result of its own, without sources and neurons.
+
+        Raises:
+            InvalidInputError: If none was measured.
+        """
+        return replace(super().of_control(), sources=None, neurons=None)
 
     # What stands out
 
@@ -274,6 +290,7 @@ class Attribution(OverPrompts):
         yield from super()._notes()
         if note := self._evidence_note():
             yield note
+        yield from self._control_notes()
         left = float(self.unexplained.abs().mean())
         if left > 1e-3 * (1 + float(self.components.abs().sum(1).mean())):
             yield f"{left:.3f} of it is in no component: a hook changes the stream between them"
