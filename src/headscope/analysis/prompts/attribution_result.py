@@ -90,6 +90,12 @@ class Attribution(Controlled):
         "accumulated_std": Array("state", unit="logits", column="std", of=lambda found: _std(found.accumulated)),
         "components": Array("prompt component", unit="logits", column="mean"),
         "components_std": Array("component", unit="logits", column="std", of=lambda found: _std(found.components)),
+        "control_logit_difference": Array(
+            "prompt", unit="logits", absent=NO_CONTROL, of=lambda found: found.control_logit_difference
+        ),
+        "control_accumulated": Array(
+            "prompt state", unit="logits", absent=NO_CONTROL, of=lambda found: found.control_accumulated
+        ),
         "control_components": Array("prompt component", unit="logits", column="control", absent=NO_CONTROL),
         "sources": Array(
             "prompt layer head key_pos",
