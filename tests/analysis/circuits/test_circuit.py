@@ -1,16 +1,22 @@
 """Circuits: a model set by hand has the paths it was given, and every effect is that of one path patched alone."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from name_moving_model import name_moving_model, name_task
 from tiny import tiny_model
 
 from headscope import HookedTransformer
-from headscope.analysis.circuits.circuit import find_circuit
+from headscope.analysis.circuits.circuit import _halves, find_circuit
 from headscope.analysis.circuits.circuit_result import Circuit
+from headscope.analysis.circuits.edges import edge_attribution
 from headscope.analysis.circuits.faithfulness import circuit_faithfulness
+from headscope.analysis.circuits.node_runs import NodeRuns
+from headscope.analysis.circuits.search import faithful_parts
 from headscope.analysis.heads.types import detect_heads
 from headscope.analysis.patching.path import path_patch
+from headscope.analysis.prompts.named_metrics import ProbabilityMetric
 from headscope.analysis.prompts.task import Task
 from headscope.data.ioi import IOIDataset
 from headscope.errors import InvalidInputError
@@ -80,6 +86,41 @@ def test_effects_are_those_of_single_paths():
     assert found.control is not None and abs(float(found.control[-1])) < 0.5
     only_heads = find_circuit(model, task, max_receivers=1, mlps=False, progress=False)
     assert not any(name.startswith("mlp") for name in only_heads.nodes)
+
+
+def test_held_out_prompts_are_those_that_the_search_did_not_see():
+    """Neither are they the other prompts' corrupted runs, nor did a path on them bring a head in."""
+    model = HookedTransformer.from_pretrained("headscope-demo")
+    names = ("Mary", "John", "Tom", "Sean", "Erin")
+    pairs = [(names[at % 5], names[(at + 1 + at // 5) % 5]) for at in range(9)]
+    task = Task.from_templates(["Then {} gave a book to"], pairs, model.tokenizer)
+    searched, said = _halves(task)
+    assert sorted([*searched.tolist(), *said.tolist()]) == list(range(18)) and abs(len(searched) - len(said)) <= 2
+    assert task.clusters is not None
+    assert not set(task.clusters[searched].tolist()) & set(task.clusters[said].tolist())
+    few = replace(task, clusters=torch.arange(18) // 9)
+    assert torch.equal(*_halves(few))
+    dataset = IOIDataset(N=24, tokenizer=model.tokenizer, prepend_bos=True, seed=1)
+    task = Task.from_ioi(dataset, "ABB->ABA, BAB->BAA")
+    searched, _ = _halves(task)
+    for min_effect, alike in ((0.03, True), (0.005, False)):
+        found = faithful_parts(NodeRuns(model, task[searched]), min_effect)
+        circuit = find_circuit(model, task, min_effect=min_effect, max_receivers=2, progress=False)
+        assert (set(circuit.kept) == set(found.parts)) is alike is circuit.held_out
+        assert ("the search did not see" in str(circuit)) is alike
+
+
+def test_other_metrics_are_not_called_logits():
+    model, task = name_moving_model(), name_task(8)
+    metric = ProbabilityMetric(task.correct, task.positions)
+    found = find_circuit(model, task, metric=metric, max_receivers=0, progress=False)
+    assert "logit" not in str(found).replace("logit-", "") and found.array("effects") is not None
+    assert found.declared()["effects"].unit == "" and found.table().columns[2].header == "Effect"
+    logits = find_circuit(model, task, max_receivers=0, progress=False)
+    assert "  logit difference +4.0" in str(logits) and logits.table().columns[2].header == "Effect (logits)"
+    edges = edge_attribution(model, task, progress=False).circuit(3)
+    others = edge_attribution(model, task, metric=metric, progress=False).circuit(3)
+    assert edges.unit == "logits" and others.unit == ""
 
 
 def test_random_models_may_have_no_paths():

@@ -67,6 +67,17 @@ def test_numbers_are_those_of_single_runs(tmp_path) -> None:
         assert len(result.to_frame()) == 4
 
 
+def test_random_sets_differ_and_are_not_empty() -> None:
+    model, task = name_moving_model(), name_task(4)
+    for circuit, groups, wanted in (
+        (TRUE, None, 15), (TRUE[:2], None, 3), (TRUE[:2], {"a": TRUE[:1]}, 3), (TRUE[:1], None, 1)
+    ):  # fmt: skip
+        found = circuit_completeness(model, task, circuit, groups=groups, draws=20)
+        assert len(found.sets) == len(set(found.sets)) == wanted and all(found.sets)
+        assert found.info.options["draws"] == wanted - len(groups or {})
+    assert len(circuit_completeness(model, task, TRUE, draws=3).sets) == 3
+
+
 def test_bad_sets() -> None:
     model, task = name_moving_model(), name_task(4)
     with pytest.raises(InvalidInputError, match=r"3\.1 of group 'x' is not in the circuit"):

@@ -164,6 +164,39 @@ def test_edges_among_nodes_are_the_circuit_of_the_nodes(ablation: str) -> None:
     assert curve.faithfulness[[0, -1]].tolist() == pytest.approx([0.0, 1.0])
 
 
+@pytest.mark.parametrize("ablation", ["patch", "mean", "zero"])
+def test_nothing_and_the_empty_circuit(ablation: Any) -> None:
+    """MLPs see the clean embedding, and answer by it; of means and zeros that is where faithfulness begins."""
+    model, task = tiny_model(n_layers=2), random_task((6, 4, 5, 6), seed=3)
+    for keep_mlps in (True, False):
+        options: dict[str, Any] = {"sizes": [0, 1], "ablation": ablation, "keep_mlps": keep_mlps, **QUIET}
+        found = circuit_faithfulness(model, task, ["0.1"], controls=0, **options)
+        assert found.kept_by_none == pytest.approx(float(found.faithfulness[0]), abs=1e-9)
+        assert found.per_prompt is not None
+        torch.testing.assert_close(found.empty, found.per_prompt[0], rtol=0, atol=1e-12)
+        if ablation != "patch":
+            assert abs(float(found.faithfulness[0])) < 1e-9 and "on the corrupted prompts" not in str(found)
+            continue
+        corrupted = model(task.corrupted_tokens, attention_mask=task.attention_mask).detach()
+        torch.testing.assert_close(found.nothing, task.logit_difference(corrupted, per_prompt=True))
+        empty = f"{float(found.empty.mean()):+.3f} ({float(found.faithfulness[0]):.1%}) without any"
+        assert "on the corrupted prompts, " + empty in str(found) and abs(float(found.faithfulness[0])) > 0.01
+
+
+def test_areas_are_named_for_what_they_are() -> None:
+    model, task = tiny_model(n_layers=2), random_task()
+    graph = CircuitRuns(model, task).graph
+    edges = dict.fromkeys(graph.labels_of(graph.allowed), 1.0)
+    nodes = dict.fromkeys(["0.0", "0.1", "0.2", "1.0", "1.1", "1.2"], 1.0)
+    shown = [
+        str(circuit_faithfulness(model, task, scores, controls=0, **sizes, **QUIET)).splitlines()[-1]
+        for scores, sizes in ((edges, {}), (edges, {"sizes": [0.5, 1.0]}), (nodes, {}), (nodes, {"sizes": [1, 3]}))
+    ]
+    assert shown[0].startswith("  CPR") and "over these" not in shown[0]
+    assert shown[1].endswith("over these shares of edges") and shown[2].endswith("over these shares of nodes")
+    assert shown[3].startswith("  3 nodes")
+
+
 def test_results_are_read_saved_and_printed(tmp_path: Path) -> None:
     model, task = name_moving_model(), name_task(8)
     found = circuit_faithfulness(model, task, {"0.0": 3.0, (1, 0): 2.0, "2.0": 1.5}, sizes=[1, 3], **QUIET)

@@ -42,7 +42,7 @@ SAID: dict[str, tuple[Callable[[], Markup], list[str]]] = {
     ),
     "all of it": (
         lambda: kept_alone(circuit(1.0), held_out=False),
-        ["they were found on", "do not clearly do less or more", "~missing", "~did not see"],
+        ["20 prompts that the search for them saw", "do not clearly do less or more", "~missing", "~did not see"],
     ),
     "perhaps all of it": (
         lambda: kept_alone(circuit(0.9, noise=0.6), held_out=True), ["do not clearly do less or more", "~missing"],

@@ -20,6 +20,7 @@ def circuit(**fields) -> Circuit:
         "groups": ("duplicate_token", "s_inhibition", "MLP", "name_mover", "final"),
         "inputs": ("", "q", "v", "", "k"),
         "threshold": 0.4, "clean": 5.0, "corrupted": -5.0, "left_out": ("0.1",),
+        "has_answers": True,
     }  # fmt: skip
     return Circuit(**{**values, **fields})
 

@@ -9,6 +9,7 @@ one input).
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -34,7 +35,8 @@ from headscope.model.transformer import HookedTransformer
 
 __all__ = ["find_circuit"]
 
-_ENOUGH = 16  # prompts, of which half may be kept from the search
+_ENOUGH = 16  # prompts, of which half may be kept from the search,
+_CLUSTERS = 4  # if they are of so many clusters
 _SEARCHING = 4  # steps of the bar for the search, where a receiver is one
 _SIZES = 6  # numbers of heads that are run by themselves
 
@@ -64,10 +66,11 @@ def find_circuit(
 
     The heads are those that keep what the whole model does when they alone are at work, MLPs staying as they are (see
     `faithful_parts`). Half of the prompts of each label judge the search, and the other half say how faithful the
-    circuit is; fewer than 16 prompts do both. The paths are sought from the final residual stream back, into the heads
-    found first, the strongest before others. In models of more than 64 heads and MLPs only the heads found and
-    MLPs send, and only those are patched for which gradients estimate half of the least effect; in smaller ones all
-    components send, and the heads on the paths join the circuit.
+    circuit is, prompts of a cluster on one side; fewer than 16 prompts do both. The paths are sought from the final
+    residual stream back, into the heads found first, the strongest before others. In models of more than 64 heads and
+    MLPs only the heads found and MLPs send, and only those are patched for which gradients estimate half of the least
+    effect; in smaller ones all components send, and the heads on the paths, for which all prompts are searched, join
+    the circuit.
 
     Cost: the search, some 40 forward passes of half of the prompts; then for each receiver, input and sender a run of
     the layers behind the receiver. The sweep into the final stream costs no run.
@@ -156,8 +159,9 @@ def find_circuit(
         kept_random=kept.random,
         kept_whole=kept.whole,
         kept_nothing=kept.nothing,
+        kept_empty=kept.empty,
         n_parts=kept.n_parts,
-        held_out=said is not searched,
+        held_out=said is not searched and set(heads) == set(found.parts),
         has_answers=has_answers,
     )
 
@@ -180,12 +184,20 @@ def _checked(task: Task, min_effect: float, level: float, max_receivers: int, me
     return measured
 
 
-def _halves(task: Task) -> tuple[Int[Tensor, " row"], Int[Tensor, " row"]]:
-    """The prompts that judge a search, and those that say how faithful it is: as many of each label, if enough."""
-    by_label = torch.tensor(sorted(range(len(task)), key=lambda row: task.labels[row]), device="cpu")
-    if len(task) < _ENOUGH:
-        return by_label, by_label
-    return by_label[::2].sort().values, by_label[1::2].sort().values
+def _halves(task: Task) -> tuple[Int[Tensor, " searched"], Int[Tensor, " said"]]:
+    """The prompts that judge a search, and those that say how faithful it is: as many of each label, if enough.
+
+    The prompts of a cluster are on one side: those of a template are each other's corrupted prompts.
+    """
+    clusters: dict[int, list[int]] = {}
+    for row, cluster in enumerate(range(len(task)) if task.clusters is None else task.clusters.tolist()):
+        clusters.setdefault(cluster, []).append(row)
+    by_label = sorted(clusters.values(), key=lambda rows: task.labels[rows[0]])
+    if len(task) < _ENOUGH or len(by_label) < _CLUSTERS:
+        every = torch.arange(len(task), device="cpu")
+        return every, every
+    searched, said = (torch.tensor(sorted(chain(*by_label[at::2])), device="cpu") for at in (0, 1))
+    return searched, said
 
 
 class _Path(NamedTuple):

@@ -23,19 +23,19 @@ _SHOWN = 12
 
 @dataclass(frozen=True, repr=False)
 class Circuit(Result):
-    """Parts of a model, and how much of a logit difference goes along the paths between them.
+    """Parts of a model, and how much of a metric, mostly the logit difference, goes along the paths between them.
 
     Attributes:
         edges: Sender and receiver of each path, as numbers of nodes; the strongest first.
-        effects: What the logit difference loses when the path, and it alone, carries what it carried in the corrupted
+        effects: What the metric loses when the path, and it alone, carries what it carried in the corrupted
             prompts, mean over prompts: above zero, the path works for the right answer.
         errors: Standard error of each, over prompts.
         layers: The layer of each node; that of `final` is the number of layers.
         nodes: `3.2`, `mlp3`, and `final`, the stream that the answer is read from.
         groups: The kind of each node: that of a head (`name_mover`, ...), `head`, `MLP`, `final`.
         inputs: What of the receiver reads the path: `q`, `k`, `v`, or nothing for MLPs and `final`.
-        threshold: The least effect of a path that was kept, in logits.
-        clean: The logit difference.
+        threshold: The least effect of a path that was kept, in the metric's unit.
+        clean: The metric.
         corrupted: That on the corrupted prompts.
         left_out: Nodes into which no paths were looked for, since there were too many.
         node_effects: What the metric loses when a head alone leaves the circuit, everything else outside giving what it
@@ -46,9 +46,10 @@ class Circuit(Result):
         kept_random: That of as many heads drawn at random, mean over prompts.
         kept_whole: That of the whole model, on the same prompts.
         kept_nothing: That of the corrupted run.
+        kept_empty: That of a run in which no head is at work.
         n_parts: The number of heads of the model.
-        held_out: These prompts are others than those that the search for heads was judged by.
-        has_answers: The metric is a logit difference.
+        held_out: The search saw none of these prompts: they did not judge it, and no head joined for a path on them.
+        has_answers: The metric is a logit difference, in logits.
         info: What was run on what.
     """
 
@@ -82,9 +83,23 @@ class Circuit(Result):
     kept_random: Float[Tensor, "draw size"] | None = None
     kept_whole: Float[Tensor, " prompt"] | None = None
     kept_nothing: Float[Tensor, " prompt"] | None = None
+    kept_empty: Float[Tensor, " prompt"] | None = None
     n_parts: int = 0
     held_out: bool = False
     has_answers: bool = False
+
+    def declared(self) -> Mapping[str, Array]:
+        return {name: replace(array, unit=self.unit if array.unit else "") for name, array in self.arrays.items()}
+
+    @property
+    def unit(self) -> str:
+        """The unit of effects: logits, or none that is known."""
+        return "logits" if self.has_answers else ""
+
+    @property
+    def measured_as(self) -> str:
+        """The metric in words."""
+        return "logit difference" if self.has_answers else "metric"
 
     @property
     def faithfulness(self) -> Faithfulness | None:
@@ -101,6 +116,7 @@ class Circuit(Result):
             random=self.kept_random,
             whole=self.kept_whole,
             nothing=self.kept_nothing,
+            empty=self.kept_empty,
             ranking=self.kept,
             n_parts=self.n_parts,
             level="nodes",
@@ -121,7 +137,7 @@ class Circuit(Result):
 
     @property
     def shares(self) -> Float[Tensor, " edge"]:
-        """Effects as shares of the clean logit difference less the corrupted one."""
+        """Effects as shares of the clean metric less the corrupted one."""
         return self.effects / (self.clean - self.corrupted)
 
     @property
@@ -156,7 +172,7 @@ class Circuit(Result):
         table = Table(title="Paths of the circuit", caption=str(self.info), caption_justify="left")
         for name in ("Sender", "Receiver"):
             table.add_column(name)
-        for name in ("Effect (logits)", "Error", "Share"):
+        for name in (f"Effect ({self.unit})" if self.unit else "Effect", "Error", "Share"):
             table.add_column(name, justify="right")
         for row in self.to_frame().itertuples(index=False):
             to = f"{row.receiver}.{row.input}" if row.input else row.receiver
@@ -165,7 +181,7 @@ class Circuit(Result):
 
     def _notes(self) -> Iterator[str]:
         yield (
-            f"logit difference {self.clean:+.3f}, corrupted {self.corrupted:+.3f}; {len(self.nodes)} nodes, "
+            f"{self.measured_as} {self.clean:+.3f}, corrupted {self.corrupted:+.3f}; {len(self.nodes)} nodes, "
             f"{len(self.inputs)} paths of at least {self.threshold:.3f}"
         )
         yield from self.kept_alone
@@ -184,10 +200,12 @@ class Circuit(Result):
         lines = [
             f"its {len(self.kept)} heads alone keep {share:.1%} ± {error:.1%} of it, {float(found.metrics[-1]):+.3f} "
             f"of {float(found.whole.mean()):+.3f}, on {len(found.whole)} prompts that "
-            + ("the search did not see" if self.held_out else "they were found on")
+            + ("the search did not see" if self.held_out else "the search saw")
         ]
         if found.right is not None and found.whole_right is not None:
             lines.append(f"right in {float(found.right[-1]):.0%} of these, the whole model in {found.whole_right:.0%}")
-        if found.control is not None:
-            lines.append(f"as many heads at random keep {float(found.control[-1]):.1%}")
+        beside = [] if found.control is None else [f"as many heads at random keep {float(found.control[-1]):.1%}"]
+        beside += [] if found.kept_by_none is None else [f"no head at all keeps {found.kept_by_none:.1%}"]
+        if beside:
+            lines.append(", ".join(beside))
         return tuple(lines)

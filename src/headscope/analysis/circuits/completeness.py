@@ -11,7 +11,7 @@ With m(X) the metric of a run in which only the parts X are at work, C the circu
 Sets are the circuit's groups and random ones; differences are shares of m(M) - m(nothing).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -137,7 +137,8 @@ def circuit_completeness(
         task: Prompts with corrupted ones.
         circuit: A `Circuit`, or a list of heads and MLPs.
         groups: Sets of parts to be left out, by name; default: a `Circuit`'s groups.
-        draws: Number of random sets, each of about half of the parts.
+        draws: Number of random sets, each of about half of the parts: no set twice, nor one without parts. There are
+            fewer of them if the circuit does not have as many.
         ablation: See `circuit_faithfulness`.
         keep_mlps: See there.
         metric: What is measured; default: the task's metric.
@@ -158,17 +159,14 @@ def circuit_completeness(
     """
     check_at_least(0, draws=draws)
     runs, inside, named = _of(model, task, circuit, groups, ablation, keep_mlps, metric)
-    generator = torch.Generator("cpu").manual_seed(seed)
-    left_out = dict(named)
-    for number in range(1, draws + 1):
-        left_out[f"random {number}"] = inside & (torch.rand(len(inside), generator=generator, device="cpu") < 0.5)
+    left_out = named | {f"random {at}": each for at, each in enumerate(_drawn(inside, named.values(), draws, seed), 1)}
     if not left_out:
         raise InvalidInputError("there is no set of parts to leave out: give groups, or draws above 0.")
     sets = torch.stack(list(left_out.values()))
     both = runs.values(torch.cat([inside & ~sets, ~sets])).cpu()
     own, whole = both.split(len(sets))
     return Completeness(
-        info=_info(model, task, ablation=ablation, draws=draws, seed=seed),
+        info=_info(model, task, ablation=ablation, draws=len(left_out) - len(named), seed=seed),
         circuit=own.view(len(sets), -1).mean(1),
         model=whole.view(len(sets), -1).mean(1),
         errors=_errors(own - whole),
@@ -264,6 +262,22 @@ def _of(
             raise InvalidInputError(f"{beyond[0]} of group {name!r} is not in the circuit: {', '.join(parts)}.")
     inside = torch.tensor([part in parts for part in runs.parts])
     return runs, inside, {name: torch.tensor([part in group for part in runs.parts]) for name, group in named.items()}
+
+
+def _drawn(
+    inside: Bool[Tensor, " part"], known: Iterable[Bool[Tensor, " part"]], draws: int, seed: int
+) -> list[Bool[Tensor, " part"]]:
+    """Random sets of some of a circuit's parts, all different from each other and from those known."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    seen = {tuple(each.tolist()) for each in known if bool(each.any())}
+    n_left = 2 ** int(inside.sum()) - 1 - len(seen)
+    drawn: list[Bool[Tensor, " part"]] = []
+    while len(drawn) < min(draws, n_left):
+        some = inside & (torch.rand(len(inside), generator=generator, device="cpu") < 0.5)
+        if bool(some.any()) and tuple(some.tolist()) not in seen:
+            seen.add(tuple(some.tolist()))
+            drawn.append(some)
+    return drawn
 
 
 def _groups(circuit: Circuit) -> dict[str, list[object]]:

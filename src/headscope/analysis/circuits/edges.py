@@ -52,7 +52,7 @@ from headscope.analysis.core.progress import Bar, progress_bar
 from headscope.analysis.core.result import check_option
 from headscope.analysis.core.stats import standard_errors
 from headscope.analysis.prompts.controls import Control, RandomWay, controlled
-from headscope.analysis.prompts.metrics import Metric
+from headscope.analysis.prompts.metrics import AnswerMetric, Metric
 from headscope.analysis.prompts.task import Task
 from headscope.analysis.prompts.two_runs import Direction, Scale, Scorer, TaskRuns
 from headscope.analysis.recording.record import Replacement, check_final, record
@@ -149,6 +149,7 @@ def edge_attribution(
         steps=steps if "ig" in method.split("_") else 1,
         direction=direction,
         scale=scale,
+        has_answers=isinstance(attribution.scorer.metric, AnswerMetric),
     )
 
 

@@ -97,6 +97,7 @@ class EdgeAttributionResult(EdgeResult):
         steps: In how many runs.
         control_values: What the control gave, in the same scale as `values`.
         control_errors: One standard error of it.
+        has_answers: The metric is a logit difference.
 
     Example:
         >>> from headscope import HookedTransformer
@@ -143,6 +144,7 @@ class EdgeAttributionResult(EdgeResult):
     steps: int
     control_values: Float[Tensor, "sender receiver"] | None = field(default=None, kw_only=True)
     control_errors: Float[Tensor, "sender receiver"] | None = field(default=None, kw_only=True)
+    has_answers: bool = field(default=False, kw_only=True)
 
     @property
     def answer_sign(self) -> int:
@@ -215,6 +217,7 @@ class EdgeAttributionResult(EdgeResult):
             clean=float(self.clean),
             corrupted=float(self.corrupted),
             left_out=(),
+            has_answers=self.has_answers,
         )
 
     def _pairs(self) -> Iterator[tuple[str, str]]:

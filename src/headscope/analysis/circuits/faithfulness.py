@@ -5,14 +5,20 @@ run,
 
     faithfulness(C) = (m(C) - m(nothing)) / (m(whole model) - m(nothing))
 
-(Wang et al. 2022, arXiv 2211.00593, section 4; Mueller et al. 2025, arXiv 2504.13151, section 3). Over circuits of
-growing size, taken from a ranking of parts, the two areas of the benchmark MIB are
+(Mueller et al. 2025, arXiv 2504.13151, section 3). With all else patched, m(nothing) is the corrupted run's; a circuit
+without any node still has the clean embedding, and MLPs if these are in every circuit: its metric stands beside, as
+`empty`. With means or zeros in the place of all else, m(nothing) is that of the circuit without any part.
+
+Over circuits of growing size, taken from a ranking of parts, two areas are
 
     CPR = integral of faithfulness over the share of parts kept       higher is better: the metric comes back early
     CMD = integral of |1 - faithfulness|                              lower is better: it stays what it is
 
-from 0.1 % to all of the parts, by the trapezoidal rule over the shares measured. They are not divided by the range, as
-in the benchmark. A circuit of the same size, drawn at random, is the control.
+by the trapezoidal rule over the shares measured, not divided by their range. Over shares of edges from 0.1 % to all
+they are the areas of the benchmark MIB, which ranks edges by value for CPR (`absolute=False`) and by magnitude for
+CMD; it counts the edges that are left of a circuit without those that lead nowhere, where a share here is of the edges
+taken. For nodes it counts edges too, and areas over shares of nodes are not its own. A circuit of the same size, drawn
+at random, is the control.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +30,7 @@ from torch import Tensor
 
 from headscope.analysis.circuits.circuit_result import FINAL, Circuit
 from headscope.analysis.circuits.edge_runs import Ablation, CircuitRuns
-from headscope.analysis.circuits.faithfulness_result import Faithfulness
+from headscope.analysis.circuits.faithfulness_result import SHARES, Faithfulness
 from headscope.analysis.circuits.graph import Graph
 from headscope.analysis.circuits.node_runs import NodeRuns
 from headscope.analysis.core.components import canonical_label, component_of, part_labels
@@ -40,8 +46,6 @@ from headscope.model.transformer import HookedTransformer
 __all__ = ["SHARES", "Level", "PartRuns", "circuit_faithfulness", "kept_by", "ranked_parts", "read_circuit", "runs_of"]
 
 Level = Literal["nodes", "edges"]
-SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-"""The sizes of circuits in the benchmark MIB, as shares of all parts."""
 
 
 @runtime_checkable
@@ -51,6 +55,7 @@ class PartRuns(Protocol):
     parts: tuple[str, ...]
     whole: Tensor
     nothing: Tensor
+    empty: Tensor
 
     def values(self, kept: Bool[Tensor, "circuit part"]) -> Float[Tensor, "circuit *prompt"]:
         """The metric of circuits."""
@@ -64,7 +69,8 @@ class EdgeRuns:
         self.allowed = self._runs.graph.allowed
         self.parts = self._runs.graph.labels_of(self.allowed)
         ends = torch.tensor([[False], [True]]).expand(2, len(self.parts))
-        self.nothing, self.whole = self.values(ends)
+        self.empty, self.whole = self.values(ends)
+        self.nothing = self.empty
 
     def values(self, kept: Bool[Tensor, "circuit part"]) -> Float[Tensor, "circuit *prompt"]:
         """The metric of circuits, given the edges that each keeps."""
@@ -139,11 +145,10 @@ def circuit_faithfulness(
         >>> task = Task.from_ioi(IOIDataset(N=20, tokenizer=model.tokenizer, prepend_bos=True))
         >>> circuit_faithfulness(model, task, ["0.2", "0.3", "2.2", "3.2"], sizes=[1, 2, 4], progress=False)
         Faithfulness: headscope-demo (...) on 20 prompts, such as ...
-          metric: +8.855 whole model, right in 100% of prompts; -0.784 without any of its 20 nodes
+          metric: +8.855 whole model, right in 100% of prompts; -0.784 on the corrupted prompts, ...
           1 nodes (5.0%): ...
           2 nodes (10.0%): ...
           4 nodes (20.0%): ...
-          CPR ..., CMD ...
     """
     named, scores = read_circuit(model, circuit, level)
     if level is None:
@@ -164,6 +169,7 @@ def circuit_faithfulness(
     counts, shares = _sizes(sizes, len(runs.parts), len(ranking))
     options = {"level": level, "ablation": ablation, "controls": controls, "seed": seed}
     options |= {"keep_mlps": keep_mlps} if level == "nodes" else {}
+    options |= {"absolute": absolute} if scores else {}
     n_positions = int(task.attention_mask.sum())
     return kept_by(
         runs,
@@ -216,6 +222,7 @@ def kept_by(
         random=torch.stack(random) if random else None,
         whole=runs.whole.cpu(),
         nothing=runs.nothing.cpu(),
+        empty=runs.empty.cpu(),
         ranking=tuple(ranking),
         n_parts=n_parts,
         level=level,

@@ -11,7 +11,10 @@ from torch import Tensor
 from headscope.analysis.core.result import Array, Result
 from headscope.analysis.core.stats import Estimate, standard_errors
 
-__all__ = ["Faithfulness"]
+__all__ = ["SHARES", "Faithfulness"]
+
+SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+"""The sizes of circuits in the benchmark MIB, as shares of all parts."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -25,7 +28,10 @@ class Faithfulness(Result):
         per_prompt: That of each prompt; `None` for a metric that is one number for all.
         random: The metric of random circuits of these sizes.
         whole: The whole model's metric, for each prompt; or one number.
-        nothing: That of the corrupted run, or (`ablation` other than `"patch"`) with all replaced.
+        nothing: That at which faithfulness is zero: of the corrupted run, or (`ablation` other than `"patch"`) of the
+            circuit without any part.
+        empty: That of the circuit without any part. With `"patch"` its nodes leave the clean run's embedding, and MLPs
+            if these are in every circuit, so that it may differ from the corrupted run.
         ranking: The parts, in the order in which circuits take them.
         n_parts: The number of all parts.
         level: `"nodes"` or `"edges"`.
@@ -61,6 +67,7 @@ class Faithfulness(Result):
     level: str
     ablation: str
     has_answers: bool
+    empty: Float[Tensor, "*prompt"] | None = None
 
     @property
     def gap(self) -> float:
@@ -103,6 +110,16 @@ class Faithfulness(Result):
         return None if self.random is None else (self.random.mean(0) - self.nothing.mean()) / self.gap
 
     @property
+    def kept_by_none(self) -> float | None:
+        """Faithfulness of the circuit without any part, if that is known."""
+        return None if self.empty is None else (float(self.empty.mean()) - float(self.nothing.mean())) / self.gap
+
+    @property
+    def is_of_benchmark(self) -> bool:
+        """True if areas are over the sizes, as shares of all edges, of the benchmark MIB."""
+        return self.level == "edges" and self.shares.tolist() == self.shares.new_tensor(SHARES).tolist()
+
+    @property
     def cpr(self) -> Estimate:
         """Area under faithfulness over the shares measured, with its error; NaN for a single size."""
         return self._area(self.faithfulness, torch.ones_like(self.metrics))
@@ -129,7 +146,10 @@ class Faithfulness(Result):
     def _notes(self) -> Iterator[str]:
         whole, nothing = float(self.whole.mean()), float(self.nothing.mean())
         right = "" if self.whole_right is None else f", right in {self.whole_right:.0%} of prompts"
-        yield f"metric: {whole:+.3f} whole model{right}; {nothing:+.3f} without any of its {self.n_parts} {self.level}"
+        without = f"without any of its {self.n_parts} {self.level}"
+        if self.level == "nodes" and self.ablation == "patch" and self.empty is not None:
+            without = f"on the corrupted prompts, {float(self.empty.mean()):+.3f} ({self.kept_by_none:.1%}) {without}"
+        yield f"metric: {whole:+.3f} whole model{right}; {nothing:+.3f} {without}"
         for at, size in enumerate(self.sizes.tolist()):
             line = f"{size} {self.level} ({float(self.shares[at]):.1%}): {float(self.faithfulness[at]):+.3f}"
             line += f" ± {float(self.errors[at]):.3f} of it, {float(self.metrics[at]):+.3f}"
@@ -138,5 +158,6 @@ class Faithfulness(Result):
             if self.control is not None:
                 line += f"; random {float(self.control[at]):+.3f}"
             yield line
-        if len(self.sizes) > 1:
-            yield f"CPR {self.cpr.value:.3f} ± {self.cpr.error:.3f}, CMD {self.cmd.value:.3f} ± {self.cmd.error:.3f}"
+        if len(self.sizes) > 1 and int(self.sizes[-1]) == self.n_parts:
+            areas = f"CPR {self.cpr.value:.3f} ± {self.cpr.error:.3f}, CMD {self.cmd.value:.3f} ± {self.cmd.error:.3f}"
+            yield areas + ("" if self.is_of_benchmark else f", over these shares of {self.level}")

@@ -32,7 +32,7 @@ def kept_alone(found: Faithfulness, *, held_out: bool) -> Markup:
         metric=signed(float(found.metrics[-1])),
         whole=signed(float(found.whole.mean())),
         prompts=count(len(found.whole), "prompt"),
-        which="that the search for them did not see" if held_out else "they were found on",
+        which="that the search for them did not see" if held_out else "that the search for them saw",
         right=right,
     )
     if share < 0 and kept.clear():
@@ -45,7 +45,9 @@ def kept_alone(found: Faithfulness, *, held_out: bool) -> Markup:
         verdict = say("So something is missing from them.")
     else:
         verdict = say("They do more than the whole model: heads that work against the answer are missing from them.")
-    random = None
+    random = none = None
     if found.control is not None:
         random = say("As many heads at random keep {share}.", share=percent(float(found.control[-1])))
-    return Markup(" ").join(part for part in (told, verdict, random) if part)
+    if found.kept_by_none is not None:
+        none = say("With no head at work, MLPs alone, {share} is there.", share=percent(found.kept_by_none))
+    return Markup(" ").join(part for part in (told, verdict, random, none) if part)

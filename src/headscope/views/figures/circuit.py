@@ -36,7 +36,7 @@ _PLAIN = "rgb(160,160,160)"
 def circuit_picture(circuit: Circuit, *, k: int = 40) -> "go.Figure":
     """Draw a circuit from the first layer (below) to the answer (above).
 
-    A path's width is its effect: the drop of the logit difference when only this path is corrupted. Blue paths support
+    A path's width is its effect: the drop of the metric when only this path is corrupted. Blue paths support
     the correct answer, red ones work against it; paths into keys are dashed. Hover over the middle of a path, or over a
     node, for its numbers.
 
@@ -64,9 +64,8 @@ def circuit_picture(circuit: Circuit, *, k: int = 40) -> "go.Figure":
     if k < 1:
         raise InvalidInputError(f"k must be at least 1; got {k}.")
     if not circuit.inputs:
-        raise InvalidInputError(
-            f"the circuit has no path: none has an effect of {circuit.threshold:.3f} logits or more."
-        )
+        least = f"{circuit.threshold:.3f} {circuit.unit}".rstrip()
+        raise InvalidInputError(f"the circuit has no path: none has an effect of {least} or more.")
     shown = list(range(min(k, len(circuit.inputs))))
     ends = circuit.edges.tolist()
     used = sorted({end for number in shown for end in ends[number]})
@@ -128,10 +127,8 @@ def _paths(circuit: Circuit, shown: list[int], places: dict[int, tuple[float, fl
         effect, error, read = float(circuit.effects[number]), float(circuit.errors[number]), circuit.inputs[number]
         xs, ys = _curve(places[sender], places[receiver], _BENDS[read])
         into = circuit.nodes[receiver] + (f" ({read})" if read else "")
-        text = (
-            f"{circuit.nodes[sender]} → {into}<br>{effect:+.3f} ± {error:.3f} logits"
-            f"<br>{effect / gap:+.1%} of what corrupting changes"
-        )
+        text = f"{circuit.nodes[sender]} → {into}<br>{effect:+.3f} ± {error:.3f} {circuit.unit}".rstrip()
+        text += f"<br>{effect / gap:+.1%} of what corrupting changes"
         color = _HELPS if effect > 0 else _HARMS
         line = {"width": max(1.0, _WIDEST * abs(effect) / widest), "color": color, "dash": _DASHES[read]}
         yield go.Scatter(x=xs, y=ys, mode="lines", line=line, opacity=0.55, hoverinfo="skip", showlegend=False)
@@ -169,7 +166,7 @@ def _nodes(circuit: Circuit, group: str, nodes: list[int], places: dict[int, tup
         for number in circuit.into(circuit.nodes[node])[:6]:
             sender = circuit.nodes[int(circuit.edges[number, 0])]
             read = f" ({circuit.inputs[number]})" if circuit.inputs[number] else ""
-            lines.append(f"from {sender}{read}: {float(circuit.effects[number]):+.3f} logits")
+            lines.append(f"from {sender}{read}: {float(circuit.effects[number]):+.3f} {circuit.unit}".rstrip())
         if circuit.nodes[node] in circuit.left_out:
             lines.append("paths into it were not searched")
         texts.append("<br>".join(lines))
