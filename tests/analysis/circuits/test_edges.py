@@ -135,11 +135,11 @@ def test_a_linear_model_is_attributed_exactly() -> None:
 
 def test_mixers_have_edges() -> None:
     model = HookedTransformer.from_hf(hf_model("falcon_h1"), dtype="float64")
-    task = random_task(d_vocab=VOCABULARY)
+    task = random_task((3, 2), d_vocab=VOCABULARY)
     runs = CircuitRuns(model, task)
     change = runs.measure(runs.graph.allowed & False) - runs.measure(runs.graph.allowed)
     errors = []
-    for steps in (3, 15):
+    for steps in (2, 10):
         found = each_of(edge_attribution(model, task, "eap_ig", steps=steps, **OPTIONS))
         errors.append(float((found[0].nansum(0) - change).abs().max()))
     assert errors[1] < errors[0] / 5

@@ -149,7 +149,9 @@ def test_errors_of_edges_are_over_clusters(model: HookedTransformer, task: Task,
         found = edge_patch(model, some, ["3.2 -> final", "embed -> mlp0"], progress=False)
     rows = found.by_prompt().double().numpy()
     wanted = ((rows[0::2] + rows[1::2]) / 2).std(0, ddof=1) / 2
-    np.testing.assert_allclose(found.array("error").values.flatten(), wanted, rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(
+        found.array("error" if error_of == "score" else "errors").values.flatten(), wanted, rtol=1e-4, atol=1e-7
+    )
 
 
 def test_resamples_are_of_clusters(task: Task) -> None:
