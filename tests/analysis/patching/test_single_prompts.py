@@ -93,6 +93,45 @@ def test_several_metrics_equal_sweeps_of_their_own(kind: str, model: HookedTrans
 
 
 @every_function
+def test_one_metric_alike_in_both_runs_leaves_the_others(kind: str, model: HookedTransformer, task: Task) -> None:
+    """Right and wrong answers the same: a difference of zero, of which nothing is a share."""
+    zero, own = AnswerMetric(task.correct[:, :1], task.correct[:, :1], task.positions), AnswerMetric.of(task)
+    with pytest.warns(UserWarning, match="metric 'zero' is 0.0000 in the clean and the corrupted run"):
+        found = FUNCTIONS[kind](model, task, metric={"zero": zero, "own": own}, control="reinitialized")
+    torch.testing.assert_close(found["own"].values, FUNCTIONS[kind](model, task).values)
+    of_zero = found["zero"].values  # zero where no path leads
+    assert bool(of_zero.isnan().any()) and not of_zero.nan_to_num().any() and "own" in str(found)
+    assert not found["zero"].significant().any() and len(found.to_frame()) == 2 * len(found["own"].to_frame())
+    changes = FUNCTIONS[kind](model, task, metric={"zero": zero, "own": own}, scale="metric")
+    assert float(changes["zero"].values.abs().max()) < 1e-6
+    with pytest.raises(InvalidInputError, match="nothing can be broken"):
+        FUNCTIONS[kind](model, task, metric=zero)
+
+
+def test_a_token_that_is_never_given_adds_nothing_to_a_divergence(task: Task) -> None:
+    logits = torch.randn(4, N, 23, generator=torch.Generator().manual_seed(0))
+    logits[:, :, 3] = -torch.inf
+    reference = torch.randn(N, 23, generator=torch.Generator().manual_seed(1))
+    reference[:, 3] = -torch.inf
+    metric = KLMetric(reference.log_softmax(-1), task.positions)
+    others = [token for token in range(23) if token != 3]
+    wanted = KLMetric(reference[:, others].log_softmax(-1), task.positions).of_logits(logits[..., others])
+    torch.testing.assert_close(metric.of_logits(logits), wanted)
+    logits.requires_grad_()
+    metric.of_logits(logits).sum().backward()
+    assert logits.grad is not None and bool(logits.grad.isfinite().all())
+    whole = torch.randn(N, 23, generator=torch.Generator().manual_seed(1)).log_softmax(-1)
+    assert bool(KLMetric(whole, task.positions).of_logits(logits.detach()).isposinf().all())
+
+
+def test_divergences_of_a_model_without_some_tokens(task: Task) -> None:
+    model = tiny_model()
+    model.unembed.b_U.data[3] = -torch.inf
+    found = activation_patch(model, task, "z", metric="kl", scale="metric", progress=False)
+    assert bool(found.values.isfinite().all()) and float(found.values.abs().max()) > 0
+
+
+@every_function
 def test_batches_and_hooks_do_not_matter(kind: str, model: HookedTransformer, set_budget: SetBudget) -> None:
     task = random_task()
     options = {"metric": names_of(kind), "scale": "metric"}

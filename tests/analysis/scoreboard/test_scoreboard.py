@@ -156,5 +156,5 @@ def test_an_output_may_be_a_number() -> None:
 def test_a_part_that_never_varies_is_named() -> None:
     truth = Truth.of({**TRUTH, "roles": {**TRUTH["roles"], "0.1": {}}, "idle": ["MLP 0"]}, CFG)
     score = scoreboard([KnownModel("program", previous_token_program, truth)], progress=False)[0]
-    assert score.unseen == ("0.1",) and "patching shows no effect" in score.notes[0]
+    assert score.unseen == ("0.1",) and score.notes[0] == "patching shows no effect of 0.1"
     assert score.components["activation patching"] == 0.75

@@ -64,9 +64,9 @@ from headscope.analysis.heads.name_evidence import NAME_KINDS, TASK_KINDS, task_
 from headscope.analysis.heads.probes import random_repeats, repeats_of, rows_of
 from headscope.analysis.heads.scores import MIN_ATTENTION, SCORES
 from headscope.analysis.heads.types_result import HeadTypes
+from headscope.analysis.prompts.identity import identity
 from headscope.analysis.prompts.task import Task
 from headscope.analysis.storage.accumulator import Totals
-from headscope.analysis.storage.manifest import fingerprint
 from headscope.analysis.storage.options import StreamOptions, streaming
 from headscope.analysis.storage.passes import Passes
 from headscope.errors import InvalidInputError
@@ -157,7 +157,7 @@ def detect_heads(
             notes.append("scored on random tokens: what heads do on text is told with text=.")
     options = {"min_attention": min_attention, "min_effect": min_effect, "level": level}
     options |= {"include_bos": run["include_bos"]}
-    asked = None if task is None else fingerprint(task.tensors())
+    asked = None if task is None else identity(task.tensors())
     every_option = {**options, "seed": seed, "task": asked}
     may_repeat = model.cfg.attention_dir == "causal" and model.cfg.d_vocab == model.cfg.d_vocab_out
     given = {"attention": True, "text": text is not None, "repeats": may_repeat}

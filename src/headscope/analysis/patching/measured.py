@@ -1,5 +1,6 @@
 """Measurements of a sweep of patches, put together from batches of prompts: means and single prompts, by metric."""
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -81,11 +82,19 @@ class Measured:
         self._changes.append(changes)
 
     def numbers(self, beside: "Measured | None" = None) -> Iterator[Numbers]:
-        """Yield each metric's measurements; a control's in the scale of the sweep that it stands beside."""
+        """Yield each metric's measurements; a control's in the scale of the sweep that it stands beside.
+
+        Of several metrics, one that is the same in both runs has no shares: they are NaN, and a warning says so.
+        """
         for at, name in enumerate(self.names or ("",)):
             ends, changes = self._of(at)
             base, other = (beside._of(at)[0] if beside else ends).reshape(2, -1).mean(1)
-            scaled = self.runs.scaled(changes, base, other)
+            if len(self.names) > 1 and self.runs.scale == "share" and float(base) == float(other):
+                scaled = torch.full_like(changes, torch.nan)
+                if beside is None:
+                    warnings.warn(_no_shares(name, float(base)), stacklevel=3)
+            else:
+                scaled = self.runs.scaled(changes, base, other)
             clean, corrupted = self.runs.clean_and_corrupted(*ends.reshape(2, -1).mean(1))
             if not self.scorer.is_of_prompts:
                 yield Numbers(name, scaled, None, clean, corrupted)
@@ -103,6 +112,13 @@ class Measured:
             for parts in (self._ends, self._changes)
         )
         return ends[:, order.to(ends.device)], changes[:, order.to(changes.device)] if self.keeps_rows else changes
+
+
+def _no_shares(name: str, value: float) -> str:
+    return (
+        f"metric {name!r} is {value:.4f} in the clean and the corrupted run, so its shares are NaN. Take "
+        "scale='metric', or leave it out."
+    )
 
 
 class ByMetric(dict[str, R], Generic[R]):

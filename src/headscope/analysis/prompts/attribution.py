@@ -16,12 +16,12 @@ from headscope.analysis.core.batches import Batch, describe_data, iterate_batche
 from headscope.analysis.prompts.attribution_result import Attribution, component_labels
 from headscope.analysis.prompts.controls import Control, controlled
 from headscope.analysis.prompts.direct_effects import DirectEffects, Recorded, linear_of
+from headscope.analysis.prompts.identity import identity
 from headscope.analysis.prompts.metrics import LinearMetric
 from headscope.analysis.prompts.reading import TokenStrings
 from headscope.analysis.prompts.task import Task
 from headscope.analysis.recording.lens_states import state_labels
 from headscope.analysis.storage.accumulator import Accumulator
-from headscope.analysis.storage.manifest import fingerprint
 from headscope.analysis.storage.options import RunOptions, streaming
 from headscope.analysis.storage.passes import Passes
 from headscope.errors import InvalidInputError
@@ -94,7 +94,9 @@ def attribute(
     answers, weights = linear_of(task).terms()
     asked = {"answers": answers, "weights": weights, "positions": linear_of(task).positions}
     beside = _control(model, task, control, metric, seed)
-    described = {**options, "asked": fingerprint(asked)} | ({"control": control, "seed": seed} if control else {})
+    described = {**options, "asked": identity({**task.tensors(), **asked})} | (
+        {"control": control, "seed": seed} if control else {}
+    )
     passes = Passes("attribution", model, batch, described, include_bos=True, **run)
     if (finished := passes.finished(Attribution)) is not None:
         return finished

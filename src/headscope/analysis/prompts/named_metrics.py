@@ -155,7 +155,9 @@ class KLMetric(VocabularyMetric):
         self, logits: Float[Tensor, "cell prompt d_vocab"], rows: Any = slice(None)
     ) -> Float[Tensor, "cell prompt"]:
         reference = self.reference[rows].to(logits.device)
-        return (reference.exp() * (reference - _log_probs(logits))).sum(-1)
+        probs = reference.exp()
+        # A token that the reference never gives adds nothing; at two logits of -inf it would be 0 x NaN.
+        return (probs * (reference - _log_probs(logits)).masked_fill(probs == 0, 0.0)).sum(-1)
 
     def of_rows(self, rows: Any) -> "KLMetric":
         return KLMetric(self.reference[rows], self.positions[rows])

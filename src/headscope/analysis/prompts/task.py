@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from headscope.analysis.prompts.answers import answer_difference, positions_error
+from headscope.analysis.prompts.identity import telling
 from headscope.analysis.prompts.metrics import AnswerMetric, Metric, PromptMetric
 from headscope.analysis.prompts.reading import RowMaker, TokenStrings, check_alike, read_rows
 from headscope.analysis.prompts.token_rows import TokenRows, token_columns
@@ -421,19 +422,11 @@ class Task:
         return self.attention_mask, self.attention_mask if self.corrupted_mask is None else self.corrupted_mask
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return everything that makes it differ from another task, by name."""
-        tensors = {
-            "clean": self.clean_tokens,
-            "correct": self.correct,
-            "incorrect": self.incorrect,
-            "at": self.positions,
-        }
-        more = {
-            "corrupted": self.corrupted_tokens,
-            "corrupted mask": self.corrupted_mask,
-            "clusters": self.clusters,
-        }
-        return tensors | {name: each for name, each in more.items() if each is not None}
+        """Return everything that makes it differ from another task, by name; see `prompts.identity`.
+
+        A metric that is a function of the logits is different in each call.
+        """
+        return telling({each.name: getattr(self, each.name) for each in fields(self)})
 
     def logit_difference(
         self, logits: Float[Tensor, "prompt *pos d_vocab"], per_prompt: bool = False

@@ -278,7 +278,7 @@ def _score_components(score: ModelScore, model: HookedTransformer, truth: Truth,
             score.unseen = tuple(sorted(part for part in truth.true if not scores.get(part)))
             if score.unseen:
                 parts = ", ".join(score.unseen)
-                score.notes.append(f"{parts} gives the same in both runs, so that patching shows no effect of it")
+                score.notes.append(f"patching shows no effect of {parts}")
 
 
 def _score_edges(score: ModelScore, model: HookedTransformer, truth: Truth, task: Task) -> None:

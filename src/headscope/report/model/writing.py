@@ -15,8 +15,9 @@ from torch import Tensor
 
 from headscope.analysis.core.costs import Work
 from headscope.analysis.lens.entropy import EntropyResult
+from headscope.analysis.prompts.identity import identity
 from headscope.analysis.prompts.task import Task
-from headscope.analysis.storage.manifest import fingerprint, make_manifest
+from headscope.analysis.storage.manifest import make_manifest
 from headscope.analysis.storage.sharded import Engine
 from headscope.data.cutting import Chunk
 from headscope.errors import InvalidInputError, MissingTokenizerError, check_at_least
@@ -247,7 +248,7 @@ def _manifest(
     prompts: Task | str | None,
 ) -> dict[str, Any]:
     """Return everything that the numbers depend on, in which a report that is continued must be the same."""
-    task = fingerprint(prompts.tensors()) if isinstance(prompts, Task) else None
+    task = identity(prompts.tensors()) if isinstance(prompts, Task) else None
     options = {"sections": chosen, "max_tokens": sizes.tokens, "ablation_tokens": sizes.ablated, "task": task}
     return make_manifest("report", model, tokens, None, None, described, options)
 
