@@ -94,9 +94,8 @@ def attribute(
     answers, weights = linear_of(task).terms()
     asked = {"answers": answers, "weights": weights, "positions": linear_of(task).positions}
     beside = _control(model, task, control, metric, seed)
-    described = {**options, "asked": identity({**task.tensors(), **asked})} | (
-        {"control": control, "seed": seed} if control else {}
-    )
+    described = {**options, "asked": identity(task.tensors() | asked)}
+    described |= {"control": control, "seed": seed} if control else {}
     passes = Passes("attribution", model, batch, described, include_bos=True, **run)
     if (finished := passes.finished(Attribution)) is not None:
         return finished
