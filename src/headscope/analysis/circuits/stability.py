@@ -201,7 +201,7 @@ def stability(
     repeats = [(way, each) for way, several in kinds.items() for each in several]
     if not repeats:
         raise InvalidInputError("no repeat is asked for: give resamples, seeds or templates.")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
 
     def again(way: str, each: Any) -> Task:
         if way == "resamples":
@@ -234,9 +234,9 @@ def stability(
 def _resampled(task: Task, generator: torch.Generator) -> Task:
     """Draw prompts with replacement; those of a cluster together, each draw a cluster of its own."""
     if task.clusters is None:
-        return task[torch.randint(len(task), (len(task),), generator=generator)]
+        return task[torch.randint(len(task), (len(task),), generator=generator, device="cpu")]
     numbers = task.clusters.unique()
-    drawn = numbers[torch.randint(len(numbers), (len(numbers),), generator=generator)]
+    drawn = numbers[torch.randint(len(numbers), (len(numbers),), generator=generator, device="cpu")]
     draw, prompt = (drawn[:, None] == task.clusters).nonzero().unbind(1)
     return replace(task[prompt], clusters=draw)
 

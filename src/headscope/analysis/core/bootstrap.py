@@ -72,9 +72,9 @@ def bootstrap_interval(
         raise InvalidInputError(f"an interval needs at least two prompts; got {n}.")
     values = rows.detach().double().cpu().reshape(n, -1)
     counts = _draws(n, draws, seed)
-    ends = torch.empty(2, values.shape[1], dtype=torch.float64)
+    ends = torch.empty(2, values.shape[1], dtype=torch.float64, device="cpu")
     make = _MAKERS[method]
-    for block in torch.arange(values.shape[1]).split(max(1, _BLOCK_NUMBERS // draws)):
+    for block in torch.arange(values.shape[1], device="cpu").split(max(1, _BLOCK_NUMBERS // draws)):
         ends[:, block] = make(values[:, block], counts, level)
     low, high = ends.view(2, *cells).to(rows.device)
     return low, high
@@ -82,8 +82,9 @@ def bootstrap_interval(
 
 def _draws(n: int, draws: int, seed: int) -> Float[Tensor, "draw prompt"]:
     """Draw prompts: the share of each draw that each prompt is."""
-    drawn = torch.randint(n, (draws, n), generator=torch.Generator().manual_seed(seed))
-    counts = torch.zeros(draws, n, dtype=torch.float64).scatter_add_(1, drawn, torch.ones(draws, n).double())
+    drawn = torch.randint(n, (draws, n), generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
+    counts = torch.zeros(draws, n, dtype=torch.float64, device="cpu")
+    counts.scatter_add_(1, drawn, torch.ones_like(counts))
     return counts / n
 
 
@@ -130,7 +131,7 @@ def _quantiles(drawn: Float[Tensor, "cell draw"], shares: object) -> Float[Tenso
     """Quantiles of each cell's draws that are not NaN, interpolated; `shares` is `[share, 1]` or `[share, cell]`."""
     ordered = drawn.sort(1).values  # NaN comes last
     known = (~ordered.isnan()).sum(1)
-    at = torch.as_tensor(shares, dtype=torch.float64) * (known - 1).clamp(min=0)
+    at = torch.as_tensor(shares, dtype=torch.float64, device="cpu") * (known - 1).clamp(min=0)
     # Past the last whole draw there is nothing to interpolate with.
     first = at.nan_to_num().floor().long()
     after = torch.minimum(first + 1, (known - 1).clamp(min=0))

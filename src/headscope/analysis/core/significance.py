@@ -186,13 +186,13 @@ def _sign_flips(rows: Float[Tensor, "prompt *cell"], flips: int, seed: int, *, l
 def _signs(n: int, flips: int, seed: int, together: int) -> Iterator[Float[Tensor, "flip prompt"]]:
     """All flips with the first prompt as it was (a flip of all prompts changes no size), or drawn ones behind none."""
     if n <= _EXACT:
-        for numbers in torch.arange(2 ** (n - 1)).split(together):
-            bits = numbers[:, None] >> torch.arange(n)
+        for numbers in torch.arange(2 ** (n - 1), device="cpu").split(together):
+            bits = numbers[:, None] >> torch.arange(n, device="cpu")
             yield 1.0 - 2.0 * (bits & 1).double()
         return
-    yield torch.ones(1, n, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(seed)
+    yield torch.ones(1, n, dtype=torch.float64, device="cpu")
+    generator = torch.Generator("cpu").manual_seed(seed)
     # Blocks of one size whatever the number of cells, so that the same flips are drawn for any.
     for start in range(0, flips, 4096):
-        signs = torch.randint(2, (min(4096, flips - start), n), generator=generator).double() * 2 - 1
+        signs = torch.randint(2, (min(4096, flips - start), n), generator=generator, device="cpu").double() * 2 - 1
         yield from signs.split(together)

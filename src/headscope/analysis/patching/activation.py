@@ -227,11 +227,11 @@ class _Sweep:
 
     def every(self, numbers: Numbers, prefix: str = "") -> dict[str, Any]:
         """The numbers of all cells, NaN for those that are not there."""
-        every = torch.full((len(self.cells),), torch.nan)
+        every = torch.full((len(self.cells),), torch.nan, device=numbers.values.device)
         every[self.here] = numbers.values.float()
         rows = None
         if numbers.per_prompt is not None:
-            rows = torch.full((len(numbers.per_prompt), len(self.cells)), torch.nan)
+            rows = torch.full((len(numbers.per_prompt), len(self.cells)), torch.nan, device=every.device)
             rows[:, self.here] = numbers.per_prompt.float()
         return {f"{prefix}values": every, f"{prefix}per_prompt": rows}
 
