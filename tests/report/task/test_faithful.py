@@ -59,9 +59,13 @@ SAID: dict[str, tuple[Callable[[], Markup], list[str]]] = {
         lambda: kept_alone(circuit(-0.3), held_out=True),
         ["By themselves they do the opposite", "~not clearly anything", "~something is"],
     ),
+    "with MLPs that do some of it": (
+        lambda: kept_alone(circuit(0.9, empty=torch.full((20,), -1.8)), held_out=True),
+        ["With no head at work, MLPs alone, 5.0 % is there"],
+    ),
     "another metric": (
         lambda: kept_alone(circuit(0.9, random=None, has_answers=False), held_out=True),
-        ["~random", "~ahead", "something is missing"],
+        ["~random", "~ahead", "~MLPs alone", "something is missing"],
     ),
 }  # fmt: skip
 
