@@ -90,8 +90,8 @@ class EdgeAttributionResult(EdgeResult):
 
     Attributes:
         values: The estimate for each edge, the mean over prompts, in the scale; NaN where there is no edge.
-        errors: One standard error over prompts (see `Task.clusters`); NaN for a metric of all prompts together, and over
-            clusters of more prompts than there was room for.
+        errors: One standard error over prompts (see `Task.clusters`); NaN for a metric of all prompts together, and
+            over clusters of more prompts than there was room for.
         sender_labels: `embed`, `0.0`, ..., `mlp0`, ...
         receiver_labels: `0.0.q`, ..., `mlp0`, ..., `final`.
         method: Where gradients were taken; see `edge_attribution`.
