@@ -1,6 +1,6 @@
 """Everything runs on a device that is not the CPU, also as the default device, and gives the same numbers.
 
-The device is a stand-in (see tests/support/far_device.py) that refuses what CUDA refuses.
+The device is a stand-in (see tests/support/far_device.py) that refuses what CUDA refuses, and float64 as MPS does.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ from torch import Tensor
 from headscope import HookedTransformer, HookedTransformerConfig
 from headscope.analysis import (
     Task,
+    ablate_components,
     ablate_heads,
     activation_patch,
     attribute,
@@ -25,6 +26,7 @@ from headscope.analysis import (
     copying_scores,
     detect_heads,
     dynamic_ov,
+    edge_attribution,
     effective_embedding,
     find_circuit,
     head_scores,
@@ -135,6 +137,8 @@ WORK: dict[str, Callable[[HookedTransformer], Any]] = {
     "faithfulness": lambda model: circuit_faithfulness(
         model, task(model), torch.ones(2, 3), sizes=[2], ablation="mean", controls=1, progress=False
     ),
+    "edges": lambda model: edge_attribution(model, task(model), progress=False),
+    "components": lambda model: ablate_components(model, task(model), progress=False),
     "circuit ranks": lambda model: weights_circuit_ranks(model, ["0.1"], progress=False),
     "copying": copying_scores,
     "effective embedding": effective_embedding,
@@ -163,16 +167,20 @@ def wanted() -> dict[str, Any]:
 
 
 @pytest.mark.usefixtures("no_gradients")
-@pytest.mark.parametrize("by_default", [False, True], ids=["named", "default device"])
+@pytest.mark.parametrize(
+    ("by_default", "float64"),
+    [(False, True), (True, True), (False, False)],
+    ids=["named", "default device", "without float64"],
+)
 @pytest.mark.parametrize("name", WORK)
 def test_numbers_are_the_cpus(
-    name: str, by_default: bool, wanted: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    name: str, by_default: bool, float64: bool, wanted: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HEADSCOPE_KERNELS", "torch")
     if name not in wanted:
         wanted[name] = numbers(WORK[name](small_model()))
     model = small_model()
-    with far_device(by_default=by_default):
+    with far_device(by_default=by_default, float64=float64):
         far(model).cfg.device = str(FAR)
         found = WORK[name](model)
         for use in ("to_frame", "to_xarray"):

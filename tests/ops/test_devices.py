@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from far_device import FAR, FarTensor, far_device
 
-from headscope.ops.devices import Budget, Tile, budget, get_device, print_gpu_mem
+from headscope.ops.devices import Budget, Tile, budget, get_device, print_gpu_mem, sums_device, wide
 
 
 @pytest.mark.parametrize("there, wanted", [(True, "cuda"), (False, "cpu")])
@@ -60,3 +61,12 @@ def test_other_sizes_hold_for_a_with_block() -> None:
     assert Budget.of("cpu") == Budget()
     with pytest.raises(TypeError, match="batch_tokns"), budget(batch_tokns=7):
         pass
+
+
+@pytest.mark.parametrize(("float64", "where"), [(True, FAR), (False, torch.device("cpu"))])
+def test_sums_are_on_the_cpu_where_a_device_has_no_float64(float64: bool, where: torch.device) -> None:
+    with far_device(by_default=False, float64=float64):
+        values = FarTensor(torch.tensor([1.0, 2.0]))
+        assert sums_device(FAR) == where
+        assert (wide(values).device, wide(values).dtype) == (where, torch.float64)
+        assert wide(values).tolist() == [1.0, 2.0]

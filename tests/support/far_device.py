@@ -1,11 +1,13 @@
 """A stand-in for a GPU: tensors that say they are on another device and compute on the CPU, as strict as CUDA is.
 
 An operator whose tensors are on two devices is refused as CUDA refuses it: only numbers without dimensions and
-indices may come from the CPU. So are `numpy()`, and drawing on the device with a generator of the CPU.
+indices may come from the CPU. So are `numpy()`, and drawing on the device with a generator of the CPU. With
+`float64=False` it is as strict as Apple's MPS too, which has no numbers of 64 bits.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ if not hasattr(Tensor, "is_far"):  # once a process, and the collection of examp
     _setup_privateuseone_for_python_backend("far")
 FAR = torch.device("far", 0)
 COPIES = {"_to_copy", "copy_", "_copy_from", "_copy_from_and_resize"}
+WIDE = {torch.float64, torch.complex128}
 INDEXING = {"index", "index_put", "index_put_", "_unsafe_index", "_unsafe_index_put", "_index_put_impl_"}
 
 
@@ -32,6 +35,8 @@ class FarTensor(Tensor):
     @staticmethod
     def __new__(cls, near: Tensor) -> "FarTensor":
         assert not isinstance(near, FarTensor)
+        if near.dtype in WIDE and not _strictness.float64:
+            raise TypeError(f"the device has no {near.dtype}")
         made = Tensor._make_wrapper_subclass(
             cls, near.size(), strides=near.stride(), storage_offset=near.storage_offset(), dtype=near.dtype,
             layout=near.layout, device=FAR, requires_grad=False,
@@ -120,15 +125,27 @@ def _without_lists(index: Any) -> Any:
     return torch.tensor(index, device="cpu", dtype=None if index else torch.long) if isinstance(index, list) else index
 
 
+@dataclass
+class _Strictness:
+    """What the stand-in has."""
+
+    float64: bool = True
+
+
+_strictness = _Strictness()
+
+
 @contextmanager
-def far_device(*, by_default: bool) -> Iterator[None]:
+def far_device(*, by_default: bool, float64: bool = True) -> Iterator[None]:
     """Let tensors be made on `FAR`; with `by_default`, those for which no device is named too."""
     with _Made(), _FromLists():
         torch.set_default_device(FAR if by_default else None)
+        _strictness.float64 = float64
         try:
             yield
         finally:
             torch.set_default_device(None)
+            _strictness.float64 = True
 
 
 def far(module: nn.Module) -> nn.Module:

@@ -15,6 +15,7 @@ from headscope.cli.foretelling import foretold
 from headscope.cli.shared import app, command, ends, task_of, write_folder
 from headscope.model.checkpoints.names import DEMO
 from headscope.model.transformer import HookedTransformer
+from headscope.ops.devices import wide
 from headscope.report.costs import attribution_work
 from headscope.report.plan import Part
 from headscope.report.words import count
@@ -62,7 +63,7 @@ def ioi(
         Console().print(asked[:rows].table(clean[:rows]))
         if len(asked) > rows:
             typer.echo(f"... and {len(asked) - rows} more")
-    above = float((clean > 0).double().mean())
+    above = float(wide(clean > 0).mean())
     typer.echo(f"Logit difference: {float(clean.mean()):+.3f} on average, above zero for {above:.1%} of {len(asked)}.")
     labels = sorted({label for label in asked.labels if label})
     for label in labels if len(labels) > 1 else []:

@@ -14,6 +14,7 @@ from headscope.data.small_english import GIFTS, NAMES, PLACES
 from headscope.errors import InvalidInputError, MissingTokenizerError
 from headscope.model.text.tokens import begin_token
 from headscope.model.transformer import HookedTransformer
+from headscope.ops.devices import wide
 
 __all__ = ["IOIDataset", "ioi_eval", "tokenizer_of"]
 
@@ -165,8 +166,8 @@ def ioi_eval(
     for start in tqdm(range(0, len(dataset), batch_size), desc="IOI", disable=not progress, leave=False):
         items = [dataset[index] for index in range(start, min(start + batch_size, len(dataset)))]
         differences.append(_logit_differences(model, items))
-    difference = torch.cat(differences).double()
-    return {"Logit Difference": difference.mean().item(), "Accuracy": (difference > 0).double().mean().item()}
+    difference = wide(torch.cat(differences))
+    return {"Logit Difference": difference.mean().item(), "Accuracy": wide(difference > 0).mean().item()}
 
 
 def _logit_differences(model: HookedTransformer, items: Sequence[Mapping[str, Tensor]]) -> Float[Tensor, " batch"]:

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headscope.ops.devices import Budget
+from headscope.ops.devices import Budget, sums_device, wide
 from headscope.ops.head_products import HeadProducts
 from headscope.ops.kernels.dispatch import kernels_for
 from headscope.ops.kernels.interface import BITS, Kernels
@@ -68,8 +68,8 @@ class ChangedPredictions:
     kl: Float[Tensor, "change row"]
 
 
-# For a chunk of rows: slices of changes, each with the logits they remove (before the cap, in bits), in a buffer.
-_RemovedLogits = Callable[[slice, Kernels], Iterator[tuple[slice, Tensor]]]
+# For a chunk of rows: the logits that changes remove (before the cap, in bits), in their order, some at a time.
+_RemovedLogits = Callable[[slice, Kernels], Iterator[Tensor]]
 
 
 class RowChanges:
@@ -88,13 +88,12 @@ class RowChanges:
         """Return a function that yields the logits each change removes in this tile."""
         unembed = kernels_here.prepared(W_U)
 
-        def removed_logits(chunk: slice, kernels: Kernels) -> Iterator[tuple[slice, Tensor]]:
+        def removed_logits(chunk: slice, kernels: Kernels) -> Iterator[Tensor]:
             for start in range(0, self.n_changes, self.at_once):
-                which = slice(start, min(start + self.at_once, self.n_changes))
-                removed = self.clean[chunk] - self.changed[which, chunk]
+                removed = self.clean[chunk] - self.changed[start : start + self.at_once, chunk]
                 out = kernels.buffer("removed", (*removed.shape[:2], W_U.shape[1]), W_U)
                 kernels.product(removed.flatten(0, 1), unembed, out.view(-1, W_U.shape[1]))
-                yield which, out
+                yield out
 
         return removed_logits
 
@@ -132,13 +131,12 @@ class HeadChanges:
         right = kernels_here.prepared(self.products.right(W_U)[0])
         n_values = self.n_values
 
-        def removed_logits(chunk: slice, kernels: Kernels) -> Iterator[tuple[slice, Tensor]]:
+        def removed_logits(chunk: slice, kernels: Kernels) -> Iterator[Tensor]:
             for start in range(0, self.n_heads, self.heads_at_once):
-                heads = slice(start, min(start + self.heads_at_once, self.n_heads))
+                heads = slice(start, start + self.heads_at_once)
                 rows = left[heads, :, chunk].flatten(1, 2)
                 out = kernels.head_logits(rows, right[heads], rows.dtype)
-                changes = slice(start * n_values, heads.stop * n_values)
-                yield changes, out.view(-1, rows.shape[1] // n_values, out.shape[2])
+                yield out.view(-1, rows.shape[1] // n_values, out.shape[2])
 
         return removed_logits
 
@@ -191,11 +189,7 @@ def compare(clean: Prediction, *changes: RowChanges | HeadChanges) -> tuple[Chan
                 prepared: list[_RemovedLogits] = prepared,
             ) -> None:
                 logits = linear(clean.rows[chunk], W_U).add_(clean.offset[tile], alpha=BITS)
-                removed = (
-                    (slice(first + which.start, first + which.stop), each)
-                    for first, removed_logits in zip(starts, prepared, strict=False)
-                    for which, each in removed_logits(chunk, kernels)
-                )
+                removed = (each for removed_logits in prepared for each in removed_logits(chunk, kernels))
                 running.add(logits, removed, chunk, tile, kernels)
 
             chunks.run(reduce)
@@ -219,7 +213,8 @@ class _RunningSums:
         rows = clean.rows
         lowest = torch.finfo(rows.dtype).min
         # The clean prediction first, then the changed ones.
-        self.shift = rows.new_full((1 + n_changes, len(rows)), lowest, dtype=torch.float64)
+        self.device = sums_device(rows.device)
+        self.shift = torch.full((1 + n_changes, len(rows)), lowest, dtype=torch.float64, device=self.device)
         self.z = torch.zeros_like(self.shift)
         self.target = torch.zeros_like(self.shift)
         self.gap = torch.zeros_like(self.shift[1:])
@@ -227,33 +222,41 @@ class _RunningSums:
     def add(
         self,
         linear: Float[Tensor, "row tile"],
-        changes: Iterator[tuple[slice, Tensor]],
+        changes: Iterator[Float[Tensor, "change row tile"]],
         chunk: slice,
         tile: slice,
         kernels: Kernels,
     ) -> None:
-        """Merge a tile, from the clean logits before the cap and the removed ones, whose memory is overwritten."""
+        """Merge a tile, from the clean logits before the cap and the removed ones, whose memory is overwritten.
+
+        All changes are in it, in their order, some at a time.
+        """
         targets = self.targets[chunk] - tile.start
         here = (targets >= 0) & (targets < tile.stop - tile.start)  # rows whose target is in this tile
         column = targets.clamp(0, tile.stop - tile.start - 1)[:, None]
         logits = cap_logits(linear, self.soft_cap)
-        clean_targets = logits.gather(1, column)[:, 0].double()
+        clean_targets = wide(logits.gather(1, column)[:, 0])
+        here = here.to(self.device)
         self.target[0, chunk] = torch.where(here, clean_targets, self.target[0, chunk])
         # The factors take the logits' memory; under a cap the linear part is needed again.
         capped = logits.clone() if self.soft_cap else logits
         clean = kernels.factors(logits, "clean")
-        before, now = self._merge(slice(0, 1), chunk, clean.shift[None], clean.z[None])
-        for which, removed in changes:
+        before, now = self._merge(slice(0, 1), chunk, *(each[None].to(self.device) for each in (clean.shift, clean.z)))
+        removed_targets, sums = [], []
+        for removed in changes:
             if self.soft_cap:
                 removed = capped - cap_logits(linear - removed, self.soft_cap)
-            after = slice(1 + which.start, 1 + which.stop)
-            changed_targets = clean_targets - removed.gather(2, column.expand(len(removed), -1, -1))[..., 0]
-            self.target[after, chunk] = torch.where(here, changed_targets, self.target[after, chunk])
-            sums = removed.new_empty(3, *removed.shape[:2])
-            kernels.removals(removed, clean, sums)
-            shift, z, gap = sums
-            self.gap[which, chunk] = self.gap[which, chunk] * before + gap * now
-            self._merge(after, chunk, shift, z)
+            removed_targets.append(removed.gather(2, column.expand(len(removed), -1, -1))[..., 0])
+            sums.append(removed.new_empty(3, *removed.shape[:2]))
+            kernels.removals(removed, clean, sums[-1])
+        if not sums:
+            return
+        # Merged once a tile, not with each few changes: on an accelerator every one of these is a launch.
+        changed_targets = clean_targets - torch.cat(removed_targets).to(self.device)
+        self.target[1:, chunk] = torch.where(here, changed_targets, self.target[1:, chunk])
+        shift, z, gap = torch.cat(sums, 1).to(self.device)
+        self.gap[:, chunk] = self.gap[:, chunk] * before + gap * now
+        self._merge(slice(1, None), chunk, shift, z)
 
     def _merge(self, which: slice, chunk: slice, shift: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """Merge shift and Z of a tile; return the factors that bring old sums and this tile's to the new shift."""

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
-__all__ = ["Budget", "Tile", "budget", "get_device", "print_gpu_mem"]
+__all__ = ["Budget", "Tile", "budget", "get_device", "print_gpu_mem", "sums_device", "wide"]
 
 
 class Tile(NamedTuple):
@@ -158,6 +159,35 @@ def budget(like: str | None = None, **sizes: Any) -> Iterator[None]:
         yield
     finally:
         _forced = before
+
+
+def sums_device(device: torch.device) -> torch.device:
+    """Return where sums over numbers of a device are kept in float64: there, or on the CPU where it has no float64.
+
+    Apple's MPS has none.
+
+    Example:
+        >>> sums_device(torch.device("cpu"))
+        device(type='cpu')
+    """
+    if device.type == "cpu":
+        return device
+    try:
+        torch.empty(0, dtype=torch.float64, device=device)
+    except TypeError:
+        return torch.device("cpu")
+    return device
+
+
+def wide(values: Tensor) -> Tensor:
+    """Return numbers in float64, on the `sums_device` of theirs.
+
+    Example:
+        >>> wide(torch.ones(2))
+        tensor([1., 1.], dtype=torch.float64)
+    """
+    # Moved first, since a device without float64 cannot widen what it sends either.
+    return values.to(sums_device(values.device)).double()
 
 
 def _memory(device: torch.device) -> int:

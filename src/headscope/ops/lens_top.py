@@ -16,7 +16,7 @@ from torch import Tensor
 
 from headscope.errors import InvalidInputError
 from headscope.ops.changed_predictions import Prediction
-from headscope.ops.devices import Budget, Tile
+from headscope.ops.devices import Budget, Tile, sums_device, wide
 from headscope.ops.head_products import HeadProducts, times
 from headscope.ops.kernels.products import linear
 from headscope.ops.parallel import RowChunks
@@ -122,7 +122,8 @@ class _RunningTop:
         final = problem.rows
         shape = n_predictions, len(final)
         self.best = final.new_full((*shape, k), -torch.inf)
-        self.shift = final.new_full(shape, torch.finfo(final.dtype).min, dtype=torch.float64)
+        lowest = torch.finfo(final.dtype).min
+        self.shift = torch.full(shape, lowest, dtype=torch.float64, device=sums_device(final.device))
         self.z = torch.zeros_like(self.shift)
         self.target = final.new_full(shape, -torch.inf)
         self.ties = torch.zeros(shape, dtype=torch.long, device=final.device)
@@ -145,7 +146,7 @@ class _RunningTop:
         # All tokens of a tile may be masked.
         highest = highest.clamp_(min=torch.finfo(logits.dtype).min)
         z = logits.sub_(highest[..., None]).exp_().sum(-1)
-        shift, old = highest.double(), self.shift[which, chunk]
+        shift, z, old = wide(highest), wide(z), self.shift[which, chunk]
         new = torch.maximum(old, shift)
         self.z[which, chunk] = self.z[which, chunk] * (old - new).exp() + z * (shift - new).exp()
         self.shift[which, chunk] = new
@@ -169,4 +170,4 @@ class _RunningTop:
         place = (self.best > self.target[..., None]).sum(-1) + self.ties
         place = place.clamp(max=self.best.shape[-1])
         log_z = self.shift + self.z.log()
-        return LensTop(self.best.double() - log_z[..., None], place)
+        return LensTop(wide(self.best) - log_z[..., None], place.to(log_z.device))

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headscope.errors import InvalidInputError
-from headscope.ops.devices import Budget
+from headscope.ops.devices import Budget, sums_device, wide
 from headscope.ops.kernels.products import linear
 
 __all__ = [
@@ -49,7 +49,7 @@ class RunningMoments:
     """Log-partition and entropy of rows whose logits arrive tile by tile.
 
     Keeps, for each row, a shift `m`, `Z = sum exp(l - m)` and `S = sum (l - m) exp(l - m)` in float64; then
-    `log sum exp(l) = m + log Z` and `H = log Z - S / Z`, in nats.
+    `log sum exp(l) = m + log Z` and `H = log Z - S / Z`, in nats. They are on the `sums_device` of the device given.
 
     Example:
         >>> moments = RunningMoments((1,))
@@ -60,13 +60,14 @@ class RunningMoments:
     """
 
     def __init__(self, shape: tuple[int, ...] | torch.Size, device: torch.device | None = None) -> None:
+        device = sums_device(torch.get_default_device() if device is None else device)
         self.shift = torch.full(shape, -torch.inf, dtype=torch.float64, device=device)
         self.z = torch.zeros(shape, dtype=torch.float64, device=device)
         self.s = torch.zeros(shape, dtype=torch.float64, device=device)
 
     def add(self, shift: Tensor, z: Tensor, s: Tensor, rows: slice = slice(None)) -> None:
         """Merge a tile's shift, Z and S into the rows `[..., rows]`."""
-        shift, z, s = shift.double(), z.double(), s.double()
+        shift, z, s = wide(shift), wide(z), wide(s)
         old_shift, old_z, old_s = self.shift[..., rows], self.z[..., rows], self.s[..., rows]
         new_shift = torch.maximum(old_shift, shift)
         old_by, by = old_shift - new_shift, shift - new_shift
@@ -202,7 +203,7 @@ def kl_divergence(
     for at, chunk in _chunks(rows):
         other_chunk = other_rows[at : at + len(chunk)]
         log_z_q = RunningMoments((len(chunk),), rows.device)
-        shift = torch.full((len(chunk),), -torch.inf, dtype=torch.float64, device=rows.device)
+        shift = torch.full((len(chunk),), -torch.inf, dtype=torch.float64, device=sums_device(rows.device))
         z, gap = torch.zeros_like(shift), torch.zeros_like(shift)
         for tile in vocab_tiles(W_U.shape[1], Budget.of(rows.device).tile.vocab):
             logits = _tile_logits(chunk, W_U, b_U, tile, soft_cap)
@@ -212,13 +213,14 @@ def kl_divergence(
             weights = (logits - tile_shift[:, None]).exp()
             # KL = sum p (l - l') / Z - log Z + log Z': the sum runs along with log Z, so one pass over tiles is enough.
             difference = torch.where(weights > 0, weights * (logits - other_logits), 0.0)
-            new_shift = torch.maximum(shift, tile_shift.double())
-            old, new = (shift - new_shift).exp(), (tile_shift.double() - new_shift).exp()
-            z = old * z + new * weights.sum(-1)
-            gap = old * gap + new * difference.sum(-1)
+            tile_shift = wide(tile_shift)
+            new_shift = torch.maximum(shift, tile_shift)
+            old, new = (shift - new_shift).exp(), (tile_shift - new_shift).exp()
+            z = old * z + new * wide(weights.sum(-1))
+            gap = old * gap + new * wide(difference.sum(-1))
             shift = new_shift
         parts.append(gap / z - (shift + z.log()) + log_z_q.log_partition())
-    return torch.cat(parts).to(rows.dtype)
+    return torch.cat(parts).to(rows)
 
 
 def vocab_tiles(d_vocab: int, width: int) -> Iterator[slice]:
@@ -270,12 +272,11 @@ def _summarize_chunk(
             logits[target_entries] = -torch.inf
             rank += (logits > target_logit[:, None]).sum(-1)
     log_z = moments.log_partition()
-    dtype = rows.dtype
     return VocabSummary(
-        entropy=moments.entropy().to(dtype),
-        log_partition=log_z.to(dtype),
-        target_log_prob=None if target_logit is None else (target_logit - log_z).to(dtype),
+        entropy=moments.entropy().to(rows),
+        log_partition=log_z.to(rows),
+        target_log_prob=None if target_logit is None else (wide(target_logit) - log_z).to(rows),
         target_rank=rank,
         top_tokens=best_tokens,
-        top_log_probs=(best - log_z[:, None]).to(dtype),
+        top_log_probs=(wide(best) - log_z[:, None]).to(rows),
     )

@@ -9,6 +9,7 @@ from torch import Tensor
 from headscope.analysis.core.ranking import HeadScore
 from headscope.analysis.core.stats import known_in_order
 from headscope.analysis.core.top_places import Position
+from headscope.ops.devices import wide
 from headscope.report.blocks import Block, View
 from headscope.report.words import prose, signed
 from headscope.views.tokens import colored_tokens
@@ -74,4 +75,4 @@ def _text_up_to(strings: Sequence[Sequence[str]], values: Tensor, place: Positio
 def share_above(values: Tensor) -> float:
     """Share of the known values that are above zero."""
     known = values[~values.isnan()]
-    return float((known > 0).double().mean())
+    return float(wide(known > 0).mean())

@@ -21,6 +21,7 @@ from headscope.data.tasks.base import TaskDataset
 from headscope.errors import InvalidInputError, check_at_least
 from headscope.model.activations.readout import readout_of
 from headscope.model.transformer import HookedTransformer
+from headscope.ops.devices import wide
 from headscope.training.toy import evaluate_task
 from headscope.training.toy_checkpoint import load_toy_model, snapshot_steps
 
@@ -200,7 +201,7 @@ def _measure(
         entropy = measure_entropy(model, rows, reduce="none", include_bos=True, progress=False)
         for name in ("resid", "diff", "marginal"):
             at_answers = getattr(entropy, name)[..., answers.start : answers.stop]
-            values[name] = at_answers.double().mean((-2, -1)).float().cpu()
+            values[name] = wide(at_answers).mean((-2, -1)).float().cpu()
         labels = {"state_labels": entropy.state_labels, "component_labels": entropy.component_labels}
     if "head_scores" in measures:
         scores = head_scores(model, rows, include_bos=True, progress=False)

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headscope.errors import InvalidInputError
+from headscope.ops.devices import sums_device, wide
 
 __all__ = ["fourier_basis", "fourier_coefficients", "fourier_power"]
 
@@ -54,7 +55,7 @@ def fourier_coefficients(values: Float[Tensor, "number feature"]) -> Float[Tenso
     Raises:
         InvalidInputError: If there are fewer than three numbers.
     """
-    return fourier_basis(values.shape[0]).to(values.device) @ values.double()
+    return fourier_basis(values.shape[0]).to(sums_device(values.device)) @ wide(values)
 
 
 @torch.no_grad()

@@ -33,6 +33,7 @@ from headscope.analysis.storage.passes import Passes
 from headscope.errors import InvalidInputError
 from headscope.model.config import HookedTransformerConfig
 from headscope.model.transformer import HookedTransformer
+from headscope.ops.devices import sums_device
 
 __all__ = ["AblationAccumulator", "AblationOptions", "ablate_heads"]
 
@@ -279,5 +280,5 @@ class AblationAccumulator(Accumulator[AblationResult]):
 
     def _nothing(self) -> AblatedBatch:
         shape = len(self._plan.values), len(self._plan.effects), len(self._plan.sets), 0
-        nothing = torch.zeros(shape, dtype=torch.float64, device=self.model.W_U.device)
+        nothing = torch.zeros(shape, dtype=torch.float64, device=sums_device(self.model.W_U.device))
         return AblatedBatch(nothing[0, 0, 0], nothing, nothing)

@@ -23,7 +23,7 @@ from headscope.model.hooks import is_listening
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.arrays import stack_padded
 from headscope.ops.changed_predictions import ChangedPredictions, HeadChanges, RowChanges, compare
-from headscope.ops.devices import Budget
+from headscope.ops.devices import Budget, sums_device
 
 __all__ = ["AblatedBatch", "BatchAblation", "Plan"]
 
@@ -113,8 +113,8 @@ class BatchAblation:
         self.scale = self.readout.scale(self.final)
         self.clean = clean_prediction(self.readout, batch, self.where, self.final)
         shape = len(plan.values), len(plan.effects), len(plan.sets), len(self.final)
-        self.loss = torch.zeros(shape[-1], dtype=torch.float64, device=self.final.device)
-        self.changed_loss = torch.zeros(shape, dtype=torch.float64, device=self.final.device)
+        self.loss = torch.zeros(shape[-1], dtype=torch.float64, device=sums_device(self.final.device))
+        self.changed_loss = torch.zeros_like(self.loss).expand(shape).clone()
         self.kl = torch.zeros_like(self.changed_loss)
 
     def measure(self, progress: bool) -> AblatedBatch:
@@ -151,9 +151,10 @@ class BatchAblation:
 
     def _note(self, cells: Sequence[Cell], found: ChangedPredictions) -> None:
         self.loss = found.loss
-        for number, cell in enumerate(cells):
-            self.changed_loss[cell] = found.changed_loss[number]
-            self.kl[cell] = found.kl[number]
+        # All cells at once: each of its own is a launch on a GPU.
+        at = tuple(torch.tensor(axis, device=self.kl.device) for axis in zip(*cells, strict=True))
+        self.changed_loss[at] = found.changed_loss
+        self.kl[at] = found.kl
 
     def _held(self, cells: Iterable[tuple[Cell, Tensor]]) -> Iterator[list[tuple[Cell, Tensor]]]:
         held: list[tuple[Cell, Tensor]] = []
@@ -204,7 +205,7 @@ class BatchAblation:
         for some in (low_rank[start : start + step] for start in range(0, len(low_rank), step)):
             heads = [sets[at][0] for at in some]
             taken = torch.stack([stack_padded([self._taken(head, value) for head in heads]) for value in values])
-            W_O = stack_padded([self.readout.direction(self._W_O(head)) for head in heads])
+            W_O = self.readout.direction(stack_padded([self._W_O(head) for head in heads]))
             cells = [(value, effect, at) for value in range(len(values)) for at in some]
             parts.append((cells, HeadChanges(taken.div_(self.scale), W_O)))
         return parts

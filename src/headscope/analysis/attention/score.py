@@ -34,7 +34,7 @@ from headscope.analysis.prompts.two_runs import Positions
 from headscope.analysis.recording.record import record
 from headscope.errors import InvalidInputError
 from headscope.model.transformer import HookedTransformer
-from headscope.ops.devices import Budget
+from headscope.ops.devices import Budget, wide
 
 __all__ = ["attribute_attention"]
 
@@ -174,7 +174,7 @@ class _Sums:
         self.labels: list[str] = []
 
     def add(self, run: ScoreRun, sources: bool) -> None:
-        pairs = run.pairs.double()
+        pairs = wide(run.pairs)
         self.labels, self.n = run.labels, self.n + len(pairs)
         self.pairs = pairs.sum(0) if self.pairs is None else self.pairs + pairs.sum(0)
         squares = pairs.square().sum(0)

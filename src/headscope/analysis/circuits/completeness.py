@@ -220,7 +220,7 @@ def circuit_minimality(
             tried.append((part, before, name))
     with_it = torch.stack([before for _, before, _ in tried])
     without = with_it.clone()
-    without[torch.arange(len(tried)), [part for part, *_ in tried]] = False
+    without[torch.arange(len(tried), device="cpu"), [part for part, *_ in tried]] = False
     first, second = runs.values(torch.cat([with_it, without])).cpu().split(len(tried))
     lost = (first - second).view(len(tried), -1)
     best: dict[int, int] = {}
@@ -260,8 +260,12 @@ def _of(
         beyond = sorted(group - set(parts))
         if beyond:
             raise InvalidInputError(f"{beyond[0]} of group {name!r} is not in the circuit: {', '.join(parts)}.")
-    inside = torch.tensor([part in parts for part in runs.parts])
-    return runs, inside, {name: torch.tensor([part in group for part in runs.parts]) for name, group in named.items()}
+    inside = torch.tensor([part in parts for part in runs.parts], device="cpu")
+    return (
+        runs,
+        inside,
+        {name: torch.tensor([part in group for part in runs.parts], device="cpu") for name, group in named.items()},
+    )
 
 
 def _drawn(

@@ -42,7 +42,7 @@ from headscope.analysis.recording.record import check_final, record
 from headscope.model.block import TransformerBlock
 from headscope.model.hooks import HookPoint, Reader
 from headscope.model.transformer import HookedTransformer
-from headscope.ops.devices import Budget
+from headscope.ops.devices import Budget, sums_device, wide
 from headscope.ops.kernels.products import product
 
 __all__ = ["Ablation", "CircuitRuns", "given_at", "places_of"]
@@ -206,19 +206,19 @@ class CircuitRuns:
     def _mean_written(self) -> dict[str, Float[Tensor, "place *width"]]:
         sums: dict[str, Tensor] = {}
         mask = self.runs.task.masks[1].bool()
-        counts = torch.zeros(mask.shape[1], dtype=torch.float64, device=mask.device)
+        counts = torch.zeros(mask.shape[1], dtype=torch.float64, device=sums_device(mask.device))
         for together in self.scorer.batches(self._tokens):
             for rows in self._split(together):
                 here = mask[rows]
-                places = places_of(here)[here]
+                places = places_of(here)[here].to(counts.device)
                 counts.index_add_(0, places, torch.ones_like(places, dtype=counts.dtype))
                 for name, given in self._on_corrupted(rows).items():
-                    of_tokens = given[here].double()
+                    of_tokens = wide(given[here])
                     total = sums.setdefault(name, of_tokens.new_zeros(len(counts), *of_tokens.shape[1:]))
                     total.index_add_(0, places, of_tokens)
-        wide = torch.promote_types(self.model.W_E.dtype, torch.float32)
+        kind = torch.promote_types(self.model.W_E.dtype, torch.float32)
         shared = {name: counts.clamp(min=1).view(-1, *[1] * (total.ndim - 1)) for name, total in sums.items()}
-        return {name: (total / shared[name]).to(wide) for name, total in sums.items()}
+        return {name: (total / shared[name]).to(mask.device, kind) for name, total in sums.items()}
 
     @property
     def _tokens(self) -> int:

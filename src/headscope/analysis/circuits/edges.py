@@ -195,7 +195,7 @@ class _Attribution:
                 metrics, scores = self.of(rows, bar)
                 ends.append(metrics)
                 totals.add(rows, scores)
-        return torch.cat(ends, dim=1).mean(1), totals
+        return torch.cat(ends, dim=1).mean(1).cpu(), totals
 
     def of(self, rows: Int[Tensor, " row"], bar: Bar) -> tuple[Tensor, Float[Tensor, "row sender receiver"]]:
         """Return the metric of both runs, `[run, *prompt]` with the prompts last, and each prompt's scores."""
@@ -333,15 +333,15 @@ class _Totals:
         self._scores: list[Tensor] = []
         self._keeps = n_prompts * graph.n_edges * 4 <= room
         self._n = n_prompts
-        self._sums = torch.zeros(2, graph.n_edges, dtype=torch.float64)
+        self._sums = torch.zeros(2, graph.n_edges, dtype=torch.float64, device="cpu")
 
     def add(self, rows: Int[Tensor, " row"], scores: Float[Tensor, "row sender receiver"]) -> None:
         """Add those of some prompts."""
         of_edges = scores.cpu()[:, self._allowed]
-        wide = of_edges.double()
-        self._sums += torch.stack([wide.sum(0), wide.square().sum(0)])
+        exact = of_edges.double()
+        self._sums += torch.stack([exact.sum(0), exact.square().sum(0)])
         if self._keeps:
-            self._rows.append(rows)
+            self._rows.append(rows.cpu())
             self._scores.append(of_edges)
 
     def scaled(

@@ -68,14 +68,14 @@ class EdgeRuns:
         self._runs = CircuitRuns(model, task, ablation=ablation, metric=metric)
         self.allowed = self._runs.graph.allowed
         self.parts = self._runs.graph.labels_of(self.allowed)
-        ends = torch.tensor([[False], [True]]).expand(2, len(self.parts))
+        ends = torch.tensor([[False], [True]], device="cpu").expand(2, len(self.parts))
         self.empty, self.whole = self.values(ends)
         self.nothing = self.empty
 
     def values(self, kept: Bool[Tensor, "circuit part"]) -> Float[Tensor, "circuit *prompt"]:
         """The metric of circuits, given the edges that each keeps."""
-        masks = torch.zeros(len(kept), *self.allowed.shape, dtype=torch.bool)
-        masks[:, self.allowed] = kept
+        masks = self.allowed.new_zeros(len(kept), *self.allowed.shape)
+        masks[:, self.allowed] = kept.cpu()
         return self._runs.measure(masks)
 
 
@@ -204,7 +204,7 @@ def kept_by(
     generator = torch.Generator("cpu").manual_seed(seed)
     n_parts = len(runs.parts)
     places = {name: at for at, name in enumerate(runs.parts)}
-    orders = [torch.tensor([places[name] for name in ranking], dtype=torch.long)]
+    orders = [torch.tensor([places[name] for name in ranking], dtype=torch.long, device="cpu")]
     orders += [torch.randperm(n_parts, generator=generator, device="cpu") for _ in range(controls)]
     values = []
     with progress_bar(len(orders), "faithfulness", shown=progress) as bar:
@@ -233,7 +233,7 @@ def kept_by(
 
 def _beginnings(order: Int[Tensor, " ranked"], sizes: Sequence[int], n_parts: int) -> Bool[Tensor, "size part"]:
     """The circuits of the first parts of a ranking."""
-    kept = torch.zeros(len(sizes), n_parts, dtype=torch.bool)
+    kept = torch.zeros(len(sizes), n_parts, dtype=torch.bool, device="cpu")
     for circuit, size in zip(kept, sizes, strict=True):
         circuit[order[:size]] = True
     return kept

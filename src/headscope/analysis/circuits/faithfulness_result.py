@@ -10,6 +10,7 @@ from torch import Tensor
 
 from headscope.analysis.core.result import Array, Result
 from headscope.analysis.core.stats import Estimate, standard_errors
+from headscope.ops.devices import wide
 
 __all__ = ["SHARES", "Faithfulness"]
 
@@ -102,7 +103,7 @@ class Faithfulness(Result):
     @property
     def whole_right(self) -> float | None:
         """That share for the whole model."""
-        return float((self.whole > 0).double().mean()) if self.has_answers else None
+        return float(wide(self.whole > 0).mean()) if self.has_answers else None
 
     @property
     def control(self) -> Float[Tensor, " size"] | None:

@@ -69,7 +69,7 @@ class Graph:
                 if part.head is None
             ]
         receivers.append(Receiver(2 * cfg.n_layers, None))
-        written, read = (torch.tensor([end.stage for end in ends]) for ends in (senders, receivers))
+        written, read = (torch.tensor([end.stage for end in ends], device="cpu") for ends in (senders, receivers))
         return cls(senders, tuple(receivers), written[:, None] <= read)
 
     @cached_property
@@ -111,7 +111,7 @@ class Graph:
 
     def spread(self, of_edges: Float[Tensor, " edge"]) -> Float[Tensor, "sender receiver"]:
         """Return a number for each edge, in the order of senders, then receivers, as a matrix; NaN for no edge."""
-        values = torch.full(self.allowed.shape, torch.nan, dtype=of_edges.dtype)
+        values = of_edges.new_full(self.allowed.shape, torch.nan)
         values[self.allowed] = of_edges
         return values
 
@@ -161,7 +161,8 @@ class Graph:
                 raise unknown_name("component", name, self.sender_labels[1:])
         kept = {sender.component for sender in self.senders if sender.label in {EMBED, *names}} | {None}
         sends, reads = (
-            torch.tensor([end.component in kept for end in ends]) for ends in (self.senders, self.receivers)
+            torch.tensor([end.component in kept for end in ends], device="cpu")
+            for ends in (self.senders, self.receivers)
         )
         return self.allowed & sends[:, None] & reads
 

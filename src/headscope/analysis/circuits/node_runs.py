@@ -26,7 +26,7 @@ from headscope.analysis.prompts.two_runs import Scorer, TaskRuns
 from headscope.analysis.recording.record import check_final, hook_name, record
 from headscope.model.hooks import HookPoint
 from headscope.model.transformer import HookedTransformer
-from headscope.ops.devices import Budget
+from headscope.ops.devices import Budget, sums_device, wide
 
 __all__ = ["NodeRuns"]
 
@@ -122,7 +122,7 @@ class NodeRuns:
         for block in self._blocks():
             for step in range(steps):
                 gates = torch.where(inside, 1.0, (step + 0.5) / steps)
-                found[block.rows.cpu()] += block.gradient(gates).double().cpu() / steps
+                found[block.rows.cpu()] += block.gradient(gates).cpu().double() / steps
         return found.T[self._at].masked_fill(kept.cpu()[:, None], 0.0)
 
     def _values(self, kept: Tensor, near: Tensor | None = None) -> Tensor:
@@ -182,16 +182,20 @@ class NodeRuns:
         """Means over the corrupted prompts at each place, counted from a prompt's first token."""
         sums: dict[str, Tensor] = {}
         mask = self.runs.task.masks[1]
-        counts = torch.bincount(places_of(mask)[mask], minlength=mask.shape[1]).clamp(min=1)
+        home = sums_device(mask.device)
+        counts = torch.bincount(places_of(mask)[mask].to(home), minlength=mask.shape[1]).clamp(min=1)
         for rows in self._batches:
             here = mask[rows]
-            places = places_of(here)[here]
+            places = places_of(here)[here].to(home)
             for name, output in self._other(rows)[0].items():
-                of_tokens = output[here].double()
+                of_tokens = wide(output[here])
                 total = sums.setdefault(name, of_tokens.new_zeros(len(counts), *of_tokens.shape[1:]))
                 total.index_add_(0, places, of_tokens)
         dtype = self.model.W_E.dtype
-        return {name: (total / counts.view(-1, *[1] * (total.ndim - 1))).to(dtype) for name, total in sums.items()}
+        return {
+            name: (total / counts.view(-1, *[1] * (total.ndim - 1))).to(mask.device, dtype)
+            for name, total in sums.items()
+        }
 
 
 class _Block:

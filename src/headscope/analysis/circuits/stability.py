@@ -25,6 +25,7 @@ from headscope.analysis.core.progress import each_step
 from headscope.analysis.core.result import Array, Result, RunInfo
 from headscope.analysis.prompts.task import Task
 from headscope.errors import InvalidInputError
+from headscope.ops.devices import wide
 
 __all__ = ["Findings", "Stability", "stability"]
 
@@ -87,7 +88,7 @@ class Stability(Result):
     @property
     def shares(self) -> Float[Tensor, " label"]:
         """The share of all repeats in which each label was found."""
-        return self.counts.sum(0).double() / self.runs.sum()
+        return wide(self.counts.sum(0)) / wide(self.runs.sum())
 
     def interval(self, way: str | None = None) -> tuple[Float[Tensor, " label"], Float[Tensor, " label"]]:
         """Return the ends of the 95 % interval of each label's share (Wilson), of one way or of all.
@@ -223,7 +224,7 @@ def stability(
         counts=torch.tensor([[sum(label in one for one in per_way[way]) for label in labels] for way in ways]).long(),
         runs=torch.tensor([len(per_way[way]) for way in ways]),
         found=torch.tensor([int(label in own) for label in labels], dtype=torch.long),
-        jaccards=torch.tensor([_jaccard(own, one) for one in sets], dtype=torch.float64),
+        jaccards=torch.tensor([_jaccard(own, one) for one in sets], dtype=torch.float64, device="cpu"),
         pairs=sum(pairs) / len(pairs) if pairs else float("nan"),
         labels=tuple(labels),
         ways=ways,

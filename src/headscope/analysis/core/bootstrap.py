@@ -27,6 +27,7 @@ from torch import Tensor
 
 from headscope.analysis.core.stats import LEVEL, threshold
 from headscope.errors import InvalidInputError, check_at_least
+from headscope.ops.devices import sums_device, wide
 
 __all__ = ["IntervalMethod", "bootstrap_interval", "proportion_interval"]
 
@@ -70,13 +71,13 @@ def bootstrap_interval(
     n, *cells = rows.shape
     if n < 2:
         raise InvalidInputError(f"an interval needs at least two prompts; got {n}.")
-    values = rows.detach().double().cpu().reshape(n, -1)
+    values = rows.detach().cpu().double().reshape(n, -1)
     counts = _draws(n, draws, seed)
     ends = torch.empty(2, values.shape[1], dtype=torch.float64, device="cpu")
     make = _MAKERS[method]
     for block in torch.arange(values.shape[1], device="cpu").split(max(1, _BLOCK_NUMBERS // draws)):
         ends[:, block] = make(values[:, block], counts, level)
-    low, high = ends.view(2, *cells).to(rows.device)
+    low, high = ends.view(2, *cells).to(sums_device(rows.device))
     return low, high
 
 
@@ -159,7 +160,7 @@ def proportion_interval(
     from scipy.special import ndtri
 
     z = float(-ndtri(level / 2))
-    share = count.double() / n
+    share = wide(count) / n
     center = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     reach = z / (1 + z**2 / n) * (share * (1 - share) / n + z**2 / (4 * n**2)).sqrt()
     return (center - reach).clamp(min=0), (center + reach).clamp(max=1)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from headscope.analysis.core.components import canonical_label, component_label
 from headscope.errors import InvalidInputError
+from headscope.ops.devices import wide
 
 __all__ = ["WITHIN_LAYER", "Array", "Label", "NamedArray", "cell_label", "masked_mean"]
 
@@ -185,7 +186,7 @@ def _within(layer: Label, part: Label) -> str:
 
 def masked_mean(values: Tensor, dims: tuple[int, ...]) -> Tensor:
     """Mean over the entries that are not NaN (positions that do not count are NaN), in float64."""
-    return torch.nanmean(values.double(), dim=dims).to(values.dtype)
+    return torch.nanmean(wide(values), dim=dims).to(values)
 
 
 def _names_layers(label: Any) -> bool:

@@ -272,6 +272,7 @@ class Controlled(OverPrompts):
 
 def evidence(rows: Float[Tensor, "prompt *cell"], clusters: Int[Tensor, " prompt"] | None) -> dict[str, list[Any]]:
     """Return columns on errors and tests, an entry for each cell."""
+    rows = rows.cpu()
     p = adjusted(by_cluster(rows, clusters))
     low, high = bootstrap_interval(by_cluster(rows, clusters, rows.mean(0)))
     numbers = {

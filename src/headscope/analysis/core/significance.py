@@ -30,6 +30,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from headscope.errors import InvalidInputError, check_at_least
+from headscope.ops.devices import sums_device
 
 __all__ = ["Correction", "TestMethod", "adjusted", "corrected", "looked_at", "p_values", "t_test"]
 
@@ -94,7 +95,8 @@ def adjusted(
         bh 1
     """
     if correction != "max":
-        return corrected(p_values(rows, method, flips=flips, seed=seed), correction, looked_at(rows))
+        p = p_values(rows, method, flips=flips, seed=seed)
+        return corrected(p, correction, looked_at(rows).to(p.device))
     if method != "sign_flip":
         raise InvalidInputError(f"correction 'max' needs sign flips; with method {method!r} take 'holm' or 'bh'.")
     return _sign_flips(rows, flips, seed, largest=True)
@@ -141,10 +143,10 @@ def t_test(rows: Float[Tensor, "prompt *cell"]) -> Float[Tensor, "*cell"]:
     from scipy.special import stdtr
 
     n = _checked(rows)
-    exact = rows.detach().double().cpu()
+    exact = rows.detach().cpu().double()
     t = exact.mean(0).abs() / (exact.std(0) / math.sqrt(n))
     p = torch.from_numpy(np.asarray(2 * stdtr(n - 1, -t.numpy())))
-    return torch.where((exact == 0).all(0), 1.0, p).to(rows.device)
+    return torch.where((exact == 0).all(0), 1.0, p).to(sums_device(rows.device))
 
 
 def _checked(rows: Tensor) -> int:
@@ -161,7 +163,7 @@ def _sign_flips(rows: Float[Tensor, "prompt *cell"], flips: int, seed: int, *, l
     """
     check_at_least(1, flips=flips)
     n, cells = _checked(rows), rows.shape[1:]
-    exact = rows.detach().double().cpu().reshape(n, -1)
+    exact = rows.detach().cpu().double().reshape(n, -1)
     counted = looked_at(exact)
     shown = exact[:, counted]
     shown = shown / shown.abs().amax(0)  # tiny numbers have squares too
@@ -180,7 +182,7 @@ def _sign_flips(rows: Float[Tensor, "prompt *cell"], flips: int, seed: int, *, l
         total += len(signs)
     p = torch.where(exact.isfinite().all(0), 1.0, torch.nan).double()
     p[counted] = reached / total
-    return p.view(cells).to(rows.device)
+    return p.view(cells).to(sums_device(rows.device))
 
 
 def _signs(n: int, flips: int, seed: int, together: int) -> Iterator[Float[Tensor, "flip prompt"]]:

@@ -29,6 +29,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from headscope.ops.devices import wide
+
 __all__ = [
     "LEVEL",
     "Estimate",
@@ -191,7 +193,7 @@ def estimates(values: Float[Tensor, "*thing batch pos"]) -> Estimates:
         >>> [f"{each.value:.2f} ± {each.error:.2f}" for each in (found[0], found[1])]
         ['-0.27 ± 0.36', '1.00 ± 0.00']
     """
-    exact = values.detach().double().cpu()
+    exact = values.detach().cpu().double()
     means = exact.nanmean((-2, -1))
     counted = (~exact.isnan()).flatten(0, -3).any(0)
     # Moments of what is left of the mean lose nothing to cancellation.
@@ -244,7 +246,7 @@ def standard_errors(
     rows = by_cluster(rows, clusters, rows.mean(0))
     if len(rows) < 2:
         return torch.full_like(rows[0], torch.nan)
-    return (rows.double().std(0) / math.sqrt(len(rows))).to(rows.dtype)
+    return (wide(rows).std(0) / math.sqrt(len(rows))).to(rows)
 
 
 def row_moments(values: Float[Tensor, "*thing n"], rows: Int[Tensor, " n"]) -> Float[Tensor, "moment stratum *thing"]:
@@ -263,7 +265,8 @@ def row_moments(values: Float[Tensor, "*thing n"], rows: Int[Tensor, " n"]) -> F
         >>> print(f"{mean.value} ± {mean.error:.2f}, {mean.freedom:.0f} degrees of freedom")
         29.5 ± 3.97, 19 degrees of freedom
     """
-    exact = values.detach().double()
+    exact = wide(values.detach())
+    rows = rows.to(exact.device)
     _, row, lengths = rows.unique_consecutive(return_inverse=True, return_counts=True)
     place = torch.arange(len(rows), device=rows.device) - (lengths.cumsum(0) - lengths)[row]
     piece = row * _PIECES + place * _PIECES // lengths[row]
@@ -280,7 +283,7 @@ def row_moments_of_sums(
     sums: Float[Tensor, "row *thing"], counts: Float[Tensor, "row *thing"]
 ) -> Float[Tensor, "moment stratum *thing"]:
     """Return the same from each row's sum and number of positions, where it cannot be cut: few rows stay few."""
-    rows = (each.double().movedim(0, -1)[..., None] for each in (sums, counts))
+    rows = (wide(each).movedim(0, -1)[..., None] for each in (sums, counts))
     return _moments(*(torch.nn.functional.pad(each, (0, _PIECES - 1)) for each in rows))
 
 
@@ -330,7 +333,7 @@ def place_moments(
         counts: Number of these positions.
         n_places: As many as other rows may have; default: as there are.
     """
-    x, c = sums.double(), counts.double()
+    x, c = wide(sums), wide(counts)
     cells = torch.stack([(a * b).sum((-2, -1)) for a, b in ((x, x), (x, c), (c, c))], dim=-1)
     more = 0 if n_places is None else n_places - x.shape[-1]
     by_place = (torch.nn.functional.pad(each.sum(-2), (0, more)) for each in (x, c))

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from headscope.errors import check_at_least
+from headscope.ops.devices import sums_device, wide
 
 __all__ = ["Position", "TokenMean", "TopPlaces", "token_means", "top_positions"]
 
@@ -133,7 +134,7 @@ def top_positions(
     """
     check_at_least(1, k=k)
     worst = -torch.inf if largest else torch.inf
-    ordered = values.double().nan_to_num(nan=worst, posinf=torch.inf, neginf=-torch.inf).flatten()
+    ordered = wide(values).nan_to_num(nan=worst, posinf=torch.inf, neginf=-torch.inf).flatten()
     found: list[Position] = []
     for index in ordered.argsort(descending=largest, stable=True).tolist():
         row, pos = divmod(index, values.shape[1])
@@ -160,9 +161,9 @@ def token_means(
         (TokenMean(token=7, mean=2.0, count=2),)
     """
     known = ~values.isnan()
-    ids, where = tokens[known].unique(return_inverse=True)
+    ids, where = (each.to(sums_device(tokens.device)) for each in tokens[known].unique(return_inverse=True))
     counts = torch.bincount(where, minlength=len(ids))
-    means = torch.bincount(where, weights=values[known].double(), minlength=len(ids)) / counts
+    means = torch.bincount(where, weights=wide(values[known]), minlength=len(ids)) / counts
     order = means.argsort(descending=True, stable=True).tolist()
     kept = (index for index in order if counts[index] >= min_count)
     return tuple(TokenMean(int(ids[index]), float(means[index]), int(counts[index])) for index in kept)

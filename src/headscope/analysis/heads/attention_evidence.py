@@ -32,6 +32,7 @@ from headscope.analysis.heads.scores import SCORES, defining_keys
 from headscope.analysis.recording.record import record_patterns
 from headscope.analysis.storage.accumulator import Measure
 from headscope.model.transformer import HookedTransformer
+from headscope.ops.devices import wide
 
 __all__ = ["AttentionEvidence", "attention_evidence", "attention_moments"]
 
@@ -95,7 +96,7 @@ def attention_moments(model: HookedTransformer, seed: int, *, by_length: bool = 
         elsewhere[_PREVIOUS] = paid_nearby
         asked = keys.any(-1)
         counts, spread = (
-            torch.einsum("nrq,rqc->nrc", each.double(), cells.double()).cpu()[:, :, None, None]
+            torch.einsum("nrq,rqc->nrc", wide(each), wide(cells)).cpu()[:, :, None, None]
             for each in (asked, asked * share)
         )
         # With attention p on the keys, others get (1 - p) / n_others each.
@@ -114,7 +115,7 @@ def attention_moments(model: HookedTransformer, seed: int, *, by_length: bool = 
             f"places {width}": place_moments(varying[..., of_place], counts[..., of_place], n_places),
             f"tokens {width}": place_moments(varying[..., of_token], counts[..., of_token]),
             "start": paid_start[..., of_place].sum((0, -1)),
-            "queries": batch.counted.sum().double().cpu(),
+            "queries": batch.counted.sum().cpu().double(),
         }
 
     return measure
@@ -166,6 +167,6 @@ def _attention_to(
 
     def summed(pattern: Float[Tensor, "row head query_pos key_pos"]) -> Float[Tensor, "number row head cell"]:
         paid = torch.einsum("rhqk,nrqk->nrhq", pattern.float(), weights)
-        return torch.einsum("nrhq,rqc->nrhc", paid, cells).double()
+        return wide(torch.einsum("nrhq,rqc->nrhc", paid, cells))
 
     return record_patterns(model, batch, summed).movedim(0, 2)

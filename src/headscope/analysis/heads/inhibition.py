@@ -103,7 +103,7 @@ def inhibition(
             progress=progress,
         )
         assert found.per_prompt is not None
-        return -found.per_prompt.double().cpu().movedim(-1, 0)
+        return -found.per_prompt.cpu().double().movedim(-1, 0)
 
     rows = in_turn(orders)
     n_screened = SCREENED * len(orders)

@@ -37,6 +37,7 @@ from headscope.analysis.prompts.attribution_result import Attribution
 from headscope.analysis.prompts.task import Task
 from headscope.errors import InvalidInputError
 from headscope.model.transformer import HookedTransformer
+from headscope.ops.devices import wide
 
 __all__ = ["DOES_THE_TASK", "NAME_KINDS", "TASK_KINDS", "TaskEvidence", "task_evidence"]
 
@@ -185,10 +186,10 @@ def parts_of(
     near["S"] = near["S"] & ~(at == places["IO"][:, None])
     near["IO"] = near["IO"] & ~near["S"]
     near["end"] = (at == places["end"][:, None]) & ~near["S"] & ~near["IO"]
-    parts = {"whole": found.heads.double().cpu()}
+    parts = {"whole": found.heads.cpu().double()}
     for name, where in near.items():
-        sources = found.sources.double()
-        parts[name] = torch.einsum("plhk,pk->plh", sources, where.double().to(sources.device)).cpu()
+        sources = wide(found.sources)
+        parts[name] = torch.einsum("plhk,pk->plh", sources, where.to(sources)).cpu()
     return parts
 
 
@@ -213,7 +214,7 @@ def _duplicates(
     attention: Mapping[tuple[str, str], Tensor], orders: Mapping[str, Int[Tensor, " some"]], least: float
 ) -> HeadKind:
     """Heads that look from a name's second mention to its first, and not to the other name, in either order."""
-    first, other = attention["S2", "S1"].double(), attention["S2", "IO"].double()
+    first, other = wide(attention["S2", "S1"]), wide(attention["S2", "IO"])
     pairs = [Measured.beside(first[rows], other[rows]) for rows in orders.values()]
     return HeadKind.by_weakest(NAME_KINDS[0], [Condition(each, least, of_the_rest=True) for each in pairs])
 

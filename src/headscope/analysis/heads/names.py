@@ -13,6 +13,7 @@ from headscope.analysis.prompts.task import Task
 from headscope.errors import InvalidInputError
 from headscope.model.hooks import HookPoint
 from headscope.model.transformer import HookedTransformer
+from headscope.ops.devices import wide
 
 __all__ = ["ORDERS", "Looks", "attention_between", "name_places", "orders_of"]
 
@@ -104,4 +105,4 @@ def attention_between(
     with looks.reading():
         for batch in iterate_batches(model, prompts, include_bos=True, progress=False):
             model(batch.tokens, attention_mask=batch.attention_mask, return_type=None)
-    return {pair: each.double().mean(0).float() for pair, each in looks.all().items()}
+    return {pair: wide(each).mean(0).float() for pair, each in looks.all().items()}

@@ -32,6 +32,7 @@ from headscope.data.random_tokens import repeated_random_tokens
 from headscope.errors import NotFiniteError
 from headscope.model.text.tokens import bos_token_id
 from headscope.model.transformer import HookedTransformer
+from headscope.ops.devices import wide
 
 __all__ = ["MIN_ATTENTION", "SCORES", "HeadScores", "defining_keys", "head_scores", "scored_tokens"]
 
@@ -119,10 +120,10 @@ class _ScoreAccumulator(Accumulator[HeadScores]):
     def update(self, batch: Batch) -> None:
         """Add up the attention of a batch, and the queries that have such keys."""
         keys = defining_keys(batch, both_ways=self.model.cfg.attention_dir != "causal")
-        n_queries = keys.any(-1).sum((1, 2)).double().cpu()
+        n_queries = keys.any(-1).sum((1, 2)).cpu().double()
         weights = keys.float()
         paid = record_patterns(
-            self.model, batch, lambda pattern: torch.einsum("rhqk,srqk->sh", pattern.float(), weights).double()
+            self.model, batch, lambda pattern: wide(torch.einsum("rhqk,srqk->sh", pattern.float(), weights))
         )
         if not bool(paid[list(self.model.cfg.layers_with("attn"))].isfinite().all()):
             raise NotFiniteError(

@@ -23,6 +23,7 @@ from headscope.analysis.storage.passes import Passes
 from headscope.errors import InvalidInputError, NotFiniteError, check_at_least
 from headscope.model.activations.readout import readout_of
 from headscope.model.transformer import HookedTransformer
+from headscope.ops.devices import wide
 from headscope.ops.lens_top import LensTop, TopProblem, lens_top
 
 __all__ = ["CalibrationAccumulator", "CalibrationOptions", "measure_calibration"]
@@ -186,7 +187,7 @@ def _sums(likeliest: LensTop, n_bins: int) -> dict[str, Tensor]:
     """Return what a batch adds to the sums of `CalibrationAccumulator`."""
     probs = likeliest.log_probs.exp().clamp_(max=1.0)
     n_predictions, _, k = probs.shape
-    came_next = (likeliest.place[..., None] == torch.arange(k, device=probs.device)).double()
+    came_next = wide(likeliest.place[..., None] == torch.arange(k, device=probs.device))
     which = (probs * n_bins).long().clamp_(max=n_bins - 1)
     which += n_bins * torch.arange(n_predictions, device=probs.device)[:, None, None]
     each = (torch.ones_like(probs), probs, came_next)

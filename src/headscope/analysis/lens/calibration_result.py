@@ -10,6 +10,7 @@ from torch import Tensor
 
 from headscope.analysis.core.named_arrays import Label
 from headscope.analysis.core.result import Array, Result
+from headscope.ops.devices import wide
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -124,8 +125,8 @@ class CalibrationResult(Result):
 
 
 def _wilson(share: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    count = count.double()
-    share, z2 = share.double(), _Z95**2
+    count = wide(count)
+    share, z2 = wide(share), _Z95**2
     center = (share + z2 / (2 * count)) / (1 + z2 / count)
     half = _Z95 / (1 + z2 / count) * (share * (1 - share) / count + z2 / (4 * count**2)).sqrt()
     return (center - half).clamp(min=0).float(), (center + half).clamp(max=1).float()

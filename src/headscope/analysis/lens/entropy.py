@@ -24,6 +24,7 @@ from headscope.analysis.storage.options import StreamOptions, streaming
 from headscope.analysis.storage.passes import Passes
 from headscope.errors import NotFiniteError
 from headscope.model.transformer import HookedTransformer
+from headscope.ops.devices import sums_device, wide
 from headscope.ops.kernels.interface import PRECISIONS, Precision
 from headscope.ops.lens_entropy import lens_entropies
 
@@ -146,7 +147,8 @@ class EntropyAccumulator(Accumulator[EntropyResult]):
         entropies = dict(zip(_VALUES, self._measure(lens_states(self.model, batch)), strict=True))
         n = int(batch.counted.sum())
         if self.options.reduce == "none":
-            self.add(batch, n, rows={name: spread(values.float(), batch.counted) for name, values in entropies.items()})
+            counted = batch.counted.to(sums_device(batch.tokens.device))
+            self.add(batch, n, rows={name: spread(values.float(), counted) for name, values in entropies.items()})
         else:
             self.add(batch, n, {name: values.sum(-1) for name, values in entropies.items()})
 
@@ -164,7 +166,7 @@ class EntropyAccumulator(Accumulator[EntropyResult]):
     def _measure(self, states: LensStates) -> tuple[Tensor, Tensor, Tensor]:
         if states.n == 0:
             shape = self.model.cfg.n_layers, len(part_labels(self.model.cfg))
-            nothing = states.resid.new_zeros(*shape, 0, dtype=torch.float64)
+            nothing = wide(states.resid.new_zeros(*shape, 0))
             return nothing.new_zeros(len(states.resid), 0), nothing, nothing
         problem = lens_problem(
             self.model, states, self.means, scale=self.options.scale, lens_bias=self.options.lens_bias

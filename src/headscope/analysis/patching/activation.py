@@ -281,4 +281,4 @@ def _run(
         return measured_of_logits(metric, model.to_logits(states)), kept
     rows = torch.arange(len(states), device=states.device)
     at = metric.places(*states.shape[:2])[:, 0].to(states.device)
-    return metric.of_prompts(model, states[rows, at][None])[0].double().cpu(), kept
+    return metric.of_prompts(model, states[rows, at][None])[0].cpu().double(), kept

@@ -13,6 +13,7 @@ from headscope.analysis.core.named_arrays import Label
 from headscope.analysis.patching.result import PatchingResult, SiteResult
 from headscope.analysis.patching.sites import AXES
 from headscope.errors import InvalidInputError, unknown_name
+from headscope.ops.devices import wide
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -152,7 +153,7 @@ class PatchingComparison:
 
     def _both(self) -> tuple[Tensor, Tensor]:
         known = self.estimated.isfinite() & self.true.isfinite()
-        return self.estimated[known].double(), self.true[known].double()
+        return wide(self.estimated[known]), wide(self.true[known])
 
     def __repr__(self) -> str:
         labels, estimated, true = self.labels, self.estimated.flatten(), self.true.flatten()
@@ -180,4 +181,4 @@ def _correlation(a: Tensor, b: Tensor) -> float:
 
 def _ranks(values: Tensor) -> Tensor:
     _, which, counts = values.unique(return_inverse=True, return_counts=True)
-    return (counts.cumsum(0) - (counts.double() - 1) / 2)[which]
+    return (counts.cumsum(0) - (wide(counts) - 1) / 2)[which]

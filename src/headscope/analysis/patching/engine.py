@@ -157,7 +157,7 @@ def measured_of_logits(metric: Metric, logits: Float[Tensor, "prompt pos d_vocab
         InvalidInputError: If another metric is not one number.
     """
     if isinstance(metric, PromptMetric):
-        return metric.each(logits).double().cpu()
+        return metric.each(logits).cpu().double()
     return torch.tensor(as_number(metric(logits)), dtype=torch.float64, device="cpu")
 
 
@@ -290,7 +290,7 @@ class _PatchRuns:
         cells = list(entries)
         if isinstance(self.metric, PromptMetric):
             states = torch.stack([finals[cell][:, 0] for cell in cells])
-            return dict(zip(cells, self.metric.of_prompts(self.model, states).double().cpu(), strict=True))
+            return dict(zip(cells, self.metric.of_prompts(self.model, states).cpu().double(), strict=True))
         metric = self.metric.metric if isinstance(self.metric, PositionMetric) else self.metric
         widest = max(final.shape[1] for final in finals.values()) * self.base.batch * self.model.cfg.d_vocab_out
         step = max(1, self._budget.work_bytes // (widest * self.base.final.element_size()))

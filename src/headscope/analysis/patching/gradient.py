@@ -38,7 +38,7 @@ from headscope.analysis.recording.record import check_final, record
 from headscope.errors import InvalidInputError
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.arrays import stack_padded
-from headscope.ops.devices import Budget
+from headscope.ops.devices import Budget, wide
 
 __all__ = ["attribution_patch"]
 
@@ -207,7 +207,8 @@ def _estimated(
                 parts = [batch.along(gradients, at, by_prompt=found.keeps_rows) for gradients in of_metrics]
                 changes = changes + (torch.stack(parts, -1) if found.names else parts[0]) / steps
                 bar.update()
-            base, other = scorer.values(rows, torch.stack([batch.base_final, batch.other_final]))
+            ends = scorer.values(rows, torch.stack([batch.base_final, batch.other_final]))
+            base, other = ends.to(changes.device)
             found.add(rows, base, other, changes if scorer.is_of_prompts else changes[:, 0])
     assert found is not None
     return found, sizes
@@ -333,4 +334,4 @@ class _Linearized:
             prompts = torch.arange(len(product), device=product.device)[:, None]
             product = product.movedim(axis, 1)[prompts, at].movedim(1, axis)
         product = product if by_prompt else product.sum(0, keepdim=True)
-        return product.double().flatten(1).T
+        return wide(product).flatten(1).T

@@ -15,6 +15,7 @@ from headscope.analysis.core.ranking import HeadScore, Ranking
 from headscope.analysis.core.result import Array, component_label
 from headscope.errors import InvalidInputError, unknown_name
 from headscope.model.config import HookedTransformerConfig
+from headscope.ops.devices import wide
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -181,7 +182,7 @@ class Attribution(Controlled):
     @property
     def unexplained(self) -> Float[Tensor, " prompt"]:
         """The logit difference less all components: rounding, or what hooks put into the stream between them."""
-        return (self.logit_difference.double() - self.components.double().sum(1)).to(self.components.dtype)
+        return (wide(self.logit_difference) - wide(self.components).sum(1)).to(self.components)
 
     @property
     def str_tokens(self) -> tuple[tuple[str, ...], ...]:
@@ -303,7 +304,7 @@ class Attribution(Controlled):
 
 
 def _std(values: Float[Tensor, "prompt part"]) -> Float[Tensor, " part"]:
-    return values.double().std(0, correction=0)
+    return wide(values).std(0, correction=0)
 
 
 def _described(label: str) -> tuple[str, int | None, int | None]:

@@ -21,6 +21,7 @@ from headscope.errors import InvalidInputError
 from headscope.model.activations.readout import readout_of
 from headscope.model.names import Part, post_scale_name
 from headscope.model.transformer import HookedTransformer
+from headscope.ops.devices import wide
 
 __all__ = ["DirectEffects", "Recorded", "linear_of", "values_along"]
 
@@ -110,7 +111,7 @@ class DirectEffects:
                 by_source.append(acts[name + "attn.hook_pattern"] * values_along(acts[name + "attn.hook_v"], onto))
             if layer in self.W_out:
                 onto_neurons = behind(layer, "mlp") @ self.W_out[layer].to(self.kind).T
-                by_neuron.append((acts[name + "mlp.hook_post"] * onto_neurons).double().sum(0))
+                by_neuron.append(wide(acts[name + "mlp.hook_post"] * onto_neurons).sum(0))
         kinds = ("hook_resid_pre", "hook_resid_mid") if self.cfg.has_resid_mid else ("hook_resid_pre",)
         passed = [acts[f"blocks.{layer}.{kind}"] for layer in range(self.cfg.n_layers) for kind in kinds]
         states = torch.stack([along(state) + constant for state in (*passed, final)], 1)

@@ -153,7 +153,7 @@ def token_columns(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> di
     if not any(isinstance(each, float) for each in (*right, *wrong)):
         return {**found, "correct": right, "incorrect": wrong, "positions": at}
     try:
-        both = [torch.tensor(list(map(float, each)), dtype=torch.float64) for each in (right, wrong)]
+        both = [torch.tensor(list(map(float, each)), dtype=torch.float64, device="cpu") for each in (right, wrong)]
         at = torch.tensor([len(prompt) - 1 for prompt in columns["prompt"]] if at is None else at)
     except (TypeError, ValueError) as error:
         raise InvalidInputError(f"numbers as answers are one for each prompt, and positions whole: {error}.") from None

@@ -13,6 +13,7 @@ from headscope.analysis.core.components import Component, all_components
 from headscope.analysis.recording.record import CleanRun, CleanRuns
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.arrays import stack_padded
+from headscope.ops.devices import sums_device, wide
 
 __all__ = ["ComponentMeans", "OutputSums"]
 
@@ -74,13 +75,13 @@ class OutputSums:
 
     def of_run(self, run: CleanRun, batch: Batch) -> dict[str, Tensor]:
         """Return the sums over a batch that was run."""
-        pos = batch.places[1]
+        pos = batch.places[1].to(sums_device(batch.tokens.device))
         n_ctx = self.runs.model.cfg.n_ctx
-        sums = {"n": batch.counted.sum().double()}
+        sums = {"n": wide(batch.counted.sum())}
         if self.by_position:
             sums["n at"] = torch.bincount(pos, minlength=n_ctx).double()
         for part in self.runs.parts:
-            output = run.output(part)[batch.places].double()
+            output = wide(run.output(part)[batch.places])
             sums[part.label] = output.sum(0)
             if self.by_position:
                 sums[f"{part.label} at"] = output.new_zeros(n_ctx, output.shape[1]).index_add_(0, pos, output)
@@ -88,7 +89,8 @@ class OutputSums:
 
     def means(self, sums: Mapping[str, Tensor]) -> ComponentMeans:
         """Return the means, in float32 at least."""
-        device = self.runs.model.W_E.device
+        home = self.runs.model.W_E.device
+        device = sums_device(home)
         sums = {name: values.to(device) for name, values in sums.items()}
         kind = torch.promote_types(self.runs.model.W_U.dtype, torch.float32)
         over_data = {part: sums[part.label] / sums["n"] for part in self.runs.parts}
@@ -96,7 +98,7 @@ class OutputSums:
         if self.by_position:
             n = sums["n at"][:, None]
             at = {
-                part: torch.where(n > 0, sums[f"{part.label} at"] / n, mean).to(kind)
+                part: torch.where(n > 0, sums[f"{part.label} at"] / n, mean).to(home, kind)
                 for part, mean in over_data.items()
             }
-        return ComponentMeans({part: mean.to(kind) for part, mean in over_data.items()}, at)
+        return ComponentMeans({part: mean.to(home, kind) for part, mean in over_data.items()}, at)

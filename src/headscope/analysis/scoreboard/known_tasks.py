@@ -11,6 +11,7 @@ from headscope.analysis.prompts.task import Task
 from headscope.analysis.scoreboard.truth import Example, Truth
 from headscope.errors import InvalidInputError
 from headscope.model.transformer import HookedTransformer
+from headscope.ops.devices import wide
 
 __all__ = ["known_task", "share_right", "thirds"]
 
@@ -45,8 +46,8 @@ def share_right(model: HookedTransformer, truth: Truth, task: Task | None) -> fl
     read = logits[torch.arange(len(task)), task.positions]
     if truth.numerical:
         wanted = torch.tensor([_at(each.output, _position(each)) for each in _paired(truth.examples)])
-        return float(((read[:, 0] - wanted).abs() <= NEAR).double().mean())
-    return float((read.argmax(-1) == task.correct[:, 0]).double().mean())
+        return float(wide((read[:, 0] - wanted).abs() <= NEAR).mean())
+    return float(wide(read.argmax(-1) == task.correct[:, 0]).mean())
 
 
 def _text_right(model: HookedTransformer, text: str) -> float:

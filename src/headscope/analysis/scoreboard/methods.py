@@ -30,7 +30,7 @@ ROUNDING = 1e-6
 
 
 def _scored(labels: tuple[str, ...], effects: Tensor) -> Scores:
-    sizes = effects.detach().double().cpu().flatten().nan_to_num().abs()
+    sizes = effects.detach().cpu().double().flatten().nan_to_num().abs()
     sizes[sizes < ROUNDING * sizes.max()] = 0
     return dict(zip(labels, sizes.tolist(), strict=True))
 

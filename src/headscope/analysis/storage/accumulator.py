@@ -19,6 +19,7 @@ from headscope.analysis.core.top_places import TopPlaces
 from headscope.analysis.storage.manifest import fingerprint
 from headscope.errors import InvalidInputError
 from headscope.model.transformer import HookedTransformer
+from headscope.ops.devices import wide
 from headscope.ops.kernels.dispatch import kernels_of
 
 __all__ = [
@@ -210,7 +211,7 @@ def added(sums: Mapping[str, Tensor], more: Mapping[str, Tensor]) -> dict[str, T
     """Add tensors to those of the same names, floating-point ones in float64, without changing any in place."""
     totals = dict(sums)
     for name, values in more.items():
-        values = values.double() if values.is_floating_point() else values
+        values = wide(values) if values.is_floating_point() else values
         totals[name] = totals[name].to(values.device) + values if name in totals else values
     return totals
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from headscope.analysis.core.head_lists import HeadListResult
 from headscope.analysis.core.result import Array
+from headscope.ops.devices import wide
 
 __all__ = ["CircuitRanks"]
 
@@ -70,4 +71,4 @@ class CircuitRanks(HeadListResult):
 
 
 def _share(found: Tensor) -> Tensor:
-    return found.double().mean(-1).float()
+    return wide(found).mean(-1).float()

@@ -63,6 +63,7 @@ from headscope.analysis.suppression.cspa_variants import VARIANTS, LogitCoordina
 from headscope.errors import InvalidInputError
 from headscope.model.activations.readout import readout_of
 from headscope.model.transformer import HookedTransformer
+from headscope.ops.devices import wide
 
 __all__ = ["SuppressionAccumulator", "SuppressionOptions", "copy_suppression_preserving_ablation"]
 
@@ -159,7 +160,7 @@ class _MeanSums:
         run = self.runs.first(batch, n_before)
         states = {**run.resid, self.last: run.final}
         return self.outputs.of_run(run, batch) | {
-            f"lens at {layer}": self.readout.normalize(state[batch.counted], self.cfg.eps_of(layer)).double().sum(0)
+            f"lens at {layer}": wide(self.readout.normalize(state[batch.counted], self.cfg.eps_of(layer))).sum(0)
             for layer, state in states.items()
         }
 

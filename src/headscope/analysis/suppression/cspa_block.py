@@ -130,7 +130,7 @@ class SuppressionBatch:
 
     def _above_average(self, state: Float[Tensor, "*lead d_model"], layer: int) -> Float[Tensor, "*lead id"]:
         """Logits less their means over the data; `n_layers` stands for the final state."""
-        mean = self.against.lens[layer].to(state.dtype)
+        mean = self.against.lens[layer].to(state)
         return (state - mean) @ self.readout.W_U.detach().to(self.kind)[:, self.ids]
 
     def _planted(
@@ -154,11 +154,11 @@ class SuppressionBatch:
         raised = self._above_average(clean.rows, self.model.cfg.n_layers).gather(1, at)
         token = at.gather(1, raised.masked_fill(~in_sight, -torch.inf).argmax(-1, keepdim=True))
         copies = in_sight & (at == token)
-        share = (kept & copies).sum(-1) / copies.sum(-1).clamp(min=1)
+        share = ((kept & copies).sum(-1) / copies.sum(-1).clamp(min=1)).to(loss.device)
         columns = torch.stack([self.ids[token[:, 0]], clean.targets])
         logits = torch.einsum("nd,dtn->tn", clean.rows, clean.W_U[:, columns]) + clean.offset[columns]
         logits = cap_logits(logits, clean.soft_cap)
-        p = (logits[0] - logits[1] - loss).exp().clamp(max=1)
+        p = ((logits[0] - logits[1]).to(loss.device) - loss).exp().clamp(max=1)
         return torch.stack([p * (1 - p), p * (1 - p) * (1 - (1 - share) ** 2)])
 
     def _changed(

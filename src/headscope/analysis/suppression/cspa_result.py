@@ -13,6 +13,7 @@ from headscope.analysis.core.head_lists import HeadListResult
 from headscope.analysis.core.result import Array
 from headscope.analysis.core.stats import Estimate, estimate
 from headscope.errors import InvalidInputError
+from headscope.ops.devices import wide
 
 __all__ = ["CopySuppression"]
 
@@ -131,7 +132,7 @@ class CopySuppression(HeadListResult):
 
 def _mean(values: Tensor) -> Tensor:
     """Over the positions that count."""
-    return values.double().nanmean((-2, -1))
+    return wide(values).nanmean((-2, -1))
 
 
 def _ratio(ratio: float, part: Tensor, whole: Tensor, *, one_less: bool = False) -> Estimate:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from headscope.analysis.recording.embedding import TokenDirections
-from headscope.ops.devices import Budget
+from headscope.ops.devices import Budget, wide
 from headscope.ops.vocab import vocab_tiles
 
 __all__ = ["VARIANTS", "Bases", "LogitCoordinates", "Variant", "kept_sources", "token_bases"]
@@ -56,16 +56,16 @@ class LogitCoordinates:
 
     def __init__(self, directions: TokenDirections) -> None:
         d_model, d_vocab = directions.W_U.shape
-        moment = torch.zeros(d_model, d_model, dtype=torch.float64, device=directions.W_U.device)
+        moment = wide(directions.W_U.new_zeros(d_model, d_model))
         for tile in vocab_tiles(d_vocab, Budget.of(directions.W_U.device).tile.vocab):
             rows = directions.of(torch.arange(tile.start, tile.stop, device=directions.W_U.device))
-            moment += rows.T @ rows
+            moment += wide(rows.T @ rows)
         squares, axes = torch.linalg.eigh(moment / d_vocab)
         # A square below the rounding of the largest is that of an axis which no logit reads.
         seen = squares > squares[-1] * d_model * torch.finfo(directions.W_U.dtype).eps
         lengths = torch.where(seen, squares, 1.0).sqrt()
-        self.root = ((axes * torch.where(seen, lengths, 0.0)) @ axes.T).to(directions.W_U.dtype)
-        self.inverse_root = ((axes * torch.where(seen, 1 / lengths, 0.0)) @ axes.T).to(directions.W_U.dtype)
+        self.root = ((axes * torch.where(seen, lengths, 0.0)) @ axes.T).to(directions.W_U)
+        self.inverse_root = ((axes * torch.where(seen, 1 / lengths, 0.0)) @ axes.T).to(directions.W_U)
 
 
 class Bases(NamedTuple):
@@ -131,7 +131,7 @@ def kept_sources(
         once: A token counts once, and is kept wherever it stands.
     """
     # Less a hair: 0.07 * 100 is above 7 in floating point.
-    n_kept = (top * sources.sum(-1, keepdim=True).double() - 1e-9).ceil()
+    n_kept = (top * wide(sources.sum(-1, keepdim=True)) - 1e-9).ceil().long().to(sources.device)
     by_source = predicted.gather(2, at[:, None].expand_as(sources)).masked_fill(~sources, -torch.inf)
     if not once:
         order = by_source.argsort(dim=-1, descending=True, stable=True)

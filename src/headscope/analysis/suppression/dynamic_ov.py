@@ -24,6 +24,7 @@ from headscope.analysis.suppression.circuit_ranks import own_token_excess
 from headscope.errors import InvalidInputError
 from headscope.model.activations.readout import readout_of
 from headscope.model.transformer import HookedTransformer
+from headscope.ops.devices import wide
 
 __all__ = ["DynamicOV", "dynamic_ov"]
 
@@ -135,7 +136,7 @@ class _DynamicOVAccumulator(Accumulator[DynamicOV]):
     def summary(self, rows: dict[str, Tensor]) -> DynamicOV:
         """Return the shares of pairs."""
         counts = self.sums["counts"]
-        negative, bottom, lowest = (counts[:, 1:].double() / counts[:, :1]).float().T.contiguous()
+        negative, bottom, lowest = (wide(counts[:, 1:]) / wide(counts[:, :1])).float().T.contiguous()
         info, heads, n_pairs = self.info(self.options), heads_tensor(self.heads), counts[:, 0].clone()
         k, threshold = self.options["k"], self.options["threshold"]
         return DynamicOV(info, heads, n_pairs, negative, bottom, lowest, k, threshold)

@@ -30,6 +30,7 @@ from headscope.data.random_tokens import repeated_random_tokens
 from headscope.errors import InvalidInputError
 from headscope.model.text.tokens import bos_token_id
 from headscope.model.transformer import HookedTransformer
+from headscope.ops.devices import wide
 
 __all__ = ["SuppressionScores", "suppression_scores"]
 
@@ -150,7 +151,7 @@ def _anti_induction(model: HookedTransformer, length: int) -> Measure:
         expected = directions.of(batch.tokens.roll(-1, dims=1)[where])
         states = lens_states(model, Batch(batch.tokens, batch.attention_mask, where))
         effects = direct_effects(model, states, expected)
-        return {"effect": effects.double().sum(-1).cpu(), "n": where.sum().cpu()}
+        return {"effect": wide(effects).sum(-1).cpu(), "n": where.sum().cpu()}
 
     return measure
 
@@ -172,7 +173,7 @@ def _ioi(model: HookedTransformer, n_prompts: int, answers: Int[Tensor, "answer 
         names = answers[n_before : n_before + len(batch.tokens)].to(batch.tokens.device)
         toward = directions.of(names[:, 0]) - directions.of(names[:, 1])
         last = Batch(batch.tokens, batch.attention_mask, _last(batch.counted))
-        return {"effect": direct_effects(model, lens_states(model, last), toward).double().sum(-1).cpu()}
+        return {"effect": wide(direct_effects(model, lens_states(model, last), toward)).sum(-1).cpu()}
 
     return measure
 

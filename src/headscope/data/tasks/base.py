@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from headscope.errors import InvalidInputError
+from headscope.ops.devices import wide
 
 __all__ = ["TaskDataset", "TaskMetrics", "log_or_zero", "new_generator", "settled"]
 
@@ -56,7 +57,7 @@ class TaskMetrics:
             signal: True where the prompt determines the answer.
         """
         parts = (torch.ones_like(signal), signal, ~signal)
-        return cls(*(float(value[part].double().mean()) for part in parts for value in (loss, accuracy)))
+        return cls(*(float(wide(value[part]).mean()) for part in parts for value in (loss, accuracy)))
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

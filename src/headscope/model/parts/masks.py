@@ -88,7 +88,7 @@ def alibi_slopes(n_heads: int) -> Float[Tensor, " head"]:
     power = 2 ** math.floor(math.log2(n_heads))
     exponents = [8 * (i + 1) / power for i in range(power)]
     exponents += [4 * (2 * i + 1) / power for i in range(n_heads - power)]
-    return torch.tensor([2**-exponent for exponent in exponents], dtype=torch.float64)
+    return torch.tensor([2**-exponent for exponent in exponents], dtype=torch.float64, device="cpu")
 
 
 def alibi_penalties(

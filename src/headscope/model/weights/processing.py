@@ -17,6 +17,7 @@ from torch import Tensor
 from headscope.errors import InvalidInputError
 from headscope.model.config import HookedTransformerConfig
 from headscope.model.parts.mixers import mixer_inputs
+from headscope.ops.devices import wide
 from headscope.ops.factored import FactoredMatrix
 
 __all__ = [
@@ -342,10 +343,10 @@ def _refactor_factored_attn_matrices(state: StateDict, cfg: HookedTransformerCon
     _fold_value_biases(state, cfg)
     for layer in cfg.layers_with("attn"):
         names = {name: _attention(state, layer, name) for name in ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K")}
-        wide = {name: state[full].double() for name, full in names.items()}
-        u, s, v = FactoredMatrix(wide["W_V"], wide["W_O"]).svd()
+        old = {name: wide(state[full]) for name, full in names.items()}
+        u, s, v = FactoredMatrix(old["W_V"], old["W_O"]).svd()
         new = {"W_V": u * s[:, None, :], "W_O": v.transpose(-2, -1)}
-        queries, keys = (torch.cat([wide[f"W_{name}"], wide[f"b_{name}"][:, None]], dim=1) for name in "QK")
+        queries, keys = (torch.cat([old[f"W_{name}"], old[f"b_{name}"][:, None]], dim=1) for name in "QK")
         even = FactoredMatrix(queries, keys.mT).make_even()
         for name, rows in (("Q", even.A), ("K", even.B.mT)):
             new |= {f"W_{name}": rows[:, :-1], f"b_{name}": rows[:, -1]}

@@ -12,6 +12,7 @@ from headscope.analysis.core.components import component_label
 from headscope.analysis.core.ranking import HeadScore
 from headscope.analysis.core.stats import Estimate, Estimates, difference, estimate
 from headscope.analysis.core.top_places import top_positions
+from headscope.ops.devices import wide
 from headscope.report.blocks import Block, Card, Cell, FactList, Prose, Row, Section, Table
 from headscope.report.comparison.compared import Compared
 from headscope.report.comparison.sentences import (
@@ -123,7 +124,7 @@ def _smooth(loss: Tensor) -> list[float]:
     """Mean at each position, over the sequences and the neighboring positions."""
     reach = _WINDOW // 2
     width = loss.shape[1]
-    return [float(loss[:, max(0, at - reach) : at + reach + 1].double().nanmean()) for at in range(width)]
+    return [float(wide(loss[:, max(0, at - reach) : at + reach + 1]).nanmean()) for at in range(width)]
 
 
 def _per_byte(side: Findings) -> Estimate:
@@ -178,7 +179,7 @@ def compared_layer_section(both: Compared) -> Section:
     same = both.first.entropy.state_labels == both.second.entropy.state_labels
     curves: dict[str, tuple[Sequence[Any], Sequence[float]]] = {}
     for name, side in both.sides.items():
-        values = side.means.resid.double().tolist()
+        values = wide(side.means.resid).tolist()
         depth = [at / (len(values) - 1) for at in range(len(values))]
         curves[name] = (list(side.entropy.state_labels) if same else depth, values)
     figure = captioned(

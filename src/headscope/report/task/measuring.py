@@ -23,6 +23,7 @@ from headscope.analysis.prompts.task import Task
 from headscope.data.ioi import IOIDataset
 from headscope.errors import InvalidInputError, MissingTokenizerError
 from headscope.model.transformer import HookedTransformer
+from headscope.ops.devices import wide
 from headscope.report.kept import Kept
 from headscope.report.places import head_of
 from headscope.report.task.story import LOOKED_AT, SWAPPED_WORDS, WORDS, Order, TaskStory
@@ -169,7 +170,7 @@ def _orders(
     orders = []
     for name, rows in orders_of(name_places(task)).items():
         changed = None if swapped is None else estimate(swapped[rows, None])
-        orders.append(Order(name, estimate(clean[rows, None]), changed, float((clean[rows] > 0).double().mean())))
+        orders.append(Order(name, estimate(clean[rows, None]), changed, float(wide(clean[rows] > 0).mean())))
     return clean, tuple(orders), measured["attention"]
 
 
@@ -178,7 +179,7 @@ def _orders_measured(model: HookedTransformer, task: Task) -> dict[str, Tensor]:
     """Measure logit differences, and the attention from the end to each name."""
 
     def differences(some: Task) -> Tensor:
-        return attribute(model, some, sources=False, neurons=False, progress=False).logit_difference.double().cpu()
+        return attribute(model, some, sources=False, neurons=False, progress=False).logit_difference.cpu().double()
 
     measured = {"clean": differences(task)}
     if task.corrupted_tokens is not None:

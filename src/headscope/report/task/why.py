@@ -6,6 +6,7 @@ from torch import Tensor
 
 from headscope.analysis.attention.score_result import AttentionAttribution
 from headscope.analysis.core.stats import Estimates, estimate, estimates
+from headscope.ops.devices import wide
 from headscope.report.blocks import Block, Fold, Heading
 from headscope.report.task.story import TaskStory
 from headscope.report.words import captioned, count, listed, percent, prose, say, spread, stand_out
@@ -46,8 +47,8 @@ def why_blocks(story: TaskStory) -> list[Block]:
 def why_it_looks(why: AttentionAttribution) -> Markup | None:
     """Name what most makes a head look at one name rather than another; nothing if it does not clearly do so."""
     options = why.info.options
-    difference = estimate(why.scores.double()[:, None])
-    here, there = why.attention.double().mean(0).tolist()
+    difference = estimate(wide(why.scores)[:, None])
+    here, there = wide(why.attention).mean(0).tolist()
     if len(why.scores) < 2 or difference.value <= 0 or not difference.clear() or here <= there:
         return None
     sides = []
@@ -71,7 +72,7 @@ def why_it_looks(why: AttentionAttribution) -> Markup | None:
 
 def _strongest(labels: tuple[str, ...], parts: Tensor) -> tuple[list[Markup], float]:
     """The parts that clearly add to the score, those that add most first, and what they add together."""
-    each: Estimates = estimates(parts.double().T[..., None])
+    each: Estimates = estimates(wide(parts).T[..., None])
     adds = stand_out(each, 1)
     order = torch.where(adds, each.values, -torch.inf).argsort(descending=True)[: min(_PARTS, int(adds.sum()))]
     named = [say("<b>{label}</b> ({value})", label=labels[at], value=spread(each[at])) for at in order.tolist()]

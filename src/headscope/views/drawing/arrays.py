@@ -37,7 +37,7 @@ def to_array(values: Any, name: str = "values", *, axes: int | None = None) -> n
 
 def _without_tensors(values: Any) -> Any:
     if isinstance(values, Tensor):
-        return values.detach().double().cpu().numpy()
+        return values.detach().cpu().double().numpy()
     if isinstance(values, (list, tuple)):
         return [_without_tensors(value) for value in values]
     return values

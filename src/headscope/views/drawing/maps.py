@@ -63,7 +63,7 @@ def component_maps(
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
-    shown = {name: values.double().cpu().numpy() for name, values in maps.items()}
+    shown = {name: values.cpu().double().numpy() for name, values in maps.items()}
     n_layers, width = next(iter(shown.values())).shape
     columns = [*map(str, range(width - len(whole))), *whole]
     names = [[cell_label({"layer": layer, "part": each}) for each in columns] for layer in range(n_layers)]
@@ -145,7 +145,7 @@ def position_maps(
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
-    shown = {name: values.double().cpu().numpy() for name, values in maps.items()}
+    shown = {name: values.cpu().double().numpy() for name, values in maps.items()}
     down = -(-len(shown) // across)
     tall = max(150, len(rows) * min(26, max(13, 640 // len(rows))))
     area = down * tall + (down - 1) * _BELOW_TOKENS

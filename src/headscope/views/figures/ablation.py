@@ -7,6 +7,7 @@ import torch
 from headscope.analysis.ablation.result import AblationResult
 from headscope.analysis.core.components import component_of
 from headscope.errors import InvalidInputError
+from headscope.ops.devices import wide
 from headscope.views.activations import text_neuron_activations
 from headscope.views.drawing.maps import component_maps
 from headscope.views.drawing.theme import PALETTE, styled
@@ -49,8 +50,8 @@ def ablation_by_head(result: AblationResult, *, kl: bool = False) -> "go.Figure"
     layers = [part.layer for part in parts.values()]
     columns = [n_heads + whole.index(part.part) if part.head is None else part.head for part in parts.values()]
     shape = (*numbers.shape[:2], 1 + max(layers), n_heads + len(whole))
-    grid = numbers.new_full(shape, torch.nan, dtype=torch.float64)
-    grid[:, :, layers, columns] = numbers[:, :, list(parts)].double()
+    grid = wide(numbers.new_full(shape, torch.nan))
+    grid[:, :, layers, columns] = wide(numbers[:, :, list(parts)])
     ways = [f"{_WORDS[value]}, {effect}" for value in means.values for effect in means.effects]
     return component_maps(
         dict(zip(ways, grid.flatten(0, 1), strict=True)),

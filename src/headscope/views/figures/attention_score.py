@@ -33,7 +33,7 @@ def attention_pairs(result: AttentionAttribution, *, k: int = 12) -> "go.Figure"
     """
     import plotly.graph_objects as go
 
-    means = result.pairs.double().cpu()
+    means = result.pairs.cpu().double()
     rows, columns = (_strongest(side, k) for side in (means.sum(1), means.sum(0)))
     values, labels = means, []
     for axis, (shown, rest) in enumerate((rows, columns)):
@@ -42,7 +42,7 @@ def attention_pairs(result: AttentionAttribution, *, k: int = 12) -> "go.Figure"
         labels.append(_names(result, shown, rest))
     beside = torch.full_like(values, torch.nan)
     if result.errors is not None:
-        beside[: len(rows[0]), : len(columns[0])] = result.errors.double().cpu()[rows[0]][:, columns[0]]
+        beside[: len(rows[0]), : len(columns[0])] = result.errors.cpu().double()[rows[0]][:, columns[0]]
     known = np.vectorize(lambda error: "" if np.isnan(error) else f" ± {error:.4f}")(beside.numpy())
     heatmap = go.Heatmap(
         z=values.numpy(),
@@ -82,7 +82,7 @@ def attention_sides(result: AttentionAttribution, *, k: int = 12) -> "go.Figure"
 
     figure = make_subplots(rows=1, cols=2, subplot_titles=("through the query", "through the key"))
     for column, each in enumerate((result.query_parts, result.key_parts), 1):
-        per_prompt = each.double().cpu()
+        per_prompt = each.cpu().double()
         shown, rest = _strongest(per_prompt.mean(0), k)
         bars = torch.cat([per_prompt[:, shown], *([per_prompt[:, rest].sum(1, keepdim=True)] if len(rest) else [])], 1)
         n = len(bars)

@@ -10,6 +10,7 @@ from torch import Tensor
 from headscope.analysis.core.result import component_label
 from headscope.analysis.prompts.attribution_result import Attribution
 from headscope.errors import InvalidInputError
+from headscope.ops.devices import wide
 from headscope.views.drawing.maps import component_maps, position_maps
 from headscope.views.drawing.theme import PALETTE, state_axis, styled
 
@@ -37,7 +38,7 @@ def attribution_by_layer(result: Attribution, *, prompt: int | None = None) -> "
     values = _of(result, result.accumulated, prompt)
     figure = go.Figure()
     if prompt is None and len(result.accumulated) > 1:
-        spread = result.accumulated.double().std(0, correction=0).cpu().numpy()
+        spread = wide(result.accumulated).std(0, correction=0).cpu().numpy()
         figure.add_trace(
             go.Scatter(
                 x=[*labels, *labels[::-1]],
@@ -181,10 +182,10 @@ def attribution_by_source(
 
 def _chosen(result: Attribution, values: Tensor, prompt: int | None) -> Tensor:
     if prompt is None:
-        return values.double().mean(0)
+        return wide(values).mean(0)
     if not -len(values) <= prompt < len(values):
         raise InvalidInputError(f"prompt must be from 0 to {len(values) - 1}; got {prompt}.")
-    return values[prompt].double()
+    return wide(values[prompt])
 
 
 def _of(result: Attribution, values: Tensor, prompt: int | None) -> np.ndarray:

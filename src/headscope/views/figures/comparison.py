@@ -87,9 +87,9 @@ def compared_maps(
     layers, heads = (max(values.shape[axis] for values in maps.values()) for axis in (0, 1))
     shown = {}
     for name, values in maps.items():
-        shown[plot_text(name)] = torch.full((layers, heads), torch.nan, dtype=torch.float64)
-        shown[plot_text(name)][: values.shape[0], : values.shape[1]] = values.double().cpu()
+        shown[plot_text(name)] = torch.full((layers, heads), torch.nan, dtype=torch.float64, device="cpu")
+        shown[plot_text(name)][: values.shape[0], : values.shape[1]] = values.cpu().double()
     first, second = maps.values()
     if first.shape == second.shape:
-        shown["second − first"] = (second.double() - first.double()).cpu()
+        shown["second − first"] = second.cpu().double() - first.cpu().double()
     return component_maps(shown, title=title, data=data, unit=unit, limit=limit)

@@ -87,7 +87,8 @@ def _share_maps(
     heads: Int[Tensor, "row 2"], shares: Mapping[str, Float[Tensor, " row"]], title: str, data: str
 ) -> "go.Figure":
     """Draw shares of some heads, each at its place among all; the others are blank."""
-    grids = {name: torch.full((heads.amax(0) + 1).tolist(), torch.nan, dtype=torch.float64) for name in shares}
+    heads, grids = heads.cpu(), {}
     for name, values in shares.items():
-        grids[name][heads[:, 0], heads[:, 1]] = values.double()
+        grids[name] = torch.full((heads.amax(0) + 1).tolist(), torch.nan, dtype=torch.float64, device="cpu")
+        grids[name][heads[:, 0], heads[:, 1]] = values.cpu().double()
     return component_maps(grids, title=title, data=data, unit="share", rising=True, limit=1.0)

@@ -37,7 +37,7 @@ def entropy_by_layer(result: EntropyResult) -> "go.Figure":
     from plotly.subplots import make_subplots
 
     means = result.mean()
-    entropy = means.resid.double().cpu().numpy()
+    entropy = means.resid.cpu().double().numpy()
     labels = list(result.state_labels)
     is_deep = len(labels) > _SIDE_BY_SIDE
     second = {"row": 2, "col": 1} if is_deep else {"row": 1, "col": 2}

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from headscope.analysis.core.result import component_label
 from headscope.analysis.patching.result import PatchingResult
 from headscope.errors import InvalidInputError
+from headscope.ops.devices import wide
 from headscope.views.drawing.maps import component_maps, position_maps
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def patching_by_head_and_position(result: PatchingResult, site: str, *, k: int =
     def by_head(values: Tensor) -> Tensor:
         return (values if axes[1] == "head" else values.transpose(1, 2)).flatten(0, 1)
 
-    heads, idle = by_head(result[site].double()), _idle(result, [site])
+    heads, idle = by_head(wide(result[site])), _idle(result, [site])
     order = sorted(heads.abs().amax(1).argsort(descending=True, stable=True)[:k].tolist())
     names = [component_label(*divmod(head, result.shape_of(site)[axes.index("head")])) for head in order]
     idle = idle and {site: by_head(idle[site])[order]}
