@@ -37,17 +37,20 @@ class Interrupted(Processes):
 class Disturbed(Processes):
     """One worker is killed, another stops without a word, and a third cannot write, while they have shards."""
 
+    done = passes = 0
+
     def map_shards(self, jobs: Sequence[ShardJob]) -> Iterator[Receipt]:
-        self.done = getattr(self, "done", 0)
-        for receipt in super().map_shards(jobs):
+        self.passes += 1
+        for number, receipt in enumerate(super().map_shards(jobs), start=1):
             yield receipt
             self.done += 1
             ready = [process for process in self._started if process.ready]
-            if self.done == 2:
+            # Early in a pass, so that shards are left for the one that is disturbed.
+            if (self.passes, number) == (1, 2):
                 os.kill(ready[0].pid, signal.SIGKILL)
-            if self.done == 5:
+            if (self.passes, number) == (1, 5):
                 os.kill(ready[-1].pid, signal.SIGSTOP)
-            if self.done == 8:  # as on a full disk
+            if (self.passes, number) == (2, 1):  # as on a full disk
                 resource.prlimit(ready[0].pid, resource.RLIMIT_FSIZE, (0, 0))
                 self.without_room = ready[0].pid
 
