@@ -88,10 +88,9 @@ def test_copy_suppression(run: Run, story: Path) -> None:
 def test_heads(run: Run, tmp_path: Path) -> None:
     run("heads", "--prompts", 2, "--out", tmp_path, "--no-progress")
     found = HeadTypes.load(tmp_path / "result.safetensors")
-    # 17.3 and 17.4 are induction heads by their scores; how sure the label is of them depends on the last bits.
-    assert "induction" in found.kinds_of(18, 6)
-    score = found.evidence_of("induction said twice (25 tokens)")
-    assert all(float(score[head]) > 0.5 for head in ((18, 6), (17, 3), (17, 4)))
+    assert all("induction" in found.kinds_of(*head) for head in ((18, 6), (17, 5)))
+    # In rows of 12 tokens there are too few places to be sure of these, however high their scores.
+    assert {"17.3", "17.4"} <= {score.label for score in found.undecided("induction") if score.value > 0.5}
 
 
 def test_report(run: Run, story: Path, tmp_path: Path) -> None:

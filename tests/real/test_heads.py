@@ -258,7 +258,9 @@ def test_induction_on_random_tokens_is_not_induction_on_text(model: HookedTransf
     """18.7 rests at BOS on prose, where 18.6, 17.3 and 17.5 still attend to what followed."""
     random = head_scores(model, n_sequences=4, progress=False).induction
     assert float(random[18, 7]) > 0.45 and float(random[18, 6]) > 0.8
-    assert {"18.6", "17.5"} <= of_kind(kinds, "induction") and "18.7" not in of_kind(kinds, "induction")
+    unsure = {score.label for score in kinds.undecided("induction")}
+    assert {"18.6", "17.5"} <= of_kind(kinds, "induction") and "17.3" in unsure | of_kind(kinds, "induction")
+    assert "18.7" not in of_kind(kinds, "induction")
     assert float(kinds.evidence_of("start on text")[18, 7]) > 0.9
     tokens = model.to_tokens(PROSE)[:, :128]
     _, cache = model.run_with_cache(tokens, names_filter=lambda name: name == "blocks.18.attn.hook_pattern")
