@@ -19,7 +19,7 @@ from headscope.analysis.lens.entropy import measure_entropy
 from headscope.analysis.patching.activation import activation_patch
 from headscope.analysis.suppression.cspa import copy_suppression_preserving_ablation
 from headscope.cli import analyses, heads, main, patching, reports, suppression, tasks, training
-from headscope.cli.shared import app, train
+from headscope.cli.base.commands import app, train
 from headscope.compat.prompt import test_prompt as run_prompt
 from headscope.data.ioi import IOIDataset
 from headscope.model.checkpoints import files as tensor_file

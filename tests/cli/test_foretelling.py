@@ -9,8 +9,8 @@ from small_models import small_model
 
 from headscope.analysis.core.costs import Work
 from headscope.analysis.core.progress import progress_bar
-from headscope.cli import foretelling
-from headscope.cli.foretelling import foretold
+from headscope.cli.base import foretelling
+from headscope.cli.base.foretelling import foretold
 from headscope.report.plan import Part
 
 Run = Callable[..., tuple[int, str, str]]

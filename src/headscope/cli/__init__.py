@@ -25,7 +25,7 @@ from headscope.cli import (
     tasks,
     training,
 )
-from headscope.cli.shared import app, arguments, fail, stopped
+from headscope.cli.base.commands import app, arguments, fail, stopped
 from headscope.errors import HeadscopeError
 
 __all__ = [

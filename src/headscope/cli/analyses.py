@@ -9,10 +9,10 @@ from headscope.analysis.ablation.ablate import Effect, Value, ablate_heads
 from headscope.analysis.ablation.result import AblationResult
 from headscope.analysis.core.components import all_heads, component_sets
 from headscope.analysis.lens.entropy import EntropyResult, measure_entropy
-from headscope.cli import options
-from headscope.cli.foretelling import foretold
+from headscope.cli.base import options
+from headscope.cli.base.commands import app, command, each_of, ends, kept_run, listed, texts_of
+from headscope.cli.base.foretelling import foretold
 from headscope.cli.scale import engine_of
-from headscope.cli.shared import app, command, each_of, ends, kept_run, listed, texts_of
 from headscope.compat.prompt import test_prompt
 from headscope.model.checkpoints.names import DEMO
 from headscope.model.transformer import HookedTransformer

@@ -8,8 +8,8 @@ from torch import Tensor
 from headscope.analysis.attention.score import attribute_attention
 from headscope.analysis.attention.score_result import OTHERS
 from headscope.analysis.prompts.task import Task
-from headscope.cli import options
-from headscope.cli.shared import app, command, task_of, write_folder
+from headscope.cli.base import options
+from headscope.cli.base.commands import app, command, task_of, write_folder
 from headscope.errors import InvalidInputError
 from headscope.model.checkpoints.names import DEMO
 from headscope.model.transformer import HookedTransformer

@@ -8,9 +8,9 @@ from headscope.analysis.circuits.edge_patching import edge_patch
 from headscope.analysis.circuits.edges import EdgeMethod, edge_attribution
 from headscope.analysis.core.result import Result
 from headscope.analysis.prompts.two_runs import Direction, Scale
-from headscope.cli import options
-from headscope.cli.foretelling import foretold
-from headscope.cli.shared import app, command, task_of, write_folder
+from headscope.cli.base import options
+from headscope.cli.base.commands import app, command, task_of, write_folder
+from headscope.cli.base.foretelling import foretold
 from headscope.model.checkpoints.names import DEMO
 from headscope.report.costs import edge_patching_work, edges_work
 from headscope.report.plan import Part

@@ -13,9 +13,9 @@ from headscope.analysis.heads.probes import rows_of
 from headscope.analysis.heads.scores import MIN_ATTENTION
 from headscope.analysis.heads.types import detect_heads
 from headscope.analysis.heads.types_result import HeadTypes
-from headscope.cli import options
-from headscope.cli.foretelling import foretold
-from headscope.cli.shared import app, command, task_of, write_folder
+from headscope.cli.base import options
+from headscope.cli.base.commands import app, command, task_of, write_folder
+from headscope.cli.base.foretelling import foretold
 from headscope.data.text import read_chunks
 from headscope.errors import InvalidInputError
 from headscope.model.checkpoints.names import DEMO

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from headscope.cli.shared import app, command
+from headscope.cli.base.commands import app, command
 from headscope.compat.migration import Migrated, migrate_notebook, migrate_source
 from headscope.errors import InvalidInputError
 from headscope.model.checkpoints.files import write_bytes

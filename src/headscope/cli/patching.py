@@ -7,9 +7,9 @@ import typer
 from headscope.analysis.patching.activation import activation_patch
 from headscope.analysis.patching.result import PatchingResult
 from headscope.analysis.prompts.two_runs import Direction, Scale
-from headscope.cli import options
-from headscope.cli.foretelling import foretold
-from headscope.cli.shared import app, command, listed, task_of, write_folder
+from headscope.cli.base import options
+from headscope.cli.base.commands import app, command, listed, task_of, write_folder
+from headscope.cli.base.foretelling import foretold
 from headscope.model.checkpoints.names import DEMO
 from headscope.report.costs import patching_work
 from headscope.report.plan import Part

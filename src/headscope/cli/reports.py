@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from headscope.cli import options
-from headscope.cli.shared import app, command, continuing, fail, listed, task_of, texts_of
+from headscope.cli.base import options
+from headscope.cli.base.commands import app, command, continuing, fail, listed, task_of, texts_of
 from headscope.errors import InvalidInputError, unknown_name
 from headscope.model.checkpoints.catalog import KnownFamily, known_families
 from headscope.model.checkpoints.names import DEMO, HUB_MODELS

@@ -7,8 +7,8 @@ import typer
 
 from headscope.analysis.core.result import Result
 from headscope.analysis.storage.sharded import Engine
-from headscope.cli import options
-from headscope.cli.shared import app, command
+from headscope.cli.base import options
+from headscope.cli.base.commands import app, command
 from headscope.errors import InvalidInputError
 from headscope.scale import Part, Processes, Ray, runs
 

@@ -7,8 +7,8 @@ import typer
 
 from headscope.analysis.scoreboard.board import demo_model, known_models
 from headscope.analysis.scoreboard.board import scoreboard as score
-from headscope.cli import options
-from headscope.cli.shared import app, command
+from headscope.cli.base import options
+from headscope.cli.base.commands import app, command
 
 __all__ = ["scoreboard"]
 

@@ -11,10 +11,10 @@ from headscope.analysis.suppression.circuit_ranks_result import CircuitRanks
 from headscope.analysis.suppression.cspa import copy_suppression_preserving_ablation
 from headscope.analysis.suppression.cspa_result import CopySuppression
 from headscope.analysis.suppression.scores import SuppressionScores, suppression_scores
-from headscope.cli import options
-from headscope.cli.foretelling import foretold
+from headscope.cli.base import options
+from headscope.cli.base.commands import app, command, kept_run, listed, texts_of
+from headscope.cli.base.foretelling import foretold
 from headscope.cli.scale import engine_of
-from headscope.cli.shared import app, command, kept_run, listed, texts_of
 from headscope.model.checkpoints.names import DEMO
 from headscope.model.transformer import HookedTransformer
 from headscope.report import ABLATION_TOKENS

@@ -10,9 +10,9 @@ from torch import Tensor
 from headscope.analysis.prompts.attribution import attribute as attribute_answers
 from headscope.analysis.prompts.attribution_result import Attribution
 from headscope.analysis.prompts.task import Task
-from headscope.cli import options
-from headscope.cli.foretelling import foretold
-from headscope.cli.shared import app, command, ends, task_of, write_folder
+from headscope.cli.base import options
+from headscope.cli.base.commands import app, command, ends, task_of, write_folder
+from headscope.cli.base.foretelling import foretold
 from headscope.model.checkpoints.names import DEMO
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.devices import wide

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from headscope.cli import options
-from headscope.cli.foretelling import foretell
-from headscope.cli.shared import check_resume, command, train
+from headscope.cli.base import options
+from headscope.cli.base.commands import check_resume, command, train
+from headscope.cli.base.foretelling import foretell
 from headscope.errors import InvalidInputError
 from headscope.model.transformer import HookedTransformer
 from headscope.report import write_toy_report

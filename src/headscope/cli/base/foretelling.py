@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 
 from headscope.analysis.core.progress import duration
-from headscope.cli.shared import say
+from headscope.cli.base.commands import say
 from headscope.model.transformer import HookedTransformer
 from headscope.report.plan import Part, Plan, measured_rates
 

@@ -1,0 +1,1 @@
+"""Shared by all commands: the app, their arguments and options, and the work foretold before it starts."""
