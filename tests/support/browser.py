@@ -48,8 +48,13 @@ def visit(
     height: int = 900,
     theme: Literal["light", "dark"] = "light",
     touch: bool = False,
+    place: str = "",
+    own: Path | None = None,
 ) -> Iterator["Page"]:
-    """Open a page, and at the end fail on anything its console said and any address it asked for."""
+    """Open a page, and at the end fail on anything its console said and any address it asked for.
+
+    `place` is what its address has after the path (`"#/heads"`); files in the folder `own` may be asked for.
+    """
     context = browser.new_context(
         viewport={"width": width, "height": height}, color_scheme=theme, has_touch=touch, is_mobile=touch
     )
@@ -57,12 +62,14 @@ def visit(
     page.set_default_timeout(PATIENCE_MS)
     heard, asked = listen(page)
     try:
-        page.goto(path.as_uri())
+        page.goto(path.as_uri() + place)
         yield page
         page.wait_for_timeout(1)  # what was said until now is told first
     finally:
         context.close()
-    trouble = heard + [f"asked for {address}" for address in asked if address != path.as_uri()]
+    allowed = path.as_uri() if own is None else f"{own.as_uri()}/"
+    beyond = [address for address in asked if address != path.as_uri() + place and not address.startswith(allowed)]
+    trouble = heard + [f"asked for {address}" for address in beyond]
     if trouble:
         raise AssertionError("; ".join(trouble))
 

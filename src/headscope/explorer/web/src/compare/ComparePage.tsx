@@ -1,0 +1,3 @@
+export function ComparePage() {
+  return <p class="soft">Not built yet.</p>;
+}

@@ -1,0 +1,62 @@
+/**
+ * Data come as scripts: a page opened from a file may not fetch, but may add `<script src="heads/L0H0.js">`, whose text
+ * is `headscope.receive("heads/L0H0", {...});`.
+ */
+import { useEffect, useState } from "preact/hooks";
+
+declare global {
+  interface Window {
+    headscope: { receive: (name: string, data: unknown) => void };
+  }
+}
+
+const received = new Map<string, unknown>();
+const asked = new Map<string, Promise<unknown>>();
+
+window.headscope = { receive: (name, data) => received.set(name, data) };
+
+/** Load a file of the tree, by its path without ending. */
+export function load<T>(name: string): Promise<T> {
+  let answer = asked.get(name);
+  if (!answer) {
+    answer = new Promise((resolve, reject) => {
+      const script = document.createElement("script");
+      script.src = `${name}.js`;
+      script.onload = () => {
+        script.remove();
+        if (received.has(name)) resolve(received.get(name));
+        else reject(new Error(`${name}.js holds no data of this page.`));
+      };
+      script.onerror = () => {
+        script.remove();
+        asked.delete(name); // so that a later try asks again
+        reject(new Error(`${name}.js could not be read.`));
+      };
+      document.head.append(script);
+    });
+    asked.set(name, answer);
+  }
+  return answer as Promise<T>;
+}
+
+export type Loaded<T> = { state: "loading" } | { state: "failed"; message: string } | { state: "ready"; data: T };
+
+/** Load a file of the tree for a component. */
+export function useData<T>(name: string): Loaded<T> {
+  const [loaded, setLoaded] = useState<{ name: string; result: Loaded<T> } | null>(null);
+  useEffect(() => {
+    let current = true;
+    const set = (result: Loaded<T>) => current && setLoaded({ name, result });
+    load<T>(name).then(
+      (data) => set({ state: "ready", data }),
+      (error: Error) => set({ state: "failed", message: error.message }),
+    );
+    return () => {
+      current = false;
+    };
+  }, [name]);
+  if (loaded?.name === name) return loaded.result;
+  // Data that are here already are shown in the first frame.
+  if (received.has(name)) return { state: "ready", data: received.get(name) as T };
+  return { state: "loading" };
+}

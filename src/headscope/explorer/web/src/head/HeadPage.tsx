@@ -1,0 +1,3 @@
+export function HeadPage() {
+  return <p class="soft">Not built yet.</p>;
+}

@@ -1,0 +1,3 @@
+export function LivePage() {
+  return <p class="soft">Not built yet.</p>;
+}

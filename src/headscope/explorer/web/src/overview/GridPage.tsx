@@ -1,0 +1,3 @@
+export function GridPage() {
+  return <p class="soft">Not built yet.</p>;
+}

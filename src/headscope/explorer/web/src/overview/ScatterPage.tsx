@@ -1,0 +1,3 @@
+export function ScatterPage() {
+  return <p class="soft">Not built yet.</p>;
+}

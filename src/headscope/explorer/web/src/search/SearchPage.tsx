@@ -1,0 +1,3 @@
+export function SearchPage() {
+  return <p class="soft">Not built yet.</p>;
+}
