@@ -11,7 +11,7 @@ PYTEST_ARGS ?=
 
 # With a Chromium on the PATH (Debian: apt-get install chromium) the browser tests run too.
 CHROMIUM := $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
-NOT_RUN := not slow and not gpu and not hub and not compat and not real and not ray$(if $(CHROMIUM),, and not browser)
+NOT_RUN := not slow and not gpu and not hub and not compat and not real and not ray and not docs$(if $(CHROMIUM),, and not browser)
 # Packages that others built on TransformerLens, tested in an environment of their own.
 COMPAT_VENV ?= .venv-compat
 COMPAT := sae-lens==6.54.12 circuit-tracer==0.5.0
@@ -32,7 +32,8 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help report test real-model test-real test-ray compat lint bench explorer-web explorer-check screenshots clean distclean
+.PHONY: help report test real-model test-real test-ray compat docs docs-page test-docs lint bench explorer-web explorer-check \
+	screenshots clean distclean
 
 help:
 	@echo 'make report     one offline HTML page about the demo model (MODEL=name-or-path OUT=folder)'
@@ -41,6 +42,9 @@ help:
 	@echo 'make test-real  every analysis and command on that model (a few minutes)'
 	@echo 'make test-ray   the tests on a Ray cluster of this machine (installs Ray, 80 MB)'
 	@echo 'make compat     SAELens and circuit-tracer on headscope, in a virtual environment of their own'
+	@echo 'make docs       the documentation site, in build/docs/html (runs the notebooks that changed; installs Sphinx)'
+	@echo 'make docs-page PAGE=notebooks/first-hour  that page alone, in build/docs/page'
+	@echo 'make test-docs  every page of the site in Chromium: links, search, no request, light, dark and phone'
 	@echo 'make lint       ruff, mypy and vulture'
 	@echo 'make bench      the benchmarks'
 	@echo 'make explorer-web    build the explorer'"'"'s page from its sources (Node 20.19 or newer, or one that pip installs)'
@@ -86,6 +90,18 @@ test-ray: $(VENV)/.installed-dev
 
 compat: $(COMPAT_VENV)/.installed
 	OMP_NUM_THREADS=1 $(COMPAT_VENV)/bin/python -m pytest -m compat tests/compat/packages $(PYTEST_ARGS)
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/sphinx-build -W --keep-going -b html -d build/docs/doctrees docs build/docs/html
+	@echo 'Open in a browser:' $(abspath build/docs/html/index.html)
+
+# One page with its notebook executed; links to other pages lead nowhere.
+docs-page: $(VENV)/.installed-docs
+	$(BIN)/sphinx-build -q -b html -d build/docs/page-doctrees -D include_patterns=index.md,$(PAGE).md docs build/docs/page
+	@echo 'Open in a browser:' $(abspath build/docs/page/$(PAGE).html)
+
+test-docs: docs $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m docs tests/docs $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -139,6 +155,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/.python
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/.python
 	@echo 'Installing headscope and its development tools into $(VENV) (a few minutes the first time)...'
 	$(INSTALL) -e '.[dev]'
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-docs: pyproject.toml constraints.txt | $(VENV)/.python
+	@echo 'Installing headscope and what builds its documentation into $(VENV) (a few minutes the first time)...'
+	$(INSTALL) -e '.[docs]'
 	@touch $@ $(VENV)/.installed
 
 # Without the dependencies of these packages, which would bring TransformerLens itself.

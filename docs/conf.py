@@ -1,0 +1,69 @@
+"""Configuration of the documentation site: `make docs` builds it into build/docs/html, with no network."""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT / "src"), str(Path(__file__).parent / "_ext")]
+
+import headscope  # noqa: E402
+
+# The notebooks are part of the package, and pages of the site. The link is made here: one that git kept would be
+# followed by what builds the source distribution, which then left out the place it leads to.
+if not (ROOT / "docs/notebooks").exists():
+    (ROOT / "docs/notebooks").symlink_to("../src/headscope/assets/notebooks", target_is_directory=True)
+
+project = "headscope"
+author = "headscope contributors"
+copyright = f"2026, {author}. MIT license"
+version = release = headscope.__version__
+language = "en"
+
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "myst_nb",
+    "sphinx_copybutton",
+    "sphinx_design",
+    "site_notebooks",
+    "site_math",
+]
+exclude_patterns = ["_*", "**/.ipynb_checkpoints", "**/README.md"]
+suppress_warnings = ["toc.empty_glob"]
+
+myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist", "dollarmath", "html_image"]
+myst_heading_anchors = 4
+myst_links_external_new_tab = False
+
+# Notebooks are executed by site_notebooks before they are read, so that myst-nb finds all of them in the cache.
+html_math_renderer = "mathml"
+myst_update_mathjax = False
+
+nb_execution_mode = "cache"
+nb_execution_timeout = 120
+nb_execution_raise_on_error = True
+nb_execution_in_temp = True
+nb_merge_streams = True
+nb_output_stderr = "error"
+nb_ipywidgets_js = {}
+
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+autodoc_typehints_format = "short"
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+
+html_theme = "furo"
+html_title = f"headscope {version}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_js_files = [("site.js", {"priority": 100})]
+html_copy_source = True  # the plain text of each page, for llms.txt
+html_show_sourcelink = False
+html_show_search_summary = False  # it is fetched, which a page opened from a file cannot do
+html_theme_options = {
+    "light_css_variables": {"color-brand-primary": "#2a6fb0", "color-brand-content": "#2a6fb0"},
+    "dark_css_variables": {"color-brand-primary": "#7db6ea", "color-brand-content": "#7db6ea"},
+    "top_of_page_buttons": [],
+}
+copybutton_exclude = ".linenos, .gp, .go"
