@@ -103,7 +103,7 @@ function Both({ one, two }: { one: Side; two: Side }) {
       </Part>
       <Part title="Activity" id="activity">
         <h3>Size of what they write</h3>
-        <Spreads sides={sides} of={(head) => head.output_norm_histogram} label="Norm of the output, a text's mean" />
+        <Spreads sides={sides} of={(head) => head.output_norm_histogram} label="Norm of the output at a token" />
         <h3>Largest attention</h3>
         <Spreads
           sides={sides}

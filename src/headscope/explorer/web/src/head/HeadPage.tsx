@@ -78,6 +78,19 @@ function Known({ entry }: { entry: HeadEntry }) {
   );
 }
 
+/** Tables and plots of a head's file that have no place of their own on the page. */
+function others(custom: { key: string; label: string }[]): { key: string; label: string }[] {
+  return custom.filter(({ key }) => !SHOWN.has(key));
+}
+
+const SHOWN = new Set([
+  "qk_distance_histogram",
+  "output_norm_histogram",
+  "histogram",
+  "top_query_tokens",
+  "top_key_tokens",
+]);
+
 function Step({ to, sign, word, letter }: { to: HeadEntry | undefined; sign: string; word: string; letter: string }) {
   if (!to) {
     return (
@@ -157,7 +170,7 @@ function Details({ entry, head }: { entry: HeadEntry; head: Head }) {
             rows={head.top_key_tokens}
           />
           {head.token_pairs ? <PairTable rows={head.token_pairs} /> : <MissingListing title="Pairs it joins most" />}
-          {tree.config.custom_tables.map(({ key, label }) => (
+          {others(tree.config.custom_tables).map(({ key, label }) => (
             <Weights key={key} title={label} about="" rows={extra[key] as TokenWeight[] | undefined} />
           ))}
         </div>
@@ -174,18 +187,16 @@ function Details({ entry, head }: { entry: HeadEntry; head: Head }) {
           <Spread
             title="Size of what it writes"
             histogram={head.output_norm_histogram}
-            label="Norm of its output, a text's mean"
+            label="Norm of its output at a token"
           />
           <Spread
             title="Largest attention"
             histogram={head.histogram}
             label="Largest weight in a text, off the diagonal and the first token"
           />
-          {tree.config.custom_plots
-            .filter(({ key }) => key !== "output_norm_histogram" && key !== "histogram")
-            .map(({ key, label }) => (
-              <Spread key={key} title={label} histogram={extra[key] as Histogram | undefined} label={label} />
-            ))}
+          {others(tree.config.custom_plots).map(({ key, label }) => (
+            <Spread key={key} title={label} histogram={extra[key] as Histogram | undefined} label={label} />
+          ))}
         </div>
       </Part>
       <Part title="Heads that behave alike" id="neighbors" missing={!head.neighbors?.length}>

@@ -120,9 +120,20 @@ function spoken(names: readonly string[], series: readonly Series[], label: stri
   return `${label}; ${tops.join("; ")}`;
 }
 
-/** Shares for a width of one, so that bins of different widths compare. */
+/** Whether each edge is the same multiple of the one before: such bins stand on a logarithmic scale. */
+function geometric(edges: readonly number[]): boolean {
+  const [first = 0, second = 0] = edges;
+  const ratio = second / first;
+  return (
+    first > 0 &&
+    edges.length > 3 &&
+    edges.every((edge, at) => at === 0 || Math.abs(edge / (edges[at - 1] ?? 0) / ratio - 1) < 0.01)
+  );
+}
+
+/** Shares for a width of one, on the scale that the bins are made for, so that bins of different widths compare. */
 export function densities(histogram: Histogram): number[] {
-  const edges = histogram.bin_edges;
+  const edges = geometric(histogram.bin_edges) ? histogram.bin_edges.map(Math.log) : histogram.bin_edges;
   return shares(histogram).map((share, at) => share / ((edges[at + 1] ?? 0) - (edges[at] ?? 0) || 1));
 }
 
@@ -148,7 +159,9 @@ export function Distribution({
   const low = domain?.[0] ?? edges[0] ?? 0;
   const high = domain?.[1] ?? edges.at(-1) ?? 1;
   const tallest = top ?? Math.max(...heights, 1e-9);
-  const place = (value: number) => (PLOT.width * (value - low)) / (high - low || 1);
+  const log = geometric(edges);
+  const scaled = log ? Math.log : (value: number) => value;
+  const place = (value: number) => (PLOT.width * (scaled(value) - scaled(low))) / (scaled(high) - scaled(low) || 1);
   return (
     <figure class="distribution">
       <svg
@@ -176,7 +189,7 @@ export function Distribution({
       </svg>
       <div class="axis">
         <span>{number(low)}</span>
-        <span>{number((low + high) / 2)}</span>
+        <span>{number(log ? Math.sqrt(low * high) : (low + high) / 2)}</span>
         <span>{number(high)}</span>
       </div>
       <figcaption>{label}</figcaption>
