@@ -49,7 +49,7 @@ def _migrated(path: Path) -> Migrated:
     except SyntaxError as error:
         raise InvalidInputError(f"{path}, line {error.lineno}: it is not valid Python: {error.msg}.") from None
     except InvalidInputError as error:
-        raise InvalidInputError(f"{path}: {error}") from None
+        raise InvalidInputError(f"{path}: {error.message}", code=error.code) from None
     if text.startswith(_BOM):
         result.text = _BOM + result.text
     return result

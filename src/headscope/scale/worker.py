@@ -138,10 +138,12 @@ class Worker:
 
 
 def reply_of(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return what a function does, or the `error` that it raises and its `kind`, for another process."""
+    """Return what a function does, or the `error` that it raises, its `kind` and `code`, for another process."""
     try:
         return measure()
-    except (HeadscopeError, RuntimeError, OSError, MemoryError) as error:
+    except HeadscopeError as error:
+        return {"error": error.message, "kind": type(error).__name__, "code": error.code}
+    except (RuntimeError, OSError, MemoryError) as error:
         return {"error": str(error), "kind": type(error).__name__}
 
 
@@ -149,7 +151,7 @@ def raise_refusal(reply: Mapping[str, Any]) -> None:
     """Raise what a worker refused on purpose, which trying again does not change."""
     kind = getattr(errors, reply.get("kind", ""), None)
     if isinstance(kind, type) and issubclass(kind, HeadscopeError) and kind not in (StorageError, ShardError):
-        raise kind(reply["error"])
+        raise kind(reply["error"], code=reply.get("code"))
 
 
 def _serve(jobs: IO[str], replies: IO[str], run: str, model: str, device: str, threads: str) -> None:

@@ -127,7 +127,7 @@ class RowMaker:
         try:
             return single_token(text, self.tokenizer)
         except InvalidInputError as error:
-            raise InvalidInputError(f"{name}: the {key} answer {error} Give an answer of one token.") from None
+            raise InvalidInputError(f"{name}: the {key} answer {error.message} Give an answer of one token.") from None
 
 
 def check_alike(rows: Sequence[TaskRow], names: Sequence[str]) -> None:

@@ -164,7 +164,7 @@ class Passes:
                 result = kind.load(path)
         except CheckpointError as error:
             raise CheckpointError(
-                f"{error} Delete that file, and resume=True makes it again from the rest; for a result per position, "
+                f"{error.message} Delete that file, and resume=True makes it again from the rest; for a result per position, "
                 "whose rows are kept nowhere else, delete the folder and start again."
             ) from None
         self._tidy()

@@ -275,7 +275,7 @@ class Stage:
                 # Those of one file are still mapped from it, and it may be a copy that goes away.
                 return {name: rows.clone() for name, rows in joined.items()} if len(files) == 1 else joined
             except CheckpointError as error:
-                raise CheckpointError(f"{error} {START_ANEW}") from None
+                raise CheckpointError(f"{error.message} {START_ANEW}", code=error.code) from None
 
     def check_rows(self) -> None:
         """Compare each file of rows with its hash.
@@ -316,7 +316,7 @@ class Stage:
             self.done, self.state = Progress(**done), {**header["numbers"], **tensors}
             self.checksum = metadata["checksum"]
         except CheckpointError as error:
-            raise CheckpointError(f"{error} {START_ANEW}") from None
+            raise CheckpointError(f"{error.message} {START_ANEW}", code=error.code) from None
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{where} holds no state of a run: {error!r}. {START_ANEW}") from None
         there = header.get("identity", {})

@@ -384,7 +384,7 @@ class ShardedRun:
         except CheckpointError as error:
             if self.sharding.wanted is not None:  # a worker changes no file but those of its shard
                 raise
-            warnings.warn(f"the shards of {stage!r} are merged again: {error}", stacklevel=2)
+            warnings.warn(f"the shards of {stage!r} are merged again: {error.message}", stacklevel=2)
             self.place.remove(f"{stage}.safetensors")
             return Stage(self.place, stage, identity=self.files.identity)
 
@@ -424,7 +424,7 @@ class ShardedRun:
                         raise CheckpointError(f"{kept.file} is not finished.")
                     kept.check_rows()
                 except CheckpointError as error:
-                    damaged.append((shard.number, str(error)))
+                    damaged.append((shard.number, error.message))
                     continue
                 rows.update({f"{_SHARDS}/{stage}/{name}": found for name, found in kept.done.rows.items()})
                 n_batches, n_tokens = n_batches + kept.done.n_batches, n_tokens + kept.done.n_tokens

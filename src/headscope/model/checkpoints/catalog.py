@@ -72,7 +72,7 @@ def known_families() -> list[KnownFamily]:
             fields = family.config({**small, "text_config": small})
             left_out = inapplicable_processing(HookedTransformerConfig(**fields, device="cpu"))
         except MissingDependencyError as error:
-            left_out = dict.fromkeys(WeightProcessing.names(), str(error))
+            left_out = dict.fromkeys(WeightProcessing.names(), error.message)
         rows.append(
             KnownFamily(
                 model_type=model_type,

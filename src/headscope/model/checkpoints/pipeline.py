@@ -452,7 +452,7 @@ def find_tokenizer(name: str) -> Any:
         tokenizer = open_checkpoint(find_checkpoint(name, weights=False)).tokenizer()
         reason = "there are no tokenizer files."
     except (CheckpointError, UnknownNameError) as error:
-        tokenizer, reason = None, str(error)
+        tokenizer, reason = None, error.message
     if tokenizer is None:
         raise CheckpointError(
             f"no tokenizer was found for cfg.tokenizer_name = {name!r}: {reason} Pass one as tokenizer=, or set "

@@ -152,7 +152,7 @@ class _Field(Family):
         try:
             HookedTransformerConfig(**{**fields, "device": "cpu"})
         except InvalidInputError as error:
-            raise CheckpointError(f"config.json: {error}") from None
+            raise CheckpointError(f"config.json: {error.message}", code=error.code) from None
         return fields
 
     def renamed(self, name: str) -> str:

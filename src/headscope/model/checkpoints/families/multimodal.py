@@ -105,7 +105,7 @@ class _WithText(Family):
             try:
                 return family.export(cfg, state)
             except CheckpointError as error:
-                reasons.append(str(error))
+                reasons.append(error.message)
         raise CheckpointError(" ".join(reasons))
 
 
