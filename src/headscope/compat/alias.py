@@ -74,7 +74,8 @@ def install() -> None:
         if not isinstance(sys.modules[root], AliasModule):
             raise AliasError(
                 f"{root} itself is already imported, so headscope cannot stand in for it. Import "
-                "headscope.compat.transformer_lens before anything else, in a fresh process."
+                "headscope.compat.transformer_lens before anything else, in a fresh process.",
+                code="HS-ALIAS-01",
             )
     expect_transformer_lens()
     if not present:

@@ -140,7 +140,8 @@ def _chosen_heads(
         if not (0 <= layer < n_layers and 0 <= head < n_heads):
             raise InvalidInputError(
                 f"there is no head {layer}.{head}: this model has layers 0 to {n_layers - 1}, each with heads 0 to "
-                f"{n_heads - 1}."
+                f"{n_heads - 1}.",
+                code="HS-HEADS-01",
             )
         chosen[layer, head] = True
     return chosen
@@ -186,7 +187,9 @@ def _cached_pattern(
     cache: ActivationCache | Mapping[str, Tensor], name: str, shape: tuple[int, ...]
 ) -> Float[Tensor, "head query_pos key_pos"]:
     if name not in cache:
-        raise unknown_name("cached activation", name, cache, hint="Cache the patterns, or leave the cache out.")
+        raise unknown_name(
+            "cached activation", name, cache, hint="Cache the patterns, or leave the cache out.", code="HS-NAME-03"
+        )
     pattern = cache[name]
     if pattern.shape not in (shape, (1, *shape)):
         raise InvalidInputError(

@@ -199,5 +199,7 @@ def tokenizer_of(model: HookedTransformer, tokenizer: Any) -> Any:
     """
     tokenizer = model.tokenizer if tokenizer is None else tokenizer
     if tokenizer is None:
-        raise MissingTokenizerError(f"model {model.cfg.model_name!r} has no tokenizer: pass one.")
+        raise MissingTokenizerError(
+            f"model {model.cfg.model_name!r} has no tokenizer: pass one.", code="HS-TOKENIZER-02"
+        )
     return tokenizer

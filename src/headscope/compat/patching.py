@@ -213,7 +213,9 @@ def _hook_name(model: HookedTransformer, activation_name: str, index: Sequence[i
     if name not in model.hook_dict and index:
         name = get_act_name(activation_name, layer=index[0])
     if name not in model.hook_dict:
-        raise unknown_name("hook point", name, model.hook_dict, hint=f"It is what {activation_name!r} stands for.")
+        raise unknown_name(
+            "hook point", name, model.hook_dict, hint=f"It is what {activation_name!r} stands for.", code="HS-NAME-02"
+        )
     return name
 
 
@@ -239,7 +241,9 @@ def _axis_sizes(
 
 def _clean_activation(clean_cache: CleanCache, name: str) -> Tensor:
     if name not in clean_cache:
-        raise unknown_name("cached activation", name, clean_cache, hint="See names_filter in run_with_cache.")
+        raise unknown_name(
+            "cached activation", name, clean_cache, hint="See names_filter in run_with_cache.", code="HS-NAME-03"
+        )
     return clean_cache[name]
 
 
@@ -272,7 +276,8 @@ def _setter(piece: str, index_names: str, axes: str) -> PatchSetter:
             raise InvalidInputError(
                 f"at {at} the clean activation {list(clean_activation.shape)} does not fit into the corrupted one "
                 f"{list(corrupted_activation.shape)}: {error}. Use prompts of the same number of tokens, one clean "
-                "prompt for each corrupted one, and a cache with its batch axis."
+                "prompt for each corrupted one, and a cache with its batch axis.",
+                code="HS-PROMPTS-01",
             ) from None
         return corrupted_activation
 

@@ -155,11 +155,15 @@ def test_prompt(
     if len(tokens) > model.cfg.n_ctx:
         raise InvalidInputError(
             f"prompt and answer are {len(tokens)} tokens long, but this model's context is n_ctx = {model.cfg.n_ctx}. "
-            "Shorten the prompt."
+            "Shorten the prompt.",
+            code="HS-TOKENS-03",
         )
     logits = model(tokens[None])[0, len(prompt_ids) - 1 :].float()
     if not bool(logits.isfinite().all()):
-        raise NotFiniteError("the model's logits hold NaN or infinite values. Check its weights, and any hooks on it.")
+        raise NotFiniteError(
+            "the model's logits hold NaN or infinite values. Check its weights, and any hooks on it.",
+            code="HS-FINITE-02",
+        )
     rows = logits.expand(len(wanted), -1)
     prompt_tokens = tuple(map(model.to_single_str_token, prompt_ids.tolist()))
     answer_tokens = tuple(_answer_token(model, row, i, top_k) for row, i in zip(rows, wanted, strict=True))

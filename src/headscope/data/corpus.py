@@ -102,7 +102,8 @@ class Corpus:
         if isinstance(source, Iterator):
             raise InvalidInputError(
                 "a corpus is read more than once, and an iterator is exhausted after the first pass. Give a path, a "
-                "list, or a function that makes the iterator: Corpus(lambda: read_texts(path), ...)."
+                "list, or a function that makes the iterator: Corpus(lambda: read_texts(path), ...).",
+                code="HS-RUN-07",
             )
         prefix, separator = special_tokens(tokenizer, add_bos_token, separator_id)
         self._packing = Packing(tokenizer, row_length, prefix, separator, piece_chars, longest_piece)

@@ -96,7 +96,8 @@ def load_hf_dataset(name: str, *config: str | None, **options: Any) -> Any:
     except ImportError as error:
         raise MissingDependencyError(
             f"The dataset {name!r} needs the `datasets` package, which cannot be imported ({error}). "
-            "Run: pip install 'headscope[hf-datasets]'"
+            "Run: pip install 'headscope[hf-datasets]'",
+            code="HS-DEPENDENCY-01",
         ) from error
     try:
         return load_dataset(name, *config, **options)
@@ -150,7 +151,7 @@ def check_column(column: str, names: Iterable[str] | None, where: str) -> None:
         UnknownNameError: If there is no such column; the message lists the columns.
     """
     if names is not None and column not in (names := list(names)):
-        raise unknown_name("column", column, names, hint=f"The columns of {where}: {names}.")
+        raise unknown_name("column", column, names, hint=f"The columns of {where}: {names}.", code="HS-NAME-07")
 
 
 def download_file_from_hf(

@@ -123,7 +123,8 @@ def tokenize_and_concatenate(
     check_at_least(1, batch_size=batch_size, shuffle_buffer=shuffle_buffer)
     if isinstance(dataset, str):
         raise InvalidInputError(
-            "the documents are one string; give a list of them: [text], or read_texts(path) for a file."
+            "the documents are one string; give a list of them: [text], or read_texts(path) for a file.",
+            code="HS-DATA-03",
         )
     packing = Packing(tokenizer, max_length, *special_tokens(tokenizer, add_bos_token, separator_id))
     if isinstance(dataset, HFDataset):
@@ -179,7 +180,8 @@ class Packing:
             needed = f"{body_length} tokens besides BOS" if self.prefix else f"{body_length} tokens"
             raise InvalidInputError(
                 f"The texts hold {len(pending)} tokens in all, and one row takes {needed}. "
-                + ("Give more text, a smaller max_length, or keep_last=True." if pending else "Give some text.")
+                + ("Give more text, a smaller max_length, or keep_last=True." if pending else "Give some text."),
+                code="HS-DATA-02",
             )
 
 
@@ -198,7 +200,8 @@ def special_tokens(tokenizer: Tokenizer, add_bos_token: bool, separator_id: int 
         return [], separator
     if tokenizer.bos_token_id is None:
         raise InvalidInputError(
-            "The tokenizer has no BOS token to begin a row with; pass add_bos_token=False, or set its bos_token."
+            "The tokenizer has no BOS token to begin a row with; pass add_bos_token=False, or set its bos_token.",
+            code="HS-TOKENS-08",
         )
     return [tokenizer.bos_token_id], separator
 
@@ -268,7 +271,8 @@ def _pack_dataset(dataset: HFDataset, packing: Packing, column_name: str, *, set
     if isinstance(rows, Sized) and len(rows) == 0:
         raise InvalidInputError(
             f"The dataset's texts do not fill one row of {packing.row_length} tokens. "
-            "Give more text, or a smaller max_length."
+            "Give more text, or a smaller max_length.",
+            code="HS-DATA-02",
         )
     return rows.with_format("torch") if set_format else rows
 

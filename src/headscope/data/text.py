@@ -118,7 +118,7 @@ def text_files(source: str | os.PathLike[str]) -> list[Path]:
     ):
         files = [Path(match) for match in glob.glob(pattern, recursive=True) if not os.path.isdir(match)]
         if not files and path.suffix.lower() in _SUFFIXES:
-            raise InvalidInputError(f"No file matches {_shown(path)}. {_ALLOWED}")
+            raise InvalidInputError(f"No file matches {_shown(path)}. {_ALLOWED}", code="HS-DATA-01")
     else:
         files = []
     for file in files or [path]:
@@ -164,14 +164,15 @@ def _check_readable(path: Path) -> None:
     if path.suffix.lower() not in _SUFFIXES:
         raise InvalidInputError(
             f"Cannot read texts from {_shown(path)}: unknown suffix {path.suffix!r:.20}. {_ALLOWED} "
-            "To use a string itself as the text, put it in a list."
+            "To use a string itself as the text, put it in a list.",
+            code="HS-DATA-01",
         )
     try:
         path.open("rb").close()
     except FileNotFoundError as error:
-        raise InvalidInputError(f"No such file: {_shown(path)}. {_ALLOWED}") from error
+        raise InvalidInputError(f"No such file: {_shown(path)}. {_ALLOWED}", code="HS-DATA-01") from error
     except (OSError, ValueError) as error:
-        raise InvalidInputError(f"Cannot open {_shown(path)}: {error}. {_ALLOWED}") from error
+        raise InvalidInputError(f"Cannot open {_shown(path)}: {error}. {_ALLOWED}", code="HS-DATA-01") from error
 
 
 def _shown(path: Path) -> str:
@@ -241,11 +242,12 @@ def _read_jsonl(path: Path, column: str) -> Iterator[str]:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise InvalidInputError(
-                f"{where}: not JSON ({error}); a .jsonl file has one JSON object on each line."
+                f"{where}: not JSON ({error}); a .jsonl file has one JSON object on each line.", code="HS-DATA-04"
             ) from error
         if not isinstance(row, dict):
             raise InvalidInputError(
-                f'{where}: a JSON {type(row).__name__}; each line must be an object like {{"{column}": "some text"}}.'
+                f'{where}: a JSON {type(row).__name__}; each line must be an object like {{"{column}": "some text"}}.',
+                code="HS-DATA-04",
             )
         yield text_of(row, column, where)
 

@@ -410,7 +410,7 @@ class HookedTransformerConfig:
         names = [f.name for f in dataclasses.fields(cls)]
         for name in fields:
             if name not in names:
-                raise unknown_name("config field", name, names)
+                raise unknown_name("config field", name, names, code="HS-NAME-04")
         return cls(**fields)
 
     @classmethod
@@ -423,6 +423,7 @@ class HookedTransformerConfig:
         if isinstance(config, str):
             raise InvalidInputError(
                 f"a model is made from a config; got {config!r}. To load one by name: "
-                f"HookedTransformer.from_pretrained({config!r})."
+                f"HookedTransformer.from_pretrained({config!r}).",
+                code="HS-CONFIG-05",
             )
         return cls.from_dict(config) if isinstance(config, dict) else config

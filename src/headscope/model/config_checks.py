@@ -62,7 +62,8 @@ def parse_dtype(dtype: torch.dtype | str) -> torch.dtype:
     parsed = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
     if not isinstance(parsed, torch.dtype) or not parsed.is_floating_point:
         raise InvalidInputError(
-            f"dtype must be a floating-point torch dtype or its name, such as 'float32' or 'bfloat16'; got {dtype!r}."
+            f"dtype must be a floating-point torch dtype or its name, such as 'float32' or 'bfloat16'; got {dtype!r}.",
+            code="HS-CONFIG-04",
         )
     return parsed
 
@@ -119,7 +120,9 @@ def _check_choices(cfg: "HookedTransformerConfig") -> None:
     _check_choice(cfg, "init_mode", INIT_MODES)
     for name, only in _NOT_YET.items():
         if getattr(cfg, name) != only:
-            raise InvalidInputError(f"{name} = {getattr(cfg, name)!r} is not supported yet: it can only be {only!r}.")
+            raise InvalidInputError(
+                f"{name} = {getattr(cfg, name)!r} is not supported yet: it can only be {only!r}.", code="HS-CONFIG-01"
+            )
     if cfg.use_normalization_before_and_after and cfg.use_normalization_after_only:
         raise InvalidInputError(
             "use_normalization_before_and_after and use_normalization_after_only cannot both be set."
@@ -131,7 +134,8 @@ def _check_choice(cfg: "HookedTransformerConfig", field: str, allowed: tuple[str
     if value not in allowed:
         raise InvalidInputError(
             f"{field} must be one of {', '.join(repr(a) for a in allowed)}; got {value!r}. "
-            "Other choices of TransformerLens are not supported yet."
+            "Other choices of TransformerLens are not supported yet.",
+            code="HS-CONFIG-01",
         )
 
 
@@ -298,7 +302,8 @@ def _check_latents(cfg: "HookedTransformerConfig") -> None:
 def _check_mlp(cfg: "HookedTransformerConfig") -> None:
     if cfg.act_fn is None:
         raise InvalidInputError(
-            f"act_fn is needed for a model with MLPs: one of {', '.join(ACTIVATIONS)}; or set attn_only=True."
+            f"act_fn is needed for a model with MLPs: one of {', '.join(ACTIVATIONS)}; or set attn_only=True.",
+            code="HS-CONFIG-03",
         )
     _check_choice(cfg, "act_fn", ACTIVATIONS)
     if cfg.gated_mlp and cfg.act_fn == "solu_ln":

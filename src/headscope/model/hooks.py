@@ -296,7 +296,9 @@ class HookedRootModule(nn.Module):
     def _matching(self, name: str | Callable[[str], bool]) -> list[HookPoint]:
         if isinstance(name, str):
             if name not in self.hook_dict:
-                raise unknown_name("hook point", name, self.hook_dict, hint="`model.hook_dict` lists them all.")
+                raise unknown_name(
+                    "hook point", name, self.hook_dict, hint="`model.hook_dict` lists them all.", code="HS-NAME-02"
+                )
             return [self.hook_dict[name]]
         return [point for point_name, point in self.hook_dict.items() if name(point_name)]
 
@@ -370,7 +372,8 @@ class HookedRootModule(nn.Module):
             if remove_batch_dim:
                 if kept.shape[0] != 1:
                     raise InvalidInputError(
-                        f"remove_batch_dim=True is for a batch of 1; {name} has a batch of {kept.shape[0]}."
+                        f"remove_batch_dim=True is for a batch of 1; {name} has a batch of {kept.shape[0]}.",
+                        code="HS-CACHE-02",
                     )
                 kept = kept[0]
             if device is not None:

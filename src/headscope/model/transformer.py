@@ -100,8 +100,8 @@ class HookedTransformer(Tokenization, TrainingText, Generation, StackedWeights, 
         self.set_tokenizer(tokenizer)
         if self.cfg.d_vocab < 1:
             raise InvalidInputError(
-                f"d_vocab must be at least 1; got {self.cfg.d_vocab}. Set it in the config, pass a tokenizer, or name "
-                "one in cfg.tokenizer_name."
+                f"d_vocab must be at least 1; got {self.cfg.d_vocab}. Set it, pass a tokenizer, or cfg.tokenizer_name.",
+                code="HS-CONFIG-02",
             )
         self.embed = Embed(self.cfg)
         self.hook_embed = HookPoint()

@@ -50,7 +50,8 @@ class FactoredMatrix:
     def __init__(self, A: Float[Tensor, "*leadA ldim mdim"], B: Float[Tensor, "*leadB mdim2 rdim"]) -> None:
         if A.ndim < 2 or B.ndim < 2 or A.shape[-1] != B.shape[-2]:
             raise InvalidInputError(
-                f"A must be [..., ldim, mdim] and B [..., mdim, rdim]; got A {list(A.shape)} and B {list(B.shape)}."
+                f"A must be [..., ldim, mdim] and B [..., mdim, rdim]; got A {list(A.shape)} and B {list(B.shape)}.",
+                code="HS-WEIGHTS-03",
             )
         try:
             lead = torch.broadcast_shapes(A.shape[:-2], B.shape[:-2])
@@ -366,4 +367,6 @@ def _versions(*tensors: Tensor) -> tuple[int, ...]:
 
 def _check_inner(left: torch.Size, right: torch.Size, wanted: int, got: torch.Size) -> None:
     if list(got) != [wanted]:
-        raise InvalidInputError(f"cannot multiply shapes {list(left)} and {list(right)}: inner dimensions differ.")
+        raise InvalidInputError(
+            f"cannot multiply shapes {list(left)} and {list(right)}: inner dimensions differ.", code="HS-WEIGHTS-03"
+        )

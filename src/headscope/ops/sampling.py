@@ -117,7 +117,8 @@ def _checked_tokens(tokens: Tensor | None, logits: Tensor, option: str) -> Tenso
     if bool(((ids < 0) | (ids >= logits.shape[-1])).any()):
         raise InvalidInputError(
             f"tokens must be between 0 and d_vocab - 1 = {logits.shape[-1] - 1}; "
-            f"got {int(ids.min())} to {int(ids.max())}."
+            f"got {int(ids.min())} to {int(ids.max())}.",
+            code="HS-TOKENS-01",
         )
     return ids
 
@@ -126,5 +127,6 @@ def _check_finite(fine: Tensor) -> None:
     if not bool(fine.all()):
         raise NotFiniteError(
             "cannot sample from these logits: a row has a NaN or plus infinity, or only minus infinity. "
-            "Check the model's weights, and any hooks on it."
+            "Check the model's weights, and any hooks on it.",
+            code="HS-FINITE-02",
         )

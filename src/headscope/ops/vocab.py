@@ -37,7 +37,7 @@ def cap_logits(logits: Tensor, soft_cap: float) -> Tensor:
 def check_targets(targets: Int[Tensor, " row"], d_vocab: int) -> None:
     """Refuse tokens outside the vocabulary."""
     if targets.numel() and not bool(((targets >= 0) & (targets < d_vocab)).all()):
-        raise InvalidInputError(f"targets must be between 0 and d_vocab - 1 = {d_vocab - 1}.")
+        raise InvalidInputError(f"targets must be between 0 and d_vocab - 1 = {d_vocab - 1}.", code="HS-TOKENS-01")
 
 
 def token_mean(W_U: Float[Tensor, "d_model d_vocab"], soft_cap: float) -> Float[Tensor, "d_model _"]:

@@ -55,7 +55,8 @@ class Kept:
             if not resume:
                 raise InvalidInputError(
                     f"{str(folder)!r} holds the measurements of a report that was stopped. Continue it with "
-                    "resume=True (--resume), delete that folder to begin anew, or write to another one."
+                    "resume=True (--resume), delete that folder to begin anew, or write to another one.",
+                    code="HS-RUN-01",
                 )
             there = read_manifest(place_of(folder), self._file.name)
             self.begun |= there["begun"]

@@ -102,7 +102,8 @@ def read_call(place: Place) -> RecordedCall:
     if not place.has(_FILE):
         raise InvalidInputError(
             f"{str(place)!r} is no sharded run's folder: it has no {_FILE}. Such a run is begun by Processes, Ray or "
-            "Part, which are --workers, --ray and --shard on the command line."
+            "Part, which are --workers, --ray and --shard on the command line.",
+            code="HS-RUN-05",
         )
     try:
         content = json.loads(place.read(_FILE))
@@ -114,7 +115,9 @@ def read_call(place: Place) -> RecordedCall:
         budget = {name: Tile(*value) if isinstance(value, list) else value for name, value in content["budget"].items()}
         return RecordedCall(_function(content["function"]), arguments, content["model"], budget)
     except (AttributeError, ImportError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{place}/{_FILE} is damaged, or was written by another version: {error!r}.") from None
+        raise CheckpointError(
+            f"{place}/{_FILE} is damaged, or was written by another version: {error!r}.", code="HS-CHECKPOINT-15"
+        ) from None
 
 
 def _function(name: str) -> Callable[..., Any]:

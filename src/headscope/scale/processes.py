@@ -135,7 +135,8 @@ class Processes(Engine):
                 raise ShardError(
                     f"shard {job.number} of {job.stage!r} failed {failures[job.number]} times, last in process "
                     f"{process.pid} of this machine: {reason} The other shards are kept; resume=True (--resume) goes "
-                    "on with the run."
+                    "on with the run.",
+                    code="HS-SHARD-01",
                 )
             waiting.appendleft(job)
 

@@ -77,7 +77,8 @@ class Ray(Engine):
         except ImportError:
             raise MissingDependencyError(
                 "a Ray cluster needs the package ray: pip install 'headscope[ray]'. Without it, Processes measures on "
-                "this machine, and Part in the tasks of a SLURM array."
+                "this machine, and Part in the tasks of a SLURM array.",
+                code="HS-DEPENDENCY-01",
             ) from None
         self.address = None if address == "local" else address
         self.workers, self.cpus, self.gpus = workers, cpus, gpus
@@ -127,7 +128,8 @@ class Ray(Engine):
                     raise ShardError(
                         f"shard {job.number} of {job.stage!r} failed {failures[job]} times, last on "
                         f"{actor.node}: {reply['error']} The other shards are kept; resume=True (--resume) goes on "
-                        "with the run."
+                        "with the run.",
+                        code="HS-SHARD-01",
                     )
                 waiting.appendleft(job)
 

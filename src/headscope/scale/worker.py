@@ -46,7 +46,7 @@ def read_run(place: Place) -> RunFiles:
         InvalidInputError: if there are none, or they were written by another version.
     """
     if not place.has("manifest.json"):
-        raise InvalidInputError(f"{str(place)!r} is no run's folder: it has no manifest.json.")
+        raise InvalidInputError(f"{str(place)!r} is no run's folder: it has no manifest.json.", code="HS-RUN-05")
     manifest = read_manifest(place, "manifest.json")
     if not manifest.get("shards"):
         raise InvalidInputError(f"the run in {str(place)!r} is not in shards.")
@@ -54,7 +54,8 @@ def read_run(place: Place) -> RunFiles:
     if manifest["software"] != here:
         raise InvalidInputError(
             f"the run in {str(place)!r} was begun with {manifest['software']}, and this process has {here}: shards of "
-            "two versions are not merged. Use the same everywhere."
+            "two versions are not merged. Use the same everywhere.",
+            code="HS-RUN-04",
         )
     cuts = {name: Cut.read(place, name) for name in ("data", "reference")}
     if cuts["data"] is None:
@@ -94,7 +95,8 @@ class Worker:
         if fingerprint(self.model.state_dict()) != there["weights"]:
             raise InvalidInputError(
                 f"the weights of {model or self.call.model or self.model.cfg.model_name!r} are not those of the run in "
-                f"{str(place)!r}, whose model is {there['name']!r}. Give the same, loaded with the same options."
+                f"{str(place)!r}, whose model is {there['name']!r}. Give the same, loaded with the same options.",
+                code="HS-RUN-08",
             )
         self._check_config(there["config"])
         self.model.weight_processing = tuple(there["weight_processing"])
@@ -114,7 +116,8 @@ class Worker:
             values = "; ".join(f"{name} is {there.get(name)!r} there and {here.get(name)!r} here" for name in differing)
             raise InvalidInputError(
                 f"the config of the worker's model is not that of the run in {str(self.files.place)!r}: {values}. Load "
-                "it with the same options; or leave out model=, and workers get a copy of the model as it is."
+                "it with the same options; or leave out model=, and workers get a copy of the model as it is.",
+                code="HS-RUN-08",
             )
 
     def measure(self, stage: str, number: int) -> Receipt:

@@ -73,7 +73,8 @@ class RunFolder:
         if (path / _CHECKPOINT).exists():
             if not resume:
                 raise InvalidInputError(
-                    f"{str(path)!r} already holds a run. Continue it with resume=True, or give another folder."
+                    f"{str(path)!r} already holds a run. Continue it with resume=True, or give another folder.",
+                    code="HS-RUN-01",
                 )
             header = _read_header(path / _CHECKPOINT)
             check_same_run(

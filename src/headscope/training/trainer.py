@@ -210,7 +210,8 @@ def take_step(
     value = loss_before.item()
     if not math.isfinite(value):
         raise NotFiniteError(
-            f"The loss is {value} at step {step + 1}; lower lr ({cfg.lr}) or max_grad_norm ({cfg.max_grad_norm})."
+            f"The loss is {value} at step {step + 1}; lower lr ({cfg.lr}) or max_grad_norm ({cfg.max_grad_norm}).",
+            code="HS-FINITE-03",
         )
     loss_before.backward()
     if cfg.max_grad_norm is not None:

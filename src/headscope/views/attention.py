@@ -62,7 +62,8 @@ def attention_heads(
     if n_queries != n_keys:
         raise InvalidInputError(
             f"attention must have as many queries as keys, since both are the same tokens; got shape "
-            f"{list(weights.shape)}. Allowed: {_ALLOWED}."
+            f"{list(weights.shape)}. Allowed: {_ALLOWED}.",
+            code="HS-VIEWS-02",
         )
     names = checked_labels(attention_head_names, n_heads, "attention_head_names")
     strings = checked_tokens(tokens, n_queries, of="attention")
@@ -138,7 +139,7 @@ def _in_order(attention: Any, tokens: Any) -> tuple[Any, Any]:
 def _checked(attention: Any) -> np.ndarray:
     weights = to_array(attention, "attention", axes=3)
     if weights.ndim != 3:
-        raise InvalidInputError(f"attention has shape {list(weights.shape)}. Allowed: {_ALLOWED}.")
+        raise InvalidInputError(f"attention has shape {list(weights.shape)}. Allowed: {_ALLOWED}.", code="HS-VIEWS-02")
     if weights.size == 0:
         raise InvalidInputError(f"attention is empty: its shape is {list(weights.shape)}. Allowed: {_ALLOWED}.")
     # Infinities cannot be quantized; the usual ones are scores masked with -inf, which mean no attention at all.

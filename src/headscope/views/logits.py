@@ -164,7 +164,8 @@ def _check_numbers(rows: Tensor, start: int, *, is_log_prob: bool, halved: bool)
         raise InvalidInputError(
             f"log_probs are not log-probabilities: the probabilities at position {start + at} sum to "
             f"{float(total[at].exp()):.4g}, not 1. Give logits.log_softmax(-1), or name the numbers otherwise, as in "
-            "name='direct effect'."
+            "name='direct effect'.",
+            code="HS-VIEWS-03",
         )
 
 

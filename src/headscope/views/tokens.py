@@ -55,7 +55,8 @@ def colored_tokens(
     numbers = to_array(values, axes=1)
     if numbers.ndim != 1:
         raise InvalidInputError(
-            f"values must be one number per token, [pos] or [1, pos]; got shape {list(numbers.shape)}."
+            f"values must be one number per token, [pos] or [1, pos]; got shape {list(numbers.shape)}.",
+            code="HS-VIEWS-02",
         )
     strings = checked_tokens(tokens, len(numbers))
     if notes is not None and (isinstance(notes, str) or len(notes) != len(strings)):

@@ -76,7 +76,7 @@ class AblationOptions:
         """Return what is measured, for a model."""
         excluded = components(cfg, self.excluding)
         if any(component.head is None for component in excluded):
-            raise InvalidInputError(f"excluding names heads, not MLPs; got {list(self.excluding)}.")
+            raise InvalidInputError(f"excluding names heads, not MLPs; got {list(self.excluding)}.", code="HS-HEADS-05")
         sets = component_sets(cfg, self.components)
         return Plan(sets, self.values, self.effects, excluded, self.scale == "final")
 

@@ -133,7 +133,8 @@ class BatchAblation:
         if not bool(self.changed_loss.isfinite().all()):
             raise NotFiniteError(
                 "an ablated prediction is not finite, though the clean final state is. Check the weights after the "
-                "ablated components, the final norm and the unembedding."
+                "ablated components, the final norm and the unembedding.",
+                code="HS-FINITE-02",
             )
         return AblatedBatch(self.loss, self.changed_loss - self.loss, self.kl)
 

@@ -159,7 +159,8 @@ class AblationResult(Result):
         """
         if self.tokens is None or self.token_ids is None:
             raise InvalidInputError(
-                "this result holds means only, so single positions are not known. Run ablate_heads with reduce='none'."
+                "this result holds means only, so single positions are not known. Run ablate_heads with reduce='none'.",
+                code="HS-RESULT-01",
             )
         strings = dict(zip(self.token_ids.tolist(), self.token_strings, strict=True))
         found = []

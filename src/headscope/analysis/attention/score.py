@@ -116,7 +116,7 @@ def attribute_attention(
 def _the_head(model: HookedTransformer, head: tuple[int, int] | str) -> tuple[int, int]:
     (component,) = components(model.cfg, [head])
     if component.head is None:
-        raise InvalidInputError(f"only a head attends; {component.label} is none.")
+        raise InvalidInputError(f"only a head attends; {component.label} is none.", code="HS-HEADS-05")
     return component.layer, component.head
 
 
@@ -127,7 +127,8 @@ def _as_task(model: HookedTransformer, data: Any) -> Task:
     if not isinstance(data, Tensor) or data.ndim not in (1, 2) or not data.numel() or data.is_floating_point():
         found = f"a tensor {list(data.shape)}" if isinstance(data, Tensor) else type(data).__name__
         raise InvalidInputError(
-            f"data must be a Task, or tokens [prompt, pos]; got {found}. For text: model.to_tokens."
+            f"data must be a Task, or tokens [prompt, pos]; got {found}. For text: model.to_tokens.",
+            code="HS-TOKENS-02",
         )
     tokens = torch.atleast_2d(data).to(model.W_E.device)
     return Task.from_tokens(tokens, metric=_nothing, tokenizer=model.tokenizer)

@@ -215,7 +215,8 @@ class ScoreRun:
         if not bool((shown.isfinite() | (self.weights == 0)).all()):
             raise NotFiniteError(
                 f"a score of head {component_label(self.layer, self.head)} is not finite. Check the weights, and any "
-                "hooks on the model."
+                "hooks on the model.",
+                code="HS-FINITE-02",
             )
         query, scale = self.query.parts, self.attn.attn_scale
         sums = torch.stack([(query.sum(0) * key.parts.sum(0)).sum(-1) / scale for key in self.keys], 1)

@@ -177,7 +177,8 @@ def _checked(task: Task, min_effect: float, level: float, max_receivers: int, me
     if not isinstance(measured, PromptMetric):
         raise InvalidInputError(
             "a circuit is found from errors over prompts, and the metric has one number for all of them. Give one with "
-            "a number for each prompt: an AnswerMetric or a NumberMetric."
+            "a number for each prompt: an AnswerMetric or a NumberMetric.",
+            code="HS-METRIC-04",
         )
     if len(task) < 2:
         raise InvalidInputError("a circuit is found from two prompts or more, so that errors are known.")

@@ -296,10 +296,10 @@ def ranked_parts(
     names = [name for name in named if name in known or not (mlps_stay and _is_whole(name))]
     for name in names:
         if name not in known:
-            raise unknown_name("part of a circuit", name, parts)
+            raise unknown_name("part of a circuit", name, parts, code="HS-NAME-10")
     twice = {name for name in names if names.count(name) > 1}
     if twice:
-        raise InvalidInputError(f"{sorted(twice)[0]} is named twice; name each part once.")
+        raise InvalidInputError(f"{sorted(twice)[0]} is named twice; name each part once.", code="HS-HEADS-04")
     if scores:
         names.sort(key=lambda name: -(abs(scores[name]) if absolute else scores[name]))
     return tuple(names)

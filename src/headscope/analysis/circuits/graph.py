@@ -158,7 +158,7 @@ class Graph:
         names = [each.label if isinstance(each, Component) else canonical_label(each) for each in named]
         for name in names:
             if name not in self.sender_labels[1:]:
-                raise unknown_name("component", name, self.sender_labels[1:])
+                raise unknown_name("component", name, self.sender_labels[1:], code="HS-NAME-10")
         kept = {sender.component for sender in self.senders if sender.label in {EMBED, *names}} | {None}
         sends, reads = (
             torch.tensor([end.component in kept for end in ends], device="cpu")
@@ -222,13 +222,13 @@ class Graph:
 
     def _sender(self, label: str) -> int:
         if label not in self.sender_labels:
-            raise unknown_name("sender", label, self.sender_labels)
+            raise unknown_name("sender", label, self.sender_labels, code="HS-NAME-10")
         return self.sender_labels.index(label)
 
     def _receivers(self, label: str) -> list[int]:
         names = [label] if label in self.receiver_labels else [f"{label}.{each}" for each in INPUTS]
         if names[0] not in self.receiver_labels:
-            raise unknown_name("receiver", label, self.receiver_labels, hint=f"Or {FINAL!r}.")
+            raise unknown_name("receiver", label, self.receiver_labels, hint=f"Or {FINAL!r}.", code="HS-NAME-10")
         return [self.receiver_labels.index(name) for name in names]
 
 

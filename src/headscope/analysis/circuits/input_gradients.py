@@ -75,7 +75,8 @@ class InputGradients:
             value = score(final)
             if not value.requires_grad:
                 raise InvalidInputError(
-                    "metric has no gradient: it must be made of its logits by torch functions alone."
+                    "metric has no gradient: it must be made of its logits by torch functions alone.",
+                    code="HS-METRIC-02",
                 )
             ends = [*kept.values(), final]
             found = torch.autograd.grad(value, ends, allow_unused=True, materialize_grads=True)

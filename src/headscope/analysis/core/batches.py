@@ -117,7 +117,8 @@ def check_repeatable(data: Any, why: str) -> None:
     if not isinstance(data, (Tensor, Mapping)) and isinstance(data, Iterator):
         raise InvalidInputError(
             f"{why} goes through the data twice, and an iterator is used up after the first time. "
-            "Give tokens, a list, a DataLoader or a Corpus."
+            "Give tokens, a list, a DataLoader or a Corpus.",
+            code="HS-RUN-07",
         )
 
 
@@ -148,7 +149,8 @@ def _checked_iterable(data: Any) -> Iterable[Any]:
     if isinstance(data, str) or not isinstance(data, Iterable):
         hint = " Make tokens of text first: model.to_tokens(text)." if isinstance(data, str) else ""
         raise InvalidInputError(
-            f"data must be tokens [batch, pos] or an iterable of batches; got {type(data).__name__}.{hint}"
+            f"data must be tokens [batch, pos] or an iterable of batches; got {type(data).__name__}.{hint}",
+            code="HS-TOKENS-02",
         )
     return data
 
@@ -169,24 +171,29 @@ def _tokens_and_mask(
         found = f"{tokens.dtype} {list(tokens.shape)}" if isinstance(tokens, Tensor) else type(tokens).__name__
         raise InvalidInputError(
             "a batch must be integer tokens [batch, pos] with at least one token, or a mapping with 'tokens' or "
-            f"'input_ids'; got {found}."
+            f"'input_ids'; got {found}.",
+            code="HS-TOKENS-02",
         )
     tokens = torch.atleast_2d(tokens).to(model.W_E.device).long()
     low, high = int(tokens.min()), int(tokens.max())
     if low < 0 or high >= model.cfg.d_vocab:
         bad = low if low < 0 else high
-        raise InvalidInputError(f"tokens must be between 0 and d_vocab - 1 = {model.cfg.d_vocab - 1}; got {bad}.")
+        raise InvalidInputError(
+            f"tokens must be between 0 and d_vocab - 1 = {model.cfg.d_vocab - 1}; got {bad}.", code="HS-TOKENS-01"
+        )
     if tokens.shape[1] > model.cfg.n_ctx:
         raise InvalidInputError(
             f"rows have {tokens.shape[1]} tokens, but this model's context is n_ctx = {model.cfg.n_ctx}. "
-            "Cut them, or split them into more rows."
+            "Cut them, or split them into more rows.",
+            code="HS-TOKENS-03",
         )
     if mask is None:
         return tokens, model.attention_mask(tokens)
     mask = torch.atleast_2d(torch.as_tensor(mask)).to(tokens.device).bool()
     if mask.shape != tokens.shape:
         raise InvalidInputError(
-            f"attention_mask must have the tokens' shape {list(tokens.shape)}; got {list(mask.shape)}."
+            f"attention_mask must have the tokens' shape {list(tokens.shape)}; got {list(mask.shape)}.",
+            code="HS-TOKENS-06",
         )
     return tokens, mask
 

@@ -147,7 +147,9 @@ def component_sets(cfg: HookedTransformerConfig, named: Iterable[object]) -> tup
     labels = [set_label(each) for each in found]
     twice = {label for label in labels if labels.count(label) > 1}
     if twice:
-        raise InvalidInputError(f"{sorted(twice)[0]} is named twice; name each component or set once.")
+        raise InvalidInputError(
+            f"{sorted(twice)[0]} is named twice; name each component or set once.", code="HS-HEADS-04"
+        )
     return tuple(found)
 
 
@@ -170,7 +172,8 @@ def _parsed(name: object) -> Component:
         return found
     raise InvalidInputError(
         f"{name!r} names no component. A head is (layer, head) or 'layer.head', such as (10, 7) or '10.7'; "
-        "an MLP is 'mlp' and its layer, such as 'mlp3', and a mixer 'mixer' and its layer."
+        "an MLP is 'mlp' and its layer, such as 'mlp3', and a mixer 'mixer' and its layer.",
+        code="HS-HEADS-02",
     )
 
 
@@ -181,18 +184,23 @@ def _checked(cfg: HookedTransformerConfig, component: Component) -> Component:
     layer, head, part = component.layer, component.head, component.part
     if not 0 <= layer < cfg.n_layers:
         raise InvalidInputError(
-            f"{component.label} does not exist: layers of {cfg.model_name!r} are 0 to {cfg.n_layers - 1}."
+            f"{component.label} does not exist: layers of {cfg.model_name!r} are 0 to {cfg.n_layers - 1}.",
+            code="HS-HEADS-01",
         )
     if part == "mlp" and cfg.attn_only and cfg.layer_parts is None:
-        raise InvalidInputError(f"{component.label} does not exist: {cfg.model_name!r} has attention only.")
+        raise InvalidInputError(
+            f"{component.label} does not exist: {cfg.model_name!r} has attention only.", code="HS-HEADS-03"
+        )
     if part not in cfg.parts_of(layer):
         having = ", ".join(map(str, cfg.layers_with(part)))
         raise InvalidInputError(
             f"{component.label} does not exist: layer {layer} of {cfg.model_name!r} has no {_KINDS[part]}; "
-            + (f"layers {having} have one." if having else "no layer has one.")
+            + (f"layers {having} have one." if having else "no layer has one."),
+            code="HS-HEADS-03",
         )
     if head is not None and not 0 <= head < cfg.n_heads:
         raise InvalidInputError(
-            f"{component.label} does not exist: heads of {cfg.model_name!r} are 0 to {cfg.n_heads - 1}."
+            f"{component.label} does not exist: heads of {cfg.model_name!r} are 0 to {cfg.n_heads - 1}.",
+            code="HS-HEADS-01",
         )
     return component

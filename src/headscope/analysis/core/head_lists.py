@@ -29,9 +29,11 @@ def chosen_heads(model: HookedTransformer, heads: Iterable[object] | None) -> tu
         raise InvalidInputError("no heads are named; give at least one, such as (0, 0).")
     for head in chosen:
         if head.head is None:
-            raise InvalidInputError(f"{head.label} is no head. Name heads, such as (10, 7) or '10.7'.")
+            raise InvalidInputError(
+                f"{head.label} is no head. Name heads, such as (10, 7) or '10.7'.", code="HS-HEADS-05"
+            )
         if chosen.count(head) > 1:
-            raise InvalidInputError(f"head {head.label} is named twice; name each once.")
+            raise InvalidInputError(f"head {head.label} is named twice; name each once.", code="HS-HEADS-04")
     return chosen
 
 

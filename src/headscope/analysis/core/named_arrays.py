@@ -93,14 +93,18 @@ class NamedArray:
 
     def _take(self, axis: str, label: Any) -> Self:
         if axis not in self.axes:
-            raise InvalidInputError(f"there is no axis {axis!r} here; the axes are {', '.join(self.axes) or 'none'}.")
+            raise InvalidInputError(
+                f"there is no axis {axis!r} here; the axes are {', '.join(self.axes) or 'none'}.", code="HS-RESULT-02"
+            )
         several = isinstance(label, list)
         names = [canonical_label(each) for each in self.labels[axis]]
         places = []
         for each in label if several else [label]:
             if names.count(canonical_label(each)) != 1:
                 shown = ", ".join(map(repr, self.labels[axis][:8])) + (", ..." if len(names) > 8 else "")
-                raise InvalidInputError(f"{axis} must be one of {shown or 'nothing'}; got {each!r}.")
+                raise InvalidInputError(
+                    f"{axis} must be one of {shown or 'nothing'}; got {each!r}.", code="HS-RESULT-02"
+                )
             places.append(names.index(canonical_label(each)))
         at = self.axes.index(axis)
         if several:

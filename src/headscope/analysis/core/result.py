@@ -145,7 +145,7 @@ class Result:
         check_option("by", name, tuple(self.declared()))
         spec, values = self.declared()[name], self._values(name)
         if values is None:
-            raise InvalidInputError(spec.absent or f"{name} was not measured.")
+            raise InvalidInputError(spec.absent or f"{name} was not measured.", code="HS-RESULT-01")
         sizes = dict(zip(spec.axes.split()[: values.ndim], values.shape, strict=True))
         return NamedArray(values, tuple(sizes), {axis: self.axis_labels(axis, size) for axis, size in sizes.items()})
 
@@ -339,7 +339,8 @@ class Result:
             import xarray as xr
         except ImportError:
             raise MissingDependencyError(
-                "to_xarray needs the package xarray. Install it with: pip install 'headscope[xarray]'"
+                "to_xarray needs the package xarray. Install it with: pip install 'headscope[xarray]'",
+                code="HS-DEPENDENCY-01",
             ) from None
 
         variables: dict[str, Any] = {}
@@ -402,7 +403,7 @@ class Result:
         metadata = read_metadata(Path(path))
         tensors = {name: tensor.clone() for name, tensor in TensorFiles([Path(path)]).items()}
         if metadata.get("kind") != cls.kind:
-            raise CheckpointError(f"{path} holds {metadata.get('kind')!r}, not {cls.kind!r}.")
+            raise CheckpointError(f"{path} holds {metadata.get('kind')!r}, not {cls.kind!r}.", code="HS-CHECKPOINT-14")
         try:
             rest = json.loads(metadata["fields"])
             info = rest.pop("info")
@@ -410,7 +411,9 @@ class Result:
             labels = {name: _read_labels(name, value) for name, value in rest.items()}
             return cls(info=RunInfo(**info), **labels, **tensors)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{path} is not a whole {cls.kind!r} result: {error}.") from None
+            raise CheckpointError(
+                f"{path} is not a whole {cls.kind!r} result: {error}.", code="HS-CHECKPOINT-14"
+            ) from None
 
 
 _COMPONENT_FIELDS = {"component_labels", "sender_labels", "receiver_labels", "nodes", "left_out"}

@@ -127,7 +127,8 @@ class _ScoreAccumulator(Accumulator[HeadScores]):
         )
         if not bool(paid[list(self.model.cfg.layers_with("attn"))].isfinite().all()):
             raise NotFiniteError(
-                "an attention pattern holds NaN or infinite values. Check the model's weights, and any hooks on it."
+                "an attention pattern holds NaN or infinite values. Check the model's weights, and any hooks on it.",
+                code="HS-FINITE-02",
             )
         self.add(batch, int(batch.counted.sum()), {"paid": paid.movedim(0, 1), "queries": n_queries})
 

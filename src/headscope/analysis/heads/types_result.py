@@ -121,7 +121,8 @@ class HeadTypes(Result):
         if not (0 <= layer < n_layers and 0 <= head < n_heads):
             raise InvalidInputError(
                 f"head {component_label(layer, head)} does not exist: layers are 0 to {n_layers - 1}, heads 0 to "
-                f"{n_heads - 1}."
+                f"{n_heads - 1}.",
+                code="HS-HEADS-01",
             )
         return tuple(name for name, has in zip(self.kinds, self.labelled[:, layer, head].tolist(), strict=True) if has)
 

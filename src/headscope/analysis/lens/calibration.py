@@ -146,7 +146,8 @@ class CalibrationAccumulator(Accumulator[CalibrationResult]):
         if bool(likeliest.log_probs.isnan().any()):
             raise NotFiniteError(
                 "the logits hold NaN or infinite values, though the residual stream is finite. Check the weights of "
-                "the final norm and the unembedding."
+                "the final norm and the unembedding.",
+                code="HS-FINITE-02",
             )
         self.add(batch, states.n, _sums(likeliest, self.options.n_bins))
 

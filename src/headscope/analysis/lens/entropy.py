@@ -178,7 +178,8 @@ class EntropyAccumulator(Accumulator[EntropyResult]):
         if not all(bool(found.isfinite().all()) for found in (entropies.states, *changed)):
             raise NotFiniteError(
                 "the logits hold NaN or infinite values, though the residual stream is finite. Check the weights of "
-                "the final norm and the unembedding."
+                "the final norm and the unembedding.",
+                code="HS-FINITE-02",
             )
         before = entropies.states[bases]
         return entropies.states, entropies.plus - before, entropies.states[-1] - entropies.minus

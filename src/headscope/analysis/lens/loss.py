@@ -133,7 +133,8 @@ def _predict(model: HookedTransformer, batch: Batch, k: int) -> dict[str, Shaped
     rows = states[counted]
     if not bool(rows.isfinite().all()):
         raise NotFiniteError(
-            "the model's final states hold NaN or infinite values. Check its weights, and any hooks on it."
+            "the model's final states hold NaN or infinite values. Check its weights, and any hooks on it.",
+            code="HS-FINITE-02",
         )
     soft_cap = max(model.cfg.output_logits_soft_cap, 0.0)
     summary = summarize(rows, model.W_U, model.b_U, targets=tokens[:, 1:][counted], k=k, soft_cap=soft_cap)

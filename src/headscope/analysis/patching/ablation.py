@@ -146,7 +146,9 @@ def ablate_components(
     else:
         clean, ablated = base[0], parts[0]
     if not bool(ablated.isfinite().all()):
-        raise NotFiniteError("the metric of an ablated run is not finite. Check the metric and the weights for NaN.")
+        raise NotFiniteError(
+            "the metric of an ablated run is not finite. Check the metric and the weights for NaN.", code="HS-FINITE-02"
+        )
     info = RunInfo(
         model.cfg.model_name,
         model.weight_processing,

@@ -42,7 +42,9 @@ class AttributionPatchingResult(SiteResult):
 
     def axes_of(self, site: str) -> tuple[str, ...]:
         if site not in self.sites:
-            raise unknown_name("site", site, self.sites, hint="Name it in attribution_patch(sites=...).")
+            raise unknown_name(
+                "site", site, self.sites, hint="Name it in attribution_patch(sites=...).", code="HS-NAME-06"
+            )
         return AXES[site]
 
     axes = axes_of

@@ -301,7 +301,8 @@ class _Linearized:
             for name, value in values.items():
                 if not value.requires_grad:
                     raise InvalidInputError(
-                        f"{name} has no gradient: it must be made of its logits by torch functions alone."
+                        f"{name} has no gradient: it must be made of its logits by torch functions alone.",
+                        code="HS-METRIC-02",
                     )
         for number, value in enumerate(values.values(), start=1):
             gradients = torch.autograd.grad(

@@ -154,7 +154,7 @@ def _sender(cfg: HookedTransformerConfig, name: object) -> Sender:
     if not re.fullmatch(_COMPONENT, text):
         known = [EMBED, *(part.label for part in all_components(cfg))]
         hint = "A sender is a head ('9.9'), an MLP ('mlp5'), a mixer ('mixer5') or 'embed'."
-        raise unknown_name("sender", str(name), known, hint=hint)
+        raise unknown_name("sender", str(name), known, hint=hint, code="HS-NAME-10")
     return sender_of(components(cfg, [text])[0])
 
 
@@ -167,7 +167,7 @@ def _receiver(cfg: HookedTransformerConfig, name: object) -> list[Receiver]:
         known = [f"{head.label}.{each}" for head in all_heads(cfg) for each in INPUTS]
         known += [FINAL, *(mlp.label for mlp in all_mlps(cfg))]
         hint = "A receiver is a head's input ('9.9.q'), an MLP ('mlp5') or 'final'."
-        raise unknown_name("receiver", str(name), known, hint=hint)
+        raise unknown_name("receiver", str(name), known, hint=hint, code="HS-NAME-10")
     component = components(cfg, [parts[1]])[0]
     if component.part == "mixer":
         raise InvalidInputError(
@@ -188,5 +188,5 @@ def _each_once(ends: list[End], kind: str) -> tuple[End, ...]:
     ordered = sorted(ends, key=lambda end: end.stage)
     for end in ordered:
         if ends.count(end) > 1:
-            raise InvalidInputError(f"{kind} {end.label} is named twice; name each once.")
+            raise InvalidInputError(f"{kind} {end.label} is named twice; name each once.", code="HS-HEADS-04")
     return tuple(ordered)

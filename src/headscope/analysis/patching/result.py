@@ -95,7 +95,8 @@ class SiteResult(Controlled):
         if self.per_prompt is None:
             raise InvalidInputError(
                 "nothing is known of single prompts: the metric gives one number for all of them, or there were too "
-                "many numbers to keep. See `metric` and PromptMetric."
+                "many numbers to keep. See `metric` and PromptMetric.",
+                code="HS-METRIC-04",
             )
         return self.per_prompt if by is None else self.of_site(by, self.per_prompt)
 
@@ -216,7 +217,7 @@ class PatchingResult(SiteResult):
 
     def axes_of(self, site: str) -> tuple[str, ...]:
         if site not in self.sites:
-            raise unknown_name("site", site, self.sites, hint="Only these were patched.")
+            raise unknown_name("site", site, self.sites, hint="Only these were patched.", code="HS-NAME-06")
         return tuple(self.axes[self.sites.index(site)].split())
 
     def shape_of(self, site: str) -> tuple[int, ...]:

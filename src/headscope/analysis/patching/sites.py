@@ -40,7 +40,7 @@ def as_sites(model: HookedTransformer, sites: str | Sequence[str]) -> dict[str, 
     names_of = {site: {layer: get_act_name(site, layer) for layer in layers} for site in SITES}
     for site in (sites,) if isinstance(sites, str) else sites:
         if site not in AXES:
-            raise unknown_name("site", str(site), SITES)
+            raise unknown_name("site", str(site), SITES, code="HS-NAME-06")
         found = readable_hooks(model, names_of[site].values())
         if not found:
             there = [each for each in SITES if any(name in model.hook_dict for name in names_of[each].values())]

@@ -65,7 +65,8 @@ def answer_difference(
     d_vocab = logits.shape[-1]
     if bool(((both < 0) | (both >= d_vocab)).any()):
         raise InvalidInputError(
-            f"answers must be tokens from 0 to {d_vocab - 1}; they go from {int(both.min())} to {int(both.max())}."
+            f"answers must be tokens from 0 to {d_vocab - 1}; they go from {int(both.min())} to {int(both.max())}.",
+            code="HS-TOKENS-01",
         )
     right, wrong = logits.gather(-1, both).split([correct.shape[1], incorrect.shape[1]], dim=1)
     return right.mean(-1) - wrong.mean(-1)

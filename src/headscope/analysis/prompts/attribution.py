@@ -146,7 +146,9 @@ def _as_task(
         _check_answers(model, linear_of(task).terms()[0], data.clean_tokens)
         return task.to(device)
     if not isinstance(data, Tensor):
-        raise InvalidInputError(f"data must be a Task, or tokens [prompt, pos]; got {type(data).__name__}.")
+        raise InvalidInputError(
+            f"data must be a Task, or tokens [prompt, pos]; got {type(data).__name__}.", code="HS-TOKENS-02"
+        )
     if (answer_tokens is None) == (metric is None) or (metric is not None and positions is not None):
         raise InvalidInputError(
             "tokens need either answer_tokens [prompt, 2], the right and the wrong answer of each prompt, or a metric, "
@@ -164,7 +166,8 @@ def _as_task(
     mask = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask.to(device).bool()
     if mask.shape != tokens.shape:
         raise InvalidInputError(
-            f"attention_mask must have the tokens' shape {list(tokens.shape)}; got {list(mask.shape)}."
+            f"attention_mask must have the tokens' shape {list(tokens.shape)}; got {list(mask.shape)}.",
+            code="HS-TOKENS-06",
         )
     n, length = tokens.shape
     at = (mask * torch.arange(length, device=device)).amax(1) if positions is None else positions.to(device)
@@ -172,7 +175,8 @@ def _as_task(
     if not inside or not bool(mask.gather(1, at[:, None]).all()):
         raise InvalidInputError(
             f"positions must be one for each of {n} prompts, from 0 to {length - 1} and not at padding; got "
-            f"{list(at.shape)}, from {int(at.min())} to {int(at.max())}."
+            f"{list(at.shape)}, from {int(at.min())} to {int(at.max())}.",
+            code="HS-PROMPTS-05",
         )
     text = str if model.tokenizer is None else TokenStrings(model.tokenizer).__getitem__
     return Task(
@@ -193,7 +197,8 @@ def _as_task(
 def _check_answers(model: HookedTransformer, answers: Tensor, tokens: Tensor) -> None:
     if answers.ndim != 2 or len(answers) != len(tokens):
         raise InvalidInputError(
-            f"there are {len(tokens)} prompts; answer_tokens must be [{len(tokens)}, 2], got {list(answers.shape)}."
+            f"there are {len(tokens)} prompts; answer_tokens must be [{len(tokens)}, 2], got {list(answers.shape)}.",
+            code="HS-PROMPTS-06",
         )
     d_vocab = model.cfg.d_vocab_out
     bad = ((answers < 0) | (answers >= d_vocab)).nonzero()
@@ -201,7 +206,8 @@ def _check_answers(model: HookedTransformer, answers: Tensor, tokens: Tensor) ->
         row, column = bad[0].tolist()
         raise InvalidInputError(
             f"answers must be tokens from 0 to {d_vocab - 1}; prompt {row} has {int(answers[row, column])}. "
-            "Were they made by another model's tokenizer?"
+            "Were they made by another model's tokenizer?",
+            code="HS-TOKENS-01",
         )
 
 

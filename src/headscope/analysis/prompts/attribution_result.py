@@ -210,7 +210,9 @@ class Attribution(Controlled):
         """
         sources = self.array("sources").values
         if word not in self.word_names:
-            raise unknown_name("position", word, self.word_names, hint="Names of positions come with a Task.")
+            raise unknown_name(
+                "position", word, self.word_names, hint="Names of positions come with a Task.", code="HS-NAME-08"
+            )
         at = self.word_positions[self.word_names.index(word)]
         return sources[torch.arange(len(sources), device=at.device), :, :, at]
 

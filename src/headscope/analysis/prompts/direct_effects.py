@@ -38,7 +38,8 @@ def linear_of(task: Task) -> LinearMetric:
     if not isinstance(metric, LinearMetric):
         raise InvalidInputError(
             f"only a metric that is linear in the logits adds up over the parts of a model; got {metric!r}. Give an "
-            "AnswerMetric, a NumberMetric or another LinearMetric, or use activation_patch or attribution_patch."
+            "AnswerMetric, a NumberMetric or another LinearMetric, or use activation_patch or attribution_patch.",
+            code="HS-METRIC-03",
         )
     return metric
 

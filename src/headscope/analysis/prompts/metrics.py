@@ -362,14 +362,16 @@ def as_number(value: Any) -> float:
     if isinstance(value, Tensor) and value.numel() != 1:
         raise InvalidInputError(
             f"the metric must give one number for the logits it gets; it gave shape {list(value.shape)}. "
-            "Take a mean over the batch."
+            "Take a mean over the batch.",
+            code="HS-METRIC-01",
         )
     try:
         return float(value)
     except (TypeError, ValueError):
         raise InvalidInputError(
             f"the metric must give one number for the logits it gets; it gave {value!r} "
-            f"({type(value).__name__}). Does it return its result?"
+            f"({type(value).__name__}). Does it return its result?",
+            code="HS-METRIC-01",
         ) from None
 
 
@@ -389,4 +391,6 @@ def _checked(positions: Tensor, batch: int, length: int) -> Tensor:
 def _check_outputs(tokens: Tensor, d_vocab_out: int) -> None:
     low, high = int(tokens.min()), int(tokens.max())
     if low < 0 or high >= d_vocab_out:
-        raise InvalidInputError(f"answers must be tokens from 0 to {d_vocab_out - 1}; they go from {low} to {high}.")
+        raise InvalidInputError(
+            f"answers must be tokens from 0 to {d_vocab_out - 1}; they go from {low} to {high}.", code="HS-TOKENS-01"
+        )

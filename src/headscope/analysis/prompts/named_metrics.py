@@ -225,7 +225,7 @@ def as_metric(model: HookedTransformer, task: Task, asked: MetricLike) -> Metric
 
 def _named(model: HookedTransformer, task: Task, name: str) -> PromptMetric:
     if name not in _MADE_BY:
-        raise unknown_name("metric", name, _MADE_BY, hint="Or give a function of the logits.")
+        raise unknown_name("metric", name, _MADE_BY, hint="Or give a function of the logits.", code="HS-NAME-09")
     if name in ("probability", "rank") and not task.correct.shape[-1]:
         raise InvalidInputError(f"metric {name!r} is of right answers, and the task has none.")
     return _MADE_BY[name](model, task.to(model.W_E.device))

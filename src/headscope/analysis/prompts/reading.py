@@ -86,13 +86,16 @@ class RowMaker:
         )
         both = sorted(set(correct) & set(incorrect))
         if both:
-            raise InvalidInputError(f"{name}: {self.strings[both[0]]!r} is both a correct and an incorrect answer.")
+            raise InvalidInputError(
+                f"{name}: {self.strings[both[0]]!r} is both a correct and an incorrect answer.", code="HS-PROMPTS-03"
+            )
         corrupted = self._prompt(row["corrupted"], name, "corrupted prompt") if row.get("corrupted") else []
         if corrupted and len(corrupted) != len(clean):
             shown = [[self.strings[token] for token in tokens] for tokens in (clean, corrupted)]
             raise InvalidInputError(
                 f"{name}: the corrupted prompt has {len(corrupted)} tokens and the prompt {len(clean)}, so they are "
-                f"not aligned: {shown[1]} and {shown[0]}. Change words for others with as many tokens."
+                f"not aligned: {shown[1]} and {shown[0]}. Change words for others with as many tokens.",
+                code="HS-PROMPTS-01",
             )
         if corrupted == clean:
             raise InvalidInputError(f"{name}: the corrupted prompt is the prompt itself, so nothing is corrupted.")
@@ -103,7 +106,9 @@ class RowMaker:
         length = max(map(len, rows))
         pad = pad_token_id(self.tokenizer)
         if pad is None and min(map(len, rows)) < length:
-            raise InvalidInputError("the prompts differ in length, and the tokenizer has no padding or EOS token.")
+            raise InvalidInputError(
+                "the prompts differ in length, and the tokenizer has no padding or EOS token.", code="HS-TOKENS-07"
+            )
         return torch.tensor([[*row, *[pad or 0] * (length - len(row))] for row in rows])
 
     def text(self, answers: Sequence[int]) -> str:
@@ -113,7 +118,8 @@ class RowMaker:
     def _prompt(self, text: str, name: str, what: str) -> list[int]:
         if self._space and text != text.rstrip():
             raise InvalidInputError(
-                f"{name}: the {what} {text!r} ends with a space, which the answer brings along. Take it away."
+                f"{name}: the {what} {text!r} ends with a space, which the answer brings along. Take it away.",
+                code="HS-PROMPTS-04",
             )
         return [*self._bos, *self.tokenizer.encode(text, add_special_tokens=False)]
 
@@ -127,7 +133,9 @@ class RowMaker:
         try:
             return single_token(text, self.tokenizer)
         except InvalidInputError as error:
-            raise InvalidInputError(f"{name}: the {key} answer {error.message} Give an answer of one token.") from None
+            raise InvalidInputError(
+                f"{name}: the {key} answer {error.message} Give an answer of one token.", code="HS-TOKENS-04"
+            ) from None
 
 
 def check_alike(rows: Sequence[TaskRow], names: Sequence[str]) -> None:
@@ -140,7 +148,10 @@ def check_alike(rows: Sequence[TaskRow], names: Sequence[str]) -> None:
         for key in ("correct", "incorrect"):
             n, first = len(getattr(row, key)), len(getattr(rows[0], key))
             if n != first:
-                raise InvalidInputError(f"{name} has {n} {key} answers, and {names[0]} {first}; give as many for each.")
+                raise InvalidInputError(
+                    f"{name} has {n} {key} answers, and {names[0]} {first}; give as many for each.",
+                    code="HS-PROMPTS-06",
+                )
         if bool(row.corrupted) != bool(rows[0].corrupted):
             without, other = (names[0], name) if row.corrupted else (name, names[0])
             raise InvalidInputError(f"{without} has no corrupted prompt, and {other} one; give it for all or none.")
@@ -168,7 +179,9 @@ def read_rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     for _, row in numbered:
         for column in row:
             if column not in allowed:
-                raise unknown_name("column", str(column), _COLUMNS, hint=f"{path} may have {', '.join(_COLUMNS)}.")
+                raise unknown_name(
+                    "column", str(column), _COLUMNS, hint=f"{path} may have {', '.join(_COLUMNS)}.", code="HS-NAME-07"
+                )
     return [row for _, row in numbered], [f"{path.name}, line {line}" for line, _ in numbered]
 
 

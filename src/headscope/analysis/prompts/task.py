@@ -265,7 +265,8 @@ class Task:
         if other is not None and other.shape != tokens.shape:
             raise InvalidInputError(
                 f"the corrupted tokens {list(other.shape)} are not aligned with the clean ones {list(tokens.shape)}; "
-                "give as many rows, padded to one length."
+                "give as many rows, padded to one length.",
+                code="HS-PROMPTS-01",
             )
         right, wrong = maker.answers(len(tokens), correct, incorrect, metric is not None)
         at = maker.positions(positions, metric, mask, other_mask)
@@ -324,7 +325,8 @@ class Task:
         if tokenizer is None:
             raise MissingTokenizerError(
                 f"{Path(path).name} has prompts of text, and the model has no tokenizer. Give lists of token ids in a "
-                ".jsonl file."
+                ".jsonl file.",
+                code="HS-TOKENIZER-01",
             )
         return cls._from_rows(rows, names, RowMaker(tokenizer, prepend_bos, prepend_space_to_answer))
 
@@ -399,7 +401,8 @@ class Task:
         if numbers.tolist() != list(range(len(self))):
             raise InvalidInputError(
                 f"the task's metric is a function of the logits of all {len(self)} prompts, so that some of them have "
-                "none. Give a metric with a number for each prompt (an AnswerMetric or a NumberMetric)."
+                "none. Give a metric with a number for each prompt (an AnswerMetric or a NumberMetric).",
+                code="HS-METRIC-04",
             )
         return metric
 

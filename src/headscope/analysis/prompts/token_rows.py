@@ -33,7 +33,8 @@ class TokenRows:
         tokens, real = (rows, torch.ones_like(rows, dtype=torch.bool)) if isinstance(rows, Tensor) else _listed(rows)
         if tokens.ndim != 2 or not tokens.numel() or tokens.dtype not in (torch.int64, torch.int32):
             raise InvalidInputError(
-                f"{name} tokens must be whole numbers [prompt, pos]; got {tokens.dtype} {list(tokens.shape)}."
+                f"{name} tokens must be whole numbers [prompt, pos]; got {tokens.dtype} {list(tokens.shape)}.",
+                code="HS-TOKENS-02",
             )
         if int(tokens.min()) < 0:
             raise InvalidInputError(f"{name} tokens are ids from 0 on; got {int(tokens.min())}.")
@@ -69,17 +70,22 @@ class TokenRows:
             try:
                 answers = torch.as_tensor(given)
             except (TypeError, ValueError) as error:
-                raise InvalidInputError(f"{name} must be as many token ids for each prompt: {error}.") from None
+                raise InvalidInputError(
+                    f"{name} must be as many token ids for each prompt: {error}.", code="HS-PROMPTS-06"
+                ) from None
             answers = answers[:, None] if answers.ndim == 1 else answers
             if answers.ndim != 2 or len(answers) != n or not answers.numel() or answers.is_floating_point():
                 raise InvalidInputError(
                     f"{name} must be token ids, one or several for each of {n} prompts; got {answers.dtype} "
-                    f"{list(answers.shape)}."
+                    f"{list(answers.shape)}.",
+                    code="HS-PROMPTS-06",
                 )
             found.append(answers.long())
         both = (found[0][:, :, None].to(found[1].device) == found[1][:, None]).flatten(1).any(1).nonzero()
         if len(both):
-            raise InvalidInputError(f"prompt {int(both[0])} has an answer that is both correct and incorrect.")
+            raise InvalidInputError(
+                f"prompt {int(both[0])} has an answer that is both correct and incorrect.", code="HS-PROMPTS-03"
+            )
         return found[0], found[1]
 
     def positions(
@@ -109,7 +115,8 @@ class TokenRows:
             row = int((~inside).nonzero()[0])
             raise InvalidInputError(
                 f"prompt {row} has its answer at position {int(at[row])}, which is no real token"
-                + (" of both runs." if other is not None else " of it.")
+                + (" of both runs." if other is not None else " of it."),
+                code="HS-PROMPTS-05",
             )
         return at
 

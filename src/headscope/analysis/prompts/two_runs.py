@@ -120,7 +120,7 @@ def _place(task: Task, asked: Any) -> tuple[int | str, Int[Tensor, " prompt"]]:
     if isinstance(asked, str):
         known = {"end": task.positions, **task.word_idx}
         if asked not in known:
-            raise unknown_name("position", asked, known, hint="Or give a number.")
+            raise unknown_name("position", asked, known, hint="Or give a number.", code="HS-NAME-08")
         name, at = asked, known[asked].to(mask.device)
     elif isinstance(asked, Integral) and not isinstance(asked, bool):
         name, at = int(asked), torch.full((n,), int(asked), device=mask.device)
@@ -139,7 +139,8 @@ def _place(task: Task, asked: Any) -> tuple[int | str, Int[Tensor, " prompt"]]:
     if not bool(inside.all()) or not bool(mask.gather(1, at[:, None]).all()):
         raise InvalidInputError(
             f"position {asked!r} is not a real token of every prompt; the shortest has {int(mask.sum(1).min())} of "
-            "them."
+            "them.",
+            code="HS-PROMPTS-05",
         )
     return name, at
 
@@ -174,7 +175,8 @@ class TaskRuns:
         if task.corrupted_tokens is None:
             raise InvalidInputError(
                 f"patching needs corrupted prompts, and {task!r} has none. Give them: `corrupted` in from_prompts, a "
-                "column of that name in a file, from_templates, from_tokens, or from_ioi."
+                "column of that name in a file, from_templates, from_tokens, or from_ioi.",
+                code="HS-PROMPTS-02",
             )
         self.direction, self.scale = direction, scale
         self.task = task = task.to(model.W_E.device)
@@ -224,7 +226,8 @@ class TaskRuns:
         if not bool(change.isfinite().all()):
             raise NotFiniteError(
                 "the metric of a patched run is not finite. Check the metric, the weights, and the activations of both "
-                "runs for NaN."
+                "runs for NaN.",
+                code="HS-FINITE-02",
             )
         if self.scale == "metric":
             return change

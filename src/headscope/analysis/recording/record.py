@@ -299,7 +299,8 @@ def check_final(final: Float[Tensor, "*lead d_model"]) -> None:
     """
     if not bool(final.isfinite().all()):
         raise NotFiniteError(
-            "the model's final residual stream holds NaN or infinite values. Check its weights, and any hooks on it."
+            "the model's final residual stream holds NaN or infinite values. Check its weights, and any hooks on it.",
+            code="HS-FINITE-02",
         )
 
 

@@ -94,7 +94,9 @@ class Accumulator(ABC, Generic[T]):
         """
         if self.n_positions == 0:
             why = "each is padding, BOS, or the last of its row" if self.predicting else "every token is padding or BOS"
-            raise InvalidInputError(f"no position counts: {why}. Give longer rows, or include_bos=True.")
+            raise InvalidInputError(
+                f"no position counts: {why}. Give longer rows, or include_bos=True.", code="HS-RUN-09"
+            )
         return self.summary(join_rows([rows, *self._kept] if rows else self._kept))
 
     @property

@@ -81,9 +81,11 @@ def read_manifest(place: Place, name: str) -> dict[str, Any]:
     try:
         manifest = json.loads(place.read(name))
     except ValueError as error:
-        raise CheckpointError(f"{place}/{name} is damaged: {error}. {START_ANEW}") from None
+        raise CheckpointError(f"{place}/{name} is damaged: {error}. {START_ANEW}", code="HS-CHECKPOINT-15") from None
     if not isinstance(manifest, dict):
-        raise CheckpointError(f"{place}/{name} is damaged: it holds no JSON object. {START_ANEW}")
+        raise CheckpointError(
+            f"{place}/{name} is damaged: it holds no JSON object. {START_ANEW}", code="HS-CHECKPOINT-15"
+        )
     return manifest
 
 
@@ -97,14 +99,16 @@ def compare_manifests(folder: Place, there: dict[str, Any], here: dict[str, Any]
         raise InvalidInputError(
             f"the run in {str(folder)!r} is in format {there.get('format')!r}, and this headscope reads and writes "
             f"format {FORMAT}. Go on with it with headscope {there.get('software', {}).get('headscope')}, or give "
-            "another folder."
+            "another folder.",
+            code="HS-RUN-04",
         )
     check_same_run(folder, *({name: each.get(name) for name in _COMPARED} for each in (there, here)))
     software = _differences(there.get("software"), here["software"], "software")
     if software and here.get("shards"):
         raise InvalidInputError(
             f"the run in {str(folder)!r} was begun with other software ({'; '.join(software)}), and its shards are "
-            "merged only with others of the same. Go on with that, or give another folder."
+            "merged only with others of the same. Go on with that, or give another folder.",
+            code="HS-RUN-04",
         )
     if software:
         warnings.warn(
@@ -125,7 +129,8 @@ def check_same_run(folder: Place | Path, there: Mapping[str, Any], here: Mapping
         more = f"; and {len(differing) - 5} more" if len(differing) > 5 else ""
         raise InvalidInputError(
             f"{str(folder)!r} holds another run: {'; '.join(differing[:5])}{more}. "
-            "Resume it with what it was begun with, or give another folder."
+            "Resume it with what it was begun with, or give another folder.",
+            code="HS-RUN-02",
         )
 
 

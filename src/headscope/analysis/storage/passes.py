@@ -68,9 +68,11 @@ class Passes:
             check_at_least(1, flush_every=run["flush_every"])
         sharding: Sharding | None = run["engine"]
         if run["out"] is None and run["resume"]:
-            raise InvalidInputError("resume=True goes on with the run in a folder; say which by out.")
+            raise InvalidInputError("resume=True goes on with the run in a folder; say which by out.", code="HS-RUN-06")
         if run["out"] is None and sharding is not None:
-            raise InvalidInputError("an engine keeps the shards of a run in a folder; say which by out.")
+            raise InvalidInputError(
+                "an engine keeps the shards of a run in a folder; say which by out.", code="HS-RUN-06"
+            )
         self.model, self.data, self.reference, self._run = model, data, reference, run
         self.described = run["describe"] or describe_data(data)
         self._order = order
@@ -165,7 +167,8 @@ class Passes:
         except CheckpointError as error:
             raise CheckpointError(
                 f"{error.message} Delete that file, and resume=True makes it again from the rest; for a result per position, "
-                "whose rows are kept nowhere else, delete the folder and start again."
+                "whose rows are kept nowhere else, delete the folder and start again.",
+                code="HS-CHECKPOINT-15",
             ) from None
         self._tidy()
         return result

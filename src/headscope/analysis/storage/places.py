@@ -198,5 +198,6 @@ def writing(path: Path | str) -> Iterator[None]:
     except OSError as error:
         raise StorageError(
             f"{path} could not be written: {error.strerror or error}. What was there before stands: make room, or mend "
-            "what is in the way, and go on with resume=True (--resume)."
+            "what is in the way, and go on with resume=True (--resume).",
+            code="HS-STORAGE-01",
         ) from error

@@ -227,7 +227,8 @@ class Stage:
             raise InvalidInputError(
                 f"the data is not that of the run in {str(self.place)!r}: the first {trail.n_batches} batches hash to "
                 f"{trail.digest[:12]} now and to {self._expected[trail.n_batches][:12]} there. Give the same data in "
-                "the same order and batches (no shuffling), or another folder."
+                "the same order and batches (no shuffling), or another folder.",
+                code="HS-RUN-03",
             )
 
     def check_end(self, trail: _Trail) -> None:
@@ -236,7 +237,8 @@ class Stage:
         if trail.n_batches < wanted or (self._length is not None and trail.n_batches != wanted):
             raise InvalidInputError(
                 f"the data is not that of the run in {str(self.place)!r}: it ends after {trail.n_batches} batches, "
-                f"and {wanted} were gone through there. Give the same data, or another folder."
+                f"and {wanted} were gone through there. Give the same data, or another folder.",
+                code="HS-RUN-03",
             )
 
     def flush(self, done: Progress, state: Mapping[str, Any], rows: Sequence[dict[str, Tensor]]) -> None:
@@ -286,7 +288,10 @@ class Stage:
         for name, wanted in self.done.rows.items():
             with self.place.file(name) as path:
                 if fingerprint(TensorFiles([path])) != wanted:
-                    raise CheckpointError(f"{self.place}/{name} is damaged: its content does not match its checksum.")
+                    raise CheckpointError(
+                        f"{self.place}/{name} is damaged: its content does not match its checksum.",
+                        code="HS-CHECKPOINT-15",
+                    )
 
     def clear_uncounted(self) -> None:
         """Remove rows that the state does not count, if they are too old for another process to be about to count them.
@@ -309,7 +314,9 @@ class Stage:
                 metadata = read_metadata(path)
                 tensors = {name: tensor.clone() for name, tensor in TensorFiles([path]).items()}
             if metadata["checksum"] != fingerprint(tensors, metadata["header"]):
-                raise CheckpointError(f"{where} is damaged: its content does not match its checksum.")
+                raise CheckpointError(
+                    f"{where} is damaged: its content does not match its checksum.", code="HS-CHECKPOINT-15"
+                )
             header = json.loads(metadata["header"])
             done = header["done"]
             done["marks"] = {int(number): mark for number, mark in done["marks"].items()}
@@ -318,12 +325,16 @@ class Stage:
         except CheckpointError as error:
             raise CheckpointError(f"{error.message} {START_ANEW}", code=error.code) from None
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{where} holds no state of a run: {error!r}. {START_ANEW}") from None
+            raise CheckpointError(
+                f"{where} holds no state of a run: {error!r}. {START_ANEW}", code="HS-CHECKPOINT-15"
+            ) from None
         there = header.get("identity", {})
         differing = [name for name in self.identity if there.get(name) != self.identity[name]]
         if differing:
             found = ", ".join(f"{name} {there.get(name)!r} (here {self.identity[name]!r})" for name in differing)
-            raise InvalidInputError(f"{where} belongs to another run: it has {found}. Remove it, and it is done again.")
+            raise InvalidInputError(
+                f"{where} belongs to another run: it has {found}. Remove it, and it is done again.", code="HS-RUN-02"
+            )
 
 
 def check_folder(place: Place, manifest: str, resume: bool) -> None:
@@ -336,10 +347,12 @@ def check_folder(place: Place, manifest: str, resume: bool) -> None:
     if names and manifest not in names:
         raise InvalidInputError(
             f"{str(place)!r} is no run's folder: it has no {manifest}, and holds {names[0]!r}. "
-            "Give an empty folder, or one that does not exist yet."
+            "Give an empty folder, or one that does not exist yet.",
+            code="HS-RUN-05",
         )
     # A manifest alone is a run that had not come to its first flush: nothing is lost by starting again.
     if not resume and any(name != manifest for name in names):
         raise InvalidInputError(
-            f"{str(place)!r} holds a run already. Go on with it by resume=True (--resume), or give another folder."
+            f"{str(place)!r} holds a run already. Go on with it by resume=True (--resume), or give another folder.",
+            code="HS-RUN-01",
         )

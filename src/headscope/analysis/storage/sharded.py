@@ -406,7 +406,8 @@ class ShardedRun:
             raise IncompleteRunError(
                 f"{len(cut.shards) - len(missing)} of {len(cut.shards)} shards of {stage!r} in {str(self.place)!r} are "
                 f"measured; {shown} {'is' if len(missing) == 1 else 'are'} not. When all are, merge them: headscope "
-                f"merge {self.place}"
+                f"merge {self.place}",
+                code="HS-INCOMPLETE-01",
             )
 
     def _merge(self, merged: Stage, stage: str, cut: Cut) -> list[tuple[int, str]]:
@@ -465,7 +466,8 @@ def _read_json(place: Place, name: str, make: Callable[[Any], T]) -> T:
         return make(json.loads(place.read(name)))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{place}/{name} is damaged: {error!r}. Delete that file, and resume=True makes it again."
+            f"{place}/{name} is damaged: {error!r}. Delete that file, and resume=True makes it again.",
+            code="HS-CHECKPOINT-15",
         ) from None
 
 

@@ -86,7 +86,8 @@ class Cut:
             return cls(place, data, tuple(Shard(**entry) for entry in entries))
         except (ValueError, TypeError, KeyError) as error:
             raise CheckpointError(
-                f"{place}/{_list(data)} is damaged: {error!r}. Delete that file, and resume=True cuts the data again."
+                f"{place}/{_list(data)} is damaged: {error!r}. Delete that file, and resume=True cuts the data again.",
+                code="HS-CHECKPOINT-15",
             ) from None
 
     def check(self, batches: Iterable[Batch], shard_tokens: int) -> None:
@@ -100,12 +101,14 @@ class Cut:
             if ours != theirs:
                 raise InvalidInputError(
                     f"the data is not that of the run in {str(self.place)!r}: shard {ours.number} hashes to "
-                    f"{ours.hash[:12]} now and to {theirs.hash[:12]} there. Give the same data, or another folder."
+                    f"{ours.hash[:12]} now and to {theirs.hash[:12]} there. Give the same data, or another folder.",
+                    code="HS-RUN-03",
                 )
         if len(found) != len(self.shards):
             raise InvalidInputError(
                 f"the data is not that of the run in {str(self.place)!r}: it makes {len(found)} shards, and there are "
-                f"{len(self.shards)} there. Give the same data, or another folder."
+                f"{len(self.shards)} there. Give the same data, or another folder.",
+                code="HS-RUN-03",
             )
 
     @cached_property
@@ -130,7 +133,8 @@ class Cut:
         if fingerprint(tensors) != shard.hash:
             raise CheckpointError(
                 f"{self.place}/{_TOKENS}/{name} is damaged: its tokens do not match their hash. Delete "
-                f"{_list(self.data)}, and resume=True cuts the data again."
+                f"{_list(self.data)}, and resume=True cuts the data again.",
+                code="HS-CHECKPOINT-15",
             )
         return [
             {kind: tensors[f"{kind}.{at}"] for kind in ("tokens", "attention_mask") if f"{kind}.{at}" in tensors}

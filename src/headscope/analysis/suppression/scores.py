@@ -165,7 +165,8 @@ def _ioi(model: HookedTransformer, n_prompts: int, answers: Int[Tensor, "answer 
     if int(answers.min()) < 0 or int(answers.max()) >= model.cfg.d_vocab:
         raise InvalidInputError(
             f"answers must be tokens between 0 and d_vocab - 1 = {model.cfg.d_vocab - 1}; got {int(answers.min())} to "
-            f"{int(answers.max())}."
+            f"{int(answers.max())}.",
+            code="HS-TOKENS-01",
         )
     directions = TokenDirections(model)
 

@@ -145,7 +145,7 @@ def each_of(choices: object) -> Callable[[list[str]], list[str]]:
 def check_resume(out: Path | str | None, resume: bool) -> None:
     """Refuse to resume without a folder."""
     if resume and out is None:
-        raise InvalidInputError("--resume continues the run in a folder; name it with --out.")
+        raise InvalidInputError("--resume continues the run in a folder; name it with --out.", code="HS-RUN-06")
 
 
 @contextmanager

@@ -101,7 +101,9 @@ class IOIDataset:
         device: str | torch.device = "cpu",
     ) -> None:
         if tokenizer is None:
-            raise MissingTokenizerError("an IOI dataset needs a tokenizer: pass tokenizer=model.tokenizer.")
+            raise MissingTokenizerError(
+                "an IOI dataset needs a tokenizer: pass tokenizer=model.tokenizer.", code="HS-TOKENIZER-02"
+            )
         if N < 1 or (symmetric and N % 2):
             twins = " and even, since symmetric=True gives each sentence a twin" if symmetric else ""
             raise InvalidInputError(f"N must be at least 1{twins}; got {N}.")

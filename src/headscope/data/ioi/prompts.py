@@ -46,13 +46,15 @@ class Template:
         if unknown:
             raise InvalidInputError(
                 f"template {text!r} has an unknown gap [{unknown[0]}]; give words for it in nouns. "
-                f"Known: [A], [B], [C], {', '.join(f'[{gap}]' for gap in known)}."
+                f"Known: [A], [B], [C], {', '.join(f'[{gap}]' for gap in known)}.",
+                code="HS-DATA-05",
             )
         before = roles[:-1]
         if not text.endswith("[A]") or "A" not in before or len(before.replace("A", "")) < 2 or "B" not in before:
             raise InvalidInputError(
                 "a template must name the indirect object [A] once, the subject [B] twice (or [B], then a third person "
-                f"[C]), and end with [A], like 'When [A] and [B] met, [B] waved to [A]'; got {text!r}."
+                f"[C]), and end with [A], like 'When [A] and [B] met, [B] waved to [A]'; got {text!r}.",
+                code="HS-DATA-05",
             )
         if re.search(r"[^ ]\[", text):
             raise InvalidInputError(f"each gap of a template must follow a space or begin the template; got {text!r}.")

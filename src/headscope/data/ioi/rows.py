@@ -65,7 +65,8 @@ def tokenized(
         if mentions[-1] != len(row) - 1 or [row[position] for position in mentions] != ids:
             raise InvalidInputError(
                 f"this tokenizer merges names in {prompt.text()!r} with their neighbors, so sentences with other names "
-                "would not be aligned. Rephrase the template."
+                "would not be aligned. Rephrase the template.",
+                code="HS-DATA-06",
             )
         rows.append(row)
         places.append(words)
@@ -99,7 +100,9 @@ def _places(prompt: Prompt, tokenizer: Tokenizer, first: int) -> tuple[dict[str,
 def _bos(tokenizer: Tokenizer) -> int:
     bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if bos is None:
-        raise InvalidInputError("the tokenizer has neither BOS nor EOS to begin a row with: pass prepend_bos=False.")
+        raise InvalidInputError(
+            "the tokenizer has neither BOS nor EOS to begin a row with: pass prepend_bos=False.", code="HS-TOKENS-08"
+        )
     return bos
 
 
@@ -109,6 +112,7 @@ def _pad(tokenizer: Tokenizer) -> int:
     if pad is None:
         raise InvalidInputError(
             "the sentences differ in length, and the tokenizer has no padding or EOS token to pad them with. "
-            "Give one template."
+            "Give one template.",
+            code="HS-TOKENS-07",
         )
     return pad

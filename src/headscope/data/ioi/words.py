@@ -85,6 +85,7 @@ def single_tokens(tokenizer: Tokenizer, words: Sequence[str], what: str, *, at_l
         given = ", ".join(repr(word) for word in list(tokens)[:5])
         raise InvalidInputError(
             f"of {len(tokens)} {what} ({given}{', ...' if len(tokens) > 5 else ''}) {len(kept)} are a single token for "
-            f"this tokenizer, and at least {at_least} must be. Give others, spelled as inside a sentence."
+            f"this tokenizer, and at least {at_least} must be. Give others, spelled as inside a sentence.",
+            code="HS-DATA-06",
         )
     return kept

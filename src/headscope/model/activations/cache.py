@@ -80,7 +80,9 @@ class ActivationCache(ResidualDecomposition):
         """
         model = None if self._model is None else self._model()
         if model is None:
-            raise InvalidInputError("the model this cache came from is gone: keep a reference to it.")
+            raise InvalidInputError(
+                "the model this cache came from is gone: keep a reference to it.", code="HS-CACHE-01"
+            )
         return model
 
     def __getstate__(self) -> dict[str, Any]:
@@ -100,7 +102,11 @@ class ActivationCache(ResidualDecomposition):
         name = self.full_name(key)
         if name not in self.cache_dict:
             raise unknown_name(
-                "cached activation", name, self.cache_dict, hint="Was it kept? See names_filter in run_with_cache."
+                "cached activation",
+                name,
+                self.cache_dict,
+                hint="Was it kept? See names_filter in run_with_cache.",
+                code="HS-NAME-03",
             )
         return self.cache_dict[name]
 
@@ -139,7 +145,9 @@ class ActivationCache(ResidualDecomposition):
         if self.has_batch_dim:
             for name, tensor in self.cache_dict.items():
                 if tensor.shape[0] != 1:
-                    raise InvalidInputError(f"only a batch of 1 can be dropped; {name} has shape {list(tensor.shape)}.")
+                    raise InvalidInputError(
+                        f"only a batch of 1 can be dropped; {name} has shape {list(tensor.shape)}.", code="HS-CACHE-02"
+                    )
             self.cache_dict = {name: tensor[0] for name, tensor in self.cache_dict.items()}
             self.has_batch_dim = False
         return self
@@ -171,7 +179,8 @@ class ActivationCache(ResidualDecomposition):
             shapes = ", ".join(str(list(each.shape)) for each in found)
             raise InvalidInputError(
                 f"{activation_name} has not one shape in all layers: {shapes}. Take it layer by layer: "
-                f"cache[{activation_name!r}, layer]."
+                f"cache[{activation_name!r}, layer].",
+                code="HS-WEIGHTS-01",
             )
         return torch.stack(found)
 
@@ -206,5 +215,5 @@ class ActivationCache(ResidualDecomposition):
         path = Path(path)
         metadata = read_metadata(path)
         if metadata.get("kind") != _KIND:
-            raise CheckpointError(f"{path} holds {metadata.get('kind')!r}, not {_KIND!r}.")
+            raise CheckpointError(f"{path} holds {metadata.get('kind')!r}, not {_KIND!r}.", code="HS-CHECKPOINT-14")
         return cls(dict(TensorFiles([path])), model, has_batch_dim=metadata.get("has_batch_dim") != "False")

@@ -148,9 +148,9 @@ class ResidualDecomposition:
             project_output_onto: `[d_model]` or `[d_model, direction]`: give the components along these instead.
         """
         if self._cfg.attn_only:
-            raise InvalidInputError("the model has no MLPs (attn_only), so it has no neurons.")
+            raise InvalidInputError("the model has no MLPs (attn_only), so it has no neurons.", code="HS-HEADS-03")
         if layer not in self._cfg.layers_with("mlp"):
-            raise InvalidInputError(f"layer {layer} has no MLP, so it has no neurons.")
+            raise InvalidInputError(f"layer {layer} has no MLP, so it has no neurons.", code="HS-HEADS-03")
         if self._cfg.num_experts is not None:
             raise InvalidInputError(
                 f"the MLPs are {self._cfg.num_experts} experts each, and which neurons a token has depends on the "

@@ -94,7 +94,8 @@ class ReadEntries(Mapping[str, Any]):
         if refused:
             raise CheckpointError(
                 f"{', '.join(refused)} in config.json may change what the model computes, and headscope does not "
-                f"support {'it' if len(refused) == 1 else 'them'} for {model_type!r}."
+                f"support {'it' if len(refused) == 1 else 'them'} for {model_type!r}.",
+                code="HS-CHECKPOINT-06",
             )
 
 
@@ -105,7 +106,8 @@ def _defaults(model_type: str, unread: str) -> dict[str, Any]:
     if model_type not in CONFIG_MAPPING:
         raise MissingDependencyError(
             f"config.json has {unread}, and the installed transformers, too old for models of type {model_type}, "
-            "cannot tell whether it changes what the model computes. Update it: pip install -U transformers."
+            "cannot tell whether it changes what the model computes. Update it: pip install -U transformers.",
+            code="HS-DEPENDENCY-02",
         )
     defaults: dict[str, Any] = CONFIG_MAPPING[model_type]().to_dict()
     return defaults

@@ -80,7 +80,8 @@ def _weights(model: Model) -> dict[str, Tensor]:
     if wrong:
         raise CheckpointError(
             f"the model cannot be saved with its config alone: these parameters are not those the config "
-            f"describes: {', '.join(wrong[:5])}. Remove what was added to it, or save its state dict instead."
+            f"describes: {', '.join(wrong[:5])}. Remove what was added to it, or save its state dict instead.",
+            code="HS-CHECKPOINT-12",
         )
     return weights
 
@@ -99,7 +100,8 @@ def to_hf(model: Model) -> Any:
     if architecture not in by_class:
         raise CheckpointError(
             f"a model with original_architecture = {architecture!r} has no known Hugging Face class. "
-            f"Supported: {', '.join(sorted(by_class))}; set it in the config if the model is one of these."
+            f"Supported: {', '.join(sorted(by_class))}; set it in the config if the model is one of these.",
+            code="HS-CHECKPOINT-12",
         )
     fields, tensors = by_class[architecture].export(model.cfg, model.state_dict())
     special = ("bos_token_id", "eos_token_id", "pad_token_id")

@@ -99,7 +99,7 @@ def _opened(path: Path) -> safe_open:
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is not a readable safetensors file: {error}.") from None
+        raise CheckpointError(f"{path} is not a readable safetensors file: {error}.", code="HS-CHECKPOINT-09") from None
 
 
 def _partial(path: Path) -> Path:

@@ -34,7 +34,8 @@ class CheckpointFolder:
             gguf = next((each.name for each in sorted(self.path.glob("*.gguf"))), None)
             instead = f" It has {gguf}: give the path of that file to load it." if gguf else ""
             raise CheckpointError(
-                f"{self.path} has no config.json. A model directory holds config.json and *.safetensors.{instead}"
+                f"{self.path} has no config.json. A model directory holds config.json and *.safetensors.{instead}",
+                code="HS-CHECKPOINT-04",
             )
         return {"_name_or_path": str(self.path), **_read_json(path)}
 
@@ -51,7 +52,9 @@ class CheckpointFolder:
             names = _shards(index)
             absent = [name for name in names if not (self.path / name).is_file()]
             if absent:
-                raise CheckpointError(f"{self.path} lacks {', '.join(absent)}, which {index.name} lists.")
+                raise CheckpointError(
+                    f"{self.path} lacks {', '.join(absent)}, which {index.name} lists.", code="HS-CHECKPOINT-04"
+                )
             return TensorFiles([self.path / name for name in names])
         whole = self.path / "model.safetensors"
         paths = [whole] if whole.is_file() else sorted(self.path.glob("*.safetensors"))
@@ -60,7 +63,8 @@ class CheckpointFolder:
         pickles = sorted(self.path.glob("pytorch_model*.bin")) or sorted(self.path.glob(FIELD_WEIGHTS))
         if not pickles:
             raise CheckpointError(
-                f"{self.path} has no weights: neither *.safetensors nor pytorch_model*.bin nor {FIELD_WEIGHTS}."
+                f"{self.path} has no weights: neither *.safetensors nor pytorch_model*.bin nor {FIELD_WEIGHTS}.",
+                code="HS-CHECKPOINT-04",
             )
         tensors: dict[str, Tensor] = {}
         for path in pickles:
@@ -80,7 +84,9 @@ class CheckpointFolder:
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
-            raise CheckpointError(f"the tokenizer in {self.path} cannot be loaded: {error}") from None
+            raise CheckpointError(
+                f"the tokenizer in {self.path} cannot be loaded: {error}", code="HS-CHECKPOINT-13"
+            ) from None
         if tokenizer.pad_token is None:
             # So that it can also pad when users call it directly. It was just created, so nobody else's is changed.
             tokenizer.pad_token = tokenizer.eos_token
@@ -96,7 +102,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"), object_hook=_with_infinities)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}.") from None
+        raise CheckpointError(f"{path} is not valid JSON: {error}.", code="HS-CHECKPOINT-09") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} must hold one JSON object; got {type(content).__name__}.")
     return content
@@ -129,7 +135,9 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
         tensors = torch.load(path, weights_only=True, mmap=zipfile.is_zipfile(path), map_location="cpu")
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, TypeError, ValueError, LookupError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path} is corrupt, or holds more than tensors, which is not loaded: {reason}") from None
+        raise CheckpointError(
+            f"{path} is corrupt, or holds more than tensors, which is not loaded: {reason}", code="HS-CHECKPOINT-09"
+        ) from None
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise CheckpointError(f"{path} does not hold a dictionary of tensors by name.")
     return tensors

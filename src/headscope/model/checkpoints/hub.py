@@ -61,7 +61,8 @@ def find_checkpoint(name: str, *, weights: bool = True, **hub: Any) -> Path:
             what = "is a file" if path.exists() else "does not exist"
             raise CheckpointError(
                 f"{name!r} {what}. A local model is a directory with config.json and *.safetensors in it, or a GGUF "
-                "file; one on the hub is 'owner/model:file.gguf'."
+                "file; one on the hub is 'owner/model:file.gguf'.",
+                code="HS-CHECKPOINT-01",
             )
         raise unknown_model(name)
     return _from_hub(name, weights, hub)
@@ -122,11 +123,13 @@ def _from_hub(repo: str, weights: bool, hub: dict[str, Any]) -> Path:
         why = f"the hub has no complete set of {what} for it"
     except errors.GatedRepoError:
         raise CheckpointError(
-            f"model {repo!r} is gated: accept its terms on its hub page, then log in with `hf auth login`."
+            f"model {repo!r} is gated: accept its terms on its hub page, then log in with `hf auth login`.",
+            code="HS-CHECKPOINT-03",
         ) from None
     except errors.RepositoryNotFoundError:
         raise CheckpointError(
-            f"the Hugging Face hub has no public model {repo!r}. Check the spelling; for a private one log in first."
+            f"the Hugging Face hub has no public model {repo!r}. Check the spelling; for a private one log in first.",
+            code="HS-CHECKPOINT-03",
         ) from None
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HfHubHTTPError, OSError) as error:
         found = cached
@@ -135,7 +138,8 @@ def _from_hub(repo: str, weights: bool, hub: dict[str, Any]) -> Path:
         return found
     raise CheckpointError(
         f"model {repo!r} is not in the local cache, or not all of it, and {why}. Try again with a network, give a "
-        f"local checkpoint directory, or use {DEMO!r}, which needs none."
+        f"local checkpoint directory, or use {DEMO!r}, which needs none.",
+        code="HS-CHECKPOINT-02",
     )
 
 

@@ -218,7 +218,7 @@ def refuse_unsupported(name: str) -> None:
     for owner, pattern, reason in _UNSUPPORTED:
         # A name with another owner is another's model, whatever it is called.
         if re.match(rf"({owner}/)?({pattern})[^/]*$", name, re.IGNORECASE):
-            raise CheckpointError(f"model {name!r} cannot be loaded: {reason}.")
+            raise CheckpointError(f"model {name!r} cannot be loaded: {reason}.", code="HS-CHECKPOINT-05")
 
 
 def unknown_model(name: str) -> UnknownNameError:
@@ -237,7 +237,13 @@ def unknown_model(name: str) -> UnknownNameError:
     if not difflib.get_close_matches(name.lower(), akin, n=1, cutoff=0.5):
         akin = []
     hint = "A hub id has the form 'owner/model'."
-    return unknown_name("model", name, akin, hint=hint if akin else f"`headscope models` lists the short names. {hint}")
+    return unknown_name(
+        "model",
+        name,
+        akin,
+        hint=hint if akin else f"`headscope models` lists the short names. {hint}",
+        code="HS-NAME-01",
+    )
 
 
 def _family_word(name: str) -> str:

@@ -131,7 +131,7 @@ def load_pretrained(
     spread = gpus() if device_map == "auto" else gpus(n_devices) if n_devices != 1 else None
     for name in hub_options:
         if name not in (*_HUB_OPTIONS, *_WITHOUT_EFFECT):
-            raise unknown_name("option of from_pretrained", name, [*_OPTIONS, *_HUB_OPTIONS])
+            raise unknown_name("option of from_pretrained", name, [*_OPTIONS, *_HUB_OPTIONS], code="HS-NAME-05")
     hub = {name: value for name, value in hub_options.items() if name in _HUB_OPTIONS}
     model_name = None if model_name is None else str(model_name)
     if n_ctx is None and HUB_IDS.get(str(model_name).lower(), str(model_name)).startswith("roneneldan/TinyStories"):
@@ -282,11 +282,15 @@ def _check_fit(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor]) 
         raise CheckpointError(
             "the weights do not match the model."
             + (f" Missing: {', '.join(missing[:5])}." if missing else "")
-            + (f" Unused: {', '.join(unused[:5])}." if unused else "")
+            + (f" Unused: {', '.join(unused[:5])}." if unused else ""),
+            code="HS-CHECKPOINT-07",
         )
     for name, parameter in parameters.items():
         if weights[name].shape != parameter.shape:
-            raise CheckpointError(f"{name} must have shape {list(parameter.shape)}; got {list(weights[name].shape)}.")
+            raise CheckpointError(
+                f"{name} must have shape {list(parameter.shape)}; got {list(weights[name].shape)}.",
+                code="HS-CHECKPOINT-08",
+            )
 
 
 def _replace_norms(model: Model) -> None:
@@ -394,7 +398,8 @@ def converted(
         del theirs, tensor
         if own.numel() and not bool(torch.stack(own.aminmax()).isfinite().all()):
             raise NotFiniteError(
-                f"weight {name} holds NaN or infinite values: the checkpoint is damaged or diverged in training."
+                f"weight {name} holds NaN or infinite values: the checkpoint is damaged or diverged in training.",
+                code="HS-FINITE-01",
             )
         state[name] = own
     return state
@@ -414,7 +419,8 @@ def config_fields(hf_config: Mapping[str, Any], where: str) -> dict[str, Any]:
         name = str(code).rpartition("--")[2]  # there may be a repository in front of it
         if family is None or name not in family.adopted:
             raise CheckpointError(
-                f"{where} needs its own code to run (auto_map in config.json), and code from checkpoints is never run."
+                f"{where} needs its own code to run (auto_map in config.json), and code from checkpoints is never run.",
+                code="HS-CHECKPOINT-10",
             )
     try:
         return family_of(hf_config).config(hf_config)
@@ -456,7 +462,8 @@ def find_tokenizer(name: str) -> Any:
     if tokenizer is None:
         raise CheckpointError(
             f"no tokenizer was found for cfg.tokenizer_name = {name!r}: {reason} Pass one as tokenizer=, or set "
-            "cfg.tokenizer_name = None and cfg.d_vocab for a model that takes only tokens."
+            "cfg.tokenizer_name = None and cfg.d_vocab for a model that takes only tokens.",
+            code="HS-CHECKPOINT-13",
         )
     return tokenizer
 

@@ -120,7 +120,8 @@ def _schemes(options: Options) -> tuple[_Scheme, ...]:
         said = f" ({version})" if version is not None else ""
         raise CheckpointError(
             f"weights quantized with {method}{said}, as quantization_config in config.json says, are not supported. "
-            f"Supported: {known}. Load the model that they were made of, or a GGUF file of it."
+            f"Supported: {known}. Load the model that they were made of, or a GGUF file of it.",
+            code="HS-CHECKPOINT-11",
         )
     return _SCHEMES[key]
 

@@ -101,7 +101,8 @@ class ComparedHeads(nn.Module):
         if n_keys > self.cfg.n_ctx:
             raise InvalidInputError(
                 f"the input has {n_keys} tokens, but this model's context is n_ctx = {self.cfg.n_ctx}. Cut it, split "
-                "it into several sequences, or set cfg.n_ctx: rotary positions go on, though the model saw none there."
+                "it into several sequences, or set cfg.n_ctx: rotary positions go on, though the model saw none there.",
+                code="HS-TOKENS-03",
             )
         positions = None if attention_mask is None else token_positions(attention_mask)
         of_keys: list[Tensor] = []

@@ -113,7 +113,8 @@ class HookedTransformerKeyValueCacheEntry:
         if past.shape[0] != new.shape[0] or past.shape[2:] != new.shape[2:]:
             raise InvalidInputError(
                 f"the cache holds keys [batch, pos, head, d_head] = {list(past.shape)}; the new ones are "
-                f"{list(new.shape)}. Batch and heads must agree: pass the batch size to init_cache."
+                f"{list(new.shape)}. Batch and heads must agree: pass the batch size to init_cache.",
+                code="HS-CACHE-03",
             )
         if self.frozen:
             return torch.cat([past, new], dim=1), torch.cat([self.past_values, new_values], dim=1)

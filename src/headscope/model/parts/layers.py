@@ -105,7 +105,8 @@ class Embed(nn.Module):
             bad = tokens[(tokens < 0) | (tokens >= self.W_E.shape[0])]
             raise InvalidInputError(
                 f"tokens must be between 0 and d_vocab - 1 = {self.W_E.shape[0] - 1}; got {bad[0].item()}. "
-                "Were they made by another model's tokenizer?"
+                "Were they made by another model's tokenizer?",
+                code="HS-TOKENS-01",
             ) from None
         return self.ln(embedding) if self.cfg.post_embedding_ln else embedding
 
@@ -136,7 +137,8 @@ class PosEmbed(nn.Module):
         if end > self.W_pos.shape[0]:
             raise InvalidInputError(
                 f"the input has {end} tokens, but this model's context is n_ctx = {self.W_pos.shape[0]}. "
-                "Cut it, or split it into several sequences."
+                "Cut it, or split it into several sequences.",
+                code="HS-TOKENS-03",
             )
         if attention_mask is None:
             return self.W_pos[past_kv_pos_offset:end].expand(batch, -1, -1)

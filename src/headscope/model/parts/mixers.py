@@ -223,5 +223,6 @@ def _modeling(cfg: HookedTransformerConfig) -> Any:
     except ImportError as error:
         raise MissingDependencyError(
             f"mixers of {model_type} are those of a version of transformers that has them: {error}. "
-            "Update it: pip install -U transformers."
+            "Update it: pip install -U transformers.",
+            code="HS-DEPENDENCY-02",
         ) from None

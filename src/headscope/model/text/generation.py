@@ -212,7 +212,8 @@ class Generation:
             # The last new token is never fed back, so it may lie one beyond the context.
             raise InvalidInputError(
                 f"max_new_tokens = {max_new_tokens} with a prompt of {length} tokens must stay within the context, "
-                f"n_ctx = {self.cfg.n_ctx}. Shorten either."
+                f"n_ctx = {self.cfg.n_ctx}. Shorten either.",
+                code="HS-TOKENS-03",
             )
         if attention_mask is not None:
             mask = checked_mask(attention_mask, prompt)

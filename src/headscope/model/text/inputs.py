@@ -60,12 +60,14 @@ def checked_tokens(input: Any, device: torch.device) -> Tensor:
         given = f"a {input.dtype} tensor" if isinstance(input, Tensor) else type(input).__name__
         raise InvalidInputError(
             f"input must be text or an integer tensor of tokens; got {given}. "
-            "To start from a residual stream, pass start_at_layer."
+            "To start from a residual stream, pass start_at_layer.",
+            code="HS-TOKENS-02",
         )
     tokens = (input[None] if input.ndim == 1 else input).to(device)
     if tokens.ndim != 2 or tokens.numel() == 0:
         raise InvalidInputError(
-            f"tokens must be [batch, pos] or [pos] with at least one; got shape {list(input.shape)}."
+            f"tokens must be [batch, pos] or [pos] with at least one; got shape {list(input.shape)}.",
+            code="HS-TOKENS-02",
         )
     return tokens if tokens.dtype == torch.int32 else tokens.long()
 
@@ -99,7 +101,8 @@ def checked_mask(given: Tensor, beside: Tensor, n_past: int = 0) -> Tensor | Non
     if mask.shape != (batch, length):
         longer = f" (or {[batch, n_past + length]} with the past)" if n_past else ""
         raise InvalidInputError(
-            f"attention_mask must be [batch, pos] = {[batch, length]}{longer}; got {list(given.shape)}."
+            f"attention_mask must be [batch, pos] = {[batch, length]}{longer}; got {list(given.shape)}.",
+            code="HS-TOKENS-06",
         )
     return _unless_all(mask.bool())
 
@@ -136,7 +139,8 @@ def with_past(mask: Tensor | None, past: HookedTransformerKeyValueCache, beside:
     before = past.previous_attention_mask
     if before.shape[0] != beside.shape[0]:
         raise InvalidInputError(
-            f"past_kv_cache is for a batch of {before.shape[0]}; the input has {beside.shape[0]} rows."
+            f"past_kv_cache is for a batch of {before.shape[0]}; the input has {beside.shape[0]} rows.",
+            code="HS-CACHE-03",
         )
     return _unless_all(torch.cat([before.bool(), new_mask(mask, beside)], dim=-1))
 

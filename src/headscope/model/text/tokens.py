@@ -51,10 +51,14 @@ def begin_token(tokenizer: Any) -> int:
         InvalidInputError: If it has neither.
     """
     if tokenizer is None:
-        raise MissingTokenizerError("there is no tokenizer to look up BOS with: pass one, or prepend_bos=False.")
+        raise MissingTokenizerError(
+            "there is no tokenizer to look up BOS with: pass one, or prepend_bos=False.", code="HS-TOKENIZER-02"
+        )
     bos = bos_token_id(tokenizer)
     if bos is None:
-        raise InvalidInputError("the tokenizer has neither BOS nor EOS to begin a row with: pass prepend_bos=False.")
+        raise InvalidInputError(
+            "the tokenizer has neither BOS nor EOS to begin a row with: pass prepend_bos=False.", code="HS-TOKENS-08"
+        )
     return bos
 
 
@@ -90,7 +94,8 @@ def single_token(string: str, tokenizer: Any) -> int:
     if len(ids) != 1:
         pieces = [tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in ids]
         raise InvalidInputError(
-            f"{string!r} is {len(ids)} tokens, not one: {pieces}. Words inside a sentence start with a space."
+            f"{string!r} is {len(ids)} tokens, not one: {pieces}. Words inside a sentence start with a space.",
+            code="HS-TOKENS-04",
         )
     return ids[0]
 
@@ -170,7 +175,8 @@ class Tokenization:
         if self.tokenizer is None:
             raise MissingTokenizerError(
                 f"model {self.cfg.model_name!r} has no tokenizer, so it takes tokens, not text. "
-                "Pass a tensor of token ids, or set a tokenizer: model.set_tokenizer(tokenizer)."
+                "Pass a tensor of token ids, or set a tokenizer: model.set_tokenizer(tokenizer).",
+                code="HS-TOKENIZER-01",
             )
         return self.tokenizer
 
@@ -203,17 +209,21 @@ class Tokenization:
         """
         texts = [input] if isinstance(input, str) else list(input)
         if not texts:
-            raise InvalidInputError("there is no text to tokenize: the list is empty.")
+            raise InvalidInputError("there is no text to tokenize: the list is empty.", code="HS-TOKENS-05")
         rows = [self._encoded(text, prepend_bos) for text in texts]
         if truncate:
             rows = [row[: self.cfg.n_ctx] for row in rows]
         if not all(rows):
             empty = texts[rows.index([])]
-            raise InvalidInputError(f"the text {empty!r} has no tokens. Give some text, or prepend_bos=True.")
+            raise InvalidInputError(
+                f"the text {empty!r} has no tokens. Give some text, or prepend_bos=True.", code="HS-TOKENS-05"
+            )
         length = max(map(len, rows))
         pad = pad_token_id(self.tokenizer)
         if pad is None and min(map(len, rows)) < length:
-            raise InvalidInputError("the texts differ in length, and the tokenizer has no padding or EOS token.")
+            raise InvalidInputError(
+                "the texts differ in length, and the tokenizer has no padding or EOS token.", code="HS-TOKENS-07"
+            )
         side = self.padding_side_or_default(padding_side)
         filled = [_fill(row, length, pad, side) for row in rows]
         return torch.tensor(filled, device=self.cfg.device if move_to_device else None)
@@ -225,7 +235,9 @@ class Tokenization:
         if ids.ndim == 2:
             return [tokenizer.decode(row, clean_up_tokenization_spaces=False) for row in ids.tolist()]
         if ids.ndim > 2:
-            raise InvalidInputError(f"tokens must have at most two axes [batch, pos]; got shape {list(ids.shape)}.")
+            raise InvalidInputError(
+                f"tokens must have at most two axes [batch, pos]; got shape {list(ids.shape)}.", code="HS-TOKENS-02"
+            )
         return tokenizer.decode(torch.atleast_1d(ids).tolist(), clean_up_tokenization_spaces=False)
 
     def to_str_tokens(
@@ -275,7 +287,7 @@ class Tokenization:
         wanted = self.to_single_token(single_token) if isinstance(single_token, str) else single_token
         positions = (_one_sequence(tokens) == wanted).nonzero().flatten().tolist()
         if not positions:
-            raise InvalidInputError(f"token {single_token!r} does not occur in the input.")
+            raise InvalidInputError(f"token {single_token!r} does not occur in the input.", code="HS-TOKENS-09")
         return positions[0] if mode == "first" else positions[-1]
 
     def tokens_to_residual_directions(

@@ -124,7 +124,7 @@ def _rewritten(name: str, state_dict: Mapping[str, Tensor], cfg: HookedTransform
     """Run one rewrite on a copy."""
     reason = _why_not(name, cfg)
     if reason:
-        raise InvalidInputError(f"{name} does not apply: {reason}")
+        raise InvalidInputError(f"{name} does not apply: {reason}", code="HS-WEIGHTS-02")
     return process_weights(state_dict, cfg, WeightProcessing(**{n: n == name for n in WeightProcessing.names()}))[0]
 
 

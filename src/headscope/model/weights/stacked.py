@@ -42,7 +42,8 @@ def _stack(part: str, name: str, doc: str) -> Any:
             shapes = ", ".join(str(list(each.shape)) for each in layers)
             raise InvalidInputError(
                 f"{name} has not one shape in all layers: {shapes}. Take it layer by layer: "
-                f"model.per_layer({part!r}, {name!r})."
+                f"model.per_layer({part!r}, {name!r}).",
+                code="HS-WEIGHTS-01",
             )
         return stack_padded(layers)
 
@@ -55,7 +56,8 @@ def _check_every_layer_has(cfg: HookedTransformerConfig, part: str, asked: str) 
         without = ", ".join(str(layer) for layer in range(cfg.n_layers) if layer not in having)
         raise InvalidInputError(
             f"{asked} is asked for every layer, and layers {without} of {cfg.model_name!r} have no {part}. Take it "
-            f"from the layers that have one, cfg.layers_with({part!r}): blocks[layer].{part}."
+            f"from the layers that have one, cfg.layers_with({part!r}): blocks[layer].{part}.",
+            code="HS-HEADS-03",
         )
 
 
@@ -127,7 +129,9 @@ class StackedWeights:
         """
         block, name = self.blocks[layer], _OUTPUTS[of]
         if of not in self.cfg.parts_of(layer):
-            raise InvalidInputError(f"layer {layer} of {self.cfg.model_name!r} has no {of}: it has {block.parts}.")
+            raise InvalidInputError(
+                f"layer {layer} of {self.cfg.model_name!r} has no {of}: it has {block.parts}.", code="HS-HEADS-03"
+            )
         try:
             weight: Tensor = getattr(getattr(block, of), name)
         except AttributeError:

@@ -52,10 +52,13 @@ def checked_tokens(tokens: Any, n: int | None = None, *, of: str = "values") -> 
     if isinstance(tokens, str):
         raise InvalidInputError(
             f"tokens is one string, {tokens!r:.60}; give a list with one string per token, such as "
-            "model.to_str_tokens(text)."
+            "model.to_str_tokens(text).",
+            code="HS-VIEWS-04",
         )
     if isinstance(tokens, Tensor):
-        raise InvalidInputError("tokens is a tensor; give the tokens as strings, such as model.to_str_tokens(tokens).")
+        raise InvalidInputError(
+            "tokens is a tensor; give the tokens as strings, such as model.to_str_tokens(tokens).", code="HS-VIEWS-04"
+        )
     strings = list(tokens)
     wrong = [(i, t) for i, t in enumerate(strings) if not isinstance(t, str)]
     if wrong:
@@ -67,5 +70,7 @@ def checked_tokens(tokens: Any, n: int | None = None, *, of: str = "values") -> 
     if not strings:
         raise InvalidInputError("there are no tokens to show: the list is empty.")
     if n is not None and len(strings) != n:
-        raise InvalidInputError(f"there are {len(strings)} tokens, but {of} for {n}; the numbers must be equal.")
+        raise InvalidInputError(
+            f"there are {len(strings)} tokens, but {of} for {n}; the numbers must be equal.", code="HS-VIEWS-01"
+        )
     return strings

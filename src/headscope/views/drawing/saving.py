@@ -118,7 +118,8 @@ def _picture(figure: "go.Figure", kind: str, width: int | None, height: int | No
     if importlib.util.find_spec("kaleido") is None:
         raise MissingDependencyError(
             f"A {kind.upper()} of a figure is drawn by kaleido, which is not installed: pip install "
-            "'headscope[static]'. It also needs Chrome or Chromium. (A .html file needs neither.)"
+            "'headscope[static]'. It also needs Chrome or Chromium. (A .html file needs neither.)",
+            code="HS-DEPENDENCY-01",
         )
     try:
         return bytes(figure.to_image(format=kind, width=width, height=height, scale=scale))

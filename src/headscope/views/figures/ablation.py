@@ -38,7 +38,7 @@ def ablation_by_head(result: AblationResult, *, kl: bool = False) -> "go.Figure"
     means = result.mean()
     numbers = means.kl if kl else means.loss_diff
     if numbers is None:
-        raise InvalidInputError("KL was not measured. Run ablate_heads with kl=True.")
+        raise InvalidInputError("KL was not measured. Run ablate_heads with kl=True.", code="HS-RESULT-01")
     parts = {at: part for at, label in enumerate(means.component_labels) if (part := component_of(label)) is not None}
     n_heads = 1 + max((part.head for part in parts.values() if part.head is not None), default=-1)
     if not n_heads:
@@ -115,7 +115,8 @@ def ablation_on_text(result: AblationResult, *, k: int = 12, clip: float = 0.995
     """
     if result.tokens is None or result.token_ids is None:
         raise InvalidInputError(
-            "this result holds only means, not values of single tokens. Run ablate_heads with reduce='none'."
+            "this result holds only means, not values of single tokens. Run ablate_heads with reduce='none'.",
+            code="HS-RESULT-01",
         )
     if k < 1:
         raise InvalidInputError(f"k must be at least 1; got {k}.")

@@ -166,7 +166,8 @@ def attribution_by_source(
         if not (0 <= layer < result.n_layers and 0 <= head < result.n_heads):
             raise InvalidInputError(
                 f"head {component_label(layer, head)} does not exist: layers are 0 to {result.n_layers - 1}, heads "
-                f"0 to {result.n_heads - 1}."
+                f"0 to {result.n_heads - 1}.",
+                code="HS-HEADS-01",
             )
     return position_maps(
         {"adds to the logit difference": torch.stack([sources[layer, head] for layer, head in heads])},

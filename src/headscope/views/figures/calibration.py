@@ -129,7 +129,8 @@ def _without(result: CalibrationResult, layer: int, head: int, color: str) -> "g
     assert result.head_overconfidence is not None
     if not (0 <= layer < n_layers and 0 <= head < n_heads):
         raise InvalidInputError(
-            f"there is no head ({layer}, {head}): layers go from 0 to {n_layers - 1}, heads from 0 to {n_heads - 1}."
+            f"there is no head ({layer}, {head}): layers go from 0 to {n_layers - 1}, heads from 0 to {n_heads - 1}.",
+            code="HS-HEADS-01",
         )
     filled = result.head_count[layer, head].nonzero()[:, 0]
     label = component_label(layer, head)

@@ -110,9 +110,13 @@ def family_of(hf_config: Mapping[str, Any]) -> Family:
             return own
     model_type = hf_config.get("model_type")
     if model_type in _REFUSED:
-        raise CheckpointError(f"model_type {model_type!r} in config.json is not supported: {_REFUSED[model_type]}.")
+        raise CheckpointError(
+            f"model_type {model_type!r} in config.json is not supported: {_REFUSED[model_type]}.",
+            code="HS-CHECKPOINT-05",
+        )
     if model_type not in FAMILIES:
         raise CheckpointError(
-            f"model_type {model_type!r} in config.json is not supported. Supported: {', '.join(sorted(FAMILIES))}."
+            f"model_type {model_type!r} in config.json is not supported. Supported: {', '.join(sorted(FAMILIES))}.",
+            code="HS-CHECKPOINT-05",
         )
     return FAMILIES[model_type]

@@ -174,7 +174,8 @@ class Tensors:
         if name not in self._names:
             raise CheckpointError(
                 f"the checkpoint has no tensor {name!r}. It is incomplete, or of another architecture than its "
-                "config.json says."
+                "config.json says.",
+                code="HS-CHECKPOINT-07",
             )
         self._unread.discard(name)
         return self._tensors[self._names[name]]
@@ -196,7 +197,8 @@ class Tensors:
             names = sorted(self._unread)
             more = f" and {len(names) - 5} more" if len(names) > 5 else ""
             raise CheckpointError(
-                f"the checkpoint has tensors this architecture does not use: {', '.join(names[:5])}{more}."
+                f"the checkpoint has tensors this architecture does not use: {', '.join(names[:5])}{more}.",
+                code="HS-CHECKPOINT-07",
             )
 
 
@@ -392,7 +394,8 @@ class Family(ABC):
             except (EinopsError, RuntimeError, ValueError) as error:
                 raise CheckpointError(
                     f"the checkpoint's tensors are not of the shapes its config.json says: {name} is "
-                    f"{list(tensor.shape)}. {error}"
+                    f"{list(tensor.shape)}. {error}",
+                    code="HS-CHECKPOINT-08",
                 ) from None
             seen.update(names)
             yield from zip(names, parts, strict=True)
@@ -432,7 +435,8 @@ class Family(ABC):
                 raise CheckpointError(
                     f"{self.architecture} in transformers has no place for {name}, which is not "
                     f"{'what it is there' if name in fixed else 'zero'}. If processing put it there, as folding a "
-                    "norm does, load the model with from_pretrained_no_processing."
+                    "norm does, load the model with from_pretrained_no_processing.",
+                    code="HS-CHECKPOINT-12",
                 )
         outside = self.outside(cfg, entries)
         head, embedding = tensors[outside["unembed.W_U"].theirs], outside["embed.W_E"]
@@ -450,10 +454,8 @@ class Family(ABC):
                 found = found.removesuffix("Pre")  # folded norms have weights of one
                 expected = None if expected is None else expected.removesuffix("Pre")
             if field.name not in _INFORMATION and found != expected:
-                raise CheckpointError(
-                    f"{self.architecture} in transformers needs {field.name} to be {expected!r}; this model has "
-                    f"{found!r}."
-                )
+                needs = f"{field.name} to be {expected!r}; this model has {found!r}"
+                raise CheckpointError(f"{self.architecture} in transformers needs {needs}.", code="HS-CHECKPOINT-12")
 
 
 def _is_in_layer(names: str, parts: tuple[str, ...]) -> bool:

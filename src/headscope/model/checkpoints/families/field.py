@@ -143,7 +143,9 @@ class _Field(Family):
         if unknown:
             raise CheckpointError(
                 f"config.json has entries that are no fields of HookedTransformerConfig: {', '.join(unknown)}. The "
-                "model may compute something else with them. Those that change nothing can be removed from config.json."
+                "model may compute something else with them. Those that change nothing can be removed from "
+                "config.json.",
+                code="HS-CHECKPOINT-06",
             )
         if not saved:
             fields["act_fn"] = None if fields.get("attn_only") else fields.get("act_fn")

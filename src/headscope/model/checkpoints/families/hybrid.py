@@ -47,7 +47,8 @@ class Hybrid(LlamaLike):
         if kinds is None:
             raise MissingDependencyError(
                 f"models of type {self.model_type} take a newer version of transformers than the one installed. "
-                "Update it: pip install -U transformers."
+                "Update it: pip install -U transformers.",
+                code="HS-DEPENDENCY-02",
             )
         derived = {"layer_types": list(kinds), "num_hidden_layers": config.num_hidden_layers}
         return {**config.to_dict(), **derived}

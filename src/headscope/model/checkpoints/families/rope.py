@@ -65,7 +65,8 @@ def rope_fields(
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in _SCALINGS:
         raise CheckpointError(
-            f"rotary positions of type {kind!r} in config.json are not supported. Supported: {', '.join(_SCALINGS)}."
+            f"rotary positions of type {kind!r} in config.json are not supported. Supported: {', '.join(_SCALINGS)}.",
+            code="HS-CHECKPOINT-06",
         )
     n_ctx: Any = hf.get("max_position_embeddings")
     # Where both are given, transformers takes the entry outside.

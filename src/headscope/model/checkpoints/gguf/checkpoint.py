@@ -44,7 +44,8 @@ class GGUFCheckpoint:
         if name not in ARCHITECTURES:
             raise CheckpointError(
                 f"models of architecture {name!r} in GGUF files are not supported. Supported: "
-                f"{', '.join(sorted(ARCHITECTURES))}."
+                f"{', '.join(sorted(ARCHITECTURES))}.",
+                code="HS-CHECKPOINT-05",
             )
         self._architecture = ARCHITECTURES[name]
         values = Values(self._file, name)
@@ -108,7 +109,8 @@ class _Renamed(Mapping[str, Tensor]):
                 tensor = undo(tensor, self._sizes)
             except (EinopsError, RuntimeError) as error:
                 raise CheckpointError(
-                    f"tensor {place!r} is not of the shape that the GGUF file's metadata says: {error}"
+                    f"tensor {place!r} is not of the shape that the GGUF file's metadata says: {error}",
+                    code="HS-CHECKPOINT-08",
                 ) from None
         shift = self._architecture.norm_shift if within.endswith("norm.weight") else 0.0
         return tensor.float() - shift if shift else tensor

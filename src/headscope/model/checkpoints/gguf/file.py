@@ -73,7 +73,9 @@ class GGUFFile(Mapping[str, Tensor]):
             try:
                 self._read_header(shard)
             except (struct.error, ValueError, UnicodeDecodeError, OverflowError) as error:
-                raise CheckpointError(f"{shard} is not a readable GGUF file: {error}.") from None
+                raise CheckpointError(
+                    f"{shard} is not a readable GGUF file: {error}.", code="HS-CHECKPOINT-09"
+                ) from None
 
     def __getitem__(self, name: str) -> Tensor:
         stored = self._stored[name]
@@ -104,7 +106,9 @@ class GGUFFile(Mapping[str, Tensor]):
         absent = [shard.name for shard in shards if not shard.is_file()]
         if absent:
             names = ", ".join(absent[:3]) + (f" and {len(absent) - 3} more" if len(absent) > 3 else "")
-            raise CheckpointError(f"{self.path} is one of {len(shards)} shards, of which {names} are missing.")
+            raise CheckpointError(
+                f"{self.path} is one of {len(shards)} shards, of which {names} are missing.", code="HS-CHECKPOINT-04"
+            )
         return shards
 
     def _read_header(self, path: Path) -> None:
@@ -203,7 +207,7 @@ def _mapped(file: Any, path: Path) -> mmap.mmap:
     try:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except ValueError:
-        raise CheckpointError(f"{path} is not a readable GGUF file: it is empty.") from None
+        raise CheckpointError(f"{path} is not a readable GGUF file: it is empty.", code="HS-CHECKPOINT-09") from None
 
 
 def _n_bytes(name: str, stored: _Stored) -> int:
@@ -251,6 +255,7 @@ def _dequantized(name: str, stored: _Stored) -> Tensor:
     except NotImplementedError:
         raise CheckpointError(
             f"tensor {name!r} is quantized as {kind.name}, which the package gguf cannot expand. A file of another "
-            "type, Q4_K_M or Q8_0 for example, loads."
+            "type, Q4_K_M or Q8_0 for example, loads.",
+            code="HS-CHECKPOINT-11",
         ) from None
     return torch.from_numpy(values).view(stored.shape)

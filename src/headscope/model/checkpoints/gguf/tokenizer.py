@@ -83,7 +83,8 @@ def read_tokenizer(metadata: Mapping[str, Any], where: str) -> Any:
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
             f"the tokenizer in {where} cannot be built: {type(error).__name__}: {error}. Pass the model's own as "
-            "tokenizer=."
+            "tokenizer=.",
+            code="HS-CHECKPOINT-13",
         ) from None
     return _built(parts, special, metadata.get("tokenizer.chat_template"))
 
