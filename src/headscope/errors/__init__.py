@@ -2,8 +2,8 @@
 
 A message says what was wrong, the value, what is allowed and how to fix it, and ends in a code such as
 `[HS-TOKENS-01]`, under which `headscope.errors.table` and the documentation say more. A class has a code, and where it
-is raised for a common reason, that reason has one of its own. The command line turns any `HeadscopeError` into one line and a non-zero
-exit code; nothing else is caught there.
+is raised for a common reason, that reason has one of its own. The command line turns any `HeadscopeError` into one line
+and a non-zero exit code; nothing else is caught there.
 """
 
 import difflib

@@ -166,8 +166,8 @@ class Passes:
                 result = kind.load(path)
         except CheckpointError as error:
             raise CheckpointError(
-                f"{error.message} Delete that file, and resume=True makes it again from the rest; for a result per position, "
-                "whose rows are kept nowhere else, delete the folder and start again.",
+                f"{error.message} Delete that file, and resume=True makes it again from the rest; for a result per "
+                "position, whose rows are kept nowhere else, delete the folder and start again.",
                 code="HS-CHECKPOINT-15",
             ) from None
         self._tidy()
