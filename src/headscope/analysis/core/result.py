@@ -194,7 +194,7 @@ class Result:
             by = next((name for name, each in arrays.items() if all(map(each.has, labels))), None)
             if by is None:
                 shown = "; ".join(f"{name} has {', '.join(each.axes) or 'none'}" for name, each in arrays.items())
-                raise InvalidInputError(f"no array has the axes {', '.join(labels)}: {shown}.")
+                raise InvalidInputError(f"no array has the axes {', '.join(labels)}: {shown}.", code="HS-RESULT-02")
         return self.array(by).sel(**labels).values
 
     # Rankings
