@@ -1,0 +1,1 @@
+"""The explorer's files: writing them, reading them (those of others too), and their schema."""
