@@ -86,3 +86,13 @@ def test_every_activation_it_allows_exists() -> None:
 ])  # fmt: skip
 def test_dtypes_by_name(given: Any, wanted: torch.dtype) -> None:
     assert parse_dtype(given) == wanted
+
+
+def test_it_shows_what_differs_from_the_defaults() -> None:
+    cfg = HookedTransformerConfig(**SMALL, attn_only=True, rotary_base=500)
+    lines = repr(cfg).splitlines()
+    assert lines[0] == "HookedTransformerConfig(" and lines[-1] == ")"
+    assert {"    n_layers=1,", "    attn_only=True,", "    rotary_base=500,"} <= {*lines}
+    assert not any("gated_mlp" in line for line in lines)
+    again = eval(repr(cfg), {"HookedTransformerConfig": HookedTransformerConfig, "torch": torch})
+    assert again == cfg

@@ -302,6 +302,15 @@ class HookedTransformerConfig:
         if self.seed is not None:
             tell("seed")
 
+    def __repr__(self) -> str:
+        """Show the fields that differ from their defaults."""
+        shown = [
+            f"    {field.name}={value!r},\n"
+            for field in dataclasses.fields(self)
+            if (value := getattr(self, field.name)) != field.default
+        ]
+        return f"{type(self).__name__}(\n{''.join(shown)})"
+
     @property
     def n_cached_heads(self) -> int:
         """Number of key-value heads in a cache, the most of any layer: one per group, where heads share them."""

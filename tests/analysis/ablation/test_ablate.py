@@ -496,7 +496,7 @@ def test_data_that_will_not_do_is_told() -> None:
     with pytest.raises(InvalidInputError, match="holds means only"):
         found.top_positions()
     both = measure(model, tiny_tokens(), heads=["0.0", "0.1"])
-    with pytest.raises(InvalidInputError, match="component must be one of 0.0, 0.1, ...; got None"):
+    with pytest.raises(InvalidInputError, match="2 components, 0.0, 0.1, ...; say which one: component='0.0'"):
         both.top_positions()
     with torch.no_grad():
         model.blocks[1].attn.W_O[0, 0, 0] = torch.nan

@@ -1,5 +1,6 @@
 """Progress bars: one on the terminal, which moves within its steps."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -121,3 +122,13 @@ def test_a_bar_says_how_much_is_safe(lines: list[Any]) -> None:
     with progress_bar(None, "unknown") as bar:
         mark_safe(12345)
         assert str(bar) == "safe: 12,345"
+
+
+def test_bars_that_tqdm_was_told_to_leave_out_are_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As by TQDM_DISABLE=1, which tqdm reads when it is imported.
+    monkeypatch.setattr(progress, "tqdm", partial(progress.tqdm, disable=True))
+    with progress_bar(3, "layers") as bar:
+        bar.update(2)
+        bar.mark_safe(1)
+        bar.total = 4
+    assert (bar.position, str(bar)) == (2, "safe: 25%")

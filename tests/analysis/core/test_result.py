@@ -303,6 +303,19 @@ def test_notebooks_show_a_small_table(effects: Effects) -> None:
     assert page.index("mlp0") < page.index("1.0"), "the largest come first"
 
 
+@pytest.mark.parametrize(("n_layers", "n_rows", "said"), [(25, 25, False), (26, 10, True)])
+def test_notebooks_show_short_tables_whole(n_layers: int, n_rows: int, said: bool) -> None:
+    @dataclass(frozen=True, repr=False)
+    class Depths(Result):
+        arrays: ClassVar = {"depth": Array("layer")}
+        columns: ClassVar = ("depth",)
+        depth: Tensor
+
+    page = Depths(INFO, torch.arange(n_layers))._repr_html_()
+    assert page.count("<tr>") == n_rows
+    assert ("10 of 26 rows" in page) is said
+
+
 def test_files_of_before_name_mlps_as_now(effects: Effects, tmp_path: Path) -> None:
     @dataclass(frozen=True, repr=False)
     class Named(Result):

@@ -131,7 +131,11 @@ class AblationResult(Result):
         if component is None and len(self.component_labels) == 1:
             component = self.component_labels[0]
         if component is None:
-            raise InvalidInputError(f"component must be one of {', '.join(self.component_labels[:8])}, ...; got None.")
+            labels = self.component_labels
+            raise InvalidInputError(
+                f"this result holds {len(labels)} components, {', '.join(labels[:8])}, ...; say which one: "
+                f"component={labels[0]!r}."
+            )
         return self.sel(component=component, value=value or self.values[0], effect=effect or self.effects[0])
 
     def top_positions(

@@ -136,12 +136,15 @@ def progress_bar(
     else:
         line = {"desc": name, "unit": unit or "it", "smoothing": 0.05, "leave": False, "dynamic_ncols": True}
         with tqdm(total=total, initial=done, bar_format=_line(total, unit), **line) as terminal:
+            words = ""
 
             def show(bar: Bar) -> None:
+                nonlocal words
                 terminal.total, terminal.bar_format = bar.total, _line(bar.total, unit)
                 terminal.update(bar.position - terminal.n)
-                if str(bar) != (terminal.postfix or ""):
-                    terminal.set_postfix_str(str(bar))
+                if str(bar) != words:
+                    words = str(bar)
+                    terminal.set_postfix_str(words)
 
             bar = Bar(total, name, show)
             bar.done = done

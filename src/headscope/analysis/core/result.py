@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Array", "HeadScore", "Ranking", "Result", "RunInfo", "check_option", "component_label"]
 
 _HTML_ROWS = 10
+_HTML_WHOLE = 25  # rows of a table that is short enough to be shown whole
 
 
 @dataclass(frozen=True)
@@ -376,8 +377,9 @@ class Result:
         if by in frame:
             key = frame[by].abs() if self.either_way else frame[by]
             frame = frame.loc[key.sort_values(ascending=False, kind="stable").index]
-        shown = frame.head(_HTML_ROWS).to_html(index=False, float_format="%.4f", border=0)
-        more = f"<p>{_HTML_ROWS} of {len(frame):,} rows</p>" if len(frame) > _HTML_ROWS else ""
+        n_shown = len(frame) if len(frame) <= _HTML_WHOLE else _HTML_ROWS
+        shown = frame.head(n_shown).to_html(index=False, float_format="%.4f", border=0)
+        more = f"<p>{n_shown} of {len(frame):,} rows</p>" if len(frame) > n_shown else ""
         title = f"<p><b>{type(self).__name__}</b>: {html.escape(str(self.info))}</p>"
         return f"<div>{title}{shown}{more}</div>"
 
