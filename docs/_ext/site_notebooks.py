@@ -99,8 +99,9 @@ def _set_cache(app: Sphinx, config: Any) -> None:
         for old in folder.iterdir():
             if old != Path(config.nb_execution_cache_path):
                 shutil.rmtree(old)
-    # Read by the kernels. One thread each, since several kernels run at once.
+    # Read by the kernels. One thread each, since several kernels run at once; no progress bars.
     os.environ.update({"PLOTLY_RENDERER": "plotly_mimetype", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"})
+    os.environ["TQDM_DISABLE"] = "1"
     os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # tqdm, where ipywidgets is not installed
     os.environ["PYTHONPATH"] = os.pathsep.join([str(SOURCE), *filter(None, [os.environ.get("PYTHONPATH")])])
 
