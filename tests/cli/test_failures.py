@@ -38,7 +38,7 @@ def test_the_version_is_shown(run: Run) -> None:
 
 COMMANDS = (
     "prompt", "entropy", "ablate", "heads", "patch", "ioi", "attribute", "report", "compare", "models", "evaluate",
-    "copy-suppression", "migrate", "train", "merge", "status", "attention", "edges", "scoreboard",
+    "copy-suppression", "migrate", "train", "merge", "status", "attention", "edges", "scoreboard", "notebooks",
 )  # fmt: skip
 TRAINED = ("demo", "skip-trigram", "induction", "modular-addition")
 

@@ -20,6 +20,7 @@ import headscope
 from headscope import HookedTransformer
 from headscope.analysis import EntropyAccumulator, EntropyOptions, EntropyResult, measure_entropy
 from headscope.analysis.core.batches import iterate_batches
+from headscope.analysis.core.stats import estimates
 from headscope.data.hub import get_webtext
 from headscope.errors import CheckpointError, InvalidInputError, NotFiniteError
 from headscope.ops.devices import Tile
@@ -316,10 +317,28 @@ def test_means_of_a_result_per_position() -> None:
     assert [score.label for score in result.top(3)] == [score.label for score in mean.top(3)]
 
 
+@pytest.mark.parametrize("reduce", ["mean", "none"])
+def test_errors_are_those_of_the_mean_over_positions(reduce: str) -> None:
+    model, rows = tiny_model(), tiny_tokens(9)
+    each = measure(model, rows, reduce="none")
+    result = measure(model, list(rows.split(4)), reduce=reduce)
+    for name in ("resid", "diff", "marginal"):
+        expected = estimates(getattr(each, name)).errors
+        assert bool((expected[1:] > 0).all())
+        close(getattr(result, f"{name}_error"), expected, 1e-6)
+        close(getattr(result.mean(), f"{name}_error"), expected, 1e-6)
+    best = result.top(1, by="marginal")[0]
+    assert best.error == pytest.approx(float(result.sel(by="marginal_error", layer=best.layer, component=str(best.head))))
+
+
 def test_tables_and_rankings() -> None:
     result = measure(tiny_model(), TOKENS)
     frame = result.to_frame()
-    assert list(frame.columns) == ["layer", "component", "label", "diff", "marginal"] and len(frame) == 8
+    assert list(frame.columns) == [
+        *("layer", "component", "label"),
+        *("diff", "marginal", "diff_error", "marginal_error"),
+    ]
+    assert len(frame) == 8
     assert frame["label"].tolist() == ["0.0", "0.1", "0.2", "mlp0", "1.0", "1.1", "1.2", "mlp1"]
     assert frame["diff"].tolist() == pytest.approx(result.diff.flatten().tolist())
     assert frame["marginal"].tolist() == pytest.approx(result.marginal.flatten().tolist())

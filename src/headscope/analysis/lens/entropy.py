@@ -15,6 +15,7 @@ from headscope.analysis.core.batches import Batch, check_repeatable, spread
 from headscope.analysis.core.components import part_labels
 from headscope.analysis.core.progress import each_step
 from headscope.analysis.core.result import check_option
+from headscope.analysis.core.stats import estimates_of_moments, row_moments
 from headscope.analysis.lens.entropy_problem import lens_problem
 from headscope.analysis.lens.entropy_result import EntropyResult
 from headscope.analysis.recording.component_means import ComponentMeans, OutputSums
@@ -95,8 +96,11 @@ def measure_entropy(
         >>> model = HookedTransformer.from_pretrained("headscope-demo")
         >>> tokens = model.to_tokens("Mary and John went to the park. John gave a ball to Mary.")
         >>> entropy = measure_entropy(model, tokens, progress=False)
-        >>> [f"{score.label} {score.value:+.2f}" for score in entropy.top(3)]
-        ['3.2 +0.11', '3.0 +0.11', '2.2 +0.10']
+        >>> entropy.top(3)
+                 entropy diff (nats)
+        3.2      +0.1089 ± 0.0550
+        3.0      +0.1075 ± 0.0642
+        2.2      +0.0978 ± 0.0594
     """
     options = EntropyOptions(baseline, scale, lens_bias, reduce, run["include_bos"], precision)
     if baseline == "mean":
@@ -146,19 +150,23 @@ class EntropyAccumulator(Accumulator[EntropyResult]):
         """Measure a batch and add it in."""
         entropies = dict(zip(_VALUES, self._measure(lens_states(self.model, batch)), strict=True))
         n = int(batch.counted.sum())
+        counted = batch.counted.to(sums_device(batch.tokens.device))
+        row = counted.nonzero()[:, 0]
+        sums = {f"{name}_moments": row_moments(values, row) for name, values in entropies.items()}
         if self.options.reduce == "none":
-            counted = batch.counted.to(sums_device(batch.tokens.device))
-            self.add(batch, n, rows={name: spread(values.float(), counted) for name, values in entropies.items()})
+            rows = {name: spread(values.float(), counted) for name, values in entropies.items()}
+            self.add(batch, n, sums, rows)
         else:
-            self.add(batch, n, {name: values.sum(-1) for name, values in entropies.items()})
+            self.add(batch, n, sums | {name: values.sum(-1) for name, values in entropies.items()})
 
     def summary(self, rows: dict[str, Tensor]) -> EntropyResult:
         """Return the entropies, or their means over positions."""
-        entropies = rows or {name: sums / self.n_positions for name, sums in self.sums.items()}
+        entropies = rows or {name: self.sums[name] / self.n_positions for name in _VALUES}
+        errors = {f"{name}_error": estimates_of_moments(self.sums[f"{name}_moments"]).errors for name in _VALUES}
         shown = ("baseline", "scale", "lens_bias", "include_bos", "precision")
         return EntropyResult(
             info=self.info({**{name: getattr(self.options, name) for name in shown}, "kernels": self.kernels}),
-            **{name: values.float() for name, values in entropies.items()},
+            **{name: values.float() for name, values in (entropies | errors).items()},
             state_labels=state_labels(self.model),
             component_labels=part_labels(self.model.cfg),
         )

@@ -27,22 +27,32 @@ class EntropyResult(Result):
             entropy of the final prediction.
         state_labels: `0_pre`, `0_mid`, `1_pre`, ..., `final`.
         component_labels: `0`, `1`, ..., and `MLP` last where there are MLPs.
+        resid_error: One standard error of the mean of `resid`, over rows (see `core.stats`).
+        diff_error: The same of `diff`.
+        marginal_error: The same of `marginal`.
     """
 
     kind: ClassVar[str] = "entropy"
     arrays: ClassVar[Mapping[str, Array]] = {
-        "resid": Array("state batch pos", unit="nats", column="entropy"),
-        "diff": Array("layer component batch pos", unit="nats", title="entropy diff"),
-        "marginal": Array("layer component batch pos", unit="nats", title="entropy marginal"),
+        "resid": Array("state batch pos", unit="nats", column="entropy", error="resid_error"),
+        "diff": Array("layer component batch pos", unit="nats", title="entropy diff", error="diff_error"),
+        "marginal": Array("layer component batch pos", unit="nats", title="entropy marginal", error="marginal_error"),
+        "resid_error": Array("state", unit="nats", column="error"),
+        "diff_error": Array("layer component", unit="nats"),
+        "marginal_error": Array("layer component", unit="nats"),
     }
     coords: ClassVar[Mapping[str, str]] = {"state": "state_labels", "component": "component_labels"}
     ranked: ClassVar[tuple[str, ...]] = ("diff", "marginal")
+    columns: ClassVar[tuple[str, ...]] = ("diff", "marginal", "diff_error", "marginal_error")
     ends: ClassVar[tuple[str, str]] = ("raised most by", "lowered most by")
     resid: Float[Tensor, "state *batch_pos"]
     diff: Float[Tensor, "layer component *batch_pos"]
     marginal: Float[Tensor, "layer component *batch_pos"]
     state_labels: tuple[str, ...]
     component_labels: tuple[str, ...]
+    resid_error: Float[Tensor, " state"] | None = None
+    diff_error: Float[Tensor, "layer component"] | None = None
+    marginal_error: Float[Tensor, "layer component"] | None = None
 
     @property
     def has_mlp(self) -> bool:
@@ -64,8 +74,8 @@ class EntropyResult(Result):
         return self._position_means()
 
     def resid_frame(self) -> "pd.DataFrame":
-        """One row per state of the residual stream: its label and entropy in nats."""
-        return self.to_frame("resid")
+        """One row per state of the residual stream: its label, entropy in nats, and its error."""
+        return self.to_frame("resid", *(["resid_error"] if self.resid_error is not None else []))
 
     def _notes(self) -> Iterator[str]:
         resid = self.mean().resid

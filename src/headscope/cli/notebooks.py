@@ -1,0 +1,61 @@
+"""`headscope notebooks`: the tutorials, studies and exercises of the documentation, as notebooks to run and change."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from headscope.cli.base.commands import app, command, say
+from headscope.errors import MissingDependencyError
+from headscope.model.checkpoints.files import write_bytes
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
+
+__all__ = ["notebooks"]
+
+_SOURCES = Path(__file__).parents[1] / "assets" / "notebooks"
+
+
+@command(app, "headscope notebooks", "headscope notebooks my-notebooks --force")
+def notebooks(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder to write them to.", file_okay=False)
+    ] = Path("notebooks"),
+    force: Annotated[
+        bool, typer.Option("--force", help="Write over notebooks that were changed since, or run: the changes are lost.")
+    ] = False,
+) -> None:
+    """Write the documentation's notebooks to a folder, to run and change in Jupyter."""
+    written, kept = [], []
+    for source in sorted(_SOURCES.rglob("*.md")):
+        path = folder / source.relative_to(_SOURCES).with_suffix(".ipynb")
+        content = _notebook(source).encode()
+        if not path.exists() or (force and path.read_bytes() != content):
+            write_bytes(path, content)
+            written.append(path)
+        elif path.read_bytes() != content:
+            kept.append(path)
+    for path in written:
+        typer.echo(path)
+    for path in kept:
+        say(f"{path}: left as it is, since it was changed or run; --force writes it anew")
+    if not written and not kept:
+        typer.echo(f"All notebooks are in {folder} already.")
+
+
+def _notebook(source: Path) -> str:
+    """Return a MyST Markdown notebook as JSON: the same text each time, so that a file that was changed is known."""
+    try:
+        import jupytext
+    except ImportError:
+        raise MissingDependencyError(
+            "notebooks are written by jupytext, which is not installed: pip install 'headscope[notebooks]' (with "
+            "JupyterLab, to run them)."
+        ) from None
+
+    notebook: NotebookNode = jupytext.read(source, fmt="md:myst")
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{number}"
+    notebook.metadata.pop("jupytext", None)
+    return str(jupytext.writes(notebook, fmt="ipynb"))
