@@ -19,11 +19,12 @@ _SOURCES = Path(__file__).parents[1] / "assets" / "notebooks"
 
 @command(app, "headscope notebooks", "headscope notebooks my-notebooks --force")
 def notebooks(
-    folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="Folder to write them to.", file_okay=False)
-    ] = Path("notebooks"),
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write them to.", file_okay=False)] = Path(
+        "notebooks"
+    ),
     force: Annotated[
-        bool, typer.Option("--force", help="Write over notebooks that were changed since, or run: the changes are lost.")
+        bool,
+        typer.Option("--force", help="Overwrite notebooks that were changed or run; the changes are lost."),
     ] = False,
 ) -> None:
     """Write the documentation's notebooks to a folder, to run and change in Jupyter."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from headscope.analysis.core.progress import hiding
 from headscope.analysis.storage.manifest import fingerprint, headscope_version
 from headscope.data.tasks.base import TaskDataset, TaskMetrics
 from headscope.errors import InvalidInputError, check_at_least, unknown_name
@@ -318,7 +319,7 @@ class _Run:
             self._evaluate(folder, snapshots)
         self.model.train()
         try:
-            with tqdm(total=self.steps, initial=self.step, desc="train", disable=not progress) as bar:
+            with tqdm(total=self.steps, initial=self.step, desc="train", **hiding(not progress)) as bar:
                 while self.step < self.steps:
                     self._take_step()
                     self._evaluate(folder, snapshots)

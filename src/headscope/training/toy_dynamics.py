@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from headscope.analysis.core.progress import hiding
 from headscope.analysis.core.result import Array, Result, RunInfo, check_option
 from headscope.analysis.heads.scores import SCORES, head_scores
 from headscope.analysis.lens.entropy import measure_entropy
@@ -164,7 +165,7 @@ def training_dynamics(
     prompts = data.tokens[signal_rows, : data.answer_positions.stop]
     snapshots: list[dict[str, Tensor]] = []
     labels: dict[str, Any] = {}
-    for step in tqdm(steps, desc="training dynamics", disable=not progress):
+    for step in tqdm(steps, desc="training dynamics", **hiding(not progress)):
         model = load_toy_model(folder, step=step, device=device)
         tensors, labels = _measure(model, data, prompts, measures, n_rows)
         snapshots.append(tensors)

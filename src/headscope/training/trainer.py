@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from headscope.analysis.core.progress import hiding
 from headscope.analysis.core.result import check_option
 from headscope.errors import InvalidInputError, NotFiniteError, check_at_least
 
@@ -152,7 +153,7 @@ def train_language_model(
     stream = iter(batches)
     model.train()
     try:
-        with tqdm(total=cfg.steps, desc="train", disable=not progress) as bar:
+        with tqdm(total=cfg.steps, desc="train", **hiding(not progress)) as bar:
             for step, rate in enumerate(rates):
                 tokens = next(stream, None)
                 if tokens is None:

@@ -328,7 +328,9 @@ def test_errors_are_those_of_the_mean_over_positions(reduce: str) -> None:
         close(getattr(result, f"{name}_error"), expected, 1e-6)
         close(getattr(result.mean(), f"{name}_error"), expected, 1e-6)
     best = result.top(1, by="marginal")[0]
-    assert best.error == pytest.approx(float(result.sel(by="marginal_error", layer=best.layer, component=str(best.head))))
+    assert best.error == pytest.approx(
+        float(result.sel(by="marginal_error", layer=best.layer, component=str(best.head)))
+    )
 
 
 def test_tables_and_rankings() -> None:

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-__all__ = ["Bar", "duration", "each_step", "is_shown", "mark_safe", "progress_bar", "say", "watching"]
+__all__ = ["Bar", "duration", "each_step", "hiding", "is_shown", "mark_safe", "progress_bar", "say", "watching"]
 
 T = TypeVar("T")
 Amount = int | float
@@ -178,6 +178,16 @@ def watching(bar: Bar) -> Iterator[None]:
     """Let everything that opens bars move this one, and show nothing itself."""
     with _opened(bar, _open.get()):
         yield
+
+
+def hiding(hidden: bool) -> dict[str, bool]:
+    """Return the options of a plain tqdm bar that hide it, or none: `disable=False` would override TQDM_DISABLE=1.
+
+    Example:
+        >>> hiding(hidden=True), hiding(hidden=False)
+        ({'disable': True}, {})
+    """
+    return {"disable": True} if hidden else {}
 
 
 def each_step(items: Iterable[T], name: str, *, shown: bool = True) -> Iterator[T]:
