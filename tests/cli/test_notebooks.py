@@ -29,14 +29,13 @@ The answer.
 
 
 @pytest.fixture
-def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two notebooks in place of those that are shipped, one in a folder of its own."""
     folder = tmp_path / "shipped"
     (folder / "exercises").mkdir(parents=True)
     (folder / "question.md").write_text(SOURCE, encoding="utf-8")
     (folder / "exercises" / "task.md").write_text(SOURCE.replace("1 + 1", "2 + 2"), encoding="utf-8")
     monkeypatch.setattr(notebooks, "_SOURCES", folder)
-    return folder
 
 
 def test_all_that_are_shipped_are_written_and_valid(run: Run, tmp_path: Path) -> None:
@@ -55,7 +54,8 @@ def test_all_that_are_shipped_are_written_and_valid(run: Run, tmp_path: Path) ->
         assert code_cells and not any(cell.outputs for cell in code_cells)
 
 
-def test_cells_are_those_of_the_source(run: Run, shipped: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("shipped")
+def test_cells_are_those_of_the_source(run: Run, tmp_path: Path) -> None:
     run("notebooks", tmp_path / "out")
     cells = nbformat.read(tmp_path / "out" / "exercises" / "task.ipynb", as_version=4).cells
     assert [(cell.cell_type, cell.source) for cell in cells] == [
@@ -65,7 +65,8 @@ def test_cells_are_those_of_the_source(run: Run, shipped: Path, tmp_path: Path) 
     ]
 
 
-def test_a_changed_notebook_is_kept_unless_forced(run: Run, shipped: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("shipped")
+def test_a_changed_notebook_is_kept_unless_forced(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run("notebooks", out)
     first = (out / "question.ipynb").read_bytes()
@@ -82,9 +83,8 @@ def test_a_changed_notebook_is_kept_unless_forced(run: Run, shipped: Path, tmp_p
     assert (out / "question.ipynb").read_bytes() == first
 
 
-def test_without_jupytext_the_extra_is_named(
-    run: Run, shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("shipped")
+def test_without_jupytext_the_extra_is_named(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jupytext", None)
     code, printed, error = run("notebooks", tmp_path / "out")
     assert (code, printed) == (1, "") and "pip install 'headscope[notebooks]'" in error
