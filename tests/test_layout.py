@@ -67,6 +67,7 @@ MEASURING = {"measuring", "writing", "tokens", "costs", "plan", "planning", "kep
 PURE_ROOMS = {"core", "storage"}  # of analysis, whose functions run no model
 HEAVY = {
     "datasets",
+    "fastapi",
     "huggingface_hub",
     "jinja2",
     "llvmlite",
@@ -74,20 +75,28 @@ HEAVY = {
     "pandas",
     "plotly",
     "pyarrow",
+    "pydantic",
     "ray",
     "scipy",
+    "starlette",
     "tokenizers",
     "transformers",
     "triton",
     "typer",
+    "uvicorn",
     "xarray",
 }
 HEAVY_ALLOWED = {
     ("cli", "typer"),
     ("ops", "numba"),
     ("ops", "llvmlite"),
-    ("ops", "triton"),
-}  # of `ops`, only the loops, loaded when used
+    ("ops", "triton"),  # of `ops`, only the loops, loaded when used
+    # The live explorer, loaded when it is served.
+    ("explorer.serving", "fastapi"),
+    ("explorer.serving", "pydantic"),
+    ("explorer.serving", "starlette"),
+    ("explorer.serving", "uvicorn"),
+}
 
 
 @dataclass(frozen=True)
@@ -256,7 +265,8 @@ def _heavy_imports(module: Module, modules: dict[str, Module]) -> Iterator[tuple
     for item in module.imports:
         package = item.target.split(".")[0]
         lazy = item.in_function or item.type_checking
-        if package in HEAVY and not lazy and (module.part, package) not in HEAVY_ALLOWED:
+        homes = (module.part, f"{module.part}.{room_of(module.name)}")
+        if package in HEAVY and not lazy and not any((home, package) in HEAVY_ALLOWED for home in homes):
             yield item.line, f"imports {package} at module level; import it in the function that needs it"
 
 
@@ -503,6 +513,10 @@ BAD = {
         "ops/a.py:4: imports pyarrow",
     ),
     "typer outside the cli": ({"report.py": "import typer"}, "report.py:1: imports typer"),
+    "fastapi outside the room that serves": (
+        {"explorer/measuring/a.py": "import fastapi"},
+        "explorer/measuring/a.py:1: imports fastapi",
+    ),
     "bare except": (
         {"ops/a.py": "try:\n    x\nexcept:\n    pass"},
         "ops/a.py:3: broad except: catches everything",

@@ -8,6 +8,8 @@ attention and MLP (Gemma 2, OLMo 2) have their scales frozen too, at the positio
 one sum, and all parts together still give the logit difference (before a soft cap, if there is one).
 """
 
+from collections.abc import Mapping
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -23,7 +25,7 @@ from headscope.model.names import Part, post_scale_name
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.devices import wide
 
-__all__ = ["DirectEffects", "Recorded", "linear_of", "values_along"]
+__all__ = ["DirectEffects", "PartReader", "Recorded", "linear_of", "values_along"]
 
 Recorded = tuple[dict[str, Tensor], Float[Tensor, "prompt d_model"]]  # what is read of a run, and its final states
 
@@ -44,12 +46,20 @@ def linear_of(task: Task) -> LinearMetric:
     return metric
 
 
-class DirectEffects:
-    """Reads what each part of a model adds to a task's metric, prompts in batches."""
+class PartReader:
+    """Reads what each part of a model adds along directions of the final state.
 
-    def __init__(self, model: HookedTransformer, task: Task, *, sources: bool, neurons: bool) -> None:
-        self.model, self.cfg, self.metric = model, model.cfg, linear_of(task)
-        self.positions = self.metric.places(*task.clean_tokens.shape)[:, 0].to(task.clean_tokens.device)
+    Args:
+        model: The model.
+        sources: Also by the position that each head attends to.
+        neurons: Also by MLP neuron.
+
+    Attributes:
+        names: The activations that are read, by hook name; those that the model lacks are left out.
+    """
+
+    def __init__(self, model: HookedTransformer, *, sources: bool, neurons: bool) -> None:
+        self.model, self.cfg = model, model.cfg
         self.sources = sources
         self.neurons = neurons and not (self.cfg.attn_only or self.cfg.num_experts is not None)
         self.readout = readout_of(model)
@@ -67,28 +77,30 @@ class DirectEffects:
         parts: tuple[Part, ...] = ("attn", "mlp") if self.neurons else ("attn",)
         self.names += [post_scale_name(layer, of) for layer in layers for of in parts]
 
-    def recorded(self, batch: Batch, which: slice) -> Recorded:
-        """Run a batch of prompts; what is read of it, and its final state."""
-        prompts = torch.arange(len(batch.tokens), device=batch.tokens.device)
-        positions = self.positions[which]
+    def toward(
+        self, final: Float[Tensor, "prompt d_model"], u: Float[Tensor, "prompt d_model"]
+    ) -> Float[Tensor, "prompt d_model"]:
+        """Return the direction of the stream that comes to `u` behind the final norm, at its scale for final states."""
+        if self.readout.weight is not None:
+            u = u * self.readout.weight.detach().to(self.kind)
+        # Centering is its own transpose: what is read of a centered state is read along the centered direction.
+        return self.readout.center(u) / self.readout.scale(final)
 
-        def reading(name: str) -> Reading:
-            if name.endswith("hook_v"):
-                return lambda values: values.to(self.kind)
-            if name.endswith("hook_pattern"):
-                return lambda pattern: pattern[prompts, :, positions].to(self.kind)
-            return lambda activation: activation[prompts, positions].to(self.kind)
+    def parts(
+        self,
+        acts: Mapping[str, Tensor],
+        final: Float[Tensor, "prompt d_model"],
+        toward: Float[Tensor, "prompt d_model"],
+        constant: Float[Tensor, " prompt"],
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return what each part adds along a direction of each prompt: rows of each, and sums over neurons.
 
-        readings = {name: reading(name) for name in self.names}
-        acts, final = record(self.model, batch.tokens, readings, attention_mask=batch.attention_mask)
-        final = final[prompts, positions].to(self.kind)
-        check_final(final)
-        return acts, final
-
-    def read(self, which: slice, recorded: Recorded) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Read prompts that were run along the directions of their answers: rows of each, and sums over neurons."""
-        acts, final = recorded
-        toward, constant = self._directions(final, *self.metric.terms(which))
+        Args:
+            acts: What `names` name, of each prompt at the position that is read, by hook name.
+            final: The final states there.
+            toward: The direction, as `toward` gives it.
+            constant: What biases behind the stream add.
+        """
 
         def along(state: Float[Tensor, "prompt d_model"]) -> Float[Tensor, " prompt"]:
             return (state * toward).sum(-1)
@@ -122,10 +134,43 @@ class DirectEffects:
         neurons = {"neurons": over_layers(self.cfg, torch.stack(by_neuron), "mlp")} if by_neuron else {}
         return rows, neurons
 
-    def _directions(
-        self, final: Float[Tensor, "prompt d_model"], answers: Tensor, weights: Tensor
+
+class DirectEffects(PartReader):
+    """Reads what each part of a model adds to a task's metric, prompts in batches."""
+
+    def __init__(self, model: HookedTransformer, task: Task, *, sources: bool, neurons: bool) -> None:
+        super().__init__(model, sources=sources, neurons=neurons)
+        self.metric = linear_of(task)
+        self.positions = self.metric.places(*task.clean_tokens.shape)[:, 0].to(task.clean_tokens.device)
+
+    def recorded(self, batch: Batch, which: slice) -> Recorded:
+        """Run a batch of prompts; what is read of it, and its final state."""
+        prompts = torch.arange(len(batch.tokens), device=batch.tokens.device)
+        positions = self.positions[which]
+
+        def reading(name: str) -> Reading:
+            if name.endswith("hook_v"):
+                return lambda values: values.to(self.kind)
+            if name.endswith("hook_pattern"):
+                return lambda pattern: pattern[prompts, :, positions].to(self.kind)
+            return lambda activation: activation[prompts, positions].to(self.kind)
+
+        readings = {name: reading(name) for name in self.names}
+        acts, final = record(self.model, batch.tokens, readings, attention_mask=batch.attention_mask)
+        final = final[prompts, positions].to(self.kind)
+        check_final(final)
+        return acts, final
+
+    def read(self, which: slice, recorded: Recorded) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Read prompts that were run along the directions of their answers: rows of each, and sums over neurons."""
+        acts, final = recorded
+        u, constant = self._answers(*self.metric.terms(which))
+        return self.parts(acts, final, self.toward(final, u), constant)
+
+    def _answers(
+        self, answers: Tensor, weights: Tensor
     ) -> tuple[Float[Tensor, "prompt d_model"], Float[Tensor, " prompt"]]:
-        """Return the direction that the stream is read along, and what the biases behind it add."""
+        """Return the direction behind the final norm that the answers stand for, and what biases add along it."""
         readout = self.readout
         columns, b_U = readout.W_U.detach().T[answers].to(self.kind), readout.b_U.detach()[answers].to(self.kind)
         by = weights.to(self.kind).to(columns.device)
@@ -133,10 +178,7 @@ class DirectEffects:
         constant = (b_U * by).sum(1) + self.metric.constant
         if readout.bias is not None:
             constant = constant + u @ readout.bias.detach().to(self.kind)
-        if readout.weight is not None:
-            u = u * readout.weight.detach().to(self.kind)
-        # Centering is its own transpose: what is read of a centered state is read along the centered direction.
-        return readout.center(u) / readout.scale(final), constant
+        return u, constant
 
 
 def values_along(

@@ -1,0 +1,201 @@
+"""The numbers of the live page, against full runs with hooks in float64, for every shape of block."""
+
+import base64
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from live import OTHER, PROMPT, SHAPES, live_model
+from torch import Tensor
+
+from headscope import HookedTransformer
+from headscope.analysis.attention.score import attribute_attention
+from headscope.analysis.core.batches import Batch
+from headscope.analysis.core.components import components
+from headscope.analysis.lens.logit_lens import logit_lens
+from headscope.analysis.recording.component_means import OutputSums
+from headscope.explorer.serving.schemas import (
+    Change,
+    OnePatternRequest,
+    PatternsRequest,
+    Run,
+    State,
+    WhyRequest,
+)
+from headscope.explorer.serving.sessions import Sessions
+
+Hooks = list[tuple[str, Any]]
+
+
+@pytest.fixture(scope="module", params=SHAPES)
+def sessions(request: pytest.FixtureRequest) -> Sessions:
+    model = live_model(**SHAPES[request.param])
+    tokens = model.to_tokens("The old dog ran after the ball, and the cat saw the old dog run.")
+    sums = OutputSums.of_all(model)
+    everywhere = torch.ones_like(tokens, dtype=torch.bool)
+    return Sessions(model, sums.means(sums.measure(Batch(tokens, None, everywhere), 0)).over_data)
+
+
+def by_hand(sessions: Sessions, changes: list[Change]) -> Hooks:
+    """Hooks of a whole run that put changes in force, the plain way."""
+    model = sessions.model
+    _, cache = model.run_with_cache(OTHER)
+    hooks: Hooks = []
+    for change in changes:
+        (part,) = components(model.cfg, [change.component])
+        name = f"blocks.{part.layer}." + ("hook_mlp_out" if part.head is None else "attn.hook_z")
+
+        def put(value: Tensor, hook: Any, change: Change = change, part: Any = part, name: str = name) -> Tensor:
+            at: Any = slice(None) if change.positions is None else change.positions
+            which: Any = (0, at) if part.head is None else (0, at, part.head)
+            if change.action == "zero":
+                value[which] = 0.0
+            elif change.action == "scale":
+                value[which] *= change.factor
+            elif change.action == "mean":
+                value[which] = sessions.means[part]
+            else:
+                value[which] = cache[name][which]
+            return value
+
+        hooks.append((name, put))
+    return hooks
+
+
+def changes_of(model: HookedTransformer) -> dict[str, list[Change]]:
+    """Changes of every kind, of heads and MLPs, in the first and the last layers, alone and together."""
+    last = model.cfg.layers_with("attn")[-1]
+    mlps = model.cfg.layers_with("mlp")
+    head = {"component": f"{last}.1"}
+    found = {
+        "none": [],
+        "zero": [Change(component="0.2", action="zero")],
+        "mean of the last": [Change(**head, action="mean")],
+        "scale at some": [Change(component="0.0", action="scale", factor=-1.5, positions=[3, -2])],
+        "patch": [Change(**head, action="patch", positions=[1, 3])],
+        "several": [
+            Change(component="0.0", action="zero", positions=[5]),
+            Change(component="0.0", action="scale", factor=3.0, positions=[6, 7]),
+            Change(component="0.1", action="mean"),
+            Change(**head, action="patch"),
+        ],
+    }
+    if mlps:
+        found |= {
+            "an MLP": [Change(component=f"mlp{mlps[0]}", action="patch", positions=[4, 5])],
+            "the last MLP and a head": [
+                Change(component=f"mlp{mlps[-1]}", action="mean"),
+                Change(component="0.2", action="scale", factor=0.5),
+            ],
+        }
+    return found
+
+
+@torch.no_grad()
+def check_run(found: Run, model: HookedTransformer, tokens: Tensor, hooks: Hooks, position: int, target: int) -> None:
+    """Compare a run's numbers with those of a whole run with hooks."""
+    with model.hooks(hooks):
+        logits, cache = model.run_with_cache(tokens)
+        lens = logit_lens(model, tokens, include_bos=True, progress=False)
+    log_probs = logits[0].log_softmax(-1)
+    expected, at = log_probs[position].exp(), log_probs[position].argsort(descending=True)
+    assert [each.id for each in found.predictions] == at[: len(found.predictions)].tolist()
+    close([each.probability for each in found.predictions], expected[at[: len(found.predictions)]])
+    close(found.target_probability, expected[target])
+    assert found.target_rank == int((expected > expected[target]).sum())
+    assert found.losses[0] is None
+    close(found.losses[1:], -log_probs[:-1].gather(1, tokens[0, 1:, None])[:, 0])
+    assert found.entropy.labels == list(lens.state_labels)
+    close(found.entropy.values, lens.entropy[:, 0, position])
+    # Direct effects: each part over the final norm's scale, along the target's unembedding less the mean.
+    u = model.W_U[:, target] - model.W_U.mean(1)
+    norm = model.ln_final
+    u = u * norm.w if hasattr(norm, "w") else u
+    scale = cache["ln_final.hook_scale"][0, position, 0]
+    center = (lambda x: x - x.mean(-1, keepdim=True)) if model.cfg.final_norm in ("LN", "LNPre") else (lambda x: x)
+    for layer in range(model.cfg.n_layers):
+        parts = model.cfg.parts_of(layer)
+        for head in range(model.cfg.n_heads):
+            if "attn" not in parts:
+                assert found.head_effects[layer][head] is None
+                continue
+            written = cache["z", layer][0, position, head] @ model.blocks[layer].attn.W_O[head]
+            if model.cfg.has_post_norms:
+                written = (
+                    written * model.blocks[layer].ln1_post.w / cache[f"blocks.{layer}.ln1_post.hook_scale"][0, position]
+                )
+            close(found.head_effects[layer][head], center(written) @ u / scale)
+        if "mlp" in parts:
+            close(found.mlp_effects[layer], center(cache["mlp_out", layer][0, position]) @ u / scale)
+    if not model.cfg.layers_with("mlp"):
+        assert found.mlp_effects is None
+
+
+def close(found: Any, expected: Any) -> None:
+    found, expected = (torch.as_tensor(each, dtype=torch.float64) for each in (found, expected))
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
+
+
+def test_runs_are_those_of_hooks(sessions: Sessions) -> None:
+    model, tokens = sessions.model, sessions.model.to_tokens(PROMPT)
+    for number, (name, changes) in enumerate(changes_of(model).items()):
+        position, target = ((-1, None), (4, 17), (-3, 250))[number % 3]
+        state = State(prompt=PROMPT, other=OTHER, changes=changes, position=position, target=target, top=7)
+        answer = sessions.run(state)
+        plain = sessions.run(state.model_copy(update={"changes": []}))
+        assert answer.before == plain.before and plain.after is None, name
+        assert answer.ids == tokens[0].tolist() and "".join(answer.tokens[1:]) == PROMPT
+        wanted = answer.target.id if target is None else target
+        check_run(answer.before, model, tokens, [], position, wanted)
+        if not changes:
+            assert answer.after is None
+            continue
+        assert answer.after is not None
+        check_run(answer.after, model, tokens, by_hand(sessions, changes), position, wanted)
+        assert answer.after != answer.before, name
+
+
+def test_patterns_are_those_of_hooks(sessions: Sessions) -> None:
+    model, tokens = sessions.model, sessions.model.to_tokens(PROMPT)
+    changes = changes_of(model)["several"]
+    state = State(prompt=PROMPT, other=OTHER, changes=changes)
+    found = sessions.patterns(PatternsRequest(state=state))
+    n = tokens.shape[1]
+    assert found.n == n and len(found.before) == model.cfg.n_layers
+    for given, hooks in ((found.before, []), (found.after, by_hand(sessions, changes))):
+        with model.hooks(hooks):
+            _, cache = model.run_with_cache(tokens)
+        assert given is not None
+        for layer, heads in enumerate(given):
+            if "attn" not in model.cfg.parts_of(layer):
+                assert heads == []
+                continue
+            levels = [np.frombuffer(base64.b64decode(head), np.uint8).reshape(n, n) for head in heads]
+            expected = (cache["pattern", layer][0] * 255).round().numpy()
+            assert np.abs(np.stack(levels) - expected).max() <= 1  # a half may be rounded either way
+    layer = model.cfg.layers_with("attn")[-1]
+    with model.hooks(by_hand(sessions, changes)):
+        _, cache = model.run_with_cache(tokens)
+    one = sessions.pattern(OnePatternRequest(state=state, layer=layer, head=1))
+    close(one.after, cache["pattern", layer][0, 1])
+    (only,) = sessions.patterns(PatternsRequest(state=state, layer=layer)).before
+    assert only == found.before[layer]
+
+
+def test_why_is_the_attribution_of_the_changed_run(sessions: Sessions) -> None:
+    model, tokens = sessions.model, sessions.model.to_tokens(PROMPT)
+    layer = model.cfg.layers_with("attn")[-1]
+    for changes in ([], [Change(component="0.1", action="zero")]):
+        why = sessions.why(
+            WhyRequest(state=State(prompt=PROMPT, changes=changes), layer=layer, head=2, query=-1, key=2)
+        )
+        with model.hooks(by_hand(sessions, changes)):
+            expected = attribute_attention(model, tokens, (layer, 2), -1, 2, progress=False)
+            scores = model.run_with_cache(tokens)[1]["attn_scores", layer]
+        close(why.score, scores[0, 2, -1, 2])
+        close(why.score, sum(part.value for part in why.key_parts) + why.penalty)
+        close(why.score, sum(part.value for part in why.query_parts) + why.penalty)
+        best = expected.pairs.abs().max()
+        close(abs(why.parts[0].value), best)
+        assert [abs(part.value) for part in why.parts] == sorted((abs(part.value) for part in why.parts), reverse=True)
