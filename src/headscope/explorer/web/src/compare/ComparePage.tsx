@@ -9,7 +9,7 @@ import { withError } from "../format";
 import { Bars, binNames, Distribution, densities, Standing, shares } from "../head/charts";
 import { HeadMenu, Missing, Part } from "../head/HeadPage";
 import { estimate, grouped, MeasureName, valuesOf } from "../head/Measures";
-import { SequenceCard } from "../head/Sequences";
+import { rangeOfNorms, SequenceCard } from "../head/Sequences";
 import { OvTable, WeightTable } from "../head/TokenTables";
 import { address, go, useRoute } from "../router";
 import { useKeys } from "../shared/keys";
@@ -328,7 +328,7 @@ function Texts({ one, two }: { one: Side; two: Side }) {
 function CompareText({ entry, sequence }: { entry: HeadEntry; sequence: Sequence }) {
   return (
     <ul class="sequences stacked">
-      <SequenceCard sequence={sequence} head={entry.name} largest={Math.max(...(sequence.output_norms ?? [0]))} open />
+      <SequenceCard sequence={sequence} head={entry.name} norms={rangeOfNorms([sequence])} open />
     </ul>
   );
 }

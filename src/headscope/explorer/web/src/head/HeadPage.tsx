@@ -62,7 +62,7 @@ function Known({ entry }: { entry: HeadEntry }) {
           <a class="button" href={compared}>
             Compare
           </a>
-          <a class="button" href={address(["live"], { head: entry.name })}>
+          <a class="button" href={address(["live"], { part: entry.name })}>
             Try it live
           </a>
         </nav>
@@ -139,7 +139,7 @@ function Details({ entry, head }: { entry: HeadEntry; head: Head }) {
       <Kinds kinds={head.kinds} />
       <Part title="Measures" id="measures">
         <Measures entry={entry} head={head} />
-        <Facts statistics={head.statistics} />
+        {!head.measures && <Facts statistics={head.statistics} />}
       </Part>
       <Part title="On real text" id="texts" missing={!head.sequences?.length}>
         <Sequences head={entry.name} sequences={head.sequences} intervals={tree.config.n_intervals} options={options} />

@@ -35,7 +35,7 @@ export function Sequences({ head, sequences, intervals, options }: Props) {
   const wanted = options.get("texts") ?? (linked ? choiceOf(linked) : null);
   const chosen = wanted !== null && choices.includes(wanted) ? wanted : (choices[0] ?? TOP);
   const shown = sequences.filter((sequence) => choiceOf(sequence) === chosen);
-  const largest = Math.max(...sequences.flatMap((sequence) => sequence.output_norms ?? []), 0);
+  const norms = useMemo(() => rangeOfNorms(sequences), [sequences]);
   const token = options.get("token");
   return (
     <>
@@ -51,7 +51,8 @@ export function Sequences({ head, sequences, intervals, options }: Props) {
       />
       <p class="soft note">
         {chosen === TOP ? "The texts on which the head writes most." : `${level(Number(chosen), intervals)}.`}
-        {largest > 0 && " The shade of a token is the size of what the head writes there."}
+        {norms &&
+          ` A token's shade is the size of what the head writes there, from ${number(norms[0])} to ${number(norms[1])}.`}
       </p>
       <ol class="sequences">
         {shown.map((sequence, at) => (
@@ -59,7 +60,7 @@ export function Sequences({ head, sequences, intervals, options }: Props) {
             key={`${chosen} ${sequence.sequence_id}`}
             sequence={sequence}
             head={head}
-            largest={largest}
+            norms={norms}
             open={linked ? sequence === linked : at === 0}
             linked={sequence === linked}
             token={sequence === linked && token !== null ? Number(token) : null}
@@ -75,6 +76,20 @@ export function Sequences({ head, sequences, intervals, options }: Props) {
   );
 }
 
+export type Range = [low: number, high: number];
+
+/** The smallest and the largest norm of what a head writes at a token; null where they were not kept. */
+export function rangeOfNorms(sequences: readonly Sequence[]): Range | null {
+  let [low, high] = [Infinity, -Infinity];
+  for (const { output_norms: norms } of sequences) {
+    for (const norm of norms ?? []) {
+      low = Math.min(low, norm);
+      high = Math.max(high, norm);
+    }
+  }
+  return low <= high ? [low, high] : null;
+}
+
 function level(interval: number, intervals: number): string {
   const end = interval === intervals ? " (most active)" : interval === 1 ? " (least active)" : "";
   return `Typical texts of level ${interval} of ${intervals}${end}`;
@@ -83,7 +98,8 @@ function level(interval: number, intervals: number): string {
 type CardProps = {
   sequence: Sequence;
   head: string;
-  largest: number;
+  /** The smallest and the largest of what the head writes at a token, the ends of the shade. */
+  norms: Range | null;
   open?: boolean;
   /** The text that the address names, and the token of it that is kept. */
   linked?: boolean;
@@ -93,7 +109,7 @@ type CardProps = {
 };
 
 export function SequenceCard(props: CardProps) {
-  const { sequence, head, largest, open = false, linked = false } = props;
+  const { sequence, head, norms: range, open = false, linked = false } = props;
   const { tokens, sequence_id: id, output_norms: norms } = sequence;
   const card = useRef<HTMLLIElement>(null);
   const [pointed, setPointed] = useState<Pointed | null>(null);
@@ -150,7 +166,7 @@ export function SequenceCard(props: CardProps) {
           tokens={tokens}
           label={`Text ${id}`}
           weights={weights}
-          shares={largest > 0 ? norms?.map((norm) => norm / largest) : undefined}
+          shares={range && norms ? norms.map((norm) => (norm - range[0]) / (range[1] - range[0] || 1)) : undefined}
           about={(at) => `position ${at}${norms ? `: writes ${number(norms[at])}` : ""}`}
           pointed={pointed}
           pinned={pinned}

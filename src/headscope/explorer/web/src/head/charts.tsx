@@ -7,10 +7,10 @@ import { number, percent } from "../format";
 
 const STRIP = { width: 168, height: 22, edge: 4 };
 
-export interface Mark {
+export type Mark = {
   value: number;
   kind: "one" | "two";
-}
+};
 
 /** All heads as ticks on one line, and the one or two that are looked at. */
 export function Standing({
@@ -65,11 +65,11 @@ export function shares({ bin_values }: Histogram): number[] {
   return bin_values.map((value) => (total > 0 ? value / total : 0));
 }
 
-export interface Series {
+export type Series = {
   name: string;
   kind: "one" | "two";
   values: readonly number[];
-}
+};
 
 /** Shares by category, with one or two bars each; the heights are comparable across charts with the same `top`. */
 export function Bars({

@@ -49,7 +49,7 @@ export function Thumbnail({ weights, size = 64 }: { weights: Weights; size?: num
   return <canvas ref={canvas} class="thumbnail" style={{ width: `${size}px`, height: `${size}px` }} />;
 }
 
-interface Props {
+type Props = {
   weights: Weights;
   label: string;
   pointed: Pointed | null;
@@ -58,7 +58,7 @@ interface Props {
   onPoint(pointed: Pointed | null): void;
   /** A cell was clicked, or Enter was pressed on it. */
   onPick(query: number, key: number): void;
-}
+};
 
 /** The whole pattern: point at a cell by mouse or arrow keys. */
 export function Pattern({ weights, label, pointed, pinned, onPoint, onPick }: Props): JSX.Element {

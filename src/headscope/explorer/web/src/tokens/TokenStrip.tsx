@@ -13,12 +13,15 @@ import { walk } from "./walk";
 import { type Place, strongest, type Weights } from "./weights";
 
 /** What is pointed at: one token, or a query and a key in a pattern. */
-export interface Pointed {
+export type Pointed = {
   query: number;
   key: number | null;
-}
+};
 
-interface Props {
+// Of a longer token the box may be broken over lines.
+const LONG = 40;
+
+type Props = {
   tokens: readonly string[];
   label: string;
   weights: Weights | null;
@@ -30,7 +33,7 @@ interface Props {
   pinned: number | null;
   onPoint(pointed: Pointed | null): void;
   onPin(at: number | null): void;
-}
+};
 
 export function TokenStrip(props: Props): JSX.Element {
   const { tokens, label, weights, shares, about, pointed, pinned, onPoint, onPin } = props;
@@ -86,7 +89,7 @@ export function TokenStrip(props: Props): JSX.Element {
         const look = weights && shown ? linked(weights, shown, at) : resting(shares?.[at]);
         const marks =
           (at === pinned ? " pinned" : shown && (at === shown.query || at === shown.key) ? " at" : "") +
-          (token.includes("\n") ? " breaks" : "");
+          (token.includes("\n") || token.length > LONG ? " breaks" : "");
         return (
           <span
             class={`strip-token ${look.class}${marks}`}
@@ -102,10 +105,10 @@ export function TokenStrip(props: Props): JSX.Element {
   );
 }
 
-interface Look {
+type Look = {
   class: string;
   style: Record<string, string>;
-}
+};
 
 function linked(weights: Weights, shown: Pointed, at: number): Look {
   if (shown.key !== null) return shade(at === shown.key ? weights.at(shown.query, shown.key) : 0);

@@ -1,6 +1,6 @@
 // Arrow keys that move through things in lines.
 
-export interface Walk {
+export type Walk = {
   count: number;
   /** How many stand in a line: 1 for a running text. */
   stride: number;
@@ -8,7 +8,7 @@ export interface Walk {
   move(to: number): void;
   pick(at: number): void;
   clear(): void;
-}
+};
 
 /** Answer a key with a step of the walk; true where the key was one of the walk's. */
 export function walk(event: KeyboardEvent, { count, stride, at, move, pick, clear }: Walk): boolean {

@@ -1,15 +1,15 @@
 // Attention weights of one head on one text, however they came: sparse from a tree, packed or exact from a server.
 
-export interface Weights {
+export type Weights = {
   readonly n: number;
   /** The weight of a key for a query; zero where it was too small to be kept. */
   at(query: number, key: number): number;
-}
+};
 
-export interface Place {
+export type Place = {
   at: number;
   weight: number;
-}
+};
 
 function square(values: Float32Array, n: number): Weights {
   return { n, at: (query, key) => values[query * n + key] ?? 0 };
@@ -45,4 +45,9 @@ export function strongest(weights: Weights, of: "query" | "key", index: number, 
     if (weight > 0) places.push({ at: other, weight });
   }
   return places.sort((a, b) => b.weight - a.weight).slice(0, most);
+}
+
+/** How much larger each weight is in one pattern than in the other. */
+export function differenceOf(after: Weights, before: Weights): Weights {
+  return { n: after.n, at: (query, key) => after.at(query, key) - before.at(query, key) };
 }
