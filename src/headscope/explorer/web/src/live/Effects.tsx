@@ -1,6 +1,6 @@
 /** What each head and each MLP adds directly to the chosen token's logit, layer by layer. */
 import { useRef } from "preact/hooks";
-import { number } from "../format";
+import { MISSING, number } from "../format";
 import { shade } from "../tokens/shades";
 import { walk } from "../tokens/walk";
 import type { Answer, Change, Run } from "./answers";
@@ -16,8 +16,11 @@ type Props = {
   onPick: (component: string) => void;
 };
 
-/** The components of a layer: its heads, then its MLP. */
-function rowsOf(run: Run): { component: string; effect: number }[][] {
+/** A component, and its effect; null where a layer has no such component. */
+type Effect = { component: string; effect: number | null };
+
+/** The components of each layer: its heads, then its MLP. */
+function rowsOf(run: Run): Effect[][] {
   return run.head_effects.map((heads, layer) => {
     const row = heads.map((effect, head) => ({ component: `${layer}.${head}`, effect }));
     const mlp = run.mlp_effects?.[layer];
@@ -26,13 +29,16 @@ function rowsOf(run: Run): { component: string; effect: number }[][] {
 }
 
 /** The effects that a view shows. */
-export function effectsOf({ before, after }: Answer, view: View): { component: string; effect: number }[][] {
+export function effectsOf({ before, after }: Answer, view: View): Effect[][] {
   const rows = rowsOf(before);
   if (!after || view === "before") return rows;
   const changed = rowsOf(after);
   if (view === "after") return changed;
   return changed.map((row, layer) =>
-    row.map(({ component, effect }, at) => ({ component, effect: effect - (rows[layer]?.[at]?.effect ?? 0) })),
+    row.map(({ component, effect }, at) => {
+      const former = rows[layer]?.[at]?.effect ?? null;
+      return { component, effect: effect === null || former === null ? null : effect - former };
+    }),
   );
 }
 
@@ -44,7 +50,7 @@ export function Effects({ answer, view, chosen, changes, onPick }: Props) {
     view === "difference" ? rows : [...rowsOf(answer.before), ...(answer.after ? rowsOf(answer.after) : [])]
   )
     .flat()
-    .map(({ effect }) => Math.abs(effect));
+    .map(({ effect }) => Math.abs(effect ?? 0));
   const limit = Math.max(...sizes, 1e-9);
   const width = rows[0]?.length ?? 0;
   const cells = rows.flat();
@@ -90,7 +96,7 @@ export function Effects({ answer, view, chosen, changes, onPick }: Props) {
             <tr key={layer}>
               <th scope="row">{layer}</th>
               {row.map(({ component, effect }, column) => {
-                const look = shade(effect / limit);
+                const look = shade((effect ?? 0) / limit);
                 const change = altered.get(component);
                 const about = `${componentTitle(component)}: ${number(effect, { signed: true })}${change ? `; changed: ${changeTitle(change)}` : ""}`;
                 const first = at < 0 && layer === 0 && column === 0;
@@ -120,4 +126,5 @@ export function Effects({ answer, view, chosen, changes, onPick }: Props) {
   );
 }
 
-const short = (effect: number): string => (Math.abs(effect) < 0.005 ? "0" : effect.toFixed(2).replace("-", "−"));
+const short = (effect: number | null): string =>
+  effect === null ? MISSING : Math.abs(effect) < 0.005 ? "0" : effect.toFixed(2).replace("-", "−");

@@ -30,7 +30,7 @@ export function Entropy({ before, after }: { before: Run; after: Run | null }) {
         {labels.map(
           (label, at) =>
             at % every === 0 && (
-              <text key={label} x={x(at)} y={SIZE.height - 8} text-anchor="middle">
+              <text key={label} x={x(at)} y={SIZE.height - 8} text-anchor={at === labels.length - 1 ? "end" : "middle"}>
                 {label}
               </text>
             ),

@@ -3,9 +3,10 @@ import type { components } from "./api";
 
 type Schemas = components["schemas"];
 
-export type Change = Schemas["Change"];
+// What may be left out of a request, the page always says.
+export type Change = Required<Schemas["Change"]>;
 export type Action = Change["action"];
-export type State = Schemas["State"];
+export type State = Required<Omit<Schemas["State"], "changes">> & { changes: Change[] };
 export type ModelInfo = Schemas["ModelInfo"];
 export type Answer = Schemas["Answer"];
 export type Run = Schemas["Run"];

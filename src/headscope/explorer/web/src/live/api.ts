@@ -3,7 +3,93 @@
  * Do not make direct changes to the file.
  */
 
-export type paths = Record<string, never>;
+export interface paths {
+    "/api/model": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Model */
+        get: operations["_model_api_model_get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/run": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Run */
+        post: operations["_run_api_run_post"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/patterns": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Patterns */
+        post: operations["_patterns_api_patterns_post"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/pattern": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Pattern */
+        post: operations["_pattern_api_pattern_post"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/why": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Why */
+        post: operations["_why_api_why_post"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+}
 export type webhooks = Record<string, never>;
 export interface components {
     schemas: {
@@ -43,15 +129,13 @@ export interface components {
             /**
              * Factor
              * @description what scale multiplies by
-             * @default null
              */
-            factor: number | null;
+            factor?: number | null;
             /**
              * Positions
              * @description where; negative from the end; null for all
-             * @default null
              */
-            positions: number[] | null;
+            positions?: number[] | null;
         };
         /**
          * Entropies
@@ -72,7 +156,7 @@ export interface components {
         };
         /**
          * ErrorDetail
-         * @description What went wrong.
+         * @description The kind of an error, and a sentence about it.
          */
         ErrorDetail: {
             /** Code */
@@ -82,7 +166,7 @@ export interface components {
         };
         /**
          * ModelInfo
-         * @description What is served, and what it can be asked.
+         * @description The model that is served, and the limits of what it can be asked.
          */
         ModelInfo: {
             /** Model Name */
@@ -145,7 +229,7 @@ export interface components {
         PatternsAnswer: {
             /**
              * Before
-             * @description [layer][head]: base64 of bytes [query, key], the weight times 255; the layer asked for
+             * @description [layer][head], of the layer asked for or all: base64 of bytes [query, key], the weight times 255; a layer without attention has none
              */
             before: string[][];
             /** After */
@@ -162,11 +246,8 @@ export interface components {
          */
         PatternsRequest: {
             state: components["schemas"]["State"];
-            /**
-             * Layer
-             * @default null
-             */
-            layer: number | null;
+            /** Layer */
+            layer?: number | null;
         };
         /**
          * Prediction
@@ -182,7 +263,7 @@ export interface components {
         };
         /**
          * Run
-         * @description What one run of the prompt comes to.
+         * @description The numbers of one run of the prompt.
          */
         Run: {
             /**
@@ -205,14 +286,14 @@ export interface components {
             entropy: components["schemas"]["Entropies"];
             /**
              * Head Effects
-             * @description [layer][head]: what it adds directly to the target's centered logit
+             * @description [layer][head]: what it adds directly to the target's centered logit; null for none
              */
-            head_effects: number[][];
+            head_effects: (number | null)[][];
             /**
              * Mlp Effects
              * @description [layer]: the same; null without MLPs
              */
-            mlp_effects: number[] | null;
+            mlp_effects: (number | null)[] | null;
         };
         /**
          * State
@@ -224,15 +305,13 @@ export interface components {
             /**
              * Other
              * @description the prompt patches come from, of as many tokens
-             * @default null
              */
-            other: string | null;
+            other?: string | null;
             /**
              * Prepend Bos
              * @description null: as the model is used to
-             * @default null
              */
-            prepend_bos: boolean | null;
+            prepend_bos?: boolean | null;
             /**
              * Changes
              * @default []
@@ -247,9 +326,8 @@ export interface components {
             /**
              * Target
              * @description a token's id; null: the most probable one
-             * @default null
              */
-            target: number | null;
+            target?: number | null;
             /**
              * Top
              * @default 20
@@ -301,7 +379,7 @@ export interface components {
         };
         /**
          * WhyRequest
-         * @description Where a head looks, from where.
+         * @description A position that a head looks at, and the one it looks from.
          */
         WhyRequest: {
             state: components["schemas"]["State"];
@@ -322,4 +400,166 @@ export interface components {
     pathItems: never;
 }
 export type $defs = Record<string, never>;
-export type operations = Record<string, never>;
+export interface operations {
+    _model_api_model_get: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ModelInfo"];
+                };
+            };
+            /** @description Default Response */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorAnswer"];
+                };
+            };
+        };
+    };
+    _run_api_run_post: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["State"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Answer"];
+                };
+            };
+            /** @description Default Response */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorAnswer"];
+                };
+            };
+        };
+    };
+    _patterns_api_patterns_post: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["PatternsRequest"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["PatternsAnswer"];
+                };
+            };
+            /** @description Default Response */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorAnswer"];
+                };
+            };
+        };
+    };
+    _pattern_api_pattern_post: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["OnePatternRequest"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OnePatternAnswer"];
+                };
+            };
+            /** @description Default Response */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorAnswer"];
+                };
+            };
+        };
+    };
+    _why_api_why_post: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["WhyRequest"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["WhyAnswer"];
+                };
+            };
+            /** @description Default Response */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorAnswer"];
+                };
+            };
+        };
+    };
+}
