@@ -18,6 +18,7 @@ author = "headscope contributors"
 copyright = f"2026, {author}. MIT license"
 version = release = headscope.__version__
 language = "en"
+default_role = "code"  # docstrings write `names` as markdown does
 
 extensions = [
     "sphinx.ext.autodoc",
@@ -27,6 +28,7 @@ extensions = [
     "sphinx_design",
     "site_notebooks",
     "site_math",
+    "site_reference",
 ]
 exclude_patterns = ["_*", "**/.ipynb_checkpoints", "**/README.md"]
 suppress_warnings = ["toc.empty_glob"]
@@ -47,8 +49,9 @@ nb_merge_streams = True
 nb_output_stderr = "error"
 nb_ipywidgets_js = {}
 
+python_maximum_signature_line_length = 88
+toc_object_entries_show_parents = "hide"
 autodoc_member_order = "bysource"
-autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
