@@ -1,4 +1,4 @@
-"""Configs of toy models, each a plain `HookedTransformerConfig`, so that everything that works on a model works on these.
+"""Configs of toy models: each a plain `HookedTransformerConfig`, so that all that works on a model works on these.
 
 Each is made for the task of the same name in `headscope.data.tasks`, and takes any field of the config by keyword, in
 addition or in place of its own. Use `toy_configs.skip_trigram()` with `one_hot`, which makes embedding and unembedding
