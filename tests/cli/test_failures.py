@@ -38,7 +38,7 @@ def test_the_version_is_shown(run: Run) -> None:
 
 COMMANDS = (
     "prompt", "entropy", "ablate", "heads", "patch", "ioi", "attribute", "report", "compare", "models", "evaluate",
-    "copy-suppression", "migrate", "train", "merge", "status", "attention", "edges", "scoreboard", "notebooks",
+    "copy-suppression", "migrate", "train", "merge", "status", "attention", "edges", "scoreboard", "notebooks", "explain",
 )  # fmt: skip
 TRAINED = ("demo", "skip-trigram", "induction", "modular-addition")
 
@@ -140,6 +140,7 @@ BAD = {
     "long prompt": (["prompt", "CHECKPOINT", "Mary " * 60, "John"], "context is n_ctx = 48"),
     "a second model that is missing": (["compare", "CHECKPOINT", "gtp2"], "Unknown model 'gtp2'. Did you mean 'gpt2'"),
     "corrupt checkpoint": (["prompt", "TMP/corrupt", "Mary", "John"], "config.json"),
+    "no such code": (["explain", "HS-TOKENS-00"], "Did you mean 'HS-TOKENS-0"),
     "steps": (["train", "demo", "--steps", "0", "--out", "TMP/demo"], "steps must be at least 1; got 0"),
 }
 

@@ -54,7 +54,7 @@ def get_official_model_name(model_name: str) -> str:
     official = _OFFICIAL.get(model_name.lower())
     if official is None:
         refuse_unsupported(model_name)
-        raise InvalidInputError(unknown_model(model_name).message, code="HS-NAME-01")
+        raise InvalidInputError(unknown_model(model_name).message)
     return official
 
 
