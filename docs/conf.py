@@ -26,6 +26,7 @@ extensions = [
     "myst_nb",
     "sphinx_copybutton",
     "sphinx_design",
+    "error_pages",
     "site_notebooks",
     "site_math",
     "site_reference",

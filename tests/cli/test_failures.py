@@ -38,7 +38,8 @@ def test_the_version_is_shown(run: Run) -> None:
 
 COMMANDS = (
     "prompt", "entropy", "ablate", "heads", "patch", "ioi", "attribute", "report", "compare", "models", "evaluate",
-    "copy-suppression", "migrate", "train", "merge", "status", "attention", "edges", "scoreboard", "notebooks", "explain",
+    "copy-suppression", "migrate", "train", "merge", "status", "attention", "edges", "scoreboard", "notebooks",
+    "explain",
 )  # fmt: skip
 TRAINED = ("demo", "skip-trigram", "induction", "modular-addition")
 
@@ -158,7 +159,7 @@ def test_a_failure_is_one_line(run: Run, args: list[str], message: str, checkpoi
     (tmp_path / "corrupt" / "config.json").write_text("{")
     before = sorted(tmp_path.iterdir())
     filled = [arg.replace("CHECKPOINT", str(checkpoint)).replace("TMP", str(tmp_path)) for arg in args]
-    code, _, error = run(*filled, *([] if args[0] == "prompt" else ["--no-progress"]))
+    code, _, error = run(*filled, *([] if args[0] in ("prompt", "explain") else ["--no-progress"]))
     assert code == 1
     (line,) = error.splitlines()
     assert line.startswith("Error: ") and message in line

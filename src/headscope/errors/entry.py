@@ -1,11 +1,11 @@
-"""What is known of an error: how it looks, why it is raised and what to do."""
+"""An entry of the table of errors: the message, why it is raised and what to do."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One code of an error.
+    """A code of an error, and what is known of it.
 
     Attributes:
         code: Code that the message ends in, such as `"HS-TOKENS-01"`.

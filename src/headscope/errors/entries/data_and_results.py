@@ -129,9 +129,7 @@ ablate_heads(model, model.to_tokens("The cat sat on the mat."), reduce="mean").t
         code="HS-RESULT-02",
         error="InvalidInputError",
         title="An axis or label that the result does not have",
-        symptom=(
-            "no array has the axes neuron: diff has layer, component; marginal has layer, component; resid has state."
-        ),
+        symptom="no array has the axes neuron: diff has layer, component; ...",
         cause="Results have named axes, different ones for different numbers, and labels on them.",
         repair="Print the result: it says its axes. A label is written as in its tables.",
         example="""
