@@ -243,6 +243,13 @@ def test_a_scatter_may_have_a_line(text: str, ends: tuple[float, ...]) -> None:
     assert (shape.x0, shape.y0, shape.x1, shape.y1) == ends
 
 
+def test_texts_of_a_scatter_stand_above_its_points() -> None:
+    figure = scatter([1.0, 2.0], [3.0, 4.0], text=["0.0", "0.1"], return_fig=True)
+    assert figure is not None
+    (points,) = figure.data
+    assert (list(points.text), points.textposition) == (["0.0", "0.1"], "top center")
+
+
 def test_a_histogram_leaves_out_nan_and_marks_means() -> None:
     figure = hist([[1.0, float("nan"), 3.0], [5.0]], names=["a", "b"], add_mean_line=True, return_fig=True)
     assert figure is not None

@@ -261,7 +261,7 @@ def scatter(
         labels: Names of `x`, `y` and `color`.
         add_line: A line to draw as well: `"y=x"`, `"y=<number>"` or `"x=<number>"`.
         renderer, title, width, height, return_fig, draw, static: As in all helpers: see the module.
-        options: Options of `plotly.express.scatter`, or of the layout; `color` and `hover_name` are lists.
+        options: Options of `plotly.express.scatter`, or of the layout; `color`, `text` and `hover_name` are lists.
 
     Raises:
         InvalidInputError: If `x` and `y` differ in number, or for an unknown line.
@@ -283,6 +283,8 @@ def scatter(
         elif name in drawn:
             drawn[name] = texts(drawn[name])
     figure = px.scatter(x=across, y=up, labels={"x": "", "y": "", **axis_labels(labels, layout)}, **drawn)
+    if "text" in drawn:
+        figure.update_traces(textposition="top center")  # plotly would write it over the points
     if add_line is not None:
         draw_line(figure, add_line, across, up)
     return _finish(figure, title, width, height, layout, renderer, return_fig, draw, static)
