@@ -41,7 +41,8 @@ def serve(
     if missing:
         raise MissingDependencyError(
             f"the live explorer needs {' and '.join(missing)}, which the extra live brings: "
-            "pip install 'headscope[live]'. Without it, open index.html of the folder in a browser."
+            "pip install 'headscope[live]'. Without it, open index.html of the folder in a browser.",
+            code="HS-DEPENDENCY-01",
         )
     # Only who serves loads the web framework, which takes longer than the rest of the command line.
     server = importlib.import_module(f"{__package__}.server")

@@ -149,7 +149,7 @@ def _add_errors(app: FastAPI) -> None:
     async def refused(_: Request, error: HeadscopeError) -> Response:
         name = type(error).__name__.removesuffix("Error")
         status = next((status for kind, status in _STATUSES.items() if isinstance(error, kind)), 422)
-        return _told(status, re.sub(r"(?<=.)(?=[A-Z])", "_", name).lower(), str(error))
+        return _told(status, re.sub(r"(?<=.)(?=[A-Z])", "_", name).lower(), error.message)
 
     @app.exception_handler(RequestValidationError)
     async def malformed(_: Request, error: RequestValidationError) -> Response:

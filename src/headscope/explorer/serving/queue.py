@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from headscope.errors import HeadscopeError
 
@@ -32,10 +32,15 @@ class QueueFullError(HeadscopeError):
 
 
 class _Ticket:
-    """A piece of work: whether somebody still waits for it."""
+    """A piece of work, and whether somebody still waits for it.
+
+    Attributes:
+        given_up: Is done when nobody does, for who waits in the event loop.
+    """
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
+        self.given_up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._deadline = time.monotonic() + seconds
         self._given_up = threading.Event()
 
@@ -45,8 +50,15 @@ class _Ticket:
         return max(0.0, self._deadline - time.monotonic())
 
     def give_up(self) -> None:
-        """Say that nobody waits any longer."""
+        """Say that nobody waits any longer; in the event loop."""
         self._given_up.set()
+        if not self.given_up.done():
+            self.given_up.set_result(None)
+
+    @property
+    def too_late(self) -> TimedOutError:
+        """The error of work whose time is over."""
+        return TimedOutError(f"the request took more than {self.seconds:g} s, waiting included.")
 
     def check(self) -> None:
         """Raise if nobody waits any longer.
@@ -58,7 +70,7 @@ class _Ticket:
         if self._given_up.is_set():
             raise CancelledError("the request was cancelled, or a newer one of the same page took its place.")
         if not self.left:
-            raise TimedOutError(f"the request took more than {self.seconds:g} s, waiting included.")
+            raise self.too_late
 
 
 class Queue:
@@ -74,6 +86,9 @@ class Queue:
         self._tickets: set[_Ticket] = set()
         self._latest: dict[object, _Ticket] = {}
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="headscope-live")
+
+    def __len__(self) -> int:
+        return len(self._tickets)
 
     async def run(self, work: Callable[[Callable[[], None]], T], *, instead_of: object = None) -> T:
         """Do a piece of work and return what it returns; a coroutine that is cancelled gives it up.
@@ -96,14 +111,17 @@ class Queue:
         self._tickets.add(ticket)
         if instead_of is not None:
             self._latest[instead_of] = ticket
+        done = asyncio.wrap_future(self._worker.submit(_do, ticket, work))
         try:
-            done: Any = self._worker.submit(_do, ticket, work)
-            async with asyncio.timeout(ticket.left):
-                return await asyncio.wrap_future(done)
-        except TimeoutError:
-            raise TimedOutError(f"the request took more than {self.seconds:g} s, waiting included.") from None
+            first = asyncio.FIRST_COMPLETED
+            await asyncio.wait({done, ticket.given_up}, timeout=ticket.left, return_when=first)
+            if not done.done():
+                ticket.check()
+                raise ticket.too_late
+            return done.result()
         finally:
             ticket.give_up()
+            done.cancel()
             self._tickets.discard(ticket)
             if self._latest.get(instead_of) is ticket:
                 del self._latest[instead_of]

@@ -198,9 +198,9 @@ class PromptRuns:
         return pattern[0]
 
     @contextmanager
-    def changing(self, changes: Sequence[ResolvedChange], other: PromptRun | None) -> Iterator[None]:
+    def changing(self, changes: Sequence[ResolvedChange], other: PromptRun | None, check: Check) -> Iterator[None]:
         """Keep changes in force on the model itself, for whole runs of the prompt within."""
-        with self.model.hooks(self._replacing(changes, other, 0)):
+        with self.model.hooks(self._replacing(changes, other, 0)), self._checking(check):
             yield
 
     def _replacing(

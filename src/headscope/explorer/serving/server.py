@@ -1,13 +1,14 @@
 """`serve`: an explorer's folder on an address of this machine, with a model that answers the live page."""
 
 import errno
-import json
+import os
 import secrets
 import socket
 import webbrowser
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from headscope.analysis.core.components import Component, component_of
-from headscope.errors import CheckpointError, InvalidInputError, StorageError
+from headscope.errors import CheckpointError, InvalidInputError, UnknownNameError
 from headscope.explorer.serving.app import make_app
 from headscope.explorer.serving.guard import App, Guard
 from headscope.explorer.serving.queue import Queue
 from headscope.explorer.serving.sessions import Sessions
+from headscope.explorer.tree.reading import Exploration, read_tree
 from headscope.model.transformer import HookedTransformer
 
 __all__ = ["Address", "Server", "serve"]
@@ -50,9 +52,13 @@ class Address:
         if not 0 <= port <= 65535:
             raise InvalidInputError(f"--port is a number from 0 to 65535; got {port}.")
         listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if (
+            os.name == "posix"
+        ):  # connections of a server that was stopped do not keep its port; elsewhere, it means more
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind((_HOST, port))
+            listening.listen(128)  # from here on nobody else can take the port
         except OSError as error:
             listening.close()
             said = {
@@ -64,7 +70,7 @@ class Address:
             raise InvalidInputError(f"{said}: name another one with --port, or leave it out for a free one.") from None
         return cls(listening)
 
-    @property
+    @cached_property
     def port(self) -> int:
         """The port."""
         return int(self.listening.getsockname()[1])
@@ -123,64 +129,47 @@ def serve(
     say: Callable[[str], Any] = print,
 ) -> None:
     """Serve an explorer's folder until Ctrl-C; see `headscope.explorer.serve`."""
-    folder = Path(folder)
-    config = _config(folder)
+    tree = read_tree(folder)
     address = Address.bind(port)  # a port that is taken should be told before a model is loaded
     with closing(address.listening):
-        loaded = _model(model, config, folder)
-        server = Server(address, folder, Sessions(loaded, _means(folder, loaded)))
+        loaded = _model(model, tree)
+        server = Server(address, tree.directory, Sessions(loaded, _means(tree.directory, loaded)))
         say(f"{address.link}\nThis link is for you alone, on this machine. Ctrl-C ends the server.")
         if open_browser:
             webbrowser.open(address.link)
         server.run()
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    """Return an explorer's config.
+def _model(given: HookedTransformer | str | Path | None, tree: Exploration) -> HookedTransformer:
+    """Return the model of an explorer, and check that it is that.
 
     Raises:
-        InvalidInputError: If the folder holds none.
+        InvalidInputError: If its shape is another than was measured, or the folder does not say which it is.
+        CheckpointError: If it cannot be found, or loaded.
     """
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise InvalidInputError(
-            f"{folder} is no explorer: it holds no config.json. headscope explore MODEL --out {folder} makes one."
-        ) from None
-    except ValueError as error:
-        raise InvalidInputError(f"{path} is not JSON: {error}.") from None
-    if not isinstance(config, dict):
-        raise InvalidInputError(f"{path} holds no explorer's config.")
-    return config
-
-
-def _model(given: HookedTransformer | str | Path | None, config: dict[str, Any], folder: Path) -> HookedTransformer:
-    """Return the model of a folder, and check that it is that.
-
-    Raises:
-        InvalidInputError: If its shape is another than the folder's, or the folder does not say which it is.
-    """
-    if isinstance(given, HookedTransformer):
-        model = given
-    else:
-        provenance = config.get("pipeline_config")
-        name = given or (provenance or {}).get("model") or config.get("model_name")
-        if not name:
-            raise InvalidInputError(f"{folder} does not say what model it is of: name it with --model.")
-        try:
-            model = HookedTransformer.from_pretrained(name)
-        except CheckpointError as error:
-            if given is not None:
-                raise
-            raise CheckpointError(f"{error} Say where the model of {folder} is with --model.") from None
+    model = given if isinstance(given, HookedTransformer) else _loaded(given, tree)
     for name, here in (("n_layers", model.cfg.n_layers), ("n_heads", model.cfg.n_heads)):
-        if name in config and config[name] != here:
+        if tree.config[name] != here:
             raise InvalidInputError(
-                f"{folder} is of a model with {name} = {config[name]}, and {model.cfg.model_name!r} has {here}: "
-                "name the model that was measured with --model."
+                f"{str(tree.directory)!r} is of a model with {name} = {tree.config[name]}, and "
+                f"{model.cfg.model_name!r} has {here}: name the model that was measured with --model."
             )
     return model
+
+
+def _loaded(given: str | Path | None, tree: Exploration) -> HookedTransformer:
+    name = given or tree.config["pipeline_config"].get("model") or tree.config["model_name"]
+    if not name:
+        raise InvalidInputError(f"{str(tree.directory)!r} does not say what model it is of: name it with --model.")
+    try:
+        return HookedTransformer.from_pretrained(name)
+    except (CheckpointError, UnknownNameError) as error:
+        if given is not None:
+            raise
+        raise CheckpointError(
+            f"the model of {str(tree.directory)!r} cannot be loaded as {name!r}: {error.message} Say where it is with "
+            "--model."
+        ) from None
 
 
 def _means(folder: Path, model: HookedTransformer) -> dict[Component, Tensor]:
@@ -193,7 +182,7 @@ def _means(folder: Path, model: HookedTransformer) -> dict[Component, Tensor]:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except SafetensorError as error:
-        raise StorageError(f"{path} cannot be read: {error}.") from None
+        raise CheckpointError(f"{path} is damaged ({error}). Copy the tree again, or make it anew.") from None
     if metadata.get("weight_processing") != ",".join(model.weight_processing):
         return {}
     parts = {component_of(name): mean for name, mean in tensors.items()}

@@ -17,7 +17,7 @@ from torch import Tensor
 from headscope.analysis.attention.score import attribute_attention
 from headscope.analysis.core.components import Component, components
 from headscope.analysis.prompts.reading import TokenStrings
-from headscope.errors import HeadscopeError, InvalidInputError, MissingTokenizerError
+from headscope.errors import InvalidInputError, MissingTokenizerError
 from headscope.explorer.serving.reading import RunReader
 from headscope.explorer.serving.runs import Check, PromptRun, PromptRuns, ResolvedChange
 from headscope.explorer.serving.schemas import (
@@ -45,7 +45,7 @@ MAX_TOKENS = 256
 _PAIRS = 30  # of parts of an attention score, which are told
 
 
-class TooLongError(HeadscopeError, ValueError):
+class TooLongError(InvalidInputError):
     """A prompt of more tokens than a run may have."""
 
 
@@ -178,7 +178,7 @@ class Sessions:
         """
         plain, other, _, changes = self._resolved(asked.state, check)
         query, key = (_positions([at], plain.length)[0] for at in (asked.query, asked.key))
-        with self._runs.changing(changes, other):
+        with self._runs.changing(changes, other, check):
             found = attribute_attention(
                 self.model, plain.tokens, (asked.layer, asked.head), query, key, sources=False, progress=False
             )
