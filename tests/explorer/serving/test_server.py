@@ -301,7 +301,7 @@ STATES = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=120)
+@settings(max_examples=40)
 @given(
     body=STATES | VALUES, path=st.sampled_from(["run", "patterns", "pattern", "why"]), places=st.tuples(*[VALUES] * 4)
 )

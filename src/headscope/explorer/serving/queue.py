@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from headscope.errors import HeadscopeError
 
@@ -113,8 +113,8 @@ class Queue:
             self._latest[instead_of] = ticket
         done = asyncio.wrap_future(self._worker.submit(_do, ticket, work))
         try:
-            first = asyncio.FIRST_COMPLETED
-            await asyncio.wait({done, ticket.given_up}, timeout=ticket.left, return_when=first)
+            either: set[asyncio.Future[Any]] = {done, ticket.given_up}
+            await asyncio.wait(either, timeout=ticket.left, return_when=asyncio.FIRST_COMPLETED)
             if not done.done():
                 ticket.check()
                 raise ticket.too_late
