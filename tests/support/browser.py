@@ -5,6 +5,7 @@ with headless() as browser, visit(browser, path) as page:
 # here it has been checked that the console stayed quiet and nothing left the page
 """
 
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,18 +43,21 @@ def headless() -> Iterator["Browser"]:
 @contextmanager
 def visit(
     browser: "Browser",
-    path: Path,
+    path: Path | str,
     *,
     width: int = 1280,
     height: int = 900,
     theme: Literal["light", "dark"] = "light",
     touch: bool = False,
     place: str = "",
-    own: Path | None = None,
+    own: Path | str | None = None,
+    forgiven: str | None = None,
 ) -> Iterator["Page"]:
     """Open a page, and at the end fail on anything its console said and any address it asked for.
 
-    `place` is what its address has after the path (`"#/heads"`); files in the folder `own` may be asked for.
+    `path` is a file or the address of a server; `place` is what its address has after the path (`"#/heads"`); files in
+    the folder `own`, or addresses that begin with it, may be asked for. Lines of the console that match `forgiven` are
+    let pass.
     """
     context = browser.new_context(
         viewport={"width": width, "height": height}, color_scheme=theme, has_touch=touch, is_mobile=touch
@@ -61,15 +65,17 @@ def visit(
     page = context.new_page()
     page.set_default_timeout(PATIENCE_MS)
     heard, asked = listen(page)
+    address = path if isinstance(path, str) else path.as_uri()
     try:
-        page.goto(path.as_uri() + place)
+        page.goto(address + place)
         yield page
         page.wait_for_timeout(1)  # what was said until now is told first
     finally:
         context.close()
-    allowed = path.as_uri() if own is None else f"{own.as_uri()}/"
-    beyond = [address for address in asked if address != path.as_uri() + place and not address.startswith(allowed)]
-    trouble = heard + [f"asked for {address}" for address in beyond]
+    allowed = address if own is None else own if isinstance(own, str) else f"{own.as_uri()}/"
+    beyond = [each for each in asked if each != address + place and not each.startswith(allowed)]
+    said = [line for line in heard if forgiven is None or not re.search(forgiven, line)]
+    trouble = said + [f"asked for {each}" for each in beyond]
     if trouble:
         raise AssertionError("; ".join(trouble))
 
