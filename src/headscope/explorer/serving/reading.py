@@ -19,6 +19,8 @@ from headscope.ops.vocab import VocabSummary, summarize
 
 __all__ = ["RunReader"]
 
+_KEPT = 16  # numbers of a run, read at different positions or for different tokens
+
 
 class RunReader:
     """Reads runs of a model.
@@ -33,14 +35,28 @@ class RunReader:
         self.parts = PartReader(model, sources=False, neurons=False)
         self._labels = state_labels(model)
         self._part_labels = component_labels(model.cfg)
+        # As long as a run is kept: its losses, which are the same wherever it is read, and the last numbers read of it.
         self._losses: weakref.WeakKeyDictionary[PromptRun, list[float | None]] = weakref.WeakKeyDictionary()
+        self._read: weakref.WeakKeyDictionary[PromptRun, dict[tuple[int, int, int], Run]] = weakref.WeakKeyDictionary()
 
     def most_probable(self, run: PromptRun, position: int) -> int:
         """Return the most probable token after a position."""
         return int(self._summary(self._normalized(run.final[0, position][None]), k=1).top_tokens[0, 0])
 
     def read(self, run: PromptRun, position: int, target: int, top: int) -> Run:
-        """Return the numbers of a run, read after a position and for a target token."""
+        """Return the numbers of a run, read after a position and for a target token; those of the last times are kept.
+
+        A page asks for one change after the other, and each time for the same of the plain run.
+        """
+        known = self._read.setdefault(run, {})
+        where = position, target, top
+        if where not in known:
+            if len(known) == _KEPT:
+                known.clear()
+            known[where] = self._numbers(run, position, target, top)
+        return known[where]
+
+    def _numbers(self, run: PromptRun, position: int, target: int, top: int) -> Run:
         final = run.final[0, position][None].to(self.parts.kind)
         last = self._summary(self._normalized(final), k=top, targets=[target])
         assert last.target_log_prob is not None and last.target_rank is not None
@@ -83,27 +99,25 @@ class RunReader:
         kinds = ("hook_resid_pre", "hook_resid_mid") if self.model.cfg.has_resid_mid else ("hook_resid_pre",)
         names = [f"blocks.{layer}.{kind}" for layer in range(self.model.cfg.n_layers) for kind in kinds]
         states = torch.stack([run.kept[name][0, position] for name in names]).to(self.parts.kind)
-        return self._summary(self._normalized(states, by=final)).entropy
+        readout = self.parts.readout
+        rows = readout.direction(states) / readout.scale(final)
+        return self._summary(rows if readout.bias is None else rows + readout.bias).entropy
 
     def _losses_of(self, run: PromptRun) -> list[float | None]:
-        """The loss of each token; they are the same wherever a run is read, so they are made once."""
+        """The loss of each token, but for the first."""
         if run not in self._losses:
             losses: list[float | None] = [None]
             if run.length > 1:
-                rows = self._normalized(run.final[0, :-1].to(self.parts.kind))
+                rows = self._normalized(run.final[0, :-1])
                 log_probs = self._summary(rows, targets=run.tokens[0, 1:].tolist()).target_log_prob
                 assert log_probs is not None
                 losses += (-log_probs).tolist()
             self._losses[run] = losses
         return self._losses[run]
 
-    def _normalized(
-        self, states: Float[Tensor, "row d_model"], by: Float[Tensor, "1 d_model"] | None = None
-    ) -> Float[Tensor, "row d_model"]:
-        """States as the unembedding reads them, at the final norm's scale for `by` or each at its own."""
-        readout, states = self.parts.readout, states.to(self.parts.kind)
-        rows = readout.direction(states) / readout.scale(states if by is None else by)
-        return rows if readout.bias is None else rows + readout.bias
+    def _normalized(self, states: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
+        """States as the unembedding reads them, each at its own scale."""
+        return self.parts.readout.normalize(states.to(self.parts.kind))
 
     def _summary(
         self, rows: Float[Tensor, "row d_model"], *, k: int = 0, targets: list[int] | None = None

@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
-from headscope.analysis.core.components import Component, component_of
 from headscope.errors import CheckpointError, InvalidInputError, UnknownNameError
 from headscope.explorer.serving.app import make_app
 from headscope.explorer.serving.guard import App, Guard
 from headscope.explorer.serving.queue import Queue
 from headscope.explorer.serving.sessions import Sessions
+from headscope.explorer.tree.means import read_means
 from headscope.explorer.tree.reading import Exploration, read_tree
 from headscope.model.transformer import HookedTransformer
 
@@ -133,7 +131,7 @@ def serve(
     address = Address.bind(port)  # a port that is taken should be told before a model is loaded
     with closing(address.listening):
         loaded = _model(model, tree)
-        server = Server(address, tree.directory, Sessions(loaded, _means(tree.directory, loaded)))
+        server = Server(address, tree.directory, Sessions(loaded, read_means(tree.directory, loaded)))
         say(f"{address.link}\nThis link is for you alone, on this machine. Ctrl-C ends the server.")
         if open_browser:
             webbrowser.open(address.link)
@@ -170,20 +168,3 @@ def _loaded(given: str | Path | None, tree: Exploration) -> HookedTransformer:
             f"the model of {str(tree.directory)!r} cannot be loaded as {name!r}: {error.message} Say where it is with "
             "--model."
         ) from None
-
-
-def _means(folder: Path, model: HookedTransformer) -> dict[Component, Tensor]:
-    """Return the mean outputs that were measured, if they were on this model with its weights processed alike."""
-    path = folder / "means.safetensors"
-    if not path.is_file():
-        return {}
-    try:
-        with safe_open(path, framework="pt", device=str(model.W_E.device)) as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is damaged ({error}). Copy the tree again, or make it anew.") from None
-    if metadata.get("weight_processing") != ",".join(model.weight_processing):
-        return {}
-    parts = {component_of(name): mean for name, mean in tensors.items()}
-    return {part: mean for part, mean in parts.items() if part is not None}
