@@ -39,10 +39,10 @@ Memory that runs out is not an error of headscope's own: PyTorch raises `torch.O
 _GIVEN = {
     "torch": ("import torch",),
     "folder": ("import tempfile", "from pathlib import Path"),
-    "HookedTransformer|model|task": ("from headscope import HookedTransformer",),
-    "task": ("from headscope.analysis import Task", "from headscope.data import IOIDataset"),
-    "model|task ": ('model = HookedTransformer.from_pretrained("headscope-demo")',),
-    "task ": ("task = Task.from_ioi(IOIDataset(N=4, tokenizer=model.tokenizer, seed=0))",),
+    r"HookedTransformer|model|task[,)]": ("from headscope import HookedTransformer",),
+    r"task[,)]": ("from headscope.analysis import Task", "from headscope.data import IOIDataset"),
+    r"model|task[,)] ": ('model = HookedTransformer.from_pretrained("headscope-demo")',),
+    r"task[,)] ": ("task = Task.from_ioi(IOIDataset(N=4, tokenizer=model.tokenizer, seed=0))",),
     "folder ": ("folder = Path(tempfile.mkdtemp())",),
 }
 
@@ -100,7 +100,7 @@ def _page(entry: Entry, docs: Path) -> str:
 
 def _whole(example: str) -> str:
     """Return an example with what it is given before it."""
-    used = [lines for names, lines in _GIVEN.items() if re.search(rf"\b({names.strip()})\b", example)]
+    used = [lines for names, lines in _GIVEN.items() if re.search(rf"\b({names.strip()})", example)]
     return "\n".join([*(line for lines in used for line in lines), *([""] if used else []), example.strip()])
 
 
