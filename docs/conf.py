@@ -59,6 +59,8 @@ napoleon_use_rtype = False
 
 html_theme = "furo"
 html_title = f"headscope {version}"
+html_logo = "_static/logo.svg"
+html_favicon = "_static/logo.svg"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_js_files = [("site.js", {"priority": 100})]

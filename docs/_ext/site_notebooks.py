@@ -153,7 +153,7 @@ def _read(env: BuildEnvironment, path: Path) -> nbformat.NotebookNode | None:
 
 def _add_download(app: Sphinx, doctree: nodes.document, name: str) -> None:
     """Put a link to the notebook as .ipynb below the title of its page."""
-    if app.builder.format != "html" or "kernelspec" not in app.env.metadata.get(name, {}):
+    if name == "index" or app.builder.format != "html" or "kernelspec" not in app.env.metadata.get(name, {}):
         return
     title = next(doctree.findall(nodes.title), None)
     if title is None:

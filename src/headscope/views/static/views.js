@@ -695,7 +695,7 @@
     }
   };
   // In a notebook the page stands in a frame, which takes the height of what is in it.
-  const fit = () => { if (around) window.frameElement.style.height = page.scrollHeight + 4 + "px"; };
+  const fit = () => { if (around) window.frameElement.style.height = page.offsetHeight + 4 + "px"; };
   const start = () => {
     draw();
     if (around && document.body.classList.contains("hs-page")) new ResizeObserver(() => requestAnimationFrame(fit)).observe(document.body);
