@@ -8,11 +8,6 @@ sys.path[:0] = [str(ROOT / "src"), str(Path(__file__).parent / "_ext")]
 
 import headscope  # noqa: E402
 
-# The notebooks are part of the package, and pages of the site. The link is made here: one that git kept would be
-# followed by what builds the source distribution, which then left out the place it leads to.
-if not (ROOT / "docs/notebooks").exists():
-    (ROOT / "docs/notebooks").symlink_to("../src/headscope/assets/notebooks", target_is_directory=True)
-
 project = "headscope"
 author = "headscope contributors"
 copyright = f"2026, {author}. MIT license"

@@ -4,10 +4,8 @@ There is one a code, and an index. They are in no table of contents, whose hundr
 the index and the search lead there.
 """
 
-import os
 import re
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 
 from sphinx.application import Sphinx
@@ -120,15 +118,13 @@ def _related(name: str, docs: Path) -> str:
 
 
 def _path(page: str, docs: Path) -> str:
-    """Return the way from a page of errors to a page of the documentation, wherever that stands."""
-    (found,) = _found(page, docs)
-    return Path(os.path.relpath(found, docs / FOLDER)).as_posix()
+    """Return the way from a page of errors to a page of the documentation.
 
-
-def _found(page: str, docs: Path) -> Iterator[Path]:
-    for path in docs.rglob(page):
-        if FOLDER not in path.relative_to(docs).parts and "notebooks" not in path.relative_to(docs).parts:
-            yield path
+    Raises:
+        FileNotFoundError: If there is no such page.
+    """
+    (docs / page).stat()
+    return f"../{page}"
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -91,6 +91,22 @@ def execute(notebook: nbformat.NotebookNode, name: str, timeout: int) -> tuple[n
     return notebook, ran.time, ""
 
 
+def _copy_sources(app: Sphinx, config: Any) -> None:
+    """Copy the notebooks, which are part of the package, to where they are pages: links in them start from there."""
+    notebooks, pages = SOURCE / "headscope/assets/notebooks", Path(app.srcdir) / "notebooks"
+    if pages.is_symlink():
+        pages.unlink()
+    wanted = {path.relative_to(notebooks): path.read_bytes() for path in notebooks.rglob("*.md")}
+    for path in [*pages.rglob("*.md")]:
+        if path.relative_to(pages) not in wanted:
+            path.unlink()
+    for name, content in wanted.items():
+        page = pages / name
+        if not page.is_file() or page.read_bytes() != content:
+            page.parent.mkdir(parents=True, exist_ok=True)
+            page.write_bytes(content)
+
+
 def _set_cache(app: Sphinx, config: Any) -> None:
     """Keep the outputs in a folder named by the state of the package, so that all are made anew when it changes."""
     folder = Path(app.doctreedir).parent / "executed"
@@ -194,6 +210,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def setup(app: Sphinx) -> ExtensionMetadata:
+    app.connect("config-inited", _copy_sources)
     app.connect("config-inited", _set_cache)
     app.connect("env-before-read-docs", _execute_all)
     app.connect("doctree-resolved", _add_download)

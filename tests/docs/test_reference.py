@@ -12,7 +12,9 @@ sys.path.insert(0, str(ROOT / "docs/_ext"))
 
 from public_names import MODULES, public, results  # noqa: E402
 
-PAGES = [*sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "src/headscope/assets/notebooks").rglob("*.md"))]
+# Those that git keeps: pages of errors are written, and notebooks copied, when the site is built.
+FOLDERS = ("docs", "docs/reference", "src/headscope/assets/notebooks")
+PAGES = [page for folder in FOLDERS for page in sorted((ROOT / folder).glob("*.md"))]
 
 
 def found(name: str) -> object:
