@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from headscope.analysis.core.top_places import Position, TopPlaces, token_means, top_positions
-from headscope.analysis.storage.accumulator import flat_tops, split_tops
+from headscope.analysis.storage.accumulator import flat_summaries, split_summaries
 from headscope.analysis.storage.merging import merge_states
 from headscope.errors import InvalidInputError
 
@@ -81,11 +81,11 @@ def test_parts_of_a_corpus_are_merged_in_any_order(corpus: tuple[Tensor, list[in
         known = [place for place in places if place[0] == place[0]]
         assert whole.rows(series) == tuple(sorted(known, key=lambda place: (-place[0], *place[1:]))[:k])
     parts = [TopPlaces.of(values[:, start:end], k, first_row=start) for start, end in zip(cuts, cuts[1:], strict=False)]
-    states = [flat_tops({"a.b": part}) for part in parts]
+    states = [flat_summaries({"a.b": part}) for part in parts]
     while len(parts) > 1:  # any tree, and any order
         chance.shuffle(parts)
         parts.append(parts.pop().merged(parts.pop()))
-    for found in (parts[0], split_tops(merge_states(states))[0]["a.b"]):
+    for found in (parts[0], split_summaries(merge_states(states))[0]["a.b"]):
         for name, tensor in found.tensors().items():
             assert tensor.shape == (len(values), k)
             # Minus zero is zero, in whatever part it comes first.

@@ -105,7 +105,7 @@ def check_sums(sums: Sums, stage: Stage) -> None:
     assert sums.n_positions == stage.done.n_tokens == sum(batch.numel() for batch in data)
     lines = [line for batch in data for line in batch.tolist()]
     places = [(float(token), row, pos) for row, line in enumerate(lines) for pos, token in enumerate(line)]
-    assert sums.tops["largest"].rows() == tuple(sorted(places, key=lambda place: (-place[0], *place[1:]))[:5])
+    assert sums.summaries["largest"].rows() == tuple(sorted(places, key=lambda place: (-place[0], *place[1:]))[:5])
     assert torch.equal(sums.sums["total"], sum(batch.flatten().bincount(minlength=23) for batch in data))
     wanted = torch.cat(
         [torch.nn.functional.pad(2.0 * batch, (0, 9 - batch.shape[1]), value=torch.nan) for batch in data]

@@ -1,4 +1,4 @@
-"""`Accumulator`: sums, counts, largest values and rows over a stream of batches, the same for every analysis.
+"""`Accumulator`: sums, counts, summaries and rows over a stream of batches, the same for every analysis.
 
 An analysis says what a batch gives (`update`) and what becomes of it all (`summary`). Stopping, going on, and adding
 up what several processes measured is the base's, and so the same for all: sums are kept in float64 and never changed in
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from headscope.analysis.core.batches import Batch
 from headscope.analysis.core.result import RunInfo
-from headscope.analysis.core.top_places import TopPlaces
+from headscope.analysis.core.summaries import SUMMARIES, Summary
 from headscope.analysis.storage.manifest import fingerprint
 from headscope.errors import InvalidInputError
 from headscope.model.transformer import HookedTransformer
@@ -28,15 +28,15 @@ __all__ = [
     "Totals",
     "added",
     "as_mapping",
-    "flat_tops",
+    "flat_summaries",
     "join_rows",
-    "joined_tops",
-    "split_tops",
+    "joined_summaries",
+    "split_summaries",
 ]
 
 T = TypeVar("T")
 Measure = Callable[[Batch, int], Mapping[str, Tensor]]
-_TOP = "top."
+_KINDS = {kind: name for name, kind in SUMMARIES.items()}
 
 
 class Accumulator(ABC, Generic[T]):
@@ -53,7 +53,7 @@ class Accumulator(ABC, Generic[T]):
         n_sequences: Rows gone through.
         n_positions: Positions that count, of which there must be some for a result.
         sums: Sums over batches, by name; new tensors after each batch.
-        tops: The largest values over batches and where they are, by name.
+        summaries: What is kept of all batches in a bounded size, such as the largest values, by name.
     """
 
     predicting: ClassVar[bool] = False  # a position counts if a token comes next
@@ -72,7 +72,7 @@ class Accumulator(ABC, Generic[T]):
         self.begins_at = begins_at
         self.n_sequences = self.n_positions = 0
         self.sums: dict[str, Tensor] = {}
-        self.tops: dict[str, TopPlaces] = {}
+        self.summaries: dict[str, Summary] = {}
         self._kept: list[Mapping[str, Tensor]] = []
 
     @abstractmethod
@@ -110,7 +110,7 @@ class Accumulator(ABC, Generic[T]):
         n_positions: int,
         sums: Mapping[str, Tensor] | None = None,
         rows: Mapping[str, Tensor] | None = None,
-        tops: Mapping[str, TopPlaces] | None = None,
+        summaries: Mapping[str, Summary] | None = None,
     ) -> None:
         """Add what a batch gave.
 
@@ -119,10 +119,10 @@ class Accumulator(ABC, Generic[T]):
             n_positions: How many of its positions count.
             sums: By name; floating-point ones are added in float64.
             rows: Results `[..., batch, pos]`, kept as they are.
-            tops: Its largest values, with rows counted from the start of the data (`n_before`).
+            summaries: What is kept of it, with rows counted from the start of the data (`n_before`).
         """
         self.sums = added(self.sums, sums or {})
-        self.tops = joined_tops(self.tops, tops or {})
+        self.summaries = joined_summaries(self.summaries, summaries or {})
         if rows:
             self._kept.append(rows)
         self.n_sequences += len(batch.tokens)
@@ -145,7 +145,7 @@ class Accumulator(ABC, Generic[T]):
                 f"{' and '.join(sorted({*self.against, *other.against})[:3])}, ... Make these once, for all parts."
             )
         self.sums = added(self.sums, other.sums)
-        self.tops = joined_tops(self.tops, other.tops)
+        self.summaries = joined_summaries(self.summaries, other.summaries)
         self._kept += other._kept
         self.n_sequences += other.n_sequences
         self.n_positions += other.n_positions
@@ -157,14 +157,14 @@ class Accumulator(ABC, Generic[T]):
             "n_sequences": self.n_sequences,
             "n_positions": self.n_positions,
             **self.sums,
-            **flat_tops(self.tops),
+            **flat_summaries(self.summaries),
             **rows,
         }
 
     def restore(self, state: Mapping[str, Any]) -> Self:
         """Go on from a `state()`; an empty one is the start. Returns itself."""
         self.n_sequences, self.n_positions = state.get("n_sequences", 0), state.get("n_positions", 0)
-        self.tops, state = split_tops(state)
+        self.summaries, state = split_summaries(state)
         tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
         rows = {name.removeprefix("rows."): value for name, value in tensors.items() if name.startswith("rows.")}
         self.sums = {name: value for name, value in tensors.items() if not name.startswith("rows.")}
@@ -218,25 +218,30 @@ def added(sums: Mapping[str, Tensor], more: Mapping[str, Tensor]) -> dict[str, T
     return totals
 
 
-def joined_tops(tops: Mapping[str, TopPlaces], more: Mapping[str, TopPlaces]) -> dict[str, TopPlaces]:
-    """Merge the largest values of the same names."""
-    merged = {name: tops[name].merged(each) if name in tops else each for name, each in more.items()}
-    return {**tops, **merged}
+def joined_summaries(summaries: Mapping[str, Summary], more: Mapping[str, Summary]) -> dict[str, Summary]:
+    """Merge the summaries of the same names."""
+    before: Mapping[str, Any] = summaries
+    return {**summaries, **{name: before[name].merged(each) if name in before else each for name, each in more.items()}}
 
 
-def flat_tops(tops: Mapping[str, TopPlaces]) -> dict[str, Tensor]:
-    """Return largest values as tensors of a state."""
-    return {f"{_TOP}{name}.{of}": value for name, top in tops.items() for of, value in top.tensors().items()}
+def flat_summaries(summaries: Mapping[str, Summary]) -> dict[str, Tensor]:
+    """Return summaries as tensors of a state, with their kinds in the names."""
+    return {
+        f"{_KINDS[type(summary)]}.{name}.{of}": value
+        for name, summary in summaries.items()
+        for of, value in summary.tensors().items()
+    }
 
 
-def split_tops(state: Mapping[str, Any]) -> tuple[dict[str, TopPlaces], dict[str, Any]]:
-    """Return the largest values of a state, and the rest of it."""
-    rest = {name: value for name, value in state.items() if not name.startswith(_TOP)}
-    found: dict[str, dict[str, Tensor]] = {}
-    for name in state.keys() - rest.keys():
-        top, _, of = name.removeprefix(_TOP).rpartition(".")
-        found.setdefault(top, {})[of] = state[name]
-    return {name: TopPlaces(**tensors) for name, tensors in sorted(found.items())}, rest
+def split_summaries(state: Mapping[str, Any]) -> tuple[dict[str, Summary], dict[str, Any]]:
+    """Return the summaries of a state, and the rest of it."""
+    rest = {name: value for name, value in state.items() if name.partition(".")[0] not in SUMMARIES}
+    found: dict[tuple[str, str], dict[str, Tensor]] = {}
+    for path in state.keys() - rest.keys():
+        kind, _, place = path.partition(".")
+        name, _, of = place.rpartition(".")
+        found.setdefault((name, kind), {})[of] = state[path]
+    return {name: SUMMARIES[kind](**tensors) for (name, kind), tensors in sorted(found.items())}, rest
 
 
 def as_mapping(options: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from headscope.analysis.storage.accumulator import added, flat_tops, joined_tops, split_tops
+from headscope.analysis.storage.accumulator import added, flat_summaries, joined_summaries, split_summaries
 
 __all__ = ["merge_states"]
 
@@ -25,7 +25,7 @@ def merge_states(states: Iterable[State]) -> dict[str, Any]:
 
     Returns:
         The state of an accumulator that saw all of it: numbers and sums added (floating-point ones in float64), and
-        the largest values of all (see `TopPlaces`).
+        the summaries of all (see `core.summaries`).
 
     Example:
         >>> import torch
@@ -48,11 +48,11 @@ def _join_last(levels: list[tuple[int, State]]) -> None:
 
 
 def _joined(left: State, right: State) -> State:
-    (left_tops, left), (right_tops, right) = split_tops(left), split_tops(right)
+    (left_kept, left), (right_kept, right) = split_summaries(left), split_summaries(right)
     numbers = {
         name: left.get(name, 0) + right.get(name, 0)
         for name in {**left, **right}
         if not isinstance(left.get(name, right.get(name)), Tensor)
     }
     tensors = [{name: value for name, value in each.items() if isinstance(value, Tensor)} for each in (left, right)]
-    return {**numbers, **added(*tensors), **flat_tops(joined_tops(left_tops, right_tops))}
+    return {**numbers, **added(*tensors), **flat_summaries(joined_summaries(left_kept, right_kept))}

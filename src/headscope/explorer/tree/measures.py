@@ -187,4 +187,5 @@ ALIASES = {"previous_token_score": "prev_token_score"}
 
 def described(measure: Measure, count: int | None) -> dict[str, Any]:
     """Return a measure as a tree's config has it, with the number of what it is a mean over."""
-    return {**asdict(measure), "count": count}
+    bounds = None if measure.range is None else list(measure.range)
+    return {**asdict(measure), "range": bounds, "count": count}
