@@ -20,6 +20,9 @@ from headscope.analysis.core.over_prompts import Controlled, OverPrompts
 from headscope.analysis.core.result import Ranking, Result
 from headscope.analysis.patching.result import SiteResult
 from headscope.errors import InvalidInputError
+from headscope.explorer.measuring.activity import measure_activity
+from headscope.explorer.measuring.rows import pick_rows
+from headscope.explorer.measuring.sequences import Shown, measure_sequences
 from headscope.training import TrainConfig, train
 from headscope.training.toy_dynamics import TrainingDynamics, training_dynamics
 from headscope.training.toy_tasks import skip_trigram_task
@@ -89,6 +92,10 @@ def made(name: str, folder: Path) -> Result:
         "logit lens": lambda: analysis.logit_lens(model, tokens, **QUIET),
         "next tokens": lambda: analysis.predict_next_tokens(model, tokens, k=3, **QUIET),
         "dynamics": lambda: dynamics(folder),
+        "head activity": lambda: measure_activity(model, tokens, n_top=2, **QUIET),
+        "head sequences": lambda: measure_sequences(
+            model, pick_rows(model, tokens, [0, 1]), [Shown(0, 1, 10, True, 0), Shown(1, 0, 3, False, 1)], **QUIET
+        ),
     }
     return kinds[name]()
 
@@ -98,7 +105,7 @@ NAMES = (
     "task ablation", "attribution", "patching", "attribution patching", "path patching", "one path", "head types",
     "head scores", "circuit", "stability", "faithfulness", "copy suppression", "circuit ranks", "dynamic OV",
     "suppression scores", "attention", "edges", "patched edges", "completeness", "minimality", "logit lens",
-    "next tokens", "dynamics",
+    "next tokens", "dynamics", "head activity", "head sequences",
 )  # fmt: skip
 
 

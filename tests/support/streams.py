@@ -24,6 +24,9 @@ from headscope.analysis import (
     suppression_scores,
 )
 from headscope.analysis.lens.entropy import EntropyResult
+from headscope.explorer.measuring.activity import measure_activity
+from headscope.explorer.measuring.rows import pick_rows
+from headscope.explorer.measuring.sequences import Shown, measure_sequences
 
 __all__ = ["CASES", "make_model", "make_tokens", "measured", "same_bits", "tensors_of"]
 
@@ -53,6 +56,13 @@ def measured(model: HookedTransformer, tokens: Tensor, out: str | Path, engine: 
 PROMPTS = {"answer_tokens": make_tokens(3)[:, :2]}
 IOI = {"prompts": make_tokens(1), "answers": make_tokens(2)[:, :2], "n_sequences": 5, "length": 4}
 
+SHOWN = [Shown(number % 2, number // 2 % 2, number % 10 + 1, number < 3, number) for number in range(9)]
+
+
+def sequences(model: HookedTransformer, tokens: Tensor, *, shown: list[Shown] = SHOWN, **run: Any) -> Any:
+    return measure_sequences(model, pick_rows(model, run.pop("data", tokens), range(9)), shown, **run)
+
+
 # name -> the function over (model, tokens), and an option that makes another run of it
 CASES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "entropy": (measure_entropy, {"scale": "own"}),
@@ -77,6 +87,8 @@ CASES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "attribution": (lambda *a, **o: attribute(*a, **{**PROMPTS, **o}), {"sources": False, "control": "reinitialized"}),
     "head scores": (head_scores, {"include_bos": True}),
     "head types": (detect_heads, {"min_effect": 0.1}),
+    "head activity": (measure_activity, {"n_top": 3}),
+    "head sequences": (sequences, {"shown": SHOWN[:4]}),
 }
 
 

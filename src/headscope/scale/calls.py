@@ -122,7 +122,7 @@ def read_call(place: Place) -> RecordedCall:
 
 def _function(name: str) -> Callable[..., Any]:
     module, _, attribute = name.partition(":")
-    if not module.startswith("headscope.analysis."):
+    if not module.startswith(("headscope.analysis.", "headscope.explorer.measuring.")):
         raise ValueError(f"{name!r} is no analysis")
     function = getattr(importlib.import_module(module), attribute)
     if "engine" not in inspect.signature(function).parameters:

@@ -14,7 +14,7 @@ from headscope.model.activations.readout import readout_of
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.devices import Budget
 
-__all__ = ["TokenDirections", "direct_effects", "effective_embedding", "token_embedding"]
+__all__ = ["TokenDirections", "as_read", "direct_effects", "effective_embedding", "token_embedding"]
 
 
 class TokenDirections:
@@ -106,6 +106,17 @@ def token_embedding(model: HookedTransformer) -> Float[Tensor, "d_vocab d_model"
     """`W_E`, behind the norm of the embedding if there is one."""
     W_E = model.W_E.detach()
     return model.embed.ln(W_E[:, None])[:, 0].detach() if model.cfg.post_embedding_ln else W_E
+
+
+def as_read(model: HookedTransformer, x: Float[Tensor, "token d_model"], layer: int) -> Float[Tensor, "token d_model"]:
+    """Return states as the attention of a layer reads them: through its norm, without the norm's bias."""
+    block: Any = model.blocks[layer]
+    if not model.cfg.has_pre_norms:
+        return x
+    x = x - x.mean(-1, keepdim=True) if model.cfg.centered_norm else x
+    x = x / (x.square().mean(-1, keepdim=True) + model.cfg.eps_of(layer)).sqrt()
+    weight = dict(block.ln1.named_parameters(recurse=False)).get("w")
+    return x if weight is None else x * weight.detach().to(x.dtype)
 
 
 def _after_first_block(

@@ -22,7 +22,7 @@ from torch import Tensor
 from headscope.analysis.core.head_lists import chosen_heads, heads_tensor, one_vocabulary
 from headscope.analysis.core.progress import each_step
 from headscope.analysis.core.result import RunInfo
-from headscope.analysis.recording.embedding import TokenDirections, effective_embedding, token_embedding
+from headscope.analysis.recording.embedding import TokenDirections, as_read, effective_embedding, token_embedding
 from headscope.analysis.suppression.circuit_ranks_result import CircuitRanks
 from headscope.errors import InvalidInputError, NotFiniteError
 from headscope.model.activations.readout import Readout, readout_of
@@ -144,25 +144,17 @@ class _LayerCircuits:
         qk_biases: bool,
     ) -> None:
         block: Any = model.blocks[layer]
-        self.layer, self.cfg, self.attn, self.kind = layer, model.cfg, block.attn, embedding.dtype
+        self.layer, self.attn, self.kind = layer, block.attn, embedding.dtype
         self.qk_biases = qk_biases
         self.written = model.output_weight(layer)
-        norm: dict[str, Tensor] = dict(block.ln1.named_parameters(recurse=False))
-        self.norm = {name: value.detach().to(self.kind) for name, value in norm.items()}
-        self.read, self.asked = self._normalized(embedding), self._normalized(predicted)
+        bias = dict(block.ln1.named_parameters(recurse=False)).get("b")
+        self.norm_bias = None if bias is None else bias.detach().to(self.kind)
+        self.read, self.asked = (as_read(model, each, layer) for each in (embedding, predicted))
         self.read_of_ranked = self.read[tokens]
 
-    def _normalized(self, x: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
-        """Normalize as the layer's norm does, without its bias."""
-        if not self.cfg.has_pre_norms:
-            return x
-        x = x - x.mean(-1, keepdim=True) if self.cfg.centered_norm else x
-        x = x / (x.square().mean(-1, keepdim=True) + self.cfg.eps_of(self.layer)).sqrt()
-        return x * self.norm["w"] if "w" in self.norm else x
-
     def _projected(self, read: Tensor, name: Literal["q", "k"], head: int) -> Float[Tensor, "token d_head"]:
-        if self.qk_biases and "b" in self.norm:
-            read = read + self.norm["b"]
+        if self.qk_biases and self.norm_bias is not None:
+            read = read + self.norm_bias
         return self.attn.of_head(name, head, read, biased=self.qk_biases)
 
     def ov(self, head: int, readout: Readout) -> tuple[Float[Tensor, "token d_head"], Float[Tensor, "d_head d_vocab"]]:

@@ -1,4 +1,4 @@
-"""`measure_activity`: what every head attends to, and how much it writes, over a stream of text.
+"""`measure_activity`: the attention of every head, and how much it writes, over a stream of text.
 
 One forward pass, in which each layer's pattern is reduced as it passes. With A the pattern of a head, q a query that
 counts and k a key:
@@ -39,6 +39,7 @@ from headscope.analysis.storage.options import StreamOptions, streaming
 from headscope.analysis.storage.passes import Passes
 from headscope.errors import InvalidInputError, NotFiniteError, check_at_least
 from headscope.explorer.measuring.pattern_sums import PatternSums, Places, reduced
+from headscope.model.activations.readout import readout_of
 from headscope.model.config import HookedTransformerConfig
 from headscope.model.names import post_scale_name
 from headscope.model.transformer import HookedTransformer
@@ -71,7 +72,7 @@ _ENTROPY, _DISTANCE, _SQUARE, _BOTH, _NORM = range(_N_SHARES, _N_SHARES + 5)
 
 @dataclass(frozen=True, repr=False)
 class HeadActivity(Result):
-    """What every head attends to, and how much it writes; NaN (counts: 0) in layers without attention.
+    """Attention and output norms of every head; NaN (counts: 0) in layers without attention.
 
     Attributes:
         scores: The measures, by name.
@@ -93,6 +94,8 @@ class HeadActivity(Result):
         pair_keys: Their key tokens.
         pair_shares: The share of the head's attention between them, where a query gives a key a tenth or more.
         lost: The most that may be missing from a share of keys, of queries, of pairs.
+        gains: Mean over positions of one over the scale of the final norm, times that of the norm behind a layer's
+            attention, if there is one: what turns what its heads write into logits.
         similarity: Cosine of the patterns of each two heads, without the first key and the query's own; estimated by
             random projections.
         measures: The names of the measures.
@@ -120,6 +123,7 @@ class HeadActivity(Result):
         "pair_keys": Array("layer head item"),
         "pair_shares": Array("layer head item"),
         "lost": Array("list layer head"),
+        "gains": Array("layer"),
         "similarity": Array("layer head other"),
     }
     coords: ClassVar[Mapping[str, str]] = {"measure": "measures", "other": "head_labels"}
@@ -145,6 +149,7 @@ class HeadActivity(Result):
     pair_keys: Int[Tensor, "layer head item"]
     pair_shares: Float[Tensor, "layer head item"]
     lost: Float[Tensor, "list layer head"]
+    gains: Float[Tensor, " layer"]
     similarity: Float[Tensor, "layer head other"]
     measures: tuple[str, ...]
     head_labels: tuple[str, ...]
@@ -219,7 +224,7 @@ class _ActivityAccumulator(Accumulator[HeadActivity]):
 
     def __init__(self, model: HookedTransformer, options: Any, data: str = "", **part: Any) -> None:
         super().__init__(model, options, data, **part)
-        self._factors = output_factors(model)
+        self._factors, self._readout = output_factors(model), readout_of(model)
         self._dtype = torch.promote_types(model.W_U.dtype, torch.float32)
 
     @torch.no_grad()
@@ -240,8 +245,10 @@ class _ActivityAccumulator(Accumulator[HeadActivity]):
         kept = record(self.model, batch.tokens, {**patterns, **outputs, **scales}, attention_mask=batch.attention_mask)
         sums = [kept.kept[name] for name in patterns]
         norms = torch.stack([kept.kept[name] for name in outputs])
-        if scales and all(name in kept.kept for name in scales):
-            norms = norms / torch.stack([kept.kept[name] for name in scales]).transpose(-2, -1)
+        gains = self._readout.scale(kept.final)[..., 0].reciprocal()[None].expand(len(layers), -1, -1)
+        if all(name in kept.kept for name in scales):
+            behind = torch.stack([kept.kept[name][..., 0] for name in scales])
+            norms, gains = norms / behind[:, :, None], gains / behind
         self._check_finite(sums, norms, batch)
         counted = batch.counted[:, None].to(norms.device)
         activation = norms.masked_fill(~counted, -torch.inf).amax(-1)  # [layer, row, head]
@@ -250,7 +257,7 @@ class _ActivityAccumulator(Accumulator[HeadActivity]):
         self.add(
             batch,
             int(batch.counted.sum()),
-            self._sums(sums, norms, batch),
+            self._sums(sums, norms, batch) | {"gains": wide(gains[:, batch.counted]).sum(-1)},
             summaries={
                 "active": TopPlaces.of(by_head[..., None], self.options["n_top"], first_row=self.n_before),
                 "sampled": RowSample.of(activation.transpose(0, 1), N_SAMPLED, first_row=self.n_before),
@@ -267,7 +274,7 @@ class _ActivityAccumulator(Accumulator[HeadActivity]):
             )
 
     def _sums(self, sums: list[PatternSums], norms: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """What is added up over the data; the layers are those with attention."""
+        """Return the sums that are added up over the data; the layers are those with attention."""
         rows, columns = batch.places
         moments = []
         for layer, each in enumerate(sums):
@@ -357,6 +364,7 @@ class _ActivityAccumulator(Accumulator[HeadActivity]):
             pair_keys=items_of_all((pairs % cfg.d_vocab).masked_fill(pairs < 0, -1)),
             pair_shares=of_all(shares[2]),
             lost=by_measure((items.lost.cpu() / whole).float()),
+            gains=of_all((sums["gains"] / self.n_positions).float()),
             similarity=_similarity(sums["products"], cfg),
             measures=ACTIVITY,
             head_labels=tuple(heads),

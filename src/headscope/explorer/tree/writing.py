@@ -22,6 +22,13 @@ FORMAT_VERSION = 1
 BUNDLE = Path(__file__).parent.parent / "web" / "dist"
 _DIGITS = 6
 _PLACES = ("query", "key", "ov_source", "promoted", "suppressed")  # that a token stands in
+# The names that a tree has in its folder, and those that an exploration under way, or HeadVis, has there.
+_NAMES = frozenset(
+    [
+        *(f"{name}.{kind}" for name in ("config", "scatter_data", "search") for kind in ("json", "js")),
+        *("index.html", "assets", "heads", "server_config.json", "attributions", "measured", "umap"),
+    ]
+)
 _SEARCHED = 30  # tokens of each head in each place
 
 
@@ -55,6 +62,7 @@ class TreeWriter:
 
     def __init__(self, out: str | Path) -> None:
         self.out = Path(out)
+        self.check(self.out)
         try:
             with writing(self.out):
                 (self.out / "heads").mkdir(parents=True, exist_ok=True)
@@ -67,6 +75,20 @@ class TreeWriter:
             ) from None
         self._search = _Search()
         self._written: set[str] = set()
+
+    @staticmethod
+    def check(out: Path) -> None:
+        """Refuse a folder that holds anything but a tree, whole or not.
+
+        Raises:
+            InvalidInputError: If there is something else in it.
+        """
+        others = [] if not out.is_dir() else sorted(path.name for path in out.iterdir() if path.name not in _NAMES)
+        if others:
+            raise InvalidInputError(
+                f"{str(out)!r} holds {others[0]!r}, which is no file of an explorer. Give an empty folder, or one that "
+                "does not exist yet (--out)."
+            )
 
     def head(self, record: Mapping[str, Any]) -> None:
         """Write a head's file, and note its tokens for the search."""
