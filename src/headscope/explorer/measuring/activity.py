@@ -195,9 +195,9 @@ def measure_activity(
         >>> tokens = model.to_tokens("Mary and John went to the park. John gave a ball to Mary.")
         >>> activity = measure_activity(model, tokens, progress=False)
         >>> activity.top(2, by="prev_token_score")
-               prev_token_score
-        0.3    +0.9958
-        1.3    +0.3087
+                 prev_token_score
+        0.3      +0.9998
+        4.1      +0.2135
     """
     check_at_least(1, n_top=n_top)
     if not model.cfg.layers_with("attn"):

@@ -95,7 +95,7 @@ def explore(
         ...     found = explore(model, tokens, folder, ablation_tokens=0, progress=False)
         ...     head = found.head(0, 3)
         >>> found.config["n_heads"], round(head.measures["prev_token_score"]["value"], 2), len(head.ov_table)
-        (4, 1.0, 10)
+        (4, 1.0, 12)
     """
     check_at_least(1, sequences=sequences)
     check_at_least(0, ablation_tokens=ablation_tokens, entropy_tokens=entropy_tokens or 0)

@@ -155,7 +155,7 @@ def _sequence(found: Found, entry: int) -> dict[str, Any]:
     }
 
 
-def _histogram(edges: Iterable[float], values: np.ndarray, *, from_start: bool = False) -> dict[str, Any]:
+def _histogram(edges: Iterable[int | float], values: np.ndarray, *, from_start: bool = False) -> dict[str, Any]:
     """A histogram without the empty bins at its ends."""
     filled = values.nonzero()[0]
     first, last = (0, 0) if not len(filled) else (0 if from_start else int(filled[0]), int(filled[-1]))
