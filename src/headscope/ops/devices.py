@@ -108,7 +108,8 @@ class Budget:
 
         Args:
             n_rows: Rows in all. On a CPU they come in up to eight chunks where they are few, so that threads share
-                them; fewer than 64 would not repay the calls of operations on their tiles.
+                them, of at least 64, or 32 where there would be only one: fewer would not repay the calls of operations
+                on their tiles.
             d_vocab: Vocabulary in all.
             per_row: Logits of each row and token that are alive together, such as those of a layer's heads.
             shared: Numbers for each token that all rows share, such as those of `W_O W_U`.
@@ -120,7 +121,8 @@ class Budget:
             Tile(rows=1024, vocab=10112)
         """
         if not self.is_accelerators:
-            return Tile(min(self.core_tile.rows, max(64, n_rows // 8)), self.core_tile.vocab)
+            rows = min(max(64, n_rows // 8), max(32, -(-n_rows // 2)), self.core_tile.rows)
+            return Tile(rows, self.core_tile.vocab)
         rows = max(1, min(self.core_tile.rows, n_rows))
         widest = max(self.core_tile.vocab, self.launch_bytes // (4 * max(rows * per_row, shared, 1)))
         n_tiles, step = -(-d_vocab // widest), min(128, self.core_tile.vocab)

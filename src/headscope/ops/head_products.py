@@ -23,6 +23,7 @@ class HeadProducts:
 
     Attributes:
         left: The rows' factor, `[layer, head, row, inner]`.
+        is_shared: True if the other factor is `W_U` itself, the same for all heads.
     """
 
     def __init__(
@@ -36,16 +37,18 @@ class HeadProducts:
         d_model = W_O.shape[-1]
         # Per token of the vocabulary: (z W_O) W_U takes n_rows * d_model multiplications, z (W_O W_U) takes
         # d_head * d_model for the product of weights and n_rows * d_head for the rows. Few rows do not repay it.
-        through_d_model = n_rows * d_model < d_head * (d_model + n_rows)
-        self.left = (torch.matmul(heads, W_O) if through_d_model else heads).to(self.dtype)
-        self._W_O = None if through_d_model else W_O.to(self.dtype)
+        self.is_shared = n_rows * d_model < d_head * (d_model + n_rows)
+        self.left = (torch.matmul(heads, W_O) if self.is_shared else heads).to(self.dtype)
+        self._W_O = None if self.is_shared else W_O.to(self.dtype)
 
-    def right(self, W_U: Float[Tensor, "d_model tile"]) -> Float[Tensor, "layer head inner tile"]:
-        """Return the factor of one vocabulary tile; the logits are `left @ right`, head by head."""
+    def right(
+        self, W_U: Float[Tensor, "d_model tile"], layers: slice = slice(None)
+    ) -> Float[Tensor, "layer head inner tile"]:
+        """Return the factor of one vocabulary tile, for some layers; the logits are `left @ right`, head by head."""
         W_U = W_U.to(self.dtype)
         if self._W_O is None:
-            return W_U.expand(*self.left.shape[:2], -1, -1)
-        return linear(self._W_O, W_U)
+            return W_U.expand(*self.left[layers].shape[:2], -1, -1)
+        return linear(self._W_O[layers], W_U)
 
 
 def times(

@@ -26,7 +26,7 @@ from headscope.errors import InvalidInputError
 from headscope.ops.devices import Budget
 from headscope.ops.head_products import HeadProducts
 from headscope.ops.kernels.dispatch import kernels_for
-from headscope.ops.kernels.interface import BITS, Factors, Kernels, Precision, formed_logits
+from headscope.ops.kernels.interface import BITS, Factors, Kernels, Precision, RightFactors, formed_logits
 from headscope.ops.kernels.torch_kernels import within
 from headscope.ops.parallel import RowChunks
 from headscope.ops.vocab import RunningMoments, token_mean, vocab_tiles
@@ -202,8 +202,8 @@ def lens_entropies(
         )
     with RowChunks(rows, size.rows, partial(kernels_here, precision), device) as chunks:
         for tile in watch(list(vocab_tiles(d_vocab, size.vocab))):
-            W_U = (problem.W_U[:, tile] - mean).mul_(BITS)
-            weights = _TileWeights(problem, heads, kernels_here, W_U, tile, chained=chained)
+            weights = _TileWeights(problem, heads, kernels_here, mean, tile, chained=chained)
+            weights.fill(chunks)
 
             def reduce(chunk: slice, kernels: Kernels, weights: _TileWeights = weights) -> None:
                 sums = schedule(problem, weights, chunk, kernels)
@@ -212,31 +212,62 @@ def lens_entropies(
                     moments.add(shift / BITS, z, s / BITS, chunk)
 
             chunks.run(reduce)
+            del weights, reduce  # before the next tile's are made
     plus, minus = changed.entropy()
     return LensEntropies(states.entropy(), plus, minus)
 
 
 class _TileWeights:
-    """Products of weights that all rows share, for one vocabulary tile and logits in bits."""
+    """Products of weights that all rows share, for one vocabulary tile and logits in bits.
+
+    Attributes:
+        W_U: The tile of the unembedding, less its mean.
+        unembed: The same as the right factor of products.
+        right: Each layer's right factors of its heads' products.
+        offsets: Those of every state but the final one, and the final one's.
+        rests: Logits of what each layer adds besides its heads and its MLP, where states are a chain.
+    """
+
+    W_U: Float[Tensor, "d_model tile"]
+    unembed: RightFactors
+    rests: tuple[Float[Tensor, "layer tile"], Float[Tensor, "layer tile"]] | None
 
     def __init__(
         self,
         problem: LensProblem,
         heads: HeadProducts,
         kernels: type[Kernels],
-        W_U: Tensor,
+        mean: Float[Tensor, "d_model 1"],
         tile: slice,
         *,
         chained: bool = False,
     ) -> None:
-        self.W_U = W_U
-        self.unembed = kernels.prepared(W_U)
+        self.problem, self.heads, self.kernels, self.mean, self.tile = problem, heads, kernels, mean, tile
         self.chained = chained
-        self.heads = heads
-        self.right = kernels.prepared(heads.right(W_U))
+        self.right: dict[int, RightFactors] = {}
+
+    def fill(self, chunks: RowChunks[Kernels]) -> None:
+        """Make all of them, on the threads that will read them.
+
+        PyTorch's own threads, which an operation called outside would wake, go on spinning beside those for a while.
+        """
+        n_layers = len(self.problem.heads)
+        # A shared factor is laid out once, and an accelerator makes all in one launch.
+        at_once = n_layers if self.heads.is_shared or Budget.of(self.mean.device).is_accelerators else 1
+        chunks.each([self.tile], self._unembedding)
+        chunks.each([slice(at, at + at_once) for at in range(0, n_layers, max(at_once, 1))], self._heads)
+
+    def _unembedding(self, tile: slice) -> None:
+        problem, chain = self.problem, self.problem.chain
+        self.W_U = (problem.W_U[:, tile] - self.mean).mul_(BITS)
+        self.unembed = self.kernels.prepared(self.W_U)
         self.offsets = problem.offset[tile] * BITS, problem.final_offset[tile] * BITS
-        chain = problem.chain
-        self.rests = None if chain is None else (chain.attn_rest @ W_U, chain.mlp_rest @ W_U)
+        self.rests = None if chain is None else (chain.attn_rest @ self.W_U, chain.mlp_rest @ self.W_U)
+
+    def _heads(self, layers: slice) -> None:
+        right = self.kernels.prepared(self.heads.right(self.W_U, layers))
+        for at in range(len(right.entries)):
+            self.right[layers.start + at] = right[at]
 
 
 class _Tile:

@@ -6,9 +6,8 @@ them alone. PyTorch releases the interpreter lock inside an operation, so plain 
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
@@ -17,6 +16,7 @@ import torch
 __all__ = ["RowChunks"]
 
 Buffers = TypeVar("Buffers")
+Item = TypeVar("Item")
 
 
 class _ThreadLocal(threading.local):
@@ -77,22 +77,26 @@ class RowChunks(Generic[Buffers]):
 
     def run(self, work: Callable[[slice, Buffers], None]) -> None:
         """Call `work(rows, buffers)` for every chunk, and return when all are done. An error in one is raised here."""
+        self.each(self._chunks, lambda rows: work(rows, self._buffers()))
+
+    def each(self, items: Sequence[Item], work: Callable[[Item], None]) -> None:
+        """Call `work(item)` for each of some items, such as what all chunks share and `run` reads, in the same way."""
         if self._pool is None:
-            for rows in self._chunks:
-                self._work(work, rows)
+            for item in items:
+                work(item)
             return
         # Modes are per thread, and only in inference mode may tensors made in it be written to.
         mode = torch.inference_mode if torch.is_inference_mode_enabled() else torch.no_grad
-        for future in [self._pool.submit(self._work, work, rows, mode) for rows in self._chunks]:
+
+        def in_mode(item: Item) -> None:
+            with mode():
+                work(item)
+
+        for future in [self._pool.submit(in_mode, item) for item in items]:
             future.result()
 
-    def _work(
-        self,
-        work: Callable[[slice, Buffers], None],
-        rows: slice,
-        mode: Callable[[], AbstractContextManager[None]] = torch.no_grad,
-    ) -> None:
-        with mode():
-            if self._local.buffers is None:
-                self._local.buffers = (self._make_buffers(),)
-            work(rows, self._local.buffers[0])
+    def _buffers(self) -> Buffers:
+        if self._local.buffers is None:
+            self._local.buffers = (self._make_buffers(),)
+        buffers: Buffers = self._local.buffers[0]
+        return buffers
