@@ -25,7 +25,7 @@ from headscope.analysis.storage.options import StreamOptions, streaming
 from headscope.analysis.storage.passes import Passes
 from headscope.errors import NotFiniteError
 from headscope.model.transformer import HookedTransformer
-from headscope.ops.devices import sums_device, wide
+from headscope.ops.devices import give_back_freed, sums_device, wide
 from headscope.ops.kernels.interface import PRECISIONS, Precision
 from headscope.ops.lens_entropy import lens_entropies
 
@@ -179,6 +179,7 @@ class EntropyAccumulator(Accumulator[EntropyResult]):
         problem = lens_problem(
             self.model, states, self.means, scale=self.options.scale, lens_bias=self.options.lens_bias
         )
+        give_back_freed()
         entropies = lens_entropies(problem, precision=self.options.precision, watch=self._watch)
         bases = problem.bases.to(entropies.states.device)
         measured = bases >= 0  # what a layer lacks is NaN

@@ -4,7 +4,7 @@ The states handed in are worked on in place: at the end they are the problem's o
 residual stream is held twice.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -90,17 +90,21 @@ def _chain(readout: Readout, states: LensStates, W_O: Tensor, by: Tensor, step: 
     if states.mlp is None or states.rounding > 1e-6:
         return None
     attn_rest, mlp_rest, constant = [], [], []
-    for layer in range(len(states.z)):
+    # Room for all layers in turn: of blocks that are freed and taken anew, the allocator would keep hundreds of MB.
+    heads, *room = states.resid.new_empty(4, *states.resid.shape[1:]).unbind()
+    for layer, z in enumerate(states.z):
         start, end = states.resid[step * layer], states.resid[step * (layer + 1)]
-        heads = torch.einsum("hre,hed->rd", states.z[layer], W_O[layer])
+        heads.zero_()
+        for of_head, W_O_of_head in zip(z, W_O[layer], strict=True):
+            heads.addmm_(of_head, W_O_of_head)
         mlp = states.mlp[layer]
         if step == 1:
-            attn, is_constant = _constant_rest(start, (heads, mlp), end, states.rounding)
+            attn, is_constant = _constant_rest(start, (heads, mlp), end, states.rounding, room)
             rest = torch.zeros_like(attn)
         else:
             middle = states.resid[step * layer + 1]
-            attn, is_constant = _constant_rest(start, (heads,), middle, states.rounding)
-            rest, also = _constant_rest(middle, (mlp,), end, states.rounding)
+            attn, is_constant = _constant_rest(start, (heads,), middle, states.rounding, room)
+            rest, also = _constant_rest(middle, (mlp,), end, states.rounding, room)
             is_constant &= also
         attn_rest.append(attn)
         mlp_rest.append(rest)
@@ -115,14 +119,20 @@ def _constant_rest(
     written: tuple[Float[Tensor, "row d_model"], ...],
     end: Float[Tensor, "row d_model"],
     rounding: float,
+    room: Sequence[Float[Tensor, "row d_model"]],
 ) -> tuple[Float[Tensor, " d_model"], Bool[Tensor, ""]]:
-    """Return what `end` holds besides `start` and what was written, and whether all rows agree but for rounding."""
-    rest = end - start
+    """Return what `end` holds besides `start` and what was written, and whether all rows agree but for rounding.
+
+    `room` is for three tensors of the states' size.
+    """
+    rest = torch.sub(end, start, out=room[0])
     for each in written:
         rest -= each
     mean = rest.mean(0)
-    largest = torch.stack([each.abs().amax(-1, keepdim=True) for each in written]).amax(0) + mean.abs().amax()
-    noise = 16 * rounding * (start.abs() + end.abs()) + 64 * rounding * largest
+    sizes = [torch.linalg.vector_norm(each, torch.inf, dim=-1, keepdim=True) for each in written]
+    largest = torch.stack(sizes).amax(0) + mean.abs().amax()
+    noise = torch.abs(start, out=room[1]).add_(torch.abs(end, out=room[2])).mul_(16 * rounding)
+    noise += 64 * rounding * largest
     return mean, (rest.sub_(mean).abs_() <= noise).all()
 
 

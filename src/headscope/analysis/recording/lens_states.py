@@ -10,6 +10,7 @@ from headscope.analysis.core.batches import Batch
 from headscope.analysis.recording.record import check_final, record
 from headscope.model.names import post_scale_name
 from headscope.model.transformer import HookedTransformer
+from headscope.ops.devices import give_back_freed
 
 __all__ = ["LensStates", "lens_states", "state_labels"]
 
@@ -103,6 +104,7 @@ def lens_states(model: HookedTransformer, batch: Batch) -> LensStates:
     final = record(model, batch.tokens, readings, attention_mask=batch.attention_mask).final
     resid[-1] = final[batch.places]
     check_final(resid[-1])
+    give_back_freed()
     eps = None
     if cfg.resid_scales is not None:
         eps = resid.new_tensor([cfg.eps_of(at // step) for at in range(len(resid))])[:, None, None]
