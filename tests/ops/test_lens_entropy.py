@@ -12,7 +12,8 @@ from torch import Tensor
 
 from headscope.ops.devices import Tile
 from headscope.ops.kernels.interface import BITS, SAFE_BITS
-from headscope.ops.lens_entropy import Chain, Gains, LensEntropies, LensProblem, lens_entropies
+from headscope.ops.lens_entropy import LensEntropies, lens_entropies
+from headscope.ops.lens_problem import Chain, Gains, LensProblem
 
 
 def make_problem(

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from headscope.errors import InvalidInputError
 from headscope.ops.devices import Tile
-from headscope.ops.vocab import RunningMoments, cross_entropy, kl_divergence, summarize
+from headscope.ops.vocab import RunningMoments, summarize
 
 
-@pytest.fixture(autouse=True, params=[Tile(3, 4), Tile(512, 1024)], ids=["small tiles", "one tile"])
+@pytest.fixture(autouse=True, params=[Tile(3, 4), Tile(128, 528)], ids=["small tiles", "one tile"])
 def _tiles(request: pytest.FixtureRequest, set_budget: SetBudget) -> None:
-    set_budget(tile=request.param)
+    set_budget(core_tile=request.param)
 
 
 def random(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
@@ -35,7 +35,9 @@ def naive_entropy(logits: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("soft_cap", [0.0, 1.5])
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("n, d_vocab, k", [(1, 1, 1), (7, 10, 3), (7, 13, 13), (3, 4, 4), (6, 8, 0), (2, 9, 5)])
+@pytest.mark.parametrize(
+    "n, d_vocab, k", [(1, 1, 1), (7, 10, 3), (7, 13, 13), (3, 4, 4), (6, 8, 0), (2, 9, 5), (131, 70, 3)]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_summary_equals_the_plain_one(
     soft_cap: float, bias: bool, n: int, d_vocab: int, k: int, dtype: torch.dtype
@@ -57,11 +59,14 @@ def test_a_summary_equals_the_plain_one(
     close(found.target_log_prob, log_probs[at, targets])
     assert found.target_rank is not None
     own = logits[at, targets][:, None]
-    assert torch.equal(found.target_rank, (logits > own).sum(-1))
+    # Near a cap, logits differ by less than float32 tells apart.
+    near = 1e-6 if dtype == torch.float32 else 0.0
+    assert bool(((logits > own + near).sum(-1) <= found.target_rank).all())
+    assert bool((found.target_rank < (logits >= own - near).sum(-1)).all())
     values, tokens = log_probs.topk(k, dim=-1)
     close(found.top_log_probs, values)
-    assert torch.equal(found.top_tokens, tokens)
-    close(cross_entropy(rows, W_U, b_U, targets, soft_cap=soft_cap), -log_probs[at, targets])
+    close(log_probs.gather(-1, found.top_tokens).to(dtype), values)
+    assert dtype == torch.float32 or torch.equal(found.top_tokens, tokens)
     without = summarize(rows, W_U, b_U, soft_cap=soft_cap)
     assert without.target_log_prob is None and without.target_rank is None and without.top_tokens.shape == (n, 0)
 
@@ -122,7 +127,6 @@ def test_inputs_are_left_alone_and_empty_rows_give_empty_results() -> None:
         assert torch.equal(tensor, copy)
     nothing = summarize(rows[:0], W_U, b_U, targets=torch.arange(0), k=3)
     assert nothing.entropy.shape == (0,) and nothing.top_tokens.shape == (0, 3)
-    assert cross_entropy(rows[:0], W_U, None, torch.arange(0)).shape == (0,)
 
 
 @pytest.mark.parametrize("options, message", [
@@ -156,24 +160,6 @@ def test_moments_of_some_rows() -> None:
     moments.add_logits(left[..., :3], slice(2, 4))
     torch.testing.assert_close(moments.entropy()[:, :2], naive_entropy(left))
     torch.testing.assert_close(moments.entropy()[:, 2:], naive_entropy(torch.cat([right, left[..., :3]], -1)))
-
-
-@given(
-    st.integers(0, 5), st.integers(1, 20), st.sampled_from([0.0, 2.0]), st.sampled_from([1e-3, 1.0, 30.0, 300.0]),
-    st.booleans(), st.integers(0, 10**6),
-)  # fmt: skip
-def test_divergence_of_two_predictions(
-    n: int, d_vocab: int, soft_cap: float, scale: float, masked: bool, seed: int
-) -> None:
-    rows, others = random(n, 6, seed=seed, scale=scale).double(), random(n, 6, seed=seed + 1, scale=scale).double()
-    W_U, b_U = random(6, d_vocab, seed=seed + 2).double(), random(d_vocab, seed=seed + 3).double()
-    if masked and not soft_cap:
-        b_U[: d_vocab - 1] = -torch.inf  # whole tiles, where tiles are small
-    p, q = (naive_logits(each, W_U, b_U, soft_cap).log_softmax(-1) for each in (rows, others))
-    wanted = torch.where(p.exp() > 0, p.exp() * (p - q), 0.0).sum(-1)
-    found = kl_divergence(rows, others, W_U, b_U, soft_cap=soft_cap)
-    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(kl_divergence(rows, rows, W_U, b_U, soft_cap=soft_cap), torch.zeros(n).double())
 
 
 def test_masked_tokens_in_a_summary() -> None:

@@ -5,7 +5,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["gelu_fast", "gelu_new", "gelu_pytorch_tanh", "solu", "xielu"]
+__all__ = ["cap_logits", "gelu_fast", "gelu_new", "gelu_pytorch_tanh", "solu", "xielu"]
+
+
+def cap_logits(logits: Tensor, soft_cap: float) -> Tensor:
+    """Return `c * tanh(logits / c)`; a cap of 0 is none."""
+    return soft_cap * torch.tanh(logits / soft_cap) if soft_cap else logits
 
 
 def gelu_new(input: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

@@ -16,13 +16,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from headscope.ops.activations import cap_logits
 from headscope.ops.devices import Budget, sums_device, wide
-from headscope.ops.head_products import HeadProducts
 from headscope.ops.kernels.dispatch import kernels_for
+from headscope.ops.kernels.head_products import HeadProducts
 from headscope.ops.kernels.interface import BITS, Kernels
 from headscope.ops.kernels.products import linear
 from headscope.ops.parallel import RowChunks
-from headscope.ops.vocab import cap_logits, check_targets, token_mean, vocab_tiles
+from headscope.ops.vocab import check_targets, token_mean, vocab_tiles
 
 __all__ = [
     "ChangedPredictions",

@@ -19,124 +19,20 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from headscope.errors import InvalidInputError
 from headscope.ops.devices import Budget
-from headscope.ops.head_products import HeadProducts
 from headscope.ops.kernels.dispatch import kernels_for
+from headscope.ops.kernels.head_products import HeadProducts
 from headscope.ops.kernels.interface import BITS, Factors, Kernels, Precision, RightFactors, formed_logits
 from headscope.ops.kernels.torch_kernels import within
+from headscope.ops.lens_problem import CHAIN_RANGE, LensProblem, is_chained, runs_of, with_base
 from headscope.ops.parallel import RowChunks
 from headscope.ops.vocab import RunningMoments, token_mean, vocab_tiles
 
-__all__ = ["Chain", "Gains", "LensEntropies", "LensProblem", "lens_entropies"]
-
-# Larger logits are not chained (added and subtracted), so that errors stay small: float32 rounds 300 by 2e-5.
-_CHAIN_RANGE = 300.0
-
-
-@dataclass(frozen=True)
-class Gains:
-    """Factors on the logits' linear part, one for each row, when a state's norm has a scale of its own.
-
-    Attributes:
-        states: For each state.
-        plus: For each component added to its state.
-        minus: For each component removed from the final state.
-    """
-
-    states: Float[Tensor, "state row"]
-    plus: Float[Tensor, "layer component row"]
-    minus: Float[Tensor, "layer component row"]
-
-
-@dataclass(frozen=True)
-class Chain:
-    """Residual stream in which each layer adds its heads, its MLP and a fixed vector for each, and nothing else.
-
-    The MLP reads the state before the layer + all its heads + `by * attn_rest`; the state before the next layer is
-    that + the MLP + `by * mlp_rest`. (In parallel blocks only the whole sum is a state.)
-
-    Attributes:
-        attn_rest: Output bias, plus the heads' means where heads are measured as deviations from them.
-        mlp_rest: Mean of the MLP where it is measured as a deviation from it.
-        by: Factor on both: one over the frozen scale.
-    """
-
-    attn_rest: Float[Tensor, "layer d_model"]
-    mlp_rest: Float[Tensor, "layer d_model"]
-    by: Float[Tensor, " row"]
-
-
-@dataclass(frozen=True)
-class LensProblem:
-    """States, components and weights for one batch of positions (rows).
-
-    Attributes:
-        states: Intermediate states, the final one last; `logits = gain * (states @ W_U) + offset`.
-        head_base: Index of the state that each layer's heads add to; `None` for a layer without.
-        mlp_base: The same for each layer's MLP; empty without MLPs.
-        heads: Head outputs before `W_O`, of the layers that have heads.
-        W_O: Output weights of the heads.
-        mlps: MLP outputs of the layers that have one, if there are MLPs.
-        W_U: Unembedding.
-        offset: Added to the logits of every state but the final one, and of states with a component added.
-        final_offset: Added to the final logits, with and without a component.
-        soft_cap: `c` of a soft cap on all logits; 0 for none.
-        gains: `None` when the rows are already divided by their (frozen) scale.
-        chain: How each state follows from the one before, if it does; `None` computes every state's logits by itself.
-        mixer_base: As `mlp_base`, for mixers, which come between heads and MLP among a layer's components.
-        mixers: Mixer outputs of the layers that have one, if there are mixers.
-    """
-
-    states: Float[Tensor, "state row d_model"]
-    head_base: tuple[int | None, ...]
-    mlp_base: tuple[int | None, ...]
-    heads: Float[Tensor, "attn_layer head row d_head"]
-    W_O: Float[Tensor, "attn_layer head d_head d_model"]
-    mlps: Float[Tensor, "mlp_layer row d_model"] | None
-    W_U: Float[Tensor, "d_model d_vocab"]
-    offset: Float[Tensor, " d_vocab"]
-    final_offset: Float[Tensor, " d_vocab"]
-    soft_cap: float = 0.0
-    gains: Gains | None = None
-    chain: Chain | None = None
-    mixer_base: tuple[int | None, ...] = ()
-    mixers: Float[Tensor, "mixer_layer row d_model"] | None = None
-
-    @property
-    def n_layers(self) -> int:
-        """Number of layers."""
-        return len(self.head_base)
-
-    @property
-    def whole(self) -> list[tuple[tuple[int | None, ...], Tensor]]:
-        """The bases and the outputs of components as wide as the stream, in order: mixers, MLPs."""
-        kinds = ((self.mixer_base, self.mixers), (self.mlp_base, self.mlps))
-        return [(base, outputs) for base, outputs in kinds if outputs is not None]
-
-    @property
-    def n_components(self) -> int:
-        """Number of components in a layer: its heads, its mixer and its MLP."""
-        return self.heads.shape[1] + len(self.whole)
-
-    @property
-    def bases(self) -> Int[Tensor, "layer component"]:
-        """Index of the state that each component adds to; -1 for those that a layer lacks."""
-        columns = [self.head_base] * self.heads.shape[1] + [base for base, _ in self.whole]
-        return torch.tensor([[-1 if base is None else base for base in column] for column in columns]).T
-
-    @property
-    def is_sequential(self) -> bool:
-        """True if MLPs read the state behind the heads of their layer."""
-        return self.mlps is not None and self.mlp_base != self.head_base
-
-    @property
-    def is_uniform(self) -> bool:
-        """True if all layers have the same parts, none of them a mixer."""
-        return self.mixers is None and None not in (*self.head_base, *self.mlp_base)
+__all__ = ["LensEntropies", "lens_entropies"]
 
 
 @dataclass(frozen=True)
@@ -188,7 +84,7 @@ def lens_entropies(
     d_vocab = problem.W_U.shape[1]
     budget = Budget.of(device)
     schedule = _Launches if budget.is_accelerators else _Tile
-    chained = budget.is_accelerators and _is_chained(problem, mean)
+    chained = budget.is_accelerators and is_chained(problem, mean)
     n_products = n_states // 2 + 1 if chained and problem.is_sequential else n_states
     size = budget.tile_of(
         rows, d_vocab, per_row=max(n_products, problem.n_components), shared=problem.W_O[..., 0].numel()
@@ -320,7 +216,7 @@ class _Tile:
         final_linear = self._product(last, "final")
         final = self._state(last, final_linear, "final", final=True)
         heads, whole = (
-            list(enumerate(_with_base(problem.head_base))),
+            list(enumerate(with_base(problem.head_base))),
             list(enumerate(problem.whole, problem.heads.shape[1])),
         )
         for index in range(last):
@@ -330,7 +226,7 @@ class _Tile:
                 if base == index:
                     self._heads(at, layer, linear, state, final_linear, final)
             for number, (bases, outputs) in whole:
-                for at, (layer, base) in enumerate(_with_base(bases)):
+                for at, (layer, base) in enumerate(with_base(bases)):
                     if base == index:
                         added = self._whole(outputs, at)
                         self._change(added, linear, state, final_linear, final, (layer, slice(number, number + 1)))
@@ -369,7 +265,7 @@ class _Tile:
     def _is_small(self, linear: Float[Tensor, "row tile"]) -> bool:
         """Return True if other logits may follow from these by addition, where states are a chain."""
         chained = self.problem.chain is not None and self.problem.mlps is not None
-        return chained and within(linear, _CHAIN_RANGE * BITS)
+        return chained and within(linear, CHAIN_RANGE * BITS)
 
     def _mlp(
         self, layer: int, between: int, total: Tensor | None, before: Tensor, after: Tensor
@@ -444,14 +340,14 @@ class _Launches(_Tile):
         base = self._note(rest if stride == 1 else slice(0, rest.stop, stride), before, "base")
         totals = kernels.buffer("totals", before.shape, linear) if weights.chained else None
         n_heads = problem.heads.shape[1]
-        for at, (layer, start) in enumerate(_with_base(problem.head_base)):
+        for at, (layer, start) in enumerate(with_base(problem.head_base)):
             state, total = start // stride, None if totals is None else totals[at]
             self._heads(at, layer, before[state], base[state], final_linear, final, total)
         if totals is not None:
             self._chained_mlps(totals, linear, base, final, stride)
             return
         for number, (bases, outputs) in enumerate(problem.whole, n_heads):
-            for layers, written, states in _runs(bases):
+            for layers, written, states in runs_of(bases):
                 added = kernels.buffer("heads", (written.stop - written.start, *self.shape), linear)
                 self._into(outputs[written], added)
                 self._change(added, before[states], base[states], final_linear, final, (layers, number))
@@ -482,44 +378,3 @@ class _Launches(_Tile):
         factors = self.kernels.factors(self._logits(linear, gain, final=final), name)
         torch.stack((factors.shift, factors.z, factors.s), out=self.states[:, states])
         return factors
-
-
-def _with_base(bases: tuple[int | None, ...]) -> list[tuple[int, int]]:
-    """Return the layers that have a part, with the states it adds to."""
-    return [(layer, base) for layer, base in enumerate(bases) if base is not None]
-
-
-def _runs(bases: tuple[int | None, ...]) -> list[tuple[slice, slice, slice]]:
-    """Cut the layers that have a part into runs of neighbors: slices of layers, of outputs, and of states added to."""
-    runs: list[list[tuple[int, int, int]]] = []
-    for at, (layer, base) in enumerate(_with_base(bases)):
-        last = runs[-1] if runs else []
-        step = last[1][2] - last[0][2] if len(last) > 1 else None
-        if not last or last[-1][0] + 1 != layer or step not in (None, base - last[-1][2]) or base <= last[-1][2]:
-            runs.append([])
-        runs[-1].append((layer, at, base))
-    return [
-        (
-            slice(run[0][0], run[-1][0] + 1),
-            slice(run[0][1], run[-1][1] + 1),
-            slice(run[0][2], run[-1][2] + 1, run[1][2] - run[0][2] if len(run) > 1 else 1),
-        )
-        for run in runs
-    ]
-
-
-def _is_chained(problem: LensProblem, mean: Tensor) -> bool:
-    """Return whether logits may be added and subtracted for states and MLPs, in all tiles: they cannot be larger.
-
-    A row and a column make no logit above the product of their lengths, so nobody looks at logits to tell.
-    """
-    last, chain = len(problem.states) - 1, problem.chain
-    if chain is None or problem.mlps is None or not problem.states.numel():
-        return False
-    if problem.head_base != tuple(range(0, last, 2 if problem.is_sequential else 1)):
-        return False
-    # |w - m|^2 without a copy of W_U.
-    columns = torch.linalg.vector_norm(problem.W_U, dim=0).square() - 2 * (mean[:, 0] @ problem.W_U)
-    columns += mean.square().sum()
-    longest = torch.linalg.vector_norm(problem.states, dim=-1).amax() * columns.clamp_(min=0).amax().sqrt()
-    return bool(longest <= _CHAIN_RANGE)

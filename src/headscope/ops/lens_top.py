@@ -15,12 +15,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headscope.errors import InvalidInputError
+from headscope.ops.activations import cap_logits
 from headscope.ops.changed_predictions import Prediction
 from headscope.ops.devices import Budget, Tile, sums_device, wide
-from headscope.ops.head_products import HeadProducts, times
+from headscope.ops.kernels.head_products import HeadProducts, times
 from headscope.ops.kernels.products import linear
 from headscope.ops.parallel import RowChunks
-from headscope.ops.vocab import cap_logits, check_targets, token_mean
+from headscope.ops.vocab import check_targets, token_mean
 
 __all__ = ["LensTop", "TopProblem", "lens_top"]
 

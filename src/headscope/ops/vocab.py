@@ -7,31 +7,29 @@ with `W_U`, `2 * rows * d_model * d_vocab` operations, and one exponential for e
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from headscope.errors import InvalidInputError
+from headscope.ops.activations import cap_logits
 from headscope.ops.devices import Budget, sums_device, wide
-from headscope.ops.kernels.products import linear
+from headscope.ops.kernels.dispatch import kernels_for
+from headscope.ops.kernels.interface import BITS, Kernels, RightFactors
+from headscope.ops.kernels.products import product
+from headscope.ops.parallel import RowChunks
 
 __all__ = [
     "RunningMoments",
     "VocabSummary",
-    "cap_logits",
     "check_targets",
-    "cross_entropy",
-    "kl_divergence",
     "summarize",
     "token_mean",
+    "vocab_tiles",
 ]
 
-
-def cap_logits(logits: Tensor, soft_cap: float) -> Tensor:
-    """Return `c * tanh(logits / c)`; a cap of 0 is none."""
-    return soft_cap * torch.tanh(logits / soft_cap) if soft_cap else logits
+_ROWS_WORTH_LAYING_OUT = 128
 
 
 def check_targets(targets: Int[Tensor, " row"], d_vocab: int) -> None:
@@ -148,79 +146,36 @@ def summarize(
         >>> summary.entropy.exp().round()
         tensor([8., 8.])
     """
-    d_vocab = W_U.shape[1]
+    (n_rows, _), d_vocab = rows.shape, W_U.shape[1]
     if not 0 <= k <= d_vocab:
         raise InvalidInputError(f"k must be between 0 and d_vocab = {d_vocab}; got {k}.")
     if targets is not None:
         check_targets(targets, d_vocab)
-    parts = [
-        _summarize_chunk(chunk, W_U, b_U, None if targets is None else targets[at : at + len(chunk)], k, soft_cap)
-        for at, chunk in _chunks(rows)
-    ]
-    joined: dict[str, Any] = {
-        name: None if getattr(parts[0], name) is None else torch.cat([getattr(part, name) for part in parts])
-        for name in VocabSummary.__dataclass_fields__
-    }
-    return VocabSummary(**joined)
+    device = rows.device
+    size = Budget.of(device).tile_of(n_rows, d_vocab, per_row=1)
+    kernels_here = kernels_for(device, rows.dtype)
+    # Few rows are multiplied by W_U as it lies, which is read once: to lay it out for the kernels takes longer.
+    lays_out = n_rows >= _ROWS_WORTH_LAYING_OUT
+    scaled, offset = rows * BITS, None if b_U is None else b_U * BITS
+    running = _RunningSummary(rows, W_U, b_U, targets, k, soft_cap)
+    with RowChunks(n_rows, size.rows, kernels_here, device) as chunks:
+        for tile in vocab_tiles(d_vocab, size.vocab):
+            unembed = kernels_here.prepared(W_U[:, tile].contiguous()) if lays_out else None
 
+            def reduce(
+                chunk: slice, kernels: Kernels, tile: slice = tile, unembed: RightFactors | None = unembed
+            ) -> None:
+                logits = kernels.buffer("logits", (chunk.stop - chunk.start, tile.stop - tile.start), scaled)
+                if unembed is None:
+                    product(scaled[chunk], W_U[:, tile], logits)
+                else:
+                    kernels.product(scaled[chunk], unembed, logits)
+                if offset is not None:
+                    logits += offset[tile]
+                running.add(cap_logits(logits, soft_cap * BITS), chunk, tile, kernels)
 
-def cross_entropy(
-    rows: Float[Tensor, "row d_model"],
-    W_U: Float[Tensor, "d_model d_vocab"],
-    b_U: Float[Tensor, " d_vocab"] | None,
-    targets: Int[Tensor, " row"],
-    *,
-    soft_cap: float = 0.0,
-) -> Float[Tensor, " row"]:
-    """Return the cross-entropy of each row's target, in nats.
-
-    Example:
-        >>> cross_entropy(torch.zeros(1, 2), torch.ones(2, 4), None, torch.tensor([3]))
-        tensor([1.3863])
-    """
-    log_prob = summarize(rows, W_U, b_U, targets=targets, soft_cap=soft_cap).target_log_prob
-    assert log_prob is not None
-    return -log_prob
-
-
-def kl_divergence(
-    rows: Float[Tensor, "row d_model"],
-    other_rows: Float[Tensor, "row d_model"],
-    W_U: Float[Tensor, "d_model d_vocab"],
-    b_U: Float[Tensor, " d_vocab"] | None = None,
-    *,
-    soft_cap: float = 0.0,
-) -> Float[Tensor, " row"]:
-    """Return `KL(p || q)` in nats, row by row: p predicted from `rows`, q from `other_rows`.
-
-    Tokens that p masks (logits of minus infinity) do not count; the result is infinite where only q masks a token.
-
-    Example:
-        >>> kl_divergence(torch.tensor([[1.0]]), torch.tensor([[0.0]]), torch.tensor([[0.0, 100.0]]))
-        tensor([0.6931])
-    """
-    parts = []
-    for at, chunk in _chunks(rows):
-        other_chunk = other_rows[at : at + len(chunk)]
-        log_z_q = RunningMoments((len(chunk),), rows.device)
-        shift = torch.full((len(chunk),), -torch.inf, dtype=torch.float64, device=sums_device(rows.device))
-        z, gap = torch.zeros_like(shift), torch.zeros_like(shift)
-        for tile in vocab_tiles(W_U.shape[1], Budget.of(rows.device).tile.vocab):
-            logits = _tile_logits(chunk, W_U, b_U, tile, soft_cap)
-            other_logits = _tile_logits(other_chunk, W_U, b_U, tile, soft_cap)
-            log_z_q.add_logits(other_logits)
-            tile_shift = logits.amax(-1).clamp(min=torch.finfo(logits.dtype).min)
-            weights = (logits - tile_shift[:, None]).exp()
-            # KL = sum p (l - l') / Z - log Z + log Z': the sum runs along with log Z, so one pass over tiles is enough.
-            difference = torch.where(weights > 0, weights * (logits - other_logits), 0.0)
-            tile_shift = wide(tile_shift)
-            new_shift = torch.maximum(shift, tile_shift)
-            old, new = (shift - new_shift).exp(), (tile_shift - new_shift).exp()
-            z = old * z + new * wide(weights.sum(-1))
-            gap = old * gap + new * wide(difference.sum(-1))
-            shift = new_shift
-        parts.append(gap / z - (shift + z.log()) + log_z_q.log_partition())
-    return torch.cat(parts).to(rows)
+            chunks.run(reduce)
+    return running.result()
 
 
 def vocab_tiles(d_vocab: int, width: int) -> Iterator[slice]:
@@ -229,54 +184,63 @@ def vocab_tiles(d_vocab: int, width: int) -> Iterator[slice]:
         yield slice(start, min(start + width, d_vocab))
 
 
-def _tile_logits(rows: Tensor, W_U: Tensor, b_U: Tensor | None, tile: slice, soft_cap: float) -> Tensor:
-    logits = linear(rows, W_U[:, tile])
-    if b_U is not None:
-        logits += b_U[tile]
-    return cap_logits(logits, soft_cap)
+class _RunningSummary:
+    """Sums and largest logits over the tiles so far, in bits. Threads write to disjoint rows: no lock is needed."""
 
+    def __init__(
+        self, rows: Tensor, W_U: Tensor, b_U: Tensor | None, targets: Tensor | None, k: int, soft_cap: float
+    ) -> None:
+        n_rows = len(rows)
+        self.moments = RunningMoments((n_rows,), rows.device)
+        self.best = rows.new_full((n_rows, k), -torch.inf)
+        self.best_tokens = torch.zeros(n_rows, k, dtype=torch.long, device=rows.device)
+        self.waits = Budget.of(rows.device).is_accelerators
+        self.targets = None if targets is None else targets.long()
+        if self.targets is not None:
+            uncapped = (rows * W_U.T[self.targets]).sum(-1) + (0.0 if b_U is None else b_U[self.targets])
+            self.target = cap_logits(uncapped, soft_cap) * BITS
+            self.rank = torch.zeros(n_rows, dtype=torch.long, device=rows.device)
 
-def _chunks(rows: Tensor) -> Iterator[tuple[int, Tensor]]:
-    step = Budget.of(rows.device).tile.rows
-    for at in range(0, max(len(rows), 1), step):
-        yield at, rows[at : at + step]
-
-
-def _summarize_chunk(
-    rows: Tensor, W_U: Tensor, b_U: Tensor | None, targets: Tensor | None, k: int, soft_cap: float
-) -> VocabSummary:
-    n, d_vocab = len(rows), W_U.shape[1]
-    moments = RunningMoments((n,), rows.device)
-    best = rows.new_full((n, 0), 0.0)
-    best_tokens = torch.empty(n, 0, dtype=torch.long, device=rows.device)
-    target_logit = rank = None
-    if targets is not None:
-        targets = targets.long()
-        uncapped = (rows * W_U.T[targets]).sum(-1) + (0.0 if b_U is None else b_U[targets])
-        target_logit = cap_logits(uncapped, soft_cap)
-        rank = torch.zeros(n, dtype=torch.long, device=rows.device)
-    for tile in vocab_tiles(d_vocab, Budget.of(rows.device).tile.vocab):
-        logits = _tile_logits(rows, W_U, b_U, tile, soft_cap)
-        moments.add_logits(logits)
-        if k:
-            values, tokens = logits.topk(min(k, logits.shape[1]), dim=-1)
-            best, best_tokens = torch.cat([best, values], 1), torch.cat([best_tokens, tokens + tile.start], 1)
-            best, order = best.topk(min(k, best.shape[1]), dim=-1)
-            best_tokens = best_tokens.gather(1, order)
-        if targets is not None and rank is not None and target_logit is not None:
+    def add(self, logits: Float[Tensor, "row tile"], chunk: slice, tile: slice, kernels: Kernels) -> None:
+        """Merge a tile of logits, whose memory is overwritten."""
+        if self.targets is not None:
             # Computed apart, the target's logit may differ in its last bits from the one in log Z: take the tile's, so
-            # that no probability exceeds 1, and keep the target from outranking itself.
-            inside = (targets >= tile.start) & (targets < tile.stop)
-            target_entries = inside.nonzero()[:, 0], targets[inside] - tile.start
-            target_logit[inside] = logits[target_entries]
-            logits[target_entries] = -torch.inf
-            rank += (logits > target_logit[:, None]).sum(-1)
-    log_z = moments.log_partition()
-    return VocabSummary(
-        entropy=moments.entropy().to(rows),
-        log_partition=log_z.to(rows),
-        target_log_prob=None if target_logit is None else (wide(target_logit) - log_z).to(rows),
-        target_rank=rank,
-        top_tokens=best_tokens,
-        top_log_probs=(wide(best) - log_z[:, None]).to(rows),
-    )
+            # that no probability exceeds 1, and the target does not outrank itself.
+            column = self.targets[chunk] - tile.start
+            inside = (column >= 0) & (column < logits.shape[1])
+            own = logits.gather(1, column.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
+            target = self.target[chunk] = torch.where(inside, own, self.target[chunk])
+            self.rank[chunk] += (logits > target[:, None]).sum(-1)
+        if self.best.shape[1]:
+            self._keep_best(logits, chunk, tile)
+        factors = kernels.factors(logits, "state")
+        self.moments.add(wide(factors.shift) / BITS, factors.z, wide(factors.s) / BITS, chunk)
+
+    def _keep_best(self, logits: Float[Tensor, "row tile"], chunk: slice, tile: slice) -> None:
+        best, tokens = self.best[chunk], self.best_tokens[chunk]
+        known = min(tile.start, best.shape[1])  # the rest is yet to come
+        here: Tensor | slice = slice(None)
+        if known == best.shape[1] and not self.waits:
+            # Most tiles hold nothing above the k-th value so far: only rows where one does are sorted.
+            here = (logits.amax(-1) > best[:, -1]).nonzero()[:, 0]
+            if not len(here):
+                return
+        values, columns = logits[here].topk(min(best.shape[1], logits.shape[1]), dim=-1)
+        both = torch.cat([best[here, :known], values], 1)
+        both_tokens = torch.cat([tokens[here, :known], columns + tile.start], 1)
+        merged, order = both.topk(min(best.shape[1], both.shape[1]), dim=-1)
+        best[here, : merged.shape[1]] = merged
+        tokens[here, : merged.shape[1]] = both_tokens.gather(1, order)
+
+    def result(self) -> VocabSummary:
+        moments, dtype = self.moments, self.best
+        log_z = moments.log_partition()
+        has_targets = self.targets is not None
+        return VocabSummary(
+            entropy=moments.entropy().to(dtype),
+            log_partition=log_z.to(dtype),
+            target_log_prob=(wide(self.target) / BITS - log_z).to(dtype) if has_targets else None,
+            target_rank=self.rank if has_targets else None,
+            top_tokens=self.best_tokens,
+            top_log_probs=(wide(self.best) / BITS - log_z[:, None]).to(dtype),
+        )

@@ -21,7 +21,8 @@ from headscope.analysis.core.progress import Bar, duration, watching
 from headscope.model.activations.readout import readout_of
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.changed_predictions import Prediction, RowChanges, compare
-from headscope.ops.lens_entropy import LensProblem, lens_entropies
+from headscope.ops.lens_entropy import lens_entropies
+from headscope.ops.lens_problem import LensProblem
 from headscope.report.costs import Stages
 
 __all__ = ["Following", "Part", "Plan", "measured_rates"]

@@ -8,7 +8,8 @@ from headscope import HookedTransformer
 from headscope.analysis import ablate_heads, measure_entropy
 from headscope.ops.kernels.dispatch import kernels_for
 from headscope.ops.kernels.interface import PRECISIONS, Kernels, Precision
-from headscope.ops.lens_entropy import LensProblem, lens_entropies
+from headscope.ops.lens_entropy import lens_entropies
+from headscope.ops.lens_problem import LensProblem
 
 pytestmark = [
     pytest.mark.gpu,

@@ -17,7 +17,8 @@ from headscope import HookedTransformer, HookedTransformerConfig
 from headscope.analysis import ablate_heads, measure_entropy
 from headscope.ops.changed_predictions import HeadChanges, Prediction, RowChanges, compare
 from headscope.ops.devices import Budget, budget
-from headscope.ops.lens_entropy import LensProblem, lens_entropies
+from headscope.ops.lens_entropy import lens_entropies
+from headscope.ops.lens_problem import LensProblem
 
 LAYERS, HEADS, ROWS, D_VOCAB = 12, 12, 1024, 50257
 H200 = Budget.of_accelerator(140 * 2**30)

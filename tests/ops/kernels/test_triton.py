@@ -21,7 +21,8 @@ from headscope.ops.devices import Tile
 from headscope.ops.kernels.dispatch import kernels_for
 from headscope.ops.kernels.interface import BITS, Precision
 from headscope.ops.kernels.triton_kernels import INTERPRETED, TritonKernels
-from headscope.ops.lens_entropy import Chain, Gains, LensProblem, lens_entropies
+from headscope.ops.lens_entropy import lens_entropies
+from headscope.ops.lens_problem import Chain, Gains, LensProblem
 
 pytestmark = [
     pytest.mark.skipif(not INTERPRETED, reason="there is a GPU: see the tests marked gpu"),

@@ -16,7 +16,7 @@ from headscope.analysis.recording.lens_states import LensStates
 from headscope.model.activations.readout import Readout, readout_of
 from headscope.model.config import HookedTransformerConfig
 from headscope.model.transformer import HookedTransformer
-from headscope.ops.lens_entropy import Chain, Gains, LensProblem
+from headscope.ops.lens_problem import Chain, Gains, LensProblem
 
 __all__ = ["lens_problem"]
 

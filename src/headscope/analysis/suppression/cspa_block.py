@@ -20,9 +20,9 @@ from headscope.analysis.suppression.cspa_variants import VARIANTS, LogitCoordina
 from headscope.errors import InvalidInputError
 from headscope.model.activations.readout import readout_of
 from headscope.model.transformer import HookedTransformer
+from headscope.ops.activations import cap_logits
 from headscope.ops.changed_predictions import Prediction, compare_rows
 from headscope.ops.devices import Budget
-from headscope.ops.vocab import cap_logits
 
 __all__ = ["NUMBERS", "Against", "SuppressionBatch", "SuppressionOptions"]
 

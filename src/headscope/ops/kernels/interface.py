@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headscope.ops.head_products import times
+from headscope.ops.activations import cap_logits
+from headscope.ops.kernels.head_products import times
 from headscope.ops.kernels.products import product
-from headscope.ops.vocab import cap_logits
 
 __all__ = ["BITS", "PRECISIONS", "SAFE_BITS", "Factors", "Kernels", "Precision", "RightFactors", "formed_logits"]
 
