@@ -4,6 +4,7 @@ One forward pass gives every state and every component's output; `ops.lens_entro
 predictions over the vocabulary in tiles. GPT-2 small has 25 states and 156 components: about 2 GFLOP a token.
 """
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, Unpack
@@ -152,7 +153,8 @@ class EntropyAccumulator(Accumulator[EntropyResult]):
         n = int(batch.counted.sum())
         counted = batch.counted.to(sums_device(batch.tokens.device))
         row = counted.nonzero()[:, 0]
-        sums = {f"{name}_moments": row_moments(values, row) for name, values in entropies.items()}
+        # Of all values at once: on an accelerator every call is a hundred launches.
+        sums = {"moments": row_moments(torch.cat([values.flatten(0, -2) for values in entropies.values()]), row)}
         if self.options.reduce == "none":
             rows = {name: spread(values.float(), counted) for name, values in entropies.items()}
             self.add(batch, n, sums, rows)
@@ -162,13 +164,16 @@ class EntropyAccumulator(Accumulator[EntropyResult]):
     def summary(self, rows: dict[str, Tensor]) -> EntropyResult:
         """Return the entropies, or their means over positions."""
         entropies = rows or {name: self.sums[name] / self.n_positions for name in _VALUES}
-        errors = {f"{name}_error": estimates_of_moments(self.sums[f"{name}_moments"]).errors for name in _VALUES}
+        states, parts = state_labels(self.model), part_labels(self.model.cfg)
+        shapes = {"resid": (len(states),), **dict.fromkeys(("diff", "marginal"), (self.model.cfg.n_layers, len(parts)))}
+        flat = estimates_of_moments(self.sums["moments"]).errors.split([math.prod(shapes[name]) for name in _VALUES])
+        errors = {f"{name}_error": each.view(shapes[name]) for name, each in zip(_VALUES, flat, strict=True)}
         shown = ("baseline", "scale", "lens_bias", "include_bos", "precision")
         return EntropyResult(
             info=self.info({**{name: getattr(self.options, name) for name in shown}, "kernels": self.kernels}),
             **{name: values.float() for name, values in (entropies | errors).items()},
-            state_labels=state_labels(self.model),
-            component_labels=part_labels(self.model.cfg),
+            state_labels=states,
+            component_labels=parts,
         )
 
     def _measure(self, states: LensStates) -> tuple[Tensor, Tensor, Tensor]:

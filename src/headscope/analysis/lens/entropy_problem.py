@@ -92,11 +92,11 @@ def _chain(readout: Readout, states: LensStates, W_O: Tensor, by: Tensor, step: 
     attn_rest, mlp_rest, constant = [], [], []
     # Room for all layers in turn: of blocks that are freed and taken anew, the allocator would keep hundreds of MB.
     heads, *room = states.resid.new_empty(4, *states.resid.shape[1:]).unbind()
+    side_by_side = heads.new_empty(states.n, W_O[0, :, :, 0].numel())
     for layer, z in enumerate(states.z):
         start, end = states.resid[step * layer], states.resid[step * (layer + 1)]
-        heads.zero_()
-        for of_head, W_O_of_head in zip(z, W_O[layer], strict=True):
-            heads.addmm_(of_head, W_O_of_head)
+        side_by_side.view(-1, *W_O.shape[1:3]).copy_(z.transpose(0, 1))
+        torch.mm(side_by_side, W_O[layer].flatten(0, 1), out=heads)
         mlp = states.mlp[layer]
         if step == 1:
             attn, is_constant = _constant_rest(start, (heads, mlp), end, states.rounding, room)
