@@ -43,6 +43,11 @@ export class Tree {
     return this.kinds.find((kind) => kind.name === name)?.label ?? name;
   }
 
+  /** A head's kinds in words, empty for a head of none. */
+  labelOf(head: HeadEntry): string {
+    return head.label ?? head.kinds.map((kind) => this.kindLabel(kind)).join(", ");
+  }
+
   /** The path, without ending, of a head's file. */
   headFile(layer: number, head: number): string {
     const file = this.config.head_data_pattern.replace("{layer}", String(layer)).replace("{head}", String(head));

@@ -1,7 +1,8 @@
 /** Keys of the page: components say which they answer while they are shown, and the help lists those. */
 import { useEffect, useRef } from "preact/hooks";
 
-export type Shortcut = { key: string; label: string; run: () => void };
+/** Without `run`, a key that the focused part of the page answers itself. */
+export type Shortcut = { key: string; label: string; run?: () => void };
 export type Shortcuts = { title: string; shortcuts: Shortcut[] };
 
 const active = new Set<{ current: Shortcuts }>();
@@ -30,8 +31,8 @@ addEventListener("keydown", (event) => {
   if (event.target instanceof Element && event.target.closest(TYPED_INTO)) return;
   if (document.querySelector("dialog[open]")) return;
   for (const { current } of [...active].reverse()) {
-    const shortcut = current.shortcuts.find(({ key }) => key === event.key);
-    if (shortcut) {
+    const shortcut = current.shortcuts.find(({ key, run }) => run && key === event.key);
+    if (shortcut?.run) {
       event.preventDefault();
       shortcut.run();
       return;
