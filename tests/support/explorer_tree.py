@@ -1,35 +1,14 @@
 """A tree of the head explorer's data with drawn numbers, of any size and any text, beside the built page."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import headscope
+from headscope.explorer.tree.measures import MEASURES, described
+from headscope.explorer.tree.writing import TreeWriter
 
-WEB = Path(headscope.__file__).parent / "explorer" / "web" / "dist"
-
-# Name, label, unit, group, diverging, range, logarithm.
-MEASURES: tuple[tuple[str, str, str, str, bool, tuple[float, float] | None, bool], ...] = (
-    ("self_attention_score", "Self-attention", "", "attention", False, (0, 1), False),
-    ("prev_token_score", "Previous token", "", "attention", False, (0, 1), False),
-    ("bos_attention", "Attention to BOS", "", "attention", False, (0, 1), False),
-    ("induction_score", "Induction", "", "attention", False, (0, 1), False),
-    ("duplicate_token_score", "Duplicate token", "", "attention", False, (0, 1), False),
-    ("pattern_entropy", "Entropy of the pattern", "nats", "attention", False, None, False),
-    ("qk_distance", "Distance", "tokens", "attention", False, None, True),
-    ("qk_distance_variance", "Variance of the distance", "tokens²", "attention", False, None, True),
-    ("entropy_diff", "Entropy difference", "nats", "prediction", True, None, False),
-    ("entropy_marginal", "Marginal entropy", "nats", "prediction", True, None, False),
-    ("ablation_direct", "Direct effect of ablation", "nats", "ablation", True, None, False),
-    ("ablation_total", "Total effect of ablation", "nats", "ablation", True, None, False),
-    ("copying_score", "Copying", "", "copying", True, (-1, 1), False),
-    ("suppression_score", "Suppression", "", "copying", True, (-1, 1), False),
-    ("output_norm", "Norm of the output", "", "activity", False, None, True),
-    ("mean_max_activation", "Largest attention", "", "activity", False, (0, 1), False),
-)
 KINDS = (
     ("previous_token", "Previous token", "Looks at the token before."),
     ("induction", "Induction", "Looks at what followed an earlier copy of the token."),
@@ -72,18 +51,19 @@ def write_tree(
     drawn = np.random.default_rng(seed)
     heads = [(layer, head) for layer in range(n_layers) for head in range(n_heads)]
     rows = [_row(drawn, layer, head, n_layers) for layer, head in heads]
-    shutil.copytree(WEB, folder, dirs_exist_ok=True)
-    (folder / "heads").mkdir(exist_ok=True)
+    writer = TreeWriter(folder)
+    for row in rows:
+        writer.head(_head(drawn, row, heads, words, length, n_intervals))
+    measures = [described(measure, 64 * length) for measure in MEASURES]
     config = {
-        "format_version": 1,
         "generator": "headscope",
         "model_name": model,
         "n_layers": n_layers,
         "n_heads": n_heads,
         "heads": heads,
         "n_intervals": n_intervals,
-        "metrics": [name for name, *_ in MEASURES],
-        "metric_descriptions": {name: f"{label}, drawn at random." for name, label, *_ in MEASURES},
+        "metrics": [measure.name for measure in MEASURES],
+        "metric_descriptions": {measure.name: measure.description for measure in MEASURES},
         "head_data_pattern": "L{layer}H{head}.json",
         "has_umap": False,
         "umap_heads": [],
@@ -98,32 +78,10 @@ def write_tree(
             "seq_len": length,
             "dtype": "float32",
         },
-        "measures": [
-            {
-                "name": name,
-                "label": label,
-                "unit": unit,
-                "description": f"{label}, drawn at random.",
-                "group": group,
-                "diverging": diverging,
-                "range": bounds,
-                "better_log": log,
-                "count": 64 * length,
-                "count_unit": "tokens",
-            }
-            for name, label, unit, group, diverging, bounds, log in MEASURES
-        ],
+        "measures": measures,
         "kinds": [{"name": name, "label": label, "description": text} for name, label, text in KINDS],
     }
-    _save(folder, "config", config)
-    _save(folder, "scatter_data", rows)
-    _save(folder, "search", _search(drawn, heads, words))
-    for row in rows:
-        name = f"heads/L{row['layer']}H{row['head']}"
-        _save(folder, name, _head(drawn, row, heads, words, length, n_intervals))
-    for name in ("server_config.json", "attributions/manifest.json"):
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text("{}")
+    writer.finish(config, rows)
     return folder / "index.html"
 
 
@@ -132,36 +90,19 @@ def read(folder: Path, name: str) -> Any:
     return json.loads((folder / f"{name}.json").read_text("utf-8"))
 
 
-def _save(folder: Path, name: str, data: Any) -> None:
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
-    (folder / f"{name}.json").write_text(text, "utf-8")
-    (folder / f"{name}.js").write_text(f"headscope.receive({json.dumps(name)}, {text});\n", "utf-8")
-
-
 def _row(drawn: np.random.Generator, layer: int, head: int, n_layers: int) -> dict[str, Any]:
     row: dict[str, Any] = {"layer": layer, "head": head}
-    for name, _, _, _, diverging, bounds, log in MEASURES:
-        value = drawn.normal(0, 0.3) if diverging else drawn.lognormal(0, 1) if log else drawn.beta(1, 6)
-        missing = name == "induction_score" and drawn.random() < 0.05
-        if bounds is not None:
-            value = float(np.clip(value, *bounds))
+    for measure in MEASURES:
+        name, ceiling = measure.name, np.inf if measure.range is None else measure.range[1]
+        value = drawn.normal(0, 0.3) if measure.diverging else drawn.lognormal(0, 1) if measure.better_log else None
+        value = drawn.beta(1, 6) if value is None else np.clip(value, -ceiling, ceiling)
+        missing = name == "induction_score" and (layer + head) % 7 == 5
         row[name] = None if missing else round(float(value), 6)
         row[f"{name}_error"] = None if missing else round(float(abs(value) * drawn.uniform(0.02, 0.2)), 6)
     chosen = drawn.random(len(KINDS)) < 0.08 + 0.1 * layer / n_layers
     row["kinds"] = [kind[0] for kind, yes in zip(KINDS, chosen, strict=True) if yes]
     row["label"] = " and ".join(kind[1].lower() for kind, yes in zip(KINDS, chosen, strict=True) if yes) or None
     return row
-
-
-def _search(drawn: np.random.Generator, heads: list[tuple[int, int]], words: tuple[str, ...]) -> dict[str, Any]:
-    places = ("query", "key", "ov_source", "promoted", "suppressed")
-    entries = [
-        (token, layer, head, place, round(float(drawn.random()), 4))
-        for layer, head in heads
-        for place in places
-        for token in sorted(drawn.choice(len(words), size=min(3, len(words)), replace=False).tolist())
-    ]
-    return {"tokens": list(words), "entries": entries}
 
 
 def _head(
@@ -200,7 +141,12 @@ def _head(
         "histogram": {"bin_edges": [at / 10 for at in range(11)], "bin_values": drawn.integers(20, size=10).tolist()},
         "statistics": {"n_samples": 64, "mean_max_activation": row["mean_max_activation"]},
         "measures": {
-            name: {"value": row[name], "error": row[f"{name}_error"], "count": 64 * length} for name, *_ in MEASURES
+            measure.name: {
+                "value": row[measure.name],
+                "error": row[f"{measure.name}_error"],
+                "count": 64 * length,
+            }
+            for measure in MEASURES
         },
         "kinds": evidence,
         "ov_table": [

@@ -1,6 +1,6 @@
 /**
  * Data come as scripts: a page opened from a file may not fetch, but may add `<script src="heads/L0H0.js">`, whose text
- * is `headscope.receive("heads/L0H0", {...});`.
+ * is `headscope.receive("heads/L0H0", {...});`. From a server, a tree without such scripts is read as JSON.
  */
 import { useEffect, useState } from "preact/hooks";
 
@@ -19,24 +19,39 @@ window.headscope = { receive: (name, data) => received.set(name, data) };
 export function load<T>(name: string): Promise<T> {
   let answer = asked.get(name);
   if (!answer) {
-    answer = new Promise((resolve, reject) => {
-      const script = document.createElement("script");
-      script.src = `${name}.js`;
-      script.onload = () => {
-        script.remove();
-        if (received.has(name)) resolve(received.get(name));
-        else reject(new Error(`${name}.js holds no data of this page.`));
-      };
-      script.onerror = () => {
-        script.remove();
-        asked.delete(name); // so that a later try asks again
-        reject(new Error(`${name}.js could not be read.`));
-      };
-      document.head.append(script);
+    answer = byScript(name).catch((error: Error) => {
+      if (location.protocol === "file:") throw error;
+      return byFetch(name);
     });
+    answer.catch(() => asked.delete(name)); // so that a later try asks again
     asked.set(name, answer);
   }
   return answer as Promise<T>;
+}
+
+function byScript(name: string): Promise<unknown> {
+  return new Promise((resolve, reject) => {
+    const script = document.createElement("script");
+    script.src = `${name}.js`;
+    script.onload = () => {
+      script.remove();
+      if (received.has(name)) resolve(received.get(name));
+      else reject(new Error(`${name}.js holds no data of this page.`));
+    };
+    script.onerror = () => {
+      script.remove();
+      reject(new Error(`${name}.js could not be read.`));
+    };
+    document.head.append(script);
+  });
+}
+
+async function byFetch(name: string): Promise<unknown> {
+  const answer = await fetch(`${name}.json`);
+  if (!answer.ok) throw new Error(`Neither ${name}.js nor ${name}.json could be read.`);
+  const data: unknown = await answer.json();
+  received.set(name, data);
+  return data;
 }
 
 export type Loaded<T> = { state: "loading" } | { state: "failed"; message: string } | { state: "ready"; data: T };

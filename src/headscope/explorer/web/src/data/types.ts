@@ -34,7 +34,7 @@ export type Measure = {
   diverging: boolean;
   range: [low: number, high: number] | null;
   better_log: boolean;
-  count: number;
+  count: number | null;
   count_unit: string;
 };
 
@@ -51,15 +51,23 @@ export type ScatterRow = {
 
 export type TokenPlace = "query" | "key" | "ov_source" | "promoted" | "suppressed";
 
+/** Where tokens stand in the heads' lists, a column for each part of an entry. */
 export type SearchIndex = {
   tokens: string[];
-  entries: [token: number, layer: number, head: number, where: TokenPlace, weight: number][];
+  places: TokenPlace[];
+  /** Positions in `tokens`. */
+  token: number[];
+  layer: number[];
+  head: number[];
+  /** Positions in `places`. */
+  where: number[];
+  weight: number[];
 };
 
 export type TokenWeight = { token: string; weight: number };
 export type TokenLogit = { token: string; logit: number };
 export type Histogram = { bin_edges: number[]; bin_values: number[] };
-export type Estimate = { value: number | null; error: number | null; count: number };
+export type Estimate = { value: number | null; error: number | null; count: number | null };
 
 export type Sequence = {
   sequence_id: number;

@@ -22,7 +22,7 @@ export function GridPage() {
   const measure = tree.measure(options.get("by") ?? "") ?? tree.measure(fallback) ?? tree.measures[0];
   const quantity = useMemo(() => measure && ofMeasure(measure), [measure]);
   const step = (by: number) => {
-    const at = tree.measures.findIndex((other) => other === measure);
+    const at = measure ? tree.measures.indexOf(measure) : -1;
     const next = tree.measures[(at + by + tree.measures.length) % tree.measures.length];
     if (next) setOptions({ by: next.name, gridlog: null });
   };

@@ -9,6 +9,7 @@ import type { Quantity } from "./quantities";
 export type Neighbor = { head: HeadEntry; similarity: number };
 const REST_MS = 120; // a head's file is read once the pointer rests on it
 const MOST = 5;
+const WIDEST = 360; // pixels
 
 /** The heads whose behavior is most like that of the head pointed at; none until its file is read. */
 export function useNeighbors(head: HeadEntry | null): Neighbor[] {
@@ -53,7 +54,7 @@ export function HeadTip({ head, quantities, neighbors, at, width }: Props) {
     top: `${at.y}px`,
     left: `${right ? at.x - 14 : at.x + 14}px`,
     transform: `translate(${right ? "-100%" : "0"}, -50%)`,
-    maxWidth: `${Math.max(180, (right ? at.x : width - at.x) - 20)}px`,
+    maxWidth: `${Math.min(WIDEST, Math.max(180, (right ? at.x : width - at.x) - 20))}px`,
   };
   return (
     <div class="tip" role="status" style={style}>

@@ -1,5 +1,5 @@
 import "./legend.css";
-import { number } from "../format";
+import { count, number } from "../format";
 import type { Coloring } from "./colors";
 
 /** What the colors mean; a kind's button takes its heads into the selection. */
@@ -32,10 +32,12 @@ export function ColorBar({ label, stops, low, high, log, unit }: Bar) {
         {unit && ` (${unit})`}
         {log && ", logarithmic"}
       </span>
-      <span class="number">{number(low)}</span>
+      <span class="number">{bound(low)}</span>
       <i style={{ background: `linear-gradient(to right in oklab, ${stops.join(", ")})` }} />
 
-      <span class="number">{number(high)}</span>
+      <span class="number">{bound(high)}</span>
     </div>
   );
 }
+
+const bound = (value: number): string => (Number.isInteger(value) ? count(value) : number(value));

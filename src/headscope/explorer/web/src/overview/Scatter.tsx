@@ -22,13 +22,13 @@ type Props = {
   y: Quantity;
   log: Choices["log"];
   coloring: Coloring;
-  /** What the color shows, if a measure. */
-  colored: Quantity | null;
+  /** What is told of a head pointed at. */
+  told: Quantity[];
   shown: ReadonlySet<HeadEntry>;
 };
 
 /** All heads as points. Point at one, open it by a click, select many by dragging over them. */
-export function Scatter({ x, y, log, coloring, colored, shown }: Props) {
+export function Scatter({ x, y, log, coloring, told, shown }: Props) {
   const tree = useTree();
   const selection = useSelection();
   const [box, width] = useWidth<HTMLDivElement>();
@@ -47,8 +47,9 @@ export function Scatter({ x, y, log, coloring, colored, shown }: Props) {
     return { across, up, places };
   }, [tree, x.name, y.name, log.x, log.y, frame]);
   const open = useMemo(() => places.filter(({ head }) => shown.has(head)), [places, shown]);
-  const placeOf = (head: HeadEntry | null) => places.find((place) => place.head === head) ?? null;
-  const at = placeOf(pointed);
+  const byHead = useMemo(() => new Map(places.map((place) => [place.head, place])), [places]);
+  const placeOf = (head: HeadEntry) => byHead.get(head) ?? null;
+  const at = pointed && placeOf(pointed);
   const radius = tree.heads.length > 600 ? 3.6 : tree.heads.length > 200 ? 4.2 : 5.2;
 
   const select = (area: Box, add: boolean) => {
@@ -81,9 +82,6 @@ export function Scatter({ x, y, log, coloring, colored, shown }: Props) {
   };
 
   const missing = tree.heads.filter((head) => shown.has(head) && !placeOf(head));
-  const quantities = [x, y, ...(colored && colored !== x && colored !== y ? [colored] : [])].filter(
-    (quantity, at, all) => quantity.name !== "layer" && all.findIndex(({ name }) => name === quantity.name) === at,
-  );
   return (
     <>
       <div class="scatter" ref={box}>
@@ -123,9 +121,7 @@ export function Scatter({ x, y, log, coloring, colored, shown }: Props) {
             {brush && <BrushBox {...boxOf(brush.from, brush.to)} />}
           </svg>
         )}
-        {at && !brush && (
-          <HeadTip head={at.head} quantities={quantities} neighbors={neighbors} at={at} width={frame.width} />
-        )}
+        {at && !brush && <HeadTip head={at.head} quantities={told} neighbors={neighbors} at={at} width={frame.width} />}
       </div>
       {missing.length > 0 && <Missing heads={missing} axes={[across, up]} />}
     </>

@@ -10,7 +10,7 @@ import { useShown } from "./filters";
 import { Legend } from "./Legend";
 import { MeasureMenu } from "./MeasureMenu";
 import { Provenance } from "./Provenance";
-import { LAYER, quantity } from "./quantities";
+import { LAYER, measured, quantity } from "./quantities";
 import { Scatter } from "./Scatter";
 import { SelectedPanel } from "./SelectedPanel";
 
@@ -72,9 +72,17 @@ export function ScatterPage() {
       <div class="overview">
         <div>
           <Legend coloring={coloring} onPick={pickKind} />
-          <Scatter x={x} y={y} log={choices.log} coloring={coloring} colored={colored} shown={shown} />
+          <Scatter x={x} y={y} log={choices.log} coloring={coloring} told={measured([x, y, colored])} shown={shown} />
+          <dl class="about">
+            {measured([x, y, colored]).map(({ name, label, description }) => (
+              <div key={name}>
+                <dt>{label}</dt>
+                <dd>{description}</dd>
+              </div>
+            ))}
+          </dl>
         </div>
-        <SelectedPanel quantities={[x, y].filter(({ name }) => name !== LAYER)} />
+        <SelectedPanel quantities={measured([x, y])} />
       </div>
       <Provenance />
     </>

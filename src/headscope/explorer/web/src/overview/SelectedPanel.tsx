@@ -24,7 +24,6 @@ export function SelectedPanel({ quantities }: { quantities: Quantity[] }) {
       </aside>
     );
   }
-  const columns = quantities.filter(({ name }, at) => quantities.findIndex((found) => found.name === name) === at);
   return (
     <aside class="panel" aria-label="Selected heads">
       <div class="panel-title">
@@ -43,7 +42,7 @@ export function SelectedPanel({ quantities }: { quantities: Quantity[] }) {
           <thead>
             <tr>
               <th scope="col">Head</th>
-              {columns.map(({ name, label }) => (
+              {quantities.map(({ name, label }) => (
                 <th key={name} scope="col">
                   {label}
                 </th>
@@ -58,7 +57,7 @@ export function SelectedPanel({ quantities }: { quantities: Quantity[] }) {
                   <th scope="row">
                     <HeadLink name={head.name} />
                   </th>
-                  {columns.map(({ name, value, error }) => (
+                  {quantities.map(({ name, value, error }) => (
                     <td key={name} class="number">
                       {withError(value(head), error(head))}
                     </td>
@@ -75,7 +74,7 @@ export function SelectedPanel({ quantities }: { quantities: Quantity[] }) {
                   </td>
                 </tr>
                 <tr class="what">
-                  <td colSpan={columns.length + 2}>{tree.labelOf(head)}</td>
+                  <td colSpan={quantities.length + 2}>{tree.labelOf(head)}</td>
                 </tr>
               </Fragment>
             ))}

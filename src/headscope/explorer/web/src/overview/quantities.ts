@@ -52,6 +52,12 @@ function layerOf(tree: Tree): Quantity {
   };
 }
 
+/** The measures among some quantities, each once. */
+export function measured(quantities: readonly (Quantity | null)[]): Quantity[] {
+  const byName = new Map(quantities.flatMap((each) => (each && each.name !== LAYER ? [[each.name, each]] : [])));
+  return [...byName.values()];
+}
+
 export function labelWithUnit({ label, unit }: { label: string; unit: string }): string {
   return unit ? `${label} (${unit})` : label;
 }

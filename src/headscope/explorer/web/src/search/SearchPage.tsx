@@ -11,16 +11,17 @@ import { Notice } from "../shared/Notice";
 import { TypedField } from "../shared/TypedField";
 import { Quote } from "../tokens/text";
 
-const PLACES: Record<TokenPlace, { label: string; description: string }> = {
-  query: { label: "Looks from", description: "Among the tokens that the head looks from most" },
-  key: { label: "Looks at", description: "Among the tokens that the head looks at most" },
-  ov_source: { label: "Reads", description: "Among the tokens whose output is in the head's OV table" },
-  promoted: { label: "Promotes", description: "The head raises the token's logit" },
-  suppressed: { label: "Suppresses", description: "The head lowers the token's logit" },
+const PLACES: Record<TokenPlace, { title: string; description: string; weight: string }> = {
+  query: { title: "Looks from", description: "The head attends most strongly from it", weight: "Weight" },
+  key: { title: "Looks at", description: "The head attends most strongly to it", weight: "Weight" },
+  ov_source: { title: "Reads", description: "The head's OV table has what it writes there", weight: "Share" },
+  promoted: { title: "Promotes", description: "The head raises its logit, looking at some token", weight: "Logit" },
+  suppressed: { title: "Suppresses", description: "The head lowers its logit, looking at some token", weight: "Logit" },
 };
-const SHOWN = 100;
+const SHOWN = 20; // of each place, when all are shown
+const MORE = 200; // of the one place that is asked for
 
-type Hit = { token: string; head: HeadName; where: TokenPlace; weight: number };
+type Hit = { token: string; head: HeadName; weight: number };
 
 /** Heads by the tokens they look from, look at, read, promote or suppress. */
 export function SearchPage() {
@@ -28,7 +29,6 @@ export function SearchPage() {
   const { options } = useRoute();
   const query = options.get("q") ?? "";
   const where = options.get("where") ?? "";
-  const more = Math.max(SHOWN, Number(options.get("show")) || 0);
   return (
     <>
       <h1>Search by token</h1>
@@ -37,17 +37,17 @@ export function SearchPage() {
           label="Token"
           type="search"
           value={query}
-          placeholder="for example the"
+          placeholder="part of a token"
           focused
-          onType={(q) => setOptions({ q, show: null })}
+          onType={(q) => setOptions({ q })}
         />
         <label class="field">
           <span>Where</span>
-          <select value={where} onChange={(event) => setOptions({ where: event.currentTarget.value, show: null })}>
+          <select value={where} onChange={(event) => setOptions({ where: event.currentTarget.value })}>
             <option value="">anywhere</option>
-            {Object.entries(PLACES).map(([place, { label }]) => (
+            {Object.entries(PLACES).map(([place, { title }]) => (
               <option key={place} value={place}>
-                {label}
+                {title}
               </option>
             ))}
           </select>
@@ -55,99 +55,109 @@ export function SearchPage() {
       </div>
       {index.state === "failed" && (
         <Notice title="This tree has no index of tokens.">
-          <p>{index.message} Trees written by other programs may have none.</p>
+          <p>{index.message} Trees written by other programs have none.</p>
         </Notice>
       )}
       {index.state === "loading" && <p class="soft">Loading…</p>}
-      {index.state === "ready" && <Results index={index.data} query={query} where={where} show={more} />}
+      {index.state === "ready" && <Results index={index.data} query={query} where={where} />}
     </>
   );
 }
 
-type ResultsProps = { index: SearchIndex; query: string; where: string; show: number };
-
-function Results({ index, query, where, show }: ResultsProps) {
-  const tree = useTree();
-  const hits = useMemo(() => find(index, query), [index, query]);
-  const wanted = where ? hits.filter((hit) => hit.where === where) : hits;
+function Results({ index, query, where }: { index: SearchIndex; query: string; where: string }) {
+  const { heads } = useTree();
+  const found = useMemo(() => find(index, query), [index, query]);
   if (query === "") {
     return (
       <p class="soft">
-        Type part of a token: {count(index.tokens.length)} tokens of {count(tree.heads.length)} heads are here. A space
-        before or after it counts; upper and lower case do not.
+        {count(index.tokens.length)} tokens stand in the lists of {count(heads.length)} heads. Type part of one: spaces
+        before and after it count, upper and lower case do not.
       </p>
     );
   }
-  if (wanted.length === 0) {
-    return (
-      <p class="soft" role="status">
-        No head has <Quote text={query} /> {where ? "there" : "among its tokens"}.
-      </p>
-    );
-  }
-  const heads = new Set(wanted.map(({ head }) => head)).size;
+  const places = index.places.filter((place) => found.get(place)?.length && (where === "" || where === place));
+  const total = places.reduce((sum, place) => sum + (found.get(place)?.length ?? 0), 0);
   return (
     <>
       <p class="soft" role="status">
-        {count(wanted.length)} places in {heads === 1 ? "1 head" : `${count(heads)} heads`}
+        {total === 0 ? "No head has " : `${count(total)} ${total === 1 ? "entry has" : "entries have"} `}
+        <Quote text={query} /> {total === 0 && (where ? "there." : "in its lists.")}
       </p>
+      <div class="places">
+        {places.map((place) => (
+          <Place key={place} place={place} hits={found.get(place) ?? []} most={where ? MORE : SHOWN} />
+        ))}
+      </div>
+    </>
+  );
+}
+
+function Place({ place, hits, most }: { place: TokenPlace; hits: Hit[]; most: number }) {
+  const tree = useTree();
+  const { title, description, weight } = PLACES[place] ?? { title: place, description: "", weight: "Weight" };
+  const left = hits.length - most;
+  return (
+    <section data-place={place}>
+      <h2>
+        {title} <span class="soft">{count(hits.length)}</span>
+      </h2>
+      <p class="soft">{description}.</p>
       <table class="results">
         <thead>
           <tr>
             <th scope="col">Head</th>
-            <th scope="col">Where</th>
             <th scope="col">Token</th>
-            <th scope="col">Weight</th>
-            <th scope="col">Kind</th>
+            <th scope="col">{weight}</th>
           </tr>
         </thead>
         <tbody>
-          {wanted.slice(0, show).map((hit) => {
-            const head = tree.head(hit.head);
+          {hits.slice(0, most).map(({ head, token, weight }) => {
+            const entry = tree.head(head);
             return (
-              <tr key={`${hit.head} ${hit.where} ${hit.token}`}>
+              <tr key={`${head} ${token}`}>
                 <th scope="row">
-                  <HeadLink name={hit.head} />
+                  <HeadLink name={head} /> <small class="soft">{entry && tree.labelOf(entry)}</small>
                 </th>
-                <td title={PLACES[hit.where]?.description}>{PLACES[hit.where]?.label ?? hit.where}</td>
                 <td>
-                  <Quote text={hit.token} />
+                  <Quote text={token} />
                 </td>
-                <td class="number">{number(hit.weight)}</td>
-                <td class="soft">{head && tree.labelOf(head)}</td>
+                <td class="number">{number(weight)}</td>
               </tr>
             );
           })}
         </tbody>
       </table>
-      {wanted.length > show && (
-        <button type="button" class="button" onClick={() => setOptions({ show: String(show + SHOWN) })}>
-          Show {Math.min(SHOWN, wanted.length - show)} more of {count(wanted.length - show)}
+      {left > 0 && most === SHOWN && (
+        <button type="button" class="button" onClick={() => setOptions({ where: place }, true)}>
+          {count(left)} more
         </button>
       )}
-    </>
+      {left > 0 && most === MORE && <p class="soft">And {count(left)} more, of less weight.</p>}
+    </section>
   );
 }
 
-/** Where the text is found: whole tokens first, then by weight. */
-function find({ tokens, entries }: SearchIndex, query: string): Hit[] {
-  if (query === "") return [];
+/** Where the text is found, by place: in whole tokens first, then by weight. */
+function find(index: SearchIndex, query: string): Map<TokenPlace, Hit[]> {
   const wanted = query.toLowerCase();
   const whole = new Map<number, boolean>();
-  tokens.forEach((token, at) => {
+  index.tokens.forEach((token, at) => {
     const text = token.toLowerCase();
-    if (text.includes(wanted)) whole.set(at, text === wanted || text.trim() === wanted.trim());
+    if (wanted !== "" && text.includes(wanted)) whole.set(at, text === wanted || text.trim() === wanted);
   });
-  return entries
-    .filter(([token]) => whole.has(token))
-    .sort(
-      ([one, , , , weight], [other, , , , otherWeight]) =>
-        Number(whole.get(other)) - Number(whole.get(one)) || Math.abs(otherWeight) - Math.abs(weight),
-    )
-    .map(([token, layer, head, where, weight]) => ({
-      token: tokens[token] ?? "",
-      head: headName(layer, head),
-      where,
-      weight,
-    }));
+  const entries = index.token.flatMap((token, at) => (whole.has(token) ? [at] : []));
+  const size = (at: number) => Math.abs(index.weight[at] ?? 0);
+  const isWhole = (at: number) => Number(whole.get(index.token[at] ?? -1));
+  entries.sort((one, other) => isWhole(other) - isWhole(one) || size(other) - size(one));
+  const found = new Map<TokenPlace, Hit[]>(index.places.map((place) => [place, []]));
+  for (const at of entries) {
+    const place = index.places[index.where[at] ?? -1];
+    const hit = {
+      token: index.tokens[index.token[at] ?? -1] ?? "",
+      head: headName(index.layer[at] ?? 0, index.head[at] ?? 0),
+      weight: index.weight[at] ?? 0,
+    };
+    if (place) found.get(place)?.push(hit);
+  }
+  return found;
 }
