@@ -43,11 +43,15 @@ def write_tree(
     n_heads: int = 12,
     model: str = "drawn-model",
     words: tuple[str, ...] = WORDS,
+    texts: tuple[str, ...] = (),
     length: int = 24,
     n_intervals: int = 10,
     seed: int = 0,
 ) -> Path:
-    """Write a tree and the built page into `folder`; return the page's path."""
+    """Write a tree and the built page into `folder`; return the page's path.
+
+    Tokens are drawn from `words`; `texts`, where given, stand for the labels and descriptions of measures and kinds.
+    """
     drawn = np.random.default_rng(seed)
     heads = [(layer, head) for layer in range(n_layers) for head in range(n_heads)]
     rows = [_row(drawn, layer, head, n_layers) for layer, head in heads]
@@ -55,6 +59,9 @@ def write_tree(
     for row in rows:
         writer.head(_head(drawn, row, heads, words, length, n_intervals))
     measures = [described(measure, 64 * length) for measure in MEASURES]
+    kinds = [{"name": name, "label": label, "description": text} for name, label, text in KINDS]
+    for at, named in enumerate(measures + kinds if texts else ()):
+        named |= {"label": texts[at % len(texts)], "description": texts[(at + 1) % len(texts)]}
     config = {
         "generator": "headscope",
         "model_name": model,
@@ -79,7 +86,7 @@ def write_tree(
             "dtype": "float32",
         },
         "measures": measures,
-        "kinds": [{"name": name, "label": label, "description": text} for name, label, text in KINDS],
+        "kinds": kinds,
     }
     writer.finish(config, rows)
     return folder / "index.html"

@@ -37,6 +37,7 @@ def labels(tree: Path) -> dict[str, str]:
 
 def dots(page: "Page") -> dict[str, tuple[float, float]]:
     """Where each head stands in the plot."""
+    page.wait_for_selector(".dots circle")
     read_dots = "all => all.map(dot => [dot.dataset.head, +dot.getAttribute('cx'), +dot.getAttribute('cy')])"
     return {head: (x, y) for head, x, y in page.locator(".dots circle").evaluate_all(read_dots)}
 

@@ -1,15 +1,30 @@
-"""The frame around all pages of the explorer: addresses, keys, themes, and what is said where data are missing."""
+"""The frame around all pages of the explorer: addresses, keys, themes, any text, narrow screens, missing data."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from browser import NEEDS_CHROMIUM, visit
-from explorer_tree import read
+import pytest
+from browser import NEEDS_CHROMIUM, named_controls, visit
+from explorer_tree import read, write_tree
+from hostile import HACK, HOSTILE
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Page
 
 pytestmark = NEEDS_CHROMIUM
+
+# Pages of all heads, and what stands on each once it is drawn.
+PLACES = {
+    "#/": ".dots circle",
+    "#/heads": ".heads tbody tr",
+    "#/grid": ".cell",
+    "#/search?q=a": "[data-place] tbody tr",
+}
+
+
+def go(page: "Page", place: str) -> None:
+    page.evaluate("place => { location.hash = place; }", place)
+    page.wait_for_selector(PLACES[place])
 
 
 def test_keys_and_links_go_to_the_pages(chromium: "Browser", tree: Path) -> None:
@@ -20,3 +35,115 @@ def test_keys_and_links_go_to_the_pages(chromium: "Browser", tree: Path) -> None
             page.keyboard.press(key)
             page.wait_for_function("place => location.hash === place", arg=place)
             assert page.locator("nav [aria-current=page]").get_attribute("href") == place
+            if key == "/":
+                page.keyboard.press("Escape")  # out of the field, where letters are text
+        page.keyboard.press("?")
+        assert {"Table", "Swap the axes", "Select it, or let it go"} <= set(page.locator("dialog dd").all_inner_texts())
+        page.keyboard.press("Escape")
+        page.wait_for_selector("dialog", state="detached")
+        page.goto(f"{(tree / 'index.html').as_uri()}#/nowhere")
+        page.get_by_text("There is no such page.").wait_for()
+        page.get_by_role("link", name="All heads").click()
+        page.wait_for_selector(PLACES["#/"])
+
+
+def test_the_theme_is_the_systems_until_one_is_chosen(chromium: "Browser", tree: Path) -> None:
+    ground = "getComputedStyle(document.body).backgroundColor"
+    with visit(chromium, tree / "index.html", own=tree, theme="dark") as page:
+        page.wait_for_selector(".top")
+        dark = page.evaluate(f"() => {ground}")
+        page.keyboard.press("t")
+        light = page.evaluate(f"() => {ground}")
+        assert (dark, light) == ("rgb(20, 24, 30)", "rgb(255, 255, 255)")
+        page.reload()
+        page.wait_for_selector(".top")
+        assert page.evaluate(f"() => {ground}") == light
+        page.get_by_role("button", name="Theme: light").click()
+        assert page.evaluate(f"() => {ground}") == dark
+        page.get_by_role("button", name="Theme: dark").click()
+        page.emulate_media(color_scheme="light")
+        assert page.evaluate(f"() => {ground}") == light
+
+
+def test_every_control_has_a_name_and_narrow_pages_fit(chromium: "Browser", tree: Path) -> None:
+    with visit(chromium, tree / "index.html", own=tree, place="#/?sel=1.2,3.0", width=390, touch=True) as page:
+        for place, drawn in PLACES.items():
+            go(page, place) if place != "#/" else page.wait_for_selector(drawn)
+            if page.get_by_role("button", name="Filter").count():
+                page.get_by_role("button", name="Filter").click()
+            assert [role for role, name in named_controls(page) if not name.strip()] == []
+            assert page.evaluate("() => document.documentElement.scrollWidth") <= 390, place
+
+
+def test_a_touch_points_and_another_opens(chromium: "Browser", tree: Path) -> None:
+    with visit(chromium, tree / "index.html", own=tree, width=390, touch=True) as page:
+        dot = page.locator(".dots [data-head='2.2']")
+        dot.tap(force=True)
+        pointed = page.locator(".tip b").inner_text()
+        assert page.evaluate("() => location.hash") == ""
+        dot.tap(force=True)
+        page.wait_for_function("head => location.hash === `#/head/${head}`", arg=pointed)
+        go(page, "#/grid")
+        page.locator(".cell[data-head='2.2']").tap()
+        assert page.locator(".tip b").inner_text() == "2.2"
+        page.locator(".cell[data-head='2.2']").tap()
+        page.wait_for_function("() => location.hash === '#/head/2.2'")
+
+
+def test_no_text_of_a_tree_is_obeyed(chromium: "Browser", tmp_path: Path) -> None:
+    texts = tuple(HOSTILE)
+    path = write_tree(tmp_path, n_layers=3, n_heads=4, model=HOSTILE[0], words=texts, texts=texts)
+    markup = (
+        "() => document.querySelectorAll('#app script, #app img, #app iframe, #app style, #app link, #app [onclick]')"
+    )
+    with visit(chromium, path, own=tmp_path) as page:
+        for place, drawn in PLACES.items():
+            go(page, place) if place != "#/" else page.wait_for_selector(drawn)
+            assert page.evaluate(markup) == 0, place
+            assert "hacked" not in page.title().replace(HOSTILE[0], "")
+        page.get_by_label("Token", exact=True).fill("script>")
+        page.wait_for_function("() => document.querySelectorAll('q').length > 1")
+        assert HOSTILE[0] in page.locator("tbody q").all_inner_texts()
+        go(page, "#/heads")
+        assert HOSTILE[0] in page.inner_text(".heads thead")
+        assert HACK in page.inner_text(".brand")
+
+
+def test_an_incomplete_tree_says_what_is_missing(chromium: "Browser", tmp_path: Path) -> None:
+    path = write_tree(tmp_path, n_layers=2, n_heads=2)
+    (tmp_path / "search.js").unlink()
+    with pytest.raises(AssertionError, match="ERR_FILE_NOT_FOUND"), visit(chromium, path, own=tmp_path) as page:
+        page.wait_for_selector(PLACES["#/"])
+        page.keyboard.press("/")
+        page.get_by_text("This tree has no index of tokens.").wait_for()
+        (tmp_path / "config.js").unlink()
+        page.reload()
+        page.get_by_text("The data of this page are not there.").wait_for()
+        assert "config.js could not be read" in page.inner_text("main")
+
+
+def test_the_content_policy_holds_on_a_file(chromium: "Browser", tree: Path) -> None:
+    tries = """async () => {
+      const broken = [];
+      document.addEventListener("securitypolicyviolation", (event) => broken.push(event.effectiveDirective));
+      const inline = document.createElement("script");
+      inline.textContent = "document.title = 'hacked'";
+      document.head.append(inline);
+      const other = document.createElement("script");
+      other.src = "http://127.0.0.1:9/x.js";
+      document.head.append(other);
+      const image = new Image();
+      image.src = "http://127.0.0.1:9/x.png";
+      await fetch("http://127.0.0.1:9/").catch(() => {});
+      await new Promise((done) => setTimeout(done, 50));
+      return broken.sort();
+    }"""
+    with (
+        pytest.raises(AssertionError, match="Content Security Policy"),
+        visit(chromium, tree / "index.html", own=tree) as page,
+    ):
+        page.wait_for_selector(PLACES["#/"])
+        assert page.evaluate(tries) == ["connect-src", "img-src", "script-src-elem", "script-src-elem"]
+        assert "hacked" not in page.title()
+        later = "try { eval('1'); done('ran'); } catch (error) { done(error.name); }"
+        assert page.evaluate(f"() => new Promise((done) => setTimeout(() => {{ {later} }}))") == "EvalError"

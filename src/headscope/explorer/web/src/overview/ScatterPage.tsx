@@ -3,7 +3,7 @@ import { useMemo } from "preact/hooks";
 import { useTree } from "../data/tree";
 import { useKeys } from "../shared/keys";
 import { useSelection } from "../shared/selection";
-import { choose, chooseLog, type Part, useChoices } from "./choices";
+import { choose, chooseLog, type Part, swapAxes, useChoices } from "./choices";
 import { coloring as coloringOf, KIND } from "./colors";
 import { FilterBar } from "./Filters";
 import { useShown } from "./filters";
@@ -31,13 +31,9 @@ export function ScatterPage() {
   );
   useKeys("Overview", [
     ...PLOT_KEYS,
-    { key: "x", label: "Swap the axes", run: swap },
+    { key: "x", label: "Swap the axes", run: () => swapAxes(choices) },
     { key: "Escape", label: "Select nothing", run: () => selection.set([]) },
   ]);
-  function swap() {
-    choose(choices, "x", y, choices.y);
-    choose({ ...choices, x: choices.y }, "y", x, choices.x);
-  }
   if (!x || !y || !coloring) return null;
   const pickKind = (kind: string) =>
     selection.set(tree.heads.filter((head) => shown.has(head) && (head.kinds[0] ?? "none") === kind));

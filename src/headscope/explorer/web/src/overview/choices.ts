@@ -53,6 +53,10 @@ export function chooseLog(choices: Choices, part: Part, log: boolean): void {
   setOptions({ log: letters({ ...choices.log, [part]: log }) });
 }
 
+export function swapAxes({ x, y, log }: Choices): void {
+  setOptions({ x: y, y: x, log: letters({ ...log, x: log.y, y: log.x }) });
+}
+
 /** "-" says that no scale is logarithmic, where leaving the option out would ask for those that suit. */
 function letters(log: Record<Part, boolean>): string {
   const parts: Part[] = ["x", "y", "color"];

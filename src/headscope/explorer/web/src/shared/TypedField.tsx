@@ -36,6 +36,8 @@ export function TypedField({ label, hidden = false, type, value, placeholder, fo
     value: text,
     placeholder,
     spellcheck: false,
+    // Letters are keys of the page again.
+    onKeyDown: (event: KeyboardEvent) => event.key === "Escape" && input.current?.blur(),
     onInput: (event: { currentTarget: HTMLInputElement }) => {
       const typed = event.currentTarget.value;
       setText(typed);

@@ -59,7 +59,7 @@ export function App() {
         Skip to the content
       </a>
       <Header model={tree.config.model_name} current={first} />
-      <main id="main" tabIndex={-1}>
+      <main id="main" tabIndex={-1} aria-label={title}>
         {found ? <found.page /> : <NotFound />}
       </main>
     </TreeContext.Provider>
