@@ -44,8 +44,10 @@ def live_model(**shape: Any) -> HookedTransformer:
 def folder_of(model: HookedTransformer, path: Path) -> Path:
     """The least that is served as an explorer."""
     cfg = model.cfg
-    config = {"model_name": cfg.model_name, "n_layers": cfg.n_layers, "n_heads": cfg.n_heads}
+    heads = [[layer, head] for layer in range(cfg.n_layers) for head in range(cfg.n_heads)]
+    config = {"model_name": cfg.model_name, "n_layers": cfg.n_layers, "n_heads": cfg.n_heads, "heads": heads}
     (path / "config.json").write_text(json.dumps(config))
+    (path / "scatter_data.json").write_text("[]")
     (path / "index.html").write_text("<!doctype html><title>explorer</title>")
     (path / "heads").mkdir()
     (path / "heads" / "L0H0.js").write_text("headscope.receive('heads/L0H0', {});")

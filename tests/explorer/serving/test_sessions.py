@@ -15,6 +15,7 @@ from headscope.analysis.core.batches import Batch
 from headscope.analysis.core.components import components
 from headscope.analysis.lens.logit_lens import logit_lens
 from headscope.analysis.recording.component_means import OutputSums
+from headscope.errors import InvalidInputError, MissingTokenizerError
 from headscope.explorer.serving.schemas import (
     Change,
     OnePatternRequest,
@@ -23,7 +24,7 @@ from headscope.explorer.serving.schemas import (
     State,
     WhyRequest,
 )
-from headscope.explorer.serving.sessions import Sessions
+from headscope.explorer.serving.sessions import Sessions, TooLongError
 
 Hooks = list[tuple[str, Any]]
 
@@ -199,3 +200,85 @@ def test_why_is_the_attribution_of_the_changed_run(sessions: Sessions) -> None:
         best = expected.pairs.abs().max()
         close(abs(why.parts[0].value), best)
         assert [abs(part.value) for part in why.parts] == sorted((abs(part.value) for part in why.parts), reverse=True)
+
+
+class Given(Exception):
+    """Raised in the middle of a run."""
+
+
+def test_a_run_given_up_in_any_layer_leaves_nothing_behind() -> None:
+    state = State(prompt=PROMPT, other=OTHER, changes=[Change(component="0.1", action="patch", positions=[2])])
+    expected = Sessions(live_model()).run(state)
+    for asked in ("run", "patterns", "why"):
+        sessions = Sessions(live_model())
+        places = {"layer": 2, "head": 0, "query": -1, "key": 1}
+        request = {
+            "run": state,
+            "patterns": PatternsRequest(state=state),
+            "why": WhyRequest(state=state, **places),
+        }[asked]
+        stops = 0
+        while True:
+            left = iter(range(stops))
+
+            def check(left: Any = left) -> None:
+                if next(left, None) is None:
+                    raise Given
+
+            try:
+                getattr(sessions, asked)(request, check)
+            except Given:
+                stops += 1
+                assert not any(point.has_hooks() for point in sessions.model.hook_points())
+            else:
+                break
+        assert stops > sessions.model.cfg.n_layers
+        found = sessions.run(state)
+        assert (found.before, found.after) == (expected.before, expected.after)
+
+
+class CountedAttention:
+    """A layer's attention, which notes that it runs."""
+
+    def __init__(self, run: Any, layer: int, noted: list[int]) -> None:
+        self.run, self.layer, self.noted = run, layer, noted
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        self.noted.append(self.layer)
+        return self.run(*args, **options)
+
+
+def test_runs_are_kept_as_long_as_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = State(prompt=PROMPT, changes=[Change(component="1.1", action="zero")])
+    roomy, small = Sessions(live_model()), Sessions(live_model(), kept_bytes=0)
+    expected = roomy.run(state)
+    blocks: list[int] = []
+    for sessions in (roomy, small):
+        sessions.run(state)
+        for layer, block in enumerate(sessions.model.blocks):
+            count = CountedAttention(block.attn.forward, layer, blocks)
+            monkeypatch.setattr(block.attn, "forward", count)
+    assert roomy.run(state).after == expected.after and blocks == []
+    # Another change begins in its own layer.
+    roomy.run(state.model_copy(update={"changes": [Change(component="2.1", action="zero")]}))
+    assert blocks == [2]
+    blocks.clear()
+    assert small.run(state).after == expected.after and blocks == [0, 1, 2, 1, 2]
+
+
+def test_what_cannot_be_done_is_refused_by_name() -> None:
+    sessions = Sessions(live_model(attn_only=True))
+    for changes, said in (
+        ([Change(component="mlp1", action="zero")], "mlp1 does not exist: 'small' has attention only"),
+        ([Change(component="0.1", action="mean")], "the mean output of 0.1 was not measured"),
+        ([Change(component="0.1", action="patch")], "a patch comes from a second prompt"),
+        ([Change(component="0.1", action="zero")] * 2, "0.1 is changed twice at position 0"),
+    ):
+        with pytest.raises(InvalidInputError, match=said):
+            sessions.run(State(prompt=PROMPT, changes=changes))
+    with pytest.raises(InvalidInputError, match=r"second prompt has 2 tokens and the first \d+"):
+        sessions.run(State(prompt=PROMPT, other="a", changes=[Change(component="0.1", action="patch")]))
+    with pytest.raises(TooLongError, match="at most 48 are run live"):
+        sessions.run(State(prompt=PROMPT * 5))
+    with pytest.raises(MissingTokenizerError, match="'small' has no tokenizer"):
+        Sessions(live_model(tokenizer=False))

@@ -6,7 +6,7 @@ import secrets
 import socket
 import webbrowser
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -128,6 +128,11 @@ def serve(
 ) -> None:
     """Serve an explorer's folder until Ctrl-C; see `headscope.explorer.serve`."""
     tree = read_tree(folder)
+    if not tree.page.is_file():
+        raise InvalidInputError(
+            f"{str(tree.directory)!r} holds an explorer's measurements but no page: it has no index.html. Make it "
+            f"anew: headscope explore MODEL --out {tree.directory}."
+        )
     address = Address.bind(port)  # a port that is taken should be told before a model is loaded
     with closing(address.listening):
         loaded = _model(model, tree)
@@ -135,7 +140,9 @@ def serve(
         say(f"{address.link}\nThis link is for you alone, on this machine. Ctrl-C ends the server.")
         if open_browser:
             webbrowser.open(address.link)
-        server.run()
+        with suppress(KeyboardInterrupt):  # the way to end it
+            server.run()
+    say("Stopped.")
 
 
 def _model(given: HookedTransformer | str | Path | None, tree: Exploration) -> HookedTransformer:

@@ -65,7 +65,8 @@ class Sessions:
         model: The model; nobody else runs it or puts hooks on it meanwhile.
         means: The mean output of each component over a corpus, which the action `mean` puts in its place.
         max_tokens: The longest prompt.
-        kept_bytes: What runs are kept for later questions; default: the device's `Budget.kept_bytes`.
+        kept_bytes: The bytes of runs that are kept for later questions; default: twice the device's
+            `Budget.kept_bytes`, so that two long prompts and a changed run of one stay.
 
     Raises:
         MissingTokenizerError: For a model without a tokenizer.
@@ -85,7 +86,7 @@ class Sessions:
             )
         self.model, self.means = model, means or {}
         self.max_tokens = min(max_tokens, model.cfg.n_ctx)
-        self._room = Budget.of(model.W_E.device).kept_bytes if kept_bytes is None else kept_bytes
+        self._room = 2 * Budget.of(model.W_E.device).kept_bytes if kept_bytes is None else kept_bytes
         self._strings = TokenStrings(model.tokenizer)
         self._reader = RunReader(model, self._strings)
         self._runs = PromptRuns(model, self._reader.parts.names, self.means)
