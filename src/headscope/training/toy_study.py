@@ -232,6 +232,16 @@ class HeadsNeeded:
     loss_without: Float[Tensor, "layer head"]
     accuracy_without: Float[Tensor, "layer head"]
 
+    def __str__(self) -> str:
+        """Return a table, the heads that are missed most first."""
+        lines = [f"all heads: loss {self.loss:.4f}, accuracy {self.accuracy:.1%}; without"]
+        n_heads = self.loss_without.shape[1]
+        losses, accuracies = self.loss_without.flatten(), self.accuracy_without.flatten()
+        for at in losses.argsort(descending=True, stable=True).tolist():
+            label = f"{at // n_heads}.{at % n_heads}"
+            lines.append(f"  {label:<7} loss {losses[at]:.4f}, accuracy {accuracies[at]:.1%}")
+        return "\n".join(lines)
+
 
 @torch.no_grad()
 def heads_needed(model: HookedTransformer, data: TaskDataset) -> HeadsNeeded:
@@ -249,8 +259,9 @@ def heads_needed(model: HookedTransformer, data: TaskDataset) -> HeadsNeeded:
     Example:
         >>> from headscope.training import toy_configs
         >>> model = HookedTransformer(toy_configs.skip_trigram())
-        >>> heads_needed(model, SkipTrigramDataset(50)).loss_without.shape
-        torch.Size([1, 3])
+        >>> print(heads_needed(model, SkipTrigramDataset(50)))
+        all heads: loss 2.4..., accuracy ...%; without
+          0.0     loss 2.4..., accuracy ...
     """
     intact = evaluate_task(model, data)
     names = [get_act_name("z", layer) for layer in range(model.cfg.n_layers)]
