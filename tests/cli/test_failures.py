@@ -18,10 +18,11 @@ from headscope.analysis.heads.types import detect_heads
 from headscope.analysis.lens.entropy import measure_entropy
 from headscope.analysis.patching.activation import activation_patch
 from headscope.analysis.suppression.cspa import copy_suppression_preserving_ablation
-from headscope.cli import analyses, heads, main, patching, reports, suppression, tasks, training
+from headscope.cli import analyses, explore, heads, main, patching, reports, suppression, tasks, training
 from headscope.cli.base.commands import app, train
 from headscope.compat.prompt import test_prompt as run_prompt
 from headscope.data.ioi import IOIDataset
+from headscope.explorer import explore as explore_heads
 from headscope.model.checkpoints import files as tensor_file
 from headscope.report import token_rows, write_comparison, write_report
 from headscope.training.demo import train_demo
@@ -39,7 +40,7 @@ def test_the_version_is_shown(run: Run) -> None:
 COMMANDS = (
     "prompt", "entropy", "ablate", "heads", "patch", "ioi", "attribute", "report", "compare", "models", "evaluate",
     "copy-suppression", "migrate", "train", "merge", "status", "attention", "edges", "scoreboard", "notebooks",
-    "explain",
+    "explain", "explore",
 )  # fmt: skip
 TRAINED = ("demo", "skip-trigram", "induction", "modular-addition")
 
@@ -71,6 +72,7 @@ def test_help_explains(run: Run, command: list[str]) -> None:
     ("command", "function"),
     [
         (reports.report, write_report),
+        (explore.explore, explore_heads),
         (reports.compare, write_comparison),
         (reports.compare, token_rows),
         (analyses.prompt, run_prompt),
@@ -116,6 +118,9 @@ BAD = {
         ["report", "CHECKPOINT", "--out", "TMP/text.pdf/deep"],
         "is a file; the report needs a folder",
     ),
+    "explore into a folder of others": (["explore", "CHECKPOINT", "--out", "TMP"], "is no file of an explorer"),
+    "explore into a file": (["explore", "CHECKPOINT", "--out", "TMP/text.pdf/deep"], "is a file or below one"),
+    "explore without tokens": (["explore", "CHECKPOINT", "--max-tokens", "0"], "max_tokens must be at least 1"),
     "entropy out is no run": (["entropy", "CHECKPOINT", "--out", "TMP"], "it has no manifest.json, and holds"),
     "resume without out": (["entropy", "CHECKPOINT", "--resume"], "name it with --out"),
     "no such head": (["ablate", "CHECKPOINT", "--heads", "9.0"], "9.0 does not exist: layers of"),

@@ -23,6 +23,7 @@ __all__ = [
     "edge_patching_work",
     "edges_work",
     "entropy_work",
+    "explore_work",
     "loss_work",
     "patching_work",
     "ranks_work",
@@ -158,6 +159,18 @@ def types_work(model: HookedTransformer, task: Task | None = None, n_text: int =
     few = (n_few / len(task)) * prompts
     swept = 3 * few + _forward(model, runs, model.cfg.n_layers / 2)
     return {**stages, "attribution": prompts, "path patching": swept, "patched heads": 5 * few}
+
+
+def explore_work(model: HookedTransformer, n_tokens: int, n_shown: int, n_entropy: int, n_ablated: int) -> Stages:
+    """Return the work of `explore`: tokens in all, of the sequences shown, and of both samples.
+
+    Patterns and what is summed of them take about as long as the pass itself.
+    """
+    stages = {"activity": 2 * _forward(model, n_tokens), "sequences": 2 * _forward(model, n_shown)}
+    stages |= entropy_work(model, n_entropy) if n_entropy else {}
+    if n_ablated:
+        stages |= ablation_work(model, n_ablated, values=("mean",))
+    return stages | types_work(model, n_text=min(n_tokens, n_shown + n_entropy + n_ablated))
 
 
 def attribution_work(model: HookedTransformer, task: Task) -> Stages:

@@ -225,7 +225,7 @@ def test_a_tree_under_way_is_not_whole_and_takes_the_place_of_an_older_one(tree:
     assert read_tree(tree).heads == ((0, 0),)
     assert sorted(path.name for path in (tree / "heads").iterdir()) == ["L0H0.js", "L0H0.json"]
     files = [path for path in tree.rglob("*") if path.is_file()]
-    assert writer.size == sum(path.stat().st_size for path in files) > 0
+    assert read_tree(tree).size == sum(path.stat().st_size for path in files) > 0
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:

@@ -88,6 +88,11 @@ class Exploration:
         """The page to open in a browser."""
         return self.directory / "index.html"
 
+    @property
+    def size(self) -> int:
+        """Bytes of all its files."""
+        return sum(path.stat().st_size for path in self.directory.rglob("*") if path.is_file())
+
     @cached_property
     def heads(self) -> tuple[tuple[int, int], ...]:
         """Layer and number of each head."""

@@ -37,7 +37,7 @@ def head_file(layer: int, head: int) -> str:
     return f"heads/L{layer}H{head}"
 
 
-def rounded(value: float | None, digits: int = _DIGITS) -> float | None:
+def rounded(value: int | float | None, digits: int = _DIGITS) -> float | None:
     """Return a number with few significant digits, as files have it; `None` for one that is not finite.
 
     Example:
@@ -109,11 +109,6 @@ class TreeWriter:
         self._bytes("attributions/manifest.json", b"{}")
         self._copy_page()
         self._write("config", {"format_version": FORMAT_VERSION, **config})
-
-    @property
-    def size(self) -> int:
-        """Bytes of all files in the folder."""
-        return sum(path.stat().st_size for path in self.out.rglob("*") if path.is_file())
 
     def _copy_page(self) -> None:
         assets = self.out / "assets"
