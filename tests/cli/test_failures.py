@@ -119,7 +119,10 @@ BAD = {
         "is a file; the report needs a folder",
     ),
     "explore into a folder of others": (["explore", "CHECKPOINT", "--out", "TMP"], "is no file of an explorer"),
-    "explore into a file": (["explore", "CHECKPOINT", "--out", "TMP/text.pdf/deep"], "is a file or below one"),
+    "explore into a file": (
+        ["explore", "CHECKPOINT", "--out", "TMP/text.pdf/deep"],
+        "is a file; the explorer needs a folder",
+    ),
     "explore without tokens": (["explore", "CHECKPOINT", "--max-tokens", "0"], "max_tokens must be at least 1"),
     "entropy out is no run": (["entropy", "CHECKPOINT", "--out", "TMP"], "it has no manifest.json, and holds"),
     "resume without out": (["entropy", "CHECKPOINT", "--resume"], "name it with --out"),

@@ -63,16 +63,11 @@ class TreeWriter:
     def __init__(self, out: str | Path) -> None:
         self.out = Path(out)
         self.check(self.out)
-        try:
-            with writing(self.out):
-                (self.out / "heads").mkdir(parents=True, exist_ok=True)
-                # Not whole again until it is finished.
-                for name in ("config.json", "config.js"):
-                    (self.out / name).unlink(missing_ok=True)
-        except (FileExistsError, NotADirectoryError):
-            raise InvalidInputError(
-                f"{str(self.out)!r} is a file or below one; the explorer needs a folder to write to (--out)."
-            ) from None
+        with writing(self.out):
+            (self.out / "heads").mkdir(parents=True, exist_ok=True)
+            # Not whole again until it is finished.
+            for name in ("config.json", "config.js"):
+                (self.out / name).unlink(missing_ok=True)
         self._search = _Search()
         self._written: set[str] = set()
 
@@ -81,8 +76,11 @@ class TreeWriter:
         """Refuse a folder that holds anything but a tree, whole or not.
 
         Raises:
-            InvalidInputError: If there is something else in it.
+            InvalidInputError: If there is something else in it, or it is a file, or below one.
         """
+        above = next(path for path in (out, *out.absolute().parents) if path.exists())
+        if not above.is_dir():
+            raise InvalidInputError(f"{str(above)!r} is a file; the explorer needs a folder to write to (--out).")
         others = [] if not out.is_dir() else sorted(path.name for path in out.iterdir() if path.name not in _NAMES)
         if others:
             raise InvalidInputError(
