@@ -32,7 +32,7 @@ export function ChosenHead({ name, state, answer, view }: Props) {
   const { tokens } = answer;
   const inText = cell !== null && cell.query < tokens.length && cell.key < tokens.length;
   return (
-    <div class="chosen-head">
+    <div class={asked.stale ? "chosen-head stale" : "chosen-head"} aria-busy={asked.stale}>
       <p class="soft note">
         {kinds.length > 0 && `${kinds.map((kind) => tree.kindLabel(kind)).join(", ")}. `}
         {tree.head(name) && <a href={address(["head", name])}>This head on the corpus</a>}
@@ -70,7 +70,7 @@ function Why({ state, layer, head, cell, tokens, close }: WhyProps) {
   const asked = useAnswer<WhyAnswer>("why", { state, layer, head, ...cell });
   const why = asked.answer;
   return (
-    <section class="why" aria-label="Why it looks there" data-why={`${cell.query},${cell.key}`}>
+    <section class="why" aria-label="Why it looks there" aria-busy={asked.stale} data-why={`${cell.query},${cell.key}`}>
       <h3>
         Why does <Quote text={tokens[cell.query] ?? ""} /> look at <Quote text={tokens[cell.key] ?? ""} />?
         <button type="button" class="remove" aria-label="Close" onClick={close}>

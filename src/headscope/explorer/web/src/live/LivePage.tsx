@@ -63,11 +63,15 @@ function Served() {
   );
 }
 
-/** The state that the address holds, with its history. */
-function useHistory(): [History, (history: History) => void] {
+/** The state that the address holds, with its history; one without a prompt begins with this one. */
+function useHistory(example: string): [History, (history: History) => void] {
   const { options } = useRoute();
   const coded = options.get("state");
-  const [history, setHistory] = useState<History>(() => ({ past: [], now: decode(coded) ?? EMPTY, future: [] }));
+  const [history, setHistory] = useState<History>(() => ({
+    past: [],
+    now: decode(coded) ?? { ...EMPTY, prompt: example },
+    future: [],
+  }));
   useEffect(() => {
     const linked = decode(coded);
     if (linked) setHistory((current) => advance(current, linked));
@@ -79,24 +83,19 @@ function useHistory(): [History, (history: History) => void] {
   return [history, update];
 }
 
-/** A text to begin with: what the head that the address names is most active on, or else any head. */
-function useExample(wanted: boolean, name: string | null, onExample: (prompt: string) => void): void {
+/** A text to begin with: what this head is most active on; empty where there is none, null while it is loaded. */
+function useExample(wanted: boolean, name: string | null): string | null {
   const tree = useTree();
+  const entry = (name ? tree.head(name) : undefined) ?? tree.heads[0];
+  const [example, setExample] = useState<string | null>(wanted && entry ? null : "");
   useEffect(() => {
-    const entry = (name ? tree.head(name) : undefined) ?? tree.heads[0];
     if (!wanted || !entry) return;
-    let current = true;
     load<Head>(tree.headFile(entry.layer, entry.head)).then(
-      (head) => {
-        const text = exampleOf(head);
-        if (current && text) onExample(text);
-      },
-      () => {}, // no example, then
+      (head) => setExample((kept) => kept ?? exampleOf(head)),
+      () => setExample((kept) => kept ?? ""),
     );
-    return () => {
-      current = false;
-    };
-  }, [wanted]);
+  }, []);
+  return example;
 }
 
 const EXAMPLE_TOKENS = 40;
@@ -116,14 +115,17 @@ export function exampleOf(head: Head): string {
 
 function Session({ model }: { model: ModelInfo }) {
   const { options } = useRoute();
-  const [history, setHistory] = useHistory();
+  const example = useExample(options.get("state") === null, options.get("part"));
+  return example === null ? <p class="soft">Loading…</p> : <Prompted model={model} example={example} />;
+}
+
+function Prompted({ model, example }: { model: ModelInfo; example: string }) {
+  const { options } = useRoute();
+  const [history, setHistory] = useHistory(example);
   const state = history.now;
   const chosen = componentOf(options.get("part"), model);
   const broken = options.get("state") !== null && decode(options.get("state")) === null;
   const to = (next: State) => setHistory(advance(history, next));
-  useExample(!state.prompt && !broken, chosen, (prompt) =>
-    setHistory({ past: [], now: { ...EMPTY, prompt }, future: [] }),
-  );
   const run = useAnswer<Answer>("run", state.prompt ? state : null);
   const pick = (component: string) => setOptions({ part: component });
   return (
@@ -140,7 +142,7 @@ function Session({ model }: { model: ModelInfo }) {
         <Results
           answer={run.answer}
           state={state}
-          stale={run.of !== JSON.stringify(state)}
+          stale={run.stale}
           model={model}
           chosen={chosen}
           history={history}
@@ -258,7 +260,7 @@ function AllPatterns({ model, state, view, chosen, onPick }: AllProps) {
   const layer = split ? shown : null;
   const asked = useAnswer<PatternsAnswer>("patterns", { state, layer });
   return (
-    <>
+    <div class={asked.stale ? "stale" : ""} aria-busy={asked.stale}>
       {split && (
         <label class="menu">
           layer{" "}
@@ -282,6 +284,6 @@ function AllPatterns({ model, state, view, chosen, onPick }: AllProps) {
           onPick={onPick}
         />
       )}
-    </>
+    </div>
   );
 }

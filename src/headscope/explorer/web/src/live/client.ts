@@ -49,9 +49,10 @@ async function refusal(response: Response, retryAfter: number | null): Promise<R
 }
 
 export type Asked<T> = {
-  /** The last answer, and the body it answers: not always what is asked now. */
+  /** The last answer there was. */
   answer: T | null;
-  of: string | null;
+  /** Whether it is not, or not yet, that to what is asked now. */
+  stale: boolean;
   error: Refused | null;
   busy: boolean;
   cancelled: boolean;
@@ -97,7 +98,7 @@ export function useAnswer<T>(path: string, body: unknown): Asked<T> {
   }, [path, text, turn]);
   return {
     answer: kept?.answer ?? null,
-    of: kept?.of ?? null,
+    stale: text !== null && kept?.of !== text,
     ...state,
     cancel: () => {
       abort.current?.abort();
