@@ -7,9 +7,26 @@ import torch
 from live import live_model
 
 from headscope.analysis.core.batches import Batch
+from headscope.analysis.core.components import all_components
 from headscope.analysis.recording.component_means import OutputSums
 from headscope.errors import CheckpointError
+from headscope.explorer.measuring.rows import PickedRows, mean_outputs
 from headscope.explorer.tree.means import MEANS, read_means, write_means
+
+
+@torch.no_grad()
+def test_means_are_over_the_tokens_that_count() -> None:
+    model = live_model()
+    tokens = model.to_tokens(["The old dog ran after the ball.", "Then Mary said thank you to John."])[:, :9]
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    mask[1, 6:] = False
+    found = mean_outputs(model, PickedRows(torch.arange(2), tokens, mask), include_bos=False)
+    _, cache = model.run_with_cache(tokens, attention_mask=mask)
+    mask[:, 0] = False  # BOS does not count
+    assert found.keys() == set(all_components(model.cfg))
+    for part, mean in found.items():
+        output = cache["mlp_out", part.layer] if part.head is None else cache["z", part.layer][:, :, part.head]
+        torch.testing.assert_close(mean, output[mask].mean(0))
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ whole: stopped at any moment, the same call with `resume=True` goes on.
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from headscope.analysis.ablation.ablate import ablate_heads
 from headscope.analysis.ablation.result import AblationResult
 from headscope.analysis.core.batches import check_repeatable, describe_data
-from headscope.analysis.core.components import all_heads
+from headscope.analysis.core.components import Component, all_heads
 from headscope.analysis.core.progress import each_step
 from headscope.analysis.heads.types import detect_heads
 from headscope.analysis.heads.types_result import HeadTypes
@@ -26,9 +26,10 @@ from headscope.errors import InvalidInputError, check_at_least
 from headscope.explorer.measuring.activity import HeadActivity, measure_activity
 from headscope.explorer.measuring.found import Found
 from headscope.explorer.measuring.records import config_of, head_record, scatter_row
-from headscope.explorer.measuring.rows import PickedRows, pick_rows, sampled_numbers
+from headscope.explorer.measuring.rows import PickedRows, mean_outputs, pick_rows, sampled_numbers
 from headscope.explorer.measuring.sequences import chosen_sequences, measure_sequences
 from headscope.explorer.measuring.written import Written, written_for
+from headscope.explorer.tree.means import write_means
 from headscope.explorer.tree.reading import Exploration, read_tree
 from headscope.explorer.tree.writing import TreeWriter
 from headscope.model.transformer import HookedTransformer
@@ -111,7 +112,8 @@ def explore(
     per_row = max(1.0, activity.info.n_positions / n_rows)
     of_entropy = _sample(n_rows, per_row, entropy_tokens)
     of_ablation = _sample(n_rows, per_row, ablation_tokens)
-    numbers = {each.sequence for each in shown}.union(of_entropy, of_ablation, sampled_numbers(n_rows, _FEWEST))
+    fewest = sampled_numbers(n_rows, _FEWEST)
+    numbers = {each.sequence for each in shown}.union(of_entropy, of_ablation, fewest)
     rows = pick_rows(model, data, numbers, attention_mask)
     patterns = stages.run("sequences", measure_sequences, rows, shown)
     written = written_for(model, activity.key_tokens[:, :, :_SOURCES], activity.gains, progress=progress)
@@ -132,7 +134,8 @@ def explore(
         types=types,
         texts=_texts(model, activity, rows, written),
     )
-    return _write(found, out, progress)
+    sample = max([of_entropy, of_ablation, fewest], key=len)
+    return _write(found, model, mean_outputs(model, rows.at(sample), include_bos), out, progress)
 
 
 def _check_folder(out: Path, resume: bool) -> None:
@@ -249,11 +252,14 @@ def _texts(model: HookedTransformer, activity: HeadActivity, rows: PickedRows, w
     return {token: model.to_single_str_token(token) for token in ids}
 
 
-def _write(found: Found, out: Path, progress: bool) -> Exploration:
+def _write(
+    found: Found, model: HookedTransformer, means: Mapping[Component, Tensor], out: Path, progress: bool
+) -> Exploration:
     columns = found.columns()
     writer = TreeWriter(out)
     for layer, head in each_step(found.heads, "writing", shown=progress):
         writer.head(head_record(found, columns, layer, head))
+    write_means(out, model, means)
     writer.finish(config_of(found, columns), [scatter_row(found, columns, *head) for head in found.heads])
     shutil.rmtree(out / MEASURED, ignore_errors=True)
     return read_tree(out)

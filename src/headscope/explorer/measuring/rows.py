@@ -1,18 +1,21 @@
 """Rows of the data, picked by their numbers: those a head is shown on, and samples for what costs more than a pass."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from headscope.analysis.core.batches import iterate_batches
+from headscope.analysis.core.components import Component
 from headscope.analysis.core.summaries import hashed
+from headscope.analysis.recording.component_means import OutputSums
+from headscope.analysis.storage.accumulator import added
 from headscope.model.transformer import HookedTransformer
 
-__all__ = ["PickedRows", "pick_rows", "sampled_numbers"]
+__all__ = ["PickedRows", "mean_outputs", "pick_rows", "sampled_numbers"]
 
 
 @dataclass(frozen=True)
@@ -81,3 +84,15 @@ def pick_rows(
 
     numbers_found = torch.tensor(wanted[:at], device="cpu")
     return PickedRows(numbers_found, filled(found), filled(masks) if any_mask else None)
+
+
+@torch.no_grad()
+def mean_outputs(
+    model: HookedTransformer, rows: PickedRows, include_bos: bool
+) -> Mapping[Component, Float[Tensor, " width"]]:
+    """Return the mean output of every component over some rows, as `OutputSums` takes it."""
+    outputs = OutputSums.of_all(model)
+    sums: dict[str, Tensor] = {}
+    for batch in iterate_batches(model, rows.data, include_bos=include_bos, progress=False):
+        sums = added(sums, outputs.measure(batch, 0))
+    return outputs.means(sums).over_data

@@ -18,6 +18,7 @@ from headscope.errors import CheckpointError, InvalidInputError, UnknownNameErro
 from headscope.explorer.serving.app import make_app
 from headscope.explorer.serving.guard import App, Guard
 from headscope.explorer.serving.queue import Queue
+from headscope.explorer.serving.schemas import State
 from headscope.explorer.serving.sessions import Sessions
 from headscope.explorer.tree.means import read_means
 from headscope.explorer.tree.reading import Exploration, read_tree
@@ -136,7 +137,9 @@ def serve(
     address = Address.bind(port)  # a port that is taken should be told before a model is loaded
     with closing(address.listening):
         loaded = _model(model, tree)
-        server = Server(address, tree.directory, Sessions(loaded, read_means(tree.directory, loaded)))
+        sessions = Sessions(loaded, read_means(tree.directory, loaded))
+        sessions.run(State(prompt="."))  # a first run loads what all need, and tells if the model cannot be run at all
+        server = Server(address, tree.directory, sessions)
         say(f"{address.link}\nThis link is for you alone, on this machine. Ctrl-C ends the server.")
         if open_browser:
             webbrowser.open(address.link)

@@ -26,7 +26,16 @@ _PLACES = ("query", "key", "ov_source", "promoted", "suppressed")  # that a toke
 _NAMES = frozenset(
     [
         *(f"{name}.{kind}" for name in ("config", "scatter_data", "search") for kind in ("json", "js")),
-        *("index.html", "assets", "heads", "server_config.json", "attributions", "measured", "umap"),
+        *(
+            "index.html",
+            "assets",
+            "heads",
+            "server_config.json",
+            "attributions",
+            "means.safetensors",
+            "measured",
+            "umap",
+        ),
     ]
 )
 _SEARCHED = 30  # tokens of each head in each place
