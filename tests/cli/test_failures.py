@@ -123,6 +123,13 @@ BAD = {
         ["explore", "CHECKPOINT", "--out", "TMP/text.pdf/deep"],
         "is a file; the explorer needs a folder",
     ),
+    "serve what is no explorer": (["explore", "TMP", "--serve"], "holds no head explorer"),
+    "serve a port out of range": (["explore", "TMP/tree", "--serve", "--port", "70000"], "from 0 to 65535; got 70000"),
+    "serve a model that is not here": (
+        ["explore", "TMP/tree", "--serve"],
+        "cannot be loaded as 'nobody/nothing'",
+    ),
+    "a port of nothing": (["explore", "CHECKPOINT", "--port", "8000"], "--port goes with --serve"),
     "explore without tokens": (["explore", "CHECKPOINT", "--max-tokens", "0"], "max_tokens must be at least 1"),
     "entropy out is no run": (["entropy", "CHECKPOINT", "--out", "TMP"], "it has no manifest.json, and holds"),
     "resume without out": (["entropy", "CHECKPOINT", "--resume"], "name it with --out"),
@@ -165,6 +172,9 @@ def test_a_failure_is_one_line(run: Run, args: list[str], message: str, checkpoi
     (tmp_path / "option.json").write_text('{"training": {"epoch": 3}}')
     (tmp_path / "corrupt").mkdir()
     (tmp_path / "corrupt" / "config.json").write_text("{")
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "config.json").write_text('{"model_name": "nobody/nothing", "heads": [[0, 0]]}')
+    (tmp_path / "tree" / "index.html").write_text("")
     before = sorted(tmp_path.iterdir())
     filled = [arg.replace("CHECKPOINT", str(checkpoint)).replace("TMP", str(tmp_path)) for arg in args]
     code, _, error = run(*filled, *([] if args[0] in ("prompt", "explain") else ["--no-progress"]))

@@ -1,4 +1,4 @@
-"""`headscope explore`: measure every head of a model on a text, and write a site that shows them."""
+"""`headscope explore`: measure every head of a model on a text, write a site that shows them, and serve it live."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +8,9 @@ import typer
 from headscope.cli.base import options
 from headscope.cli.base.commands import app, command, continuing, texts_of
 from headscope.cli.base.foretelling import foretold
+from headscope.errors import InvalidInputError
 from headscope.explorer import explore as explore_heads
+from headscope.explorer import serve as serve_folder
 from headscope.explorer.measuring.exploring import ABLATION_TOKENS, ENTROPY_SHARE, MEASURED
 from headscope.model.checkpoints.names import DEMO
 from headscope.model.transformer import HookedTransformer
@@ -30,9 +32,16 @@ _SEQ_LEN = 128
     "headscope explore gpt2 --text book.txt --out gpt2-heads",
     "headscope explore gpt2 --text book.txt --out gpt2-heads --resume",
     "headscope explore gpt2 --dataset owt --max-tokens 1000000 --no-ablation --workers 8",
+    "headscope explore gpt2-heads --serve",
 )
 def explore(
-    model: options.Model = DEMO,
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A name that `headscope models` lists, a Hugging Face hub id, or a local checkpoint folder; with "
+            "--serve, the folder of an explorer, by default that of --out."
+        ),
+    ] = DEMO,
     text: options.Text = None,
     dataset: options.Dataset = None,
     out: options.Page = Path("explorer"),
@@ -63,8 +72,34 @@ def explore(
     ] = False,
     workers: options.ReportWorkers = None,
     progress: options.Progress = True,
+    serve: Annotated[
+        bool,
+        typer.Option(
+            "--serve",
+            help="Serve an explorer that is there, on this machine alone, with a page that runs prompts and switches "
+            "heads off. Needs the extra live.",
+        ),
+    ] = False,
+    port: Annotated[
+        int | None, typer.Option(help="With --serve: the port. Default: any that is free.", show_default=False)
+    ] = None,
+    of_model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", help="With --serve: the model to run. Default: the one that was measured.", show_default=False
+        ),
+    ] = None,
+    browser: Annotated[
+        bool, typer.Option("--browser/--no-browser", help="With --serve: open the page in a browser.")
+    ] = True,
 ) -> None:
-    """Measure every head of a model on a text, and write a site that opens from a file or any web host."""
+    """Measure every head of a model on a text, and write a site that opens from a file or any web host; or serve it."""
+    if serve:
+        folder = out if model == DEMO and not Path(model).is_dir() else Path(model)
+        serve_folder(folder, model=of_model, port=port or 0, open_browser=browser, say=typer.echo)
+        return
+    if port is not None or of_model is not None:
+        raise InvalidInputError(f"{'--port' if of_model is None else '--model'} goes with --serve.")
     texts, described = texts_of(text, dataset)
     loaded = HookedTransformer.from_pretrained(model)
     length = min(loaded.cfg.n_ctx, _SEQ_LEN) if seq_len is None else seq_len

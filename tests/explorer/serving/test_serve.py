@@ -80,9 +80,9 @@ def test_one_that_was_killed_is_started_again(tmp_path: Path) -> None:
     folder = folder_of(model, tmp_path)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     paths = os.pathsep.join([str(Path(__file__).parents[3] / "src"), *filter(None, [os.environ.get("PYTHONPATH")])])
-    code = f"from headscope.explorer import serve; serve({str(folder)!r}, open_browser=False)"
+    command = ["-uc", "from headscope_command import main; main()", "explore", str(folder), "--serve", "--no-browser"]
     process = subprocess.Popen(
-        [sys.executable, "-uc", code], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": paths}
+        [sys.executable, *command], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": paths}
     )
     try:
         assert process.stdout is not None
