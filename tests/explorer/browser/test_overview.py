@@ -92,7 +92,7 @@ def test_heads_stand_where_their_measures_are(
         found = dots(page)
         missing = {head for head, row in rows.items() if row["induction_score"] is None}
         assert missing and found.keys() == rows.keys() - missing
-        assert all(re.search(rf"\b{re.escape(head)}\b", page.inner_text(".missing")) for head in missing)
+        assert all(re.search(rf"\b{re.escape(head)}\b", page.inner_text(".unplaced")) for head in missing)
         across, up = zip(*found.values(), strict=True)
         assert_affine(across, [np.log(rows[head]["qk_distance"]) for head in found])
         assert_affine(up, [rows[head]["induction_score"] for head in found])
@@ -346,7 +346,7 @@ def test_the_grid_shows_each_value(
         for head, alpha in opacities(page).items():
             assert alpha == opacity((values[head] - low) / (high - low))
 
-        page.locator(".grid").focus()
+        page.locator(".head-grid").focus()
         for key in ("ArrowRight", "ArrowRight", "ArrowDown"):
             page.keyboard.press(key)
         assert page.locator(".tip b").inner_text() == "1.1"

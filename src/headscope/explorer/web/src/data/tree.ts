@@ -45,7 +45,7 @@ export class Tree {
 
   /** A head's kinds in words, empty for a head of none. */
   labelOf(head: HeadEntry): string {
-    return head.label ?? head.kinds.map((kind) => this.kindLabel(kind)).join(", ");
+    return head.kinds.map((kind) => this.kindLabel(kind)).join(", ") || (head.label ?? "");
   }
 
   /** The path, without ending, of a head's file. */

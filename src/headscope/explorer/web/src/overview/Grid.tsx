@@ -13,7 +13,7 @@ import { HeadTip, useNeighbors } from "./HeadTip";
 import { ColorBar } from "./Legend";
 import type { Quantity } from "./quantities";
 
-const MOST_CELL = 62; // pixels
+const MOST_CELL = 72; // pixels
 const FIRST_COLUMN = 30;
 const ROOM_FOR_NUMBER = 40;
 
@@ -59,7 +59,7 @@ export function Grid({ quantity, log, shown }: Props) {
   };
   const near = new Set(neighbors.map(({ head }) => head));
   return (
-    <div ref={box} class="grid-box">
+    <div ref={box} class="head-grid-box">
       <ColorBar
         label={quantity.label}
         unit={quantity.unit}
@@ -70,7 +70,7 @@ export function Grid({ quantity, log, shown }: Props) {
       />
       {width > 0 && (
         <div
-          class={`grid${cell < ROOM_FOR_NUMBER ? " small" : ""}`}
+          class={`head-grid${cell < ROOM_FOR_NUMBER ? " small" : ""}`}
           style={{ "--cell": `${cell}px`, "--columns": String(n_heads) }}
           // biome-ignore lint/a11y/noNoninteractiveTabindex: the arrow keys work in it
           tabIndex={0}
@@ -84,12 +84,12 @@ export function Grid({ quantity, log, shown }: Props) {
         >
           <span />
           {Array.from({ length: n_heads }, (_, head) => (
-            <span key={head} class="axis">
+            <span key={head} class="index">
               {cell >= 18 || head % 4 === 0 ? head : ""}
             </span>
           ))}
           {Array.from({ length: n_layers }, (_, layer) => [
-            <span key={layer} class="axis">
+            <span key={layer} class="index">
               {cell >= 18 || layer % 4 === 0 ? layer : ""}
             </span>,
             ...Array.from({ length: n_heads }, (_, head) => {

@@ -102,7 +102,7 @@ export function Scatter({ x, y, log, coloring, told, shown }: Props) {
             <Axes across={across} up={up} frame={frame} />
             <Dots places={places} shown={shown} coloring={coloring} radius={radius} />
             <Selected selected={selection.heads} placeOf={placeOf} across={across} up={up} radius={radius} />
-            <g class="neighbors">
+            <g class="alike">
               {at &&
                 neighbors.map(({ head }) => {
                   const to = placeOf(head);
@@ -260,7 +260,7 @@ function Missing({ heads, axes }: { heads: HeadEntry[]; axes: Axis[] }) {
     .filter((axis) => heads.some((head) => axis.place(head) === null))
     .map(({ quantity, log }) => `${quantity.label}${log && !quantity.diverging ? " above zero" : ""}`);
   return (
-    <p class="soft missing">
+    <p class="soft unplaced">
       Not in the plot, for want of a value of {why.join(" or of ")}: {some.join(", ")}
       {heads.length > some.length && ` and ${heads.length - some.length} more`}.
     </p>

@@ -65,7 +65,7 @@ export function SelectedPanel({ quantities }: { quantities: Quantity[] }) {
                   <td>
                     <button
                       type="button"
-                      class="remove"
+                      class="let-go"
                       aria-label={`Remove ${head.name}`}
                       onClick={() => toggle(head)}
                     >

@@ -93,9 +93,10 @@ function ticksOf(quantity: Quantity, log: boolean, scale: Scale, length: number)
     const format = scale.tickFormat(most);
     return scale.ticks(most).map((value) => ({ at: scale(value), text: format(value) }));
   }
-  const powers = powersOfTen(low, high, quantity.diverging ? smallest(scale) : 0);
-  const few = powers.length < 3 && low > 0 ? powers.flatMap((power) => [power, 2 * power, 5 * power]) : powers;
-  const values = few.filter((value) => value >= low && value <= high);
+  const within = (values: number[]) => values.filter((value) => value >= low && value <= high);
+  const powers = powersOfTen(low, high, quantity.diverging ? smallest(scale) / 10 : 0);
+  const finer = powers.flatMap((power) => (power === 0 ? [0] : [power, 2 * power, 5 * power]));
+  const values = within(within(powers).length < 4 ? finer.sort((one, other) => one - other) : powers);
   return thinned(
     values.map((value) => ({ at: scale(value), text: powerText(value) })),
     28,
