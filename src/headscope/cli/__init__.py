@@ -52,6 +52,29 @@ __all__ = [
 ]
 
 
+# The commands as --help lists them, by what one wants to do; the first panels are where a newcomer starts.
+PANELS = {
+    "A model at a glance": ("report", "explore", "compare", "heads", "prompt"),
+    "Measured on a text": ("entropy", "ablate", "copy-suppression"),
+    "Tasks and circuits": ("ioi", "attribute", "attention", "patch", "edges", "scoreboard"),
+    "Long runs": ("status", "merge"),
+    "Models": ("models", "evaluate", "train"),
+    "Help": ("notebooks", "explain", "migrate"),
+}
+
+
+def _into_panels() -> None:
+    of_command = {name: panel for panel, names in PANELS.items() for name in names}
+    listed = list(of_command)
+    for each in (*app.registered_commands, *app.registered_groups):
+        assert each.name is not None
+        each.rich_help_panel = of_command[each.name]
+    app.registered_commands.sort(key=lambda each: listed.index(each.name or ""))
+
+
+_into_panels()
+
+
 def _show_version(wanted: bool) -> bool:
     if wanted:
         typer.echo(f"headscope {headscope_version()}")
