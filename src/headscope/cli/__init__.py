@@ -66,9 +66,10 @@ PANELS = {
 def _into_panels() -> None:
     of_command = {name: panel for panel, names in PANELS.items() for name in names}
     listed = list(of_command)
-    for each in (*app.registered_commands, *app.registered_groups):
-        assert each.name is not None
-        each.rich_help_panel = of_command[each.name]
+    for command in app.registered_commands:
+        command.rich_help_panel = of_command[command.name or ""]
+    for group in app.registered_groups:
+        group.rich_help_panel = of_command[group.name or ""]
     app.registered_commands.sort(key=lambda each: listed.index(each.name or ""))
 
 
