@@ -50,11 +50,11 @@ def make_data(d_vocab: int = 7) -> tuple[Tensor, Tensor]:
     return tokens, mask
 
 
+@torch.no_grad()
 def naive(model: HookedTransformer, tokens: Tensor, mask: Tensor) -> dict[str, Tensor]:
     """Numbers of every query (or row) and head, `[layer, head, row, pos]`, NaN where one does not count."""
     n_layers = model.cfg.n_layers
-    with torch.no_grad():
-        _, cache = model.run_with_cache(tokens, attention_mask=mask, return_type=None)
+    _, cache = model.run_with_cache(tokens, attention_mask=mask, return_type=None)
     patterns = torch.stack([cache["pattern", layer] for layer in range(n_layers)]).double().movedim(2, 1)
     written = []
     for layer in range(n_layers):
