@@ -266,7 +266,7 @@ def test_runs_are_kept_as_long_as_there_is_room(monkeypatch: pytest.MonkeyPatch)
     assert small.run(state).after == expected.after and blocks == [0, 1, 2, 1, 2]
 
 
-def test_what_cannot_be_done_is_refused_by_name() -> None:
+def test_what_cannot_be_done_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     sessions = Sessions(live_model(attn_only=True))
     for changes, said in (
         ([Change(component="mlp1", action="zero")], "mlp1 does not exist: 'small' has attention only"),
@@ -280,5 +280,8 @@ def test_what_cannot_be_done_is_refused_by_name() -> None:
         sessions.run(State(prompt=PROMPT, other="a", changes=[Change(component="0.1", action="patch")]))
     with pytest.raises(TooLongError, match="at most 48 are run live"):
         sessions.run(State(prompt=PROMPT * 5))
+    with monkeypatch.context() as smaller, pytest.raises(TooLongError, match="ask for one layer at a time"):
+        smaller.setattr("headscope.explorer.serving.sessions._PATTERN_BYTES", 1000)
+        sessions.patterns(PatternsRequest(state=State(prompt=PROMPT)))
     with pytest.raises(MissingTokenizerError, match="'small' has no tokenizer"):
         Sessions(live_model(tokenizer=False))

@@ -43,6 +43,7 @@ __all__ = ["MAX_TOKENS", "Sessions", "TooLongError"]
 
 MAX_TOKENS = 256
 _PAIRS = 30  # of parts of an attention score, which are told
+_PATTERN_BYTES = 64 * 2**20
 
 
 class TooLongError(InvalidInputError):
@@ -145,6 +146,12 @@ class Sessions:
         """Return the attention patterns of one layer or of all, quantized; for errors see `run`."""
         plain, _, changed, _ = self._resolved(asked.state, check)
         layers = range(self.model.cfg.n_layers) if asked.layer is None else [self._layer(asked.layer)]
+        size = (1 if changed is None else 2) * len(layers) * self.model.cfg.n_heads * plain.length**2
+        if size > _PATTERN_BYTES:
+            raise TooLongError(
+                f"these patterns are {size / 2**20:.0f} MiB, and at most {_PATTERN_BYTES / 2**20:.0f} MiB are sent at "
+                "once: ask for one layer at a time."
+            )
 
         def of(run: PromptRun) -> list[list[str]]:
             found = []
@@ -184,16 +191,14 @@ class Sessions:
                 self.model, plain.tokens, (asked.layer, asked.head), query, key, sources=False, progress=False
             )
         labels = found.part_labels
-        pairs = {
-            f"{query_part} × {key_part}": float(found.pairs[row, column])
-            for row, query_part in enumerate(labels)
-            for column, key_part in enumerate(labels)
-        }
+        # A model of a thousand heads has a million pairs.
+        largest = found.pairs.abs().flatten().topk(min(_PAIRS, found.pairs.numel())).indices.tolist()
+        pairs = [(*divmod(at, len(labels)), float(found.pairs.flatten()[at])) for at in largest]
         return WhyAnswer(
             score=float(found.scores[0]),
             penalty=float(found.penalties[0]),
             attention=float(found.attention[0, 0]),
-            parts=_largest(pairs.items())[:_PAIRS],
+            parts=[Part(name=f"{labels[row]} × {labels[column]}", value=value) for row, column, value in pairs],
             query_parts=_largest(zip(labels, found.query_parts[0].tolist(), strict=True)),
             key_parts=_largest(zip(labels, found.key_parts[0].tolist(), strict=True)),
         )
