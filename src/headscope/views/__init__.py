@@ -25,6 +25,7 @@ from headscope.views.figures.comparison import compared_lines, compared_maps
 from headscope.views.figures.copy_suppression import circuit_rank_maps, copy_suppression_by_head, suppression_scatter
 from headscope.views.figures.entropy import entropy_by_head, entropy_by_layer
 from headscope.views.figures.faithfulness import faithfulness_curve
+from headscope.views.figures.head_scores import head_score_maps
 from headscope.views.figures.head_types import head_type_maps, k_composition_maps
 from headscope.views.figures.patching import patching_by_head, patching_by_head_and_position, patching_by_position
 from headscope.views.figures.path_patching import attribution_scatter, path_patching_by_head
@@ -74,6 +75,7 @@ __all__ = [
     "figure_page",
     "fourier_bars",
     "grokking_curve",
+    "head_score_maps",
     "head_type_maps",
     "hist",
     "html",
