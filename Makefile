@@ -6,6 +6,7 @@ PIP_ARGS ?=
 VENV ?= .venv
 MODEL ?= headscope-demo
 OUT ?= report
+EXPLORER ?= explorer
 WORKERS ?= 2
 PYTEST_ARGS ?=
 
@@ -32,11 +33,12 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help report test real-model test-real test-ray compat docs docs-page test-docs lint bench explorer-web explorer-check \
+.PHONY: help report explore test real-model test-real test-ray compat docs docs-page test-docs lint bench explorer-web explorer-check \
 	screenshots clean distclean
 
 help:
 	@echo 'make report     one offline HTML page about the demo model (MODEL=name-or-path OUT=folder)'
+	@echo 'make explore    the explorer of its heads, opened in a browser (MODEL=name-or-path EXPLORER=folder)'
 	@echo 'make test       the tests (PYTEST_ARGS="-k entropy", WORKERS=2)'
 	@echo 'make real-model the pretrained model of the tests marked real, into the cache (HEADSCOPE_REAL_MODEL=file; 98 MB)'
 	@echo 'make test-real  every analysis and command on that model (a few minutes)'
@@ -49,7 +51,7 @@ help:
 	@echo 'make bench      the benchmarks'
 	@echo 'make explorer-web    build the explorer'"'"'s page from its sources (Node 20.19 or newer, or one that pip installs)'
 	@echo 'make explorer-check  its types and style, and that the bundle in the repository is what the sources build'
-	@echo 'make screenshots  the pictures of the views and the report in docs/images/views (needs Chromium)'
+	@echo 'make screenshots  the pictures of views, report and explorer in docs/images (needs Chromium)'
 	@echo 'make clean      remove reports, caches and builds'
 	@echo 'make distclean  also remove the virtual environment'
 	@echo
@@ -61,6 +63,11 @@ help:
 report: $(VENV)/.installed
 	$(BIN)/headscope report $(MODEL) --out $(OUT)
 	@echo 'Open in a browser:' $(abspath $(OUT))/*.html
+
+explore: $(VENV)/.installed
+	$(BIN)/headscope explore $(MODEL) --out $(EXPLORER)
+	@$(BIN)/python -m webbrowser 'file://$(abspath $(EXPLORER))/index.html' >/dev/null 2>&1 || true
+	@echo 'Open in a browser:' $(abspath $(EXPLORER))/index.html
 
 # One thread a worker: two workers with two threads each would fight over two cores. A file's tests stay together, so
 # that what they share (a measured model, a browser) is made once. Files come in the order of the folders: the last are
@@ -134,9 +141,10 @@ $(WEB)/node_modules/.installed: $(WEB)/package.json $(WEB)/package-lock.json $(W
 
 screenshots: $(VENV)/.installed-dev
 	$(BIN)/python docs/screenshots.py
+	$(BIN)/python docs/screenshots.py --explorer
 
 clean:
-	rm -rf report build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf report explorer build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean

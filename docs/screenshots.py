@@ -2,10 +2,12 @@
 
     python docs/screenshots.py [--out docs/images/views] [--only NAME ...] [--no-report]
     python docs/screenshots.py --real [--only NAME ...]
+    python docs/screenshots.py --explorer [--only NAME ...]
 
 The examples are those of `gallery.py`; the report is that of `headscope report headscope-demo`. With `--real` they are
-the figures of docs/real-model.md, in docs/images/real, of the model that `make real-model` fetches. Pictures have few
-colors, so that each is small.
+the figures of docs/real-model.md, in docs/images/real, of the model that `make real-model` fetches. With `--explorer`
+they are pages of the demo model's head explorer, in docs/images/explorer. Pictures have few colors, so that each is
+small.
 """
 
 import argparse
@@ -42,10 +44,17 @@ REAL_MODEL = Path(
     os.environ.get("HEADSCOPE_REAL_MODEL", "~/.cache/headscope/SmolLM2-135M-Instruct.Q4_1.gguf")
 ).expanduser()
 REPORT_HEIGHT = 2400  # of the report, its top
+EXPLORER = {
+    "overview": "#/?sel=0.1,0.3,1.2&log=y",
+    "table": "#/heads?sort=-ablation_total&sel=0.1,0.3,1.2&groups=prediction,ablation,copying,activity",
+    "grid": "#/grid?by=induction_score&sel=0.1,0.3,1.2",
+    "head": "#/head/1.2",
+}
+EXPLORER_WIDTH, EXPLORER_HEIGHT = 1280, 1180
 
 
-def pages(folder: Path, only: list[str], report: bool, real: bool) -> Iterator[tuple[str, Path]]:
-    """The name and the file of each page to take pictures of."""
+def pages(folder: Path, only: list[str], report: bool, real: bool) -> Iterator[tuple[str, str]]:
+    """The name and the address of each page to take pictures of."""
     asked = set(only) - {"report"}
     drawn = {}
     if (asked or not only) and not real:
@@ -57,13 +66,25 @@ def pages(folder: Path, only: list[str], report: bool, real: bool) -> Iterator[t
         if not only or name in asked:
             path = folder / f"{name}.html"
             path.write_text(text, encoding="utf-8")
-            yield name, path
+            yield name, path.as_uri()
     if report and not real and (not only or "report" in only):
-        command = "from headscope.cli import main; main()"
-        arguments = ["report", "headscope-demo", "--out", str(folder / "report")]
-        subprocess.run([sys.executable, "-c", command, *arguments], check=True, stdout=subprocess.DEVNULL)
+        headscope("report", "headscope-demo", "--out", str(folder / "report"))
         (path,) = (folder / "report").glob("*.html")
-        yield "report", path
+        yield "report", path.as_uri()
+
+
+def explorer_pages(folder: Path, only: list[str]) -> Iterator[tuple[str, str]]:
+    """The name and the address of each page of the explorer to take pictures of."""
+    headscope("explore", "headscope-demo", "--out", str(folder / "explorer"))
+    for name, place in EXPLORER.items():
+        if not only or name in only:
+            yield name, (folder / "explorer" / "index.html").as_uri() + place
+
+
+def headscope(*arguments: str) -> None:
+    """Run a command of the package."""
+    command = "from headscope.cli import main; main()"
+    subprocess.run([sys.executable, "-c", command, *arguments], check=True, stdout=subprocess.DEVNULL)
 
 
 def act(page: Page, name: str) -> None:
@@ -75,18 +96,26 @@ def act(page: Page, name: str) -> None:
         pointed.nth(CLICK[name]).dispatch_event("click")
 
 
-def take(browser: Browser, name: str, path: Path, mode: str) -> bytes:
+def take(browser: Browser, name: str, address: str, mode: str, *, explorer: bool) -> bytes:
     """One picture, as PNG of few colors."""
     context = browser.new_context(**MODES[mode])
     try:
         page = context.new_page()
-        page.goto(path.as_uri())
+        width = MODES[mode]["viewport"]["width"]
+        if explorer and mode != "phone":
+            width = EXPLORER_WIDTH
+        page.set_viewport_size({"width": width, "height": 900 if explorer else 300})
+        page.goto(address)
+        if explorer:
+            page.wait_for_selector("main h1")
         act(page, name)
         page.wait_for_timeout(400)
         height = page.evaluate("document.documentElement.scrollHeight")
         if name == "report":
             height = min(height, REPORT_HEIGHT)
-        page.set_viewport_size({"width": MODES[mode]["viewport"]["width"], "height": height})
+        if explorer:
+            height = min(height, EXPLORER_HEIGHT)
+        page.set_viewport_size({"width": width, "height": height})
         page.wait_for_timeout(200)
         taken = page.screenshot()
     finally:
@@ -100,12 +129,14 @@ def take(browser: Browser, name: str, path: Path, mode: str) -> bytes:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="docs/images/views by default, docs/images/real with --real")
+    parser.add_argument("--out", type=Path, help="docs/images/views by default; real or explorer with that option")
     parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="these views alone")
     parser.add_argument("--no-report", action="store_true", help="leave out the report")
     parser.add_argument("--real", action="store_true", help="the pretrained model's figures instead")
+    parser.add_argument("--explorer", action="store_true", help="the pages of the demo model's head explorer instead")
     options = parser.parse_args()
-    out = options.out or Path(__file__).parent / "images" / ("real" if options.real else "views")
+    kind = "real" if options.real else "explorer" if options.explorer else "views"
+    out = options.out or Path(__file__).parent / "images" / kind
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         sys.exit("Pictures are taken by Chromium, and there is none on the PATH. Debian: apt-get install chromium.")
@@ -113,10 +144,14 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        for name, path in pages(Path(folder), options.only, not options.no_report, options.real):
+        if options.explorer:
+            shown = explorer_pages(Path(folder), options.only)
+        else:
+            shown = pages(Path(folder), options.only, not options.no_report, options.real)
+        for name, address in shown:
             for mode in modes:
                 picture = out / f"{name}-{mode}.png"
-                picture.write_bytes(take(browser, name, path, mode))
+                picture.write_bytes(take(browser, name, address, mode, explorer=options.explorer))
                 print(f"{picture} {picture.stat().st_size / 1024:.0f} KB", flush=True)
         browser.close()
 

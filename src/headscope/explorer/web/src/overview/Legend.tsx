@@ -30,12 +30,13 @@ export function ColorBar({ label, stops, low, high, log, unit }: Bar) {
       <span>
         {label}
         {unit && ` (${unit})`}
-        {log && ", logarithmic"}
+        {log && ", log"}
       </span>
-      <span class="number">{bound(low)}</span>
-      <i style={{ background: `linear-gradient(to right in oklab, ${stops.join(", ")})` }} />
-
-      <span class="number">{bound(high)}</span>
+      <span class="scale">
+        <span class="number">{bound(low)}</span>
+        <i style={{ background: `linear-gradient(to right in oklab, ${stops.join(", ")})` }} />
+        <span class="number">{bound(high)}</span>
+      </span>
     </div>
   );
 }

@@ -137,7 +137,7 @@ function frameOf(width: number): Frame {
 
 function Axes({ across, up, frame }: { across: Axis; up: Axis; frame: Frame }) {
   return useMemo(() => {
-    const named = ({ quantity, log }: Axis) => labelWithUnit(quantity) + (log ? ", logarithmic" : "");
+    const named = ({ quantity, log }: Axis) => labelWithUnit(quantity) + (log ? ", log" : "");
     const zero = ({ quantity, domain }: Axis) => quantity.diverging && domain[0] < 0 && domain[1] > 0;
     return (
       <g class="axes">
