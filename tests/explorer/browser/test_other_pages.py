@@ -2,7 +2,8 @@
 
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,20 +59,11 @@ class Counted(Sessions):
 
 
 @pytest.fixture
-def elsewhere() -> Iterator[str]:
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of another server on this machine: another origin, but the same site."""
-
-    class Page(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("Content-Type", "text/html")
-            self.end_headers()
-            self.wfile.write(ATTACK.encode())
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Page)
+    folder = tmp_path_factory.mktemp("elsewhere")
+    (folder / "index.html").write_text(ATTACK)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(folder)))
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}/"
