@@ -26,6 +26,8 @@ print(1 + 1)
 
 The answer.
 """
+LINKED = """{py:func}`~headscope.analysis.measure_entropy`, [the task](exercises/task.md#a-question), [each
+number](../analyses.md#entropy) and [a paper](https://arxiv.org/abs/2310.04625)."""
 
 
 @pytest.fixture
@@ -33,7 +35,8 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two notebooks in place of those that are shipped, one in a folder of its own."""
     folder = tmp_path / "shipped"
     (folder / "exercises").mkdir(parents=True)
-    (folder / "question.md").write_text(SOURCE, encoding="utf-8")
+    (folder / "question.md").write_text(SOURCE.replace("The answer.", LINKED), encoding="utf-8")
+    (folder / "exercises" / "index.md").write_text("# A page\n", encoding="utf-8")
     (folder / "exercises" / "task.md").write_text(SOURCE.replace("1 + 1", "2 + 2"), encoding="utf-8")
     monkeypatch.setattr(notebooks, "_SOURCES", folder)
 
@@ -41,8 +44,7 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_all_that_are_shipped_are_written_and_valid(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "deep" / "out"
     code, printed, error = run("notebooks", out)
-    sources = sorted(notebooks._SOURCES.rglob("*.md"))
-    expected = [out / path.relative_to(notebooks._SOURCES).with_suffix(".ipynb") for path in sources]
+    expected = [out / path.relative_to(notebooks._SOURCES).with_suffix(".ipynb") for path in notebooks.sources()]
     assert (code, error) == (0, "") and expected
     assert printed.splitlines() == [str(path) for path in expected]
     assert sorted(path for path in out.rglob("*") if path.is_file()) == sorted(expected)
@@ -52,6 +54,8 @@ def test_all_that_are_shipped_are_written_and_valid(run: Run, tmp_path: Path) ->
         assert notebook.metadata.kernelspec.name == "python3"
         code_cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
         assert code_cells and not any(cell.outputs for cell in code_cells)
+        text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+        assert ".md)" not in text and ".md#" not in text and "{py:" not in text
 
 
 @pytest.mark.usefixtures("shipped")
@@ -66,18 +70,27 @@ def test_cells_are_those_of_the_source(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("shipped")
+def test_links_lead_to_notebooks_or_are_text(run: Run, tmp_path: Path) -> None:
+    run("notebooks", tmp_path / "out")
+    assert nbformat.read(tmp_path / "out" / "question.ipynb", as_version=4).cells[-1].source == (
+        "`headscope.analysis.measure_entropy`, [the task](exercises/task.ipynb), each\nnumber and "
+        "[a paper](https://arxiv.org/abs/2310.04625)."
+    )
+
+
+@pytest.mark.usefixtures("shipped")
 def test_a_changed_notebook_is_kept_unless_forced(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run("notebooks", out)
     first = (out / "question.ipynb").read_bytes()
     assert run("notebooks", out) == (0, f"All notebooks are in {out} already.\n", "")
 
-    (out / "question.ipynb").write_bytes(first.replace(b"The answer", b"My answer"))
+    (out / "question.ipynb").write_bytes(first.replace(b"A question", b"My question"))
     (out / "exercises" / "task.ipynb").unlink()
     code, printed, error = run("notebooks", out)
     assert (code, printed) == (0, f"{out / 'exercises' / 'task.ipynb'}\n")
     assert error.startswith(f"{out / 'question.ipynb'}: left as it is") and "--force" in error
-    assert b"My answer" in (out / "question.ipynb").read_bytes()
+    assert b"My question" in (out / "question.ipynb").read_bytes()
 
     assert run("notebooks", out, "--force") == (0, f"{out / 'question.ipynb'}\n", "")
     assert (out / "question.ipynb").read_bytes() == first

@@ -1,5 +1,6 @@
 """`headscope notebooks`: the tutorials, studies and exercises of the documentation, as notebooks to run and change."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +17,10 @@ __all__ = ["notebooks"]
 
 _SOURCES = Path(__file__).parents[1] / "assets" / "notebooks"
 
+# What only the documentation's site can follow: a link to a page, and the name of a thing in the reference.
+_LINK = re.compile(r"\[([^\]]*)\]\(([\w./-]+)\.md(?:#[\w-]*)?\)")
+_NAME = re.compile(r"\{py:\w+\}`~?([^`]+)`")
+
 
 @command(app, "headscope notebooks", "headscope notebooks my-notebooks --force")
 def notebooks(
@@ -29,7 +34,7 @@ def notebooks(
 ) -> None:
     """Write the documentation's notebooks to a folder, to run and change in Jupyter."""
     written, kept = [], []
-    for source in sorted(_SOURCES.rglob("*.md")):
+    for source in sources():
         path = folder / source.relative_to(_SOURCES).with_suffix(".ipynb")
         content = _notebook(source).encode()
         if not path.exists() or (force and path.read_bytes() != content):
@@ -45,6 +50,12 @@ def notebooks(
         typer.echo(f"All notebooks are in {folder} already.")
 
 
+def sources() -> list[Path]:
+    """Return the notebooks that are shipped, as MyST Markdown, and none of the pages beside them."""
+    pages = sorted(_SOURCES.rglob("*.md"))
+    return [page for page in pages if "\nkernelspec:\n" in page.read_text(encoding="utf-8")]
+
+
 def _notebook(source: Path) -> str:
     """Return a MyST Markdown notebook as JSON: the same text each time, so that a file that was changed is known."""
     try:
@@ -58,5 +69,17 @@ def _notebook(source: Path) -> str:
     notebook: NotebookNode = jupytext.read(source, fmt="md:myst")
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number}"
+        if cell.cell_type == "markdown":
+            cell.source = _by_itself(cell.source, source.parent)
     notebook.metadata.pop("jupytext", None)
     return str(jupytext.writes(notebook, fmt="ipynb"))
+
+
+def _by_itself(text: str, folder: Path) -> str:
+    """Return Markdown whose links lead to the notebooks written beside it; those to pages of the site become text."""
+
+    def link(found: re.Match[str]) -> str:
+        words, target = found.groups()
+        return f"[{words}]({target}.ipynb)" if (folder / f"{target}.md").is_file() else words
+
+    return _NAME.sub(r"`\1`", _LINK.sub(link, text))
