@@ -20,7 +20,8 @@ from headscope.analysis.circuits.faithfulness import circuit_faithfulness
 from headscope.analysis.circuits.faithfulness_result import Faithfulness
 from headscope.analysis.circuits.graph import Graph
 from headscope.analysis.circuits.stability import Stability, stability
-from headscope.analysis.core.result import HeadScore, Ranking, RunInfo
+from headscope.analysis.core.batches import Batch
+from headscope.analysis.core.result import Array, HeadScore, Ranking, Result, RunInfo
 from headscope.analysis.core.top_places import Position, TokenMean, token_means, top_positions
 from headscope.analysis.heads.evidence import copying_scores
 from headscope.analysis.heads.power import prompts_needed
@@ -55,6 +56,9 @@ from headscope.analysis.prompts.task import Task
 from headscope.analysis.recording.embedding import effective_embedding
 from headscope.analysis.scoreboard.board import KnownModel, Scoreboard, scoreboard
 from headscope.analysis.scoreboard.truth import Truth
+from headscope.analysis.storage.accumulator import Accumulator
+from headscope.analysis.storage.options import StreamOptions, streaming
+from headscope.analysis.storage.passes import Passes
 from headscope.analysis.suppression.circuit_ranks import (
     RanksCost,
     circuit_ranks_cost,
@@ -80,10 +84,13 @@ __all__ = [
     "AblationAccumulator",
     "AblationOptions",
     "AblationResult",
+    "Accumulator",
     "AnswerMetric",
+    "Array",
     "AttentionAttribution",
     "Attribution",
     "AttributionPatchingResult",
+    "Batch",
     "CalibrationAccumulator",
     "CalibrationOptions",
     "CalibrationResult",
@@ -111,6 +118,7 @@ __all__ = [
     "NeuronScore",
     "NextTokens",
     "NumberMetric",
+    "Passes",
     "PatchingResult",
     "PathPatchingResult",
     "Position",
@@ -118,10 +126,12 @@ __all__ = [
     "PromptTest",
     "Ranking",
     "RanksCost",
+    "Result",
     "RunInfo",
     "SVDInterpreter",
     "Scoreboard",
     "Stability",
+    "StreamOptions",
     "SuppressionAccumulator",
     "SuppressionOptions",
     "SuppressionScores",
@@ -165,6 +175,7 @@ __all__ = [
     "reads",
     "scoreboard",
     "stability",
+    "streaming",
     "suppression_scores",
     "test_prompt",
     "token_means",

@@ -78,6 +78,8 @@ _OF_A_PROCESS = ("engine", "out", "resume", "progress")
 def streaming(**defaults: Any) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Show the options that stand behind a function's `**run`, and fill in those not given.
 
+    `**run: Unpack[StreamOptions]` or `Unpack[RunOptions]` says which; without an annotation it is the former.
+
     Args:
         defaults: Where they are other than for most analyses.
 
@@ -88,7 +90,8 @@ def streaming(**defaults: Any) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         signature = inspect.signature(function)
-        (shared,) = get_args(signature.parameters["run"].annotation)
+        # A function that does not say which options it takes has all of them.
+        (shared,) = get_args(signature.parameters["run"].annotation) or (StreamOptions,)
         types = get_type_hints(shared)
         names = [name for name in _OPTIONS if name in types]
         values = {name: default for name, (default, _) in _OPTIONS.items()} | defaults
@@ -122,7 +125,9 @@ def streaming(**defaults: Any) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 def _with_meanings(documentation: str, names: list[str]) -> str:
     lines = documentation.splitlines()
-    at = next(number for number, line in enumerate(lines) if line.lstrip().startswith("**run:"))
+    at = next((number for number, line in enumerate(lines) if line.lstrip().startswith("**run:")), None)
+    if at is None:
+        return documentation
     indent = lines[at][: len(lines[at]) - len(lines[at].lstrip())]
     wrapped = [textwrap.wrap(f"{name}: {_OPTIONS[name][1]}", 112) for name in names]
     meanings = [indent + "    " * (number > 0) + line for each in wrapped for number, line in enumerate(each)]
