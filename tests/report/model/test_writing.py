@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from markupsafe import Markup
 from report_pages import Page
 from small_models import STORY, small_model
 
@@ -74,6 +75,11 @@ def test_the_folder_holds_the_page_and_its_tables_and_nothing_else(report: Repor
     assert {path.name for path in report.tables} == set(TABLES)
     assert [path.name for path in report.directory.parent.iterdir()] == ["here"]
     assert report.page.stat().st_mode & stat.S_IRGRP  # as any other file, not as a temporary one
+
+
+def test_the_summary_is_that_of_the_page(report: Report, text: str) -> None:
+    shown = Markup(text[text.index("<body") :]).striptags()
+    assert report.summary and all("<" not in sentence and sentence in shown for sentence in report.summary)
 
 
 def test_libraries_are_inlined_once_and_nothing_is_fetched(text: str, page: Page) -> None:

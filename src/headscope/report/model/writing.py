@@ -63,6 +63,7 @@ class Report:
         loss: Mean next-token loss in nats; NaN if it was not measured.
         sections: The sections on the page, by the names of `sections`.
         failed: The error of each section that could not be made; the page says so too.
+        summary: The sentences of the page's summary, as text.
     """
 
     directory: Path
@@ -72,6 +73,7 @@ class Report:
     loss: float
     sections: tuple[str, ...] = ()
     failed: Mapping[str, Exception] = field(default_factory=dict)
+    summary: tuple[str, ...] = ()
 
 
 def write_report(
@@ -191,7 +193,8 @@ def write_report(
     page, tables = write_assembled(assembly, out, "report.html", make, kept=kept, command=command, of_old=TABLES)
     entropy = findings.entropy if findings.has("entropy") else None
     loss = float(findings.predictions.loss.nanmean()) if findings.has("loss") else math.nan
-    return Report(out, page, tables, entropy, loss, tuple(assembly.sections), assembly.failed)
+    summary = tuple(str(sentence.striptags()) for section in assembly.flat for sentence in section.summary)
+    return Report(out, page, tables, entropy, loss, tuple(assembly.sections), assembly.failed, summary)
 
 
 def _left_out(model: HookedTransformer, task: object, ablation_tokens: int | None) -> dict[str, str]:
