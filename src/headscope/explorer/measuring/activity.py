@@ -92,7 +92,7 @@ class HeadActivity(Result):
         query_shares: The shares of what is given to others that these give.
         pair_queries: The query tokens of the pairs that are joined most.
         pair_keys: Their key tokens.
-        pair_shares: The share of the head's attention between them, where a query gives a key a tenth or more.
+        pair_shares: The share of the head's attention between them, where a query gives a key a fifth or more.
         lost: The most that may be missing from a share of keys, of queries, of pairs.
         gains: Mean over positions of one over the scale of the final norm, times that of the norm behind a layer's
             attention, if there is one: what turns what its heads write into logits.

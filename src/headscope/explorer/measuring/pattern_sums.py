@@ -18,8 +18,8 @@ from headscope.ops.devices import Budget
 
 __all__ = ["JOINED", "N_SIGNS", "PatternSums", "Places", "distance_edges", "reduced"]
 
-JOINED = 0.1
-"""The attention from which a head joins a query and a key: at most ten keys of each query."""
+JOINED = 0.2
+"""The attention from which a head joins a query and a key: at most five keys of each query."""
 
 N_SIGNS = 16
 _ROW_SPAN = 1 << 20  # more than any row has positions

@@ -28,6 +28,7 @@ KEYS = 8
 """The most keys that are kept of each query."""
 
 _LEAST = 5  # thousandths
+_READ = 50  # of the sampled sequences
 
 
 @dataclass(frozen=True, order=True)
@@ -94,10 +95,12 @@ def chosen_sequences(activity: HeadActivity, n_top: int, n_typical: int) -> list
     Args:
         activity: What is known of all sequences.
         n_top: How many of the largest activation.
-        n_typical: How many of each interval: those in its middle, of the sampled ones that are not among the top.
+        n_typical: How many of each interval: those in its middle, of the sampled ones that are not among the top. Of
+            those, the first `_READ` come before others, so that heads share them: each has to be run again.
     """
     found: list[Shown] = []
     sampled = activity.sampled_sequences.tolist()
+    first = set(sampled[:_READ])
     n_layers, n_heads = activity.top_norms.shape[:2]
     for layer in range(n_layers):
         for head in range(n_heads):
@@ -108,15 +111,16 @@ def chosen_sequences(activity: HeadActivity, n_top: int, n_typical: int) -> list
             found += [Shown(layer, head, N_INTERVALS, True, number) for number in top]
             for interval in range(1, N_INTERVALS + 1):
                 within = ranked[len(ranked) * (interval - 1) // N_INTERVALS : len(ranked) * interval // N_INTERVALS]
-                typical = [number for number in _from_the_middle(within) if number not in top][:n_typical]
+                typical = [number for number in _from_the_middle(within, first) if number not in top][:n_typical]
                 found += [Shown(layer, head, interval, False, number) for number in typical]
     return found
 
 
-def _from_the_middle(numbers: list[int]) -> list[int]:
-    """The same, those nearest the middle first."""
+def _from_the_middle(numbers: list[int], first: set[int]) -> list[int]:
+    """The same, those nearest the middle first; but some numbers before all others."""
     middle = (len(numbers) - 1) / 2
-    return [numbers[at] for at in sorted(range(len(numbers)), key=lambda at: (abs(at - middle), at))]
+    order = sorted(range(len(numbers)), key=lambda at: (numbers[at] not in first, abs(at - middle), at))
+    return [numbers[at] for at in order]
 
 
 @streaming()
