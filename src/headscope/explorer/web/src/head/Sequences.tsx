@@ -155,7 +155,7 @@ export function SequenceCard(props: CardProps) {
           </a>
           {sequence.output_norm !== undefined && (
             <span>
-              writes <b>{number(sequence.output_norm)}</b> on average
+              writes at most <b>{number(sequence.output_norm)}</b>
             </span>
           )}
           <span>

@@ -1,27 +1,31 @@
 /** How sure the model is along its layers: the entropy of the logit lens at each state of the stream. */
 import { number } from "../format";
+import { useWidth } from "../shared/useWidth";
 import type { Run } from "./answers";
 
-const SIZE = { width: 520, height: 190, left: 34, right: 8, top: 8, bottom: 26 };
+const SIZE = { height: 190, left: 34, right: 8, top: 8, bottom: 26 };
+const LABEL = 44; // pixels for a label across
 
 export function Entropy({ before, after }: { before: Run; after: Run | null }) {
+  const [box, measured] = useWidth<HTMLElement>();
+  const width = measured || 560;
   const { labels, values } = before.entropy;
   const changed = after?.entropy.values ?? null;
   const highest = Math.max(...values, ...(changed ?? []), 1e-9);
   const step = tick(highest);
   const top = Math.ceil(highest / step) * step;
-  const x = (at: number) => SIZE.left + ((SIZE.width - SIZE.left - SIZE.right) * at) / Math.max(1, values.length - 1);
+  const x = (at: number) => SIZE.left + ((width - SIZE.left - SIZE.right) * at) / Math.max(1, values.length - 1);
   const y = (value: number) => SIZE.top + (SIZE.height - SIZE.top - SIZE.bottom) * (1 - value / top);
   const path = (line: readonly number[]) =>
     line.map((value, at) => `${at ? "L" : "M"}${x(at).toFixed(1)} ${y(value).toFixed(1)}`).join("");
-  const every = Math.ceil(labels.length / 12);
+  const every = Math.ceil((labels.length * LABEL) / (width - SIZE.left));
   const said = `Entropy in nats, from ${number(values[0])} to ${number(values.at(-1))} at the end${changed ? `; with the changes to ${number(changed.at(-1))}` : ""}`;
   return (
-    <figure class="entropy">
-      <svg viewBox={`0 0 ${SIZE.width} ${SIZE.height}`} role="img" aria-label={said}>
+    <figure ref={box} class="entropy">
+      <svg viewBox={`0 0 ${width} ${SIZE.height}`} height={SIZE.height} role="img" aria-label={said}>
         {Array.from({ length: Math.round(top / step) + 1 }, (_, at) => at * step).map((value) => (
           <g key={value}>
-            <path class="grid" d={`M${SIZE.left} ${y(value)}H${SIZE.width - SIZE.right}`} />
+            <path class="grid" d={`M${SIZE.left} ${y(value)}H${width - SIZE.right}`} />
             <text x={SIZE.left - 6} y={y(value) + 4} text-anchor="end">
               {Number(value.toPrecision(3))}
             </text>

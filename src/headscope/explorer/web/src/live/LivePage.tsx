@@ -76,6 +76,10 @@ function useHistory(example: string): [History, (history: History) => void] {
     const linked = decode(coded);
     if (linked) setHistory((current) => advance(current, linked));
   }, [coded]);
+  useEffect(() => {
+    // So that the address holds what is shown from the beginning.
+    if (history.now.prompt) setOptions({ state: encode(history.now) });
+  }, []);
   const update = (next: History) => {
     setHistory(next);
     setOptions({ state: encode(next.now) });
