@@ -6,10 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 from browser import NEEDS_CHROMIUM, named_controls, visit
 from explorer_pages import as_shown, go, look, opacity
 from explorer_tree import read, write_tree
 from hostile import HOSTILE
+
+from headscope import HookedTransformer
+from headscope.data.small_english import documents
+from headscope.explorer import explore
+from headscope.report import token_rows
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -319,3 +325,27 @@ def test_phones_and_paper_show_all(chromium: "Browser", tree: Path) -> None:
             assert page.evaluate("document.documentElement.scrollWidth") <= 390
             page.emulate_media(media="print")
             assert not page.locator(".head-title nav").is_visible()
+
+
+@pytest.mark.usefixtures("no_gradients")
+def test_the_demo_shows_what_its_heads_do(chromium: "Browser", tmp_path: Path) -> None:
+    """From text to page: what a token is shown to attend to and to write is what a run with hooks gives."""
+    model = HookedTransformer.from_pretrained("headscope-demo")
+    rows = token_rows(model, documents(1), max_tokens=384, seq_len=32)
+    explore(model, rows, tmp_path / "site", sequences=2, ablation_tokens=64, progress=False)
+    (layer, head), name = (1, 2), "1.2"
+    with visit(chromium, tmp_path / "site" / "index.html", place=f"#/head/{name}", own=tmp_path / "site") as page:
+        open_head(page, name)
+        number = int(look(page, "return one('.sequence').dataset.sequence"))
+        _, cache = model.run_with_cache(rows[number : number + 1])
+        pattern = cache["pattern", layer][0, head]
+        norms = (cache["z", layer][0, :, head] @ model.blocks[layer].attn.W_O[head]).norm(dim=-1)
+        assert float(norms[1:].max()) == as_shown(look(page, "return one('.sequence-about b').textContent"))
+        query = len(pattern) - 3
+        page.locator(f".sequence >> nth=0 >> [data-at='{query}']").hover()
+        shown = look(page, "return all('.strip-token', one('.sequence')).map(alpha)")
+        # As kept: the eight largest weights of a row, in thousandths, from 0.005 on.
+        kept = pattern[query].topk(8)
+        expected = torch.zeros(len(pattern)).scatter(0, kept.indices, kept.values)
+        rounded = [round(weight, 3) if weight >= 0.005 else 0.0 for weight in expected.tolist()]
+        assert shown == pytest.approx([opacity(weight) for weight in rounded], abs=2e-3)
