@@ -177,8 +177,8 @@ function Details({ entry, head }: { entry: HeadEntry; head: Head }) {
       </Part>
       <Part title="What it writes" id="ov" missing={!head.ov_table?.length}>
         <p class="soft note">
-          What it adds to each token's logit, above the mean over all tokens, when all its attention is on one token; for
-          the tokens that it attends to most.
+          What it adds to each token's logit, above the mean over all tokens, when all its attention is on one token;
+          for the tokens that it attends to most.
         </p>
         <OvTable rows={head.ov_table ?? []} />
       </Part>
