@@ -112,9 +112,8 @@ def main() -> None:
                 client.post("/api/run", json={"prompt": "warm"}).raise_for_status()
                 begin = clock()
                 first = client.post("/api/run", json={"prompt": prompt}).raise_for_status().json()
-                print(
-                    f"{model.cfg.model_name}, {len(first['ids'])} tokens, {options.threads} threads, {'CPU' if options.cpu else 'wall'} seconds"
-                )
+                unit = f"{'CPU' if options.cpu else 'wall'} seconds, {options.threads} threads"
+                print(f"{model.cfg.model_name}, {len(first['ids'])} tokens, {unit}")
                 print(f"a new prompt: {clock() - begin:.3f} s")
                 begin = clock()
                 patterns = client.post("/api/patterns", json={"state": {"prompt": prompt}, "layer": None})
