@@ -23,6 +23,7 @@ extensions = [
     "sphinx_design",
     "error_pages",
     "site_notebooks",
+    "site_explorer",
     "site_llms",
     "site_math",
     "site_reference",

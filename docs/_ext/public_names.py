@@ -14,6 +14,7 @@ MODULES = (
     "headscope.patching",
     "headscope.head_detector",
     "headscope.evals",
+    "headscope.explorer",
     "headscope.scale",
     "headscope.report",
     "headscope.errors",

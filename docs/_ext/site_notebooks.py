@@ -143,7 +143,7 @@ def _execute_all(app: Sphinx, env: BuildEnvironment, names: list[str]) -> None:
     with ProcessPoolExecutor(workers) as pool:
         jobs = {
             name: pool.submit(execute, notebook, name, app.config.nb_execution_timeout)
-            for name, (_, notebook) in waiting.items()
+            for name, (_, notebook) in sorted(waiting.items(), key=lambda each: -each[1][0].stat().st_size)
         }
         for name, job in jobs.items():
             notebook, seconds, failure = job.result()
