@@ -1,14 +1,13 @@
 /** Two heads side by side, everything on the same scales. */
 import "../head/head.css";
 import "./compare.css";
-import { Fragment } from "preact";
 import { useData } from "../data/load";
 import { type HeadEntry, useTree } from "../data/tree";
 import type { Head, Histogram, Measure, Sequence, TokenWeight } from "../data/types";
 import { withError } from "../format";
 import { Bars, binNames, Distribution, densities, Standing, shares } from "../head/charts";
-import { HeadMenu, Missing, Part } from "../head/HeadPage";
-import { estimate, grouped, MeasureName, valuesOf } from "../head/Measures";
+import { HeadMenu, Missing, Part, UnknownHead } from "../head/frame";
+import { estimate, MeasureName, MeasureTable, valuesOf } from "../head/Measures";
 import { rangeOfNorms, SequenceCard } from "../head/Sequences";
 import { OvTable, WeightTable } from "../head/TokenTables";
 import { address, go, useRoute } from "../router";
@@ -22,16 +21,7 @@ export function ComparePage() {
   const { parts } = useRoute();
   const wanted = [parts[1] ?? tree.heads[0]?.name ?? "", parts[2] ?? tree.heads[1]?.name ?? tree.heads[0]?.name ?? ""];
   const [one, two] = wanted.map((name) => tree.head(name));
-  if (!one || !two) {
-    return (
-      <Notice title={`“${wanted[one ? 1 : 0]}” is no head of this tree.`}>
-        <p>
-          Heads are named by layer and head, from {tree.heads[0]?.name} to {tree.heads.at(-1)?.name}:{" "}
-          <a href={address(["heads"])}>all heads</a>.
-        </p>
-      </Notice>
-    );
-  }
+  if (!one || !two) return <UnknownHead name={wanted[one ? 1 : 0] ?? ""} />;
   return <Pair one={one} two={two} />;
 }
 
@@ -139,44 +129,17 @@ export function errorOfDifference(one: number | null, two: number | null): numbe
 }
 
 function Differences({ one, two }: { one: Side; two: Side }) {
-  const tree = useTree();
   return (
     <>
-      <div class="scroll">
-        <table class="measures">
-          <thead>
-            <tr>
-              <th scope="col">measure</th>
-              <th scope="col" class="value one-name">
-                {one.entry.name}
-              </th>
-              <th scope="col" class="value two-name">
-                {two.entry.name}
-              </th>
-              <th scope="col" class="value">
-                {two.entry.name} − {one.entry.name}
-              </th>
-              <th scope="col" class="strip-column">
-                among all heads
-              </th>
-            </tr>
-          </thead>
-          <tbody>
-            {grouped(tree.measures).map(([title, measures]) => (
-              <Fragment key={title}>
-                <tr class="group">
-                  <th scope="rowgroup" colSpan={5}>
-                    {title}
-                  </th>
-                </tr>
-                {measures.map((measure) => (
-                  <Difference key={measure.name} one={one} two={two} measure={measure} />
-                ))}
-              </Fragment>
-            ))}
-          </tbody>
-        </table>
-      </div>
+      <MeasureTable
+        columns={[
+          { name: one.entry.name, class: "value one-name" },
+          { name: two.entry.name, class: "value two-name" },
+          { name: `${two.entry.name} − ${one.entry.name}`, class: "value" },
+          { name: "among all heads", class: "strip-column" },
+        ]}
+        row={(measure) => <Difference key={measure.name} one={one} two={two} measure={measure} />}
+      />
       <p class="soft note">
         ± is one standard error; that of a difference takes the two heads as independent, though they were measured on
         the same text. Bold: a difference of more than two of its errors.

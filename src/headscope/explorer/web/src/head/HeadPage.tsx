@@ -1,15 +1,15 @@
 /** One head: what kind it is, its measures, the texts it is active on, and the tokens it joins. */
 import "./head.css";
-import type { ComponentChildren } from "preact";
 import { useEffect } from "preact/hooks";
 import { load, useData } from "../data/load";
 import { type HeadEntry, useTree } from "../data/tree";
 import type { Head, Histogram, KindEvidence, TokenWeight } from "../data/types";
-import { number, parseHead, percent } from "../format";
+import { number, percent } from "../format";
 import { address, go, useRoute } from "../router";
 import { useKeys } from "../shared/keys";
 import { Notice } from "../shared/Notice";
 import { Bars, binNames, Distribution, shares } from "./charts";
+import { HeadMenu, Missing, Part, UnknownHead } from "./frame";
 import { Measures } from "./Measures";
 import { Sequences } from "./Sequences";
 import { OvTable, PairTable, WeightTable } from "./TokenTables";
@@ -19,16 +19,7 @@ export function HeadPage() {
   const { parts } = useRoute();
   const name = parts[1] ?? tree.heads[0]?.name ?? "";
   const entry = tree.head(name);
-  if (!entry) {
-    return (
-      <Notice title={parseHead(name) ? `Head ${name} is not in this tree.` : `“${name}” is no head.`}>
-        <p>
-          Heads are named by layer and head, from {tree.heads[0]?.name} to {tree.heads.at(-1)?.name}:{" "}
-          <a href={address(["heads"])}>all heads</a>.
-        </p>
-      </Notice>
-    );
-  }
+  if (!entry) return <UnknownHead name={name} />;
   return <Known key={name} entry={entry} />;
 }
 
@@ -107,28 +98,6 @@ function Step({ to, sign, word, letter }: { to: HeadEntry | undefined; sign: str
   );
 }
 
-/** A menu of all heads, by layer. */
-export function HeadMenu(props: { value: string; label: string; onPick: (name: string) => void }) {
-  const tree = useTree();
-  const layers = [...new Set(tree.heads.map((head) => head.layer))];
-  return (
-    <select aria-label={props.label} value={props.value} onChange={(event) => props.onPick(event.currentTarget.value)}>
-      {layers.map((layer) => (
-        <optgroup key={layer} label={`layer ${layer}`}>
-          {tree.heads
-            .filter((head) => head.layer === layer)
-            .map((head) => (
-              <option key={head.name} value={head.name}>
-                {head.name}
-                {head.kinds.length > 0 && ` ${head.kinds.map((kind) => tree.kindLabel(kind)).join(", ")}`}
-              </option>
-            ))}
-        </optgroup>
-      ))}
-    </select>
-  );
-}
-
 function Details({ entry, head }: { entry: HeadEntry; head: Head }) {
   const tree = useTree();
   const { options } = useRoute();
@@ -204,19 +173,6 @@ function Details({ entry, head }: { entry: HeadEntry; head: Head }) {
       </Part>
     </>
   );
-}
-
-export function Part(props: { title: string; id: string; missing?: boolean; children: ComponentChildren }) {
-  return (
-    <section class="part" aria-labelledby={`part-${props.id}`} data-part={props.id}>
-      <h2 id={`part-${props.id}`}>{props.title}</h2>
-      {props.missing ? <Missing /> : props.children}
-    </section>
-  );
-}
-
-export function Missing() {
-  return <p class="missing">Not in this tree.</p>;
 }
 
 function MissingListing({ title }: { title: string }) {

@@ -37,7 +37,7 @@ export function rankOf(value: number, all: readonly number[]): number {
 }
 
 /** Measures by their groups, in the order of the tree. */
-export function grouped(measures: readonly Measure[]): [string, Measure[]][] {
+function grouped(measures: readonly Measure[]): [string, Measure[]][] {
   const groups = new Map<string, Measure[]>();
   for (const measure of measures) {
     const title = GROUPS[measure.group];
@@ -56,7 +56,10 @@ export function MeasureName({ measure }: { measure: Measure }): JSX.Element {
   );
 }
 
-export function Measures({ entry, head }: { entry: HeadEntry; head: Head }): JSX.Element {
+type TableProps = { columns: { name: string; class: string }[]; row: (measure: Measure) => JSX.Element };
+
+/** A table of all measures by their groups; `row` draws one of them. */
+export function MeasureTable({ columns, row }: TableProps): JSX.Element {
   const tree = useTree();
   return (
     <div class="scroll">
@@ -64,36 +67,43 @@ export function Measures({ entry, head }: { entry: HeadEntry; head: Head }): JSX
         <thead>
           <tr>
             <th scope="col">measure</th>
-            <th scope="col" class="value">
-              value ± standard error
-            </th>
-            <th scope="col" class="rank">
-              rank
-            </th>
-            <th scope="col" class="strip-column">
-              among all heads
-            </th>
-            <th scope="col" class="value counted">
-              measured on
-            </th>
+            {columns.map((column) => (
+              <th key={column.name} scope="col" class={column.class}>
+                {column.name}
+              </th>
+            ))}
           </tr>
         </thead>
         <tbody>
           {grouped(tree.measures).map(([title, measures]) => (
             <Fragment key={title}>
               <tr class="group">
-                <th scope="rowgroup" colSpan={5}>
+                <th scope="rowgroup" colSpan={columns.length + 1}>
                   {title}
                 </th>
               </tr>
-              {measures.map((measure) => (
-                <Row key={measure.name} entry={entry} head={head} measure={measure} />
-              ))}
+              {measures.map(row)}
             </Fragment>
           ))}
         </tbody>
       </table>
     </div>
+  );
+}
+
+const COLUMNS = [
+  { name: "value ± standard error", class: "value" },
+  { name: "rank", class: "rank" },
+  { name: "among all heads", class: "strip-column" },
+  { name: "measured on", class: "value counted" },
+];
+
+export function Measures({ entry, head }: { entry: HeadEntry; head: Head }): JSX.Element {
+  return (
+    <MeasureTable
+      columns={COLUMNS}
+      row={(measure) => <Row key={measure.name} entry={entry} head={head} measure={measure} />}
+    />
   );
 }
 

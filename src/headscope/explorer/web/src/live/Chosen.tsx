@@ -83,6 +83,7 @@ function Why({ state, layer, head, cell, tokens, close }: WhyProps) {
           <p>
             Attention <b>{percent(why.attention)}</b>, from a score of{" "}
             <b data-value="score">{number(why.score, { signed: true })}</b> before the softmax
+            {state.changes.length > 0 && ", with the changes"}
             {why.penalty !== 0 && `, of which ${number(why.penalty, { signed: true })} is for the distance`}. The score
             is the sum of:
           </p>

@@ -7,7 +7,7 @@ import { load } from "../data/load";
 import { useTree } from "../data/tree";
 import type { Head } from "../data/types";
 import { parseHead } from "../format";
-import { Part } from "../head/HeadPage";
+import { Part } from "../head/frame";
 import { setOptions, useRoute } from "../router";
 import { Notice } from "../shared/Notice";
 import { Switch } from "../shared/Switch";
