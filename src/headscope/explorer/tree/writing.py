@@ -164,7 +164,8 @@ class _Search:
             "key": ((each["token"], each["weight"]) for each in record.get("top_key_tokens") or ()),
             "ov_source": ((each["token"], each["share"]) for each in sources),
             **{
-                name: ((each["token"], each["logit"]) for source in sources for each in source[name])
+                # A list: a generator would read `name` only after the loop is over.
+                name: [(each["token"], each["logit"]) for source in sources for each in source[name]]
                 for name in ("promoted", "suppressed")
             },
         }
