@@ -30,6 +30,7 @@ LEVELS = {
     "scale": 4,
     "compat": 4,
     "report": 5,
+    "exercises": 5,
     "explorer": 5,
     "cli": 6,
     "__main__": 7,
