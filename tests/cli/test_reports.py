@@ -67,7 +67,7 @@ def test_what_a_comparison_is_given(
 def test_the_option_that_was_a_command_names_it(run: Run) -> None:
     for args in (("--compare", "a", "b"), ("gpt2", "--compare", "a"), ("--compare", "a", "b", "--n-heads", 0)):
         code, _, error = run("report", *args)
-        assert (code, error) == (1, "Error: comparing two models is a command of its own: headscope compare A B.\n")
+        assert (code, error) == (1, "Error: comparing two models is a command of its own: headscope compare A B. [HS-INPUT]\n")
     assert "--compare" not in run("report", "--help")[1]
 
 
@@ -90,7 +90,7 @@ def test_report_takes_a_dataset(run: Run, checkpoint: Path, tmp_path: Path, monk
     code, _, error = run("report", checkpoint, "--dataset", "owd", *options)
     assert code == 1 and "owd" in error and "owt" in error
     code, _, error = run("report", checkpoint, "--dataset", "owt", "--text", "a.txt")
-    assert (code, error) == (1, "Error: --text and --dataset are two texts: give one of them.\n")
+    assert (code, error) == (1, "Error: --text and --dataset are two texts: give one of them. [HS-INPUT]\n")
     code, _, again = run("compare", checkpoint, checkpoint, "--dataset", "owt", "--text", "a.txt")
     assert (code, again) == (1, error)
 

@@ -41,7 +41,7 @@ WRONG = {
         "check_induction_scores(answer * n, model, tokens)": "20 times the right answer",
     },
     "04-previous-token-head": {
-        "check_previous_token_head('1.3', model, tokens)": "Head 1.3 gives the token before 0.0",
+        "check_previous_token_head('1.3', model, tokens)": "Head 1.3 gives the token before 0.1",
         "check_previous_token_head('3.0.0', model, tokens)": "names no component",
         "check_previous_token_head('0.4', model, tokens)": "heads of 'headscope-demo' are 0 to 3",
         "check_previous_token_head('mlp0', model, tokens)": "is no head",
@@ -62,7 +62,7 @@ WRONG = {
         "check_ablation(torch.tensor(rows), model, tokens, layer)": "Hooks pile up",
     },
     "06-direct-logit-attribution": {
-        "check_direct_logit_attribution(answer * len(task), model, task)": "20 times the right answer",
+        "check_direct_logit_attribution(answer * len(task), model, task)": "8 times the right answer",
         "check_direct_logit_attribution(-answer, model, task)": "sign",
         "wrong = [torch.einsum('phe,hed,pd->ph', cache['z', l][rows, ends], model.W_O[l], directions).mean(0) "
         "for l in range(5)]\n"
@@ -90,7 +90,6 @@ WRONG = {
     "09-skip-trigrams": {
         "check_skip_trigrams(answer.mT, model)": "exchanged",
         "check_skip_trigrams(answer.softmax(-1), model)": "probabilities",
-        "check_skip_trigrams(model.W_E @ model.W_V[0] @ model.W_O[0] @ model.W_E.T, model)": "in the place of W_U",
         "check_skip_trigrams(answer.sum(0), model)": "Is an axis left over",
     },
     "10-errors-of-means": {
@@ -110,9 +109,9 @@ WRONG = {
         "check_path_patch(-answer, model, task, sender, receiver)": "sign",
     },
     "12-three-head-circuit": {
-        "check_circuit(every, model, task)": "These are 20 heads; at most 3",
+        "check_circuit(earlier, model, task)": "These are 12 heads; at most 3",
         "check_circuit([*answer[:2], '4.3'], model, task)": "4.3 adds nothing",
-        "check_circuit(answer[:2], model, task)": "add one, and look at layer",
+        "check_circuit(answer[:2], model, task)": "Each of them does something: add one.",
         "check_circuit(['mlp0'], model, task)": "Name heads",
         "check_circuit(['9.9'], model, task)": "does not exist",
     },

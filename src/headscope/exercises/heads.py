@@ -67,8 +67,8 @@ def check_previous_token_head(answer: Any, model: HookedTransformer, tokens: Int
 
     Example:
         >>> model = HookedTransformer.from_pretrained("headscope-demo")
-        >>> check_previous_token_head("1.3", model, model.to_tokens("The cat sat on the mat."))
-        Not yet. Head 1.3 gives the token before 0.08 of its attention; another head gives it 0.98.
+        >>> check_previous_token_head("4.0", model, model.to_tokens("Tom went home."))
+        Not yet. Head 4.0 gives the token before 0.24 of its attention; another head gives it 1.00. This one ...
     """
     if answer is None:
         return judge(answer, torch.tensor(0), praise="")
@@ -180,7 +180,7 @@ def _patterns(
 
 
 def _increase(
-    model: HookedTransformer, tokens: Int[Tensor, "batch pos"], heads: list[tuple[int, int]], **options: Any
+    model: HookedTransformer, tokens: Int[Tensor, "batch pos"], heads: list[Any], **options: Any
 ) -> Float[Tensor, "value head"]:
     """Return the loss without each head less that of the model, by zero and by the mean."""
     given = {"effects": ("patched",), "reduce": "mean", "include_bos": True, "progress": False, **options}
@@ -192,4 +192,4 @@ def _piled_up(
 ) -> Float[Tensor, "value head"]:
     """Return the same where hooks are never removed: each head, and all heads of its layer before it."""
     together = [list(heads[: number + 1]) for number in range(len(heads))]
-    return _increase(model, tokens, together)  # type: ignore[arg-type]
+    return _increase(model, tokens, together)

@@ -1,13 +1,14 @@
 """Checks on interventions: activations, paths and circuits."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from headscope.analysis.circuits.faithfulness import circuit_faithfulness
-from headscope.analysis.core.components import all_heads, components
+from headscope.analysis.core.components import components
 from headscope.analysis.patching.activation import activation_patch
 from headscope.analysis.patching.path import path_patch
 from headscope.analysis.prompts.task import Task
@@ -16,6 +17,7 @@ from headscope.exercises.verdict import Verdict, judge
 from headscope.model.transformer import HookedTransformer
 
 
+@torch.no_grad()
 def check_activation_patch(answer: Any, model: HookedTransformer, task: Task) -> Verdict:
     """Check activation patching of the residual stream: the share of the logit difference that each place brings back.
 
@@ -33,26 +35,21 @@ def check_activation_patch(answer: Any, model: HookedTransformer, task: Task) ->
         Not yet. All of it is 0: nothing was patched. Does the hook return the activation that it changed?
     """
     right = _patched(model, task)
-    mistakes = {
+    change = _patched(model, task, scale="metric")
+    mistakes: dict[str, Tensor | Callable[[], Tensor]] = {
         "All of it is 0: nothing was patched. Does the hook return the activation that it changed?": 0 * right,
-        "It is the reverse, noising: the corrupted activation put into the clean run": (
-            _patched(model, task, direction="noising")
-        ),
         "It is 1 less the right answer: 0 is the corrupted run, and 1 the clean one": 1 - right,
+        "It is the change in logits; divide by what lies between the corrupted run and the clean one": change,
         "It is the logit difference itself, not scaled to 0 for the corrupted run and 1 for the clean one": (
-            _patched(model, task, scale="metric") + _corrupted(model, task)
+            change + float(task.logit_difference(model(task.corrupted_tokens, attention_mask=task.corrupted_mask)))
         ),
-        "It is the change in logits; divide by what lies between the corrupted run and the clean one": (
-            _patched(model, task, scale="metric")
-        ),
-        "What attention writes was patched, not the residual stream": _patched(model, task, "attn_out"),
-        "The stream was patched behind each layer (resid_post); resid_pre is asked for": _patched(
-            model, task, "resid_post"
+        "It is the reverse, noising: the corrupted activation put into the clean run": (
+            lambda: _patched(model, task, direction="noising")
         ),
     }
     layer, pos = divmod(int((right[1:] - right[1:].max()).argmax()), right.shape[1])
     praise = f"At layer {layer + 1} position {pos} alone brings back {float(right[layer + 1, pos]):.0%}."
-    return judge(answer, right, ["layer", "position"], mistakes=_without_empty(mistakes, right), praise=praise)
+    return judge(answer, right, ["layer", "position"], mistakes=mistakes, praise=praise)
 
 
 def check_path_patch(answer: Any, model: HookedTransformer, task: Task, sender: str, receiver: str) -> Verdict:
@@ -145,12 +142,8 @@ def check_circuit(
         return Verdict(
             False, f"{said}. {idle} adds nothing to the others ({without[idle]:+.1%}): take another in its place."
         )
-    added = {
-        each.label: _kept(model, task, [*labels, each.label]) for each in all_heads(model.cfg) if each not in heads
-    }
-    layer = max(added, key=lambda label: added[label]).split(".")[0]
     more = "add one" if len(labels) < size else "exchange one"
-    return Verdict(False, f"{said}. Each of them does something: {more}, and look at layer {layer}.")
+    return Verdict(False, f"{said}. Each of them does something: {more}.")
 
 
 _INPUTS = {"q": "queries", "k": "keys", "v": "values"}
@@ -160,14 +153,6 @@ def _patched(
     model: HookedTransformer, task: Task, site: str = "resid_pre", **options: Any
 ) -> Float[Tensor, "layer pos"]:
     return activation_patch(model, task, site, by_position=True, progress=False, **options)[site]
-
-
-def _corrupted(model: HookedTransformer, task: Task) -> float:
-    return float(activation_patch(model, task, "resid_pre", by_position=True, progress=False).corrupted)
-
-
-def _without_empty(mistakes: dict[str, Tensor], right: Tensor) -> dict[str, Tensor]:
-    return {sentence: wrong for sentence, wrong in mistakes.items() if wrong.shape == right.shape}
 
 
 def _kept(model: HookedTransformer, task: Task, labels: Sequence[str]) -> float:

@@ -30,9 +30,6 @@ def check_skip_trigrams(answer: Any, model: HookedTransformer) -> Verdict:
         "It is the table of logits by source: source and output are exchanged": right.mT,
         "The bias of the values was added; it is written whatever the head looks at": right + circuits.ov_bias[:, None],
         "It is what all heads write together; one table for each is asked for": right.sum(0).expand_as(right),
-        "W_E was used in the place of W_U: the last product leads from the stream to the logits": (
-            model.W_E @ model.W_V[0] @ model.W_O[0] @ model.W_E.mT
-        ),
         "These are probabilities; logits are asked for": right.softmax(-1),
     }
     head, source, output = torch.unravel_index(right.argmax(), right.shape)

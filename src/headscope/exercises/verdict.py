@@ -1,7 +1,7 @@
 """Verdicts on answers: right, or what seems to have gone wrong."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +45,12 @@ class Verdict:
 
 
 def judge(
-    answer: Any, right: Tensor, axes: Sequence[str] = (), *, mistakes: Mapping[str, Tensor] | None = None, praise: str
+    answer: Any,
+    right: Tensor,
+    axes: Sequence[str] = (),
+    *,
+    mistakes: Mapping[str, Tensor | Callable[[], Tensor]] | None = None,
+    praise: str,
 ) -> Verdict:
     """Compare an answer with the right one, and with what usual mistakes give.
 
@@ -53,8 +58,8 @@ def judge(
         answer: A tensor, an array, numbers in lists, or whatever else the reader's function returned.
         right: The right answer.
         axes: Names of its axes.
-        mistakes: A sentence about each mistake, and the answer it leads to. Those common to all exercises (axes, sign,
-            factor, base of the logarithm, off by one) are known here.
+        mistakes: A sentence about each mistake, and the answer it leads to, or a function that computes it. Those
+            common to all exercises (axes, sign, factor, base of the logarithm, off by one) are known here.
         praise: Sentence on the right answer.
 
     Example:
@@ -72,7 +77,8 @@ def judge(
         return Verdict(False, "It holds NaN or infinite values: a logarithm of zero, or a division by it?")
     if _close(found, right):
         return Verdict(True, praise)
-    for sentence, wrong in (mistakes or {}).items():
+    for sentence, given in (mistakes or {}).items():
+        wrong = given if isinstance(given, Tensor) else given()
         if _close(found, wrong.detach().to("cpu", torch.float64)):
             return Verdict(False, f"{sentence}.")
     return Verdict(False, f"{_known_mistake(found, right, axes) or _largest_difference(found, right, axes)}.")
