@@ -67,7 +67,10 @@ def test_what_a_comparison_is_given(
 def test_the_option_that_was_a_command_names_it(run: Run) -> None:
     for args in (("--compare", "a", "b"), ("gpt2", "--compare", "a"), ("--compare", "a", "b", "--n-heads", 0)):
         code, _, error = run("report", *args)
-        assert (code, error) == (1, "Error: comparing two models is a command of its own: headscope compare A B. [HS-INPUT]\n")
+        assert (code, error) == (
+            1,
+            "Error: comparing two models is a command of its own: headscope compare A B. [HS-INPUT]\n",
+        )
     assert "--compare" not in run("report", "--help")[1]
 
 

@@ -80,7 +80,7 @@ def judge(
     for sentence, given in (mistakes or {}).items():
         wrong = given if isinstance(given, Tensor) else given()
         if _close(found, wrong.detach().to("cpu", torch.float64)):
-            return Verdict(False, f"{sentence}.")
+            return Verdict(False, sentence if sentence.endswith("?") else f"{sentence}.")
     return Verdict(False, f"{_known_mistake(found, right, axes) or _largest_difference(found, right, axes)}.")
 
 
