@@ -30,6 +30,15 @@ SHAPES: dict[str, dict[str, Any]] = {
     "post-norms, capped": {
         "use_normalization_before_and_after": True, "normalization_type": "RMS", "output_logits_soft_cap": 3.0,
     },
+    "shortformer": {"positional_embedding_type": "shortformer"},
+    "ALiBi in a window": {
+        "positional_embedding_type": "alibi", "use_local_attn": True, "window_size": 4,
+        "attn_types": ["local", "global", "local"],
+    },
+    "experts": {
+        "num_experts": 4, "experts_per_token": 2, "gated_mlp": True, "act_fn": "silu", "normalization_type": "RMS",
+        "positional_embedding_type": "rotary", "rotary_dim": 8,
+    },
     "bidirectional": {"attention_dir": "bidirectional"},
     "layers of two kinds": {"n_layers": 3, "layer_parts": ["attn", "mlp", "attn+mlp"]},
 }  # fmt: skip

@@ -189,12 +189,12 @@ def test_why_is_the_attribution_of_the_changed_run(sessions: Sessions) -> None:
     layer = model.cfg.layers_with("attn")[-1]
     for changes in ([], [Change(component="0.1", action="zero")]):
         why = sessions.why(
-            WhyRequest(state=State(prompt=PROMPT, changes=changes), layer=layer, head=2, query=-1, key=2)
+            WhyRequest(state=State(prompt=PROMPT, changes=changes), layer=layer, head=2, query=-1, key=-3)
         )
         with model.hooks(by_hand(sessions, changes)):
-            expected = attribute_attention(model, tokens, (layer, 2), -1, 2, progress=False)
+            expected = attribute_attention(model, tokens, (layer, 2), -1, -3, progress=False)
             scores = model.run_with_cache(tokens)[1]["attn_scores", layer]
-        close(why.score, scores[0, 2, -1, 2])
+        close(why.score, scores[0, 2, -1, -3])
         close(why.score, sum(part.value for part in why.key_parts) + why.penalty)
         close(why.score, sum(part.value for part in why.query_parts) + why.penalty)
         best = expected.pairs.abs().max()
@@ -283,5 +283,7 @@ def test_what_cannot_be_done_is_refused_by_name(monkeypatch: pytest.MonkeyPatch)
     with monkeypatch.context() as smaller, pytest.raises(TooLongError, match="ask for one layer at a time"):
         smaller.setattr("headscope.explorer.serving.sessions._PATTERN_BYTES", 1000)
         sessions.patterns(PatternsRequest(state=State(prompt=PROMPT)))
+    with pytest.raises(InvalidInputError, match="has 7 outputs for 326 tokens"):
+        Sessions(live_model(d_vocab_out=7))
     with pytest.raises(MissingTokenizerError, match="'small' has no tokenizer"):
         Sessions(live_model(tokenizer=False))

@@ -71,6 +71,7 @@ class Sessions:
 
     Raises:
         MissingTokenizerError: For a model without a tokenizer.
+        InvalidInputError: For a model that does not predict the next token.
     """
 
     def __init__(
@@ -84,6 +85,11 @@ class Sessions:
         if model.tokenizer is None:
             raise MissingTokenizerError(
                 f"{model.cfg.model_name!r} has no tokenizer, and prompts are text: name a model that has one."
+            )
+        if model.cfg.d_vocab_out != model.cfg.d_vocab:
+            raise InvalidInputError(
+                f"{model.cfg.model_name!r} has {model.cfg.d_vocab_out} outputs for {model.cfg.d_vocab} tokens: it does "
+                "not predict the next token, which is what the live page shows."
             )
         self.model, self.means = model, means or {}
         self.max_tokens = min(max_tokens, model.cfg.n_ctx)
