@@ -33,7 +33,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help report explore test real-model test-real test-ray compat docs docs-page test-docs lint bench explorer-web explorer-check \
+.PHONY: help report explore test real-model test-real test-ray compat docs docs-page test-docs wheel-test lint bench explorer-web explorer-check \
 	screenshots clean distclean
 
 help:
@@ -47,6 +47,7 @@ help:
 	@echo 'make docs       the documentation site, in build/docs/html (runs the notebooks that changed; installs Sphinx)'
 	@echo 'make docs-page PAGE=notebooks/first-hour  that page alone, in build/docs/page'
 	@echo 'make test-docs  every page of the site in Chromium: links, search, no request, light, dark and phone'
+	@echo 'make wheel-test the distributions, built, installed afresh and run (a minute or two)'
 	@echo 'make lint       ruff, mypy and vulture'
 	@echo 'make bench      the benchmarks'
 	@echo 'make explorer-web    build the explorer'"'"'s page from its sources (Node 20.19 or newer, or one that pip installs)'
@@ -109,6 +110,21 @@ docs-page: $(VENV)/.installed-docs
 
 test-docs: docs $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m docs tests/docs $(PYTEST_ARGS)
+
+# What is published, as a user has it: the source distribution, the wheel built from it, in an environment of its own.
+WHEEL_TEST := build/wheel-test
+wheel-test: $(VENV)/.installed-dev
+	rm -rf $(WHEEL_TEST)
+	$(BIN)/python -m hatchling build --target sdist --directory $(WHEEL_TEST)
+	mkdir $(WHEEL_TEST)/source && tar xzf $(WHEEL_TEST)/headscope-*.tar.gz --strip-components 1 -C $(WHEEL_TEST)/source
+	cd $(WHEEL_TEST)/source && $(abspath $(BIN))/python -m hatchling build --target wheel --directory $(abspath $(WHEEL_TEST))
+	$(PYTHON) -m venv $(WHEEL_TEST)/venv
+	$(WHEEL_TEST)/venv/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt $(WHEEL_TEST)/headscope-*.whl
+	cd $(WHEEL_TEST) && venv/bin/headscope --version
+	cd $(WHEEL_TEST) && venv/bin/python $(abspath tests/support/installed.py)
+	cd $(WHEEL_TEST) && venv/bin/headscope report headscope-demo --max-tokens 512 --sections loss,entropy --out report --no-progress
+	cd $(WHEEL_TEST) && venv/bin/python $(abspath examples/typed_usage.py)
+	$(BIN)/mypy --strict --config-file= --python-executable $(WHEEL_TEST)/venv/bin/python examples/typed_usage.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -33,3 +33,9 @@ def test_one_version_everywhere() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert headscope.__version__ == project["version"]
     assert f"## [{headscope.__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {headscope.__version__}\n" in citation
+
+
+def test_users_have_the_types() -> None:
+    assert (ROOT / "src" / "headscope" / "py.typed").exists()
