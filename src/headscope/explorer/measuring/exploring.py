@@ -185,7 +185,7 @@ def _entropy(stages: _Stages, rows: PickedRows, numbers: Sequence[int]) -> Entro
     if not numbers:
         stages.notes.append("The effect on entropy was left out (entropy_tokens=0).")
         return None
-    found: EntropyResult = stages.shared("entropy", measure_entropy, rows.at(numbers).data, reduce="none")
+    found: EntropyResult = stages.shared("entropy", measure_entropy, rows.at(numbers).data)
     return found
 
 

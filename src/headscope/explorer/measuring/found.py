@@ -9,7 +9,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headscope.analysis.ablation.result import AblationResult
-from headscope.analysis.core.stats import estimates
 from headscope.analysis.heads.types_result import HeadTypes
 from headscope.analysis.lens.entropy_result import EntropyResult
 from headscope.explorer.measuring.activity import HeadActivity
@@ -48,7 +47,7 @@ class Found:
         sequences: Their patterns on some sequences.
         rows: The tokens of these.
         written: What they write for the tokens they look at most.
-        entropy: What they do to the entropy of the prediction, by position; `None` if it was not measured.
+        entropy: What they do to the entropy of the prediction; `None` if it was not measured.
         ablation: What the loss is without them; `None` likewise.
         types: Which kinds they are of; `None` likewise.
         texts: The text of each token.
@@ -75,9 +74,9 @@ class Found:
             for at, name in enumerate(activity.measures)
         }
         if self.entropy is not None:
-            for name, values in (("entropy_diff", self.entropy.diff), ("entropy_marginal", self.entropy.marginal)):
-                means = estimates(values[:, : self.n_heads])
-                found[name] = Column(means.values, means.errors, self.entropy.info.n_positions)
+            for name in ("diff", "marginal"):
+                values, errors = (getattr(self.entropy, each)[:, : self.n_heads] for each in (name, f"{name}_error"))
+                found[f"entropy_{name}"] = Column(values, errors, self.entropy.info.n_positions)
         if self.ablation is not None:
             found |= self._ablated(self.ablation)
         if self.types is not None:
