@@ -38,7 +38,7 @@ __all__ = ["ABLATION_TOKENS", "ENTROPY_SHARE", "MEASURED", "explore"]
 
 MEASURED = "measured"
 ABLATION_TOKENS = 1024
-ENTROPY_SHARE = 32  # one sequence in so many
+ENTROPY_SHARE = 64  # one sequence in so many
 _FEWEST = 8  # sequences, so that an error is known
 _SOURCES = 12  # tokens of each head whose OV rows are shown
 
@@ -73,7 +73,7 @@ def explore(
         describe: What the data is, in words.
         sequences: How many sequences of the largest activation are shown for each head, beside one of each tenth.
         entropy_tokens: Measure entropy on about so many tokens, in whole sequences drawn at random; 0 leaves it out.
-            Default: one sequence in 32, but eight at least.
+            Default: one sequence in 64, but eight at least.
         ablation_tokens: Ablate every head on about so many, at about half a forward pass a head; 0 leaves it out.
         attention_mask: 1 for real tokens, for a tensor of tokens; default: found from the padding token.
         include_bos: Let BOS positions count, in means too.

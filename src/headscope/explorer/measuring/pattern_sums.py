@@ -178,8 +178,13 @@ def _shares(pattern: Tensor, places: Places) -> Float[Tensor, "share row head po
     to_self = pattern.diagonal(0, -2, -1)
     at = places.start[:, None, None, None].expand(n_rows, n_heads, n_pos, 1)
     to_start = pattern.gather(-1, at)[..., 0]
-    shares = {"self": to_self, "start": to_start}
-    for name, (row, query, key) in places.pairs.items():
+    # Nearly every query has a token before it, so that no list of these is made.
+    before = pattern.new_zeros(n_rows, n_heads, n_pos)
+    before[..., 1:] = pattern.diagonal(-1, -2, -1)
+    before = before.masked_fill(~places.has_pair["previous_token"][:, None], torch.nan)
+    shares = {"self": to_self, "start": to_start, "previous_token": before}
+    for name in ("duplicate_token", "induction"):
+        row, query, key = places.pairs[name]
         paid = pattern.new_zeros((n_rows * n_pos, n_heads), dtype=places.dtype)
         paid.index_add_(0, row * n_pos + query, pattern[row, :, query, key].to(places.dtype))
         paid = paid.view(n_rows, n_pos, n_heads).transpose(1, 2)
