@@ -15,6 +15,7 @@ MODULES = (
     "headscope.head_detector",
     "headscope.evals",
     "headscope.explorer",
+    "headscope.exercises",
     "headscope.scale",
     "headscope.report",
     "headscope.errors",
