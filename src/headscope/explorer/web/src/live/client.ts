@@ -13,6 +13,9 @@ export class Refused extends Error {
   }
 }
 
+/** The server's code for a request whose place another of the same page took. */
+const CROSSED = "cancelled";
+
 /** Names this page: its newer requests take the place of those of its own that still wait. */
 const PAGE = crypto.getRandomValues(new Uint32Array(2)).join("-");
 
@@ -91,6 +94,8 @@ export function useAnswer<T>(path: string, body: unknown): Asked<T> {
       (error: unknown) => {
         if (controller.signal.aborted) return;
         const refused = error instanceof Refused ? error : new Refused("unexpected", String(error));
+        // An older request that arrived after this one took its place.
+        if (refused.code === CROSSED) return setTurn((last) => last + 1);
         setState({ error: refused, busy: false, cancelled: false });
       },
     );

@@ -3,7 +3,7 @@
 import "./tokens.css";
 
 import type { JSX } from "preact";
-import { useEffect, useRef } from "preact/hooks";
+import { useLayoutEffect, useRef } from "preact/hooks";
 
 import { useRepaint } from "./repaint";
 import { channels, opacity } from "./shades";
@@ -43,7 +43,7 @@ export function paint(canvas: HTMLCanvasElement, weights: Weights, most: number)
 export function Thumbnail({ weights, size = 64 }: { weights: Weights; size?: number }): JSX.Element {
   const canvas = useRef<HTMLCanvasElement>(null);
   const repaint = useRepaint();
-  useEffect(() => {
+  useLayoutEffect(() => {
     if (canvas.current) paint(canvas.current, weights, size);
   }, [weights, size, repaint]);
   return <canvas ref={canvas} class="thumbnail" style={{ width: `${size}px`, height: `${size}px` }} />;
@@ -66,7 +66,7 @@ export function Pattern({ weights, label, pointed, pinned, onPoint, onPick }: Pr
   const canvas = useRef<HTMLCanvasElement>(null);
   const cursor = useRef<number | null>(null);
   const repaint = useRepaint();
-  useEffect(() => {
+  useLayoutEffect(() => {
     if (canvas.current) paint(canvas.current, weights, 512);
   }, [weights, repaint]);
 
