@@ -197,6 +197,10 @@ def test_why_is_the_attribution_of_the_changed_run(sessions: Sessions) -> None:
         close(why.score, scores[0, 2, -1, -3])
         close(why.score, sum(part.value for part in why.key_parts) + why.penalty)
         close(why.score, sum(part.value for part in why.query_parts) + why.penalty)
+        told = sum(part.value for part in why.parts) + why.pairs_rest.value + why.penalty
+        close(why.score, told)
+        assert len(why.parts) + why.pairs_rest.count == expected.pairs.numel()
+        assert len(why.parts) == min(30, expected.pairs.numel())
         best = expected.pairs.abs().max()
         close(abs(why.parts[0].value), best)
         assert [abs(part.value) for part in why.parts] == sorted((abs(part.value) for part in why.parts), reverse=True)

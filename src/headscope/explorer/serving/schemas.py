@@ -23,6 +23,7 @@ __all__ = [
     "PatternsAnswer",
     "PatternsRequest",
     "Prediction",
+    "Rest",
     "Run",
     "State",
     "Token",
@@ -193,6 +194,13 @@ class Part(_Told):
     value: float
 
 
+class Rest(_Told):
+    """What is not told one by one: of how many it is the sum."""
+
+    count: int
+    value: float
+
+
 class WhyAnswer(_Told):
     """An attention score before the softmax, in the state with its changes, and what it is the sum of."""
 
@@ -200,6 +208,7 @@ class WhyAnswer(_Told):
     penalty: Annotated[float, Field(description="what ALiBi adds to it, which belongs to no part")]
     attention: Annotated[float, Field(description="the share of its attention that the head gives to the key")]
     parts: Annotated[list[Part], Field(description="pairs of a part of the query and one of the key, largest first")]
+    pairs_rest: Annotated[Rest, Field(description="the pairs that are not in parts, which with them sum to the score")]
     query_parts: Annotated[list[Part], Field(description="what each part adds through the query")]
     key_parts: Annotated[list[Part], Field(description="what each part adds through the key")]
 

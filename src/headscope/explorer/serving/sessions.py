@@ -31,6 +31,7 @@ from headscope.explorer.serving.schemas import (
     Part,
     PatternsAnswer,
     PatternsRequest,
+    Rest,
     State,
     Token,
     WhyAnswer,
@@ -198,13 +199,16 @@ class Sessions:
             )
         labels = found.part_labels
         # A model of a thousand heads has a million pairs.
-        largest = found.pairs.abs().flatten().topk(min(_PAIRS, found.pairs.numel())).indices.tolist()
-        pairs = [(*divmod(at, len(labels)), float(found.pairs.flatten()[at])) for at in largest]
+        shares = found.pairs.flatten()
+        largest = shares.abs().topk(min(_PAIRS, shares.numel())).indices
+        others = torch.ones_like(shares, dtype=torch.bool).index_fill_(0, largest, value=False)
+        pairs = [(*divmod(at, len(labels)), float(shares[at])) for at in largest.tolist()]
         return WhyAnswer(
             score=float(found.scores[0]),
             penalty=float(found.penalties[0]),
             attention=float(found.attention[0, 0]),
             parts=[Part(name=f"{labels[row]} × {labels[column]}", value=value) for row, column, value in pairs],
+            pairs_rest=Rest(count=shares.numel() - len(pairs), value=float(shares[others].sum())),
             query_parts=_largest(zip(labels, found.query_parts[0].tolist(), strict=True)),
             key_parts=_largest(zip(labels, found.key_parts[0].tolist(), strict=True)),
         )

@@ -262,6 +262,16 @@ export interface components {
             probability: number;
         };
         /**
+         * Rest
+         * @description What is not told one by one: of how many it is the sum.
+         */
+        Rest: {
+            /** Count */
+            count: number;
+            /** Value */
+            value: number;
+        };
+        /**
          * Run
          * @description The numbers of one run of the prompt.
          */
@@ -366,6 +376,8 @@ export interface components {
              * @description pairs of a part of the query and one of the key, largest first
              */
             parts: components["schemas"]["Part"][];
+            /** @description the pairs that are not in parts, which with them sum to the score */
+            pairs_rest: components["schemas"]["Rest"];
             /**
              * Query Parts
              * @description what each part adds through the query
