@@ -183,8 +183,8 @@ model(torch.tensor([[5]]), past_kv_cache=past)
             "position less."
         ),
         repair=(
-            "Cut both to the same positions: `tokens[1:]` for numbers without BOS, `tokens[:-1]` for a loss of "
-            "next tokens."
+            "Cut both to the same positions: `tokens[1:]` for numbers without BOS, and for a loss of next tokens: "
+            "each number stands on the token that was predicted."
         ),
         example="""
 from headscope import views
