@@ -3,6 +3,8 @@
 import json
 import math
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -75,14 +77,18 @@ ROWS = [
 ]
 
 
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    """A whole tree of two heads."""
-    writer = TreeWriter(tmp_path / "tree")
+def written(folder: Path) -> Path:
+    writer = TreeWriter(folder)
     for layer in (0, 1):
         writer.head(record(layer, 0))
     writer.finish(CONFIG, ROWS)
-    return tmp_path / "tree"
+    return folder
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A whole tree of two heads."""
+    return written(tmp_path / "tree")
 
 
 def test_every_file_is_as_the_schema_says(tree: Path) -> None:
@@ -226,6 +232,52 @@ def test_a_tree_under_way_is_not_whole_and_takes_the_place_of_an_older_one(tree:
     assert sorted(path.name for path in (tree / "heads").iterdir()) == ["L0H0.js", "L0H0.json"]
     files = [path for path in tree.rglob("*") if path.is_file()]
     assert read_tree(tree).size == sum(path.stat().st_size for path in files) > 0
+
+
+class Killed(BaseException):
+    """The end of a process, which tidies nothing up."""
+
+
+@pytest.mark.parametrize(
+    "at", ["heads/L1H0.json", "search.js", "attributions/manifest.json", "index.html", "config.js"]
+)
+def test_a_writer_killed_at_any_file_is_followed_by_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    def replace(partial: Path, target: Path) -> None:
+        if target == tmp_path / at:
+            raise Killed
+        partial.rename(target)
+
+    with monkeypatch.context() as killing, pytest.raises(Killed):
+        killing.setattr(Path, "replace", replace)
+        written(tmp_path)
+    assert (tmp_path / at).with_name(f".{Path(at).name}.partial").exists()
+    TreeWriter.check(tmp_path)
+    written(tmp_path)
+    assert read_tree(tmp_path).heads == ((0, 0), (1, 0))
+    assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
+
+
+def test_what_others_left_in_a_folder_is_refused(tmp_path: Path) -> None:
+    for name in (".thesis.tex.partial", "thesis.tex", ".partial"):
+        (tmp_path / name).write_text("")
+        with pytest.raises(InvalidInputError, match=f"holds {re.escape(repr(name))}, which is no file of an explorer"):
+            TreeWriter.check(tmp_path)
+        (tmp_path / name).unlink()
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+def test_no_key_makes_a_prototype(tmp_path: Path) -> None:
+    """In an object's literal the key `__proto__` is no key."""
+    found = {"__proto__": {"a": 1}, "b": '"__proto__":', '"__proto__': 2, "\\": [{"__proto__": None}]}
+    TreeWriter(tmp_path).head({"layer": 0, "head": 0, "found": found})
+    read = "globalThis.headscope = { receive: (name, data) => console.log(JSON.stringify(data.found)) };"
+    read += "require(process.argv[1])"
+    said = subprocess.run(
+        ["node", "-e", read, str(tmp_path / "heads" / "L0H0.js")], capture_output=True, text=True, check=True
+    ).stdout
+    assert json.loads(said) == found
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:

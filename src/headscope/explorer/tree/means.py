@@ -8,15 +8,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from headscope.analysis.core.components import Component, component_of
-from headscope.analysis.storage.places import writing
+from headscope.analysis.core.components import Component, all_components
+from headscope.analysis.storage.manifest import fingerprint
 from headscope.errors import CheckpointError
+from headscope.explorer.tree.writing import put
 from headscope.model.transformer import HookedTransformer
 
 __all__ = ["MEANS", "read_means", "write_means"]
 
 MEANS = "means.safetensors"
-_PROCESSING = "weight_processing"
+_WEIGHTS = "weights"
 
 
 def write_means(directory: Path, model: HookedTransformer, means: Mapping[Component, Float[Tensor, " width"]]) -> None:
@@ -31,16 +32,14 @@ def write_means(directory: Path, model: HookedTransformer, means: Mapping[Compon
         StorageError: If they cannot be written.
     """
     tensors = {part.label: mean.detach().cpu().float().contiguous() for part, mean in means.items()}
-    metadata = {"model": model.cfg.model_name, _PROCESSING: ",".join(model.weight_processing)}
-    path = directory / MEANS
-    with writing(path):
-        path.write_bytes(save(tensors, metadata))
+    # One entry: safetensors writes more in an order that changes from run to run.
+    put(directory / MEANS, save(tensors, {_WEIGHTS: fingerprint(model.state_dict())}))
 
 
 def read_means(directory: Path, model: HookedTransformer) -> dict[Component, Float[Tensor, " width"]]:
-    """Return the mean outputs that a tree has of this model; none if it has none, or of weights processed otherwise.
+    """Return the mean outputs that a tree has of this model; none if it has none, or of other weights.
 
-    What a head writes before `W_O` depends on how weights were processed: value biases that were folded are not in it.
+    Weights that were processed otherwise are others: what a head gives before `W_O` lacks value biases that were folded.
 
     Raises:
         CheckpointError: If the file is damaged.
@@ -50,11 +49,22 @@ def read_means(directory: Path, model: HookedTransformer) -> dict[Component, Flo
         return {}
     try:
         with safe_open(path, framework="pt", device=str(model.W_E.device)) as file:
-            metadata = file.metadata() or {}
+            measured_on = (file.metadata() or {}).get(_WEIGHTS)
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except SafetensorError as error:
-        raise CheckpointError(f"{path} is damaged ({error}). Copy the tree again, or make it anew.") from None
-    if metadata.get(_PROCESSING) != ",".join(model.weight_processing):
+        raise _damaged(path, str(error)) from None
+    if measured_on != fingerprint(model.state_dict()):
         return {}
-    parts = {component_of(name): mean for name, mean in tensors.items()}
-    return {part: mean for part, mean in parts.items() if part is not None}
+    parts = {part.label: part for part in all_components(model.cfg)}
+    for name, mean in tensors.items():
+        if name not in parts:
+            raise _damaged(path, f"the model has no {name}")
+        part = parts[name]
+        width = model.cfg.d_model if part.head is None else model.cfg.value_width_of(part.layer)
+        if mean.shape != (width,) or not mean.isfinite().all():
+            raise _damaged(path, f"{name} is not {width} finite numbers")
+    return {parts[name]: mean for name, mean in tensors.items()}
+
+
+def _damaged(path: Path, said: str) -> CheckpointError:
+    return CheckpointError(f"{path} is damaged ({said}). Copy the tree again, or make it anew.")

@@ -8,6 +8,7 @@ Each file appears whole or not at all, `config.json` last: a tree without one is
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 from headscope.analysis.storage.places import writing
 from headscope.errors import InvalidInputError
 
-__all__ = ["BUNDLE", "FORMAT_VERSION", "TreeWriter", "head_file", "rounded"]
+__all__ = ["BUNDLE", "FORMAT_VERSION", "TreeWriter", "head_file", "put", "rounded"]
 
 FORMAT_VERSION = 1
 BUNDLE = Path(__file__).parent.parent / "web" / "dist"
@@ -38,6 +39,7 @@ _NAMES = frozenset(
         ),
     ]
 )
+_PARTIAL = re.compile(r"\.(.+)\.partial")  # what `put` leaves if it is killed
 _SEARCHED = 30  # tokens of each head in each place
 
 
@@ -56,6 +58,19 @@ def rounded(value: int | float | None, digits: int = _DIGITS) -> float | None:
     if value is None or not math.isfinite(value):
         return None
     return float(f"{value:.{digits}g}")
+
+
+def put(path: Path, content: bytes) -> None:
+    """Write a file of a tree, which appears whole or not at all.
+
+    Raises:
+        StorageError: If it cannot be written.
+    """
+    with writing(path):
+        # Not flushed one by one, as `write_bytes` does: the files of a thousand heads would take minutes.
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_bytes(content)
+        partial.replace(path)
 
 
 class TreeWriter:
@@ -77,6 +92,9 @@ class TreeWriter:
             # Not whole again until it is finished.
             for name in ("config.json", "config.js"):
                 (self.out / name).unlink(missing_ok=True)
+            for folder in (self.out, self.out / "heads", self.out / "attributions"):
+                for path in folder.glob(".*.partial"):
+                    path.unlink()
         self._search = _Search()
         self._written: set[str] = set()
 
@@ -90,7 +108,8 @@ class TreeWriter:
         above = next(path for path in (out, *out.absolute().parents) if path.exists())
         if not above.is_dir():
             raise InvalidInputError(f"{str(above)!r} is a file; the explorer needs a folder to write to (--out).")
-        others = [] if not out.is_dir() else sorted(path.name for path in out.iterdir() if path.name not in _NAMES)
+        found = [path.name for path in out.iterdir()] if out.is_dir() else []
+        others = sorted(name for name in found if _whole(name) not in _NAMES)
         if others:
             raise InvalidInputError(
                 f"{str(out)!r} holds {others[0]!r}, which is no file of an explorer. Give an empty folder, or one that "
@@ -132,16 +151,20 @@ class TreeWriter:
         text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         # JavaScript reads these two as ends of lines, older engines within strings too.
         called = text.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+        # Of this one key an object's literal makes its prototype, unless it is computed. No text within a string looks
+        # like it, whose quotes are escaped.
+        called = re.sub(r'(?<!\\)"__proto__":', '["__proto__"]:', called)
         self._bytes(f"{name}.js", _encoded(f"headscope.receive({json.dumps(name)},{called});\n"))
         self._bytes(f"{name}.json", _encoded(text))
 
     def _bytes(self, name: str, content: bytes) -> None:
-        path = self.out / name
-        with writing(path):
-            # Not flushed one by one, as `write_bytes` does: the files of a thousand heads would take minutes.
-            partial = path.with_name(f".{path.name}.partial")
-            partial.write_bytes(content)
-            partial.replace(path)
+        put(self.out / name, content)
+
+
+def _whole(name: str) -> str:
+    """The name that a file has once it is whole."""
+    partial = _PARTIAL.fullmatch(name)
+    return name if partial is None else partial[1]
 
 
 def _encoded(text: str) -> bytes:
