@@ -39,7 +39,6 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_experts": 4, "experts_per_token": 2, "gated_mlp": True, "act_fn": "silu", "normalization_type": "RMS",
         "positional_embedding_type": "rotary", "rotary_dim": 8,
     },
-    "bidirectional": {"attention_dir": "bidirectional"},
     "layers of two kinds": {"n_layers": 3, "layer_parts": ["attn", "mlp", "attn+mlp"]},
 }  # fmt: skip
 

@@ -1,6 +1,7 @@
 """`serve`: what it refuses before it listens, and how it ends."""
 
 import importlib.util
+import json
 import os
 import signal
 import socket
@@ -41,8 +42,11 @@ def test_what_cannot_be_served_is_refused(folder: Path, tmp_path_factory: pytest
     with socket.create_server(("127.0.0.1", 0)) as taken:
         said = refused(folder, port=taken.getsockname()[1])
         assert "is taken by another program" in said and "--port" in said
-    (folder / "index.html").unlink()
-    assert "no index.html" in refused(folder)
+    assert "'small' attends in both directions" in refused(folder, model=live_model(attention_dir="bidirectional"))
+    for model in ({"model_name": ""}, {"model_name": "", "pipeline_config": {"model": 5}}):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, **model}))
+        assert "does not say what model it is of: name it with --model" in refused(folder)
 
 
 def test_without_the_extra_it_says_how_to_install_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

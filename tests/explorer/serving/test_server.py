@@ -21,6 +21,7 @@ from headscope.explorer.serving.queue import Queue
 from headscope.explorer.serving.schemas import MAX_CHANGES, MAX_CHARACTERS, Answer, Change, State
 from headscope.explorer.serving.server import Server
 from headscope.explorer.serving.sessions import Sessions
+from headscope.explorer.tree.writing import BUNDLE
 
 JSON = {"Content-Type": "application/json"}
 
@@ -110,6 +111,24 @@ def test_pages_are_served_with_a_policy(client: httpx.Client, folder: Path) -> N
         answer = client.get(path)
         assert answer.status_code == 404 and answer.headers["content-security-policy"] == CONTENT_POLICY
     assert client.head("/index.html").status_code == 200
+
+
+def test_a_folder_without_a_page_is_served_with_ours(sessions: Sessions, tmp_path: Path) -> None:
+    """As others write one; nothing of theirs takes the place of a part of our page."""
+    folder = folder_of(sessions.model, tmp_path)
+    (folder / "index.html").unlink()
+    (folder / "assets").mkdir()
+    for name in ("explorer.js", "theirs.js"):
+        (folder / "assets" / name).write_text("theirs")
+    before = contents(folder)
+    with served(folder, sessions) as server, client_of(server) as client:
+        for path, name in (("/", "index.html"), *((f"/{name}", name) for name in ("index.html", "assets/explorer.js"))):
+            assert client.get(path).content == (BUNDLE / name).read_bytes()
+        assert client.get("/assets/theirs.js").text == "theirs"
+        assert client.get("/config.json").content == (folder / "config.json").read_bytes()
+        for path in ("/nothing.js", "/assets/", "/assets/nothing.css", "/assets/../../package.json"):
+            assert client.get(path).status_code == 404
+    assert contents(folder) == before
 
 
 # Who is answered

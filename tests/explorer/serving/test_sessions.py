@@ -277,6 +277,10 @@ def test_what_cannot_be_done_is_refused_by_name(monkeypatch: pytest.MonkeyPatch)
         ([Change(component="0.1", action="mean")], "the mean output of 0.1 was not measured"),
         ([Change(component="0.1", action="patch")], "a patch comes from a second prompt"),
         ([Change(component="0.1", action="zero")] * 2, "0.1 is changed twice at position 0"),
+        (
+            [Change(component="0.1", action="zero"), Change(component="1.2", action="zero", positions=[3, 40])],
+            r"the change of 1\.2: positions are -\d+ to \d+ in this prompt; got 40",
+        ),
     ):
         with pytest.raises(InvalidInputError, match=said):
             sessions.run(State(prompt=PROMPT, changes=changes))
@@ -289,5 +293,7 @@ def test_what_cannot_be_done_is_refused_by_name(monkeypatch: pytest.MonkeyPatch)
         sessions.patterns(PatternsRequest(state=State(prompt=PROMPT)))
     with pytest.raises(InvalidInputError, match="has 7 outputs for 326 tokens"):
         Sessions(live_model(d_vocab_out=7))
+    with pytest.raises(InvalidInputError, match="'small' attends in both directions"):
+        Sessions(live_model(attention_dir="bidirectional"))
     with pytest.raises(MissingTokenizerError, match="'small' has no tokenizer"):
         Sessions(live_model(tokenizer=False))

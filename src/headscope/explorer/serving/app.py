@@ -30,6 +30,7 @@ from headscope.explorer.serving.schemas import (
     WhyRequest,
 )
 from headscope.explorer.serving.sessions import Sessions, TooLongError
+from headscope.explorer.tree.writing import BUNDLE
 
 __all__ = ["make_app", "schema"]
 
@@ -44,7 +45,7 @@ def make_app(sessions: Sessions, folder: Path, queue: Queue) -> FastAPI:
 
     Args:
         sessions: What answers the live page.
-        folder: An explorer's folder, whose pages are served.
+        folder: An explorer's folder, whose files are served; the package's own page if it has none.
         queue: Who runs the model.
     """
 
@@ -56,7 +57,7 @@ def make_app(sessions: Sessions, folder: Path, queue: Queue) -> FastAPI:
     app = _bare_app(lifespan=lifespan)
     app.state.sessions, app.state.queue = sessions, queue
     _add_errors(app)
-    app.mount("/", _Pages(directory=folder, html=True))
+    app.mount("/", _Pages(folder))
     return app
 
 
@@ -131,6 +132,12 @@ async def _left(request: Request) -> None:
 
 class _Pages(StaticFiles):
     """The files of an explorer: what is of another kind, or lies outside the folder, does not exist."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(directory=folder, html=True)
+        if not (folder / "index.html").is_file():
+            # Data that others wrote: the page goes in front, so that nothing of theirs is taken for a part of it.
+            self.all_directories.insert(0, BUNDLE)
 
     def lookup_path(self, path: str) -> tuple[str, Any]:
         """Return a file's path and status; nothing for a file that is not served."""

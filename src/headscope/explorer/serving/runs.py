@@ -1,9 +1,9 @@
 """Runs of one prompt, as it is and with the outputs of some components changed, and what is kept of them.
 
 A change takes the place of what a component gives: a head's output before `W_O`, an MLP's or a mixer's as it is added
-to the stream. The plain run keeps every state and output; a changed one begins in the layer of the first change, and,
-where no position looks ahead, at the first position changed: what stands before it is as it was, and its keys and
-values are kept. A model whose blocks cannot be taken up there (see `patching.base_run.obstacle`) runs from the layer on
+to the stream. The plain run keeps every state and output; a changed one begins in the layer of the first change, and at
+the first position changed: attention is causal, so that what stands before it is as it was, and its keys and values are
+kept. A model whose blocks cannot be taken up there (see `patching.base_run.obstacle`) runs from the layer on
 whole. Either way it is the model's own blocks that run, with hooks, so that norms behind attention, parallel blocks and
 shared keys and values do what they do in any run.
 """
@@ -27,6 +27,8 @@ __all__ = ["Check", "PromptRun", "PromptRuns", "ResolvedChange"]
 
 # Raises if nobody waits for the run any longer; called before every layer.
 Check = Callable[[], None]
+# A prompt has no padding, whatever token it ends in: see `HookedTransformer.forward`.
+_UNPADDED: dict[str, Any] = {"padding_side": "right"}
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class PromptRuns:
     """Makes runs of prompts.
 
     Args:
-        model: A model without hooks on it.
+        model: A causal model without hooks on it.
         names: The activations to keep of each run, beside the streams and outputs that changed runs begin with.
         means: What `mean` puts in a component's place.
     """
@@ -126,10 +128,10 @@ class PromptRuns:
         """
         with self._checking(check):
             if not self.resumes:
-                kept, final = record(self.model, tokens, self.names, **self._options(tokens))
+                kept, final = record(self.model, tokens, self.names, **_UNPADDED)
                 check_final(final)
                 return PromptRun(tokens, kept, final)
-            base = BaseRun(self.model, tokens, self.names, 0, **self._options(tokens))
+            base = BaseRun(self.model, tokens, self.names, 0, **_UNPADDED)
         check_final(base.final)
         return PromptRun(tokens, base.kept, base.final, suffixes=SuffixRuns(base, None))
 
@@ -149,8 +151,7 @@ class PromptRuns:
         """
         first = min(change.part.layer for change in changes)
         suffixes = plain.suffixes
-        causal = suffixes is not None and suffixes.base.is_causal
-        start = min(min(change.positions) for change in changes) if causal else 0
+        start = 0 if suffixes is None else min(min(change.positions) for change in changes)
         read: dict[str, Tensor] = {}
         names = [name for name in self.names if _layer_of(name) >= first]
 
@@ -161,9 +162,8 @@ class PromptRuns:
             stream = plain.entering(first)[:, start:]
             if suffixes is None:
                 with self._checking(check):
-                    options = self._options(plain.tokens)
                     stream = record(
-                        self.model, stream.clone(), start_at_layer=first, tokens=plain.tokens, **options
+                        self.model, stream.clone(), start_at_layer=first, tokens=plain.tokens, **_UNPADDED
                     ).final
             else:
                 for layer in range(first, self.n_layers):
@@ -192,7 +192,7 @@ class PromptRuns:
             start_at_layer=layer,
             stop_at_layer=layer + 1,
             tokens=run.tokens,
-            **self._options(run.tokens),
+            **_UNPADDED,
         ).kept
         pattern: Tensor = kept[name]
         return pattern[0]
@@ -221,12 +221,6 @@ class PromptRuns:
             return changed
 
         return [(name, replace) for name in by_name]
-
-    def _options(self, tokens: Tensor) -> dict[str, Any]:
-        """A prompt has no padding, whatever token it ends in: see `HookedTransformer.forward`."""
-        if self.model.cfg.attention_dir == "causal":
-            return {"padding_side": "right"}
-        return {"attention_mask": torch.ones_like(tokens)}
 
     @contextmanager
     def _checking(self, check: Check) -> Iterator[None]:

@@ -129,11 +129,6 @@ def serve(
 ) -> None:
     """Serve an explorer's folder until Ctrl-C; see `headscope.explorer.serve`."""
     tree = read_tree(folder)
-    if not tree.page.is_file():
-        raise InvalidInputError(
-            f"{str(tree.directory)!r} holds an explorer's measurements but no page: it has no index.html. Make it "
-            f"anew: headscope explore MODEL --out {tree.directory}."
-        )
     address = Address.bind(port)  # a port that is taken should be told before a model is loaded
     with closing(address.listening):
         loaded = _model(model, tree)
@@ -166,8 +161,9 @@ def _model(given: HookedTransformer | str | Path | None, tree: Exploration) -> H
 
 
 def _loaded(given: str | Path | None, tree: Exploration) -> HookedTransformer:
-    name = given or tree.config["pipeline_config"].get("model") or tree.config["model_name"]
-    if not name:
+    written = tree.config["pipeline_config"].get("model"), tree.config["model_name"]
+    name = given or next((each for each in written if each and isinstance(each, str)), None)
+    if name is None:
         raise InvalidInputError(f"{str(tree.directory)!r} does not say what model it is of: name it with --model.")
     try:
         return HookedTransformer.from_pretrained(name)

@@ -92,6 +92,11 @@ class Sessions:
                 f"{model.cfg.model_name!r} has {model.cfg.d_vocab_out} outputs for {model.cfg.d_vocab} tokens: it does "
                 "not predict the next token, which is what the live page shows."
             )
+        if model.cfg.attention_dir != "causal":
+            raise InvalidInputError(
+                f"{model.cfg.model_name!r} attends in both directions: what it gives at a position is no prediction of "
+                "the next token, which is what the live page shows."
+            )
         self.model, self.means = model, means or {}
         self.max_tokens = min(max_tokens, model.cfg.n_ctx)
         self._room = 2 * Budget.of(model.W_E.device).kept_bytes if kept_bytes is None else kept_bytes
@@ -249,7 +254,7 @@ class Sessions:
         taken: set[tuple[Component, int]] = set()
         for change in changes:
             (part,) = components(self.model.cfg, [change.component])
-            positions = range(length) if change.positions is None else _positions(change.positions, length)
+            positions = range(length) if change.positions is None else self._changed_at(part, change.positions, length)
             if not positions:
                 raise InvalidInputError(f"{part.label} is changed at no position: name some, or null for all.")
             for position in positions:
@@ -263,6 +268,13 @@ class Sessions:
                 )
             resolved.append(ResolvedChange(part, tuple(positions), change.action, change.factor))
         return tuple(sorted(resolved, key=lambda each: (each.part.place, each.positions)))
+
+    def _changed_at(self, part: Component, positions: Sequence[int], length: int) -> tuple[int, ...]:
+        """Return where a change is, and name it if it is behind the end of a prompt that was made shorter."""
+        try:
+            return _positions(positions, length)
+        except InvalidInputError as error:
+            raise InvalidInputError(f"the change of {part.label}: {error.message}") from None
 
     def _plain(self, tokens: Int[Tensor, "1 pos"], check: Check) -> PromptRun:
         return self._once(_key(tokens), lambda: self._runs.plain(tokens, check))

@@ -39,7 +39,7 @@ def write_means(directory: Path, model: HookedTransformer, means: Mapping[Compon
 def read_means(directory: Path, model: HookedTransformer) -> dict[Component, Float[Tensor, " width"]]:
     """Return the mean outputs that a tree has of this model; none if it has none, or of other weights.
 
-    Weights that were processed otherwise are others: what a head gives before `W_O` lacks value biases that were folded.
+    Weights that were processed otherwise are others: value biases that were folded are not in what a head gives.
 
     Raises:
         CheckpointError: If the file is damaged.
