@@ -44,7 +44,7 @@ def test_parts_are_merged(run: Run, command: list[object], tmp_path: Path, set_b
     for (
         name,
         values,
-    ) in one.items():  # sums are added in another order, which float32 shows in differences of them alone
+    ) in one.items():  # added in another order, which differences show
         torch.testing.assert_close(parts[name], values, rtol=1e-6 if name.endswith("_error") else 0, atol=0)
 
 
