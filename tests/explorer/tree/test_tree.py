@@ -222,6 +222,61 @@ def test_damaged_files_and_unknown_heads_are_refused(tree: Path) -> None:
         read_tree(tree)
 
 
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"metrics": 5}, "metrics should be a list; it is 5"),
+        ({"metrics": [["a"]]}, r"an entry of metrics should be text; it is \['a'\]"),
+        ({"metric_descriptions": []}, r"metric_descriptions should be an object; it is \[\]"),
+        ({"metric_descriptions": {"a": 1}}, "an entry of metric_descriptions should be text; it is 1"),
+        ({"pipeline_config": []}, "pipeline_config should be an object"),
+        ({"model_name": 5}, "model_name should be text; it is 5"),
+        ({"n_layers": "2"}, "n_layers should be a whole number; it is '2'"),
+        ({"n_heads": True}, "n_heads should be a whole number; it is True"),
+        ({"measures": {}}, "measures should be a list"),
+        ({"measures": ["a"]}, "an entry of measures should be an object; it is 'a'"),
+        ({"kinds": [{"label": "a"}]}, "an entry of the name in kinds should be text; it is None"),
+    ],
+)
+def test_a_damaged_config_is_refused(tree: Path, changed: dict[str, Any], says: str) -> None:
+    (tree / "config.json").write_text(json.dumps({**CONFIG, **changed}))
+    with pytest.raises(CheckpointError, match=says):
+        read_tree(tree)
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"heads": [[0, 0]], "n_layers": ' + "9" * 5000 + "}", '{"a": "\xff"}']
+)
+def test_what_no_parser_takes_is_refused(tree: Path, text: str) -> None:
+    (tree / "config.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(CheckpointError, match=r"config\.json is damaged: it is no JSON"):
+        read_tree(tree)
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "says"),
+    [
+        ("sequences", {"a": 1}, "sequences should be a list"),
+        ("sequences", ["a"], "an entry of sequences should be an object; it is 'a'"),
+        ("histogram", [1], "histogram should be an object"),
+        ("measures", {"induction_score": 0.5}, "an entry of measures should be an object; it is 0.5"),
+        ("neighbors", "a" * 1000, "neighbors should be a list; it is 'a{79}\\.\\.\\."),
+    ],
+)
+def test_a_damaged_part_is_refused(tree: Path, part: str, value: Any, says: str) -> None:
+    (tree / "heads" / "L0H0.json").write_text(json.dumps({**record(0, 0), part: value}))
+    with pytest.raises(CheckpointError, match=says):
+        read_tree(tree).head(0, 0)
+
+
+@pytest.mark.parametrize("value", ["0.5", [0.5], 10**400])
+def test_rows_hold_numbers(tree: Path, value: Any) -> None:
+    for name in ("induction_score", "induction_score_error"):
+        (tree / "scatter_data.json").write_text(json.dumps([{**ROWS[0], name: value}]))
+        with pytest.raises(CheckpointError, match=rf"scatter_data\.json is damaged: {name} of head 0\.0 is no number"):
+            read_tree(tree)
+
+
 def test_a_tree_under_way_is_not_whole_and_takes_the_place_of_an_older_one(tree: Path) -> None:
     writer = TreeWriter(tree)
     with pytest.raises(InvalidInputError, match=r"no config\.json"):

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,20 +17,22 @@ if TYPE_CHECKING:
 
 __all__ = ["Exploration", "HeadRecord", "read_tree"]
 
-_PARTS = (
-    "sequences",
-    "qk_distance_histogram",
-    "top_query_tokens",
-    "top_key_tokens",
-    "histogram",
-    "statistics",
-    "measures",
-    "kinds",
-    "ov_table",
-    "token_pairs",
-    "output_norm_histogram",
-    "neighbors",
-)
+# What a head's file holds: lists of objects, and objects.
+_PARTS: dict[str, type] = {
+    "sequences": list,
+    "qk_distance_histogram": dict,
+    "top_query_tokens": list,
+    "top_key_tokens": list,
+    "histogram": dict,
+    "statistics": dict,
+    "measures": dict,
+    "kinds": list,
+    "ov_table": list,
+    "token_pairs": list,
+    "output_norm_histogram": dict,
+    "neighbors": list,
+}
+_WORDS = {dict: "an object", list: "a list", str: "text", int: "a whole number", bool: "true or false"}
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ class Exploration:
             )
         path = self.directory / f"{head_file(layer, head)}.json"
         found = _mapping(path) if path.exists() else {}
-        parts = {part: _known(found.get(part)) for part in _PARTS}
+        parts = {part: _part(path, part, found.get(part)) for part in _PARTS}
         if parts["measures"] is None:
             row = next((row for row in self.rows if (row["layer"], row["head"]) == (layer, head)), {})
             parts["measures"] = {
@@ -205,6 +207,13 @@ def _config(path: Path) -> dict[str, Any]:
         "kinds": [],
     }
     config = {**defaults, **{name: value for name, value in config.items() if value is not None}}
+    for name, default in defaults.items():
+        _check(path, name, config[name], type(default))
+    for name in ("measures", "kinds"):
+        _check_all(path, name, _check(path, name, config.get(name, []), list), dict)
+        _check_all(path, f"the name in {name}", [each.get("name") for each in config.get(name, [])], str)
+    _check_all(path, "metrics", config["metrics"], str)
+    _check_all(path, "metric_descriptions", config["metric_descriptions"].values(), str)
     config["metrics"] = [ALIASES.get(name, name) for name in config["metrics"]]
     texts = {ALIASES.get(name, name): text for name, text in config["metric_descriptions"].items()}
     config["metric_descriptions"] = texts
@@ -218,11 +227,16 @@ def _rows(path: Path, found: Sequence[Any], config: Mapping[str, Any]) -> tuple[
     by_head: dict[tuple[int, int], Mapping[str, Any]] = {}
     for row in found:
         if not isinstance(row, dict) or not _is_head([row.get("layer"), row.get("head")]):
-            raise CheckpointError(f"{path} is damaged: a row has no layer and head: {str(row)[:80]}.")
+            raise CheckpointError(f"{path} is damaged: a row has no layer and head: {_short(row)}.")
         by_head[row["layer"], row["head"]] = {ALIASES.get(str(name), str(name)): value for name, value in row.items()}
     rows = []
     for layer, head in config["heads"]:
         row = by_head.get((layer, head), {})
+        for name in (each for metric in config["metrics"] for each in (metric, f"{metric}_error")):
+            if not _is_number(row.get(name)):
+                raise CheckpointError(
+                    f"{path} is damaged: {name} of head {layer}.{head} is no number: {_short(row[name])}."
+                )
         empty = {"layer": layer, "head": head, **dict.fromkeys(config["metrics"]), "kinds": [], "label": None}
         rows.append({**empty, **row})
     return tuple(rows)
@@ -252,9 +266,42 @@ def _is_head(value: Any) -> bool:
     )
 
 
-def _known(part: Any) -> Any:
+def _part(path: Path, name: str, found: Any) -> Any:
     """A part of a head's file; `None` for one that says nothing, as others write it."""
-    return None if part == {} else part
+    if found is None or found == {}:
+        return None
+    _check(path, name, found, _PARTS[name])
+    if _PARTS[name] is list:
+        _check_all(path, name, found, dict)
+    elif name == "measures":
+        _check_all(path, name, found.values(), dict)
+    return found
+
+
+def _check(path: Path, name: str, value: Any, kind: type) -> Any:
+    """Return a value that is of a kind.
+
+    Raises:
+        CheckpointError: If it is not.
+    """
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise CheckpointError(f"{path} is damaged: {name} should be {_WORDS[kind]}; it is {_short(value)}.")
+    return value
+
+
+def _check_all(path: Path, name: str, values: Iterable[Any], kind: type) -> None:
+    for value in values:
+        _check(path, f"an entry of {name}", value, kind)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
+
+
+def _is_number(value: Any) -> bool:
+    """True for a number that a table can hold, and for a missing one."""
+    return value is None or isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
 
 
 def _number(value: Any) -> float:
@@ -278,7 +325,7 @@ def _list(path: Path) -> Sequence[Any]:
 def _content(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, a number of too many digits, too deep
         raise CheckpointError(
             f"{path} is damaged: it is no JSON ({error}). Copy the tree again, or make it anew."
         ) from None
