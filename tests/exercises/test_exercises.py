@@ -78,6 +78,7 @@ WRONG = {
         "other = FactoredMatrix(model.W_V, model.W_O).eigenvalues\n"
         "check_copying_scores(other.sum(-1).real / other.abs().sum(-1), model)": "W_V W_O alone",
         "check_copying_scores(answer.T, model)": "Transpose",
+        "check_copying_scores(answer + 0j, model)": "take .real",
     },
     "08-activation-patching": {
         "check_activation_patch(1 - answer, model, task)": "1 less the right answer",
@@ -113,6 +114,7 @@ WRONG = {
         "check_circuit([*answer[:2], '4.3'], model, task)": "4.3 adds nothing",
         "check_circuit(answer[:2], model, task)": "Each of them does something: add one.",
         "check_circuit(['mlp0'], model, task)": "Name heads",
+        "check_circuit(['3.2', '3.2'], model, task)": "3.2 keeps 26% by itself; 60% is asked for. Add one.",
         "check_circuit(['9.9'], model, task)": "does not exist",
     },
 }
@@ -167,6 +169,8 @@ def test_numbers_of_any_kind_are_judged() -> None:
     right = torch.tensor([[1.0, 2.0], [3.0, 5.0]])
     assert judge(right.numpy(), right, ["row", "column"], praise="Well done.").says == "Well done."
     assert judge([[1, 2], [3, 5]], right, ["row", "column"], praise="Well done.")
+    assert judge(list(right), right, ["row", "column"], praise="Well done.")
+    assert judge(tuple(map(tuple, right)), right, ["row", "column"], praise="Well done.")
     assert "transposed: column and row" in judge(right.T, right, ["row", "column"], praise="").says
     assert "not numbers" in judge("0.3", right, praise="").says
     assert "times the right answer" in judge(3 * right, right, ["row", "column"], praise="").says

@@ -103,7 +103,7 @@ def test_a_shard_that_always_fails_is_named(
     with pytest.raises(ShardError, match=message):
         measured(model, TOKENS, run, Processes(2, shard_tokens=SHARD, retries=2))
     stand_in("""read job; echo '{"ready": true}'; echo '{"error": "out of memory", "kind": "MemoryError"}'; read job""")
-    with pytest.raises(ShardError, match=r"shard 0 of 'means' failed 1 times, .*: out of memory"):
+    with pytest.raises(ShardError, match=r"shard 0 of 'means' failed 1 times, .*: out of memory\. The other shards"):
         measured(model, TOKENS, run, Processes(1, retries=0))
     assert "0 of 10 shards done" in str(status(run)) and "shard 0 failed: process" in str(status(run))
     same_bits(

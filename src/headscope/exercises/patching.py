@@ -127,23 +127,26 @@ def check_circuit(
         return Verdict(
             False, error.message if isinstance(error, InvalidInputError) else "Give a list of names of heads."
         )
-    labels = [head.label for head in heads]
-    if len(set(labels)) > size:
-        return Verdict(False, f"These are {len(set(labels))} heads; at most {size} are allowed.")
+    labels = list(dict.fromkeys(head.label for head in heads))
+    if len(labels) > size:
+        return Verdict(False, f"These are {len(labels)} heads; at most {size} are allowed.")
     if not labels or any(head.head is None for head in heads):
         return Verdict(False, "Name heads, such as '3.2'; the MLPs are there anyway.")
     kept = _kept(model, task, labels)
+    said = f"{', '.join(labels)} " + (
+        f"keep {kept:.0%} by themselves" if len(labels) > 1 else f"keeps {kept:.0%} by itself"
+    )
     if kept >= share:
-        return Verdict(True, f"{', '.join(labels)} keep {kept:.0%} by themselves.")
+        return Verdict(True, f"{said}.")
     without = {label: kept - _kept(model, task, [each for each in labels if each != label]) for label in labels}
     idle = min(without, key=lambda label: without[label]) if len(labels) > 1 else labels[0]
-    said = f"{', '.join(labels)} keep {kept:.0%} by themselves; {share:.0%} is asked for"
+    said += f"; {share:.0%} is asked for"
     if without[idle] < 0.02 and len(labels) > 1:
         return Verdict(
             False, f"{said}. {idle} adds nothing to the others ({without[idle]:+.1%}): take another in its place."
         )
     more = "add one" if len(labels) < size else "exchange one"
-    return Verdict(False, f"{said}. Each of them does something: {more}.")
+    return Verdict(False, f"{said}. {'Each of them does something: ' + more if len(labels) > 1 else 'Add one'}.")
 
 
 _INPUTS = {"q": "queries", "k": "keys", "v": "values"}

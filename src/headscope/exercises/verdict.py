@@ -88,9 +88,19 @@ def _as_numbers(answer: Any) -> Tensor | str:
     if answer is None:
         return "There is no answer yet: it is None. Does your function return its result?"
     try:
-        return torch.as_tensor(answer).detach().to("cpu", torch.float64)
+        numbers = _stacked(answer).detach().cpu()
     except (TypeError, ValueError, RuntimeError):
         return f"The answer is a {type(answer).__name__}, not numbers: give a tensor."
+    if numbers.is_complex():
+        return "These are complex numbers, and real ones are asked for: take .real of what has no imaginary part."
+    return numbers.to(torch.float64)
+
+
+def _stacked(answer: Any) -> Tensor:
+    """Return an answer as one tensor; it may come as a list of rows, each a tensor."""
+    if isinstance(answer, list | tuple) and any(isinstance(row, Tensor | list | tuple) for row in answer):
+        return torch.stack([_stacked(row) for row in answer])
+    return torch.as_tensor(answer)
 
 
 def _close(found: Tensor, wanted: Tensor) -> bool:

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from headscope.analysis.storage.sharded import Engine, Receipt, ShardedRun, ShardJob
-from headscope.errors import ShardError, check_at_least
+from headscope.errors import check_at_least
 from headscope.scale.calls import write_call_for_others
 from headscope.scale.models import ModelCopy
-from headscope.scale.worker import raise_refusal
+from headscope.scale.worker import failed_shard, raise_refusal
 
 __all__ = ["Processes", "n_cores"]
 
@@ -132,12 +132,8 @@ class Processes(Engine):
             failures[job.number] += 1
             job.run.note_failure(job, f"process {process.pid}: {reason}")
             if failures[job.number] > self.retries:
-                raise ShardError(
-                    f"shard {job.number} of {job.stage!r} failed {failures[job.number]} times, last in process "
-                    f"{process.pid} of this machine: {reason} The other shards are kept; resume=True (--resume) goes "
-                    "on with the run.",
-                    code="HS-SHARD-01",
-                )
+                where = f"in process {process.pid} of this machine"
+                raise failed_shard(job, failures[job.number], where, reason)
             waiting.appendleft(job)
 
     def end(self) -> None:

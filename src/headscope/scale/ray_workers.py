@@ -23,7 +23,7 @@ from headscope.errors import MissingDependencyError, ShardError, check_at_least
 from headscope.scale.calls import write_call_for_others
 from headscope.scale.models import remove_model, write_model
 from headscope.scale.processes import n_cores
-from headscope.scale.worker import Worker, raise_refusal, reply_of
+from headscope.scale.worker import Worker, failed_shard, raise_refusal, reply_of
 
 __all__ = ["Ray"]
 
@@ -125,12 +125,7 @@ class Ray(Engine):
                 failures[job] += 1
                 job.run.note_failure(job, f"{actor.node}: {reply['error']}")
                 if failures[job] > self.retries:
-                    raise ShardError(
-                        f"shard {job.number} of {job.stage!r} failed {failures[job]} times, last on "
-                        f"{actor.node}: {reply['error']} The other shards are kept; resume=True (--resume) goes on "
-                        "with the run.",
-                        code="HS-SHARD-01",
-                    )
+                    raise failed_shard(job, failures[job], f"on {actor.node}", reply["error"])
                 waiting.appendleft(job)
 
     def end(self) -> None:

@@ -22,7 +22,7 @@ import torch
 from headscope import errors
 from headscope.analysis.storage.manifest import describe_config, fingerprint, headscope_version, read_manifest
 from headscope.analysis.storage.places import Place, place_of
-from headscope.analysis.storage.sharded import Call, Receipt, RunFiles, Sharding, ShardMeasured
+from headscope.analysis.storage.sharded import Call, Receipt, RunFiles, Sharding, ShardJob, ShardMeasured
 from headscope.analysis.storage.shards import Cut
 from headscope.errors import HeadscopeError, IncompleteRunError, InvalidInputError, ShardError, StorageError
 from headscope.model.transformer import HookedTransformer
@@ -31,7 +31,7 @@ from headscope.ops.kernels.dispatch import kernels_of
 from headscope.scale.calls import read_call
 from headscope.scale.models import load_model
 
-__all__ = ["Worker", "raise_refusal", "read_run", "reply_of"]
+__all__ = ["Worker", "failed_shard", "raise_refusal", "read_run", "reply_of"]
 
 
 # Where a model comes from and what it was before it had weights: a copy of it may say something else.
@@ -155,6 +155,16 @@ def raise_refusal(reply: Mapping[str, Any]) -> None:
     kind = getattr(errors, reply.get("kind", ""), None)
     if isinstance(kind, type) and issubclass(kind, HeadscopeError) and kind not in (StorageError, ShardError):
         raise kind(reply["error"], code=reply.get("code"))
+
+
+def failed_shard(job: ShardJob, times: int, where: str, reason: str) -> ShardError:
+    """Return the error of a shard that failed wherever it was tried, with the last reason."""
+    stop = "" if reason.endswith((".", "!", "?")) else "."
+    return ShardError(
+        f"shard {job.number} of {job.stage!r} failed {times} times, last {where}: {reason}{stop} The other shards are "
+        "kept; resume=True (--resume) goes on with the run.",
+        code="HS-SHARD-01",
+    )
 
 
 def _serve(jobs: IO[str], replies: IO[str], run: str, model: str, device: str, threads: str) -> None:

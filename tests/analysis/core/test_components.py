@@ -2,7 +2,9 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from tiny import tiny_config
 
 from headscope.analysis.core.components import Component, all_heads, all_mlps, component_sets, components, set_label
@@ -15,6 +17,7 @@ from headscope.errors import InvalidInputError
         ([(1, 2), "0.1", " 1.0 ", "MLP 1", "mlp.0", Component(0, 2)], ["1.2", "0.1", "1.0", "mlp1", "mlp0", "0.2"]),
         (["mlp1", "Mlp 0", "MLP0"], ["mlp1", "mlp0", "mlp0"]),
         ("1.2, 0.1", ["1.2", "0.1"]),
+        ([(torch.tensor(0), torch.tensor(1)), np.array([1, 2]), torch.tensor([0, 2])], ["0.1", "1.2", "0.2"]),
         ("1.2+MLP 0", ["1.2", "mlp0"]),
     ],
 )
@@ -30,6 +33,8 @@ def test_names(named: Any, labels: list[str]) -> None:
         ([["1.2", "0.1"], "mlp0"], ["0.1+1.2", "mlp0"]),
         (["1.2+0.1+0.1"], ["0.1+1.2"]),
         ([{(0, 0), (1, 0)}], ["0.0+1.0"]),
+        (torch.tensor([[1, 2], [0, 1]]), ["1.2", "0.1"]),
+        ([(np.int64(1), np.int64(2)), [np.array([0, 1]), "1.0"]], ["1.2", "0.1+1.0"]),
         ([("0.0", "mlp0", (0, 2))], ["0.0+0.2+mlp0"]),
     ],
 )
@@ -47,6 +52,7 @@ def test_sets(named: Any, labels: list[str]) -> None:
         ([(0, -1)], "does not exist: heads"),
         (["head 3"], "'head 3' names no component. A head is"),
         ([7], "7 names no component"),
+        ([(torch.tensor(0.0), torch.tensor(1.0))], "names no component"),
         ([()], "a set of components is empty"),
         ([], "no components are named"),
         (["0.1", (0, 1)], "0.1 is named twice"),

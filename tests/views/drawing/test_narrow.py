@@ -85,6 +85,12 @@ def test_a_legend_moves_below_and_shared_axes_get_their_labels_back() -> None:
     made = changes(figure)
     assert made["legend.orientation"] == "h" and made["legend.y"] < 0
     assert "legend.y" not in changes(figure.update_layout(legend={"x": 0.1, "y": 0.9}))
+    cells = {"z": torch.ones(2, 3, dtype=torch.bool)}
+    hatched = component_maps({"z": torch.randn(2, 3)}, whole=["MLP"], idle=cells, rule="p < 0.05", **WORDS)
+    plain = component_maps({"z": torch.randn(2, 3)}, whole=["MLP"], **WORDS)
+    made, before = changes(hatched), changes(plain)
+    assert made["legend.yref"] == "paper" and -2 < made["legend.y"] < 0  # its own was within the whole figure
+    assert made["height"] - before["height"] == made["margin.b"] - before["margin.b"] < 40  # one line
     facets = imshow(torch.randn(2, 3, 3), facet_col=0, return_fig=True)
     assert facets is not None and facets.layout.yaxis2.showticklabels is False
     assert changes(facets)["yaxis2.showticklabels"] is True

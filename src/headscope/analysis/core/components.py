@@ -1,8 +1,10 @@
 """Heads, MLPs and mixers as people name them: `(10, 7)`, `"10.7"`, `"mlp3"`, `"mixer3"`, and sets of these."""
 
+import operator
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from headscope.errors import InvalidInputError
 from headscope.model.config import HookedTransformerConfig
@@ -74,8 +76,9 @@ def canonical_label(name: object) -> str:
         >>> canonical_label((10, 7)), canonical_label("mlp3"), canonical_label("0.1+mlp 2"), canonical_label("MLP")
         ('10.7', 'mlp3', '0.1+mlp2', 'mlp')
     """
-    if isinstance(name, Sequence) and _is_pair(name):
-        return f"{name[0]}.{name[1]}"
+    pair = _pair(name)
+    if pair is not None:
+        return "{}.{}".format(*pair)
     return re.sub(r"\b(mlp|mixer)[ .]?(?=\d|$)", lambda found: found[1].lower(), str(name).strip(), flags=re.IGNORECASE)
 
 
@@ -137,7 +140,7 @@ def component_sets(cfg: HookedTransformerConfig, named: Iterable[object]) -> tup
     found = []
     for each in named:
         together = each.split("+") if isinstance(each, str) else each
-        is_set = isinstance(together, Sequence | set | frozenset) and not _is_pair(together)
+        is_set = isinstance(together, Sequence | set | frozenset) and _pair(together) is None
         parts = components(cfg, together if is_set else [each])  # type: ignore[arg-type]
         if not parts:
             raise InvalidInputError("a set of components is empty; name at least one head or MLP in it.")
@@ -158,15 +161,23 @@ def set_label(together: Iterable[Component]) -> str:
     return "+".join(component.label for component in together)
 
 
-def _is_pair(value: object) -> bool:
-    return isinstance(value, Sequence) and len(value) == 2 and all(isinstance(each, int) for each in value)
+def _pair(value: Any) -> tuple[int, int] | None:
+    """Return the layer and head of a pair of integers of any kind (NumPy's, tensors), `None` of anything else."""
+    if not isinstance(value, Sequence) and not hasattr(value, "shape"):
+        return None  # a set has no order
+    try:
+        layer, head = map(operator.index, value)
+    except (TypeError, ValueError):
+        return None
+    return layer, head
 
 
 def _parsed(name: object) -> Component:
     if isinstance(name, Component):
         return name
-    if isinstance(name, Sequence) and _is_pair(name):
-        return Component(int(name[0]), int(name[1]))
+    pair = _pair(name)
+    if pair is not None:
+        return Component(*pair)
     found = component_of(canonical_label(name)) if isinstance(name, str) else None
     if found is not None:
         return found

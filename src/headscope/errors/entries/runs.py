@@ -236,8 +236,8 @@ next_token_loss(model, torch.tensor([[0]]))
         error="ShardError",
         title="A shard that failed again and again",
         symptom=(
-            "shard 17 of 'entropy' failed 3 times, last in process 4711 of this machine: out of memory The other "
-            "shards are kept; resume=True (--resume) goes on with the run."
+            "shard 17 of 'entropy' failed 3 times, last in process 4711 of this machine: out of memory. The "
+            "other shards are kept; resume=True (--resume) goes on with the run."
         ),
         cause="The same shard failed on every worker that tried it, for the reason in the message: often memory.",
         repair=(

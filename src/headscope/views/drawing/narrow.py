@@ -192,12 +192,14 @@ def _legend(plain: dict[str, Any], below: float, changes: dict[str, Any]) -> int
     """Put the legend below the last panel; return its height, 0 if there is none, or it lies within a panel."""
     layout = plain["layout"]
     legend = layout.get("legend", {})
-    names = [trace.get("name") or "" for trace in plain["data"] if trace.get("showlegend") is not False]
+    # Heatmaps are in a legend only when told to be.
+    has_entry = [trace.get("showlegend", trace.get("type") != "heatmap") for trace in plain["data"]]
+    names = [trace.get("name") or "" for trace, shown in zip(plain["data"], has_entry, strict=True) if shown]
     is_shown = layout.get("showlegend", len(names) > 1 or any(trace.get("showlegend") for trace in plain["data"]))
     is_inside = legend.get("orientation") != "h" and 0 <= legend.get("x", 1.02) < 0.9
     if not is_shown or is_inside:
         return 0
-    place = {"orientation": "h", "x": 0.0, "xanchor": "left", "y": -below, "yanchor": "top"}
+    place = {"orientation": "h", "x": 0.0, "xanchor": "left", "y": -below, "yref": "paper", "yanchor": "top"}
     changes |= {f"legend.{name}": value for name, value in place.items()}
     widest = max(len(name) * _LETTER + 50 for name in names)
     a_line = max(1, (_SCREEN - 20) // widest)
