@@ -8,7 +8,7 @@ from a click on it in the plot of all heads.
 
     python benchmarks/explorer_page.py [--repeats 5]
 
-What to expect, in bytes: script and style are 173 kB; of every head about 1 kB is read before the first picture (its
+What to expect, in bytes: script and style are 180 kB; of every head about 1 kB is read before the first picture (its
 measures), and 70 to 120 kB when its page is opened.
 """
 

@@ -146,7 +146,13 @@ def _head(
         "top_query_tokens": tokens(20, "weight"),
         "top_key_tokens": tokens(20, "weight"),
         "histogram": {"bin_edges": [at / 10 for at in range(11)], "bin_values": drawn.integers(20, size=10).tolist()},
-        "statistics": {"n_samples": 64, "mean_max_activation": row["mean_max_activation"]},
+        "statistics": {
+            "n_samples": 64,
+            "mean_max_activation": row["mean_max_activation"],
+            "key_tokens_lost": 0.3,
+            "query_tokens_lost": 0.0,
+            "token_pairs_lost": 0.11,
+        },
         "measures": {
             measure.name: {
                 "value": row[measure.name],

@@ -87,12 +87,16 @@ def test_a_token_shows_what_it_attends_to_and_what_attends_to_it(chromium: "Brow
     with visit(chromium, tree / "index.html", place=f"#/head/{NAME}", own=tree) as page:
         open_head(page)
         card = page.locator(".sequence").first
-        # At rest: what the head writes at each token, from the smallest of all its texts to the largest.
-        norms = [norm for each in head["sequences"] for norm in each["output_norms"]]
-        low, high = min(norms), max(norms)
+        # At rest: what the head writes at each token, from the smallest of all its texts to the largest; what is not
+        # counted, at the first token and above a text's own norm, is at an end.
+        kept = [
+            [norm for norm in each["output_norms"][1:] if norm <= each["output_norm"]] for each in head["sequences"]
+        ]
+        low, high = min(map(min, kept)), max(map(max, kept))
+        assert max(norm for each in head["sequences"] for norm in each["output_norms"]) > high
         at_rest = look(page, "return all('.strip-token', one('.sequence')).map(alpha)")
         assert at_rest == pytest.approx(
-            [0.42 * (norm - low) / (high - low) for norm in sequence["output_norms"]], abs=1e-3
+            [0.42 * min(max((norm - low) / (high - low), 0), 1) for norm in sequence["output_norms"]], abs=1e-3
         )
 
         card.locator(f".strip-token[data-at='{pick}']").hover()
@@ -220,6 +224,18 @@ def test_charts_and_tables_are_the_files(chromium: "Browser", tree: Path) -> Non
         assert [f"{plain(each['query'])} → {plain(each['key'])}" for each in head["token_pairs"]] == [
             pair for pair, _ in tables[2]
         ]
+        # What may be missing from a share is said, and the shares that are no larger are pale.
+        notes = look(page, "return all('.listing .lost').map((note) => note.textContent.match(/[\\d.]+(?=,)/)[0])")
+        assert notes == ["0.300", "0.110"]
+        pale = look(page, "return all('.weights').map((table) => all('.pale', table).length)")
+        assert pale == [
+            sum(each["weight"] <= head["statistics"][f"{lost}_lost"] for each in head[name])
+            for name, lost in (
+                ("top_query_tokens", "query_tokens"),
+                ("top_key_tokens", "key_tokens"),
+                ("token_pairs", "token_pairs"),
+            )
+        ]
         rows = look(
             page,
             """const logits = (cell) => all('li', cell).map((node) =>
@@ -240,7 +256,7 @@ def test_charts_and_tables_are_the_files(chromium: "Browser", tree: Path) -> Non
         for (link, similarity, compared), each in zip(near, head["neighbors"], strict=True):
             other = f"{each['layer']}.{each['head']}"
             assert (link, compared) == (f"#/head/{other}", f"#/compare/{NAME}/{other}")
-            assert 100 * each["similarity"] == as_shown(similarity.replace("\xa0%", ""))
+            assert each["similarity"] == as_shown(similarity)
 
 
 def test_keys_links_and_the_menu_lead_to_other_heads(chromium: "Browser", tree: Path) -> None:
@@ -295,6 +311,74 @@ def test_trees_of_others_show_what_is_missing(chromium: "Browser", tmp_path: Pat
         go(page, "#/compare/0.0/0.1")
         page.wait_for_selector(".compare-page .part")
         assert page.locator(".compare-page .missing").count() > 0
+
+
+BROKEN_HEADS: dict[str, Any] = {
+    "empty": {},
+    "nothing": dict.fromkeys(("sequences", "histogram", "measures", "kinds", "statistics", "ov_table")),
+    "empty parts": {
+        name: {}
+        for name in (
+            "sequences",
+            "qk_distance_histogram",
+            "histogram",
+            "top_key_tokens",
+            "ov_table",
+            "neighbors",
+            "kinds",
+        )
+    },
+    "other shapes": {
+        "measures": {"constructor": 3, "__proto__": None, "qk_distance": {"value": "x"}},
+        "statistics": {"n_samples": "64", "toString": 1},
+        "top_key_tokens": [{"token": None, "weight": 1}, {"token": "a", "weight": "x"}, 5, None],
+        "histogram": {"bin_edges": [0, 1], "bin_values": []},
+        "qk_distance_histogram": {"bin_edges": [0, 0, 1], "bin_values": [1, 2]},
+        "sequences": [{"tokens": ["only"], "sequence_id": 1}, {"tokens": []}, 7],
+        "kinds": [{"label": "no name"}],
+        "neighbors": [{"layer": 10**9, "head": 0, "similarity": 1}],
+    },
+}
+
+
+def test_damaged_and_minimal_trees_are_drawn_as_far_as_they_go(chromium: "Browser", tmp_path: Path) -> None:
+    page_path = write_tree(tmp_path, n_layers=2, n_heads=2)
+    whole = read(tmp_path, "heads/L0H0")
+    # All that `read_tree` asks for; a measure by the name that others give it, and rows that hold more.
+    minimal = {"heads": [[0, 0], [1, 1]], "metrics": ["previous_token_score", "constructor"]}
+    save(tmp_path, "config", minimal)
+    save(tmp_path, "scatter_data", [{"layer": 0, "head": 0, "previous_token_score": 0.25, "kinds": ["__proto__", 3]}])
+    first = whole["sequences"][0]
+    far = {**first, "seq_len": 10**6, "attention_indices": [10**6, 3 * 10**6 + 2, -1, 10**13, 1.5]}
+    far["attention_values"] = [0.5, 0.25, 1, 1, None]
+    save(tmp_path, "heads/L0H0", {**whole, "sequences": [far]})
+    measures = "return rows('.measures tbody tr[data-measure]').map((row) => row.slice(0, 2))"
+    with visit(chromium, page_path, place="#/head/0.0", own=tmp_path, forgiven="ERR_FILE_NOT_FOUND") as page:
+        open_head(page, "0.0")
+        shown = [["prev token score", "0.250"], ["constructor", "not measured"]]
+        without = {**whole, "measures": {"previous_token_score": {"value": 0.25, "error": None, "count": None}}}
+        assert look(page, measures)[1] == shown[1]
+        page.locator(".strip-token[data-at='3']").first.hover()
+        assert look(page, "return one('.spoken b').textContent").startswith("25.0")  # row 3, column 2 of a million
+        for place, drawn in (("#/", "main h1, main .dots"), ("#/heads", ".heads tbody tr"), ("#/grid", ".cell")):
+            go(page, place)
+            page.wait_for_selector(drawn)
+            assert page.locator(".notice").count() == 0, place
+        for name, broken in {"known by another name": without, **BROKEN_HEADS}.items():
+            save(tmp_path, "heads/L0H0", broken)
+            page.goto("about:blank")
+            page.goto(f"{page_path.as_uri()}#/head/0.0")
+            open_head(page, "0.0")
+            assert look(page, measures) == shown, name
+            assert page.locator(".part").count() == 6 and page.locator(".notice").count() == 0, name
+        for config, said in (
+            ({"heads": [[0, "0"]]}, "names no heads"),
+            ({**minimal, "format_version": 2}, "format version 2"),
+            (5, "names no heads"),
+        ):
+            save(tmp_path, "config", config)
+            page.reload()
+            page.locator(f".notice:has-text('{said}')").wait_for()
 
 
 def save(folder: Path, name: str, data: Any) -> None:

@@ -27,7 +27,7 @@ export function ComparePage() {
 
 function Pair({ one, two }: { one: HeadEntry; two: HeadEntry }) {
   const tree = useTree();
-  const [first, second] = [one, two].map((entry) => useData<Head>(tree.headFile(entry.layer, entry.head)));
+  const [first, second] = [one, two].map((entry) => useData(tree.headFile(entry.layer, entry.head)));
   const to = (a: string, b: string) => go(address(["compare", a, b]));
   useKeys("These two heads", [{ key: "x", label: "Swap them", run: () => to(two.name, one.name) }]);
   return (
@@ -103,8 +103,20 @@ function Both({ one, two }: { one: Side; two: Side }) {
       </Part>
       <Part title="Tokens" id="tokens">
         <p class="soft note">A frame marks the tokens that both lists have.</p>
-        <Tokens one={one} two={two} title="Tokens that look" of={(head) => head.top_query_tokens} />
-        <Tokens one={one} two={two} title="Tokens looked at" of={(head) => head.top_key_tokens} />
+        <Tokens
+          one={one}
+          two={two}
+          title="Tokens that look"
+          of={(head) => head.top_query_tokens}
+          lost="query_tokens_lost"
+        />
+        <Tokens
+          one={one}
+          two={two}
+          title="Tokens looked at"
+          of={(head) => head.top_key_tokens}
+          lost="key_tokens_lost"
+        />
       </Part>
       <Part title="What they write" id="ov">
         <div class="two">
@@ -225,13 +237,21 @@ function Spreads(props: { sides: Side[]; of: (head: Head) => Histogram | undefin
   );
 }
 
-function Tokens(props: { one: Side; two: Side; title: string; of: (head: Head) => TokenWeight[] | undefined }) {
+type TokensProps = {
+  one: Side;
+  two: Side;
+  title: string;
+  of: (head: Head) => TokenWeight[] | undefined;
+  lost: "query_tokens_lost" | "key_tokens_lost";
+};
+
+function Tokens(props: TokensProps) {
   const lists = [props.one, props.two].map(({ head }) => props.of(head));
   const [first, second] = lists.map((rows) => new Set(rows?.map((row) => row.token)));
   const shared = new Set([...(first ?? [])].filter((token) => second?.has(token)));
   return (
     <div class="two">
-      {[props.one, props.two].map(({ entry }, at) => {
+      {[props.one, props.two].map(({ entry, head }, at) => {
         const rows = lists[at];
         const title = `${entry.name}: ${props.title.toLowerCase()}`;
         return rows ? (
@@ -241,6 +261,7 @@ function Tokens(props: { one: Side; two: Side; title: string; of: (head: Head) =
             about={`${shared.size} of ${rows.length} in both lists`}
             rows={rows}
             shared={shared}
+            lost={head.statistics[props.lost]}
           />
         ) : (
           <section key={entry.name}>

@@ -10,19 +10,28 @@ declare global {
   }
 }
 
+/** A file of the tree: its path without ending, and how it is read; an error of that says what is wrong with it. */
+export type DataFile<T> = { name: string; read: (found: unknown) => T };
+
 const received = new Map<string, unknown>();
+const ready = new Map<string, unknown>();
 const asked = new Map<string, Promise<unknown>>();
 
 window.headscope = { receive: (name, data) => received.set(name, data) };
 
-/** Load a file of the tree, by its path without ending. */
-export function load<T>(name: string): Promise<T> {
+export function load<T>({ name, read }: DataFile<T>): Promise<T> {
   let answer = asked.get(name);
   if (!answer) {
-    answer = byScript(name).catch((error: Error) => {
-      if (location.protocol === "file:") throw error;
-      return byFetch(name);
-    });
+    answer = byScript(name)
+      .catch((error: Error) => {
+        if (location.protocol === "file:") throw error;
+        return byFetch(name);
+      })
+      .then((found) => {
+        ready.set(name, read(found));
+        received.delete(name);
+        return ready.get(name);
+      });
     answer.catch(() => asked.delete(name)); // so that a later try asks again
     asked.set(name, answer);
   }
@@ -49,29 +58,27 @@ function byScript(name: string): Promise<unknown> {
 async function byFetch(name: string): Promise<unknown> {
   const answer = await fetch(`${name}.json`);
   if (!answer.ok) throw new Error(`Neither ${name}.js nor ${name}.json could be read.`);
-  const data: unknown = await answer.json();
-  received.set(name, data);
-  return data;
+  return answer.json();
 }
 
 export type Loaded<T> = { state: "loading" } | { state: "failed"; message: string } | { state: "ready"; data: T };
 
 /** Load a file of the tree for a component. */
-export function useData<T>(name: string): Loaded<T> {
+export function useData<T>({ name, read }: DataFile<T>): Loaded<T> {
   const [loaded, setLoaded] = useState<{ name: string; result: Loaded<T> } | null>(null);
   useEffect(() => {
     let current = true;
     const set = (result: Loaded<T>) => current && setLoaded({ name, result });
-    load<T>(name).then(
+    load<T>({ name, read }).then(
       (data) => set({ state: "ready", data }),
       (error: Error) => set({ state: "failed", message: error.message }),
     );
     return () => {
       current = false;
     };
-  }, [name]);
+  }, [name, read]);
   if (loaded?.name === name) return loaded.result;
   // Data that are here already are shown in the first frame.
-  if (received.has(name)) return { state: "ready", data: received.get(name) as T };
+  if (ready.has(name)) return { state: "ready", data: ready.get(name) as T };
   return { state: "loading" };
 }

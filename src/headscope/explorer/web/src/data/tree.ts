@@ -1,7 +1,13 @@
 /** What all pages know of the tree: its configuration and the measures of all heads. */
 import { createContext } from "preact";
 import { useContext } from "preact/hooks";
-import type { Config, HeadName, Kind, Measure, ScatterRow } from "./types";
+import type { DataFile } from "./load";
+import { plainMeasure, readConfig, readHead, readRows, readSearch } from "./reading";
+import type { Config, Head, HeadName, Kind, Measure, ScatterRow, SearchIndex } from "./types";
+
+export const CONFIG: DataFile<Config> = { name: "config", read: readConfig };
+export const ROWS: DataFile<ScatterRow[]> = { name: "scatter_data", read: readRows };
+export const SEARCH: DataFile<SearchIndex> = { name: "search", read: readSearch };
 
 export type HeadEntry = {
   name: HeadName;
@@ -23,12 +29,16 @@ export class Tree {
 
   constructor(config: Config, rows: ScatterRow[]) {
     this.config = config;
-    this.heads = rows.map(headEntry).sort((one, other) => one.layer - other.layer || one.head - other.head);
+    const found = new Map(rows.map((row) => [headName(row.layer, row.head), row]));
+    const places = new Map(config.heads.map(([layer, head]) => [headName(layer, head), { layer, head }]));
+    this.heads = [...places]
+      .map(([name, place]) => headEntry({ ...NOTHING, ...found.get(name), ...place }))
+      .sort((one, other) => one.layer - other.layer || one.head - other.head);
     this.byName = new Map(this.heads.map((head) => [head.name, head]));
-    const described = new Map(config.measures?.map((measure) => [measure.name, measure]));
+    const described = new Map(config.measures.map((measure) => [measure.name, measure]));
     this.measures = config.metrics.map((name) => described.get(name) ?? plainMeasure(name, config));
     this.measureByName = new Map(this.measures.map((measure) => [measure.name, measure]));
-    this.kinds = config.kinds ?? [];
+    this.kinds = config.kinds;
   }
 
   head(name: string): HeadEntry | undefined {
@@ -48,42 +58,23 @@ export class Tree {
     return head.kinds.map((kind) => this.kindLabel(kind)).join(", ") || (head.label ?? "");
   }
 
-  /** The path, without ending, of a head's file. */
-  headFile(layer: number, head: number): string {
+  headFile(layer: number, head: number): DataFile<Head> {
     const file = this.config.head_data_pattern.replace("{layer}", String(layer)).replace("{head}", String(head));
-    return `heads/${file.replace(/\.json$/, "")}`;
+    return { name: `heads/${file.replace(/\.json$/, "")}`, read: readHead };
   }
 }
+
+const NOTHING = { kinds: [], label: null, numbers: {} };
 
 function headEntry(row: ScatterRow): HeadEntry {
   return {
     name: headName(row.layer, row.head),
     layer: row.layer,
     head: row.head,
-    kinds: row.kinds ?? [],
-    label: row.label ?? null,
-    value: (measure) => number(row[measure]),
-    error: (measure) => number(row[`${measure}_error`]),
-  };
-}
-
-function number(value: unknown): number | null {
-  return typeof value === "number" && Number.isFinite(value) ? value : null;
-}
-
-/** A measure of a tree written by others, of which only the name and a description are known. */
-function plainMeasure(name: string, config: Config): Measure {
-  return {
-    name,
-    label: name.replaceAll("_", " "),
-    unit: "",
-    description: config.metric_descriptions[name] ?? "",
-    group: "attention",
-    diverging: false,
-    range: null,
-    better_log: false,
-    count: 0,
-    count_unit: "",
+    kinds: row.kinds,
+    label: row.label,
+    value: (measure) => row.numbers[measure] ?? null,
+    error: (measure) => row.numbers[`${measure}_error`] ?? null,
   };
 }
 

@@ -1,10 +1,9 @@
-/** The files of a tree, as `headscope explore` writes them. What was not measured is null or left out. */
+/** What the pages know of a tree, whoever wrote it (`reading.ts`). What it does not have is undefined or null. */
 
 export type HeadName = `${number}.${number}`;
 
 export type Config = {
-  format_version?: number;
-  generator?: string;
+  generator: string;
   model_name: string;
   n_layers: number;
   n_heads: number;
@@ -15,14 +14,16 @@ export type Config = {
   head_data_pattern: string;
   custom_plots: { key: string; label: string }[];
   custom_tables: { key: string; label: string }[];
-  statistics_display: Record<string, { label: string; format: string }>;
+  /** Labels of a head's statistics. */
+  statistics_display: Record<string, string>;
   pipeline_config: Record<string, unknown>;
   /** One for each metric, in reading order; trees written by others have none. */
-  measures?: Measure[];
-  kinds?: Kind[];
+  measures: Measure[];
+  kinds: Kind[];
 };
 
-export type MeasureGroup = "attention" | "prediction" | "ablation" | "copying" | "activity";
+export const GROUPS = ["attention", "prediction", "ablation", "copying", "activity"] as const;
+export type MeasureGroup = (typeof GROUPS)[number];
 
 export type Measure = {
   name: string;
@@ -40,13 +41,13 @@ export type Measure = {
 
 export type Kind = { name: string; label: string; description: string };
 
-/** One head of the overview: its place, and `metric` and `metric_error` for every metric. */
+/** One head of the overview: its place, and `metric` and `metric_error` of every metric that was measured. */
 export type ScatterRow = {
   layer: number;
   head: number;
-  kinds?: string[];
-  label?: string | null;
-  [measure: string]: number | string | string[] | null | undefined;
+  kinds: string[];
+  label: string | null;
+  numbers: Record<string, number>;
 };
 
 export type TokenPlace = "query" | "key" | "ov_source" | "promoted" | "suppressed";
@@ -73,23 +74,21 @@ export type Sequence = {
   sequence_id: number;
   /** 1 to `n_intervals`; the highest is that of the most active sequences. */
   interval: number;
-  rank?: "top" | "typical";
+  rank: "top" | "typical";
   tokens: string[];
-  /** query * seq_len + key of each kept weight. */
+  /** query * tokens.length + key of each kept weight. */
   attention_indices: number[];
   attention_values: number[];
-  seq_len: number;
-  max_activation: number;
-  output_norm?: number;
+  max_activation: number | null;
+  output_norm: number | null;
   /** Norm of what the head writes, at each query. */
-  output_norms?: number[];
+  output_norms: (number | null)[] | null;
 };
 
 export type OvRow = {
   token: string;
-  id: number;
   /** The token's share of the head's attention. */
-  share: number;
+  share: number | null;
   promoted: TokenLogit[];
   suppressed: TokenLogit[];
 };
@@ -97,18 +96,18 @@ export type OvRow = {
 export type KindEvidence = { name: string; label: string; evidence: string; sure: boolean };
 
 export type Head = {
-  layer: number;
-  head: number;
-  sequences: Sequence[];
-  qk_distance_histogram?: Histogram;
-  top_query_tokens?: TokenWeight[];
-  top_key_tokens?: TokenWeight[];
-  histogram?: Histogram;
-  statistics?: Record<string, number | null>;
-  measures?: Record<string, Estimate>;
-  kinds?: KindEvidence[];
-  ov_table?: OvRow[];
-  token_pairs?: { query: string; key: string; weight: number }[];
-  output_norm_histogram?: Histogram;
-  neighbors?: { layer: number; head: number; similarity: number }[];
+  sequences: Sequence[] | undefined;
+  qk_distance_histogram: Histogram | undefined;
+  top_query_tokens: TokenWeight[] | undefined;
+  top_key_tokens: TokenWeight[] | undefined;
+  histogram: Histogram | undefined;
+  statistics: Record<string, number>;
+  measures: Record<string, Estimate> | undefined;
+  kinds: KindEvidence[] | undefined;
+  ov_table: OvRow[] | undefined;
+  token_pairs: { query: string; key: string; weight: number }[] | undefined;
+  output_norm_histogram: Histogram | undefined;
+  neighbors: { layer: number; head: number; similarity: number }[] | undefined;
+  /** All that the file holds, for plots and tables of others' making. */
+  others: Record<string, unknown>;
 };

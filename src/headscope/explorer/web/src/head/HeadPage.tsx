@@ -2,9 +2,10 @@
 import "./head.css";
 import { useEffect } from "preact/hooks";
 import { load, useData } from "../data/load";
+import { readHistogram, readWeights } from "../data/reading";
 import { type HeadEntry, useTree } from "../data/tree";
 import type { Head, Histogram, KindEvidence, TokenWeight } from "../data/types";
-import { number, percent } from "../format";
+import { number } from "../format";
 import { address, go, useRoute } from "../router";
 import { useKeys } from "../shared/keys";
 import { Notice } from "../shared/Notice";
@@ -25,7 +26,7 @@ export function HeadPage() {
 
 function Known({ entry }: { entry: HeadEntry }) {
   const tree = useTree();
-  const loaded = useData<Head>(tree.headFile(entry.layer, entry.head));
+  const loaded = useData(tree.headFile(entry.layer, entry.head));
   const at = tree.heads.indexOf(entry);
   const before = tree.heads[at - 1];
   const after = tree.heads[at + 1];
@@ -102,7 +103,6 @@ function Details({ entry, head }: { entry: HeadEntry; head: Head }) {
   const tree = useTree();
   const { options } = useRoute();
   const distances = head.qk_distance_histogram;
-  const extra = head as unknown as Record<string, unknown>;
   return (
     <>
       <Kinds kinds={head.kinds} />
@@ -111,7 +111,12 @@ function Details({ entry, head }: { entry: HeadEntry; head: Head }) {
         {!head.measures && <Facts statistics={head.statistics} />}
       </Part>
       <Part title="On real text" id="texts" missing={!head.sequences?.length}>
-        <Sequences head={entry.name} sequences={head.sequences} intervals={tree.config.n_intervals} options={options} />
+        <Sequences
+          head={entry.name}
+          sequences={head.sequences ?? []}
+          intervals={tree.config.n_intervals}
+          options={options}
+        />
       </Part>
       <Part title="What looks at what" id="tokens">
         <div class="listings">
@@ -132,15 +137,21 @@ function Details({ entry, head }: { entry: HeadEntry; head: Head }) {
             title="Tokens that look"
             about="By how much attention they pay, all in all."
             rows={head.top_query_tokens}
+            lost={head.statistics.query_tokens_lost}
           />
           <Weights
             title="Tokens looked at"
             about="By how much attention they get, all in all."
             rows={head.top_key_tokens}
+            lost={head.statistics.key_tokens_lost}
           />
-          {head.token_pairs ? <PairTable rows={head.token_pairs} /> : <MissingListing title="Pairs it joins most" />}
+          {head.token_pairs ? (
+            <PairTable rows={head.token_pairs} lost={head.statistics.token_pairs_lost} />
+          ) : (
+            <MissingListing title="Pairs it joins most" />
+          )}
           {others(tree.config.custom_tables).map(({ key, label }) => (
-            <Weights key={key} title={label} about="" rows={extra[key] as TokenWeight[] | undefined} />
+            <Weights key={key} title={label} about="" rows={readWeights(head.others[key])} />
           ))}
         </div>
       </Part>
@@ -164,7 +175,7 @@ function Details({ entry, head }: { entry: HeadEntry; head: Head }) {
             label="Largest weight in a text, off the diagonal and the first token"
           />
           {others(tree.config.custom_plots).map(({ key, label }) => (
-            <Spread key={key} title={label} histogram={extra[key] as Histogram | undefined} label={label} />
+            <Spread key={key} title={label} histogram={readHistogram(head.others[key])} label={label} />
           ))}
         </div>
       </Part>
@@ -184,8 +195,10 @@ function MissingListing({ title }: { title: string }) {
   );
 }
 
-function Weights({ title, about, rows }: { title: string; about: string; rows: TokenWeight[] | undefined }) {
-  return rows ? <WeightTable title={title} about={about} rows={rows} /> : <MissingListing title={title} />;
+type WeightsProps = { title: string; about: string; rows: TokenWeight[] | undefined; lost?: number | undefined };
+
+function Weights({ title, about, rows, lost }: WeightsProps) {
+  return rows ? <WeightTable title={title} about={about} rows={rows} lost={lost} /> : <MissingListing title={title} />;
 }
 
 function Spread({ title, histogram, label }: { title: string; histogram: Histogram | undefined; label: string }) {
@@ -222,9 +235,9 @@ function Kinds({ kinds }: { kinds: KindEvidence[] | undefined }) {
 
 function Facts({ statistics }: { statistics: Head["statistics"] }) {
   const tree = useTree();
-  const shown = Object.entries(statistics ?? {}).flatMap(([key, value]) => {
-    const display = tree.config.statistics_display[key];
-    return display ? [{ key, label: display.label, value }] : [];
+  const shown = Object.entries(statistics).flatMap(([key, value]) => {
+    const label = tree.config.statistics_display[key];
+    return label ? [{ key, label, value }] : [];
   });
   if (!shown.length) return null;
   return (
@@ -232,7 +245,7 @@ function Facts({ statistics }: { statistics: Head["statistics"] }) {
       {shown.map(({ key, label, value }) => (
         <div key={key}>
           <dt>{label}</dt>
-          <dd>{value !== null && Number.isInteger(value) ? value.toLocaleString("en") : number(value)}</dd>
+          <dd>{Number.isInteger(value) ? value.toLocaleString("en") : number(value)}</dd>
         </div>
       ))}
     </dl>
@@ -242,21 +255,24 @@ function Facts({ statistics }: { statistics: Head["statistics"] }) {
 function Neighbors({ entry, neighbors }: { entry: HeadEntry; neighbors: NonNullable<Head["neighbors"]> }) {
   const tree = useTree();
   return (
-    <ul class="neighbors">
-      {neighbors.map(({ layer, head, similarity }) => {
-        const name = `${layer}.${head}`;
-        const kinds = tree.head(name)?.kinds ?? [];
-        return (
-          <li key={name}>
-            <a href={address(["head", name])}>{name}</a>
-            <span class="soft">{kinds.map((kind) => tree.kindLabel(kind)).join(", ")}</span>
-            <span class="value">{percent(similarity)}</span>
-            <a class="quiet" href={address(["compare", entry.name, name])}>
-              compare
-            </a>
-          </li>
-        );
-      })}
-    </ul>
+    <>
+      <p class="soft note">The cosine of their attention patterns, estimated to about 0.02.</p>
+      <ul class="neighbors">
+        {neighbors.map(({ layer, head, similarity }) => {
+          const name = `${layer}.${head}`;
+          const kinds = tree.head(name)?.kinds ?? [];
+          return (
+            <li key={name}>
+              <a href={address(["head", name])}>{name}</a>
+              <span class="soft">{kinds.map((kind) => tree.kindLabel(kind)).join(", ")}</span>
+              <span class="value">{similarity.toFixed(2).replace("-", "−")}</span>
+              <a class="quiet" href={address(["compare", entry.name, name])}>
+                compare
+              </a>
+            </li>
+          );
+        })}
+      </ul>
+    </>
   );
 }

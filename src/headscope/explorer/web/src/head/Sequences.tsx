@@ -52,7 +52,7 @@ export function Sequences({ head, sequences, intervals, options }: Props) {
       <p class="soft note">
         {chosen === TOP ? "The texts on which the head writes most." : `${level(Number(chosen), intervals)}.`}
         {norms &&
-          ` A token's shade is the size of what the head writes there, from ${number(norms[0])} to ${number(norms[1])}.`}
+          ` A token's shade is the size of what the head writes there, from ${number(norms[0])} to ${number(norms[1])}, the first token aside.`}
       </p>
       <ol class="sequences">
         {shown.map((sequence, at) => (
@@ -78,16 +78,25 @@ export function Sequences({ head, sequences, intervals, options }: Props) {
 
 export type Range = [low: number, high: number];
 
-/** The smallest and the largest norm of what a head writes at a token; null where they were not kept. */
+/**
+ * The smallest and the largest norm of what a head writes at a token; null where they were not kept. The first token
+ * is left out, which is most often that of the beginning, and what is above a text's own norm: they are not counted.
+ */
 export function rangeOfNorms(sequences: readonly Sequence[]): Range | null {
   let [low, high] = [Infinity, -Infinity];
-  for (const { output_norms: norms } of sequences) {
-    for (const norm of norms ?? []) {
+  for (const { output_norm: largest, output_norms: norms } of sequences) {
+    for (const norm of norms?.slice(1) ?? []) {
+      if (norm === null || norm > (largest ?? Infinity)) continue;
       low = Math.min(low, norm);
       high = Math.max(high, norm);
     }
   }
   return low <= high ? [low, high] : null;
+}
+
+/** Where a norm stands in a range, from 0 to 1; what was not counted may lie outside, and gets the nearer end. */
+function shareOf(norm: number | null, [low, high]: Range): number {
+  return norm === null ? 0 : Math.max(0, Math.min(1, (norm - low) / (high - low || 1)));
 }
 
 function level(interval: number, intervals: number): string {
@@ -119,7 +128,7 @@ export function SequenceCard(props: CardProps) {
   const pinned = token !== null && token >= 0 && token < tokens.length ? token : null;
   const pin = props.onPin ?? setKept;
   const weights = useMemo(
-    () => sparseWeights(sequence.seq_len, sequence.attention_indices, sequence.attention_values),
+    () => sparseWeights(sequence.tokens.length, sequence.attention_indices, sequence.attention_values),
     [sequence],
   );
   useEffect(() => {
@@ -153,7 +162,7 @@ export function SequenceCard(props: CardProps) {
           <a href={address(["head", head], { seq: String(id) })} title="a link to this text">
             text {id}
           </a>
-          {sequence.output_norm !== undefined && (
+          {sequence.output_norm !== null && (
             <span>
               writes at most <b>{number(sequence.output_norm)}</b>
             </span>
@@ -166,7 +175,7 @@ export function SequenceCard(props: CardProps) {
           tokens={tokens}
           label={`Text ${id}`}
           weights={weights}
-          shares={range && norms ? norms.map((norm) => (norm - range[0]) / (range[1] - range[0] || 1)) : undefined}
+          shares={range && norms ? norms.map((norm) => shareOf(norm, range)) : undefined}
           about={(at) => `position ${at}${norms ? `: writes ${number(norms[at])}` : ""}`}
           pointed={pointed}
           pinned={pinned}

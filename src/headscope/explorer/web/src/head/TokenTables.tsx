@@ -36,17 +36,26 @@ function Listing({
   about,
   children,
   more,
+  lost,
 }: {
   title: string;
   about: string;
   children: ComponentChildren;
   more: ComponentChildren;
+  /** The most that a share may be too low by. */
+  lost: number | undefined;
 }): JSX.Element {
   return (
     <section class="listing">
       <h3>{title}</h3>
       <p class="soft note">{about}</p>
       {children}
+      {!!lost && (
+        <p class="soft note lost">
+          Counted in bounded memory: no share is too low by more than {number(lost)}, and none is too high. Pale: those
+          that are no more than that.
+        </p>
+      )}
       {more}
     </section>
   );
@@ -57,20 +66,22 @@ export function WeightTable({
   about,
   rows,
   shared,
+  lost,
 }: {
   title: string;
   about: string;
   rows: readonly TokenWeight[];
   shared?: ReadonlySet<string>;
+  lost?: number | undefined;
 }): JSX.Element {
   const [shown, more] = useSome(rows, FIRST, "tokens");
   const largest = Math.max(...rows.map((row) => row.weight), 1e-9);
   return (
-    <Listing title={title} about={about} more={more}>
+    <Listing title={title} about={about} more={more} lost={lost}>
       <table class="weights">
         <tbody>
           {shown.map(({ token, weight }) => (
-            <tr class={shared?.has(token) ? "shared" : ""}>
+            <tr class={`${shared?.has(token) ? "shared" : ""}${weight <= (lost ?? 0) ? " pale" : ""}`}>
               <th scope="row">
                 <TokenLink token={token} />
               </th>
@@ -86,14 +97,16 @@ export function WeightTable({
   );
 }
 
-export function PairTable({ rows }: { rows: readonly { query: string; key: string; weight: number }[] }): JSX.Element {
+type PairProps = { rows: readonly { query: string; key: string; weight: number }[]; lost: number | undefined };
+
+export function PairTable({ rows, lost }: PairProps): JSX.Element {
   const [shown, more] = useSome(rows, FIRST, "pairs");
   return (
-    <Listing title="Pairs it joins most" about="The token that looks, and the one looked at." more={more}>
+    <Listing title="Pairs it joins most" about="The token that looks, and the one looked at." more={more} lost={lost}>
       <table class="weights">
         <tbody>
           {shown.map(({ query, key, weight }) => (
-            <tr>
+            <tr class={weight <= (lost ?? 0) ? "pale" : ""}>
               <th scope="row">
                 <TokenLink token={query} /> <span class="soft">→</span> <TokenLink token={key} />
               </th>

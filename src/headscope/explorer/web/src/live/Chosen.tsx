@@ -7,7 +7,7 @@ import { Pattern } from "../tokens/Pattern";
 import { type Pointed, Spoken } from "../tokens/TokenStrip";
 import { Quote } from "../tokens/text";
 import { denseWeights, differenceOf } from "../tokens/weights";
-import type { Answer, OnePatternAnswer, Part, State, WhyAnswer } from "./answers";
+import type { Answer, OnePatternAnswer, Part, Rest, State, WhyAnswer } from "./answers";
 import { useAnswer } from "./client";
 import type { View } from "./Effects";
 import { Trouble } from "./Trouble";
@@ -85,11 +85,11 @@ function Why({ state, layer, head, cell, tokens, close }: WhyProps) {
             <b data-value="score">{number(why.score, { signed: true })}</b> before the softmax
             {state.changes.length > 0 && ", with the changes"}
             {why.penalty !== 0 && `, of which ${number(why.penalty, { signed: true })} is for the distance`}. The score
-            is the sum of:
+            {why.penalty !== 0 && " without that"} is the sum of each of these lists:
           </p>
           <Parts title="what the query is made of" parts={why.query_parts} />
           <Parts title="what the key is made of" parts={why.key_parts} />
-          <Parts title="pairs of the two" parts={why.parts} />
+          <Parts title="pairs of the two" parts={why.parts} beyond={why.pairs_rest} />
         </>
       )}
     </section>
@@ -98,9 +98,12 @@ function Why({ state, layer, head, cell, tokens, close }: WhyProps) {
 
 const SHOWN = 6;
 
-function Parts({ title, parts }: { title: string; parts: Part[] }) {
+type PartsProps = { title: string; parts: Part[] /** Parts that were not told one by one. */; beyond?: Rest };
+
+function Parts({ title, parts, beyond = { count: 0, value: 0 } }: PartsProps) {
   const largest = Math.max(...parts.map(({ value }) => Math.abs(value)), 1e-9);
-  const rest = parts.slice(SHOWN).reduce((sum, { value }) => sum + value, 0);
+  const rest = parts.slice(SHOWN).reduce((sum, { value }) => sum + value, beyond.value);
+  const hidden = Math.max(0, parts.length - SHOWN) + beyond.count;
   return (
     <table class="parts">
       <caption>{title}</caption>
@@ -114,9 +117,9 @@ function Parts({ title, parts }: { title: string; parts: Part[] }) {
             <td class="value">{number(value, { signed: true })}</td>
           </tr>
         ))}
-        {parts.length > SHOWN && (
+        {hidden > 0 && (
           <tr class="rest">
-            <th scope="row">{parts.length - SHOWN} more</th>
+            <th scope="row">{hidden} more</th>
             <td />
             <td class="value">{number(rest, { signed: true })}</td>
           </tr>

@@ -2,13 +2,13 @@
 import "../compare/compare.css";
 import "../head/head.css";
 import "./live.css";
-import { useEffect, useState } from "preact/hooks";
+import { useEffect, useRef, useState } from "preact/hooks";
 import { load } from "../data/load";
 import { useTree } from "../data/tree";
 import type { Head } from "../data/types";
 import { parseHead } from "../format";
 import { Part } from "../head/frame";
-import { setOptions, useRoute } from "../router";
+import { currentRoute, setOptions, useRoute } from "../router";
 import { Notice } from "../shared/Notice";
 import { Switch } from "../shared/Switch";
 import { Quote } from "../tokens/text";
@@ -73,7 +73,8 @@ function useHistory(example: string): [History, (history: History) => void] {
     future: [],
   }));
   useEffect(() => {
-    const linked = decode(coded);
+    // Drawn later than the address moved on, an older state is no link to follow.
+    const linked = currentRoute().options.get("state") === coded ? decode(coded) : null;
     if (linked) setHistory((current) => advance(current, linked));
   }, [coded]);
   useEffect(() => {
@@ -94,7 +95,7 @@ function useExample(wanted: boolean, name: string | null): string | null {
   const [example, setExample] = useState<string | null>(wanted && entry ? null : "");
   useEffect(() => {
     if (!wanted || !entry) return;
-    load<Head>(tree.headFile(entry.layer, entry.head)).then(
+    load(tree.headFile(entry.layer, entry.head)).then(
       (head) => setExample((kept) => kept ?? exampleOf(head)),
       () => setExample((kept) => kept ?? ""),
     );
@@ -188,6 +189,7 @@ function Results({ answer, state, stale, model, chosen, history, onHistory, onPi
   const position = state.position < 0 ? n + state.position : Math.min(state.position, n - 1);
   const to = (next: State) => onHistory(advance(history, next));
   const isHead = chosen !== null && parseHead(chosen) !== null;
+  const side = useRef<HTMLElement>(null);
   return (
     <div class={stale ? "live-columns stale" : "live-columns"} aria-busy={stale}>
       <div class="live-main">
@@ -212,8 +214,13 @@ function Results({ answer, state, stale, model, chosen, history, onHistory, onPi
         <Part title="Where every head looks" id="patterns">
           <AllPatterns model={model} state={state} view={view} chosen={chosen} onPick={onPick} />
         </Part>
+        {chosen !== null && (
+          <button type="button" class="button primary to-side" onClick={() => side.current?.scrollIntoView()}>
+            {capitalized(componentTitle(chosen))}: see and change it
+          </button>
+        )}
       </div>
-      <aside class="live-side" aria-label="The chosen part and the changes">
+      <aside ref={side} class="live-side" aria-label="The chosen part and the changes">
         <Changes history={history} onHistory={onHistory} onPick={onPick} />
         <section class="chosen-part" aria-label="The chosen part">
           {chosen === null ? (

@@ -15,3 +15,4 @@ export type PatternsAnswer = Schemas["PatternsAnswer"];
 export type OnePatternAnswer = Schemas["OnePatternAnswer"];
 export type WhyAnswer = Schemas["WhyAnswer"];
 export type Part = Schemas["Part"];
+export type Rest = Schemas["Rest"];

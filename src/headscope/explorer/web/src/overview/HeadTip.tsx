@@ -19,7 +19,7 @@ export function useNeighbors(head: HeadEntry | null): Neighbor[] {
     if (!head) return;
     let current = true;
     const timer = setTimeout(() => {
-      load<Head>(tree.headFile(head.layer, head.head)).then(
+      load(tree.headFile(head.layer, head.head)).then(
         (data) => current && setFound({ of: head, neighbors: known(data) }),
         () => undefined, // no neighbors are shown; the head's page says what is missing
       );

@@ -4,8 +4,8 @@ import { count } from "../format";
 /** What was measured, and on what. */
 export function Provenance() {
   const { config, heads } = useTree();
-  const facts = Object.entries(config.pipeline_config ?? {}).filter(([, value]) => value !== null);
-  const { n_tokens, dataset_name } = config.pipeline_config ?? {};
+  const facts = Object.entries(config.pipeline_config).filter(([, value]) => value !== null);
+  const { n_tokens, dataset_name } = config.pipeline_config;
   return (
     <details class="provenance">
       <summary>

@@ -2,7 +2,7 @@ import "../tokens/tokens.css";
 import "./search.css";
 import { useMemo } from "preact/hooks";
 import { useData } from "../data/load";
-import { headName, useTree } from "../data/tree";
+import { headName, SEARCH, useTree } from "../data/tree";
 import type { HeadName, SearchIndex, TokenPlace } from "../data/types";
 import { count, number } from "../format";
 import { setOptions, useRoute } from "../router";
@@ -25,7 +25,7 @@ type Hit = { token: string; head: HeadName; weight: number };
 
 /** Heads by the tokens they look from, look at, read, promote or suppress. */
 export function SearchPage() {
-  const index = useData<SearchIndex>("search");
+  const index = useData(SEARCH);
   const { options } = useRoute();
   const query = options.get("q") ?? "";
   const where = options.get("where") ?? "";

@@ -1,9 +1,8 @@
-import type { ComponentType } from "preact";
-import { useEffect, useMemo } from "preact/hooks";
+import type { ComponentChildren, ComponentType } from "preact";
+import { useEffect, useErrorBoundary, useMemo } from "preact/hooks";
 import { ComparePage } from "../compare/ComparePage";
 import { useData } from "../data/load";
-import { Tree, TreeContext } from "../data/tree";
-import type { Config, ScatterRow } from "../data/types";
+import { CONFIG, ROWS, Tree, TreeContext } from "../data/tree";
 import { HeadPage } from "../head/HeadPage";
 import { LivePage } from "../live/LivePage";
 import { GridPage } from "../overview/GridPage";
@@ -15,26 +14,26 @@ import { Notice } from "../shared/Notice";
 import { Header } from "./Header";
 
 /** The page of each first part of a route. */
-const PAGES: Record<string, { title: string; page: ComponentType }> = {
-  "": { title: "Overview", page: ScatterPage },
-  heads: { title: "Table", page: TablePage },
-  grid: { title: "Grid", page: GridPage },
-  head: { title: "Head", page: HeadPage },
-  compare: { title: "Compare", page: ComparePage },
-  search: { title: "Search", page: SearchPage },
-  live: { title: "Live", page: LivePage },
-};
+const PAGES = new Map<string, { title: string; page: ComponentType }>([
+  ["", { title: "Overview", page: ScatterPage }],
+  ["heads", { title: "Table", page: TablePage }],
+  ["grid", { title: "Grid", page: GridPage }],
+  ["head", { title: "Head", page: HeadPage }],
+  ["compare", { title: "Compare", page: ComparePage }],
+  ["search", { title: "Search", page: SearchPage }],
+  ["live", { title: "Live", page: LivePage }],
+]);
 
 export function App() {
-  const config = useData<Config>("config");
-  const rows = useData<ScatterRow[]>("scatter_data");
+  const config = useData(CONFIG);
+  const rows = useData(ROWS);
   const tree = useMemo(
     () => (config.state === "ready" && rows.state === "ready" ? new Tree(config.data, rows.data) : null),
     [config.state, rows.state],
   );
   const { parts } = useRoute();
   const [first = "", ...rest] = parts;
-  const found = PAGES[first];
+  const found = PAGES.get(first);
 
   const title = [found?.title ?? "Not found", ...rest].join(" ");
   const model = tree?.config.model_name;
@@ -60,9 +59,21 @@ export function App() {
       </a>
       <Header model={tree.config.model_name} current={first} />
       <main id="main" tabIndex={-1} aria-label={title}>
-        {found ? <found.page /> : <NotFound />}
+        <Guarded place={parts.join("/")}>{found ? <found.page /> : <NotFound />}</Guarded>
       </main>
     </TreeContext.Provider>
+  );
+}
+
+/** A page, or why it cannot be drawn, until the reader goes elsewhere. */
+function Guarded({ place, children }: { place: string; children: ComponentChildren }) {
+  const [error, reset] = useErrorBoundary();
+  useEffect(reset, [place]);
+  if (!error) return <>{children}</>;
+  return (
+    <Notice title="This page cannot be drawn.">
+      <p>Something in the tree's data is not as it should be: {String(error)}</p>
+    </Notice>
   );
 }
 
