@@ -379,3 +379,76 @@ def test_a_file_says_how_to_start_the_server(chromium: "Browser", tmp_path: Path
         page.wait_for_selector(".notice code")
         shown = page.locator(".notice pre").text_content()
         assert shown == "headscope explore '" + str(folder).replace("'", "'\\''") + "' --serve"
+
+
+def test_how_a_prompt_is_read_and_a_busy_server(chromium: "Browser", server: Server, model: HookedTransformer) -> None:
+    tokens = "return words('.chip-token')"
+    with visit_live(chromium, server, forgiven=r"Failed to load resource.* 503") as page:
+        run_prompt(page)
+        page.select_option(".prompt select", "no")
+        settled(page)
+        assert look(page, tokens) == model.to_str_tokens(PROMPT)[1:]
+        page.select_option(".prompt select", "usual")
+        settled(page)
+        assert look(page, tokens) == model.to_str_tokens(PROMPT)
+        # Without the second prompt there is nothing to patch from.
+        page.click("text=Add a second prompt")
+        page.fill("#other", OTHER)
+        page.click("button:text-is('Run')")
+        settled(page)
+        change(page, "3.1", "patch")
+        change(page, "0.2", "zero")
+        page.click("text=Remove the second prompt")
+        page.click("button:text-is('Run')")
+        settled(page)
+        assert look(page, "return words('.changes li .quiet')") == ["head 0.2 off (zero)"]
+        assert page.locator(".editor .switch input[value=patch]").is_disabled()
+        # A server with too much to do says when to come back.
+        busy = {"error": {"code": "busy", "message": "Too many wait."}}
+        page.route(
+            "**/api/run", lambda route: route.fulfill(status=503, headers={"Retry-After": "2"}, json=busy), times=1
+        )
+        page.click("text=Remove all")
+        alert = page.locator("[role=alert]").first
+        alert.wait_for()
+        assert "Too many wait." in alert.inner_text() and "Try again in 2 s." in alert.inner_text()
+        page.get_by_role("button", name="Try again").click()
+        settled(page)
+        assert page.locator("[role=alert]").count() == 0
+        check_page(page, model, [], changed=False)
+
+
+def test_patterns_of_many_heads_are_shown_a_layer_at_a_time(chromium: "Browser", server: Server) -> None:
+    with visit_live(chromium, server) as page:
+
+        def enlarged(route: Any) -> None:
+            answer = route.fetch()
+            route.fulfill(response=answer, json={**answer.json(), "n_layers": 200})
+
+        page.route("**/api/model", enlarged)
+        page.goto(server.address.link + "#/live")
+        run_prompt(page)
+        heads = "return all('[data-part=patterns] [data-head]').map((node) => node.dataset.head.split('.')[0])"
+        assert set(look(page, heads)) == {"0"}
+        page.select_option("[data-part=patterns] select", "2")
+        settled(page)
+        page.wait_for_selector("[data-part=patterns] [data-head='2.1']")
+        assert set(look(page, heads)) == {"2"}
+
+
+def test_on_a_phone_a_tap_leads_to_the_chosen_part(chromium: "Browser", server: Server) -> None:
+    with visit_live(chromium, server, width=390, touch=True) as page:
+        run_prompt(page)
+        page.locator("[data-component='1.1']").tap()
+        page.wait_for_selector(".editor")
+        bar = page.get_by_role("button", name="Head 1.1: see and change it")
+        box = bar.bounding_box()
+        assert box is not None and 0 < box["y"] < 900 - box["height"]  # in sight, wherever the tap was
+        bar.tap()
+        top = look(page, "return one('.live-side').getBoundingClientRect().top")
+        assert 0 <= top < 450
+        settled(page)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        page.emulate_media(media="print")
+        assert not bar.is_visible() and not page.locator(".editor").is_visible()
+        assert page.locator(".predictions").first.is_visible()
