@@ -22,8 +22,8 @@ from headscope import HookedTransformer, HookedTransformerConfig
 from headscope.analysis import detect_heads, measure_entropy
 from headscope.data.small_english import documents
 from headscope.explorer.measuring.activity import measure_activity
-from headscope.explorer.measuring.exploring import ENTROPY_SHARE
-from headscope.explorer.measuring.rows import pick_rows, sampled_numbers
+from headscope.explorer.measuring.exploring import entropy_sample
+from headscope.explorer.measuring.rows import pick_rows
 from headscope.explorer.measuring.sequences import chosen_sequences, measure_sequences
 from headscope.explorer.measuring.written import written_for
 from headscope.report import token_rows
@@ -31,7 +31,7 @@ from headscope.report import token_rows
 ROWS = 2048  # tokens of a batch
 SEQ_LEN = 128
 MODELS = ("demo", "gpt2")
-DEFAULT_TOKENS = {"demo": 32_768, "gpt2": 4_096}
+DEFAULT_TOKENS = {"demo": 131_072, "gpt2": 8_192}
 
 
 def gpt2_shape() -> HookedTransformer:
@@ -65,7 +65,7 @@ def steps(model: HookedTransformer, tokens: Tensor) -> dict[str, Callable[[], ob
     activity = measure_activity(model, tokens, progress=False)
     shown = chosen_sequences(activity, 8, 1)
     rows = pick_rows(model, tokens, {each.sequence for each in shown})
-    sample = tokens[sampled_numbers(len(tokens), -(-len(tokens) // ENTROPY_SHARE))]
+    sample = tokens[entropy_sample(len(tokens))]
     print(f"shown are {len(rows.numbers)} of {len(tokens)} sequences; entropy is measured on {len(sample)}")
     return {
         "activity": lambda: measure_activity(model, tokens, progress=False),

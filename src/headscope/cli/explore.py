@@ -11,7 +11,7 @@ from headscope.cli.base.foretelling import foretold
 from headscope.errors import InvalidInputError
 from headscope.explorer import explore as explore_heads
 from headscope.explorer import serve as serve_folder
-from headscope.explorer.measuring.exploring import ABLATION_TOKENS, ENTROPY_SHARE, MEASURED
+from headscope.explorer.measuring.exploring import ABLATION_TOKENS, MEASURED, entropy_sample
 from headscope.model.checkpoints.names import DEMO
 from headscope.model.transformer import HookedTransformer
 from headscope.report import token_rows
@@ -59,8 +59,8 @@ def explore(
         int | None,
         typer.Option(
             min=0,
-            help="Tokens to measure the effect on entropy on, at most; 0 leaves it out. Default: one in "
-            f"{ENTROPY_SHARE}.",
+            help="Tokens to measure the effect on entropy on, about so many, in whole sequences, at least one; 0 "
+            "leaves it out. Default: one sequence in 128, at most 1,024; of a short text one in 16.",
             show_default=False,
         ),
     ] = None,
@@ -105,7 +105,8 @@ def explore(
     length = min(loaded.cfg.n_ctx, _SEQ_LEN) if seq_len is None else seq_len
     tokens = token_rows(loaded, texts, max_tokens=max_tokens, seq_len=length)
     ablated = 0 if no_ablation else ablation_tokens
-    n_entropy = tokens.numel() // ENTROPY_SHARE if entropy_tokens is None else min(entropy_tokens, tokens.numel())
+    by_default = len(entropy_sample(len(tokens))) * tokens.shape[1]
+    n_entropy = by_default if entropy_tokens is None else min(entropy_tokens, tokens.numel())
     n_shown = min(tokens.numel(), loaded.cfg.n_layers * loaded.cfg.n_heads * sequences * tokens.shape[1])
     work = explore_work(loaded, tokens.numel(), n_shown, n_entropy, min(ablated, tokens.numel()))
     says = f"{count(tokens.numel(), 'token')}, {count(loaded.cfg.n_layers * loaded.cfg.n_heads, 'head')}"

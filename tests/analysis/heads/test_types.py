@@ -63,6 +63,19 @@ def test_a_head_that_writes_against_what_it_finds_is_no_induction_head():
     assert labels(found)["copy_suppression"] == [SUPPRESSOR]
     assert SUPPRESSOR not in labels(found)["induction"]
     assert labels(found)["previous_token"] == [(0, 0), (1, 1)]
+    assert 0 < found.n_repeats < found.info.n_positions
+
+
+def test_repeats_are_counted_where_what_followed_comes_next_again():
+    """One for each query whose next token followed an earlier copy of it, and is not the one after."""
+    tokens = torch.tensor([[1, 2, 3, 1, 2, 4, 4, 4, 4], [5, 6, 7, 5, 6, 5, 6, 8, 9]])
+    expected = 0
+    for row in tokens.tolist():
+        for query in range(len(row) - 2):
+            copies = [key for key in range(query) if row[key] == row[query]]
+            follows = any(row[key + 1] == row[query + 1] for key in copies)
+            expected += follows and row[query + 1] != row[query + 2]
+    assert detect(tiny_model(), tokens).n_repeats == expected == 3
 
 
 @pytest.mark.parametrize("swap", [True, False], ids=["subject swapped", "other names"])

@@ -8,6 +8,7 @@ from typing import Any
 import jsonschema
 import pytest
 import torch
+from sizes import SetBudget
 from tiny import tiny_model, tiny_tokens
 
 from headscope import HookedTransformer, HookedTransformerConfig
@@ -16,6 +17,7 @@ from headscope.analysis.core.stats import estimates
 from headscope.data.small_english import documents
 from headscope.errors import InvalidInputError
 from headscope.explorer import Exploration, explore
+from headscope.explorer.measuring import activity as activity_module
 from headscope.explorer.measuring import exploring
 from headscope.explorer.measuring.activity import measure_activity
 from headscope.explorer.measuring.rows import pick_rows, sampled_numbers
@@ -63,7 +65,7 @@ def test_measures_are_those_of_the_analyses(found: Exploration, model: HookedTra
         name: (activity.scores[at], activity.errors[at], int(activity.counts[at]))
         for at, name in enumerate(activity.measures)
     }
-    rows = pick_rows(model, tokens, sampled_numbers(32, 8))
+    rows = pick_rows(model, tokens, sampled_numbers(32, 2))
     entropy = measure_entropy(model, rows.data, reduce="none", progress=False)
     for name, values in (("entropy_diff", entropy.diff), ("entropy_marginal", entropy.marginal)):
         means = estimates(values[:, :4])
@@ -89,7 +91,10 @@ def test_measures_are_those_of_the_analyses(found: Exploration, model: HookedTra
             else:
                 assert shown["error"] == pytest.approx(error, rel=0.01, abs=1e-7), name
     suppressing = [(found.head(*head).measures or {})["suppression_score"] for head in found.heads]
-    assert all(each["value"] is not None and each["error"] > 0 and each["count"] for each in suppressing)
+    assert all(each["value"] is not None and each["error"] > 0 for each in suppressing)
+    on_text = detect_heads(model, text=tokens, progress=False)
+    assert {each["count"] for each in suppressing} == {on_text.n_repeats}
+    assert 0 < on_text.n_repeats < on_text.info.n_positions
 
 
 def test_what_is_known_of_the_demo_is_found(found: Exploration) -> None:
@@ -205,6 +210,76 @@ def test_models_without_a_tokenizer_or_of_other_kinds(tmp_path: Path) -> None:
     found = explore(both, tokens, tmp_path / "both", progress=False)
     assert any("does not predict the next token" in note for note in found.config["pipeline_config"]["notes"])
     assert found.rows[0]["ablation_total"] is None and found.rows[0]["pattern_entropy"] is not None
+
+
+def test_padding_is_cut_on_either_side(tmp_path: Path) -> None:
+    model, tokens = tiny_model(dtype=torch.float32), tiny_tokens(4, 12)
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    mask[0, :5] = False
+    mask[1, 9:] = False
+    options: dict[str, Any] = {"entropy_tokens": 0, "ablation_tokens": 0, "progress": False}
+    found = explore(model, tokens, tmp_path, attention_mask=mask, **options)
+    with torch.no_grad():
+        _, cache = model.run_with_cache(tokens, attention_mask=mask, return_type=None)
+    seen = set()
+    for sequence in found.head(1, 2).sequences or []:
+        row = sequence["sequence_id"]
+        seen.add(row)
+        real = mask[row].nonzero()[:, 0]
+        assert sequence["tokens"] == [f" {token}" for token in tokens[row, real].tolist()]
+        pattern = cache["pattern", 1][row, 2][real][:, real]
+        shown = torch.zeros_like(pattern).flatten()
+        shown[sequence["attention_indices"]] = torch.tensor(sequence["attention_values"])
+        best = pattern.topk(min(8, len(real)), -1)
+        kept = torch.zeros_like(pattern).scatter(-1, best.indices, best.values)
+        assert (shown.view_as(pattern) - kept).abs().max() < 0.0051
+        norms = (cache["z", 1][row, real, 2] @ model.W_O[1, 2]).norm(dim=-1)
+        assert sequence["output_norms"] == pytest.approx(norms.tolist(), rel=1e-3)
+    assert seen == {0, 1, 2, 3}
+
+
+def test_what_may_be_lost_is_said_and_nothing_smaller_is_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, set_budget: SetBudget
+) -> None:
+    model, tokens = tiny_model(dtype=torch.float32), tiny_tokens(20, 12)
+    monkeypatch.setattr(activity_module, "N_ITEMS", 6)
+    set_budget(batch_tokens=24)
+    found = explore(model, tokens, tmp_path, entropy_tokens=0, ablation_tokens=0, progress=False)
+    activity = measure_activity(model, tokens, progress=False)
+    dropped = 0
+    for layer, head in found.heads:
+        record = found.head(layer, head)
+        assert record.statistics is not None and record.top_key_tokens is not None
+        lost = record.statistics["key_tokens_lost"]
+        assert lost == pytest.approx(float(activity.lost[0, layer, head]), rel=0.01)
+        assert all(each["weight"] >= 0.99 * lost for each in record.top_key_tokens)
+        dropped += int((activity.key_tokens[layer, head] >= 0).sum()) - len(record.top_key_tokens)
+        lists = {name.removesuffix("_lost") for name in record.statistics if name.endswith("_lost")}
+        assert lists == {"key_tokens", "query_tokens", "token_pairs"}
+        assert record.statistics.keys() <= found.config["statistics_display"].keys()
+    assert dropped > 0
+
+
+def test_kinds_are_told_on_sequences_drawn_at_random(
+    model: HookedTransformer, tokens: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not on those that are shown, which stand out."""
+    given = []
+
+    def spy(model: HookedTransformer, *, text: Any, **_: Any) -> None:
+        given.append(text)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(exploring, "_OF_KINDS", 5)
+    monkeypatch.setattr(exploring, "detect_heads", spy)
+    with pytest.raises(KeyboardInterrupt):
+        explore(model, tokens, tmp_path, entropy_tokens=0, ablation_tokens=0, progress=False)
+    assert torch.equal(given[0], tokens[sampled_numbers(32, 5)])
+
+
+@pytest.mark.parametrize(("n_rows", "wanted"), [(1, 1), (40, 2), (128, 8), (1024, 8), (2048, 16), (10**6, 1024)])
+def test_entropy_is_measured_on_few_sequences(n_rows: int, wanted: int) -> None:
+    assert len(exploring.entropy_sample(n_rows)) == wanted
 
 
 def test_folders_with_other_files_and_options_out_of_range_are_refused(

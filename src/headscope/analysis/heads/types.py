@@ -175,12 +175,14 @@ def detect_heads(
         on_text = attention_evidence(running.result())
         silent = [name for name in kinds if _says_nothing(on_text, name)]
         notes += [f"{name}: nothing repeats in the text, so it was scored on {twice} alone." for name in silent]
+    n_repeats = 0
     found = _Found.of_attention(kinds, attention_evidence(paid.result()), on_text, min_attention)
     if len(kinds) < len(SCORES):
         notes.append("the model attends both ways, so kinds that are about what follows were not looked for.")
     elif may_repeat:
         repeating = passes.gather("repeats", Totals(model, repeat_moments(model)), after="attention")
         against, whole = repeat_evidence(model, repeating.result())
+        n_repeats = whole.n
         repeats = whole.value > 0 and whole.clear(level=level)
         condition = Condition(against, min_effect * whole.value if repeats else math.inf)
         found.kinds.append(HeadKind("copy_suppression", against, (condition,)))
@@ -226,6 +228,7 @@ def detect_heads(
         evidence_names=tuple(found.evidence),
         bound=found.bound(level),
         notes=tuple(notes),
+        n_repeats=n_repeats,
     )
     return passes.keep(types)
 

@@ -42,6 +42,7 @@ class HeadTypes(Result):
         kinds: What was looked for.
         evidence_names: Such as `copying`, `attention end to IO`.
         bound: Standard errors that an excess must be above zero, for the error with the fewest degrees of freedom.
+        n_repeats: Positions that the score of `copy_suppression` is a mean over; 0 if it was not measured.
         notes: What could not be told, and why.
         info: What was run on what.
     """
@@ -75,6 +76,7 @@ class HeadTypes(Result):
     evidence_names: tuple[str, ...]
     bound: float
     notes: tuple[str, ...]
+    n_repeats: int = 0
 
     def heads(self, kind: str) -> Ranking:
         """The heads of a kind, those with the highest score first.

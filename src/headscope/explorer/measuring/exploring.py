@@ -34,12 +34,12 @@ from headscope.explorer.tree.reading import Exploration, read_tree
 from headscope.explorer.tree.writing import TreeWriter
 from headscope.model.transformer import HookedTransformer
 
-__all__ = ["ABLATION_TOKENS", "ENTROPY_SHARE", "MEASURED", "explore"]
+__all__ = ["ABLATION_TOKENS", "MEASURED", "entropy_sample", "explore"]
 
 MEASURED = "measured"
 ABLATION_TOKENS = 1024
-ENTROPY_SHARE = 64  # one sequence in so many
-_FEWEST = 8  # sequences, so that an error is known
+_FEWEST = 8  # sequences for means
+_OF_KINDS = 64  # sequences that kinds are told on
 _SOURCES = 12  # tokens of each head whose OV rows are shown
 
 
@@ -73,7 +73,7 @@ def explore(
         describe: What the data is, in words.
         sequences: How many sequences of the largest activation are shown for each head, beside one of each tenth.
         entropy_tokens: Measure entropy on about so many tokens, in whole sequences drawn at random; 0 leaves it out.
-            Default: one sequence in 64, but eight at least.
+            Default: one sequence in 128, at most 1,024; of a short text one in 16, up to eight, at least two.
         ablation_tokens: Ablate every head on about so many, at about half a forward pass a head; 0 leaves it out.
         attention_mask: 1 for real tokens, for a tensor of tokens; default: found from the padding token.
         include_bos: Let BOS positions count, in means too.
@@ -110,16 +110,16 @@ def explore(
     shown = chosen_sequences(activity, sequences, 1)
     n_rows = activity.info.n_sequences
     per_row = max(1.0, activity.info.n_positions / n_rows)
-    of_entropy = _sample(n_rows, per_row, entropy_tokens)
+    of_entropy = entropy_sample(n_rows) if entropy_tokens is None else _sample(n_rows, per_row, entropy_tokens)
     of_ablation = _sample(n_rows, per_row, ablation_tokens)
-    fewest = sampled_numbers(n_rows, _FEWEST)
-    numbers = {each.sequence for each in shown}.union(of_entropy, of_ablation, fewest)
+    fewest, of_kinds = sampled_numbers(n_rows, _FEWEST), sampled_numbers(n_rows, _OF_KINDS)
+    numbers = {each.sequence for each in shown}.union(of_entropy, of_ablation, fewest, of_kinds)
     rows = pick_rows(model, data, numbers, attention_mask)
     patterns = stages.run("sequences", measure_sequences, rows, shown)
     written = written_for(model, activity.key_tokens[:, :, :_SOURCES], activity.gains, progress=progress)
     entropy = _entropy(stages, rows, of_entropy)
     ablation = _ablation(stages, rows, of_ablation)
-    types = _types(stages, rows)
+    types = _types(stages, rows.at(of_kinds))
     found = Found(
         heads=tuple((head.layer, int(head.head or 0)) for head in all_heads(model.cfg)),
         n_layers=model.cfg.n_layers,
@@ -173,12 +173,19 @@ class _Stages:
         return self.run(name, analysis, *data, engine=self._engine, **options)
 
 
-def _sample(n_rows: int, per_row: float, n_tokens: int | None) -> list[int]:
+def entropy_sample(n_rows: int) -> list[int]:
+    """Return the numbers of the rows that entropy is measured on by default: few, since each costs ten runs of it.
+
+    Example:
+        >>> [len(entropy_sample(n_rows)) for n_rows in (1, 32, 256, 10_000, 1_000_000)]
+        [1, 2, 8, 78, 1024]
+    """
+    return sampled_numbers(n_rows, max(2, min(8, n_rows // 16), min(n_rows // 128, 1024)))
+
+
+def _sample(n_rows: int, per_row: float, n_tokens: int) -> list[int]:
     """The numbers of the rows that something is measured on; none for 0."""
-    if n_tokens == 0:
-        return []
-    wanted = max(_FEWEST, -(-n_rows // ENTROPY_SHARE)) if n_tokens is None else round(n_tokens / per_row)
-    return sampled_numbers(n_rows, wanted)
+    return sampled_numbers(n_rows, round(n_tokens / per_row)) if n_tokens else []
 
 
 def _entropy(stages: _Stages, rows: PickedRows, numbers: Sequence[int]) -> EntropyResult | None:

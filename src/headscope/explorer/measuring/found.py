@@ -103,5 +103,5 @@ class Found:
         if "copy_suppression" in types.kinds:
             at = types.kinds.index("copy_suppression")
             excess = types.scores[at] - types.controls[at]
-            found["suppression_score"] = Column(excess, types.errors[at], types.info.n_positions)
+            found["suppression_score"] = Column(excess, types.errors[at], types.n_repeats)
         return found

@@ -20,6 +20,11 @@ __all__ = ["KINDS", "config_of", "head_record", "scatter_row"]
 
 _LISTED = 50  # tokens, and pairs of them
 _NEIGHBORS = 8
+_LOST = {
+    "key_tokens": "At most missing from a key's share",
+    "query_tokens": "At most missing from a query's share",
+    "token_pairs": "At most missing from a pair's share",
+}
 
 KINDS: Mapping[str, tuple[str, str]] = {
     "previous_token": ("Previous token", "attends to the token before"),
@@ -58,6 +63,7 @@ def config_of(found: Found, columns: Mapping[str, Column]) -> dict[str, Any]:
             "n_samples": {"label": "Sequences", "format": "default"},
             "mean_max_activation": {"label": "Mean largest attention", "format": "default"},
             "mean_output_norm": {"label": "Mean output norm", "format": "default"},
+            **{f"{name}_lost": {"label": label, "format": "default"} for name, label in _LOST.items()},
         },
         "pipeline_config": found.provenance,
         "measures": [described(measure, counts.get(measure.name)) for measure in MEASURES],
@@ -78,10 +84,7 @@ def head_record(found: Found, columns: Mapping[str, Column], layer: int, head: i
     """Return all that a head's page shows."""
     activity, at = found.activity, (layer, head)
     measures = _measures(columns, layer, head)
-    lost = {
-        f"{name}_lost": rounded(float(activity.lost[number, layer, head]), 3)
-        for number, name in enumerate(("key_tokens", "query_tokens", "token_pairs"))
-    }
+    lost = {name: float(activity.lost[number, layer, head]) for number, name in enumerate(_LOST)}
     pairs = activity.pair_queries[at], activity.pair_keys[at], activity.pair_shares[at]
     distances = distance_edges(2 ** (activity.distances.shape[-1] - 1))
     return {
@@ -89,8 +92,8 @@ def head_record(found: Found, columns: Mapping[str, Column], layer: int, head: i
         "head": head,
         "sequences": [_sequence(found, entry) for entry in found.sequences.of_head(layer, head)],
         "qk_distance_histogram": _histogram(distances, to_numpy(activity.distances[at]), from_start=True),
-        "top_query_tokens": _tokens(found, activity.query_tokens[at], activity.query_shares[at]),
-        "top_key_tokens": _tokens(found, activity.key_tokens[at], activity.key_shares[at]),
+        "top_query_tokens": _tokens(found, activity.query_tokens[at], activity.query_shares[at], lost["query_tokens"]),
+        "top_key_tokens": _tokens(found, activity.key_tokens[at], activity.key_shares[at], lost["key_tokens"]),
         "histogram": _histogram(
             np.linspace(0, 1, activity.largest_counts.shape[-1] + 1).tolist(), to_numpy(activity.largest_counts[at])
         ),
@@ -98,14 +101,14 @@ def head_record(found: Found, columns: Mapping[str, Column], layer: int, head: i
             "n_samples": activity.info.n_sequences,
             "mean_max_activation": measures["mean_max_activation"]["value"],
             "mean_output_norm": measures["output_norm"]["value"],
-            **lost,
+            **{f"{name}_lost": rounded(share, 3) for name, share in lost.items()},
         },
         "measures": measures,
         "kinds": [] if found.types is None else _kinds(found.types, layer, head),
         "ov_table": _ov_table(found, layer, head),
         "token_pairs": [
             {"query": found.texts[query], "key": found.texts[key], "weight": rounded(share, 4)}
-            for query, key, share in _listed(*pairs)
+            for query, key, share in _listed(*pairs, lost=lost["token_pairs"])
         ],
         "output_norm_histogram": _histogram(norm_edges(), to_numpy(activity.norm_counts[at])),
         "neighbors": _neighbors(activity.similarity[at], found.n_heads, layer, head),
@@ -130,17 +133,19 @@ def _sequence(found: Found, entry: int) -> dict[str, Any]:
     sequences = found.sequences
     _, _, interval, is_top, number = sequences.entries[entry].tolist()
     row = found.rows.numbers.tolist().index(number)
-    tokens = found.rows.tokens[row].tolist()
+    first, last = 0, found.rows.tokens.shape[1] - 1
     if found.rows.mask is not None:
         real = found.rows.mask[row].nonzero()[:, 0].tolist()
-        tokens = tokens[: real[-1] + 1]
+        first, last = real[0], real[-1]
+    within = slice(first, last + 1)
+    tokens = found.rows.tokens[row, within].tolist()
     length = len(tokens)
-    keys = to_numpy(sequences.keys[:, entry, :length]).astype(np.int64)
-    thousandths = to_numpy(sequences.thousandths[:, entry, :length])
+    keys = to_numpy(sequences.keys[:, entry, within]).astype(np.int64) - first
+    thousandths = to_numpy(sequences.thousandths[:, entry, within])
     kept = keys >= 0
     flat = (np.arange(length) * length + keys)[kept]
     order = flat.argsort(kind="stable")
-    norms = [rounded(norm, 4) for norm in sequences.norms[entry, :length].tolist()]
+    norms = [rounded(norm, 4) for norm in sequences.norms[entry, within].tolist()]
     return {
         "sequence_id": number,
         "interval": interval,
@@ -165,14 +170,15 @@ def _histogram(edges: Iterable[int | float], values: np.ndarray, *, from_start: 
     }
 
 
-def _listed(*columns: Tensor) -> list[tuple[Any, ...]]:
-    """The entries of a list that are there."""
+def _listed(*columns: Tensor, lost: float) -> list[tuple[Any, ...]]:
+    """The entries of a list that are there, without those whose shares, the last column, are less than may be lost."""
     rows = zip(*(column[:_LISTED].tolist() for column in columns), strict=True)
-    return [row for row in rows if row[0] >= 0]
+    return [row for row in rows if row[0] >= 0 and row[-1] >= lost]
 
 
-def _tokens(found: Found, tokens: Tensor, shares: Tensor) -> list[dict[str, Any]]:
-    return [{"token": found.texts[token], "weight": rounded(share, 4)} for token, share in _listed(tokens, shares)]
+def _tokens(found: Found, tokens: Tensor, shares: Tensor, lost: float) -> list[dict[str, Any]]:
+    listed = _listed(tokens, shares, lost=lost)
+    return [{"token": found.texts[token], "weight": rounded(share, 4)} for token, share in listed]
 
 
 def _kinds(types: HeadTypes, layer: int, head: int) -> list[dict[str, Any]]:

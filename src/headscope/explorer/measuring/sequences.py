@@ -28,7 +28,7 @@ KEYS = 8
 """The most keys that are kept of each query."""
 
 _LEAST = 5  # thousandths
-_READ = 50  # of the sampled sequences
+_READ = 24  # of the sampled sequences
 
 
 @dataclass(frozen=True, order=True)
@@ -96,11 +96,12 @@ def chosen_sequences(activity: HeadActivity, n_top: int, n_typical: int) -> list
         activity: What is known of all sequences.
         n_top: How many of the largest activation.
         n_typical: How many of each interval: those in its middle, of the sampled ones that are not among the top. Of
-            those, the first `_READ` come before others, so that heads share them: each has to be run again.
+            those, the first `_READ` and the top ones of any head come before others, since each sequence that is shown
+            has to be run again.
     """
     found: list[Shown] = []
     sampled = activity.sampled_sequences.tolist()
-    first = set(sampled[:_READ])
+    first = {*sampled[:_READ], *activity.top_sequences[..., :n_top].flatten().tolist()}
     n_layers, n_heads = activity.top_norms.shape[:2]
     for layer in range(n_layers):
         for head in range(n_heads):
