@@ -225,7 +225,7 @@ def test_charts_and_tables_are_the_files(chromium: "Browser", tree: Path) -> Non
             pair for pair, _ in tables[2]
         ]
         # What may be missing from a share is said, and the shares that are no larger are pale.
-        notes = look(page, "return all('.listing .lost').map((note) => note.textContent.match(/[\\d.]+(?=,)/)[0])")
+        notes = look(page, "return all('.listing .lost').map((note) => note.textContent.match(/up to ([\\d.]+),/)[1])")
         assert notes == ["0.300", "0.110"]
         pale = look(page, "return all('.weights').map((table) => all('.pale', table).length)")
         assert pale == [

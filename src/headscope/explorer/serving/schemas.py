@@ -195,7 +195,7 @@ class Part(_Told):
 
 
 class Rest(_Told):
-    """What is not told one by one: of how many it is the sum."""
+    """The parts that are not told one by one: their number and their sum."""
 
     count: int
     value: float

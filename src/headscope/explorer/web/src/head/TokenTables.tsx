@@ -52,8 +52,7 @@ function Listing({
       {children}
       {!!lost && (
         <p class="soft note lost">
-          Counted in bounded memory: no share is too low by more than {number(lost)}, and none is too high. Pale: those
-          that are no more than that.
+          Counted in bounded memory: a share may be too low by up to {number(lost)}, and is pale if no larger.
         </p>
       )}
       {more}

@@ -263,7 +263,7 @@ export interface components {
         };
         /**
          * Rest
-         * @description What is not told one by one: of how many it is the sum.
+         * @description The parts that are not told one by one: their number and their sum.
          */
         Rest: {
             /** Count */
