@@ -138,7 +138,7 @@ def _execute_all(app: Sphinx, env: BuildEnvironment, names: list[str]) -> None:
         return
     workers = min(len(waiting), int(os.environ.get("DOCS_WORKERS") or min(4, os.cpu_count() or 1)))
     logger.info("executing %d notebooks, %d at a time", len(waiting), workers)
-    failures = []
+    failures, took = [], {}
     start = time.monotonic()
     with ProcessPoolExecutor(workers) as pool:
         jobs = {
@@ -151,9 +151,11 @@ def _execute_all(app: Sphinx, env: BuildEnvironment, names: list[str]) -> None:
                 failures.append(failure)
                 continue
             logger.info("executed %s in %.1f s", name, seconds)
+            took[name] = seconds
             bundle = CacheBundleIn(notebook, str(waiting[name][0]), data={"execution_seconds": seconds})
             cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
-    logger.info("executed all in %.1f s", time.monotonic() - start)
+    slowest = ", ".join(f"{name} {took[name]:.0f} s" for name in sorted(took, key=lambda name: -took[name])[:5])
+    logger.info("executed all in %.1f s; the slowest: %s", time.monotonic() - start, slowest or "none")
     if failures:
         raise ExtensionError("notebooks failed:\n\n" + "\n\n".join(failures))
 

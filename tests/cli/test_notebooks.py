@@ -73,7 +73,7 @@ def test_cells_are_those_of_the_source(run: Run, tmp_path: Path) -> None:
 def test_links_lead_to_notebooks_or_are_text(run: Run, tmp_path: Path) -> None:
     run("notebooks", tmp_path / "out")
     assert nbformat.read(tmp_path / "out" / "question.ipynb", as_version=4).cells[-1].source == (
-        "`headscope.analysis.measure_entropy`, [the task](exercises/task.ipynb), each\nnumber and "
+        "`headscope.analysis.measure_entropy`, [the task](exercises/task.ipynb), each\nnumber (`docs/analyses.md`) and "
         "[a paper](https://arxiv.org/abs/2310.04625)."
     )
 

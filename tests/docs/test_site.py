@@ -138,6 +138,11 @@ def test_the_search_works_from_a_file(chromium: "Browser") -> None:
 def test_llms_txt_lists_every_page_in_the_contents() -> None:
     text = (SITE / "llms.txt").read_text(encoding="utf-8")
     listed = re.findall(r"\]\(([^)]+)\)", text)
-    assert len(listed) > 25 and all((SITE / link).is_file() for link in listed)
+    contents = re.findall(
+        r'<li class="toctree-l[^>]*><a class="[^"]*internal" href="([^"#]+)\.html"',
+        (SITE / "index.html").read_text(encoding="utf-8"),
+    )
+    assert len(contents) > 25 and listed == [f"_sources/{page}.md.txt" for page in dict.fromkeys(contents)]
+    assert all((SITE / link).is_file() for link in listed)
     assert text.startswith("# headscope\n\n> ")
     assert {"_sources/choose.md.txt", "_sources/concepts.md.txt"} <= set(listed)

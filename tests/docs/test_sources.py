@@ -22,3 +22,15 @@ def test_a_notebook_is_text_that_parses(path: Path) -> None:
     for cell in code:
         assert not cell.outputs
         ast.parse(re.sub(r"^[!%].*", "", cell.source, flags=re.MULTILINE))  # without commands of the notebook's own
+
+
+def test_the_first_steps_are_the_same_wherever_they_stand() -> None:
+    def steps(page: str) -> list[str]:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        blocks = "".join(re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL))
+        commands = [line.split(" #")[0].strip() for line in blocks.splitlines()]
+        return [line for line in commands if line == "make report" or line.startswith(".venv/bin/")]
+
+    first = steps("docs/index.md")
+    assert len(first) == 4
+    assert first == steps("src/headscope/assets/notebooks/first-hour.md") == steps("README.md")[:4]

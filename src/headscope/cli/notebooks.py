@@ -76,10 +76,16 @@ def _notebook(source: Path) -> str:
 
 
 def _by_itself(text: str, folder: Path) -> str:
-    """Return Markdown whose links lead to the notebooks written beside it; those to pages of the site become text."""
+    """Return Markdown whose links lead to the notebooks written beside it.
+
+    Those to pages of the site become text, with the page's source in the repository.
+    """
 
     def link(found: re.Match[str]) -> str:
         words, target = found.groups()
-        return f"[{words}]({target}.ipynb)" if (folder / f"{target}.md").is_file() else words
+        if (folder / f"{target}.md").is_file():
+            return f"[{words}]({target}.ipynb)"
+        page = target.removeprefix("../").removeprefix("../")
+        return words if page.startswith("errors/") else f"{words} (`docs/{page}.md`)"  # pages of errors are generated
 
     return _NAME.sub(r"`\1`", _LINK.sub(link, text))
