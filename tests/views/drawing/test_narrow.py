@@ -91,6 +91,9 @@ def test_a_legend_moves_below_and_shared_axes_get_their_labels_back() -> None:
     made, before = changes(hatched), changes(plain)
     assert made["legend.yref"] == "paper" and -2 < made["legend.y"] < 0  # its own was within the whole figure
     assert made["height"] - before["height"] == made["margin.b"] - before["margin.b"] < 40  # one line
+    assert "legend.font.size" not in made
+    long = component_maps({"z": torch.randn(2, 3)}, idle=cells, rule="the largest of 20 cells, 95% for all", **WORDS)
+    assert changes(long)["legend.font.size"] == 10
     facets = imshow(torch.randn(2, 3, 3), facet_col=0, return_fig=True)
     assert facets is not None and facets.layout.yaxis2.showticklabels is False
     assert changes(facets)["yaxis2.showticklabels"] is True

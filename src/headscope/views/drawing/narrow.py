@@ -202,6 +202,9 @@ def _legend(plain: dict[str, Any], below: float, changes: dict[str, Any]) -> int
     place = {"orientation": "h", "x": 0.0, "xanchor": "left", "y": -below, "yref": "paper", "yanchor": "top"}
     changes |= {f"legend.{name}": value for name, value in place.items()}
     widest = max(len(name) * _LETTER + 50 for name in names)
+    longest = 6 * max(map(len, names))  # pixels in letters of size 12
+    if longest + 36 > _SCREEN:  # smaller ones, or the end would be cut
+        changes["legend.font.size"] = max(8, 12 * (_SCREEN - 36) // longest)
     a_line = max(1, (_SCREEN - 20) // widest)
     return 8 + _LEGEND_LINE * math.ceil(len(names) / a_line)
 
