@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from headscope.cli.base import options
-from headscope.cli.base.commands import app, command, continuing, texts_of
+from headscope.cli.base.commands import app, arguments, command, continuing, texts_of
 from headscope.cli.base.foretelling import foretold
 from headscope.errors import InvalidInputError
 from headscope.explorer import explore as explore_heads
@@ -24,6 +24,7 @@ __all__ = ["explore"]
 
 _MAX_TOKENS = 32_768
 _SEQ_LEN = 128
+_SERVING = ("--serve", "--port", "--model", "--browser", "--no-browser")
 
 
 @command(
@@ -94,12 +95,13 @@ def explore(
     ] = True,
 ) -> None:
     """Measure every head of a model on a text, and write a site that opens from a file or any web host; or serve it."""
+    _check_options(serve)
     if serve:
         folder = out if model == DEMO and not Path(model).is_dir() else Path(model)
+        if folder != out and "--out" in _given():
+            raise InvalidInputError(f"{str(folder)!r} and --out are two folders to serve: give one of them.")
         serve_folder(folder, model=of_model, port=port or 0, open_browser=browser, say=typer.echo)
         return
-    if port is not None or of_model is not None:
-        raise InvalidInputError(f"{'--port' if of_model is None else '--model'} goes with --serve.")
     texts, described = texts_of(text, dataset)
     loaded = HookedTransformer.from_pretrained(model)
     length = min(loaded.cfg.n_ctx, _SEQ_LEN) if seq_len is None else seq_len
@@ -134,3 +136,19 @@ def explore(
     for note in found.config["pipeline_config"]["notes"]:
         typer.echo(note)
     typer.echo(f"{found.page} ({count(len(found.heads), 'head')}, {found.size / 1e6:.1f} MB with all files)")
+
+
+def _check_options(serve: bool) -> None:
+    """Refuse options of the command's other use, which would be ignored."""
+    for option in _given():
+        if serve and option not in (*_SERVING, "--out"):
+            raise InvalidInputError(
+                f"{option} goes with measuring, and --serve serves what was measured: leave one of them out."
+            )
+        if not serve and option in _SERVING:
+            raise InvalidInputError(f"{option} goes with --serve.")
+
+
+def _given() -> list[str]:
+    """The options that the command line names, with their defaults too."""
+    return [each.partition("=")[0] for each in arguments.get() if each.startswith("--")]
