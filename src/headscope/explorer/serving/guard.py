@@ -11,6 +11,7 @@ Answers carry a content policy that lets the page's own scripts run and nothing 
 import asyncio
 import hmac
 import json
+import secrets
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
@@ -63,6 +64,7 @@ class Guard:
     ) -> None:
         self.app, self._token, self.cookie = app, token.encode(), f"headscope-{port}"
         self.max_body, self.body_seconds = max_body, body_seconds
+        self._tickets: set[str] = set()
         self._hosts = {f"{name}:{port}".encode() for name in ("127.0.0.1", "localhost")}
         # Browsers leave the port of http out where it is 80.
         self._hosts |= {b"127.0.0.1", b"localhost"} if port == 80 else set()
@@ -79,6 +81,10 @@ class Guard:
         refusal = self._stranger(scope)
         if refusal is None and self._brings_first_link(scope):
             await self._welcome(scope, send)
+            return
+        if refusal is None and self._brings_ticket(scope):
+            self._tickets.discard(_queried(scope, "ticket")[0])
+            await _answer(send, 200, [(b"content-type", b"text/html; charset=utf-8")], _REFRESH)
             return
         if refusal is None and not self._knows_token(scope):
             refusal = _Refusal(
@@ -106,15 +112,17 @@ class Guard:
         # Another port of this machine is the same site, to which the cookie goes, but not the same origin.
         if any(site not in (b"same-origin", b"none") for site in _values(scope, b"sec-fetch-site")):
             navigates = _values(scope, b"sec-fetch-mode") == [b"navigate"] and scope["method"] == "GET"
-            if not (navigates and self._brings_first_link(scope)):
+            if not (navigates and (self._brings_first_link(scope) or self._brings_ticket(scope))):
                 return _Refusal(403, "bad_origin", "Requests of other pages are refused.")
         return None
 
     def _brings_first_link(self, scope: Scope) -> bool:
-        if scope["path"] != "/" or scope["method"] != "GET" or b"token=" not in scope["query_string"]:
-            return False
-        given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [])
+        given = _queried(scope, "token")
         return len(given) == 1 and self._is_token(given[0].encode("utf-8", "replace"))
+
+    def _brings_ticket(self, scope: Scope) -> bool:
+        given = _queried(scope, "ticket")
+        return len(given) == 1 and given[0] in self._tickets
 
     def _knows_token(self, scope: Scope) -> bool:
         given = _values(scope, b"x-headscope-token")
@@ -127,14 +135,19 @@ class Guard:
         return hmac.compare_digest(given, self._token)
 
     async def _welcome(self, scope: Scope, send: Send) -> None:
-        """Put the token in a cookie, and go on without it in the address."""
+        """Put the token in a cookie, and go on without it in the address.
+
+        If the link was followed from another site, a redirect to the page would go without the cookie. So it goes to a
+        page of ours in between, from which the next request brings it; and by a ticket that is good for this once,
+        since the address of a page, unlike that of a redirect, stays in the browser's history.
+        """
         cookie = f"{self.cookie}={self._token.decode()}; Path=/; HttpOnly; SameSite=Strict"
-        headers = [(b"set-cookie", cookie.encode()), (b"content-type", b"text/html; charset=utf-8")]
-        # A link that was followed from another site: its redirect would go without the cookie, a page of ours does not.
-        from_elsewhere = b"cross-site" in _values(scope, b"sec-fetch-site")
-        if not from_elsewhere:
-            headers.append((b"location", b"/"))
-        await _answer(send, 200 if from_elsewhere else 303, headers, _REFRESH)
+        place = "/"
+        if b"cross-site" in _values(scope, b"sec-fetch-site"):
+            ticket = secrets.token_urlsafe(16)
+            self._tickets.add(ticket)
+            place = f"/?ticket={ticket}"
+        await _answer(send, 303, [(b"set-cookie", cookie.encode()), (b"location", place.encode())], b"")
 
     # The body
 
@@ -173,6 +186,13 @@ class Guard:
 def _values(scope: Scope, name: bytes) -> list[bytes]:
     """Return the values of a header, as often as it was sent."""
     return [value for key, value in scope["headers"] if key.lower() == name]
+
+
+def _queried(scope: Scope, name: str) -> list[str]:
+    """Return what a request for the first page has in its address under a name."""
+    if scope["path"] != "/" or scope["method"] != "GET" or name.encode() not in scope["query_string"]:
+        return []
+    return parse_qs(scope["query_string"].decode("latin-1")).get(name, [])
 
 
 def _declared(scope: Scope) -> Iterable[bytes]:
