@@ -1,10 +1,10 @@
 """The first link, followed from a page of another site: it opens the explorer and leaves its token nowhere."""
 
 import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+from wsgiref.simple_server import make_server
 
 import pytest
 from browser import NEEDS_CHROMIUM, PATIENCE_MS
@@ -23,17 +23,11 @@ def elsewhere() -> Iterator[tuple[str, list[str]]]:
     """A page of another site, and what it is to say."""
     links: list[str] = []
 
-    class Page(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("Content-Type", "text/html")
-            self.end_headers()
-            self.wfile.write(f"<title>elsewhere</title><a href='{links[0]}'>the link</a>".encode())
+    def answer(_: object, respond: Callable[..., object]) -> list[bytes]:
+        respond("200 OK", [("Content-Type", "text/html")])
+        return [f"<title>elsewhere</title><a href='{links[0]}'>the link</a>".encode()]
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+    with make_server("127.0.0.1", 0, answer) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield f"http://localhost:{server.server_port}/", links  # another site than 127.0.0.1
