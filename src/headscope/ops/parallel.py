@@ -82,8 +82,9 @@ class RowChunks(Generic[Buffers]):
     def each(self, items: Sequence[Item], work: Callable[[Item], None]) -> None:
         """Call `work(item)` for each of some items, such as what all chunks share and `run` reads, in the same way."""
         if self._pool is None:
-            for item in items:
-                work(item)
+            with torch.no_grad():
+                for item in items:
+                    work(item)
             return
         # Modes are per thread, and only in inference mode may tensors made in it be written to.
         mode = torch.inference_mode if torch.is_inference_mode_enabled() else torch.no_grad
