@@ -294,8 +294,11 @@ def test_bad_bodies_are_refused_in_words(client: httpx.Client, body: bytes | dic
 
 
 def test_large_bodies_are_not_read(server: Server, client: httpx.Client) -> None:
-    assert client.post("/api/run", content=b" " * 300_000, headers=JSON).status_code == 413
-    assert client.post("/api/run", content=(b" " * 10_000 for _ in range(40)), headers=JSON).status_code == 413
+    for content in (b" " * 300_000, (b" " * 10_000 for _ in range(40))):
+        try:
+            assert client.post("/api/run", content=content, headers=JSON).status_code == 413
+        except httpx.TransportError:
+            pass  # the answer and the end of the connection came while the rest was being sent
     start = f"POST /api/run HTTP/1.1\r\nHost: 127.0.0.1:{server.address.port}\r\nContent-Type: application/json\r\n"
     start += f"X-Headscope-Token: {server.address.token}\r\n"
     for length in ("99999999999999999999", "-1", "1e3", "0x10", "5, 5000000"):
