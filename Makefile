@@ -33,7 +33,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help report explore test real-model test-real test-ray compat docs docs-page test-docs wheel-test lint bench explorer-web explorer-check \
+.PHONY: help report explore test real-model test-real test-ray compat docs docs-page test-docs wheel-test lint bench explorer-web explorer-node explorer-check \
 	screenshots clean distclean
 
 help:
@@ -138,6 +138,8 @@ bench: $(VENV)/.installed-dev
 
 explorer-web: $(WEB)/node_modules/.installed
 	@cd $(WEB) && $(WITH_NODE) npm run --silent build
+
+explorer-node: $(WEB)/node_modules/.installed
 
 # Built into another folder, and compared byte by byte.
 explorer-check: $(WEB)/node_modules/.installed
