@@ -141,7 +141,7 @@ def explore(
 def _check_options(serve: bool) -> None:
     """Refuse options of the command's other use, which would be ignored."""
     for option in _given():
-        if serve and option not in (*_SERVING, "--out"):
+        if serve and option not in (*_SERVING, "--out", "--progress", "--no-progress"):
             raise InvalidInputError(
                 f"{option} goes with measuring, and --serve serves what was measured: leave one of them out."
             )

@@ -225,9 +225,9 @@ def unknown_model(name: str) -> UnknownNameError:
     """Make the error for a name that is no model's, with the nearest names of its own family.
 
     Example:
-        >>> print(unknown_model("gtp2"))
+        >>> print(unknown_model("gtp2").message)
         Unknown model 'gtp2'. Did you mean 'gpt2' or 'gpt2-xs' or 'gpt2-xl'? A hub id has the form 'owner/model'.
-        >>> print(unknown_model("mamba-130m"))
+        >>> print(unknown_model("mamba-130m").message)
         Unknown model 'mamba-130m'. `headscope models` lists the short names. A hub id has the form 'owner/model'.
     """
     names = [DEMO, *(each.lower() for each in HUB_IDS if "/" not in each)]
