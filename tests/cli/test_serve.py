@@ -46,7 +46,6 @@ def test_options_go_to_the_server(
         (["heads", "--serve", "--text", "book.txt"], "--text goes with measuring"),
         (["heads", "--serve", "--max-tokens", "32768"], "--max-tokens goes with measuring"),  # its default
         (["heads", "--serve", "--no-ablation"], "--no-ablation goes with measuring"),
-        (["heads", "--serve", "--no-progress"], "--no-progress goes with measuring"),
         (["heads", "--serve", "--resume"], "--resume goes with measuring"),
         (["heads", "--serve", "--out=other"], "'heads' and --out are two folders to serve"),
         (["--no-browser"], "--no-browser goes with --serve."),

@@ -6,6 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
 from headscope.errors import InvalidInputError
 from headscope.model.config import HookedTransformerConfig
 
@@ -163,7 +166,7 @@ def set_label(together: Iterable[Component]) -> str:
 
 def _pair(value: Any) -> tuple[int, int] | None:
     """Return the layer and head of a pair of integers of any kind (NumPy's, tensors), `None` of anything else."""
-    if not isinstance(value, Sequence) and not hasattr(value, "shape"):
+    if not isinstance(value, Sequence | np.ndarray | Tensor):
         return None  # a set has no order
     try:
         layer, head = map(operator.index, value)

@@ -163,7 +163,7 @@ class Frequent:
 
 
 Summary = TopPlaces | RowSample | Frequent
-"""What is kept of a part of the data: `tensors()` says of what it can be made again, `merged` adds another part."""
+"""A bounded summary of a part of the data: `tensors()` gives what it is made from again, `merged` adds another part."""
 
 SUMMARIES: Mapping[str, type[Summary]] = {
     "top": TopPlaces,
