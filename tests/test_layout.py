@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+import headscope
+
 PACKAGE = "headscope"
 SOURCE = Path(__file__).parent.parent / "src" / PACKAGE
 MAX_LINES = 500
@@ -565,15 +567,30 @@ def test_a_bad_tree_is_told(tmp_path: Path, files: dict[str, str], message: str)
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:
-    # triton is left out: PyTorch's CUDA builds load it themselves.
-    heavy = sorted(HEAVY - {"triton"})
+    # triton is left out: PyTorch's CUDA builds load it themselves. Analyses take as long to import as the model does.
+    heavy = sorted(HEAVY - {"triton"} | {"headscope.analysis", "headscope.compat"})
     code = f"import sys, headscope; print([name for name in {heavy} if name in sys.modules])"
+    assert _printed(code) == "[]"
+
+
+def test_what_is_loaded_later_is_there_when_asked_for() -> None:
+    names = sorted(headscope.__all__)
+    assert set(names) <= set(dir(headscope))
+    code = f"import headscope; print([getattr(headscope, name).__name__ for name in {names}])"
+    homes = {"evals", "head_detector", "patching", "utils"}
+    assert _printed(code) == str([f"headscope.{name}" if name in homes else name for name in names])
+    with pytest.raises(AttributeError, match="module 'headscope' has no attribute 'utilities'"):
+        _ = headscope.utilities
+
+
+def _printed(code: str) -> str:
+    """Return the output of a new process."""
     paths = [str(SOURCE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    loaded = subprocess.run(
+    ended = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         capture_output=True,
         text=True,
         check=True,
     )
-    assert loaded.stdout.strip() == "[]"
+    return ended.stdout.strip()
