@@ -340,6 +340,25 @@ def test_hooks_of_the_user_stay_in_force() -> None:
     assert not any(point.has_hooks() for point in model.hook_dict.values())
 
 
+@pytest.mark.parametrize("point", ["hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_mlp_in", "attn.hook_q"])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_hooks_where_a_patched_run_resumes_run_once(point: str, in_place: bool) -> None:
+    model, tokens = tiny_model(), tiny_tokens()
+
+    def steer(activation: Tensor, hook: Any) -> Tensor | None:
+        if not in_place:
+            return 1.5 * activation + 1
+        activation.mul_(1.5).add_(1)
+        return None
+
+    model.add_perma_hook(f"blocks.1.{point}", steer)
+    found = measure(model, tokens, heads=["1.0", "0.1"], values=["zero"], effects=["patched"])
+    naive = Naive(model, tokens, None, torch.ones_like(tokens, dtype=torch.bool))
+    for c, together in enumerate(component_sets(model.cfg, ["1.0", "0.1"])):
+        wanted = naive.loss(naive.measure(together, "zero", "patched")) - naive.loss(naive.log_probs)
+        torch.testing.assert_close(found.loss_diff[0, 0, c].double(), wanted, atol=5e-6, rtol=0)
+
+
 def test_means_and_errors() -> None:
     model, tokens = tiny_model(), tiny_tokens(12, 9)
     every = measure(model, tokens)

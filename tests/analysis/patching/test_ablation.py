@@ -83,6 +83,17 @@ def test_a_hook_stays_in_force_and_a_metric_of_all_prompts_gives_one_number() ->
     assert hooked.change.abs().max() == 0 and plain.sel(component="mlp0", value="zero").abs().max() > 0
 
 
+def test_a_hook_where_an_ablated_run_resumes_runs_once() -> None:
+    model, task = tiny_model(), random_task()
+    model.add_perma_hook("blocks.1.hook_resid_pre", lambda stream, hook: 1.5 * stream + 1)
+    found = ablate_components(model, task, ["1.0", "mlp1"], values=["zero"], progress=False)
+    with torch.no_grad():
+        clean = task.logit_difference(model(task.clean_tokens, attention_mask=task.attention_mask), per_prompt=True)
+        for label in found.component_labels:
+            change = found.sel(component=label, value="zero")
+            torch.testing.assert_close(change, naive(model, task, label, "zero") - clean, atol=1e-9, rtol=1e-9)
+
+
 def test_components_that_go_together_and_what_is_refused() -> None:
     model, task = tiny_model(), random_task()
     both = ablate_components(model, task, [["0.1", "mlp1"], "1.0"], values=["zero"], progress=False)

@@ -24,7 +24,14 @@ from headscope.analysis.prompts.metrics import Metric
 from headscope.analysis.prompts.task import Task
 from headscope.analysis.prompts.two_runs import Scorer
 from headscope.analysis.recording.component_means import OutputSums
-from headscope.analysis.recording.record import CleanRuns, Replacement, check_final, hook_name, record
+from headscope.analysis.recording.record import (
+    CleanRuns,
+    Replacement,
+    check_final,
+    hook_name,
+    record,
+    streams_entering,
+)
 from headscope.analysis.storage.accumulator import added
 from headscope.errors import InvalidInputError, NotFiniteError
 from headscope.model.hooks import is_listening
@@ -188,13 +195,9 @@ class _AblatedRuns:
     ) -> None:
         self.model, self.scorer, self.rows = model, scorer, rows
         self.tokens, self.mask = task.clean_tokens[rows], task.attention_mask[rows]
-        names = {layer: f"blocks.{layer}.hook_resid_pre" for layer in layers}
-        # Hooks of a run to come may write to the stream that they are shown.
-        kept, final = record(
-            model, self.tokens, dict.fromkeys(names.values(), torch.clone), attention_mask=self.mask
-        )  # fmt: skip
+        with streams_entering(model, layers) as self.streams:
+            final = record(model, self.tokens, attention_mask=self.mask).final
         check_final(final)
-        self.streams = {layer: kept[name] for layer, name in names.items()}
         self.clean = scorer.values(rows, scorer.read(rows, final)[None])[0]
         # A hook of the user's may count on the batch it was made for.
         listeners = any(is_listening(point) for point in model.hook_points())

@@ -4,7 +4,8 @@ Each activation is reduced as it passes, by what is said beside its name, so tha
 Hooks on the model stay in force: replacements come behind them, and what is kept is read last.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -39,6 +40,7 @@ __all__ = [
     "record",
     "record_patterns",
     "replacing",
+    "streams_entering",
 ]
 
 # What is kept of an activation; `None` keeps it as it is.
@@ -146,6 +148,25 @@ def record_patterns(
     return over_layers(model.cfg, torch.stack([kept[name].cpu() for name in names]))
 
 
+@contextmanager
+def streams_entering(model: HookedTransformer, layers: Iterable[int]) -> Iterator[dict[int, Tensor]]:
+    """Keep what enters some layers in a run within the `with` block, by layer, for later runs to resume from.
+
+    They are copies from before all hooks there, which the later runs come to again.
+
+    Raises:
+        InvalidInputError: If a module stands where a stream is read.
+    """
+    names = {f"blocks.{layer}.hook_resid_pre": layer for layer in layers}
+    streams: dict[int, Tensor] = {}
+
+    def keep(stream: Tensor, hook: HookPoint) -> None:
+        streams[names[hook.name or ""]] = stream.clone()
+
+    with model.hooks([(name, Reader(keep)) for name in readable_hooks(model, names)], prepend=True):
+        yield streams
+
+
 class Steps:
     """A run that goes up through the layers as far as it is asked to.
 
@@ -185,9 +206,9 @@ class CleanRun:
     """The outputs of some components in one forward pass.
 
     Attributes:
-        resid: What enters each layer at which a patched run resumes.
+        resid: What enters each layer at which a patched run resumes, before any hook there.
         written: What each layer's heads (`[row, pos, head, d_head]`, before `W_O`), MLPs and mixers (`[row, pos,
-            d_model]`) gave, and what norms behind attention divided by, by hook name.
+            d_model]`) gave, what norms behind attention divided by, and what else was asked for, by hook name.
         final: The final state.
     """
 
@@ -216,22 +237,34 @@ def hook_name(component: Component) -> str:
 
 @torch.no_grad()
 def clean_run(
-    model: HookedTransformer, batch: Batch, parts: Iterable[Component], resume_at: Iterable[int] = ()
+    model: HookedTransformer,
+    batch: Batch,
+    parts: Iterable[Component],
+    resume_at: Iterable[int] = (),
+    also: Iterable[str] = (),
 ) -> CleanRun:
     """Run a batch and keep the outputs of some components, and the stream as it enters some layers.
+
+    Args:
+        model: The model; hooks on it stay in force.
+        batch: The batch.
+        parts: The components.
+        resume_at: The layers.
+        also: Hook points of other activations that are kept.
 
     Raises:
         InvalidInputError: if a module stands where one of these is read.
         NotFiniteError: if a final state is not finite.
     """
-    entries = {f"blocks.{layer}.hook_resid_pre": layer for layer in resume_at}
     parts = list(parts)
-    names = sorted({*entries, *map(hook_name, parts)})
+    names = sorted({*also, *map(hook_name, parts)})
     names += [post_scale_name(layer) for layer in sorted({part.layer for part in parts if part.head is not None})]
     # Copies: the stream may be written to in place afterwards, by later hooks too.
-    kept, final = record(model, batch.tokens, dict.fromkeys(names, torch.clone), attention_mask=batch.attention_mask)
+    readings = dict.fromkeys(names, torch.clone)
+    with streams_entering(model, resume_at) as resid:
+        kept, final = record(model, batch.tokens, readings, attention_mask=batch.attention_mask)
     check_final(final[batch.places])
-    return CleanRun({layer: kept[name] for name, layer in entries.items()}, kept, final)
+    return CleanRun(resid, kept, final)
 
 
 def clean_prediction(
@@ -257,6 +290,7 @@ class CleanRuns:
         model: The model.
         parts: Components whose outputs are kept.
         resume_at: Layers whose input is kept.
+        also: Hook points of other activations that are kept.
         room: How many bytes of runs are kept from the first pass; 0 where it goes through other data.
     """
 
@@ -266,18 +300,19 @@ class CleanRuns:
         parts: Iterable[Component],
         resume_at: Iterable[int] = (),
         *,
+        also: Iterable[str] = (),
         room: int | None = None,
     ) -> None:
         self.model = model
         self.parts = frozenset(parts)
-        self.resume_at = tuple(resume_at)
+        self.resume_at, self.also = tuple(resume_at), tuple(also)
         self._kept: dict[int, tuple[Batch, CleanRun]] = {}
         self._room = Budget.of(model.W_E.device).kept_bytes if room is None else room
 
     def first(self, batch: Batch, n_before: int) -> CleanRun:
         """Run a batch that `n_before` rows of the data come before, and keep the run if there is room."""
-        run = clean_run(self.model, batch, self.parts, self.resume_at)
-        size = sum(each.numel() * each.element_size() for each in (*run.written.values(), run.final))
+        run = clean_run(self.model, batch, self.parts, self.resume_at, self.also)
+        size = sum(each.numel() * each.element_size() for each in (*run.written.values(), *run.resid.values(), run.final))
         if size <= self._room:
             self._room -= size
             self._kept[n_before] = batch, run
@@ -288,7 +323,7 @@ class CleanRuns:
         kept = self._kept.pop(n_before, None)
         if kept is not None and torch.equal(kept[0].tokens, batch.tokens):
             return kept[1]
-        return clean_run(self.model, batch, self.parts, self.resume_at)
+        return clean_run(self.model, batch, self.parts, self.resume_at, self.also)
 
 
 def check_final(final: Float[Tensor, "*lead d_model"]) -> None:

@@ -150,15 +150,16 @@ class _MeanSums:
     """Sums that the heads' mean outputs and the mean states of the lens are made of."""
 
     def __init__(self, model: HookedTransformer, heads: Sequence[Component]) -> None:
-        self.layers = sorted({head.layer for head in heads})
-        self.runs = CleanRuns(model, heads, self.layers, room=0)
+        # As the heads read it: behind all hooks there.
+        self.read = {layer: f"blocks.{layer}.hook_resid_pre" for layer in sorted({head.layer for head in heads})}
+        self.runs = CleanRuns(model, heads, also=self.read.values(), room=0)
         self.outputs, self.readout = OutputSums(self.runs), readout_of(model)
         self.cfg, self.last = model.cfg, model.cfg.n_layers
 
     def measure(self, batch: Batch, n_before: int) -> dict[str, Tensor]:
         """Return the sums over a batch."""
         run = self.runs.first(batch, n_before)
-        states = {**run.resid, self.last: run.final}
+        states = {layer: run.written[name] for layer, name in self.read.items()} | {self.last: run.final}
         return self.outputs.of_run(run, batch) | {
             f"lens at {layer}": wide(self.readout.normalize(state[batch.counted], self.cfg.eps_of(layer))).sum(0)
             for layer, state in states.items()
@@ -170,7 +171,7 @@ class _MeanSums:
 
     def lens(self, sums: Mapping[str, Tensor]) -> dict[int, Tensor]:
         """The mean of what enters each layer, and of the final state, as the lens reads it."""
-        return {layer: sums[f"lens at {layer}"] / sums["n"] for layer in (*self.layers, self.last)}
+        return {layer: sums[f"lens at {layer}"] / sums["n"] for layer in (*self.read, self.last)}
 
 
 class SuppressionAccumulator(Accumulator[CopySuppression]):
