@@ -312,7 +312,7 @@ class CleanRuns:
     def first(self, batch: Batch, n_before: int) -> CleanRun:
         """Run a batch that `n_before` rows of the data come before, and keep the run if there is room."""
         run = clean_run(self.model, batch, self.parts, self.resume_at, self.also)
-        size = sum(each.numel() * each.element_size() for each in (*run.written.values(), *run.resid.values(), run.final))
+        size = sum(each.nbytes for each in (*run.written.values(), *run.resid.values(), run.final))
         if size <= self._room:
             self._room -= size
             self._kept[n_before] = batch, run
