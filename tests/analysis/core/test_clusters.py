@@ -1,6 +1,7 @@
 """Prompts that were not drawn independently: errors, intervals and tests are over clusters of them."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from jaxtyping import Float
+from name_moving_model import name_moving_model, name_task
 from torch import Tensor
 
 from headscope import HookedTransformer
@@ -15,18 +17,31 @@ from headscope.analysis import (
     Task,
     activation_patch,
     attribute,
+    attribute_attention,
     attribution_patch,
+    circuit_completeness,
+    circuit_faithfulness,
+    circuit_minimality,
     edge_attribution,
     edge_patch,
+    find_circuit,
     path_patch,
     stability,
 )
+from headscope.analysis.circuits.circuit import _Paths
 from headscope.analysis.core.bootstrap import bootstrap_interval
 from headscope.analysis.core.result import RunInfo
 from headscope.analysis.core.significance import adjusted, p_values
-from headscope.analysis.core.stats import by_cluster, standard_errors
+from headscope.analysis.core.stats import Estimate, by_cluster, standard_errors
+from headscope.analysis.heads.inhibition import inhibition
+from headscope.analysis.heads.name_evidence import task_evidence
+from headscope.analysis.heads.names import name_places, orders_of
+from headscope.analysis.heads.power import prompts_needed
 from headscope.analysis.patching.path_result import PathPatchingResult
 from headscope.analysis.patching.result import PatchingResult
+from headscope.analysis.prompts.metrics import AnswerMetric
+from headscope.data.ioi import IOIDataset
+from headscope.views.figures.attention_score import attention_sides
 
 NAMES = ["Mary", "John", "Tom", "Sean", "Erin"]
 
@@ -166,3 +181,101 @@ def test_resamples_are_of_clusters(task: Task) -> None:
         assert some.corrupted_tokens is not None
         assert torch.equal(some.corrupted_tokens[0::2], some.clean_tokens[1::2])
     assert len({some.prompts for some in seen}) == 6
+
+
+@pytest.fixture(scope="module")
+def once(model: HookedTransformer) -> Task:
+    return Task.from_ioi(IOIDataset("mixed", N=10, tokenizer=model.tokenizer, prepend_bos=True, seed=1))
+
+
+@pytest.fixture(scope="module")
+def twice(once: Task) -> Task:
+    """Every prompt two times, as one cluster: nothing more is known than from each once."""
+    return replace(once[[*range(10), *range(10)]], clusters=torch.tensor([*range(10), *range(10)]))
+
+
+def same_errors(first: Tensor, second: Tensor) -> None:
+    assert bool((first[~first.isnan()] > 0).any())
+    torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-5, equal_nan=True)
+
+
+HEADS = ["0.2", "0.3", "2.2", "3.2"]
+
+
+def test_errors_of_faithfulness_are_over_clusters(model: HookedTransformer, once: Task, twice: Task) -> None:
+    of_each, of_both = (
+        circuit_faithfulness(model, each, HEADS, sizes=[1, 2, 4], controls=0, progress=False) for each in (once, twice)
+    )
+    same_errors(of_each.errors, of_both.errors)
+    for one, other in ((of_each.cpr, of_both.cpr), (of_each.cmd, of_both.cmd)):
+        assert one.error == pytest.approx(other.error, rel=1e-3) and one.freedom == other.freedom == 9
+
+
+def test_errors_of_completeness_and_minimality_are_over_clusters(
+    model: HookedTransformer, once: Task, twice: Task
+) -> None:
+    complete = [circuit_completeness(model, each, HEADS, draws=3, progress=False) for each in (once, twice)]
+    same_errors(complete[0].errors, complete[1].errors)
+    minimal = [circuit_minimality(model, each, HEADS, progress=False) for each in (once, twice)]
+    same_errors(minimal[0].errors, minimal[1].errors)
+
+
+def test_paths_of_a_circuit_are_found_from_clusters(model: HookedTransformer, once: Task, twice: Task) -> None:
+    found = []
+    for each in (once, twice):
+        paths = _Paths(model, each, 0.01, 0.05, True, AnswerMetric.of(each), False)
+        paths.into_final()
+        found.append(paths.found)
+    one, other = ({path.sender: path.error for path in paths} for paths in found)
+    assert one.keys() == other.keys() and len(one) > 2
+    same_errors(torch.tensor(list(one.values())), torch.tensor([other[sender] for sender in one]))
+
+
+def test_a_circuit_says_its_faithfulness_with_errors_over_clusters() -> None:
+    task = replace(name_task(16), clusters=torch.arange(16) // 2)
+    circuit = find_circuit(name_moving_model(), task, max_receivers=0, controls=0, progress=False)
+    said = circuit.faithfulness
+    assert said is not None and said.clusters is not None and len(said.clusters) == len(said.whole) == 8
+    assert len(said.clusters.unique()) == 4
+
+
+@pytest.mark.parametrize("batch_tokens", [10_000, 60])
+def test_errors_of_attention_are_over_clusters(
+    model: HookedTransformer, once: Task, twice: Task, set_budget: Any, batch_tokens: int
+) -> None:
+    of_each = attribute_attention(model, once, "3.2", "end", "S2", against="IO", progress=False)
+    set_budget(batch_tokens=batch_tokens)  # a few prompts at once: a cluster may be in two batches
+    of_both = attribute_attention(model, twice, "3.2", "end", "S2", against="IO", progress=False)
+    assert of_each.errors is not None and of_both.errors is not None
+    torch.testing.assert_close(of_both.pairs, of_each.pairs, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(of_both.scores, of_each.scores.repeat(2), rtol=1e-4, atol=1e-5)
+    same_errors(of_each.errors, of_both.errors)
+    for name in ("query_errors", "key_errors"):
+        same_errors(getattr(of_each, name), getattr(of_both, name))
+    assert str(of_each).splitlines()[1:] == str(of_both).splitlines()[1:]
+    bars = [attention_sides(each, k=3).data[1].error_x.array for each in (of_each, of_both)]
+    np.testing.assert_allclose(*bars, rtol=1e-3)
+
+
+def test_kinds_of_heads_are_judged_by_clusters(model: HookedTransformer, once: Task, twice: Task) -> None:
+    options: dict[str, Any] = {"level": 0.05, "progress": False}
+    found = []
+    for each in (once, twice):
+        told = task_evidence(model, each, min_attention=0.4, min_effect=0.05, n_kinds=12, **options)
+        errors = {kind.name: kind.shown for kind in told.kinds}
+        whole = Estimate(8.0, 0.1, len(each))
+        orders = orders_of(name_places(each))
+        errors["s_inhibition"], _ = inhibition(model, each, [(3, 2)], orders, whole=whole, among=12, **options)
+        found.append(errors)
+    for name in ("duplicate_name", "name_mover", "s_inhibition"):
+        one, other = (errors[name] for errors in found)
+        same_errors(one.errors, other.errors)
+        assert torch.equal(one.freedom.nan_to_num(), other.freedom.nan_to_num())
+    needed = [prompts_needed(model, each, share=0.01, progress=False) for each in (once, twice)]
+    assert needed[1] == pytest.approx(2 * needed[0], rel=0.1) and needed[0] > 40
+
+
+def test_twins_of_sentences_are_a_cluster(model: HookedTransformer) -> None:
+    dataset = IOIDataset("mixed", N=6, tokenizer=model.tokenizer, prepend_bos=True, symmetric=True)
+    assert Task.from_ioi(dataset).clusters.tolist() == [0, 0, 1, 1, 2, 2]
+    assert Task.from_ioi(dataset[[4, 0, 2, 5]]).clusters.tolist() == [0, 1, 2, 0]

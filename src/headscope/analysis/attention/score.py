@@ -21,7 +21,7 @@ Cost: one forward pass up to the layer, and for `C` components `C^2` products of
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from headscope.analysis.attention.score_result import OTHERS, AttentionAttribution
@@ -81,9 +81,9 @@ def attribute_attention(
         >>> why = attribute_attention(model, task, "3.2", "end", "S2", against="IO", progress=False)
         >>> print(why.top(3, by="key_parts"))
                  key side
-        mlp0     +1.5771
-        0.3      +0.9775
-        1.1      +0.6450
+        mlp0     +1.5771 ± 0.16...
+        0.3      +0.9775 ± 0.06...
+        1.1      +0.6450 ± 0.13...
     """
     if torch.finfo(model.cfg.dtype).bits < 32:
         raise InvalidInputError(
@@ -100,17 +100,19 @@ def attribute_attention(
     asked = {"key": key_pos} | ({} if against is None or others else {"against": against})
     places |= {side: Positions.of(task, [at]) for side, at in asked.items()}
     at = torch.cat([each.at for each in places.values()]).T  # [prompt, query and keys]
-    sums = _Sums()
+    sums, order = _Sums(), torch.arange(len(task), device="cpu")
+    clusters = order if task.clusters is None else task.clusters.cpu()
+    order = clusters.argsort(stable=True)  # so that a cluster's prompts come one after the other
     n_looked_at = at.shape[1] + (task.clean_tokens.shape[1] if others else 0)
     with progress_bar(len(task), "attention", shown=progress) as bar:
-        for rows in torch.arange(len(task)).split(_prompts_at_once(model, task, layer, n_looked_at)):
+        for rows in order.split(_prompts_at_once(model, task, layer, n_looked_at)):
             run = ScoreRun(model, task[rows], layer, number, at[rows.to(at.device)], others=others, sources=sources)
-            sums.add(run, sources)
+            sums.add(run, clusters[rows], sources)
             bar.update(len(rows))
     options = {"head": component_label(layer, number), **{side: str(each) for side, each in places.items()}}
     options |= {"against": OTHERS} if others else {}
     info = RunInfo(model.cfg.model_name, model.weight_processing, task.description, len(task), len(task), options)
-    return sums.result(info, task, at)
+    return sums.result(info, task, at, order.argsort())
 
 
 def _the_head(model: HookedTransformer, head: tuple[int, int] | str) -> tuple[int, int]:
@@ -165,21 +167,30 @@ def _prompts_at_once(model: HookedTransformer, task: Task, layer: int, n_looked_
 
 
 class _Sums:
-    """Sums over prompts of pairs, and rows of everything else that is kept of the runs."""
+    """Sums of pairs over clusters of prompts, and rows of everything else that is kept of the runs.
+
+    Clusters come one after the other: of each only the sum is held while its prompts are added, which may be in several
+    batches, and then squares and products of it. Pairs of each prompt would be too many to keep.
+    """
 
     def __init__(self) -> None:
-        self.n = 0
-        self.pairs: Tensor | None = None
-        self.squares: Tensor | None = None
+        self.n, self.n_clusters = 0, 0
+        # Over clusters: of sums of pairs S, their squares, and with the numbers of prompts c, of c S and of c c.
+        self.moments: list[Tensor | float] = [0.0, 0.0, 0.0, 0.0]
+        self._open: tuple[Tensor, Tensor, Tensor] | None = None  # number, sum and prompts of the last cluster
         self.rows: dict[str, list[Tensor]] = {}
         self.labels: list[str] = []
 
-    def add(self, run: ScoreRun, sources: bool) -> None:
+    def add(self, run: ScoreRun, clusters: Int[Tensor, " prompt"], sources: bool) -> None:
         pairs = wide(run.pairs)
         self.labels, self.n = run.labels, self.n + len(pairs)
-        self.pairs = pairs.sum(0) if self.pairs is None else self.pairs + pairs.sum(0)
-        squares = pairs.square().sum(0)
-        self.squares = squares if self.squares is None else self.squares + squares
+        more = [clusters.to(pairs.device), pairs, pairs.new_ones(len(pairs))]
+        if self._open is not None:
+            more = [torch.cat(each) for each in zip(self._open, more, strict=True)]
+        numbers, which = more[0].unique_consecutive(return_inverse=True)
+        sums, counts = (each.new_zeros(len(numbers), *each.shape[1:]).index_add_(0, which, each) for each in more[1:])
+        self._open = numbers[-1:], sums[-1:], counts[-1:]
+        self._close(sums[:-1], counts[:-1])
         rows = {
             "scores": pairs.sum((1, 2)) + run.penalty,
             "penalties": run.penalty,
@@ -192,12 +203,25 @@ class _Sums:
         for name, values in rows.items():
             self.rows.setdefault(name, []).append(values.to(run.pairs.dtype))
 
-    def result(self, info: RunInfo, task: Task, at: Int[Tensor, "prompt looked_at"]) -> AttentionAttribution:
-        assert self.pairs is not None and self.squares is not None
-        rows = {name: torch.cat(values) for name, values in self.rows.items()}
-        means = self.pairs / self.n
-        spread = (self.squares / self.n - means.square()).clamp(min=0)
-        errors = (spread / (self.n - 1)).sqrt() if self.n > 1 else None
+    def _close(self, sums: Float[Tensor, "cluster query_part key_part"], counts: Float[Tensor, " cluster"]) -> None:
+        of_each = counts[:, None, None]
+        more = (sums, sums.square(), of_each * sums, of_each.square())
+        self.moments = [before + each.sum(0) for before, each in zip(self.moments, more, strict=True)]
+        self.n_clusters += len(sums)
+
+    def result(
+        self, info: RunInfo, task: Task, at: Int[Tensor, "prompt looked_at"], order: Int[Tensor, " prompt"]
+    ) -> AttentionAttribution:
+        """Return the result, the rows in the order in which prompts are in the task."""
+        assert self._open is not None
+        self._close(*self._open[1:])
+        rows = {name: torch.cat(values)[order] for name, values in self.rows.items()}
+        total, squares, products, squared_counts = map(torch.as_tensor, self.moments)
+        means = total / self.n
+        # The error of a ratio of sums over clusters, as in `core.stats`.
+        spread = (squares - 2 * means * products + means.square() * squared_counts).clamp(min=0) / self.n**2
+        n = self.n_clusters
+        errors = (spread * n / (n - 1)).sqrt() if n > 1 else None
         kind = rows["scores"].dtype
         return AttentionAttribution(
             info=info,
@@ -214,4 +238,5 @@ class _Sums:
             attention_mask=task.attention_mask,
             token_strings=tuple(string for row in task.str_tokens for string in row),
             part_labels=tuple(self.labels),
+            clusters=task.clusters,
         )

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from jaxtyping import Bool, Float, Int
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from headscope.analysis.core.named_arrays import Label
 from headscope.analysis.core.result import Array, Result, check_option
+from headscope.analysis.core.stats import estimates_over_prompts, standard_errors
 from headscope.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -18,7 +20,12 @@ __all__ = ["OTHERS", "OWN", "AttentionAttribution"]
 
 OWN = "own bias"
 OTHERS = "others"
+_NO_ERRORS = "a single prompt, or cluster, has no errors."
 _NO_SOURCES = "nothing is known about source positions: this was made with sources=False."
+
+
+def _known(errors: str, found: "AttentionAttribution") -> Tensor | None:
+    return None if found.errors is None else getattr(found, errors)
 
 
 @dataclass(frozen=True, repr=False)
@@ -32,7 +39,7 @@ class AttentionAttribution(Result):
     Attributes:
         pairs: What the query that one part gives, times the key that another gives, adds to the score; the mean over
             prompts.
-        errors: Standard error of each, over prompts; `None` for a single one.
+        errors: Standard error of each, over prompts or their clusters; `None` for a single one.
         scores: The score of each prompt.
         penalties: What ALiBi adds to it.
         attention: The share of its attention that the head gives to the key, and to the second one if there are two.
@@ -46,15 +53,19 @@ class AttentionAttribution(Result):
         token_strings: The text of all real tokens, one prompt after the other.
         part_labels: `embed`, `pos_embed`, heads, mixers and MLPs of earlier layers in the order in which they write;
             `bias`, the output biases of these layers; `own bias`, what the head's query or key is of an empty stream.
+        clusters: A number for each prompt, the same for those not drawn independently (see `Task`); errors are over
+            clusters.
         info: What was run on what; `n_positions` is the number of prompts.
     """
 
     kind: ClassVar[str] = "attention_attribution"
     arrays: ClassVar[Mapping[str, Array]] = {
         "pairs": Array("query_part key_part", title="query x key", column="score", error="errors"),
-        "errors": Array("query_part key_part", column="error", absent="a single prompt has no errors."),
-        "query_parts": Array("prompt query_part", title="query side", column="score"),
-        "key_parts": Array("prompt key_part", title="key side", column="score"),
+        "errors": Array("query_part key_part", column="error", absent=_NO_ERRORS),
+        "query_parts": Array("prompt query_part", title="query side", column="score", error="query_errors"),
+        "query_errors": Array("query_part", column="error", absent=_NO_ERRORS, of=partial(_known, "query_errors")),
+        "key_parts": Array("prompt key_part", title="key side", column="score", error="key_errors"),
+        "key_errors": Array("key_part", column="error", absent=_NO_ERRORS, of=partial(_known, "key_errors")),
         "scores": Array("prompt"),
         "penalties": Array("prompt"),
         "attention": Array("prompt key"),
@@ -78,6 +89,17 @@ class AttentionAttribution(Result):
     attention_mask: Bool[Tensor, "prompt pos"]
     token_strings: tuple[str, ...]
     part_labels: tuple[str, ...]
+    clusters: Int[Tensor, " prompt"] | None = None
+
+    @property
+    def query_errors(self) -> Float[Tensor, " query_part"]:
+        """One standard error of the mean of each of `query_parts`, over prompts; NaN for a single one."""
+        return standard_errors(self.query_parts, self.clusters)
+
+    @property
+    def key_errors(self) -> Float[Tensor, " key_part"]:
+        """That of each of `key_parts`."""
+        return standard_errors(self.key_parts, self.clusters)
 
     def cell_label(self, name: str, cell: Mapping[str, Label]) -> str:
         if {"query_part", "key_part"} <= cell.keys():
@@ -118,15 +140,15 @@ class AttentionAttribution(Result):
 
     def _notes(self) -> Iterator[str]:
         options = self.info.options
-        n, score = len(self.scores), float(self.scores.mean())
-        error = f" ± {float(self.scores.std()) / n**0.5:.3f}" if n > 1 else ""
+        score = estimates_over_prompts(self.scores[:, None], self.clusters)[0]
+        error = "" if self.errors is None else f" ± {score.error:.3f}"
         seen = ", ".join(f"{float(share):.1%}" for share in self.attention.mean(0))
         against = options.get("against")
         less = (
             "" if against is None else " less the mean of others" if against == OTHERS else f" less that at {against}"
         )
         yield (
-            f"{options['head']} from {options['query']} to {options['key']}{less}: score {score:+.3f}{error}, "
+            f"{options['head']} from {options['query']} to {options['key']}{less}: score {score.value:+.3f}{error}, "
             f"attention {seen}"
         )
         if bool((self.penalties != 0).any()):

@@ -24,7 +24,7 @@ from headscope.analysis.circuits.search import FEW, effects_alone, faithful_part
 from headscope.analysis.core.components import all_components, component_of
 from headscope.analysis.core.progress import Bar, progress_bar
 from headscope.analysis.core.result import RunInfo
-from headscope.analysis.core.stats import LEVEL, estimates
+from headscope.analysis.core.stats import LEVEL, estimates_over_prompts
 from headscope.analysis.patching.path import path_patch_sweep
 from headscope.analysis.patching.path_ends import INPUTS
 from headscope.analysis.patching.path_result import PathPatchingResult
@@ -130,7 +130,16 @@ def find_circuit(
         info = RunInfo(model.cfg.model_name, model.weight_processing, task.description, len(task), n_positions, options)
         has_answers = isinstance(measured, AnswerMetric)
         shares = [size / max(1, len(saying.parts)) for size in sizes]
-        kept = kept_by(saying, heads, sizes, shares, info=info, has_answers=has_answers, controls=controls)
+        kept = kept_by(
+            saying,
+            heads,
+            sizes,
+            shares,
+            info=info,
+            has_answers=has_answers,
+            clusters=task[said].clusters,
+            controls=controls,
+        )
         inside = torch.tensor([part in heads for part in judging.parts], dtype=torch.bool, device="cpu")
         alone = dict(zip(sorted(heads, key=judging.parts.index), effects_alone(judging, inside).tolist(), strict=True))
         bar.update(n_steps - bar.done)
@@ -160,6 +169,7 @@ def find_circuit(
         kept_whole=kept.whole,
         kept_nothing=kept.nothing,
         kept_empty=kept.empty,
+        kept_clusters=kept.clusters,
         n_parts=kept.n_parts,
         held_out=said is not searched and set(heads) == set(found.parts),
         has_answers=has_answers,
@@ -230,6 +240,7 @@ class _Paths:
         progress: bool,
     ) -> None:
         self.model, self.min_effect, self.level, self.mlps, self.progress = model, min_effect, level, mlps, progress
+        self._clusters = task.clusters
         self.found: list[_Path] = []
         self._senders: str | list[str] = "components" if mlps else "heads"
         self._estimated: dict[str, dict[str, float]] | None = None  # by receiver, of each sender
@@ -305,7 +316,7 @@ class _Paths:
     def _clear(self, swept: PathPatchingResult, node: str, read: str, among: int) -> list[_Path]:
         """The paths into an input of a node that change enough, and significantly so as one of `among`."""
         assert swept.per_prompt is not None
-        lost = estimates(-swept.per_prompt.flatten(0, -2)[..., None])
+        lost = estimates_over_prompts(-swept.per_prompt.flatten(0, -2).T, self._clusters)
         kept = (lost.values.abs() >= self.threshold) & lost.clear(among=among, level=self.level)
         return [
             _Path(swept.sender_labels[at], node, read, lost[at].value, lost[at].error)

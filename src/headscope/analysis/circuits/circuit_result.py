@@ -47,6 +47,7 @@ class Circuit(Result):
         kept_whole: That of the whole model, on the same prompts.
         kept_nothing: That of the corrupted run.
         kept_empty: That of a run in which no head is at work.
+        kept_clusters: The clusters of these prompts, over which errors are; `None` where each stands by itself.
         n_parts: The number of heads of the model.
         held_out: The search saw none of these prompts: they did not judge it, and no head joined for a path on them.
         has_answers: The metric is a logit difference, in logits.
@@ -84,6 +85,7 @@ class Circuit(Result):
     kept_whole: Float[Tensor, " prompt"] | None = None
     kept_nothing: Float[Tensor, " prompt"] | None = None
     kept_empty: Float[Tensor, " prompt"] | None = None
+    kept_clusters: Int[Tensor, " prompt"] | None = None
     n_parts: int = 0
     held_out: bool = False
     has_answers: bool = False
@@ -122,6 +124,7 @@ class Circuit(Result):
             level="nodes",
             ablation="patch",
             has_answers=self.has_answers,
+            clusters=self.kept_clusters,
         )
 
     def into(self, node: str) -> tuple[int, ...]:

@@ -25,6 +25,7 @@ from headscope.analysis.circuits.faithfulness import ranked_parts, read_circuit
 from headscope.analysis.circuits.node_runs import NodeRuns
 from headscope.analysis.core.components import canonical_label
 from headscope.analysis.core.named_arrays import Label
+from headscope.analysis.core.progress import progress_bar
 from headscope.analysis.core.result import Array, Result, RunInfo
 from headscope.analysis.core.stats import standard_errors
 from headscope.analysis.prompts.metrics import Metric, gap_between
@@ -42,7 +43,8 @@ class Completeness(Result):
     Attributes:
         circuit: The circuit's metric without each set, mean over prompts.
         model: The whole model's.
-        errors: Standard error of the difference of the two, over prompts; NaN for a metric that is one number.
+        errors: Standard error of the difference of the two, over prompts or their clusters (see `Task`); NaN for a
+            metric that is one number.
         sets: The parts that are left out, as `"2.0+2.1"`.
         names: The name of each set: a group, or `random 1`.
         gap: The whole model's metric less that of nothing.
@@ -87,7 +89,7 @@ class Minimality(Result):
 
     Attributes:
         effects: The metric that is lost with the part.
-        errors: Standard error, over prompts; NaN for a metric that is one number.
+        errors: Standard error, over prompts or their clusters; NaN for a metric that is one number.
         parts: The circuit's parts.
         without: The set that was left out before; empty for none.
         gap: The whole model's metric less that of nothing.
@@ -129,6 +131,7 @@ def circuit_completeness(
     keep_mlps: bool = True,
     metric: Metric | None = None,
     seed: int = 0,
+    progress: bool = True,
 ) -> Completeness:
     """Compare a circuit with the whole model, both without the same parts of the circuit.
 
@@ -143,6 +146,7 @@ def circuit_completeness(
         keep_mlps: See there.
         metric: What is measured; default: the task's metric.
         seed: Of the random sets.
+        progress: Show a progress bar.
 
     Raises:
         InvalidInputError: As for `circuit_faithfulness`; for no set at all.
@@ -152,7 +156,8 @@ def circuit_completeness(
         >>> from headscope.data.ioi import IOIDataset
         >>> model = HookedTransformer.from_pretrained("headscope-demo")
         >>> task = Task.from_ioi(IOIDataset(N=20, tokenizer=model.tokenizer, prepend_bos=True), "ABB->ABA, BAB->BAA")
-        >>> checks = circuit_completeness(model, task, ["0.2", "0.3", "2.2", "3.2"], groups={"early": ["0.2", "0.3"]})
+        >>> heads, groups = ["0.2", "0.3", "2.2", "3.2"], {"early": ["0.2", "0.3"]}
+        >>> checks = circuit_completeness(model, task, heads, groups=groups, progress=False)
         >>> checks.top(2)
                   circuit less model, share
         ...
@@ -163,13 +168,15 @@ def circuit_completeness(
     if not left_out:
         raise InvalidInputError("there is no set of parts to leave out: give groups, or draws above 0.")
     sets = torch.stack(list(left_out.values()))
-    both = runs.values(torch.cat([inside & ~sets, ~sets])).cpu()
+    circuits = torch.cat([inside & ~sets, ~sets])
+    with progress_bar(1, "completeness", shown=progress):
+        both = runs.values(circuits, progress=progress).cpu()
     own, whole = both.split(len(sets))
     return Completeness(
         info=_info(model, task, ablation=ablation, draws=len(left_out) - len(named), seed=seed),
         circuit=own.view(len(sets), -1).mean(1),
         model=whole.view(len(sets), -1).mean(1),
-        errors=_errors(own - whole),
+        errors=_errors(own - whole, task),
         sets=tuple(_names(runs, each) for each in sets),
         names=tuple(left_out),
         gap=_gap(runs),
@@ -185,6 +192,7 @@ def circuit_minimality(
     ablation: Ablation = "patch",
     keep_mlps: bool = True,
     metric: Metric | None = None,
+    progress: bool = True,
 ) -> Minimality:
     """Measure the most that each part of a circuit changes, alone or once the rest of its group is left out.
 
@@ -196,6 +204,7 @@ def circuit_minimality(
         ablation: See `circuit_faithfulness`.
         keep_mlps: See there.
         metric: What is measured; default: the task's metric.
+        progress: Show a progress bar.
 
     Raises:
         InvalidInputError: As for `circuit_faithfulness`.
@@ -205,7 +214,7 @@ def circuit_minimality(
         >>> from headscope.data.ioi import IOIDataset
         >>> model = HookedTransformer.from_pretrained("headscope-demo")
         >>> task = Task.from_ioi(IOIDataset(N=20, tokenizer=model.tokenizer, prepend_bos=True), "ABB->ABA, BAB->BAA")
-        >>> circuit_minimality(model, task, ["0.2", "0.3", "2.2", "3.2"]).top(2)
+        >>> circuit_minimality(model, task, ["0.2", "0.3", "2.2", "3.2"], progress=False).top(2)
                  effect, share
         3.2      +10... ± 1.1...  +60.7%
         2.2      +6.6... ± 0.6...  +36.9%
@@ -221,7 +230,8 @@ def circuit_minimality(
     with_it = torch.stack([before for _, before, _ in tried])
     without = with_it.clone()
     without[torch.arange(len(tried), device="cpu"), [part for part, *_ in tried]] = False
-    first, second = runs.values(torch.cat([with_it, without])).cpu().split(len(tried))
+    with progress_bar(1, "minimality", shown=progress):
+        first, second = runs.values(torch.cat([with_it, without]), progress=progress).cpu().split(len(tried))
     lost = (first - second).view(len(tried), -1)
     best: dict[int, int] = {}
     for at, (part, *_) in enumerate(tried):
@@ -231,7 +241,7 @@ def circuit_minimality(
     return Minimality(
         info=_info(model, task, ablation=ablation),
         effects=lost[chosen].mean(1),
-        errors=_errors((first - second)[chosen]),
+        errors=_errors((first - second)[chosen], task),
         parts=tuple(runs.parts[part] for part in best),
         without=tuple(tried[at][2] for at in chosen),
         gap=_gap(runs),
@@ -306,8 +316,8 @@ def _gap(runs: NodeRuns) -> float:
     return float(runs.whole.mean() - runs.nothing.mean())
 
 
-def _errors(values: Float[Tensor, "thing *prompt"]) -> Float[Tensor, " thing"]:
-    return standard_errors(values.T) if values.ndim > 1 else torch.full_like(values, torch.nan)
+def _errors(values: Float[Tensor, "thing *prompt"], task: Task) -> Float[Tensor, " thing"]:
+    return standard_errors(values.T, task.clusters) if values.ndim > 1 else torch.full_like(values, torch.nan)
 
 
 def _info(model: HookedTransformer, task: Task, **options: Any) -> RunInfo:

@@ -33,6 +33,7 @@ from headscope.analysis.circuits.sender_outputs import (
     heads_name,
     whole_name,
 )
+from headscope.analysis.core.progress import progress_bar
 from headscope.analysis.core.result import check_option
 from headscope.analysis.patching.path_ends import INPUTS
 from headscope.analysis.prompts.metrics import Metric
@@ -117,11 +118,14 @@ class CircuitRuns:
         self._means = self._mean_written() if ablation == "mean" else None
 
     @torch.no_grad()
-    def measure(self, kept: Bool[Tensor, "*circuit sender receiver"]) -> Float[Tensor, "*circuit_prompt"]:
+    def measure(
+        self, kept: Bool[Tensor, "*circuit sender receiver"], *, progress: bool = False
+    ) -> Float[Tensor, "*circuit_prompt"]:
         """Return the metric of circuits: for each prompt, or one number where a metric of your own gives that.
 
         Args:
             kept: Edges along which readers get the circuit's own run.
+            progress: Show a progress bar.
 
         Raises:
             InvalidInputError: If that is not a mask of edges of the graph.
@@ -129,19 +133,21 @@ class CircuitRuns:
         """
         circuits = self.graph.checked(kept).reshape(-1, *kept.shape[-2:]).to(self.model.W_E.device)
         parts, order = [], []
-        for together in self.scorer.batches(self._tokens):
-            finals: list[list[Tensor]] = [[] for _ in circuits]
-            for rows in self._split(together):
-                other = self._other(rows)
-                real = given_at(self.runs.task, rows, self.ablation)
-                wiring = _Wiring(self._embedded(rows)[0], other, len(self.graph.senders), real)
-                for each, mask in zip(finals, circuits, strict=True):
-                    wiring.begin(mask)
-                    each.append(self._final(rows, wiring))
-            states = torch.stack([torch.cat(each) for each in finals])
-            check_final(states)
-            parts.append(self.scorer.values(together, states))
-            order.append(together)
+        with progress_bar(len(self.runs.task) * len(circuits), "circuits", shown=progress) as bar:
+            for together in self.scorer.batches(self._tokens):
+                finals: list[list[Tensor]] = [[] for _ in circuits]
+                for rows in self._split(together):
+                    other = self._other(rows)
+                    real = given_at(self.runs.task, rows, self.ablation)
+                    wiring = _Wiring(self._embedded(rows)[0], other, len(self.graph.senders), real)
+                    for each, mask in zip(finals, circuits, strict=True):
+                        wiring.begin(mask)
+                        each.append(self._final(rows, wiring))
+                        bar.update(len(rows))
+                states = torch.stack([torch.cat(each) for each in finals])
+                check_final(states)
+                parts.append(self.scorer.values(together, states))
+                order.append(together)
         values = torch.cat(parts, dim=1)[:, torch.cat(order).argsort()] if parts[0].ndim > 1 else parts[0]
         return values.unflatten(0, kept.shape[:-2]) if kept.ndim > 2 else values[0]
 

@@ -57,7 +57,7 @@ class PartRuns(Protocol):
     nothing: Tensor
     empty: Tensor
 
-    def values(self, kept: Bool[Tensor, "circuit part"]) -> Float[Tensor, "circuit *prompt"]:
+    def values(self, kept: Bool[Tensor, "circuit part"], *, progress: bool = False) -> Float[Tensor, "circuit *prompt"]:
         """The metric of circuits."""
 
 
@@ -72,11 +72,11 @@ class EdgeRuns:
         self.empty, self.whole = self.values(ends)
         self.nothing = self.empty
 
-    def values(self, kept: Bool[Tensor, "circuit part"]) -> Float[Tensor, "circuit *prompt"]:
+    def values(self, kept: Bool[Tensor, "circuit part"], *, progress: bool = False) -> Float[Tensor, "circuit *prompt"]:
         """The metric of circuits, given the edges that each keeps."""
         masks = self.allowed.new_zeros(len(kept), *self.allowed.shape)
         masks[:, self.allowed] = kept.cpu()
-        return self._runs.measure(masks)
+        return self._runs.measure(masks, progress=progress)
 
 
 def runs_of(
@@ -178,6 +178,7 @@ def circuit_faithfulness(
         shares,
         info=RunInfo(model.cfg.model_name, model.weight_processing, task.description, len(task), n_positions, options),
         has_answers=isinstance(task.measure if metric is None else metric, AnswerMetric),
+        clusters=task.clusters,
         level=level,
         ablation=ablation,
         controls=controls,
@@ -194,6 +195,7 @@ def kept_by(
     *,
     info: RunInfo,
     has_answers: bool,
+    clusters: Int[Tensor, " prompt"] | None = None,
     level: str = "nodes",
     ablation: str = "patch",
     controls: int = 0,
@@ -209,7 +211,7 @@ def kept_by(
     values = []
     with progress_bar(len(orders), "faithfulness", shown=progress) as bar:
         for order in orders:
-            values.append(runs.values(_beginnings(order, counts, n_parts)).cpu())
+            values.append(runs.values(_beginnings(order, counts, n_parts), progress=progress).cpu())
             bar.update()
     is_of_prompts = values[0].ndim > 1
     own, *random = (each.mean(1) for each in values) if is_of_prompts else values
@@ -228,6 +230,7 @@ def kept_by(
         level=level,
         ablation=ablation,
         has_answers=has_answers,
+        clusters=None if clusters is None else clusters.cpu(),
     )
 
 

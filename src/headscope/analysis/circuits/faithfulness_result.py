@@ -38,6 +38,8 @@ class Faithfulness(Result):
         level: `"nodes"` or `"edges"`.
         ablation: What all else gives: `"patch"`, `"mean"` or `"zero"`.
         has_answers: The metric is a logit difference, so that above zero the answer is right.
+        clusters: A number for each prompt, the same for those not drawn independently (see `Task`); errors are over
+            clusters.
         info: What was run on what.
     """
 
@@ -69,6 +71,7 @@ class Faithfulness(Result):
     ablation: str
     has_answers: bool
     empty: Float[Tensor, "*prompt"] | None = None
+    clusters: Int[Tensor, " prompt"] | None = None
 
     @property
     def gap(self) -> float:
@@ -82,8 +85,15 @@ class Faithfulness(Result):
 
     @property
     def errors(self) -> Float[Tensor, " size"]:
-        """One standard error of each, over prompts: that of a ratio of two means of the same prompts."""
-        return standard_errors(self._residuals.T)
+        """One standard error of each, over prompts (or clusters): that of a ratio of two means of the same prompts."""
+        return self._error_of(self._residuals.T)
+
+    def _error_of(self, rows: Float[Tensor, "prompt *cell"]) -> Float[Tensor, "*cell"]:
+        return standard_errors(rows, None if self.per_prompt is None else self.clusters)
+
+    @property
+    def _n_independent(self) -> int:
+        return self.whole.numel() if self.clusters is None else len(self.clusters.unique())
 
     @property
     def _residuals(self) -> Float[Tensor, "size prompt"]:
@@ -137,8 +147,8 @@ class Faithfulness(Result):
         widths = self.shares.diff()
         weights = (torch.nn.functional.pad(widths, (1, 0)) + torch.nn.functional.pad(widths, (0, 1))) / 2
         moved = (weights * slopes) @ self._residuals
-        n = self.whole.numel()
-        return Estimate(float(weights @ heights), float(standard_errors(moved[:, None])[0]), n, n - 1.0)
+        error = float(self._error_of(moved[:, None])[0])
+        return Estimate(float(weights @ heights), error, self.whole.numel(), self._n_independent - 1.0)
 
     def parts_of(self, size: int) -> tuple[str, ...]:
         """The parts of the circuit of a size."""

@@ -8,7 +8,7 @@ made are not run again, nor, where no position looks ahead, positions before the
 runs of a batch are kept for the next circuits up to `Budget.kept_bytes`, and made again for those beyond.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, get_args
 
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from headscope.analysis.circuits.edge_runs import Ablation, given_at, places_of
 from headscope.analysis.core.components import all_components, all_heads
+from headscope.analysis.core.progress import progress_bar
 from headscope.analysis.core.result import check_option
 from headscope.analysis.patching.base_run import BaseRun, SuffixRuns, way_of_running
 from headscope.analysis.prompts.metrics import Metric
@@ -91,7 +92,7 @@ class NodeRuns:
 
     @torch.no_grad()
     def values(
-        self, kept: Bool[Tensor, "circuit part"], *, near: Bool[Tensor, " part"] | None = None
+        self, kept: Bool[Tensor, "circuit part"], *, near: Bool[Tensor, " part"] | None = None, progress: bool = False
     ) -> Float[Tensor, "circuit *prompt"]:
         """Return the metric of each circuit: for each prompt if it is the logit difference, else one number.
 
@@ -99,11 +100,19 @@ class NodeRuns:
             kept: The parts of each circuit.
             near: A circuit from which these differ in few parts: one run more, and then none of them runs layers below
                 the first part in which it differs. Default: all parts.
+            progress: Show a progress bar.
 
         Raises:
             NotFiniteError: If a final state is not finite.
         """
-        return self._values(self._whole_masks(kept), None if near is None else self._whole_masks(near[None])[0])
+        masks = self._whole_masks(kept)
+        around = None if near is None else self._whole_masks(near[None])[0]
+        finals = []
+        with progress_bar(len(self._batches) * len(kept), "circuits", shown=progress) as bar:
+            for block in self._blocks():
+                finals.append(block.finals(masks, around, bar.update))
+                check_final(finals[-1])
+        return self._joined(finals)
 
     def scores(self, kept: Bool[Tensor, " part"], *, steps: int = 5) -> Float[Tensor, "part prompt"]:
         """Estimate what each part outside a circuit does to the metric on the way from the circuit to the whole model.
@@ -124,14 +133,6 @@ class NodeRuns:
                 gates = torch.where(inside, 1.0, (step + 0.5) / steps)
                 found[block.rows.cpu()] += block.gradient(gates).cpu().double() / steps
         return found.T[self._at].masked_fill(kept.cpu()[:, None], 0.0)
-
-    def _values(self, kept: Tensor, near: Tensor | None = None) -> Tensor:
-        parts = []
-        for block in self._blocks():
-            finals = block.finals(kept, near)
-            check_final(finals)
-            parts.append(finals)
-        return self._joined(parts)
 
     def _whole_masks(self, kept: Tensor) -> Bool[Tensor, "circuit component"]:
         every = torch.ones(len(kept), len(self._every), dtype=torch.bool, device="cpu")
@@ -254,17 +255,25 @@ class _Block:
         given = sum(each.nbytes for each in self.given.values())
         return given + (0 if self.suffixes is None else self.suffixes.base.nbytes)
 
-    def finals(self, kept: Tensor, near: Tensor | None = None) -> Float[Tensor, "circuit prompt read d_model"]:
+    def finals(
+        self, kept: Tensor, near: Tensor | None = None, advance: Callable[[int], object] = lambda _: None
+    ) -> Float[Tensor, "circuit prompt read d_model"]:
         """Return the final states of circuits, or of gates, where they are read.
 
         Args:
             kept: `[circuit, component]`: true for those that give their own output; or, `[circuit, prompt, component]`,
                 the share that they give of it.
             near: The components of a circuit whose run is the beginning of theirs.
+            advance: Told how many circuits more are done.
         """
+        finals = []
         if self.suffixes is None:
-            return torch.cat([self._whole_run(each[None]) for each in kept])
+            for each in kept:
+                finals.append(self._whole_run(each[None]))
+                advance(1)
+            return torch.cat(finals)
         if self.begin >= self.stop:
+            advance(len(kept))
             return self.whole.expand(len(kept), *self.whole.shape)
         streams = self.streams if near is None else self._streams_of(near)
         # Of each circuit, the first layer with a component in which it is not the run that was made.
@@ -275,11 +284,11 @@ class _Block:
         first = torch.where(differs, layers, self.n_layers).amin(1)
         order = first.argsort(stable=True)
         together = max(1, Budget.of(self.whole.device).batch_tokens // self.streams[0][..., 0].numel())
-        finals = []
         for some in order.split(together):
             at = int(first[some[0]])
             if at == self.n_layers and near is None:
                 finals.append(self.whole.expand(len(some), *self.whole.shape))
+                advance(len(some))
                 continue
             at = min(at, self.n_layers - 1)
             stream = streams[at].repeat(len(some), 1, 1)
@@ -287,6 +296,7 @@ class _Block:
                 # All queries of the last layer are made, since the outputs there are replaced at all positions.
                 final = self.suffixes.finals(2 * at, self.begin, stream, queries=True)
             finals.append(final.unflatten(0, (len(some), -1)))
+            advance(len(some))
         return torch.cat(finals)[order.argsort()]
 
     @torch.enable_grad()

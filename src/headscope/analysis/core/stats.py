@@ -40,6 +40,7 @@ __all__ = [
     "estimate",
     "estimates",
     "estimates_of_moments",
+    "estimates_over_prompts",
     "known_in_order",
     "place_moments",
     "row_moments",
@@ -247,6 +248,23 @@ def standard_errors(
     if len(rows) < 2:
         return torch.full_like(rows[0], torch.nan)
     return (wide(rows).std(0) / math.sqrt(len(rows))).to(rows)
+
+
+def estimates_over_prompts(
+    rows: Float[Tensor, "prompt cell *cells"], clusters: Int[Tensor, " prompt"] | None = None
+) -> Estimates:
+    """Return the mean of each cell over prompts, with its error over clusters of them (see `standard_errors`).
+
+    Example:
+        >>> rows = torch.tensor([[1.0], [3.0], [5.0], [7.0]])
+        >>> for clusters in (None, torch.tensor([0, 0, 1, 1])):
+        ...     found = estimates_over_prompts(rows, clusters)[0]
+        ...     print(f"{found.value} ± {found.error:.2f}, {found.freedom:.0f} degrees of freedom")
+        4.0 ± 1.29, 3 degrees of freedom
+        4.0 ± 2.00, 1 degrees of freedom
+    """
+    rows = wide(rows)
+    return estimates(by_cluster(rows, clusters, rows.mean(0)).movedim(0, -1)[..., None])
 
 
 def row_moments(values: Float[Tensor, "*thing n"], rows: Int[Tensor, " n"]) -> Float[Tensor, "moment stratum *thing"]:

@@ -11,15 +11,15 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from headscope.analysis.core.batches import Batch
 from headscope.analysis.core.head_lists import over_layers
 from headscope.analysis.core.stats import (
     Estimate,
-    estimates,
     estimates_of_moments,
+    estimates_over_prompts,
     row_moments,
     threshold,
 )
@@ -72,10 +72,13 @@ class Measured:
 
     @classmethod
     def beside(
-        cls, values: Float[Tensor, "prompt layer head"], control: Float[Tensor, "prompt layer head"]
+        cls,
+        values: Float[Tensor, "prompt layer head"],
+        control: Float[Tensor, "prompt layer head"],
+        clusters: Int[Tensor, " prompt"] | None,
     ) -> "Measured":
-        """Means over prompts, and the error of their difference."""
-        margin = estimates((values - control).movedim(0, -1)[..., None])
+        """Means over prompts, and the error of their difference over clusters of them."""
+        margin = estimates_over_prompts(values - control, clusters)
         parts = (values.mean(0), control.mean(0), margin.errors, margin.freedom)
         return cls(*(part.float() for part in parts))
 

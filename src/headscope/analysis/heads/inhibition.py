@@ -110,13 +110,15 @@ def inhibition(
     if len(rows) < 3 * n_screened:
         # Too few to be divided: every head is measured on all of them.
         every = lost(rows, "heads")
-        return Measured.beside(every, torch.zeros_like(every)), -every.mean(0).float()
+        return Measured.beside(every, torch.zeros_like(every), task[rows].clusters), -every.mean(0).float()
     screened = lost(rows[:n_screened], "heads").mean(0)
     likeliest = screened.flatten().nan_to_num(-math.inf).topk(min(CANDIDATES, screened.numel()))
     heads = [divmod(int(place), model.cfg.n_heads) for place in likeliest.indices[likeliest.values > 0]]
     measured, changes = Measured.nothing(*screened.shape), -screened.float()
     if heads:
-        tested = _tested(lost, rows[n_screened:], heads, TOLD * abs(whole.value), among * len(heads), level)
+        some = rows[n_screened:]
+        least, among = TOLD * abs(whole.value), among * len(heads)
+        tested = _tested(lost, some, task[some].clusters, heads, least, among, level)
         for at, (layer, head) in enumerate(heads):
             for name in ("scores", "controls", "errors", "freedom"):
                 getattr(measured, name)[layer, head] = getattr(tested, name)[at, 0]
@@ -127,6 +129,7 @@ def inhibition(
 def _tested(
     lost: Callable[[Tensor, str | Iterable[object]], Tensor],
     rows: Int[Tensor, " prompt"],
+    clusters: Int[Tensor, " prompt"] | None,
     heads: list[tuple[int, int]],
     least: float,
     among: int,
@@ -138,7 +141,8 @@ def _tested(
     while True:
         some = rows[len(losses) : len(losses) + _STEP]
         losses = torch.cat([losses, lost(some, labels)[..., None]])
-        tested = Measured.beside(losses, torch.zeros_like(losses))
+        known = None if clusters is None else clusters[: len(losses)]
+        tested = Measured.beside(losses, torch.zeros_like(losses), known)
         told = threshold(among, tested.freedom, level) * tested.errors
         if float(told.max()) <= least or len(losses) >= min(len(rows), MOST):
             return tested

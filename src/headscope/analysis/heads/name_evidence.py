@@ -28,7 +28,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headscope.analysis.core.stats import estimate
+from headscope.analysis.core.stats import estimates_over_prompts
 from headscope.analysis.heads.evidence import Condition, HeadKind, Measured
 from headscope.analysis.heads.inhibition import inhibition, replaced, some_prompts
 from headscope.analysis.heads.names import Looks, name_places, orders_of
@@ -107,7 +107,7 @@ def task_evidence(
     looks = Looks(model, {**places, "S1+1": places["S1"] + 1}, _ATTENTION)
     with looks.reading():
         found, others = attribute_each(model, [task, _other_answers(task, orders)], progress=progress)
-    whole = estimate(found.logit_difference[:, None])
+    whole = estimates_over_prompts(found.logit_difference[:, None], task.clusters)[0]
     notes, least = [], min_effect * whole.value
     if whole.value <= 0 or not whole.clear(level=level):
         shown = f"{whole.value:+.3f} ± {whole.error:.3f}"
@@ -117,7 +117,7 @@ def task_evidence(
         notes.append(f"all prompts are {next(iter(orders))}: a head that copies by place looks like a name mover.")
     effects = _Effects(found, others, places, orders, least)
     attention = looks.all()
-    kinds = [_duplicates(attention, orders, min_attention), *_direct_kinds(effects)]
+    kinds = [_duplicates(attention, orders, min_attention, task.clusters), *_direct_kinds(effects)]
     evidence = {f"attention {query} to {key}": values.mean(0) for (query, key), values in attention.items()}
     for part in effects.own:
         called = "direct effect" if part == "whole" else f"from {part}"
@@ -163,12 +163,13 @@ class _Effects:
         orders: Mapping[str, Int[Tensor, " some"]],
         least: float,
     ) -> None:
-        self.orders, self.least, self.places = orders, least, places
+        self.orders, self.least, self.places, self.clusters = orders, least, places, found.clusters
         self.own, self.other = (parts_of(each, places) for each in (found, others))
 
     def condition(self, part: str, sign: int, rows: Any = slice(None)) -> Condition:
         """That a part, times a sign, is high enough over some prompts."""
-        return Condition(Measured.beside(sign * self.own[part][rows], sign * self.other[part][rows]), self.least)
+        own, other = (sign * each[part][rows] for each in (self.own, self.other))
+        return Condition(Measured.beside(own, other, _of_rows(self.clusters, rows)), self.least)
 
     def in_either(self, part: str, sign: int) -> list[Condition]:
         """That it is so in each order of the names."""
@@ -211,11 +212,14 @@ def _direct_kinds(effects: _Effects) -> list[HeadKind]:
 
 
 def _duplicates(
-    attention: Mapping[tuple[str, str], Tensor], orders: Mapping[str, Int[Tensor, " some"]], least: float
+    attention: Mapping[tuple[str, str], Tensor],
+    orders: Mapping[str, Int[Tensor, " some"]],
+    least: float,
+    clusters: Int[Tensor, " prompt"] | None,
 ) -> HeadKind:
     """Heads that look from a name's second mention to its first, and not to the other name, in either order."""
     first, other = wide(attention["S2", "S1"]), wide(attention["S2", "IO"])
-    pairs = [Measured.beside(first[rows], other[rows]) for rows in orders.values()]
+    pairs = [Measured.beside(first[rows], other[rows], _of_rows(clusters, rows)) for rows in orders.values()]
     return HeadKind.by_weakest(NAME_KINDS[0], [Condition(each, least, of_the_rest=True) for each in pairs])
 
 
@@ -247,11 +251,15 @@ def _raised_without(
     conditions = []
     for order in effects.orders.values():
         here = torch.isin(rows, order)
-        measured = Measured.beside(after[here], effects.own["IO"][rows[here]])
+        measured = Measured.beside(after[here], effects.own["IO"][rows[here]], _of_rows(few.clusters, here))
         for layer, head in workers:
             measured.scores[layer, head] = math.nan
         conditions.append(Condition(measured, effects.least))
     return conditions
+
+
+def _of_rows(clusters: Int[Tensor, " prompt"] | None, rows: Any) -> Int[Tensor, " some"] | None:
+    return None if clusters is None else clusters.cpu()[rows]
 
 
 def _and_after(places: Mapping[str, Tensor], name: str) -> Tensor:

@@ -2,7 +2,7 @@
 
 import math
 
-from headscope.analysis.core.stats import LEVEL, estimate, threshold
+from headscope.analysis.core.stats import LEVEL, estimates_over_prompts, standard_errors, threshold
 from headscope.analysis.heads.inhibition import TOLD
 from headscope.analysis.heads.names import name_places, orders_of
 from headscope.analysis.heads.types import KINDS
@@ -46,7 +46,7 @@ def prompts_needed(
         (64, 1155)
     """
     found = attribute(model, task, sources=False, neurons=False, progress=progress)
-    whole = estimate(found.logit_difference[:, None])
+    whole = estimates_over_prompts(found.logit_difference[:, None], task.clusters)[0]
     if whole.value <= 0 or not whole.clear(level=level):
         return len(task)
     heads = found.heads.double().flatten(1).cpu()
@@ -56,7 +56,8 @@ def prompts_needed(
     for rows in orders.values():
         effects = heads[rows]
         told = effects.mean(0).abs().clamp(min=share * whole.value)
-        each = (bound * effects.std(0) / told).square().nan_to_num(0.0)
+        spread = standard_errors(effects, task[rows].clusters) * math.sqrt(len(rows))
+        each = (bound * spread / told).square().nan_to_num(0.0)
         # As many of this order, at its share of the prompts.
         needed = max(needed, math.ceil(math.ceil(float(each.max())) * len(task) / len(rows)))
     return max(len(task), needed)

@@ -166,7 +166,7 @@ class Task:
     def from_ioi(
         cls, dataset: IOIDataset, corrupted: IOIDataset | str | tuple[str, str] | None = "ABB->XYZ, BAB->XYZ"
     ) -> Self:
-        """Make a task of the sentences of an `IOIDataset`, up to their answers.
+        """Make a task of the sentences of an `IOIDataset`, up to their answers; twins are a cluster.
 
         Args:
             dataset: The sentences.
@@ -212,6 +212,7 @@ class Task:
             answers=tuple((strings[io], strings[s]) for io, s in zip(*ids, strict=True)),
             labels=tuple(dataset.orders),
             word_idx=dict(dataset.word_idx),
+            clusters=dataset.clusters,
         )
 
     @classmethod

@@ -200,6 +200,15 @@ class IOIDataset:
         drawn = torch.tensor([prompt.template for prompt in self._prompts])
         return [(drawn == index).nonzero().flatten() for index in drawn.unique().tolist()]
 
+    @property
+    def clusters(self) -> Int[Tensor, " sentence"] | None:
+        """A number for each sentence, the same for a sentence and its twin; `None` without twins."""
+        if not self.symmetric:
+            return None
+        pairs = [frozenset((prompt, prompt.exchanged())) for prompt in self._prompts]
+        numbers = {pair: number for number, pair in enumerate(dict.fromkeys(pairs))}
+        return torch.tensor([numbers[pair] for pair in pairs], device=self.device)
+
     @overload
     def __getitem__(self, key: int) -> dict[str, str | int]: ...
     @overload

@@ -11,7 +11,7 @@ from headscope.analysis.attention.score import attribute_attention
 from headscope.analysis.attention.score_result import AttentionAttribution
 from headscope.analysis.circuits.circuit import find_circuit
 from headscope.analysis.circuits.circuit_result import Circuit
-from headscope.analysis.core.stats import estimate
+from headscope.analysis.core.stats import estimates_over_prompts
 from headscope.analysis.heads.inhibition import in_turn
 from headscope.analysis.heads.names import attention_between, name_places, orders_of
 from headscope.analysis.heads.power import prompts_needed
@@ -169,8 +169,10 @@ def _orders(
     clean, swapped = measured["clean"], measured.get("swapped")
     orders = []
     for name, rows in orders_of(name_places(task)).items():
-        changed = None if swapped is None else estimate(swapped[rows, None])
-        orders.append(Order(name, estimate(clean[rows, None]), changed, float(wide(clean[rows] > 0).mean())))
+        clusters = task[rows].clusters
+        changed = None if swapped is None else estimates_over_prompts(swapped[rows, None], clusters)[0]
+        own = estimates_over_prompts(clean[rows, None], clusters)[0]
+        orders.append(Order(name, own, changed, float(wide(clean[rows] > 0).mean())))
     return clean, tuple(orders), measured["attention"]
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from headscope.analysis.attention.score_result import AttentionAttribution
 from headscope.analysis.circuits.circuit_result import Circuit
-from headscope.analysis.core.stats import Estimate, Estimates, estimate, estimates
+from headscope.analysis.core.stats import Estimate, Estimates, estimates_over_prompts
 from headscope.analysis.heads.types_result import HeadTypes
 from headscope.analysis.patching.result import PatchingResult
 from headscope.analysis.prompts.task import Task
@@ -76,7 +76,7 @@ class TaskStory:
     @cached_property
     def whole(self) -> Estimate:
         """The mean logit difference of all prompts."""
-        return estimate(self.differences[:, None])
+        return estimates_over_prompts(self.differences[:, None], self.task.clusters)[0]
 
     @property
     def can(self) -> bool:
@@ -102,7 +102,7 @@ class TaskStory:
         """The same with errors over prompts."""
         assert self.heads is not None
         rows = self.heads.by_prompt("z")[:, :, SWAPPED_WORDS.index(word)] * -self.gap
-        return estimates(rows.movedim(0, -1)[..., None])
+        return estimates_over_prompts(rows, self.heads.clusters)
 
     def attention_to(self, word: str) -> Float[Tensor, "order layer head"]:
         """Attention of each head from the end to one of `LOOKED_AT`, in each order."""

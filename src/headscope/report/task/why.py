@@ -2,10 +2,9 @@
 
 import torch
 from markupsafe import Markup
-from torch import Tensor
 
 from headscope.analysis.attention.score_result import AttentionAttribution
-from headscope.analysis.core.stats import Estimates, estimate, estimates
+from headscope.analysis.core.stats import Estimates, estimates_over_prompts
 from headscope.ops.devices import wide
 from headscope.report.blocks import Block, Fold, Heading
 from headscope.report.task.story import TaskStory
@@ -47,13 +46,13 @@ def why_blocks(story: TaskStory) -> list[Block]:
 def why_it_looks(why: AttentionAttribution) -> Markup | None:
     """Name what most makes a head look at one name rather than another; nothing if it does not clearly do so."""
     options = why.info.options
-    difference = estimate(wide(why.scores)[:, None])
+    difference = estimates_over_prompts(why.scores[:, None], why.clusters)[0]
     here, there = wide(why.attention).mean(0).tolist()
     if len(why.scores) < 2 or difference.value <= 0 or not difference.clear() or here <= there:
         return None
     sides = []
     for side, parts in (("key", why.key_parts), ("query", why.query_parts)):
-        named, total = _strongest(why.part_labels, parts)
+        named, total = _strongest(why.part_labels, estimates_over_prompts(parts, why.clusters))
         if named:
             share = percent(total / difference.value)
             sides.append(say("through the {side} {parts}, {share} of it", side=side, parts=listed(named), share=share))
@@ -70,9 +69,8 @@ def why_it_looks(why: AttentionAttribution) -> Markup | None:
     return told + say(" The largest parts: {sides}.", sides=Markup("; ").join(sides)) if sides else told
 
 
-def _strongest(labels: tuple[str, ...], parts: Tensor) -> tuple[list[Markup], float]:
+def _strongest(labels: tuple[str, ...], each: Estimates) -> tuple[list[Markup], float]:
     """The parts that clearly add to the score, those that add most first, and what they add together."""
-    each: Estimates = estimates(wide(parts).T[..., None])
     adds = stand_out(each, 1)
     order = torch.where(adds, each.values, -torch.inf).argsort(descending=True)[: min(_PARTS, int(adds.sum()))]
     named = [say("<b>{label}</b> ({value})", label=labels[at], value=spread(each[at])) for at in order.tolist()]

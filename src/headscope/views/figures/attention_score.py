@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from headscope.analysis.attention.score_result import AttentionAttribution
+from headscope.analysis.core.stats import standard_errors
 from headscope.errors import InvalidInputError
 from headscope.views.drawing.maps import color_scale
 from headscope.views.drawing.theme import PALETTE, styled
@@ -85,8 +86,7 @@ def attention_sides(result: AttentionAttribution, *, k: int = 12) -> "go.Figure"
         per_prompt = each.cpu().double()
         shown, rest = _strongest(per_prompt.mean(0), k)
         bars = torch.cat([per_prompt[:, shown], *([per_prompt[:, rest].sum(1, keepdim=True)] if len(rest) else [])], 1)
-        n = len(bars)
-        errors = (bars.std(0) / n**0.5).tolist() if n > 1 else None
+        errors = None if result.errors is None else standard_errors(bars, result.clusters).tolist()
         values = bars.mean(0).tolist()
         figure.add_trace(
             go.Bar(
