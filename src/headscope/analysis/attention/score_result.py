@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from jaxtyping import Bool, Float, Int
@@ -22,10 +21,6 @@ OWN = "own bias"
 OTHERS = "others"
 _NO_ERRORS = "a single prompt, or cluster, has no errors."
 _NO_SOURCES = "nothing is known about source positions: this was made with sources=False."
-
-
-def _known(errors: str, found: "AttentionAttribution") -> Tensor | None:
-    return None if found.errors is None else getattr(found, errors)
 
 
 @dataclass(frozen=True, repr=False)
@@ -63,9 +58,19 @@ class AttentionAttribution(Result):
         "pairs": Array("query_part key_part", title="query x key", column="score", error="errors"),
         "errors": Array("query_part key_part", column="error", absent=_NO_ERRORS),
         "query_parts": Array("prompt query_part", title="query side", column="score", error="query_errors"),
-        "query_errors": Array("query_part", column="error", absent=_NO_ERRORS, of=partial(_known, "query_errors")),
+        "query_errors": Array(
+            "query_part",
+            column="error",
+            absent=_NO_ERRORS,
+            of=lambda found: found.errors if found.errors is None else found.query_errors,
+        ),
         "key_parts": Array("prompt key_part", title="key side", column="score", error="key_errors"),
-        "key_errors": Array("key_part", column="error", absent=_NO_ERRORS, of=partial(_known, "key_errors")),
+        "key_errors": Array(
+            "key_part",
+            column="error",
+            absent=_NO_ERRORS,
+            of=lambda found: found.errors if found.errors is None else found.key_errors,
+        ),
         "scores": Array("prompt"),
         "penalties": Array("prompt"),
         "attention": Array("prompt key"),
