@@ -52,8 +52,9 @@ SPREAD = 0.05  # of the weights: far enough from zero that predictions are not f
 CHECKED, EVERY = 128, 16  # values are compared at every 16th of 128 positions
 WATCH = 0.01  # seconds between looks at the memory
 VERSIONS = """
+import sys
 from importlib.metadata import version
-print("TransformerLens", version("transformer-lens"), "with torch", version("torch"))
+print(sys.argv[1], version(sys.argv[1]), "with torch", version("torch"))
 """
 
 LABELS = {
@@ -201,7 +202,7 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def peer_version(side: Side, folder: Path) -> str:
     """What the peer's environment holds."""
-    command = [side.python, "-c", VERSIONS]
+    command = [side.python, "-c", VERSIONS, side.library.replace("_", "-")]
     return subprocess.run(command, check=True, **process_options(side.python, folder, 1)).stdout.strip()
 
 

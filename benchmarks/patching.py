@@ -1,4 +1,4 @@
-"""Activation patching beside TransformerLens's `patching`, and path patching beside three passes with hooks.
+"""Activation patching beside TransformerLens's `patching` and nnsight, and path patching beside three passes.
 
 On random weights in the shape of GPT-2 small, or of SmolLM2-135M (`--model llama`: grouped heads, rotary positions,
 RMSNorm, a gated MLP). Activation sweeps are `resid_pre` over all layers and positions and head outputs (all positions
@@ -13,7 +13,11 @@ cells only (`--peer-cells`), and its time is that of as many as there are.
 hooks on the same model: it shares both runs, begins the second pass at the sender's layer and the third at the
 receiver's, and unembeds the last position alone.
 
-    python benchmarks/patching.py --peer PYTHON_WITH_TRANSFORMER_LENS_3 [--model llama] [--sweep heads] [--repeats 3]
+    python benchmarks/patching.py --peer PYTHON_WITH_TRANSFORMER_LENS_3 [--nnsight PYTHON_WITH_NNSIGHT]
+                                  [--model llama] [--sweep heads] [--repeats 3]
+
+Beside nnsight, the same sweeps are written in it, on the Hugging Face model with the same weights: one cell a trace and
+eight cells, of which the faster counts; the second metric keeps the last position's logits there too.
 
 What to expect, in operations: `L` layers of `n` weights, `P` positions, `U` weights of the unembedding. A plain run of
 a cell multiplies by `P (L n + U)` weights. Patching the residual stream before layer `l` at `p` needs
@@ -31,6 +35,7 @@ from typing import Any
 
 import torch
 from entropy import GPT2_SMALL, peer_version, write_weights
+from safetensors.torch import load_file
 from workers.protocol import Side, Worker, workers
 
 import headscope
@@ -46,8 +51,15 @@ MODELS: dict[str, tuple[dict[str, Any], str, int | None]] = {
     "gpt2": (GPT2_SMALL, "GPT-2 small", None),
     "llama": (SMOLLM2, "SmolLM2-135M", 16),
 }
+ARCHITECTURES = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}
 SWEEPS = ("resid_pre", "heads")
 METRICS = ("opaque", "last position", "answers")
+# What each library is asked for, and how: of several ways (cells in one trace), the fastest counts.
+FORMS: dict[str, dict[str, list[dict[str, Any]]]] = {
+    "headscope": {metric: [{}] for metric in METRICS},
+    "transformer_lens": {"opaque": [{}]},
+    "nnsight": {metric: [{"at_once": 1}, {"at_once": 8}] for metric in METRICS[:2]},
+}
 
 
 def weights_of(shape: dict[str, Any]) -> tuple[float, float, float, float]:
@@ -85,59 +97,87 @@ def expected(shape: dict[str, Any], sweep: str, metric: str, length: int) -> flo
 
 
 def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Run both libraries in turn; a table for each sweep."""
+    """Run the libraries in turn; a table for each sweep."""
     shape, _, peer_cells = MODELS[options.model]
     options.peer_cells = options.peer_cells or peer_cells
-    sides = [Side("headscope", sys.executable)]
-    if options.peer:
-        sides.append(Side("transformer_lens", str(options.peer.absolute())))
-        print(f"beside {peer_version(sides[1], folder)}", flush=True)
+    sides = {"headscope": Side("headscope", sys.executable)}
+    for library, python in (("transformer_lens", options.peer), ("nnsight", options.nnsight)):
+        if python:
+            sides[library] = Side(library, str(python.absolute()))
+            print(f"beside {peer_version(sides[library], folder)}", flush=True)
     weights = folder / "weights.safetensors"
     write_weights(shape, weights)
+    if options.nnsight:
+        write_checkpoint(options.model, weights, folder / "checkpoint")
     name_at = 2 * options.length // 3
     differ_at = list(range(options.length)) if options.differ == "everywhere" else [name_at]
     results: dict[str, Any] = {}
-    with workers(SCRIPT, sides, folder, options.threads) as asked:
-        for worker in asked:
+    with workers(SCRIPT, list(sides.values()), folder, options.threads) as started:
+        asked = dict(zip(sides, started, strict=True))
+        for worker in started:
             worker.ask(task="load", shape=shape, weights=str(weights))
         question = {"rows": options.rows, "length": options.length, "differ_at": differ_at}
         for sweep in (*SWEEPS, "paths") if options.sweep is None else (options.sweep,):
             if sweep == "paths":
-                results[sweep] = paths(asked[0], question, options, folder)
-            elif options.peer:
-                results[sweep] = run(asked[0], asked[1], {"sweep": sweep, **question}, options, folder)
+                results[sweep] = paths(asked["headscope"], question, options, folder)
+            elif len(asked) > 1:
+                results[sweep] = run(asked, {"sweep": sweep, **question}, options, folder)
     return results
 
 
+def write_checkpoint(name: str, weights: Path, folder: Path) -> None:
+    """Write weights as a Hugging Face checkpoint, for a library that reads those."""
+    shape = {**MODELS[name][0], "original_architecture": ARCHITECTURES[name]}
+    model = headscope.HookedTransformer(headscope.HookedTransformerConfig(**shape, device="cpu"))
+    model.load_state_dict(load_file(weights), strict=False)
+    model.to_hf().save_pretrained(folder)
+
+
 def run(
-    ours: Worker, theirs: Worker, question: dict[str, Any], options: argparse.Namespace, folder: Path
+    asked: dict[str, Worker], question: dict[str, Any], options: argparse.Namespace, folder: Path
 ) -> dict[str, Any]:
-    """One sweep: print, and give, the best times of each and the largest difference."""
-    seconds: dict[str, list[float]] = {name: [] for name in ("peer", *METRICS)}
+    """One sweep: print, and give, the best times of each, their ratios, and the largest differences."""
+    forms = {
+        (library, metric): again
+        for library, metrics in FORMS.items()
+        if library in asked
+        for metric, again in metrics.items()
+    }
+    seconds: dict[tuple[str, str], list[float]] = {form: [] for form in forms}
     for _ in range(options.repeats):
-        for name in METRICS:
-            save = str(folder / f"{name}.pt")
-            seconds[name].append(ours.ask(task="measure", metric=name, save=save, **question)["seconds"])
-        save = str(folder / "peer.pt")
-        asked = theirs.ask(task="measure", metric="opaque", save=save, cells=options.peer_cells, **question)
-        seconds["peer"].append(asked["seconds"])
-    peer = torch.load(folder / "peer.pt", weights_only=True)
-    known = ~peer.isnan()
-    some = "" if bool(known.all()) else f" (TransformerLens: {int(known.sum())} of them)"
-    print(f"\n{question['sweep']}: {peer.numel()} cells{some}; prompts differ: {options.differ}")
-    print(f"{'':<28} {'s, best':>8} {'ratio':>6} {'by operations':>14} {'values differ by':>17}")
-    print(f"{'TransformerLens':<28} {min(seconds['peer']):>8.2f}")
-    found: dict[str, Any] = {"seconds": seconds}
-    for name in METRICS:
-        off = float((torch.load(folder / f"{name}.pt", weights_only=True) - peer)[known].abs().max())
-        ratio = min(seconds["peer"]) / min(seconds[name])
-        count = expected(MODELS[options.model][0], question["sweep"], name, options.length)
+        for (library, metric), again in forms.items():
+            cells = None if library == "headscope" else options.peer_cells
+            given = {"metric": metric, "cells": cells, "save": str(folder / f"{library}, {metric}.pt"), **question}
+            seconds[library, metric].append(
+                min(asked[library].ask(task="measure", **given, **more)["seconds"] for more in again)
+            )
+    values = {form: torch.load(folder / f"{form[0]}, {form[1]}.pt", weights_only=True) for form in forms}
+    peers = [form for form in forms if form[0] != "headscope"]
+    known = ~values[peers[0]].isnan()
+    some = "" if bool(known.all()) else f" (others: {int(known.sum())} of them)"
+    print(f"\n{question['sweep']}: {known.numel()} cells{some}; prompts differ: {options.differ}")
+    print(f"{'':<30} {'s, best':>8} {'by operations':>14}  times as fast as (values differ by)")
+    for library, metric in peers:
+        print(f"{f'{library}, {metric}':<30} {min(seconds[library, metric]):>8.2f}")
+    found: dict[str, Any] = {"seconds": {", ".join(form): each for form, each in seconds.items()}}
+    for metric in METRICS:
+        ours = "headscope", metric
+        count = expected(MODELS[options.model][0], question["sweep"], metric, options.length)
         count_text = f"{count:.2f}" if options.differ == "everywhere" else ""
-        print(
-            f"{'headscope, ' + name:<28} {min(seconds[name]):>8.2f} {ratio:>6.2f} {count_text:>14} {off:>17.1e}",
-            flush=True,
+        found[metric] = {}
+        for library in dict.fromkeys(library for library, _ in peers):
+            # Beside a peer that can spare the other positions' logits too, where ours does.
+            form = next((library, each) for each in (metric, "last position", "opaque") if (library, each) in forms)
+            off = float((values[ours] - values[form])[known].abs().max())
+            found[metric][library] = {
+                "ratio": min(seconds[form]) / min(seconds[ours]),
+                "largest_difference": off,
+            }
+        beside = ", ".join(
+            f"{library} {each['ratio']:.2f} ({each['largest_difference']:.0e})"
+            for library, each in found[metric].items()
         )
-        found[name] = {"ratio": ratio, "largest_difference": off}
+        print(f"{', '.join(ours):<30} {min(seconds[ours]):>8.2f} {count_text:>14}  {beside}", flush=True)
     return found
 
 
@@ -168,6 +208,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--peer", type=Path, help="the Python of an environment with TransformerLens 3")
+    parser.add_argument("--nnsight", type=Path, help="the Python of an environment with nnsight and transformers")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     options = parser.parse_args()
     print(

@@ -1,17 +1,18 @@
 """One library's activation patching in a process of its own, answering what `benchmarks/patching.py` asks.
 
-It runs under the Python of the library's own environment; both have the functions by one name.
+It runs under the Python of the library's own environment. headscope and TransformerLens have the functions by one name;
+in nnsight they are written out.
 
-    python benchmarks/workers/patching.py (headscope | transformer_lens)
+    python benchmarks/workers/patching.py (headscope | transformer_lens | nnsight)
 """
 
 import gc
 import importlib
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from protocol import serve
 from torch import Tensor
@@ -117,7 +118,9 @@ class Patching:
         name, axes, setter = SETTERS[sweep]
         shape = (cfg.n_layers, length if axes[1] == "pos" else cfg.n_heads)
         asked = spread(shape[0] * shape[1], cells)
-        index = pd.DataFrame([divmod(at, shape[1]) for at in asked.tolist()], columns=axes)
+        index = importlib.import_module("pandas").DataFrame(
+            [divmod(at, shape[1]) for at in asked.tolist()], columns=axes
+        )
         values = self.patching.generic_activation_patch(
             self.model, corrupted, cache, measured, getattr(self.patching, setter), name, index_df=index, **self.options
         )
@@ -220,16 +223,85 @@ class ThreePasses:
         return self.scored(final) - self.before
 
 
+class Nnsight:
+    """The same sweeps written in nnsight, on the Hugging Face model."""
+
+    # Where a kind of checkpoint has its layers, and a layer its product with `W_O`, whose input is all heads' outputs.
+    PLACES = {"gpt2": ("transformer.h", "attn.c_proj"), "llama": ("model.layers", "self_attn.o_proj")}
+
+    def load(self, shape: dict[str, Any], weights: str) -> None:
+        """Read the Hugging Face checkpoint that lies beside the weights."""
+        del shape  # the checkpoint has it
+        transformers, tokenizers = importlib.import_module("transformers"), importlib.import_module("tokenizers")
+        network = transformers.AutoModelForCausalLM.from_pretrained(Path(weights).parent / "checkpoint").eval()
+        # Prompts are ids; batches of several invocations ask for a tokenizer all the same.
+        words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="a"))
+        tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="a")
+        self.model = importlib.import_module("nnsight").TransformersModel(
+            network, tokenizer=tokenizer, task="text-generation"
+        )
+        self.cfg = network.config
+        self.layers, self.projection = self.PLACES[network.config.model_type]
+
+    def place(self, sweep: str, layer: int) -> Any:
+        """Return the module whose input is patched."""
+        block = self.model.get(f"{self.layers}.{layer}")
+        return block if sweep == "resid_pre" else block.get(self.projection)
+
+    def measure(
+        self,
+        sweep: str,
+        metric: str,
+        rows: int,
+        length: int,
+        differ_at: list[int],
+        cells: int | None = None,
+        at_once: int = 1,
+    ) -> tuple[float, Tensor]:
+        """Seconds that a sweep takes, and its values; with `cells`, of so many runs alike, and NaN for the others.
+
+        Each cell is an invocation, and `at_once` of them a trace, which nnsight runs as one batch.
+        """
+        clean, corrupted = prompts(self.cfg.vocab_size, rows, length, differ_at)
+        wanted = answers(self.cfg.vocab_size, rows)
+        read = {} if metric == "opaque" else {"logits_to_keep": 1}
+        n_layers, n_heads = self.cfg.num_hidden_layers, self.cfg.num_attention_heads
+        second = length if sweep == "resid_pre" else n_heads
+        width = self.cfg.hidden_size // n_heads
+        with self.model.trace(clean):
+            kept = [].save()
+            for layer in range(n_layers):
+                kept.append(self.place(sweep, layer).input)
+        asked = torch.arange(n_layers * second) if cells is None else spread(n_layers * second, cells)
+        gc.collect()
+        start = time.perf_counter()
+        values = []
+        for batch in asked.split(at_once):
+            with self.model.trace(**read) as tracer:
+                found = [].save()
+                for cell in batch.tolist():
+                    with tracer.invoke(corrupted):
+                        layer, which = divmod(cell, second)
+                        state = self.place(sweep, layer).input
+                        at = which if sweep == "resid_pre" else slice(None)
+                        part = slice(None) if sweep == "resid_pre" else slice(which * width, (which + 1) * width)
+                        state[:, at, part] = kept[layer][:, at, part]
+                        found.append(logit_difference(self.model.lm_head.output, wanted))
+            values += found
+        seconds = (time.perf_counter() - start) / len(asked) * n_layers * second
+        return seconds, among(n_layers * second, asked, torch.stack(values)).view(n_layers, second)
+
+
 def prepare(name: str) -> Callable[..., dict[str, Any]]:
     """What answers questions about the library of that name."""
     torch.set_grad_enabled(False)
-    library = Patching(name)
+    library = Nnsight() if name == "nnsight" else Patching(name)
 
     def answer(task: str, save: str = "", **question: Any) -> dict[str, Any]:
         if task == "load":
             library.load(**question)
             return {}
-        seconds, found = {"measure": library.measure, "paths": library.paths}[task](**question)
+        seconds, found = getattr(library, task)(**question)
         torch.save(found, save)
         return {"seconds": seconds}
 
