@@ -1,6 +1,7 @@
 """Every result, as its analysis makes it, through all that results have in common."""
 
 import dataclasses
+import html
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -227,3 +228,5 @@ def test_print_and_notebooks(result: Result) -> None:
     assert len(text.splitlines()) > 1 and "nan" not in text
     page = marked(result)._repr_html_()
     assert TOKEN not in page and "&lt;script&gt;" in page and page.count("<tr") >= 1
+    shown = html.unescape(page)
+    assert all(line.strip() in shown for line in str(marked(result)).splitlines()[1:]), "what str says is there too"

@@ -27,6 +27,12 @@ def test_a_prompt_is_looked_at_where_the_head_looks_most(run: Run, tmp_path: Pat
     assert (tmp_path / "attention.html").exists() and (tmp_path / "pairs.parquet").exists()
 
 
+@pytest.mark.parametrize("key", ["store", "the+1", "8"])
+def test_a_place_in_a_prompt_is_a_word_one_after_it_or_a_number(key: str, run: Run) -> None:
+    code, printed, _ = run("attention", "headscope-demo", PROMPT, "--head", "3.2", "--key", key, "--query", "end-1")
+    assert code == 0 and "Looked from, and at: 13 ' drink', 8 ' store'" in printed
+
+
 def test_prompts_are_looked_at_by_the_names_of_their_words(run: Run) -> None:
     flags = ("--head", "3.2", "--key", "S2", "--against", "IO", "--prompts", 5, "--no-progress")
     code, printed, _ = run("attention", *flags)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from headscope.analysis.attention.score import attribute_attention
 from headscope.analysis.attention.score_result import OTHERS
+from headscope.analysis.prompts.positions import number_of, shifted
 from headscope.analysis.prompts.task import Task
 from headscope.cli.base import options
 from headscope.cli.base.commands import app, command, task_of, write_folder
@@ -38,7 +39,7 @@ def attention(
         str,
         typer.Option(
             help="Where it looks from: a position (negative: from the end), end, or a word: of the prompt, if it "
-            "stands there once as one token, or a name that all prompts have, such as S2."
+            "stands there once as one token, or a name that all prompts have, such as S2; S2+1 is the token after it."
         ),
     ] = "end",
     key: Annotated[
@@ -93,13 +94,16 @@ def attention(
 
 def _place(name: str, strings: list[str] | None) -> int | str:
     """A position as a number, or by the name that all prompts have; of a single prompt also by a word in it."""
-    if name.lstrip("-").isdecimal():
-        return int(name)
-    if strings is None or name in ("end", OTHERS):
-        return name
-    found = [number for number, string in enumerate(strings) if string.strip() == name.strip()]
+    number = number_of(name)
+    if isinstance(number, int) or strings is None or name == OTHERS or shifted(name)[0] == "end":
+        return number
+    word, offset = name.strip(), 0
+    found = [number for number, string in enumerate(strings) if string.strip() == word]
+    if not found:
+        word, offset = shifted(word)
+        found = [number for number, string in enumerate(strings) if string.strip() == word]
     if len(found) != 1:
         shown = ", ".join(f"{number} {string!r}" for number, string in enumerate(strings))
         stands = f"stands there {len(found)} times, as one token" if found else "is not one token of it"
         raise InvalidInputError(f"the prompt's tokens are {shown}; {name!r} {stands}. Give its number.")
-    return found[0]
+    return found[0] + offset

@@ -60,7 +60,7 @@ def patch(
         str | None,
         typer.Option(
             help="Only these positions, separated by commas: numbers, end (where the answer is predicted), or names of "
-            "words such as S2 (generated prompts only).",
+            "words such as S2 (generated prompts only); S2+1 is the token after one, end-1 the one before.",
             show_default=False,
         ),
     ] = None,
@@ -77,7 +77,7 @@ def patch(
     names = listed(sites) or []
     where: Any = {
         "by_position": by_position,
-        "positions": asked and [int(name) if name.lstrip("-").isdecimal() else name for name in asked],
+        "positions": asked,
     }
     says = f"{count(len(prompted), 'prompt')}, {', '.join(names)}"
     part = Part("patching", says, patching_work(loaded, prompted, names, **where))

@@ -10,8 +10,8 @@ from headscope.analysis.circuits.graph import Graph
 from headscope.analysis.core.costs import Work, head_operations, layer_operations, row_operations
 from headscope.analysis.heads.inhibition import CANDIDATES, MOST, SCREENED
 from headscope.analysis.patching.sites import AXES, as_sites, patch_axes
+from headscope.analysis.prompts.positions import Positions
 from headscope.analysis.prompts.task import Task
-from headscope.analysis.prompts.two_runs import Positions
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.devices import Budget
 

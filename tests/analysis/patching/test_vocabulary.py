@@ -20,8 +20,8 @@ from headscope import HookedTransformer
 from headscope.analysis.patching.activation import activation_patch
 from headscope.analysis.patching.gradient import attribution_patch
 from headscope.analysis.patching.path import path_patch, path_patch_sweep
+from headscope.analysis.prompts.positions import Positions
 from headscope.analysis.prompts.task import Task
-from headscope.analysis.prompts.two_runs import Positions
 from headscope.errors import InvalidInputError, NotFiniteError, UnknownNameError
 
 HEAD, POINT = (1, 2), "blocks.1.attn.hook_z"
@@ -122,6 +122,9 @@ POSITIONS: dict[str, tuple[Any, list[list[int]]]] = {
     "a word": ("S2", [[4, 2, 3]]),
     "a number": (1, [[1, 1, 1]]),
     "a number from behind": (-2, [[4, 2, 3]]),
+    "before a word": ("S2-1", [[3, 1, 2]]),
+    "after a word": (["S2 + 1", "end-1"], [[5, 3, 4], [4, 2, 3]]),
+    "numbers as text": (["2", "-1"], [[2, 2, 2], [5, 3, 4]]),
     "a tensor": (torch.tensor([5, 0, 2]), [[5, 0, 2]]),
     "a tensor from behind": (torch.tensor([-1, 0, -3]), [[5, 0, 2]]),
     "a tensor of one": (torch.tensor(3), [[3, 3, 3]]),
@@ -145,6 +148,20 @@ def test_positions_mean_the_same(kind: str, form: str) -> None:
         assert len(found.positions) == len(at)
     else:
         assert found.info.n_positions == int(where.sum())
+
+
+def test_positions_of_several_tensors_have_names_of_their_own() -> None:
+    places = [torch.tensor([3, 1, 2]), "end", torch.tensor([0, 1, 2])]
+    assert Positions.of(random_task(), places).names == ("one per prompt (1)", "end", "one per prompt (2)")
+
+
+@every_function
+def test_a_name_with_an_offset_is_of_a_word_and_within_the_prompt(kind: str) -> None:
+    model, task = tiny_model(), random_task()
+    with pytest.raises(UnknownNameError, match=r"Unknown position 'S3\+1'. Allowed: 'end', 'S2'.* with an offset"):
+        FUNCTIONS[kind](model, task, positions="S3+1")
+    with pytest.raises(InvalidInputError, match=r"'end\+1' is not a real token of every prompt"):
+        FUNCTIONS[kind](model, task, positions="end+1")
 
 
 @every_function

@@ -265,6 +265,10 @@ def test_the_demo_model_gets_its_answer_from_two_heads_and_its_last_mlps() -> No
     assert found.top(1, mlps=True)[0].label == "mlp4"
     # 3.2 reads who acted; what it adds comes from there.
     s2 = found.sources_at("S2")[:, 3, 2].mean()
+    assert torch.equal(found.sources_at("S1 + 1"), found.sources_at("S1+1"))
+    assert torch.equal(found.sources_at("S2-1")[1], found.sources[1, :, :, int(task.word_idx["S2"][1]) - 1])
+    with pytest.raises(InvalidInputError, match="'end\\+1' is not a real token"):
+        found.sources_at("end+1")
     assert float(s2) > 0.95 * best[0].value
     # 1.0 moves whoever is named second: for in one order, against in the other, nothing on average.
     one, two = (found.only(order).heads[:, 1, 0].mean() for order in ("ABBA", "BABA"))

@@ -29,8 +29,8 @@ from headscope.analysis.attention.score_run import ScoreRun
 from headscope.analysis.core.components import component_label, components
 from headscope.analysis.core.progress import progress_bar
 from headscope.analysis.core.result import RunInfo
+from headscope.analysis.prompts.positions import Positions
 from headscope.analysis.prompts.task import Task
-from headscope.analysis.prompts.two_runs import Positions
 from headscope.analysis.recording.record import record
 from headscope.errors import InvalidInputError
 from headscope.model.transformer import HookedTransformer

@@ -58,19 +58,9 @@ class AttentionAttribution(Result):
         "pairs": Array("query_part key_part", title="query x key", column="score", error="errors"),
         "errors": Array("query_part key_part", column="error", absent=_NO_ERRORS),
         "query_parts": Array("prompt query_part", title="query side", column="score", error="query_errors"),
-        "query_errors": Array(
-            "query_part",
-            column="error",
-            absent=_NO_ERRORS,
-            of=lambda found: found.errors if found.errors is None else found.query_errors,
-        ),
+        "query_errors": Array("query_part", column="error", absent=_NO_ERRORS, of=lambda found: found.query_errors),
         "key_parts": Array("prompt key_part", title="key side", column="score", error="key_errors"),
-        "key_errors": Array(
-            "key_part",
-            column="error",
-            absent=_NO_ERRORS,
-            of=lambda found: found.errors if found.errors is None else found.key_errors,
-        ),
+        "key_errors": Array("key_part", column="error", absent=_NO_ERRORS, of=lambda found: found.key_errors),
         "scores": Array("prompt"),
         "penalties": Array("prompt"),
         "attention": Array("prompt key"),
@@ -97,14 +87,14 @@ class AttentionAttribution(Result):
     clusters: Int[Tensor, " prompt"] | None = None
 
     @property
-    def query_errors(self) -> Float[Tensor, " query_part"]:
-        """One standard error of the mean of each of `query_parts`, over prompts; NaN for a single one."""
-        return standard_errors(self.query_parts, self.clusters)
+    def query_errors(self) -> Float[Tensor, " query_part"] | None:
+        """One standard error of the mean of each of `query_parts`, over prompts; `None` for a single one."""
+        return None if self.errors is None else standard_errors(self.query_parts, self.clusters)
 
     @property
-    def key_errors(self) -> Float[Tensor, " key_part"]:
+    def key_errors(self) -> Float[Tensor, " key_part"] | None:
         """That of each of `key_parts`."""
-        return standard_errors(self.key_parts, self.clusters)
+        return None if self.errors is None else standard_errors(self.key_parts, self.clusters)
 
     def cell_label(self, name: str, cell: Mapping[str, Label]) -> str:
         if {"query_part", "key_part"} <= cell.keys():

@@ -381,7 +381,9 @@ class Result:
         shown = frame.head(n_shown).to_html(index=False, float_format="%.4f", border=0)
         more = f"<p>{n_shown} of {len(frame):,} rows</p>" if len(frame) > n_shown else ""
         title = f"<p><b>{type(self).__name__}</b>: {html.escape(str(self.info))}</p>"
-        return f"<div>{title}{shown}{more}</div>"
+        notes = html.escape("\n".join(self._notes()))
+        notes = f'<pre style="white-space: pre-wrap; margin: 0 0 0.5em">{notes}</pre>' if notes else ""
+        return f"<div>{title}{notes}{shown}{more}</div>"
 
     # Files
 

@@ -13,6 +13,7 @@ from headscope.analysis.core.named_arrays import Label, cell_label
 from headscope.analysis.core.over_prompts import NO_CONTROL, Controlled
 from headscope.analysis.core.ranking import HeadScore, Ranking
 from headscope.analysis.core.result import Array, component_label
+from headscope.analysis.prompts.positions import named_place
 from headscope.errors import InvalidInputError, unknown_name
 from headscope.model.config import HookedTransformerConfig
 from headscope.ops.devices import wide
@@ -202,18 +203,18 @@ class Attribution(Controlled):
         return sources[prompt][..., self.attention_mask[prompt]]
 
     def sources_at(self, word: str) -> Float[Tensor, "prompt layer head"]:
-        """Effect of each head from a named position, such as `IO`.
+        """Effect of each head from a named position, such as `IO`, or the token after it, `IO+1`.
 
         Raises:
-            InvalidInputError: If the attribution was made without sources.
+            InvalidInputError: If the attribution was made without sources, or a prompt has no such position.
             UnknownNameError: If no position has that name.
         """
         sources = self.array("sources").values
-        if word not in self.word_names:
-            raise unknown_name(
-                "position", word, self.word_names, hint="Names of positions come with a Task.", code="HS-NAME-08"
-            )
-        at = self.word_positions[self.word_names.index(word)]
+        known = dict(zip(self.word_names, self.word_positions, strict=True))
+        at = named_place(word, known, "Names of positions come with a Task.")
+        inside = (at >= 0) & (at < self.attention_mask.shape[1])
+        if not bool(inside.all()) or not bool(self.attention_mask.gather(1, at[:, None]).all()):
+            raise InvalidInputError(f"position {word!r} is not a real token of every prompt.", code="HS-PROMPTS-05")
         return sources[torch.arange(len(sources), device=at.device), :, :, at]
 
     def only(self, label: str) -> Self:

@@ -7,142 +7,34 @@
 - **scale**: a value is the metric of the patched run less that of the base run, so that 0 is a patch without effect.
   `"share"` (the default) divides it by the clean metric less the corrupted one: 1 is all that denoising can bring back,
   -1 all that noising can break. `"metric"` leaves it in the metric's unit, logits for the task's own metric.
-- **positions**: a name (`"end"`, where the answer is predicted, which every task has, and those of `task.word_idx`), a
-  number (negative ones count back from each prompt's last token), a tensor with one position for each prompt, or a list
-  of these. Each is a real token of every prompt.
+- **positions**: a name, a number, a tensor with one position for each prompt, or a list of these (`prompts.positions`).
 - **metric**: the task's own (its logit difference, unless it was given another), or a function of the logits
   `[prompt, pos, d_vocab]` of all prompts that gives one number (`prompts.metrics`). A `PromptMetric` has one for each
   prompt.
 - **hooks** on the model stay in force in every run, and cost the shortcuts.
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import cached_property
-from numbers import Integral
 from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from headscope.analysis.core.result import RunInfo, check_option
 from headscope.analysis.prompts.metrics import Metric, PositionMetric, PromptMetric, as_number, gap_between
+from headscope.analysis.prompts.positions import Positions
 from headscope.analysis.prompts.task import Task
-from headscope.errors import InvalidInputError, NotFiniteError, unknown_name
+from headscope.errors import InvalidInputError, NotFiniteError
 from headscope.model.transformer import HookedTransformer
 
-__all__ = ["Direction", "Positions", "Scale", "Scorer", "TaskRuns"]
+__all__ = ["Direction", "Scale", "Scorer", "TaskRuns"]
 
 Direction = Literal["denoising", "noising"]
 Scale = Literal["share", "metric"]
 
-_OWN = "one per prompt"
 _MANY_CELLS = 32  # from here on a batch of one prompt is enough to fill products of matrices
-
-
-@dataclass(frozen=True)
-class Positions:
-    """Positions of a task's prompts, in the order in which they were asked for.
-
-    Attributes:
-        task: The prompts.
-        at: Where each position is in every prompt.
-        names: The numbers and names that were asked for.
-    """
-
-    task: Task
-    at: Int[Tensor, "position prompt"]
-    names: tuple[int | str, ...]
-
-    @classmethod
-    def of(cls, task: Task, asked: Any = None) -> "Positions":
-        """Parse positions as the module's docstring words them; `None` stands for all, padding included.
-
-        Raises:
-            InvalidInputError: If one is not a real token of every prompt, or none is given.
-            UnknownNameError: For a name that the task does not have.
-
-        Example:
-            >>> from headscope import HookedTransformer
-            >>> tokenizer = HookedTransformer.from_pretrained("headscope-demo").tokenizer
-            >>> prompts = ["When Mary met John, John gave a book to", "Mary said to"]
-            >>> task = Task.from_prompts(prompts, ["Mary", "John"], ["John", "Mary"], tokenizer)
-            >>> positions = Positions.of(task, ["end", 1, -2])
-            >>> positions.at.tolist(), positions.labels
-            ([[10, 4], [1, 1], [9, 3]], ('end', 'When…', ' book…'))
-        """
-        n, width = task.clean_tokens.shape
-        if asked is None:
-            everywhere = torch.arange(width, device=task.clean_tokens.device)
-            return cls(task, everywhere[:, None].expand(-1, n), tuple(range(width)))
-        listed = list(asked) if isinstance(asked, Iterable) and not isinstance(asked, (str, Tensor)) else [asked]
-        if not listed:
-            raise InvalidInputError("give at least one position, or None for all.")
-        names, at = zip(*(_place(task, each) for each in listed), strict=True)
-        return cls(task, torch.stack(at), names)
-
-    @cached_property
-    def mask(self) -> Bool[Tensor, "prompt pos"]:
-        """The tokens at any of these positions that are real in both runs."""
-        clean, corrupted = self.task.masks
-        mask = clean & corrupted
-        return torch.zeros_like(mask).scatter(1, self.at.T, True) & mask
-
-    @cached_property
-    def labels(self) -> tuple[str, ...]:
-        """Names of the positions; of a number the token, or the word, that all prompts have there."""
-        return tuple(map(self._label, self.names, self.at))
-
-    def _label(self, name: int | str, at: Tensor) -> str:
-        if isinstance(name, str):
-            return name
-        places = at - self.task.attention_mask.long().argmax(1)
-        rows = zip(self.task.str_tokens, places.tolist(), strict=True)
-        tokens = list(dict.fromkeys(row[place] for row, place in rows if 0 <= place < len(row)))
-        words = [word for word, where in self.task.word_idx.items() if bool((where == at).all())]
-        if len(tokens) == 1 or not words:
-            return tokens[0] + "…" * (len(tokens) > 1) if tokens else ""
-        return words[0]
-
-    def __str__(self) -> str:
-        everywhere = self.names == tuple(range(self.task.clean_tokens.shape[1]))
-        return "all" if everywhere else ", ".join(map(str, self.names))
-
-
-def _place(task: Task, asked: Any) -> tuple[int | str, Int[Tensor, " prompt"]]:
-    """Return a position's name, and its place in each prompt."""
-    mask = task.masks[0] & task.masks[1]
-    n, width = mask.shape
-    if isinstance(asked, Tensor) and asked.ndim == 0 and not asked.is_floating_point():
-        asked = int(asked)
-    name: int | str
-    if isinstance(asked, str):
-        known = {"end": task.positions, **task.word_idx}
-        if asked not in known:
-            raise unknown_name("position", asked, known, hint="Or give a number.", code="HS-NAME-08")
-        name, at = asked, known[asked].to(mask.device)
-    elif isinstance(asked, Integral) and not isinstance(asked, bool):
-        name, at = int(asked), torch.full((n,), int(asked), device=mask.device)
-    elif isinstance(asked, Tensor) and asked.ndim == 1 and asked.dtype in (torch.int64, torch.int32):
-        if len(asked) != n:
-            raise InvalidInputError(f"there are {n} prompts, and positions of {len(asked)}; give one for each.")
-        name, at = _OWN, asked.long().to(mask.device)
-    else:
-        raise InvalidInputError(
-            f"positions must be names, numbers, a tensor with one for each prompt, or a list of these; got {asked!r}."
-        )
-    if not isinstance(asked, str):
-        lasts = (task.attention_mask * torch.arange(width, device=mask.device)).amax(1)
-        at = torch.where(at < 0, at + lasts + 1, at)
-    inside = (at >= 0) & (at < width)
-    if not bool(inside.all()) or not bool(mask.gather(1, at[:, None]).all()):
-        raise InvalidInputError(
-            f"position {asked!r} is not a real token of every prompt; the shortest has {int(mask.sum(1).min())} of "
-            "them.",
-            code="HS-PROMPTS-05",
-        )
-    return name, at
 
 
 class TaskRuns:

@@ -128,7 +128,9 @@ Task.read(folder / "task.csv", model.tokenizer)
         code="HS-NAME-08",
         error="UnknownNameError",
         title="Unknown name of a position",
-        symptom="Unknown position 'S3'. Did you mean 'S2' or 'S1'? Or give a number.",
+        symptom=(
+            "Unknown position 'S3'. Did you mean 'S2' or 'S1'? Or give a number, or a name with an offset: 'end-1'."
+        ),
         cause=(
             "Names of positions, such as `S2` or `end`, come with a task: those of IOI prompts, or `word_idx` of "
             "your own."
