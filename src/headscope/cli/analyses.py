@@ -12,6 +12,7 @@ from headscope.analysis.lens.entropy import EntropyResult, measure_entropy
 from headscope.cli.base import options
 from headscope.cli.base.commands import app, command, each_of, ends, kept_run, listed, texts_of
 from headscope.cli.base.foretelling import foretold
+from headscope.cli.base.loading import load
 from headscope.cli.scale import engine_of
 from headscope.compat.prompt import test_prompt
 from headscope.model.checkpoints.names import DEMO
@@ -29,6 +30,7 @@ __all__ = ["ablate", "entropy", "prompt"]
     app,
     'headscope prompt headscope-demo "When Mary and John went to the store, John gave a drink to" Mary',
     'headscope prompt gpt2 "The capital of France is" Paris --top-k 5',
+    loads_model=True,
 )
 def prompt(
     model: options.Model,
@@ -46,7 +48,7 @@ def prompt(
     test_prompt(
         prompt,
         answer,
-        HookedTransformer.from_pretrained(model),
+        load(model),
         prepend_space_to_answer=prepend_space_to_answer,
         prepend_bos=prepend_bos,
         top_k=top_k,
@@ -58,6 +60,7 @@ def prompt(
     "headscope entropy",
     "headscope entropy gpt2 --text story.txt --out story-entropy",
     "headscope entropy gpt2 --text story.txt --out story-entropy --resume",
+    loads_model=True,
 )
 def entropy(
     model: options.Model = DEMO,
@@ -125,6 +128,7 @@ def entropy(
     "headscope ablate",
     "headscope ablate gpt2 --heads 10.7,11.10 --text story.txt",
     "headscope ablate gpt2 --heads '10.7+11.10, mlp0' --value mean --effect direct --positions 5",
+    loads_model=True,
 )
 def ablate(
     model: options.Model = DEMO,

@@ -11,9 +11,9 @@ from headscope.analysis.prompts.positions import number_of, shifted
 from headscope.analysis.prompts.task import Task
 from headscope.cli.base import options
 from headscope.cli.base.commands import app, command, task_of, write_folder
+from headscope.cli.base.loading import load
 from headscope.errors import InvalidInputError
 from headscope.model.checkpoints.names import DEMO
-from headscope.model.transformer import HookedTransformer
 from headscope.views.figures.attention_score import attention_pairs, attention_sides
 
 __all__ = ["attention"]
@@ -24,6 +24,7 @@ __all__ = ["attention"]
     'headscope attention headscope-demo "When Mary and John went to the store, John gave a drink to" --head 3.2',
     'headscope attention gpt2 "When Mary and John went to the store, John gave a drink to" --head 9.9 --key Mary',
     "headscope attention gpt2 --head 9.9 --key IO --against S1 --prompt-type ABBA --out why",
+    loads_model=True,
 )
 def attention(
     head: Annotated[str, typer.Option(help="The head, such as 9.9.", show_default=False)],
@@ -72,7 +73,7 @@ def attention(
         loaded, data = task_of(model, task, prompts, prompt_type, seed)
         strings = None
     else:
-        loaded = HookedTransformer.from_pretrained(model)
+        loaded = load(model)
         data = loaded.to_tokens(prompt)
         strings = loaded.to_str_tokens(data[0])
         against = against or OTHERS

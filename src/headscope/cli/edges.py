@@ -26,6 +26,7 @@ __all__ = ["edges"]
     "headscope edges",
     "headscope edges gpt2 --prompts 30 --patch 50 --out edges",
     "headscope edges gpt2 --method eap --task my.csv",
+    loads_model=True,
 )
 def edges(
     model: options.Model = DEMO,

@@ -8,12 +8,12 @@ import typer
 from headscope.cli.base import options
 from headscope.cli.base.commands import app, arguments, command, continuing, texts_of
 from headscope.cli.base.foretelling import foretold
+from headscope.cli.base.loading import load
 from headscope.errors import InvalidInputError
 from headscope.explorer import explore as explore_heads
 from headscope.explorer import serve as serve_folder
 from headscope.explorer.measuring.exploring import ABLATION_TOKENS, MEASURED, entropy_sample
 from headscope.model.checkpoints.names import DEMO
-from headscope.model.transformer import HookedTransformer
 from headscope.report import token_rows
 from headscope.report.costs import explore_work
 from headscope.report.plan import Part
@@ -34,6 +34,7 @@ _SERVING = ("--serve", "--port", "--model", "--browser", "--no-browser")
     "headscope explore gpt2 --text book.txt --out gpt2-heads --resume",
     "headscope explore gpt2 --dataset owt --max-tokens 1000000 --no-ablation --workers 8",
     "headscope explore gpt2-heads --serve",
+    loads_model=True,
 )
 def explore(
     model: Annotated[
@@ -103,7 +104,7 @@ def explore(
         serve_folder(folder, model=of_model, port=port or 0, open_browser=browser, say=typer.echo)
         return
     texts, described = texts_of(text, dataset)
-    loaded = HookedTransformer.from_pretrained(model)
+    loaded = load(model)
     length = min(loaded.cfg.n_ctx, _SEQ_LEN) if seq_len is None else seq_len
     tokens = token_rows(loaded, texts, max_tokens=max_tokens, seq_len=length)
     ablated = 0 if no_ablation else ablation_tokens

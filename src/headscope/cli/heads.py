@@ -16,10 +16,10 @@ from headscope.analysis.heads.types_result import HeadTypes
 from headscope.cli.base import options
 from headscope.cli.base.commands import app, command, task_of, write_folder
 from headscope.cli.base.foretelling import foretold
+from headscope.cli.base.loading import load
 from headscope.data.text import read_chunks
 from headscope.errors import InvalidInputError
 from headscope.model.checkpoints.names import DEMO
-from headscope.model.transformer import HookedTransformer
 from headscope.report.costs import circuit_work, types_work
 from headscope.report.plan import Part
 from headscope.report.task.measuring import SWAPPED
@@ -40,6 +40,7 @@ _CHARACTERS = 20_000  # of a text
     "headscope heads --task ioi --circuit --out heads",
     "headscope heads gpt2 --text book.txt",
     "headscope heads gpt2 --task my.csv --out heads",
+    loads_model=True,
 )
 def heads(
     model: options.Model = DEMO,
@@ -77,7 +78,7 @@ def heads(
         raise InvalidInputError("--circuit finds the paths that carry a task: name one with --task, such as ioi.")
     asked = None
     if task is None:
-        loaded = HookedTransformer.from_pretrained(model)
+        loaded = load(model)
     else:
         loaded, asked = task_of(model, None if task == "ioi" else Path(task), prompts, "mixed", seed, SWAPPED)
     paths = None

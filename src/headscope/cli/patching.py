@@ -29,6 +29,7 @@ __all__ = ["patch"]
     "headscope patch gpt2 --sites z,q,k,v,pattern --direction noising",
     "headscope patch gpt2 --sites z --by-position --positions S2,end",
     "headscope patch gpt2 --task my.csv --sites z",
+    loads_model=True,
 )
 def patch(
     model: options.Model = DEMO,

@@ -7,10 +7,10 @@ import typer
 
 from headscope.cli.base import options
 from headscope.cli.base.commands import app, command, continuing, fail, listed, task_of, texts_of
+from headscope.cli.base.loading import load
 from headscope.errors import InvalidInputError, unknown_name
 from headscope.model.checkpoints.catalog import KnownFamily, known_families
 from headscope.model.checkpoints.names import DEMO, HUB_MODELS
-from headscope.model.transformer import HookedTransformer
 from headscope.report import (
     ABLATION_TOKENS,
     MAX_TOKENS,
@@ -40,6 +40,7 @@ def _moved(value: str | None) -> None:
     "headscope report gpt2 --sections entropy,ablation --out gpt2-report",
     "headscope report gpt2 --sections entropy,ablation --out gpt2-report --resume",
     "headscope report gpt2 --dataset owt --task my-prompts.csv",
+    loads_model=True,
 )
 def report(
     model: options.Model = DEMO,
@@ -81,7 +82,7 @@ def report(
     texts, described = texts_of(text, dataset)
     asked: Any = None if no_task else task
     if no_task or task in ("auto", "ioi"):
-        loaded = HookedTransformer.from_pretrained(model)
+        loaded = load(model)
     else:
         loaded, asked = task_of(model, Path(task), 0, "mixed", 0)
     _tell(
@@ -111,6 +112,7 @@ def report(
     "headscope compare gpt2 distilgpt2",
     "headscope compare ./checkpoint-1000 ./checkpoint-9000 --text story.txt --out training",
     "headscope compare gpt2 pythia-160m --dataset owt --ablation-tokens 0",
+    loads_model=True,
 )
 def compare(
     first: Annotated[
@@ -135,8 +137,8 @@ def compare(
     texts, described = texts_of(text, dataset)
     _tell(
         write_comparison(
-            HookedTransformer.from_pretrained(first),
-            HookedTransformer.from_pretrained(second),
+            load(first),
+            load(second),
             texts,
             out,
             names=(_called(first), _called(second)),
@@ -200,7 +202,7 @@ def _described(family: KnownFamily) -> str:
     return "\n".join(lines)
 
 
-@command(app, "headscope evaluate", "headscope evaluate ./my-demo --seed 7")
+@command(app, "headscope evaluate", "headscope evaluate ./my-demo --seed 7", loads_model=True)
 def evaluate(
     model: options.Model = DEMO,
     seed: Annotated[int, typer.Option(help="Seed of the data; not the one used in training.")] = EVALUATION_SEED,
@@ -208,5 +210,5 @@ def evaluate(
     progress: options.Progress = True,
 ) -> None:
     """Measure every figure of the demo model's card, on it or on another model of its small English."""
-    loaded = HookedTransformer.from_pretrained(model)
+    loaded = load(model)
     typer.echo(str(evaluate_demo(loaded, seed=seed, n_prompts=n_prompts, progress=progress)))

@@ -33,6 +33,7 @@ _PROMPTS = 200  # of indirect objects, for the scores
     "headscope copy-suppression gpt2 --heads 10.7,11.10 --text story.txt",
     "headscope copy-suppression gpt2 --heads 10.7 --no-ranks",
     "headscope copy-suppression smollm2.gguf --heads 24.4,23.3 --variant own_logit --no-ranks",
+    loads_model=True,
 )
 def copy_suppression(
     model: options.Model = DEMO,

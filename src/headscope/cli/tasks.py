@@ -36,6 +36,7 @@ _PROMPTS = 500
     "headscope ioi",
     "headscope ioi gpt2 --prompts 500 --prompt-type ABBA",
     "headscope ioi gpt2 --task my.csv --rows 20",
+    loads_model=True,
 )
 def ioi(
     model: options.Model = DEMO,
@@ -78,6 +79,7 @@ def ioi(
     "headscope attribute",
     "headscope attribute gpt2 --prompt-type ABBA --out attribution",
     "headscope attribute gpt2 --task my.csv --top 20",
+    loads_model=True,
 )
 def attribute(
     model: options.Model = DEMO,

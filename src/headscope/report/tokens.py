@@ -61,7 +61,8 @@ def token_rows(
     tokenizer = model.tokenizer
     if tokenizer is None:
         raise MissingTokenizerError(
-            f"model {model.cfg.model_name!r} has no tokenizer, so it takes no text: give tokens [batch, pos].",
+            f"model {model.cfg.model_name!r} has no tokenizer, so it takes no text: give tokens [batch, pos], or a "
+            "tokenizer (--tokenizer on the command line).",
             code="HS-TOKENIZER-01",
         )
     with_bos = tokenizer.bos_token_id is not None

@@ -170,3 +170,15 @@ def test_loading_leaves_the_global_random_state_alone(cache: Path) -> None:
     state = torch.get_rng_state()
     HookedTransformer.from_pretrained("someone/model")
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_folder_that_is_no_model_says_what_it_is(tmp_path: Path) -> None:
+    adapter, trained = tmp_path / "adapter", tmp_path / "trained"
+    (trained / "checkpoint-500").mkdir(parents=True)
+    (trained / "checkpoint-500" / "config.json").write_text("{}")
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "gpt2", "peft_type": "LORA"}')
+    with pytest.raises(CheckpointError, match=r"an adapter of PEFT for 'gpt2': merge the two"):
+        HookedTransformer.from_pretrained(adapter)
+    with pytest.raises(CheckpointError, match=r"checkpoint-500 has one: give '.*trained/checkpoint-500'"):
+        HookedTransformer.from_pretrained(trained)

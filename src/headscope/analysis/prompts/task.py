@@ -326,7 +326,7 @@ class Task:
         if tokenizer is None:
             raise MissingTokenizerError(
                 f"{Path(path).name} has prompts of text, and the model has no tokenizer. Give lists of token ids in a "
-                ".jsonl file.",
+                ".jsonl file, or a tokenizer (--tokenizer on the command line).",
                 code="HS-TOKENIZER-01",
             )
         return cls._from_rows(rows, names, RowMaker(tokenizer, prepend_bos, prepend_space_to_answer))

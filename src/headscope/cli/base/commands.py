@@ -17,6 +17,8 @@ from headscope.analysis.core.ranking import Ranking
 from headscope.analysis.core.result import Result
 from headscope.analysis.prompts.task import Task
 from headscope.analysis.storage.sharded import Engine
+from headscope.cli.base.help import Command
+from headscope.cli.base.loading import from_options, load, with_loading_options
 from headscope.data.cutting import Chunk
 from headscope.data.hub import get_dataset
 from headscope.data.ioi import IOIDataset
@@ -55,20 +57,30 @@ train = typer.Typer(no_args_is_help=True, help="Train the models headscope has r
 app.add_typer(train, name="train")
 
 
-def command(group: typer.Typer, *examples: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Register a command, whose Ctrl-C (or SIGTERM) ends in one line and exit code 130."""
+def command(
+    group: typer.Typer, *examples: str, loads_model: bool = False
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Register a command, whose Ctrl-C (or SIGTERM) ends in one line and exit code 130.
+
+    Args:
+        group: The app, or a command of it with commands of its own.
+        examples: Command lines, for its help.
+        loads_model: The command calls `load`, and has the options of how a model is loaded.
+    """
 
     def register(function: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(function)
         def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
             try:
-                with _terminated_as_interrupted():
+                with _terminated_as_interrupted(), from_options(kwargs):
                     return function(*args, **kwargs)
             except KeyboardInterrupt as stop:
                 stopped(stop)
 
+        if loads_model:
+            with_loading_options(guarded)
         name = function.__name__.replace("_", "-")
-        group.command(name, epilog="Examples:\n\n" + "\n\n".join(examples))(guarded)
+        group.command(name, cls=Command, epilog="Examples:\n\n" + "\n\n".join(examples))(guarded)
         return function
 
     return register
@@ -111,7 +123,7 @@ def task_of(
     model: str, path: Path | None, prompts: int, kind: str, seed: int, flip: str = "ABB->XYZ, BAB->XYZ"
 ) -> tuple[HookedTransformer, Task]:
     """Return the model, and the prompts in a file, or generated ones with corrupted ones beside them."""
-    loaded = HookedTransformer.from_pretrained(model)
+    loaded = load(model)
     if path is not None:
         return loaded, Task.read(path, loaded.tokenizer, prepend_bos=loaded.cfg.default_prepend_bos)
     dataset = IOIDataset(kind, prompts, loaded.tokenizer, prepend_bos=loaded.cfg.default_prepend_bos, seed=seed)
@@ -165,7 +177,7 @@ def kept_run(
     check_resume(out, resume)
     try:
         documents, described = texts
-        model = HookedTransformer.from_pretrained(name)
+        model = load(name)
         tokens = token_rows(model, documents, max_tokens=max_tokens, seq_len=seq_len)
         # Parts of a run begin it together, and go on with it as they come.
         shared = resume or isinstance(engine, Part)

@@ -16,7 +16,7 @@ Model = Annotated[
 Text = Annotated[
     Path | None,
     typer.Option(
-        help="A .txt, .jsonl or .parquet file to run on, or a file of token ids, [batch, pos]: .npy, .safetensors or "
+        help="A .txt, .jsonl or .parquet file to run on, or a file with rows of token ids: .npy, .safetensors or "
         ".json. Default: generated small English.",
         show_default=False,
     ),

@@ -31,13 +31,26 @@ class CheckpointFolder:
         """
         path = self.path / "config.json"
         if not path.is_file():
-            gguf = next((each.name for each in sorted(self.path.glob("*.gguf"))), None)
-            instead = f" It has {gguf}: give the path of that file to load it." if gguf else ""
             raise CheckpointError(
-                f"{self.path} has no config.json. A model directory holds config.json and *.safetensors.{instead}",
+                f"{self.path} has no config.json. A model directory holds config.json and *.safetensors."
+                f"{self._instead()}",
                 code="HS-CHECKPOINT-04",
             )
         return {"_name_or_path": str(self.path), **_read_json(path)}
+
+    def _instead(self) -> str:
+        """Say what a folder without a config is, as far as its files tell."""
+        if (self.path / "adapter_config.json").is_file():
+            base = _read_json(self.path / "adapter_config.json").get("base_model_name_or_path")
+            return (
+                f" It has an adapter of PEFT for {base!r}: merge the two, with PEFT's merge_and_unload(), and give the "
+                "merged model as hf_model, or the folder it is saved to."
+            )
+        gguf = next((each.name for each in sorted(self.path.glob("*.gguf"))), None)
+        if gguf:
+            return f" It has {gguf}: give the path of that file to load it."
+        below = sorted({each.parent for each in self.path.glob("*/config.json")}, key=lambda each: each.stat().st_mtime)
+        return f" Its folder {below[-1].name} has one: give {str(below[-1])!r}." if below else ""
 
     def tensors(self) -> Mapping[str, Tensor]:
         """Return its tensors by name: memory-mapped from safetensors files, or else from pickles, without running code.

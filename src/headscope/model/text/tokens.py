@@ -175,7 +175,8 @@ class Tokenization:
         if self.tokenizer is None:
             raise MissingTokenizerError(
                 f"model {self.cfg.model_name!r} has no tokenizer, so it takes tokens, not text. "
-                "Pass a tensor of token ids, or set a tokenizer: model.set_tokenizer(tokenizer).",
+                "Pass a tensor of token ids, or set a tokenizer: model.set_tokenizer(tokenizer); on the command line, "
+                "--tokenizer MODEL.",
                 code="HS-TOKENIZER-01",
             )
         return self.tokenizer

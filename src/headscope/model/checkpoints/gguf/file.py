@@ -72,6 +72,8 @@ class GGUFFile(Mapping[str, Tensor]):
         for shard in self._shards():
             try:
                 self._read_header(shard)
+            except CheckpointError as error:
+                raise CheckpointError(f"{shard} cannot be read: {error.message}", code=error.code) from None
             except (struct.error, ValueError, UnicodeDecodeError, OverflowError) as error:
                 raise CheckpointError(
                     f"{shard} is not a readable GGUF file: {error}.", code="HS-CHECKPOINT-09"
