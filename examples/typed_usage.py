@@ -22,6 +22,7 @@ from headscope.analysis import (
 from headscope.data import IOIDataset
 from headscope.errors import HeadscopeError
 from headscope.exercises import Verdict, check_copying_scores
+from headscope.model.transformer import Output
 from headscope.views import HtmlView, colored_tokens
 
 
@@ -37,9 +38,21 @@ def study(name: str) -> float:
     assert_type(model.cfg, HookedTransformerConfig)
     tokens = model.to_tokens("The cat sat on the mat.")
     assert_type(tokens, Tensor)
-    cache: ActivationCache = model.run_with_cache(tokens)[1]
+    logits, cache = model.run_with_cache(tokens)
+    assert_type(logits, Tensor)
+    assert_type(cache, ActivationCache)
     assert_type(cache["resid_pre", 0], Tensor)
-    model.run_with_hooks(tokens, fwd_hooks=[("blocks.0.attn.hook_z", halve)])
+    halved = model.run_with_hooks(tokens, return_type="loss", fwd_hooks=[("blocks.0.attn.hook_z", halve)])
+    assert_type(halved, Tensor)
+    both, kept = model.run_with_cache(tokens, return_type="both", return_cache_object=True, names_filter="hook_embed")
+    assert_type(both, Output)
+    assert_type(kept, ActivationCache)
+    assert_type(model.run_with_cache(tokens, return_type=None), tuple[None, ActivationCache])
+    assert_type(model.run_with_cache(tokens, return_type=None, stop_at_layer=1), tuple[Tensor, ActivationCache])
+    assert_type(model.run_with_cache(tokens, return_cache_object=False)[1], dict[str, Tensor])
+    assert_type(model(tokens), Tensor)
+    assert_type(model(tokens, return_type="both").loss, Tensor)
+    assert_type(model(tokens, return_type="both", stop_at_layer=2), Tensor)
 
     entropy = measure_entropy(model, tokens, progress=False)
     assert_type(entropy, EntropyResult)

@@ -421,7 +421,7 @@ class HookedRootModule(nn.Module):
         clear_contexts: bool = False,
         pos_slice: SliceInput | Slice = None,
         **model_kwargs: Any,
-    ) -> tuple[Any, Any]:
+    ) -> tuple[Any, dict[str, Tensor]]:
         """Run a forward pass and keep activations.
 
         Args:

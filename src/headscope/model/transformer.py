@@ -7,21 +7,21 @@ model's parts and the forward pass.
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, Self
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from headscope.errors import InvalidInputError
-from headscope.model.activations.cache import ActivationCache
 from headscope.model.block import TransformerBlock
 from headscope.model.checkpoints import exporting
 from headscope.model.checkpoints import pipeline as loading
 from headscope.model.config import HookedTransformerConfig
-from headscope.model.hooks import HookedRootModule, HookPoint, is_listening
+from headscope.model.hooks import HookPoint, is_listening
 from headscope.model.parts.key_value_cache import HookedTransformerKeyValueCache
 from headscope.model.parts.layers import Embed, PosEmbed, Unembed, make_final_norm
+from headscope.model.runs import Output, Runs
 from headscope.model.text.generation import Generation
 from headscope.model.text.inputs import (
     Masks,
@@ -55,14 +55,7 @@ _OPTIONAL_POINTS = {
 }
 
 
-class Output(NamedTuple):
-    """Result of `return_type="both"`."""
-
-    logits: Tensor
-    loss: Tensor
-
-
-class HookedTransformer(Tokenization, TrainingText, Generation, StackedWeights, Placement, HookedRootModule):
+class HookedTransformer(Tokenization, TrainingText, Generation, StackedWeights, Placement, Runs):
     """A decoder-only transformer with a hook point on every activation.
 
     Args:
@@ -310,23 +303,6 @@ class HookedTransformer(Tokenization, TrainingText, Generation, StackedWeights, 
         """Return the next-token cross-entropy in nats: the mean, or `[batch, pos - 1]` with `per_token`."""
         mask = Masks(self.attention_mask(tokens), None, 0).of_loss if attention_mask is None else attention_mask
         return lm_cross_entropy_loss(logits, checked_targets(tokens, self.cfg).to(logits.device), mask, per_token)
-
-    def run_with_cache(
-        self, *model_args: Any, return_cache_object: bool = True, remove_batch_dim: bool = False, **kwargs: Any
-    ) -> tuple[Any, Any]:
-        """Run a forward pass and return its output with an `ActivationCache` of its activations.
-
-        Takes the arguments of `forward`, and those of `HookedRootModule.run_with_cache`: `names_filter` (a name, a
-        list or a predicate), `device`, `incl_bwd`, `pos_slice`, `reset_hooks_end`, `clear_contexts`. With
-        `return_cache_object=False` the activations come as a dictionary.
-
-        Raises:
-            UnknownNameError: if `names_filter` names a hook point that does not exist.
-        """
-        output, cache = super().run_with_cache(*model_args, remove_batch_dim=remove_batch_dim, **kwargs)
-        if not return_cache_object:
-            return output, cache
-        return output, ActivationCache(cache, self, has_batch_dim=not remove_batch_dim)
 
     def fires_by_default(self, name: str) -> bool:
         flag = _OPTIONAL_POINTS.get(name.rsplit(".", 1)[-1])
