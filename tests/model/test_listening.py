@@ -208,6 +208,40 @@ def test_gradients_of_weights_are_the_same_with_hooks_that_read() -> None:
         torch.testing.assert_close(gradient, bare[name])
 
 
+@pytest.mark.parametrize("fields", [
+    FAMILIES["GPT-2"], FAMILIES["mixture"], {**FAMILIES["Qwen 3, a window"], "gated_attn": True},
+])  # fmt: skip
+def test_writing_in_place_and_returning_have_the_same_gradients(fields: dict[str, Any]) -> None:
+    """At every point, also where autograd keeps what the point shows: scales, gates and the weights of experts."""
+    model = tiny_model(**SHAPE | fields | {"dtype": torch.float64})
+    names = [name for name in model.hook_dict if name.startswith(("blocks.0.", "ln_final", "hook_"))]
+    for name in (each for each in names if not each.endswith("hook_expert_indices")):
+        gradients = []
+        for hook in (lambda value, hook: 0.5 * value, lambda value, hook: scale_in_place(value, hook)):
+            model.zero_grad()
+            loss_of(model, name, hook).backward()
+            gradients.append({each: p.grad for each, p in model.named_parameters() if p.grad is not None})
+        torch.testing.assert_close(*gradients, msg=name)
+
+
+@pytest.mark.parametrize("family", ["GPT-2", "Gemma 2"])
+def test_what_was_read_inside_may_be_written_to_outside(family: str) -> None:
+    """A recipe of the field: keep the pattern, and zero a head's output in place, with gradients on."""
+    model, patterns = model_of(family), list[Tensor]()
+
+    def zero(value: Tensor, hook: HookPoint) -> None:
+        value[:, :, 2] = 0.0
+
+    def zeroed(value: Tensor, hook: HookPoint) -> Tensor:
+        return torch.where(torch.arange(6)[:, None] == 2, 0.0, value)
+
+    read = [("blocks.1.attn.hook_pattern", note_in(patterns)), ("blocks.1.ln1.hook_scale", note_in(patterns))]
+    found, wanted = (
+        model.run_with_hooks(TOKENS, fwd_hooks=[*read, ("blocks.1.attn.hook_z", hook)]) for hook in (zero, zeroed)
+    )
+    assert torch.equal(found, wanted) and len(patterns) == 4
+
+
 def test_split_inputs_that_are_only_read_leave_one_norm_for_all() -> None:
     model = model_of("Llama")
     names = ["blocks.1.hook_attn_in", "blocks.1.hook_k_input", "blocks.1.ln1.hook_normalized"]

@@ -31,6 +31,7 @@ __all__ = [
     "is_own",
     "is_plain",
     "only_reads",
+    "writable",
 ]
 
 HookFunction = Callable[..., Any]
@@ -197,6 +198,11 @@ def is_own(module: nn.Module) -> bool:
 def is_listening(point: nn.Module) -> bool:
     """Return True if a hook or a replacement module would see or change the value at `point`."""
     return not is_plain(point, HookPoint)
+
+
+def writable(point: nn.Module, value: Tensor) -> Tensor:
+    """Return a value for a point's hooks to write to: a copy, if the graph needs what they may overwrite."""
+    return value if only_reads(point) or not value.requires_grad else value.clone()
 
 
 def only_reads(point: nn.Module) -> bool:

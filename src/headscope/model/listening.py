@@ -65,12 +65,12 @@ class _Watch:
         self.changed = False
 
     def __call__(self, point: nn.Module, value: Tensor) -> Tensor:
-        if self.changed or only_reads(point):
+        if only_reads(point):
             return _call(point, value)
-        # A copy: version counters see neither writes through `.data` or NumPy nor any in inference mode.
-        before = value.detach().clone() if _has_values(value) else None
-        shown = _call(point, value)
-        self.changed = before is None or not _equal(shown, before)
+        # A copy: the graph may need the value as it was, and version counters see neither writes through `.data` or
+        # NumPy nor any in inference mode.
+        shown = _call(point, value.clone())
+        self.changed = self.changed or not _has_values(value) or not _equal(shown, value)
         return shown
 
 
@@ -91,7 +91,7 @@ class _ValueOf(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, in_steps: Tensor, value: Tensor) -> Tensor:
-        return value
+        return value.clone()  # what is returned as it came counts as a view, which no later hook may write to
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:

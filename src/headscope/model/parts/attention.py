@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from headscope.model.config import HookedTransformerConfig
-from headscope.model.hooks import HookPoint, is_listening
+from headscope.model.hooks import HookPoint, writable
 from headscope.model.listening import Show, unless_changed
 from headscope.model.parts.compared import ComparedHeads
 from headscope.model.parts.key_value_cache import HookedTransformerKeyValueCacheEntry
@@ -178,7 +178,8 @@ class Attention(ComparedHeads):
             k, v = past_kv_cache_entry.append(k, v)
         z = self.z_of(q, k, v, attention_mask, query_at)
         if self.cfg.gated_attn:
-            z = z * self.hook_gate(project(query_input, self.W_G, self.b_G).sigmoid())
+            gates = project(query_input, self.W_G, self.b_G).sigmoid()
+            z = z * self.hook_gate(writable(self.hook_gate, gates))
         z = self.hook_z(z)
         return unless_changed(
             [self.hook_result],
@@ -363,7 +364,7 @@ class Attention(ComparedHeads):
             assert allowed is not None
             return torch.where(allowed.any(-1)[:, 0, :, None, None], z, 0.0)
         # The kernel keeps its output for the backward pass; a hook may write to this one.
-        return z.clone() if z.requires_grad and is_listening(self.hook_z) else z
+        return writable(self.hook_z, z)
 
 
 def _for_each_head(name: str, doc: str) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from headscope.model.config import HookedTransformerConfig
-from headscope.model.hooks import HookPoint, is_listening
+from headscope.model.hooks import HookPoint, is_listening, writable
 from headscope.model.parts.layers import (
     MLP,
     GatedMLP,
@@ -142,7 +142,8 @@ class MoE(nn.Module):
 
     def _top(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         by_sigmoid = self.cfg.router == "sigmoid"
-        scores = self.hook_expert_weights(logits.sigmoid() if by_sigmoid else logits.softmax(-1))
+        scores = logits.sigmoid() if by_sigmoid else logits.softmax(-1)
+        scores = self.hook_expert_weights(writable(self.hook_expert_weights, scores))
         order = scores + self.b_choice if by_sigmoid else scores
         if self.cfg.expert_groups is not None:
             order = order.masked_fill(~self._in_best_groups(order), -math.inf)
