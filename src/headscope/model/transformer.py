@@ -228,29 +228,31 @@ class HookedTransformer(Tokenization, TrainingText, Generation, StackedWeights, 
         """
         if return_type not in ("logits", "loss", "both", None):
             raise InvalidInputError(f"return_type must be 'logits', 'loss', 'both' or None; got {return_type!r}.")
-        with nullcontext() if past_kv_cache is None else past_kv_cache.all_or_nothing():
+        layers = layer_range(len(self.blocks), start_at_layer, stop_at_layer)
+        past = None if past_kv_cache is None else past_kv_cache.before(layers)
+        with nullcontext() if past is None else past.all_or_nothing():
             if start_at_layer is None:
                 residual, tokens, shortformer_pos_embed, masks = self._enter(
-                    input, prepend_bos, padding_side, attention_mask, past_kv_cache
+                    input, prepend_bos, padding_side, attention_mask, past
                 )
             else:
                 residual = checked_residual(input, self.cfg.d_model)
                 tokens = None if tokens is None else self._as_tokens(tokens, prepend_bos, padding_side)
                 beside = residual if tokens is None else tokens
-                masks = self._masks(beside, prepend_bos, padding_side, attention_mask, past_kv_cache)
+                masks = self._masks(beside, prepend_bos, padding_side, attention_mask, past)
                 if self.cfg.positional_embedding_type == "shortformer" and shortformer_pos_embed is None:
                     shortformer_pos_embed = self._positions(residual, masks.seen, masks.n_past)
-            if past_kv_cache is not None:
-                past_kv_cache.append_attention_mask(new_mask(masks.counted, residual))
+            if past is not None:
+                past.append_attention_mask(new_mask(masks.counted, residual))
             seen = masks.seen
-            for layer in layer_range(len(self.blocks), start_at_layer, stop_at_layer):
+            for layer in layers:
                 block = self.blocks[layer]
                 if self.cfg.n_devices > 1:
                     residual, shortformer_pos_embed, seen = near(block, residual, shortformer_pos_embed, seen)
                 residual = block(
                     residual,
                     shortformer_pos_embed=shortformer_pos_embed,
-                    past_kv_cache_entry=None if past_kv_cache is None else past_kv_cache[layer],
+                    past_kv_cache_entry=None if past is None else past[layer],
                     attention_mask=seen,
                 )
         if stop_at_layer is not None:

@@ -136,3 +136,32 @@ def test_what_does_not_fit_is_refused() -> None:
         model(TOKENS[:, :2], attention_mask=torch.ones(3, 5), past_kv_cache=past)
     with pytest.raises(InvalidInputError, match="must agree"):
         past[0].append(torch.zeros(3, 1, 2, 4), torch.zeros(3, 1, 2, 4))
+
+
+@pytest.mark.parametrize("positions", ["standard", "rotary", "shortformer"])
+def test_a_pass_in_two_parts_reads_each_token_once(positions: str) -> None:
+    """Lower layers first, then upper ones with the same cache; the next tokens come behind."""
+    model, mask = tiny_model(positional_embedding_type=positions), torch.ones(3, 9)
+    mask[1, :2] = 0
+    wanted, past = model(TOKENS, attention_mask=mask), new_cache(model)
+    for start, stop in ((0, 4), (4, 5), (5, 9)):
+        given, known = TOKENS[:, start:stop], mask[:, start:stop]
+        middle = model(given, stop_at_layer=1, past_kv_cache=past, attention_mask=known)
+        found = model(middle, start_at_layer=1, past_kv_cache=past, attention_mask=known)
+        assert past.n_past == past[0].past_keys.shape[1] == past[1].past_keys.shape[1] == stop
+        real = known.bool()
+        torch.testing.assert_close(found[real], wanted[:, start:stop][real], rtol=1e-10, atol=1e-10)
+
+
+def test_layers_that_have_read_other_positions_are_refused() -> None:
+    model = tiny_model()
+    past = new_cache(model)
+    middle = model(TOKENS[:, :4], stop_at_layer=1, past_kv_cache=past)
+    with pytest.raises(InvalidInputError, match="holds 4 positions, but 0 of this layer"):
+        model(TOKENS[:, 4:], past_kv_cache=past)
+    for given, options in ((middle[:, :3], {}), (middle, {"attention_mask": torch.tensor([[0, 1, 1, 1]] * 3)})):
+        with pytest.raises(InvalidInputError, match="lower layers have read 4 positions"):
+            model(given, start_at_layer=1, past_kv_cache=past, **options)
+    assert [entry.past_keys.shape[1] for entry in past.entries] == [4, 0] and past.n_past == 4
+    model(middle, start_at_layer=1, past_kv_cache=past)
+    torch.testing.assert_close(model(TOKENS[:, 4:], past_kv_cache=past), model(TOKENS)[:, 4:], rtol=1e-10, atol=1e-10)

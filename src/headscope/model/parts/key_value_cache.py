@@ -73,6 +73,7 @@ class HookedTransformerKeyValueCacheEntry:
         self._keys = _Growing(past_keys)
         self._values = _Growing(past_values)
         self.frozen = frozen
+        self._due: int | None = None  # how many positions it must hold in the present pass of a whole model
 
     @classmethod
     def init_cache_entry(
@@ -103,8 +104,15 @@ class HookedTransformerKeyValueCacheEntry:
         """Past and new keys and values together; kept, unless the entry is frozen.
 
         Raises:
-            InvalidInputError: if the batch differs from that of the past.
+            InvalidInputError: if the batch differs from that of the past, or other layers have read more or fewer
+                positions.
         """
+        if self._due not in (None, self.past_keys.shape[1]):
+            raise InvalidInputError(
+                f"the cache holds {self._due} positions, but {self.past_keys.shape[1]} of this layer: earlier passes "
+                "with it left layers out (stop_at_layer, start_at_layer). Run the rest of each pass with the same "
+                "cache before the next, or begin with a new one."
+            )
         if self.past_keys.device != new_keys.device:  # the layer is elsewhere than the model's first
             self._keys, self._values = (
                 _Growing(past.to(new_keys.device)) for past in (self.past_keys, self.past_values)
@@ -183,17 +191,29 @@ class HookedTransformerKeyValueCache:
         """Add what is run from now on."""
         self._set_frozen(False)
 
+    def before(self, layers: range) -> "HookedTransformerKeyValueCache":
+        """Return the cache as these layers find it.
+
+        That is the cache itself, unless lower layers have read the next positions already, in the first part of a pass
+        in two (`stop_at_layer`, then `start_at_layer`).
+        """
+        n_past = max((self.entries[layer].past_keys.shape[1] for layer in layers), default=self.n_past)
+        return _Before(self, n_past) if layers.start > 0 and n_past < self.n_past else self
+
     @contextmanager
     def all_or_nothing(self) -> Iterator[None]:
-        """Leave the cache as it was if an error interrupts the `with` block."""
-        length, done = self.n_past, False
+        """Check in the `with` block what layers hold, and leave all as it was if an error interrupts it."""
+        mask, done = self.previous_attention_mask, False
+        lengths = [entry.past_keys.shape[1] for entry in self.entries]
         try:
+            self._set_due(self.n_past)
             yield
             done = True
         finally:
+            self._set_due(None)
             if not done:
-                self.previous_attention_mask = self.previous_attention_mask[:, :length]
-                for entry in self.entries:
+                self.previous_attention_mask = mask
+                for entry, length in zip(self.entries, lengths, strict=True):
                     entry.cut(length)
 
     def append_attention_mask(self, attention_mask: Tensor) -> Tensor:
@@ -216,3 +236,25 @@ class HookedTransformerKeyValueCache:
         self.frozen = frozen
         for entry in self.entries:
             entry.frozen = frozen
+
+    def _set_due(self, length: int | None) -> None:
+        for entry in self.entries:
+            entry._due = length
+
+
+class _Before(HookedTransformerKeyValueCache):
+    """A cache as upper layers find it whose lower layers have read the next positions already."""
+
+    def __init__(self, whole: HookedTransformerKeyValueCache, n_past: int) -> None:
+        super().__init__(whole.entries, whole.previous_attention_mask[:, :n_past], whole.frozen)
+        self._whole = whole.previous_attention_mask
+
+    def append_attention_mask(self, attention_mask: Tensor) -> Tensor:
+        mask = super().append_attention_mask(attention_mask)
+        if not torch.equal(mask, self._whole.bool()):
+            raise InvalidInputError(
+                f"lower layers have read {self._whole.shape[1]} positions with this cache, and these would have read "
+                f"{mask.shape[1]}, or others of them as padding. Give the second part of a pass (start_at_layer) what "
+                "stop_at_layer returned, and the same attention_mask or tokens."
+            )
+        return mask
