@@ -277,7 +277,7 @@ OWN = {
     "HookPoint": set(),
     "ActivationCache": {"full_name", "load", "readout", "save"},
     "FactoredMatrix": {"turned_l", "turned_r"},
-    "HookedTransformerKeyValueCache": {"all_or_nothing", "n_past"},
+    "HookedTransformerKeyValueCache": {"all_or_nothing", "before", "n_past"},
     "HookedTransformerKeyValueCacheEntry": {"cut"},
     "SVDInterpreter": set(),
     "HookedTransformerConfig": {
