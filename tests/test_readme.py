@@ -10,7 +10,7 @@ import pytest
 from headscope import cli
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", "docs/analyses.md", "docs/command-line.md"]
+PAGES = ["README.md", "docs/analyses.md", "docs/own-work.md", "docs/command-line.md"]
 
 
 def blocks(page: str) -> list[tuple[str, str]]:
@@ -20,12 +20,18 @@ def blocks(page: str) -> list[tuple[str, str]]:
     )
 
 
-@pytest.mark.parametrize("page", PAGES[:2])
-def test_the_python_runs_and_prints_what_is_shown(page: str) -> None:
+@pytest.mark.parametrize("page", PAGES[:3])
+def test_the_python_runs_and_prints_what_is_shown(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("story.txt").write_text("When Mary and John went to the park, John gave a ball to Mary.\n" * 9)
     names: dict[str, object] = {}
     printed, n_shown = "", 0
     for language, text in blocks(page):
-        if language == "python":
+        if language == "csv":
+            Path("prompts.csv").write_text(text)
+        elif language == "python":
             with contextlib.redirect_stdout(io.StringIO()) as out:
                 exec(text.replace(".show()", ""), names)
             printed = out.getvalue()
