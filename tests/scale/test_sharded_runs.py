@@ -25,7 +25,7 @@ from headscope.analysis.storage import run_folder, sharded
 from headscope.analysis.storage.merging import merge_states
 from headscope.analysis.storage.places import place_of
 from headscope.analysis.storage.run_folder import Stage
-from headscope.analysis.storage.sharded import RunFiles
+from headscope.analysis.storage.sharded import RunFiles, shard_size
 from headscope.analysis.storage.shards import Cut
 from headscope.data import Corpus
 from headscope.errors import CheckpointError, IncompleteRunError, InvalidInputError, StorageError
@@ -579,3 +579,12 @@ def test_shards_are_whole_batches(model: HookedTransformer, tmp_path: Path) -> N
         assert (ours.attention_mask is None) == (theirs.attention_mask is None)
     found = Cut.read(place, "data")
     assert found is not None and found.shards == cut.shards and found.hash == cut.hash
+
+
+def test_little_data_is_cut_for_several_workers(model: HookedTransformer, tmp_path: Path) -> None:
+    """A 32nd of it, in whole batches; what has a size of its own keeps it."""
+    assert [shard_size(torch.zeros(n, 64)) for n in (1, 64, 100_000)] == [2, 128, 2**15]
+    assert shard_size(iter([torch.zeros(1, 64)])) == 2**15
+    rows = [row[None] for row in make_tokens()]
+    run(model, tmp_path / "run", InProcess(), rows)
+    assert len(list((tmp_path / "run" / "shards" / "entropy").glob("*.json"))) == len(rows)

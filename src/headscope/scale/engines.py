@@ -13,7 +13,8 @@ class InProcess(Engine):
     """This process, which walks the shards one after the other.
 
     Args:
-        shard_tokens: Least number of tokens of a shard; default: that of the run's folder, or 32,768.
+        shard_tokens: Least number of tokens of a shard; default: that of the run's folder, or a 32nd of the data,
+            at most 32,768.
 
     Example:
         >>> from headscope.analysis import measure_entropy
@@ -46,7 +47,8 @@ class Part(Engine):
     Args:
         number: Which one this is, from 0.
         of: How many there are.
-        shard_tokens: Least number of tokens of a shard; default: that of the run's folder, or 32,768.
+        shard_tokens: Least number of tokens of a shard; default: that of the run's folder, or a 32nd of the data,
+            at most 32,768.
         model: What `from_pretrained` takes to load the model, for `headscope merge` and others to know.
 
     Raises:

@@ -44,7 +44,8 @@ class Processes(Engine):
     Args:
         workers: How many; default: one for each core.
         threads: Threads of each; default: the cores divided among them.
-        shard_tokens: Least number of tokens of a shard; default: that of the run's folder, or 32,768.
+        shard_tokens: Least number of tokens of a shard; default: that of the run's folder, or a 32nd of the data,
+            at most 32,768.
         model: What `from_pretrained` takes, to load in place of a copy of the model.
         devices: Devices; a worker takes the first of those that the fewest others have; default: the model's.
         retries: How often a shard is tried again before the run stops.

@@ -44,7 +44,8 @@ class Ray(Engine):
         workers: How many; default: as many as the cluster has room for.
         cpus: Cores of each, and its threads.
         gpus: GPUs of each; with one, the model goes there.
-        shard_tokens: Least number of tokens of a shard; default: that of the run's folder, or 32,768.
+        shard_tokens: Least number of tokens of a shard; default: that of the run's folder, or a 32nd of the data,
+            at most 32,768.
         model: What `from_pretrained` takes on a worker's node, such as a folder on its own disk, in place of a copy.
         retries: How often a shard is tried again before the run stops.
         timeout: Seconds after which a worker is late with a shard; default: never.

@@ -203,7 +203,9 @@ def test_charts_and_tables_are_the_files(chromium: "Browser", tree: Path) -> Non
         values = head["qk_distance_histogram"]["bin_values"]
         bars = look(page, "return all('.bars .stem i').map((node) => parseFloat(node.style.height))")
         assert bars == pytest.approx([100 * value / max(values) for value in values], abs=0.01)
-        assert look(page, "return words('.bars .column > span')") == ["0", "1", "2–3", "4–7", "8–15", "16–31"]
+        assert look(page, "return words('.bars .column > span')") == ["0", "1", "2", "4", "8", "16"]
+        titles = look(page, "return all('.bars .stem').map((node) => node.title.split(':')[0])")
+        assert titles == [f"distance {name}" for name in ("0", "1", "2–3", "4–7", "8–15", "16–31")]
         for part, name in enumerate(("output_norm_histogram", "histogram")):
             values = head[name]["bin_values"]
             heights = look(

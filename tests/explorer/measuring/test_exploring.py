@@ -178,6 +178,9 @@ def test_stopped_and_resumed_is_never_stopped(
         explore(model, tokens, tmp_path, **options)
     with pytest.raises(InvalidInputError, match="holds another run"):
         explore(model, tokens[:8], tmp_path, resume=True, **options)
+    if stop_at == "_write":
+        with pytest.raises(InvalidInputError, match="4 sequences of it"):
+            explore(model, tokens, tmp_path, resume=True, **{**options, "ablation_tokens": 96})
     if stop_at == "measure_sequences":
         with monkeypatch.context() as patch:
             patch.setattr("headscope.explorer.measuring.activity.reduced", stop)  # nothing is measured twice
@@ -186,6 +189,28 @@ def test_stopped_and_resumed_is_never_stopped(
         again = explore(model, tokens, tmp_path, resume=True, **options)
     for path in found.directory.rglob("*.json"):
         assert (again.directory / path.relative_to(found.directory)).read_bytes() == path.read_bytes(), path.name
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_ablation_goes_in_small_batches(
+    model: HookedTransformer, tokens: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, masked: bool
+) -> None:
+    """So that what was stopped has lost little, and several processes share it."""
+    given: list[Any] = []
+
+    def ablate(_: HookedTransformer, data: list[Any], **__: Any) -> None:
+        given.extend(data)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(exploring, "ablate_heads", ablate)
+    mask = torch.ones_like(tokens) if masked else None
+    with pytest.raises(KeyboardInterrupt):
+        explore(model, tokens, tmp_path, attention_mask=mask, entropy_tokens=0, progress=False)
+    rows = pick_rows(model, tokens, sampled_numbers(len(tokens), round(1024 / 47)), mask)
+    batches = [batch["tokens"] if masked else batch for batch in given]
+    assert [len(batch) for batch in batches] == [5, 5, 5, 5, 2] and torch.equal(torch.cat(batches), rows.tokens)
+    if masked:
+        assert torch.equal(torch.cat([batch["attention_mask"] for batch in given]), rows.mask)
 
 
 def test_what_is_left_out_is_missing_and_said(model: HookedTransformer, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from headscope.analysis.storage.manifest import compare_manifests, make_manifest
 from headscope.analysis.storage.options import StreamOptions
 from headscope.analysis.storage.places import Place, place_of
 from headscope.analysis.storage.run_folder import RESULT, Stage, accumulate, check_folder
-from headscope.analysis.storage.sharded import SHARD_TOKENS, RunFiles, ShardedRun, Sharding
+from headscope.analysis.storage.sharded import RunFiles, ShardedRun, Sharding, shard_size
 from headscope.analysis.storage.shards import Cut
 from headscope.data.corpus import Corpus
 from headscope.errors import CheckpointError, InvalidInputError, check_at_least
@@ -111,7 +111,7 @@ class Passes:
         if sharding is not None:
             size = sharding.engine.shard_tokens if sharding.engine is not None else None
             if size is None:
-                size = (cut_there or {}).get("shard_tokens", SHARD_TOKENS)
+                size = cut_there["shard_tokens"] if cut_there else shard_size(self.data)
             check_at_least(1, shard_tokens=size)
             manifest["shards"] = {"shard_tokens": size}
         elif there is not None and cut_there is not None:

@@ -17,6 +17,7 @@ Who measures is an `Engine`, which `headscope.scale` has; this module only says 
 
 import copy
 import json
+import math
 import os
 import socket
 import time
@@ -28,7 +29,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
 
-from headscope.analysis.core.batches import iterate_batches
+from headscope.analysis.core.batches import count_tokens, iterate_batches
 from headscope.analysis.core.progress import Bar, progress_bar, say
 from headscope.analysis.storage.accumulator import Accumulator
 from headscope.analysis.storage.manifest import fingerprint
@@ -39,14 +40,38 @@ from headscope.analysis.storage.shards import Cut
 from headscope.errors import CheckpointError, IncompleteRunError, InvalidInputError, StorageError
 from headscope.model.transformer import HookedTransformer
 
-__all__ = ["Call", "Engine", "Receipt", "RunFiles", "ShardJob", "ShardMeasured", "ShardedRun", "Sharding", "map_shards"]
+__all__ = [
+    "Call",
+    "Engine",
+    "Receipt",
+    "RunFiles",
+    "ShardJob",
+    "ShardMeasured",
+    "ShardedRun",
+    "Sharding",
+    "map_shards",
+    "shard_size",
+]
 
 A = TypeVar("A", bound=Accumulator[Any])
 T = TypeVar("T")
 
-SHARD_TOKENS = 2**15
+_SHARD_TOKENS, _SEVERAL = 2**15, 32
 _SHARDS = "shards"
 _ROUNDS = 3  # of measuring again what turned out damaged
+
+
+def shard_size(data: Any) -> int:
+    """Return the least number of tokens of a shard: a 32nd of the data, so that little text keeps several workers busy.
+
+    At most 32,768, and that where nobody knows how much there is.
+
+    Example:
+        >>> shard_size(torch.zeros(32, 128)), shard_size(torch.zeros(16_384, 128))
+        (128, 32768)
+    """
+    total = count_tokens(data)
+    return _SHARD_TOKENS if total is None else max(1, min(_SHARD_TOKENS, math.ceil(total / _SEVERAL)))
 
 
 @dataclass(frozen=True)
@@ -101,7 +126,7 @@ class Engine(ABC):
     """Whoever measures shards: this process, others on this machine, a cluster.
 
     Attributes:
-        shard_tokens: Least number of tokens of a shard; `None` for that of the run's folder, or 32,768.
+        shard_tokens: Least number of tokens of a shard; `None` for that of the run's folder, or `shard_size`.
         tells_workers: Print a line for each shard that a worker has done.
     """
 

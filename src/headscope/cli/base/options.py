@@ -106,7 +106,7 @@ ShardTokens = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Tokens of a shard, with --workers, --ray or --shard. Default: 32768, or what the run has.",
+        help="Tokens of a shard, with --workers, --ray or --shard. Default: 32768, less for little text.",
         show_default=False,
     ),
 ]

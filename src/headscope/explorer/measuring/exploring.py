@@ -166,11 +166,17 @@ class _Stages:
 
     def run(self, name: str, analysis: Any, *data: Any, **options: Any) -> Any:
         """Run an analysis, or go on with it, or read what it found."""
-        return analysis(self.model, *data, **self._options, out=self._folder / name, **options)
+        return analysis(self.model, *data, **{**self._options, **options}, out=self._folder / name)
 
     def shared(self, name: str, analysis: Any, *data: Any, **options: Any) -> Any:
         """Run an analysis by whoever measures."""
         return self.run(name, analysis, *data, engine=self._engine, **options)
+
+    def shared_batches(self, name: str, analysis: Any, rows: PickedRows, **options: Any) -> Any:
+        """Run an analysis that takes long on few rows: in small batches, each kept when it is done, and shared."""
+        # A run folder knows batches by words alone: which rows were drawn follows from their number.
+        described = f"{self._options['describe']}, {len(rows.numbers)} sequences of it"
+        return self.shared(name, analysis, rows.batches, describe=described, **options)
 
 
 def entropy_sample(n_rows: int) -> list[int]:
@@ -205,7 +211,7 @@ def _ablation(stages: _Stages, rows: PickedRows, numbers: Sequence[int]) -> Abla
         stages.notes.append("The effect on the loss was left out: the model does not predict the next token.")
         return None
     options = {"values": ["mean"], "effects": ["patched", "direct"], "reduce": "mean"}
-    found: AblationResult = stages.shared("ablation", ablate_heads, rows.at(numbers).data, **options)
+    found: AblationResult = stages.shared_batches("ablation", ablate_heads, rows.at(numbers), **options)
     return found
 
 

@@ -17,6 +17,8 @@ from headscope.model.transformer import HookedTransformer
 
 __all__ = ["PickedRows", "mean_outputs", "pick_rows", "sampled_numbers"]
 
+_BATCH = 256  # tokens
+
 
 @dataclass(frozen=True)
 class PickedRows:
@@ -36,6 +38,14 @@ class PickedRows:
     def data(self) -> Any:
         """The rows as analyses take them."""
         return self.tokens if self.mask is None else {"tokens": self.tokens, "attention_mask": self.mask}
+
+    @property
+    def batches(self) -> list[Any]:
+        """The rows in batches that are small even for what takes minutes on one."""
+        n = max(1, _BATCH // self.tokens.shape[1])
+        masks = [None] * len(self.tokens) if self.mask is None else self.mask.split(n)
+        parts = zip(self.numbers.split(n), self.tokens.split(n), masks, strict=False)
+        return [PickedRows(*part).data for part in parts]
 
     def at(self, numbers: Iterable[int]) -> "PickedRows":
         """Return some of them, by their places in the data."""

@@ -205,7 +205,12 @@ function Distances({ one, two }: { one: Side; two: Side }) {
     return { name: entry.name, kind, values: names.map((name) => values[own.indexOf(name)] ?? 0) };
   });
   return (
-    <Bars names={names} series={series} label="Share of their attention by distance in tokens" across="distance" />
+    <Bars
+      names={names}
+      series={series}
+      label="Share of their attention by distance in tokens: from each number to below the next"
+      across="distance"
+    />
   );
 }
 

@@ -126,7 +126,7 @@ function Details({ entry, head }: { entry: HeadEntry; head: Head }) {
               <Bars
                 names={binNames(distances.bin_edges)}
                 series={[{ name: entry.name, kind: "one", values: shares(distances) }]}
-                label="Share of its attention, in %, by distance in tokens"
+                label="Share of its attention, in %, by distance in tokens: from each number to below the next"
                 across="distance"
               />
             ) : (

@@ -65,13 +65,16 @@ export function shares({ bin_values }: Histogram): number[] {
   return bin_values.map((value) => (total > 0 ? value / total : 0));
 }
 
+/** What is written below a bin, whose name may be wider than its bar: where it begins. */
+const firstOf = (name: string): string => name.split("–")[0] ?? name;
+
 export type Series = {
   name: string;
   kind: "one" | "two";
   values: readonly number[];
 };
 
-/** Shares by category, with one or two bars each; the heights are comparable across charts with the same `top`. */
+/** Shares by bins of whole numbers, with one or two bars each. */
 export function Bars({
   names,
   series,
@@ -103,7 +106,7 @@ export function Bars({
                 );
               })}
             </div>
-            <span>{name}</span>
+            <span>{firstOf(name)}</span>
           </div>
         ))}
       </div>
