@@ -62,13 +62,9 @@ _ROUNDS = 3  # of measuring again what turned out damaged
 
 
 def shard_size(data: Any) -> int:
-    """Return the least number of tokens of a shard: a 32nd of the data, so that little text keeps several workers busy.
+    """Return the least number of tokens of a shard, so that little text keeps several workers busy: a 32nd of the data.
 
     At most 32,768, and that where nobody knows how much there is.
-
-    Example:
-        >>> shard_size(torch.zeros(32, 128)), shard_size(torch.zeros(16_384, 128))
-        (128, 32768)
     """
     total = count_tokens(data)
     return _SHARD_TOKENS if total is None else max(1, min(_SHARD_TOKENS, math.ceil(total / _SEVERAL)))
