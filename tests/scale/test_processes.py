@@ -178,7 +178,7 @@ def test_bad_numbers_and_hooks(model: HookedTransformer, tmp_path: Path) -> None
     with pytest.raises(InvalidInputError, match="is in the memory of this process"):
         measured(model, TOKENS, "memory://run", Processes(1))  # type: ignore[arg-type]
     with model.hooks(fwd_hooks=[("blocks.0.hook_resid_pre", lambda value, hook: value)]):
-        with pytest.raises(InvalidInputError, match=r"blocks.0.hook_resid_pre has a hook"):
+        with pytest.raises(InvalidInputError, match=r"a hook on blocks.0.hook_resid_pre"):
             measured(model, TOKENS, tmp_path / "run", Processes(1))
 
 

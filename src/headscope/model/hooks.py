@@ -182,9 +182,16 @@ def _call_on_gradient(
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Return True for a module of exactly this class without hooks, which a faster equivalent may stand in for."""
+    """Return True for a module of exactly this class without hooks, which a faster equivalent may stand in for.
+
+    Nor may it have a `forward` of its own, as some packages assign one to wrap it.
+    """
     return type(module) is kind and not (
-        module._forward_hooks or module._backward_hooks or module._forward_pre_hooks or module._backward_pre_hooks
+        module._forward_hooks
+        or module._backward_hooks
+        or module._forward_pre_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
     )
 
 

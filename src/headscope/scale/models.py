@@ -16,6 +16,7 @@ try:
 except ImportError:  # Windows, where copies that were left are the user's to remove
     fcntl = None  # type: ignore[assignment]
 
+from headscope.analysis.storage.manifest import changes_in_process
 from headscope.analysis.storage.places import Place
 from headscope.errors import InvalidInputError, StorageError
 from headscope.model.transformer import HookedTransformer
@@ -28,17 +29,17 @@ _COPIES, _LOCK = "headscope-copy-", "lock"
 
 
 def check_without_hooks(model: HookedTransformer) -> None:
-    """Refuse a model with hooks, which stay in the process that put them there.
+    """Refuse a model with hooks, or a mask of its own, which stay in the process that put them there.
 
     Raises:
-        InvalidInputError: naming the first hook point that has one.
+        InvalidInputError: naming the first of them.
     """
-    for name, point in model.hook_dict.items():
-        if point.fwd_hooks or point.bwd_hooks:
-            raise InvalidInputError(
-                f"{name} has a hook, and hooks cannot be sent to workers. Remove it (model.reset_hooks()), or measure "
-                "in this process: InProcess()."
-            )
+    put_on = changes_in_process(model)
+    if put_on:
+        raise InvalidInputError(
+            f"this model has {put_on[0]}, which cannot be sent to workers. Take it off (for hooks, "
+            "model.reset_hooks()), or measure in this process: InProcess()."
+        )
 
 
 class ModelCopy:

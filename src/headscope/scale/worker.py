@@ -98,6 +98,11 @@ class Worker:
                 f"{str(place)!r}, whose model is {there['name']!r}. Give the same, loaded with the same options.",
                 code="HS-RUN-08",
             )
+        if there.get("put_on"):
+            raise InvalidInputError(
+                f"the run in {str(self.files.place)!r} was begun on a model with {there['put_on'][0]}, which no worker "
+                "has. Go on with it in a process that puts it there: InProcess()."
+            )
         self._check_config(there["config"])
         self.model.weight_processing = tuple(there["weight_processing"])
         self.model.cfg.model_name = there["name"]

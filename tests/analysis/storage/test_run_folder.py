@@ -22,6 +22,7 @@ from torch import Tensor
 
 import headscope
 from headscope import HookedTransformer, HookedTransformerConfig
+from headscope.analysis.ablation.ablate import ablate_heads
 from headscope.analysis.core import progress
 from headscope.analysis.core.batches import Batch, iterate_batches
 from headscope.analysis.core.top_places import TopPlaces
@@ -33,6 +34,7 @@ from headscope.analysis.storage.passes import Passes
 from headscope.analysis.storage.run_folder import Stage, accumulate
 from headscope.errors import CheckpointError, HeadscopeError, InvalidInputError, StorageError
 from headscope.model.checkpoints import files as tensor_file
+from headscope.scale.models import check_without_hooks
 
 NAMES = ("resid", "diff", "marginal")
 KINDS = [("zero", "mean"), ("mean", "mean"), ("zero", "none"), ("mean", "none")]
@@ -733,8 +735,48 @@ def test_other_data_is_refused(model: HookedTransformer, folder: Path, data: lis
     stopped_run(model, folder)
     before = {path: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(InvalidInputError, match=rf"not that of the run.*{message}"):
+        measure(model, iter(data), folder, resume=True)
+    with pytest.raises(InvalidInputError, match=r"holds another run: data\.batches is"):
         measure(model, data, folder, resume=True)
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    same_bits(measure(model, make_data(), folder, resume=True), measure(model, make_data()))
+
+
+def test_a_finished_run_is_not_that_of_other_batches(model: HookedTransformer, folder: Path) -> None:
+    wanted = measure(model, make_data(), folder)
+    for other in (
+        make_data()[::-1],
+        [{"tokens": batch, "attention_mask": torch.ones_like(batch).tolist()} for batch in make_data()],
+    ):
+        with pytest.raises(InvalidInputError, match=r"holds another run: data\.batches is"):
+            measure(model, other, folder, resume=True)
+    for same in (make_data(), tuple(make_data()), iter(make_data())):
+        same_bits(measure(model, same, folder, resume=True), wanted)
+
+
+def test_a_reference_of_other_batches_is_refused(model: HookedTransformer, folder: Path) -> None:
+    options = {"heads": ["0.0"], "values": ["mean"], "progress": False, "out": folder}
+    ablate_heads(model, TOKENS, reference=make_data(), **options)
+    with pytest.raises(InvalidInputError, match=r"holds another run: reference\.batches is"):
+        ablate_heads(model, TOKENS, reference=make_data()[1:], resume=True, **options)
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_hooks_and_masks_belong_to_a_run(folder: Path, finished: bool) -> None:
+    model, hooked, wrapped, masked = (make_model() for _ in range(4))
+    hooked.add_perma_hook("blocks.0.hook_mlp_out", lambda value, hook: 0 * value)
+    wrapped.blocks[1].mlp.register_forward_hook(lambda module, inputs, output: 0 * output)
+    masked.blocks[0].attn.mask = torch.eye(masked.cfg.n_ctx).bool()
+    if finished:
+        measure(model, make_data(), folder)
+    else:
+        stopped_run(model, folder)
+    changed = {"a hook on blocks.0.hook_mlp_out": hooked, "a hook on blocks.1.mlp": wrapped, "attn.mask": masked}
+    for message, other in changed.items():
+        with pytest.raises(InvalidInputError, match=rf"model\.put_on is None there and .*{message}"):
+            measure(other, make_data(), folder, resume=True)
+        with pytest.raises(InvalidInputError, match=rf"this model has .*{message}.*cannot be sent to workers"):
+            check_without_hooks(other)
     same_bits(measure(model, make_data(), folder, resume=True), measure(model, make_data()))
 
 

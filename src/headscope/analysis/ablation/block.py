@@ -16,10 +16,12 @@ from headscope.analysis.core.batches import Batch
 from headscope.analysis.core.components import Component
 from headscope.analysis.core.costs import run_operations
 from headscope.analysis.core.progress import progress_bar
+from headscope.analysis.recording.by_hand import check_heads_add_up, check_readout, layers_between
 from headscope.analysis.recording.record import CleanRun, Replacement, clean_prediction, hook_name, record
 from headscope.errors import NotFiniteError
 from headscope.model.activations.readout import readout_of
 from headscope.model.hooks import is_listening
+from headscope.model.names import post_scale_name
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.arrays import stack_padded
 from headscope.ops.changed_predictions import ChangedPredictions, HeadChanges, RowChanges, compare
@@ -111,6 +113,9 @@ class BatchAblation:
         self.kind = torch.promote_types(run.final.dtype, torch.float32)
         self.final = run.final[self.where].to(self.kind)
         self.scale = self.readout.scale(self.final)
+        check_readout(model, run.final, self.where)
+        if set(plan.effects) & {"direct", "indirect"}:
+            self._check_heads()
         self.clean = clean_prediction(self.readout, batch, self.where, self.final)
         shape = len(plan.values), len(plan.effects), len(plan.sets), len(self.final)
         self.loss = torch.zeros(shape[-1], dtype=torch.float64, device=sums_device(self.final.device))
@@ -168,6 +173,14 @@ class BatchAblation:
             yield held
 
     # Direct effects
+
+    def _check_heads(self) -> None:
+        """Refuse layers of which the stream gets something else than `z W_O` of each head."""
+        for layer in layers_between(self.model, self.weights):
+            z, attn_out = (self.run.written[f"blocks.{layer}.{name}"] for name in ("attn.hook_z", "hook_attn_out"))
+            scale = self.run.written.get(post_scale_name(layer))
+            scale = None if scale is None else scale[self.where]
+            check_heads_add_up(self.model, layer, z[self.where].transpose(0, 1), attn_out[self.where], scale)
 
     def _taken(self, component: Component, value: str) -> Float[Tensor, "n width"]:
         """Return what a component's output loses where it is ablated, at the positions that predict."""

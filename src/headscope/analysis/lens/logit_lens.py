@@ -123,7 +123,7 @@ class _LensAccumulator(Accumulator[LogitLensResult]):
 
     def _read(self, batch: Batch) -> dict[str, Shaped[Tensor, "state *k batch pos"]]:
         model, options = self.model, self.options
-        states = lens_states(model, batch)
+        states = lens_states(model, batch, outputs=False)
         readout = readout_of(model)
         W_U, b_U = states.wide(readout.W_U), states.wide(readout.b_U)
         has_next = batch.predicting()[batch.counted]

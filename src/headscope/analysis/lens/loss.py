@@ -10,6 +10,7 @@ from torch import Tensor
 
 from headscope.analysis.core.batches import Batch, spread
 from headscope.analysis.core.result import Array, Result
+from headscope.analysis.recording.by_hand import check_unembedding
 from headscope.analysis.storage.accumulator import Accumulator
 from headscope.analysis.storage.options import StreamOptions, streaming
 from headscope.analysis.storage.passes import Passes
@@ -128,6 +129,7 @@ def _predict(model: HookedTransformer, batch: Batch, k: int) -> dict[str, Shaped
     """Return the loss and rank of each next token, and the likeliest tokens with their probabilities."""
     tokens = batch.tokens
     final = model(tokens, attention_mask=batch.attention_mask, stop_at_layer=model.cfg.n_layers)
+    check_unembedding(model, final, batch.predicting())
     states = model.ln_final(final)[:, :-1]
     counted = batch.predicting()[:, :-1]
     rows = states[counted]

@@ -84,8 +84,8 @@ def attribute(
         >>> print(f"{found.logit_difference.mean():.2f}, of which {found.heads.mean(0)[3, 2]:.2f} by head 3.2")
         8.86, of which 2.92 by head 3.2
     """
-    if not Readout.is_shown_by(model.unembed):
-        raise InvalidInputError("the model's unembedding was replaced by a module without W_U and b_U.")
+    if obstacle := Readout.obstacle(model):
+        raise InvalidInputError(f"{obstacle}.")
     task = _as_task(model, data, answer_tokens, positions, run["attention_mask"], metric)
     run["attention_mask"] = None
     run["describe"] = run["describe"] or (data.description if isinstance(data, Task) else describe_data(data))

@@ -18,6 +18,7 @@ from headscope.analysis.core.batches import Batch
 from headscope.analysis.core.head_lists import over_layers
 from headscope.analysis.prompts.metrics import LinearMetric
 from headscope.analysis.prompts.task import Task
+from headscope.analysis.recording.by_hand import check_heads_add_up, check_readout, layers_between
 from headscope.analysis.recording.record import Reading, check_final, record
 from headscope.errors import InvalidInputError
 from headscope.model.activations.readout import readout_of
@@ -157,8 +158,12 @@ class DirectEffects(PartReader):
 
         readings = {name: reading(name) for name in self.names}
         acts, final = record(self.model, batch.tokens, readings, attention_mask=batch.attention_mask)
-        final = final[prompts, positions].to(self.kind)
+        last, final = final, final[prompts, positions].to(self.kind)
         check_final(final)
+        check_readout(self.model, last, (prompts, positions))
+        for layer in layers_between(self.model, self.W_O):
+            z, attn_out = (acts[f"blocks.{layer}.{name}"] for name in ("attn.hook_z", "hook_attn_out"))
+            check_heads_add_up(self.model, layer, z.transpose(0, 1), attn_out, acts.get(post_scale_name(layer)))
         return acts, final
 
     def read(self, which: slice, recorded: Recorded) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

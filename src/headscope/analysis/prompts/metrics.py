@@ -215,7 +215,7 @@ class LinearMetric(PromptMetric):
         tokens = tokens.to(states.device)
         _check_outputs(tokens, model.cfg.d_vocab_out)
         parts = (*model.ln_final.modules(), *model.unembed.modules())
-        if Readout.is_shown_by(model.unembed) and all(is_plain(part, type(part)) for part in parts):
+        if Readout.obstacle(model) is None and all(is_plain(part, type(part)) for part in parts):
             readout = readout_of(model)
             state = readout.normalize(states.to(torch.promote_types(states.dtype, torch.float32)))
             columns = readout.W_U.T[tokens].to(state.dtype)

@@ -92,7 +92,7 @@ class OutputSums:
         home = self.runs.model.W_E.device
         device = sums_device(home)
         sums = {name: values.to(device) for name, values in sums.items()}
-        kind = torch.promote_types(self.runs.model.W_U.dtype, torch.float32)
+        kind = torch.promote_types(self.runs.model.W_E.dtype, torch.float32)
         over_data = {part: sums[part.label] / sums["n"] for part in self.runs.parts}
         at = None
         if self.by_position:

@@ -15,13 +15,14 @@ from torch import Tensor
 
 from headscope.analysis.core.batches import Batch
 from headscope.analysis.core.components import Component
+from headscope.analysis.recording.by_hand import check_heads_add_up, layers_between
 from headscope.analysis.recording.record import Reading, Recording, Steps, readable_hooks, record
 from headscope.errors import InvalidInputError
 from headscope.model.hooks import HookPoint, is_listening
 from headscope.model.names import post_scale_name
 from headscope.model.transformer import HookedTransformer
 
-__all__ = ["LayerRead", "entering", "read_layer", "run_changed", "sources"]
+__all__ = ["LayerRead", "check_layer_adds_up", "entering", "read_layer", "run_changed", "sources"]
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,21 @@ def _is_whole(read: LayerRead, head: int, counted: Tensor, tolerance: float, *, 
     over = pattern.sum(-1) - 1
     sums = (over if sink else over.abs()) <= tolerance
     return bool(apart[counted].all() and sums[counted].all())
+
+
+def check_layer_adds_up(model: HookedTransformer, batch: Batch, layer: int, resid: Tensor) -> None:
+    """Refuse a layer, given what enters it, of which the stream gets something else than `z W_O` of each head.
+
+    Raises:
+        InvalidInputError: See `check_heads_add_up`.
+    """
+    if not layers_between(model, [layer]):
+        return
+    names = [f"blocks.{layer}.{name}" for name in ("attn.hook_z", "hook_attn_out")] + [post_scale_name(layer)]
+    here: dict[str, Reading] = {name: lambda activation: activation[batch.places] for name in names}
+    kept = _run_from(model, batch, layer, resid, here, stop_at_layer=layer + 1).kept
+    z, attn_out = (kept[name] for name in names[:2])
+    check_heads_add_up(model, layer, z.transpose(0, 1), attn_out, kept.get(names[2]))
 
 
 def sources(model: HookedTransformer, batch: Batch, layer: int) -> Bool[Tensor, "row query_pos key_pos"]:

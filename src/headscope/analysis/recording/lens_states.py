@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headscope.analysis.core.batches import Batch
+from headscope.analysis.recording.by_hand import check_heads_add_up, check_readout, layers_between
 from headscope.analysis.recording.record import check_final, record
 from headscope.model.names import post_scale_name
 from headscope.model.transformer import HookedTransformer
@@ -67,11 +68,17 @@ class LensStates:
 
 
 @torch.no_grad()
-def lens_states(model: HookedTransformer, batch: Batch) -> LensStates:
+def lens_states(model: HookedTransformer, batch: Batch, *, outputs: bool = True) -> LensStates:
     """Run a batch through the model and keep its states at the positions that count.
 
+    Args:
+        model: The model; hooks on it stay in force.
+        batch: The batch.
+        outputs: Keep what components wrote, too.
+
     Raises:
-        InvalidInputError: if a module stands where a hook point is read.
+        InvalidInputError: if a module stands where a hook point is read, or a hook or a module changes what heads, the
+            final norm or the unembedding give (see `by_hand`).
         NotFiniteError: if a final state is not finite.
     """
     cfg = model.cfg
@@ -82,11 +89,11 @@ def lens_states(model: HookedTransformer, batch: Batch) -> LensStates:
         return torch.empty(*shape, dtype=kind, device=batch.tokens.device)
 
     # Each activation is written where it stays, once: a cache of them beside would be as much again.
-    having = {part: cfg.layers_with(part) for part in ("attn", "mixer", "mlp")}
+    having = {part: cfg.layers_with(part) if outputs else () for part in ("attn", "mixer", "mlp")}
     resid = room(step * cfg.n_layers + 1, n, cfg.d_model)
     z = room(len(having["attn"]), cfg.n_heads, n, cfg.value_width)
     whole = {part: room(len(having[part]), n, cfg.d_model) if having[part] else None for part in ("mixer", "mlp")}
-    post_scale = room(cfg.n_layers, n, 1) if cfg.has_post_norms else None
+    post_scale = room(cfg.n_layers, n, 1) if cfg.has_post_norms and outputs else None
     places: dict[str, Tensor] = {}
     for layer in range(cfg.n_layers):
         places[f"blocks.{layer}.hook_resid_pre"] = resid[step * layer]
@@ -101,9 +108,15 @@ def lens_states(model: HookedTransformer, batch: Batch) -> LensStates:
         for layer, output in zip(having[part], () if outputs is None else outputs, strict=True):
             places[f"blocks.{layer}.hook_{part}_out"] = output
     readings = {name: lambda each, place=place: place.copy_(each[batch.places]) for name, place in places.items()}
-    final = record(model, batch.tokens, readings, attention_mask=batch.attention_mask).final
+    between = {layer: f"blocks.{layer}.hook_attn_out" for layer in layers_between(model, having["attn"])}
+    readings |= dict.fromkeys(between.values(), lambda each: each[batch.places])
+    kept, final = record(model, batch.tokens, readings, attention_mask=batch.attention_mask)
     resid[-1] = final[batch.places]
     check_final(resid[-1])
+    check_readout(model, final, batch.places)
+    for layer, name in between.items():
+        scale = None if post_scale is None else post_scale[layer]
+        check_heads_add_up(model, layer, z[having["attn"].index(layer)], kept[name], scale)
     give_back_freed()
     eps = None
     if cfg.resid_scales is not None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from headscope.analysis.core.batches import Batch
 from headscope.analysis.core.components import Component
 from headscope.analysis.core.head_lists import over_layers
+from headscope.analysis.recording.by_hand import layers_between
 from headscope.errors import InvalidInputError, NotFiniteError
 from headscope.model.activations.readout import Readout
 from headscope.model.hooks import HookPoint, Reader
@@ -258,11 +259,19 @@ def clean_run(
     """
     parts = list(parts)
     names = sorted({*also, *map(hook_name, parts)})
-    names += [post_scale_name(layer) for layer in sorted({part.layer for part in parts if part.head is not None})]
+    layers = sorted({part.layer for part in parts if part.head is not None})
+    names += [post_scale_name(layer) for layer in layers]
+    # What `check_heads_add_up` looks at.
+    names += [f"blocks.{layer}.hook_attn_out" for layer in layers_between(model, layers)]
     # Copies: the stream may be written to in place afterwards, by later hooks too.
     readings = dict.fromkeys(names, torch.clone)
     with streams_entering(model, resume_at) as resid:
         kept, final = record(model, batch.tokens, readings, attention_mask=batch.attention_mask)
+    hidden = [name for name in map(hook_name, parts) if name not in kept]
+    if hidden:
+        raise InvalidInputError(
+            f"there is no {hidden[0]} to read: a module without it stands in its place. Put it back."
+        )
     check_final(final[batch.places])
     return CleanRun(resid, kept, final)
 

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from headscope.analysis.storage.places import Place
 from headscope.errors import CheckpointError, InvalidInputError
+from headscope.model.hooks import is_plain
+from headscope.model.parts.attention import Attention
 from headscope.model.transformer import HookedTransformer
 from headscope.model.weights.mapped import give_back
 from headscope.ops.devices import Budget
@@ -20,6 +22,7 @@ from headscope.ops.kernels.dispatch import kernels_of
 
 __all__ = [
     "START_ANEW",
+    "changes_in_process",
     "check_same_run",
     "compare_manifests",
     "describe_config",
@@ -45,6 +48,7 @@ def make_manifest(
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Describe a run as JSON keeps it; the arguments are those of `Passes`."""
+    put_on = changes_in_process(model)
     manifest = {
         "format": FORMAT,
         "analysis": analysis,
@@ -53,6 +57,7 @@ def make_manifest(
             "weights": fingerprint(model.state_dict()),
             "weight_processing": model.weight_processing,
             "config": describe_config(model),
+            **({"put_on": put_on} if put_on else {}),
         },
         "data": {"description": description, **_describe_data(data, attention_mask)},
         "reference": {} if reference is None else _describe_data(reference, None),
@@ -64,6 +69,23 @@ def make_manifest(
         "software": {"headscope": headscope_version(), "torch": torch.__version__},
     }
     return json.loads(json.dumps(manifest, default=str))
+
+
+def changes_in_process(model: HookedTransformer) -> list[str]:
+    """Return what was put on a model that neither its weights nor its config tell, and no copy of it has.
+
+    That is hooks, `forward`s of single modules, and masks and rotary angles; of hooks it is told where they are, and of
+    a mask which it is.
+    """
+    found = []
+    for name, module in model.named_modules():
+        if not is_plain(module, type(module)):
+            found.append(f"a hook on {name or 'the model'}")
+        found += [
+            f"{name}.{each} {fingerprint({each: tensor})[:12]}"
+            for each, tensor in (module.assigned.items() if isinstance(module, Attention) else ())
+        ]
+    return found
 
 
 def describe_config(model: HookedTransformer) -> dict[str, Any]:
@@ -102,7 +124,7 @@ def compare_manifests(folder: Place, there: dict[str, Any], here: dict[str, Any]
             "another folder.",
             code="HS-RUN-04",
         )
-    check_same_run(folder, *({name: each.get(name) for name in _COMPARED} for each in (there, here)))
+    check_same_run(folder, *({name: each.get(name) for name in _COMPARED} for each in _known_of_both(there, here)))
     software = _differences(there.get("software"), here["software"], "software")
     if software and here.get("shards"):
         raise InvalidInputError(
@@ -116,6 +138,24 @@ def compare_manifests(folder: Place, there: dict[str, Any], here: dict[str, Any]
             "differ from those of an uninterrupted run.",
             stacklevel=4,
         )
+
+
+def _known_of_both(there: dict[str, Any], here: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Leave out the hash of batches where one of them has none: a list may be gone on with as a stream.
+
+    What is read then is compared batch by batch (see `run_folder`).
+    """
+    known = [
+        name for name in ("data", "reference") if all("batches" in (each.get(name) or {}) for each in (there, here))
+    ]
+
+    def without(manifest: dict[str, Any]) -> dict[str, Any]:
+        of_data = {name: dict(manifest.get(name) or {}) for name in ("data", "reference")}
+        for name in of_data.keys() - set(known):
+            of_data[name].pop("batches", None)
+        return manifest | of_data
+
+    return without(there), without(here)
 
 
 def check_same_run(folder: Place | Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
@@ -169,13 +209,23 @@ def _short(value: Any) -> str:
 
 
 def _describe_data(data: Any, attention_mask: Tensor | None) -> dict[str, Any]:
-    """Describe data as far as that takes no pass over it."""
-    tensors = dict(data) if isinstance(data, Mapping) else {"tokens": data, "attention_mask": attention_mask}
+    """Describe data as far as that takes no pass over it but of what is in memory."""
+    if isinstance(data, list | tuple):
+        batches = [_tensors(batch, None) for batch in data]
+        return {"batches": fingerprint({}, *map(fingerprint, batches))} if all(batches) else {}
+    tensors = _tensors(data, attention_mask)
     tokens = tensors.get("tokens", tensors.get("input_ids"))
-    if not isinstance(tokens, Tensor):
+    return {} if tokens is None else {"shape": list(tokens.shape), "tokens": fingerprint(tensors)}
+
+
+def _tensors(batch: Any, attention_mask: Any) -> dict[str, Tensor]:
+    """Return the tensors of a batch; none if it has no tokens."""
+    given = dict(batch) if isinstance(batch, Mapping) else {"tokens": batch, "attention_mask": attention_mask}
+    if not isinstance(given.get("tokens", given.get("input_ids")), Tensor):
         return {}
-    tensors = {name: each for name, each in tensors.items() if isinstance(each, Tensor)}
-    return {"shape": list(tokens.shape), "tokens": fingerprint(tensors)}
+    if (mask := given.get("attention_mask")) is not None:
+        given["attention_mask"] = torch.as_tensor(mask)
+    return {name: each for name, each in given.items() if isinstance(each, Tensor)}
 
 
 def headscope_version() -> str:

@@ -57,7 +57,7 @@ _OPTIONS: dict[str, tuple[Any, str]] = {
     "resume": (
         False,
         "Go on with the run that `out` holds, if it holds one; the result is that of a run never stopped. The "
-        "model, the data and the options must be the same.",
+        "model, the data and the options must be the same, and hooks at the same places.",
     ),
     "flush_every": (
         None,

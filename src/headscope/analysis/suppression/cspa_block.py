@@ -12,9 +12,17 @@ from headscope.analysis.core.batches import Batch
 from headscope.analysis.core.components import Component
 from headscope.analysis.core.progress import progress_bar
 from headscope.analysis.core.result import check_option
+from headscope.analysis.recording.by_hand import check_readout
 from headscope.analysis.recording.component_means import ComponentMeans
 from headscope.analysis.recording.embedding import TokenDirections
-from headscope.analysis.recording.layer import LayerRead, entering, read_layer, run_changed, sources
+from headscope.analysis.recording.layer import (
+    LayerRead,
+    check_layer_adds_up,
+    entering,
+    read_layer,
+    run_changed,
+    sources,
+)
 from headscope.analysis.recording.record import check_final, clean_prediction
 from headscope.analysis.suppression.cspa_variants import VARIANTS, LogitCoordinates, kept_sources, token_bases
 from headscope.errors import InvalidInputError
@@ -91,8 +99,10 @@ class SuppressionBatch:
             return found
         layers = {head.layer for head in self.heads}
         streams = entering(self.model, self.batch, layers | {self.model.cfg.n_layers})
-        final = streams.pop(self.model.cfg.n_layers)[self.where].to(self.kind)
+        last = streams.pop(self.model.cfg.n_layers)
+        final = last[self.where].to(self.kind)
         check_final(final)
+        check_readout(self.model, last, self.where)
         clean = clean_prediction(self.readout, self.batch, self.where, final)
         scale = self.readout.scale(final)
         # Each head makes two changes: CSPA, and the mean ablation.
@@ -101,6 +111,8 @@ class SuppressionBatch:
             for layer, resid in streams.items():
                 rows = [row for row, head in enumerate(self.heads) if head.layer == layer]
                 read = read_layer(self.model, self.batch, layer, resid, [self.heads[row] for row in rows])
+                if self.effect == "direct":
+                    check_layer_adds_up(self.model, self.batch, layer, resid)
                 in_sight = sources(self.model, self.batch, layer)
                 kept = self._kept_sources(layer, read.resid, in_sight)
                 for at in range(0, len(rows), together):

@@ -54,7 +54,8 @@ class ActivationCache(ResidualDecomposition):
         self._cfg = model.cfg
         self._tokenizer = model.tokenizer
         self._model: weakref.ref[Model] | None = weakref.ref(model)
-        self._readout = readout_of(model) if Readout.is_shown_by(model.unembed) else None
+        self._obstacle = Readout.obstacle(model)
+        self._readout = None if self._obstacle else readout_of(model)
         self._outputs = {
             name: model.per_layer_if_shown(*name.split("."))
             for name in ("attn.W_O", "attn.b_O", "mlp.W_out", "mlp.b_out", *_POST_NORM)
@@ -68,7 +69,7 @@ class ActivationCache(ResidualDecomposition):
             InvalidInputError: if one of them was replaced by a module that does not show its weights.
         """
         if self._readout is None:
-            raise InvalidInputError("the model's unembedding was replaced by a module without W_U and b_U.")
+            raise InvalidInputError(f"{self._obstacle}.")
         return self._readout
 
     @property

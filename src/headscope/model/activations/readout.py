@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
+from headscope.errors import InvalidInputError
 from headscope.model.protocols import Model
 
 __all__ = ["Readout", "readout_of"]
@@ -42,9 +43,19 @@ class Readout:
     soft_cap: float
 
     @staticmethod
-    def is_shown_by(unembed: nn.Module) -> bool:
-        """Return whether an unembedding shows its weights; a module in its place may not."""
-        return {"W_U", "b_U"} <= dict(unembed.named_parameters(recurse=False)).keys()
+    def obstacle(model: Model) -> str | None:
+        """The obstacle to reading a model's readout off its weights; `None` if there is none.
+
+        A module in the place of the final norm or the unembedding may not show them.
+        """
+        weights = {None: (), "LNPre": (), "RMSPre": (), "LN": ("w", "b"), "RMS": ("w",)}[model.cfg.final_norm]
+        for name, module, needed in (
+            ("unembedding", model.unembed, ("W_U", "b_U")),
+            ("final norm", model.ln_final, weights),
+        ):
+            if not set(needed) <= dict(module.named_parameters(recurse=False)).keys():
+                return f"the model's {name} was replaced by a module without {' and '.join(needed)}"
+        return None
 
     def center(self, x: Float[Tensor, "*lead d_model"]) -> Float[Tensor, "*lead d_model"]:
         """Return `x` without its mean over d_model, if the norm takes it away."""
@@ -83,7 +94,13 @@ class Readout:
 
 
 def readout_of(model: Model) -> Readout:
-    """Return the readout of a model, sharing its weights."""
+    """Return the readout of a model, sharing its weights.
+
+    Raises:
+        InvalidInputError: If the final norm or the unembedding was replaced by a module that does not show them.
+    """
+    if obstacle := Readout.obstacle(model):
+        raise InvalidInputError(f"{obstacle}. Put it back for what reads states by hand.")
     unembed: Any = model.unembed
     cfg, norm = model.cfg, dict(model.ln_final.named_parameters(recurse=False))
     return Readout(

@@ -126,6 +126,12 @@ class Attention(ComparedHeads):
         # One that says what is so anyway is not kept: attention without a mask of its own is faster.
         self._mask = None if torch.equal(own, self._default_mask()) else own
 
+    @property
+    def assigned(self) -> dict[str, Tensor]:
+        """What was assigned in the place of what follows from the config, which no checkpoint keeps."""
+        own = {"mask": self._mask, "rotary_sin": self._own_sin, "rotary_cos": self._own_cos}
+        return {name: each for name, each in own.items() if each is not None}
+
     def _default_mask(self) -> Tensor:
         return self._by_position(self.cfg.n_ctx, self.cfg.n_ctx)[0]
 
