@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from sizes import SetBudget
+from small_models import small_model
 from tiny import tiny_model, tiny_tokenizer, tiny_tokens
 
 from headscope import HookedTransformer
@@ -76,6 +77,35 @@ def test_which_positions_count(speaker: HookedTransformer) -> None:
     left = torch.tensor([[pad, bos, 5, 6]])
     (batch,) = batches_of(speaker, left, attention_mask=(left != pad).float())
     assert batch.counted.int().tolist() == [[0, 0, 1, 1]]
+
+
+def test_padding_on_the_side_where_none_is_looked_for_is_refused(speaker: HookedTransformer) -> None:
+    texts = ["Mary and John", "Mary and John went to the store, John gave a book to Mary"]
+    for side, other, does in (("left", "right", "begins"), ("right", "left", "ends")):
+        tokens = speaker.to_tokens(texts, padding_side=side)
+        n_pad = int((tokens[0] == speaker.tokenizer.pad_token_id).sum())
+        real = speaker.attention_mask(tokens, padding_side=side)
+        speaker.default_padding_side = other
+        try:
+            message = f"row 0 {does} with {n_pad} padding tokens.*for on the {other}"
+            with pytest.raises(InvalidInputError, match=message):
+                batches_of(speaker, tokens)
+            (masked,) = batches_of(speaker, tokens, attention_mask=real)
+            speaker.default_padding_side = side
+            (found,) = batches_of(speaker, tokens)
+        finally:
+            speaker.default_padding_side = "right"
+        assert torch.equal(found.counted, masked.counted) and int(real[0].sum()) == tokens.shape[1] - n_pad
+
+
+def test_rows_may_begin_with_bos_and_a_separator_that_are_padding_too() -> None:
+    model = small_model()  # BOS, EOS and padding are 0
+    packed = torch.tensor([[0, 0, 5, 6], [0, 5, 6, 0]])
+    (batch,) = batches_of(model, packed)
+    assert batch.counted.tolist() == [[False, True, True, True], [False, True, True, False]]
+    with pytest.raises(InvalidInputError, match="row 1 begins with 3 padding tokens"):
+        batches_of(model, torch.tensor([[0, 5, 6, 7], [0, 0, 0, 5]]))
+    assert len(batches_of(model, torch.tensor([[0, 5, 6, 7], [0, 0, 0, 0]]))) == 1
 
 
 def test_bos_that_is_also_padding_counts_once() -> None:

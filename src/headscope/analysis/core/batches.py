@@ -14,7 +14,7 @@ from torch import Tensor
 
 from headscope.analysis.core.progress import progress_bar
 from headscope.errors import InvalidInputError
-from headscope.model.text.tokens import bos_token_id
+from headscope.model.text.tokens import bos_token_id, pad_token_id
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.devices import Budget
 
@@ -188,6 +188,7 @@ def _tokens_and_mask(
             code="HS-TOKENS-03",
         )
     if mask is None:
+        _check_padding(model, tokens)
         return tokens, model.attention_mask(tokens)
     mask = torch.atleast_2d(torch.as_tensor(mask)).to(tokens.device).bool()
     if mask.shape != tokens.shape:
@@ -196,6 +197,28 @@ def _tokens_and_mask(
             code="HS-TOKENS-06",
         )
     return tokens, mask
+
+
+def _check_padding(model: HookedTransformer, tokens: Tensor) -> None:
+    """Refuse rows that are padded on the other side than the one on which padding is looked for: it would be text."""
+    tokenizer = model.tokenizer
+    pad = None if tokenizer is None else pad_token_id(tokenizer)
+    if pad is None or not bool((is_pad := tokens == pad).any()):
+        return
+    side = model.padding_side_or_default(None)
+    other = "left" if side == "right" else "right"
+    run = (is_pad if other == "left" else is_pad.flip(-1)).cumprod(-1).sum(-1)
+    # A row may begin with BOS, and then with the separator that ends a text; it may end with a separator.
+    allowed = int(pad == tokenizer.eos_token_id) + int(other == "left" and pad == bos_token_id(tokenizer))
+    padded = ((run > allowed) & (run < tokens.shape[1])).nonzero()[:, 0]
+    if len(padded):
+        row = int(padded[0])
+        raise InvalidInputError(
+            f"row {row} {'begins' if other == 'left' else 'ends'} with {int(run[row])} padding tokens, and padding is "
+            f"looked for on the {side}, so that they would count as text. Give the mask too, "
+            f"attention_mask=model.attention_mask(tokens, padding_side={other!r}), or set model.default_padding_side = "
+            f"{other!r}."
+        )
 
 
 def _counted(model: HookedTransformer, tokens: Tensor, mask: Tensor | None, include_bos: bool) -> Tensor:

@@ -72,7 +72,7 @@ def make_manifest(
 
 
 def changes_in_process(model: HookedTransformer) -> list[str]:
-    """Return what was put on a model that neither its weights nor its config tell, and no copy of it has.
+    """Return the names of what was put on a model that neither its weights nor its config tell, and no copy of it has.
 
     That is hooks, `forward`s of single modules, and masks and rotary angles; of hooks it is told where they are, and of
     a mask which it is.
@@ -210,7 +210,7 @@ def _short(value: Any) -> str:
 
 def _describe_data(data: Any, attention_mask: Tensor | None) -> dict[str, Any]:
     """Describe data as far as that takes no pass over it but of what is in memory."""
-    if isinstance(data, list | tuple):
+    if type(data) in (list, tuple):  # a subclass may make its batches as they are asked for
         batches = [_tensors(batch, None) for batch in data]
         return {"batches": fingerprint({}, *map(fingerprint, batches))} if all(batches) else {}
     tensors = _tensors(data, attention_mask)

@@ -128,7 +128,7 @@ class Attention(ComparedHeads):
 
     @property
     def assigned(self) -> dict[str, Tensor]:
-        """What was assigned in the place of what follows from the config, which no checkpoint keeps."""
+        """Tensors assigned in the place of those that follow from the config; no checkpoint keeps them."""
         own = {"mask": self._mask, "rotary_sin": self._own_sin, "rotary_cos": self._own_cos}
         return {name: each for name, each in own.items() if each is not None}
 
