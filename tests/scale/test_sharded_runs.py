@@ -323,14 +323,20 @@ def test_status_tells_which_record_is_damaged(
 
 
 def test_other_data_and_other_cuts_are_refused(model: HookedTransformer, tmp_path: Path) -> None:
-    rows = [make_tokens()[:5], make_tokens()[5:]]
+    class Stream(list[Tensor]):
+        """Rows whose hash is not told beforehand."""
+
+    rows = Stream([make_tokens()[:5], make_tokens()[5:]])
     folder = begun(model, tmp_path / "run", 0, data=rows)
     with pytest.raises(InvalidInputError, match=r"shards.shard_tokens is 24 there and 48 here"):
         run(model, folder, InProcess(shard_tokens=48), rows)
     with pytest.raises(InvalidInputError, match="shard 0 hashes to"):
-        run(model, folder, InProcess(), rows[::-1])
+        run(model, folder, InProcess(), Stream(rows[::-1]))
     with pytest.raises(InvalidInputError, match="it makes 2 shards, and there are 3 there"):
-        run(model, folder, InProcess(), [rows[0], rows[1][:2]])
+        run(model, folder, InProcess(), Stream([rows[0], rows[1][:2]]))
+    known = begun(model, tmp_path / "known", 0, data=list(rows))
+    with pytest.raises(InvalidInputError, match=r"data\.batches is"):
+        run(model, known, InProcess(), rows[::-1])
     with pytest.raises(InvalidInputError, match=r"is in shards: go on with it by an engine"):
         measure_entropy(model, rows, progress=False, out=folder, resume=True)
     with pytest.raises(InvalidInputError, match="say which by out"):
