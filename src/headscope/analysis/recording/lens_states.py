@@ -8,7 +8,7 @@ from torch import Tensor
 
 from headscope.analysis.core.batches import Batch
 from headscope.analysis.recording.by_hand import check_heads_add_up, check_readout, layers_between
-from headscope.analysis.recording.record import check_final, record
+from headscope.analysis.recording.record import Reading, check_final, record
 from headscope.model.names import post_scale_name
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.devices import give_back_freed
@@ -104,12 +104,15 @@ def lens_states(model: HookedTransformer, batch: Batch, *, outputs: bool = True)
         width = cfg.value_width_of(layer)
         z[at, ..., width:] = 0
         places[f"blocks.{layer}.attn.hook_z"] = z[at, ..., :width].transpose(0, 1)
-    for part, outputs in whole.items():
-        for layer, output in zip(having[part], () if outputs is None else outputs, strict=True):
+    for part, written in whole.items():
+        for layer, output in zip(having[part], () if written is None else written, strict=True):
             places[f"blocks.{layer}.hook_{part}_out"] = output
-    readings = {name: lambda each, place=place: place.copy_(each[batch.places]) for name, place in places.items()}
+    readings: dict[str, Reading] = {
+        name: lambda each, place=place: place.copy_(each[batch.places]) for name, place in places.items()
+    }
     between = {layer: f"blocks.{layer}.hook_attn_out" for layer in layers_between(model, having["attn"])}
-    readings |= dict.fromkeys(between.values(), lambda each: each[batch.places])
+    for name in between.values():
+        readings[name] = lambda each: each[batch.places]
     kept, final = record(model, batch.tokens, readings, attention_mask=batch.attention_mask)
     resid[-1] = final[batch.places]
     check_final(resid[-1])
