@@ -1,6 +1,7 @@
 """The states of the residual stream and what each component wrote, at the positions that count."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -107,9 +108,7 @@ def lens_states(model: HookedTransformer, batch: Batch, *, outputs: bool = True)
     for part, written in whole.items():
         for layer, output in zip(having[part], () if written is None else written, strict=True):
             places[f"blocks.{layer}.hook_{part}_out"] = output
-    readings: dict[str, Reading] = {
-        name: lambda each, place=place: place.copy_(each[batch.places]) for name, place in places.items()
-    }
+    readings: dict[str, Reading] = {name: partial(_put, place, batch) for name, place in places.items()}
     between = {layer: f"blocks.{layer}.hook_attn_out" for layer in layers_between(model, having["attn"])}
     for name in between.values():
         readings[name] = lambda each: each[batch.places]
@@ -125,6 +124,10 @@ def lens_states(model: HookedTransformer, batch: Batch, *, outputs: bool = True)
     if cfg.resid_scales is not None:
         eps = resid.new_tensor([cfg.eps_of(at // step) for at in range(len(resid))])[:, None, None]
     return LensStates(resid, z, whole["mlp"], torch.finfo(final.dtype).eps, post_scale, whole["mixer"], eps)
+
+
+def _put(place: Tensor, batch: Batch, activation: Tensor) -> None:
+    place.copy_(activation[batch.places])
 
 
 def state_labels(model: HookedTransformer) -> tuple[str, ...]:
