@@ -25,7 +25,7 @@ from headscope.model.names import post_scale_name
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.arrays import stack_padded
 from headscope.ops.changed_predictions import ChangedPredictions, HeadChanges, RowChanges, compare
-from headscope.ops.devices import Budget, sums_device
+from headscope.ops.devices import Budget, give_back_freed, sums_device
 
 __all__ = ["AblatedBatch", "BatchAblation", "Plan"]
 
@@ -125,16 +125,17 @@ class BatchAblation:
     def measure(self, progress: bool) -> AblatedBatch:
         """Measure every value, effect and set of the plan, with a progress bar of the patched runs if asked for."""
         heads = self._direct_heads()
-        for held in self._held(self._changed_rows(progress)):
-            rows = RowChanges(self.clean.rows, torch.stack([rows for _, rows in held]))
-            # With few heads, their direct effects go through the vocabulary beside the first rows.
-            first = [heads.pop()] if len(heads) == 1 else []
-            cells = [[cell for cell, _ in held], *(cells for cells, _ in first)]
-            compared = compare(self.clean, rows, *(changes for _, changes in first))
-            for some, changed in zip(cells, compared, strict=True):
+        for cells, rows in self._held(self._changed_rows(progress)):
+            # A few heads' direct effects go through the vocabulary beside the first rows; many would take their room.
+            is_few = len(heads) == 1 and len(heads[0]) * len(self.plan.values) <= len(rows)
+            beside = [self._head_changes(heads.pop())] if is_few else []
+            changes = [RowChanges(self.clean.rows, rows), *(each for _, each in beside)]
+            for some, changed in zip([cells, *(each for each, _ in beside)], compare(self.clean, *changes), strict=True):
                 self._note(some, changed)
-        for some, changes in heads:
-            self._note(some, compare(self.clean, changes)[0])
+            del rows, beside, changes
+        for some in heads:
+            direct, change = self._head_changes(some)
+            self._note(direct, compare(self.clean, change)[0])
         if not bool(self.changed_loss.isfinite().all()):
             raise NotFiniteError(
                 "an ablated prediction is not finite, though the clean final state is. Check the weights after the "
@@ -162,15 +163,20 @@ class BatchAblation:
         self.changed_loss[at] = found.changed_loss
         self.kl[at] = found.kl
 
-    def _held(self, cells: Iterable[tuple[Cell, Tensor]]) -> Iterator[list[tuple[Cell, Tensor]]]:
-        held: list[tuple[Cell, Tensor]] = []
-        for cell in cells:
+    def _held(self, cells: Iterable[tuple[Cell, Tensor]]) -> Iterator[tuple[list[Cell], Tensor]]:
+        """Yield rows of some cells together, each time in the same memory."""
+        n_values, n_effects, n_sets, n = self.kl.shape
+        at_once = max(1, min(n_values * n_effects * n_sets, self.budget.held_rows // max(n, 1)))
+        held, room = [], self.final.new_empty(at_once, *self.final.shape)
+        for cell, rows in cells:
+            room[len(held)] = rows
             held.append(cell)
-            if len(held) * len(self.final) >= self.budget.held_rows:
-                yield held
+            if len(held) == at_once:
+                give_back_freed()
+                yield held, room
                 held = []
         if held:
-            yield held
+            yield held, room[: len(held)]
 
     # Direct effects
 
@@ -208,21 +214,27 @@ class BatchAblation:
     def _is_low_rank(self, together: tuple[Component, ...]) -> bool:
         return len(together) == 1 and together[0].head is not None and self.plan.frozen
 
-    def _direct_heads(self) -> list[tuple[list[Cell], HeadChanges]]:
-        """Return changes of single heads with their cells, in as many parts as it takes to hold them."""
+    def _direct_heads(self) -> list[list[int]]:
+        """Return the sets that are one head whose direct effect has low rank, as many together as can be held."""
         if "direct" not in self.plan.effects:
             return []
-        sets, values, effect = self.plan.sets, self.plan.values, self.plan.effects.index("direct")
-        low_rank = [at for at, together in enumerate(sets) if self._is_low_rank(together)]
-        step = max(1, self.budget.held_rows * 12 // max(1, len(values) * len(self.final)))
-        parts = []
-        for some in (low_rank[start : start + step] for start in range(0, len(low_rank), step)):
-            heads = [sets[at][0] for at in some]
-            taken = torch.stack([stack_padded([self._taken(head, value) for head in heads]) for value in values])
-            W_O = self.readout.direction(stack_padded([self._W_O(head) for head in heads]))
-            cells = [(value, effect, at) for value in range(len(values)) for at in some]
-            parts.append((cells, HeadChanges(taken.div_(self.scale), W_O)))
-        return parts
+        low_rank = [at for at, together in enumerate(self.plan.sets) if self._is_low_rank(together)]
+        step = max(1, self.budget.held_rows * 12 // max(1, len(self.plan.values) * len(self.final)))
+        return [low_rank[start : start + step] for start in range(0, len(low_rank), step)]
+
+    def _head_changes(self, some: Sequence[int]) -> tuple[list[Cell], HeadChanges]:
+        """Return the direct effects of some of these sets, with their cells."""
+        values, effect = self.plan.values, self.plan.effects.index("direct")
+        heads = [self.plan.sets[at][0] for at in some]
+        W_O = self.readout.direction(stack_padded([self._W_O(head) for head in heads]))
+        # In the order of memory that the products read, as they would else be copied.
+        taken = self.final.new_zeros(len(heads), len(values), len(self.final), W_O.shape[1]).transpose(0, 1)
+        for value, name in enumerate(values):
+            for into, head in zip(taken[value], heads, strict=True):
+                part = self._taken(head, name)
+                torch.div(part, self.scale, out=into[:, : part.shape[1]])
+        cells = [(value, effect, at) for value in range(len(values)) for at in some]
+        return cells, HeadChanges(taken, W_O)
 
     # Patched runs
 
