@@ -129,10 +129,10 @@ class BatchAblation:
             # A few heads' direct effects go through the vocabulary beside the first rows; many would take their room.
             is_few = len(heads) == 1 and len(heads[0]) * len(self.plan.values) <= len(rows)
             beside = [self._head_changes(heads.pop())] if is_few else []
-            changes = [RowChanges(self.clean.rows, rows), *(each for _, each in beside)]
-            for some, changed in zip([cells, *(each for each, _ in beside)], compare(self.clean, *changes), strict=True):
+            compared = compare(self.clean, RowChanges(self.clean.rows, rows), *(changes for _, changes in beside))
+            for some, changed in zip([cells, *(each for each, _ in beside)], compared, strict=True):
                 self._note(some, changed)
-            del rows, beside, changes
+            del rows, beside
         for some in heads:
             direct, change = self._head_changes(some)
             self._note(direct, compare(self.clean, change)[0])
