@@ -133,8 +133,8 @@ class BatchAblation:
             for some, changed in zip([cells, *(each for each, _ in beside)], compared, strict=True):
                 self._note(some, changed)
             del rows, beside
-        for some in heads:
-            direct, change = self._head_changes(some)
+        for sets in heads:
+            direct, change = self._head_changes(sets)
             self._note(direct, compare(self.clean, change)[0])
         if not bool(self.changed_loss.isfinite().all()):
             raise NotFiniteError(
@@ -167,7 +167,8 @@ class BatchAblation:
         """Yield rows of some cells together, each time in the same memory."""
         n_values, n_effects, n_sets, n = self.kl.shape
         at_once = max(1, min(n_values * n_effects * n_sets, self.budget.held_rows // max(n, 1)))
-        held, room = [], self.final.new_empty(at_once, *self.final.shape)
+        held: list[Cell] = []
+        room = self.final.new_empty(at_once, *self.final.shape)
         for cell, rows in cells:
             room[len(held)] = rows
             held.append(cell)
