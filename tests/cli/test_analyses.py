@@ -125,9 +125,9 @@ def test_copy_suppression_prints_every_head_asked_for(run: Run, tmp_path: Path) 
     assert code == 0 and f"Saved to {tmp_path / 'run' / 'result.safetensors'}" in printed
     assert run(*command)[0] == 1 and run(*command, "--resume")[1] == printed
     printed = printed.partition("\n\nSaved to")[0]
-    lines = printed.splitlines()
-    assert lines[2].split() == "head explained +- power KL mean KL CSPA anti-ind. IOI OV bottom 10 QK top 10".split()
-    rows = {line.split()[0]: line.split()[1:] for line in lines[3:]}
+    lines = printed.partition("\n\n")[2].splitlines()
+    assert lines[0].split() == "head explained +- power KL mean KL CSPA anti-ind. IOI OV bottom 10 QK top 10".split()
+    rows = {line.split()[0]: line.split()[1:] for line in lines[1:]}
     assert list(rows) == ["3.2", "1.3"] and all(len(cells) == 9 for cells in rows.values())
     model = HookedTransformer.from_pretrained("headscope-demo")
     ranks = weights_circuit_ranks(model, ["3.2"], progress=False)

@@ -226,7 +226,10 @@ def _ablation_part(
 
 def _ablation_table(result: AblationResult, top: int, positions: int) -> str:
     n = len(result.component_labels)
-    parts = [str(result.info), f"Loss {float(result.mean().loss):.4f} nats. Ablated minus original, ± one error:"]
+    parts = [
+        str(result.info),
+        f"Loss {float(result.mean().loss):.4f} nats. Ablated minus original, ± one standard error:",
+    ]
     for value in result.values:
         for effect in result.effects:
             parts.append(f"{value}, {effect}\n{ends(result.top(n, value=value, effect=effect), top)}")

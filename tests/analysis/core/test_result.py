@@ -111,9 +111,11 @@ def test_a_damaged_header_is_said(tmp_path: Path, metadata: dict[str, str]) -> N
 
 def test_a_run_says_what_it_was() -> None:
     assert str(INFO) == (
-        "tiny (weight processing: fold_ln) on a story: 2 sequences, 1,234 positions; scale=final, lens_bias=True, k=3"
+        "tiny on a story: 2 sequences, 1,234 positions\nweight processing: fold_ln\nscale=final, lens_bias=True, k=3"
     )
-    assert str(RunInfo("tiny", (), "x", 1, 1)) == "tiny (weight processing: none) on x: 1 sequences, 1 positions"
+    assert str(RunInfo("tiny", (), "x", 1, 1)) == "tiny on x: 1 sequence, 1 position\nweight processing: none"
+    long = RunInfo("tiny", ("fold_ln", "fold_value_biases"), "x", 1, 1, {f"option_{n}": "values" for n in range(9)})
+    assert max(map(len, str(long).splitlines())) <= 78
 
 
 def test_labels() -> None:
@@ -290,7 +292,7 @@ def test_labels_that_do_not_fit_are_said(effects: Effects) -> None:
 
 def test_results_print_their_ends(effects: Effects) -> None:
     assert str(effects).splitlines() == [
-        f"Effects: {INFO}",
+        *f"Effects: {INFO}".replace("\n", "\n  ").splitlines(),
         "  effect (nats): highest 1.0 +3.0000, 1.1 +2.0000, 0.0 +1.5000; lowest 0.1 -5.0000, 0.0 +1.5000, 1.1 +2.0000",
     ]
     assert repr(effects) == str(effects)

@@ -39,6 +39,10 @@ class AffectedPosition:
     after: float
 
 
+def _percent(share: float) -> str:
+    return f"{share:.1%}" if share >= 0.001 else f"{100 * share:.1g}%"
+
+
 class AffectedPositions(tuple[AffectedPosition, ...]):
     """Positions in order, printed with their text."""
 
@@ -49,7 +53,7 @@ class AffectedPositions(tuple[AffectedPosition, ...]):
         for place in self:
             lines.append(
                 f"row {place.row}, position {place.pos}: {place.loss_diff:+.3f} nats, "
-                f"{place.next_token!r} from {place.before:.1%} to {place.after:.1%} when ablated"
+                f"{place.next_token!r} from {_percent(place.before)} to {_percent(place.after)} when ablated"
             )
             lines.append(f"  ...{place.context!r} -> {place.next_token!r}")
         return "\n".join(lines)

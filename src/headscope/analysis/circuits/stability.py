@@ -180,7 +180,8 @@ def stability(
         >>> def method(task):
         ...     return activation_patch(model, task, "z", positions="end", progress=False)
         >>> stability(method, made, resamples=4, seeds=[1, 2, 3, 4], progress=False)
-        Stability: method (weight processing: none) on 12 prompts, such as ...
+        Stability: method on 12 prompts, such as ...
+          weight processing: none...
           8 repeats, overlap with the task itself (Jaccard): 0.74 (resamples 0.64, seeds 0.83); of pairs: 0.61
           z 2.2    100%, 68% to 100%: resamples 4/4, seeds 4/4
           z 3.2    100%, 68% to 100%: resamples 4/4, seeds 4/4

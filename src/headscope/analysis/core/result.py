@@ -8,6 +8,7 @@ the file's header. Nothing in such a file is ever executed.
 import dataclasses
 import html
 import json
+import textwrap
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Array", "HeadScore", "Ranking", "Result", "RunInfo", "check_option", "component_label"]
 
+_WIDTH = 78  # columns of what says how something was run, within a terminal of 80
 _HTML_ROWS = 10
 _HTML_WHOLE = 25  # rows of a table that is short enough to be shown whole
 
@@ -56,12 +58,16 @@ class RunInfo:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        processing = ", ".join(self.processing) or "none"
-        options = ", ".join(f"{name}={value}" for name, value in self.options.items())
-        return (
-            f"{self.model} (weight processing: {processing}) on {self.data}: {self.n_sequences} sequences, "
-            f"{self.n_positions:,} positions" + (f"; {options}" if options else "")
-        )
+        counts = f"{_counted(self.n_sequences, 'sequence')}, {_counted(self.n_positions, 'position')}"
+        how = [f"weight processing: {', '.join(self.processing) or 'none'}"]
+        if self.options:
+            how.append(", ".join(f"{name}={value}" for name, value in self.options.items()))
+        wrapped = (textwrap.fill(line, _WIDTH, subsequent_indent="  ", break_on_hyphens=False) for line in how)
+        return "\n".join([f"{self.model} on {self.data}: {counts}", *wrapped])
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n:,} {what}" + ("" if n == 1 else "s")
 
 
 def check_option(name: str, value: Any, allowed: Sequence[Any]) -> None:
@@ -365,11 +371,15 @@ class Result:
         heading = heading or (spec.title or by) + (f" ({spec.unit})" if spec.unit else "")
         if self.either_way:
             return f"{heading}: {self.top(3, by=by, **labels).line()}"
-        ends = (self.top(3, by=by, largest=largest, **labels).line() for largest in (True, False))
+        highest = self.top(3, by=by, largest=True, **labels)
+        if len(highest) == 1:  # both ends of the ranking
+            return f"{heading}: {highest.line()}"
+        ends = (highest.line(), self.top(3, by=by, largest=False, **labels).line())
         return f"{heading}: " + "; ".join(f"{end} {line}" for end, line in zip(self.ends, ends, strict=True))
 
     def __repr__(self) -> str:
-        return "\n".join([f"{type(self).__name__}: {self.info}", *(f"  {line}" for line in self._notes())])
+        ran, *how = str(self.info).splitlines()
+        return "\n".join([f"{type(self).__name__}: {ran}", *(f"  {line}" for line in (*how, *self._notes()))])
 
     def _repr_html_(self) -> str:
         frame = self.to_frame()
@@ -380,7 +390,7 @@ class Result:
         n_shown = len(frame) if len(frame) <= _HTML_WHOLE else _HTML_ROWS
         shown = frame.head(n_shown).to_html(index=False, float_format="%.4f", border=0)
         more = f"<p>{n_shown} of {len(frame):,} rows</p>" if len(frame) > n_shown else ""
-        title = f"<p><b>{type(self).__name__}</b>: {html.escape(str(self.info))}</p>"
+        title = f"<p><b>{type(self).__name__}</b>: {html.escape(str(self.info)).replace(chr(10), '<br>')}</p>"
         notes = html.escape("\n".join(self._notes()))
         notes = f'<pre style="white-space: pre-wrap; margin: 0 0 0.5em">{notes}</pre>' if notes else ""
         return f"<div>{title}{notes}{shown}{more}</div>"

@@ -128,7 +128,7 @@ def attribution_patch(
         >>> model = HookedTransformer.from_pretrained("headscope-demo")
         >>> task = Task.from_ioi(IOIDataset(N=20, tokenizer=model.tokenizer, prepend_bos=True))
         >>> attribution_patch(model, task, ["z", "resid_pre"], positions=["S2", "end"], progress=False)
-        AttributionPatchingResult: headscope-demo (...) on 20 prompts, such as ...
+        AttributionPatchingResult: headscope-demo on 20 prompts, such as ...
           denoising, share, gradients of the patched run: +8.8552 clean, -0.7838 corrupted
           z (5 layers x 2 positions x 4 heads): 3.2 at end +0.491, 2.2 at end +0.257, 0.2 at S2 +0.126
           resid_pre (5 layers x 2 positions): 4 at end +0.658, 0 at S2 +0.637, 3 at S2 +0.491

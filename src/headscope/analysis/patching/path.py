@@ -130,7 +130,7 @@ def path_patch(
         >>> model = HookedTransformer.from_pretrained("headscope-demo")
         >>> task = Task.from_ioi(IOIDataset(N=20, tokenizer=model.tokenizer, prepend_bos=True))
         >>> path_patch(model, task, senders="3.2", receivers="final", positions="end")
-        PathPatchingResult: headscope-demo (...) on 20 prompts, such as ...
+        PathPatchingResult: headscope-demo on 20 prompts, such as ...
           senders -> final; denoising, MLPs frozen, positions: end
           metric: +8.8552 clean, -0.7838 corrupted
           runs: suffix
