@@ -187,7 +187,9 @@ def _check_positions(cfg: "HookedTransformerConfig") -> None:
     n_pairs = cfg.rotary_dim // 2
     for name in ("longrope_short_factors", "longrope_long_factors"):
         factors = getattr(cfg, name)
-        if (factors is None) != (cfg.longrope_short_factors is None) or len(factors or []) not in (0, n_pairs):
+        if (factors is None) != (cfg.longrope_short_factors is None) or (
+            factors is not None and len(factors) != n_pairs
+        ):
             raise InvalidInputError(
                 f"{name} must have rotary_dim / 2 = {n_pairs} numbers, and the other as well; got {factors!r}."
             )

@@ -7,12 +7,13 @@ does not know are ignored there, and so they are here.
 
 import logging
 import re
+from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from headscope.errors import CheckpointError, MissingDependencyError
 
-__all__ = ["ReadEntries"]
+__all__ = ["ReadEntries", "changed", "defaulted"]
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +98,16 @@ class ReadEntries(Mapping[str, Any]):
                 f"support {'it' if len(refused) == 1 else 'them'} for {model_type!r}.",
                 code="HS-CHECKPOINT-06",
             )
+
+
+def changed(hf: Mapping[str, Any], **entries: Any) -> Mapping[str, Any]:
+    """Return a config with other entries; of the rest only what is read of it counts as read (see `ReadEntries`)."""
+    return ChainMap(entries, hf)  # type: ignore[arg-type]  # nothing is written to it
+
+
+def defaulted(hf: Mapping[str, Any], **entries: Any) -> Mapping[str, Any]:
+    """Return a config with these entries where it has none; only what is read of it counts as read."""
+    return ChainMap(hf, entries)  # type: ignore[arg-type]  # nothing is written to it
 
 
 def _defaults(model_type: str, unread: str) -> dict[str, Any]:

@@ -18,7 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from headscope.differences import tell
-from headscope.errors import CheckpointError, InvalidInputError, NotFiniteError, UnknownNameError, unknown_name
+from headscope.errors import (
+    CheckpointError,
+    HeadscopeError,
+    InvalidInputError,
+    NotFiniteError,
+    UnknownNameError,
+    unknown_name,
+)
 from headscope.model.checkpoints.entries import ReadEntries
 from headscope.model.checkpoints.families import FAMILIES, family_of, saved_with
 from headscope.model.checkpoints.folder import CheckpointFolder, read_pickle
@@ -424,8 +431,12 @@ def config_fields(hf_config: Mapping[str, Any], where: str) -> dict[str, Any]:
             )
     try:
         return family_of(hf_config).config(hf_config)
+    except HeadscopeError:
+        raise
     except KeyError as error:
         raise CheckpointError(f"config.json of {where} lacks {error.args[0]!r}.") from None
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise CheckpointError(f"config.json of {where} has an entry of the wrong type or size: {error}.") from error
 
 
 def _tokenizer_of(

@@ -3,6 +3,7 @@
 Each row of the families' table is built anew by `transformers` with one entry changed, and loaded here.
 """
 
+import copy
 import logging
 import re
 from collections.abc import Iterator
@@ -15,11 +16,12 @@ from families_table import HYBRIDS, LENGTH, ROWS, VOCABULARY
 from tiny import randomize, tiny_tokens
 from torch import Tensor
 
-from headscope import HookedTransformer
-from headscope.errors import CheckpointError, HeadscopeError, MissingDependencyError
+from headscope import HookedTransformer, HookedTransformerConfig
+from headscope.errors import CheckpointError, HeadscopeError, InvalidInputError, MissingDependencyError
 from headscope.model.checkpoints.catalog import known_families
 from headscope.model.checkpoints.entries import ReadEntries
 from headscope.model.checkpoints.families import FAMILIES
+from headscope.model.checkpoints.pipeline import config_fields
 
 TABLE = {**ROWS, **HYBRIDS}
 FIRST_OF_FAMILY = list({row.split()[0].rstrip(","): row for row in reversed(TABLE)}.values())
@@ -147,6 +149,52 @@ def test_hybrids_that_an_old_transformers_does_not_know(monkeypatch: pytest.Monk
         FAMILIES["bamba"].config({"model_type": "bamba"})
     found = next(family for family in known_families() if family.model_type == "bamba")
     assert not found.processing and "pip install -U transformers" in found.left_out["fold_ln"]
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in FIRST_OF_FAMILY if row not in HYBRIDS and "text_config" not in TABLE[row][1]]
+)
+def test_every_family_notices_an_entry_it_does_not_read(row: str) -> None:
+    """No family reads all there is: an entry of a newer `transformers` would be dropped in silence."""
+    stem, fields = TABLE[row]
+    config = getattr(transformers, f"{stem}Config")(**fields)
+    entries = ReadEntries({**config.to_dict(), "an_entry_of_the_future": 3})
+    cfg = HookedTransformerConfig(**config_fields(entries, row), device="cpu")
+    assert list(FAMILIES[config.model_type].rows(cfg, entries))
+    assert "an_entry_of_the_future" in entries.unread()
+
+
+@pytest.mark.parametrize("row, entries, message", [
+    ("llama", {"rope_scaling": {"rope_type": "linear", "factor": None}}, "of the wrong type or size: float"),
+    ("granite", {"attention_multiplier": 0.0}, "of the wrong type or size"),
+    ("phi3", {"rope_scaling": {"type": "longrope", "short_factor": [], "long_factor": []}}, "must have rotary_dim / 2"),
+    ("gpt_neox", {"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5 .* transformers reads only that"),
+    ("gpt_neox", {"rope_theta": 7.0}, "rope_theta = 7.0 .* transformers reads only that"),
+    ("deepseek_v3", {"head_dim": 7}, "head_dim = 7 in config.json must be 4"),
+])  # fmt: skip
+def test_entries_that_cannot_be_meant_are_refused_by_name(row: str, entries: dict[str, Any], message: str) -> None:
+    stem, fields = TABLE[row]
+    config = {**getattr(transformers, f"{stem}Config")(**fields).to_dict(), "rope_parameters": None, **entries}
+    with pytest.raises((CheckpointError, InvalidInputError), match=message):
+        HookedTransformerConfig(**config_fields(config, "here"), device="cpu")
+
+
+def test_what_transformers_takes_for_a_context_that_no_entry_gives() -> None:
+    """Phi 3's class has a default outside the entries on positions, and one outside goes before one inside."""
+    rope = {"rope_type": "longrope", "short_factor": [1.0] * 3, "long_factor": [2.0] * 3}
+    given = {**TABLE["phi3"][1], "model_type": "phi3", "num_attention_heads": 2, "num_key_value_heads": 2}
+    given |= {"hidden_size": 12, "rope_scaling": {**rope, "original_max_position_embeddings": 8}}
+    given.pop("original_max_position_embeddings", None)
+    config = transformers.Phi3Config.from_dict(copy.deepcopy(given)).to_dict()
+    assert config["rope_parameters"]["original_max_position_embeddings"] == 4096
+    assert config_fields(given, "")["longrope_original_ctx_len"] == 4096
+    rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8}
+    given = {**TABLE["gpt_oss"][1], "model_type": "gpt_oss", "rope_scaling": rope}
+    given |= {"original_max_position_embeddings": 16}
+    taken = transformers.GptOssConfig.from_dict(copy.deepcopy(given))
+    taken.standardize_rope_params()  # as the model does
+    assert taken.rope_parameters["original_max_position_embeddings"] == 16
+    assert config_fields(given, "")["yarn_original_max_position_embeddings"] == 16
 
 
 def test_an_entry_that_transformers_does_not_know_is_named(caplog: pytest.LogCaptureFixture) -> None:

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from headscope.model.checkpoints.families.base import Row, Table, changed
+from headscope.model.checkpoints.entries import changed, defaulted
+from headscope.model.checkpoints.families.base import Row, Table
 from headscope.model.checkpoints.families.llama import LlamaLike
 from headscope.model.config import HookedTransformerConfig
 from headscope.model.parts.layers import XIELU
@@ -26,7 +27,7 @@ class _Apertus(LlamaLike):
 
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
         rope = hf.get("rope_scaling") or hf.get("rope_parameters") or _ROPE
-        return super().config({"rope_theta": 12_000_000.0, **hf, "rope_parameters": rope})
+        return super().config(changed(defaulted(hf, rope_theta=12_000_000.0), rope_parameters=rope))
 
     def layer(self, cfg: HookedTransformerConfig, hf: Mapping[str, Any]) -> Table:
         learned = [f"mlp.act_fn.{name}" for name in XIELU.weights] if cfg.act_fn == "xielu" else []

@@ -7,7 +7,6 @@ the entries written for it read back as the same config, and no tensor is left o
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -214,11 +213,6 @@ def sizes(hf: Mapping[str, Any], *names: str) -> tuple[int, ...]:
         if type(hf[name]) is not int or hf[name] < 1:
             raise CheckpointError(f"{name} in config.json must be a positive whole number; got {hf[name]!r}.")
     return tuple(hf[name] for name in names)
-
-
-def changed(hf: Mapping[str, Any], **entries: Any) -> Mapping[str, Any]:
-    """Return a config with other entries; of the rest only what is read of it counts as read (see `ReadEntries`)."""
-    return ChainMap(entries, hf)  # type: ignore[arg-type]  # nothing is written to it
 
 
 def norm(ours: str, theirs: str, *, bias: bool = True) -> dict[str, Row]:

@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from headscope.errors import CheckpointError
-from headscope.model.checkpoints.families.base import Table, changed, norm
+from headscope.model.checkpoints.entries import changed
+from headscope.model.checkpoints.families.base import Table, norm
 from headscope.model.checkpoints.families.llama import LlamaLike
 from headscope.model.config import HookedTransformerConfig
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from headscope.model.checkpoints.families.base import changed
+from headscope.model.checkpoints.entries import changed, defaulted
 from headscope.model.checkpoints.families.llama import LlamaLike
 from headscope.model.config import HookedTransformerConfig
 
@@ -26,7 +26,7 @@ class _CWM(LlamaLike):
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
         rope = hf.get("rope_scaling") or hf.get("rope_parameters") or _ROPE
         own = {"rope_theta": 1_000_000.0, "head_dim": 128, "num_key_value_heads": 8, "sliding_window": 8192}
-        return super().config({**own, **hf, "rope_parameters": rope})
+        return super().config(changed(defaulted(hf, **own), rope_parameters=rope))
 
     def local_layers(self, hf: Mapping[str, Any]) -> list[bool]:
         if hf.get("layer_types"):

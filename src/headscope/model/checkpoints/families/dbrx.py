@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from headscope.errors import CheckpointError
+from headscope.model.checkpoints.entries import changed
 from headscope.model.checkpoints.families.base import KEY, LINEAR, OUT, QUERY, Family, Row, Table, sizes
 from headscope.model.checkpoints.families.rope import rope_entries, rope_fields
 from headscope.model.config import HookedTransformerConfig
@@ -46,7 +47,9 @@ class _Dbrx(Family):
             "num_experts": experts,
             "experts_per_token": chosen,
             "norm_topk_prob": power is not None,
-            **rope_fields(hf, fields["d_head"], base=_base(hf), part=None),
+            **rope_fields(
+                changed(hf, max_position_embeddings=fields["n_ctx"]), fields["d_head"], base=_base(hf), part=None
+            ),
         }
 
     def entries(self, cfg: HookedTransformerConfig, state: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from headscope.errors import CheckpointError
+from headscope.model.checkpoints.entries import changed
 from headscope.model.checkpoints.families.base import QUERY, Row, Table, linear, sizes
 from headscope.model.checkpoints.families.llama import LlamaLike, any_bias
 from headscope.model.checkpoints.families.moe import WithExperts, gated_rows
@@ -34,10 +35,11 @@ class _DeepSeekV3(WithExperts):
             hf, "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "kv_lora_rank", "moe_intermediate_size",
             "intermediate_size", "n_shared_experts", "n_routed_experts", "num_hidden_layers",
         )  # fmt: skip
-        plain = {
-            **hf, "num_experts": experts, "intermediate_size": d_mlp, "head_dim": turned, "num_key_value_heads": None,
-        }  # fmt: skip
-        fields = super().config(plain)
+        for entry, width in (("head_dim", turned), ("qk_head_dim", content + turned)):  # transformers writes them too
+            if hf.get(entry, width) != width:
+                raise CheckpointError(f"{entry} = {hf[entry]} in config.json must be {width}, as its parts say.")
+        plain = {"num_experts": experts, "intermediate_size": d_mlp, "head_dim": turned, "num_key_value_heads": None}
+        fields = super().config(changed(hf, **plain))
         n_dense = min(hf.get("first_k_dense_replace") or 0, n_layers)
         types = {"mlp_types": ["dense"] * n_dense + ["experts"] * (n_layers - n_dense), "d_mlp_dense": d_dense}
         return {

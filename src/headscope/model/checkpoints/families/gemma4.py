@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from headscope.errors import CheckpointError
-from headscope.model.checkpoints.families.base import KEY, KEY_BIAS, LINEAR, Row, Table, changed, own_name, sizes
+from headscope.model.checkpoints.entries import changed
+from headscope.model.checkpoints.families.base import KEY, KEY_BIAS, LINEAR, Row, Table, own_name, sizes
 from headscope.model.checkpoints.families.llama import LlamaLike
 from headscope.model.checkpoints.families.moe import gated_rows
 from headscope.model.checkpoints.families.rope import rope_entries_by_type, rope_fields_by_type

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from headscope.errors import CheckpointError
+from headscope.model.checkpoints.entries import changed, defaulted
 from headscope.model.checkpoints.families.base import LINEAR, Row, Table
 from headscope.model.checkpoints.families.llama import LlamaLike
 from headscope.model.checkpoints.families.moe import WithExperts
@@ -43,7 +44,7 @@ class _GptOss(WithExperts):
         rope = hf.get("rope_scaling") or hf.get("rope_parameters") or _ROPE
         return {
             **fields,
-            **rope_fields(hf, fields["d_head"], base=150000.0, part=None, rope=rope),
+            **rope_fields(changed(hf, rope_scaling=rope), fields["d_head"], base=150000.0, part=None),
             "gated_mlp_limit": float(hf.get("swiglu_limit", 7.0)),
         }
 
@@ -53,7 +54,7 @@ class _GptOss(WithExperts):
         return [layer % 2 == 0 for layer in range(hf["num_hidden_layers"])]
 
     def biases(self, hf: Mapping[str, Any]) -> tuple[str, ...]:
-        return super().biases({"attention_bias": True, **hf})
+        return super().biases(defaulted(hf, attention_bias=True))
 
     def entries(self, cfg: HookedTransformerConfig, state: Mapping[str, Tensor]) -> dict[str, Any]:
         return {**super().entries(cfg, state), "swiglu_limit": cfg.gated_mlp_limit, "swiglu_alpha": _ALPHA}

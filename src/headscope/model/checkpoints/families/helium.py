@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from headscope.model.checkpoints.entries import defaulted
 from headscope.model.checkpoints.families.llama import QKV_BIASES, LlamaLike
 
 __all__ = ["HELIUM"]
@@ -17,7 +18,7 @@ class _Helium(LlamaLike):
     defaults = {**LlamaLike.defaults, "eps": 1e-8}
 
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
-        return super().config({"rope_theta": 100_000.0, "head_dim": 128, "num_key_value_heads": 20, **hf})
+        return super().config(defaulted(hf, rope_theta=100_000.0, head_dim=128, num_key_value_heads=20))
 
     def biases(self, hf: Mapping[str, Any]) -> tuple[str, ...]:
         return tuple(name for name in super().biases(hf) if name in QKV_BIASES or name.startswith("mlp."))

@@ -6,7 +6,8 @@ Its scaling for long texts multiplies the base of the frequencies by a constant,
 from collections.abc import Mapping
 from typing import Any
 
-from headscope.model.checkpoints.families.base import Row, Table, changed
+from headscope.model.checkpoints.entries import changed
+from headscope.model.checkpoints.families.base import Row, Table
 from headscope.model.checkpoints.families.llama import LlamaLike
 from headscope.model.checkpoints.families.rope import rope_fields
 from headscope.model.config import HookedTransformerConfig

@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from headscope.errors import CheckpointError
-from headscope.model.checkpoints.families.base import LINEAR, Row, Table, changed, sizes
+from headscope.model.checkpoints.entries import changed
+from headscope.model.checkpoints.families.base import LINEAR, Row, Table, sizes
 from headscope.model.checkpoints.families.granite import with_residual_multiplier
 from headscope.model.checkpoints.families.granite_moe import GraniteMoeShared
 from headscope.model.checkpoints.families.hybrid import IN_PLACE, Hybrid, renamed

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from headscope.errors import CheckpointError
+from headscope.model.checkpoints.entries import defaulted
 from headscope.model.checkpoints.families.llama import LlamaLike
 from headscope.model.config import HookedTransformerConfig
 
@@ -28,7 +29,7 @@ class _InternLM3(LlamaLike):
             raise CheckpointError(
                 f"InternLM 3 with qkv_bias = {attention} and bias = {mlp} is not supported: they must be equal."
             )
-        return super().config({"head_dim": 128, "num_key_value_heads": 2, **hf})
+        return super().config(defaulted(hf, head_dim=128, num_key_value_heads=2))
 
     def entries(self, cfg: HookedTransformerConfig, state: Mapping[str, Tensor]) -> dict[str, Any]:
         entries = super().entries(cfg, state)

@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from headscope.errors import CheckpointError
-from headscope.model.checkpoints.families.base import LINEAR, Row, Table, changed
+from headscope.model.checkpoints.entries import changed
+from headscope.model.checkpoints.families.base import LINEAR, Row, Table
 from headscope.model.checkpoints.families.hybrid import IN_PLACE, Hybrid, renamed
 from headscope.model.checkpoints.families.llama import LlamaLike
 from headscope.model.checkpoints.families.moe import WithExperts, dense_fields

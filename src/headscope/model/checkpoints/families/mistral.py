@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from headscope.errors import CheckpointError
-from headscope.model.checkpoints.families.base import changed
+from headscope.model.checkpoints.entries import changed
 from headscope.model.checkpoints.families.llama import LlamaLike
 from headscope.model.checkpoints.families.rope import rope_fields
 from headscope.model.config import HookedTransformerConfig

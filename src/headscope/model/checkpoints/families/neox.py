@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
+from headscope.errors import CheckpointError
+from headscope.model.checkpoints.entries import changed
 from headscope.model.checkpoints.families.base import LINEAR, OUT, Family, Row, Table, linear, norm
 from headscope.model.checkpoints.families.llama import any_bias
 from headscope.model.checkpoints.families.rope import rope_entries, rope_fields
@@ -26,8 +28,14 @@ class _NeoX(Family):
 
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
         fields = super().config(hf)
-        older = {"rope_theta": hf.get("rotary_emb_base", 10000), "partial_rotary_factor": hf.get("rotary_pct", 0.25)}
-        return {**fields, **rope_fields({**older, **hf}, fields["d_head"])}
+        own = {"rope_theta": hf.get("rotary_emb_base", 10000), "partial_rotary_factor": hf.get("rotary_pct", 0.25)}
+        for entry, value in own.items():
+            if hf.get(entry, value) != value:
+                raise CheckpointError(
+                    f"{entry} = {hf[entry]} in config.json is not what this family's own entry says, {value}, and "
+                    "transformers reads only that: make rotary_emb_base and rotary_pct say what is meant."
+                )
+        return {**fields, **rope_fields(changed(hf, **own), fields["d_head"])}
 
     def entries(self, cfg: HookedTransformerConfig, state: Mapping[str, Tensor]) -> dict[str, Any]:
         rope = rope_entries(cfg)

@@ -23,7 +23,7 @@ class _Persimmon(Family):
 
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
         fields = super().config(hf)
-        return {**fields, **rope_fields({"partial_rotary_factor": 0.5, **hf}, fields["d_head"])}
+        return {**fields, **rope_fields(hf, fields["d_head"], part=0.5)}
 
     def entries(self, cfg: HookedTransformerConfig, state: Mapping[str, Tensor]) -> dict[str, Any]:
         return {**super().entries(cfg, state), **rope_entries(cfg)}

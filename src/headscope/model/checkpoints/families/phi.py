@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from headscope.model.checkpoints.entries import defaulted
 from headscope.model.checkpoints.families.base import KEY, QUERY, Row, Table, linear, norm
 from headscope.model.checkpoints.families.llama import LlamaLike, attention_rows, with_fused_mlp
 from headscope.model.config import HookedTransformerConfig
@@ -58,6 +59,9 @@ class _Phi3(LlamaLike):
     windowed = True
     rotary_part = 1.0
     defaults = {**LlamaLike.defaults, "eps": 1e-5}
+
+    def rope(self, hf: Mapping[str, Any], d_head: int) -> dict[str, Any]:
+        return super().rope(defaulted(hf, original_max_position_embeddings=4096), d_head)
 
     def entries(self, cfg: HookedTransformerConfig, state: Mapping[str, Tensor]) -> dict[str, Any]:
         entries = super().entries(cfg, state)

@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from headscope.errors import CheckpointError
-from headscope.model.checkpoints.families.base import LINEAR, Row, Table, changed, norm
+from headscope.model.checkpoints.entries import changed
+from headscope.model.checkpoints.families.base import LINEAR, Row, Table, norm
 from headscope.model.checkpoints.families.llama import any_bias
 from headscope.model.checkpoints.families.moe import WithExperts, one_by_one
 from headscope.model.checkpoints.families.rope import rope_fields

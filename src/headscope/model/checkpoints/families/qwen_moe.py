@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from headscope.model.checkpoints.families.base import LINEAR, Row, Table, changed, sizes
+from headscope.model.checkpoints.entries import changed
+from headscope.model.checkpoints.families.base import LINEAR, Row, Table, sizes
 from headscope.model.checkpoints.families.llama import QKV_BIASES, LlamaLike, any_bias
 from headscope.model.checkpoints.families.moe import WithExperts, dense_fields, gated_rows
 from headscope.model.config import HookedTransformerConfig

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from headscope.errors import CheckpointError
-from headscope.model.checkpoints.families.base import Table, changed, one_plus_norms, sizes
+from headscope.model.checkpoints.entries import changed
+from headscope.model.checkpoints.families.base import Table, one_plus_norms, sizes
 from headscope.model.checkpoints.families.hybrid import Hybrid, renamed
 from headscope.model.checkpoints.families.llama import LlamaLike, any_bias
 from headscope.model.config import HookedTransformerConfig

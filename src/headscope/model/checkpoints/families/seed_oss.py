@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from headscope.model.checkpoints.families.base import changed
+from headscope.model.checkpoints.entries import changed
 from headscope.model.checkpoints.families.llama import QKV_BIASES, LlamaLike, any_bias
 from headscope.model.config import HookedTransformerConfig
 

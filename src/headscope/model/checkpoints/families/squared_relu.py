@@ -6,6 +6,7 @@ Nemotron rotates half of each head, and its LayerNorms multiply by one plus thei
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from headscope.model.checkpoints.entries import defaulted
 from headscope.model.checkpoints.families.base import Table, one_plus_norms
 from headscope.model.checkpoints.families.llama import LlamaLike
 from headscope.model.config import HookedTransformerConfig
@@ -30,7 +31,7 @@ class _Jais2(_Arcee):
     fixed = {**_Arcee.fixed, "normalization_type": "LN"}
 
     def biases(self, hf: Mapping[str, Any]) -> tuple[str, ...]:
-        return super().biases({"attention_bias": True, "mlp_bias": True, **hf})
+        return super().biases(defaulted(hf, attention_bias=True, mlp_bias=True))
 
 
 class _Nemotron(_Arcee):

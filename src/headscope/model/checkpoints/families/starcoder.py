@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from headscope.errors import CheckpointError
+from headscope.model.checkpoints.entries import defaulted
 from headscope.model.checkpoints.families.base import BIAS, KEY, KEY_BIAS, OUT, QUERY, Table, linear, norm
 from headscope.model.checkpoints.families.gpt2 import GPT2Like
 from headscope.model.checkpoints.families.llama import QKV_BIASES, LlamaLike, any_bias
@@ -31,7 +32,7 @@ class _StarCoder2(LlamaLike):
     defaults = {**LlamaLike.defaults, "act_fn": "gelu_pytorch_tanh", "eps": 1e-5, "tie_word_embeddings": True}
 
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
-        return super().config({"num_key_value_heads": 2, **hf})
+        return super().config(defaulted(hf, num_key_value_heads=2))
 
     def entries(self, cfg: HookedTransformerConfig, state: Mapping[str, Tensor]) -> dict[str, Any]:
         grouped = (name.replace("attn.", "attn._") for name in QKV_BIASES)
