@@ -35,7 +35,7 @@ _CHANGE_NOTHING = re.compile(
 _CONDITIONAL = re.compile(
     r"""(use_|_)?sliding_window(_pattern)? | max_window_layers | num_(ln_in_parallel_attn|kv_heads)
     | num_key_value_heads | num_local_experts | rope_\w+ | n_ctx | learned_pos_emb | embedding_fraction
-    | layer_norm_eps""",
+    | layer_norm_eps | n_group | topk_group""",
     re.VERBOSE,
 )
 

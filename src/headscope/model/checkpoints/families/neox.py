@@ -29,8 +29,9 @@ class _NeoX(Family):
     def config(self, hf: Mapping[str, Any]) -> dict[str, Any]:
         fields = super().config(hf)
         own = {"rope_theta": hf.get("rotary_emb_base", 10000), "partial_rotary_factor": hf.get("rotary_pct", 0.25)}
+        rope = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
         for entry, value in own.items():
-            if hf.get(entry, value) != value:
+            if hf.get(entry, value) != value and entry not in rope:
                 raise CheckpointError(
                     f"{entry} = {hf[entry]} in config.json is not what this family's own entry says, {value}, and "
                     "transformers reads only that: make rotary_emb_base and rotary_pct say what is meant."

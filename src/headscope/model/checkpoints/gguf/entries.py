@@ -231,7 +231,10 @@ def _moe(model_type: str, **more: Any) -> Callable[[Values], Entries]:
 
 def _phi3(values: Values) -> Entries:
     window = values.get("attention.sliding_window") or None
-    return _llama_like("phi3", sliding_window=window)(values)
+    entries = _llama_like("phi3", sliding_window=window)(values)
+    # Its class has the context in training beside the entries on positions, with a default that goes before theirs.
+    inside = entries["rope_parameters"].get("original_max_position_embeddings")
+    return {**entries, **({} if inside is None else {"original_max_position_embeddings": inside})}
 
 
 def _gemma(values: Values) -> Entries:
