@@ -359,6 +359,24 @@ def test_hooks_where_a_patched_run_resumes_run_once(point: str, in_place: bool) 
         torch.testing.assert_close(found.loss_diff[0, 0, c].double(), wanted, atol=5e-6, rtol=0)
 
 
+def test_resampling_puts_no_padding_in() -> None:
+    model = small_model()
+    data = torch.tensor([[0, 5, 6, 7], [0, 8, 9, 10]])
+    reference = torch.tensor([[0, 5, 6, 7, 8, 0], [0, 5, 6, 0, 0, 0]])
+    with pytest.raises(InvalidInputError, match="hold padding among their first 4 tokens"):
+        for seed in range(8):
+            measure(model, data, values=["resample"], reference=reference, seed=seed)
+    measure(model, data, values=["resample"], reference=reference[:1])
+
+
+def test_padding_on_the_left_is_no_context() -> None:
+    model = small_model()
+    tokens, mask = torch.tensor([[0, 0, 0, 5, 6, 7]]), torch.tensor([[0, 0, 1, 1, 1, 1]])
+    places = measure(model, tokens, attention_mask=mask).top_positions(9, component="0.0")
+    words = [model.tokenizer.decode([token]) for token in (0, 5, 6)]
+    assert {place.pos: place.context for place in places} == {3: "".join(words[:2]), 4: "".join(words)}
+
+
 def test_means_and_errors() -> None:
     model, tokens = tiny_model(), tiny_tokens(12, 9)
     every = measure(model, tokens)

@@ -18,7 +18,9 @@ from headscope.analysis import (
     measure_entropy,
     next_token_loss,
     suppression_scores,
+    weights_circuit_ranks,
 )
+from headscope.analysis.heads.evidence import copying_scores
 from headscope.errors import InvalidInputError
 
 TOKENS = tiny_tokens(3, 6)
@@ -132,3 +134,12 @@ def test_modules_that_hide_weights_are_refused_by_name(part: str) -> None:
     for analysis in HEADS.values():
         with pytest.raises(InvalidInputError, match="replaced by a module without|no blocks.1.attn.hook_z to read"):
             analysis(model)
+
+
+def test_circuits_are_not_read_past_a_norm_that_hides_its_weights() -> None:
+    model = tiny_model()
+    model.blocks[1].ln1 = Wrapped(model.blocks[1].ln1)
+    model.setup()
+    for analysis in (lambda: weights_circuit_ranks(model, progress=False), lambda: copying_scores(model)):
+        with pytest.raises(InvalidInputError, match=r"blocks\.1\.ln1 was replaced by a Wrapped without (w|b)"):
+            analysis()

@@ -82,5 +82,10 @@ class Replacements:
             )
         rows = torch.randint(len(self.reference), (n_rows,), generator=generator, device="cpu")
         tokens = self.reference[rows, :length].to(batch.tokens.device)
+        if model.attention_mask(tokens) is not None:
+            raise InvalidInputError(
+                "values=['resample'] puts what rows of the reference give at the same position, and these hold padding "
+                f"among their first {length} tokens. Give rows at least as long as the data's, or use 'mean'."
+            )
         drawn = clean_run(model, Batch(tokens, None, torch.ones_like(tokens, dtype=torch.bool)), self.parts)
         return {part: drawn.output(part) for part in self.parts}

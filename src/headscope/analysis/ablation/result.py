@@ -180,7 +180,8 @@ class AblationResult(Result):
                     row=place.row,
                     pos=place.pos,
                     loss_diff=place.value,
-                    context="".join(strings[row[pos]] for pos in place.context(before)),
+                    # Padding on the left is no context.
+                    context="".join(strings[row[pos]] for pos in place.context(before) if row[pos] >= 0),
                     next_token=strings[row[place.pos + 1]],
                     before=math.exp(-loss),
                     after=math.exp(-(loss + place.value)),

@@ -28,6 +28,7 @@ from headscope.analysis.recording.embedding import (
     TokenDirections,
     direct_effects,
     effective_embedding,
+    norm_weight,
     token_embedding,
 )
 from headscope.analysis.recording.lens_states import lens_states
@@ -259,7 +260,7 @@ def copying_scores(model: HookedTransformer) -> Float[Tensor, "layer head"]:
         if onto is None or layer == 1:  # later layers find what the second does
             read = (token_embedding(model) if layer == 0 else effective_embedding(model)).to(kind)
             onto = W_U @ _normalized(model, read, layer)
-        weight = dict(block.ln1.named_parameters(recurse=False)).get("w")
+        weight = norm_weight(model, layer, "w")
         W_V, W_O = (each.detach().to(kind) for each in (block.attn.W_V, model.output_weight(layer)))
         W_V = W_V if weight is None else W_V * weight.detach().to(kind)[:, None]
         # The eigenvalues of a product are those of its factors in turn, up to zeros.

@@ -14,7 +14,7 @@ from headscope.model.activations.readout import readout_of
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.devices import Budget
 
-__all__ = ["TokenDirections", "as_read", "direct_effects", "effective_embedding", "token_embedding"]
+__all__ = ["TokenDirections", "as_read", "direct_effects", "effective_embedding", "norm_weight", "token_embedding"]
 
 
 class TokenDirections:
@@ -110,13 +110,29 @@ def token_embedding(model: HookedTransformer) -> Float[Tensor, "d_vocab d_model"
 
 def as_read(model: HookedTransformer, x: Float[Tensor, "token d_model"], layer: int) -> Float[Tensor, "token d_model"]:
     """Return states as the attention of a layer reads them: through its norm, without the norm's bias."""
-    block: Any = model.blocks[layer]
     if not model.cfg.has_pre_norms:
         return x
     x = x - x.mean(-1, keepdim=True) if model.cfg.centered_norm else x
     x = x / (x.square().mean(-1, keepdim=True) + model.cfg.eps_of(layer)).sqrt()
-    weight = dict(block.ln1.named_parameters(recurse=False)).get("w")
+    weight = norm_weight(model, layer, "w")
     return x if weight is None else x * weight.detach().to(x.dtype)
+
+
+def norm_weight(model: HookedTransformer, layer: int, name: Literal["w", "b"]) -> Float[Tensor, " d_model"] | None:
+    """Return the weight or the bias of the norm in front of a layer's attention; `None` if it has none.
+
+    Raises:
+        InvalidInputError: If a module that does not show it stands in the norm's place.
+    """
+    norm: Any = model.blocks[layer].ln1
+    weights = dict(norm.named_parameters(recurse=False))
+    has = {"w": ("LN", "RMS"), "b": ("LN",)}[name] if model.cfg.has_pre_norms else ()
+    if model.cfg.normalization_type in has and name not in weights:
+        raise InvalidInputError(
+            f"blocks.{layer}.ln1 was replaced by a {type(norm).__name__} without {name}: what a layer makes of a token "
+            "is read off the norm's weights. Put it back."
+        )
+    return weights.get(name)
 
 
 def _after_first_block(

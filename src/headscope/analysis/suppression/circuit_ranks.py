@@ -22,7 +22,13 @@ from torch import Tensor
 from headscope.analysis.core.head_lists import chosen_heads, heads_tensor, one_vocabulary
 from headscope.analysis.core.progress import each_step
 from headscope.analysis.core.result import RunInfo
-from headscope.analysis.recording.embedding import TokenDirections, as_read, effective_embedding, token_embedding
+from headscope.analysis.recording.embedding import (
+    TokenDirections,
+    as_read,
+    effective_embedding,
+    norm_weight,
+    token_embedding,
+)
 from headscope.analysis.suppression.circuit_ranks_result import CircuitRanks
 from headscope.errors import InvalidInputError, NotFiniteError
 from headscope.model.activations.readout import Readout, readout_of
@@ -147,7 +153,7 @@ class _LayerCircuits:
         self.layer, self.attn, self.kind = layer, block.attn, embedding.dtype
         self.qk_biases = qk_biases
         self.written = model.output_weight(layer)
-        bias = dict(block.ln1.named_parameters(recurse=False)).get("b")
+        bias = norm_weight(model, layer, "b")
         self.norm_bias = None if bias is None else bias.detach().to(self.kind)
         self.read, self.asked = (as_read(model, each, layer) for each in (embedding, predicted))
         self.read_of_ranked = self.read[tokens]
