@@ -2,10 +2,12 @@
 
 import copy
 import pickle
+import re
 from typing import Any
 
 import pytest
 import torch
+from jaxtyping import TypeCheckError
 from tiny import tiny_config, tiny_model, tiny_tokens
 from torch import Tensor, nn
 
@@ -419,3 +421,21 @@ def test_the_vocabulary_of_names_is_complete() -> None:
              for name in ("scale", "normalized")]  # fmt: skip
     mlp = ["blocks.0.mlp.hook_pre", "blocks.0.mlp.hook_post"]
     assert set(model.hook_dict) == {"hook_embed", "hook_pos_embed", *block, *attn, *norms, *mlp}
+
+
+@pytest.mark.parametrize("names", [3, [3], re.compile("hook_z")])
+def test_a_filter_of_another_kind_is_refused(model: HookedTransformer, names: Any) -> None:
+    refused = (InvalidInputError, TypeCheckError)  # type checks of the tests see it first
+    with pytest.raises(refused, match=r"names_filter( must be a name, several names or a function of a name|=)"):
+        model.run_with_cache(TOKENS, names_filter=names)
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"return_type": "both"}, {"return_type": None}, {"return_type": "loss", "loss_per_token": True},
+])  # fmt: skip
+def test_gradients_are_of_one_number(model: HookedTransformer, options: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInputError, match="must be one number with gradients; got .* Pass return_type='loss'"):
+        model.run_with_cache(TOKENS, incl_bwd=True, **options)
+    with torch.no_grad(), pytest.raises(InvalidInputError, match="got one without gradients"):
+        model.run_with_cache(TOKENS, incl_bwd=True, return_type="loss")
+    assert not any(point.has_hooks() for point in model.hook_points())

@@ -418,7 +418,12 @@ class HookedRootModule(nn.Module):
             return [name for name in self.hook_dict if self.fires_by_default(name)]
         if callable(names_filter):
             return [name for name in self.hook_dict if names_filter(name)]
-        names = [names_filter] if isinstance(names_filter, str) else list(names_filter)
+        several = [names_filter] if isinstance(names_filter, str) else names_filter
+        names = list(several) if isinstance(several, Iterable) else [several]
+        if not all(isinstance(name, str) or callable(name) for name in names):
+            raise InvalidInputError(
+                f"names_filter must be a name, several names or a function of a name; got {names_filter!r}."
+            )
         for name in names:
             self._matching(name)  # refuses an unknown one
         return names
@@ -456,5 +461,18 @@ class HookedRootModule(nn.Module):
         with self.hooks(forward, backward, reset_hooks_end, clear_contexts):
             output = self(*model_args, **model_kwargs)
             if incl_bwd:
+                _check_scalar(output)
                 output.backward()
         return output, cache
+
+
+def _check_scalar(output: Any) -> None:
+    """Raise unless `backward()` can be called on a run's output."""
+    if not (isinstance(output, Tensor) and output.numel() == 1 and output.requires_grad):
+        given = f"a tensor of shape {list(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+        if isinstance(output, Tensor) and output.numel() == 1:
+            given = "one without gradients"
+        raise InvalidInputError(
+            f"incl_bwd=True runs backward() on the output, which must be one number with gradients; got {given}. Pass "
+            "return_type='loss', outside torch.no_grad(); for another number, run it under model.hooks(...)."
+        )

@@ -94,6 +94,10 @@ def checked_mask(given: Tensor, beside: Tensor, n_past: int = 0) -> Tensor | Non
     Raises:
         InvalidInputError: For a mask of another shape.
     """
+    if not isinstance(given, Tensor):
+        raise InvalidInputError(
+            f"attention_mask must be a tensor [batch, pos]; got {type(given).__name__}.", code="HS-TOKENS-06"
+        )
     mask = torch.atleast_2d(given).to(beside.device)
     batch, length = beside.shape[:2]
     if n_past and mask.shape == (batch, n_past + length):
@@ -161,8 +165,9 @@ def layer_range(n_layers: int, start: int | None, stop: int | None) -> range:
         InvalidInputError: For a layer out of range; a `stop` beyond the end is the end.
     """
     for name, layer, last in (("start_at_layer", start, n_layers), ("stop_at_layer", stop, None)):
-        if layer is not None and (layer < -n_layers or (last is not None and layer > last)):
+        whole = layer is None or hasattr(layer, "__index__")
+        if not whole or (layer is not None and (layer < -n_layers or (last is not None and layer > last))):
             raise InvalidInputError(
-                f"{name} must be between 0 and n_layers = {n_layers}, or negative to count from the end; got {layer}."
+                f"{name} must be between 0 and n_layers = {n_layers}, or negative to count from the end; got {layer!r}."
             )
     return range(n_layers)[start:stop]
