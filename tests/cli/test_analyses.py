@@ -142,8 +142,9 @@ def test_ioi_shows_prompts_and_differences(run: Run) -> None:
     with torch.no_grad():
         clean = task.logit_difference(model(task.clean_tokens, attention_mask=task.attention_mask), per_prompt=True)
         corrupted = task.logit_difference(model(task.corrupted_tokens, attention_mask=task.attention_mask))
-    assert f"Logit difference: {float(clean.mean()):+.3f} on average" in printed
-    assert f"Corrupted, with the same answers: {float(corrupted):+.3f}." in printed
+    error = float(clean.std()) / len(clean) ** 0.5
+    assert f"Logit difference: {float(clean.mean()):+.3f} ± {error:.3f} on average" in printed
+    assert f"Corrupted, with the same answers: {float(corrupted):+.3f} ± " in printed
     assert f"{float(clean[0]):+.3f}" in printed
 
 

@@ -1,12 +1,14 @@
 """Commands about prompts with a right and a wrong answer: `headscope ioi`, `attribute`."""
 
 import dataclasses
+import math
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from torch import Tensor
 
+from headscope.analysis.core.stats import standard_errors
 from headscope.analysis.prompts.attribution import attribute as attribute_answers
 from headscope.analysis.prompts.attribution_result import Attribution
 from headscope.analysis.prompts.task import Task
@@ -65,13 +67,15 @@ def ioi(
         if len(asked) > rows:
             typer.echo(f"... and {len(asked) - rows} more")
     above = float(wide(clean > 0).mean())
-    typer.echo(f"Logit difference: {float(clean.mean()):+.3f} on average, above zero for {above:.1%} of {len(asked)}.")
+    mean = _mean(clean, asked.clusters)
+    typer.echo(f"Logit difference: {mean} on average, above zero for {above:.1%} of {count(len(asked), 'prompt')}.")
     labels = sorted({label for label in asked.labels if label})
     for label in labels if len(labels) > 1 else []:
         chosen = [at for at, each in enumerate(asked.labels) if each == label]
-        typer.echo(f"  {label}: {float(clean[chosen].mean()):+.3f} ({len(chosen)} prompts)")
+        together = None if asked.clusters is None else asked.clusters[chosen]
+        typer.echo(f"  {label}: {_mean(clean[chosen], together)} ({count(len(chosen), 'prompt')})")
     if "corrupted" in measured:
-        typer.echo(f"Corrupted, with the same answers: {float(measured['corrupted'].mean()):+.3f}.")
+        typer.echo(f"Corrupted, with the same answers: {_mean(measured['corrupted'], asked.clusters)}.")
 
 
 @command(
@@ -106,6 +110,12 @@ def attribute(
         )
         frames = {"components": result.to_frame(), "states": result.states_frame()}
         write_folder(out, "attribution", figures, title="Attribution", frames=frames, results={"result": result})
+
+
+def _mean(differences: Tensor, clusters: Tensor | None) -> str:
+    """Return the mean over prompts as text, with its standard error where there are several."""
+    error = float(standard_errors(wide(differences), clusters))
+    return f"{float(differences.mean()):+.3f}" + ("" if math.isnan(error) else f" ± {error:.3f}")
 
 
 def _differences(model: HookedTransformer, task: Task, progress: bool) -> Tensor:

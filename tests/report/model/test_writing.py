@@ -297,7 +297,7 @@ def test_a_task_is_part_of_the_page(
     )
     text = written.page.read_text(encoding="utf-8")
     page = Page(text)
-    assert "It prefers the indirect object to the subject by" in page.words
+    assert "the model prefers the indirect object to the subject by" in page.words
     tables = {path.stem: pd.read_parquet(path) for path in written.tables if path.stem.startswith("task_")}
     assert set(tables) == {"task_prompts", "task_heads", "task_patching", "task_paths"}
     n = len(task)

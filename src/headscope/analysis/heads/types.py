@@ -154,7 +154,7 @@ def detect_heads(
         data = random_repeats(model, n_sequences, length, seed, special_tokens)
         run["describe"] = run["describe"] or f"repeated random tokens (seed {seed})"
         if model.tokenizer is not None:
-            notes.append("scored on random tokens: what heads do on text is told with text=.")
+            notes.append("scored on random tokens: to see what heads do on text, give one (text=, or --text FILE).")
     options = {"min_attention": min_attention, "min_effect": min_effect, "level": level}
     options |= {"include_bos": run["include_bos"]}
     asked = None if task is None else identity(task.tensors())

@@ -141,7 +141,10 @@ def done_by(difference: Estimate, workers: Iterable[Worker], finders: Sequence[s
     """
     if difference.value <= 0 or not difference.clear():
         return None
-    told = say("It prefers the indirect object to the subject by {difference} logits", difference=spread(difference))
+    told = say(
+        "In prompts of two names the model prefers the indirect object to the subject by {difference} logits",
+        difference=spread(difference),
+    )
     parts, every = [], list(workers)
     for sentence, kinds, sign in (("done most of all by {heads}", DOES, 1), ("held back by {heads}", AGAINST, -1)):
         those = [each for each in every if sign * each.mean > 0 and not set(kinds).isdisjoint(each.kinds)]
