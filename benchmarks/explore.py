@@ -5,6 +5,7 @@ CPU seconds; quoted are the medians of the ratios. Ablation is a pass of its own
 `peak` is the largest memory of a process that does the whole pass, less that of one that runs the model alone.
 
     python benchmarks/explore.py [demo|gpt2] [--tokens 16384] [--repeats 3]
+    python benchmarks/explore.py ~/.cache/headscope/SmolLM2-135M-Instruct.Q4_1.gguf --text book.txt
 """
 
 import argparse
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -32,6 +34,7 @@ ROWS = 2048  # tokens of a batch
 SEQ_LEN = 128
 MODELS = ("demo", "gpt2")
 DEFAULT_TOKENS = {"demo": 131_072, "gpt2": 8_192}
+OTHERS_TOKENS = 4_096
 
 
 def gpt2_shape() -> HookedTransformer:
@@ -42,8 +45,12 @@ def gpt2_shape() -> HookedTransformer:
     return HookedTransformer(cfg)
 
 
-def made(name: str, n_tokens: int) -> tuple[HookedTransformer, Tensor]:
+def made(name: str, n_tokens: int, text: Path | None) -> tuple[HookedTransformer, Tensor]:
     """A model, and tokens for it; random ones as common as words are (Zipf) for random weights."""
+    if name not in MODELS:
+        model = HookedTransformer.from_pretrained(name)
+        texts = documents(1) if text is None else [text.read_text(encoding="utf-8")]
+        return model, token_rows(model, texts, max_tokens=n_tokens, seq_len=SEQ_LEN)
     if name == "demo":
         model = HookedTransformer.from_pretrained("headscope-demo")
         return model, token_rows(model, documents(1), max_tokens=n_tokens, seq_len=SEQ_LEN)
@@ -85,9 +92,9 @@ def seconds(work: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def compare(name: str, n_tokens: int, repeats: int) -> None:
+def compare(name: str, n_tokens: int, text: Path | None, repeats: int) -> None:
     """Print each step's share of a forward pass over all the tokens."""
-    model, tokens = made(name, n_tokens)
+    model, tokens = made(name, n_tokens, text)
     forward(model, tokens[: ROWS // SEQ_LEN])
     print(f"{name}: {tokens.numel():,} tokens, sequences of {SEQ_LEN}")
     total = 0.0
@@ -99,9 +106,9 @@ def compare(name: str, n_tokens: int, repeats: int) -> None:
     print(f"  {'the pass':<24} {total:5.2f} x a forward pass")
 
 
-def peak(name: str, n_tokens: int, what: str) -> None:
+def peak(name: str, n_tokens: int, text: Path | None, what: str) -> None:
     """Print the largest memory of this process after a forward pass, or after all of the pass."""
-    model, tokens = made(name, n_tokens)
+    model, tokens = made(name, n_tokens, text)
     if what == "forward":
         forward(model, tokens)
     else:
@@ -115,17 +122,19 @@ def main(args: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", default=MODELS)
     parser.add_argument("--tokens", type=int)
+    parser.add_argument("--text", type=Path, help="for models by name or path; default: small English")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--peak", choices=("forward", "explore"), help=argparse.SUPPRESS)
     given = parser.parse_args(args)
     torch.set_num_threads(1)
     for name in given.models:
-        n_tokens = given.tokens or DEFAULT_TOKENS[name]
+        n_tokens = given.tokens or DEFAULT_TOKENS.get(name, OTHERS_TOKENS)
         if given.peak is not None:
-            peak(name, n_tokens, given.peak)
+            peak(name, n_tokens, given.text, given.peak)
             continue
-        compare(name, n_tokens, given.repeats)
-        command = [sys.executable, __file__, name, "--tokens", str(n_tokens), "--peak"]
+        compare(name, n_tokens, given.text, given.repeats)
+        text = [] if given.text is None else ["--text", str(given.text)]
+        command = [sys.executable, __file__, name, "--tokens", str(n_tokens), *text, "--peak"]
         sizes = [
             float(subprocess.run([*command, what], capture_output=True, text=True, check=True).stdout.split()[-1])
             for what in ("forward", "explore")

@@ -169,6 +169,11 @@ def plain(token: str) -> str:
     return token.replace("\n", "↵").replace("\t", "⇥")
 
 
+def quoted(token: str) -> str:
+    """As in a table, where a token of spaces alone has them marked."""
+    return plain(token) if token.strip(" ") else "␣" * len(token)
+
+
 def test_texts_of_every_level_and_links_to_one(chromium: "Browser", tree: Path) -> None:
     sequences = read(tree, "heads/L2H1")["sequences"]
     levels = defaultdict(list)
@@ -221,14 +226,19 @@ def test_charts_and_tables_are_the_files(chromium: "Browser", tree: Path) -> Non
                 [one('th', row).textContent, row.cells[row.cells.length - 1].textContent]))""",
         )
         for found, name in zip(tables[:2], ("top_query_tokens", "top_key_tokens"), strict=True):
-            assert [plain(each["token"]) for each in head[name]] == [token for token, _ in found]
-            assert all(each["weight"] == as_shown(text) for each, (_, text) in zip(head[name], found, strict=True))
-        assert [f"{plain(each['query'])} → {plain(each['key'])}" for each in head["token_pairs"]] == [
+            assert [quoted(each["token"]) for each in head[name]] == [token for token, _ in found]
+            assert all(
+                100 * each["weight"] == as_shown(text.replace("\xa0%", ""))
+                for each, (_, text) in zip(head[name], found, strict=True)
+            )
+        assert [f"{quoted(each['query'])} → {quoted(each['key'])}" for each in head["token_pairs"]] == [
             pair for pair, _ in tables[2]
         ]
         # What may be missing from a share is said, and the shares that are no larger are pale.
-        notes = look(page, "return all('.listing .lost').map((note) => note.textContent.match(/up to ([\\d.]+),/)[1])")
-        assert notes == ["0.300", "0.110"]
+        notes = look(
+            page, "return all('.listing .lost').map((note) => note.textContent.match(/up to ([\\d.]+)\\s%,/)[1])"
+        )
+        assert notes == ["30.0", "11.0"]
         pale = look(page, "return all('.weights').map((table) => all('.pale', table).length)")
         assert pale == [
             sum(each["weight"] <= head["statistics"][f"{lost}_lost"] for each in head[name])
@@ -246,9 +256,9 @@ def test_charts_and_tables_are_the_files(chromium: "Browser", tree: Path) -> Non
                 [token.textContent, share.textContent, logits(up), logits(down)]);""",
         )
         for (token, share, promoted, suppressed), each in zip(rows, head["ov_table"], strict=True):
-            assert token == plain(each["token"]) and 100 * each["share"] == as_shown(share.replace("\xa0%", ""))
+            assert token == quoted(each["token"]) and 100 * each["share"] == as_shown(share.replace("\xa0%", ""))
             for shown, wanted in ((promoted, each["promoted"]), (suppressed, each["suppressed"])):
-                assert [plain(one["token"]) for one in wanted[:5]] == [text for text, _ in shown]
+                assert [quoted(one["token"]) for one in wanted[:5]] == [text for text, _ in shown]
                 assert all(one["logit"] == as_shown(text) for one, (_, text) in zip(wanted, shown, strict=False))
         near = look(
             page,

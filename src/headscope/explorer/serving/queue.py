@@ -106,7 +106,7 @@ class Queue:
             before.give_up()
             self._tickets.discard(before)
         if len(self._tickets) >= self.waiting:
-            raise QueueFullError(f"{len(self._tickets)} requests are waiting already; try again in a moment.")
+            raise QueueFullError(f"{len(self._tickets)} requests are waiting already.")
         ticket = _Ticket(self.seconds)
         self._tickets.add(ticket)
         if instead_of is not None:

@@ -31,6 +31,10 @@ function useSome<T>(rows: readonly T[], first: number, noun: string): [readonly 
   return [all ? rows : rows.slice(0, first), button];
 }
 
+/** Our weights are shares, and known to be too low by no more than so much; those of others are what they are. */
+const shareOf = (weight: number, lost: number | undefined): string =>
+  lost === undefined ? number(weight) : percent(weight);
+
 function Listing({
   title,
   about,
@@ -52,7 +56,7 @@ function Listing({
       {children}
       {!!lost && (
         <p class="soft note lost">
-          Counted in bounded memory: a share may be too low by up to {number(lost)}, and is pale if no larger.
+          Counted in bounded memory: a share may be too low by up to {percent(lost)}, and is pale if no larger.
         </p>
       )}
       {more}
@@ -87,7 +91,7 @@ export function WeightTable({
               <td class="bar">
                 <i style={{ width: `${(100 * weight) / largest}%` }} />
               </td>
-              <td class="value">{number(weight)}</td>
+              <td class="value">{shareOf(weight, lost)}</td>
             </tr>
           ))}
         </tbody>
@@ -109,7 +113,7 @@ export function PairTable({ rows, lost }: PairProps): JSX.Element {
               <th scope="row">
                 <TokenLink token={query} /> <span class="soft">→</span> <TokenLink token={key} />
               </th>
-              <td class="value">{number(weight)}</td>
+              <td class="value">{shareOf(weight, lost)}</td>
             </tr>
           ))}
         </tbody>

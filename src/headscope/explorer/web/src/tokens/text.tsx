@@ -45,8 +45,14 @@ export function TokenText({ text, breaks = false }: { text: string; breaks?: boo
   return <>{pieces}</>;
 }
 
-/** A token quoted within a sentence or a table. */
+/** A token quoted within a sentence or a table; one of spaces alone has them marked. */
 export function Quote({ text }: { text: string }): JSX.Element {
+  if (/^ +$/.test(text) && text.length <= LONGEST)
+    return (
+      <q class="token">
+        <span class="escape">{"␣".repeat(text.length)}</span>
+      </q>
+    );
   if (text.length <= LONGEST)
     return (
       <q class="token">
