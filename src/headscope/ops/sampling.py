@@ -1,7 +1,7 @@
 """`sample_logits`: the next token of each row, drawn from its logits."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,6 +21,7 @@ def sample_logits(
     tokens: Int[Tensor, "*batch pos"] | None = None,
     *,
     generator: torch.Generator | None = None,
+    attention_mask: Bool[Tensor, "*batch pos"] | Int[Tensor, "*batch pos"] | None = None,
 ) -> Int[Tensor, "*batch"]:
     """Draw one token for each row of logits.
 
@@ -38,6 +39,7 @@ def sample_logits(
             al. 2019, arXiv 1909.05858).
         tokens: The text so far, which the two penalties need.
         generator: Source of randomness; PyTorch's global generator by default.
+        attention_mask: 0 for those of `tokens` that are padding, which no penalty counts.
 
     Raises:
         InvalidInputError: For an option out of range, or a penalty without `tokens`.
@@ -55,8 +57,7 @@ def sample_logits(
     _check_options(final_logits, top_k, top_p, temperature, repetition_penalty)
     logits = final_logits.float()
     if repetition_penalty != 1.0:
-        seen = torch.zeros_like(logits, dtype=torch.bool)
-        seen.scatter_(-1, _checked_tokens(tokens, logits, "repetition_penalty"), True)
+        seen = _occurrences(tokens, attention_mask, logits, "repetition_penalty") > 0
         penalized = torch.where(logits > 0, logits / repetition_penalty, logits * repetition_penalty)
         logits = torch.where(seen, penalized, logits)
     if temperature == 0.0:
@@ -66,9 +67,7 @@ def sample_logits(
     if temperature != 1.0:
         logits = logits / temperature
     if freq_penalty != 0.0:
-        ids = _checked_tokens(tokens, logits, "freq_penalty")
-        counts = torch.zeros_like(logits).scatter_add_(-1, ids, torch.ones_like(ids, dtype=logits.dtype))
-        logits = logits - freq_penalty * counts
+        logits = logits - freq_penalty * _occurrences(tokens, attention_mask, logits, "freq_penalty")
     if top_k is not None and top_k < logits.shape[-1]:
         least = logits.topk(top_k, dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)
@@ -104,6 +103,13 @@ def _check_options(
         raise InvalidInputError(f"temperature must be 0 (the likeliest token) or a positive number; got {temperature}.")
     if not 0.0 < repetition_penalty < float("inf"):
         raise InvalidInputError(f"repetition_penalty must be positive, 1 for none; got {repetition_penalty}.")
+
+
+def _occurrences(tokens: Tensor | None, mask: Tensor | None, logits: Tensor, option: str) -> Tensor:
+    """Return how often each token of the vocabulary occurs in a row, padding apart."""
+    ids = _checked_tokens(tokens, logits, option)
+    counted = torch.ones_like(ids) if mask is None else mask.to(ids.device).bool()
+    return torch.zeros_like(logits).scatter_add_(-1, ids, counted.to(logits.dtype))
 
 
 def _checked_tokens(tokens: Tensor | None, logits: Tensor, option: str) -> Tensor:

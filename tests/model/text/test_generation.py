@@ -50,6 +50,24 @@ def test_left_padded_rows_continue_as_transformers_continues_them(
     assert torch.equal(found[:1, 8:], alone[:, 3:])
 
 
+def test_penalties_count_no_padding(pair: tuple[HookedTransformer, GPT2LMHeadModel]) -> None:
+    """A row continues as it would alone, and as `transformers` continues it."""
+    model, hf = pair
+    prompt = tiny_tokens(2, 8, d_vocab=83)
+    mask = torch.ones_like(prompt)
+    mask[0, :5] = 0
+    options = {"repetition_penalty": 3.0, "max_new_tokens": 12}
+    wanted = hf.generate(prompt, attention_mask=mask, do_sample=False, eos_token_id=None, **options)
+    found = model.generate(prompt, attention_mask=mask, **GREEDY, **options)
+    assert torch.equal(found, wanted)
+    assert not torch.equal(found, model.generate(prompt, 12, attention_mask=mask, **GREEDY))
+
+    drawn = {"freq_penalty": 50.0, "top_k": 1, "stop_at_eos": False, "verbose": False}  # the likeliest after penalties
+    alone = model.generate(prompt[:1, 5:], 12, **drawn)
+    padded = torch.cat([alone[:, -4:].repeat(1, 2)[:, :5], prompt[:1, 5:]], dim=1)  # of tokens that it would write
+    assert torch.equal(model.generate(padded, 12, attention_mask=mask[:1], **drawn)[:, 8:], alone[:, 3:])
+
+
 @pytest.mark.parametrize("positions", ["standard", "shortformer", "none"])
 @pytest.mark.parametrize("groups", [None, 1])
 def test_the_cache_changes_nothing(positions: str, groups: int | None) -> None:

@@ -78,7 +78,7 @@ class Generation:
             return_type: `"str"`, `"tokens"`, `"embeds"`, or `"input"` for the type of the input.
             verbose: Show a progress bar.
             repetition_penalty: Divides positive and multiplies negative logits of tokens that have occurred
-                (Keskar et al. 2019, arXiv 1909.05858).
+                (Keskar et al. 2019, arXiv 1909.05858), padding apart; without sampling too.
             attention_mask: For tokens padded on the left: 1 for real ones.
             generator: Generator to sample with instead of the global one.
             output_logits: Return transformers' `GenerateDecoderOnlyOutput` instead: tokens as `sequences`, and as
@@ -114,7 +114,7 @@ class Generation:
         ends = self._end_tokens(eos_token_id) if stop_at_eos else []
         sampling = {"top_k": top_k, "top_p": top_p, "temperature": temperature, "freq_penalty": freq_penalty,
                     "repetition_penalty": repetition_penalty, "generator": generator}  # fmt: skip
-        options = sampling if do_sample else _LIKELIEST
+        options = sampling if do_sample else {**_LIKELIEST, "repetition_penalty": repetition_penalty}
         written, logits = [torch.zeros(prompt.shape[0], 0, dtype=torch.long, device=prompt.device)], []
         for token, step in self._write(prompt, mask, max_new_tokens, ends, use_past_kv_cache, options, verbose):
             written.append(token[:, None])
@@ -258,7 +258,8 @@ class Generation:
         unread = prompt
         for _ in tqdm(range(max_new_tokens), disable=not verbose, desc="generate"):
             logits = self._last_logits(unread, mask, past)
-            token = sample_logits(logits, tokens=seen, **options)
+            of_seen = mask[:, mask.shape[1] - seen.shape[1] :]
+            token = sample_logits(logits, tokens=seen, attention_mask=of_seen, **options)
             if ends:
                 token = torch.where(finished, self._filling(ends), token)
                 finished = finished | torch.isin(token, stops)
