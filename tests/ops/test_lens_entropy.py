@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sizes import SetBudget
 from torch import Tensor
+from torch.testing import assert_close
 
 from headscope.ops.devices import Tile
 from headscope.ops.kernels.interface import BITS, SAFE_BITS
 from headscope.ops.lens_entropy import LensEntropies, lens_entropies
-from headscope.ops.lens_problem import Chain, Gains, LensProblem
+from headscope.ops.lens_problem import Chain, Gains, LensProblem, Steps
 
 
 def make_problem(
@@ -137,6 +138,19 @@ def tiles(request: pytest.FixtureRequest, set_budget: SetBudget) -> None:
 def test_entropies_equal_the_plain_ones(kind: dict[str, Any], tiles: None) -> None:
     compare(make_problem(**kind, dtype=torch.float64), 1e-10)
     compare(make_problem(**kind), 2e-5)
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0, 3000.0])
+@pytest.mark.parametrize("kind", [{}, {"gains": True}, {"soft_cap": 3.0}], ids=str)
+def test_mlps_as_steps_of_the_chain(kind: dict[str, Any], scale: float) -> None:
+    """With logits of thousands, which are not chained, and without."""
+    for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 2e-5 + 4e-6 * scale)):
+        problem = make_problem(**kind, chained=True, scale=scale, rows=9, dtype=dtype)
+        assert problem.chain is not None
+        stepped = lens_entropies(dataclasses.replace(problem, mlps=Steps(problem.states, problem.chain)))
+        wanted = naive(problem)
+        for name in ("states", "plus", "minus"):
+            assert_close(getattr(stepped, name), getattr(wanted, name), atol=tolerance, rtol=0)
 
 
 @pytest.mark.parametrize("change", [1e-4, 1.0, 3.0, 6.0, 30.0, 300.0])

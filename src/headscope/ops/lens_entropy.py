@@ -28,7 +28,7 @@ from headscope.ops.kernels.dispatch import kernels_for
 from headscope.ops.kernels.head_products import HeadProducts
 from headscope.ops.kernels.interface import BITS, Factors, Kernels, Precision, RightFactors, formed_logits
 from headscope.ops.kernels.torch_kernels import within
-from headscope.ops.lens_problem import CHAIN_RANGE, LensProblem, is_chained, runs_of, with_base
+from headscope.ops.lens_problem import CHAIN_RANGE, LensProblem, Steps, is_chained, runs_of, with_base
 from headscope.ops.parallel import RowChunks
 from headscope.ops.vocab import RunningMoments, token_mean, vocab_tiles
 
@@ -231,9 +231,9 @@ class _Tile:
                         added = self._whole(outputs, at)
                         self._change(added, linear, state, final_linear, final, (layer, slice(number, number + 1)))
 
-    def _whole(self, outputs: Tensor, at: int) -> Float[Tensor, "1 row tile"]:
+    def _whole(self, outputs: Tensor | Steps, at: int) -> Float[Tensor, "1 row tile"]:
         """Linear part of the logits of one component's whole output."""
-        out = self.kernels.buffer("mlp", self.shape, outputs)
+        out = self.kernels.buffer("mlp", self.shape, self.problem.states)
         return self.kernels.product(outputs[at, self.chunk], self.weights.unembed, out)[None]
 
     def _product(self, state: int, name: str) -> Float[Tensor, "row tile"]:
@@ -348,6 +348,7 @@ class _Launches(_Tile):
             return
         for number, (bases, outputs) in enumerate(problem.whole, n_heads):
             for layers, written, states in runs_of(bases):
+                assert isinstance(outputs, Tensor)
                 added = kernels.buffer("heads", (written.stop - written.start, *self.shape), linear)
                 self._into(outputs[written], added)
                 self._change(added, before[states], base[states], final_linear, final, (layers, number))

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["CHAIN_RANGE", "Chain", "Gains", "LensProblem", "is_chained", "runs_of", "with_base"]
+__all__ = ["CHAIN_RANGE", "Chain", "Gains", "LensProblem", "Steps", "is_chained", "runs_of", "with_base"]
 
 # Larger logits are not chained (added and subtracted), so that errors stay small: float32 rounds 300 by 2e-5.
 CHAIN_RANGE = 300.0
@@ -46,6 +46,25 @@ class Chain:
 
 
 @dataclass(frozen=True)
+class Steps:
+    """Outputs of a chain's MLPs as what each one's step adds to its state, made when asked for: not held beside states.
+
+    Attributes:
+        states: Of a chain whose MLPs read states of their own, two for each layer and the final one.
+        chain: The chain.
+    """
+
+    states: Float[Tensor, "state row d_model"]
+    chain: Chain
+
+    def __getitem__(self, at: tuple[int, slice]) -> Float[Tensor, "some_row d_model"]:
+        """Return some rows of a layer's output."""
+        layer, rows = at
+        step = self.states[2 * layer + 2, rows] - self.states[2 * layer + 1, rows]
+        return step.addcmul_(self.chain.by[rows, None], self.chain.mlp_rest[layer], value=-1)
+
+
+@dataclass(frozen=True)
 class LensProblem:
     """States, components and weights for one batch of positions (rows).
 
@@ -55,7 +74,7 @@ class LensProblem:
         mlp_base: The same for each layer's MLP; empty without MLPs.
         heads: Head outputs before `W_O`, of the layers that have heads.
         W_O: Output weights of the heads.
-        mlps: MLP outputs of the layers that have one, if there are MLPs.
+        mlps: MLP outputs of the layers that have one, if there are MLPs; `Steps` serve on a CPU.
         W_U: Unembedding.
         offset: Added to the logits of every state but the final one, and of states with a component added.
         final_offset: Added to the final logits, with and without a component.
@@ -71,7 +90,7 @@ class LensProblem:
     mlp_base: tuple[int | None, ...]
     heads: Float[Tensor, "attn_layer head row d_head"]
     W_O: Float[Tensor, "attn_layer head d_head d_model"]
-    mlps: Float[Tensor, "mlp_layer row d_model"] | None
+    mlps: Float[Tensor, "mlp_layer row d_model"] | Steps | None
     W_U: Float[Tensor, "d_model d_vocab"]
     offset: Float[Tensor, " d_vocab"]
     final_offset: Float[Tensor, " d_vocab"]
@@ -87,7 +106,7 @@ class LensProblem:
         return len(self.head_base)
 
     @property
-    def whole(self) -> list[tuple[tuple[int | None, ...], Tensor]]:
+    def whole(self) -> list[tuple[tuple[int | None, ...], Tensor | Steps]]:
         """The bases and the outputs of components as wide as the stream, in order: mixers, MLPs."""
         kinds = ((self.mixer_base, self.mixers), (self.mlp_base, self.mlps))
         return [(base, outputs) for base, outputs in kinds if outputs is not None]

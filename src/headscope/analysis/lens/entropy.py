@@ -20,7 +20,7 @@ from headscope.analysis.core.stats import estimates_of_moments, row_moments
 from headscope.analysis.lens.entropy_problem import lens_problem
 from headscope.analysis.lens.entropy_result import EntropyResult
 from headscope.analysis.recording.component_means import ComponentMeans, OutputSums
-from headscope.analysis.recording.lens_states import LensStates, lens_states, state_labels
+from headscope.analysis.recording.lens_states import lens_states, state_labels
 from headscope.analysis.storage.accumulator import Accumulator, Totals
 from headscope.analysis.storage.options import StreamOptions, streaming
 from headscope.analysis.storage.passes import Passes
@@ -149,7 +149,7 @@ class EntropyAccumulator(Accumulator[EntropyResult]):
     @torch.no_grad()
     def update(self, batch: Batch) -> None:
         """Measure a batch and add it in."""
-        entropies = dict(zip(_VALUES, self._measure(lens_states(self.model, batch)), strict=True))
+        entropies = dict(zip(_VALUES, self._measure(batch), strict=True))
         n = int(batch.counted.sum())
         counted = batch.counted.to(sums_device(batch.tokens.device))
         row = counted.nonzero()[:, 0]
@@ -176,7 +176,9 @@ class EntropyAccumulator(Accumulator[EntropyResult]):
             component_labels=parts,
         )
 
-    def _measure(self, states: LensStates) -> tuple[Tensor, Tensor, Tensor]:
+    def _measure(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        give_back_freed()  # what the last batch took
+        states = lens_states(self.model, batch)
         if states.n == 0:
             shape = self.model.cfg.n_layers, len(part_labels(self.model.cfg))
             nothing = wide(states.resid.new_zeros(*shape, 0))
@@ -184,9 +186,11 @@ class EntropyAccumulator(Accumulator[EntropyResult]):
         problem = lens_problem(
             self.model, states, self.means, scale=self.options.scale, lens_bias=self.options.lens_bias
         )
+        del states  # the problem needs less of them
         give_back_freed()
         entropies = lens_entropies(problem, precision=self.options.precision, watch=self._watch)
         bases = problem.bases.to(entropies.states.device)
+        del problem
         measured = bases >= 0  # what a layer lacks is NaN
         changed = (entropies.plus[measured], entropies.minus[measured])
         if not all(bool(found.isfinite().all()) for found in (entropies.states, *changed)):

@@ -16,7 +16,8 @@ from headscope.analysis.recording.lens_states import LensStates
 from headscope.model.activations.readout import Readout, readout_of
 from headscope.model.config import HookedTransformerConfig
 from headscope.model.transformer import HookedTransformer
-from headscope.ops.lens_problem import Chain, Gains, LensProblem
+from headscope.ops.devices import Budget
+from headscope.ops.lens_problem import Chain, Gains, LensProblem, Steps
 
 __all__ = ["lens_problem"]
 
@@ -54,17 +55,20 @@ def lens_problem(
     gains = None if frozen else _own_gains(readout, states, W_O, bases)
     uniform = model.cfg.layer_parts is None
     chain = _chain(readout, states, W_O, 1 / by[:, 0], step) if uniform else None
-    for outputs in (states.resid, mlp, mixer):
+    is_derived = chain is not None and step == 2 and not Budget.of(W_U.device).is_accelerators
+    for outputs in (states.resid, None if is_derived else mlp, mixer):
         for rows in () if outputs is None else outputs:
             rows.copy_(readout.direction(rows)).div_(by)
     z /= by
+    for weight in W_O:  # stacked for this problem alone
+        weight.copy_(readout.direction(weight))
     return LensProblem(
         states=states.resid,
         head_base=bases["attn"],
         mlp_base=() if mlp is None else bases["mlp"],
         heads=z,
-        W_O=readout.direction(W_O),
-        mlps=mlp,
+        W_O=W_O,
+        mlps=Steps(states.resid, chain) if is_derived and chain is not None else mlp,
         W_U=W_U,
         offset=norm_offset + b_U if lens_bias else norm_offset,
         final_offset=norm_offset + b_U,

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 
 import torch
 from jaxtyping import Float
@@ -10,9 +11,10 @@ from torch import Tensor
 from headscope.analysis.core.batches import Batch
 from headscope.analysis.recording.by_hand import check_heads_add_up, check_readout, layers_between
 from headscope.analysis.recording.record import Reading, check_final, record
+from headscope.model.hooks import is_listening
 from headscope.model.names import post_scale_name
 from headscope.model.transformer import HookedTransformer
-from headscope.ops.devices import give_back_freed
+from headscope.ops.devices import Budget, give_back_freed
 
 __all__ = ["LensStates", "lens_states", "state_labels"]
 
@@ -108,11 +110,18 @@ def lens_states(model: HookedTransformer, batch: Batch, *, outputs: bool = True)
     for part, written in whole.items():
         for layer, output in zip(having[part], () if written is None else written, strict=True):
             places[f"blocks.{layer}.hook_{part}_out"] = output
-    readings: dict[str, Reading] = {name: partial(_put, place, batch) for name, place in places.items()}
     between = {layer: f"blocks.{layer}.hook_attn_out" for layer in layers_between(model, having["attn"])}
-    for name in between.values():
-        readings[name] = lambda each: each[batch.places]
-    kept, final = record(model, batch.tokens, readings, attention_mask=batch.attention_mask)
+    kept, finals, start = dict[str, Tensor](), [], 0
+    for rows in [slice(None)] if between else _pieces(model, batch):
+        where = batch.counted[rows].nonzero(as_tuple=True)
+        put = slice(start, start := start + len(where[0]))
+        readings: dict[str, Reading] = {name: partial(_put, place[put], where) for name, place in places.items()}
+        readings |= dict.fromkeys(between.values(), itemgetter(where))
+        mask = None if batch.attention_mask is None else batch.attention_mask[rows]
+        found, final = record(model, batch.tokens[rows], readings, attention_mask=mask)
+        kept |= {name: found[name] for name in between.values()}
+        finals.append(final)
+    final = torch.cat(finals) if len(finals) > 1 else final
     resid[-1] = final[batch.places]
     check_final(resid[-1])
     check_readout(model, final, batch.places)
@@ -126,8 +135,20 @@ def lens_states(model: HookedTransformer, batch: Batch, *, outputs: bool = True)
     return LensStates(resid, z, whole["mlp"], torch.finfo(final.dtype).eps, post_scale, whole["mixer"], eps)
 
 
-def _put(place: Tensor, batch: Batch, activation: Tensor) -> None:
-    place.copy_(activation[batch.places])
+def _put(place: Tensor, where: tuple[Tensor, ...], activation: Tensor) -> None:
+    place.copy_(activation[where])
+
+
+def _pieces(model: HookedTransformer, batch: Batch) -> list[slice]:
+    """Cut the rows of a batch into those that run together: half as many, as what they take comes on top of the states.
+
+    A hook may count on the batch it was made for, and a GPU wants few launches: these have all rows together.
+    """
+    (n_rows, length), budget = batch.tokens.shape, Budget.of(batch.tokens.device)
+    if budget.is_accelerators or any(is_listening(point) for point in model.hook_points()):
+        return [slice(0, n_rows)]
+    at_once = max(1, budget.batch_tokens // 2 // length)
+    return [slice(at, at + at_once) for at in range(0, n_rows, at_once)]
 
 
 def state_labels(model: HookedTransformer) -> tuple[str, ...]:
