@@ -140,8 +140,14 @@ def _table(explained: CopySuppression, scores: SuppressionScores, ranks: Circuit
         by_label = ranks.to_frame().set_index("label").loc[frame.label]
         columns[f"OV bottom {ranks.k}"] = (by_label.ov_bottom.tolist(), "{:.1%}")
         columns[f"QK top {ranks.k}"] = (by_label.qk_top.tolist(), "{:.1%}")
-    lines = [str(explained.info), "", f"{'head':<8}" + "".join(f"{title:>15}" for title in columns)]
+    table = [["head", *columns]]
     for row in frame.share.sort_values(ascending=False, na_position="last").index[:rows]:
         cells = ("-" if (value := values[row]) != value else shown.format(value) for values, shown in columns.values())
-        lines.append(f"{frame.label[row]:<8}" + "".join(f"{cell:>15}" for cell in cells))
+        table.append([frame.label[row], *cells])
+    first, *others = (max(map(len, column)) for column in zip(*table, strict=True))
+    lines = [str(explained.info), ""]
+    for label, *shown_cells in table:
+        lines.append(
+            f"{label:<{first}}" + "".join(f"{cell:>{n + 1}}" for cell, n in zip(shown_cells, others, strict=True))
+        )
     return "\n".join(lines)
