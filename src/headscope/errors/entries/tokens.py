@@ -140,7 +140,7 @@ ENTRIES = (
         title="Text for a model without a tokenizer",
         symptom=(
             "model 'custom' has no tokenizer, so it takes tokens, not text. Pass a tensor of token ids, or set a "
-            "tokenizer: model.set_tokenizer(tokenizer)."
+            "tokenizer: model.set_tokenizer(tokenizer); on the command line, --tokenizer MODEL."
         ),
         cause="A model made from a config, or a toy, knows no text.",
         repair=(
