@@ -27,7 +27,7 @@ def test_the_python_runs_and_prints_what_is_shown(page: str, tmp_path: Path, mon
     names: dict[str, object] = {}
     printed, n_shown = "", 0
     for language, text in blocks(page):
-        if language == "csv":
+        if language == "none":
             Path("prompts.csv").write_text(text)
         elif language == "python":
             with contextlib.redirect_stdout(io.StringIO()) as out:
