@@ -85,6 +85,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    """Let Python free at its end what was passed over: Triton's bindings list whatever is still there as leaked."""
+    gc.unfreeze()
+
+
 @pytest.fixture
 def set_budget() -> Iterator[SetBudget]:
     """Compute with other sizes until the test is over: `set_budget(batch_tokens=7)`."""
