@@ -1,12 +1,10 @@
 """Differences from TransformerLens: told once, where they happen, to code that comes through the alias alone."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from own_process import run_program
 
 from headscope.differences import DIFFERENCES
 
@@ -95,13 +93,9 @@ print(json.dumps(told))
 
 def told(calls: list[str], *, through_alias: bool, anew: bool = False) -> dict[str, list[list[list[str]]]]:
     """Run each call twice, all in one process, and return what they warned of; `anew`: as if each were the first."""
-    root = Path(__file__).parents[1]
-    paths = [str(root / "src"), str(root / "tests" / "support"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     # The alias comes after what the calls use, so that only they are heard.
     alias = "import headscope.compat.transformer_lens" if through_alias else ""
-    code = SCRIPT % (BEGIN, alias, json.dumps(calls), anew)
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    done = run_program(SCRIPT % (BEGIN, alias, json.dumps(calls), anew))
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

@@ -4,14 +4,12 @@ The rules are in `violations`; each is shown to fail on a small tree made up for
 """
 
 import ast
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from own_process import run_program
 
 import headscope
 
@@ -585,12 +583,6 @@ def test_what_is_loaded_later_is_there_when_asked_for() -> None:
 
 def _printed(code: str) -> str:
     """Return the output of a new process."""
-    paths = [str(SOURCE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    ended = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    ended = run_program(code)
+    assert ended.returncode == 0, ended.stderr
     return ended.stdout.strip()

@@ -12,6 +12,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
+from own_process import run_program
 
 from headscope.analysis.ablation.ablate import ablate_heads
 from headscope.analysis.heads.types import detect_heads
@@ -314,5 +315,5 @@ def test_ctrl_c_while_libraries_load_is_one_line() -> None:
         "builtins.__import__ = stopped\n"
         "import headscope_command"
     )
-    done = subprocess.run([sys.executable, "-c", script], env=environment(), capture_output=True, text=True)
+    done = run_program(script)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "Stopped.\n")

@@ -5,13 +5,11 @@ headscope besides the alias.
 """
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from own_process import run_program
 
 ROOT = Path(__file__).parents[2]
 NAMES = ROOT / "tests" / "model" / "checkpoints" / "transformer_lens_names.txt"
@@ -283,10 +281,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     script = tmp_path_factory.mktemp("forms") / "notebook.py"
     script.write_text(FORMS, encoding="utf-8")
     names = " ".join(NAMES.read_text(encoding="utf-8").splitlines()[1:]).split()
-    paths = [str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, str(script), json.dumps(names)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=script.parent)
+    done = run_program(script, json.dumps(names), cwd=script.parent)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -1,21 +1,10 @@
 """The alias in processes of their own: what is imported through it is headscope's, and what it lacks says so."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-
-SOURCE = Path(__file__).parents[2] / "src"
-
-
-def run(code: str, given: str | None = None) -> subprocess.CompletedProcess[str]:
-    paths = [str(SOURCE), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, input=given)
-
+from own_process import run_program
 
 # A statement, and an expression that must be true after it.
 FORMS = {
@@ -100,7 +89,7 @@ print(json.dumps(told))
 
 @pytest.fixture(scope="module")
 def told() -> dict[str, bool | str]:
-    done = run(SCRIPT % json.dumps({**FORMS, **dict.fromkeys(MISSING, "True")}))
+    done = run_program(SCRIPT % json.dumps({**FORMS, **dict.fromkeys(MISSING, "True")}))
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -118,7 +107,7 @@ def test_what_is_not_supported_says_so(told: dict[str, bool | str], statement: s
 
 
 def test_every_name_in_the_table_exists() -> None:
-    done = run(
+    done = run_program(
         "import importlib, headscope.compat\n"
         "headscope.compat.install(); headscope.compat.install()\n"
         "from headscope.compat.alias_table import MODULES\n"
@@ -171,7 +160,7 @@ WANTED = {
 def test_every_public_name_of_3_9_is_there_or_refused_by_name() -> None:
     lines = NAMES.read_text().replace("\n    ", " ").splitlines()
     names = {path: rest.split() for path, _, rest in (line.partition(":") for line in lines if line[0] != "#")}
-    done = run(WALK, json.dumps(names))
+    done = run_program(WALK, given=json.dumps(names))
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert len(told) > 400
@@ -208,7 +197,7 @@ print(type(cv.attention.attention_patterns(tokens=tokens, attention=cache["patte
 
 
 def test_a_notebook_runs_with_one_line_in_front() -> None:
-    done = run("import headscope.compat.transformer_lens" + NOTEBOOK)
+    done = run_program("import headscope.compat.transformer_lens" + NOTEBOOK)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "headscope.views.html\n"
 
@@ -231,7 +220,7 @@ for root in sorted(ROOTS):
 
 
 def test_importing_headscope_alone_registers_nothing_and_the_real_libraries_are_not_replaced() -> None:
-    done = run(ALONE)
+    done = run_program(ALONE)
     assert done.returncode == 0, done.stderr
     alone, *refused = done.stdout.splitlines()
     assert alone == "set()"

@@ -2,12 +2,11 @@
 
 import ast
 import inspect
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from own_process import run_program
 
 import headscope
 from headscope import utils
@@ -121,6 +120,5 @@ def test_names_work_together() -> None:
 
 def test_importing_it_costs_little() -> None:
     code = "import sys, headscope.utils; print([n for n in ('rich.console', 'pandas', 'datasets') if n in sys.modules])"
-    source = str(Path(inspect.getfile(utils)).parent.parent)
-    loaded = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": source}, capture_output=True, text=True)
+    loaded = run_program(code)
     assert loaded.stdout.strip() == "[]", loaded.stderr

@@ -4,16 +4,14 @@ import ast
 import importlib
 import inspect
 import json
-import os
 import pickle
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from own_process import run_program
 
 from headscope import errors
 from headscope.errors import HeadscopeError
@@ -22,7 +20,6 @@ from headscope.errors.table import ENTRIES, explain
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "headscope"
-PLAIN = {**os.environ, "PYTHONPATH": str(SOURCE.parent), "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
 CLASSES = {
     name: kind for name, kind in vars(errors).items() if inspect.isclass(kind) and issubclass(kind, HeadscopeError)
 }
@@ -141,7 +138,8 @@ def raised(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     """Class, code and message of what each example raises, in a process that checks no types."""
     script = Path(__file__).parent / "run_examples.py"
     folder = tmp_path_factory.mktemp("examples")
-    run = subprocess.run([sys.executable, script, folder], env=PLAIN, capture_output=True, text=True, check=True)
+    run = run_program(script, str(folder))
+    assert run.returncode == 0, run.stderr
     return json.loads(run.stdout)
 
 

@@ -2,16 +2,14 @@
 
 import gc
 import math
-import os
 import re
 import resource
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from own_process import run_program
 from reference import Reference
 from tiny import tiny_config, tiny_model, tiny_tokenizer, tiny_tokens
 from torch import Tensor
@@ -349,10 +347,8 @@ torch.testing.assert_close(compiled(tokens), wanted)
 ])  # fmt: skip
 def test_a_compiled_model_gives_the_same_numbers_and_gradients(backend: str, n_layers: int) -> None:
     # In a process of its own: the compiler cannot read what checks types in this one.
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root / "src"), str(root / "tests" / "support")])}
     script = COMPILE.replace("BACKEND", repr(backend)).replace("N_LAYERS", str(n_layers))
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    done = run_program(script)
     assert done.returncode == 0, done.stderr
 
 

@@ -1,9 +1,6 @@
 """Products of the CPU kernels' own loops, in blocks that registers hold, against float64."""
 
 import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -13,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numba.core.registry import cpu_target
+from own_process import run_program
 from torch import Tensor
 
 from headscope.ops.kernels import cpu_kernels, loops
@@ -148,8 +146,7 @@ print(torch.equal(CpuKernels().product(left, CpuKernels.prepared(right), out), l
 
 def test_machines_may_share_what_was_compiled(tmp_path: Path) -> None:
     """A folder of compiled code for all of a cluster, whose processors have registers of different lengths."""
-    environment = {**os.environ, "NUMBA_CPU_NAME": "generic", "NUMBA_CACHE_DIR": str(tmp_path)}
+    environment = {"NUMBA_CPU_NAME": "generic", "NUMBA_CACHE_DIR": str(tmp_path)}
     for processor in ("wide", "narrow"):
-        command = [sys.executable, "-c", PRODUCT_ON, processor]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        done = run_program(PRODUCT_ON, processor, environment=environment)
         assert (done.stdout, done.returncode) == ("True\n", 0), (processor, done.stderr)

@@ -1,13 +1,12 @@
 """Every set of kernels against plain float64 formulas, on awkward tiles, and the choice between them."""
 
 import importlib.util
-import subprocess
-import sys
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from own_process import run_program
 from torch import Tensor
 
 from headscope.errors import InvalidInputError, MissingDependencyError
@@ -193,8 +192,8 @@ def test_without_a_compiler(
 
 def test_compilers_load_when_they_are_used() -> None:
     code = "import sys, headscope.analysis, headscope.ops.lens_entropy; print({'numba', 'triton'} & sys.modules.keys())"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
+    done = run_program(code)
+    assert done.stdout.strip() == "set()", done.stderr
 
 
 @pytest.mark.parametrize("kernels", KERNELS)

@@ -1,9 +1,6 @@
 """The GGUF container: every type of tensor, shards, and files that are damaged."""
 
-import os
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import gguf
@@ -12,12 +9,11 @@ import pytest
 import torch
 from families_table import hf_model
 from gguf_files import Writer, random_blocks
+from own_process import run_program
 
-import headscope
 from headscope.errors import CheckpointError
 from headscope.model.checkpoints.gguf.file import GGUFFile
 
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(headscope.__file__).parents[1])}
 PLAIN = ("F32", "F16", "BF16")
 CANNOT_QUANTIZE = (
     "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S", "IQ4_NL", "IQ3_S", "IQ2_S",
@@ -169,5 +165,5 @@ try:
 except Exception as error:
     print(error)
 """
-    run = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, env=ENVIRONMENT)
-    assert run.stdout.startswith("256.0") and "headscope[gguf]" in run.stdout
+    run = run_program(script, cwd=tmp_path)
+    assert run.stdout.startswith("256.0") and "headscope[gguf]" in run.stdout, run.stderr
