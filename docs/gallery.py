@@ -15,7 +15,9 @@ from headscope.analysis import (
     ablate_heads,
     activation_patch,
     attribute,
+    attribute_attention,
     attribution_patch,
+    circuit_faithfulness,
     copy_suppression_preserving_ablation,
     detect_heads,
     find_circuit,
@@ -225,6 +227,8 @@ def _tasks(model: HookedTransformer) -> "dict[str, go.Figure]":
     final = path_patch_sweep(model, task, receivers="final", senders="components", direction="noising", progress=False)
     mixed = Task.from_ioi(IOIDataset("mixed", 48, model.tokenizer, prepend_bos=True), "ABB->ABA, BAB->BAA")
     types = detect_heads(model, task=mixed, n_sequences=8, progress=False)
+    why = attribute_attention(model, mixed, "3.2", "end", "S2", against="IO", progress=False)
+    kept = circuit_faithfulness(model, mixed, by_head["z"].abs(), sizes=[0, 1, 2, 4, 6, 8, 12, 16, 20], progress=False)
     return {
         "patching_by_position": views.patching_by_position(by_layer),
         "patching_by_head": views.patching_by_head(by_head),
@@ -237,6 +241,9 @@ def _tasks(model: HookedTransformer) -> "dict[str, go.Figure]":
         "circuit_picture": views.circuit_picture(
             find_circuit(model, mixed[:24], types, max_receivers=4, progress=False), k=24
         ),
+        "faithfulness_curve": views.faithfulness_curve(kept),
+        "attention_sides": views.attention_sides(why),
+        "attention_pairs": views.attention_pairs(why),
     }
 
 

@@ -6,12 +6,17 @@ Amounts are those of `analysis.core.costs`; a plan multiplies them by rates meas
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from headscope.analysis.circuits.graph import Graph
+from headscope.analysis.circuits.search import FEW
+from headscope.analysis.core.components import all_components
 from headscope.analysis.core.costs import Work, head_operations, layer_operations, row_operations
 from headscope.analysis.heads.inhibition import CANDIDATES, MOST, SCREENED
 from headscope.analysis.patching.sites import AXES, as_sites, patch_axes
 from headscope.analysis.prompts.positions import Positions
 from headscope.analysis.prompts.task import Task
+from headscope.analysis.prompts.two_runs import Scorer
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.devices import Budget
 
@@ -39,6 +44,7 @@ Stages = dict[str, Work]
 
 _REPEATED = 32  # rows of random tokens in the analyses that make them
 _SAID = 50  # random tokens said twice
+_SEARCHED = 100  # passes in the search for a circuit
 
 
 def _forward(model: HookedTransformer, n_tokens: int | float, layers: int | float | None = None) -> Work:
@@ -190,12 +196,15 @@ def patching_work(
 
     The metric is taken to be a difference of two logits, which reads no whole prediction.
     """
-    at = Positions.of(task, positions).at
-    anew = [float(each) for each in (task.positions - at + 1).clamp(min=0).double().mean(1)]
+    # A patch changes nothing before the first token in which both prompts differ, and then is not run.
+    at, first = Positions.of(task, positions).at, Scorer(model, task).changes_at
+    length = (task.positions - at + 1).clamp(min=0).double()
+    anew = [float(each) for each in torch.where(at >= first, length, 0.0).mean(1)]
+    together = float((task.positions - at.clamp(min=first).amin(0) + 1).clamp(min=0).double().mean())
     cells: list[tuple[int, float]] = []  # the layer of each, and on how many positions a prompt is run anew
     for site, hook_names in as_sites(model, sites).items():
         axes = patch_axes(site, "head" not in AXES[site] if by_position is None else by_position)
-        of_layer = (anew if "pos" in axes else [max(anew)]) * (model.cfg.n_heads if "head" in axes else 1)
+        of_layer = (anew if "pos" in axes else [together]) * (model.cfg.n_heads if "head" in axes else 1)
         cells += [(layer, n_positions) for layer in hook_names for n_positions in of_layer]
     layers = sum((model.cfg.n_layers - layer) * n_positions for layer, n_positions in cells)
     n_prompts = len(task)
@@ -205,9 +214,17 @@ def patching_work(
 
 
 def circuit_work(model: HookedTransformer, task: Task, max_receivers: int) -> Stages:
-    """Return the work of `find_circuit`: of each receiver three inputs, into which every earlier sender is swept."""
-    senders = model.cfg.n_layers * (model.cfg.n_heads + 1) / 2
-    return {"circuit": 3 * max_receivers * _swept(model, task, senders, receivers=1)}
+    """Return the work of `find_circuit`: the search for its heads, and the paths into each receiver.
+
+    Growing, thinning and running circuits takes some hundred passes of half of the prompts. In small models, every
+    earlier sender is swept into three inputs of a receiver; in others gradients leave few, and both runs cost the most.
+    """
+    n_tokens, n_parts = task.clean_tokens.numel(), len(all_components(model.cfg))
+    search = _SEARCHED * _forward(model, n_tokens / 2)
+    receivers = min(max_receivers, n_parts)
+    if n_parts <= FEW:
+        return {"circuit": search + 3 * receivers * _swept(model, task, n_parts / 2, receivers=1)}
+    return {"circuit": search + edges_work(model, task, "eap", 1)["edges"] + receivers * _forward(model, n_tokens)}
 
 
 def edges_work(model: HookedTransformer, task: Task, method: str, steps: int) -> Stages:

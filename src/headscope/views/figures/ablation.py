@@ -88,7 +88,7 @@ def ablation_bars(
     bars = go.Bar(
         x=[score.label for score in shown],
         y=sizes,
-        error_y={"array": [score.error for score in shown], "thickness": 1},
+        error_y={"array": [score.error for score in shown], "thickness": 1, "color": PALETTE[5]},
         marker={"color": [PALETTE[0] if size >= 0 else PALETTE[1] for size in sizes]},
         hovertemplate="%{x}: %{y:+.4f} ± %{error_y.array:.4f} nats<extra></extra>",
     )

@@ -93,9 +93,11 @@ def attention_sides(result: AttentionAttribution, *, k: int = 12) -> "go.Figure"
                 x=values,
                 y=_names(result, shown, rest),
                 orientation="h",
-                error_x=None if errors is None else {"array": errors, "thickness": 1, "width": 3},
+                error_x=None if errors is None else {"array": errors, "thickness": 1, "width": 3, "color": PALETTE[5]},
                 marker={"color": [PALETTE[0] if value >= 0 else PALETTE[1] for value in values]},
-                hovertemplate="%{y}<br>%{x:+.4f}<extra></extra>",
+                hovertemplate="%{y}<br>%{x:+.4f}"
+                + ("" if errors is None else " ± %{error_x.array:.4f}")
+                + "<extra></extra>",
             ),
             row=1,
             col=column,

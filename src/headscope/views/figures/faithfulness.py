@@ -14,7 +14,7 @@ __all__ = ["faithfulness_curve"]
 _GRAY = "rgb(120,120,120)"
 _SHOWN = 3  # parts named when hovering
 _WIDE = 20  # times the smallest circuit, from which on the axis is logarithmic
-_NUMBERED = 20  # parts, up to which each is numbered
+_NUMBERED = 20  # parts, up to which each, or every other one, is numbered
 
 
 def faithfulness_curve(found: Faithfulness, *, title: str = "What the circuit keeps by itself") -> "go.Figure":
@@ -57,6 +57,7 @@ def faithfulness_curve(found: Faithfulness, *, title: str = "What the circuit ke
             name="circuit",
         )
     )
+    parts = "heads" if found.level == "nodes" and not any("mlp" in part for part in found.ranking) else found.level
     if found.control is not None:
         figure.add_trace(
             go.Scatter(
@@ -64,16 +65,17 @@ def faithfulness_curve(found: Faithfulness, *, title: str = "What the circuit ke
                 y=to_numpy(found.control),
                 mode="lines+markers",
                 line={"color": PALETTE[5], "width": 1.5, "dash": "dot"},
-                hovertemplate=f"%{{x}} {found.level} at random: %{{y:.3f}}<extra></extra>",
-                name=f"as many {found.level} at random",
+                hovertemplate=f"%{{x}} {parts} at random: %{{y:.3f}}<extra></extra>",
+                name=f"as many {parts} at random",
             )
         )
     kind = "log" if len(sizes) > 2 and min(ends) > 0 and ends[1] >= _WIDE * ends[0] else "linear"
-    parts = "heads" if found.level == "nodes" and not any("mlp" in part for part in found.ranking) else found.level
     figure.update_xaxes(title_text=f"{parts} kept, of {found.n_parts}", type=kind)
     figure.update_yaxes(title_text="share of the metric kept")
     if kind == "linear" and ends[1] <= _NUMBERED:
-        figure.update_xaxes(dtick=1)
+        # No room for numbers of parts that there are not, below zero or above all.
+        aside = 0.02 * max(1, ends[1] - ends[0])
+        figure.update_xaxes(dtick=1 + (ends[1] > _NUMBERED / 2), range=[ends[0] - aside, ends[1] + aside])
     return styled(
         figure, title, found.info.data, height=400, margin={"t": 96, "b": 90}, legend={"orientation": "h", "y": -0.3}
     )
