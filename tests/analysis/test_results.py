@@ -224,7 +224,8 @@ def test_files_have_the_same_numbers(result: Result, tmp_path: Path) -> None:
 
 def test_print_and_notebooks(result: Result) -> None:
     text = str(result)
-    assert text == repr(result) and text.startswith(f"{type(result).__name__}: {result.info}")
+    ran = str(result.info).replace("\n", "\n  ")
+    assert text == repr(result) and text.startswith(f"{type(result).__name__}: {ran}")
     assert len(text.splitlines()) > 1 and "nan" not in text
     page = marked(result)._repr_html_()
     assert TOKEN not in page and "&lt;script&gt;" in page and page.count("<tr") >= 1

@@ -197,7 +197,8 @@ def patching_work(
     The metric is taken to be a difference of two logits, which reads no whole prediction.
     """
     # A patch changes nothing before the first token in which both prompts differ, and then is not run.
-    at, first = Positions.of(task, positions).at, Scorer(model, task).changes_at
+    at = Positions.of(task, positions).at
+    first = torch.zeros_like(at[0]) if task.corrupted_tokens is None else Scorer(model, task).changes_at.to(at.device)
     length = (task.positions - at + 1).clamp(min=0).double()
     anew = [float(each) for each in torch.where(at >= first, length, 0.0).mean(1)]
     together = float((task.positions - at.clamp(min=first).amin(0) + 1).clamp(min=0).double().mean())
