@@ -140,14 +140,6 @@ def test_a_kind_must_hold_at_each_length():
     assert "duplicate_token said twice (11 tokens)" in reasons and "duplicate_token said twice (23 tokens)" in reasons
 
 
-def test_there_are_more_rows_of_the_shorter_lengths():
-    """As many tokens of each, and ten rows at least; few rows have one length."""
-    demo = HookedTransformer.from_pretrained("headscope-demo")
-    made = {n: [tuple(rows.shape) for rows in random_repeats(demo, n, None, 0)] for n in (100, 56, 24, 23)}
-    assert made[100] == [(14, 101), (28, 51), (58, 25)] and made[56] == [(10, 101), (16, 51), (30, 25)]
-    assert made[24] == [(8, 101), (8, 51), (8, 25)] and made[23] == [(23, 101)]
-
-
 def test_a_text_where_nothing_repeats_says_nothing_of_matching_tokens():
     text = torch.stack([torch.randperm(D_VOCAB, generator=torch.Generator().manual_seed(row)) for row in range(8)])
     found = detect(induction_model(), text=text, length=10)

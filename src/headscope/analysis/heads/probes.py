@@ -1,12 +1,8 @@
 """Rows in which something is said twice: random tokens, or pieces of a text, at several distances.
 
 A head that looks a fixed distance back attends to what is repeated at that distance and to nothing at others, and one
-that works only near the start of a row is not seen on long rows. So there are rows of three lengths: the longest, half
-and a quarter of it.
-
-Each length has an error of its own, and the weakest decides. Short rows have fewer positions to average over and cost
-less, so there are more of them: as many tokens of each length, and ten rows at least, without which hardly anything is
-sure among hundreds of heads.
+that works only near the start of a row is not seen on long rows. So a third of the tokens is in rows of each of three
+lengths: the longest, half and a quarter of it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,11 +22,10 @@ __all__ = ["random_repeats", "repeats_of", "rows_of"]
 
 _SHORTEST, _SHORTEST_OF_SEVERAL = 2, 8
 _LONGEST = 50
-_FEW = 24  # rows, from which they are shared out among lengths
+_FEW = 24  # rows, from which they are shared out among lengths, so that each has eight
 _PIECES = 4096  # tokens of a text, from which pieces are cut
 _ROW, _ROWS = 128, 8  # tokens in a row at most, and rows at least, of a text
 _FEWEST = 8  # different pieces, of which an error can be known
-_ENOUGH = 10  # rows of a length
 
 
 def random_repeats(
@@ -154,6 +149,6 @@ def _lengths(model: HookedTransformer, n_sequences: int, length: int | None, fit
     if length is not None or n_sequences < _FEW:
         return {length or most: n_sequences}
     lengths = [most, *(most // part for part in (2, 4) if most // part >= _SHORTEST_OF_SEVERAL)]
-    least, shares = min(_ENOUGH, n_sequences // len(lengths)), [1 / each for each in lengths]
-    counts = [max(least, round(n_sequences * share / sum(shares))) for share in shares[:-1]]
-    return dict(zip(lengths, [*counts, n_sequences - sum(counts)], strict=True))
+    # Alike, since each length has an error of its own.
+    counts = [(n_sequences + at) // len(lengths) for at in range(len(lengths))]
+    return dict(zip(lengths, counts, strict=True))

@@ -87,7 +87,7 @@ def detect_heads(
     *,
     text: Any = None,
     task: Task | None = None,
-    n_sequences: int = 56,
+    n_sequences: int = 32,
     length: int | None = None,
     seed: int = 0,
     special_tokens: Sequence[int] = (),
@@ -117,7 +117,7 @@ def detect_heads(
             task does not name them.
         n_sequences: Rows of tokens said twice; at least 2, to know the error.
         length: Tokens that are said twice; default: 50, or what fits in the context, and half and a quarter of it, at
-            each of which the score must be reached, more of the short ones. Fewer than 24 rows have one length.
+            each of which the score must be reached. Fewer than 24 rows have one length.
         seed: Of the random tokens, of where pieces of the text start, and of the shuffled control.
         special_tokens: Ids that random tokens leave out besides those of the tokenizer; without one, the first begins
             each row.
