@@ -10,8 +10,17 @@ from small_models import small_model
 from headscope import HookedTransformer
 from headscope.analysis.core.costs import Work, head_operations, layer_operations, row_operations
 from headscope.analysis.core.progress import progress_bar
+from headscope.analysis.prompts.task import Task
 from headscope.report import plan as planning
-from headscope.report.costs import ablation_work, entropy_work, loss_work, ranks_work, scores_work, types_work
+from headscope.report.costs import (
+    ablation_work,
+    entropy_work,
+    loss_work,
+    patching_work,
+    ranks_work,
+    scores_work,
+    types_work,
+)
 from headscope.report.model.planning import Sizes, fitting_sizes, parts_of, report_plan
 from headscope.report.plan import Part, Plan, measured_rates
 
@@ -43,6 +52,23 @@ def test_work_is_that_of_the_formulas(model: HookedTransformer) -> None:
     assert scores_work(model, n)["head scores"].layers - scores_work(model)["head scores"].layers == text
     assert types_work(model, n_text=n)["text"].layers == 2 * text and "text" not in types_work(model)
     assert ranks_work(model, 2, 10)["circuit ranks"].heads == 2 * 10 * head
+
+
+def test_patches_are_run_from_the_first_difference_on(model: HookedTransformer) -> None:
+    """Of two prompts of five tokens, one differs from its corrupted one at the third, one at the last."""
+    clean = torch.arange(10, 20).view(2, 5)
+    corrupted = clean.clone()
+    corrupted[0, 2:], corrupted[1, 4:] = 30, 31
+    task = Task.from_tokens(
+        clean, corrupted=corrupted, correct=torch.tensor([40, 41]), incorrect=torch.tensor([42, 43])
+    )
+    cfg, layer = model.cfg, layer_operations(model)
+    both = 2 * 2 * 5 * cfg.n_layers * layer  # two plain runs of two prompts
+    layers = sum(range(1, cfg.n_layers + 1))
+    (by_position,) = patching_work(model, task, ["resid_pre"]).values()
+    assert by_position.layers == pytest.approx(both + layers * layer * ((3 + 2 + 1) + 1))
+    (by_head,) = patching_work(model, task, ["z"]).values()
+    assert by_head.layers == pytest.approx(both + cfg.n_heads * layers * layer * (3 + 1))
 
 
 def test_a_plan_adds_up_and_says_so() -> None:

@@ -111,7 +111,7 @@ def cluster() -> Iterator[Any]:
 @pytest.fixture
 def connected(cluster: Any) -> Iterator[Any]:
     """This cluster, to which the process is connected already."""
-    ray = pytest.importorskip("ray")
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'headscope[ray]'")
     ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
     try:
         yield cluster

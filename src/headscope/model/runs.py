@@ -51,28 +51,7 @@ class Runs(HookedRootModule):
 
         def __call__(self, *model_args: Any, **options: Any) -> Any: ...
 
-        @overload
-        def run_with_hooks(self, input: Input, return_type: OneTensor = "logits", **options: Any) -> Tensor: ...
-
-        @overload
-        def run_with_hooks(
-            self, input: Input, return_type: OneTensor | Literal["both"] | None, *, stop_at_layer: int, **options: Any
-        ) -> Tensor: ...
-
-        @overload
-        def run_with_hooks(
-            self, input: Input, return_type: Literal["both"], *, stop_at_layer: None = None, **options: Any
-        ) -> Output: ...
-
-        @overload
-        def run_with_hooks(
-            self, input: Input, return_type: None, *, stop_at_layer: None = None, **options: Any
-        ) -> None: ...
-
-        @overload
-        def run_with_hooks(self, *model_args: Any, **options: Any) -> Any: ...
-
-        def run_with_hooks(self, *model_args: Any, **options: Any) -> Any: ...
+        run_with_hooks = __call__  # takes hooks besides, and returns the same
 
     @overload  # type: ignore[override]  # the base class, of any module, returns a dictionary
     def run_with_cache(

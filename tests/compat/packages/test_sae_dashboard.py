@@ -53,7 +53,7 @@ def peaks(groups: Any) -> float:
 
 
 def test_sae_dashboard_finds_the_strongest_activations(model: Any, sae: Any, tokens: Tensor, strongest: Tensor) -> None:
-    pytest.importorskip("sae_dashboard")
+    pytest.importorskip("sae_dashboard", reason="SAEDashboard is not installed: run `make compat`")
     from sae_dashboard.sae_vis_data import SaeVisConfig
     from sae_dashboard.sae_vis_runner import SaeVisRunner
 
@@ -67,7 +67,7 @@ def test_sae_dashboard_finds_the_strongest_activations(model: Any, sae: Any, tok
 
 
 def test_sae_vis_finds_the_strongest_activations(model: Any, sae: Any, tokens: Tensor, strongest: Tensor) -> None:
-    pytest.importorskip("sae_vis")
+    pytest.importorskip("sae_vis", reason="sae-vis is not installed: run `make compat`")
     from sae_vis.data_config_classes import SaeVisConfig
     from sae_vis.data_storing_fns import SaeVisData
 

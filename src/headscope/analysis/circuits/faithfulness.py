@@ -16,9 +16,9 @@ Over circuits of growing size, taken from a ranking of parts, two areas are
 
 by the trapezoidal rule over the shares measured, not divided by their range. Over shares of edges from 0.1 % to all
 they are the areas of the benchmark MIB, which ranks edges by value for CPR (`absolute=False`) and by magnitude for
-CMD; it counts the edges that are left of a circuit without those that lead nowhere, where a share here is of the edges
-taken. For nodes it counts edges too, and areas over shares of nodes are not its own. A circuit of the same size, drawn
-at random, is the control.
+CMD. Its areas, too, are over the shares asked for; the number of edges that are left once dead ends are cut, which it
+reports beside them, is not computed here. Areas over shares of nodes have not been compared with its own. A circuit of
+the same size, drawn at random, is the control.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -55,9 +55,11 @@ def lens_problem(
     gains = None if frozen else _own_gains(readout, states, W_O, bases)
     uniform = model.cfg.layer_parts is None
     chain = _chain(readout, states, W_O, 1 / by[:, 0], step) if uniform else None
-    is_derived = chain is not None and step == 2 and not Budget.of(W_U.device).is_accelerators
-    for outputs in (states.resid, None if is_derived else mlp, mixer):
-        for rows in () if outputs is None else outputs:
+    mlps: Tensor | Steps | None = mlp
+    if chain is not None and step == 2 and not Budget.of(W_U.device).is_accelerators:
+        mlps = Steps(states.resid, chain)
+    for held in (states.resid, mlps, mixer):
+        for rows in held if isinstance(held, Tensor) else ():
             rows.copy_(readout.direction(rows)).div_(by)
     z /= by
     for weight in W_O:  # stacked for this problem alone
@@ -68,7 +70,7 @@ def lens_problem(
         mlp_base=() if mlp is None else bases["mlp"],
         heads=z,
         W_O=W_O,
-        mlps=Steps(states.resid, chain) if is_derived and chain is not None else mlp,
+        mlps=mlps,
         W_U=W_U,
         offset=norm_offset + b_U if lens_bias else norm_offset,
         final_offset=norm_offset + b_U,

@@ -84,7 +84,7 @@ def few_prompts(model: HookedTransformer, task: Task) -> Task:
 def measure_task(model: HookedTransformer, task: Task, *, kept: Kept | None = None, progress: bool = True) -> TaskStory:
     """Measure a task of two names.
 
-    The circuit is left out for models where finding it takes more than some ten seconds (GPT-2 small: some minutes).
+    The circuit is left out for models where `finds_circuit` says that finding it takes long.
 
     Args:
         model: The model, without hooks.
