@@ -336,8 +336,8 @@ def test_what_goes_wrong_is_said(chromium: "Browser", server: Server, model: Hoo
         alert.wait_for()
         assert "tokens" in (alert.text_content() or "")
         page.click("text=Undo")
+        page.wait_for_function("document.querySelectorAll('[role=alert]').length === 0")
         settled(page)
-        assert page.locator("[role=alert]").count() == 0
         page.click("[data-component='0.0']")
         page.locator(".editor .switch input[value=zero]").check(force=True)
         page.fill("[aria-label=positions]", "2-99")
