@@ -346,11 +346,12 @@ def test_what_goes_wrong_is_said(chromium: "Browser", server: Server, model: Hoo
         Gated.gate.clear()
         page.fill("#prompt", "John gave")
         page.keyboard.press("Control+Enter")
-        page.click("text=Cancel")
-        page.wait_for_selector("text=Cancelled.")
+        whole_run = page.locator(".live-page > .working")  # the patterns, which wait for it, have one of their own
+        whole_run.get_by_role("button", name="Cancel").click()
+        whole_run.get_by_text("Cancelled.").wait_for()
         assert page.locator(".live-columns.stale").count() == 1
         Gated.gate.set()
-        page.click(".working button")
+        whole_run.get_by_role("button", name="Run").click()
         settled(page)
         assert look(page, "return words('.chip-token')") == model.to_str_tokens("John gave")
 
