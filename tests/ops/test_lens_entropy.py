@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from headscope.ops.devices import Tile
+from headscope.ops.kernels import products
 from headscope.ops.kernels.interface import BITS, SAFE_BITS
 from headscope.ops.lens_entropy import LensEntropies, lens_entropies
 from headscope.ops.lens_problem import Chain, Gains, LensProblem, Steps
@@ -237,8 +238,13 @@ def test_threads_change_nothing_and_are_left_as_they_were(threads: int, set_budg
     assert all(torch.equal(getattr(found, name), getattr(wanted, name)) for name in ("states", "plus", "minus"))
 
 
-def test_rounded_heads_stay_near() -> None:
-    """Logits of 8 bits, from factors of 8 bits, are off by some 2^-8 of themselves, and means even it out."""
+@pytest.mark.parametrize("has_bfloat16", [True, False])
+def test_rounded_heads_stay_near(has_bfloat16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits of 8 bits, from factors of 8 bits, are off by some 2^-8 of themselves, and means even it out.
+
+    So they are where the processor has no instructions for these factors, and they are multiplied in float32.
+    """
+    monkeypatch.setattr(products, "_has_bfloat16", lambda: has_bfloat16)
     problem = make_problem(rows=200, d_vocab=3000, chained=True, change=0.3)
     found, wanted = lens_entropies(problem, precision="bfloat16"), naive(problem)
     compare(problem, 2e-5)

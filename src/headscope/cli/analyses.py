@@ -85,8 +85,8 @@ def entropy(
     precision: Annotated[
         Precision,
         typer.Option(
-            help="Precision of the heads' products: bfloat16 is faster and slightly less exact; tf32 and bfloat16x3 "
-            "are between, and need a GPU."
+            help="Precision of the heads' products: bfloat16 is slightly less exact, and faster where the processor "
+            "has instructions for it; tf32 and bfloat16x3 are between, and need a GPU."
         ),
     ] = "float32",
     max_tokens: options.MaxTokens = MAX_TOKENS,

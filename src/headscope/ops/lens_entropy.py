@@ -66,7 +66,8 @@ def lens_entropies(
     Args:
         problem: What to measure.
         precision: `"bfloat16"` computes the heads' products in bfloat16. Their logits are then rounded to 8 bits, one
-            of 4 by up to 0.008: entropies of single rows are off by about a hundredth of a nat, means by less.
+            of 4 by up to 0.008: entropies of single rows are off by about a hundredth of a nat, means by less. A
+            processor without instructions for it multiplies the rounded factors in float32, and keeps the logits so.
             `"tf32"` rounds the two factors to 11 bits, `"bfloat16x3"` to two bfloat16 each, of 16 bits, and leaves the
             product of the two rests out: they are off by 2^-11 and 2^-16 of what the factors' sizes multiply to.
             The triton kernels alone have these two.

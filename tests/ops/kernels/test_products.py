@@ -10,6 +10,7 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from headscope.ops.kernels import products
+from headscope.ops.kernels.head_products import HeadProducts
 
 here = pytest.mark.skipif(not products._is_faster(), reason="needs an AMD processor with AVX-512")
 dense = [torch.Tensor.contiguous, lambda weight: weight.T.contiguous().T]
@@ -115,3 +116,22 @@ def test_without_the_operation_nothing_is_onednns(monkeypatch: pytest.MonkeyPatc
     products._is_faster.cache_clear()
     assert not products._is_faster()
     products._is_faster.cache_clear()
+
+
+@pytest.mark.parametrize("rows", [3, 200])
+def test_rounded_factors_are_multiplied_in_float32_without_instructions_for_them(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few rows go through `W_O` and share `W_U`, many through `W_O W_U`: either factor holds numbers of 8 bits."""
+    heads, W_O, W_U = torch.randn(2, 3, rows, 4), torch.randn(2, 3, 4, 16), torch.randn(16, 50)
+    kept = {}
+    for has_bfloat16 in (True, False):
+        monkeypatch.setattr(products, "_has_bfloat16", lambda has=has_bfloat16: has)
+        factors = HeadProducts(heads, W_O, torch.bfloat16)
+        kept[has_bfloat16] = factors.left, factors.right(W_U)
+    assert all(each.dtype == torch.bfloat16 for each in kept[True])
+    for rounded, widened in zip(kept[True], kept[False], strict=True):
+        assert widened.dtype == torch.float32 and torch.equal(widened.bfloat16().float(), widened)
+        torch.testing.assert_close(widened, rounded.float(), rtol=2**-7, atol=0)
+    monkeypatch.setattr(products, "_has_bfloat16", lambda: False)
+    assert HeadProducts(heads.double(), W_O.double()).left.dtype == torch.float64  # as they are

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headscope.ops.kernels.products import linear, product, product_each
+from headscope.ops.kernels.products import emulates, linear, product, product_each
 
 __all__ = ["HeadProducts", "times"]
 
@@ -19,7 +19,8 @@ class HeadProducts:
     Args:
         heads: Head outputs before `W_O`.
         W_O: Output weights of the heads.
-        dtype: Dtype of the products; that of the heads by default.
+        dtype: What the factors are rounded to; that of the heads by default. A processor without instructions for
+            it multiplies what was rounded in float32.
 
     Attributes:
         left: The rows' factor, `[layer, head, row, inner]`.
@@ -33,22 +34,26 @@ class HeadProducts:
         dtype: torch.dtype | None = None,
     ) -> None:
         self.dtype = heads.dtype if dtype is None else dtype
+        self._multiplied_in = torch.float32 if emulates(self.dtype, heads.device) else self.dtype
         n_rows, d_head = heads.shape[2:]
         d_model = W_O.shape[-1]
         # Per token of the vocabulary: (z W_O) W_U takes n_rows * d_model multiplications, z (W_O W_U) takes
         # d_head * d_model for the product of weights and n_rows * d_head for the rows. Few rows do not repay it.
         self.is_shared = n_rows * d_model < d_head * (d_model + n_rows)
-        self.left = (torch.matmul(heads, W_O) if self.is_shared else heads).to(self.dtype)
-        self._W_O = None if self.is_shared else W_O.to(self.dtype)
+        self.left = self._rounded(torch.matmul(heads, W_O) if self.is_shared else heads)
+        self._W_O = None if self.is_shared else self._rounded(W_O)
 
     def right(
         self, W_U: Float[Tensor, "d_model tile"], layers: slice = slice(None)
     ) -> Float[Tensor, "layer head inner tile"]:
         """Return the factor of one vocabulary tile, for some layers; the logits are `left @ right`, head by head."""
-        W_U = W_U.to(self.dtype)
+        W_U = self._rounded(W_U)
         if self._W_O is None:
             return W_U.expand(*self.left[layers].shape[:2], -1, -1)
-        return linear(self._W_O[layers], W_U)
+        return self._rounded(linear(self._W_O[layers], W_U))
+
+    def _rounded(self, entries: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+        return entries.to(self.dtype).to(self._multiplied_in)
 
 
 def times(
