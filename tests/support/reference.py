@@ -322,6 +322,9 @@ def naive_entropy_of(
     def spread(values: Tensor) -> Tensor:
         return torch.where(counted, values, torch.nan)
 
+    def changed(written: Tensor) -> Tensor:
+        return written - written[counted].mean(0) if baseline == "mean" else written
+
     sequential = not (cfg.attn_only or cfg.parallel_attn_mlp)
     states, diff, marginal = [], [], []
     end = entropy_of(lens(final, at_the_end=True))
@@ -329,13 +332,11 @@ def naive_entropy_of(
         name = f"blocks.{layer}."
         pre = acts[name + "hook_resid_pre"]
         states.append(pre)
-        means = acts[name + "attn.hook_z"][counted].mean(0) if baseline == "mean" else None
-        components = [(pre, written) for written in heads_written(acts, weights, cfg, layer, means)]
+        components = [(pre, changed(written)) for written in heads_written(acts, weights, cfg, layer)]
         if sequential:
             states.append(acts[name + "hook_resid_mid"])
         if not cfg.attn_only:
-            written = acts[name + "hook_mlp_out"]
-            components.append((states[-1], written - written[counted].mean(0) if baseline == "mean" else written))
+            components.append((states[-1], changed(acts[name + "hook_mlp_out"])))
         diff.append([])
         marginal.append([])
         for before, change in components:

@@ -75,7 +75,8 @@ def measure_entropy(
         model: The model; hooks on it stay in force.
         data: Tokens `[batch, pos]`, or an iterable of such batches (or of mappings with `tokens` and
             `attention_mask`). With `baseline="mean"` it is gone through twice.
-        baseline: `"zero"` takes a component whole; `"mean"` takes it minus its mean over the data.
+        baseline: `"zero"` takes a component whole; `"mean"` takes what it adds to the stream minus the mean of that
+            over the data.
         scale: The final norm's scale: `"final"` freezes it to that of the real final state, `"own"` uses that of the
             state being read. With `"own"`, a component is taken from the final state before its norm.
         lens_bias: Use `b_U` for every state; `False` leaves it out for all but the final logits.
@@ -113,7 +114,7 @@ def measure_entropy(
         return finished
     means = None
     if baseline == "mean":
-        outputs = OutputSums.of_all(model)
+        outputs = OutputSums.of_all(model, added=True)
         means = outputs.means(passes.gather("means", Totals(model, outputs.measure)).result())
     accumulator = EntropyAccumulator(model, options, means, passes.described, progress=run["progress"])
     return passes.finish("entropy", accumulator, after="means" if means else None)
@@ -125,7 +126,7 @@ class EntropyAccumulator(Accumulator[EntropyResult]):
     Args:
         model: The model.
         options: How to measure.
-        means: Component means, for `baseline="mean"`.
+        means: The means of what components add to the stream, for `baseline="mean"`.
         data: What the data is, for titles.
         progress: Show a progress bar of each batch's vocabulary.
         begins_at: Number of rows of the data that come before this part of it.

@@ -35,14 +35,16 @@ def lens_problem(
     Args:
         model: The model the states are of.
         states: They are used up: their tensors become the problem's.
-        means: Taken from every component, for `baseline="mean"`.
+        means: The means of what components add to the stream, taken from each, for `baseline="mean"`.
         scale: The final norm's scale: that of the final state for all, or each state's own.
         lens_bias: Use `b_U` for every state, or for the final one only.
     """
     readout = readout_of(model)
     W_U, b_U = states.wide(readout.W_U), states.wide(readout.b_U)
     norm_offset = torch.zeros_like(b_U) if readout.bias is None else states.wide(readout.bias) @ W_U
-    z, mlp, mixer = states.take_heads(None if means is None else means.z), states.mlp, states.mixer
+    z, mlp, mixer = states.take_heads(), states.mlp, states.mixer
+    if means is not None:
+        z -= means.z[:, :, None]
     for part, outputs in (("mlp", mlp), ("mixer", mixer)):
         of_part = None if means is None else means.of_whole(part)
         if outputs is not None and of_part is not None:

@@ -20,7 +20,7 @@ __all__ = ["ComponentMeans", "OutputSums"]
 
 @dataclass(frozen=True)
 class ComponentMeans:
-    """Means of outputs: heads' before `W_O`, MLPs' as they are.
+    """Means of outputs: heads' before `W_O`, MLPs' as they are; see `OutputSums` for heads with a norm behind them.
 
     Attributes:
         over_data: Over all positions that count.
@@ -59,15 +59,17 @@ class OutputSums:
     Args:
         runs: What runs the batches, and which components' outputs they show.
         by_position: Also at each position.
+        added: Of what components add to the stream: a head's output over the scale that a norm behind attention has
+            where it is, which differs from position to position. Else of what they give, which ablations replace.
     """
 
-    def __init__(self, runs: CleanRuns, *, by_position: bool = False) -> None:
-        self.runs, self.by_position = runs, by_position
+    def __init__(self, runs: CleanRuns, *, by_position: bool = False, added: bool = False) -> None:
+        self.runs, self.by_position, self.added = runs, by_position, added
 
     @classmethod
-    def of_all(cls, model: HookedTransformer) -> Self:
+    def of_all(cls, model: HookedTransformer, *, added: bool = False) -> Self:
         """For every head, mixer and MLP of a model."""
-        return cls(CleanRuns(model, all_components(model.cfg), room=0))
+        return cls(CleanRuns(model, all_components(model.cfg), room=0), added=added)
 
     def measure(self, batch: Batch, n_before: int) -> dict[str, Tensor]:
         """Return the sums over a batch that `n_before` rows of the data come before."""
@@ -81,7 +83,8 @@ class OutputSums:
         if self.by_position:
             sums["n at"] = torch.bincount(pos, minlength=n_ctx).double()
         for part in self.runs.parts:
-            output = wide(run.output(part)[batch.places])
+            given = run.output(part)
+            output = wide((run.onto_stream(part, given) if self.added else given)[batch.places])
             sums[part.label] = output.sum(0)
             if self.by_position:
                 sums[f"{part.label} at"] = output.new_zeros(n_ctx, output.shape[1]).index_add_(0, pos, output)

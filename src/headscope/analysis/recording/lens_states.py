@@ -56,7 +56,7 @@ class LensStates:
         """Return what times `output_weights` is what each head added to the stream; made in place, so `z` is used up.
 
         Args:
-            means: Taken from each head's output first.
+            means: Taken from each head's output first, before a norm behind attention scales what is left.
         """
         z = self.z
         if means is not None:
