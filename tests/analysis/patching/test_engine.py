@@ -16,7 +16,7 @@ from tiny import tiny_model, tiny_tokens
 from torch import Tensor
 
 from headscope import HookedTransformer, patching
-from headscope.analysis.patching.base_run import obstacle
+from headscope.analysis.patching.base_run import BaseRun, SuffixRuns, obstacle
 from headscope.analysis.patching.engine import Patch, measure_patches
 from headscope.analysis.prompts.metrics import AnswerMetric, last_position, reads
 from headscope.errors import InvalidInputError
@@ -398,3 +398,14 @@ def test_answers_are_tokens() -> None:
     beyond = AnswerMetric(torch.tensor([[3], [23]]), torch.tensor([[1], [1]]), torch.tensor([3, 3]))
     with pytest.raises(InvalidInputError, match="from 0 to 22; they go from 1 to 23"):
         sweep_of("resid_pre")(model, corrupted, cache, beyond)
+
+
+def test_a_padded_text_whose_angles_depend_on_its_length_is_not_cut() -> None:
+    """Cut behind what is read, it could be on the other side of the length at which they change."""
+    factors = {"longrope_short_factors": [1.0, 1.5], "longrope_long_factors": [2.0, 3.5]}
+    model = tiny_model(positional_embedding_type="rotary", longrope_original_ctx_len=5, **factors)
+    tokens, places = tiny_tokens(2, 8), torch.tensor([[6], [6]])
+    for n_padded, stop in ((0, 7), (2, 8)):
+        mask = (torch.arange(8) >= n_padded).expand(2, 8)
+        base = BaseRun(model, tokens, set(), 0, attention_mask=mask)
+        assert SuffixRuns(base, places).stop == stop

@@ -98,6 +98,35 @@ def test_longrope_has_other_angles_for_long_texts() -> None:
         torch.testing.assert_close(angles, torch.tensor([1.0, 0.01], dtype=torch.float64) / torch.tensor(factors))
 
 
+GROWING = {
+    "longrope": {"longrope_short_factors": [1.0, 2.0], "longrope_long_factors": [4.0, 8.0],
+                 "longrope_original_ctx_len": 5},
+    "dynamic": {"dynamic_NTK_factor": 3.0, "NTK_original_ctx_len": 5},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", GROWING)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_batch_whose_rows_are_all_padded_has_no_length_of_its_own(kind: str, side: str) -> None:
+    """The longest text counts in `transformers`, or all of a row; where that makes a difference it is refused."""
+    model = tiny_model(**ROTARY, **GROWING[kind])
+    tokens = tiny_tokens(2, 8)
+    for lengths, fits in (((8, 3), True), ((4, 3), False)):
+        mask = torch.arange(8) < torch.tensor(lengths)[:, None]
+        mask = mask.flip(-1) if side == "left" else mask
+        if fits:
+            model(tokens, attention_mask=mask)
+            continue
+        with pytest.raises(InvalidInputError, match="8 positions, but the longest text in them has 4, .* padding that"):
+            model(tokens, attention_mask=mask)
+        kept = tokens[:, -4:] if side == "left" else tokens[:, :4]
+        mask = mask[:, -4:] if side == "left" else mask[:, :4]
+        model(kept, attention_mask=mask)
+    model.cfg.longrope_original_ctx_len = model.cfg.NTK_original_ctx_len = 8
+    few = torch.arange(8) < 3
+    model(tokens, attention_mask=few.expand(2, 8))  # no row is longer than the context of training
+
+
 def test_dynamic_ntk_stretches_the_base_in_long_texts() -> None:
     cfg = tiny_config(**ROTARY, d_head=6, dynamic_NTK_factor=3.0, NTK_original_ctx_len=8)
     plain, stretched = (frequencies(cfg, length=length)[0] for length in (8, 16))

@@ -133,7 +133,9 @@ class SuffixRuns:
         self.base, self.places = base, places
         self.n_layers = len(base.blocks)
         reads_to = base.length if places is None else int(places.max()) + 1
-        cut = base.is_causal and not any(block.depends_on_length(reads_to, base.length) for block in base.blocks)
+        # Of a padded text no more than one token may be left, and angles may depend on how many there are.
+        shortest = reads_to if base.mask is None else 1
+        cut = base.is_causal and not any(block.depends_on_length(shortest, base.length) for block in base.blocks)
         self.stop = reads_to if cut else base.length
 
     def through(

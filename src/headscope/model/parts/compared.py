@@ -105,6 +105,8 @@ class ComparedHeads(nn.Module):
                 code="HS-TOKENS-03",
             )
         positions = None if attention_mask is None else token_positions(attention_mask)
+        if positions is not None and self.depends_on_length(1, n_keys):  # only then wait for the device
+            self._check_length(int(positions.max()) + 1, n_keys)
         of_keys: list[Tensor] = []
         if self.turns:
             of_keys = [each[None] if positions is None else each[positions] for each in self._rotary_rows(n_keys)]
@@ -115,6 +117,15 @@ class ComparedHeads(nn.Module):
             query_places = of_queries_among(everywhere, n_queries, query_at)
         q, k = self._placed("q", q, of_queries, query_places), self._placed("k", k, of_keys, None)
         return self.hook_rot_q(q), self.hook_rot_k(k)
+
+    def _check_length(self, longest: int, n_keys: int) -> None:
+        """Refuse a batch whose angles are others by the length of its longest text than by that of its rows."""
+        if self.depends_on_length(longest, n_keys):
+            raise InvalidInputError(
+                f"the rows have {n_keys} positions, but the longest text in them has {longest}, and this model's "
+                "rotary angles depend on how long a text is (LongRoPE or dynamic NTK). Take away the padding that all "
+                "rows have, and run texts of like length together."
+            )
 
     @property
     def _tempers(self) -> bool:
