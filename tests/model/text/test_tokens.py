@@ -1,7 +1,9 @@
 """Text to tokens and back: BOS once, padding on either side, and what is not text."""
 
+import inspect
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny import SENTENCES, tiny_model, tiny_tokenizer
@@ -9,7 +11,7 @@ from torch import Tensor
 
 from headscope import HookedTransformer
 from headscope.errors import InvalidInputError, MissingTokenizerError
-from headscope.model.text.tokens import get_attention_mask, get_tokens_with_bos_removed, padding_mask
+from headscope.model.text.tokens import get_attention_mask, get_tokens_with_bos_removed, padding_mask, single_token
 
 BOTH = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
 TEXT = "Mary gave a book"
@@ -194,6 +196,36 @@ def test_text_without_tokens(model: HookedTransformer) -> None:
     for nothing in ([], ()):
         with pytest.raises(InvalidInputError, match="empty"):
             model.to_tokens(nothing)
+
+
+@pytest.mark.parametrize("wrong, shown", [
+    (None, "NoneType"), (b"Mary", "bytes: decode them first"), (np.array([b"Mary"]), "bytes: decode"),
+    ([TEXT, None], "NoneType"), ({TEXT: 1}, "dict"),
+])  # fmt: skip
+def test_what_is_no_text_is_refused(model: HookedTransformer, wrong: Any, shown: str) -> None:
+    """Bytes are whole numbers, and a mapping's keys may be text: neither is taken for tokens or texts."""
+    for read in (HookedTransformer.to_tokens, HookedTransformer.to_str_tokens):
+        with pytest.raises(InvalidInputError, match=f"got {shown}"):
+            inspect.unwrap(read)(model, wrong)  # as they are called without the checks of the tests
+    with pytest.raises(InvalidInputError, match="only text has tokens to be looked up"):
+        inspect.unwrap(single_token)(wrong, model.tokenizer)
+
+
+@pytest.mark.parametrize("wrong, shown", [
+    (3, "int .3"), ([TEXT, [TEXT]], "list"), (np.array([[TEXT, TEXT]]), "list"), (torch.tensor([3]), r"a tensor \[1\]"),
+])  # fmt: skip
+def test_tokens_and_nested_lists_are_not_text(model: HookedTransformer, wrong: Any, shown: str) -> None:
+    with pytest.raises(InvalidInputError, match=f"a string, or a list of strings; got {shown}"):
+        inspect.unwrap(HookedTransformer.to_tokens)(model, wrong)
+
+
+def test_texts_in_arrays_and_generators(model: HookedTransformer) -> None:
+    texts = [TEXT, "Mary"]
+    for given in (np.array(texts), np.array(texts, dtype=object), (text for text in texts), tuple(texts)):
+        assert torch.equal(model.to_tokens(given), model.to_tokens(texts))
+    for given in (np.array(texts), (text for text in texts)):
+        assert model.to_str_tokens(given) == model.to_str_tokens(texts)
+    assert torch.equal(model.to_tokens(np.array(TEXT)), model.to_tokens(TEXT))
 
 
 @pytest.mark.parametrize("mode, wanted", [("first", 1), ("last", 6)])

@@ -4,7 +4,7 @@ The tokenizer never adds special tokens: BOS is prepended here. So BOS occurs on
 look-up of a single word. Padding is done here too, so a tokenizer's own settings are neither needed nor changed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -90,7 +90,7 @@ def padding_mask(
 
 def single_token(string: str, tokenizer: Any) -> int:
     """Return the id of a string that is one token; raise an error that shows its tokens otherwise."""
-    ids = tokenizer.encode(string, add_special_tokens=False)
+    ids = tokenizer.encode(_checked_text(string), add_special_tokens=False)
     if len(ids) != 1:
         pieces = [tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in ids]
         raise InvalidInputError(
@@ -183,7 +183,7 @@ class Tokenization:
 
     def to_tokens(
         self,
-        input: str | Sequence[str],
+        input: str | Iterable[str] | np.ndarray,
         prepend_bos: bool | None = None,
         padding_side: PaddingSide | None = None,
         move_to_device: bool = True,
@@ -200,7 +200,7 @@ class Tokenization:
 
         Raises:
             MissingTokenizerError: if the model has no tokenizer.
-            InvalidInputError: for an empty list, or a text with no tokens.
+            InvalidInputError: for an empty list, a text with no tokens, or anything else than texts.
 
         Example:
             >>> from headscope import HookedTransformer
@@ -208,7 +208,7 @@ class Tokenization:
             >>> model.to_tokens("Mary gave a drink to John")
             tensor([[  0,  45, 806, 352, 259, 742, 266, 547]])
         """
-        texts = [input] if isinstance(input, str) else list(input)
+        texts = _texts(input)
         if not texts:
             raise InvalidInputError("there is no text to tokenize: the list is empty.", code="HS-TOKENS-05")
         rows = [self._encoded(text, prepend_bos) for text in texts]
@@ -243,18 +243,32 @@ class Tokenization:
 
     def to_str_tokens(
         self,
-        input: str | int | Sequence[Any] | Tensor | np.ndarray,
+        input: str | int | Iterable[Any] | Tensor | np.ndarray,
         prepend_bos: bool | None = None,
         padding_side: PaddingSide | None = None,
     ) -> list[Any]:
-        """Decode each token to a string: a list for one text or sequence, a list of lists for a list of texts."""
+        """Decode each token to a string: a list for one text or sequence, a list of lists for a list of texts.
+
+        Raises:
+            MissingTokenizerError: If the model has no tokenizer.
+            InvalidInputError: For anything else than texts or tokens.
+        """
+        return self._strings(input, prepend_bos)
+
+    def _strings(self, input: Any, prepend_bos: bool | None) -> list[Any]:
         tokenizer = self._need_tokenizer()
+        if isinstance(input, np.ndarray) and input.dtype.kind not in "iu":
+            input = np.atleast_1d(input).tolist()
         if isinstance(input, str):
             ids = self._encoded(input, prepend_bos)[: self.cfg.n_ctx]
+        elif isinstance(input, bytes | bytearray | Mapping) or not isinstance(input, int | Iterable):
+            raise InvalidInputError(f"input must be text or tokens; got {_given(input)}.", code="HS-TOKENS-02")
+        elif not isinstance(input, Sequence | Tensor | np.ndarray | int):
+            return self._strings(list(input), prepend_bos)
         elif isinstance(input, (Tensor, int, np.ndarray)) or (len(input) > 0 and isinstance(input[0], int)):
             ids = _one_sequence(torch.atleast_1d(torch.as_tensor(input).squeeze())).tolist()
         else:
-            return [self.to_str_tokens(text, prepend_bos, padding_side) for text in input]
+            return [self._strings(text, prepend_bos) for text in input]
         return [tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in ids]
 
     def to_single_token(self, string: str) -> int:
@@ -312,7 +326,7 @@ class Tokenization:
     def _encoded(self, text: str, prepend_bos: bool | None) -> list[int]:
         """Return the tokens of a text, with BOS if asked for."""
         tokenizer = self._need_tokenizer()
-        ids = tokenizer.encode(text, add_special_tokens=False, verbose=False)
+        ids = tokenizer.encode(_checked_text(text), add_special_tokens=False, verbose=False)
         if not (self.cfg.default_prepend_bos if prepend_bos is None else prepend_bos):
             return ids
         return [begin_token(tokenizer), *ids]
@@ -325,6 +339,33 @@ class Tokenization:
         if side not in ("left", "right"):
             raise InvalidInputError(f"padding_side must be 'left' or 'right'; got {side!r}.")
         return side
+
+
+def _texts(input: Any) -> list[str]:
+    """Return a text, or several in a list or a 1-D array, as a list of texts."""
+    if isinstance(input, np.ndarray):
+        input = np.atleast_1d(input).tolist()
+    if isinstance(input, str | bytes | bytearray | Mapping | Tensor) or not isinstance(input, Iterable):
+        return [_checked_text(input)]
+    return [_checked_text(text) for text in input]
+
+
+def _checked_text(text: Any) -> str:
+    if not isinstance(text, str):
+        raise InvalidInputError(
+            f"only text has tokens to be looked up: a string, or a list of strings; got {_given(text)}.",
+            code="HS-TOKENS-02",
+        )
+    return text
+
+
+def _given(input: Any) -> str:
+    """Return what an input is, and what to do with it where that is clear."""
+    if isinstance(input, bytes | bytearray):
+        return f"{type(input).__name__}: decode them first, as in data.decode('utf-8')"
+    if isinstance(input, Tensor):
+        return f"a tensor {list(input.shape)}: tokens need no tokenizer"
+    return f"{type(input).__name__} ({input!r:.40})"
 
 
 def _one_sequence(tokens: Tensor) -> Tensor:
