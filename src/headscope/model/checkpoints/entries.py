@@ -9,11 +9,12 @@ import logging
 import re
 from collections import ChainMap
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-from headscope.errors import CheckpointError, MissingDependencyError
+from headscope.errors import CheckpointError, HeadscopeError, MissingDependencyError
 
-__all__ = ["ReadEntries", "changed", "defaulted"]
+__all__ = ["ReadEntries", "changed", "defaulted", "naming_entries"]
 
 logger = logging.getLogger(__name__)
 
@@ -108,6 +109,67 @@ def changed(hf: Mapping[str, Any], **entries: Any) -> Mapping[str, Any]:
 def defaulted(hf: Mapping[str, Any], **entries: Any) -> Mapping[str, Any]:
     """Return a config with these entries where it has none; only what is read of it counts as read."""
     return ChainMap(hf, entries)  # type: ignore[arg-type]  # nothing is written to it
+
+
+@contextmanager
+def naming_entries(hf: Mapping[str, Any], where: str) -> Iterator[None]:
+    """Turn an error over an entry of the wrong kind, such as null for a number, into one that names it.
+
+    Of what kind an entry must be is what the default of the class in `transformers` is.
+
+    Args:
+        hf: The contents of a `config.json`.
+        where: Its folder or file.
+
+    Raises:
+        CheckpointError: For a `TypeError` or the like from the code inside.
+    """
+    try:
+        yield
+    except HeadscopeError:
+        raise
+    except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        model_type = hf.get("model_type")
+        try:
+            defaults = _defaults(model_type, "an entry") if isinstance(model_type, str) else {}
+        except MissingDependencyError:
+            defaults = {}
+        wrong = [
+            f"{name} = {value!r}, which must be {_kind(default)} (the default is {default!r})"
+            for name, value, default in ([] if isinstance(error, ArithmeticError) else _of_other_kinds(hf, defaults))
+        ]
+        found = ", ".join(wrong) or f"an entry of the wrong type or size: {error}"
+        raise CheckpointError(f"config.json of {where} has {found}.") from error
+
+
+def _of_other_kinds(
+    hf: Mapping[str, Any], defaults: Mapping[str, Any], inside: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """Yield name, value and default of entries that are of another kind than their default."""
+    for name, default in defaults.items():
+        if name not in hf or default is None or _CHANGE_NOTHING.fullmatch(name):
+            continue
+        if hf[name] is None and isinstance(default, Mapping):
+            continue  # as if it were not there
+        if _kind(hf[name]) != _kind(default):
+            yield inside + name, hf[name], default
+        elif isinstance(default, Mapping):
+            yield from _of_other_kinds(hf[name], default, f"{inside}{name}.")
+
+
+def _kind(value: Any) -> str:
+    match value:
+        case bool():
+            return "true or false"
+        case int() | float():
+            return "a number"
+        case str():
+            return "a name"
+        case list() | tuple():
+            return "a list"
+        case Mapping():
+            return "a table of entries"
+    return "null"
 
 
 def _defaults(model_type: str, unread: str) -> dict[str, Any]:

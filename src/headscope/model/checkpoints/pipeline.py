@@ -26,7 +26,7 @@ from headscope.errors import (
     UnknownNameError,
     unknown_name,
 )
-from headscope.model.checkpoints.entries import ReadEntries
+from headscope.model.checkpoints.entries import ReadEntries, naming_entries
 from headscope.model.checkpoints.families import FAMILIES, family_of, saved_with
 from headscope.model.checkpoints.folder import CheckpointFolder, read_pickle
 from headscope.model.checkpoints.gguf.checkpoint import GGUFCheckpoint
@@ -150,10 +150,10 @@ def load_pretrained(
         hub |= {} if training.revision is None else {"revision": training.revision}
     checkpoint = None if hf_model is not None else open_checkpoint(find_checkpoint(str(model_name), **hub))
     hf_config = ReadEntries(hf_model.config.to_dict() if checkpoint is None else checkpoint.config())
-    saved = saved_with(hf_config)
+    where, saved = "hf_model" if checkpoint is None else str(checkpoint.path), saved_with(hf_config)
     cfg = make_config(
         hf_config,
-        "hf_model" if checkpoint is None else str(checkpoint.path),
+        where,
         model_name=model_name,
         device=device,
         dtype=dtype if torch_dtype is None else torch_dtype,
@@ -184,7 +184,8 @@ def load_pretrained(
     # Rewrites change weights where they are, each once, and a file may hold one tensor for two of them.
     mapped = mapped and not any(dataclasses.astuple(processing))
     read = CountedTensors(dequantized(tensors, hf_config), beside=family_of(hf_config).ignore)
-    weights = converted(read, cfg, hf_config, first_n_layers=first_n_layers, mapped=mapped)
+    with naming_entries(hf_config, where):
+        weights = converted(read, cfg, hf_config, first_n_layers=first_n_layers, mapped=mapped)
     if "model_type" in hf_config:
         hf_config.check_all_read()
     if first_n_layers:
@@ -328,7 +329,8 @@ def make_config(
         raise InvalidInputError(f"first_n_layers must be between 1 and {fields['n_layers']}; got {first_n_layers}.")
     if default_prepend_bos is not None:
         fields["default_prepend_bos"] = default_prepend_bos
-    architecture = next(iter(hf_config.get("architectures") or []), family_of(hf_config).architecture)
+    with naming_entries(hf_config, where):
+        architecture = next(iter(hf_config.get("architectures") or []), family_of(hf_config).architecture)
     fields = {
         "original_architecture": architecture,
         "model_name": _display_name(model_name, hf_config),
@@ -341,7 +343,8 @@ def make_config(
     if training is not None:
         fields |= {"from_checkpoint": True, "checkpoint_index": training.index, "checkpoint_value": training.value}
         fields["checkpoint_label_type"] = training.label_type
-    return HookedTransformerConfig(**fields)
+    with naming_entries(hf_config, where):
+        return HookedTransformerConfig(**fields)
 
 
 class CountedTensors(Mapping[str, Tensor]):
@@ -430,13 +433,12 @@ def config_fields(hf_config: Mapping[str, Any], where: str) -> dict[str, Any]:
                 code="HS-CHECKPOINT-10",
             )
     try:
-        return family_of(hf_config).config(hf_config)
+        with naming_entries(hf_config, where):
+            return family_of(hf_config).config(hf_config)
     except HeadscopeError:
         raise
     except KeyError as error:
         raise CheckpointError(f"config.json of {where} lacks {error.args[0]!r}.") from None
-    except (TypeError, ValueError, ArithmeticError) as error:
-        raise CheckpointError(f"config.json of {where} has an entry of the wrong type or size: {error}.") from error
 
 
 def _tokenizer_of(

@@ -19,7 +19,7 @@ from torch import Tensor
 from headscope import HookedTransformer, HookedTransformerConfig
 from headscope.errors import CheckpointError, HeadscopeError, InvalidInputError, MissingDependencyError
 from headscope.model.checkpoints.catalog import known_families
-from headscope.model.checkpoints.entries import ReadEntries
+from headscope.model.checkpoints.entries import ReadEntries, naming_entries
 from headscope.model.checkpoints.families import FAMILIES
 from headscope.model.checkpoints.pipeline import config_fields
 
@@ -165,8 +165,10 @@ def test_every_family_notices_an_entry_it_does_not_read(row: str) -> None:
 
 
 @pytest.mark.parametrize("row, entries, message", [
-    ("llama", {"rope_scaling": {"rope_type": "linear", "factor": None}}, "of the wrong type or size: float"),
+    ("llama", {"rope_scaling": {"rope_type": "linear", "factor": None}}, "factor among .* must be a number; got None"),
     ("granite", {"attention_multiplier": 0.0}, "of the wrong type or size"),
+    ("mistral", {"sliding_window": "wide"}, "sliding_window = 'wide', which must be a number .the default is 4096"),
+    ("llama", {"rope_parameters": [3]}, r"rope_parameters = \[3\], which must be a table of entries"),
     ("phi3", {"rope_scaling": {"type": "longrope", "short_factor": [], "long_factor": []}}, "must have rotary_dim / 2"),
     ("gpt_neox", {"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5 .* transformers reads only that"),
     ("gpt_neox", {"rope_theta": 7.0}, "rope_theta = 7.0 .* transformers reads only that"),
@@ -177,6 +179,37 @@ def test_entries_that_cannot_be_meant_are_refused_by_name(row: str, entries: dic
     config = {**getattr(transformers, f"{stem}Config")(**fields).to_dict(), "rope_parameters": None, **entries}
     with pytest.raises((CheckpointError, InvalidInputError), match=message):
         HookedTransformerConfig(**config_fields(config, "here"), device="cpu")
+
+
+@pytest.mark.parametrize("row, entry, value, must_be", [
+    ("granite", "logits_scaling", None, r"a number \(the default is 1\.0\)"),
+    ("granite", "embedding_multiplier", "three", r"a number \(the default is 1\.0\)"),
+    ("gemma2", "query_pre_attn_scalar", None, r"a number \(the default is 256\)"),
+    ("gemma3", "text_config.query_pre_attn_scalar", None, r"a number \(the default is 256\)"),
+    ("falcon_h1", "key_multiplier", None, r"a number \(the default is 1\.0\)"),
+    ("falcon_h1", "mamba_n_groups", None, r"a number \(the default is 1\)"),
+    ("jamba", "mamba_d_state", None, r"a number \(the default is 16\)"),
+    ("nemotron_h", "use_conv_bias", "no", r"true or false \(the default is True\)"),
+    ("llama", "num_key_value_heads", "four", r"a number \(the default is 32\)"),
+])  # fmt: skip
+def test_an_entry_of_another_kind_is_named(row: str, entry: str, value: Any, must_be: str) -> None:
+    """Wherever it is that the value does not fit: in the config, in the layers' tables, or in a weight's factor."""
+    model = built(*TABLE[row])
+    changed_config = model.config.to_dict()
+    *path, last = entry.split(".")
+    inside = changed_config
+    for name in path:
+        inside = inside[name]
+    inside[last] = value
+    model.config.to_dict = lambda: changed_config
+    with pytest.raises(CheckpointError, match=rf"hf_model has {re.escape(entry)} = {value!r}, which must be {must_be}"):
+        HookedTransformer.from_hf(model)
+
+
+def test_an_error_over_no_entry_of_another_kind_says_what_it_was() -> None:
+    with pytest.raises(CheckpointError, match="of there has an entry of the wrong type or size: 'int' object is not"):
+        with naming_entries({"model_type": "of the future"}, "there"):
+            iter(3)  # type: ignore[call-overload]
 
 
 def test_what_transformers_takes_for_a_context_that_no_entry_gives() -> None:

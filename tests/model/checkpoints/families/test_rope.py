@@ -104,6 +104,10 @@ def test_dynamic_ntk_gives_the_logits_of_transformers_whatever_the_length(n_laye
     ("olmo3", {"rope_theta": 10000.0}, r"rope_theta = 10000\.0 .* does not say whether local layers"),
     ("gemma3_text", {"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}},
      "scaled rotary positions of local layers"),
+    ("gemma3_text", {"rope_parameters": {"sliding_attention": {"type": "linear", "factor": 2.0}}},
+     "scaled rotary positions of local layers"),
+    ("gemma3_text", {"rope_scaling": {"type": "linear", "factor": 8.0}, "rope_parameters": {
+        "full_attention": {"rope_type": "default"}}}, "'type': 'linear', which transformers 5 does not read"),
     ("ministral3", {"rope_parameters": {"rope_type": "default"}}, "must have llama_4_scaling_beta and original_max"),
     ("cohere2", {"sliding_window": None}, "without a sliding_window"),
     ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention .* not supported"),

@@ -39,10 +39,14 @@ class Hybrid(LlamaLike):
         Raises:
             MissingDependencyError: If the installed version of `transformers` has no such models.
         """
+        from huggingface_hub import errors
         from transformers import CONFIG_MAPPING
 
         known = self.model_type in CONFIG_MAPPING
-        config: Any = CONFIG_MAPPING[self.model_type].from_dict(dict(hf)) if known else None
+        try:
+            config: Any = CONFIG_MAPPING[self.model_type].from_dict(dict(hf)) if known else None
+        except getattr(errors, "StrictDataclassError", ValueError) as error:
+            raise ValueError(error) from error  # which names the file's entry where it is caught
         kinds = getattr(config, "layer_types", None)  # which early versions of transformers give other names
         if kinds is None:
             raise MissingDependencyError(

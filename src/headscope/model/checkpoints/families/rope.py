@@ -93,9 +93,17 @@ def rope_fields_by_type(hf: Mapping[str, Any], d_head: int, *, base: float, loca
             f"rope_parameters in config.json has {min(unknown)!r}; this family has them by type of layer, "
             "'full_attention' and 'sliding_attention'."
         )
-    everywhere = {**(by_type.get("full_attention") or {}), **(hf.get("rope_scaling") or {})}
+    scaling = hf.get("rope_scaling") or {}
+    if "rope_type" not in scaling and scaling.get("type", "default") != "default":
+        raise CheckpointError(
+            f"rope_scaling in config.json has 'type': {scaling['type']!r}, which transformers 5 does not read in this "
+            "family, and versions before do: write it as 'rope_type'.",
+            code="HS-CHECKPOINT-06",
+        )
+    everywhere = {**(by_type.get("full_attention") or {}), **scaling}
     local = by_type.get("sliding_attention") or {}
-    if local.get("rope_type", "default") != "default" or local.get("partial_rotary_factor", 1.0) != 1.0:
+    kind = local.get("rope_type", local.get("type", "default"))
+    if kind != "default" or local.get("partial_rotary_factor", 1.0) != 1.0:
         raise CheckpointError(f"scaled rotary positions of local layers in config.json are not supported: {local!r}.")
     fields = rope_fields(hf, d_head, base=base, part=None, rope=everywhere)
     return {**fields, "rotary_base_local": local.get("rope_theta", local_base)}
@@ -113,22 +121,31 @@ def rope_entries_by_type(cfg: HookedTransformerConfig) -> dict[str, Any]:
     }
 
 
+def _number(rope: Mapping[str, Any], name: str) -> float:
+    value = rope[name]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise CheckpointError(
+            f"{name} among the entries on rotary positions in config.json must be a number; got {value!r}."
+        )
+    return float(value)
+
+
 def _linear(rope: Mapping[str, Any], original: int, n_ctx: int) -> dict[str, Any]:
-    return {"rotary_scaling_factor": float(rope["factor"])}
+    return {"rotary_scaling_factor": _number(rope, "factor")}
 
 
 def _dynamic(rope: Mapping[str, Any], original: int, n_ctx: int) -> dict[str, Any]:
     # Made for texts longer than those in training, which the base grows for.
-    factor = float(rope["factor"])
+    factor = _number(rope, "factor")
     return {"dynamic_NTK_factor": factor, "NTK_original_ctx_len": n_ctx, "n_ctx": int(n_ctx * factor)}
 
 
 def _llama3(rope: Mapping[str, Any], original: int, n_ctx: int) -> dict[str, Any]:
     return {
         "use_NTK_by_parts_rope": True,
-        "NTK_by_parts_factor": float(rope["factor"]),
-        "NTK_by_parts_low_freq_factor": float(rope["low_freq_factor"]),
-        "NTK_by_parts_high_freq_factor": float(rope["high_freq_factor"]),
+        "NTK_by_parts_factor": _number(rope, "factor"),
+        "NTK_by_parts_low_freq_factor": _number(rope, "low_freq_factor"),
+        "NTK_by_parts_high_freq_factor": _number(rope, "high_freq_factor"),
         "NTK_original_ctx_len": original,
     }
 
