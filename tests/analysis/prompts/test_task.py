@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 
 from headscope import HookedTransformer
+from headscope.analysis.core.stats import standard_errors
 from headscope.analysis.prompts.answers import answer_difference, logit_difference
 from headscope.analysis.prompts.task import Task
 from headscope.data.ioi import IOIDataset
@@ -199,12 +200,43 @@ def test_a_table_of_ones_own(tmp_path: Path, tokenizer: Any) -> None:
         assert torch.equal(task.clean_tokens, made.clean_tokens) and torch.equal(task.correct, made.correct)
         assert task.corrupted_tokens is not None and made.corrupted_tokens is not None
         assert torch.equal(task.corrupted_tokens, made.corrupted_tokens) and task.labels == ("ABBA", "")
+    assert all(task.clusters is None for task in read)
     several = Task.read(write(tmp_path, "prompt,correct,incorrect\nTom ran to,Mary|John,store\n", "csv"), tokenizer)
     assert several.correct.shape == (1, 2) and several.answers[0][0] == " Mary| John"
     inside = Task.read(
         write(tmp_path, 'prompt,correct,incorrect\n"It rained.\nTom ran to",Mary,John\n', "csv"), tokenizer
     )
     assert inside.prompts == ("It rained.\nTom ran to",)
+
+
+def test_prompts_of_a_cluster_are_named(tmp_path: Path, tokenizer: Any) -> None:
+    """The same clusters in lists, in both kinds of files and beside token ids; errors are then over clusters."""
+    prompts = [SHORT, SHORT.replace("book", "ball"), LONG, LONG.replace("store", "park"), LONG.replace("drink", "ring")]
+    names = ["Mary", "Mary", "", "4", "4"]
+    answers = (["Mary"] * 5, ["John"] * 5)
+    csv = "prompt,correct,incorrect,cluster\n" + "".join(
+        f'"{prompt}",Mary,John,{name}\n' for prompt, name in zip(prompts, names, strict=True)
+    )
+    rows: list[dict[str, Any]] = [
+        {"prompt": prompt, "correct": "Mary", "incorrect": "John", "cluster": name}
+        for prompt, name in zip(prompts, ["Mary", "Mary", None, 4, "4"], strict=True)
+    ]
+    ids = [{**row, "prompt": [at + 1, 2], "correct": 3, "incorrect": 4} for at, row in enumerate(rows)]
+    made = [
+        Task.from_prompts(prompts, *answers, tokenizer, clusters=names),
+        Task.from_prompts(prompts, *answers, tokenizer, clusters=torch.tensor([7, 7, 5, 4, 4])),
+        *(Task.read(write(tmp_path, text, kind), tokenizer) for text, kind in ((csv, "csv"), (rows, "jsonl"))),
+        Task.read(write(tmp_path, ids, "jsonl"), None),
+        Task.from_tokens(torch.ones(5, 2).long(), correct=[3] * 5, incorrect=[4] * 5, clusters=["a", "a", None, 4, 4]),
+    ]
+    for task in made:
+        assert task.clusters is not None and task.clusters.tolist() == [0, 0, 1, 2, 2]
+    values = torch.tensor([1.0, 3.0, 5.0, 4.0, 7.0])
+    away = [1 + 3 - 2 * 4.0, 5 - 4.0, 4 + 7 - 2 * 4.0]
+    expected = (sum(each**2 for each in away) * 3 / 2) ** 0.5 / 5
+    assert float(standard_errors(values[:, None], made[0].clusters)[0]) == pytest.approx(expected)
+    unnamed = Task.from_prompts(prompts, *answers, tokenizer, clusters=[None, "", None, "", ""])
+    assert unnamed.clusters is None
 
 
 GOOD = {"prompt": LONG, "correct": "Mary", "incorrect": "John"}
@@ -220,6 +252,8 @@ BAD_ROWS = {
     "misaligned": ({"corrupted": LONG + " the"}, r"corrupted prompt has 16 tokens and the prompt 15.*' the'\] and \["),
     "not corrupted": ({"corrupted": LONG}, "nothing is corrupted"),
     "a bad label": ({"label": ["x"]}, "'label' must be text"),
+    "a bad cluster": ({"cluster": 1.5}, "'cluster' must be a whole number or text, .* not independent; got 1.5"),
+    "a cluster that is a list": ({"cluster": ["x"]}, "'cluster' must be a whole number or text"),
 }
 
 
@@ -281,6 +315,8 @@ def test_unknown_columns_missing_files_and_other_encodings(tmp_path: Path, token
 def test_lists_that_do_not_fit(tokenizer: Any) -> None:
     with pytest.raises(InvalidInputError, match="2 prompts, and 1 of 'correct'"):
         Task.from_prompts([LONG, SHORT], ["Mary"], ["John"] * 2, tokenizer)
+    with pytest.raises(InvalidInputError, match="2 prompts, and 3 of 'cluster'"):
+        Task.from_prompts([LONG, SHORT], ["Mary"] * 2, ["John"] * 2, tokenizer, clusters=[1, 2, 2])
     with pytest.raises(InvalidInputError, match="at least one prompt"):
         Task.from_prompts([], [], [], tokenizer)
     with pytest.raises(InvalidInputError, match="^prompt 1: "):

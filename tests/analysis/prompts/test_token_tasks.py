@@ -59,6 +59,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "a mask of another shape": ({**ANSWERS, "attention_mask": torch.ones(2, 2)}, "must have their shape"),
     "an empty prompt": ({**ANSWERS, "attention_mask": torch.zeros(2, 3)}, "has no real token"),
     "a mask of nothing": ({**ANSWERS, "corrupted": None, "corrupted_mask": torch.ones(2, 3)}, "there are none"),
+    "clusters of another number": ({**ANSWERS, "clusters": [1]}, "2 prompts, and 1 of 'cluster'"),
     "two places": (
         {"metric": NumberMetric(torch.tensor([1, 1]), torch.ones(2)), "positions": [0, 0]},
         "the metric reads other positions",

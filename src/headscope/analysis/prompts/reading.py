@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from headscope.data.ioi.words import token_after_a_word
 from headscope.errors import InvalidInputError, unknown_name
 from headscope.model.text.tokens import begin_token, pad_token_id, single_token
 
-__all__ = ["RowMaker", "TaskRow", "TokenStrings", "check_alike", "read_rows"]
+__all__ = ["RowMaker", "TaskRow", "TokenStrings", "check_alike", "cluster_numbers", "listed_rows", "read_rows"]
 
-_COLUMNS = ("prompt", "correct", "incorrect", "corrupted", "label")
+_TEXTS = ("prompt", "correct", "incorrect", "corrupted", "label")
+_COLUMNS = (*_TEXTS, "cluster")
 _OF_TOKENS = "position"  # a column of rows whose prompts are token ids
 _REQUIRED = _COLUMNS[:3]
 
@@ -70,7 +72,7 @@ class RowMaker:
         Raises:
             InvalidInputError: For a missing field, answers that are not one token each, or prompts that do not align.
         """
-        for key in _COLUMNS:
+        for key in _TEXTS:
             value = row.get(key)
             if value in (None, "") and key not in _REQUIRED:
                 continue
@@ -155,6 +157,61 @@ def check_alike(rows: Sequence[TaskRow], names: Sequence[str]) -> None:
         if bool(row.corrupted) != bool(rows[0].corrupted):
             without, other = (names[0], name) if row.corrupted else (name, names[0])
             raise InvalidInputError(f"{without} has no corrupted prompt, and {other} one; give it for all or none.")
+
+
+def cluster_numbers(
+    given: Sequence[object] | Int[Tensor, " prompt"], names: Sequence[str]
+) -> Int[Tensor, " prompt"] | None:
+    """Return numbers of the clusters that prompts are in; `None` if none is in any.
+
+    Args:
+        given: A number or a name for each prompt, the same within a cluster; `None` or an empty text for a prompt that
+            is a cluster of its own.
+        names: What errors call each prompt.
+
+    Raises:
+        InvalidInputError: For clusters of another number of prompts, or one that is neither a whole number nor text.
+
+    Example:
+        >>> cluster_numbers(["a", None, "b", "a", ""], ["1", "2", "3", "4", "5"])
+        tensor([0, 1, 2, 0, 3])
+    """
+    listed = given.tolist() if isinstance(given, Tensor) else list(given)
+    if len(listed) != len(names):
+        raise InvalidInputError(f"there are {len(names)} prompts, and {len(listed)} of 'cluster'; give as many.")
+    for cluster, name in zip(listed, names, strict=True):
+        if isinstance(cluster, bool) or not (cluster is None or isinstance(cluster, str | Integral)):
+            raise InvalidInputError(
+                f"{name}: 'cluster' must be a whole number or text, the same for prompts that are not independent; got "
+                f"{cluster!r}."
+            )
+    if all(cluster in (None, "") for cluster in listed):
+        return None
+    keys = [(at,) if cluster in (None, "") else str(cluster) for at, cluster in enumerate(listed)]
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    return torch.tensor([numbers[key] for key in keys])
+
+
+def listed_rows(
+    prompts: Sequence[str], **columns: Sequence[Any] | Tensor | None
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return rows of lists, as those of a file, with a name for each.
+
+    Raises:
+        InvalidInputError: For a list with another number of entries than there are prompts.
+    """
+    given = {
+        name: values.tolist() if isinstance(values, Tensor) else list(values)
+        for name, values in columns.items()
+        if values is not None
+    }
+    for name, values in given.items():
+        if len(values) != len(prompts):
+            raise InvalidInputError(f"there are {len(prompts)} prompts, and {len(values)} of {name!r}; give as many.")
+    rows = [
+        {"prompt": prompt, **{name: values[at] for name, values in given.items()}} for at, prompt in enumerate(prompts)
+    ]
+    return rows, [f"prompt {at}" for at in range(len(prompts))]
 
 
 def read_rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:

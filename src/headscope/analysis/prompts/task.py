@@ -17,7 +17,14 @@ from torch import Tensor
 from headscope.analysis.prompts.answers import answer_difference, positions_error
 from headscope.analysis.prompts.identity import telling
 from headscope.analysis.prompts.metrics import AnswerMetric, Metric, PromptMetric
-from headscope.analysis.prompts.reading import RowMaker, TokenStrings, check_alike, read_rows
+from headscope.analysis.prompts.reading import (
+    RowMaker,
+    TokenStrings,
+    check_alike,
+    cluster_numbers,
+    listed_rows,
+    read_rows,
+)
 from headscope.analysis.prompts.token_rows import TokenRows, token_columns
 from headscope.data.ioi import IOIDataset
 from headscope.errors import InvalidInputError, MissingTokenizerError
@@ -80,6 +87,7 @@ class Task:
         *,
         corrupted: Sequence[str] | None = None,
         labels: Sequence[str] | None = None,
+        clusters: Sequence[int | str | None] | Int[Tensor, " prompt"] | None = None,
         prepend_bos: bool = True,
         prepend_space_to_answer: bool = True,
     ) -> Self:
@@ -92,12 +100,14 @@ class Task:
             tokenizer: A Hugging Face tokenizer.
             corrupted: A text with as many tokens for each prompt.
             labels: The kind of each prompt.
+            clusters: A number or a name for each prompt, the same for those that are not independent: that share a
+                template or a name, or are each other's corrupted prompt. `None` for one that stands by itself.
             prepend_bos: Begin each row with BOS.
             prepend_space_to_answer: Put a space before each answer unless it starts with one.
 
         Raises:
-            InvalidInputError: For an empty prompt, an answer that is not one token or both right and wrong, or a
-                corrupted prompt of another length; it names the prompt.
+            InvalidInputError: For an empty prompt, an answer that is not one token or both right and wrong, a corrupted
+                prompt of another length, or a cluster that is no number or name; it names the prompt.
 
         Example:
             >>> from headscope import HookedTransformer
@@ -107,19 +117,9 @@ class Task:
             >>> print(f"{task.logit_difference(model(task.clean_tokens)):+.2f} logits for Mary")
             +12.30 logits for Mary
         """
-        given: dict[str, Sequence[Any] | None] = {
-            "correct": correct, "incorrect": incorrect, "corrupted": corrupted, "label": labels,
-        }  # fmt: skip
-        for name, values in given.items():
-            if values is not None and len(values) != len(prompts):
-                raise InvalidInputError(
-                    f"there are {len(prompts)} prompts, and {len(values)} of {name!r}; give as many."
-                )
-        rows = [
-            {"prompt": prompt, **{name: values[i] for name, values in given.items() if values is not None}}
-            for i, prompt in enumerate(prompts)
-        ]
-        names = [f"prompt {i}" for i in range(len(prompts))]
+        rows, names = listed_rows(
+            prompts, correct=correct, incorrect=incorrect, corrupted=corrupted, label=labels, cluster=clusters
+        )
         return cls._from_rows(rows, names, RowMaker(tokenizer, prepend_bos, prepend_space_to_answer))
 
     @classmethod
@@ -228,6 +228,7 @@ class Task:
         attention_mask: Tensor | None = None,
         corrupted_mask: Tensor | None = None,
         labels: Sequence[str] | None = None,
+        clusters: Sequence[int | str | None] | Int[Tensor, " prompt"] | None = None,
         word_idx: Mapping[str, Int[Tensor, " prompt"]] | None = None,
         tokenizer: Any = None,
     ) -> Self:
@@ -244,12 +245,13 @@ class Task:
             attention_mask: The real tokens of `clean`, which begin each row; default: all, or as long as its lists are.
             corrupted_mask: Those of `corrupted`; default: the clean ones.
             labels: The kind of each prompt.
+            clusters: A number or a name for each prompt, the same for those not independent; see `from_prompts`.
             word_idx: Named positions.
             tokenizer: Where there is one, the text of prompts and answers is shown, in the place of numbers.
 
         Raises:
             InvalidInputError: For tokens that are no ids, shapes that do not fit, a mask without real tokens in a
-                prompt, an answer position at padding of either run, or neither answers nor a metric.
+                prompt, an answer at padding of either run, no answers and no metric, or a cluster without a name.
 
         Example:
             >>> task = Task.from_tokens([[1, 5, 7], [1, 6]], [[1, 8, 7], [1, 9]], correct=[5, 6], incorrect=[8, 9])
@@ -284,6 +286,7 @@ class Task:
             labels=("",) * len(tokens) if labels is None else tuple(labels),
             word_idx=dict(word_idx or {}),
             metric=metric,
+            clusters=maker.clusters(clusters, tokens),
             corrupted_mask=None if other_mask is None or torch.equal(other_mask, mask) else other_mask,
         )
 
@@ -293,10 +296,11 @@ class Task:
     ) -> Self:
         r"""Read a task from a table with a row for each prompt.
 
-        Columns (or keys): `prompt`, `correct`, `incorrect`, and where wanted `corrupted` and `label`. Several answers
-        are a list in `.jsonl`, and separated by `|` in `.csv`. In `.jsonl` prompts may be lists of token ids, with
-        answers that are ids too, and where wanted the `position` at which the answer is read; answers with a decimal
-        point are what a model that gives numbers should say of the clean and the corrupted prompt (`NumberMetric`).
+        Columns (or keys): `prompt`, `correct`, `incorrect`, and where wanted `corrupted`, `label` and `cluster`, the
+        same for prompts that are not independent (`clusters` of `from_prompts`). Several answers are a list in
+        `.jsonl`, and separated by `|` in `.csv`. In `.jsonl` prompts may be lists of token ids, with answers that are
+        ids too, and where wanted the `position` at which the answer is read; answers with a decimal point are what a
+        model that gives numbers should say of the clean and the corrupted prompt (`NumberMetric`).
 
         Args:
             path: A `.csv` file with a line of column names, or `.jsonl`, in UTF-8.
@@ -340,7 +344,6 @@ class Task:
         clean = maker.padded([row.clean for row in made])
         lengths = torch.tensor([len(row.clean) for row in made])
         mask = torch.arange(clean.shape[1]) < lengths[:, None]
-
         return cls(
             clean_tokens=clean,
             correct=torch.tensor([row.correct for row in made]),
@@ -352,6 +355,7 @@ class Task:
             str_tokens=maker.strings.rows(clean, mask),
             answers=tuple((maker.text(row.correct), maker.text(row.incorrect)) for row in made),
             labels=tuple(row.get("label") or "" for row in rows),
+            clusters=cluster_numbers([row.get("cluster") for row in rows], names),
         )
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from headscope.analysis.prompts.metrics import Metric, NumberMetric, PromptMetric
-from headscope.analysis.prompts.reading import TokenStrings
+from headscope.analysis.prompts.reading import TokenStrings, cluster_numbers
 from headscope.errors import InvalidInputError
 
 __all__ = ["TokenRows", "token_columns"]
@@ -120,6 +120,13 @@ class TokenRows:
             )
         return at
 
+    def clusters(self, given: Any, tokens: Int[Tensor, "prompt pos"]) -> Int[Tensor, " prompt"] | None:
+        """Return a number for each prompt's cluster, where some are given; see `cluster_numbers`."""
+        if given is None:
+            return None
+        numbers = cluster_numbers(given, [f"prompt {number}" for number in range(len(tokens))])
+        return None if numbers is None else numbers.to(tokens.device)
+
     def rows(self, tokens: Tensor, mask: Tensor) -> tuple[tuple[str, ...], ...]:
         """Return the text of every real token."""
         if self._strings is not None:
@@ -156,6 +163,7 @@ def token_columns(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> di
             raise InvalidInputError(f"{name}: 'prompt' is text, and that of another row a list of token ids.")
     found = {name: columns[key] for name, key in (("clean", "prompt"), ("corrupted", "corrupted"))}
     found["labels"] = [row.get("label") or "" for row in rows]
+    found["clusters"] = cluster_numbers([row.get("cluster") for row in rows], names)
     right, wrong, at = columns["correct"], columns["incorrect"], columns["position"]
     if not any(isinstance(each, float) for each in (*right, *wrong)):
         return {**found, "correct": right, "incorrect": wrong, "positions": at}

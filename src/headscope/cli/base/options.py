@@ -51,8 +51,8 @@ Task = Annotated[
     Path | None,
     typer.Option(
         help="Prompts of your own: a .csv or .jsonl file with the columns prompt, correct, incorrect, and optionally "
-        "corrupted and label (prompts of a .jsonl file may be lists of token ids). Default: indirect object "
-        "identification.",
+        "corrupted, label and cluster, the same for prompts that are not independent (prompts of a .jsonl file may be "
+        "lists of token ids). Default: indirect object identification.",
         show_default=False,
     ),
 ]

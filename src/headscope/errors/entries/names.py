@@ -109,8 +109,8 @@ activation_patch(model, task, sites=["resid_before"])
         error="UnknownNameError",
         title="Unknown column",
         symptom=(
-            "Unknown column 'answer'. Allowed: 'prompt', 'correct', 'incorrect', 'corrupted', 'label'. ...task.csv "
-            "may have prompt, correct, incorrect, corrupted, label."
+            "Unknown column 'answer'. Allowed: 'prompt', 'correct', 'incorrect', 'corrupted', 'label', 'cluster'. "
+            "...task.csv may have prompt, correct, incorrect, corrupted, label, cluster."
         ),
         cause="A file of prompts or a data set has columns of other names than those asked for.",
         repair=(
