@@ -139,14 +139,16 @@ def report_plan(
 
 def task_part(model: HookedTransformer, task: Task) -> Part:
     """Return what a task of two names takes, if the model does it."""
-    stages, prompts = types_work(model, task), count(len(task), "prompt")
+    stages, says = types_work(model, task), count(len(task), "prompt")
     if task.corrupted_tokens is not None:
-        task = few_prompts(model, with_words(task))
+        few = few_prompts(model, with_words(task))
+        says += f", {len(few)} patched"
         for site, words in (("resid_pre", WORDS), ("z", SWAPPED_WORDS)):
-            stages |= patching_work(model, task, [site], by_position=True, positions=words)
-        if finds_circuit(model):
-            stages |= circuit_work(model, task, RECEIVERS)
-    return Part("task", prompts, stages)
+            stages |= patching_work(model, few, [site], by_position=True, positions=words)
+        if finds_circuit(model, task):
+            says += ", their circuit"
+            stages |= circuit_work(model, few, RECEIVERS)
+    return Part("task", says, stages)
 
 
 def fitting_sizes(

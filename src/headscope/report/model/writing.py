@@ -118,8 +118,8 @@ def write_report(
             probe of this machine foretells, but not below 512 tokens, of which half are ablated.
         task: Prompts with two names, to find the heads that tell them apart: `"ioi"` generates those of indirect object
             identification, `"auto"` does too, and says on the page why not where the model cannot read them; `None`
-            leaves it out. It takes some seconds for a small model, and minutes for GPT-2 small, on which it measures
-            16 prompts and not the circuit.
+            leaves it out. It takes some seconds for a small model, and minutes for GPT-2 small, whose circuit it
+            finds on fewer prompts; models more than some three times as large get none.
         sections: Names of the sections to make; default: all of loss, entropy, ablation, task, suppression, types,
             attention. Nothing is measured for others, or said of them. Entropy comes with the loss of each token, and
             attention patterns with the entropies and head types that their heads are chosen by.

@@ -11,6 +11,7 @@ from headscope.analysis.attention.score import attribute_attention
 from headscope.analysis.attention.score_result import AttentionAttribution
 from headscope.analysis.circuits.circuit import find_circuit
 from headscope.analysis.circuits.circuit_result import Circuit
+from headscope.analysis.core.costs import layer_operations
 from headscope.analysis.core.stats import estimates_over_prompts
 from headscope.analysis.heads.inhibition import in_turn
 from headscope.analysis.heads.names import attention_between, name_places, orders_of
@@ -24,6 +25,7 @@ from headscope.data.ioi import IOIDataset
 from headscope.errors import InvalidInputError, MissingTokenizerError
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.devices import wide
+from headscope.report.costs import circuit_work
 from headscope.report.kept import Kept
 from headscope.report.places import head_of
 from headscope.report.task.story import LOOKED_AT, SWAPPED_WORDS, WORDS, Order, TaskStory
@@ -34,10 +36,9 @@ SWAPPED = "ABB->ABA, BAB->BAA"
 _PILOT, _MOST_PROMPTS = 32, 200
 # Prompts of paths and patched words: fewer for a model that takes long.
 _MANY, _FEW = 100, 16
-# Operations that a report may spend on a circuit, some ten seconds of a laptop; and on running the prompts.
-_BUDGET, _OF_PROMPTS = 1e12, 2e12
+# Operations that a report may spend on a circuit, about a minute of a laptop; and on running the prompts.
+_BUDGET, _OF_PROMPTS = 5e12, 2e12
 RECEIVERS = 8
-_TOKENS = 18  # of a prompt
 _ASKED, _LOOKS = 2, 0.3  # heads of each kind that are asked why they look at a name, and the share from which they do
 
 
@@ -62,8 +63,8 @@ def ioi_task(model: HookedTransformer, n: int | None = None, *, seed: int = 0) -
         raise InvalidInputError(f"the prompts have up to {longest} tokens, and the model reads {model.cfg.n_ctx}.")
     if n is not None:
         return task
-    affordable = int(_OF_PROMPTS / (_TOKENS * _operations(model)))
-    fewest = _MANY if finds_circuit(model) else _FEW
+    affordable = int(_OF_PROMPTS / (longest * model.cfg.n_layers * layer_operations(model)))
+    fewest = max(_FEW, min(_MANY, _of_circuit(model, task)))
     most = max(fewest, min(_MOST_PROMPTS, affordable))
     needed = prompts_needed(model, task) if most > _PILOT else 0
     return _ioi_task(model, min(most, max(fewest, needed)), seed)
@@ -77,14 +78,14 @@ def _ioi_task(model: HookedTransformer, n: int, seed: int) -> Task:
 
 def few_prompts(model: HookedTransformer, task: Task) -> Task:
     """Return the prompts, alike of each order, on which words are patched and paths are found."""
-    rows = in_turn(orders_of(name_places(task)))[: _MANY if finds_circuit(model) else _FEW]
+    rows = in_turn(orders_of(name_places(task)))[: max(_FEW, min(_MANY, _of_circuit(model, task)))]
     return task[rows.sort().values]
 
 
 def measure_task(model: HookedTransformer, task: Task, *, kept: Kept | None = None, progress: bool = True) -> TaskStory:
     """Measure a task of two names.
 
-    The circuit is left out for models where `finds_circuit` says that finding it takes long.
+    The circuit is left out where `finds_circuit` says that finding it takes long.
 
     Args:
         model: The model, without hooks.
@@ -114,7 +115,7 @@ def measure_task(model: HookedTransformer, task: Task, *, kept: Kept | None = No
 
     stream = kept.result("task/stream", PatchingResult, lambda: patched("resid_pre", WORDS))
     heads = kept.result("task/heads", PatchingResult, lambda: patched("z", SWAPPED_WORDS))
-    if not finds_circuit(model):
+    if not finds_circuit(model, task):
         return replace(story, stream=stream, heads=heads)
     circuit = kept.result(
         "task/circuit", Circuit, lambda: find_circuit(model, few, types, max_receivers=RECEIVERS, progress=progress)
@@ -149,17 +150,15 @@ def with_words(task: Task) -> Task:
     return replace(task, word_idx={**places, "S1+1": places["S1"] + 1, **task.word_idx})
 
 
-def finds_circuit(model: HookedTransformer) -> bool:
-    """Tell whether finding the circuit takes some seconds, from the number of operations."""
-    senders = model.cfg.n_layers * (model.cfg.n_heads + 1)
-    # For each receiver and its three inputs, each sender runs half of the layers on average.
-    return _MANY * _TOKENS * _operations(model) * senders * 3 * RECEIVERS / 4 < _BUDGET
+def finds_circuit(model: HookedTransformer, task: Task) -> bool:
+    """Tell if `few_prompts` of a task are few enough for their circuit to be found in about a minute."""
+    return _of_circuit(model, task) >= min(_FEW, len(task))
 
 
-def _operations(model: HookedTransformer) -> float:
-    """The number of operations of a token."""
-    cfg = model.cfg
-    return 2.0 * cfg.n_layers * (4 * cfg.d_model * cfg.n_heads * cfg.d_head + 2 * cfg.d_model * (cfg.d_mlp or 0))
+def _of_circuit(model: HookedTransformer, task: Task) -> int:
+    """The number of prompts like these whose circuit is found within the operations that a report may spend."""
+    work = sum(stage.operations for stage in circuit_work(model, task, RECEIVERS).values())
+    return int(_BUDGET * len(task) / work)
 
 
 def _orders(
