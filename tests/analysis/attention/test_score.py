@@ -194,7 +194,11 @@ def test_errors_are_of_means_over_prompts(ragged: Task, set_budget: Any) -> None
     each = torch.stack([one.pairs for one in alone])
     torch.testing.assert_close(found.pairs, each.mean(0))
     torch.testing.assert_close(found.errors, each.std(0) / 3**0.5)
-    assert alone[0].errors is None
+    assert alone[0].errors is None and "±" not in str(alone[0])
+    shown = str(found)
+    for by in ("pairs", "query_parts", "key_parts"):
+        first = found.top(1, by=by)[0]
+        assert f": {first.label} {first.value:+.4f} ± {first.error:.4f}, " in shown
     assert torch.equal(found.scores, torch.cat([one.scores for one in alone]))
 
 

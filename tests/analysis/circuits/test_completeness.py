@@ -62,6 +62,16 @@ def test_numbers_are_those_of_single_runs(tmp_path) -> None:
         left = [set(circuit) - group - {part} for group in sets]
         lost = [float((metric(rest | {part}) - metric(rest)).mean()) for rest in left]
         assert effect == pytest.approx(max(lost, key=abs), abs=1e-12)
+    first = found.top(1)[0]
+    at = found.names.index(first.set)
+    assert (
+        f"without {first.set} ({found.sets[at]}): circuit {float(found.circuit[at]):+.3f}, model "
+        f"{float(found.model[at]):+.3f}, difference {first.value:+.3f} ± {first.error:.3f} ({first.share:+.1%})"
+    ) in str(found)
+    assert f"logit difference less that of nothing, {found.gap:+.3f} logits" in str(found)
+    for part, effect, error in zip(needed.parts, needed.effects.tolist(), needed.errors.tolist(), strict=True):
+        assert f"{part}: {effect:+.3f} ± {error:.3f} (" in str(needed)
+    assert "logits" in str(needed.top()) and "(logits)" in str(found.top())
     for kind, result in ((Completeness, found), (Minimality, needed)):
         assert str(kind.load(result.save(tmp_path / "checks.safetensors"))) == str(result)
         assert len(result.to_frame()) == 4

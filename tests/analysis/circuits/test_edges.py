@@ -239,7 +239,7 @@ def test_controls_are_in_the_scale_of_the_finding(of_edges: Callable[..., Any], 
         torch.testing.assert_close(beside.array(error).values[order], alone.array(error).values / abs(gap))
         control_column = torch.tensor(found.to_frame().control.tolist(), dtype=torch.float64)
         torch.testing.assert_close(control_column, beside.per_prompt.mean(1))
-        assert f"control, {control.replace('_', ' ')}: {beside.top(3).line()}" in str(found)
+        assert f"control, {control.replace('_', ' ')}: {beside.top(3).line(errors=True)}" in str(found)
         again = type(found).load(found.save(tmp_path / "edges.safetensors"))
         assert str(again.of_control()) == str(beside) and not beside.control
     with pytest.raises(InvalidInputError, match="no control was measured"):

@@ -179,8 +179,11 @@ def test_nothing_and_the_empty_circuit(ablation: Any) -> None:
             continue
         corrupted = model(task.corrupted_tokens, attention_mask=task.attention_mask).detach()
         torch.testing.assert_close(found.nothing, task.logit_difference(corrupted, per_prompt=True))
-        empty = f"{float(found.empty.mean()):+.3f} ({float(found.faithfulness[0]):.1%}) without any"
-        assert "on the corrupted prompts, " + empty in str(found) and abs(float(found.faithfulness[0])) > 0.01
+        parts = "6 heads" if keep_mlps else "8 heads and MLPs"
+        empty = (
+            f"{float(found.empty.mean()):+.3f} (keeps {float(found.faithfulness[0]):.1%}) without any of its {parts}"
+        )
+        assert "on the corrupted prompts; " + empty in str(found) and abs(float(found.faithfulness[0])) > 0.01
 
 
 def test_areas_are_named_for_what_they_are() -> None:
@@ -193,8 +196,8 @@ def test_areas_are_named_for_what_they_are() -> None:
         for scores, sizes in ((edges, {}), (edges, {"sizes": [0.5, 1.0]}), (nodes, {}), (nodes, {"sizes": [1, 3]}))
     ]
     assert shown[0].startswith("  CPR") and "over these" not in shown[0]
-    assert shown[1].endswith("over these shares of edges") and shown[2].endswith("over these shares of nodes")
-    assert shown[3].startswith("  3 nodes")
+    assert shown[1].endswith("over these shares of edges") and shown[2].endswith("over these shares of heads")
+    assert shown[3].startswith("  3 heads (50.0%): keeps ") and " 1 head (16.7%)" not in shown[3]
 
 
 def test_results_are_read_saved_and_printed(tmp_path: Path) -> None:
@@ -202,7 +205,11 @@ def test_results_are_read_saved_and_printed(tmp_path: Path) -> None:
     found = circuit_faithfulness(model, task, {"0.0": 3.0, (1, 0): 2.0, "2.0": 1.5}, sizes=[1, 3], **QUIET)
     again = Faithfulness.load(found.save(tmp_path / "faithfulness.safetensors"))
     assert str(again) == str(found) and again.ranking == ("0.0", "1.0", "2.0") == found.parts_of(3)
-    assert "3 nodes (37.5%): +1.500" in str(found) and "right in 100% of prompts" in str(found)
+    assert (
+        "\n  3 heads (37.5%): keeps 150.0% ± 0.0%, +8.000 logits" in str(found)
+        and "\n  1 head (" in str(found)
+        and "right in 100% of prompts" in str(found)
+    )
     assert found.to_frame().columns.tolist() == [
         "size", "share", "faithfulness", "error", "metric", "right", "random",
     ]  # fmt: skip

@@ -249,7 +249,7 @@ def test_rankings_print_as_tables(effects: Effects) -> None:
     assert repr(Ranking([], name="nothing")).strip() == "nothing"
     heads = Ranking.of_heads(torch.tensor([[1.0, 5.0], [2.0, 3.0]]), 2, name="score")
     assert ranked(heads) == [("0.1", 5.0), ("1.1", 3.0)]
-    assert heads.line() == "0.1 +5.0000, 1.1 +3.0000"
+    assert heads.line() == "0.1 +5.0000, 1.1 +3.0000" == heads.line(errors=True)
 
 
 def test_tables(effects: Effects) -> None:

@@ -55,6 +55,14 @@ def test_a_change_is_that_of_a_full_run_with_a_hook(kind: str) -> None:
             change = found.sel(component=label, value=value)
             torch.testing.assert_close(change, naive(model, task, label, value) - clean, atol=1e-9, rtol=1e-9)
     assert found.clean == pytest.approx(float(clean.mean()))
+    assert found.errors is not None and "±" in str(found)
+    torch.testing.assert_close(found.errors, found.change.std(2) / 3**0.5)
+    pairs = ablate_components(model, replace(task, clusters=torch.tensor([0, 1, 0])), values=["zero"], progress=False)
+    assert pairs.errors is not None
+    away = pairs.change[0] - pairs.change[0].mean(1, keepdim=True)
+    expected = (2 * ((away[:, 0] + away[:, 2]).square() + away[:, 1].square())).sqrt() / 3
+    torch.testing.assert_close(pairs.errors[0], expected)
+    assert ablate_components(model, task[:1], ["0.1"], progress=False).errors is None
 
 
 def test_means_are_over_the_real_tokens_of_corrupted_prompts() -> None:
@@ -78,6 +86,7 @@ def test_a_hook_stays_in_force_and_a_metric_of_all_prompts_gives_one_number() ->
     plain = ablate_components(model, task, progress=False)
     whole = ablate_components(model, task, metric=metric, progress=False)
     torch.testing.assert_close(whole.change, plain.mean())
+    assert whole.errors is None and "±" not in str(whole)
     with model.hooks(fwd_hooks=[("blocks.0.hook_mlp_out", lambda out, hook: 0 * out)]):
         hooked = ablate_components(model, task, ["mlp0"], values=["zero"], progress=False)
     assert hooked.change.abs().max() == 0 and plain.sel(component="mlp0", value="zero").abs().max() > 0

@@ -317,7 +317,7 @@ def test_direct_effects_stand_beside_those_of_a_control(
     for name in ("components", "accumulated", "logit_difference"):
         torch.testing.assert_close(getattr(beside, name), getattr(alone, name))
     assert beside.sources is None and beside.neurons is None and not beside.control
-    assert f"control, {control.replace('_', ' ')}: {alone.top(3).line()}" in str(found)
+    assert f"control, {control.replace('_', ' ')}: {alone.top(3).line(errors=True)}" in str(found)
     column = torch.tensor(found.to_frame().control.tolist(), dtype=torch.float64)
     torch.testing.assert_close(column, alone.components.mean(0))
     torch.testing.assert_close(found.only("even").of_control().components, alone.components[1::2])

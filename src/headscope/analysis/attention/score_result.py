@@ -147,5 +147,8 @@ class AttentionAttribution(Result):
             f"attention {seen}"
         )
         if bool((self.penalties != 0).any()):
-            yield f"of it ALiBi's penalty: {float(self.penalties.mean()):+.3f}"
-        yield from super()._notes()
+            penalty = estimates_over_prompts(self.penalties[:, None], self.clusters)[0]
+            error = "" if self.errors is None else f" ± {penalty.error:.3f}"
+            yield f"of it ALiBi's penalty: {penalty.value:+.3f}{error}"
+        for name in self.ranked:
+            yield f"{self.arrays[name].title}: {self.top(3, by=name).line(errors=True)}"

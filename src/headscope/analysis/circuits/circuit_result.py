@@ -185,7 +185,7 @@ class Circuit(Result):
     def _notes(self) -> Iterator[str]:
         yield (
             f"{self.measured_as} {self.clean:+.3f}, corrupted {self.corrupted:+.3f}; {len(self.nodes)} nodes, "
-            f"{len(self.inputs)} paths of at least {self.threshold:.3f}"
+            f"{len(self.inputs)} paths of at least {self.threshold:.3f}" + (f" {self.unit}" if self.unit else "")
         )
         yield from self.kept_alone
         if self.inputs:
@@ -201,9 +201,9 @@ class Circuit(Result):
             return ()
         share, error = float(found.faithfulness[-1]), float(found.errors[-1])
         lines = [
-            f"its {len(self.kept)} heads alone keep {share:.1%} ± {error:.1%} of it, {float(found.metrics[-1]):+.3f} "
-            f"of {float(found.whole.mean()):+.3f}, on {len(found.whole)} prompts that "
-            + ("the search did not see" if self.held_out else "the search saw")
+            f"its {len(self.kept)} heads alone keep {share:.1%} ± {error:.1%} of clean less corrupted "
+            f"({float(found.metrics[-1]):+.3f}, the whole model {float(found.whole.mean()):+.3f}), on "
+            f"{len(found.whole)} prompts that " + ("the search did not see" if self.held_out else "the search saw")
         ]
         if found.right is not None and found.whole_right is not None:
             lines.append(f"right in {float(found.right[-1]):.0%} of these, the whole model in {found.whole_right:.0%}")

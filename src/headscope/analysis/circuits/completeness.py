@@ -12,7 +12,7 @@ Sets are the circuit's groups and random ones; differences are shares of m(M) - 
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -26,14 +26,17 @@ from headscope.analysis.circuits.node_runs import NodeRuns
 from headscope.analysis.core.components import canonical_label
 from headscope.analysis.core.named_arrays import Label
 from headscope.analysis.core.progress import progress_bar
+from headscope.analysis.core.ranking import HeadScore
 from headscope.analysis.core.result import Array, Result, RunInfo
 from headscope.analysis.core.stats import standard_errors
-from headscope.analysis.prompts.metrics import Metric, gap_between
+from headscope.analysis.prompts.metrics import AnswerMetric, Metric, gap_between
 from headscope.analysis.prompts.task import Task
 from headscope.errors import InvalidInputError, check_at_least
 from headscope.model.transformer import HookedTransformer
 
 __all__ = ["Completeness", "Minimality", "circuit_completeness", "circuit_minimality"]
+
+_SHOWN = 12
 
 
 @dataclass(frozen=True, repr=False)
@@ -48,6 +51,7 @@ class Completeness(Result):
         sets: The parts that are left out, as `"2.0+2.1"`.
         names: The name of each set: a group, or `random 1`.
         gap: The whole model's metric less that of nothing.
+        has_answers: The metric is a logit difference, in logits.
     """
 
     kind: ClassVar[str] = "completeness"
@@ -68,6 +72,10 @@ class Completeness(Result):
     sets: tuple[str, ...]
     names: tuple[str, ...]
     gap: float
+    has_answers: bool = False
+
+    def declared(self) -> Mapping[str, Array]:
+        return _in_logits(self.arrays) if self.has_answers else self.arrays
 
     @property
     def difference(self) -> Float[Tensor, " set"]:
@@ -82,6 +90,18 @@ class Completeness(Result):
     def axis_columns(self, axis: str, labels: Sequence[Label]) -> dict[str, Sequence[Any]]:
         return {"set": labels, "parts": self.sets} if axis == "set" else super().axis_columns(axis, labels)
 
+    def _notes(self) -> Iterator[str]:
+        yield _gap_note(self.gap, self.has_answers)
+        for score in self.top(_SHOWN):
+            at = self.names.index(score.set)
+            parts = self.sets[at]
+            yield (
+                f"without {score.set} ({parts}): circuit {float(self.circuit[at]):+.3f}, model "
+                f"{float(self.model[at]):+.3f}, difference {_with_error(score)}"
+            )
+        if len(self.sets) > _SHOWN:
+            yield f"... and {len(self.sets) - _SHOWN} more"
+
 
 @dataclass(frozen=True, repr=False)
 class Minimality(Result):
@@ -93,6 +113,7 @@ class Minimality(Result):
         parts: The circuit's parts.
         without: The set that was left out before; empty for none.
         gap: The whole model's metric less that of nothing.
+        has_answers: The metric is a logit difference, in logits.
     """
 
     kind: ClassVar[str] = "minimality"
@@ -110,6 +131,10 @@ class Minimality(Result):
     parts: tuple[str, ...]
     without: tuple[str, ...]
     gap: float
+    has_answers: bool = False
+
+    def declared(self) -> Mapping[str, Array]:
+        return _in_logits(self.arrays) if self.has_answers else self.arrays
 
     @property
     def shares(self) -> Float[Tensor, " part"]:
@@ -118,6 +143,29 @@ class Minimality(Result):
 
     def axis_columns(self, axis: str, labels: Sequence[Label]) -> dict[str, Sequence[Any]]:
         return {"part": labels, "without": self.without} if axis == "part" else super().axis_columns(axis, labels)
+
+    def _notes(self) -> Iterator[str]:
+        yield _gap_note(self.gap, self.has_answers)
+        for score in self.top(_SHOWN, mlps=True):
+            group = self.without[self.parts.index(score.part)]
+            yield f"{score.part}: {_with_error(score)}" + (f", once the rest of {group} is left out" if group else "")
+        if len(self.parts) > _SHOWN:
+            yield f"... and {len(self.parts) - _SHOWN} more"
+
+
+def _in_logits(arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """Return arrays whose numbers, but for shares, are logits."""
+    return {name: array if name == "shares" else replace(array, unit="logits") for name, array in arrays.items()}
+
+
+def _gap_note(gap: float, has_answers: bool) -> str:
+    measured, unit = ("logit difference", " logits") if has_answers else ("metric", "")
+    return f"shares are of the whole model's {measured} less that of nothing, {gap:+.3f}{unit}"
+
+
+def _with_error(score: HeadScore) -> str:
+    error = "" if score.error is None or score.error != score.error else f" ± {score.error:.3f}"
+    return f"{score.value:+.3f}{error} ({score.share:+.1%})"
 
 
 def circuit_completeness(
@@ -159,7 +207,7 @@ def circuit_completeness(
         >>> heads, groups = ["0.2", "0.3", "2.2", "3.2"], {"early": ["0.2", "0.3"]}
         >>> checks = circuit_completeness(model, task, heads, groups=groups, progress=False)
         >>> checks.top(2)
-                  circuit less model, share
+                  circuit less model (logits), share
         ...
     """
     check_at_least(0, draws=draws)
@@ -180,6 +228,7 @@ def circuit_completeness(
         sets=tuple(_names(runs, each) for each in sets),
         names=tuple(left_out),
         gap=_gap(runs),
+        has_answers=isinstance(task.measure if metric is None else metric, AnswerMetric),
     )
 
 
@@ -215,7 +264,7 @@ def circuit_minimality(
         >>> model = HookedTransformer.from_pretrained("headscope-demo")
         >>> task = Task.from_ioi(IOIDataset(N=20, tokenizer=model.tokenizer, prepend_bos=True), "ABB->ABA, BAB->BAA")
         >>> circuit_minimality(model, task, ["0.2", "0.3", "2.2", "3.2"], progress=False).top(2)
-                 effect, share
+                 effect (logits), share
         3.2      +10... ± 1.1...  +60.7%
         2.2      +6.6... ± 0.6...  +36.9%
     """
@@ -245,6 +294,7 @@ def circuit_minimality(
         parts=tuple(runs.parts[part] for part in best),
         without=tuple(tried[at][2] for at in chosen),
         gap=_gap(runs),
+        has_answers=isinstance(task.measure if metric is None else metric, AnswerMetric),
     )
 
 

@@ -22,7 +22,7 @@ from headscope.analysis.core.stats import standard_errors
 from headscope.analysis.patching.comparison import PatchingComparison
 from headscope.analysis.patching.path import path_patch_sweep
 from headscope.analysis.prompts.controls import Control
-from headscope.analysis.prompts.metrics import Metric
+from headscope.analysis.prompts.metrics import AnswerMetric, Metric
 from headscope.analysis.prompts.task import Task
 from headscope.analysis.prompts.two_runs import Direction, Scale
 from headscope.errors import InvalidInputError, check_at_least
@@ -82,7 +82,7 @@ class EdgePatchingResult(EdgeResult):
         )
 
     def _notes(self) -> Iterator[str]:
-        yield f"{len(self.edges)} edges; {self.direction}, {self.scale}"
+        yield f"{len(self.edges)} edge{'s' * (len(self.edges) != 1)}; {self.direction}, {self.scale}"
         if self.estimates is not None and len(self.edges) > 1:
             both = self.compare()
             yield f"with what gradients estimate: Pearson {both.pearson:.3f}, Spearman {both.spearman:.3f}"
@@ -186,6 +186,7 @@ def edge_patch(
         scale=options["scale"],
         control=control or "",
         clusters=task.clusters,
+        has_answers=isinstance(task.measure if metric is None else metric, AnswerMetric),
     )
 
 

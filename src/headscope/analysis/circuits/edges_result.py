@@ -1,7 +1,7 @@
 """Results that have a number for each edge; `EdgeAttributionResult`, which `edge_attribution` returns."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from headscope.analysis.circuits.circuit_result import FINAL, Circuit
 from headscope.analysis.core.components import component_of
 from headscope.analysis.core.named_arrays import Label, NamedArray
-from headscope.analysis.core.over_prompts import NO_CONTROL, TOLD_NUMBERS, Controlled
+from headscope.analysis.core.over_prompts import NO_CONTROL, SHARE_UNIT, TOLD_NUMBERS, Controlled
 from headscope.analysis.core.result import Array, check_option
 from headscope.analysis.patching.path_ends import EMBED, INPUTS
 from headscope.errors import InvalidInputError, check_at_least
@@ -39,6 +39,7 @@ class EdgeResult(Controlled):
         corrupted: That of the corrupted run.
         direction: `"noising"` or `"denoising"`.
         scale: `"share"` (of `clean - corrupted`) or `"metric"`.
+        has_answers: The metric is a logit difference.
         control_per_prompt: What the control gave for each prompt, in the same scale.
     """
 
@@ -49,6 +50,17 @@ class EdgeResult(Controlled):
     direction: str
     scale: str
     control_per_prompt: Float[Tensor, "edge prompt"] | None = field(default=None, kw_only=True)
+    has_answers: bool = field(default=False, kw_only=True)
+
+    @property
+    def unit(self) -> str:
+        """The unit of values: shares, or in the metric's scale logits, or none that is known."""
+        if self.scale == "share":
+            return SHARE_UNIT
+        return "logits" if self.has_answers else ""
+
+    def declared(self) -> Mapping[str, Array]:
+        return {name: replace(array, unit=self.unit) for name, array in self.arrays.items()}
 
     def by_prompt(self, by: str | None = None) -> Float[Tensor, "prompt edge"]:
         """The value of each prompt, prompts first.
@@ -77,7 +89,8 @@ class EdgeResult(Controlled):
         return super().to_frame(*chosen, means=means)
 
     def _notes(self) -> Iterator[str]:
-        yield f"metric: {float(self.clean):+.4f} clean, {float(self.corrupted):+.4f} corrupted"
+        measured = "logit difference" if self.has_answers else "metric"
+        yield f"{measured}: {float(self.clean):+.4f} clean, {float(self.corrupted):+.4f} corrupted"
         yield from str(self.top(_SHOWN)).splitlines()
         if note := self._evidence_note():
             yield note
@@ -98,7 +111,6 @@ class EdgeAttributionResult(EdgeResult):
         steps: In how many runs.
         control_values: What the control gave, in the same scale as `values`.
         control_errors: One standard error of it.
-        has_answers: The metric is a logit difference.
 
     Example:
         >>> from headscope import HookedTransformer
@@ -108,7 +120,7 @@ class EdgeAttributionResult(EdgeResult):
         >>> task = Task.from_ioi(IOIDataset(N=20, tokenizer=model.tokenizer, prepend_bos=True))
         >>> found = edge_attribution(model, task, progress=False)
         >>> found.top(3)
-                       score
+                       score (share of clean - corrupted)
         embed -> mlp0  -0.3... ± 0.08...
         embed -> 0.3.v -0.2... ± 0.1...
         3.2 -> final   -0.2... ± 0.03...
@@ -145,7 +157,6 @@ class EdgeAttributionResult(EdgeResult):
     steps: int
     control_values: Float[Tensor, "sender receiver"] | None = field(default=None, kw_only=True)
     control_errors: Float[Tensor, "sender receiver"] | None = field(default=None, kw_only=True)
-    has_answers: bool = field(default=False, kw_only=True)
 
     @property
     def answer_sign(self) -> int:

@@ -74,6 +74,17 @@ class Faithfulness(Result):
     clusters: Int[Tensor, " prompt"] | None = None
 
     @property
+    def parts(self) -> str:
+        """What its parts are, in words: edges, heads, or (where MLPs are not in every circuit) heads and MLPs."""
+        if self.level == "edges":
+            return "edges"
+        return "heads" if self.info.options.get("keep_mlps", True) else "heads and MLPs"
+
+    def counted(self, size: int) -> str:
+        """A number of parts in words, such as `1 head`."""
+        return f"{size} {self.parts.removesuffix('s') if size == 1 and ' ' not in self.parts else self.parts}"
+
+    @property
     def gap(self) -> float:
         """The whole model's metric less that of nothing, of which faithfulness is the share."""
         return float(self.whole.mean() - self.nothing.mean())
@@ -157,18 +168,20 @@ class Faithfulness(Result):
     def _notes(self) -> Iterator[str]:
         whole, nothing = float(self.whole.mean()), float(self.nothing.mean())
         right = "" if self.whole_right is None else f", right in {self.whole_right:.0%} of prompts"
-        without = f"without any of its {self.n_parts} {self.level}"
+        measured, unit = ("logit difference", " logits") if self.has_answers else ("metric", "")
+        without = f"without any of its {self.n_parts} {self.parts}"
         if self.level == "nodes" and self.ablation == "patch" and self.empty is not None:
-            without = f"on the corrupted prompts, {float(self.empty.mean()):+.3f} ({self.kept_by_none:.1%}) {without}"
-        yield f"metric: {whole:+.3f} whole model{right}; {nothing:+.3f} {without}"
+            kept = f"{float(self.empty.mean()):+.3f} (keeps {self.kept_by_none:.1%}) {without}"
+            without = f"on the corrupted prompts; {kept}"
+        yield f"{measured}: {whole:+.3f}{unit} whole model{right}; {nothing:+.3f} {without}"
         for at, size in enumerate(self.sizes.tolist()):
-            line = f"{size} {self.level} ({float(self.shares[at]):.1%}): {float(self.faithfulness[at]):+.3f}"
-            line += f" ± {float(self.errors[at]):.3f} of it, {float(self.metrics[at]):+.3f}"
+            line = f"{self.counted(size)} ({float(self.shares[at]):.1%}): keeps {float(self.faithfulness[at]):.1%}"
+            line += f" ± {float(self.errors[at]):.1%}, {float(self.metrics[at]):+.3f}{unit}"
             if self.right is not None:
                 line += f", right in {float(self.right[at]):.0%}"
             if self.control is not None:
-                line += f"; random {float(self.control[at]):+.3f}"
+                line += f"; random {self.parts} keep {float(self.control[at]):.1%}"
             yield line
         if len(self.sizes) > 1 and int(self.sizes[-1]) == self.n_parts:
             areas = f"CPR {self.cpr.value:.3f} ± {self.cpr.error:.3f}, CMD {self.cmd.value:.3f} ± {self.cmd.error:.3f}"
-            yield areas + ("" if self.is_of_benchmark else f", over these shares of {self.level}")
+            yield areas + ("" if self.is_of_benchmark else f", over these shares of {self.parts}")

@@ -24,9 +24,10 @@ from headscope.errors import InvalidInputError
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["NO_CONTROL", "TOLD_NUMBERS", "Controlled", "OverPrompts", "evidence"]
+__all__ = ["NO_CONTROL", "SHARE_UNIT", "TOLD_NUMBERS", "Controlled", "OverPrompts", "evidence"]
 
 NO_CONTROL = "no control was measured: name one in `control`."
+SHARE_UNIT = "share of clean - corrupted"
 _CONTROL = "control_"
 TOLD_NUMBERS = 2**18  # of the table, up to which `str` says what stands out
 
@@ -183,11 +184,12 @@ class OverPrompts(Result):
         rows = self._clustered(by)
         test = "sign flips" if method == "sign_flip" else "Student's t"
         n = int(looked_at(rows).sum())
+        cells = f"{n} cell{'s' * (n != 1)}"
         of_all = {
-            "max": f"the largest of {n} cells, {level:.0%} for all",
-            "holm": f"Holm over {n} cells, {level:.0%} for all",
-            "bh": f"Benjamini-Hochberg over {n} cells, {level:.0%} false",
-            "none": f"each of {n} cells by itself, {level:.0%}",
+            "max": f"the largest of {cells}, {level:.0%} for all",
+            "holm": f"Holm over {cells}, {level:.0%} for all",
+            "bh": f"Benjamini-Hochberg over {cells}, {level:.0%} false",
+            "none": f"each of {cells} by itself, {level:.0%}",
         }
         return f"{test} over {self._counted()}; {of_all[correction]}"
 
@@ -265,7 +267,7 @@ class Controlled(OverPrompts):
         """Lines on what the control gave; none without."""
         if self.control:
             found = self.of_control()
-            yield f"control, {self.control.replace('_', ' ')}: {found.top(3).line()}"
+            yield f"control, {self.control.replace('_', ' ')}: {found.top(3).line(errors=True)}"
             if note := found._evidence_note():
                 yield f"  of the control, {note}"
 

@@ -82,9 +82,18 @@ class Ranking(tuple[HeadScore, ...]):
         """Those entries that pass a test, in the same order."""
         return type(self)(filter(keep, self), name=self.name, unit=self.unit, style=self.style)
 
-    def line(self) -> str:
-        """All in one line: `10.7 +0.2500, mlp3 -0.5000`."""
-        return ", ".join(f"{score.label} {score.value:{self.style}}" for score in self)
+    def line(self, *, errors: bool = False) -> str:
+        """All in one line: `10.7 +0.2500, mlp3 -0.5000`.
+
+        Args:
+            errors: Put each entry's standard error behind it, where there is one: `10.7 +0.2500 ± 0.0100`.
+        """
+        return ", ".join(
+            f"{score.label} {score.value:{self.style}}{self._error(score) if errors else ''}" for score in self
+        )
+
+    def _error(self, score: HeadScore) -> str:
+        return "" if score.error is None else f" ± {score.error:{self.style.removeprefix('+')}}"
 
     def __str__(self) -> str:
         width = max(8, *(len(score.label) for score in self)) if self else 8
@@ -92,9 +101,8 @@ class Ranking(tuple[HeadScore, ...]):
         shares = any(score.share is not None for score in self)
         lines = [f"{'':<{width}} {heading}{', share' if shares else ''}"]
         for score in self:
-            error = "" if score.error is None else f" ± {score.error:{self.style.removeprefix('+')}}"
             share = "" if score.share is None else f"  {score.share:+.1%}"
-            lines.append(f"{score.label:<{width}} {score.value:{self.style}}{error}{share}")
+            lines.append(f"{score.label:<{width}} {score.value:{self.style}}{self._error(score)}{share}")
         return "\n".join(lines)
 
     __repr__ = __str__

@@ -9,7 +9,7 @@ Of each component a run from its layer on, several side by side: with L layers o
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, get_args
 
 import torch
@@ -20,7 +20,8 @@ from headscope.analysis.core.batches import Batch
 from headscope.analysis.core.components import Component, all_components, component_sets, set_label
 from headscope.analysis.core.progress import progress_bar
 from headscope.analysis.core.result import Array, Result, RunInfo, check_option
-from headscope.analysis.prompts.metrics import Metric
+from headscope.analysis.core.stats import standard_errors
+from headscope.analysis.prompts.metrics import AnswerMetric, Metric
 from headscope.analysis.prompts.task import Task
 from headscope.analysis.prompts.two_runs import Scorer
 from headscope.analysis.recording.component_means import OutputSums
@@ -41,6 +42,7 @@ from headscope.ops.devices import Budget
 __all__ = ["TaskAblation", "ablate_components"]
 
 Value = Literal["zero", "mean"]
+_NO_ERRORS = "a single prompt, or a metric of all prompts, has no errors."
 
 
 @dataclass(frozen=True, repr=False)
@@ -53,14 +55,20 @@ class TaskAblation(Result):
         clean: The metric of the clean run.
         values: What was put in the components' place.
         component_labels: `10.7`, `mlp3`, or `10.7+11.10` for components ablated together.
+        has_answers: The metric is a logit difference, in logits.
+        clusters: A number for each prompt, the same for those not drawn independently (see `Task`); errors are over
+            clusters.
         info: What was run on what.
     """
 
     kind: ClassVar[str] = "task ablation"
-    arrays: ClassVar[Mapping[str, Array]] = {"change": Array("value component prompt", title="change of the metric")}
+    arrays: ClassVar[Mapping[str, Array]] = {
+        "change": Array("value component prompt", title="change of the metric", error="errors"),
+        "errors": Array("value component", column="error", absent=_NO_ERRORS, of=lambda found: found.errors),
+    }
     coords: ClassVar[Mapping[str, str]] = {"value": "values", "component": "component_labels"}
     rows: ClassVar[tuple[str, ...]] = ("component", "value")
-    columns: ClassVar[tuple[str, ...]] = ("change",)
+    columns: ClassVar[tuple[str, ...]] = ("change", "errors")
     ranked: ClassVar[tuple[str, ...]] = ("change",)
     fixed: ClassVar[Mapping[str, int | str]] = {"value": 0}
     either_way: ClassVar[bool] = True
@@ -68,6 +76,20 @@ class TaskAblation(Result):
     clean: float
     values: tuple[str, ...]
     component_labels: tuple[str, ...]
+    has_answers: bool = False
+    clusters: Int[Tensor, " prompt"] | None = None
+
+    def declared(self) -> Mapping[str, Array]:
+        unit = "logits" if self.has_answers else ""
+        return {name: replace(array, unit=unit) for name, array in self.arrays.items()}
+
+    @property
+    def errors(self) -> Float[Tensor, "value component"] | None:
+        """One standard error of each mean over prompts; `None` for one prompt, or a metric of all prompts."""
+        if self.change.ndim < 3:
+            return None
+        errors = standard_errors(self.change.movedim(2, 0), self.clusters)
+        return None if bool(errors.isnan().all()) else errors
 
     @property
     def answer_sign(self) -> int:
@@ -78,10 +100,11 @@ class TaskAblation(Result):
         return self.change.mean(2) if self.change.ndim == 3 else self.change
 
     def _notes(self) -> Iterator[str]:
-        yield f"metric: {self.clean:+.4f} clean"
+        yield f"{'logit difference' if self.has_answers else 'metric'}: {self.clean:+.4f} clean"
+        unit = " (logits)" if self.has_answers else ""
         for value in self.values:
-            best = ", ".join(f"{score.label} {score.value:+.3f}" for score in self.top(5, mlps=True, value=value))
-            yield f"{value}: {best}"
+            best = self.top(5, mlps=True, value=value).line(errors=True)
+            yield f"change with {'nothing' if value == 'zero' else 'the mean'} in the place of each{unit}: {best}"
 
 
 @torch.no_grad()
@@ -120,9 +143,9 @@ def ablate_components(
         >>> task = Task.from_ioi(IOIDataset(N=20, tokenizer=model.tokenizer, prepend_bos=True))
         >>> ablate_components(model, task, progress=False)
         TaskAblation: headscope-demo on 20 prompts, such as ...
-          metric: +8.8552 clean
-          zero: ...
-          mean: ...
+          logit difference: +8.8552 clean
+          change with nothing in the place of each (logits): ...
+          change with the mean in the place of each (logits): ...
     """
     for value in values:
         check_option("values", value, get_args(Value))
@@ -165,7 +188,13 @@ def ablate_components(
         {"values": list(values)},
     )
     return TaskAblation(
-        info, ablated - clean, float(clean.mean()), tuple(values), tuple(set_label(each) for each in sets)
+        info=info,
+        change=ablated - clean,
+        clean=float(clean.mean()),
+        values=tuple(values),
+        component_labels=tuple(set_label(each) for each in sets),
+        has_answers=isinstance(scorer.metric, AnswerMetric),
+        clusters=task.clusters,
     )
 
 

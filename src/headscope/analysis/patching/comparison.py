@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headscope.analysis.core.named_arrays import Label
+from headscope.analysis.core.over_prompts import SHARE_UNIT
 from headscope.analysis.patching.result import PatchingResult, SiteResult
 from headscope.analysis.patching.sites import AXES
 from headscope.errors import InvalidInputError, unknown_name
@@ -48,6 +49,9 @@ class AttributionPatchingResult(SiteResult):
         return AXES[site]
 
     axes = axes_of
+
+    def _unit(self) -> str:
+        return SHARE_UNIT if self.scale == "share" else ""
 
     def shape_of(self, site: str) -> tuple[int, ...]:
         self.axes_of(site)

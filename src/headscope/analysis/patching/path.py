@@ -30,7 +30,7 @@ from headscope.analysis.patching.path_block import Cell, PathBlock, WholePaths
 from headscope.analysis.patching.path_ends import Receiver, as_receivers, as_senders, check_fed, sender_of
 from headscope.analysis.patching.path_result import PathPatchingResult
 from headscope.analysis.prompts.controls import Control, RandomWay, controlled
-from headscope.analysis.prompts.named_metrics import ManyMetrics, MetricLike, OneMetric, as_metric
+from headscope.analysis.prompts.named_metrics import ManyMetrics, MetricLike, OneMetric, as_metric, unit_of
 from headscope.analysis.prompts.task import Task
 from headscope.analysis.prompts.two_runs import Direction, Scale, Scorer, TaskRuns
 from headscope.analysis.recording.record import check_final
@@ -132,11 +132,11 @@ def path_patch(
         >>> path_patch(model, task, senders="3.2", receivers="final", positions="end")
         PathPatchingResult: headscope-demo on 20 prompts, such as ...
           senders -> final; denoising, MLPs frozen, positions: end
-          metric: +8.8552 clean, -0.7838 corrupted
+          metric: +8.8552 logits clean, -0.7838 corrupted
           runs: suffix
-                   change, share
+                   change (logits), share
           3.2      +2.29... ± 0.27...  +23.8%
-          1 of 1 stands out (sign flips over 20 prompts; the largest of 1 cells, 5% for all)
+          1 of 1 stands out (sign flips over 20 prompts; the largest of 1 cell, 5% for all)
     """
     cell = as_senders(model.cfg, senders)
     into = as_receivers(model.cfg, receivers)
@@ -224,7 +224,7 @@ def path_patch_sweep(
         >>> model = HookedTransformer.from_pretrained("headscope-demo")
         >>> task = Task.from_ioi(IOIDataset(N=20, tokenizer=model.tokenizer, prepend_bos=True))
         >>> path_patch_sweep(model, task, receivers="final", positions="end", progress=False).top(3)
-                 change, share
+                 change (logits), share
         3.2      +2.29... ± 0.27...  +23.8%
         2.2      +1.32... ± 0.17...  +13.8%
         1.3      -0.15... ± 0.51...   -1.6%
@@ -314,6 +314,7 @@ class _Sweep:
                 runs=way_of_running(model),
                 control=control or "",
                 clusters=task.clusters,
+                unit=unit_of(found.scorer.metric, numbers.name),
                 **of_it,
             )
         return by_metric(made)

@@ -1,7 +1,7 @@
 """`PathPatchingResult`, which `path_patch` and `path_patch_sweep` return."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -41,6 +41,7 @@ class PathPatchingResult(Controlled):
             `"whole, for"` what stood in the way of that, such as hooks on the model.
         control_values: What the control gave, in the same scale as `values`.
         control_per_prompt: The same of each prompt.
+        unit: The metric's: `"logits"`, `"nats"`, or none that is known.
     """
 
     kind: ClassVar[str] = "path patching"
@@ -78,6 +79,11 @@ class PathPatchingResult(Controlled):
     runs: str = ""
     control_values: Float[Tensor, "*sender"] | None = None
     control_per_prompt: Float[Tensor, "*sender prompt"] | None = None
+    unit: str = ""
+
+    def declared(self) -> Mapping[str, Array]:
+        in_unit = ("change", "error", "control_change")
+        return {name: replace(each, unit=self.unit * (name in in_unit)) for name, each in self.arrays.items()}
 
     @property
     def answer_sign(self) -> int:
@@ -137,7 +143,8 @@ class PathPatchingResult(Controlled):
         mlps = "MLPs frozen" if self.freeze_mlps else "MLPs recomputed"
         receivers = ", ".join(self.receiver_labels)
         yield f"senders -> {receivers}; {self.direction}, {mlps}, positions: {self.positions}"
-        yield f"metric: {float(self.clean):+.4f} clean, {float(self.corrupted):+.4f} corrupted"
+        unit = f" {self.unit}" if self.unit else ""
+        yield f"metric: {float(self.clean):+.4f}{unit} clean, {float(self.corrupted):+.4f} corrupted"
         if self.runs:
             yield f"runs: {self.runs}"
         yield from str(self.top(8)).splitlines()

@@ -37,6 +37,7 @@ __all__ = [
     "RankMetric",
     "SeveralMetrics",
     "as_metric",
+    "unit_of",
 ]
 
 OneMetric = Metric | str | None
@@ -221,6 +222,18 @@ def as_metric(model: HookedTransformer, task: Task, asked: MetricLike) -> Metric
     if not metrics:
         raise InvalidInputError(f"no metric is named; give some of {', '.join(_MADE_BY)}.")
     return SeveralMetrics(metrics)
+
+
+def unit_of(metric: Metric, name: str = "") -> str:
+    """Return the unit of a metric, or of the one of several that has a name; empty where none is known.
+
+    Example:
+        >>> unit_of(RankMetric(torch.zeros(2, 1).long(), torch.zeros(2).long())), unit_of(torch.mean)
+        ('', '')
+    """
+    if isinstance(metric, SeveralMetrics):
+        return unit_of(metric.metrics[name])
+    return "logits" if isinstance(metric, AnswerMetric) else "nats" if isinstance(metric, KLMetric) else ""
 
 
 def _named(model: HookedTransformer, task: Task, name: str) -> PromptMetric:

@@ -57,7 +57,7 @@ def faithfulness_curve(found: Faithfulness, *, title: str = "What the circuit ke
             name="circuit",
         )
     )
-    parts = "heads" if found.level == "nodes" and not any("mlp" in part for part in found.ranking) else found.level
+    parts = found.parts
     if found.control is not None:
         figure.add_trace(
             go.Scatter(
@@ -86,7 +86,7 @@ def _said(found: Faithfulness, at: int) -> str:
     size = int(found.sizes[at])
     more = found.ranking[int(found.sizes[at - 1]) if at else 0 : size]
     names = ", ".join(more[:_SHOWN]) + (f" and {len(more) - _SHOWN} more" if len(more) > _SHOWN else "")
-    text = f"{size} {found.level}: {float(found.faithfulness[at]):.3f} ± {float(found.errors[at]):.3f}"
+    text = f"{found.counted(size)}: {float(found.faithfulness[at]):.3f} ± {float(found.errors[at]):.3f}"
     text += f"<br>metric {float(found.metrics[at]):+.3f}"
     if found.right is not None:
         text += f", right in {float(found.right[at]):.0%}"
