@@ -118,6 +118,27 @@ def test_a_sweep_is_one_path_after_another(set_budget: SetBudget, pad_left: bool
             torch.testing.assert_close(found.values, found.per_prompt.mean(-1))
 
 
+@pytest.mark.parametrize("noising", [True, False])
+def test_prompts_that_begin_at_different_places(noising: bool) -> None:
+    """A token that is real in one run alone changes all behind it, though the tokens there are the same."""
+    model, task = three_layers("mlps"), random_task((6, 6, 6))
+    assert task.corrupted_tokens is not None
+    corrupted = torch.where(torch.arange(6) < 4, task.clean_tokens, task.corrupted_tokens)
+    task = replace(task, corrupted_tokens=corrupted, corrupted_mask=task.attention_mask & (torch.arange(6) > 0))
+    by_hand = ThreePasses(model, task, noising=noising)
+    runs = list(zip((task.clean_tokens, corrupted), task.masks, strict=True))
+    (base, base_mask), (other, other_mask) = runs if noising else runs[::-1]
+    by_hand.given = {"attention_mask": base_mask}
+    logits, by_hand.base = model.run_with_cache(base, **by_hand.given)
+    by_hand.before, by_hand.other = by_hand.scored(logits), model.run_with_cache(other, attention_mask=other_mask)[1]
+    for sender, receiver in (("0.1", "1.0.v"), ("0.2", "2.1.k"), ("0.0", "mlp2")):
+        direction: Any = "noising" if noising else "denoising"
+        found = path_patch(model, task, senders=sender, receivers=receiver, direction=direction, scale="metric")
+        expected = by_hand.change([sender], [receiver], where=task.masks[1])
+        torch.testing.assert_close(found.per_prompt, expected, atol=1e-11, rtol=1e-9)
+        assert expected.abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("shape", ["mlps", "bidirectional"])
 @pytest.mark.parametrize("n_many", [1, 32])
 def test_prompts_run_from_where_they_change(shape: str, n_many: int, monkeypatch: pytest.MonkeyPatch) -> None:

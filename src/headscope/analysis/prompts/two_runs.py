@@ -157,9 +157,13 @@ class Scorer:
 
     @cached_property
     def changes_at(self) -> Int[Tensor, " prompt"]:
-        """The first position at which each prompt and its corrupted one differ; the length, where they never do."""
+        """The first position at which each prompt and its corrupted one differ; the length, where they never do.
+
+        A token that is real in one of them alone is a difference: what comes behind it sees it, or not.
+        """
         assert self.task.corrupted_tokens is not None
-        differ = self.task.clean_tokens != self.task.corrupted_tokens
+        clean, corrupted = self.task.masks
+        differ = (self.task.clean_tokens != self.task.corrupted_tokens) | (clean != corrupted)
         return torch.where(differ.any(1), differ.int().argmax(1), differ.shape[1])
 
     def batches(self, n_tokens: int, n_cells: int = 1) -> Iterator[Int[Tensor, " row"]]:
