@@ -119,7 +119,7 @@ def write_report(
         task: Prompts with two names, to find the heads that tell them apart: `"ioi"` generates those of indirect object
             identification, `"auto"` does too, and says on the page why not where the model cannot read them; `None`
             leaves it out. It takes some seconds for a small model, and minutes for GPT-2 small, whose circuit it
-            finds on fewer prompts; models more than some three times as large get none.
+            finds on fewer prompts than that of a small one; of models that are much larger it finds none.
         sections: Names of the sections to make; default: all of loss, entropy, ablation, task, suppression, types,
             attention. Nothing is measured for others, or said of them. Entropy comes with the loss of each token, and
             attention patterns with the entropies and head types that their heads are chosen by.

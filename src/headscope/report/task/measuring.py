@@ -37,7 +37,7 @@ _PILOT, _MOST_PROMPTS = 32, 200
 # Prompts of paths and patched words: fewer for a model that takes long.
 _MANY, _FEW = 100, 16
 # Operations that a report may spend on a circuit, about a minute of a laptop; and on running the prompts.
-_BUDGET, _OF_PROMPTS = 5e12, 2e12
+_BUDGET, _OF_PROMPTS = 6e12, 2e12
 RECEIVERS = 8
 _ASKED, _LOOKS = 2, 0.3  # heads of each kind that are asked why they look at a name, and the share from which they do
 
