@@ -75,7 +75,7 @@ class Faithfulness(Result):
 
     @property
     def parts(self) -> str:
-        """What its parts are, in words: edges, heads, or (where MLPs are not in every circuit) heads and MLPs."""
+        """The kind of its parts in words: edges, heads, or (where MLPs are not in every circuit) heads and MLPs."""
         if self.level == "edges":
             return "edges"
         return "heads" if self.info.options.get("keep_mlps", True) else "heads and MLPs"
