@@ -564,6 +564,20 @@ def test_a_bad_tree_is_told(tmp_path: Path, files: dict[str, str], message: str)
     assert found[0].startswith(message)
 
 
+def test_pages_are_waited_for_by_functions() -> None:
+    # A function is evaluated once. An expression is evaluated at each look, which a page's content policy allows at the
+    # first and refuses at the second: a test of it passes where the condition holds at once, and fails elsewhere.
+    sources = {path: path.read_text(encoding="utf-8") for path in Path(__file__).parent.rglob("*.py")}
+    waits = [
+        (path.name, ast.unparse(node.args[0]))
+        for path, source in sources.items()
+        if ".wait_for_function(" in source
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "wait_for_function"
+    ]
+    assert waits and [wait for wait in waits if "=>" not in wait[1]] == []
+
+
 def test_importing_the_package_loads_nothing_heavy() -> None:
     # triton is left out: PyTorch's CUDA builds load it themselves. Analyses take as long to import as the model does.
     heavy = sorted(HEAVY - {"triton"} | {"headscope.analysis", "headscope.compat"})

@@ -96,8 +96,8 @@ def test_a_page_opens_from_its_file(path: Path, chromium: "Browser") -> None:
             drawn.wait_for(state="attached")
         assert overflowing(page) == []
         page.emulate_media(color_scheme="dark")
-        page.wait_for_function("document.documentElement.dataset.theme === 'dark'")
-        page.wait_for_function("!document.getAnimations().length")
+        page.wait_for_function("() => document.documentElement.dataset.theme === 'dark'")
+        page.wait_for_function("() => !document.getAnimations().length")
         assert brightness(page) < 60
         page.set_viewport_size({"width": 390, "height": 844})
         page.wait_for_timeout(60)
@@ -121,7 +121,7 @@ def found(page: "Page", words: str) -> Iterator[str]:
     """The pages that the search finds, best first."""
     page.goto(f"{(SITE / 'search.html').as_uri()}?q={words}")
     page.locator("#search-results .search-summary, #search-results p").first.wait_for()
-    page.wait_for_function("/found|did not match/.test(document.querySelector('#search-results').innerText)")
+    page.wait_for_function("() => /found|did not match/.test(document.querySelector('#search-results').innerText)")
     page.wait_for_timeout(300)
     for link in page.locator("ul.search li a").all():
         yield str(link.get_attribute("href"))

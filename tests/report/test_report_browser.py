@@ -57,6 +57,12 @@ def drawn(page: "Page") -> int:
     return n
 
 
+def wait_for_top(page: "Page", selector: str, low: float, high: float) -> None:
+    """Wait until the page has scrolled so that the top of an element is between these."""
+    top = f"document.querySelector({selector!r}).getBoundingClientRect().top"
+    page.wait_for_function(f"() => {low} <= {top} && {top} < {high}")
+
+
 def column(page: "Page", table: int, at: int) -> list[str]:
     cells = page.locator("table.sortable").nth(table).locator(f"tbody td:nth-child({at + 1})")
     return cells.all_inner_texts()
@@ -134,16 +140,14 @@ def test_sections_close_and_a_link_opens_them(chromium: "Browser", written: Path
         page.locator('#summary a.to[href="#layers"]').first.click()
         page.locator("#layers figure").first.wait_for(state="visible")
         assert page.locator("details.part[open]").count() == 1
-        page.wait_for_timeout(800)  # it scrolls there smoothly
-        top = page.locator("#layers h2").bounding_box()
-        assert top is not None and 0 <= top["y"] < 850
+        wait_for_top(page, "#layers h2", 0, 850)  # it scrolls there smoothly
         page.locator("#loss summary").first.focus()
         page.keyboard.press("Enter")
         assert page.locator("details.part[open]").count() == 2
         page.get_by_role("button", name="Open all").click()
         assert page.locator("details.part[open]").count() == n
-        widths = page.locator(".plot .main-svg:first-child").evaluate_all("all => all.map(n => n.clientWidth)")
-        assert min(widths) >= 600
+        figures = "[...document.querySelectorAll('.plot .main-svg:first-child')]"
+        page.wait_for_function(f"() => {figures}.every((figure) => figure.clientWidth >= 600)")
 
 
 def test_a_phone_shows_the_contents_on_demand(chromium: "Browser", written: Path) -> None:
@@ -157,13 +161,14 @@ def test_a_phone_shows_the_contents_on_demand(chromium: "Browser", written: Path
         contents = page.locator("#contents")
         menu = page.get_by_role("button", name="Contents")
         assert not contents.is_visible() and menu.get_attribute("aria-expanded") == "false"
-        menu.tap()
-        assert contents.is_visible() and menu.get_attribute("aria-expanded") == "true"
+        menu.tap()  # which becomes a click a moment later
+        contents.wait_for()
+        assert menu.get_attribute("aria-expanded") == "true"
         page.keyboard.press("Escape")
         assert not contents.is_visible()
         menu.tap()
         page.locator('nav a[href="#types"]').tap()
-        assert not contents.is_visible()
+        contents.wait_for(state="hidden")
         page.locator("#types h2").wait_for(state="visible")
 
 
@@ -173,10 +178,8 @@ def test_a_wide_page_has_the_contents_beside_it(chromium: "Browser", written: Pa
         nav, main = page.locator("nav").bounding_box(), page.locator("main").bounding_box()
         assert nav is not None and main is not None and nav["x"] + nav["width"] <= main["x"]
         page.locator('nav a[href="#by-head"]').click()
-        page.wait_for_timeout(1000)
-        assert page.locator("nav a[aria-current]").get_attribute("href") == "#by-head"
-        top = page.locator("#by-head").bounding_box()
-        assert top is not None and abs(top["y"]) < 60
+        page.wait_for_selector('nav a[aria-current][href="#by-head"]')
+        wait_for_top(page, "#by-head", -60, 60)
         stuck = page.locator("nav").bounding_box()
         assert stuck is not None and abs(stuck["y"]) < 2
         # What takes the focus says what it is.
@@ -199,8 +202,8 @@ def test_paper_has_everything_open_and_light(chromium: "Browser", written: Path)
         assert seen["open"] == 0 and set(seen["widths"]) == {660} and set(seen["ink"]) == {"#333b47"}
         assert paper.startswith(b"%PDF") and len(re.findall(rb"/Type\s*/Page\b", paper)) >= 4
         # And afterwards it is as before.
-        assert page.locator("details[open]").count() == 0
-        assert page.locator(".plot-here").first.evaluate("n => n.layout.font.color") == "#d5dbe3"
+        page.wait_for_function("() => document.querySelectorAll('details[open]').length === 0")
+        page.wait_for_function("() => document.querySelector('.plot-here').layout.font.color === '#d5dbe3'")
 
 
 def test_both_models_are_on_the_page(chromium: "Browser", comparison: Comparison) -> None:

@@ -48,6 +48,33 @@ def opacity(share: float) -> float:
     return 0.06 + 0.84 * min(1.0, abs(share)) if abs(share) >= 0.004 else 0.0
 
 
+def hear(page: "Page", selector: str) -> None:
+    """Note from now on what an element says, for `heard`: it may be gone before anybody looks."""
+    steps = """const node = one(argument), options = { subtree: true, childList: true, characterData: true };
+        window.said = [];
+        new MutationObserver(() => window.said.push(node.textContent)).observe(node, options);"""
+    look(page, steps, selector)
+
+
+def heard(page: "Page", text: str) -> None:
+    """Wait until the element has said this."""
+    page.wait_for_function("text => window.said.some((said) => said.includes(text))", arg=text)
+
+
+def at_once(page: "Page", selector: str, steps: str) -> None:
+    """Take these steps as soon as there is such an element, in the same frame: nobody is quicker."""
+    look(
+        page,
+        f"""new MutationObserver((_, observer) => {{
+            const node = one(argument);
+            if (!node) return;
+            observer.disconnect();
+            {steps}
+        }}).observe(document, {{ subtree: true, childList: true }});""",
+        selector,
+    )
+
+
 def go(page: "Page", place: str) -> None:
     """Go to another place of the page, as a link does."""
     page.evaluate("place => { location.hash = place; }", place)

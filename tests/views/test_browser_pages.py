@@ -51,14 +51,13 @@ def test_a_saved_page_cannot_reach_a_network(chromium: "Browser", tmp_path: Path
     reach = """async () => {
       const tried = [() => fetch("http://127.0.0.1:9/"), () => new Promise((yes, no) => {
         const image = new Image(); image.onload = yes; image.onerror = no; image.src = "http://127.0.0.1:9/x.png"; })];
-      let refused = 0;
-      document.addEventListener("securitypolicyviolation", () => refused++);
+      window.refused = 0;
+      document.addEventListener("securitypolicyviolation", () => window.refused++);
       for (const one of tried) await one().catch(() => {});
-      await new Promise((done) => setTimeout(done, 50));
-      return refused;
     }"""
     with pytest.raises(AssertionError, match="Content Security Policy"), visit(chromium, path) as opened:
-        assert opened.evaluate(reach) == 2
+        opened.evaluate(reach)
+        opened.wait_for_function("() => window.refused === 2")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -140,10 +139,10 @@ def test_a_page_follows_its_theme_and_the_notebook_around_it(chromium: "Browser"
     with visit(chromium, path, theme="dark") as opened:
         assert opened.evaluate(dark)
         opened.evaluate("document.documentElement.dataset.theme = 'light'")
-        opened.wait_for_function(f"!{dark}")
+        opened.wait_for_function(f"() => !{dark}")
         light = opened.evaluate(blue)
         opened.evaluate("document.documentElement.dataset.theme = 'dark'")
-        opened.wait_for_function(dark)
+        opened.wait_for_function(f"() => {dark}")
         assert opened.evaluate(blue) > light  # the pictures were painted again
         opened.emulate_media(media="print")
         opened.evaluate("dispatchEvent(new Event('beforeprint'))")
@@ -182,14 +181,12 @@ def test_views_in_one_notebook_do_not_disturb_each_other(chromium: "Browser", tm
             assert last.evaluate("getComputedStyle(document.querySelector('.hs-view')).color") == "rgb(29, 36, 48)"
             last.hover()
             # The frame takes the height of what is in it, tooltip included.
-            opened.wait_for_timeout(100)
-            inside = "document.documentElement.scrollHeight - document.documentElement.clientHeight"
-            assert last.evaluate(inside) <= 1
-            tip = frame.locator(".hs-tip")
-            if tip.count():
-                assert tip.evaluate(
-                    "(n) => { const b = n.getBoundingClientRect(); return b.top >= 0 && b.bottom <= innerHeight; }"
-                )
+            framed = opened.locator("iframe").nth(at).element_handle().content_frame()
+            assert framed is not None
+            whole = "document.documentElement.scrollHeight - document.documentElement.clientHeight <= 1"
+            tip = "(document.querySelector('.hs-tip') ?? document.body).getBoundingClientRect()"
+            seen = f"{tip}.top >= 0 && {tip}.bottom <= innerHeight"
+            framed.wait_for_function(f"() => {whole} && {seen}")
 
 
 def test_the_report_opens(chromium: "Browser", tmp_path: Path) -> None:

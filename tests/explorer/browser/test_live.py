@@ -2,13 +2,14 @@
 
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from browser import NEEDS_CHROMIUM, named_controls, visit
-from explorer_pages import as_shown, look, numbers, opacity
+from explorer_pages import as_shown, at_once, go, hear, heard, look, numbers, opacity
 from explorer_tree import write_tree
 from hostile import HOSTILE
 from live import served
@@ -30,7 +31,10 @@ pytestmark = [*NEEDS_CHROMIUM, pytest.mark.usefixtures("no_gradients")]
 
 PROMPT = "When Mary and John went to the store, John gave a book to"
 OTHER = "When John and Mary went to the store, Mary gave a book to"
+# A request that an older one of the same page overtakes is refused, and asked again.
+CROSSED = r"Failed to load resource.* 499"
 REFUSED = r"Failed to load resource.* (400|413|422|499)"
+RUN = ".prompt [type=submit]"
 Hooks = list[tuple[str, Any]]
 
 
@@ -53,6 +57,15 @@ class Gated(Sessions):
             check()
         return super().run(state, check)
 
+    @classmethod
+    @contextmanager
+    def closed(cls) -> Iterator[None]:
+        cls.gate.clear()
+        try:
+            yield
+        finally:
+            cls.gate.set()
+
 
 @pytest.fixture(scope="module")
 def model() -> HookedTransformer:
@@ -74,9 +87,11 @@ def server(model: HookedTransformer, means: Any, tmp_path_factory: pytest.TempPa
         yield server
 
 
-def visit_live(chromium: "Browser", server: Server, place: str = "#/live", **options: Any) -> Any:
+def visit_live(
+    chromium: "Browser", server: Server, place: str = "#/live", *, forgiven: str = CROSSED, **options: Any
+) -> Any:
     link = server.address.link
-    return visit(chromium, link, place=place, own=link.partition("?")[0], **options)
+    return visit(chromium, link, place=place, own=link.partition("?")[0], forgiven=forgiven, **options)
 
 
 def run_prompt(page: "Page", prompt: str = PROMPT) -> None:
@@ -88,7 +103,7 @@ def run_prompt(page: "Page", prompt: str = PROMPT) -> None:
 
 def settled(page: "Page") -> None:
     """Wait until every answer on the page is that of what is asked."""
-    page.wait_for_selector(".live-page:has(.live-columns):not(:has([aria-busy=true]))")
+    page.wait_for_selector(".live-page:has(.live-columns):not(:has([aria-busy=true], .stale))")
 
 
 def change(page: "Page", component: str, action: str) -> None:
@@ -227,7 +242,7 @@ def test_parts_are_switched_off_scaled_and_patched(
         # Patched from a second prompt.
         page.click("text=Add a second prompt")
         page.fill("#other", OTHER)
-        page.click("button:text-is('Run')")
+        page.click(RUN)
         settled(page)
         change(page, "3.1", "patch")
         page.click("text=the chosen token")
@@ -275,8 +290,9 @@ def test_changes_are_undone_and_linked_to(chromium: "Browser", server: Server, m
         page.click("text=Redo")
         settled(page)
         assert look(page, changes) == both
+        hear(page, ".changes-tools")
         page.click("text=Copy link")
-        page.wait_for_selector("text=Copied")
+        heard(page, "Copied")
         link = page.evaluate("navigator.clipboard.readText()")
         page.click("text=Remove all")
         assert look(page, changes) == []
@@ -331,29 +347,86 @@ def test_what_goes_wrong_is_said(chromium: "Browser", server: Server, model: Hoo
         run_prompt(page)
         page.click("text=Add a second prompt")
         page.fill("#other", "Short.")
-        page.click("button:text-is('Run')")
+        page.click(RUN)
         alert = page.locator("[role=alert]").first
         alert.wait_for()
         assert "tokens" in (alert.text_content() or "")
         page.click("text=Undo")
-        page.wait_for_function("document.querySelectorAll('[role=alert]').length === 0")
+        page.wait_for_function("() => document.querySelectorAll('[role=alert]').length === 0")
         settled(page)
         page.click("[data-component='0.0']")
         page.locator(".editor .switch input[value=zero]").check(force=True)
         page.fill("[aria-label=positions]", "2-99")
         assert "no position" in (page.locator(".editor [role=alert]").text_content() or "")
-        # Work that takes long is cancelled, and asked for again.
-        Gated.gate.clear()
-        page.fill("#prompt", "John gave")
-        page.keyboard.press("Control+Enter")
-        whole_run = page.locator(".live-page > .working")  # the patterns, which wait for it, have one of their own
-        whole_run.get_by_role("button", name="Cancel").click()
-        whole_run.get_by_text("Cancelled.").wait_for()
-        assert page.locator(".live-columns.stale").count() == 1
-        Gated.gate.set()
-        whole_run.get_by_role("button", name="Run").click()
+
+
+def test_what_takes_long_is_cancelled_and_asked_for_again(
+    chromium: "Browser", server: Server, model: HookedTransformer
+) -> None:
+    busy = "return all('[aria-busy=true]').map((node) => node.className)"
+    with visit_live(chromium, server, "#/live?part=2.1") as page:
+        run_prompt(page)
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url.rpartition("/")[2]))
+        cancel = page.get_by_role("button", name="Cancel")
+        for prompt, again in (
+            ("John gave", page.get_by_role("status").get_by_role("button", name="Run")),
+            ("Mary gave", page.locator(RUN)),  # which asks for nothing else than what was cancelled
+        ):
+            with Gated.closed():
+                page.fill("#prompt", prompt)
+                page.keyboard.press("Control+Enter")
+                assert look(page, busy) == ["live-columns stale"]
+                cancel.click()  # the only one: nothing else is asked before the run is there
+                page.get_by_text("Cancelled.").wait_for()
+                assert look(page, busy) == [] and page.locator(".live-columns.stale").count() == 1
+                assert cancel.count() == 0 and page.get_by_text("Cancelled.").count() == 1
+                asked.clear()
+            again.click()
+            assert page.get_by_text("Cancelled.").count() == 0 and look(page, busy) == ["live-columns stale"]
+            settled(page)
+            assert asked[0] == "run" and sorted(asked[1:]) == ["pattern", "patterns"]
+            assert look(page, "return words('.chip-token')") == model.to_str_tokens(prompt)
+        # Another question is asked although the last was cancelled; and back again, the answer is still there.
+        with Gated.closed():
+            page.fill("#prompt", "John")
+            page.keyboard.press("Control+Enter")
+            cancel.click()
+            page.get_by_text("Cancelled.").wait_for()
+        asked.clear()
+        page.click("text=Undo")
+        assert page.get_by_text("Cancelled.").count() == 0
+        settled(page)
+        assert asked == [] and page.input_value("#prompt") == "Mary gave"
+        page.click("text=Redo")
+        settled(page)
+        assert look(page, "return words('.chip-token')") == model.to_str_tokens("John")
+
+
+def test_what_is_typed_as_soon_as_the_page_is_there_is_run(
+    chromium: "Browser", server: Server, model: HookedTransformer
+) -> None:
+    with visit_live(chromium, server, "#/grid") as page:
+        page.wait_for_selector(".cell")
+        at_once(
+            page,
+            "#prompt",
+            """node.value = "John gave";
+            node.dispatchEvent(new Event("input", { bubbles: true }));
+            setTimeout(() => {
+                const enter = { key: "Enter", ctrlKey: true, bubbles: true, cancelable: true };
+                node.dispatchEvent(new KeyboardEvent("keydown", enter));
+                setTimeout(() => {
+                    node.value += " a";
+                    node.dispatchEvent(new Event("input", { bubbles: true }));
+                });
+            });""",
+        )
+        go(page, "#/live")
+        page.get_by_text("not run yet").wait_for()
         settled(page)
         assert look(page, "return words('.chip-token')") == model.to_str_tokens("John gave")
+        assert page.input_value("#prompt") == "John gave a"
 
 
 def test_hostile_prompts_are_text(chromium: "Browser", server: Server) -> None:
@@ -384,7 +457,7 @@ def test_a_file_says_how_to_start_the_server(chromium: "Browser", tmp_path: Path
 
 def test_how_a_prompt_is_read_and_a_busy_server(chromium: "Browser", server: Server, model: HookedTransformer) -> None:
     tokens = "return words('.chip-token')"
-    with visit_live(chromium, server, forgiven=r"Failed to load resource.* 503") as page:
+    with visit_live(chromium, server, forgiven=r"Failed to load resource.* (499|503)") as page:
         run_prompt(page)
         page.select_option(".prompt select", "no")
         settled(page)
@@ -395,12 +468,12 @@ def test_how_a_prompt_is_read_and_a_busy_server(chromium: "Browser", server: Ser
         # Without the second prompt there is nothing to patch from.
         page.click("text=Add a second prompt")
         page.fill("#other", OTHER)
-        page.click("button:text-is('Run')")
+        page.click(RUN)
         settled(page)
         change(page, "3.1", "patch")
         change(page, "0.2", "zero")
         page.click("text=Remove the second prompt")
-        page.click("button:text-is('Run')")
+        page.click(RUN)
         settled(page)
         assert look(page, "return words('.changes li .quiet')") == ["head 0.2 off (zero)"]
         assert page.locator(".editor .switch input[value=patch]").is_disabled()
@@ -431,9 +504,16 @@ def test_patterns_of_many_heads_are_shown_a_layer_at_a_time(chromium: "Browser",
         run_prompt(page)
         heads = "return all('[data-part=patterns] [data-head]').map((node) => node.dataset.head.split('.')[0])"
         assert set(look(page, heads)) == {"0"}
+        meanwhile: list[set[str]] = []
+
+        def watched(route: Any) -> None:
+            meanwhile.append(set(look(page, heads)))
+            route.continue_()
+
+        page.route("**/api/patterns", watched, times=1)
         page.select_option("[data-part=patterns] select", "2")
         settled(page)
-        page.wait_for_selector("[data-part=patterns] [data-head='2.1']")
+        assert meanwhile == [{"0"}]  # what is still shown keeps its name
         assert set(look(page, heads)) == {"2"}
 
 
@@ -446,8 +526,8 @@ def test_on_a_phone_a_tap_leads_to_the_chosen_part(chromium: "Browser", server: 
         box = bar.bounding_box()
         assert box is not None and 0 < box["y"] < 900 - box["height"]  # in sight, wherever the tap was
         bar.tap()
-        top = look(page, "return one('.live-side').getBoundingClientRect().top")
-        assert 0 <= top < 450
+        side = "document.querySelector('.live-side').getBoundingClientRect()"
+        page.wait_for_function(f"() => 0 <= {side}.top && {side}.top < 450")
         settled(page)
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         page.emulate_media(media="print")

@@ -90,8 +90,9 @@ def test_other_pages_get_and_do_nothing(chromium: "Browser", elsewhere: str, tmp
                 outcomes = theirs.evaluate(f"attack({address!r})")
                 assert outcomes.pop("stolen") is None
                 assert set(outcomes.values()) == {"refused"}, outcomes
-                theirs.evaluate(f"document.body.innerHTML = '<iframe src=\"{address}/\"></iframe>'")
-                theirs.wait_for_timeout(200)
+                frame = f"<iframe src='{address}/' onload='window.framed = true'></iframe>"
+                theirs.evaluate("frame => { document.body.innerHTML = frame; }", frame)
+                theirs.wait_for_function("() => window.framed")
                 assert "explorer" not in [frame.title() for frame in theirs.frames]
         finally:
             context.close()

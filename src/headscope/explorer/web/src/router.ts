@@ -2,7 +2,7 @@
  * Where the page is, kept in the address after `#`, so that links survive a reload, from a file too:
  * `#/head/3.1?seq=2` has the parts `["head", "3.1"]` and the options `seq=2`.
  */
-import { useEffect, useState } from "preact/hooks";
+import { useLayoutEffect, useState } from "preact/hooks";
 
 export type Route = { parts: string[]; options: URLSearchParams };
 
@@ -65,7 +65,8 @@ const listeners = new Set<() => void>();
 /** The place the page is at; the component is drawn again when it changes. */
 export function useRoute(): Route {
   const [hash, setHash] = useState(location.hash);
-  useEffect(() => {
+  // From the first frame on: what is chosen before the next one counts too.
+  useLayoutEffect(() => {
     const listener = () => setHash(location.hash);
     listeners.add(listener);
     addEventListener("hashchange", listener);

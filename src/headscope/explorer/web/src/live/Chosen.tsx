@@ -12,7 +12,7 @@ import { useAnswer } from "./client";
 import type { View } from "./Effects";
 import { Trouble } from "./Trouble";
 
-type Props = { name: string; state: State; answer: Answer; view: View };
+type Props = { name: string; state: State | null; answer: Answer; view: View };
 type Cell = { query: number; key: number };
 
 export function ChosenHead({ name, state, answer, view }: Props) {
@@ -20,7 +20,7 @@ export function ChosenHead({ name, state, answer, view }: Props) {
   const [layer = 0, head = 0] = parseHead(name) ?? [];
   const [pointed, setPointed] = useState<Pointed | null>(null);
   const [cell, setCell] = useState<Cell | null>(null);
-  const asked = useAnswer<OnePatternAnswer>("pattern", { state, layer, head });
+  const asked = useAnswer<OnePatternAnswer>("pattern", state && { state, layer, head });
   const weights = useMemo(() => {
     if (!asked.answer) return null;
     const before = denseWeights(asked.answer.before);
@@ -32,7 +32,7 @@ export function ChosenHead({ name, state, answer, view }: Props) {
   const { tokens } = answer;
   const inText = cell !== null && cell.query < tokens.length && cell.key < tokens.length;
   return (
-    <div class={asked.stale ? "chosen-head stale" : "chosen-head"} aria-busy={asked.stale}>
+    <div class={asked.stale ? "chosen-head stale" : "chosen-head"} aria-busy={asked.busy}>
       <p class="soft note">
         {kinds.length > 0 && `${kinds.map((kind) => tree.kindLabel(kind)).join(", ")}. `}
         {tree.head(name) && <a href={address(["head", name])}>This head on the corpus</a>}
@@ -58,19 +58,27 @@ export function ChosenHead({ name, state, answer, view }: Props) {
         </>
       )}
       {inText && (
-        <Why state={state} layer={layer} head={head} cell={cell} tokens={tokens} close={() => setCell(null)} />
+        <Why state={state} layer={layer} head={head} cell={cell} answer={answer} close={() => setCell(null)} />
       )}
     </div>
   );
 }
 
-type WhyProps = { state: State; layer: number; head: number; cell: Cell; tokens: string[]; close: () => void };
+type WhyProps = {
+  state: State | null;
+  layer: number;
+  head: number;
+  cell: Cell;
+  answer: Answer;
+  close: () => void;
+};
 
-function Why({ state, layer, head, cell, tokens, close }: WhyProps) {
-  const asked = useAnswer<WhyAnswer>("why", { state, layer, head, ...cell });
+function Why({ state, layer, head, cell, answer, close }: WhyProps) {
+  const { tokens } = answer;
+  const asked = useAnswer<WhyAnswer>("why", state && { state, layer, head, ...cell });
   const why = asked.answer;
   return (
-    <section class="why" aria-label="Why it looks there" aria-busy={asked.stale} data-why={`${cell.query},${cell.key}`}>
+    <section class="why" aria-label="Why it looks there" aria-busy={asked.busy} data-why={`${cell.query},${cell.key}`}>
       <h3>
         Why does <Quote text={tokens[cell.query] ?? ""} /> look at <Quote text={tokens[cell.key] ?? ""} />?
         <button type="button" class="remove" aria-label="Close" onClick={close}>
@@ -83,7 +91,7 @@ function Why({ state, layer, head, cell, tokens, close }: WhyProps) {
           <p>
             Attention <b>{percent(why.attention)}</b>, from a score of{" "}
             <b data-value="score">{number(why.score, { signed: true })}</b> before the softmax
-            {state.changes.length > 0 && ", with the changes"}
+            {answer.after && ", with the changes"}
             {why.penalty !== 0 && `, of which ${number(why.penalty, { signed: true })} is for the distance`}. The score
             {why.penalty !== 0 && " without that"} is the sum of each of these lists:
           </p>

@@ -1,5 +1,5 @@
 /** What is put in the place of what a component gives: nothing, its mean, a multiple, or the second prompt's. */
-import { useEffect, useState } from "preact/hooks";
+import { useLayoutEffect, useState } from "preact/hooks";
 import { Switch } from "../shared/Switch";
 import type { Action, Change, ModelInfo, State } from "./answers";
 import { componentTitle, parsePositions, rangesOf, withChange } from "./state";
@@ -60,7 +60,7 @@ export function Editor({ component, state, model, n, position, onChange }: Props
 
 function Factor({ change, onChange }: { change: Change; onChange: (change: Change) => void }) {
   const [shown, setShown] = useState(change.factor ?? 1);
-  useEffect(() => setShown(change.factor ?? 1), [change.factor]);
+  useLayoutEffect(() => setShown(change.factor ?? 1), [change.factor]);
   const commit = (text: string) => {
     const factor = Number(text);
     if (text !== "" && Number.isFinite(factor) && Math.abs(factor) <= 1e6) onChange({ ...change, factor });
@@ -96,7 +96,7 @@ type WhereProps = { change: Change; n: number; position: number; onChange: (chan
 function Where({ change, n, position, onChange }: WhereProps) {
   const written = change.positions ? rangesOf(change.positions).replaceAll("–", "-") : "";
   const [text, setText] = useState(written);
-  useEffect(() => setText(written), [written]);
+  useLayoutEffect(() => setText(written), [written]);
   const found = parsePositions(text, n);
   const wrong = found !== null && "wrong" in found ? found.wrong : null;
   const commit = () => {

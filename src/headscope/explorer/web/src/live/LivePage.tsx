@@ -2,7 +2,7 @@
 import "../compare/compare.css";
 import "../head/head.css";
 import "./live.css";
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { load } from "../data/load";
 import { useTree } from "../data/tree";
 import type { Head } from "../data/types";
@@ -12,10 +12,10 @@ import { currentRoute, setOptions, useRoute } from "../router";
 import { Notice } from "../shared/Notice";
 import { Switch } from "../shared/Switch";
 import { Quote } from "../tokens/text";
-import type { Answer, ModelInfo, PatternsAnswer, State } from "./answers";
+import type { Answer, Change, ModelInfo, PatternsAnswer, State } from "./answers";
 import { Changes } from "./Changes";
 import { ChosenHead } from "./Chosen";
-import { useAnswer } from "./client";
+import { type Asked, useAnswer } from "./client";
 import { Editor } from "./Editor";
 import { Effects, type View } from "./Effects";
 import { Entropy } from "./Entropy";
@@ -72,12 +72,12 @@ function useHistory(example: string): [History, (history: History) => void] {
     now: decode(coded) ?? { ...EMPTY, prompt: example },
     future: [],
   }));
-  useEffect(() => {
+  useLayoutEffect(() => {
     // Drawn later than the address moved on, an older state is no link to follow.
     const linked = currentRoute().options.get("state") === coded ? decode(coded) : null;
     if (linked) setHistory((current) => advance(current, linked));
   }, [coded]);
-  useEffect(() => {
+  useLayoutEffect(() => {
     // So that the address holds what is shown from the beginning.
     if (history.now.prompt) setOptions({ state: encode(history.now) });
   }, []);
@@ -130,8 +130,13 @@ function Prompted({ model, example }: { model: ModelInfo; example: string }) {
   const state = history.now;
   const chosen = componentOf(options.get("part"), model);
   const broken = options.get("state") !== null && decode(options.get("state")) === null;
-  const to = (next: State) => setHistory(advance(history, next));
   const run = useAnswer<Answer>("run", state.prompt ? state : null);
+  // What was cancelled or failed is asked again by the same button that asks for something else.
+  const to = (next: State) => {
+    const following = advance(history, next);
+    if (following !== history) setHistory(following);
+    else if (run.stale && !run.busy) run.again();
+  };
   const pick = (component: string) => setOptions({ part: component });
   return (
     <article class="live-page">
@@ -147,7 +152,7 @@ function Prompted({ model, example }: { model: ModelInfo; example: string }) {
         <Results
           answer={run.answer}
           state={state}
-          stale={run.stale}
+          run={run}
           model={model}
           chosen={chosen}
           history={history}
@@ -170,8 +175,8 @@ function componentOf(name: string | null, model: ModelInfo): string | null {
 type ResultsProps = {
   answer: Answer;
   state: State;
-  /** Whether the answer is that of an earlier state. */
-  stale: boolean;
+  /** Where the answer came from; it may be that of an earlier state. */
+  run: Asked<Answer>;
   model: ModelInfo;
   chosen: string | null;
   history: History;
@@ -182,7 +187,7 @@ type ResultsProps = {
 // More heads than this are drawn a layer at a time.
 const MOST_HEADS = 288;
 
-function Results({ answer, state, stale, model, chosen, history, onHistory, onPick }: ResultsProps) {
+function Results({ answer, state, run, model, chosen, history, onHistory, onPick }: ResultsProps) {
   const [wanted, setView] = useState<View>("after");
   const view = answer.after ? wanted : "before";
   const n = answer.tokens.length;
@@ -190,8 +195,11 @@ function Results({ answer, state, stale, model, chosen, history, onHistory, onPi
   const to = (next: State) => onHistory(advance(history, next));
   const isHead = chosen !== null && parseHead(chosen) !== null;
   const side = useRef<HTMLElement>(null);
+  // The server does one thing after the other: first the run, and the rest only once that is there. So it is the run
+  // alone that is waited for, cancelled, or told to have failed.
+  const answered = run.stale ? null : state;
   return (
-    <div class={stale ? "live-columns stale" : "live-columns"} aria-busy={stale}>
+    <div class={run.stale ? "live-columns stale" : "live-columns"} aria-busy={run.busy}>
       <div class="live-main">
         <Part title="Tokens" id="tokens">
           <Tokens answer={answer} position={position} onPick={(at) => to({ ...state, position: at })} />
@@ -212,7 +220,14 @@ function Results({ answer, state, stale, model, chosen, history, onHistory, onPi
           <Effects answer={answer} view={view} chosen={chosen} changes={state.changes} onPick={onPick} />
         </Part>
         <Part title="Where every head looks" id="patterns">
-          <AllPatterns model={model} state={state} view={view} chosen={chosen} onPick={onPick} />
+          <AllPatterns
+            state={answered}
+            model={model}
+            changes={state.changes}
+            view={view}
+            chosen={chosen}
+            onPick={onPick}
+          />
         </Part>
         {chosen !== null && (
           <button type="button" class="button primary to-side" onClick={() => side.current?.scrollIntoView()}>
@@ -229,7 +244,7 @@ function Results({ answer, state, stale, model, chosen, history, onHistory, onPi
             <>
               <h2>{capitalized(componentTitle(chosen))}</h2>
               <Editor component={chosen} state={state} model={model} n={n} position={position} onChange={to} />
-              {isHead && <ChosenHead key={chosen} name={chosen} state={state} answer={answer} view={view} />}
+              {isHead && <ChosenHead key={chosen} name={chosen} state={answered} answer={answer} view={view} />}
             </>
           )}
         </section>
@@ -259,19 +274,23 @@ function Views({ view, onPick }: { view: View; onPick: (view: View) => void }) {
 
 type AllProps = {
   model: ModelInfo;
-  state: State;
+  /** What the run was of, null while there is none of what is asked. */
+  state: State | null;
+  changes: readonly Change[];
   view: View;
   chosen: string | null;
   onPick: (component: string) => void;
 };
 
-function AllPatterns({ model, state, view, chosen, onPick }: AllProps) {
+type Wanted = { state: State; layer: number | null };
+
+function AllPatterns({ model, state, changes, view, chosen, onPick }: AllProps) {
   const split = model.n_layers * model.n_heads > MOST_HEADS;
   const [shown, setShown] = useState(parseHead(chosen)?.[0] ?? 0);
   const layer = split ? shown : null;
-  const asked = useAnswer<PatternsAnswer>("patterns", { state, layer });
+  const asked = useAnswer<PatternsAnswer, Wanted>("patterns", state && { state, layer });
   return (
-    <div class={asked.stale ? "stale" : ""} aria-busy={asked.stale}>
+    <div class={asked.stale ? "stale" : ""} aria-busy={asked.busy}>
       {split && (
         <label class="menu">
           layer{" "}
@@ -288,10 +307,10 @@ function AllPatterns({ model, state, view, chosen, onPick }: AllProps) {
       {asked.answer && (
         <Patterns
           patterns={asked.answer}
-          first={layer ?? 0}
+          first={asked.of?.layer ?? 0}
           view={view}
           chosen={chosen}
-          changes={state.changes}
+          changes={changes}
           onPick={onPick}
         />
       )}

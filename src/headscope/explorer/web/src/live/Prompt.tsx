@@ -1,5 +1,5 @@
 /** What the model reads. */
-import { useEffect, useState } from "preact/hooks";
+import { useLayoutEffect, useState } from "preact/hooks";
 import type { ModelInfo, State } from "./answers";
 
 const BEGIN: { value: string; label: string; is: boolean | null }[] = [
@@ -13,8 +13,9 @@ type Props = { state: State; model: ModelInfo; onRun: (state: State) => void };
 export function Prompt({ state, model, onRun }: Props) {
   const [prompt, setPrompt] = useState(state.prompt);
   const [other, setOther] = useState(state.other);
-  useEffect(() => setPrompt(state.prompt), [state.prompt]);
-  useEffect(() => setOther(state.other), [state.other]);
+  // At once: an effect after the next frame would take back what was typed until then.
+  useLayoutEffect(() => setPrompt(state.prompt), [state.prompt]);
+  useLayoutEffect(() => setOther(state.other), [state.other]);
   const run = () => {
     const second = other === "" ? null : other;
     const changes = second === null ? state.changes.filter((change) => change.action !== "patch") : state.changes;

@@ -1,5 +1,5 @@
 /** Requests to the server that this page came from. */
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useLayoutEffect, useRef, useState } from "preact/hooks";
 
 /** What the server said instead of an answer. */
 export class Refused extends Error {
@@ -51,13 +51,15 @@ async function refusal(response: Response, retryAfter: number | null): Promise<R
   }
 }
 
-export type Asked<T> = {
-  /** The last answer there was. */
+export type Asked<T, B = unknown> = {
+  /** The last answer there was, and to what. */
   answer: T | null;
+  of: B | null;
   /** Whether it is not, or not yet, that to what is asked now. */
   stale: boolean;
-  error: Refused | null;
+  /** Whether that is on its way: it neither failed nor was cancelled. */
   busy: boolean;
+  error: Refused | null;
   cancelled: boolean;
   cancel: () => void;
   again: () => void;
@@ -67,47 +69,45 @@ export type Asked<T> = {
  * Ask for the answer to a body, again whenever it changes; undefined is a question without a body, and null asks
  * nothing. What is out of date is aborted.
  */
-export function useAnswer<T>(path: string, body: unknown): Asked<T> {
+export function useAnswer<T, B = unknown>(path: string, body: B | null): Asked<T, B> {
   const text = body === null ? null : (JSON.stringify(body) ?? "");
-  const [kept, setKept] = useState<{ answer: T; of: string } | null>(null);
-  const [state, setState] = useState<{ error: Refused | null; busy: boolean; cancelled: boolean }>({
-    error: null,
-    busy: text !== null,
-    cancelled: false,
-  });
   const [turn, setTurn] = useState(0);
+  const [kept, setKept] = useState<{ answer: T; of: string } | null>(null);
+  // How the question ended without an answer; without an error, it was cancelled.
+  const [end, setEnd] = useState<{ error: Refused | null } | null>(null);
   const abort = useRef<AbortController | null>(null);
-  useEffect(() => {
-    if (text === null) {
-      setState({ error: null, busy: false, cancelled: false });
-      return;
-    }
+  const stale = text !== null && kept?.of !== text;
+  const ended = stale ? end : null;
+  // Before the next frame: what came of the last question is not shown as what came of this one.
+  useLayoutEffect(() => {
+    setEnd(null);
+    if (!stale || text === null) return;
     const controller = new AbortController();
     abort.current = controller;
-    setState({ error: null, busy: true, cancelled: false });
     ask<T>(path, text === "" ? undefined : JSON.parse(text), controller.signal).then(
       (answer) => {
-        if (controller.signal.aborted) return;
-        setKept({ answer, of: text });
-        setState({ error: null, busy: false, cancelled: false });
+        if (!controller.signal.aborted) setKept({ answer, of: text });
       },
       (error: unknown) => {
         if (controller.signal.aborted) return;
         const refused = error instanceof Refused ? error : new Refused("unexpected", String(error));
         // An older request that arrived after this one took its place.
         if (refused.code === CROSSED) return setTurn((last) => last + 1);
-        setState({ error: refused, busy: false, cancelled: false });
+        setEnd({ error: refused });
       },
     );
     return () => controller.abort();
   }, [path, text, turn]);
   return {
     answer: kept?.answer ?? null,
-    stale: text !== null && kept?.of !== text,
-    ...state,
+    of: kept?.of ? JSON.parse(kept.of) : null,
+    stale,
+    busy: stale && !ended,
+    error: ended?.error ?? null,
+    cancelled: ended !== null && ended.error === null,
     cancel: () => {
       abort.current?.abort();
-      setState({ error: null, busy: false, cancelled: true });
+      setEnd({ error: null });
     },
     again: () => setTurn(turn + 1),
   };

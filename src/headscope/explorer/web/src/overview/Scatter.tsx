@@ -1,5 +1,5 @@
 import "./scatter.css";
-import { useEffect, useMemo, useState } from "preact/hooks";
+import { useLayoutEffect, useMemo, useState } from "preact/hooks";
 import { type HeadEntry, useTree } from "../data/tree";
 import { go } from "../router";
 import { headAddress } from "../shared/HeadLink";
@@ -287,7 +287,7 @@ function usePointer({ onPoint, onBrush, onBrushed, onPress }: PointerUse) {
     onBrush(null);
   };
   // A brush that Escape ends selects nothing.
-  useEffect(() => {
+  useLayoutEffect(() => {
     if (!from) return;
     const listener = (event: KeyboardEvent) => event.key === "Escape" && stop();
     addEventListener("keydown", listener, { capture: true });

@@ -1,5 +1,5 @@
 import "./fields.css";
-import { useEffect, useId, useRef, useState } from "preact/hooks";
+import { useEffect, useId, useLayoutEffect, useRef, useState } from "preact/hooks";
 
 const PAUSE_MS = 150; // typing is followed, but not every letter is an address of its own
 
@@ -21,12 +21,13 @@ export function TypedField({ label, hidden = false, type, value, placeholder, fo
   const told = useRef(value);
   const timer = useRef(0);
   const input = useRef<HTMLInputElement>(null);
-  useEffect(() => {
+  // Before a letter more can be typed, which it would take back.
+  useLayoutEffect(() => {
     if (value !== told.current) setText(value); // changed from elsewhere
     told.current = value;
   }, [value]);
   useEffect(() => () => clearTimeout(timer.current), []);
-  useEffect(() => {
+  useLayoutEffect(() => {
     if (focused) input.current?.focus();
   }, [focused]);
   const id = useId();

@@ -1,5 +1,5 @@
 /** Keys of the page: components say which they answer while they are shown, and the help lists those. */
-import { useEffect, useRef } from "preact/hooks";
+import { useLayoutEffect, useRef } from "preact/hooks";
 
 /** Without `run`, a key that the focused part of the page answers itself. */
 export type Shortcut = { key: string; label: string; run?: () => void };
@@ -11,7 +11,8 @@ const active = new Set<{ current: Shortcuts }>();
 export function useKeys(title: string, shortcuts: Shortcut[]): void {
   const entry = useRef<Shortcuts>({ title, shortcuts });
   entry.current = { title, shortcuts };
-  useEffect(() => {
+  // As soon as it is shown: of keys pressed in quick succession none is lost.
+  useLayoutEffect(() => {
     active.add(entry);
     return () => {
       active.delete(entry);

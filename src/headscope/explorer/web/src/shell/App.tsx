@@ -1,5 +1,5 @@
 import type { ComponentChildren, ComponentType } from "preact";
-import { useEffect, useErrorBoundary, useMemo } from "preact/hooks";
+import { useEffect, useErrorBoundary, useLayoutEffect, useMemo } from "preact/hooks";
 import { ComparePage } from "../compare/ComparePage";
 import { useData } from "../data/load";
 import { CONFIG, ROWS, Tree, TreeContext } from "../data/tree";
@@ -37,7 +37,7 @@ export function App() {
 
   const title = [found?.title ?? "Not found", ...rest].join(" ");
   const model = tree?.config.model_name;
-  useEffect(() => {
+  useLayoutEffect(() => {
     document.title = model ? `${title} · ${model} · Head explorer` : "Head explorer";
   }, [title, model]);
 
