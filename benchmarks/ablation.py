@@ -7,7 +7,8 @@ logits [batch, pos, d_vocab], and keeps all logits until the losses are taken. I
 machine, and ratios are taken pair by pair. Zero and mean, patched and direct; values are compared token by token.
 Memory is read from `/proc` (Linux).
 
-    python benchmarks/ablation.py [--rows 8] [--length 128] [--repeats 3] [--peer PYTHON_WITH_TRANSFORMER_LENS_3]
+    python benchmarks/ablation.py [--rows 8] [--length 128] [--repeats 3]
+        [--ours-only] [--peer PYTHON_WITH_TRANSFORMER_LENS_3]
 
 Two comparisons: heads 10.7 and 11.10; and all 144 heads by headscope, beside one head of each layer the naive way
 (144 would take it an hour), by the time for each head.
@@ -59,7 +60,9 @@ def measure(
 def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Run all methods in turn; a table for each comparison."""
     sides = [Side("headscope", sys.executable), Side("naive", sys.executable)]
-    if options.peer:
+    if options.ours_only:
+        del sides[1]
+    elif options.peer:
         sides[1] = Side("transformer_lens", str(options.peer.absolute()))
         print(f"beside {peer_version(sides[1], folder)}", flush=True)
     weights = folder / "weights.safetensors"
@@ -98,6 +101,8 @@ def show(
             f"{statistics.median(run['seconds'] for run in runs):>9.1f} {anonymous:>8.0f} {total:>9.0f}"
         )
     mine = found.pop("headscope")
+    if not found:
+        return {"peak_MB": peaks}
     ((library, other),) = found.items()
     places = [ours.index(head) for head in theirs]
     off = float((mine[0]["values"][:, :, places] - other[0]["values"]).abs().max())
@@ -119,6 +124,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--two-only", action="store_true", help="only heads 10.7 and 11.10")
+    parser.add_argument("--ours-only", action="store_true", help="only headscope's time and memory")
     parser.add_argument("--peer", type=Path, help="the Python of an environment with TransformerLens 3")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     options = parser.parse_args()

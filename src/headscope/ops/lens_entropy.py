@@ -30,6 +30,7 @@ from headscope.ops.kernels.interface import BITS, Factors, Kernels, Precision, R
 from headscope.ops.kernels.torch_kernels import within
 from headscope.ops.lens_problem import CHAIN_RANGE, LensProblem, Steps, is_chained, runs_of, with_base
 from headscope.ops.parallel import RowChunks
+from headscope.ops.tile_weights import head_factors
 from headscope.ops.vocab import RunningMoments, token_mean, vocab_tiles
 
 __all__ = ["LensEntropies", "lens_entropies"]
@@ -127,6 +128,7 @@ class _TileWeights:
 
     W_U: Float[Tensor, "d_model tile"]
     unembed: RightFactors
+    right: list[RightFactors]
     rests: tuple[Float[Tensor, "layer tile"], Float[Tensor, "layer tile"]] | None
 
     def __init__(
@@ -141,18 +143,11 @@ class _TileWeights:
     ) -> None:
         self.problem, self.heads, self.kernels, self.mean, self.tile = problem, heads, kernels, mean, tile
         self.chained = chained
-        self.right: dict[int, RightFactors] = {}
 
     def fill(self, chunks: RowChunks[Kernels]) -> None:
-        """Make all of them, on the threads that will read them.
-
-        PyTorch's own threads, which an operation called outside would wake, go on spinning beside those for a while.
-        """
-        n_layers = len(self.problem.heads)
-        # A shared factor is laid out once, and an accelerator makes all in one launch.
-        at_once = n_layers if self.heads.is_shared or Budget.of(self.mean.device).is_accelerators else 1
+        """Make all of them, on the threads that will read them."""
         chunks.each([self.tile], self._unembedding)
-        chunks.each([slice(at, at + at_once) for at in range(0, n_layers, max(at_once, 1))], self._heads)
+        self.right = head_factors(self.heads, self.W_U, self.kernels, chunks)
 
     def _unembedding(self, tile: slice) -> None:
         problem, chain = self.problem, self.problem.chain
@@ -160,11 +155,6 @@ class _TileWeights:
         self.unembed = self.kernels.prepared(self.W_U)
         self.offsets = problem.offset[tile] * BITS, problem.final_offset[tile] * BITS
         self.rests = None if chain is None else (chain.attn_rest @ self.W_U, chain.mlp_rest @ self.W_U)
-
-    def _heads(self, layers: slice) -> None:
-        right = self.kernels.prepared(self.heads.right(self.W_U, layers))
-        for at in range(len(right.entries)):
-            self.right[layers.start + at] = right[at]
 
 
 class _Tile:

@@ -1,10 +1,12 @@
 """Progress bars: one on the terminal, which moves within its steps."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from own_process import run_program
 from small_models import small_model
 
 from headscope.analysis.ablation.ablate import ablate_heads
@@ -12,6 +14,7 @@ from headscope.analysis.core import progress
 from headscope.analysis.core.costs import layer_operations, row_operations, run_operations
 from headscope.analysis.core.progress import Bar, each_step, mark_safe, progress_bar, watching
 from headscope.analysis.lens.entropy import measure_entropy
+from headscope.ops.kernels import cpu_kernels
 
 
 @pytest.fixture
@@ -132,3 +135,24 @@ def test_bars_that_tqdm_was_told_to_leave_out_are_no_error(monkeypatch: pytest.M
         bar.mark_safe(1)
         bar.total = 4
     assert (bar.position, str(bar)) == (2, "safe: 25%")
+
+
+# A single loop of the kernels, twice, as two threads of an analysis or two analyses would need it.
+COMPILES = """
+import sys, torch
+from headscope.analysis.core.progress import progress_bar
+from headscope.ops.kernels.cpu_kernels import CpuKernels
+with progress_bar(2, "tiles", shown=sys.argv[1] == "shown"):
+    CpuKernels.prepared(torch.zeros(2, 3))
+    CpuKernels.prepared(torch.zeros(1, 2, 3, dtype=torch.float32).mT)
+"""
+
+
+@pytest.mark.skipif(not cpu_kernels._PACKS, reason="here nothing is compiled for this")
+def test_a_bar_says_once_that_loops_are_compiled_and_only_then(tmp_path: Path) -> None:
+    said = []
+    for shown, folder in (("hidden", "a"), ("shown", "b"), ("shown", "b")):
+        done = run_program(COMPILES, shown, environment={"NUMBA_CACHE_DIR": str(tmp_path / folder)})
+        assert done.returncode == 0, done.stderr
+        said.append(done.stderr.count("compiling headscope's loops for this processor"))
+    assert said == [0, 1, 0], "hidden, compiled, and read from disk"

@@ -26,6 +26,7 @@ from headscope.analysis import (
 from headscope.analysis.core.batches import iterate_batches
 from headscope.analysis.lens import calibration as calibration_module
 from headscope.errors import CheckpointError, InvalidInputError, NotFiniteError
+from headscope.ops.kernels.cpu_kernels import CpuKernels
 
 MODELS: dict[str, dict[str, Any]] = {
     "LN": {},
@@ -470,3 +471,16 @@ def test_a_resumed_run_has_the_same_bits(heads: bool, tmp_path: Path) -> None:
             assert mine == theirs, field.name
     with pytest.raises(InvalidInputError, match="holds another run"):
         measure(model, data, **{**options, "k": 2}, out=out, resume=True)
+
+
+@pytest.mark.parametrize("kernels", ["torch", "cpu"])
+def test_a_result_names_the_kernels_that_the_user_chose(kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADSCOPE_KERNELS", kernels)
+    by_kernels = []
+    for name in ("head_top", "top"):
+        original = getattr(CpuKernels, name)
+        monkeypatch.setattr(CpuKernels, name, lambda *args, of=original: (by_kernels.append(args), of(*args))[1])
+    assert measure(tiny_model(), TOKENS).info.options["kernels"] == "torch", "float64 is"
+    assert not by_kernels
+    assert measure(tiny_model().float(), TOKENS).info.options["kernels"] == kernels
+    assert bool(by_kernels) == (kernels == "cpu")

@@ -10,12 +10,13 @@ from own_process import run_program
 from torch import Tensor
 
 from headscope.errors import InvalidInputError, MissingDependencyError
+from headscope.ops.activations import cap_logits
 from headscope.ops.devices import budget
 from headscope.ops.kernels import dispatch
 from headscope.ops.kernels.accelerator_kernels import AcceleratorKernels
 from headscope.ops.kernels.cpu_kernels import CpuKernels
 from headscope.ops.kernels.dispatch import kernels_for
-from headscope.ops.kernels.interface import SAFE_BITS, Factors, Kernels
+from headscope.ops.kernels.interface import SAFE_BITS, Factors, Kernels, Top
 from headscope.ops.kernels.torch_kernels import TorchKernels
 
 # What Triton's interpreter makes numpy say of infinities, which are not hidden.
@@ -209,3 +210,60 @@ def test_excess_counts_what_is_above_less_what_is_below(
     excess = torch.arange(rows)
     kernels().count_excess(entries.clone(), than, excess)
     assert torch.equal(excess, torch.arange(rows) + (entries > than).sum(-1) - (entries < than).sum(-1))
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+@settings(max_examples=20, deadline=None)
+@given(
+    st.integers(0, 10**6), st.integers(1, 3), st.integers(1, 40), st.integers(1, 12),
+    st.lists(st.integers(1, 60), min_size=1, max_size=4), st.integers(1, 70),
+    st.sampled_from([0.0, 5.0]), st.booleans(),
+)  # fmt: skip
+def test_the_largest_logits_of_several_tiles(
+    kernels: type[Kernels],
+    seed: int,
+    heads: int,
+    rows: int,
+    inner: int,
+    tiles: list[int],
+    k: int,
+    cap: float,
+    masked: bool,
+) -> None:
+    """Heads taken out of logits, in whole numbers, so that many tie."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def whole(*shape: int) -> Tensor:
+        return torch.randint(-2, 3, shape, generator=generator).float()
+
+    left, right, final = whole(heads, rows, inner), whole(heads, inner, sum(tiles)), whole(rows, sum(tiles))
+    targets = torch.randint(sum(tiles), (rows,), generator=generator)
+    if masked:
+        final[:, : tiles[0]] = -torch.inf  # a whole tile
+    best, z = torch.full((heads, rows, k), -torch.inf), torch.zeros(heads, rows, dtype=torch.float64)
+    so_far = Top(best, z, torch.full((heads, rows), -torch.inf), torch.zeros(heads, rows, dtype=torch.long))
+    of_each = Top(*(each.clone() for each in (so_far.best, so_far.z, so_far.target, so_far.ties)))
+    set_of, start = kernels(), 0
+    for tile in tiles:
+        here = slice(start, start + tile)
+        factor = set_of.prepared(right[..., here].contiguous())
+        set_of.head_top(left, factor, final[:, here].contiguous(), cap, targets - start, so_far)
+        logits = cap_logits(final[:, here] - left @ right[..., here], cap)
+        set_of.top(logits, targets - start, of_each)
+        start += tile
+
+    every = cap_logits(final.double() - left.double() @ right.double(), cap)
+    wanted = torch.nn.functional.pad(every, (0, k), value=-torch.inf).sort(-1, descending=True).values[..., :k]
+    own = every.gather(-1, targets.expand(heads, -1)[..., None])
+    is_known = (own.isfinite() & (own >= wanted[..., -1:]))[..., 0]
+    earlier = torch.arange(sum(tiles)) < targets[:, None]
+    ties = ((every == own) & earlier).sum(-1)
+    for found in (so_far, of_each):
+        torch.testing.assert_close(found.best.double(), wanted, rtol=1e-6, atol=1e-6)
+        log_z = found.shift_of(found.best).double() + found.z.log()
+        some = every.logsumexp(-1).isfinite()
+        torch.testing.assert_close(log_z[some], every.logsumexp(-1)[some], rtol=1e-6, atol=1e-5)
+        torch.testing.assert_close(found.target.double(), own[..., 0], rtol=1e-6, atol=1e-6)
+        if not cap:  # above it, numbers that differ become the same
+            above = (found.best > found.target[..., None]).sum(-1)
+            assert torch.equal((above + found.ties)[is_known].clamp(max=k), (above + ties)[is_known].clamp(max=k))

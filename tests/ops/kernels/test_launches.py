@@ -19,6 +19,7 @@ from headscope.ops.changed_predictions import HeadChanges, Prediction, RowChange
 from headscope.ops.devices import Budget, budget
 from headscope.ops.lens_entropy import lens_entropies
 from headscope.ops.lens_problem import LensProblem
+from headscope.ops.lens_top import TopProblem, lens_top
 
 LAYERS, HEADS, ROWS, D_VOCAB = 12, 12, 1024, 50257
 H200 = Budget.of_accelerator(140 * 2**30)
@@ -173,7 +174,9 @@ def test_nothing_is_waited_for_between_tiles_and_layers(layers: int, set_budget:
     narrow(set_budget, rows=32, d_vocab=1571)
     problem = entropy_problem(layers)
     clean, heads, rows = changes(layers)
-    for work in (lambda: lens_entropies(problem), lambda: compare(clean, heads, rows)):
+    top = TopProblem(**vars(clean), heads=problem.heads, W_O=problem.W_O)
+    works = lambda: lens_entropies(problem), lambda: compare(clean, heads, rows), lambda: lens_top(top, k=3)
+    for work in works:
         few, many = {}, {}
         for waits, sizes in ((few, {}), (many, {"launch_bytes": 2**17})):
             with budget(**sizes):

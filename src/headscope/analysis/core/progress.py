@@ -9,11 +9,13 @@ Steps need not cost the same: a bar's total and its steps are in any unit of wor
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import TypeVar
 
 from tqdm import tqdm
+
+from headscope.ops.kernels.compiling import told_of_compiling
 
 __all__ = ["Bar", "duration", "each_step", "hiding", "is_shown", "mark_safe", "progress_bar", "say", "watching"]
 
@@ -135,7 +137,10 @@ def progress_bar(
             yield bar
     else:
         line = {"desc": name, "unit": unit or "it", "smoothing": 0.05, "leave": False, "dynamic_ncols": True}
-        with tqdm(total=total, initial=done, bar_format=_line(total, unit), **line) as terminal:
+        with (
+            tqdm(total=total, initial=done, bar_format=_line(total, unit), **line) as terminal,
+            nullcontext() if terminal.disable else told_of_compiling(_tell),
+        ):
             words = ""
 
             def show(bar: Bar) -> None:
@@ -150,6 +155,17 @@ def progress_bar(
             bar.done = done
             with _opened(bar, None):
                 yield bar
+
+
+_told = False
+
+
+def _tell() -> None:
+    """Say, once, why a bar stands still."""
+    global _told
+    if not _told:
+        _told = True
+        say("compiling headscope's loops for this processor: some ten seconds, the first time only")
 
 
 def _line(total: Amount | None, unit: str) -> str | None:

@@ -169,7 +169,7 @@ class CalibrationAccumulator(Accumulator[CalibrationResult]):
             return over_layers(cfg, values[1:].unflatten(0, (-1, cfg.n_heads)))
 
         return CalibrationResult(
-            info=self.info(asdict(self.options)),
+            info=self.info({**asdict(self.options), "kernels": self.kernels}),
             count=count[0].long(),
             predicted=predicted[0].float(),
             correct=correct[0].float(),

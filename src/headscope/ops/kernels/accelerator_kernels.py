@@ -7,10 +7,10 @@ waited for to say so. Here every changed prediction is shifted by a maximum of i
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from headscope.ops.kernels.interface import MASKED_BITS, Factors, Kernels, formed_logits
+from headscope.ops.kernels.interface import MASKED_BITS, Factors, Kernels, Top, add_powers, formed_logits
 from headscope.ops.kernels.torch_kernels import finite_maximum
 
 __all__ = ["AcceleratorKernels"]
@@ -64,6 +64,20 @@ class AcceleratorKernels(Kernels):
         weighted = torch.mul(clean.weights, removed, out=self.buffer("changed", tuple(removed.shape), removed))
         torch.sum(weighted, -1, out=out[2])
         self._weights(torch.sub(clean.logits, removed, out=removed), clean, out[:2])
+
+    def top(self, logits: Float[Tensor, "prediction row tile"], targets: Int[Tensor, " row"], so_far: Top) -> None:
+        best, width = so_far.best, logits.shape[-1]
+        inside = (targets >= 0) & (targets < width)
+        column = targets.clamp(0, width - 1)[:, None]
+        own = logits.gather(-1, column.expand(len(logits), -1, -1))
+        earlier = torch.arange(width, device=targets.device) < column
+        ties = ((logits == own) & earlier).sum(-1) + (best == own).sum(-1)
+        so_far.ties.copy_(torch.where(inside, ties, so_far.ties))
+        so_far.target.copy_(torch.where(inside, own[..., 0], so_far.target))
+        old, k = so_far.shift_of(best), best.shape[-1]
+        candidates = logits.topk(min(k, width), dim=-1).values
+        best.copy_(torch.cat([best, candidates], dim=-1).topk(k, dim=-1).values)
+        add_powers(logits, old, so_far)
 
     def _weights(
         self, changed: Float[Tensor, "component row tile"], state: Factors, out: Float[Tensor, "2 component row"]

@@ -7,17 +7,21 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from numba.core import event
 from torch import Tensor
 
 from headscope.ops.devices import Budget
 from headscope.ops.kernels import loops
-from headscope.ops.kernels.interface import SAFE_BITS, Factors, Kernels, RightFactors
+from headscope.ops.kernels.compiling import compiling
+from headscope.ops.kernels.interface import SAFE_BITS, Factors, Kernels, RightFactors, Top
 
 __all__ = ["KERNELS", "CpuKernels"]
 
 _SAFE = np.float32(SAFE_BITS)
 # Rows of a head's logits that are made before their sums: 64 KiB of a tile of 512.
 _STRIP_ROWS = 32
+# The largest logits are kept in order by insertion, which moves half of them for each that enters: a few for each row.
+_MOST_INSERTED = 64
 # Elsewhere (AMX of Apple's processors, SVE) libraries know instructions that these loops do not.
 _PACKS = platform.machine() in ("x86_64", "AMD64")
 
@@ -98,7 +102,7 @@ class CpuKernels(Kernels):
         strip = self.buffer("heads", (min(_STRIP_ROWS, left.shape[1]), right.tile), left)
         total = left.new_empty(0, 0) if total is None else total
         loops.head_changes(
-            left.numpy(), right.entries.numpy(), *_arrays(base), *_arrays(final), _SAFE,
+            *_head_arrays(left, right), *_arrays(base), *_arrays(final), _SAFE,
             strip.numpy(), total.numpy(), out.numpy(),
         )  # fmt: skip
 
@@ -137,6 +141,36 @@ class CpuKernels(Kernels):
     ) -> None:
         loops.count_excess(entries.numpy(), than.numpy(), excess.numpy())
 
+    def top(self, logits: Float[Tensor, "prediction row tile"], targets: Int[Tensor, " row"], so_far: Top) -> None:
+        if so_far.best.shape[2] > _MOST_INSERTED:
+            super().top(logits, targets, so_far)
+            return
+        no_heads = logits.new_empty(2, 2, 2).transpose(0, 1).numpy(), logits.new_empty(0, 0, 0, 0).numpy()
+        for number, each in enumerate(logits):
+            self._top(no_heads, each, 0.0, targets, so_far[number : number + 1, :])
+
+    def head_top(
+        self,
+        left: Float[Tensor, "head row inner"],
+        right: RightFactors,
+        final: Float[Tensor, "row tile"],
+        soft_cap: float,
+        targets: Int[Tensor, " row"],
+        so_far: Top,
+    ) -> None:
+        if not _is_packed(right) or so_far.best.shape[2] > _MOST_INSERTED:
+            super().head_top(left, right, final, soft_cap, targets, so_far)
+            return
+        self._top(_head_arrays(left, right), final, soft_cap, targets, so_far)
+
+    def _top(self, heads: tuple[Any, Any], final: Tensor, soft_cap: float, targets: Tensor, so_far: Top) -> None:
+        strip = self.buffer("heads", (min(_STRIP_ROWS, len(final)), final.shape[1]), final)
+        known = so_far.best, so_far.z, so_far.target, so_far.ties
+        loops.top(
+            *heads, final.numpy(), np.float32(soft_cap), targets.numpy(), strip.numpy(),
+            *(each.numpy() for each in known),
+        )  # fmt: skip
+
 
 def _is_packed(right: RightFactors) -> bool:
     return _PACKS and right.entries.dtype == torch.float32
@@ -146,4 +180,25 @@ def _arrays(state: Factors) -> tuple[Any, Any, Any]:
     return state.shift.numpy(), state.logits.numpy(), state.weights.numpy()
 
 
+def _head_arrays(left: Tensor, right: RightFactors) -> tuple[Any, Any]:
+    """Return heads' factors, in memory of one kind whatever their number: the loops are compiled for each kind.
+
+    By rows the left ones have gaps, and a right one that all share is one.
+    """
+    entries = right.entries
+    return left.transpose(0, 1).numpy(), (entries[:1] if entries.stride(0) == 0 else entries).numpy()
+
+
+class _Compilations(event.Listener):
+    """Passes on that numba compiles one of the loops, and not what others have it compile."""
+
+    def on_start(self, event: Any) -> None:
+        if event.data["dispatcher"].py_func.__module__ == loops.__name__:
+            compiling()
+
+    def on_end(self, event: Any) -> None:
+        pass
+
+
+event.register("numba:compile", _Compilations())
 KERNELS = CpuKernels

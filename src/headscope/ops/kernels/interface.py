@@ -17,10 +17,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headscope.ops.activations import cap_logits
+from headscope.ops.devices import wide
 from headscope.ops.kernels.head_products import times
 from headscope.ops.kernels.products import product
 
-__all__ = ["BITS", "PRECISIONS", "SAFE_BITS", "Factors", "Kernels", "Precision", "RightFactors", "formed_logits"]
+__all__ = ["BITS", "PRECISIONS", "SAFE_BITS", "Factors", "Kernels", "Precision", "RightFactors", "Top", "formed_logits"]
 
 # Of products of heads. "tf32" rounds factors to 10 bits of fraction, "bfloat16x3" to two bfloat16 each, of 8 bits.
 Precision = Literal["float32", "bfloat16", "bfloat16x3", "tf32"]
@@ -71,6 +72,34 @@ class RightFactors:
     def __getitem__(self, which: int | slice) -> "RightFactors":
         """Return some of them, such as one head's or one layer's."""
         return RightFactors(self.entries[which], self.tile)
+
+
+@dataclass(frozen=True)
+class Top:
+    """What is known of some predictions' largest logits after some tiles of the vocabulary; kernels write into it.
+
+    These logits are in nats: sums that are exact tie, as they would not once factors are multiplied by `BITS`.
+
+    Attributes:
+        best: The largest logits, in descending order; minus infinity for those yet to come.
+        z: Sum of `exp(l - shift)` with the shift of `shift_of(best)`, in float64.
+        target: Logit of the token that came next; minus infinity before its tile.
+        ties: How many tokens before that one have the same logit, of those that can be among the largest.
+    """
+
+    best: Float[Tensor, "prediction row k"]
+    z: Float[Tensor, "prediction row"]
+    target: Float[Tensor, "prediction row"]
+    ties: Int[Tensor, "prediction row"]
+
+    def __getitem__(self, where: tuple[slice, slice]) -> "Top":
+        """Return that of some predictions and rows, in the same memory."""
+        return Top(self.best[where], self.z[where], self.target[where], self.ties[where])
+
+    @staticmethod
+    def shift_of(best: Float[Tensor, "prediction row k"]) -> Float[Tensor, "prediction row"]:
+        """Return the largest logits, or a very low number where all so far are masked."""
+        return best[..., 0].clamp(min=torch.finfo(best.dtype).min / 2)
 
 
 class Kernels(ABC):
@@ -217,6 +246,52 @@ class Kernels(ABC):
         """Add to `excess` how many entries of a row are above `than`, less how many are below; they are overwritten."""
         # Sums of signs are whole numbers below 2^24 for any tile, which float32 holds exactly.
         excess += entries.sub_(than).sign_().sum(-1).to(excess.dtype)
+
+    def top(self, logits: Float[Tensor, "prediction row tile"], targets: Int[Tensor, " row"], so_far: Top) -> None:
+        """Merge a tile of logits, in nats, into what is known of its rows; they are overwritten.
+
+        Args:
+            logits: Of some predictions.
+            targets: The column of each row's token that came next; outside the tile for most.
+            so_far: Of the same predictions and rows.
+        """
+        best, k = so_far.best, so_far.best.shape[-1]
+        rows = ((targets >= 0) & (targets < logits.shape[-1])).nonzero()[:, 0]
+        if len(rows):
+            here, columns = logits[:, rows], targets[rows]
+            own = here.gather(-1, columns.expand(len(here), -1)[..., None])
+            earlier = torch.arange(logits.shape[-1], device=targets.device) < columns[:, None]
+            so_far.ties[:, rows] = ((here == own) & earlier).sum(-1) + (best[:, rows] == own).sum(-1)
+            so_far.target[:, rows] = own[..., 0]
+        old, highest = so_far.shift_of(best), logits.amax(-1)
+        if k == 1:
+            torch.maximum(best, highest[..., None], out=best)
+        else:
+            # Most tiles hold nothing above the k-th value so far: only rows where one does are sorted.
+            enters = highest > best[..., -1]
+            candidates = logits[enters].topk(min(k, logits.shape[-1]), dim=-1).values
+            best[enters] = torch.cat([best[enters], candidates], dim=-1).topk(k, dim=-1).values
+        add_powers(logits, old, so_far)
+
+    def head_top(
+        self,
+        left: Float[Tensor, "head row inner"],
+        right: RightFactors,
+        final: Float[Tensor, "row tile"],
+        soft_cap: float,
+        targets: Int[Tensor, " row"],
+        so_far: Top,
+    ) -> None:
+        """Do the same as `top` for what each head leaves of the logits `final`, capped softly after."""
+        removed = self.head_logits(left, right, final.dtype)
+        self.top(cap_logits(torch.sub(final, removed, out=removed), soft_cap), targets, so_far)
+
+
+def add_powers(logits: Float[Tensor, "prediction row tile"], old: Float[Tensor, "prediction row"], so_far: Top) -> None:
+    """Add a tile's sum of `exp` to `z`, which stands for the shift `old`, and bring it to that of `best`."""
+    new = so_far.shift_of(so_far.best)
+    z = logits.sub_(new[..., None]).mul_(BITS).exp2_().sum(-1)  # 2^x is made faster than e^x
+    so_far.z.mul_((wide(old) - wide(new)).exp_()).add_(wide(z))
 
 
 def formed_logits(

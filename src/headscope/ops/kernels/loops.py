@@ -34,12 +34,14 @@ __all__ = [
     "pack",
     "product",
     "removals",
+    "top",
 ]
 
 # Sums may be reordered into vectors and products fused; NaN and infinities keep their meaning.
 _FUSED = {"reassoc", "contract", "arcp", "nsz", "afn"}
 _MASKED = float32(MASKED_BITS)
 _NOTHING, _NAN = float32(np.finfo(np.float32).min / 2), float32(np.nan)
+_BITS = float32(BITS)
 _MINUS_TWO_NATS = float32(-2 * BITS)
 _LOWEST = float32(-125.0)  # 2^-125 is nothing beside a sum of at least 1
 
@@ -319,10 +321,10 @@ def product(left: Any, right: Any, out: Any) -> None:
     # Blocks are read and written by address, with numbers of float32 side by side. What lies otherwise takes a detour:
     # rows, as do the last ones, which fill no block, and columns, as do those that go over an edge.
     in_place = rows // _ROWS * _ROWS if left.strides[1] == 4 or inner == 1 else 0
-    copied = np.zeros((-(-(rows - in_place) // _ROWS) * _ROWS, inner), np.float32)
-    for row in range(in_place, rows):
+    copied = np.empty((-(-(rows - in_place) // _ROWS) * _ROWS, inner), np.float32)
+    for row in range(len(copied)):
         for k in range(inner):
-            copied[row - in_place, k] = left[row, k]
+            copied[row, k] = left[in_place + row, k] if in_place + row < rows else float32(0.0)
     edge = np.empty((_ROWS, N_COLUMNS), np.float32)
     for block in range(len(right)):
         column = block * N_COLUMNS
@@ -358,15 +360,16 @@ def head_changes(
     total: Any,
     out: Any,
 ) -> None:
-    """Do the same as `changes` for `left [head, row, inner]` times the packed `right`, and make `total` their sum.
+    """Do the same as `changes` for `left [row, head, inner]` times the packed `right`, and make `total` their sum.
 
-    `strip` is room for the products of some rows; `total` may be without rows, and then is not filled.
+    `right` may be one for all heads. `strip` is room for the products of some rows; `total` may be without rows, and
+    then is not filled.
     """
-    heads, rows, _ = left.shape
+    rows, heads, _ = left.shape
     for head in range(heads):
         for start in range(0, rows, len(strip)):
             stop = min(start + len(strip), rows)
-            product(left[head, start:stop], right[head], strip[: stop - start])
+            product(left[start:stop, head], right[head % len(right)], strip[: stop - start])
             for row in range(start, stop):
                 change = strip[row - start]
                 if len(total):
@@ -426,3 +429,64 @@ def count_excess(entries: Any, than: Any, excess: Any) -> None:
         for token in range(tile):
             more += int32(of_row[token] > own) - int32(of_row[token] < own)
         excess[row] += more
+
+
+@njit(error_model="numpy", fastmath=_FUSED, inline="always")
+def _insert(logits: Any, best: Any) -> None:
+    """Put those of `logits` that are above the last of `best`, which is in descending order, where they belong."""
+    last = len(best) - 1
+    for token in range(len(logits)):
+        logit = logits[token]
+        if logit > best[last]:
+            at = last
+            while at > 0 and best[at - 1] < logit:
+                best[at] = best[at - 1]
+                at -= 1
+            best[at] = logit
+
+
+@njit(nogil=True, cache=True, error_model="numpy", fastmath=_FUSED)
+def top(
+    left: Any, right: Any, final: Any, cap: Any, targets: Any, strip: Any, best: Any, z: Any, target: Any, ties: Any
+) -> None:
+    """Merge `final [row, tile]` less each head's `left [row, head, inner]` times the packed `right`, capped softly.
+
+    Without heads, `final` itself is merged. The rest is what `interface.Top` has, and room for the logits of some rows.
+    """
+    rows, tile = final.shape
+    for prediction in range(len(best)):
+        for start in range(0, rows, len(strip)):
+            stop = min(start + len(strip), rows)
+            if len(right):
+                product(left[start:stop, prediction], right[prediction % len(right)], strip[: stop - start])
+            else:
+                strip[:] = float32(0.0)
+            for row in range(start, stop):
+                logits, state, largest = strip[row - start], final[row], best[prediction, row]
+                for token in range(tile):
+                    logits[token] = state[token] - logits[token]
+                if cap > 0.0:
+                    for token in range(tile):
+                        ratio = logits[token] / cap
+                        logits[token] = cap * _tanh(ratio) if ratio == ratio else ratio
+                column = targets[row]
+                if 0 <= column < tile:
+                    own, equal = logits[column], 0
+                    for token in range(column):
+                        equal += logits[token] == own
+                    for place in range(len(largest)):
+                        equal += largest[place] == own
+                    target[prediction, row], ties[prediction, row] = own, equal
+                highest, old = _highest(logits), largest[0] if largest[0] > _NOTHING else _NOTHING
+                if highest > largest[-1]:
+                    _insert(logits, largest)
+                shift = largest[0] if largest[0] > _NOTHING else _NOTHING
+                tile_z = float32(0.0)
+                for token in range(tile):
+                    power = (logits[token] - shift) * _BITS
+                    tile_z += _exp2(power if power > _LOWEST else _LOWEST)
+                earlier_z = z[prediction, row]
+                if shift > old:
+                    earlier_z *= np.exp(np.float64(old) - np.float64(shift))
+                # The clamp above hides NaN, which the maximum has.
+                z[prediction, row] = earlier_z + tile_z if highest == highest else highest
