@@ -27,10 +27,10 @@ from headscope.ops.devices import Budget
 from headscope.ops.kernels.dispatch import kernels_for
 from headscope.ops.kernels.head_products import HeadProducts
 from headscope.ops.kernels.interface import BITS, Factors, Kernels, Precision, RightFactors, formed_logits
+from headscope.ops.kernels.tile_weights import head_factors
 from headscope.ops.kernels.torch_kernels import within
 from headscope.ops.lens_problem import CHAIN_RANGE, LensProblem, Steps, is_chained, runs_of, with_base
 from headscope.ops.parallel import RowChunks
-from headscope.ops.tile_weights import head_factors
 from headscope.ops.vocab import RunningMoments, token_mean, vocab_tiles
 
 __all__ = ["LensEntropies", "lens_entropies"]

@@ -20,8 +20,8 @@ from headscope.ops.devices import Budget, sums_device, wide
 from headscope.ops.kernels.dispatch import kernels_for
 from headscope.ops.kernels.head_products import HeadProducts
 from headscope.ops.kernels.interface import Kernels, RightFactors, Top
+from headscope.ops.kernels.tile_weights import head_factors
 from headscope.ops.parallel import RowChunks
-from headscope.ops.tile_weights import head_factors
 from headscope.ops.vocab import check_targets, token_mean, vocab_tiles
 
 __all__ = ["LensTop", "TopProblem", "lens_top"]

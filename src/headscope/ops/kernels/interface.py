@@ -76,7 +76,7 @@ class RightFactors:
 
 @dataclass(frozen=True)
 class Top:
-    """What is known of some predictions' largest logits after some tiles of the vocabulary; kernels write into it.
+    """Largest logits of some predictions, after some tiles of the vocabulary; kernels write into it.
 
     These logits are in nats: sums that are exact tie, as they would not once factors are multiplied by `BITS`.
 
