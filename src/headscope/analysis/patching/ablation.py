@@ -104,7 +104,7 @@ class TaskAblation(Result):
         unit = " (logits)" if self.has_answers else ""
         for value in self.values:
             best = self.top(5, mlps=True, value=value).line(errors=True)
-            yield f"change with {'nothing' if value == 'zero' else 'the mean'} in the place of each{unit}: {best}"
+            yield f"{value}-ablated, change{unit}: {best}"
 
 
 @torch.no_grad()
@@ -144,8 +144,8 @@ def ablate_components(
         >>> ablate_components(model, task, progress=False)
         TaskAblation: headscope-demo on 20 prompts, such as ...
           logit difference: +8.8552 clean
-          change with nothing in the place of each (logits): ...
-          change with the mean in the place of each (logits): ...
+          zero-ablated, change (logits): ...
+          mean-ablated, change (logits): ...
     """
     for value in values:
         check_option("values", value, get_args(Value))
