@@ -11,6 +11,7 @@ from streams import tensors_of
 from headscope.analysis.lens.entropy import EntropyResult
 from headscope.cli import scale
 from headscope.errors import MissingDependencyError
+from headscope.model.transformer import HookedTransformer
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -46,6 +47,28 @@ def test_parts_are_merged(run: Run, command: list[object], tmp_path: Path, set_b
         values,
     ) in one.items():  # added in another order, which differences show
         torch.testing.assert_close(parts[name], values, rtol=1e-6 if name.endswith("_error") else 0, atol=0)
+
+
+def test_merge_loads_the_model_in_the_dtype_of_the_run(
+    run: Run, command: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, options = tmp_path / "run", [*command[:-3], "--no-progress", "--dtype", "bfloat16"]
+    for part in ("0/2", "1/2"):
+        assert run(*options, "--out", out, "--shard", part)[0] == 0
+    result = out / "result.safetensors"
+    before = tensors_of(EntropyResult.load(result))
+    result.unlink()
+    devices: list[object] = []
+    load = HookedTransformer.from_pretrained
+    monkeypatch.setattr(
+        HookedTransformer,
+        "from_pretrained",
+        lambda *args, **given: devices.append(given.get("device")) or load(*args, **given),
+    )
+    code, _, error = run("merge", out, "--device", "cpu", "--no-progress")
+    assert code == 0, error
+    assert devices == ["cpu"]
+    torch.testing.assert_close(tensors_of(EntropyResult.load(result)), before, rtol=0, atol=0)
 
 
 def test_what_does_not_go_together(run: Run, command: list[object], tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from headscope.analysis.core.result import Result
 from headscope.analysis.storage.sharded import Engine
 from headscope.cli.base import options
 from headscope.cli.base.commands import app, command
+from headscope.cli.base.loading import Device
 from headscope.errors import InvalidInputError
 from headscope.scale import Part, Processes, Ray, runs
 
@@ -63,10 +64,14 @@ def merge(
         str | None,
         typer.Option(help="The model, where it lies elsewhere than when the run was begun.", show_default=False),
     ] = None,
+    device: Device = None,
     progress: options.Progress = True,
 ) -> None:
-    """Put the shards of a run together, when all are measured: the result of one pass over the data, or of the run."""
-    result = runs.merge(run, model=model, progress=progress)
+    """Put the shards of a run together, when all are measured: the result of one pass over the data, or of the run.
+
+    The model is loaded as the run was begun with it, in its dtype.
+    """
+    result = runs.merge(run, model=model, device=device, progress=progress)
     if isinstance(result, Result):
         typer.echo(str(result.info))
     typer.echo(f"Saved to {run}/result.safetensors")

@@ -132,7 +132,7 @@ def remove_model(place: Place) -> None:
 
 
 def load_model(
-    given: str | None, noted: str | None, place: Place, weights: str, device: str | None
+    given: str | None, noted: str | None, place: Place, weights: str, *, dtype: str, device: str | None
 ) -> HookedTransformer:
     """Load the model of a run.
 
@@ -141,6 +141,7 @@ def load_model(
         noted: What it takes where there is no copy.
         place: The run's folder.
         weights: The fingerprint of its weights.
+        dtype: Their dtype, which a checkpoint may have been converted to.
         device: Where to.
 
     Raises:
@@ -149,7 +150,7 @@ def load_model(
     options: dict[str, Any] = {} if device is None else {"device": device}
     is_copied = (place / _FOLDER).has(_LAST)
     source = given or (noted if noted and not is_copied else str(_on_this_node(place, weights)))
-    return HookedTransformer.from_pretrained(source, mapped=True, **options)
+    return HookedTransformer.from_pretrained(source, mapped=True, dtype=dtype, **options)
 
 
 def _on_this_node(place: Place, weights: str) -> Path:

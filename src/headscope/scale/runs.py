@@ -18,7 +18,12 @@ __all__ = ["PassStatus", "RunStatus", "WorkerStatus", "merge", "status"]
 
 
 def merge(
-    run: str | Path, *, model: str | None = None, loaded: HookedTransformer | None = None, progress: bool = True
+    run: str | Path,
+    *,
+    model: str | None = None,
+    device: str | None = None,
+    loaded: HookedTransformer | None = None,
+    progress: bool = True,
 ) -> Any:
     """Merge the shards of a run that are measured, and return its result, which the folder then holds too.
 
@@ -27,6 +32,7 @@ def merge(
     Args:
         run: The run's folder, or its URL.
         model: What `from_pretrained` takes, where the run does not say or it lies elsewhere now.
+        device: Where it goes, of the kind that measured the run; default: a GPU with CUDA, if there is one.
         loaded: The model, where it is loaded already.
         progress: Show a progress bar.
 
@@ -35,7 +41,7 @@ def merge(
         InvalidInputError: if there are shards of another run or version; or no run, or another model.
         CheckpointError: if what the folder holds is damaged.
     """
-    worker = Worker(place_of(run), model=model, loaded=loaded)
+    worker = Worker(place_of(run), model=model, device=device, loaded=loaded)
     return worker.repeat(Sharding(MergeOnly(), Call("", {}), worker.files), progress=progress)
 
 

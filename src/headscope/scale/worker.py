@@ -91,7 +91,9 @@ class Worker:
         self.files = read_run(place)
         self.call = read_call(place)
         there, options = self.files.manifest["model"], self.files.manifest["options"]
-        self.model = loaded or load_model(model, self.call.model, place, there["weights"], device)
+        self.model = loaded or load_model(
+            model, self.call.model, place, there["weights"], dtype=there["config"]["dtype"], device=device
+        )
         if fingerprint(self.model.state_dict()) != there["weights"]:
             raise InvalidInputError(
                 f"the weights of {model or self.call.model or self.model.cfg.model_name!r} are not those of the run in "

@@ -5,7 +5,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, get_args
@@ -72,7 +72,7 @@ def command(
         @functools.wraps(function)
         def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
             try:
-                with _terminated_as_interrupted(), from_options(kwargs):
+                with _terminated_as_interrupted(), from_options(kwargs) if loads_model else nullcontext():
                     return function(*args, **kwargs)
             except KeyboardInterrupt as stop:
                 stopped(stop)

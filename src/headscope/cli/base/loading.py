@@ -17,7 +17,7 @@ from headscope.model.checkpoints.pipeline import find_tokenizer
 from headscope.model.transformer import HookedTransformer
 from headscope.ops.devices import get_device
 
-__all__ = ["from_options", "load", "mapped_folder", "with_loading_options"]
+__all__ = ["Device", "from_options", "load", "mapped_folder", "with_loading_options"]
 
 _PANEL = "How the model is loaded"
 

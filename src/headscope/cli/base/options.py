@@ -11,7 +11,9 @@ from headscope.data.hub import DATASETS
 
 Model = Annotated[
     str,
-    typer.Argument(help="A name that `headscope models` lists, a Hugging Face hub id, or a local checkpoint folder."),
+    typer.Argument(
+        help="A name that `headscope models` lists, a Hugging Face hub id, a local checkpoint folder, or a GGUF file."
+    ),
 ]
 Text = Annotated[
     Path | None,
