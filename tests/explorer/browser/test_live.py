@@ -382,8 +382,8 @@ def test_what_takes_long_is_cancelled_and_asked_for_again(
                 assert look(page, busy) == [] and page.locator(".live-columns.stale").count() == 1
                 assert cancel.count() == 0 and page.get_by_text("Cancelled.").count() == 1
                 asked.clear()
-            again.click()
-            assert page.get_by_text("Cancelled.").count() == 0 and look(page, busy) == ["live-columns stale"]
+                again.click()
+                assert page.get_by_text("Cancelled.").count() == 0 and look(page, busy) == ["live-columns stale"]
             settled(page)
             assert asked[0] == "run" and sorted(asked[1:]) == ["pattern", "patterns"]
             assert look(page, "return words('.chip-token')") == model.to_str_tokens(prompt)

@@ -32,7 +32,7 @@ def test_the_curve_has_the_numbers_of_the_result() -> None:
     assert list(circuit.x) == [1, 2, 8] and list(circuit.y) == pytest.approx([0.125, 0.25, 1.0])
     assert list(circuit.error_y.array) == pytest.approx(found.errors.tolist())
     assert list(random.y) == [0.0, 0.0, 0.0] and "at random" in random.name
-    assert circuit.text[0] == "1 nodes: 0.125 ± 0.000<br>metric +0.500, right in 50%<br>with 0.0"
+    assert circuit.text[0] == "1 head: 0.125 ± 0.000<br>metric +0.500, right in 50%<br>with 0.0"
     assert circuit.text[2].endswith("<br>with 0.2, 0.3, 0.4 and 3 more")
     assert figure.layout.xaxis.title.text == "heads kept, of 200" and figure.layout.xaxis.type == "linear"
     assert "<b>prompts" not in str(figure.layout.title.text)
