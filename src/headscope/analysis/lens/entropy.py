@@ -82,7 +82,7 @@ def measure_entropy(
         lens_bias: Use `b_U` for every state; `False` leaves it out for all but the final logits.
         reduce: `"mean"` over positions, or `"none"` to keep batch and position.
         precision: `"bfloat16"` rounds the heads' factors to 8 bits, which is faster on CPUs with bfloat16 arithmetic;
-            others multiply what was rounded in float32, as fast as without. On a GPU with the triton kernels also
+            others multiply what was rounded in float32, at about its speed. On a GPU with the triton kernels also
             `"tf32"` (11 bits) and `"bfloat16x3"` (16 bits). Everything else stays in float32 (or
             the model's own type, if that is wider).
         **run: Options of every run; see `StreamOptions`.
